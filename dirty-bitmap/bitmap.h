@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Bit operations on the four arrays of a shared region, safe between threads and processes without
+ * a lock.
+ *
+ * Two levels: a summary bit says that its 64-bit word may be other than zero.
+ *   setter:   word |= bits;  summary |= bit           (both unconditional, sequentially consistent)
+ *   clearer:  word &= ~bits; if the word became zero: summary &= ~bit; if word != 0: summary |= bit
+ * A summary bit may thus stand for a word that is empty, but no non-empty word stays without its
+ * summary bit once the setter has returned.  There is no "is it set already?" shortcut: without a
+ * fence before the look it loses updates (rule R2).
+ *
+ * Units are blocks.  FIRST + COUNT must lie within the disk (asserted).  COUNT may be 0.
+ */
+
+#ifndef NBDMIRROR_BITMAP_H
+#define NBDMIRROR_BITMAP_H
+
+#include "dirty-bitmap/region.h"
+
+/* Set COUNT bits from FIRST.  Returns how many were clear before.  O(words). */
+uint64_t bitmap_set (struct region *r, enum region_array a, uint64_t first, uint64_t count);
+
+/* Clear COUNT bits from FIRST.  Returns how many were set before.  O(words). */
+uint64_t bitmap_clear (struct region *r, enum region_array a, uint64_t first, uint64_t count);
+
+/* Is this bit set? */
+bool bitmap_test (const struct region *r, enum region_array a, uint64_t block);
+
+/* Is any of COUNT bits from FIRST set?  O(words). */
+bool bitmap_test_any (const struct region *r, enum region_array a, uint64_t first,
+                      uint64_t count);
+
+/* Find the first run of set bits at or after FROM: stores its start in *FIRST and its length, at most
+ * MAX (> 0), in *COUNT.  A run longer than MAX is cut.  Returns false if there is none.
+ * O(summary words skipped + words touched).  Bits set behind its back during the call may be missed. */
+bool bitmap_next_run (const struct region *r, enum region_array a, uint64_t from, uint64_t max,
+                      uint64_t *first, uint64_t *count);
+
+/* The counter of set bits, never below 0.  O(1); exactness: see struct region_header. */
+uint64_t bitmap_count (const struct region *r, enum region_array a);
+
+/* No bit set?  Looks at the bits through the summary and trusts no counter. O(summary). */
+bool bitmap_empty (const struct region *r, enum region_array a);
+
+/* Clear every bit of the array, and correct the counter by what was cleared.  O(summary). */
+void bitmap_clear_all (struct region *r, enum region_array a);
+
+/* Mark the guest's mutation of LENGTH bytes at OFFSET: rounds outwards to blocks (R1), cuts at
+ * the end of the disk, sets dirty bits, adds to count and dirtied_total.  Returns the number of
+ * blocks that turned from clean to dirty.  LENGTH 0 does nothing. */
+uint64_t bitmap_mark (struct region *r, uint64_t offset, uint64_t length);
+
+/* OR the bits of array FROM of SRC into array TO of DST (which may be the same region), with exact
+ * counters.  Both must have the same geometry (asserted).  O(summary + words). */
+void bitmap_or (struct region *dst, enum region_array to, const struct region *src,
+                enum region_array from);
+
+#endif

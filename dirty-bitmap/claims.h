@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Claims: what a copier holds between clearing a block's dirty bit and the destination's flush
+ * (rule R4).  Two claim sets take turns, so that a flush releases only blocks whose write was
+ * answered before the flush was sent, while copying goes on in the other set:
+ *
+ *   copier:  s = claim_enter()          counted in s, and s is still active after counting
+ *            claim_run(s, …)            set claimed, then clear dirty
+ *            read source, write destination, wait for the reply
+ *            claim_leave(s)
+ *   flusher: claim_turn(&old)           refused until the inactive set is empty
+ *            wait for claim_drained(old)
+ *            FLUSH, wait for the reply
+ *            claim_release(old)         empties it: those blocks are safe at the destination
+ *
+ * If anything goes wrong: claims_revoke() after all copiers have stopped (rule R5).
+ * Order everywhere: what protects a block is set before what protected it so far is cleared,
+ * bits and counters both, so that no look at any instant finds a block in none of the arrays.
+ */
+
+#ifndef NBDMIRROR_CLAIMS_H
+#define NBDMIRROR_CLAIMS_H
+
+#include "dirty-bitmap/bitmap.h"
+
+/* The array of claim set SET (0 or 1). */
+static inline enum region_array
+claim_array (unsigned set)
+{
+  return set == 0 ? REGION_CLAIMED_A : REGION_CLAIMED_B;
+}
+
+/* Count the caller into the active claim set and return that set.  Counts, then looks again
+ * whether the set is still active; else undoes it and tries the other. */
+unsigned claim_enter (struct region *r);
+
+/* Undo claim_enter. Returns true if the set's count fell to 0 (the flusher may be waiting). */
+bool claim_leave (struct region *r, unsigned set);
+
+/* Claim COUNT blocks from FIRST into SET: sets the claimed bits (and counter), then clears the dirty
+ * bits.  Returns how many dirty bits were cleared.  The caller is counted in SET. */
+uint64_t claim_run (struct region *r, unsigned set, uint64_t first, uint64_t count);
+
+/* Give a run back that was claimed by the caller and not, or not successfully, copied (R7): sets
+ * dirty, then clears the claimed bits of SET.  The caller is still counted in SET. */
+void claim_give_back (struct region *r, unsigned set, uint64_t first, uint64_t count);
+
+/* Turn: make the other set active, and store the one that was in *OLD.  Returns false, and does
+ * nothing, if the other set still holds claims or entries.  One flusher at a time. */
+bool claim_turn (struct region *r, unsigned *old);
+
+/* Is nobody counted in SET? */
+bool claim_drained (const struct region *r, unsigned set);
+
+/* Empty SET after a successful destination FLUSH that was sent when SET was drained. */
+void claim_release (struct region *r, unsigned set);
+
+/* End of a session (R5): session number up; both claim sets into quarantine and into dirty; then
+ * both sets emptied and entry counts zeroed.  All copiers of this process must have stopped. */
+void claims_revoke (struct region *r);
+
+/* Take over everything the OLD region still knows, into FRESH, which the filter is already marking:
+ * dirty | claimed -> dirty, claimed | quarantine -> quarantine, session = OLD's + 1;
+ * dirtied_total and samples are carried over.  The old worker's process has ended.  Same geometry (asserted). */
+void region_merge (struct region *fresh, const struct region *old);
+
+#endif

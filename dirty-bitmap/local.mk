@@ -1,0 +1,6 @@
+noinst_LTLIBRARIES += libdirtybitmap.la
+libdirtybitmap_la_SOURCES = \
+	dirty-bitmap/region.h dirty-bitmap/region.c \
+	dirty-bitmap/bitmap.h dirty-bitmap/bitmap.c \
+	dirty-bitmap/claims.h dirty-bitmap/claims.c \
+	dirty-bitmap/samples.h dirty-bitmap/samples.c
