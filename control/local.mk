@@ -2,6 +2,7 @@ noinst_LTLIBRARIES += libcontrol.la
 libcontrol_la_SOURCES = \
 	control/frame.h control/frame.c \
 	control/server.h control/server.c \
-	control/client.h control/client.c
+	control/client.h control/client.c \
+	control/decision.h control/decision.c
 libcontrol_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 libcontrol_la_LIBADD = $(JANSSON_LIBS)

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The decision word of a hand-off: one 32-bit word in a sealed memfd shared by the coordinator and
+ * the filters of all disks.  It changes once, by compare-and-swap, so that all disks commit or none
+ * does, whoever dies when (blueprint 7).
+ */
+
+#ifndef NBDMIRROR_DECISION_H
+#define NBDMIRROR_DECISION_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+enum decision_value { DECISION_UNDECIDED = 0, DECISION_COMMIT = 1, DECISION_ABORT = 2 };
+
+struct decision {
+  _Atomic uint32_t *word; /* mapped, shared */
+  int fd;                 /* owned */
+};
+
+/* Create (coordinator), or map one that was received (filter; FD is duplicated; refused unless it is a memfd
+ * of the right size sealed against shrinking, so that reading it can never fault).  NULL with *ERROR set
+ * (caller frees). */
+struct decision *decision_create (char **error);
+struct decision *decision_map (int fd, char **error);
+void decision_free (struct decision *d); /* NULL allowed; changes nothing */
+
+enum decision_value decision_get (const struct decision *d);
+/* Compare-and-swap undecided to VALUE; returns what the word says afterwards. */
+enum decision_value decision_try (struct decision *d, enum decision_value value);
+
+#endif
