@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What the subcommands of nbdmirror share: exit statuses, the table they are listed in, messages,
+ * and the reading of a command line.  A subcommand is one file with one `const struct subcommand`:
+ *
+ *   static int
+ *   run (struct cmd_line *line)
+ *   {
+ *     static const struct option longopts[] = {
+ *       { "json", no_argument, NULL, 'j' }, CMD_LONG_OPTIONS_END };
+ *     int c;
+ *     while ((c = cmd_getopt (line, "j", longopts)) != -1)
+ *       switch (c) {
+ *       case 'j': json = true; break;
+ *       default: return line->status;            (--help was printed, or a usage error)
+ *       }
+ *     if (!cmd_operands_ok (line, 1, 1, "CONTROL"))
+ *       return line->status;
+ *     … line->operands[0].argv[0] …
+ *   }
+ *   const struct subcommand subcommand_x = { "x", "CONTROL [--json]", "Do x.", help, run };
+ *
+ * Options and operands may be mixed; an operand may be `[ COMMAND ARGS ]`, inside which nothing is
+ * taken for an option.
+ */
+
+#ifndef NBDMIRROR_CMD_H
+#define NBDMIRROR_CMD_H
+
+#include <getopt.h>
+#include <stdbool.h>
+
+enum nbdmirror_exit {
+  EXIT_DONE = 0,          /* done as asked */
+  EXIT_ERROR = 1,         /* error */
+  EXIT_USAGE = 2,         /* wrong command line */
+  EXIT_DEST_FAILED = 3,   /* destination failed, resumable */
+  EXIT_NOT_CONVERGED = 4, /* did not converge */
+  EXIT_DIFFERENT = 5,     /* contents differ */
+  EXIT_CANCELLED = 6,     /* cancelled */
+  EXIT_REFUSED = 7        /* refused: identity, size, fence, unsafe destination */
+};
+
+/* ---- a command line ------------------------------------------------------------------------- */
+
+/* One operand: a word (nr_args 1), or `[` COMMAND ARGS `]` with its brackets (nr_args > 1), as
+ * endpoint_open() takes them.  Points into the process's argv. */
+struct cmd_operand {
+  char **argv;
+  unsigned nr_args;
+};
+
+struct cmd_line {
+  int argc; /* of the subcommand; argv[0] is its name */
+  char **argv;
+  struct cmd_operand *operands; /* complete once cmd_getopt() returned -1; owned by main */
+  unsigned nr_operands;
+  bool keep_rest; /* set before cmd_getopt(): words after `--` go to `rest`, they are no operands */
+  char **rest;
+  unsigned nr_rest;
+  int status; /* what to return when cmd_getopt() or cmd_operands_ok() say stop */
+};
+
+/* Adds --help to an array of long options and ends it. */
+#define CMD_LONG_OPTIONS_END { "help", no_argument, NULL, CMD_OPT_HELP }, { NULL, 0, NULL, 0 }
+#define CMD_OPT_HELP 0x7f01
+#define CMD_OPT_STOP 0x7f02
+
+/* The next option (getopt_long's value, `optarg` set), -1 at the end, or CMD_OPT_STOP: return
+ * line->status at once.  SHORTOPTS is as for getopt, without leading `+`, `-` or `:`; may be "".  -h
+ * is --help if SHORTOPTS does not use it otherwise. */
+int cmd_getopt (struct cmd_line *line, const char *shortopts, const struct option *longopts);
+
+/* Check the number of operands: at least MIN, at most MAX (0: no limit).  NAMES, separated by spaces, say
+ * what is missing ("CONTROL DEST").  False: a usage error was printed. */
+bool cmd_operands_ok (struct cmd_line *line, unsigned min, unsigned max, const char *names);
+
+/* ---- messages, all on stderr, each starts with "nbdmirror: SUBCOMMAND: " --------------------- */
+
+void error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+void warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+/* Something worth knowing, that is no fault. */
+void notice (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+/* error() and a line that points to --help.  Returns EXIT_USAGE. */
+int usage_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+
+/* ---- the table ------------------------------------------------------------------------------ */
+
+struct subcommand {
+  const char *name;
+  const char *synopsis; /* what follows "nbdmirror NAME " */
+  const char *summary;  /* one sentence */
+  const char *help;     /* the rest of --help: options, examples; ends in a newline */
+  int (*run) (struct cmd_line *line);
+};
+
+extern const struct subcommand subcommand_serve;
+extern const struct subcommand subcommand_mirror;
+extern const struct subcommand subcommand_copy;
+extern const struct subcommand subcommand_status;
+extern const struct subcommand subcommand_set;
+extern const struct subcommand subcommand_pause;
+extern const struct subcommand subcommand_resume;
+extern const struct subcommand subcommand_cancel;
+extern const struct subcommand subcommand_complete;
+extern const struct subcommand subcommand_rollback;
+extern const struct subcommand subcommand_verify;
+
+#endif
