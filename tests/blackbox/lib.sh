@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# shellcheck shell=bash disable=SC2034
+#
+# Common to all black-box tests: source it first.
+#
+#   #!/usr/bin/env bash
+#   . "$(dirname "$0")/lib.sh"
+#   need fio
+#   random_disk "$tmp/disk" 64M
+#   start_server src "$tmp/disk"                # -> ${uri[src]} and ${control[src]}
+#   start_dest dst file 64M                     # -> ${uri[dst]}
+#   nbdmirror mirror "${control[src]}" "${uri[dst]}" --on-ready complete
+#   equal "$tmp/disk" "${uri[dst]}"
+#
+# A test runs from the build directory (or with $builddir saying where it is): by `make check`, or by
+# hand, ../nbdmirror/tests/blackbox/NAME.sh.  It passes with exit status 0; `fail` ends it with 1, `skip`
+# with 77.  `set -e` is on.  Everything lives in the private directory $tmp.  At the end, however it comes, the
+# processes that spawn() started are ended (by pid), sanitizer and valgrind reports make the
+# test fail, logs are shown if it failed, and $tmp is removed.
+#
+# In the environment: KEEP=1 keeps $tmp; VALGRIND=1 runs nbdmirror and the source server under
+# valgrind; SHORT=1 skips the tests that call `long_test`.
+
+set -eu
+set -o pipefail
+export LC_ALL=C
+test_name=$(basename "$0" .sh)
+srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)   # the top of the source
+
+# ---- telling what happened -------------------------------------------------------------
+
+note () { printf '%s: %s\n' "$test_name" "$*" >&2; }
+fail () { note "FAIL: $*"; exit 1; }
+skip () { note "SKIP: $*"; exit 77; }
+
+# need PROGRAM...: skip the test where one is missing.
+need () {
+  local prog
+  for prog; do
+    command -v "$prog" >/dev/null || skip "$prog is not installed"
+  done
+}
+need_fio_nbd () {
+  need fio
+  fio --enghelp 2>/dev/null | grep -qw nbd || skip "this fio has no NBD engine"
+}
+long_test () {
+  [ "${SHORT:-0}" = 0 ] || skip "takes long, and this is a short run"
+}
+
+# ---- where things are ------------------------------------------------------------------
+
+if [ -z "${builddir:-}" ]; then
+  for builddir in . "$srcdir/build" "$srcdir"; do
+    [ ! -f "$builddir/config.status" ] || break
+  done
+fi
+builddir=$(cd "$builddir" && pwd)
+[ -f "$builddir/config.status" ] || skip "no build found: run from the build directory"
+
+# make_var NAME: what configure found (CC, SANITIZERS, ...).
+make_var () { sed -n "s/^$1 *= *//p" "$builddir/Makefile" | head -n 1; }
+
+python=/usr/bin/python3         # Debian's: another one in PATH may lack the nbd module
+"$python" -c 'import nbd' 2>/dev/null || skip "$python has no nbd module: install python3-libnbd"
+
+export NBDMIRROR_FILTER=${NBDMIRROR_FILTER:-$builddir/nbd-plugin/.libs/nbdkit-mirror-filter.so}
+if [ -z "${NBDMIRROR:-}" ]; then
+  NBDMIRROR=$builddir/nbdmirror
+  [ -x "$NBDMIRROR" ] || NBDMIRROR=$builddir/cmd/nbdmirror
+fi
+[ -x "$NBDMIRROR" ] || fail "$NBDMIRROR is not built"
+[ -f "$NBDMIRROR_FILTER" ] || fail "$NBDMIRROR_FILTER is not built"
+
+# Unix socket paths are limited to 107 bytes, so not below a deep TMPDIR or build directory.
+tmp=$(mktemp -d "/tmp/nbdmirror-$test_name.XXXXXX")
+
+# ---- sanitizers and valgrind -----------------------------------------------------------
+
+# A sanitized filter needs its runtime loaded first in nbdkit, which was built without it.  Only the
+# commands that end up as nbdkit with our filter get it, through $server_env.  nbdkit and its plugins keep
+# memory to the end, so no leak check there; the worker, a program of our own, is checked for leaks.
+sanitizers=${SANITIZERS:-$(make_var SANITIZERS)}
+server_env=()
+nbdmirror_prefix=()
+export UBSAN_OPTIONS="print_stacktrace=1:log_path=$tmp/sanitizer"
+export ASAN_OPTIONS="detect_leaks=1:log_path=$tmp/sanitizer:exitcode=86"
+export TSAN_OPTIONS="log_path=$tmp/sanitizer:second_deadlock_stack=1:exitcode=86"
+case $sanitizers in
+  *address*) runtime=libasan.so ;;
+  thread) runtime=libtsan.so ;;
+  *) runtime= ;;
+esac
+if [ -n "$runtime" ]; then
+  cc=$(make_var CC); cc=${cc%% *}
+  runtime=$("${cc:-gcc}" "-print-file-name=$runtime")
+  [ -f "$runtime" ] || fail "${cc:-gcc} has no ${runtime##*/}"
+  server_env=(env "LD_PRELOAD=$runtime" "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0")
+fi
+# ThreadSanitizer needs a fixed address space layout with some kernels.
+if [ "$sanitizers" = thread ] && setarch -R true 2>/dev/null; then
+  nbdmirror_prefix=(setarch -R)
+fi
+
+valgrind=()
+if [ "${VALGRIND:-0}" != 0 ]; then
+  need valgrind
+  valgrind=(valgrind --quiet --leak-check=full --show-leak-kinds=definite
+            --errors-for-leak-kinds=definite --trace-children=no --error-exitcode=86
+            "--log-file=$tmp/valgrind.%p")
+fi
+
+nbdmirror () { "${valgrind[@]}" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"; }
+
+# ---- processes -------------------------------------------------------------------------
+
+declare -A pid=() uri=() control=() socket=()
+
+# spawn NAME COMMAND...: run in the background, output in $tmp/NAME.log, process id in ${pid[NAME]}.
+# COMMAND may be the function nbdmirror.
+spawn () {
+  local name=$1; shift
+  if [ "$1" = nbdmirror ]; then
+    shift
+    set -- "${valgrind[@]}" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
+  fi
+  "$@" >>"$tmp/$name.log" 2>&1 </dev/null &
+  pid[$name]=$!
+}
+
+running () { [ -n "${pid[$1]:-}" ] && kill -0 "${pid[$1]}" 2>/dev/null; }
+
+# wait_exit NAME SECONDS: wait for it to end; its exit status is in $status.  Fails after SECONDS.
+wait_exit () {
+  local name=$1 deadline=$((SECONDS + $2))
+  while running "$name"; do
+    [ $SECONDS -le $deadline ] || fail "$name (pid ${pid[$name]}) did not end within $2 s"
+    sleep 0.05
+  done
+  status=0
+  wait "${pid[$name]}" || status=$?
+  unset "pid[$name]"
+}
+
+# stop NAME [SIGNAL]: end it, kindly by default, and wait; after 10 s it counts as hung.
+stop () {
+  local name=$1
+  if running "$name"; then
+    kill "-${2:-TERM}" "${pid[$name]}" 2>/dev/null || :
+  fi
+  [ -z "${pid[$name]:-}" ] || wait_exit "$name" 10
+}
+
+# has_to_exit STATUS COMMAND...: run it; the test fails unless it ends with STATUS.  Output in
+# $tmp/out and $tmp/err.
+has_to_exit () {
+  local want=$1 got=0; shift
+  "$@" >"$tmp/out" 2>"$tmp/err" </dev/null || got=$?
+  [ "$got" = "$want" ] || {
+    cat "$tmp/out" "$tmp/err" >&2
+    fail "exit status $got instead of $want from: $*"
+  }
+}
+
+cleanup_functions=()
+at_exit () { cleanup_functions+=("$1"); }
+
+cleanup () {
+  local result=$? name file deadline
+  trap - EXIT
+  set +e
+  for name in "${cleanup_functions[@]}"; do "$name"; done
+  for name in "${!pid[@]}"; do
+    kill -CONT "${pid[$name]}" 2>/dev/null
+    kill -TERM "${pid[$name]}" 2>/dev/null
+  done
+  deadline=$((SECONDS + 5))
+  for name in "${!pid[@]}"; do
+    while running "$name" && [ $SECONDS -lt $deadline ]; do sleep 0.05; done
+    kill -KILL "${pid[$name]}" 2>/dev/null
+    wait "${pid[$name]}" 2>/dev/null
+  done
+  for file in "$tmp"/sanitizer.* "$tmp"/valgrind.*; do
+    [ -s "$file" ] || continue
+    note "FAIL: report in ${file##*/}:"
+    head -c 20000 "$file" >&2
+    result=1
+  done
+  if [ $result != 0 ] && [ $result != 77 ]; then
+    for file in "$tmp"/*.log; do
+      [ -s "$file" ] || continue
+      note "last lines of ${file##*/}:"
+      tail -n 40 "$file" >&2
+    done
+  fi
+  if [ "${KEEP:-0}" != 0 ]; then note "kept: $tmp"; else rm -rf "$tmp"; fi
+  exit "$result"
+}
+trap cleanup EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# ---- waiting ---------------------------------------------------------------------------
+
+# wait_for SECONDS COMMAND...: until it succeeds.
+wait_for () {
+  local deadline=$((SECONDS + $1)) seconds=$1; shift
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -le $deadline ] || fail "waited ${seconds} s in vain for: $*"
+    sleep 0.05
+  done
+}
+
+# wait_for_socket PATH NAME: until the server NAME listens there; fails at once if it ended instead.
+wait_for_socket () {
+  local deadline=$((SECONDS + 20))
+  until [ -S "$1" ]; do
+    running "$2" || fail "$2 ended before it listened at $1"
+    [ $SECONDS -le $deadline ] || fail "$2 does not listen at $1"
+    sleep 0.05
+  done
+}
+
+# ---- disks -----------------------------------------------------------------------------
+
+# bytes 64M: in bytes, any of k M G T and a sum such as 4G+1.
+bytes () {
+  local n=${1//k/*1024}
+  n=${n//M/*1048576}; n=${n//G/*1073741824}; n=${n//T/*1099511627776}
+  echo $((n))
+}
+
+# random_disk FILE SIZE: data in every other mebibyte, holes between; an odd tail is data as well.
+random_disk () {
+  "$python" - "$1" "$(bytes "$2")" <<'PY'
+import os, random, sys
+path, size = sys.argv[1], int(sys.argv[2])
+rng = random.Random(size)
+with open(path, "wb") as f:
+    f.truncate(size)
+    for start in range(0, min(size, 1 << 30), 2 << 20):
+        f.seek(start)
+        f.write(rng.randbytes(min(1 << 20, size - start)))
+    tail = min(size, 5000)
+    f.seek(size - tail)
+    f.write(rng.randbytes(tail))
+PY
+}
+
+# start_server NAME DISK [SERVE-OPTIONS...] [-- NBDKIT-ARGS...]: `nbdmirror serve`, tracked.
+# -> ${uri[NAME]} ${socket[NAME]} ${control[NAME]}
+start_server () {
+  local name=$1 disk=$2; shift 2
+  server_paths "$name"
+  spawn "$name" "${valgrind[@]/--trace-children=no/--trace-children=yes}" "${nbdmirror_prefix[@]}" \
+    "${server_env[@]}" "$NBDMIRROR" serve "$disk" --socket "${socket[$name]}" --control "${control[$name]}" "$@"
+  wait_for_socket "${socket[$name]}" "$name"
+  wait_for_socket "${control[$name]}" "$name"
+}
+
+# start_nbdkit NAME ARGS...: nbdkit with the mirror filter on any plugin, e.g.
+# start_nbdkit src memory 64M
+start_nbdkit () {
+  local name=$1; shift
+  server_paths "$name"
+  spawn "$name" "${valgrind[@]}" "${nbdmirror_prefix[@]}" \
+    "${server_env[@]}" nbdkit -f -v -U "${socket[$name]}" --filter="$NBDMIRROR_FILTER" "$@" \
+    "mirror-control=${control[$name]}" "mirror-uri=${uri[$name]}"
+  wait_for_socket "${socket[$name]}" "$name"
+  wait_for_socket "${control[$name]}" "$name"
+}
+
+# start_dest NAME KIND WHAT [ARGS...]: a destination export without tracking.  KIND WHAT is
+#   file SIZE    nbdkit file, on the new or left over file $tmp/NAME.img
+#   memory SIZE  nbdkit memory
+#   qcow2 SIZE   qemu-nbd, on the new or left over $tmp/NAME.qcow2
+# To restart one after stop, call it again.
+start_dest () {
+  local name=$1 kind=$2 size; shift 2
+  size=$(bytes "$1"); shift
+  server_paths "$name"
+  rm -f "${socket[$name]}"
+  case $kind in
+    file)
+      [ -e "$tmp/$name.img" ] || truncate -s "$size" "$tmp/$name.img"
+      spawn "$name" nbdkit -f -U "${socket[$name]}" "$@" file "$tmp/$name.img" ;;
+    memory)
+      spawn "$name" nbdkit -f -U "${socket[$name]}" "$@" memory "$size" ;;
+    qcow2)
+      need qemu-img qemu-nbd
+      [ -e "$tmp/$name.qcow2" ] || qemu-img create -q -f qcow2 "$tmp/$name.qcow2" "$size"
+      spawn "$name" qemu-nbd -t -e 8 -k "${socket[$name]}" -f qcow2 "$@" "$tmp/$name.qcow2" ;;
+    *)
+      fail "start_dest: no such kind: $kind" ;;
+  esac
+  wait_for_socket "${socket[$name]}" "$name"
+}
+
+server_paths () {
+  socket[$1]=$tmp/$1.sock
+  control[$1]=$tmp/$1.control
+  uri[$1]="nbd+unix:///?socket=$tmp/$1.sock"
+}
+
+# ---- the guest -------------------------------------------------------------------------
+
+# start_fio NAME URI [FIO-OPTIONS...]: a guest that keeps writing (random 4 KiB, a queue of 8, at most
+# 2,000 writes a second) for up to 60 s, or as the options say.  End it with stop NAME INT.
+start_fio () {
+  local name=$1 to=$2; shift 2
+  need_fio_nbd
+  spawn "$name" fio --name="$name" --ioengine=nbd --uri="$to" --rw=randwrite --bs=4k --iodepth=8 \
+    --rate_iops=2000 --time_based --runtime=60 --norandommap --randrepeat=0 "$@"
+}
+
+# ---- asking ----------------------------------------------------------------------------
+
+# field NAME < JSON: one value of an object (of the first, if it is an array).
+field () {
+  "$python" -c '
+import json, sys
+o = json.load(sys.stdin)
+o = o[0] if isinstance(o, list) else o
+v = o[sys.argv[1]]
+print("null" if v is None else str(v).lower() if isinstance(v, bool) else v)' "$1"
+}
+
+# status_of CONTROL FIELD
+status_of () { "$NBDMIRROR" status "$1" --json </dev/null | field "$2"; }
+
+# wait_state CONTROL STATE[|STATE...] SECONDS: fails at once where the job ended otherwise.
+wait_state () {
+  local deadline=$((SECONDS + $3)) state=unknown
+  while :; do
+    state=$(status_of "$1" state 2>/dev/null) || state=unknown
+    case "|$2|" in *"|$state|"*) return 0 ;; esac
+    case $state in
+      failed|cancelled|completed) fail "state is $state instead of $2" ;;
+    esac
+    [ $SECONDS -le $deadline ] || fail "state is still $state, not $2, after $3 s"
+    sleep 0.05
+  done
+}
+
+# ---- equal -----------------------------------------------------------------------------
+
+# compare A B: paths or NBD URIs, read by other code than ours; B may be larger.
+compare () {
+  "$python" "$srcdir/tests/blackbox/compare.py" "$1" "$2"
+}
+
+# equal A B: `nbdmirror verify` and the independent comparison must both say so.
+equal () {
+  compare "$1" "$2" || fail "$1 and $2 differ"
+  nbdmirror verify "$1" "$2" >"$tmp/verify.log" 2>&1 </dev/null ||
+    fail "verify ended with $? though $1 and $2 are equal"
+}
