@@ -77,12 +77,12 @@ bool cmd_operands_ok (struct cmd_line *line, unsigned min, unsigned max, const c
 
 /* ---- messages, all on stderr, each starts with "nbdmirror: SUBCOMMAND: " --------------------- */
 
-void error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
-void warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+void cmd_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+void cmd_warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 /* Something worth knowing, that is no fault. */
-void notice (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
-/* error() and a line that points to --help.  Returns EXIT_USAGE. */
-int usage_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+void cmd_notice (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+/* cmd_error() and a line that points to --help.  Returns EXIT_USAGE. */
+int cmd_usage_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 
 /* ---- the table ------------------------------------------------------------------------------ */
 

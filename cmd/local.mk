@@ -1,0 +1,19 @@
+bin_PROGRAMS += nbdmirror
+nbdmirror_SOURCES = \
+	cmd/cmd.h \
+	cmd/main.c \
+	cmd/options.h cmd/options.c \
+	cmd/units.h cmd/units.c \
+	cmd/progress.h cmd/progress.c \
+	cmd/serve.c \
+	cmd/job.h cmd/job.c \
+	cmd/status.c \
+	cmd/set.c \
+	cmd/simple.c \
+	cmd/complete.c \
+	cmd/rollback.c
+nbdmirror_CPPFLAGS = $(AM_CPPFLAGS) \
+	-DFILTERDIR='"$(filterdir)"'
+nbdmirror_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
+nbdmirror_LDADD = libmirror.la libcontrol.la libdirtybitmap.la \
+	$(JANSSON_LIBS) $(LIBNBD_LIBS)

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdmirror: find the subcommand and run it.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+#include "cmd/options.h"
+
+/* In the order of a job's life. */
+static const struct subcommand *const subcommands[] = {
+  &subcommand_serve,    &subcommand_status,   &subcommand_set,
+  &subcommand_pause,    &subcommand_resume,   &subcommand_cancel,
+  &subcommand_complete, &subcommand_rollback,
+};
+#define NR_SUBCOMMANDS (sizeof subcommands / sizeof subcommands[0])
+
+static void
+print_help (void)
+{
+  size_t i;
+
+  printf ("Usage: nbdmirror SUBCOMMAND ARGUMENTS\n"
+          "       nbdmirror SUBCOMMAND --help\n"
+          "       nbdmirror --version\n\n"
+          "Mirror a disk that is in use to another place over NBD, and hand it over.\n\n");
+  for (i = 0; i < NR_SUBCOMMANDS; i++)
+    printf ("  %-10s %s\n", subcommands[i]->name, subcommands[i]->summary);
+  printf ("\nExit status: 0 done as asked, 1 error, 2 usage, 3 destination failed (resumable),\n"
+          "4 did not converge, 5 contents differ, 6 cancelled, 7 refused.\n\n"
+          "The manual is nbdmirror(1).\n");
+}
+
+static const struct subcommand *
+find_subcommand (const char *name)
+{
+  size_t i;
+
+  for (i = 0; i < NR_SUBCOMMANDS; i++)
+    if (strcmp (subcommands[i]->name, name) == 0)
+      return subcommands[i];
+  return NULL;
+}
+
+/* Output that could not be written (a full disk, a closed pipe) must not look like success. */
+static int
+finish_output (int status)
+{
+  if (fflush (stdout) != 0 || ferror (stdout)) {
+    if (errno != EPIPE)
+      cmd_error ("cannot write to standard output: %s", strerror (errno));
+    if (status == EXIT_DONE)
+      return EXIT_ERROR;
+  }
+  return status;
+}
+
+int
+main (int argc, char **argv)
+{
+  const struct subcommand *sc;
+  struct cmd_line line = { 0 };
+  int status;
+
+  /* A peer that goes away is an error of that write, not the end of the process. */
+  signal (SIGPIPE, SIG_IGN);
+
+  if (argc < 2)
+    return cmd_usage_error ("SUBCOMMAND is missing");
+  if (strcmp (argv[1], "--version") == 0 || strcmp (argv[1], "-V") == 0) {
+    printf ("%s %s\n", PACKAGE_NAME, PACKAGE_VERSION);
+    return finish_output (EXIT_DONE);
+  }
+  if (strcmp (argv[1], "--help") == 0 || strcmp (argv[1], "-h") == 0 || strcmp (argv[1], "help") == 0) {
+    sc = argc > 2 ? find_subcommand (argv[2]) : NULL;
+    if (argc > 2 && sc == NULL)
+      return cmd_usage_error ("unknown subcommand '%s'", argv[2]);
+    if (sc != NULL)
+      cmd_print_help (sc);
+    else
+      print_help ();
+    return finish_output (EXIT_DONE);
+  }
+  if (argv[1][0] == '-')
+    return cmd_usage_error ("unknown option '%s'", argv[1]);
+  sc = find_subcommand (argv[1]);
+  if (sc == NULL)
+    return cmd_usage_error ("unknown subcommand '%s'", argv[1]);
+
+  cmd_set_subcommand (sc);
+  line.argc = argc - 1;
+  line.argv = argv + 1;
+  line.operands = calloc ((size_t) argc, sizeof *line.operands);
+  if (line.operands == NULL) {
+    cmd_error ("%s", strerror (errno));
+    return EXIT_ERROR;
+  }
+  status = finish_output (sc->run (&line));
+  free (line.operands);
+  return status;
+}
