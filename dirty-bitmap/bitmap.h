@@ -7,7 +7,9 @@
  *   setter:   word |= bits;  summary |= bit           (both unconditional, sequentially consistent)
  *   clearer:  word &= ~bits; if the word became zero: summary &= ~bit; if word != 0: summary |= bit
  * A summary bit may thus stand for a word that is empty, but no non-empty word stays without its
- * summary bit once the setter has returned.  There is no "is it set already?" shortcut: without a
+ * summary bit once the setter and every clearer have returned.  In between, and for ever if a clearer
+ * is killed there, a word may lack its summary bit: bitmap_empty() notices and does not say "empty",
+ * bitmap_or() looks at the words themselves, bitmap_next_run() finds the bit in its next pass.  There is no "is it set already?" shortcut: without a
  * fence before the look it loses updates (rule R2).
  *
  * Units are blocks.  FIRST + COUNT must lie within the disk (asserted).  COUNT may be 0.
@@ -37,10 +39,12 @@ bool bitmap_test_any (const struct region *r, enum region_array a, uint64_t firs
 bool bitmap_next_run (const struct region *r, enum region_array a, uint64_t from, uint64_t max,
                       uint64_t *first, uint64_t *count);
 
-/* The counter of set bits, never below 0.  O(1); exactness: see struct region_header. */
+/* The counter of set bits, cut to 0 and the number of blocks.  O(1); exactness: see struct region_header. */
 uint64_t bitmap_count (const struct region *r, enum region_array a);
 
-/* No bit set?  Looks at the bits through the summary and trusts no counter. O(summary). */
+/* No bit set?  Looks at the bits through the summary and trusts no counter.  True only if no bit whose
+ * setter had returned before the call stayed set throughout it; while clearers run it may say false of
+ * an empty array.  O(summary). */
 bool bitmap_empty (const struct region *r, enum region_array a);
 
 /* Clear every bit of the array, and correct the counter by what was cleared.  O(summary). */
@@ -52,7 +56,8 @@ void bitmap_clear_all (struct region *r, enum region_array a);
 uint64_t bitmap_mark (struct region *r, uint64_t offset, uint64_t length);
 
 /* OR the bits of array FROM of SRC into array TO of DST (which may be the same region), with exact
- * counters.  Both must have the same geometry (asserted).  O(summary + words). */
+ * counters.  Both must have the same geometry (asserted).  Reads every word of SRC that was ever touched
+ * and not its summary, which a killed clearer may have left wrong.  O(words of allocated pages). */
 void bitmap_or (struct region *dst, enum region_array to, const struct region *src,
                 enum region_array from);
 

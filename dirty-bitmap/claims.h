@@ -31,7 +31,8 @@ claim_array (unsigned set)
 }
 
 /* Count the caller into the active claim set and return that set.  Counts, then looks again
- * whether the set is still active; else undoes it and tries the other. */
+ * whether the set is still active; else undoes it and tries the other.  An undone entry wakes nobody:
+ * a flusher that waits for claim_drained() must look again after a few milliseconds by itself. */
 unsigned claim_enter (struct region *r);
 
 /* Undo claim_enter. Returns true if the set's count fell to 0 (the flusher may be waiting). */

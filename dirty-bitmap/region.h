@@ -25,6 +25,7 @@
 #define REGION_MIN_BLOCK_SIZE 4096u
 #define REGION_MAX_BLOCK_SIZE (1024u * 1024u)
 #define REGION_MAX_ARRAY_BYTES (32u * 1024 * 1024) /* limit at which the default block grows */
+#define REGION_LIMIT_ARRAY_BYTES (1024u * 1024 * 1024) /* no array is ever larger than this */
 
 enum region_array {
   REGION_DIRTY,      /* differs, or may differ, from the destination */
@@ -70,6 +71,10 @@ struct region_header {
   _Atomic uint64_t session;                     /* goes up at every lost session (R5) */
   _Alignas (64) _Atomic uint32_t active_set;    /* 0 or 1 */
   _Atomic uint32_t entries[2];                  /* copiers counted in each claim set (R4) */
+  /* How often summary bits of each array began and ended to be taken away.  While the two differ,
+   * a non-empty word may lack its summary bit: bitmap_empty() then says no. */
+  _Alignas (64) _Atomic uint64_t clears_begun[REGION_NR_ARRAYS];
+  _Atomic uint64_t clears_done[REGION_NR_ARRAYS];
   _Alignas (64) _Atomic uint32_t wake_worker;   /* futex words; reserved for the urgent ring */
   _Atomic uint32_t wake_filter;
 };
@@ -83,9 +88,10 @@ struct region {
 };
 
 /* Fill GEO for a disk of DISK_SIZE bytes (0 is allowed: no blocks).  BLOCK_SIZE in bytes; 0 takes
- * the default: 4 KiB, doubled until one array fits in REGION_MAX_ARRAY_BYTES.  Returns 0, or -1 with
- * errno EINVAL if the block size is no power of two within the limits, EFBIG if the disk is too
- * large for it.  Pure. */
+ * the default: 4 KiB, doubled until one array fits in REGION_MAX_ARRAY_BYTES or the block is 1 MiB.
+ * Arrays may then, or with a BLOCK_SIZE asked for, grow to REGION_LIMIT_ARRAY_BYTES (8 PiB of disk
+ * in 1 MiB blocks, 32 TiB in 4 KiB blocks).  Returns 0, or -1 with errno EINVAL if the block size is
+ * no power of two within the limits, EFBIG if the disk is too large for it.  Pure. */
 int region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t block_size);
 
 /* Bytes of disk covered by COUNT blocks from FIRST: the last block of a disk may be short. */

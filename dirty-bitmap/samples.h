@@ -25,6 +25,9 @@ struct sample {
   uint8_t data[SAMPLE_BYTES]; /* the first bytes of the block */
 };
 
+/* Bytes of the table in the region: an order and an entry for each sample, and a counter. */
+#define SAMPLES_TABLE_BYTES (64u + SAMPLES_MAX * (sizeof (struct sample) + 8))
+
 /* Copy entry I (< SAMPLES_MAX) into *OUT.  False if it is unused or makes no sense. */
 bool samples_get (const struct region *r, unsigned i, struct sample *out);
 

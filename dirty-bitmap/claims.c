@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Claim sets: entry counts, turns, release and revocation (rules R4, R5, R12).
+ *
+ * A set is in one of these states; only the flusher moves it, and one set is always active:
+ *
+ *   active    copiers enter it, claims are added
+ *   draining  no longer active; copiers that are counted in it end their requests
+ *   drained   nobody is counted in it: its claims are all answered, a FLUSH covers them
+ *   empty     released; may become active again
+ *
+ * The second look in claim_enter() is what makes "drained" last: a copier that read the active set
+ * before a turn and counted itself after it would otherwise claim into a set being flushed.
+ *
+ * The order of dirty and claimed is array by array: first every claimed bit of the run and the
+ * counter, then every dirty bit and its counter.  Whoever looks at dirty first and at claimed next
+ * (bits or counters) finds every block, since a block leaves dirty only when it is in claimed.
+ */
+
+#include <config.h>
+
+#include <assert.h>
+#include <string.h>
+
+#include "dirty-bitmap/claims.h"
+#include "dirty-bitmap/samples.h"
+
+unsigned
+claim_enter (struct region *r)
+{
+  for (;;) {
+    unsigned set = atomic_load (&r->hdr->active_set) & 1;
+
+    atomic_fetch_add (&r->hdr->entries[set], 1);
+    if ((atomic_load (&r->hdr->active_set) & 1) == set)
+      return set;
+    atomic_fetch_sub (&r->hdr->entries[set], 1);
+  }
+}
+
+bool
+claim_leave (struct region *r, unsigned set)
+{
+  assert (set < 2);
+  return atomic_fetch_sub (&r->hdr->entries[set], 1) == 1;
+}
+
+uint64_t
+claim_run (struct region *r, unsigned set, uint64_t first, uint64_t count)
+{
+  assert (set < 2);
+  bitmap_set (r, claim_array (set), first, count);
+  return bitmap_clear (r, REGION_DIRTY, first, count);
+}
+
+void
+claim_give_back (struct region *r, unsigned set, uint64_t first, uint64_t count)
+{
+  assert (set < 2);
+  bitmap_set (r, REGION_DIRTY, first, count);
+  bitmap_clear (r, claim_array (set), first, count);
+}
+
+bool
+claim_turn (struct region *r, unsigned *old)
+{
+  unsigned active = atomic_load (&r->hdr->active_set) & 1, other = 1 - active;
+
+  if (!claim_drained (r, other) || !bitmap_empty (r, claim_array (other)))
+    return false;
+  atomic_store (&r->hdr->active_set, other);
+  *old = active;
+  return true;
+}
+
+bool
+claim_drained (const struct region *r, unsigned set)
+{
+  assert (set < 2);
+  return atomic_load (&r->hdr->entries[set]) == 0;
+}
+
+void
+claim_release (struct region *r, unsigned set)
+{
+  assert (set < 2);
+  bitmap_clear_all (r, claim_array (set));
+}
+
+void
+claims_revoke (struct region *r)
+{
+  atomic_fetch_add (&r->hdr->session, 1);
+  for (unsigned set = 0; set < 2; set++) {
+    bitmap_or (r, REGION_QUARANTINE, r, claim_array (set));
+    bitmap_or (r, REGION_DIRTY, r, claim_array (set));
+  }
+  for (unsigned set = 0; set < 2; set++) {
+    bitmap_clear_all (r, claim_array (set));
+    atomic_store (&r->hdr->entries[set], 0);
+  }
+}
+
+void
+region_merge (struct region *fresh, const struct region *old)
+{
+  assert (memcmp (&fresh->geo, &old->geo, sizeof fresh->geo) == 0);
+  for (unsigned set = 0; set < 2; set++) {
+    bitmap_or (fresh, REGION_QUARANTINE, old, claim_array (set));
+    bitmap_or (fresh, REGION_DIRTY, old, claim_array (set));
+  }
+  bitmap_or (fresh, REGION_QUARANTINE, old, REGION_QUARANTINE);
+  bitmap_or (fresh, REGION_DIRTY, old, REGION_DIRTY);
+  atomic_store (&fresh->hdr->session, atomic_load (&old->hdr->session) + 1);
+  atomic_fetch_add (&fresh->hdr->dirtied_total, atomic_load (&old->hdr->dirtied_total));
+  samples_copy (fresh, old);
+}
