@@ -1,0 +1,84 @@
+#!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# other-debian.sh BUILDDIR: build and test the release tarball in a root of the other supported Debian
+# release (13 on Debian 12 and everywhere else, 12 on Debian 13), so that both generations of nbdkit are
+# covered.  The test summary ends up in BUILDDIR/other-debian/test-suite.log.
+#
+# The root is made once by mmdebstrap and kept in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror.  Exit status:
+# that of the tests; 77 where such a root can't be had or entered.
+
+set -eu
+export LC_ALL=C
+builddir=$1
+results=$builddir/other-debian
+rm -rf "$results"
+unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
+
+packages="gcc make libc6-dev pkgconf perl xz-utils nbdkit nbdkit-plugin-dev libnbd-dev libaio-dev
+libjansson-dev libcriterion-dev python3 python3-libnbd libnbd-bin fio procps qemu-utils"
+
+# shellcheck disable=SC1091
+. /etc/os-release
+case ${VERSION_CODENAME-} in
+  trixie) suite=bookworm ;;
+  *) suite=trixie ;;
+esac
+
+[ "$(id -u)" = 0 ] || unavailable "a root of Debian $suite needs to be entered by root"
+unshare --mount true 2>/dev/null || unavailable "this environment does not allow mounts"
+
+# ---- the root --------------------------------------------------------------------------
+
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/nbdmirror
+root=$cache/$suite-$(echo "$packages" | cksum | cut -d ' ' -f 1)
+if [ ! -d "$root" ]; then
+  command -v mmdebstrap >/dev/null || unavailable "mmdebstrap is not installed"
+  # shellcheck disable=SC2016
+  # From where this machine's own packages come, through the same proxy.
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' \
+    "Codename: ${VERSION_CODENAME-none}" 'Origin: Debian' 2>/dev/null | head -n 1)
+  proxy=$(apt-config dump --format '%v' Acquire::http::Proxy 2>/dev/null)
+  mkdir -p "$cache"
+  new=$(mktemp -d "$cache/new.XXXXXX")
+  trap 'rm -rf "$new"' EXIT
+  trap 'exit 130' INT TERM HUP
+  echo "other-debian: making a root of Debian $suite in $root"
+  # shellcheck disable=SC2086
+  mmdebstrap --quiet --mode=root --format=directory --variant=minbase \
+    --include="$(echo $packages | tr ' ' ,)" ${proxy:+--aptopt="Acquire::http::Proxy \"$proxy\""} \
+    "$suite" "$new/root" ${mirror:+"$mirror"} ||
+    unavailable "mmdebstrap could not make a root of Debian $suite"
+  mv -T "$new/root" "$root" 2>/dev/null || [ -d "$root" ]
+  rm -rf "$new"
+fi
+
+# ---- build and test in it --------------------------------------------------------------
+
+rm -f "$builddir"/nbdmirror-*.tar.xz
+make -C "$builddir" -s dist
+work=$(mktemp -d "$root/tmp/nbdmirror-check.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM HUP
+tar -xf "$builddir"/nbdmirror-*.tar.xz -C "$work" --strip-components=1
+
+# In a mount namespace of its own, so that nothing stays mounted, whatever happens.
+status=0
+# shellcheck disable=SC2016
+unshare --mount --propagation private --fork --kill-child sh -ec '
+  mount --rbind /proc "$1/proc"
+  mount --rbind /dev "$1/dev"
+  exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C SHORT="$3" \
+    sh -ec "
+      cd \"$2\"
+      mkdir build && cd build
+      ../configure --quiet --enable-werror
+      make -s -j2
+      make -s -j2 check VERBOSE=1
+    "
+' sh "$root" "/tmp/${work##*/}" "${SHORT:-0}" </dev/null || status=$?
+
+mkdir -p "$results"
+(cd "$work/build" 2>/dev/null && find . -name '*.trs' -o -name '*.log') |
+  tar -C "$work/build" -cf - -T - | tar -C "$results" -xf -
+exit $status
