@@ -1,6 +1,9 @@
 noinst_LTLIBRARIES += libcontrol.la
 libcontrol_la_SOURCES = \
 	control/frame.h control/frame.c \
+	control/wire.h control/wire.c \
+	control/listen.h control/listen.c \
+	control/peer.h control/peer.c \
 	control/server.h control/server.c \
 	control/client.h control/client.c \
 	control/decision.h control/decision.c
