@@ -1,0 +1,554 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Local files and block devices.
+ *
+ * A read takes the page cache's copy where the whole range is there, else it goes around the cache
+ * (O_DIRECT, libaio).  Direct is the fast way for cold data and leaves the guest's cache alone; but a direct
+ * read of a block that was just written forces its write-back, and the writer waits for that.  The
+ * question "is it all in the cache?" is put by reading with RWF_NOWAIT, which never starts I/O: the
+ * answer is the data itself, and there is no moment at which the page can still go away (mincore()
+ * would be a second call, and answers "yes" to everyone who may not write to the file).
+ *
+ * What O_DIRECT does not take (unaligned ranges; any range, where it is refused) is done buffered and
+ * synchronously.  So are zeroes, status and flushes: none of them has an asynchronous call.
+ *
+ * The kernel offers no way to give up on a request, its buffer stays in use: requests on files
+ * have no time limit.
+ */
+
+#include "config.h"
+
+#include "mirror/endpoint-internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libaio.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define FILE_ROOM 64u
+#define FILE_BLOCK 4096u /* aligned enough for direct I/O to any file system's files */
+
+struct file_endpoint {
+  struct endpoint ep;
+  int fd;         /* buffered */
+  int direct_fd;  /* O_DIRECT, or -1 */
+  uint32_t align; /* what direct_fd asks for */
+};
+
+struct file_channel {
+  struct channel ch;
+  io_context_t aio;
+  int event_fd;      /* readable when direct requests are done; -1 if there is no AIO */
+  unsigned nr_aio;   /* in the kernel */
+  bool cache_unknown; /* this file system cannot tell what is cached */
+  struct iocb *iocbs; /* one for each op of the pool */
+};
+
+static inline const struct file_endpoint *
+file_of (const struct channel *ch)
+{
+  return (const struct file_endpoint *) ch->ep;
+}
+
+/* ---- Buffered I/O ----------------------------------------------------------------------- */
+
+/* 0 or an errno. */
+static int
+buffered (int fd, enum op_kind kind, void *buf, uint64_t len, uint64_t offset)
+{
+  char *p = buf;
+
+  while (len > 0) {
+    ssize_t r = kind == OP_READ ? pread (fd, p, len, (off_t) offset)
+                                : pwrite (fd, p, len, (off_t) offset);
+
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r == -1)
+      return errno;
+    if (r == 0)
+      return EIO; /* the file became shorter */
+    p += r;
+    offset += (uint64_t) r;
+    len -= (uint64_t) r;
+  }
+  return 0;
+}
+
+/* Read what the page cache holds.  True if that was all of it. */
+static bool
+read_cached (struct file_channel *fc, struct op *op)
+{
+  struct iovec iov = { .iov_base = op->buf, .iov_len = op->len };
+  ssize_t r;
+
+  if (fc->cache_unknown)
+    return false;
+  r = preadv2 (file_of (op->ch)->fd, &iov, 1, (off_t) op->offset, RWF_NOWAIT);
+  if (r == -1 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
+    fc->cache_unknown = true;
+  return r == (ssize_t) op->len;
+}
+
+/* ---- Direct I/O ------------------------------------------------------------------------- */
+
+/* How many bytes to ask for to do OP directly; 0: not possible. */
+static uint64_t
+direct_length (const struct op *op)
+{
+  const struct file_endpoint *fep = file_of (op->ch);
+  uint64_t mask = fep->align - 1;
+
+  if (fep->direct_fd == -1 || (op->offset & mask) || ((uintptr_t) op->buf & mask))
+    return 0;
+  if ((op->len & mask) == 0)
+    return op->len;
+  /* A read of the tail may ask beyond the end. */
+  if (op->kind == OP_READ && op->offset + op->len == fep->ep.info.size)
+    return (op->len + mask) & ~mask;
+  return 0;
+}
+
+/* True if the kernel took the request. */
+static bool
+direct_submit (struct file_channel *fc, struct op *op, uint64_t len)
+{
+  struct iocb *iocb = &fc->iocbs[op - fc->ch.pool];
+  int fd = file_of (op->ch)->direct_fd;
+
+  if (op->kind == OP_READ)
+    io_prep_pread (iocb, fd, op->buf, len, (long long) op->offset);
+  else
+    io_prep_pwrite (iocb, fd, op->buf, len, (long long) op->offset);
+  iocb->data = op;
+  io_set_eventfd (iocb, fc->event_fd);
+  if (io_submit (fc->aio, 1, &iocb) != 1)
+    return false;
+  fc->nr_aio++;
+  return true;
+}
+
+static void
+direct_result (struct op *op, long res)
+{
+  uint64_t done = res > 0 ? (uint64_t) res : 0;
+  int error = 0;
+
+  if (done < op->len) {
+    /* Some file systems take O_DIRECT and then refuse a range; and what is behind a short
+     * transfer (a medium error, a full disk) is told by trying to do the rest. */
+    if (res >= 0 || res == -EINVAL || res == -EOPNOTSUPP)
+      error = buffered (file_of (op->ch)->fd, op->kind, (char *) op->buf + done, op->len - done,
+                        op->offset + done);
+    else
+      error = (int) -res;
+  }
+  op_done (op, error);
+}
+
+/* Take what the kernel has finished; with WAIT, wait for at least one. */
+static void
+direct_reap (struct file_channel *fc, bool wait)
+{
+  struct io_event events[FILE_ROOM];
+  struct timespec now = { 0, 0 };
+  int nr;
+
+  do
+    nr = io_getevents (fc->aio, wait ? 1 : 0, FILE_ROOM, events, wait ? NULL : &now);
+  while (nr == -EINTR);
+  for (int i = 0; i < nr; i++) {
+    fc->nr_aio--;
+    direct_result (events[i].data, (long) events[i].res);
+  }
+}
+
+/* ---- Zeroes and status ------------------------------------------------------------------ */
+
+static int
+write_zeroes (int fd, uint64_t len, uint64_t offset)
+{
+  static const char zeroes[65536];
+
+  while (len > 0) {
+    uint64_t n = len < sizeof zeroes ? len : sizeof zeroes;
+    int error = buffered (fd, OP_WRITE, (void *) (uintptr_t) zeroes, n, offset);
+
+    if (error)
+      return error;
+    offset += n;
+    len -= n;
+  }
+  return 0;
+}
+
+static int
+zero (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
+{
+  /* For block devices the first is "deallocate if that reads as zero", the second "write zeroes,
+   * the device itself if it can". */
+  static const int modes[] = { FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                               FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE };
+
+  for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+    int r;
+
+    do
+      r = fallocate (fep->fd, modes[i], (off_t) offset, (off_t) len);
+    while (r == -1 && errno == EINTR);
+    if (r == 0)
+      return 0;
+    if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL && errno != ENODEV)
+      return errno;
+  }
+  return write_zeroes (fep->fd, len, offset);
+}
+
+/* Holes of a regular file read as zero, always: that is more than NBD's HOLE says. */
+static int
+status (const struct file_endpoint *fep, struct op *op)
+{
+  uint64_t end = op->offset + op->len;
+  uint64_t pos = op->offset;
+
+  while (pos < end) {
+    off_t data = lseek (fep->fd, (off_t) pos, SEEK_DATA);
+    off_t hole;
+    uint64_t to;
+
+    if (data == -1 && errno != ENXIO)
+      return op->nr_extents ? 0 : errno;
+    to = data == -1 || (uint64_t) data > end ? end : (uint64_t) data;
+    if (to > pos && !op_add_extent (op, to - pos, true))
+      return 0;
+    pos = to;
+    if (pos == end)
+      return 0;
+    hole = lseek (fep->fd, (off_t) pos, SEEK_HOLE);
+    /* A writer may have changed it since, so that the data is a hole now: then just go on
+     * with a look from here, and say "data" where nothing can be told. */
+    to = hole == -1 || (uint64_t) hole > end ? end : (uint64_t) hole;
+    if (to > pos && !op_add_extent (op, to - pos, false))
+      return 0;
+    pos = to;
+  }
+  return 0;
+}
+
+/* ---- Channels --------------------------------------------------------------------------- */
+
+static int
+file_start (struct channel *ch, struct op *op)
+{
+  struct file_channel *fc = (struct file_channel *) ch;
+  const struct file_endpoint *fep = file_of (ch);
+  uint64_t direct;
+
+  switch (op->kind) {
+  case OP_READ:
+  case OP_WRITE:
+    if (op->kind == OP_READ && read_cached (fc, op)) {
+      op_done (op, 0);
+      break;
+    }
+    direct = fc->event_fd == -1 ? 0 : direct_length (op);
+    if (direct == 0 || !direct_submit (fc, op, direct))
+      op_done (op, buffered (fep->fd, op->kind, op->buf, op->len, op->offset));
+    break;
+  case OP_ZERO:
+    op_done (op, zero (fep, op->len, op->offset));
+    break;
+  case OP_STATUS:
+    op_done (op, status (fep, op));
+    break;
+  case OP_FLUSH:
+    op_done (op, fdatasync (fep->fd) == -1 ? errno : 0);
+    break;
+  }
+  return 0;
+}
+
+static unsigned
+file_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now, int *timeout_ms)
+{
+  struct file_channel *fc = (struct file_channel *) ch;
+
+  (void) now;
+  (void) timeout_ms;
+  if (max == 0 || fc->event_fd == -1)
+    return 0;
+  fds[0] = (struct pollfd){ .fd = fc->event_fd, .events = POLLIN };
+  return 1;
+}
+
+static void
+file_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t now)
+{
+  struct file_channel *fc = (struct file_channel *) ch;
+  uint64_t count;
+
+  (void) now;
+  if (nr == 0 || !(fds[0].revents & POLLIN))
+    return;
+  /* Emptied first: what is finished after this wakes the next poll(). */
+  if (read (fc->event_fd, &count, sizeof count) == sizeof count)
+    direct_reap (fc, false);
+}
+
+static void
+file_stop (struct channel *ch)
+{
+  struct file_channel *fc = (struct file_channel *) ch;
+
+  while (fc->nr_aio > 0)
+    direct_reap (fc, true);
+}
+
+static void
+file_channel_free (struct channel *ch)
+{
+  struct file_channel *fc = (struct file_channel *) ch;
+
+  if (fc->event_fd != -1)
+    close (fc->event_fd);
+  if (fc->aio)
+    io_destroy (fc->aio);
+  free (fc->iocbs);
+  channel_uninit (ch);
+  free (fc);
+}
+
+static struct channel *
+file_channel_open (struct endpoint *ep, int *errnum, char **error)
+{
+  struct file_endpoint *fep = (struct file_endpoint *) ep;
+  struct file_channel *fc = calloc (1, sizeof *fc);
+  int r;
+
+  if (!fc) {
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
+    return NULL;
+  }
+  fc->event_fd = -1;
+  if (channel_init (&fc->ch, ep, FILE_ROOM) == -1 ||
+      !(fc->iocbs = calloc (fc->ch.nr_ops, sizeof *fc->iocbs))) {
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
+    goto fail;
+  }
+  if (fep->direct_fd == -1)
+    return &fc->ch;
+  fc->event_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (fc->event_fd == -1) {
+    endpoint_fail (errnum, error, errno, "%s: eventfd: %s", ep->name, strerror (errno));
+    goto fail;
+  }
+  r = io_setup ((int) fc->ch.nr_ops, &fc->aio);
+  if (r < 0) {
+    endpoint_fail (errnum, error, -r, "%s: io_setup: %s (see /proc/sys/fs/aio-max-nr)", ep->name,
+                   strerror (-r));
+    goto fail;
+  }
+  return &fc->ch;
+
+fail:
+  file_channel_free (&fc->ch);
+  return NULL;
+}
+
+/* ---- Opening ---------------------------------------------------------------------------- */
+
+static void
+file_close (struct endpoint *ep)
+{
+  struct file_endpoint *fep = (struct file_endpoint *) ep;
+
+  if (fep->fd != -1)
+    close (fep->fd);
+  if (fep->direct_fd != -1)
+    close (fep->direct_fd);
+  free (ep->name);
+  free (ep->info.note);
+  free (fep);
+}
+
+static const struct endpoint_ops file_ops = {
+  .close = file_close,
+  .channel_open = file_channel_open,
+  .stop = file_stop,
+  .channel_free = file_channel_free,
+  .start = file_start,
+  .pollfds = file_pollfds,
+  .dispatch = file_dispatch,
+};
+
+static bool
+is_rotational (const struct stat *st)
+{
+  dev_t dev = S_ISBLK (st->st_mode) ? st->st_rdev : st->st_dev;
+  static const char *const parents[] = { "", "../" }; /* a partition's queue is the disk's */
+
+  for (size_t i = 0; i < sizeof parents / sizeof parents[0]; i++) {
+    char path[100];
+    FILE *fp;
+    int c;
+
+    snprintf (path, sizeof path, "/sys/dev/block/%u:%u/%squeue/rotational", major (dev),
+              minor (dev), parents[i]);
+    fp = fopen (path, "re");
+    if (!fp)
+      continue;
+    c = fgetc (fp);
+    fclose (fp);
+    return c == '1';
+  }
+  return false;
+}
+
+static const char *
+type_name (mode_t mode)
+{
+  return S_ISDIR (mode)    ? "a directory"
+         : S_ISFIFO (mode) ? "a fifo"
+         : S_ISSOCK (mode) ? "a socket (give it as nbd+unix:///?socket=PATH)"
+         : S_ISCHR (mode)  ? "a character device"
+                           : "no file";
+}
+
+/* Open (or create) PATH; *CREATED tells which.  -1 with *ERRNUM and *ERROR. */
+static int
+open_fd (const char *path, const struct endpoint_options *opts, bool *created, struct stat *st,
+         int *errnum, char **error)
+{
+  int flags = (opts->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY;
+  int fd;
+
+  *created = false;
+  if (stat (path, st) == 0) {
+    /* Looked at before it is opened: opening a fifo would wait. */
+    if (!S_ISREG (st->st_mode) && !S_ISBLK (st->st_mode)) {
+      endpoint_fail (errnum, error, S_ISDIR (st->st_mode) ? EISDIR : EINVAL,
+                     "%s: this is %s; a regular file or a block device is needed", path,
+                     type_name (st->st_mode));
+      return -1;
+    }
+    fd = open (path, flags);
+  } else if (errno == ENOENT && opts->create && opts->writable) {
+    fd = open (path, flags | O_CREAT | O_EXCL, 0644);
+    *created = fd != -1;
+  } else
+    fd = -1;
+  if (fd == -1) {
+    endpoint_fail (errnum, error, errno, "%s: %s", path, strerror (errno));
+    return -1;
+  }
+  if (fstat (fd, st) == -1) {
+    endpoint_fail (errnum, error, errno, "%s: %s", path, strerror (errno));
+    close (fd);
+    return -1;
+  }
+  return fd;
+}
+
+/* Find the size, extending the file if that was asked for.  -1 with *ERRNUM and *ERROR. */
+static int
+find_size (struct file_endpoint *fep, const struct stat *st, int *errnum, char **error)
+{
+  const struct endpoint_options *opts = &fep->ep.opts;
+  struct endpoint_info *info = &fep->ep.info;
+
+  fep->align = FILE_BLOCK;
+  if (S_ISBLK (st->st_mode)) {
+    int sector;
+
+    if (ioctl (fep->fd, BLKGETSIZE64, &info->size) == -1) {
+      endpoint_fail (errnum, error, errno, "%s: the device's size: %s", fep->ep.name,
+                     strerror (errno));
+      return -1;
+    }
+    if (ioctl (fep->fd, BLKSSZGET, &sector) == 0 && sector > 0)
+      fep->align = (uint32_t) sector;
+    return 0;
+  }
+  info->size = (uint64_t) st->st_size;
+  if (!opts->create || !opts->writable || info->size >= opts->create_size)
+    return 0;
+  if (opts->create_size > INT64_MAX || ftruncate (fep->fd, (off_t) opts->create_size) == -1) {
+    int err = opts->create_size > INT64_MAX ? EFBIG : errno;
+
+    endpoint_fail (errnum, error, err, "%s: cannot extend it to %llu bytes: %s", fep->ep.name,
+                   (unsigned long long) opts->create_size, strerror (err));
+    return -1;
+  }
+  info->size = opts->create_size;
+  return 0;
+}
+
+/* Open the same file again, for direct I/O.  Doing without it is no error. */
+static void
+open_direct (struct file_endpoint *fep, const struct stat *st)
+{
+  struct endpoint_info *info = &fep->ep.info;
+  int flags = (fep->ep.opts.writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | O_DIRECT;
+  struct stat again;
+
+  fep->direct_fd = open (fep->ep.name, flags);
+  if (fep->direct_fd != -1 && (fstat (fep->direct_fd, &again) == -1 ||
+                               again.st_dev != st->st_dev || again.st_ino != st->st_ino)) {
+    /* The path was given to another file meanwhile. */
+    close (fep->direct_fd);
+    fep->direct_fd = -1;
+    errno = ESTALE;
+  }
+  info->direct = fep->direct_fd != -1;
+  if (!info->direct &&
+      asprintf (&info->note, "%s: O_DIRECT is refused (%s), going through the page cache",
+                fep->ep.name, strerror (errno)) == -1)
+    info->note = NULL;
+}
+
+struct endpoint *
+endpoint_file_open (const char *path, const struct endpoint_options *opts, int *errnum,
+                    char **error)
+{
+  struct file_endpoint *fep = calloc (1, sizeof *fep);
+  struct endpoint_info *info;
+  struct stat st;
+  bool created = false;
+
+  if (!fep || !(fep->ep.name = strdup (path))) {
+    free (fep);
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", path, strerror (ENOMEM));
+    return NULL;
+  }
+  info = &fep->ep.info;
+  fep->ep.ops = &file_ops;
+  fep->ep.opts = *opts;
+  fep->direct_fd = -1;
+  fep->fd = open_fd (path, opts, &created, &st, errnum, error);
+  if (fep->fd == -1 || find_size (fep, &st, errnum, error) == -1) {
+    if (created)
+      unlink (path);
+    file_close (&fep->ep);
+    return NULL;
+  }
+
+  open_direct (fep, &st);
+  info->min_block = 1;
+  info->max_request = ENDPOINT_MAX_REQUEST;
+  info->read_only = !opts->writable;
+  info->can_flush = info->can_zero = info->can_multi_conn = true;
+  info->can_status = S_ISREG (st.st_mode) &&
+                     (info->size == 0 || lseek (fep->fd, 0, SEEK_HOLE) != -1);
+  info->is_rotational = is_rotational (&st);
+  return &fep->ep;
+}
