@@ -83,7 +83,8 @@ tmp=$(mktemp -d "/tmp/nbdmirror-$test_name.XXXXXX")
 sanitizers=${SANITIZERS:-$(make_var SANITIZERS)}
 server_env=()
 nbdmirror_prefix=()
-export UBSAN_OPTIONS="print_stacktrace=1:log_path=$tmp/sanitizer"
+# Beside AddressSanitizer UBSan reports to stderr, whatever its log_path: cleanup() looks there too.
+export UBSAN_OPTIONS="print_stacktrace=1:exitcode=86"
 export ASAN_OPTIONS="detect_leaks=1:log_path=$tmp/sanitizer:exitcode=86"
 export TSAN_OPTIONS="log_path=$tmp/sanitizer:second_deadlock_stack=1:exitcode=86"
 case $sanitizers in
@@ -105,9 +106,9 @@ fi
 valgrind=()
 if [ "${VALGRIND:-0}" != 0 ]; then
   need valgrind
-  valgrind=(valgrind --quiet --leak-check=full --show-leak-kinds=definite
-            --errors-for-leak-kinds=definite --trace-children=no --error-exitcode=86
-            "--log-file=$tmp/valgrind.%p")
+  valgrind=(valgrind --quiet --error-exitcode=86 "--log-file=$tmp/valgrind.%p")
+  server_env=("${valgrind[@]}" --trace-children=yes)
+  valgrind+=(--leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite)
 fi
 
 nbdmirror () { "${valgrind[@]}" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"; }
@@ -168,6 +169,7 @@ at_exit () { cleanup_functions+=("$1"); }
 cleanup () {
   local result=$? name file deadline
   trap - EXIT
+  trap '' PIPE
   set +e
   for name in "${cleanup_functions[@]}"; do "$name"; done
   for name in "${!pid[@]}"; do
@@ -186,6 +188,10 @@ cleanup () {
     head -c 20000 "$file" >&2
     result=1
   done
+  if [ -n "$runtime" ] && grep -h -A 20 'runtime error:' "$tmp"/*.log "$tmp/err" >&2 2>/dev/null; then
+    note "FAIL: report above, of UndefinedBehaviorSanitizer"
+    result=1
+  fi
   if [ $result != 0 ] && [ $result != 77 ]; then
     for file in "$tmp"/*.log; do
       [ -s "$file" ] || continue
@@ -200,6 +206,19 @@ trap cleanup EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+# A test that hangs must not hang all of them: after TEST_TIMEOUT seconds it is failed, and what it
+# is waiting for in the foreground is ended so that the trap can run.
+mkfifo "$tmp/watchdog"
+(
+  trap - EXIT HUP INT TERM
+  read -r -t "${TEST_TIMEOUT:-600}" <>"$tmp/watchdog" && exit
+  note "FAIL: not done after ${TEST_TIMEOUT:-600} s"
+  kill -TERM $$
+  sleep 1
+  ps -o pid= --ppid $$ | xargs -r kill -TERM
+) </dev/null &
+pid[watchdog]=$!
 
 # ---- waiting ---------------------------------------------------------------------------
 
@@ -253,8 +272,7 @@ PY
 start_server () {
   local name=$1 disk=$2; shift 2
   server_paths "$name"
-  spawn "$name" "${valgrind[@]/--trace-children=no/--trace-children=yes}" "${nbdmirror_prefix[@]}" \
-    "${server_env[@]}" "$NBDMIRROR" serve "$disk" --socket "${socket[$name]}" --control "${control[$name]}" "$@"
+  spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$disk" --socket "${socket[$name]}" --control "${control[$name]}" "$@"
   wait_for_socket "${socket[$name]}" "$name"
   wait_for_socket "${control[$name]}" "$name"
 }
@@ -264,8 +282,8 @@ start_server () {
 start_nbdkit () {
   local name=$1; shift
   server_paths "$name"
-  spawn "$name" "${valgrind[@]}" "${nbdmirror_prefix[@]}" \
-    "${server_env[@]}" nbdkit -f -v -U "${socket[$name]}" --filter="$NBDMIRROR_FILTER" "$@" \
+  spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" \
+    nbdkit -f -v -U "${socket[$name]}" --filter="$NBDMIRROR_FILTER" "$@" \
     "mirror-control=${control[$name]}" "mirror-uri=${uri[$name]}"
   wait_for_socket "${socket[$name]}" "$name"
   wait_for_socket "${control[$name]}" "$name"
