@@ -2,21 +2,15 @@
  *
  * The client side of the control protocol.
  *
- * Ids: a call's id is a number, so that the answer to a call that timed out is recognised and dropped; a command
- * that nobody waits for has the string "send:NAME" as its id, which comes back with an error and says
- * what failed, with nothing to remember here.
- *
- * While something is being sent, what the server sends is read as well, so that the two never wait for
- * each other.
+ * Ids: a call's id is a number, so that the answer to a call that timed out is recognised and dropped; a
+ * command that nobody waits for has the string "send:NAME" as its id, which comes back with an error
+ * and says what failed, with nothing to remember here.
  */
 
 #include "config.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -25,291 +19,25 @@
 #include <unistd.h>
 
 #include "control/client.h"
-#include "control/frame.h"
+#include "control/link.h"
 #include "control/wire.h"
 
-#define SEND_MS 5000      /* control_client_send: for the server to take the line */
-#define MAX_EVENTS 1024u  /* beyond it the oldest are dropped */
-#define READS_PER_PUMP 256
-#define SEND_PREFIX "send:"
-
-struct event {
-  struct event *next;
-  char *name;
-  json_t *data;
-};
-
-struct control_client {
-  int sock;
-  char *path;
-  struct frame_buffer in;
-  int pending_fd; /* came with the line being received; -1 none */
-  bool fd_lost;
-  bool lost;      /* the connection is of no use any more, because of */
-  char *reason;
-
-  struct event *events, **events_end;
-  unsigned nr_events;
-
-  json_int_t last_id;
-  bool waiting;   /* for the answer to last_id, or for the greeting (id 0) */
-  json_t *answer; /* it came */
-  int answer_fd;
-  bool answer_fd_lost; /* one was sent but could not be taken in */
-};
-
-/* ---- small things ---- */
-
-static int64_t
-deadline_after (int timeout_ms)
-{
-  return timeout_ms < 0 ? INT64_MAX : wire_now_ms () + timeout_ms;
-}
-
-static int
-ms_until (int64_t deadline)
-{
-  int64_t left;
-
-  if (deadline == INT64_MAX)
-    return -1;
-  left = deadline - wire_now_ms ();
-  return left <= 0 ? 0 : left > INT_MAX ? INT_MAX : (int) left;
-}
-
-/* The connection is lost; the first reason is the one to report. */
-static void
-lose (struct control_client *c, const char *reason)
-{
-  if (!c->lost) {
-    free (c->reason);
-    c->reason = strdup (reason);
-  }
-  c->lost = true;
-}
-
-static char *
-lost_message (const struct control_client *c)
-{
-  return wire_message ("%s: %s", c->path, c->reason ? c->reason : "connection lost");
-}
-
-static void
-queue_event (struct control_client *c, const char *name, json_t *data)
-{
-  struct event *e = malloc (sizeof *e);
-  char *copy = strdup (name);
-
-  if (e == NULL || copy == NULL || data == NULL) {
-    free (e);
-    free (copy);
-    json_decref (data);
-    lose (c, "out of memory");
-    return;
-  }
-  if (c->nr_events == MAX_EVENTS) {
-    struct event *oldest = c->events;
-
-    c->events = oldest->next;
-    free (oldest->name);
-    json_decref (oldest->data);
-    free (oldest);
-    c->nr_events--;
-  }
-  *e = (struct event){ .name = copy, .data = data };
-  *c->events_end = e;
-  c->events_end = &e->next;
-  c->nr_events++;
-}
-
-/* ---- receiving ---- */
-
-static bool
-is_awaited (const struct control_client *c, const json_t *message)
-{
-  const json_t *id = json_object_get (message, "id");
-
-  if (!c->waiting || c->answer != NULL)
-    return false;
-  if (json_object_get (message, "QMP") != NULL)
-    return c->last_id == 0;
-  if (id == NULL) /* the server could not tell which command it was: ours */
-    return json_object_get (message, "error") != NULL;
-  return json_is_integer (id) && json_integer_value (id) == c->last_id;
-}
-
-/* The server dislikes a command that nobody waits for. */
-static void
-late_error (struct control_client *c, const json_t *message)
-{
-  const json_t *error = json_object_get (message, "error");
-  const char *id = json_string_value (json_object_get (message, "id"));
-  const char *class_ = json_string_value (json_object_get (error, "class"));
-  const char *desc = json_string_value (json_object_get (error, "desc"));
-  size_t n = strlen (SEND_PREFIX);
-
-  if (error == NULL)
-    return;
-  if (id != NULL && strncmp (id, SEND_PREFIX, n) == 0)
-    queue_event (c, "ERROR",
-                 json_pack ("{s:s, s:s, s:s}", "class", class_ ? class_ : "GenericError", "desc",
-                            desc ? desc : "unknown error", "execute", id + n));
-  else if (json_object_get (message, "id") == NULL && desc != NULL && !c->lost) {
-    /* Not an answer: probably the server says why it will now close. */
-    free (c->reason);
-    c->reason = strdup (desc);
-  }
-}
-
-static void
-take_message (struct control_client *c, json_t *message)
-{
-  const char *event = json_string_value (json_object_get (message, "event"));
-
-  if (event != NULL) {
-    json_t *data = json_object_get (message, "data");
-
-    queue_event (c, event, json_is_object (data) ? json_incref (data) : json_object ());
-  }
-  else if (is_awaited (c, message)) {
-    c->answer = json_incref (message);
-    c->answer_fd = c->pending_fd;
-    c->answer_fd_lost = c->fd_lost;
-    c->pending_fd = -1;
-  }
-  else
-    late_error (c, message);
-}
-
-static void
-take_line (struct control_client *c)
-{
-  json_t *message;
-  char *error;
-
-  switch (frame_next (&c->in, &message, &error)) {
-  case FRAME_NONE:
-    return;
-  case FRAME_OBJECT:
-    take_message (c, message);
-    json_decref (message);
-    break;
-  case FRAME_BAD:
-    lose (c, "the server does not speak the control protocol");
-    free (error);
-    break;
-  case FRAME_TOO_LONG:
-    lose (c, "the server sent a line that is too long");
-    break;
-  case FRAME_NOMEM:
-    lose (c, "out of memory");
-    break;
-  }
-  if (c->pending_fd != -1)
-    close (c->pending_fd);
-  c->pending_fd = -1;
-  c->fd_lost = false;
-}
-
-/* Take in what is there, without waiting, up to the awaited answer. */
-static void
-pump (struct control_client *c)
-{
-  char buf[4096];
-
-  for (int i = 0; i < READS_PER_PUMP && !c->lost && c->answer == NULL; i++) {
-    ssize_t n = wire_recv (c->sock, buf, sizeof buf, &c->pending_fd, &c->fd_lost);
-
-    if (n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
-      return;
-    if (n == -1)
-      lose (c, errno == ECONNRESET ? "the server closed the connection" : strerror (errno));
-    else if (n == 0)
-      lose (c, c->reason != NULL ? c->reason : "the server closed the connection");
-    else if (frame_append (&c->in, buf, (size_t) n) == -1)
-      lose (c, "out of memory");
-    else
-      take_line (c);
-  }
-}
-
-/* Wait for EVENTS.  1, 0 after the deadline, -1 with errno. */
-static int
-wait_for (struct control_client *c, short events, int64_t deadline)
-{
-  struct pollfd p = { .fd = c->sock, .events = events };
-
-  return poll (&p, 1, ms_until (deadline));
-}
-
-/* ---- sending ---- */
-
-/* Send one command.  0, or -1 with *ERROR set. */
-static int
-send_command (struct control_client *c, const char *name, json_t *args, json_t *id, int pass_fd,
-              int64_t deadline, char **error)
-{
-  json_t *m = json_pack ("{s:s, s:o*, s:o}", "execute", name, "arguments", args, "id", id);
-  size_t len, sent = 0;
-  char *line = m != NULL ? frame_encode (m, &len) : NULL;
-
-  json_decref (m);
-  if (line == NULL) {
-    *error = wire_message ("%s: %s: out of memory", c->path, name);
-    return -1;
-  }
-  if (len - 1 > FRAME_MAX_LINE) {
-    *error = wire_message ("%s: %s: the command is too long: %zu bytes, at most %u are possible",
-                           c->path, name, len - 1, FRAME_MAX_LINE);
-    free (line);
-    return -1;
-  }
-  while (sent < len && !c->lost) {
-    ssize_t n = wire_send (c->sock, line + sent, len - sent, sent == 0 ? pass_fd : -1);
-
-    if (n > 0) {
-      sent += (size_t) n;
-      continue;
-    }
-    if (errno != EAGAIN && errno != EWOULDBLOCK) {
-      int err = errno;
-
-      pump (c); /* the server may have said why it closed */
-      lose (c, err == EPIPE || err == ECONNRESET ? "the server closed the connection"
-                                                 : strerror (err));
-    }
-    else if (wait_for (c, c->answer == NULL ? POLLIN | POLLOUT : POLLOUT, deadline) == 0) {
-      *error = wire_message ("%s: %s: the server does not read (is it stopped?)", c->path, name);
-      if (sent > 0)
-        lose (c, "a command was sent only in part"); /* nothing can follow half a line */
-      free (line);
-      return -1;
-    }
-    else
-      pump (c);
-  }
-  free (line);
-  if (c->lost) {
-    *error = lost_message (c);
-    return -1;
-  }
-  return 0;
-}
+#define SEND_MS 5000 /* control_client_send: for the server to take the line */
 
 /* Wait for the answer to what was sent.  0 with c->answer set, or -1 with *ERROR set. */
 static int
 wait_for_answer (struct control_client *c, const char *what, int64_t deadline, char **error)
 {
   for (;;) {
-    pump (c);
+    link_pump (c);
     if (c->answer != NULL)
       break;
     if (c->lost) {
-      *error = lost_message (c);
+      *error = link_lost_message (c);
       break;
     }
-    if (wait_for (c, POLLIN, deadline) == 0) {
-      pump (c);
+    if (link_wait (c, POLLIN, deadline) == 0) {
+      link_pump (c);
       if (c->answer == NULL)
         *error = wire_message ("%s: no answer to %s in time (is the server stopped?)", c->path,
                                what);
@@ -362,7 +90,7 @@ int
 control_client_call (struct control_client *c, const char *name, json_t *args, int pass_fd,
                      int timeout_ms, json_t **ret, int *got_fd, char **class_, char **error)
 {
-  int64_t deadline = deadline_after (timeout_ms);
+  int64_t deadline = link_deadline (timeout_ms);
 
   *error = NULL;
   if (ret != NULL)
@@ -373,11 +101,11 @@ control_client_call (struct control_client *c, const char *name, json_t *args, i
     *class_ = NULL;
   if (c->lost) {
     json_decref (args);
-    *error = lost_message (c);
+    *error = link_lost_message (c);
     return -1;
   }
   c->waiting = true;
-  if (send_command (c, name, args, json_integer (++c->last_id), pass_fd, deadline, error) == -1
+  if (link_send (c, name, args, json_integer (++c->last_id), pass_fd, deadline, error) == -1
       && c->answer == NULL) {
     c->waiting = false;
     return -1;
@@ -396,15 +124,15 @@ control_client_send (struct control_client *c, const char *name, json_t *args, c
   int r;
 
   *error = NULL;
-  pump (c); /* a caller that only sends must not let the answers pile up at the server */
+  link_pump (c); /* a caller that only sends must not let the answers pile up at the server */
   id = wire_message (SEND_PREFIX "%s", name);
   if (c->lost || id == NULL) {
-    *error = c->lost ? lost_message (c) : wire_message ("%s: out of memory", c->path);
+    *error = c->lost ? link_lost_message (c) : wire_message ("%s: out of memory", c->path);
     free (id);
     json_decref (args);
     return -1;
   }
-  r = send_command (c, name, args, json_string (id), -1, deadline_after (SEND_MS), error);
+  r = link_send (c, name, args, json_string (id), -1, link_deadline (SEND_MS), error);
   free (id);
   return r;
 }
@@ -422,7 +150,7 @@ int
 control_client_next_event (struct control_client *c, int timeout_ms, char **name, json_t **data,
                            char **error)
 {
-  int64_t deadline = deadline_after (timeout_ms);
+  int64_t deadline = link_deadline (timeout_ms);
 
   *name = NULL;
   *data = NULL;
@@ -431,7 +159,7 @@ control_client_next_event (struct control_client *c, int timeout_ms, char **name
     struct event *e;
     int r;
 
-    pump (c);
+    link_pump (c);
     e = c->events;
     if (e != NULL) {
       c->events = e->next;
@@ -444,10 +172,10 @@ control_client_next_event (struct control_client *c, int timeout_ms, char **name
       return 1;
     }
     if (c->lost) {
-      *error = lost_message (c);
+      *error = link_lost_message (c);
       return -1;
     }
-    r = wait_for (c, POLLIN, deadline);
+    r = link_wait (c, POLLIN, deadline);
     if (r == 0 || (r == -1 && errno == EINTR))
       return 0;
   }
@@ -483,7 +211,7 @@ connect_until (int sock, const struct sockaddr_un *sa, int64_t deadline)
   while (connect (sock, (const struct sockaddr *) sa, sizeof *sa) == -1) {
     if (errno == EINTR)
       continue;
-    if (errno != EAGAIN || ms_until (deadline) == 0)
+    if (errno != EAGAIN || link_ms_until (deadline) == 0)
       return -1;
     nanosleep (&nap, NULL);
   }
@@ -546,7 +274,7 @@ await_greeting (struct control_client *c, int64_t deadline, char **error)
 struct control_client *
 control_client_connect (const char *path, int timeout_ms, char **error)
 {
-  int64_t deadline = deadline_after (timeout_ms);
+  int64_t deadline = link_deadline (timeout_ms);
   struct control_client *c;
   struct sockaddr_un sa;
 
@@ -561,7 +289,7 @@ control_client_connect (const char *path, int timeout_ms, char **error)
   if (connect_until (c->sock, &sa, deadline) == -1)
     *error = connect_message (path, errno);
   else if (await_greeting (c, deadline, error) == 0
-           && control_client_call (c, "qmp_capabilities", NULL, -1, ms_until (deadline), NULL,
+           && control_client_call (c, "qmp_capabilities", NULL, -1, link_ms_until (deadline), NULL,
                                    NULL, NULL, error)
                   == 0)
     return c;

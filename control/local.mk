@@ -3,9 +3,10 @@ libcontrol_la_SOURCES = \
 	control/frame.h control/frame.c \
 	control/wire.h control/wire.c \
 	control/listen.h control/listen.c \
-	control/peer.h control/peer.c \
+	control/peer.h control/peer.c control/answer.c \
 	control/server.h control/server.c \
 	control/client.h control/client.c \
+	control/link.h control/link.c \
 	control/decision.h control/decision.c
 libcontrol_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 libcontrol_la_LIBADD = $(JANSSON_LIBS)

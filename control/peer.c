@@ -10,13 +10,10 @@
 #include "config.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "control/peer.h"
@@ -27,232 +24,6 @@
 #define MAX_OUTSTANDING 64u    /* commands the caller has not answered */
 #define BUSY_OUTPUT (64u * 1024) /* no further command is read above this */
 #define BUSY_OUT_FDS 4u
-
-/* ---- output ---- */
-
-static void
-output_free (struct control_peer *p, struct peer_output *o)
-{
-  p->out_bytes -= o->len - o->sent;
-  if (o->fd != -1) {
-    close (o->fd);
-    p->out_fds--;
-  }
-  free (o->line);
-  free (o);
-}
-
-static void
-drop_output (struct control_peer *p)
-{
-  while (p->out != NULL) {
-    struct peer_output *o = p->out;
-
-    p->out = o->next;
-    output_free (p, o);
-  }
-  p->out_end = &p->out;
-}
-
-/* It sent commands and closed: they are run all the same, their answers are dropped. */
-static void
-go_deaf (struct control_peer *p)
-{
-  p->deaf = true;
-  drop_output (p);
-}
-
-void
-peer_flush (struct control_peer *p)
-{
-  while (p->out != NULL && p->state != PEER_GONE) {
-    struct peer_output *o = p->out;
-    ssize_t n = wire_send (p->sock, o->line + o->sent, o->len - o->sent, o->fd);
-
-    if (n == -1) {
-      if (errno == EPIPE || errno == ECONNRESET)
-        go_deaf (p);
-      else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS)
-        p->state = PEER_GONE;
-      return;
-    }
-    p->out_progress = wire_now_ms ();
-    if (o->fd != -1) {
-      close (o->fd);
-      o->fd = -1;
-      p->out_fds--;
-    }
-    o->sent += (size_t) n;
-    p->out_bytes -= (size_t) n;
-    if (o->sent == o->len) {
-      p->out = o->next;
-      if (p->out == NULL)
-        p->out_end = &p->out;
-      output_free (p, o);
-    }
-  }
-}
-
-/* Queue LINE (stolen) with FD (stolen, -1 none). */
-static void
-queue_line (struct control_peer *p, char *line, size_t len, int fd)
-{
-  struct peer_output *o = calloc (1, sizeof *o);
-
-  if (o == NULL) {
-    free (line);
-    if (fd != -1)
-      close (fd);
-    p->state = PEER_GONE; /* it would wait for this line for ever */
-    return;
-  }
-  *o = (struct peer_output){ .len = len, .fd = fd, .line = line };
-  if (p->out == NULL)
-    p->out_progress = wire_now_ms ();
-  *p->out_end = o;
-  p->out_end = &o->next;
-  p->out_bytes += len;
-  if (fd != -1)
-    p->out_fds++;
-  if (p->out_bytes > p->server->limits.max_output) {
-    peer_flush (p); /* many lines may have been queued in one poll */
-    if (p->out_bytes > p->server->limits.max_output)
-      p->state = PEER_GONE;
-  }
-}
-
-/* Queue MESSAGE (stolen; NULL means out of memory) if it fits into a line.  FD is stolen if it does. */
-static bool
-queue_message (struct control_peer *p, json_t *message, int fd)
-{
-  size_t len;
-  char *line = message != NULL ? frame_encode (message, &len) : NULL;
-
-  json_decref (message);
-  if (line == NULL) {
-    p->state = PEER_GONE;
-    return false;
-  }
-  if (len - 1 > FRAME_MAX_LINE) {
-    free (line);
-    return false;
-  }
-  queue_line (p, line, len, fd);
-  return true;
-}
-
-static bool
-takes_output (const struct control_peer *p)
-{
-  return p->state == PEER_OPEN && !p->deaf;
-}
-
-/* An error that answers no command, or one whose answer could not be sent. */
-static void
-queue_error (struct control_peer *p, json_t *id, const char *class_, const char *desc)
-{
-  json_t *m;
-
-  if (!takes_output (p))
-    return;
-  m = json_pack ("{s:{s:s, s:o}}", "error", "class", class_, "desc", wire_text (desc));
-  if (m != NULL && id != NULL)
-    json_object_set (m, "id", id);
-  if (!queue_message (p, m, -1) && takes_output (p)) {
-    /* The id, or the text, is nearly a line long by itself. */
-    m = json_pack ("{s:{s:s, s:s}}", "error", "class", "GenericError", "desc",
-                   "the answer does not fit into a line");
-    queue_message (p, m, -1);
-  }
-}
-
-static void
-answered (struct control_peer *p)
-{
-  if (p->outstanding > 0)
-    p->outstanding--;
-}
-
-void
-control_reply (struct control_peer *p, json_t *id, json_t *ret, int fd)
-{
-  json_t *m;
-  int copy = -1;
-
-  answered (p);
-  if (!takes_output (p)) {
-    json_decref (ret);
-    return;
-  }
-  if (fd >= 0) {
-    copy = fcntl (fd, F_DUPFD_CLOEXEC, 0);
-    if (copy == -1) {
-      char text[128];
-
-      snprintf (text, sizeof text, "cannot pass the descriptor: %s", strerror (errno));
-      json_decref (ret);
-      queue_error (p, id, "GenericError", text);
-      return;
-    }
-  }
-  m = json_pack ("{s:o}", "return", ret != NULL ? ret : json_object ());
-  if (m != NULL && id != NULL)
-    json_object_set (m, "id", id);
-  if (!queue_message (p, m, copy)) {
-    if (copy != -1)
-      close (copy);
-    queue_error (p, id, "GenericError", "the answer does not fit into a line");
-  }
-}
-
-void
-control_error (struct control_peer *p, json_t *id, const char *class_, const char *fmt, ...)
-{
-  va_list args;
-  char *text;
-  int r;
-
-  answered (p);
-  va_start (args, fmt);
-  r = vasprintf (&text, fmt, args);
-  va_end (args);
-  queue_error (p, id, class_, r == -1 ? "out of memory" : text);
-  if (r != -1)
-    free (text);
-}
-
-void
-control_event (struct control_server *s, struct control_peer *peer, const char *name, json_t *data)
-{
-  struct timespec ts;
-  json_t *m;
-  char *line;
-  size_t len;
-
-  clock_gettime (CLOCK_REALTIME, &ts);
-  m = json_pack ("{s:s, s:o, s:{s:I, s:I}}", "event", name, "data",
-                 data != NULL ? data : json_object (), "timestamp", "seconds",
-                 (json_int_t) ts.tv_sec, "microseconds", (json_int_t) (ts.tv_nsec / 1000));
-  line = m != NULL ? frame_encode (m, &len) : NULL;
-  json_decref (m);
-  if (line == NULL || len - 1 > FRAME_MAX_LINE) {
-    free (line);
-    return; /* an event is news, not an answer: nobody waits for it */
-  }
-  for (unsigned i = 0; i < s->nr_peers; i++) {
-    struct control_peer *p = s->peers[i];
-    char *copy;
-
-    if ((peer != NULL && p != peer) || !p->negotiated || !takes_output (p))
-      continue;
-    copy = malloc (len);
-    if (copy == NULL)
-      continue;
-    memcpy (copy, line, len);
-    queue_line (p, copy, len, -1);
-  }
-  free (line);
-}
 
 /* ---- commands ---- */
 
@@ -400,11 +171,11 @@ take_line (struct control_peer *p)
     json_decref (request);
     break;
   case FRAME_BAD:
-    queue_error (p, NULL, "GenericError", error);
+    peer_queue_error (p, NULL, "GenericError", error);
     free (error);
     break;
   case FRAME_TOO_LONG:
-    queue_error (p, NULL, "GenericError", "line too long: at most 65536 bytes are allowed");
+    peer_queue_error (p, NULL, "GenericError", "line too long: at most 65536 bytes are allowed");
     control_peer_close (p);
     break;
   case FRAME_NOMEM:
@@ -455,7 +226,7 @@ read_input (struct control_peer *p, int64_t until)
       /* Only here is it the peer's fault that the line is not complete. */
       if (p->line_start != 0
           && wire_now_ms () - p->line_start >= p->server->limits.line_ms) {
-        queue_error (p, NULL, "GenericError", "a line was begun and not finished in time");
+        peer_queue_error (p, NULL, "GenericError", "a line was begun and not finished in time");
         control_peer_close (p);
       }
       return;
@@ -472,7 +243,7 @@ void
 peer_serve (struct control_peer *p, short revents, int64_t until)
 {
   if (revents & (POLLHUP | POLLERR))
-    go_deaf (p);
+    peer_go_deaf (p);
   if (p->state == PEER_LINGERING)
     throw_input_away (p);
   else
@@ -499,7 +270,7 @@ peer_new (struct control_server *s, int sock, pid_t pid, uid_t uid)
   p->pending_fd = -1;
   p->out_end = &p->out;
   frame_init (&p->in);
-  queue_message (p,
+  peer_queue (p,
                  json_pack ("{s:{s:{s:{s:i, s:i, s:i}, s:s}, s:[]}}", "QMP", "version", "qemu",
                             "major", 0, "minor", 1, "micro", 0, "package", s->package,
                             "capabilities"),
@@ -510,7 +281,7 @@ peer_new (struct control_server *s, int sock, pid_t pid, uid_t uid)
 void
 peer_free (struct control_peer *p)
 {
-  drop_output (p);
+  peer_drop_output (p);
   close_pending_fd (p);
   frame_free (&p->in);
   close (p->sock);

@@ -99,6 +99,17 @@ int64_t peer_deadline (const struct control_peer *p);
 /* Read and run commands: a bounded number, and none begun at or after UNTIL. */
 void peer_serve (struct control_peer *p, short revents, int64_t until);
 
+/* Queue MESSAGE (stolen; NULL means out of memory) if it fits into a line; FD (-1 none) is stolen if it does. */
+bool peer_queue (struct control_peer *p, json_t *message, int fd);
+
+/* Queue an error; ID may be NULL when it answers no command in particular. */
+void peer_queue_error (struct control_peer *p, json_t *id, const char *class_, const char *desc);
+
+void peer_drop_output (struct control_peer *p);
+
+/* It reads no more.  Commands that it sent before are run all the same, their answers are dropped. */
+void peer_go_deaf (struct control_peer *p);
+
 /* Send what the socket takes. */
 void peer_flush (struct control_peer *p);
 
