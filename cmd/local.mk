@@ -6,6 +6,8 @@ nbdmirror_SOURCES = \
 	cmd/units.h cmd/units.c \
 	cmd/progress.h cmd/progress.c \
 	cmd/serve.c \
+	cmd/nbdkit-args.h cmd/nbdkit-args.c \
+	cmd/tidy.h cmd/tidy.c \
 	cmd/job.h cmd/job.c \
 	cmd/status.c \
 	cmd/set.c \

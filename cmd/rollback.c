@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * rollback: make the source writable again after a hand-off.  Two writers are what it could cause, so
+ * it wants the token of that very hand-off, and the user's word that the destination is stopped.
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+#include "cmd/job.h"
+#include "mirror/handoff.h"
+
+enum { OPT_TOKEN = 0x100, OPT_DESTINATION_STOPPED };
+
+static bool
+is_refusal (const char *class_)
+{
+  return class_ != NULL
+         && (strcmp (class_, "WrongToken") == 0 || strcmp (class_, "NotFenced") == 0);
+}
+
+static int
+run (struct cmd_line *line)
+{
+  static const struct option longopts[]
+    = { { "token", required_argument, NULL, OPT_TOKEN },
+        { "destination-stopped", no_argument, NULL, OPT_DESTINATION_STOPPED },
+        CMD_LONG_OPTIONS_END };
+  const char *token = NULL, *control;
+  struct control_client *c;
+  bool stopped = false;
+  char *class_ = NULL;
+  json_t *args;
+  int opt, r;
+
+  while ((opt = cmd_getopt (line, "", longopts)) != -1)
+    switch (opt) {
+    case OPT_TOKEN:
+      token = optarg;
+      break;
+    case OPT_DESTINATION_STOPPED:
+      stopped = true;
+      break;
+    default:
+      return line->status;
+    }
+  if (!cmd_operands_ok (line, 1, 1, "CONTROL"))
+    return line->status;
+  if (token == NULL)
+    return cmd_usage_error ("--token is missing ('complete' printed it, 'status' shows it)");
+  if (!handoff_token_ok (token))
+    return cmd_usage_error ("--token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -", token);
+  if (!stopped)
+    return cmd_usage_error ("--destination-stopped is missing: stop the guest at the destination first, "
+                            "and say so with it");
+  control = line->operands[0].argv[0];
+  c = job_connect (control);
+  if (c == NULL)
+    return EXIT_ERROR;
+  args = json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1);
+  r = job_call (c, control, "mirror-rollback", args, NULL, &class_);
+  control_client_free (c);
+  r = r == 0 ? EXIT_DONE : is_refusal (class_) ? EXIT_REFUSED : EXIT_ERROR;
+  free (class_);
+  return r;
+}
+
+const struct subcommand subcommand_rollback = {
+  "rollback", "CONTROL --token TOKEN --destination-stopped",
+  "Make the source writable again after a hand-off.",
+  "CONTROL is the disk's control socket.\n"
+  "  --token TOKEN          the token that 'complete' printed ('status' shows it as well)\n"
+  "  --destination-stopped  you have made sure that nothing writes to the destination any more\n\n"
+  "What was written to the destination since the hand-off is not brought back: mirror it the\n"
+  "other way for that.  A wrong token, or a disk that was not handed over, is refused: exit\n"
+  "status 7.\n\n"
+  "Example:\n"
+  "  nbdmirror rollback /run/vm1.control --token 3f2a... --destination-stopped\n",
+  run
+};

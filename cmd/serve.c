@@ -1,0 +1,527 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * serve: put together an nbdkit command line for one disk with the mirror filter, and become it.
+ *
+ * In the foreground this process turns into nbdkit, so its pid and its exit status are the server's.
+ * With --detach nbdkit goes into the background by itself, and we wait until both sockets are there.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <libgen.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cmd/cmd.h"
+#include "cmd/nbdkit-args.h"
+#include "cmd/tidy.h"
+
+#define DETACH_MS 15000
+#define FILTER_FILE "nbdkit-mirror-filter.so"
+
+struct serve {
+  const char *disk;    /* as given */
+  char *disk_path;     /* absolute, links resolved; owned, as all char * here */
+  const char *socket_arg, *control_arg, *pidfile_arg, *export_name;
+  char *socket, *control, *pidfile;
+  char *filter;        /* a path, or "mirror" for nbdkit to find */
+  bool detach, print;
+  struct nbdkit_args args;
+  char **words;        /* the command line, NULL at the end; each owned */
+  unsigned nr_words;
+};
+
+/* ---- paths ---------------------------------------------------------------------------------- */
+
+/* Make PATH absolute; its folder must exist, the last part need not.  NULL after an error message. */
+static char *
+absolute_path (const char *option, const char *path)
+{
+  char *copy1 = strdup (path), *copy2 = strdup (path), *folder = NULL, *full = NULL;
+  const char *base = copy2 != NULL ? basename (copy2) : NULL;
+
+  if (copy1 == NULL || copy2 == NULL)
+    cmd_error ("%s", strerror (errno));
+  else if (path[0] == '\0' || path[strlen (path) - 1] == '/' || strcmp (base, ".") == 0
+           || strcmp (base, "..") == 0)
+    cmd_error ("%s '%s': not the name of a file", option, path);
+  else if ((folder = realpath (dirname (copy1), NULL)) == NULL)
+    cmd_error ("%s %s: %s", option, path, strerror (errno));
+  else if (asprintf (&full, "%s/%s", strcmp (folder, "/") == 0 ? "" : folder, base) == -1)
+    full = NULL;
+  free (copy1);
+  free (copy2);
+  free (folder);
+  return full;
+}
+
+/* A path for a socket: short enough, and free.  A stale socket is removed: nbdkit would not. */
+static char *
+socket_path (const char *option, const char *path, bool print)
+{
+  char *full = absolute_path (option, path);
+  struct sockaddr_un addr;
+
+  if (full == NULL)
+    return NULL;
+  if (strlen (full) >= sizeof addr.sun_path)
+    cmd_error ("%s %s: the path of a socket may have %zu characters at most, this has %zu", option,
+               full, sizeof addr.sun_path - 1, strlen (full));
+  else
+    switch (print ? TIDY_ABSENT : tidy_look (full)) {
+    case TIDY_ABSENT:
+      return full;
+    case TIDY_STALE:
+      if (unlink (full) == 0)
+        return full;
+      cmd_error ("%s %s: left over, and cannot be removed: %s", option, full, strerror (errno));
+      break;
+    case TIDY_IN_USE:
+      cmd_error ("%s %s: in use by another server", option, full);
+      break;
+    case TIDY_NO_SOCKET:
+      cmd_error ("%s %s: exists and is not a socket", option, full);
+      break;
+    }
+  free (full);
+  return NULL;
+}
+
+static int
+check_disk (struct serve *s)
+{
+  struct stat st;
+
+  s->disk_path = realpath (s->disk, NULL);
+  if (s->disk_path == NULL || stat (s->disk_path, &st) == -1) {
+    if (strstr (s->disk, "://") != NULL)
+      cmd_error ("%s: DISK is a file or a block device; to track what another nbdkit plugin serves, "
+                 "see nbdkit-mirror-filter(1)", s->disk);
+    else
+      cmd_error ("%s: %s", s->disk, strerror (errno));
+    return -1;
+  }
+  if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
+    cmd_error ("%s: neither a regular file nor a block device", s->disk);
+    return -1;
+  }
+  if (access (s->disk_path, s->args.read_only ? R_OK : R_OK | W_OK) == -1) {
+    cmd_error ("%s: %s", s->disk, strerror (errno));
+    return -1;
+  }
+  return 0;
+}
+
+/* The filter: what the environment says, else the one built beside this program, else the installed one,
+ * else the one that nbdkit finds by its name. */
+static char *
+find_filter (void)
+{
+  const char *env = getenv ("NBDMIRROR_FILTER");
+  char exe[PATH_MAX], *found = NULL;
+  ssize_t n;
+
+  if (env != NULL && env[0] != '\0')
+    return strchr (env, '/') != NULL ? absolute_path ("NBDMIRROR_FILTER", env) : strdup (env);
+  n = readlink ("/proc/self/exe", exe, sizeof exe - 1);
+  if (n > 0) {
+    exe[n] = '\0';
+    if (asprintf (&found, "%s/nbd-plugin/.libs/%s", dirname (exe), FILTER_FILE) == -1)
+      return NULL;
+    if (access (found, R_OK) == 0)
+      return found;
+    free (found);
+  }
+  if (access (FILTERDIR "/" FILTER_FILE, R_OK) == 0)
+    return strdup (FILTERDIR "/" FILTER_FILE);
+  return strdup ("mirror");
+}
+
+/* ---- the command line ----------------------------------------------------------------------- */
+
+__attribute__ ((format (printf, 2, 3))) static void
+add_word (struct serve *s, const char *fmt, ...)
+{
+  char *word;
+  va_list ap;
+
+  va_start (ap, fmt);
+  if (vasprintf (&word, fmt, ap) == -1)
+    abort ();
+  va_end (ap);
+  s->words[s->nr_words++] = word;
+}
+
+/* Percent-encode all but what may stand in a path and a query.  Caller frees. */
+static char *
+escape (const char *text)
+{
+  static const char plain[]
+    = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+  char *out = malloc (3 * strlen (text) + 1), *p = out;
+
+  if (out == NULL)
+    abort ();
+  for (; *text != '\0'; text++)
+    if (strchr (plain, *text) != NULL)
+      *p++ = *text;
+    else
+      p += sprintf (p, "%%%02X", (unsigned char) *text);
+  *p = '\0';
+  return out;
+}
+
+static void
+add_mirror_parameters (struct serve *s)
+{
+  char *name = escape (s->export_name), *path = escape (s->socket);
+
+  add_word (s, "mirror-control=%s", s->control);
+  if (s->export_name[0] != '\0')
+    add_word (s, "mirror-export=%s", s->export_name);
+  if (!s->args.has_uri)
+    add_word (s, "mirror-uri=nbd%s+unix:///%s?socket=%s", s->args.tls_required ? "s" : "", name,
+              path);
+  /* With other filters between, the file's bytes need not be those that the guest sees. */
+  if (!s->args.has_filter && !s->args.has_direct)
+    add_word (s, "mirror-direct=%s", s->disk_path);
+  free (name);
+  free (path);
+}
+
+static void
+build_command_line (struct serve *s)
+{
+  unsigned i;
+
+  s->words = calloc (s->args.nr_options + s->args.nr_parameters + 20, sizeof *s->words);
+  if (s->words == NULL)
+    abort ();
+  add_word (s, "nbdkit");
+  if (s->detach) {
+    add_word (s, "-P");
+    add_word (s, "%s", s->pidfile);
+  }
+  else {
+    add_word (s, "-f");
+    if (s->pidfile != NULL) {
+      add_word (s, "-P");
+      add_word (s, "%s", s->pidfile);
+    }
+  }
+  add_word (s, "-U");
+  add_word (s, "%s", s->socket);
+  if (s->export_name[0] != '\0') {
+    add_word (s, "-e");
+    add_word (s, "%s", s->export_name);
+  }
+  add_word (s, "--filter=%s", s->filter);
+  for (i = 0; i < s->args.nr_options; i++)
+    add_word (s, "%s", s->args.options[i]);
+  add_word (s, "file");
+  add_word (s, "file=%s", s->disk_path);
+  for (i = 0; i < s->args.nr_parameters; i++)
+    add_word (s, "%s", s->args.parameters[i]);
+  add_mirror_parameters (s);
+}
+
+/* So that a shell reads the same words again. */
+static void
+print_command_line (const struct serve *s)
+{
+  unsigned i;
+
+  for (i = 0; i < s->nr_words; i++) {
+    const char *w = s->words[i];
+    size_t plain = strspn (w, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                              "-_./=+:,@%");
+
+    if (i > 0)
+      putchar (' ');
+    if (w[0] != '\0' && w[plain] == '\0')
+      fputs (w, stdout);
+    else {
+      putchar ('\'');
+      for (; *w != '\0'; w++)
+        if (*w == '\'')
+          fputs ("'\\''", stdout);
+        else
+          putchar (*w);
+      putchar ('\'');
+    }
+  }
+  putchar ('\n');
+}
+
+/* ---- nbdkit --------------------------------------------------------------------------------- */
+
+/* 1.32.4 to 1.33.9 fail an assertion when a client dies with several requests in flight. */
+static bool
+has_abort_bug (unsigned major, unsigned minor, unsigned release)
+{
+  return major == 1
+         && ((minor == 32 && release >= 4) || (minor == 33 && release <= 9));
+}
+
+/* Is there an nbdkit, and is it one with the bug? */
+static int
+check_nbdkit (void)
+{
+  FILE *fp = popen ("exec nbdkit --dump-config", "re");
+  unsigned major = 0, minor = 0, release = 0;
+  char text[512], version[64] = "";
+
+  if (fp == NULL) {
+    cmd_error ("nbdkit: %s", strerror (errno));
+    return -1;
+  }
+  while (fgets (text, sizeof text, fp) != NULL)
+    if (sscanf (text, "version=%63s", version) == 1)
+      sscanf (version, "%u.%u.%u", &major, &minor, &release);
+  if (pclose (fp) != 0) {
+    cmd_error ("nbdkit cannot be run: is it installed and in PATH?");
+    return -1;
+  }
+  if (has_abort_bug (major, minor, release))
+    cmd_warning ("nbdkit %s has a bug (fixed in 1.33.10): a client that dies with several requests "
+                 "in flight, a crashing guest for one, ends this server; see nbdmirror(1), CAVEATS",
+                 version);
+  return 0;
+}
+
+static _Noreturn void
+become_nbdkit (const struct serve *s)
+{
+  execvp (s->words[0], s->words);
+  cmd_error ("nbdkit: %s", strerror (errno));
+  _exit (EXIT_ERROR);
+}
+
+static void
+start_tidying (const struct serve *s, pid_t server)
+{
+  const struct tidy_path paths[TIDY_PATHS_MAX]
+    = { { s->socket, true }, { s->control, true }, { s->pidfile, false } };
+
+  if (tidy_start (server, paths) == -1)
+    cmd_warning ("%s will be left behind at the end: %s", s->socket, strerror (errno));
+}
+
+static pid_t
+read_pidfile (const char *path)
+{
+  FILE *fp = fopen (path, "re");
+  long pid = -1;
+
+  if (fp == NULL)
+    return -1;
+  if (fscanf (fp, "%ld", &pid) != 1)
+    pid = -1;
+  fclose (fp);
+  return (pid_t) pid;
+}
+
+/* nbdkit has gone to the background; the filter opens its control socket after that. */
+static int
+wait_for_server (const struct serve *s, pid_t server)
+{
+  static const struct timespec pause = { 0, 10 * 1000000L };
+  int waited;
+
+  for (waited = 0; waited < DETACH_MS; waited += 10) {
+    if (tidy_look (s->socket) == TIDY_IN_USE && tidy_look (s->control) == TIDY_IN_USE)
+      return EXIT_DONE;
+    if (kill (server, 0) == -1) {
+      cmd_error ("the server ended before it listened at %s (its messages are in the system log; "
+                 "without --detach they are shown)", s->control);
+      return EXIT_ERROR;
+    }
+    nanosleep (&pause, NULL);
+  }
+  cmd_error ("the server does not listen at %s after %d s", s->control, DETACH_MS / 1000);
+  kill (server, SIGTERM);
+  return EXIT_ERROR;
+}
+
+static int
+run_detached (const struct serve *s)
+{
+  int status;
+  pid_t pid, server;
+
+  fflush (NULL);
+  pid = fork ();
+  if (pid == -1) {
+    cmd_error ("fork: %s", strerror (errno));
+    return EXIT_ERROR;
+  }
+  if (pid == 0)
+    become_nbdkit (s);
+  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
+    ;
+  if (!WIFEXITED (status) || WEXITSTATUS (status) != 0) {
+    if (tidy_look (s->socket) == TIDY_STALE)
+      unlink (s->socket);
+    return EXIT_ERROR; /* nbdkit has said why */
+  }
+  server = read_pidfile (s->pidfile);
+  if (server <= 0) {
+    cmd_error ("%s: nbdkit wrote no process id", s->pidfile);
+    return EXIT_ERROR;
+  }
+  start_tidying (s, server);
+  return wait_for_server (s, server);
+}
+
+/* ---- */
+
+static int
+serve (struct serve *s)
+{
+  if (check_disk (s) == -1)
+    return EXIT_ERROR;
+  if ((s->socket = socket_path ("--socket", s->socket_arg, s->print)) == NULL
+      || (s->control = socket_path ("--control", s->control_arg, s->print)) == NULL)
+    return EXIT_ERROR;
+  if (strcmp (s->socket, s->control) == 0)
+    return cmd_usage_error ("--socket and --control are the same path");
+  if (s->pidfile_arg != NULL) {
+    if ((s->pidfile = absolute_path ("--pidfile", s->pidfile_arg)) == NULL)
+      return EXIT_ERROR;
+  }
+  else if (s->detach && asprintf (&s->pidfile, "%s.pid", s->socket) == -1)
+    abort ();
+  if ((s->filter = find_filter ()) == NULL)
+    return EXIT_ERROR;
+  build_command_line (s);
+  if (s->print) {
+    print_command_line (s);
+    return EXIT_DONE;
+  }
+  if (check_nbdkit () == -1)
+    return EXIT_ERROR;
+  if (s->args.tls_required && !s->args.has_uri)
+    cmd_warning ("with --tls=require the worker needs TLS here too: give mirror-uri= with what it "
+                 "needs to connect (tls-certificates=, tls-psk-file=)");
+  if (s->detach)
+    return run_detached (s);
+  start_tidying (s, getpid ());
+  signal (SIGPIPE, SIG_DFL);
+  become_nbdkit (s);
+}
+
+enum { OPT_SOCKET = 0x100, OPT_CONTROL, OPT_STATE, OPT_DETACH, OPT_EXPORT, OPT_PRINT, OPT_PIDFILE };
+
+/* Fill in S.  False: return line->status. */
+static bool
+parse (struct cmd_line *line, struct serve *s)
+{
+  static const struct option longopts[]
+    = { { "socket", required_argument, NULL, OPT_SOCKET },
+        { "control", required_argument, NULL, OPT_CONTROL },
+        { "state", required_argument, NULL, OPT_STATE },
+        { "detach", no_argument, NULL, OPT_DETACH },
+        { "export", required_argument, NULL, OPT_EXPORT },
+        { "pidfile", required_argument, NULL, OPT_PIDFILE },
+        { "print", no_argument, NULL, OPT_PRINT },
+        { "dry-run", no_argument, NULL, OPT_PRINT },
+        CMD_LONG_OPTIONS_END };
+  int opt;
+
+  line->status = EXIT_USAGE;
+  line->keep_rest = true;
+  s->export_name = "";
+  while ((opt = cmd_getopt (line, "", longopts)) != -1)
+    switch (opt) {
+    case OPT_SOCKET:
+      s->socket_arg = optarg;
+      break;
+    case OPT_CONTROL:
+      s->control_arg = optarg;
+      break;
+    case OPT_STATE:
+      cmd_usage_error ("--state %s: this release keeps no sidecar file; leave it out", optarg);
+      return false;
+    case OPT_DETACH:
+      s->detach = true;
+      break;
+    case OPT_EXPORT:
+      s->export_name = optarg;
+      break;
+    case OPT_PIDFILE:
+      s->pidfile_arg = optarg;
+      break;
+    case OPT_PRINT:
+      s->print = true;
+      break;
+    default:
+      return false;
+    }
+  if (!cmd_operands_ok (line, 1, 1, "DISK"))
+    return false;
+  s->disk = line->operands[0].argv[0];
+  if (s->socket_arg == NULL)
+    cmd_usage_error ("--socket is missing");
+  else if (s->control_arg == NULL)
+    cmd_usage_error ("--control is missing");
+  else if (strlen (s->export_name) > 4096)
+    cmd_usage_error ("--export: the name has more than 4096 bytes");
+  else
+    return nbdkit_args_parse (&s->args, line->rest, line->nr_rest) == 0;
+  return false;
+}
+
+static int
+run (struct cmd_line *line)
+{
+  struct serve s = { 0 };
+  int r = parse (line, &s) ? serve (&s) : line->status;
+  unsigned i;
+
+  for (i = 0; i < s.nr_words; i++)
+    free (s.words[i]);
+  free (s.words);
+  nbdkit_args_free (&s.args);
+  free (s.disk_path);
+  free (s.socket);
+  free (s.control);
+  free (s.pidfile);
+  free (s.filter);
+  return r;
+}
+
+const struct subcommand subcommand_serve = {
+  "serve", "DISK --socket PATH --control PATH [OPTIONS] [-- NBDKIT-ARGS]",
+  "Serve a disk over NBD with its changes tracked.",
+  "DISK is a file or a block device with the guest's raw disk.  The guest connects to the\n"
+  "socket; mirroring is started and watched through the control socket.\n"
+  "  --socket PATH   Unix socket on which the disk is served\n"
+  "  --control PATH  control socket, for the other subcommands\n"
+  "  --export NAME   the export's name (default: the empty name)\n"
+  "  --detach        go to the background; return when both sockets are ready\n"
+  "  --pidfile FILE  write the server's process id there (with --detach the default is the\n"
+  "                  socket's path with .pid)\n"
+  "  --print, --dry-run\n"
+  "                  print the nbdkit command line and do nothing\n"
+  "  --state FILE    for a crash-safe sidecar file; refused in this release\n"
+  "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters for it, its file plugin\n"
+  "or its filters, e.g. --threads 64, mirror-block-size=64k.\n\n"
+  "The server is nbdkit; stop it with SIGTERM.  The sockets are removed when it ends.  The\n"
+  "filter is looked for in $NBDMIRROR_FILTER (a path), beside this program when it runs\n"
+  "from its build directory, and where it was installed.\n\n"
+  "Examples:\n"
+  "  nbdmirror serve vm1.img --socket /run/vm1.nbd --control /run/vm1.control --detach\n"
+  "  nbdmirror serve /dev/vg0/vm1 --socket /run/vm1.nbd --control /run/vm1.control \\\n"
+  "            -- --threads 64\n",
+  run
+};

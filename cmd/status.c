@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * status: ask one or several control sockets, and show it to a person or as JSON.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cmd/cmd.h"
+#include "cmd/job.h"
+#include "cmd/units.h"
+
+/* Every documented field is there, null where nobody knows it (an older filter, no job yet). */
+static const char *const fields[] = {
+  "state", "pass", "size", "block-size", "dirty-bytes", "claimed-bytes", "quarantine-bytes",
+  "sent-bytes", "zero-bytes", "bandwidth", "dirty-rate", "bandwidth-limit", "max-downtime-ms",
+  "expected-downtime-ms", "eta-s", "converging", "synchronised", "gate", "worker", "reconnects",
+  "degraded-s", "session", "downtime-ms", "total-s", "passes", "rollback-token", "error", "target",
+};
+
+struct options {
+  bool json, watch;
+  uint64_t interval_ms;
+};
+
+/* ---- asking --------------------------------------------------------------------------------- */
+
+/* A status object for CONTROL (new reference), or NULL with *MESSAGE (caller frees). */
+static json_t *
+ask (const char *control, char **message)
+{
+  struct control_client *c = control_client_connect (control, JOB_CALL_MS, message);
+  json_t *status = NULL;
+  size_t i;
+  int r;
+
+  if (c == NULL)
+    return NULL;
+  r = control_client_call (c, "query-mirror", NULL, -1, JOB_CALL_MS, &status, NULL, NULL, message);
+  control_client_free (c);
+  if (r == -1)
+    return NULL;
+  if (!json_is_object (status)) {
+    json_decref (status);
+    *message = strdup ("the answer is not a status object");
+    return NULL;
+  }
+  for (i = 0; i < sizeof fields / sizeof fields[0]; i++)
+    if (json_object_get (status, fields[i]) == NULL)
+      json_object_set_new (status, fields[i], json_null ());
+  json_object_set_new (status, "control", json_string (control));
+  return status;
+}
+
+/* ---- for people ----------------------------------------------------------------------------- */
+
+static void
+line_start (const char *label)
+{
+  printf ("  %-11s ", label);
+}
+
+/* "1.27 GiB" or "-". */
+static void
+print_size (const json_t *status, const char *key)
+{
+  char buf[UNITS_BUF];
+  double n = job_number (status, key, -1);
+
+  printf ("%s", n < 0 ? "-" : units_format_size (buf, (uint64_t) n));
+}
+
+static void
+print_rate (const json_t *status, const char *key)
+{
+  char buf[UNITS_BUF];
+  double n = job_number (status, key, -1);
+
+  printf ("%s", n < 0 ? "-" : units_format_rate (buf, n));
+}
+
+/* UNIT_MS: how many milliseconds the value's unit is. */
+static void
+print_time (const json_t *status, const char *key, double unit_ms)
+{
+  char buf[UNITS_BUF];
+  double n = job_number (status, key, -1);
+
+  printf ("%s", n < 0 ? "-" : units_format_time (buf, n * unit_ms));
+}
+
+static const char *
+text_or_dash (const json_t *status, const char *key)
+{
+  const char *text = job_text (status, key);
+
+  return text != NULL ? text : "-";
+}
+
+static bool
+is_state (const json_t *status, const char *name)
+{
+  return strcmp (text_or_dash (status, "state"), name) == 0;
+}
+
+static void
+print_progress (const json_t *status)
+{
+  char buf[UNITS_BUF];
+  double percent = job_percent (status), left = job_left (status);
+  bool idle = is_state (status, "idle");
+
+  line_start ("done");
+  if (percent < 0 || idle)
+    printf ("-\n");
+  else
+    printf ("%.1f %%\n", percent);
+  line_start ("left");
+  if (left < 0 || idle)
+    printf ("-");
+  else
+    printf ("%s (dirty ", units_format_size (buf, (uint64_t) left));
+  if (left >= 0 && !idle) {
+    print_size (status, "dirty-bytes");
+    printf (", being copied ");
+    print_size (status, "claimed-bytes");
+    printf (", in quarantine ");
+    print_size (status, "quarantine-bytes");
+    printf (")");
+  }
+  printf ("\n");
+  line_start ("sent");
+  print_size (status, "sent-bytes");
+  printf (", and zeroes for ");
+  print_size (status, "zero-bytes");
+  printf ("\n");
+  line_start ("rate");
+  print_rate (status, "bandwidth");
+  if (job_number (status, "bandwidth-limit", 0) > 0) {
+    printf (" (limit ");
+    print_rate (status, "bandwidth-limit");
+    printf (")");
+  }
+  printf ("\n");
+  line_start ("dirty rate");
+  print_rate (status, "dirty-rate");
+  printf ("\n");
+  line_start ("ETA");
+  print_time (status, "eta-s", 1000);
+  printf ("\n");
+  line_start ("pause");
+  printf ("expected ");
+  print_time (status, "expected-downtime-ms", 1);
+  printf (", allowed ");
+  print_time (status, "max-downtime-ms", 1);
+  printf ("\n");
+}
+
+static void
+print_completed (const json_t *status)
+{
+  line_start ("took");
+  print_time (status, "total-s", 1000);
+  printf (", passes ");
+  if (job_has_number (status, "passes"))
+    printf ("%.0f", job_number (status, "passes", 0));
+  else
+    printf ("-");
+  printf (", sent ");
+  print_size (status, "sent-bytes");
+  printf (", pause ");
+  print_time (status, "downtime-ms", 1);
+  printf ("\n");
+}
+
+__attribute__ ((format (printf, 1, 2))) static void
+print_note (const char *fmt, ...)
+{
+  va_list ap;
+
+  line_start ("note");
+  va_start (ap, fmt);
+  vprintf (fmt, ap);
+  va_end (ap);
+  printf ("\n");
+}
+
+/* What somebody who was woken up needs to be told in words. */
+static void
+print_notes (const json_t *status, const char *control)
+{
+  const char *worker = text_or_dash (status, "worker"), *gate = text_or_dash (status, "gate");
+  const char *reason = job_text (status, "error");
+  char buf[UNITS_BUF];
+  bool over = is_state (status, "idle") || is_state (status, "completed")
+              || is_state (status, "cancelled");
+
+  if (is_state (status, "degraded"))
+    print_note ("the destination is gone (%s in all so far): %s; changes go on being tracked, "
+                "reconnecting",
+                units_format_time (buf, 1000 * job_number (status, "degraded-s", 0)),
+                reason != NULL ? reason : "reason unknown");
+  else if (reason != NULL)
+    print_note ("%s", reason);
+  if (job_is_false (status, "converging") && !over)
+    print_note ("not converging: the guest changes blocks faster than they are copied");
+  if (job_number (status, "reconnects", 0) > 0)
+    print_note ("%.0f reconnects to the destination, %s without it",
+                job_number (status, "reconnects", 0),
+                units_format_time (buf, 1000 * job_number (status, "degraded-s", 0)));
+  if (job_number (status, "quarantine-bytes", 0) > 0 && !over)
+    print_note ("blocks in quarantine are copied again and compared before the job is ready");
+  if (strcmp (worker, "detached") == 0 && !over)
+    print_note ("no worker: 'nbdmirror mirror %s DEST --resume' goes on, 'cancel' gives up", control);
+  if (strcmp (gate, "held") == 0)
+    print_note ("guest writes wait: a hand-off is under way");
+  if (strcmp (gate, "fenced") == 0)
+    print_note ("handed over: this disk refuses writes; 'rollback' with the token re-opens it");
+}
+
+static void
+print_human (const json_t *status, const char *control)
+{
+  char buf[UNITS_BUF];
+
+  printf ("%s\n", control);
+  line_start ("state");
+  printf ("%s", text_or_dash (status, "state"));
+  if (job_has_number (status, "pass") && !is_state (status, "idle"))
+    printf (", pass %.0f", job_number (status, "pass", 0));
+  printf ("\n");
+  line_start ("gate");
+  printf ("%s\n", text_or_dash (status, "gate"));
+  line_start ("worker");
+  printf ("%s", text_or_dash (status, "worker"));
+  if (job_text (status, "target") != NULL)
+    printf (", to %s", job_text (status, "target"));
+  printf ("\n");
+  line_start ("disk");
+  print_size (status, "size");
+  if (job_has_number (status, "block-size"))
+    printf (" in blocks of %s",
+            units_format_size (buf, (uint64_t) job_number (status, "block-size", 0)));
+  printf ("\n");
+  if (is_state (status, "completed"))
+    print_completed (status);
+  else
+    print_progress (status);
+  if (job_text (status, "rollback-token") != NULL) {
+    line_start ("rollback");
+    printf ("%s\n", job_text (status, "rollback-token"));
+  }
+  print_notes (status, control);
+}
+
+/* ---- one round ------------------------------------------------------------------------------ */
+
+/* Ask and print all.  EXIT_ERROR if one could not be asked; the others are printed all the same. */
+static int
+show_all (const struct cmd_line *line, const struct options *o)
+{
+  json_t *array = json_array (), *status;
+  int result = EXIT_DONE;
+  unsigned i;
+
+  for (i = 0; i < line->nr_operands; i++) {
+    const char *control = line->operands[i].argv[0];
+    char *message = NULL;
+
+    status = ask (control, &message);
+    if (status == NULL) {
+      const char *reason = message != NULL ? message : "out of memory";
+
+      if (strstr (reason, control) != NULL)
+        cmd_error ("%s", reason);
+      else
+        cmd_error ("%s: %s", control, reason);
+      result = EXIT_ERROR;
+      json_array_append_new (
+        array, json_pack ("{s:s, s:n, s:s}", "control", control, "state", "error", reason));
+    }
+    else {
+      if (!o->json) {
+        if (i > 0)
+          printf ("\n");
+        print_human (status, control);
+      }
+      json_array_append_new (array, status);
+    }
+    free (message);
+  }
+  if (o->json && (line->nr_operands > 1 || result == EXIT_DONE)) {
+    json_dumpf (line->nr_operands == 1 ? json_array_get (array, 0) : array, stdout,
+                o->watch ? JSON_COMPACT : JSON_INDENT (2));
+    printf ("\n");
+  }
+  json_decref (array);
+  return result;
+}
+
+static int
+watch (const struct cmd_line *line, const struct options *o)
+{
+  const struct timespec interval = { .tv_sec = (time_t) (o->interval_ms / 1000),
+                                     .tv_nsec = (long) (o->interval_ms % 1000) * 1000000L };
+  bool terminal = isatty (STDOUT_FILENO) == 1, first = true;
+  int result;
+
+  for (;;) {
+    if (!o->json && terminal)
+      printf ("\033[H\033[2J");
+    else if (!o->json && !first)
+      printf ("\n");
+    first = false;
+    result = show_all (line, o);
+    if (fflush (stdout) != 0 || ferror (stdout)) /* nobody reads it any more */
+      return EXIT_ERROR;
+    if (result != EXIT_DONE)
+      return result;
+    nanosleep (&interval, NULL);
+  }
+}
+
+enum { OPT_INTERVAL = 0x100 };
+
+static int
+run (struct cmd_line *line)
+{
+  static const struct option longopts[] = { { "json", no_argument, NULL, 'j' },
+                                            { "watch", no_argument, NULL, 'w' },
+                                            { "interval", required_argument, NULL, OPT_INTERVAL },
+                                            CMD_LONG_OPTIONS_END };
+  struct options o = { .interval_ms = 1000 };
+  const char *reason;
+  bool interval = false;
+  int opt;
+
+  while ((opt = cmd_getopt (line, "jw", longopts)) != -1)
+    switch (opt) {
+    case 'j':
+      o.json = true;
+      break;
+    case 'w':
+      o.watch = true;
+      break;
+    case OPT_INTERVAL:
+      reason = units_parse_time (optarg, &o.interval_ms);
+      if (reason == NULL && (o.interval_ms < 100 || o.interval_ms > 3600000))
+        reason = "it must be 100ms to 1h";
+      if (reason != NULL)
+        return cmd_usage_error ("--interval %s: %s", optarg, reason);
+      interval = true;
+      break;
+    default:
+      return line->status;
+    }
+  if (!cmd_operands_ok (line, 1, 0, "CONTROL"))
+    return line->status;
+  if (interval && !o.watch)
+    return cmd_usage_error ("--interval goes with --watch");
+  return o.watch ? watch (line, &o) : show_all (line, &o);
+}
+
+const struct subcommand subcommand_status = {
+  "status", "CONTROL... [--json] [--watch [--interval TIME]]",
+  "Show how mirroring a disk is going.",
+  "CONTROL is a disk's control socket (serve --control).\n"
+  "  -j, --json       print one JSON object for one CONTROL, an array for several\n"
+  "  -w, --watch      show it again every second, until interrupted; with --json one\n"
+  "                   line each time\n"
+  "  --interval TIME  with --watch: as often as this (100ms to 1h)\n\n"
+  "What nobody knows yet is shown as '-', in JSON as null.  A CONTROL that cannot be reached\n"
+  "makes the exit status 1; the others are shown all the same.\n\n"
+  "Examples:\n"
+  "  nbdmirror status /run/vm1.control\n"
+  "  nbdmirror status --json /run/vm*.control\n"
+  "  nbdmirror status --watch --interval 5s /run/vm1.control\n",
+  run
+};

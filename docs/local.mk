@@ -1,0 +1,29 @@
+# The manual pages.  A tarball carries the pods only: pod2man is asked for where it is to be found, and
+# without it there are no pages.
+
+pods = \
+	docs/nbdmirror.pod \
+	docs/nbdkit-mirror-filter.pod \
+	docs/nbdmirror-control.pod
+EXTRA_DIST += $(pods)
+
+if HAVE_POD2MAN
+man_MANS += \
+	docs/nbdmirror.1 \
+	docs/nbdkit-mirror-filter.1 \
+	docs/nbdmirror-control.7
+CLEANFILES += $(man_MANS)
+
+pod2man_section = $(POD2MAN) --utf8 --errors=die --center="nbdmirror" \
+	--release="nbdmirror-$(PACKAGE_VERSION)" --date="2026-11-20"
+
+docs/nbdmirror.1: docs/nbdmirror.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror \
+	  $(srcdir)/docs/nbdmirror.pod $@.tmp && mv $@.tmp $@
+docs/nbdkit-mirror-filter.1: docs/nbdkit-mirror-filter.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdkit-mirror-filter \
+	  $(srcdir)/docs/nbdkit-mirror-filter.pod $@.tmp && mv $@.tmp $@
+docs/nbdmirror-control.7: docs/nbdmirror-control.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=7 --name=nbdmirror-control \
+	  $(srcdir)/docs/nbdmirror-control.pod $@.tmp && mv $@.tmp $@
+endif
