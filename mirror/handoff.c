@@ -231,16 +231,24 @@ finalize_disk (void *opaque)
   return NULL;
 }
 
-/* The word says "abort" already, so every filter opens its gate by itself; this makes it at once. */
+/* The word says "abort" already, so every filter opens its gate by itself; this makes it at once.  A
+ * connection that was lost, or whose prepare is not answered, is made anew. */
 static void *
 release_disk (void *opaque)
 {
   struct disk *d = opaque;
   char *message = NULL;
 
+  if (d->client == NULL
+      || control_client_call (d->client, "mirror-release", NULL, -1, CALL_MS, NULL, NULL, NULL,
+                              &message) == 0)
+    return NULL;
+  free (message); /* often: nothing is held there any more */
+  control_client_free (d->client);
+  d->client = control_client_connect (d->control, CONNECT_MS, &message);
   if (d->client != NULL)
     control_client_call (d->client, "mirror-release", NULL, -1, CALL_MS, NULL, NULL, NULL, &message);
-  free (message); /* nothing was prepared there, or the server is gone */
+  free (message); /* the first error is the one to report */
   return NULL;
 }
 
