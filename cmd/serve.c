@@ -26,8 +26,11 @@
 #include "cmd/nbdkit-args.h"
 #include "cmd/tidy.h"
 
-#define DETACH_MS 15000
+#define DETACH_MS 15000 /* how long the server may take to be ready */
+#define POLL_MS 10
 #define FILTER_FILE "nbdkit-mirror-filter.so"
+
+static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
 
 struct serve {
   const char *disk;    /* as given */
@@ -313,40 +316,52 @@ start_tidying (const struct serve *s, pid_t server)
   const struct tidy_path paths[TIDY_PATHS_MAX]
     = { { s->socket, true }, { s->control, true }, { s->pidfile, false } };
 
-  if (tidy_start (server, paths) == -1)
+  if (tidy_start (server, paths) == 0)
+    return;
+  if (errno == ESRCH) /* it has ended already */
+    tidy_now (server, paths);
+  else
     cmd_warning ("%s will be left behind at the end: %s", s->socket, strerror (errno));
 }
 
+/* nbdkit's first process ends before the second has written the pid file. */
 static pid_t
-read_pidfile (const char *path)
+wait_for_pidfile (const char *path)
 {
-  FILE *fp = fopen (path, "re");
-  long pid = -1;
-
-  if (fp == NULL)
-    return -1;
-  if (fscanf (fp, "%ld", &pid) != 1)
-    pid = -1;
-  fclose (fp);
-  return (pid_t) pid;
-}
-
-/* nbdkit has gone to the background; the filter opens its control socket after that. */
-static int
-wait_for_server (const struct serve *s, pid_t server)
-{
-  static const struct timespec pause = { 0, 10 * 1000000L };
   int waited;
 
-  for (waited = 0; waited < DETACH_MS; waited += 10) {
-    if (tidy_look (s->socket) == TIDY_IN_USE && tidy_look (s->control) == TIDY_IN_USE)
+  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
+    FILE *fp = fopen (path, "re");
+    char text[32] = "";
+
+    if (fp != NULL) {
+      if (fgets (text, sizeof text, fp) == NULL)
+        text[0] = '\0';
+      fclose (fp);
+      if (strchr (text, '\n') != NULL && atol (text) > 0)
+        return (pid_t) atol (text);
+    }
+    nanosleep (&poll_pause, NULL);
+  }
+  return -1;
+}
+
+/* nbdkit listens on its socket before it goes to the background; the filter opens its control socket
+ * after that. */
+static int
+wait_for_control (const struct serve *s, pid_t server)
+{
+  int waited;
+
+  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
+    if (tidy_look (s->control) == TIDY_IN_USE)
       return EXIT_DONE;
     if (kill (server, 0) == -1) {
       cmd_error ("the server ended before it listened at %s (its messages are in the system log; "
                  "without --detach they are shown)", s->control);
       return EXIT_ERROR;
     }
-    nanosleep (&pause, NULL);
+    nanosleep (&poll_pause, NULL);
   }
   cmd_error ("the server does not listen at %s after %d s", s->control, DETACH_MS / 1000);
   kill (server, SIGTERM);
@@ -359,6 +374,7 @@ run_detached (const struct serve *s)
   int status;
   pid_t pid, server;
 
+  unlink (s->pidfile); /* an old one would be taken for the new one */
   fflush (NULL);
   pid = fork ();
   if (pid == -1) {
@@ -374,13 +390,13 @@ run_detached (const struct serve *s)
       unlink (s->socket);
     return EXIT_ERROR; /* nbdkit has said why */
   }
-  server = read_pidfile (s->pidfile);
-  if (server <= 0) {
+  server = wait_for_pidfile (s->pidfile);
+  if (server == -1) {
     cmd_error ("%s: nbdkit wrote no process id", s->pidfile);
     return EXIT_ERROR;
   }
   start_tidying (s, server);
-  return wait_for_server (s, server);
+  return wait_for_control (s, server);
 }
 
 /* ---- */

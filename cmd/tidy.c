@@ -103,19 +103,9 @@ remove_pidfile (const char *path, pid_t server)
 }
 
 static void
-wait_and_remove (int pidfd, pid_t server, const struct tidy_path *paths)
+remove_all (pid_t server, const struct tidy_path *paths, const struct noted *noted)
 {
-  struct noted noted[TIDY_PATHS_MAX] = { 0 };
-  struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
-  bool all = false;
   unsigned i;
-  int r, times = 0;
-
-  do {
-    if (!all && times++ < LOOK_TIMES)
-      note_sockets (paths, noted, &all);
-    r = poll (&pfd, 1, all || times >= LOOK_TIMES ? -1 : LOOK_MS);
-  } while (r == 0 || (r == -1 && errno == EINTR));
 
   for (i = 0; i < TIDY_PATHS_MAX; i++)
     if (paths[i].path == NULL)
@@ -124,6 +114,30 @@ wait_and_remove (int pidfd, pid_t server, const struct tidy_path *paths)
       remove_socket (paths[i].path, &noted[i]);
     else
       remove_pidfile (paths[i].path, server);
+}
+
+static void
+wait_and_remove (int pidfd, pid_t server, const struct tidy_path *paths)
+{
+  struct noted noted[TIDY_PATHS_MAX] = { 0 };
+  struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
+  bool all = false;
+  int r, times = 0;
+
+  do {
+    if (!all && times++ < LOOK_TIMES)
+      note_sockets (paths, noted, &all);
+    r = poll (&pfd, 1, all || times >= LOOK_TIMES ? -1 : LOOK_MS);
+  } while (r == 0 || (r == -1 && errno == EINTR));
+  remove_all (server, paths, noted);
+}
+
+void
+tidy_now (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX])
+{
+  static const struct noted nothing[TIDY_PATHS_MAX];
+
+  remove_all (server, paths, nothing);
 }
 
 /* The child must outlive a Ctrl-C on the terminal, and hold nothing that others wait to see closed. */

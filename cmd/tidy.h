@@ -21,6 +21,9 @@ struct tidy_path {
  * but 0 to 2, which it turns to /dev/null.  0, or -1 with errno. */
 int tidy_start (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX]);
 
+/* SERVER has ended: remove what is left now. */
+void tidy_now (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX]);
+
 /* What stands at PATH? */
 enum tidy_socket { TIDY_ABSENT, TIDY_STALE, TIDY_IN_USE, TIDY_NO_SOCKET };
 enum tidy_socket tidy_look (const char *path);
