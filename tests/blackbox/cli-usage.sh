@@ -1,0 +1,162 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that wrong command lines are refused as documented: exit status 2 (1 where the command line is
+# right but what it names is not there), one message on stderr that names the subcommand and the thing, nothing
+# on stdout, and no socket, file or process left behind.
+. "$(dirname "$0")/lib.sh"
+
+cd "$tmp"
+truncate -s 1M disk
+mkdir folder dir
+touch plain
+touch out err
+before=$(ls -A)
+s="--socket s.sock --control c.sock"
+
+# refused STATUS PATTERN ARGS...: PATTERN (fixed text) must be in the message.
+refused () {
+  local status=$1 pattern=$2; shift 2
+  has_to_exit "$status" nbdmirror "$@"
+  grep -qF -- "$pattern" err || { cat err >&2; fail "no '$pattern' in the message of: $*"; }
+  grep -q "^nbdmirror: " err || fail "the message of '$*' does not begin with nbdmirror:"
+  [ ! -s out ] || fail "output on stdout from: $*"
+  [ "$status" != 2 ] || grep -q -- "^Try 'nbdmirror .*--help'" err || fail "no hint after: $*"
+}
+
+# nbdmirror itself
+has_to_exit 0 nbdmirror --version
+[ "$(cat out)" = "nbdmirror $(make_var PACKAGE_VERSION)" ] || fail "version: $(cat out)"
+has_to_exit 0 nbdmirror --help
+subcommands=$(sed -n 's/^  \([a-z]*\)  .*/\1/p' out)
+refused 2 'SUBCOMMAND is missing'
+refused 2 "unknown subcommand 'frobnicate'" frobnicate
+refused 2 "unknown option '--frobnicate'" --frobnicate
+refused 2 "unknown subcommand ''" ''
+
+# Every subcommand: its help, and the faults that all share.
+for sub in serve status set pause resume cancel complete rollback mirror copy verify; do
+  case " $(echo $subcommands) " in *" $sub "*) ;; *) fail "--help does not list $sub" ;; esac
+  has_to_exit 0 nbdmirror "$sub" --help
+  grep -q "^Usage: nbdmirror $sub " out || fail "$sub --help has no usage line"
+  grep -q "^Example" out || fail "$sub --help has no example"
+  grep -q "^  *nbdmirror $sub " out || fail "$sub --help has no example of itself"
+  [ ! -s err ] || fail "$sub --help writes to stderr"
+  ! grep -q '.\{101\}' out || fail "$sub --help has a line over 100 columns"
+  refused 2 "nbdmirror: $sub: unknown option '--frobnicate'" "$sub" --frobnicate
+  refused 2 "nbdmirror: $sub: unknown option '-Z'" "$sub" -Z
+  refused 2 "is missing" "$sub"
+  refused 2 "'[' without ']'" "$sub" [ a b
+done
+refused 2 "option '--help' takes no value" status --help=1
+
+# serve
+refused 2 'DISK is missing' serve
+refused 2 '--socket is missing' serve disk --control c.sock
+refused 2 '--control is missing' serve disk --socket s.sock
+refused 2 "'--socket' needs a value" serve disk --socket
+refused 2 "extra argument 'extra'" serve disk extra $s
+refused 2 '--state f: ' serve disk --state f $s
+refused 2 'the same path' serve disk --socket s.sock --control ./s.sock
+refused 2 "'word' is neither" serve disk $s -- word
+refused 2 'use --socket' serve disk $s -- -U other
+refused 2 'use --socket' serve disk $s -- --unix=other
+refused 2 '--filter needs a value' serve disk $s -- --filter
+refused 2 'use --control' serve disk $s -- mirror-control=x
+refused 2 'use --pidfile' serve disk $s -- -vP x
+refused 1 'missing: No such file' serve missing $s
+refused 1 'folder: neither' serve folder $s
+refused 1 'nbd://host/' serve nbd://host/ $s
+refused 1 'no/s.sock: No such file' serve disk --socket no/s.sock --control c.sock
+refused 1 'no/c.sock: No such file' serve disk --socket s.sock --control no/c.sock
+refused 1 'exists and is not a socket' serve disk --socket plain --control c.sock
+refused 1 'exists and is not a socket' serve disk --socket s.sock --control dir
+refused 1 'not the name of a file' serve disk --socket s.sock --control dir/
+long=$(printf '%0120d' 0)
+refused 1 '107 characters at most' serve disk --socket "$long" --control c.sock
+
+# set: nothing is sent unless all is right, so the missing socket is not even looked at
+refused 2 'KEY=VALUE is missing' set none
+refused 2 "'bandwidth' is not KEY=VALUE" set none bandwidth
+refused 2 "'=1' is not KEY=VALUE" set none =1
+refused 2 "unknown key 'speed'" set none speed=1
+refused 2 'bandwidth is given twice' set none bandwidth=1M bandwidth=2M
+for value in '' -1 x 1X 1.5 20000000T 1M/h; do
+  refused 2 "bandwidth=$value: " set none "bandwidth=$value"
+done
+for value in '' 0 300 -1s 1m x 2d 25h; do
+  refused 2 "max-downtime=$value: " set none "max-downtime=$value"
+done
+refused 2 'policy=hope: ' set none policy=hope
+refused 2 'synchronous=maybe: ' set none synchronous=maybe
+refused 2 'policy=hope: ' set none bandwidth=1M policy=hope
+refused 1 'none: ' set none bandwidth=1M
+
+# status
+refused 2 '--interval x: not a number' status none --watch --interval x
+refused 2 '--interval 1ms: ' status none --watch --interval 1ms
+refused 2 '--interval goes with --watch' status none --interval 1s
+refused 2 "option '--json' takes no value" status none --json=yes
+refused 1 'none: ' status none
+refused 1 'none: ' status none --json
+refused 1 'none: ' status none --watch
+refused 1 'plain: ' status plain
+refused 1 'folder: ' status folder
+has_to_exit 1 nbdmirror status none plain --json
+[ "$("$python" -c 'import json; print([o["state"] for o in json.load(open("out"))])')" = '[None, None]' ] ||
+  fail "an array with an entry for each CONTROL was expected"
+
+# pause, resume, cancel
+for sub in pause resume cancel; do
+  refused 2 'CONTROL is missing' $sub
+  refused 2 "extra argument 'b'" $sub a b
+  refused 1 'none: ' $sub none
+done
+
+# complete
+refused 2 'none is given twice' complete none other none
+refused 2 '--lease 0: ' complete none --lease 0
+refused 2 '--lease 300: ' complete none --lease 300
+refused 2 '--timeout 2h: ' complete none --timeout 2h
+refused 2 '--waiters both: ' complete none --waiters both
+refused 2 "--rollback-token 'a b': " complete none --rollback-token 'a b'
+refused 2 "--rollback-token '': " complete none --rollback-token ''
+refused 2 "--rollback-token '$long': " complete none --rollback-token "$long"
+refused 1 'none: ' complete none
+
+# rollback
+refused 2 '--token is missing' rollback none --destination-stopped
+refused 2 '--destination-stopped is missing' rollback none --token t
+refused 2 "--token 'a/b': " rollback none --token a/b --destination-stopped
+refused 1 'none: ' rollback none --token t --destination-stopped
+
+# Output that cannot be written is an error.
+if [ -w /dev/full ]; then
+  got=0; nbdmirror --help >/dev/full 2>err || got=$?
+  [ $got = 1 ] || fail "--help into a full disk ended with $got"
+fi
+
+# --print starts nothing, and a shell reads the words back.
+truncate -s 1M "it's a disk"
+has_to_exit 0 nbdmirror serve "it's a disk" $s --print -- --threads 7 cache=none
+eval "set -- $(cat out)"
+[ "$1 $2" = "nbdkit -f" ] || fail "--print: $(cat out)"
+for want in "file=$tmp/it's a disk" "mirror-direct=$tmp/it's a disk" "mirror-control=$tmp/c.sock" \
+            "mirror-uri=nbd+unix:///?socket=$tmp/s.sock" --threads 7 cache=none; do
+  for word; do [ "$word" != "$want" ] || continue 2; done
+  fail "--print: no $want in $(cat out)"
+done
+# Another filter between makes direct reads of the file wrong.
+has_to_exit 0 nbdmirror serve disk $s --print -- --filter=cow
+! grep -q mirror-direct out || fail "mirror-direct= in spite of another filter"
+rm "it's a disk"
+
+# A server that cannot start leaves nothing, in the foreground and in the background.
+refused_by_nbdkit () {
+  has_to_exit 1 nbdmirror serve disk $s "$@"
+  grep -q no-such-parameter err || fail "nbdkit's message is not shown"
+}
+refused_by_nbdkit -- no-such-parameter=1
+refused_by_nbdkit --detach -- no-such-parameter=1
+
+sleep 0.2
+[ "$(ls -A)" = "$before" ] || fail "left behind: $(ls -A | grep -vxF "$before")"
