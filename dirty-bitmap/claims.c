@@ -15,6 +15,7 @@
  * The order of dirty and claimed is array by array: first every claimed bit of the run and the
  * counter, then every dirty bit and its counter.  Whoever looks at dirty first and at claimed next
  * (bits or counters) finds every block, since a block leaves dirty only when it is in claimed.
+ * REGION_DIRTY is therefore the first of the arrays.
  */
 
 #include <config.h>
@@ -58,6 +59,7 @@ claim_give_back (struct region *r, unsigned set, uint64_t first, uint64_t count)
 {
   assert (set < 2);
   bitmap_set (r, REGION_DIRTY, first, count);
+  atomic_fetch_add (&r->hdr->given_back, 1); /* between the two: see claims_all_empty */
   bitmap_clear (r, claim_array (set), first, count);
 }
 
@@ -85,6 +87,19 @@ claim_release (struct region *r, unsigned set)
 {
   assert (set < 2);
   bitmap_clear_all (r, claim_array (set));
+}
+
+/* Dirty before claimed is right for blocks on their way forward, and would miss one on its way back
+ * (claimed to dirty, between the two looks); the counter of those tells. */
+bool
+claims_all_empty (const struct region *r)
+{
+  uint64_t given_back = atomic_load (&r->hdr->given_back);
+
+  for (int a = 0; a < REGION_NR_ARRAYS; a++)
+    if (!bitmap_empty (r, (enum region_array) a))
+      return false;
+  return atomic_load (&r->hdr->given_back) == given_back;
 }
 
 void

@@ -56,6 +56,12 @@ bool claim_drained (const struct region *r, unsigned set);
 /* Empty SET after a successful destination FLUSH that was sent when SET was drained. */
 void claim_release (struct region *r, unsigned set);
 
+/* Are dirty, both claim sets and quarantine all empty?  The look at the arrays in rule R3: bits, not
+ * counters, and in the order that finds a block which is being claimed (dirty first); a block given back
+ * meanwhile makes it false.  The caller looks at in-flight before and at the session after.  While
+ * others clear bits it may say false though nothing is left: ask again. */
+bool claims_all_empty (const struct region *r);
+
 /* End of a session (R5): session number up; both claim sets into quarantine and into dirty; then
  * both sets emptied and entry counts zeroed.  All copiers of this process must have stopped. */
 void claims_revoke (struct region *r);
