@@ -1,0 +1,46 @@
+# ---- unit tests ------------------------------------------------------------------
+# Each is one program, tests/unit/test-NAME.c, and can be run alone (--help, --filter).
+# They include tests/unit/unit.h instead of criterion's header.
+
+unit_cppflags = $(AM_CPPFLAGS) -I$(srcdir)/tests/unit
+unit_cflags = $(AM_CFLAGS) $(CRITERION_CFLAGS)
+
+if HAVE_CRITERION
+unit_tests = \
+	tests/unit/test-region \
+	tests/unit/test-bitmap \
+	tests/unit/test-claims \
+	tests/unit/test-samples
+check_PROGRAMS += $(unit_tests)
+TESTS += $(unit_tests)
+else
+TESTS += tests/unit/no-criterion.sh
+endif
+EXTRA_DIST += tests/unit/no-criterion.sh
+
+tests_unit_test_region_SOURCES = tests/unit/test-region.c tests/unit/fixture.h tests/unit/unit.h
+tests_unit_test_region_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_region_CFLAGS = $(unit_cflags)
+tests_unit_test_region_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_bitmap_SOURCES = tests/unit/test-bitmap.c
+tests_unit_test_bitmap_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_bitmap_CFLAGS = $(unit_cflags)
+tests_unit_test_bitmap_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_claims_SOURCES = tests/unit/test-claims.c
+tests_unit_test_claims_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_claims_CFLAGS = $(unit_cflags)
+tests_unit_test_claims_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_samples_SOURCES = tests/unit/test-samples.c
+tests_unit_test_samples_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_samples_CFLAGS = $(unit_cflags)
+tests_unit_test_samples_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+# ---- black-box tests --------------------------------------------------------------
+# Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
+
+blackbox_tests =
+TESTS += $(blackbox_tests)
+EXTRA_DIST += $(blackbox_tests)
