@@ -1,0 +1,17 @@
+filter_LTLIBRARIES += nbd-plugin/nbdkit-mirror-filter.la
+nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
+	nbd-plugin/filter.h nbd-plugin/mirror-filter.c \
+	nbd-plugin/tracker.h nbd-plugin/tracker.c \
+	nbd-plugin/gate.h nbd-plugin/gate.c \
+	nbd-plugin/fence.h nbd-plugin/fence.c \
+	nbd-plugin/job.h nbd-plugin/job.c nbd-plugin/progress.c \
+	nbd-plugin/handoff.h nbd-plugin/handoff.c \
+	nbd-plugin/commands.h nbd-plugin/commands.c nbd-plugin/commands-worker.c \
+	nbd-plugin/status.c nbd-plugin/events.c \
+	nbd-plugin/thread.h nbd-plugin/thread.c
+nbd_plugin_nbdkit_mirror_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS) $(JANSSON_CFLAGS)
+nbd_plugin_nbdkit_mirror_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
+	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
+nbd_plugin_nbdkit_mirror_filter_la_LIBADD = libdirtybitmap.la libcontrol.la $(JANSSON_LIBS)
+nbd_plugin_nbdkit_mirror_filter_la_DEPENDENCIES = libdirtybitmap.la libcontrol.la $(srcdir)/nbd-plugin/filter.map
+EXTRA_DIST += nbd-plugin/filter.map

@@ -1,0 +1,927 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Black-box test of the filter, driven as a worker and a coordinator would drive it: marks, attach and
+resume, the gate, the two-phase hand-off, and what happens when any of the parties is lost.
+
+usage: filter-protocol.py [-v] [NAME...]      (from the build directory, or with $builddir)
+"""
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+try:
+    import nbd
+except ImportError:
+    print("SKIP: %s has no nbd module" % sys.executable)
+    sys.exit(77)
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from filter_client import BLOCK, Client, Refused, Region, Server, Word, filter_path  # noqa: E402
+
+TESTS = []
+
+
+def test(f):
+    TESTS.append(f)
+    return f
+
+
+def refused(class_, f, *args, **kwargs):
+    """F must be refused with that error class; returns the description."""
+    try:
+        r = f(*args, **kwargs)
+    except Refused as e:
+        assert e.class_ == class_, "refused with %s instead of %s" % (e, class_)
+        return e.desc
+    raise AssertionError("not refused: %s" % r)
+
+
+def eventually(what, f, timeout=5):
+    end = time.monotonic() + timeout
+    while not f():
+        assert time.monotonic() < end, "waited in vain: " + what
+        time.sleep(0.005)
+
+
+def attach(s, **args):
+    """A worker in this process: the client and its region."""
+    w = s.client()
+    info = w.call("mirror-attach", **args)
+    region = Region(w.fds.pop())
+    return w, region, info
+
+
+def write_later(h, data, offset, **kwargs):
+    """A write that is answered some day.  -> a function that waits for it and returns 0 or its errno."""
+    result = []
+
+    def done(error):
+        result.append(error.value)
+        return 1
+    h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), offset, completion=done, **kwargs)
+
+    def wait(timeout=5):
+        end = time.monotonic() + timeout
+        while not result:
+            left = end - time.monotonic()
+            if left < 0:
+                return None
+            h.poll(int(left * 1000) + 1)
+        return result[0]
+    return wait
+
+
+def prepare_all(s, w, word, lease_ms=20000, token="tok-1", coordinator=None, **args):
+    """From mirror-prepare to prepared; the region is clean.  -> (coordinator, generation)"""
+    k = coordinator or s.client()
+    answer = k.start("mirror-prepare", fd=word.fd, lease_ms=lease_ms, rollback_token=token, **args)
+    request = w.event("MIRROR_REQUEST", execute="prepare")
+    generation = w.call("mirror-hold", lease_ms=request["arguments"]["lease-ms"])["generation"]
+    session = w.call("query-mirror")["session"]
+    w.call("mirror-prepared", generation=generation, session=session)
+    w.call("mirror-reply", **{"request": request["request"], "return": {"generation": generation}})
+    assert k.finish(answer) == {"generation": generation}
+    return k, generation
+
+
+class WorkerProcess:
+    """A worker in a process of its own, to be killed or stopped: attaches, cleans the region as told,
+    and holds if asked."""
+
+    def __init__(self, s, start="new", hold_ms=None):
+        code = """if 1:
+            import sys, time
+            sys.path.insert(0, %r)
+            from filter_client import Client, Region
+            w = Client(%r)
+            info = w.call("mirror-attach", start=%r)
+            r = Region(w.fds.pop())
+            r.assign("dirty", {1}); r.assign("claimed-a", {2, 3}); r.assign("claimed-b", {4})
+            r.assign("quarantine", {5})
+            if %r:
+                w.call("mirror-hold", lease_ms=%r)
+            print("ready", info["session"], flush=True)
+            time.sleep(1000)
+            """ % (os.path.dirname(os.path.abspath(__file__)), s.control, start, hold_ms, hold_ms)
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline().startswith("ready")
+
+    def signal(self, sig):
+        self.process.send_signal(sig)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+# ---- marks ---------------------------------------------------------------------------------
+
+@test
+def attach_needs_a_disk():
+    """The size is learnt from a client: no attach before one has come."""
+    s = Server()
+    c = s.client()
+    assert "open an NBD connection" in refused("NoDisk", c.call, "mirror-attach", start="new")
+    assert s.client().status()["size"] is None
+    s.guest()
+    w, region, info = attach(s, start="new")
+    assert info["size"] == 1 << 20 and info["block-size"] == BLOCK, info
+    assert info["resumed"] is False and info["job"] is None and info["session"] == 1
+    s.close()
+
+
+@test
+def new_job_is_all_dirty():
+    """A full job begins with every block dirty, the short one at the tail included."""
+    for size in 0, 1, 511, 513, BLOCK - 1, BLOCK, BLOCK + 1, 300 * BLOCK + 7:
+        s = Server(size=size)
+        s.guest()
+        w, region, info = attach(s, start="new")
+        n = (size + BLOCK - 1) // BLOCK
+        assert region.blocks("dirty") == set(range(n)), size
+        assert region.counter("dirty") == n and region.session() == 1
+        status = s.client().status()
+        assert status["dirty-bytes"] == size == status["size"], status
+        s.close()
+
+
+@test
+def marks_every_mutation():
+    """Write, zero and trim, odd ranges, with FUA, failing: exactly the blocks they touch are marked."""
+    s = Server(size=100 * BLOCK + 100)
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+
+    def marked(f, *args):
+        region.clean()
+        f(*args)
+        return sorted(region.blocks("dirty"))
+    assert marked(h.pwrite, b"x", 0) == [0]
+    assert marked(h.pwrite, b"x" * 2, BLOCK - 1) == [0, 1]
+    assert marked(h.pwrite, b"x" * BLOCK, BLOCK) == [1]
+    assert marked(h.pwrite, b"x" * (3 * BLOCK), BLOCK // 2, nbd.CMD_FLAG_FUA) == [0, 1, 2, 3]
+    assert marked(h.zero, BLOCK + 1, 10 * BLOCK) == [10, 11]
+    assert marked(h.zero, 1, 20 * BLOCK + 5, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE) == [20]
+    assert marked(h.trim, 2 * BLOCK, 30 * BLOCK) == [30, 31]
+    assert marked(h.trim, BLOCK, 40 * BLOCK, nbd.CMD_FLAG_FUA) == [40]
+    assert marked(h.pwrite, b"x" * 101, 100 * BLOCK - 1) == [99, 100]
+    assert marked(h.pread, BLOCK, 0) == []
+    assert marked(h.flush) == []
+    assert region.counter("dirty") == 0
+    s.close()
+
+
+@test
+def marks_failed_writes():
+    """A write that failed may have changed part of the range, so it is marked all the same."""
+    s = Server(filters=["error"], plugin=["memory", "1M", "error=EIO", "error-pwrite-rate=100%",
+                                          "error-zero-rate=100%", "error-trim-rate=100%"])
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    for f, args in ((h.pwrite, (b"x", BLOCK)), (h.zero, (BLOCK, 3 * BLOCK)), (h.trim, (BLOCK, 5 * BLOCK))):
+        try:
+            f(*args)
+            raise AssertionError("no error")
+        except nbd.Error as e:
+            assert e.errnum == errno.EIO
+    assert region.blocks("dirty") == {1, 3, 5}
+    s.close()
+
+
+@test
+def writes_on_many_connections():
+    """Four connections write at once: every block that was written is marked."""
+    s = Server(size=1024 * BLOCK)
+    handles = [s.guest() for _ in range(4)]
+    w, region, info = attach(s, start="new")
+    region.clean()
+
+    def work(i):
+        for b in range(i, 1024, 8):
+            handles[i].pwrite(bytes([i + 1]) * BLOCK, b * BLOCK)
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert region.blocks("dirty") == {b for b in range(1024) if b % 8 < 4}
+    assert region.counter("dirty") == 512
+    assert s.client().status()["in-flight"] == 0
+    s.close()
+
+
+@test
+def refuses_other_exports_and_sizes():
+    """One export a server, of one size."""
+    s = Server()
+    try:
+        s.guest("other")
+        raise AssertionError("another export was opened")
+    except nbd.Error:
+        assert "is not the one that is tracked" in s.log()
+    s.guest()
+    with open(s.disk, "r+b") as f:
+        f.truncate(2 << 20)
+    try:
+        s.guest()
+        raise AssertionError("a size that changed was accepted")
+    except nbd.Error:
+        assert "size changed from 1048576 to 2097152" in s.log(), s.log()
+    s.close()
+    s = Server(export="disk1")
+    s.guest("disk1")
+    s.close()
+
+
+@test
+def refuses_bad_parameters():
+    """Each bad parameter is named, at start, and leaves nothing behind."""
+    s = Server()
+    s.hang_up()
+    s.stop()
+    assert not os.path.exists(s.control), "the control socket was left behind"
+    f = "--filter=" + filter_path()
+    bad = [
+        ([f, "memory", "1M"], "mirror-control"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-state=/x"], "mirror-state"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-block-size=5k"],
+         "mirror-block-size=5k"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-block-size=2M"],
+         "mirror-block-size=2M"),
+        ([f, "memory", "1M", "mirror-control=/nonexistent/c"], "/nonexistent/c"),
+        ([f, "memory", "1M", "mirror-control=" + s.disk], s.disk),
+        ([f, "--filter=noparallel", "memory", "1M", "mirror-control=" + s.control], "parallel"),
+        ([f, "memory", "1M", "mirror-nonsense=1", "mirror-control=" + s.control], "mirror-nonsense"),
+    ]
+    for args, text in bad:
+        p = subprocess.run(["nbdkit", "-f", "-U", s.dir + "/s", *args], stderr=subprocess.PIPE,
+                           text=True, timeout=10)
+        assert p.returncode != 0 and text in p.stderr, (args, p.stderr)
+        assert not os.path.exists(s.control), args
+    s.close()
+
+
+# ---- workers come and go -------------------------------------------------------------------
+
+@test
+def second_worker_is_refused():
+    """While one is attached, and while the process of one that was cut off exists."""
+    s = Server()
+    s.guest()
+    w, region, info = attach(s, start="new")
+    assert str(os.getpid()) in refused("WorkerAttached", s.client().call, "mirror-attach",
+                                       start="resume")
+    w.close()
+    begin = time.monotonic()
+    assert "still exists" in refused("WorkerAttached", s.client().call, "mirror-attach",
+                                     start="resume")
+    assert 1 < time.monotonic() - begin < 4
+    s.close()
+
+
+@test
+def resume_takes_over_what_the_dead_worker_knew():
+    """Dirty and claimed are dirty again, claimed and quarantine are in quarantine, the session is one
+    higher; what the guest writes meanwhile is there too; the job's counters are handed on."""
+    s = Server()
+    h = s.guest()
+    p = WorkerProcess(s)
+    h.pwrite(b"x", 100 * BLOCK)
+    p.kill()
+    eventually("the worker's loss", lambda: s.client().status()["worker"] == "detached")
+    h.pwrite(b"x", 101 * BLOCK)
+    refused("JobExists", s.client().call, "mirror-attach", start="new")
+    w, region, info = attach(s, start="resume")
+    assert info["resumed"] is True and info["session"] == 2 and region.session() == 2, info
+    assert info["job"]["state"] == "copying"
+    assert region.blocks("dirty") == {1, 2, 3, 4, 100, 101}, region.blocks("dirty")
+    assert region.blocks("quarantine") == {2, 3, 4, 5}
+    assert not region.blocks("claimed-a") and not region.blocks("claimed-b")
+    for a, n in ("dirty", 6), ("claimed-a", 0), ("claimed-b", 0), ("quarantine", 4):
+        assert region.counter(a) == n, (a, region.counter(a))
+    h.pwrite(b"x", 102 * BLOCK)
+    assert 102 in region.blocks("dirty")
+    s.close()
+
+
+@test
+def restart_begins_again():
+    """restart: all dirty, session 1; but blocks that the dead worker's requests may still hit stay in
+    quarantine (R12).  The same for a job that was dropped and begun anew."""
+    s = Server()
+    s.guest()
+    WorkerProcess(s).kill()
+    eventually("the worker's loss", lambda: s.client().status()["worker"] == "detached")
+    p = WorkerProcess(s, start="restart")
+    p.kill()
+    w, region, info = attach(s, start="restart")
+    assert len(region.blocks("dirty")) == 256 and info["session"] == 1 and not info["resumed"]
+    assert region.blocks("quarantine") == {2, 3, 4, 5}
+    w.call("mirror-detach", state="cancelled", reason="test")
+    w, region, info = attach(s, start="new")
+    assert len(region.blocks("dirty")) == 256 and info["session"] == 1
+    assert region.blocks("quarantine") == {2, 3, 4, 5}
+    s.close()
+
+
+@test
+def cancel_without_a_worker():
+    """block-job-cancel drops a left over job; then new is possible, resume finds nothing."""
+    s = Server()
+    s.guest()
+    c = s.client()
+    refused("DeviceNotActive", c.call, "block-job-cancel")
+    WorkerProcess(s).kill()
+    eventually("the worker's loss", lambda: c.status()["worker"] == "detached")
+    assert c.status()["state"] == "detached" and len(c.call("query-block-jobs")) == 1
+    c.call("block-job-cancel", device="mirror")
+    c.event("BLOCK_JOB_CANCELLED")
+    status = c.status()
+    assert status["state"] == "cancelled" and status["dirty-bytes"] is None, status
+    assert c.call("query-block-jobs") == [] == c.call("query-jobs")
+    w, region, info = attach(s, start="resume")
+    assert info["resumed"] is False and info["session"] == 1
+    s.close()
+
+
+@test
+def requests_are_relayed():
+    """A user's request goes to the worker, its answer back; a lost worker answers for all."""
+    s = Server()
+    s.guest()
+    c = s.client()
+    refused("DeviceNotActive", c.call, "block-job-pause")
+    w, region, info = attach(s, start="new")
+    for name, args in (("block-job-set-speed", {"speed": 1000}), ("block-job-pause", {}),
+                       ("mirror-set", {"policy": "none"}), ("block-job-complete", {})):
+        a = c.start(name, **args)
+        request = w.event("MIRROR_REQUEST")
+        assert request["execute"] == name and request["arguments"] == args, request
+        w.call("mirror-reply", **{"request": request["request"], "return": {"x": 1}})
+        assert c.finish(a) == {"x": 1}
+    a = c.start("block-job-complete")
+    request = w.event("MIRROR_REQUEST")
+    w.call("mirror-reply", request=request["request"], error={"class": "NotReady", "desc": "no"})
+    assert refused("NotReady", c.finish, a) == "no"
+    w.call("mirror-reply", **{"request": request["request"], "return": {}})   # late: ignored
+    a = c.start("block-job-pause")
+    w.event("MIRROR_REQUEST")
+    w.close()
+    refused("DeviceNotActive", c.finish, a)
+    s.close()
+
+
+@test
+def progress_is_checked():
+    """What a worker publishes is checked by type, bounded, and shown with the filter's own knowledge."""
+    s = Server()
+    s.guest()
+    refused("GenericError", s.client().call, "mirror-progress", state="ready")
+    w, region, info = attach(s, start="new")
+    w.call("mirror-progress", **{"state": "ready", "pass": 3, "bandwidth": 1.5, "target": "nbd://x"})
+    status = s.client().status()
+    assert status["state"] == "ready" and status["pass"] == 3 and status["target"] == "nbd://x"
+    w.event("BLOCK_JOB_READY")
+    w.call("mirror-progress", **{"expected-downtime-ms": None})
+    for bad in ({"pass": -1}, {"pass": "x"}, {"state": "nonsense"}, {"state": None}, {"gate": "open"},
+                {"session": 3}, {"target": "x" * 5000}, {"other": {"a": 1}}, {"policy": "x"},
+                {"converging": 1}, {"eta-s": -2}):
+        refused("GenericError", w.call, "mirror-progress", **bad)
+    refused("GenericError", w.call, "mirror-progress", **{"f%d" % i: i for i in range(65)})
+    refused("GenericError", w.call, "mirror-progress", **{"f%d" % i: "\x01" * 200 for i in range(50)})
+    assert s.client().status()["pass"] == 3
+    jobs = s.client().call("query-block-jobs")
+    assert jobs[0]["type"] == "mirror" and jobs[0]["ready"] and jobs[0]["device"] == "mirror", jobs
+    s.close()
+
+
+@test
+def bad_commands_are_refused():
+    """Wrong names, types and ids are errors that name the thing."""
+    s = Server()
+    s.guest()
+    c = s.client()
+    assert "nonsense" in refused("CommandNotFound", c.call, "nonsense")
+    assert "'x'" in refused("GenericError", c.call, "query-mirror", x=1)
+    assert "'speed'" in refused("GenericError", c.call, "block-job-set-speed", speed="fast")
+    assert "'speed'" in refused("GenericError", c.call, "block-job-set-speed", speed=-1)
+    assert "'speed'" in refused("GenericError", c.call, "block-job-set-speed")
+    assert "'disk2'" in refused("DeviceNotFound", c.call, "query-mirror", id="disk2")
+    assert "'disk2'" in refused("DeviceNotFound", c.call, "block-job-pause", device="disk2")
+    refused("GenericError", c.call, "mirror-attach", start="nonsense")
+    refused("GenericError", c.call, "mirror-set")
+    refused("GenericError", c.call, "mirror-set", policy="nonsense")
+    names = {x["name"] for x in c.call("query-commands")}
+    assert {"qmp_capabilities", "query-mirror", "mirror-attach"} <= names
+    assert c.call("query-version")["qemu"]["major"] == 0
+    s.close()
+
+
+# ---- the gate ------------------------------------------------------------------------------
+
+@test
+def hold_and_release():
+    """While held writes, zeroes and trims wait, reads and flushes and the status pass."""
+    s = Server()
+    h, reader = s.guest(), s.guest()
+    w, region, info = attach(s, start="new")
+    h.pwrite(b"a" * BLOCK, 0)
+    generation = w.call("mirror-hold", lease_ms=20000)["generation"]
+    region.clean()
+    writes = [write_later(h, b"b" * BLOCK, i * BLOCK) for i in range(16)]
+    eventually("16 waiting writes", lambda: s.client().status()["waiting"] == 16)
+    status = s.client().status()
+    assert status["gate"] == "held" and status["in-flight"] == 0 and status["state"] == "holding"
+    assert reader.pread(BLOCK, 0) == b"a" * BLOCK
+    reader.flush()
+    begin = time.monotonic()
+    for _ in range(100):
+        s.clients[0].status()
+    assert time.monotonic() - begin < 2, "status is slow while writes wait"
+    assert region.blocks("dirty") == set()
+    refused("Busy", w.call, "mirror-hold", lease_ms=1000)
+    refused("StaleGeneration", w.call, "mirror-unhold", generation=generation + 1)
+    w.call("mirror-unhold", generation=generation, reason="test")
+    assert [f() for f in writes] == [0] * 16
+    w.event("MIRROR_RELEASED", generation=generation)
+    assert region.blocks("dirty") == set(range(16))
+    assert reader.pread(BLOCK, 0) == b"b" * BLOCK
+    refused("StaleGeneration", w.call, "mirror-unhold", generation=generation)
+    s.close()
+
+
+@test
+def hold_waits_for_what_is_below():
+    """mirror-hold is answered when the requests below are done, and their bits are set then."""
+    s = Server(filters=["delay"], plugin=["memory", "1M", "wdelay=1"])
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    write = write_later(h, b"x", 7 * BLOCK)
+    eventually("the write below", lambda: s.client().status()["in-flight"] == 1)
+    a = w.start("mirror-hold", lease_ms=10000)
+    time.sleep(0.3)
+    assert not w.answered(a), "answered before the write had ended"
+    w.finish(a)
+    assert region.blocks("dirty") == {7}
+    assert write() == 0
+    s.close()
+
+
+@test
+def drain_longer_than_the_lease():
+    """Then the hold is given up, and said so; the guest goes on."""
+    s = Server(filters=["delay"], plugin=["memory", "1M", "wdelay=2"])
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+    write = write_later(h, b"x", 0)
+    eventually("the write below", lambda: s.client().status()["in-flight"] == 1)
+    begin = time.monotonic()
+    refused("LeaseEnded", w.call, "mirror-hold", lease_ms=300)
+    assert 0.25 < time.monotonic() - begin < 1
+    assert s.client().status()["gate"] == "open"
+    assert write() == 0
+    s.close()
+
+
+@test
+def lease_ends():
+    """A worker that is stopped cannot hold the guest longer than its lease."""
+    s = Server()
+    h = s.guest()
+    p = WorkerProcess(s, hold_ms=500)
+    p.signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    h.pwrite(b"x", 9 * BLOCK)
+    took = time.monotonic() - begin
+    assert 0.2 < took < 0.8, took
+    refused("WorkerAttached", s.client().call, "mirror-attach", start="resume")
+    p.kill()
+    s.close()
+
+
+@test
+def killed_while_holding():
+    """The worker's process ends: the guest goes on at once, long before the lease's end."""
+    s = Server()
+    h = s.guest()
+    p = WorkerProcess(s, hold_ms=60000)
+    write = write_later(h, b"x", 9 * BLOCK)
+    assert write(0.3) is None
+    begin = time.monotonic()
+    p.kill()
+    assert write() == 0
+    assert time.monotonic() - begin < 0.5
+    s.close()
+
+
+@test
+def connection_lost_while_holding():
+    """The worker's connection closes, its process lives on: the same."""
+    s = Server()
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+    w.call("mirror-hold", lease_ms=60000)
+    write = write_later(h, b"x", 9 * BLOCK)
+    assert write(0.2) is None
+    w.close()
+    assert write(1) == 0
+    s.close()
+
+
+@test
+def sigterm_while_held():
+    """SIGTERM ends the server soon: waiting writes fail, nothing is let through to the disk."""
+    s = Server()
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+    c = s.client()
+    w.call("mirror-hold", lease_ms=60000)
+    write = write_later(h, b"x" * BLOCK, 0)
+    assert write(0.2) is None
+    s.process.send_signal(signal.SIGTERM)
+    w.event("MIRROR_SHUTDOWN", timeout=2)
+    c.event("SHUTDOWN", timeout=2)
+    assert w.closed(2) and c.closed(2)
+    assert write(2) == errno.ESHUTDOWN
+    s.cut(h)
+    assert s.process.wait(3) == 0
+    with open(s.disk, "rb") as f:
+        assert f.read(BLOCK) == bytes(BLOCK), "a write passed the gate"
+    assert not os.path.exists(s.control)
+    s.close()
+
+
+@test
+def client_leaves_while_its_write_waits():
+    """The write of a guest that is gone is not applied later."""
+    s = Server()
+    h = s.guest()
+    s.guest()
+    w, region, info = attach(s, start="new")
+    generation = w.call("mirror-hold", lease_ms=60000)["generation"]
+    write = write_later(h, b"x" * BLOCK, 0)
+    assert write(0.2) is None
+    s.cut(h)
+    eventually("the waiting write's end", lambda: s.client().status()["waiting"] == 0)
+    w.call("mirror-unhold", generation=generation)
+    with open(s.disk, "rb") as f:
+        assert f.read(BLOCK) == bytes(BLOCK), "a dead guest's write passed the gate"
+    s.close()
+
+
+# ---- the hand-off --------------------------------------------------------------------------
+
+@test
+def hand_off_and_rollback():
+    """Prepared, committed by the word, finalized; writes get EPERM, reads go on, also after a restart of
+    the server; the right token opens it again."""
+    s = Server()
+    h = s.guest()
+    h.pwrite(b"a" * BLOCK, 0)
+    w, region, info = attach(s, start="new")
+    region.clean()
+    word = Word()
+    k, generation = prepare_all(s, w, word)
+    assert s.client().status()["state"] == "prepared"
+    waiting = write_later(h, b"b" * BLOCK, 0)
+    assert waiting(0.2) is None
+    assert "commit" in refused("NotDecided", k.call, "job-finalize", generation=generation)
+    refused("StaleGeneration", k.call, "job-finalize", generation=generation + 1)
+    assert word.set(1) == 1
+    result = k.call("job-finalize", generation=generation)
+    assert result["rollback-token"] == "tok-1" and 0 < result["downtime-ms"] < 5000, result
+    assert k.call("job-finalize", generation=generation) == result
+    w.event("BLOCK_JOB_COMPLETED", device="mirror")
+    assert w.event("MIRROR_COMMITTED")["generation"] == generation
+    assert waiting() == errno.EPERM
+    for f in (lambda: h.pwrite(b"x", 0), lambda: h.zero(512, 0), lambda: h.trim(512, 0)):
+        try:
+            f()
+            raise AssertionError("a fenced disk was changed")
+        except nbd.Error as e:
+            assert e.errnum == errno.EPERM, e
+    assert s.log().count("writes are refused until a rollback") == 1, s.log()
+    assert h.pread(BLOCK, 0) == b"a" * BLOCK
+    status = s.client().status()
+    assert status["state"] == "completed" and status["gate"] == "fenced", status
+    assert status["rollback-token"] == "tok-1" and status["downtime-ms"] == result["downtime-ms"]
+    c = s.client()
+    refused("AlreadyCommitted", c.call, "mirror-release")
+    refused("Fenced", c.call, "mirror-attach", start="resume")
+    refused("Fenced", c.call, "block-job-complete")
+    refused("WrongToken", c.call, "mirror-rollback", rollback_token="no", destination_stopped=True)
+    refused("GenericError", c.call, "mirror-rollback", rollback_token="tok-1",
+            destination_stopped=False)
+    w.call("mirror-detach", state="completed", reason="done")
+    assert os.path.exists(s.control + ".fence") and not os.path.exists(s.control + ".fence.draft")
+
+    s.hang_up()
+    s.stop()
+    s.start()
+    h = s.guest()
+    try:
+        h.pwrite(b"x", 0)
+        raise AssertionError("a fenced disk was changed after a restart")
+    except nbd.Error as e:
+        assert e.errnum == errno.EPERM
+    c = s.client()
+    status = c.status()
+    assert status["state"] == "completed" and status["rollback-token"] == "tok-1", status
+    assert c.call("job-finalize", generation=generation)["rollback-token"] == "tok-1"
+    refused("WrongToken", c.call, "mirror-rollback", rollback_token="no", destination_stopped=True)
+    c.call("mirror-rollback", rollback_token="tok-1", destination_stopped=True)
+    h.pwrite(b"c" * BLOCK, 0)
+    refused("NotFenced", c.call, "mirror-rollback", rollback_token="tok-1", destination_stopped=True)
+    assert c.status()["state"] == "idle"
+    assert not os.path.exists(s.control + ".fence")
+    w, region, info = attach(s, start="new")
+    assert w.call("mirror-hold", lease_ms=1000)["generation"] > generation
+    s.close()
+
+
+@test
+def committed_though_everybody_died():
+    """The word says commit, and neither coordinator nor worker is there to tell: fenced all the same,
+    durably, without anybody asking."""
+    for die in "coordinator", "worker", "nobody":
+        s = Server()
+        h = s.guest()
+        w, region, info = attach(s, start="new")
+        region.clean()
+        word = Word()
+        k, generation = prepare_all(s, w, word)
+        word.set(1)
+        if die == "coordinator":
+            k.close()
+        elif die == "worker":
+            w.close()
+        eventually("the fence record", lambda: os.path.exists(s.control + ".fence"))
+        assert s.client().status()["gate"] == "fenced"
+        s.close()
+
+
+@test
+def everybody_dies_undecided():
+    """A prepared disk loses its coordinator or its worker: the word turns to abort, the gate opens."""
+    for die in "coordinator", "worker", "release", "unhold", "lease", "other disk":
+        s = Server()
+        h = s.guest()
+        w, region, info = attach(s, start="new")
+        region.clean()
+        word = Word()
+        k, generation = prepare_all(s, w, word, lease_ms=400 if die == "lease" else 60000)
+        assert os.path.exists(s.control + ".fence.draft")
+        if die == "coordinator":
+            k.close()
+        elif die == "worker":
+            w.close()
+        elif die == "release":
+            s.client().call("mirror-release", generation=generation)
+        elif die == "unhold":
+            w.call("mirror-unhold", generation=generation, reason="test")
+        elif die == "other disk":
+            word.set(2)
+        begin = time.monotonic()
+        h.pwrite(b"x", 0)
+        assert time.monotonic() - begin < 1, die
+        assert word.get() == 2, die
+        eventually("the draft's end", lambda: not os.path.exists(s.control + ".fence.draft"))
+        assert s.client().status()["gate"] == "open"
+        if die != "worker":
+            w.event("MIRROR_RELEASED", generation=generation)
+            refused("StaleGeneration", w.call, "mirror-prepared", generation=generation, session=1)
+        if die == "lease":
+            refused("StaleGeneration", k.call, "job-finalize", generation=generation)
+        s.close()
+
+
+@test
+def prepared_looks_at_everything():
+    """mirror-prepared is refused while anything is left, and for another session or generation."""
+    s = Server()
+    s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    word = Word()
+    k = s.client()
+    a = k.start("mirror-prepare", fd=word.fd, lease_ms=60000, rollback_token="t")
+    request = w.event("MIRROR_REQUEST", execute="prepare")
+    assert request["arguments"]["lease-ms"] == 60000
+    refused("StaleGeneration", w.call, "mirror-prepared", generation=1, session=1)
+    g = w.call("mirror-hold")["generation"]
+    for array in "dirty", "claimed-a", "claimed-b", "quarantine":
+        region.assign(array, {200})
+        refused("NotEmpty", w.call, "mirror-prepared", generation=g, session=1)
+        region.assign(array, ())
+    refused("StaleGeneration", w.call, "mirror-prepared", generation=g + 1, session=1)
+    refused("StaleSession", w.call, "mirror-prepared", generation=g, session=2)
+    # An answer without being prepared is no success.
+    w.call("mirror-reply", **{"request": request["request"], "return": {"generation": g}})
+    refused("GenericError", k.finish, a)
+    assert word.get() == 2 and s.client().status()["gate"] == "open"
+    refused("StaleGeneration", w.call, "mirror-prepared", generation=g, session=1)
+    s.close()
+
+
+@test
+def prepare_is_refused():
+    """Without a worker, word, token; with a second hand-off under way; by the worker."""
+    s = Server()
+    s.guest()
+    k = s.client()
+    word = Word()
+    refused("DeviceNotActive", k.call, "mirror-prepare", fd=word.fd, rollback_token="t")
+    w, region, info = attach(s, start="new")
+    assert "descriptor" in refused("GenericError", k.call, "mirror-prepare", rollback_token="t")
+    for token in "", "a b", "x" * 65, "a/b":
+        refused("GenericError", k.call, "mirror-prepare", fd=word.fd, rollback_token=token)
+    refused("GenericError", k.call, "mirror-prepare", fd=word.fd, rollback_token="t", waiters="x")
+    refused("GenericError", k.call, "mirror-prepare", fd=word.fd, rollback_token="t", lease_ms=0)
+    null = os.open("/dev/null", os.O_RDWR)
+    assert "memfd" in refused("GenericError", k.call, "mirror-prepare", fd=null, rollback_token="t")
+    os.close(null)
+    a = k.start("mirror-prepare", fd=word.fd, rollback_token="t")
+    request = w.event("MIRROR_REQUEST")
+    refused("Busy", s.client().call, "mirror-prepare", fd=word.fd, rollback_token="t")
+    w.call("mirror-reply", request=request["request"], error={"class": "NotReady", "desc": "not yet"})
+    assert refused("NotReady", k.finish, a) == "not yet"
+    assert word.get() == 2
+    # The lease ends before it is prepared.
+    word = Word()
+    a = k.start("mirror-prepare", fd=word.fd, rollback_token="t", lease_ms=200)
+    w.event("MIRROR_REQUEST")
+    w.call("mirror-hold", lease_ms=200)
+    refused("LeaseEnded", k.finish, a)
+    assert word.get() == 2
+    # The coordinator leaves before the worker has begun to hold.
+    word = Word()
+    k.start("mirror-prepare", fd=word.fd, rollback_token="t")
+    w.event("MIRROR_REQUEST")
+    k.close()
+    w.event("MIRROR_RELEASED", generation=0)
+    assert word.get() == 2
+    s.close()
+
+
+@test
+def waiters_keep():
+    """waiters=keep: who waited at the commit goes on waiting and is let through by a rollback; who comes
+    later is refused."""
+    s = Server()
+    h, other = s.guest(), s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    word = Word()
+    k, generation = prepare_all(s, w, word, waiters="keep")
+    write = write_later(h, b"x" * BLOCK, 0)
+    assert write(0.2) is None
+    word.set(1)
+    k.call("job-finalize", generation=generation)
+    assert write(0.3) is None
+    try:
+        other.pwrite(b"y", BLOCK)
+        raise AssertionError("a fenced disk was changed")
+    except nbd.Error as e:
+        assert e.errnum == errno.EPERM
+    k.call("mirror-rollback", rollback_token="tok-1", destination_stopped=True)
+    assert write() == 0
+    s.close()
+
+
+@test
+def killed_in_doubt():
+    """The server is killed while prepared: the next one does not know how it was decided, and refuses
+    writes until somebody says."""
+    for answer in "finalize", "release", "rollback":
+        s = Server()
+        h = s.guest()
+        w, region, info = attach(s, start="new")
+        region.clean()
+        k, generation = prepare_all(s, w, Word())
+        s.stop(signal.SIGKILL)
+        s.hang_up()
+        s.start()
+        assert "rollback with token tok-1" in s.log()
+        h, c = s.guest(), s.client()
+        try:
+            h.pwrite(b"x", 0)
+            raise AssertionError("written in doubt")
+        except nbd.Error as e:
+            assert e.errnum == errno.EPERM
+        if answer == "finalize":
+            refused("StaleGeneration", c.call, "job-finalize", generation=generation + 1)
+            c.call("job-finalize", generation=generation)
+            assert os.path.exists(s.control + ".fence")
+        elif answer == "release":
+            refused("StaleGeneration", c.call, "mirror-release")
+            c.call("mirror-release", generation=generation)
+            h.pwrite(b"x", 0)
+        else:
+            c.call("mirror-rollback", rollback_token="tok-1", destination_stopped=True)
+            h.pwrite(b"x", 0)
+        assert not os.path.exists(s.control + ".fence.draft")
+        s.close()
+
+
+@test
+def damaged_fence_record():
+    """A record that cannot be read is a fence, said loudly; an empty draft is none."""
+    for text in "", "{}", "garbage", '{"format": "nbdmirror-fence", "version": 99}', "{" * 5000:
+        s = Server()
+        s.hang_up()
+        s.stop()
+        with open(s.control + ".fence", "w") as f:
+            f.write(text)
+        s.start()
+        assert ".fence cannot be read" in s.log(), s.log()
+        h, c = s.guest(), s.client()
+        try:
+            h.pwrite(b"x", 0)
+            raise AssertionError("written in spite of a fence record")
+        except nbd.Error as e:
+            assert e.errnum == errno.EPERM
+        assert "by hand" in refused("GenericError", c.call, "mirror-rollback", rollback_token="t",
+                                    destination_stopped=True)
+        assert c.status()["state"] == "completed" and c.status()["rollback-token"] is None
+        s.close()
+    s = Server()
+    s.hang_up()
+    s.stop()
+    open(s.control + ".fence.draft", "w").close()
+    s.start()
+    s.guest().pwrite(b"x", 0)
+    s.close()
+
+
+@test
+def fence_record_cannot_be_written():
+    """Then the disk is not prepared, the guest goes on, and the reason is told."""
+    s = Server()
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    os.mkdir(s.control + ".fence.draft")
+    k = s.client()
+    k.start("mirror-prepare", fd=Word().fd, lease_ms=60000, rollback_token="t")
+    w.event("MIRROR_REQUEST")
+    g = w.call("mirror-hold")["generation"]
+    assert ".fence.draft" in refused("GenericError", w.call, "mirror-prepared", generation=g, session=1)
+    w.call("mirror-unhold", generation=g)
+    h.pwrite(b"x", 0)
+    os.rmdir(s.control + ".fence.draft")
+    s.close()
+
+
+@test
+def sigterm_while_prepared():
+    """Undecided: abort, and no draft is left.  Decided: the fence record is there."""
+    for value in 0, 1:
+        s = Server()
+        h = s.guest()
+        w, region, info = attach(s, start="new")
+        region.clean()
+        word = Word()
+        prepare_all(s, w, word)
+        s.process.send_signal(signal.SIGSTOP)       # so that it sees both at once
+        if value:
+            word.set(value)
+        s.process.send_signal(signal.SIGTERM)
+        s.process.send_signal(signal.SIGCONT)
+        assert w.closed(3)
+        s.cut(h)
+        assert s.process.wait(3) == 0
+        assert word.get() == (value or 2)
+        assert os.path.exists(s.control + ".fence") == bool(value)
+        assert not os.path.exists(s.control + ".fence.draft")
+        s.close()
+
+
+def main():
+    verbose = "-v" in sys.argv
+    wanted = [a for a in sys.argv[1:] if a != "-v"]
+    failed = 0
+    for f in TESTS:
+        if wanted and f.__name__ not in wanted:
+            continue
+        begin = time.monotonic()
+        try:
+            f()
+        except Exception:                           # pylint: disable=broad-except
+            failed += 1
+            print("FAIL: %s: %s" % (f.__name__, f.__doc__), flush=True)
+            sys.excepthook(*sys.exc_info())
+        else:
+            if verbose:
+                print("ok: %s (%.1f s)" % (f.__name__, time.monotonic() - begin), flush=True)
+    print("%d failed" % failed)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the tests of the filter's side of the protocol share: a client of the control socket, a reader of the
+shared region, the decision word, and an nbdkit with the filter.  Standard library and nbd only.
+"""
+import json
+import mmap
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+
+import nbd
+
+ARRAYS = ("dirty", "claimed-a", "claimed-b", "quarantine")
+BLOCK = 4096
+
+
+class Refused(Exception):
+    """The filter answered with an error."""
+
+    def __init__(self, error):
+        super().__init__("%s: %s" % (error["class"], error["desc"]))
+        self.class_ = error["class"]
+        self.desc = error["desc"]
+
+
+class Client:
+    """A control connection.  start() sends, finish() waits for that answer, call() does both; events and
+    a descriptor that came along are kept."""
+
+    def __init__(self, path):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(path)
+        self.data = b""
+        self.fds = []
+        self.events = []
+        self.answers = {}
+        self.last_id = 0
+        assert "QMP" in self._next(10)
+        self.call("qmp_capabilities")
+
+    def _next(self, timeout):
+        """The next message, or None when none came in time."""
+        end = time.monotonic() + timeout
+        while b"\n" not in self.data:
+            left = end - time.monotonic()
+            if left < 0 or not select.select([self.sock], [], [], left)[0]:
+                return None
+            try:
+                more, fds, _, _ = socket.recv_fds(self.sock, 65536, 4)
+            except ConnectionResetError:
+                raise EOFError("the filter closed the connection") from None
+            if not more:
+                raise EOFError("the filter closed the connection")
+            self.data += more
+            self.fds += fds
+        line, self.data = self.data.split(b"\n", 1)
+        return json.loads(line)
+
+    def start(self, name, fd=None, **args):
+        self.last_id += 1
+        line = json.dumps({"execute": name, "id": self.last_id,
+                           "arguments": {k.replace("_", "-"): v for k, v in args.items()}})
+        line = line.encode() + b"\n"
+        if fd is None:
+            self.sock.sendall(line)
+        else:
+            socket.send_fds(self.sock, [line], [fd])
+        return self.last_id
+
+    def _take(self, timeout):
+        message = self._next(timeout)
+        if message is None:
+            return False
+        if "event" in message:
+            self.events.append(message)
+        else:
+            self.answers[message.get("id")] = message
+        return True
+
+    def finish(self, id_, timeout=10):
+        end = time.monotonic() + timeout
+        while id_ not in self.answers:
+            if not self._take(max(0, end - time.monotonic())) and time.monotonic() >= end:
+                raise TimeoutError("no answer within %s s" % timeout)
+        message = self.answers.pop(id_)
+        if "error" in message:
+            raise Refused(message["error"])
+        return message["return"]
+
+    def answered(self, id_):
+        while self._take(0):
+            pass
+        return id_ in self.answers
+
+    def call(self, name, fd=None, timeout=10, **args):
+        return self.finish(self.start(name, fd, **args), timeout)
+
+    def event(self, name, timeout=5, **wanted):
+        """Wait for an event; those before it are dropped."""
+        end = time.monotonic() + timeout
+        while True:
+            while self.events:
+                e = self.events.pop(0)
+                if e["event"] == name and all(e["data"].get(k) == v for k, v in wanted.items()):
+                    return e["data"]
+            if not self._take(max(0, end - time.monotonic())) and time.monotonic() >= end:
+                raise TimeoutError("no event %s %s within %s s" % (name, wanted, timeout))
+
+    def closed(self, timeout=5):
+        """Wait until the filter closes the connection."""
+        end = time.monotonic() + timeout
+        try:
+            while time.monotonic() < end:
+                self._take(0.05)
+        except EOFError:
+            return True
+        return False
+
+    def status(self):
+        return self.call("query-mirror")
+
+    def close(self):
+        self.sock.close()
+        for fd in self.fds:
+            os.close(fd)
+
+
+class Region:
+    """The shared region as it stands in the memfd (dirty-bitmap/region.h)."""
+
+    def __init__(self, fd):
+        self.map = mmap.mmap(fd, os.fstat(fd).st_size)
+        os.close(fd)
+        head = struct.unpack_from("=8sIIQQQQ4Q4QQ16s", self.map)
+        assert head[0] == b"NBDMIRR\0" and head[1] == 1, head[:2]
+        _, _, _, self.region_size, self.disk_size, self.block_size, self.nr_blocks = head[:7]
+        self.array_offset = head[7:11]
+        self.summary_offset = head[11:15]
+        # The counters stand on the next cache line after the constant part; see struct region_header.
+        size = struct.calcsize("=8sIIQQQQ4Q4QQ16s")
+        self.count_at = (size + 63) // 64 * 64
+        self.session_at = self.count_at + 64 + 8
+        self.words = (self.nr_blocks + 63) // 64
+
+    def blocks(self, array):
+        """The set of blocks whose bit is set."""
+        offset = self.array_offset[ARRAYS.index(array)]
+        bits = int.from_bytes(self.map[offset:offset + 8 * self.words], "little")
+        return {i for i in range(self.nr_blocks) if bits >> i & 1}
+
+    def counter(self, array):
+        return struct.unpack_from("=q", self.map, self.count_at + 8 * ARRAYS.index(array))[0]
+
+    def session(self):
+        return struct.unpack_from("=Q", self.map, self.session_at)[0]
+
+    def assign(self, array, blocks):
+        """Set exactly these blocks, with summary and counter.  For a quiet region only."""
+        a = ARRAYS.index(array)
+        bits = sum(1 << b for b in blocks)
+        words = bits.to_bytes(8 * self.words, "little")
+        self.map[self.array_offset[a]:self.array_offset[a] + len(words)] = words
+        summary = 0
+        for w in range(self.words):
+            if words[8 * w:8 * w + 8] != bytes(8):
+                summary |= 1 << w
+        length = (self.words + 63) // 64 * 8
+        self.map[self.summary_offset[a]:self.summary_offset[a] + length] = \
+            summary.to_bytes(length, "little")
+        struct.pack_into("=q", self.map, self.count_at + 8 * a, len(blocks))
+
+    def clean(self):
+        for a in ARRAYS:
+            self.assign(a, ())
+
+
+class Word:
+    """A decision word."""
+
+    def __init__(self):
+        self.fd = os.memfd_create("word", os.MFD_CLOEXEC | 2)
+        os.ftruncate(self.fd, 4096)
+        import fcntl
+        fcntl.fcntl(self.fd, 1033, 2 | 4)       # F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW
+        self.map = mmap.mmap(self.fd, 4096)
+
+    def get(self):
+        return struct.unpack_from("=I", self.map)[0]
+
+    def set(self, value):
+        """The coordinator's compare-and-swap; here nobody races."""
+        if self.get() == 0:
+            struct.pack_into("=I", self.map, 0, value)
+        return self.get()
+
+
+def filter_path():
+    path = os.environ.get("NBDMIRROR_FILTER")
+    if path is None:
+        path = os.path.join(os.environ.get("builddir", "."), "nbd-plugin/.libs/nbdkit-mirror-filter.so")
+    return os.path.abspath(path)
+
+
+def server_environment():
+    """A sanitized filter needs its runtime loaded first."""
+    env = dict(os.environ)
+    sanitizers = os.environ.get("SANITIZERS")
+    if sanitizers is None:
+        try:
+            makefile = open(os.path.join(os.environ.get("builddir", "."), "Makefile")).read()
+            sanitizers = re.search(r"^SANITIZERS *= *(.*)$", makefile, re.M).group(1)
+        except (OSError, AttributeError):
+            sanitizers = "no"
+    runtime = "libasan.so" if "address" in sanitizers else \
+        "libtsan.so" if "thread" in sanitizers else None
+    if runtime is not None:
+        env["LD_PRELOAD"] = subprocess.run(["gcc", "-print-file-name=" + runtime], check=True,
+                                           stdout=subprocess.PIPE, text=True).stdout.strip()
+        env["ASAN_OPTIONS"] = "detect_leaks=0:exitcode=86"
+        env["TSAN_OPTIONS"] = "exitcode=86"
+    return env
+
+
+class Server:
+    """nbdkit with the mirror filter, in a private directory that close() removes."""
+
+    def __init__(self, size=1 << 20, args=(), plugin=None, filters=(), **parameters):
+        self.dir = tempfile.mkdtemp(prefix="nbdmirror-filter.", dir="/tmp")
+        self.socket = self.dir + "/nbd"
+        self.control = self.dir + "/control"
+        self.disk = self.dir + "/disk"
+        with open(self.disk, "wb") as f:
+            f.truncate(size)
+        self.args, self.filters = list(args), list(filters)
+        self.plugin = plugin or ["file", self.disk]
+        self.parameters = ["mirror-%s=%s" % (k.replace("_", "-"), v) for k, v in parameters.items()]
+        self.clients = []
+        self.handles = []
+        self.process = None
+        self.start()
+
+    def command(self):
+        command = ["nbdkit", "-f", "-U", self.socket, *self.args]
+        command += ["--filter=" + filter_path()]
+        command += ["--filter=" + f for f in self.filters]
+        return command + self.plugin + ["mirror-control=" + self.control] + self.parameters
+
+    def start(self, wait=True):
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        with open(self.dir + "/log", "ab") as log:
+            self.process = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL,
+                                            env=server_environment())
+        end = time.monotonic() + 20
+        while wait and not os.path.exists(self.socket):
+            assert self.process.poll() is None, "nbdkit ended:\n" + self.log()
+            assert time.monotonic() < end, "nbdkit does not listen"
+            time.sleep(0.01)
+
+    def log(self):
+        return open(self.dir + "/log", errors="replace").read()
+
+    def client(self):
+        c = Client(self.control)
+        self.clients.append(c)
+        return c
+
+    def guest(self, export=""):
+        h = nbd.NBD()
+        h.set_export_name(export)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(self.socket)
+        h.connect_socket(os.dup(sock.fileno()))
+        self.handles.append((h, sock))
+        return h
+
+    def cut(self, guest):
+        """This guest's connection breaks."""
+        for pair in self.handles:
+            if pair[0] is guest:
+                pair[1].shutdown(socket.SHUT_RDWR)
+                pair[1].close()
+                self.handles.remove(pair)
+                return
+
+    def hang_up(self):
+        for c in self.clients:
+            c.close()
+        self.clients = []
+        for h, sock in self.handles:
+            try:
+                h.shutdown()
+            except nbd.Error:
+                pass
+            sock.close()
+        self.handles = []
+
+    def stop(self, signal_=signal.SIGTERM, timeout=10):
+        """End it; returns the seconds it took."""
+        begin = time.monotonic()
+        self.process.send_signal(signal_)
+        self.status = self.process.wait(timeout)
+        return time.monotonic() - begin
+
+    def close(self):
+        try:
+            if self.process.poll() is None:
+                self.hang_up()
+                try:
+                    self.stop()
+                except subprocess.TimeoutExpired:
+                    self.process.kill()
+                    self.process.wait()
+                    raise
+                assert self.status == 0, "nbdkit ended with %s:\n%s" % (self.status, self.log())
+            log = self.log()
+            assert "runtime error:" not in log and "Sanitizer" not in log, log
+        finally:
+            shutil.rmtree(self.dir)
