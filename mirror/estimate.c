@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Bandwidth, dirty rate, expected pause, readiness.  See estimate.h.
+ */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "mirror/estimate.h"
+
+#define NS_PER_S 1e9
+#define NS_PER_MS 1e6
+#define SAMPLES_TO_BE_READY 2
+
+void
+estimate_init (struct estimate *e)
+{
+  memset (e, 0, sizeof *e);
+}
+
+static double
+rate_of (unsigned nr, const struct estimate_span spans[])
+{
+  double t = 0, b = 0;
+  unsigned n = nr < ESTIMATE_WINDOW ? nr : ESTIMATE_WINDOW;
+  for (unsigned i = 0; i < n; i++) {
+    t += (double) spans[i].ns;
+    b += (double) spans[i].bytes;
+  }
+  return t > 0 ? b * NS_PER_S / t : 0;
+}
+
+static void
+add_rates (struct estimate *e, const struct estimate_sample *s)
+{
+  uint64_t ns = s->now_ns - e->last.now_ns;
+  if (ns == 0)
+    return;
+
+  e->guest[e->nr_guest++ % ESTIMATE_WINDOW]
+    = (struct estimate_span){ ns, s->dirtied_bytes - e->last.dirtied_bytes };
+  e->dirty_rate = rate_of (e->nr_guest, e->guest);
+
+  uint64_t acked = s->acked_bytes - e->last.acked_bytes;
+  if (s->queue_full) {
+    e->busy[e->nr_busy++ % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked };
+    e->bandwidth = rate_of (e->nr_busy, e->busy);
+  } else if (e->nr_busy == 0 && acked > 0) {
+    /* Never busy for a whole sample yet: this much at least was possible. */
+    double seen = (double) acked * NS_PER_S / (double) ns;
+    if (seen > e->bandwidth)
+      e->bandwidth = seen;
+  }
+}
+
+void
+estimate_add (struct estimate *e, const struct estimate_sample *s,
+              const struct estimate_costs *costs, double max_downtime_ms)
+{
+  if (e->have_last)
+    add_rates (e, s);
+  e->last = *s;
+  e->have_last = true;
+
+  double fixed_ms = (double) (costs->flush_ns + 2 * costs->rtt_ns) / NS_PER_MS;
+  e->pause_known = s->left_bytes == 0 || e->bandwidth > 0;
+  e->expected_pause_ms = fixed_ms;
+  if (s->left_bytes > 0 && e->bandwidth > 0)
+    e->expected_pause_ms += (double) s->left_bytes / e->bandwidth * 1000;
+
+  if (e->pause_known && e->expected_pause_ms <= max_downtime_ms && s->quarantine_bytes == 0)
+    e->fitting++;
+  else
+    e->fitting = 0;
+  e->ready = e->fitting >= SAMPLES_TO_BE_READY;
+}
+
+void
+estimate_lost (struct estimate *e)
+{
+  e->fitting = 0;
+  e->ready = false;
+  e->have_last = false; /* the time without a session says nothing about rates */
+}
+
+enum converging
+estimate_converging (const struct estimate *e)
+{
+  if (e->ready)
+    return CONVERGING_YES;
+  if (e->bandwidth <= 0 || e->nr_guest == 0)
+    return CONVERGING_UNKNOWN;
+  return e->dirty_rate < e->bandwidth ? CONVERGING_YES : CONVERGING_NO;
+}
+
+double
+estimate_eta_s (const struct estimate *e, double max_downtime_ms)
+{
+  if (e->ready)
+    return 0;
+  if (e->bandwidth <= 0)
+    return -1;
+  double fits = e->bandwidth * max_downtime_ms / 1000;
+  double left = (double) e->last.left_bytes - fits;
+  if (left <= 0)
+    return 0;
+  double net = e->bandwidth - e->dirty_rate;
+  return net > 0 ? left / net : -1;
+}
+
+bool
+estimate_pass_halved (uint64_t before, uint64_t after)
+{
+  return after <= before / 2;
+}

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The order of copying.  See pass.h.
+ */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "mirror/pass.h"
+
+void
+pass_init (struct pass *p)
+{
+  memset (p, 0, sizeof *p);
+}
+
+void
+pass_restart (struct pass *p)
+{
+  p->cursor = 0;
+  p->hint_start = p->hint_end = 0;
+  p->nr_hints = 0;
+}
+
+/* Cut [*FIRST, +*COUNT) at the first busy block.  If *FIRST itself is busy, move behind that range
+ * and return false: look again from there. */
+static bool
+avoid_busy (const struct pass *p, uint64_t *first, uint64_t *count)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++) {
+    uint64_t start = p->busy[i].first, end = start + p->busy[i].count;
+    if (start <= *first && *first < end) {
+      *first = end;
+      return false;
+    }
+    if (*first < start && start < *first + *count)
+      *count = start - *first;
+  }
+  return true;
+}
+
+/* Is block FIRST in quarantine?  Cut the run where that changes. */
+static bool
+cut_at_quarantine (const struct region *r, uint64_t first, uint64_t *count)
+{
+  uint64_t q, n;
+  if (!bitmap_next_run (r, REGION_QUARANTINE, first, *count, &q, &n) || q >= first + *count)
+    return false;
+  if (q > first) {
+    *count = q - first;
+    return false;
+  }
+  *count = n;
+  return true;
+}
+
+/* How many whole blocks from FIRST on lie in extents of kind *ZERO (set here)?  A block that is only
+ * partly zero counts as data; so does a stretch of zeroes that is shorter than MIN_ZERO bytes. */
+static uint64_t
+hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t first,
+          uint64_t min_zero, bool *zero)
+{
+  uint64_t pos = first << geo->block_shift, at = p->hint_start, data_end = pos;
+  *zero = false;
+  for (unsigned i = 0; i < p->nr_hints; ) {
+    uint64_t start = at, end;
+    bool z = p->hints[i].zero;
+    for (; i < p->nr_hints && p->hints[i].zero == z; i++)
+      at += p->hints[i].length;
+    end = at;
+    if (end <= pos)
+      continue;
+    if (start < pos)
+      start = pos;
+    /* Whole blocks inside: the disk's last block may be short. */
+    uint64_t b0 = (start + geo->block_size - 1) >> geo->block_shift;
+    uint64_t b1 = end >= geo->disk_size ? geo->nr_blocks : end >> geo->block_shift;
+    bool usable = z && b1 > b0 && (end - start >= min_zero || end >= geo->disk_size);
+    if (usable && b0 == first) {
+      *zero = true;
+      return b1 - b0;
+    }
+    if (usable)
+      return b0 - first;
+    data_end = end;
+  }
+  uint64_t n = ((data_end + geo->block_size - 1) >> geo->block_shift) - first;
+  return n > 0 ? n : 1;
+}
+
+enum pass_kind
+pass_next (const struct pass *p, const struct region *r, const struct pass_options *o,
+           uint64_t *first, uint64_t *count)
+{
+  const struct region_geometry *geo = &r->geo;
+  uint64_t max = o->max_ask > o->max_data ? o->max_ask : o->max_data;
+  uint64_t from = p->cursor;
+
+  for (;;) {
+    if (from >= geo->nr_blocks
+        || !bitmap_next_run (r, REGION_DIRTY, from, o->min_ask ? max : o->max_data, first, count))
+      return PASS_END;
+    from = *first;
+    if (!avoid_busy (p, &from, count))
+      continue;
+    if (cut_at_quarantine (r, *first, count)) {
+      if (!o->quarantine_ready) {
+        from = *first + *count;
+        continue;
+      }
+      if (*count > o->max_data)
+        *count = o->max_data;
+      return PASS_VERIFY;
+    }
+    break;
+  }
+
+  uint64_t pos = *first << geo->block_shift;
+  bool hinted = pos >= p->hint_start && pos < p->hint_end;
+  if (!hinted && o->min_ask && *count >= o->min_ask)
+    return PASS_ASK;
+  if (hinted) {
+    bool zero;
+    uint64_t n = hint_run (p, geo, *first, o->min_ask << geo->block_shift, &zero);
+    if (n < *count)
+      *count = n;
+    if (zero) {
+      if (*count > o->max_zero)
+        *count = o->max_zero;
+      return PASS_ZERO;
+    }
+  }
+  if (*count > o->max_data)
+    *count = o->max_data;
+  return PASS_DATA;
+}
+
+bool
+pass_busy_add (struct pass *p, uint64_t first, uint64_t count)
+{
+  if (p->nr_busy == PASS_MAX_BUSY)
+    return false;
+  p->busy[p->nr_busy++] = (struct pass_range){ first, count };
+  return true;
+}
+
+void
+pass_busy_remove (struct pass *p, uint64_t first)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++)
+    if (p->busy[i].first == first) {
+      p->busy[i] = p->busy[--p->nr_busy];
+      return;
+    }
+}
+
+void
+pass_set_hints (struct pass *p, uint64_t offset, uint64_t length,
+                const struct endpoint_extent *extents, unsigned nr)
+{
+  p->hint_pending = false;
+  p->hint_start = offset;
+  p->nr_hints = 0;
+  if (nr == 0) {
+    p->hints[p->nr_hints++] = (struct endpoint_extent){ .length = length, .zero = false };
+    p->hint_end = offset + length;
+    return;
+  }
+  uint64_t end = offset;
+  for (unsigned i = 0; i < nr && i < PASS_MAX_HINTS; i++) {
+    p->hints[p->nr_hints++] = extents[i];
+    end += extents[i].length;
+  }
+  p->hint_end = end;
+}
