@@ -528,6 +528,8 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
   struct nbd_channel *nc = calloc (1, sizeof *nc);
   unsigned nr = ep->opts.nr_connections;
 
+  if (nr == 0)
+    nr = ep->opts.nr_in_flight == 1 && ep->info.can_multi_conn ? 4 : 1;
   if (!nc || channel_init (&nc->ch, ep, nr * ep->opts.nr_in_flight) == -1) {
     free (nc);
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));

@@ -112,8 +112,6 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
     opts.request_timeout_ms = 30000;
   if (opts.nr_in_flight == 0)
     opts.nr_in_flight = 64;
-  if (opts.nr_connections == 0)
-    opts.nr_connections = opts.nr_in_flight == 1 ? 4 : 1;
   if (opts.nr_connections > CHANNEL_MAX_FDS)
     opts.nr_connections = CHANNEL_MAX_FDS;
 

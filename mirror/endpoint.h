@@ -38,7 +38,8 @@ struct endpoint_options {
   int request_timeout_ms;   /* 0: 30,000 */
   unsigned nr_in_flight;    /* requests in flight for each NBD connection; 0: default (64).  1 works around
                                nbdkit 1.32.4 to 1.33.9, which abort when a client with several dies */
-  unsigned nr_connections;  /* NBD connections in each channel; 0: default (1; or 4 where nr_in_flight is 1) */
+  unsigned nr_connections;  /* NBD connections in each channel; 0: default (1; or 4 where
+                               nr_in_flight is 1 and the server offers multi-conn) */
 };
 
 /* What an endpoint can do; constant. */

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * A copier's thread.  See copier.h.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "mirror/copier.h"
+
+#define ALIGNMENT 4096u
+#define MAX_WAIT_MS 1000
+
+int
+copier_init (struct copier *c, struct session *s, unsigned index)
+{
+  struct engine *e = s->engine;
+
+  c->session = s;
+  c->engine = e;
+  c->index = index;
+  c->wake_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (c->wake_fd == -1)
+    return -1;
+
+  /* Room for the destination's minimum block behind an odd tail. */
+  size_t request = (size_t) e->request_blocks << e->region->geo.block_shift;
+  c->buffer_size = request + (s->min_block > ALIGNMENT ? s->min_block : ALIGNMENT);
+  size_t fit = ENGINE_BUFFER_BYTES / s->nr_copiers / c->buffer_size;
+  c->nr_slots = fit < 3 ? 2 : fit - 1 < ENGINE_DEPTH ? (unsigned) fit - 1 : ENGINE_DEPTH;
+
+  c->slots = calloc (c->nr_slots, sizeof *c->slots);
+  if (c->slots == NULL)
+    return -1;
+  int err = posix_memalign ((void **) &c->buffers, ALIGNMENT, (c->nr_slots + 1) * c->buffer_size);
+  if (err != 0) {
+    errno = err;
+    return -1;
+  }
+  for (unsigned i = 0; i < c->nr_slots; i++) {
+    c->slots[i].c = c;
+    c->slots[i].buf = c->buffers + i * c->buffer_size;
+  }
+  c->readback = c->buffers + c->nr_slots * c->buffer_size;
+  return 0;
+}
+
+void
+copier_destroy (struct copier *c)
+{
+  /* Closing completes what is in flight, into slots that still exist. */
+  if (c->dest)
+    channel_close (c->dest);
+  if (c->source)
+    channel_close (c->source);
+  free (c->buffers);
+  free (c->slots);
+  if (c->wake_fd > 0)
+    close (c->wake_fd);
+}
+
+void
+copier_wake (struct copier *c)
+{
+  uint64_t one = 1;
+  while (write (c->wake_fd, &one, sizeof one) == -1 && errno == EINTR)
+    ;
+}
+
+static struct slot *
+free_slot (struct copier *c)
+{
+  for (unsigned i = 0; i < c->nr_slots; i++)
+    if (c->slots[i].state == SLOT_FREE)
+      return &c->slots[i];
+  return NULL;
+}
+
+/* Start as much as there is room for.  Returns for how long (ns) there is nothing more to start. */
+static uint64_t
+fill (struct copier *c)
+{
+  while (c->waiting == NULL && c->nr_active < c->nr_slots && channel_room (c->source) > 0
+         && channel_room (c->dest) > 0) {
+    struct slot *sl = free_slot (c);
+    enum engine_work w = engine_next (c->engine, c->index == 0, !c->verifying, &sl->task);
+    if (w == WORK_NONE)
+      return sl->task.wait_ns;
+    slot_start (sl, w);
+    if (atomic_load (&c->session->stop))
+      break;
+  }
+  return (uint64_t) MAX_WAIT_MS * 1000000;
+}
+
+static void
+clear_wake (struct copier *c)
+{
+  uint64_t n;
+  while (read (c->wake_fd, &n, sizeof n) == -1 && errno == EINTR)
+    ;
+}
+
+/* One turn: wait for something, handle it.  -1 when a channel is dead. */
+static int
+turn (struct copier *c, uint64_t wait_ns)
+{
+  struct pollfd fds[1 + 2 * CHANNEL_MAX_FDS];
+  int timeout = (int) ((wait_ns + 999999) / 1000000);
+
+  fds[0] = (struct pollfd){ .fd = c->wake_fd, .events = POLLIN };
+  unsigned ns = channel_pollfds (c->source, fds + 1, CHANNEL_MAX_FDS, &timeout);
+  unsigned nd = channel_pollfds (c->dest, fds + 1 + ns, CHANNEL_MAX_FDS, &timeout);
+  if (poll (fds, 1 + ns + nd, timeout) == -1 && errno != EINTR) {
+    session_fail (c->session, strerror (errno));
+    return -1;
+  }
+  if (fds[0].revents)
+    clear_wake (c);
+  if (channel_dispatch (c->source, fds + 1, ns) == -1) {
+    engine_fatal (c->engine, channel_error (c->source));
+    return -1;
+  }
+  if (channel_dispatch (c->dest, fds + 1 + ns, nd) == -1) {
+    session_fail (c->session, channel_error (c->dest));
+    return -1;
+  }
+  return 0;
+}
+
+void *
+copier_run (void *opaque)
+{
+  struct copier *c = opaque;
+
+  while (!atomic_load (&c->session->stop)) {
+    slot_send_waiting (c);
+    uint64_t wait_ns = fill (c);
+    if (atomic_load (&c->session->stop) || turn (c, wait_ns) == -1)
+      break;
+  }
+  return NULL;
+}

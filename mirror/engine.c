@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The copy engine's books: what to copy next, claims, flush turns, counters.  See engine.h.
+ *
+ * A flush goes round like this (rule R4), FLUSH_IDLE first:
+ *   due or wanted  -> claim_turn(): new claims enter the other set       FLUSH_DRAIN
+ *   last copier of the old set leaves                                    FLUSH_READY
+ *   copier 0 sends FLUSH                                                 FLUSH_SENT
+ *   its reply      -> samples brought up to date, old set released       FLUSH_IDLE
+ * A failed flush is a lost session (R5), so there is no way back from FLUSH_SENT.
+ */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "mirror/engine.h"
+#include "mirror/session.h"
+
+#define NS_PER_MS UINT64_C (1000000)
+#define IDLE_NS (5 * NS_PER_MS)
+#define HURRY_NS (NS_PER_MS / 2)
+#define PAUSED_NS (100 * NS_PER_MS)
+#define FLUSH_INTERVAL_NS (1000 * NS_PER_MS)
+#define FLUSH_MIN_BYTES (UINT64_C (8) << 20)
+#define MAX_ZERO_BYTES (UINT64_C (1) << 30)
+#define MAX_ASK_BYTES (UINT64_C (2) << 30)
+#define READ_ATTEMPTS 3
+
+uint64_t
+now_ns (void)
+{
+  struct timespec ts;
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
+}
+
+int
+engine_init (struct engine *e, struct region *region, struct endpoint *source,
+             const struct engine_options *options, char **error)
+{
+  memset (e, 0, sizeof *e);
+  e->notify_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (e->notify_fd == -1) {
+    if (asprintf (error, "eventfd: %s", strerror (errno)) == -1)
+      *error = NULL;
+    return -1;
+  }
+  e->region = region;
+  e->source = source;
+  e->options = *options;
+  if (e->options.grace_ns == 0)
+    e->options.grace_ns = ENGINE_GRACE_NS;
+  e->request_blocks = ENGINE_REQUEST_BYTES >> region->geo.block_shift;
+  if (e->request_blocks == 0)
+    e->request_blocks = 1;
+  pthread_mutex_init (&e->lock, NULL);
+  pass_init (&e->pass);
+  rate_init (&e->rate, options->rate_limit, now_ns ());
+  e->counting = true;
+  e->last_flush_ns = now_ns ();
+  return 0;
+}
+
+void
+engine_destroy (struct engine *e)
+{
+  assert (e->session == NULL);
+  free (e->fatal);
+  close (e->notify_fd);
+  pthread_mutex_destroy (&e->lock);
+}
+
+void
+engine_notify (struct engine *e)
+{
+  uint64_t one = 1;
+  /* EAGAIN: the counter is full, so the reader is going to wake up anyway. */
+  while (write (e->notify_fd, &one, sizeof one) == -1 && errno == EINTR)
+    ;
+}
+
+/* ---- settings ---- */
+
+void
+engine_set_rate (struct engine *e, uint64_t bytes_per_s)
+{
+  pthread_mutex_lock (&e->lock);
+  rate_set (&e->rate, bytes_per_s, now_ns ());
+  session_kick (e->session);
+  pthread_mutex_unlock (&e->lock);
+}
+
+void
+engine_set_paused (struct engine *e, bool paused)
+{
+  pthread_mutex_lock (&e->lock);
+  e->paused = paused;
+  session_kick (e->session);
+  pthread_mutex_unlock (&e->lock);
+}
+
+void
+engine_set_hurry (struct engine *e, bool hurry, bool ignore_rate)
+{
+  pthread_mutex_lock (&e->lock);
+  e->hurry = hurry;
+  e->rate_off = hurry && ignore_rate;
+  session_kick (e->session);
+  pthread_mutex_unlock (&e->lock);
+}
+
+void
+engine_set_counting (struct engine *e, bool counting)
+{
+  pthread_mutex_lock (&e->lock);
+  e->counting = counting;
+  pthread_mutex_unlock (&e->lock);
+}
+
+void
+engine_flush (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  e->flush_wanted = true;
+  session_kick (e->session);
+  pthread_mutex_unlock (&e->lock);
+}
+
+void
+engine_flush_if_settled (struct engine *e)
+{
+  const struct region *r = e->region;
+  pthread_mutex_lock (&e->lock);
+  if (bitmap_count (r, REGION_DIRTY) == 0 && e->pass.nr_busy == 0 && e->flush == FLUSH_IDLE
+      && !e->flush_wanted
+      && bitmap_count (r, REGION_CLAIMED_A) + bitmap_count (r, REGION_CLAIMED_B) > 0) {
+    e->flush_wanted = true;
+    session_kick_flusher (e->session);
+  }
+  pthread_mutex_unlock (&e->lock);
+}
+
+bool
+engine_clean (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  const struct region *r = e->region;
+  bool clean = bitmap_count (r, REGION_DIRTY) == 0 && e->pass.nr_busy == 0
+               && bitmap_count (r, REGION_CLAIMED_A) == 0 && bitmap_count (r, REGION_CLAIMED_B) == 0
+               && bitmap_count (r, REGION_QUARANTINE) == 0 && e->flush == FLUSH_IDLE
+               && !e->flush_wanted;
+  pthread_mutex_unlock (&e->lock);
+  return clean;
+}
+
+uint64_t
+engine_left_bytes (struct engine *e)
+{
+  const struct region *r = e->region;
+  uint64_t dirty = bitmap_count (r, REGION_DIRTY) << r->geo.block_shift;
+  if (dirty > r->geo.disk_size)
+    dirty = r->geo.disk_size;
+  return dirty + atomic_load (&e->counters.in_copy_bytes);
+}
+
+void
+engine_fatal (struct engine *e, const char *why)
+{
+  pthread_mutex_lock (&e->lock);
+  if (e->fatal == NULL)
+    e->fatal = strdup (why);
+  pthread_mutex_unlock (&e->lock);
+  engine_notify (e);
+}
+
+/* Locked.  Forget the samples proposed in SET of the blocks [FIRST, FIRST + COUNT): they are being written again. */
+static void
+drop_pending (struct engine *e, unsigned set, uint64_t first, uint64_t count)
+{
+  for (unsigned i = 0; i < ENGINE_PENDING_SAMPLES; i++)
+    if (e->pending[set][i].block >= first && e->pending[set][i].block - first < count)
+      e->pending[set][i].length = 0;
+}
+
+void
+engine_session_over (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  claims_revoke (e->region);
+  e->pass.nr_busy = 0;
+  e->pass.hint_pending = false;
+  pass_restart (&e->pass);
+  e->flush = FLUSH_IDLE;
+  e->flush_wanted = false;
+  e->unflushed_bytes = 0;
+  drop_pending (e, 0, 0, UINT64_MAX);
+  drop_pending (e, 1, 0, UINT64_MAX);
+  atomic_store (&e->may_skip, false);
+  atomic_store (&e->counters.in_copy_bytes, 0);
+  pthread_mutex_unlock (&e->lock);
+}
+
+/* ---- passes ---- */
+
+static uint64_t
+dirty_bytes (const struct engine *e)
+{
+  return bitmap_count (e->region, REGION_DIRTY) << e->region->geo.block_shift;
+}
+
+static void
+pass_begin (struct engine *e)
+{
+  e->pass_open = true;
+  e->pass_number++;
+  e->pass_now = (struct engine_pass){
+    .number = e->pass_number,
+    .left_before = dirty_bytes (e),
+    .sent_bytes = atomic_load (&e->counters.sent_bytes),
+    .zero_bytes = atomic_load (&e->counters.zero_bytes),
+    .start_ns = now_ns (),
+  };
+}
+
+static void
+pass_finish (struct engine *e)
+{
+  pass_restart (&e->pass);
+  atomic_store (&e->may_skip, false);
+  if (!e->pass_open)
+    return;
+  e->pass_open = false;
+  struct engine_pass p = e->pass_now;
+  p.left_after = dirty_bytes (e);
+  p.sent_bytes = atomic_load (&e->counters.sent_bytes) - p.sent_bytes;
+  p.zero_bytes = atomic_load (&e->counters.zero_bytes) - p.zero_bytes;
+  p.end_ns = now_ns ();
+  e->pass_log[e->nr_passes++ % ENGINE_MAX_PASS_LOG] = p;
+  engine_notify (e);
+}
+
+/* ---- flushing ---- */
+
+static bool
+flush_due (const struct engine *e, uint64_t now)
+{
+  if (e->flush_wanted)
+    return true;
+  if (e->options.offline || e->unflushed_bytes == 0)
+    return false;
+  uint64_t limit = e->region->geo.disk_size / 200;
+  if (limit < FLUSH_MIN_BYTES)
+    limit = FLUSH_MIN_BYTES;
+  return e->unflushed_bytes >= limit || now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
+}
+
+/* Start a flush if one is due.  Returns true if it is now for copier 0 to send. */
+static bool
+flush_step (struct engine *e, uint64_t now)
+{
+  if (e->flush == FLUSH_IDLE && flush_due (e, now) && claim_turn (e->region, &e->flush_set)) {
+    e->flush = FLUSH_DRAIN;
+    e->flush_wanted = false;
+    e->unflushed_bytes = 0;
+  }
+  if (e->flush == FLUSH_DRAIN && claim_drained (e->region, e->flush_set))
+    e->flush = FLUSH_READY;
+  return e->flush == FLUSH_READY;
+}
+
+/* Bring the samples up to date with what has just become durable, before the claims go (R13). */
+static void
+commit_samples (struct engine *e, unsigned set)
+{
+  struct region *r = e->region;
+  samples_drop_in (r, claim_array (set));
+  for (unsigned i = 0; i < ENGINE_PENDING_SAMPLES; i++) {
+    struct sample *s = &e->pending[set][i];
+    if (s->length > 0 && bitmap_test (r, claim_array (set), s->block))
+      samples_put (r, s);
+    s->length = 0;
+  }
+}
+
+void
+engine_flush_done (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  uint64_t now = now_ns ();
+  assert (e->flush == FLUSH_SENT);
+  commit_samples (e, e->flush_set);
+  claim_release (e->region, e->flush_set);
+  e->flush = FLUSH_IDLE;
+  e->last_flush_ns = now;
+  atomic_store (&e->flush_ns, now - e->flush_start_ns);
+  atomic_fetch_add (&e->counters.flushes, 1);
+  pthread_mutex_unlock (&e->lock);
+  engine_notify (e);
+}
+
+/* ---- handing out work ---- */
+
+/* Take a run for copying: busy first (R6), then counted and claimed (R4). */
+static bool
+take (struct engine *e, struct engine_task *t)
+{
+  if (!pass_busy_add (&e->pass, t->first, t->count))
+    return false;
+  t->set = claim_enter (e->region);
+  drop_pending (e, t->set, t->first, t->count);
+  claim_run (e->region, t->set, t->first, t->count);
+  atomic_fetch_add (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
+  e->pass.cursor = t->first + t->count;
+  return true;
+}
+
+static enum engine_work
+nothing (struct engine *e, struct engine_task *t, uint64_t wait)
+{
+  t->wait_ns = wait;
+  atomic_store (&e->idle_seen, true);
+  return WORK_NONE;
+}
+
+static enum engine_work
+next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
+{
+  const struct region_geometry *geo = &e->region->geo;
+  uint64_t idle = e->hurry ? HURRY_NS : IDLE_NS;
+  const struct pass_options o = {
+    .max_data = e->request_blocks,
+    .max_zero = MAX_ZERO_BYTES >> geo->block_shift,
+    .max_ask = MAX_ASK_BYTES >> geo->block_shift,
+    .min_ask = endpoint_info (e->source)->can_status ? e->request_blocks : 0,
+    .quarantine_ready = can_verify && e->grace_end_ns != 0 && now >= e->grace_end_ns,
+  };
+
+  if (e->pass.hint_pending || bitmap_count (e->region, REGION_DIRTY) == 0)
+    return nothing (e, t, idle);
+
+  enum pass_kind kind = pass_next (&e->pass, e->region, &o, &t->first, &t->count);
+  if (kind == PASS_END && e->pass.cursor > 0) {
+    pass_finish (e);
+    kind = pass_next (&e->pass, e->region, &o, &t->first, &t->count);
+  }
+  if (kind == PASS_END)
+    return nothing (e, t, idle);
+  if (!e->pass_open && e->counting)
+    pass_begin (e);
+
+  switch (kind) {
+  case PASS_ASK:
+    e->pass.hint_pending = true;
+    return WORK_ASK;
+  case PASS_ZERO:
+    return take (e, t) ? WORK_ZERO : nothing (e, t, idle);
+  default:
+    if (!e->rate_off) {
+      t->wait_ns = rate_wait (&e->rate, now);
+      if (t->wait_ns > 0)
+        return WORK_NONE;
+    }
+    if (!take (e, t))
+      return nothing (e, t, idle);
+    if (!e->rate_off)
+      rate_take (&e->rate, region_bytes (geo, t->first, t->count));
+    return kind == PASS_VERIFY ? WORK_VERIFY : WORK_DATA;
+  }
+}
+
+enum engine_work
+engine_next (struct engine *e, bool is_flusher, bool can_verify, struct engine_task *t)
+{
+  uint64_t now = now_ns ();
+  enum engine_work w;
+
+  pthread_mutex_lock (&e->lock);
+  if (flush_step (e, now)) {
+    if (is_flusher) {
+      e->flush = FLUSH_SENT;
+      e->flush_start_ns = now;
+      pthread_mutex_unlock (&e->lock);
+      return WORK_FLUSH;
+    }
+    session_kick_flusher (e->session);
+  }
+  w = e->paused ? nothing (e, t, PAUSED_NS) : next_locked (e, can_verify, t, now);
+  pthread_mutex_unlock (&e->lock);
+  return w;
+}
+
+void
+engine_hints (struct engine *e, const struct engine_task *t, int err,
+              const struct endpoint_extent *extents, unsigned nr)
+{
+  const struct region_geometry *geo = &e->region->geo;
+  pthread_mutex_lock (&e->lock);
+  pass_set_hints (&e->pass, t->first << geo->block_shift, region_bytes (geo, t->first, t->count),
+                  extents, err ? 0 : nr);
+  session_kick (e->session);
+  pthread_mutex_unlock (&e->lock);
+}
+
+/* ---- ends of tasks ---- */
+
+/* Locked.  The task's blocks are claimed in its set, or dirty again. */
+static void
+leave (struct engine *e, const struct engine_task *t)
+{
+  pass_busy_remove (&e->pass, t->first);
+  atomic_fetch_sub (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
+  if (claim_leave (e->region, t->set) && e->flush == FLUSH_DRAIN && t->set == e->flush_set)
+    session_kick_flusher (e->session);
+  if (e->hurry && e->pass.nr_busy == 0)
+    engine_notify (e);
+}
+
+static void
+propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data, uint64_t length)
+{
+  uint64_t block = region_bytes (&e->region->geo, t->first, 1);
+  if (length > block)
+    length = block;
+  if (length > SAMPLE_BYTES)
+    length = SAMPLE_BYTES;
+
+  unsigned last = ENGINE_PENDING_SAMPLES - 1;
+  bool zero = data[0] == 0 && memcmp (data, data + 1, length - 1) == 0;
+  for (unsigned i = zero ? last : 0; i < (zero ? last + 1 : last); i++) {
+    struct sample *s = &e->pending[t->set][i];
+    if (s->length == 0) {
+      s->block = t->first;
+      s->length = (uint32_t) length;
+      memcpy (s->data, data, length);
+      return;
+    }
+  }
+}
+
+void
+engine_task_done (struct engine *e, const struct engine_task *t, const void *data, uint64_t length)
+{
+  pthread_mutex_lock (&e->lock);
+  e->unflushed_bytes += region_bytes (&e->region->geo, t->first, t->count);
+  if (length > 0)
+    propose_sample (e, t, data, length);
+  leave (e, t);
+  pthread_mutex_unlock (&e->lock);
+}
+
+/* Locked.  Note one more failed read of the run at FIRST; true when it is time to give up. */
+static bool
+count_bad (struct engine *e, uint64_t first)
+{
+  for (unsigned i = 0; i < e->nr_bad; i++)
+    if (e->bad[i].first == first)
+      return ++e->bad[i].count >= READ_ATTEMPTS;
+  if (e->nr_bad == ENGINE_MAX_BAD)
+    return true;
+  e->bad[e->nr_bad++] = (struct engine_bad){ first, 1 };
+  return false;
+}
+
+void
+engine_task_unread (struct engine *e, const struct engine_task *t, int err)
+{
+  char *why = NULL;
+
+  pthread_mutex_lock (&e->lock);
+  claim_give_back (e->region, t->set, t->first, t->count);
+  leave (e, t);
+  if (err != ESHUTDOWN && count_bad (e, t->first)
+      && asprintf (&why, "%s: cannot read %" PRIu64 " bytes at offset %" PRIu64 ": %s",
+                   endpoint_name (e->source), region_bytes (&e->region->geo, t->first, t->count),
+                   t->first << e->region->geo.block_shift, strerror (err)) == -1)
+    why = NULL;
+  pthread_mutex_unlock (&e->lock);
+  if (why)
+    engine_fatal (e, why);
+  free (why);
+}
+
+void
+engine_refund (struct engine *e, uint64_t bytes)
+{
+  pthread_mutex_lock (&e->lock);
+  rate_give (&e->rate, bytes);
+  pthread_mutex_unlock (&e->lock);
+}
