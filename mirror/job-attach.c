@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The beginning of a live mirror: everything is looked at before anything is changed.
+ *
+ *   ask the filter   -> how to reach the export, which nbdkit it runs in
+ *   open the source  -> an NBD connection of our own first: the filter learns the disk's size from it
+ *   open the destination, and ask whether it may be written to at all
+ *   attach           -> the region; from here on the filter counts on us
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "mirror/job-internal.h"
+#include "mirror/sync.h"
+
+#define ABORT_BUG_FIRST 1032004 /* nbdkit 1.32.4 … */
+#define ABORT_BUG_LAST 1033009  /* … to 1.33.9 (blueprint 2) */
+#define SOURCE_CONNECTIONS 4 /* of each copier, where each takes one request */
+#define COMPARE_PLACES 16
+#define COMPARE_ATTEMPTS 5
+
+/* "1.32.5" as 1032005; 0 if it is no version. */
+static unsigned
+version_number (const char *version)
+{
+  unsigned a, b, c;
+  if (version == NULL || sscanf (version, "%u.%u.%u", &a, &b, &c) != 3)
+    return 0;
+  return a * 1000000 + b * 1000 + c;
+}
+
+static json_t *
+query (struct job *j)
+{
+  json_t *ret = NULL;
+  char *error = NULL;
+  if (control_client_call (j->control, "query-mirror", NULL, -1, JOB_CONTROL_TIMEOUT_MS, &ret, NULL,
+                           NULL, &error)
+      == -1) {
+    job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "out of memory");
+    free (error);
+  }
+  return ret;
+}
+
+/* Does the plain file hold what the export shows?  The guest may write between the two reads, so a
+ * difference counts only if it stays. */
+static bool
+same_content (struct endpoint *a, struct endpoint *b)
+{
+  uint64_t size = endpoint_info (a)->size;
+  uint8_t *buf = NULL;
+  struct channel *ca = channel_open (a, NULL, NULL), *cb = channel_open (b, NULL, NULL);
+  bool same = ca != NULL && cb != NULL && endpoint_info (b)->size == size
+              && posix_memalign ((void **) &buf, 4096, 8192) == 0;
+
+  for (unsigned i = 0; same && size > 0 && i < COMPARE_PLACES; i++) {
+    uint64_t offset = size / COMPARE_PLACES * i & ~UINT64_C (4095);
+    uint32_t n = size - offset < 4096 ? (uint32_t) (size - offset) : 4096;
+    same = false;
+    for (unsigned k = 0; !same && k < COMPARE_ATTEMPTS; k++)
+      same = sync_read (ca, buf, n, offset) == 0 && sync_read (cb, buf + 4096, n, offset) == 0
+             && memcmp (buf, buf + 4096, n) == 0;
+  }
+  if (ca)
+    channel_close (ca);
+  if (cb)
+    channel_close (cb);
+  free (buf);
+  return same;
+}
+
+/* Read the plain file below the export instead of the export, if the filter says that there is one
+ * and it proves to be the same disk. */
+static void
+prefer_direct (struct job *j, const char *direct)
+{
+  char *argv[] = { (char *) direct, NULL };
+  char *error = NULL;
+  struct endpoint_options eo = { .writable = false };
+  struct endpoint *file = endpoint_open (argv, 1, &eo, NULL, &error);
+
+  if (file == NULL) {
+    job_say (j, JOB_WARNING, "%s; reading through NBD instead", error ? error : direct);
+    free (error);
+    return;
+  }
+  if (!same_content (j->source, file)) {
+    job_say (j, JOB_WARNING, "%s does not hold what %s shows; reading through NBD instead", direct,
+             endpoint_name (j->source));
+    endpoint_close (file);
+    return;
+  }
+  endpoint_close (j->source);
+  j->source = file;
+  if (endpoint_info (file)->note)
+    job_say (j, JOB_NOTICE, "%s", endpoint_info (file)->note);
+}
+
+static int
+open_source (struct job *j, json_t *status)
+{
+  const char *uri = json_string_value (json_object_get (status, "uri"));
+  const char *direct = json_string_value (json_object_get (status, "direct"));
+  const char *version = json_string_value (json_object_get (status, "nbdkit-version"));
+  unsigned v = version_number (version);
+  struct endpoint_options eo = j->o->dest.endpoint;
+  char *error = NULL;
+
+  if (uri == NULL) {
+    job_say (j, JOB_ERROR, "%s: the server does not say how to reach its export: start it with mirror-uri=URI",
+             j->o->control);
+    return -1;
+  }
+  eo.writable = eo.create = false;
+  /* A killed client with several requests in flight would take the guest's server down. */
+  if (v == 0 || (v >= ABORT_BUG_FIRST && v <= ABORT_BUG_LAST)) {
+    eo.nr_in_flight = 1;
+    eo.nr_connections = SOURCE_CONNECTIONS;
+  }
+  char *argv[] = { (char *) uri, NULL };
+  j->source = endpoint_open (argv, 1, &eo, NULL, &error);
+  if (j->source == NULL) {
+    job_say (j, JOB_ERROR, "source: %s", error ? error : "out of memory");
+    free (error);
+    return -1;
+  }
+  if (direct)
+    prefer_direct (j, direct);
+  return 0;
+}
+
+static int
+open_destination (struct job *j, json_t *status)
+{
+  const struct session_options *d = &j->o->dest;
+  uint64_t size = (uint64_t) json_integer_value (json_object_get (status, "size"));
+  uint32_t block = (uint32_t) json_integer_value (json_object_get (status, "block-size"));
+  char *error = NULL;
+
+  j->dest = *d;
+  j->dest.endpoint.writable = true;
+  j->dest.endpoint.create = true;
+  j->dest.endpoint.create_size = size;
+  j->dest.opened = endpoint_open (d->dest, d->nr_dest, &j->dest.endpoint, NULL, &error);
+  if (j->dest.opened == NULL) {
+    job_say (j, JOB_ERROR, "destination: %s", error ? error : "out of memory");
+    free (error);
+    j->result = JOB_DEST_FAILED;
+    return -1;
+  }
+  /* Without a block size the filter has not told one yet: it is checked again when connecting. */
+  error = session_refusal (j->dest.opened, size, block ? block : REGION_MAX_BLOCK_SIZE,
+                           d->allow_no_flush);
+  if (error) {
+    job_say (j, JOB_ERROR, "refused: %s", error);
+    free (error);
+    j->result = JOB_REFUSED;
+    return -1;
+  }
+  const char *note = endpoint_info (j->dest.opened)->note;
+  if (note)
+    job_say (j, JOB_NOTICE, "%s", note);
+  return 0;
+}
+
+static double
+number (json_t *o, const char *key)
+{
+  return json_number_value (json_object_get (o, key));
+}
+
+/* A resumed job goes on counting where its last worker stopped. */
+static void
+take_over_counters (struct job *j, json_t *old)
+{
+  j->base.sent = (uint64_t) number (old, "sent-bytes");
+  j->base.zero = (uint64_t) number (old, "zero-bytes");
+  j->base.reconnects = (uint64_t) number (old, "reconnects");
+  j->base.passes = (uint64_t) number (old, "passes");
+  j->base.degraded_s = number (old, "degraded-s");
+  j->base.total_s = number (old, "total-s");
+}
+
+static int
+attach (struct job *j)
+{
+  static const char *const starts[] = { "new", "resume", "restart" };
+  json_t *ret = NULL;
+  char *error = NULL, *class_ = NULL;
+  int fd = -1;
+
+  if (control_client_call (j->control, "mirror-attach", json_pack ("{s:s}", "start", starts[j->o->start]),
+                           -1, JOB_CONTROL_TIMEOUT_MS, &ret, &fd, &class_, &error)
+      == -1) {
+    bool refused = class_ && (!strcmp (class_, "JobExists") || !strcmp (class_, "WorkerAttached")
+                              || !strcmp (class_, "Fenced"));
+    j->result = refused ? JOB_REFUSED : JOB_FAILED;
+    if (class_ && !strcmp (class_, "JobExists"))
+      job_say (j, JOB_ERROR, "%s: a job is left over here: --resume goes on with it, "
+               "--restart starts over", j->o->control);
+    else
+      job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "out of memory");
+    free (class_);
+    free (error);
+    return -1;
+  }
+  bool resumed = json_is_true (json_object_get (ret, "resumed"));
+  j->fresh = !resumed;
+  if (resumed)
+    take_over_counters (j, json_object_get (ret, "job"));
+  else if (j->o->start == JOB_RESUME)
+    job_say (j, JOB_NOTICE, "%s: nothing to resume: starting a full copy", j->o->control);
+  json_decref (ret);
+  if (fd == -1) {
+    job_say (j, JOB_ERROR, "%s: the filter passed no region", j->o->control);
+    return -1;
+  }
+  j->region = region_map (fd, &error);
+  close (fd);
+  if (j->region == NULL) {
+    job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "out of memory");
+    free (error);
+    return -1;
+  }
+  if (j->region->geo.disk_size != endpoint_info (j->source)->size) {
+    job_say (j, JOB_ERROR, "%s: the filter tracks %" PRIu64 " bytes but %s has %" PRIu64, j->o->control,
+             j->region->geo.disk_size, endpoint_name (j->source), endpoint_info (j->source)->size);
+    return -1;
+  }
+  if (endpoint_info (j->source)->min_block > j->region->geo.block_size) {
+    job_say (j, JOB_ERROR, "%s takes requests of at least %" PRIu32 " bytes, but blocks of %" PRIu32
+             " bytes are tracked: choose a larger block size (mirror-block-size=)",
+             endpoint_name (j->source), endpoint_info (j->source)->min_block,
+             j->region->geo.block_size);
+    return -1;
+  }
+  return 0;
+}
+
+int
+job_attach (struct job *j)
+{
+  char *error = NULL;
+  int r = -1;
+
+  j->result = JOB_FAILED;
+  j->control = control_client_connect (j->o->control, JOB_CONTROL_TIMEOUT_MS, &error);
+  if (j->control == NULL) {
+    job_say (j, JOB_ERROR, "%s", error ? error : "out of memory");
+    free (error);
+    return -1;
+  }
+  json_t *status = query (j);
+  if (status != NULL && open_source (j, status) == 0) {
+    /* Again: it knows the disk now. */
+    json_decref (status);
+    status = query (j);
+    if (status != NULL && open_destination (j, status) == 0)
+      r = attach (j);
+  }
+  json_decref (status);
+  if (r == -1)
+    return -1;
+
+  const struct engine_options eo = {
+    .nr_copiers = j->o->nr_copiers,
+    .rate_limit = j->rate_limit,
+    .grace_ns = j->o->grace_ns,
+  };
+  if (engine_init (&j->engine, j->region, j->source, &eo, &error) == -1) {
+    job_say (j, JOB_ERROR, "%s", error ? error : "out of memory");
+    free (error);
+    return -1;
+  }
+  j->engine_ready = true;
+  return 0;
+}

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
+ *
+ *   NONE -> FLUSH     what is acknowledged becomes durable while the guest still runs
+ *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
+ *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
+ *        -> committed, or released (lease, coordinator, user, lost destination): back to NONE
+ *
+ * The filter keeps the lease: whatever happens to us, it opens the gate in time.
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "mirror/job-internal.h"
+
+#define NS_PER_MS UINT64_C (1000000)
+#define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
+
+static void
+back_to_copying (struct job *j)
+{
+  j->final = FINAL_NONE;
+  j->final_request = -1;
+  engine_set_hurry (&j->engine, false, false);
+}
+
+void
+job_final_begin (struct job *j, int64_t request, uint64_t lease_ms)
+{
+  if (j->final != FINAL_NONE) {
+    job_reply (j, request, "Busy", "another hand-off is under way");
+    return;
+  }
+  if (!j->ready || j->paused) {
+    job_reply (j, request, "NotReady", "the job is not ready: it is %s, with %llu bytes left",
+               job_state (j), (unsigned long long) engine_left_bytes (&j->engine));
+    return;
+  }
+  j->final = FINAL_FLUSH;
+  j->final_request = request;
+  j->lease_ms = lease_ms;
+  j->final_flushes = atomic_load (&j->engine.counters.flushes);
+  engine_flush (&j->engine);
+}
+
+/* Stop holding because of WHY; the request that asked for it is answered with CLASS_. */
+bool
+job_final_abort (struct job *j, const char *class_, const char *why)
+{
+  char *error_class = NULL, *error = NULL;
+
+  if (j->final == FINAL_NONE)
+    return true;
+  if (j->final >= FINAL_COPY
+      && control_client_call (j->control, "mirror-unhold",
+                              json_pack ("{s:I, s:s}", "generation", (json_int_t) j->generation,
+                                         "reason", why),
+                              -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &error_class, &error)
+           == -1) {
+    bool late = error_class && !strcmp (error_class, "AlreadyCommitted");
+    free (error_class);
+    free (error);
+    if (late)
+      return false;
+  }
+  if (j->final_request >= 0)
+    job_reply (j, j->final_request, class_, "%s", why);
+  job_say (j, JOB_WARNING, "hand-off given up, the guest goes on: %s", why);
+  back_to_copying (j);
+  return true;
+}
+
+void
+job_final_released (struct job *j, const char *reason)
+{
+  if (j->final == FINAL_NONE)
+    return;
+  if (j->final_request >= 0)
+    job_reply (j, j->final_request, "LeaseEnded", "%s", reason);
+  job_say (j, JOB_WARNING, "the gate was released, the guest goes on: %s", reason);
+  back_to_copying (j);
+}
+
+/* Close the gate; comes back when the filter has drained what was below it. */
+static void
+hold (struct job *j)
+{
+  json_t *ret = NULL;
+  char *class_ = NULL, *error = NULL;
+  int timeout = (int) (j->lease_ms < INT32_MAX / 2 ? j->lease_ms : INT32_MAX / 2);
+
+  engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
+  if (control_client_call (j->control, "mirror-hold",
+                           json_pack ("{s:I}", "lease-ms", (json_int_t) j->lease_ms), -1,
+                           timeout + JOB_CONTROL_TIMEOUT_MS, &ret, NULL, &class_, &error)
+      == -1) {
+    int64_t request = j->final_request;
+    back_to_copying (j);
+    if (request >= 0)
+      job_reply (j, request, class_ ? class_ : "GenericError", "%s", error ? error : "hold failed");
+    job_say (j, JOB_WARNING, "cannot hold the gate: %s", error ? error : "out of memory");
+    free (class_);
+    free (error);
+    return;
+  }
+  j->generation = (uint64_t) json_integer_value (json_object_get (ret, "generation"));
+  json_decref (ret);
+  j->final = FINAL_COPY;
+}
+
+/* Everything is durable at the destination: ask for the final look. */
+static void
+prepare (struct job *j)
+{
+  char *class_ = NULL, *error = NULL;
+  uint64_t session = atomic_load (&j->region->hdr->session);
+
+  if (control_client_call (j->control, "mirror-prepared",
+                           json_pack ("{s:I, s:I}", "generation", (json_int_t) j->generation,
+                                      "session", (json_int_t) session),
+                           -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &class_, &error)
+      == 0) {
+    j->final = FINAL_PREPARED;
+    j->final_request = -1; /* the filter has answered it */
+  } else if (class_ == NULL || strcmp (class_, "NotEmpty") != 0) {
+    char *why = error;
+    error = NULL;
+    job_final_abort (j, class_ ? class_ : "GenericError", why ? why : "not prepared");
+    free (why);
+  }
+  free (class_);
+  free (error);
+}
+
+void
+job_final_step (struct job *j)
+{
+  struct engine *e = &j->engine;
+
+  if (j->final == FINAL_NONE)
+    return;
+  if (j->supervisor.state != SUPERVISOR_COPYING) {
+    job_final_abort (j, "GenericError",
+                     j->supervisor.error ? j->supervisor.error : "the destination is lost");
+    return;
+  }
+  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes)
+    hold (j);
+  if (j->final == FINAL_COPY) {
+    engine_flush_if_settled (e);
+    if (engine_clean (e))
+      prepare (j);
+  }
+}
+
+/* ---- our own hand-off ---- */
+
+static void *
+handoff_thread (void *opaque)
+{
+  struct job *j = opaque;
+  char *controls[] = { (char *) j->o->control };
+  const struct handoff_options ho = { .lease_ms = 0 };
+
+  j->handoff_status = handoff_run (controls, 1, &ho, &j->handoff_result, &j->handoff_error);
+  atomic_store (&j->handoff_done, true);
+  engine_notify (&j->engine);
+  return NULL;
+}
+
+void
+job_handoff_start (struct job *j)
+{
+  if (j->handing_off || now_ns () < j->next_handoff_ns)
+    return;
+  atomic_store (&j->handoff_done, false);
+  if (pthread_create (&j->handoff_thread, NULL, handoff_thread, j) != 0) {
+    job_say (j, JOB_WARNING, "cannot start a thread for the hand-off");
+    j->next_handoff_ns = now_ns () + RETRY_HANDOFF_NS;
+    return;
+  }
+  j->handing_off = true;
+}
+
+void
+job_handoff_poll (struct job *j)
+{
+  if (!j->handing_off || !atomic_load (&j->handoff_done))
+    return;
+  pthread_join (j->handoff_thread, NULL);
+  j->handing_off = false;
+  if (j->handoff_status == -1) {
+    job_say (j, JOB_WARNING, "hand-off: %s", j->handoff_error ? j->handoff_error : "failed");
+    j->next_handoff_ns = now_ns () + RETRY_HANDOFF_NS;
+  }
+  free (j->handoff_error);
+  j->handoff_error = NULL;
+  handoff_result_free (&j->handoff_result);
+}

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What the files of the job share (job.h):
+ *
+ *   job.c           the main loop: samples, decisions, signals, the end
+ *   job-attach.c    beginning: filter, source, destination, region
+ *   job-requests.c  what users ask for through the filter, and the filter's events
+ *   job-final.c     hold, last blocks, prepared, committed
+ *   job-status.c    the status object
+ *
+ * Everything runs in the job's thread, but the coordinator of a hand-off that we start ourselves
+ * (job-final.c), which has a control connection of its own.
+ */
+
+#ifndef NBDMIRROR_JOB_INTERNAL_H
+#define NBDMIRROR_JOB_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "control/client.h"
+#include "mirror/engine.h"
+#include "mirror/estimate.h"
+#include "mirror/handoff.h"
+#include "mirror/job.h"
+#include "mirror/supervisor.h"
+
+#define JOB_CONTROL_TIMEOUT_MS 10000
+
+/* The final phase. */
+enum final_state {
+  FINAL_NONE,
+  FINAL_FLUSH,   /* the flush before the hold, so that the one in it is short */
+  FINAL_COPY,    /* gate held and drained: the last blocks, and their flush */
+  FINAL_PREPARED /* the filter took the final look; the coordinator decides */
+};
+
+struct job {
+  const struct job_options *o;
+  struct session_options dest; /* a copy of ours: its `opened` is used up */
+  struct control_client *control;
+  struct endpoint *source;
+  struct region *region;
+  struct engine engine;
+  struct supervisor supervisor;
+  bool engine_ready, supervising;
+  struct estimate estimate;
+
+  /* Settings that users change while it runs. */
+  enum job_policy policy;
+  uint64_t max_downtime_ms;
+  uint64_t rate_limit;
+  bool paused;
+
+  bool fresh;              /* a full job that begins here, not a resumed one */
+  uint64_t start_ns;
+  struct {                 /* counters of the job's earlier workers */
+    uint64_t sent, zero, reconnects, passes;
+    double degraded_s, total_s;
+  } base;
+
+  bool ready;              /* the estimate says so, and nothing is in the way */
+  bool started_told;
+  uint64_t last_sample_ns, last_publish_ns;
+  uint64_t last_extent;    /* counters.extent_bytes at the last sample */
+  char state[16];          /* as last published */
+  unsigned passes_seen;    /* judged for the policy */
+  bool told_not_converging;
+  bool warned_larger;
+
+  enum final_state final;
+  int64_t final_request;   /* the relayed request to answer on failure; -1: none */
+  uint64_t lease_ms, generation;
+  uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
+  bool committed;
+  double downtime_ms;
+  char *token;
+
+  /* Our own hand-off (--on-ready complete, or block-job-complete). */
+  bool handing_off;
+  pthread_t handoff_thread;
+  _Atomic bool handoff_done;
+  int handoff_status;
+  struct handoff_result handoff_result;
+  char *handoff_error;
+  uint64_t next_handoff_ns;
+  bool complete_wanted;
+
+  bool over;
+  enum job_result result;
+};
+
+void job_say (struct job *j, enum job_message kind, const char *fmt, ...)
+  __attribute__ ((format (printf, 3, 4)));
+/* End the main loop with RESULT; the first call counts. */
+void job_end (struct job *j, enum job_result result);
+
+/* job-attach.c: 0, or -1 with j->result set and the message said. */
+int job_attach (struct job *j);
+
+/* job-requests.c: handle what the filter sent.  -1: the connection is lost (the job is over then). */
+int job_handle_events (struct job *j);
+/* Answer relayed request REQUEST; CLASS_ NULL: success. */
+void job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, ...)
+  __attribute__ ((format (printf, 4, 5)));
+
+/* job-final.c */
+void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms);
+void job_final_step (struct job *j);
+/* Give up a hold that is ours: the guest goes on.  False if it is too late: the hand-off is committed. */
+bool job_final_abort (struct job *j, const char *class_, const char *why);
+/* The filter has released the gate by itself. */
+void job_final_released (struct job *j, const char *reason);
+void job_handoff_start (struct job *j);
+void job_handoff_poll (struct job *j);
+
+/* job-status.c */
+/* The complete status object; a new reference. */
+json_t *job_status (struct job *j);
+/* The same with the pass log. */
+json_t *job_report (struct job *j);
+const char *job_state (struct job *j);
+/* Tell the filter. */
+void job_publish (struct job *j);
+
+#endif

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The status object of a live job (nbdmirror(1), "status --json").
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "mirror/job-internal.h"
+
+#define NS_PER_S 1e9
+
+const char *
+job_state (struct job *j)
+{
+  if (j->committed)
+    return "completed";
+  if (j->final == FINAL_PREPARED)
+    return "prepared";
+  if (j->final == FINAL_COPY)
+    return "holding";
+  if (j->paused)
+    return "paused";
+  if (j->supervisor.state != SUPERVISOR_COPYING && j->supervisor.ever_copied)
+    return "degraded";
+  return j->ready ? "ready" : "copying";
+}
+
+static double
+total_s (const struct job *j)
+{
+  return j->base.total_s + (double) (now_ns () - j->start_ns) / NS_PER_S;
+}
+
+static json_t *
+number_or_null (bool known, double value)
+{
+  return known ? json_real (value) : json_null ();
+}
+
+static const char *
+converging_text (enum converging c)
+{
+  return c == CONVERGING_YES ? "yes" : "no";
+}
+
+/* What only the worker knows: published to the filter. */
+static json_t *
+own_status (struct job *j)
+{
+  struct engine *e = &j->engine;
+  const struct estimate *est = &j->estimate;
+  enum converging conv = estimate_converging (est);
+  double eta = estimate_eta_s (est, (double) j->max_downtime_ms);
+
+  pthread_mutex_lock (&e->lock);
+  uint64_t pass = j->base.passes + e->pass_number, passes = j->base.passes + e->nr_passes;
+  pthread_mutex_unlock (&e->lock);
+
+  json_t *o = json_pack (
+    "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", job_state (j), "pass",
+    (json_int_t) pass, "passes", (json_int_t) passes, "sent-bytes",
+    (json_int_t) (j->base.sent + atomic_load (&e->counters.sent_bytes)), "zero-bytes",
+    (json_int_t) (j->base.zero + atomic_load (&e->counters.zero_bytes)), "bandwidth-limit",
+    (json_int_t) j->rate_limit, "max-downtime-ms", (json_int_t) j->max_downtime_ms, "degraded-s",
+    j->base.degraded_s + (double) supervisor_degraded_ns (&j->supervisor) / NS_PER_S, "total-s",
+    total_s (j));
+  if (o == NULL)
+    return NULL;
+  json_object_set_new (o, "reconnects",
+                       json_integer ((json_int_t) (j->base.reconnects + j->supervisor.reconnects)));
+  json_object_set_new (o, "bandwidth", number_or_null (est->bandwidth > 0, est->bandwidth));
+  json_object_set_new (o, "dirty-rate", number_or_null (est->nr_guest > 0, est->dirty_rate));
+  json_object_set_new (o, "expected-downtime-ms",
+                       number_or_null (est->pause_known, est->expected_pause_ms));
+  json_object_set_new (o, "eta-s", number_or_null (eta >= 0, eta));
+  json_object_set_new (o, "converging",
+                       conv == CONVERGING_UNKNOWN ? json_null ()
+                                                  : json_string (converging_text (conv)));
+  /* No synchronous gate yet: nobody may rely on it. */
+  json_object_set_new (o, "synchronised", json_false ());
+  json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
+  const char *error = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
+  json_object_set_new (o, "error", error ? json_string (error) : json_null ());
+  json_object_set_new (o, "target", json_string (j->dest.dest[0]));
+  return o;
+}
+
+void
+job_publish (struct job *j)
+{
+  json_t *o = own_status (j);
+  char *error = NULL;
+
+  if (o == NULL)
+    return;
+  const char *state = job_state (j);
+  snprintf (j->state, sizeof j->state, "%s", state);
+  /* These two are the filter's to say: it sees them happen. */
+  if (!strcmp (state, "prepared") || !strcmp (state, "completed"))
+    json_object_del (o, "state");
+  if (control_client_send (j->control, "mirror-progress", o, &error) == -1)
+    free (error); /* a lost connection shows in job_handle_events() */
+  j->last_publish_ns = now_ns ();
+}
+
+static json_int_t
+bytes_of (const struct region *r, uint64_t blocks)
+{
+  uint64_t n = blocks << r->geo.block_shift;
+  return (json_int_t) (n < r->geo.disk_size ? n : r->geo.disk_size);
+}
+
+json_t *
+job_status (struct job *j)
+{
+  const struct region *r = j->region;
+  json_t *o = own_status (j);
+  if (o == NULL)
+    return NULL;
+  uint64_t claimed = bitmap_count (r, REGION_CLAIMED_A) + bitmap_count (r, REGION_CLAIMED_B);
+  json_t *more = json_pack (
+    "{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "size", (json_int_t) r->geo.disk_size, "block-size",
+    (json_int_t) r->geo.block_size, "dirty-bytes", bytes_of (r, bitmap_count (r, REGION_DIRTY)),
+    "claimed-bytes", bytes_of (r, claimed), "quarantine-bytes",
+    bytes_of (r, bitmap_count (r, REGION_QUARANTINE)), "session",
+    (json_int_t) atomic_load (&r->hdr->session), "gate",
+    j->committed ? "fenced" : j->final >= FINAL_COPY ? "held" : "open", "worker", "attached");
+  json_object_update_new (o, more);
+  json_object_set_new (o, "downtime-ms", number_or_null (j->committed, j->downtime_ms));
+  json_object_set_new (o, "rollback-token", j->token ? json_string (j->token) : json_null ());
+  return o;
+}
+
+json_t *
+job_report (struct job *j)
+{
+  struct engine *e = &j->engine;
+  json_t *o = job_status (j), *log = json_array ();
+
+  pthread_mutex_lock (&e->lock);
+  unsigned first = e->nr_passes > ENGINE_MAX_PASS_LOG ? e->nr_passes - ENGINE_MAX_PASS_LOG : 0;
+  for (unsigned i = first; i < e->nr_passes; i++) {
+    const struct engine_pass *p = &e->pass_log[i % ENGINE_MAX_PASS_LOG];
+    json_array_append_new (
+      log, json_pack ("{s:I, s:I, s:I, s:I, s:I, s:f}", "pass",
+                      (json_int_t) (j->base.passes + p->number), "left-before",
+                      (json_int_t) p->left_before, "left-after", (json_int_t) p->left_after,
+                      "sent-bytes", (json_int_t) p->sent_bytes, "zero-bytes",
+                      (json_int_t) p->zero_bytes, "seconds",
+                      (double) (p->end_ns - p->start_ns) / NS_PER_S));
+  }
+  pthread_mutex_unlock (&e->lock);
+  json_object_set_new (o, "pass-log", log);
+  json_object_set_new (o, "worker", json_string ("detached"));
+  return o;
+}
