@@ -6,6 +6,10 @@ nbdmirror_SOURCES = \
 	cmd/units.h cmd/units.c \
 	cmd/progress.h cmd/progress.c \
 	cmd/serve.c \
+	cmd/mirror.c \
+	cmd/copy.c \
+	cmd/verify.c \
+	cmd/worker.h cmd/worker.c \
 	cmd/nbdkit-args.h cmd/nbdkit-args.c \
 	cmd/tidy.h cmd/tidy.c \
 	cmd/job.h cmd/job.c \

@@ -1,5 +1,9 @@
 noinst_LTLIBRARIES += libmirror.la
 libmirror_la_SOURCES = \
+	mirror/copier.c \
+	mirror/copier.h \
+	mirror/copy.c \
+	mirror/copy.h \
 	mirror/endpoint-command.c \
 	mirror/endpoint-command.h \
 	mirror/endpoint-file.c \
@@ -7,7 +11,33 @@ libmirror_la_SOURCES = \
 	mirror/endpoint-nbd.c \
 	mirror/endpoint.c \
 	mirror/endpoint.h \
+	mirror/engine.c \
+	mirror/engine.h \
+	mirror/estimate.c \
+	mirror/estimate.h \
 	mirror/handoff.c \
-	mirror/handoff.h
+	mirror/handoff.h \
+	mirror/identity.c \
+	mirror/identity.h \
+	mirror/job-attach.c \
+	mirror/job-final.c \
+	mirror/job-internal.h \
+	mirror/job-requests.c \
+	mirror/job-status.c \
+	mirror/job.c \
+	mirror/job.h \
+	mirror/pass.c \
+	mirror/pass.h \
+	mirror/rate.c \
+	mirror/rate.h \
+	mirror/session.c \
+	mirror/session.h \
+	mirror/slot.c \
+	mirror/supervisor.c \
+	mirror/supervisor.h \
+	mirror/sync.c \
+	mirror/sync.h \
+	mirror/verify.c \
+	mirror/verify.h
 libmirror_la_CFLAGS = $(AM_CFLAGS) $(LIBNBD_CFLAGS) $(JANSSON_CFLAGS)
 libmirror_la_LIBADD = $(LIBNBD_LIBS) $(LIBAIO_LIBS) $(JANSSON_LIBS)

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdmirror copy: copy between any two endpoints, offline.
+ */
+
+#include <config.h>
+
+#include <stdio.h>
+
+#include "cmd/cmd.h"
+#include "cmd/progress.h"
+#include "cmd/worker.h"
+#include "mirror/copy.h"
+
+static const char help[]
+  = "Copies SOURCE, which nobody writes to meanwhile, to DEST.  Each is an NBD URI, a local file or\n"
+    "block device, or [ COMMAND ARGS ] that serves NBD.  A local DEST file is created or extended,\n"
+    "never truncated.  Exit status 0 means that DEST has flushed everything.\n\n"
+    "  --give-up-after TIME  try for so long to reach a lost destination again (0: exit 3 at once;\n"
+    "                        or never)\n"
+    WORKER_OPTIONS_HELP
+    "\nExamples:\n"
+    "  nbdmirror copy disk.img nbd://hostb/\n"
+    "  nbdmirror copy nbd+unix:///?socket=/tmp/sock backup.img --bandwidth 50M\n"
+    "  nbdmirror copy disk.img [ qemu-nbd -f qcow2 disk.qcow2 ]\n";
+
+static int
+run (struct cmd_line *line)
+{
+  static const struct option longopts[] = { WORKER_LONG_OPTIONS, CMD_LONG_OPTIONS_END };
+  struct worker w = { .ready_fd = -1 };
+  struct worker_settings s = { .give_up_ns = 0 };
+  struct copy_options o = { 0 };
+  json_t *report;
+  int c, status = 0;
+
+  while ((c = cmd_getopt (line, "", longopts)) != -1) {
+    if (c == CMD_OPT_STOP)
+      return line->status;
+    worker_option (c, &w, &s, &status);
+    if (status)
+      return status;
+  }
+  if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST"))
+    return line->status;
+  o.source = line->operands[0].argv;
+  o.nr_source = line->operands[0].nr_args;
+  o.dest = s.dest;
+  o.dest.dest = line->operands[1].argv;
+  o.dest.nr_dest = line->operands[1].nr_args;
+  o.rate_limit = s.rate_limit;
+  o.nr_copiers = s.nr_copiers;
+  o.give_up_ns = s.give_up_ns;
+  o.opaque = &w;
+  o.message = worker_message;
+  o.progress = worker_progress;
+  o.signal_fd = worker_signals (&o.signal);
+  if (o.signal_fd == -1)
+    return EXIT_ERROR;
+  if (!w.json)
+    w.progress = progress_new (stderr, NULL);
+  enum job_result result = copy_run (&o, &report);
+  return worker_finish (&w, result, report);
+}
+
+const struct subcommand subcommand_copy = {
+  "copy", "SOURCE DEST [OPTIONS]", "Copy a disk that is not in use.", help, run,
+};

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdmirror mirror: the worker of one live disk.
+ */
+
+#include <config.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+#include "cmd/progress.h"
+#include "cmd/units.h"
+#include "cmd/worker.h"
+#include "mirror/job.h"
+
+enum {
+  OPT_SYNC = 0x200,
+  OPT_MAX_DOWNTIME,
+  OPT_POLICY,
+  OPT_ON_READY,
+  OPT_RESUME,
+  OPT_RESTART,
+  OPT_DETACH,
+  OPT_GRACE,
+  OPT_UNLIMITED_HOLD
+};
+
+static const char help[]
+  = "Copies the disk behind CONTROL to DEST while its guest keeps writing, pass after pass, until\n"
+    "what is left fits the allowed downtime; then stays ready, or hands over.\n\n"
+    "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.\n\n"
+    "  --sync full           what to copy; this version knows full copies\n"
+    "  --max-downtime TIME   pause the guest for at most this long at the hand-over (300ms)\n"
+    "  --policy POLICY       when passes do not converge: sync, throttle, none, fail (exit 4);\n"
+    "                        sync and throttle act as none in this version\n"
+    "  --on-ready WHAT       wait for `nbdmirror complete` (default), or complete at once\n"
+    "  --resume              go on with the job that is left over here\n"
+    "  --restart             start over, whatever is left over here\n"
+    "  --detach              return once the job is attached and copying\n"
+    "  --give-up-after TIME  end (exit 3) when the destination is away for so long (never)\n"
+    "  --quarantine-grace T  wait so long before blocks of a lost session are copied again (2s)\n"
+    "  --no-limit-while-holding\n"
+    "                        the bandwidth limit does not hold while the guest waits\n"
+    WORKER_OPTIONS_HELP
+    "\nCtrl-C cancels the job; SIGTERM ends this worker only, and --resume goes on later (exit 3).\n\n"
+    "Examples:\n"
+    "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
+    "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n";
+
+struct arguments {
+  struct worker worker;
+  struct worker_settings settings;
+  struct job_options job;
+  bool detach, policy_given;
+};
+
+/* One option of ours.  0, or EXIT_USAGE. */
+static int
+take_option (struct arguments *a, int c)
+{
+  uint64_t ms;
+
+  switch (c) {
+  case OPT_SYNC:
+    if (strcmp (optarg, "full") != 0)
+      return cmd_usage_error ("--sync %s: this version knows only full", optarg);
+    return 0;
+  case OPT_MAX_DOWNTIME:
+    if (!worker_parse_ms ("--max-downtime", optarg, &a->job.max_downtime_ms))
+      return EXIT_USAGE;
+    if (a->job.max_downtime_ms < 1 || a->job.max_downtime_ms > 3600 * 1000)
+      return cmd_usage_error ("--max-downtime %s: must be between 1ms and 1h", optarg);
+    return 0;
+  case OPT_POLICY:
+    a->policy_given = true;
+    if (!job_policy_parse (optarg, &a->job.policy))
+      return cmd_usage_error ("--policy %s: must be sync, throttle, none or fail", optarg);
+    return 0;
+  case OPT_ON_READY:
+    if (strcmp (optarg, "wait") != 0 && strcmp (optarg, "complete") != 0)
+      return cmd_usage_error ("--on-ready %s: must be wait or complete", optarg);
+    a->job.complete_when_ready = !strcmp (optarg, "complete");
+    return 0;
+  case OPT_RESUME:
+  case OPT_RESTART:
+    if (a->job.start != JOB_NEW && a->job.start != (c == OPT_RESUME ? JOB_RESUME : JOB_RESTART))
+      return cmd_usage_error ("--resume and --restart exclude each other");
+    a->job.start = c == OPT_RESUME ? JOB_RESUME : JOB_RESTART;
+    return 0;
+  case OPT_DETACH:
+    a->detach = true;
+    return 0;
+  case OPT_GRACE:
+    if (!worker_parse_ms ("--quarantine-grace", optarg, &ms))
+      return EXIT_USAGE;
+    a->job.grace_ns = ms * 1000000 + 1; /* 0 would mean the default */
+    return 0;
+  case OPT_UNLIMITED_HOLD:
+    a->job.unlimited_hold = true;
+    return 0;
+  default:
+    return EXIT_USAGE;
+  }
+}
+
+static int
+run_job (struct arguments *a)
+{
+  struct worker *w = &a->worker;
+  json_t *report;
+
+  if (a->detach && !worker_detach (w))
+    return EXIT_ERROR;
+  a->job.signal_fd = worker_signals (&a->job.signal);
+  if (a->job.signal_fd == -1)
+    return EXIT_ERROR;
+  if (!w->json && !a->detach)
+    w->progress = progress_new (stderr, NULL);
+  if (a->policy_given && (a->job.policy == POLICY_SYNC || a->job.policy == POLICY_THROTTLE))
+    cmd_notice ("--policy %s acts as none in this version", job_policy_name (a->job.policy));
+
+  a->job.opaque = w;
+  a->job.message = worker_message;
+  a->job.progress = worker_progress;
+  a->job.started = worker_started;
+  enum job_result result = job_run (&a->job, &report);
+  if (result == JOB_COMPLETED && report && !w->json) {
+    char sent[UNITS_BUF], took[UNITS_BUF];
+    if (w->progress)
+      progress_break (w->progress);
+    cmd_notice ("completed: %s sent in %s, pause %.1f ms, rollback token %s",
+                units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))),
+                units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
+                json_number_value (json_object_get (report, "downtime-ms")),
+                json_string_value (json_object_get (report, "rollback-token")));
+  }
+  return worker_finish (w, result, report);
+}
+
+static int
+run (struct cmd_line *line)
+{
+  static const struct option longopts[] = {
+    { "sync", required_argument, NULL, OPT_SYNC },
+    { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
+    { "policy", required_argument, NULL, OPT_POLICY },
+    { "on-ready", required_argument, NULL, OPT_ON_READY },
+    { "resume", no_argument, NULL, OPT_RESUME },
+    { "restart", no_argument, NULL, OPT_RESTART },
+    { "detach", no_argument, NULL, OPT_DETACH },
+    { "quarantine-grace", required_argument, NULL, OPT_GRACE },
+    { "no-limit-while-holding", no_argument, NULL, OPT_UNLIMITED_HOLD },
+    WORKER_LONG_OPTIONS,
+    CMD_LONG_OPTIONS_END
+  };
+  struct arguments a = {
+    .worker = { .ready_fd = -1 },
+    .settings = { .give_up_ns = UINT64_MAX },
+    .job = { .max_downtime_ms = 300, .policy = POLICY_SYNC },
+  };
+  int c, status = 0;
+
+  while ((c = cmd_getopt (line, "", longopts)) != -1) {
+    if (c == CMD_OPT_STOP)
+      return line->status;
+    if (!worker_option (c, &a.worker, &a.settings, &status))
+      status = take_option (&a, c);
+    if (status)
+      return status;
+  }
+  if (!cmd_operands_ok (line, 2, 2, "CONTROL DEST"))
+    return line->status;
+  if (line->operands[0].nr_args != 1)
+    return cmd_usage_error ("CONTROL is the path of a control socket, not a command");
+  a.job.control = line->operands[0].argv[0];
+  a.job.dest = a.settings.dest;
+  a.job.dest.dest = line->operands[1].argv;
+  a.job.dest.nr_dest = line->operands[1].nr_args;
+  a.job.rate_limit = a.settings.rate_limit;
+  a.job.nr_copiers = a.settings.nr_copiers;
+  a.job.give_up_ns = a.settings.give_up_ns;
+  return run_job (&a);
+}
+
+const struct subcommand subcommand_mirror = {
+  "mirror", "CONTROL DEST [OPTIONS]", "Mirror a disk that is in use, and hand it over.", help, run,
+};

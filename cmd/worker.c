@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What `mirror` and `copy` share.  See worker.h.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cmd/progress.h"
+#include "cmd/units.h"
+#include "cmd/worker.h"
+
+static _Atomic int asked;
+static int signal_fd = -1;
+
+static void
+on_signal (int sig)
+{
+  int saved = errno;
+  uint64_t one = 1;
+  atomic_store (&asked, sig == SIGINT ? JOB_SIGNAL_CANCEL : JOB_SIGNAL_DETACH);
+  ssize_t n = write (signal_fd, &one, sizeof one);
+  (void) n; /* the flag is looked at a few times a second anyway */
+  errno = saved;
+}
+
+int
+worker_signals (_Atomic int **flag)
+{
+  struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int) SA_RESETHAND };
+
+  signal_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (signal_fd == -1) {
+    cmd_error ("eventfd: %s", strerror (errno));
+    return -1;
+  }
+  sigemptyset (&sa.sa_mask);
+  sigaction (SIGINT, &sa, NULL);
+  sigaction (SIGTERM, &sa, NULL);
+  *flag = &asked;
+  return signal_fd;
+}
+
+/* ---- options ---- */
+
+bool
+worker_parse_ms (const char *option, const char *text, uint64_t *ms)
+{
+  const char *why = units_parse_time (text, ms);
+  if (why)
+    cmd_usage_error ("%s %s: %s", option, text, why);
+  return why == NULL;
+}
+
+static bool
+parse_timeout (const char *option, const char *text, int *ms)
+{
+  uint64_t n;
+  if (!worker_parse_ms (option, text, &n))
+    return false;
+  if (n < 1 || n > 24 * 3600 * 1000) {
+    cmd_usage_error ("%s %s: must be between 1ms and 24h", option, text);
+    return false;
+  }
+  *ms = (int) n;
+  return true;
+}
+
+static bool
+parse_connections (const char *text, unsigned *n)
+{
+  char *end;
+  long v = strtol (text, &end, 10);
+  if (*text == '\0' || *end != '\0' || v < 1 || v > 4) {
+    cmd_usage_error ("--connections %s: must be a number from 1 to 4", text);
+    return false;
+  }
+  *n = (unsigned) v;
+  return true;
+}
+
+bool
+worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
+{
+  const char *why;
+  uint64_t ms;
+  bool good = true;
+
+  switch (c) {
+  case 'b':
+    why = units_parse_rate (optarg, &s->rate_limit);
+    if (why) {
+      cmd_usage_error ("--bandwidth %s: %s", optarg, why);
+      good = false;
+    }
+    break;
+  case 'c':
+    good = parse_connections (optarg, &s->nr_copiers);
+    break;
+  case 'j':
+    w->json = true;
+    break;
+  case 'r':
+    w->report = optarg;
+    break;
+  case WORKER_OPT_ALLOW_UNSAFE:
+    s->dest.allow_no_flush = true;
+    break;
+  case WORKER_OPT_CONNECT_TIMEOUT:
+    good = parse_timeout ("--connect-timeout", optarg, &s->dest.endpoint.connect_timeout_ms);
+    break;
+  case WORKER_OPT_REQUEST_TIMEOUT:
+    good = parse_timeout ("--request-timeout", optarg, &s->dest.endpoint.request_timeout_ms);
+    break;
+  case WORKER_OPT_GIVE_UP:
+    if (!strcmp (optarg, "never"))
+      s->give_up_ns = UINT64_MAX;
+    else {
+      good = worker_parse_ms ("--give-up-after", optarg, &ms);
+      if (good)
+        s->give_up_ns = ms * 1000000;
+    }
+    break;
+  default:
+    return false;
+  }
+  if (!good)
+    *status = EXIT_USAGE;
+  return true;
+}
+
+/* ---- callbacks ---- */
+
+static uint64_t
+clock_ms (void)
+{
+  struct timespec ts;
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return (uint64_t) ts.tv_sec * 1000 + (uint64_t) ts.tv_nsec / 1000000;
+}
+
+void
+worker_message (void *opaque, enum job_message kind, const char *text)
+{
+  struct worker *w = opaque;
+  if (w->progress)
+    progress_break (w->progress);
+  if (kind == JOB_ERROR)
+    cmd_error ("%s", text);
+  else if (kind == JOB_WARNING)
+    cmd_warning ("%s", text);
+  else
+    cmd_notice ("%s", text);
+}
+
+void
+worker_progress (void *opaque, json_t *status)
+{
+  struct worker *w = opaque;
+  if (w->progress && status)
+    progress_print (w->progress, status, clock_ms ());
+}
+
+/* ---- to the background ---- */
+
+bool
+worker_detach (struct worker *w)
+{
+  int fds[2];
+  if (pipe2 (fds, O_CLOEXEC) == -1) {
+    cmd_error ("pipe: %s", strerror (errno));
+    return false;
+  }
+  pid_t pid = fork ();
+  if (pid == -1) {
+    cmd_error ("fork: %s", strerror (errno));
+    return false;
+  }
+  if (pid == 0) {
+    close (fds[0]);
+    w->ready_fd = fds[1];
+    setsid ();
+    return true;
+  }
+  close (fds[1]);
+  char c;
+  ssize_t n;
+  while ((n = read (fds[0], &c, 1)) == -1 && errno == EINTR)
+    ;
+  if (n == 1)
+    _exit (EXIT_DONE);
+  /* It ended before it began to copy, and has said why. */
+  int status;
+  if (waitpid (pid, &status, 0) == pid && WIFEXITED (status))
+    _exit (WEXITSTATUS (status));
+  _exit (EXIT_ERROR);
+}
+
+void
+worker_started (void *opaque)
+{
+  struct worker *w = opaque;
+  if (w->ready_fd == -1)
+    return;
+  int null = open ("/dev/null", O_RDWR | O_CLOEXEC);
+  if (null != -1) {
+    fflush (NULL);
+    for (int fd = 0; fd <= 2; fd++)
+      dup2 (null, fd);
+    close (null);
+  }
+  while (write (w->ready_fd, "", 1) == -1 && errno == EINTR)
+    ;
+  close (w->ready_fd);
+  w->ready_fd = -1;
+}
+
+/* ---- the end ---- */
+
+static int
+exit_status (enum job_result result)
+{
+  switch (result) {
+  case JOB_COMPLETED:
+    return EXIT_DONE;
+  case JOB_DEST_FAILED:
+  case JOB_DETACHED:
+    return EXIT_DEST_FAILED;
+  case JOB_NOT_CONVERGED:
+    return EXIT_NOT_CONVERGED;
+  case JOB_CANCELLED:
+    return EXIT_CANCELLED;
+  case JOB_REFUSED:
+    return EXIT_REFUSED;
+  case JOB_FAILED:
+    break;
+  }
+  return EXIT_ERROR;
+}
+
+int
+worker_finish (struct worker *w, enum job_result result, json_t *report)
+{
+  int status = exit_status (result);
+
+  if (w->progress) {
+    progress_free (w->progress);
+    w->progress = NULL;
+  }
+  if (report) {
+    json_object_set_new (report, "exit-status", json_integer (status));
+    if (w->json) {
+      json_dumpf (report, stdout, JSON_INDENT (2));
+      putchar ('\n');
+    }
+    if (w->report && json_dump_file (report, w->report, JSON_INDENT (2)) == -1) {
+      cmd_error ("cannot write the report to %s: %s", w->report, strerror (errno));
+      if (status == EXIT_DONE)
+        status = EXIT_ERROR;
+    }
+    json_decref (report);
+  }
+  return status;
+}
