@@ -55,7 +55,8 @@ static const char *const reserved[] = { "id",           "size",          "block-
                                         "generation",   "downtime-ms",   "rollback-token",
                                         "in-flight",    "waiting",       "worker-pid",
                                         "export",       "reason",        "lease-left-ms",
-                                        "version",      NULL };
+                                        "version",      "uri",           "direct",
+                                        "nbdkit-version", NULL };
 
 static bool
 among (const char *s, const char *const *list)

@@ -9,6 +9,8 @@
 
 #include <string.h>
 
+#include <nbdkit-filter.h>
+
 #include "dirty-bitmap/bitmap.h"
 #include "nbd-plugin/filter.h"
 
@@ -153,6 +155,12 @@ mirror_status (struct mirror *m)
   set (o, "size", known, known ? count (geo.disk_size) : NULL);
   set (o, "block-size", known, known ? count (geo.block_size) : NULL);
   json_object_set_new (o, "export", json_string (m->config.export));
+  /* A worker opens a connection of its own before it attaches, so it has to know where to. */
+  set (o, "uri", m->config.uri != NULL,
+       m->config.uri != NULL ? json_string (m->config.uri) : NULL);
+  set (o, "direct", m->config.direct != NULL,
+       m->config.direct != NULL ? json_string (m->config.direct) : NULL);
+  json_object_set_new (o, "nbdkit-version", json_string (NBDKIT_VERSION_STRING));
   json_object_set_new (o, "worker", json_string (j->worker != NULL ? "attached" : "detached"));
   set (o, "worker-pid", j->worker != NULL, json_integer (j->pid));
   set (o, "reason", j->reason != NULL, j->reason != NULL ? json_string (j->reason) : NULL);

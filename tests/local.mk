@@ -10,7 +10,9 @@ unit_tests = \
 	tests/unit/test-region \
 	tests/unit/test-bitmap \
 	tests/unit/test-claims \
-	tests/unit/test-samples
+	tests/unit/test-samples \
+	tests/unit/test-units \
+	tests/unit/test-progress
 check_PROGRAMS += $(unit_tests)
 TESTS += $(unit_tests)
 else
@@ -38,9 +40,22 @@ tests_unit_test_samples_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_samples_CFLAGS = $(unit_cflags)
 tests_unit_test_samples_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
 
+tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
+tests_unit_test_units_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_units_CFLAGS = $(unit_cflags)
+tests_unit_test_units_LDADD = $(CRITERION_LIBS)
+
+tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
+	cmd/progress.c cmd/job.c cmd/options.c cmd/units.c
+tests_unit_test_progress_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_progress_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_progress_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
+
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
 
-blackbox_tests =
+blackbox_tests = \
+	tests/blackbox/cli-usage.sh \
+	tests/blackbox/handoff-coordinator.sh
 TESTS += $(blackbox_tests)
-EXTRA_DIST += $(blackbox_tests)
+EXTRA_DIST += $(blackbox_tests) tests/blackbox/fake-filter.py

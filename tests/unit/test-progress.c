@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <criterion/criterion.h>
 #include <jansson.h>
 
 #include "cmd/progress.h"
+#include "unit.h"
 
 #define MIB 1048576
 

@@ -10,9 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <criterion/criterion.h>
-
 #include "cmd/units.h"
+#include "unit.h"
 
 #define UNTOUCHED UINT64_C (0x5a5a5a5a5a5a5a5a)
 
