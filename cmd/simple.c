@@ -98,6 +98,12 @@ wait_until_ended (struct control_client *c, const char *control)
       json_decref (status);
       return r;
     }
+    /* The worker died over it: the filter drops the job itself. */
+    if (state != NULL && strcmp (state, "detached") == 0
+        && job_call (c, control, "block-job-cancel", NULL, NULL, NULL) == -1) {
+      json_decref (status);
+      return EXIT_ERROR;
+    }
     nanosleep (&pause, NULL);
   }
   state = job_text (status, "state");

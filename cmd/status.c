@@ -116,19 +116,17 @@ print_progress (const json_t *status)
 {
   char buf[UNITS_BUF];
   double percent = job_percent (status), left = job_left (status);
-  bool idle = is_state (status, "idle");
 
   line_start ("done");
-  if (percent < 0 || idle)
+  if (percent < 0)
     printf ("-\n");
   else
     printf ("%.1f %%\n", percent);
   line_start ("left");
-  if (left < 0 || idle)
+  if (left < 0)
     printf ("-");
-  else
+  else {
     printf ("%s (dirty ", units_format_size (buf, (uint64_t) left));
-  if (left >= 0 && !idle) {
     print_size (status, "dirty-bytes");
     printf (", being copied ");
     print_size (status, "claimed-bytes");
@@ -210,6 +208,8 @@ print_notes (const json_t *status, const char *control)
                 reason != NULL ? reason : "reason unknown");
   else if (reason != NULL)
     print_note ("%s", reason);
+  if (job_text (status, "reason") != NULL && !is_state (status, "idle"))
+    print_note ("%s: %s", text_or_dash (status, "state"), job_text (status, "reason"));
   if (job_is_false (status, "converging") && !over)
     print_note ("not converging: the guest changes blocks faster than they are copied");
   if (job_number (status, "reconnects", 0) > 0)
@@ -252,7 +252,7 @@ print_human (const json_t *status, const char *control)
   printf ("\n");
   if (is_state (status, "completed"))
     print_completed (status);
-  else
+  else if (!is_state (status, "idle"))
     print_progress (status);
   if (job_text (status, "rollback-token") != NULL) {
     line_start ("rollback");
