@@ -196,7 +196,7 @@ static void
 print_notes (const json_t *status, const char *control)
 {
   const char *worker = text_or_dash (status, "worker"), *gate = text_or_dash (status, "gate");
-  const char *reason = job_text (status, "error");
+  const char *reason = job_text (status, "error"), *why = job_text (status, "reason");
   char buf[UNITS_BUF];
   bool over = is_state (status, "idle") || is_state (status, "completed")
               || is_state (status, "cancelled");
@@ -208,8 +208,8 @@ print_notes (const json_t *status, const char *control)
                 reason != NULL ? reason : "reason unknown");
   else if (reason != NULL)
     print_note ("%s", reason);
-  if (job_text (status, "reason") != NULL && !is_state (status, "idle"))
-    print_note ("%s: %s", text_or_dash (status, "state"), job_text (status, "reason"));
+  if (why != NULL && why[0] != '\0' && !is_state (status, "idle"))
+    print_note ("%s: %s", text_or_dash (status, "state"), why);
   if (job_is_false (status, "converging") && !over)
     print_note ("not converging: the guest changes blocks faster than they are copied");
   if (job_number (status, "reconnects", 0) > 0)

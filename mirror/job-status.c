@@ -40,12 +40,6 @@ number_or_null (bool known, double value)
   return known ? json_real (value) : json_null ();
 }
 
-static const char *
-converging_text (enum converging c)
-{
-  return c == CONVERGING_YES ? "yes" : "no";
-}
-
 /* What only the worker knows: published to the filter. */
 static json_t *
 own_status (struct job *j)
@@ -78,7 +72,7 @@ own_status (struct job *j)
   json_object_set_new (o, "eta-s", number_or_null (eta >= 0, eta));
   json_object_set_new (o, "converging",
                        conv == CONVERGING_UNKNOWN ? json_null ()
-                                                  : json_string (converging_text (conv)));
+                                                  : json_boolean (conv == CONVERGING_YES));
   /* No synchronous gate yet: nobody may rely on it. */
   json_object_set_new (o, "synchronised", json_false ());
   json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
