@@ -2,9 +2,9 @@
  *
  * The client side of the control protocol.
  *
- * Ids: a call's id is a number, so that the answer to a call that timed out is recognised and dropped; a
- * command that nobody waits for has the string "send:NAME" as its id, which comes back with an error
- * and says what failed, with nothing to remember here.
+ * Ids: a call's id is a number, so that the answer to a call that timed out is recognised and
+ * dropped; a command that nobody waits for has the string "send:NAME" as its id, which comes
+ * back with an error and says what failed, with nothing to remember here.
  */
 
 #include "config.h"

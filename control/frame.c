@@ -2,9 +2,10 @@
  *
  * Framing: cut a byte stream into lines, each line into one JSON object.
  *
- * The newline is the only thing that separates messages, so whatever a line holds, the stream is in step
- * again at the next newline.  The JSON library limits nesting (2048 levels), refuses raw NULs, bytes
- * that are not UTF-8 and numbers out of range; here only the length of a line is limited.
+ * The newline is the only thing that separates messages, so whatever a line holds, the stream
+ * is in step again at the next newline.  The JSON library limits nesting (2048 levels), refuses
+ * raw NULs, bytes that are not UTF-8 and numbers out of range; here only the length of a line
+ * is limited.
  */
 
 #include "config.h"

@@ -2,8 +2,8 @@
  *
  * A client's connection to the control server; see link.h.
  *
- * While something is being sent, what the server sends is read as well, so that the two never wait for
- * each other.
+ * While something is being sent, what the server sends is read as well, so that the two never
+ * wait for each other.
  */
 
 #include "config.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A client's connection: what is received is sorted into events and the awaited answer, what is sent is sent
- * whole or not at all.  Internal to this folder; client.c makes calls out of it.
+ * A client's connection: what is received is sorted into events and the awaited answer, what is
+ * sent is sent whole or not at all.  Internal to this folder; client.c makes calls out of it.
  */
 
 #ifndef NBDMIRROR_CONTROL_LINK_H

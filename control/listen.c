@@ -3,13 +3,15 @@
  * Binding the control socket.
  *
  * Mode: Linux creates the socket's inode with the mode of the socket itself less the umask, so
- * fchmod() before bind() gives 0600 from the first instant, without touching the umask (which the
- * whole process shares).  Moreover nobody can connect before listen(), and the mode is checked before that.
+ * fchmod() before bind() gives 0600 from the first instant, without touching the umask (which
+ * the whole process shares).  Moreover nobody can connect before listen(), and the mode is
+ * checked before that.
  *
- * A stale socket: bind() says EADDRINUSE for any existing path.  If a connection is refused, no process
- * listens there and the path is unlinked.  Two servers that do this at the same time could unlink
- * each other's new socket, so the sequence runs under flock() on the directory.  The lock is
- * waited for only shortly and is not required: whoever keeps it cannot keep a server from starting.
+ * A stale socket: bind() says EADDRINUSE for any existing path.  If a connection is refused, no
+ * process listens there and the path is unlinked.  Two servers that do this at the same time
+ * could unlink each other's new socket, so the sequence runs under flock() on the directory.
+ * The lock is waited for only shortly and is not required: whoever keeps it cannot keep a
+ * server from starting.
  */
 
 #include "config.h"

@@ -14,8 +14,8 @@ struct listen_inode {
   ino_t ino;
 };
 
-/* Bind PATH with mode 0600 and listen.  Returns a non-blocking, close-on-exec descriptor, or -1 with *ERROR
- * set (caller frees). */
+/* Bind PATH with mode 0600 and listen.  Returns a non-blocking, close-on-exec descriptor, or -1
+ * with *ERROR set (caller frees). */
 int control_listen (const char *path, struct listen_inode *inode, char **error);
 
 /* Unlink PATH if it still is that socket. */

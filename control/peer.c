@@ -2,9 +2,10 @@
  *
  * One client of the control server; see peer.h for its states.
  *
- * A client cannot make the server hold more than a bounded amount for it: while it has many commands
- * unanswered or much output unread, its input is left in the kernel's buffer, where its writes then block.
- * Events do not wait for that, so they are what the limit on output is for.
+ * A client cannot make the server hold more than a bounded amount for it: while it has many
+ * commands unanswered or much output unread, its input is left in the kernel's buffer, where
+ * its writes then block. Events do not wait for that, so they are what the limit on output is
+ * for.
  */
 
 #include "config.h"

@@ -8,8 +8,8 @@
  *      read and run     nothing is read      input is thrown away for a moment
  *      └───────────────────┴──► GONE ──► `closed` is called, freed
  *
- * A peer is only marked while commands run; control_server_poll() frees it in one place, so callbacks
- * may close any peer, their own included.
+ * A peer is only marked while commands run; control_server_poll() frees it in one place, so
+ * callbacks may close any peer, their own included.
  */
 
 #ifndef NBDMIRROR_CONTROL_PEER_H
@@ -84,7 +84,8 @@ struct control_server {
   size_t pfds_cap;
 };
 
-/* Take over SOCK and queue the greeting.  NULL when out of memory (SOCK is then still the caller's). */
+/* Take over SOCK and queue the greeting.  NULL when out of memory (SOCK is then still the
+ * caller's). */
 struct control_peer *peer_new (struct control_server *s, int sock, pid_t pid, uid_t uid);
 
 /* Close and free, no questions asked. */
@@ -99,7 +100,8 @@ int64_t peer_deadline (const struct control_peer *p);
 /* Read and run commands: a bounded number, and none begun at or after UNTIL. */
 void peer_serve (struct control_peer *p, short revents, int64_t until);
 
-/* Queue MESSAGE (stolen; NULL means out of memory) if it fits into a line; FD (-1 none) is stolen if it does. */
+/* Queue MESSAGE (stolen; NULL means out of memory) if it fits into a line; FD (-1 none) is
+ * stolen if it does. */
 bool peer_queue (struct control_peer *p, json_t *message, int fd);
 
 /* Queue an error; ID may be NULL when it answers no command in particular. */
@@ -107,7 +109,7 @@ void peer_queue_error (struct control_peer *p, json_t *id, const char *class_, c
 
 void peer_drop_output (struct control_peer *p);
 
-/* It reads no more.  Commands that it sent before are run all the same, their answers are dropped. */
+/* It reads no more.  Commands sent before are run all the same, their answers are dropped. */
 void peer_go_deaf (struct control_peer *p);
 
 /* Send what the socket takes. */

@@ -2,10 +2,11 @@
  *
  * The control server: accept, and one bounded turn for every peer in each poll.
  *
- * The turns: peers are read in order, starting one further each time, until the time for reading is used
- * up; each runs a bounded number of commands.  What is left stays in the kernel's buffers, where the
- * next poll() finds it.  So one call takes at most about limits.turn_ms (plus one command), whoever floods.
- * Writing and the time limits of all peers are cheap and are done in every call.
+ * The turns: peers are read in order, starting one further each time, until the time for
+ * reading is used up; each runs a bounded number of commands.  What is left stays in the
+ * kernel's buffers, where the next poll() finds it.  So one call takes at most about
+ * limits.turn_ms (plus one command), whoever floods. Writing and the time limits of all peers
+ * are cheap and are done in every call.
  */
 
 #include "config.h"
@@ -167,7 +168,8 @@ accept_peers (struct control_server *s)
     if (sock == -1) {
       if (errno == EINTR || errno == ECONNABORTED)
         continue;
-      /* Out of descriptors or memory: the client stays in the queue, and poll() would report it for ever. */
+      /* Out of descriptors or memory: the client stays in the queue, and poll() would report it
+       * for ever. */
       if (errno != EAGAIN && errno != EWOULDBLOCK)
         s->accept_after = wire_now_ms () + ACCEPT_PAUSE_MS;
       return;

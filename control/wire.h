@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the two sides of the control protocol share about sockets: addresses, receiving so that a passed
- * descriptor stays with its line, sending, and strings for JSON.  Internal to this folder.
+ * What the two sides of the control protocol share about sockets: addresses, receiving so that
+ * a passed descriptor stays with its line, sending, and strings for JSON.  Internal to this
+ * folder.
  */
 
 #ifndef NBDMIRROR_CONTROL_WIRE_H
@@ -20,15 +21,15 @@ int64_t wire_now_ms (void);
 /* Fill in *SA.  -1 with *ERROR set when PATH does not fit or is empty. */
 int wire_address (const char *path, struct sockaddr_un *sa, char **error);
 
-/* Receive what is there, but nothing beyond the next newline: a descriptor that comes with these bytes
- * then belongs to the line they are part of.  Never blocks.
- * Returns the number of bytes, 0 at the end of the stream, -1 with errno (EAGAIN: nothing there).
- * A descriptor goes to *GOT_FD if that is -1, else it is closed.  *FD_LOST is set when one was sent
- * but could not be taken in (descriptor table full). */
+/* Receive what is there, but nothing beyond the next newline: a descriptor that comes with
+ * these bytes then belongs to the line they are part of.  Never blocks. Returns the number of
+ * bytes, 0 at the end of the stream, -1 with errno (EAGAIN: nothing there). A descriptor goes
+ * to *GOT_FD if that is -1, else it is closed.  *FD_LOST is set when one was sent but could not
+ * be taken in (descriptor table full). */
 ssize_t wire_recv (int sock, void *buf, size_t size, int *got_fd, bool *fd_lost);
 
-/* Send what the socket takes now, PASS_FD (unless -1) with the first byte.  No SIGPIPE, never blocks.
- * Returns bytes sent or -1 with errno. */
+/* Send what the socket takes now, PASS_FD (unless -1) with the first byte.  No SIGPIPE, never
+ * blocks. Returns bytes sent or -1 with errno. */
 ssize_t wire_send (int sock, const void *buf, size_t len, int pass_fd);
 
 /* A JSON string of TEXT, which may hold any bytes: what is not UTF-8 turns into '?'. */

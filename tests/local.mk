@@ -12,7 +12,11 @@ unit_tests = \
 	tests/unit/test-claims \
 	tests/unit/test-samples \
 	tests/unit/test-units \
-	tests/unit/test-progress
+	tests/unit/test-progress \
+	tests/unit/test-frame \
+	tests/unit/test-control \
+	tests/unit/test-control-limits \
+	tests/unit/test-control-client
 check_PROGRAMS += $(unit_tests)
 TESTS += $(unit_tests)
 else
@@ -50,6 +54,28 @@ tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 tests_unit_test_progress_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_progress_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
 tests_unit_test_progress_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
+
+control_fixture = tests/unit/control-fixture.h tests/unit/control-fixture.c
+
+tests_unit_test_frame_SOURCES = tests/unit/test-frame.c
+tests_unit_test_frame_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_frame_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_frame_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
+
+tests_unit_test_control_SOURCES = tests/unit/test-control.c $(control_fixture)
+tests_unit_test_control_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_control_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_control_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
+
+tests_unit_test_control_limits_SOURCES = tests/unit/test-control-limits.c $(control_fixture)
+tests_unit_test_control_limits_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_control_limits_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_control_limits_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
+
+tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(control_fixture)
+tests_unit_test_control_client_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_control_client_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_control_client_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
 
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.

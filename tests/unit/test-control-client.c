@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The client side: against the real server, and against sockets that answer nothing or nonsense.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "unit.h"
+#include "control-fixture.h"
+#include "control/client.h"
+#include "control/wire.h"
+
+static struct control_client *
+connected (void)
+{
+  char *error;
+  struct control_client *c = control_client_connect (fx.path, 5000, &error);
+
+  cr_assert_not_null (c, "%s", error);
+  return c;
+}
+
+static json_t *
+call (struct control_client *c, const char *name, json_t *args)
+{
+  char *error;
+  json_t *ret;
+
+  cr_assert_eq (control_client_call (c, name, args, -1, 5000, &ret, NULL, NULL, &error), 0, "%s",
+                error);
+  return ret;
+}
+
+/* Proves: arguments and results pass, and an error brings the server's words and class. */
+control_test (client, call)
+{
+  struct control_client *c;
+  char *error, *class_;
+  json_t *ret;
+
+  fixture_start (NULL);
+  c = connected ();
+  ret = call (c, "echo", json_pack ("{s:i}", "k", 5));
+  cr_assert_eq (json_integer_value (json_object_get (ret, "k")), 5);
+  json_decref (ret);
+  json_decref (call (c, "echo", NULL));
+  cr_assert_eq (control_client_call (c, "nonsense", NULL, -1, 5000, &ret, NULL, &class_, &error),
+                -1);
+  cr_assert_null (ret);
+  cr_assert_str_eq (class_, "CommandNotFound");
+  cr_assert_str_eq (error, "The command nonsense has not been found");
+  free (class_);
+  free (error);
+  /* Nothing to return anything to. */
+  cr_assert_eq (control_client_call (c, "echo", NULL, -1, 5000, NULL, NULL, NULL, &error), 0);
+  control_client_free (c);
+}
+
+/* Proves: descriptors pass both ways; the caller keeps its own; one that nobody asked for is
+ * closed. */
+control_test (client, descriptors)
+{
+  struct control_client *c;
+  struct stat mine, back;
+  unsigned before;
+  char *error;
+  json_t *ret;
+  int p[2], got;
+
+  fixture_start (NULL);
+  c = connected ();
+  cr_assert_eq (pipe (p), 0);
+  fstat (p[0], &mine);
+  before = count_fds ();
+  cr_assert_eq (control_client_call (c, "fd", NULL, p[0], 5000, &ret, &got, NULL, &error), 0);
+  cr_assert_neq (got, -1);
+  cr_assert_neq (got, p[0]);
+  fstat (got, &back);
+  cr_assert_eq (mine.st_ino, back.st_ino);
+  close (got);
+  json_decref (ret);
+  cr_assert_eq (control_client_call (c, "fd", NULL, -1, 5000, NULL, &got, NULL, &error), 0);
+  cr_assert_eq (got, -1);
+  cr_assert_eq (control_client_call (c, "fd", NULL, p[0], 5000, NULL, NULL, NULL, &error), 0);
+  cr_assert_neq (fcntl (p[0], F_GETFD), -1);
+  cr_assert_eq (count_fds (), before);
+  control_client_free (c);
+}
+
+/* Proves: events that come during a call are kept, in order; without any the wait ends in time. */
+control_test (client, events)
+{
+  struct control_client *c;
+  char *name, *error;
+  json_t *data;
+  int64_t begin;
+
+  fixture_start (NULL);
+  c = connected ();
+  for (int i = 0; i < 5; i++)
+    json_decref (call (c, "event", json_pack ("{s:i}", "k", i)));
+  for (int i = 0; i < 5; i++) {
+    cr_assert_eq (control_client_next_event (c, 0, &name, &data, &error), 1);
+    cr_assert_str_eq (name, "EVENT");
+    cr_assert_eq (json_integer_value (json_object_get (data, "k")), i);
+    free (name);
+    json_decref (data);
+  }
+  cr_assert_eq (control_client_next_event (c, 0, &name, &data, &error), 0);
+  begin = wire_now_ms ();
+  cr_assert_eq (control_client_next_event (c, 100, &name, &data, &error), 0);
+  cr_assert_geq (wire_now_ms () - begin, 99);
+  control_client_free (c);
+}
+
+/* Proves: of commands sent without waiting only the errors are heard, with the command's name. */
+control_test (client, send)
+{
+  struct control_client *c;
+  char *name, *error;
+  json_t *data;
+
+  fixture_start (NULL);
+  c = connected ();
+  cr_assert_eq (control_client_send (c, "echo", json_pack ("{s:i}", "a", 1), &error), 0);
+  cr_assert_eq (control_client_send (c, "nonsense", NULL, &error), 0);
+  cr_assert_eq (control_client_send (c, "echo", NULL, &error), 0);
+  cr_assert_eq (control_client_next_event (c, 5000, &name, &data, &error), 1);
+  cr_assert_str_eq (name, "ERROR");
+  cr_assert_str_eq (json_string_value (json_object_get (data, "execute")), "nonsense");
+  cr_assert_str_eq (json_string_value (json_object_get (data, "class")), "CommandNotFound");
+  free (name);
+  json_decref (data);
+  cr_assert_eq (control_client_next_event (c, 100, &name, &data, &error), 0);
+  control_client_free (c);
+}
+
+/* Proves: a caller that only sends, for long, is neither blocked nor dropped. */
+control_test (client, send_many)
+{
+  struct control_client *c;
+  char *error;
+
+  fixture_start (&fixture_limits);
+  c = connected ();
+  for (int i = 0; i < 20000; i++)
+    cr_assert_eq (control_client_send (c, "echo", NULL, &error), 0, "%s", error);
+  json_decref (call (c, "echo", NULL));
+  cr_assert_eq (atomic_load (&fx.commands), 20001);
+  control_client_free (c);
+}
+
+/* Proves: a call that timed out does not take its late answer for the next one's. */
+control_test (client, call_timeout)
+{
+  struct control_client *c;
+  char *error, *class_;
+  json_t *ret;
+  int64_t begin;
+
+  fixture_start (NULL);
+  c = connected ();
+  begin = wire_now_ms ();
+  cr_assert_eq (control_client_call (c, "defer", NULL, -1, 100, &ret, NULL, &class_, &error), -1);
+  cr_assert_geq (wire_now_ms () - begin, 99);
+  cr_assert_not_null (strstr (error, "no answer to defer in time"), "%s", error);
+  cr_assert_eq (strncmp (error, fx.path, strlen (fx.path)), 0);
+  cr_assert_null (class_);
+  free (error);
+  ret = call (c, "answer", NULL); /* the late one is on the wire first */
+  cr_assert (json_is_true (json_object_get (ret, "found")));
+  json_decref (ret);
+  ret = call (c, "echo", json_pack ("{s:i}", "k", 1));
+  cr_assert_not_null (json_object_get (ret, "k"));
+  json_decref (ret);
+  control_client_free (c);
+}
+
+/* Proves: a command that fits into no line is refused before anything is sent. */
+control_test (client, command_too_long)
+{
+  struct control_client *c;
+  char *error, *text = malloc (70001);
+
+  fixture_start (NULL);
+  c = connected ();
+  memset (text, 'x', 70000);
+  text[70000] = '\0';
+  cr_assert_eq (control_client_call (c, "echo", json_pack ("{s:s}", "t", text), -1, 5000, NULL, NULL, NULL,
+                                     &error),
+                -1);
+  cr_assert_not_null (strstr (error, "too long"), "%s", error);
+  free (error);
+  cr_assert_eq (control_client_send (c, "echo", json_pack ("{s:s}", "t", text), &error), -1);
+  free (error);
+  json_decref (call (c, "echo", NULL));
+  control_client_free (c);
+  free (text);
+}
+
+/* Proves: when the server goes, events that came before are still delivered, then every call
+ * says why. */
+control_test (client, server_ends)
+{
+  struct control_client *c;
+  char *name, *error;
+  json_t *data;
+
+  fixture_start (NULL);
+  c = connected ();
+  json_decref (call (c, "event", NULL));
+  fixture_stop ();
+  cr_assert_eq (control_client_next_event (c, 5000, &name, &data, &error), 1);
+  cr_assert_str_eq (name, "EVENT");
+  free (name);
+  json_decref (data);
+  cr_assert_eq (control_client_next_event (c, 5000, &name, &data, &error), -1);
+  cr_assert_not_null (strstr (error, "the server closed the connection"), "%s", error);
+  free (error);
+  cr_assert_eq (control_client_call (c, "echo", NULL, -1, 5000, NULL, NULL, NULL, &error), -1);
+  cr_assert_not_null (strstr (error, fx.path), "%s", error);
+  free (error);
+  cr_assert_eq (control_client_send (c, "echo", json_object (), &error), -1);
+  free (error);
+  control_client_free (c);
+}
+
+/* Proves: a call is answered, not hung, when the server closes the connection instead. */
+control_test (client, closed_during_a_call)
+{
+  struct control_client *c;
+  char *error;
+
+  fixture_start (NULL);
+  c = connected ();
+  cr_assert_eq (control_client_call (c, "close", NULL, -1, 5000, NULL, NULL, NULL, &error), 0);
+  cr_assert_eq (control_client_call (c, "echo", NULL, -1, 5000, NULL, NULL, NULL, &error), -1);
+  cr_assert_not_null (strstr (error, "closed the connection"), "%s", error);
+  free (error);
+  control_client_free (c);
+}
+
+/* ---- servers that are none ---- */
+
+static void
+expect_no_connection (const char *path, int timeout_ms, const char *reason)
+{
+  int64_t begin = wire_now_ms ();
+  char *error;
+
+  cr_assert_null (control_client_connect (path, timeout_ms, &error));
+  cr_assert_eq (strncmp (error, path, strlen (path)), 0, "%s", error);
+  cr_assert_not_null (strstr (error, reason), "%s", error);
+  cr_assert_lt (wire_now_ms () - begin, timeout_ms + 2000);
+  free (error);
+}
+
+/* Proves: whatever is wrong at the path is said in words. */
+control_test (client, nobody_there)
+{
+  char path[200];
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  struct sockaddr_un sa;
+  char *error;
+
+  expect_no_connection (fx.path, 1000, "no such control socket (is the server running?)");
+  cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
+  cr_assert_eq (bind (sock, (struct sockaddr *) &sa, sizeof sa), 0);
+  expect_no_connection (fx.path, 1000, "nobody is listening (the server has ended)");
+  close (sock);
+  unlink (fx.path);
+  close (open (fx.path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  expect_no_connection (fx.path, 1000, "not a socket");
+  memset (path, 'x', sizeof path);
+  path[0] = '/';
+  path[sizeof path - 1] = '\0';
+  expect_no_connection (path, 1000, "too long");
+}
+
+static int
+dumb_server (int backlog)
+{
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  struct sockaddr_un sa;
+  char *error;
+
+  cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
+  cr_assert_eq (bind (sock, (struct sockaddr *) &sa, sizeof sa), 0);
+  cr_assert_eq (listen (sock, backlog), 0);
+  return sock;
+}
+
+/* Proves: connecting to a stopped server ends in time: no greeting, then a full queue. */
+control_test (client, stopped_server)
+{
+  int server = dumb_server (0), queued[2];
+
+  expect_no_connection (fx.path, 200, "no answer to the connection in time");
+  for (int i = 0; i < 2; i++) {
+    struct sockaddr_un sa;
+    char *error;
+
+    queued[i] = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    wire_address (fx.path, &sa, &error);
+    (void) !connect (queued[i], (struct sockaddr *) &sa, sizeof sa);
+  }
+  expect_no_connection (fx.path, 200, "the server accepts no connection");
+  for (int i = 0; i < 2; i++)
+    close (queued[i]);
+  close (server);
+}
+
+/* What the thread of a dumb server says to its one client. */
+static const char *script;
+
+static void *
+recite (void *arg)
+{
+  int sock = accept (*(int *) arg, NULL, NULL);
+  char buf[100];
+
+  raw_send (sock, script);
+  shutdown (sock, SHUT_WR);
+  while (read (sock, buf, sizeof buf) > 0)
+    ;
+  close (sock);
+  return NULL;
+}
+
+static void
+expect_for_script (const char *text, const char *reason)
+{
+  int server = dumb_server (5);
+  pthread_t thread;
+
+  script = text;
+  cr_assert_eq (pthread_create (&thread, NULL, recite, &server), 0);
+  expect_no_connection (fx.path, 2000, reason);
+  pthread_join (thread, NULL);
+  close (server);
+  unlink (fx.path);
+}
+
+/* Proves: servers of other protocols, and refusals, are told apart. */
+control_test (client, wrong_servers)
+{
+  expect_for_script ("", "the server closed the connection");
+  expect_for_script ("NBDMAGIC\n", "does not speak the control protocol");
+  expect_for_script ("{\"error\": {\"class\": \"GenericError\", \"desc\": \"too many clients\"}}\n",
+                     "too many clients");
+  expect_for_script ("{\"error\": 1}\n", "unknown error");
+  expect_for_script ("{\"QMP\": {}}\n", "the server closed the connection");
+  expect_for_script ("{\"QMP\": {}}\n{\"id\": 1}\n", "does not speak the control protocol");
+  expect_for_script ("{\"QMP\": {}}\n{\"id\": 1, \"error\": {\"desc\": \"not you\"}}\n", "not you");
+}
+
+/* Proves: a client that is refused for want of places hears the reason. */
+control_test (client, refused_by_the_real_server)
+{
+  struct control_limits l = fixture_limits;
+  struct control_client *c;
+
+  l.max_peers = 1;
+  l.reserved = 0;
+  fixture_start (&l);
+  c = connected ();
+  expect_no_connection (fx.path, 1000, "too many clients");
+  control_client_free (c);
+}

@@ -1,0 +1,480 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The control server against clients that misbehave: each test has a well-behaved client as
+ * well, which must go on being served.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "unit.h"
+#include "control-fixture.h"
+#include "control/wire.h"
+
+#define ECHO "{\"execute\": \"echo\"}\n"
+
+static void
+expect_service (int sock)
+{
+  json_t *m = raw_call (sock, ECHO);
+
+  cr_assert_not_null (json_object_get (m, "return"), "the well-behaved client is not served");
+  json_decref (m);
+}
+
+/* Skip the events CLOSED that the fixture sends. */
+static void
+expect_service_after_close (int sock)
+{
+  raw_send (sock, ECHO);
+  for (;;) {
+    json_t *m = raw_read (sock, NULL);
+    bool answer = json_object_get (m, "return") != NULL;
+
+    cr_assert_not_null (m);
+    json_decref (m);
+    if (answer)
+      return;
+  }
+}
+
+/* Send TEXT again and again until the server hangs up or *stop. */
+struct flood {
+  int sock;
+  const char *text;
+  bool read_too;
+  atomic_bool stop;
+  atomic_bool hung_up;
+  pthread_t thread;
+};
+
+static void *
+flood_thread (void *arg)
+{
+  struct flood *f = arg;
+  size_t len = strlen (f->text), done = 0;
+
+  while (!atomic_load (&f->stop)) {
+    struct pollfd p = { .fd = f->sock, .events = POLLOUT };
+    ssize_t n = send (f->sock, f->text + done, len - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+    char buf[65536];
+
+    if (n > 0)
+      done = (done + (size_t) n) % len;
+    else if (errno != EAGAIN) {
+      atomic_store (&f->hung_up, true);
+      break;
+    }
+    if (f->read_too) {
+      p.events |= POLLIN;
+      recv (f->sock, buf, sizeof buf, MSG_DONTWAIT);
+    }
+    if (n <= 0)
+      poll (&p, 1, 20);
+  }
+  return NULL;
+}
+
+static void
+flood_start (struct flood *f, int sock, const char *text, bool read_too)
+{
+  *f = (struct flood){ .sock = sock, .text = text, .read_too = read_too };
+  cr_assert_eq (pthread_create (&f->thread, NULL, flood_thread, f), 0);
+}
+
+static void
+flood_stop (struct flood *f)
+{
+  atomic_store (&f->stop, true);
+  pthread_join (f->thread, NULL);
+  close (f->sock);
+}
+
+/* Proves: a line that is too long is answered with an error and the end, though the client was
+ * still sending; just below the limit all is well. */
+control_test (limits, line_too_long)
+{
+  char *text = malloc (1000001);
+  int good, sock;
+  struct flood f;
+  json_t *m;
+
+  fixture_start (&fixture_limits);
+  good = raw_open ();
+  sock = raw_open ();
+  memset (text, ' ', FRAME_MAX_LINE);
+  memcpy (text, "{\"execute\": \"echo\"", 18);
+  memcpy (text + FRAME_MAX_LINE - 1, "}\n", 3);
+  m = raw_call (sock, text);
+  cr_assert_not_null (json_object_get (m, "return"));
+  json_decref (m);
+
+  memset (text, 'x', 1000000);
+  text[1000000] = '\0';
+  flood_start (&f, sock, text, false);
+  m = raw_read (sock, NULL);
+  cr_assert_not_null (strstr (error_desc (m), "too long"), "%s", error_desc (m));
+  json_decref (m);
+  cr_assert (raw_ended (sock));
+  wait_until (atomic_load (&fx.closed) == 1);
+  flood_stop (&f);
+  expect_service_after_close (good);
+  close (good);
+  free (text);
+}
+
+/* Proves: a line that is begun must be finished in time, also when single bytes keep coming; a
+ * client that says nothing at all may stay. */
+control_test (limits, unfinished_line)
+{
+  int silent, stuck, drip, good;
+  int64_t begin;
+  json_t *m;
+
+  fixture_start (&fixture_limits);
+  silent = raw_connect ();
+  json_decref (raw_read (silent, NULL));
+  good = raw_open ();
+  stuck = raw_open ();
+  begin = wire_now_ms ();
+  raw_send (stuck, "{\"execute\"");
+  m = raw_read (stuck, NULL);
+  cr_assert_geq (wire_now_ms () - begin, fixture_limits.line_ms - 1);
+  cr_assert_not_null (strstr (error_desc (m), "not finished in time"));
+  json_decref (m);
+  cr_assert (raw_ended (stuck));
+
+  drip = raw_connect ();
+  json_decref (raw_read (drip, NULL));
+  begin = wire_now_ms ();
+  while (send (drip, "x", 1, MSG_NOSIGNAL) == 1 && wire_now_ms () - begin < 5000)
+    fixture_sleep_ms (5);
+  cr_assert_lt (wire_now_ms () - begin, 5000, "dripping bytes kept it connected");
+
+  wait_until (atomic_load (&fx.closed) == 2);
+  m = raw_call (silent, "{\"execute\": \"qmp_capabilities\"}\n");
+  cr_assert_not_null (json_object_get (m, "return"));
+  json_decref (m);
+  expect_service_after_close (good);
+  close (silent);
+  close (stuck);
+  close (drip);
+  close (good);
+}
+
+/* Proves: a server that was stopped for a while does not blame the clients for it. */
+control_test (limits, own_stall_is_forgiven)
+{
+  int a, b;
+  json_t *m;
+
+  fixture_start (&fixture_limits);
+  a = raw_open ();
+  b = raw_open ();
+  raw_send (a, "{\"execute\": ");
+  fixture_sleep_ms (50);
+  raw_send (b, "{\"execute\": \"stall\", \"arguments\": {\"ms\": 1000}}\n");
+  fixture_sleep_ms (50);
+  raw_send (a, "\"echo\"}\n");
+  m = raw_read (a, NULL);
+  cr_assert_not_null (json_object_get (m, "return"));
+  json_decref (m);
+  json_decref (raw_read (b, NULL));
+  cr_assert_eq (atomic_load (&fx.closed), 0);
+  close (a);
+  close (b);
+}
+
+/* Proves: a client that floods with commands, reading the answers or not, or with rubbish, neither
+ * starves others nor makes a poll long. */
+control_test (limits, floods)
+{
+  static const struct {
+    const char *text;
+    bool read_too;
+  } kinds[] = { { ECHO ECHO ECHO ECHO ECHO ECHO ECHO ECHO, true },
+                { ECHO ECHO ECHO ECHO ECHO ECHO ECHO ECHO, false },
+                { "\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n", false },
+                { "x\nx\nx\nx\nx\nx\nx\nx\nx\nx\nx\nx\nx\nx\nx\nx\nx\n", true },
+                { "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\n", true } };
+  enum { N = sizeof kinds / sizeof kinds[0] };
+  struct flood f[N];
+  int64_t worst = 0;
+  int good;
+
+  fixture_start (&fixture_limits);
+  good = raw_open ();
+  for (int i = 0; i < N; i++)
+    flood_start (&f[i], raw_open (), kinds[i].text, kinds[i].read_too);
+  for (int i = 0; i < 200; i++) {
+    int64_t begin = wire_now_ms (), took;
+
+    expect_service_after_close (good);
+    took = wire_now_ms () - begin;
+    if (took > worst)
+      worst = took;
+  }
+  for (int i = 0; i < N; i++)
+    flood_stop (&f[i]);
+  fprintf (stderr, "worst answer %lld ms, slowest poll %u ms\n", (long long) worst,
+           atomic_load (&fx.slowest_poll_ms));
+  /* Generous, for slow and busy machines. */
+  cr_assert_lt (worst, 1000, "an answer took %lld ms", (long long) worst);
+  cr_assert_lt (atomic_load (&fx.slowest_poll_ms), 500);
+  close (good);
+}
+
+/* Proves: a client that never reads loses its connection after the time limit (its own answers)
+ * or at once above the size limit (events); the server's memory for it is bounded, and others
+ * get all their events. */
+control_test (limits, never_reads)
+{
+  struct flood f;
+  int good, deaf;
+  unsigned events = 0;
+  struct pollfd p;
+
+  fixture_start (&fixture_limits);
+  good = raw_open ();
+  flood_start (&f, raw_open (), ECHO, false);
+  wait_until (atomic_load (&f.hung_up));
+  flood_stop (&f);
+  wait_until (atomic_load (&fx.closed) == 1);
+  expect_service_after_close (good);
+
+  deaf = raw_open ();
+  raw_send (good, "{\"execute\": \"burst\", \"arguments\": {\"n\": 15, \"size\": 60000}}\n");
+  for (int round = 0; round < 3; round++) {
+    for (bool answered = false; !answered;) {
+      json_t *m = raw_read (good, NULL);
+
+      cr_assert_not_null (m, "the reading client was dropped, too");
+      answered = json_object_get (m, "return") != NULL;
+      events += strcmp (json_string_value (json_object_get (m, "event")) ?: "", "BURST") == 0;
+      json_decref (m);
+    }
+    if (round < 2)
+      raw_send (good, "{\"execute\": \"burst\", \"arguments\": {\"n\": 15, \"size\": 60000}}\n");
+  }
+  cr_assert_eq (events, 45);
+  wait_until (atomic_load (&fx.closed) == 2);
+  p = (struct pollfd){ .fd = deaf, .events = POLLIN };
+  cr_assert_eq (poll (&p, 1, 0), 1);
+  cr_assert (raw_ended (deaf));
+  expect_service_after_close (good);
+  close (good);
+  close (deaf);
+}
+
+/* Proves: one caller that lets commands wait cannot pile up more than the limit of them. */
+control_test (limits, unanswered_commands)
+{
+  struct flood f;
+  int good;
+  unsigned ran;
+
+  fixture_start (&fixture_limits);
+  good = raw_open ();
+  flood_start (&f, raw_open (), "{\"execute\": \"defer\", \"id\": 1}\n", true);
+  wait_until (atomic_load (&fx.commands) >= 64);
+  fixture_sleep_ms (200);
+  ran = atomic_load (&fx.commands);
+  cr_assert_leq (ran, 64, "%u", ran);
+  expect_service (good);
+  cr_assert_eq (atomic_load (&fx.closed), 0, "waiting for answers is no offence");
+  flood_stop (&f);
+  wait_until (atomic_load (&fx.closed) == 1);
+  close (good);
+}
+
+/* Proves: a peer that asks for descriptors and does not take them cannot fill the server's table. */
+control_test (limits, unread_descriptors)
+{
+  int sock, f = dup (0);
+  unsigned before;
+
+  fixture_start (&fixture_limits);
+  sock = raw_open ();
+  before = count_fds ();
+  for (int i = 0; i < 200; i++)
+    raw_send_fds (sock, "{\"execute\": \"fd\"}\n", &f, 1);
+  fixture_sleep_ms (100);
+  cr_assert_leq (count_fds (), before + 5);
+  close (sock);
+  wait_until (atomic_load (&fx.closed) == 1);
+  close (f);
+}
+
+/* ---- places ---- */
+
+static bool
+is_refused (int sock, const char *reason)
+{
+  json_t *m = raw_read (sock, NULL);
+  bool refused = error_desc (m) != NULL;
+
+  if (refused)
+    cr_assert_not_null (strstr (error_desc (m), reason), "%s", error_desc (m));
+  else
+    cr_assert_not_null (json_object_get (m, "QMP"));
+  json_decref (m);
+  return refused;
+}
+
+/* Proves: beyond the last place clients are told why and cut off; a place that is given up can
+ * be taken again; a client that was cut off does not keep its place. */
+control_test (limits, all_places_taken)
+{
+  struct control_limits l = fixture_limits;
+  int socks[5], extra;
+  json_t *m;
+
+  l.max_peers = 5;
+  l.reserved = 0;
+  l.linger_ms = 60000;
+  fixture_start (&l);
+  for (int i = 0; i < 5; i++)
+    socks[i] = raw_open ();
+  extra = raw_connect ();
+  cr_assert (is_refused (extra, "too many clients"));
+  cr_assert (raw_ended (extra));
+  close (extra);
+  cr_assert_eq (atomic_load (&fx.closed), 0, "one that was never admitted was reported");
+
+  close (socks[0]);
+  wait_until (atomic_load (&fx.closed) == 1);
+  socks[0] = raw_open ();
+  m = raw_call (socks[0], "{\"execute\": \"close\"}\n");
+  json_decref (m);
+  wait_until (atomic_load (&fx.closed) == 2);
+  extra = raw_open (); /* while socks[0] is still open and lingers */
+  for (int i = 0; i < 5; i++)
+    close (socks[i]);
+  close (extra);
+}
+
+/* Proves: of the places some are kept for root and the worker.  Needs root, to be two users. */
+control_test (limits, reserved_places)
+{
+  struct control_limits l = fixture_limits;
+  int socks[3], extra, root;
+
+  if (geteuid () != 0)
+    skip_test ("needs root");
+  l.max_peers = 4;
+  l.reserved = 1;
+  cr_assert_eq (chown (fx.dir, 65534, -1), 0);
+  cr_assert_eq (seteuid (65534), 0);
+  fixture_start (&l);
+  for (int i = 0; i < 3; i++)
+    socks[i] = raw_open ();
+  extra = raw_connect ();
+  cr_assert (is_refused (extra, "too many clients"));
+  close (extra);
+
+  cr_assert_eq (seteuid (0), 0);
+  root = raw_open ();
+  cr_assert_eq (seteuid (65534), 0);
+  close (root);
+  wait_until (atomic_load (&fx.closed) == 1);
+
+  /* The worker's connection no longer counts as a common one. */
+  raw_send (socks[0], "{\"execute\": \"worker\"}\n");
+  for (bool answered = false; !answered;) {
+    json_t *m = raw_read (socks[0], NULL);
+
+    answered = json_object_get (m, "return") != NULL;
+    json_decref (m);
+  }
+  extra = raw_open ();
+  close (extra);
+  wait_until (atomic_load (&fx.closed) == 2);
+
+  for (int i = 0; i < 3; i++)
+    close (socks[i]);
+  fixture_stop ();
+  cr_assert_eq (seteuid (0), 0);
+}
+
+/* Proves: only root and the server's user are served, even where the file's mode lets others
+ * connect. */
+control_test (limits, other_users)
+{
+  char verdict = '?';
+  int pair[2];
+  pid_t child;
+
+  if (geteuid () != 0)
+    skip_test ("needs root");
+  fixture_start (&fixture_limits);
+  cr_assert_eq (chmod (fx.dir, 0755), 0);
+  cr_assert_eq (chmod (fx.path, 0666), 0);
+  cr_assert_eq (pipe (pair), 0);
+  child = fork ();
+  cr_assert_neq (child, -1);
+  if (child == 0) {
+    if (setuid (65534) == 0) {
+      int sock = raw_connect ();
+
+      verdict = is_refused (sock, "only root and the user") && raw_ended (sock) ? 'r' : 'a';
+    }
+    (void) !write (pair[1], &verdict, 1);
+    _exit (0);
+  }
+  cr_assert_eq (read (pair[0], &verdict, 1), 1);
+  cr_assert_eq (waitpid (child, NULL, 0), child);
+  cr_assert_eq (verdict, 'r', "verdict %c", verdict);
+  close (pair[0]);
+  close (pair[1]);
+  cr_assert_eq (atomic_load (&fx.closed), 0);
+}
+
+/* Proves: clients that come and go in every state leave nothing behind. */
+control_test (limits, churn)
+{
+  unsigned before, n = 0;
+
+  fixture_start (&fixture_limits);
+  close (raw_open ());
+  wait_until (atomic_load (&fx.closed) == 1);
+  before = count_fds ();
+  for (int i = 0; i < 300; i++) {
+    int sock = raw_connect ();
+
+    n++;
+    switch (i % 6) {
+    case 0:
+      break; /* gone before the greeting is sent */
+    case 1:
+      json_decref (raw_read (sock, NULL));
+      break;
+    case 2:
+      raw_send (sock, "{\"execute\"");
+      break;
+    case 3:
+      raw_send (sock, "{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"defer\", \"id\": 1}\n");
+      break;
+    case 4:
+      raw_send (sock, "{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"close\"}\n" ECHO);
+      break;
+    default:
+      shutdown (sock, SHUT_RD);
+      raw_send (sock, "{\"execute\": \"qmp_capabilities\"}\n" ECHO ECHO);
+      break;
+    }
+    close (sock);
+  }
+  wait_until (atomic_load (&fx.closed) == n + 1);
+  wait_until (count_fds () == before);
+  wait_until (atomic_load (&fx.peers) == 0);
+}
