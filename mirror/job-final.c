@@ -125,7 +125,9 @@ prepare (struct job *j)
                            -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &class_, &error)
       == 0) {
     j->final = FINAL_PREPARED;
-    j->final_request = -1; /* the filter has answered it */
+    if (j->final_request >= 0)
+      job_reply (j, j->final_request, NULL, "%s", "");
+    j->final_request = -1;
   } else if (class_ == NULL || strcmp (class_, "NotEmpty") != 0) {
     char *why = error;
     error = NULL;
