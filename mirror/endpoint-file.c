@@ -9,6 +9,10 @@
  * answer is the data itself, and there is no moment at which the page can still go away (mincore()
  * would be a second call, and answers "yes" to everyone who may not write to the file).
  *
+ * Writes are direct too: 1 GiB of random data from the cache to a file and flushed took 1.4 s against
+ * 3.7 s buffered for a new file, and 0.9 s against 4.1 s for one that is overwritten (ext4, two
+ * cores, other load beside it), and it does not push everything else out of the cache.
+ *
  * What O_DIRECT does not take (unaligned ranges; any range, where it is refused) is done buffered and
  * synchronously.  So are zeroes, status and flushes: none of them has an asynchronous call.
  *

@@ -56,14 +56,25 @@ struct nbd_channel {
 
 /* ---- Errors ----------------------------------------------------------------------------- */
 
-/* libnbd's last error in this thread, without the name of the function that was called. */
+/* Whether libnbd's last error in this thread is that the server hung up.  How that shows depends on what
+ * was under way: end of file (which has no errno), ECONNRESET or EPIPE. */
+static bool
+hung_up (void)
+{
+  const char *s = nbd_get_error ();
+  int err = nbd_get_errno ();
+
+  return err == EPIPE || err == ECONNRESET || (err == 0 && (!s || strstr (s, "disconnected")));
+}
+
+/* The last error, without the name of the function that was called. */
 static const char *
 reason (void)
 {
   const char *s = nbd_get_error ();
   const char *colon;
 
-  if (!s)
+  if (hung_up ())
     return "the server closed the connection";
   colon = strstr (s, ": ");
   if (strncmp (s, "nbd_", 4) == 0 && colon)
@@ -76,7 +87,7 @@ reason_errno (void)
 {
   int err = nbd_get_errno ();
 
-  return err ? err : EPROTO; /* 0: what came was no NBD, or not all of it */
+  return hung_up () ? ECONNRESET : err ? err : EPROTO; /* 0: what came was no NBD */
 }
 
 /* ---- Connecting ------------------------------------------------------------------------- */
@@ -120,8 +131,8 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
 static void
 connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
 {
-  int err = reason_errno ();
   char *ended = nep->command ? command_ended (nep->command) : NULL;
+  int err = ended ? ECONNREFUSED : reason_errno ();
 
   endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, ended ? ended : reason ());
   free (ended);
@@ -350,12 +361,16 @@ nbd_start (struct channel *ch, struct op *op)
   if (c->in_flight++ == 0)
     c->heard = op->started;
   /* completed() may run within this, for this request and for others. */
-  if (submit (nc, c, op) != -1)
+  if (submit (nc, c, op) != -1) {
+    /* It can break while it sends; then only libnbd's last error says why. */
+    if (is_over (c->h))
+      channel_die (ch, "%s: %s", ch->ep->name, reason ());
     return 0;
+  }
   c->in_flight--;
   err = nbd_get_errno ();
   if (is_over (c->h)) {
-    channel_die (ch, "%s: %s", ch->ep->name, reason ());
+    channel_die (ch, "%s: the connection is broken", ch->ep->name);
     err = ESHUTDOWN;
   }
   errno = err ? err : EIO;
