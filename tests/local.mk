@@ -11,6 +11,9 @@ unit_tests = \
 	tests/unit/test-bitmap \
 	tests/unit/test-claims \
 	tests/unit/test-samples \
+	tests/unit/test-rate \
+	tests/unit/test-estimate \
+	tests/unit/test-pass \
 	tests/unit/test-units \
 	tests/unit/test-progress \
 	tests/unit/test-frame \
@@ -43,6 +46,21 @@ tests_unit_test_samples_SOURCES = tests/unit/test-samples.c
 tests_unit_test_samples_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_samples_CFLAGS = $(unit_cflags)
 tests_unit_test_samples_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_rate_SOURCES = tests/unit/test-rate.c mirror/rate.c
+tests_unit_test_rate_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_rate_CFLAGS = $(unit_cflags)
+tests_unit_test_rate_LDADD = $(CRITERION_LIBS)
+
+tests_unit_test_estimate_SOURCES = tests/unit/test-estimate.c mirror/estimate.c
+tests_unit_test_estimate_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_estimate_CFLAGS = $(unit_cflags)
+tests_unit_test_estimate_LDADD = $(CRITERION_LIBS)
+
+tests_unit_test_pass_SOURCES = tests/unit/test-pass.c mirror/pass.c
+tests_unit_test_pass_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_pass_CFLAGS = $(unit_cflags)
+tests_unit_test_pass_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
 
 tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
 tests_unit_test_units_CPPFLAGS = $(unit_cppflags)

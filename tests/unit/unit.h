@@ -69,6 +69,8 @@ unit_fail (const char *file, int line, const char *what, const char *fmt, ...)
 #define cr_assert_gt(a, b, ...) unit_check ((a) > (b), #a " > " #b, __VA_ARGS__)
 #define cr_assert_leq(a, b, ...) unit_check ((a) <= (b), #a " <= " #b, __VA_ARGS__)
 #define cr_assert_geq(a, b, ...) unit_check ((a) >= (b), #a " >= " #b, __VA_ARGS__)
+#define cr_assert_float_eq(a, b, eps, ...) \
+  unit_check ((a) - (b) <= (eps) && (b) - (a) <= (eps), #a " is about " #b, __VA_ARGS__)
 #define cr_assert_null(p, ...) unit_check ((p) == NULL, #p " is NULL", __VA_ARGS__)
 #define cr_assert_not_null(p, ...) unit_check ((p) != NULL, #p " is not NULL", __VA_ARGS__)
 #define cr_assert_str_eq(a, b, ...) unit_check (strcmp (a, b) == 0, #a " is " #b, __VA_ARGS__)

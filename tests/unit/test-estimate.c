@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Bandwidth, dirty rate, expected pause, readiness: from samples given by hand.
+ */
+
+#include <config.h>
+
+#include "unit.h"
+
+#include "mirror/estimate.h"
+
+#define MS UINT64_C (1000000)
+#define MIB (UINT64_C (1) << 20)
+
+static const struct estimate_costs no_costs;
+
+/* N samples 100 ms apart: BUSY MiB acknowledged and DIRTY MiB dirtied in each. */
+static void
+feed (struct estimate *e, struct estimate_sample *s, unsigned n, uint64_t busy, uint64_t dirty,
+      bool full, double max_downtime)
+{
+  for (unsigned i = 0; i < n; i++) {
+    s->now_ns += 100 * MS;
+    s->acked_bytes += busy * MIB;
+    s->dirtied_bytes += dirty * MIB;
+    s->queue_full = full;
+    estimate_add (e, s, &no_costs, max_downtime);
+  }
+}
+
+Test (estimate, bandwidth_counts_only_while_the_queue_was_full)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1000 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 20, 10, 0, true, 300);
+  cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
+  feed (&e, &s, 50, 0, 0, false, 300); /* nothing to do: says nothing */
+  cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
+  feed (&e, &s, ESTIMATE_WINDOW, 5, 0, true, 300); /* slower: forgotten after a window */
+  cr_assert_float_eq (e.bandwidth, 50.0 * MIB, 1.0 * MIB);
+}
+
+Test (estimate, dirty_rate_follows_the_guest)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1000 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 30, 1, 3, true, 300);
+  cr_assert_float_eq (e.dirty_rate, 30.0 * MIB, 0.5 * MIB);
+  cr_assert_eq (estimate_converging (&e), CONVERGING_NO);
+  feed (&e, &s, 30, 4, 3, true, 300);
+  cr_assert_eq (estimate_converging (&e), CONVERGING_YES);
+}
+
+Test (estimate, nothing_is_claimed_before_something_was_measured)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1000 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  estimate_add (&e, &s, &no_costs, 300);
+  cr_assert_not (e.pause_known);
+  cr_assert_not (e.ready);
+  cr_assert_eq (estimate_converging (&e), CONVERGING_UNKNOWN);
+  cr_assert_lt (estimate_eta_s (&e, 300), 0);
+}
+
+Test (estimate, ready_needs_two_fitting_samples_running)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1000 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 20, 10, 0, true, 300);
+  s.left_bytes = 20 * MIB; /* 200 ms at 100 MiB/s */
+  feed (&e, &s, 1, 10, 0, true, 300);
+  cr_assert_not (e.ready);
+  s.left_bytes = 50 * MIB; /* 500 ms: starts over */
+  feed (&e, &s, 1, 10, 0, true, 300);
+  s.left_bytes = 20 * MIB;
+  feed (&e, &s, 1, 10, 0, true, 300);
+  cr_assert_not (e.ready);
+  feed (&e, &s, 1, 10, 0, true, 300);
+  cr_assert (e.ready);
+  s.left_bytes = 50 * MIB; /* a live state: it ends */
+  feed (&e, &s, 1, 10, 0, true, 300);
+  cr_assert_not (e.ready);
+}
+
+Test (estimate, never_ready_with_quarantine)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 0, .quarantine_bytes = 4096 };
+  estimate_init (&e);
+  feed (&e, &s, 10, 1, 0, true, 300);
+  cr_assert_not (e.ready);
+  s.quarantine_bytes = 0;
+  feed (&e, &s, 2, 1, 0, true, 300);
+  cr_assert (e.ready);
+}
+
+Test (estimate, flush_and_round_trips_belong_to_the_pause)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 0 };
+  const struct estimate_costs costs = { .flush_ns = 40 * MS, .rtt_ns = 20 * MS };
+  estimate_init (&e);
+  for (unsigned i = 0; i < 5; i++) {
+    s.now_ns += 100 * MS;
+    estimate_add (&e, &s, &costs, 70);
+  }
+  cr_assert_float_eq (e.expected_pause_ms, 80, 0.001);
+  cr_assert_not (e.ready);
+}
+
+Test (estimate, a_lost_session_is_not_ready_and_keeps_the_bandwidth)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 20, 10, 0, true, 300);
+  cr_assert (e.ready);
+  estimate_lost (&e);
+  cr_assert_not (e.ready);
+  s.now_ns += 3600 * 1000 * MS; /* an hour away: no sample of a rate */
+  estimate_add (&e, &s, &no_costs, 300);
+  cr_assert_not (e.ready);
+  cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
+}
+
+Test (estimate, eta_is_what_is_left_over_what_remains_of_the_bandwidth)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 730 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 30, 10, 3, true, 300); /* 100 MiB/s against 30 */
+  cr_assert_float_eq (estimate_eta_s (&e, 300), 10.0, 0.2); /* (730 - 30) / 70 */
+}
+
+Test (estimate, halved)
+{
+  cr_assert (estimate_pass_halved (100, 50));
+  cr_assert (estimate_pass_halved (100, 0));
+  cr_assert_not (estimate_pass_halved (100, 51));
+  cr_assert (estimate_pass_halved (0, 0));
+}
