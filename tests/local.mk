@@ -100,6 +100,7 @@ tests_unit_test_control_client_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION
 
 blackbox_tests = \
 	tests/blackbox/cli-usage.sh \
-	tests/blackbox/handoff-coordinator.sh
+	tests/blackbox/handoff-coordinator.sh \
+	tests/blackbox/handoff-many.sh
 TESTS += $(blackbox_tests)
 EXTRA_DIST += $(blackbox_tests) tests/blackbox/fake-filter.py
