@@ -100,7 +100,7 @@ samples_put (struct region *r, const struct sample *s)
 
   assert (makes_sense (r, s->block, s->length));
   drop (e);
-  atomic_thread_fence (memory_order_seq_cst);
+  atomic_signal_fence (memory_order_seq_cst); /* program order is what a killed process leaves */
   e->block = s->block;
   memcpy (e->data, s->data, s->length);
   t->age[i] = atomic_fetch_add (&t->written, 1) + 1;

@@ -6,6 +6,7 @@
 
 #include <config.h>
 
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -75,8 +76,10 @@ Test (claims, turn)
   old = 7;
   cr_assert (claim_turn (r, &old));
   cr_assert_eq (old, b);
+  cr_assert_not (claim_turn (r, &old), "a copier that has claimed nothing yet is counted there");
   cr_assert (claim_leave (r, b));
   claim_release (r, b);
+  cr_assert (claim_turn (r, &old));
   cr_assert (claims_all_empty (r));
   region_free (r);
 }
@@ -250,6 +253,61 @@ Test (claims, no_look_misses_a_block_given_back)
   atomic_store (&l.stop, true);
   pthread_join (t, NULL);
   cr_assert_null (atomic_load (&l.wrong), "missed by %s", atomic_load (&l.wrong));
+  region_free (l.r);
+}
+
+struct litmus {
+  struct region *r;
+  _Atomic unsigned source, copied;
+  _Atomic unsigned round, answered;
+};
+
+static void *
+litmus_copier (void *arg)
+{
+  struct litmus *l = arg;
+
+  for (unsigned n = 1;; n++) {
+    unsigned round;
+
+    while ((round = atomic_load (&l->round)) < n)
+      ;
+    if (round == UINT_MAX)
+      return NULL;
+    claim_run (l->r, 0, 3, 1);
+    atomic_store (&l->copied, atomic_load_explicit (&l->source, memory_order_relaxed));
+    atomic_store (&l->answered, n);
+  }
+}
+
+/* R2: a guest write to a block that is dirty already races with its claim.  Either the copier reads
+ * the new data, or the block is dirty afterwards.  (Fails if bitmap_set looks whether the bit is
+ * set already before it sets it.) */
+Test (claims, mark_races_with_claim)
+{
+  struct litmus l = { .r = fixture_region (64) };
+  time_t start = 0;
+  pthread_t t;
+  unsigned n;
+
+  cr_assert_eq (pthread_create (&t, NULL, litmus_copier, &l), 0);
+  for (n = 1; n < 300000; n++) {
+    if (n % 256 == 0 && fixture_late (&start))
+      break;
+    bitmap_set (l.r, REGION_DIRTY, 3, 1);
+    atomic_store (&l.round, n);
+    for (volatile unsigned spin = n % 64; spin > 0; spin--)
+      ;
+    atomic_store_explicit (&l.source, n, memory_order_relaxed); /* the layer below is no fence */
+    bitmap_mark (l.r, 3 * BLOCK, 1);
+    while (atomic_load (&l.answered) != n)
+      ;
+    cr_assert (bitmap_test (l.r, REGION_DIRTY, 3) || atomic_load (&l.copied) == n,
+               "round %u: the write is lost", n);
+    claim_release (l.r, 0);
+  }
+  atomic_store (&l.round, UINT_MAX);
+  pthread_join (t, NULL);
   region_free (l.r);
 }
 
