@@ -23,3 +23,6 @@ nbdmirror_CPPFLAGS = $(AM_CPPFLAGS) \
 nbdmirror_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(LIBNBD_CFLAGS)
 nbdmirror_LDADD = libmirror.la libcontrol.la libdirtybitmap.la \
 	$(JANSSON_LIBS) $(LIBNBD_LIBS)
+
+bashcompletiondir = $(datadir)/bash-completion/completions
+dist_bashcompletion_DATA = completions/bash/nbdmirror

@@ -11,7 +11,7 @@ mkdir folder dir
 touch plain
 touch out err
 before=$(ls -A)
-s="--socket s.sock --control c.sock"
+s=(--socket s.sock --control c.sock)
 
 # refused STATUS PATTERN ARGS...: PATTERN (fixed text) must be in the message.
 refused () {
@@ -35,7 +35,7 @@ refused 2 "unknown subcommand ''" ''
 
 # Every subcommand: its help, and the faults that all share.
 for sub in serve status set pause resume cancel complete rollback mirror copy verify; do
-  case " $(echo $subcommands) " in *" $sub "*) ;; *) fail "--help does not list $sub" ;; esac
+  case " ${subcommands//$'\n'/ } " in *" $sub "*) ;; *) fail "--help does not list $sub" ;; esac
   has_to_exit 0 nbdmirror "$sub" --help
   grep -q "^Usage: nbdmirror $sub " out || fail "$sub --help has no usage line"
   grep -q "^Example" out || fail "$sub --help has no example"
@@ -54,18 +54,18 @@ refused 2 'DISK is missing' serve
 refused 2 '--socket is missing' serve disk --control c.sock
 refused 2 '--control is missing' serve disk --socket s.sock
 refused 2 "'--socket' needs a value" serve disk --socket
-refused 2 "extra argument 'extra'" serve disk extra $s
-refused 2 '--state f: ' serve disk --state f $s
+refused 2 "extra argument 'extra'" serve disk extra "${s[@]}"
+refused 2 '--state f: ' serve disk --state f "${s[@]}"
 refused 2 'the same path' serve disk --socket s.sock --control ./s.sock
-refused 2 "'word' is neither" serve disk $s -- word
-refused 2 'use --socket' serve disk $s -- -U other
-refused 2 'use --socket' serve disk $s -- --unix=other
-refused 2 '--filter needs a value' serve disk $s -- --filter
-refused 2 'use --control' serve disk $s -- mirror-control=x
-refused 2 'use --pidfile' serve disk $s -- -vP x
-refused 1 'missing: No such file' serve missing $s
-refused 1 'folder: neither' serve folder $s
-refused 1 'nbd://host/' serve nbd://host/ $s
+refused 2 "'word' is neither" serve disk "${s[@]}" -- word
+refused 2 'use --socket' serve disk "${s[@]}" -- -U other
+refused 2 'use --socket' serve disk "${s[@]}" -- --unix=other
+refused 2 '--filter needs a value' serve disk "${s[@]}" -- --filter
+refused 2 'use --control' serve disk "${s[@]}" -- mirror-control=x
+refused 2 'use --pidfile' serve disk "${s[@]}" -- -vP x
+refused 1 'missing: No such file' serve missing "${s[@]}"
+refused 1 'folder: neither' serve folder "${s[@]}"
+refused 1 'nbd://host/' serve nbd://host/ "${s[@]}"
 refused 1 'no/s.sock: No such file' serve disk --socket no/s.sock --control c.sock
 refused 1 'no/c.sock: No such file' serve disk --socket s.sock --control no/c.sock
 refused 1 'exists and is not a socket' serve disk --socket plain --control c.sock
@@ -137,7 +137,7 @@ fi
 
 # --print starts nothing, and a shell reads the words back.
 truncate -s 1M "it's a disk"
-has_to_exit 0 nbdmirror serve "it's a disk" $s --print -- --threads 7 cache=none
+has_to_exit 0 nbdmirror serve "it's a disk" "${s[@]}" --print -- --threads 7 cache=none
 eval "set -- $(cat out)"
 [ "$1 $2" = "nbdkit -f" ] || fail "--print: $(cat out)"
 for want in "file=$tmp/it's a disk" "mirror-direct=$tmp/it's a disk" "mirror-control=$tmp/c.sock" \
@@ -146,17 +146,17 @@ for want in "file=$tmp/it's a disk" "mirror-direct=$tmp/it's a disk" "mirror-con
   fail "--print: no $want in $(cat out)"
 done
 # Another filter between makes direct reads of the file wrong.
-has_to_exit 0 nbdmirror serve disk $s --print -- --filter=cow
+has_to_exit 0 nbdmirror serve disk "${s[@]}" --print -- --filter=cow
 ! grep -q mirror-direct out || fail "mirror-direct= in spite of another filter"
 rm "it's a disk"
 
 # A server that cannot start leaves nothing, in the foreground and in the background.
 refused_by_nbdkit () {
-  has_to_exit 1 nbdmirror serve disk $s "$@"
+  has_to_exit 1 nbdmirror serve disk "${s[@]}" "$@"
   grep -q no-such-parameter err || fail "nbdkit's message is not shown"
 }
 refused_by_nbdkit -- no-such-parameter=1
 refused_by_nbdkit --detach -- no-such-parameter=1
 
 sleep 0.2
-[ "$(ls -A)" = "$before" ] || fail "left behind: $(ls -A | grep -vxF "$before")"
+[ "$(ls -A)" = "$before" ] || fail "left behind: $(ls -A)"
