@@ -19,7 +19,8 @@ unit_tests = \
 	tests/unit/test-frame \
 	tests/unit/test-control \
 	tests/unit/test-control-limits \
-	tests/unit/test-control-client
+	tests/unit/test-control-client \
+	tests/unit/test-endpoint
 check_PROGRAMS += $(unit_tests)
 TESTS += $(unit_tests)
 else
@@ -94,6 +95,12 @@ tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(cont
 tests_unit_test_control_client_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_control_client_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
 tests_unit_test_control_client_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
+
+tests_unit_test_endpoint_SOURCES = tests/unit/test-endpoint.c
+tests_unit_test_endpoint_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_endpoint_CFLAGS = $(unit_cflags)
+tests_unit_test_endpoint_LDADD = libmirror.la $(CRITERION_LIBS)
+EXTRA_DIST += tests/blackbox/fake-nbd-server.py
 
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
