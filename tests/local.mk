@@ -108,6 +108,13 @@ EXTRA_DIST += tests/blackbox/fake-nbd-server.py
 blackbox_tests = \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/handoff-coordinator.sh \
-	tests/blackbox/handoff-many.sh
+	tests/blackbox/handoff-many.sh \
+	tests/blackbox/live-mirror.sh
 TESTS += $(blackbox_tests)
-EXTRA_DIST += $(blackbox_tests) tests/blackbox/fake-filter.py
+EXTRA_DIST += $(blackbox_tests) tests/blackbox/fake-filter.py \
+	tests/blackbox/guest.py
+
+# The same with more rounds and larger disks.
+.PHONY: check-long
+check-long:
+	NBDMIRROR_LONG=1 $(MAKE) $(AM_MAKEFLAGS) check

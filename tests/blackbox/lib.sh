@@ -19,7 +19,8 @@
 # test fail, logs are shown if it failed, and $tmp is removed.
 #
 # In the environment: KEEP=1 keeps $tmp; VALGRIND=1 runs nbdmirror and the source server under
-# valgrind; SHORT=1 skips the tests that call `long_test`.
+# valgrind; SHORT=1 skips the tests that call `long_test`; NBDMIRROR_LONG=1 (make check-long) makes some
+# tests do more.
 
 set -eu
 set -o pipefail
@@ -315,6 +316,16 @@ start_dest () {
   wait_for_socket "${socket[$name]}" "$name"
 }
 
+# start_fake NAME [OPTIONS...]: a destination that goes wrong, see fake-nbd-server.py.
+start_fake () {
+  local name=$1; shift
+  server_paths "$name"
+  rm -f "${socket[$name]}" "$tmp/$name.ready"
+  spawn "$name" sh -c 'exec "$@" >"$0"' "$tmp/$name.ready" "$python" "$srcdir/tests/blackbox/fake-nbd-server.py" \
+    --unix "${socket[$name]}" "$@"
+  wait_for 20 grep -q ready "$tmp/$name.ready"
+}
+
 server_paths () {
   socket[$1]=$tmp/$1.sock
   control[$1]=$tmp/$1.control
@@ -330,6 +341,13 @@ start_fio () {
   need_fio_nbd
   spawn "$name" fio --name="$name" --ioengine=nbd --uri="$to" --rw=randwrite --bs=4k --iodepth=8 \
     --rate_iops=2000 --time_based --runtime=60 --norandommap --randrepeat=0 "$@"
+}
+
+# start_guest NAME URI [OPTIONS...]: a guest that looks at every reply, see guest.py; its report is $tmp/NAME.json.
+start_guest () {
+  local name=$1 to=$2; shift 2
+  rm -f "$tmp/$name.json"
+  spawn "$name" "$python" "$srcdir/tests/blackbox/guest.py" "$to" --report "$tmp/$name.json" "$@"
 }
 
 # ---- asking ----------------------------------------------------------------------------
