@@ -30,7 +30,9 @@ srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)   # the top of the so
 
 # ---- telling what happened -------------------------------------------------------------
 
-note () { printf '%s: %s\n' "$test_name" "$*" >&2; }
+# To the test's own stderr, also from a trap that interrupts a command whose stderr is redirected.
+exec {stderr}>&2
+note () { printf '%s: %s\n' "$test_name" "$*" >&"$stderr"; }
 fail () { note "FAIL: $*"; exit 1; }
 skip () { note "SKIP: $*"; exit 77; }
 
@@ -126,7 +128,7 @@ spawn () {
     shift
     set -- "${valgrind[@]}" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
   fi
-  "$@" >>"$tmp/$name.log" 2>&1 </dev/null &
+  "$@" >>"$tmp/$name.log" 2>&1 </dev/null {stderr}>&- &
   pid[$name]=$!
 }
 
@@ -172,6 +174,7 @@ cleanup () {
   trap - EXIT
   trap '' PIPE
   set +e
+  exec 2>&"$stderr"
   for name in "${cleanup_functions[@]}"; do "$name"; done
   for name in "${!pid[@]}"; do
     kill -CONT "${pid[$name]}" 2>/dev/null
