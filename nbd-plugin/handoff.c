@@ -13,7 +13,7 @@
 
 #include <nbdkit-filter.h>
 
-#include "dirty-bitmap/bitmap.h"
+#include "dirty-bitmap/claims.h"
 #include "nbd-plugin/handoff.h"
 #include "nbd-plugin/job.h"
 
@@ -136,13 +136,6 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
     close (fd);
 }
 
-static bool
-nothing_left (const struct region *r)
-{
-  return bitmap_empty (r, REGION_DIRTY) && bitmap_empty (r, REGION_CLAIMED_A)
-         && bitmap_empty (r, REGION_CLAIMED_B) && bitmap_empty (r, REGION_QUARANTINE);
-}
-
 /* The final look (R3), in its order.  NULL if the disk is done, else the error's class. */
 static const char *
 final_look (struct mirror *m, uint64_t generation, uint64_t session)
@@ -155,8 +148,7 @@ final_look (struct mirror *m, uint64_t generation, uint64_t session)
   int drained = gate_drained (&m->gate, generation);
   if (drained != 0)
     return drained == EAGAIN ? "NotEmpty" : "StaleGeneration";
-  /* Twice, since one look goes from array to array and a block may change its array meanwhile. */
-  if (!nothing_left (r) || !nothing_left (r))
+  if (!claims_all_empty (r))
     return "NotEmpty";
   if (atomic_load (&r->hdr->session) != session)
     return "StaleSession";

