@@ -3,11 +3,13 @@
  * Local files and block devices.
  *
  * A read takes the page cache's copy where the whole range is there, else it goes around the cache
- * (O_DIRECT, libaio).  Direct is the fast way for cold data and leaves the guest's cache alone; but a direct
- * read of a block that was just written forces its write-back, and the writer waits for that.  The
- * question "is it all in the cache?" is put by reading with RWF_NOWAIT, which never starts I/O: the
- * answer is the data itself, and there is no moment at which the page can still go away (mincore()
- * would be a second call, and answers "yes" to everyone who may not write to the file).
+ * (O_DIRECT, libaio).  Direct is the fast way for cold data and leaves the guest's cache alone; but a
+ * direct read of a block that was just written forces its write-back, and the writer waits for that.
+ *
+ * The question "is it all there?" goes to mincore(), on a mapping that is never touched: it starts
+ * no I/O.  Then RWF_NOWAIT, because a page can go away meanwhile, and because mincore() says
+ * "yes" to everyone who may not write to the file.  (RWF_NOWAIT alone would do, but for what is
+ * missing it starts to read ahead: measured on Linux 6.18, a cold file was in the cache afterwards.)
  *
  * Writes are direct too: 1 GiB of random data from the cache to a file and flushed took 1.4 s against
  * 3.7 s buffered for a new file, and 0.9 s against 4.1 s for one that is overwritten (ext4, two
@@ -34,6 +36,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -47,6 +50,9 @@ struct file_endpoint {
   int fd;         /* buffered */
   int direct_fd;  /* O_DIRECT, or -1 */
   uint32_t align; /* what direct_fd asks for */
+  void *map;      /* for mincore() only: the file may be shorter now; NULL if it cannot be mapped */
+  size_t map_len;
+  size_t page;    /* the kernel's page size, at least 4096 */
 };
 
 struct file_channel {
@@ -54,7 +60,6 @@ struct file_channel {
   io_context_t aio;
   int event_fd;      /* readable when direct requests are done; -1 if there is no AIO */
   unsigned nr_aio;   /* in the kernel */
-  bool cache_unknown; /* this file system cannot tell what is cached */
   struct iocb *iocbs; /* one for each op of the pool */
 };
 
@@ -89,18 +94,33 @@ buffered (int fd, enum op_kind kind, void *buf, uint64_t len, uint64_t offset)
   return 0;
 }
 
-/* Read what the page cache holds.  True if that was all of it. */
 static bool
-read_cached (struct file_channel *fc, struct op *op)
+is_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
+{
+  unsigned char pages[ENDPOINT_MAX_REQUEST / 4096 + 1];
+  uint64_t from = offset & ~(uint64_t) (fep->page - 1);
+  size_t nr = (size_t) ((offset + len - from + fep->page - 1) / fep->page);
+
+  if (!fep->map || mincore ((char *) fep->map + from, (size_t) (offset + len - from), pages) == -1)
+    return false;
+  for (size_t i = 0; i < nr; i++)
+    if (!(pages[i] & 1))
+      return false;
+  return true;
+}
+
+/* Read it if it is all in the page cache. */
+static bool
+read_cached (const struct file_endpoint *fep, struct op *op)
 {
   struct iovec iov = { .iov_base = op->buf, .iov_len = op->len };
   ssize_t r;
 
-  if (fc->cache_unknown)
+  if (!is_cached (fep, op->len, op->offset))
     return false;
-  r = preadv2 (file_of (op->ch)->fd, &iov, 1, (off_t) op->offset, RWF_NOWAIT);
+  r = preadv2 (fep->fd, &iov, 1, (off_t) op->offset, RWF_NOWAIT);
   if (r == -1 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
-    fc->cache_unknown = true;
+    r = pread (fep->fd, op->buf, op->len, (off_t) op->offset);
   return r == (ssize_t) op->len;
 }
 
@@ -261,7 +281,7 @@ file_start (struct channel *ch, struct op *op)
   switch (op->kind) {
   case OP_READ:
   case OP_WRITE:
-    if (op->kind == OP_READ && read_cached (fc, op)) {
+    if (op->kind == OP_READ && read_cached (fep, op)) {
       op_done (op, 0);
       break;
     }
@@ -380,6 +400,8 @@ file_close (struct endpoint *ep)
     close (fep->fd);
   if (fep->direct_fd != -1)
     close (fep->direct_fd);
+  if (fep->map)
+    munmap (fep->map, fep->map_len);
   free (ep->name);
   free (ep->info.note);
   free (fep);
@@ -520,6 +542,21 @@ open_direct (struct file_endpoint *fep, const struct stat *st)
     info->note = NULL;
 }
 
+/* Map it for is_cached(): addresses only, no memory is used. */
+static void
+map (struct file_endpoint *fep)
+{
+  uint64_t len = fep->ep.info.size;
+
+  if (fep->direct_fd == -1 || len == 0 || len > SIZE_MAX)
+    return;
+  fep->map = mmap (NULL, (size_t) len, PROT_READ, MAP_SHARED, fep->fd, 0);
+  if (fep->map == MAP_FAILED)
+    fep->map = NULL;
+  fep->map_len = (size_t) len;
+  fep->page = (size_t) sysconf (_SC_PAGESIZE);
+}
+
 struct endpoint *
 endpoint_file_open (const char *path, const struct endpoint_options *opts, int *errnum,
                     char **error)
@@ -547,6 +584,7 @@ endpoint_file_open (const char *path, const struct endpoint_options *opts, int *
   }
 
   open_direct (fep, &st);
+  map (fep);
   info->min_block = 1;
   info->max_request = ENDPOINT_MAX_REQUEST;
   info->read_only = !opts->writable;
