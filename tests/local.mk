@@ -106,12 +106,22 @@ EXTRA_DIST += tests/blackbox/fake-nbd-server.py
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
 
 blackbox_tests = \
+	tests/blackbox/smoke.sh \
 	tests/blackbox/cli-usage.sh \
+	tests/blackbox/filter-protocol.py \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/live-mirror.sh
 TESTS += $(blackbox_tests)
-EXTRA_DIST += $(blackbox_tests) tests/blackbox/fake-filter.py \
+EXTRA_DIST += $(blackbox_tests)
+
+# What they use.
+EXTRA_DIST += \
+	tests/other-debian.sh \
+	tests/blackbox/lib.sh \
+	tests/blackbox/compare.py \
+	tests/blackbox/fake-filter.py \
+	tests/blackbox/filter_client.py \
 	tests/blackbox/guest.py
 
 # The same with more rounds and larger disks.
