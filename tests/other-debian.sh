@@ -1,9 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# other-debian.sh BUILDDIR: build and test the release tarball in a root of the other supported Debian
+# other-debian.sh BUILDDIR [COMMAND]: build and test the release tarball in a root of the other supported Debian
 # release (13 on Debian 12 and everywhere else, 12 on Debian 13), so that both generations of nbdkit are
-# covered.  The test summary ends up in BUILDDIR/other-debian/test-suite.log.
+# covered.  The test summary ends up in BUILDDIR/other-debian/test-suite.log.  With COMMAND that is run by the
+# shell in the build directory instead of make check.
 #
 # The root is made once by mmdebstrap and kept in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror.  Exit status:
 # that of the tests; 77 where such a root can't be had or entered.
@@ -11,6 +12,7 @@
 set -eu
 export LC_ALL=C
 builddir=$1
+command=${2-make -s -j2 check VERBOSE=1}
 results=$builddir/other-debian
 rm -rf "$results"
 unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
@@ -69,16 +71,17 @@ unshare --mount --propagation private --fork --kill-child sh -ec '
   mount --rbind /proc "$1/proc"
   mount --rbind /dev "$1/dev"
   exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C SHORT="$3" \
+    COMMAND="$4" \
     sh -ec "
       cd \"$2\"
       mkdir build && cd build
       ../configure --quiet --enable-werror
       make -s -j2
-      make -s -j2 check VERBOSE=1
+      eval \"\$COMMAND\"
     "
-' sh "$root" "/tmp/${work##*/}" "${SHORT:-0}" </dev/null || status=$?
+' sh "$root" "/tmp/${work##*/}" "${SHORT:-0}" "$command" </dev/null || status=$?
 
 mkdir -p "$results"
-(cd "$work/build" 2>/dev/null && find . -name '*.trs' -o -name '*.log') |
+(cd "$work/build" 2>/dev/null && find . -name '*.trs' -o -name '*.log' -o -path './bench/results/*') |
   tar -C "$work/build" -cf - -T - | tar -C "$results" -xf -
 exit $status
