@@ -260,6 +260,9 @@ struct litmus {
   struct region *r;
   _Atomic unsigned source, copied;
   _Atomic unsigned round, answered;
+  struct {
+    _Alignas (64) _Atomic unsigned v;
+  } slow[24]; /* cache lines of the other processor, which keep the writer's stores waiting */
 };
 
 static void *
@@ -276,6 +279,8 @@ litmus_copier (void *arg)
       return NULL;
     claim_run (l->r, 0, 3, 1);
     atomic_store (&l->copied, atomic_load_explicit (&l->source, memory_order_relaxed));
+    for (int i = 0; i < 24; i++)
+      atomic_store_explicit (&l->slow[i].v, n, memory_order_relaxed);
     atomic_store (&l->answered, n);
   }
 }
@@ -298,6 +303,8 @@ Test (claims, mark_races_with_claim)
     atomic_store (&l.round, n);
     for (volatile unsigned spin = n % 64; spin > 0; spin--)
       ;
+    for (int i = 0; i < 24; i++)
+      atomic_store_explicit (&l.slow[i].v, n, memory_order_relaxed);
     atomic_store_explicit (&l.source, n, memory_order_relaxed); /* the layer below is no fence */
     bitmap_mark (l.r, 3 * BLOCK, 1);
     while (atomic_load (&l.answered) != n)
