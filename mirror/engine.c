@@ -344,8 +344,13 @@ next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t 
     .quarantine_ready = can_verify && e->grace_end_ns != 0 && now >= e->grace_end_ns,
   };
 
-  if (e->pass.hint_pending || bitmap_count (e->region, REGION_DIRTY) == 0)
+  if (e->pass.hint_pending)
     return nothing (e, t, idle);
+  if (bitmap_count (e->region, REGION_DIRTY) == 0) {
+    if (e->pass.cursor > 0 && e->pass.nr_busy == 0)
+      pass_finish (e);
+    return nothing (e, t, idle);
+  }
 
   enum pass_kind kind = pass_next (&e->pass, e->region, &o, &t->first, &t->count);
   if (kind == PASS_END && e->pass.cursor > 0) {
