@@ -165,7 +165,7 @@ static void
 fill (struct walk *w)
 {
   while (w->next < w->size && w->error == 0 && w->differs == UINT64_MAX && w->active < PIECES
-         && channel_room (w->ch[0]) > 1 && channel_room (w->ch[1]) > 1) {
+         && channel_room (w->ch[0]) > 0 && channel_room (w->ch[1]) > 0) {
     bool za, zb;
     uint64_t a = known_length (w, &w->known[0], &za), b = known_length (w, &w->known[1], &zb);
     if (a == 0 || b == 0)
