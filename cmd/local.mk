@@ -11,6 +11,7 @@ nbdmirror_SOURCES = \
 	cmd/verify.c \
 	cmd/worker.h cmd/worker.c \
 	cmd/nbdkit-args.h cmd/nbdkit-args.c \
+	cmd/nbdkit-run.h cmd/nbdkit-run.c \
 	cmd/tidy.h cmd/tidy.c \
 	cmd/job.h cmd/job.c \
 	cmd/status.c \

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * serve: put together an nbdkit command line for one disk with the mirror filter, and become it.
- *
- * In the foreground this process turns into nbdkit, so its pid and its exit status are the server's.
- * With --detach nbdkit goes into the background by itself, and we wait until both sockets are there.
+ * serve: put together an nbdkit command line for one disk with the mirror filter, and become it
+ * (nbdkit-run.c).
  */
 
 #include <config.h>
@@ -11,26 +9,20 @@
 #include <errno.h>
 #include <libgen.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cmd/cmd.h"
 #include "cmd/nbdkit-args.h"
+#include "cmd/nbdkit-run.h"
 #include "cmd/tidy.h"
 
-#define DETACH_MS 15000 /* how long the server may take to be ready */
-#define POLL_MS 10
 #define FILTER_FILE "nbdkit-mirror-filter.so"
-
-static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
 
 struct serve {
   const char *disk;    /* as given */
@@ -266,140 +258,7 @@ print_command_line (const struct serve *s)
   putchar ('\n');
 }
 
-/* ---- nbdkit --------------------------------------------------------------------------------- */
-
-/* 1.32.4 to 1.33.9 fail an assertion when a client dies with several requests in flight. */
-static bool
-has_abort_bug (unsigned major, unsigned minor, unsigned release)
-{
-  return major == 1
-         && ((minor == 32 && release >= 4) || (minor == 33 && release <= 9));
-}
-
-/* Is there an nbdkit, and is it one with the bug? */
-static int
-check_nbdkit (void)
-{
-  FILE *fp = popen ("exec nbdkit --dump-config", "re");
-  unsigned major = 0, minor = 0, release = 0;
-  char text[512], version[64] = "";
-
-  if (fp == NULL) {
-    cmd_error ("nbdkit: %s", strerror (errno));
-    return -1;
-  }
-  while (fgets (text, sizeof text, fp) != NULL)
-    if (sscanf (text, "version=%63s", version) == 1)
-      sscanf (version, "%u.%u.%u", &major, &minor, &release);
-  if (pclose (fp) != 0) {
-    cmd_error ("nbdkit cannot be run: is it installed and in PATH?");
-    return -1;
-  }
-  if (has_abort_bug (major, minor, release))
-    cmd_warning ("nbdkit %s has a bug (fixed in 1.33.10): a client that dies with several requests "
-                 "in flight, a crashing guest for one, ends this server; see nbdmirror(1), CAVEATS",
-                 version);
-  return 0;
-}
-
-static _Noreturn void
-become_nbdkit (const struct serve *s)
-{
-  execvp (s->words[0], s->words);
-  cmd_error ("nbdkit: %s", strerror (errno));
-  _exit (EXIT_ERROR);
-}
-
-static void
-start_tidying (const struct serve *s, pid_t server)
-{
-  const struct tidy_path paths[TIDY_PATHS_MAX]
-    = { { s->socket, true }, { s->control, true }, { s->pidfile, false } };
-
-  if (tidy_start (server, paths) == 0)
-    return;
-  if (errno == ESRCH) /* it has ended already */
-    tidy_now (server, paths);
-  else
-    cmd_warning ("%s will be left behind at the end: %s", s->socket, strerror (errno));
-}
-
-/* nbdkit's first process ends before the second has written the pid file. */
-static pid_t
-wait_for_pidfile (const char *path)
-{
-  int waited;
-
-  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
-    FILE *fp = fopen (path, "re");
-    char text[32] = "";
-
-    if (fp != NULL) {
-      if (fgets (text, sizeof text, fp) == NULL)
-        text[0] = '\0';
-      fclose (fp);
-      if (strchr (text, '\n') != NULL && atol (text) > 0)
-        return (pid_t) atol (text);
-    }
-    nanosleep (&poll_pause, NULL);
-  }
-  return -1;
-}
-
-/* nbdkit listens on its socket before it goes to the background; the filter opens its control socket
- * after that. */
-static int
-wait_for_control (const struct serve *s, pid_t server)
-{
-  int waited;
-
-  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
-    if (tidy_look (s->control) == TIDY_IN_USE)
-      return EXIT_DONE;
-    if (kill (server, 0) == -1) {
-      cmd_error ("the server ended before it listened at %s (its messages are in the system log; "
-                 "without --detach they are shown)", s->control);
-      return EXIT_ERROR;
-    }
-    nanosleep (&poll_pause, NULL);
-  }
-  cmd_error ("the server does not listen at %s after %d s", s->control, DETACH_MS / 1000);
-  kill (server, SIGTERM);
-  return EXIT_ERROR;
-}
-
-static int
-run_detached (const struct serve *s)
-{
-  int status;
-  pid_t pid, server;
-
-  unlink (s->pidfile); /* an old one would be taken for the new one */
-  fflush (NULL);
-  pid = fork ();
-  if (pid == -1) {
-    cmd_error ("fork: %s", strerror (errno));
-    return EXIT_ERROR;
-  }
-  if (pid == 0)
-    become_nbdkit (s);
-  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
-    ;
-  if (!WIFEXITED (status) || WEXITSTATUS (status) != 0) {
-    if (tidy_look (s->socket) == TIDY_STALE)
-      unlink (s->socket);
-    return EXIT_ERROR; /* nbdkit has said why */
-  }
-  server = wait_for_pidfile (s->pidfile);
-  if (server == -1) {
-    cmd_error ("%s: nbdkit wrote no process id", s->pidfile);
-    return EXIT_ERROR;
-  }
-  start_tidying (s, server);
-  return wait_for_control (s, server);
-}
-
-/* ---- */
+/* ---- putting it together ------------------------------------------------------------------- */
 
 static int
 serve (struct serve *s)
@@ -424,16 +283,15 @@ serve (struct serve *s)
     print_command_line (s);
     return EXIT_DONE;
   }
-  if (check_nbdkit () == -1)
+  if (nbdkit_check () == -1)
     return EXIT_ERROR;
   if (s->args.tls_required && !s->args.has_uri)
     cmd_warning ("with --tls=require the worker needs TLS here too: give mirror-uri= with what it "
                  "needs to connect (tls-certificates=, tls-psk-file=)");
-  if (s->detach)
-    return run_detached (s);
-  start_tidying (s, getpid ());
-  signal (SIGPIPE, SIG_DFL);
-  become_nbdkit (s);
+  const struct nbdkit_run run = {
+    .words = s->words, .socket = s->socket, .control = s->control, .pidfile = s->pidfile
+  };
+  return s->detach ? nbdkit_run_detached (&run) : nbdkit_become (&run);
 }
 
 enum { OPT_SOCKET = 0x100, OPT_CONTROL, OPT_STATE, OPT_DETACH, OPT_EXPORT, OPT_PRINT, OPT_PIDFILE };

@@ -152,7 +152,7 @@ rm "it's a disk"
 
 # A server that cannot start leaves nothing, in the foreground and in the background.
 refused_by_nbdkit () {
-  has_to_exit 1 nbdmirror serve disk "${s[@]}" "$@"
+  has_to_exit 1 "${server_env[@]}" "$NBDMIRROR" serve disk "${s[@]}" "$@"
   grep -q no-such-parameter err || fail "nbdkit's message is not shown"
 }
 refused_by_nbdkit -- no-such-parameter=1
