@@ -111,7 +111,8 @@ blackbox_tests = \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
-	tests/blackbox/live-mirror.sh
+	tests/blackbox/live-mirror.sh \
+	tests/blackbox/serve.sh
 TESTS += $(blackbox_tests)
 EXTRA_DIST += $(blackbox_tests)
 

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves what `nbdmirror serve` promises beside serving: it becomes nbdkit (same pid), returns from --detach when
+# both sockets answer, leaves no socket and no pid file behind however the server ends, replaces stale
+# sockets, keeps its hands off those in use, and the export name and block size reach the filter.
+. "$(dirname "$0")/lib.sh"
+
+truncate -s 1M "$tmp/disk"
+s=$tmp/s.sock c=$tmp/c.sock p=$tmp/s.sock.pid
+serve=("${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$tmp/disk" --socket "$s" --control "$c")
+gone () { [ ! -e "$s" ] && [ ! -e "$c" ] && [ ! -e "$p" ]; }
+
+end_daemons () {
+  local file
+  for file in "$p" "$tmp/my.pid"; do
+    [ ! -s "$file" ] || kill "$(cat "$file")" 2>/dev/null || :
+  done
+}
+at_exit end_daemons
+
+# In the foreground: the process itself is the server.
+spawn fg "${serve[@]}"
+wait_for_socket "$s" fg
+wait_for 10 nbdmirror status "$c"
+[ "$(cat "/proc/${pid[fg]}/comm")" = nbdkit ] || fail "serve did not become nbdkit"
+
+# A second one on the same sockets is refused and changes nothing.
+has_to_exit 1 "${serve[@]}"
+grep -q "$s: in use by another server" "$tmp/err" || fail "the socket in use is not named"
+has_to_exit 1 "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$tmp/disk" --socket "$tmp/other" --control "$c"
+grep -q "$c: in use by another server" "$tmp/err" || fail "the control socket in use is not named"
+[ ! -e "$tmp/other" ] || fail "a refused server left its socket"
+nbdmirror status "$c" >/dev/null || fail "the first server does not answer any more"
+stop fg
+[ "$status" = 0 ] || fail "SIGTERM: exit status $status"
+wait_for 5 gone
+
+# Killed: removed all the same, and the next server can use the paths at once.
+for i in 1 2 3; do
+  spawn fg "${serve[@]}"
+  wait_for_socket "$s" fg
+  wait_for 10 nbdmirror status "$c"
+  stop fg KILL
+done
+spawn fg "${serve[@]}"
+wait_for 10 nbdmirror status "$c"
+sleep 0.5 # time for anybody who wrongly removed the new server's sockets
+{ [ -S "$s" ] && [ -S "$c" ]; } || fail "the sockets of the new server were removed"
+stop fg
+wait_for 5 gone
+
+# Stale sockets, from a machine that crashed, are replaced.
+"$python" -c 'import socket, sys
+for path in sys.argv[1:]: socket.socket(socket.AF_UNIX).bind(path)' "$s" "$c"
+spawn fg "${serve[@]}"
+wait_for 10 nbdmirror status "$c"
+stop fg
+wait_for 5 gone
+
+# --detach.
+has_to_exit 0 "${serve[@]}" --detach
+nbdmirror status "$c" >/dev/null || fail "--detach returned before the control socket answered"
+"$python" -c 'import nbd, sys
+h = nbd.NBD(); h.connect_unix(sys.argv[1]); assert h.get_size() == 1 << 20; h.shutdown()' "$s" ||
+  fail "--detach returned before the export was served"
+daemon=$(cat "$p")
+[ "$(cat "/proc/$daemon/comm")" = nbdkit ] || fail "$p does not hold the server's pid"
+kill "$daemon"
+wait_for 10 gone
+
+has_to_exit 0 "${serve[@]}" --detach --pidfile "$tmp/my.pid" --export 'a b' -- mirror-block-size=64k
+"$python" -c 'import nbd, sys
+h = nbd.NBD(); h.set_export_name("a b"); h.connect_unix(sys.argv[1]); h.shutdown()' "$s" ||
+  fail "the export's name is another one"
+[ "$(status_of "$c" block-size)" = 65536 ] || fail "the block size did not reach the filter"
+[ "$(status_of "$c" uri)" = "nbd+unix:///a%20b?socket=$s" ] || fail "uri: $(status_of "$c" uri)"
+[ "$(status_of "$c" direct)" = "$tmp/disk" ] || fail "direct: $(status_of "$c" direct)"
+kill "$(cat "$tmp/my.pid")"
+wait_for 10 gone
+wait_for 5 test ! -e "$tmp/my.pid"
