@@ -252,7 +252,7 @@ print_human (const json_t *status, const char *control)
   printf ("\n");
   if (is_state (status, "completed"))
     print_completed (status);
-  else if (!is_state (status, "idle"))
+  else if (!is_state (status, "idle") && !is_state (status, "cancelled"))
     print_progress (status);
   if (job_text (status, "rollback-token") != NULL) {
     line_start ("rollback");

@@ -36,7 +36,7 @@ stop fg
 wait_for 5 gone
 
 # Killed: removed all the same, and the next server can use the paths at once.
-for i in 1 2 3; do
+for _ in 1 2 3; do
   spawn fg "${serve[@]}"
   wait_for_socket "$s" fg
   wait_for 10 nbdmirror status "$c"
