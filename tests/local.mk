@@ -15,6 +15,7 @@ unit_tests = \
 	tests/unit/test-estimate \
 	tests/unit/test-pass \
 	tests/unit/test-units \
+	tests/unit/test-gate \
 	tests/unit/test-progress \
 	tests/unit/test-frame \
 	tests/unit/test-control \
@@ -101,6 +102,11 @@ tests_unit_test_endpoint_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_endpoint_CFLAGS = $(unit_cflags)
 tests_unit_test_endpoint_LDADD = libmirror.la $(CRITERION_LIBS)
 EXTRA_DIST += tests/blackbox/fake-nbd-server.py
+
+tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/gate.c
+tests_unit_test_gate_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_gate_CFLAGS = $(unit_cflags)
+tests_unit_test_gate_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
