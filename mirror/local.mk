@@ -6,9 +6,13 @@ libmirror_la_SOURCES = \
 	mirror/copy.h \
 	mirror/endpoint-command.c \
 	mirror/endpoint-command.h \
+	mirror/endpoint-file-open.c \
 	mirror/endpoint-file.c \
+	mirror/endpoint-file.h \
 	mirror/endpoint-internal.h \
+	mirror/endpoint-nbd-connect.c \
 	mirror/endpoint-nbd.c \
+	mirror/endpoint-nbd.h \
 	mirror/endpoint.c \
 	mirror/endpoint.h \
 	mirror/engine.c \

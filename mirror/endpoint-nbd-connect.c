@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Connections to NBD exports, and what the exports can do.
+ *
+ * libnbd has no time limits, so they are kept here: all of TCP, TLS and NBD negotiation within
+ * connect_timeout_ms, saying goodbye within GOODBYE_MS.  (The look-up of a host's name is the C
+ * library's, which has limits of its own.)
+ */
+
+#include "config.h"
+
+#include "mirror/endpoint-nbd.h"
+#include "mirror/endpoint-command.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define GOODBYE_MS 1000
+#define SOCKET_BUFFER (1 << 20)
+
+/* ---- Errors ----------------------------------------------------------------------------- */
+
+/* Whether libnbd's last error in this thread is that the server hung up.  How that shows depends on what
+ * was under way: end of file (which has no errno), ECONNRESET or EPIPE. */
+static bool
+hung_up (void)
+{
+  const char *s = nbd_get_error ();
+  int err = nbd_get_errno ();
+
+  return err == EPIPE || err == ECONNRESET || (err == 0 && (!s || strstr (s, "disconnected")));
+}
+
+const char *
+nbd_reason (void)
+{
+  const char *s = nbd_get_error ();
+  const char *colon;
+
+  if (hung_up ())
+    return "the server closed the connection";
+  colon = strstr (s, ": ");
+  if (strncmp (s, "nbd_", 4) == 0 && colon)
+    s = colon + 2;
+  return s;
+}
+
+static int
+reason_errno (void)
+{
+  int err = nbd_get_errno ();
+
+  return hung_up () ? ECONNRESET : err ? err : EPROTO; /* 0: what came was no NBD */
+}
+
+/* ---- Connecting ------------------------------------------------------------------------- */
+
+/* Poll for H once.  0, or -1 when there is nothing to wait for any more. */
+static int
+poll_handle (struct nbd_handle *h, int timeout_ms)
+{
+  unsigned dir = nbd_aio_get_direction (h);
+  struct pollfd pfd = { .fd = nbd_aio_get_fd (h) };
+
+  if (dir & LIBNBD_AIO_DIRECTION_READ)
+    pfd.events |= POLLIN;
+  if (dir & LIBNBD_AIO_DIRECTION_WRITE)
+    pfd.events |= POLLOUT;
+  if (poll (&pfd, 1, timeout_ms) <= 0)
+    return 0;
+  if ((dir & LIBNBD_AIO_DIRECTION_READ) && (pfd.revents & (POLLIN | POLLERR | POLLHUP | POLLNVAL)))
+    return nbd_aio_notify_read (h);
+  return nbd_aio_notify_write (h);
+}
+
+bool
+nbd_is_over (struct nbd_handle *h)
+{
+  return nbd_aio_is_dead (h) == 1 || nbd_aio_is_closed (h) == 1;
+}
+
+static int
+start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
+{
+  nbd_set_pread_initialize (h, false);
+  /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
+  if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
+    return -1;
+  if (nep->is_uri)
+    return nbd_aio_connect_uri (h, nep->ep.name);
+  return nbd_aio_connect_unix (h, command_socket (nep->command));
+}
+
+static void
+connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  char *ended = nep->command ? command_ended (nep->command) : NULL;
+  int err = ended ? ECONNREFUSED : reason_errno ();
+
+  endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, ended ? ended : nbd_reason ());
+  free (ended);
+}
+
+/* A unix socket's default of 208 KiB does not hold one request: the rest of it waits for the server to
+ * read, with two more switches between the processes.  TCP's buffers grow by themselves. */
+static void
+enlarge_buffer (int fd)
+{
+  int domain = AF_UNSPEC, size = SOCKET_BUFFER;
+  socklen_t len = sizeof domain;
+
+  if (getsockopt (fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX)
+    (void) setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size); /* or what is allowed */
+}
+
+/* A connection that is ready for requests.  NULL with *ERRNUM and *ERROR. */
+static struct nbd_handle *
+connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  int timeout_ms = nep->ep.opts.connect_timeout_ms;
+  int64_t deadline = now_ms () + timeout_ms;
+  struct nbd_handle *h = nbd_create ();
+  int r;
+
+  if (!h) {
+    endpoint_fail (errnum, error, reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
+    return NULL;
+  }
+  r = start_connecting (nep, h);
+  while (r == 0 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
+    int64_t left = deadline - now_ms ();
+
+    if (left <= 0) {
+      endpoint_fail (errnum, error, ETIMEDOUT, "%s: no connection within %g s: %s", nep->ep.name,
+                     timeout_ms / 1000.0,
+                     nbd_aio_is_connecting (h) == 1 && nbd_get_protocol (h) == NULL
+                         ? "the server does not answer"
+                         : "the server does not answer as an NBD server does");
+      nbd_close (h);
+      return NULL;
+    }
+    r = poll_handle (h, (int) left);
+  }
+  if (r == -1 || !nbd_aio_is_ready (h)) {
+    connect_failed (nep, errnum, error);
+    nbd_close (h);
+    return NULL;
+  }
+  if (nep->is_uri && strncmp (nep->ep.name, "nbds", 4) == 0 && nbd_get_tls_negotiated (h) != 1) {
+    endpoint_fail (errnum, error, EPROTO, "%s: the connection is not encrypted", nep->ep.name);
+    nbd_close (h);
+    return NULL;
+  }
+  enlarge_buffer (nbd_aio_get_fd (h));
+  return h;
+}
+
+/* ---- What the export is ----------------------------------------------------------------- */
+
+static int
+describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *info,
+          int *errnum, char **error)
+{
+  int64_t size = nbd_get_size (h);
+  int64_t min = nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM);
+  int64_t max = nbd_get_block_size (h, LIBNBD_SIZE_MAXIMUM);
+
+  if (size < 0) {
+    endpoint_fail (errnum, error, reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
+    return -1;
+  }
+  if (min <= 0)
+    min = 1;
+  if (max <= 0 || max > ENDPOINT_MAX_REQUEST)
+    max = ENDPOINT_MAX_REQUEST;
+  max -= max % min;
+  if (max == 0) {
+    endpoint_fail (errnum, error, EPROTO, "%s: the server's smallest block, %lld bytes, is too large",
+                   nep->ep.name, (long long) min);
+    return -1;
+  }
+  *info = (struct endpoint_info){
+    .size = (uint64_t) size,
+    .min_block = (uint32_t) min,
+    .max_request = (uint32_t) max,
+    .is_nbd = true,
+    .read_only = nbd_is_read_only (h) == 1,
+    .can_flush = nbd_can_flush (h) == 1,
+    .can_zero = nbd_can_zero (h) == 1,
+    .can_multi_conn = nbd_can_multi_conn (h) == 1,
+    .can_status = nbd_can_meta_context (h, ALLOCATION) == 1,
+    .is_rotational = nbd_is_rotational (h) == 1,
+  };
+  if (nep->ep.opts.writable && info->read_only) {
+    endpoint_fail (errnum, error, EROFS, "%s: the export is read-only", nep->ep.name);
+    return -1;
+  }
+  return 0;
+}
+
+struct nbd_handle *
+nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  const struct endpoint_info *first = &nep->ep.info;
+  struct nbd_handle *h = connect_handle (nep, errnum, error);
+  struct endpoint_info info;
+
+  if (!h)
+    return NULL;
+  if (describe (nep, h, &info, errnum, error) == -1) {
+    nbd_close (h);
+    return NULL;
+  }
+  if (info.size != first->size)
+    endpoint_fail (errnum, error, ESTALE, "%s: the export's size was %llu bytes and is %llu now",
+                   nep->ep.name, (unsigned long long) first->size,
+                   (unsigned long long) info.size);
+  else if (info.min_block != first->min_block || info.max_request != first->max_request ||
+           info.read_only != first->read_only || info.can_flush != first->can_flush ||
+           info.can_zero != first->can_zero || info.can_multi_conn != first->can_multi_conn ||
+           info.can_status != first->can_status)
+    endpoint_fail (errnum, error, ESTALE,
+                   "%s: another connection found an export with other capabilities",
+                   nep->ep.name);
+  else
+    return h;
+  nbd_close (h);
+  return NULL;
+}
+
+/* ---- Endpoints -------------------------------------------------------------------------- */
+
+void
+nbd_close_handle (struct nbd_handle *h, bool polite)
+{
+  int64_t until = now_ms () + GOODBYE_MS;
+
+  if (polite && nbd_aio_is_ready (h) == 1 && nbd_aio_disconnect (h, 0) == 0)
+    while (!nbd_is_over (h) && now_ms () < until)
+      if (poll_handle (h, GOODBYE_MS) == -1)
+        break;
+  nbd_close (h);
+}
+
+void
+nbd_endpoint_close (struct endpoint *ep)
+{
+  struct nbd_endpoint *nep = (struct nbd_endpoint *) ep;
+  struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
+
+  if (h)
+    nbd_close_handle (h, true);
+  if (nep->command)
+    command_stop (nep->command);
+  free (ep->name);
+  free (nep);
+}
+
+struct endpoint *
+endpoint_nbd_open (const char *name, char *const *argv, const struct endpoint_options *opts,
+                   int *errnum, char **error)
+{
+  struct nbd_endpoint *nep = calloc (1, sizeof *nep);
+  struct nbd_handle *h;
+
+  if (!nep || !(nep->ep.name = strdup (name))) {
+    free (nep);
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", name, strerror (ENOMEM));
+    return NULL;
+  }
+  nep->ep.ops = &nbd_ops;
+  nep->ep.opts = *opts;
+  nep->is_uri = argv == NULL;
+  if (argv && !(nep->command = command_start (name, argv, errnum, error)))
+    goto fail;
+  h = connect_handle (nep, errnum, error);
+  if (!h)
+    goto fail;
+  atomic_store (&nep->first, h);
+  if (describe (nep, h, &nep->ep.info, errnum, error) == -1)
+    goto fail;
+  return &nep->ep;
+
+fail:
+  nbd_endpoint_close (&nep->ep);
+  return NULL;
+}
