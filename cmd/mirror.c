@@ -69,8 +69,8 @@ take_option (struct arguments *a, int c)
   case OPT_MAX_DOWNTIME:
     if (!worker_parse_ms ("--max-downtime", optarg, &a->job.max_downtime_ms))
       return EXIT_USAGE;
-    if (a->job.max_downtime_ms < 1 || a->job.max_downtime_ms > 3600 * 1000)
-      return cmd_usage_error ("--max-downtime %s: must be between 1ms and 1h", optarg);
+    if (a->job.max_downtime_ms < 1 || a->job.max_downtime_ms > 24 * 3600 * 1000)
+      return cmd_usage_error ("--max-downtime %s: must be between 1ms and 24h", optarg);
     return 0;
   case OPT_POLICY:
     a->policy_given = true;

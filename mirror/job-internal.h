@@ -67,6 +67,7 @@ struct job {
   unsigned passes_seen;    /* judged for the policy */
   bool told_not_converging;
   bool warned_larger;
+  bool complained;         /* about a command that the filter refused */
 
   enum final_state final;
   int64_t final_request;   /* the relayed request to answer on failure; -1: none */

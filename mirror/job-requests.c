@@ -14,7 +14,7 @@
 
 #include "mirror/job-internal.h"
 
-#define MAX_DOWNTIME_LIMIT_MS (3600 * 1000)
+#define MAX_DOWNTIME_LIMIT_MS (24 * 3600 * 1000)
 
 void
 job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, ...)
@@ -39,6 +39,19 @@ static void
 ok (struct job *j, int64_t request)
 {
   job_reply (j, request, NULL, "%s", "");
+}
+
+/* Done, but there is something to know about it. */
+static void
+ok_but (struct job *j, int64_t request, const char *note)
+{
+  char *error = NULL;
+  if (control_client_send (j->control, "mirror-reply",
+                           json_pack ("{s:I, s:{s:s}}", "request", (json_int_t) request, "return", "note",
+                                      note),
+                           &error)
+      == -1)
+    free (error);
 }
 
 /* ---- requests ---- */
@@ -93,7 +106,10 @@ set_options (struct job *j, int64_t request, json_t *args)
     j->policy = p;
     j->told_not_converging = false;
   }
-  ok (j, request);
+  if (policy && (p == POLICY_SYNC || p == POLICY_THROTTLE))
+    ok_but (j, request, "policies sync and throttle act as none in this version");
+  else
+    ok (j, request);
   job_publish (j);
 }
 
@@ -200,7 +216,10 @@ handle_event (struct job *j, const char *name, json_t *data)
   } else if (!strcmp (name, "ERROR")) {
     const char *what = json_string_value (json_object_get (data, "execute"));
     const char *desc = json_string_value (json_object_get (data, "desc"));
-    job_say (j, JOB_WARNING, "%s: %s: %s", j->o->control, what ? what : "?", desc ? desc : "?");
+    /* Progress is published several times a second: say it once. */
+    if (!j->complained)
+      job_say (j, JOB_WARNING, "%s: %s: %s", j->o->control, what ? what : "?", desc ? desc : "?");
+    j->complained = true;
   }
 }
 

@@ -118,7 +118,11 @@ blackbox_tests = \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/live-mirror.sh \
-	tests/blackbox/serve.sh
+	tests/blackbox/serve.sh \
+	tests/blackbox/fence.sh \
+	tests/blackbox/job-commands.sh \
+	tests/blackbox/busy-server.sh \
+	tests/blackbox/thin.sh
 TESTS += $(blackbox_tests)
 EXTRA_DIST += $(blackbox_tests)
 
