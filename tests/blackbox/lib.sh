@@ -59,6 +59,7 @@ if [ -z "${builddir:-}" ]; then
   done
 fi
 builddir=$(cd "$builddir" && pwd)
+export builddir
 [ -f "$builddir/config.status" ] || skip "no build found: run from the build directory"
 
 # make_var NAME: what configure found (CC, SANITIZERS, ...).
@@ -77,6 +78,7 @@ fi
 
 # Unix socket paths are limited to 107 bytes, so not below a deep TMPDIR or build directory.
 tmp=$(mktemp -d "/tmp/nbdmirror-$test_name.XXXXXX")
+cd "$tmp"                       # where programs leave what they leave: core dumps, fio's state
 
 # ---- sanitizers and valgrind -----------------------------------------------------------
 
