@@ -15,9 +15,13 @@
  * never from within the call that started the request, and outside of any lock of the libraries: it may start
  * further requests on any channel of its thread.  ERROR is 0 or a positive errno.
  *
- * Every wait has a limit: a request that is not answered within request_timeout_ms, or a connection
- * that breaks, makes the channel dead: channel_dispatch() returns -1, all requests of the channel are
- * completed with ESHUTDOWN (ETIMEDOUT for the silent one) first, and no request is accepted after.
+ * Every wait has a limit: an NBD connection that answers none of its requests for request_timeout_ms (or
+ * leaves one unanswered for ten times that, while others are), or one that breaks, makes the
+ * channel dead: channel_dispatch() returns -1, all requests of the channel are completed with
+ * ESHUTDOWN (ETIMEDOUT for the silent one) first, and no request is accepted after.  Requests on
+ * files have no limit: the kernel offers none.
+ *
+ * The process must ignore SIGPIPE (libnbd cannot suppress it with TLS).
  */
 
 #ifndef NBDMIRROR_ENDPOINT_H
@@ -79,7 +83,7 @@ struct endpoint *endpoint_open (char *const *argv, unsigned nr_args,
                                 const struct endpoint_options *opts, int *errnum, char **error);
 const struct endpoint_info *endpoint_info (const struct endpoint *ep);
 const char *endpoint_name (const struct endpoint *ep); /* for messages */
-void endpoint_close (struct endpoint *ep); /* after all its channels */
+void endpoint_close (struct endpoint *ep); /* after all its channels; ends a command, which may take seconds */
 
 /* Open a channel for the calling thread.  The first channel of an NBD endpoint takes over the connection that
  * endpoint_open() made, the others connect (blocking up to connect_timeout_ms); each new connection must
