@@ -86,7 +86,8 @@ free_slot (struct copier *c)
 static uint64_t
 fill (struct copier *c)
 {
-  while (c->waiting == NULL && c->nr_active < c->nr_slots && channel_room (c->source) > 0
+  while (c->waiting == NULL && !atomic_load (&c->session->draining)
+         && c->nr_active < c->nr_slots && channel_room (c->source) > 0
          && channel_room (c->dest) > 0) {
     struct slot *sl = free_slot (c);
     enum engine_work w = engine_next (c->engine, c->index == 0, !c->verifying, &sl->task);
@@ -139,7 +140,8 @@ copier_run (void *opaque)
 {
   struct copier *c = opaque;
 
-  while (!atomic_load (&c->session->stop)) {
+  while (!atomic_load (&c->session->stop)
+         && !(atomic_load (&c->session->draining) && c->nr_active == 0)) {
     slot_send_waiting (c);
     uint64_t wait_ns = fill (c);
     if (atomic_load (&c->session->stop) || turn (c, wait_ns) == -1)

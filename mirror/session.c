@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "mirror/copier.h"
@@ -20,6 +21,7 @@
 #include "mirror/sync.h"
 
 #define MAX_COPIERS 4
+#define DRAIN_SECONDS 2
 
 static char *
 message (const char *fmt, ...)
@@ -250,16 +252,33 @@ session_lost (struct session *s)
   return why;
 }
 
+/* Join the copiers, giving them time to end what they have begun. */
+static void
+join_copiers (struct session *s)
+{
+  struct timespec deadline;
+  clock_gettime (CLOCK_REALTIME, &deadline);
+  deadline.tv_sec += DRAIN_SECONDS;
+
+  atomic_store (&s->draining, true);
+  session_kick (s);
+  for (unsigned i = 0; i < s->nr_started; i++) {
+    if (pthread_timedjoin_np (s->copiers[i].thread, NULL, &deadline) == 0)
+      continue;
+    atomic_store (&s->stop, true);
+    session_kick (s);
+    pthread_join (s->copiers[i].thread, NULL);
+  }
+  atomic_store (&s->stop, true);
+}
+
 void
 session_end (struct session *s)
 {
   struct engine *e = s->engine;
   bool started = s->nr_started > 0;
 
-  atomic_store (&s->stop, true);
-  session_kick (s);
-  for (unsigned i = 0; i < s->nr_started; i++)
-    pthread_join (s->copiers[i].thread, NULL);
+  join_copiers (s);
   pthread_mutex_lock (&e->lock);
   if (e->session == s)
     e->session = NULL;

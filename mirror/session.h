@@ -43,7 +43,8 @@ struct session {
   struct copier *copiers;
   unsigned nr_copiers;
   unsigned nr_started;
-  _Atomic bool stop;
+  _Atomic bool draining;     /* start nothing new, end when everything was answered */
+  _Atomic bool stop;         /* end at once */
   bool have_flush;
   uint32_t min_block;        /* of the destination */
   uint8_t *tail_pad;         /* what the destination holds behind our end, up to its minimum block */
@@ -70,7 +71,9 @@ int session_start (struct session *s, bool first, char **error);
 /* NULL, or why the session was lost (valid until session_end). */
 const char *session_lost (struct session *s);
 
-/* Stop, join, close, free; then engine_session_over().  Also for a session that was never started. */
+/* Stop, join, close, free; then engine_session_over().  Also for a session that was never started.
+ * Unless it is lost, what was sent is waited for, up to 2 s: a client that leaves with requests in flight takes
+ * some versions of nbdkit down (blueprint 2). */
 void session_end (struct session *s);
 
 /* ---- for copiers and the engine ---- */
