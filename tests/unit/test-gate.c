@@ -314,14 +314,14 @@ struct push {
   unsigned shard;
   _Atomic bool *stop;
   _Atomic unsigned *below;
-  unsigned long passed;
+  _Atomic unsigned long *passed;
 };
 
 static void *
 push (void *opaque)
 {
   struct push *p = opaque;
-  pause_every = 97;
+  pause_every = 31;
   while (!atomic_load (p->stop)) {
     if (gate_enter (p->gate, p->shard, no_shutdown, NULL) != 0)
       continue;
@@ -329,7 +329,7 @@ push (void *opaque)
     for (volatile int i = 0; i < 200; i++)
       ;
     atomic_fetch_sub (p->below, 1);
-    p->passed++;
+    atomic_fetch_add (p->passed, 1);
     gate_leave (p->gate, p->shard);
   }
   return NULL;
@@ -341,28 +341,30 @@ Test (gate, nobody_is_below_a_drained_hold)
   struct push pushers[PUSHERS];
   _Atomic bool stop = false;
   _Atomic unsigned below = 0;
+  _Atomic unsigned long passed = 0;
 
   cr_assert_eq (gate_init (&g), 0);
   for (unsigned i = 0; i < PUSHERS; i++) {
-    pushers[i] = (struct push){ .gate = &g, .shard = i / 2, .stop = &stop, .below = &below };
+    pushers[i] = (struct push){ .gate = &g, .shard = i / 2, .stop = &stop, .below = &below,
+                                 .passed = &passed };
     cr_assert_eq (pthread_create (&pushers[i].thread, NULL, push, &pushers[i]), 0);
   }
   for (unsigned h = 0; h < HOLDS; h++) {
     uint64_t n = hold (&g, LONG_LEASE);
     while (gate_drained (&g, n) != 0)
       ;
-    for (unsigned k = 0; k < 1000; k++)
-      cr_assert_eq (atomic_load (&below), 0, "somebody is below in hold %u", h);
+    cr_assert_eq (atomic_load (&below), 0, "somebody is below in hold %u", h);
+    unsigned long before = atomic_load (&passed);
+    usleep (500); /* longer than the pause of somebody who has looked */
+    cr_assert_eq (atomic_load (&below), 0, "somebody came below in hold %u", h);
+    cr_assert_eq (atomic_load (&passed), before, "somebody passed in hold %u", h);
     cr_assert_eq (gate_release (&g, n, "test"), 0);
     usleep (100);
   }
   atomic_store (&stop, true);
-  unsigned long passed = 0;
-  for (unsigned i = 0; i < PUSHERS; i++) {
+  for (unsigned i = 0; i < PUSHERS; i++)
     pthread_join (pushers[i].thread, NULL);
-    passed += pushers[i].passed;
-  }
-  cr_assert_gt (passed, HOLDS);
+  cr_assert_gt (atomic_load (&passed), HOLDS);
   cr_assert_eq (gate_in_flight (&g), 0);
   gate_destroy (&g);
 }
