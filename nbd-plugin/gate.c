@@ -261,6 +261,10 @@ gate_release (struct gate *g, uint64_t generation, const char *reason)
   }
   else if (!g->stopping)
     end_hold (g, GATE_OPEN, reason);
+  else {
+    g->prepared = false; /* aborted; held until the end */
+    g->decision = NULL;
+  }
   pthread_mutex_unlock (&g->lock);
   return r;
 }

@@ -133,8 +133,8 @@ int gate_release (struct gate *g, uint64_t generation, const char *reason);
 void gate_fence (struct gate *g, uint64_t generation); /* at start: a fence record was found */
 void gate_unfence (struct gate *g);                    /* rollback */
 
-/* The server stops: waiting mutations fail with ESHUTDOWN, a hold neither ends nor begins any more.  A
- * prepared hold must have been decided and settled before. */
+/* The server stops: waiting mutations fail with ESHUTDOWN, the gate opens for nobody any more.  A hold that
+ * is prepared is still to be released: that decides its word, and fences if it says "commit". */
 void gate_stop (struct gate *g);
 
 void gate_look (struct gate *g, struct gate_view *view); /* settles first */

@@ -292,8 +292,12 @@ handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64
     }
     return;
   }
-  if (generation != 0 && gate.mode == GATE_HELD && generation != gate.generation) {
+  if (generation != 0 && generation != gate.generation) {
     control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
+    return;
+  }
+  if (generation != 0 && gate.mode == GATE_OPEN) { /* over already; the next one is not his to end */
+    control_reply (peer, id, NULL, -1);
     return;
   }
   handoff_abort (m, "GenericError", "released");
@@ -323,6 +327,10 @@ handoff_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const
   else {
     finish (&m->handoff);
     m->have_downtime = false;
+    if (m->job.worker != NULL) { /* its job ended with the commit */
+      control_peer_close (m->job.worker);
+      job_worker_gone (m, "idle", NULL);
+    }
     m->job.ended = "idle";
     json_object_clear (m->job.published);
     gate_unfence (&m->gate);

@@ -40,13 +40,18 @@ struct handle {
 static _Atomic unsigned next_shard;
 static _Atomic bool refusal_logged;
 
-/* The process that would leave a socket behind if it exits before cleanup: the one that bound it, until
- * it forks nbdkit into the background. */
-static bool bound;
+/* The process that would leave the socket behind if it exits before cleanup, or 0: the one that bound it; but
+ * once it has forked it may be the parent of the real server, and only after_fork tells who that is. */
+static pid_t socket_owner;
+static bool serving;
+
+static unsigned loaded;
 
 static void
 mirror_load (void)
 {
+  if (loaded++ > 0)
+    return; /* refused in get_ready */
   tracker_init (&mirror.tracker);
   job_init (&mirror.job);
 }
@@ -54,6 +59,8 @@ mirror_load (void)
 static void
 mirror_unload (void)
 {
+  if (--loaded > 0)
+    return;
   job_free (&mirror);
   fence_close (&mirror.fence);
   tracker_destroy (&mirror.tracker);
@@ -133,13 +140,14 @@ mirror_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdat
 static void
 forked_in_parent (void)
 {
-  bound = false; /* the child serves now; it removes the socket */
+  if (!serving)
+    socket_owner = 0;
 }
 
 __attribute__ ((destructor)) static void
 remove_socket (void)
 {
-  if (bound)
+  if (socket_owner == getpid ())
     unlink (mirror.config.control);
 }
 
@@ -149,6 +157,10 @@ mirror_get_ready (int thread_model)
 {
   char *warning = NULL, *error = NULL;
 
+  if (loaded > 1) {
+    nbdkit_error ("the mirror filter can be used only once in a server");
+    return -1;
+  }
   if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL) {
     nbdkit_error ("the mirror filter needs a plugin and filters that serve requests in parallel"
                   " (thread model \"parallel\"): otherwise one held write would block all reads");
@@ -173,7 +185,7 @@ mirror_get_ready (int thread_model)
                                       &mirror_server_ops, &mirror, &error);
   if (mirror.server == NULL)
     goto failed;
-  bound = true;
+  socket_owner = getpid ();
   pthread_atfork (NULL, forked_in_parent, NULL);
   return 0;
 
@@ -187,6 +199,8 @@ static int
 mirror_after_fork (nbdkit_backend *backend)
 {
   (void) backend;
+  serving = true;
+  socket_owner = getpid ();
   if (mirror_thread_start (&mirror) == -1) {
     nbdkit_error ("pthread_create: %m");
     return -1;
@@ -199,7 +213,7 @@ mirror_cleanup (nbdkit_backend *backend)
 {
   (void) backend;
   mirror_thread_stop (&mirror);
-  bound = false;
+  socket_owner = 0;
   job_free (&mirror);
   gate_destroy (&mirror.gate);
 }

@@ -74,8 +74,8 @@ wait_for_something (struct mirror *m)
 static void
 shut_down (struct mirror *m)
 {
-  handoff_shutdown (m);
   gate_stop (&m->gate);
+  handoff_shutdown (m);
   mirror_tell (m);
   if (m->job.worker != NULL)
     control_event (m->server, m->job.worker, "MIRROR_SHUTDOWN", NULL);

@@ -270,6 +270,8 @@ def refuses_bad_parameters():
         ([f, "memory", "1M", "mirror-control=/nonexistent/c"], "/nonexistent/c"),
         ([f, "memory", "1M", "mirror-control=" + s.disk], s.disk),
         ([f, "--filter=noparallel", "memory", "1M", "mirror-control=" + s.control], "parallel"),
+        ([f, f, "memory", "1M", "mirror-control=" + s.control], "only once"),
+        ([f, "--filter=error", "memory", "1M", "mirror-control=" + s.control, "error-rate=x"], "x"),
         ([f, "memory", "1M", "mirror-nonsense=1", "mirror-control=" + s.control], "mirror-nonsense"),
     ]
     for args, text in bad:
@@ -709,6 +711,9 @@ def everybody_dies_undecided():
         if die != "worker":
             w.event("MIRROR_RELEASED", generation=generation)
             refused("StaleGeneration", w.call, "mirror-prepared", generation=generation, session=1)
+            # A late release of what is over does not touch the next hand-off.
+            s.client().call("mirror-release", generation=generation)
+            refused("StaleGeneration", w.call, "mirror-release", generation=generation + 1)
         if die == "lease":
             refused("StaleGeneration", k.call, "job-finalize", generation=generation)
         s.close()
@@ -901,15 +906,20 @@ def sigterm_while_prepared():
         region.clean()
         word = Word()
         prepare_all(s, w, word)
+        write = write_later(h, b"x" * BLOCK, 0)
+        assert write(0.2) is None
         s.process.send_signal(signal.SIGSTOP)       # so that it sees both at once
         if value:
             word.set(value)
         s.process.send_signal(signal.SIGTERM)
         s.process.send_signal(signal.SIGCONT)
         assert w.closed(5)
+        assert write() in (errno.ESHUTDOWN, errno.EPERM)
         s.cut(h)
         assert s.ends_by_itself()
         assert word.get() == (value or 2)
+        with open(s.disk, "rb") as f:
+            assert f.read(BLOCK) == bytes(BLOCK), "a write passed the gate"
         assert os.path.exists(s.control + ".fence") == bool(value)
         assert not os.path.exists(s.control + ".fence.draft")
         s.close()
