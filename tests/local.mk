@@ -118,6 +118,8 @@ blackbox_tests = \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/live-mirror.sh \
+	tests/blackbox/odd-sizes.sh \
+	tests/blackbox/kill-worker.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
