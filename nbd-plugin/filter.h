@@ -21,6 +21,7 @@
 #include "control/server.h"
 #include "nbd-plugin/fence.h"
 #include "nbd-plugin/gate.h"
+#include "nbd-plugin/process.h"
 #include "nbd-plugin/tracker.h"
 
 #define DEFAULT_ID "mirror"
@@ -64,8 +65,7 @@ struct waiting_answer {
 
 struct job {
   struct control_peer *worker;   /* attached, else NULL */
-  int pidfd;                     /* of the last worker's process until it has ended; else -1 */
-  pid_t pid;
+  struct process process;        /* of the last worker */
   struct region *region;         /* being marked; NULL: no job that could be resumed */
   struct region *ghost;          /* blocks that requests of a dropped job may still hit (R12) */
   const char *ended;             /* state while no worker is attached: "idle", "detached" ... */

@@ -6,10 +6,8 @@
 #include <config.h>
 
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
@@ -19,15 +17,11 @@
 #include "nbd-plugin/handoff.h"
 #include "nbd-plugin/job.h"
 
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open 434
-#endif
-
 void
 job_init (struct job *j)
 {
   memset (j, 0, sizeof *j);
-  j->pidfd = -1;
+  process_init (&j->process);
   j->ended = "idle";
   j->published = json_object ();
 }
@@ -38,14 +32,6 @@ answer_free (struct waiting_answer *w)
   json_decref (w->id);
   json_decref (w->args);
   memset (w, 0, sizeof *w);
-}
-
-static void
-forget_process (struct job *j)
-{
-  if (j->pidfd != -1)
-    close (j->pidfd);
-  j->pidfd = -1;
 }
 
 void
@@ -64,24 +50,11 @@ job_free (struct mirror *m)
     tracker_remove (&m->tracker, j->region);
   region_free (j->region);
   region_free (j->ghost);
-  forget_process (j);
+  process_forget (&j->process);
   json_decref (j->published);
   free (j->reason);
   memset (j, 0, sizeof *j);
-  j->pidfd = -1;
-}
-
-bool
-job_process_ended (struct job *j)
-{
-  struct pollfd p = { .fd = j->pidfd, .events = POLLIN };
-
-  if (j->pidfd == -1)
-    return true;
-  if (poll (&p, 1, 0) != 1)
-    return false;
-  forget_process (j);
-  return true;
+  process_init (&j->process);
 }
 
 /* ---- the ghost: what requests of a dropped job may still hit (R12) ---- */
@@ -109,7 +82,7 @@ shrink_ghost (struct job *j)
   struct region *old = j->ghost, *small = NULL;
   char *error = NULL;
 
-  if (old == NULL || !job_process_ended (j))
+  if (old == NULL || !process_ended (&j->process))
     return;
   if (holds_claims (old)) {
     if (bitmap_empty (old, REGION_DIRTY))
@@ -224,22 +197,21 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
   if (start == NULL)
     start = "new";
   pid_t pid = control_peer_pid (peer);
-  int pidfd = (int) syscall (SYS_pidfd_open, pid, 0);
-  if (pidfd == -1) {
+  struct process process;
+  process_init (&process);
+  if (process_watch (&process, pid) == -1) {
     control_error (peer, id, "GenericError", "cannot watch the worker's process %ld: %s", (long) pid,
                    strerror (errno));
     return;
   }
   struct region *r = fresh_region (m, start, &resumed, &error);
   if (r == NULL) {
-    close (pidfd);
+    process_forget (&process);
     control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
     free (error);
     return;
   }
-  forget_process (j);
-  j->pidfd = pidfd;
-  j->pid = pid;
+  j->process = process; /* the one before has ended, or was forgotten */
   j->worker = peer;
   j->keep_waiters = waiters != NULL && strcmp (waiters, "keep") == 0;
   j->was_ready = false;
@@ -277,7 +249,7 @@ attach_allowed (struct mirror *m, struct control_peer *peer, json_t *id, json_t 
                    "this disk was handed over: writes are refused until a rollback");
   else if (m->job.worker != NULL)
     control_error (peer, id, "WorkerAttached", "a worker is attached: process %ld",
-                   (long) m->job.pid);
+                   (long) m->job.process.pid);
   else if (!tracker_geometry (&m->tracker, &geo))
     control_error (peer, id, "NoDisk",
                    "the disk's size is not known: open an NBD connection to the export first");
@@ -296,7 +268,7 @@ job_attach (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
 
   if (!attach_allowed (m, peer, id, args))
     return;
-  if (job_process_ended (j))
+  if (process_ended (&j->process))
     attach_now (m, peer, id, args);
   else if (j->attach.peer != NULL)
     control_error (peer, id, "WorkerAttached", "another worker is attaching");
@@ -313,14 +285,15 @@ static void
 attach_tick (struct mirror *m)
 {
   struct waiting_answer w = m->job.attach;
-  bool ended = job_process_ended (&m->job);
+  bool ended = process_ended (&m->job.process);
 
   if (w.peer == NULL || (!ended && gate_now () < w.limit_ns))
     return;
   memset (&m->job.attach, 0, sizeof m->job.attach);
   if (!ended)
     control_error (w.peer, w.id, "WorkerAttached",
-                   "the last worker hung up, but its process %ld still exists", (long) m->job.pid);
+                   "the last worker hung up, but its process %ld still exists",
+                   (long) m->job.process.pid);
   else if (attach_allowed (m, w.peer, w.id, w.args))
     attach_now (m, w.peer, w.id, w.args);
   answer_free (&w);
@@ -352,7 +325,7 @@ job_worker_gone (struct mirror *m, const char *state, const char *reason)
 void
 job_worker_finished (struct mirror *m)
 {
-  forget_process (&m->job);
+  process_forget (&m->job.process);
   job_drop_region (m);
 }
 
@@ -482,7 +455,7 @@ job_tick (struct mirror *m)
 {
   struct job *j = &m->job;
 
-  if (j->worker != NULL && job_process_ended (j)) {
+  if (j->worker != NULL && process_ended (&j->process)) {
     struct control_peer *peer = j->worker;
     job_worker_gone (m, "detached", "the worker's process ended");
     control_peer_close (peer);

@@ -50,9 +50,6 @@ void job_peer_closed (struct mirror *m, struct control_peer *peer);
 /* Everything that depends on time or on the worker's process. */
 void job_tick (struct mirror *m);
 
-/* Has the last worker's process ended (or was there none)? */
-bool job_process_ended (struct job *j);
-
 /* The lease of a hold that names none: twice the allowed downtime. */
 int64_t job_default_lease_ms (const struct job *j);
 

@@ -4,6 +4,7 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/tracker.h nbd-plugin/tracker.c \
 	nbd-plugin/gate.h nbd-plugin/gate.c \
 	nbd-plugin/fence.h nbd-plugin/fence.c \
+	nbd-plugin/process.h nbd-plugin/process.c \
 	nbd-plugin/job.h nbd-plugin/job.c nbd-plugin/progress.c \
 	nbd-plugin/handoff.h nbd-plugin/handoff.c \
 	nbd-plugin/commands.h nbd-plugin/commands.c nbd-plugin/commands-worker.c \

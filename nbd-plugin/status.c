@@ -162,7 +162,7 @@ mirror_status (struct mirror *m)
        m->config.direct != NULL ? json_string (m->config.direct) : NULL);
   json_object_set_new (o, "nbdkit-version", json_string (NBDKIT_VERSION_STRING));
   json_object_set_new (o, "worker", json_string (j->worker != NULL ? "attached" : "detached"));
-  set (o, "worker-pid", j->worker != NULL, json_integer (j->pid));
+  set (o, "worker-pid", j->worker != NULL, json_integer (j->process.pid));
   set (o, "reason", j->reason != NULL, j->reason != NULL ? json_string (j->reason) : NULL);
   add_region (o, j->region);
   add_gate (o, m);

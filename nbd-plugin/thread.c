@@ -55,9 +55,9 @@ wait_for_something (struct mirror *m)
 {
   struct pollfd extra[2] = {
     { .fd = m->gate.wake_fd, .events = POLLIN },
-    { .fd = m->job.pidfd, .events = POLLIN },
+    { .fd = m->job.process.fd, .events = POLLIN },
   };
-  unsigned nr_extra = m->job.pidfd != -1 ? 2 : 1;
+  unsigned nr_extra = m->job.process.fd != -1 ? 2 : 1;
   uint64_t ignored;
 
   if (control_server_poll (m->server, next_timeout (m), extra, nr_extra) == -1) {
