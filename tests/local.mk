@@ -120,6 +120,7 @@ blackbox_tests = \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/kill-worker.sh \
+	tests/blackbox/kill-destination.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that the destination may go at any time: its server is killed -9 and started again six times (twenty in the long
+# form) while the guest writes, the worker reconnects by itself, and all is equal at the end.  If it comes back empty, or
+# as another disk, the job is refused (exit 7), also with --resume, and not one byte is written there.
+. "$(dirname "$0")/lib.sh"
+
+kills=6 size=$(bytes 64M)
+[ -z "${NBDMIRROR_LONG:-}" ] || kills=20 size=$(bytes 256M)
+RANDOM=${SEED:-$$}
+note "SEED=${SEED:-$$}"
+
+begin () {
+  rm -f "$tmp/src.control.fence" "$tmp"/dst.*
+  head -c "$size" /dev/urandom >"$tmp/disk"
+  cp "$tmp/disk" "$tmp/shadow"
+  start_server src "$tmp/disk"
+  start_dest dst file "$size"
+  start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 40 --seconds 600
+}
+kill_destination () {
+  kill -KILL "${pid[dst]}"
+  wait "${pid[dst]}" 2>/dev/null || :
+  unset "pid[dst]"
+}
+# resume: go on, until it is ready.
+attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
+resume () {
+  : >"$tmp/mirror.log"
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --resume --quarantine-grace 300ms
+  wait_for 20 attached
+  wait_for 20 not_failed
+  wait_state "${control[src]}" ready 60
+}
+not_failed () { [ "$(status_of "${control[src]}" state)" != failed ]; }
+guest_is_well () {
+  running guest || fail "$1: the guest ended: $(cat "$tmp/guest.json")"
+  [ "$(status_of "${control[src]}" gate)" = open ] || fail "$1: the gate is not open"
+}
+
+# ---- killed and started again ----
+
+begin
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth 16M --quarantine-grace 300ms \
+  --report "$tmp/report"
+for ((i = 1; i <= kills; i++)); do
+  wait_state "${control[src]}" 'copying|ready' 30
+  sleep "0.$(printf %03d $((RANDOM % 900)))"
+  kill_destination
+  wait_state "${control[src]}" degraded 10
+  guest_is_well "kill $i"
+  running mirror || fail "the worker ended at kill $i"
+  start_dest dst file "$size"
+done
+wait_state "${control[src]}" ready 60
+nbdmirror complete "${control[src]}" >"$tmp/complete.log" 2>&1 || fail "complete ended with $?"
+wait_exit mirror 20
+[ "$status" = 0 ] || fail "mirror ended with $status"
+wait_exit guest 10
+[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+reconnects=$(field reconnects <"$tmp/report")
+[ "$reconnects" -ge "$kills" ] || fail "$kills kills, but $reconnects reconnects"
+equal "$tmp/disk" "${uri[dst]}"
+cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
+stop dst
+cmp "$tmp/disk" "$tmp/dst.img" || fail "cmp found a difference"
+note "$kills kills, $reconnects reconnects; guest: $(cat "$tmp/guest.json")"
+stop src
+
+# ---- back, but not the same ----
+
+# refused WHAT: with what lies in $tmp/other as the destination now.
+refused () {
+  local before
+  kill_destination
+  mv "$tmp/dst.img" "$tmp/good"
+  cp --sparse=always "$tmp/other" "$tmp/dst.img"
+  before=$(sha256sum <"$tmp/dst.img")
+  wait_state "${control[src]}" degraded 10
+  start_dest dst file "$size"
+  wait_exit mirror 30
+  [ "$status" = 7 ] || fail "$1: the worker ended with $status instead of 7"
+  grep -q 'refused: .*not the destination' "$tmp/mirror.log" || fail "$1: the message does not say why"
+  guest_is_well "$1"
+  # Another worker does not get any further.
+  has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --resume
+  grep -q 'not the destination' "$tmp/err" || fail "$1: --resume does not say why"
+  stop dst
+  [ "$(sha256sum <"$tmp/dst.img")" = "$before" ] || fail "$1: something was written to it"
+  # With the right one it goes on.
+  mv "$tmp/good" "$tmp/dst.img"
+  start_dest dst file "$size"
+}
+
+begin
+: >"$tmp/mirror.log"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth 48M
+wait_state "${control[src]}" ready 60
+truncate -s "$size" "$tmp/other"
+refused "empty"
+
+resume
+head -c "$size" /dev/urandom >"$tmp/other"
+refused "another disk"
+
+# A smaller one is another one, too.
+resume
+kill_destination
+wait_state "${control[src]}" degraded 10
+cp "$tmp/dst.img" "$tmp/good"
+truncate -s $((size - 1)) "$tmp/dst.img"
+start_dest dst file 0
+wait_exit mirror 30
+[ "$status" = 7 ] || fail "smaller: the worker ended with $status instead of 7"
+cmp -n $((size - 1)) "$tmp/good" "$tmp/dst.img" || fail "smaller: something was written to it"
+guest_is_well "smaller"
+stop dst
+mv "$tmp/good" "$tmp/dst.img"
+start_dest dst file "$size"
+
+nbdmirror mirror "${control[src]}" "${uri[dst]}" --resume --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
+  fail "the last worker ended with $?"
+wait_exit guest 10
+[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+equal "$tmp/disk" "${uri[dst]}"
+cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
