@@ -128,5 +128,7 @@ region_merge (struct region *fresh, const struct region *old)
   bitmap_or (fresh, REGION_DIRTY, old, REGION_DIRTY);
   atomic_store (&fresh->hdr->session, atomic_load (&old->hdr->session) + 1);
   atomic_fetch_add (&fresh->hdr->dirtied_total, atomic_load (&old->hdr->dirtied_total));
+  atomic_fetch_add (&fresh->hdr->sent_bytes, atomic_load (&old->hdr->sent_bytes));
+  atomic_fetch_add (&fresh->hdr->zero_bytes, atomic_load (&old->hdr->zero_bytes));
   samples_copy (fresh, old);
 }

@@ -68,7 +68,7 @@ void claims_revoke (struct region *r);
 
 /* Take over everything the OLD region still knows, into FRESH, which the filter is already marking:
  * dirty | claimed -> dirty, claimed | quarantine -> quarantine, session = OLD's + 1;
- * dirtied_total and samples are carried over.  The old worker's process has ended.  Same geometry (asserted). */
+ * dirtied_total, sent_bytes, zero_bytes and samples are carried over.  The old worker's process has ended.  Same geometry (asserted). */
 void region_merge (struct region *fresh, const struct region *old);
 
 #endif

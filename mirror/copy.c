@@ -15,6 +15,7 @@
 #include "mirror/copy.h"
 #include "mirror/engine.h"
 #include "mirror/estimate.h"
+#include "mirror/same.h"
 #include "mirror/supervisor.h"
 
 #define TICK_MS 100
@@ -50,6 +51,11 @@ open_both (struct copy *c)
   struct endpoint_options so = o->dest.endpoint;
   char *error = NULL;
 
+  if (o->nr_source == 1 && o->dest.nr_dest == 1 && same_place (o->source[0], o->dest.dest[0])) {
+    if (asprintf (&error, "refused: %s is the source itself", o->dest.dest[0]) == -1)
+      error = NULL;
+    return complain (c, JOB_REFUSED, error);
+  }
   so.writable = so.create = false;
   /* The server may be an nbdkit that a killed client would take down (blueprint 2), and may serve somebody else. */
   if (o->nr_source == 1)
@@ -112,7 +118,6 @@ make_region (struct copy *c)
 static json_t *
 make_status (struct copy *c, const char *state)
 {
-  struct engine *e = &c->engine;
   const struct region *r = c->region;
   const struct estimate *est = &c->estimate;
   uint64_t dirty = bitmap_count (r, REGION_DIRTY) << r->geo.block_shift;
@@ -123,8 +128,8 @@ make_status (struct copy *c, const char *state)
     "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", state, "pass", (json_int_t) 1,
     "size", (json_int_t) size, "block-size", (json_int_t) r->geo.block_size, "dirty-bytes",
     (json_int_t) (dirty < size ? dirty : size), "sent-bytes",
-    (json_int_t) atomic_load (&e->counters.sent_bytes), "zero-bytes",
-    (json_int_t) atomic_load (&e->counters.zero_bytes), "bandwidth-limit",
+    (json_int_t) atomic_load (&c->region->hdr->sent_bytes), "zero-bytes",
+    (json_int_t) atomic_load (&c->region->hdr->zero_bytes), "bandwidth-limit",
     (json_int_t) c->o->rate_limit, "reconnects", (json_int_t) c->supervisor.reconnects, "degraded-s",
     (double) supervisor_degraded_ns (&c->supervisor) / NS_PER_S, "total-s",
     (double) (now_ns () - c->start_ns) / NS_PER_S);

@@ -225,8 +225,8 @@ pass_begin (struct engine *e)
   e->pass_now = (struct engine_pass){
     .number = e->pass_number,
     .left_before = dirty_bytes (e),
-    .sent_bytes = atomic_load (&e->counters.sent_bytes),
-    .zero_bytes = atomic_load (&e->counters.zero_bytes),
+    .sent_bytes = atomic_load (&e->region->hdr->sent_bytes),
+    .zero_bytes = atomic_load (&e->region->hdr->zero_bytes),
     .start_ns = now_ns (),
   };
 }
@@ -241,8 +241,8 @@ pass_finish (struct engine *e)
   e->pass_open = false;
   struct engine_pass p = e->pass_now;
   p.left_after = dirty_bytes (e);
-  p.sent_bytes = atomic_load (&e->counters.sent_bytes) - p.sent_bytes;
-  p.zero_bytes = atomic_load (&e->counters.zero_bytes) - p.zero_bytes;
+  p.sent_bytes = atomic_load (&e->region->hdr->sent_bytes) - p.sent_bytes;
+  p.zero_bytes = atomic_load (&e->region->hdr->zero_bytes) - p.zero_bytes;
   p.end_ns = now_ns ();
   e->pass_log[e->nr_passes++ % ENGINE_MAX_PASS_LOG] = p;
   engine_notify (e);
@@ -359,7 +359,9 @@ next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t 
   }
   if (kind == PASS_END)
     return nothing (e, t, idle);
-  if (!e->pass_open && e->counting)
+  /* While only quarantine keeps the job from being ready, tiny passes over fresh dirt say nothing. */
+  if (!e->pass_open && e->counting
+      && (e->pass_number == 0 || bitmap_count (e->region, REGION_QUARANTINE) == 0))
     pass_begin (e);
 
   switch (kind) {

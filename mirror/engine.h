@@ -42,10 +42,9 @@ struct engine_options {
 #define ENGINE_DEPTH 16 /* requests in flight for one copier */
 #define ENGINE_GRACE_NS UINT64_C (2000000000)
 
-/* Ever-growing counters, readable at any time. */
+/* Ever-growing counters, readable at any time.  What was sent is counted in the region's header, where it
+ * outlives a killed worker. */
 struct engine_counters {
-  _Atomic uint64_t sent_bytes;    /* payload sent to the destination */
-  _Atomic uint64_t zero_bytes;    /* sent as WRITE_ZEROES */
   _Atomic uint64_t skipped_bytes; /* zero on both sides, nothing sent (R8) */
   _Atomic uint64_t acked_bytes;   /* read, sent and acknowledged, zeroes found on the way included */
   _Atomic uint64_t extent_bytes;  /* done by block status alone, without reading */

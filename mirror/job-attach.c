@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "mirror/job-internal.h"
+#include "mirror/same.h"
 #include "mirror/sync.h"
 
 #define ABORT_BUG_FIRST 1032004 /* nbdkit 1.32.4 … */
@@ -145,6 +146,13 @@ open_destination (struct job *j, json_t *status)
   uint32_t block = (uint32_t) json_integer_value (json_object_get (status, "block-size"));
   char *error = NULL;
 
+  if (d->nr_dest == 1
+      && (same_place (d->dest[0], json_string_value (json_object_get (status, "uri")))
+          || same_place (d->dest[0], json_string_value (json_object_get (status, "direct"))))) {
+    job_say (j, JOB_ERROR, "refused: %s is the source itself", d->dest[0]);
+    j->result = JOB_REFUSED;
+    return -1;
+  }
   j->dest = *d;
   j->dest.endpoint.writable = true;
   j->dest.endpoint.create = true;
@@ -181,8 +189,6 @@ number (json_t *o, const char *key)
 static void
 take_over_counters (struct job *j, json_t *old)
 {
-  j->base.sent = (uint64_t) number (old, "sent-bytes");
-  j->base.zero = (uint64_t) number (old, "zero-bytes");
   j->base.reconnects = (uint64_t) number (old, "reconnects");
   j->base.passes = (uint64_t) number (old, "passes");
   j->base.degraded_s = number (old, "degraded-s");

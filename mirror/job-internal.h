@@ -55,7 +55,7 @@ struct job {
   bool fresh;              /* a full job that begins here, not a resumed one */
   uint64_t start_ns;
   struct {                 /* counters of the job's earlier workers */
-    uint64_t sent, zero, reconnects, passes;
+    uint64_t reconnects, passes;
     double degraded_s, total_s;
   } base;
 

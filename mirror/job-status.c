@@ -56,8 +56,8 @@ own_status (struct job *j)
   json_t *o = json_pack (
     "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", job_state (j), "pass",
     (json_int_t) pass, "passes", (json_int_t) passes, "sent-bytes",
-    (json_int_t) (j->base.sent + atomic_load (&e->counters.sent_bytes)), "zero-bytes",
-    (json_int_t) (j->base.zero + atomic_load (&e->counters.zero_bytes)), "bandwidth-limit",
+    (json_int_t) atomic_load (&j->region->hdr->sent_bytes), "zero-bytes",
+    (json_int_t) atomic_load (&j->region->hdr->zero_bytes), "bandwidth-limit",
     (json_int_t) j->rate_limit, "max-downtime-ms", (json_int_t) j->max_downtime_ms, "degraded-s",
     j->base.degraded_s + (double) supervisor_degraded_ns (&j->supervisor) / NS_PER_S, "total-s",
     total_s (j));

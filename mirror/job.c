@@ -115,10 +115,10 @@ judge_passes (struct job *j)
     return;
   j->passes_seen = n;
   bool fits = j->estimate.pause_known && j->estimate.expected_pause_ms <= (double) j->max_downtime_ms;
-  if (j->ready || fits || n < 2)
+  if (j->ready || fits || n < 2 || bitmap_count (j->region, REGION_QUARANTINE) > 0)
     return;
   bool guard = n >= MAX_PASSES
-               || atomic_load (&e->counters.sent_bytes) > MAX_SENT_DISKS * j->region->geo.disk_size;
+               || atomic_load (&j->region->hdr->sent_bytes) > MAX_SENT_DISKS * j->region->geo.disk_size;
   if (!guard && estimate_pass_halved (last.left_before, last.left_after))
     return;
   if (!j->told_not_converging) {

@@ -34,6 +34,8 @@ libmirror_la_SOURCES = \
 	mirror/pass.h \
 	mirror/rate.c \
 	mirror/rate.h \
+	mirror/same.c \
+	mirror/same.h \
 	mirror/session.c \
 	mirror/session.h \
 	mirror/slot.c \

@@ -198,7 +198,7 @@ send_piece (struct slot *sl, uint64_t n, bool zero)
   if (zero) {
     if (channel_zero (c->dest, n, offset, on_written, sl) == -1)
       return -1;
-    atomic_fetch_add (&c->engine->counters.zero_bytes, n);
+    atomic_fetch_add (&c->engine->region->hdr->zero_bytes, n);
     engine_refund (c->engine, n);
     return 0;
   }
@@ -210,7 +210,7 @@ send_piece (struct slot *sl, uint64_t n, bool zero)
   }
   if (channel_write (c->dest, sl->buf + sl->pos, (uint32_t) with_pad, offset, on_written, sl) == -1)
     return -1;
-  atomic_fetch_add (&c->engine->counters.sent_bytes, n);
+  atomic_fetch_add (&c->engine->region->hdr->sent_bytes, n);
   return 0;
 }
 
@@ -292,7 +292,7 @@ zero_some (struct slot *sl)
       len = MAX_ZERO_REQUEST;
     len -= len % s->min_block;
     r = channel_zero (c->dest, len, offset, on_zeroed, sl);
-    atomic_fetch_add (&n->zero_bytes, len);
+    atomic_fetch_add (&c->engine->region->hdr->zero_bytes, len);
   } else {
     uint64_t max = (uint64_t) c->engine->request_blocks << c->engine->region->geo.block_shift;
     if (max > info->max_request)
@@ -304,7 +304,7 @@ zero_some (struct slot *sl)
     if (pad)
       memcpy (sl->buf + len, s->tail_pad, pad);
     r = channel_write (c->dest, sl->buf, (uint32_t) (len + pad), offset, on_zeroed, sl);
-    atomic_fetch_add (&n->sent_bytes, len);
+    atomic_fetch_add (&c->engine->region->hdr->sent_bytes, len);
   }
   if (r == -1) {
     dest_failed (sl, "write of zeroes", errno);

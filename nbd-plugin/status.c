@@ -111,6 +111,11 @@ add_region (json_t *o, const struct region *r)
   set (o, "claimed-bytes", known, known ? count (claimed_bytes (r)) : NULL);
   set (o, "quarantine-bytes", known, known ? count (bytes_in (r, REGION_QUARANTINE)) : NULL);
   set (o, "session", known, known ? count (atomic_load (&r->hdr->session)) : NULL);
+  if (known) {
+    /* Newer than what a worker published before it died. */
+    json_object_set_new (o, "sent-bytes", count (atomic_load (&r->hdr->sent_bytes)));
+    json_object_set_new (o, "zero-bytes", count (atomic_load (&r->hdr->zero_bytes)));
+  }
 }
 
 static void
