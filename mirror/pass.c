@@ -89,17 +89,30 @@ hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t firs
   return n > 0 ? n : 1;
 }
 
+/* How far does the run at FIRST go, up to MAX blocks?  It is known to begin there, neither busy nor in
+ * quarantine. */
+static uint64_t
+whole_run (const struct pass *p, const struct region *r, uint64_t first, uint64_t max)
+{
+  uint64_t at, count;
+  if (!bitmap_next_run (r, REGION_DIRTY, first, max, &at, &count) || at != first)
+    return 1; /* never: only we clear dirty bits */
+  avoid_busy (p, &at, &count);
+  cut_at_quarantine (r, first, &count);
+  return count;
+}
+
 enum pass_kind
 pass_next (const struct pass *p, const struct region *r, const struct pass_options *o,
            uint64_t *first, uint64_t *count)
 {
   const struct region_geometry *geo = &r->geo;
-  uint64_t max = o->max_ask > o->max_data ? o->max_ask : o->max_data;
+  /* Long runs are counted only where their length matters: not for each request for data. */
+  uint64_t max = o->min_ask > o->max_data ? o->min_ask : o->max_data;
   uint64_t from = p->cursor;
 
   for (;;) {
-    if (from >= geo->nr_blocks
-        || !bitmap_next_run (r, REGION_DIRTY, from, o->min_ask ? max : o->max_data, first, count))
+    if (from >= geo->nr_blocks || !bitmap_next_run (r, REGION_DIRTY, from, max, first, count))
       return PASS_END;
     from = *first;
     if (!avoid_busy (p, &from, count))
@@ -118,18 +131,21 @@ pass_next (const struct pass *p, const struct region *r, const struct pass_optio
 
   uint64_t pos = *first << geo->block_shift;
   bool hinted = pos >= p->hint_start && pos < p->hint_end;
-  if (!hinted && o->min_ask && *count >= o->min_ask)
+  if (!hinted && o->min_ask && *count >= o->min_ask) {
+    *count = whole_run (p, r, *first, o->max_ask > max ? o->max_ask : max);
     return PASS_ASK;
+  }
   if (hinted) {
     bool zero;
     uint64_t n = hint_run (p, geo, *first, o->min_ask << geo->block_shift, &zero);
-    if (n < *count)
-      *count = n;
     if (zero) {
-      if (*count > o->max_zero)
-        *count = o->max_zero;
+      if (n > o->max_zero)
+        n = o->max_zero;
+      *count = n > *count ? whole_run (p, r, *first, n) : n;
       return PASS_ZERO;
     }
+    if (n < *count)
+      *count = n;
   }
   if (*count > o->max_data)
     *count = o->max_data;
