@@ -5,7 +5,7 @@ pods = \
 	docs/nbdmirror.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdmirror-control.pod
-EXTRA_DIST += $(pods)
+EXTRA_DIST += $(pods) docs/design.md
 
 if HAVE_POD2MAN
 man_MANS += \
