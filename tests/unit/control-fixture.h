@@ -33,7 +33,7 @@ struct fixture {
   char path[108];
   struct control_server *server; /* NULL until started */
   atomic_uint commands, closed, polls, peers;
-  atomic_uint slowest_poll_ms; /* less the time it waited */
+  atomic_uint most_commands; /* run in one poll */
 };
 
 extern struct fixture fx;
@@ -81,6 +81,7 @@ int raw_connect (void);
 int raw_open (void);
 void raw_send (int sock, const char *text);                /* as it is, all of it */
 void raw_send_fds (int sock, const char *text, const int *fds, unsigned nr_fds);
+bool raw_try_send_fd (int sock, const char *text, int fd); /* false if it would block */
 json_t *raw_read (int sock, int *got_fd);                  /* one line, NULL at the end */
 json_t *raw_call (int sock, const char *line);             /* send, then read one line */
 bool raw_ended (int sock);                                 /* end of stream, within seconds */

@@ -162,6 +162,27 @@ control_test (client, send_many)
   control_client_free (c);
 }
 
+/* Proves: the same with pauses, so that it never blocks: sending takes in the answers as well, else
+ * the server would find that this client does not read. */
+control_test (client, send_now_and_then)
+{
+  struct control_limits l = fixture_limits;
+  struct control_client *c;
+  char *error;
+
+  l.output_ms = 1000;
+  fixture_start (&l);
+  c = connected ();
+  for (int i = 0; i < 20; i++) {
+    for (int k = 0; k < 50; k++)
+      cr_assert_eq (control_client_send (c, "echo", NULL, &error), 0, "%s", error);
+    fixture_sleep_ms (100);
+  }
+  json_decref (call (c, "echo", NULL));
+  cr_assert_eq (atomic_load (&fx.commands), 1001);
+  control_client_free (c);
+}
+
 /* Proves: a call that timed out does not take its late answer for the next one's. */
 control_test (client, call_timeout)
 {

@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "unit.h"
@@ -325,8 +326,12 @@ control_test (control, no_fd_leaks)
     expect_fd (sock, ino);
     raw_send_fds (sock, "nonsense\n", many, 3);
     json_decref (raw_read (sock, NULL));
+    raw_send (sock, FD_LINE); /* must not get that one's */
+    expect_fd (sock, 0);
     raw_send_fds (sock, "{\"execute\": 1}\n", many, 1);
     json_decref (raw_read (sock, NULL));
+    raw_send (sock, FD_LINE);
+    expect_fd (sock, 0);
     raw_send_fds (sock, "{\"execute\": \"echo\"}\n", many, 2);
     json_decref (raw_read (sock, NULL));
     raw_send (sock, FD_LINE); /* nothing was left over for it */
@@ -592,6 +597,70 @@ control_test (control, stale_socket)
   unlink (fx.path);
   cr_assert_eq (symlink ("elsewhere", fx.path), 0);
   expect_refusal (fx.path, "not a socket");
+}
+
+/* Take part in a race for the socket: wait for START to close, say on RESULT who won, stay
+ * until END closes. */
+static void
+race_for_socket (int start, int result, int end)
+{
+  static const struct control_server_ops none = { 0 };
+  struct control_server *s;
+  char *error, verdict, c;
+
+  (void) !read (start, &c, 1);
+  s = control_server_new (fx.path, "x", &none, NULL, &error);
+  verdict = s != NULL ? 'w' : strstr (error, "another server") != NULL ? 'l' : '?';
+  (void) !write (result, &verdict, 1);
+  (void) !read (end, &c, 1);
+  control_server_free (s);
+  _exit (0);
+}
+
+/* Proves: of several servers that find the same stale socket one gets it, and can be reached. */
+control_test (control, race_for_a_stale_socket)
+{
+  enum { N = 6 };
+
+  for (int round = 0; round < 100; round++) {
+    int start[2], result[2], end[2], winners = 0;
+    struct sockaddr_un sa;
+    int stale = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    char *error;
+
+    cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
+    cr_assert_eq (bind (stale, (struct sockaddr *) &sa, sizeof sa), 0);
+    close (stale);
+    cr_assert (pipe (start) == 0 && pipe (result) == 0 && pipe (end) == 0);
+    for (int i = 0; i < N; i++) {
+      pid_t child = fork ();
+
+      cr_assert_neq (child, -1);
+      if (child == 0) {
+        close (start[1]);
+        close (end[1]);
+        race_for_socket (start[0], result[1], end[0]);
+      }
+    }
+    close (start[1]);
+    for (int i = 0; i < N; i++) {
+      char verdict = '?';
+
+      cr_assert_eq (read (result[0], &verdict, 1), 1);
+      cr_assert_neq (verdict, '?');
+      winners += verdict == 'w';
+    }
+    cr_assert_eq (winners, 1, "%d servers think that the socket is theirs", winners);
+    close (raw_connect ());
+    close (end[1]);
+    for (int i = 0; i < N; i++)
+      cr_assert_gt (wait (NULL), 0);
+    cr_assert_eq (access (fx.path, F_OK), -1);
+    close (start[0]);
+    close (result[0]);
+    close (result[1]);
+    close (end[0]);
+  }
 }
 
 /* Proves: paths that cannot be bound are refused with the path and the reason. */
