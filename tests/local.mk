@@ -121,6 +121,8 @@ blackbox_tests = \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/kill-worker.sh \
 	tests/blackbox/kill-destination.sh \
+	tests/blackbox/kill-holding.sh \
+	tests/blackbox/stop-worker.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
@@ -136,7 +138,10 @@ EXTRA_DIST += \
 	tests/blackbox/compare.py \
 	tests/blackbox/fake-filter.py \
 	tests/blackbox/filter_client.py \
-	tests/blackbox/guest.py
+	tests/blackbox/guest.py \
+	tests/blackbox/holding.sh \
+	tests/blackbox/prepare.py \
+	tests/blackbox/pulse.py
 
 # The same with more rounds and larger disks.
 .PHONY: check-long

@@ -1,0 +1,28 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""prepare.py CONTROL LEASE-MS: a coordinator that prepares one disk, and then never decides.
+
+Prints "prepared", or "refused: CLASS"; then the decision word when the filter has changed it ("word 2": abort), whether
+a commit at that time still succeeds ("committed" or "not committed: CLASS"), and ends.
+"""
+import sys
+import time
+
+from filter_client import Client, Refused, Word
+
+control, lease = sys.argv[1], int(sys.argv[2])
+client, word = Client(control), Word()
+try:
+    ret = client.call("mirror-prepare", fd=word.fd, timeout=60, lease_ms=lease, rollback_token="test")
+except Refused as e:
+    print("refused:", e.class_, flush=True)
+    sys.exit(0)
+print("prepared", flush=True)
+while word.get() == 0:
+    time.sleep(0.01)
+print("word", word.get(), flush=True)
+try:
+    client.call("job-finalize", generation=ret["generation"])
+    print("committed", flush=True)
+except Refused as e:
+    print("not committed:", e.class_, flush=True)
