@@ -315,7 +315,7 @@ class Server:
         begin = time.monotonic()
         self.process.send_signal(signal_)
         if "LD_PRELOAD" in server_environment():
-            timeout = min(timeout, 3)
+            timeout = min(timeout, 4)
         self.status = self.process.wait(timeout)
         return time.monotonic() - begin
 
@@ -333,7 +333,7 @@ class Server:
         else:
             assert self.status == 0, "nbdkit ended with %s:\n%s" % (self.status, self.log())
 
-    def ends_by_itself(self, timeout=3):
+    def ends_by_itself(self, timeout=8):
         """After a signal: does it end?"""
         try:
             return self.process.wait(timeout) == 0
