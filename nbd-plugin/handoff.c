@@ -300,6 +300,11 @@ handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64
     control_reply (peer, id, NULL, -1);
     return;
   }
+  if (generation == 0 && h->active && h->coordinator != peer) {
+    /* A coordinator that was refused with Busy tidies up: that must not hit the one that is at work. */
+    control_error (peer, id, "Busy", "that is another coordinator's hand-off: name its generation");
+    return;
+  }
   handoff_abort (m, "GenericError", "released");
   if (gate_release (&m->gate, 0, "released") == EALREADY)
     control_error (peer, id, "AlreadyCommitted", "this disk was handed over already");

@@ -766,7 +766,10 @@ def prepare_is_refused():
     os.close(null)
     a = k.start("mirror-prepare", fd=word.fd, rollback_token="t")
     request = w.event("MIRROR_REQUEST")
-    refused("Busy", s.client().call, "mirror-prepare", fd=word.fd, rollback_token="t")
+    other, other_word = s.client(), Word()
+    refused("Busy", other.call, "mirror-prepare", fd=other_word.fd, rollback_token="t")
+    refused("Busy", other.call, "mirror-release")       # it tidies up
+    assert word.get() == 0, "one coordinator gave up another's hand-off"
     w.call("mirror-reply", request=request["request"], error={"class": "NotReady", "desc": "not yet"})
     assert refused("NotReady", k.finish, a) == "not yet"
     assert word.get() == 2
