@@ -188,25 +188,27 @@ word_from (const struct region *r, enum region_array a, uint64_t w, uint64_t fro
   return atomic_load (&words_of (r, a)[w]) & mask_in_word (w, from, r->geo.nr_blocks);
 }
 
-/* Find the first set bit at or after FROM. */
-static bool
-next_set (const struct region *r, enum region_array a, uint64_t from, uint64_t *found)
+bool
+bitmap_next_set (const struct region *r, enum region_array a, uint64_t from, uint64_t end,
+                 uint64_t *found)
 {
-  aword *summary = summary_of (r, a);
-  uint64_t w = from / 64;
+  aword *words = words_of (r, a), *summary = summary_of (r, a);
+  uint64_t first = from / 64, last;
 
-  if (from >= r->geo.nr_blocks)
+  if (end > r->geo.nr_blocks)
+    end = r->geo.nr_blocks;
+  if (from >= end)
     return false;
-  for (uint64_t group = w / 64; group < r->geo.nr_summary; group++) {
-    uint64_t s = atomic_load (&summary[group])
-                 & mask_in_word (group, w, r->geo.nr_words);
+  last = (end - 1) / 64;
+  for (uint64_t group = first / 64; group <= last / 64; group++) {
+    uint64_t s = atomic_load (&summary[group]) & mask_in_word (group, first, last + 1);
 
     for (; s != 0; s &= s - 1) {
-      uint64_t i = group * 64 + (unsigned) __builtin_ctzll (s);
-      uint64_t v = word_from (r, a, i, from);
+      uint64_t w = group * 64 + (unsigned) __builtin_ctzll (s);
+      uint64_t v = atomic_load (&words[w]) & mask_in_word (w, from, end);
 
       if (v != 0) {
-        *found = i * 64 + (unsigned) __builtin_ctzll (v);
+        *found = w * 64 + (unsigned) __builtin_ctzll (v);
         return true;
       }
     }
@@ -221,7 +223,7 @@ bitmap_next_run (const struct region *r, enum region_array a, uint64_t from, uin
   uint64_t start, end, limit;
 
   assert (max > 0);
-  if (!next_set (r, a, from, &start))
+  if (!bitmap_next_set (r, a, from, UINT64_MAX, &start))
     return false;
   limit = max < r->geo.nr_blocks - start ? start + max : r->geo.nr_blocks;
   end = start + 1;
@@ -259,7 +261,7 @@ bitmap_empty (const struct region *r, enum region_array a)
   begun = atomic_load (&r->hdr->clears_begun[a]);
   if (begun != done)
     return false;
-  if (next_set (r, a, 0, &block))
+  if (bitmap_next_set (r, a, 0, UINT64_MAX, &block))
     return false;
   return atomic_load (&r->hdr->clears_begun[a]) == begun;
 }

@@ -33,6 +33,11 @@ bool bitmap_test (const struct region *r, enum region_array a, uint64_t block);
 bool bitmap_test_any (const struct region *r, enum region_array a, uint64_t first,
                       uint64_t count);
 
+/* Find the first set bit in [FROM, END) (or up to the last block, if that comes first): stores it in *FOUND.
+ * Returns false if there is none.  O(summary words of the range + words touched). */
+bool bitmap_next_set (const struct region *r, enum region_array a, uint64_t from, uint64_t end,
+                      uint64_t *found);
+
 /* Find the first run of set bits at or after FROM: stores its start in *FIRST and its length, at most
  * MAX (> 0), in *COUNT.  A run longer than MAX is cut.  Returns false if there is none.
  * O(summary words skipped + words touched).  Bits set behind its back during the call may be missed. */

@@ -51,14 +51,21 @@ copier_init (struct copier *c, struct session *s, unsigned index)
   return 0;
 }
 
-void
-copier_destroy (struct copier *c)
+/* Closing completes what is in flight, into slots that still exist. */
+static void
+close_channels (struct copier *c)
 {
-  /* Closing completes what is in flight, into slots that still exist. */
   if (c->dest)
     channel_close (c->dest);
   if (c->source)
     channel_close (c->source);
+  c->dest = c->source = NULL;
+}
+
+void
+copier_destroy (struct copier *c)
+{
+  close_channels (c);
   free (c->buffers);
   free (c->slots);
   if (c->wake_fd > 0)
@@ -147,5 +154,7 @@ copier_run (void *opaque)
     if (atomic_load (&c->session->stop) || turn (c, wait_ns) == -1)
       break;
   }
+  /* By each copier for itself: io_destroy() waits for all processors, tens of milliseconds. */
+  close_channels (c);
   return NULL;
 }

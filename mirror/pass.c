@@ -45,13 +45,15 @@ static bool
 cut_at_quarantine (const struct region *r, uint64_t first, uint64_t *count)
 {
   uint64_t q, n;
-  if (!bitmap_next_run (r, REGION_QUARANTINE, first, *count, &q, &n) || q >= first + *count)
+  /* Not further than the run: what comes behind it may be all of a large disk's empty summary. */
+  if (!bitmap_next_set (r, REGION_QUARANTINE, first, first + *count, &q))
     return false;
   if (q > first) {
     *count = q - first;
     return false;
   }
-  *count = n;
+  if (bitmap_next_run (r, REGION_QUARANTINE, first, *count, &q, &n) && q == first)
+    *count = n;
   return true;
 }
 
