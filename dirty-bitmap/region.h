@@ -68,8 +68,8 @@ struct region_header {
    * runs it may be off by that call's blocks, and may even be below zero for an instant. */
   _Alignas (64) _Atomic int64_t count[REGION_NR_ARRAYS];
   _Alignas (64) _Atomic uint64_t dirtied_total; /* blocks turned from clean to dirty by the guest */
-  _Atomic uint64_t sent_bytes, zero_bytes;      /* by the job's workers: payload, WRITE_ZEROES */
   _Atomic uint64_t session;                     /* goes up at every lost session (R5) */
+  _Atomic uint64_t sent_bytes, zero_bytes;      /* by the job's workers: payload, WRITE_ZEROES */
   _Alignas (64) _Atomic uint32_t active_set;    /* 0 or 1 */
   _Atomic uint32_t entries[2];                  /* copiers counted in each claim set (R4) */
   /* How often summary bits of each array began and ended to be taken away.  While the two differ,
