@@ -146,7 +146,6 @@ class Region:
         # The counters stand on the next cache line after the constant part; see struct region_header.
         size = struct.calcsize("=8sIIQQQQ4Q4QQ16s")
         self.count_at = (size + 63) // 64 * 64
-        self.session_at = self.count_at + 64 + 8
         self.words = (self.nr_blocks + 63) // 64
 
     def blocks(self, array):
@@ -157,9 +156,6 @@ class Region:
 
     def counter(self, array):
         return struct.unpack_from("=q", self.map, self.count_at + 8 * ARRAYS.index(array))[0]
-
-    def session(self):
-        return struct.unpack_from("=Q", self.map, self.session_at)[0]
 
     def assign(self, array, blocks):
         """Set exactly these blocks, with summary and counter.  For a quiet region only."""
@@ -247,30 +243,23 @@ class Server:
         self.start()
 
     def command(self):
-        command = ["nbdkit", "-f", "-U", self.socket, *self.args]
+        command = ["nbdkit", "-f", "-P", self.dir + "/pid", "-U", self.socket, *self.args]
         command += ["--filter=" + filter_path()]
         command += ["--filter=" + f for f in self.filters]
         return command + self.plugin + ["mirror-control=" + self.control] + self.parameters
 
     def start(self, wait=True):
-        if os.path.exists(self.socket):
-            os.unlink(self.socket)
+        for path in self.socket, self.dir + "/pid":
+            if os.path.exists(path):
+                os.unlink(path)
         with open(self.dir + "/log", "ab") as log:
             self.process = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL,
                                             env=server_environment())
         end = time.monotonic() + 20
-        while wait and not self.listens():
+        while wait and not os.path.exists(self.dir + "/pid"):        # written when it listens
             assert self.process.poll() is None, "nbdkit ended:\n" + self.log()
             assert time.monotonic() < end, "nbdkit does not listen"
             time.sleep(0.01)
-
-    def listens(self):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            try:
-                sock.connect(self.socket)
-            except OSError:
-                return False
-        return True
 
     def log(self):
         return open(self.dir + "/log", errors="replace").read()
