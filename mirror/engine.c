@@ -34,6 +34,8 @@
 #define MAX_ZERO_BYTES (UINT64_C (1) << 30)
 #define MAX_ASK_BYTES (UINT64_C (2) << 30)
 #define READ_ATTEMPTS 3
+#define PASS_PAUSE_NS (50 * NS_PER_MS) /* between two passes with little to do */
+#define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
 
 uint64_t
 now_ns (void)
@@ -163,6 +165,17 @@ engine_clean (struct engine *e)
 }
 
 uint64_t
+engine_flush_ns (struct engine *e)
+{
+  uint64_t last = atomic_load (&e->flush_ns), running = 0;
+  pthread_mutex_lock (&e->lock);
+  if (e->flush == FLUSH_SENT)
+    running = now_ns () - e->flush_start_ns;
+  pthread_mutex_unlock (&e->lock);
+  return running > last ? running : last;
+}
+
+uint64_t
 engine_left_bytes (struct engine *e)
 {
   const struct region *r = e->region;
@@ -231,12 +244,15 @@ pass_begin (struct engine *e)
   };
 }
 
+/* The cursor has come to the end of the disk.  While a long write of zeroes is still out, the pass
+ * counts as going on: what is copied meanwhile are the guest's latest few writes. */
 static void
-pass_finish (struct engine *e)
+wrap (struct engine *e, uint64_t now)
 {
   pass_restart (&e->pass);
   atomic_store (&e->may_skip, false);
-  if (!e->pass_open)
+  e->wrapped_ns = now;
+  if (!e->pass_open || atomic_load (&e->counters.in_copy_bytes) > ENGINE_BUFFER_BYTES)
     return;
   e->pass_open = false;
   struct engine_pass p = e->pass_now;
@@ -348,13 +364,17 @@ next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t 
     return nothing (e, t, idle);
   if (bitmap_count (e->region, REGION_DIRTY) == 0) {
     if (e->pass.cursor > 0 && e->pass.nr_busy == 0)
-      pass_finish (e);
+      wrap (e, now);
     return nothing (e, t, idle);
   }
+  /* Let a few writes of the guest gather before going round again. */
+  if (e->pass.cursor == 0 && !e->hurry && now - e->wrapped_ns < PASS_PAUSE_NS
+      && dirty_bytes (e) < PASS_PAUSE_BYTES)
+    return nothing (e, t, idle);
 
   enum pass_kind kind = pass_next (&e->pass, e->region, &o, &t->first, &t->count);
   if (kind == PASS_END && e->pass.cursor > 0) {
-    pass_finish (e);
+    wrap (e, now);
     kind = pass_next (&e->pass, e->region, &o, &t->first, &t->count);
   }
   if (kind == PASS_END)

@@ -100,6 +100,7 @@ struct engine {
   unsigned pass_number; /* of the running pass; 0 before the first */
   bool pass_open;
   struct engine_pass pass_now;
+  uint64_t wrapped_ns;  /* when the cursor last came to the end */
   struct engine_pass pass_log[ENGINE_MAX_PASS_LOG]; /* ring of the last ones */
   unsigned nr_passes;   /* finished */
   uint64_t grace_end_ns;
@@ -135,6 +136,8 @@ void engine_flush (struct engine *e);
 void engine_flush_if_settled (struct engine *e);
 /* Is nothing dirty, being copied, claimed or in quarantine, and no flush under way? */
 bool engine_clean (struct engine *e);
+/* How long a flush takes: the last one, or the one that is running if that takes longer already. */
+uint64_t engine_flush_ns (struct engine *e);
 /* Bytes that are dirty, or claimed and not acknowledged. */
 uint64_t engine_left_bytes (struct engine *e);
 /* Wake the job's thread; any thread. */

@@ -87,7 +87,7 @@ take_sample (struct job *j, uint64_t now)
   j->last_extent = extent;
   s.queue_full = !atomic_exchange (&e->idle_seen, false) && !holes;
 
-  const struct estimate_costs costs = { .flush_ns = atomic_load (&e->flush_ns),
+  const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),
                                         .rtt_ns = atomic_load (&e->rtt_ns) };
   estimate_add (&j->estimate, &s, &costs, (double) j->max_downtime_ms);
   j->last_sample_ns = now;
@@ -115,7 +115,7 @@ judge_passes (struct job *j)
     return;
   j->passes_seen = n;
   bool fits = j->estimate.pause_known && j->estimate.expected_pause_ms <= (double) j->max_downtime_ms;
-  if (j->ready || fits || n < 2 || bitmap_count (j->region, REGION_QUARANTINE) > 0)
+  if (j->ready || fits || n < 2 || j->final != FINAL_NONE || bitmap_count (j->region, REGION_QUARANTINE) > 0)
     return;
   bool guard = n >= MAX_PASSES
                || atomic_load (&j->region->hdr->sent_bytes) > MAX_SENT_DISKS * j->region->geo.disk_size;
