@@ -30,6 +30,7 @@
 #define HURRY_NS (NS_PER_MS / 2)
 #define PAUSED_NS (100 * NS_PER_MS)
 #define FLUSH_INTERVAL_NS (1000 * NS_PER_MS)
+#define FLUSH_SLOW_NS (20 * NS_PER_MS)
 #define FLUSH_MIN_BYTES (UINT64_C (8) << 20)
 #define MAX_ZERO_BYTES (UINT64_C (1) << 30)
 #define MAX_ASK_BYTES (UINT64_C (2) << 30)
@@ -271,8 +272,12 @@ flush_due (const struct engine *e, uint64_t now)
 {
   if (e->flush_wanted)
     return true;
-  if (e->options.offline || e->unflushed_bytes == 0)
+  if (e->options.offline)
     return false;
+  /* With nothing to make durable, flush on only while the last flush counts heavily in the expected
+   * pause: one that was slow once must not keep an idle disk from ever being ready. */
+  if (e->unflushed_bytes == 0)
+    return atomic_load (&e->flush_ns) > FLUSH_SLOW_NS && now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
   uint64_t limit = e->region->geo.disk_size / 200;
   if (limit < FLUSH_MIN_BYTES)
     limit = FLUSH_MIN_BYTES;

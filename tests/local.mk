@@ -113,6 +113,7 @@ tests_unit_test_gate_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 
 blackbox_tests = \
 	tests/blackbox/smoke.sh \
+	tests/blackbox/slow-flush.sh \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/handoff-coordinator.sh \
