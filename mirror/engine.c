@@ -253,6 +253,8 @@ wrap (struct engine *e, uint64_t now)
   pass_restart (&e->pass);
   atomic_store (&e->may_skip, false);
   e->wrapped_ns = now;
+  atomic_fetch_add (&e->wraps, 1);
+  engine_notify (e);
   if (!e->pass_open || atomic_load (&e->counters.in_copy_bytes) > ENGINE_BUFFER_BYTES)
     return;
   e->pass_open = false;
@@ -262,7 +264,6 @@ wrap (struct engine *e, uint64_t now)
   p.zero_bytes = atomic_load (&e->region->hdr->zero_bytes) - p.zero_bytes;
   p.end_ns = now_ns ();
   e->pass_log[e->nr_passes++ % ENGINE_MAX_PASS_LOG] = p;
-  engine_notify (e);
 }
 
 /* ---- flushing ---- */

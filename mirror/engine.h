@@ -101,6 +101,7 @@ struct engine {
   bool pass_open;
   struct engine_pass pass_now;
   uint64_t wrapped_ns;  /* when the cursor last came to the end */
+  _Atomic uint64_t wraps; /* how often it did */
   struct engine_pass pass_log[ENGINE_MAX_PASS_LOG]; /* ring of the last ones */
   unsigned nr_passes;   /* finished */
   uint64_t grace_end_ns;

@@ -2,7 +2,8 @@
  *
  * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
  *
- *   NONE -> FLUSH     what is acknowledged becomes durable while the guest still runs
+ *   NONE -> SETTLE    the running pass comes to its end (for at most SETTLE_NS): then the least is left
+ *        -> FLUSH     what is acknowledged becomes durable while the guest still runs
  *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
  *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
  *        -> committed, or released (lease, coordinator, user, lost destination): back to NONE
@@ -18,6 +19,7 @@
 #include "mirror/job-internal.h"
 
 #define NS_PER_MS UINT64_C (1000000)
+#define SETTLE_NS (1000 * NS_PER_MS)
 #define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
 
 static void
@@ -40,11 +42,25 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms)
                job_state (j), (unsigned long long) engine_left_bytes (&j->engine));
     return;
   }
-  j->final = FINAL_FLUSH;
+  j->final = FINAL_SETTLE;
   j->final_request = request;
   j->lease_ms = lease_ms;
-  j->final_flushes = atomic_load (&j->engine.counters.flushes);
-  engine_flush (&j->engine);
+  j->final_wraps = atomic_load (&j->engine.wraps);
+  j->settle_end_ns = now_ns () + SETTLE_NS;
+  job_final_step (j);
+}
+
+static void
+flush_before (struct job *j)
+{
+  struct engine *e = &j->engine;
+
+  if (engine_left_bytes (e) > 0 && atomic_load (&e->wraps) == j->final_wraps
+      && now_ns () < j->settle_end_ns)
+    return;
+  j->final = FINAL_FLUSH;
+  j->final_flushes = atomic_load (&e->counters.flushes);
+  engine_flush (e);
 }
 
 /* Stop holding because of WHY; the request that asked for it is answered with CLASS_. */
@@ -150,6 +166,8 @@ job_final_step (struct job *j)
                      j->supervisor.error ? j->supervisor.error : "the destination is lost");
     return;
   }
+  if (j->final == FINAL_SETTLE)
+    flush_before (j);
   if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes)
     hold (j);
   if (j->final == FINAL_COPY) {

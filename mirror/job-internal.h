@@ -30,6 +30,7 @@
 /* The final phase. */
 enum final_state {
   FINAL_NONE,
+  FINAL_SETTLE,  /* the running pass ends first: then the least is left */
   FINAL_FLUSH,   /* the flush before the hold, so that the one in it is short */
   FINAL_COPY,    /* gate held and drained: the last blocks, and their flush */
   FINAL_PREPARED /* the filter took the final look; the coordinator decides */
@@ -72,6 +73,8 @@ struct job {
   enum final_state final;
   int64_t final_request;   /* the relayed request to answer on failure; -1: none */
   uint64_t lease_ms, generation;
+  uint64_t final_wraps;    /* engine.wraps when FINAL_SETTLE began, and when that is over at the latest */
+  uint64_t settle_end_ns;
   uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
   double downtime_ms;

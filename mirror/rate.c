@@ -8,9 +8,9 @@
 #include "mirror/rate.h"
 
 #define NS_PER_S 1e9
-/* How long an idle bucket fills: short, so that an idle spell is not made up for by a burst, yet
- * longer than a poll() that overslept, so that the limit can be reached. */
-#define BURST_S 0.02
+/* How long an idle bucket fills: short, so that an idle spell is not made up for by a long burst, yet
+ * longer than a thread waits for a busy processor, so that the limit can be reached. */
+#define BURST_S 0.1
 
 static void
 refill (struct rate_limit *r, uint64_t now_ns)
