@@ -67,9 +67,10 @@ open_both (struct copy *c)
   c->dest = o->dest;
   c->dest.endpoint.writable = c->dest.endpoint.create = true;
   c->dest.endpoint.create_size = endpoint_info (c->source)->size;
-  c->dest.opened = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, NULL, &error);
+  int errnum = 0;
+  c->dest.opened = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
   if (c->dest.opened == NULL)
-    return complain (c, JOB_DEST_FAILED, error);
+    return complain (c, errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED, error);
   return JOB_COMPLETED;
 }
 

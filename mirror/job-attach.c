@@ -157,11 +157,12 @@ open_destination (struct job *j, json_t *status)
   j->dest.endpoint.writable = true;
   j->dest.endpoint.create = true;
   j->dest.endpoint.create_size = size;
-  j->dest.opened = endpoint_open (d->dest, d->nr_dest, &j->dest.endpoint, NULL, &error);
+  int errnum = 0;
+  j->dest.opened = endpoint_open (d->dest, d->nr_dest, &j->dest.endpoint, &errnum, &error);
   if (j->dest.opened == NULL) {
     job_say (j, JOB_ERROR, "destination: %s", error ? error : "out of memory");
     free (error);
-    j->result = JOB_DEST_FAILED;
+    j->result = errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED;
     return -1;
   }
   /* Without a block size the filter has not told one yet: it is checked again when connecting. */

@@ -168,9 +168,12 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
   }
   s->engine = e;
   pthread_mutex_init (&s->lock, NULL);
-  s->dest = o->opened ? o->opened : endpoint_open (o->dest, o->nr_dest, &o->endpoint, NULL, error);
+  int errnum = 0;
+  s->dest = o->opened ? o->opened : endpoint_open (o->dest, o->nr_dest, &o->endpoint, &errnum, error);
   o->opened = NULL;
   if (s->dest == NULL) {
+    if (errnum == EROFS)
+      *problem = SESSION_REFUSED;
     session_end (s);
     return NULL;
   }

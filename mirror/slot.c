@@ -50,9 +50,13 @@ release (struct slot *sl)
 static void
 dest_failed (struct slot *sl, const char *what, int err)
 {
+  const char *name = endpoint_name (sl->c->session->dest);
   char *why;
-  if (asprintf (&why, "%s: %s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
-                endpoint_name (sl->c->session->dest), what, sl->length, sl->offset, strerror (err)) == -1)
+  if ((sl->state == SLOT_FLUSHING
+         ? asprintf (&why, "%s: %s: %s", name, what, strerror (err))
+         : asprintf (&why, "%s: %s of %" PRIu64 " bytes at offset %" PRIu64 ": %s", name, what,
+                     sl->length, sl->offset, strerror (err)))
+      == -1)
     why = NULL;
   /* A dead channel has the better explanation, and reports it by itself. */
   if (err != ESHUTDOWN && err != ETIMEDOUT)

@@ -13,6 +13,7 @@
 #define NS_PER_MS UINT64_C (1000000)
 #define BACK_OFF_MIN_NS (500 * NS_PER_MS)
 #define BACK_OFF_MAX_NS (30000 * NS_PER_MS)
+#define SETTLED_NS (10000 * NS_PER_MS) /* a session that lasts so long gets somewhere, flushed or not */
 
 static void *
 connect_thread (void *opaque)
@@ -38,7 +39,10 @@ wait_and_retry (struct supervisor *s)
   uint64_t now = now_ns ();
   if (s->lost_ns == 0)
     s->lost_ns = now;
-  if (s->give_up_ns != UINT64_MAX && now - s->lost_ns >= s->give_up_ns) {
+  /* A destination that takes every connection and then fails every write is as good as away. */
+  if (s->trouble_ns == 0)
+    s->trouble_ns = s->lost_ns;
+  if (s->give_up_ns != UINT64_MAX && now - s->trouble_ns >= s->give_up_ns) {
     s->state = SUPERVISOR_ENDED;
     return;
   }
@@ -110,6 +114,7 @@ connect_finished (struct supervisor *s)
     s->lost_ns = 0;
   }
   s->ever_copied = true;
+  s->session_ns = now_ns ();
   s->flushes_before = atomic_load (&s->engine->counters.flushes);
   s->session = made;
   s->state = SUPERVISOR_COPYING;
@@ -123,6 +128,8 @@ session_was_lost (struct supervisor *s)
   session_end (s->session);
   s->session = NULL;
   s->lost_ns = now_ns ();
+  if (s->lost_ns - s->session_ns >= SETTLED_NS)
+    s->trouble_ns = 0;
   wait_and_retry (s);
 }
 
@@ -139,8 +146,10 @@ supervisor_poll (struct supervisor *s)
   case SUPERVISOR_COPYING:
     if (session_lost (s->session))
       session_was_lost (s);
-    else if (atomic_load (&s->engine->counters.flushes) > s->flushes_before)
+    else if (atomic_load (&s->engine->counters.flushes) > s->flushes_before) {
       s->back_off_ns = BACK_OFF_MIN_NS;
+      s->trouble_ns = 0;
+    }
     break;
   case SUPERVISOR_WAITING:
     if (now_ns () >= s->retry_ns)

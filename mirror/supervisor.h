@@ -24,7 +24,7 @@ enum supervisor_state { SUPERVISOR_CONNECTING, SUPERVISOR_COPYING, SUPERVISOR_WA
 struct supervisor {
   struct engine *engine;
   struct session_options *options;
-  uint64_t give_up_ns; /* degraded for so long: end; UINT64_MAX: never */
+  uint64_t give_up_ns; /* no destination, or none that works, for so long: end; UINT64_MAX: never */
   bool first_may_skip; /* the job's first session is still to come (R8) */
 
   enum supervisor_state state;
@@ -35,6 +35,8 @@ struct supervisor {
   unsigned reconnects;
   uint64_t degraded_ns;         /* in all, up to the present session */
   uint64_t lost_ns;             /* since when there is no session, once one was lost; else 0 */
+  uint64_t trouble_ns;          /* since when sessions have been lost without getting anywhere; else 0 */
+  uint64_t session_ns;          /* when the present session began */
   uint64_t retry_ns, back_off_ns;
   uint64_t flushes_before;      /* this session */
 

@@ -44,6 +44,7 @@ struct walk {
   unsigned active;
   uint64_t size;     /* to compare */
   uint32_t unit;     /* offsets are multiples of this: 4096, or a side's minimum block */
+  uint32_t piece;    /* at most so many bytes in one read: what both sides take */
   uint64_t next;     /* first byte that was not dealt with yet */
   uint64_t differs;  /* lowest differing offset, UINT64_MAX: none */
   uint64_t read_bytes;
@@ -143,7 +144,7 @@ start_piece (struct walk *w, uint64_t length)
   struct piece *p = free_piece (w);
 
   p->offset = w->next;
-  p->length = length < PIECE ? (uint32_t) length : PIECE;
+  p->length = length < w->piece ? (uint32_t) length : w->piece;
   w->active++;
   for (unsigned side = 0; side < 2; side++) {
     /* Where one side is longer, its minimum block may reach beyond what is compared. */
@@ -174,7 +175,7 @@ fill (struct walk *w)
     if (n > w->size - w->next)
       n = w->size - w->next;
     /* Requests stay aligned to whole pieces, whatever the extents are. */
-    uint64_t to_boundary = PIECE - w->next % PIECE;
+    uint64_t to_boundary = w->piece - w->next % w->piece;
     if (za && zb && n >= w->unit) {
       if (n < w->size - w->next)
         n -= (w->next + n) % w->unit;
@@ -276,9 +277,14 @@ verify_run (const struct verify_options *o, struct verify_report *report, char *
     w->size = report->size < report->size_b ? report->size : report->size_b;
     w->differs = UINT64_MAX;
     w->unit = 4096;
-    for (unsigned side = 0; side < 2; side++)
-      if (endpoint_info (w->ep[side])->min_block > w->unit)
-        w->unit = endpoint_info (w->ep[side])->min_block;
+    w->piece = PIECE;
+    for (unsigned side = 0; side < 2; side++) {
+      const struct endpoint_info *info = endpoint_info (w->ep[side]);
+      if (info->min_block > w->unit)
+        w->unit = info->min_block;
+      while (w->piece > info->max_request && w->piece > w->unit)
+        w->piece /= 2;
+    }
     result = walk_all (w, o, error);
     report->read_bytes = w->read_bytes;
     report->offset = w->differs;
