@@ -124,6 +124,8 @@ blackbox_tests = \
 	tests/blackbox/kill-destination.sh \
 	tests/blackbox/kill-holding.sh \
 	tests/blackbox/stop-worker.sh \
+	tests/blackbox/dest-refused.sh \
+	tests/blackbox/dest-faults.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
@@ -141,6 +143,7 @@ EXTRA_DIST += \
 	tests/blackbox/filter_client.py \
 	tests/blackbox/guest.py \
 	tests/blackbox/holding.sh \
+	tests/blackbox/faults.sh \
 	tests/blackbox/prepare.py \
 	tests/blackbox/pulse.py
 

@@ -15,6 +15,7 @@ class File:
     def __init__(self, path):
         self.f = open(path, "rb")
         self.size = self.f.seek(0, 2)
+        self.max = CHUNK
 
     def read(self, length, offset):
         self.f.seek(offset)
@@ -27,6 +28,7 @@ class Export:
         self.h.connect_uri(uri)
         self.size = self.h.get_size()
         self.block = self.h.get_block_size(nbd.SIZE_MINIMUM) or 1
+        self.max = self.h.get_block_size(nbd.SIZE_MAXIMUM) or CHUNK
 
     def read(self, length, offset):
         # A size that is no multiple of the server's minimum block cannot be read to its end.
@@ -43,8 +45,9 @@ def main():
     if b.size < a.size:
         print(f"{sys.argv[2]} has {b.size} bytes, less than {a.size}", file=sys.stderr)
         return 1
-    for offset in range(0, a.size, CHUNK):
-        length = min(CHUNK, a.size - offset)
+    chunk = min(CHUNK, a.max, b.max)
+    for offset in range(0, a.size, chunk):
+        length = min(chunk, a.size - offset)
         x, y = a.read(length, offset), b.read(length, offset)
         if x != y or len(x) != length:
             at = next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), min(len(x), len(y)))

@@ -15,7 +15,7 @@ It goes on for S seconds, or until SIGTERM or SIGINT, or until a change is refus
 was handed over.  Any other error, or data that does not read back, ends it with exit status 1.  At the end
 the shadow holds exactly what this guest's disk must hold, here or at the destination.
 
-The report is one JSON object: changes, reads, longest-gap (seconds that one request took, at most), fenced, error.
+FILE.begun is made when all processes are connected.  The report is one JSON object: changes, reads, longest-gap (seconds that one request took, at most), fenced, error.
 """
 import argparse
 import ctypes
@@ -143,7 +143,9 @@ def child(args, index, stop, slot, complaint):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        Writer(args, index, stop, slot).run()
+        writer = Writer(args, index, stop, slot)
+        stop[1 + index] = 1
+        writer.run()
     except (nbd.Error, Wrong) as e:
         text = ("connection %d: %s" % (index, e)).encode()[:1000]
         os.write(complaint, text + b"\n")
@@ -182,6 +184,11 @@ def main():
             child(args, i, shared, slots[i], complain)
         children.append(pid)
     os.close(complain)
+    if args.report:
+        while sum(shared[1:1 + args.connections]) < args.connections and \
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.01)
+        open(args.report + ".begun", "w").close()
     failed = False
     for pid in children:
         failed = os.waitpid(pid, 0)[1] != 0 or failed

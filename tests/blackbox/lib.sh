@@ -351,8 +351,9 @@ start_fio () {
 # start_guest NAME URI [OPTIONS...]: a guest that looks at every reply, see guest.py; its report is $tmp/NAME.json.
 start_guest () {
   local name=$1 to=$2; shift 2
-  rm -f "$tmp/$name.json"
+  rm -f "$tmp/$name.json" "$tmp/$name.json.begun"
   spawn "$name" "$python" "$srcdir/tests/blackbox/guest.py" "$to" --report "$tmp/$name.json" "$@"
+  wait_for 20 test -e "$tmp/$name.json.begun"
 }
 
 # ---- asking ----------------------------------------------------------------------------
