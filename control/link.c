@@ -184,6 +184,8 @@ link_pump (struct control_client *c)
       lose (c, errno == ECONNRESET ? "the server closed the connection" : strerror (errno));
     else if (n == 0)
       lose (c, c->reason != NULL ? c->reason : "the server closed the connection");
+    else if (c->last_id == 0 && n >= 8 && memcmp (buf, "NBDMAGIC", 8) == 0)
+      lose (c, "this is an NBD socket, not a control socket"); /* an easy one to mix up */
     else if (frame_append (&c->in, buf, (size_t) n) == -1)
       lose (c, "out of memory");
     else

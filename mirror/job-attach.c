@@ -26,6 +26,7 @@
 #define SOURCE_CONNECTIONS 4 /* of each copier, where each takes one request */
 #define COMPARE_PLACES 16
 #define COMPARE_ATTEMPTS 5
+#define JOB_LEFT_OVER "%s: a job is left over here: --resume goes on with it, --restart starts over"
 
 /* "1.32.5" as 1032005; 0 if it is no version. */
 static unsigned
@@ -138,6 +139,33 @@ open_source (struct job *j, json_t *status)
   return 0;
 }
 
+/* What mirror-attach will refuse, found before a destination file is created or extended for nothing. */
+static bool
+attach_foreseen (struct job *j, json_t *status)
+{
+  const char *state = json_string_value (json_object_get (status, "state"));
+  const char *gate = json_string_value (json_object_get (status, "gate"));
+  const char *worker = json_string_value (json_object_get (status, "worker"));
+  static const char *const free_to_start[] = { "idle", "cancelled", "completed" };
+
+  if (gate && !strcmp (gate, "fenced"))
+    job_say (j, JOB_ERROR, "%s: this disk was handed over: writes are refused until a rollback",
+             j->o->control);
+  else if (worker && !strcmp (worker, "attached"))
+    job_say (j, JOB_ERROR, "%s: a worker is attached: process %lld", j->o->control,
+             (long long) json_integer_value (json_object_get (status, "worker-pid")));
+  else {
+    bool left_over = state != NULL && j->o->start == JOB_NEW;
+    for (unsigned i = 0; i < 3; i++)
+      left_over = left_over && strcmp (state, free_to_start[i]) != 0;
+    if (!left_over)
+      return true;
+    job_say (j, JOB_ERROR, JOB_LEFT_OVER, j->o->control);
+  }
+  j->result = JOB_REFUSED;
+  return false;
+}
+
 static int
 open_destination (struct job *j, json_t *status)
 {
@@ -211,8 +239,7 @@ attach (struct job *j)
                               || !strcmp (class_, "Fenced"));
     j->result = refused ? JOB_REFUSED : JOB_FAILED;
     if (class_ && !strcmp (class_, "JobExists"))
-      job_say (j, JOB_ERROR, "%s: a job is left over here: --resume goes on with it, "
-               "--restart starts over", j->o->control);
+      job_say (j, JOB_ERROR, JOB_LEFT_OVER, j->o->control);
     else
       job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "out of memory");
     free (class_);
@@ -270,7 +297,7 @@ job_attach (struct job *j)
     /* Again: it knows the disk now. */
     json_decref (status);
     status = query (j);
-    if (status != NULL && open_destination (j, status) == 0)
+    if (status != NULL && attach_foreseen (j, status) && open_destination (j, status) == 0)
       r = attach (j);
   }
   json_decref (status);

@@ -8,8 +8,9 @@
 
 #include <stdbool.h>
 
-/* The same text, or two paths of the same file or block device.  Different URIs of one export are not
- * recognised.  Either may be NULL: then no. */
+/* The same text, two paths of the same file or block device, or two URIs of one export of one Unix
+ * socket.  An export that is reached another way (TCP, a proxy, a second server of the file) is not recognised.
+ * Either may be NULL: then no. */
 bool same_place (const char *a, const char *b);
 
 #endif
