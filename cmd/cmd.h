@@ -75,6 +75,9 @@ int cmd_getopt (struct cmd_line *line, const char *shortopts, const struct optio
  * what is missing ("CONTROL DEST").  False: a usage error was printed. */
 bool cmd_operands_ok (struct cmd_line *line, unsigned min, unsigned max, const char *names);
 
+/* Is OP, a SOURCE or DEST, what it seems to be?  False: a usage error was printed (place.c). */
+bool cmd_place_ok (struct cmd_line *line, const struct cmd_operand *op);
+
 /* ---- messages, all on stderr, each starts with "nbdmirror: SUBCOMMAND: " --------------------- */
 
 void cmd_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));

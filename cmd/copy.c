@@ -21,7 +21,7 @@ static const char help[]
     WORKER_OPTIONS_HELP
     "\nExamples:\n"
     "  nbdmirror copy disk.img nbd://hostb/\n"
-    "  nbdmirror copy nbd+unix:///?socket=/tmp/sock backup.img --bandwidth 50M\n"
+    "  nbdmirror copy 'nbd+unix:///?socket=/tmp/sock' backup.img --bandwidth 50M\n"
     "  nbdmirror copy disk.img [ qemu-nbd -f qcow2 disk.qcow2 ]\n";
 
 static int
@@ -41,7 +41,8 @@ run (struct cmd_line *line)
     if (status)
       return status;
   }
-  if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST"))
+  if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST") || !cmd_place_ok (line, &line->operands[0])
+      || !cmd_place_ok (line, &line->operands[1]))
     return line->status;
   o.source = line->operands[0].argv;
   o.nr_source = line->operands[0].nr_args;

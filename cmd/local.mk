@@ -3,6 +3,7 @@ nbdmirror_SOURCES = \
 	cmd/cmd.h \
 	cmd/main.c \
 	cmd/options.h cmd/options.c \
+	cmd/place.c \
 	cmd/units.h cmd/units.c \
 	cmd/progress.h cmd/progress.c \
 	cmd/serve.c \

@@ -173,6 +173,8 @@ run (struct cmd_line *line)
     return line->status;
   if (line->operands[0].nr_args != 1)
     return cmd_usage_error ("CONTROL is the path of a control socket, not a command");
+  if (!cmd_place_ok (line, &line->operands[1]))
+    return line->status;
   a.job.control = line->operands[0].argv[0];
   a.job.dest = a.settings.dest;
   a.job.dest.dest = line->operands[1].argv;

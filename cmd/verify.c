@@ -121,7 +121,8 @@ run (struct cmd_line *line)
     if (status)
       return status;
   }
-  if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST"))
+  if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST") || !cmd_place_ok (line, &line->operands[0])
+      || !cmd_place_ok (line, &line->operands[1]))
     return line->status;
   o.endpoint = s.dest.endpoint;
   return compare (line, &o, w.json, quiet);

@@ -40,6 +40,19 @@ number_or_null (bool known, double value)
   return known ? json_real (value) : json_null ();
 }
 
+/* Where to: a name, or all the words of a command. */
+static json_t *
+target (const struct job *j)
+{
+  char text[1024];
+  size_t n = 0;
+
+  for (unsigned i = 0; i < j->dest.nr_dest && n < sizeof text; i++)
+    n += (size_t) snprintf (text + n, sizeof text - n, i ? " %s" : "%s", j->dest.dest[i]);
+  json_t *words = json_string (text);
+  return words ? words : json_null (); /* no valid UTF-8 */
+}
+
 /* What only the worker knows: published to the filter. */
 static json_t *
 own_status (struct job *j)
@@ -78,7 +91,7 @@ own_status (struct job *j)
   json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
   const char *error = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
   json_object_set_new (o, "error", error ? json_string (error) : json_null ());
-  json_object_set_new (o, "target", json_string (j->dest.dest[0]));
+  json_object_set_new (o, "target", target (j));
   return o;
 }
 

@@ -129,6 +129,28 @@ refused 2 '--destination-stopped is missing' rollback none --token t
 refused 2 "--token 'a/b': " rollback none --token a/b --destination-stopped
 refused 1 'none: ' rollback none --token t --destination-stopped
 
+# A slip in a name must not become a local file (the last check below: nothing new is there).
+for sub in "mirror none" "copy disk" "verify disk"; do
+  while IFS='|' read -r dest pattern; do
+    # shellcheck disable=SC2086
+    refused 2 "$pattern" $sub "$dest"
+  done <<END
+nbb://host/|no NBD URI
+http://host/|no NBD URI
+nbd:/host/|begins with
+nbd+unix:/?socket=s|begins with
+host:10809|nbd://host:10809/
+[ nbdkit null 1M ]|one word
+|empty name
+END
+done
+touch host:10809
+has_to_exit 0 nbdmirror copy disk host:10809
+has_to_exit 0 nbdmirror copy disk ./host:10810
+has_to_exit 7 nbdmirror copy disk ../"${tmp##*/}"/disk
+grep -q 'is the source itself' err || fail "copying onto itself: $(cat err)"
+rm host:10809 host:10810
+
 # Output that cannot be written is an error.
 if [ -w /dev/full ]; then
   got=0; nbdmirror --help >/dev/full 2>err || got=$?
