@@ -232,7 +232,7 @@ job_handle_events (struct job *j)
 
   while (!j->over && (r = control_client_next_event (j->control, 0, &name, &data, &error)) != 0) {
     if (r == -1) {
-      job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "connection lost");
+      job_say (j, JOB_ERROR, "%s", error ? error : "out of memory"); /* it names the socket */
       free (error);
       job_end (j, JOB_FAILED);
       return -1;

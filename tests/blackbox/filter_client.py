@@ -50,7 +50,7 @@ class Client:
         end = time.monotonic() + timeout
         while b"\n" not in self.data:
             left = end - time.monotonic()
-            if left < 0 or not select.select([self.sock], [], [], left)[0]:
+            if not select.select([self.sock], [], [], max(0, left))[0]:
                 return None
             try:
                 more, fds, _, _ = socket.recv_fds(self.sock, 65536, 4)
