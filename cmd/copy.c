@@ -9,6 +9,7 @@
 
 #include "cmd/cmd.h"
 #include "cmd/progress.h"
+#include "cmd/units.h"
 #include "cmd/worker.h"
 #include "mirror/copy.h"
 
@@ -61,6 +62,15 @@ run (struct cmd_line *line)
   if (!w.json)
     w.progress = progress_new (stderr, NULL);
   enum job_result result = copy_run (&o, &report);
+  if (result == JOB_COMPLETED && report && !w.json) {
+    char size[UNITS_BUF], sent[UNITS_BUF], took[UNITS_BUF];
+    if (w.progress)
+      progress_break (w.progress);
+    cmd_notice ("copied: %s in %s, %s of it sent as data",
+                units_format_size (size, (uint64_t) json_integer_value (json_object_get (report, "size"))),
+                units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
+                units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))));
+  }
   return worker_finish (&w, result, report);
 }
 

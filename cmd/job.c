@@ -85,9 +85,11 @@ job_is_false (const json_t *status, const char *key)
 double
 job_left (const json_t *status)
 {
-  double dirty = job_number (status, "dirty-bytes", -1);
+  double dirty = job_number (status, "dirty-bytes", -1), size = job_number (status, "size", -1);
+  double left = dirty + job_number (status, "claimed-bytes", 0);
 
-  return dirty < 0 ? -1 : dirty + job_number (status, "claimed-bytes", 0);
+  /* A block that is written to while it is copied is in both. */
+  return dirty < 0 ? -1 : size >= 0 && left > size ? size : left;
 }
 
 double

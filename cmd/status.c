@@ -111,6 +111,35 @@ is_state (const json_t *status, const char *name)
   return strcmp (text_or_dash (status, "state"), name) == 0;
 }
 
+/* What a worker that is gone said about the future is no longer so. */
+static void
+print_forecast (const json_t *status)
+{
+  bool gone = strcmp (text_or_dash (status, "worker"), "attached") != 0;
+  const json_t *now = gone ? NULL : status;
+
+  line_start ("rate");
+  print_rate (now, "bandwidth");
+  if (job_number (status, "bandwidth-limit", 0) > 0) {
+    printf (" (limit ");
+    print_rate (status, "bandwidth-limit");
+    printf (")");
+  }
+  printf ("\n");
+  line_start ("dirty rate");
+  print_rate (now, "dirty-rate");
+  printf ("\n");
+  line_start ("ETA");
+  print_time (now, "eta-s", 1000);
+  printf ("\n");
+  line_start ("pause");
+  printf ("expected ");
+  print_time (now, "expected-downtime-ms", 1);
+  printf (", allowed ");
+  print_time (status, "max-downtime-ms", 1);
+  printf ("\n");
+}
+
 static void
 print_progress (const json_t *status)
 {
@@ -140,26 +169,7 @@ print_progress (const json_t *status)
   printf (", and zeroes for ");
   print_size (status, "zero-bytes");
   printf ("\n");
-  line_start ("rate");
-  print_rate (status, "bandwidth");
-  if (job_number (status, "bandwidth-limit", 0) > 0) {
-    printf (" (limit ");
-    print_rate (status, "bandwidth-limit");
-    printf (")");
-  }
-  printf ("\n");
-  line_start ("dirty rate");
-  print_rate (status, "dirty-rate");
-  printf ("\n");
-  line_start ("ETA");
-  print_time (status, "eta-s", 1000);
-  printf ("\n");
-  line_start ("pause");
-  printf ("expected ");
-  print_time (status, "expected-downtime-ms", 1);
-  printf (", allowed ");
-  print_time (status, "max-downtime-ms", 1);
-  printf ("\n");
+  print_forecast (status);
 }
 
 static void
