@@ -90,6 +90,24 @@ parse_connections (const char *text, unsigned *n)
   return true;
 }
 
+/* Can the report be written when the time comes?  Hours later is too late to learn of a wrong directory. */
+static bool
+report_possible (const char *path)
+{
+  bool exists = access (path, F_OK) == 0;
+  int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+
+  if (fd == -1 && errno != ENXIO) { /* a fifo that nobody reads yet */
+    cmd_error ("--report %s: %s", path, strerror (errno));
+    return false;
+  }
+  if (fd != -1)
+    close (fd);
+  if (!exists)
+    unlink (path);
+  return true;
+}
+
 bool
 worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
 {
@@ -138,24 +156,6 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   }
   if (!good)
     *status = EXIT_USAGE;
-  return true;
-}
-
-/* Can the report be written when the time comes?  Hours later is too late to learn of a wrong directory. */
-static bool
-report_possible (const char *path)
-{
-  bool exists = access (path, F_OK) == 0;
-  int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
-
-  if (fd == -1 && errno != ENXIO) { /* a fifo that nobody reads yet */
-    cmd_error ("--report %s: %s", path, strerror (errno));
-    return false;
-  }
-  if (fd != -1)
-    close (fd);
-  if (!exists)
-    unlink (path);
   return true;
 }
 
