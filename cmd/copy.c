@@ -71,6 +71,11 @@ run (struct cmd_line *line)
                 units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
                 units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))));
   }
+  if (result == JOB_CANCELLED && !w.json) {
+    if (w.progress)
+      progress_break (w.progress);
+    cmd_notice ("stopped: the destination is incomplete");
+  }
   return worker_finish (&w, result, report);
 }
 

@@ -104,6 +104,26 @@ take_option (struct arguments *a, int c)
   }
 }
 
+/* The last line: what has become of it, and what can be done now.  Errors were told already. */
+static void
+say_end (struct arguments *a, enum job_result result, const json_t *report)
+{
+  char sent[UNITS_BUF], took[UNITS_BUF];
+
+  if (a->worker.progress)
+    progress_break (a->worker.progress);
+  if (result == JOB_COMPLETED && report)
+    cmd_notice ("completed: %s sent in %s, pause %.1f ms, rollback token %s",
+                units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))),
+                units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
+                json_number_value (json_object_get (report, "downtime-ms")),
+                json_string_value (json_object_get (report, "rollback-token")));
+  else if (result == JOB_CANCELLED)
+    cmd_notice ("cancelled: the guest goes on at the source; the destination is incomplete");
+  else if (result == JOB_DETACHED)
+    cmd_notice ("stopped: changes go on being tracked; --resume goes on from here");
+}
+
 static int
 run_job (struct arguments *a)
 {
@@ -125,16 +145,8 @@ run_job (struct arguments *a)
   a->job.progress = worker_progress;
   a->job.started = worker_started;
   enum job_result result = job_run (&a->job, &report);
-  if (result == JOB_COMPLETED && report && !w->json) {
-    char sent[UNITS_BUF], took[UNITS_BUF];
-    if (w->progress)
-      progress_break (w->progress);
-    cmd_notice ("completed: %s sent in %s, pause %.1f ms, rollback token %s",
-                units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))),
-                units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
-                json_number_value (json_object_get (report, "downtime-ms")),
-                json_string_value (json_object_get (report, "rollback-token")));
-  }
+  if (!w->json)
+    say_end (a, result, report);
   return worker_finish (w, result, report);
 }
 

@@ -48,6 +48,10 @@ worker_signals (_Atomic int **flag)
   sigemptyset (&sa.sa_mask);
   sigaction (SIGINT, &sa, NULL);
   sigaction (SIGTERM, &sa, NULL);
+  /* The terminal is gone: leave in order as well.  Unless nohup has said that it does not matter. */
+  struct sigaction hup;
+  if (sigaction (SIGHUP, NULL, &hup) == 0 && hup.sa_handler != SIG_IGN)
+    sigaction (SIGHUP, &sa, NULL);
   *flag = &asked;
   return signal_fd;
 }

@@ -59,7 +59,7 @@ bool worker_option (int c, struct worker *w, struct worker_settings *s, int *sta
 /* Parse a time option; false: a usage error was printed. */
 bool worker_parse_ms (const char *option, const char *text, uint64_t *ms);
 
-/* SIGINT asks to cancel, SIGTERM to detach; a second one kills.  Returns the descriptor to wait for, or -1. */
+/* SIGINT asks to cancel, SIGTERM and SIGHUP to detach; a second one kills.  Returns the descriptor to wait for, or -1. */
 int worker_signals (_Atomic int **signal);
 
 /* Callbacks of job.h and copy.h; OPAQUE is the struct worker. */
