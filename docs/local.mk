@@ -5,7 +5,7 @@ pods = \
 	docs/nbdmirror.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdmirror-control.pod
-EXTRA_DIST += $(pods) docs/design.md
+EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/run.sh
 
 if HAVE_POD2MAN
 man_MANS += \
