@@ -34,6 +34,7 @@ copier_init (struct copier *c, struct session *s, unsigned index)
   c->buffer_size = request + (s->min_block > ALIGNMENT ? s->min_block : ALIGNMENT);
   size_t fit = ENGINE_BUFFER_BYTES / s->nr_copiers / c->buffer_size;
   c->nr_slots = fit < 3 ? 2 : fit - 1 < ENGINE_DEPTH ? (unsigned) fit - 1 : ENGINE_DEPTH;
+  window_init (&c->window, c->nr_slots);
 
   c->slots = calloc (c->nr_slots, sizeof *c->slots);
   if (c->slots == NULL)
@@ -94,13 +95,17 @@ static uint64_t
 fill (struct copier *c)
 {
   while (c->waiting == NULL && !atomic_load (&c->session->draining)
-         && c->nr_active < c->nr_slots && channel_room (c->source) > 0
+         && c->nr_active < (c->at_once ? c->window.depth : c->nr_slots) && channel_room (c->source) > 0
          && channel_room (c->dest) > 0) {
     struct slot *sl = free_slot (c);
     enum engine_work w = engine_next (c->engine, c->index == 0, !c->verifying, &sl->task);
     if (w == WORK_NONE)
       return sl->task.wait_ns;
     slot_start (sl, w);
+    /* What is there already is sent on while it is in the processor's cache. */
+    bool at_once = channel_run (c->source);
+    if (w == WORK_DATA)
+      c->at_once = at_once;
     if (atomic_load (&c->session->stop))
       break;
   }

@@ -13,6 +13,7 @@
 
 #include "mirror/engine.h"
 #include "mirror/session.h"
+#include "mirror/window.h"
 
 struct copier;
 
@@ -38,6 +39,7 @@ struct slot {
   uint64_t zero_end;       /* zeroes: up to here (relative) the source is known to be zero */
   uint64_t write_end;      /* zeroes: up to here the destination must be written */
   unsigned outstanding;    /* requests at the destination */
+  uint64_t sent_ns;        /* when the first of them was sent */
   int failure;             /* errno, once pos is UINT64_MAX: send no more */
   uint8_t *buf;
   struct slot *next;       /* in the list of those that wait for room */
@@ -53,6 +55,8 @@ struct copier {
   unsigned nr_slots;
   struct slot *slots;
   unsigned nr_active;
+  struct window window;
+  bool at_once;         /* the source answered the last read at once, from the page cache */
   uint8_t *buffers;     /* nr_slots + 1 of buffer_size; the last one is for reading back */
   size_t buffer_size;
   uint8_t *readback;

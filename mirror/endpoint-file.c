@@ -6,7 +6,7 @@
  * (O_DIRECT, libaio).  Direct is the fast way for cold data and leaves the guest's cache alone; but a
  * direct read of a block that was just written forces its write-back, and the writer waits for that.
  *
- * The question "is it all there?" goes to mincore(), on a mapping that is never touched: it starts
+ * The question "is it all there?" goes to cachestat(), or mincore() on a mapping that is never touched: they start
  * no I/O.  Then RWF_NOWAIT, because a page can go away meanwhile, and because mincore() says
  * "yes" to everyone who may not write to the file.  (RWF_NOWAIT alone would do, but for what is
  * missing it starts to read ahead: measured on Linux 6.18, a cold file was in the cache afterwards.)
@@ -30,12 +30,19 @@
 #include <fcntl.h>
 #include <libaio.h>
 #include <linux/falloc.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+/* Debian 12's kernel headers are older than this call; it has this number nearly everywhere. */
+#if !defined SYS_cachestat && !defined __alpha__
+#define SYS_cachestat 451
+#endif
 
 #define FILE_ROOM 64u
 
@@ -78,13 +85,38 @@ buffered (int fd, enum op_kind kind, void *buf, uint64_t len, uint64_t offset)
   return 0;
 }
 
+/* cachestat() counts folios, mincore() looks for each page: 7 % of a whole copy's processor time.  Linux
+ * 6.5 and later; refused where the file is neither ours nor writable to us.  -1 if it cannot tell. */
+static int
+all_in_cache (int fd, uint64_t len, uint64_t offset, size_t page)
+{
+#ifdef SYS_cachestat
+  const struct { uint64_t offset, len; } range = { offset, len };
+  struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } pages;
+  static atomic_bool missing;
+  uint64_t last = offset + len - 1;
+
+  if (atomic_load (&missing))
+    return -1;
+  if (syscall (SYS_cachestat, fd, &range, &pages, 0) == 0)
+    return pages.cached == last / page - offset / page + 1;
+  if (errno == ENOSYS)
+    atomic_store (&missing, true);
+#endif
+  (void) fd, (void) len, (void) offset, (void) page;
+  return -1;
+}
+
 static bool
 is_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
 {
   unsigned char pages[ENDPOINT_MAX_REQUEST / 4096 + 1];
   uint64_t from = offset & ~(uint64_t) (fep->page - 1);
   size_t nr = (size_t) ((offset + len - from + fep->page - 1) / fep->page);
+  int all = all_in_cache (fep->fd, len, offset, fep->page);
 
+  if (all != -1)
+    return all;
   if (!fep->map || mincore ((char *) fep->map + from, (size_t) (offset + len - from), pages) == -1)
     return false;
   for (size_t i = 0; i < nr; i++)

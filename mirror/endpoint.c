@@ -292,6 +292,15 @@ run_done (struct channel *ch)
   }
 }
 
+bool
+channel_run (struct channel *ch)
+{
+  if (ch->error || !ch->done.first)
+    return false;
+  run_done (ch);
+  return true;
+}
+
 void
 channel_close (struct channel *ch)
 {

@@ -120,6 +120,8 @@ int channel_flush (struct channel *ch, channel_done done, void *opaque);
 unsigned channel_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int *timeout_ms);
 /* Handle what poll() returned for exactly those FDS, and run completions.  0, or -1 when the channel is dead (see above). */
 int channel_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr);
+/* Run the completions of what is done already, as channel_dispatch() would.  Were there any? */
+bool channel_run (struct channel *ch);
 /* Why it is dead, or NULL. */
 const char *channel_error (const struct channel *ch);
 

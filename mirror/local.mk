@@ -44,6 +44,8 @@ libmirror_la_SOURCES = \
 	mirror/sync.c \
 	mirror/sync.h \
 	mirror/verify.c \
-	mirror/verify.h
+	mirror/verify.h \
+	mirror/window.c \
+	mirror/window.h
 libmirror_la_CFLAGS = $(AM_CFLAGS) $(LIBNBD_CFLAGS) $(JANSSON_CFLAGS)
 libmirror_la_LIBADD = $(LIBNBD_LIBS) $(LIBAIO_LIBS) $(JANSSON_LIBS)

@@ -183,6 +183,10 @@ on_written (void *opaque, int err)
 {
   struct slot *sl = opaque;
   sl->outstanding--;
+  if (sl->outstanding == 0) {
+    uint64_t now = now_ns ();
+    window_reply (&sl->c->window, now - sl->sent_ns, now);
+  }
   if (err)
     write_failed (sl, err);
   else if (sl->pos == UINT64_MAX)
@@ -234,7 +238,8 @@ send_data (struct slot *sl)
       write_failed (sl, errno);
       return;
     }
-    sl->outstanding++;
+    if (sl->outstanding++ == 0)
+      sl->sent_ns = now_ns ();
     sl->pos += n;
   }
 }

@@ -12,6 +12,7 @@ unit_tests = \
 	tests/unit/test-claims \
 	tests/unit/test-samples \
 	tests/unit/test-rate \
+	tests/unit/test-window \
 	tests/unit/test-estimate \
 	tests/unit/test-pass \
 	tests/unit/test-units \
@@ -48,6 +49,11 @@ tests_unit_test_samples_SOURCES = tests/unit/test-samples.c
 tests_unit_test_samples_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_samples_CFLAGS = $(unit_cflags)
 tests_unit_test_samples_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_window_SOURCES = tests/unit/test-window.c mirror/window.c
+tests_unit_test_window_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_window_CFLAGS = $(unit_cflags)
+tests_unit_test_window_LDADD = $(CRITERION_LIBS)
 
 tests_unit_test_rate_SOURCES = tests/unit/test-rate.c mirror/rate.c
 tests_unit_test_rate_CPPFLAGS = $(unit_cppflags)
