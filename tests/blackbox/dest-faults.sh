@@ -21,6 +21,29 @@ run_both "does the flush, never says so" 0 3 'not answer|no reply' --fault flush
 run_both "EIO for a flush" 0 3 'Input/output error' --fault flush:1=error:EIO
 run_both "applies a write late" 0 3 'closed|disconnect|EOF|reset' --fault write:5=late:0.1
 
+# A write of the lost session is applied after the new session began to copy (R12): the blocks wait in quarantine.  The
+# guest rewrites them meanwhile, so what comes late is old.
+late_write () {
+  rm -f "$tmp"/live.* "$tmp/report"
+  truncate -s "$size" "$tmp/live.img"
+  cp "$tmp/disk" "$tmp/shadow"
+  start_fake live --file "$tmp/live.img" --log "$tmp/live.requests" --fault write:1=late:1.5
+  start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --connections 1 --rate 100 --to 65536 --seconds 100
+  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --restart --on-ready complete \
+    "${limits[@]}" "$@" --report "$tmp/report"
+  wait_exit mirror 30
+  [ "$status" = 0 ] || fail "a write that comes late: mirror ended with $status"
+  wait_for 10 grep -q applied-late "$tmp/live.requests"
+  wait_exit guest 10
+  [ "$status" = 0 ] || fail "a write that comes late: the guest saw an error: $(cat "$tmp/guest.json")"
+  nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped \
+    >"$tmp/rollback.log" 2>&1 || fail "a write that comes late: cannot roll back"
+}
+late_write
+equal "$tmp/disk" "${uri[live]}"
+note "ok: a write that comes late, with the default grace"
+stop live
+
 # With patience a copy recovers as well.
 extra=(--give-up-after 10s)
 run_both "closes mid-request, with patience" 0 0 '' --fault write:7=close-mid
