@@ -122,6 +122,8 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
     cmd_notice ("cancelled: the guest goes on at the source; the destination is incomplete");
   else if (result == JOB_DETACHED)
     cmd_notice ("stopped: changes go on being tracked; --resume goes on from here");
+  else if (result == JOB_DEST_FAILED && report) /* no report: there was no job yet */
+    cmd_notice ("gave up: changes go on being tracked; once the destination is well, --resume goes on");
 }
 
 static int

@@ -107,6 +107,7 @@ add_movement (struct parts *p, const json_t *status, const char *state, uint64_t
 {
   char buf[UNITS_BUF];
   double percent = job_percent (status), left = job_left (status);
+  bool known = strcmp (state, "degraded") != 0; /* what was measured before says nothing now */
 
   if (percent >= 0)
     add (p, "%.1f %%", percent);
@@ -114,13 +115,13 @@ add_movement (struct parts *p, const json_t *status, const char *state, uint64_t
     add (p, "left %s", units_format_size (buf, (uint64_t) left));
   if (is_moving_state (state) && stalled_ms >= PROGRESS_STALL_MS)
     add (p, "stalled %s", units_format_time (buf, (double) (stalled_ms / 1000 * 1000)));
-  else if (job_has_number (status, "bandwidth"))
+  else if (known && job_has_number (status, "bandwidth"))
     add (p, "%s", units_format_rate (buf, job_number (status, "bandwidth", 0)));
   if (is_moving_state (state) && job_has_number (status, "eta-s"))
     add (p, "ETA %s", units_format_time (buf, 1000 * job_number (status, "eta-s", 0)));
   if (job_has_number (status, "dirty-rate"))
     add (p, "dirty %s", units_format_rate (buf, job_number (status, "dirty-rate", 0)));
-  if (job_has_number (status, "expected-downtime-ms"))
+  if (known && job_has_number (status, "expected-downtime-ms"))
     add (p, "pause %s",
          units_format_time (buf, job_number (status, "expected-downtime-ms", 0)));
   if (job_is_false (status, "converging") && is_moving_state (state))

@@ -111,11 +111,11 @@ is_state (const json_t *status, const char *name)
   return strcmp (text_or_dash (status, "state"), name) == 0;
 }
 
-/* What a worker that is gone said about the future is no longer so. */
+/* What was said about the future before the worker or the destination was lost is no longer so. */
 static void
 print_forecast (const json_t *status)
 {
-  bool gone = strcmp (text_or_dash (status, "worker"), "attached") != 0;
+  bool gone = strcmp (text_or_dash (status, "worker"), "attached") != 0 || is_state (status, "degraded");
   const json_t *now = gone ? NULL : status;
 
   line_start ("rate");
