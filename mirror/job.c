@@ -322,6 +322,7 @@ finish (struct job *j, json_t **report)
     endpoint_close (j->source);
   region_free (j->region);
   free (j->handoff_error);
+  handoff_result_free (&j->handoff_result);
   free (j->token);
   free (j);
 }
