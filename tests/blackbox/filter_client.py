@@ -151,8 +151,9 @@ class Region:
     def blocks(self, array):
         """The set of blocks whose bit is set."""
         offset = self.array_offset[ARRAYS.index(array)]
-        bits = int.from_bytes(self.map[offset:offset + 8 * self.words], "little")
-        return {i for i in range(self.nr_blocks) if bits >> i & 1}
+        words = struct.unpack_from("=%dQ" % self.words, self.map, offset)
+        return {64 * i + bit for i, word in enumerate(words) if word
+                for bit in range(64) if word >> bit & 1}
 
     def counter(self, array):
         return struct.unpack_from("=q", self.map, self.count_at + 8 * ARRAYS.index(array))[0]
@@ -227,6 +228,19 @@ def server_environment():
 class Server:
     """nbdkit with the mirror filter, in a private directory that close() removes."""
 
+    all = []
+
+    @classmethod
+    def discard_all(cls):
+        """After a failure: end what is left, and remove it."""
+        for s in cls.all:
+            for p in s.others + [s.process]:
+                if p.poll() is None:
+                    p.kill()
+                    p.wait()
+            shutil.rmtree(s.dir, ignore_errors=True)
+        cls.all = []
+
     def __init__(self, size=1 << 20, args=(), plugin=None, filters=(), **parameters):
         self.dir = tempfile.mkdtemp(prefix="nbdmirror-filter.", dir="/tmp")
         self.socket = self.dir + "/nbd"
@@ -240,10 +254,12 @@ class Server:
         self.clients = []
         self.handles = []
         self.process = None
+        self.others = []        # workers, to be ended with it
+        Server.all.append(self)
         self.start()
 
     def command(self):
-        command = ["nbdkit", "-f", "-P", self.dir + "/pid", "-U", self.socket, *self.args]
+        command = ["nbdkit", "-f", "--exit-with-parent", "-P", self.dir + "/pid", "-U", self.socket, *self.args]
         command += ["--filter=" + filter_path()]
         command += ["--filter=" + f for f in self.filters]
         return command + self.plugin + ["mirror-control=" + self.control] + self.parameters
@@ -341,4 +357,5 @@ class Server:
             log = self.log()
             assert "runtime error:" not in log and "Sanitizer" not in log, log
         finally:
+            Server.all.remove(self)
             shutil.rmtree(self.dir)
