@@ -15,7 +15,7 @@
 #include "mirror/copier.h"
 
 #define ALIGNMENT 4096u
-#define MAX_WAIT_MS 1000
+#define MAX_WAIT_NS UINT64_C (1000000000)
 
 int
 copier_init (struct copier *c, struct session *s, unsigned index)
@@ -99,8 +99,8 @@ fill (struct copier *c)
          && channel_room (c->dest) > 0) {
     struct slot *sl = free_slot (c);
     enum engine_work w = engine_next (c->engine, c->index == 0, !c->verifying, &sl->task);
-    if (w == WORK_NONE)
-      return sl->task.wait_ns;
+    if (w == WORK_NONE) /* a flush may be due long before a low limit lets the next request go */
+      return sl->task.wait_ns < MAX_WAIT_NS ? sl->task.wait_ns : MAX_WAIT_NS;
     slot_start (sl, w);
     /* What is there already is sent on while it is in the processor's cache. */
     bool at_once = channel_run (c->source);
@@ -109,7 +109,7 @@ fill (struct copier *c)
     if (atomic_load (&c->session->stop))
       break;
   }
-  return (uint64_t) MAX_WAIT_MS * 1000000;
+  return MAX_WAIT_NS;
 }
 
 static void

@@ -7,7 +7,8 @@
  * result.  libnbd has no time limits, so they are kept here, on coarse monotonic time: a
  * connection with requests in flight must answer one of them at least every request_timeout_ms, and
  * each of them within LATEST times that.  So a slow line with a long queue is not taken for a
- * dead one.
+ * dead one.  While it flushes it may be silent for FLUSH_TIMES as long: a server that wrote to its page
+ * cache then waits for the disk, and many keep everything else waiting meanwhile.
  *
  * The handles of a dead channel are closed before the requests are completed: nothing of
  * libnbd uses their buffers then.
@@ -24,10 +25,12 @@
 #include <string.h>
 
 #define LATEST 10
+#define FLUSH_TIMES 3
 
 struct conn {
   struct nbd_handle *h;
   unsigned in_flight;
+  unsigned flushes; /* of those */
   int64_t heard; /* now_ms() of the last reply, or of when it became busy */
   unsigned replies;
 };
@@ -53,6 +56,8 @@ completed (void *opaque, int *error)
   if (nc->stopping)
     return 1;
   c->in_flight--;
+  if (op->kind == OP_FLUSH)
+    c->flushes--;
   c->replies++;
   if (op->kind == OP_STATUS && err == 0 && op->nr_extents == 0)
     err = EPROTO;
@@ -147,6 +152,8 @@ nbd_start (struct channel *ch, struct op *op)
   op->private = c;
   if (c->in_flight++ == 0)
     c->heard = op->started;
+  if (op->kind == OP_FLUSH)
+    c->flushes++;
   /* completed() may run within this, for this request and for others. */
   if (submit (nc, c, op) != -1) {
     /* It can break while it sends; then only libnbd's last error says why. */
@@ -155,6 +162,8 @@ nbd_start (struct channel *ch, struct op *op)
     return 0;
   }
   c->in_flight--;
+  if (op->kind == OP_FLUSH)
+    c->flushes--;
   err = nbd_get_errno ();
   if (nbd_is_over (c->h)) {
     channel_die (ch, "%s: the connection is broken", ch->ep->name);
@@ -178,6 +187,13 @@ describe_op (const struct op *op, char *buf, size_t size)
   return buf;
 }
 
+/* How long this connection may be silent. */
+static int64_t
+patience (const struct nbd_channel *nc, const struct conn *c)
+{
+  return (c->flushes > 0 ? FLUSH_TIMES : 1) * (int64_t) nc->ch.ep->opts.request_timeout_ms;
+}
+
 /* When the requests of a channel are too late at the latest; INT64_MAX if there are none. */
 static int64_t
 deadline (const struct nbd_channel *nc)
@@ -188,8 +204,9 @@ deadline (const struct nbd_channel *nc)
   if (nc->ch.in_flight.first)
     first = nc->ch.in_flight.first->started + LATEST * timeout;
   for (unsigned i = 0; i < nc->nr_conns; i++)
-    if (nc->conns[i].in_flight > 0 && nc->conns[i].heard + timeout < first)
-      first = nc->conns[i].heard + timeout;
+    if (nc->conns[i].in_flight > 0
+        && nc->conns[i].heard + patience (nc, &nc->conns[i]) < first)
+      first = nc->conns[i].heard + patience (nc, &nc->conns[i]);
   return first;
 }
 
@@ -202,7 +219,7 @@ late_op (const struct nbd_channel *nc, int64_t now)
   for (struct op *op = nc->ch.in_flight.first; op; op = op->next) {
     const struct conn *c = op->private;
 
-    if (now >= op->started + LATEST * timeout || now >= c->heard + timeout)
+    if (now >= op->started + LATEST * timeout || now >= c->heard + patience (nc, c))
       return op;
   }
   return NULL;
@@ -219,6 +236,8 @@ check_time (struct nbd_channel *nc, int64_t now)
     return;
   if (now >= op->started + LATEST * timeout)
     timeout *= LATEST;
+  else
+    timeout = patience (nc, op->private);
   channel_die (&nc->ch, "%s: no reply to %s within %g s", nc->ch.ep->name,
                describe_op (op, what, sizeof what), (double) timeout / 1000.0);
   op->error = ETIMEDOUT;

@@ -15,11 +15,11 @@
  * never from within the call that started the request, and outside of any lock of the libraries: it may start
  * further requests on any channel of its thread.  ERROR is 0 or a positive errno.
  *
- * Every wait has a limit: an NBD connection that answers none of its requests for request_timeout_ms (or
- * leaves one unanswered for ten times that, while others are), or one that breaks, makes the
- * channel dead: channel_dispatch() returns -1, all requests of the channel are completed with
- * ESHUTDOWN (ETIMEDOUT for the silent one) first, and no request is accepted after.  Requests on
- * files have no limit: the kernel offers none.
+ * Every wait has a limit: an NBD connection that answers none of its requests for request_timeout_ms
+ * (three times that while it has to flush), or leaves one unanswered for ten times that while others
+ * are, or one that breaks, makes the channel dead: channel_dispatch() returns -1, all requests of the
+ * channel are completed with ESHUTDOWN (ETIMEDOUT for the silent one) first, and no request is accepted
+ * after.  Requests on files have no limit: the kernel offers none.
  *
  * The process must ignore SIGPIPE (libnbd cannot suppress it with TLS).
  */

@@ -31,6 +31,10 @@
 #define PAUSED_NS (100 * NS_PER_MS)
 #define FLUSH_INTERVAL_NS (1000 * NS_PER_MS)
 #define FLUSH_SLOW_NS (20 * NS_PER_MS)
+/* A long offline copy is not to begin again from zero when the line breaks, and its last flush must end
+ * within the time limit of a request. */
+#define OFFLINE_INTERVAL_NS (30000 * NS_PER_MS)
+#define OFFLINE_BYTES (UINT64_C (4) << 30)
 #define FLUSH_MIN_BYTES (UINT64_C (8) << 20)
 #define MAX_ZERO_BYTES (UINT64_C (1) << 30)
 #define MAX_ASK_BYTES (UINT64_C (2) << 30)
@@ -50,7 +54,16 @@ int
 engine_init (struct engine *e, struct region *region, struct endpoint *source,
              const struct engine_options *options, char **error)
 {
+  uint32_t max = endpoint_info (source)->max_request;
+
   memset (e, 0, sizeof *e);
+  if (max < region->geo.block_size) {
+    if (asprintf (error, "%s takes requests of at most %" PRIu32 " bytes, but blocks of %" PRIu32
+                  " bytes are tracked: choose a smaller block size (mirror-block-size=)",
+                  endpoint_name (source), max, region->geo.block_size) == -1)
+      *error = NULL;
+    return -1;
+  }
   e->notify_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (e->notify_fd == -1) {
     if (asprintf (error, "eventfd: %s", strerror (errno)) == -1)
@@ -62,7 +75,8 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
   e->options = *options;
   if (e->options.grace_ns == 0)
     e->options.grace_ns = ENGINE_GRACE_NS;
-  e->request_blocks = ENGINE_REQUEST_BYTES >> region->geo.block_shift;
+  e->request_blocks
+    = (max < ENGINE_REQUEST_BYTES ? max : ENGINE_REQUEST_BYTES) >> region->geo.block_shift;
   if (e->request_blocks == 0)
     e->request_blocks = 1;
   pthread_mutex_init (&e->lock, NULL);
@@ -274,7 +288,8 @@ flush_due (const struct engine *e, uint64_t now)
   if (e->flush_wanted)
     return true;
   if (e->options.offline)
-    return false;
+    return e->unflushed_bytes >= OFFLINE_BYTES
+           || (e->unflushed_bytes > 0 && now - e->last_flush_ns >= OFFLINE_INTERVAL_NS);
   /* With nothing to make durable, flush on only while the last flush counts heavily in the expected
    * pause: one that was slow once must not keep an idle disk from ever being ready. */
   if (e->unflushed_bytes == 0)
@@ -353,14 +368,22 @@ nothing (struct engine *e, struct engine_task *t, uint64_t wait)
   return WORK_NONE;
 }
 
+/* Does making blocks zero send as many bytes as writing data would?  The bandwidth limit counts it then. */
+static bool
+zeroes_cost (const struct engine *e)
+{
+  return e->session != NULL && !endpoint_info (e->session->dest)->can_zero;
+}
+
 static enum engine_work
 next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
 {
   const struct region_geometry *geo = &e->region->geo;
   uint64_t idle = e->hurry ? HURRY_NS : IDLE_NS;
+  bool cost = zeroes_cost (e);
   const struct pass_options o = {
     .max_data = e->request_blocks,
-    .max_zero = MAX_ZERO_BYTES >> geo->block_shift,
+    .max_zero = cost ? e->request_blocks : MAX_ZERO_BYTES >> geo->block_shift,
     .max_ask = MAX_ASK_BYTES >> geo->block_shift,
     .min_ask = endpoint_info (e->source)->can_status ? e->request_blocks : 0,
     .quarantine_ready = can_verify && e->grace_end_ns != 0 && now >= e->grace_end_ns,
@@ -390,24 +413,22 @@ next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t 
       && (e->pass_number == 0 || bitmap_count (e->region, REGION_QUARANTINE) == 0))
     pass_begin (e);
 
-  switch (kind) {
-  case PASS_ASK:
+  if (kind == PASS_ASK) {
     e->pass.hint_pending = true;
     return WORK_ASK;
-  case PASS_ZERO:
-    return take (e, t) ? WORK_ZERO : nothing (e, t, idle);
-  default:
-    if (!e->rate_off) {
-      t->wait_ns = rate_wait (&e->rate, now);
-      if (t->wait_ns > 0)
-        return WORK_NONE;
-    }
-    if (!take (e, t))
-      return nothing (e, t, idle);
-    if (!e->rate_off)
-      rate_take (&e->rate, region_bytes (geo, t->first, t->count));
-    return kind == PASS_VERIFY ? WORK_VERIFY : WORK_DATA;
   }
+  if (kind == PASS_ZERO && !cost)
+    return take (e, t) ? WORK_ZERO : nothing (e, t, idle);
+  if (!e->rate_off) {
+    t->wait_ns = rate_wait (&e->rate, now);
+    if (t->wait_ns > 0)
+      return WORK_NONE;
+  }
+  if (!take (e, t))
+    return nothing (e, t, idle);
+  if (!e->rate_off)
+    rate_take (&e->rate, region_bytes (geo, t->first, t->count));
+  return kind == PASS_ZERO ? WORK_ZERO : kind == PASS_VERIFY ? WORK_VERIFY : WORK_DATA;
 }
 
 enum engine_work

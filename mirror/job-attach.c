@@ -183,7 +183,9 @@ open_destination (struct job *j, json_t *status)
   }
   j->dest = *d;
   j->dest.endpoint.writable = true;
-  j->dest.endpoint.create = true;
+  /* What a left over job was written to is there, or lost: a new file in its place is neither. */
+  bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
+  j->dest.endpoint.create = !(left_over && j->o->start == JOB_RESUME);
   j->dest.endpoint.create_size = size;
   int errnum = 0;
   j->dest.opened = endpoint_open (d->dest, d->nr_dest, &j->dest.endpoint, &errnum, &error);

@@ -55,6 +55,10 @@ session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block
     return message ("%s takes requests of at least %" PRIu32 " bytes, but blocks of %" PRIu32
                     " bytes are tracked: choose a larger block size (mirror-block-size=)",
                     name, info->min_block, block_size);
+  uint32_t unit = info->min_block > SAMPLE_BYTES ? info->min_block : SAMPLE_BYTES;
+  if (info->max_request < unit)
+    return message ("%s takes requests of at most %" PRIu32 " bytes, and needs to take %" PRIu32, name,
+                    info->max_request, unit);
   uint64_t tail = disk_size % info->min_block;
   if (tail != 0 && info->size < disk_size - tail + info->min_block)
     return message ("%s takes only multiples of %" PRIu32 " bytes, too large for the end of the disk",
@@ -171,6 +175,8 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
   int errnum = 0;
   s->dest = o->opened ? o->opened : endpoint_open (o->dest, o->nr_dest, &o->endpoint, &errnum, error);
   o->opened = NULL;
+  /* From now on a file that has vanished is a lost destination: an empty new one is none. */
+  o->endpoint.create = false;
   if (s->dest == NULL) {
     if (errnum == EROFS)
       *problem = SESSION_REFUSED;

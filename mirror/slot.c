@@ -29,7 +29,8 @@
 #include "mirror/copier.h"
 
 #define ZERO_UNIT 4096u /* zeroes are looked for in pieces of this */
-#define MAX_ZERO_REQUEST (UINT64_C (128) << 20)
+/* A server may have to write the zeroes out, for all slots at the same time, within the time limit of a request. */
+#define MAX_ZERO_REQUEST (UINT64_C (32) << 20)
 #define MAX_STATUS_REQUEST (UINT64_C (2) << 30)
 
 static void step_zero (struct slot *sl);
@@ -58,8 +59,9 @@ dest_failed (struct slot *sl, const char *what, int err)
                      sl->length, sl->offset, strerror (err)))
       == -1)
     why = NULL;
-  /* A dead channel has the better explanation, and reports it by itself. */
-  if (err != ESHUTDOWN && err != ETIMEDOUT)
+  /* A dead channel has the better explanation, and reports it by itself.  (ERR does not tell: a server that
+   * shuts down answers ESHUTDOWN on a connection that lives.) */
+  if (channel_error (sl->c->dest) == NULL)
     session_fail (sl->c->session, why ? why : "out of memory");
   free (why);
   release (sl);
@@ -130,6 +132,8 @@ data_done (struct slot *sl)
   release (sl);
 }
 
+static void read_back (struct slot *sl);
+
 static void
 on_readback (void *opaque, int err)
 {
@@ -138,6 +142,10 @@ on_readback (void *opaque, int err)
 
   if (err) {
     dest_failed (sl, "read-back", err);
+    return;
+  }
+  if (sl->pos < sl->length) {
+    read_back (sl);
     return;
   }
   if (memcmp (sl->buf, sl->c->readback, sl->length) == 0)
@@ -150,20 +158,34 @@ on_readback (void *opaque, int err)
   data_done (sl);
 }
 
+/* Read the next part back: all of it, unless the destination takes smaller requests only. */
+static void
+read_back (struct slot *sl)
+{
+  struct copier *c = sl->c;
+  uint32_t min = c->session->min_block;
+  uint64_t at = sl->pos, n = sl->length - at;
+  uint32_t max = endpoint_info (c->session->dest)->max_request;
+
+  if (n > max)
+    n = max;
+  sl->pos += n;
+  n = (n + min - 1) / min * min;
+  if (channel_read (c->dest, c->readback + at, (uint32_t) n, sl->offset + at, on_readback, sl) == -1)
+    dest_failed (sl, "read-back", errno);
+}
+
 /* All pieces are acknowledged. */
 static void
 data_acknowledged (struct slot *sl)
 {
-  struct copier *c = sl->c;
   if (!sl->verify) {
     data_done (sl);
     return;
   }
   sl->state = SLOT_READBACK;
-  uint32_t min = c->session->min_block;
-  uint32_t length = (uint32_t) ((sl->length + min - 1) / min * min);
-  if (channel_read (c->dest, c->readback, length, sl->offset, on_readback, sl) == -1)
-    dest_failed (sl, "read-back", errno);
+  sl->pos = 0;
+  read_back (sl);
 }
 
 /* Stop sending; the slot is dropped when its last request has been answered. */
@@ -251,6 +273,8 @@ on_read (void *opaque, int err)
 
   if (atomic_load (&sl->c->session->stop))
     err = ESHUTDOWN;
+  else if (err == ESHUTDOWN && channel_error (sl->c->source) == NULL)
+    err = EIO; /* the server's own answer: trying again for ever would not help */
   if (err) {
     /* Nothing was sent, so the claim may go back.  If the channel is dead the copier reports that. */
     engine_task_unread (sl->c->engine, &sl->task, err);
@@ -342,8 +366,8 @@ on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned
   bool zero = false;
   uint64_t n = sl->zero_end - sl->pos;
 
-  if (err == ESHUTDOWN || err == ETIMEDOUT) {
-    dest_failed (sl, "block status", err);
+  if (channel_error (sl->c->dest) != NULL) {
+    dest_failed (sl, "block status", err ? err : ESHUTDOWN);
     return;
   }
   if (!err) {
@@ -353,6 +377,8 @@ on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned
   }
   if (zero) {
     sl->pos += n;
+    if (!endpoint_info (sl->c->session->dest)->can_zero)
+      engine_refund (sl->c->engine, n); /* taken by engine_next() */
     atomic_fetch_add (&sl->c->engine->counters.skipped_bytes, n);
     atomic_fetch_add (&sl->c->engine->counters.extent_bytes, n);
   } else

@@ -786,6 +786,23 @@ ENDPOINT_TEST (slow_but_alive)
   free (buf);
 }
 
+/* A server that writes its caches out may take longer for a flush than for anything else. */
+ENDPOINT_TEST (slow_flush)
+{
+  struct endpoint_options opts = { .writable = true, .request_timeout_ms = 600 };
+  struct answer a = { 0 };
+
+  if (!have_python ())
+    return;
+  struct endpoint *ep = must_open (FAKE "--fault flush:1=delay:1.1 ]", &opts);
+  struct channel *ch = must_channel (ep);
+  cr_assert (start (ch, FLUSH, NULL, 0, 0, &a) == 0);
+  cr_assert (drive (ch, &a, 1), "%s", channel_error (ch));
+  cr_assert (a.error == 0);
+  channel_close (ch);
+  endpoint_close (ep);
+}
+
 /* Closing ends, though the server says nothing more, and completes what is in flight. */
 ENDPOINT_TEST (close_while_silent)
 {

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a job gets through to destinations which are right, but not what one expects: one that answers a write
+# with ESHUTDOWN and keeps the connection; one that takes 64 KiB a request, also when blocks are read back; one
+# that cannot write zeroes, where the bandwidth limit holds all the same; one whose flush takes longer than any other
+# request may.  And that a local file which vanished is not made anew.
+. "$(dirname "$0")/lib.sh"
+
+random_disk "$tmp/disk" 16M
+
+# mirror_through TEXT FAKE-OPTIONS...: it is handed over, after a reconnect.
+mirror_through () {
+  local text=$1; shift
+  rm -f "$tmp"/src.control.fence
+  start_server src "$tmp/disk"
+  start_fake dst --size 16M "$@"
+  has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --on-ready complete \
+    --quarantine-grace 500ms --report "$tmp/report"
+  [ "$(field reconnects <"$tmp/report")" -ge 1 ] || fail "$text: there was no reconnect, so nothing is proven"
+  equal "$tmp/disk" "${uri[dst]}"
+  stop src
+  stop dst
+}
+
+mirror_through "error ESHUTDOWN" --fault write:5=error:ESHUTDOWN
+mirror_through "requests of 64 KiB" --max-block 64k --fault write:50=close
+
+start_fake small --file "$tmp/disk" --max-block 64k
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "${uri[small]}" "$tmp/copied"
+cmp "$tmp/disk" "$tmp/copied" || fail "copied from a source that takes 64 KiB a request: differs"
+
+# 16 MiB at 8 MiB a second: two seconds, but for the first burst.
+truncate -s 16M "$tmp/zero"
+start_fake nozero --size 16M --no-zero --no-status
+begin=$(date +%s%N)
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/zero" "${uri[nozero]}" --bandwidth 8M
+took=$(((($(date +%s%N) - begin)) / 1000000))
+[ $took -ge 1500 ] || fail "zeroes were sent as data beyond the bandwidth limit: 16 MiB in $took ms"
+
+start_fake slow --size 16M --fault flush:1=delay:1.5
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[slow]}" --request-timeout 1s --report "$tmp/report"
+[ "$(field reconnects <"$tmp/report")" = 0 ] || fail "a slow flush was taken for a lost destination"
+
+rm -f "$tmp"/src.control.fence
+start_server src "$tmp/disk"
+spawn mirror nbdmirror mirror "${control[src]}" "$tmp/local"
+wait_state "${control[src]}" ready 20
+stop mirror
+[ "$(status_of "${control[src]}" state)" = detached ] || fail "the job is not left over"
+rm "$tmp/local"
+has_to_exit 3 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "$tmp/local" --resume
+[ ! -e "$tmp/local" ] || fail "--resume made a new file where the destination had been"
