@@ -87,5 +87,5 @@ note "$kills kills: $((counted * 100 / size)) % of the data sent by our count, $
 [ "$logged" -ge "$size" ] || fail "the destination's log does not even have the disk once: $logged bytes"
 [ $((counted * 2)) -lt $((size * 3)) ] || fail "$counted bytes were sent for $size"
 [ $((logged * 2)) -lt $((size * 3)) ] || fail "$logged bytes reached the destination for $size"
-# The counter goes on across workers, but for what each of them had not published yet (250 ms) when it died.
-[ $((counted + kills * 64 * 1048576 * 4 / 10)) -gt "$logged" ] || fail "sent-bytes says $counted, the destination $logged"
+# Sent by our count is what was handed to the socket, so it may be more than what arrived, but not less.
+[ $((counted * 100)) -ge $((logged * 98)) ] || fail "sent-bytes says $counted, the destination $logged"
