@@ -1038,6 +1038,9 @@ def main():
     verbose = "-v" in sys.argv
     wanted = [a for a in sys.argv[1:] if a != "-v"]
     failed = 0
+    if not os.path.exists(filter_path()):
+        print("FAIL: %s is not built: run from the build directory, or give $builddir" % filter_path())
+        return 1
     for f in TESTS:
         if wanted and f.__name__ not in wanted:
             continue
