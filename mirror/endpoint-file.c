@@ -51,6 +51,7 @@ struct file_channel {
   io_context_t aio;
   int event_fd;      /* readable when direct requests are done; -1 if there is no AIO */
   unsigned nr_aio;   /* in the kernel */
+  bool no_aio;       /* the kernel refused it */
   struct iocb *iocbs; /* one for each op of the pool */
 };
 
@@ -159,6 +160,19 @@ direct_length (const struct op *op)
   return 0;
 }
 
+/* The context is made when it is first needed: its end takes tens of milliseconds (io_destroy() waits for
+ * all processors), and what is in the page cache needs none.  Where the system has no more of them
+ * (/proc/sys/fs/aio-max-nr) requests are done one at a time. */
+static bool
+have_aio (struct file_channel *fc)
+{
+  if (!fc->aio && !fc->no_aio && io_setup ((int) fc->ch.nr_ops, &fc->aio) < 0) {
+    fc->aio = NULL;
+    fc->no_aio = true;
+  }
+  return !fc->no_aio;
+}
+
 /* True if the kernel took the request. */
 static bool
 direct_submit (struct file_channel *fc, struct op *op, uint64_t len)
@@ -166,6 +180,8 @@ direct_submit (struct file_channel *fc, struct op *op, uint64_t len)
   struct iocb *iocb = &fc->iocbs[op - fc->ch.pool];
   int fd = file_of (op->ch)->direct_fd;
 
+  if (!have_aio (fc))
+    return false;
   if (op->kind == OP_READ)
     io_prep_pread (iocb, fd, op->buf, len, (long long) op->offset);
   else
@@ -373,7 +389,6 @@ file_channel_open (struct endpoint *ep, int *errnum, char **error)
 {
   struct file_endpoint *fep = (struct file_endpoint *) ep;
   struct file_channel *fc = calloc (1, sizeof *fc);
-  int r;
 
   if (!fc) {
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
@@ -390,12 +405,6 @@ file_channel_open (struct endpoint *ep, int *errnum, char **error)
   fc->event_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (fc->event_fd == -1) {
     endpoint_fail (errnum, error, errno, "%s: eventfd: %s", ep->name, strerror (errno));
-    goto fail;
-  }
-  r = io_setup ((int) fc->ch.nr_ops, &fc->aio);
-  if (r < 0) {
-    endpoint_fail (errnum, error, -r, "%s: io_setup: %s (see /proc/sys/fs/aio-max-nr)", ep->name,
-                   strerror (-r));
     goto fail;
   }
   return &fc->ch;

@@ -3,7 +3,7 @@
  * The main loop of a live mirror job.  See job.h, and job-internal.h for the parts.
  *
  * One thread waits for: the filter (requests, events), the engine (a lost session, a finished pass), signals,
- * and the clock.  Every SAMPLE_NS it looks at the counters and decides.
+ * and the clock.  At least every SAMPLE_NS it looks at the counters and decides.
  */
 
 #include <config.h>
@@ -20,6 +20,7 @@
 
 #define NS_PER_MS UINT64_C (1000000)
 #define SAMPLE_NS (100 * NS_PER_MS)
+#define SAMPLE_SOON_NS (20 * NS_PER_MS)
 #define PUBLISH_NS (250 * NS_PER_MS)
 #define MAX_PASSES 30   /* guards of blueprint 7, counted outside ready */
 #define MAX_SENT_DISKS 3
@@ -202,10 +203,19 @@ check_signal (struct job *j)
 
 /* ---- the loop ---- */
 
+/* When the next sample is to be taken: soon if all that is missing is a second one with nothing left. */
+static uint64_t
+sample_due_ns (struct job *j)
+{
+  bool soon = !j->ready && !j->paused && j->supervisor.state == SUPERVISOR_COPYING
+              && engine_left_bytes (&j->engine) == 0;
+  return j->last_sample_ns + (soon ? SAMPLE_SOON_NS : SAMPLE_NS);
+}
+
 static void
 wait_for_something (struct job *j)
 {
-  uint64_t now = now_ns (), due = j->last_sample_ns + SAMPLE_NS;
+  uint64_t now = now_ns (), due = sample_due_ns (j);
   int timeout = now >= due ? 0 : (int) ((due - now) / NS_PER_MS) + 1;
   if (j->final == FINAL_COPY && timeout > 1)
     timeout = 1;
@@ -250,7 +260,7 @@ run (struct job *j)
     job_final_step (j);
     job_handoff_poll (j);
     uint64_t now = now_ns ();
-    if (now - j->last_sample_ns < SAMPLE_NS)
+    if (now < sample_due_ns (j))
       continue;
     if (j->supervisor.state == SUPERVISOR_COPYING)
       take_sample (j, now);
