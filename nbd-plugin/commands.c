@@ -54,7 +54,8 @@ relay (struct call *c)
   else if (c->m->job.worker != NULL)
     job_relay (c->m, c->peer, c->id, c->name, c->args, RELAY_LIMIT_MS);
   else if (c->m->job.region != NULL)
-    control_error (c->peer, c->id, "DeviceNotActive", "no worker is attached to job '%s': 'nbdmirror mirror --resume' starts one",
+    control_error (c->peer, c->id, "DeviceNotActive",
+                   "no worker is attached to job '%s': 'nbdmirror mirror --resume' starts one",
                    DEFAULT_ID);
   else
     control_error (c->peer, c->id, "DeviceNotActive", "there is no job '%s'", DEFAULT_ID);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Events.  State, job status and gate change in many places, the gate even in guest threads; so one function
- * compares them with what was told last, after everything that may have changed them.
+ * Events.  State, job status and gate change in many places, the gate even in guest threads; so one
+ * function compares them with what was told last, after everything that may have changed them.
  */
 
 #include <config.h>

@@ -61,8 +61,8 @@ parse (json_t *o, struct fence_record *r)
   return true;
 }
 
-/* 1: it is there (*R filled in, or *WARNING set and the token empty); 0: it is not; -1: cannot tell.
- * An empty draft is one whose writer died before it was durable: its disk was never prepared. */
+/* 1: it is there (*R filled in, or *WARNING set and the token empty); 0: it is not; -1: cannot
+ * tell. An empty draft is one whose writer died before it was durable: its disk was never prepared. */
 static int
 read_record (const char *path, bool never_used_if_empty, struct fence_record *r, char **warning,
              char **error)
@@ -220,7 +220,8 @@ fence_remove (struct fence *f, char **error)
 {
   if (f->state == FENCE_NONE)
     return 0;
-  if ((unlink (f->path) == -1 && errno != ENOENT) || (unlink (f->draft_path) == -1 && errno != ENOENT))
+  if ((unlink (f->path) == -1 && errno != ENOENT)
+      || (unlink (f->draft_path) == -1 && errno != ENOENT))
     return fail (error, "cannot remove the fence record %s: %s", f->path, strerror (errno));
   if (sync_directory (f->path, error) == -1)
     return -1;

@@ -40,8 +40,9 @@ struct fence {
 /* 1 to 64 characters of [A-Za-z0-9._-] */
 bool fence_token_valid (const char *token);
 
-/* Look what is there for the control socket CONTROL.  0, and the state is set; *WARNING (caller frees) is set
- * to a message where the record is damaged: it counts as a fence then.  -1 with *ERROR (caller frees). */
+/* Look what is there for the control socket CONTROL.  0, and the state is set; *WARNING (caller
+ * frees) is set to a message where the record is damaged: it counts as a fence then.  -1 with
+ * *ERROR (caller frees). */
 int fence_open (struct fence *f, const char *control, char **warning, char **error);
 void fence_close (struct fence *f); /* leaves the files alone */
 

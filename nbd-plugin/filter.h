@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * What the parts of the filter share.  One `struct mirror` a server: nbdkit gives its callbacks
- * no place to keep one, so it is a static variable of mirror-filter.c, and everything else gets a pointer.
+ * no place to keep one, so it is a static variable of mirror-filter.c, and everything else gets a
+ * pointer.
  *
  * Threads: nbdkit's threads use `config`, `tracker` and `gate` and nothing else, and run only the
  * callbacks in mirror-filter.c.  All else belongs to the control thread (thread.c) from

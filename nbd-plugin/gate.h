@@ -11,19 +11,20 @@
  *    +------------------+                                        |
  *    +-----------------------------------------------------------+  rollback
  *
- * A hold is a lease: whoever looks at the gate after the lease's end, a waiting guest thread or the control thread,
- * ends it, so that a control thread that is stuck in a slow file system keeps no guest
- * waiting.  Each hold has a generation, never used again.  A prepared hold ends only through its
- * decision word: compare-and-swap to "abort" first, then what the word says is done.
+ * A hold is a lease: whoever looks at the gate after the lease's end, a waiting guest thread or the
+ * control thread, ends it, so that a control thread that is stuck in a slow file system keeps no
+ * guest waiting.  Each hold has a generation, never used again.  A prepared hold ends only through
+ * its decision word: compare-and-swap to "abort" first, then what the word says is done.
  *
  * The order that makes a drain see every mutation (model: guest process, GATEINC):
  *   mutation:  count up; look at the gate; if not open count down, wait, and start again
  *   drain:     gate held; then each shard of the counter is seen at 0 once
  * All of these are sequentially consistent.  Who came before the hold is counted until its dirty
- * bits are set; who comes later sees the hold.  One look per shard is enough, at any time while this
- * generation is held, since nobody who is counted later passes.
+ * bits are set; who comes later sees the hold.  One look per shard is enough, at any time while
+ * this generation is held, since nobody who is counted later passes.
  *
- * Locks: `lock` protects everything but the atomics; it is a leaf, and nothing slow is done under it.
+ * Locks: `lock` protects everything but the atomics; it is a leaf, and nothing slow is done under
+ * it.
  */
 
 #ifndef NBDMIRROR_GATE_H
@@ -50,7 +51,7 @@ struct gate_shard {
 struct gate {
   struct gate_shard in_flight[GATE_SHARDS];
   _Alignas (64) _Atomic uint32_t word; /* enum gate_mode | GATE_DRAINING */
-  int wake_fd;                         /* eventfd, owned: written when the control thread should look */
+  int wake_fd;                         /* eventfd, owned: the control thread should look */
 
   _Alignas (64) pthread_mutex_t lock;
   pthread_cond_t changed; /* the mode changed */
@@ -76,8 +77,8 @@ struct gate_view {
   unsigned waiting;
 };
 
-/* Called by waiters, without the lock, at least every GATE_SLICE_NS.  0 to go on, or the errno with which
- * the mutation shall fail (ESHUTDOWN). */
+/* Called by waiters, without the lock, at least every GATE_SLICE_NS.  0 to go on, or the errno with
+ * which the mutation shall fail (ESHUTDOWN). */
 typedef int gate_probe (void *opaque);
 
 int64_t gate_now (void); /* CLOCK_MONOTONIC, nanoseconds */
@@ -89,8 +90,8 @@ void gate_destroy (struct gate *g);
 int gate_wait (struct gate *g, unsigned shard, gate_probe *probe, void *opaque);
 void gate_wake (struct gate *g);
 
-/* Before a mutation.  SHARD < GATE_SHARDS.  Returns 0: it is counted and may pass, gate_leave() is owed;
- * EPERM: fenced; or what PROBE returned, or ESHUTDOWN. */
+/* Before a mutation.  SHARD < GATE_SHARDS.  Returns 0: it is counted and may pass, gate_leave() is
+ * owed; EPERM: fenced; or what PROBE returned, or ESHUTDOWN. */
 static inline int
 gate_enter (struct gate *g, unsigned shard, gate_probe *probe, void *opaque)
 {
@@ -112,29 +113,32 @@ gate_leave (struct gate *g, unsigned shard)
 /* Mutations below now; a sum of looks at different instants, for status only. */
 uint64_t gate_in_flight (const struct gate *g);
 
-/* Close the gate for LEASE_NS.  0 and *GENERATION; or EBUSY (held already), EPERM (fenced), ESHUTDOWN. */
+/* Close the gate for LEASE_NS.  0 and *GENERATION; or EBUSY (held already), EPERM (fenced),
+ * ESHUTDOWN. */
 int gate_hold (struct gate *g, int64_t lease_ns, uint64_t *generation);
 
-/* Has everything that passed before this hold ended?  0: yes; EAGAIN: not yet; ETIME: the hold is over
- * (any reason), or was never. */
+/* Has everything that passed before this hold ended?  0: yes; EAGAIN: not yet; ETIME: the hold is
+ * over (any reason), or was never. */
 int gate_drained (struct gate *g, uint64_t generation);
 
-/* From now on this hold ends only as WORD says (see above).  0, or ETIME (hold over), EAGAIN (not drained).
- * WORD must live until the hold has ended. */
+/* From now on this hold ends only as WORD says (see above).  0, or ETIME (hold over), EAGAIN (not
+ * drained). WORD must live until the hold has ended. */
 int gate_prepare (struct gate *g, uint64_t generation, struct decision *word, bool keep);
 
 /* Look at the lease and at the word, and do what they say. */
 void gate_settle (struct gate *g);
 
 /* End a hold early. GENERATION 0 means whichever runs.  REASON is a constant.  0: the gate is open;
- * EALREADY: it is fenced, or the word said "commit" and so it is now; ESTALE: another generation, or not held. */
+ * EALREADY: it is fenced, or the word said "commit" and so it is now; ESTALE: another generation,
+ * or not held. */
 int gate_release (struct gate *g, uint64_t generation, const char *reason);
 
 void gate_fence (struct gate *g, uint64_t generation); /* at start: a fence record was found */
 void gate_unfence (struct gate *g);                    /* rollback */
 
-/* The server stops: waiting mutations fail with ESHUTDOWN, the gate opens for nobody any more.  A hold that
- * is prepared is still to be released: that decides its word, and fences if it says "commit". */
+/* The server stops: waiting mutations fail with ESHUTDOWN, the gate opens for nobody any more.  A
+ * hold that is prepared is still to be released: that decides its word, and fences if it says
+ * "commit". */
 void gate_stop (struct gate *g);
 
 void gate_look (struct gate *g, struct gate_view *view); /* settles first */

@@ -50,8 +50,8 @@ drop_draft (struct mirror *m)
   m->handoff.retry_ns = gate_now () + RETRY_NS;
 }
 
-/* The gate is fenced in memory: make that durable and tell everybody.  False if the record cannot be
- * written now; then it is tried again. */
+/* The gate is fenced in memory: make that durable and tell everybody.  False if the record cannot
+ * be written now; then it is tried again. */
 static bool
 commit (struct mirror *m)
 {
@@ -296,12 +296,13 @@ handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64
     control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
     return;
   }
-  if (generation != 0 && gate.mode == GATE_OPEN) { /* over already; the next one is not his to end */
+  if (generation != 0 && gate.mode == GATE_OPEN) { /* over; the next is not his to end */
     control_reply (peer, id, NULL, -1);
     return;
   }
   if (generation == 0 && h->active && h->coordinator != peer) {
-    /* A coordinator that was refused with Busy tidies up: that must not hit the one that is at work. */
+    /* A coordinator that was refused with Busy tidies up: that must not hit the one that is at
+     * work. */
     control_error (peer, id, "Busy", "that is another coordinator's hand-off: name its generation");
     return;
   }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The two-phase hand-off of this disk (blueprint 7).  The coordinator gives every disk's filter the same
- * decision word; the worker holds the gate, copies the rest and says "prepared"; then the word
+ * The two-phase hand-off of this disk (blueprint 7).  The coordinator gives every disk's filter the
+ * same decision word; the worker holds the gate, copies the rest and says "prepared"; then the word
  * decides, whoever dies.
  *
  *   none --mirror-prepare--> asked --mirror-hold--> holding --mirror-prepared--> prepared
@@ -29,12 +29,14 @@ void handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, 
 void handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error);
 
 /* job-finalize, mirror-release, mirror-rollback. Answer. */
-void handoff_finalize (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation);
+void handoff_finalize (struct mirror *m, struct control_peer *peer, json_t *id,
+                       uint64_t generation);
 void handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation);
 void handoff_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const char *token);
 
-/* Abort, unless the word says "commit" already: then it is committed.  CLASS and REASON (a constant) go to
- * the coordinator if it still waits for an answer.  Nothing happens if none is active. */
+/* Abort, unless the word says "commit" already: then it is committed.  CLASS and REASON (a
+ * constant) go to the coordinator if it still waits for an answer.  Nothing happens if none is
+ * active. */
 void handoff_abort (struct mirror *m, const char *class_, const char *reason);
 
 void handoff_tick (struct mirror *m);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * nbdkit-mirror-filter: marks every mutation in the dirty bitmaps of attached mirror jobs, and lets a worker hold
- * and finally fence the guest's mutations.  This file has nbdkit's callbacks and the parameters, nothing else.
+ * nbdkit-mirror-filter: marks every mutation in the dirty bitmaps of attached mirror jobs, and lets
+ * a worker hold and finally fence the guest's mutations.  This file has nbdkit's callbacks and the
+ * parameters, nothing else.
  *
  * The filter sits in the guest's I/O path, so it does as little as it can: reads, flushes and
  * block status do not come here at all, nor do any of the can_ callbacks, so that everything the
@@ -40,8 +41,9 @@ struct handle {
 static _Atomic unsigned next_shard;
 static _Atomic bool refusal_logged;
 
-/* The process that would leave the socket behind if it exits before cleanup, or 0: the one that bound it; but
- * once it has forked it may be the parent of the real server, and only after_fork tells who that is. */
+/* The process that would leave the socket behind if it exits before cleanup, or 0: the one that
+ * bound it; but once it has forked it may be the parent of the real server, and only after_fork
+ * tells who that is. */
 static pid_t socket_owner;
 static bool serving;
 
@@ -262,8 +264,8 @@ mirror_prepare (nbdkit_next *next, void *handle, int readonly)
   return -1;
 }
 
-/* What a waiting mutation asks now and then: shall it give up?  nbdkit_nanosleep looks at the server's
- * shutdown and at this connection, and is the one thing that does. */
+/* What a waiting mutation asks now and then: shall it give up?  nbdkit_nanosleep looks at the
+ * server's shutdown and at this connection, and is the one thing that does. */
 static int
 probe (void *opaque)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Watching another process until it has ended: by a pidfd; where there is none (Linux before 5.3, valgrind) by its
- * start time in /proc, which has to be looked at again and again.
+ * Watching another process until it has ended: by a pidfd; where there is none (Linux before 5.3,
+ * valgrind) by its start time in /proc, which has to be looked at again and again.
  */
 
 #ifndef NBDMIRROR_PROCESS_H

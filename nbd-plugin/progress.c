@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the worker publishes with mirror-progress, checked field by field before it is kept: it is shown to
- * every user, and given to the next worker.  Fields that are not known here are kept if they are
- * plain values, so that a newer worker can tell a newer command line more than this filter knows.
+ * What the worker publishes with mirror-progress, checked field by field before it is kept: it is
+ * shown to every user, and given to the next worker.  Fields that are not known here are kept if
+ * they are plain values, so that a newer worker can tell a newer command line more than this filter
+ * knows.
  */
 
 #include <config.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * What users are told about the job: query-mirror, query-block-jobs, query-jobs.  The filter's own
- * knowledge overrides what the worker published.  Counters come from shared memory that a worker may have
- * overwritten, so they are cut to what is possible.
+ * knowledge overrides what the worker published.  Counters come from shared memory that a worker
+ * may have overwritten, so they are cut to what is possible.
  */
 
 #include <config.h>

@@ -3,9 +3,9 @@
  * The control thread.  See thread.h.
  *
  * It is woken by clients, by the gate (wake_fd), by the end of the worker's process (pidfd), and by
- * time: every SHUTDOWN_POLL_MS it asks nbdkit whether the server stops, which nbdkit tells a filter in no
- * other way; while a hold runs until its lease ends; while it is prepared every PREPARED_POLL_MS, since
- * the decision word changes without any message.
+ * time: every SHUTDOWN_POLL_MS it asks nbdkit whether the server stops, which nbdkit tells a filter
+ * in no other way; while a hold runs until its lease ends; while it is prepared every
+ * PREPARED_POLL_MS, since the decision word changes without any message.
  */
 
 #include <config.h>
@@ -69,8 +69,8 @@ wait_for_something (struct mirror *m)
     nbdkit_error ("mirror: eventfd: %m");
 }
 
-/* nbdkit waits for every client to leave, the worker's own NBD connection included: tell it.  Waiting
- * guests are told by nbdkit, through their own probes; the gate opens for nobody. */
+/* nbdkit waits for every client to leave, the worker's own NBD connection included: tell it. 
+ * Waiting guests are told by nbdkit, through their own probes; the gate opens for nobody. */
 static void
 shut_down (struct mirror *m)
 {

@@ -2,13 +2,13 @@
  *
  * The tracker: the disk's size, and the table of regions in which every mutation is marked.
  *
- * Guest threads only mark; the control thread alone changes the table.  Attaching with an old region
- * at hand goes: add the fresh one, merge the old one into it, remove the old one.  A mutation that
- * marked the old one only had taken the table's lock before the fresh one was added, so its bit is
- * there when the merge begins; from then on both are marked.
+ * Guest threads only mark; the control thread alone changes the table.  Attaching with an old
+ * region at hand goes: add the fresh one, merge the old one into it, remove the old one.  A
+ * mutation that marked the old one only had taken the table's lock before the fresh one was added,
+ * so its bit is there when the merge begins; from then on both are marked.
  *
- * Locks: `table` (read: marking; write: add, remove), `size` (first open against others).  Neither is
- * held while taking another lock.
+ * Locks: `table` (read: marking; write: add, remove), `size` (first open against others).  Neither
+ * is held while taking another lock.
  */
 
 #ifndef NBDMIRROR_TRACKER_H
@@ -36,8 +36,10 @@ struct tracker {
 void tracker_init (struct tracker *t);
 void tracker_destroy (struct tracker *t);
 
-/* The export was opened and has DISK_SIZE bytes.  The first call fixes the geometry (BLOCK_SIZE 0: the default).
- * 0, or -1 with *ERROR set (caller frees): the size differs from the first one, or cannot be tracked. */
+/* The export was opened and has DISK_SIZE bytes.  The first call fixes the geometry (BLOCK_SIZE 0:
+ * the default).
+ * 0, or -1 with *ERROR set (caller frees): the size differs from the first one, or cannot be
+ * tracked. */
 int tracker_opened (struct tracker *t, uint64_t disk_size, uint32_t block_size, char **error);
 
 /* The geometry, if it is known already. */

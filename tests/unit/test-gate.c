@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves of the gate: a drained hold has nobody below and lets nobody pass, however many threads push; a
- * lease ends even if only the waiting mutations look; a hold that is over cannot be prepared, released or
- * drained by its old generation; a prepared hold ends as the decision word says and in no other way.
+ * Proves of the gate: a drained hold has nobody below and lets nobody pass, however many threads
+ * push; a lease ends even if only the waiting mutations look; a hold that is over cannot be
+ * prepared, released or drained by its old generation; a prepared hold ends as the decision word
+ * says and in no other way.
  */
 
 #include <config.h>
