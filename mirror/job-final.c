@@ -97,7 +97,8 @@ job_final_released (struct job *j, const char *reason)
     return;
   if (j->final_request >= 0)
     job_reply (j, j->final_request, "LeaseEnded", "%s", reason);
-  job_say (j, JOB_WARNING, "the gate was released, the guest goes on: %s", reason);
+  job_say (j, JOB_WARNING, "%s, the guest goes on: %s",
+           j->final >= FINAL_COPY ? "the gate was released" : "hand-off given up", reason);
   back_to_copying (j);
 }
 

@@ -208,7 +208,8 @@ handle_event (struct job *j, const char *name, json_t *data)
   else if (!strcmp (name, "MIRROR_RELEASED")) {
     const char *reason = json_string_value (json_object_get (data, "reason"));
     uint64_t generation = (uint64_t) json_integer_value (json_object_get (data, "generation"));
-    if (j->final >= FINAL_COPY && generation == j->generation)
+    /* Generation 0: the hand-off was given up before anything was held for it. */
+    if (j->final >= FINAL_COPY ? generation == j->generation : generation == 0)
       job_final_released (j, reason ? reason : "no reason given");
   } else if (!strcmp (name, "MIRROR_SHUTDOWN")) {
     job_say (j, JOB_ERROR, "%s: the server is shutting down", j->o->control);
