@@ -231,6 +231,13 @@ finalize_disk (void *opaque)
   return NULL;
 }
 
+/* Whose hand-off is given up: over a new connection only its generation tells. */
+static json_t *
+release_args (const struct disk *d)
+{
+  return d->generation > 0 ? json_pack ("{s:I}", "generation", d->generation) : NULL;
+}
+
 /* The word says "abort" already, so every filter opens its gate by itself; this makes it at once.  A
  * connection that was lost, or whose prepare is not answered, is made anew. */
 static void *
@@ -240,14 +247,15 @@ release_disk (void *opaque)
   char *message = NULL;
 
   if (d->client == NULL
-      || control_client_call (d->client, "mirror-release", NULL, -1, CALL_MS, NULL, NULL, NULL,
-                              &message) == 0)
+      || control_client_call (d->client, "mirror-release", release_args (d), -1, CALL_MS, NULL, NULL,
+                              NULL, &message) == 0)
     return NULL;
   free (message); /* often: nothing is held there any more */
   control_client_free (d->client);
   d->client = control_client_connect (d->control, CONNECT_MS, &message);
   if (d->client != NULL)
-    control_client_call (d->client, "mirror-release", NULL, -1, CALL_MS, NULL, NULL, NULL, &message);
+    control_client_call (d->client, "mirror-release", release_args (d), -1, CALL_MS, NULL, NULL, NULL,
+                         &message);
   free (message); /* the first error is the one to report */
   return NULL;
 }
