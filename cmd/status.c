@@ -201,6 +201,21 @@ print_note (const char *fmt, ...)
   printf ("\n");
 }
 
+/* How long the destination's flush must take if it alone keeps the job from being ready; else 0. */
+static double
+slow_flush_ms (const json_t *status)
+{
+  double bandwidth = job_number (status, "bandwidth", 0), left = job_left (status);
+  double pause = job_number (status, "expected-downtime-ms", 0);
+  double allowed = job_number (status, "max-downtime-ms", 0);
+
+  if (!is_state (status, "copying") || left < 0)
+    return 0;
+  if (bandwidth > 0)
+    pause -= left / bandwidth * 1000;
+  return pause > allowed ? pause : 0;
+}
+
 /* What somebody who was woken up needs to be told in words. */
 static void
 print_notes (const json_t *status, const char *control)
@@ -222,6 +237,10 @@ print_notes (const json_t *status, const char *control)
     print_note ("%s: %s", text_or_dash (status, "state"), why);
   if (job_is_false (status, "converging") && !over)
     print_note ("not converging: the guest changes blocks faster than they are copied");
+  if (slow_flush_ms (status) > 0)
+    print_note ("not ready because the destination takes about %s to flush; 'nbdmirror set %s "
+                "max-downtime=TIME' allows a longer pause",
+                units_format_time (buf, slow_flush_ms (status)), control);
   if (job_number (status, "reconnects", 0) > 0)
     print_note ("%.0f reconnects to the destination, %s without it",
                 job_number (status, "reconnects", 0),

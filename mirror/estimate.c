@@ -101,8 +101,11 @@ estimate_eta_s (const struct estimate *e, double max_downtime_ms)
     return 0;
   if (e->bandwidth <= 0)
     return -1;
-  double fits = e->bandwidth * max_downtime_ms / 1000;
-  double left = (double) e->last.left_bytes - fits;
+  double left = (double) e->last.left_bytes;
+  double fixed_ms = e->expected_pause_ms - left / e->bandwidth * 1000;
+  if (e->pause_known && fixed_ms > max_downtime_ms)
+    return -1; /* the flush alone takes longer than is allowed */
+  left -= e->bandwidth * max_downtime_ms / 1000;
   if (left <= 0)
     return 0;
   double net = e->bandwidth - e->dirty_rate;

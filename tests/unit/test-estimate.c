@@ -142,6 +142,21 @@ Test (estimate, eta_is_what_is_left_over_what_remains_of_the_bandwidth)
   cr_assert_float_eq (estimate_eta_s (&e, 300), 10.0, 0.2); /* (730 - 30) / 70 */
 }
 
+Test (estimate, eta_is_unknown_while_the_flush_alone_takes_too_long)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = MIB };
+  const struct estimate_costs slow = { .flush_ns = 500 * MS };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 30, 10, 1, true, 300);
+  s.now_ns += 100 * MS;
+  estimate_add (&e, &s, &slow, 300);
+  cr_assert_not (e.ready);
+  cr_assert_lt (estimate_eta_s (&e, 300), 0);
+  cr_assert_float_eq (estimate_eta_s (&e, 1000), 0, 0.01);
+}
+
 Test (estimate, halved)
 {
   cr_assert (estimate_pass_halved (100, 50));
