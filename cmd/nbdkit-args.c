@@ -66,6 +66,24 @@ is_name (const char *name, size_t len, const char *other)
   return strlen (other) == len && memcmp (name, other, len) == 0;
 }
 
+/* Is the option NAME, which nbdkit lets users abbreviate, OPTION? */
+static bool
+is_option (const char *name, size_t len, const char *option)
+{
+  return len >= 2 && len <= strlen (option) && memcmp (option, name, len) == 0;
+}
+
+static const char *
+advice_for_option (const char *name, size_t len)
+{
+  size_t i;
+
+  for (i = 0; i < sizeof ours / sizeof ours[0]; i++)
+    if (is_option (name, len, ours[i].word))
+      return ours[i].advice;
+  return NULL;
+}
+
 /* --NAME or --NAME=VALUE.  Returns how many words it takes, 0 after an error. */
 static unsigned
 take_long (struct nbdkit_args *a, char **words, unsigned nr)
@@ -74,7 +92,7 @@ take_long (struct nbdkit_args *a, char **words, unsigned nr)
   size_t len = value != NULL ? (size_t) (value - name) : strlen (name), i;
   unsigned used = 1;
 
-  advice = advice_for (name, len);
+  advice = advice_for_option (name, len);
   if (advice != NULL) {
     cmd_usage_error ("NBDKIT-ARGS: --%.*s: %s", (int) len, name, advice);
     return 0;
@@ -83,7 +101,7 @@ take_long (struct nbdkit_args *a, char **words, unsigned nr)
     value++;
   else
     for (i = 0; i < sizeof long_with_value / sizeof long_with_value[0]; i++)
-      if (is_name (name, len, long_with_value[i])) {
+      if (value == NULL && is_option (name, len, long_with_value[i])) {
         if (nr < 2) {
           cmd_usage_error ("NBDKIT-ARGS: %s needs a value", words[0]);
           return 0;
@@ -91,11 +109,11 @@ take_long (struct nbdkit_args *a, char **words, unsigned nr)
         value = words[1];
         used = 2;
       }
-  if (is_name (name, len, "filter"))
+  if (is_option (name, len, "filter"))
     a->has_filter = true;
-  if (is_name (name, len, "tls") && value != NULL && strcmp (value, "require") == 0)
+  if (is_option (name, len, "tls") && value != NULL && strcmp (value, "require") == 0)
     a->tls_required = true;
-  if (is_name (name, len, "readonly") || is_name (name, len, "read-only"))
+  if (is_option (name, len, "readonly") || is_option (name, len, "read-only"))
     a->read_only = true;
   return used;
 }

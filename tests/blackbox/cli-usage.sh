@@ -168,8 +168,11 @@ for want in "file=$tmp/it's a disk" "mirror-direct=$tmp/it's a disk" "mirror-con
   fail "--print: no $want in $(cat out)"
 done
 # Another filter between makes direct reads of the file wrong.
-has_to_exit 0 nbdmirror serve disk "${s[@]}" --print -- --filter=cow
-! grep -q mirror-direct out || fail "mirror-direct= in spite of another filter"
+for filter in --filter=cow "--filter cow" --filt=cow "--fi cow"; do
+  # shellcheck disable=SC2086
+  has_to_exit 0 nbdmirror serve disk "${s[@]}" --print -- $filter
+  ! grep -q mirror-direct out || fail "mirror-direct= in spite of $filter"
+done
 rm "it's a disk"
 
 # A server that cannot start leaves nothing, in the foreground and in the background.
