@@ -77,6 +77,13 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
 }
 
 void
+estimate_begin (struct estimate *e, struct estimate_sample first)
+{
+  e->last = first;
+  e->have_last = true;
+}
+
+void
 estimate_lost (struct estimate *e)
 {
   e->fitting = 0;

@@ -56,6 +56,9 @@ void estimate_init (struct estimate *e);
 void estimate_add (struct estimate *e, const struct estimate_sample *s,
                    const struct estimate_costs *costs, double max_downtime_ms);
 
+/* A session begins: the next sample is compared with FIRST. */
+void estimate_begin (struct estimate *e, struct estimate_sample first);
+
 /* A session was lost: not ready until two new samples fit.  Bandwidth is kept. */
 void estimate_lost (struct estimate *e);
 

@@ -69,20 +69,27 @@ job_end (struct job *j, enum job_result result)
 
 /* ---- decisions ---- */
 
-static void
-take_sample (struct job *j, uint64_t now)
+static struct estimate_sample
+look (struct job *j, uint64_t now)
 {
   struct engine *e = &j->engine;
   const struct region *r = j->region;
-  uint64_t extent = atomic_load (&e->counters.extent_bytes);
-
-  struct estimate_sample s = {
+  return (struct estimate_sample){
     .now_ns = now,
     .acked_bytes = atomic_load (&e->counters.acked_bytes),
     .dirtied_bytes = atomic_load (&r->hdr->dirtied_total) << r->geo.block_shift,
     .left_bytes = engine_left_bytes (e),
     .quarantine_bytes = bitmap_count (r, REGION_QUARANTINE) << r->geo.block_shift,
   };
+}
+
+static void
+take_sample (struct job *j, uint64_t now)
+{
+  struct engine *e = &j->engine;
+  uint64_t extent = atomic_load (&e->counters.extent_bytes);
+  struct estimate_sample s = look (j, now);
+
   /* A stretch of holes goes by without using the line: it tells nothing about bandwidth. */
   bool holes = extent - j->last_extent > s.acked_bytes - j->estimate.last.acked_bytes;
   j->last_extent = extent;
@@ -98,6 +105,14 @@ take_sample (struct job *j, uint64_t now)
     j->ready = ready;
     engine_set_counting (e, !ready);
   }
+}
+
+/* A session begins.  What goes over it before the first sample counts as well: the whole of a small disk may. */
+static void
+begin_estimate (struct job *j)
+{
+  j->last_sample_ns = now_ns ();
+  estimate_begin (&j->estimate, look (j, j->last_sample_ns));
 }
 
 /* A pass has ended: does it converge?  Until the throttled and the synchronous gate are built, `sync`
@@ -141,6 +156,7 @@ supervise (struct job *j)
   while (supervisor_poll (s)) {
     switch (s->state) {
     case SUPERVISOR_COPYING:
+      begin_estimate (j);
       if (s->session->warning && !j->warned_larger) {
         job_say (j, JOB_WARNING, "%s", s->session->warning);
         j->warned_larger = true;
