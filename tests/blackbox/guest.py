@@ -15,7 +15,8 @@ It goes on for S seconds, or until SIGTERM or SIGINT, or until a change is refus
 was handed over.  Any other error, or data that does not read back, ends it with exit status 1.  At the end
 the shadow holds exactly what this guest's disk must hold, here or at the destination.
 
-FILE.begun is made when all processes are connected.  The report is one JSON object: changes, reads, longest-gap (seconds that one request took, at most), fenced, error.
+FILE.begun is made when all processes are connected, FILE.live has the numbers so far (from byte 4096 on, SLOT bytes
+for each process).  The report is one JSON object: changes, reads, longest-gap (seconds that one request took, at most), fenced, error.
 """
 import argparse
 import ctypes
@@ -168,7 +169,13 @@ def main():
     p.add_argument("--seed", type=int, default=1)
     args = p.parse_args()
 
-    shared = mmap.mmap(-1, 4096 + SLOT * args.connections)
+    size = 4096 + SLOT * args.connections
+    if args.report:
+        with open(args.report + ".live", "w+b") as f:
+            f.truncate(size)
+            shared = mmap.mmap(f.fileno(), size)
+    else:
+        shared = mmap.mmap(-1, size)
     slots = [memoryview(shared)[4096 + SLOT * i:4096 + SLOT * (i + 1)]
              for i in range(args.connections)]
     complaints, complain = os.pipe()

@@ -360,6 +360,11 @@ start_guest () {
   wait_for 20 test -e "$tmp/$name.json.begun"
 }
 
+# guest_changed NAME N: has it changed something N times by now?
+guest_changed () {
+  [ "$(od -An -v -t u8 -w64 -j 4096 "$tmp/$1.json.live" | awk '{ n += $1 } END { print n }')" -ge "$2" ]
+}
+
 # ---- asking ----------------------------------------------------------------------------
 
 # field NAME < JSON: one value of an object (of the first, if it is an array).

@@ -22,9 +22,9 @@ end () {
 mirror () {
   local what=$1 size=$2; shift 2
   [ "$size" = 0 ] || start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --connections 1 --rate 100 "$@"
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --report "$tmp/report"
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --report "$tmp/report" --max-downtime 5s
   wait_state "${control[src]}" ready 30
-  sleep 0.2
+  [ "$size" = 0 ] || wait_for 20 guest_changed guest 10
   nbdmirror complete "${control[src]}" >"$tmp/complete.log" 2>&1 || fail "$what: complete ended with $?"
   wait_exit mirror 20
   [ "$status" = 0 ] || fail "$what: mirror ended with $status"
