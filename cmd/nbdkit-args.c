@@ -92,7 +92,8 @@ take_long (struct nbdkit_args *a, char **words, unsigned nr)
   size_t len = value != NULL ? (size_t) (value - name) : strlen (name), i;
   unsigned used = 1;
 
-  advice = advice_for_option (name, len);
+  bool filter = is_option (name, len, "filter"); /* not the parameter file= */
+  advice = filter ? NULL : advice_for_option (name, len);
   if (advice != NULL) {
     cmd_usage_error ("NBDKIT-ARGS: --%.*s: %s", (int) len, name, advice);
     return 0;
@@ -109,7 +110,7 @@ take_long (struct nbdkit_args *a, char **words, unsigned nr)
         value = words[1];
         used = 2;
       }
-  if (is_option (name, len, "filter"))
+  if (filter)
     a->has_filter = true;
   if (is_option (name, len, "tls") && value != NULL && strcmp (value, "require") == 0)
     a->tls_required = true;
