@@ -139,6 +139,21 @@ open_source (struct job *j, json_t *status)
   return 0;
 }
 
+/* Did our connection reach this filter's export, not another one?  BEFORE and AFTER it was made. */
+static bool
+reached (struct job *j, json_t *before, json_t *after)
+{
+  json_t *a = json_object_get (before, "opened"), *b = json_object_get (after, "opened");
+
+  /* An older filter does not count. */
+  if (!json_is_integer (a) || !json_is_integer (b) || json_integer_value (b) > json_integer_value (a))
+    return true;
+  job_say (j, JOB_ERROR, "refused: %s is not the export that %s tracks: mirror-uri= is wrong",
+           json_string_value (json_object_get (before, "uri")), j->o->control);
+  j->result = JOB_REFUSED;
+  return false;
+}
+
 /* What mirror-attach will refuse, found before a destination file is created or extended for nothing. */
 static bool
 attach_foreseen (struct job *j, json_t *status)
@@ -297,9 +312,11 @@ job_attach (struct job *j)
   json_t *status = query (j);
   if (status != NULL && open_source (j, status) == 0) {
     /* Again: it knows the disk now. */
-    json_decref (status);
+    json_t *before = status;
     status = query (j);
-    if (status != NULL && attach_foreseen (j, status) && open_destination (j, status) == 0)
+    bool ours = status != NULL && reached (j, before, status);
+    json_decref (before);
+    if (ours && attach_foreseen (j, status) && open_destination (j, status) == 0)
       r = attach (j);
   }
   json_decref (status);

@@ -57,7 +57,7 @@ static const char *const reserved[] = { "id",           "size",          "block-
                                         "in-flight",    "waiting",       "worker-pid",
                                         "export",       "reason",        "lease-left-ms",
                                         "version",      "uri",           "direct",
-                                        "nbdkit-version", NULL };
+                                        "nbdkit-version", "opened", NULL };
 
 static bool
 among (const char *s, const char *const *list)

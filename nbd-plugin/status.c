@@ -165,6 +165,7 @@ mirror_status (struct mirror *m)
        m->config.uri != NULL ? json_string (m->config.uri) : NULL);
   set (o, "direct", m->config.direct != NULL,
        m->config.direct != NULL ? json_string (m->config.direct) : NULL);
+  json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
   json_object_set_new (o, "nbdkit-version", json_string (NBDKIT_VERSION_STRING));
   json_object_set_new (o, "worker", json_string (j->worker != NULL ? "attached" : "detached"));
   set (o, "worker-pid", j->worker != NULL, json_integer (j->process.pid));

@@ -25,6 +25,7 @@ tracker_init (struct tracker *t)
   pthread_rwlockattr_destroy (&attr);
   pthread_mutex_init (&t->size, NULL);
   atomic_init (&t->nr_regions, 0);
+  atomic_init (&t->opened, 0);
   t->known = false;
 }
 
@@ -40,6 +41,7 @@ tracker_opened (struct tracker *t, uint64_t disk_size, uint32_t block_size, char
 {
   int r = 0;
 
+  atomic_fetch_add (&t->opened, 1);
   pthread_mutex_lock (&t->size);
   if (!t->known) {
     r = region_geometry_init (&t->geo, disk_size, block_size);

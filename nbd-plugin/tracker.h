@@ -28,6 +28,7 @@ struct tracker {
   _Atomic unsigned nr_regions;
   struct region *regions[TRACKER_MAX_REGIONS]; /* borrowed from the jobs */
 
+  _Atomic uint64_t opened; /* connections that the export has had */
   pthread_mutex_t size;
   bool known; /* a client has opened the export */
   struct region_geometry geo;

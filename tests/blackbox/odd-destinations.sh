@@ -3,7 +3,8 @@
 # Proves that a job gets through to destinations which are right, but not what one expects: one that answers a write
 # with ESHUTDOWN and keeps the connection; one that takes 64 KiB a request, also when blocks are read back; one
 # that cannot write zeroes, where the bandwidth limit holds all the same; one whose flush takes longer than any other
-# request may.  And that a local file which vanished is not made anew.
+# request may.  And that a local file which vanished is not made anew, and that another disk than the tracked one is
+# not taken for the source.
 . "$(dirname "$0")/lib.sh"
 
 random_disk "$tmp/disk" 16M
@@ -50,3 +51,17 @@ stop mirror
 rm "$tmp/local"
 has_to_exit 3 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "$tmp/local" --resume
 [ ! -e "$tmp/local" ] || fail "--resume made a new file where the destination had been"
+
+# The parameter mirror-uri= of another server, whose disk has the same size.
+cp "$tmp/disk" "$tmp/disk2"
+start_server other "$tmp/disk2"
+start_server wrong "$tmp/disk" -- "mirror-uri=${uri[other]}"
+"$python" - "${uri[wrong]}" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])      # so that its filter knows the size
+h.shutdown()
+PY
+has_to_exit 7 timeout 60 "$NBDMIRROR" mirror "${control[wrong]}" "$tmp/from-other" --on-ready complete
+grep -q 'mirror-uri= is wrong' "$tmp/err" || fail "another disk was read: wrong message: $(cat "$tmp/err")"
+[ ! -e "$tmp/from-other" ] || fail "another disk was copied"
