@@ -292,13 +292,16 @@ print_human (const json_t *status, const char *control)
 
 /* ---- one round ------------------------------------------------------------------------------ */
 
-/* Ask and print all.  EXIT_ERROR if one could not be asked; the others are printed all the same. */
+/* Ask and print all.  EXIT_ERROR if one could not be asked; the others are printed all the same, and their number
+ * is left in *REACHED. */
 static int
-show_all (const struct cmd_line *line, const struct options *o)
+show_all (const struct cmd_line *line, const struct options *o, unsigned *reached)
 {
   json_t *array = json_array (), *status;
   int result = EXIT_DONE;
   unsigned i;
+
+  *reached = 0;
 
   for (i = 0; i < line->nr_operands; i++) {
     const char *control = line->operands[i].argv[0];
@@ -317,6 +320,7 @@ show_all (const struct cmd_line *line, const struct options *o)
         array, json_pack ("{s:s, s:n, s:s}", "control", control, "state", "error", reason));
     }
     else {
+      ++*reached;
       if (!o->json) {
         if (i > 0)
           printf ("\n");
@@ -341,6 +345,7 @@ watch (const struct cmd_line *line, const struct options *o)
   const struct timespec interval = { .tv_sec = (time_t) (o->interval_ms / 1000),
                                      .tv_nsec = (long) (o->interval_ms % 1000) * 1000000L };
   bool terminal = isatty (STDOUT_FILENO) == 1, first = true;
+  unsigned reached;
   int result;
 
   for (;;) {
@@ -349,10 +354,10 @@ watch (const struct cmd_line *line, const struct options *o)
     else if (!o->json && !first)
       printf ("\n");
     first = false;
-    result = show_all (line, o);
+    result = show_all (line, o, &reached);
     if (fflush (stdout) != 0 || ferror (stdout)) /* nobody reads it any more */
       return EXIT_ERROR;
-    if (result != EXIT_DONE)
+    if (reached == 0)
       return result;
     nanosleep (&interval, NULL);
   }
@@ -370,6 +375,7 @@ run (struct cmd_line *line)
   struct options o = { .interval_ms = 1000 };
   const char *reason;
   bool interval = false;
+  unsigned reached;
   int opt;
 
   while ((opt = cmd_getopt (line, "jw", longopts)) != -1)
@@ -395,7 +401,7 @@ run (struct cmd_line *line)
     return line->status;
   if (interval && !o.watch)
     return cmd_usage_error ("--interval goes with --watch");
-  return o.watch ? watch (line, &o) : show_all (line, &o);
+  return o.watch ? watch (line, &o) : show_all (line, &o, &reached);
 }
 
 const struct subcommand subcommand_status = {
@@ -403,8 +409,8 @@ const struct subcommand subcommand_status = {
   "Show how mirroring a disk is going.",
   "CONTROL is a disk's control socket (serve --control).\n"
   "  -j, --json       print one JSON object for one CONTROL, an array for several\n"
-  "  -w, --watch      show it again every second, until interrupted; with --json one\n"
-  "                   line each time\n"
+  "  -w, --watch      show it again every second, until interrupted or no server is left;\n"
+  "                   with --json one line each time\n"
   "  --interval TIME  with --watch: as often as this (100ms to 1h)\n\n"
   "What nobody knows yet is shown as '-', in JSON as null.  A CONTROL that cannot be reached\n"
   "makes the exit status 1; the others are shown all the same.\n\n"
