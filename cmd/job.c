@@ -86,8 +86,12 @@ double
 job_left (const json_t *status)
 {
   double dirty = job_number (status, "dirty-bytes", -1), size = job_number (status, "size", -1);
-  double left = dirty + job_number (status, "claimed-bytes", 0);
+  const char *state = job_text (status, "state");
+  double left = dirty;
 
+  /* When ready, what is claimed was written, and only waits for the next flush. */
+  if (state == NULL || strcmp (state, "ready") != 0)
+    left += job_number (status, "claimed-bytes", 0);
   /* A block that is written to while it is copied is in both. */
   return dirty < 0 ? -1 : size >= 0 && left > size ? size : left;
 }
