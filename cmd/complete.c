@@ -94,27 +94,35 @@ print_result (char *const controls[], const struct handoff_result *result)
   printf ("rollback token: %s\n", result->token);
 }
 
+static void
+print_json (char *const controls[], const struct handoff_result *result, const char *reason)
+{
+  json_t *object = result_object (controls, result, reason);
+
+  json_dumpf (object, stdout, JSON_INDENT (2) | JSON_REAL_PRECISION (6));
+  printf ("\n");
+  json_decref (object);
+}
+
 static int
 hand_over (char *const controls[], unsigned nr, const struct handoff_options *opts, bool json)
 {
-  struct handoff_result result;
+  struct handoff_result result = { .nr = 0 };
   char *reason = NULL;
-  json_t *object;
   unsigned i;
   int r;
 
   for (i = 0; i < nr; i++)
-    if (!is_ready (controls[i]))
+    if (!is_ready (controls[i])) {
+      if (json)
+        print_json (controls, &result, "not every disk is ready");
       return EXIT_ERROR;
+    }
   r = handoff_run (controls, nr, opts, &result, &reason);
   if (r == -1)
     cmd_error ("%s", reason != NULL ? reason : "out of memory");
-  if (json) {
-    object = result_object (controls, &result, reason);
-    json_dumpf (object, stdout, JSON_INDENT (2) | JSON_REAL_PRECISION (6));
-    printf ("\n");
-    json_decref (object);
-  }
+  if (json)
+    print_json (controls, &result, reason);
   else if (result.committed)
     print_result (controls, &result);
   handoff_result_free (&result);
@@ -203,7 +211,7 @@ const struct subcommand subcommand_complete = {
   "last blocks are copied; then the source refuses writes for good.  Several disks are handed\n"
   "over at one instant, or none is.\n"
   "  --lease TIME            how long a guest may be held at most; past it the guest goes on\n"
-  "                          and nothing is handed over (default: 2 x max-downtime)\n"
+  "                          and nothing is handed over (default: 2 x max-downtime, at least 200ms)\n"
   "  --timeout TIME          give up when the disks are not prepared by then (default 1min)\n"
   "  --waiters error|keep    guest writes waiting at that instant fail (EPERM, the default),\n"
   "                          or go on waiting, for a hypervisor that is about to be stopped\n"

@@ -182,6 +182,12 @@ prepare_disk (void *opaque)
   if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int) d->timeout_ms,
                            &ret, NULL, &class_, &message) == -1) {
     decision_try (d->decision, DECISION_ABORT);
+    /* It has no name of its own in the client. */
+    if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
+      free (message);
+      if (asprintf (&message, "not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms) == -1)
+        message = NULL;
+    }
     set_prepare_error (d, class_, message);
     return NULL;
   }
