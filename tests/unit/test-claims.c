@@ -461,6 +461,24 @@ worker_copier (void *arg)
   return NULL;
 }
 
+/* One flush of the destination, and the release of what it made durable (R4). */
+static void
+flush (struct region *r, struct disk *d)
+{
+  unsigned old;
+  uint64_t from = 0, first, count;
+
+  if (!claim_turn (r, &old))
+    return;
+  while (!claim_drained (r, old))
+    sched_yield ();
+  while (bitmap_next_run (r, claim_array (old), from, DISK_NR, &first, &count)) {
+    for (from = first; from < first + count; from++)
+      atomic_store (&d->durable[from], atomic_load (&d->cache[from]));
+  }
+  claim_release (r, old);
+}
+
 /* A whole worker: copiers and a flusher.  Ends by itself only when told so and nothing is left. */
 static void __attribute__ ((noreturn))
 worker_process (int fd, struct disk *d)
@@ -478,23 +496,15 @@ worker_process (int fd, struct disk *d)
     if (pthread_create (&t[i], NULL, worker_copier, &w[i]) != 0)
       _exit (2);
   }
-  while (!(atomic_load (&d->finish) && claims_all_empty (r))) {
-    unsigned old;
-    uint64_t from = 0, first, count;
-
-    if (!claim_turn (r, &old))
-      continue;
-    while (!claim_drained (r, old))
-      sched_yield ();
-    while (bitmap_next_run (r, claim_array (old), from, DISK_NR, &first, &count)) {
-      for (from = first; from < first + count; from++)
-        atomic_store (&d->durable[from], atomic_load (&d->cache[from]));
-    }
-    claim_release (r, old);
-  }
+  while (!(atomic_load (&d->finish) && claims_all_empty (r)))
+    flush (r, d);
   atomic_store (&stop, true);
   for (unsigned i = 0; i < WORKER_COPIERS; i++)
     pthread_join (t[i], NULL);
+  /* A copier that was about to claim a block which another one had just copied may have claimed it after
+   * that look: once too often, but it must not stay. */
+  while (!claims_all_empty (r))
+    flush (r, d);
   _exit (0);
 }
 

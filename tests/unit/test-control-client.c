@@ -378,7 +378,8 @@ expect_for_script (const char *text, const char *reason)
 control_test (client, wrong_servers)
 {
   expect_for_script ("", "the server closed the connection");
-  expect_for_script ("NBDMAGIC\n", "does not speak the control protocol");
+  expect_for_script ("220 ready\n", "does not speak the control protocol");
+  expect_for_script ("NBDMAGIC\n", "this is an NBD socket, not a control socket");
   expect_for_script ("{\"error\": {\"class\": \"GenericError\", \"desc\": \"too many clients\"}}\n",
                      "too many clients");
   expect_for_script ("{\"error\": 1}\n", "unknown error");
