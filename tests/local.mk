@@ -133,6 +133,7 @@ blackbox_tests = \
 	tests/blackbox/stop-worker.sh \
 	tests/blackbox/dest-refused.sh \
 	tests/blackbox/dest-faults.sh \
+	tests/blackbox/dest-lasting.sh \
 	tests/blackbox/server-killed.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/fence.sh \

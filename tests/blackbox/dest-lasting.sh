@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves what becomes of faults that do not pass at once: writes of a lost session that are applied later do no harm, since
+# its blocks wait in quarantine and are read back; a copy that has patience recovers, too; a destination that takes every
+# connection and then fails is given up after the time asked for, and the guest never sees any of it.
+. "$(dirname "$0")/lib.sh"
+. "$srcdir/tests/blackbox/faults.sh"
+
+# ---- it goes wrong for good: given up after the time asked for ----
+run_both "EIO for ever" 3 3 'Input/output error' --fault write:5-=error:EIO
+run_both "ENOSPC for ever" 3 3 'No space left' --fault write:5-=error:ENOSPC
+run_both "never flushes" 3 3 'Input/output error' --fault flush:1-=error:EIO
+run_both "hangs for ever" 3 3 'not answer|no reply' --fault write:5=hang-all
+
+# ---- patience: a copy recovers as well ----
+extra=(--give-up-after 10s)
+run_both "closes mid-request, with patience" 0 0 '' --fault write:7=close-mid
+run_both "EIO for a flush, with patience" 0 0 '' --fault flush:1=error:EIO
+extra=()
+
+# ---- too late ----
+# late_write WHAT GUEST-SECONDS FAULTS MIRROR-OPTIONS...: the destination's first write is applied after the new session began
+# to copy (R12); the guest has rewritten these blocks meanwhile, so what comes late is old.
+late_write () {
+  local what=$1 seconds=$2 faults=$3; shift 3
+  rm -f "$tmp"/live.* "$tmp/report"
+  truncate -s "$size" "$tmp/live.img"
+  # shellcheck disable=SC2086
+  start_fake live --file "$tmp/live.img" --log "$tmp/live.requests" $faults
+  start_guest guest "${uri[src]}" --connections 1 --rate 100 --mix write --to 65536 --seconds "$seconds"
+  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --restart --on-ready complete \
+    --report "$tmp/report" "$@"
+  wait_exit mirror 30
+  [ "$status" = 0 ] || fail "$what: mirror ended with $status"
+  wait_for 10 grep -q applied-late "$tmp/live.requests"
+  wait_exit guest 10
+  [ "$status" = 0 ] || fail "$what: the guest saw an error: $(cat "$tmp/guest.json")"
+  equal "$tmp/disk" "${uri[live]}"
+  nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped \
+    >"$tmp/rollback.log" 2>&1 || fail "$what: cannot roll back"
+  stop live
+  note "ok: $what"
+}
+late_write "a write that comes late, within the grace" 100 '--fault write:1=late:2.5' --quarantine-grace 4s
+# It comes between the second write of the blocks and its reply, that is, before they are read back.
+late_write "a write that comes late, before the read-back" 1 '--fault write:1=late:2.3 --fault write@0-65535=delay:2' \
+  --quarantine-grace 1s --request-timeout 10s
