@@ -258,6 +258,24 @@ print_command_line (const struct serve *s)
   putchar ('\n');
 }
 
+/* The filter keeps to the record by itself; this is for whoever wonders why the guest cannot write. */
+static void
+warn_of_fence (const char *control)
+{
+  static const char *const suffixes[] = { ".fence", ".fence.draft" };
+
+  for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
+    char *path;
+    if (asprintf (&path, "%s%s", control, suffixes[i]) == -1)
+      abort ();
+    if (access (path, F_OK) == 0)
+      cmd_warning ("%s is there: the disk %s, and its writes are refused until 'nbdmirror rollback'; remove the "
+                   "file only if it is about another disk",
+                   path, i == 0 ? "was handed over" : "was about to be handed over");
+    free (path);
+  }
+}
+
 /* ---- putting it together ------------------------------------------------------------------- */
 
 static int
@@ -288,6 +306,7 @@ serve (struct serve *s)
   if (s->args.tls_required && !s->args.has_uri)
     cmd_warning ("with --tls=require the worker needs TLS here too: give mirror-uri= with what it "
                  "needs to connect (tls-certificates=, tls-psk-file=)");
+  warn_of_fence (s->control);
   const struct nbdkit_run run = {
     .words = s->words, .socket = s->socket, .control = s->control, .pidfile = s->pidfile
   };
