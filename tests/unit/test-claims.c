@@ -400,7 +400,8 @@ Test (claims, turns_under_threads)
       turns++;
     }
     clock_gettime (CLOCK_MONOTONIC, &now);
-  } while (now.tv_sec < start.tv_sec + 2);
+    /* A loaded machine gets round only a few times in two seconds. */
+  } while (now.tv_sec < start.tv_sec + 2 || (turns <= 10 && now.tv_sec < start.tv_sec + 30));
   atomic_store (&t.stop, true);
   for (unsigned i = 0; i < TURN_COPIERS; i++)
     pthread_join (thread[i], NULL);
