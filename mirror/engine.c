@@ -30,7 +30,7 @@
 #define HURRY_NS (NS_PER_MS / 2)
 #define PAUSED_NS (100 * NS_PER_MS)
 #define FLUSH_INTERVAL_NS (1000 * NS_PER_MS)
-#define FLUSH_SLOW_NS (20 * NS_PER_MS)
+#define FLUSH_SLOW_NS NS_PER_MS
 /* A long offline copy is not to begin again from zero when the line breaks, and its last flush must end
  * within the time limit of a request. */
 #define OFFLINE_INTERVAL_NS (30000 * NS_PER_MS)
@@ -188,6 +188,13 @@ engine_flush_ns (struct engine *e)
     running = now_ns () - e->flush_start_ns;
   pthread_mutex_unlock (&e->lock);
   return running > last ? running : last;
+}
+
+uint64_t
+engine_rtt_ns (struct engine *e)
+{
+  uint64_t rtt = atomic_load (&e->rtt_ns), flush = atomic_load (&e->flush_ns);
+  return flush != 0 && flush < rtt ? flush : rtt;
 }
 
 uint64_t

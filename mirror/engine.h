@@ -139,6 +139,9 @@ void engine_flush_if_settled (struct engine *e);
 bool engine_clean (struct engine *e);
 /* How long a flush takes: the last one, or the one that is running if that takes longer already. */
 uint64_t engine_flush_ns (struct engine *e);
+/* How long a round trip takes: measured when the session began, but never more than the last flush, which
+ * contained one; that first look may have met a server that was busy. */
+uint64_t engine_rtt_ns (struct engine *e);
 /* Bytes that are dirty, or claimed and not acknowledged. */
 uint64_t engine_left_bytes (struct engine *e);
 /* Wake the job's thread; any thread. */

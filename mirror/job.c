@@ -96,7 +96,7 @@ take_sample (struct job *j, uint64_t now)
   s.queue_full = !atomic_exchange (&e->idle_seen, false) && !holes;
 
   const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),
-                                        .rtt_ns = atomic_load (&e->rtt_ns) };
+                                        .rtt_ns = engine_rtt_ns (e) };
   estimate_add (&j->estimate, &s, &costs, (double) j->max_downtime_ms);
   j->last_sample_ns = now;
 
