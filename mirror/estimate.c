@@ -43,7 +43,9 @@ add_rates (struct estimate *e, const struct estimate_sample *s)
   e->dirty_rate = rate_of (e->nr_guest, e->guest);
 
   uint64_t acked = s->acked_bytes - e->last.acked_bytes;
-  if (s->queue_full) {
+  /* Busy all the time and nothing acknowledged, as the first thing seen: a slow first reply, or a low limit.  That
+   * is not "no bandwidth". */
+  if (s->queue_full && (acked > 0 || e->nr_busy > 0)) {
     e->busy[e->nr_busy++ % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked };
     e->bandwidth = rate_of (e->nr_busy, e->busy);
   } else if (e->nr_busy == 0 && acked > 0) {
