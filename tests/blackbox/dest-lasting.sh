@@ -28,7 +28,7 @@ late_write () {
   # shellcheck disable=SC2086
   start_fake live --file "$tmp/live.img" --log "$tmp/live.requests" $faults
   start_guest guest "${uri[src]}" --connections 1 --rate 100 --mix write --to 65536 --seconds "$seconds"
-  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --restart --on-ready complete \
+  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --max-downtime 2s --restart --on-ready complete \
     --report "$tmp/report" "$@"
   wait_exit mirror 30
   [ "$status" = 0 ] || fail "$what: mirror ended with $status"

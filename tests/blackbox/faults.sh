@@ -32,7 +32,7 @@ run_both () {
   : >"$tmp/mirror.log"
   rm -f "$tmp/report"
   spawn copy timeout 25 "$NBDMIRROR" copy "$tmp/offline" "${uri[off]}" "${limits[@]}" "${extra[@]}"
-  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --restart --on-ready complete \
+  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --max-downtime 2s --restart --on-ready complete \
     "${limits[@]}" --quarantine-grace 200ms --give-up-after 2s --report "$tmp/report" "${extra[@]}"
 
   wait_exit mirror 30

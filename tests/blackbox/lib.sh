@@ -399,6 +399,16 @@ wait_state () {
   done
 }
 
+# complete_soon CONTROL: `nbdmirror complete`, again while it says "not ready": that state comes and goes with the guest.
+complete_soon () {
+  local deadline=$((SECONDS + 30))
+  until nbdmirror complete "$1" >"$tmp/complete.log" 2>&1 </dev/null; do
+    grep -q 'not ready' "$tmp/complete.log" || fail "complete: $(tail -n 1 "$tmp/complete.log")"
+    [ $SECONDS -le $deadline ] || fail "not ready long enough to complete for 30 s"
+    sleep 0.1
+  done
+}
+
 # ---- equal -----------------------------------------------------------------------------
 
 # compare A B: paths or NBD URIs, read by other code than ours; B may be larger.

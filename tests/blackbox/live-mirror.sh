@@ -36,13 +36,13 @@ mirror_to () {
   spawn late fio --name=late --ioengine=nbd --uri="${uri[src]}" --rw=randwrite --bsrange=512-64k --bs_unaligned \
     --offset=8M --size=4M --iodepth=1 --rate_iops=300 --time_based --runtime=60 --norandommap
   start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --from $((12 << 20))
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth "$limit" --report "$tmp/report"
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 1s --bandwidth "$limit" --report "$tmp/report"
 
   # fio ends by itself, well before; the guests write on right into the hand-over.
   wait_exit fio 60
   [ "$status" = 0 ] || fail "$kind: fio ended with $status"
   wait_state "${control[src]}" ready 60
-  nbdmirror complete "${control[src]}" >"$tmp/complete.log" 2>&1 || fail "$kind: complete ended with $?"
+  complete_soon "${control[src]}"
   wait_exit mirror 20
   [ "$status" = 0 ] || fail "$kind: mirror ended with $status"
   [ "$(field state <"$tmp/report")" = completed ] || fail "$kind: the report does not say completed"

@@ -25,7 +25,7 @@ mirror () {
   spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --report "$tmp/report" --max-downtime 5s
   wait_state "${control[src]}" ready 30
   [ "$size" = 0 ] || wait_for 20 guest_changed guest 10
-  nbdmirror complete "${control[src]}" >"$tmp/complete.log" 2>&1 || fail "$what: complete ended with $?"
+  complete_soon "${control[src]}"
   wait_exit mirror 20
   [ "$status" = 0 ] || fail "$what: mirror ended with $status"
   [ "$(field size <"$tmp/report")" = "$size" ] || fail "$what: the report has another size"

@@ -85,7 +85,7 @@ for ((i = 1; i <= rounds; i++)); do
     start_again
     start_writer
     : >"$tmp/mirror.log"
-    spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth 24M
+    spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --bandwidth 24M
     wait_for 20 test -s "$tmp/mirror.log"
     sleep "0.$(printf %03d $((RANDOM % 1000)))"
     # every other time in the state ready, and there with a hold under way
@@ -95,7 +95,7 @@ for ((i = 1; i <= rounds; i++)); do
     if [ $((i % 4)) = 0 ]; then
       rm -f "$tmp/prepare.log"
       spawn prepare "$python" "$srcdir/tests/blackbox/prepare.py" "${control[src]}" 20000
-      wait_for 10 grep -q prepared "$tmp/prepare.log"
+      wait_for 30 grep -q prepared "$tmp/prepare.log"
     fi
     gone $signal
     if [ -n "${pid[prepare]:-}" ]; then
@@ -120,7 +120,7 @@ has_to_exit 1 timeout 20 "$NBDMIRROR" serve "$tmp/disk" --socket "$tmp/other.soc
 
 # After all that a mirror still comes to its end.
 start_writer
-nbdmirror mirror "${control[src]}" "${uri[dst]}" --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
+nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
   fail "the last mirror ended with $?"
 wait_exit guest 10
 [ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
