@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2120,SC2154
 #
 # For tests of what happens while the gate is held: source it after lib.sh.  A hold is made long by leaving a few
 # mebibytes for it, under a low bandwidth limit.

@@ -30,6 +30,7 @@ mirror_to () {
   random_disk "$tmp/disk" "$size"
   cp --sparse=always "$tmp/disk" "$tmp/shadow"
   start_server src "$tmp/disk"
+  # shellcheck disable=SC2154
   start_dest dst "$kind" "$dest_size"
 
   fio_part fio "${uri[src]}"
