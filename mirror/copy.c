@@ -149,6 +149,7 @@ sample (struct copy *c)
   const struct estimate_sample s = {
     .now_ns = now_ns (),
     .acked_bytes = atomic_load (&e->counters.acked_bytes),
+    .passed_bytes = atomic_load (&e->counters.extent_bytes),
     .left_bytes = engine_left_bytes (e),
     .queue_full = !atomic_exchange (&e->idle_seen, false),
   };

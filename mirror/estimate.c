@@ -38,11 +38,14 @@ add_rates (struct estimate *e, const struct estimate_sample *s)
   if (ns == 0)
     return;
 
+  uint64_t acked = s->acked_bytes - e->last.acked_bytes;
+  e->moved[e->nr_guest % ESTIMATE_WINDOW]
+    = (struct estimate_span){ ns, acked + s->passed_bytes - e->last.passed_bytes };
   e->guest[e->nr_guest++ % ESTIMATE_WINDOW]
     = (struct estimate_span){ ns, s->dirtied_bytes - e->last.dirtied_bytes };
   e->dirty_rate = rate_of (e->nr_guest, e->guest);
+  e->move_rate = rate_of (e->nr_guest, e->moved);
 
-  uint64_t acked = s->acked_bytes - e->last.acked_bytes;
   /* Busy all the time and nothing acknowledged, as the first thing seen: a slow first reply, or a low limit.  That
    * is not "no bandwidth". */
   if (s->queue_full && (acked > 0 || e->nr_busy > 0)) {
@@ -117,7 +120,8 @@ estimate_eta_s (const struct estimate *e, double max_downtime_ms)
   left -= e->bandwidth * max_downtime_ms / 1000;
   if (left <= 0)
     return 0;
-  double net = e->bandwidth - e->dirty_rate;
+  /* Holes go by faster than the line would take them. */
+  double net = (e->move_rate > e->bandwidth ? e->move_rate : e->bandwidth) - e->dirty_rate;
   return net > 0 ? left / net : -1;
 }
 

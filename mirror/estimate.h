@@ -17,6 +17,7 @@
 struct estimate_sample {
   uint64_t now_ns;
   uint64_t acked_bytes;   /* data and zeroes acknowledged by the destination, ever growing */
+  uint64_t passed_bytes;  /* holes, done by their block status alone, ever growing */
   uint64_t dirtied_bytes; /* turned from clean to dirty by the guest, ever growing */
   uint64_t left_bytes;    /* dirty, or claimed and not yet acknowledged */
   uint64_t quarantine_bytes;
@@ -38,13 +39,14 @@ enum converging { CONVERGING_UNKNOWN, CONVERGING_YES, CONVERGING_NO };
 struct estimate {
   struct estimate_sample last;
   bool have_last;
-  struct estimate_span busy[ESTIMATE_WINDOW], guest[ESTIMATE_WINDOW];
+  struct estimate_span busy[ESTIMATE_WINDOW], guest[ESTIMATE_WINDOW], moved[ESTIMATE_WINDOW];
   unsigned nr_busy, nr_guest; /* ever added; ring index modulo the window */
   unsigned fitting;           /* samples running that fit the allowed downtime */
 
   /* Results, valid after estimate_add(). */
   double bandwidth;          /* bytes/s while the queue was full; 0: not known yet */
   double dirty_rate;         /* bytes/s newly dirtied */
+  double move_rate;          /* bytes/s of the disk that are dealt with, holes included */
   bool pause_known;
   double expected_pause_ms;
   bool ready;

@@ -63,7 +63,6 @@ struct job {
   bool ready;              /* the estimate says so, and nothing is in the way */
   bool started_told;
   uint64_t last_sample_ns, last_publish_ns;
-  uint64_t last_extent;    /* counters.extent_bytes at the last sample */
   char state[16];          /* as last published */
   unsigned passes_seen;    /* judged for the policy */
   bool told_not_converging;

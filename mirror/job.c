@@ -77,6 +77,7 @@ look (struct job *j, uint64_t now)
   return (struct estimate_sample){
     .now_ns = now,
     .acked_bytes = atomic_load (&e->counters.acked_bytes),
+    .passed_bytes = atomic_load (&e->counters.extent_bytes),
     .dirtied_bytes = atomic_load (&r->hdr->dirtied_total) << r->geo.block_shift,
     .left_bytes = engine_left_bytes (e),
     .quarantine_bytes = bitmap_count (r, REGION_QUARANTINE) << r->geo.block_shift,
@@ -87,12 +88,11 @@ static void
 take_sample (struct job *j, uint64_t now)
 {
   struct engine *e = &j->engine;
-  uint64_t extent = atomic_load (&e->counters.extent_bytes);
+  const struct estimate_sample *last = &j->estimate.last;
   struct estimate_sample s = look (j, now);
 
   /* A stretch of holes goes by without using the line: it tells nothing about bandwidth. */
-  bool holes = extent - j->last_extent > s.acked_bytes - j->estimate.last.acked_bytes;
-  j->last_extent = extent;
+  bool holes = s.passed_bytes - last->passed_bytes > s.acked_bytes - last->acked_bytes;
   s.queue_full = !atomic_exchange (&e->idle_seen, false) && !holes;
 
   const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),

@@ -157,6 +157,25 @@ Test (estimate, eta_is_unknown_while_the_flush_alone_takes_too_long)
   cr_assert_float_eq (estimate_eta_s (&e, 1000), 0, 0.01);
 }
 
+Test (estimate, holes_shorten_the_eta_and_say_nothing_about_bandwidth)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 100030 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 20, 10, 0, true, 300);
+  double without = estimate_eta_s (&e, 300);
+  for (unsigned i = 0; i < ESTIMATE_WINDOW; i++) {
+    s.now_ns += 100 * MS;
+    s.passed_bytes += 1000 * MIB;
+    s.queue_full = false;
+    estimate_add (&e, &s, &no_costs, 300);
+  }
+  cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
+  cr_assert_float_eq (without, 1000.0, 1.0);
+  cr_assert_float_eq (estimate_eta_s (&e, 300), 10.0, 0.1);
+}
+
 Test (estimate, halved)
 {
   cr_assert (estimate_pass_halved (100, 50));
