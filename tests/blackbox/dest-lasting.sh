@@ -45,3 +45,27 @@ late_write "a write that comes late, within the grace" 100 '--fault write:1=late
 # It comes between the second write of the blocks and its reply, that is, before they are read back.
 late_write "a write that comes late, before the read-back" 1 '--fault write:1=late:2.3 --fault write@0-65535=delay:2' \
   --quarantine-grace 1s --request-timeout 10s
+
+# ---- stopped for a while (SIGSTOP), then it goes on ----
+rm -f "$tmp"/live.* "$tmp/report"
+truncate -s "$size" "$tmp/live.img"
+start_fake live --file "$tmp/live.img"
+start_guest guest "${uri[src]}" --connections 2 --rate 50 --seconds 100
+: >"$tmp/mirror.log"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[live]}" --restart --max-downtime 2s "${limits[@]}" \
+  --report "$tmp/report"
+wait_for 20 grep -q ready "$tmp/mirror.log"
+kill -STOP "${pid[live]}"
+wait_state "${control[src]}" degraded 20
+sleep $((${NBDMIRROR_LONG:+28} + 2))
+running guest || fail "stopped: the guest ended: $(cat "$tmp/guest.json")"
+kill -CONT "${pid[live]}"
+wait_state "${control[src]}" ready 40
+complete_soon "${control[src]}"
+wait_exit mirror 20
+[ "$status" = 0 ] || fail "stopped: mirror ended with $status"
+wait_exit guest 10
+[ "$status" = 0 ] || fail "stopped: the guest saw an error: $(cat "$tmp/guest.json")"
+[ "$(field reconnects <"$tmp/report")" -ge 1 ] || fail "stopped: the worker never noticed"
+equal "$tmp/disk" "${uri[live]}"
+note "ok: stopped for a while: guest $(cat "$tmp/guest.json")"
