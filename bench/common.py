@@ -155,10 +155,13 @@ class Server:
 
 
 def listening(path):
-    """Is the socket bound?  Looked up without connecting, which would count as a client."""
-    with contextlib.suppress(OSError), open("/proc/net/unix") as f:
-        return any(line.rstrip("\n").endswith(" " + path) for line in f)
-    return os.path.exists(path)
+    """Does a server listen there?  Looked up without connecting, which would count as a client.
+    Between bind and listen the socket is there, unconnected (state 01) and without flags."""
+    if not os.path.exists(path):
+        return False
+    with open("/proc/net/unix", encoding="ascii", errors="replace") as f:
+        return not any(w[7:] == [path] and w[3] == "00000000" and w[5] == "01"
+                       for w in map(str.split, f))
 
 
 def nbdkit(setup, name, *args, options=()):

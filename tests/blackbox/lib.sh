@@ -241,10 +241,17 @@ wait_for () {
   done
 }
 
+# listening PATH: looked up without connecting, which would count as a client.  Between bind and listen the
+# socket is there and refuses connections: such a one has no flags, and is in state 1 (unconnected).
+listening () {
+  [ -S "$1" ] &&
+    awk -v path="$1" '$8 == path && $4 == 0 && $6 == 1 { bound = 1 } END { exit bound }' /proc/net/unix
+}
+
 # wait_for_socket PATH NAME: until the server NAME listens there; fails at once if it ended instead.
 wait_for_socket () {
   local deadline=$((SECONDS + 20))
-  until [ -S "$1" ]; do
+  until listening "$1"; do
     running "$2" || fail "$2 ended before it listened at $1"
     [ $SECONDS -le $deadline ] || fail "$2 does not listen at $1"
     sleep 0.05
