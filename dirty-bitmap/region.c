@@ -2,7 +2,7 @@
  *
  * The shared region's layout, its creation and its checks.
  *
- *   header | summary x 4 | array x 4 | samples
+ *   header | summary x 4 | array x 4 | urgent slots | samples
  *
  * each at a multiple of REGION_ALIGN.  The layout follows from disk size and block size alone, so
  * region_map() computes it anew and compares: what a header says is never used, only agreed with.
@@ -26,6 +26,7 @@
 
 #include "dirty-bitmap/region.h"
 #include "dirty-bitmap/samples.h"
+#include "dirty-bitmap/urgent.h"
 
 /* The largest page size in use on Linux hosts, so that every part starts on its own page. */
 #define REGION_ALIGN 65536u
@@ -98,6 +99,7 @@ region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t 
     geo->summary_offset[a] = place (&end, geo->nr_summary * 8);
   for (int a = 0; a < REGION_NR_ARRAYS; a++)
     geo->array_offset[a] = place (&end, geo->nr_words * 8);
+  geo->urgent_offset = place (&end, URGENT_TABLE_BYTES);
   geo->samples_offset = place (&end, SAMPLES_TABLE_BYTES);
   if (end > SIZE_MAX / 2) {
     errno = EFBIG;
@@ -133,6 +135,7 @@ fill_header (struct region_header *hdr, const struct region_geometry *geo, const
     hdr->array_offset[a] = geo->array_offset[a];
     hdr->summary_offset[a] = geo->summary_offset[a];
   }
+  hdr->urgent_offset = geo->urgent_offset;
   hdr->samples_offset = geo->samples_offset;
   memcpy (hdr->tracker_uuid, uuid, sizeof hdr->tracker_uuid);
 }
@@ -223,6 +226,7 @@ check_layout (const struct region_header *hdr, const struct region_geometry *geo
 
   if (!field_is ("nr_blocks", hdr->nr_blocks, geo->nr_blocks, error)
       || !field_is ("region_size", hdr->region_size, geo->region_size, error)
+      || !field_is ("urgent_offset", hdr->urgent_offset, geo->urgent_offset, error)
       || !field_is ("samples_offset", hdr->samples_offset, geo->samples_offset, error))
     return false;
   for (int a = 0; a < REGION_NR_ARRAYS; a++)

@@ -2,7 +2,8 @@
  *
  * The shared region: a sealed memfd that the nbdkit filter and one mirror worker both map.  It
  * holds four bit arrays of the disk's blocks, each with a summary, their counters, the claim
- * sets' entry counts, and the samples by which a destination is recognised (samples.h).
+ * sets' entry counts, the slots of the synchronous gate (urgent.h), and the samples by which a
+ * destination is recognised (samples.h).
  *
  * Trust: a worker may scribble over every byte of the region.  Each side therefore keeps its own
  * copy of the geometry (struct region below, private memory) and uses no offset, size or index
@@ -20,12 +21,13 @@
 #include <stdint.h>
 
 #define REGION_MAGIC "NBDMIRR" /* 8 bytes with the NUL */
-#define REGION_VERSION 1u
+#define REGION_VERSION 2u
 
 #define REGION_MIN_BLOCK_SIZE 4096u
 #define REGION_MAX_BLOCK_SIZE (1024u * 1024u)
 #define REGION_MAX_ARRAY_BYTES (32u * 1024 * 1024) /* limit at which the default block grows */
 #define REGION_LIMIT_ARRAY_BYTES (1024u * 1024 * 1024) /* no array is ever larger than this */
+#define REGION_URGENT_WORDS 16u /* 64 urgent slots each */
 
 enum region_array {
   REGION_DIRTY,      /* differs, or may differ, from the destination */
@@ -46,6 +48,7 @@ struct region_geometry {
   size_t region_size;     /* bytes of the whole region, a multiple of the page size */
   size_t array_offset[REGION_NR_ARRAYS];
   size_t summary_offset[REGION_NR_ARRAYS];
+  size_t urgent_offset;
   size_t samples_offset;
 };
 
@@ -61,6 +64,7 @@ struct region_header {
   uint64_t nr_blocks;
   uint64_t array_offset[REGION_NR_ARRAYS];
   uint64_t summary_offset[REGION_NR_ARRAYS];
+  uint64_t urgent_offset;
   uint64_t samples_offset;
   uint8_t tracker_uuid[16];
 
@@ -77,8 +81,14 @@ struct region_header {
   _Alignas (64) _Atomic uint64_t clears_begun[REGION_NR_ARRAYS];
   _Atomic uint64_t clears_done[REGION_NR_ARRAYS];
   _Atomic uint64_t given_back;                  /* claim_give_back() calls, see claims_all_empty() */
-  _Alignas (64) _Atomic uint32_t wake_worker;   /* futex words; reserved for the urgent ring */
-  _Atomic uint32_t wake_filter;
+
+  /* The synchronous gate; urgent.h says what they mean. */
+  _Alignas (64) _Atomic uint32_t wake_worker;   /* futex: goes up at each request */
+  _Atomic uint32_t worker_sleeps;               /* threads of the worker that wait for it */
+  _Atomic uint64_t sync_epoch;                  /* written by the filter */
+  _Alignas (64) _Atomic uint64_t urgent_posted[REGION_URGENT_WORDS]; /* a bit a slot: look there */
+  _Alignas (64) _Atomic uint64_t progress;      /* written by the worker */
+  _Atomic uint64_t synced_epoch;                /* written by the worker */
 };
 
 /* One process's view of a region. */
@@ -87,6 +97,7 @@ struct region {
   struct region_header *hdr;  /* start of the mapping */
   int fd;                     /* owned; close-on-exec */
   uint8_t tracker_uuid[16];   /* private copy */
+  _Atomic uint32_t urgent_next; /* where this process looks for the next urgent slot; a hint */
 };
 
 /* Fill GEO for a disk of DISK_SIZE bytes (0 is allowed: no blocks).  BLOCK_SIZE in bytes; 0 takes

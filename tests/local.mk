@@ -10,6 +10,7 @@ unit_tests = \
 	tests/unit/test-region \
 	tests/unit/test-bitmap \
 	tests/unit/test-claims \
+	tests/unit/test-urgent \
 	tests/unit/test-samples \
 	tests/unit/test-rate \
 	tests/unit/test-window \
@@ -44,6 +45,11 @@ tests_unit_test_claims_SOURCES = tests/unit/test-claims.c
 tests_unit_test_claims_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_claims_CFLAGS = $(unit_cflags)
 tests_unit_test_claims_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_urgent_SOURCES = tests/unit/test-urgent.c
+tests_unit_test_urgent_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_urgent_CFLAGS = $(unit_cflags)
+tests_unit_test_urgent_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
 
 tests_unit_test_samples_SOURCES = tests/unit/test-samples.c
 tests_unit_test_samples_CPPFLAGS = $(unit_cppflags)

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "dirty-bitmap/urgent.h"
 #include "fixture.h"
 
 #define KiB UINT64_C (1024)
@@ -36,7 +37,9 @@ check_geometry (const struct region_geometry *g)
     cr_assert_eq (g->array_offset[a] % 65536, 0);
     end = g->array_offset[a] + g->nr_words * 8;
   }
-  cr_assert_geq (g->samples_offset, end);
+  cr_assert_geq (g->urgent_offset, end);
+  cr_assert_eq (g->urgent_offset % 65536, 0);
+  cr_assert_geq (g->samples_offset, g->urgent_offset + URGENT_TABLE_BYTES);
   cr_assert_gt (g->region_size, g->samples_offset);
   cr_assert_eq (g->region_size % 65536, 0);
   cr_assert_eq (1u << g->block_shift, g->block_size);
@@ -272,6 +275,7 @@ Test (region, map_refuses_fields)
     FIELD (summary_offset[REGION_CLAIMED_A], "summary_offset of claimed A"),
     FIELD (summary_offset[REGION_CLAIMED_B], "summary_offset of claimed B"),
     FIELD (summary_offset[REGION_QUARANTINE], "summary_offset of quarantine"),
+    FIELD (urgent_offset, "urgent_offset"),
     FIELD (samples_offset, "samples_offset"),
   };
 #undef FIELD
