@@ -17,6 +17,7 @@
 enum {
   OPT_SYNC = 0x200,
   OPT_MAX_DOWNTIME,
+  OPT_MAX_WRITE_DELAY,
   OPT_POLICY,
   OPT_ON_READY,
   OPT_RESUME,
@@ -32,6 +33,9 @@ static const char help[]
     "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.\n\n"
     "  --sync full           what to copy; this version knows full copies\n"
     "  --max-downtime TIME   pause the guest for at most this long at the hand-over (300ms)\n"
+    "  --max-write-delay TIME\n"
+    "                        delay a guest's write by at most this, where it has to be slowed down\n"
+    "                        or waits for the destination (50ms)\n"
     "  --policy POLICY       when passes do not converge: sync, throttle, none, fail (exit 4);\n"
     "                        sync and throttle act as none in this version\n"
     "  --on-ready WHAT       wait for `nbdmirror complete` (default), or complete at once\n"
@@ -71,6 +75,12 @@ take_option (struct arguments *a, int c)
       return EXIT_USAGE;
     if (a->job.max_downtime_ms < 1 || a->job.max_downtime_ms > 24 * 3600 * 1000)
       return cmd_usage_error ("--max-downtime %s: must be between 1ms and 24h", optarg);
+    return 0;
+  case OPT_MAX_WRITE_DELAY:
+    if (!worker_parse_ms ("--max-write-delay", optarg, &a->job.max_write_delay_ms))
+      return EXIT_USAGE;
+    if (a->job.max_write_delay_ms < 1 || a->job.max_write_delay_ms > JOB_MAX_WRITE_DELAY_LIMIT_MS)
+      return cmd_usage_error ("--max-write-delay %s: must be between 1ms and 10s", optarg);
     return 0;
   case OPT_POLICY:
     a->policy_given = true;
@@ -158,6 +168,7 @@ run (struct cmd_line *line)
   static const struct option longopts[] = {
     { "sync", required_argument, NULL, OPT_SYNC },
     { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
+    { "max-write-delay", required_argument, NULL, OPT_MAX_WRITE_DELAY },
     { "policy", required_argument, NULL, OPT_POLICY },
     { "on-ready", required_argument, NULL, OPT_ON_READY },
     { "resume", no_argument, NULL, OPT_RESUME },
@@ -171,7 +182,7 @@ run (struct cmd_line *line)
   struct arguments a = {
     .worker = { .ready_fd = -1 },
     .settings = { .give_up_ns = UINT64_MAX },
-    .job = { .max_downtime_ms = 300, .policy = POLICY_SYNC },
+    .job = { .max_downtime_ms = 300, .max_write_delay_ms = JOB_MAX_WRITE_DELAY_MS, .policy = POLICY_SYNC },
   };
   int c, status = 0;
 

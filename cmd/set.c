@@ -45,6 +45,16 @@ set_time (const char *value, const char *argument, json_t *args)
 }
 
 static const char *
+set_delay (const char *value, const char *argument, json_t *args)
+{
+  const char *reason = set_time (value, argument, args);
+
+  if (reason == NULL && json_integer_value (json_object_get (args, argument)) > 10000)
+    reason = "more than 10s";
+  return reason;
+}
+
+static const char *
 set_policy (const char *value, const char *argument, json_t *args)
 {
   static const char *const policies[] = { "sync", "throttle", "none", "fail" };
@@ -75,6 +85,7 @@ static const struct {
 } keys[] = {
   { "bandwidth", "bandwidth-limit", set_rate },
   { "max-downtime", "max-downtime-ms", set_time },
+  { "max-write-delay", "max-write-delay-ms", set_delay },
   { "policy", "policy", set_policy },
   { "synchronous", "synchronous", set_switch },
 };
@@ -94,7 +105,8 @@ add_setting (const char *word, json_t *args)
     if (strlen (keys[i].key) == len && memcmp (keys[i].key, word, len) == 0)
       break;
   if (i == NR_KEYS)
-    return cmd_usage_error ("unknown key '%.*s': use bandwidth, max-downtime, policy or synchronous",
+    return cmd_usage_error ("unknown key '%.*s': use bandwidth, max-downtime, max-write-delay, policy or"
+                            " synchronous",
                             (int) len, word);
   if (json_object_get (args, keys[i].argument) != NULL)
     return cmd_usage_error ("%s is given twice", keys[i].key);
@@ -148,8 +160,9 @@ const struct subcommand subcommand_set = {
   "  max-downtime=TIME   the pause that is allowed at the hand-off: 300ms, 2s\n"
   "  policy=POLICY       what to do when passes do not converge: sync, throttle, none, fail\n"
   "                      (in this release sync and throttle act as none)\n"
-  "  synchronous=on|off  guest writes wait for the destination\n"
-  "                      (in this release the worker refuses or ignores it, and says so)\n\n"
+  "  synchronous=on|off  guest writes wait until they have reached the destination\n"
+  "  max-write-delay=TIME\n"
+  "                      the longest that a guest's write waits so: 50ms\n\n"
   "k, M, G and T are powers of 1024.  Either all settings are taken or none.\n\n"
   "Example:\n"
   "  nbdmirror set /run/vm1.control bandwidth=50M max-downtime=1s\n",

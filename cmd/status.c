@@ -24,6 +24,7 @@ static const char *const fields[] = {
   "sent-bytes", "zero-bytes", "bandwidth", "dirty-rate", "bandwidth-limit", "max-downtime-ms",
   "expected-downtime-ms", "eta-s", "converging", "synchronised", "gate", "worker", "reconnects",
   "degraded-s", "session", "downtime-ms", "total-s", "passes", "rollback-token", "error", "target",
+  "max-write-delay-ms", "delayed-writes", "missed-writes", "longest-write-delay-ms", "dirty-limit",
 };
 
 struct options {
@@ -255,6 +256,31 @@ print_notes (const json_t *status, const char *control)
     print_note ("handed over: this disk refuses writes; 'rollback' with the token re-opens it");
 }
 
+/* "synchronous, synchronised; 1204 writes waited, up to 12 ms of 50 ms", and what the throttle lets through. */
+static void
+print_gate (const json_t *status)
+{
+  const char *gate = text_or_dash (status, "gate");
+
+  printf ("%s", gate);
+  if (strcmp (gate, "throttled") == 0) {
+    printf (" to ");
+    print_rate (status, "dirty-limit");
+    printf (" of newly dirty blocks");
+  }
+  if (strcmp (gate, "synchronous") == 0)
+    printf (job_is_true (status, "synchronised") ? ", synchronised" : ", not synchronised");
+  if (job_number (status, "delayed-writes", 0) > 0) {
+    printf ("; %.0f writes waited, up to ", job_number (status, "delayed-writes", 0));
+    print_time (status, "longest-write-delay-ms", 1);
+    printf (" of ");
+    print_time (status, "max-write-delay-ms", 1);
+    if (job_number (status, "missed-writes", 0) > 0)
+      printf (", %.0f in vain", job_number (status, "missed-writes", 0));
+  }
+  printf ("\n");
+}
+
 static void
 print_human (const json_t *status, const char *control)
 {
@@ -267,7 +293,7 @@ print_human (const json_t *status, const char *control)
     printf (", pass %.0f", job_number (status, "pass", 0));
   printf ("\n");
   line_start ("gate");
-  printf ("%s\n", text_or_dash (status, "gate"));
+  print_gate (status);
   line_start ("worker");
   printf ("%s", text_or_dash (status, "worker"));
   if (job_text (status, "target") != NULL)

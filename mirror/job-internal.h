@@ -6,6 +6,7 @@
  *   job-attach.c    beginning: filter, source, destination, region
  *   job-requests.c  what users ask for through the filter, and the filter's events
  *   job-final.c     hold, last blocks, prepared, committed
+ *   job-gate.c      throttled and synchronous writes of the guest
  *   job-status.c    the status object
  *
  * Everything runs in the job's thread, but the coordinator of a hand-off that we start ourselves
@@ -22,6 +23,7 @@
 #include "mirror/engine.h"
 #include "mirror/estimate.h"
 #include "mirror/handoff.h"
+#include "mirror/job-gate.h"
 #include "mirror/job.h"
 #include "mirror/supervisor.h"
 
@@ -52,6 +54,7 @@ struct job {
   uint64_t max_downtime_ms;
   uint64_t rate_limit;
   bool paused;
+  struct job_gate_state gate;
 
   bool fresh;              /* a full job that begins here, not a resumed one */
   uint64_t start_ns;

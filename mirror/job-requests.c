@@ -77,6 +77,7 @@ set_options (struct job *j, int64_t request, json_t *args)
   json_t *down = json_object_get (args, "max-downtime-ms");
   json_t *policy = json_object_get (args, "policy");
   json_t *sync = json_object_get (args, "synchronous");
+  json_t *delay = json_object_get (args, "max-write-delay-ms");
   enum job_policy p = j->policy;
 
   if (limit && (!json_is_integer (limit) || json_integer_value (limit) < 0)) {
@@ -92,21 +93,27 @@ set_options (struct job *j, int64_t request, json_t *args)
     job_reply (j, request, "GenericError", "policy must be sync, throttle, none or fail");
     return;
   }
-  if (json_is_true (sync)) {
-    job_reply (j, request, "GenericError", "synchronous=on: this version has no synchronous gate yet");
+  if (delay && (!json_is_integer (delay) || json_integer_value (delay) < 1
+                || json_integer_value (delay) > JOB_MAX_WRITE_DELAY_LIMIT_MS)) {
+    job_reply (j, request, "GenericError", "max-write-delay-ms must be between 1 and %d",
+               JOB_MAX_WRITE_DELAY_LIMIT_MS);
     return;
   }
   if (limit) {
     j->rate_limit = (uint64_t) json_integer_value (limit);
     engine_set_rate (&j->engine, j->rate_limit);
   }
+  if (delay)
+    j->gate.max_write_delay_ms = (uint64_t) json_integer_value (delay);
   if (down)
     j->max_downtime_ms = (uint64_t) json_integer_value (down);
   if (policy) {
     j->policy = p;
     j->told_not_converging = false;
   }
-  if (policy && (p == POLICY_SYNC || p == POLICY_THROTTLE))
+  if ((sync ? job_gate_by_hand (j, json_is_true (sync)) : job_gate_update (j)) == -1)
+    ok_but (j, request, "the filter could not be told about the gate yet");
+  else if (policy && (p == POLICY_SYNC || p == POLICY_THROTTLE))
     ok_but (j, request, "policies sync and throttle act as none in this version");
   else
     ok (j, request);

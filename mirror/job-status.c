@@ -86,8 +86,6 @@ own_status (struct job *j)
   json_object_set_new (o, "converging",
                        conv == CONVERGING_UNKNOWN ? json_null ()
                                                   : json_boolean (conv == CONVERGING_YES));
-  /* No synchronous gate yet: nobody may rely on it. */
-  json_object_set_new (o, "synchronised", json_false ());
   json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
   const char *error = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
   json_object_set_new (o, "error", error ? json_string (error) : json_null ());
@@ -134,8 +132,10 @@ job_status (struct job *j)
     "claimed-bytes", bytes_of (r, claimed), "quarantine-bytes",
     bytes_of (r, bitmap_count (r, REGION_QUARANTINE)), "session",
     (json_int_t) atomic_load (&r->hdr->session), "gate",
-    j->committed ? "fenced" : j->final >= FINAL_COPY ? "held" : "open", "worker", "attached");
+    j->committed ? "fenced" : j->final >= FINAL_COPY ? "held" : job_gate_name (job_gate_now (j)),
+    "worker", "attached");
   json_object_update_new (o, more);
+  json_object_set_new (o, "synchronised", json_boolean (job_gate_synchronised (j)));
   json_object_set_new (o, "downtime-ms", number_or_null (j->committed, j->downtime_ms));
   json_object_set_new (o, "rollback-token", j->token ? json_string (j->token) : json_null ());
   return o;

@@ -273,6 +273,7 @@ run (struct job *j)
     check_source (j);
     if (j->over)
       break;
+    job_gate_update (j);
     job_final_step (j);
     job_handoff_poll (j);
     uint64_t now = now_ns ();
@@ -366,6 +367,7 @@ job_run (const struct job_options *o, json_t **report)
   j->o = o;
   j->policy = o->policy;
   j->max_downtime_ms = o->max_downtime_ms;
+  j->gate.max_write_delay_ms = o->max_write_delay_ms ? o->max_write_delay_ms : JOB_MAX_WRITE_DELAY_MS;
   j->rate_limit = o->rate_limit;
   j->final_request = -1;
   j->start_ns = now_ns ();

@@ -17,6 +17,9 @@ enum job_start { JOB_NEW, JOB_RESUME, JOB_RESTART };
 
 enum job_policy { POLICY_SYNC, POLICY_THROTTLE, POLICY_NONE, POLICY_FAIL };
 
+#define JOB_MAX_WRITE_DELAY_MS 50 /* default */
+#define JOB_MAX_WRITE_DELAY_LIMIT_MS 10000
+
 /* How it ended; the command maps this to an exit status. */
 enum job_result {
   JOB_COMPLETED,     /* handed off: the source is fenced */
@@ -39,6 +42,7 @@ struct job_options {
   enum job_start start;
   enum job_policy policy;
   uint64_t max_downtime_ms;
+  uint64_t max_write_delay_ms; /* longest wait of a guest's write, throttled or synchronous */
   uint64_t rate_limit;     /* bytes a second; 0: none */
   uint64_t give_up_ns;     /* UINT64_MAX: never */
   uint64_t grace_ns;       /* of quarantine; 0: default */

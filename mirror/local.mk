@@ -25,6 +25,8 @@ libmirror_la_SOURCES = \
 	mirror/identity.h \
 	mirror/job-attach.c \
 	mirror/job-final.c \
+	mirror/job-gate.c \
+	mirror/job-gate.h \
 	mirror/job-internal.h \
 	mirror/job-requests.c \
 	mirror/job-status.c \

@@ -175,7 +175,7 @@ static const struct command commands[] = {
   { "block-job-resume", "device:s", relay, false },
   { "block-job-cancel", "device:s force:b", block_job_cancel, false },
   { "block-job-complete", "device:s", relay, false },
-  { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b", mirror_set, false },
+  { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i", mirror_set, false },
   { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s", prepare, false },
   { "job-finalize", "generation:i!", finalize, false },
   { "mirror-release", "generation:i", release, false },
