@@ -1,13 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The copy engine's books: what to copy next, claims, flush turns, counters.  See engine.h.
- *
- * A flush goes round like this (rule R4), FLUSH_IDLE first:
- *   due or wanted  -> claim_turn(): new claims enter the other set       FLUSH_DRAIN
- *   last copier of the old set leaves                                    FLUSH_READY
- *   copier 0 sends FLUSH                                                 FLUSH_SENT
- *   its reply      -> samples brought up to date, old set released       FLUSH_IDLE
- * A failed flush is a lost session (R5), so there is no way back from FLUSH_SENT.
+ * The copy engine's books: what to copy next, claims, counters.  See engine.h; engine-flush.c has the flush turns.
  */
 
 #include <config.h>
@@ -22,20 +15,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "mirror/engine.h"
+#include "mirror/engine-internal.h"
 #include "mirror/session.h"
 
 #define NS_PER_MS UINT64_C (1000000)
 #define IDLE_NS (5 * NS_PER_MS)
 #define HURRY_NS (NS_PER_MS / 2)
 #define PAUSED_NS (100 * NS_PER_MS)
-#define FLUSH_INTERVAL_NS (1000 * NS_PER_MS)
-#define FLUSH_SLOW_NS NS_PER_MS
-/* A long offline copy is not to begin again from zero when the line breaks, and its last flush must end
- * within the time limit of a request. */
-#define OFFLINE_INTERVAL_NS (30000 * NS_PER_MS)
-#define OFFLINE_BYTES (UINT64_C (4) << 30)
-#define FLUSH_MIN_BYTES (UINT64_C (8) << 20)
 #define MAX_ZERO_BYTES (UINT64_C (1) << 30)
 #define MAX_ASK_BYTES (UINT64_C (2) << 30)
 #define READ_ATTEMPTS 3
@@ -143,29 +129,6 @@ engine_set_counting (struct engine *e, bool counting)
   pthread_mutex_unlock (&e->lock);
 }
 
-void
-engine_flush (struct engine *e)
-{
-  pthread_mutex_lock (&e->lock);
-  e->flush_wanted = true;
-  session_kick (e->session);
-  pthread_mutex_unlock (&e->lock);
-}
-
-void
-engine_flush_if_settled (struct engine *e)
-{
-  const struct region *r = e->region;
-  pthread_mutex_lock (&e->lock);
-  if (bitmap_count (r, REGION_DIRTY) == 0 && e->pass.nr_busy == 0 && e->flush == FLUSH_IDLE
-      && !e->flush_wanted
-      && bitmap_count (r, REGION_CLAIMED_A) + bitmap_count (r, REGION_CLAIMED_B) > 0) {
-    e->flush_wanted = true;
-    session_kick_flusher (e->session);
-  }
-  pthread_mutex_unlock (&e->lock);
-}
-
 bool
 engine_clean (struct engine *e)
 {
@@ -177,17 +140,6 @@ engine_clean (struct engine *e)
                && !e->flush_wanted;
   pthread_mutex_unlock (&e->lock);
   return clean;
-}
-
-uint64_t
-engine_flush_ns (struct engine *e)
-{
-  uint64_t last = atomic_load (&e->flush_ns), running = 0;
-  pthread_mutex_lock (&e->lock);
-  if (e->flush == FLUSH_SENT)
-    running = now_ns () - e->flush_start_ns;
-  pthread_mutex_unlock (&e->lock);
-  return running > last ? running : last;
 }
 
 uint64_t
@@ -217,15 +169,6 @@ engine_fatal (struct engine *e, const char *why)
   engine_notify (e);
 }
 
-/* Locked.  Forget the samples proposed in SET of the blocks [FIRST, FIRST + COUNT): they are being written again. */
-static void
-drop_pending (struct engine *e, unsigned set, uint64_t first, uint64_t count)
-{
-  for (unsigned i = 0; i < ENGINE_PENDING_SAMPLES; i++)
-    if (e->pending[set][i].block >= first && e->pending[set][i].block - first < count)
-      e->pending[set][i].length = 0;
-}
-
 void
 engine_session_over (struct engine *e)
 {
@@ -237,8 +180,8 @@ engine_session_over (struct engine *e)
   e->flush = FLUSH_IDLE;
   e->flush_wanted = false;
   e->unflushed_bytes = 0;
-  drop_pending (e, 0, 0, UINT64_MAX);
-  drop_pending (e, 1, 0, UINT64_MAX);
+  engine_drop_samples (e, 0, 0, UINT64_MAX);
+  engine_drop_samples (e, 1, 0, UINT64_MAX);
   atomic_store (&e->may_skip, false);
   atomic_store (&e->counters.in_copy_bytes, 0);
   pthread_mutex_unlock (&e->lock);
@@ -287,70 +230,6 @@ wrap (struct engine *e, uint64_t now)
   e->pass_log[e->nr_passes++ % ENGINE_MAX_PASS_LOG] = p;
 }
 
-/* ---- flushing ---- */
-
-static bool
-flush_due (const struct engine *e, uint64_t now)
-{
-  if (e->flush_wanted)
-    return true;
-  if (e->options.offline)
-    return e->unflushed_bytes >= OFFLINE_BYTES
-           || (e->unflushed_bytes > 0 && now - e->last_flush_ns >= OFFLINE_INTERVAL_NS);
-  /* With nothing to make durable, flush on only while the last flush counts heavily in the expected
-   * pause: one that was slow once must not keep an idle disk from ever being ready. */
-  if (e->unflushed_bytes == 0)
-    return atomic_load (&e->flush_ns) > FLUSH_SLOW_NS && now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
-  uint64_t limit = e->region->geo.disk_size / 200;
-  if (limit < FLUSH_MIN_BYTES)
-    limit = FLUSH_MIN_BYTES;
-  return e->unflushed_bytes >= limit || now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
-}
-
-/* Start a flush if one is due.  Returns true if it is now for copier 0 to send. */
-static bool
-flush_step (struct engine *e, uint64_t now)
-{
-  if (e->flush == FLUSH_IDLE && flush_due (e, now) && claim_turn (e->region, &e->flush_set)) {
-    e->flush = FLUSH_DRAIN;
-    e->flush_wanted = false;
-    e->unflushed_bytes = 0;
-  }
-  if (e->flush == FLUSH_DRAIN && claim_drained (e->region, e->flush_set))
-    e->flush = FLUSH_READY;
-  return e->flush == FLUSH_READY;
-}
-
-/* Bring the samples up to date with what has just become durable, before the claims go (R13). */
-static void
-commit_samples (struct engine *e, unsigned set)
-{
-  struct region *r = e->region;
-  samples_drop_in (r, claim_array (set));
-  for (unsigned i = 0; i < ENGINE_PENDING_SAMPLES; i++) {
-    struct sample *s = &e->pending[set][i];
-    if (s->length > 0 && bitmap_test (r, claim_array (set), s->block))
-      samples_put (r, s);
-    s->length = 0;
-  }
-}
-
-void
-engine_flush_done (struct engine *e)
-{
-  pthread_mutex_lock (&e->lock);
-  uint64_t now = now_ns ();
-  assert (e->flush == FLUSH_SENT);
-  commit_samples (e, e->flush_set);
-  claim_release (e->region, e->flush_set);
-  e->flush = FLUSH_IDLE;
-  e->last_flush_ns = now;
-  atomic_store (&e->flush_ns, now - e->flush_start_ns);
-  atomic_fetch_add (&e->counters.flushes, 1);
-  pthread_mutex_unlock (&e->lock);
-  engine_notify (e);
-}
-
 /* ---- handing out work ---- */
 
 /* Take a run for copying: busy first (R6), then counted and claimed (R4). */
@@ -360,7 +239,7 @@ take (struct engine *e, struct engine_task *t)
   if (!pass_busy_add (&e->pass, t->first, t->count))
     return false;
   t->set = claim_enter (e->region);
-  drop_pending (e, t->set, t->first, t->count);
+  engine_drop_samples (e, t->set, t->first, t->count);
   claim_run (e->region, t->set, t->first, t->count);
   atomic_fetch_add (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
   e->pass.cursor = t->first + t->count;
@@ -445,7 +324,7 @@ engine_next (struct engine *e, bool is_flusher, bool can_verify, struct engine_t
   enum engine_work w;
 
   pthread_mutex_lock (&e->lock);
-  if (flush_step (e, now)) {
+  if (engine_flush_step (e, now)) {
     if (is_flusher) {
       e->flush = FLUSH_SENT;
       e->flush_start_ns = now;
@@ -485,35 +364,13 @@ leave (struct engine *e, const struct engine_task *t)
     engine_notify (e);
 }
 
-static void
-propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data, uint64_t length)
-{
-  uint64_t block = region_bytes (&e->region->geo, t->first, 1);
-  if (length > block)
-    length = block;
-  if (length > SAMPLE_BYTES)
-    length = SAMPLE_BYTES;
-
-  unsigned last = ENGINE_PENDING_SAMPLES - 1;
-  bool zero = data[0] == 0 && memcmp (data, data + 1, length - 1) == 0;
-  for (unsigned i = zero ? last : 0; i < (zero ? last + 1 : last); i++) {
-    struct sample *s = &e->pending[t->set][i];
-    if (s->length == 0) {
-      s->block = t->first;
-      s->length = (uint32_t) length;
-      memcpy (s->data, data, length);
-      return;
-    }
-  }
-}
-
 void
 engine_task_done (struct engine *e, const struct engine_task *t, const void *data, uint64_t length)
 {
   pthread_mutex_lock (&e->lock);
   e->unflushed_bytes += region_bytes (&e->region->geo, t->first, t->count);
   if (length > 0)
-    propose_sample (e, t, data, length);
+    engine_propose_sample (e, t, data, length);
   leave (e, t);
   pthread_mutex_unlock (&e->lock);
 }

@@ -15,6 +15,8 @@ libmirror_la_SOURCES = \
 	mirror/endpoint-nbd.h \
 	mirror/endpoint.c \
 	mirror/endpoint.h \
+	mirror/engine-flush.c \
+	mirror/engine-internal.h \
 	mirror/engine.c \
 	mirror/engine.h \
 	mirror/estimate.c \
