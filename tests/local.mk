@@ -162,6 +162,25 @@ EXTRA_DIST += \
 	tests/blackbox/prepare.py \
 	tests/blackbox/pulse.py
 
+# ---- guests -----------------------------------------------------------------------
+# Virtual machines that are moved while they write; 77 without QEMU, or where Debian's kernel is not
+# to be had.  Not with sanitizers.
+
+guest_tests = \
+	tests/guest/by-hand.py
+TESTS += $(guest_tests)
+EXTRA_DIST += $(guest_tests) \
+	tests/guest/init \
+	tests/guest/machine.py \
+	tests/guest/migration.py \
+	tests/guest/recorder.c \
+	tests/guest/scene.py
+
+# All combinations, in random order.
+.PHONY: check-guest
+check-guest:
+	NBDMIRROR_LONG=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='$(guest_tests)'
+
 # The same with more rounds and larger disks.
 .PHONY: check-long
 check-long:

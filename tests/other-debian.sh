@@ -18,7 +18,7 @@ rm -rf "$results"
 unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
 
 packages="gcc make libc6-dev pkgconf perl xz-utils nbdkit nbdkit-plugin-dev libnbd-dev libaio-dev
-libjansson-dev libcriterion-dev python3 python3-libnbd libnbd-bin fio procps qemu-utils"
+libjansson-dev libcriterion-dev python3 python3-libnbd libnbd-bin fio procps qemu-utils qemu-system-x86 e2fsprogs"
 
 # shellcheck disable=SC1091
 . /etc/os-release
@@ -63,6 +63,13 @@ work=$(mktemp -d "$root/tmp/nbdmirror-check.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 tar -xf "$builddir"/nbdmirror-*.tar.xz -C "$work" --strip-components=1
+
+# The kernel for test guests, where the tests outside have fetched it.
+if [ -d "$cache/guest" ]; then
+  mkdir -p "$root/root/.cache/nbdmirror"
+  rm -rf "$root/root/.cache/nbdmirror/guest"
+  cp -r "$cache/guest" "$root/root/.cache/nbdmirror/guest"
+fi
 
 # In a mount namespace of its own, so that nothing stays mounted, whatever happens.
 status=0
