@@ -11,6 +11,7 @@
 
 #include "mirror/endpoint-nbd.h"
 #include "mirror/endpoint-command.h"
+#include "control/receive-exports.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -58,9 +59,8 @@ reason_errno (void)
 
 /* ---- Connecting ------------------------------------------------------------------------- */
 
-/* Poll for H once.  0, or -1 when there is nothing to wait for any more. */
-static int
-poll_handle (struct nbd_handle *h, int timeout_ms)
+int
+nbd_poll_handle (struct nbd_handle *h, int timeout_ms)
 {
   unsigned dir = nbd_aio_get_direction (h);
   struct pollfd pfd = { .fd = nbd_aio_get_fd (h) };
@@ -89,8 +89,12 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
     return -1;
-  if (nep->is_uri)
+  if (nep->is_uri) {
+    if (nep->ep.opts.writable && nbd_uri_may_be_receive (nep->ep.name)
+        && nbd_set_opt_mode (h, true) == -1)
+      return -1;
     return nbd_aio_connect_uri (h, nep->ep.name);
+  }
   return nbd_aio_connect_unix (h, command_socket (nep->command));
 }
 
@@ -116,12 +120,55 @@ enlarge_buffer (int fd)
     (void) setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size); /* or what is allowed */
 }
 
+static void
+no_answer (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char **error)
+{
+  endpoint_fail (errnum, error, ETIMEDOUT, "%s: no connection within %g s: %s", nep->ep.name,
+                 nep->ep.opts.connect_timeout_ms / 1000.0,
+                 nbd_aio_is_connecting (h) == 1 && nbd_get_protocol (h) == NULL
+                     ? "the server does not answer"
+                     : "the server does not answer as an NBD server does");
+}
+
+/* H has negotiated all but the export.  -1 with *ERRNUM and *ERROR. */
+static int
+choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
+               char **error)
+{
+  enum nbd_receive is = NBD_RECEIVE_OPEN;
+  char name[NBD_SESSION_ID + sizeof RECEIVE_SESSION_PREFIX];
+
+  if (nep->session[0] == '\0') {
+    if (nbd_look_for_receive (h, deadline, &is) == -1)
+      goto failed;
+    if (is == NBD_RECEIVE_SEALED) {
+      endpoint_fail (errnum, error, EROFS, "%s: this disk was handed over to its guest: no mirror may write"
+                     " to it any more", nep->ep.name);
+      return -1;
+    }
+    if (is == NBD_RECEIVE_OPEN && !nbd_session_id (nep->session))
+      goto failed;
+  }
+  snprintf (name, sizeof name, RECEIVE_SESSION_PREFIX "%s", nep->session);
+  if (nbd_go (h, is == NBD_RECEIVE_OPEN ? name : NULL, deadline) == 0)
+    return 0;
+
+failed:
+  if (errno == ETIMEDOUT)
+    no_answer (nep, h, errnum, error);
+  else if (nbd_is_over (h) || is == NBD_NO_RECEIVE)
+    connect_failed (nep, errnum, error);
+  else
+    endpoint_fail (errnum, error, errno, "%s: the server refuses this session: another one has come since, the disk"
+                   " was handed over, or requests of an older session do not end", nep->ep.name);
+  return -1;
+}
+
 /* A connection that is ready for requests.  NULL with *ERRNUM and *ERROR. */
 static struct nbd_handle *
 connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
 {
-  int timeout_ms = nep->ep.opts.connect_timeout_ms;
-  int64_t deadline = now_ms () + timeout_ms;
+  int64_t deadline = now_ms () + nep->ep.opts.connect_timeout_ms;
   struct nbd_handle *h = nbd_create ();
   int r;
 
@@ -130,19 +177,20 @@ connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
     return NULL;
   }
   r = start_connecting (nep, h);
-  while (r == 0 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
+  while (r == 0 && nbd_aio_is_negotiating (h) != 1 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
     int64_t left = deadline - now_ms ();
 
     if (left <= 0) {
-      endpoint_fail (errnum, error, ETIMEDOUT, "%s: no connection within %g s: %s", nep->ep.name,
-                     timeout_ms / 1000.0,
-                     nbd_aio_is_connecting (h) == 1 && nbd_get_protocol (h) == NULL
-                         ? "the server does not answer"
-                         : "the server does not answer as an NBD server does");
+      no_answer (nep, h, errnum, error);
       nbd_close (h);
       return NULL;
     }
-    r = poll_handle (h, (int) left);
+    r = nbd_poll_handle (h, (int) left);
+  }
+  if (r == 0 && nbd_aio_is_negotiating (h) == 1
+      && choose_export (nep, h, deadline, errnum, error) == -1) {
+    nbd_close (h);
+    return NULL;
   }
   if (r == -1 || !nbd_aio_is_ready (h)) {
     connect_failed (nep, errnum, error);
@@ -240,7 +288,7 @@ nbd_close_handle (struct nbd_handle *h, bool polite)
 
   if (polite && nbd_aio_is_ready (h) == 1 && nbd_aio_disconnect (h, 0) == 0)
     while (!nbd_is_over (h) && now_ms () < until)
-      if (poll_handle (h, GOODBYE_MS) == -1)
+      if (nbd_poll_handle (h, GOODBYE_MS) == -1)
         break;
   nbd_close (h);
 }

@@ -16,9 +16,13 @@
 
 struct command;
 
+#define NBD_SESSION_ID 33
+
 struct nbd_endpoint {
   struct endpoint ep;
   bool is_uri;
+  char session[NBD_SESSION_ID]; /* "": the export of the URI; else mirror@SESSION (endpoint-nbd-session.c).
+                                   Set by endpoint_open()'s connection */
   struct command *command;              /* else */
   _Atomic (struct nbd_handle *) first; /* endpoint_open()'s connection, for the first channel */
 };
@@ -29,11 +33,27 @@ extern const struct endpoint_ops nbd_ops;
 const char *nbd_reason (void);
 /* The connection is closed or broken. */
 bool nbd_is_over (struct nbd_handle *h);
+/* Poll for H once.  0, or -1 when there is nothing to wait for any more. */
+int nbd_poll_handle (struct nbd_handle *h, int timeout_ms);
 /* Another connection for a channel: to the same export, as far as can be told.  NULL with *ERRNUM and
  * *ERROR. */
 struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error);
 /* Say goodbye, if POLITE and if it can be done (nothing is in flight), and close. */
 void nbd_close_handle (struct nbd_handle *h, bool polite);
+/* ---- endpoint-nbd-session.c: servers of `nbdmirror receive` ---- */
+
+enum nbd_receive { NBD_NO_RECEIVE, NBD_RECEIVE_OPEN, NBD_RECEIVE_SEALED };
+
+/* Does its export bear the name of theirs? */
+bool nbd_uri_may_be_receive (const char *uri);
+/* A random ID for a session.  False with errno. */
+bool nbd_session_id (char id[NBD_SESSION_ID]);
+/* H negotiates (option mode): ask what its server is, until DEADLINE (now_ms()).  -1 with errno. */
+int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is);
+/* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the server has
+ * refused. */
+int nbd_go (struct nbd_handle *h, const char *name, int64_t deadline);
+
 /* endpoint_close(). */
 void nbd_endpoint_close (struct endpoint *ep);
 

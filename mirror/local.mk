@@ -11,6 +11,7 @@ libmirror_la_SOURCES = \
 	mirror/endpoint-file.h \
 	mirror/endpoint-internal.h \
 	mirror/endpoint-nbd-connect.c \
+	mirror/endpoint-nbd-session.c \
 	mirror/endpoint-nbd.c \
 	mirror/endpoint-nbd.h \
 	mirror/endpoint.c \
@@ -40,6 +41,8 @@ libmirror_la_SOURCES = \
 	mirror/rate.h \
 	mirror/same.c \
 	mirror/same.h \
+	mirror/seal.c \
+	mirror/seal.h \
 	mirror/session.c \
 	mirror/session.h \
 	mirror/slot.c \
