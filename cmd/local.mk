@@ -13,6 +13,7 @@ nbdmirror_SOURCES = \
 	cmd/worker.h cmd/worker.c \
 	cmd/nbdkit-args.h cmd/nbdkit-args.c \
 	cmd/nbdkit-run.h cmd/nbdkit-run.c \
+	cmd/server-paths.h cmd/server-paths.c \
 	cmd/tidy.h cmd/tidy.c \
 	cmd/job.h cmd/job.c \
 	cmd/status.c \

@@ -7,22 +7,18 @@
 #include <config.h>
 
 #include <errno.h>
-#include <libgen.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "cmd/cmd.h"
 #include "cmd/nbdkit-args.h"
 #include "cmd/nbdkit-run.h"
-#include "cmd/tidy.h"
-
-#define FILTER_FILE "nbdkit-mirror-filter.so"
+#include "cmd/server-paths.h"
 
 struct serve {
   const char *disk;    /* as given */
@@ -35,62 +31,6 @@ struct serve {
   char **words;        /* the command line, NULL at the end; each owned */
   unsigned nr_words;
 };
-
-/* ---- paths ---------------------------------------------------------------------------------- */
-
-/* Make PATH absolute; its folder must exist, the last part need not.  NULL after an error message. */
-static char *
-absolute_path (const char *option, const char *path)
-{
-  char *copy1 = strdup (path), *copy2 = strdup (path), *folder = NULL, *full = NULL;
-  const char *base = copy2 != NULL ? basename (copy2) : NULL;
-
-  if (copy1 == NULL || copy2 == NULL)
-    cmd_error ("%s", strerror (errno));
-  else if (path[0] == '\0' || path[strlen (path) - 1] == '/' || strcmp (base, ".") == 0
-           || strcmp (base, "..") == 0)
-    cmd_error ("%s '%s': not the name of a file", option, path);
-  else if ((folder = realpath (dirname (copy1), NULL)) == NULL)
-    cmd_error ("%s %s: %s", option, path, strerror (errno));
-  else if (asprintf (&full, "%s/%s", strcmp (folder, "/") == 0 ? "" : folder, base) == -1)
-    full = NULL;
-  free (copy1);
-  free (copy2);
-  free (folder);
-  return full;
-}
-
-/* A path for a socket: short enough, and free.  A stale socket is removed: nbdkit would not. */
-static char *
-socket_path (const char *option, const char *path, bool print)
-{
-  char *full = absolute_path (option, path);
-  struct sockaddr_un addr;
-
-  if (full == NULL)
-    return NULL;
-  if (strlen (full) >= sizeof addr.sun_path)
-    cmd_error ("%s %s: the path of a socket may have %zu characters at most, this has %zu", option,
-               full, sizeof addr.sun_path - 1, strlen (full));
-  else
-    switch (print ? TIDY_ABSENT : tidy_look (full)) {
-    case TIDY_ABSENT:
-      return full;
-    case TIDY_STALE:
-      if (unlink (full) == 0)
-        return full;
-      cmd_error ("%s %s: left over, and cannot be removed: %s", option, full, strerror (errno));
-      break;
-    case TIDY_IN_USE:
-      cmd_error ("%s %s: in use by another server", option, full);
-      break;
-    case TIDY_NO_SOCKET:
-      cmd_error ("%s %s: exists and is not a socket", option, full);
-      break;
-    }
-  free (full);
-  return NULL;
-}
 
 static int
 check_disk (struct serve *s)
@@ -117,31 +57,6 @@ check_disk (struct serve *s)
   return 0;
 }
 
-/* The filter: what the environment says, else the one built beside this program, else the installed one,
- * else the one that nbdkit finds by its name. */
-static char *
-find_filter (void)
-{
-  const char *env = getenv ("NBDMIRROR_FILTER");
-  char exe[PATH_MAX], *found = NULL;
-  ssize_t n;
-
-  if (env != NULL && env[0] != '\0')
-    return strchr (env, '/') != NULL ? absolute_path ("NBDMIRROR_FILTER", env) : strdup (env);
-  n = readlink ("/proc/self/exe", exe, sizeof exe - 1);
-  if (n > 0) {
-    exe[n] = '\0';
-    if (asprintf (&found, "%s/nbd-plugin/.libs/%s", dirname (exe), FILTER_FILE) == -1)
-      return NULL;
-    if (access (found, R_OK) == 0)
-      return found;
-    free (found);
-  }
-  if (access (FILTERDIR "/" FILTER_FILE, R_OK) == 0)
-    return strdup (FILTERDIR "/" FILTER_FILE);
-  return strdup ("mirror");
-}
-
 /* ---- the command line ----------------------------------------------------------------------- */
 
 __attribute__ ((format (printf, 2, 3))) static void
@@ -157,29 +72,10 @@ add_word (struct serve *s, const char *fmt, ...)
   s->words[s->nr_words++] = word;
 }
 
-/* Percent-encode all but what may stand in a path and a query.  Caller frees. */
-static char *
-escape (const char *text)
-{
-  static const char plain[]
-    = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
-  char *out = malloc (3 * strlen (text) + 1), *p = out;
-
-  if (out == NULL)
-    abort ();
-  for (; *text != '\0'; text++)
-    if (strchr (plain, *text) != NULL)
-      *p++ = *text;
-    else
-      p += sprintf (p, "%%%02X", (unsigned char) *text);
-  *p = '\0';
-  return out;
-}
-
 static void
 add_mirror_parameters (struct serve *s)
 {
-  char *name = escape (s->export_name), *path = escape (s->socket);
+  char *name = server_escape (s->export_name), *path = server_escape (s->socket);
 
   add_word (s, "mirror-control=%s", s->control);
   if (s->export_name[0] != '\0')
@@ -283,18 +179,18 @@ serve (struct serve *s)
 {
   if (check_disk (s) == -1)
     return EXIT_ERROR;
-  if ((s->socket = socket_path ("--socket", s->socket_arg, s->print)) == NULL
-      || (s->control = socket_path ("--control", s->control_arg, s->print)) == NULL)
+  if ((s->socket = server_socket_path ("--socket", s->socket_arg, s->print)) == NULL
+      || (s->control = server_socket_path ("--control", s->control_arg, s->print)) == NULL)
     return EXIT_ERROR;
   if (strcmp (s->socket, s->control) == 0)
     return cmd_usage_error ("--socket and --control are the same path");
   if (s->pidfile_arg != NULL) {
-    if ((s->pidfile = absolute_path ("--pidfile", s->pidfile_arg)) == NULL)
+    if ((s->pidfile = server_absolute_path ("--pidfile", s->pidfile_arg)) == NULL)
       return EXIT_ERROR;
   }
   else if (s->detach && asprintf (&s->pidfile, "%s.pid", s->socket) == -1)
     abort ();
-  if ((s->filter = find_filter ()) == NULL)
+  if ((s->filter = server_find_filter ("mirror", "NBDMIRROR_FILTER")) == NULL)
     return EXIT_ERROR;
   build_command_line (s);
   if (s->print) {

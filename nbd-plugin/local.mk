@@ -16,3 +16,13 @@ nbd_plugin_nbdkit_mirror_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-versio
 nbd_plugin_nbdkit_mirror_filter_la_LIBADD = libdirtybitmap.la libcontrol.la $(JANSSON_LIBS)
 nbd_plugin_nbdkit_mirror_filter_la_DEPENDENCIES = libdirtybitmap.la libcontrol.la $(srcdir)/nbd-plugin/filter.map
 EXTRA_DIST += nbd-plugin/filter.map
+
+# The destination's side, for `nbdmirror receive`.
+filter_LTLIBRARIES += nbd-plugin/nbdkit-mirror-receive-filter.la
+nbd_plugin_nbdkit_mirror_receive_filter_la_SOURCES = \
+	nbd-plugin/receive-filter.c \
+	nbd-plugin/admission.h nbd-plugin/admission.c
+nbd_plugin_nbdkit_mirror_receive_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
+nbd_plugin_nbdkit_mirror_receive_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
+	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
+nbd_plugin_nbdkit_mirror_receive_filter_la_DEPENDENCIES = $(srcdir)/nbd-plugin/filter.map

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdkit-mirror-receive-filter: the destination's side.  `nbdmirror receive` puts it in front of the disk.
+ *
+ * One disk, several exports (control/receive-exports.h lists them): the mirror's, of which one session at a time may
+ * write (admission.h), and the guest's, whose first mutation seals the disk: from then on
+ * no mirror session writes, so that a late worker cannot write under a running guest.
+ *
+ * Reads, flushes and block status of a revoked session fail too: it must not believe that it is the one
+ * that writes here.  A connection to "mirror" that has not written yet may read at any time, for `verify`.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <nbdkit-filter.h>
+
+#include "nbd-plugin/admission.h"
+
+#define PAUSE_NS 1000000u
+
+static struct admission admission;
+static int notify_fd = -1;      /* to the supervisor, see receive-exports.h; -1: nobody supervises */
+static int keep_allocated;      /* zeroes of the mirror are written, not punched */
+static _Atomic bool given_up;
+
+enum kind { GUEST, SESSION, ALONE, SEAL, GIVE_UP };
+
+struct handle {
+  enum kind kind;
+  _Atomic uint64_t generation; /* SESSION, and ALONE once it has written; else 0 */
+  _Atomic bool refusal_logged;
+};
+
+static void
+receive_load (void)
+{
+  admission_init (&admission);
+}
+
+static void
+receive_unload (void)
+{
+  admission_destroy (&admission);
+}
+
+static int
+receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key, const char *value)
+{
+  if (strcmp (key, "receive-notify-fd") == 0) {
+    if (nbdkit_parse_int (key, value, &notify_fd) == -1)
+      return -1;
+    if (fcntl (notify_fd, F_SETFD, FD_CLOEXEC) == -1) {
+      nbdkit_error ("%s=%s: %m", key, value);
+      return -1;
+    }
+    return 0;
+  }
+  if (strcmp (key, "receive-keep-allocated") == 0) {
+    keep_allocated = nbdkit_parse_bool (value);
+    return keep_allocated == -1 ? -1 : 0;
+  }
+  return next (nxdata, key, value);
+}
+
+#define receive_config_help                                                                        \
+  "receive-keep-allocated=<BOOL>  Zeroes that the mirror writes leave no holes.\n"                 \
+  "receive-notify-fd=<FD>         For nbdmirror receive, which supervises the server."
+
+static int
+receive_get_ready (int thread_model)
+{
+  if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
+    return 0;
+  nbdkit_error ("the mirror-receive filter needs a plugin and filters that serve requests in parallel"
+                " (thread model \"parallel\"): a session that waits would block the one it waits for");
+  return -1;
+}
+
+static void
+notify (char note)
+{
+  ssize_t n = notify_fd != -1 ? write (notify_fd, &note, 1) : 1;
+
+  if (n != 1)
+    nbdkit_error ("the process that supervises this server is gone: %m");
+}
+
+/* ---- exports ----------------------------------------------------------------------------- */
+
+static int
+receive_list_exports (nbdkit_next_list_exports *next, nbdkit_backend *nxdata, int readonly, int is_tls,
+                      struct nbdkit_exports *exports)
+{
+  bool closed = atomic_load (&admission.sealed);
+
+  (void) next, (void) nxdata, (void) readonly, (void) is_tls;
+  if (nbdkit_add_export (exports, RECEIVE_MIRROR,
+                         closed ? RECEIVE_DESCRIPTION_SEALED : RECEIVE_DESCRIPTION) == -1)
+    return -1;
+  return nbdkit_add_export (exports, "", "for the guest");
+}
+
+static const char *
+receive_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata, int readonly,
+                        int is_tls)
+{
+  (void) next, (void) nxdata, (void) readonly, (void) is_tls;
+  return "";
+}
+
+/* Sleeps, unless the client has gone or the server stops. */
+static int
+pause_a_little (void *opaque)
+{
+  (void) opaque;
+  return nbdkit_nanosleep (0, PAUSE_NS) == -1 ? errno : 0;
+}
+
+/* Seal, whoever asks first; then wait.  0 or an errno. */
+static int
+seal (int64_t limit_ms, const char *who)
+{
+  if (admission_seal (&admission)) {
+    notify (RECEIVE_NOTE_SEALED);
+    nbdkit_debug ("sealed by %s", who);
+  }
+  return admission_drain (&admission, atomic_load (&admission.generation), limit_ms, pause_a_little,
+                          NULL);
+}
+
+static int
+open_session (struct handle *h, const char *id)
+{
+  uint64_t generation;
+
+  if (id[0] == '\0' || strlen (id) > RECEIVE_ID_MAX) {
+    nbdkit_error ("a session's ID has 1 to %d characters", RECEIVE_ID_MAX);
+    return -1;
+  }
+  int err = admission_join (&admission, id, &generation, pause_a_little, NULL);
+  switch (err) {
+  case 0:
+    atomic_store (&h->generation, generation);
+    return 0;
+  case EPERM:
+    nbdkit_error ("a mirror session is refused: the disk was handed over to its guest");
+    break;
+  case ESTALE:
+    nbdkit_error ("mirror session %s is refused: a newer one has taken its place", id);
+    break;
+  case ETIMEDOUT:
+    nbdkit_error ("mirror session %s is refused: requests of the one before it have not ended in %d s", id,
+                  ADMISSION_LIMIT_MS / 1000);
+    break;
+  default:
+    nbdkit_error ("mirror session %s: %s", id, strerror (err));
+  }
+  return -1;
+}
+
+static int
+open_seal (void)
+{
+  int err = seal (ADMISSION_LIMIT_MS, "the mirror");
+
+  if (err == 0)
+    return 0;
+  nbdkit_error ("sealed, but requests of the mirror are still in flight: %s", strerror (err));
+  return -1;
+}
+
+static int
+open_give_up (void)
+{
+  if (atomic_load (&admission.sealed) && !atomic_load (&given_up))
+    nbdkit_error ("it is too late to give up: the disk was handed over to its guest");
+  else if (notify_fd == -1)
+    nbdkit_error ("nobody supervises this server: end it by hand");
+  else {
+    atomic_store (&given_up, true);
+    notify (RECEIVE_NOTE_GIVEN_UP);
+    return 0;
+  }
+  return -1;
+}
+
+static int
+open_as (struct handle *h, const char *name)
+{
+  size_t prefix = strlen (RECEIVE_SESSION_PREFIX);
+
+  if (name[0] == '\0')
+    h->kind = GUEST;
+  else if (strcmp (name, RECEIVE_MIRROR) == 0)
+    h->kind = ALONE;
+  else if (strcmp (name, RECEIVE_SEAL) == 0) {
+    h->kind = SEAL;
+    return open_seal ();
+  }
+  else if (strcmp (name, RECEIVE_GIVE_UP) == 0) {
+    h->kind = GIVE_UP;
+    return open_give_up ();
+  }
+  else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
+    h->kind = SESSION;
+    return open_session (h, name + prefix);
+  }
+  else {
+    nbdkit_error ("no export \"%s\": \"" RECEIVE_MIRROR "\" is the mirror's, \"\" the guest's", name);
+    return -1;
+  }
+  return 0;
+}
+
+static void *
+receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, const char *exportname,
+              int is_tls)
+{
+  (void) is_tls;
+  struct handle *h = calloc (1, sizeof *h);
+  if (h == NULL) {
+    nbdkit_error ("calloc: %m");
+    return NULL;
+  }
+  if (open_as (h, exportname) == 0 && next (context, readonly, "") == 0)
+    return h;
+  free (h);
+  return NULL;
+}
+
+static void
+receive_close (void *handle)
+{
+  free (handle);
+}
+
+static int
+receive_can_write (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  return h->kind == SEAL || h->kind == GIVE_UP ? 0 : next->can_write (next);
+}
+
+/* Two connections to "mirror" would revoke each other. */
+static int
+receive_can_multi_conn (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  return h->kind == ALONE ? 0 : next->can_multi_conn (next);
+}
+
+/* ---- requests ---------------------------------------------------------------------------- */
+
+static int
+refuse (struct handle *h, int error, int *err)
+{
+  if (!atomic_exchange (&h->refusal_logged, true))
+    nbdkit_error ("a request of a mirror session is refused: %s (logged once a connection)",
+                  error == EPERM       ? "the disk was handed over to its guest"
+                  : error == ESHUTDOWN ? "a newer session has taken its place"
+                                       : strerror (error));
+  *err = error;
+  return -1;
+}
+
+/* A mutation begins: 0, or -1 with *ERR. */
+static int
+enter (struct handle *h, int *err)
+{
+  int error = 0;
+
+  if (h->kind == GUEST) {
+    /* Without limit, as its disk is: an error would be the guest's, and nothing is wrong with it. */
+    if (!admission_is_over (&admission))
+      error = seal (-1, "the guest's first write");
+    if (error != 0)
+      *err = error;
+    return error != 0 ? -1 : 0;
+  }
+  if (h->kind == ALONE)
+    error = admission_join_alone (&admission, &h->generation, pause_a_little, NULL);
+  if (error == 0)
+    error = admission_enter (&admission, atomic_load (&h->generation));
+  return error == 0 ? 0 : refuse (h, error, err);
+}
+
+static void
+leave (struct handle *h)
+{
+  if (h->kind != GUEST)
+    admission_leave (&admission);
+}
+
+/* A request that changes nothing: 0, or -1 with *ERR. */
+static int
+check (struct handle *h, int *err)
+{
+  uint64_t generation = atomic_load (&h->generation);
+  int error = generation != 0 ? admission_check (&admission, generation) : 0;
+
+  return error == 0 ? 0 : refuse (h, error, err);
+}
+
+static int
+receive_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count, uint64_t offset,
+               uint32_t flags, int *err)
+{
+  return check (handle, err) == -1 ? -1 : next->pread (next, buf, count, offset, flags, err);
+}
+
+static int
+receive_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
+{
+  return check (handle, err) == -1 ? -1 : next->flush (next, flags, err);
+}
+
+static int
+receive_extents (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+                 struct nbdkit_extents *extents, int *err)
+{
+  return check (handle, err) == -1 ? -1
+                                   : next->extents (next, count, offset, flags, extents, err);
+}
+
+static int
+receive_pwrite (nbdkit_next *next, void *handle, const void *buf, uint32_t count, uint64_t offset,
+                uint32_t flags, int *err)
+{
+  if (enter (handle, err) == -1)
+    return -1;
+  int r = next->pwrite (next, buf, count, offset, flags, err);
+  leave (handle);
+  return r;
+}
+
+static int
+receive_trim (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+              int *err)
+{
+  if (enter (handle, err) == -1)
+    return -1;
+  int r = next->trim (next, count, offset, flags, err);
+  leave (handle);
+  return r;
+}
+
+static int
+receive_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+              int *err)
+{
+  struct handle *h = handle;
+
+  if (enter (h, err) == -1)
+    return -1;
+  if (keep_allocated && h->kind != GUEST)
+    flags &= ~(uint32_t) NBDKIT_FLAG_MAY_TRIM;
+  int r = next->zero (next, count, offset, flags, err);
+  leave (h);
+  return r;
+}
+
+static struct nbdkit_filter filter = {
+  .name = "mirror-receive",
+  .longname = "nbdkit mirror-receive filter",
+  .description = "the destination of a live mirror: one session at a time, none beside the guest",
+  .load = receive_load,
+  .unload = receive_unload,
+  .config = receive_config,
+  .config_help = receive_config_help,
+  .get_ready = receive_get_ready,
+  .list_exports = receive_list_exports,
+  .default_export = receive_default_export,
+  .open = receive_open,
+  .close = receive_close,
+  .can_write = receive_can_write,
+  .can_multi_conn = receive_can_multi_conn,
+  .pread = receive_pread,
+  .flush = receive_flush,
+  .extents = receive_extents,
+  .pwrite = receive_pwrite,
+  .trim = receive_trim,
+  .zero = receive_zero,
+};
+
+NBDKIT_REGISTER_FILTER (filter)
