@@ -125,8 +125,9 @@ admission_join_alone (struct admission *a, _Atomic uint64_t *generation, admissi
     return err;
   uint64_t mine = atomic_load (generation);
   if (atomic_load (&a->clean) == mine)
-    return 0; /* revoked since, perhaps: admission_enter() looks */
-  return admission_drain (a, mine, ADMISSION_LIMIT_MS, pause, opaque);
+    return 0;
+  err = admission_drain (a, mine, ADMISSION_LIMIT_MS, pause, opaque);
+  return err == ESTALE ? 0 : err; /* revoked: admission_enter() says by whom */
 }
 
 int
