@@ -90,15 +90,39 @@ free_slot (struct copier *c)
   return NULL;
 }
 
+/* What may be started.  While guest writes wait for us, half of the slots are for them and half for the background,
+ * which they must not keep from getting on; and it queues no more at the destination than that can use, for they
+ * would have to wait behind it. */
+static struct engine_room
+room (const struct copier *c)
+{
+  bool synchronous = atomic_load (&c->engine->synchronous);
+  unsigned limit = c->at_once || synchronous ? c->window.depth : c->nr_slots;
+  unsigned half = c->nr_slots / 2;
+  struct engine_room r = { .flusher = c->index == 0, .verify = !c->verifying };
+
+  if (c->nr_active >= c->nr_slots)
+    return r;
+  if (!synchronous) {
+    r.background = r.urgent = c->nr_active < limit;
+    return r;
+  }
+  r.background = c->nr_active - c->nr_urgent < (limit < c->nr_slots - half ? limit : c->nr_slots - half);
+  r.urgent = c->nr_urgent < half;
+  return r;
+}
+
 /* Start as much as there is room for.  Returns for how long (ns) there is nothing more to start. */
 static uint64_t
 fill (struct copier *c)
 {
-  while (c->waiting == NULL && !atomic_load (&c->session->draining)
-         && c->nr_active < (c->at_once ? c->window.depth : c->nr_slots) && channel_room (c->source) > 0
+  while (c->waiting == NULL && !atomic_load (&c->session->draining) && channel_room (c->source) > 0
          && channel_room (c->dest) > 0) {
+    const struct engine_room r = room (c);
+    if (!r.background && !r.urgent)
+      break;
     struct slot *sl = free_slot (c);
-    enum engine_work w = engine_next (c->engine, c->index == 0, !c->verifying, &sl->task);
+    enum engine_work w = engine_next (c->engine, &r, &sl->task);
     if (w == WORK_NONE) /* a flush may be due long before a low limit lets the next request go */
       return sl->task.wait_ns < MAX_WAIT_NS ? sl->task.wait_ns : MAX_WAIT_NS;
     slot_start (sl, w);

@@ -54,7 +54,7 @@ struct copier {
   pthread_t thread;
   unsigned nr_slots;
   struct slot *slots;
-  unsigned nr_active;
+  unsigned nr_active, nr_urgent; /* slots in use; of these for urgent blocks */
   struct window window;
   bool at_once;         /* the source answered the last read at once, from the page cache */
   uint8_t *buffers;     /* nr_slots + 1 of buffer_size; the last one is for reading back */

@@ -152,6 +152,7 @@ engine_flush_done (struct engine *e)
   commit_samples (e, e->flush_set);
   claim_release (e->region, e->flush_set);
   e->flush = FLUSH_IDLE;
+  engine_urgent_flushed (e);
   e->last_flush_ns = now;
   atomic_store (&e->flush_ns, now - e->flush_start_ns);
   atomic_fetch_add (&e->counters.flushes, 1);

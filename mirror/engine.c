@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The copy engine's books: what to copy next, claims, counters.  See engine.h; engine-flush.c has the flush turns.
+ * The copy engine's books: what to copy next, claims, counters.  See engine.h; engine-flush.c has the flush turns,
+ * engine-urgent.c what guest writes wait for.
  */
 
 #include <config.h>
@@ -107,6 +108,8 @@ engine_set_paused (struct engine *e, bool paused)
 {
   pthread_mutex_lock (&e->lock);
   e->paused = paused;
+  if (paused)
+    urgent_queue_refuse (&e->urgent, e->region);
   session_kick (e->session);
   pthread_mutex_unlock (&e->lock);
 }
@@ -177,6 +180,7 @@ engine_session_over (struct engine *e)
   e->pass.nr_busy = 0;
   e->pass.hint_pending = false;
   pass_restart (&e->pass);
+  engine_urgent_lost (e);
   e->flush = FLUSH_IDLE;
   e->flush_wanted = false;
   e->unflushed_bytes = 0;
@@ -214,6 +218,7 @@ pass_begin (struct engine *e)
 static void
 wrap (struct engine *e, uint64_t now)
 {
+  catchup_wrapped (&e->catchup, e->region, &e->pass);
   pass_restart (&e->pass);
   atomic_store (&e->may_skip, false);
   e->wrapped_ns = now;
@@ -242,7 +247,10 @@ take (struct engine *e, struct engine_task *t)
   engine_drop_samples (e, t->set, t->first, t->count);
   claim_run (e->region, t->set, t->first, t->count);
   atomic_fetch_add (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
-  e->pass.cursor = t->first + t->count;
+  if (!t->urgent)
+    e->pass.cursor = t->first + t->count;
+  if (e->catchup.on)
+    engine_urgent_taken (e, t);
   return true;
 }
 
@@ -261,19 +269,46 @@ zeroes_cost (const struct engine *e)
   return e->session != NULL && !endpoint_info (e->session->dest)->can_zero;
 }
 
-static enum engine_work
-next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
+static enum pass_kind
+look_from_cursor (struct engine *e, struct pass_options *o, struct engine_task *t)
 {
-  const struct region_geometry *geo = &e->region->geo;
-  uint64_t idle = e->hurry ? HURRY_NS : IDLE_NS;
+  if (e->pass.cursor == 0)
+    catchup_begin (&e->catchup, e->region, &e->pass);
+  o->wait_number = catchup_wait_number (&e->catchup);
+  return pass_next (&e->pass, e->region, o, &t->first, &t->count);
+}
+
+/* May a request for data go now?  Else T says for how long the bandwidth limit lets it wait. */
+static bool
+rate_allows (struct engine *e, struct engine_task *t, uint64_t now)
+{
+  t->wait_ns = e->rate_off ? 0 : rate_wait (&e->rate, now);
+  t->limited = t->wait_ns > 0;
+  if (!t->limited)
+    return true;
+  if (e->catchup.on) {
+    /* Nothing is wrong: who waits for us is to go on doing so. */
+    if (e->pass.nr_busy == 0)
+      engine_progress (e);
+    if (t->wait_ns > e->write_delay_ns / 4)
+      t->wait_ns = e->write_delay_ns / 4;
+  }
+  return false;
+}
+
+static void
+pay (struct engine *e, const struct engine_task *t)
+{
+  if (!e->rate_off)
+    rate_take (&e->rate, region_bytes (&e->region->geo, t->first, t->count));
+}
+
+/* What a pass copies next. */
+static enum engine_work
+background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
+{
+  const uint64_t idle = e->hurry ? HURRY_NS : IDLE_NS, max = engine_request_blocks (e);
   bool cost = zeroes_cost (e);
-  const struct pass_options o = {
-    .max_data = e->request_blocks,
-    .max_zero = cost ? e->request_blocks : MAX_ZERO_BYTES >> geo->block_shift,
-    .max_ask = MAX_ASK_BYTES >> geo->block_shift,
-    .min_ask = endpoint_info (e->source)->can_status ? e->request_blocks : 0,
-    .quarantine_ready = can_verify && e->grace_end_ns != 0 && now >= e->grace_end_ns,
-  };
 
   if (e->pass.hint_pending)
     return nothing (e, t, idle);
@@ -287,12 +322,19 @@ next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t 
       && dirty_bytes (e) < PASS_PAUSE_BYTES)
     return nothing (e, t, idle);
 
-  enum pass_kind kind = pass_next (&e->pass, e->region, &o, &t->first, &t->count);
+  struct pass_options o = {
+    .max_data = max,
+    .max_zero = cost ? max : MAX_ZERO_BYTES >> e->region->geo.block_shift,
+    .max_ask = MAX_ASK_BYTES >> e->region->geo.block_shift,
+    .min_ask = endpoint_info (e->source)->can_status ? e->request_blocks : 0,
+    .quarantine_ready = can_verify && e->grace_end_ns != 0 && now >= e->grace_end_ns,
+  };
+  enum pass_kind kind = look_from_cursor (e, &o, t);
   if (kind == PASS_END && e->pass.cursor > 0) {
     wrap (e, now);
-    kind = pass_next (&e->pass, e->region, &o, &t->first, &t->count);
+    kind = look_from_cursor (e, &o, t);
   }
-  if (kind == PASS_END)
+  if (kind == PASS_END || kind == PASS_WAIT)
     return nothing (e, t, idle);
   /* While only quarantine keeps the job from being ready, tiny passes over fresh dirt say nothing. */
   if (!e->pass_open && e->counting
@@ -305,35 +347,67 @@ next_locked (struct engine *e, bool can_verify, struct engine_task *t, uint64_t 
   }
   if (kind == PASS_ZERO && !cost)
     return take (e, t) ? WORK_ZERO : nothing (e, t, idle);
-  if (!e->rate_off) {
-    t->wait_ns = rate_wait (&e->rate, now);
-    if (t->wait_ns > 0)
-      return WORK_NONE;
-  }
+  if (!rate_allows (e, t, now))
+    return WORK_NONE;
   if (!take (e, t))
     return nothing (e, t, idle);
-  if (!e->rate_off)
-    rate_take (&e->rate, region_bytes (geo, t->first, t->count));
+  pay (e, t);
   return kind == PASS_ZERO ? WORK_ZERO : kind == PASS_VERIFY ? WORK_VERIFY : WORK_DATA;
 }
 
+/* What a guest's write waits for. */
+static enum engine_work
+urgent (struct engine *e, struct engine_task *t, uint64_t now)
+{
+  t->wait_ns = IDLE_NS;
+  if (!engine_urgent_next (e, t) || !rate_allows (e, t, now))
+    return WORK_NONE;
+  t->urgent = true;
+  if (take (e, t)) {
+    pay (e, t);
+    return WORK_DATA;
+  }
+  t->urgent = false;
+  return WORK_NONE;
+}
+
+/* Urgent work where it is its turn, then the background, then urgent work out of turn if that has nothing to do. */
+static enum engine_work
+next_locked (struct engine *e, const struct engine_room *room, struct engine_task *t, uint64_t now)
+{
+  enum engine_work w = WORK_NONE;
+
+  engine_urgent_gather (e);
+  bool turn = room->urgent && engine_urgent_turn (e);
+  if (turn)
+    w = urgent (e, t, now);
+  if (w == WORK_NONE && room->background) {
+    w = background (e, room->verify, t, now);
+    if (w == WORK_NONE && !t->limited && !turn && room->urgent && e->urgent.nr > 0)
+      w = urgent (e, t, now);
+  }
+  return w;
+}
+
 enum engine_work
-engine_next (struct engine *e, bool is_flusher, bool can_verify, struct engine_task *t)
+engine_next (struct engine *e, const struct engine_room *room, struct engine_task *t)
 {
   uint64_t now = now_ns ();
   enum engine_work w;
 
+  *t = (struct engine_task){ .wait_ns = PAUSED_NS };
   pthread_mutex_lock (&e->lock);
   if (engine_flush_step (e, now)) {
-    if (is_flusher) {
+    if (room->flusher) {
       e->flush = FLUSH_SENT;
       e->flush_start_ns = now;
+      e->flushes_sent++;
       pthread_mutex_unlock (&e->lock);
       return WORK_FLUSH;
     }
     session_kick_flusher (e->session);
   }
-  w = e->paused ? nothing (e, t, PAUSED_NS) : next_locked (e, can_verify, t, now);
+  w = e->paused ? nothing (e, t, PAUSED_NS) : next_locked (e, room, t, now);
   pthread_mutex_unlock (&e->lock);
   return w;
 }
@@ -357,6 +431,8 @@ static void
 leave (struct engine *e, const struct engine_task *t)
 {
   pass_busy_remove (&e->pass, t->first);
+  if (e->catchup.on)
+    engine_urgent_settle (e, t);
   atomic_fetch_sub (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
   if (claim_leave (e->region, t->set) && e->flush == FLUSH_DRAIN && t->set == e->flush_set)
     session_kick_flusher (e->session);

@@ -24,9 +24,11 @@
 
 #include "dirty-bitmap/claims.h"
 #include "dirty-bitmap/samples.h"
+#include "mirror/catchup.h"
 #include "mirror/endpoint.h"
 #include "mirror/pass.h"
 #include "mirror/rate.h"
+#include "mirror/urgent-queue.h"
 
 struct session;
 
@@ -86,6 +88,7 @@ struct engine {
 
   struct engine_counters counters;
   _Atomic bool idle_seen;  /* a copier found nothing to do since the job's thread last cleared this */
+  _Atomic bool synchronous; /* guest writes wait for us (engine_set_synchronous) */
   _Atomic bool may_skip;   /* R8: first session, first pass */
   _Atomic uint64_t flush_ns, rtt_ns; /* as last measured */
 
@@ -93,6 +96,9 @@ struct engine {
   struct session *session;
   struct pass pass;
   struct rate_limit rate;
+  struct urgent_queue urgent;
+  struct catchup catchup;
+  uint64_t write_delay_ns; /* how long a guest's write waits at most */
   bool rate_off;        /* the user lets the last phase ignore the limit */
   bool paused;
   bool hurry;           /* the gate is held: no idle waits */
@@ -110,6 +116,7 @@ struct engine {
   unsigned flush_set;
   bool flush_wanted;    /* by engine_flush() */
   uint64_t flush_start_ns, last_flush_ns;
+  uint64_t flushes_sent; /* the last one's number */
   uint64_t unflushed_bytes;
   struct sample pending[2][ENGINE_PENDING_SAMPLES]; /* by claim set; length 0: none */
 
@@ -131,6 +138,11 @@ void engine_set_rate (struct engine *e, uint64_t bytes_per_s);
 void engine_set_paused (struct engine *e, bool paused);
 void engine_set_hurry (struct engine *e, bool hurry, bool ignore_rate);
 void engine_set_counting (struct engine *e, bool counting);
+/* The filter lets guest writes wait for us, each for at most MAX_WRITE_DELAY_NS; or does so no longer.  To be called
+ * after the filter has said so. */
+void engine_set_synchronous (struct engine *e, bool on, uint64_t max_write_delay_ns);
+/* A guest's request may have been posted.  Any thread. */
+void engine_rung (struct engine *e);
 /* Ask for a flush of everything acknowledged so far; done when counters.flushes has grown by the next one. */
 void engine_flush (struct engine *e);
 /* The same, but only if nothing is dirty or being copied any more, and something waits for a flush. */
@@ -161,11 +173,25 @@ enum engine_work {
 struct engine_task {
   uint64_t first, count; /* blocks */
   unsigned set;          /* claim set, for the three claiming kinds */
+  bool urgent;           /* a guest's write waits for it */
   uint64_t wait_ns;      /* WORK_NONE */
+  bool limited;          /* WORK_NONE: there is work, and the bandwidth limit lets it wait */
 };
-/* What next?  IS_FLUSHER: this copier may be given WORK_FLUSH.  CAN_VERIFY: it can take WORK_VERIFY now. */
-enum engine_work engine_next (struct engine *e, bool is_flusher, bool can_verify,
-                              struct engine_task *task);
+/* What a copier has room for. */
+struct engine_room {
+  bool flusher;    /* it may be given WORK_FLUSH */
+  bool verify;     /* it can take WORK_VERIFY now */
+  bool background; /* ordinary tasks */
+  bool urgent;     /* urgent ones */
+};
+/* What next? */
+enum engine_work engine_next (struct engine *e, const struct engine_room *room, struct engine_task *task);
+/* The destination has acknowledged something: whoever waits for it may go on waiting (urgent.h, progress). */
+static inline void
+engine_progress (struct engine *e)
+{
+  atomic_fetch_add (&e->region->hdr->progress, 1);
+}
 /* A claimed task has ended well: every block of it was acknowledged (or given back).  DATA (may be NULL): what was
  * written, from the task's first byte on, LENGTH bytes. */
 void engine_task_done (struct engine *e, const struct engine_task *task, const void *data,

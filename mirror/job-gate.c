@@ -27,8 +27,8 @@ job_gate_now (const struct job *j)
 bool
 job_gate_synchronised (const struct job *j)
 {
-  (void) j;
-  return false;
+  return j->gate.now == JOB_GATE_SYNCHRONOUS && atomic_load (&j->engine.synchronous)
+         && atomic_load (&j->region->hdr->synced_epoch) == atomic_load (&j->region->hdr->sync_epoch);
 }
 
 /* What it is to be now. */
@@ -38,6 +38,21 @@ target (const struct job *j)
   if (j->paused || j->supervisor.state != SUPERVISOR_COPYING)
     return JOB_GATE_OPEN;
   return j->gate.by_hand ? JOB_GATE_SYNCHRONOUS : j->gate.wanted;
+}
+
+/* The filter lets writes wait for us from now on, or does so no more.  Without a bell they would be found
+ * by the copiers all the same, a few milliseconds later. */
+static void
+listen (struct job *j)
+{
+  struct job_gate_state *g = &j->gate;
+  bool on = g->now == JOB_GATE_SYNCHRONOUS;
+
+  engine_set_synchronous (&j->engine, on, g->delay_ms * 1000000);
+  if (on)
+    bell_start (&g->bell, &j->engine);
+  else
+    bell_stop (&g->bell);
 }
 
 static int
@@ -56,6 +71,7 @@ tell (struct job *j, enum job_gate mode, uint64_t limit)
     g->now = mode;
     g->limit = limit;
     g->delay_ms = g->max_write_delay_ms;
+    listen (j);
     return 0;
   }
   if (!g->complained)
@@ -65,6 +81,18 @@ tell (struct job *j, enum job_gate mode, uint64_t limit)
   g->retry_ns = now_ns () + RETRY_NS;
   free (error);
   return -1;
+}
+
+void
+job_gate_end (struct job *j)
+{
+  char *error = NULL;
+
+  if (j->gate.now != JOB_GATE_OPEN && !j->committed
+      && control_client_call (j->control, "mirror-gate", json_pack ("{s:s}", "mode", "open"), -1,
+                              JOB_CONTROL_TIMEOUT_MS, NULL, NULL, NULL, &error) == -1)
+    free (error); /* the filter opens it by itself when we are gone */
+  bell_stop (&j->gate.bell);
 }
 
 int

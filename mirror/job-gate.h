@@ -19,6 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "mirror/bell.h"
+
 struct job;
 
 enum job_gate { JOB_GATE_OPEN, JOB_GATE_THROTTLED, JOB_GATE_SYNCHRONOUS };
@@ -34,6 +36,7 @@ struct job_gate_state {
   uint64_t limit, delay_ms;     /* with it; delay_ms 0: it was told nothing yet */
   uint64_t retry_ns;            /* it refused: not before then again */
   bool complained;
+  struct bell bell;             /* rings while it is synchronous */
 };
 
 /* The policy wants MODE; DIRTY_LIMIT in bytes a second counts for JOB_GATE_THROTTLED only.  Tells the filter if that
@@ -46,6 +49,9 @@ int job_gate_by_hand (struct job *j, bool on);
 
 /* Tell the filter if the job's state asks for it.  Call often. Returns as job_gate_set(). */
 int job_gate_update (struct job *j);
+
+/* The job is over: nobody waits for it any more.  Before its session is ended. */
+void job_gate_end (struct job *j);
 
 /* What the filter does now. */
 enum job_gate job_gate_now (const struct job *j);

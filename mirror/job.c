@@ -331,6 +331,7 @@ finish (struct job *j, json_t **report)
   if (j->supervising) {
     job_publish (j);
     *report = job_report (j);
+    job_gate_end (j);
     stopped = supervisor_stop (&j->supervisor);
   }
   if (j->region && j->control)

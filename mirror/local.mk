@@ -1,5 +1,9 @@
 noinst_LTLIBRARIES += libmirror.la
 libmirror_la_SOURCES = \
+	mirror/bell.c \
+	mirror/bell.h \
+	mirror/catchup.c \
+	mirror/catchup.h \
 	mirror/copier.c \
 	mirror/copier.h \
 	mirror/copy.c \
@@ -18,6 +22,7 @@ libmirror_la_SOURCES = \
 	mirror/endpoint.h \
 	mirror/engine-flush.c \
 	mirror/engine-internal.h \
+	mirror/engine-urgent.c \
 	mirror/engine.c \
 	mirror/engine.h \
 	mirror/estimate.c \
@@ -50,6 +55,8 @@ libmirror_la_SOURCES = \
 	mirror/supervisor.h \
 	mirror/sync.c \
 	mirror/sync.h \
+	mirror/urgent-queue.c \
+	mirror/urgent-queue.h \
 	mirror/verify.c \
 	mirror/verify.h \
 	mirror/window.c \

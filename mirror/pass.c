@@ -24,20 +24,34 @@ pass_restart (struct pass *p)
 }
 
 /* Cut [*FIRST, +*COUNT) at the first busy block.  If *FIRST itself is busy, move behind that range
- * and return false: look again from there. */
-static bool
+ * and return its number: look again from there.  Else 0. */
+static uint64_t
 avoid_busy (const struct pass *p, uint64_t *first, uint64_t *count)
 {
   for (unsigned i = 0; i < p->nr_busy; i++) {
     uint64_t start = p->busy[i].first, end = start + p->busy[i].count;
     if (start <= *first && *first < end) {
       *first = end;
-      return false;
+      return p->busy[i].number;
     }
     if (*first < start && start < *first + *count)
       *count = start - *first;
   }
-  return true;
+  return 0;
+}
+
+bool
+pass_free_run (const struct pass *p, const struct region *r, uint64_t from, uint64_t end,
+               uint64_t max, uint64_t *first, uint64_t *count)
+{
+  while (from < end && bitmap_next_set (r, REGION_DIRTY, from, end, &from)) {
+    if (!bitmap_next_run (r, REGION_DIRTY, from, max < end - from ? max : end - from, first, count))
+      return false;
+    from = *first;
+    if (avoid_busy (p, &from, count) == 0)
+      return true;
+  }
+  return false;
 }
 
 /* Is block FIRST in quarantine?  Cut the run where that changes. */
@@ -117,7 +131,10 @@ pass_next (const struct pass *p, const struct region *r, const struct pass_optio
     if (from >= geo->nr_blocks || !bitmap_next_run (r, REGION_DIRTY, from, max, first, count))
       return PASS_END;
     from = *first;
-    if (!avoid_busy (p, &from, count))
+    uint64_t number = avoid_busy (p, &from, count);
+    if (number != 0 && number <= o->wait_number)
+      return PASS_WAIT;
+    if (number != 0)
       continue;
     if (cut_at_quarantine (r, *first, count)) {
       if (!o->quarantine_ready) {
@@ -159,8 +176,26 @@ pass_busy_add (struct pass *p, uint64_t first, uint64_t count)
 {
   if (p->nr_busy == PASS_MAX_BUSY)
     return false;
-  p->busy[p->nr_busy++] = (struct pass_range){ first, count };
+  p->busy[p->nr_busy++] = (struct pass_range){ first, count, ++p->last_number };
   return true;
+}
+
+bool
+pass_busy_any (const struct pass *p, uint64_t first, uint64_t count)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++)
+    if (p->busy[i].first < first + count && first < p->busy[i].first + p->busy[i].count)
+      return true;
+  return false;
+}
+
+bool
+pass_busy_since (const struct pass *p, uint64_t number)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++)
+    if (p->busy[i].number <= number)
+      return true;
+  return false;
 }
 
 void

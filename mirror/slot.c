@@ -43,6 +43,8 @@ release (struct slot *sl)
   if (sl->verify)
     c->verifying = false;
   sl->verify = false;
+  if (sl->task.urgent)
+    c->nr_urgent--;
   sl->state = SLOT_FREE;
   c->nr_active--;
 }
@@ -205,7 +207,10 @@ on_written (void *opaque, int err)
 {
   struct slot *sl = opaque;
   sl->outstanding--;
-  if (sl->outstanding == 0) {
+  if (!err)
+    engine_progress (sl->c->engine);
+  /* Urgent requests are short: what they take says nothing about the others. */
+  if (sl->outstanding == 0 && !sl->task.urgent) {
     uint64_t now = now_ns ();
     window_reply (&sl->c->window, now - sl->sent_ns, now);
   }
@@ -305,6 +310,7 @@ on_zeroed (void *opaque, int err)
     dest_failed (sl, "write of zeroes", err);
     return;
   }
+  engine_progress (sl->c->engine);
   step_zero (sl);
 }
 
@@ -493,6 +499,7 @@ on_flushed (void *opaque, int err)
     dest_failed (sl, "flush", err);
     return;
   }
+  engine_progress (sl->c->engine);
   engine_flush_done (sl->c->engine);
   release (sl);
 }
@@ -505,6 +512,7 @@ slot_start (struct slot *sl, enum engine_work work)
   const struct region_geometry *geo = &e->region->geo;
 
   c->nr_active++;
+  c->nr_urgent += sl->task.urgent;
   sl->pos = sl->zero_end = sl->write_end = 0;
   sl->outstanding = 0;
   sl->verify = work == WORK_VERIFY;

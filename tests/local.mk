@@ -16,6 +16,7 @@ unit_tests = \
 	tests/unit/test-window \
 	tests/unit/test-estimate \
 	tests/unit/test-pass \
+	tests/unit/test-urgent-queue \
 	tests/unit/test-units \
 	tests/unit/test-gate \
 	tests/unit/test-progress \
@@ -75,6 +76,12 @@ tests_unit_test_pass_SOURCES = tests/unit/test-pass.c mirror/pass.c
 tests_unit_test_pass_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_pass_CFLAGS = $(unit_cflags)
 tests_unit_test_pass_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_urgent_queue_SOURCES = tests/unit/test-urgent-queue.c tests/unit/fixture.h \
+	mirror/catchup.c mirror/pass.c mirror/urgent-queue.c
+tests_unit_test_urgent_queue_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_urgent_queue_CFLAGS = $(unit_cflags)
+tests_unit_test_urgent_queue_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
 
 tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
 tests_unit_test_units_CPPFLAGS = $(unit_cppflags)
