@@ -98,6 +98,7 @@ struct subcommand {
 };
 
 extern const struct subcommand subcommand_serve;
+extern const struct subcommand subcommand_receive;
 extern const struct subcommand subcommand_mirror;
 extern const struct subcommand subcommand_copy;
 extern const struct subcommand subcommand_status;

@@ -11,6 +11,10 @@ nbdmirror_SOURCES = \
 	cmd/copy.c \
 	cmd/verify.c \
 	cmd/worker.h cmd/worker.c \
+	cmd/receive.c \
+	cmd/receive-disk.h cmd/receive-disk.c \
+	cmd/receive-server.h cmd/receive-server.c cmd/receive-launch.c \
+	cmd/run.h cmd/run.c \
 	cmd/nbdkit-args.h cmd/nbdkit-args.c \
 	cmd/nbdkit-run.h cmd/nbdkit-run.c \
 	cmd/server-paths.h cmd/server-paths.c \

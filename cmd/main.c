@@ -16,7 +16,7 @@
 
 /* In the order of a job's life. */
 static const struct subcommand *const subcommands[] = {
-  &subcommand_serve,  &subcommand_mirror, &subcommand_status,   &subcommand_set,
+  &subcommand_serve,  &subcommand_receive, &subcommand_mirror, &subcommand_status, &subcommand_set,
   &subcommand_pause,  &subcommand_resume, &subcommand_cancel,   &subcommand_complete,
   &subcommand_rollback, &subcommand_copy, &subcommand_verify,
 };
