@@ -71,6 +71,7 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
   rate_init (&e->rate, options->rate_limit, now_ns ());
   e->counting = true;
   e->last_flush_ns = now_ns ();
+  e->unanswered = !bitmap_empty (region, REGION_QUARANTINE);
   return 0;
 }
 
@@ -317,6 +318,10 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
       wrap (e, now);
     return nothing (e, t, idle);
   }
+  /* All that is dirty is in quarantine, which may be the whole disk: do not go over it for nothing. */
+  if (!o.quarantine_ready
+      && bitmap_count (e->region, REGION_DIRTY) <= bitmap_count (e->region, REGION_QUARANTINE))
+    return nothing (e, t, idle);
   /* Let a few writes of the guest gather before going round again. */
   if (e->pass.cursor == 0 && !e->hurry && now - e->wrapped_ns < PASS_PAUSE_NS
       && dirty_bytes (e) < PASS_PAUSE_BYTES)

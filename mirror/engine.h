@@ -90,6 +90,8 @@ struct engine {
   _Atomic bool idle_seen;  /* a copier found nothing to do since the job's thread last cleared this */
   _Atomic bool synchronous; /* guest writes wait for us (engine_set_synchronous) */
   _Atomic bool may_skip;   /* R8: first session, first pass */
+  bool unanswered;         /* something that was sent in this job may still come late at the destination (R12);
+                            * the job's thread's, known when no session runs */
   _Atomic uint64_t flush_ns, rtt_ns; /* as last measured */
 
   pthread_mutex_t lock; /* everything below */

@@ -5,6 +5,7 @@
  *   ask the filter   -> how to reach the export, which nbdkit it runs in
  *   open the source  -> an NBD connection of our own first: the filter learns the disk's size from it
  *   open the destination, and ask whether it may be written to at all
+ *   lock             -> no worker of an earlier server lives (worker-lock.h)
  *   attach           -> the region; from here on the filter counts on us
  */
 
@@ -28,6 +29,7 @@
 /* Where the first file system usually begins: clones of one template differ there, if nowhere else. */
 #define COMPARE_ALSO (UINT64_C (1) << 20)
 #define COMPARE_ATTEMPTS 5
+#define OLD_WORKER_MS 3000 /* one that has lost its server gives its requests 2 s to be answered */
 #define JOB_LEFT_OVER "%s: a job is left over here: --resume goes on with it, --restart starts over"
 
 /* "1.32.5" as 1032005; 0 if it is no version. */
@@ -184,6 +186,49 @@ attach_foreseen (struct job *j, json_t *status)
   return false;
 }
 
+/* Is there no other worker, not even one of a server that has ended? */
+static bool
+alone (struct job *j)
+{
+  char *error = NULL;
+
+  switch (worker_lock_take (&j->lock, j->o->control, OLD_WORKER_MS, &error)) {
+  case WORKER_LOCK_HELD:
+    break;
+  case WORKER_LOCK_BUSY:
+    job_say (j, JOB_ERROR, "refused: an earlier worker of this disk, process %ld, still lives (it locks %s): its"
+             " last writes could undo newer ones; end it first", (long) j->lock.left_by_pid, j->lock.path);
+    j->result = JOB_REFUSED;
+    return false;
+  case WORKER_LOCK_FAILED:
+    job_say (j, JOB_WARNING, "%s; going on, but should the disk's server end, nothing will tell a later worker"
+             " about this one", error ? error : "out of memory");
+    free (error);
+    break;
+  }
+  return true;
+}
+
+/* Attached to the filter INSTANCE: what an old worker may have had in flight goes into quarantine before the file
+ * says that this filter knows of it. */
+static void
+take_over_the_past (struct job *j, const char *instance)
+{
+  char *error = NULL;
+
+  j->unknown_past = worker_lock_unknown_past (&j->lock, instance);
+  if (j->unknown_past) {
+    bitmap_set (j->region, REGION_QUARANTINE, 0, j->region->geo.nr_blocks);
+    bitmap_set (j->region, REGION_DIRTY, 0, j->region->geo.nr_blocks); /* only what is copied leaves quarantine */
+    job_say (j, JOB_NOTICE, "%s: an earlier worker did not end in order, and its server has gone: its last writes"
+             " may still come late, so everything is read back once it is copied", j->lock.path);
+  }
+  if (worker_lock_attached (&j->lock, instance, &error) == -1) {
+    job_say (j, JOB_WARNING, "%s", error ? error : "out of memory");
+    free (error);
+  }
+}
+
 static int
 open_destination (struct job *j, json_t *status)
 {
@@ -272,18 +317,19 @@ attach (struct job *j)
     take_over_counters (j, json_object_get (ret, "job"));
   else if (j->o->start == JOB_RESUME)
     job_say (j, JOB_NOTICE, "%s: nothing to resume: starting a full copy", j->o->control);
-  json_decref (ret);
-  if (fd == -1) {
-    job_say (j, JOB_ERROR, "%s: the filter passed no region", j->o->control);
-    return -1;
+  if (fd != -1) {
+    j->region = region_map (fd, &error);
+    close (fd);
   }
-  j->region = region_map (fd, &error);
-  close (fd);
   if (j->region == NULL) {
-    job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "out of memory");
+    job_say (j, JOB_ERROR, "%s: %s", j->o->control,
+             fd == -1 ? "the filter passed no region" : error ? error : "out of memory");
     free (error);
+    json_decref (ret);
     return -1;
   }
+  take_over_the_past (j, json_string_value (json_object_get (ret, "instance")));
+  json_decref (ret);
   if (j->region->geo.disk_size != endpoint_info (j->source)->size) {
     job_say (j, JOB_ERROR, "%s: the filter tracks %" PRIu64 " bytes but %s has %" PRIu64, j->o->control,
              j->region->geo.disk_size, endpoint_name (j->source), endpoint_info (j->source)->size);
@@ -319,7 +365,7 @@ job_attach (struct job *j)
     status = query (j);
     bool ours = status != NULL && reached (j, before, status);
     json_decref (before);
-    if (ours && attach_foreseen (j, status) && open_destination (j, status) == 0)
+    if (ours && attach_foreseen (j, status) && alone (j) && open_destination (j, status) == 0)
       r = attach (j);
   }
   json_decref (status);

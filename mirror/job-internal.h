@@ -26,6 +26,7 @@
 #include "mirror/job-gate.h"
 #include "mirror/job.h"
 #include "mirror/supervisor.h"
+#include "mirror/worker-lock.h"
 
 #define JOB_CONTROL_TIMEOUT_MS 10000
 
@@ -42,6 +43,8 @@ struct job {
   const struct job_options *o;
   struct session_options dest; /* a copy of ours: its `opened` is used up */
   struct control_client *control;
+  struct worker_lock lock;
+  bool unknown_past;       /* an old worker's requests may come late, anywhere: all blocks began in quarantine */
   struct endpoint *source;
   struct region *region;
   struct engine engine;

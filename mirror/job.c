@@ -322,6 +322,15 @@ say_goodbye (struct job *j)
     free (error); /* the server has gone, and the job with it */
 }
 
+/* Nothing that this job or one before it has sent can come late any more. */
+static bool
+nothing_left (struct job *j)
+{
+  if (j->region == NULL)
+    return !j->lock.left_behind;
+  return j->engine_ready ? !j->engine.unanswered : bitmap_empty (j->region, REGION_QUARANTINE);
+}
+
 static void
 finish (struct job *j, json_t **report)
 {
@@ -340,6 +349,7 @@ finish (struct job *j, json_t **report)
     pthread_join (j->handoff_thread, NULL);
   if (j->control)
     control_client_free (j->control);
+  worker_lock_release (&j->lock, nothing_left (j));
   if (!stopped)
     return; /* a connection that is still being made uses the rest until the process ends */
   if (j->engine_ready)
@@ -371,10 +381,12 @@ job_run (const struct job_options *o, json_t **report)
   j->gate.max_write_delay_ms = o->max_write_delay_ms ? o->max_write_delay_ms : JOB_MAX_WRITE_DELAY_MS;
   j->rate_limit = o->rate_limit;
   j->final_request = -1;
+  j->lock.fd = -1;
   j->start_ns = now_ns ();
   estimate_init (&j->estimate);
   if (job_attach (j) == 0) {
-    supervisor_init (&j->supervisor, &j->engine, &j->dest, o->give_up_ns, j->fresh);
+    supervisor_init (&j->supervisor, &j->engine, &j->dest, o->give_up_ns,
+                     j->fresh && !j->unknown_past);
     j->supervising = true;
     job_publish (j);
     run (j);

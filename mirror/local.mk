@@ -60,6 +60,8 @@ libmirror_la_SOURCES = \
 	mirror/verify.c \
 	mirror/verify.h \
 	mirror/window.c \
-	mirror/window.h
+	mirror/window.h \
+	mirror/worker-lock.c \
+	mirror/worker-lock.h
 libmirror_la_CFLAGS = $(AM_CFLAGS) $(LIBNBD_CFLAGS) $(JANSSON_CFLAGS)
 libmirror_la_LIBADD = $(LIBNBD_LIBS) $(LIBAIO_LIBS) $(JANSSON_LIBS)

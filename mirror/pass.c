@@ -71,6 +71,16 @@ cut_at_quarantine (const struct region *r, uint64_t first, uint64_t *count)
   return true;
 }
 
+/* Where does the quarantine that FIRST is in end?  In one go: it may be the whole disk. */
+static uint64_t
+quarantine_end (const struct region *r, uint64_t first)
+{
+  uint64_t q, n;
+  if (bitmap_next_run (r, REGION_QUARANTINE, first, r->geo.nr_blocks, &q, &n) && q == first)
+    return first + n;
+  return first + 1; /* it has just left */
+}
+
 /* How many whole blocks from FIRST on lie in extents of kind *ZERO (set here)?  A block that is only
  * partly zero counts as data; so does a stretch of zeroes that is shorter than MIN_ZERO bytes. */
 static uint64_t
@@ -138,7 +148,7 @@ pass_next (const struct pass *p, const struct region *r, const struct pass_optio
       continue;
     if (cut_at_quarantine (r, *first, count)) {
       if (!o->quarantine_ready) {
-        from = *first + *count;
+        from = quarantine_end (r, *first);
         continue;
       }
       if (*count > o->max_data)

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dirty-bitmap/bitmap.h"
 #include "mirror/copier.h"
 #include "mirror/engine.h"
 #include "mirror/identity.h"
@@ -281,6 +282,16 @@ join_copiers (struct session *s)
   atomic_store (&s->stop, true);
 }
 
+/* Was every request of this session answered, and is nothing left of those before it?  Its threads have stopped. */
+static bool
+all_answered (struct session *s)
+{
+  bool all = session_lost (s) == NULL && bitmap_empty (s->engine->region, REGION_QUARANTINE);
+  for (unsigned i = 0; i < s->nr_started; i++)
+    all = all && s->copiers[i].nr_active == 0;
+  return all;
+}
+
 void
 session_end (struct session *s)
 {
@@ -288,6 +299,8 @@ session_end (struct session *s)
   bool started = s->nr_started > 0;
 
   join_copiers (s);
+  if (started)
+    e->unanswered = !all_answered (s);
   pthread_mutex_lock (&e->lock);
   if (e->session == s)
     e->session = NULL;

@@ -65,6 +65,7 @@ struct waiting_answer {
 };
 
 struct job {
+  char instance[37];             /* of this filter: a random UUID, told to every worker that attaches */
   struct control_peer *worker;   /* attached, else NULL */
   struct process process;        /* of the last worker */
   struct region *region;         /* being marked; NULL: no job that could be resumed */

@@ -6,6 +6,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,11 +18,35 @@
 #include "nbd-plugin/handoff.h"
 #include "nbd-plugin/job.h"
 
+static void
+random_uuid (uint8_t uuid[16])
+{
+  if (getentropy (uuid, 16) == -1) { /* no worse than a clock: it only tells regions and filters apart */
+    int64_t now = gate_now ();
+    memset (uuid, 0, 16);
+    memcpy (uuid, &now, sizeof now);
+  }
+  uuid[6] = (uint8_t) ((uuid[6] & 0x0f) | 0x40);
+  uuid[8] = (uint8_t) ((uuid[8] & 0x3f) | 0x80);
+}
+
+static void
+name_instance (struct job *j)
+{
+  uint8_t u[16];
+  char *at = j->instance;
+
+  random_uuid (u);
+  for (unsigned i = 0; i < 16; i++)
+    at += sprintf (at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", u[i]);
+}
+
 void
 job_init (struct job *j)
 {
   memset (j, 0, sizeof *j);
   process_init (&j->process);
+  name_instance (j);
   j->ended = "idle";
   j->published = json_object ();
 }
@@ -128,18 +153,6 @@ job_default_lease_ms (const struct job *j)
   return ms >= (double) MAX_LEASE_MS ? MAX_LEASE_MS : ms < 1 ? 1 : (int64_t) ms;
 }
 
-static void
-random_uuid (uint8_t uuid[16])
-{
-  if (getentropy (uuid, 16) == -1) { /* no worse than a clock: it only names the region */
-    int64_t now = gate_now ();
-    memset (uuid, 0, 16);
-    memcpy (uuid, &now, sizeof now);
-  }
-  uuid[6] = (uint8_t) ((uuid[6] & 0x0f) | 0x40);
-  uuid[8] = (uint8_t) ((uuid[8] & 0x3f) | 0x80);
-}
-
 /* A fresh region in the tracker's table, holding what START says.  The old one is gone then. */
 static struct region *
 fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
@@ -223,15 +236,15 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
   m->have_downtime = false;
   control_peer_set_worker (peer, true);
   control_reply (peer, id,
-                 json_pack ("{s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:s, s:s, s:I}", "size",
+                 json_pack ("{s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:s, s:s, s:s, s:I}", "size",
                             (json_int_t) r->geo.disk_size, "block-size",
                             (json_int_t) r->geo.block_size, "session",
                             (json_int_t) atomic_load (&r->hdr->session), "resumed", resumed, "job",
                             resumed ? json_deep_copy (j->published) : json_null (), "uri",
                             string_or_null (m->config.uri), "direct",
                             string_or_null (m->config.direct), "export", m->config.export,
-                            "nbdkit-version", NBDKIT_VERSION_STRING, "lease-ms",
-                            (json_int_t) job_default_lease_ms (j)),
+                            "nbdkit-version", NBDKIT_VERSION_STRING, "instance",
+                            j->instance, "lease-ms", (json_int_t) job_default_lease_ms (j)),
                  r->fd);
 }
 
