@@ -318,10 +318,6 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
       wrap (e, now);
     return nothing (e, t, idle);
   }
-  /* All that is dirty is in quarantine, which may be the whole disk: do not go over it for nothing. */
-  if (!o.quarantine_ready
-      && bitmap_count (e->region, REGION_DIRTY) <= bitmap_count (e->region, REGION_QUARANTINE))
-    return nothing (e, t, idle);
   /* Let a few writes of the guest gather before going round again. */
   if (e->pass.cursor == 0 && !e->hurry && now - e->wrapped_ns < PASS_PAUSE_NS
       && dirty_bytes (e) < PASS_PAUSE_BYTES)
@@ -334,6 +330,10 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
     .min_ask = endpoint_info (e->source)->can_status ? e->request_blocks : 0,
     .quarantine_ready = can_verify && e->grace_end_ns != 0 && now >= e->grace_end_ns,
   };
+  /* All that is dirty is in quarantine, which may be the whole disk: do not go over it for nothing. */
+  if (!o.quarantine_ready
+      && bitmap_count (e->region, REGION_DIRTY) <= bitmap_count (e->region, REGION_QUARANTINE))
+    return nothing (e, t, idle);
   enum pass_kind kind = look_from_cursor (e, &o, t);
   if (kind == PASS_END && e->pass.cursor > 0) {
     wrap (e, now);
