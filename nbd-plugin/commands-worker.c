@@ -75,6 +75,38 @@ hold (struct call *c)
 }
 
 static void
+set_gate (struct call *c)
+{
+  static const char *const names[] = { "open", "throttled", "synchronous" };
+  struct mirror *m = c->m;
+  const char *name = call_string (c, "mode");
+  json_t *delay = json_object_get (c->args, "max-write-delay-ms");
+  double delay_ns = delay != NULL ? json_number_value (delay) * 1e6 : (double) PACE_DEFAULT_DELAY_NS;
+  int64_t limit = call_integer (c, "dirty-limit", 0);
+  struct gate_view gate;
+  unsigned mode = 0;
+
+  while (mode <= PACE_SYNCHRONOUS && strcmp (name, names[mode]) != 0)
+    mode++;
+  gate_look (&m->gate, &gate);
+  if (mode > PACE_SYNCHRONOUS)
+    control_error (c->peer, c->id, "GenericError",
+                   "mode must be open, throttled or synchronous, not '%.64s'", name);
+  else if (mode == PACE_THROTTLED && limit < 1)
+    control_error (c->peer, c->id, "GenericError",
+                   "a throttled gate needs a dirty-limit of at least 1 byte a second");
+  else if (delay_ns < 1e3 || delay_ns > (double) PACE_MAX_DELAY_NS)
+    control_error (c->peer, c->id, "GenericError", "max-write-delay-ms must be 0.001 to %lld",
+                   (long long) (PACE_MAX_DELAY_NS / NS_PER_MS));
+  else if (gate.mode == GATE_FENCED || m->job.region == NULL)
+    control_error (c->peer, c->id, "Fenced", "this disk was handed over");
+  else {
+    pace_set (&m->pace, m->job.region, (enum pace_mode) mode, (uint64_t) limit, (int64_t) delay_ns);
+    control_reply (c->peer, c->id, NULL, -1);
+  }
+}
+
+static void
 prepared (struct call *c)
 {
   handoff_prepared (c->m, c->peer, c->id, (uint64_t) call_integer (c, "generation", 0),
@@ -163,6 +195,7 @@ detach (struct call *c)
 const struct command worker_commands[] = {
   { "mirror-attach", "start:s waiters:s", attach, false },
   { "mirror-progress", "", progress, true },
+  { "mirror-gate", "mode:s! dirty-limit:i max-write-delay-ms:n", set_gate, true },
   { "mirror-hold", "lease-ms:i", hold, true },
   { "mirror-prepared", "generation:i! session:i!", prepared, true },
   { "mirror-unhold", "generation:i! reason:s", unhold, true },

@@ -4,7 +4,7 @@
  * no place to keep one, so it is a static variable of mirror-filter.c, and everything else gets a
  * pointer.
  *
- * Threads: nbdkit's threads use `config`, `tracker` and `gate` and nothing else, and run only the
+ * Threads: nbdkit's threads use `config`, `tracker`, `gate` and `pace` and nothing else, and run only the
  * callbacks in mirror-filter.c.  All else belongs to the control thread (thread.c) from
  * after_fork to cleanup, and to the main thread before and after.
  */
@@ -22,6 +22,7 @@
 #include "control/server.h"
 #include "nbd-plugin/fence.h"
 #include "nbd-plugin/gate.h"
+#include "nbd-plugin/pace.h"
 #include "nbd-plugin/process.h"
 #include "nbd-plugin/tracker.h"
 
@@ -99,12 +100,16 @@ struct told {
   const char *state, *status;
   enum gate_mode mode;
   uint64_t generation;
+  enum pace_mode pace;
+  bool synchronised;
+  uint64_t sync_epoch;
 };
 
 struct mirror {
   struct mirror_config config;
   struct tracker tracker;
   struct gate gate;
+  struct pace pace;
 
   struct fence fence;
   struct control_server *server;
@@ -127,6 +132,7 @@ extern int mirror_debug_gate;
 extern const struct control_server_ops mirror_server_ops;
 
 /* status.c */
+const char *mirror_gate_name (const struct gate_view *gate, enum pace_mode pace); /* a constant */
 const char *mirror_state (struct mirror *m);      /* a constant */
 const char *mirror_job_status (struct mirror *m); /* as in QMP; a constant */
 json_t *mirror_status (struct mirror *m);

@@ -71,6 +71,7 @@ job_free (struct mirror *m)
   }
   answer_free (&j->hold);
   answer_free (&j->attach);
+  pace_end (&m->pace);
   if (j->region != NULL)
     tracker_remove (&m->tracker, j->region);
   region_free (j->region);
@@ -130,6 +131,7 @@ job_drop_region (struct mirror *m)
 
   if (old == NULL)
     return;
+  pace_end (&m->pace); /* waiters sleep on words of the region */
   tracker_remove (&m->tracker, old);
   j->region = NULL;
   if (j->ghost != NULL) {
@@ -183,6 +185,7 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
   }
   if (j->ghost != NULL)
     quarantine_from (fresh, j->ghost);
+  pace_end (&m->pace);
   region_free (j->ghost);
   j->ghost = NULL;
   if (old != NULL)
@@ -230,8 +233,10 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
   j->was_ready = false;
   free (j->reason);
   j->reason = NULL;
-  if (!resumed)
+  if (!resumed) {
     json_object_clear (j->published);
+    pace_reset_counters (&m->pace);
+  }
   json_object_set_new (j->published, "state", json_string ("copying"));
   m->have_downtime = false;
   control_peer_set_worker (peer, true);
@@ -326,6 +331,7 @@ job_worker_gone (struct mirror *m, const char *state, const char *reason)
   free (j->reason);
   j->reason = reason != NULL ? strdup (reason) : NULL;
   answer_free (&j->hold);
+  pace_end (&m->pace); /* nobody is left to answer */
   handoff_abort (m, "DeviceNotActive", "worker lost");
   gate_release (&m->gate, 0, "worker lost");
   while ((r = j->relays) != NULL) {

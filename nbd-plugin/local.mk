@@ -3,6 +3,7 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/filter.h nbd-plugin/mirror-filter.c \
 	nbd-plugin/tracker.h nbd-plugin/tracker.c \
 	nbd-plugin/gate.h nbd-plugin/gate.c \
+	nbd-plugin/pace.h nbd-plugin/pace.c \
 	nbd-plugin/fence.h nbd-plugin/fence.c \
 	nbd-plugin/process.h nbd-plugin/process.c \
 	nbd-plugin/job.h nbd-plugin/job.c nbd-plugin/progress.c \

@@ -4,13 +4,15 @@
  * a worker hold and finally fence the guest's mutations.  This file has nbdkit's callbacks and the
  * parameters, nothing else.
  *
- * The filter sits in the guest's I/O path, so it does as little as it can: reads, flushes and
- * block status do not come here at all, nor do any of the can_ callbacks, so that everything the
- * layer below can do passes through unchanged.  The layer below is only ever called in a
+ * The filter sits in the guest's I/O path, so it does as little as it can: reads and block status
+ * do not come here at all, nor do any of the can_ callbacks, so that everything the layer below can
+ * do passes through unchanged.  The layer below is only ever called in a
  * guest's own request.
  *
  * Every mutation goes, in the order that rules R2 and R3 ask for (gate.h has the reason):
- *   count it in; wait for the gate; layer below; mark, whatever came back; count it out.
+ *   count it in; wait for the gate; layer below; mark, whatever came back; count it out;
+ *   wait at the pace (pace.h).
+ * A flush is no mutation; it comes here only for the pace.
  */
 
 #include <config.h>
@@ -24,6 +26,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "dirty-bitmap/urgent.h"
 #include "nbd-plugin/job.h"
 #include "nbd-plugin/thread.h"
 
@@ -39,7 +42,7 @@ struct handle {
 };
 
 static _Atomic unsigned next_shard;
-static _Atomic bool refusal_logged;
+static _Atomic uint64_t refusal_logged; /* generation of the fence that was told of, + 1 */
 
 /* The process that would leave the socket behind if it exits before cleanup, or 0: the one that
  * bound it; but once it has forked it may be the parent of the real server, and only after_fork
@@ -55,6 +58,7 @@ mirror_load (void)
   if (loaded++ > 0)
     return; /* refused in get_ready */
   tracker_init (&mirror.tracker);
+  pace_init (&mirror.pace);
   job_init (&mirror.job);
 }
 
@@ -65,6 +69,7 @@ mirror_unload (void)
     return;
   job_free (&mirror);
   fence_close (&mirror.fence);
+  pace_destroy (&mirror.pace);
   tracker_destroy (&mirror.tracker);
   free (mirror.config.control);
   free (mirror.config.direct);
@@ -273,6 +278,17 @@ probe (void *opaque)
   return nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN ? ESHUTDOWN : 0;
 }
 
+/* Once for each hand-over: after a rollback the next one is told again. */
+static void
+log_refusal (void)
+{
+  struct gate_view gate;
+
+  gate_look (&mirror.gate, &gate);
+  if (atomic_exchange (&refusal_logged, gate.generation + 1) != gate.generation + 1)
+    nbdkit_error ("this disk was handed over: writes are refused until a rollback (logged once)");
+}
+
 /* 0 if the mutation may go on and is counted, else -1 with *ERR. */
 static int
 enter (struct handle *h, int *err)
@@ -281,17 +297,19 @@ enter (struct handle *h, int *err)
 
   if (r == 0)
     return 0;
-  if (r == EPERM && !atomic_exchange (&refusal_logged, true))
-    nbdkit_error ("this disk was handed over: writes are refused until a rollback (logged once)");
+  if (r == EPERM)
+    log_refusal ();
   *err = r;
   return -1;
 }
 
 static void
-leave (struct handle *h, uint64_t offset, uint32_t count)
+leave (struct handle *h, uint64_t offset, uint32_t count, uint32_t flags)
 {
-  tracker_mark (&mirror.tracker, offset, count);
+  uint64_t dirtied = tracker_mark (&mirror.tracker, offset, count);
   gate_leave (&mirror.gate, h->shard);
+  uint32_t kind = URGENT_WRITE | ((flags & NBDKIT_FLAG_FUA) != 0 ? URGENT_FLUSH : 0);
+  pace_after (&mirror.pace, kind, offset, count, dirtied, probe, NULL);
 }
 
 static int
@@ -303,7 +321,7 @@ mirror_pwrite (nbdkit_next *next, void *handle, const void *buf, uint32_t count,
   if (enter (h, err) == -1)
     return -1;
   int r = next->pwrite (next, buf, count, offset, flags, err);
-  leave (h, offset, count);
+  leave (h, offset, count, flags);
   return r;
 }
 
@@ -316,7 +334,7 @@ mirror_trim (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, u
   if (enter (h, err) == -1)
     return -1;
   int r = next->trim (next, count, offset, flags, err);
-  leave (h, offset, count);
+  leave (h, offset, count, flags);
   return r;
 }
 
@@ -329,7 +347,16 @@ mirror_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, u
   if (enter (h, err) == -1)
     return -1;
   int r = next->zero (next, count, offset, flags, err);
-  leave (h, offset, count);
+  leave (h, offset, count, flags);
+  return r;
+}
+
+static int
+mirror_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
+{
+  (void) handle;
+  int r = next->flush (next, flags, err);
+  pace_after (&mirror.pace, URGENT_FLUSH, 0, 0, 0, probe, NULL);
   return r;
 }
 
@@ -351,6 +378,7 @@ static struct nbdkit_filter filter = {
   .pwrite = mirror_pwrite,
   .trim = mirror_trim,
   .zero = mirror_zero,
+  .flush = mirror_flush,
 };
 
 NBDKIT_REGISTER_FILTER (filter)

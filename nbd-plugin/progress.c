@@ -57,7 +57,9 @@ static const char *const reserved[] = { "id",           "size",          "block-
                                         "in-flight",    "waiting",       "worker-pid",
                                         "export",       "reason",        "lease-left-ms",
                                         "version",      "uri",           "direct",
-                                        "nbdkit-version", "opened", NULL };
+                                        "nbdkit-version", "opened",      "dirty-limit",
+                                        "delayed-writes", "missed-writes", "max-write-delay-ms",
+                                        "longest-write-delay-ms", NULL };
 
 static bool
 among (const char *s, const char *const *list)

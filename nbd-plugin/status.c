@@ -61,10 +61,12 @@ mirror_job_status (struct mirror *m)
   return "running";
 }
 
-static const char *
-gate_name (enum gate_mode mode)
+const char *
+mirror_gate_name (const struct gate_view *gate, enum pace_mode pace)
 {
-  return mode == GATE_OPEN ? "open" : mode == GATE_HELD ? "held" : "fenced";
+  static const char *const names[] = { "open", "throttled", "synchronous" };
+
+  return gate->mode == GATE_HELD ? "held" : gate->mode == GATE_FENCED ? "fenced" : names[pace];
 }
 
 /* Bytes that the set bits of the arrays stand for, at most the disk. */
@@ -122,11 +124,13 @@ static void
 add_gate (json_t *o, struct mirror *m)
 {
   struct gate_view gate;
+  struct pace_view pace;
 
   gate_look (&m->gate, &gate);
+  pace_look (&m->pace, &pace);
   int64_t left = gate.lease_end_ns - gate_now ();
   bool fenced = gate.mode == GATE_FENCED;
-  json_object_set_new (o, "gate", json_string (gate_name (gate.mode)));
+  json_object_set_new (o, "gate", json_string (mirror_gate_name (&gate, pace.mode)));
   set (o, "generation", gate.generation != 0, count (gate.generation));
   set (o, "lease-left-ms", gate.mode == GATE_HELD,
        json_real ((double) (left > 0 ? left : 0) / 1e6));
@@ -135,6 +139,20 @@ add_gate (json_t *o, struct mirror *m)
   set (o, "downtime-ms", fenced && m->have_downtime, json_real (m->downtime_ms));
   set (o, "rollback-token", fenced && m->fence.record.token[0] != '\0',
        json_string (m->fence.record.token));
+}
+
+static void
+add_pace (json_t *o, struct mirror *m)
+{
+  struct pace_view pace;
+
+  pace_look (&m->pace, &pace);
+  json_object_set_new (o, "synchronised", json_boolean (pace.synchronised));
+  set (o, "dirty-limit", pace.mode == PACE_THROTTLED, count (pace.limit));
+  json_object_set_new (o, "max-write-delay-ms", json_real ((double) pace.max_delay_ns / 1e6));
+  json_object_set_new (o, "delayed-writes", count (pace.delayed));
+  json_object_set_new (o, "missed-writes", count (pace.missed));
+  json_object_set_new (o, "longest-write-delay-ms", json_real ((double) pace.longest_ns / 1e6));
 }
 
 json_t *
@@ -172,6 +190,7 @@ mirror_status (struct mirror *m)
   set (o, "reason", j->reason != NULL, j->reason != NULL ? json_string (j->reason) : NULL);
   add_region (o, j->region);
   add_gate (o, m);
+  add_pace (o, m);
   json_object_set_new (o, "version", json_string (PACKAGE_VERSION));
   return o;
 }

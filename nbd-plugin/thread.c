@@ -28,6 +28,7 @@ mirror_tick (struct mirror *m)
 {
   job_tick (m);
   handoff_tick (m);
+  pace_tick (&m->pace, gate_now ());
   mirror_tell (m);
 }
 
@@ -45,7 +46,10 @@ next_timeout (struct mirror *m)
     if (gate.prepared && ms > PREPARED_POLL_MS)
       ms = PREPARED_POLL_MS;
   }
-  bool waits = m->job.hold.peer != NULL || m->job.attach.peer != NULL
+  /* The worker tells in shared memory that it has caught up, which wakes nobody. */
+  struct pace_view pace;
+  pace_look (&m->pace, &pace);
+  bool waits = pace.mode == PACE_SYNCHRONOUS || m->job.hold.peer != NULL || m->job.attach.peer != NULL
                || (m->handoff.active && !m->handoff.prepared);
   return waits && ms > SOON_MS ? SOON_MS : (int) ms;
 }
@@ -75,6 +79,7 @@ static void
 shut_down (struct mirror *m)
 {
   gate_stop (&m->gate);
+  pace_end (&m->pace);
   handoff_shutdown (m);
   mirror_tell (m);
   if (m->job.worker != NULL)

@@ -73,14 +73,20 @@ tracker_geometry (struct tracker *t, struct region_geometry *geo)
   return known;
 }
 
-void
+uint64_t
 tracker_mark_slow (struct tracker *t, uint64_t offset, uint64_t length)
 {
+  uint64_t most = 0;
+
   pthread_rwlock_rdlock (&t->table);
   unsigned n = atomic_load (&t->nr_regions);
-  for (unsigned i = 0; i < n; i++)
-    bitmap_mark (t->regions[i], offset, length);
+  for (unsigned i = 0; i < n; i++) {
+    uint64_t dirtied = bitmap_mark (t->regions[i], offset, length);
+    if (dirtied > most)
+      most = dirtied;
+  }
   pthread_rwlock_unlock (&t->table);
+  return most;
 }
 
 int

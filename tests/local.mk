@@ -19,6 +19,7 @@ unit_tests = \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-units \
 	tests/unit/test-gate \
+	tests/unit/test-pace \
 	tests/unit/test-progress \
 	tests/unit/test-frame \
 	tests/unit/test-control \
@@ -126,6 +127,12 @@ tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/gate.c
 tests_unit_test_gate_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_gate_CFLAGS = $(unit_cflags)
 tests_unit_test_gate_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
+
+# It includes nbd-plugin/pace.c.
+tests_unit_test_pace_SOURCES = tests/unit/test-pace.c
+tests_unit_test_pace_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_pace_CFLAGS = $(unit_cflags)
+tests_unit_test_pace_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
 
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.

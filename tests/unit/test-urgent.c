@@ -247,7 +247,7 @@ Test (urgent, bell)
 
 /* ---- both sides at once ---- */
 
-#define ROUNDS 4000
+#define ROUNDS 1500
 #define GUESTS 6
 #define BLOCKS 100000
 
@@ -414,7 +414,7 @@ Test (urgent, scribbled)
   time_t begin = 0;
 
   cr_assert_eq (pthread_create (&t, NULL, scribble, r), 0);
-  for (int i = 0; i < 20000 && !fixture_late (&begin); i++) {
+  for (int i = 0; i < 3000 && !fixture_late (&begin); i++) {
     int slot = urgent_post (r, URGENT_WRITE, 1, 1);
     cr_assert (slot >= -1 && slot < (int) URGENT_SLOTS);
     if (slot == -1)
