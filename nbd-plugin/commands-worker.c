@@ -50,10 +50,18 @@ hold (struct call *c)
   struct handoff *h = &m->handoff;
   int64_t lease = h->active ? h->lease_ms : job_default_lease_ms (&m->job);
   uint64_t generation = 0;
+  struct gate_view gate;
+  char *error = NULL;
 
   if (!call_lease_ok (c))
     return;
   lease = call_integer (c, "lease-ms", lease);
+  gate_look (&m->gate, &gate);
+  if (h->active && gate.mode == GATE_OPEN && handoff_draft (m, &error) == -1) {
+    control_error (c->peer, c->id, "GenericError", "%s", error != NULL ? error : "no memory");
+    free (error);
+    return;
+  }
   switch (gate_hold (&m->gate, lease * NS_PER_MS, &generation)) {
   case 0:
     break;
@@ -65,7 +73,7 @@ hold (struct call *c)
     return;
   default:
     control_error (c->peer, c->id, "GenericError", "the server stops");
-    return;
+    return; /* which removes the draft */
   }
   if (h->active)
     h->generation = generation;
@@ -129,7 +137,7 @@ unhold (struct call *c)
     if (h->active && h->prepared)
       handoff_abort (m, "GenericError", "released by the worker");
     else
-      h->generation = 0; /* the hand-off may hold again */
+      handoff_unhold (m); /* it may hold again */
     control_reply (c->peer, c->id, NULL, -1);
   }
 }

@@ -6,8 +6,8 @@
  *   NONE ---draft---> DRAFT ---commit---> COMMITTED ---remove---> NONE
  *                       +------remove------------------------------^
  *
- * The draft, CONTROL.fence.draft, is durable before the disk is called prepared: from then on
- * the coordinator may commit at any instant, even if this server dies before it hears of it.
+ * The draft, CONTROL.fence.draft, is durable before the gate is held, so before the disk is called prepared:
+ * from then on the coordinator may commit at any instant, even if this server dies before it hears of it.
  * So a draft found at start is a hand-off in doubt, and as good as a fence until somebody who
  * knows how it ended says so.  Committing is a rename, which needs no new disk space.
  *

@@ -136,6 +136,32 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
     close (fd);
 }
 
+int
+handoff_draft (struct mirror *m, char **error)
+{
+  struct handoff *h = &m->handoff;
+  struct fence_record record = { 0 };
+  struct region_geometry geo;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  record.generation = gate.generation + 1; /* only this thread holds the gate */
+  if (tracker_geometry (&m->tracker, &geo))
+    record.disk_size = geo.disk_size;
+  snprintf (record.token, sizeof record.token, "%s", h->token);
+  if (fence_draft (&m->fence, &record, error) == 0)
+    return 0;
+  nbdkit_error ("mirror: %s", *error != NULL ? *error : "no memory");
+  return -1;
+}
+
+void
+handoff_unhold (struct mirror *m)
+{
+  m->handoff.generation = 0;
+  drop_draft (m);
+}
+
 /* The final look (R3), in its order.  NULL if the disk is done, else the error's class. */
 static const char *
 final_look (struct mirror *m, uint64_t generation, uint64_t session)
@@ -170,9 +196,6 @@ handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, uint6
                   uint64_t session)
 {
   struct handoff *h = &m->handoff;
-  struct fence_record record = { .generation = generation };
-  struct region_geometry geo;
-  char *error = NULL;
 
   if (!h->active || m->job.region == NULL) {
     control_error (peer, id, "StaleGeneration", "no hand-off is under way");
@@ -187,18 +210,12 @@ handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, uint6
     control_error (peer, id, class_, "%s", look_message (class_));
     return;
   }
-  tracker_geometry (&m->tracker, &geo);
-  record.disk_size = geo.disk_size;
-  snprintf (record.token, sizeof record.token, "%s", h->token);
-  if (fence_draft (&m->fence, &record, &error) == -1) {
-    nbdkit_error ("mirror: %s", error != NULL ? error : "no memory");
-    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
-    free (error);
+  /* The draft was made durable before this hold began (handoff_draft). */
+  if (m->fence.state != FENCE_DRAFT || m->fence.record.generation != generation) {
+    control_error (peer, id, "GenericError", "the fence record of this hand-off is not there");
     return;
   }
-  /* The disk is slow at times: the lease may have ended meanwhile. */
   if (gate_prepare (&m->gate, generation, h->decision, h->keep_waiters) != 0) {
-    drop_draft (m);
     control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
     return;
   }

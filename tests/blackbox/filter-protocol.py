@@ -920,14 +920,20 @@ def waiters_keep():
 
 @test
 def killed_in_doubt():
-    """The server is killed while prepared: the next one does not know how it was decided, and refuses
-    writes until somebody says."""
-    for answer in "finalize", "release", "rollback":
+    """The server is killed while it holds, or while prepared: the next one does not know how it was decided, and
+    refuses writes until somebody says."""
+    for answer in "finalize", "release", "rollback", "held only":
         s = Server()
         h = s.guest()
         w, region, info = attach(s, start="new")
         region.clean()
-        k, generation = prepare_all(s, w, Word())
+        if answer == "held only":
+            k = s.client()
+            k.start("mirror-prepare", fd=Word().fd, lease_ms=60000, rollback_token="tok-1")
+            w.event("MIRROR_REQUEST")
+            generation = w.call("mirror-hold")["generation"]
+        else:
+            k, generation = prepare_all(s, w, Word())
         s.stop(signal.SIGKILL)
         s.hang_up()
         s.start()
@@ -985,7 +991,7 @@ def damaged_fence_record():
 
 @test
 def fence_record_cannot_be_written():
-    """Then the disk is not prepared, the guest goes on, and the reason is told."""
+    """Then the guest is not even held, and the reason is told; the hand-off may hold again."""
     s = Server()
     h = s.guest()
     w, region, info = attach(s, start="new")
@@ -994,11 +1000,18 @@ def fence_record_cannot_be_written():
     k = s.client()
     k.start("mirror-prepare", fd=Word().fd, lease_ms=60000, rollback_token="t")
     w.event("MIRROR_REQUEST")
-    g = w.call("mirror-hold")["generation"]
-    assert ".fence.draft" in refused("GenericError", w.call, "mirror-prepared", generation=g, session=1)
-    w.call("mirror-unhold", generation=g)
+    assert ".fence.draft" in refused("GenericError", w.call, "mirror-hold")
+    assert s.client().status()["gate"] == "open"
     h.pwrite(b"x", 0)
     os.rmdir(s.control + ".fence.draft")
+    # The draft is there before the gate is held, and goes when the hold does.
+    g = w.call("mirror-hold")["generation"]
+    assert os.path.exists(s.control + ".fence.draft")
+    w.call("mirror-unhold", generation=g)
+    assert not os.path.exists(s.control + ".fence.draft")
+    region.clean()
+    g = w.call("mirror-hold")["generation"]
+    w.call("mirror-prepared", generation=g, session=1)
     s.close()
 
 
