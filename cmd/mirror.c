@@ -36,8 +36,9 @@ static const char help[]
     "  --max-write-delay TIME\n"
     "                        delay a guest's write by at most this, where it has to be slowed down\n"
     "                        or waits for the destination (50ms)\n"
-    "  --policy POLICY       when passes do not converge: sync, throttle, none, fail (exit 4);\n"
-    "                        sync and throttle act as none in this version\n"
+    "  --policy POLICY       when passes do not converge: sync (guest writes wait for the\n"
+    "                        destination; default), throttle (the guest is slowed down),\n"
+    "                        none (keep trying), fail (exit 4)\n"
     "  --on-ready WHAT       wait for `nbdmirror complete` (default), or complete at once\n"
     "  --resume              go on with the job that is left over here\n"
     "  --restart             start over, whatever is left over here\n"
@@ -56,7 +57,7 @@ struct arguments {
   struct worker worker;
   struct worker_settings settings;
   struct job_options job;
-  bool detach, policy_given;
+  bool detach;
 };
 
 /* One option of ours.  0, or EXIT_USAGE. */
@@ -83,7 +84,6 @@ take_option (struct arguments *a, int c)
       return cmd_usage_error ("--max-write-delay %s: must be between 1ms and 10s", optarg);
     return 0;
   case OPT_POLICY:
-    a->policy_given = true;
     if (!job_policy_parse (optarg, &a->job.policy))
       return cmd_usage_error ("--policy %s: must be sync, throttle, none or fail", optarg);
     return 0;
@@ -149,8 +149,6 @@ run_job (struct arguments *a)
     return EXIT_ERROR;
   if (!w->json && !a->detach)
     w->progress = progress_new (stderr, NULL);
-  if (a->policy_given && (a->job.policy == POLICY_SYNC || a->job.policy == POLICY_THROTTLE))
-    cmd_notice ("--policy %s acts as none in this version", job_policy_name (a->job.policy));
 
   a->job.opaque = w;
   a->job.message = worker_message;

@@ -102,6 +102,21 @@ add_summary (struct parts *p, const json_t *status)
     add (p, "pause %s", units_format_time (buf, job_number (status, "downtime-ms", 0)));
 }
 
+/* "converging: no", and what is done to the guest because of it. */
+static void
+add_verdict (struct parts *p, const json_t *status)
+{
+  const char *gate = job_text (status, "gate");
+  char buf[UNITS_BUF];
+
+  if (json_is_boolean (json_object_get (status, "converging")))
+    add (p, "converging: %s", job_is_true (status, "converging") ? "yes" : "no");
+  if (gate != NULL && strcmp (gate, "throttled") == 0 && job_has_number (status, "dirty-limit"))
+    add (p, "guest throttled to %s", units_format_rate (buf, job_number (status, "dirty-limit", 0)));
+  else if (gate != NULL && (strcmp (gate, "throttled") == 0 || strcmp (gate, "synchronous") == 0))
+    add (p, "guest %s", gate);
+}
+
 static void
 add_movement (struct parts *p, const json_t *status, const char *state, uint64_t stalled_ms)
 {
@@ -121,11 +136,11 @@ add_movement (struct parts *p, const json_t *status, const char *state, uint64_t
     add (p, "ETA %s", units_format_time (buf, 1000 * job_number (status, "eta-s", 0)));
   if (job_has_number (status, "dirty-rate"))
     add (p, "dirty %s", units_format_rate (buf, job_number (status, "dirty-rate", 0)));
+  if (known && is_moving_state (state))
+    add_verdict (p, status);
   if (known && job_has_number (status, "expected-downtime-ms"))
     add (p, "pause %s",
          units_format_time (buf, job_number (status, "expected-downtime-ms", 0)));
-  if (job_is_false (status, "converging") && is_moving_state (state))
-    add (p, "not converging");
   if (job_number (status, "reconnects", 0) > 0)
     add (p, "reconnects %.0f", job_number (status, "reconnects", 0));
 }

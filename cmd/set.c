@@ -159,7 +159,6 @@ const struct subcommand subcommand_set = {
   "  bandwidth=RATE      at most so many bytes a second: 100M, 1.5G, none\n"
   "  max-downtime=TIME   the pause that is allowed at the hand-off: 300ms, 2s\n"
   "  policy=POLICY       what to do when passes do not converge: sync, throttle, none, fail\n"
-  "                      (in this release sync and throttle act as none)\n"
   "  synchronous=on|off  guest writes wait until they have reached the destination\n"
   "  max-write-delay=TIME\n"
   "                      the longest that a guest's write waits so: 50ms\n\n"

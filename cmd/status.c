@@ -22,7 +22,7 @@
 static const char *const fields[] = {
   "state", "pass", "size", "block-size", "dirty-bytes", "claimed-bytes", "quarantine-bytes",
   "sent-bytes", "zero-bytes", "bandwidth", "dirty-rate", "bandwidth-limit", "max-downtime-ms",
-  "expected-downtime-ms", "eta-s", "converging", "synchronised", "gate", "worker", "reconnects",
+  "expected-downtime-ms", "eta-s", "converging", "policy", "policy-action", "synchronised", "gate", "worker", "reconnects",
   "degraded-s", "session", "downtime-ms", "total-s", "passes", "rollback-token", "error", "target",
   "max-write-delay-ms", "delayed-writes", "missed-writes", "longest-write-delay-ms", "dirty-limit",
 };
@@ -112,6 +112,26 @@ is_state (const json_t *status, const char *name)
   return strcmp (text_or_dash (status, "state"), name) == 0;
 }
 
+/* "yes (dirty 8.0 MiB/s, bandwidth 100 MiB/s)", and what the policy does about it. */
+static void
+print_verdict (const json_t *status)
+{
+  line_start ("converging");
+  if (!json_is_boolean (json_object_get (status, "converging"))) {
+    printf ("-\n");
+    return;
+  }
+  printf ("%s (dirty ", job_is_true (status, "converging") ? "yes" : "no");
+  print_rate (status, "dirty-rate");
+  printf (", bandwidth ");
+  print_rate (status, "bandwidth");
+  printf (")\n");
+  if (job_text (status, "policy-action") == NULL)
+    return;
+  line_start ("policy");
+  printf ("%s: %s\n", text_or_dash (status, "policy"), job_text (status, "policy-action"));
+}
+
 /* What was said about the future before the worker or the destination was lost is no longer so. */
 static void
 print_forecast (const json_t *status)
@@ -130,6 +150,7 @@ print_forecast (const json_t *status)
   line_start ("dirty rate");
   print_rate (now, "dirty-rate");
   printf ("\n");
+  print_verdict (now);
   line_start ("ETA");
   print_time (now, "eta-s", 1000);
   printf ("\n");
@@ -236,8 +257,6 @@ print_notes (const json_t *status, const char *control)
     print_note ("%s", reason);
   if (why != NULL && why[0] != '\0' && !is_state (status, "idle"))
     print_note ("%s: %s", text_or_dash (status, "state"), why);
-  if (job_is_false (status, "converging") && !over)
-    print_note ("not converging: the guest changes blocks faster than they are copied");
   if (slow_flush_ms (status) > 0)
     print_note ("not ready because the destination takes about %s to flush; 'nbdmirror set %s "
                 "max-downtime=TIME' allows a longer pause",

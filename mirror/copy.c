@@ -123,7 +123,7 @@ make_status (struct copy *c, const char *state)
   const struct estimate *est = &c->estimate;
   uint64_t dirty = bitmap_count (r, REGION_DIRTY) << r->geo.block_shift;
   uint64_t size = r->geo.disk_size;
-  double eta = estimate_eta_s (est, 0);
+  double eta = estimate_eta_s (est, 0, 0);
 
   json_t *o = json_pack (
     "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", state, "pass", (json_int_t) 1,

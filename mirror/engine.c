@@ -163,6 +163,15 @@ engine_left_bytes (struct engine *e)
   return dirty + atomic_load (&e->counters.in_copy_bytes);
 }
 
+uint64_t
+engine_busy_ns (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  uint64_t ns = e->busy_ns + (e->pass.nr_busy > 0 ? now_ns () - e->busy_since_ns : 0);
+  pthread_mutex_unlock (&e->lock);
+  return ns;
+}
+
 void
 engine_fatal (struct engine *e, const char *why)
 {
@@ -178,6 +187,8 @@ engine_session_over (struct engine *e)
 {
   pthread_mutex_lock (&e->lock);
   claims_revoke (e->region);
+  if (e->pass.nr_busy > 0)
+    e->busy_ns += now_ns () - e->busy_since_ns;
   e->pass.nr_busy = 0;
   e->pass.hint_pending = false;
   pass_restart (&e->pass);
@@ -244,6 +255,8 @@ take (struct engine *e, struct engine_task *t)
 {
   if (!pass_busy_add (&e->pass, t->first, t->count))
     return false;
+  if (e->pass.nr_busy == 1)
+    e->busy_since_ns = now_ns ();
   t->set = claim_enter (e->region);
   engine_drop_samples (e, t->set, t->first, t->count);
   claim_run (e->region, t->set, t->first, t->count);
@@ -438,6 +451,8 @@ leave (struct engine *e, const struct engine_task *t)
   pass_busy_remove (&e->pass, t->first);
   if (e->catchup.on)
     engine_urgent_settle (e, t);
+  if (e->pass.nr_busy == 0)
+    e->busy_ns += now_ns () - e->busy_since_ns;
   atomic_fetch_sub (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
   if (claim_leave (e->region, t->set) && e->flush == FLUSH_DRAIN && t->set == e->flush_set)
     session_kick_flusher (e->session);

@@ -101,6 +101,7 @@ struct engine {
   struct urgent_queue urgent;
   struct catchup catchup;
   uint64_t write_delay_ns; /* how long a guest's write waits at most */
+  uint64_t busy_ns, busy_since_ns; /* time with anything busy, up to the last time that nothing was */
   bool rate_off;        /* the user lets the last phase ignore the limit */
   bool paused;
   bool hurry;           /* the gate is held: no idle waits */
@@ -158,6 +159,8 @@ uint64_t engine_flush_ns (struct engine *e);
 uint64_t engine_rtt_ns (struct engine *e);
 /* Bytes that are dirty, or claimed and not acknowledged. */
 uint64_t engine_left_bytes (struct engine *e);
+/* For how long, in all, something was being copied. */
+uint64_t engine_busy_ns (struct engine *e);
 /* Wake the job's thread; any thread. */
 void engine_notify (struct engine *e);
 /* After a session has ended and its threads have stopped: the books back in order (R5). */

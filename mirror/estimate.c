@@ -12,6 +12,8 @@
 #define NS_PER_S 1e9
 #define NS_PER_MS 1e6
 #define SAMPLES_TO_BE_READY 2
+#define PART_NS UINT64_C (10000000) /* busy time that says something about bandwidth */
+#define PART_BYTES (UINT64_C (1) << 20) /* moved in it: also that it is not more */
 
 void
 estimate_init (struct estimate *e)
@@ -31,6 +33,25 @@ rate_of (unsigned nr, const struct estimate_span spans[])
   return t > 0 ? b * NS_PER_S / t : 0;
 }
 
+/* Busy for a part of the sample only, for BUSY_NS. */
+static void
+add_part (struct estimate *e, uint64_t acked, uint64_t busy_ns, uint64_t limit)
+{
+  e->part.bytes += acked;
+  e->part.ns += busy_ns;
+  if (e->part.bytes == 0 || e->part.ns == 0 || (e->part.ns < PART_NS && e->bandwidth > 0))
+    return;
+  double seen = (double) e->part.bytes * NS_PER_S / (double) e->part.ns;
+  if (limit > 0 && seen > (double) limit)
+    seen = (double) limit;
+  if (seen > e->bandwidth)
+    e->bandwidth = seen;
+  else if (e->nr_busy == 0 && e->part.bytes >= PART_BYTES)
+    e->bandwidth = (e->bandwidth + seen) / 2;
+  if (e->part.ns >= PART_NS)
+    e->part = (struct estimate_span){ 0, 0 };
+}
+
 static void
 add_rates (struct estimate *e, const struct estimate_sample *s)
 {
@@ -39,24 +60,21 @@ add_rates (struct estimate *e, const struct estimate_sample *s)
     return;
 
   uint64_t acked = s->acked_bytes - e->last.acked_bytes;
-  e->moved[e->nr_guest % ESTIMATE_WINDOW]
-    = (struct estimate_span){ ns, acked + s->passed_bytes - e->last.passed_bytes };
+  uint64_t passed = s->passed_bytes - e->last.passed_bytes;
+  e->moved[e->nr_guest % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked + passed };
   e->guest[e->nr_guest++ % ESTIMATE_WINDOW]
     = (struct estimate_span){ ns, s->dirtied_bytes - e->last.dirtied_bytes };
   e->dirty_rate = rate_of (e->nr_guest, e->guest);
   e->move_rate = rate_of (e->nr_guest, e->moved);
 
-  /* Busy all the time and nothing acknowledged, as the first thing seen: a slow first reply, or a low limit.  That
-   * is not "no bandwidth". */
-  if (s->queue_full && (acked > 0 || e->nr_busy > 0)) {
+  /* A stretch of holes goes by without using the line: it tells little about bandwidth.  Busy all the time and nothing
+   * acknowledged, as the first thing seen: a slow first reply, or a low limit.  That is not "no bandwidth". */
+  bool holes = passed > acked;
+  if (s->queue_full && !holes && (acked > 0 || e->nr_busy > 0)) {
     e->busy[e->nr_busy++ % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked };
     e->bandwidth = rate_of (e->nr_busy, e->busy);
-  } else if (e->nr_busy == 0 && acked > 0) {
-    /* Never busy for a whole sample yet: this much at least was possible. */
-    double seen = (double) acked * NS_PER_S / (double) ns;
-    if (seen > e->bandwidth)
-      e->bandwidth = seen;
-  }
+  } else if (!holes || e->bandwidth <= 0)
+    add_part (e, acked, s->busy_ns - e->last.busy_ns, s->limit);
 }
 
 void
@@ -69,6 +87,7 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
   e->have_last = true;
 
   double fixed_ms = (double) (costs->flush_ns + 2 * costs->rtt_ns) / NS_PER_MS;
+  e->fixed_ms = fixed_ms;
   e->pause_known = s->left_bytes == 0 || e->bandwidth > 0;
   e->expected_pause_ms = fixed_ms;
   if (s->left_bytes > 0 && e->bandwidth > 0)
@@ -94,39 +113,29 @@ estimate_lost (struct estimate *e)
   e->fitting = 0;
   e->ready = false;
   e->have_last = false; /* the time without a session says nothing about rates */
+  e->nr_guest = 0;
 }
 
-enum converging
-estimate_converging (const struct estimate *e)
+bool
+estimate_have_rates (const struct estimate *e)
 {
-  if (e->ready)
-    return CONVERGING_YES;
-  if (e->bandwidth <= 0 || e->nr_guest == 0)
-    return CONVERGING_UNKNOWN;
-  return e->dirty_rate < e->bandwidth ? CONVERGING_YES : CONVERGING_NO;
+  return e->nr_guest >= ESTIMATE_WINDOW;
 }
 
 double
-estimate_eta_s (const struct estimate *e, double max_downtime_ms)
+estimate_eta_s (const struct estimate *e, double max_downtime_ms, double dirty_rate)
 {
   if (e->ready)
     return 0;
   if (e->bandwidth <= 0)
     return -1;
   double left = (double) e->last.left_bytes;
-  double fixed_ms = e->expected_pause_ms - left / e->bandwidth * 1000;
-  if (e->pause_known && fixed_ms > max_downtime_ms)
+  if (e->pause_known && e->fixed_ms > max_downtime_ms)
     return -1; /* the flush alone takes longer than is allowed */
   left -= e->bandwidth * max_downtime_ms / 1000;
   if (left <= 0)
     return 0;
   /* Holes go by faster than the line would take them. */
-  double net = (e->move_rate > e->bandwidth ? e->move_rate : e->bandwidth) - e->dirty_rate;
+  double net = (e->move_rate > e->bandwidth ? e->move_rate : e->bandwidth) - dirty_rate;
   return net > 0 ? left / net : -1;
-}
-
-bool
-estimate_pass_halved (uint64_t before, uint64_t after)
-{
-  return after <= before / 2;
 }

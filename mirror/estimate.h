@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * What the worker believes about the near future, from samples of its counters (blueprint 7): bandwidth, dirty rate,
- * the pause that a hand-off would take now, whether that fits ("ready"), and whether the passes
- * converge.  Plain values in, plain values out: no clock, no I/O.
+ * the pause that a hand-off would take now, and whether that fits ("ready").  Whether it converges is converge.h's
+ * question.  Plain values in, plain values out: no clock, no I/O.
+ *
+ * Bandwidth is what was acknowledged while there was work all the time.  A small or calm disk never keeps the copiers
+ * busy for a whole sample: there it is bytes by the time in which anything was being copied.  Few and small
+ * requests show less than the line could do, so they raise the estimate, and lower it only if they moved much.
  */
 
 #ifndef NBDMIRROR_ESTIMATE_H
@@ -21,6 +25,8 @@ struct estimate_sample {
   uint64_t dirtied_bytes; /* turned from clean to dirty by the guest, ever growing */
   uint64_t left_bytes;    /* dirty, or claimed and not yet acknowledged */
   uint64_t quarantine_bytes;
+  uint64_t busy_ns;       /* time in which something was being copied, ever growing */
+  uint64_t limit;         /* bytes a second that may be sent; 0: no limit */
   bool queue_full;        /* there was work all the time since the last sample */
 };
 
@@ -34,20 +40,20 @@ struct estimate_costs {
   uint64_t rtt_ns;   /* one round trip */
 };
 
-enum converging { CONVERGING_UNKNOWN, CONVERGING_YES, CONVERGING_NO };
-
 struct estimate {
   struct estimate_sample last;
   bool have_last;
   struct estimate_span busy[ESTIMATE_WINDOW], guest[ESTIMATE_WINDOW], moved[ESTIMATE_WINDOW];
   unsigned nr_busy, nr_guest; /* ever added; ring index modulo the window */
+  struct estimate_span part;  /* bytes by busy time, from samples with idle time in them */
   unsigned fitting;           /* samples running that fit the allowed downtime */
 
   /* Results, valid after estimate_add(). */
-  double bandwidth;          /* bytes/s while the queue was full; 0: not known yet */
+  double bandwidth;          /* bytes/s; 0: not known yet */
   double dirty_rate;         /* bytes/s newly dirtied */
   double move_rate;          /* bytes/s of the disk that are dealt with, holes included */
   bool pause_known;
+  double fixed_ms;           /* of the expected pause: what does not depend on how much is left */
   double expected_pause_ms;
   bool ready;
 };
@@ -64,14 +70,10 @@ void estimate_begin (struct estimate *e, struct estimate_sample first);
 /* A session was lost: not ready until two new samples fit.  Bandwidth is kept. */
 void estimate_lost (struct estimate *e);
 
-/* Will pre-copy end at these rates?  The redirty ratio dirty_rate ÷ bandwidth must stay below 1. */
-enum converging estimate_converging (const struct estimate *e);
+/* Is dirty_rate from a whole window of samples? */
+bool estimate_have_rates (const struct estimate *e);
 
-/* Seconds until ready at these rates, or a negative number if unknown or never. */
-double estimate_eta_s (const struct estimate *e, double max_downtime_ms);
-
-/* Has a pass that began with BEFORE bytes left and ends with AFTER converged enough to go on
- * as it is?  (Rule of blueprint 7: it must have halved what was left.) */
-bool estimate_pass_halved (uint64_t before, uint64_t after);
+/* Seconds until ready if the guest dirties DIRTY_RATE, or a negative number if unknown or never. */
+double estimate_eta_s (const struct estimate *e, double max_downtime_ms, double dirty_rate);
 
 #endif

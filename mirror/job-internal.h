@@ -5,6 +5,7 @@
  *   job.c           the main loop: samples, decisions, signals, the end
  *   job-attach.c    beginning: filter, source, destination, region
  *   job-requests.c  what users ask for through the filter, and the filter's events
+ *   job-converge.c  the convergence policy at work
  *   job-final.c     hold, last blocks, prepared, committed
  *   job-gate.c      throttled and synchronous writes of the guest
  *   job-status.c    the status object
@@ -20,6 +21,7 @@
 #include <stdatomic.h>
 
 #include "control/client.h"
+#include "mirror/converge.h"
 #include "mirror/engine.h"
 #include "mirror/estimate.h"
 #include "mirror/handoff.h"
@@ -51,6 +53,8 @@ struct job {
   struct supervisor supervisor;
   bool engine_ready, supervising;
   struct estimate estimate;
+  struct converge converge;
+  double waiting;          /* guest writes in the synchronous gate, on average; -1: not known */
 
   /* Settings that users change while it runs. */
   enum job_policy policy;
@@ -70,7 +74,6 @@ struct job {
   bool started_told;
   uint64_t last_sample_ns, last_publish_ns;
   char state[16];          /* as last published */
-  unsigned passes_seen;    /* judged for the policy */
   bool told_not_converging;
   bool warned_larger;
   bool complained;         /* about a command that the filter refused */
@@ -112,6 +115,11 @@ int job_handle_events (struct job *j);
 /* Answer relayed request REQUEST; CLASS_ NULL: success. */
 void job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, ...)
   __attribute__ ((format (printf, 4, 5)));
+
+/* job-converge.c: after each sample. */
+void job_judge (struct job *j, uint64_t now);
+/* Into the status object O: eta-s, converging, policy-action. */
+void job_forecast (struct job *j, json_t *o);
 
 /* job-final.c */
 void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms);

@@ -113,8 +113,6 @@ set_options (struct job *j, int64_t request, json_t *args)
   }
   if ((sync ? job_gate_by_hand (j, json_is_true (sync)) : job_gate_update (j)) == -1)
     ok_but (j, request, "the filter could not be told about the gate yet");
-  else if (policy && (p == POLICY_SYNC || p == POLICY_THROTTLE))
-    ok_but (j, request, "policies sync and throttle act as none in this version");
   else
     ok (j, request);
   job_publish (j);

@@ -59,8 +59,6 @@ own_status (struct job *j)
 {
   struct engine *e = &j->engine;
   const struct estimate *est = &j->estimate;
-  enum converging conv = estimate_converging (est);
-  double eta = estimate_eta_s (est, (double) j->max_downtime_ms);
 
   pthread_mutex_lock (&e->lock);
   uint64_t pass = j->base.passes + e->pass_number, passes = j->base.passes + e->nr_passes;
@@ -82,10 +80,7 @@ own_status (struct job *j)
   json_object_set_new (o, "dirty-rate", number_or_null (est->nr_guest > 0, est->dirty_rate));
   json_object_set_new (o, "expected-downtime-ms",
                        number_or_null (est->pause_known, est->expected_pause_ms));
-  json_object_set_new (o, "eta-s", number_or_null (eta >= 0, eta));
-  json_object_set_new (o, "converging",
-                       conv == CONVERGING_UNKNOWN ? json_null ()
-                                                  : json_boolean (conv == CONVERGING_YES));
+  job_forecast (j, o);
   json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
   const char *error = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
   json_object_set_new (o, "error", error ? json_string (error) : json_null ());

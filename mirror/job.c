@@ -22,8 +22,6 @@
 #define SAMPLE_NS (100 * NS_PER_MS)
 #define SAMPLE_SOON_NS (20 * NS_PER_MS)
 #define PUBLISH_NS (250 * NS_PER_MS)
-#define MAX_PASSES 30   /* guards of blueprint 7, counted outside ready */
-#define MAX_SENT_DISKS 3
 
 static const char *const policy_names[] = { "sync", "throttle", "none", "fail" };
 
@@ -80,6 +78,8 @@ look (struct job *j, uint64_t now)
     .passed_bytes = atomic_load (&e->counters.extent_bytes),
     .dirtied_bytes = atomic_load (&r->hdr->dirtied_total) << r->geo.block_shift,
     .left_bytes = engine_left_bytes (e),
+    .busy_ns = engine_busy_ns (e),
+    .limit = j->rate_limit,
     .quarantine_bytes = bitmap_count (r, REGION_QUARANTINE) << r->geo.block_shift,
   };
 }
@@ -88,12 +88,9 @@ static void
 take_sample (struct job *j, uint64_t now)
 {
   struct engine *e = &j->engine;
-  const struct estimate_sample *last = &j->estimate.last;
   struct estimate_sample s = look (j, now);
 
-  /* A stretch of holes goes by without using the line: it tells nothing about bandwidth. */
-  bool holes = s.passed_bytes - last->passed_bytes > s.acked_bytes - last->acked_bytes;
-  s.queue_full = !atomic_exchange (&e->idle_seen, false) && !holes;
+  s.queue_full = !atomic_exchange (&e->idle_seen, false);
 
   const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),
                                         .rtt_ns = engine_rtt_ns (e) };
@@ -113,39 +110,6 @@ begin_estimate (struct job *j)
 {
   j->last_sample_ns = now_ns ();
   estimate_begin (&j->estimate, look (j, j->last_sample_ns));
-}
-
-/* A pass has ended: does it converge?  Until the throttled and the synchronous gate are built, `sync`
- * and `throttle` act as `none`. */
-static void
-judge_passes (struct job *j)
-{
-  struct engine *e = &j->engine;
-
-  pthread_mutex_lock (&e->lock);
-  unsigned n = e->nr_passes;
-  struct engine_pass last = n ? e->pass_log[(n - 1) % ENGINE_MAX_PASS_LOG] : e->pass_now;
-  pthread_mutex_unlock (&e->lock);
-
-  if (n == j->passes_seen)
-    return;
-  j->passes_seen = n;
-  bool fits = j->estimate.pause_known && j->estimate.expected_pause_ms <= (double) j->max_downtime_ms;
-  if (j->ready || fits || n < 2 || j->final != FINAL_NONE || bitmap_count (j->region, REGION_QUARANTINE) > 0)
-    return;
-  bool guard = n >= MAX_PASSES
-               || atomic_load (&j->region->hdr->sent_bytes) > MAX_SENT_DISKS * j->region->geo.disk_size;
-  if (!guard && estimate_pass_halved (last.left_before, last.left_after))
-    return;
-  if (!j->told_not_converging) {
-    job_say (j, j->policy == POLICY_FAIL ? JOB_ERROR : JOB_WARNING,
-             "not converging: pass %u left %llu of %llu bytes (dirty %.1f MiB/s, bandwidth %.1f MiB/s)",
-             last.number, (unsigned long long) last.left_after, (unsigned long long) last.left_before,
-             j->estimate.dirty_rate / 1048576, j->estimate.bandwidth / 1048576);
-    j->told_not_converging = true;
-  }
-  if (j->policy == POLICY_FAIL)
-    job_end (j, JOB_NOT_CONVERGED);
 }
 
 static void
@@ -282,7 +246,7 @@ run (struct job *j)
     if (j->supervisor.state == SUPERVISOR_COPYING)
       take_sample (j, now);
     j->last_sample_ns = now;
-    judge_passes (j);
+    job_judge (j, now);
     if (j->ready && j->final == FINAL_NONE && (j->o->complete_when_ready || j->complete_wanted))
       job_handoff_start (j);
     report_progress (j, now);
@@ -384,6 +348,8 @@ job_run (const struct job_options *o, json_t **report)
   j->lock.fd = -1;
   j->start_ns = now_ns ();
   estimate_init (&j->estimate);
+  converge_init (&j->converge);
+  j->waiting = -1;
   if (job_attach (j) == 0) {
     supervisor_init (&j->supervisor, &j->engine, &j->dest, o->give_up_ns,
                      j->fresh && !j->unknown_past);

@@ -11,11 +11,10 @@
 #include <stdint.h>
 #include <jansson.h>
 
+#include "mirror/converge.h"
 #include "mirror/session.h"
 
 enum job_start { JOB_NEW, JOB_RESUME, JOB_RESTART };
-
-enum job_policy { POLICY_SYNC, POLICY_THROTTLE, POLICY_NONE, POLICY_FAIL };
 
 #define JOB_MAX_WRITE_DELAY_MS 50 /* default */
 #define JOB_MAX_WRITE_DELAY_LIMIT_MS 10000

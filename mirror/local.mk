@@ -4,6 +4,8 @@ libmirror_la_SOURCES = \
 	mirror/bell.h \
 	mirror/catchup.c \
 	mirror/catchup.h \
+	mirror/converge.c \
+	mirror/converge.h \
 	mirror/copier.c \
 	mirror/copier.h \
 	mirror/copy.c \
@@ -32,6 +34,7 @@ libmirror_la_SOURCES = \
 	mirror/identity.c \
 	mirror/identity.h \
 	mirror/job-attach.c \
+	mirror/job-converge.c \
 	mirror/job-final.c \
 	mirror/job-gate.c \
 	mirror/job-gate.h \

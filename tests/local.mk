@@ -15,6 +15,8 @@ unit_tests = \
 	tests/unit/test-rate \
 	tests/unit/test-window \
 	tests/unit/test-estimate \
+	tests/unit/test-converge \
+	tests/sim/test-converge \
 	tests/unit/test-pass \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-units \
@@ -72,6 +74,22 @@ tests_unit_test_estimate_SOURCES = tests/unit/test-estimate.c mirror/estimate.c
 tests_unit_test_estimate_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_estimate_CFLAGS = $(unit_cflags)
 tests_unit_test_estimate_LDADD = $(CRITERION_LIBS)
+
+tests_unit_test_converge_SOURCES = tests/unit/test-converge.c mirror/converge.c
+tests_unit_test_converge_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_converge_CFLAGS = $(unit_cflags)
+tests_unit_test_converge_LDADD = $(CRITERION_LIBS)
+
+# The simulator of a job: its tests, and `make tests/sim/table` for people who change the decision.
+simulator = tests/sim/sim.c tests/sim/sim.h tests/sim/guest.c tests/sim/guest.h \
+	mirror/converge.c mirror/estimate.c
+tests_sim_test_converge_SOURCES = tests/sim/test-converge.c $(simulator)
+tests_sim_test_converge_CPPFLAGS = $(unit_cppflags)
+tests_sim_test_converge_CFLAGS = $(unit_cflags)
+tests_sim_test_converge_LDADD = $(CRITERION_LIBS) -lm
+EXTRA_PROGRAMS = tests/sim/table
+tests_sim_table_SOURCES = tests/sim/table.c $(simulator)
+tests_sim_table_LDADD = -lm
 
 tests_unit_test_pass_SOURCES = tests/unit/test-pass.c mirror/pass.c
 tests_unit_test_pass_CPPFLAGS = $(unit_cppflags)

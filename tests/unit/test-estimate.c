@@ -50,9 +50,9 @@ Test (estimate, dirty_rate_follows_the_guest)
   estimate_add (&e, &s, &no_costs, 300);
   feed (&e, &s, 30, 1, 3, true, 300);
   cr_assert_float_eq (e.dirty_rate, 30.0 * MIB, 0.5 * MIB);
-  cr_assert_eq (estimate_converging (&e), CONVERGING_NO);
-  feed (&e, &s, 30, 4, 3, true, 300);
-  cr_assert_eq (estimate_converging (&e), CONVERGING_YES);
+  cr_assert (estimate_have_rates (&e));
+  estimate_lost (&e);
+  cr_assert_not (estimate_have_rates (&e));
 }
 
 Test (estimate, nothing_is_claimed_before_something_was_measured)
@@ -64,8 +64,7 @@ Test (estimate, nothing_is_claimed_before_something_was_measured)
   estimate_add (&e, &s, &no_costs, 300);
   cr_assert_not (e.pause_known);
   cr_assert_not (e.ready);
-  cr_assert_eq (estimate_converging (&e), CONVERGING_UNKNOWN);
-  cr_assert_lt (estimate_eta_s (&e, 300), 0);
+  cr_assert_lt (estimate_eta_s (&e, 300, 0), 0);
 }
 
 Test (estimate, ready_needs_two_fitting_samples_running)
@@ -139,7 +138,7 @@ Test (estimate, eta_is_what_is_left_over_what_remains_of_the_bandwidth)
   estimate_init (&e);
   estimate_add (&e, &s, &no_costs, 300);
   feed (&e, &s, 30, 10, 3, true, 300); /* 100 MiB/s against 30 */
-  cr_assert_float_eq (estimate_eta_s (&e, 300), 10.0, 0.2); /* (730 - 30) / 70 */
+  cr_assert_float_eq (estimate_eta_s (&e, 300, e.dirty_rate), 10.0, 0.2); /* (730 - 30) / 70 */
 }
 
 Test (estimate, eta_is_unknown_while_the_flush_alone_takes_too_long)
@@ -153,8 +152,8 @@ Test (estimate, eta_is_unknown_while_the_flush_alone_takes_too_long)
   s.now_ns += 100 * MS;
   estimate_add (&e, &s, &slow, 300);
   cr_assert_not (e.ready);
-  cr_assert_lt (estimate_eta_s (&e, 300), 0);
-  cr_assert_float_eq (estimate_eta_s (&e, 1000), 0, 0.01);
+  cr_assert_lt (estimate_eta_s (&e, 300, 0), 0);
+  cr_assert_float_eq (estimate_eta_s (&e, 1000, 0), 0, 0.01);
 }
 
 Test (estimate, holes_shorten_the_eta_and_say_nothing_about_bandwidth)
@@ -164,7 +163,7 @@ Test (estimate, holes_shorten_the_eta_and_say_nothing_about_bandwidth)
   estimate_init (&e);
   estimate_add (&e, &s, &no_costs, 300);
   feed (&e, &s, 20, 10, 0, true, 300);
-  double without = estimate_eta_s (&e, 300);
+  double without = estimate_eta_s (&e, 300, 0);
   for (unsigned i = 0; i < ESTIMATE_WINDOW; i++) {
     s.now_ns += 100 * MS;
     s.passed_bytes += 1000 * MIB;
@@ -173,13 +172,55 @@ Test (estimate, holes_shorten_the_eta_and_say_nothing_about_bandwidth)
   }
   cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
   cr_assert_float_eq (without, 1000.0, 1.0);
-  cr_assert_float_eq (estimate_eta_s (&e, 300), 10.0, 0.1);
+  cr_assert_float_eq (estimate_eta_s (&e, 300, 0), 10.0, 0.1);
 }
 
-Test (estimate, halved)
+Test (estimate, a_calm_disk_is_measured_by_busy_time)
 {
-  cr_assert (estimate_pass_halved (100, 50));
-  cr_assert (estimate_pass_halved (100, 0));
-  cr_assert_not (estimate_pass_halved (100, 51));
-  cr_assert (estimate_pass_halved (0, 0));
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 4 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  s.busy_ns = 20 * MS; /* 2 MiB in 20 ms of the 100: 100 MiB/s, not 20 */
+  feed (&e, &s, 1, 2, 2, false, 300);
+  cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
+  s.busy_ns += 2 * MS; /* too short to say that it is faster */
+  feed (&e, &s, 1, 1, 1, false, 300);
+  cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
+  for (unsigned i = 0; i < 50; i++) { /* one small request now and then, with the line's latency: says nothing */
+    s.now_ns += 100 * MS;
+    s.acked_bytes += 4096;
+    s.busy_ns += 10 * MS;
+    estimate_add (&e, &s, &no_costs, 300);
+  }
+  cr_assert_geq (e.bandwidth, 90.0 * MIB);
+  for (unsigned i = 0; i < 10; i++) { /* much was moved, and slowly */
+    s.busy_ns += 50 * MS;
+    feed (&e, &s, 1, 2, 2, false, 300);
+  }
+  cr_assert_float_eq (e.bandwidth, 40.0 * MIB, 1.0 * MIB);
+}
+
+Test (estimate, the_first_small_request_tells_something)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 4096 };
+  estimate_init (&e);
+  estimate_begin (&e, s);
+  s = (struct estimate_sample){ .now_ns = 100 * MS, .acked_bytes = 4096, .busy_ns = MS / 2, .left_bytes = 4096 };
+  estimate_add (&e, &s, &no_costs, 300);
+  cr_assert_float_eq (e.bandwidth, 4096 * 2000.0, 1.0);
+  cr_assert (e.pause_known);
+  cr_assert_leq (e.expected_pause_ms, 1);
+}
+
+Test (estimate, no_faster_than_the_limit)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = MIB, .limit = 10 * MIB };
+  estimate_init (&e);
+  estimate_begin (&e, s);
+  s.busy_ns = 20 * MS;
+  feed (&e, &s, 1, 20, 0, false, 300);
+  cr_assert_float_eq (e.bandwidth, 10.0 * MIB, 1.0);
 }

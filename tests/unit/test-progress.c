@@ -48,6 +48,17 @@ Test (progress, phases)
   line_is (s, 12345, 0,
            "copying pass 2  60.0 %  left 40.0 MiB  stalled 12.0 s  ETA 4.0 s  dirty 1.00 MiB/s  "
            "pause 45 ms");
+  json_object_set_new (s, "converging", json_false ());
+  json_object_set_new (s, "gate", json_string ("throttled"));
+  json_object_set_new (s, "dirty-limit", json_integer (5 * MIB));
+  line_is (s, 0, 0,
+           "copying pass 2  60.0 %  left 40.0 MiB  10.0 MiB/s  ETA 4.0 s  dirty 1.00 MiB/s  "
+           "converging: no  guest throttled to 5.00 MiB/s  pause 45 ms");
+  json_object_set_new (s, "converging", json_true ());
+  json_object_set_new (s, "gate", json_string ("synchronous"));
+  line_is (s, 0, 0,
+           "copying pass 2  60.0 %  left 40.0 MiB  10.0 MiB/s  ETA 4.0 s  dirty 1.00 MiB/s  "
+           "converging: yes  guest synchronous  pause 45 ms");
   json_object_set_new (s, "state", json_string ("ready"));
   line_is (s, 60000, 0,
            "ready  60.0 %  left 40.0 MiB  10.0 MiB/s  dirty 1.00 MiB/s  pause 45 ms");

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The convergence decision, step by step: looks at the counters given by hand.  (tests/sim has whole jobs.)
+ */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "unit.h"
+
+#include "mirror/converge.h"
+
+#define S UINT64_C (1000000000)
+#define MIB (UINT64_C (1) << 20)
+#define RATE(mib) ((double) (mib) * 1048576)
+
+struct story {
+  struct converge c;
+  struct converge_input in;
+  bool few_sent; /* keep below the guard, however long it takes */
+};
+
+static struct story
+begin (enum job_policy policy)
+{
+  struct story s = {
+    .in = { .policy = policy,
+            .now_ns = 100 * S,
+            .disk_bytes = 1000 * MIB,
+            .left_bytes = 500 * MIB,
+            .bandwidth = RATE (100),
+            .max_downtime_ms = 300,
+            .waiting = -1 },
+  };
+  converge_init (&s.c);
+  return s;
+}
+
+/* SECONDS go by at dirty rate MIB_S.  True if the gate was changed. */
+static bool
+pass_time (struct story *s, double seconds, double mib_s)
+{
+  bool changed = false;
+  s->in.dirty_rate = RATE (mib_s);
+  for (unsigned i = 0; i < (unsigned) (seconds * 10); i++) {
+    s->in.now_ns += S / 10;
+    s->in.dirtied_bytes += (uint64_t) (RATE (mib_s) / 10);
+    s->in.sent_bytes += (uint64_t) (s->in.bandwidth / 10);
+    if (s->few_sent)
+      s->in.sent_bytes = 0;
+    changed = converge_decide (&s->c, &s->in) || changed;
+  }
+  return changed;
+}
+
+static void
+end_pass (struct story *s, uint64_t before_mib, uint64_t after_mib)
+{
+  s->in.passes++;
+  s->in.pass_before = before_mib * MIB;
+  s->in.pass_after = after_mib * MIB;
+  s->in.left_bytes = after_mib * MIB;
+}
+
+Test (converge, foresees_a_pass_that_will_not_halve)
+{
+  struct story s = begin (POLICY_SYNC);
+  cr_assert_not (pass_time (&s, 1.9, 60)); /* not a whole window yet */
+  cr_assert (pass_time (&s, 0.5, 60));
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+  cr_assert_eq (s.c.reason, CONVERGE_RATE);
+
+  s = begin (POLICY_SYNC);
+  cr_assert_not (pass_time (&s, 25, 49));
+}
+
+Test (converge, a_burst_that_dirties_little_of_the_disk_is_let_through)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.in.disk_bytes = s.in.left_bytes = 100000 * MIB;
+  cr_assert_not (pass_time (&s, 20, 90));
+  cr_assert (pass_time (&s, 20, 90)); /* it does not stop */
+}
+
+Test (converge, a_pass_that_did_not_halve)
+{
+  struct story s = begin (POLICY_SYNC);
+  pass_time (&s, 5, 10);
+  end_pass (&s, 1000, 900); /* the first one says nothing: holes go by in no time */
+  cr_assert_not (pass_time (&s, 5, 10));
+  end_pass (&s, 900, 450);
+  cr_assert_not (pass_time (&s, 5, 10));
+  end_pass (&s, 450, 226);
+  cr_assert (pass_time (&s, 0.1, 10));
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+  cr_assert_eq (s.c.reason, CONVERGE_PASS);
+}
+
+Test (converge, what_fits_needs_no_halving)
+{
+  struct story s = begin (POLICY_SYNC);
+  pass_time (&s, 5, 10);
+  end_pass (&s, 1000, 20);
+  pass_time (&s, 1, 10);
+  end_pass (&s, 20, 20); /* 200 ms */
+  cr_assert_not (pass_time (&s, 1, 90));
+  cr_assert_eq (s.c.verdict, CONVERGING_YES);
+}
+
+Test (converge, throttles_by_steps)
+{
+  struct story s = begin (POLICY_THROTTLE);
+  s.in.left_bytes = 100 * MIB;
+  s.in.disk_bytes = 10000 * MIB;
+  pass_time (&s, 5, 10);
+  static const double want[] = { 0.8, 0.6, 0.4, 0.2 };
+  end_pass (&s, 10000, 1000);
+  for (unsigned i = 0; i < 4; i++) {
+    pass_time (&s, 3, 45);
+    end_pass (&s, 1000, 900);
+    cr_assert (pass_time (&s, 0.1, 45));
+    cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
+    cr_assert_float_eq ((double) s.c.dirty_limit, want[i] * RATE (100), 1);
+    end_pass (&s, 1000, 900); /* in which the gate was changed: says nothing */
+    cr_assert_not (pass_time (&s, 1, 15));
+  }
+  end_pass (&s, 1000, 900);
+  cr_assert (pass_time (&s, 0.1, 15));
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+}
+
+Test (converge, throttles_as_far_as_the_traffic_asks_for)
+{
+  struct story s = begin (POLICY_THROTTLE);
+  s.in.left_bytes = 950 * MIB;
+  cr_assert (pass_time (&s, 2.5, 90)); /* 200 sent, 950 / (1 - 0.2) to come */
+  cr_assert_float_eq ((double) s.c.dirty_limit, RATE (20), 1);
+}
+
+Test (converge, throttling_that_is_not_obeyed_is_given_up)
+{
+  struct story s = begin (POLICY_THROTTLE);
+  pass_time (&s, 2.1, 95);
+  cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
+  cr_assert_not (pass_time (&s, 1.5, 95)); /* the window is still of the time before */
+  cr_assert (pass_time (&s, 1, 95));
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+  cr_assert_eq (s.c.reason, CONVERGE_USELESS);
+}
+
+Test (converge, the_limit_follows_the_bandwidth)
+{
+  struct story s = begin (POLICY_THROTTLE);
+  pass_time (&s, 3, 60);
+  double step = (double) s.c.dirty_limit / RATE (100);
+  s.in.bandwidth = RATE (95);
+  cr_assert_not (pass_time (&s, 1, 20)); /* not for every tremble */
+  s.in.bandwidth = RATE (50);
+  cr_assert (pass_time (&s, 0.1, 20));
+  cr_assert_float_eq ((double) s.c.dirty_limit, step * RATE (50), 1);
+}
+
+Test (converge, opens_when_the_guest_is_calm)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.few_sent = true;
+  pass_time (&s, 3, 90);
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+  cr_assert_not (pass_time (&s, 60, 5)); /* how many writes wait is not known: who knows what it wants */
+  s.in.waiting = 0.9;
+  cr_assert_not (pass_time (&s, 60, 5)); /* always one: it may want much more than it gets */
+  s.in.waiting = 0.2;
+  cr_assert_not (pass_time (&s, 4.9, 5));
+  cr_assert_not (pass_time (&s, 1, 40)); /* begins again */
+  cr_assert_not (pass_time (&s, 4.9, 5));
+  cr_assert (pass_time (&s, 0.5, 5));
+  cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+  cr_assert_eq (s.c.reason, CONVERGE_CALM);
+}
+
+Test (converge, each_relapse_makes_it_wait_longer)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.in.disk_bytes = s.in.left_bytes = 100 * MIB;
+  s.few_sent = true;
+  double calm[8];
+  for (unsigned i = 0; i < 8; i++) {
+    s.in.waiting = 2;
+    pass_time (&s, 4, 90);
+    cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+    s.in.waiting = 0;
+    for (calm[i] = 0; s.c.gate != CONVERGE_OPEN && calm[i] < 1000; calm[i]++) {
+      pass_time (&s, 1, 1);
+    }
+    cr_assert (i == 0 || calm[i] > 1.5 * calm[i - 1] || calm[i] > 300, "%u: %f", i, calm[i]);
+  }
+  cr_assert_leq (calm[7], 400);
+}
+
+Test (converge, ready_is_left_alone)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.in.ready = true;
+  s.in.passes = 100;
+  cr_assert_not (pass_time (&s, 3600, 90)); /* 3 x the disk, many times over */
+  cr_assert_eq (s.c.verdict, CONVERGING_YES);
+  s.in.ready = false;
+  s.in.passes = 1;
+  cr_assert_not (pass_time (&s, 1, 10)); /* what was sent while ready does not count */
+}
+
+Test (converge, guards)
+{
+  struct story s = begin (POLICY_THROTTLE);
+  s.in.passes = CONVERGE_MAX_PASSES;
+  cr_assert (pass_time (&s, 0.1, 1));
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+  s = begin (POLICY_SYNC);
+  s.in.sent_bytes = CONVERGE_MAX_DISKS * s.in.disk_bytes;
+  cr_assert (pass_time (&s, 0.1, 1));
+  s = begin (POLICY_FAIL);
+  s.in.passes = CONVERGE_MAX_PASSES;
+  pass_time (&s, 0.1, 1);
+  cr_assert (s.c.give_up);
+}
+
+Test (converge, fail_gives_up_at_the_end_of_a_pass)
+{
+  struct story s = begin (POLICY_FAIL);
+  pass_time (&s, 20, 90);
+  end_pass (&s, 1000, 500);
+  pass_time (&s, 20, 90);
+  cr_assert_not (s.c.give_up);
+  end_pass (&s, 500, 400);
+  pass_time (&s, 0.1, 90);
+  cr_assert (s.c.give_up);
+  cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+}
+
+Test (converge, nothing_is_judged_while_suspended)
+{
+  struct story s = begin (POLICY_FAIL);
+  pass_time (&s, 5, 90);
+  end_pass (&s, 1000, 900);
+  pass_time (&s, 1, 90);
+  s.in.suspended = true;
+  for (unsigned i = 0; i < 100; i++)
+    end_pass (&s, 10, 10);
+  s.in.left_bytes = 500 * MIB;
+  cr_assert_not (pass_time (&s, 5, 90));
+  cr_assert_not (s.c.give_up);
+  s.in.suspended = false;
+  s.in.passes = 3; /* as if none had been counted meanwhile */
+  pass_time (&s, 0.1, 90);
+  cr_assert_not (s.c.give_up);
+
+  s = begin (POLICY_SYNC); /* and a window of its own afterwards */
+  pass_time (&s, 1.5, 90);
+  s.in.suspended = true;
+  pass_time (&s, 5, 0);
+  s.in.suspended = false;
+  cr_assert_not (pass_time (&s, 1.9, 90));
+  cr_assert (pass_time (&s, 1, 90));
+}
+
+Test (converge, another_policy_opens_the_gate)
+{
+  struct story s = begin (POLICY_SYNC);
+  pass_time (&s, 3, 90);
+  s.in.policy = POLICY_NONE;
+  cr_assert (pass_time (&s, 0.1, 10));
+  cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+}
+
+Test (converge, verdict)
+{
+  struct story s = begin (POLICY_NONE);
+  pass_time (&s, 9, 10);
+  cr_assert_eq (s.c.verdict, CONVERGING_UNKNOWN); /* too early to tell */
+  pass_time (&s, 2, 10);
+  cr_assert_eq (s.c.verdict, CONVERGING_YES);
+  pass_time (&s, 1, 101);
+  cr_assert_eq (s.c.verdict, CONVERGING_NO);
+  pass_time (&s, 1, 90); /* does not tremble */
+  cr_assert_eq (s.c.verdict, CONVERGING_NO);
+  pass_time (&s, 1, 80);
+  cr_assert_eq (s.c.verdict, CONVERGING_YES);
+
+  s = begin (POLICY_NONE); /* from the second pass on */
+  pass_time (&s, 1, 10);
+  end_pass (&s, 1000, 100);
+  pass_time (&s, 0.1, 10);
+  cr_assert_eq (s.c.verdict, CONVERGING_YES);
+  end_pass (&s, 100, 80);
+  pass_time (&s, 1, 10);
+  cr_assert_eq (s.c.verdict, CONVERGING_NO);
+  end_pass (&s, 80, 40);
+  pass_time (&s, 0.1, 10);
+  cr_assert_eq (s.c.verdict, CONVERGING_YES);
+  s.in.bandwidth = 0;
+  pass_time (&s, 0.1, 10);
+  cr_assert_eq (s.c.verdict, CONVERGING_UNKNOWN);
+}
+
+Test (converge, words)
+{
+  char buf[160];
+  struct story s = begin (POLICY_SYNC);
+  cr_assert_str_eq (converge_action (&s.c, POLICY_SYNC, 50, buf, sizeof buf), "none needed");
+  cr_assert_float_eq (converge_expected_rate (&s.c, POLICY_SYNC, 100, 90), 25, 0.01);
+  cr_assert_float_eq (converge_expected_rate (&s.c, POLICY_THROTTLE, 100, 90), 20, 0.01);
+  cr_assert_float_eq (converge_expected_rate (&s.c, POLICY_NONE, 100, 90), 90, 0.01);
+  cr_assert_float_eq (converge_expected_rate (&s.c, POLICY_SYNC, 100, 40), 40, 0.01);
+  pass_time (&s, 3, 90);
+  cr_assert_str_eq (converge_action (&s.c, POLICY_SYNC, 50, buf, sizeof buf),
+                    "guest writes wait for the destination for now, for at most 50 ms each");
+}
