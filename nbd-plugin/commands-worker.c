@@ -89,13 +89,15 @@ set_gate (struct call *c)
   struct mirror *m = c->m;
   const char *name = call_string (c, "mode");
   json_t *delay = json_object_get (c->args, "max-write-delay-ms");
-  double delay_ns = delay != NULL ? json_number_value (delay) * 1e6 : (double) PACE_DEFAULT_DELAY_NS;
   int64_t limit = call_integer (c, "dirty-limit", 0);
+  struct pace_view pace;
   struct gate_view gate;
   unsigned mode = 0;
 
   while (mode <= PACE_SYNCHRONOUS && strcmp (name, names[mode]) != 0)
     mode++;
+  pace_look (&m->pace, &pace);
+  double delay_ns = delay != NULL ? json_number_value (delay) * 1e6 : (double) pace.max_delay_ns;
   gate_look (&m->gate, &gate);
   if (mode > PACE_SYNCHRONOUS)
     control_error (c->peer, c->id, "GenericError",

@@ -160,6 +160,7 @@ blackbox_tests = \
 	tests/blackbox/slow-flush.sh \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/filter-protocol.py \
+	tests/blackbox/filter-pace.py \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/live-mirror.sh \
