@@ -171,13 +171,13 @@ map (struct file_endpoint *fep)
 {
   uint64_t len = fep->ep.info.size;
 
+  fep->page = (size_t) sysconf (_SC_PAGESIZE);
   if (fep->direct_fd == -1 || len == 0 || len > SIZE_MAX)
     return;
   fep->map = mmap (NULL, (size_t) len, PROT_READ, MAP_SHARED, fep->fd, 0);
   if (fep->map == MAP_FAILED)
     fep->map = NULL;
   fep->map_len = (size_t) len;
-  fep->page = (size_t) sysconf (_SC_PAGESIZE);
 }
 
 struct endpoint *

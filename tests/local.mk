@@ -165,6 +165,7 @@ blackbox_tests = \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
+	tests/blackbox/no-direct.sh \
 	tests/blackbox/odd-destinations.sh \
 	tests/blackbox/kill-worker.sh \
 	tests/blackbox/kill-destination.sh \
