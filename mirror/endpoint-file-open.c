@@ -159,6 +159,9 @@ open_direct (struct file_endpoint *fep, const struct stat *st)
     errno = ESTALE;
   }
   info->direct = fep->direct_fd != -1;
+  /* What is read through the cache then is what was just written: nothing to read ahead. */
+  if (info->direct)
+    posix_fadvise (fep->fd, 0, 0, POSIX_FADV_RANDOM);
   if (!info->direct &&
       asprintf (&info->note, "%s: O_DIRECT is refused (%s), going through the page cache",
                 fep->ep.name, strerror (errno)) == -1)

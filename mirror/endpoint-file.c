@@ -4,9 +4,13 @@
  *
  * A read takes the page cache's copy where the whole range is there, else it goes around the cache
  * (O_DIRECT, libaio).  Direct is the fast way for cold data and leaves the guest's cache alone; but a
- * direct read of a block that was just written forces its write-back, and the writer waits for that.
+ * direct read of a block that was just written forces its write-back, and the writer waits for that: the whole
+ * file's writers do, since the read keeps the inode locked meanwhile.  So a range that has any dirty page
+ * in it is read through the cache as well, with what it takes from the disk.  (Measured on ext4, 2,000 random writes a
+ * second before and beside a copy from a cold file: the writer's longest wait 40 ms instead of 160 ms, p99 a
+ * third to a half, and without a bandwidth limit the copy takes 1.6 s a GiB instead of 2.2 s.)
  *
- * The question "is it all there?" goes to cachestat(), or mincore() on a mapping that is never touched: they start
+ * The question "is it there?" goes to cachestat(), or mincore() on a mapping that is never touched: they start
  * no I/O.  Then RWF_NOWAIT, because a page can go away meanwhile, and because mincore() says
  * "yes" to everyone who may not write to the file.  (RWF_NOWAIT alone would do, but for what is
  * missing it starts to read ahead: measured on Linux 6.18, a cold file was in the cache afterwards.)
@@ -86,10 +90,12 @@ buffered (int fd, enum op_kind kind, void *buf, uint64_t len, uint64_t offset)
   return 0;
 }
 
+enum cached { CACHED_NOT, CACHED_DIRTY, CACHED_ALL };
+
 /* cachestat() counts folios, mincore() looks for each page: 7 % of a whole copy's processor time.  Linux
- * 6.5 and later; refused where the file is neither ours nor writable to us.  -1 if it cannot tell. */
-static int
-all_in_cache (int fd, uint64_t len, uint64_t offset, size_t page)
+ * 6.5 and later; refused where the file is neither ours nor writable to us.  False if it cannot tell. */
+static bool
+ask_cachestat (int fd, uint64_t len, uint64_t offset, size_t page, enum cached *answer)
 {
 #ifdef SYS_cachestat
   const struct { uint64_t offset, len; } range = { offset, len };
@@ -98,43 +104,54 @@ all_in_cache (int fd, uint64_t len, uint64_t offset, size_t page)
   uint64_t last = offset + len - 1;
 
   if (atomic_load (&missing))
-    return -1;
-  if (syscall (SYS_cachestat, fd, &range, &pages, 0) == 0)
-    return pages.cached == last / page - offset / page + 1;
+    return false;
+  if (syscall (SYS_cachestat, fd, &range, &pages, 0) == 0) {
+    *answer = pages.cached == last / page - offset / page + 1 ? CACHED_ALL
+              : pages.dirty + pages.writeback > 0             ? CACHED_DIRTY
+                                                              : CACHED_NOT;
+    return true;
+  }
   if (errno == ENOSYS)
     atomic_store (&missing, true);
 #endif
-  (void) fd, (void) len, (void) offset, (void) page;
-  return -1;
+  (void) fd, (void) len, (void) offset, (void) page, (void) answer;
+  return false;
 }
 
-static bool
+static enum cached
 is_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
 {
   unsigned char pages[ENDPOINT_MAX_REQUEST / 4096 + 1];
   uint64_t from = offset & ~(uint64_t) (fep->page - 1);
-  size_t nr = (size_t) ((offset + len - from + fep->page - 1) / fep->page);
-  int all = all_in_cache (fep->fd, len, offset, fep->page);
+  size_t nr = (size_t) ((offset + len - from + fep->page - 1) / fep->page), there = 0;
+  enum cached answer;
 
-  if (all != -1)
-    return all;
+  if (ask_cachestat (fep->fd, len, offset, fep->page, &answer))
+    return answer;
   if (!fep->map || mincore ((char *) fep->map + from, (size_t) (offset + len - from), pages) == -1)
-    return false;
+    return CACHED_NOT;
   for (size_t i = 0; i < nr; i++)
-    if (!(pages[i] & 1))
-      return false;
-  return true;
+    there += pages[i] & 1;
+  /* It does not tell what is dirty; what is there alone was most likely written lately. */
+  return there == nr ? CACHED_ALL : there > 0 ? CACHED_DIRTY : CACHED_NOT;
 }
 
-/* Read it if it is all in the page cache. */
+/* Read it through the page cache if it is all there, or if some of it is dirty. */
 static bool
 read_cached (const struct file_endpoint *fep, struct op *op)
 {
   struct iovec iov = { .iov_base = op->buf, .iov_len = op->len };
   ssize_t r;
 
-  if (!is_cached (fep, op->len, op->offset))
+  switch (is_cached (fep, op->len, op->offset)) {
+  case CACHED_NOT:
     return false;
+  case CACHED_DIRTY:
+    /* An error is told by the direct read. */
+    return buffered (fep->fd, OP_READ, op->buf, op->len, op->offset) == 0;
+  case CACHED_ALL:
+    break;
+  }
   r = preadv2 (fep->fd, &iov, 1, (off_t) op->offset, RWF_NOWAIT);
   if (r == -1 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
     r = pread (fep->fd, op->buf, op->len, (off_t) op->offset);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -350,6 +351,43 @@ ENDPOINT_TEST (file_sizes)
     endpoint_close (ep);
     cr_assert (unlink (in_dir ("file")) == 0);
   }
+}
+
+#ifndef SYS_cachestat
+#define SYS_cachestat 451 /* Debian 12's headers are older */
+#endif
+
+/* How many pages of the file are dirty in the page cache; -1 if the kernel cannot tell. */
+static long
+dirty_pages (int fd)
+{
+  const uint64_t all[2] = { 0, 0 };
+  uint64_t pages[5]; /* cached, dirty, in write-back, ... */
+
+  return syscall (SYS_cachestat, fd, all, pages, 0) == 0 ? (long) pages[1] : -1;
+}
+
+/* Reading a cold file in which some blocks were just written brings their data, and leaves them dirty: a direct read
+ * would have forced their write-back, for which other writers wait. */
+ENDPOINT_TEST (file_dirty_stays_dirty)
+{
+  const size_t size = 1 << 20, at = 300 * 1024;
+  struct endpoint_options create = { .writable = true, .create = true, .create_size = size };
+  struct endpoint *ep = must_open (in_dir ("file"), &create);
+  unsigned char *want = buffer (8192);
+  int fd = open (in_dir ("file"), O_RDWR);
+
+  fill (want, 8192, at);
+  cr_assert (fd != -1 && ep != NULL);
+  write_all (ep, 65536);
+  cr_assert (fdatasync (fd) == 0 && posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
+  cr_assert (pwrite (fd, want, 8192, (off_t) at) == 8192);
+  check_all (ep, 65536);
+  if (endpoint_info (ep)->direct && dirty_pages (fd) != -1)
+    cr_assert (dirty_pages (fd) == 2, "%ld dirty pages are left", dirty_pages (fd));
+  close (fd);
+  endpoint_close (ep);
+  free (want);
 }
 
 /* Ranges that O_DIRECT refuses are written and read all the same. */
