@@ -1,13 +1,16 @@
 # Benchmarks are run by hand: bench/run, or make bench.  make check only proves that they run.
 
 EXTRA_DIST += bench/README.md bench/run bench/common.py bench/idle.py bench/overhead.py \
-	bench/large.py
+	bench/large.py bench/load.py bench/load_guest.py bench/load_plot.py bench/load_systems.py \
+	bench/qmp.py
 
 .PHONY: bench
 bench: all
 	$(srcdir)/bench/run idle
 	$(srcdir)/bench/run overhead
 	$(srcdir)/bench/run large
+	$(srcdir)/bench/run load
+	$(srcdir)/bench/run load --long
 
 TESTS += tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh
