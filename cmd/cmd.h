@@ -109,5 +109,6 @@ extern const struct subcommand subcommand_cancel;
 extern const struct subcommand subcommand_complete;
 extern const struct subcommand subcommand_rollback;
 extern const struct subcommand subcommand_verify;
+extern const struct subcommand subcommand_evacuate;
 
 #endif

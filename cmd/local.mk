@@ -24,6 +24,8 @@ nbdmirror_SOURCES = \
 	cmd/set.c \
 	cmd/simple.c \
 	cmd/complete.c \
+	cmd/evacuate.c \
+	cmd/evacuate-server.h cmd/evacuate-server.c \
 	cmd/rollback.c
 nbdmirror_CPPFLAGS = $(AM_CPPFLAGS) \
 	-DFILTERDIR='"$(filterdir)"'

@@ -18,7 +18,7 @@
 static const struct subcommand *const subcommands[] = {
   &subcommand_serve,  &subcommand_receive, &subcommand_mirror, &subcommand_status, &subcommand_set,
   &subcommand_pause,  &subcommand_resume, &subcommand_cancel,   &subcommand_complete,
-  &subcommand_rollback, &subcommand_copy, &subcommand_verify,
+  &subcommand_rollback, &subcommand_evacuate, &subcommand_copy, &subcommand_verify,
 };
 #define NR_SUBCOMMANDS (sizeof subcommands / sizeof subcommands[0])
 
@@ -32,7 +32,7 @@ print_help (void)
           "       nbdmirror --version\n\n"
           "Mirror a disk that is in use to another place over NBD, and hand it over.\n\n");
   for (i = 0; i < NR_SUBCOMMANDS; i++)
-    printf ("  %-10s %s\n", subcommands[i]->name, subcommands[i]->summary);
+    printf ("  %-14s %s\n", subcommands[i]->name, subcommands[i]->summary);
   printf ("\nExit status: 0 done as asked, 1 error, 2 usage, 3 destination failed (resumable),\n"
           "4 did not converge, 5 contents differ, 6 cancelled, 7 refused.\n\n"
           "The manual is nbdmirror(1).\n");

@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <jansson.h>
+
 #include "cmd/cmd.h"
 #include "cmd/nbdkit-args.h"
 #include "cmd/nbdkit-run.h"
@@ -154,9 +156,21 @@ print_command_line (const struct serve *s)
   putchar ('\n');
 }
 
+/* The record is about the disk that was here before this one took its place (evacuate-disk). */
+static bool
+is_successor (const char *path, const char *disk)
+{
+  json_t *o = json_load_file (path, 0, NULL);
+  const char *successor = json_string_value (json_object_get (o, "successor"));
+  bool r = successor != NULL && strcmp (successor, disk) == 0;
+
+  json_decref (o);
+  return r;
+}
+
 /* The filter keeps to the record by itself; this is for whoever wonders why the guest cannot write. */
 static void
-warn_of_fence (const char *control)
+warn_of_fence (const char *control, const char *disk)
 {
   static const char *const suffixes[] = { ".fence", ".fence.draft" };
 
@@ -164,7 +178,7 @@ warn_of_fence (const char *control)
     char *path;
     if (asprintf (&path, "%s%s", control, suffixes[i]) == -1)
       abort ();
-    if (access (path, F_OK) == 0)
+    if (access (path, F_OK) == 0 && (i > 0 || !is_successor (path, disk)))
       cmd_warning ("%s is there: the disk %s, and its writes are refused until 'nbdmirror rollback'; remove the "
                    "file only if it is about another disk",
                    path, i == 0 ? "was handed over" : "was about to be handed over");
@@ -202,7 +216,7 @@ serve (struct serve *s)
   if (s->args.tls_required && !s->args.has_uri)
     cmd_warning ("with --tls=require the worker needs TLS here too: give mirror-uri= with what it "
                  "needs to connect (tls-certificates=, tls-psk-file=)");
-  warn_of_fence (s->control);
+  warn_of_fence (s->control, s->disk_path);
   const struct nbdkit_run run = {
     .words = s->words, .socket = s->socket, .control = s->control, .pidfile = s->pidfile
   };

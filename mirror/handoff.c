@@ -36,7 +36,7 @@ struct disk {
   const char *control;
   struct control_client *client;
   struct decision *decision; /* shared by all disks */
-  const char *token, *waiters;
+  const char *token, *waiters, *successor;
   unsigned lease_ms, timeout_ms;
   pthread_t thread;
   bool started;
@@ -176,8 +176,8 @@ prepare_disk (void *opaque)
   struct disk *d = opaque;
   char *message = NULL, *class_ = NULL;
   json_t *ret = NULL, *generation;
-  json_t *args = json_pack ("{s:I, s:s, s:s}", "lease-ms", (json_int_t) d->lease_ms,
-                            "rollback-token", d->token, "waiters", d->waiters);
+  json_t *args = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t) d->lease_ms,
+                            "rollback-token", d->token, "waiters", d->waiters, "successor", d->successor);
 
   if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int) d->timeout_ms,
                            &ret, NULL, &class_, &message) == -1) {
@@ -381,6 +381,7 @@ handoff_run (char *const controls[], unsigned nr, const struct handoff_options *
         .decision = decision,
         .token = token,
         .waiters = opts->waiters != NULL ? opts->waiters : "error",
+        .successor = opts->successor,
         .timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS,
         .downtime_ms = -1,
       };

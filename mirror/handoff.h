@@ -25,6 +25,8 @@ struct handoff_options {
                           max-downtime-ms of the disks, at least HANDOFF_MIN_LEASE_MS */
   const char *waiters; /* guest writes that wait at the commit: "error" or "keep"; NULL: "error" */
   const char *token;   /* rollback token to use; NULL: a random one */
+  const char *successor; /* absolute path of the disk that takes this one's place on this host, for the fence
+                            record; NULL: none.  Only with one disk. */
   unsigned timeout_ms; /* for all of step 2; 0: HANDOFF_TIMEOUT_MS */
 };
 

@@ -129,9 +129,12 @@ query_version (struct call *c)
 static void
 prepare (struct call *c)
 {
-  const char *waiters = call_string (c, "waiters");
+  const char *waiters = call_string (c, "waiters"), *successor = call_string (c, "successor");
 
-  if (waiters != NULL && strcmp (waiters, "error") != 0 && strcmp (waiters, "keep") != 0)
+  if (successor != NULL && (successor[0] != '/' || strlen (successor) > FENCE_SUCCESSOR_MAX))
+    control_error (c->peer, c->id, "GenericError", "successor must be an absolute path of at most %d bytes",
+                   FENCE_SUCCESSOR_MAX);
+  else if (waiters != NULL && strcmp (waiters, "error") != 0 && strcmp (waiters, "keep") != 0)
     control_error (c->peer, c->id, "GenericError", "waiters must be error or keep, not '%.64s'",
                    waiters);
   else if (call_lease_ok (c)) {
@@ -176,7 +179,7 @@ static const struct command commands[] = {
   { "block-job-cancel", "device:s force:b", block_job_cancel, false },
   { "block-job-complete", "device:s", relay, false },
   { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i", mirror_set, false },
-  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s", prepare, false },
+  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s", prepare, false },
   { "job-finalize", "generation:i!", finalize, false },
   { "mirror-release", "generation:i", release, false },
   { "mirror-rollback", "rollback-token:s! destination-stopped:b!", rollback, false },

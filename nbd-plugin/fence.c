@@ -21,7 +21,7 @@
 
 #define FORMAT "nbdmirror-fence"
 #define FORMAT_VERSION 1
-#define MAX_RECORD 4096
+#define MAX_RECORD 16384
 
 static int fail (char **error, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 
@@ -46,16 +46,18 @@ fence_token_valid (const char *token)
 static bool
 parse (json_t *o, struct fence_record *r)
 {
-  const char *format, *token;
+  const char *format, *token, *successor = "";
   json_int_t version, generation, size;
 
-  if (json_unpack (o, "{s:s, s:I, s:s, s:I, s:I}", "format", &format, "version", &version,
-                   "rollback-token", &token, "generation", &generation, "size", &size) == -1)
+  if (json_unpack (o, "{s:s, s:I, s:s, s:I, s:I, s?s}", "format", &format, "version", &version,
+                   "rollback-token", &token, "generation", &generation, "size", &size, "successor",
+                   &successor) == -1)
     return false;
   if (strcmp (format, FORMAT) != 0 || version != FORMAT_VERSION || generation < 1 || size < 0
-      || !fence_token_valid (token))
+      || !fence_token_valid (token) || strlen (successor) > FENCE_SUCCESSOR_MAX)
     return false;
   snprintf (r->token, sizeof r->token, "%s", token);
+  snprintf (r->successor, sizeof r->successor, "%s", successor);
   r->generation = (uint64_t) generation;
   r->disk_size = (uint64_t) size;
   return true;
@@ -105,10 +107,11 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
 }
 
 int
-fence_open (struct fence *f, const char *control, char **warning, char **error)
+fence_open (struct fence *f, const char *control, const char *direct, char **warning, char **error)
 {
   *warning = NULL;
   f->state = FENCE_NONE;
+  f->superseded = false;
   if (asprintf (&f->path, "%s.fence", control) == -1)
     f->path = NULL;
   if (asprintf (&f->draft_path, "%s.fence.draft", control) == -1)
@@ -117,6 +120,10 @@ fence_open (struct fence *f, const char *control, char **warning, char **error)
     return fail (error, "no memory");
 
   int r = read_record (f->path, false, &f->record, warning, error);
+  if (r == 1 && direct != NULL && strcmp (f->record.successor, direct) == 0) {
+    f->superseded = true;
+    r = 0;
+  }
   if (r == 1)
     f->state = FENCE_COMMITTED;
   if (r == 0) {
@@ -183,10 +190,11 @@ write_durably (const char *path, const char *text, char **error)
 int
 fence_draft (struct fence *f, const struct fence_record *record, char **error)
 {
-  json_t *o = json_pack ("{s:s, s:i, s:s, s:I, s:I, s:I}", "format", FORMAT, "version",
+  json_t *o = json_pack ("{s:s, s:i, s:s, s:I, s:I, s:I, s:s*}", "format", FORMAT, "version",
                          FORMAT_VERSION, "rollback-token", record->token, "generation",
                          (json_int_t) record->generation, "size", (json_int_t) record->disk_size,
-                         "time", (json_int_t) time (NULL));
+                         "time", (json_int_t) time (NULL), "successor",
+                         record->successor[0] != '\0' ? record->successor : NULL);
   char *text = o == NULL ? NULL : json_dumps (o, JSON_INDENT (2) | JSON_PRESERVE_ORDER);
   json_decref (o);
   if (text == NULL)
@@ -212,6 +220,7 @@ fence_commit (struct fence *f, char **error)
   if (sync_directory (f->path, error) == -1)
     return -1;
   f->state = FENCE_COMMITTED;
+  f->superseded = false; /* the new record took the old one's place */
   return 0;
 }
 
@@ -220,7 +229,8 @@ fence_remove (struct fence *f, char **error)
 {
   if (f->state == FENCE_NONE)
     return 0;
-  if ((unlink (f->path) == -1 && errno != ENOENT)
+  bool draft_only = f->superseded && f->state == FENCE_DRAFT; /* the record fences the predecessor */
+  if ((!draft_only && unlink (f->path) == -1 && errno != ENOENT)
       || (unlink (f->draft_path) == -1 && errno != ENOENT))
     return fail (error, "cannot remove the fence record %s: %s", f->path, strerror (errno));
   if (sync_directory (f->path, error) == -1)

@@ -11,6 +11,9 @@
  * So a draft found at start is a hand-off in doubt, and as good as a fence until somebody who
  * knows how it ended says so.  Committing is a rename, which needs no new disk space.
  *
+ * A disk that was moved to other storage of this host keeps its control socket (nbdmirror evacuate-disk).  The
+ * record then names the successor: a server of that very file or device is not meant by it.
+ *
  * Used by one thread (main thread before the fork, then the control thread).
  */
 
@@ -21,6 +24,7 @@
 #include <stdint.h>
 
 #define FENCE_TOKEN_MAX 64
+#define FENCE_SUCCESSOR_MAX 1023
 
 enum fence_state { FENCE_NONE, FENCE_DRAFT, FENCE_COMMITTED };
 
@@ -28,6 +32,7 @@ struct fence_record {
   char token[FENCE_TOKEN_MAX + 1]; /* "" if unknown: the record could not be read */
   uint64_t generation;
   uint64_t disk_size;
+  char successor[FENCE_SUCCESSOR_MAX + 1]; /* absolute path, or "" */
 };
 
 struct fence {
@@ -35,15 +40,18 @@ struct fence {
   char *draft_path; /* owned */
   enum fence_state state;
   struct fence_record record; /* valid unless NONE */
+  bool superseded;            /* a record is there, but of the disk that this one succeeds */
 };
 
 /* 1 to 64 characters of [A-Za-z0-9._-] */
 bool fence_token_valid (const char *token);
 
-/* Look what is there for the control socket CONTROL.  0, and the state is set; *WARNING (caller
+/* Look what is there for the control socket CONTROL, whose disk is the file or device DIRECT (absolute; NULL: not
+ * known).  0, and the state is set; *WARNING (caller
  * frees) is set to a message where the record is damaged: it counts as a fence then.  -1 with
  * *ERROR (caller frees). */
-int fence_open (struct fence *f, const char *control, char **warning, char **error);
+int fence_open (struct fence *f, const char *control, const char *direct, char **warning,
+                char **error);
 void fence_close (struct fence *f); /* leaves the files alone */
 
 /* All: 0, or -1 with *ERROR (caller frees); the state changes only on success. */

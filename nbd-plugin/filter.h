@@ -87,6 +87,7 @@ struct handoff {
   struct control_peer *coordinator;
   struct decision *decision;     /* owned */
   char token[FENCE_TOKEN_MAX + 1];
+  char successor[FENCE_SUCCESSOR_MAX + 1]; /* for the fence record; "" none */
   bool keep_waiters;
   int64_t lease_ms;
   uint64_t generation;           /* of its hold, 0: none yet */

@@ -147,8 +147,6 @@ gate_wait (struct gate *g, unsigned shard, gate_probe *probe, void *opaque)
     if (mode == GATE_OPEN)
       return 0;
     gate_leave (g, shard);
-    if (mode == GATE_FENCED)
-      return EPERM;
 
     pthread_mutex_lock (&g->lock);
     g->waiting++;

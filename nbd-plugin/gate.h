@@ -60,7 +60,7 @@ struct gate {
   int64_t lease_end_ns;
   uint32_t seen_empty;    /* a bit for each shard that was seen at 0 in this hold */
   bool prepared;
-  bool keep;              /* waiters go on waiting at the commit */
+  bool keep;              /* at the commit waiters go on waiting, and who comes later joins them */
   bool stopping;          /* the server ends: waiters give up, the gate stays as it is */
   struct decision *decision; /* borrowed while prepared */
   const char *reason;        /* why the last hold ended; a constant */

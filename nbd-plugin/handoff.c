@@ -95,6 +95,7 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
   struct gate_view gate;
   const char *token = json_string_value (json_object_get (args, "rollback-token"));
   const char *waiters = json_string_value (json_object_get (args, "waiters"));
+  const char *successor = json_string_value (json_object_get (args, "successor"));
   json_t *lease = json_object_get (args, "lease-ms");
   char *error = NULL;
   struct decision *word = NULL;
@@ -123,6 +124,7 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
     h->coordinator = peer;
     h->decision = word;
     snprintf (h->token, sizeof h->token, "%s", token);
+    snprintf (h->successor, sizeof h->successor, "%s", successor != NULL ? successor : "");
     h->keep_waiters = waiters != NULL ? strcmp (waiters, "keep") == 0 : m->job.keep_waiters;
     h->lease_ms = lease != NULL ? json_integer_value (lease) : job_default_lease_ms (&m->job);
     json_t *relayed = json_pack ("{s:s, s:I, s:s, s:s}", "id", DEFAULT_ID, "lease-ms",
@@ -149,6 +151,7 @@ handoff_draft (struct mirror *m, char **error)
   if (tracker_geometry (&m->tracker, &geo))
     record.disk_size = geo.disk_size;
   snprintf (record.token, sizeof record.token, "%s", h->token);
+  snprintf (record.successor, sizeof record.successor, "%s", h->successor);
   if (fence_draft (&m->fence, &record, error) == 0)
     return 0;
   nbdkit_error ("mirror: %s", *error != NULL ? *error : "no memory");

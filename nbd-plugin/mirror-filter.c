@@ -177,7 +177,7 @@ mirror_get_ready (int thread_model)
     nbdkit_error ("eventfd: %m");
     return -1;
   }
-  if (fence_open (&mirror.fence, mirror.config.control, &warning, &error) == -1)
+  if (fence_open (&mirror.fence, mirror.config.control, mirror.config.direct, &warning, &error) == -1)
     goto failed;
   if (warning != NULL)
     nbdkit_error ("%s", warning);

@@ -8,6 +8,7 @@
 #include <config.h>
 
 #include <string.h>
+#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
@@ -139,6 +140,8 @@ add_gate (json_t *o, struct mirror *m)
   set (o, "downtime-ms", fenced && m->have_downtime, json_real (m->downtime_ms));
   set (o, "rollback-token", fenced && m->fence.record.token[0] != '\0',
        json_string (m->fence.record.token));
+  set (o, "successor", fenced && m->fence.record.successor[0] != '\0',
+       json_string (m->fence.record.successor));
 }
 
 static void
@@ -184,6 +187,7 @@ mirror_status (struct mirror *m)
   set (o, "direct", m->config.direct != NULL,
        m->config.direct != NULL ? json_string (m->config.direct) : NULL);
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
+  json_object_set_new (o, "server-pid", json_integer (getpid ()));
   json_object_set_new (o, "nbdkit-version", json_string (NBDKIT_VERSION_STRING));
   json_object_set_new (o, "worker", json_string (j->worker != NULL ? "attached" : "detached"));
   set (o, "worker-pid", j->worker != NULL, json_integer (j->process.pid));

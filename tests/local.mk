@@ -202,7 +202,8 @@ EXTRA_DIST += \
 # to be had.  Not with sanitizers.
 
 guest_tests = \
-	tests/guest/by-hand.py
+	tests/guest/by-hand.py \
+	tests/guest/evacuate.py
 TESTS += $(guest_tests)
 EXTRA_DIST += $(guest_tests) \
 	tests/guest/init \

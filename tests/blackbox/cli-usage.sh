@@ -27,14 +27,14 @@ refused () {
 has_to_exit 0 nbdmirror --version
 [ "$(cat out)" = "nbdmirror $(make_var PACKAGE_VERSION)" ] || fail "version: $(cat out)"
 has_to_exit 0 nbdmirror --help
-subcommands=$(sed -n 's/^  \([a-z]*\)  .*/\1/p' out)
+subcommands=$(sed -n 's/^  \([a-z-]*\)  .*/\1/p' out)
 refused 2 'SUBCOMMAND is missing'
 refused 2 "unknown subcommand 'frobnicate'" frobnicate
 refused 2 "unknown option '--frobnicate'" --frobnicate
 refused 2 "unknown subcommand ''" ''
 
 # Every subcommand: its help, and the faults that all share.
-for sub in serve status set pause resume cancel complete rollback mirror copy verify; do
+for sub in serve status set pause resume cancel complete rollback evacuate-disk mirror copy verify; do
   case " ${subcommands//$'\n'/ } " in *" $sub "*) ;; *) fail "--help does not list $sub" ;; esac
   has_to_exit 0 nbdmirror "$sub" --help
   grep -q "^Usage: nbdmirror $sub " out || fail "$sub --help has no usage line"
@@ -122,6 +122,12 @@ refused 2 "--rollback-token 'a b': " complete none --rollback-token 'a b'
 refused 2 "--rollback-token '': " complete none --rollback-token ''
 refused 2 "--rollback-token '$long': " complete none --rollback-token "$long"
 refused 1 'none: ' complete none
+
+# evacuate-disk
+refused 2 'NEWDISK is missing' evacuate-disk none
+refused 2 "--lease x: " evacuate-disk none disk --lease x
+refused 2 'further filters' evacuate-disk none disk -- --filter=log
+refused 1 'none: ' evacuate-disk none new
 
 # rollback
 refused 2 '--token is missing' rollback none --destination-stopped

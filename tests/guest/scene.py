@@ -134,6 +134,11 @@ class Scene:
         except subprocess.TimeoutExpired as e:
             raise Failed(f"{process.name} did not end within {seconds} s") from e
 
+    def end(self, process, seconds=10):
+        """With SIGTERM; it must obey."""
+        process.terminate()
+        return self.wait_exit(process, seconds)
+
     def wait_listening(self, process, *paths):
         for path in paths:
             deadline = time.monotonic() + 20
