@@ -8,7 +8,9 @@
  *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
  *        -> committed, or released (lease, coordinator, user, lost destination): back to NONE
  *
- * The filter keeps the lease: whatever happens to us, it opens the gate in time.
+ * The filter keeps the lease: whatever happens to us, it opens the gate in time.  But a guest is not to be held for
+ * nothing: if what is left would not fit in the lease (2 x max-downtime, or what the coordinator asked for) it is
+ * not held at all, or let go as soon as that is seen.
  */
 
 #include <config.h>
@@ -48,6 +50,62 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms)
   j->final_wraps = atomic_load (&j->engine.wraps);
   j->settle_end_ns = now_ns () + SETTLE_NS;
   job_final_step (j);
+}
+
+/* How long the rest would take now: the last blocks, and their flush.  BANDWIDTH in bytes a second, > 0. */
+static double
+rest_ms (struct job *j, double bandwidth)
+{
+  return (double) engine_left_bytes (&j->engine) / bandwidth * 1000
+         + (double) engine_flush_ns (&j->engine) / (double) NS_PER_MS;
+}
+
+/* The flush has ended: is this the moment to hold?  While the guest has just written more than fits the
+ * allowed pause another round may find less.  False if the hand-off was refused or goes on waiting. */
+static bool
+fits (struct job *j)
+{
+  double bandwidth = j->estimate.bandwidth;
+  if (bandwidth <= 0)
+    return true;
+  double ms = rest_ms (j, bandwidth);
+  if (ms <= (double) j->max_downtime_ms && ms <= (double) j->lease_ms)
+    return true;
+  if (now_ns () < j->settle_end_ns) {
+    j->final = FINAL_SETTLE;
+    j->final_wraps = atomic_load (&j->engine.wraps);
+    return false;
+  }
+  if (ms <= (double) j->lease_ms)
+    return true;
+  if (j->final_request >= 0)
+    job_reply (j, j->final_request, "NotReady",
+               "%llu bytes are left, which would take %.0f ms: longer than the %llu ms that the guest may be held",
+               (unsigned long long) engine_left_bytes (&j->engine), ms, (unsigned long long) j->lease_ms);
+  back_to_copying (j);
+  return false;
+}
+
+/* The guest is held: let it go if the rest is not going to fit.  At first with some patience, for the estimate may
+ * be a little low. */
+static void
+give_up_early (struct job *j)
+{
+  double held_ms = (double) (now_ns () - j->held_ns) / (double) NS_PER_MS, lease = (double) j->lease_ms;
+  double seen = held_ms < 1 ? 0
+                            : (double) (atomic_load (&j->engine.counters.acked_bytes) - j->held_acked)
+                                / held_ms * 1000;
+  double bandwidth = seen > j->estimate.bandwidth ? seen : j->estimate.bandwidth;
+  char why[160];
+
+  if (bandwidth <= 0)
+    return;
+  double ms = rest_ms (j, bandwidth);
+  if (held_ms + ms <= (held_ms < lease / 2 ? 1.25 * lease : lease))
+    return;
+  snprintf (why, sizeof why, "held for %.0f ms, and the rest would take %.0f ms more: longer than the %.0f ms allowed",
+            held_ms, ms, lease);
+  job_final_abort (j, "LeaseEnded", why);
 }
 
 static void
@@ -111,6 +169,7 @@ hold (struct job *j)
   int timeout = (int) (j->lease_ms < INT32_MAX / 2 ? j->lease_ms : INT32_MAX / 2);
 
   engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
+  j->held_acked = atomic_load (&j->engine.counters.acked_bytes);
   if (control_client_call (j->control, "mirror-hold",
                            json_pack ("{s:I}", "lease-ms", (json_int_t) j->lease_ms), -1,
                            timeout + JOB_CONTROL_TIMEOUT_MS, &ret, NULL, &class_, &error)
@@ -127,6 +186,7 @@ hold (struct job *j)
   j->generation = (uint64_t) json_integer_value (json_object_get (ret, "generation"));
   json_decref (ret);
   j->final = FINAL_COPY;
+  j->held_ns = now_ns ();
 }
 
 /* Everything is durable at the destination: ask for the final look. */
@@ -169,12 +229,14 @@ job_final_step (struct job *j)
   }
   if (j->final == FINAL_SETTLE)
     flush_before (j);
-  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes)
+  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes && fits (j))
     hold (j);
   if (j->final == FINAL_COPY) {
     engine_flush_if_settled (e);
     if (engine_clean (e))
       prepare (j);
+    else
+      give_up_early (j);
   }
 }
 

@@ -83,6 +83,7 @@ struct job {
   uint64_t lease_ms, generation;
   uint64_t final_wraps;    /* engine.wraps when FINAL_SETTLE began, and when that is over at the latest */
   uint64_t settle_end_ns;
+  uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
   uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
   double downtime_ms;

@@ -36,14 +36,15 @@ start_worker () {
 status_is () { [ "$(status_of "${control[src]}" "$1")" = "$2" ]; }
 status_is_not () { [ "$(status_of "${control[src]}" "$1")" != "$2" ]; }
 
-# leave_much: for a hold that will take five seconds.  -> ready, at that bandwidth
+# leave_much [MIB]: for a hold that will take one second less than so many (6).  -> ready, at 1 MiB/s
 leave_much () {
+  local mib=${1:-6}
   nbdmirror set "${control[src]}" bandwidth=1M >/dev/null
-  "$python" - "${uri[src]}" <<'PY'
+  "$python" - "${uri[src]}" "$mib" <<'PY'
 import nbd, random, sys
 h = nbd.NBD()
 h.connect_uri(sys.argv[1])
-for i in range(96):
+for i in range(int(sys.argv[2]) * 16):
     h.pwrite(random.randbytes(65536), (8 << 20) + (i << 16))
 h.shutdown()
 PY
@@ -51,9 +52,9 @@ PY
   wait_state "${control[src]}" ready 20
 }
 
-# start_holding LEASE: `nbdmirror complete` runs, and the gate has been held for half a second.  -> $held_at, half a second later
+# start_holding LEASE [MIB]: `nbdmirror complete` runs, and the gate has been held for half a second.  -> $held_at, half a second later
 start_holding () {
-  leave_much
+  leave_much ${2:+"$2"}
   : >"$tmp/complete.log"
   spawn complete nbdmirror complete "${control[src]}" --lease "$1"
   wait_for 10 status_is gate held

@@ -60,11 +60,19 @@ start_dest dst file "$holding_size"
 nbdmirror set "${control[src]}" bandwidth=none >/dev/null
 wait_state "${control[src]}" ready 30
 
-# Stopped, not dead: only the lease can tell, and the worker's own time limit, which is longer.
-start_holding 4s
+# Stopped, not dead: the worker sees that the lease won't do; its time limit for the destination is longer.
+start_holding 4s 4
 kill -STOP "${pid[dst]}"
 went_on "destination stopped while holding" "$held_at" "$(awk -v p="$prompt" 'BEGIN { print 3.5 + p }')"
 complete_failed "destination stopped while holding"
+grep -q 'the rest would take' "$tmp/complete.log" || fail "held to the end of the lease for nothing"
 kill -CONT "${pid[dst]}"
+
+# What is left would not fit in the lease: nobody is held for it.
+leave_much
+generation=$(status_of "${control[src]}" generation)
+has_to_exit 1 nbdmirror complete "${control[src]}" --lease 1s
+grep -q 'longer than the 1000 ms' "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
+[ "$(status_of "${control[src]}" generation)" = "$generation" ] || fail "the guest was held for a hold that cannot do"
 
 complete_and_compare

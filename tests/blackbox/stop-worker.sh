@@ -19,9 +19,9 @@ after_lease () { awk -v l="$1" -v p="$prompt" 'BEGIN { print l - 0.5 + p }'; }
 
 begin_holding start_dest dst file "$holding_size"
 
-start_holding 3s
+start_holding 4s 4
 kill -STOP "${pid[mirror]}"
-went_on "worker stopped while holding" "$held_at" "$(after_lease 3)"
+went_on "worker stopped while holding" "$held_at" "$(after_lease 4)"
 wait_exit complete 20
 [ "$status" = 1 ] || fail "complete ended with $status instead of 1"
 ! grep -q 'rollback token' "$tmp/complete.log" || fail "complete printed a rollback token"
