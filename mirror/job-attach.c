@@ -30,6 +30,7 @@
 #define COMPARE_ALSO (UINT64_C (1) << 20)
 #define COMPARE_ATTEMPTS 5
 #define OLD_WORKER_MS 3000 /* one that has lost its server gives its requests 2 s to be answered */
+#define SELF_PROBES 4
 #define JOB_LEFT_OVER "%s: a job is left over here: --resume goes on with it, --restart starts over"
 
 /* "1.32.5" as 1032005; 0 if it is no version. */
@@ -229,6 +230,40 @@ take_over_the_past (struct job *j, const char *instance)
   }
 }
 
+/* How many connections has the export had?  -1: not known. */
+static json_int_t
+opened_so_far (struct job *j)
+{
+  json_t *status = query (j), *n = json_object_get (status, "opened");
+  json_int_t count = json_is_integer (n) ? json_integer_value (n) : -1;
+  json_decref (status);
+  return count;
+}
+
+/* Has the destination that was just opened led to the very export that we mirror, by a way that its name does not show
+ * (another address, a proxy)?  BEFORE: how many connections the export had had.  A guest may have
+ * connected by chance, so it is tried again: chance does not come each time. */
+static bool
+leads_back (struct job *j, json_int_t before)
+{
+  struct session_options *d = &j->dest;
+
+  if (before < 0 || !endpoint_info (d->opened)->is_nbd || opened_so_far (j) <= before)
+    return false;
+  for (unsigned i = 0; i < SELF_PROBES; i++) {
+    char *error = NULL;
+    before = opened_so_far (j);
+    struct endpoint *again = endpoint_open (d->dest, d->nr_dest, &d->endpoint, NULL, &error);
+    free (error);
+    bool rose = opened_so_far (j) > before;
+    if (again != NULL)
+      endpoint_close (again);
+    if (again == NULL || !rose)
+      return false;
+  }
+  return true;
+}
+
 static int
 open_destination (struct job *j, json_t *status)
 {
@@ -251,11 +286,17 @@ open_destination (struct job *j, json_t *status)
   j->dest.endpoint.create = !(left_over && j->o->start == JOB_RESUME);
   j->dest.endpoint.create_size = size;
   int errnum = 0;
+  json_int_t opened = opened_so_far (j);
   j->dest.opened = endpoint_open (d->dest, d->nr_dest, &j->dest.endpoint, &errnum, &error);
   if (j->dest.opened == NULL) {
     job_say (j, JOB_ERROR, "destination: %s", error ? error : "out of memory");
     free (error);
     j->result = errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED;
+    return -1;
+  }
+  if (leads_back (j, opened)) {
+    job_say (j, JOB_ERROR, "refused: %s leads to the source itself", endpoint_name (j->dest.opened));
+    j->result = JOB_REFUSED;
     return -1;
   }
   /* Without a block size the filter has not told one yet: it is checked again when connecting. */
