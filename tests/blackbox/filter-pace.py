@@ -246,7 +246,7 @@ def mute_worker_costs_one_delay():
     s = Server()
     guests = [s.guest(), s.guest()]
     w, region = attach(s)
-    gate(w, "synchronous", 1000)
+    gate(w, "synchronous", 2000)
     begin = time.monotonic()
     for i in range(6):
         requests = [Requests(h) for h in guests]
@@ -256,7 +256,7 @@ def mute_worker_costs_one_delay():
         for r in requests:
             assert r.wait() == [0] * 16
     took = time.monotonic() - begin
-    assert 0.99 < took < 1.9, "%.3f s" % took
+    assert 1.99 < took < 3.8, "%.3f s" % took
     assert w.status()["missed-writes"] == 6 * 32, w.status()
     region.move()
     r = Requests(guests[0]).write(1)
@@ -272,7 +272,7 @@ def stopped_worker():
     """The same with a worker that works and is then stopped; and it goes on."""
     s = Server()
     h = s.guest()
-    w = WorkerProcess(s, True, 600)
+    w = WorkerProcess(s, True, 1500)
     k = s.client()
     for i in range(20):
         h.pwrite(b"x" * BLOCK, i * BLOCK)
@@ -283,7 +283,7 @@ def stopped_worker():
     for i in range(40):
         h.pwrite(b"x" * BLOCK, i * BLOCK)
     took = time.monotonic() - begin
-    assert took < 1.15, "%.3f s" % took
+    assert took < 2.8, "%.3f s" % took
     assert k.status()["missed-writes"] == missed + 40
     w.process.send_signal(signal.SIGCONT)
 
