@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * complete: hand over one or several disks at one instant.  The work is in mirror/handoff.c.
+ *
+ * An orchestrator may take the steps apart: --prepare-only, and later --commit or --release in another
+ * process.  The hand-off is then kept by the filters alone, until its lease ends.
  */
 
 #include <config.h>
@@ -10,11 +13,25 @@
 #include <string.h>
 
 #include "cmd/cmd.h"
+#include "cmd/hooks.h"
 #include "cmd/job.h"
 #include "cmd/units.h"
 #include "mirror/handoff.h"
 
-enum { OPT_LEASE = 0x100, OPT_TIMEOUT, OPT_WAITERS, OPT_TOKEN };
+enum { OPT_LEASE = 0x100, OPT_TIMEOUT, OPT_WAITERS, OPT_TOKEN, OPT_PREPARE, OPT_COMMIT, OPT_RELEASE };
+
+#define PREPARE_ONLY_LEASE_MS 30000
+
+enum mode { ALL, PREPARE_ONLY, COMMIT, RELEASE };
+
+struct complete {
+  char **controls;
+  unsigned nr;
+  enum mode mode;
+  struct handoff_options opts;
+  struct hooks hooks;
+  bool json;
+};
 
 static int
 parse_ms (const char *option, const char *text, unsigned *ms)
@@ -32,9 +49,10 @@ parse_ms (const char *option, const char *text, unsigned *ms)
   return 0;
 }
 
-/* The filters would refuse as well, but only after the first guests were held. */
+/* The filters would refuse as well, but only after the first guests were held.  *OLDER is set if a hand-off of this
+ * disk is there already. */
 static bool
-is_ready (const char *control)
+is_ready (const char *control, bool *older)
 {
   struct control_client *c = job_connect (control);
   const char *state;
@@ -48,8 +66,8 @@ is_ready (const char *control)
     if (state == NULL)
       state = "unknown";
     ready = strcmp (state, "ready") == 0 || job_is_true (status, "synchronised");
-    if (strcmp (state, "completed") == 0)
-      cmd_error ("%s: it was handed over already", control);
+    if (strcmp (state, "completed") == 0 || strcmp (state, "prepared") == 0)
+      *older = true;
     else if (strcmp (state, "idle") == 0)
       cmd_error ("%s: no job is running on this disk", control);
     else if (!ready)
@@ -104,30 +122,214 @@ print_json (char *const controls[], const struct handoff_result *result, const c
   json_decref (object);
 }
 
+static void
+print_prepared (const struct complete *c, const struct handoff *h)
+{
+  json_t *disks = json_array (), *object;
+  unsigned i;
+
+  if (!c->json) {
+    printf ("prepared: %u disk%s held for at most %u ms\nrollback token: %s\n", c->nr,
+            c->nr == 1 ? " is" : "s are", c->opts.lease_ms, handoff_token (h));
+    json_decref (disks);
+    return;
+  }
+  for (i = 0; i < c->nr; i++)
+    json_array_append_new (disks, json_pack ("{s:s, s:I}", "control", c->controls[i], "generation",
+                                             (json_int_t) handoff_generation (h, i)));
+  object = json_pack ("{s:b, s:s, s:i, s:o}", "prepared", 1, "rollback-token", handoff_token (h),
+                      "lease-ms", (int) c->opts.lease_ms, "disks", disks);
+  json_dumpf (object, stdout, JSON_INDENT (2));
+  printf ("\n");
+  json_decref (object);
+}
+
+/* Tell how it ended, with the hooks.  R is that of handoff_finalize(). */
 static int
-hand_over (char *const controls[], unsigned nr, const struct handoff_options *opts, bool json)
+finish (struct complete *c, const struct handoff_result *result, int r, const char *reason)
+{
+  if (r == -1)
+    cmd_error ("%s", reason != NULL ? reason : "out of memory");
+  if (result->committed)
+    hook_run_warn (&c->hooks, HOOK_AFTER_COMMIT, result->token, NULL);
+  else
+    hook_run_warn (&c->hooks, HOOK_ABORT, NULL, reason);
+  if (c->json)
+    print_json (c->controls, result, reason);
+  else if (result->committed)
+    print_result (c->controls, result);
+  return r == 0 ? EXIT_DONE : EXIT_ERROR;
+}
+
+static int
+before_hold (void *opaque, char **error)
+{
+  struct complete *c = opaque;
+
+  return hook_run (&c->hooks, HOOK_BEFORE_HOLD, NULL, NULL, error);
+}
+
+static int
+prepare_only (struct complete *c)
+{
+  char *error = NULL;
+  struct handoff *h;
+  int r = EXIT_ERROR;
+
+  if (c->opts.lease_ms == 0)
+    c->opts.lease_ms = PREPARE_ONLY_LEASE_MS;
+  h = handoff_new (c->controls, c->nr, &c->opts, &error);
+  if (h != NULL && before_hold (c, &error) == 0 && handoff_prepare (h, NULL, &error) == 0
+      && handoff_keep (h, &error) == 0) {
+    print_prepared (c, h);
+    r = EXIT_DONE;
+  }
+  else {
+    cmd_error ("%s", error != NULL ? error : "out of memory");
+    hook_run_warn (&c->hooks, HOOK_ABORT, NULL, error);
+  }
+  handoff_free (h);
+  free (error);
+  return r;
+}
+
+static int
+run_all (struct complete *c)
 {
   struct handoff_result result = { .nr = 0 };
   char *reason = NULL;
-  unsigned i;
   int r;
 
-  for (i = 0; i < nr; i++)
-    if (!is_ready (controls[i])) {
-      if (json)
-        print_json (controls, &result, "not every disk is ready");
-      return EXIT_ERROR;
-    }
-  r = handoff_run (controls, nr, opts, &result, &reason);
-  if (r == -1)
-    cmd_error ("%s", reason != NULL ? reason : "out of memory");
-  if (json)
-    print_json (controls, &result, reason);
-  else if (result.committed)
-    print_result (controls, &result);
+  c->opts.before_hold = before_hold;
+  c->opts.opaque = c;
+  r = handoff_run (c->controls, c->nr, &c->opts, &result, &reason);
+  r = finish (c, &result, r, reason);
   handoff_result_free (&result);
   free (reason);
-  return r == 0 ? EXIT_DONE : EXIT_ERROR;
+  return r;
+}
+
+/* ---- a hand-off that is there already ---------------------------------------------------------- */
+
+/* Commit H if that is still to be done, and finalize it. */
+static int
+finish_older (struct complete *c, struct handoff *h, bool decide)
+{
+  struct handoff_result result;
+  char *reason = NULL;
+  int r = -1;
+
+  if (handoff_result_init (&result, c->nr) == -1) {
+    cmd_error ("out of memory");
+    return EXIT_ERROR;
+  }
+  if (!decide || handoff_commit (h, &reason) == 0)
+    r = handoff_finalize (h, &result, &reason);
+  r = finish (c, &result, r, reason);
+  handoff_result_free (&result);
+  free (reason);
+  return r;
+}
+
+static int
+release_older (struct complete *c, struct handoff *h, const char *reason)
+{
+  if (handoff_release (h) == DECISION_COMMIT) {
+    cmd_error ("handed over already: only a rollback makes the source writable again");
+    return EXIT_REFUSED;
+  }
+  cmd_notice ("released: every guest goes on at the source");
+  hook_run_warn (&c->hooks, HOOK_ABORT, NULL, reason);
+  return EXIT_DONE;
+}
+
+static int
+commit_found (struct complete *c, struct handoff *h, enum handoff_found found, const char *error)
+{
+  switch (found) {
+  case HANDOFF_FOUND_NONE:
+    cmd_error ("no hand-off of %s is prepared: it was released, or its lease has ended", c->controls[0]);
+    return EXIT_ERROR;
+  case HANDOFF_FOUND_BROKEN:
+    cmd_error ("%s: nothing can be handed over", error != NULL ? error : "a disk is missing");
+    release_older (c, h, error);
+    return EXIT_ERROR;
+  default:
+    return finish_older (c, h, found == HANDOFF_FOUND_UNDECIDED);
+  }
+}
+
+static int
+release_found (struct complete *c, struct handoff *h, enum handoff_found found)
+{
+  if (found == HANDOFF_FOUND_NONE) {
+    cmd_notice ("no hand-off of these disks is prepared: nothing to release");
+    return EXIT_DONE;
+  }
+  if (found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE) {
+    cmd_error ("handed over already: only a rollback makes the source writable again");
+    return EXIT_REFUSED;
+  }
+  return release_older (c, h, "released");
+}
+
+/* A coordinator was killed, perhaps: finish what it had decided.  What it had not needs --commit or --release. */
+static int
+rerun_found (struct complete *c, struct handoff *h, enum handoff_found found)
+{
+  if (found == HANDOFF_FOUND_COMMITTED) {
+    cmd_notice ("this hand-off was decided already; finishing it");
+    return finish_older (c, h, false);
+  }
+  if (found == HANDOFF_FOUND_DONE) {
+    cmd_error ("%s: it was handed over already, rollback token %s", c->controls[0], handoff_token (h));
+    return EXIT_ERROR;
+  }
+  cmd_error ("a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with --release");
+  return EXIT_ERROR;
+}
+
+static int
+run_older (struct complete *c)
+{
+  enum handoff_found found;
+  char *error = NULL;
+  struct handoff *h = handoff_find (c->controls, c->nr, c->opts.token, &found, &error);
+  int r;
+
+  if (h == NULL) {
+    cmd_error ("%s", error != NULL ? error : "out of memory");
+    r = EXIT_ERROR;
+  }
+  else if (c->mode == COMMIT)
+    r = commit_found (c, h, found, error);
+  else if (c->mode == RELEASE)
+    r = release_found (c, h, found);
+  else
+    r = rerun_found (c, h, found);
+  handoff_free (h);
+  free (error);
+  return r;
+}
+
+static int
+run_mode (struct complete *c)
+{
+  const struct handoff_result none = { .nr = 0 };
+  bool older = false;
+  unsigned i;
+
+  if (c->mode == COMMIT || c->mode == RELEASE)
+    return run_older (c);
+  for (i = 0; i < c->nr; i++)
+    if (!is_ready (c->controls[i], &older) && !older) {
+      if (c->json)
+        print_json (c->controls, &none, "not every disk is ready");
+      return EXIT_ERROR;
+    }
+  if (older)
+    return run_older (c);
+  return c->mode == PREPARE_ONLY ? prepare_only (c) : run_all (c);
 }
 
 /* The CONTROLs as an array, each given once.  NULL: return line->status. */
@@ -154,6 +356,41 @@ controls_of (struct cmd_line *line)
   return controls;
 }
 
+/* 0, or EXIT_USAGE. */
+static int
+take_option (struct complete *c, int opt)
+{
+  switch (opt) {
+  case 'j':
+    c->json = true;
+    return 0;
+  case OPT_LEASE:
+    return parse_ms ("--lease", optarg, &c->opts.lease_ms);
+  case OPT_TIMEOUT:
+    return parse_ms ("--timeout", optarg, &c->opts.timeout_ms);
+  case OPT_WAITERS:
+    if (strcmp (optarg, "error") != 0 && strcmp (optarg, "keep") != 0)
+      return cmd_usage_error ("--waiters %s: use error or keep", optarg);
+    c->opts.waiters = optarg;
+    return 0;
+  case OPT_TOKEN:
+    if (!handoff_token_ok (optarg))
+      return cmd_usage_error ("--rollback-token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -",
+                              optarg);
+    c->opts.token = optarg;
+    return 0;
+  case OPT_PREPARE:
+  case OPT_COMMIT:
+  case OPT_RELEASE:
+    if (c->mode != ALL)
+      return cmd_usage_error ("--prepare-only, --commit and --release exclude each other");
+    c->mode = opt == OPT_PREPARE ? PREPARE_ONLY : opt == OPT_COMMIT ? COMMIT : RELEASE;
+    return 0;
+  default:
+    return hook_option (&c->hooks, opt) ? 0 : EXIT_USAGE;
+  }
+}
+
 static int
 run (struct cmd_line *line)
 {
@@ -162,46 +399,34 @@ run (struct cmd_line *line)
                                             { "timeout", required_argument, NULL, OPT_TIMEOUT },
                                             { "waiters", required_argument, NULL, OPT_WAITERS },
                                             { "rollback-token", required_argument, NULL, OPT_TOKEN },
+                                            { "token", required_argument, NULL, OPT_TOKEN },
+                                            { "prepare-only", no_argument, NULL, OPT_PREPARE },
+                                            { "commit", no_argument, NULL, OPT_COMMIT },
+                                            { "release", no_argument, NULL, OPT_RELEASE },
+                                            HOOK_LONG_OPTIONS,
                                             CMD_LONG_OPTIONS_END };
-  struct handoff_options opts = { 0 };
-  bool json = false;
-  char **controls;
+  struct complete c = { .mode = ALL };
   int opt, r;
 
-  while ((opt = cmd_getopt (line, "j", longopts)) != -1)
-    switch (opt) {
-    case 'j':
-      json = true;
-      break;
-    case OPT_LEASE:
-      if ((r = parse_ms ("--lease", optarg, &opts.lease_ms)) != 0)
-        return r;
-      break;
-    case OPT_TIMEOUT:
-      if ((r = parse_ms ("--timeout", optarg, &opts.timeout_ms)) != 0)
-        return r;
-      break;
-    case OPT_WAITERS:
-      if (strcmp (optarg, "error") != 0 && strcmp (optarg, "keep") != 0)
-        return cmd_usage_error ("--waiters %s: use error or keep", optarg);
-      opts.waiters = optarg;
-      break;
-    case OPT_TOKEN:
-      if (!handoff_token_ok (optarg))
-        return cmd_usage_error ("--rollback-token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -",
-                                optarg);
-      opts.token = optarg;
-      break;
-    default:
+  while ((opt = cmd_getopt (line, "j", longopts)) != -1) {
+    if (opt == CMD_OPT_STOP)
       return line->status;
-    }
+    r = take_option (&c, opt);
+    if (r != 0)
+      return r;
+  }
   if (!cmd_operands_ok (line, 1, 0, "CONTROL"))
     return line->status;
-  controls = controls_of (line);
-  if (controls == NULL)
+  if (c.mode == COMMIT && c.opts.token == NULL)
+    return cmd_usage_error ("--commit needs --token: --prepare-only printed it");
+  c.controls = controls_of (line);
+  if (c.controls == NULL)
     return line->status;
-  r = hand_over (controls, line->nr_operands, &opts, json);
-  free (controls);
+  c.nr = line->nr_operands;
+  c.hooks.controls = c.controls;
+  c.hooks.nr_controls = c.nr;
+  r = run_mode (&c);
+  free (c.controls);
   return r;
 }
 
@@ -216,10 +441,18 @@ const struct subcommand subcommand_complete = {
   "  --waiters error|keep    guest writes waiting at that instant fail (EPERM, the default),\n"
   "                          or go on waiting, for a hypervisor that is about to be stopped\n"
   "  --rollback-token TOKEN  the token that 'rollback' will ask for (default: a random one)\n"
-  "  -j, --json              print the result as a JSON object\n\n"
+  "  -j, --json              print the result as a JSON object\n"
+  HOOK_OPTIONS_HELP
+  "\nFor an orchestrator that does something in between:\n"
+  "  --prepare-only          hold, copy and flush every disk, print the token, and leave it so\n"
+  "                          until the lease ends (default 30s)\n"
+  "  --commit --token TOKEN  hand over what is prepared; again, to finish after a crash\n"
+  "  --release               let the guests go on at the source\n\n"
   "Prints the pause of each disk and the rollback token.\n\n"
   "Examples:\n"
   "  nbdmirror complete /run/vm1.control\n"
-  "  nbdmirror complete /run/vm1-root.control /run/vm1-data.control --lease 5s\n",
+  "  nbdmirror complete /run/vm1-root.control /run/vm1-data.control --lease 5s\n"
+  "  nbdmirror complete --prepare-only --lease 60s --json A.control B.control\n"
+  "  nbdmirror complete --commit --token 3f2a... A.control B.control\n",
   run
 };

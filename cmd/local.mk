@@ -20,6 +20,8 @@ nbdmirror_SOURCES = \
 	cmd/server-paths.h cmd/server-paths.c \
 	cmd/tidy.h cmd/tidy.c \
 	cmd/job.h cmd/job.c \
+	cmd/spawn.h cmd/spawn.c \
+	cmd/hooks.h cmd/hooks.c \
 	cmd/status.c \
 	cmd/set.c \
 	cmd/simple.c \

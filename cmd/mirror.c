@@ -5,10 +5,12 @@
 
 #include <config.h>
 
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cmd/cmd.h"
+#include "cmd/hooks.h"
 #include "cmd/progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -48,16 +50,19 @@ static const char help[]
     "  --no-limit-while-holding\n"
     "                        the bandwidth limit does not hold while the guest waits\n"
     WORKER_OPTIONS_HELP
+    HOOK_READY_HELP HOOK_OPTIONS_HELP
     "\nCtrl-C cancels the job; SIGTERM ends this worker only, and --resume goes on later (exit 3).\n\n"
     "Examples:\n"
     "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
     "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n";
 
 struct arguments {
-  struct worker worker;
+  struct worker worker; /* first: the callbacks of worker.h get this */
   struct worker_settings settings;
   struct job_options job;
-  bool detach;
+  struct hooks hooks;
+  pthread_t ready_thread; /* runs the hook: the job must not wait for it */
+  bool detach, was_ready, has_ready_thread;
 };
 
 /* One option of ours.  0, or EXIT_USAGE. */
@@ -110,8 +115,61 @@ take_option (struct arguments *a, int c)
     a->job.unlimited_hold = true;
     return 0;
   default:
-    return EXIT_USAGE;
+    return hook_option (&a->hooks, c) ? 0 : EXIT_USAGE;
   }
+}
+
+/* ---- callbacks ---- */
+
+static void *
+ready_hook (void *opaque)
+{
+  struct arguments *a = opaque;
+
+  hook_run_warn (&a->hooks, HOOK_READY, NULL, NULL);
+  return NULL;
+}
+
+static void
+on_progress (void *opaque, json_t *status)
+{
+  struct arguments *a = opaque;
+  const char *state = json_string_value (json_object_get (status, "state"));
+
+  worker_progress (&a->worker, status);
+  if (!a->was_ready && a->hooks.command[HOOK_READY] != NULL && state != NULL && strcmp (state, "ready") == 0) {
+    a->was_ready = true;
+    a->has_ready_thread = pthread_create (&a->ready_thread, NULL, ready_hook, a) == 0;
+    if (!a->has_ready_thread)
+      cmd_warning ("--on-ready-exec: cannot start a thread");
+  }
+}
+
+static int
+before_hold (void *opaque, char **error)
+{
+  struct arguments *a = opaque;
+
+  return hook_run (&a->hooks, HOOK_BEFORE_HOLD, NULL, NULL, error);
+}
+
+static void
+run_last_hook (struct arguments *a, enum job_result result, const json_t *report)
+{
+  static const char *const reasons[] = { [JOB_FAILED] = "failed",
+                                         [JOB_DEST_FAILED] = "destination failed",
+                                         [JOB_NOT_CONVERGED] = "did not converge",
+                                         [JOB_CANCELLED] = "cancelled",
+                                         [JOB_REFUSED] = "refused",
+                                         [JOB_DETACHED] = "stopped" };
+
+  if (a->has_ready_thread)
+    pthread_join (a->ready_thread, NULL);
+  if (result == JOB_COMPLETED)
+    hook_run_warn (&a->hooks, HOOK_AFTER_COMMIT,
+                   json_string_value (json_object_get (report, "rollback-token")), NULL);
+  else
+    hook_run_warn (&a->hooks, HOOK_ABORT, NULL, reasons[result]);
 }
 
 /* The last line: what has become of it, and what can be done now.  Errors were told already. */
@@ -150,11 +208,13 @@ run_job (struct arguments *a)
   if (!w->json && !a->detach)
     w->progress = progress_new (stderr, NULL);
 
-  a->job.opaque = w;
+  a->job.opaque = a;
   a->job.message = worker_message;
-  a->job.progress = worker_progress;
+  a->job.progress = on_progress;
   a->job.started = worker_started;
+  a->job.before_hold = before_hold;
   enum job_result result = job_run (&a->job, &report);
+  run_last_hook (a, result, report);
   if (!w->json)
     say_end (a, result, report);
   return worker_finish (w, result, report);
@@ -174,6 +234,8 @@ run (struct cmd_line *line)
     { "detach", no_argument, NULL, OPT_DETACH },
     { "quarantine-grace", required_argument, NULL, OPT_GRACE },
     { "no-limit-while-holding", no_argument, NULL, OPT_UNLIMITED_HOLD },
+    HOOK_READY_OPTION,
+    HOOK_LONG_OPTIONS,
     WORKER_LONG_OPTIONS,
     CMD_LONG_OPTIONS_END
   };
@@ -199,6 +261,8 @@ run (struct cmd_line *line)
   if (!cmd_place_ok (line, &line->operands[1]))
     return line->status;
   a.job.control = line->operands[0].argv[0];
+  a.hooks.controls = line->operands[0].argv;
+  a.hooks.nr_controls = 1;
   a.job.dest = a.settings.dest;
   a.job.dest.dest = line->operands[1].argv;
   a.job.dest.nr_dest = line->operands[1].nr_args;

@@ -1,99 +1,20 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The coordinator of a hand-off (see handoff.h for the steps).
- *
- * Each disk has a thread for the two long calls, prepare and finalize, because a control client belongs
- * to one thread and the disks must be held at the same time: one after the other, the first guest would
- * wait for the last disk.  Nothing is shared between these threads but the decision word.
- *
- * The first prepare that fails turns the word to "abort" at once, so that no other filter goes on holding
- * its guest for a hand-off that cannot happen any more.
+ * The coordinator of a hand-off (see handoff.h for the steps).  What is done to one disk is in
+ * handoff-disk.c; to finish what another process prepared, in handoff-later.c.
  */
 
 #include <config.h>
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <time.h>
 
-#include <jansson.h>
-
-#include "control/client.h"
-#include "control/decision.h"
-#include "mirror/handoff.h"
+#include "mirror/handoff-internal.h"
 
 #define TOKEN_BYTES 16
-#define CONNECT_MS 10000
-#define CALL_MS 10000
-#define FINALIZE_TRIES 3
-
-struct disk {
-  const char *control;
-  struct control_client *client;
-  struct decision *decision; /* shared by all disks */
-  const char *token, *waiters, *successor;
-  unsigned lease_ms, timeout_ms;
-  pthread_t thread;
-  bool started;
-  json_int_t generation;
-  double downtime_ms;
-  char *error; /* owned; NULL: fine so far */
-};
-
-/* ---- messages ------------------------------------------------------------------------------- */
-
-/* DISK's path, then MESSAGE (stolen, may be NULL), unless it names the path already. */
-static void
-set_error (struct disk *d, char *message)
-{
-  char *full = NULL;
-
-  if (message != NULL && strstr (message, d->control) != NULL)
-    full = message;
-  else {
-    if (asprintf (&full, "%s: %s", d->control, message != NULL ? message : "out of memory") == -1)
-      full = NULL;
-    free (message);
-  }
-  free (d->error);
-  d->error = full != NULL ? full : strdup ("out of memory");
-}
-
-/* All errors in one message: which disks, and why. */
-static char *
-join_errors (const struct disk *disks, unsigned nr, const char *prefix)
-{
-  char *all = NULL, *next;
-  unsigned i;
-
-  for (i = 0; i < nr; i++)
-    if (disks[i].error != NULL) {
-      int r = asprintf (&next, "%s%s%s", all != NULL ? all : prefix, all != NULL ? "; " : "",
-                        disks[i].error);
-
-      free (all);
-      if (r == -1)
-        return NULL;
-      all = next;
-    }
-  return all;
-}
-
-static bool
-any_error (const struct disk *disks, unsigned nr)
-{
-  unsigned i;
-
-  for (i = 0; i < nr; i++)
-    if (disks[i].error != NULL)
-      return true;
-  return false;
-}
 
 /* ---- the token ------------------------------------------------------------------------------ */
 
@@ -131,272 +52,224 @@ make_token (char token[HANDOFF_TOKEN_MAX + 1], const char *chosen, char **error)
   return 0;
 }
 
-/* ---- what is done to one disk --------------------------------------------------------------- */
+/* ---- making one ----------------------------------------------------------------------------- */
 
-/* Connect, and learn max-downtime-ms (into *MAX_DOWNTIME, if it is larger). */
-static int
-connect_disk (struct disk *d, double *max_downtime)
+struct handoff *
+handoff_alloc (char *const controls[], unsigned nr, char **error)
 {
-  char *message = NULL;
-  json_t *status = NULL, *value;
+  struct handoff *h = calloc (1, sizeof *h);
+  unsigned i;
 
-  d->client = control_client_connect (d->control, CONNECT_MS, &message);
-  if (d->client == NULL
-      || control_client_call (d->client, "query-mirror", NULL, -1, CALL_MS, &status, NULL, NULL,
-                              &message) == -1) {
-    set_error (d, message);
-    return -1;
-  }
-  value = json_object_get (status, "max-downtime-ms");
-  if (json_is_number (value) && json_number_value (value) > *max_downtime)
-    *max_downtime = json_number_value (value);
-  json_decref (status);
-  return 0;
-}
-
-/* An answer was refused or never came. CLASS_ and MESSAGE are stolen. */
-static void
-set_prepare_error (struct disk *d, char *class_, char *message)
-{
-  char *full;
-
-  if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0
-      && asprintf (&full, "the guest was let go after the lease of %u ms (%s)", d->lease_ms,
-                   message != NULL ? message : class_) != -1) {
-    free (message);
-    message = full;
-  }
-  free (class_);
-  set_error (d, message);
-}
-
-static void *
-prepare_disk (void *opaque)
-{
-  struct disk *d = opaque;
-  char *message = NULL, *class_ = NULL;
-  json_t *ret = NULL, *generation;
-  json_t *args = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t) d->lease_ms,
-                            "rollback-token", d->token, "waiters", d->waiters, "successor", d->successor);
-
-  if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int) d->timeout_ms,
-                           &ret, NULL, &class_, &message) == -1) {
-    decision_try (d->decision, DECISION_ABORT);
-    /* It has no name of its own in the client. */
-    if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
-      free (message);
-      if (asprintf (&message, "not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms) == -1)
-        message = NULL;
-    }
-    set_prepare_error (d, class_, message);
+  if (h != NULL)
+    h->disks = calloc (nr != 0 ? nr : 1, sizeof *h->disks);
+  if (h == NULL || h->disks == NULL || nr == 0) {
+    *error = strdup (nr == 0 ? "no disk to hand over" : "out of memory");
+    handoff_free (h);
     return NULL;
   }
-  generation = json_object_get (ret, "generation");
-  if (json_is_integer (generation))
-    d->generation = json_integer_value (generation);
-  else {
-    decision_try (d->decision, DECISION_ABORT);
-    set_error (d, strdup ("mirror-prepare answered without a generation"));
+  h->nr = nr;
+  for (i = 0; i < nr; i++) {
+    h->disks[i].control = controls[i];
+    h->disks[i].downtime_ms = -1;
   }
-  json_decref (ret);
-  return NULL;
+  return h;
 }
 
-/* The commit stands already: a lost connection is made anew and the question repeated, which the
- * filter answers alike. */
-static void *
-finalize_disk (void *opaque)
+void
+handoff_free (struct handoff *h)
 {
-  static const struct timespec pause = { 0, 200 * 1000000L };
-  struct disk *d = opaque;
-  char *message = NULL;
-  json_t *ret = NULL, *value;
-  int try;
+  unsigned i;
 
-  for (try = 0; try < FINALIZE_TRIES; try++) {
-    if (try > 0) {
-      control_client_free (d->client);
-      nanosleep (&pause, NULL);
-      free (message);
-      message = NULL;
-      d->client = control_client_connect (d->control, CONNECT_MS, &message);
-      if (d->client == NULL)
-        continue;
-    }
-    if (control_client_call (d->client, "job-finalize",
-                             json_pack ("{s:I}", "generation", d->generation), -1, CALL_MS, &ret,
-                             NULL, NULL, &message) == 0) {
-      value = json_object_get (ret, "downtime-ms");
-      if (json_is_number (value))
-        d->downtime_ms = json_number_value (value);
-      json_decref (ret);
+  if (h == NULL)
+    return;
+  for (i = 0; i < h->nr; i++) {
+    control_client_free (h->disks[i].client);
+    handoff_disk_forget_error (&h->disks[i]);
+  }
+  free (h->disks);
+  decision_free (h->decision);
+  free (h);
+}
+
+static unsigned
+default_lease_ms (double max_downtime)
+{
+  unsigned lease_ms = (unsigned) (2 * (max_downtime > 1e6 ? 1e6 : max_downtime));
+
+  return lease_ms < HANDOFF_MIN_LEASE_MS ? HANDOFF_MIN_LEASE_MS : lease_ms;
+}
+
+struct handoff *
+handoff_new (char *const controls[], unsigned nr, const struct handoff_options *opts, char **error)
+{
+  struct handoff *h = handoff_alloc (controls, nr, error);
+  double max_downtime = 0;
+  unsigned i;
+
+  if (h == NULL)
+    return NULL;
+  if (make_token (h->token, opts->token, error) == -1) {
+    handoff_free (h);
+    return NULL;
+  }
+  for (i = 0; i < nr; i++)
+    if (handoff_disk_connect (&h->disks[i], &max_downtime) == -1) {
+      *error = handoff_join_errors (h->disks, nr, "");
+      handoff_free (h);
       return NULL;
     }
+  for (i = 0; i < nr; i++) {
+    h->disks[i].token = h->token;
+    h->disks[i].waiters = opts->waiters != NULL ? opts->waiters : "error";
+    h->disks[i].successor = opts->successor;
+    h->disks[i].timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS;
+    h->disks[i].lease_ms = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime);
   }
-  set_error (d, message);
-  return NULL;
+  return h;
 }
 
-/* Whose hand-off is given up: over a new connection only its generation tells. */
-static json_t *
-release_args (const struct disk *d)
+const char *
+handoff_token (const struct handoff *h)
 {
-  return d->generation > 0 ? json_pack ("{s:I}", "generation", d->generation) : NULL;
+  return h->token;
 }
 
-/* The word says "abort" already, so every filter opens its gate by itself; this makes it at once.  A
- * connection that was lost, or whose prepare is not answered, is made anew. */
-static void *
-release_disk (void *opaque)
+long long
+handoff_generation (const struct handoff *h, unsigned disk)
 {
-  struct disk *d = opaque;
-  char *message = NULL;
-
-  if (d->client == NULL
-      || control_client_call (d->client, "mirror-release", release_args (d), -1, CALL_MS, NULL, NULL,
-                              NULL, &message) == 0)
-    return NULL;
-  free (message); /* often: nothing is held there any more */
-  control_client_free (d->client);
-  d->client = control_client_connect (d->control, CONNECT_MS, &message);
-  if (d->client != NULL)
-    control_client_call (d->client, "mirror-release", release_args (d), -1, CALL_MS, NULL, NULL, NULL,
-                         &message);
-  free (message); /* the first error is the one to report */
-  return NULL;
+  return h->disks[disk].generation;
 }
 
-/* Run STEP for all disks at the same time and wait for all. */
-static void
-for_all_disks (struct disk *disks, unsigned nr, void *(*step) (void *))
+/* ---- the steps ------------------------------------------------------------------------------ */
+
+/* Every prepare needs a word of its own: the last one may say "abort". */
+static int
+fresh_word (struct handoff *h, char **error)
 {
   unsigned i;
 
-  for (i = 1; i < nr; i++)
-    disks[i].started = pthread_create (&disks[i].thread, NULL, step, &disks[i]) == 0;
-  step (&disks[0]);
-  for (i = 1; i < nr; i++)
-    if (disks[i].started)
-      pthread_join (disks[i].thread, NULL);
-    else
-      step (&disks[i]); /* no thread to be had: late, but not left out */
-}
-
-/* ---- all together --------------------------------------------------------------------------- */
-
-static int
-connect_all (struct disk *disks, unsigned nr, const struct handoff_options *opts, char **error)
-{
-  double max_downtime = 0;
-  unsigned i, lease_ms = opts->lease_ms;
-
-  for (i = 0; i < nr; i++)
-    if (connect_disk (&disks[i], &max_downtime) == -1) {
-      *error = join_errors (disks, nr, "");
-      return -1;
-    }
-  if (lease_ms == 0) {
-    if (max_downtime > 1e6)
-      max_downtime = 1e6;
-    lease_ms = (unsigned) (2 * max_downtime);
-    if (lease_ms < HANDOFF_MIN_LEASE_MS)
-      lease_ms = HANDOFF_MIN_LEASE_MS;
+  decision_free (h->decision);
+  h->decision = decision_create (error);
+  for (i = 0; i < h->nr; i++) {
+    h->disks[i].decision = h->decision;
+    h->disks[i].generation = 0;
+    handoff_disk_forget_error (&h->disks[i]);
   }
-  for (i = 0; i < nr; i++)
-    disks[i].lease_ms = lease_ms;
-  return 0;
+  return h->decision != NULL ? 0 : -1;
 }
 
-/* Prepare and decide.  Returns whether it was committed; if not, *ERROR says why, and every disk was released. */
+/* Did it fail only because a job was not ready?  The others were then told to give up. */
 static bool
-prepare_and_decide (struct disk *disks, unsigned nr, struct decision *decision, char **error)
+only_not_ready (const struct handoff *h)
 {
-  for_all_disks (disks, nr, prepare_disk);
-  if (!any_error (disks, nr)) {
-    if (decision_try (decision, DECISION_COMMIT) == DECISION_COMMIT)
-      return true;
-    if (asprintf (error,
-                  "a lease of %u ms ended before every disk was prepared: nothing was handed over",
-                  disks[0].lease_ms) == -1)
-      *error = NULL;
-  }
-  else {
-    decision_try (decision, DECISION_ABORT);
-    *error = join_errors (disks, nr, "");
-  }
-  for_all_disks (disks, nr, release_disk);
-  return false;
-}
-
-static int
-run_with (struct disk *disks, unsigned nr, const struct handoff_options *opts,
-          struct decision *decision, struct handoff_result *result, char **error)
-{
+  bool not_ready = false;
   unsigned i;
 
-  if (connect_all (disks, nr, opts, error) == -1)
-    return -1;
-  result->committed = prepare_and_decide (disks, nr, decision, error);
-  if (!result->committed)
-    return -1;
+  for (i = 0; i < h->nr; i++) {
+    const struct handoff_disk *d = &h->disks[i];
 
-  for_all_disks (disks, nr, finalize_disk);
-  for (i = 0; i < nr; i++)
-    result->downtime_ms[i] = disks[i].downtime_ms;
-  if (any_error (disks, nr)) {
-    *error = join_errors (disks, nr, "the hand-off is committed, but not every filter confirmed it: ");
-    return -1;
+    if (d->error == NULL)
+      continue;
+    if (d->class_ == NULL)
+      return false;
+    if (strcmp (d->class_, "NotReady") == 0)
+      not_ready = true;
+    else if (strcmp (d->class_, "GenericError") != 0)
+      return false;
   }
-  return 0;
+  return not_ready;
 }
 
 int
-handoff_run (char *const controls[], unsigned nr, const struct handoff_options *opts,
-             struct handoff_result *result, char **error)
+handoff_prepare (struct handoff *h, bool *not_ready, char **error)
 {
-  char token[HANDOFF_TOKEN_MAX + 1];
-  struct decision *decision;
-  struct disk *disks;
-  unsigned i;
-  int r = -1;
+  if (not_ready != NULL)
+    *not_ready = false;
+  if (fresh_word (h, error) == -1)
+    return -1;
+  handoff_all_disks (h->disks, h->nr, handoff_disk_prepare);
+  if (!handoff_any_error (h->disks, h->nr))
+    return 0;
+  *error = handoff_join_errors (h->disks, h->nr, "");
+  if (not_ready != NULL)
+    *not_ready = only_not_ready (h);
+  handoff_release (h);
+  return -1;
+}
 
-  *error = NULL;
+int
+handoff_keep (struct handoff *h, char **error)
+{
+  handoff_all_disks (h->disks, h->nr, handoff_disk_keep);
+  if (!handoff_any_error (h->disks, h->nr))
+    return 0;
+  *error = handoff_join_errors (h->disks, h->nr, "");
+  handoff_release (h);
+  return -1;
+}
+
+enum decision_value
+handoff_decided (const struct handoff *h)
+{
+  return h->decision != NULL ? decision_get (h->decision) : DECISION_UNDECIDED;
+}
+
+int
+handoff_commit (struct handoff *h, char **error)
+{
+  /* No word to be had: the disks were all in doubt, and finalizing says how it ended. */
+  if (h->decision == NULL || decision_try (h->decision, DECISION_COMMIT) == DECISION_COMMIT)
+    return 0;
+  if (h->disks[0].lease_ms == 0) /* another process chose it */
+    *error = strdup ("the lease ended before the commit: nothing was handed over");
+  else if (asprintf (error, "a lease of %u ms ended before the commit: nothing was handed over",
+                     h->disks[0].lease_ms) == -1)
+    *error = NULL;
+  handoff_release (h);
+  return -1;
+}
+
+int
+handoff_finalize (struct handoff *h, struct handoff_result *result, char **error)
+{
+  unsigned i;
+
+  result->committed = true;
+  strcpy (result->token, h->token);
+  handoff_all_disks (h->disks, h->nr, handoff_disk_finalize);
+  for (i = 0; i < h->nr && result->downtime_ms != NULL; i++)
+    result->downtime_ms[i] = h->disks[i].downtime_ms;
+  if (!handoff_any_error (h->disks, h->nr))
+    return 0;
+  *error = handoff_join_errors (h->disks, h->nr,
+                                "the hand-off is committed, but not every filter confirmed it: ");
+  return -1;
+}
+
+enum decision_value
+handoff_release (struct handoff *h)
+{
+  enum decision_value v = DECISION_ABORT;
+
+  if (h->decision != NULL)
+    v = decision_try (h->decision, DECISION_ABORT);
+  if (v != DECISION_COMMIT)
+    handoff_all_disks (h->disks, h->nr, handoff_disk_release);
+  return v;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------ */
+
+int
+handoff_result_init (struct handoff_result *result, unsigned nr)
+{
+  unsigned i;
+
   *result = (struct handoff_result){ .nr = nr };
-  if (nr == 0) {
-    *error = strdup ("no disk to hand over");
-    return -1;
-  }
-  if (make_token (token, opts->token, error) == -1)
-    return -1;
-  decision = decision_create (error);
-  if (decision == NULL)
-    return -1;
-  disks = calloc (nr, sizeof *disks);
-  result->downtime_ms = calloc (nr, sizeof *result->downtime_ms);
-  if (disks != NULL && result->downtime_ms != NULL) {
-    for (i = 0; i < nr; i++) {
-      result->downtime_ms[i] = -1;
-      disks[i] = (struct disk){
-        .control = controls[i],
-        .decision = decision,
-        .token = token,
-        .waiters = opts->waiters != NULL ? opts->waiters : "error",
-        .successor = opts->successor,
-        .timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS,
-        .downtime_ms = -1,
-      };
-    }
-    r = run_with (disks, nr, opts, decision, result, error);
-    if (result->committed)
-      strcpy (result->token, token);
-    for (i = 0; i < nr; i++) {
-      control_client_free (disks[i].client);
-      free (disks[i].error);
-    }
-  }
-  free (disks);
-  decision_free (decision);
-  return r;
+  result->downtime_ms = calloc (nr != 0 ? nr : 1, sizeof *result->downtime_ms);
+  for (i = 0; i < nr && result->downtime_ms != NULL; i++)
+    result->downtime_ms[i] = -1;
+  return result->downtime_ms != NULL ? 0 : -1;
 }
 
 void
@@ -404,4 +277,26 @@ handoff_result_free (struct handoff_result *result)
 {
   free (result->downtime_ms);
   result->downtime_ms = NULL;
+}
+
+int
+handoff_run (char *const controls[], unsigned nr, const struct handoff_options *opts,
+             struct handoff_result *result, char **error)
+{
+  struct handoff *h;
+  int r = -1;
+
+  *error = NULL;
+  if (handoff_result_init (result, nr) == -1) {
+    *error = strdup ("out of memory");
+    return -1;
+  }
+  h = handoff_new (controls, nr, opts, error);
+  if (h == NULL)
+    return -1;
+  if ((opts->before_hold == NULL || opts->before_hold (opts->opaque, error) == 0)
+      && handoff_prepare (h, NULL, error) == 0 && handoff_commit (h, error) == 0)
+    r = handoff_finalize (h, result, error);
+  handoff_free (h);
+  return r;
 }

@@ -247,7 +247,7 @@ handoff_thread (void *opaque)
 {
   struct job *j = opaque;
   char *controls[] = { (char *) j->o->control };
-  const struct handoff_options ho = { .lease_ms = 0 };
+  const struct handoff_options ho = { .before_hold = j->o->before_hold, .opaque = j->o->opaque };
 
   j->handoff_status = handoff_run (controls, 1, &ho, &j->handoff_result, &j->handoff_error);
   atomic_store (&j->handoff_done, true);

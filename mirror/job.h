@@ -54,6 +54,9 @@ struct job_options {
   void (*message) (void *opaque, enum job_message kind, const char *text);
   void (*progress) (void *opaque, json_t *status); /* about ten times a second */
   void (*started) (void *opaque);                  /* attached and copying */
+  /* Before a hand-off of the job's own accord, in a thread of its own; may be NULL.  -1 with *ERROR (malloc'd): the
+   * hand-off is given up, and tried again. */
+  int (*before_hold) (void *opaque, char **error);
   /* Written by signal handlers, which also write to the eventfd signal_fd. */
   _Atomic int *signal;
   int signal_fd;

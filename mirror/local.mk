@@ -29,6 +29,10 @@ libmirror_la_SOURCES = \
 	mirror/engine.h \
 	mirror/estimate.c \
 	mirror/estimate.h \
+	mirror/handoff-disk.c \
+	mirror/handoff-disk.h \
+	mirror/handoff-internal.h \
+	mirror/handoff-later.c \
 	mirror/handoff.c \
 	mirror/handoff.h \
 	mirror/identity.c \

@@ -150,6 +150,12 @@ finalize (struct call *c)
 }
 
 static void
+decision (struct call *c)
+{
+  handoff_decision (c->m, c->peer, c->id, json_is_true (json_object_get (c->args, "keep")));
+}
+
+static void
 release (struct call *c)
 {
   handoff_release (c->m, c->peer, c->id, (uint64_t) call_integer (c, "generation", 0));
@@ -181,6 +187,7 @@ static const struct command commands[] = {
   { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i", mirror_set, false },
   { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s", prepare, false },
   { "job-finalize", "generation:i!", finalize, false },
+  { "mirror-decision", "keep:b", decision, false },
   { "mirror-release", "generation:i", release, false },
   { "mirror-rollback", "rollback-token:s! destination-stopped:b!", rollback, false },
   { NULL, NULL, NULL, false },
@@ -326,8 +333,7 @@ on_closed (void *opaque, struct control_peer *peer)
 {
   struct mirror *m = opaque;
 
-  if (m->handoff.active && m->handoff.coordinator == peer)
-    handoff_abort (m, "GenericError", "coordinator lost");
+  handoff_peer_closed (m, peer);
   job_peer_closed (m, peer);
 }
 

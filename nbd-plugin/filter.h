@@ -92,6 +92,7 @@ struct handoff {
   int64_t lease_ms;
   uint64_t generation;           /* of its hold, 0: none yet */
   bool prepared;
+  bool kept;                     /* it stands without the coordinator's connection */
   int64_t retry_ns;              /* the fence record could not be committed: try again then */
   char *record_error;            /* why, or NULL */
 };

@@ -250,6 +250,64 @@ handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_
   relay_free (relay);
 }
 
+/* What the word, or the fence record, says. */
+static const char *
+decision_name (struct mirror *m)
+{
+  struct handoff *h = &m->handoff;
+
+  if (!h->active)
+    return m->fence.state == FENCE_COMMITTED ? "commit" : "in-doubt";
+  switch (decision_get (h->decision)) {
+  case DECISION_UNDECIDED:
+    return "undecided";
+  case DECISION_COMMIT:
+    return "commit";
+  default:
+    return "abort";
+  }
+}
+
+void
+handoff_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep)
+{
+  struct handoff *h = &m->handoff;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  bool fenced = !h->active && m->fence.state != FENCE_NONE && gate.mode == GATE_FENCED;
+  if (!fenced && !(h->active && h->prepared)) {
+    control_error (peer, id, "DeviceNotActive", "no hand-off of this disk is prepared");
+    return;
+  }
+  if (keep && (fenced || h->coordinator != peer)) {
+    control_error (peer, id, "GenericError", "only the coordinator of a prepared hand-off can keep it");
+    return;
+  }
+  h->kept |= keep;
+  int64_t left = gate.lease_end_ns - gate_now ();
+  control_reply (peer, id,
+                 json_pack ("{s:s, s:I, s:s, s:o}", "decision", decision_name (m), "generation",
+                            (json_int_t) (fenced ? m->fence.record.generation : h->generation),
+                            "rollback-token", fenced ? m->fence.record.token : h->token,
+                            "lease-left-ms",
+                            fenced ? json_null () : json_real ((double) (left > 0 ? left : 0) / 1e6)),
+                 fenced ? -1 : h->decision->fd);
+}
+
+void
+handoff_peer_closed (struct mirror *m, struct control_peer *peer)
+{
+  struct handoff *h = &m->handoff;
+
+  if (!h->active || h->coordinator != peer)
+    return;
+  if (h->kept)
+    h->coordinator = NULL;
+  else
+    handoff_abort (m, "GenericError", "coordinator lost");
+}
+
 static void
 reply_committed (struct mirror *m, struct control_peer *peer, json_t *id)
 {

@@ -39,6 +39,13 @@ void handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, 
 /* The worker's answer to the hand-off's request; takes RELAY over. RET or ERROR is NULL. */
 void handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error);
 
+/* mirror-decision: where the hand-off stands, with the decision word while it is prepared.  KEEP, for the coordinator
+ * only: from now on it stands without the connection. Answers. */
+void handoff_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep);
+
+/* A peer is gone: if it was the coordinator, that aborts, unless it is kept or decided. */
+void handoff_peer_closed (struct mirror *m, struct control_peer *peer);
+
 /* job-finalize, mirror-release, mirror-rollback. Answer. */
 void handoff_finalize (struct mirror *m, struct control_peer *peer, json_t *id,
                        uint64_t generation);

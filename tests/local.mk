@@ -163,6 +163,7 @@ blackbox_tests = \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
+	tests/blackbox/handoff-phases.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/no-direct.sh \

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a hand-off may be taken apart into several processes: what `complete --prepare-only` holds stays held
+# after it has ended, and is handed over or released by another process, all disks or none: also when the
+# lease ends first, when a disk drops out, when a server was killed meanwhile; and that a coordinator killed
+# after its decision is finished by running `complete` again.
+. "$(dirname "$0")/lib.sh"
+
+disks="a b"
+controls=()
+for d in $disks; do
+  random_disk "$tmp/$d.disk" 8M
+  start_server "$d" "$tmp/$d.disk"
+  start_dest "to-$d" file 8M
+  controls+=("${control[$d]}")
+  spawn "mirror-$d" nbdmirror mirror "${control[$d]}" "${uri[to-$d]}"
+done
+all_ready () { local d; for d in $disks; do wait_state "${control[$d]}" ready 30; done; }
+gates () { local d; for d in $disks; do [ "$(status_of "${control[$d]}" gate)" = "$1" ] || return; done; }
+cat >"$tmp/write.py" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(h.pread(512, 0), 0)
+h.shutdown()
+PY
+writes () { spawn "write-$1" "$python" "$tmp/write.py" "${uri[$1]}"; }
+write_ends () { wait_exit "write-$1" 10; [ "$status" = "$2" ] || fail "$3: the guest's write ended with $status"; }
+prepare () { # the job is not ready for a moment after it was released
+  wait_for 20 nbdmirror complete --prepare-only --json "${controls[@]}" "$@"
+  gates held || fail "not every disk is held"
+}
+
+# Held after the command has ended, and released by another.
+all_ready
+prepare
+writes a
+sleep 0.5
+running write-a || fail "a guest wrote though its disk is held"
+has_to_exit 1 nbdmirror complete --commit --token wrong "${controls[@]}"
+grep -q 'another token' "$tmp/err" || fail "wrong token: no reason"
+gates held || fail "a wrong token changed something"
+has_to_exit 1 nbdmirror complete "${controls[@]}"
+grep -q -- '--release' "$tmp/err" || fail "it is not said how to go on"
+has_to_exit 0 nbdmirror complete --release "${controls[@]}" --on-abort-exec 'echo "$NBDMIRROR_EVENT $NBDMIRROR_REASON" >"$NBDMIRROR_CONTROL.hook"'
+gates open || fail "not every disk was released"
+write_ends a 0 "after the release"
+[ "$(cat "${control[a]}.hook")" = "abort released" ] || fail "the hook did not run as it should"
+has_to_exit 0 nbdmirror complete --release "${controls[@]}"
+
+# The lease ends: all are released, and nothing can be committed any more.
+prepare --lease 400ms --rollback-token t2
+wait_for 5 gates open
+has_to_exit 1 nbdmirror complete --commit --token t2 "${controls[@]}"
+grep -q 'no hand-off' "$tmp/err" || fail "lease ended: no reason"
+
+# One disk drops out: within a second the other one is released as well, nobody has to help.
+prepare --rollback-token t3
+stop mirror-b KILL
+sleep 1
+gates open || fail "a disk is still held a second after the other failed"
+has_to_exit 1 nbdmirror complete --commit --token t3 "${controls[@]}"
+spawn mirror-b nbdmirror mirror --resume "${control[b]}" "${uri[to-b]}"
+all_ready
+
+# A server is killed while prepared: its successor is in doubt.  The other disk's filter notices nothing.
+prepare --rollback-token t4
+stop b KILL
+start_server b "$tmp/b.disk"
+[ "$(status_of "${control[b]}" gate)" = fenced ] || fail "in doubt, and not fenced"
+has_to_exit 0 nbdmirror complete --release "${controls[@]}"
+gates open || fail "not released though in doubt"
+stop mirror-b KILL
+spawn mirror-b nbdmirror mirror "${control[b]}" "${uri[to-b]}" --restart
+all_ready
+
+# A hook that fails: nothing is held.
+has_to_exit 1 nbdmirror complete "${controls[@]}" --before-hold-exec 'exit 3'
+grep -q 'before-hold-exec: .*status 3' "$tmp/err" || fail "the failing hook is not told of"
+gates open || fail "held in spite of the hook"
+
+# Prepared, a server killed, then committed: by its own process and for both.
+prepare --rollback-token t5
+stop b KILL
+start_server b "$tmp/b.disk"
+has_to_exit 0 nbdmirror complete --commit --token t5 "${controls[@]}" --json --after-commit-exec 'echo $NBDMIRROR_TOKEN >"$NBDMIRROR_CONTROL.hook"; echo "$NBDMIRROR_CONTROLS" >>"$NBDMIRROR_CONTROL.hook"'
+[ "$(field committed <"$tmp/out")" = true ] || fail "JSON does not say committed"
+printf '%s\n' t5 "${controls[@]}" | cmp - "${control[a]}.hook" || fail "the hook got something else"
+gates fenced || fail "committed, and not every disk is fenced"
+for d in $disks; do
+  equal "$tmp/$d.disk" "${uri[to-$d]}"
+  writes $d
+  write_ends $d 1 "after the commit"
+done
+has_to_exit 7 nbdmirror complete --release "${controls[@]}"
+gates fenced || fail "release opened what was handed over"
+has_to_exit 0 nbdmirror complete --commit --token t5 "${controls[@]}"
+stop mirror-b KILL
+wait_exit mirror-a 10
+
+# A disk in doubt beside one that is committed: running complete again finishes it.
+mv "${control[b]}.fence" "${control[b]}.fence.draft"
+stop b KILL
+start_server b "$tmp/b.disk"
+has_to_exit 0 nbdmirror complete "${controls[@]}"
+[ -e "${control[b]}.fence" ] && [ ! -e "${control[b]}.fence.draft" ] || fail "the hand-off was not finished"
+has_to_exit 1 nbdmirror complete "${controls[@]}"
+grep -q 'already, rollback token t5' "$tmp/err" || fail "twice: no reason"
