@@ -107,6 +107,7 @@ extern const struct subcommand subcommand_pause;
 extern const struct subcommand subcommand_resume;
 extern const struct subcommand subcommand_cancel;
 extern const struct subcommand subcommand_complete;
+extern const struct subcommand subcommand_migrate;
 extern const struct subcommand subcommand_rollback;
 extern const struct subcommand subcommand_verify;
 extern const struct subcommand subcommand_evacuate;

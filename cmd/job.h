@@ -3,8 +3,8 @@
  * Talking to a disk's control socket, for the subcommands, and reading its status object.
  */
 
-#ifndef NBDMIRROR_JOB_H
-#define NBDMIRROR_JOB_H
+#ifndef NBDMIRROR_CMD_JOB_H
+#define NBDMIRROR_CMD_JOB_H
 
 #include <stdbool.h>
 #include <jansson.h>

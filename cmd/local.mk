@@ -22,6 +22,9 @@ nbdmirror_SOURCES = \
 	cmd/job.h cmd/job.c \
 	cmd/spawn.h cmd/spawn.c \
 	cmd/hooks.h cmd/hooks.c \
+	cmd/migrate.h cmd/migrate.c cmd/migrate-qmp.c cmd/migrate-check.c \
+	cmd/migrate-disks.c cmd/migrate-steps.c cmd/migrate-back.c cmd/migrate-plan.c \
+	cmd/migrate-log.c \
 	cmd/status.c \
 	cmd/set.c \
 	cmd/simple.c \

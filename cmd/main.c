@@ -18,7 +18,7 @@
 static const struct subcommand *const subcommands[] = {
   &subcommand_serve,  &subcommand_receive, &subcommand_mirror, &subcommand_status, &subcommand_set,
   &subcommand_pause,  &subcommand_resume, &subcommand_cancel,   &subcommand_complete,
-  &subcommand_rollback, &subcommand_evacuate, &subcommand_copy, &subcommand_verify,
+  &subcommand_migrate, &subcommand_rollback, &subcommand_evacuate, &subcommand_copy, &subcommand_verify,
 };
 #define NR_SUBCOMMANDS (sizeof subcommands / sizeof subcommands[0])
 

@@ -299,6 +299,12 @@ control_client_connect (const char *path, int timeout_ms, char **error)
 }
 
 void
+control_client_set_max_line (struct control_client *c, size_t bytes)
+{
+  c->in.max_line = bytes;
+}
+
+void
 control_client_free (struct control_client *c)
 {
   if (c == NULL)

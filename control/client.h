@@ -17,6 +17,9 @@ struct control_client;
 struct control_client *control_client_connect (const char *path, int timeout_ms, char **error);
 void control_client_free (struct control_client *c);
 
+/* Take lines of up to BYTES from now on (FRAME_MAX_LINE before): QEMU's answers may be long. */
+void control_client_set_max_line (struct control_client *c, size_t bytes);
+
 /* Run a command and wait for its answer.  Steals ARGS (may be NULL).  PASS_FD >= 0 is sent along (kept by the caller).
  * Success: 0, *RET (if RET is not NULL) is a new reference, *GOT_FD (if not NULL) a received descriptor or -1.
  * Failure: -1, *ERROR set (caller frees) to the server's description, or to what went wrong;

@@ -25,6 +25,7 @@ void
 frame_init (struct frame_buffer *b)
 {
   memset (b, 0, sizeof *b);
+  b->max_line = FRAME_MAX_LINE;
 }
 
 void
@@ -123,7 +124,7 @@ frame_next (struct frame_buffer *b, json_t **object, char **error)
     size_t end = nl != NULL ? (size_t) (nl - b->data) : b->len;
     enum frame_result r;
 
-    if (end - start > FRAME_MAX_LINE)
+    if (end - start > b->max_line)
       return FRAME_TOO_LONG;
     if (nl == NULL) {
       if (start > 0)

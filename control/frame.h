@@ -18,13 +18,14 @@ struct frame_buffer {
   char *data; /* owned */
   size_t len, cap;
   size_t scanned; /* no newline before this index */
+  size_t max_line; /* FRAME_MAX_LINE, unless the owner trusts its peer with more */
 };
 
 enum frame_result {
   FRAME_NONE,     /* no complete line yet */
   FRAME_OBJECT,   /* *OBJECT holds a new reference */
   FRAME_BAD,      /* a line that is not a JSON object: *ERROR says why; it was consumed */
-  FRAME_TOO_LONG, /* more than FRAME_MAX_LINE bytes without a newline: cut the peer off */
+  FRAME_TOO_LONG, /* more than max_line bytes without a newline: cut the peer off */
   FRAME_NOMEM
 };
 

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The way back to the source, and finishing after a coordinator that was killed.
+ *
+ *   1. the disks are released: the word goes to "abort".  If it says "commit", and the guest was not
+ *      started at the destination, they are rolled back with the token.
+ *   2. the memory migration is cancelled
+ *   3. the destination QEMU is ended, so that it can never run
+ *   4. the source VM is continued, if QEMU has not done so by itself
+ *   5. settings of the source QEMU are restored; mirrors that we began are cancelled, destinations given up
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/migrate.h"
+#include "cmd/job.h"
+#include "mirror/seal.h"
+
+#define CANCEL_MS 20000 /* for QEMU to cancel a migration */
+#define RUN_MS 20000    /* for the source VM to run again */
+#define POLL_MS 20
+
+static void
+note_error (struct migrate *m, const char *what, char *error)
+{
+  log_event (m, "roll-back-error",
+             json_pack ("{s:s, s:s}", "what", what, "error", error != NULL ? error : "out of memory"));
+  free (error);
+}
+
+/* ---- the disks ------------------------------------------------------------------------------- */
+
+/* Open the source's disks again although they were handed over: nothing ran at the destination. */
+static bool
+uncommit (struct migrate *m)
+{
+  bool all = true;
+  unsigned i;
+
+  for (i = 0; i < m->nr; i++) {
+    struct disk *d = &m->disks[i];
+    char *error = NULL, *class_ = NULL;
+
+    if (d->client == NULL)
+      d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
+    free (error);
+    error = NULL;
+    if (d->client != NULL
+        && (control_client_call (d->client, "mirror-rollback",
+                                 json_pack ("{s:s, s:b}", "rollback-token", m->result.token,
+                                            "destination-stopped", 1),
+                                 -1, JOB_CALL_MS, NULL, NULL, &class_, &error) == 0
+            || (class_ != NULL && strcmp (class_, "NotFenced") == 0)))
+      log_rolled_back (m, "%s: handed back to the source", d->control);
+    else {
+      all = false;
+      cmd_error ("%s: cannot be rolled back: %s", d->control, error != NULL ? error : "out of memory");
+    }
+    free (error);
+    free (class_);
+  }
+  if (all)
+    m->committed = false;
+  return all;
+}
+
+static bool
+free_disks (struct migrate *m)
+{
+  if (m->committed)
+    return uncommit (m);
+  if (m->handoff == NULL)
+    return true;
+  if (handoff_release (m->handoff) == DECISION_COMMIT) /* nobody but us decides so */
+    return false;
+  if (m->held)
+    log_rolled_back (m, "every disk was released");
+  m->held = false;
+  return true;
+}
+
+/* ---- the machines ----------------------------------------------------------------------------- */
+
+static void
+cancel_memory (struct migrate *m)
+{
+  double end = migrate_now () + CANCEL_MS;
+  char status[32];
+  char *error = NULL;
+
+  vm_migration (&m->source, status);
+  if (!migration_is_active (status))
+    return;
+  if (vm_call (&m->source, "migrate_cancel", NULL, NULL, NULL, &error) == -1)
+    note_error (m, "migrate_cancel", error);
+  do {
+    migrate_wait (m, POLL_MS);
+    vm_migration (&m->source, status);
+  } while (migration_is_active (status) && migrate_now () < end);
+  log_rolled_back (m, "the migration of the memory is %s", status[0] != '\0' ? status : "gone");
+}
+
+/* It must not run any more, ever.  One that only waits for a migration that will not come is ended as well. */
+static void
+end_dest (struct migrate *m)
+{
+  double end = migrate_now () + 2000;
+  char *error = NULL;
+
+  if (vm_is_dead (&m->dest))
+    return;
+  if (vm_call (&m->dest, "quit", NULL, NULL, NULL, &error) == 0)
+    log_rolled_back (m, "the destination QEMU was told to quit");
+  else
+    note_error (m, "quit", error);
+  vm_close (&m->dest);
+  while (!vm_is_dead (&m->dest) && migrate_now () < end)
+    migrate_wait (m, POLL_MS);
+}
+
+static bool
+run_source (struct migrate *m)
+{
+  double end = migrate_now () + RUN_MS;
+  char status[32];
+  bool continued = false;
+
+  do {
+    char *error = NULL;
+
+    vm_status (&m->source, status);
+    if (strcmp (status, "running") == 0) {
+      log_rolled_back (m, "the source VM runs");
+      return true;
+    }
+    if (status[0] == '\0' && vm_is_dead (&m->source))
+      break;
+    /* QEMU itself resumes it after a cancelled migration; `cont` in between is refused. */
+    if (strcmp (status, "finish-migrate") != 0 || continued) {
+      if (vm_call (&m->source, "cont", NULL, NULL, NULL, &error) == -1)
+        note_error (m, "cont", error);
+    }
+    continued = true;
+    migrate_wait (m, POLL_MS);
+  } while (migrate_now () < end);
+  cmd_error ("the source VM does not run: it is '%s'", status[0] != '\0' ? status : "gone");
+  return false;
+}
+
+static void
+restore_settings (struct migrate *m)
+{
+  char *error = NULL;
+
+  if (m->source.old_params != NULL
+      && vm_call (&m->source, "migrate-set-parameters", json_incref (m->source.old_params), NULL,
+                  NULL, &error) == -1)
+    note_error (m, "migrate-set-parameters", error);
+  error = NULL;
+  if (m->source.old_caps != NULL
+      && vm_call (&m->source, "migrate-set-capabilities",
+                  json_pack ("{s:O}", "capabilities", m->source.old_caps), NULL, NULL, &error) == -1)
+    note_error (m, "migrate-set-capabilities", error);
+}
+
+bool
+migrate_back (struct migrate *m)
+{
+  bool runs;
+
+  log_phase (m, PHASE_BACK);
+  if (!free_disks (m)) {
+    cmd_error ("the disks stay handed over, so the source VM is not started: look at each disk's status, and see"
+               " nbdmirror-migrate(1)");
+    return false;
+  }
+  cancel_memory (m);
+  end_dest (m);
+  runs = run_source (m);
+  restore_settings (m);
+  disks_cancel (m);
+  log_phase (m, PHASE_FAILED);
+  return runs;
+}
+
+/* ---- --recover --------------------------------------------------------------------------------- */
+
+static int
+recover_forward (struct migrate *m, bool decide)
+{
+  char *error = NULL;
+  char status[32];
+
+  if (decide && handoff_commit (m->handoff, &error) == -1) {
+    cmd_error ("%s", error != NULL ? error : "out of memory");
+    free (error);
+    return EXIT_ERROR;
+  }
+  m->committed = true;
+  strcpy (m->result.token, handoff_token (m->handoff));
+  vm_status (&m->source, status);
+  if (strcmp (status, "running") == 0 && vm_call (&m->source, "stop", NULL, NULL, NULL, &error) == 0)
+    log_rolled_back (m, "the source VM was stopped: its disks are handed over");
+  free (error);
+  migrate_finalize (m);
+  vm_status (&m->dest, status);
+  log_phase (m, PHASE_START);
+  if (strcmp (status, "running") != 0 && step_start (m) == -1)
+    return EXIT_ERROR;
+  log_phase (m, PHASE_DONE);
+  return EXIT_DONE;
+}
+
+static int
+look_and_recover (struct migrate *m, enum handoff_found found)
+{
+  char source[32], migration[32], dest[32];
+
+  vm_status (&m->source, source);
+  vm_migration (&m->source, migration);
+  vm_status (&m->dest, dest);
+  log_event (m, "recover", json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int) found, "source", source,
+                                      "migration", migration, "destination", dest));
+  switch (migrate_plan (found, source, migration, dest)) {
+  case PLAN_NOTHING:
+    cmd_notice ("nothing to do: the guest runs at the %s",
+                strcmp (dest, "running") == 0 ? "destination" : "source");
+    return EXIT_DONE;
+  case PLAN_FORWARD:
+    cmd_notice ("the disks are handed over: going on to the destination");
+    return recover_forward (m, found == HANDOFF_FOUND_UNDECIDED);
+  case PLAN_BACK:
+    cmd_notice ("nothing was handed over: going back to the source");
+    m->held = found == HANDOFF_FOUND_UNDECIDED || found == HANDOFF_FOUND_BROKEN;
+    return migrate_back (m) ? EXIT_DONE : EXIT_ERROR;
+  default:
+    cmd_error ("the disks are%s handed over, the source VM is '%s', the destination VM is '%s': see"
+               " nbdmirror-migrate(1), FAILURES",
+               found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE ? "" : " not",
+               source[0] != '\0' ? source : "gone", dest[0] != '\0' ? dest : "gone");
+    return EXIT_ERROR;
+  }
+}
+
+int
+migrate_recover (struct migrate *m)
+{
+  enum handoff_found found;
+  char *error = NULL;
+  int status = EXIT_ERROR;
+
+  m->handoff = handoff_find (m->controls, m->nr, NULL, &found, &error);
+  if (m->handoff == NULL)
+    cmd_error ("%s", error != NULL ? error : "out of memory");
+  else if (handoff_result_init (&m->result, m->nr) == -1)
+    cmd_error ("out of memory");
+  else
+    status = look_and_recover (m, found);
+  free (error);
+  return status;
+}

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Which side has to run?  A function of what is seen after a coordinator was killed; no I/O, so that it is
+ * tested exhaustively.
+ *
+ *   disks      | destination           | source             |
+ *   committed  | running               | any                | nothing (source is fenced)
+ *   committed  | paused                | any                | forward: only `cont` is missing
+ *   committed  | else                  | any                | operator: the memory is nowhere else to be had
+ *   in doubt   | running               | any                | forward: it was started, so it was committed
+ *   else       | running               | any                | operator: nobody starts it before the commit
+ *   else       | any                   | cannot be asked    | operator
+ *   none       | gone, or still waits  | running, alone     | nothing
+ *   else       | not running           | any                | back
+ */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "cmd/migrate.h"
+
+bool
+migration_is_active (const char *status)
+{
+  static const char *const active[] = { "setup",       "active",  "pre-switchover",   "device",
+                                        "wait-unplug", "cancelling", "postcopy-active" };
+  size_t i;
+
+  for (i = 0; i < sizeof active / sizeof active[0]; i++)
+    if (strcmp (status, active[i]) == 0)
+      return true;
+  return false;
+}
+
+enum plan
+migrate_plan (enum handoff_found disks, const char *source, const char *migration, const char *dest)
+{
+  bool committed = disks == HANDOFF_FOUND_COMMITTED || disks == HANDOFF_FOUND_DONE;
+  bool dest_runs = strcmp (dest, "running") == 0;
+
+  if (committed) {
+    if (dest_runs)
+      return disks == HANDOFF_FOUND_DONE ? PLAN_NOTHING : PLAN_FORWARD;
+    return strcmp (dest, "paused") == 0 ? PLAN_FORWARD : PLAN_OPERATOR;
+  }
+  if (dest_runs)
+    return disks == HANDOFF_FOUND_UNDECIDED ? PLAN_FORWARD : PLAN_OPERATOR;
+  if (source[0] == '\0')
+    return PLAN_OPERATOR;
+  if (strcmp (source, "running") == 0 && disks == HANDOFF_FOUND_NONE
+      && (dest[0] == '\0' || strcmp (dest, "inmigrate") == 0) && !migration_is_active (migration))
+    return PLAN_NOTHING;
+  return PLAN_BACK;
+}

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * One QEMU's monitor.  QMP is the wire format of our own control protocol, so its client serves here as well.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "cmd/migrate.h"
+
+#define QMP_MAX_LINE (16u * 1024 * 1024) /* query-block of a machine with many disks */
+
+/* The side before MESSAGE (stolen, may be NULL). */
+static char *
+name_side (const struct vm *vm, const char *command, char *message)
+{
+  char *full;
+
+  if (asprintf (&full, "%s QEMU: %s%s%s", vm->name, command != NULL ? command : "",
+                command != NULL ? ": " : "", message != NULL ? message : "out of memory") == -1)
+    full = NULL;
+  free (message);
+  return full;
+}
+
+int
+vm_connect (struct vm *vm, char **error)
+{
+  char *message = NULL;
+
+  vm_close (vm);
+  vm->qmp = control_client_connect (vm->path, QMP_CONNECT_MS, &message);
+  if (vm->qmp == NULL) {
+    *error = name_side (vm, NULL, message);
+    return -1;
+  }
+  control_client_set_max_line (vm->qmp, QMP_MAX_LINE);
+  return 0;
+}
+
+void
+vm_close (struct vm *vm)
+{
+  control_client_free (vm->qmp);
+  vm->qmp = NULL;
+}
+
+static void
+take_event (struct vm *vm, const char *name, json_t *data)
+{
+  const char *status = json_string_value (json_object_get (data, "status"));
+
+  if (strcmp (name, "STOP") == 0)
+    vm->stop_ms = migrate_now ();
+  else if (strcmp (name, "RESUME") == 0)
+    vm->resume_ms = migrate_now ();
+  else if (strcmp (name, "MIGRATION") == 0 && status != NULL)
+    snprintf (vm->migration, sizeof vm->migration, "%s", status);
+  log_event (vm->m, "qmp-event",
+             json_pack ("{s:s, s:s, s:O}", "side", vm->name, "name", name, "data", data));
+}
+
+int
+vm_events (struct vm *vm)
+{
+  char *name, *error = NULL;
+  json_t *data;
+  int r;
+
+  if (vm->qmp == NULL)
+    return -1;
+  while ((r = control_client_next_event (vm->qmp, 0, &name, &data, &error)) == 1) {
+    take_event (vm, name, data);
+    free (name);
+    json_decref (data);
+  }
+  if (r == -1) {
+    log_event (vm->m, "qmp-lost", json_pack ("{s:s, s:s}", "side", vm->name, "reason",
+                                             error != NULL ? error : "out of memory"));
+    free (error);
+    vm_close (vm);
+  }
+  return r;
+}
+
+int
+vm_call (struct vm *vm, const char *command, json_t *args, json_t **ret, bool *refused,
+         char **error)
+{
+  char *message = NULL, *class_ = NULL;
+  int r;
+
+  if (refused != NULL)
+    *refused = false;
+  if (vm->qmp == NULL && vm_connect (vm, error) == -1) {
+    json_decref (args);
+    return -1;
+  }
+  r = control_client_call (vm->qmp, command, args, -1, QMP_CALL_MS, ret, NULL, &class_, &message);
+  /* Questions are asked all the time. */
+  if (r == -1 || strncmp (command, "query-", 6) != 0)
+    log_event (vm->m, "qmp", json_pack ("{s:s, s:s, s:s*}", "side", vm->name, "command", command,
+                                        "error", message));
+  if (r == -1) {
+    if (refused != NULL)
+      *refused = class_ != NULL;
+    if (class_ == NULL) {
+      vm_events (vm); /* those that came before the end */
+      vm_close (vm);
+    }
+    *error = name_side (vm, command, message);
+  }
+  free (class_);
+  return r;
+}
+
+bool
+vm_is_dead (const struct vm *vm)
+{
+  struct sockaddr_un sa = { .sun_family = AF_UNIX };
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  bool dead;
+
+  if (sock == -1 || strlen (vm->path) >= sizeof sa.sun_path)
+    return false;
+  strcpy (sa.sun_path, vm->path);
+  dead = connect (sock, (struct sockaddr *) &sa, sizeof sa) == -1
+         && (errno == ECONNREFUSED || errno == ENOENT);
+  close (sock);
+  return dead;
+}
+
+static void
+query_status (struct vm *vm, const char *command, char buf[32])
+{
+  json_t *ret = NULL;
+  char *error = NULL;
+  const char *status;
+
+  buf[0] = '\0';
+  if (vm_call (vm, command, NULL, &ret, NULL, &error) == 0) {
+    status = json_string_value (json_object_get (ret, "status"));
+    snprintf (buf, 32, "%s", status != NULL ? status : "none");
+  }
+  json_decref (ret);
+  free (error);
+}
+
+void
+vm_status (struct vm *vm, char buf[32])
+{
+  query_status (vm, "query-status", buf);
+}
+
+void
+vm_migration (struct vm *vm, char buf[32])
+{
+  query_status (vm, "query-migrate", buf);
+}
+
+/* The state of capability NAME in the answer to query-migrate-capabilities; NULL: QEMU does not know it. */
+static json_t *
+find_capability (json_t *list, const char *name)
+{
+  json_t *c;
+  size_t i;
+
+  json_array_foreach (list, i, c)
+  {
+    const char *its = json_string_value (json_object_get (c, "capability"));
+
+    if (its != NULL && strcmp (its, name) == 0)
+      return json_object_get (c, "state");
+  }
+  return NULL;
+}
+
+int
+vm_set_capabilities (struct vm *vm, char **error, ...)
+{
+  json_t *now = NULL, *wanted = json_array (), *old = json_array ();
+  const char *name;
+  va_list args;
+  int r = -1;
+
+  if (vm_call (vm, "query-migrate-capabilities", NULL, &now, NULL, error) == -1)
+    goto out;
+  va_start (args, error);
+  while ((name = va_arg (args, const char *)) != NULL) {
+    int value = va_arg (args, int);
+    json_t *state = find_capability (now, name);
+
+    if (state == NULL && value)
+      break;
+    if (state != NULL && json_is_true (state) != (value != 0)) {
+      json_array_append_new (wanted, json_pack ("{s:s, s:b}", "capability", name, "state", value));
+      json_array_append_new (old, json_pack ("{s:s, s:b}", "capability", name, "state", !value));
+    }
+  }
+  va_end (args);
+  if (name != NULL) {
+    if (asprintf (error, "%s QEMU: it has no migration capability '%s'", vm->name, name) == -1)
+      *error = NULL;
+    goto out;
+  }
+  r = json_array_size (wanted) == 0
+        ? 0
+        : vm_call (vm, "migrate-set-capabilities", json_pack ("{s:O}", "capabilities", wanted),
+                   NULL, NULL, error);
+  if (r == 0 && json_array_size (old) > 0 && vm->old_caps == NULL)
+    vm->old_caps = json_incref (old);
+out:
+  json_decref (now);
+  json_decref (wanted);
+  json_decref (old);
+  return r;
+}
