@@ -9,7 +9,8 @@ write-blocking) mirrors its disk.  The same disk, cap, destination and fio job f
               disk's size
   gap ms      hand-over: the longest time without a completed guest write (at a slow rate it is at
               least the time between two writes)
-  held ms     hand-over: how long writes were held, median and longest, as nbdmirror tells
+  held ms     hand-over: how long writes were held, as nbdmirror tells: the first time, at once when it was
+              ready; median and longest of the times after that
   step ms     hand-over: from asking for it until it is done
   kept        the guest's IOPS while mirroring, in percent of those before
   p50, p99, max   of the guest's write latency in ms, before / while mirroring until ready
@@ -189,6 +190,8 @@ def mirror(setup, args, case, name, source, size, guest_seed):
     r["before"], r["during"] = log.figures(log.start(), start), log.figures(start, end)
     r["kept"] = 100 * r["during"]["iops"] / r["before"]["iops"] if r["before"]["iops"] else None
     r["gaps-ms"] = [log.gap(*span) for span in r["spans"]]
+    if "committed-at" in r:
+        r["gaps-ms"].append(log.silence(r["committed-at"]))
     r["left-series"] = samples
     # What came before as well, as time below zero.
     r["guest-series"] = log.series(start - args.before, end + 1, 0.25)
@@ -208,6 +211,13 @@ def spread(values, digits=1):
     return middle if len(values) == 1 else f"{middle} / {max(values):.{digits}f}"
 
 
+def held(runs):
+    if not any(r["pauses-ms"] for r in runs):
+        return "-"
+    return (spread([p for r in runs for p in r["pauses-ms"][:1]]) + "; "
+            + spread([p for r in runs for p in r["pauses-ms"][1:]]))
+
+
 def before_and_during(runs, key):
     a, b = (median([r[when][key] for r in runs]) for when in ("before", "during"))
     return "-" if a is None or b is None else f"{a:.2f} / {b:.2f}"
@@ -223,6 +233,7 @@ def summary(case, name, runs):
         "ready": sum(r is not None for r in ready), "ready-s": median(ready),
         "x-ideal": median([r["ready-s"] and r["ideal-s"] and r["ready-s"] / r["ideal-s"] for r in runs]),
         "sent": median([r["sent"] for r in runs]),
+        "pause-first-ms": median([p for r in runs for p in r["pauses-ms"][:1]]),
         "pause-median-ms": median(pauses), "pause-max-ms": max(pauses, default=None),
         "pauses": len(pauses), "refused": sum(len(r["refused"]) for r in runs),
         "gap-median-ms": median(gaps), "gap-max-ms": max(gaps, default=None),
@@ -241,7 +252,7 @@ def row(s):
         "never" if never else s["ready-s"] if s["ready"] == len(runs)
         else f"{s['ready-s']:.2f} ({s['ready']} of {len(runs)})",
         s["x-ideal"], f"> {s['sent']:.2f}" if never else f"{s['sent']:.3f}",
-        spread([g for r in runs for g in r["gaps-ms"]], 0), spread([p for r in runs for p in r["pauses-ms"]]),
+        spread([g for r in runs for g in r["gaps-ms"]], 0), held(runs),
         spread([r.get("step-ms") for r in runs], 0), f"{s['kept']:.0f} %" if s["kept"] else None,
         before_and_during(runs, "p50-ms"), before_and_during(runs, "p99-ms"),
         before_and_during(runs, "max-ms"),

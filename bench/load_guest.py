@@ -103,6 +103,11 @@ class Log:
         times = self.done[max(0, i - 1):j + 1]
         return max((1000 * (b - a) for a, b in zip(times, times[1:])), default=None)
 
+    def silence(self, at):
+        """Milliseconds that nothing had been completed for at that instant."""
+        i, _ = self.window(at, at)
+        return max(0.0, 1000 * (at - self.done[i - 1])) if i else None
+
     def series(self, begin, end, step):
         """[seconds after BEGIN, writes a second, p99 in ms or None] for each STEP."""
         result = []

@@ -11,7 +11,7 @@ server, and hands over.  All offer the same:
 
 hand_over returns {"step-ms": from asking for it until it is done; "pauses-ms": how long guest writes were
 held, each time, as the system itself tells; "spans": the stretches of time in which to look for the longest gap in
-the guest's completions; "refused": why a hand-over did not come about; "told": more figures}.
+the guest's completions; "committed-at": when the guest was cut off from this disk; "refused": why a hand-over did not come about; "told": more figures}.
 """
 
 import fcntl
@@ -81,48 +81,51 @@ class Nbdmirror:
                 raise qmp.QMPError("the job is not ready any more")
             time.sleep(0.02)
 
-    def held(self):
-        """When the gate was closed, and when it was let go of again."""
-        times = {}
-        while "open" not in times and "fenced" not in times:
+    def gate_times(self, after):
+        """When the gate was held, and when it was AFTER ("open" stands for all its modes but fenced)."""
+        held = None
+        while True:
             e = self.qmp.event(["MIRROR_GATE"], 10)
             if e is None:
-                raise qmp.QMPError("the gate was not opened again")
+                raise qmp.QMPError(f"the gate was not {after}")
             gate = e["data"]["gate"]
-            # Other modes of the gate come after it was opened.
-            times["open" if gate in ("throttled", "synchronous") else gate] = qmp.seconds(e)
-        return times
+            if gate == "held":
+                held = qmp.seconds(e)
+            elif held is not None and (gate == "fenced") == (after == "fenced"):
+                return held, qmp.seconds(e)
 
     def rehearse(self):
-        """One hand-over that is released: (pause in ms, begin, end)."""
+        """One hand-over that is released instead of committed: when the gate was held, when all was
+        prepared, and when the gate was open again."""
         fd, view = word()
         try:
             self.qmp.events.clear()
             self.qmp.command("mirror-prepare",
                              {"id": "mirror", "lease-ms": 2 * MAX_DOWNTIME_MS, "waiters": "keep",
                               "rollback-token": "rehearsal"}, fd=fd)
+            prepared = time.time()
             struct.pack_into("=I", view, 0, ABORT)
             self.qmp.command("mirror-release", {"id": "mirror"})
         finally:
             view.close()
             os.close(fd)
-        times = self.held()
-        return 1000 * (times["open"] - times["held"]), times["held"], times["open"]
+        held, opened = self.gate_times("open")
+        return held, prepared, opened
 
     def hand_over(self, done):
         result = {"pauses-ms": [], "spans": [], "refused": []}
         for _ in range(self.holds):
             try:
                 self.wait_ready(5)
-                pause, begin, end = self.rehearse()
+                held, prepared, opened = self.rehearse()
             except qmp.QMPError as e:
                 result["refused"].append(str(e))
                 time.sleep(PAUSE_OF_READY)
                 continue
             if not result["spans"]:
                 done()
-            result["pauses-ms"].append(pause)
-            result["spans"].append([begin, end])
+            result["pauses-ms"].append(1000 * (prepared - held))
+            result["spans"].append([held, opened])
             time.sleep(PAUSE_OF_READY)
         first = not result["spans"]
         self.commit(result)
@@ -147,7 +150,7 @@ class Nbdmirror:
         told = json.loads(p.stdout)
         self.qmp.command("mirror-rollback", {"rollback-token": told["rollback-token"],
                                              "destination-stopped": True})
-        result["spans"].append([start, time.time()])
+        result["committed-at"] = self.gate_times("fenced")[1]
         result["pauses-ms"].append(told["disks"][0]["downtime-ms"])
         result["committed-ms"] = told["disks"][0]["downtime-ms"]
         result["step-ms"] = 1000 * (done - start)
