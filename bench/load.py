@@ -18,6 +18,7 @@ write-blocking) mirrors its disk.  The same disk, cap, destination and fio job f
 A run that is not ready after --give-up times the ideal time (without a cap: --patience) is "never".
 """
 
+import json
 import os
 import shutil
 import time
@@ -59,6 +60,7 @@ def add_options(parser):
                         help="with a cap: after N times the disk / cap (%(default)s)")
     parser.add_argument("--patience", type=float, default=30, metavar="S",
                         help="without a cap: give up after so long (%(default)s)")
+    parser.add_argument("--replot", metavar="FILE", help="measure nothing: table and plots of these results")
     parser.add_argument("--no-plot", action="store_true", help="no SVG beside the results")
 
 
@@ -74,9 +76,6 @@ class Case:
     def text(self):
         rate = f"{self.rate}/s" if self.rate else "unthrottled"
         return f"{rate} {self.pattern}, {f'cap {self.cap} MiB/s' if self.cap else 'no cap'}"
-
-    def name(self):
-        return f"{self.rate or 'max'}-{self.pattern}-{self.cap or 'nocap'}"
 
 
 def all_systems(args, policies):
@@ -274,7 +273,18 @@ def told_at_once(setup, case, r):
                + "".join(f"; {x}" for x in r["refused"]) + (f"; {r['reason']}" if r["reason"] else ""))
 
 
+def show(results, output, plots=True):
+    print(table(HEADINGS, [row(s) for s in results]))
+    if plots:
+        load_plot.plot(results, os.path.splitext(output)[0])
+
+
 def run(setup, args):
+    if args.replot:
+        with open(args.replot) as f:
+            results = json.load(f)["results"]
+        show(results, args.replot)
+        return None
     load_guest.check()
     common.need("nbdkit")
     runs, size = args.runs or 1, (8 * GIB if args.long else args.size * MIB)
@@ -302,10 +312,5 @@ def run(setup, args):
                 figures[case, name].append(r)
                 told_at_once(setup, case, r)
     results = [summary(case, name, r) for (case, name), r in figures.items() if r]
-    print(table(HEADINGS, [row(s) for s in results]))
-    if not args.no_plot:
-        for case in cases:
-            load_plot.plot(setup, args, case, [s for s in results if s["rate"] == (case.rate or "max") and
-                                               s["cap"] == (case.cap or "none") and
-                                               s["pattern"] == case.pattern])
+    show(results, setup.output, not args.no_plot)
     return results

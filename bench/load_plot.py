@@ -51,21 +51,28 @@ def lines(results, series):
                      for n, s in enumerate(results))
 
 
-def plot(setup, args, case, results):
-    """Writes an SVG beside the results; says so where gnuplot is missing."""
-    if not results:
-        return
+def case_of(s):
+    return s["rate"], s["pattern"], s["cap"]
+
+
+def plot(results, output):
+    """One SVG for each case, OUTPUT-RATE-PATTERN-CAP.svg; says so where gnuplot is missing."""
     if not shutil.which("gnuplot"):
-        common.say(f"no plot of {case.text()}: gnuplot is not installed")
+        common.say("no plots: gnuplot is not installed (--replot FILE.json makes them later)")
         return
-    output = os.path.splitext(setup.output)[0] + f"-{case.name()}.svg"
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    ends = [s["runs"][0]["guest-series"][-1][0] for s in results if s["runs"][0]["guest-series"]]
+    for case in dict.fromkeys(map(case_of, results)):
+        rate, pattern, cap = case
+        path = f"{output}-{rate}-{pattern}-{'nocap' if cap == 'none' else cap}.svg"
+        title = (f"guest: {pattern} 4 KiB writes, {'unthrottled' if rate == 'max' else f'{rate}/s'}; "
+                 + ("no cap" if cap == "none" else f"cap {cap} MiB/s"))
+        plot_case([s for s in results if case_of(s) == case], title, path)
+
+
+def plot_case(results, title, path):
+    times = [p[0] for s in results for p in s["runs"][0]["guest-series"]]
     script = blocks(results, "left-series", 1) + blocks(results, "guest-series", 2) + SCRIPT.format(
-        output=output, title="guest writes " + case.text(), begin=-args.before, end=max(ends, default=1),
+        output=path, title=title, begin=min(times, default=-1), end=max(times, default=1),
         left=lines(results, "left-series"), latency=lines(results, "guest-series"))
     p = subprocess.run(["gnuplot"], input=script, text=True, capture_output=True)
-    if p.returncode != 0:
-        common.say(f"gnuplot made no plot of {case.text()}: {p.stderr.strip()}")
-    else:
-        common.say(f"plot in {output}")
+    common.say(f"gnuplot made no {path}: {p.stderr.strip()}" if p.returncode else f"plot in {path}")
