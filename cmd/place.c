@@ -9,12 +9,14 @@
 #include <config.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cmd/cmd.h"
+#include "mirror/endpoint-ssh.h"
 
-#define SCHEMES "nbd, nbds, nbd+unix, nbds+unix, nbd+vsock, nbds+vsock, nbd+ssh, nbds+ssh"
+#define SCHEMES "nbd, nbds, nbd+unix, nbds+unix, nbd+vsock, nbds+vsock, nbd+ssh, nbds+ssh, ssh"
 
 static bool
 starts_with (const char *s, const char *prefix)
@@ -53,6 +55,14 @@ cmd_place_ok (struct cmd_line *line, const struct cmd_operand *op)
   size_t colon = strcspn (name, ":"), slash = strcspn (name, "/");
   bool has_colon = name[colon] == ':' && colon < slash;
 
+  if (op->nr_args == 1 && is_ssh_uri (name)) {
+    char *problem = ssh_uri_problem (name);
+    if (problem != NULL)
+      line->status = cmd_usage_error ("%s: %s", name, problem);
+    bool good = problem == NULL;
+    free (problem);
+    return good;
+  }
   if (op->nr_args != 1 || (has_colon && known_scheme (name, colon) && starts_with (name + colon, "://"))
       || access (name, F_OK) == 0)
     return true;

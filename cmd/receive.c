@@ -20,6 +20,7 @@
 #include "cmd/units.h"
 #include "cmd/worker.h"
 #include "control/receive-exports.h"
+#include "mirror/seal.h"
 
 enum {
   OPT_SIZE = 0x200,
@@ -39,7 +40,9 @@ enum {
   OPT_TLS_PSK,
   OPT_TLS_VERIFY_PEER,
   OPT_KEEP,
-  OPT_DETACH
+  OPT_DETACH,
+  OPT_SEAL,
+  OPT_GIVE_UP
 };
 
 static const char help[]
@@ -64,7 +67,10 @@ static const char help[]
     "  --tls-psk FILE        with these pre-shared keys\n"
     "  --tls-verify-peer     demand a certificate of the clients too\n"
     "  --keep                never remove the disk\n"
-    "  --detach              return once it is served\n\n"
+    "  --detach              return once it is served\n"
+    "  --seal                PATH is the URI of such a server's mirror export: let no mirror write there\n"
+    "                        any more, and return when its last request has ended\n"
+    "  --give-up             PATH is such a URI: end that server, and remove the disk that it created\n\n"
     "The server is restarted when it ends, until the guest uses the disk.  SIGTERM stops it.  SIGINT\n"
     "(Ctrl-C) gives up: a disk that was created here, and not handed over, is removed.\n"
     "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters.\n\n"
@@ -78,7 +84,7 @@ struct arguments {
   struct receive_server server;
   struct nbdkit_args args;
   const char *socket, *certificates, *psk; /* as given */
-  bool detach, keep;
+  bool detach, keep, seal, give_up;
 };
 
 /* ---- options --------------------------------------------------------------------------------- */
@@ -162,6 +168,12 @@ take_option (struct arguments *a, int c)
     return 0;
   case OPT_DETACH:
     a->detach = true;
+    return 0;
+  case OPT_SEAL:
+    a->seal = true;
+    return 0;
+  case OPT_GIVE_UP:
+    a->give_up = true;
     return 0;
   default:
     return take_disk_option (a, c);
@@ -348,6 +360,21 @@ out:
   return status;
 }
 
+/* --seal or --give-up, for a server that runs. */
+static int
+tell_server (const char *uri, bool seal)
+{
+  char *error = NULL;
+  int r = seal ? destination_seal (uri, &error) : destination_give_up (uri, &error);
+
+  if (r == 1)
+    cmd_error ("%s: this is not the mirror's export of a server that nbdmirror receive started", uri);
+  else if (r == -1)
+    cmd_error ("%s", error ? error : "out of memory");
+  free (error);
+  return r == 0 ? EXIT_DONE : EXIT_ERROR;
+}
+
 static int
 run (struct cmd_line *line)
 {
@@ -370,6 +397,8 @@ run (struct cmd_line *line)
     { "tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER },
     { "keep", no_argument, NULL, OPT_KEEP },
     { "detach", no_argument, NULL, OPT_DETACH },
+    { "seal", no_argument, NULL, OPT_SEAL },
+    { "give-up", no_argument, NULL, OPT_GIVE_UP },
     CMD_LONG_OPTIONS_END
   };
   struct arguments a = { .detach = false };
@@ -388,6 +417,10 @@ run (struct cmd_line *line)
   if (line->operands[0].nr_args != 1 || line->operands[0].argv[0][0] == '\0')
     return cmd_usage_error ("PATH is that of a file or a block device");
   a.disk.name = line->operands[0].argv[0];
+  if (a.seal && a.give_up)
+    return cmd_usage_error ("--seal and --give-up exclude each other");
+  if (a.seal || a.give_up)
+    return tell_server (a.disk.name, a.seal);
   status = check_options (&a);
   if (status)
     return status;

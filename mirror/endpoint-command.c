@@ -24,6 +24,7 @@
 
 #define ENDED_WAIT_MS 300
 #define STOP_WAIT_MS 5000
+#define STDIO_WAIT_MS 2000 /* for ssh: the end of its command comes a round trip later */
 #define FIRST_FD 3 /* SD_LISTEN_FDS_START */
 
 extern char **environ;
@@ -32,6 +33,7 @@ struct command {
   pthread_mutex_t lock; /* of the next two: channels are opened by several threads */
   pid_t pid;            /* 0: reaped */
   int wait_status;
+  bool stdio;
   char dir[32];
   char socket[48];
 };
@@ -83,7 +85,8 @@ make_environment (char *listen_pid)
 
 /* In the child, between fork and exec: only what is safe in a copy of a process with threads. */
 static void
-run_child (int sock, int err_fd, char *const *argv, char **env, char *listen_pid)
+run_child (const struct command *cmd, int sock, int err_fd, char *const *argv, char **env,
+           char *listen_pid)
 {
   char digits[24];
   size_t n = 0;
@@ -100,7 +103,11 @@ run_child (int sock, int err_fd, char *const *argv, char **env, char *listen_pid
   /* The error pipe must not be where the socket goes. */
   if (err_fd == FIRST_FD)
     err_fd = fcntl (err_fd, F_DUPFD_CLOEXEC, FIRST_FD + 1);
-  if (sock == FIRST_FD) {
+  if (cmd->stdio) {
+    setpgid (0, 0);
+    if (dup2 (sock, STDIN_FILENO) == -1 || dup2 (sock, STDOUT_FILENO) == -1)
+      goto fail;
+  } else if (sock == FIRST_FD) {
     if (fcntl (sock, F_SETFD, 0) == -1)
       goto fail;
   } else if (dup2 (sock, FIRST_FD) == -1)
@@ -108,7 +115,7 @@ run_child (int sock, int err_fd, char *const *argv, char **env, char *listen_pid
   sigemptyset (&none);
   sigprocmask (SIG_SETMASK, &none, NULL);
   signal (SIGPIPE, SIG_DFL);
-  execvpe (argv[0], argv, env);
+  execvpe (argv[0], argv, cmd->stdio ? environ : env);
 fail:
   err = errno;
   if (write (err_fd, &err, sizeof err) == -1)
@@ -133,7 +140,7 @@ spawn (struct command *cmd, int sock, char *const *argv)
   }
   cmd->pid = fork ();
   if (cmd->pid == 0)
-    run_child (sock, pipe_fds[1], argv, env, listen_pid);
+    run_child (cmd, sock, pipe_fds[1], argv, env, listen_pid);
   if (cmd->pid == -1)
     err = errno;
   close (pipe_fds[1]);
@@ -177,6 +184,32 @@ listen_on (struct command *cmd)
 }
 
 struct command *
+command_start_stdio (const char *name, char *const *argv, int *fd, int *errnum, char **error)
+{
+  struct command *cmd = calloc (1, sizeof *cmd);
+  int fds[2], err;
+
+  if (!cmd || socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == -1) {
+    endpoint_fail (errnum, error, errno, "%s: cannot make a connection for it: %s", name,
+                   strerror (errno));
+    free (cmd);
+    return NULL;
+  }
+  pthread_mutex_init (&cmd->lock, NULL);
+  cmd->stdio = true;
+  err = spawn (cmd, fds[1], argv);
+  close (fds[1]);
+  if (err == 0) {
+    *fd = fds[0];
+    return cmd;
+  }
+  close (fds[0]);
+  endpoint_fail (errnum, error, err, "%s: cannot run %s: %s", name, argv[0], strerror (err));
+  command_stop (cmd);
+  return NULL;
+}
+
+struct command *
 command_start (const char *name, char *const *argv, int *errnum, char **error)
 {
   struct command *cmd = calloc (1, sizeof *cmd);
@@ -214,7 +247,7 @@ command_ended (struct command *cmd)
   int r;
 
   /* The connection breaks a moment before the process is gone. */
-  if (!wait_for_end (cmd, ENDED_WAIT_MS))
+  if (!wait_for_end (cmd, cmd->stdio ? STDIO_WAIT_MS : ENDED_WAIT_MS))
     return NULL;
   if (WIFSIGNALED (cmd->wait_status))
     r = asprintf (&s, "the command was ended by signal %d (%s)", WTERMSIG (cmd->wait_status),
@@ -224,9 +257,18 @@ command_ended (struct command *cmd)
   return r == -1 ? NULL : s;
 }
 
+int
+command_exit_status (const struct command *cmd)
+{
+  return cmd->pid <= 0 && WIFEXITED (cmd->wait_status) ? WEXITSTATUS (cmd->wait_status) : -1;
+}
+
 void
 command_stop (struct command *cmd)
 {
+  /* Its connection is closed: what ssh runs ends by itself, and has then done all it was asked. */
+  if (cmd->stdio && cmd->pid > 0)
+    wait_for_end (cmd, STDIO_WAIT_MS);
   if (cmd->pid > 0) {
     kill (cmd->pid, SIGTERM);
     if (!wait_for_end (cmd, STOP_WAIT_MS)) {

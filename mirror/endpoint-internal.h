@@ -82,7 +82,8 @@ struct channel {
 /* Kinds. */
 struct endpoint *endpoint_file_open (const char *path, const struct endpoint_options *opts,
                                      int *errnum, char **error);
-/* NAME is the URI, or of the command ARGV (without the brackets, NULL at its end; NULL for a URI). */
+/* NAME is the URI, or of the command ARGV (without the brackets, NULL at its end; NULL for a URI).  An ssh URI has the
+ * command that ssh_command() made of it. */
 struct endpoint *endpoint_nbd_open (const char *name, char *const *argv,
                                     const struct endpoint_options *opts, int *errnum,
                                     char **error);

@@ -11,6 +11,7 @@
 
 #include "mirror/endpoint-nbd.h"
 #include "mirror/endpoint-command.h"
+#include "mirror/endpoint-ssh.h"
 #include "control/receive-exports.h"
 
 #include <errno.h>
@@ -18,8 +19,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define GOODBYE_MS 1000
+/* Exit statuses of ssh: of the nbdmirror there, of the shell there, its own. */
+#define REMOTE_REFUSED 7
+#define REMOTE_NOT_FOUND 127
+#define SSH_FAILED 255
 #define SOCKET_BUFFER (1 << 20)
 
 /* ---- Errors ----------------------------------------------------------------------------- */
@@ -95,7 +101,27 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
       return -1;
     return nbd_aio_connect_uri (h, nep->ep.name);
   }
+  if (nep->is_ssh) /* for reading too: it is not offered to several connections */
+    return nbd_set_export_name (h, RECEIVE_MIRROR) == -1
+               ? -1 : nbd_aio_connect_socket (h, atomic_exchange (&nep->stdio, -1));
   return nbd_aio_connect_unix (h, command_socket (nep->command));
+}
+
+/* Why ssh ended.  What ssh itself or the other host's nbdmirror had to say was shown already. */
+static const char *
+ssh_reason (int status, int *err)
+{
+  switch (status) {
+  case REMOTE_REFUSED:
+    *err = EROFS;
+    return "refused there";
+  case REMOTE_NOT_FOUND:
+    return "nbdmirror was not found there (program=FILE says where it is)";
+  case SSH_FAILED:
+    return "ssh does not reach it";
+  default:
+    return NULL;
+  }
 }
 
 static void
@@ -103,8 +129,12 @@ connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   char *ended = nep->command ? command_ended (nep->command) : NULL;
   int err = ended ? ECONNREFUSED : reason_errno ();
+  const char *why = ended && nep->is_ssh ? ssh_reason (command_exit_status (nep->command), &err) : NULL;
 
-  endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, ended ? ended : nbd_reason ());
+  if (why != NULL)
+    endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, why);
+  else
+    endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, ended ? ended : nbd_reason ());
   free (ended);
 }
 
@@ -253,9 +283,13 @@ struct nbd_handle *
 nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   const struct endpoint_info *first = &nep->ep.info;
-  struct nbd_handle *h = connect_handle (nep, errnum, error);
+  struct nbd_handle *h = NULL;
   struct endpoint_info info;
 
+  if (nep->is_ssh)
+    endpoint_fail (errnum, error, EBUSY, "%s: has one connection only", nep->ep.name);
+  else
+    h = connect_handle (nep, errnum, error);
   if (!h)
     return NULL;
   if (describe (nep, h, &info, errnum, error) == -1) {
@@ -301,6 +335,8 @@ nbd_endpoint_close (struct endpoint *ep)
 
   if (h)
     nbd_close_handle (h, true);
+  if (atomic_load (&nep->stdio) != -1)
+    close (atomic_load (&nep->stdio));
   if (nep->command)
     command_stop (nep->command);
   free (ep->name);
@@ -322,7 +358,16 @@ endpoint_nbd_open (const char *name, char *const *argv, const struct endpoint_op
   nep->ep.ops = &nbd_ops;
   nep->ep.opts = *opts;
   nep->is_uri = argv == NULL;
-  if (argv && !(nep->command = command_start (name, argv, errnum, error)))
+  nep->is_ssh = argv != NULL && is_ssh_uri (name);
+  atomic_store (&nep->stdio, -1);
+  if (nep->is_ssh) {
+    int fd = -1;
+
+    nep->command = command_start_stdio (name, argv, &fd, errnum, error);
+    atomic_store (&nep->stdio, fd);
+    if (!nep->command)
+      goto fail;
+  } else if (argv && !(nep->command = command_start (name, argv, errnum, error)))
     goto fail;
   h = connect_handle (nep, errnum, error);
   if (!h)

@@ -23,7 +23,9 @@ struct nbd_endpoint {
   bool is_uri;
   char session[NBD_SESSION_ID]; /* "": the export of the URI; else mirror@SESSION (endpoint-nbd-session.c).
                                    Set by endpoint_open()'s connection */
-  struct command *command;              /* else */
+  struct command *command;              /* else; with */
+  bool is_ssh;                          /* one connection: its stdin and stdout */
+  _Atomic int stdio;                    /* is_ssh: that connection until it is used; else -1 */
   _Atomic (struct nbd_handle *) first; /* endpoint_open()'s connection, for the first channel */
 };
 

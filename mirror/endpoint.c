@@ -7,6 +7,7 @@
 #include "config.h"
 
 #include "mirror/endpoint-internal.h"
+#include "mirror/endpoint-ssh.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -100,6 +101,25 @@ open_command (char *const *argv, unsigned nr_args, const struct endpoint_options
   return ep;
 }
 
+static struct endpoint *
+open_ssh (const char *uri, struct endpoint_options *opts, int *errnum, char **error)
+{
+  struct endpoint *ep;
+  char **command = ssh_command (uri, opts, error);
+
+  if (!command) {
+    if (errnum)
+      *errnum = EINVAL;
+    return NULL;
+  }
+  /* It serves us alone: whatever a dying client does to it, nobody else is hurt. */
+  opts->nr_in_flight = 64;
+  opts->nr_connections = 1;
+  ep = endpoint_nbd_open (uri, command, opts, errnum, error);
+  ssh_command_free (command);
+  return ep;
+}
+
 struct endpoint *
 endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_options *options,
                int *errnum, char **error)
@@ -117,6 +137,8 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
 
   if (nr_args != 1 || strcmp (argv[0], "[") == 0)
     return open_command (argv, nr_args, &opts, errnum, error);
+  if (is_ssh_uri (argv[0]))
+    return open_ssh (argv[0], &opts, errnum, error);
   if (is_nbd_uri (argv[0]))
     return endpoint_nbd_open (argv[0], NULL, &opts, errnum, error);
   return endpoint_file_open (argv[0], &opts, errnum, error);

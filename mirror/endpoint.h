@@ -5,6 +5,7 @@
  *
  *   nbd://… nbd+unix://… nbds://…      an NBD URI
  *   [ COMMAND ARGS ]                   an NBD server run for us, by socket activation
+ *   ssh://…                            a disk on another host (endpoint-ssh.h)
  *   PATH                               a local regular file or block device
  *
  * struct endpoint is the thing itself: opened and described once, shared by threads, constant after

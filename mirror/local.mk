@@ -20,6 +20,8 @@ libmirror_la_SOURCES = \
 	mirror/endpoint-nbd-session.c \
 	mirror/endpoint-nbd.c \
 	mirror/endpoint-nbd.h \
+	mirror/endpoint-ssh.c \
+	mirror/endpoint-ssh.h \
 	mirror/endpoint.c \
 	mirror/endpoint.h \
 	mirror/engine-flush.c \

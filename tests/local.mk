@@ -181,6 +181,10 @@ blackbox_tests = \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/busy-server.sh \
+	tests/blackbox/receive-sessions.sh \
+	tests/blackbox/receive-disk.sh \
+	tests/blackbox/receive-mirror.sh \
+	tests/blackbox/receive-ssh.sh \
 	tests/blackbox/thin.sh
 TESTS += $(blackbox_tests)
 EXTRA_DIST += $(blackbox_tests)

@@ -124,7 +124,7 @@ nbdmirror () { "${valgrind[@]}" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"; }
 
 # ---- processes -------------------------------------------------------------------------
 
-declare -A pid=() uri=() control=() socket=()
+declare -A pid=() uri=() control=() socket=() guest_uri=()
 
 # spawn NAME COMMAND...: run in the background, output in $tmp/NAME.log, process id in ${pid[NAME]}.
 # COMMAND may be the function nbdmirror.
@@ -331,6 +331,25 @@ start_dest () {
   esac
   wait_for_socket "${socket[$name]}" "$name"
 }
+
+# start_receive NAME PATH [RECEIVE-OPTIONS...]: `nbdmirror receive`, on a Unix socket.
+# -> ${uri[NAME]} for the mirror, ${guest_uri[NAME]}; its line of JSON is in $tmp/NAME.json
+start_receive () {
+  local name=$1; shift
+  socket[$name]=$tmp/$name.sock
+  uri[$name]="nbd+unix:///mirror?socket=$tmp/$name.sock"
+  guest_uri[$name]="nbd+unix:///?socket=$tmp/$name.sock"
+  : >"$tmp/$name.json"
+  spawn "$name" sh -c 'exec "$@" >"$0"' "$tmp/$name.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" \
+    receive --socket "${socket[$name]}" "$@"
+  until grep -q '"uri"' "$tmp/$name.json"; do
+    running "$name" || fail "receive ended before it served the disk"
+    sleep 0.05
+  done
+}
+
+# child_of NAME PROGRAM: the process id of the child of that name.
+child_of () { ps -o pid=,args= --ppid "${pid[$1]}" | awk -v name="(^|[ /])$2( |\$)" '$0 ~ name { print $1 }'; }
 
 # start_fake NAME [OPTIONS...]: a destination that goes wrong, see fake-nbd-server.py.
 start_fake () {

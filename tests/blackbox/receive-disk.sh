@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# What `nbdmirror receive` makes of the disk before and after it serves it: what is there is not touched unless
+# the user says so, what cannot work is refused before anything is made, two servers never have one disk, and
+# what was made here, and only that, is removed when the migration is given up.
+. "$(dirname "$0")/lib.sh"
+
+receive () { has_to_exit "$@" --socket "$tmp/s"; }
+says () { grep -qe "$1" "$tmp/err" || fail "not said: $1: $(cat "$tmp/err")"; }
+absent () { [ ! -e "$1" ] || fail "$1 is there"; }
+
+# Refused, and nothing made.
+receive 1 "$NBDMIRROR" receive "$tmp/nowhere/disk" --size 1M
+says "the directory $tmp/nowhere: No such file"
+receive 7 "$NBDMIRROR" receive "$tmp/disk" --size 4000T
+says 'no room'
+receive 7 "$NBDMIRROR" receive "$tmp/disk" --size 4000T --preallocate --overcommit
+says 'no room'
+receive 2 "$NBDMIRROR" receive "$tmp/disk"
+says '--size is missing'
+receive 1 "$NBDMIRROR" receive "$tmp/disk" --resume
+receive 1 "$NBDMIRROR" receive "$tmp/disk" --size 1M --format qcow2 --backing "$tmp/nowhere"
+receive 1 "$NBDMIRROR" receive "$tmp" --size 1M
+receive 2 "$NBDMIRROR" receive "$tmp/disk" --size 1M --port 10809
+receive 1 "$NBDMIRROR" receive "$tmp/disk" --size 1M --tls-certificates "$tmp/nowhere"
+absent "$tmp/disk"
+# The server does not start: what was made for it goes again.
+has_to_exit 1 "$NBDMIRROR" receive "$tmp/disk" --size 1M --socket "$tmp/s" -- nonsense=1
+absent "$tmp/disk"
+if [ "$(id -u)" != 0 ]; then
+  mkdir -m 555 "$tmp/locked"
+  receive 1 "$NBDMIRROR" receive "$tmp/locked/disk" --size 1M
+fi
+echo mine >"$tmp/file"
+receive 7 "$NBDMIRROR" receive "$tmp/file" --size 1M
+says 'exists and is not empty'
+[ "$(cat "$tmp/file")" = mine ] || fail "a file that is in the way was changed"
+
+# Made as asked.  The line that is printed says what.
+start_receive a "$tmp/a" --size 3M
+private=$(ps -o args= -p "$(child_of a nbdkit)" | sed -n 's/.* -P \([^ ]*\)\/nbdkit.pid .*/\1/p')
+[ -d "$private" ] || fail "no private directory: '$private'"
+[ "$(field path <"$tmp/a.json")" = "$tmp/a" ] || fail "another path: $(cat "$tmp/a.json")"
+[ "$(field uri <"$tmp/a.json")" = "${uri[a]}" ] || fail "another uri: $(cat "$tmp/a.json")"
+[ "$(field guest-uri <"$tmp/a.json")" = "${guest_uri[a]}" ] || fail "another guest-uri: $(cat "$tmp/a.json")"
+[ "$(field pid <"$tmp/a.json")" = "${pid[a]}" ] || fail "another pid: $(cat "$tmp/a.json")"
+[ "$(field size <"$tmp/a.json")" = 3145728 ] || fail "another size: $(cat "$tmp/a.json")"
+[ "$(wc -l <"$tmp/a.json")" = 1 ] || fail "not one line: $(cat "$tmp/a.json")"
+[ "$(stat -c '%s %b' "$tmp/a")" = '3145728 0' ] || fail "not thin: $(stat -c '%s %b' "$tmp/a")"
+
+# One server a disk, whatever the name.
+ln -s a "$tmp/link"
+receive 7 "$NBDMIRROR" receive "$tmp/link" --resume
+says 'in use'
+
+# Given up: by Ctrl-C, and by the mirror.
+stop a INT
+[ "$status" = 6 ] || fail "exit status $status"
+absent "$tmp/a"
+absent "$tmp/a.sock"
+absent "$private"
+start_receive a "$tmp/a" --size 3M
+has_to_exit 0 "$NBDMIRROR" receive --give-up "${uri[a]}"
+absent "$tmp/a"
+wait_exit a 10
+[ "$status" = 6 ] || fail "exit status $status"
+
+# Not given up, or not made here, or handed over, or --keep: it stays.
+start_receive a "$tmp/a" --size 3M --preallocate
+[ "$(stat -c %b "$tmp/a")" -ge 6144 ] || fail "not preallocated: $(stat -c '%s %b' "$tmp/a")"
+"$python" - "${socket[a]}" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.set_export_name("mirror")
+h.connect_unix(sys.argv[1])
+h.pwrite(b"x" * 65536, 0)
+h.zero(1 << 20, 0)
+PY
+[ "$(stat -c %b "$tmp/a")" -ge 6144 ] || fail "the mirror's zeroes made holes: $(stat -c '%s %b' "$tmp/a")"
+stop a
+[ "$status" = 0 ] || fail "exit status $status"
+[ -e "$tmp/a" ] || fail "SIGTERM removed the disk"
+absent "$tmp/a.sock"
+start_receive a "$tmp/a" --resume
+stop a INT
+[ -e "$tmp/a" ] || fail "a disk that was there before was removed"
+start_receive b "$tmp/b" --size 1M
+has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[b]}"
+stop b INT
+[ -e "$tmp/b" ] || fail "a disk that was handed over was removed"
+start_receive c "$tmp/c" --size 1M --keep
+has_to_exit 0 "$NBDMIRROR" receive --give-up "${uri[c]}"
+wait_exit c 10
+[ -e "$tmp/c" ] || fail "--keep did not keep"
+# Somebody else's file under the same name.
+start_receive d "$tmp/d" --size 1M
+mv "$tmp/d" "$tmp/d.moved"
+echo mine >"$tmp/d"
+stop d INT
+[ "$(cat "$tmp/d")" = mine ] || fail "a file that was not made here was removed"
+
+# Overwritten; in the background.
+start_receive e "$tmp/file" --size 1M --overwrite
+[ "$(stat -c %s "$tmp/file")" = 1048576 ] || fail "another size"
+grep -q mine "$tmp/file" && fail "what was overwritten is there still"
+stop e INT
+[ -e "$tmp/file" ] || fail "a file that was there before was removed"
+
+# All of its output is read: nothing that goes on may hold it open.
+timeout 20 "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive "$tmp/f" --size 1M --socket "$tmp/f.sock" \
+  --detach 2>&1 | cat >"$tmp/f.json"
+pid[f]=$(field pid <"$tmp/f.json")
+running f || fail "--detach: no server"
+listening "$tmp/f.sock" || fail "--detach returned before it was served"
+kill "${pid[f]}"
+wait_for 10 sh -c "! kill -0 ${pid[f]} 2>/dev/null"
+unset "pid[f]"
+absent "$tmp/f.sock"

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# A disk is mirrored to what `nbdmirror receive` serves: raw, qcow2, qcow2 on a base, with TLS; while its server is
+# killed with SIGKILL in between (it is started again, and the job goes on by itself); and once the guest
+# runs there no mirror gets in any more.
+. "$(dirname "$0")/lib.sh"
+
+random_disk "$tmp/disk" 24M
+start_server src "$tmp/disk"
+
+# mirrored NAME: hand over to it, and look at it from the guest's side.
+mirrored () {
+  has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[$1]}" --on-ready complete --report "$tmp/report"
+  equal "$tmp/disk" "${guest_uri[$1]}"
+  nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+}
+
+# Raw.  The guest's first write is the end of the mirror.
+start_receive raw "$tmp/raw" --size 24M
+mirrored raw
+cmp "$tmp/disk" "$tmp/raw" || fail "the file differs"
+"$python" - "${socket[raw]}" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+h.pwrite(b"guest" * 100, 0)
+PY
+has_to_exit 7 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[raw]}" --restart --on-ready complete
+grep -q 'handed over to its guest' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+head -c 500 "$tmp/raw" | grep -q '^guestguest' || fail "a mirror wrote under the guest"
+stop raw
+
+# The server is killed under the mirror, several requests in flight.
+start_receive again "$tmp/again" --size 24M
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[again]}" --restart --bandwidth 6M --report "$tmp/report" \
+  --on-ready complete --quarantine-grace 100ms
+copied () { [ "$(status_of "${control[src]}" sent-bytes)" -gt "$1" ]; }
+for mib in 2 5; do
+  wait_for 20 copied $((mib << 20))
+  kill -KILL "$(child_of again nbdkit)"
+done
+wait_exit mirror 60
+[ "$status" = 0 ] || fail "mirror ended with $status"
+[ "$(field reconnects <"$tmp/report")" -ge 2 ] || fail "no reconnects: $(cat "$tmp/report")"
+[ "$(grep -c 'started again' "$tmp/again.log")" = 2 ] || fail "not started again twice"
+equal "$tmp/disk" "${guest_uri[again]}"
+nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+stop again
+
+# With TLS, and never without.
+printf 'worker:%064d\n' 7 >"$tmp/psk"
+start_receive tls "$tmp/tls" --size 24M --tls-psk "$tmp/psk"
+[ "$(field uri <"$tmp/tls.json")" = "nbds+unix:///mirror?socket=$tmp/tls.sock" ] || fail "no nbds: $(cat "$tmp/tls.json")"
+has_to_exit 3 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[tls]}"
+has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" --restart --on-ready complete --report "$tmp/report" \
+  "nbds+unix://worker@/mirror?socket=$tmp/tls.sock&tls-psk-file=$tmp/psk"
+cmp "$tmp/disk" "$tmp/tls" || fail "through TLS: differs"
+has_to_exit 1 "$NBDMIRROR" receive --seal "${uri[tls]}"
+has_to_exit 0 "$NBDMIRROR" receive --seal "nbds+unix://worker@/mirror?socket=$tmp/tls.sock&tls-psk-file=$tmp/psk"
+nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+stop tls
+
+# qcow2, its servers killed one after the other; then on a base that both sides have.
+need qemu-nbd qemu-img
+nbdkit nbd --dump-plugin >/dev/null 2>&1 || skip "the rest: nbdkit has no nbd plugin"
+start_receive q "$tmp/q.qcow2" --size 24M --format qcow2
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[q]}" --restart --bandwidth 6M --report "$tmp/report" \
+  --on-ready complete --quarantine-grace 100ms
+wait_for 20 copied $((2 << 20))
+kill -KILL "$(child_of q qemu-nbd)"
+wait_for 20 copied $((5 << 20))
+kill -KILL "$(child_of q nbdkit)"
+wait_exit mirror 60
+[ "$status" = 0 ] || fail "mirror ended with $status"
+equal "$tmp/disk" "${guest_uri[q]}"
+stop q
+qemu-img check -q "$tmp/q.qcow2" || fail "the qcow2 image is damaged"
+qemu-img convert -f qcow2 -O raw "$tmp/q.qcow2" "$tmp/q.raw"
+cmp "$tmp/disk" "$tmp/q.raw" || fail "the qcow2 image differs"
+nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+
+random_disk "$tmp/base" 20M
+start_receive b "$tmp/b.qcow2" --size 24M --format qcow2 --backing "$tmp/base"
+has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[b]}" --restart --on-ready complete
+equal "$tmp/disk" "${guest_uri[b]}"
+stop b INT
+[ ! -e "$tmp/b.qcow2" ] || fail "not removed"
+[ -e "$tmp/base" ] || fail "the base was removed"

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# One mirror session at a time (R12): a new one revokes the old at once, and opens only when the old one's writes
+# have ended; the guest's first write, and sealing, end every session's right to write, for good, and wait for
+# the last mirror write; whoever only reads may do so.  A delaying filter below makes writes late.
+. "$(dirname "$0")/lib.sh"
+
+start_receive dst "$tmp/disk" --size 8M -- --filter=delay wdelay=700ms
+start_receive other "$tmp/other" --size 8M -- --filter=delay wdelay=700ms
+
+timeout 60 "$python" - "${socket[dst]}" "${socket[other]}" <<'PY' || fail "see above"
+import nbd, os, sys, threading, time
+dst, other = sys.argv[1:]
+
+def connect(name, where=dst):
+    h = nbd.NBD()
+    h.set_export_name(name)
+    h.connect_unix(where)
+    return h
+
+def refused(what, function, *args, errors=None):
+    try:
+        function(*args)
+    except nbd.Error as e:
+        assert errors is None or e.errno in errors, "%s: failed with %s" % (what, e)
+        return
+    raise AssertionError(what + " was not refused")
+
+class Late(threading.Thread):
+    """A write that takes its time; its end is .done."""
+    def __init__(self, handle, byte, offset):
+        super().__init__()
+        self.handle, self.byte, self.offset, self.done, self.error = handle, byte, offset, None, None
+        self.start()
+        time.sleep(0.3)         # it is below the filter by now
+    def run(self):
+        try:
+            self.handle.pwrite(self.byte * 4096, self.offset)
+        except nbd.Error as e:
+            self.error = e
+        self.done = time.monotonic()
+
+def meets(late, what, function, *args):
+    """FUNCTION returns only after LATE, which was let through, has ended."""
+    begun = time.monotonic()
+    assert late.done is None, "the write is done already: nothing is shown"
+    result = function(*args)
+    now = time.monotonic()
+    late.join()
+    assert late.error is None, "%s: the write that was under way failed: %s" % (what, late.error)
+    assert late.done <= now, "%s did not wait: %.3f s after %.3f" % (what, now, begun)
+    return result
+
+def listed(where):
+    found = {}
+    h = nbd.NBD()
+    h.set_opt_mode(True)
+    h.connect_unix(where)
+    h.opt_list(lambda name, description: found.__setitem__(name, description))
+    h.opt_abort()
+    return found
+
+assert listed(dst) == {"mirror": "nbdmirror-receive 1", "": "for the guest"}, listed(dst)
+
+# A session of two connections, and the next one.
+a, a2 = connect("mirror@a"), connect("mirror@a")
+assert a.can_multi_conn()
+a.pwrite(b"1" * 512, 0)
+a2.pwrite(b"2" * 512, 512)
+b = meets(Late(a, b"a", 0), "a new session", connect, "mirror@b")
+assert b.pread(4096, 0) == b"a" * 4096
+for h in a, a2:
+    refused("the old session's write", h.pwrite, b"x" * 512, 0, errors=["ESHUTDOWN"])
+    refused("the old session's zeroes", h.zero, 512, 0, errors=["ESHUTDOWN"])
+    refused("the old session's trim", h.trim, 512, 0, errors=["ESHUTDOWN"])
+    refused("the old session's flush", h.flush, errors=["ESHUTDOWN"])
+    refused("the old session's read", h.pread, 512, 0, errors=["ESHUTDOWN"])
+refused("another connection of the old session", connect, "mirror@a")
+connect("mirror@b").pwrite(b"b" * 512, 0)
+
+# A client that knows of no sessions: one from its first write on, before that only a reader.
+plain = connect("mirror")
+assert not plain.can_multi_conn()
+plain.pread(512, 0)
+plain.flush()
+late = Late(b, b"b", 0)
+meets(late, "a plain client's first write", plain.pwrite, b"p" * 512, 0)
+refused("the old session's write", b.pwrite, b"x" * 512, 0, errors=["ESHUTDOWN"])
+plain.pwrite(b"p" * 512, 0)
+
+for name in "mirror@", "mirrors", "x", "mirror@" + 65 * "i":
+    refused("the export " + name, connect, name)
+
+# The guest: reading changes nothing, its first write is the end of the mirror's.
+guest = connect("")
+guest.pread(512, 0)
+guest.flush()
+c = connect("mirror@c")
+c.pwrite(b"c" * 512, 0)
+assert listed(dst)["mirror"] == "nbdmirror-receive 1"
+meets(Late(c, b"c", 0), "the guest's first write", guest.pwrite, b"g" * 512, 0)
+assert guest.pread(512, 0) == b"g" * 512
+for h in c, plain, b, connect("mirror"):
+    refused("a late worker's write", h.pwrite, b"x" * 512, 0)
+refused("a late worker's zeroes", c.zero, 512, 0, errors=["EPERM"])
+refused("a new session after the guest's write", connect, "mirror@d")
+assert listed(dst)["mirror"] == "nbdmirror-receive 1 sealed"
+connect("mirror").pread(512, 0)
+assert guest.pread(512, 0) == b"g" * 512
+
+# Sealed by the mirror, before the guest starts.
+m = connect("mirror@m", other)
+late = Late(m, b"m", 0)
+meets(late, "the seal", connect, "mirror@seal", other)
+refused("a write after the seal", m.pwrite, b"x" * 512, 0, errors=["EPERM"])
+refused("a new session after the seal", connect, "mirror@n", other)
+s = connect("mirror@seal", other)
+assert s.is_read_only()
+connect("", other).pwrite(b"g" * 512, 4096)
+PY
+grep -q 'handed over to its guest' "$tmp/dst.log" || fail "the seal was not told"
+[ "$(grep -c 'a newer session has taken its place (logged' "$tmp/dst.log")" = 3 ] ||
+  fail "refused requests are not logged once a connection"
+
+# From the command line; the one that is sealed is not started again: its guest may have lost writes.
+start_receive third "$tmp/third" --size 1M
+has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[third]}"
+has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[third]}"
+has_to_exit 1 "$NBDMIRROR" receive --give-up "${uri[third]}"
+has_to_exit 7 "$NBDMIRROR" copy "$tmp/third" "${uri[third]}"
+has_to_exit 0 "$NBDMIRROR" verify "$tmp/third" "${uri[third]}"
+has_to_exit 1 "$NBDMIRROR" receive --seal "${guest_uri[third]}"
+kill -KILL "$(child_of third nbdkit)"
+wait_exit third 10
+[ "$status" = 1 ] || fail "receive ended with $status after its guest's server was killed"
+[ -e "$tmp/third" ] || fail "the disk of a guest was removed"
+start_receive third "$tmp/third" --resume
+random_disk "$tmp/small" 1M
+has_to_exit 0 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"

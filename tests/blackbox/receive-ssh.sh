@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# ssh://HOST/PATH as a destination and a source, with a real sshd on loopback: copy, verify, and a mirror whose
+# connection is cut, whose server there is killed, and whose old session there is still alive when the new one
+# comes: that one is ended first (R12).
+. "$(dirname "$0")/lib.sh"
+need ssh ssh-keygen
+sshd=$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v sshd) || skip "sshd is not installed (openssh-server)"
+
+# As root sshd wants its directory.
+[ "$(id -u)" != 0 ] || mkdir -p /run/sshd
+umask 077
+mkdir "$tmp/ssh" "$tmp/there"
+ssh-keygen -q -t ed25519 -N '' -f "$tmp/ssh/host"
+ssh-keygen -q -t ed25519 -N '' -f "$tmp/ssh/user"
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+cat >"$tmp/ssh/sshd_config" <<END
+Port $port
+ListenAddress 127.0.0.1
+HostKey $tmp/ssh/host
+AuthorizedKeysFile $tmp/ssh/user.pub
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+END
+echo "[127.0.0.1]:$port $(cut -d' ' -f1,2 "$tmp/ssh/host.pub")" >"$tmp/ssh/known_hosts"
+spawn sshd "$sshd" -D -e -f "$tmp/ssh/sshd_config"
+export NBDMIRROR_SSH="ssh -F none -i $tmp/ssh/user -o IdentitiesOnly=yes -o UserKnownHostsFile=$tmp/ssh/known_hosts"
+# The host there: a directory with a name that a shell would take apart.
+mkdir "$tmp/there/it's \$HOME"
+disk_there="$tmp/there/it's \$HOME/disk"
+{
+  echo '#!/bin/sh'
+  printf 'exec %s "$@"\n' "$(printf "'%s' " "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR")"
+} >"$tmp/there/nbdmirror"
+chmod +x "$tmp/there/nbdmirror"
+host="ssh://127.0.0.1:$port$tmp/there"
+program="program=$tmp/there/nbdmirror"
+dest="$host/it's%20\$HOME/disk?$program"
+answers () { $NBDMIRROR_SSH -o BatchMode=yes -p "$port" 127.0.0.1 true; }
+deadline=$((SECONDS + 20))
+until answers 2>"$tmp/ssh.log"; do
+  running sshd || skip "this sshd does not run here: $(tail -n 1 "$tmp/sshd.log")"
+  [ $SECONDS -le $deadline ] || skip "this account cannot log in by ssh: $(tail -n 1 "$tmp/ssh.log")"
+  sleep 0.2
+done
+
+random_disk "$tmp/disk" 16M+513
+
+# Usage, and what cannot be.
+for wrong in ssh:// ssh://host ssh://host/ ssh:///disk ssh://-oX/disk "ssh://host:1x/disk" "ssh://host/disk?nonsense" \
+  "ssh://host/disk?format" "ssh://host/a%zz"; do
+  has_to_exit 2 "$NBDMIRROR" copy "$tmp/disk" "$wrong"
+done
+has_to_exit 3 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$host/disk?program=/nonexistent"
+grep -q 'not found there' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+has_to_exit 3 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "ssh://127.0.0.1:1/disk?$program"
+
+# Copy there, compare, refuse, copy back.
+has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest"
+cmp "$tmp/disk" "$disk_there" || fail "copied through ssh: differs"
+has_to_exit 0 timeout 30 "$NBDMIRROR" verify "$tmp/disk" "$dest"
+has_to_exit 7 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest"
+has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest&overwrite"
+has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$dest" "$tmp/back"
+cmp "$tmp/disk" "$tmp/back" || fail "copied back through ssh: differs"
+
+# A mirror that loses its connection, then its server.
+session () { ps -eo pid=,args= | awk -v path="$disk_there" '/ receive --stdio / && index ($0, path) && !/sh -c/ { print $1 }'; }
+start_server src "$tmp/disk"
+spawn mirror nbdmirror mirror "${control[src]}" "$dest&overwrite" --bandwidth 3M --quarantine-grace 100ms \
+  --on-ready complete --report "$tmp/report"
+copied () { [ "$(status_of "${control[src]}" sent-bytes 2>/dev/null || echo 0)" -gt "$1" ]; }
+wait_for 20 copied $((1 << 20))
+kill -KILL "$(ps -o pid=,args= --ppid "${pid[mirror]}" | awk '$2 ~ /ssh$/ { print $1 }')"
+wait_for 20 copied $((3 << 20))
+receive=$(session)
+[ -n "$receive" ] || fail "no session there"
+kill -KILL "$receive"
+wait_exit mirror 60
+[ "$status" = 0 ] || fail "mirror ended with $status"
+[ "$(field reconnects <"$tmp/report")" -ge 2 ] || fail "no reconnects: $(cat "$tmp/report")"
+cmp "$tmp/disk" "$disk_there" || fail "mirrored through ssh: differs"
+stop src
+
+# An old session that is still there, and knows nothing of the end of its client.  It is ended, its server
+# with it, before the new one begins.
+mkfifo "$tmp/silent"
+spawn silent sh -c 'exec <>"$0"; exec "$@"' "$tmp/silent" "$tmp/there/nbdmirror" receive --stdio --resume "$disk_there"
+old_server () { [ -n "$(child_of silent nbdkit)" ]; }
+wait_for 20 old_server
+old=$(child_of silent nbdkit)
+has_to_exit 7 "$NBDMIRROR" receive "$disk_there" --resume --socket "$tmp/s"
+grep -q "process ${pid[silent]}" "$tmp/err" || fail "not said who has the disk: $(cat "$tmp/err")"
+has_to_exit 0 timeout 30 "$NBDMIRROR" verify "$tmp/disk" "$dest"
+running silent || fail "a reader ended the session"
+has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest&overwrite"
+wait_exit silent 10
+kill -0 "$old" 2>/dev/null && fail "the old session's server outlived it"
+cmp "$tmp/disk" "$disk_there" || fail "after an old session: differs"
