@@ -65,7 +65,10 @@ engine_rung (struct engine *e)
 void
 engine_urgent_gather (struct engine *e)
 {
-  if (!e->catchup.on || !urgent_any (e->region))
+  if (!e->catchup.on)
+    return;
+  catchup_look (&e->catchup, e->region, &e->pass); /* at rest no task's end does */
+  if (!urgent_any (e->region))
     return;
   const struct urgent_view v = view (e);
   if (urgent_queue_gather (&e->urgent, e->region, &v))
