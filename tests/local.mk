@@ -172,6 +172,8 @@ blackbox_tests = \
 	tests/blackbox/kill-destination.sh \
 	tests/blackbox/kill-holding.sh \
 	tests/blackbox/stop-worker.sh \
+	tests/blackbox/synchronous.sh \
+	tests/blackbox/synchronous-faults.sh \
 	tests/blackbox/dest-refused.sh \
 	tests/blackbox/dest-faults.sh \
 	tests/blackbox/dest-lasting.sh \
