@@ -66,6 +66,18 @@ meanwhile "worker stopped"
 kill -CONT "${pid[mirror]}"
 well "worker stopped"
 
+# Slow is not stopped: under a limit that is lower than what the guest writes its writes go on waiting, each in vain.
+nbdmirror set "${control[src]}" bandwidth=1M >/dev/null
+wait_for 10 synchronised false
+sleep 0.5
+delayed=$(number delayed-writes)
+sleep 3
+delayed=$(($(number delayed-writes) - delayed))
+note "slow destination: $delayed writes waited in 3 s"
+[ $delayed -ge 60 ] || fail "the guest does not wait for a destination that is slow"
+nbdmirror set "${control[src]}" bandwidth=none >/dev/null
+well "slow destination"
+
 # Killed: nobody waits for it at all.
 stop dst KILL
 wait_state "${control[src]}" degraded 20
