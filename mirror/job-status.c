@@ -11,6 +11,7 @@
 #include "mirror/job-internal.h"
 
 #define NS_PER_S 1e9
+#define REPORT_TIMEOUT_MS 1000
 
 const char *
 job_state (struct job *j)
@@ -136,11 +137,32 @@ job_status (struct job *j)
   return o;
 }
 
+/* How the guest's writes fared only the filter knows. */
+static void
+add_delays (struct job *j, json_t *o)
+{
+  static const char *const names[] = { "max-write-delay-ms", "delayed-writes", "missed-writes",
+                                       "longest-write-delay-ms", NULL };
+  json_t *status = NULL;
+  char *error = NULL;
+
+  if (control_client_call (j->control, "query-mirror", NULL, -1, REPORT_TIMEOUT_MS, &status, NULL, NULL,
+                           &error) == -1)
+    free (error);
+  for (const char *const *n = names; *n != NULL; n++) {
+    json_t *v = json_object_get (status, *n);
+    json_object_set_new (o, *n, v ? json_incref (v) : json_null ());
+  }
+  json_decref (status);
+}
+
 json_t *
 job_report (struct job *j)
 {
   struct engine *e = &j->engine;
   json_t *o = job_status (j), *log = json_array ();
+
+  add_delays (j, o);
 
   pthread_mutex_lock (&e->lock);
   unsigned first = e->nr_passes > ENGINE_MAX_PASS_LOG ? e->nr_passes - ENGINE_MAX_PASS_LOG : 0;

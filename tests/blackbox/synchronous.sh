@@ -116,5 +116,6 @@ wait_exit mirror 20
 wait_exit guest 20
 [ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
 note "the guest: $(cat "$tmp/guest.json")"
+[ "$(field delayed-writes <"$tmp/report")" -gt 0 ] || fail "the report does not tell how many writes waited"
 equal "$tmp/disk" "${uri[dst2]}"
 cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
