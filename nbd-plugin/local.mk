@@ -27,3 +27,9 @@ nbd_plugin_nbdkit_mirror_receive_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS
 nbd_plugin_nbdkit_mirror_receive_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
 	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
 nbd_plugin_nbdkit_mirror_receive_filter_la_DEPENDENCIES = $(srcdir)/nbd-plugin/filter.map
+
+# libtool's .la file is of no use beside something that nbdkit loads; without it libtool removes nothing.
+install-data-hook:
+	for file in $(filter_LTLIBRARIES); do rm -f "$(DESTDIR)$(filterdir)/$${file##*/}"; done
+uninstall-hook:
+	for file in $(filter_LTLIBRARIES:.la=.so); do rm -f "$(DESTDIR)$(filterdir)/$${file##*/}"; done

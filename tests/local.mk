@@ -25,9 +25,12 @@ unit_tests = \
 	tests/unit/test-progress \
 	tests/unit/test-frame \
 	tests/unit/test-control \
+	tests/unit/test-control-fds \
+	tests/unit/test-control-socket \
 	tests/unit/test-control-limits \
 	tests/unit/test-control-client \
-	tests/unit/test-endpoint
+	tests/unit/test-endpoint-file \
+	tests/unit/test-endpoint-nbd
 check_PROGRAMS += $(unit_tests)
 TESTS += $(unit_tests)
 else
@@ -125,6 +128,16 @@ tests_unit_test_control_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_control_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
 tests_unit_test_control_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
 
+tests_unit_test_control_fds_SOURCES = tests/unit/test-control-fds.c $(control_fixture)
+tests_unit_test_control_fds_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_control_fds_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_control_fds_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
+
+tests_unit_test_control_socket_SOURCES = tests/unit/test-control-socket.c $(control_fixture)
+tests_unit_test_control_socket_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_control_socket_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_control_socket_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
+
 tests_unit_test_control_limits_SOURCES = tests/unit/test-control-limits.c $(control_fixture)
 tests_unit_test_control_limits_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_control_limits_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
@@ -135,10 +148,17 @@ tests_unit_test_control_client_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_control_client_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
 tests_unit_test_control_client_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
 
-tests_unit_test_endpoint_SOURCES = tests/unit/test-endpoint.c
-tests_unit_test_endpoint_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_endpoint_CFLAGS = $(unit_cflags)
-tests_unit_test_endpoint_LDADD = libmirror.la $(CRITERION_LIBS)
+endpoint_fixture = tests/unit/endpoint-fixture.h tests/unit/endpoint-fixture.c
+
+tests_unit_test_endpoint_file_SOURCES = tests/unit/test-endpoint-file.c $(endpoint_fixture)
+tests_unit_test_endpoint_file_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_endpoint_file_CFLAGS = $(unit_cflags)
+tests_unit_test_endpoint_file_LDADD = libmirror.la $(CRITERION_LIBS)
+
+tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
+tests_unit_test_endpoint_nbd_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_endpoint_nbd_CFLAGS = $(unit_cflags)
+tests_unit_test_endpoint_nbd_LDADD = libmirror.la $(CRITERION_LIBS)
 EXTRA_DIST += tests/blackbox/fake-nbd-server.py
 
 tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/gate.c

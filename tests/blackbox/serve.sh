@@ -57,6 +57,15 @@ wait_for 10 nbdmirror status "$c"
 stop fg
 wait_for 5 gone
 
+# So is a stale control socket where nbdkit is started by hand.
+"$python" -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$c"
+spawn fg "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$s" --filter="$NBDMIRROR_FILTER" file "$tmp/disk" \
+  "mirror-control=$c" "mirror-uri=nbd+unix:///?socket=$s"
+wait_for 10 nbdmirror status "$c"
+stop fg
+[ ! -e "$c" ] || fail "the filter left its control socket"
+rm -f "$s"
+
 # --detach.
 has_to_exit 0 "${serve[@]}" --detach
 nbdmirror status "$c" >/dev/null || fail "--detach returned before the control socket answered"

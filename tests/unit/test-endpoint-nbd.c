@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Endpoints: a real NBD server (nbdkit) and one that goes wrong on demand (fake-nbd-server.py), both run by
+ * the endpoint itself as `[ COMMAND ]`.
+ */
+
+#include "config.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "unit.h"
+#include "endpoint-fixture.h"
+
+/* ---- NBD, with nbdkit ------------------------------------------------------------------- */
+
+/* What is written to an export is read back, by many connections too. */
+ENDPOINT_TEST (nbd_data)
+{
+  struct endpoint *ep;
+
+  if (!have_nbdkit ())
+    return;
+  ep = must_open ("[ nbdkit --exit-with-parent memory 1048577 ]", &rw);
+  cr_assert (endpoint_info (ep)->size == 1048577 && endpoint_info (ep)->is_nbd);
+  cr_assert (endpoint_info (ep)->can_multi_conn && endpoint_info (ep)->can_flush);
+  write_all (ep, 4096);
+  check_all (ep, 65536);
+  threads (ep);
+  endpoint_close (ep);
+}
+
+/* One request in flight on each connection, several connections: the room is theirs together. */
+ENDPOINT_TEST (nbd_several_connections)
+{
+  struct endpoint_options opts = { .writable = true, .nr_in_flight = 1 };
+  struct endpoint *ep;
+  struct channel *ch;
+
+  if (!have_nbdkit ())
+    return;
+  ep = must_open ("[ nbdkit --exit-with-parent memory 1M ]", &opts);
+  ch = must_channel (ep);
+  cr_assert (channel_room (ch) == 4);
+  channel_close (ch);
+  write_all (ep, 4096);
+  threads (ep);
+  endpoint_close (ep);
+}
+
+/* Zeroes are written as such, and the status of a sparse export is told. */
+ENDPOINT_TEST (nbd_zero_and_status)
+{
+  struct endpoint *ep;
+  struct channel *ch;
+  struct answer a = { 0 };
+  unsigned char *buf = buffer (65536);
+
+  if (!have_nbdkit ())
+    return;
+  ep = must_open ("[ nbdkit --exit-with-parent memory 6G ]", &rw);
+  ch = must_channel (ep);
+  memset (buf, 1, 65536);
+  cr_assert (endpoint_info (ep)->can_status && endpoint_info (ep)->can_zero);
+  cr_assert (request (ch, WRITE, buf, 65536, 65536) == 0);
+  /* Longer than what is asked for in one go. */
+  cr_assert (start (ch, STATUS, NULL, UINT64_C (6) << 30, 0, &a) == 0 && drive (ch, &a, 1));
+  cr_assert (a.error == 0 && a.nr_extents == 3, "error %d, %u extents", a.error, a.nr_extents);
+  cr_assert (a.extents[0].length == 65536 && a.extents[0].zero);
+  cr_assert (a.extents[1].length == 65536 && !a.extents[1].zero);
+  cr_assert (a.extents[2].length <= UINT64_C (2) << 30 && a.extents[2].zero);
+  cr_assert (request (ch, ZERO, NULL, 1 << 30, 0) == 0);
+  cr_assert (request (ch, READ, buf, 65536, 65536) == 0);
+  for (unsigned i = 0; i < 65536; i++)
+    cr_assert (buf[i] == 0);
+  channel_close (ch);
+  endpoint_close (ep);
+  free (buf);
+}
+
+/* An empty export can be opened and flushed. */
+ENDPOINT_TEST (nbd_empty)
+{
+  struct endpoint *ep;
+
+  if (!have_nbdkit ())
+    return;
+  ep = must_open ("[ nbdkit --exit-with-parent memory 0 ]", &rw);
+  cr_assert (endpoint_info (ep)->size == 0);
+  write_all (ep, 4096);
+  check_all (ep, 4096);
+  endpoint_close (ep);
+}
+
+/* ---- NBD, with a server that goes wrong --------------------------------------------------- */
+
+#define FAKE "[ " PYTHON " FAKE --activated --size 1M "
+
+/* Whatever a server does instead of the handshake, opening ends, in time, and says why. */
+ENDPOINT_TEST (bad_handshakes)
+{
+  struct endpoint_options hasty = { .writable = true, .connect_timeout_ms = 1000 };
+  int64_t begin;
+
+  if (!have_python ())
+    return;
+  refused (FAKE "--handshake close ]", &rw, ECONNRESET, "closed the connection");
+  refused (FAKE "--handshake bad-magic ]", &rw, EPROTO, "magic");
+  refused (FAKE "--handshake hello-close ]", &rw, ECONNRESET, "closed the connection");
+  refused (FAKE "--read-only ]", &rw, EROFS, "the export is read-only");
+  begin = clock_ms ();
+  refused (FAKE "--handshake hang ]", &hasty, ETIMEDOUT, "within 1 s");
+  refused (FAKE "--handshake hello-hang ]", &hasty, ETIMEDOUT, "within 1 s");
+  cr_assert (clock_ms () - begin >= 1900 && clock_ms () - begin < 4000);
+}
+
+/* What the export offers is told as it is. */
+ENDPOINT_TEST (limits)
+{
+  struct endpoint *ep;
+
+  if (!have_python ())
+    return;
+  ep = must_open (FAKE "--no-flush --no-zero --no-structured --min-block 4k --max-block 1M ]",
+                  &rw);
+  cr_assert (!endpoint_info (ep)->can_flush && !endpoint_info (ep)->can_zero);
+  cr_assert (!endpoint_info (ep)->can_status && !endpoint_info (ep)->can_multi_conn);
+  cr_assert (endpoint_info (ep)->min_block == 4096);
+  cr_assert (endpoint_info (ep)->max_request == 1 << 20);
+  endpoint_close (ep);
+  ep = must_open (FAKE "--multi-conn ]", &rw);
+  cr_assert (endpoint_info (ep)->can_flush && endpoint_info (ep)->can_zero);
+  cr_assert (endpoint_info (ep)->can_status && endpoint_info (ep)->can_multi_conn);
+  cr_assert (endpoint_info (ep)->min_block == 1 && endpoint_info (ep)->max_request == 32 << 20);
+  write_all (ep, 65536);
+  check_all (ep, 65536);
+  endpoint_close (ep);
+}
+
+/* Another connection must find the same export. */
+ENDPOINT_TEST (another_size)
+{
+  struct endpoint *ep;
+  struct channel *ch;
+  char *error = NULL;
+  int errnum = 0;
+
+  if (!have_python ())
+    return;
+  ep = must_open (FAKE "--multi-conn --later-size 512k ]", &rw);
+  ch = must_channel (ep);
+  cr_assert (channel_open (ep, &errnum, &error) == NULL);
+  cr_assert (errnum == ESTALE && strstr (error, "1048576") && strstr (error, "524288"), "%s", error);
+  free (error);
+  channel_close (ch);
+  endpoint_close (ep);
+}
+
+/* HOLE without ZERO is data. */
+ENDPOINT_TEST (holes_are_not_zero)
+{
+  struct endpoint *ep;
+  struct channel *ch;
+  struct answer a = { 0 };
+
+  if (!have_python ())
+    return;
+  ep = must_open (FAKE "--holes-are-not-zero ]", &rw);
+  ch = must_channel (ep);
+  cr_assert (start (ch, STATUS, NULL, 1 << 20, 0, &a) == 0 && drive (ch, &a, 1));
+  cr_assert (a.error == 0 && a.nr_extents == 1 && !a.extents[0].zero);
+  channel_close (ch);
+  endpoint_close (ep);
+}
+
+/* An error reply is the request's error; the channel lives on. */
+ENDPOINT_TEST (error_replies)
+{
+  struct endpoint *ep;
+  struct channel *ch;
+  unsigned char *buf = buffer (4096);
+
+  if (!have_python ())
+    return;
+  memset (buf, 7, 4096);
+  ep = must_open (FAKE "--fault write:2=error:EIO --fault write:3=error:ENOSPC"
+                       " --fault write:4=error:EPERM --fault read:1=error:EIO"
+                       " --fault flush:1=error:EIO --fault status:1=error:EINVAL ]",
+                  &rw);
+  ch = must_channel (ep);
+  cr_assert (request (ch, WRITE, buf, 4096, 0) == 0);
+  cr_assert (request (ch, WRITE, buf, 4096, 0) == EIO);
+  cr_assert (request (ch, WRITE, buf, 4096, 0) == ENOSPC);
+  cr_assert (request (ch, WRITE, buf, 4096, 0) == EPERM);
+  cr_assert (request (ch, READ, buf, 4096, 0) == EIO);
+  cr_assert (request (ch, FLUSH, NULL, 0, 0) == EIO);
+  cr_assert (request (ch, STATUS, NULL, 4096, 0) == EINVAL);
+  cr_assert (request (ch, WRITE, buf, 4096, 0) == 0);
+  cr_assert (request (ch, FLUSH, NULL, 0, 0) == 0);
+  cr_assert (channel_error (ch) == NULL);
+  channel_close (ch);
+  endpoint_close (ep);
+  free (buf);
+}
+
+/* With the fault, of 8 writes and a flush some fail; the channel dies, all are completed exactly once, it says
+ * TEXT and takes no more; a new channel works.  Returns how many completions had
+ * ERR. */
+static unsigned
+kills (const char *fault, int err, const char *text)
+{
+  struct endpoint_options opts = { .writable = true, .request_timeout_ms = 700 };
+  char name[500];
+  struct endpoint *ep;
+  struct channel *ch;
+  unsigned char *buf = buffer (8 * 65536);
+  struct answer a = { 0 };
+  struct pollfd fds[CHANNEL_MAX_FDS];
+  int64_t begin = clock_ms ();
+  unsigned started = 0, nr = 0;
+  int timeout = -1;
+
+  snprintf (name, sizeof name, FAKE "--fault %s ]", fault);
+  ep = must_open (name, &opts);
+  ch = must_channel (ep);
+  fill (buf, 8 * 65536, 0);
+  /* The connection may break while they are started. */
+  while (started < 8 &&
+         start (ch, WRITE, buf + started * 65536, 65536, started * 65536, &a) == 0)
+    started++;
+  cr_assert (started == 8 || (started >= 5 && errno == ESHUTDOWN));
+  if (drive (ch, &a, started) && start (ch, FLUSH, NULL, 0, 0, &a) == 0)
+    started++;
+  cr_assert (!drive (ch, &a, started + 1), "%s: the channel lives", fault);
+  cr_assert (a.nr == started, "%s: %u completions", fault, a.nr);
+  for (unsigned i = 0; i < a.nr; i++) {
+    cr_assert (a.errors[i] == 0 || a.errors[i] == ESHUTDOWN || a.errors[i] == err, "%s: errno %d",
+               fault, a.errors[i]);
+    nr += a.errors[i] == err;
+  }
+  cr_assert (clock_ms () - begin < 3000, "%s: it took %d ms", fault, (int) (clock_ms () - begin));
+  cr_assert (channel_error (ch) && strstr (channel_error (ch), text), "%s: %s", fault,
+             channel_error (ch));
+  cr_assert (channel_room (ch) == 0);
+  cr_assert (channel_pollfds (ch, fds, CHANNEL_MAX_FDS, &timeout) == 0 && timeout == 0);
+  cr_assert (channel_dispatch (ch, fds, 0) == -1);
+  cr_assert (request (ch, READ, buf, 65536, 0) == ESHUTDOWN);
+  channel_close (ch);
+  endpoint_close (ep);
+  free (buf);
+  return nr;
+}
+
+ENDPOINT_TEST (broken_connections)
+{
+  if (!have_python ())
+    return;
+  cr_assert (kills ("write:5=close", ESHUTDOWN, "the server closed the connection") >= 1);
+  cr_assert (kills ("write:5=close-mid", ESHUTDOWN, "the server closed the connection") >= 1);
+  /* libnbd 1.14 breaks the connection at once; 1.22 ignores the reply, and time ends it. */
+  kills ("write:5=wrong-cookie", ETIMEDOUT, "");
+  cr_assert (kills ("write:5=hang", ETIMEDOUT, "no reply to a write of 65536 bytes at 262144") == 1);
+  cr_assert (kills ("write:5=hang-after", ETIMEDOUT, "bytes at 327680 within 0.7 s") == 1);
+  cr_assert (kills ("flush:1=close", ESHUTDOWN, "the server closed the connection") == 1);
+  cr_assert (kills ("flush:1=hang", ETIMEDOUT, "no reply to a flush") == 1);
+}
+
+/* A server that is slow, but answers now and then, is not taken for a dead one. */
+ENDPOINT_TEST (slow_but_alive)
+{
+  struct endpoint_options opts = { .writable = true, .request_timeout_ms = 600 };
+  struct endpoint *ep;
+  struct channel *ch;
+  unsigned char *buf = buffer (65536);
+  struct answer a = { 0 };
+
+  if (!have_python ())
+    return;
+  memset (buf, 7, 65536);
+  ep = must_open (FAKE "--delay 0.15 ]", &opts);
+  ch = must_channel (ep);
+  for (unsigned i = 0; i < 10; i++)
+    cr_assert (start (ch, WRITE, buf, 65536, i * 65536, &a) == 0);
+  cr_assert (drive (ch, &a, 10), "%s", channel_error (ch));
+  for (unsigned i = 0; i < 10; i++)
+    cr_assert (a.errors[i] == 0);
+  channel_close (ch);
+  endpoint_close (ep);
+  free (buf);
+}
+
+/* A server that writes its caches out may take longer for a flush than for anything else. */
+ENDPOINT_TEST (slow_flush)
+{
+  struct endpoint_options opts = { .writable = true, .request_timeout_ms = 600 };
+  struct answer a = { 0 };
+
+  if (!have_python ())
+    return;
+  struct endpoint *ep = must_open (FAKE "--fault flush:1=delay:1.1 ]", &opts);
+  struct channel *ch = must_channel (ep);
+  cr_assert (start (ch, FLUSH, NULL, 0, 0, &a) == 0);
+  cr_assert (drive (ch, &a, 1), "%s", channel_error (ch));
+  cr_assert (a.error == 0);
+  channel_close (ch);
+  endpoint_close (ep);
+}
+
+/* Closing ends, though the server says nothing more, and completes what is in flight. */
+ENDPOINT_TEST (close_while_silent)
+{
+  struct endpoint *ep;
+  struct channel *ch;
+  unsigned char *buf = buffer (65536);
+  struct answer a = { 0 };
+  int64_t begin;
+
+  if (!have_python ())
+    return;
+  memset (buf, 7, 65536);
+  ep = must_open (FAKE "--fault write:1=hang ]", &rw);
+  ch = must_channel (ep);
+  cr_assert (start (ch, WRITE, buf, 65536, 0, &a) == 0);
+  begin = clock_ms ();
+  channel_close (ch);
+  cr_assert (a.nr == 1 && a.error == ESHUTDOWN);
+  endpoint_close (ep);
+  cr_assert (clock_ms () - begin < 3000);
+  free (buf);
+}
