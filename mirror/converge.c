@@ -44,7 +44,6 @@ converge_interrupted (struct converge *c)
 {
   c->begun = false;
   c->calm_ns = 0;
-  c->verdict = CONVERGING_UNKNOWN;
 }
 
 static void
