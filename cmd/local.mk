@@ -6,6 +6,7 @@ nbdmirror_SOURCES = \
 	cmd/place.c \
 	cmd/units.h cmd/units.c \
 	cmd/progress.h cmd/progress.c \
+	cmd/forecast.h cmd/forecast.c \
 	cmd/serve.c \
 	cmd/mirror.c \
 	cmd/copy.c \

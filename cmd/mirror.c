@@ -10,11 +10,14 @@
 #include <string.h>
 
 #include "cmd/cmd.h"
+#include "cmd/forecast.h"
 #include "cmd/hooks.h"
 #include "cmd/progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
 #include "mirror/job.h"
+
+#define MEASURE_NS UINT64_C (5000000000)
 
 enum {
   OPT_SYNC = 0x200,
@@ -26,7 +29,9 @@ enum {
   OPT_RESTART,
   OPT_DETACH,
   OPT_GRACE,
-  OPT_UNLIMITED_HOLD
+  OPT_UNLIMITED_HOLD,
+  OPT_DRY_RUN,
+  OPT_MEASURE
 };
 
 static const char help[]
@@ -46,6 +51,9 @@ static const char help[]
     "  --restart             start over, whatever is left over here\n"
     "  --detach              return once the job is attached and copying\n"
     "  --give-up-after TIME  end (exit 3) when the destination is away for so long (never)\n"
+    "  --dry-run             check everything, measure for some seconds, say how it would go; there\n"
+    "                        will be no job, and nothing is written (exit 4: it would not end)\n"
+    "  --measure TIME        with --dry-run: for so long (5s)\n"
     "  --quarantine-grace T  wait so long before blocks of a lost session are copied again (2s)\n"
     "  --no-limit-while-holding\n"
     "                        the bandwidth limit does not hold while the guest waits\n"
@@ -62,7 +70,8 @@ struct arguments {
   struct job_options job;
   struct hooks hooks;
   pthread_t ready_thread; /* runs the hook: the job must not wait for it */
-  bool detach, was_ready, has_ready_thread;
+  bool detach, dry_run, was_ready, has_ready_thread;
+  uint64_t measure_ns;    /* 0: not given */
 };
 
 /* One option of ours.  0, or EXIT_USAGE. */
@@ -110,6 +119,16 @@ take_option (struct arguments *a, int c)
     if (!worker_parse_ms ("--quarantine-grace", optarg, &ms))
       return EXIT_USAGE;
     a->job.grace_ns = ms * 1000000 + 1; /* 0 would mean the default */
+    return 0;
+  case OPT_DRY_RUN:
+    a->dry_run = true;
+    return 0;
+  case OPT_MEASURE:
+    if (!worker_parse_ms ("--measure", optarg, &ms))
+      return EXIT_USAGE;
+    if (ms < 100 || ms > 3600 * 1000)
+      return cmd_usage_error ("--measure %s: must be between 100ms and 1h", optarg);
+    a->measure_ns = ms * 1000000;
     return 0;
   case OPT_UNLIMITED_HOLD:
     a->job.unlimited_hold = true;
@@ -194,6 +213,24 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
     cmd_notice ("gave up: changes go on being tracked; once the destination is well, --resume goes on");
 }
 
+/* ---- --dry-run ---- */
+
+static int
+run_dry (struct arguments *a)
+{
+  json_t *report;
+
+  a->job.signal_fd = worker_signals (&a->job.signal);
+  if (a->job.signal_fd == -1)
+    return EXIT_ERROR;
+  a->job.opaque = &a->worker;
+  a->job.message = worker_message;
+  enum job_result result = job_dry_run (&a->job, a->measure_ns ? a->measure_ns : MEASURE_NS, &report);
+  if (report && !a->worker.json)
+    forecast_print (report);
+  return worker_finish (&a->worker, result, report);
+}
+
 static int
 run_job (struct arguments *a)
 {
@@ -232,6 +269,8 @@ run (struct cmd_line *line)
     { "resume", no_argument, NULL, OPT_RESUME },
     { "restart", no_argument, NULL, OPT_RESTART },
     { "detach", no_argument, NULL, OPT_DETACH },
+    { "dry-run", no_argument, NULL, OPT_DRY_RUN },
+    { "measure", required_argument, NULL, OPT_MEASURE },
     { "quarantine-grace", required_argument, NULL, OPT_GRACE },
     { "no-limit-while-holding", no_argument, NULL, OPT_UNLIMITED_HOLD },
     HOOK_READY_OPTION,
@@ -269,7 +308,11 @@ run (struct cmd_line *line)
   a.job.rate_limit = a.settings.rate_limit;
   a.job.nr_copiers = a.settings.nr_copiers;
   a.job.give_up_ns = a.settings.give_up_ns;
-  return run_job (&a);
+  if (a.measure_ns && !a.dry_run)
+    return cmd_usage_error ("--measure goes with --dry-run");
+  if (a.dry_run && a.detach)
+    return cmd_usage_error ("--dry-run and --detach exclude each other");
+  return a.dry_run ? run_dry (&a) : run_job (&a);
 }
 
 const struct subcommand subcommand_mirror = {

@@ -320,7 +320,7 @@ converge_action (const struct converge *c, enum job_policy policy, double max_de
     snprintf (buf, size, "guest writes wait for the destination for now, for at most %.0f ms each%s",
               max_delay_ms, no ? "; it is not enough" : "");
   else if (!no)
-    snprintf (buf, size, "none needed");
+    snprintf (buf, size, "nothing is needed");
   else if (policy == POLICY_SYNC)
     snprintf (buf, size, "guest writes are going to wait for the destination, for at most %.0f ms each",
               max_delay_ms);
@@ -329,6 +329,6 @@ converge_action (const struct converge *c, enum job_policy policy, double max_de
   else if (policy == POLICY_FAIL)
     snprintf (buf, size, "the job is going to end with exit status 4");
   else
-    snprintf (buf, size, "none: it keeps trying (policy none)");
+    snprintf (buf, size, "it keeps trying");
   return buf;
 }

@@ -97,7 +97,7 @@ void converge_interrupted (struct converge *c);
 double converge_expected_rate (const struct converge *c, enum job_policy policy, double bandwidth,
                                double dirty_rate);
 
-/* In words, what the policy does or will do about it: "no action needed", "guest writes wait for ...".
+/* In words, what the policy does or will do about it: "nothing is needed", "guest writes wait for ...".
  * MAX_DELAY_MS: the longest that a guest's write waits.  Returns BUF. */
 const char *converge_action (const struct converge *c, enum job_policy policy, double max_delay_ms,
                              char *buf, size_t size);

@@ -181,7 +181,9 @@ attach_foreseen (struct job *j, json_t *status)
       left_over = left_over && strcmp (state, free_to_start[i]) != 0;
     if (!left_over)
       return true;
-    job_say (j, JOB_ERROR, JOB_LEFT_OVER, j->o->control);
+    job_say (j, j->dry ? JOB_WARNING : JOB_ERROR, JOB_LEFT_OVER, j->o->control);
+    if (j->dry)
+      return true;
   }
   j->result = JOB_REFUSED;
   return false;
@@ -280,10 +282,14 @@ open_destination (struct job *j, json_t *status)
     return -1;
   }
   j->dest = *d;
-  j->dest.endpoint.writable = true;
+  bool file = d->nr_dest == 1 && strstr (d->dest[0], "://") == NULL;
+  if (j->dry && file)
+    return job_dry_file (j, size);
+  /* An NBD server that is asked for a writable session may end another one for it. */
+  j->dest.endpoint.writable = !j->dry;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
-  j->dest.endpoint.create = !(left_over && j->o->start == JOB_RESUME);
+  j->dest.endpoint.create = !j->dry && !(left_over && j->o->start == JOB_RESUME);
   j->dest.endpoint.create_size = size;
   int errnum = 0;
   json_int_t opened = opened_so_far (j);
@@ -387,11 +393,11 @@ attach (struct job *j)
 }
 
 int
-job_attach (struct job *j)
+job_check (struct job *j, json_t **status)
 {
   char *error = NULL;
-  int r = -1;
 
+  *status = NULL;
   j->result = JOB_FAILED;
   j->control = control_client_connect (j->o->control, JOB_CONTROL_TIMEOUT_MS, &error);
   if (j->control == NULL) {
@@ -399,16 +405,28 @@ job_attach (struct job *j)
     free (error);
     return -1;
   }
-  json_t *status = query (j);
-  if (status != NULL && open_source (j, status) == 0) {
-    /* Again: it knows the disk now. */
-    json_t *before = status;
-    status = query (j);
-    bool ours = status != NULL && reached (j, before, status);
+  json_t *before = query (j);
+  if (before == NULL || open_source (j, before) == -1) {
     json_decref (before);
-    if (ours && attach_foreseen (j, status) && alone (j) && open_destination (j, status) == 0)
-      r = attach (j);
+    return -1;
   }
+  /* Again: it knows the disk now. */
+  *status = query (j);
+  bool ours = *status != NULL && reached (j, before, *status);
+  json_decref (before);
+  /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that could be late. */
+  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j)) && open_destination (j, *status) == 0)
+    return 0;
+  return -1;
+}
+
+int
+job_attach (struct job *j)
+{
+  char *error = NULL;
+  json_t *status;
+
+  int r = job_check (j, &status) == 0 ? attach (j) : -1;
   json_decref (status);
   if (r == -1)
     return -1;

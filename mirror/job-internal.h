@@ -3,6 +3,7 @@
  * What the files of the job share (job.h):
  *
  *   job.c           the main loop: samples, decisions, signals, the end
+ *   dry-run.c       the checks of a beginning, and a forecast
  *   job-attach.c    beginning: filter, source, destination, region
  *   job-requests.c  what users ask for through the filter, and the filter's events
  *   job-converge.c  the convergence policy at work
@@ -63,6 +64,7 @@ struct job {
   bool paused;
   struct job_gate_state gate;
 
+  bool dry;                /* a dry run: nothing is created, locked or written */
   bool fresh;              /* a full job that begins here, not a resumed one */
   uint64_t start_ns;
   struct {                 /* counters of the job's earlier workers */
@@ -110,6 +112,13 @@ void job_end (struct job *j, enum job_result result);
 
 /* job-attach.c: 0, or -1 with j->result set and the message said. */
 int job_attach (struct job *j);
+/* All checks that come before attaching: control socket, source, destination, opened then.  STATUS: the filter's, a new
+ * reference or NULL.  Returns as job_attach(). */
+int job_check (struct job *j, json_t **status);
+
+/* dry-run.c: the destination is a local file or device: open it as it is, and say what would become of it.  Returns as
+ * job_attach(). */
+int job_dry_file (struct job *j, uint64_t size);
 
 /* job-requests.c: handle what the filter sent.  -1: the connection is lost (the job is over then). */
 int job_handle_events (struct job *j);

@@ -66,6 +66,11 @@ struct job_options {
  * NULL if it never began.  The reason of a failure was given to message(). */
 enum job_result job_run (const struct job_options *o, json_t **report);
 
+/* Check everything that job_run() would, measure for MEASURE_NS, and foretell how it would go: without a job, and
+ * without writing anything.  JOB_COMPLETED: it would end; JOB_NOT_CONVERGED: not under this policy; else as job_run().
+ * *REPORT (a new reference): what was measured and the forecast, or NULL. */
+enum job_result job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report);
+
 const char *job_policy_name (enum job_policy p);
 /* False if NAME is none of them. */
 bool job_policy_parse (const char *name, enum job_policy *p);

@@ -10,6 +10,7 @@ libmirror_la_SOURCES = \
 	mirror/copier.h \
 	mirror/copy.c \
 	mirror/copy.h \
+	mirror/dry-run.c \
 	mirror/endpoint-command.c \
 	mirror/endpoint-command.h \
 	mirror/endpoint-file-open.c \
@@ -35,6 +36,8 @@ libmirror_la_SOURCES = \
 	mirror/handoff-disk.h \
 	mirror/handoff-internal.h \
 	mirror/handoff-later.c \
+	mirror/forecast.c \
+	mirror/forecast.h \
 	mirror/handoff.c \
 	mirror/handoff.h \
 	mirror/identity.c \
@@ -51,6 +54,8 @@ libmirror_la_SOURCES = \
 	mirror/job.h \
 	mirror/pass.c \
 	mirror/pass.h \
+	mirror/probe.c \
+	mirror/probe.h \
 	mirror/rate.c \
 	mirror/rate.h \
 	mirror/same.c \

@@ -15,6 +15,7 @@
 #include "nbd-plugin/commands.h"
 #include "nbd-plugin/handoff.h"
 #include "nbd-plugin/job.h"
+#include "nbd-plugin/measure.h"
 #include "nbd-plugin/thread.h"
 
 const char *
@@ -171,6 +172,12 @@ rollback (struct call *c)
     handoff_rollback (c->m, c->peer, c->id, call_string (c, "rollback-token"));
 }
 
+static void
+measure (struct call *c)
+{
+  measure_begin (c->m, c->peer, c->id);
+}
+
 static void query_commands (struct call *c);
 
 static const struct command commands[] = {
@@ -185,6 +192,7 @@ static const struct command commands[] = {
   { "block-job-cancel", "device:s force:b", block_job_cancel, false },
   { "block-job-complete", "device:s", relay, false },
   { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i", mirror_set, false },
+  { "mirror-measure", "", measure, false },
   { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s", prepare, false },
   { "job-finalize", "generation:i!", finalize, false },
   { "mirror-decision", "keep:b", decision, false },
@@ -335,6 +343,7 @@ on_closed (void *opaque, struct control_peer *peer)
 
   handoff_peer_closed (m, peer);
   job_peer_closed (m, peer);
+  measure_peer_closed (m, peer);
 }
 
 const struct control_server_ops mirror_server_ops = {

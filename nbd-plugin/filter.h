@@ -82,6 +82,12 @@ struct job {
   bool was_ready;                /* BLOCK_JOB_READY was sent */
 };
 
+/* A region for whoever wants to know what the guest writes (measure.h). */
+struct measure {
+  struct control_peer *peer;
+  struct region *region; /* NULL: none is under way */
+};
+
 struct handoff {
   bool active;
   struct control_peer *coordinator;
@@ -117,6 +123,7 @@ struct mirror {
   struct control_server *server;
   struct job job;
   struct handoff handoff;
+  struct measure measure;
   struct told told;
   bool have_downtime;            /* of the committed hand-off; unknown after a restart */
   double downtime_ms;

@@ -17,9 +17,10 @@
 #include "dirty-bitmap/claims.h"
 #include "nbd-plugin/handoff.h"
 #include "nbd-plugin/job.h"
+#include "nbd-plugin/measure.h"
 
-static void
-random_uuid (uint8_t uuid[16])
+void
+job_random_uuid (uint8_t uuid[16])
 {
   if (getentropy (uuid, 16) == -1) { /* no worse than a clock: it only tells regions and filters apart */
     int64_t now = gate_now ();
@@ -36,7 +37,7 @@ name_instance (struct job *j)
   uint8_t u[16];
   char *at = j->instance;
 
-  random_uuid (u);
+  job_random_uuid (u);
   for (unsigned i = 0; i < 16; i++)
     at += sprintf (at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", u[i]);
 }
@@ -72,6 +73,7 @@ job_free (struct mirror *m)
   answer_free (&j->hold);
   answer_free (&j->attach);
   pace_end (&m->pace);
+  measure_end (m);
   if (j->region != NULL)
     tracker_remove (&m->tracker, j->region);
   region_free (j->region);
@@ -165,7 +167,7 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
   uint8_t uuid[16];
 
   tracker_geometry (&m->tracker, &geo);
-  random_uuid (uuid);
+  job_random_uuid (uuid);
   struct region *fresh = region_create (&geo, uuid, error);
   if (fresh == NULL)
     return NULL;
@@ -186,6 +188,7 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
   if (j->ghost != NULL)
     quarantine_from (fresh, j->ghost);
   pace_end (&m->pace);
+  measure_end (m); /* the worker's numbers are better */
   region_free (j->ghost);
   j->ghost = NULL;
   if (old != NULL)

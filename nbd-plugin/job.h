@@ -56,6 +56,8 @@ void job_tick (struct mirror *m);
 /* The lease of a hold that names none: twice the allowed downtime. */
 int64_t job_default_lease_ms (const struct job *j);
 
+void job_random_uuid (uint8_t uuid[16]);
+
 /* progress.c: check and keep what the worker publishes.  0, or -1 with *ERROR (caller frees) and
  * nothing kept. */
 int job_publish (struct job *j, json_t *args, char **error);

@@ -8,6 +8,7 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/process.h nbd-plugin/process.c \
 	nbd-plugin/job.h nbd-plugin/job.c nbd-plugin/progress.c \
 	nbd-plugin/handoff.h nbd-plugin/handoff.c \
+	nbd-plugin/measure.h nbd-plugin/measure.c \
 	nbd-plugin/commands.h nbd-plugin/commands.c nbd-plugin/commands-worker.c \
 	nbd-plugin/status.c nbd-plugin/events.c \
 	nbd-plugin/thread.h nbd-plugin/thread.c

@@ -16,6 +16,8 @@ unit_tests = \
 	tests/unit/test-window \
 	tests/unit/test-estimate \
 	tests/unit/test-converge \
+	tests/unit/test-forecast \
+	tests/unit/test-decision \
 	tests/sim/test-converge \
 	tests/unit/test-pass \
 	tests/unit/test-urgent-queue \
@@ -93,6 +95,16 @@ tests_sim_test_converge_LDADD = $(CRITERION_LIBS) -lm
 EXTRA_PROGRAMS = tests/sim/table
 tests_sim_table_SOURCES = tests/sim/table.c $(simulator)
 tests_sim_table_LDADD = -lm
+
+tests_unit_test_forecast_SOURCES = tests/unit/test-forecast.c mirror/forecast.c $(simulator)
+tests_unit_test_forecast_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_forecast_CFLAGS = $(unit_cflags)
+tests_unit_test_forecast_LDADD = $(CRITERION_LIBS) -lm
+
+tests_unit_test_decision_SOURCES = tests/unit/test-decision.c
+tests_unit_test_decision_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_decision_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_decision_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 
 tests_unit_test_pass_SOURCES = tests/unit/test-pass.c mirror/pass.c
 tests_unit_test_pass_CPPFLAGS = $(unit_cppflags)
@@ -186,6 +198,7 @@ blackbox_tests = \
 	tests/blackbox/handoff-phases.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
+	tests/blackbox/dry-run.sh \
 	tests/blackbox/no-direct.sh \
 	tests/blackbox/odd-destinations.sh \
 	tests/blackbox/kill-worker.sh \

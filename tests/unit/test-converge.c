@@ -307,7 +307,7 @@ Test (converge, words)
 {
   char buf[160];
   struct story s = begin (POLICY_SYNC);
-  cr_assert_str_eq (converge_action (&s.c, POLICY_SYNC, 50, buf, sizeof buf), "none needed");
+  cr_assert_str_eq (converge_action (&s.c, POLICY_SYNC, 50, buf, sizeof buf), "nothing is needed");
   cr_assert_float_eq (converge_expected_rate (&s.c, POLICY_SYNC, 100, 90), 25, 0.01);
   cr_assert_float_eq (converge_expected_rate (&s.c, POLICY_THROTTLE, 100, 90), 20, 0.01);
   cr_assert_float_eq (converge_expected_rate (&s.c, POLICY_NONE, 100, 90), 90, 0.01);
