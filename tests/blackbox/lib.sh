@@ -105,6 +105,18 @@ if [ -n "$runtime" ]; then
   # p11-kit frees a locale then and waits for a lock of glibc's that is off by one.  Without that it ends.
   echo 'void freelocale (void *l); void freelocale (void *l) { (void) l; }' |
     "${cc:-gcc}" -x c -shared -fPIC -o "$tmp/freelocale.so" -
+  # QEMU's programs, which a server may start, use coroutines that the runtime does not understand.  It
+  # is taken from them by a program that is linked statically, so that it does not get it itself.
+  mkdir "$tmp/bin"
+  for prog in qemu-img qemu-nbd; do
+    real=$(command -v $prog) || continue
+    "${cc:-gcc}" -x c -static -o "$tmp/bin/$prog" - <<END
+#include <stdlib.h>
+#include <unistd.h>
+int main (int argc, char **argv) { (void) argc; unsetenv ("LD_PRELOAD"); execv ("$real", argv); return 127; }
+END
+  done
+  PATH=$tmp/bin:$PATH
   server_env=(env "LD_PRELOAD=$runtime $tmp/freelocale.so" "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0")
 fi
 # ThreadSanitizer needs a fixed address space layout with some kernels.
