@@ -243,12 +243,17 @@ EXTRA_DIST += \
 
 guest_tests = \
 	tests/guest/by-hand.py \
-	tests/guest/evacuate.py
+	tests/guest/evacuate.py \
+	tests/guest/faults.py \
+	tests/guest/migrate.py \
+	tests/guest/there-and-back.py
 TESTS += $(guest_tests)
 EXTRA_DIST += $(guest_tests) \
 	tests/guest/init \
 	tests/guest/machine.py \
 	tests/guest/migration.py \
+	tests/guest/moves.py \
+	tests/guest/qmp_proxy.py \
 	tests/guest/recorder.c \
 	tests/guest/scene.py
 

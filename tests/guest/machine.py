@@ -298,8 +298,8 @@ class Qmp:
 # ---- machines --------------------------------------------------------------------------
 
 class Vm:
-    """A running QEMU.  NAME names its files in DIRECTORY; NBD is the list of its disks' Unix sockets (or
-    "HOST:PORT").  With incoming=True it waits for a migration, and is stopped when that has come (-S).
+    """A running QEMU.  NAME names its files in DIRECTORY; NBD is the list of its disks: Unix sockets,
+    "HOST:PORT", or block device nodes as QMP's blockdev-add takes them.  The disks are called disk0, disk1.  With incoming=True it waits for a migration, and is stopped when that has come (-S).
     Sockets: NAME.qmp (ours) and NAME.qmp2 (for the program under test); NAME.console is the kernel's."""
 
     def __init__(self, boot, directory, name, story, nbd, incoming=False, memory=96, recorder="",
@@ -322,7 +322,9 @@ class Vm:
                     "-qmp", f"unix:{self.path('qmp')},server=on,wait=off",
                     "-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
             for number, server in enumerate(nbd):
-                argv += ["-blockdev", json.dumps(nbd_node(f"disk{number}", server, reconnect_delay)),
+                node = {**server, "node-name": f"disk{number}"} if isinstance(server, dict) else \
+                    nbd_node(f"disk{number}", server, reconnect_delay)
+                argv += ["-blockdev", json.dumps(node),
                          "-device", f"virtio-blk-pci,drive=disk{number}"]
             if incoming:
                 argv += ["-incoming", "defer", "-S"]

@@ -82,7 +82,8 @@ class Server:
 
 
 class Scene:
-    def __init__(self, parent="/tmp"):
+    def __init__(self, disks=None):
+        """DISKS: a directory for large files; without it they are with the sockets."""
         self.builddir = find_build()
         self.nbdmirror_path = os.environ.get("NBDMIRROR", os.path.join(self.builddir, "nbdmirror"))
         os.environ.setdefault("NBDMIRROR_FILTER", os.path.join(
@@ -90,7 +91,8 @@ class Scene:
         os.environ.setdefault("NBDMIRROR_RECEIVE_FILTER", os.path.join(
             self.builddir, "nbd-plugin/.libs/nbdkit-mirror-receive-filter.so"))
         # The paths of sockets must be short.
-        self.tmp = tempfile.mkdtemp(prefix=f"nbdmirror-{NAME}.", dir=parent)
+        self.tmp = tempfile.mkdtemp(prefix=f"nbdmirror-{NAME}.", dir="/tmp")
+        self.disks = disks or self.tmp
         self.processes, self.machines, self.at_end = [], [], []
         self.boot = None
         self.story = machine.Story()
@@ -182,7 +184,7 @@ class Scene:
         if self.boot is None:
             self.boot = machine.Boot(self.tmp)
         vm = machine.Vm(self.boot, self.tmp, name, self.story,
-                        [s if isinstance(s, str) else s.socket for s in servers], **options)
+                        [s.socket if isinstance(s, Server) else s for s in servers], **options)
         self.machines.append(vm)
         return vm
 
@@ -190,10 +192,10 @@ class Scene:
 
     def make_disk(self, name, size=64 * MIB, data=0):
         """An ext4 file system, with DATA bytes of random data in it."""
-        path = self.path(name)
+        path = os.path.join(self.disks, name)
         with open(path, "wb") as f:
             f.truncate(size)
-        tree = self.path("tree")
+        tree = os.path.join(self.disks, "tree")
         os.makedirs(tree, exist_ok=True)
         rng = random.Random(size)
         with open(os.path.join(tree, "data"), "wb") as f:
@@ -204,7 +206,7 @@ class Scene:
         return path
 
     def empty_disk(self, name, like):
-        path = self.path(name)
+        path = os.path.join(self.disks, name)
         with open(path, "wb") as f:
             f.truncate(os.path.getsize(like))
         return path

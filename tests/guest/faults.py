@@ -1,0 +1,250 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Proves that whatever fails at whatever step of a migration, the guest goes on at exactly one side and no record that it
+acknowledged is lost: destination QEMU killed, destination's export killed, worker killed, migration cancelled behind
+our back, coordinator killed (then `migrate --recover`) or interrupted, memory that does not converge, source QEMU
+killed when all of it had arrived.
+
+One guest goes through all cases in turn as long as it stays at the source: what a failure leaves behind is found
+by the next.  In the long form (NBDMIRROR_LONG=1): FAULT_RUNS (200) runs of a random fault at a random step, either exactly then
+or up to 60 ms later, while everything goes on; SEED repeats one.  FAULT=worker@held is that alone."""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import machine  # noqa: E402
+import scene  # noqa: E402
+from moves import Move, receive  # noqa: E402
+
+# In their order.  Up to "committed" the way leads back, from there on forward, unless the destination never ran.
+STEPS = ["mirror", "memory", "pre-switchover", "held", "continued", "completed", "committed", "started"]
+
+
+def at(move, step, action):
+    """Do ACTION at STEP.  Those that are commands and events wait for it."""
+    tables = {
+        "memory": (move.source.after, "migrate"), "pre-switchover": (move.source.event, "pre-switchover"),
+        "held": (move.source.before, "migrate-continue"), "continued": (move.source.after, "migrate-continue"),
+        "completed": (move.source.event, "completed"), "committed": (move.dest.before, "cont"),
+        "started": (move.dest.after, "cont"),
+    }
+    if step == "mirror":
+        def when_copying():
+            s, (server, _) = move.s, move.pairs[0]
+            try:
+                s.wait_for("the worker", lambda: s.status(server)["state"] == "copying", 20)
+                action()
+            except scene.Failed as e:
+                move.source.errors.append(str(e))
+        move.beside = threading.Thread(target=when_copying, daemon=True)
+        return
+    table, name = tables[step]
+    table[name] = action
+
+
+class Case:
+    """One fault at one step."""
+
+    def __init__(self, fault, step, *options, delay=None):
+        self.fault, self.step, self.options, self.delay = fault, step, options, delay
+
+    def __str__(self):
+        late = "" if self.delay is None else f" {self.delay * 1000:.0f} ms later"
+        return f"{self.fault} at {self.step}{late}"
+
+    def act(self):
+        getattr(self, self.fault.replace("-", "_"))()
+
+    def action(self):
+        if self.delay is None:
+            self.act()
+            return
+        timer = threading.Timer(self.delay, self.act)
+        timer.daemon = True
+        timer.start()
+
+    # ---- faults ----
+
+    def dest_qemu(self):
+        self.b.process.kill()
+        self.b.process.wait()
+
+    def source_qemu(self):
+        self.a.process.kill()
+        self.a.process.wait()
+
+    def export(self):
+        for pid in children(self.dst.pid):
+            kill(pid)
+
+    def receiver(self):
+        for pid in [self.dst.pid, *children(self.dst.pid)]:
+            kill(pid)
+
+    def worker(self):
+        pid = self.s.status(self.src)["worker-pid"]
+        if pid:
+            kill(pid)
+
+    def stopped_worker(self):
+        pid = self.s.status(self.src)["worker-pid"]
+        if pid:
+            kill(pid, signal.SIGSTOP)
+            self.s.at_end.append(lambda: kill(pid))
+
+    def cancel(self):
+        try:
+            machine.Qmp.__call__(self.a.qmp, "migrate_cancel")
+        except machine.QmpError:
+            pass
+
+    def coordinator(self):
+        self.move.process.kill()
+
+    def interrupt(self):
+        self.move.process.send_signal(signal.SIGINT)
+
+    def nothing(self):
+        pass
+
+    # ---- one run ----
+
+    def run(self, s, number, src, a):
+        """Returns the machine where the guest goes on."""
+        self.s, self.src, self.a = s, src, a
+        self.dst = receive(s, f"dst{number}", os.path.getsize(src.disk))
+        self.b = s.vm(f"b{number}", [self.dst.guest], incoming=True, reconnect_delay=30)
+        self.move = Move(s, a, self.b, [(src, self.dst.uri)], *self.options)
+        at(self.move, self.step, self.action)
+        self.move.start()
+        if self.step == "mirror":
+            self.move.beside.start()
+        self.status = self.move.wait()
+        self.text = ""
+        if self.status == -signal.SIGKILL:
+            self.status, self.text = self.move.recover()
+        here = self.move.settled()
+        self.check(here)
+        return here
+
+    def check(self, here):
+        status = self.s.status(self.src)
+        if here is self.a:
+            scene.check(status["gate"] == "open", f"the guest is at the source, whose gate is {status['gate']}")
+        else:
+            scene.check(status["gate"] == "fenced", f"the guest is at the destination, the source {status['gate']}")
+            self.s.check_refuses(self.src)
+        scene.check((self.status == 0) == (here is self.b) or self.text,
+                    f"exit status {self.status}, and the guest is at {here.name}")
+
+    def clean_up(self):
+        """The destination, after the guest went on at the source."""
+        self.b.remove()
+        self.s.machines.remove(self.b)
+        if self.s.status(self.src)["state"] not in ("idle", "cancelled", "failed"):
+            self.s.nbdmirror("cancel", self.src.control)  # a killed coordinator leaves its mirrors at work
+        if self.dst.poll() is None:
+            self.dst.send_signal(signal.SIGINT)
+            self.s.wait_exit(self.dst, 20)
+        if os.path.exists(self.dst.disk):
+            os.unlink(self.dst.disk)
+
+
+def children(pid):
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as f:
+            return [int(n) for n in f.read().split()]
+    except FileNotFoundError:
+        return []
+
+
+def kill(pid, number=signal.SIGKILL):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+SLOW_MEMORY = ("--memory-bandwidth", "1M", "--timeout", "4s")
+SLOW_DISK = ("--bandwidth", "4M")
+SHORT = [
+    Case("worker", "mirror", *SLOW_DISK), Case("cancel", "memory"), Case("nothing", "memory", *SLOW_MEMORY),
+    Case("dest-qemu", "memory"), Case("interrupt", "pre-switchover"), Case("dest-qemu", "held"),
+    Case("dest-qemu", "continued"), Case("export", "held"), Case("worker", "held"), Case("cancel", "held"),
+    Case("coordinator", "held"), Case("dest-qemu", "committed"), Case("coordinator", "committed"),
+]
+FAULTS = {
+    "dest-qemu": STEPS[:-1], "export": STEPS[:6], "receiver": STEPS[:5], "worker": STEPS, "stopped-worker": STEPS[:6],
+    "cancel": STEPS[:6], "coordinator": STEPS, "interrupt": STEPS, "source-qemu": STEPS[5:], "nothing": STEPS[1:2],
+}
+
+
+class Guest:
+    """A source with its running guest, for as long as that stays there."""
+
+    def __init__(self, s):
+        self.s = s
+        s.forget()
+        self.src = s.serve("src", s.make_disk("src.img", data=8 * scene.MIB))
+        self.a = s.vm("a", [self.src], recorder="-l 100")
+        s.story.wait_for_line("LOADED")
+
+    def end(self, here, disk):
+        here.shut_down()
+        self.s.check_story()
+        self.s.check_clean(disk)
+        self.s.check_records(self.s.story.last, disk, blocks=True)
+
+
+def run_cases(s, cases):
+    guest, results = None, {}
+    for number, case in enumerate(cases):
+        if guest is None:
+            guest = Guest(s)
+        began = time.monotonic()
+        here = case.run(s, number, guest.src, guest.a)
+        side = "source" if here is guest.a else "destination"
+        results[side] = results.get(side, 0) + 1
+        scene.note(f"{number + 1}: {case}: exit status {case.status}, the guest is at the {side}, "
+                   f"{time.monotonic() - began:.1f} s")
+        if here is guest.a:
+            case.clean_up()
+        else:
+            guest.end(here, case.dst.disk)
+            guest = None
+    if guest is not None:
+        guest.end(guest.a, guest.src.disk)
+    scene.note(f"{len(cases)} runs, " + ", ".join(f"{n} ended at the {side}" for side, n in results.items())
+               + "; one guest each time, and no record lost")
+
+
+def random_cases(count, seed):
+    rng = random.Random(seed)
+    for _ in range(count):
+        fault = rng.choice(list(FAULTS))
+        step = rng.choice(FAULTS[fault])
+        options = SLOW_MEMORY if fault == "nothing" else SLOW_DISK if step == "mirror" else ()
+        yield Case(fault, step, *options, delay=rng.choice([None, rng.uniform(0, 0.06)]))
+
+
+def test(s):
+    one = os.environ.get("FAULT")
+    if one:
+        fault, _, step = one.partition("@")
+        run_cases(s, [Case(fault, step) for _ in range(int(os.environ.get("FAULT_RUNS", "5")))])
+        return
+    if not scene.LONG:
+        run_cases(s, SHORT)
+        return
+    seed = int(os.environ.get("SEED", time.time()))
+    scene.note(f"SEED={seed}")
+    run_cases(s, list(random_cases(int(os.environ.get("FAULT_RUNS", "200")), seed)))
+
+
+scene.main(test, 7200 if scene.LONG else 300)
