@@ -2,7 +2,8 @@
  *
  * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
  *
- *   NONE -> SETTLE    the running pass comes to its end (for at most SETTLE_NS): then the least is left
+ *   NONE -> SETTLE    passes come to their ends until one no longer halves what is left (for at most SETTLE_NS): then
+ *                     the least is left
  *        -> FLUSH     what is acknowledged becomes durable while the guest still runs
  *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
  *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
@@ -22,7 +23,18 @@
 
 #define NS_PER_MS UINT64_C (1000000)
 #define SETTLE_NS (1000 * NS_PER_MS)
+#define SETTLED_MS 2 /* so little that another pass is not worth while */
 #define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
+
+/* Let passes bring what is left down, until END_NS. */
+static void
+settle (struct job *j, uint64_t end_ns)
+{
+  j->final = FINAL_SETTLE;
+  j->final_wraps = atomic_load (&j->engine.wraps);
+  j->settle_left = UINT64_MAX;
+  j->settle_end_ns = end_ns;
+}
 
 static void
 back_to_copying (struct job *j)
@@ -44,11 +56,9 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms)
                job_state (j), (unsigned long long) engine_left_bytes (&j->engine));
     return;
   }
-  j->final = FINAL_SETTLE;
   j->final_request = request;
   j->lease_ms = lease_ms;
-  j->final_wraps = atomic_load (&j->engine.wraps);
-  j->settle_end_ns = now_ns () + SETTLE_NS;
+  settle (j, now_ns () + SETTLE_NS);
   job_final_step (j);
 }
 
@@ -72,8 +82,7 @@ fits (struct job *j)
   if (ms <= (double) j->max_downtime_ms && ms <= (double) j->lease_ms)
     return true;
   if (now_ns () < j->settle_end_ns) {
-    j->final = FINAL_SETTLE;
-    j->final_wraps = atomic_load (&j->engine.wraps);
+    settle (j, j->settle_end_ns);
     return false;
   }
   if (ms <= (double) j->lease_ms)
@@ -108,13 +117,30 @@ give_up_early (struct job *j)
   job_final_abort (j, "LeaseEnded", why);
 }
 
+/* Is as little left as it gets?  When the job became ready, as much may be left as fits the allowed pause, most of it
+ * behind the cursor.  The pass that was running then says nothing: it began with more. */
+static bool
+settled (struct job *j)
+{
+  uint64_t left = engine_left_bytes (&j->engine), wraps = atomic_load (&j->engine.wraps);
+
+  if (left == 0 || now_ns () >= j->settle_end_ns)
+    return true;
+  if (wraps == j->final_wraps)
+    return false;
+  if ((double) left * 1000 < SETTLED_MS * j->estimate.bandwidth || left > j->settle_left / 2)
+    return true;
+  j->final_wraps = wraps;
+  j->settle_left = left;
+  return false;
+}
+
 static void
 flush_before (struct job *j)
 {
   struct engine *e = &j->engine;
 
-  if (engine_left_bytes (e) > 0 && atomic_load (&e->wraps) == j->final_wraps
-      && now_ns () < j->settle_end_ns)
+  if (!settled (j))
     return;
   j->final = FINAL_FLUSH;
   j->final_flushes = atomic_load (&e->counters.flushes);

@@ -83,8 +83,9 @@ struct job {
   enum final_state final;
   int64_t final_request;   /* the relayed request to answer on failure; -1: none */
   uint64_t lease_ms, generation;
-  uint64_t final_wraps;    /* engine.wraps when FINAL_SETTLE began, and when that is over at the latest */
-  uint64_t settle_end_ns;
+  uint64_t final_wraps;    /* engine.wraps when FINAL_SETTLE began, or when the last of its passes ended */
+  uint64_t settle_left;    /* what was left then, bytes */
+  uint64_t settle_end_ns;  /* when it is over at the latest */
   uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
   uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
