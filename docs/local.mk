@@ -3,6 +3,7 @@
 
 pods = \
 	docs/nbdmirror.pod \
+	docs/nbdmirror-receive.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdmirror-control.pod
 EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/run.sh
@@ -10,6 +11,7 @@ EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/run.sh
 if HAVE_POD2MAN
 man_MANS += \
 	docs/nbdmirror.1 \
+	docs/nbdmirror-receive.1 \
 	docs/nbdkit-mirror-filter.1 \
 	docs/nbdmirror-control.7
 CLEANFILES += $(man_MANS)
@@ -20,6 +22,9 @@ pod2man_section = $(POD2MAN) --utf8 --errors=die --center="nbdmirror" \
 docs/nbdmirror.1: docs/nbdmirror.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror \
 	  $(srcdir)/docs/nbdmirror.pod $@.tmp && mv $@.tmp $@
+docs/nbdmirror-receive.1: docs/nbdmirror-receive.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror-receive \
+	  $(srcdir)/docs/nbdmirror-receive.pod $@.tmp && mv $@.tmp $@
 docs/nbdkit-mirror-filter.1: docs/nbdkit-mirror-filter.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdkit-mirror-filter \
 	  $(srcdir)/docs/nbdkit-mirror-filter.pod $@.tmp && mv $@.tmp $@
