@@ -50,12 +50,9 @@ static void
 begin (struct converge *c, const struct converge_input *in)
 {
   c->begun = true;
-  if (c->start_ns == 0)
-    c->start_ns = in->now_ns;
   c->gate_ns = in->now_ns;
   c->passes_seen = in->passes;
   c->stretch_dirtied = in->dirtied_bytes;
-  c->last_sent = in->sent_bytes;
 }
 
 /* Has the present gate been in effect for as long as D is measured over? */
@@ -82,7 +79,7 @@ static bool
 over_guard (const struct converge *c, const struct converge_input *in)
 {
   return in->passes >= CONVERGE_MAX_PASSES
-         || in->sent_bytes - c->sent_in_ready > CONVERGE_MAX_DISKS * in->disk_bytes;
+         || in->sent_bytes - c->sent_unjudged > CONVERGE_MAX_DISKS * in->disk_bytes;
 }
 
 /* Judge the pass that has just ended, if one has. */
@@ -245,15 +242,19 @@ judge (struct converge *c, const struct converge_input *in, enum converge_reason
 bool
 converge_decide (struct converge *c, const struct converge_input *in)
 {
+  if (c->start_ns == 0) {
+    c->start_ns = in->now_ns;
+    c->last_sent = in->sent_bytes;
+  }
+  if (in->ready || in->suspended)
+    c->sent_unjudged += in->sent_bytes - c->last_sent;
+  c->last_sent = in->sent_bytes;
   if (in->suspended) {
     converge_interrupted (c);
     return false;
   }
   if (!c->begun)
     begin (c, in);
-  if (in->ready)
-    c->sent_in_ready += in->sent_bytes - c->last_sent;
-  c->last_sent = in->sent_bytes;
 
   enum converge_reason why = judge_pass (c, in);
   if (why == CONVERGE_NO_REASON)

@@ -79,7 +79,7 @@ struct converge {
   bool pass_mixed;             /* the gate was changed during the present pass: its end says nothing */
   bool stuck;                  /* the last pass that says something did not halve what was left */
   uint64_t stretch_dirtied;    /* dirtied_bytes when the pass or the gate began */
-  uint64_t last_sent, sent_in_ready;
+  uint64_t last_sent, sent_unjudged; /* the latter: while ready or suspended */
   uint64_t calm_ns;            /* since when the guest wants little; 0: it does not */
   uint64_t calm_needed_ns;     /* for how long it must, before the gate is opened */
   bool was_opened;             /* since the first escalation */

@@ -131,6 +131,9 @@ job_status (struct job *j)
     j->committed ? "fenced" : j->final >= FINAL_COPY ? "held" : job_gate_name (job_gate_now (j)),
     "worker", "attached");
   json_object_update_new (o, more);
+  json_object_set_new (o, "dirty-limit",
+                       job_gate_now (j) == JOB_GATE_THROTTLED ? json_integer ((json_int_t) j->gate.limit)
+                                                              : json_null ());
   json_object_set_new (o, "synchronised", json_boolean (job_gate_synchronised (j)));
   json_object_set_new (o, "downtime-ms", number_or_null (j->committed, j->downtime_ms));
   json_object_set_new (o, "rollback-token", j->token ? json_string (j->token) : json_null ());

@@ -199,6 +199,7 @@ blackbox_tests = \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/dry-run.sh \
+	tests/blackbox/converge.sh \
 	tests/blackbox/no-direct.sh \
 	tests/blackbox/odd-destinations.sh \
 	tests/blackbox/kill-worker.sh \

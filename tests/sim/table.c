@@ -29,7 +29,7 @@ static void
 print (const struct sim_options *o)
 {
   struct sim_result r = sim_run (o);
-  printf ("%-10s rho %-5.3g %-5s traffic %5.2f  ready %6.1f s  pause %6.1f ms  passes %3u  kept %3.0f %%  "
+  printf ("%-10s rho %-5.3g %-5s traffic %6.3f  ready %6.1f s  pause %6.1f ms  passes %3u  kept %3.0f %%  "
           "delay %5.1f ms  slowed at %5.1f s  %-11s %s\n",
           sim_guest_name (o->guest), o->guest_rate / o->bandwidth, r.ended ? "ends" : "NEVER", r.traffic, r.ready_s,
           r.pause_ms, r.passes, 100 * r.kept, r.longest_delay_ms, r.first_slowed_s, gates[r.gate],

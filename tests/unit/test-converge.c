@@ -208,6 +208,10 @@ Test (converge, ready_is_left_alone)
   s.in.ready = false;
   s.in.passes = 1;
   cr_assert_not (pass_time (&s, 1, 10)); /* what was sent while ready does not count */
+  s.in.suspended = true;
+  pass_time (&s, 3600, 90);
+  s.in.suspended = false;
+  cr_assert_not (pass_time (&s, 1, 10)); /* nor what was copied again out of quarantine */
 }
 
 Test (converge, guards)
