@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "mirror/buffers.h"
 #include "mirror/copier.h"
 
 #define ALIGNMENT 4096u
@@ -39,9 +40,9 @@ copier_init (struct copier *c, struct session *s, unsigned index)
   c->slots = calloc (c->nr_slots, sizeof *c->slots);
   if (c->slots == NULL)
     return -1;
-  int err = posix_memalign ((void **) &c->buffers, ALIGNMENT, (c->nr_slots + 1) * c->buffer_size);
-  if (err != 0) {
-    errno = err;
+  c->buffers = buffers_new ((c->nr_slots + 1) * c->buffer_size);
+  if (c->buffers == NULL) {
+    errno = ENOMEM;
     return -1;
   }
   for (unsigned i = 0; i < c->nr_slots; i++) {

@@ -6,6 +6,8 @@ libmirror_la_SOURCES = \
 	mirror/catchup.h \
 	mirror/converge.c \
 	mirror/converge.h \
+	mirror/buffers.c \
+	mirror/buffers.h \
 	mirror/copier.c \
 	mirror/copier.h \
 	mirror/copy.c \

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "mirror/buffers.h"
 #include "mirror/engine.h"
 #include "mirror/probe.h"
 #include "mirror/rate.h"
@@ -218,7 +219,8 @@ probe_thread (void *opaque)
   w.unit = info->min_block > 1 ? info->min_block : 1;
   w.request -= w.request % w.unit;
   w.runs = calloc (MAX_RUNS, sizeof *w.runs);
-  if (w.runs == NULL || posix_memalign ((void **) &w.buffers, 4096, (size_t) DEPTH * REQUEST_BYTES) != 0)
+  w.buffers = buffers_new ((size_t) DEPTH * REQUEST_BYTES);
+  if (w.runs == NULL || w.buffers == NULL)
     fail (&w, "probe", ENOMEM);
   else if (p->size > 0 && w.request > 0) {
     measure_rtt (&w);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "mirror/buffers.h"
 #include "mirror/verify.h"
 
 #define PIECE (256u * 1024)
@@ -260,7 +261,9 @@ verify_run (const struct verify_options *o, struct verify_report *report, char *
 
   *error = NULL;
   memset (report, 0, sizeof *report);
-  if (w == NULL || posix_memalign ((void **) &memory, 4096, 2 * (size_t) PIECES * PIECE) != 0) {
+  if (w != NULL)
+    memory = buffers_new (2 * (size_t) PIECES * PIECE);
+  if (memory == NULL) {
     free (w);
     *error = strdup ("out of memory");
     return VERIFY_FAILED;
