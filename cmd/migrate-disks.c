@@ -18,7 +18,7 @@
 #include "mirror/seal.h"
 
 #define LOOK_MS 100
-#define END_MS 15000 /* for a worker to end when it is told to */
+#define END_MS 5000 /* for a worker to end when it is told to */
 
 int
 disks_connect (struct migrate *m)
@@ -240,31 +240,53 @@ disks_refresh (struct migrate *m)
   }
 }
 
+bool
+disks_degraded (struct migrate *m)
+{
+  unsigned i;
+
+  disks_refresh (m);
+  for (i = 0; i < m->nr; i++) {
+    const char *state = job_text (m->disks[i].status, "state");
+
+    if (state != NULL && strcmp (state, "degraded") == 0)
+      return true;
+  }
+  return false;
+}
+
 /* ---- the end -------------------------------------------------------------------------------- */
 
+/* Through the filter: drops what a worker that was killed left over. */
 static void
-cancel_one (struct migrate *m, struct disk *d)
+drop_job (struct migrate *m, struct disk *d)
 {
   char *error = NULL;
 
   if (d->client == NULL)
     d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
+  if (d->client != NULL)
+    control_client_call (d->client, "block-job-cancel", NULL, -1, JOB_CALL_MS, NULL, NULL, NULL, &error);
+  if (error != NULL)
+    log_text (m, "cancel", error);
   free (error);
-  error = NULL;
-  if (d->client != NULL
-      && control_client_call (d->client, "block-job-cancel", NULL, -1, JOB_CALL_MS, NULL, NULL, NULL,
-                              &error) == 0)
-    log_rolled_back (m, "%s: the mirror was cancelled", d->control);
-  else
-    log_text (m, "cancel", error != NULL ? error : "out of memory");
-  free (error);
-  if (d->pid > 0 && !d->ended) {
+}
+
+/* SIGINT cancels a worker's job, also of one that has not attached yet. */
+static void
+cancel_one (struct migrate *m, struct disk *d)
+{
+  if (!d->ended) {
+    kill (d->pid, SIGINT);
     d->ended = spawn_ended (d->pid, END_MS, &d->wait_status);
-    if (!d->ended)
-      kill (d->pid, SIGKILL);
-    if (!d->ended)
-      d->ended = spawn_ended (d->pid, END_MS, &d->wait_status);
   }
+  if (!d->ended) {
+    kill (d->pid, SIGKILL);
+    d->ended = spawn_ended (d->pid, END_MS, &d->wait_status);
+  }
+  if (!d->ended || !WIFEXITED (d->wait_status) || WEXITSTATUS (d->wait_status) != EXIT_CANCELLED)
+    drop_job (m, d);
+  log_rolled_back (m, "%s: the mirror was cancelled", d->control);
 }
 
 void

@@ -15,6 +15,7 @@
 #include "cmd/migrate.h"
 
 #define QMP_MAX_LINE (16u * 1024 * 1024) /* query-block of a machine with many disks */
+#define DYING_MS 1000 /* a process that ends closes its connections and its listening socket one by one */
 
 /* The side before MESSAGE (stolen, may be NULL). */
 static char *
@@ -134,6 +135,19 @@ vm_is_dead (const struct vm *vm)
          && (errno == ECONNREFUSED || errno == ENOENT);
   close (sock);
   return dead;
+}
+
+bool
+vm_wait_dead (struct vm *vm)
+{
+  double end = migrate_now () + DYING_MS;
+
+  while (!vm_is_dead (vm)) {
+    if (migrate_now () > end)
+      return false;
+    migrate_wait (vm->m, 10);
+  }
+  return true;
 }
 
 static void

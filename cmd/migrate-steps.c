@@ -26,6 +26,7 @@
 #define DEST_WHOLE_MS 10000 /* from the source's "completed" to the destination's "paused" */
 #define START_MS 20000     /* for the destination to run */
 #define CONT_TRIES 3
+#define NOT_READY_MS 1000   /* the stopped guest waits at least so long for a disk to be ready */
 
 /* ---- memory --------------------------------------------------------------------------------- */
 
@@ -65,6 +66,8 @@ look_at_migration (struct migrate *m, double *asked)
     return 0;
   *asked = now;
   vm_migration (&m->source, status);
+  if (status[0] == '\0' && m->phase == PHASE_SWITCH && m->source.qmp == NULL)
+    return 0; /* whether it has died matters now: step_switch() looks */
   if (status[0] == '\0')
     return migrate_fail (m, EXIT_ERROR, "the source QEMU cannot be asked any more");
   strcpy (m->source.migration, status);
@@ -136,18 +139,26 @@ step_memory (struct migrate *m)
 
 /* ---- hold ----------------------------------------------------------------------------------- */
 
+static double
+not_ready_ms (const struct migrate *m)
+{
+  double ms = 4.0 * (double) m->o.max_downtime_ms;
+
+  return ms > NOT_READY_MS ? ms : NOT_READY_MS;
+}
+
 /* "Ready" comes and goes with the guest's writes.  It is stopped now, so what is left can only become less. */
 int
 step_hold (struct migrate *m)
 {
-  double end = migrate_now () + (double) m->o.switch_ms / 2;
+  double end = migrate_now () + not_ready_ms (m);
   char *error = NULL;
   bool not_ready;
 
   while (handoff_prepare (m->handoff, &not_ready, &error) == -1) {
     log_text (m, "not-prepared", error != NULL ? error : "out of memory");
     if (!not_ready || migrate_now () > end)
-      return migrate_fail_with (m, EXIT_ERROR, error);
+      return migrate_fail_with (m, disks_degraded (m) ? EXIT_DEST_FAILED : EXIT_ERROR, error);
     free (error);
     error = NULL;
     if (migrate_interrupted (m) == -1)
@@ -191,7 +202,6 @@ wait_for_dest (struct migrate *m)
       return migrate_fail (m, EXIT_ERROR, "the destination VM is '%s' and not paused", status);
     migrate_wait (m, 2);
   }
-  m->dest_is_whole = true;
   return 0;
 }
 
@@ -200,19 +210,21 @@ step_switch (struct migrate *m)
 {
   char *error = NULL;
   double asked = migrate_now ();
+  bool refused;
 
   m->source.migration[0] = '\0';
   if (vm_call (&m->source, "migrate-continue", json_pack ("{s:s}", "state", "pre-switchover"), NULL,
-               NULL, &error) == -1)
+               &refused, &error) == -1
+      && refused)
     return migrate_fail_with (m, EXIT_ERROR, error);
-  m->continued = true;
+  free (error);
   while (strcmp (m->source.migration, "completed") != 0) {
     if (check_lease (m) == -1)
       return -1;
     if (has_failed (&m->source))
       return migration_failed (m);
     /* It cannot resume the guest any more, so if all of it has arrived there is one way only: forward. */
-    if (m->source.qmp == NULL && vm_is_dead (&m->source)) {
+    if (m->source.qmp == NULL && vm_wait_dead (&m->source)) {
       log_text (m, "source-died", "is the whole guest at the destination?");
       return wait_for_dest (m);
     }
@@ -331,7 +343,7 @@ start_dest (struct migrate *m, bool *never_ran, char **error)
     /* Lost.  QEMU says RESUME before a CPU runs, and what it said before it died can still be read. */
     if (m->dest.resume_ms > 0)
       break;
-    if (vm_is_dead (&m->dest)) {
+    if (m->dest.qmp == NULL && vm_wait_dead (&m->dest)) {
       if (*error == NULL)
         *error = strdup ("the destination QEMU has died");
       return -1;

@@ -154,6 +154,9 @@ after_commit (struct migrate *m)
   }
   if (!m->cont_sent) /* it never ran there */
     migrate_back (m);
+  else if (m->dest.resume_ms > 0)
+    cmd_error ("the guest was started at the destination, and was lost there: start it there anew, from its"
+               " disks; do NOT start the source VM");
   else
     cmd_error ("the disks are handed over and the destination VM may have run: do NOT start the source VM; see"
                " nbdmirror-migrate(1), FAILURES");

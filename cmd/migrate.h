@@ -67,6 +67,8 @@ int vm_events (struct vm *vm);
 
 /* Is nobody listening at the socket any more?  That is a QEMU that has ended, if its socket is local. */
 bool vm_is_dead (const struct vm *vm);
+/* The connection was lost: is it because it has ended, or will do so in a moment? */
+bool vm_wait_dead (struct vm *vm);
 
 /* query-status and query-migrate, into BUF; "" if it cannot be asked. */
 void vm_status (struct vm *vm, char buf[32]);
@@ -123,7 +125,7 @@ struct migrate {
 
   struct handoff *handoff;
   struct handoff_result result;
-  bool held, continued, committed, cont_sent, dest_is_whole;
+  bool held, committed, cont_sent;
 
   enum phase phase;
   int exit_status;
@@ -164,6 +166,7 @@ int disks_start (struct migrate *m);
 /* Look at all; -1 if one cannot come to an end any more.  *READY: all are. */
 int disks_look (struct migrate *m, bool *ready);
 int disks_wait_ready (struct migrate *m);
+bool disks_degraded (struct migrate *m); /* has one lost its destination? */
 void disks_refresh (struct migrate *m); /* their status, for the report */
 /* End the jobs that we have begun, and give up what `receive` serves for them. */
 void disks_cancel (struct migrate *m);

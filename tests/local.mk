@@ -22,6 +22,7 @@ unit_tests = \
 	tests/unit/test-pass \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-units \
+	tests/unit/test-migrate-plan \
 	tests/unit/test-gate \
 	tests/unit/test-pace \
 	tests/unit/test-progress \
@@ -122,6 +123,11 @@ tests_unit_test_units_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_units_CFLAGS = $(unit_cflags)
 tests_unit_test_units_LDADD = $(CRITERION_LIBS)
 
+tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate-plan.c
+tests_unit_test_migrate_plan_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_migrate_plan_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
+tests_unit_test_migrate_plan_LDADD = $(CRITERION_LIBS)
+
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/progress.c cmd/job.c cmd/options.c cmd/units.c
 tests_unit_test_progress_CPPFLAGS = $(unit_cppflags)
@@ -196,6 +202,7 @@ blackbox_tests = \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/handoff-phases.sh \
+	tests/blackbox/migrate.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/dry-run.sh \
@@ -231,6 +238,7 @@ EXTRA_DIST += \
 	tests/blackbox/lib.sh \
 	tests/blackbox/compare.py \
 	tests/blackbox/fake-filter.py \
+	tests/blackbox/fake-qemu.py \
 	tests/blackbox/filter_client.py \
 	tests/blackbox/guest.py \
 	tests/blackbox/holding.sh \

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Proves that what --recover decides never leads to two running guests, for everything that can be seen of the disks
+ * and of both machines, and that it leads to one wherever that is safe.
+ */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "cmd/migrate.h"
+#include "unit.h"
+
+static const enum handoff_found disks[] = { HANDOFF_FOUND_NONE, HANDOFF_FOUND_UNDECIDED,
+                                            HANDOFF_FOUND_COMMITTED, HANDOFF_FOUND_DONE,
+                                            HANDOFF_FOUND_BROKEN };
+static const char *const states[] = { "",          "running",        "paused", "postmigrate",
+                                      "inmigrate", "finish-migrate", "shutdown" };
+static const char *const migrations[] = { "",       "none",      "setup",  "active",   "pre-switchover",
+                                          "device", "completed", "failed", "cancelled" };
+#define EACH(i, list) for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+
+static bool
+is (const char *a, const char *b)
+{
+  return strcmp (a, b) == 0;
+}
+
+static void
+check_one (enum handoff_found found, const char *source, const char *migration, const char *dest)
+{
+  enum plan plan = migrate_plan (found, source, migration, dest);
+  bool committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
+
+  /* Back starts the source with its disks writable: never beside a destination that runs, never after
+   * the commit. */
+  if (plan == PLAN_BACK)
+    cr_expect (!committed && !is (dest, "running") && !is (source, ""), "back: disks %d, %s, %s, %s", (int) found,
+               source, migration, dest);
+  /* Forward starts the destination and fences the source. */
+  if (plan == PLAN_FORWARD)
+    cr_expect ((committed && (is (dest, "paused") || is (dest, "running")))
+                 || (found == HANDOFF_FOUND_UNDECIDED && is (dest, "running")),
+               "forward: disks %d, %s, %s, %s", (int) found, source, migration, dest);
+  /* Nothing is right only where exactly one runs, with its disks. */
+  if (plan == PLAN_NOTHING)
+    cr_expect ((committed && is (dest, "running"))
+                 || (found == HANDOFF_FOUND_NONE && is (source, "running") && !is (dest, "running")
+                     && !is (dest, "paused") && !migration_is_active (migration)),
+               "nothing: disks %d, %s, %s, %s", (int) found, source, migration, dest);
+  /* What a killed coordinator leaves needs no operator. */
+  if (plan == PLAN_OPERATOR)
+    cr_expect (is (source, "") || is (dest, "running") || (committed && !is (dest, "paused")),
+               "operator: disks %d, %s, %s, %s", (int) found, source, migration, dest);
+}
+
+Test (migrate_plan, never_two_guests)
+{
+  EACH (d, disks)
+    EACH (s, states)
+      EACH (m, migrations)
+        EACH (t, states)
+          check_one (disks[d], states[s], migrations[m], states[t]);
+}
+
+/* Where a coordinator can be killed, in their order. */
+Test (migrate_plan, each_step)
+{
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, "running", "none", "inmigrate") == PLAN_NOTHING);
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, "running", "active", "inmigrate") == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, "finish-migrate", "pre-switchover", "inmigrate") == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, "finish-migrate", "device", "inmigrate") == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, "postmigrate", "completed", "paused") == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_BROKEN, "postmigrate", "completed", "paused") == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_COMMITTED, "postmigrate", "completed", "paused") == PLAN_FORWARD);
+  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, "postmigrate", "completed", "paused") == PLAN_FORWARD);
+  cr_expect (migrate_plan (HANDOFF_FOUND_COMMITTED, "", "", "paused") == PLAN_FORWARD);
+  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, "postmigrate", "completed", "running") == PLAN_NOTHING);
+  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, "postmigrate", "completed", "") == PLAN_OPERATOR);
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, "", "", "inmigrate") == PLAN_OPERATOR);
+}
