@@ -14,6 +14,7 @@ write-blocking) mirrors its disk.  The same disk, cap, destination and fio job f
   step ms     hand-over: from asking for it until it is done
   kept        the guest's IOPS while mirroring, in percent of those before
   p50, p99, max   of the guest's write latency in ms, before / while mirroring until ready
+  delay ms    the longest that nbdmirror let a write wait on purpose (policies sync and throttle)
 
 A run that is not ready after --give-up times the ideal time (without a cap: --patience) is "never".
 """
@@ -56,8 +57,8 @@ def add_options(parser):
     parser.add_argument("--iodepth", type=int, default=16, help="the guest's (%(default)s)")
     parser.add_argument("--cache", choices=("cold", "warm"), default="cold",
                         help="the source in the page cache at the start (%(default)s)")
-    parser.add_argument("--give-up", type=float, default=3, metavar="N",
-                        help="with a cap: after N times the disk / cap (%(default)s)")
+    parser.add_argument("--give-up", type=float, metavar="N",
+                        help="with a cap: after N times the disk / cap (3; --quick: 2.2)")
     parser.add_argument("--patience", type=float, default=30, metavar="S",
                         help="without a cap: give up after so long (%(default)s)")
     parser.add_argument("--replot", metavar="FILE", help="measure nothing: table and plots of these results")
@@ -69,13 +70,13 @@ def add_options(parser):
 class Case:
     """What is the same for all systems that are compared with each other."""
 
-    def __init__(self, rate, cap, pattern, systems, holds):
-        self.rate, self.cap, self.pattern, self.systems = rate, cap, pattern, systems
-        self.holds = holds
+    def __init__(self, rate, cap, pattern, cache, systems, holds):
+        self.rate, self.cap, self.pattern, self.cache = rate, cap, pattern, cache
+        self.systems, self.holds = systems, holds
 
     def text(self):
         rate = f"{self.rate}/s" if self.rate else "unthrottled"
-        return f"{rate} {self.pattern}, {f'cap {self.cap} MiB/s' if self.cap else 'no cap'}"
+        return f"{rate} {self.pattern}, {f'cap {self.cap} MiB/s' if self.cap else 'no cap'}, {self.cache}"
 
 
 def all_systems(args, policies):
@@ -91,10 +92,12 @@ def all_systems(args, policies):
 def quick_cases(args):
     """The cases that goals are set for."""
     slow, fast = all_systems(args, ["none"]), all_systems(args, ["sync", "throttle"])
-    cases = [Case(rate, 100, "uniform", slow, 30 if rate == 2000 else args.holds)
+    cases = [Case(rate, 100, "uniform", "cold", slow, 30 if rate == 2000 else args.holds)
              for rate in (200, 800, 2000, 4000)]
-    cases += [Case(rate, 100, "uniform", fast, args.holds) for rate in (16000, 0)]
-    cases += [Case(200, 0, "uniform", slow, args.holds), Case(2000, 0, "uniform", slow, 30)]
+    cases += [Case(rate, 100, "uniform", "cold", fast, args.holds) for rate in (16000, 0)]
+    # Without a cap a cold disk is read no faster than it can be, whoever reads.
+    cases += [Case(rate, 0, "uniform", cache, slow, 30 if rate == 2000 else args.holds)
+              for rate in (200, 2000) for cache in ("cold", "warm")]
     return cases
 
 
@@ -102,8 +105,8 @@ def cases_of(args):
     if args.quick or args.long:
         return quick_cases(args)
     systems = all_systems(args, args.policies.split(","))
-    return [Case(0 if rate == "max" else int(rate), 0 if cap == "none" else int(cap), pattern, systems,
-                 args.holds)
+    return [Case(0 if rate == "max" else int(rate), 0 if cap == "none" else int(cap), pattern, args.cache,
+                 systems, args.holds)
             for cap in args.caps.split(",") for pattern in args.patterns.split(",")
             for rate in args.rates.split(",")]
 
@@ -153,7 +156,7 @@ def mirror(setup, args, case, name, source, size, guest_seed):
     """One run, as a dict of figures."""
     cap = case.cap * MIB
     ideal = size / cap if cap else None
-    limit = args.give_up * ideal if cap else args.patience
+    limit = (args.give_up or (2.2 if args.quick else 3)) * ideal if cap else args.patience
     guest = None
     with destination(setup, size) as dest:
         system = load_systems.start(setup, name, source, case.holds)
@@ -165,6 +168,7 @@ def mirror(setup, args, case, name, source, size, guest_seed):
             base, start = written(dest), time.time()
             r = {"system": name, "ideal-s": ideal, "ready-s": None, "reason": None}
             samples, handed = [], {"pauses-ms": [], "spans": [], "refused": []}
+            cpu = system.server.cpu(), 0.0, dest.cpu()
             try:
                 system.begin(dest, cap)
                 r["ready-s"], samples = watch(system, dest, start, base, limit)
@@ -176,6 +180,8 @@ def mirror(setup, args, case, name, source, size, guest_seed):
 
             sample()
             r["sent-at-ready"] = r["sent"]
+            if r["reason"] is None:
+                r["cpu-s"] = [b - a for a, b in zip(cpu, (*system.cpu(), dest.cpu()))]
             r["told"] = system.told()
             if r["ready-s"] is not None:
                 handed = system.hand_over(sample)
@@ -217,6 +223,12 @@ def held(runs):
             + spread([p for r in runs for p in r["pauses-ms"][1:]]))
 
 
+def longest_delay(runs):
+    """As the filter tells; None where no write was delayed."""
+    delays = [r["told"].get("longest-write-delay-ms") for r in runs if r["told"].get("delayed-writes")]
+    return max((d for d in delays if d is not None), default=None)
+
+
 def before_and_during(runs, key):
     a, b = (median([r[when][key] for r in runs]) for when in ("before", "during"))
     return "-" if a is None or b is None else f"{a:.2f} / {b:.2f}"
@@ -227,7 +239,8 @@ def summary(case, name, runs):
     pauses = [p for r in runs for p in r["pauses-ms"]]
     gaps = [g for r in runs for g in r["gaps-ms"] if g is not None]
     return {
-        "rate": case.rate or "max", "cap": case.cap or "none", "pattern": case.pattern, "system": name,
+        "rate": case.rate or "max", "cap": case.cap or "none", "pattern": case.pattern, "cache": case.cache,
+        "system": name,
         "runs": runs,
         "ready": sum(r is not None for r in ready), "ready-s": median(ready),
         "x-ideal": median([r["ready-s"] and r["ideal-s"] and r["ready-s"] / r["ideal-s"] for r in runs]),
@@ -247,19 +260,19 @@ def row(s):
     runs = s["runs"]
     never = s["ready"] == 0
     return [
-        s["rate"], s["pattern"], s["cap"], load_systems.title(s["system"]),
+        s["rate"], s["pattern"], s["cap"], s["cache"], load_systems.title(s["system"]),
         "never" if never else s["ready-s"] if s["ready"] == len(runs)
         else f"{s['ready-s']:.2f} ({s['ready']} of {len(runs)})",
         s["x-ideal"], f"> {s['sent']:.2f}" if never else f"{s['sent']:.3f}",
         spread([g for r in runs for g in r["gaps-ms"]], 0), held(runs),
         spread([r.get("step-ms") for r in runs], 0), f"{s['kept']:.0f} %" if s["kept"] else None,
         before_and_during(runs, "p50-ms"), before_and_during(runs, "p99-ms"),
-        before_and_during(runs, "max-ms"),
+        before_and_during(runs, "max-ms"), longest_delay(runs),
     ]
 
 
-HEADINGS = ["guest/s", "pattern", "cap", "system", "ready s", "x ideal", "sent", "gap ms", "held ms",
-            "step ms", "kept", "p50 ms", "p99 ms", "max ms"]
+HEADINGS = ["guest/s", "pattern", "cap", "cache", "system", "ready s", "x ideal", "sent", "gap ms",
+            "held ms", "step ms", "kept", "p50 ms", "p99 ms", "max ms", "delay ms"]
 
 
 def told_at_once(setup, case, r):
@@ -291,7 +304,7 @@ def run(setup, args):
     if setup.smoke:
         runs, size = 1, 32 * MIB
         args.before, args.holds, args.patience = 0.3, 1, 10
-        cases = [Case(2000, 16, "zipf", all_systems(args, ["none"]), 1)]
+        cases = [Case(2000, 16, "zipf", args.cache, all_systems(args, ["none"]), 1)]
     else:
         cases = cases_of(args)
     try:
@@ -307,7 +320,7 @@ def run(setup, args):
     for n in range(runs):
         for case in cases:
             for name in turned(case.systems, n):
-                (common.make_cold if args.cache == "cold" else common.make_warm)(source)
+                (common.make_cold if case.cache == "cold" else common.make_warm)(source)
                 r = mirror(setup, args, case, name, source, size, 1000 + n)
                 figures[case, name].append(r)
                 told_at_once(setup, case, r)

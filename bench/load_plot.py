@@ -52,20 +52,20 @@ def lines(results, series):
 
 
 def case_of(s):
-    return s["rate"], s["pattern"], s["cap"]
+    return s["rate"], s["pattern"], s["cap"], s["cache"]
 
 
 def plot(results, output):
-    """One SVG for each case, OUTPUT-RATE-PATTERN-CAP.svg; says so where gnuplot is missing."""
+    """One SVG for each case, OUTPUT-RATE-PATTERN-CAP-CACHE.svg; says so where gnuplot is missing."""
     if not shutil.which("gnuplot"):
         common.say("no plots: gnuplot is not installed (--replot FILE.json makes them later)")
         return
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     for case in dict.fromkeys(map(case_of, results)):
-        rate, pattern, cap = case
-        path = f"{output}-{rate}-{pattern}-{'nocap' if cap == 'none' else cap}.svg"
+        rate, pattern, cap, cache = case
+        path = f"{output}-{rate}-{pattern}-{'nocap' if cap == 'none' else cap}-{cache}.svg"
         title = (f"guest: {pattern} 4 KiB writes, {'unthrottled' if rate == 'max' else f'{rate}/s'}; "
-                 + ("no cap" if cap == "none" else f"cap {cap} MiB/s"))
+                 + ("no cap" if cap == "none" else f"cap {cap} MiB/s") + f"; {cache}")
         plot_case([s for s in results if case_of(s) == case], title, path)
 
 

@@ -6,6 +6,7 @@ server, and hands over.  All offer the same:
   qmp               its control connection; BLOCK_JOB_READY comes there
   begin (dest, cap) start mirroring; cap in bytes a second, 0 for none
   left ()           bytes left to copy, or None
+  cpu ()            processor time so far, in seconds: serving the guest, and mirroring
   hand_over (done)  what the pause was: a dict, see below; calls DONE once, after the first one
   close ()
 
@@ -73,6 +74,9 @@ class Nbdmirror:
         if status["dirty-bytes"] is None:
             return None
         return status["dirty-bytes"] + status["claimed-bytes"]
+
+    def cpu(self):
+        return self.server.cpu(), common.process_cpu(self.worker.pid)
 
     def wait_ready(self, timeout):
         end = time.monotonic() + timeout
@@ -209,6 +213,9 @@ class Qemu:
         for job in self.qmp.command("query-block-jobs"):
             return job["len"] - job["offset"]
         raise Ended("the job has ended")
+
+    def cpu(self):
+        return self.server.cpu(), 0.0  # one process does both
 
     def hand_over(self, done):
         result = {"pauses-ms": [], "spans": [], "refused": []}
