@@ -24,6 +24,8 @@ unit_tests = \
 	tests/unit/test-units \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-gate \
+	tests/unit/test-admission \
+	tests/unit/test-ssh \
 	tests/unit/test-pace \
 	tests/unit/test-progress \
 	tests/unit/test-frame \
@@ -178,6 +180,16 @@ tests_unit_test_endpoint_nbd_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_endpoint_nbd_CFLAGS = $(unit_cflags)
 tests_unit_test_endpoint_nbd_LDADD = libmirror.la $(CRITERION_LIBS)
 EXTRA_DIST += tests/blackbox/fake-nbd-server.py
+
+tests_unit_test_admission_SOURCES = tests/unit/test-admission.c
+tests_unit_test_admission_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_admission_CFLAGS = $(unit_cflags)
+tests_unit_test_admission_LDADD = $(CRITERION_LIBS)
+
+tests_unit_test_ssh_SOURCES = tests/unit/test-ssh.c mirror/endpoint-ssh.c
+tests_unit_test_ssh_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_ssh_CFLAGS = $(unit_cflags)
+tests_unit_test_ssh_LDADD = $(CRITERION_LIBS)
 
 tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/gate.c
 tests_unit_test_gate_CPPFLAGS = $(unit_cppflags)
