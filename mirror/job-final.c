@@ -2,8 +2,7 @@
  *
  * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
  *
- *   NONE -> SETTLE    passes come to their ends until one no longer halves what is left (for at most SETTLE_NS): then
- *                     the least is left
+ *   NONE -> SETTLE    passes go on until one leaves very little, or no less than those before (for at most SETTLE_NS)
  *        -> FLUSH     what is acknowledged becomes durable while the guest still runs
  *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
  *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
@@ -23,18 +22,9 @@
 
 #define NS_PER_MS UINT64_C (1000000)
 #define SETTLE_NS (1000 * NS_PER_MS)
-#define SETTLED_MS 2 /* so little that another pass is not worth while */
+#define SETTLE_MS 2    /* so little that another pass is not worth while */
+#define SETTLE_VAIN 5
 #define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
-
-/* Let passes bring what is left down, until END_NS. */
-static void
-settle (struct job *j, uint64_t end_ns)
-{
-  j->final = FINAL_SETTLE;
-  j->final_wraps = atomic_load (&j->engine.wraps);
-  j->settle_left = UINT64_MAX;
-  j->settle_end_ns = end_ns;
-}
 
 static void
 back_to_copying (struct job *j)
@@ -42,6 +32,15 @@ back_to_copying (struct job *j)
   j->final = FINAL_NONE;
   j->final_request = -1;
   engine_set_hurry (&j->engine, false, false);
+}
+
+static void
+settle (struct job *j)
+{
+  j->final = FINAL_SETTLE;
+  j->final_wraps = atomic_load (&j->engine.wraps);
+  j->settle_left = UINT64_MAX;
+  j->settle_vain = 0;
 }
 
 void
@@ -58,7 +57,10 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms)
   }
   j->final_request = request;
   j->lease_ms = lease_ms;
-  settle (j, now_ns () + SETTLE_NS);
+  j->settle_end_ns = now_ns () + SETTLE_NS;
+  settle (j);
+  /* The passes follow one another without a pause: each is shorter than the one before. */
+  engine_set_hurry (&j->engine, true, false);
   job_final_step (j);
 }
 
@@ -82,7 +84,7 @@ fits (struct job *j)
   if (ms <= (double) j->max_downtime_ms && ms <= (double) j->lease_ms)
     return true;
   if (now_ns () < j->settle_end_ns) {
-    settle (j, j->settle_end_ns);
+    settle (j);
     return false;
   }
   if (ms <= (double) j->lease_ms)
@@ -117,8 +119,7 @@ give_up_early (struct job *j)
   job_final_abort (j, "LeaseEnded", why);
 }
 
-/* Is as little left as it gets?  When the job became ready, as much may be left as fits the allowed pause, most of it
- * behind the cursor.  The pass that was running then says nothing: it began with more. */
+/* Has a pass come to its end that leaves as little as can be hoped for? */
 static bool
 settled (struct job *j)
 {
@@ -128,11 +129,15 @@ settled (struct job *j)
     return true;
   if (wraps == j->final_wraps)
     return false;
-  if ((double) left * 1000 < SETTLED_MS * j->estimate.bandwidth || left > j->settle_left / 2)
-    return true;
   j->final_wraps = wraps;
-  j->settle_left = left;
-  return false;
+  if ((double) left <= j->estimate.bandwidth * SETTLE_MS / 1000)
+    return true;
+  if (left < j->settle_left) {
+    j->settle_left = left;
+    j->settle_vain = 0;
+    return false;
+  }
+  return ++j->settle_vain >= SETTLE_VAIN;
 }
 
 static void
@@ -140,8 +145,6 @@ flush_before (struct job *j)
 {
   struct engine *e = &j->engine;
 
-  if (!settled (j))
-    return;
   j->final = FINAL_FLUSH;
   j->final_flushes = atomic_load (&e->counters.flushes);
   engine_flush (e);
@@ -253,7 +256,7 @@ job_final_step (struct job *j)
                      j->supervisor.error ? j->supervisor.error : "the destination is lost");
     return;
   }
-  if (j->final == FINAL_SETTLE)
+  if (j->final == FINAL_SETTLE && settled (j))
     flush_before (j);
   if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes && fits (j))
     hold (j);

@@ -36,7 +36,7 @@
 /* The final phase. */
 enum final_state {
   FINAL_NONE,
-  FINAL_SETTLE,  /* the running pass ends first: then the least is left */
+  FINAL_SETTLE,  /* at the end of a pass the least is left: wait for one that leaves very little */
   FINAL_FLUSH,   /* the flush before the hold, so that the one in it is short */
   FINAL_COPY,    /* gate held and drained: the last blocks, and their flush */
   FINAL_PREPARED /* the filter took the final look; the coordinator decides */
@@ -83,9 +83,10 @@ struct job {
   enum final_state final;
   int64_t final_request;   /* the relayed request to answer on failure; -1: none */
   uint64_t lease_ms, generation;
-  uint64_t final_wraps;    /* engine.wraps when FINAL_SETTLE began, or when the last of its passes ended */
-  uint64_t settle_left;    /* what was left then, bytes */
-  uint64_t settle_end_ns;  /* when it is over at the latest */
+  uint64_t final_wraps;    /* engine.wraps when FINAL_SETTLE last looked, */
+  uint64_t settle_end_ns;  /* when that is over at the latest, */
+  uint64_t settle_left;    /* the least that was left at the end of a pass, */
+  unsigned settle_vain;    /* and how many passes have ended since with no less */
   uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
   uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
