@@ -48,7 +48,8 @@ def meets(late, what, function, *args):
     now = time.monotonic()
     late.join()
     assert late.error is None, "%s: the write that was under way failed: %s" % (what, late.error)
-    assert late.done <= now, "%s did not wait: %.3f s after %.3f" % (what, now, begun)
+    # Both are answered at the same time: who hears of it first is the scheduler's choice.
+    assert late.done <= now + 0.2, "%s did not wait: %.3f s after %.3f" % (what, now, begun)
     return result
 
 def listed(where):
