@@ -153,14 +153,68 @@ class Boot:
 
 class Story:
     """The guest's serial line, pieced together: it begins at one machine and goes on at another, perhaps
-    in the middle of a line.  records is a list of (time of arrival, machine, number)."""
+    in the middle of a line.  records is a list of (time of arrival, machine, number).
+
+    One thread reads all machines: where two have something to say, what the last speaker said is the older."""
 
     def __init__(self):
+        self.sockets = {}  # of the machines
+        self.speaker = None
+        self.wake_read, self.wake_write = os.pipe()
+        self.thread = None
         self.records = []
         self.lines = []
         self.faults = []
         self.partial = b""
         self.changed = threading.Condition()
+
+    def listen(self, machine, sock):
+        sock.setblocking(False)
+        with self.changed:
+            self.sockets[machine] = sock
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.read, daemon=True)
+            self.thread.start()
+        os.write(self.wake_write, b"x")
+
+    def read(self):
+        while True:
+            with self.changed:
+                names = {sock: name for name, sock in self.sockets.items()}
+            ready = select.select([self.wake_read, *names], [], [])[0]
+            if self.wake_read in ready:
+                if os.read(self.wake_read, 100).endswith(b"q"):
+                    return
+                ready.remove(self.wake_read)
+            for sock in sorted(ready, key=lambda sock: names[sock] != self.speaker):
+                self.read_one(names[sock], sock)
+
+    def read_one(self, machine, sock):
+        try:
+            data = sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.speaker = machine
+            self.add(machine, data)
+        else:
+            with self.changed:
+                self.sockets.pop(machine, None)
+                self.changed.notify_all()
+
+    def wait_end(self, machine, seconds=5):
+        """Until all is read that an ended machine has said."""
+        with self.changed:
+            self.changed.wait_for(lambda: machine not in self.sockets, seconds)
+
+    def close(self):
+        os.write(self.wake_write, b"q")
+        if self.thread is not None:
+            self.thread.join(5)
+        os.close(self.wake_read)
+        os.close(self.wake_write)
 
     def add(self, machine, data):
         now = time.monotonic()
@@ -336,8 +390,7 @@ class Vm:
                 self.serial = self.accepted(serial)
             finally:
                 serial.close()
-        self.reader = threading.Thread(target=self.read_serial, daemon=True)
-        self.reader.start()
+        story.listen(name, self.serial)
         self.qmp = Qmp(self.path("qmp"))
 
     def path(self, kind):
@@ -351,16 +404,6 @@ class Vm:
                 self.log.flush()
                 with open(self.log.name) as f:
                     raise RuntimeError(f"QEMU {self.name} did not start: {f.read()}")
-
-    def read_serial(self):
-        while True:
-            try:
-                data = self.serial.recv(65536)
-            except OSError:
-                return
-            if not data:
-                return
-            self.story.add(self.name, data)
 
     @property
     def pid(self):
@@ -387,7 +430,7 @@ class Vm:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
         self.process.wait()
-        self.reader.join(5)
+        self.story.wait_end(self.name)
 
     def kernel_errors(self):
         """What the guest's kernel had to complain about."""

@@ -14,6 +14,7 @@ processes that were started are ended.  In the environment: KEEP=1 keeps the dir
 more, builddir says where the build is.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -281,10 +282,12 @@ class Scene:
     def forget(self):
         """Between the cases of one test: end everything, and start a new story."""
         self.end_processes()
+        self.story.close()
         self.story = machine.Story()
         for name in os.listdir(self.tmp):
             if name not in ("recorder", "initramfs"):
-                os.unlink(self.path(name))
+                with contextlib.suppress(FileNotFoundError):  # servers are tidied up after as well
+                    os.unlink(self.path(name))
 
     def show_logs(self):
         for name in sorted(os.listdir(self.tmp)):
@@ -299,6 +302,7 @@ class Scene:
         if keep:
             note(f"kept: {self.tmp}")
         self.end_processes()
+        self.story.close()
         if not keep:
             shutil.rmtree(self.tmp, ignore_errors=True)
 
