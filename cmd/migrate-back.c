@@ -189,6 +189,15 @@ migrate_back (struct migrate *m)
 /* ---- --recover --------------------------------------------------------------------------------- */
 
 static int
+start_unless_running (struct migrate *m)
+{
+  char status[32];
+
+  vm_status (&m->dest, status);
+  return strcmp (status, "running") == 0 ? 0 : step_start (m);
+}
+
+static int
 recover_forward (struct migrate *m, bool decide)
 {
   char *error = NULL;
@@ -205,11 +214,10 @@ recover_forward (struct migrate *m, bool decide)
   if (strcmp (status, "running") == 0 && vm_call (&m->source, "stop", NULL, NULL, NULL, &error) == 0)
     log_rolled_back (m, "the source VM was stopped: its disks are handed over");
   free (error);
-  migrate_finalize (m);
-  vm_status (&m->dest, status);
-  log_phase (m, PHASE_START);
-  if (strcmp (status, "running") != 0 && step_start (m) == -1)
+  if (migrate_after_commit (m, start_unless_running) == -1) {
+    cmd_error ("%s", m->reason != NULL ? m->reason : "out of memory");
     return EXIT_ERROR;
+  }
   log_phase (m, PHASE_DONE);
   return EXIT_DONE;
 }

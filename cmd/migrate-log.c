@@ -154,6 +154,7 @@ log_phase (struct migrate *m, enum phase phase)
 
   log_event (m, "phase", json_pack ("{s:s, s:s, s:f}", "phase", phases[phase].name, "after",
                                     phases[m->phase].name, "took-ms", now - m->phase_ms));
+  m->took_ms[m->phase] += now - m->phase_ms;
   m->phase = phase;
   m->phase_ms = now;
   /* Nothing that could wait for a slow terminal while the guest is stopped. */
@@ -208,6 +209,25 @@ disk_report (const struct migrate *m, unsigned i)
                     number_or_null (pause));
 }
 
+/* The disks' share of the guest's pause. */
+static double
+disks_pause (const struct migrate *m)
+{
+  return m->took_ms[PHASE_HOLD] + m->took_ms[PHASE_COMMIT];
+}
+
+static json_t *
+phases_report (const struct migrate *m)
+{
+  json_t *o = json_object ();
+  int i;
+
+  for (i = 0; i < PHASES; i++)
+    if (m->took_ms[i] > 0)
+      json_object_set_new (o, phases[i].name, json_real (m->took_ms[i]));
+  return o;
+}
+
 static const char *
 outcome (const struct migrate *m)
 {
@@ -222,11 +242,11 @@ make_report (const struct migrate *m)
 
   for (i = 0; i < m->nr; i++)
     json_array_append_new (disks, disk_report (m, i));
-  return json_pack ("{s:s, s:i, s:f, s:o, s:I, s:o, s:o, s:o, s:O, s:o}", "result", outcome (m),
+  return json_pack ("{s:s, s:i, s:f, s:o, s:o, s:o, s:I, s:o, s:o, s:O, s:o}", "result", outcome (m),
                     "exit-status", m->exit_status, "total-s", (migrate_now () - m->start_ms) / 1e3,
-                    "pause-ms", number_or_null (m->guest_pause_ms), "memory-bytes", m->memory_bytes,
-                    "memory-s", number_or_null (m->memory_ms > 0 ? m->memory_ms / 1e3 : -1), "disks",
-                    disks, "rollback-token",
+                    "pause-ms", number_or_null (m->guest_pause_ms), "disks-pause-ms",
+                    number_or_null (m->took_ms[PHASE_START] > 0 ? disks_pause (m) : -1), "phases-ms",
+                    phases_report (m), "memory-bytes", m->memory_bytes, "disks", disks, "rollback-token",
                     m->committed ? json_string (m->result.token) : json_null (), "rolled-back",
                     m->rolled_back, "error", m->reason != NULL ? json_string (m->reason) : json_null ());
 }
@@ -240,12 +260,17 @@ print_report (const struct migrate *m)
 
   if (m->phase != PHASE_DONE)
     return;
+  if (m->o.recover) {
+    printf ("the guest runs at the destination\nrollback token: %s\n", m->result.token);
+    return;
+  }
   for (i = 0; i < m->nr; i++)
     sent += job_number (m->disks[i].status, "sent-bytes", 0);
-  printf ("migrated in %.1f s: %s of disks, %s of memory; the guest paused for %s\n",
+  printf ("migrated in %.1f s: %s of disks, %s of memory; the guest paused for %s, %.1f ms of it for the disks\n",
           (migrate_now () - m->start_ms) / 1e3, units_format_size (bytes, (uint64_t) sent),
           units_format_size (memory, (uint64_t) m->memory_bytes),
-          m->guest_pause_ms >= 0 ? units_format_time (pause, m->guest_pause_ms) : "an unknown time");
+          m->guest_pause_ms >= 0 ? units_format_time (pause, m->guest_pause_ms) : "an unknown time",
+          disks_pause (m));
   for (i = 0; i < m->nr; i++)
     if (m->result.downtime_ms != NULL && m->result.downtime_ms[i] >= 0)
       printf ("%s: handed over, held for %s\n", m->disks[i].control,

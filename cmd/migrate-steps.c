@@ -253,11 +253,22 @@ step_commit (struct migrate *m)
   return 0;
 }
 
+/* After the commit nothing of this can change what is right; so it is done at the same time: the destinations are
+ * sealed, and the fences made durable while the destination starts already. */
+
 struct seal {
   pthread_t thread;
+  bool started;
   const char *dest;
   int r;
   char *error;
+};
+
+struct after_commit {
+  struct migrate *m;
+  pthread_t thread;
+  bool started;
+  char *error; /* of handoff_finalize(), or NULL */
 };
 
 static void *
@@ -269,28 +280,30 @@ seal_one (void *opaque)
   return NULL;
 }
 
-static void
-start_seals (struct migrate *m, struct seal *seals)
+static void *
+finalize (void *opaque)
 {
-  unsigned i;
+  struct after_commit *a = opaque;
 
-  for (i = 0; i < m->nr; i++) {
-    seals[i].dest = m->disks[i].dest;
-    if (pthread_create (&seals[i].thread, NULL, seal_one, &seals[i]) != 0) {
-      seals[i].thread = pthread_self ();
-      seal_one (&seals[i]);
-    }
-  }
+  handoff_finalize (a->m->handoff, &a->m->result, &a->error);
+  return NULL;
 }
 
 /* The guest's own first write seals a destination as well, so a failure stops nothing. */
 static void
-end_seals (struct migrate *m, struct seal *seals)
+seal_all (struct migrate *m)
 {
+  struct seal *seals = calloc (m->nr, sizeof *seals);
   unsigned i;
 
-  for (i = 0; i < m->nr; i++) {
-    if (!pthread_equal (seals[i].thread, pthread_self ()))
+  for (i = 0; i < m->nr && seals != NULL; i++) {
+    seals[i].dest = m->disks[i].dest;
+    seals[i].started = pthread_create (&seals[i].thread, NULL, seal_one, &seals[i]) == 0;
+    if (!seals[i].started)
+      seal_one (&seals[i]);
+  }
+  for (i = 0; i < m->nr && seals != NULL; i++) {
+    if (seals[i].started)
       pthread_join (seals[i].thread, NULL);
     log_event (m, "sealed", json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].dest, "result",
                                        seals[i].r, "error", seals[i].error));
@@ -298,24 +311,29 @@ end_seals (struct migrate *m, struct seal *seals)
       cmd_warning ("%s", seals[i].error != NULL ? seals[i].error : "out of memory");
     free (seals[i].error);
   }
+  free (seals);
 }
 
-void
-migrate_finalize (struct migrate *m)
+int
+migrate_after_commit (struct migrate *m, int (*start) (struct migrate *m))
 {
-  struct seal *seals = calloc (m->nr, sizeof *seals);
-  char *error = NULL;
+  struct after_commit a = { .m = m };
+  int r;
 
-  if (seals != NULL)
-    start_seals (m, seals);
-  if (handoff_finalize (m->handoff, &m->result, &error) == -1) {
-    cmd_warning ("%s", error != NULL ? error : "out of memory");
-    log_text (m, "not-confirmed", error != NULL ? error : "out of memory");
+  a.started = pthread_create (&a.thread, NULL, finalize, &a) == 0;
+  if (!a.started)
+    finalize (&a);
+  seal_all (m);
+  log_phase (m, PHASE_START);
+  r = start (m);
+  if (a.started)
+    pthread_join (a.thread, NULL);
+  if (a.error != NULL) {
+    cmd_warning ("%s", a.error);
+    log_text (m, "not-confirmed", a.error);
   }
-  free (error);
-  if (seals != NULL)
-    end_seals (m, seals);
-  free (seals);
+  free (a.error);
+  return r;
 }
 
 /* ---- start ---------------------------------------------------------------------------------- */

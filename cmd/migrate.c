@@ -95,10 +95,8 @@ up_to_commit (struct migrate *m)
   if (hook_run (&m->hooks, HOOK_READY, NULL, NULL, &error) == -1)
     return migrate_fail_with (m, EXIT_ERROR, error);
   log_phase (m, PHASE_MEMORY);
-  double began = migrate_now ();
   if (step_memory (m) == -1)
     return -1;
-  m->memory_ms = migrate_now () - began;
   log_phase (m, PHASE_HOLD);
   if (step_hold (m) == -1)
     return -1;
@@ -142,9 +140,7 @@ quit_source (struct migrate *m)
 static bool
 after_commit (struct migrate *m)
 {
-  migrate_finalize (m);
-  log_phase (m, PHASE_START);
-  if (step_start (m) == 0) {
+  if (migrate_after_commit (m, step_start) == 0) {
     log_phase (m, PHASE_DONE);
     collect (m);
     if (m->o.quit_source)

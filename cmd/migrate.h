@@ -101,7 +101,8 @@ enum phase {
   PHASE_START,    /* the guest is started at the destination */
   PHASE_DONE,
   PHASE_BACK,     /* roll-back */
-  PHASE_FAILED
+  PHASE_FAILED,
+  PHASES
 };
 
 struct migrate_options {
@@ -136,7 +137,8 @@ struct migrate {
   int signal_fd;
 
   FILE *log;
-  double start_ms, phase_ms, memory_ms, shown_ms;
+  double start_ms, phase_ms, shown_ms;
+  double took_ms[PHASES];
   double guest_pause_ms; /* -1: unknown */
   json_int_t memory_bytes;
 };
@@ -180,8 +182,8 @@ int step_hold (struct migrate *m);
 int step_switch (struct migrate *m);
 int step_commit (struct migrate *m);
 int step_start (struct migrate *m);
-/* Finalize every disk and seal every destination, at the same time. */
-void migrate_finalize (struct migrate *m);
+/* Seal every destination, then START; finalize every disk meanwhile.  Returns what START does. */
+int migrate_after_commit (struct migrate *m, int (*start) (struct migrate *m));
 
 /* ---- migrate-back.c ---- */
 /* Back to the source.  True if its guest runs. */
