@@ -58,7 +58,7 @@ def add_options(parser):
     parser.add_argument("--cache", choices=("cold", "warm"), default="cold",
                         help="the source in the page cache at the start (%(default)s)")
     parser.add_argument("--give-up", type=float, metavar="N",
-                        help="with a cap: after N times the disk / cap (3; --quick: 2.2)")
+                        help="with a cap: after N times the disk / cap (3; --quick, --long: 2.2)")
     parser.add_argument("--patience", type=float, default=30, metavar="S",
                         help="without a cap: give up after so long (%(default)s)")
     parser.add_argument("--replot", metavar="FILE", help="measure nothing: table and plots of these results")
@@ -156,7 +156,7 @@ def mirror(setup, args, case, name, source, size, guest_seed):
     """One run, as a dict of figures."""
     cap = case.cap * MIB
     ideal = size / cap if cap else None
-    limit = (args.give_up or (2.2 if args.quick else 3)) * ideal if cap else args.patience
+    limit = (args.give_up or (2.2 if args.quick or args.long else 3)) * ideal if cap else args.patience
     guest = None
     with destination(setup, size) as dest:
         system = load_systems.start(setup, name, source, case.holds)
@@ -302,8 +302,8 @@ def run(setup, args):
     common.need("nbdkit")
     runs, size = args.runs or 1, (8 * GIB if args.long else args.size * MIB)
     if setup.smoke:
-        runs, size = 1, 32 * MIB
-        args.before, args.holds, args.patience = 0.3, 1, 10
+        runs, size = 1, 16 * MIB
+        args.before, args.holds, args.patience, args.give_up = 0.3, 1, 10, 1.5
         cases = [Case(2000, 16, "zipf", args.cache, all_systems(args, ["none"]), 1)]
     else:
         cases = cases_of(args)
