@@ -16,13 +16,31 @@
 
 #define SHARE_OF_DELAY 8 /* one background request takes at most this part of what a write may wait */
 
+/* Has a flush been running for longer than any guest's flush may wait? */
+static bool
+flush_hangs (const struct engine *e)
+{
+  return e->flush == FLUSH_SENT && now_ns () - e->flush_start_ns > e->write_delay_ns;
+}
+
+/* Something has ended: is the job synchronised now?  Not while the destination does not flush: it would be
+ * so and be so no longer by turns, with each flush of the guest. */
+static void
+look (struct engine *e)
+{
+  if (e->catchup.on && !flush_hangs (e))
+    catchup_look (&e->catchup, e->region, &e->pass);
+}
+
 static struct urgent_view
 view (const struct engine *e)
 {
   return (struct urgent_view){
     .pass = &e->pass,
     .synchronised = catchup_synchronised (&e->catchup, e->region),
-    .first_pass = e->pass_number <= 1 && e->nr_passes == 0,
+    /* Not what counts as the first pass: once the cursor has come to the end, catchup.h may be about to believe that pass. */
+    .first_pass = atomic_load (&e->wraps) == 0,
+    .flush_hangs = flush_hangs (e),
     .next_flush = e->flushes_sent + 1,
   };
 }
@@ -67,7 +85,7 @@ engine_urgent_gather (struct engine *e)
 {
   if (!e->catchup.on)
     return;
-  catchup_look (&e->catchup, e->region, &e->pass); /* at rest no task's end does */
+  look (e); /* at rest no task's end does */
   if (!urgent_any (e->region))
     return;
   const struct urgent_view v = view (e);
@@ -106,7 +124,7 @@ engine_urgent_settle (struct engine *e, const struct engine_task *t)
   if (e->urgent.nr > 0
       && urgent_queue_settle (&e->urgent, e->region, &v, t->first, t->count))
     want_flush (e);
-  catchup_look (&e->catchup, e->region, &e->pass);
+  look (e);
 }
 
 void

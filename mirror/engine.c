@@ -23,6 +23,7 @@
 #define IDLE_NS (5 * NS_PER_MS)
 #define HURRY_NS (NS_PER_MS / 2)
 #define PAUSED_NS (100 * NS_PER_MS)
+#define LIMITED_NS (250 * NS_PER_MS)
 #define MAX_ZERO_BYTES (UINT64_C (1) << 30)
 #define MAX_ASK_BYTES (UINT64_C (2) << 30)
 #define READ_ATTEMPTS 3
@@ -140,8 +141,7 @@ engine_clean (struct engine *e)
   const struct region *r = e->region;
   bool clean = bitmap_count (r, REGION_DIRTY) == 0 && e->pass.nr_busy == 0
                && bitmap_count (r, REGION_CLAIMED_A) == 0 && bitmap_count (r, REGION_CLAIMED_B) == 0
-               && bitmap_count (r, REGION_QUARANTINE) == 0 && e->flush == FLUSH_IDLE
-               && !e->flush_wanted;
+               && bitmap_count (r, REGION_QUARANTINE) == 0;
   pthread_mutex_unlock (&e->lock);
   return clean;
 }
@@ -300,13 +300,12 @@ rate_allows (struct engine *e, struct engine_task *t, uint64_t now)
   t->limited = t->wait_ns > 0;
   if (!t->limited)
     return true;
-  if (e->catchup.on) {
-    /* Nothing is wrong: who waits for us is to go on doing so. */
-    if (e->pass.nr_busy == 0)
-      engine_progress (e);
-    if (t->wait_ns > e->write_delay_ns / 4)
-      t->wait_ns = e->write_delay_ns / 4;
-  }
+  /* Nothing is wrong: who waits for us, or is throttled because of us, is to go on so. */
+  uint64_t most = e->catchup.on ? e->write_delay_ns / 4 : LIMITED_NS;
+  if (e->pass.nr_busy == 0)
+    engine_progress (e);
+  if (t->wait_ns > most)
+    t->wait_ns = most;
   return false;
 }
 
@@ -327,7 +326,9 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
   if (e->pass.hint_pending)
     return nothing (e, t, idle);
   if (bitmap_count (e->region, REGION_DIRTY) == 0) {
-    if (e->pass.cursor > 0 && e->pass.nr_busy == 0)
+    /* The counter may be one too low while a guest's thread marks: that must not end a pass that is to be believed. */
+    if (e->pass.cursor > 0 && e->pass.nr_busy == 0
+        && (!e->catchup.on || bitmap_empty (e->region, REGION_DIRTY)))
       wrap (e, now);
     return nothing (e, t, idle);
   }

@@ -150,7 +150,8 @@ void engine_rung (struct engine *e);
 void engine_flush (struct engine *e);
 /* The same, but only if nothing is dirty or being copied any more, and something waits for a flush. */
 void engine_flush_if_settled (struct engine *e);
-/* Is nothing dirty, being copied, claimed or in quarantine, and no flush under way? */
+/* Is nothing dirty, being copied, claimed or in quarantine?  A flush may be under way: one that the guest asked for, and that
+ * makes nothing durable which is not so already. */
 bool engine_clean (struct engine *e);
 /* How long a flush takes: the last one, or the one that is running if that takes longer already. */
 uint64_t engine_flush_ns (struct engine *e);

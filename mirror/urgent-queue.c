@@ -33,9 +33,9 @@ written (struct urgent_queue *q, struct region *r, const struct urgent_view *v, 
 
   it->writing = false;
   it->flush_nr = v->next_flush;
-  if (it->flush && v->synchronised)
+  if (it->flush && v->synchronised && !v->flush_hangs)
     return true;
-  answer (q, r, i, true);
+  answer (q, r, i, !it->flush || !v->flush_hangs);
   return false;
 }
 

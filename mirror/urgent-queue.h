@@ -12,7 +12,8 @@
  *
  * Requests that would wait for nothing are answered at once: blocks in quarantine (late), and, while the first
  * pass has not come to them, blocks that it is going to copy anyway: the job is not synchronised before it
- * has.  A flush is not waited for either while the job is not synchronised: it would make nothing safe.
+ * has.  A flush is not waited for either while the job is not synchronised: it would make nothing safe.  And while a
+ * flush of the destination hangs, another one is late from the start: only the first waits in vain, not each.
  *
  * Plain logic on the region and the pass; the caller has the engine's lock.
  */
@@ -47,7 +48,9 @@ struct urgent_queue {
 struct urgent_view {
   const struct pass *pass;
   bool synchronised;
-  bool first_pass;     /* what is dirty behind the cursor was never copied */
+  bool first_pass;     /* the cursor has not come to the end yet: what is ahead of it is still going to be copied before
+                        * anybody says that the job is synchronised */
+  bool flush_hangs;    /* a flush has been running for longer than a guest's flush may wait */
   uint64_t next_flush; /* number of the next flush that will be sent */
 };
 

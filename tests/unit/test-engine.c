@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The engine's books, driven by hand: no session, no threads, nothing is copied.  The test plays the guest and the filter
+ * (marks, posts, reads answers) and the copiers (takes tasks, says that they have ended), in orders that a busy machine and
+ * a slow destination produce now and then.
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fixture.h"
+
+#include "mirror/engine.h"
+
+#define BLOCKS 20000u
+#define DELAY_NS UINT64_C (50000000)
+
+static struct engine *e;
+static struct region *r;
+
+static const struct engine_room anything = { .flusher = true, .verify = true, .background = true, .urgent = true };
+static const struct engine_room urgent_only = { .urgent = true };
+
+static void
+setup (void)
+{
+  char name[] = "/tmp/nbdmirror-test-engine.XXXXXX";
+  const struct engine_options options = { .nr_copiers = 1 };
+  char *error = NULL, *argv[] = { name };
+  int fd = mkstemp (name);
+
+  r = fixture_region (BLOCKS);
+  cr_assert (fd != -1 && ftruncate (fd, (off_t) r->geo.disk_size) == 0);
+  close (fd);
+  struct endpoint *source = endpoint_open (argv, 1, &(struct endpoint_options){ .writable = false }, NULL, &error);
+  cr_assert_not_null (source, "%s", error != NULL ? error : "?");
+  unlink (name);
+  e = calloc (1, sizeof *e);
+  cr_assert_eq (engine_init (e, r, source, &options, &error), 0);
+}
+
+static void
+teardown (void)
+{
+  endpoint_close (e->source);
+  engine_destroy (e);
+  free (e);
+  region_free (r);
+}
+
+static void
+mark (uint64_t first, uint64_t count)
+{
+  bitmap_mark (r, first << r->geo.block_shift, count << r->geo.block_shift);
+}
+
+static struct engine_task
+expect (enum engine_work work, uint64_t first, uint64_t count)
+{
+  struct engine_task t;
+  enum engine_work w = engine_next (e, &anything, &t);
+
+  cr_assert_eq (w, work, "work %d instead of %d", (int) w, (int) work);
+  if (work != WORK_FLUSH && work != WORK_NONE)
+    cr_assert (t.first == first && t.count == count, "%lu + %lu instead of %lu + %lu", (unsigned long) t.first,
+               (unsigned long) t.count, (unsigned long) first, (unsigned long) count);
+  return t;
+}
+
+static void
+done (const struct engine_task *t)
+{
+  engine_task_done (e, t, NULL, 0);
+}
+
+/* What the filter does, and then the worker. */
+static void
+begin_synchronous (void)
+{
+  atomic_fetch_add (&r->hdr->sync_epoch, 1);
+  engine_set_synchronous (e, true, DELAY_NS);
+}
+
+static bool
+synchronised (void)
+{
+  return atomic_load (&r->hdr->synced_epoch) == atomic_load (&r->hdr->sync_epoch);
+}
+
+static void
+nap (uint64_t ns)
+{
+  struct timespec ts = { .tv_nsec = (long) ns };
+  nanosleep (&ts, NULL);
+}
+
+/* The first pass has come to its end, but counts as going on while many zeroes are on their way; a pass after it is
+ * all but done.  What is written then is copied later, so it must not be answered before it was. */
+Test (engine, no_answer_ahead_of_a_pass_that_has_ended)
+{
+  setup ();
+  mark (10000, 10000);
+  struct engine_task ask = expect (WORK_ASK, 10000, 10000);
+  const struct endpoint_extent zeroes = { .length = region_bytes (&r->geo, 10000, 10000), .zero = true };
+  engine_hints (e, &ask, 0, &zeroes, 1);
+  struct engine_task zero = expect (WORK_ZERO, 10000, 10000);
+
+  begin_synchronous ();
+  mark (5, 1);
+  struct engine_task t = expect (WORK_DATA, 5, 1); /* a pass in which everything is synchronous */
+  mark (4, 1);
+  struct engine_task late = expect (WORK_DATA, 4, 1); /* and the one after it */
+  done (&t);
+  cr_assert (!synchronised (), "the zeroes are still on their way");
+
+  mark (100, 1);
+  int slot = urgent_post (r, URGENT_WRITE, 100, 1);
+  struct engine_task u;
+  engine_next (e, &(struct engine_room){ .urgent = false }, &u);
+  done (&zero);
+  cr_assert (synchronised () == false || urgent_wait (r, slot, 0) != URGENT_ANSWER_OK,
+             "synchronised, and a write that is not at the destination was answered");
+  done (&late);
+  urgent_drop (r, slot);
+  teardown ();
+}
+
+/* A guest thread that has set its bit is not running when it is to be counted, and the block was copied
+ * meanwhile: the counter is one too low. */
+Test (engine, the_counter_is_no_proof_that_nothing_is_dirty)
+{
+  setup ();
+  mark (3, 1);
+  mark (9, 1);
+  atomic_fetch_sub (&r->hdr->count[REGION_DIRTY], 1);
+  engine_set_hurry (e, true, false); /* no pauses between passes */
+  begin_synchronous ();
+  struct engine_task t = expect (WORK_DATA, 3, 1), none;
+  done (&t);
+  engine_next (e, &anything, &none); /* comes to the end, */
+  engine_next (e, &urgent_only, &none); /* and looks at what that means */
+  cr_assert (!synchronised () || !bitmap_test (r, REGION_DIRTY, 9),
+             "synchronised though block 9 was never copied");
+  atomic_fetch_add (&r->hdr->count[REGION_DIRTY], 1);
+  t = expect (WORK_DATA, 9, 1);
+  done (&t);
+  engine_next (e, &anything, &none);
+  engine_next (e, &urgent_only, &none);
+  cr_assert (synchronised ());
+  teardown ();
+}
+
+/* A guest that does nothing but flush must not keep the job from being handed over. */
+Test (engine, a_flush_that_makes_nothing_durable_is_not_waited_for)
+{
+  struct engine_task t;
+
+  setup ();
+  begin_synchronous ();
+  mark (7, 1);
+  t = expect (WORK_DATA, 7, 1);
+  done (&t);
+  engine_next (e, &urgent_only, &t);
+  cr_assert (synchronised ());
+  int slot = urgent_post (r, URGENT_FLUSH, 0, 0);
+  engine_next (e, &urgent_only, &t);
+  expect (WORK_FLUSH, 0, 0);
+  cr_assert (!engine_clean (e), "clean before what was written is flushed");
+  int next = urgent_post (r, URGENT_FLUSH, 0, 0);
+  engine_next (e, &urgent_only, &t);
+  engine_flush_done (e);
+  cr_assert_eq (urgent_wait (r, slot, 0), URGENT_ANSWER_OK);
+  cr_assert (engine_clean (e), "not clean because the guest has asked for another flush");
+  expect (WORK_FLUSH, 0, 0);
+  cr_assert (engine_clean (e), "not clean because of a flush of nothing");
+  engine_flush_done (e);
+  cr_assert_eq (urgent_wait (r, next, 0), URGENT_ANSWER_OK);
+  urgent_drop (r, slot);
+  urgent_drop (r, next);
+  teardown ();
+}
+
+/* A destination that writes but does not flush any more: one flush of the guest waits in vain, not each. */
+Test (engine, a_flush_that_hangs_is_waited_for_once)
+{
+  struct engine_task t;
+
+  setup ();
+  begin_synchronous ();
+  mark (7, 1);
+  t = expect (WORK_DATA, 7, 1);
+  done (&t);
+  int first = urgent_post (r, URGENT_FLUSH, 0, 0);
+  engine_next (e, &urgent_only, &t);
+  expect (WORK_FLUSH, 0, 0);
+  nap (DELAY_NS + DELAY_NS / 4);
+  int second = urgent_post (r, URGENT_FLUSH, 0, 0);
+  engine_next (e, &urgent_only, &t);
+  cr_assert_eq (urgent_wait (r, second, 0), URGENT_ANSWER_LATE);
+  urgent_drop (r, second);
+  urgent_drop (r, first);
+  atomic_fetch_add (&r->hdr->sync_epoch, 1); /* missed */
+  engine_next (e, &anything, &t);
+  cr_assert (!synchronised (), "synchronised while the destination does not flush");
+  int write = urgent_post (r, URGENT_WRITE, 7, 1); /* has been copied */
+  engine_next (e, &urgent_only, &t);
+  cr_assert_eq (urgent_wait (r, write, 0), URGENT_ANSWER_OK);
+  urgent_drop (r, write);
+  engine_flush_done (e);
+  engine_next (e, &urgent_only, &t);
+  cr_assert (synchronised ());
+  teardown ();
+}
+
+/* Under a low limit nothing moves for seconds: that is no hang, whatever the gate (pace.h: throttled). */
+Test (engine, waiting_for_the_limit_is_progress)
+{
+  struct engine_task t;
+
+  setup ();
+  engine_set_rate (e, 1000);
+  mark (0, 8);
+  mark (20, 1);
+  t = expect (WORK_DATA, 0, 8);
+  done (&t);
+  uint64_t before = atomic_load (&r->hdr->progress);
+  t = expect (WORK_NONE, 0, 0);
+  cr_assert (atomic_load (&r->hdr->progress) > before);
+  cr_assert_leq (t.wait_ns, UINT64_C (250000000));
+  teardown ();
+}
