@@ -265,6 +265,7 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     .min_block = (uint32_t) min,
     .max_request = (uint32_t) max,
     .is_nbd = true,
+    .is_receive = nep->session[0] != '\0' || (nep->is_ssh && nep->ep.opts.writable),
     .read_only = nbd_is_read_only (h) == 1,
     .can_flush = nbd_can_flush (h) == 1,
     .can_zero = nbd_can_zero (h) == 1,

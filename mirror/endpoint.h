@@ -54,6 +54,7 @@ struct endpoint_info {
                                file endpoints, where any range is allowed */
   uint32_t max_request;     /* largest read or write, bytes */
   bool is_nbd;
+  bool is_receive;          /* a writable session at a server of `nbdmirror receive`: another one would end it */
   bool read_only;
   bool can_flush;
   bool can_zero;

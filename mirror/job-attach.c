@@ -250,7 +250,8 @@ leads_back (struct job *j, json_int_t before)
 {
   struct session_options *d = &j->dest;
 
-  if (before < 0 || !endpoint_info (d->opened)->is_nbd || opened_so_far (j) <= before)
+  const struct endpoint_info *info = endpoint_info (d->opened);
+  if (before < 0 || !info->is_nbd || info->is_receive || opened_so_far (j) <= before)
     return false;
   for (unsigned i = 0; i < SELF_PROBES; i++) {
     char *error = NULL;

@@ -99,6 +99,17 @@ echo mine >"$tmp/d"
 stop d INT
 [ "$(cat "$tmp/d")" = mine ] || fail "a file that was not made here was removed"
 
+# On TCP.
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+spawn tcp sh -c 'exec "$@" >"$0"' "$tmp/tcp.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive \
+  "$tmp/tcp" --size 1M --port "$port" --address 127.0.0.1
+wait_for 20 grep -q '"uri"' "$tmp/tcp.json"
+[ "$(field uri <"$tmp/tcp.json")" = "nbd://127.0.0.1:$port/mirror" ] || fail "another uri: $(cat "$tmp/tcp.json")"
+random_disk "$tmp/random" 1M
+has_to_exit 0 "$NBDMIRROR" copy "$tmp/random" "$(field uri <"$tmp/tcp.json")"
+equal "$tmp/random" "$(field guest-uri <"$tmp/tcp.json")"
+stop tcp INT
+
 # Overwritten; in the background.
 start_receive e "$tmp/file" --size 1M --overwrite
 [ "$(stat -c %s "$tmp/file")" = 1048576 ] || fail "another size"
