@@ -149,7 +149,7 @@ struct sleeper {
   int slot; /* -1: the bell */
   enum urgent_answer answer;
   int64_t slept;
-  _Atomic bool done;
+  _Atomic bool begun, done;
 };
 
 static void *
@@ -157,9 +157,11 @@ sleep_10s (void *opaque)
 {
   struct sleeper *s = opaque;
   int64_t begin = now_ns ();
+  uint32_t bell = urgent_bell (s->r);
 
+  atomic_store (&s->begun, true);
   if (s->slot == -1)
-    urgent_sleep (s->r, urgent_bell (s->r), 10000 * MS);
+    urgent_sleep (s->r, bell, 10000 * MS);
   else
     s->answer = urgent_wait (s->r, s->slot, begin + 10000 * MS);
   s->slept = now_ns () - begin;
@@ -172,7 +174,10 @@ start (struct sleeper *s)
 {
   pthread_t t;
 
+  atomic_store (&s->begun, false);
   cr_assert_eq (pthread_create (&t, NULL, sleep_10s, s), 0);
+  while (!atomic_load (&s->begun))
+    usleep (1000);
   usleep (50000);
   cr_assert_not (atomic_load (&s->done), "it did not sleep");
   return t;
