@@ -4,6 +4,7 @@
 pods = \
 	docs/nbdmirror.pod \
 	docs/nbdmirror-receive.pod \
+	docs/nbdmirror-migrate.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdmirror-control.pod
 EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/run.sh
@@ -12,6 +13,7 @@ if HAVE_POD2MAN
 man_MANS += \
 	docs/nbdmirror.1 \
 	docs/nbdmirror-receive.1 \
+	docs/nbdmirror-migrate.1 \
 	docs/nbdkit-mirror-filter.1 \
 	docs/nbdmirror-control.7
 CLEANFILES += $(man_MANS)
@@ -22,6 +24,9 @@ pod2man_section = $(POD2MAN) --utf8 --errors=die --center="nbdmirror" \
 docs/nbdmirror.1: docs/nbdmirror.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror \
 	  $(srcdir)/docs/nbdmirror.pod $@.tmp && mv $@.tmp $@
+docs/nbdmirror-migrate.1: docs/nbdmirror-migrate.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror-migrate \
+	  $(srcdir)/docs/nbdmirror-migrate.pod $@.tmp && mv $@.tmp $@
 docs/nbdmirror-receive.1: docs/nbdmirror-receive.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror-receive \
 	  $(srcdir)/docs/nbdmirror-receive.pod $@.tmp && mv $@.tmp $@
