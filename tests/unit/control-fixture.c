@@ -241,9 +241,12 @@ fixture_stop (void)
 void
 fixture_fini (void)
 {
+  if (fx.dir[0] == '\0')
+    return; /* done */
   fixture_stop ();
   unlink (fx.path);
   check (rmdir (fx.dir) == 0, "%s: %s", fx.dir, strerror (errno));
+  fx.dir[0] = '\0';
 }
 
 /* ---- raw clients ---- */
