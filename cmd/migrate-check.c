@@ -207,19 +207,24 @@ check_dest (struct migrate *m)
   return 0;
 }
 
-/* With -incoming defer it listens only now. */
+/* With -incoming defer it listens only now.  With -incoming URI it does already, and says so: query-migrate does
+ * not tell in every version. */
 static int
 make_dest_listen (struct migrate *m)
 {
   const char *uri = m->o.incoming_uri != NULL ? m->o.incoming_uri : m->o.memory_uri;
   char migration[32];
   char *error = NULL;
+  bool refused;
 
   vm_migration (&m->dest, migration);
-  if (strcmp (migration, "none") == 0
-      && vm_call (&m->dest, "migrate-incoming", json_pack ("{s:s}", "uri", uri), NULL, NULL, &error)
-           == -1)
+  if (strcmp (migration, "none") != 0
+      || vm_call (&m->dest, "migrate-incoming", json_pack ("{s:s}", "uri", uri), NULL, &refused, &error)
+           == 0)
+    return 0;
+  if (!refused || error == NULL || strstr (error, "already been started") == NULL)
     return migrate_fail_with (m, EXIT_ERROR, error);
+  free (error);
   return 0;
 }
 
