@@ -101,7 +101,7 @@ pace_set (struct pace *p, struct region *r, enum pace_mode mode, uint64_t limit,
   }
   pthread_mutex_unlock (&p->lock);
   if (before == PACE_SYNCHRONOUS && mode != before)
-    urgent_wake_all (r); /* who misses it looks again within max-delay / LOOKS */
+    urgent_wake_all (r); /* who misses it looks again within max-delay / LOOKS, or GATE_SLICE_NS */
 }
 
 void
@@ -262,12 +262,13 @@ wait_for_answer (struct pace *p, int slot, int64_t begin, gate_probe *probe, voi
 {
   struct region *r = p->region;
   int64_t max_delay = atomic_load (&p->max_delay_ns), probed = begin, now = begin;
+  int64_t slice = earlier (max_delay / LOOKS, GATE_SLICE_NS);
   uint64_t progress = atomic_load (&r->hdr->progress);
   int64_t since = quiet_since (p, progress, begin); /* when progress was seen to begin to stand */
 
   for (;;) {
     int64_t until = earlier (begin, since) + max_delay;
-    enum urgent_answer answer = urgent_wait (r, slot, earlier (until, now + max_delay / LOOKS));
+    enum urgent_answer answer = urgent_wait (r, slot, earlier (until, now + slice));
 
     if (answer != URGENT_ANSWER_NONE) {
       if (answer == URGENT_ANSWER_OK && atomic_load (&p->quiet_since) != 0)
