@@ -289,12 +289,14 @@ finalize (void *opaque)
   return NULL;
 }
 
-/* The guest's own first write seals a destination as well, so a failure stops nothing. */
-static void
+/* A destination that cannot be reached now, between the commit and the start, has died with the guest's disk: -1 with
+ * m->reason. */
+static int
 seal_all (struct migrate *m)
 {
   struct seal *seals = calloc (m->nr, sizeof *seals);
   unsigned i;
+  int r = 0;
 
   for (i = 0; i < m->nr && seals != NULL; i++) {
     seals[i].dest = m->disks[i].dest;
@@ -308,24 +310,27 @@ seal_all (struct migrate *m)
     log_event (m, "sealed", json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].dest, "result",
                                        seals[i].r, "error", seals[i].error));
     if (seals[i].r == -1)
-      cmd_warning ("%s", seals[i].error != NULL ? seals[i].error : "out of memory");
-    free (seals[i].error);
+      r = migrate_fail_with (m, EXIT_DEST_FAILED, seals[i].error);
+    else
+      free (seals[i].error);
   }
   free (seals);
+  return r;
 }
 
 int
 migrate_after_commit (struct migrate *m, int (*start) (struct migrate *m))
 {
   struct after_commit a = { .m = m };
-  int r;
+  int r = -1;
 
   a.started = pthread_create (&a.thread, NULL, finalize, &a) == 0;
   if (!a.started)
     finalize (&a);
-  seal_all (m);
-  log_phase (m, PHASE_START);
-  r = start (m);
+  if (seal_all (m) == 0) {
+    log_phase (m, PHASE_START);
+    r = start (m);
+  }
   if (a.started)
     pthread_join (a.thread, NULL);
   if (a.error != NULL) {
