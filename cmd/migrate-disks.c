@@ -15,6 +15,7 @@
 #include "cmd/job.h"
 #include "cmd/migrate.h"
 #include "cmd/spawn.h"
+#include "mirror/same.h"
 #include "mirror/seal.h"
 
 #define LOOK_MS 100
@@ -90,8 +91,15 @@ disks_check (struct migrate *m)
     if (state == NULL)
       state = "unknown";
     d->ours = !is_one_of (state, running);
-    if (!d->ours)
+    if (!d->ours) {
+      /* Of an earlier try, perhaps, that was killed: the guest would be started on a disk that nobody filled. */
+      const char *target = job_text (d->status, "target");
+
+      if (target != NULL && !same_place (target, d->dest))
+        return migrate_fail (m, EXIT_REFUSED, "%s: a job is at work that mirrors it to %s, not to %s: 'nbdmirror"
+                             " cancel' ends it", d->control, target, d->dest);
       continue;
+    }
     if (strcmp (state, "completed") == 0)
       return migrate_fail (m, EXIT_REFUSED, "%s: it was handed over already: roll it back first, if the guest"
                            " really is here", d->control);
