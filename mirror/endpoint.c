@@ -127,7 +127,7 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
   struct endpoint_options opts = *options;
 
   if (opts.connect_timeout_ms <= 0)
-    opts.connect_timeout_ms = 10000;
+    opts.connect_timeout_ms = is_ssh_uri (argv[0]) ? 20000 : 10000; /* logging in takes its time */
   if (opts.request_timeout_ms <= 0)
     opts.request_timeout_ms = 30000;
   if (opts.nr_in_flight == 0)

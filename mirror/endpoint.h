@@ -39,7 +39,7 @@ struct endpoint_options {
   bool writable;
   bool create;              /* a local file that is missing is created; one that is shorter than create_size is extended */
   uint64_t create_size;     /* bytes */
-  int connect_timeout_ms;   /* 0: 10,000 */
+  int connect_timeout_ms;   /* 0: 10,000, for ssh 20,000 */
   int request_timeout_ms;   /* 0: 30,000 */
   unsigned nr_in_flight;    /* requests in flight for each NBD connection; 0: default (64).  1 works around
                                nbdkit 1.32.4 to 1.33.9, which abort when a client with several dies */

@@ -182,11 +182,8 @@ open_give_up (void)
     nbdkit_error ("it is too late to give up: the disk was handed over to its guest");
   else if (notify_fd == -1)
     nbdkit_error ("nobody supervises this server: end it by hand");
-  else {
-    atomic_store (&given_up, true);
-    notify (RECEIVE_NOTE_GIVEN_UP);
+  else
     return 0;
-  }
   return -1;
 }
 
@@ -228,10 +225,16 @@ receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, con
     nbdkit_error ("calloc: %m");
     return NULL;
   }
-  if (open_as (h, exportname) == 0 && next (context, readonly, "") == 0)
-    return h;
-  free (h);
-  return NULL;
+  if (open_as (h, exportname) == -1 || next (context, readonly, "") == -1) {
+    free (h);
+    return NULL;
+  }
+  /* Only now: the disk may be gone in a moment, and could not be opened any more. */
+  if (h->kind == GIVE_UP) {
+    atomic_store (&given_up, true);
+    notify (RECEIVE_NOTE_GIVEN_UP);
+  }
+  return h;
 }
 
 static void

@@ -5,8 +5,9 @@
 # the last mirror write; whoever only reads may do so.  A delaying filter below makes writes late.
 . "$(dirname "$0")/lib.sh"
 
-start_receive dst "$tmp/disk" --size 8M -- --filter=delay wdelay=700ms
-start_receive other "$tmp/other" --size 8M -- --filter=delay wdelay=700ms
+for name in dst other; do
+  start_receive $name "$tmp/$name.img" --size 8M -- --filter=log logfile="$tmp/$name.requests" --filter=delay wdelay=700ms
+done
 
 timeout 60 "$python" - "${socket[dst]}" "${socket[other]}" <<'PY' || fail "see above"
 import nbd, os, sys, threading, time
@@ -26,13 +27,21 @@ def refused(what, function, *args, errors=None):
         return
     raise AssertionError(what + " was not refused")
 
+def begun(where):
+    """How many writes have reached what is below the filter?"""
+    with open(where.replace(".sock", ".requests")) as f:
+        return sum("Write id=" in line and "offset=" in line for line in f)
+
 class Late(threading.Thread):
     """A write that takes its time; its end is .done."""
-    def __init__(self, handle, byte, offset):
+    def __init__(self, handle, byte, offset, where=dst):
         super().__init__()
         self.handle, self.byte, self.offset, self.done, self.error = handle, byte, offset, None, None
+        before = begun(where)
         self.start()
-        time.sleep(0.3)         # it is below the filter by now
+        deadline = time.monotonic() + 10
+        while begun(where) == before and time.monotonic() < deadline:
+            time.sleep(0.01)    # until it is below the filter
     def run(self):
         try:
             self.handle.pwrite(self.byte * 4096, self.offset)
@@ -42,14 +51,14 @@ class Late(threading.Thread):
 
 def meets(late, what, function, *args):
     """FUNCTION returns only after LATE, which was let through, has ended."""
-    begun = time.monotonic()
+    asked = time.monotonic()
     assert late.done is None, "the write is done already: nothing is shown"
     result = function(*args)
     now = time.monotonic()
     late.join()
     assert late.error is None, "%s: the write that was under way failed: %s" % (what, late.error)
     # Both are answered at the same time: who hears of it first is the scheduler's choice.
-    assert late.done <= now + 0.2, "%s did not wait: %.3f s after %.3f" % (what, now, begun)
+    assert late.done <= now + 0.2, "%s did not wait: %.3f s after %.3f" % (what, now, asked)
     return result
 
 def listed(where):
@@ -111,7 +120,7 @@ assert guest.pread(512, 0) == b"g" * 512
 
 # Sealed by the mirror, before the guest starts.
 m = connect("mirror@m", other)
-late = Late(m, b"m", 0)
+late = Late(m, b"m", 0, other)
 meets(late, "the seal", connect, "mirror@seal", other)
 refused("a write after the seal", m.pwrite, b"x" * 512, 0, errors=["EPERM"])
 refused("a new session after the seal", connect, "mirror@n", other)

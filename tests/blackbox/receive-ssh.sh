@@ -70,12 +70,13 @@ cmp "$tmp/disk" "$tmp/back" || fail "copied back through ssh: differs"
 # A mirror that loses its connection, then its server.
 session () { ps -eo pid=,args= | awk -v path="$disk_there" '/ receive --stdio / && index ($0, path) && !/sh -c/ { print $1 }'; }
 start_server src "$tmp/disk"
-spawn mirror nbdmirror mirror "${control[src]}" "$dest&overwrite" --bandwidth 3M --quarantine-grace 100ms \
+spawn mirror nbdmirror mirror "${control[src]}" "$dest&overwrite" --bandwidth 2M --quarantine-grace 100ms \
   --on-ready complete --report "$tmp/report"
 copied () { [ "$(status_of "${control[src]}" sent-bytes 2>/dev/null || echo 0)" -gt "$1" ]; }
 wait_for 20 copied $((1 << 20))
 kill -KILL "$(ps -o pid=,args= --ppid "${pid[mirror]}" | awk '$2 ~ /ssh$/ { print $1 }')"
-wait_for 20 copied $((3 << 20))
+back () { [ "$(status_of "${control[src]}" reconnects)" = 1 ] && [ "$(status_of "${control[src]}" state)" = copying ]; }
+wait_for 40 back
 receive=$(session)
 [ -n "$receive" ] || fail "no session there"
 kill -KILL "$receive"
