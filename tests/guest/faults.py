@@ -5,7 +5,7 @@ acknowledged is lost: destination QEMU killed, destination's export killed, work
 our back, coordinator killed (then `migrate --recover`) or interrupted, memory that does not converge, source QEMU
 killed when all of it had arrived.
 
-One guest goes through all cases in turn as long as it stays at the source: what a failure leaves behind is found
+One guest (in the long form with one disk or two) goes through all cases in turn as long as it stays at the source: what a failure leaves behind is found
 by the next.  In the long form (NBDMIRROR_LONG=1): FAULT_RUNS (200) runs of a random fault at a random step, either exactly then
 or up to 60 ms later, while everything goes on; SEED repeats one.  FAULT=worker@held is that alone."""
 
@@ -36,7 +36,7 @@ def at(move, step, action):
     }
     if step == "mirror":
         def when_copying():
-            s, (server, _) = move.s, move.pairs[0]
+            s, (server, _) = move.s, move.pairs[-1]
             try:
                 s.wait_for("the worker", lambda: s.status(server)["state"] == "copying", 20)
                 action()
@@ -51,8 +51,8 @@ def at(move, step, action):
 class Case:
     """One fault at one step."""
 
-    def __init__(self, fault, step, *options, delay=None):
-        self.fault, self.step, self.options, self.delay = fault, step, options, delay
+    def __init__(self, fault, step, *options, delay=None, disk=-1):
+        self.fault, self.step, self.options, self.delay, self.disk = fault, step, options, delay, disk
 
     def __str__(self):
         late = "" if self.delay is None else f" {self.delay * 1000:.0f} ms later"
@@ -80,20 +80,21 @@ class Case:
         self.a.process.wait()
 
     def export(self):
-        for pid in children(self.dst.pid):
+        for pid in children(self.dests[self.disk].pid):
             kill(pid)
 
     def receiver(self):
-        for pid in [self.dst.pid, *children(self.dst.pid)]:
+        pid = self.dests[self.disk].pid
+        for pid in [pid, *children(pid)]:
             kill(pid)
 
     def worker(self):
-        pid = self.s.status(self.src)["worker-pid"]
+        pid = self.s.status(self.sources[self.disk])["worker-pid"]
         if pid:
             kill(pid)
 
     def stopped_worker(self):
-        pid = self.s.status(self.src)["worker-pid"]
+        pid = self.s.status(self.sources[self.disk])["worker-pid"]
         if pid:
             kill(pid, signal.SIGSTOP)
             self.s.at_end.append(lambda: kill(pid))
@@ -115,12 +116,12 @@ class Case:
 
     # ---- one run ----
 
-    def run(self, s, number, src, a):
+    def run(self, s, number, sources, a):
         """Returns the machine where the guest goes on."""
-        self.s, self.src, self.a = s, src, a
-        self.dst = receive(s, f"dst{number}", os.path.getsize(src.disk))
-        self.b = s.vm(f"b{number}", [self.dst.guest], incoming=True, reconnect_delay=30)
-        self.move = Move(s, a, self.b, [(src, self.dst.uri)], *self.options)
+        self.s, self.sources, self.a = s, sources, a
+        self.dests = [receive(s, f"{src.name}-{number}", os.path.getsize(src.disk)) for src in sources]
+        self.b = s.vm(f"b{number}", [dst.guest for dst in self.dests], incoming=True, reconnect_delay=10)
+        self.move = Move(s, a, self.b, [(src, dst.uri) for src, dst in zip(sources, self.dests)], *self.options)
         at(self.move, self.step, self.action)
         self.move.start()
         if self.step == "mirror":
@@ -134,35 +135,38 @@ class Case:
         return here
 
     def check(self, here):
-        status = self.s.status(self.src)
-        if here is self.a:
-            scene.check(status["gate"] == "open", f"the guest is at the source, whose gate is {status['gate']}")
-        else:
-            scene.check(status["gate"] == "fenced", f"the guest is at the destination, the source {status['gate']}")
-            self.s.check_refuses(self.src)
+        want = "open" if here is self.a else "fenced"
+        for src in self.sources:
+            gate = self.s.status(src)["gate"]
+            scene.check(gate == want, f"the guest is at {here.name}, and the gate of {src.disk} is {gate}")
+            if here is self.b:
+                self.s.check_refuses(src)
         scene.check((self.status == 0) == (here is self.b) or self.text,
                     f"exit status {self.status}, and the guest is at {here.name}")
 
     def left_over(self):
         """A killed coordinator leaves its mirrors at work.  They must not be taken for those to another place."""
-        other = Move(self.s, self.a, self.s.vm("other", [self.src], incoming=True), [(self.src, self.s.path("no.img"))])
+        other = Move(self.s, self.a, self.s.vm("other", self.sources, incoming=True),
+                     [(src, self.s.path(src.name + "-no.img")) for src in self.sources])
         other.start()
         status = other.wait()
         scene.check(status == 7, f"a mirror to another place: exit status {status} instead of 7")
         self.s.machines.pop().remove()
-        self.s.nbdmirror("cancel", self.src.control)
+        for src in self.sources:
+            self.s.nbdmirror("cancel", src.control, status=None)
 
     def clean_up(self):
         """The destination, after the guest went on at the source."""
         self.b.remove()
         self.s.machines.remove(self.b)
-        if self.s.status(self.src)["state"] not in ("idle", "cancelled", "failed"):
+        if any(self.s.status(src)["state"] not in ("idle", "cancelled", "failed") for src in self.sources):
             self.left_over()
-        if self.dst.poll() is None:
-            self.dst.send_signal(signal.SIGINT)
-            self.s.wait_exit(self.dst, 20)
-        if os.path.exists(self.dst.disk):
-            os.unlink(self.dst.disk)
+        for dst in self.dests:
+            if dst.poll() is None:
+                dst.send_signal(signal.SIGINT)
+                self.s.wait_exit(dst, 20)
+            if os.path.exists(dst.disk):
+                os.unlink(dst.disk)
 
 
 def children(pid):
@@ -197,27 +201,30 @@ FAULTS = {
 class Guest:
     """A source with its running guest, for as long as that stays there."""
 
-    def __init__(self, s):
+    def __init__(self, s, disks):
         self.s = s
         s.forget()
-        self.src = s.serve("src", s.make_disk("src.img", data=8 * scene.MIB))
-        self.a = s.vm("a", [self.src], recorder="-l 100")
+        self.sources = [s.serve(f"d{n}", s.make_disk(f"d{n}.img", data=8 * scene.MIB)) for n in range(disks)]
+        for n, src in enumerate(self.sources):
+            src.name = f"d{n}"
+        self.a = s.vm("a", self.sources, recorder="-l 100")
         s.story.wait_for_line("LOADED")
 
-    def end(self, here, disk):
+    def end(self, here, disks):
+        """Also: all disks are of one instant."""
         here.shut_down()
         self.s.check_story()
-        self.s.check_clean(disk)
-        self.s.check_records(self.s.story.last, disk, blocks=True)
+        self.s.check_clean(*disks)
+        self.s.check_records(self.s.story.last, *disks, blocks=True)
 
 
-def run_cases(s, cases):
+def run_cases(s, cases, disks=lambda: 1):
     guest, results = None, {}
     for number, case in enumerate(cases):
         if guest is None:
-            guest = Guest(s)
+            guest = Guest(s, disks())
         began = time.monotonic()
-        here = case.run(s, number, guest.src, guest.a)
+        here = case.run(s, number, guest.sources, guest.a)
         side = "source" if here is guest.a else "destination"
         results[side] = results.get(side, 0) + 1
         scene.note(f"{number + 1}: {case}: exit status {case.status}, the guest is at the {side}, "
@@ -225,10 +232,10 @@ def run_cases(s, cases):
         if here is guest.a:
             case.clean_up()
         else:
-            guest.end(here, case.dst.disk)
+            guest.end(here, [dst.disk for dst in case.dests])
             guest = None
     if guest is not None:
-        guest.end(guest.a, guest.src.disk)
+        guest.end(guest.a, [src.disk for src in guest.sources])
     scene.note(f"{len(cases)} runs, " + ", ".join(f"{n} ended at the {side}" for side, n in results.items())
                + "; one guest each time, and no record lost")
 
@@ -242,21 +249,22 @@ def random_cases(count, seed):
         delay = rng.choice([None, rng.uniform(0, 0.06)])
         if fault in ("export", "receiver") and step not in ("mirror", "memory"):
             delay = None  # else the guest's own disk may be hit, after the commit
-        yield Case(fault, step, *options, delay=delay)
+        yield Case(fault, step, *options, delay=delay, disk=rng.choice([0, -1]))
 
 
 def test(s):
     one = os.environ.get("FAULT")
     if one:
         fault, _, step = one.partition("@")
-        run_cases(s, [Case(fault, step) for _ in range(int(os.environ.get("FAULT_RUNS", "5")))])
+        run_cases(s, [Case(fault, step) for _ in range(int(os.environ.get("FAULT_RUNS", "5")))], lambda: 2)
         return
     if not scene.LONG:
         run_cases(s, SHORT)
         return
     seed = int(os.environ.get("SEED", time.time()))
     scene.note(f"SEED={seed}")
-    run_cases(s, list(random_cases(int(os.environ.get("FAULT_RUNS", "200")), seed)))
+    rng = random.Random(seed)
+    run_cases(s, list(random_cases(int(os.environ.get("FAULT_RUNS", "200")), seed)), lambda: rng.choice([1, 2]))
 
 
 scene.main(test, 7200 if scene.LONG else 300)

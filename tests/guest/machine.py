@@ -368,7 +368,7 @@ class Vm:
             argv = [*prefix, QEMU, "-name", name, "-accel", "tcg", "-m", str(memory), "-nodefaults",
                     "-no-user-config", "-display", "none", "-machine", "pc", "-no-reboot",
                     "-kernel", boot.kernel, "-initrd", boot.initramfs,
-                    "-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on "
+                    "-append", "console=ttyS0 loglevel=5 panic=-1 no_timer_check mitigations=off random.trust_cpu=on "
                     f"DISKS={len(nbd)} RECORDER=\"{recorder}\"",
                     "-serial", "file:" + self.console,
                     "-chardev", "socket,id=words,path=" + self.path("serial"),
