@@ -74,7 +74,10 @@ wait_exit mirror 60
 [ "$status" = 0 ] || fail "mirror ended with $status"
 equal "$tmp/disk" "${guest_uri[q]}"
 stop q
-qemu-img check -q "$tmp/q.qcow2" || fail "the qcow2 image is damaged"
+# 3: clusters that a killed qemu-nbd had taken and not used.  They cost room, nothing else.
+checked=0
+qemu-img check "$tmp/q.qcow2" >"$tmp/check.log" 2>&1 || checked=$?
+[ $checked = 0 ] || [ $checked = 3 ] || fail "the qcow2 image is damaged: $(tail -n 3 "$tmp/check.log")"
 qemu-img convert -f qcow2 -O raw "$tmp/q.qcow2" "$tmp/q.raw"
 cmp "$tmp/disk" "$tmp/q.raw" || fail "the qcow2 image differs"
 nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
