@@ -78,7 +78,7 @@ little_left (const struct converge_input *in)
 static bool
 over_guard (const struct converge *c, const struct converge_input *in)
 {
-  return in->passes >= CONVERGE_MAX_PASSES
+  return in->passes - c->passes_unjudged >= CONVERGE_MAX_PASSES
          || in->sent_bytes - c->sent_unjudged > CONVERGE_MAX_DISKS * in->disk_bytes;
 }
 
@@ -244,10 +244,14 @@ converge_decide (struct converge *c, const struct converge_input *in)
 {
   if (c->start_ns == 0) {
     c->start_ns = in->now_ns;
-    c->last_sent = in->sent_bytes;
+    c->last_sent = c->sent_unjudged = in->sent_bytes;
   }
-  if (in->ready || in->suspended)
+  if (in->suspended)
     c->sent_unjudged += in->sent_bytes - c->last_sent;
+  if (in->ready) {
+    c->sent_unjudged = in->sent_bytes;
+    c->passes_unjudged = in->passes;
+  }
   c->last_sent = in->sent_bytes;
   if (in->suspended) {
     converge_interrupted (c);

@@ -39,7 +39,8 @@ enum converge_reason {
   CONVERGE_CALM     /* the guest wants little */
 };
 
-#define CONVERGE_MAX_PASSES 30 /* guards, counted outside ready */
+/* Guards: what may be spent on becoming ready.  Being ready starts them anew, and so does a new worker. */
+#define CONVERGE_MAX_PASSES 30
 #define CONVERGE_MAX_DISKS 3
 
 /* One look. */
@@ -79,7 +80,8 @@ struct converge {
   bool pass_mixed;             /* the gate was changed during the present pass: its end says nothing */
   bool stuck;                  /* the last pass that says something did not halve what was left */
   uint64_t stretch_dirtied;    /* dirtied_bytes when the pass or the gate began */
-  uint64_t last_sent, sent_unjudged; /* the latter: while ready or suspended */
+  uint64_t last_sent, sent_unjudged; /* the latter: before this worker, up to the last time of being ready, or suspended */
+  unsigned passes_unjudged;    /* up to the last time of being ready */
   uint64_t calm_ns;            /* since when the guest wants little; 0: it does not */
   uint64_t calm_needed_ns;     /* for how long it must, before the gate is opened */
   bool was_opened;             /* since the first escalation */

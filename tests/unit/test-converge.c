@@ -206,7 +206,6 @@ Test (converge, ready_is_left_alone)
   cr_assert_not (pass_time (&s, 3600, 90)); /* 3 x the disk, many times over */
   cr_assert_eq (s.c.verdict, CONVERGING_YES);
   s.in.ready = false;
-  s.in.passes = 1;
   cr_assert_not (pass_time (&s, 1, 10)); /* what was sent while ready does not count */
   s.in.suspended = true;
   pass_time (&s, 3600, 90);
@@ -221,7 +220,8 @@ Test (converge, guards)
   cr_assert (pass_time (&s, 0.1, 1));
   cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
   s = begin (POLICY_SYNC);
-  s.in.sent_bytes = CONVERGE_MAX_DISKS * s.in.disk_bytes;
+  pass_time (&s, 0.1, 1);
+  s.in.sent_bytes += CONVERGE_MAX_DISKS * s.in.disk_bytes;
   cr_assert (pass_time (&s, 0.1, 1));
   s = begin (POLICY_FAIL);
   s.in.passes = CONVERGE_MAX_PASSES;
@@ -319,4 +319,36 @@ Test (converge, words)
   pass_time (&s, 3, 90);
   cr_assert_str_eq (converge_action (&s.c, POLICY_SYNC, 50, buf, sizeof buf),
                     "guest writes wait for the destination for now, for at most 50 ms each");
+}
+
+/* The guards are about one attempt to become ready.  A job that has been ready for days, and left that for a moment
+ * thirty times, is not to slow its guest down (or to end, with policy fail) at the next little burst. */
+Test (converge, being_ready_starts_the_guards_anew)
+{
+  static const enum job_policy policies[] = { POLICY_SYNC, POLICY_FAIL };
+
+  for (unsigned i = 0; i < 2; i++) {
+    struct story s = begin (policies[i]);
+    for (unsigned n = 0; n < 100; n++) {
+      s.in.ready = false;
+      s.in.left_bytes = 40 * MIB;
+      cr_assert_not (pass_time (&s, 0.4, 10), "slowed down in burst %u", n);
+      end_pass (&s, 40, 4);
+      pass_time (&s, 0.1, 10);
+      cr_assert_not (s.c.give_up, "given up in burst %u", n);
+      s.in.ready = true;
+      pass_time (&s, 5, 5);
+    }
+    cr_assert_gt (s.in.sent_bytes, 3 * s.in.disk_bytes);
+    cr_assert_eq (s.c.verdict, CONVERGING_YES);
+  }
+}
+
+/* What the job has sent before this worker came may have been sent in the ready state. */
+Test (converge, what_was_sent_before_a_resume_does_not_count)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.in.sent_bytes = 50 * s.in.disk_bytes;
+  cr_assert_not (pass_time (&s, 12, 10));
+  cr_assert_eq (s.c.gate, CONVERGE_OPEN);
 }
