@@ -155,7 +155,7 @@ urgent_queue_refuse (struct urgent_queue *q, struct region *r)
 void
 urgent_queue_earn (struct urgent_queue *q, uint64_t bytes)
 {
-  q->credit += bytes / URGENT_SHARE;
+  q->credit += (int64_t) (bytes / URGENT_SHARE);
   if (q->credit > URGENT_CREDIT_BYTES)
     q->credit = URGENT_CREDIT_BYTES;
 }
@@ -163,5 +163,7 @@ urgent_queue_earn (struct urgent_queue *q, uint64_t bytes)
 void
 urgent_queue_spend (struct urgent_queue *q, uint64_t bytes)
 {
-  q->credit -= bytes < q->credit ? bytes : q->credit;
+  q->credit -= (int64_t) bytes;
+  if (q->credit < -URGENT_CREDIT_BYTES)
+    q->credit = -URGENT_CREDIT_BYTES;
 }

@@ -41,7 +41,7 @@ struct urgent_item {
 struct urgent_queue {
   struct urgent_item items[URGENT_SLOTS]; /* in the order of arrival */
   unsigned nr;
-  uint64_t credit;   /* bytes */
+  int64_t credit;    /* bytes; below zero: the last one was larger than what was left */
 };
 
 /* How the job stands when requests are looked at. */

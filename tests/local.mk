@@ -22,6 +22,7 @@ unit_tests = \
 	tests/unit/test-pass \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-engine \
+	tests/unit/test-engine-urgent \
 	tests/unit/test-units \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-gate \
@@ -125,6 +126,11 @@ tests_unit_test_engine_SOURCES = tests/unit/test-engine.c tests/unit/fixture.h
 tests_unit_test_engine_CPPFLAGS = $(unit_cppflags)
 tests_unit_test_engine_CFLAGS = $(unit_cflags)
 tests_unit_test_engine_LDADD = libmirror.la libdirtybitmap.la $(CRITERION_LIBS)
+
+tests_unit_test_engine_urgent_SOURCES = tests/unit/test-engine-urgent.c tests/unit/fixture.h
+tests_unit_test_engine_urgent_CPPFLAGS = $(unit_cppflags)
+tests_unit_test_engine_urgent_CFLAGS = $(unit_cflags)
+tests_unit_test_engine_urgent_LDADD = libmirror.la libdirtybitmap.la $(CRITERION_LIBS)
 
 tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
 tests_unit_test_units_CPPFLAGS = $(unit_cppflags)
