@@ -3,6 +3,7 @@
  * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
  *
  *   NONE -> SETTLE    passes go on until one leaves very little, or no less than those before (for at most SETTLE_NS)
+ *                     under policies sync and throttle with the gate synchronous, if they do not halve it
  *        -> FLUSH     what is acknowledged becomes durable while the guest still runs
  *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
  *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
@@ -24,6 +25,7 @@
 #define SETTLE_NS (1000 * NS_PER_MS)
 #define SETTLE_MS 2    /* so little that another pass is not worth while */
 #define SETTLE_VAIN 5
+#define SETTLE_SLOW_MS 10 /* so much that the guest is rather slowed down for it */
 #define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
 
 static void
@@ -31,7 +33,28 @@ back_to_copying (struct job *j)
 {
   j->final = FINAL_NONE;
   j->final_request = -1;
+  j->settle_sync = false;
   engine_set_hurry (&j->engine, false, false);
+}
+
+/* How long what is left would take; 0 if that is not known. */
+static double
+left_ms (struct job *j)
+{
+  double bandwidth = j->estimate.bandwidth;
+  return bandwidth > 0 ? (double) engine_left_bytes (&j->engine) / bandwidth * 1000 : 0;
+}
+
+/* The guest writes too much for passes to bring down what would take MS: where the policy allows it, its writes wait
+ * for the destination during the rest of the second, each for max-write-delay at most.  That is better than one pause
+ * for all that is left.  job_gate_update() does it, and undoes it. */
+static void
+settle_synchronously (struct job *j, double ms)
+{
+  if (j->settle_sync || ms < SETTLE_SLOW_MS || (j->policy != POLICY_SYNC && j->policy != POLICY_THROTTLE))
+    return;
+  j->settle_sync = true;
+  job_gate_update (j);
 }
 
 static void
@@ -41,6 +64,8 @@ settle (struct job *j)
   j->final_wraps = atomic_load (&j->engine.wraps);
   j->settle_left = UINT64_MAX;
   j->settle_vain = 0;
+  if (j->estimate.dirty_rate > j->estimate.bandwidth / 2)
+    settle_synchronously (j, left_ms (j)); /* no pass is going to halve it */
 }
 
 void
@@ -130,8 +155,11 @@ settled (struct job *j)
   if (wraps == j->final_wraps)
     return false;
   j->final_wraps = wraps;
-  if ((double) left <= j->estimate.bandwidth * SETTLE_MS / 1000)
+  double ms = left_ms (j);
+  if (ms <= SETTLE_MS)
     return true;
+  if (left > j->settle_left / 2)
+    settle_synchronously (j, ms);
   if (left < j->settle_left) {
     j->settle_left = left;
     j->settle_vain = 0;

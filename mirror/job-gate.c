@@ -37,7 +37,7 @@ target (const struct job *j)
 {
   if (j->paused || j->supervisor.state != SUPERVISOR_COPYING)
     return JOB_GATE_OPEN;
-  return j->gate.by_hand ? JOB_GATE_SYNCHRONOUS : j->gate.wanted;
+  return j->gate.by_hand || j->settle_sync ? JOB_GATE_SYNCHRONOUS : j->gate.wanted;
 }
 
 /* The filter lets writes wait for us from now on, or does so no more.  Without a bell they would be found

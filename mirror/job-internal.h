@@ -87,6 +87,7 @@ struct job {
   uint64_t settle_end_ns;  /* when that is over at the latest, */
   uint64_t settle_left;    /* the least that was left at the end of a pass, */
   unsigned settle_vain;    /* and how many passes have ended since with no less */
+  bool settle_sync;        /* meanwhile guest writes wait for the destination */
   uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
   uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;

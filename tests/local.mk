@@ -232,6 +232,7 @@ blackbox_tests = \
 	tests/blackbox/dry-run.sh \
 	tests/blackbox/converge.sh \
 	tests/blackbox/no-direct.sh \
+	tests/blackbox/settle.sh \
 	tests/blackbox/odd-destinations.sh \
 	tests/blackbox/kill-worker.sh \
 	tests/blackbox/kill-destination.sh \
