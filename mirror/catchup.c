@@ -13,13 +13,15 @@ catchup_set (struct catchup *c, bool on)
   if (c->on == on)
     return;
   c->on = on;
-  catchup_lost (c);
+  c->begun.valid = c->tail.valid = false;
 }
 
 void
-catchup_lost (struct catchup *c)
+catchup_lost (struct catchup *c, struct region *r)
 {
   c->begun.valid = c->tail.valid = false;
+  if (catchup_synchronised (c, r))
+    atomic_store (&r->hdr->synced_epoch, atomic_load (&r->hdr->sync_epoch) - 1);
 }
 
 bool

@@ -50,8 +50,8 @@ uint64_t catchup_wait_number (const struct catchup *c);
 void catchup_wrapped (struct catchup *c, const struct region *r, const struct pass *p);
 /* Something was acknowledged, or may have been: store synced_epoch if it holds. */
 void catchup_look (struct catchup *c, struct region *r, const struct pass *p);
-/* A session was lost: nothing that was noted counts. */
-void catchup_lost (struct catchup *c);
+/* A session was lost, and with it what the destination had not flushed: nothing that was noted or said counts. */
+void catchup_lost (struct catchup *c, struct region *r);
 
 /* Is nothing missing at the destination but what somebody waits for? */
 bool catchup_synchronised (const struct catchup *c, const struct region *r);

@@ -137,7 +137,7 @@ engine_urgent_flushed (struct engine *e)
 void
 engine_urgent_lost (struct engine *e)
 {
-  catchup_lost (&e->catchup);
+  catchup_lost (&e->catchup, e->region);
   urgent_queue_refuse (&e->urgent, e->region);
 }
 

@@ -232,3 +232,22 @@ Test (engine, waiting_for_the_limit_is_progress)
   cr_assert_leq (t.wait_ns, UINT64_C (250000000));
   teardown ();
 }
+
+/* What was acknowledged and not flushed goes with the session: the filter is told so before the gate is opened, which may
+ * take until the last copier has come back from a slow source. */
+Test (engine, not_synchronised_after_a_lost_session)
+{
+  struct engine_task t;
+
+  setup ();
+  begin_synchronous ();
+  mark (7, 1);
+  t = expect (WORK_DATA, 7, 1);
+  done (&t);
+  engine_next (e, &urgent_only, &t);
+  cr_assert (synchronised ());
+  engine_session_over (e);
+  cr_assert (bitmap_test (r, REGION_DIRTY, 7));
+  cr_assert (!synchronised (), "synchronised, and a block is dirty again");
+  teardown ();
+}

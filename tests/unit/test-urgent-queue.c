@@ -444,7 +444,7 @@ Test (catchup, quarantine_and_lost_sessions)
   bitmap_clear (r, REGION_QUARANTINE, 40, 1);
   catchup_begin (&c, r, &p);
   copy_all ();
-  catchup_lost (&c);
+  catchup_lost (&c, r);
   bitmap_set (r, REGION_DIRTY, 40, 1); /* revoked */
   wrap ();
   cr_assert (!catchup_synchronised (&c, r));
