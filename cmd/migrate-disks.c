@@ -202,8 +202,7 @@ disks_look (struct migrate *m, bool *ready)
     /* Ours may not have attached yet: then it is the state of before. */
     if (!d->ours && is_one_of (state, over))
       return migrate_fail (m, EXIT_ERROR, "%s: its job is %s", d->control, state);
-    if (strcmp (state, "ready") != 0 && strcmp (state, "synchronous") != 0
-        && !job_is_true (d->status, "synchronised"))
+    if (strcmp (state, "ready") != 0)
       *ready = false;
   }
   return 0;

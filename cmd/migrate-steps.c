@@ -101,7 +101,8 @@ int
 step_memory (struct migrate *m)
 {
   struct handoff_options opts = { .lease_ms = (unsigned) m->o.switch_ms,
-                                  .timeout_ms = (unsigned) m->o.switch_ms };
+                                  .timeout_ms = (unsigned) m->o.switch_ms,
+                                  .guest_stopped = true };
   char *error = NULL;
   double asked = 0, disks_asked = 0;
   bool ready;

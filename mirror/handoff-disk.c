@@ -138,6 +138,9 @@ handoff_disk_prepare (void *opaque)
   json_t *args = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t) d->lease_ms,
                             "rollback-token", d->token, "waiters", d->waiters, "successor", d->successor);
 
+  if (d->guest_stopped)
+    json_object_set_new (args, "guest-stopped", json_true ());
+
   if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int) d->timeout_ms,
                            &ret, NULL, &class_, &message) == -1) {
     decision_try (d->decision, DECISION_ABORT);

@@ -32,6 +32,7 @@ struct handoff_disk {
   struct decision *decision; /* shared by all disks */
   const char *token, *waiters, *successor;
   unsigned lease_ms, timeout_ms;
+  bool guest_stopped;
   pthread_t thread;
   bool started;
   json_int_t generation;

@@ -122,6 +122,7 @@ handoff_new (char *const controls[], unsigned nr, const struct handoff_options *
     h->disks[i].token = h->token;
     h->disks[i].waiters = opts->waiters != NULL ? opts->waiters : "error";
     h->disks[i].successor = opts->successor;
+    h->disks[i].guest_stopped = opts->guest_stopped;
     h->disks[i].timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS;
     h->disks[i].lease_ms = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime);
   }

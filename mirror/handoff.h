@@ -29,6 +29,8 @@ struct handoff_options {
   const char *token;   /* rollback token to use; NULL: a random one */
   const char *successor; /* absolute path of the disk that takes this one's place on this host, for the fence
                             record; NULL: none.  Only with one disk. */
+  bool guest_stopped;  /* no guest writes any more: the disks need not be ready, if little is left, and nothing is
+                          done in advance to shorten the hold */
   unsigned timeout_ms; /* for all of step 2; 0: HANDOFF_TIMEOUT_MS */
   /* Called by handoff_run() before step 2, may be NULL.  -1 with *ERROR (malloc'd) gives the hand-off up. */
   int (*before_hold) (void *opaque, char **error);

@@ -68,14 +68,59 @@ settle (struct job *j)
     settle_synchronously (j, left_ms (j)); /* no pass is going to halve it */
 }
 
+/* How long the rest would take now: the last blocks, and their flush.  BANDWIDTH in bytes a second, > 0. */
+static double
+rest_ms (struct job *j, double bandwidth)
+{
+  return (double) engine_left_bytes (&j->engine) / bandwidth * 1000
+         + (double) engine_flush_ns (&j->engine) / (double) NS_PER_MS;
+}
+
+/* The guest is stopped: what is left can only become less, and "ready" would take two samples to say so. */
+static bool
+little_is_left (struct job *j)
+{
+  return j->supervisor.state == SUPERVISOR_COPYING && j->estimate.bandwidth > 0
+         && rest_ms (j, j->estimate.bandwidth) <= (double) (2 * j->max_downtime_ms);
+}
+
+/* Close the gate; comes back when the filter has drained what was below it. */
+static void
+hold (struct job *j)
+{
+  json_t *ret = NULL;
+  char *class_ = NULL, *error = NULL;
+  int timeout = (int) (j->lease_ms < INT32_MAX / 2 ? j->lease_ms : INT32_MAX / 2);
+
+  engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
+  j->held_acked = atomic_load (&j->engine.counters.acked_bytes);
+  if (control_client_call (j->control, "mirror-hold",
+                           json_pack ("{s:I}", "lease-ms", (json_int_t) j->lease_ms), -1,
+                           timeout + JOB_CONTROL_TIMEOUT_MS, &ret, NULL, &class_, &error)
+      == -1) {
+    int64_t request = j->final_request;
+    back_to_copying (j);
+    if (request >= 0)
+      job_reply (j, request, class_ ? class_ : "GenericError", "%s", error ? error : "hold failed");
+    job_say (j, JOB_WARNING, "cannot hold the gate: %s", error ? error : "out of memory");
+    free (class_);
+    free (error);
+    return;
+  }
+  j->generation = (uint64_t) json_integer_value (json_object_get (ret, "generation"));
+  json_decref (ret);
+  j->final = FINAL_COPY;
+  j->held_ns = now_ns ();
+}
+
 void
-job_final_begin (struct job *j, int64_t request, uint64_t lease_ms)
+job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped)
 {
   if (j->final != FINAL_NONE) {
     job_reply (j, request, "Busy", "another hand-off is under way");
     return;
   }
-  if (!j->ready || j->paused) {
+  if (j->paused || !(j->ready || (guest_stopped && little_is_left (j)))) {
     job_reply (j, request, "NotReady", "the job is not ready: it is %s, with %llu bytes left",
                job_state (j), (unsigned long long) engine_left_bytes (&j->engine));
     return;
@@ -84,17 +129,15 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms)
   j->lease_ms = lease_ms;
   j->settle_end_ns = now_ns () + SETTLE_NS;
   settle (j);
+  if (guest_stopped) {
+    /* What is done before the hold is for a guest that runs meanwhile. */
+    hold (j);
+    job_final_step (j);
+    return;
+  }
   /* The passes follow one another without a pause: each is shorter than the one before. */
   engine_set_hurry (&j->engine, true, false);
   job_final_step (j);
-}
-
-/* How long the rest would take now: the last blocks, and their flush.  BANDWIDTH in bytes a second, > 0. */
-static double
-rest_ms (struct job *j, double bandwidth)
-{
-  return (double) engine_left_bytes (&j->engine) / bandwidth * 1000
-         + (double) engine_flush_ns (&j->engine) / (double) NS_PER_MS;
 }
 
 /* The flush has ended: is this the moment to hold?  While the guest has just written more than fits the
@@ -215,35 +258,6 @@ job_final_released (struct job *j, const char *reason)
   job_say (j, JOB_WARNING, "%s, the guest goes on: %s",
            j->final >= FINAL_COPY ? "the gate was released" : "hand-off given up", reason);
   back_to_copying (j);
-}
-
-/* Close the gate; comes back when the filter has drained what was below it. */
-static void
-hold (struct job *j)
-{
-  json_t *ret = NULL;
-  char *class_ = NULL, *error = NULL;
-  int timeout = (int) (j->lease_ms < INT32_MAX / 2 ? j->lease_ms : INT32_MAX / 2);
-
-  engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
-  j->held_acked = atomic_load (&j->engine.counters.acked_bytes);
-  if (control_client_call (j->control, "mirror-hold",
-                           json_pack ("{s:I}", "lease-ms", (json_int_t) j->lease_ms), -1,
-                           timeout + JOB_CONTROL_TIMEOUT_MS, &ret, NULL, &class_, &error)
-      == -1) {
-    int64_t request = j->final_request;
-    back_to_copying (j);
-    if (request >= 0)
-      job_reply (j, request, class_ ? class_ : "GenericError", "%s", error ? error : "hold failed");
-    job_say (j, JOB_WARNING, "cannot hold the gate: %s", error ? error : "out of memory");
-    free (class_);
-    free (error);
-    return;
-  }
-  j->generation = (uint64_t) json_integer_value (json_object_get (ret, "generation"));
-  json_decref (ret);
-  j->final = FINAL_COPY;
-  j->held_ns = now_ns ();
 }
 
 /* Everything is durable at the destination: ask for the final look. */

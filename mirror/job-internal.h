@@ -135,7 +135,8 @@ void job_judge (struct job *j, uint64_t now);
 void job_forecast (struct job *j, json_t *o);
 
 /* job-final.c */
-void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms);
+/* GUEST_STOPPED: nobody writes any more, so hold at once. */
+void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped);
 void job_final_step (struct job *j);
 /* Give up a hold that is ours: the guest goes on.  False if it is too late: the hand-off is committed. */
 bool job_final_abort (struct job *j, const char *class_, const char *why);

@@ -159,7 +159,8 @@ static void
 prepare (struct job *j, int64_t request, json_t *args)
 {
   json_int_t lease = json_integer_value (json_object_get (args, "lease-ms"));
-  job_final_begin (j, request, lease > 0 ? (uint64_t) lease : 2 * j->max_downtime_ms);
+  job_final_begin (j, request, lease > 0 ? (uint64_t) lease : 2 * j->max_downtime_ms,
+                   json_is_true (json_object_get (args, "guest-stopped")));
 }
 
 static void

@@ -193,7 +193,7 @@ static const struct command commands[] = {
   { "block-job-complete", "device:s", relay, false },
   { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i", mirror_set, false },
   { "mirror-measure", "", measure, false },
-  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s", prepare, false },
+  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s guest-stopped:b", prepare, false },
   { "job-finalize", "generation:i!", finalize, false },
   { "mirror-decision", "keep:b", decision, false },
   { "mirror-release", "generation:i", release, false },

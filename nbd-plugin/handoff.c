@@ -130,6 +130,8 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
     json_t *relayed = json_pack ("{s:s, s:I, s:s, s:s}", "id", DEFAULT_ID, "lease-ms",
                                  (json_int_t) h->lease_ms, "rollback-token", token, "waiters",
                                  h->keep_waiters ? "keep" : "error");
+    if (json_is_true (json_object_get (args, "guest-stopped")))
+      json_object_set_new (relayed, "guest-stopped", json_true ());
     job_relay (m, peer, id, "prepare", relayed, PREPARE_LIMIT_MS + h->lease_ms);
     json_decref (relayed);
   }
