@@ -5,8 +5,8 @@
  *   1. the disks are released: the word goes to "abort".  If it says "commit", and the guest was not
  *      started at the destination, they are rolled back with the token.
  *   2. the memory migration is cancelled
- *   3. the destination QEMU is ended, so that it can never run
- *   4. the source VM is continued, if QEMU has not done so by itself
+ *   3. the source VM is continued, if QEMU has not done so by itself
+ *   4. the destination QEMU is ended; before 3 if it was told to run, or may have been
  *   5. settings of the source QEMU are restored; mirrors that we began are cancelled, destinations given up
  */
 
@@ -146,7 +146,8 @@ run_source (struct migrate *m)
     continued = true;
     migrate_wait (m, POLL_MS);
   } while (migrate_now () < end);
-  cmd_error ("the source VM does not run: it is '%s'", status[0] != '\0' ? status : "gone");
+  cmd_error ("the source VM does not run: it is '%s'; when its monitor answers again, --recover tries once more",
+             status[0] != '\0' ? status : "gone");
   return false;
 }
 
@@ -169,7 +170,9 @@ restore_settings (struct migrate *m)
 bool
 migrate_back (struct migrate *m)
 {
-  bool runs;
+  /* Once `cont` may have been sent the destination is ended before the source runs.  Before that nobody can start it, and
+   * a guest that waits need not wait for a destination that does not answer. */
+  bool dest_first = m->committed || m->o.recover, runs;
 
   log_phase (m, PHASE_BACK);
   if (!free_disks (m)) {
@@ -178,8 +181,11 @@ migrate_back (struct migrate *m)
     return false;
   }
   cancel_memory (m);
-  end_dest (m);
+  if (dest_first)
+    end_dest (m);
   runs = run_source (m);
+  if (!dest_first)
+    end_dest (m);
   restore_settings (m);
   disks_cancel (m);
   log_phase (m, PHASE_FAILED);

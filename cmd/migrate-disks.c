@@ -293,7 +293,8 @@ cancel_one (struct migrate *m, struct disk *d)
   }
   if (!d->ended || !WIFEXITED (d->wait_status) || WEXITSTATUS (d->wait_status) != EXIT_CANCELLED)
     drop_job (m, d);
-  log_rolled_back (m, "%s: the mirror was cancelled", d->control);
+  if (!WIFEXITED (d->wait_status) || WEXITSTATUS (d->wait_status) != EXIT_DONE) /* not after a hand-over */
+    log_rolled_back (m, "%s: the mirror was cancelled", d->control);
 }
 
 void
