@@ -7,6 +7,7 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -25,14 +26,14 @@ static const struct engine_room anything = { .flusher = true, .verify = true, .b
 static const struct engine_room urgent_only = { .urgent = true };
 
 static void
-setup (void)
+setup_of (uint64_t nr_blocks)
 {
   char name[] = "/tmp/nbdmirror-test-engine.XXXXXX";
   const struct engine_options options = { .nr_copiers = 1 };
   char *error = NULL, *argv[] = { name };
   int fd = mkstemp (name);
 
-  r = fixture_region (BLOCKS);
+  r = fixture_region (nr_blocks);
   cr_assert (fd != -1 && ftruncate (fd, (off_t) r->geo.disk_size) == 0);
   close (fd);
   struct endpoint *source = endpoint_open (argv, 1, &(struct endpoint_options){ .writable = false }, NULL, &error);
@@ -40,6 +41,12 @@ setup (void)
   unlink (name);
   e = calloc (1, sizeof *e);
   cr_assert_eq (engine_init (e, r, source, &options, &error), 0);
+}
+
+static void
+setup (void)
+{
+  setup_of (BLOCKS);
 }
 
 static void
@@ -250,4 +257,240 @@ Test (engine, not_synchronised_after_a_lost_session)
   cr_assert (bitmap_test (r, REGION_DIRTY, 7));
   cr_assert (!synchronised (), "synchronised, and a block is dirty again");
   teardown ();
+}
+
+/* ---- anything, in any order ---- */
+
+#define FEW 300u  /* blocks */
+#define GUESTS 6u
+#define COPIES 8u
+
+/* A guest's write on its way. */
+struct writer {
+  enum { WRITER_IDLE, WRITER_SET, WRITER_MARKED, WRITER_WAITS } state;
+  uint64_t first, count, version;
+  uint64_t uncounted; /* bits that are set, and not counted yet */
+  int slot;
+};
+
+/* A task of a copier. */
+struct copy {
+  enum { COPY_IDLE, COPY_TAKEN, COPY_READ } state;
+  enum engine_work work;
+  struct engine_task t;
+  uint64_t versions[FEW];
+};
+
+static struct world {
+  uint64_t rnd, version;
+  uint64_t source[FEW], dest[FEW], told[FEW]; /* versions; TOLD: of what the guest was told is done */
+  uint64_t durable[FEW], soon[FEW];           /* at the destination: flushed; by the flush that is on its way */
+  struct writer writers[GUESTS];
+  struct copy copies[COPIES];
+  bool gate, flushing; /* the filter's gate is synchronous; a flush is on its way */
+  unsigned nr_synchronised;
+} world;
+
+static uint64_t
+any (uint64_t n)
+{
+  return fixture_random (&world.rnd) % n;
+}
+
+static void
+tell_writer (struct writer *w)
+{
+  for (uint64_t b = w->first; b < w->first + w->count; b++)
+    if (world.told[b] < w->version)
+      world.told[b] = w->version;
+  w->state = WRITER_IDLE;
+}
+
+/* Its time is up, or nobody waits any more. */
+static void
+leave_writer (struct writer *w, bool missed)
+{
+  urgent_drop (r, w->slot);
+  if (missed)
+    atomic_fetch_add (&r->hdr->sync_epoch, 1);
+  tell_writer (w);
+}
+
+static void
+step_writer (struct writer *w)
+{
+  switch (w->state) {
+  case WRITER_IDLE:
+    w->first = any (4) != 0 ? any (10) : any (FEW - 4);
+    w->count = 1 + any (4);
+    w->version = ++world.version;
+    for (uint64_t b = w->first; b < w->first + w->count; b++)
+      world.source[b] = w->version;
+    w->uncounted = bitmap_set (r, REGION_DIRTY, w->first, w->count);
+    atomic_fetch_sub (&r->hdr->count[REGION_DIRTY], (int64_t) w->uncounted);
+    w->state = WRITER_SET;
+    break;
+  case WRITER_SET:
+    atomic_fetch_add (&r->hdr->count[REGION_DIRTY], (int64_t) w->uncounted);
+    w->state = WRITER_MARKED;
+    break;
+  case WRITER_MARKED:
+    if (!world.gate)
+      tell_writer (w);
+    else {
+      w->slot = urgent_post (r, URGENT_WRITE | (any (3) == 0 ? URGENT_FLUSH : 0), w->first, w->count);
+      w->state = WRITER_WAITS;
+    }
+    break;
+  case WRITER_WAITS:
+    switch (urgent_wait (r, w->slot, 0)) {
+    case URGENT_ANSWER_OK:
+      leave_writer (w, false);
+      break;
+    case URGENT_ANSWER_LATE:
+      leave_writer (w, true);
+      break;
+    case URGENT_ANSWER_NONE:
+      if (any (100) == 0)
+        leave_writer (w, true);
+    }
+  }
+}
+
+static void
+take_copy (struct copy *c)
+{
+  const struct engine_room room = { any (2) != 0, any (2) != 0, any (4) != 0, any (4) != 0 };
+
+  c->work = engine_next (e, &room, &c->t);
+  switch (c->work) {
+  case WORK_NONE:
+    break;
+  case WORK_FLUSH:
+    world.flushing = true;
+    memcpy (world.soon, world.dest, sizeof world.soon);
+    break;
+  case WORK_ASK: {
+    const struct endpoint_extent x = { .length = region_bytes (&r->geo, c->t.first, c->t.count), .zero = any (2) != 0 };
+    engine_hints (e, &c->t, 0, &x, 1);
+    break;
+  }
+  default:
+    c->state = COPY_TAKEN;
+  }
+}
+
+static void
+step_copy (struct copy *c)
+{
+  uint64_t n = c->t.count;
+
+  switch (c->state) {
+  case COPY_IDLE:
+    take_copy (c);
+    return;
+  case COPY_TAKEN:
+    memcpy (c->versions, world.source + c->t.first, n * sizeof c->versions[0]);
+    c->state = COPY_READ;
+    if (c->work == WORK_ZERO && any (2) != 0) { /* some of it is not zero after all */
+      n = any (n);
+      claim_give_back (r, c->t.set, c->t.first + n, c->t.count - n);
+      memcpy (c->versions + n, world.dest + c->t.first + n, (c->t.count - n) * sizeof c->versions[0]);
+    } else if (any (30) == 0) {
+      engine_task_unread (e, &c->t, ESHUTDOWN);
+      c->state = COPY_IDLE;
+    }
+    return;
+  case COPY_READ:
+    for (uint64_t b = 0; b < n; b++)
+      cr_assert_geq (c->versions[b], world.dest[c->t.first + b], "an older copy came last (R6)");
+    memcpy (world.dest + c->t.first, c->versions, n * sizeof c->versions[0]);
+    if (c->work == WORK_VERIFY)
+      bitmap_clear (r, REGION_QUARANTINE, c->t.first, n);
+    engine_task_done (e, &c->t, NULL, 0);
+    c->state = COPY_IDLE;
+  }
+}
+
+static void
+change_gate (void)
+{
+  if (world.gate) {
+    world.gate = false;
+    for (unsigned i = 0; i < GUESTS; i++)
+      if (world.writers[i].state == WRITER_WAITS)
+        leave_writer (&world.writers[i], false);
+    engine_set_synchronous (e, false, DELAY_NS);
+  } else {
+    world.gate = true;
+    begin_synchronous ();
+  }
+}
+
+static void
+lose_session (void)
+{
+  engine_session_over (e);
+  if (any (2) != 0) /* the destination's host has crashed */
+    memcpy (world.dest, world.durable, sizeof world.dest);
+  for (unsigned i = 0; i < COPIES; i++)
+    world.copies[i].state = COPY_IDLE;
+  world.flushing = false;
+  e->grace_end_ns = 1;
+}
+
+static void
+step_world (unsigned now)
+{
+  static const unsigned guest_does[] = { 600, 0, 150, 30 }; /* of 1000, in turns */
+  uint64_t what = any (1000);
+
+  if (what < 4)
+    change_gate ();
+  else if (what < 5)
+    lose_session ();
+  else if (what < 50 && world.flushing) {
+    world.flushing = false;
+    memcpy (world.durable, world.soon, sizeof world.durable);
+    engine_flush_done (e);
+  } else if (what < guest_does[now / 400 % 4])
+    step_writer (&world.writers[any (GUESTS)]);
+  else
+    step_copy (&world.copies[any (COPIES)]);
+}
+
+/* The promise: nothing that the guest was told is done is missing at the destination while the filter would say
+ * "synchronised", nor when the worker says that it is done. */
+static void
+check_world (void)
+{
+  bool all = world.gate && synchronised (), clean = engine_clean (e);
+
+  for (unsigned i = 0; clean && i < GUESTS; i++) /* a hold waits for those below (R3) */
+    clean = world.writers[i].state != WRITER_SET;
+  world.nr_synchronised += all;
+  for (uint64_t b = 0; (all || clean) && b < FEW; b++)
+    cr_assert_geq (world.dest[b], world.told[b], "%s, and block %lu is missing at the destination",
+                   all ? "synchronised" : "clean", (unsigned long) b);
+}
+
+Test (engine, synchronised_is_true_whatever_happens)
+{
+  unsigned steps = getenv ("NBDMIRROR_LONG") != NULL ? 1000000 : 60000;
+
+  for (unsigned round = 0; round < 6; round++) {
+    memset (&world, 0, sizeof world);
+    world.rnd = 12345 + round;
+    setup_of (FEW);
+    engine_set_hurry (e, true, false); /* no pauses between passes */
+    bitmap_set (r, REGION_DIRTY, 0, FEW);
+    e->grace_end_ns = 1;
+    for (unsigned i = 0; i < steps; i++) {
+      step_world (i);
+      check_world ();
+    }
+    cr_assert_gt (world.nr_synchronised, steps / 100, "hardly ever synchronised: %u", world.nr_synchronised);
+    lose_session ();
+    teardown ();
+  }
 }
