@@ -19,6 +19,7 @@
 #include "mirror/seal.h"
 
 #define LOOK_MS 100
+#define SILENT_MS 20000 /* workers tell how they stand four times a second */
 #define END_MS 5000 /* for a worker to end when it is told to */
 
 int
@@ -179,6 +180,23 @@ worker_ended (struct migrate *m, const struct disk *d)
                        "%s: its worker has ended with status %d", d->control, WEXITSTATUS (status));
 }
 
+/* A worker that is stopped, or hangs, says nothing: nobody else would ever end the wait for it.  (One whose destination
+ * is lost says so, again and again.) */
+static int
+check_silence (struct migrate *m, struct disk *d)
+{
+  double told = job_number (d->status, "total-s", -1), now = migrate_now ();
+
+  if (d->heard_ms <= 0 || told != d->told_s) {
+    d->told_s = told;
+    d->heard_ms = now;
+  }
+  if (now - d->heard_ms <= SILENT_MS)
+    return 0;
+  return migrate_fail (m, EXIT_ERROR, "%s: its worker has said nothing for %d s: is it stopped?", d->control,
+                       SILENT_MS / 1000);
+}
+
 int
 disks_look (struct migrate *m, bool *ready)
 {
@@ -194,7 +212,7 @@ disks_look (struct migrate *m, bool *ready)
       d->ended = spawn_ended (d->pid, 0, &d->wait_status);
     if (d->pid > 0 && d->ended)
       return worker_ended (m, d);
-    if (look (m, d) == -1)
+    if (look (m, d) == -1 || check_silence (m, d) == -1)
       return -1;
     state = job_text (d->status, "state");
     if (state == NULL)

@@ -87,6 +87,7 @@ struct disk {
   bool ended;     /* the worker has, with this status of waitpid */
   int wait_status;
   json_t *status; /* the last one, or NULL */
+  double told_s, heard_ms; /* the worker's "total-s", and when it last moved */
 };
 
 /* ---- all of it ------------------------------------------------------------------------------ */
