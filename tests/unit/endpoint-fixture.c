@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#define UNIT_NO_TESTS
 #include "unit.h"
 #include "endpoint-fixture.h"
 

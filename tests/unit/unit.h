@@ -5,6 +5,8 @@
  * Criterion cannot start under ThreadSanitizer: the address at which it wants its memory is taken
  * ("Could not initialize inheritable arena").  There, this file stands in for the few macros that the
  * tests use: every test runs in turn in one process, and the first failure ends it.
+ *
+ * A source file without tests of its own, which is linked to one that has them, defines UNIT_NO_TESTS first.
  */
 
 #ifndef NBDMIRROR_UNIT_H
@@ -28,6 +30,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#ifndef UNIT_NO_TESTS
+
 struct unit_test {
   const char *suite, *name;
   void (*run) (void);
@@ -45,6 +49,8 @@ static struct unit_test *unit_tests;
     unit_tests = &t; \
   } \
   static void test_##suite_##_##name_ (void)
+
+#endif
 
 static inline void __attribute__ ((format (printf, 4, 5), noreturn))
 unit_fail (const char *file, int line, const char *what, const char *fmt, ...)
@@ -75,6 +81,8 @@ unit_fail (const char *file, int line, const char *what, const char *fmt, ...)
 #define cr_assert_not_null(p, ...) unit_check ((p) != NULL, #p " is not NULL", __VA_ARGS__)
 #define cr_assert_str_eq(a, b, ...) unit_check (strcmp (a, b) == 0, #a " is " #b, __VA_ARGS__)
 
+#ifndef UNIT_NO_TESTS
+
 int
 main (void)
 {
@@ -85,5 +93,6 @@ main (void)
   return 0;
 }
 
+#endif
 #endif
 #endif
