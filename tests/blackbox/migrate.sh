@@ -121,6 +121,17 @@ case="switch-over takes too long"
 fails 1 running dead open -- --at source:migrate-continue:hang -- --switchover-timeout 3s
 says "longer than 3000 ms"
 did "source migrate_cancel finish-migrate open+open"
+case="the user interrupts it while the disks are held"
+qemus --at source:migrate-continue:hang
+# shellcheck disable=SC2086
+spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" --memory-uri unix:/nowhere $both
+wait_for 20 grep -q '^source migrate-continue' "$tmp/story"
+kill -INT "${pid[migrate]}"
+wait_exit migrate 20
+[ "$status" = 6 ] || fail "$case: exit status $status"
+did "source migrate_cancel finish-migrate open+open"
+ended running dead open
+idle
 case="migrate is refused"
 fails 1 running dead open -- --at source:migrate:refuse
 case="hook fails"
