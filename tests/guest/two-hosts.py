@@ -7,6 +7,7 @@ over TCP.  No acknowledged record is lost, the disks are equal at the commit.
 Without the right to make namespaces both hosts are this one, with the relay between."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,7 +30,7 @@ class Hosts:
     def __init__(self, s):
         self.s = s
         self.in_a, self.in_b, self.a, self.b, self.slow = [], [], "127.0.0.1", "127.0.0.1", False
-        if os.getuid() != 0 or not quiet("ip", "-V"):
+        if os.getuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
             return
         names = [f"nbdmirror-{os.getpid()}-{side}" for side in "ab"]
         s.at_end.append(lambda: [quiet("ip", "netns", "del", name) for name in names])
