@@ -293,10 +293,11 @@ EXTRA_DIST += $(guest_tests) \
 	tests/guest/recorder.c \
 	tests/guest/scene.py
 
-# All combinations, in random order.
+# Faults and instants at random: FAULT_RUNS (200) of them, about 10 s each.
 .PHONY: check-guest
 check-guest:
 	NBDMIRROR_LONG=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='$(guest_tests)'
+	@grep -h ' runs, ' tests/guest/faults.py.log
 
 # The same with more rounds and larger disks.
 .PHONY: check-long
