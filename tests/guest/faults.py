@@ -130,9 +130,25 @@ class Case:
         self.text = ""
         if self.status == -signal.SIGKILL:
             self.status, self.text = self.move.recover()
+        if self.fault == "dest-qemu" and self.was_started():
+            return self.crashed_there()
         here = self.move.settled()
         self.check(here)
         return here
+
+    def was_started(self):
+        """Before it was killed there, since that may come later than the step."""
+        return any(e["event"] == "qmp-event" and e["name"] == "RESUME" and e["side"] == "destination"
+                   for e in self.move.events())
+
+    def crashed_there(self):
+        """It was killed where it had to run: it may not run anywhere else, and its disks have what it told."""
+        scene.check(not self.a.running, "the source runs although the guest was started at the destination")
+        for src in self.sources:
+            scene.check(self.s.status(src)["gate"] == "fenced", f"{src.disk} is not fenced")
+        self.s.check_records(self.s.story.last, *[dst.disk for dst in self.dests])
+        self.b.crashed = True
+        return self.b
 
     def check(self, here):
         want = "open" if here is self.a else "fenced"
@@ -212,6 +228,8 @@ class Guest:
 
     def end(self, here, disks):
         """Also: all disks are of one instant."""
+        if getattr(here, "crashed", False):
+            return
         here.shut_down()
         self.s.check_story()
         self.s.check_clean(*disks)
