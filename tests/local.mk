@@ -249,6 +249,7 @@ blackbox_tests = \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/busy-server.sh \
+	tests/blackbox/evacuate-disk.sh \
 	tests/blackbox/receive-sessions.sh \
 	tests/blackbox/receive-disk.sh \
 	tests/blackbox/receive-mirror.sh \

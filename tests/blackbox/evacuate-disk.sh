@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# Proves that `evacuate-disk` moves the disk of a client that connects again by itself (nbdkit's retry filter before its
+# nbd plugin): not one request fails, every write is on the new disk, the old one is fenced and kept, the new server has the
+# old one's names.  What cannot be moved is refused, and changes nothing.  (With a real guest: tests/guest/evacuate.py.)
+
+. "$(dirname "$0")/lib.sh"
+nbdkit --filter=retry nbd --help >/dev/null 2>&1 || skip "nbdkit has no retry filter or no nbd plugin"
+[ "${VALGRIND:-0}" = 0 ] || skip "the server's process is not called nbdkit under valgrind"
+
+evacuate () { "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk "$@"; }
+
+# The server that the command starts is nobody's child here.
+end_server () {
+  local pid
+  pid=$(cat "$tmp/src.sock.pid" 2>/dev/null) || return 0
+  kill -KILL "$pid" 2>/dev/null
+  while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+}
+at_exit end_server
+
+random_disk "$tmp/old.img" 32M
+start_server src "$tmp/old.img"
+server_paths front
+spawn front nbdkit -f -U "${socket[front]}" --filter=retry nbd "socket=${socket[src]}" retries=20 retry-delay=1 \
+  retry-exponential=no
+wait_for_socket "${socket[front]}" front
+cp "$tmp/old.img" "$tmp/shadow"
+start_guest guest "${uri[front]}" --shadow "$tmp/shadow" --connections 2 --rate 100 --seconds 100
+wait_for 30 guest_changed guest 20
+
+# Refused, and nothing has changed.
+echo something >"$tmp/full.img"
+has_to_exit 7 evacuate "${control[src]}" "$tmp/full.img"
+has_to_exit 1 evacuate "${control[src]}" "$tmp/new.img" -- no-such-parameter=1
+[ ! -e "$tmp/new.img" ] || fail "a new disk was left over"
+has_to_exit 0 evacuate "${control[src]}" "$tmp/old.img"
+[ "$(status_of "${control[src]}" server-pid)" = "${pid[src]}" ] || fail "the server is another one"
+
+has_to_exit 0 evacuate "${control[src]}" "$tmp/new.img" --json
+[ "$(field disk <"$tmp/out")" = "$tmp/new.img" ] || fail "told: $(cat "$tmp/out")"
+wait_exit src 10
+[ "$(status_of "${control[src]}" gate)" = open ] || fail "the new server is fenced"
+[ "$(status_of "${control[src]}" direct)" = "$tmp/new.img" ] || fail "the new server has another disk"
+grep -q "\"successor\": \"$tmp/new.img\"" "${control[src]}.fence" || fail "the fence record names no successor"
+
+# The guest went on, no request failed, and what it knows of is there.
+changed=$(od -An -v -t u8 -w64 -j 4096 "$tmp/guest.json.live" | awk '{ n += $1 } END { print n }')
+wait_for 30 guest_changed guest $((changed + 20))
+kill -INT "${pid[guest]}"
+wait_exit guest 20
+[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+stop front
+equal "$tmp/shadow" "${uri[src]}"
+note "guest: $(cat "$tmp/guest.json")"
