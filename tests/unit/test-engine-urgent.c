@@ -23,7 +23,7 @@
 static struct region *r;
 static struct endpoint *source;
 static struct engine e;
-static char path[] = "/tmp/test-engine-urgent-XXXXXX";
+static char path[64];
 static const struct engine_room both = { .verify = true, .background = true, .urgent = true };
 
 static void
@@ -33,6 +33,7 @@ setup (uint64_t rate)
   const struct engine_options o = { .rate_limit = rate };
   const struct endpoint_options eo = { 0 };
 
+  strcpy (path, "/tmp/test-engine-urgent-XXXXXX");
   int fd = mkstemp (path);
   cr_assert_neq (fd, -1);
   cr_assert_eq (ftruncate (fd, (off_t) BLOCKS * BLOCK - 1), 0);
@@ -178,6 +179,7 @@ Test (engine_urgent, out_of_turn_when_there_is_nothing_else)
   cr_assert_eq (e.pass.cursor, 0);
   int slot = write_block (20);
   e.urgent.credit = 0;
+  e.wrapped_ns = now_ns (); /* however long it took to come here */
   cr_assert_eq (next (&both, &u), WORK_DATA);
   cr_assert (u.urgent && u.first == 20);
   done (&u);
