@@ -239,6 +239,19 @@ judge (struct converge *c, const struct converge_input *in, enum converge_reason
     c->reason = why != CONVERGE_NO_REASON ? why : c->stuck ? CONVERGE_PASS : CONVERGE_RATE;
 }
 
+/* The user has taken the gate in hand, or given it back. */
+static void
+look_at_hand (struct converge *c, const struct converge_input *in)
+{
+  if (in->by_hand == c->by_hand)
+    return;
+  c->by_hand = in->by_hand;
+  c->gate_ns = in->now_ns;
+  c->stretch_dirtied = in->dirtied_bytes;
+  c->pass_mixed = true;
+  c->stuck = false;
+}
+
 bool
 converge_decide (struct converge *c, const struct converge_input *in)
 {
@@ -260,9 +273,14 @@ converge_decide (struct converge *c, const struct converge_input *in)
   if (!c->begun)
     begin (c, in);
 
+  look_at_hand (c, in);
   enum converge_reason why = judge_pass (c, in);
   if (why == CONVERGE_NO_REASON)
     why = foresee (c, in);
+  if (in->by_hand) { /* D is what is copied as well, and passes are short: neither says what it does with an open gate */
+    why = CONVERGE_NO_REASON;
+    c->stuck = false;
+  }
   if (why == CONVERGE_NO_REASON && over_guard (c, in) && !little_left (in))
     why = CONVERGE_GUARD;
   if (in->ready)

@@ -59,6 +59,7 @@ struct converge_input {
   double max_downtime_ms;
   double waiting;          /* guest writes that wait in the synchronous gate, on average; < 0: not known */
   bool ready;
+  bool by_hand;            /* the user has made the gate synchronous, whatever the policy wants */
   bool suspended;          /* paused, no destination, quarantine, or a hand-off under way: nothing to judge */
 };
 
@@ -85,6 +86,7 @@ struct converge {
   uint64_t calm_ns;            /* since when the guest wants little; 0: it does not */
   uint64_t calm_needed_ns;     /* for how long it must, before the gate is opened */
   bool was_opened;             /* since the first escalation */
+  bool by_hand;                /* as last seen */
 };
 
 void converge_init (struct converge *c);

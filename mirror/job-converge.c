@@ -59,6 +59,7 @@ look (struct job *j, uint64_t now)
     .max_downtime_ms = (double) j->max_downtime_ms,
     .waiting = count_waiting (j),
     .ready = j->ready,
+    .by_hand = j->gate.by_hand,
     /* In quarantine the line is used for something else, and tiny passes say nothing. */
     .suspended = j->paused || j->supervisor.state != SUPERVISOR_COPYING || j->final != FINAL_NONE
                  || est->last.quarantine_bytes > 0 || !est->have_last,

@@ -352,3 +352,29 @@ Test (converge, what_was_sent_before_a_resume_does_not_count)
   cr_assert_not (pass_time (&s, 12, 10));
   cr_assert_eq (s.c.gate, CONVERGE_OPEN);
 }
+
+/* With synchronous=on all that the guest writes turns dirty and is copied: no reason for the policy to do anything, or to
+ * end the job, when it falls out of the ready state for a moment. */
+Test (converge, nothing_is_done_about_a_gate_that_is_synchronous_by_hand)
+{
+  static const enum job_policy policies[] = { POLICY_FAIL, POLICY_SYNC, POLICY_THROTTLE };
+
+  for (unsigned i = 0; i < 3; i++) {
+    struct story s = begin (policies[i]);
+    s.in.by_hand = true;
+    pass_time (&s, 3, 99);
+    for (unsigned n = 0; n < 5; n++) {
+      end_pass (&s, 60, 50);
+      cr_assert_not (pass_time (&s, 1, 99));
+      cr_assert_not (s.c.give_up, "given up in pass %u", n);
+    }
+    s.in.by_hand = false;
+    cr_assert_not (pass_time (&s, 1, 99), "judged by what was seen before");
+    pass_time (&s, 2, 99);
+    end_pass (&s, 60, 50); /* of both */
+    pass_time (&s, 1, 99);
+    end_pass (&s, 60, 50);
+    pass_time (&s, 0.1, 99);
+    cr_assert (s.c.give_up || s.c.gate != CONVERGE_OPEN);
+  }
+}
