@@ -264,6 +264,8 @@ def random_cases(count, seed):
         fault = rng.choice(list(FAULTS))
         step = rng.choice(FAULTS[fault])
         options = SLOW_MEMORY if fault == "nothing" else SLOW_DISK if step == "mirror" else ()
+        if fault == "receiver":
+            options += ("--timeout", "10s")  # it never comes back: without a time limit the mirror would wait for it
         delay = rng.choice([None, rng.uniform(0, 0.06)])
         if fault in ("export", "receiver") and step not in ("mirror", "memory"):
             delay = None  # else the guest's own disk may be hit, after the commit
