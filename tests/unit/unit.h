@@ -68,6 +68,7 @@ unit_fail (const char *file, int line, const char *what, const char *fmt, ...)
 #define unit_check(cond, what, ...) \
   ((cond) ? (void) 0 : unit_fail (__FILE__, __LINE__, what, " " __VA_ARGS__))
 #define cr_assert(c, ...) unit_check (c, #c, __VA_ARGS__)
+#define cr_expect(c, ...) unit_check (c, #c, __VA_ARGS__)
 #define cr_assert_not(c, ...) unit_check (!(c), "not " #c, __VA_ARGS__)
 #define cr_assert_eq(a, b, ...) unit_check ((a) == (b), #a " == " #b, __VA_ARGS__)
 #define cr_assert_neq(a, b, ...) unit_check ((a) != (b), #a " != " #b, __VA_ARGS__)
