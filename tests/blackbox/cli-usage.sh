@@ -86,6 +86,10 @@ done
 for value in '' 0 300 -1s 1m x 2d 25h; do
   refused 2 "max-downtime=$value: " set none "max-downtime=$value"
 done
+for value in '' 0 50 -1ms x 11s; do
+  refused 2 "max-write-delay=$value: " set none "max-write-delay=$value"
+  refused 2 "--max-write-delay" mirror none dest --max-write-delay "$value"
+done
 refused 2 'policy=hope: ' set none policy=hope
 refused 2 'synchronous=maybe: ' set none synchronous=maybe
 refused 2 'policy=hope: ' set none bandwidth=1M policy=hope
