@@ -71,7 +71,14 @@ def kernel_tree():
     os.makedirs(os.path.dirname(tree), exist_ok=True)
     new = tempfile.mkdtemp(prefix="new-guest.", dir=os.path.dirname(tree))
     try:
-        fetch_packages(new)
+        try:
+            fetch_packages(new)
+        except Unavailable:
+            # A new or an old system's lists of packages, perhaps.
+            if os.getuid() != 0 or subprocess.run(["apt-get", "-qq", "update"], stdin=subprocess.DEVNULL,
+                                                  capture_output=True, timeout=300).returncode != 0:
+                raise
+            fetch_packages(new)
         keep = wanted_files(new)
         for root, _, names in os.walk(new, topdown=False):
             for name in names:
