@@ -289,16 +289,17 @@ static int
 check_options (struct migrate *m)
 {
   if (m->source.path == NULL || m->dest.path == NULL)
-    return cmd_usage_error ("--source-qmp and --dest-qmp are needed");
+    return cmd_usage_error ("%s is missing", m->source.path == NULL ? "--source-qmp" : "--dest-qmp");
   if (m->nr == 0)
-    return cmd_usage_error ("--disk CONTROL=DEST is needed, once for each disk of the guest");
+    return cmd_usage_error ("--disk CONTROL=DEST is missing, once for each disk of the guest");
   if (m->o.memory_uri == NULL && !m->o.recover)
-    return cmd_usage_error ("--memory-uri is needed");
+    return cmd_usage_error ("--memory-uri is missing");
   return 0;
 }
 
-static int
-parse (struct cmd_line *line, struct migrate *m)
+/* False: there is nothing more to do (--help too), with *STATUS to exit with. */
+static bool
+parse (struct cmd_line *line, struct migrate *m, int *status)
 {
   static const struct option longopts[]
     = { { "source-qmp", required_argument, NULL, OPT_SOURCE_QMP },
@@ -325,18 +326,17 @@ parse (struct cmd_line *line, struct migrate *m)
         HOOK_READY_OPTION,
         HOOK_LONG_OPTIONS,
         CMD_LONG_OPTIONS_END };
-  int c, r;
+  int c;
 
   while ((c = cmd_getopt (line, "j", longopts)) != -1) {
-    if (c == CMD_OPT_STOP)
-      return line->status;
-    r = take_option (m, c);
-    if (r != 0)
-      return r;
+    *status = c == CMD_OPT_STOP ? line->status : take_option (m, c);
+    if (c == CMD_OPT_STOP || *status != 0)
+      return false;
   }
-  if (line->nr_operands > 0)
-    return cmd_usage_error ("'%s' is no option", line->operands[0].argv[0]);
-  return check_options (m);
+  *status = line->nr_operands > 0
+              ? cmd_usage_error ("'%s' is no option", line->operands[0].argv[0])
+              : check_options (m);
+  return *status == 0;
 }
 
 static int
@@ -384,10 +384,10 @@ run (struct cmd_line *line)
                        .o = { .switch_ms = SWITCH_MS, .max_downtime_ms = MAX_DOWNTIME_MS },
                        .signal_fd = -1,
                        .guest_pause_ms = -1 };
-  int status = parse (line, &m);
+  int status;
 
   m.source.m = m.dest.m = &m;
-  if (status == 0)
+  if (parse (line, &m, &status))
     status = set_up (&m);
   if (status == 0 && m.signal_fd != -1) {
     status = m.o.recover ? migrate_recover (&m) : run_migration (&m);
@@ -400,11 +400,12 @@ run (struct cmd_line *line)
 
 const struct subcommand subcommand_migrate = {
   "migrate",
-  "--source-qmp SOCK --dest-qmp SOCK --memory-uri URI --disk CONTROL=DEST ... [OPTIONS]",
+  "--source-qmp SOCK --dest-qmp SOCK --memory-uri URI\n"
+  "                         --disk CONTROL=DEST ... [OPTIONS]",
   "Move a running VM: its memory, and all its disks at one instant.",
-  "SOCK are the QMP sockets of the two QEMUs.  The destination's was started with -incoming defer -S\n"
-  "(or with the memory's URI).  CONTROL is the control socket of a disk of the guest, DEST where it goes:\n"
-  "the mirror's URI that 'nbdmirror receive' printed, or as for 'mirror'.\n\n"
+  "SOCK are the QMP sockets of the two QEMUs.  The destination's was started with -incoming defer\n"
+  "-S (or with the memory's URI).  CONTROL is the control socket of a disk of the guest, DEST where\n"
+  "it goes: the mirror's URI that 'nbdmirror receive' printed, or as for 'mirror'.\n\n"
   "  --memory-uri URI           where the source sends the memory: tcp:HOST:PORT, unix:PATH\n"
   "  --incoming-uri URI         where the destination listens for it, if that is another one\n"
   "  --max-downtime TIME        pause aimed at, of the disks and of the memory (300ms)\n"
@@ -422,10 +423,10 @@ const struct subcommand subcommand_migrate = {
   "  --log FILE                 append what happens to FILE, an object a line\n"
   "  --report FILE              write an object about it all to FILE at the end\n"
   "  -j, --json                 print that object instead of progress\n"
+  "  --recover                  after a migrate that was killed: finish it, or go back\n"
   HOOK_READY_HELP HOOK_OPTIONS_HELP
-  "  --recover                  after a migrate that was killed: finish it, or go back\n\n"
-  "On any failure before the disks are handed over the guest goes on at the source, the destination QEMU is\n"
-  "ended, and the mirrors are cancelled.  Ctrl-C does the same: exit status 6.\n\n"
+  "\nOn any failure before the disks are handed over the guest goes on at the source, the destination\n"
+  "QEMU is ended, and the mirrors are cancelled.  Ctrl-C does the same: exit status 6.\n\n"
   "Example:\n"
   "  nbdmirror migrate --source-qmp /run/vm1.qmp --dest-qmp /run/hostb-vm1.qmp \\\n"
   "      --memory-uri tcp:hostb:4444 --disk /run/vm1.control=nbd://hostb:10809/mirror\n\n"
