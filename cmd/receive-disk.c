@@ -36,6 +36,7 @@
 #define LOCK_SESSION (LOCK_SERVER + 1)
 #define DISPLACE_MS 10000
 #define DISPLACE_POLL_MS 20
+#define OTHERS_MS 200
 
 /* ---- is it possible? ------------------------------------------------------------------------- */
 
@@ -132,6 +133,22 @@ lock (int fd, int command, off_t where)
   return fcntl (fd, command, &fl) == 0;
 }
 
+/* Does another program lock a part of it, as QEMU does with an image that it has open?  A qemu-nbd of the
+ * server before us may have let go of our lock and not of its own yet: so look again for a while. */
+static bool
+is_locked_by_others (int fd)
+{
+  const struct timespec pause = { 0, DISPLACE_POLL_MS * 1000000L };
+
+  for (int waited = 0; waited < OTHERS_MS; waited += DISPLACE_POLL_MS) {
+    struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = LOCK_SERVER };
+    if (fcntl (fd, F_OFD_GETLK, &fl) == -1 || fl.l_type == F_UNLCK)
+      return false;
+    nanosleep (&pause, NULL);
+  }
+  return true;
+}
+
 /* The process of a session of --stdio, or 0. */
 static pid_t
 session_process (int fd)
@@ -182,6 +199,10 @@ lock_disk (struct receive_disk *d)
         cmd_error ("%s: in use: another nbdmirror receive serves it", d->name);
       return EXIT_REFUSED;
     }
+  }
+  if (is_locked_by_others (d->fd)) {
+    cmd_error ("%s: in use: another program has locked it (QEMU locks the images that it has open)", d->name);
+    return EXIT_REFUSED;
   }
   if (d->displace && !lock (d->fd, F_SETLK, LOCK_SESSION))
     cmd_warning ("%s: cannot be locked for this process: %s", d->name, strerror (errno));
@@ -315,7 +336,17 @@ open_disk (struct receive_disk *d, bool exists)
   d->path = realpath (d->name, NULL);
   if (d->path == NULL)
     return failed (d, "its path");
-  return d->read_only ? EXIT_DONE : lock_disk (d);
+  if (d->read_only)
+    return EXIT_DONE;
+  int r = lock_disk (d);
+  if (r != EXIT_DONE) {
+    d->created = false; /* whoever was quicker to lock it serves it */
+    return r;
+  }
+  /* It may have been filled since it was looked at, by the server that had it. */
+  if (exists && (fstat (d->fd, &st) == -1 || (r = check_existing (d, &st)) != EXIT_DONE))
+    return r != EXIT_DONE ? r : failed (d, "cannot be looked at");
+  return EXIT_DONE;
 }
 
 static int
@@ -367,6 +398,16 @@ receive_disk_prepare (struct receive_disk *d)
     receive_disk_close (d);
   }
   return r;
+}
+
+bool
+receive_disk_is_there (const struct receive_disk *d)
+{
+  struct stat ours, its;
+
+  return fstat (d->fd, &ours) == 0 && stat (d->path, &its) == 0
+         && (S_ISBLK (ours.st_mode) ? S_ISBLK (its.st_mode) && its.st_rdev == ours.st_rdev
+                                    : its.st_dev == ours.st_dev && its.st_ino == ours.st_ino);
 }
 
 bool

@@ -38,6 +38,9 @@ struct receive_disk {
  * there. */
 int receive_disk_prepare (struct receive_disk *d);
 
+/* Does its path still lead to what was prepared? */
+bool receive_disk_is_there (const struct receive_disk *d);
+
 /* Remove the file if it was created here and is still the same.  True if it was. */
 bool receive_disk_remove (struct receive_disk *d);
 

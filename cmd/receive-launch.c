@@ -109,6 +109,8 @@ nbdkit_words (struct words *w, const struct receive_server *s)
   for (unsigned i = 0; i < s->args->nr_parameters; i++)
     add (w, "%s", s->args->parameters[i]);
   add (w, "receive-notify-fd=%d", s->note_write_fd);
+  add (w, "receive-disk-fd=%d", s->disk->fd);
+  add (w, "receive-disk-path=%s", s->disk->path);
   if (s->disk->preallocate)
     add (w, "receive-keep-allocated=true");
 }
@@ -211,6 +213,10 @@ receive_launch (struct receive_server *s)
 {
   struct words w = { 0 };
 
+  if (!receive_disk_is_there (s->disk)) {
+    cmd_error ("%s: this is another file now: it is not served", s->disk->path);
+    return -1;
+  }
   if (s->disk->qcow2 && s->qemu_nbd == 0 && launch_qemu_nbd (s) == -1)
     return -1;
   if (s->nbdkit != 0)

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
@@ -28,6 +29,8 @@ static struct admission admission;
 static int notify_fd = -1;      /* to the supervisor, see receive-exports.h; -1: nobody supervises */
 static int keep_allocated;      /* zeroes of the mirror are written, not punched */
 static _Atomic bool given_up;
+static int disk_fd = -1;        /* what was prepared, and is locked; -1: not known */
+static char *disk_path;         /* where the plugin opens it, anew for each connection */
 
 enum kind { GUEST, SESSION, ALONE, SEAL, GIVE_UP };
 
@@ -47,6 +50,7 @@ static void
 receive_unload (void)
 {
   admission_destroy (&admission);
+  free (disk_path);
 }
 
 static int
@@ -61,6 +65,20 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
     }
     return 0;
   }
+  if (strcmp (key, "receive-disk-fd") == 0) {
+    if (nbdkit_parse_int (key, value, &disk_fd) == -1)
+      return -1;
+    if (fcntl (disk_fd, F_SETFD, FD_CLOEXEC) == -1) {
+      nbdkit_error ("%s=%s: %m", key, value);
+      return -1;
+    }
+    return 0;
+  }
+  if (strcmp (key, "receive-disk-path") == 0) {
+    free (disk_path);
+    disk_path = strdup (value);
+    return disk_path == NULL ? -1 : 0;
+  }
   if (strcmp (key, "receive-keep-allocated") == 0) {
     keep_allocated = nbdkit_parse_bool (value);
     return keep_allocated == -1 ? -1 : 0;
@@ -70,7 +88,8 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
 
 #define receive_config_help                                                                        \
   "receive-keep-allocated=<BOOL>  Zeroes that the mirror writes leave no holes.\n"                 \
-  "receive-notify-fd=<FD>         For nbdmirror receive, which supervises the server."
+  "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>\n"                        \
+  "                               For nbdmirror receive, which locks the disk and supervises the server."
 
 static int
 receive_get_ready (int thread_model)
@@ -215,6 +234,22 @@ open_as (struct handle *h, const char *name)
   return 0;
 }
 
+/* The path must not lead to somebody else's file: that one is neither locked nor ours to write. */
+static int
+check_disk (void)
+{
+  struct stat ours, its;
+
+  if (disk_fd == -1 || disk_path == NULL)
+    return 0;
+  if (fstat (disk_fd, &ours) == 0 && stat (disk_path, &its) == 0
+      && (S_ISBLK (ours.st_mode) ? S_ISBLK (its.st_mode) && its.st_rdev == ours.st_rdev
+                                 : its.st_dev == ours.st_dev && its.st_ino == ours.st_ino))
+    return 0;
+  nbdkit_error ("%s: this is another file now: it is not served", disk_path);
+  return -1;
+}
+
 static void *
 receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, const char *exportname,
               int is_tls)
@@ -225,7 +260,7 @@ receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, con
     nbdkit_error ("calloc: %m");
     return NULL;
   }
-  if (open_as (h, exportname) == -1 || next (context, readonly, "") == -1) {
+  if (open_as (h, exportname) == -1 || next (context, readonly, "") == -1 || check_disk () == -1) {
     free (h);
     return NULL;
   }

@@ -99,6 +99,45 @@ echo mine >"$tmp/d"
 stop d INT
 [ "$(cat "$tmp/d")" = mine ] || fail "a file that was not made here was removed"
 
+# Nor written to, nor served to the guest: not by the server that runs, and not by one that is started again.
+start_receive d "$tmp/d2" --size 1M
+"$python" -c 'import nbd, sys; h = nbd.NBD(); h.set_export_name("mirror"); h.connect_unix(sys.argv[1]); h.pwrite(b"x" * 512, 0)' \
+  "${socket[d]}"
+mv "$tmp/d2" "$tmp/d2.moved"
+truncate -s 1M "$tmp/d2"
+for export in mirror mirror@a ''; do
+  "$python" - "${socket[d]}" "$export" <<'PY' || fail "another file is served as '$export'"
+import nbd, sys
+h = nbd.NBD()
+h.set_export_name(sys.argv[2])
+try:
+    h.connect_unix(sys.argv[1])
+    h.pwrite(b"x" * 512, 0)
+except nbd.Error:
+    sys.exit(0)
+sys.exit(1)
+PY
+done
+kill -9 "$(child_of d nbdkit)"
+wait_exit d 10
+[ "$status" = 1 ] || fail "a server of another file was started: exit status $status"
+cmp -n 1048576 "$tmp/d2" /dev/zero || fail "a file that was not made here was written to"
+
+# A disk that a QEMU has open (it locks bytes from 100 on) is not given up, whatever the user says.
+cp "$tmp/file" "$tmp/busy"
+spawn busy "$python" -c 'import fcntl, sys, time
+f = open(sys.argv[1], "r+")
+fcntl.lockf(f, fcntl.LOCK_EX, 1, 100)
+print("locked", flush=True)
+time.sleep(60)' "$tmp/busy"
+wait_for 10 grep -q locked "$tmp/busy.log"
+for way in --overwrite --resume; do
+  receive 7 "$NBDMIRROR" receive "$tmp/busy" --size 5 "$way"
+  says 'another program has locked it'
+done
+cmp "$tmp/file" "$tmp/busy" || fail "a disk in use was changed"
+stop busy
+
 # On TCP.
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 spawn tcp sh -c 'exec "$@" >"$0"' "$tmp/tcp.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive \
