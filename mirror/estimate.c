@@ -75,6 +75,10 @@ add_rates (struct estimate *e, const struct estimate_sample *s)
     e->bandwidth = rate_of (e->nr_busy, e->busy);
   } else if (!holes || e->bandwidth <= 0)
     add_part (e, acked, s->busy_ns - e->last.busy_ns, s->limit);
+  /* A limit that was lowered holds from now on, also where too little is copied to see it; and zeroes, which it does
+   * not slow down, tell nothing about data. */
+  if (s->limit > 0 && e->bandwidth > (double) s->limit)
+    e->bandwidth = (double) s->limit;
 }
 
 void

@@ -223,4 +223,7 @@ Test (estimate, no_faster_than_the_limit)
   s.busy_ns = 20 * MS;
   feed (&e, &s, 1, 20, 0, false, 300);
   cr_assert_float_eq (e.bandwidth, 10.0 * MIB, 1.0);
+  s.limit = MIB; /* lowered while there is nothing to copy */
+  feed (&e, &s, 1, 0, 0, false, 300);
+  cr_assert_float_eq (e.bandwidth, 1.0 * MIB, 1.0);
 }
