@@ -38,7 +38,25 @@ has_to_exit 1 evacuate "${control[src]}" "$tmp/new.img" -- no-such-parameter=1
 has_to_exit 0 evacuate "${control[src]}" "$tmp/old.img"
 [ "$(status_of "${control[src]}" server-pid)" = "${pid[src]}" ] || fail "the server is another one"
 
-has_to_exit 0 evacuate "${control[src]}" "$tmp/new.img" --json
+# Interrupted it leaves nothing behind; told to end it leaves what another run goes on with.
+begin () {
+  spawn moving "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk "${control[src]}" "$tmp/new.img" "$@"
+  wait_for 20 is_copying
+}
+is_copying () { [ "$(status_of "${control[src]}" state)" = copying ]; }
+begin --bandwidth 1M
+kill -INT "${pid[moving]}"
+wait_exit moving 20
+[ "$status" = 6 ] || fail "interrupted: exit status $status instead of 6"
+[ ! -e "$tmp/new.img" ] || fail "interrupted: a new disk was left over"
+begin --bandwidth 1M
+kill -TERM "${pid[moving]}"
+wait_exit moving 20
+[ "$status" = 3 ] || fail "ended: exit status $status instead of 3"
+[ -e "$tmp/new.img" ] || fail "ended: the new disk is gone"
+has_to_exit 7 evacuate "${control[src]}" "$tmp/new.img"
+
+has_to_exit 0 evacuate "${control[src]}" "$tmp/new.img" --resume --json
 [ "$(field disk <"$tmp/out")" = "$tmp/new.img" ] || fail "told: $(cat "$tmp/out")"
 wait_exit src 10
 [ "$(status_of "${control[src]}" gate)" = open ] || fail "the new server is fenced"
