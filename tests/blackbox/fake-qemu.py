@@ -8,6 +8,7 @@ SIGTERM its last line is "end SOURCE DEST": the run state of each ("dead").
 
 Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be given several times):
   refuse   an error            refuse-once   the same, the first time only
+  mute-once   neither done nor answered, the first time only
   die      the process behind that socket has gone, before it did anything
   die-after  the same after it did it, and before the answer
   fail     the migration fails: the source resumes by itself
@@ -222,6 +223,9 @@ class World:
             if fault == "refuse-once":
                 del self.faults[key]
             side.send({"error": {"class": "GenericError", "desc": "not today"}, "id": message.get("id")}, client)
+            return
+        if fault == "mute-once":
+            del self.faults[key]
             return
         if fault == "die":
             raise Gone

@@ -50,7 +50,7 @@ mirror_to () {
   wait_exit guest 20
   [ "$status" = 0 ] || fail "$kind: the guest saw an error: $(cat "$tmp/guest.json")"
   [ "$(field fenced <"$tmp/guest.json")" = true ] || fail "$kind: the guest was not refused at the end"
-  [ "$(field changes <"$tmp/guest.json")" -gt 300 ] || fail "$kind: the guest changed next to nothing"
+  [ "$(field changes <"$tmp/guest.json")" -gt 100 ] || fail "$kind: the guest changed next to nothing"
   wait_exit late 20
   [ "$status" != 0 ] || fail "$kind: fio was not refused at the end"
   running src || fail "$kind: the source's server ended"

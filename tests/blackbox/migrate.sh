@@ -208,7 +208,7 @@ did "source migrate_cancel finish-migrate open+open"
 ended running dead open
 end_mirrors
 case="killed at cont"
-killed "dest cont" --at dest:cont:refuse-once
+killed "dest cont" --at dest:cont:mute-once
 recover 0
 ended postmigrate running fenced
 back_home
