@@ -392,6 +392,25 @@ finish_earlier (struct evacuate *e, const json_t *status)
   return take_over (e, token != NULL ? token : "", 0);
 }
 
+/* It was not us who handed it over, or we could not.  Somebody else may have, at the same time: then the new disk is the
+ * guest's, and must not be removed. */
+static void
+give_up (struct evacuate *e)
+{
+  json_t *status = NULL;
+  int r = job_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL);
+  const char *gate = job_text (status, "gate");
+
+  if (r == 0 && gate != NULL && strcmp (gate, "fenced") != 0)
+    remove_disk (e);
+  else if (r == 0)
+    cmd_error ("%s: another command has handed this disk over: %s stays.  If nothing uses that, let the guest go on with"
+               " the old disk: nbdmirror rollback", e->old.control, e->disk);
+  else
+    cmd_notice ("%s stays", e->disk);
+  json_decref (status);
+}
+
 static int
 evacuate (struct evacuate *e, const json_t *status)
 {
@@ -416,7 +435,7 @@ evacuate (struct evacuate *e, const json_t *status)
   r = hand_over (e, token, &since);
   if (r != 0) {
     if (r != EXIT_DEST_FAILED)
-      remove_disk (e);
+      give_up (e);
     return r;
   }
   block_signals (SIG_BLOCK);

@@ -72,3 +72,18 @@ wait_exit guest 20
 stop front
 equal "$tmp/shadow" "${uri[src]}"
 note "guest: $(cat "$tmp/guest.json")"
+
+# Handed over by somebody else meanwhile: then the new disk is not this command's to remove.
+random_disk "$tmp/third.img" 8M
+start_server third "$tmp/third.img"
+"$python" -c 'import nbd, sys; nbd.NBD().connect_unix(sys.argv[1])' "${socket[third]}"
+spawn late "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk "${control[third]}" "$tmp/fourth.img" \
+  --bandwidth 8M
+wait_state "${control[third]}" 'copying|ready' 20
+kill -STOP "${pid[late]}"
+wait_for 20 nbdmirror complete "${control[third]}"
+kill -CONT "${pid[late]}"
+wait_exit late 20
+[ "$status" = 1 ] || fail "exit status $status"
+[ -e "$tmp/fourth.img" ] || fail "a disk that was handed over was removed"
+grep -q 'another command has handed this disk over' "$tmp/late.log" || fail "not said: $(cat "$tmp/late.log")"
