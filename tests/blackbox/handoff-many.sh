@@ -34,7 +34,7 @@ for d in $disks; do controls+=("${control[$d]}"); done
 
 for d in $disks; do
   # A pause that a busy machine is ready for as well: of three disks that are not ready one would be named.
-  spawn "mirror-$d" nbdmirror mirror "${control[$d]}" "${uri[to-$d]}" --max-downtime 3s
+  spawn "mirror-$d" nbdmirror mirror "${control[$d]}" "${uri[to-$d]}" --max-downtime 3s --policy none
 done
 for d in $disks; do wait_state "${control[$d]}" ready 30; done
 

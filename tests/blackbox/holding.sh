@@ -26,7 +26,7 @@ begin_holding () {
 # start_worker [OPTIONS...]: -> ready
 start_worker () {
   : >"$tmp/mirror.log"
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --quarantine-grace 200ms --max-downtime 60s \
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --quarantine-grace 200ms --policy none --max-downtime 60s \
     --report "$tmp/report" "$@"
   wait_for 20 status_is worker attached
   wait_for 20 status_is_not state failed

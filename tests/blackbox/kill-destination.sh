@@ -28,7 +28,7 @@ kill_destination () {
 attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 resume () {
   : >"$tmp/mirror.log"
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --resume --quarantine-grace 300ms
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume --quarantine-grace 300ms
   wait_for 20 attached
   wait_for 20 not_failed
   wait_state "${control[src]}" ready 60
@@ -51,7 +51,7 @@ start_volatile () {
 kills_with () {
   start_destination=$1
   begin
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --bandwidth 16M --quarantine-grace 300ms \
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --bandwidth 16M --quarantine-grace 300ms \
     --report "$tmp/report"
   for ((i = 1; i <= kills; i++)); do
     wait_state "${control[src]}" 'copying|ready' 30
@@ -110,7 +110,7 @@ refused () {
 
 begin
 : >"$tmp/mirror.log"
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --bandwidth 48M
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --bandwidth 48M
 wait_state "${control[src]}" ready 60
 truncate -s "$size" "$tmp/other"
 refused "empty"
@@ -134,7 +134,7 @@ stop dst
 mv "$tmp/good" "$tmp/dst.img"
 start_dest dst file "$size"
 
-nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --resume --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
+nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
   fail "the last worker ended with $?"
 wait_exit guest 10
 [ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"

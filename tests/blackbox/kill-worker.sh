@@ -37,7 +37,7 @@ resume=
 for ((i = 1; i <= kills; i++)); do
   keep_destination
   # shellcheck disable=SC2086
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s $resume --bandwidth 64M
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none $resume --bandwidth 64M
   resume=--resume
   wait_for 20 attached
   sleep "0.$(printf %03d $((RANDOM % longest_ms)))"
@@ -52,7 +52,7 @@ done
 left=$(status_of "${control[src]}" dirty-bytes)
 
 keep_destination
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --resume --on-ready complete --bandwidth 64M \
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume --on-ready complete --bandwidth 64M \
   --report "$tmp/report"
 deadline=$((SECONDS + 60))
 while running mirror; do
