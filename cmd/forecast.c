@@ -50,9 +50,12 @@ forecast_print (const json_t *o)
     printf ("  forecast     it does not end under this policy\n");
     return;
   }
-  printf ("  forecast     at that bandwidth ready after %s, %lld passes, ",
-          units_format_time (a, 1000 * json_number_value (json_object_get (o, "eta-s"))),
-          (long long) json_integer_value (json_object_get (o, "passes")));
+  double eta = json_number_value (json_object_get (o, "eta-s"));
+  if (eta > 0)
+    printf ("  forecast     at that bandwidth ready after %s, %lld passes, ", units_format_time (a, 1000 * eta),
+            (long long) json_integer_value (json_object_get (o, "passes")));
+  else
+    printf ("  forecast     at that bandwidth ready at once, ");
   printf ("at most %s sent, pause %s\n",
           units_format_size (a, (uint64_t) json_integer_value (json_object_get (o, "sent-bytes"))),
           units_format_time (b, json_number_value (json_object_get (o, "expected-downtime-ms"))));

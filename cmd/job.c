@@ -5,6 +5,7 @@
 
 #include <config.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -109,4 +110,16 @@ job_percent (const json_t *status)
     return 0;
   percent = 100 * (size - left) / size;
   return percent > 99.9 ? 99.9 : percent;
+}
+
+int
+job_write_report (const char *path, const json_t *o)
+{
+  FILE *f = fopen (path, "we");
+  int r;
+
+  if (f == NULL)
+    return -1;
+  r = json_dumpf (o, f, JSON_INDENT (2)) == 0 && fputc ('\n', f) != EOF ? 0 : -1;
+  return fclose (f) == 0 ? r : -1;
 }

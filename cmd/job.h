@@ -38,4 +38,7 @@ double job_left (const json_t *status);
 /* 0 to 100, or -1 if unknown.  Never shows 100 while anything is left. */
 double job_percent (const json_t *status);
 
+/* A --report: O into the file PATH, ended like a line.  -1: errno. */
+int job_write_report (const char *path, const json_t *o);
+
 #endif

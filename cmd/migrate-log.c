@@ -99,6 +99,15 @@ on_terminal (const struct migrate *m)
   return !m->o.json && isatty (STDERR_FILENO);
 }
 
+/* Before a mirror has begun nothing is dirty either. */
+static bool
+is_copying (const json_t *status)
+{
+  const char *worker = job_text (status, "worker");
+
+  return worker != NULL && strcmp (worker, "attached") == 0;
+}
+
 /* What is left of the phase, into BUF. */
 static void
 phase_detail (const struct migrate *m, char *buf, size_t size)
@@ -106,6 +115,7 @@ phase_detail (const struct migrate *m, char *buf, size_t size)
   double left = 0, percent = 100, p;
   char text[UNITS_BUF];
   unsigned i;
+  bool known = true;
 
   buf[0] = '\0';
   if (m->phase != PHASE_MIRROR && m->phase != PHASE_MEMORY)
@@ -116,9 +126,12 @@ phase_detail (const struct migrate *m, char *buf, size_t size)
     if (l > 0)
       left += l;
     p = job_percent (m->disks[i].status);
+    known = known && p >= 0 && is_copying (m->disks[i].status);
     if (p >= 0 && p < percent)
       percent = p;
   }
+  if (!known)
+    return;
   units_format_size (text, (uint64_t) left);
   if (m->phase == PHASE_MIRROR)
     snprintf (buf, size, ", %.1f %%, %s left", percent, text);
@@ -157,8 +170,8 @@ log_phase (struct migrate *m, enum phase phase)
   m->took_ms[m->phase] += now - m->phase_ms;
   m->phase = phase;
   m->phase_ms = now;
-  /* Nothing that could wait for a slow terminal while the guest is stopped. */
-  if (phase < PHASE_HOLD || phase >= PHASE_BACK)
+  /* Nothing that could wait for a slow terminal while the guest is stopped; and a failure has its message. */
+  if (phase < PHASE_HOLD || phase == PHASE_BACK)
     show (m);
 }
 
@@ -291,7 +304,7 @@ log_report (struct migrate *m)
   }
   else
     print_report (m);
-  if (m->o.report != NULL && json_dump_file (report, m->o.report, JSON_INDENT (2)) == -1)
+  if (m->o.report != NULL && job_write_report (m->o.report, report) == -1)
     cmd_warning ("--report %s: %s", m->o.report, strerror (errno));
   json_decref (report);
 }

@@ -132,7 +132,7 @@ add_movement (struct parts *p, const json_t *status, const char *state, uint64_t
     add (p, "stalled %s", units_format_time (buf, (double) (stalled_ms / 1000 * 1000)));
   else if (known && job_has_number (status, "bandwidth"))
     add (p, "%s", units_format_rate (buf, job_number (status, "bandwidth", 0)));
-  if (is_moving_state (state) && job_has_number (status, "eta-s"))
+  if (is_moving_state (state) && job_number (status, "eta-s", 0) > 0)
     add (p, "ETA %s", units_format_time (buf, 1000 * job_number (status, "eta-s", 0)));
   if (job_has_number (status, "dirty-rate"))
     add (p, "dirty %s", units_format_rate (buf, job_number (status, "dirty-rate", 0)));

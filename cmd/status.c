@@ -152,7 +152,10 @@ print_forecast (const json_t *status)
   printf ("\n");
   print_verdict (now);
   line_start ("ETA");
-  print_time (now, "eta-s", 1000);
+  if (now != NULL && job_number (now, "eta-s", -1) == 0)
+    printf ("now");
+  else
+    print_time (now, "eta-s", 1000);
   printf ("\n");
   line_start ("pause");
   printf ("expected ");

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cmd/job.h"
 #include "cmd/progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -287,7 +288,7 @@ worker_finish (struct worker *w, enum job_result result, json_t *report)
       json_dumpf (report, stdout, JSON_INDENT (2));
       putchar ('\n');
     }
-    if (w->report && json_dump_file (report, w->report, JSON_INDENT (2)) == -1) {
+    if (w->report && job_write_report (w->report, report) == -1) {
       cmd_error ("cannot write the report to %s: %s", w->report, strerror (errno));
       if (status == EXIT_DONE)
         status = EXIT_ERROR;
