@@ -6,6 +6,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -30,6 +31,28 @@ name_side (const struct vm *vm, const char *command, char *message)
   return full;
 }
 
+/* Is it QEMU itself that listens there?  A forwarded monitor (ssh -L) ends with the network, and says nothing about the
+ * QEMU behind it. */
+static bool
+is_direct (int fd)
+{
+  struct ucred peer;
+  socklen_t len = sizeof peer;
+  char path[64], name[32] = "";
+  FILE *fp;
+
+  if (getsockopt (fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == -1 || peer.pid <= 0)
+    return false;
+  snprintf (path, sizeof path, "/proc/%ld/comm", (long) peer.pid);
+  fp = fopen (path, "re");
+  if (fp == NULL)
+    return false;
+  if (fgets (name, sizeof name, fp) == NULL)
+    name[0] = '\0';
+  fclose (fp);
+  return strncmp (name, "qemu", 4) == 0 || strncmp (name, "kvm", 3) == 0;
+}
+
 int
 vm_connect (struct vm *vm, char **error)
 {
@@ -42,6 +65,7 @@ vm_connect (struct vm *vm, char **error)
     return -1;
   }
   control_client_set_max_line (vm->qmp, QMP_MAX_LINE);
+  vm->direct = is_direct (control_client_fd (vm->qmp));
   return 0;
 }
 
@@ -142,6 +166,8 @@ vm_wait_dead (struct vm *vm)
 {
   double end = migrate_now () + DYING_MS;
 
+  if (!vm->direct)
+    return false;
   while (!vm_is_dead (vm)) {
     if (migrate_now () > end)
       return false;

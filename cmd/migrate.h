@@ -48,6 +48,7 @@ struct vm {
   const char *name; /* "source" or "destination" */
   const char *path; /* of the QMP socket */
   struct control_client *qmp; /* NULL: not connected, or lost */
+  bool direct; /* the one who listens at PATH is a QEMU, and no tunnel to one; as of the last connection */
   char migration[32]; /* the last status that a MIGRATION event told; "" none */
   double stop_ms, resume_ms; /* when these events came; 0: they did not */
   json_t *old_caps, *old_params; /* to be set again by a roll-back, or NULL */
@@ -67,7 +68,8 @@ int vm_events (struct vm *vm);
 
 /* Is nobody listening at the socket any more?  That is a QEMU that has ended, if its socket is local. */
 bool vm_is_dead (const struct vm *vm);
-/* The connection was lost: is it because it has ended, or will do so in a moment? */
+/* The connection was lost: is it because it has ended, or will do so in a moment?  Only true where that is certain: of a
+ * monitor that is forwarded it never is. */
 bool vm_wait_dead (struct vm *vm);
 
 /* query-status and query-migrate, into BUF; "" if it cannot be asked. */

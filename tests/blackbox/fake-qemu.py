@@ -12,6 +12,7 @@ Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be gi
   die      the process behind that socket has gone, before it did anything
   die-after  the same after it did it, and before the answer
   fail     the migration fails: the source resumes by itself
+  tunnel-dies   like die-after, but the process lives on: its monitor was forwarded, and that has gone
   hang     the migration stays where it is
   source-dies   with migrate-continue: everything arrives, but the source dies before it says "completed"
 """
@@ -79,7 +80,8 @@ class Side:
         self.resume()
 
     def resume(self):
-        self.event("RESUME")
+        if self.world.faults.get(f"{self.name}:cont") != "tunnel-dies":
+            self.event("RESUME")
         self.status = "running"
 
     # ---- commands ----
@@ -244,6 +246,12 @@ class World:
             raise Gone
         elif fault == "die-after":
             raise Gone
+        elif fault == "tunnel-dies":
+            for client in list(side.clients):
+                client.close()
+            side.clients = {}
+            side.listener.close()
+            return
         side.send(answer, client)
 
     def receive(self, side, client):
@@ -264,13 +272,13 @@ class World:
                 side.die()
 
     def step(self):
-        sides = [s for s in (self.source, self.dest) if s.status != "dead"]
+        sides = [s for s in (self.source, self.dest) if s.status != "dead" and s.listener.fileno() != -1]
         sockets = {s.listener: (s, None) for s in sides}
         sockets.update({c: (s, c) for s in sides for c in s.clients})
         left = min([t for t, _ in self.todo], default=time.monotonic() + 1) - time.monotonic()
         for ready in select.select(list(sockets), [], [], max(0, left))[0]:
             side, client = sockets[ready]
-            if side.status == "dead":
+            if side.status == "dead" or ready.fileno() == -1:
                 continue
             if client:
                 self.receive(side, client)
@@ -304,7 +312,10 @@ parser.add_argument("--capability", action="append", default=[])
 parser.add_argument("--source-status", default="running")
 parser.add_argument("--dest-status", default="inmigrate")
 parser.add_argument("--migration")
+parser.add_argument("--tunnel", action="store_true", help="the monitors are forwarded: it is not QEMU that listens")
 options = parser.parse_args()
+with open("/proc/self/comm", "w") as comm:
+    comm.write("ssh" if options.tunnel else "qemu-fake")
 options.capability = options.capability or list(CAPABILITIES)
 world = World(options)
 signal.signal(signal.SIGTERM, world.end)

@@ -174,6 +174,12 @@ fails 1 postmigrate dead fenced -- --at dest:cont:die-after
 did_not "source cont"
 says "do NOT start the source"
 back_home
+case="the tunnel to the destination's monitor dies after cont: the guest runs there"
+fails 1 postmigrate running fenced -- --tunnel --at dest:cont:tunnel-dies
+did_not "source cont"
+says "do NOT start the source VM"
+back_home
+
 case="source dies, the destination is whole"
 fails 0 dead running fenced -- --at source:migrate-continue:source-dies
 back_home
