@@ -7,7 +7,8 @@
     proxy.event["pre-switchover"] = function         # a MIGRATION event of that status, or another event's name
     ... proxy.path is the socket to be given to the program under test
 
-When the QEMU is gone the proxy is as well: nobody listens at its path.
+When the QEMU is gone the proxy is as well: nobody listens at its path.  So it may be called like one: of a listener with
+another name the program under test does not believe that its end is QEMU's.
 """
 
 import json
@@ -24,6 +25,8 @@ class QmpProxy:
         self.before, self.after, self.event = {}, {}, {}
         self.seen = []   # commands, in their order
         self.errors = []
+        with open("/proc/self/comm", "w") as name:
+            name.write("qemu-proxy")
         self.listener = socket.socket(socket.AF_UNIX)
         if os.path.exists(self.path):
             os.unlink(self.path)
