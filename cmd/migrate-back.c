@@ -240,6 +240,11 @@ look_and_recover (struct migrate *m, enum handoff_found found)
                                       "migration", migration, "destination", dest));
   switch (migrate_plan (found, source, migration, dest)) {
   case PLAN_NOTHING:
+    if (strcmp (dest, "running") == 0) {
+      m->committed = true;
+      strcpy (m->result.token, handoff_token (m->handoff));
+      m->phase = PHASE_DONE;
+    }
     cmd_notice ("nothing to do: the guest runs at the %s",
                 strcmp (dest, "running") == 0 ? "destination" : "source");
     return EXIT_DONE;
