@@ -17,6 +17,7 @@
 
 #define SCHEME "ssh://"
 #define MAX_WORDS 40
+#define BAD "'`\";&<>|(){}"
 
 struct place {
   char *user, *host, *port, *path;              /* USER and PORT may be NULL */
@@ -117,6 +118,19 @@ take_option (struct place *p, const char *s, size_t len)
   return text ("unknown option '%.*s'", (int) key, s);
 }
 
+/* Could it be taken for an option, or do harm where ssh's own configuration hands it to a shell (%h, %r in
+ * ProxyCommand and the like)?  Newer releases of ssh refuse the same. */
+static bool
+is_harmless (const char *name, const char *bad)
+{
+  if (name == NULL || name[0] == '\0' || name[0] == '-' || strpbrk (name, bad) != NULL)
+    return false;
+  for (; *name != '\0'; name++)
+    if (isspace ((unsigned char) *name) || iscntrl ((unsigned char) *name))
+      return false;
+  return true;
+}
+
 /* USER@HOST:PORT. */
 static char *
 take_authority (struct place *p, const char *s, size_t len)
@@ -145,8 +159,7 @@ take_authority (struct place *p, const char *s, size_t len)
     if (p->port == NULL || p->port[0] == '\0' || p->port[strspn (p->port, "0123456789")] != '\0')
       return text ("the port is no number");
   }
-  if ((at != NULL && (p->user == NULL || p->user[0] == '\0' || p->user[0] == '-')) || p->host == NULL
-      || p->host[0] == '\0' || p->host[0] == '-')
+  if ((at != NULL && !is_harmless (p->user, BAD)) || !is_harmless (p->host, BAD "$\\"))
     return text ("it begins as ssh://[USER@]HOST[:PORT]/PATH");
   return NULL;
 }

@@ -63,6 +63,7 @@ Test (ssh, quoting)
 Test (ssh, wrong)
 {
   static const char *const wrong[] = {
+    "ssh://$(id)/d", "ssh://%60id%60/d", "ssh://h%0ax/d", "ssh://h%20x/d", "ssh://u;id@h/d", "ssh://%2Doh/d",
     "ssh://", "ssh://h", "ssh://h/", "ssh:///d", "ssh://@h/d", "ssh://-o/d", "ssh://-l@h/d", "ssh://h:/d",
     "ssh://h:x/d", "ssh://[::1/d", "ssh://[::1]x/d", "ssh://h/d?x", "ssh://h/d?format", "ssh://h/d?overwrite=1",
     "ssh://h/%", "ssh://h/%g0", "ssh://h/%00", "ssh://h/d?backing=%4", "ssh://h?d",
