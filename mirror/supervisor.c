@@ -7,12 +7,15 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "mirror/supervisor.h"
 
 #define NS_PER_MS UINT64_C (1000000)
 #define BACK_OFF_MIN_NS (500 * NS_PER_MS)
 #define BACK_OFF_MAX_NS (30000 * NS_PER_MS)
+#define STOP_NS (1000 * NS_PER_MS)
+#define STOP_POLL_US 2000
 #define SETTLED_NS (10000 * NS_PER_MS) /* a session that lasts so long gets somewhere, flushed or not */
 
 static void *
@@ -175,8 +178,10 @@ supervisor_stop (struct supervisor *s)
   s->session = NULL;
   s->state = SUPERVISOR_ENDED;
   if (s->thread_running) {
-    if (!atomic_load (&s->thread_done))
-      return false;
+    /* Most connections are made at once: then everything can be put away. */
+    for (uint64_t end = now_ns () + STOP_NS; !atomic_load (&s->thread_done); usleep (STOP_POLL_US))
+      if (now_ns () >= end)
+        return false;
     pthread_join (s->thread, NULL);
     s->thread_running = false;
     if (s->connected)

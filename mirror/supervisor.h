@@ -58,8 +58,8 @@ bool supervisor_poll (struct supervisor *s);
 /* Time without a destination, in all, until now. */
 uint64_t supervisor_degraded_ns (const struct supervisor *s);
 
-/* End the session, if any.  A connection that is being made is not waited for: returns false if its thread
- * still runs, and then the engine, the options and S must stay as they are until the process ends. */
+/* End the session, if any.  A connection that is being made is waited for, but for no longer than 1 s: returns false if its
+ * thread still runs, and then the engine, the options and S must stay as they are until the process ends. */
 bool supervisor_stop (struct supervisor *s);
 
 #endif
