@@ -7,9 +7,11 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cmd/cmd.h"
 #include "cmd/options.h"
@@ -62,6 +64,20 @@ finish_output (int status)
   return status;
 }
 
+/* Whoever starts us may have closed some of 0, 1 and 2.  No disk, lock or pipe may take such a number: a child's standard
+ * streams would be put in its place.  Writing still fails. */
+static void
+fill_standard_streams (void)
+{
+  int fd;
+
+  do
+    fd = open ("/dev/null", O_RDONLY);
+  while (fd >= 0 && fd <= STDERR_FILENO);
+  if (fd >= 0)
+    close (fd);
+}
+
 int
 main (int argc, char **argv)
 {
@@ -69,6 +85,7 @@ main (int argc, char **argv)
   struct cmd_line line = { 0 };
   int status;
 
+  fill_standard_streams ();
   /* A peer that goes away is an error of that write, not the end of the process. */
   signal (SIGPIPE, SIG_IGN);
 

@@ -53,6 +53,14 @@ ln -s a "$tmp/link"
 receive 7 "$NBDMIRROR" receive "$tmp/link" --resume
 says 'in use'
 
+# Started with no standard input: the disk must not take its number, which a server's own would.
+spawn bare sh -c 'exec "$@" >"$0" <&-' "$tmp/bare.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive \
+  "$tmp/bare" --size 1M --socket "$tmp/bare.sock"
+wait_for 20 grep -q '"uri"' "$tmp/bare.json"
+truncate -s 1M "$tmp/empty"
+has_to_exit 0 "$NBDMIRROR" copy "$tmp/empty" "nbd+unix:///mirror?socket=$tmp/bare.sock"
+stop bare INT
+
 # Given up: by Ctrl-C, and by the mirror.
 stop a INT
 [ "$status" = 6 ] || fail "exit status $status"
