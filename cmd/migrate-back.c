@@ -238,7 +238,7 @@ look_and_recover (struct migrate *m, enum handoff_found found)
   vm_status (&m->dest, dest);
   log_event (m, "recover", json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int) found, "source", source,
                                       "migration", migration, "destination", dest));
-  switch (migrate_plan (found, source, migration, dest)) {
+  switch (migrate_plan (found, handoff_has_word (m->handoff), source, migration, dest)) {
   case PLAN_NOTHING:
     if (strcmp (dest, "running") == 0) {
       m->committed = true;

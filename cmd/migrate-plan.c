@@ -8,6 +8,8 @@
  *   committed  | paused                | any                | forward: only `cont` is missing
  *   committed  | else                  | any                | operator: the memory is nowhere else to be had
  *   in doubt   | running               | any                | forward: it was started, so it was committed
+ *   in doubt,  | neither waiting nor   | any                | operator: it may have been committed, and the guest
+ *    no word   |  paused               |                    |  started there
  *   else       | running               | any                | operator: nobody starts it before the commit
  *   else       | any                   | cannot be asked    | operator
  *   none       | gone, or still waits  | running, alone     | nothing
@@ -34,7 +36,8 @@ migration_is_active (const char *status)
 }
 
 enum plan
-migrate_plan (enum handoff_found disks, const char *source, const char *migration, const char *dest)
+migrate_plan (enum handoff_found disks, bool word, const char *source, const char *migration,
+              const char *dest)
 {
   bool committed = disks == HANDOFF_FOUND_COMMITTED || disks == HANDOFF_FOUND_DONE;
   bool dest_runs = strcmp (dest, "running") == 0;
@@ -47,6 +50,8 @@ migrate_plan (enum handoff_found disks, const char *source, const char *migratio
   if (dest_runs)
     return disks == HANDOFF_FOUND_UNDECIDED ? PLAN_FORWARD : PLAN_OPERATOR;
   if (source[0] == '\0')
+    return PLAN_OPERATOR;
+  if (disks != HANDOFF_FOUND_NONE && !word && strcmp (dest, "paused") != 0 && strcmp (dest, "inmigrate") != 0)
     return PLAN_OPERATOR;
   if (strcmp (source, "running") == 0 && disks == HANDOFF_FOUND_NONE
       && (dest[0] == '\0' || strcmp (dest, "inmigrate") == 0) && !migration_is_active (migration))

@@ -201,9 +201,9 @@ enum plan {
   PLAN_BACK,     /* release, cancel, end the destination, start the source */
   PLAN_OPERATOR  /* neither is safe */
 };
-/* SOURCE, DEST: run states as query-status names them, "" if it cannot be asked.  MIGRATION: as query-migrate of the
- * source names it. */
-enum plan migrate_plan (enum handoff_found disks, const char *source, const char *migration,
+/* WORD: the disks' decision word is there (handoff_has_word).  SOURCE, DEST: run states as query-status names them, "" if it
+ * cannot be asked.  MIGRATION: as query-migrate of the source names it. */
+enum plan migrate_plan (enum handoff_found disks, bool word, const char *source, const char *migration,
                         const char *dest);
 /* Is a migration of that status one that could still go on? */
 bool migration_is_active (const char *status);

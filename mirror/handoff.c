@@ -129,6 +129,12 @@ handoff_new (char *const controls[], unsigned nr, const struct handoff_options *
   return h;
 }
 
+bool
+handoff_has_word (const struct handoff *h)
+{
+  return h->decision != NULL;
+}
+
 const char *
 handoff_token (const struct handoff *h)
 {

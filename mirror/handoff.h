@@ -82,6 +82,9 @@ enum decision_value handoff_release (struct handoff *h);
 
 enum decision_value handoff_decided (const struct handoff *h); /* any time: has a lease ended? */
 const char *handoff_token (const struct handoff *h);
+/* Is there a decision word?  After the servers of all disks of a hand-off were killed there is none: nobody can tell then
+ * whether it was committed before. */
+bool handoff_has_word (const struct handoff *h);
 long long handoff_generation (const struct handoff *h, unsigned disk); /* 0: not prepared */
 
 /* ---- what another process prepared (handoff_keep(), or it was killed), handoff-later.c --------- */
