@@ -372,8 +372,12 @@ start_dest (struct migrate *m, bool *never_ran, char **error)
         *error = strdup ("the destination QEMU has died");
       return -1;
     }
-    if (m->dest.qmp == NULL && vm_connect (&m->dest, error) == -1)
-      break;
+    if (m->dest.qmp == NULL) {
+      free (*error);
+      *error = NULL;
+      if (vm_connect (&m->dest, error) == -1)
+        break;
+    }
   }
   *never_ran = m->dest.resume_ms == 0 && (!m->cont_sent || m->dest.qmp != NULL);
   return -1;
