@@ -130,6 +130,7 @@ class Case:
         self.text = ""
         if self.status == -signal.SIGKILL:
             self.status, self.text = self.move.recover()
+        self.s.at_end += [dst.stdout.close for dst in self.dests]
         if self.fault == "dest-qemu" and self.was_started():
             return self.crashed_there()
         here = self.move.settled()
@@ -175,6 +176,8 @@ class Case:
         """The destination, after the guest went on at the source."""
         self.b.remove()
         self.s.machines.remove(self.b)
+        for function in (self.move.source.close, self.move.dest.close, *(dst.stdout.close for dst in self.dests)):
+            function()  # two hundred cases have many descriptors
         if any(self.s.status(src)["state"] not in ("idle", "cancelled", "failed") for src in self.sources):
             self.left_over()
         for dst in self.dests:

@@ -106,5 +106,11 @@ class QmpProxy:
                 self.errors.append(f"at {name}: {e!r}")
 
     def close(self):
-        os.write(self.stop_write, b"x")
-        self.thread.join(5)
+        """May be called again."""
+        if self.stop_write is not None:
+            os.write(self.stop_write, b"x")
+            self.thread.join(5)
+            os.close(self.stop_write)
+            if not self.thread.is_alive():
+                os.close(self.stop_read)
+            self.stop_write = None
