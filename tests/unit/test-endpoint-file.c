@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,6 +32,8 @@ ENDPOINT_TEST (names_that_are_refused)
   refused (in_dir ("no/such/folder"), &create, ENOENT, "folder");
   refused ("[ nbdkit memory 1M", &ro, EINVAL, "[ COMMAND ARGS ]");
   refused ("[ ]", &ro, EINVAL, "[ COMMAND ARGS ]");
+  /* A folder in PATH that may not be entered makes it EACCES. */
+  setenv ("PATH", "/usr/bin:/bin", 1);
   refused ("[ no-such-program-here x ]", &ro, ENOENT, "no-such-program-here");
   refused ("[ false ]", &ro, ECONNREFUSED, "ended with status 1");
   refused ("nbd+unix:///?socket=/nonexistent/socket", &ro, ENOENT, "No such file");
