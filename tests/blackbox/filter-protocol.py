@@ -22,7 +22,7 @@ except ImportError:
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from filter_client import (BLOCK, Client, Refused, Region, Server, Word,  # noqa: E402
-                           filter_path, server_environment)
+                           filter_path, run_tests, server_environment)
 
 TESTS = []
 
@@ -1044,30 +1044,5 @@ def sigterm_while_prepared():
         s.close()
 
 
-def main():
-    verbose = "-v" in sys.argv
-    wanted = [a for a in sys.argv[1:] if a != "-v"]
-    failed = 0
-    if not os.path.exists(filter_path()):
-        print("FAIL: %s is not built: run from the build directory, or give $builddir" % filter_path())
-        return 1
-    for f in TESTS:
-        if wanted and f.__name__ not in wanted:
-            continue
-        begin = time.monotonic()
-        try:
-            f()
-        except Exception:                           # pylint: disable=broad-except
-            failed += 1
-            print("FAIL: %s: %s" % (f.__name__, f.__doc__), flush=True)
-            sys.excepthook(*sys.exc_info())
-            Server.discard_all()
-        else:
-            if verbose:
-                print("ok: %s (%.1f s)" % (f.__name__, time.monotonic() - begin), flush=True)
-    print("%d failed" % failed)
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tests(TESTS))

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -410,3 +411,29 @@ class Server:
         finally:
             Server.all.remove(self)
             shutil.rmtree(self.dir)
+
+
+def run_tests(tests):
+    """The main program of a script of TESTS: -v, and names of those that are wanted.  Returns its exit status."""
+    verbose = "-v" in sys.argv
+    wanted = [a for a in sys.argv[1:] if a != "-v"]
+    failed = 0
+    if not os.path.exists(filter_path()):
+        print("FAIL: %s is not built: run from the build directory, or give $builddir" % filter_path())
+        return 1
+    for f in tests:
+        if wanted and f.__name__ not in wanted:
+            continue
+        begin = time.monotonic()
+        try:
+            f()
+        except Exception:                           # pylint: disable=broad-except
+            failed += 1
+            print("FAIL: %s: %s" % (f.__name__, f.__doc__), flush=True)
+            sys.excepthook(*sys.exc_info())
+            Server.discard_all()
+        else:
+            if verbose:
+                print("ok: %s (%.1f s)" % (f.__name__, time.monotonic() - begin), flush=True)
+    print("%d failed" % failed)
+    return 1 if failed else 0
