@@ -2,18 +2,8 @@
  *
  * Requests to local files and block devices.  (endpoint-file-open.c opens them.)
  *
- * A read takes the page cache's copy where the whole range is there, else it goes around the cache
- * (O_DIRECT, libaio).  Direct is the fast way for cold data and leaves the guest's cache alone; but a
- * direct read of a block that was just written forces its write-back, and the writer waits for that: the whole
- * file's writers do, since the read keeps the inode locked meanwhile.  So a range that has any dirty page
- * in it is read through the cache as well, with what it takes from the disk.  (Measured on ext4, 2,000 random writes a
- * second before and beside a copy from a cold file: the writer's longest wait 40 ms instead of 160 ms, p99 a
- * third to a half, and without a bandwidth limit the copy takes 1.6 s a GiB instead of 2.2 s.)
- *
- * The question "is it there?" goes to cachestat(), or mincore() on a mapping that is never touched: they start
- * no I/O.  Then RWF_NOWAIT, because a page can go away meanwhile, and because mincore() says
- * "yes" to everyone who may not write to the file.  (RWF_NOWAIT alone would do, but for what is
- * missing it starts to read ahead: measured on Linux 6.18, a cold file was in the cache afterwards.)
+ * A read takes the page cache's copy of what is there, and goes around the cache (O_DIRECT, libaio) for the rest, so a
+ * range with a few dirty pages in it is several pieces (endpoint-file-cache.c says why).
  *
  * Writes are direct too: 1 GiB of random data from the cache to a file and flushed took 1.4 s against
  * 3.7 s buffered for a new file, and 0.9 s against 4.1 s for one that is overwritten (ext4, two
@@ -34,21 +24,20 @@
 #include <fcntl.h>
 #include <libaio.h>
 #include <linux/falloc.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
-/* Debian 12's kernel headers are older than this call; it has this number nearly everywhere. */
-#if !defined SYS_cachestat && !defined __alpha__
-#define SYS_cachestat 451
-#endif
-
 #define FILE_ROOM 64u
+#define MAX_PIECES 8u /* direct requests of one op; a range in more pieces than that is read through the cache */
+#define REAP 64u
+
+/* What is still to come of an op. */
+struct pieces {
+  unsigned left;
+  int error; /* the first one */
+};
 
 struct file_channel {
   struct channel ch;
@@ -56,7 +45,8 @@ struct file_channel {
   int event_fd;      /* readable when direct requests are done; -1 if there is no AIO */
   unsigned nr_aio;   /* in the kernel */
   bool no_aio;       /* the kernel refused it */
-  struct iocb *iocbs; /* one for each op of the pool */
+  struct iocb *iocbs; /* MAX_PIECES for each op of the pool */
+  struct pieces *pieces; /* one for each op */
 };
 
 static inline const struct file_endpoint *
@@ -90,74 +80,6 @@ buffered (int fd, enum op_kind kind, void *buf, uint64_t len, uint64_t offset)
   return 0;
 }
 
-enum cached { CACHED_NOT, CACHED_DIRTY, CACHED_ALL };
-
-/* cachestat() counts folios, mincore() looks for each page: 7 % of a whole copy's processor time.  Linux
- * 6.5 and later; refused where the file is neither ours nor writable to us.  False if it cannot tell. */
-static bool
-ask_cachestat (int fd, uint64_t len, uint64_t offset, size_t page, enum cached *answer)
-{
-#ifdef SYS_cachestat
-  const struct { uint64_t offset, len; } range = { offset, len };
-  struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } pages;
-  static atomic_bool missing;
-  uint64_t last = offset + len - 1;
-
-  if (atomic_load (&missing))
-    return false;
-  if (syscall (SYS_cachestat, fd, &range, &pages, 0) == 0) {
-    *answer = pages.cached == last / page - offset / page + 1 ? CACHED_ALL
-              : pages.dirty + pages.writeback > 0             ? CACHED_DIRTY
-                                                              : CACHED_NOT;
-    return true;
-  }
-  if (errno == ENOSYS)
-    atomic_store (&missing, true);
-#endif
-  (void) fd, (void) len, (void) offset, (void) page, (void) answer;
-  return false;
-}
-
-static enum cached
-is_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
-{
-  unsigned char pages[ENDPOINT_MAX_REQUEST / 4096 + 1];
-  uint64_t from = offset & ~(uint64_t) (fep->page - 1);
-  size_t nr = (size_t) ((offset + len - from + fep->page - 1) / fep->page), there = 0;
-  enum cached answer;
-
-  if (ask_cachestat (fep->fd, len, offset, fep->page, &answer))
-    return answer;
-  if (!fep->map || mincore ((char *) fep->map + from, (size_t) (offset + len - from), pages) == -1)
-    return CACHED_NOT;
-  for (size_t i = 0; i < nr; i++)
-    there += pages[i] & 1;
-  /* It does not tell what is dirty; what is there alone was most likely written lately. */
-  return there == nr ? CACHED_ALL : there > 0 ? CACHED_DIRTY : CACHED_NOT;
-}
-
-/* Read it through the page cache if it is all there, or if some of it is dirty. */
-static bool
-read_cached (const struct file_endpoint *fep, struct op *op)
-{
-  struct iovec iov = { .iov_base = op->buf, .iov_len = op->len };
-  ssize_t r;
-
-  switch (is_cached (fep, op->len, op->offset)) {
-  case CACHED_NOT:
-    return false;
-  case CACHED_DIRTY:
-    /* An error is told by the direct read. */
-    return buffered (fep->fd, OP_READ, op->buf, op->len, op->offset) == 0;
-  case CACHED_ALL:
-    break;
-  }
-  r = preadv2 (fep->fd, &iov, 1, (off_t) op->offset, RWF_NOWAIT);
-  if (r == -1 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
-    r = pread (fep->fd, op->buf, op->len, (off_t) op->offset);
-  return r == (ssize_t) op->len;
-}
-
 /* ---- Direct I/O ------------------------------------------------------------------------- */
 
 /* How many bytes to ask for to do OP directly; 0: not possible. */
@@ -183,67 +105,160 @@ direct_length (const struct op *op)
 static bool
 have_aio (struct file_channel *fc)
 {
-  if (!fc->aio && !fc->no_aio && io_setup ((int) fc->ch.nr_ops, &fc->aio) < 0) {
+  if (!fc->aio && !fc->no_aio && io_setup ((int) (fc->ch.nr_ops * MAX_PIECES), &fc->aio) < 0) {
     fc->aio = NULL;
     fc->no_aio = true;
   }
   return !fc->no_aio;
 }
 
-/* True if the kernel took the request. */
-static bool
-direct_submit (struct file_channel *fc, struct op *op, uint64_t len)
+static void
+piece_done (struct op *op, int error)
 {
-  struct iocb *iocb = &fc->iocbs[op - fc->ch.pool];
-  int fd = file_of (op->ch)->direct_fd;
+  struct pieces *p = &((struct file_channel *) op->ch)->pieces[op - op->ch->pool];
 
-  if (!have_aio (fc))
+  if (error && !p->error)
+    p->error = error;
+  if (--p->left == 0)
+    op_done (op, p->error);
+}
+
+/* Do these NR parts of OP directly, as PIECES[].left has counted them already.  What the kernel does not take is done
+ * buffered. */
+static void
+direct_submit (struct file_channel *fc, struct op *op, const struct file_range *parts, unsigned nr)
+{
+  struct iocb *iocbs = &fc->iocbs[(size_t) (op - fc->ch.pool) * MAX_PIECES], *list[MAX_PIECES];
+  const struct file_endpoint *fep = file_of (op->ch);
+  unsigned taken = 0;
+
+  for (unsigned i = 0; i < nr; i++) {
+    char *buf = (char *) op->buf + (parts[i].offset - op->offset);
+
+    if (op->kind == OP_READ)
+      io_prep_pread (&iocbs[i], fep->direct_fd, buf, parts[i].len, (long long) parts[i].offset);
+    else
+      io_prep_pwrite (&iocbs[i], fep->direct_fd, buf, parts[i].len, (long long) parts[i].offset);
+    iocbs[i].data = op;
+    io_set_eventfd (&iocbs[i], fc->event_fd);
+    list[i] = &iocbs[i];
+  }
+  while (have_aio (fc) && taken < nr) {
+    int r = io_submit (fc->aio, (long) (nr - taken), list + taken);
+
+    if (r <= 0)
+      break;
+    taken += (unsigned) r;
+    fc->nr_aio += (unsigned) r;
+  }
+  for (; taken < nr; taken++) {
+    uint64_t asked = parts[taken].offset - op->offset + parts[taken].len;
+
+    piece_done (op, buffered (fep->fd, op->kind, list[taken]->u.c.buf,
+                              parts[taken].len - (asked > op->len ? asked - op->len : 0),
+                              parts[taken].offset));
+  }
+}
+
+static void
+direct_result (const struct iocb *iocb, long res)
+{
+  struct op *op = iocb->data;
+  uint64_t from = (uint64_t) iocb->u.c.offset - op->offset;
+  uint64_t len = iocb->u.c.nbytes < op->len - from ? iocb->u.c.nbytes : op->len - from;
+  uint64_t done = res > 0 ? (uint64_t) res : 0;
+  int error = 0;
+
+  if (done < len) {
+    /* Some file systems take O_DIRECT and then refuse a range; and what is behind a short
+     * transfer (a medium error, a full disk) is told by trying to do the rest. */
+    if (res >= 0 || res == -EINVAL || res == -EOPNOTSUPP)
+      error = buffered (file_of (op->ch)->fd, op->kind, (char *) op->buf + from + done, len - done,
+                        op->offset + from + done);
+    else
+      error = (int) -res;
+  }
+  piece_done (op, error);
+}
+
+/* Take all that the kernel has finished; with WAIT, wait for at least one. */
+static void
+direct_reap (struct file_channel *fc, bool wait)
+{
+  struct io_event events[REAP];
+  struct timespec now = { 0, 0 };
+  int nr;
+
+  do {
+    do
+      nr = io_getevents (fc->aio, wait ? 1 : 0, REAP, events, wait ? NULL : &now);
+    while (nr == -EINTR);
+    for (int i = 0; i < nr; i++) {
+      fc->nr_aio--;
+      direct_result (events[i].obj, (long) events[i].res);
+    }
+    wait = false;
+  } while (nr == REAP); /* the event counter was emptied: nobody would come back for the others */
+}
+
+/* ---- Reads and writes ------------------------------------------------------------------- */
+
+/* Read the parts of OP that are not in the page cache directly, LEN bytes in all up to its end, the others from there.
+ * False, and nothing is done, if that is not for direct reads. */
+static bool
+read_in_pieces (struct file_channel *fc, struct op *op, uint64_t len)
+{
+  const struct file_endpoint *fep = file_of (op->ch);
+  struct pieces *p = &fc->pieces[op - fc->ch.pool];
+  struct file_range missing[MAX_PIECES];
+  int nr = fep->align > fep->page ? -1 : file_not_cached (fep, len, op->offset, missing, MAX_PIECES);
+  uint64_t pos = op->offset, end = op->offset + op->len;
+  int error = 0;
+
+  if (nr <= 0)
     return false;
-  if (op->kind == OP_READ)
-    io_prep_pread (iocb, fd, op->buf, len, (long long) op->offset);
-  else
-    io_prep_pwrite (iocb, fd, op->buf, len, (long long) op->offset);
-  iocb->data = op;
-  io_set_eventfd (iocb, fc->event_fd);
-  if (io_submit (fc->aio, 1, &iocb) != 1)
-    return false;
-  fc->nr_aio++;
+  *p = (struct pieces){ .left = (unsigned) nr + 1 };
+  direct_submit (fc, op, missing, (unsigned) nr);
+  /* The disk is busy meanwhile. */
+  for (int i = 0; i <= nr && pos < end && !error; i++) {
+    uint64_t to = i < nr ? missing[i].offset : end;
+
+    if (to > pos)
+      error = buffered (fep->fd, OP_READ, (char *) op->buf + (pos - op->offset), to - pos, pos);
+    if (i < nr)
+      pos = to + missing[i].len;
+  }
+  piece_done (op, error);
   return true;
 }
 
 static void
-direct_result (struct op *op, long res)
+transfer (struct file_channel *fc, struct op *op)
 {
-  uint64_t done = res > 0 ? (uint64_t) res : 0;
-  int error = 0;
+  const struct file_endpoint *fep = file_of (op->ch);
+  uint64_t len = fc->event_fd == -1 ? 0 : direct_length (op);
 
-  if (done < op->len) {
-    /* Some file systems take O_DIRECT and then refuse a range; and what is behind a short
-     * transfer (a medium error, a full disk) is told by trying to do the rest. */
-    if (res >= 0 || res == -EINVAL || res == -EOPNOTSUPP)
-      error = buffered (file_of (op->ch)->fd, op->kind, (char *) op->buf + done, op->len - done,
-                        op->offset + done);
-    else
-      error = (int) -res;
-  }
-  op_done (op, error);
-}
-
-/* Take what the kernel has finished; with WAIT, wait for at least one. */
-static void
-direct_reap (struct file_channel *fc, bool wait)
-{
-  struct io_event events[FILE_ROOM];
-  struct timespec now = { 0, 0 };
-  int nr;
-
-  do
-    nr = io_getevents (fc->aio, wait ? 1 : 0, FILE_ROOM, events, wait ? NULL : &now);
-  while (nr == -EINTR);
-  for (int i = 0; i < nr; i++) {
-    fc->nr_aio--;
-    direct_result (events[i].data, (long) events[i].res);
-  }
+  if (op->kind == OP_READ)
+    switch (file_is_cached (fep, op->len, op->offset)) {
+    case CACHED_NOT:
+      break;
+    case CACHED_DIRTY:
+      if (len > 0 && read_in_pieces (fc, op, len))
+        return;
+      len = 0;
+      break;
+    case CACHED_ALL:
+      if (file_read_cached (fep, op->buf, op->len, op->offset)) {
+        op_done (op, 0);
+        return;
+      }
+      break;
+    }
+  if (len > 0) {
+    fc->pieces[op - fc->ch.pool] = (struct pieces){ .left = 1 };
+    direct_submit (fc, op, &(struct file_range){ op->offset, len }, 1);
+  } else
+    op_done (op, buffered (fep->fd, op->kind, op->buf, op->len, op->offset));
 }
 
 /* ---- Zeroes and status ------------------------------------------------------------------ */
@@ -325,18 +340,11 @@ file_start (struct channel *ch, struct op *op)
 {
   struct file_channel *fc = (struct file_channel *) ch;
   const struct file_endpoint *fep = file_of (ch);
-  uint64_t direct;
 
   switch (op->kind) {
   case OP_READ:
   case OP_WRITE:
-    if (op->kind == OP_READ && read_cached (fep, op)) {
-      op_done (op, 0);
-      break;
-    }
-    direct = fc->event_fd == -1 ? 0 : direct_length (op);
-    if (direct == 0 || !direct_submit (fc, op, direct))
-      op_done (op, buffered (fep->fd, op->kind, op->buf, op->len, op->offset));
+    transfer (fc, op);
     break;
   case OP_ZERO:
     op_done (op, zero (fep, op->len, op->offset));
@@ -397,6 +405,7 @@ file_channel_free (struct channel *ch)
   if (fc->aio)
     io_destroy (fc->aio);
   free (fc->iocbs);
+  free (fc->pieces);
   channel_uninit (ch);
   free (fc);
 }
@@ -413,7 +422,8 @@ file_channel_open (struct endpoint *ep, int *errnum, char **error)
   }
   fc->event_fd = -1;
   if (channel_init (&fc->ch, ep, FILE_ROOM) == -1 ||
-      !(fc->iocbs = calloc (fc->ch.nr_ops, sizeof *fc->iocbs))) {
+      !(fc->iocbs = calloc ((size_t) fc->ch.nr_ops * MAX_PIECES, sizeof *fc->iocbs)) ||
+      !(fc->pieces = calloc (fc->ch.nr_ops, sizeof *fc->pieces))) {
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
     goto fail;
   }

@@ -15,6 +15,7 @@ libmirror_la_SOURCES = \
 	mirror/dry-run.c \
 	mirror/endpoint-command.c \
 	mirror/endpoint-command.h \
+	mirror/endpoint-file-cache.c \
 	mirror/endpoint-file-open.c \
 	mirror/endpoint-file.c \
 	mirror/endpoint-file.h \

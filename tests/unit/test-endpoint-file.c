@@ -107,6 +107,52 @@ ENDPOINT_TEST (file_dirty_stays_dirty)
   free (want);
 }
 
+/* Many reads at once, each of some dirty pages and what is between them, which takes several direct requests: up to as
+ * many as are done in pieces, and more.  All of them end, with the right data; also at an odd end. */
+ENDPOINT_TEST (file_dirty_pieces)
+{
+  enum { STEP = 256 * 1024, NR = 48, PAGE = 4096 };
+  const size_t size = (size_t) NR * STEP - 1000;
+  struct endpoint_options create = { .writable = true, .create = true, .create_size = size };
+  struct endpoint *ep = must_open (in_dir ("file"), &create);
+  unsigned char *buf = buffer ((size_t) NR * STEP), *want = buffer (STEP);
+  int fd = open (in_dir ("file"), O_RDWR);
+
+  cr_assert (fd != -1 && ep != NULL);
+  write_all (ep, STEP);
+  for (unsigned round = 0; round < 4; round++) {
+    struct channel *ch = must_channel (ep);
+    struct answer a = { 0 };
+
+    cr_assert (fdatasync (fd) == 0 && posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
+    memset (buf, 0, (size_t) NR * STEP);
+    for (size_t i = 0; i < NR; i++) /* I % 12 dirty pages: at the ends, alone and side by side */
+      for (size_t n = 0; n < i % 12; n++) {
+        size_t at = i * STEP + (n * n * 7 + round * (i % 5)) % (STEP / PAGE) * PAGE;
+        size_t len = size - at < PAGE ? size - at : PAGE;
+
+        fill (want, len, at);
+        cr_assert (pwrite (fd, want, len, (off_t) at) == (ssize_t) len);
+      }
+    for (size_t i = 0; i < NR; i++)
+      cr_assert (start (ch, READ, buf + i * STEP, i < NR - 1 ? STEP : STEP - 1000, i * STEP, &a) == 0);
+    usleep (round * 100000); /* then all of them are done at once */
+    cr_assert (drive (ch, &a, NR));
+    for (size_t i = 0; i < NR; i++) {
+      size_t len = i < NR - 1 ? STEP : STEP - 1000;
+
+      cr_assert (a.errors[i] == 0);
+      fill (want, len, i * STEP);
+      cr_assert (memcmp (buf + i * STEP, want, len) == 0, "other data in request %zu, round %u", i, round);
+    }
+    channel_close (ch);
+  }
+  close (fd);
+  endpoint_close (ep);
+  free (buf);
+  free (want);
+}
+
 /* Ranges that O_DIRECT refuses are written and read all the same. */
 ENDPOINT_TEST (file_unaligned)
 {
