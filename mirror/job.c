@@ -183,12 +183,13 @@ check_signal (struct job *j)
 
 /* ---- the loop ---- */
 
-/* When the next sample is to be taken: soon if all that is missing is a second one with nothing left. */
+/* When the next sample is to be taken: soon if all that is missing is a second one that fits as well, or nothing
+ * is left. */
 static uint64_t
 sample_due_ns (struct job *j)
 {
   bool soon = !j->ready && !j->paused && j->supervisor.state == SUPERVISOR_COPYING
-              && engine_left_bytes (&j->engine) == 0;
+              && (j->estimate.fitting > 0 || engine_left_bytes (&j->engine) == 0);
   return j->last_sample_ns + (soon ? SAMPLE_SOON_NS : SAMPLE_NS);
 }
 
