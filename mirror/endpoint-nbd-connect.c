@@ -199,9 +199,12 @@ static struct nbd_handle *
 connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   int64_t deadline = now_ms () + nep->ep.opts.connect_timeout_ms;
-  struct nbd_handle *h = nbd_create ();
+  struct nbd_handle *h;
   int r;
 
+  if (nep->is_uri && !nbd_tls_knows_server (nep->ep.name, errnum, error))
+    return NULL;
+  h = nbd_create ();
   if (!h) {
     endpoint_fail (errnum, error, reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
     return NULL;

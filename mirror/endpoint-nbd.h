@@ -42,6 +42,11 @@ int nbd_poll_handle (struct nbd_handle *h, int timeout_ms);
 struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error);
 /* Say goodbye, if POLITE and if it can be done (nothing is in flight), and close. */
 void nbd_close_handle (struct nbd_handle *h, bool polite);
+/* ---- endpoint-nbd-tls.c ---- */
+
+/* May URI be connected to: no TLS, or a CA or key is there to tell the server by.  False with *ERRNUM, *ERROR. */
+bool nbd_tls_knows_server (const char *uri, int *errnum, char **error);
+
 /* ---- endpoint-nbd-session.c: servers of `nbdmirror receive` ---- */
 
 enum nbd_receive { NBD_NO_RECEIVE, NBD_RECEIVE_OPEN, NBD_RECEIVE_SEALED };

@@ -22,6 +22,7 @@ libmirror_la_SOURCES = \
 	mirror/endpoint-internal.h \
 	mirror/endpoint-nbd-connect.c \
 	mirror/endpoint-nbd-session.c \
+	mirror/endpoint-nbd-tls.c \
 	mirror/endpoint-nbd.c \
 	mirror/endpoint-nbd.h \
 	mirror/endpoint-ssh.c \

@@ -37,8 +37,11 @@ static struct nbd_handle *
 connect_to (const char *uri, char **error)
 {
   int64_t deadline = now_ms () + CONNECT_MS;
-  struct nbd_handle *h = nbd_create ();
+  struct nbd_handle *h;
 
+  if (!nbd_tls_knows_server (uri, NULL, error))
+    return NULL;
+  h = nbd_create ();
   if (h == NULL) {
     endpoint_fail (NULL, error, 0, "%s: %s", uri, nbd_reason ());
     return NULL;

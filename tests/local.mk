@@ -254,6 +254,7 @@ blackbox_tests = \
 	tests/blackbox/receive-disk.sh \
 	tests/blackbox/receive-mirror.sh \
 	tests/blackbox/receive-ssh.sh \
+	tests/blackbox/receive-tls.sh \
 	tests/blackbox/thin.sh
 TESTS += $(blackbox_tests)
 EXTRA_DIST += $(blackbox_tests)
@@ -270,7 +271,8 @@ EXTRA_DIST += \
 	tests/blackbox/holding.sh \
 	tests/blackbox/faults.sh \
 	tests/blackbox/prepare.py \
-	tests/blackbox/pulse.py
+	tests/blackbox/pulse.py \
+	tests/blackbox/tls-relay.py
 
 # ---- guests -----------------------------------------------------------------------
 # Virtual machines that are moved while they write; 77 without QEMU, or where Debian's kernel is not
