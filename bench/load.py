@@ -57,6 +57,9 @@ def add_options(parser):
     parser.add_argument("--iodepth", type=int, default=16, help="the guest's (%(default)s)")
     parser.add_argument("--cache", choices=("cold", "warm"), default="cold",
                         help="the source in the page cache at the start (%(default)s)")
+    parser.add_argument("--idle-dest", action="store_true",
+                        help="the destination's server takes only processor time that nobody else wants "
+                             "(SCHED_IDLE), somewhat as if it were on another host")
     parser.add_argument("--give-up", type=float, metavar="N",
                         help="with a cap: after N times the disk / cap (3; --quick, --long: 2.2)")
     parser.add_argument("--patience", type=float, default=30, metavar="S",
@@ -122,7 +125,7 @@ def written(server):
     raise common.Unavailable("this kernel has no /proc/PID/io")
 
 
-def destination(setup, size):
+def destination(setup, size, idle):
     """A new sparse file: in memory, if there is room for it."""
     where = setup.shm if shutil.disk_usage(setup.shm).free > 2 * size else setup.disks
     path = os.path.join(where, "dest.img")
@@ -130,7 +133,10 @@ def destination(setup, size):
         os.unlink(path)
     with open(path, "wb") as f:
         f.truncate(size)
-    return common.nbdkit(setup, "dest", "file", path)
+    server = common.nbdkit(setup, "dest", "file", path)
+    if idle:  # the threads of connections to come inherit it
+        os.sched_setscheduler(server.pid, os.SCHED_IDLE, os.sched_param(0))
+    return server
 
 
 def watch(system, dest, start, base, limit_s):
@@ -158,7 +164,7 @@ def mirror(setup, args, case, name, source, size, guest_seed):
     ideal = size / cap if cap else None
     limit = (args.give_up or (2.2 if args.quick or args.long else 3)) * ideal if cap else args.patience
     guest = None
-    with destination(setup, size) as dest:
+    with destination(setup, size, args.idle_dest) as dest:
         system = load_systems.start(setup, name, source, case.holds)
         try:
             guest = load_guest.Guest(setup, system.uri, size, case.rate, case.pattern, args.iodepth,
