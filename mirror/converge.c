@@ -19,15 +19,20 @@
 #define BUDGET_DISKS 1.5     /* a throttle step should keep the traffic within this */
 #define OBEYED 1.5           /* D above this times the limit: throttling does not work */
 #define WANTS_LESS 0.7       /* D below this times the limit: the guest is not held back by it */
-#define CALM_THROTTLED 0.35  /* D below this part of B: an open gate would do */
-#define CALM_SYNCHRONOUS 0.25
-#define CALM_WAITING 0.5     /* fewer writes waiting: what the guest wants is at most twice what it gets */
+#define CALM 0.35            /* D below this part of B: an open gate would do, if the guest wants no more */
+#define CALM_WANTS 0.4       /* what a guest in the synchronous gate may want at most for that to be known */
+#define CALM_WAITING 0.9     /* more writes waiting than this: what it wants is not known */
+#define TRIAL_STEP 0.4       /* of B: what it may have while that is found out.  Below HALF, whatever it wants */
+#define TRIAL_S 1.0          /* so long HALF of B makes more than it may dirty before a trial has failed */
 #define CALM_NS (5 * NS_PER_S)
 #define CALM_MAX_NS (320 * NS_PER_S)
 #define LOSING 0.95          /* D above this part of B: what is left shrinks too slowly to speak of */
 #define RECOVERED 0.85       /* D below this part of B: it converges again */
 #define SYNC_PART 0.25       /* of B goes to guest writes that wait while the rest is caught up */
 #define LIMIT_SLACK 0.1      /* the limit follows B in steps of this */
+/* D is judged over CONVERGE_WINDOW_NS; on a small disk, where that is many passes, over this part of one. */
+#define WINDOW_PART 0.2
+#define WINDOW_MIN_NS (NS_PER_S * 4 / 10)
 
 static const double steps[] = { 0.8, 0.6, 0.4, 0.2 };
 #define NR_STEPS (sizeof steps / sizeof steps[0])
@@ -52,14 +57,30 @@ begin (struct converge *c, const struct converge_input *in)
   c->begun = true;
   c->gate_ns = in->now_ns;
   c->passes_seen = in->passes;
-  c->stretch_dirtied = in->dirtied_bytes;
+  c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
 }
 
-/* Has the present gate been in effect for as long as D is measured over? */
+/* Has the present gate been in effect for long enough to judge D? */
 static bool
 settled (const struct converge *c, const struct converge_input *in)
 {
-  return in->bandwidth > 0 && in->now_ns - c->gate_ns >= CONVERGE_WINDOW_NS;
+  if (in->bandwidth <= 0)
+    return false;
+  double part = WINDOW_PART * (double) in->disk_bytes / in->bandwidth * (double) NS_PER_S;
+  uint64_t window = part < (double) WINDOW_MIN_NS        ? WINDOW_MIN_NS
+                    : part < (double) CONVERGE_WINDOW_NS ? (uint64_t) part
+                                                         : CONVERGE_WINDOW_NS;
+  return in->now_ns - c->gate_ns >= window;
+}
+
+/* D under the present gate. */
+static double
+rate_now (const struct converge *c, const struct converge_input *in)
+{
+  uint64_t ns = in->now_ns - c->gate_ns;
+  if (ns == 0 || ns >= CONVERGE_WINDOW_NS)
+    return in->dirty_rate;
+  return (double) (in->dirtied_bytes - c->gate_dirtied) / (double) ns * (double) NS_PER_S;
 }
 
 /* Is so little left that it could be handed over, but for what the flush takes?  Then passes say nothing, and no
@@ -98,22 +119,32 @@ judge_pass (struct converge *c, const struct converge_input *in)
   return c->stuck ? CONVERGE_PASS : CONVERGE_NO_REASON;
 }
 
+/* The guest gets more than the trial's limit: its delays are bounded.  Seen as soon as a second's worth was dirtied. */
+static bool
+trial_failed (const struct converge *c, const struct converge_input *in)
+{
+  double s = (double) (in->now_ns - c->gate_ns) / (double) NS_PER_S;
+  double dirtied = (double) (in->dirtied_bytes - c->gate_dirtied), half = HALF * in->bandwidth;
+  return dirtied > half * TRIAL_S && (dirtied > half * s || in->dirty_rate > half);
+}
+
 /* Is it clear before the end of the pass? */
 static enum converge_reason
 foresee (const struct converge *c, const struct converge_input *in)
 {
+  if (c->on_trial && trial_failed (c, in))
+    return CONVERGE_USELESS;
   if (!settled (c, in) || little_left (in))
     return CONVERGE_NO_REASON;
+  double rate = rate_now (c, in), half = HALF * in->bandwidth;
   uint64_t dirtied = in->dirtied_bytes - c->stretch_dirtied;
   bool much = dirtied > in->disk_bytes / FORESEE_PART;
 
   switch (c->gate) {
   case CONVERGE_OPEN:
-    return much && in->dirty_rate > HALF * in->bandwidth ? CONVERGE_RATE : CONVERGE_NO_REASON;
+    return much && rate > half ? CONVERGE_RATE : CONVERGE_NO_REASON;
   case CONVERGE_THROTTLED:
-    return in->dirty_rate > OBEYED * (double) c->dirty_limit && in->dirty_rate > HALF * in->bandwidth
-             ? CONVERGE_USELESS
-             : CONVERGE_NO_REASON;
+    return rate > OBEYED * (double) c->dirty_limit && rate > half ? CONVERGE_USELESS : CONVERGE_NO_REASON;
   case CONVERGE_SYNCHRONOUS:
     break;
   }
@@ -131,13 +162,22 @@ set_gate (struct converge *c, const struct converge_input *in, enum converge_gat
   c->gate_ns = in->now_ns;
   c->calm_ns = 0;
   c->dirty_limit = gate == CONVERGE_THROTTLED ? (uint64_t) (c->step * in->bandwidth) : 0;
-  c->stretch_dirtied = in->dirtied_bytes;
+  c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
   c->pass_mixed = true;
   c->stuck = false;
+  c->on_trial = false;
 }
 
-/* The gentlest step below the present one that keeps the traffic within the budget, else the last one.  With a dirty rate
- * of F x B each byte that is left costs 1 / (1 - F) bytes in the end. */
+/* May the guest have STEP of B for as long as it takes to copy what is left, and the traffic stay within the budget?  With a
+ * dirty rate of F x B each byte that is left costs 1 / (1 - F) bytes in the end. */
+static bool
+affordable (const struct converge_input *in, double step)
+{
+  double total = (double) in->sent_bytes + (double) in->left_bytes / (1 - step);
+  return total <= BUDGET_DISKS * (double) in->disk_bytes;
+}
+
+/* The gentlest step below the present one that keeps the traffic within the budget, else the last one. */
 static bool
 choose_step (struct converge *c, const struct converge_input *in)
 {
@@ -146,8 +186,7 @@ choose_step (struct converge *c, const struct converge_input *in)
     if (steps[i] >= now)
       continue;
     c->step = steps[i];
-    double total = (double) in->sent_bytes + (double) in->left_bytes / (1 - steps[i]);
-    if (total <= BUDGET_DISKS * (double) in->disk_bytes)
+    if (affordable (in, c->step))
       return true;
   }
   return c->step < now;
@@ -160,25 +199,51 @@ escalate (struct converge *c, const struct converge_input *in, enum converge_rea
   enum converge_gate before = c->gate;
   if (before == CONVERGE_SYNCHRONOUS || in->policy == POLICY_NONE || in->policy == POLICY_FAIL)
     return false;
-  if (c->was_opened && before == CONVERGE_OPEN && c->calm_needed_ns < CALM_MAX_NS)
-    c->calm_needed_ns *= 2; /* it was opened too early */
+  if (((c->was_opened && before == CONVERGE_OPEN) || c->on_trial) && c->calm_needed_ns < CALM_MAX_NS)
+    c->calm_needed_ns *= 2; /* it was opened, or tried, too early */
   bool throttle = in->policy == POLICY_THROTTLE && why != CONVERGE_USELESS && why != CONVERGE_GUARD
-                  && in->bandwidth > 0 && choose_step (c, in);
+                  && !c->on_trial && in->bandwidth > 0 && choose_step (c, in);
   set_gate (c, in, throttle ? CONVERGE_THROTTLED : CONVERGE_SYNCHRONOUS, why);
   return true;
 }
 
-/* Would an open gate do?  The guest is not held back by the present one, and wants little. */
+/* Would an open gate do, if the guest wants little more than it gets? */
 static bool
-calm (const struct converge *c, const struct converge_input *in)
+little (const struct converge *c, const struct converge_input *in)
 {
-  if (!settled (c, in))
+  double rate = rate_now (c, in);
+  if (!settled (c, in) || rate >= CALM * in->bandwidth)
     return false;
+  if (!in->ready && over_guard (c, in) && !little_left (in))
+    return false;
+  return c->gate != CONVERGE_THROTTLED || rate < WANTS_LESS * (double) c->dirty_limit;
+}
+
+/* Is it known that it does not?  Throttled: it does not use what it may have.  Synchronous: with W writes waiting on average at
+ * least 1 - W of its time goes to something else (Little's law), so without the waits it would get at most 1 / (1 - W)
+ * times as much done.  With more than one waiting it may be held back, or just have many requests at a time: nobody knows. */
+static bool
+wants_little (const struct converge *c, const struct converge_input *in)
+{
   if (c->gate == CONVERGE_THROTTLED)
-    return in->dirty_rate < WANTS_LESS * (double) c->dirty_limit
-           && in->dirty_rate < CALM_THROTTLED * in->bandwidth;
-  return in->dirty_rate < CALM_SYNCHRONOUS * in->bandwidth && in->waiting >= 0
-         && in->waiting < CALM_WAITING;
+    return true;
+  return in->waiting >= 0 && in->waiting < CALM_WAITING
+         && rate_now (c, in) / (1 - in->waiting) < CALM_WANTS * in->bandwidth;
+}
+
+/* The way to know what a guest wants is to let it have it, up to what still converges.  If it turns out to be calm the gate is
+ * opened; if not it stays as it is, for the guest has more now than the synchronous gate let it have.  As its waits are
+ * bounded here as they are there, a guest that could get past this limit would have got as much in the synchronous
+ * gate, and would not be on trial, unless it makes more requests at a time by now: then back. */
+static bool
+try_out (struct converge *c, const struct converge_input *in)
+{
+  if (in->by_hand || !(in->ready || affordable (in, TRIAL_STEP)))
+    return false;
+  c->step = TRIAL_STEP;
+  set_gate (c, in, CONVERGE_THROTTLED, CONVERGE_TRIAL);
+  c->on_trial = true;
+  return true;
 }
 
 static bool
@@ -190,16 +255,23 @@ relax (struct converge *c, const struct converge_input *in)
     set_gate (c, in, CONVERGE_OPEN, CONVERGE_NO_REASON);
     return true;
   }
-  if (!calm (c, in))
+  if (!little (c, in)) {
     c->calm_ns = 0;
-  else if (c->calm_ns == 0)
-    c->calm_ns = in->now_ns;
-  else if (in->now_ns - c->calm_ns >= c->calm_needed_ns) {
-    set_gate (c, in, CONVERGE_OPEN, CONVERGE_CALM);
-    c->was_opened = true;
-    return true;
+    return false;
   }
-  return false;
+  bool known = wants_little (c, in);
+  if (c->calm_ns == 0) {
+    c->calm_ns = in->now_ns;
+    c->calm_doubted = false;
+  }
+  c->calm_doubted = c->calm_doubted || !known;
+  if (in->now_ns - c->calm_ns < c->calm_needed_ns)
+    return false;
+  if (c->calm_doubted)
+    return try_out (c, in);
+  set_gate (c, in, CONVERGE_OPEN, CONVERGE_CALM);
+  c->was_opened = true;
+  return true;
 }
 
 /* B changes: the limit is a part of it. */
@@ -232,7 +304,7 @@ judge (struct converge *c, const struct converge_input *in, enum converge_reason
     return;
   }
   /* Under a gate D counts what is copied at once as well: what is left shrinks by B - D, whatever the gate. */
-  bool losing = settled (c, in) && in->dirty_rate >= enough;
+  bool losing = settled (c, in) && rate_now (c, in) >= enough;
   bool stuck = c->gate == CONVERGE_OPEN && (c->stuck || over_guard (c, in));
   c->verdict = losing || stuck ? CONVERGING_NO : CONVERGING_YES;
   if (c->verdict == CONVERGING_NO && c->gate == CONVERGE_OPEN)
@@ -247,9 +319,17 @@ look_at_hand (struct converge *c, const struct converge_input *in)
     return;
   c->by_hand = in->by_hand;
   c->gate_ns = in->now_ns;
-  c->stretch_dirtied = in->dirtied_bytes;
+  c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
   c->pass_mixed = true;
   c->stuck = false;
+}
+
+/* Where most of what is left is in quarantine the line is used for something else, and tiny passes say nothing.
+ * A little of it may stay there for as long as the guest keeps a pass from ending: that must not stop the policy. */
+static bool
+suspended (const struct converge_input *in)
+{
+  return in->suspended || in->quarantine_bytes > in->left_bytes / 2;
 }
 
 bool
@@ -259,14 +339,14 @@ converge_decide (struct converge *c, const struct converge_input *in)
     c->start_ns = in->now_ns;
     c->last_sent = c->sent_unjudged = in->sent_bytes;
   }
-  if (in->suspended)
+  if (suspended (in))
     c->sent_unjudged += in->sent_bytes - c->last_sent;
   if (in->ready) {
     c->sent_unjudged = in->sent_bytes;
     c->passes_unjudged = in->passes;
   }
   c->last_sent = in->sent_bytes;
-  if (in->suspended) {
+  if (suspended (in)) {
     converge_interrupted (c);
     return false;
   }
@@ -324,6 +404,8 @@ converge_reason_text (enum converge_reason r)
     return "throttling does not slow the guest enough";
   case CONVERGE_CALM:
     return "the guest is calm";
+  case CONVERGE_TRIAL:
+    return "the guest changes little, and may want no more";
   case CONVERGE_NO_REASON:
     break;
   }

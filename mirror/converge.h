@@ -9,6 +9,10 @@
  *   OPEN --(a pass did not halve what was left, or it is foreseen not to)--> THROTTLED or SYNCHRONOUS
  *   THROTTLED --(still not)--> THROTTLED lower ... --(the lowest step, or steps that do nothing)--> SYNCHRONOUS
  *   THROTTLED, SYNCHRONOUS --(the guest wants little, for a while)--> OPEN
+ *   SYNCHRONOUS --(it gets little, and nobody knows what it wants)--> THROTTLED, "on trial", so that it converges whatever the
+ *                guest wants; from there to OPEN, or back if the throttle does not hold it
+ *
+ * Each relapse doubles the calm that is asked for before the next try, so a guest that needs a gate is not moved to and fro.
  *
  * By policy: sync goes to SYNCHRONOUS at once, throttle by steps, none and fail leave the gate open.
  *
@@ -36,7 +40,8 @@ enum converge_reason {
   CONVERGE_RATE,    /* D is too high for the next pass to */
   CONVERGE_GUARD,   /* too many passes, or too much sent */
   CONVERGE_USELESS, /* the guest is faster than the throttled gate lets it be: its delays are bounded */
-  CONVERGE_CALM     /* the guest wants little */
+  CONVERGE_CALM,    /* the guest wants little */
+  CONVERGE_TRIAL    /* it may want little: it gets as much as still converges, and is watched */
 };
 
 /* Guards: what may be spent on becoming ready.  Being ready starts them anew, and so does a new worker. */
@@ -60,7 +65,8 @@ struct converge_input {
   double waiting;          /* guest writes that wait in the synchronous gate, on average; < 0: not known */
   bool ready;
   bool by_hand;            /* the user has made the gate synchronous, whatever the policy wants */
-  bool suspended;          /* paused, no destination, quarantine, or a hand-off under way: nothing to judge */
+  uint64_t quarantine_bytes; /* of what is left */
+  bool suspended;          /* paused, no destination, or a hand-off under way: nothing to judge */
 };
 
 #define CONVERGE_WINDOW_NS UINT64_C (2000000000)
@@ -80,10 +86,13 @@ struct converge {
   unsigned passes_seen;
   bool pass_mixed;             /* the gate was changed during the present pass: its end says nothing */
   bool stuck;                  /* the last pass that says something did not halve what was left */
+  bool on_trial;               /* THROTTLED to find out what the guest wants */
   uint64_t stretch_dirtied;    /* dirtied_bytes when the pass or the gate began */
+  uint64_t gate_dirtied;       /* when the gate began */
   uint64_t last_sent, sent_unjudged; /* the latter: before this worker, up to the last time of being ready, or suspended */
   unsigned passes_unjudged;    /* up to the last time of being ready */
-  uint64_t calm_ns;            /* since when the guest wants little; 0: it does not */
+  uint64_t calm_ns;            /* since when the guest gets little; 0: it does not */
+  bool calm_doubted;           /* since then: it may have wanted more */
   uint64_t calm_needed_ns;     /* for how long it must, before the gate is opened */
   bool was_opened;             /* since the first escalation */
   bool by_hand;                /* as last seen */

@@ -60,10 +60,9 @@ look (struct job *j, uint64_t now)
     .waiting = count_waiting (j),
     .ready = j->ready,
     .by_hand = j->gate.by_hand,
-    /* Where most of what is left is in quarantine the line is used for something else, and tiny passes say nothing.
-     * A little of it may stay there for as long as the guest keeps a pass from ending: that must not stop the policy. */
+    .quarantine_bytes = est->last.quarantine_bytes,
     .suspended = j->paused || j->supervisor.state != SUPERVISOR_COPYING || j->final != FINAL_NONE
-                 || est->last.quarantine_bytes > est->last.left_bytes / 2 || !est->have_last,
+                 || !est->have_last,
   };
 }
 

@@ -16,7 +16,6 @@
 #define HOT_WRITES 10 /* ... gets all but 1/10 of the writes */
 #define BURST_MS 1000
 #define BURST_PERIOD_MS 4000
-#define ON_MS 5000
 
 const char *
 sim_guest_name (enum sim_guest g)
@@ -50,6 +49,7 @@ guest_init (struct guest *g, const struct sim_options *o)
     .nr_blocks = o->disk_bytes / SIM_BLOCK,
     .request_blocks = o->request_blocks,
     .rate = o->guest_rate,
+    .on_ms = (uint64_t) (o->on_s * 1000),
     .random = o->seed * UINT64_C (7919) + 12345,
   };
   g->zipf_norm = 1 - pow ((double) g->nr_blocks, 1 - ZIPF_EXPONENT);
@@ -93,6 +93,6 @@ guest_rate (const struct guest *g, uint64_t now_ms)
   if (g->kind == SIM_BURSTY)
     return now_ms % BURST_PERIOD_MS < BURST_MS ? g->rate * BURST_PERIOD_MS / BURST_MS : 0;
   if (g->kind == SIM_STOP_START)
-    return now_ms / ON_MS % 2 == 0 ? g->rate : 0;
+    return now_ms / g->on_ms % 2 == 0 ? g->rate : 0;
   return g->rate;
 }

@@ -13,6 +13,7 @@ struct guest {
   uint64_t nr_blocks;
   unsigned request_blocks;
   double rate;       /* bytes a second */
+  uint64_t on_ms;    /* of the one that stops and starts */
   uint64_t random;
   uint64_t position; /* of the sequential one */
   double zipf_norm;

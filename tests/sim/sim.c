@@ -70,6 +70,7 @@ struct sim {
   unsigned queue[MAX_THREADS], nr_queue; /* urgent requests, oldest first */
 
   double wanted, done;  /* bytes the guest wanted to write, and wrote */
+  double calm_wanted, calm_done; /* up to calm_after_s */
   double guest_budget;
   struct sim_result result;
 };
@@ -84,6 +85,7 @@ sim_defaults (void)
     .policy = POLICY_SYNC,
     .guest = SIM_UNIFORM,
     .guest_rate = 2000.0 * SIM_BLOCK,
+    .on_s = 5,
     .threads = 16,
     .request_blocks = 1,
     .max_write_delay_ms = 50,
@@ -201,6 +203,8 @@ run_guest (struct sim *s)
   double want = guest_rate (&s->guest, (uint64_t) s->now) * STEP_S;
   s->wanted += want;
   s->guest_budget += want;
+  if (s->o->forgets && s->guest_budget > want + s->o->threads * bytes)
+    s->guest_budget = want + s->o->threads * bytes;
   for (unsigned i = 0; free > 0 && s->guest_budget >= bytes; i = (i + 1) % s->o->threads) {
     struct thread *t = &s->threads[i];
     if (t->wait != NOT_WAITING)
@@ -392,6 +396,7 @@ sample (struct sim *s, bool suspended)
   if (converge_decide (&s->converge, &in)) {
     if (s->gate != CONVERGE_SYNCHRONOUS && s->converge.gate == CONVERGE_SYNCHRONOUS)
       s->epoch++;
+    s->result.switches += s->gate != s->converge.gate;
     s->gate = s->converge.gate;
     s->limit = (double) s->converge.dirty_limit;
     if (s->result.first_slowed_s < 0)
@@ -405,6 +410,12 @@ static void
 step (struct sim *s)
 {
   s->now += 1;
+  if (s->now == s->o->calm_after_s * 1000) {
+    s->guest.rate = s->o->calm_rate;
+    s->guest_budget = 0;
+    s->calm_wanted = s->wanted;
+    s->calm_done = s->done;
+  }
   run_guest (s);
   run_line (s);
 }
@@ -456,10 +467,12 @@ sim_run (const struct sim_options *o)
       continue;
     due = s->now + SAMPLE_MS;
     sample (s, false);
-    if (!s->estimate.ready)
-      continue;
-    s->result.ready_s = s->now / 1000;
-    hand_over (s);
+    if (s->estimate.ready && s->result.ready_s == 0)
+      s->result.ready_s = s->now / 1000;
+    if (!s->estimate.ready && s->result.ready_s > 0)
+      s->result.unready_s += SAMPLE_MS / 1000.0;
+    if (s->estimate.ready && s->now >= o->stay_s * 1000)
+      hand_over (s);
   }
   r = s->result;
   r.gave_up = s->converge.give_up;
@@ -468,6 +481,7 @@ sim_run (const struct sim_options *o)
   r.passes = s->nr_passes;
   r.gate = s->gate;
   r.kept = s->wanted > 0 ? s->done / s->wanted : 1;
+  r.calm_kept = s->wanted > s->calm_wanted ? (s->done - s->calm_done) / (s->wanted - s->calm_wanted) : 1;
 out:
   free (s->dirty);
   free (s->history);

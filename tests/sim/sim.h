@@ -27,7 +27,7 @@ enum sim_guest {
   SIM_HOT_SPOT,   /* 90 % of the writes go to 5 % of the disk */
   SIM_SEQUENTIAL, /* round and round */
   SIM_BURSTY,     /* uniform, 1 s of every 4 at four times the rate */
-  SIM_STOP_START, /* uniform, 5 s on, 5 s off */
+  SIM_STOP_START, /* uniform, on_s on, on_s off */
   SIM_REWRITE,    /* 4 MiB of the disk, at random */
   SIM_NR_GUESTS
 };
@@ -40,12 +40,17 @@ struct sim_options {
   enum job_policy policy;
   enum sim_guest guest;
   double guest_rate;       /* bytes a second that it wants to write */
+  double on_s;             /* of SIM_STOP_START: 5 */
   unsigned threads;        /* requests it can have waiting */
   unsigned request_blocks;
   double max_write_delay_ms;
   double max_downtime_ms;
   double flush_ms, rtt_ms;
   double give_up_s;        /* of the virtual clock */
+  bool forgets;            /* it does not catch up what it is late with */
+  double calm_after_s;     /* from then on the guest wants calm_rate, and nothing of what it is late with; 0: never */
+  double calm_rate;
+  double stay_s;           /* it is handed over at that time at the earliest, ready or not before */
   bool defer_hot;          /* what if: blocks dirtied in two of the last three passes are copied last in a pass */
   bool ahead_twice;        /* what if: what is written ahead of the first pass's cursor is copied again later */
   unsigned seed;
@@ -64,6 +69,9 @@ struct sim_result {
   double first_slowed_s;   /* when the gate was first changed; < 0: never */
   double kept;             /* part of the writes that it wanted which the guest got done */
   double longest_delay_ms;
+  unsigned switches;       /* of the gate */
+  double unready_s;        /* after it was ready for the first time */
+  double calm_kept;        /* as kept, from calm_after_s on */
 };
 
 #define SIM_BLOCK 4096u

@@ -5,7 +5,8 @@
  *   tests/sim/table [POLICY [RHO...]]
  *
  * In the environment: DISK_MB, B (MiB/s), CAPPED (0: B is the line's, not a limit), THREADS, BLOCKS (of a request), DELAY
- * (max-write-delay, ms), LIMIT (s), GUEST (its number), DEFER and TWICE (what if: sim.h).
+ * (max-write-delay, ms), RTT (ms), LIMIT (s), GUEST (its number), ON, FORGETS, STAY, CALM_AFTER (s) and CALM_RATE (writes/s), DEFER and
+ * TWICE (what if): sim.h.
  */
 
 #include <config.h>
@@ -30,9 +31,10 @@ print (const struct sim_options *o)
 {
   struct sim_result r = sim_run (o);
   printf ("%-10s rho %-5.3g %-5s traffic %6.3f  ready %6.1f s  pause %6.1f ms  passes %3u  kept %3.0f %%  "
-          "delay %5.1f ms  slowed at %5.1f s  %-11s %s\n",
+          "delay %5.1f ms  slowed at %5.1f s  %-11s switches %2u  not ready %5.1f s  kept when calm %3.0f %% %s\n",
           sim_guest_name (o->guest), o->guest_rate / o->bandwidth, r.ended ? "ends" : "NEVER", r.traffic, r.ready_s,
-          r.pause_ms, r.passes, 100 * r.kept, r.longest_delay_ms, r.first_slowed_s, gates[r.gate],
+          r.pause_ms, r.passes, 100 * r.kept, r.longest_delay_ms, r.first_slowed_s, gates[r.gate], r.switches,
+          r.unready_s, 100 * r.calm_kept,
           r.said_no ? "not converging" : r.ever_said_no ? "(said no)" : "");
 }
 
@@ -49,7 +51,13 @@ main (int argc, char **argv)
   o.threads = (unsigned) from_env ("THREADS", 16);
   o.request_blocks = (unsigned) from_env ("BLOCKS", 1);
   o.max_write_delay_ms = from_env ("DELAY", 50);
-  o.give_up_s = from_env ("LIMIT", 120);
+  o.rtt_ms = from_env ("RTT", 0.5);
+  o.on_s = from_env ("ON", 5);
+  o.forgets = from_env ("FORGETS", 0) != 0;
+  o.stay_s = from_env ("STAY", 0);
+  o.calm_after_s = from_env ("CALM_AFTER", 0);
+  o.calm_rate = from_env ("CALM_RATE", 200) * SIM_BLOCK;
+  o.give_up_s = o.stay_s + from_env ("LIMIT", 120);
   o.defer_hot = from_env ("DEFER", 0) != 0;
   o.ahead_twice = from_env ("TWICE", 0) != 0;
   for (unsigned i = 0; argc > 1 && i < 4; i++)

@@ -149,6 +149,9 @@ Test (converge, heavy_guests_end_within_the_traffic)
         struct sim_options o = options ((enum job_policy) p, guests[g], writes[w]);
         scale (&o, 4);
         ends_well (&o, 1.6);
+        o.disk_bytes /= 8; /* copied in about a second: less than the dirty rate is measured over */
+        if (w == 2)
+          ends_well (&o, 1.75);
       }
 }
 
@@ -166,6 +169,86 @@ Test (converge, sync_and_throttle_end_with_every_guest)
           /* One that goes round and round meets nothing that is dirty already: passes that just halve send 2 x. */
           ends_well (&o, g == SIM_SEQUENTIAL ? 2.05 : 1.6);
         }
+}
+
+static struct sim_options
+staying (enum job_policy policy, enum sim_guest guest, double rho, double rtt_ms)
+{
+  struct sim_options o = options (policy, guest, 0);
+  o.guest_rate = rho * o.bandwidth;
+  o.rtt_ms = rtt_ms;
+  return o;
+}
+
+/* After a storm the guest wants 200 writes/s, over a line so long that several of them wait at any time: it is not
+ * kept waiting for ever. */
+Test (converge, a_calm_guest_is_let_go)
+{
+  static const double rtts[] = { 2, 10, 30 };
+  unsigned slowed = 0;
+
+  for (int g = 0; g < SIM_NR_GUESTS; g++)
+    for (unsigned i = 0; i < 3; i++)
+      for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++) {
+        struct sim_options o = staying ((enum job_policy) p, (enum sim_guest) g, 3, rtts[i]);
+        o.calm_after_s = 20;
+        o.calm_rate = 200 * SIM_BLOCK;
+        scale (&o, 4);
+        o.stay_s = 50;
+        struct sim_result r = sim_run (&o);
+        const char *name = sim_guest_name (o.guest);
+        slowed += r.first_slowed_s >= 0;
+        cr_assert (r.ended && r.gate == CONVERGE_OPEN, "%s, policy %u, %.0f ms: gate %d", name, p, rtts[i], (int) r.gate);
+        cr_assert_leq (r.switches, 4, "%s, policy %u, %.0f ms: %u switches", name, p, rtts[i], r.switches);
+        cr_assert_gt (r.calm_kept, 0.99);
+      }
+  cr_assert_gt (slowed, 20);
+}
+
+/* One that needs the gate is not moved to and fro, and stays ready. */
+Test (converge, the_gate_is_not_moved_to_and_fro)
+{
+  static const double few[] = { 0.2, 0.4, 0.625, 1, 5 };
+
+  for (int g = 0; g < SIM_NR_GUESTS; g++)
+    for (unsigned i = 0; i < 5; i++)
+      for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++)
+        for (unsigned forgets = 0; forgets < 2; forgets++) {
+          struct sim_options o = staying ((enum job_policy) p, (enum sim_guest) g, few[i], 10);
+          scale (&o, 16);
+          o.stay_s = 200;
+          o.forgets = forgets;
+          o.give_up_s = 260;
+          struct sim_result r = sim_run (&o);
+          const char *name = sim_guest_name (o.guest);
+          cr_assert (r.ended, "%s, rho %.2f, policy %u", name, few[i], p);
+          cr_assert_leq (r.switches, 6, "%s, rho %.2f, policy %u: %u switches", name, few[i], p, r.switches);
+          cr_assert_leq (r.unready_s, 8, "%s, rho %.2f, policy %u: not ready for %.1f s", name, few[i], p, r.unready_s);
+        }
+}
+
+/* The worst for it: storms, and calms that are long enough to believe in, for an hour. */
+Test (converge, storms_and_calms_do_not_move_it_for_ever)
+{
+  static const double on_s[] = { 5, 15, 60, 120 };
+  unsigned most = 0;
+
+  for (unsigned i = 0; i < 4; i++)
+    for (unsigned threads = 4; threads <= 16; threads *= 4) {
+      struct sim_options o = staying (POLICY_SYNC, SIM_STOP_START, 5, 10);
+      scale (&o, 16);
+      o.on_s = on_s[i];
+      o.give_up_s = 3660;
+      o.threads = threads;
+      o.forgets = true;
+      o.stay_s = 3600;
+      struct sim_result r = sim_run (&o);
+      if (r.switches > most)
+        most = r.switches;
+      cr_assert (r.ended);
+      cr_assert_leq (r.switches, 20, "%.0f s: %u switches", on_s[i], r.switches);
+    }
+  cr_assert_gt (most, 6);
 }
 
 /* Waits are bounded, so a guest with many large requests gets through whatever the gate: threads x request / max-write-delay

@@ -167,9 +167,6 @@ Test (converge, opens_when_the_guest_is_calm)
   s.few_sent = true;
   pass_time (&s, 3, 90);
   cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
-  cr_assert_not (pass_time (&s, 60, 5)); /* how many writes wait is not known: who knows what it wants */
-  s.in.waiting = 0.9;
-  cr_assert_not (pass_time (&s, 60, 5)); /* always one: it may want much more than it gets */
   s.in.waiting = 0.2;
   cr_assert_not (pass_time (&s, 4.9, 5));
   cr_assert_not (pass_time (&s, 1, 40)); /* begins again */
@@ -177,6 +174,112 @@ Test (converge, opens_when_the_guest_is_calm)
   cr_assert (pass_time (&s, 0.5, 5));
   cr_assert_eq (s.c.gate, CONVERGE_OPEN);
   cr_assert_eq (s.c.reason, CONVERGE_CALM);
+}
+
+/* 200 writes/s of 4 KiB over a line with 10 ms of delay: two of them wait at any time, which says nothing about what it
+ * wants.  So it is let have up to 0.4 x B, and is watched. */
+static struct story
+on_trial (enum job_policy policy, double waiting)
+{
+  struct story s = begin (policy);
+  s.few_sent = true;
+  for (unsigned i = 0; i < 100 && s.c.gate != CONVERGE_SYNCHRONOUS; i++)
+    pass_time (&s, 0.1, 130);
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+  s.in.ready = true;
+  s.in.left_bytes = MIB;
+  s.in.waiting = waiting;
+  cr_assert_not (pass_time (&s, 6.9, 1)); /* window and calm time */
+  cr_assert (pass_time (&s, 0.5, 1));
+  cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
+  cr_assert_eq (s.c.reason, CONVERGE_TRIAL);
+  cr_assert_float_eq ((double) s.c.dirty_limit, RATE (40), 1);
+  s.in.waiting = -1;
+  s.in.ready = false;
+  s.in.left_bytes = 500 * MIB;
+  return s;
+}
+
+Test (converge, a_guest_of_which_nobody_knows_what_it_wants_is_tried)
+{
+  static const double waiting[] = { -1, 0.95, 2, 16 };
+  for (unsigned i = 0; i < 4; i++) {
+    struct story s = on_trial (i % 2 ? POLICY_THROTTLE : POLICY_SYNC, waiting[i]);
+    cr_assert_not (pass_time (&s, 60, 30)); /* less than it may, but no open gate would do */
+    cr_assert_not (pass_time (&s, 60, 39)); /* all that it may: it stays so, better off than before */
+    cr_assert (pass_time (&s, 5.2, 27));
+    cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+  }
+}
+
+Test (converge, a_trial_ends_when_it_does_not_hold_the_guest)
+{
+  for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++) {
+    struct story s = on_trial ((enum job_policy) p, 2);
+    cr_assert_not (pass_time (&s, 0.2, 200));
+    cr_assert (pass_time (&s, 0.2, 200)); /* half of what B is in a second: no need to see more */
+    cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+    cr_assert_eq (s.c.reason, CONVERGE_USELESS);
+    s.in.waiting = 2;
+    cr_assert_not (pass_time (&s, 11.7, 1)); /* twice as long until the next one */
+    s.in.ready = true;
+    cr_assert (pass_time (&s, 0.5, 1));
+    cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
+    s.in.ready = false;
+    s.in.waiting = -1;
+    cr_assert_not (pass_time (&s, 3, 39));
+    s.in.left_bytes = 500 * MIB;
+    s.few_sent = false;
+    s.in.sent_bytes += 4 * s.in.disk_bytes; /* too much for becoming ready */
+    cr_assert (pass_time (&s, 0.1, 39));
+    cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+  }
+}
+
+Test (converge, no_trial_before_its_time)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.few_sent = true;
+  pass_time (&s, 3, 90);
+  s.in.waiting = 2;
+  s.in.left_bytes = 899 * MIB; /* at a dirty rate of 0.4 x B that makes 1.5 x the disk, no more */
+  cr_assert_not (pass_time (&s, 60, 36)); /* an open gate would not do */
+  s.in.by_hand = true;
+  cr_assert_not (pass_time (&s, 60, 1));
+  s.in.by_hand = false;
+  s.in.left_bytes = 901 * MIB;
+  cr_assert_not (pass_time (&s, 60, 1)); /* it would cost too much traffic */
+  s.in.left_bytes = 899 * MIB;
+  cr_assert (pass_time (&s, 0.1, 1));
+  cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
+}
+
+/* One write waits most of the time: it has been doing something else for at least the rest. */
+Test (converge, what_waits_less_than_always_wants_little)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.few_sent = true;
+  pass_time (&s, 3, 90);
+  s.in.waiting = 0.8;
+  cr_assert (pass_time (&s, 7.1, 7.9)); /* at most 39.5 */
+  cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+  s = begin (POLICY_SYNC);
+  s.few_sent = true;
+  pass_time (&s, 3, 90);
+  s.in.ready = true;
+  s.in.waiting = 0.8;
+  cr_assert (pass_time (&s, 7.1, 8.1)); /* at most 40.5 */
+  cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
+}
+
+/* A disk that is copied in a second: what is seen in a part of that has to do. */
+Test (converge, a_small_disk_is_judged_sooner)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.in.disk_bytes = s.in.left_bytes = 100 * MIB;
+  cr_assert_not (pass_time (&s, 0.4, 60));
+  cr_assert (pass_time (&s, 0.2, 60));
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
 }
 
 Test (converge, each_relapse_makes_it_wait_longer)
@@ -266,6 +369,29 @@ Test (converge, nothing_is_judged_while_suspended)
   s.in.suspended = false;
   cr_assert_not (pass_time (&s, 1.9, 90));
   cr_assert (pass_time (&s, 1, 90));
+}
+
+/* After a lost session, with a guest as fast as the line: a few blocks stay in quarantine for as long as it writes. The policy
+ * must not wait for the last of them (it did, and the job sent 6 x the disk with an open gate). */
+Test (converge, a_little_in_quarantine_does_not_stop_the_policy)
+{
+  struct story s = begin (POLICY_SYNC);
+  s.in.quarantine_bytes = 251 * MIB; /* more than half of what is left: another thing goes on */
+  cr_assert_not (pass_time (&s, 30, 99));
+  cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+  s.in.quarantine_bytes = 250 * MIB;
+  cr_assert_not (pass_time (&s, 1.9, 99)); /* a window of its own */
+  cr_assert (pass_time (&s, 0.5, 99));
+  cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+
+  s = begin (POLICY_FAIL);
+  s.in.quarantine_bytes = MIB;
+  pass_time (&s, 20, 99);
+  end_pass (&s, 1000, 500);
+  pass_time (&s, 5, 99);
+  end_pass (&s, 500, 400);
+  pass_time (&s, 0.1, 99);
+  cr_assert (s.c.give_up);
 }
 
 Test (converge, another_policy_opens_the_gate)
