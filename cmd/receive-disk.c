@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 #include <jansson.h>
@@ -31,6 +32,7 @@
 #include "cmd/run.h"
 #include "cmd/server-paths.h"
 #include "cmd/units.h"
+#include "control/receive-exports.h"
 
 #define LOCK_SERVER ((off_t) 1 << 62)
 #define LOCK_SESSION (LOCK_SERVER + 1)
@@ -319,6 +321,29 @@ measure_raw (struct receive_disk *d)
   return EXIT_DONE;
 }
 
+/* Was it handed over to its guest?  The server's filter has recorded it (receive-filter.c). */
+static int
+look_for_seal (struct receive_disk *d)
+{
+  char value;
+
+  if (d->resume && fgetxattr (d->fd, RECEIVE_ATTRIBUTE, &value, 1) == 1)
+    d->sealed = true;
+  if (!d->sealed || !d->displace)
+    return EXIT_DONE;
+  cmd_error ("%s: sealed: it was handed over to its guest, and no mirror may write to it any more", d->name);
+  return EXIT_REFUSED;
+}
+
+/* What it holds is given up. */
+static int
+forget_seal (struct receive_disk *d)
+{
+  if (fremovexattr (d->fd, RECEIVE_ATTRIBUTE) == 0 || errno == ENODATA || errno == ENOTSUP || errno == EPERM)
+    return EXIT_DONE;
+  return failed (d, "that it was sealed cannot be forgotten");
+}
+
 /* ---- together -------------------------------------------------------------------------------- */
 
 static int
@@ -352,11 +377,15 @@ open_disk (struct receive_disk *d, bool exists)
 static int
 make_or_measure (struct receive_disk *d, bool go_on, bool device)
 {
+  int r = d->read_only ? EXIT_DONE : go_on ? look_for_seal (d) : forget_seal (d);
+
+  if (r != EXIT_DONE)
+    return r;
   if (go_on)
     return d->qcow2 ? measure_qcow2 (d) : measure_raw (d);
   if (!d->qcow2)
     return make_raw (d, device);
-  int r = make_qcow2 (d);
+  r = make_qcow2 (d);
   return r == EXIT_DONE ? measure_qcow2 (d) : r;
 }
 

@@ -23,6 +23,7 @@ struct receive_disk {
   bool overcommit;            /* a thin disk may be larger than the room there is */
   bool overwrite;             /* what is there may be given up */
   bool resume;                /* what is there is gone on with */
+  bool sealed;                /* with resume: it is a guest's already.  Found out as well, where the file says so */
   bool read_only;
   bool displace;              /* end another session of --stdio that has the disk (else refuse) */
 

@@ -113,6 +113,8 @@ nbdkit_words (struct words *w, const struct receive_server *s)
   add (w, "receive-disk-path=%s", s->disk->path);
   if (s->disk->preallocate)
     add (w, "receive-keep-allocated=true");
+  if (s->sealed)
+    add (w, "receive-sealed=true");
 }
 
 static void

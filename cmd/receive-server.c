@@ -109,6 +109,7 @@ read_notes (struct receive_server *s)
     if (note == RECEIVE_NOTE_SEALED && !s->sealed) {
       s->sealed = true;
       cmd_notice ("%s: handed over to its guest: the mirror may not write any more", s->disk->name);
+      fsync (s->disk->fd); /* the filter has recorded it there */
     }
     else if (note == RECEIVE_NOTE_GIVEN_UP)
       s->given_up = true;
@@ -151,6 +152,7 @@ make_channels (struct receive_server *s, bool background)
   int fds[2];
 
   s->nbdkit = s->qemu_nbd = 0;
+  s->sealed = s->disk->sealed;
   s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = -1;
   sigemptyset (&set);
   sigaddset (&set, SIGCHLD);

@@ -41,6 +41,7 @@ enum {
   OPT_TLS_VERIFY_PEER,
   OPT_KEEP,
   OPT_DETACH,
+  OPT_SEALED,
   OPT_SEAL,
   OPT_GIVE_UP
 };
@@ -58,6 +59,8 @@ static const char help[]
     "  --overcommit          a thin disk may be larger than the room that is left\n"
     "  --overwrite           give up what a file or device holds that is there already\n"
     "  --resume              go on with the disk that is there, as it is\n"
+    "  --sealed              with --resume: it is its guest's already, no mirror may write to it (known by\n"
+    "                        itself where this command has served a file then)\n"
     "  --socket PATH         serve on a Unix socket, or\n"
     "  --port N              on TCP\n"
     "  --address A           on this address only\n"
@@ -123,6 +126,9 @@ take_disk_option (struct arguments *a, int c)
     return 0;
   case OPT_RESUME:
     a->disk.resume = true;
+    return 0;
+  case OPT_SEALED:
+    a->disk.sealed = true;
     return 0;
   case OPT_READ_ONLY:
     a->disk.read_only = true;
@@ -201,6 +207,8 @@ check_options (const struct arguments *a)
     return cmd_usage_error ("--read-only goes with --stdio");
   if (d->overwrite && d->resume)
     return cmd_usage_error ("--overwrite and --resume exclude each other");
+  if (d->sealed && (!d->resume || s->stdio))
+    return cmd_usage_error ("--sealed goes with --resume, and not with --stdio");
   if (d->backing != NULL && !d->qcow2)
     return cmd_usage_error ("--backing goes with --format qcow2");
   if (d->backing != NULL && d->preallocate)
@@ -253,9 +261,10 @@ print_line (const struct arguments *a)
 {
   const struct receive_disk *d = &a->disk;
   char *uri = make_uri (a, RECEIVE_MIRROR), *guest_uri = make_uri (a, "");
-  json_t *o = json_pack ("{s:s, s:s, s:s, s:s, s:I, s:b, s:I}", "uri", uri, "guest-uri", guest_uri, "path",
+  json_t *o = json_pack ("{s:s, s:s, s:s, s:s, s:I, s:b, s:b, s:I}", "uri", uri, "guest-uri", guest_uri, "path",
                          d->path, "format", d->qcow2 ? "qcow2" : "raw", "size", (json_int_t) d->size,
-                         "created", d->created, "pid", (json_int_t) getpid ());
+                         "created", d->created, "sealed",
+                         d->sealed, "pid", (json_int_t) getpid ());
 
   bool good = o != NULL && json_dumpf (o, stdout, JSON_COMPACT) == 0 && putchar ('\n') != EOF
               && fflush (stdout) == 0;
@@ -347,6 +356,8 @@ prepare_and_serve (struct arguments *a)
   /* After --detach: a lock of the process must be that of the one that stays. */
   status = receive_disk_prepare (&a->disk);
   if (status == EXIT_DONE) {
+    if (a->disk.sealed)
+      cmd_notice ("%s: sealed: it was handed over to its guest, and no mirror may write to it", a->disk.name);
     status = serve (a, &w);
     receive_server_free (s);
     receive_disk_close (&a->disk);
@@ -397,6 +408,7 @@ run (struct cmd_line *line)
     { "tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER },
     { "keep", no_argument, NULL, OPT_KEEP },
     { "detach", no_argument, NULL, OPT_DETACH },
+    { "sealed", no_argument, NULL, OPT_SEALED },
     { "seal", no_argument, NULL, OPT_SEAL },
     { "give-up", no_argument, NULL, OPT_GIVE_UP },
     CMD_LONG_OPTIONS_END

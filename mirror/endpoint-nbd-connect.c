@@ -96,7 +96,8 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
     return -1;
   if (nep->is_uri) {
-    if (nep->ep.opts.writable && nbd_uri_may_be_receive (nep->ep.name)
+    if (nep->ep.opts.writable && !nep->is_plain
+        && (nbd_uri_may_be_receive (nep->ep.name) || nbd_uri_may_be_guest (nep->ep.name))
         && nbd_set_opt_mode (h, true) == -1)
       return -1;
     return nbd_aio_connect_uri (h, nep->ep.name);
@@ -166,18 +167,24 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
                char **error)
 {
   enum nbd_receive is = NBD_RECEIVE_OPEN;
-  char name[NBD_SESSION_ID + sizeof RECEIVE_SESSION_PREFIX];
+  char name[sizeof nep->session + sizeof RECEIVE_SESSION_PREFIX];
 
   if (nep->session[0] == '\0') {
     if (nbd_look_for_receive (h, deadline, &is) == -1)
       goto failed;
-    if (is == NBD_RECEIVE_SEALED) {
-      endpoint_fail (errnum, error, EROFS, "%s: this disk was handed over to its guest: no mirror may write"
-                     " to it any more", nep->ep.name);
+    if (is != NBD_NO_RECEIVE && nbd_uri_may_be_guest (nep->ep.name)) {
+      endpoint_fail (errnum, error, EROFS, "%s: this is the guest's export of a server of nbdmirror receive: a mirror"
+                     " writes to the export '" RECEIVE_MIRROR "'", nep->ep.name);
       return -1;
     }
-    if (is == NBD_RECEIVE_OPEN && !nbd_session_id (nep->session))
+    if (is == NBD_RECEIVE_SEALED) {
+      endpoint_fail (errnum, error, EROFS, "%s: sealed: this disk was handed over to its guest, and no mirror may write to"
+                     " it any more (to receive it anew: nbdmirror receive --overwrite)", nep->ep.name);
+      return -1;
+    }
+    if (is == NBD_RECEIVE_OPEN && !nbd_session_name (nep->session, nep->ep.opts.session))
       goto failed;
+    nep->is_plain = is == NBD_NO_RECEIVE;
   }
   snprintf (name, sizeof name, RECEIVE_SESSION_PREFIX "%s", nep->session);
   if (nbd_go (h, is == NBD_RECEIVE_OPEN ? name : NULL, deadline) == 0)
@@ -276,6 +283,11 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     .can_status = nbd_can_meta_context (h, ALLOCATION) == 1,
     .is_rotational = nbd_is_rotational (h) == 1,
   };
+  if (nep->session[0] != '\0' && info->read_only) {
+    endpoint_fail (errnum, error, EROFS, "%s: another mirror writes there now, or did: it has taken our place, and what"
+                   " the disk holds is not what we have sent (two mirrors with one destination?)", nep->ep.name);
+    return -1;
+  }
   if (nep->ep.opts.writable && info->read_only) {
     endpoint_fail (errnum, error, EROFS, "%s: the export is read-only", nep->ep.name);
     return -1;

@@ -2,10 +2,10 @@
  *
  * Which export of a server to ask for.  A URI whose export is called "mirror" may be one of `nbdmirror
  * receive`'s (control/receive-exports.h): its list of exports says so, and then all connections of an
- * endpoint that writes use one name, "mirror@ID", so that the server can tell sessions apart.  Any other
- * server is taken as it is.
+ * endpoint that writes use one name, "mirror@ID", so that the server can tell sessions apart.  A URI without an export
+ * may be that of its guest, where a mirror must not write.  Any other server is taken as it is.
  *
- * The negotiation is held up in libnbd's option mode for that, and only for such a URI.
+ * The negotiation is held up in libnbd's option mode for that, and only for such URIs.
  */
 
 #include "config.h"
@@ -20,31 +20,48 @@
 
 #include "control/receive-exports.h"
 
-bool
-nbd_uri_may_be_receive (const char *uri)
+/* Is NAME what URI asks for? */
+static bool
+has_export (const char *uri, const char *name)
 {
   const char *p = strstr (uri, "://");
 
   if (p == NULL)
     return false;
   p += strcspn (p + 3, "/?#") + 3;
-  if (*p != '/')
-    return false;
   while (*p == '/')
     p++;
-  return strcspn (p, "?#") == strlen (RECEIVE_MIRROR)
-         && strncmp (p, RECEIVE_MIRROR, strlen (RECEIVE_MIRROR)) == 0;
+  return strcspn (p, "?#") == strlen (name) && strncmp (p, name, strlen (name)) == 0;
 }
 
 bool
-nbd_session_id (char id[NBD_SESSION_ID])
+nbd_uri_may_be_receive (const char *uri)
 {
-  unsigned char random[(NBD_SESSION_ID - 1) / 2];
+  return has_export (uri, RECEIVE_MIRROR);
+}
+
+bool
+nbd_uri_may_be_guest (const char *uri)
+{
+  return has_export (uri, "");
+}
+
+bool
+nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last)
+{
+  unsigned char random[(ENDPOINT_SESSION - 1) / 2];
+  char id[ENDPOINT_SESSION];
 
   if (getrandom (random, sizeof random, 0) != (ssize_t) sizeof random)
     return false;
   for (size_t i = 0; i < sizeof random; i++)
     sprintf (id + 2 * i, "%02x", random[i]);
+  if (last != NULL && last[0] != '\0')
+    sprintf (name, "%s%c%.*s", id, RECEIVE_LAST, ENDPOINT_SESSION - 1, last);
+  else
+    strcpy (name, id);
+  if (last != NULL)
+    strcpy (last, id);
   return true;
 }
 

@@ -16,13 +16,12 @@
 
 struct command;
 
-#define NBD_SESSION_ID 33
-
 struct nbd_endpoint {
   struct endpoint ep;
   bool is_uri;
-  char session[NBD_SESSION_ID]; /* "": the export of the URI; else mirror@SESSION (endpoint-nbd-session.c).
-                                   Set by endpoint_open()'s connection */
+  char session[2 * ENDPOINT_SESSION]; /* "": the export of the URI; else mirror@SESSION (endpoint-nbd-session.c).
+                                         Set by endpoint_open()'s connection */
+  bool is_plain;                        /* that one has seen that it is no server of `nbdmirror receive` */
   struct command *command;              /* else; with */
   bool is_ssh;                          /* one connection: its stdin and stdout */
   _Atomic int stdio;                    /* is_ssh: that connection until it is used; else -1 */
@@ -53,8 +52,11 @@ enum nbd_receive { NBD_NO_RECEIVE, NBD_RECEIVE_OPEN, NBD_RECEIVE_SEALED };
 
 /* Does its export bear the name of theirs? */
 bool nbd_uri_may_be_receive (const char *uri);
-/* A random ID for a session.  False with errno. */
-bool nbd_session_id (char id[NBD_SESSION_ID]);
+/* Or none, as their guest's has? */
+bool nbd_uri_may_be_guest (const char *uri);
+/* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may be NULL) is replaced by the
+ * new ID.  False with errno. */
+bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);
 /* H negotiates (option mode): ask what its server is, until DEADLINE (now_ms()).  -1 with errno. */
 int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is);
 /* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the server has

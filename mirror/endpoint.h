@@ -35,6 +35,8 @@
 struct endpoint;
 struct channel;
 
+#define ENDPOINT_SESSION 33
+
 struct endpoint_options {
   bool writable;
   bool create;              /* a local file that is missing is created; one that is shorter than create_size is extended */
@@ -43,6 +45,9 @@ struct endpoint_options {
   int request_timeout_ms;   /* 0: 30,000 */
   unsigned nr_in_flight;    /* requests in flight for each NBD connection; 0: default (64).  1 works around
                                nbdkit 1.32.4 to 1.33.9, which abort when a client with several dies */
+  char *session;            /* room for ENDPOINT_SESSION, or NULL: the ID of the last session that was tried at a server of
+                               `nbdmirror receive`, "" before the first; the endpoint that is opened replaces it.  Only one
+                               is opened at a time */
   unsigned nr_connections;  /* NBD connections in each channel; 0: default (1; or 4 where
                                nr_in_flight is 1 and the server offers multi-conn) */
 };

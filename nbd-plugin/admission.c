@@ -89,8 +89,8 @@ admission_drain (struct admission *a, uint64_t generation, int64_t limit_ms, adm
 }
 
 int
-admission_join (struct admission *a, const char *id, uint64_t *generation, admission_pause pause,
-                void *opaque)
+admission_join (struct admission *a, const char *id, const char *last, uint64_t *generation,
+                admission_pause pause, void *opaque)
 {
   int err = 0;
 
@@ -101,6 +101,8 @@ admission_join (struct admission *a, const char *id, uint64_t *generation, admis
     *generation = atomic_load (&a->generation);
   else if (was_revoked (a, id))
     err = ESTALE;
+  else if (last != NULL && was_revoked (a, last))
+    err = EBUSY;
   else
     *generation = next_generation (a, id);
   pthread_mutex_unlock (&a->lock);

@@ -46,10 +46,10 @@ struct admission {
 void admission_init (struct admission *a);
 void admission_destroy (struct admission *a);
 
-/* A connection of session ID opens: *GENERATION is its right to write.  The first one of a session waits.  0, or
- * an errno: EPERM sealed, ESTALE an old session's, ETIMEDOUT the old session's mutations do not end, or
- * PAUSE's. */
-int admission_join (struct admission *a, const char *id, uint64_t *generation,
+/* A connection of session ID opens: *GENERATION is its right to write.  The first one of a session waits.  LAST (may be
+ * NULL) is the client's session before.  0, or an errno: EPERM sealed, ESTALE an old session's, EBUSY another client's
+ * has taken the place of LAST, ETIMEDOUT the old session's mutations do not end, or PAUSE's. */
+int admission_join (struct admission *a, const char *id, const char *last, uint64_t *generation,
                     admission_pause pause, void *opaque);
 
 /* The same for a connection that is a session of its own; *GENERATION is 0 before the first call, which makes it

@@ -7,7 +7,8 @@
  * no mirror session writes, so that a late worker cannot write under a running guest.
  *
  * Reads, flushes and block status of a revoked session fail too: it must not believe that it is the one
- * that writes here.  A connection to "mirror" that has not written yet may read at any time, for `verify`.
+ * that writes here.  A connection to "mirror" that has not written yet may read at any time, for `verify`: also once
+ * the disk is sealed, then read-only.
  */
 
 #include <config.h>
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
@@ -30,9 +32,10 @@ static int notify_fd = -1;      /* to the supervisor, see receive-exports.h; -1:
 static int keep_allocated;      /* zeroes of the mirror are written, not punched */
 static _Atomic bool given_up;
 static int disk_fd = -1;        /* what was prepared, and is locked; -1: not known */
+static int start_sealed;        /* the guest's, from the beginning */
 static char *disk_path;         /* where the plugin opens it, anew for each connection */
 
-enum kind { GUEST, SESSION, ALONE, SEAL, GIVE_UP };
+enum kind { GUEST, SESSION, SUPERSEDED, ALONE, SEAL, GIVE_UP };
 
 struct handle {
   enum kind kind;
@@ -79,6 +82,10 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
     disk_path = strdup (value);
     return disk_path == NULL ? -1 : 0;
   }
+  if (strcmp (key, "receive-sealed") == 0) {
+    start_sealed = nbdkit_parse_bool (value);
+    return start_sealed == -1 ? -1 : 0;
+  }
   if (strcmp (key, "receive-keep-allocated") == 0) {
     keep_allocated = nbdkit_parse_bool (value);
     return keep_allocated == -1 ? -1 : 0;
@@ -86,14 +93,32 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
   return next (nxdata, key, value);
 }
 
+/* For `nbdmirror receive --resume`, some day. */
+static void
+record_seal (void)
+{
+  struct stat st;
+
+  if (disk_fd == -1 || fstat (disk_fd, &st) == -1 || !S_ISREG (st.st_mode))
+    return;
+  if (fsetxattr (disk_fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1)
+    nbdkit_error ("that this disk was handed over cannot be recorded in its file: %m; another server of it will need"
+                  " --sealed");
+}
+
 #define receive_config_help                                                                        \
   "receive-keep-allocated=<BOOL>  Zeroes that the mirror writes leave no holes.\n"                 \
+  "receive-sealed=<BOOL>          Sealed from the beginning.\n"                                    \
   "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>\n"                        \
   "                               For nbdmirror receive, which locks the disk and supervises the server."
 
 static int
 receive_get_ready (int thread_model)
 {
+  if (start_sealed) {
+    admission_seal (&admission);
+    record_seal ();
+  }
   if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
     return 0;
   nbdkit_error ("the mirror-receive filter needs a plugin and filters that serve requests in parallel"
@@ -146,6 +171,7 @@ static int
 seal (int64_t limit_ms, const char *who)
 {
   if (admission_seal (&admission)) {
+    record_seal ();
     notify (RECEIVE_NOTE_SEALED);
     nbdkit_debug ("sealed by %s", who);
   }
@@ -154,18 +180,27 @@ seal (int64_t limit_ms, const char *who)
 }
 
 static int
-open_session (struct handle *h, const char *id)
+open_session (struct handle *h, const char *name)
 {
+  size_t len = strcspn (name, (char[]){ RECEIVE_LAST, '\0' });
+  const char *last = name[len] != '\0' ? name + len + 1 : NULL;
+  char id[RECEIVE_ID_MAX + 1];
   uint64_t generation;
 
-  if (id[0] == '\0' || strlen (id) > RECEIVE_ID_MAX) {
+  if (len == 0 || len > RECEIVE_ID_MAX || (last != NULL && (last[0] == '\0' || strlen (last) > RECEIVE_ID_MAX))) {
     nbdkit_error ("a session's ID has 1 to %d characters", RECEIVE_ID_MAX);
     return -1;
   }
-  int err = admission_join (&admission, id, &generation, pause_a_little, NULL);
+  memcpy (id, name, len);
+  id[len] = '\0';
+  int err = admission_join (&admission, id, last, &generation, pause_a_little, NULL);
   switch (err) {
   case 0:
     atomic_store (&h->generation, generation);
+    return 0;
+  case EBUSY:
+    nbdkit_error ("mirror session %s may not write: another mirror has taken the place of its last one", id);
+    h->kind = SUPERSEDED;
     return 0;
   case EPERM:
     nbdkit_error ("a mirror session is refused: the disk was handed over to its guest");
@@ -283,7 +318,10 @@ receive_can_write (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  return h->kind == SEAL || h->kind == GIVE_UP ? 0 : next->can_write (next);
+  if (h->kind == SEAL || h->kind == GIVE_UP || h->kind == SUPERSEDED
+      || (h->kind == ALONE && atomic_load (&admission.sealed)))
+    return 0;
+  return next->can_write (next);
 }
 
 /* Two connections to "mirror" would revoke each other. */

@@ -101,10 +101,25 @@ plain.pwrite(b"p" * 512, 0)
 for name in "mirror@", "mirrors", "x", "mirror@" + 65 * "i":
     refused("the export " + name, connect, name)
 
+# Two clients do not take it from one another in turn: who had it before may only read, but for its own session.
+d = connect("mirror@d1")
+d.pwrite(b"d" * 512, 0)
+d = connect("mirror@d2.d1")
+connect("mirror@d2.d1").pwrite(b"d" * 512, 0)
+e = connect("mirror@e1")
+late = connect("mirror@d3.d2")
+assert late.is_read_only()
+refused("a write of the one before", late.pwrite, b"x" * 512, 0)
+e.pwrite(b"e" * 512, 0)
+for name in "mirror@.d2", "mirror@d4.", "mirror@d4." + 65 * "i":
+    refused("the export " + name, connect, name)
+
 # The guest: reading changes nothing, its first write is the end of the mirror's.
 guest = connect("")
 guest.pread(512, 0)
 guest.flush()
+plain_reader = connect("mirror")
+plain_reader.pread(512, 0)
 c = connect("mirror@c")
 c.pwrite(b"c" * 512, 0)
 assert listed(dst)["mirror"] == "nbdmirror-receive 1"
@@ -115,7 +130,11 @@ for h in c, plain, b, connect("mirror"):
 refused("a late worker's zeroes", c.zero, 512, 0, errors=["EPERM"])
 refused("a new session after the guest's write", connect, "mirror@d")
 assert listed(dst)["mirror"] == "nbdmirror-receive 1 sealed"
-connect("mirror").pread(512, 0)
+reader = connect("mirror")
+assert reader.is_read_only(), "writing is offered after the seal"
+reader.pread(512, 0)
+plain_reader.pread(512, 0)
+refused("a write of one who only read before", plain_reader.pwrite, b"x" * 512, 0, errors=["EPERM"])
 assert guest.pread(512, 0) == b"g" * 512
 
 # Sealed by the mirror, before the guest starts.
@@ -144,6 +163,21 @@ kill -KILL "$(child_of third nbdkit)"
 wait_exit third 10
 [ "$status" = 1 ] || fail "receive ended with $status after its guest's server was killed"
 [ -e "$tmp/third" ] || fail "the disk of a guest was removed"
-start_receive third "$tmp/third" --resume
+# Served again it is sealed from the beginning: its file says so, or else the user.  To receive anew it has to be given up.
 random_disk "$tmp/small" 1M
+recorded=()
+"$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.test", b"1")' "$tmp/small" 2>/dev/null ||
+  recorded=(--sealed)
+for how in "${recorded[*]}" --sealed; do
+  # shellcheck disable=SC2086
+  start_receive third "$tmp/third" --resume $how
+  [ "$(field sealed <"$tmp/third.json")" = true ] || fail "--resume $how: not sealed: $(cat "$tmp/third.json")"
+  has_to_exit 7 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"
+  has_to_exit 0 "$NBDMIRROR" verify "$tmp/third" "${uri[third]}"
+  stop third
+done
+has_to_exit 2 "$NBDMIRROR" receive "$tmp/third" --size 1M --sealed --socket "$tmp/s"
+[ ${#recorded[@]} != 0 ] || has_to_exit 7 "$NBDMIRROR" receive --stdio "$tmp/third" --resume
+start_receive third "$tmp/third" --size 1M --overwrite
+[ "$(field sealed <"$tmp/third.json")" = false ] || fail "--overwrite: sealed"
 has_to_exit 0 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"

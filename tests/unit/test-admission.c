@@ -2,7 +2,7 @@
  *
  * Proves of admission.c: when a new session is let in no mutation of an older one is under way, however many
  * sessions push; what was revoked stays revoked; nobody is let in after the seal; a wait has a limit and can
- * be given up.
+ * be given up; of two clients that both come back one is refused.
  */
 
 #include <config.h>
@@ -48,8 +48,16 @@ join (struct admission *a, const char *id)
 {
   uint64_t generation = 0;
 
-  cr_assert_eq (admission_join (a, id, &generation, short_pause, NULL), 0);
+  cr_assert_eq (admission_join (a, id, NULL, &generation, short_pause, NULL), 0);
   return generation;
+}
+
+static int
+join_after (struct admission *a, const char *id, const char *last)
+{
+  uint64_t generation;
+
+  return admission_join (a, id, last, &generation, short_pause, NULL);
 }
 
 Test (admission, sessions)
@@ -64,7 +72,7 @@ Test (admission, sessions)
   same = join (&a, "old"); /* its second connection does not wait for itself */
   cr_assert_eq (same, old);
   /* The next one is not let in while that is under way, but the old one is out at once. */
-  cr_assert_eq (admission_join (&a, "new", &new, short_pause, &give_up), EINTR);
+  cr_assert_eq (admission_join (&a, "new", NULL, &new, short_pause, &give_up), EINTR);
   cr_assert_eq (admission_enter (&a, old), ESHUTDOWN);
   cr_assert_eq (admission_check (&a, old), ESHUTDOWN);
   cr_assert_eq (admission_drain (&a, new, 0, short_pause, NULL), ETIMEDOUT);
@@ -73,7 +81,28 @@ Test (admission, sessions)
   cr_assert_eq (join (&a, "new"), new);
   cr_assert_eq (admission_enter (&a, new), 0);
   admission_leave (&a);
-  cr_assert_eq (admission_join (&a, "old", &same, short_pause, NULL), ESTALE);
+  cr_assert_eq (admission_join (&a, "old", NULL, &same, short_pause, NULL), ESTALE);
+  admission_destroy (&a);
+}
+
+/* Two clients do not take it from one another in turn: who was there first and comes back is refused, and only he.  A
+ * client that comes back to its own session, or to a server that was started anew, is let in. */
+Test (admission, two_clients)
+{
+  struct admission a;
+
+  admission_init (&a);
+  join (&a, "a1");
+  cr_assert_eq (join_after (&a, "a2", "a1"), 0, "its own");
+  cr_assert_eq (join_after (&a, "a2", "a1"), 0, "its second connection");
+  cr_assert_eq (join_after (&a, "a4", "a3"), 0, "a3 was tried, and never arrived");
+  join (&a, "b1");
+  cr_assert_eq (join_after (&a, "a5", "a4"), EBUSY);
+  cr_assert_eq (join_after (&a, "a6", "a5"), 0, "not known here: a server that was started anew");
+  cr_assert_eq (join_after (&a, "b2", "b1"), EBUSY);
+  join (&a, "c1"); /* whoever comes for the first time is let in: the one before may hang */
+  admission_seal (&a);
+  cr_assert_eq (join_after (&a, "c2", "c1"), EPERM);
   admission_destroy (&a);
 }
 
@@ -110,8 +139,8 @@ Test (admission, seal)
   cr_assert_not (admission_seal (&a), "only the first one seals");
   cr_assert_not (admission_is_over (&a), "one is under way");
   cr_assert_eq (admission_enter (&a, mine), EPERM);
-  cr_assert_eq (admission_join (&a, "mine", &other, short_pause, NULL), EPERM);
-  cr_assert_eq (admission_join (&a, "other", &other, short_pause, NULL), EPERM);
+  cr_assert_eq (admission_join (&a, "mine", NULL, &other, short_pause, NULL), EPERM);
+  cr_assert_eq (admission_join (&a, "other", NULL, &other, short_pause, NULL), EPERM);
   cr_assert_eq (admission_drain (&a, atomic_load (&a.generation), 0, short_pause, NULL), ETIMEDOUT);
   admission_leave (&a);
   cr_assert_eq (admission_drain (&a, atomic_load (&a.generation), -1, short_pause, NULL), 0);
@@ -139,7 +168,7 @@ push (void *opaque)
     char id[32];
     uint64_t generation;
     snprintf (id, sizeof id, "%u.%u", me, round);
-    if (admission_join (&shared, id, &generation, short_pause, NULL) != 0)
+    if (admission_join (&shared, id, NULL, &generation, short_pause, NULL) != 0)
       continue;
     atomic_fetch_add (&admitted, 1);
     for (unsigned i = 0; i < PUSHERS; i++) {
