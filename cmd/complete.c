@@ -16,7 +16,9 @@
 #include "cmd/hooks.h"
 #include "cmd/job.h"
 #include "cmd/units.h"
+#include "mirror/handoff-seal.h"
 #include "mirror/handoff.h"
+#include "mirror/seal.h"
 
 enum { OPT_LEASE = 0x100, OPT_TIMEOUT, OPT_WAITERS, OPT_TOKEN, OPT_PREPARE, OPT_COMMIT, OPT_RELEASE };
 
@@ -31,6 +33,7 @@ struct complete {
   struct handoff_options opts;
   struct hooks hooks;
   bool json;
+  struct handoff_seal *seals; /* of each disk; NULL before the commit */
 };
 
 static int
@@ -79,18 +82,65 @@ is_ready (const char *control, bool *older)
   return ready;
 }
 
-static json_t *
-result_object (char *const controls[], const struct handoff_result *result, const char *reason)
+/* ---- no late worker may write under the guest -------------------------------------------------- */
+
+/* Seal every destination, and say where that failed.  EXIT_DONE, or EXIT_DEST_FAILED. */
+static int
+seal_all (struct complete *c)
 {
+  unsigned i;
+  int r = EXIT_DONE;
+
+  c->seals = calloc (c->nr, sizeof *c->seals);
+  if (c->seals == NULL) {
+    cmd_error ("handed over, and the destinations could not be sealed: out of memory");
+    return EXIT_DEST_FAILED;
+  }
+  handoff_seal_all (c->controls, c->nr, c->seals);
+  for (i = 0; i < c->nr; i++) {
+    const struct handoff_seal *s = &c->seals[i];
+
+    if (s->state == HANDOFF_SEAL_UNKNOWN)
+      cmd_warning ("%s: %s: if it was a server of nbdmirror receive, 'nbdmirror receive --seal' it before the guest"
+                   " is started", c->controls[i], s->error);
+    if (s->state != HANDOFF_SEAL_FAILED)
+      continue;
+    cmd_warning (DESTINATION_UNSEALED, c->controls[i], s->target != NULL ? s->target : "the destination", s->error,
+                 s->target != NULL ? s->target : "URI");
+    r = EXIT_DEST_FAILED;
+  }
+  return r;
+}
+
+static json_t *
+sealed_or_null (const struct handoff_seal *s)
+{
+  return s->state == HANDOFF_SEAL_DONE ? json_true () : s->state == HANDOFF_SEAL_FAILED ? json_false () : json_null ();
+}
+
+static json_t *
+text_or_null (const char *text)
+{
+  return text != NULL ? json_string (text) : json_null ();
+}
+
+/* ---- what is printed ----------------------------------------------------------------------------- */
+
+static json_t *
+result_object (const struct complete *c, const struct handoff_result *result, const char *reason)
+{
+  const struct handoff_seal none = { .state = HANDOFF_SEAL_NONE };
   json_t *disks = json_array ();
   unsigned i;
 
   for (i = 0; i < result->nr; i++) {
     double ms = result->downtime_ms != NULL ? result->downtime_ms[i] : -1;
+    const struct handoff_seal *s = c->seals != NULL ? &c->seals[i] : &none;
 
     json_array_append_new (disks,
-                           json_pack ("{s:s, s:o}", "control", controls[i], "downtime-ms",
-                                      ms >= 0 ? json_real (ms) : json_null ()));
+                           json_pack ("{s:s, s:o, s:o, s:o, s:o}", "control", c->controls[i], "downtime-ms",
+                                      ms >= 0 ? json_real (ms) : json_null (), "target", text_or_null (s->target),
+                                      "sealed", sealed_or_null (s), "seal-error", text_or_null (s->error)));
   }
   return json_pack ("{s:b, s:o, s:o, s:o}", "committed", (int) result->committed, "rollback-token",
                     result->committed ? json_string (result->token) : json_null (), "error",
@@ -98,24 +148,25 @@ result_object (char *const controls[], const struct handoff_result *result, cons
 }
 
 static void
-print_result (char *const controls[], const struct handoff_result *result)
+print_result (const struct complete *c, const struct handoff_result *result)
 {
   char buf[UNITS_BUF];
   unsigned i;
 
-  for (i = 0; i < result->nr; i++)
-    if (result->downtime_ms[i] >= 0)
-      printf ("%s: handed over, pause %s\n", controls[i],
-              units_format_time (buf, result->downtime_ms[i]));
-    else
-      printf ("%s: handed over, pause unknown\n", controls[i]);
+  for (i = 0; i < result->nr; i++) {
+    bool sealed = c->seals != NULL && c->seals[i].state == HANDOFF_SEAL_DONE;
+
+    printf ("%s: handed over, pause %s%s\n", c->controls[i],
+            result->downtime_ms[i] >= 0 ? units_format_time (buf, result->downtime_ms[i]) : "unknown",
+            sealed ? ", destination sealed" : "");
+  }
   printf ("rollback token: %s\n", result->token);
 }
 
 static void
-print_json (char *const controls[], const struct handoff_result *result, const char *reason)
+print_json (const struct complete *c, const struct handoff_result *result, const char *reason)
 {
-  json_t *object = result_object (controls, result, reason);
+  json_t *object = result_object (c, result, reason);
 
   json_dumpf (object, stdout, JSON_INDENT (2) | JSON_REAL_PRECISION (6));
   printf ("\n");
@@ -144,21 +195,29 @@ print_prepared (const struct complete *c, const struct handoff *h)
   json_decref (object);
 }
 
-/* Tell how it ended, with the hooks.  R is that of handoff_finalize(). */
+/* Seal, and tell how it ended, with the hooks.  R is that of handoff_finalize(). */
 static int
 finish (struct complete *c, const struct handoff_result *result, int r, const char *reason)
 {
+  int sealed = EXIT_DONE;
+
   if (r == -1)
     cmd_error ("%s", reason != NULL ? reason : "out of memory");
   if (result->committed)
+    sealed = seal_all (c);
+  /* It is there to start the guest. */
+  if (sealed != EXIT_DONE)
+    hook_not_run (&c->hooks, HOOK_AFTER_COMMIT, "a destination is not sealed; 'complete --commit' with the token"
+                                                " seals it, and then runs it");
+  else if (result->committed)
     hook_run_warn (&c->hooks, HOOK_AFTER_COMMIT, result->token, NULL);
   else
     hook_run_warn (&c->hooks, HOOK_ABORT, NULL, reason);
   if (c->json)
-    print_json (c->controls, result, reason);
+    print_json (c, result, reason);
   else if (result->committed)
-    print_result (c->controls, result);
-  return r == 0 ? EXIT_DONE : EXIT_ERROR;
+    print_result (c, result);
+  return r == 0 ? sealed : EXIT_ERROR;
 }
 
 static int
@@ -282,8 +341,9 @@ rerun_found (struct complete *c, struct handoff *h, enum handoff_found found)
     return finish_older (c, h, false);
   }
   if (found == HANDOFF_FOUND_DONE) {
+    int sealed = seal_all (c);
     cmd_error ("%s: it was handed over already, rollback token %s", c->controls[0], handoff_token (h));
-    return EXIT_ERROR;
+    return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
   cmd_error ("a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with --release");
   return EXIT_ERROR;
@@ -324,7 +384,7 @@ run_mode (struct complete *c)
   for (i = 0; i < c->nr; i++)
     if (!is_ready (c->controls[i], &older) && !older) {
       if (c->json)
-        print_json (c->controls, &none, "not every disk is ready");
+        print_json (c, &none, "not every disk is ready");
       return EXIT_ERROR;
     }
   if (older)
@@ -426,6 +486,9 @@ run (struct cmd_line *line)
   c.hooks.controls = c.controls;
   c.hooks.nr_controls = c.nr;
   r = run_mode (&c);
+  if (c.seals != NULL)
+    handoff_seal_free (c.seals, c.nr);
+  free (c.seals);
   free (c.controls);
   return r;
 }
@@ -448,7 +511,9 @@ const struct subcommand subcommand_complete = {
   "                          until the lease ends (default 30s)\n"
   "  --commit --token TOKEN  hand over what is prepared; again, to finish after a crash\n"
   "  --release               let the guests go on at the source\n\n"
-  "Prints the pause of each disk and the rollback token.\n\n"
+  "Prints the pause of each disk and the rollback token.  A destination that 'nbdmirror receive'\n"
+  "serves is sealed: nothing of the mirror's is written there any more.  Exit status 3: handed\n"
+  "over, but that failed; do what the message says before the guest is started.\n\n"
   "Examples:\n"
   "  nbdmirror complete /run/vm1.control\n"
   "  nbdmirror complete /run/vm1-root.control /run/vm1-data.control --lease 5s\n"

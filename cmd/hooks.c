@@ -135,3 +135,10 @@ hook_run_warn (const struct hooks *h, enum hook which, const char *token, const 
     cmd_warning ("%s", error != NULL ? error : "out of memory");
   free (error);
 }
+
+void
+hook_not_run (const struct hooks *h, enum hook which, const char *why)
+{
+  if (h->command[which] != NULL)
+    cmd_warning ("%s: not run: %s", names[which].option, why);
+}

@@ -53,4 +53,7 @@ int hook_run (const struct hooks *h, enum hook which, const char *token, const c
 /* The same; a failure is only warned about. */
 void hook_run_warn (const struct hooks *h, enum hook which, const char *token, const char *reason);
 
+/* Say that it is not run, and why; nothing if there is none. */
+void hook_not_run (const struct hooks *h, enum hook which, const char *why);
+
 #endif

@@ -187,6 +187,8 @@ run_last_hook (struct arguments *a, enum job_result result, const json_t *report
   if (result == JOB_COMPLETED)
     hook_run_warn (&a->hooks, HOOK_AFTER_COMMIT,
                    json_string_value (json_object_get (report, "rollback-token")), NULL);
+  else if (result == JOB_NOT_SEALED)
+    hook_not_run (&a->hooks, HOOK_AFTER_COMMIT, "the destination is not sealed");
   else
     hook_run_warn (&a->hooks, HOOK_ABORT, NULL, reasons[result]);
 }
@@ -199,7 +201,7 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
 
   if (a->worker.progress)
     progress_break (a->worker.progress);
-  if (result == JOB_COMPLETED && report)
+  if ((result == JOB_COMPLETED || result == JOB_NOT_SEALED) && report)
     cmd_notice ("completed: %s sent in %s, pause %.1f ms, rollback token %s",
                 units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))),
                 units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),

@@ -23,7 +23,7 @@ static const char *const fields[] = {
   "state", "pass", "size", "block-size", "dirty-bytes", "claimed-bytes", "quarantine-bytes",
   "sent-bytes", "zero-bytes", "bandwidth", "dirty-rate", "bandwidth-limit", "max-downtime-ms",
   "expected-downtime-ms", "eta-s", "converging", "policy", "policy-action", "synchronised", "gate", "worker", "reconnects",
-  "degraded-s", "session", "downtime-ms", "total-s", "passes", "rollback-token", "error", "target",
+  "degraded-s", "session", "downtime-ms", "total-s", "passes", "rollback-token", "error", "target", "sealed",
   "max-write-delay-ms", "delayed-writes", "missed-writes", "longest-write-delay-ms", "dirty-limit",
 };
 

@@ -258,6 +258,7 @@ exit_status (enum job_result result)
   switch (result) {
   case JOB_COMPLETED:
     return EXIT_DONE;
+  case JOB_NOT_SEALED:
   case JOB_DEST_FAILED:
   case JOB_DETACHED:
     return EXIT_DEST_FAILED;

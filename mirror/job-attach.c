@@ -288,6 +288,7 @@ open_destination (struct job *j, json_t *status)
     return job_dry_file (j, size);
   /* An NBD server that is asked for a writable session may end another one for it. */
   j->dest.endpoint.writable = !j->dry;
+  j->dest.endpoint.session = j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
   j->dest.endpoint.create = !j->dry && !(left_over && j->o->start == JOB_RESUME);
@@ -301,6 +302,7 @@ open_destination (struct job *j, json_t *status)
     j->result = errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED;
     return -1;
   }
+  j->is_receive = endpoint_info (j->dest.opened)->is_receive;
   if (leads_back (j, opened)) {
     job_say (j, JOB_ERROR, "refused: %s leads to the source itself", endpoint_name (j->dest.opened));
     j->result = JOB_REFUSED;

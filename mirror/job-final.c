@@ -9,6 +9,8 @@
  *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
  *        -> committed, or released (lease, coordinator, user, lost destination): back to NONE
  *
+ * After the commit, when the session has ended, the destination is sealed.
+ *
  * The filter keeps the lease: whatever happens to us, it opens the gate in time.  But a guest is not to be held for
  * nothing: if what is left would not fit in the lease (2 x max-downtime, or what the coordinator asked for) it is
  * not held at all, or let go as soon as that is seen.
@@ -19,7 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "mirror/endpoint-ssh.h"
 #include "mirror/job-internal.h"
+#include "mirror/seal.h"
 
 #define NS_PER_MS UINT64_C (1000000)
 #define SETTLE_NS (1000 * NS_PER_MS)
@@ -354,4 +358,27 @@ job_handoff_poll (struct job *j)
   free (j->handoff_error);
   j->handoff_error = NULL;
   handoff_result_free (&j->handoff_result);
+}
+
+/* ---- after the commit ---- */
+
+enum job_result
+job_seal (struct job *j)
+{
+  const char *dest = j->dest.dest[0];
+  char *error = NULL;
+  int r = 0;
+
+  if (!j->is_receive)
+    return JOB_COMPLETED;
+  /* Through ssh the server was that very session, and what it was sent was answered. */
+  if (!is_ssh_uri (dest) || j->engine.unanswered)
+    r = destination_seal (dest, &error);
+  j->sealed = r == 0;
+  if (r == 0)
+    return JOB_COMPLETED;
+  job_say (j, JOB_WARNING, DESTINATION_UNSEALED, j->o->control, dest,
+           r == 1 ? "it is no server of nbdmirror receive any more" : error ? error : "out of memory", dest);
+  free (error);
+  return JOB_NOT_SEALED;
 }

@@ -7,7 +7,7 @@
  *   job-attach.c    beginning: filter, source, destination, region
  *   job-requests.c  what users ask for through the filter, and the filter's events
  *   job-converge.c  the convergence policy at work
- *   job-final.c     hold, last blocks, prepared, committed
+ *   job-final.c     hold, last blocks, prepared, committed, sealed
  *   job-gate.c      throttled and synchronous writes of the guest
  *   job-status.c    the status object
  *
@@ -45,6 +45,7 @@ enum final_state {
 struct job {
   const struct job_options *o;
   struct session_options dest; /* a copy of ours: its `opened` is used up */
+  char dest_session[ENDPOINT_SESSION]; /* see endpoint_options.session */
   struct control_client *control;
   struct worker_lock lock;
   bool unknown_past;       /* an old worker's requests may come late, anywhere: all blocks began in quarantine */
@@ -91,6 +92,8 @@ struct job {
   uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
   uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
+  bool is_receive;         /* the destination is to be sealed after the commit (seal.h) */
+  bool sealed;
   double downtime_ms;
   char *token;
 
@@ -144,6 +147,9 @@ bool job_final_abort (struct job *j, const char *class_, const char *why);
 void job_final_released (struct job *j, const char *reason);
 void job_handoff_start (struct job *j);
 void job_handoff_poll (struct job *j);
+/* After the commit, when our own session has ended: no late request of ours, or of a worker before us, may be applied under
+ * the guest.  JOB_COMPLETED, or JOB_NOT_SEALED with the message said. */
+enum job_result job_seal (struct job *j);
 
 /* job-status.c */
 /* The complete status object; a new reference. */
@@ -153,5 +159,7 @@ json_t *job_report (struct job *j);
 const char *job_state (struct job *j);
 /* Tell the filter. */
 void job_publish (struct job *j);
+/* The filter, and REPORT (may be NULL): has the destination been sealed? */
+void job_publish_sealed (struct job *j, json_t *report);
 
 #endif

@@ -45,13 +45,22 @@ number_or_null (bool known, double value)
 static json_t *
 target (const struct job *j)
 {
-  char text[1024];
+  char text[4096]; /* the filter takes no more */
   size_t n = 0;
 
   for (unsigned i = 0; i < j->dest.nr_dest && n < sizeof text; i++)
     n += (size_t) snprintf (text + n, sizeof text - n, i ? " %s" : "%s", j->dest.dest[i]);
+  if (n >= sizeof text && j->dest.nr_dest == 1)
+    return json_null (); /* half a name is none */
   json_t *words = json_string (text);
   return words ? words : json_null (); /* no valid UTF-8 */
+}
+
+/* Null: there is nothing to seal. */
+static json_t *
+sealed (const struct job *j)
+{
+  return j->is_receive ? json_boolean (j->sealed) : json_null ();
 }
 
 /* What only the worker knows: published to the filter. */
@@ -86,6 +95,7 @@ own_status (struct job *j)
   const char *error = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
   json_object_set_new (o, "error", error ? json_string (error) : json_null ());
   json_object_set_new (o, "target", target (j));
+  json_object_set_new (o, "sealed", sealed (j));
   return o;
 }
 
@@ -105,6 +115,17 @@ job_publish (struct job *j)
   if (control_client_send (j->control, "mirror-progress", o, &error) == -1)
     free (error); /* a lost connection shows in job_handle_events() */
   j->last_publish_ns = now_ns ();
+}
+
+void
+job_publish_sealed (struct job *j, json_t *report)
+{
+  char *error = NULL;
+
+  if (report)
+    json_object_set_new (report, "sealed", sealed (j));
+  if (control_client_send (j->control, "mirror-progress", json_pack ("{s:o}", "sealed", sealed (j)), &error) == -1)
+    free (error); /* nobody is left to be told */
 }
 
 static json_int_t

@@ -232,8 +232,8 @@ run (struct job *j)
 {
   while (!j->over) {
     wait_for_something (j);
-    if (job_handle_events (j) == -1)
-      break;
+    if (job_handle_events (j) == -1 || j->over)
+      break; /* not to complain of a session that ends because it was sealed */
     supervise (j);
     check_source (j);
     if (j->over)
@@ -296,9 +296,10 @@ nothing_left (struct job *j)
   return j->engine_ready ? !j->engine.unanswered : bitmap_empty (j->region, REGION_QUARANTINE);
 }
 
-static void
+static enum job_result
 finish (struct job *j, json_t **report)
 {
+  enum job_result result = j->result;
   bool stopped = true;
 
   /* The report tells the state at the end, not what taking the session down makes of the books. */
@@ -307,6 +308,10 @@ finish (struct job *j, json_t **report)
     *report = job_report (j);
     job_gate_end (j);
     stopped = supervisor_stop (&j->supervisor);
+    if (j->committed) {
+      result = job_seal (j);
+      job_publish_sealed (j, *report);
+    }
   }
   if (j->region && j->control)
     say_goodbye (j);
@@ -316,7 +321,7 @@ finish (struct job *j, json_t **report)
     control_client_free (j->control);
   worker_lock_release (&j->lock, nothing_left (j));
   if (!stopped)
-    return; /* a connection that is still being made uses the rest until the process ends */
+    return result; /* a connection that is still being made uses the rest until the process ends */
   if (j->engine_ready)
     engine_destroy (&j->engine);
   if (j->dest.opened)
@@ -328,6 +333,7 @@ finish (struct job *j, json_t **report)
   handoff_result_free (&j->handoff_result);
   free (j->token);
   free (j);
+  return result;
 }
 
 enum job_result
@@ -358,7 +364,5 @@ job_run (const struct job_options *o, json_t **report)
     job_publish (j);
     run (j);
   }
-  enum job_result result = j->result;
-  finish (j, report);
-  return result;
+  return finish (j, report);
 }

@@ -22,6 +22,8 @@ enum job_start { JOB_NEW, JOB_RESUME, JOB_RESTART };
 /* How it ended; the command maps this to an exit status. */
 enum job_result {
   JOB_COMPLETED,     /* handed off: the source is fenced */
+  JOB_NOT_SEALED,    /* the same, but a late request may still be applied under the guest: the destination could not be
+                        sealed (seal.h): 3 */
   JOB_FAILED,        /* the source, the server or we: 1 */
   JOB_DEST_FAILED,   /* resumable: 3 */
   JOB_NOT_CONVERGED, /* 4 */

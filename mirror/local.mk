@@ -40,6 +40,8 @@ libmirror_la_SOURCES = \
 	mirror/handoff-disk.h \
 	mirror/handoff-internal.h \
 	mirror/handoff-later.c \
+	mirror/handoff-seal.c \
+	mirror/handoff-seal.h \
 	mirror/forecast.c \
 	mirror/forecast.h \
 	mirror/handoff.c \

@@ -12,9 +12,8 @@
 
 #include "control/receive-exports.h"
 #include "mirror/endpoint-nbd.h"
+#include "mirror/endpoint-ssh.h"
 #include "mirror/seal.h"
-
-#define CONNECT_MS 10000 /* as of endpoints */
 
 static int
 failed (struct nbd_handle *h, const char *uri, char **error)
@@ -34,9 +33,8 @@ too_late (struct nbd_handle *h, const char *uri, char **error)
 
 /* A connection in option mode.  NULL with *ERROR. */
 static struct nbd_handle *
-connect_to (const char *uri, char **error)
+connect_to (const char *uri, int64_t deadline, char **error)
 {
-  int64_t deadline = now_ms () + CONNECT_MS;
   struct nbd_handle *h;
 
   if (!nbd_tls_knows_server (uri, NULL, error))
@@ -82,24 +80,25 @@ wait_for_end (struct nbd_handle *h)
 static int
 open_export (const char *uri, const char *name, bool may_end, struct nbd_handle **h, char **error)
 {
+  int64_t deadline = now_ms () + SEAL_TIMEOUT_MS;
   enum nbd_receive is;
 
-  if (!nbd_uri_may_be_receive (uri))
+  if (is_ssh_uri (uri) || !nbd_uri_may_be_receive (uri))
     return 1;
-  *h = connect_to (uri, error);
+  *h = connect_to (uri, deadline, error);
   if (*h == NULL)
     return -1;
   if (nbd_aio_is_ready (*h) == 1) { /* an old server, which negotiates nothing */
     nbd_close_handle (*h, true);
     return 1;
   }
-  if (nbd_look_for_receive (*h, now_ms () + CONNECT_MS, &is) == -1)
+  if (nbd_look_for_receive (*h, deadline, &is) == -1)
     return errno == ETIMEDOUT ? too_late (*h, uri, error) : failed (*h, uri, error);
   if (is == NBD_NO_RECEIVE) {
     nbd_close_handle (*h, true);
     return 1;
   }
-  if (nbd_go (*h, name, now_ms () + SEAL_TIMEOUT_MS) == 0)
+  if (nbd_go (*h, name, deadline) == 0)
     return 0;
   if (errno == ETIMEDOUT)
     return too_late (*h, uri, error);
@@ -110,10 +109,33 @@ open_export (const char *uri, const char *name, bool may_end, struct nbd_handle 
   return -1;
 }
 
+/* The server is the session itself, and a new one ends it before it begins (receive-disk.c). */
+static int
+end_ssh_session (const char *uri, char **error)
+{
+  char *argv[] = { (char *) uri, NULL };
+  const struct endpoint_options eo = { .writable = true };
+  struct endpoint *ep = endpoint_open (argv, 1, &eo, NULL, error);
+
+  if (ep == NULL)
+    return -1;
+  endpoint_close (ep);
+  return 0;
+}
+
+bool
+destination_may_be_sealed (const char *dest)
+{
+  return is_ssh_uri (dest) || nbd_uri_may_be_receive (dest);
+}
+
 int
 destination_seal (const char *uri, char **error)
 {
   struct nbd_handle *h;
+
+  if (is_ssh_uri (uri))
+    return end_ssh_session (uri, error);
   int r = open_export (uri, RECEIVE_SEAL, false, &h, error);
 
   if (r == 0)

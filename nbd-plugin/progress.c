@@ -47,6 +47,7 @@ static const struct {
   { "error", KIND_TEXT },
   { "target", KIND_TEXT },
   { "policy", KIND_POLICY },
+  { "sealed", KIND_BOOL },
 };
 
 /* Known to the filter alone: a worker must not overwrite them. */

@@ -165,7 +165,7 @@ mirror_status (struct mirror *m)
     "pass",         "sent-bytes", "zero-bytes",  "bandwidth", "dirty-rate", "bandwidth-limit",
     "max-downtime-ms", "expected-downtime-ms", "eta-s", "converging", "synchronised",
     "reconnects",   "degraded-s", "total-s",     "passes",    "error",      "target",
-    "policy"
+    "policy",       "sealed"
   };
   struct job *j = &m->job;
   struct region_geometry geo;

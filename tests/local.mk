@@ -253,6 +253,7 @@ blackbox_tests = \
 	tests/blackbox/receive-sessions.sh \
 	tests/blackbox/receive-disk.sh \
 	tests/blackbox/receive-mirror.sh \
+	tests/blackbox/receive-seal.sh \
 	tests/blackbox/receive-ssh.sh \
 	tests/blackbox/receive-tls.sh \
 	tests/blackbox/thin.sh
@@ -269,6 +270,7 @@ EXTRA_DIST += \
 	tests/blackbox/filter_client.py \
 	tests/blackbox/guest.py \
 	tests/blackbox/holding.sh \
+	tests/blackbox/late-proxy.py \
 	tests/blackbox/faults.sh \
 	tests/blackbox/prepare.py \
 	tests/blackbox/pulse.py \

@@ -89,5 +89,5 @@ start_receive b "$tmp/b.qcow2" --size 24M --format qcow2 --backing "$tmp/base"
 has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[b]}" --restart --on-ready complete
 equal "$tmp/disk" "${guest_uri[b]}"
 stop b INT
-[ ! -e "$tmp/b.qcow2" ] || fail "not removed"
+[ -e "$tmp/b.qcow2" ] || fail "a disk that was handed over was removed"
 [ -e "$tmp/base" ] || fail "the base was removed"
