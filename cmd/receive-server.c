@@ -257,6 +257,11 @@ receive_server_run (struct receive_server *s)
     }
     wait_for_events (s);
   }
+  /* A guest may just have begun to write.  (If it was given up through the filter, that has decided.) */
+  if (s->stopped_by == SIGINT && !s->given_up && !s->sealed) {
+    receive_end_children (s, 0);
+    read_notes (s);
+  }
   if (end != RECEIVE_FAILED && (s->given_up || s->stopped_by == SIGINT) && !s->sealed)
     end = RECEIVE_GIVEN_UP;
   if (end == RECEIVE_GIVEN_UP)

@@ -160,11 +160,22 @@ bool
 admission_seal (struct admission *a)
 {
   pthread_mutex_lock (&a->lock);
-  bool first = !atomic_load (&a->sealed);
+  bool first = !atomic_load (&a->sealed) && !atomic_load (&a->given_up);
   if (first) {
     atomic_store (&a->sealed, true);
     next_generation (a, "");
   }
   pthread_mutex_unlock (&a->lock);
   return first;
+}
+
+bool
+admission_give_up (struct admission *a)
+{
+  pthread_mutex_lock (&a->lock);
+  bool can = !atomic_load (&a->sealed);
+  if (can)
+    atomic_store (&a->given_up, true);
+  pthread_mutex_unlock (&a->lock);
+  return can;
 }

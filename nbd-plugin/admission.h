@@ -36,7 +36,7 @@ struct admission {
   pthread_mutex_t lock;          /* serialises changes of what follows */
   _Atomic uint64_t generation;   /* from 1 on; 0 is nobody's */
   _Atomic uint64_t clean;        /* the generation before which nothing is in flight */
-  _Atomic bool sealed;
+  _Atomic bool sealed, given_up; /* never both: the first decides */
   _Atomic uint64_t in_flight;    /* mutations of mirror sessions */
   char id[RECEIVE_ID_MAX + 1];   /* of the session that has the generation; "" for one without */
   char revoked[ADMISSION_REMEMBERED][RECEIVE_ID_MAX + 1];
@@ -63,8 +63,12 @@ void admission_leave (struct admission *a);
 /* May it still?  As admission_enter(), for requests that change nothing. */
 int admission_check (struct admission *a, uint64_t generation);
 
-/* No mirror session may write any more.  True if that is new: then admission_drain() is still to come. */
+/* No mirror session may write any more.  True if that is new: then admission_drain() is still to come.  False, and it
+ * has no effect, if the disk was given up. */
 bool admission_seal (struct admission *a);
+/* The disk will be gone in a moment: it cannot be sealed any more, so no guest's write is answered.  False: it was
+ * sealed before. */
+bool admission_give_up (struct admission *a);
 /* Wait until nothing of the sessions before the current generation is in flight; LIMIT_MS < 0: without
  * limit.  0, ETIMEDOUT, ESTALE (a newer session came) or PAUSE's errno. */
 int admission_drain (struct admission *a, uint64_t generation, int64_t limit_ms,

@@ -30,7 +30,6 @@
 static struct admission admission;
 static int notify_fd = -1;      /* to the supervisor, see receive-exports.h; -1: nobody supervises */
 static int keep_allocated;      /* zeroes of the mirror are written, not punched */
-static _Atomic bool given_up;
 static int disk_fd = -1;        /* what was prepared, and is locked; -1: not known */
 static int start_sealed;        /* the guest's, from the beginning */
 static char *disk_path;         /* where the plugin opens it, anew for each connection */
@@ -175,6 +174,8 @@ seal (int64_t limit_ms, const char *who)
     notify (RECEIVE_NOTE_SEALED);
     nbdkit_debug ("sealed by %s", who);
   }
+  else if (atomic_load (&admission.given_up))
+    return ESHUTDOWN;
   return admission_drain (&admission, atomic_load (&admission.generation), limit_ms, pause_a_little,
                           NULL);
 }
@@ -225,20 +226,32 @@ open_seal (void)
 
   if (err == 0)
     return 0;
-  nbdkit_error ("sealed, but requests of the mirror are still in flight: %s", strerror (err));
+  if (atomic_load (&admission.given_up))
+    nbdkit_error ("it is too late to seal: the disk was given up");
+  else
+    nbdkit_error ("sealed, but requests of the mirror are still in flight: %s", strerror (err));
   return -1;
 }
 
 static int
 open_give_up (void)
 {
-  if (atomic_load (&admission.sealed) && !atomic_load (&given_up))
-    nbdkit_error ("it is too late to give up: the disk was handed over to its guest");
-  else if (notify_fd == -1)
-    nbdkit_error ("nobody supervises this server: end it by hand");
-  else
+  if (notify_fd != -1)
     return 0;
+  nbdkit_error ("nobody supervises this server: end it by hand");
   return -1;
+}
+
+/* Once it is open: the disk may be gone in a moment. */
+static int
+give_up (void)
+{
+  if (!admission_give_up (&admission)) {
+    nbdkit_error ("it is too late to give up: the disk was handed over to its guest");
+    return -1;
+  }
+  notify (RECEIVE_NOTE_GIVEN_UP);
+  return 0;
 }
 
 static int
@@ -295,14 +308,10 @@ receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, con
     nbdkit_error ("calloc: %m");
     return NULL;
   }
-  if (open_as (h, exportname) == -1 || next (context, readonly, "") == -1 || check_disk () == -1) {
+  if (open_as (h, exportname) == -1 || next (context, readonly, "") == -1 || check_disk () == -1
+      || (h->kind == GIVE_UP && give_up () == -1)) {
     free (h);
     return NULL;
-  }
-  /* Only now: the disk may be gone in a moment, and could not be opened any more. */
-  if (h->kind == GIVE_UP) {
-    atomic_store (&given_up, true);
-    notify (RECEIVE_NOTE_GIVEN_UP);
   }
   return h;
 }

@@ -181,3 +181,22 @@ has_to_exit 2 "$NBDMIRROR" receive "$tmp/third" --size 1M --sealed --socket "$tm
 start_receive third "$tmp/third" --size 1M --overwrite
 [ "$(field sealed <"$tmp/third.json")" = false ] || fail "--overwrite: sealed"
 has_to_exit 0 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"
+
+# Given up, and the guest's first write comes before the server has ended: its disk will be gone, so it is not answered.
+start_receive fourth "$tmp/fourth.img" --size 8M
+kill -STOP "${pid[fourth]}"
+timeout 60 "$python" - "${socket[fourth]}" <<'PY' || fail "a guest's write was answered by a disk that was given up"
+import nbd, sys
+guest, other = nbd.NBD(), nbd.NBD()
+guest.connect_unix(sys.argv[1])
+other.set_export_name("mirror@give-up")
+other.connect_unix(sys.argv[1])
+try:
+    guest.pwrite(b"g" * 4096, 0)
+except nbd.Error:
+    sys.exit(0)
+sys.exit(1)
+PY
+kill -CONT "${pid[fourth]}"
+wait_exit fourth 20
+[ ! -e "$tmp/fourth.img" ] || fail "the disk that was given up is still there"

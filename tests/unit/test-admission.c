@@ -148,6 +148,22 @@ Test (admission, seal)
   admission_destroy (&a);
 }
 
+Test (admission, given_up_or_sealed)
+{
+  struct admission a;
+
+  admission_init (&a);
+  cr_assert (admission_give_up (&a));
+  cr_assert (admission_give_up (&a), "again");
+  cr_assert_not (admission_seal (&a), "the disk is as good as gone");
+  cr_assert_not (admission_is_over (&a), "no guest may write");
+  admission_destroy (&a);
+  admission_init (&a);
+  cr_assert (admission_seal (&a));
+  cr_assert_not (admission_give_up (&a), "the disk is its guest's");
+  admission_destroy (&a);
+}
+
 /* ---- many sessions at once ------------------------------------------------------------------- */
 
 #define PUSHERS 4
