@@ -23,6 +23,7 @@
 
 #define DETACH_MS 15000 /* how long the server may take to be ready */
 #define POLL_MS 10
+#define WARNED "NBDMIRROR_WARNED" /* environment: the warning about nbdkit was given */
 
 static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
 
@@ -81,10 +82,12 @@ nbdkit_check (void)
     cmd_error ("nbdkit cannot be run: is it installed and in PATH?");
     return -1;
   }
-  if (has_abort_bug (major, minor, release))
+  if (has_abort_bug (major, minor, release) && getenv (WARNED) == NULL) {
+    setenv (WARNED, "1", 1); /* `evacuate-disk` runs `serve`, twice */
     cmd_warning ("nbdkit %s has a bug (fixed in 1.33.10): a client that dies with several requests "
                  "in flight, a crashing guest for one, ends this server; see nbdmirror(1), CAVEATS",
                  version);
+  }
   return 0;
 }
 
