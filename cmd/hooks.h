@@ -8,7 +8,7 @@
  *   NBDMIRROR_CONTROLS  the control sockets, one a line
  *   NBDMIRROR_CONTROL   the first of them
  *   NBDMIRROR_TOKEN     the rollback token (after-commit)
- *   NBDMIRROR_REASON    why (abort)
+ *   NBDMIRROR_REASON    why (abort), in words
  */
 
 #ifndef NBDMIRROR_HOOKS_H

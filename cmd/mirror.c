@@ -181,6 +181,8 @@ run_last_hook (struct arguments *a, enum job_result result, const json_t *report
                                          [JOB_CANCELLED] = "cancelled",
                                          [JOB_REFUSED] = "refused",
                                          [JOB_DETACHED] = "stopped" };
+  bool by_user = result == JOB_CANCELLED || result == JOB_DETACHED;
+  char reason[300];
 
   if (a->has_ready_thread)
     pthread_join (a->ready_thread, NULL);
@@ -189,8 +191,11 @@ run_last_hook (struct arguments *a, enum job_result result, const json_t *report
                    json_string_value (json_object_get (report, "rollback-token")), NULL);
   else if (result == JOB_NOT_SEALED)
     hook_not_run (&a->hooks, HOOK_AFTER_COMMIT, "the destination is not sealed");
-  else
-    hook_run_warn (&a->hooks, HOOK_ABORT, NULL, reasons[result]);
+  else {
+    snprintf (reason, sizeof reason, "%s%s%s", reasons[result], by_user || a->worker.last_error[0] == '\0' ? "" : ": ",
+              by_user ? "" : a->worker.last_error);
+    hook_run_warn (&a->hooks, HOOK_ABORT, NULL, reason);
+  }
 }
 
 /* The last line: what has become of it, and what can be done now.  Errors were told already. */

@@ -180,8 +180,10 @@ worker_message (void *opaque, enum job_message kind, const char *text)
   struct worker *w = opaque;
   if (w->progress)
     progress_break (w->progress);
-  if (kind == JOB_ERROR)
+  if (kind == JOB_ERROR) {
+    snprintf (w->last_error, sizeof w->last_error, "%s", text);
     cmd_error ("%s", text);
+  }
   else if (kind == JOB_WARNING)
     cmd_warning ("%s", text);
   else

@@ -19,6 +19,7 @@ struct worker {
   const char *report; /* write it there as well */
   int ready_fd;       /* --detach: tell the waiting parent; else -1 */
   struct progress *progress;
+  char last_error[256]; /* that was told; "" none */
 };
 
 /* Options that both know. */
