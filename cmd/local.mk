@@ -25,7 +25,7 @@ nbdmirror_SOURCES = \
 	cmd/hooks.h cmd/hooks.c \
 	cmd/migrate.h cmd/migrate.c cmd/migrate-qmp.c cmd/migrate-check.c \
 	cmd/migrate-disks.c cmd/migrate-steps.c cmd/migrate-back.c cmd/migrate-plan.c \
-	cmd/migrate-log.c \
+	cmd/migrate-guard.c cmd/migrate-log.c \
 	cmd/status.c \
 	cmd/set.c \
 	cmd/simple.c \

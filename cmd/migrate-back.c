@@ -176,6 +176,7 @@ migrate_back (struct migrate *m)
 
   log_phase (m, PHASE_BACK);
   if (!free_disks (m)) {
+    m->unresolved = true;
     cmd_error ("the disks stay handed over, so the source VM is not started: look at each disk's status, and see"
                " nbdmirror-migrate(1)");
     return false;
@@ -186,6 +187,7 @@ migrate_back (struct migrate *m)
   runs = run_source (m);
   if (!dest_first)
     end_dest (m);
+  m->unresolved = !runs;
   restore_settings (m);
   disks_cancel (m);
   log_phase (m, PHASE_FAILED);
@@ -229,16 +231,36 @@ recover_forward (struct migrate *m, bool decide)
 }
 
 static int
+recover_back (struct migrate *m, enum handoff_found found)
+{
+  m->held = found == HANDOFF_FOUND_UNDECIDED || found == HANDOFF_FOUND_BROKEN;
+  m->committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
+  if (m->committed) {
+    const char *token = handoff_token (m->handoff);
+
+    snprintf (m->result.token, sizeof m->result.token, "%s", token[0] != '\0' ? token : m->known.token);
+    cmd_notice ("the destination has not run: taking the hand-over back");
+  }
+  else
+    cmd_notice ("nothing was handed over: going back to the source");
+  return migrate_back (m) ? EXIT_DONE : EXIT_ERROR;
+}
+
+static int
 look_and_recover (struct migrate *m, enum handoff_found found)
 {
   char source[32], migration[32], dest[32];
+  enum plan plan;
 
   vm_status (&m->source, source);
   vm_migration (&m->source, migration);
   vm_status (&m->dest, dest);
   log_event (m, "recover", json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int) found, "source", source,
                                       "migration", migration, "destination", dest));
-  switch (migrate_plan (found, handoff_has_word (m->handoff), source, migration, dest)) {
+  plan = migrate_plan (found, handoff_has_word (m->handoff), source, migration, dest);
+  if (m->died[0] != '\0')
+    plan = migrate_plan_known (plan, found, &m->known, source, dest, m->known.dest_direct && vm_is_dead (&m->dest));
+  switch (plan) {
   case PLAN_NOTHING:
     if (strcmp (dest, "running") == 0) {
       m->committed = true;
@@ -252,9 +274,7 @@ look_and_recover (struct migrate *m, enum handoff_found found)
     cmd_notice ("the disks are handed over: going on to the destination");
     return recover_forward (m, found == HANDOFF_FOUND_UNDECIDED);
   case PLAN_BACK:
-    cmd_notice ("nothing was handed over: going back to the source");
-    m->held = found == HANDOFF_FOUND_UNDECIDED || found == HANDOFF_FOUND_BROKEN;
-    return migrate_back (m) ? EXIT_DONE : EXIT_ERROR;
+    return recover_back (m, found);
   default:
     cmd_error ("the disks are%s handed over, the source VM is '%s', the destination VM is '%s': see"
                " nbdmirror-migrate(1), FAILURES",
@@ -278,6 +298,7 @@ migrate_recover (struct migrate *m)
     cmd_error ("out of memory");
   else
     status = look_and_recover (m, found);
+  m->unresolved = status != EXIT_DONE;
   free (error);
   return status;
 }

@@ -2,8 +2,9 @@
  *
  * What is looked at before anything is begun.
  *
- * The destination must not start its guest by itself.  QMP does not tell whether QEMU was given -S, so we do not ask:
- * `stop` while it waits for a migration means the same to QEMU, whatever it was started with.
+ * The destination must not start its guest by itself: one that was started without -S is refused.  QMP does not tell
+ * that, the arguments of the process do, where they can be seen.  Where they cannot (a tunnel, libvirt) it is told
+ * `stop`, which means the same to a QEMU that waits for a migration: both set its `autostart` to 0.
  */
 
 #include <config.h>
@@ -202,6 +203,12 @@ check_dest (struct migrate *m)
   if (strcmp (status, "inmigrate") != 0)
     return migrate_fail (m, EXIT_REFUSED, "the destination VM does not wait for a migration, its state is '%s':"
                          " start its QEMU with -incoming defer -S", status);
+  if (m->dest.start == VM_START_RUNS)
+    return migrate_fail (m, EXIT_REFUSED, "the destination QEMU was started without -S, so it would start the guest by"
+                         " itself: start it anew with -incoming defer -S");
+  log_text (m, "destination-start", m->dest.start == VM_START_PAUSED
+                                      ? "-S"
+                                      : "it cannot be seen whether it has -S: it is told to stop, which means the same");
   if (vm_call (&m->dest, "stop", NULL, NULL, NULL, &error) == -1)
     return migrate_fail_with (m, EXIT_ERROR, error);
   return 0;

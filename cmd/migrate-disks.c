@@ -152,6 +152,7 @@ start_one (struct migrate *m, struct disk *d)
     d->pid = 0;
     return migrate_fail (m, EXIT_ERROR, "%s: cannot start a worker: %m", d->control);
   }
+  guard_note (m);
   log_event (m, "worker", json_pack ("{s:s, s:s, s:i, s:b}", "control", d->control, "destination",
                                      d->dest, "pid", (int) d->pid, "resume", resume));
   return 0;

@@ -6,8 +6,10 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,10 +46,26 @@ migrate_now (void)
 
 /* ---- the log -------------------------------------------------------------------------------- */
 
+/* Does FILE end in the middle of a line?  Its writer was killed then. */
+static bool
+is_cut_off (const char *file)
+{
+  int fd = open (file, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  struct stat st;
+  char last = '\n';
+
+  if (fd == -1)
+    return false;
+  if (fstat (fd, &st) == 0 && S_ISREG (st.st_mode) && st.st_size > 0 && pread (fd, &last, 1, st.st_size - 1) != 1)
+    last = '\n';
+  close (fd);
+  return last != '\n';
+}
+
 int
 log_open (struct migrate *m)
 {
-  m->start_ms = m->phase_ms = migrate_now ();
+  m->phase_ms = migrate_now ();
   if (m->o.log == NULL)
     return 0;
   m->log = fopen (m->o.log, "ae");
@@ -56,6 +74,8 @@ log_open (struct migrate *m)
     return -1;
   }
   setlinebuf (m->log);
+  if (is_cut_off (m->o.log))
+    fputc ('\n', m->log);
   return 0;
 }
 
@@ -108,6 +128,18 @@ is_copying (const json_t *status)
   return worker != NULL && strcmp (worker, "attached") == 0;
 }
 
+/* ", 12.0 MiB of 384 MiB left", or "". */
+static void
+memory_detail (const struct vm *vm, char *buf, size_t size)
+{
+  char left[UNITS_BUF], total[UNITS_BUF];
+
+  buf[0] = '\0';
+  if (vm->memory_total > 0)
+    snprintf (buf, size, ", %s of %s left", units_format_size (left, (uint64_t) vm->memory_left),
+              units_format_size (total, (uint64_t) vm->memory_total));
+}
+
 /* What is left of the phase, into BUF. */
 static void
 phase_detail (const struct migrate *m, char *buf, size_t size)
@@ -120,6 +152,8 @@ phase_detail (const struct migrate *m, char *buf, size_t size)
   buf[0] = '\0';
   if (m->phase != PHASE_MIRROR && m->phase != PHASE_MEMORY)
     return;
+  if (m->phase == PHASE_MEMORY)
+    memory_detail (&m->source, buf, size);
   for (i = 0; i < m->nr; i++) {
     double l = job_left (m->disks[i].status);
 
@@ -136,13 +170,13 @@ phase_detail (const struct migrate *m, char *buf, size_t size)
   if (m->phase == PHASE_MIRROR)
     snprintf (buf, size, ", %.1f %%, %s left", percent, text);
   else
-    snprintf (buf, size, ", %s of the disks left", text);
+    snprintf (buf + strlen (buf), size - strlen (buf), ", %s of the disks left", text);
 }
 
 static void
 show (struct migrate *m)
 {
-  char detail[80];
+  char detail[120];
 
   phase_detail (m, detail, sizeof detail);
   m->shown_ms = migrate_now ();
@@ -153,8 +187,8 @@ show (struct migrate *m)
     cmd_notice ("%s: %s%s", phases[m->phase].name, phases[m->phase].text, detail);
 }
 
-static void
-end_line (const struct migrate *m)
+void
+log_break (const struct migrate *m)
 {
   if (on_terminal (m))
     fputs ("\r\033[K", stderr);
@@ -170,6 +204,7 @@ log_phase (struct migrate *m, enum phase phase)
   m->took_ms[m->phase] += now - m->phase_ms;
   m->phase = phase;
   m->phase_ms = now;
+  guard_note (m);
   /* Nothing that could wait for a slow terminal while the guest is stopped; and a failure has its message. */
   if (phase < PHASE_HOLD || phase == PHASE_BACK)
     show (m);
@@ -195,7 +230,7 @@ log_rolled_back (struct migrate *m, const char *fmt, ...)
   if (text == NULL)
     return;
   log_text (m, "rolled-back", text);
-  end_line (m);
+  log_break (m);
   if (!m->o.json)
     cmd_notice ("roll-back: %s", text);
   json_array_append_new (m->rolled_back, json_string (text));
@@ -244,7 +279,7 @@ phases_report (const struct migrate *m)
 static const char *
 outcome (const struct migrate *m)
 {
-  return m->phase == PHASE_DONE ? "migrated" : m->committed ? "committed" : "rolled-back";
+  return m->phase == PHASE_DONE ? "migrated" : m->committed ? "committed" : m->unresolved ? "unresolved" : "rolled-back";
 }
 
 static json_t *
@@ -296,7 +331,7 @@ log_report (struct migrate *m)
 {
   json_t *report = make_report (m);
 
-  end_line (m);
+  log_break (m);
   log_event (m, "report", json_incref (report));
   if (m->o.json) {
     json_dumpf (report, stdout, JSON_INDENT (2) | JSON_REAL_PRECISION (9));

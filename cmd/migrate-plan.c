@@ -14,6 +14,8 @@
  *   else       | any                   | cannot be asked    | operator
  *   none       | gone, or still waits  | running, alone     | nothing
  *   else       | not running           | any                | back
+ *
+ * A guardian knows more: whether `cont` was ever sent, and whether a hand-over was being taken back.
  */
 
 #include <config.h>
@@ -57,4 +59,24 @@ migrate_plan (enum handoff_found disks, bool word, const char *source, const cha
       && (dest[0] == '\0' || strcmp (dest, "inmigrate") == 0) && !migration_is_active (migration))
     return PLAN_NOTHING;
   return PLAN_BACK;
+}
+
+enum plan
+migrate_plan_known (enum plan plan, enum handoff_found disks, const struct migrate_known *known, const char *source,
+                    const char *dest, bool dest_gone)
+{
+  bool committed = disks == HANDOFF_FOUND_COMMITTED || disks == HANDOFF_FOUND_DONE;
+
+  if (committed && source[0] != '\0') {
+    /* It was taken back on some disks already.  A destination that does not answer may be in somebody else's hands. */
+    if (known->phase == PHASE_BACK && known->committed && strcmp (dest, "running") != 0)
+      return dest[0] != '\0' || dest_gone ? PLAN_BACK : PLAN_OPERATOR;
+    /* It has never run there. */
+    if (plan == PLAN_OPERATOR && dest_gone && !known->cont_sent)
+      return PLAN_BACK;
+  }
+  /* The guest runs; the rest of a roll-back is missing. */
+  if (plan == PLAN_NOTHING && !committed && known->phase > PHASE_CHECK && known->phase != PHASE_FAILED)
+    return PLAN_BACK;
+  return plan;
 }

@@ -31,26 +31,84 @@ name_side (const struct vm *vm, const char *command, char *message)
   return full;
 }
 
-/* Is it QEMU itself that listens there?  A forwarded monitor (ssh -L) ends with the network, and says nothing about the
- * QEMU behind it. */
+/* ---- who listens there? -------------------------------------------------------------------------- */
+
 static bool
-is_direct (int fd)
+is_qemu_name (const char *name)
 {
-  struct ucred peer;
-  socklen_t len = sizeof peer;
+  const char *slash = strrchr (name, '/');
+
+  if (slash != NULL)
+    name = slash + 1;
+  return strncmp (name, "qemu", 4) == 0 || strncmp (name, "kvm", 3) == 0;
+}
+
+/* What PID calls itself: QEMU's -name can change that. */
+static bool
+has_qemu_comm (pid_t pid)
+{
   char path[64], name[32] = "";
   FILE *fp;
 
-  if (getsockopt (fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == -1 || peer.pid <= 0)
-    return false;
-  snprintf (path, sizeof path, "/proc/%ld/comm", (long) peer.pid);
+  snprintf (path, sizeof path, "/proc/%ld/comm", (long) pid);
   fp = fopen (path, "re");
   if (fp == NULL)
     return false;
   if (fgets (name, sizeof name, fp) == NULL)
     name[0] = '\0';
   fclose (fp);
-  return strncmp (name, "qemu", 4) == 0 || strncmp (name, "kvm", 3) == 0;
+  return is_qemu_name (name);
+}
+
+/* QEMU takes one dash or two. */
+static bool
+is_option (const char *word, const char *name)
+{
+  return word[0] == '-' && strcmp (word + (word[1] == '-' ? 2 : 1), name) == 0;
+}
+
+/* PID's command line: is it a QEMU's, that waits for a migration (*WAITS), and does it hold -S (*STOPPED)? */
+static bool
+has_qemu_arguments (pid_t pid, bool *waits, bool *stopped)
+{
+  char path[64], *word = NULL;
+  size_t size = 0;
+  bool first = true, qemu = false;
+  FILE *fp;
+
+  *waits = *stopped = false;
+  snprintf (path, sizeof path, "/proc/%ld/cmdline", (long) pid);
+  fp = fopen (path, "re");
+  if (fp == NULL)
+    return false;
+  for (; getdelim (&word, &size, '\0', fp) > 0; first = false) {
+    if (first)
+      qemu = is_qemu_name (word);
+    *waits = *waits || is_option (word, "incoming");
+    *stopped = *stopped || is_option (word, "S");
+  }
+  free (word);
+  fclose (fp);
+  return qemu;
+}
+
+/* A forwarded monitor (ssh -L) ends with the network, and says nothing about the QEMU behind it.  A launcher that has made
+ * the socket for its QEMU (libvirt) is no QEMU either. */
+static void
+look_at_peer (struct vm *vm)
+{
+  struct ucred peer;
+  socklen_t len = sizeof peer;
+  bool qemu, waits, stopped;
+
+  vm->direct = false;
+  vm->start = VM_START_UNKNOWN;
+  if (getsockopt (control_client_fd (vm->qmp), SOL_SOCKET, SO_PEERCRED, &peer, &len) == -1 || peer.pid <= 0)
+    return;
+  qemu = has_qemu_arguments (peer.pid, &waits, &stopped);
+  vm->direct = qemu || has_qemu_comm (peer.pid);
+  if (qemu && waits)
+    vm->start = stopped ? VM_START_PAUSED : VM_START_RUNS;
 }
 
 int
@@ -61,11 +119,17 @@ vm_connect (struct vm *vm, char **error)
   vm_close (vm);
   vm->qmp = control_client_connect (vm->path, QMP_CONNECT_MS, &message);
   if (vm->qmp == NULL) {
+    if (access (vm->path, F_OK) == -1 && errno == ENOENT) { /* the client's words are for a disk's control socket */
+      free (message);
+      if (asprintf (&message, "%s: no such monitor socket (is QEMU running, with -qmp unix:%s,server=on?)", vm->path,
+                    vm->path) == -1)
+        message = NULL;
+    }
     *error = name_side (vm, NULL, message);
     return -1;
   }
   control_client_set_max_line (vm->qmp, QMP_MAX_LINE);
-  vm->direct = is_direct (control_client_fd (vm->qmp));
+  look_at_peer (vm);
   return 0;
 }
 
@@ -176,6 +240,18 @@ vm_wait_dead (struct vm *vm)
   return true;
 }
 
+/* RAM is query-migrate's, or NULL. */
+static void
+keep_memory (struct vm *vm, json_t *ram)
+{
+  json_t *left = json_object_get (ram, "remaining"), *total = json_object_get (ram, "total");
+
+  if (json_is_integer (left) && json_is_integer (total)) {
+    vm->memory_left = json_integer_value (left);
+    vm->memory_total = json_integer_value (total);
+  }
+}
+
 static void
 query_status (struct vm *vm, const char *command, char buf[32])
 {
@@ -187,6 +263,7 @@ query_status (struct vm *vm, const char *command, char buf[32])
   if (vm_call (vm, command, NULL, &ret, NULL, &error) == 0) {
     status = json_string_value (json_object_get (ret, "status"));
     snprintf (buf, 32, "%s", status != NULL ? status : "none");
+    keep_memory (vm, json_object_get (ret, "ram"));
   }
   json_decref (ret);
   free (error);

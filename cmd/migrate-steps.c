@@ -47,8 +47,10 @@ set_parameters (struct migrate *m, char **error)
         json_object_set (old, keys[i], json_object_get (now, keys[i]));
     r = vm_call (&m->source, "migrate-set-parameters", json_incref (wanted), NULL, NULL, error);
   }
-  if (r == 0)
+  if (r == 0) {
     m->source.old_params = json_incref (old);
+    guard_note (m);
+  }
   json_decref (now);
   json_decref (wanted);
   json_decref (old);
@@ -114,6 +116,7 @@ step_memory (struct migrate *m)
     return migrate_fail_with (m, EXIT_ERROR, error);
   vm_events (&m->source);
   m->source.migration[0] = '\0';
+  m->source.memory_total = 0; /* of an earlier one */
   if (vm_call (&m->source, "migrate", json_pack ("{s:s}", "uri", m->o.memory_uri), NULL, NULL,
                &error) == -1)
     return migrate_fail_with (m, EXIT_ERROR, error);
@@ -359,6 +362,7 @@ start_dest (struct migrate *m, bool *never_ran, char **error)
       migrate_wait (m, 100);
     if (m->dest.qmp != NULL && vm_events (&m->dest) == 0) {
       m->cont_sent = true;
+      guard_note (m);
       if (vm_call (&m->dest, "cont", NULL, NULL, &refused, error) == 0)
         return 0;
       if (refused)

@@ -180,6 +180,28 @@ run_migration (struct migrate *m)
   return m->exit_status;
 }
 
+/* The rest of what a coordinator had to do that was killed.  A hook is not run twice: better not at all. */
+static int
+run_guardian (struct migrate *m)
+{
+  int status = guard_recover (m);
+
+  if (status == EXIT_DONE && m->phase == PHASE_DONE) {
+    free (m->reason);
+    m->reason = NULL;
+    collect (m);
+    if (m->o.quit_source)
+      quit_source (m);
+    if (m->known.phase != PHASE_DONE)
+      hook_run_warn (&m->hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
+    return status;
+  }
+  cmd_error ("%s", m->reason != NULL ? m->reason : "out of memory");
+  if (m->known.phase != PHASE_FAILED)
+    hook_run_warn (&m->hooks, HOOK_ABORT, NULL, m->reason);
+  return status;
+}
+
 /* ---- options ------------------------------------------------------------------------------------ */
 
 enum {
@@ -377,23 +399,34 @@ tear_down (struct migrate *m)
 }
 
 static int
+work (struct migrate *m)
+{
+  int status = set_up (m);
+
+  if (status == 0) {
+    guard_ready (m);
+    m->exit_status = m->died[0] != '\0' ? run_guardian (m) : m->o.recover ? migrate_recover (m) : run_migration (m);
+    status = m->exit_status;
+    log_report (m);
+  }
+  guard_finished (m, status);
+  return status;
+}
+
+static int
 run (struct cmd_line *line)
 {
   struct migrate m = { .source = { .name = "source" },
                        .dest = { .name = "destination" },
                        .o = { .switch_ms = SWITCH_MS, .max_downtime_ms = MAX_DOWNTIME_MS },
                        .signal_fd = -1,
-                       .guest_pause_ms = -1 };
+                       .guest_pause_ms = -1,
+                       .start_ms = migrate_now () };
   int status;
 
   m.source.m = m.dest.m = &m;
   if (parse (line, &m, &status))
-    status = set_up (&m);
-  if (status == 0 && m.signal_fd != -1) {
-    status = m.o.recover ? migrate_recover (&m) : run_migration (&m);
-    m.exit_status = status;
-    log_report (&m);
-  }
+    status = m.o.recover ? work (&m) : guard_run (&m, work);
   tear_down (&m);
   return status;
 }
@@ -423,10 +456,11 @@ const struct subcommand subcommand_migrate = {
   "  --log FILE                 append what happens to FILE, an object a line\n"
   "  --report FILE              write an object about it all to FILE at the end\n"
   "  -j, --json                 print that object instead of progress\n"
-  "  --recover                  after a migrate that was killed: finish it, or go back\n"
+  "  --recover                  after a migrate whose processes were both killed: finish, or go back\n"
   HOOK_READY_HELP HOOK_OPTIONS_HELP
   "\nOn any failure before the disks are handed over the guest goes on at the source, the destination\n"
-  "QEMU is ended, and the mirrors are cancelled.  Ctrl-C does the same: exit status 6.\n\n"
+  "QEMU is ended, and the mirrors are cancelled.  Ctrl-C does the same: exit status 6.  It is two\n"
+  "processes: when one is killed the other one sees to it.\n\n"
   "Example:\n"
   "  nbdmirror migrate --source-qmp /run/vm1.qmp --dest-qmp /run/hostb-vm1.qmp \\\n"
   "      --memory-uri tcp:hostb:4444 --disk /run/vm1.control=nbd://hostb:10809/mirror\n\n"

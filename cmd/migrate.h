@@ -9,6 +9,7 @@
  *   migrate-steps.c  memory, hold, switch, commit, start
  *   migrate-back.c   the way back, and --recover
  *   migrate-plan.c   which side has to run, as a function of what is seen; pure
+ *   migrate-guard.c  the process that looks after the one that does all this
  *   migrate-log.c    log, phase line, report
  *
  * There is one commit: the decision word of the hand-off (mirror/handoff.h).  Before it every failure leads back to
@@ -43,14 +44,23 @@
 
 struct migrate;
 
+/* What a QEMU that waits for a migration does when that has come. */
+enum vm_start {
+  VM_START_UNKNOWN, /* it is behind a tunnel, or its arguments cannot be seen */
+  VM_START_PAUSED,  /* -S */
+  VM_START_RUNS
+};
+
 struct vm {
   struct migrate *m;
   const char *name; /* "source" or "destination" */
   const char *path; /* of the QMP socket */
   struct control_client *qmp; /* NULL: not connected, or lost */
   bool direct; /* the one who listens at PATH is a QEMU, and no tunnel to one; as of the last connection */
+  enum vm_start start; /* the same */
   char migration[32]; /* the last status that a MIGRATION event told; "" none */
   double stop_ms, resume_ms; /* when these events came; 0: they did not */
+  json_int_t memory_left, memory_total; /* bytes, as query-migrate told last; total 0: it did not */
   json_t *old_caps, *old_params; /* to be set again by a roll-back, or NULL */
 };
 
@@ -119,6 +129,16 @@ struct migrate_options {
   const char *log, *report;
 };
 
+/* What a guardian knows of the coordinator that died, beyond what can be seen. */
+struct migrate_known {
+  enum phase phase;
+  bool committed; /* handed over; in PHASE_BACK: and that was being taken back */
+  bool cont_sent, dest_direct;
+  char token[HANDOFF_TOKEN_MAX + 1];
+};
+
+struct guard;
+
 struct migrate {
   struct migrate_options o;
   struct vm source, dest;
@@ -133,8 +153,13 @@ struct migrate {
 
   enum phase phase;
   int exit_status;
+  bool unresolved;    /* nobody knows whether the guest runs */
   char *reason;       /* of the first failure, owned */
   json_t *rolled_back; /* what the roll-back did, texts */
+
+  struct guard *guard; /* NULL: nobody looks after us */
+  struct migrate_known known;
+  char died[128]; /* how the coordinator did; "" it did not */
 
   _Atomic int *signal; /* set by a signal handler */
   int signal_fd;
@@ -205,8 +230,23 @@ enum plan {
  * cannot be asked.  MIGRATION: as query-migrate of the source names it. */
 enum plan migrate_plan (enum handoff_found disks, bool word, const char *source, const char *migration,
                         const char *dest);
+/* The same for a guardian.  DEST_GONE: the destination QEMU is known to have ended. */
+enum plan migrate_plan_known (enum plan plan, enum handoff_found disks, const struct migrate_known *known,
+                              const char *source, const char *dest, bool dest_gone);
 /* Is a migration of that status one that could still go on? */
 bool migration_is_active (const char *status);
+
+/* ---- migrate-guard.c ---- */
+/* Run WORK in a child and look after it.  Returns, in both processes, the status to exit with.  If the child dies before
+ * guard_finished(), WORK runs here as well, with m->o.recover and m->died. */
+int guard_run (struct migrate *m, int (*work) (struct migrate *m));
+/* The child can be interrupted from now on. */
+void guard_ready (struct migrate *m);
+/* Write down what the guardian would need: before and after whatever it could not see. */
+void guard_note (struct migrate *m);
+void guard_finished (struct migrate *m, int status);
+/* The guardian's --recover: several times if it has to. */
+int guard_recover (struct migrate *m);
 
 /* ---- migrate-log.c ---- */
 int log_open (struct migrate *m);
@@ -216,6 +256,8 @@ void log_text (struct migrate *m, const char *event, const char *text);
 void log_phase (struct migrate *m, enum phase phase);
 /* The phase line; called as often as one likes. */
 void log_progress (struct migrate *m);
+/* Before a message: end the phase line. */
+void log_break (const struct migrate *m);
 /* One thing that the roll-back did. */
 void log_rolled_back (struct migrate *m, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 void log_report (struct migrate *m);

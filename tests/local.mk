@@ -227,6 +227,7 @@ blackbox_tests = \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/handoff-phases.sh \
 	tests/blackbox/migrate.sh \
+	tests/blackbox/migrate-killed.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/dry-run.sh \
@@ -264,6 +265,7 @@ EXTRA_DIST += $(blackbox_tests)
 EXTRA_DIST += \
 	tests/other-debian.sh \
 	tests/blackbox/lib.sh \
+	tests/blackbox/migrate-lib.sh \
 	tests/blackbox/compare.py \
 	tests/blackbox/fake-filter.py \
 	tests/blackbox/fake-qemu.py \

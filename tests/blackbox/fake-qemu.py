@@ -9,11 +9,13 @@ SIGTERM its last line is "end SOURCE DEST": the run state of each ("dead").
 Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be given several times):
   refuse   an error            refuse-once   the same, the first time only
   mute-once   neither done nor answered, the first time only
+  mute-then-refuse, mute-then-die   the same, and refuse or die from the second time on
   die      the process behind that socket has gone, before it did anything
   die-after  the same after it did it, and before the answer
   fail     the migration fails: the source resumes by itself
   tunnel-dies   like die-after, but the process lives on: its monitor was forwarded, and that has gone
   hang     the migration stays where it is
+  slow     done a second later
   source-dies   with migrate-continue: everything arrives, but the source dies before it says "completed"
 """
 import argparse
@@ -99,7 +101,7 @@ class Side:
         return {"status": self.status, "running": self.status == "running"}
 
     def query_migrate(self):
-        answer = {"ram": {"transferred": 12345678}} if self.migration else {}
+        answer = {"ram": {"transferred": 12345678, "remaining": 3 << 20, "total": 96 << 20}} if self.migration else {}
         if self.migration:
             answer["status"] = self.migration
         return answer
@@ -229,6 +231,11 @@ class World:
         if fault == "mute-once":
             del self.faults[key]
             return
+        if fault and fault.startswith("mute-then-"):
+            self.faults[key] = fault[len("mute-then-"):]
+            return
+        if fault == "slow":
+            time.sleep(1)
         if fault == "die":
             raise Gone
         try:
@@ -313,6 +320,8 @@ parser.add_argument("--source-status", default="running")
 parser.add_argument("--dest-status", default="inmigrate")
 parser.add_argument("--migration")
 parser.add_argument("--tunnel", action="store_true", help="the monitors are forwarded: it is not QEMU that listens")
+parser.add_argument("-incoming", action="store_true", help="for those who look at the arguments, as -S")
+parser.add_argument("-S", action="store_true")
 options = parser.parse_args()
 with open("/proc/self/comm", "w") as comm:
     comm.write("ssh" if options.tunnel else "qemu-fake")

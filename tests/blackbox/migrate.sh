@@ -3,50 +3,16 @@
 # Proves the order of `nbdmirror migrate`, with real disks and workers and stand-ins for the two QEMUs: the disks are
 # held before the switch-over goes on, fenced before the destination is started, and open again before
 # the source goes on; what cannot work is refused with nothing touched; and whatever fails, and whenever, one
-# side runs at the end, with its disks, and never both: also with --recover after a coordinator was killed.
+# side runs at the end, with its disks, and never both.
 . "$(dirname "$0")/lib.sh"
+. "$srcdir/tests/blackbox/migrate-lib.sh"
 
-for d in a b; do
-  random_disk "$tmp/$d.disk" 2M
-  start_server "$d" "$tmp/$d.disk"
-  start_dest "to-$d" file 2M
-done
-both="--disk ${control[a]}=${uri[to-a]} --disk ${control[b]}=${uri[to-b]}"
-size=$((2 << 20))
-
-qemus () { # OPTIONS...: the two
-  rm -f "$tmp/source.qmp" "$tmp/dest.qmp"
-  spawn qemus sh -c 'exec "$@" >"$0"' "$tmp/qemus.ready" "$python" "$srcdir/tests/blackbox/fake-qemu.py" \
-    "$tmp/source.qmp" "$tmp/dest.qmp" "$tmp/story" --disk "${uri[a]}" --disk "${uri[b]}" \
-    --control "${control[a]}" --control "${control[b]}" --size $size "$@"
-  wait_for 20 grep -q ready "$tmp/qemus.ready"
-}
 # migrate STATUS [OPTIONS...]: has to exit so; then the two QEMUs end
 migrate () {
   local want=$1; shift
   # shellcheck disable=SC2086
   has_to_exit "$want" nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
     --memory-uri unix:/nowhere $both --log "$tmp/log" --report "$tmp/report" "$@"
-}
-# ended SOURCE DEST GATE: the run states at the end, and the gate of every disk
-ended () {
-  local d
-  stop qemus
-  rm -f "$tmp/qemus.ready"
-  [ "$(tail -n 1 "$tmp/story")" = "end $1 $2" ] || { cat "$tmp/story" >&2; fail "$case: not 'end $1 $2'"; }
-  for d in a b; do
-    [ "$(status_of "${control[$d]}" gate)" = "$3" ] || fail "$case: the gate of $d is not $3"
-  done
-}
-did () { grep -q "^$1\$" "$tmp/story" || { cat "$tmp/story" >&2; fail "$case: not '$1'"; }; }
-did_not () { ! grep -q "^$1" "$tmp/story" || { cat "$tmp/story" >&2; fail "$case: '$1'"; }; }
-says () { grep -q -- "$1" "$tmp/err" || { cat "$tmp/err" >&2; fail "$case: '$1' is not said"; }; }
-idle () { local d; for d in a b; do [ "$(status_of "${control[$d]}" state)" = "${1:-cancelled}" ] || fail "$case: the job of $d was not ended"; done; }
-back_home () { # after a hand-over, for the next case
-  local d
-  for d in a b; do
-    nbdmirror rollback "${control[$d]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
-  done
 }
 
 case="all well"
@@ -68,6 +34,14 @@ log = [json.loads(line) for line in open(sys.argv[2])]
 phases = [e["phase"] for e in log if e["event"] == "phase"]
 assert phases == ["check", "mirror", "memory", "hold", "switch", "commit", "start", "done"], phases
 PY
+grep -q '"text":"-S"' "$tmp/log" || fail "$case: -S was not seen"
+back_home
+case="it cannot be seen whether the destination has -S"
+name=python3 qemus
+migrate 0
+grep -q "cannot be seen whether it has -S" "$tmp/log" || fail "$case: nothing in the log"
+did "dest stop inmigrate open+open"
+ended postmigrate running fenced
 back_home
 
 # What cannot work: refused, and nothing was done to anybody.
@@ -81,11 +55,16 @@ refused () { # STATUS TEXT QEMU-OPTIONS...
   ended "${source:-running}" "${dest:-inmigrate}" open
 }
 case="destination runs"; dest=running refused 7 "does not wait for a migration" --dest-status running
+case="destination without -S"; name=qemu-system-fake refused 7 "started without -S" -incoming
+did_not "dest stop"
 case="source is paused"; source=paused refused 7 "not running" --source-status paused
 case="migrated already"; refused 7 "being migrated already" --migration active
 case="no such capability"; refused 7 "no migration capability 'pause-before" --capability events
 case="qcow2 layer"; refused 7 "qcow2 layer" --driver qcow2
 case="smaller disk"; refused 7 "smaller" --smaller
+case="no monitor"
+has_to_exit 1 nbdmirror migrate --source-qmp "$tmp/none.qmp" --dest-qmp "$tmp/dest.qmp" --memory-uri unix:/nowhere --disk x=y
+says "no such monitor socket"
 qemus
 case="another disk"
 start_server c "$tmp/a.disk"
@@ -114,7 +93,8 @@ idle
 case="destination dies when the switch goes on"
 fails 1 running dead open -- --at dest:migrate-incoming:die
 case="memory does not converge"
-fails 4 running dead open -- --at source:migrate:hang -- --timeout 4s
+fails 4 running dead open -- --at source:migrate:hang -- --timeout 6s
+says "copying the memory, 3.00 MiB of 96.0 MiB left, 0 B of the disks left"
 did "source migrate_cancel running open+open"
 idle
 case="switch-over takes too long"
@@ -174,7 +154,7 @@ did_not "source cont"
 says "do NOT start the source"
 back_home
 case="the tunnel to the destination's monitor dies after cont: the guest runs there"
-fails 1 postmigrate running fenced -- --tunnel --at dest:cont:tunnel-dies
+name=ssh fails 1 postmigrate running fenced -- --tunnel --at dest:cont:tunnel-dies
 did_not "source cont"
 says "do NOT start the source VM"
 back_home
@@ -182,43 +162,3 @@ back_home
 case="source dies, the destination is whole"
 fails 0 dead running fenced -- --at source:migrate-continue:source-dies
 back_home
-
-# A killed coordinator, at every step; --recover ends it.
-recover () { # STATUS
-  # shellcheck disable=SC2086
-  has_to_exit "$1" nbdmirror migrate --recover --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" $both --report "$tmp/report"
-}
-killed () { # QEMU-OPTIONS...: kill it when SIDE COMMAND is in the story
-  local at=$1; shift
-  qemus "$@"
-  # shellcheck disable=SC2086
-  spawn coordinator nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
-    --memory-uri unix:/nowhere $both
-  wait_for 20 grep -q "^$at " "$tmp/story"
-  stop coordinator KILL
-}
-end_mirrors () {
-  local d
-  for d in a b; do nbdmirror cancel "${control[$d]}" >"$tmp/cancel.log" 2>&1 || :; done
-}
-case="killed while the memory is sent"
-killed "source migrate" --at source:migrate:hang
-recover 0
-ended running dead open
-end_mirrors
-case="killed while the disks are held"
-killed "source migrate-continue" --at source:migrate-continue:hang
-recover 0
-did "source migrate_cancel finish-migrate open+open"
-ended running dead open
-end_mirrors
-case="killed at cont"
-killed "dest cont" --at dest:cont:mute-once
-recover 0
-ended postmigrate running fenced
-back_home
-case="nothing to recover"
-qemus
-recover 0
-says "nothing to do"
-ended running inmigrate open

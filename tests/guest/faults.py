@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Proves that whatever fails at whatever step of a migration, the guest goes on at exactly one side and no record that it
 acknowledged is lost: destination QEMU killed, destination's export killed, worker killed, migration cancelled behind
-our back, coordinator killed (then `migrate --recover`) or interrupted, memory that does not converge, source QEMU
+our back, coordinator or its guardian killed, or both (only then `migrate --recover`), or interrupted, memory that does not converge, source QEMU
 killed when all of it had arrived.
 
 One guest (in the long form with one disk or two) goes through all cases in turn as long as it stays at the source: what a failure leaves behind is found
@@ -106,6 +106,16 @@ class Case:
             pass
 
     def coordinator(self):
+        for pid in children(self.move.process.pid):
+            kill(pid)
+
+    def guardian(self):
+        self.orphans = children(self.move.process.pid)
+        self.move.process.kill()
+
+    def both(self):
+        self.move.process.send_signal(signal.SIGSTOP)
+        self.coordinator()
         self.move.process.kill()
 
     def interrupt(self):
@@ -126,10 +136,13 @@ class Case:
         self.move.start()
         if self.step == "mirror":
             self.move.beside.start()
+        self.text, self.orphans = "", []
         self.status = self.move.wait()
-        self.text = ""
-        if self.status == -signal.SIGKILL:
+        if self.status == -signal.SIGKILL and self.fault == "both":
             self.status, self.text = self.move.recover()
+        elif self.status == -signal.SIGKILL:
+            s.wait_for("the orphaned coordinator's end", lambda: not any(map(lives, self.orphans)), 60)
+            self.status = [e["exit-status"] for e in self.move.events() if e["event"] == "report"][-1]
         self.s.at_end += [dst.stdout.close for dst in self.dests]
         if self.fault == "dest-qemu" and self.was_started():
             return self.crashed_there()
@@ -162,7 +175,7 @@ class Case:
                     f"exit status {self.status}, and the guest is at {here.name}")
 
     def left_over(self):
-        """A killed coordinator leaves its mirrors at work.  They must not be taken for those to another place."""
+        """Both killed: that leaves the mirrors at work.  They must not be taken for those to another place."""
         other = Move(self.s, self.a, self.s.vm("other", self.sources, incoming=True),
                      [(src, self.s.path(src.name + "-no.img")) for src in self.sources])
         other.start()
@@ -196,6 +209,14 @@ def children(pid):
         return []
 
 
+def lives(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def kill(pid, number=signal.SIGKILL):
     try:
         os.kill(pid, number)
@@ -209,11 +230,12 @@ SHORT = [
     Case("worker", "mirror", *SLOW_DISK), Case("cancel", "memory"), Case("nothing", "memory", *SLOW_MEMORY),
     Case("dest-qemu", "memory"), Case("interrupt", "pre-switchover"), Case("dest-qemu", "held"),
     Case("dest-qemu", "continued"), Case("export", "held"), Case("worker", "held"), Case("cancel", "held"),
-    Case("coordinator", "held"), Case("dest-qemu", "committed"), Case("coordinator", "committed"),
+    Case("coordinator", "held"), Case("guardian", "held"), Case("both", "continued"), Case("dest-qemu", "committed"),
+    Case("coordinator", "committed"),
 ]
 FAULTS = {
     "dest-qemu": STEPS[:-1], "export": STEPS[:6], "receiver": STEPS[:5], "worker": STEPS, "stopped-worker": STEPS[:6],
-    "cancel": STEPS[:6], "coordinator": STEPS, "interrupt": STEPS, "source-qemu": STEPS[5:], "nothing": STEPS[1:2],
+    "cancel": STEPS[:6], "coordinator": STEPS, "guardian": STEPS, "both": STEPS, "interrupt": STEPS, "source-qemu": STEPS[5:], "nothing": STEPS[1:2],
 }
 
 

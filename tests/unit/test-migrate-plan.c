@@ -69,6 +69,62 @@ Test (migrate_plan, never_two_guests)
             check_one (disks[d], word, states[s], migrations[m], states[t]);
 }
 
+/* A guardian knows more than can be seen, and never starts the source beside a destination that has run, or may be run. */
+static void
+check_known (enum handoff_found found, const char *source, const char *dest, bool gone, const struct migrate_known *k)
+{
+  enum plan plan = migrate_plan (found, true, source, "completed", dest);
+  enum plan known = migrate_plan_known (plan, found, k, source, dest, gone);
+  bool committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
+
+  if (known == plan)
+    return;
+  cr_expect (known == PLAN_BACK || known == PLAN_OPERATOR, "%d, %s, %s", (int) found, source, dest);
+  if (known == PLAN_BACK && committed) {
+    cr_expect (!is (dest, "running") && !is (source, "") && (gone || !is (dest, "")), "%d, %s, %s", (int) found,
+               source, dest);
+    cr_expect (!k->cont_sent || k->phase == PHASE_BACK, "it may have run: %d, %s, %s", (int) found, source, dest);
+  }
+  if (known == PLAN_BACK && !committed)
+    cr_expect (plan == PLAN_NOTHING && is (source, "running"), "%d, %s, %s", (int) found, source, dest);
+}
+
+Test (migrate_plan, what_a_guardian_knows)
+{
+  EACH (d, disks)
+    EACH (s, states)
+      EACH (t, states)
+        for (int bits = 0; bits < 8; bits++)
+          for (int phase = 0; phase < PHASES; phase++) {
+            struct migrate_known k = { .phase = (enum phase) phase, .committed = bits & 1, .cont_sent = bits & 2 };
+
+            check_known (disks[d], states[s], states[t], (bits & 4) && is (states[t], ""), &k);
+          }
+}
+
+Test (migrate_plan, what_a_guardian_goes_on_with)
+{
+  const struct migrate_known taking_back = { .phase = PHASE_BACK, .committed = true },
+                             starting = { .phase = PHASE_START, .committed = true },
+                             started = { .phase = PHASE_START, .committed = true, .cont_sent = true },
+                             checking = { .phase = PHASE_CHECK }, copying = { .phase = PHASE_MIRROR };
+#define KNOWN(plan, disks, known, source, dest, gone) \
+  migrate_plan_known (plan, HANDOFF_FOUND_##disks, &known, source, dest, gone)
+
+  /* One disk was taken back, the other not yet. */
+  cr_expect (KNOWN (PLAN_FORWARD, COMMITTED, taking_back, "postmigrate", "paused", false) == PLAN_BACK);
+  cr_expect (KNOWN (PLAN_OPERATOR, COMMITTED, taking_back, "postmigrate", "", true) == PLAN_BACK);
+  cr_expect (KNOWN (PLAN_OPERATOR, COMMITTED, taking_back, "postmigrate", "", false) == PLAN_OPERATOR);
+  cr_expect (KNOWN (PLAN_NOTHING, DONE, taking_back, "postmigrate", "running", false) == PLAN_NOTHING);
+  cr_expect (KNOWN (PLAN_FORWARD, COMMITTED, starting, "postmigrate", "paused", false) == PLAN_FORWARD);
+  cr_expect (KNOWN (PLAN_OPERATOR, DONE, starting, "postmigrate", "", true) == PLAN_BACK);
+  cr_expect (KNOWN (PLAN_OPERATOR, DONE, starting, "postmigrate", "", false) == PLAN_OPERATOR);
+  cr_expect (KNOWN (PLAN_OPERATOR, DONE, started, "postmigrate", "", true) == PLAN_OPERATOR);
+  cr_expect (KNOWN (PLAN_NOTHING, NONE, copying, "running", "inmigrate", false) == PLAN_BACK);
+  cr_expect (KNOWN (PLAN_NOTHING, NONE, checking, "running", "inmigrate", false) == PLAN_NOTHING);
+#undef KNOWN
+}
+
 /* Where a coordinator can be killed, in their order. */
 Test (migrate_plan, each_step)
 {

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that `nbdmirror migrate` may be killed at any step, its coordinator or its guardian, and one side runs at the end,
+# with its disks, and never both, and nobody had to do anything; that --recover is enough where both were killed; and
+# that two recoveries at the same time do not hurt.
+. "$(dirname "$0")/lib.sh"
+. "$srcdir/tests/blackbox/migrate-lib.sh"
+
+begin () { # STEP QEMU-OPTIONS... [-- MIGRATE-OPTIONS...]: until "SIDE COMMAND" is in the story
+  local at=$1 options=(); shift
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do options+=("$1"); shift; done
+  [ $# = 0 ] || shift
+  qemus "${options[@]}"
+  rm -f "$tmp/log" "$tmp/report"
+  # shellcheck disable=SC2086
+  spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
+    --memory-uri unix:/nowhere $both --log "$tmp/log" --report "$tmp/report" "$@"
+  wait_for 20 grep -q "^$at " "$tmp/story"
+  coordinator=$(ps -o pid= --ppid "${pid[migrate]}" | tr -d ' ')
+  [ -n "$coordinator" ] || fail "$case: it has no child"
+}
+has_ended () { # STATUS RESULT
+  wait_exit migrate 60
+  [ "$status" = "$1" ] || { cat "$tmp/migrate.log" >&2; fail "$case: exit status $status"; }
+  [ -s "$tmp/report" ] || fail "$case: no report"
+  [ "$(field result <"$tmp/report")" = "$2" ] || { cat "$tmp/report" >&2; fail "$case: not $2"; }
+}
+kill_coordinator () { kill -KILL "$coordinator"; has_ended "$@"; }
+is_copying () { [ "$(status_of "${control[$1]}" state)" = copying ]; }
+gone () { case $(ps -o stat= -p "$1") in ''|Z*) return 0 ;; *) return 1 ;; esac; }
+kill_guardian () { # EXIT-STATUS-IN-THE-REPORT
+  kill -KILL "${pid[migrate]}"
+  wait_exit migrate 10
+  wait_for 60 gone "$coordinator"
+  [ "$(field exit-status <"$tmp/report")" = "$1" ] || { cat "$tmp/report" >&2; fail "$case: another end"; }
+}
+for whom in coordinator guardian; do
+  case="$whom killed while the disks are copied"
+  begin "dest migrate-incoming" -- --bandwidth 128k
+  for d in a b; do wait_for 20 is_copying "$d"; done
+  if [ $whom = coordinator ]; then kill_coordinator 1 rolled-back; else kill_guardian 6; fi
+  ended running dead open
+  idle
+done
+case="coordinator killed while the memory is sent"
+begin "source migrate" --at source:migrate:hang -- --on-abort-exec 'echo "$NBDMIRROR_REASON" >'"$tmp/hook"
+kill_coordinator 1 rolled-back
+grep -q "killed by signal 9" "$tmp/hook" || fail "$case: no hook"
+[ "$(grep -c '^source migrate-set-parameters' "$tmp/story")" = 2 ] || fail "$case: its settings were not restored"
+ended running dead open
+idle
+grep -q '"event":"guardian"' "$tmp/log" || fail "$case: nothing in the log"
+case="guardian killed while the memory is sent"
+begin "source migrate" --at source:migrate:hang
+kill_guardian 6
+ended running dead open
+idle
+case="coordinator killed while the disks are held"
+begin "source migrate-continue" --at source:migrate-continue:hang
+kill_coordinator 1 rolled-back
+did "source migrate_cancel finish-migrate open+open"
+ended running dead open
+idle
+case="guardian killed while the disks are held"
+begin "source migrate-continue" --at source:migrate-continue:hang
+kill_guardian 6
+did "source migrate_cancel finish-migrate open+open"
+ended running dead open
+idle
+case="coordinator killed at cont"
+begin "dest cont" --at dest:cont:mute-once -- --after-commit-exec 'echo "$NBDMIRROR_EVENT" >'"$tmp/hook"
+kill_coordinator 0 migrated
+[ "$(cat "$tmp/hook")" = after-commit ] || fail "$case: no hook"
+ended postmigrate running fenced
+back_home
+case="guardian killed at cont"
+begin "dest cont" --at dest:cont:slow
+kill_guardian 0
+ended postmigrate running fenced
+back_home
+case="coordinator killed while it takes a hand-over back"
+begin "source cont" --at dest:cont:refuse --at source:cont:mute-once
+kill_coordinator 1 rolled-back
+ended running dead open
+idle idle
+case="coordinator killed, and the destination cannot be started"
+begin "dest cont" --at dest:cont:mute-then-refuse
+kill_coordinator 1 rolled-back
+ended running dead open
+idle idle
+case="coordinator killed, and the destination dies when it is told to start"
+begin "dest cont" --at dest:cont:mute-then-die
+kill_coordinator 1 rolled-back
+did "source cont postmigrate open+open"
+ended running dead open
+case="a signal for both, as systemd sends it"
+begin "source migrate-continue" --at source:migrate-continue:hang
+kill -TERM "$coordinator" "${pid[migrate]}"
+has_ended 6 rolled-back
+! grep -q '"event":"guardian"' "$tmp/log" || fail "$case: the coordinator was killed by it"
+ended running dead open
+idle
+case="a second signal"
+begin "source migrate-continue" --at source:migrate-continue:hang --at source:migrate_cancel:mute-once
+kill -INT "${pid[migrate]}"
+wait_for 20 grep -q "^source migrate_cancel" "$tmp/story"
+kill -INT "${pid[migrate]}"
+has_ended 6 rolled-back
+ended running dead open
+idle
+
+# Both: --recover ends it.
+recover () { # STATUS
+  # shellcheck disable=SC2086
+  has_to_exit "$1" nbdmirror migrate --recover --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" $both --report "$tmp/report"
+}
+killed () { # as begin
+  begin "$@"
+  kill -STOP "${pid[migrate]}"
+  kill -KILL "$coordinator" "${pid[migrate]}"
+  wait_exit migrate 10
+}
+end_mirrors () {
+  local d
+  for d in a b; do nbdmirror cancel "${control[$d]}" >"$tmp/cancel.log" 2>&1 || :; done
+}
+case="both killed while the memory is sent"
+killed "source migrate" --at source:migrate:hang
+recover 0
+ended running dead open
+end_mirrors
+case="both killed while the disks are held"
+killed "source migrate-continue" --at source:migrate-continue:hang
+recover 0
+did "source migrate_cancel finish-migrate open+open"
+ended running dead open
+end_mirrors
+case="both killed at cont"
+killed "dest cont" --at dest:cont:mute-once
+recover 0
+ended postmigrate running fenced
+back_home
+case="two recoveries at the same time"
+begin "source migrate-continue" --at source:migrate-continue:hang
+kill -KILL "$coordinator"
+# shellcheck disable=SC2086
+nbdmirror migrate --recover --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" $both >"$tmp/recover.log" 2>&1 || :
+has_ended 1 rolled-back
+ended running dead open
+end_mirrors
+case="nothing to recover"
+qemus
+recover 0
+says "nothing to do"
+ended running inmigrate open
