@@ -111,6 +111,8 @@ read_notes (struct receive_server *s)
       cmd_notice ("%s: handed over to its guest: the mirror may not write any more", s->disk->name);
       fsync (s->disk->fd); /* the filter has recorded it there */
     }
+    else if (note == RECEIVE_NOTE_WRITTEN)
+      s->written = true;
     else if (note == RECEIVE_NOTE_GIVEN_UP)
       s->given_up = true;
 }
@@ -214,7 +216,7 @@ start_again (struct receive_server *s, double *started, unsigned *short_lives)
   /* Both, so that no request of the old ones can come late. */
   receive_end_children (s, SESSION_PATIENCE_MS);
   read_notes (s);
-  if (s->sealed) {
+  if (s->written) {
     cmd_error ("%s: %s while the guest uses the disk: it is not started again by itself; 'nbdmirror receive"
                " --resume' serves it", s->disk->name, why);
     return false;

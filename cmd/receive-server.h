@@ -3,12 +3,12 @@
  * The server of `nbdmirror receive`: nbdkit with the mirror-receive filter, on the raw disk or, for qcow2, on a
  * qemu-nbd of its own; and this process, which supervises them.
  *
- *   starting → serving ⟲ (a server that ends is started again, as long as no guest uses the disk)
+ *   starting → serving ⟲ (a server that ends is started again, as long as no guest has written; sealed if it was)
  *                 ├→ stopped by a signal: the disk stays
  *                 └→ given up (SIGINT, or the mirror said so): the caller removes the disk
  *
- * Once sealed (control/receive-exports.h) a server that ends is not started again: what its guest wrote and
- * did not flush may be lost with it, and the guest must not go on as if it were not.
+ * Once the guest has written (control/receive-exports.h) a server that ends is not started again: what it wrote and
+ * did not flush may be lost with the server, and the guest must not go on as if it were not.
  */
 
 #ifndef NBDMIRROR_RECEIVE_SERVER_H
@@ -37,7 +37,7 @@ struct receive_server {
   int nbdkit_status;              /* of the last one that ended */
   int signal_fd, note_fd, note_write_fd;
   int log_fd, log_to;             /* background: what the servers say, and the stderr of before; -1 */
-  bool sealed, given_up;
+  bool sealed, written, given_up;
   int stopped_by;                 /* the signal, or 0 */
 };
 

@@ -74,7 +74,7 @@ static const char help[]
     "  --seal                PATH is the URI of such a server's mirror export: let no mirror write there\n"
     "                        any more, and return when its last request has ended\n"
     "  --give-up             PATH is such a URI: end that server, and remove the disk that it created\n\n"
-    "The server is restarted when it ends, until the guest uses the disk.  SIGTERM stops it.  SIGINT\n"
+    "The server is restarted when it ends, until the guest has written.  SIGTERM stops it.  SIGINT\n"
     "(Ctrl-C) gives up: a disk that was created here, and not handed over, is removed.\n"
     "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters.\n\n"
     "Examples:\n"

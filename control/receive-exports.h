@@ -37,6 +37,7 @@
 
 /* One byte each, from the filter to the process that supervises the server (receive-notify-fd=). */
 #define RECEIVE_NOTE_SEALED 'S'
+#define RECEIVE_NOTE_WRITTEN 'W' /* by the guest, for the first time */
 #define RECEIVE_NOTE_GIVEN_UP 'A'
 
 #endif

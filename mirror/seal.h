@@ -15,7 +15,7 @@
 /* What users are told when it fails: the disk, the destination, why, the destination. */
 #define DESTINATION_UNSEALED \
   "%s: handed over, but %s could not be sealed: %s.  A request that is late could still be written there: do not start the" \
-  " guest before 'nbdmirror receive --seal %s' succeeds (a program that writes there in your place will do it as well)"
+  " guest before 'nbdmirror receive --seal %s' succeeds"
 
 /* Can there be anything to seal at DEST, a name as for endpoint_open()?  Pure. */
 bool destination_may_be_sealed (const char *dest);

@@ -30,6 +30,7 @@
 static struct admission admission;
 static int notify_fd = -1;      /* to the supervisor, see receive-exports.h; -1: nobody supervises */
 static int keep_allocated;      /* zeroes of the mirror are written, not punched */
+static _Atomic bool guest_has_written;
 static int disk_fd = -1;        /* what was prepared, and is locked; -1: not known */
 static int start_sealed;        /* the guest's, from the beginning */
 static char *disk_path;         /* where the plugin opens it, anew for each connection */
@@ -366,6 +367,8 @@ enter (struct handle *h, int *err)
     /* Without limit, as its disk is: an error would be the guest's, and nothing is wrong with it. */
     if (!admission_is_over (&admission))
       error = seal (-1, "the guest's first write");
+    if (error == 0 && !atomic_load (&guest_has_written) && !atomic_exchange (&guest_has_written, true))
+      notify (RECEIVE_NOTE_WRITTEN);
     if (error != 0)
       *err = error;
     return error != 0 ? -1 : 0;

@@ -86,6 +86,22 @@ wait_exit mirror 60
 cmp "$tmp/disk" "$disk_there" || fail "mirrored through ssh: differs"
 stop src
 
+# A worker that is stopped at the hand-over: its session there is ended all the same, before anybody may use the disk.
+start_server late "$tmp/disk"
+spawn mirror nbdmirror mirror "${control[late]}" "$dest&overwrite"
+wait_state "${control[late]}" ready 30
+until nbdmirror complete --prepare-only --lease 60s --json "${control[late]}" >"$tmp/prepared"; do sleep 0.2; done
+kill -STOP "${pid[mirror]}"
+[ -n "$(session)" ] || fail "no session there"
+has_to_exit 0 nbdmirror complete --commit --token "$(field rollback-token <"$tmp/prepared")" --json "${control[late]}"
+grep -q '"sealed": true' "$tmp/out" || fail "not sealed: $(cat "$tmp/out")"
+[ -z "$(session)" ] || fail "the session of a stopped worker still has the disk: $(session)"
+kill -CONT "${pid[mirror]}"
+wait_exit mirror 20
+[ "$status" = 0 ] || fail "mirror ended with $status"
+cmp "$tmp/disk" "$disk_there" || fail "handed over through ssh: differs"
+stop late
+
 # An old session that is still there, and knows nothing of the end of its client.  It is ended, its server
 # with it, before the new one begins.
 mkfifo "$tmp/silent"
