@@ -122,11 +122,14 @@ guard_ready (struct migrate *m)
 {
   sigset_t none;
 
-  if (m->guard == NULL || m->o.recover)
+  if (m->guard == NULL)
     return;
-  keep_handlers ();
+  if (!m->o.recover)
+    keep_handlers ();
   sigemptyset (&none);
   sigprocmask (SIG_SETMASK, &none, NULL);
+  if (m->o.recover) /* the guardian: from now on they end the tries, or us */
+    return;
   log_event (m, "coordinator", json_pack ("{s:i, s:i}", "pid", (int) getpid (), "guardian", (int) getppid ()));
 }
 
@@ -158,11 +161,12 @@ block_signals (sigset_t *set)
   sigprocmask (SIG_BLOCK, set, NULL);
 }
 
-/* Until it has ended: its status as from waitpid.  *SIGNALS: how many were passed on.  The second one kills it; but a
- * terminal that goes away may well say so twice. */
+/* Until it has ended: its status as from waitpid.  *SIGNALS: how many came, and were passed on.  The second one kills it; but
+ * a terminal that goes away may well say so twice.  None that was sent to a coordinator may end us, who clean up after it. */
 static int
 watch (pid_t coordinator, const sigset_t *set, int *signals)
 {
+  const struct timespec now = { 0, 0 };
   int status, number;
 
   *signals = 0;
@@ -173,6 +177,8 @@ watch (pid_t coordinator, const sigset_t *set, int *signals)
     (*signals)++;
     kill (coordinator, *signals > 1 && number != SIGHUP ? SIGKILL : number);
   }
+  while ((number = sigtimedwait (set, NULL, &now)) > 0)
+    *signals += number != SIGCHLD;
   return status;
 }
 
@@ -276,7 +282,7 @@ static int
 guard (struct migrate *m, int (*work) (struct migrate *m))
 {
   pid_t guardian = getpid (), coordinator;
-  sigset_t set, old;
+  sigset_t set;
   int status, signals;
 
   block_signals (&set);
@@ -290,13 +296,11 @@ guard (struct migrate *m, int (*work) (struct migrate *m))
   if (coordinator == 0)
     return become_coordinator (guardian) ? work (m) : EXIT_CANCELLED;
   status = watch (coordinator, &set, &signals);
-  sigemptyset (&old);
   if (atomic_load (&m->guard->finished))
     return WIFEXITED (status) ? WEXITSTATUS (status) : atomic_load (&m->guard->exit_status);
   say_died (m, status);
   m->o.recover = true;
   m->exit_status = signals > 0 ? EXIT_CANCELLED : EXIT_ERROR;
-  sigprocmask (SIG_SETMASK, &old, NULL); /* from now on they end the tries, or us */
   return work (m);
 }
 

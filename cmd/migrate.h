@@ -240,7 +240,7 @@ bool migration_is_active (const char *status);
 /* Run WORK in a child and look after it.  Returns, in both processes, the status to exit with.  If the child dies before
  * guard_finished(), WORK runs here as well, with m->o.recover and m->died. */
 int guard_run (struct migrate *m, int (*work) (struct migrate *m));
-/* The child can be interrupted from now on. */
+/* Its handlers are there: either process can be interrupted from now on. */
 void guard_ready (struct migrate *m);
 /* Write down what the guardian would need: before and after whatever it could not see. */
 void guard_note (struct migrate *m);

@@ -108,6 +108,17 @@ kill -INT "${pid[migrate]}"
 has_ended 6 rolled-back
 ended running dead open
 idle
+case="coordinator killed, and impatient users"
+begin "source migrate-continue" --at source:migrate-continue:hang
+kill -STOP "${pid[migrate]}" # so that all of them are there when it looks
+kill -KILL "$coordinator"
+wait_for 10 gone "$coordinator"
+kill -INT "${pid[migrate]}"
+kill -TERM "${pid[migrate]}"
+kill -CONT "${pid[migrate]}"
+has_ended 6 rolled-back
+ended running dead open
+idle
 
 # Both: --recover ends it.
 recover () { # STATUS
