@@ -34,13 +34,17 @@ copier_init (struct copier *c, struct session *s, unsigned index)
   size_t request = (size_t) e->request_blocks << e->region->geo.block_shift;
   c->buffer_size = request + (s->min_block > ALIGNMENT ? s->min_block : ALIGNMENT);
   size_t fit = ENGINE_BUFFER_BYTES / s->nr_copiers / c->buffer_size;
-  c->nr_slots = fit < 3 ? 2 : fit - 1 < ENGINE_DEPTH ? (unsigned) fit - 1 : ENGINE_DEPTH;
+  /* One to read back into for four to write from: what is in quarantine gets a quarter of the slots at most. */
+  size_t readbacks = fit < 10 ? 1 : fit / 5;
+  c->nr_slots = fit < 3 ? 2 : fit - readbacks < ENGINE_DEPTH ? (unsigned) (fit - readbacks) : ENGINE_DEPTH;
+  if (readbacks > ENGINE_DEPTH / 4)
+    readbacks = ENGINE_DEPTH / 4;
   window_init (&c->window, c->nr_slots);
 
   c->slots = calloc (c->nr_slots, sizeof *c->slots);
   if (c->slots == NULL)
     return -1;
-  c->buffers = buffers_new ((c->nr_slots + 1) * c->buffer_size);
+  c->buffers = buffers_new ((c->nr_slots + readbacks) * c->buffer_size);
   if (c->buffers == NULL) {
     errno = ENOMEM;
     return -1;
@@ -49,7 +53,8 @@ copier_init (struct copier *c, struct session *s, unsigned index)
     c->slots[i].c = c;
     c->slots[i].buf = c->buffers + i * c->buffer_size;
   }
-  c->readback = c->buffers + c->nr_slots * c->buffer_size;
+  for (c->nr_readbacks = 0; c->nr_readbacks < readbacks; c->nr_readbacks++)
+    c->readbacks[c->nr_readbacks] = c->buffers + (c->nr_slots + c->nr_readbacks) * c->buffer_size;
   return 0;
 }
 
@@ -100,7 +105,7 @@ room (const struct copier *c)
   bool synchronous = atomic_load (&c->engine->synchronous);
   unsigned limit = c->at_once || synchronous ? c->window.depth : c->nr_slots;
   unsigned half = c->nr_slots / 2;
-  struct engine_room r = { .flusher = c->index == 0, .verify = !c->verifying };
+  struct engine_room r = { .flusher = c->index == 0, .verify = c->nr_readbacks > 0 };
 
   if (c->nr_active >= c->nr_slots)
     return r;

@@ -34,6 +34,7 @@ struct slot {
   enum slot_state state;
   struct engine_task task;
   bool verify;
+  uint8_t *readback;       /* verify: of the copier's */
   uint64_t offset, length; /* the task in bytes */
   uint64_t pos;            /* bytes of it that are sent (data) or done (zeroes) */
   uint64_t zero_end;       /* zeroes: up to here (relative) the source is known to be zero */
@@ -57,10 +58,10 @@ struct copier {
   unsigned nr_active, nr_urgent; /* slots in use; of these for urgent blocks */
   struct window window;
   bool at_once;         /* the source answered the last read at once, from the page cache */
-  uint8_t *buffers;     /* nr_slots + 1 of buffer_size; the last one is for reading back */
+  uint8_t *buffers;     /* one of buffer_size for each slot, and a few for reading back */
   size_t buffer_size;
-  uint8_t *readback;
-  bool verifying;       /* readback is in use */
+  uint8_t *readbacks[ENGINE_DEPTH / 4]; /* the free ones: so many more tasks may be read back */
+  unsigned nr_readbacks;
   struct slot *waiting; /* slots with something to send and no room, oldest first */
 };
 

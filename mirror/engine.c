@@ -342,7 +342,8 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
     .max_zero = cost ? max : MAX_ZERO_BYTES >> e->region->geo.block_shift,
     .max_ask = MAX_ASK_BYTES >> e->region->geo.block_shift,
     .min_ask = endpoint_info (e->source)->can_status ? e->request_blocks : 0,
-    .quarantine_ready = can_verify && e->grace_end_ns != 0 && now >= e->grace_end_ns,
+    .quarantine_ready = e->grace_end_ns != 0 && now >= e->grace_end_ns,
+    .verify_full = !can_verify,
   };
   /* All that is dirty is in quarantine, which may be the whole disk: do not go over it for nothing. */
   if (!o.quarantine_ready

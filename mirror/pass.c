@@ -151,6 +151,8 @@ pass_next (const struct pass *p, const struct region *r, const struct pass_optio
         from = quarantine_end (r, *first);
         continue;
       }
+      if (o->verify_full)
+        return PASS_WAIT;
       if (*count > o->max_data)
         *count = o->max_data;
       return PASS_VERIFY;

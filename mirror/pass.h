@@ -47,7 +47,7 @@ enum pass_kind {
   PASS_VERIFY, /* the same, and read it back: it is in quarantine (R12) */
   PASS_ZERO,   /* the source's hint says zero: claim, ask again, write zeroes */
   PASS_ASK,    /* a long run without a hint: ask for its block status */
-  PASS_WAIT    /* a dirty block comes next that is still busy, see wait_number */
+  PASS_WAIT    /* a dirty block comes next that is still busy, see wait_number; or PASS_VERIFY would, see verify_full */
 };
 
 struct pass_options {
@@ -58,6 +58,8 @@ struct pass_options {
   uint64_t wait_number;  /* dirty blocks below a busy range of up to this number are waited for; other busy ones are
                             left to the next pass; 0: all are */
   bool quarantine_ready; /* quarantined blocks may be copied (the grace time is over); else they are skipped */
+  bool verify_full;      /* though not by the caller at this moment.  To go past them then would leave all but a few of them to
+                            later passes, for which a busy guest always has other blocks ready */
 };
 
 void pass_init (struct pass *p);

@@ -41,7 +41,7 @@ release (struct slot *sl)
 {
   struct copier *c = sl->c;
   if (sl->verify)
-    c->verifying = false;
+    c->readbacks[c->nr_readbacks++] = sl->readback;
   sl->verify = false;
   if (sl->task.urgent)
     c->nr_urgent--;
@@ -150,7 +150,7 @@ on_readback (void *opaque, int err)
     read_back (sl);
     return;
   }
-  if (memcmp (sl->buf, sl->c->readback, sl->length) == 0)
+  if (memcmp (sl->buf, sl->readback, sl->length) == 0)
     bitmap_clear (e->region, REGION_QUARANTINE, sl->task.first, sl->task.count);
   else {
     /* A request of a dead session was applied after ours.  Copy again; it stays in quarantine. */
@@ -173,7 +173,7 @@ read_back (struct slot *sl)
     n = max;
   sl->pos += n;
   n = (n + min - 1) / min * min;
-  if (channel_read (c->dest, c->readback + at, (uint32_t) n, sl->offset + at, on_readback, sl) == -1)
+  if (channel_read (c->dest, sl->readback + at, (uint32_t) n, sl->offset + at, on_readback, sl) == -1)
     dest_failed (sl, "read-back", errno);
 }
 
@@ -536,7 +536,8 @@ slot_start (struct slot *sl, enum engine_work work)
       on_hint (sl, errno, NULL, 0);
     break;
   default:
-    c->verifying = c->verifying || sl->verify;
+    if (sl->verify)
+      sl->readback = c->readbacks[--c->nr_readbacks];
     sl->state = SLOT_READING;
     if (channel_read (c->source, sl->buf, (uint32_t) sl->length, sl->offset, on_read, sl) == -1)
       on_read (sl, errno);

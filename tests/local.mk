@@ -245,6 +245,7 @@ blackbox_tests = \
 	tests/blackbox/dest-faults.sh \
 	tests/blackbox/dest-lasting.sh \
 	tests/blackbox/server-killed.sh \
+	tests/blackbox/quarantine-busy.sh \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/fence.sh \

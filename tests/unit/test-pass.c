@@ -115,6 +115,27 @@ Test (pass, quarantine_waits_and_then_is_verified_apart_from_the_rest)
   expect (&plain, PASS_DATA, 20, 10);
 }
 
+/* Who cannot read back now waits at what is in quarantine: behind it there is always something else to copy when a guest is
+ * busy, and each pass would verify no more than a few blocks. */
+Test (pass, what_is_to_be_verified_is_not_gone_past)
+{
+  setup ();
+  struct pass_options full = plain;
+  uint64_t first, count;
+  full.verify_full = true;
+  bitmap_set (r, REGION_DIRTY, 10, 20);
+  bitmap_set (r, REGION_QUARANTINE, 15, 5);
+  expect (&full, PASS_DATA, 10, 5);
+  p.cursor = 15;
+  cr_assert_eq (pass_next (&p, r, &full, &first, &count), PASS_WAIT);
+  expect (&plain, PASS_VERIFY, 15, 5);
+  cr_assert (pass_busy_add (&p, 15, 5)); /* somebody else is at it */
+  expect (&full, PASS_DATA, 20, 10);
+  full.quarantine_ready = false; /* the grace time: nobody waits for that */
+  pass_busy_remove (&p, 15);
+  expect (&full, PASS_DATA, 20, 10);
+}
+
 Test (pass, only_long_runs_without_a_hint_are_asked_about)
 {
   setup ();
