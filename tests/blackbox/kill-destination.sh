@@ -112,6 +112,12 @@ begin
 : >"$tmp/mirror.log"
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --bandwidth 48M
 wait_state "${control[src]}" ready 60
+# Ready is soon, with a downtime of 2 s; but only by what was flushed can the destination be told from another.
+flushed () {
+  nbdmirror status --json "${control[src]}" >"$tmp/status"
+  [ $(($(field dirty-bytes <"$tmp/status") + $(field claimed-bytes <"$tmp/status"))) -lt $((size / 4)) ]
+}
+wait_for 20 flushed
 truncate -s "$size" "$tmp/other"
 refused "empty"
 
