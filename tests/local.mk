@@ -287,12 +287,14 @@ guest_tests = \
 	tests/guest/by-hand.py \
 	tests/guest/evacuate.py \
 	tests/guest/faults.py \
+	tests/guest/libvirt.py \
 	tests/guest/migrate.py \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py
 TESTS += $(guest_tests)
 EXTRA_DIST += $(guest_tests) \
 	tests/guest/delay.py \
+	tests/guest/hosts.py \
 	tests/guest/init \
 	tests/guest/machine.py \
 	tests/guest/migration.py \

@@ -285,7 +285,9 @@ class Scene:
         self.story.close()
         self.story = machine.Story()
         for name in os.listdir(self.tmp):
-            if name not in ("recorder", "initramfs"):
+            if os.path.isdir(self.path(name)):
+                shutil.rmtree(self.path(name))
+            elif name not in ("recorder", "initramfs"):
                 with contextlib.suppress(FileNotFoundError):  # servers are tidied up after as well
                     os.unlink(self.path(name))
 
