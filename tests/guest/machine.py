@@ -360,10 +360,11 @@ class Qmp:
 
 class Vm:
     """A running QEMU.  NAME names its files in DIRECTORY; NBD is the list of its disks: Unix sockets,
-    "HOST:PORT", or block device nodes as QMP's blockdev-add takes them.  The disks are called disk0, disk1.  With incoming=True it waits for a migration, and is stopped when that has come (-S).
+    "HOST:PORT", or block device nodes as QMP's blockdev-add takes them.  The disks are called disk0, disk1.  With incoming=True it waits for a migration, and is stopped when that has come (-S), unless
+    stopped=False.
     Sockets: NAME.qmp (ours) and NAME.qmp2 (for the program under test); NAME.console is the kernel's."""
 
-    def __init__(self, boot, directory, name, story, nbd, incoming=False, memory=96, recorder="",
+    def __init__(self, boot, directory, name, story, nbd, incoming=False, memory=96, recorder="", stopped=True,
                  reconnect_delay=None, options=(), prefix=()):
         self.name, self.story, self.directory = name, story, directory
         self.console = self.path("console")
@@ -388,7 +389,7 @@ class Vm:
                 argv += ["-blockdev", json.dumps(node),
                          "-device", f"virtio-blk-pci,drive=disk{number}"]
             if incoming:
-                argv += ["-incoming", "defer", "-S"]
+                argv += ["-incoming", "defer"] + ["-S"] * stopped
             self.log = open(self.path("log"), "w")
             self.process = subprocess.Popen([*argv, *options], stdin=subprocess.DEVNULL,
                                             stdout=self.log, stderr=self.log)
