@@ -290,7 +290,8 @@ guest_tests = \
 	tests/guest/libvirt.py \
 	tests/guest/migrate.py \
 	tests/guest/there-and-back.py \
-	tests/guest/two-hosts.py
+	tests/guest/two-hosts.py \
+	tests/guest/two-hosts-tls.py
 TESTS += $(guest_tests)
 EXTRA_DIST += $(guest_tests) \
 	tests/guest/delay.py \

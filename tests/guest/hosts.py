@@ -63,7 +63,7 @@ class Host:
         self.s, self.name, self.top = s, name, s.path(name)
         os.mkdir(self.top)
         self.process = s.spawn(name, ["unshare", "-m", "-n", "-u", "-i", "-p", "--fork", "--kill-child", "--mount-proc",
-                                      "--propagation", "private", sys.executable, os.path.abspath(__file__), name, self.top],
+                                      "--propagation", "private", "/usr/bin/python3", os.path.abspath(__file__), name, self.top],
                                stdout=subprocess.PIPE)
         s.at_end.append(self.end)
         if self.process.stdout.readline() != b"ready\n":
