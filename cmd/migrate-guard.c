@@ -6,6 +6,7 @@
  *   waits; passes signals on                    does everything
  *   the coordinator ended in order ------------ its exit status is passed on
  *   it was killed, or crashed -----------------> does what --recover does, several times if it has to
+ *   it is stopped while the guest is, too long -> the same, after killing it
  *                                               the guardian was killed: that counts as SIGTERM (roll-back up to the
  *                                               commit, after it the end)
  *
@@ -161,17 +162,55 @@ block_signals (sigset_t *set)
   sigprocmask (SIG_BLOCK, set, NULL);
 }
 
+/* What has become of it: true if it has ended, with *STATUS as from waitpid.  *STOPPED_MS: since when it is stopped, or 0. */
+static bool
+has_ended (pid_t coordinator, int *status, double *stopped_ms)
+{
+  pid_t r;
+
+  while ((r = waitpid (coordinator, status, WNOHANG | WUNTRACED | WCONTINUED)) == coordinator) {
+    if (WIFSTOPPED (*status))
+      *stopped_ms = migrate_now ();
+    else if (WIFCONTINUED (*status))
+      *stopped_ms = 0;
+    else
+      return true;
+  }
+  if (r == -1 && errno == ECHILD) { /* somebody else has reaped it */
+    *status = 0;
+    return true;
+  }
+  return false;
+}
+
+/* A guest that is stopped, as it is at any time once its memory is sent, cannot wait for as long as somebody likes; and by
+ * then the disks were let go. */
+static bool
+is_stopped_too_long (const struct migrate *m, double stopped_ms)
+{
+  int phase = atomic_load (&m->guard->phase);
+
+  return stopped_ms > 0 && ((phase >= PHASE_MEMORY && phase <= PHASE_START) || phase == PHASE_BACK)
+         && migrate_now () - stopped_ms > (double) m->o.switch_ms;
+}
+
 /* Until it has ended: its status as from waitpid.  *SIGNALS: how many came, and were passed on.  The second one kills it; but
  * a terminal that goes away may well say so twice.  None that was sent to a coordinator may end us, who clean up after it. */
 static int
-watch (pid_t coordinator, const sigset_t *set, int *signals)
+watch (const struct migrate *m, pid_t coordinator, const sigset_t *set, int *signals)
 {
-  const struct timespec now = { 0, 0 };
+  static const struct timespec now = { 0, 0 }, second = { 1, 0 };
+  double stopped_ms = 0;
   int status, number;
 
   *signals = 0;
-  while (!spawn_ended (coordinator, 0, &status)) {
-    number = sigwaitinfo (set, NULL);
+  while (!has_ended (coordinator, &status, &stopped_ms)) {
+    if (is_stopped_too_long (m, stopped_ms)) {
+      cmd_warning ("the process that coordinates the migration is stopped, and the guest may be: killing it");
+      kill (coordinator, SIGKILL);
+      stopped_ms = 0;
+    }
+    number = sigtimedwait (set, NULL, stopped_ms > 0 ? &second : NULL);
     if (number == -1 || number == SIGCHLD)
       continue;
     (*signals)++;
@@ -295,7 +334,7 @@ guard (struct migrate *m, int (*work) (struct migrate *m))
   }
   if (coordinator == 0)
     return become_coordinator (guardian) ? work (m) : EXIT_CANCELLED;
-  status = watch (coordinator, &set, &signals);
+  status = watch (m, coordinator, &set, &signals);
   if (atomic_load (&m->guard->finished))
     return WIFEXITED (status) ? WEXITSTATUS (status) : atomic_load (&m->guard->exit_status);
   say_died (m, status);

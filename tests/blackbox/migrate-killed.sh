@@ -93,6 +93,12 @@ begin "dest cont" --at dest:cont:mute-then-die
 kill_coordinator 1 rolled-back
 did "source cont postmigrate open+open"
 ended running dead open
+case="coordinator stopped while the disks are held"
+begin "source migrate-continue" --at source:migrate-continue:hang -- --switchover-timeout 2s
+kill -STOP "$coordinator"
+has_ended 1 rolled-back
+ended running dead open
+idle
 case="a signal for both, as systemd sends it"
 begin "source migrate-continue" --at source:migrate-continue:hang
 kill -TERM "$coordinator" "${pid[migrate]}"

@@ -109,6 +109,10 @@ class Case:
         for pid in children(self.move.process.pid):
             kill(pid)
 
+    def stopped_coordinator(self):
+        for pid in children(self.move.process.pid):
+            kill(pid, signal.SIGSTOP)
+
     def guardian(self):
         self.orphans = children(self.move.process.pid)
         self.move.process.kill()
@@ -235,7 +239,8 @@ SHORT = [
 ]
 FAULTS = {
     "dest-qemu": STEPS[:-1], "export": STEPS[:6], "receiver": STEPS[:5], "worker": STEPS, "stopped-worker": STEPS[:6],
-    "cancel": STEPS[:6], "coordinator": STEPS, "guardian": STEPS, "both": STEPS, "interrupt": STEPS, "source-qemu": STEPS[5:], "nothing": STEPS[1:2],
+    "cancel": STEPS[:6], "coordinator": STEPS, "stopped-coordinator": STEPS[2:7],
+    "guardian": STEPS, "both": STEPS, "interrupt": STEPS, "source-qemu": STEPS[5:], "nothing": STEPS[1:2],
 }
 
 
@@ -291,6 +296,8 @@ def random_cases(count, seed):
         options = SLOW_MEMORY if fault == "nothing" else SLOW_DISK if step == "mirror" else ()
         if fault == "receiver":
             options += ("--timeout", "10s")  # it never comes back: without a time limit the mirror would wait for it
+        if fault == "stopped-coordinator":
+            options += ("--switchover-timeout", "3s")
         delay = rng.choice([None, rng.uniform(0, 0.06)])
         if fault in ("export", "receiver") and step not in ("mirror", "memory"):
             delay = None  # else the guest's own disk may be hit, after the commit
