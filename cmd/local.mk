@@ -14,7 +14,7 @@ nbdmirror_SOURCES = \
 	cmd/worker.h cmd/worker.c \
 	cmd/receive.c \
 	cmd/receive-disk.h cmd/receive-disk.c \
-	cmd/receive-server.h cmd/receive-server.c cmd/receive-launch.c \
+	cmd/receive-server.h cmd/receive-server.c cmd/receive-launch.c cmd/receive-dir.c \
 	cmd/run.h cmd/run.c \
 	cmd/nbdkit-args.h cmd/nbdkit-args.c \
 	cmd/nbdkit-run.h cmd/nbdkit-run.c \

@@ -8,12 +8,14 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -113,6 +115,8 @@ nbdkit_words (struct words *w, const struct receive_server *s)
   add (w, "receive-disk-path=%s", s->disk->path);
   if (s->disk->preallocate)
     add (w, "receive-keep-allocated=true");
+  if (s->qemu_nbd_fd != -1)
+    add (w, "receive-backend-fd=%d", s->qemu_nbd_fd);
   if (s->sealed)
     add (w, "receive-sealed=true");
 }
@@ -185,7 +189,7 @@ start (struct receive_server *s, struct words *w, bool is_nbdkit)
 {
   const struct run_options o = {
     .our_stdio = is_nbdkit && s->stdio,
-    .keep = { s->disk->fd, is_nbdkit ? s->note_write_fd : -1 },
+    .keep = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1, is_nbdkit ? s->qemu_nbd_fd : -1 },
     .end_with_us = s->stdio,
   };
   pid_t pid = run_start (w->word, &o);
@@ -206,7 +210,12 @@ launch_qemu_nbd (struct receive_server *s)
   unlink (path);
   forget_pid_file (s, "qemu-nbd");
   qemu_nbd_words (&w, s);
+  if (s->qemu_nbd_fd != -1)
+    close (s->qemu_nbd_fd);
   s->qemu_nbd = start (s, &w, false);
+  s->qemu_nbd_fd = s->qemu_nbd != 0 ? (int) syscall (SYS_pidfd_open, s->qemu_nbd, 0) : -1;
+  if (s->qemu_nbd_fd != -1)
+    fcntl (s->qemu_nbd_fd, F_SETFD, FD_CLOEXEC);
   return s->qemu_nbd == 0 ? -1 : wait_until_ready (s, &s->qemu_nbd, "qemu-nbd");
 }
 

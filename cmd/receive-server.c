@@ -155,7 +155,7 @@ make_channels (struct receive_server *s, bool background)
 
   s->nbdkit = s->qemu_nbd = 0;
   s->sealed = s->disk->sealed;
-  s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = -1;
+  s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->qemu_nbd_fd = -1;
   sigemptyset (&set);
   sigaddset (&set, SIGCHLD);
   sigaddset (&set, SIGTERM);
@@ -169,12 +169,8 @@ make_channels (struct receive_server *s, bool background)
   }
   s->note_fd = fds[0];
   s->note_write_fd = fds[1];
-  strcpy (s->dir, "/tmp/nbdmirror-receive-XXXXXX");
-  if (mkdtemp (s->dir) == NULL) {
-    cmd_error ("%s: %s", s->dir, strerror (errno));
-    s->dir[0] = '\0';
+  if (receive_dir_make (s) == -1)
     return -1;
-  }
   if (background && take_stderr (s) == -1) {
     cmd_error ("pipe: %s", strerror (errno));
     return -1;
@@ -276,19 +272,11 @@ receive_server_run (struct receive_server *s)
 void
 receive_server_free (struct receive_server *s)
 {
-  static const char *const names[] = { "nbdkit.pid", "qemu-nbd.pid", "qemu-nbd.sock" };
-
   if (s->nbdkit != 0 || s->qemu_nbd != 0)
     receive_end_children (s, 0);
   if (s->socket != NULL && tidy_look (s->socket) == TIDY_STALE)
     unlink (s->socket);
-  for (size_t i = 0; s->dir[0] != '\0' && i < sizeof names / sizeof names[0]; i++) {
-    char path[sizeof s->dir + 20];
-    snprintf (path, sizeof path, "%s/%s", s->dir, names[i]);
-    unlink (path);
-  }
-  if (s->dir[0] != '\0')
-    rmdir (s->dir);
+  receive_dir_remove (s);
   pass_on (s);
   if (s->log_to != -1)
     dup2 (s->log_to, STDERR_FILENO);

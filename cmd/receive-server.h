@@ -32,7 +32,9 @@ struct receive_server {
   char *filter;                   /* our filter, for --filter= */
 
   /* The rest is the server's own. */
-  char dir[40];                   /* private: pid files and qemu-nbd's socket */
+  char dir[40];                   /* private: pid files and qemu-nbd's socket; */
+  int dir_fd;                     /* locked (flock) by us and the servers, as long as one of us lives */
+  int qemu_nbd_fd;                /* pidfd; -1 */
   pid_t nbdkit, qemu_nbd;         /* 0: does not run */
   int nbdkit_status;              /* of the last one that ended */
   int signal_fd, note_fd, note_write_fd;
@@ -56,6 +58,10 @@ void receive_server_quiet (struct receive_server *s);
 enum receive_end receive_server_run (struct receive_server *s);
 /* After either: remove sockets and the private directory. */
 void receive_server_free (struct receive_server *s);
+
+/* receive-dir.c: make s->dir, and remove those that nobody uses any more.  -1 after an error message. */
+int receive_dir_make (struct receive_server *s);
+void receive_dir_remove (struct receive_server *s);
 
 /* receive-launch.c: start what is not running.  -1 after an error message. */
 int receive_launch (struct receive_server *s);

@@ -100,7 +100,7 @@ become (char *const *words, const struct run_options *o, int err_fd)
     dup2 (fd, STDIN_FILENO);
     dup2 (fd, STDOUT_FILENO);
   }
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < RUN_KEEP; i++)
     if (o->keep[i] != -1)
       fcntl (o->keep[i], F_SETFD, 0);
   execvp (words[0], words);

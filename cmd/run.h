@@ -14,9 +14,11 @@
  * NULL; else its output goes to our stderr. */
 int run_and_wait (const char *const *words, char **out);
 
+#define RUN_KEEP 4
+
 struct run_options {
   bool our_stdio;    /* its stdin and stdout are ours; else /dev/null */
-  int keep[2];       /* descriptors to pass on, by their numbers; -1: none */
+  int keep[RUN_KEEP]; /* descriptors to pass on, by their numbers; -1: none */
   bool end_with_us;  /* SIGKILL it when this process ends */
 };
 

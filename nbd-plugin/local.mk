@@ -23,7 +23,8 @@ EXTRA_DIST += nbd-plugin/filter.map
 filter_LTLIBRARIES += nbd-plugin/nbdkit-mirror-receive-filter.la
 nbd_plugin_nbdkit_mirror_receive_filter_la_SOURCES = \
 	nbd-plugin/receive-filter.c \
-	nbd-plugin/admission.h nbd-plugin/admission.c
+	nbd-plugin/admission.h nbd-plugin/admission.c \
+	nbd-plugin/orphan.h nbd-plugin/orphan.c
 nbd_plugin_nbdkit_mirror_receive_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
 nbd_plugin_nbdkit_mirror_receive_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
 	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map

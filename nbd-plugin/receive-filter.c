@@ -19,18 +19,25 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
 
 #include "nbd-plugin/admission.h"
+#include "nbd-plugin/orphan.h"
 
 #define PAUSE_NS 1000000u
+#define GUEST_BACK_S 10 /* a guest that has lost its connection comes back by then */
 
 static struct admission admission;
 static int notify_fd = -1;      /* to the supervisor, see receive-exports.h; -1: nobody supervises */
 static int keep_allocated;      /* zeroes of the mirror are written, not punched */
 static _Atomic bool guest_has_written;
+static _Atomic unsigned nr_guests;  /* connections */
+static _Atomic int64_t guest_left;  /* when the last one was closed, seconds of the monotonic clock; 0: there was none */
+static bool one_client;         /* nbdkit -s: nobody else can come */
+static int backend_fd = -1;     /* a pidfd of the process that the plugin is a client of; -1: none */
 static int disk_fd = -1;        /* what was prepared, and is locked; -1: not known */
 static int start_sealed;        /* the guest's, from the beginning */
 static char *disk_path;         /* where the plugin opens it, anew for each connection */
@@ -52,6 +59,7 @@ receive_load (void)
 static void
 receive_unload (void)
 {
+  orphan_watch_stop ();
   admission_destroy (&admission);
   free (disk_path);
 }
@@ -62,6 +70,7 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
   if (strcmp (key, "receive-notify-fd") == 0) {
     if (nbdkit_parse_int (key, value, &notify_fd) == -1)
       return -1;
+    one_client = !nbdkit_stdio_safe (); /* can be asked only now */
     if (fcntl (notify_fd, F_SETFD, FD_CLOEXEC) == -1) {
       nbdkit_error ("%s=%s: %m", key, value);
       return -1;
@@ -72,6 +81,15 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
     if (nbdkit_parse_int (key, value, &disk_fd) == -1)
       return -1;
     if (fcntl (disk_fd, F_SETFD, FD_CLOEXEC) == -1) {
+      nbdkit_error ("%s=%s: %m", key, value);
+      return -1;
+    }
+    return 0;
+  }
+  if (strcmp (key, "receive-backend-fd") == 0) {
+    if (nbdkit_parse_int (key, value, &backend_fd) == -1)
+      return -1;
+    if (fcntl (backend_fd, F_SETFD, FD_CLOEXEC) == -1) {
       nbdkit_error ("%s=%s: %m", key, value);
       return -1;
     }
@@ -109,7 +127,7 @@ record_seal (void)
 #define receive_config_help                                                                        \
   "receive-keep-allocated=<BOOL>  Zeroes that the mirror writes leave no holes.\n"                 \
   "receive-sealed=<BOOL>          Sealed from the beginning.\n"                                    \
-  "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>\n"                        \
+  "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>, receive-backend-fd=<FD>\n" \
   "                               For nbdmirror receive, which locks the disk and supervises the server."
 
 static int
@@ -123,6 +141,35 @@ receive_get_ready (int thread_model)
     return 0;
   nbdkit_error ("the mirror-receive filter needs a plugin and filters that serve requests in parallel"
                 " (thread model \"parallel\"): a session that waits would block the one it waits for");
+  return -1;
+}
+
+static int64_t
+now_s (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec;
+}
+
+static bool
+guest_uses_it (void)
+{
+  int64_t left = atomic_load (&guest_left);
+
+  return atomic_load (&nr_guests) > 0 || (left != 0 && now_s () - left < GUEST_BACK_S);
+}
+
+static int
+receive_after_fork (nbdkit_backend *backend)
+{
+  (void) backend;
+  if (notify_fd == -1 || one_client)
+    return 0;
+  if (orphan_watch_start (notify_fd, backend_fd, guest_uses_it) == 0)
+    return 0;
+  nbdkit_error ("a thread cannot be started: %m");
   return -1;
 }
 
@@ -314,12 +361,20 @@ receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, con
     free (h);
     return NULL;
   }
+  if (h->kind == GUEST)
+    atomic_fetch_add (&nr_guests, 1);
   return h;
 }
 
 static void
 receive_close (void *handle)
 {
+  struct handle *h = handle;
+
+  if (h->kind == GUEST) {
+    atomic_store (&guest_left, now_s ());
+    atomic_fetch_sub (&nr_guests, 1);
+  }
   free (handle);
 }
 
@@ -464,6 +519,7 @@ static struct nbdkit_filter filter = {
   .config = receive_config,
   .config_help = receive_config_help,
   .get_ready = receive_get_ready,
+  .after_fork = receive_after_fork,
   .list_exports = receive_list_exports,
   .default_export = receive_default_export,
   .open = receive_open,

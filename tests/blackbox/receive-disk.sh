@@ -174,3 +174,45 @@ kill "${pid[f]}"
 wait_for 10 sh -c "! kill -0 ${pid[f]} 2>/dev/null"
 unset "pid[f]"
 absent "$tmp/f.sock"
+
+# The supervising process is killed: its server ends as well, unless a guest is connected, and the next one cleans up.
+private () { ps -o args= -p "$1" | sed -n 's/.* -P \([^ ]*\)\/nbdkit.pid .*/\1/p'; }
+ended () { for p; do ! kill -0 "$p" 2>/dev/null || return; done; }
+formats=(raw)
+if command -v qemu-nbd qemu-img >/dev/null && nbdkit nbd --dump-plugin >/dev/null 2>&1; then formats+=(qcow2); fi
+for format in "${formats[@]}"; do
+  stop killed
+  start_receive killed "$tmp/killed.$format" --size 1M --format "$format"
+  servers=("$(child_of killed nbdkit)")
+  private=$(private "${servers[0]}")
+  [ "$format" = raw ] || servers+=("$(child_of killed qemu-nbd)")
+  kill -KILL "${pid[killed]}"
+  wait_exit killed 10
+  wait_for 10 ended "${servers[@]}"
+  [ -d "$private" ] || fail "no private directory to clean up: '$private'"
+  rm -f "${socket[killed]}"
+  start_receive killed "$tmp/killed.$format" --resume --format "$format"
+  absent "$private"
+  private=$(private "$(child_of killed nbdkit)")
+done
+spawn guest "$python" -c 'import nbd, sys, time
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+while True:
+    h.pread(512, 0)
+    print("read", flush=True)
+    time.sleep(0.1)' "${socket[killed]}"
+wait_for 10 grep -q read "$tmp/guest.log"
+server=$(child_of killed nbdkit)
+backend=$(child_of killed qemu-nbd)
+kill -KILL "${pid[killed]}"
+wait_exit killed 10
+start_receive g "$tmp/g" --size 1M
+stop g INT
+[ -d "$private" ] || fail "the directory of a server that lives was removed"
+receive 7 "$NBDMIRROR" receive "$tmp/killed.$format" --resume --format "$format"
+sleep 1
+running guest || fail "the guest has lost its disk"
+for process in "$server" $backend; do
+  kill -KILL "$process"
+done
