@@ -7,7 +7,7 @@ pods = \
 	docs/nbdmirror-migrate.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdmirror-control.pod
-EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/run.sh
+EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
 
 if HAVE_POD2MAN
 man_MANS += \

@@ -5,8 +5,8 @@
  *   tests/sim/table [POLICY [RHO...]]
  *
  * In the environment: DISK_MB, B (MiB/s), CAPPED (0: B is the line's, not a limit), THREADS, BLOCKS (of a request), DELAY
- * (max-write-delay, ms), RTT (ms), LIMIT (s), GUEST (its number), ON, FORGETS, STAY, CALM_AFTER (s) and CALM_RATE (writes/s), DEFER and
- * TWICE (what if): sim.h.
+ * (max-write-delay, ms), RTT (ms), LIMIT (s), GUEST (its number), ON, FORGETS, STAY, CALM_AFTER (s)
+ * and CALM_RATE (writes/s), DEFER and TWICE (what if): sim.h.
  */
 
 #include <config.h>
