@@ -51,36 +51,59 @@ converge_interrupted (struct converge *c)
   c->calm_ns = 0;
 }
 
-static void
-begin (struct converge *c, const struct converge_input *in)
+/* How long D is to be looked at before it is judged. */
+static uint64_t
+window_ns (const struct converge_input *in)
 {
-  c->begun = true;
-  c->gate_ns = in->now_ns;
-  c->passes_seen = in->passes;
-  c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
+  double part = WINDOW_PART * (double) in->disk_bytes / in->bandwidth * (double) NS_PER_S;
+  return part < (double) WINDOW_MIN_NS        ? WINDOW_MIN_NS
+         : part < (double) CONVERGE_WINDOW_NS ? (uint64_t) part
+                                              : CONVERGE_WINDOW_NS;
 }
 
-/* Has the present gate been in effect for long enough to judge D? */
+/* Has the present gate been in effect for that long? */
 static bool
 settled (const struct converge *c, const struct converge_input *in)
 {
-  if (in->bandwidth <= 0)
-    return false;
-  double part = WINDOW_PART * (double) in->disk_bytes / in->bandwidth * (double) NS_PER_S;
-  uint64_t window = part < (double) WINDOW_MIN_NS        ? WINDOW_MIN_NS
-                    : part < (double) CONVERGE_WINDOW_NS ? (uint64_t) part
-                                                         : CONVERGE_WINDOW_NS;
-  return in->now_ns - c->gate_ns >= window;
+  return in->bandwidth > 0 && in->now_ns - c->gate_ns >= window_ns (in);
 }
 
 /* D under the present gate. */
 static double
 rate_now (const struct converge *c, const struct converge_input *in)
 {
-  uint64_t ns = in->now_ns - c->gate_ns;
-  if (ns == 0 || ns >= CONVERGE_WINDOW_NS)
+  uint64_t ns = in->now_ns - c->marks[1].ns;
+  if (ns == 0 || in->now_ns - c->gate_ns >= CONVERGE_WINDOW_NS)
     return in->dirty_rate;
-  return (double) (in->dirtied_bytes - c->gate_dirtied) / (double) ns * (double) NS_PER_S;
+  return (double) (in->dirtied_bytes - c->marks[1].dirtied) / (double) ns * (double) NS_PER_S;
+}
+
+/* Until there is a whole CONVERGE_WINDOW_NS of it, rate_now() is over one to two of our own windows: on a small disk D rises
+ * within the first pass, before whose cursor everything is dirty already. */
+static void
+mark (struct converge *c, const struct converge_input *in)
+{
+  if (in->bandwidth <= 0 || in->now_ns - c->marks[0].ns < window_ns (in))
+    return;
+  c->marks[1] = c->marks[0];
+  c->marks[0] = (struct converge_mark){ in->now_ns, in->dirtied_bytes };
+}
+
+/* Everything that is known about D is about another time. */
+static void
+mark_anew (struct converge *c, const struct converge_input *in)
+{
+  c->gate_ns = in->now_ns;
+  c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
+  c->marks[0] = c->marks[1] = (struct converge_mark){ in->now_ns, in->dirtied_bytes };
+}
+
+static void
+begin (struct converge *c, const struct converge_input *in)
+{
+  c->begun = true;
+  c->passes_seen = in->passes;
+  mark_anew (c, in);
 }
 
 /* Is so little left that it could be handed over, but for what the flush takes?  Then passes say nothing, and no
@@ -159,10 +182,9 @@ set_gate (struct converge *c, const struct converge_input *in, enum converge_gat
 {
   c->gate = gate;
   c->reason = why;
-  c->gate_ns = in->now_ns;
+  mark_anew (c, in);
   c->calm_ns = 0;
   c->dirty_limit = gate == CONVERGE_THROTTLED ? (uint64_t) (c->step * in->bandwidth) : 0;
-  c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
   c->pass_mixed = true;
   c->stuck = false;
   c->on_trial = false;
@@ -318,8 +340,7 @@ look_at_hand (struct converge *c, const struct converge_input *in)
   if (in->by_hand == c->by_hand)
     return;
   c->by_hand = in->by_hand;
-  c->gate_ns = in->now_ns;
-  c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
+  mark_anew (c, in);
   c->pass_mixed = true;
   c->stuck = false;
 }
@@ -352,6 +373,7 @@ converge_decide (struct converge *c, const struct converge_input *in)
   }
   if (!c->begun)
     begin (c, in);
+  mark (c, in);
 
   look_at_hand (c, in);
   enum converge_reason why = judge_pass (c, in);

@@ -71,6 +71,10 @@ struct converge_input {
 
 #define CONVERGE_WINDOW_NS UINT64_C (2000000000)
 
+struct converge_mark {
+  uint64_t ns, dirtied;
+};
+
 struct converge {
   /* Results. */
   enum converge_gate gate;
@@ -89,6 +93,7 @@ struct converge {
   bool on_trial;               /* THROTTLED to find out what the guest wants */
   uint64_t stretch_dirtied;    /* dirtied_bytes when the pass or the gate began */
   uint64_t gate_dirtied;       /* when the gate began */
+  struct converge_mark marks[2]; /* of late, the last one first; none from before the gate */
   uint64_t last_sent, sent_unjudged; /* the latter: before this worker, up to the last time of being ready, or suspended */
   unsigned passes_unjudged;    /* up to the last time of being ready */
   uint64_t calm_ns;            /* since when the guest gets little; 0: it does not */
