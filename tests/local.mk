@@ -288,6 +288,7 @@ guest_tests = \
 	tests/guest/evacuate.py \
 	tests/guest/faults.py \
 	tests/guest/libvirt.py \
+	tests/guest/manuals.py \
 	tests/guest/migrate.py \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py \

@@ -121,9 +121,34 @@ def let_log_in(s, a, b):
     with open(b.path("/etc/ssh/test_key.pub")) as key, open(a.path("/root/.ssh/known_hosts"), "w") as known:
         known.write("hostb " + " ".join(key.read().split()[:2]) + "\n")
     sshd = s.spawn("sshd", [*b.prefix, shutil.which("sshd"), "-D", "-e", "-f", "/dev/null", "-h", "/etc/ssh/test_key", "-o", "UsePAM=no",
-                            "-o", "PermitRootLogin=prohibit-password", "-o", "PasswordAuthentication=no"])
+                            "-o", "PermitRootLogin=prohibit-password", "-o", "PasswordAuthentication=no",
+                            "-o", "SetEnv=PATH=" + os.environ["PATH"]])
     s.wait_for("sshd", lambda: sshd.poll() is not None or subprocess.run(
         [*a.prefix, "ssh", "-o", "BatchMode=yes", "hostb", "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0)
+
+
+pems = {}
+
+
+def certificates(a, b):
+    """Made at A with the commands of nbdmirror(1), once, and given to both as it says."""
+    import machine
+    import scene
+    if not shutil.which("certtool"):
+        raise machine.Unavailable("certtool is not installed (gnutls-bin)")
+    if not pems:
+        with open(os.path.join(scene.SRCDIR, "docs/nbdmirror.pod")) as f:
+            steps = re.search(r"^B<1. Certificates.>.*?\n\n(.*?)^F<", f.read(), re.M | re.S)[1]
+        a.run("mkdir pki && cd pki\n" + steps)
+        for name in "ca-cert", "client-cert", "client-key", "server-cert", "server-key":
+            with open(a.path(f"/root/pki/{name}.pem")) as f:
+                pems[name] = f.read()
+    for host in (a, b):
+        host.run("mkdir -p -m 700 /etc/pki/nbdmirror")
+        for name, pem in pems.items():
+            if host is b or "server" not in name:
+                with open(host.path(f"/etc/pki/nbdmirror/{name}.pem"), "w") as f:
+                    f.write(pem)
 
 
 def recipe(page, section):

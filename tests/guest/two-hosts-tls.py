@@ -50,18 +50,6 @@ print(dict(sizes), sorted(seen), flush=True)
 """
 
 
-def certificates(a, b):
-    with open(os.path.join(scene.SRCDIR, "docs/nbdmirror.pod")) as f:
-        steps = re.search(r"^B<1. Certificates.>.*?\n\n(.*?)^F<", f.read(), re.M | re.S)[1]
-    for host in (a, b):
-        host.run("mkdir -p -m 700 /etc/pki/nbdmirror")
-    a.run("mkdir pki && cd pki\n" + steps)
-    for name in "ca-cert", "client-cert", "client-key", "server-cert", "server-key":
-        pem = a.path(f"/root/pki/{name}.pem")
-        for host in (a, b) if "server" not in name else (b,):
-            shutil.copy(pem, host.path("/etc/pki/nbdmirror"))
-
-
 def marked_disk(s, path):
     """With MARK in every 32 bytes of a file."""
     tree = s.path("tree")
@@ -85,14 +73,12 @@ def listener(path):
 def test(s):
     if not scene.LONG:
         raise machine.Unavailable("takes long: NBDMIRROR_LONG=1")
-    if not shutil.which("certtool"):
-        raise machine.Unavailable("certtool is not installed (gnutls-bin)")
     s.boot = machine.Boot(s.tmp)
     shutil.copy(s.boot.kernel, s.path("kernel"))
     os.environ["PATH"] = s.builddir + ":" + os.environ["PATH"]
     a, b = hosts.pair(s)
     hosts.let_log_in(s, a, b)
-    certificates(a, b)
+    hosts.certificates(a, b)
     marked_disk(s, a.path("/srv/vm1.img"))
     words = {name: listener(s.path(name + ".words")) for name in ("hosta", "hostb")}
     sockets = {}
