@@ -155,8 +155,10 @@ nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *
 
   if (o == NULL)
     return -1;
-  if (nbd_aio_opt_list (h, each, done) == -1)
-    return not_started (o);
+  if (nbd_aio_opt_list (h, each, done) == -1) {
+    *is = NBD_NO_RECEIVE; /* it may not even know options ("fixed newstyle") */
+    return not_started (o) == -1 && errno == ENOTSUP ? 0 : -1;
+  }
   int r = drive (h, o, deadline);
   int err = errno;
   *is = o->is; /* a server that does not list its exports is none of ours */

@@ -4,7 +4,7 @@
 # with ESHUTDOWN and keeps the connection; one that takes 64 KiB a request, also when blocks are read back; one
 # that cannot write zeroes, where the bandwidth limit holds all the same; one whose flush takes longer than any other
 # request may.  And that a local file which vanished is not made anew, and that another disk than the tracked one is
-# not taken for the source.
+# not taken for the source.  It gets through to a server, too, that is older than the options of the handshake.
 . "$(dirname "$0")/lib.sh"
 
 random_disk "$tmp/disk" 16M
@@ -25,6 +25,14 @@ mirror_through () {
 
 mirror_through "error ESHUTDOWN" --fault write:5=error:ESHUTDOWN
 mirror_through "requests of 64 KiB" --max-block 64k --fault write:50=close
+
+# A server that knows no options cannot be asked whether it is one of `nbdmirror receive`'s.
+for export in '' mirror; do
+  start_dest old memory 16M --mask-handshake=0
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "nbd+unix:///$export?socket=${socket[old]}"
+  equal "$tmp/disk" "${uri[old]}"
+  stop old
+done
 
 start_fake small --file "$tmp/disk" --max-block 64k
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "${uri[small]}" "$tmp/copied"
