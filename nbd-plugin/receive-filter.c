@@ -156,9 +156,10 @@ now_s (void)
 static bool
 guest_uses_it (void)
 {
-  int64_t left = atomic_load (&guest_left);
-
-  return atomic_load (&nr_guests) > 0 || (left != 0 && now_s () - left < GUEST_BACK_S);
+  if (atomic_load (&nr_guests) > 0)
+    return true;
+  int64_t left = atomic_load (&guest_left); /* only now: closing a connection sets it first */
+  return left != 0 && now_s () - left < GUEST_BACK_S;
 }
 
 static int
