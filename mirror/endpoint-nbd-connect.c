@@ -96,7 +96,7 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
     return -1;
   if (nep->is_uri) {
-    if (nep->ep.opts.writable && !nep->is_plain
+    if ((nep->ep.opts.writable || nep->ep.opts.will_write) && !nep->is_plain
         && (nbd_uri_may_be_receive (nep->ep.name) || nbd_uri_may_be_guest (nep->ep.name))
         && nbd_set_opt_mode (h, true) == -1)
       return -1;
@@ -182,12 +182,12 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
                      " it any more (to receive it anew: nbdmirror receive --overwrite)", nep->ep.name);
       return -1;
     }
-    if (is == NBD_RECEIVE_OPEN && !nbd_session_name (nep->session, nep->ep.opts.session))
+    if (is == NBD_RECEIVE_OPEN && nep->ep.opts.writable && !nbd_session_name (nep->session, nep->ep.opts.session))
       goto failed;
     nep->is_plain = is == NBD_NO_RECEIVE;
   }
   snprintf (name, sizeof name, RECEIVE_SESSION_PREFIX "%s", nep->session);
-  if (nbd_go (h, is == NBD_RECEIVE_OPEN ? name : NULL, deadline) == 0)
+  if (nbd_go (h, nep->session[0] != '\0' ? name : NULL, deadline) == 0)
     return 0;
 
 failed:

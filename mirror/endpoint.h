@@ -39,6 +39,7 @@ struct channel;
 
 struct endpoint_options {
   bool writable;
+  bool will_write;          /* only read now: what no mirror may write to is refused as if it were writable */
   bool create;              /* a local file that is missing is created; one that is shorter than create_size is extended */
   uint64_t create_size;     /* bytes */
   int connect_timeout_ms;   /* 0: 10,000, for ssh 20,000 */

@@ -288,6 +288,7 @@ open_destination (struct job *j, json_t *status)
     return job_dry_file (j, size);
   /* An NBD server that is asked for a writable session may end another one for it. */
   j->dest.endpoint.writable = !j->dry;
+  j->dest.endpoint.will_write = j->dry;
   j->dest.endpoint.session = j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));

@@ -75,12 +75,17 @@ for how in --resume --restart; do
   has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" "$how"
   grep -q 'sealed.*--overwrite' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
 done
+has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[dst]}" --dry-run --measure 100ms
+grep -q 'sealed.*--overwrite' "$tmp/err" || fail "dry run: wrong reason: $(cat "$tmp/err")"
 stop dst
 start_receive dst "$tmp/dst" --size 4M --overwrite
 
 # Nor is the guest's export for a mirror: its first write would seal the disk.
 has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${guest_uri[dst]}"
 grep -q "the guest's export" "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+# A dry run says the same, and is no session: it takes the place of nobody.
+has_to_exit 7 nbdmirror mirror "${control[src]}" "${guest_uri[dst]}" --dry-run --measure 100ms
+has_to_exit 0 nbdmirror mirror "${control[src]}" "${uri[dst]}" --dry-run --measure 100ms
 
 # A worker that hands over by itself seals by itself.
 has_to_exit 0 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --on-ready complete --report "$tmp/report"
