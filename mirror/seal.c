@@ -98,6 +98,11 @@ open_export (const char *uri, const char *name, bool may_end, struct nbd_handle 
     nbd_close_handle (*h, true);
     return 1;
   }
+  if (may_end && is == NBD_RECEIVE_SEALED) {
+    nbd_close_handle (*h, true);
+    endpoint_fail (NULL, error, 0, "%s: sealed: this disk was handed over to its guest, and cannot be given up any more", uri);
+    return -1;
+  }
   if (nbd_go (*h, name, deadline) == 0)
     return 0;
   if (errno == ETIMEDOUT)

@@ -156,6 +156,7 @@ start_receive third "$tmp/third" --size 1M
 has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[third]}"
 has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[third]}"
 has_to_exit 1 "$NBDMIRROR" receive --give-up "${uri[third]}"
+grep -q 'sealed' "$tmp/err" || fail "give-up: wrong reason: $(cat "$tmp/err")"
 has_to_exit 7 "$NBDMIRROR" copy "$tmp/third" "${uri[third]}"
 has_to_exit 0 "$NBDMIRROR" verify "$tmp/third" "${uri[third]}"
 has_to_exit 1 "$NBDMIRROR" receive --seal "${guest_uri[third]}"
