@@ -246,6 +246,9 @@ keep_memory (struct vm *vm, json_t *ram)
 {
   json_t *left = json_object_get (ram, "remaining"), *total = json_object_get (ram, "total");
 
+  /* Before it has counted its pages QEMU says that nothing is left. */
+  if (json_integer_value (left) == 0 && json_integer_value (json_object_get (ram, "transferred")) == 0)
+    return;
   if (json_is_integer (left) && json_is_integer (total)) {
     vm->memory_left = json_integer_value (left);
     vm->memory_total = json_integer_value (total);
