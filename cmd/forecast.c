@@ -51,12 +51,14 @@ forecast_print (const json_t *o)
     return;
   }
   double eta = json_number_value (json_object_get (o, "eta-s"));
+  long long passes = (long long) json_integer_value (json_object_get (o, "passes"));
   if (eta > 0)
-    printf ("  forecast     at that bandwidth ready after %s, %lld passes, ", units_format_time (a, 1000 * eta),
-            (long long) json_integer_value (json_object_get (o, "passes")));
+    printf ("  forecast     at that bandwidth ready after %s, %lld pass%s, ", units_format_time (a, 1000 * eta), passes,
+            passes == 1 ? "" : "es");
   else
     printf ("  forecast     at that bandwidth ready at once, ");
-  printf ("at most %s sent, pause %s\n",
+  /* A guest that is to be slowed down runs free until that is seen, and may be let try again. */
+  printf ("%s %s sent, pause %s\n", json_is_true (json_object_get (o, "converging")) ? "at most" : "about",
           units_format_size (a, (uint64_t) json_integer_value (json_object_get (o, "sent-bytes"))),
           units_format_time (b, json_number_value (json_object_get (o, "expected-downtime-ms"))));
 }

@@ -119,13 +119,13 @@ print_verdict (const json_t *status)
   line_start ("converging");
   if (!json_is_boolean (json_object_get (status, "converging"))) {
     printf ("-\n");
-    return;
+  } else {
+    printf ("%s (dirty ", job_is_true (status, "converging") ? "yes" : "no");
+    print_rate (status, "dirty-rate");
+    printf (", bandwidth ");
+    print_rate (status, "bandwidth");
+    printf (")\n");
   }
-  printf ("%s (dirty ", job_is_true (status, "converging") ? "yes" : "no");
-  print_rate (status, "dirty-rate");
-  printf (", bandwidth ");
-  print_rate (status, "bandwidth");
-  printf (")\n");
   if (job_text (status, "policy-action") == NULL)
     return;
   line_start ("policy");
@@ -182,7 +182,7 @@ print_progress (const json_t *status)
   else {
     printf ("%s (dirty ", units_format_size (buf, (uint64_t) left));
     print_size (status, "dirty-bytes");
-    printf (", being copied ");
+    printf (is_state (status, "ready") ? ", waiting for a flush " : ", being copied "); /* see job_left() */
     print_size (status, "claimed-bytes");
     printf (", in quarantine ");
     print_size (status, "quarantine-bytes");

@@ -138,6 +138,7 @@ job_forecast (struct job *j, json_t *o)
                        c->verdict == CONVERGING_UNKNOWN ? json_null ()
                                                         : json_boolean (c->verdict == CONVERGING_YES));
   json_object_set_new (o, "policy-action",
-                       c->verdict == CONVERGING_UNKNOWN ? json_null ()
-                                                        : json_string (action (j, text, sizeof text)));
+                       c->verdict == CONVERGING_UNKNOWN && c->gate == CONVERGE_OPEN
+                         ? json_null ()
+                         : json_string (action (j, text, sizeof text)));
 }
