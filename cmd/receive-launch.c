@@ -219,10 +219,32 @@ launch_qemu_nbd (struct receive_server *s)
   return s->qemu_nbd == 0 ? -1 : wait_until_ready (s, &s->qemu_nbd, "qemu-nbd");
 }
 
+/* The socket of the last server, which is gone.  True if the next one's is to have its OWNER and mode: somebody may have
+ * given it to the guest's user meanwhile. */
+static bool
+remove_socket (const struct receive_server *s, struct stat *owner)
+{
+  bool keep = false;
+
+  if (s->socket != NULL && tidy_look (s->socket) == TIDY_STALE) {
+    keep = s->launched && lstat (s->socket, owner) == 0;
+    unlink (s->socket);
+  }
+  return keep;
+}
+
+static void
+give_socket (const struct receive_server *s, const struct stat *owner)
+{
+  if (lchown (s->socket, owner->st_uid, owner->st_gid) == -1 || chmod (s->socket, owner->st_mode & 07777) == -1)
+    cmd_warning ("%s: its owner and mode cannot be set again: %s", s->socket, strerror (errno));
+}
+
 int
 receive_launch (struct receive_server *s)
 {
   struct words w = { 0 };
+  struct stat owner;
 
   if (!receive_disk_is_there (s->disk)) {
     cmd_error ("%s: this is another file now: it is not served", s->disk->path);
@@ -233,14 +255,17 @@ receive_launch (struct receive_server *s)
   if (s->nbdkit != 0)
     return 0;
   forget_pid_file (s, "nbdkit");
-  /* The last one's, which is gone. */
-  if (s->socket != NULL && tidy_look (s->socket) == TIDY_STALE)
-    unlink (s->socket);
+  bool keep = remove_socket (s, &owner);
   nbdkit_words (&w, s);
   s->nbdkit = start (s, &w, true);
   if (s->nbdkit == 0)
     return -1;
-  return s->stdio ? 0 : wait_until_ready (s, &s->nbdkit, "nbdkit");
+  if (!s->stdio && wait_until_ready (s, &s->nbdkit, "nbdkit") == -1)
+    return -1;
+  if (keep)
+    give_socket (s, &owner);
+  s->launched = true;
+  return 0;
 }
 
 static void

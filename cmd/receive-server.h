@@ -39,6 +39,7 @@ struct receive_server {
   int nbdkit_status;              /* of the last one that ended */
   int signal_fd, note_fd, note_write_fd;
   int log_fd, log_to;             /* background: what the servers say, and the stderr of before; -1 */
+  bool launched;                  /* it has served */
   bool sealed, written, given_up;
   int stopped_by;                 /* the signal, or 0 */
 };

@@ -32,6 +32,9 @@ stop raw
 
 # The server is killed under the mirror, several requests in flight.
 start_receive again "$tmp/again" --size 24M
+chmod 751 "${socket[again]}" # as somebody does for the guest's user
+[ "$(id -u)" != 0 ] || chown 1:2 "${socket[again]}"
+owner=$(stat -c '%u:%g %a' "${socket[again]}")
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[again]}" --restart --bandwidth 4M --report "$tmp/report" \
   --on-ready complete --quarantine-grace 100ms
 copied () { [ "$(status_of "${control[src]}" sent-bytes 2>/dev/null || echo 0)" -gt "$1" ]; }
@@ -44,6 +47,7 @@ wait_exit mirror 60
 [ "$status" = 0 ] || fail "mirror ended with $status"
 [ "$(field reconnects <"$tmp/report")" -ge 2 ] || fail "no reconnects: $(cat "$tmp/report")"
 [ "$(grep -c 'started again' "$tmp/again.log")" = 2 ] || fail "not started again twice"
+[ "$(stat -c '%u:%g %a' "${socket[again]}")" = "$owner" ] || fail "another owner or mode: $(ls -l "${socket[again]}")"
 equal "$tmp/disk" "${guest_uri[again]}"
 nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
 stop again
