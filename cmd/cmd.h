@@ -24,8 +24,8 @@
  * taken for an option.
  */
 
-#ifndef NBDMIRROR_CMD_H
-#define NBDMIRROR_CMD_H
+#ifndef NBDMIRROR_CMD_CMD_H
+#define NBDMIRROR_CMD_CMD_H
 
 #include <getopt.h>
 #include <stdbool.h>

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * complete: hand over one or several disks at one instant.  The work is in mirror/handoff.c.
+ * complete: hand over one or several disks at one instant.  The work is in mirror/handoff/coordinator.c.
  *
  * An orchestrator may take the steps apart: --prepare-only, and later --commit or --release in another
  * process.  The hand-off is then kept by the filters alone, until its lease ends.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,11 +14,11 @@
 
 #include "cmd/cmd.h"
 #include "cmd/hooks.h"
-#include "cmd/job.h"
+#include "cmd/control-query.h"
 #include "cmd/units.h"
-#include "mirror/handoff-seal.h"
-#include "mirror/handoff.h"
-#include "mirror/seal.h"
+#include "mirror/handoff/seal-disks.h"
+#include "mirror/handoff/coordinator.h"
+#include "mirror/endpoint/seal.h"
 
 enum { OPT_LEASE = 0x100, OPT_TIMEOUT, OPT_WAITERS, OPT_TOKEN, OPT_PREPARE, OPT_COMMIT, OPT_RELEASE };
 

@@ -3,15 +3,15 @@
  * nbdmirror copy: copy between any two endpoints, offline.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdio.h>
 
 #include "cmd/cmd.h"
-#include "cmd/progress.h"
+#include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
-#include "mirror/copy.h"
+#include "mirror/job/copy.h"
 
 static const char help[]
   = "Copies SOURCE, which nobody writes to meanwhile, to DEST.  Each is an NBD URI, a local file or\n"

@@ -3,7 +3,7 @@
  * Commands of the user's at the turns of a hand-off.  See hooks.h.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -15,7 +15,7 @@
 
 #include "cmd/cmd.h"
 #include "cmd/hooks.h"
-#include "cmd/spawn.h"
+#include "base/spawn.h"
 
 #define OUR_VARIABLES 5
 

@@ -11,8 +11,8 @@
  *   NBDMIRROR_REASON    why (abort), in words
  */
 
-#ifndef NBDMIRROR_HOOKS_H
-#define NBDMIRROR_HOOKS_H
+#ifndef NBDMIRROR_CMD_HOOKS_H
+#define NBDMIRROR_CMD_HOOKS_H
 
 #include <stdbool.h>
 

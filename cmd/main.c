@@ -3,7 +3,7 @@
  * nbdmirror: find the subcommand and run it.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <signal.h>

@@ -3,19 +3,19 @@
  * nbdmirror mirror: the worker of one live disk.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cmd/cmd.h"
-#include "cmd/forecast.h"
+#include "cmd/show-forecast.h"
 #include "cmd/hooks.h"
-#include "cmd/progress.h"
+#include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
-#include "mirror/job.h"
+#include "mirror/job/job.h"
 
 #define MEASURE_NS UINT64_C (5000000000)
 

@@ -7,7 +7,7 @@
  * own options are looked at.  Its messages are switched off: ours name the subcommand.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdarg.h>
 #include <stdio.h>

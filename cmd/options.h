@@ -3,8 +3,8 @@
  * What main.c and options.c share beside cmd.h.
  */
 
-#ifndef NBDMIRROR_OPTIONS_H
-#define NBDMIRROR_OPTIONS_H
+#ifndef NBDMIRROR_CMD_OPTIONS_H
+#define NBDMIRROR_CMD_OPTIONS_H
 
 #include "cmd/cmd.h"
 

@@ -6,7 +6,7 @@
  * file.  With a directory before it (./NAME) every name is a path.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "cmd/cmd.h"
-#include "mirror/endpoint-ssh.h"
+#include "mirror/endpoint/ssh.h"
 
 #define SCHEMES "nbd, nbds, nbd+unix, nbds+unix, nbd+vsock, nbds+vsock, nbd+ssh, nbds+ssh, ssh"
 

@@ -4,14 +4,14 @@
  * it wants the token of that very hand-off, and the user's word that the destination is stopped.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "cmd/cmd.h"
-#include "cmd/job.h"
-#include "mirror/handoff.h"
+#include "cmd/control-query.h"
+#include "mirror/handoff/coordinator.h"
 
 enum { OPT_TOKEN = 0x100, OPT_DESTINATION_STOPPED };
 

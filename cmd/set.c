@@ -4,13 +4,13 @@
  * command: either all are taken or none.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "cmd/cmd.h"
-#include "cmd/job.h"
+#include "cmd/control-query.h"
 #include "cmd/units.h"
 
 /* Parse VALUE into ARGS.  NULL or a reason. */

@@ -3,7 +3,7 @@
  * status: ask one or several control sockets, and show it to a person or as JSON.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "cmd/cmd.h"
-#include "cmd/job.h"
+#include "cmd/control-query.h"
 #include "cmd/units.h"
 
 /* Every documented field is there, null where nobody knows it (an older filter, no job yet). */

@@ -4,7 +4,7 @@
  * lose the low bits of large sizes.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <ctype.h>
 #include <stdbool.h>

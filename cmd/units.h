@@ -6,8 +6,8 @@
  * as "--bandwidth 10Q: " … ; *OUT is then left alone.
  */
 
-#ifndef NBDMIRROR_UNITS_H
-#define NBDMIRROR_UNITS_H
+#ifndef NBDMIRROR_CMD_UNITS_H
+#define NBDMIRROR_CMD_UNITS_H
 
 #include <stdint.h>
 

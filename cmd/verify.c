@@ -3,7 +3,7 @@
  * nbdmirror verify: are two endpoints equal?
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@
 #include "cmd/cmd.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
-#include "mirror/verify.h"
+#include "mirror/job/verify.h"
 
 enum { OPT_QUIET = 0x200 };
 

@@ -3,7 +3,7 @@
  * What `mirror` and `copy` share.  See worker.h.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,8 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cmd/job.h"
-#include "cmd/progress.h"
+#include "cmd/control-query.h"
+#include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
 

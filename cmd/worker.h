@@ -4,15 +4,15 @@
  * report, and how a job's result becomes an exit status.
  */
 
-#ifndef NBDMIRROR_WORKER_H
-#define NBDMIRROR_WORKER_H
+#ifndef NBDMIRROR_CMD_WORKER_H
+#define NBDMIRROR_CMD_WORKER_H
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <jansson.h>
 
 #include "cmd/cmd.h"
-#include "mirror/job.h"
+#include "mirror/job/job.h"
 
 struct worker {
   bool json;          /* print the final status object on stdout, and no progress */

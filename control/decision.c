@@ -3,7 +3,7 @@
  * The decision word of a hand-off.  See decision.h.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <fcntl.h>

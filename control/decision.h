@@ -5,8 +5,8 @@
  * does, whoever dies when (blueprint 7).
  */
 
-#ifndef NBDMIRROR_DECISION_H
-#define NBDMIRROR_DECISION_H
+#ifndef NBDMIRROR_CONTROL_DECISION_H
+#define NBDMIRROR_CONTROL_DECISION_H
 
 #include <stdatomic.h>
 #include <stdint.h>

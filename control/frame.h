@@ -4,8 +4,8 @@
  * sockets here, so that it is tested and fuzzed alone.
  */
 
-#ifndef NBDMIRROR_FRAME_H
-#define NBDMIRROR_FRAME_H
+#ifndef NBDMIRROR_CONTROL_FRAME_H
+#define NBDMIRROR_CONTROL_FRAME_H
 
 #include <stdbool.h>
 #include <stddef.h>

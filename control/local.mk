@@ -9,5 +9,5 @@ libcontrol_la_SOURCES = \
 	control/link.h control/link.c \
 	control/decision.h control/decision.c \
 	control/receive-exports.h
-libcontrol_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+
 libcontrol_la_LIBADD = $(JANSSON_LIBS)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * The exports of a server that `nbdmirror receive` started: what its filter
- * (nbd-plugin/receive-filter.c) and the clients that know it (mirror/endpoint-nbd-session.c) agree on.
+ * (nbd-plugin/receive/filter.c) and the clients that know it (mirror/endpoint/nbd-session.c) agree on.
  *
  *   ""                the guest's.  Its first mutation seals the disk
  *   "mirror"          the mirror's; listed (NBD_OPT_LIST) with one of the descriptions below.  Each
@@ -19,8 +19,8 @@
  * A new session revokes the old one at once, and is let in when every request of the old one has ended.
  */
 
-#ifndef NBDMIRROR_RECEIVE_EXPORTS_H
-#define NBDMIRROR_RECEIVE_EXPORTS_H
+#ifndef NBDMIRROR_CONTROL_RECEIVE_EXPORTS_H
+#define NBDMIRROR_CONTROL_RECEIVE_EXPORTS_H
 
 #define RECEIVE_MIRROR "mirror"
 #define RECEIVE_SESSION_PREFIX "mirror@"

@@ -16,7 +16,7 @@
  * an index, and bits behind the last block are masked out wherever a position is computed.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <assert.h>
 #include <errno.h>

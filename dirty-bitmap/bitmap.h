@@ -15,8 +15,8 @@
  * Units are blocks.  FIRST + COUNT must lie within the disk (asserted).  COUNT may be 0.
  */
 
-#ifndef NBDMIRROR_BITMAP_H
-#define NBDMIRROR_BITMAP_H
+#ifndef NBDMIRROR_DIRTY_BITMAP_BITMAP_H
+#define NBDMIRROR_DIRTY_BITMAP_BITMAP_H
 
 #include "dirty-bitmap/region.h"
 

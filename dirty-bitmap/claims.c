@@ -18,7 +18,7 @@
  * REGION_DIRTY is therefore the first of the arrays.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <assert.h>
 #include <string.h>

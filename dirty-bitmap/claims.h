@@ -18,8 +18,8 @@
  * bits and counters both, so that no look at any instant finds a block in none of the arrays.
  */
 
-#ifndef NBDMIRROR_CLAIMS_H
-#define NBDMIRROR_CLAIMS_H
+#ifndef NBDMIRROR_DIRTY_BITMAP_CLAIMS_H
+#define NBDMIRROR_DIRTY_BITMAP_CLAIMS_H
 
 #include "dirty-bitmap/bitmap.h"
 

@@ -10,7 +10,7 @@
  * an idle region of a 16 TiB disk costs one page.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <assert.h>
 #include <errno.h>

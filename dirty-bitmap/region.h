@@ -12,8 +12,8 @@
  * All shared words are C11 atomics that are lock-free, hence also between processes.
  */
 
-#ifndef NBDMIRROR_REGION_H
-#define NBDMIRROR_REGION_H
+#ifndef NBDMIRROR_DIRTY_BITMAP_REGION_H
+#define NBDMIRROR_DIRTY_BITMAP_REGION_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

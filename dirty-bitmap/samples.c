@@ -8,7 +8,7 @@
  * by the counter `written`; it only decides what is replaced first, so nonsense there does no harm.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <assert.h>
 #include <string.h>

@@ -10,8 +10,8 @@
  * untrusted: samples_get() returns private copies, checked against the geometry.
  */
 
-#ifndef NBDMIRROR_SAMPLES_H
-#define NBDMIRROR_SAMPLES_H
+#ifndef NBDMIRROR_DIRTY_BITMAP_SAMPLES_H
+#define NBDMIRROR_DIRTY_BITMAP_SAMPLES_H
 
 #include "dirty-bitmap/region.h"
 

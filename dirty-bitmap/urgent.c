@@ -13,7 +13,7 @@
  * costs each later request a system call, nothing else.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <assert.h>
 #include <errno.h>

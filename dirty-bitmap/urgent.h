@@ -21,7 +21,7 @@
  *   URGENT_FLUSH  a flush of the destination that began after the slot was taken, and after its
  *                 URGENT_WRITE part was done, has succeeded.
  * Before synced_epoch is sync_epoch the worker may say "done" of what it will only copy later, and of a flush: nobody may
- * rely on the destination before (mirror/urgent-queue.h says when).
+ * rely on the destination before (mirror/engine/urgent-queue.h says when).
  * "Late" says that it won't be done in time (destination lost, block in quarantine): the guest goes on.
  *
  * Also in the region's header, for the same gate:
@@ -41,8 +41,8 @@
  * All calls are safe between threads and processes.  R must stay mapped during a call.
  */
 
-#ifndef NBDMIRROR_URGENT_H
-#define NBDMIRROR_URGENT_H
+#ifndef NBDMIRROR_DIRTY_BITMAP_URGENT_H
+#define NBDMIRROR_DIRTY_BITMAP_URGENT_H
 
 #include "dirty-bitmap/region.h"
 

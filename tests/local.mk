@@ -2,9 +2,6 @@
 # Each is one program, tests/unit/test-NAME.c, and can be run alone (--help, --filter).
 # They include tests/unit/unit.h instead of criterion's header.
 
-unit_cppflags = $(AM_CPPFLAGS) -I$(srcdir)/tests/unit
-unit_cflags = $(AM_CFLAGS) $(CRITERION_CFLAGS)
-
 if HAVE_CRITERION
 unit_tests = \
 	tests/unit/test-region \
@@ -45,174 +42,37 @@ TESTS += tests/unit/no-criterion.sh
 endif
 EXTRA_DIST += tests/unit/no-criterion.sh
 
-tests_unit_test_region_SOURCES = tests/unit/test-region.c tests/unit/fixture.h tests/unit/unit.h
-tests_unit_test_region_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_region_CFLAGS = $(unit_cflags)
-tests_unit_test_region_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_bitmap_SOURCES = tests/unit/test-bitmap.c
-tests_unit_test_bitmap_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_bitmap_CFLAGS = $(unit_cflags)
-tests_unit_test_bitmap_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_claims_SOURCES = tests/unit/test-claims.c
-tests_unit_test_claims_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_claims_CFLAGS = $(unit_cflags)
-tests_unit_test_claims_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_urgent_SOURCES = tests/unit/test-urgent.c
-tests_unit_test_urgent_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_urgent_CFLAGS = $(unit_cflags)
-tests_unit_test_urgent_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_samples_SOURCES = tests/unit/test-samples.c
-tests_unit_test_samples_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_samples_CFLAGS = $(unit_cflags)
-tests_unit_test_samples_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_window_SOURCES = tests/unit/test-window.c mirror/window.c
-tests_unit_test_window_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_window_CFLAGS = $(unit_cflags)
-tests_unit_test_window_LDADD = $(CRITERION_LIBS)
-
-tests_unit_test_rate_SOURCES = tests/unit/test-rate.c mirror/rate.c
-tests_unit_test_rate_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_rate_CFLAGS = $(unit_cflags)
-tests_unit_test_rate_LDADD = $(CRITERION_LIBS)
-
-tests_unit_test_estimate_SOURCES = tests/unit/test-estimate.c mirror/estimate.c
-tests_unit_test_estimate_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_estimate_CFLAGS = $(unit_cflags)
-tests_unit_test_estimate_LDADD = $(CRITERION_LIBS)
-
-tests_unit_test_converge_SOURCES = tests/unit/test-converge.c mirror/converge.c
-tests_unit_test_converge_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_converge_CFLAGS = $(unit_cflags)
-tests_unit_test_converge_LDADD = $(CRITERION_LIBS)
+# A test is one file, and links what it needs of the libraries, unless said otherwise here.
+LDADD = libmirror.la libcontrol.la libdirtybitmap.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 
 # The simulator of a job: its tests, and `make tests/sim/table` for people who change the decision.
-simulator = tests/sim/sim.c tests/sim/sim.h tests/sim/guest.c tests/sim/guest.h \
-	mirror/converge.c mirror/estimate.c
+simulator = tests/sim/sim.c tests/sim/sim.h tests/sim/guest.c tests/sim/guest.h
 tests_sim_test_converge_SOURCES = tests/sim/test-converge.c $(simulator)
-tests_sim_test_converge_CPPFLAGS = $(unit_cppflags)
-tests_sim_test_converge_CFLAGS = $(unit_cflags)
-tests_sim_test_converge_LDADD = $(CRITERION_LIBS) -lm
+tests_sim_test_converge_LDADD = $(LDADD) -lm
+tests_unit_test_forecast_SOURCES = tests/unit/test-forecast.c $(simulator)
+tests_unit_test_forecast_LDADD = $(LDADD) -lm
 EXTRA_PROGRAMS = tests/sim/table
 tests_sim_table_SOURCES = tests/sim/table.c $(simulator)
-tests_sim_table_LDADD = -lm
+tests_sim_table_LDADD = libmirror.la -lm
 
-tests_unit_test_forecast_SOURCES = tests/unit/test-forecast.c mirror/forecast.c $(simulator)
-tests_unit_test_forecast_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_forecast_CFLAGS = $(unit_cflags)
-tests_unit_test_forecast_LDADD = $(CRITERION_LIBS) -lm
-
-tests_unit_test_decision_SOURCES = tests/unit/test-decision.c
-tests_unit_test_decision_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_decision_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_decision_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
-
-tests_unit_test_pass_SOURCES = tests/unit/test-pass.c mirror/pass.c
-tests_unit_test_pass_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_pass_CFLAGS = $(unit_cflags)
-tests_unit_test_pass_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_urgent_queue_SOURCES = tests/unit/test-urgent-queue.c tests/unit/fixture.h \
-	mirror/catchup.c mirror/pass.c mirror/urgent-queue.c
-tests_unit_test_urgent_queue_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_urgent_queue_CFLAGS = $(unit_cflags)
-tests_unit_test_urgent_queue_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_engine_SOURCES = tests/unit/test-engine.c tests/unit/fixture.h
-tests_unit_test_engine_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_engine_CFLAGS = $(unit_cflags)
-tests_unit_test_engine_LDADD = libmirror.la libdirtybitmap.la $(CRITERION_LIBS)
-
-tests_unit_test_engine_urgent_SOURCES = tests/unit/test-engine-urgent.c tests/unit/fixture.h
-tests_unit_test_engine_urgent_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_engine_urgent_CFLAGS = $(unit_cflags)
-tests_unit_test_engine_urgent_LDADD = libmirror.la libdirtybitmap.la $(CRITERION_LIBS)
-
+# What is tested here is in no library.
 tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
-tests_unit_test_units_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_units_CFLAGS = $(unit_cflags)
-tests_unit_test_units_LDADD = $(CRITERION_LIBS)
-
-tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate-plan.c
-tests_unit_test_migrate_plan_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_migrate_plan_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_migrate_plan_LDADD = $(CRITERION_LIBS)
-
+tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate/plan.c
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
-	cmd/progress.c cmd/job.c cmd/options.c cmd/units.c
-tests_unit_test_progress_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_progress_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_progress_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
+	cmd/show-progress.c cmd/control-query.c cmd/options.c cmd/units.c
+tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/mirror/gate.c
 
 control_fixture = tests/unit/control-fixture.h tests/unit/control-fixture.c
-
-tests_unit_test_frame_SOURCES = tests/unit/test-frame.c
-tests_unit_test_frame_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_frame_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_frame_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
-
 tests_unit_test_control_SOURCES = tests/unit/test-control.c $(control_fixture)
-tests_unit_test_control_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_control_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_control_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
-
 tests_unit_test_control_fds_SOURCES = tests/unit/test-control-fds.c $(control_fixture)
-tests_unit_test_control_fds_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_control_fds_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_control_fds_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
-
 tests_unit_test_control_socket_SOURCES = tests/unit/test-control-socket.c $(control_fixture)
-tests_unit_test_control_socket_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_control_socket_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_control_socket_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
-
 tests_unit_test_control_limits_SOURCES = tests/unit/test-control-limits.c $(control_fixture)
-tests_unit_test_control_limits_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_control_limits_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_control_limits_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
-
 tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(control_fixture)
-tests_unit_test_control_client_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_control_client_CFLAGS = $(unit_cflags) $(JANSSON_CFLAGS)
-tests_unit_test_control_client_LDADD = libcontrol.la $(JANSSON_LIBS) $(CRITERION_LIBS)
 
 endpoint_fixture = tests/unit/endpoint-fixture.h tests/unit/endpoint-fixture.c
-
 tests_unit_test_endpoint_file_SOURCES = tests/unit/test-endpoint-file.c $(endpoint_fixture)
-tests_unit_test_endpoint_file_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_endpoint_file_CFLAGS = $(unit_cflags)
-tests_unit_test_endpoint_file_LDADD = libmirror.la $(CRITERION_LIBS)
-
 tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
-tests_unit_test_endpoint_nbd_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_endpoint_nbd_CFLAGS = $(unit_cflags)
-tests_unit_test_endpoint_nbd_LDADD = libmirror.la $(CRITERION_LIBS)
-EXTRA_DIST += tests/blackbox/fake-nbd-server.py
-
-tests_unit_test_admission_SOURCES = tests/unit/test-admission.c
-tests_unit_test_admission_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_admission_CFLAGS = $(unit_cflags)
-tests_unit_test_admission_LDADD = $(CRITERION_LIBS)
-
-tests_unit_test_ssh_SOURCES = tests/unit/test-ssh.c mirror/endpoint-ssh.c
-tests_unit_test_ssh_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_ssh_CFLAGS = $(unit_cflags)
-tests_unit_test_ssh_LDADD = $(CRITERION_LIBS)
-
-tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/gate.c
-tests_unit_test_gate_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_gate_CFLAGS = $(unit_cflags)
-tests_unit_test_gate_LDADD = libcontrol.la $(CRITERION_LIBS) $(JANSSON_LIBS)
-
-# It includes nbd-plugin/pace.c.
-tests_unit_test_pace_SOURCES = tests/unit/test-pace.c
-tests_unit_test_pace_CPPFLAGS = $(unit_cppflags)
-tests_unit_test_pace_CFLAGS = $(unit_cflags)
-tests_unit_test_pace_LDADD = libdirtybitmap.la $(CRITERION_LIBS)
+EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/blackbox/fake-nbd-server.py
 
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The synchronous gate: mirror/catchup.h, mirror/urgent-queue.h, dirty-bitmap/urgent.h.
+/* The synchronous gate: mirror/engine/catchup.h, mirror/engine/urgent-queue.h, dirty-bitmap/urgent.h.
  *
  * Claim: while the filter may say "synchronised" (the gate is synchronous and synced_epoch is sync_epoch),
  * the destination has everything that a guest was told is done.

@@ -3,7 +3,7 @@
  * The modelled guests.  See guest.h.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <math.h>
 

@@ -3,8 +3,8 @@
  * The modelled guests: where and when they write.  See sim.h.
  */
 
-#ifndef NBDMIRROR_SIM_GUEST_H
-#define NBDMIRROR_SIM_GUEST_H
+#ifndef NBDMIRROR_TESTS_SIM_GUEST_H
+#define NBDMIRROR_TESTS_SIM_GUEST_H
 
 #include "tests/sim/sim.h"
 

@@ -3,12 +3,12 @@
  * The simulator.  See sim.h.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "mirror/estimate.h"
+#include "mirror/job/estimate.h"
 #include "tests/sim/guest.h"
 #include "tests/sim/sim.h"
 
@@ -19,7 +19,7 @@
 #define PASS_PAUSE_MS 50    /* as engine.c */
 #define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
 #define BURST_S 0.1         /* as rate.c */
-#define SETTLE_MS 1000      /* as job-final.c */
+#define SETTLE_MS 1000      /* as mirror/job/final.c */
 #define LINE_QUEUE_BYTES (2.0 * 1048576) /* of background requests, before each urgent one on a line without a limit */
 #define URGENT_CATCHING_UP 0.25
 #define URGENT_SYNCHRONISED 0.5

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * A simulator of one mirror job: a modelled disk, guest, line and gate under a virtual clock, driven by the real
- * decision (mirror/converge.c) and the real estimates (mirror/estimate.c).
+ * decision (mirror/job/converge.c) and the real estimates (mirror/job/estimate.c).
  *
  * The model advances in steps of 1 ms.  In each one
  *   - the guest's threads issue what is due (a guest that was held up catches up afterwards, as fio's rate limit does),
@@ -13,13 +13,13 @@
  * Left out: the source's reads, lost sessions, zeroes, and that one request of 256 KiB on the line delays the next.
  */
 
-#ifndef NBDMIRROR_SIM_H
-#define NBDMIRROR_SIM_H
+#ifndef NBDMIRROR_TESTS_SIM_SIM_H
+#define NBDMIRROR_TESTS_SIM_SIM_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "mirror/converge.h"
+#include "mirror/job/converge.h"
 
 enum sim_guest {
   SIM_UNIFORM,

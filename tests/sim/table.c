@@ -9,7 +9,7 @@
  * and CALM_RATE (writes/s), DEFER and TWICE (what if): sim.h.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdio.h>
 #include <stdlib.h>

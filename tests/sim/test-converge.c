@@ -4,9 +4,9 @@
  * what it sends, how long it pauses the guest, and that it says so where it does not converge.
  */
 
-#include <config.h>
+#include "config.h"
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 #include "tests/sim/sim.h"
 

@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "control-fixture.h"
+#include "tests/unit/control-fixture.h"
 #include "control/wire.h"
 
 #define PATIENCE_MS 10000

@@ -18,8 +18,8 @@
  *   stall           {"ms"}: the server's thread sleeps
  */
 
-#ifndef NBDMIRROR_TEST_CONTROL_FIXTURE_H
-#define NBDMIRROR_TEST_CONTROL_FIXTURE_H
+#ifndef NBDMIRROR_TESTS_UNIT_CONTROL_FIXTURE_H
+#define NBDMIRROR_TESTS_UNIT_CONTROL_FIXTURE_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

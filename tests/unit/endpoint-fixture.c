@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #define UNIT_NO_TESTS
-#include "unit.h"
-#include "endpoint-fixture.h"
+#include "tests/unit/unit.h"
+#include "tests/unit/endpoint-fixture.h"
 
 #define MAX_ARGS 40
 

@@ -4,8 +4,8 @@
  * their end.
  */
 
-#ifndef NBDMIRROR_TEST_ENDPOINT_FIXTURE_H
-#define NBDMIRROR_TEST_ENDPOINT_FIXTURE_H
+#ifndef NBDMIRROR_TESTS_UNIT_ENDPOINT_FIXTURE_H
+#define NBDMIRROR_TESTS_UNIT_ENDPOINT_FIXTURE_H
 
 #include <errno.h>
 #include <stdbool.h>
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "mirror/endpoint.h"
+#include "mirror/endpoint/endpoint.h"
 
 #define PYTHON "/usr/bin/python3"
 

@@ -4,15 +4,15 @@
  * number generator, and the check that bits, summaries and counters agree.
  */
 
-#ifndef NBDMIRROR_TEST_FIXTURE_H
-#define NBDMIRROR_TEST_FIXTURE_H
+#ifndef NBDMIRROR_TESTS_UNIT_FIXTURE_H
+#define NBDMIRROR_TESTS_UNIT_FIXTURE_H
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "dirty-bitmap/claims.h"
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 #define BLOCK 4096u
 

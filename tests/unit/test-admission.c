@@ -5,7 +5,7 @@
  * be given up; of two clients that both come back one is refused.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 /* A pusher is stopped for a moment right after it looked at the generation: if that came before the
  * counting, a new session would slip in between. */
@@ -30,7 +30,7 @@ paused (uint64_t value)
 
 #undef atomic_load
 #define atomic_load(p) paused (atomic_load_explicit (p, memory_order_seq_cst))
-#include "nbd-plugin/admission.c"
+#include "nbd-plugin/receive/admission.c"
 #undef atomic_load
 #define atomic_load(p) atomic_load_explicit (p, memory_order_seq_cst)
 

@@ -5,7 +5,7 @@
  * set is ever overlooked by bitmap_empty().
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
 /* Enough for three summary words, the last of them with a short last word. */
 #define NR (64 * 64 * 2 + 64 * 3 + 17)

@@ -4,7 +4,7 @@
  * together, a process that marks while another copies and is killed again and again.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <limits.h>
 #include <pthread.h>
@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
 static void
 check_all (const struct region *r)

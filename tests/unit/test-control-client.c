@@ -17,8 +17,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "unit.h"
-#include "control-fixture.h"
+#include "tests/unit/unit.h"
+#include "tests/unit/control-fixture.h"
 #include "control/client.h"
 #include "control/wire.h"
 

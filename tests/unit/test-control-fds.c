@@ -14,8 +14,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "unit.h"
-#include "control-fixture.h"
+#include "tests/unit/unit.h"
+#include "tests/unit/control-fixture.h"
 
 static int
 open_file (const char *name, ino_t *ino)

@@ -19,8 +19,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "unit.h"
-#include "control-fixture.h"
+#include "tests/unit/unit.h"
+#include "tests/unit/control-fixture.h"
 #include "control/wire.h"
 
 /* Proves: the greeting has QMP's shape, with our version. */

@@ -3,13 +3,13 @@
  * The convergence decision, step by step: looks at the counters given by hand.  (tests/sim has whole jobs.)
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <string.h>
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
-#include "mirror/converge.h"
+#include "mirror/job/converge.h"
 
 #define S UINT64_C (1000000000)
 #define MIB (UINT64_C (1) << 20)

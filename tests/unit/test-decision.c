@@ -4,7 +4,7 @@
  * of the right size is taken for one, since reading another could fault or be changed behind our back.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "control/decision.h"
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 static struct decision *
 create (void)

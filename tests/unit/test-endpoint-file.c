@@ -12,8 +12,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "unit.h"
-#include "endpoint-fixture.h"
+#include "tests/unit/unit.h"
+#include "tests/unit/endpoint-fixture.h"
 
 /* ---- Names ------------------------------------------------------------------------------ */
 

@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "unit.h"
-#include "endpoint-fixture.h"
+#include "tests/unit/unit.h"
+#include "tests/unit/endpoint-fixture.h"
 
 /* ---- NBD, with nbdkit ------------------------------------------------------------------- */
 

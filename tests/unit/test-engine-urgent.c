@@ -5,7 +5,7 @@
  * The test plays the filter (it marks and posts) and the copiers (it asks for work and says that it is done).
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,9 +13,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
-#include "mirror/engine.h"
+#include "mirror/engine/engine.h"
 
 #define BLOCKS 16384u /* 64 MiB */
 #define DELAY_NS UINT64_C (50000000)

@@ -5,16 +5,16 @@
  * a slow destination produce now and then.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
-#include "mirror/engine.h"
+#include "mirror/engine/engine.h"
 
 #define BLOCKS 20000u
 #define DELAY_NS UINT64_C (50000000)

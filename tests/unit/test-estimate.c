@@ -3,11 +3,11 @@
  * Bandwidth, dirty rate, expected pause, readiness: from samples given by hand.
  */
 
-#include <config.h>
+#include "config.h"
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
-#include "mirror/estimate.h"
+#include "mirror/job/estimate.h"
 
 #define MS UINT64_C (1000000)
 #define MIB (UINT64_C (1) << 20)

@@ -4,11 +4,11 @@
  * for the guest that it assumes.
  */
 
-#include <config.h>
+#include "config.h"
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
-#include "mirror/forecast.h"
+#include "mirror/job/forecast.h"
 #include "tests/sim/sim.h"
 
 #define MIB UINT64_C (1048576)

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "control/frame.h"
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 #define GOOD "{\"good\": 1}"
 

@@ -6,7 +6,7 @@
  * says and in no other way.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 /* Threads that push against the gate are stopped for a moment right after they looked at it, in the
  * inline code of gate.h: if that look came before the counting, a hold slips in between. */
@@ -31,7 +31,7 @@ paused (uint32_t value)
 
 #undef atomic_load
 #define atomic_load(p) paused (atomic_load_explicit (p, memory_order_seq_cst))
-#include "nbd-plugin/gate.h"
+#include "nbd-plugin/mirror/gate.h"
 #undef atomic_load
 #define atomic_load(p) atomic_load_explicit (p, memory_order_seq_cst)
 

@@ -4,12 +4,12 @@
  * and of both machines, and that it leads to one wherever that is safe.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <string.h>
 
-#include "cmd/migrate.h"
-#include "unit.h"
+#include "cmd/migrate/migrate.h"
+#include "tests/unit/unit.h"
 
 static const enum handoff_found disks[] = { HANDOFF_FOUND_NONE, HANDOFF_FOUND_UNDECIDED,
                                             HANDOFF_FOUND_COMMITTED, HANDOFF_FOUND_DONE,

@@ -6,13 +6,13 @@
  * freed the moment pace_end() returns, however many threads are at it.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdatomic.h>
 #include <stdint.h>
 #include <unistd.h>
 
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
 /* The guest threads of the lifetime test are stopped for a moment now and then right after they
  * loaded something: the instants on which the argument in pace.h depends become long. */
@@ -29,7 +29,7 @@ dawdle (void)
 #define atomic_load(p) \
   __extension__ ({ __typeof__ (atomic_load_explicit (p, memory_order_seq_cst)) loaded \
                      = atomic_load_explicit (p, memory_order_seq_cst); dawdle (); loaded; })
-#include "nbd-plugin/pace.c"
+#include "nbd-plugin/mirror/pace.c"
 #undef atomic_load
 #define atomic_load(p) atomic_load_explicit (p, memory_order_seq_cst)
 

@@ -4,13 +4,13 @@
  * apart, and block status used only where it pays.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdlib.h>
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
-#include "mirror/pass.h"
+#include "mirror/engine/pass.h"
 
 #define BLOCK 4096u
 #define BLOCKS 10000u

@@ -4,7 +4,7 @@
  * numbers, that it fits the width, and that a job which moves nothing reads "stalled" after ten seconds.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,8 +13,8 @@
 
 #include <jansson.h>
 
-#include "cmd/progress.h"
-#include "unit.h"
+#include "cmd/show-progress.h"
+#include "tests/unit/unit.h"
 
 #define MIB 1048576
 

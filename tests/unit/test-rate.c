@@ -4,11 +4,11 @@
  * request and a short burst beyond.
  */
 
-#include <config.h>
+#include "config.h"
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
-#include "mirror/rate.h"
+#include "mirror/engine/rate.h"
 
 #define MS UINT64_C (1000000)
 #define SECOND (1000 * MS)

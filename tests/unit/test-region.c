@@ -4,7 +4,7 @@
  * resized, and that nothing but an intact region of this version is ever mapped.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "dirty-bitmap/urgent.h"
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
 #define KiB UINT64_C (1024)
 #define MiB (1024 * KiB)

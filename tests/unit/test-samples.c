@@ -4,12 +4,12 @@
  * not handed out.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <string.h>
 
 #include "dirty-bitmap/samples.h"
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
 static struct sample
 sample_of (uint64_t block, uint32_t length, int fill)

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves of endpoint-ssh.c: what a URI becomes for ssh and, word by word, for the shell at the other end;
+ * Proves of mirror/endpoint/ssh.c: what a URI becomes for ssh and, word by word, for the shell at the other end;
  * whatever is in it, it stays data.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
-#include "mirror/endpoint-ssh.h"
+#include "mirror/endpoint/ssh.h"
 
 static void
 is_command (const char *uri, const struct endpoint_options *opts, const char *want)

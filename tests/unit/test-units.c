@@ -4,14 +4,14 @@
  * meant is refused with a reason and leaves the result alone, and that they are written as documented.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "cmd/units.h"
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 #define UNTOUCHED UINT64_C (0x5a5a5a5a5a5a5a5a)
 

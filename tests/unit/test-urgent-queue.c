@@ -4,15 +4,15 @@
  * job may be called synchronised.  The filter is played by the test: it marks, posts, and reads the answer.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
-#include "mirror/catchup.h"
-#include "mirror/urgent-queue.h"
+#include "mirror/engine/catchup.h"
+#include "mirror/engine/urgent-queue.h"
 
 #define BLOCKS 10000u
 

@@ -4,7 +4,7 @@
  * threads and between processes; every wait ends; a table that is scribbled over harms nobody.
  */
 
-#include <config.h>
+#include "config.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "dirty-bitmap/urgent.h"
-#include "fixture.h"
+#include "tests/unit/fixture.h"
 
 #define MS INT64_C (1000000)
 

@@ -3,11 +3,11 @@
  * The window of requests in flight: far destinations get all of it, near ones only what they use.
  */
 
-#include <config.h>
+#include "config.h"
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
-#include "mirror/window.h"
+#include "mirror/engine/window.h"
 
 #define MS UINT64_C (1000000)
 

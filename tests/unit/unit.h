@@ -9,8 +9,8 @@
  * A source file without tests of its own, which is linked to one that has them, defines UNIT_NO_TESTS first.
  */
 
-#ifndef NBDMIRROR_UNIT_H
-#define NBDMIRROR_UNIT_H
+#ifndef NBDMIRROR_TESTS_UNIT_UNIT_H
+#define NBDMIRROR_TESTS_UNIT_UNIT_H
 
 #if defined __has_feature
 #if __has_feature(thread_sanitizer)

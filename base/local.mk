@@ -1,0 +1,7 @@
+# What everything else stands on.  It uses libc only.
+noinst_LTLIBRARIES += libbase.la
+libbase_la_SOURCES = \
+	base/child.c \
+	base/child.h \
+	base/spawn.c \
+	base/spawn.h

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Talking to a disk's control socket, and reading its status object.
+ */
+
+#include "config.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+#include "cmd/control-query.h"
+
+/* The libraries' messages name the path already where they can; others get it from us. */
+static void
+report (const char *control, const char *message)
+{
+  if (message == NULL)
+    cmd_error ("%s: out of memory", control);
+  else if (strstr (message, control) != NULL)
+    cmd_error ("%s", message);
+  else
+    cmd_error ("%s: %s", control, message);
+}
+
+struct control_client *
+job_connect (const char *control)
+{
+  char *message = NULL;
+  struct control_client *c = control_client_connect (control, JOB_CALL_MS, &message);
+
+  if (c == NULL)
+    report (control, message);
+  free (message);
+  return c;
+}
+
+int
+job_call (struct control_client *c, const char *control, const char *name, json_t *args,
+          json_t **ret, char **class_)
+{
+  char *message = NULL;
+  int r = control_client_call (c, name, args, -1, JOB_CALL_MS, ret, NULL, class_, &message);
+
+  if (r == -1)
+    report (control, message);
+  free (message);
+  return r;
+}
+
+/* ---- status objects ------------------------------------------------------------------------- */
+
+bool
+job_has_number (const json_t *status, const char *key)
+{
+  return json_is_number (json_object_get (status, key));
+}
+
+double
+job_number (const json_t *status, const char *key, double fallback)
+{
+  const json_t *v = json_object_get (status, key);
+
+  return json_is_number (v) ? json_number_value (v) : fallback;
+}
+
+const char *
+job_text (const json_t *status, const char *key)
+{
+  return json_string_value (json_object_get (status, key));
+}
+
+bool
+job_is_true (const json_t *status, const char *key)
+{
+  return json_is_true (json_object_get (status, key));
+}
+
+bool
+job_is_false (const json_t *status, const char *key)
+{
+  return json_is_false (json_object_get (status, key));
+}
+
+double
+job_left (const json_t *status)
+{
+  double dirty = job_number (status, "dirty-bytes", -1), size = job_number (status, "size", -1);
+  const char *state = job_text (status, "state");
+  double left = dirty;
+
+  /* When ready, what is claimed was written, and only waits for the next flush. */
+  if (state == NULL || strcmp (state, "ready") != 0)
+    left += job_number (status, "claimed-bytes", 0);
+  /* A block that is written to while it is copied is in both. */
+  return dirty < 0 ? -1 : size >= 0 && left > size ? size : left;
+}
+
+double
+job_percent (const json_t *status)
+{
+  double size = job_number (status, "size", -1), left = job_left (status), percent;
+
+  if (size < 0 || left < 0)
+    return -1;
+  if (left <= 0)
+    return 100;
+  if (left >= size)
+    return 0;
+  percent = 100 * (size - left) / size;
+  return percent > 99.9 ? 99.9 : percent;
+}
+
+int
+job_write_report (const char *path, const json_t *o)
+{
+  FILE *f = fopen (path, "we");
+  int r;
+
+  if (f == NULL)
+    return -1;
+  r = json_dumpf (o, f, JSON_INDENT (2)) == 0 && fputc ('\n', f) != EOF ? 0 : -1;
+  return fclose (f) == 0 ? r : -1;
+}

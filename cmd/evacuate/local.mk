@@ -1,0 +1,4 @@
+nbdmirror_SOURCES += \
+	cmd/evacuate/evacuate.c \
+	cmd/evacuate/server.c \
+	cmd/evacuate/server.h

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * evacuate-disk's two servers.  See server.h.
+ *
+ * The old one is ended with SIGKILL: at a SIGTERM nbdkit answers the requests that wait with ESHUTDOWN, which
+ * QEMU hands to its guest as an I/O error; a connection that just breaks makes it connect again and repeat
+ * them.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cmd/cmd.h"
+#include "cmd/evacuate/server.h"
+#include "cmd/control-query.h"
+#include "cmd/serve/tidy.h"
+
+#define END_MS 10000 /* how long a killed server may take to be gone */
+
+static char *
+join (const char *a, const char *b)
+{
+  char *s;
+
+  if (asprintf (&s, "%s%s", a, b) == -1)
+    abort ();
+  return s;
+}
+
+/* ---- the old server --------------------------------------------------------------------------- */
+
+/* The socket's path in an NBD URI, decoded.  NULL: it has none. */
+static char *
+socket_of_uri (const char *uri)
+{
+  const char *p = strstr (uri, "+unix://") != NULL ? strchr (uri, '?') : NULL;
+  char *path, *out;
+  unsigned c;
+
+  while (p != NULL && strncmp (p + 1, "socket=", 7) != 0)
+    p = strchr (p + 1, '&');
+  if (p == NULL)
+    return NULL;
+  path = out = strndup (p + 8, strcspn (p + 8, "&"));
+  if (path == NULL)
+    abort ();
+  for (const char *in = path; *in != '\0'; in++)
+    if (*in == '%' && sscanf (in + 1, "%2x", &c) == 1) {
+      *out++ = (char) c;
+      in += 2;
+    }
+    else
+      *out++ = *in;
+  *out = '\0';
+  return path;
+}
+
+/* The process, and a descriptor that stands for just that.  (Not SO_PEERCRED: that names who called listen(), which was
+ * before nbdkit went to the background.)  In a container of its own it would tell a number that is
+ * another process here: so its name is looked at. */
+static int
+find_process (struct old_server *o, const json_t *status)
+{
+  char path[64], name[32] = "";
+  FILE *fp;
+
+  o->pid = (pid_t) job_number (status, "server-pid", 0);
+  if (o->pid <= 0) {
+    cmd_error ("%s: this server is too old: it does not tell its process id", o->control);
+    return -1;
+  }
+  o->pidfd = (int) syscall (SYS_pidfd_open, o->pid, 0);
+  snprintf (path, sizeof path, "/proc/%ld/comm", (long) o->pid);
+  fp = fopen (path, "re");
+  if (fp != NULL) {
+    if (fgets (name, sizeof name, fp) == NULL)
+      name[0] = '\0';
+    fclose (fp);
+  }
+  if (strncmp (name, "nbdkit", 6) != 0) {
+    cmd_error ("%s: process %ld is not the server: does it run in a container?", o->control, (long) o->pid);
+    return -1;
+  }
+  if (o->pidfd == -1 || syscall (SYS_pidfd_send_signal, o->pidfd, 0, NULL, 0) == -1) {
+    cmd_error ("the server, process %ld, could not be ended later: %s", (long) o->pid, strerror (errno));
+    return -1;
+  }
+  return 0;
+}
+
+static int
+read_status (struct old_server *o, const json_t *status)
+{
+  const char *uri = job_text (status, "uri"), *name = job_text (status, "export");
+  const char *direct = job_text (status, "direct");
+
+  o->socket = uri != NULL ? socket_of_uri (uri) : NULL;
+  if (o->socket == NULL || o->socket[0] != '/') {
+    cmd_error ("%s: this server is not on a Unix socket (its mirror-uri is %s): a guest could not come back to "
+               "the same place", o->control, uri != NULL ? uri : "not set");
+    return -1;
+  }
+  o->uri = strdup (uri);
+  o->export_name = strdup (name != NULL ? name : "");
+  o->disk = direct != NULL ? strdup (direct) : NULL;
+  return 0;
+}
+
+int
+old_server_find (struct old_server *o, const char *control, json_t **status)
+{
+  *status = NULL;
+  o->pidfd = -1;
+  char *slash = strrchr (control, '/'), *folder;
+  char *dir = slash == NULL ? strdup (".") : strndup (control, (size_t) (slash - control) + 1);
+
+  folder = dir != NULL ? realpath (dir, NULL) : NULL;
+  free (dir);
+  if (folder == NULL) {
+    cmd_error ("%s: %s", control, strerror (errno));
+    return EXIT_ERROR;
+  }
+  dir = join (folder, "/");
+  o->control = join (dir, slash == NULL ? control : slash + 1);
+  o->control_aside = join (o->control, ".evacuated");
+  free (dir);
+  free (folder);
+
+  enum tidy_socket aside = tidy_look (o->control_aside);
+  if (aside == TIDY_STALE)
+    unlink (o->control_aside);
+  o->aside = aside == TIDY_IN_USE;
+  const char *path = o->aside ? o->control_aside : o->control;
+  o->client = job_connect (path);
+  if (o->client == NULL || job_call (o->client, path, "query-mirror", NULL, status, NULL) == -1
+      || find_process (o, *status) == -1 || read_status (o, *status) == -1)
+    return EXIT_ERROR;
+  return 0;
+}
+
+void
+old_server_free (struct old_server *o)
+{
+  control_client_free (o->client);
+  if (o->pidfd != -1)
+    close (o->pidfd);
+  free (o->socket);
+  free (o->control);
+  free (o->control_aside);
+  free (o->uri);
+  free (o->export_name);
+  free (o->disk);
+}
+
+/* ---- the new server --------------------------------------------------------------------------- */
+
+/* `nbdmirror serve --detach`, in a process of its own.  0 when it serves, or -1. */
+static int
+start (const struct old_server *o, const struct new_server *n, const char *sock, const char *control,
+       const char *pidfile)
+{
+  unsigned nr = 0, i;
+  int status;
+
+  while (n->args[nr] != NULL)
+    nr++;
+  char *uri = join ("mirror-uri=", o->uri);
+  const char *const words[] = { "nbdmirror", "serve", n->disk, "--socket", sock, "--control", control, "--export",
+                          o->export_name, "--pidfile", pidfile, "--detach", "--", uri };
+  const unsigned nr_words = sizeof words / sizeof words[0];
+  char **argv = calloc (nr_words + nr + 1, sizeof *argv);
+  if (argv == NULL)
+    abort ();
+  for (i = 0; i < nr_words; i++)
+    argv[i] = (char *) words[i]; /* exec leaves them alone */
+  memcpy (argv + nr_words, n->args, nr * sizeof *argv);
+
+  fflush (NULL);
+  pid_t pid = fork ();
+  if (pid == 0) {
+    sigset_t none;
+    sigemptyset (&none);
+    sigprocmask (SIG_SETMASK, &none, NULL); /* a server that cannot be ended with SIGTERM helps nobody */
+    execv ("/proc/self/exe", argv);
+    _exit (127);
+  }
+  free (argv);
+  free (uri);
+  if (pid == -1) {
+    cmd_error ("fork: %s", strerror (errno));
+    return -1;
+  }
+  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
+    ;
+  return status == 0 ? 0 : -1;
+}
+
+static pid_t
+read_pidfile (const char *path)
+{
+  FILE *fp = fopen (path, "re");
+  long pid = 0;
+
+  if (fp == NULL)
+    return 0;
+  if (fscanf (fp, "%ld", &pid) != 1)
+    pid = 0;
+  fclose (fp);
+  return (pid_t) pid;
+}
+
+/* End the server of PIDFILE and wait for it; it has no clients. */
+static void
+stop (const char *pidfile)
+{
+  pid_t pid = read_pidfile (pidfile);
+  int pidfd = pid > 0 ? (int) syscall (SYS_pidfd_open, pid, 0) : -1;
+
+  if (pidfd != -1) {
+    struct pollfd p = { .fd = pidfd, .events = POLLIN };
+    kill (pid, SIGTERM);
+    if (poll (&p, 1, END_MS) == 0)
+      kill (pid, SIGKILL);
+    close (pidfd);
+  }
+  unlink (pidfile);
+}
+
+int
+new_server_try (const struct old_server *o, const struct new_server *n)
+{
+  char *sock = join (o->socket, ".try"), *control = join (o->control, ".try");
+  char *pidfile = join (o->socket, ".try.pid");
+  int r = start (o, n, sock, control, pidfile);
+
+  stop (pidfile);
+  unlink (sock);
+  unlink (control);
+  free (sock);
+  free (control);
+  free (pidfile);
+  if (r == -1)
+    cmd_error ("a server of %s cannot be started; nothing was changed", n->disk);
+  return r;
+}
+
+/* ---- the takeover ----------------------------------------------------------------------------- */
+
+/* The guest may run as somebody else: the new socket gets owner and mode of the old one. */
+static int
+take_name (const char *from, const char *to)
+{
+  struct stat st;
+
+  if (lstat (to, &st) == 0
+      && ((chown (from, st.st_uid, st.st_gid) == -1 && errno != EPERM) || chmod (from, st.st_mode & 07777) == -1)) {
+    cmd_error ("%s: %s", from, strerror (errno));
+    return -1;
+  }
+  if (rename (from, to) == -1) {
+    cmd_error ("cannot rename %s to %s: %s", from, to, strerror (errno));
+    return -1;
+  }
+  return 0;
+}
+
+static int
+start_new (struct old_server *o, const struct new_server *n, const char *sock)
+{
+  if (!o->aside) {
+    if (rename (o->control, o->control_aside) == -1) {
+      cmd_error ("cannot rename %s: %s", o->control, strerror (errno));
+      return -1;
+    }
+    o->aside = true;
+  }
+  if (tidy_look (o->control) == TIDY_IN_USE) /* by an earlier run */
+    return 0;
+  if (start (o, n, sock, o->control, n->pidfile) == 0)
+    return 0;
+  cmd_error ("the server of %s could not be started", n->disk);
+  return -1;
+}
+
+static int
+end_old (const struct old_server *o)
+{
+  struct pollfd p = { .fd = o->pidfd, .events = POLLIN };
+
+  if (syscall (SYS_pidfd_send_signal, o->pidfd, SIGKILL, NULL, 0) == -1 && errno != ESRCH) {
+    cmd_error ("the old server, process %ld, cannot be ended: %s: kill it with SIGKILL, the guest waits for that",
+               (long) o->pid, strerror (errno));
+    return -1;
+  }
+  if (poll (&p, 1, END_MS) == 0)
+    cmd_warning ("the old server, process %ld, was killed, but is not gone after %d s", (long) o->pid,
+                 END_MS / 1000);
+  return 0;
+}
+
+int
+takeover (struct old_server *o, const struct new_server *n, bool *taken)
+{
+  char *sock = join (o->socket, ".new");
+  const struct tidy_path paths[TIDY_PATHS_MAX] = { { o->socket, true } };
+  int r = start_new (o, n, sock);
+
+  *taken = false;
+  if (r == 0 && access (sock, F_OK) == 0)
+    r = take_name (sock, o->socket);
+  free (sock);
+  if (r == -1)
+    return -1;
+  *taken = true;
+  if (end_old (o) == -1)
+    return -1;
+  unlink (o->control_aside);
+  tidy_start (read_pidfile (n->pidfile), paths); /* serve looks after the name that was given up */
+  return 0;
+}
+
+void
+takeover_undo (struct old_server *o, const struct new_server *n)
+{
+  char *sock = join (o->socket, ".new");
+
+  if (read_pidfile (n->pidfile) != o->pid)
+    stop (n->pidfile);
+  unlink (sock);
+  free (sock);
+  if (o->aside && rename (o->control_aside, o->control) == 0)
+    o->aside = false;
+}

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The private directory of a receive server.  See server.h.
+ *
+ * The lock is of the open file description, which the servers inherit: a directory that can be locked is nobody's any more,
+ * all of them were killed.
+ */
+
+#include "config.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cmd/cmd.h"
+#include "cmd/receive/server.h"
+
+#define PARENT "/tmp"
+#define PREFIX "nbdmirror-receive-"
+#define RANDOM 6
+#define TRIES 10
+
+static const char *const names[] = { "nbdkit.pid", "qemu-nbd.pid", "qemu-nbd.sock" };
+
+static void
+empty (int fd)
+{
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    unlinkat (fd, names[i], 0);
+}
+
+/* Open PATH, a directory of our own, and lock it.  -1: it is in use, or none. */
+static int
+lock_dir (const char *path)
+{
+  struct stat ours, its;
+  int fd = open (path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+  if (fd == -1)
+    return -1;
+  if (fstat (fd, &ours) == 0 && ours.st_uid == geteuid () && flock (fd, LOCK_EX | LOCK_NB) == 0 && stat (path, &its) == 0
+      && its.st_ino == ours.st_ino && its.st_dev == ours.st_dev)
+    return fd;
+  close (fd);
+  return -1;
+}
+
+/* The first SIZE bytes of a file. */
+static ssize_t
+read_file (int dir_fd, const char *name, char *text, size_t size)
+{
+  int fd = openat (dir_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+
+  if (fd == -1)
+    return -1;
+  ssize_t n = read (fd, text, size);
+  close (fd);
+  return n;
+}
+
+/* Is the process whose number is in the file NAME one that was started for PATH?  A server of another version, perhaps, which
+ * locks nothing. */
+static bool
+names_a_server (int dir_fd, const char *name, const char *path)
+{
+  char text[32] = "", proc[48], words[8192];
+
+  if (read_file (dir_fd, name, text, sizeof text - 1) <= 0)
+    return false;
+  snprintf (proc, sizeof proc, "/proc/%ld/cmdline", strtol (text, NULL, 10));
+  ssize_t n = read_file (AT_FDCWD, proc, words, sizeof words);
+  return n > 0 && memmem (words, (size_t) n, path, strlen (path)) != NULL;
+}
+
+static void
+remove_stale (void)
+{
+  DIR *dir = opendir (PARENT);
+  struct dirent *entry;
+
+  while (dir != NULL && (entry = readdir (dir)) != NULL) {
+    char path[sizeof PARENT + sizeof PREFIX + RANDOM];
+
+    if (strncmp (entry->d_name, PREFIX, strlen (PREFIX)) != 0 || strlen (entry->d_name) != strlen (PREFIX) + RANDOM)
+      continue;
+    snprintf (path, sizeof path, "%s/%.*s", PARENT, (int) (strlen (PREFIX) + RANDOM), entry->d_name);
+    int fd = lock_dir (path);
+    if (fd == -1)
+      continue;
+    if (!names_a_server (fd, "nbdkit.pid", path) && !names_a_server (fd, "qemu-nbd.pid", path)) {
+      empty (fd);
+      rmdir (path); /* unless there is something in it that is not ours */
+    }
+    close (fd);
+  }
+  if (dir != NULL)
+    closedir (dir);
+}
+
+int
+receive_dir_make (struct receive_server *s)
+{
+  remove_stale ();
+  for (int i = 0; i < TRIES; i++) {
+    strcpy (s->dir, PARENT "/" PREFIX "XXXXXX");
+    if (mkdtemp (s->dir) == NULL)
+      break;
+    s->dir_fd = lock_dir (s->dir);
+    if (s->dir_fd != -1)
+      return 0;
+    rmdir (s->dir); /* another one has taken it for a stale one, or is about to */
+  }
+  cmd_error ("%s: %s", s->dir, strerror (errno));
+  s->dir[0] = '\0';
+  return -1;
+}
+
+void
+receive_dir_remove (struct receive_server *s)
+{
+  if (s->dir[0] == '\0')
+    return;
+  empty (s->dir_fd);
+  rmdir (s->dir);
+  close (s->dir_fd);
+  s->dir[0] = '\0';
+}

@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Preparing the disk of `receive`.  See disk.h.
+ *
+ * Two locks, on bytes far behind any disk's end.  The first is of the open file description, so that the servers
+ * which inherit the descriptor hold it too: whoever has it is the only one that writes here.  The second is of
+ * the process, which lets others ask for its id: only a session of --stdio takes it.  Its network connection
+ * may be dead without its knowing, so the next session ends it (R12: when it is gone, so are its
+ * requests).
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <libgen.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/xattr.h>
+#include <time.h>
+#include <unistd.h>
+#include <jansson.h>
+
+#include "cmd/cmd.h"
+#include "cmd/receive/disk.h"
+#include "base/child.h"
+#include "cmd/serve/paths.h"
+#include "cmd/units.h"
+#include "control/receive-exports.h"
+
+#define LOCK_SERVER ((off_t) 1 << 62)
+#define LOCK_SESSION (LOCK_SERVER + 1)
+#define DISPLACE_MS 10000
+#define DISPLACE_POLL_MS 20
+#define OTHERS_MS 200
+
+/* ---- is it possible? ------------------------------------------------------------------------- */
+
+static int
+check_folder (const struct receive_disk *d, char *folder)
+{
+  char *copy = strdup (d->name);
+  struct stat st;
+  int r = EXIT_ERROR;
+
+  if (copy == NULL)
+    abort ();
+  snprintf (folder, PATH_MAX, "%s", dirname (copy));
+  free (copy);
+  if (stat (folder, &st) == -1)
+    cmd_error ("%s: the directory %s: %s", d->name, folder, strerror (errno));
+  else if (!S_ISDIR (st.st_mode))
+    cmd_error ("%s: %s is no directory", d->name, folder);
+  else
+    r = EXIT_DONE;
+  return r;
+}
+
+/* Is there room for the whole disk?  HAVE is what the file takes up already. */
+static int
+check_room (const struct receive_disk *d, const char *folder, uint64_t have)
+{
+  char need[UNITS_BUF], left[UNITS_BUF];
+  struct statvfs vfs;
+
+  if (statvfs (folder, &vfs) == -1) {
+    cmd_error ("%s: %s: %s", d->name, folder, strerror (errno));
+    return EXIT_ERROR;
+  }
+  uint64_t room = (uint64_t) vfs.f_bavail * vfs.f_frsize + have;
+  if (d->size <= room)
+    return EXIT_DONE;
+  units_format_size (need, d->size);
+  units_format_size (left, room);
+  if (d->overcommit && !d->preallocate) {
+    cmd_warning ("%s: the disk may grow to %s, and there is room for %s", d->name, need, left);
+    return EXIT_DONE;
+  }
+  cmd_error ("%s: no room: the disk has %s, and %s has %s left%s", d->name, need, folder, left,
+             d->preallocate ? "" : " (--overcommit: never mind, it will not fill up)");
+  return EXIT_REFUSED;
+}
+
+static int
+check_existing (const struct receive_disk *d, const struct stat *st)
+{
+  bool device = S_ISBLK (st->st_mode);
+
+  if (!S_ISREG (st->st_mode) && !device) {
+    cmd_error ("%s: neither a regular file nor a block device", d->name);
+    return EXIT_ERROR;
+  }
+  if (access (d->name, d->read_only ? R_OK : R_OK | W_OK) == -1) {
+    cmd_error ("%s: %s", d->name, strerror (errno));
+    return EXIT_ERROR;
+  }
+  if (d->resume || d->overwrite || d->read_only || (!device && st->st_size == 0))
+    return EXIT_DONE;
+  cmd_error ("%s: %s: --overwrite gives up what is there, --resume goes on with it", d->name,
+             device ? "a block device, which may hold anything" : "exists and is not empty");
+  return EXIT_REFUSED;
+}
+
+static int
+check_backing (struct receive_disk *d)
+{
+  struct stat st;
+
+  if (d->backing == NULL)
+    return EXIT_DONE;
+  if (stat (d->backing, &st) == -1 || access (d->backing, R_OK) == -1) {
+    cmd_error ("--backing %s: %s", d->backing, strerror (errno));
+    return EXIT_ERROR;
+  }
+  /* The name decides, never the contents: a guest could have written them. */
+  size_t len = strlen (d->backing);
+  if (d->backing_format == NULL)
+    d->backing_format = len > 6 && strcmp (d->backing + len - 6, ".qcow2") == 0 ? "qcow2" : "raw";
+  return EXIT_DONE;
+}
+
+/* ---- the lock -------------------------------------------------------------------------------- */
+
+static bool
+lock (int fd, int command, off_t where)
+{
+  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = where, .l_len = 1 };
+
+  return fcntl (fd, command, &fl) == 0;
+}
+
+/* Does another program lock a part of it, as QEMU does with an image that it has open?  A qemu-nbd of the
+ * server before us may have let go of our lock and not of its own yet: so look again for a while. */
+static bool
+is_locked_by_others (int fd)
+{
+  const struct timespec pause = { 0, DISPLACE_POLL_MS * 1000000L };
+
+  for (int waited = 0; waited < OTHERS_MS; waited += DISPLACE_POLL_MS) {
+    struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = LOCK_SERVER };
+    if (fcntl (fd, F_OFD_GETLK, &fl) == -1 || fl.l_type == F_UNLCK)
+      return false;
+    nanosleep (&pause, NULL);
+  }
+  return true;
+}
+
+/* The process of a session of --stdio, or 0. */
+static pid_t
+session_process (int fd)
+{
+  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LOCK_SESSION, .l_len = 1 };
+
+  return fcntl (fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK && fl.l_pid > 0 ? fl.l_pid : 0;
+}
+
+/* End the session that has the lock, and wait for it.  The process is asked for again each time: it is
+ * never one that took the same number since. */
+static bool
+displace_session (int fd)
+{
+  const struct timespec pause = { 0, DISPLACE_POLL_MS * 1000000L };
+  pid_t told = 0;
+
+  for (int waited = 0; waited < DISPLACE_MS; waited += DISPLACE_POLL_MS) {
+    if (lock (fd, F_OFD_SETLK, LOCK_SERVER))
+      return true;
+    pid_t pid = session_process (fd);
+    if (pid != 0 && pid != told) {
+      if (kill (pid, SIGTERM) == -1 && errno == EPERM)
+        return false;
+      told = pid;
+    }
+    else if (pid == 0 && told == 0)
+      return false;
+    nanosleep (&pause, NULL);
+  }
+  return false;
+}
+
+static int
+lock_disk (struct receive_disk *d)
+{
+  if (!lock (d->fd, F_OFD_SETLK, LOCK_SERVER)) {
+    if (errno != EAGAIN && errno != EACCES) {
+      cmd_error ("%s: cannot be locked: %s", d->name, strerror (errno));
+      return EXIT_ERROR;
+    }
+    if (!d->displace || !displace_session (d->fd)) {
+      pid_t pid = session_process (d->fd);
+      if (pid != 0)
+        cmd_error ("%s: in use by a mirror session (nbdmirror receive --stdio, process %ld)", d->name,
+                   (long) pid);
+      else
+        cmd_error ("%s: in use: another nbdmirror receive serves it", d->name);
+      return EXIT_REFUSED;
+    }
+  }
+  if (is_locked_by_others (d->fd)) {
+    cmd_error ("%s: in use: another program has locked it (QEMU locks the images that it has open)", d->name);
+    return EXIT_REFUSED;
+  }
+  if (d->displace && !lock (d->fd, F_SETLK, LOCK_SESSION))
+    cmd_warning ("%s: cannot be locked for this process: %s", d->name, strerror (errno));
+  return EXIT_DONE;
+}
+
+/* ---- making it ------------------------------------------------------------------------------- */
+
+static int
+failed (const struct receive_disk *d, const char *what)
+{
+  int err = errno;
+
+  cmd_error ("%s: %s: %s", d->name, what, strerror (err));
+  return err == ENOSPC || err == EFBIG ? EXIT_REFUSED : EXIT_ERROR;
+}
+
+static int
+make_raw (struct receive_disk *d, bool device)
+{
+  if (device) {
+    off_t size = lseek (d->fd, 0, SEEK_END);
+    if (size == -1)
+      return failed (d, "its size");
+    if (d->have_size && (uint64_t) size < d->size) {
+      cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t) size, d->size);
+      return EXIT_REFUSED;
+    }
+    d->size = (uint64_t) size;
+    return EXIT_DONE;
+  }
+  if (ftruncate (d->fd, 0) == -1 || ftruncate (d->fd, (off_t) d->size) == -1)
+    return failed (d, "cannot be given its size");
+  if (d->preallocate && d->size > 0 && (errno = posix_fallocate (d->fd, 0, (off_t) d->size)) != 0)
+    return failed (d, "cannot be preallocated");
+  return EXIT_DONE;
+}
+
+static int
+make_qcow2 (struct receive_disk *d)
+{
+  char size[32], *backing = NULL;
+  const char *words[20];
+  unsigned n = 0;
+
+  words[n++] = "qemu-img";
+  words[n++] = "create";
+  words[n++] = "-q";
+  words[n++] = "-f";
+  words[n++] = "qcow2";
+  if (d->preallocate) {
+    words[n++] = "-o";
+    words[n++] = "preallocation=falloc";
+  }
+  if (d->backing != NULL) {
+    backing = realpath (d->backing, NULL); /* qemu-img takes it as relative to the new image */
+    if (backing == NULL)
+      return failed (d, d->backing);
+    words[n++] = "-F";
+    words[n++] = d->backing_format;
+    words[n++] = "-b";
+    words[n++] = backing;
+  }
+  words[n++] = d->path;
+  snprintf (size, sizeof size, "%" PRIu64, d->size);
+  if (d->have_size)
+    words[n++] = size;
+  words[n] = NULL;
+  int r = run_and_wait (words, NULL);
+  free (backing);
+  if (r == 0)
+    return EXIT_DONE;
+  cmd_error ("%s: qemu-img create %s", d->name, r == -1 ? "cannot be run: is qemu-utils installed?" : "failed");
+  return EXIT_ERROR;
+}
+
+static int
+measure_qcow2 (struct receive_disk *d)
+{
+  const char *words[] = { "qemu-img", "info", "--output=json", "-f", "qcow2", d->path, NULL };
+  char *out = NULL;
+
+  int r = run_and_wait (words, &out);
+  json_t *info = r == 0 && out != NULL ? json_loads (out, 0, NULL) : NULL;
+  json_t *size = json_object_get (info, "virtual-size");
+  bool good = json_is_integer (size);
+  uint64_t bytes = good ? (uint64_t) json_integer_value (size) : 0;
+  json_decref (info);
+  free (out);
+  if (!good) {
+    cmd_error ("%s: qemu-img does not read it as qcow2", d->name);
+    return EXIT_ERROR;
+  }
+  if (d->have_size && bytes < d->size) {
+    cmd_error ("%s: too small: %" PRIu64 " bytes, %" PRIu64 " are needed", d->name, bytes, d->size);
+    return EXIT_REFUSED;
+  }
+  d->size = bytes;
+  return EXIT_DONE;
+}
+
+static int
+measure_raw (struct receive_disk *d)
+{
+  off_t size = lseek (d->fd, 0, SEEK_END);
+
+  if (size == -1)
+    return failed (d, "its size");
+  if (d->have_size && (uint64_t) size < d->size) {
+    cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t) size, d->size);
+    return EXIT_REFUSED;
+  }
+  d->size = (uint64_t) size;
+  return EXIT_DONE;
+}
+
+/* Was it handed over to its guest?  The server's filter has recorded it (nbd-plugin/receive/filter.c). */
+static int
+look_for_seal (struct receive_disk *d)
+{
+  char value;
+
+  if (d->resume && fgetxattr (d->fd, RECEIVE_ATTRIBUTE, &value, 1) == 1)
+    d->sealed = true;
+  if (!d->sealed || !d->displace)
+    return EXIT_DONE;
+  cmd_error ("%s: sealed: it was handed over to its guest, and no mirror may write to it any more", d->name);
+  return EXIT_REFUSED;
+}
+
+/* What it holds is given up. */
+static int
+forget_seal (struct receive_disk *d)
+{
+  if (fremovexattr (d->fd, RECEIVE_ATTRIBUTE) == 0 || errno == ENODATA || errno == ENOTSUP || errno == EPERM)
+    return EXIT_DONE;
+  return failed (d, "that it was sealed cannot be forgotten");
+}
+
+/* ---- together -------------------------------------------------------------------------------- */
+
+static int
+open_disk (struct receive_disk *d, bool exists)
+{
+  int flags = (d->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY;
+  struct stat st;
+
+  d->fd = exists ? open (d->name, flags) : open (d->name, flags | O_CREAT | O_EXCL, 0644);
+  if (d->fd == -1 || fstat (d->fd, &st) == -1)
+    return failed (d, exists ? "cannot be opened" : "cannot be created");
+  d->created = !exists;
+  d->dev = st.st_dev;
+  d->ino = st.st_ino;
+  d->path = realpath (d->name, NULL);
+  if (d->path == NULL)
+    return failed (d, "its path");
+  if (d->read_only)
+    return EXIT_DONE;
+  int r = lock_disk (d);
+  if (r != EXIT_DONE) {
+    d->created = false; /* whoever was quicker to lock it serves it */
+    return r;
+  }
+  /* It may have been filled since it was looked at, by the server that had it. */
+  if (exists && (fstat (d->fd, &st) == -1 || (r = check_existing (d, &st)) != EXIT_DONE))
+    return r != EXIT_DONE ? r : failed (d, "cannot be looked at");
+  return EXIT_DONE;
+}
+
+static int
+make_or_measure (struct receive_disk *d, bool go_on, bool device)
+{
+  int r = d->read_only ? EXIT_DONE : go_on ? look_for_seal (d) : forget_seal (d);
+
+  if (r != EXIT_DONE)
+    return r;
+  if (go_on)
+    return d->qcow2 ? measure_qcow2 (d) : measure_raw (d);
+  if (!d->qcow2)
+    return make_raw (d, device);
+  r = make_qcow2 (d);
+  return r == EXIT_DONE ? measure_qcow2 (d) : r;
+}
+
+int
+receive_disk_prepare (struct receive_disk *d)
+{
+  char folder[PATH_MAX];
+  struct stat st = { 0 };
+  bool exists, device, go_on = d->resume || d->read_only;
+  int r;
+
+  d->fd = -1;
+  if ((r = check_folder (d, folder)) != EXIT_DONE || (r = check_backing (d)) != EXIT_DONE)
+    return r;
+  exists = stat (d->name, &st) == 0;
+  device = exists && S_ISBLK (st.st_mode);
+  if (!exists && errno != ENOENT)
+    return failed (d, "cannot be looked at");
+  if (exists && (r = check_existing (d, &st)) != EXIT_DONE)
+    return r;
+  if (!exists && go_on) {
+    cmd_error ("%s: is not there, so there is nothing to go on with", d->name);
+    return EXIT_ERROR;
+  }
+  if (!exists && access (folder, W_OK | X_OK) == -1) {
+    cmd_error ("%s: no file can be made in %s: %s", d->name, folder, strerror (errno));
+    return EXIT_ERROR;
+  }
+  if (!go_on && !(device && !d->qcow2) && !d->have_size && d->backing == NULL)
+    return cmd_usage_error ("--size is missing: %s is a new disk", d->name);
+  if (!go_on && !device && d->have_size
+      && (r = check_room (d, folder, exists ? (uint64_t) st.st_blocks * 512 : 0)) != EXIT_DONE)
+    return r;
+  r = open_disk (d, exists);
+  if (r == EXIT_DONE)
+    r = make_or_measure (d, go_on, device);
+  if (r != EXIT_DONE) {
+    receive_disk_remove (d);
+    receive_disk_close (d);
+  }
+  return r;
+}
+
+bool
+receive_disk_is_there (const struct receive_disk *d)
+{
+  struct stat ours, its;
+
+  return fstat (d->fd, &ours) == 0 && stat (d->path, &its) == 0
+         && (S_ISBLK (ours.st_mode) ? S_ISBLK (its.st_mode) && its.st_rdev == ours.st_rdev
+                                    : its.st_dev == ours.st_dev && its.st_ino == ours.st_ino);
+}
+
+bool
+receive_disk_remove (struct receive_disk *d)
+{
+  struct stat st;
+
+  if (!d->created || d->path == NULL || lstat (d->path, &st) == -1 || st.st_dev != d->dev
+      || st.st_ino != d->ino)
+    return false;
+  if (unlink (d->path) == 0)
+    return true;
+  cmd_error ("%s: cannot be removed: %s", d->path, strerror (errno));
+  return false;
+}
+
+void
+receive_disk_close (struct receive_disk *d)
+{
+  if (d->fd != -1)
+    close (d->fd);
+  d->fd = -1;
+  free (d->path);
+  d->path = NULL;
+}

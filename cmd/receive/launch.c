@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Starting and ending the processes of a receive server.  See server.h.
+ *
+ * Both write their process id into a file once they listen, and nobody has to connect to find out.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cmd/cmd.h"
+#include "cmd/receive/server.h"
+#include "base/child.h"
+#include "cmd/serve/tidy.h"
+
+#define READY_MS 20000 /* how long a server may take to listen */
+#define POLL_MS 5
+
+static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
+
+/* ---- command lines --------------------------------------------------------------------------- */
+
+struct words {
+  char **word; /* NULL at the end */
+  unsigned nr;
+};
+
+__attribute__ ((format (printf, 2, 3))) static void
+add (struct words *w, const char *fmt, ...)
+{
+  va_list ap;
+
+  w->word = realloc (w->word, (w->nr + 2) * sizeof *w->word);
+  va_start (ap, fmt);
+  if (w->word == NULL || vasprintf (&w->word[w->nr], fmt, ap) == -1)
+    abort ();
+  va_end (ap);
+  w->word[++w->nr] = NULL;
+}
+
+static void
+free_words (struct words *w)
+{
+  for (unsigned i = 0; i < w->nr; i++)
+    free (w->word[i]);
+  free (w->word);
+}
+
+static void
+add_listening (struct words *w, const struct receive_server *s)
+{
+  if (s->stdio)
+    add (w, "-s");
+  else {
+    add (w, "-f");
+    add (w, "-P");
+    add (w, "%s/nbdkit.pid", s->dir);
+  }
+  if (s->socket != NULL) {
+    add (w, "-U");
+    add (w, "%s", s->socket);
+  }
+  if (s->port != NULL) {
+    add (w, "-p");
+    add (w, "%s", s->port);
+  }
+  if (s->address != NULL) {
+    add (w, "-i");
+    add (w, "%s", s->address);
+  }
+  if (s->disk->read_only)
+    add (w, "-r");
+  if (s->tls_certificates != NULL || s->tls_psk != NULL)
+    add (w, "--tls=require");
+  if (s->tls_certificates != NULL)
+    add (w, "--tls-certificates=%s", s->tls_certificates);
+  if (s->tls_psk != NULL)
+    add (w, "--tls-psk=%s", s->tls_psk);
+  if (s->tls_verify_peer)
+    add (w, "--tls-verify-peer");
+}
+
+static void
+nbdkit_words (struct words *w, const struct receive_server *s)
+{
+  add (w, "nbdkit");
+  add_listening (w, s);
+  add (w, "--filter=%s", s->filter);
+  for (unsigned i = 0; i < s->args->nr_options; i++)
+    add (w, "%s", s->args->options[i]);
+  if (s->disk->qcow2) {
+    add (w, "nbd");
+    add (w, "socket=%s/qemu-nbd.sock", s->dir);
+  }
+  else {
+    add (w, "file");
+    add (w, "file=%s", s->disk->path);
+  }
+  for (unsigned i = 0; i < s->args->nr_parameters; i++)
+    add (w, "%s", s->args->parameters[i]);
+  add (w, "receive-notify-fd=%d", s->note_write_fd);
+  add (w, "receive-disk-fd=%d", s->disk->fd);
+  add (w, "receive-disk-path=%s", s->disk->path);
+  if (s->disk->preallocate)
+    add (w, "receive-keep-allocated=true");
+  if (s->qemu_nbd_fd != -1)
+    add (w, "receive-backend-fd=%d", s->qemu_nbd_fd);
+  if (s->sealed)
+    add (w, "receive-sealed=true");
+}
+
+static void
+qemu_nbd_words (struct words *w, const struct receive_server *s)
+{
+  add (w, "qemu-nbd");
+  add (w, "--persistent");
+  add (w, "--shared=0");
+  add (w, "--socket=%s/qemu-nbd.sock", s->dir);
+  add (w, "--pid-file=%s/qemu-nbd.pid", s->dir);
+  add (w, "--format=qcow2");
+  add (w, "--discard=unmap");
+  if (s->disk->read_only)
+    add (w, "--read-only");
+  add (w, "%s", s->disk->path);
+}
+
+/* ---- children -------------------------------------------------------------------------------- */
+
+void
+receive_reap (struct receive_server *s)
+{
+  int status;
+  pid_t pid;
+
+  while ((pid = waitpid (-1, &status, WNOHANG)) > 0)
+    if (pid == s->nbdkit) {
+      s->nbdkit = 0;
+      s->nbdkit_status = status;
+    }
+    else if (pid == s->qemu_nbd)
+      s->qemu_nbd = 0;
+}
+
+/* Until *PID writes its file in DIR.  -1 after an error message. */
+static int
+wait_until_ready (struct receive_server *s, pid_t *pid, const char *name)
+{
+  char path[sizeof s->dir + 20];
+  struct stat st;
+
+  snprintf (path, sizeof path, "%s/%s.pid", s->dir, name);
+  for (int waited = 0; waited < READY_MS; waited += POLL_MS) {
+    if (stat (path, &st) == 0 && st.st_size > 0)
+      return 0;
+    receive_reap (s);
+    if (*pid == 0) {
+      cmd_error ("%s ended before it served the disk", name);
+      return -1;
+    }
+    nanosleep (&poll_pause, NULL);
+  }
+  cmd_error ("%s does not serve the disk after %d s", name, READY_MS / 1000);
+  return -1;
+}
+
+static void
+forget_pid_file (const struct receive_server *s, const char *name)
+{
+  char path[sizeof s->dir + 20];
+
+  snprintf (path, sizeof path, "%s/%s.pid", s->dir, name);
+  unlink (path);
+}
+
+static pid_t
+start (struct receive_server *s, struct words *w, bool is_nbdkit)
+{
+  const struct run_options o = {
+    .our_stdio = is_nbdkit && s->stdio,
+    .keep = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1, is_nbdkit ? s->qemu_nbd_fd : -1 },
+    .end_with_us = s->stdio,
+  };
+  pid_t pid = run_start (w->word, &o);
+
+  if (pid == -1)
+    cmd_error ("%s cannot be run: %s", w->word[0], strerror (errno));
+  free_words (w);
+  return pid == -1 ? 0 : pid;
+}
+
+static int
+launch_qemu_nbd (struct receive_server *s)
+{
+  struct words w = { 0 };
+  char path[sizeof s->dir + 20];
+
+  snprintf (path, sizeof path, "%s/qemu-nbd.sock", s->dir);
+  unlink (path);
+  forget_pid_file (s, "qemu-nbd");
+  qemu_nbd_words (&w, s);
+  if (s->qemu_nbd_fd != -1)
+    close (s->qemu_nbd_fd);
+  s->qemu_nbd = start (s, &w, false);
+  s->qemu_nbd_fd = s->qemu_nbd != 0 ? (int) syscall (SYS_pidfd_open, s->qemu_nbd, 0) : -1;
+  if (s->qemu_nbd_fd != -1)
+    fcntl (s->qemu_nbd_fd, F_SETFD, FD_CLOEXEC);
+  return s->qemu_nbd == 0 ? -1 : wait_until_ready (s, &s->qemu_nbd, "qemu-nbd");
+}
+
+/* The socket of the last server, which is gone.  True if the next one's is to have its OWNER and mode: somebody may have
+ * given it to the guest's user meanwhile. */
+static bool
+remove_socket (const struct receive_server *s, struct stat *owner)
+{
+  bool keep = false;
+
+  if (s->socket != NULL && tidy_look (s->socket) == TIDY_STALE) {
+    keep = s->launched && lstat (s->socket, owner) == 0;
+    unlink (s->socket);
+  }
+  return keep;
+}
+
+static void
+give_socket (const struct receive_server *s, const struct stat *owner)
+{
+  if (lchown (s->socket, owner->st_uid, owner->st_gid) == -1 || chmod (s->socket, owner->st_mode & 07777) == -1)
+    cmd_warning ("%s: its owner and mode cannot be set again: %s", s->socket, strerror (errno));
+}
+
+int
+receive_launch (struct receive_server *s)
+{
+  struct words w = { 0 };
+  struct stat owner;
+
+  if (!receive_disk_is_there (s->disk)) {
+    cmd_error ("%s: this is another file now: it is not served", s->disk->path);
+    return -1;
+  }
+  if (s->disk->qcow2 && s->qemu_nbd == 0 && launch_qemu_nbd (s) == -1)
+    return -1;
+  if (s->nbdkit != 0)
+    return 0;
+  forget_pid_file (s, "nbdkit");
+  bool keep = remove_socket (s, &owner);
+  nbdkit_words (&w, s);
+  s->nbdkit = start (s, &w, true);
+  if (s->nbdkit == 0)
+    return -1;
+  if (!s->stdio && wait_until_ready (s, &s->nbdkit, "nbdkit") == -1)
+    return -1;
+  if (keep)
+    give_socket (s, &owner);
+  s->launched = true;
+  return 0;
+}
+
+static void
+wait_for_end (struct receive_server *s, pid_t *pid, int patience_ms)
+{
+  if (*pid == 0)
+    return;
+  kill (*pid, SIGTERM);
+  for (int waited = 0; *pid != 0 && waited < patience_ms; waited += POLL_MS) {
+    nanosleep (&poll_pause, NULL);
+    receive_reap (s);
+  }
+  if (*pid != 0)
+    kill (*pid, SIGKILL);
+  while (*pid != 0) { /* its last system calls, however long they take */
+    nanosleep (&poll_pause, NULL);
+    receive_reap (s);
+  }
+}
+
+void
+receive_end_children (struct receive_server *s, int patience_ms)
+{
+  receive_reap (s);
+  wait_for_end (s, &s->nbdkit, patience_ms);
+  /* Its writes are in the qcow2 file only once it has ended in order. */
+  wait_for_end (s, &s->qemu_nbd, patience_ms > 0 ? 10000 : 0);
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The server of `nbdmirror receive`: nbdkit with the mirror-receive filter, on the raw disk or, for qcow2, on a
+ * qemu-nbd of its own; and this process, which supervises them.
+ *
+ *   starting → serving ⟲ (a server that ends is started again, as long as no guest has written; sealed if it was)
+ *                 ├→ stopped by a signal: the disk stays
+ *                 └→ given up (SIGINT, or the mirror said so): the caller removes the disk
+ *
+ * Once the guest has written (control/receive-exports.h) a server that ends is not started again: what it wrote and
+ * did not flush may be lost with the server, and the guest must not go on as if it were not.
+ */
+
+#ifndef NBDMIRROR_CMD_RECEIVE_SERVER_H
+#define NBDMIRROR_CMD_RECEIVE_SERVER_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "cmd/serve/nbdkit-args.h"
+#include "cmd/receive/disk.h"
+
+struct receive_server {
+  struct receive_disk *disk;      /* prepared */
+  const struct nbdkit_args *args; /* what the user adds */
+  const char *socket;             /* absolute; or NULL, and then */
+  const char *port, *address;     /* PORT, and ADDRESS or NULL for all; or */
+  bool stdio;                     /* one connection, on stdin and stdout */
+  const char *tls_certificates;   /* absolute directory, or NULL */
+  const char *tls_psk;            /* absolute file, or NULL */
+  bool tls_verify_peer;
+  char *filter;                   /* our filter, for --filter= */
+
+  /* The rest is the server's own. */
+  char dir[40];                   /* private: pid files and qemu-nbd's socket; */
+  int dir_fd;                     /* locked (flock) by us and the servers, as long as one of us lives */
+  int qemu_nbd_fd;                /* pidfd; -1 */
+  pid_t nbdkit, qemu_nbd;         /* 0: does not run */
+  int nbdkit_status;              /* of the last one that ended */
+  int signal_fd, note_fd, note_write_fd;
+  int log_fd, log_to;             /* background: what the servers say, and the stderr of before; -1 */
+  bool launched;                  /* it has served */
+  bool sealed, written, given_up;
+  int stopped_by;                 /* the signal, or 0 */
+};
+
+enum receive_end {
+  RECEIVE_FAILED,   /* a message was printed */
+  RECEIVE_STOPPED,  /* by a signal; or --stdio: its client has gone */
+  RECEIVE_GIVEN_UP
+};
+
+/* Start it and wait until it listens.  With BACKGROUND the messages of this process and its servers go to the
+ * system log from receive_server_quiet() on.  -1 after an error message, everything is stopped then. */
+int receive_server_start (struct receive_server *s, bool background);
+/* The terminal is left to others from now on. */
+void receive_server_quiet (struct receive_server *s);
+/* Supervise until the end; nothing runs any more then. */
+enum receive_end receive_server_run (struct receive_server *s);
+/* After either: remove sockets and the private directory. */
+void receive_server_free (struct receive_server *s);
+
+/* dir.c: make s->dir, and remove those that nobody uses any more.  -1 after an error message. */
+int receive_dir_make (struct receive_server *s);
+void receive_dir_remove (struct receive_server *s);
+
+/* launch.c: start what is not running.  -1 after an error message. */
+int receive_launch (struct receive_server *s);
+/* Take note of children that have ended. */
+void receive_reap (struct receive_server *s);
+/* End the children, kindly for at most PATIENCE_MS, and wait until they are gone. */
+void receive_end_children (struct receive_server *s, int patience_ms);
+
+#endif

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Running nbdkit.  In the foreground this process turns into it, so its pid and its exit status are the
+ * server's.  In the background nbdkit detaches itself, and we wait until both sockets are there.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cmd/cmd.h"
+#include "cmd/serve/nbdkit-run.h"
+#include "cmd/serve/tidy.h"
+
+#define DETACH_MS 15000 /* how long the server may take to be ready */
+#define POLL_MS 10
+#define WARNED "NBDMIRROR_WARNED" /* environment: the warning about nbdkit was given */
+
+static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
+
+/* 1.32.4 to 1.33.9 fail an assertion when a client dies with several requests in flight. */
+static bool
+has_abort_bug (unsigned major, unsigned minor, unsigned release)
+{
+  return major == 1
+         && ((minor == 32 && release >= 4) || (minor == 33 && release <= 9));
+}
+
+/* What `nbdkit --dump-config` prints, to read from; its process in *PID.  NULL with errno.  (popen() would
+ * need a shell.) */
+static FILE *
+dump_config (pid_t *pid)
+{
+  int fds[2];
+
+  if (pipe2 (fds, O_CLOEXEC) == -1)
+    return NULL;
+  *pid = fork ();
+  if (*pid == 0) {
+    dup2 (fds[1], STDOUT_FILENO);
+    execlp ("nbdkit", "nbdkit", "--dump-config", (char *) NULL);
+    _exit (127);
+  }
+  close (fds[1]);
+  if (*pid == -1) {
+    close (fds[0]);
+    return NULL;
+  }
+  return fdopen (fds[0], "r");
+}
+
+/* Is there an nbdkit, and is it one with the bug? */
+int
+nbdkit_check (void)
+{
+  unsigned major = 0, minor = 0, release = 0;
+  char text[512], version[64] = "";
+  int status = -1;
+  pid_t pid;
+  FILE *fp = dump_config (&pid);
+
+  if (fp == NULL) {
+    cmd_error ("nbdkit: %s", strerror (errno));
+    return -1;
+  }
+  while (fgets (text, sizeof text, fp) != NULL)
+    if (sscanf (text, "version=%63s", version) == 1)
+      sscanf (version, "%u.%u.%u", &major, &minor, &release);
+  fclose (fp);
+  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
+    ;
+  if (status != 0) {
+    cmd_error ("nbdkit cannot be run: is it installed and in PATH?");
+    return -1;
+  }
+  if (has_abort_bug (major, minor, release) && getenv (WARNED) == NULL) {
+    setenv (WARNED, "1", 1); /* `evacuate-disk` runs `serve`, twice */
+    cmd_warning ("nbdkit %s has a bug (fixed in 1.33.10): a client that dies with several requests "
+                 "in flight, a crashing guest for one, ends this server; see nbdmirror(1), CAVEATS",
+                 version);
+  }
+  return 0;
+}
+
+static _Noreturn void
+exec_nbdkit (const struct nbdkit_run *r)
+{
+  execvp (r->words[0], r->words);
+  cmd_error ("nbdkit: %s", strerror (errno));
+  _exit (EXIT_ERROR);
+}
+
+static void
+start_tidying (const struct nbdkit_run *r, pid_t server)
+{
+  const struct tidy_path paths[TIDY_PATHS_MAX]
+    = { { r->socket, true }, { r->control, true }, { r->pidfile, false } };
+
+  if (tidy_start (server, paths) == 0)
+    return;
+  if (errno == ESRCH) /* it has ended already */
+    tidy_now (server, paths);
+  else
+    cmd_warning ("%s will be left behind at the end: %s", r->socket, strerror (errno));
+}
+
+/* nbdkit's first process ends before the second has written the pid file. */
+static pid_t
+wait_for_pidfile (const char *path)
+{
+  int waited;
+
+  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
+    FILE *fp = fopen (path, "re");
+    char text[32] = "";
+
+    if (fp != NULL) {
+      if (fgets (text, sizeof text, fp) == NULL)
+        text[0] = '\0';
+      fclose (fp);
+      if (strchr (text, '\n') != NULL && atol (text) > 0)
+        return (pid_t) atol (text);
+    }
+    nanosleep (&poll_pause, NULL);
+  }
+  return -1;
+}
+
+/* nbdkit listens on its socket before it goes to the background; the filter opens its control socket
+ * after that. */
+static int
+wait_for_control (const struct nbdkit_run *r, pid_t server)
+{
+  int waited;
+
+  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
+    if (tidy_look (r->control) == TIDY_IN_USE)
+      return EXIT_DONE;
+    if (kill (server, 0) == -1) {
+      cmd_error ("the server ended before it listened at %s (its messages are in the system log; "
+                 "without --detach they are shown)", r->control);
+      return EXIT_ERROR;
+    }
+    nanosleep (&poll_pause, NULL);
+  }
+  cmd_error ("the server does not listen at %s after %d s", r->control, DETACH_MS / 1000);
+  kill (server, SIGTERM);
+  return EXIT_ERROR;
+}
+
+int
+nbdkit_run_detached (const struct nbdkit_run *r)
+{
+  int status;
+  pid_t pid, server;
+
+  unlink (r->pidfile); /* an old one would be taken for the new one */
+  fflush (NULL);
+  pid = fork ();
+  if (pid == -1) {
+    cmd_error ("fork: %s", strerror (errno));
+    return EXIT_ERROR;
+  }
+  if (pid == 0)
+    exec_nbdkit (r);
+  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
+    ;
+  if (!WIFEXITED (status) || WEXITSTATUS (status) != 0) {
+    if (tidy_look (r->socket) == TIDY_STALE)
+      unlink (r->socket);
+    return EXIT_ERROR; /* nbdkit has said why */
+  }
+  server = wait_for_pidfile (r->pidfile);
+  if (server == -1) {
+    cmd_error ("%s: nbdkit wrote no process id", r->pidfile);
+    return EXIT_ERROR;
+  }
+  start_tidying (r, server);
+  return wait_for_control (r, server);
+}
+
+int
+nbdkit_become (const struct nbdkit_run *r)
+{
+  start_tidying (r, getpid ());
+  signal (SIGPIPE, SIG_DFL);
+  exec_nbdkit (r);
+}

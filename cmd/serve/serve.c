@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * serve: put together an nbdkit command line for one disk with the mirror filter, and become it
+ * (nbdkit-run.c).
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "cmd/cmd.h"
+#include "cmd/serve/nbdkit-args.h"
+#include "cmd/serve/nbdkit-run.h"
+#include "cmd/serve/paths.h"
+
+struct serve {
+  const char *disk;    /* as given */
+  char *disk_path;     /* absolute, links resolved; owned, as all char * here */
+  const char *socket_arg, *control_arg, *pidfile_arg, *export_name;
+  char *socket, *control, *pidfile;
+  char *filter;        /* a path, or "mirror" for nbdkit to find */
+  bool detach, print;
+  struct nbdkit_args args;
+  char **words;        /* the command line, NULL at the end; each owned */
+  unsigned nr_words;
+};
+
+static int
+check_disk (struct serve *s)
+{
+  struct stat st;
+
+  s->disk_path = realpath (s->disk, NULL);
+  if (s->disk_path == NULL || stat (s->disk_path, &st) == -1) {
+    if (strstr (s->disk, "://") != NULL)
+      cmd_error ("%s: DISK is a file or a block device; to track what another nbdkit plugin serves, "
+                 "see nbdkit-mirror-filter(1)", s->disk);
+    else
+      cmd_error ("%s: %s", s->disk, strerror (errno));
+    return -1;
+  }
+  if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
+    cmd_error ("%s: neither a regular file nor a block device", s->disk);
+    return -1;
+  }
+  if (access (s->disk_path, s->args.read_only ? R_OK : R_OK | W_OK) == -1) {
+    cmd_error ("%s: %s", s->disk, strerror (errno));
+    return -1;
+  }
+  return 0;
+}
+
+/* ---- the command line ----------------------------------------------------------------------- */
+
+__attribute__ ((format (printf, 2, 3))) static void
+add_word (struct serve *s, const char *fmt, ...)
+{
+  char *word;
+  va_list ap;
+
+  va_start (ap, fmt);
+  if (vasprintf (&word, fmt, ap) == -1)
+    abort ();
+  va_end (ap);
+  s->words[s->nr_words++] = word;
+}
+
+static void
+add_mirror_parameters (struct serve *s)
+{
+  char *name = server_escape (s->export_name), *path = server_escape (s->socket);
+
+  add_word (s, "mirror-control=%s", s->control);
+  if (s->export_name[0] != '\0')
+    add_word (s, "mirror-export=%s", s->export_name);
+  if (!s->args.has_uri)
+    add_word (s, "mirror-uri=nbd%s+unix:///%s?socket=%s", s->args.tls_required ? "s" : "", name,
+              path);
+  /* With other filters between, the file's bytes need not be those that the guest sees. */
+  if (!s->args.has_filter && !s->args.has_direct)
+    add_word (s, "mirror-direct=%s", s->disk_path);
+  free (name);
+  free (path);
+}
+
+static void
+build_command_line (struct serve *s)
+{
+  unsigned i;
+
+  s->words = calloc (s->args.nr_options + s->args.nr_parameters + 20, sizeof *s->words);
+  if (s->words == NULL)
+    abort ();
+  add_word (s, "nbdkit");
+  if (s->detach) {
+    add_word (s, "-P");
+    add_word (s, "%s", s->pidfile);
+  }
+  else {
+    add_word (s, "-f");
+    if (s->pidfile != NULL) {
+      add_word (s, "-P");
+      add_word (s, "%s", s->pidfile);
+    }
+  }
+  add_word (s, "-U");
+  add_word (s, "%s", s->socket);
+  if (s->export_name[0] != '\0') {
+    add_word (s, "-e");
+    add_word (s, "%s", s->export_name);
+  }
+  add_word (s, "--filter=%s", s->filter);
+  for (i = 0; i < s->args.nr_options; i++)
+    add_word (s, "%s", s->args.options[i]);
+  add_word (s, "file");
+  add_word (s, "file=%s", s->disk_path);
+  for (i = 0; i < s->args.nr_parameters; i++)
+    add_word (s, "%s", s->args.parameters[i]);
+  add_mirror_parameters (s);
+}
+
+/* So that a shell reads the same words again. */
+static void
+print_command_line (const struct serve *s)
+{
+  unsigned i;
+
+  for (i = 0; i < s->nr_words; i++) {
+    const char *w = s->words[i];
+    size_t plain = strspn (w, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                              "-_./=+:,@%");
+
+    if (i > 0)
+      putchar (' ');
+    if (w[0] != '\0' && w[plain] == '\0')
+      fputs (w, stdout);
+    else {
+      putchar ('\'');
+      for (; *w != '\0'; w++)
+        if (*w == '\'')
+          fputs ("'\\''", stdout);
+        else
+          putchar (*w);
+      putchar ('\'');
+    }
+  }
+  putchar ('\n');
+}
+
+/* The record is about the disk that was here before this one took its place (evacuate-disk). */
+static bool
+is_successor (const char *path, const char *disk)
+{
+  json_t *o = json_load_file (path, 0, NULL);
+  const char *successor = json_string_value (json_object_get (o, "successor"));
+  bool r = successor != NULL && strcmp (successor, disk) == 0;
+
+  json_decref (o);
+  return r;
+}
+
+/* The filter keeps to the record by itself; this is for whoever wonders why the guest cannot write. */
+static void
+warn_of_fence (const char *control, const char *disk)
+{
+  static const char *const suffixes[] = { ".fence", ".fence.draft" };
+
+  for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
+    char *path;
+    if (asprintf (&path, "%s%s", control, suffixes[i]) == -1)
+      abort ();
+    if (access (path, F_OK) == 0 && (i > 0 || !is_successor (path, disk)))
+      cmd_warning ("%s is there: the disk %s, and its writes are refused until 'nbdmirror rollback'; remove the "
+                   "file only if it is about another disk",
+                   path, i == 0 ? "was handed over" : "was about to be handed over");
+    free (path);
+  }
+}
+
+/* ---- putting it together ------------------------------------------------------------------- */
+
+static int
+serve (struct serve *s)
+{
+  if (check_disk (s) == -1)
+    return EXIT_ERROR;
+  if ((s->socket = server_socket_path ("--socket", s->socket_arg, s->print)) == NULL
+      || (s->control = server_socket_path ("--control", s->control_arg, s->print)) == NULL)
+    return EXIT_ERROR;
+  if (strcmp (s->socket, s->control) == 0)
+    return cmd_usage_error ("--socket and --control are the same path");
+  if (s->pidfile_arg != NULL) {
+    if ((s->pidfile = server_absolute_path ("--pidfile", s->pidfile_arg)) == NULL)
+      return EXIT_ERROR;
+  }
+  else if (s->detach && asprintf (&s->pidfile, "%s.pid", s->socket) == -1)
+    abort ();
+  if ((s->filter = server_find_filter ("mirror", "NBDMIRROR_FILTER")) == NULL)
+    return EXIT_ERROR;
+  build_command_line (s);
+  if (s->print) {
+    print_command_line (s);
+    return EXIT_DONE;
+  }
+  if (nbdkit_check () == -1)
+    return EXIT_ERROR;
+  if (s->args.tls_required && !s->args.has_uri)
+    cmd_warning ("with --tls=require the worker needs TLS here too: give mirror-uri= with what it "
+                 "needs to connect (tls-certificates=, tls-psk-file=)");
+  warn_of_fence (s->control, s->disk_path);
+  const struct nbdkit_run run = {
+    .words = s->words, .socket = s->socket, .control = s->control, .pidfile = s->pidfile
+  };
+  return s->detach ? nbdkit_run_detached (&run) : nbdkit_become (&run);
+}
+
+enum { OPT_SOCKET = 0x100, OPT_CONTROL, OPT_STATE, OPT_DETACH, OPT_EXPORT, OPT_PRINT, OPT_PIDFILE };
+
+/* Fill in S.  False: return line->status. */
+static bool
+parse (struct cmd_line *line, struct serve *s)
+{
+  static const struct option longopts[]
+    = { { "socket", required_argument, NULL, OPT_SOCKET },
+        { "control", required_argument, NULL, OPT_CONTROL },
+        { "state", required_argument, NULL, OPT_STATE },
+        { "detach", no_argument, NULL, OPT_DETACH },
+        { "export", required_argument, NULL, OPT_EXPORT },
+        { "pidfile", required_argument, NULL, OPT_PIDFILE },
+        { "print", no_argument, NULL, OPT_PRINT },
+        { "dry-run", no_argument, NULL, OPT_PRINT },
+        CMD_LONG_OPTIONS_END };
+  int opt;
+
+  line->status = EXIT_USAGE;
+  line->keep_rest = true;
+  s->export_name = "";
+  while ((opt = cmd_getopt (line, "", longopts)) != -1)
+    switch (opt) {
+    case OPT_SOCKET:
+      s->socket_arg = optarg;
+      break;
+    case OPT_CONTROL:
+      s->control_arg = optarg;
+      break;
+    case OPT_STATE:
+      cmd_usage_error ("--state %s: this release keeps no sidecar file; leave it out", optarg);
+      return false;
+    case OPT_DETACH:
+      s->detach = true;
+      break;
+    case OPT_EXPORT:
+      s->export_name = optarg;
+      break;
+    case OPT_PIDFILE:
+      s->pidfile_arg = optarg;
+      break;
+    case OPT_PRINT:
+      s->print = true;
+      break;
+    default:
+      return false;
+    }
+  if (!cmd_operands_ok (line, 1, 1, "DISK"))
+    return false;
+  s->disk = line->operands[0].argv[0];
+  if (s->socket_arg == NULL)
+    cmd_usage_error ("--socket is missing");
+  else if (s->control_arg == NULL)
+    cmd_usage_error ("--control is missing");
+  else if (strlen (s->export_name) > 4096)
+    cmd_usage_error ("--export: the name has more than 4096 bytes");
+  else
+    return nbdkit_args_parse (&s->args, line->rest, line->nr_rest) == 0;
+  return false;
+}
+
+static int
+run (struct cmd_line *line)
+{
+  struct serve s = { 0 };
+  int r = parse (line, &s) ? serve (&s) : line->status;
+  unsigned i;
+
+  for (i = 0; i < s.nr_words; i++)
+    free (s.words[i]);
+  free (s.words);
+  nbdkit_args_free (&s.args);
+  free (s.disk_path);
+  free (s.socket);
+  free (s.control);
+  free (s.pidfile);
+  free (s.filter);
+  return r;
+}
+
+const struct subcommand subcommand_serve = {
+  "serve", "DISK --socket PATH --control PATH [OPTIONS] [-- NBDKIT-ARGS]",
+  "Serve a disk over NBD with its changes tracked.",
+  "DISK is a file or a block device with the guest's raw disk.  The guest connects to the\n"
+  "socket; mirroring is started and watched through the control socket.\n"
+  "  --socket PATH   Unix socket on which the disk is served\n"
+  "  --control PATH  control socket, for the other subcommands\n"
+  "  --export NAME   the export's name (default: the empty name)\n"
+  "  --detach        go to the background; return when both sockets are ready\n"
+  "  --pidfile FILE  write the server's process id there (with --detach the default is the\n"
+  "                  socket's path with .pid)\n"
+  "  --print, --dry-run\n"
+  "                  print the nbdkit command line and do nothing\n"
+  "  --state FILE    for a crash-safe sidecar file; refused in this release\n"
+  "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters for it, its file plugin\n"
+  "or its filters, e.g. --threads 64, mirror-block-size=64k.\n\n"
+  "The server is nbdkit; stop it with SIGTERM.  The sockets are removed when it ends.  The\n"
+  "filter is looked for in $NBDMIRROR_FILTER (a path), beside this program when it runs\n"
+  "from its build directory, and where it was installed.\n\n"
+  "Examples:\n"
+  "  nbdmirror serve vm1.img --socket /run/vm1.nbd --control /run/vm1.control --detach\n"
+  "  nbdmirror serve /dev/vg0/vm1 --socket /run/vm1.nbd --control /run/vm1.control \\\n"
+  "            -- --threads 64\n",
+  run
+};

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Removing what a server leaves behind.
+ *
+ * The next server may use the same paths the moment the old one is gone, so only what the old one made is
+ * removed: a socket is recognised by device, inode and time of creation, which the child notes while
+ * the server runs.  One that was never noted (the server ended at once) is removed only if nobody
+ * listens there; a pid file only if it still holds that process id.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "cmd/serve/tidy.h"
+
+#define LOOK_MS 20      /* how often to look for sockets that are not there yet */
+#define LOOK_TIMES 3000 /* and how many times: a minute */
+
+struct noted {
+  bool seen;
+  struct stat st;
+};
+
+enum tidy_socket
+tidy_look (const char *path)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  struct stat st;
+  int fd, r;
+
+  if (lstat (path, &st) == -1)
+    return TIDY_ABSENT;
+  if (!S_ISSOCK (st.st_mode) || strlen (path) >= sizeof addr.sun_path)
+    return TIDY_NO_SOCKET;
+  strcpy (addr.sun_path, path);
+  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd == -1)
+    return TIDY_IN_USE;
+  /* EAGAIN: somebody listens, and is busy */
+  r = connect (fd, (struct sockaddr *) &addr, sizeof addr) == -1 ? errno : 0;
+  close (fd);
+  return r == ECONNREFUSED ? TIDY_STALE : TIDY_IN_USE;
+}
+
+static void
+note_sockets (const struct tidy_path *paths, struct noted *noted, bool *all)
+{
+  unsigned i;
+
+  *all = true;
+  for (i = 0; i < TIDY_PATHS_MAX; i++) {
+    if (paths[i].path == NULL || !paths[i].is_socket || noted[i].seen)
+      continue;
+    if (lstat (paths[i].path, &noted[i].st) == 0 && S_ISSOCK (noted[i].st.st_mode))
+      noted[i].seen = true;
+    else
+      *all = false;
+  }
+}
+
+/* The mode and the owner may have been changed since, the modification time has not. */
+static bool
+is_same (const struct stat *a, const struct stat *b)
+{
+  return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_mtim.tv_sec == b->st_mtim.tv_sec
+         && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+static void
+remove_socket (const char *path, const struct noted *noted)
+{
+  struct stat st;
+
+  if (noted->seen ? lstat (path, &st) == 0 && is_same (&st, &noted->st)
+                  : tidy_look (path) == TIDY_STALE)
+    unlink (path);
+}
+
+static void
+remove_pidfile (const char *path, pid_t server)
+{
+  FILE *fp = fopen (path, "re");
+  long pid = -1;
+
+  if (fp == NULL)
+    return;
+  if (fscanf (fp, "%ld", &pid) == 1 && pid == server)
+    unlink (path);
+  fclose (fp);
+}
+
+static void
+remove_all (pid_t server, const struct tidy_path *paths, const struct noted *noted)
+{
+  unsigned i;
+
+  for (i = 0; i < TIDY_PATHS_MAX; i++)
+    if (paths[i].path == NULL)
+      continue;
+    else if (paths[i].is_socket)
+      remove_socket (paths[i].path, &noted[i]);
+    else
+      remove_pidfile (paths[i].path, server);
+}
+
+static void
+wait_and_remove (int pidfd, pid_t server, const struct tidy_path *paths)
+{
+  struct noted noted[TIDY_PATHS_MAX] = { 0 };
+  struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
+  bool all = false;
+  int r, times = 0;
+
+  do {
+    if (!all && times++ < LOOK_TIMES)
+      note_sockets (paths, noted, &all);
+    r = poll (&pfd, 1, all || times >= LOOK_TIMES ? -1 : LOOK_MS);
+  } while (r == 0 || (r == -1 && errno == EINTR));
+  remove_all (server, paths, noted);
+}
+
+void
+tidy_now (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX])
+{
+  static const struct noted nothing[TIDY_PATHS_MAX];
+
+  remove_all (server, paths, nothing);
+}
+
+/* The child must outlive a Ctrl-C on the terminal, and hold nothing that others wait to see closed. */
+static void
+become_quiet (int pidfd)
+{
+  int null = open ("/dev/null", O_RDWR | O_CLOEXEC), fd;
+
+  setsid ();
+  signal (SIGINT, SIG_IGN);
+  signal (SIGTERM, SIG_IGN);
+  signal (SIGHUP, SIG_IGN);
+  prctl (PR_SET_NAME, "nbdmirror-tidy");
+  for (fd = 0; fd < 3 && null != -1; fd++)
+    dup2 (null, fd);
+  for (fd = 3; fd < 1024; fd++)
+    if (fd != pidfd)
+      close (fd);
+  if (chdir ("/") == -1)
+    return; /* it only keeps a file system busy */
+}
+
+int
+tidy_start (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX])
+{
+  int pidfd = (int) syscall (SYS_pidfd_open, server, 0);
+  pid_t pid;
+
+  if (pidfd == -1)
+    return -1;
+  pid = fork ();
+  if (pid == 0) {
+    become_quiet (pidfd);
+    wait_and_remove (pidfd, server, paths);
+    _exit (0);
+  }
+  close (pidfd);
+  return pid == -1 ? -1 : 0;
+}

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Blocking requests on a channel, for the moments when nothing else is going on there: before the
+ * copiers start, and in verify.
+ */
+
+#ifndef NBDMIRROR_MIRROR_ENDPOINT_BLOCKING_H
+#define NBDMIRROR_MIRROR_ENDPOINT_BLOCKING_H
+
+#include <stdint.h>
+
+#include "mirror/endpoint/endpoint.h"
+
+/* Read LEN bytes and wait (at most the channel's request timeout). BUF as for channel_read().
+ * 0, or a positive errno. */
+int sync_read (struct channel *ch, void *buf, uint32_t len, uint64_t offset);
+
+#endif

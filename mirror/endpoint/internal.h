@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What the kinds of endpoint share.  endpoint.c holds what is the same for all of them (names, checks,
+ * the pool of requests, the list of those that are done); a kind is one struct endpoint_ops.
+ *
+ * A request is a struct op.  It is taken from the channel's pool, is in the in-flight list in the
+ * order of submission, and goes to the done list by op_done(), which may be called anywhere in the
+ * channel's thread, also under a library's lock.  channel_dispatch() calls back and returns it to
+ * the pool.  Nothing is allocated per request.
+ */
+
+#ifndef NBDMIRROR_MIRROR_ENDPOINT_INTERNAL_H
+#define NBDMIRROR_MIRROR_ENDPOINT_INTERNAL_H
+
+#include "mirror/endpoint/endpoint.h"
+
+#include <stddef.h>
+
+#define ENDPOINT_MAX_REQUEST (32u << 20)
+/* The longest status question: 1.32.5 of nbdkit aborts near 4 GiB, and 2 GiB is plenty. */
+#define ENDPOINT_MAX_STATUS ((UINT64_C (2) << 30) - 65536)
+#define ENDPOINT_MAX_EXTENTS 1024u
+#define ENDPOINT_FLUSH_OPS 2u /* places kept for flushes, beyond channel_room() */
+
+enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_FLUSH };
+
+struct op {
+  struct op *next, *prev; /* in flight: both; free or done: next only */
+  struct channel *ch;
+  void *private;          /* of the kind: the NBD connection */
+  enum op_kind kind;
+  int error;
+  uint64_t offset;
+  uint64_t len;
+  void *buf;              /* never written to by OP_WRITE */
+  int64_t started;        /* now_ms() */
+  channel_done done;
+  channel_status_done status_done;
+  void *opaque;
+  struct endpoint_extent *extents; /* room for ENDPOINT_MAX_EXTENTS; kept with the op once it was needed */
+  unsigned nr_extents;
+};
+
+struct endpoint_ops {
+  void (*close) (struct endpoint *ep);
+  struct channel *(*channel_open) (struct endpoint *ep, int *errnum, char **error);
+  /* Stop all I/O: no memory of a request is in use afterwards.  Requests are still in flight. */
+  void (*stop) (struct channel *ch);
+  void (*channel_free) (struct channel *ch);
+  /* Start OP, which is checked and in flight; op_done() at once is fine.  -1 with errno if not. */
+  int (*start) (struct channel *ch, struct op *op);
+  unsigned (*pollfds) (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now,
+                       int *timeout_ms);
+  /* Handle events: op_done() what is done, channel_die() if it is broken. */
+  void (*dispatch) (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t now);
+};
+
+/* The first member of each kind's own struct. */
+struct endpoint {
+  const struct endpoint_ops *ops;
+  char *name;
+  struct endpoint_options opts; /* with the defaults filled in */
+  struct endpoint_info info;
+};
+
+struct op_list {
+  struct op *first, *last;
+};
+
+struct channel {
+  struct endpoint *ep;
+  char *error;             /* dead, and why */
+  bool stopped;            /* dead, and ops->stop() was called */
+  struct op *pool;         /* the memory */
+  unsigned nr_ops;
+  unsigned room;
+  struct op *free;
+  struct op_list in_flight; /* in the order of submission */
+  struct op_list done;
+};
+
+/* Kinds. */
+struct endpoint *endpoint_file_open (const char *path, const struct endpoint_options *opts,
+                                     int *errnum, char **error);
+/* NAME is the URI, or of the command ARGV (without the brackets, NULL at its end; NULL for a URI).  An ssh URI has the
+ * command that ssh_command() made of it. */
+struct endpoint *endpoint_nbd_open (const char *name, char *const *argv,
+                                    const struct endpoint_options *opts, int *errnum,
+                                    char **error);
+
+/* Give the channel its pool of ROOM requests.  -1 if out of memory. */
+int channel_init (struct channel *ch, struct endpoint *ep, unsigned room);
+/* Free what channel_init() made. */
+void channel_uninit (struct channel *ch);
+/* Note that the channel is dead; the first reason stays.  channel_dispatch() does the rest. */
+void channel_die (struct channel *ch, const char *fmt, ...)
+    __attribute__ ((format (printf, 2, 3)));
+void op_done (struct op *op, int error);
+/* Append an extent to OP's, merging it with the last one.  False if there is no room. */
+bool op_add_extent (struct op *op, uint64_t length, bool zero);
+
+/* Set *ERRNUM and *ERROR (both may be NULL). */
+void endpoint_fail (int *errnum, char **error, int err, const char *fmt, ...)
+    __attribute__ ((format (printf, 4, 5)));
+
+int64_t now_ms (void); /* monotonic; a few ms coarse */
+
+static inline void
+lower_timeout (int *timeout_ms, int64_t ms)
+{
+  if (ms < 0)
+    ms = 0;
+  if (*timeout_ms < 0 || ms < *timeout_ms)
+    *timeout_ms = (int) ms;
+}
+
+#endif

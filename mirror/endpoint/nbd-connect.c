@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Connections to NBD exports, and what the exports can do.
+ *
+ * libnbd has no time limits, so they are kept here: all of TCP, TLS and NBD negotiation within
+ * connect_timeout_ms, saying goodbye within GOODBYE_MS.  (The look-up of a host's name is the C
+ * library's, which has limits of its own.)
+ */
+
+#include "config.h"
+
+#include "mirror/endpoint/nbd.h"
+#include "mirror/endpoint/command.h"
+#include "mirror/endpoint/ssh.h"
+#include "control/receive-exports.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define GOODBYE_MS 1000
+/* Exit statuses of ssh: of the nbdmirror there, of the shell there, its own. */
+#define REMOTE_REFUSED 7
+#define REMOTE_NOT_FOUND 127
+#define SSH_FAILED 255
+#define SOCKET_BUFFER (1 << 20)
+
+/* ---- Errors ----------------------------------------------------------------------------- */
+
+/* Whether libnbd's last error in this thread is that the server hung up.  How that shows depends on what
+ * was under way: end of file (which has no errno), ECONNRESET or EPIPE. */
+static bool
+hung_up (void)
+{
+  const char *s = nbd_get_error ();
+  int err = nbd_get_errno ();
+
+  return err == EPIPE || err == ECONNRESET || (err == 0 && (!s || strstr (s, "disconnected")));
+}
+
+const char *
+nbd_reason (void)
+{
+  const char *s = nbd_get_error ();
+  const char *colon;
+
+  if (hung_up ())
+    return "the server closed the connection";
+  colon = strstr (s, ": ");
+  if (strncmp (s, "nbd_", 4) == 0 && colon)
+    s = colon + 2;
+  return s;
+}
+
+static int
+reason_errno (void)
+{
+  int err = nbd_get_errno ();
+
+  return hung_up () ? ECONNRESET : err ? err : EPROTO; /* 0: what came was no NBD */
+}
+
+/* ---- Connecting ------------------------------------------------------------------------- */
+
+int
+nbd_poll_handle (struct nbd_handle *h, int timeout_ms)
+{
+  unsigned dir = nbd_aio_get_direction (h);
+  struct pollfd pfd = { .fd = nbd_aio_get_fd (h) };
+
+  if (dir & LIBNBD_AIO_DIRECTION_READ)
+    pfd.events |= POLLIN;
+  if (dir & LIBNBD_AIO_DIRECTION_WRITE)
+    pfd.events |= POLLOUT;
+  if (poll (&pfd, 1, timeout_ms) <= 0)
+    return 0;
+  if ((dir & LIBNBD_AIO_DIRECTION_READ) && (pfd.revents & (POLLIN | POLLERR | POLLHUP | POLLNVAL)))
+    return nbd_aio_notify_read (h);
+  return nbd_aio_notify_write (h);
+}
+
+bool
+nbd_is_over (struct nbd_handle *h)
+{
+  return nbd_aio_is_dead (h) == 1 || nbd_aio_is_closed (h) == 1;
+}
+
+static int
+start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
+{
+  nbd_set_pread_initialize (h, false);
+  /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
+  if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
+    return -1;
+  if (nep->is_uri) {
+    if ((nep->ep.opts.writable || nep->ep.opts.will_write) && !nep->is_plain
+        && (nbd_uri_may_be_receive (nep->ep.name) || nbd_uri_may_be_guest (nep->ep.name))
+        && nbd_set_opt_mode (h, true) == -1)
+      return -1;
+    return nbd_aio_connect_uri (h, nep->ep.name);
+  }
+  if (nep->is_ssh) /* for reading too: it is not offered to several connections */
+    return nbd_set_export_name (h, RECEIVE_MIRROR) == -1
+               ? -1 : nbd_aio_connect_socket (h, atomic_exchange (&nep->stdio, -1));
+  return nbd_aio_connect_unix (h, command_socket (nep->command));
+}
+
+/* Why ssh ended.  What ssh itself or the other host's nbdmirror had to say was shown already. */
+static const char *
+ssh_reason (int status, int *err)
+{
+  switch (status) {
+  case REMOTE_REFUSED:
+    *err = EROFS;
+    return "refused there";
+  case REMOTE_NOT_FOUND:
+    return "nbdmirror was not found there (program=FILE says where it is)";
+  case SSH_FAILED:
+    return "ssh does not reach it";
+  default:
+    return NULL;
+  }
+}
+
+static void
+connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  char *ended = nep->command ? command_ended (nep->command) : NULL;
+  int err = ended ? ECONNREFUSED : reason_errno ();
+  const char *why = ended && nep->is_ssh ? ssh_reason (command_exit_status (nep->command), &err) : NULL;
+
+  if (why != NULL)
+    endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, why);
+  else
+    endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, ended ? ended : nbd_reason ());
+  free (ended);
+}
+
+/* A unix socket's default of 208 KiB does not hold one request: the rest of it waits for the server to
+ * read, with two more switches between the processes.  TCP's buffers grow by themselves. */
+static void
+enlarge_buffer (int fd)
+{
+  int domain = AF_UNSPEC, size = SOCKET_BUFFER;
+  socklen_t len = sizeof domain;
+
+  if (getsockopt (fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX)
+    (void) setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size); /* or what is allowed */
+}
+
+static void
+no_answer (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char **error)
+{
+  endpoint_fail (errnum, error, ETIMEDOUT, "%s: no connection within %g s: %s", nep->ep.name,
+                 nep->ep.opts.connect_timeout_ms / 1000.0,
+                 nbd_aio_is_connecting (h) == 1 && nbd_get_protocol (h) == NULL
+                     ? "the server does not answer"
+                     : "the server does not answer as an NBD server does");
+}
+
+/* H has negotiated all but the export.  -1 with *ERRNUM and *ERROR. */
+static int
+choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
+               char **error)
+{
+  enum nbd_receive is = NBD_RECEIVE_OPEN;
+  char name[sizeof nep->session + sizeof RECEIVE_SESSION_PREFIX];
+
+  if (nep->session[0] == '\0') {
+    if (nbd_look_for_receive (h, deadline, &is) == -1)
+      goto failed;
+    if (is != NBD_NO_RECEIVE && nbd_uri_may_be_guest (nep->ep.name)) {
+      endpoint_fail (errnum, error, EROFS, "%s: this is the guest's export of a server of nbdmirror receive: a mirror"
+                     " writes to the export '" RECEIVE_MIRROR "'", nep->ep.name);
+      return -1;
+    }
+    if (is == NBD_RECEIVE_SEALED) {
+      endpoint_fail (errnum, error, EROFS, "%s: sealed: this disk was handed over to its guest, and no mirror may write to"
+                     " it any more (to receive it anew: nbdmirror receive --overwrite)", nep->ep.name);
+      return -1;
+    }
+    if (is == NBD_RECEIVE_OPEN && nep->ep.opts.writable && !nbd_session_name (nep->session, nep->ep.opts.session))
+      goto failed;
+    nep->is_plain = is == NBD_NO_RECEIVE;
+  }
+  snprintf (name, sizeof name, RECEIVE_SESSION_PREFIX "%s", nep->session);
+  if (nbd_go (h, nep->session[0] != '\0' ? name : NULL, deadline) == 0)
+    return 0;
+
+failed:
+  if (errno == ETIMEDOUT)
+    no_answer (nep, h, errnum, error);
+  else if (nbd_is_over (h) || is == NBD_NO_RECEIVE)
+    connect_failed (nep, errnum, error);
+  else
+    endpoint_fail (errnum, error, errno, "%s: the server refuses this session: another one has come since, the disk"
+                   " was handed over, or requests of an older session do not end", nep->ep.name);
+  return -1;
+}
+
+/* A connection that is ready for requests.  NULL with *ERRNUM and *ERROR. */
+static struct nbd_handle *
+connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  int64_t deadline = now_ms () + nep->ep.opts.connect_timeout_ms;
+  struct nbd_handle *h;
+  int r;
+
+  if (nep->is_uri && !nbd_tls_knows_server (nep->ep.name, errnum, error))
+    return NULL;
+  h = nbd_create ();
+  if (!h) {
+    endpoint_fail (errnum, error, reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
+    return NULL;
+  }
+  r = start_connecting (nep, h);
+  while (r == 0 && nbd_aio_is_negotiating (h) != 1 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
+    int64_t left = deadline - now_ms ();
+
+    if (left <= 0) {
+      no_answer (nep, h, errnum, error);
+      nbd_close (h);
+      return NULL;
+    }
+    r = nbd_poll_handle (h, (int) left);
+  }
+  if (r == 0 && nbd_aio_is_negotiating (h) == 1
+      && choose_export (nep, h, deadline, errnum, error) == -1) {
+    nbd_close (h);
+    return NULL;
+  }
+  if (r == -1 || !nbd_aio_is_ready (h)) {
+    connect_failed (nep, errnum, error);
+    nbd_close (h);
+    return NULL;
+  }
+  if (nep->is_uri && strncmp (nep->ep.name, "nbds", 4) == 0 && nbd_get_tls_negotiated (h) != 1) {
+    endpoint_fail (errnum, error, EPROTO, "%s: the connection is not encrypted", nep->ep.name);
+    nbd_close (h);
+    return NULL;
+  }
+  enlarge_buffer (nbd_aio_get_fd (h));
+  return h;
+}
+
+/* ---- What the export is ----------------------------------------------------------------- */
+
+static int
+describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *info,
+          int *errnum, char **error)
+{
+  int64_t size = nbd_get_size (h);
+  int64_t min = nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM);
+  int64_t max = nbd_get_block_size (h, LIBNBD_SIZE_MAXIMUM);
+
+  if (size < 0) {
+    endpoint_fail (errnum, error, reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
+    return -1;
+  }
+  if (min <= 0)
+    min = 1;
+  if (max <= 0 || max > ENDPOINT_MAX_REQUEST)
+    max = ENDPOINT_MAX_REQUEST;
+  max -= max % min;
+  if (max == 0) {
+    endpoint_fail (errnum, error, EPROTO, "%s: the server's smallest block, %lld bytes, is too large",
+                   nep->ep.name, (long long) min);
+    return -1;
+  }
+  *info = (struct endpoint_info){
+    .size = (uint64_t) size,
+    .min_block = (uint32_t) min,
+    .max_request = (uint32_t) max,
+    .is_nbd = true,
+    .is_receive = nep->session[0] != '\0' || (nep->is_ssh && nep->ep.opts.writable),
+    .read_only = nbd_is_read_only (h) == 1,
+    .can_flush = nbd_can_flush (h) == 1,
+    .can_zero = nbd_can_zero (h) == 1,
+    .can_multi_conn = nbd_can_multi_conn (h) == 1,
+    .can_status = nbd_can_meta_context (h, ALLOCATION) == 1,
+    .is_rotational = nbd_is_rotational (h) == 1,
+  };
+  if (nep->session[0] != '\0' && info->read_only) {
+    endpoint_fail (errnum, error, EROFS, "%s: another mirror writes there now, or did: it has taken our place, and what"
+                   " the disk holds is not what we have sent (two mirrors with one destination?)", nep->ep.name);
+    return -1;
+  }
+  if (nep->ep.opts.writable && info->read_only) {
+    endpoint_fail (errnum, error, EROFS, "%s: the export is read-only", nep->ep.name);
+    return -1;
+  }
+  return 0;
+}
+
+struct nbd_handle *
+nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  const struct endpoint_info *first = &nep->ep.info;
+  struct nbd_handle *h = NULL;
+  struct endpoint_info info;
+
+  if (nep->is_ssh)
+    endpoint_fail (errnum, error, EBUSY, "%s: has one connection only", nep->ep.name);
+  else
+    h = connect_handle (nep, errnum, error);
+  if (!h)
+    return NULL;
+  if (describe (nep, h, &info, errnum, error) == -1) {
+    nbd_close (h);
+    return NULL;
+  }
+  if (info.size != first->size)
+    endpoint_fail (errnum, error, ESTALE, "%s: the export's size was %llu bytes and is %llu now",
+                   nep->ep.name, (unsigned long long) first->size,
+                   (unsigned long long) info.size);
+  else if (info.min_block != first->min_block || info.max_request != first->max_request ||
+           info.read_only != first->read_only || info.can_flush != first->can_flush ||
+           info.can_zero != first->can_zero || info.can_multi_conn != first->can_multi_conn ||
+           info.can_status != first->can_status)
+    endpoint_fail (errnum, error, ESTALE,
+                   "%s: another connection found an export with other capabilities",
+                   nep->ep.name);
+  else
+    return h;
+  nbd_close (h);
+  return NULL;
+}
+
+/* ---- Endpoints -------------------------------------------------------------------------- */
+
+void
+nbd_close_handle (struct nbd_handle *h, bool polite)
+{
+  int64_t until = now_ms () + GOODBYE_MS;
+
+  if (polite && nbd_aio_is_ready (h) == 1 && nbd_aio_disconnect (h, 0) == 0)
+    while (!nbd_is_over (h) && now_ms () < until)
+      if (nbd_poll_handle (h, GOODBYE_MS) == -1)
+        break;
+  nbd_close (h);
+}
+
+void
+nbd_endpoint_close (struct endpoint *ep)
+{
+  struct nbd_endpoint *nep = (struct nbd_endpoint *) ep;
+  struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
+
+  if (h)
+    nbd_close_handle (h, true);
+  if (atomic_load (&nep->stdio) != -1)
+    close (atomic_load (&nep->stdio));
+  if (nep->command)
+    command_stop (nep->command);
+  free (ep->name);
+  free (nep);
+}
+
+struct endpoint *
+endpoint_nbd_open (const char *name, char *const *argv, const struct endpoint_options *opts,
+                   int *errnum, char **error)
+{
+  struct nbd_endpoint *nep = calloc (1, sizeof *nep);
+  struct nbd_handle *h;
+
+  if (!nep || !(nep->ep.name = strdup (name))) {
+    free (nep);
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", name, strerror (ENOMEM));
+    return NULL;
+  }
+  nep->ep.ops = &nbd_ops;
+  nep->ep.opts = *opts;
+  nep->is_uri = argv == NULL;
+  nep->is_ssh = argv != NULL && is_ssh_uri (name);
+  atomic_store (&nep->stdio, -1);
+  if (nep->is_ssh) {
+    int fd = -1;
+
+    nep->command = command_start_stdio (name, argv, &fd, errnum, error);
+    atomic_store (&nep->stdio, fd);
+    if (!nep->command)
+      goto fail;
+  } else if (argv && !(nep->command = command_start (name, argv, errnum, error)))
+    goto fail;
+  h = connect_handle (nep, errnum, error);
+  if (!h)
+    goto fail;
+  atomic_store (&nep->first, h);
+  if (describe (nep, h, &nep->ep.info, errnum, error) == -1)
+    goto fail;
+  return &nep->ep;
+
+fail:
+  nbd_endpoint_close (&nep->ep);
+  return NULL;
+}

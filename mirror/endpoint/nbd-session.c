@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Which export of a server to ask for.  A URI whose export is called "mirror" may be one of `nbdmirror
+ * receive`'s (control/receive-exports.h): its list of exports says so, and then all connections of an
+ * endpoint that writes use one name, "mirror@ID", so that the server can tell sessions apart.  A URI without an export
+ * may be that of its guest, where a mirror must not write.  Any other server is taken as it is.
+ *
+ * The negotiation is held up in libnbd's option mode for that, and only for such URIs.
+ */
+
+#include "config.h"
+
+#include "mirror/endpoint/nbd.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "control/receive-exports.h"
+
+/* Is NAME what URI asks for? */
+static bool
+has_export (const char *uri, const char *name)
+{
+  const char *p = strstr (uri, "://");
+
+  if (p == NULL)
+    return false;
+  p += strcspn (p + 3, "/?#") + 3;
+  while (*p == '/')
+    p++;
+  return strcspn (p, "?#") == strlen (name) && strncmp (p, name, strlen (name)) == 0;
+}
+
+bool
+nbd_uri_may_be_receive (const char *uri)
+{
+  return has_export (uri, RECEIVE_MIRROR);
+}
+
+bool
+nbd_uri_may_be_guest (const char *uri)
+{
+  return has_export (uri, "");
+}
+
+bool
+nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last)
+{
+  unsigned char random[(ENDPOINT_SESSION - 1) / 2];
+  char id[ENDPOINT_SESSION];
+
+  if (getrandom (random, sizeof random, 0) != (ssize_t) sizeof random)
+    return false;
+  for (size_t i = 0; i < sizeof random; i++)
+    sprintf (id + 2 * i, "%02x", random[i]);
+  if (last != NULL && last[0] != '\0')
+    sprintf (name, "%s%c%.*s", id, RECEIVE_LAST, ENDPOINT_SESSION - 1, last);
+  else
+    strcpy (name, id);
+  if (last != NULL)
+    strcpy (last, id);
+  return true;
+}
+
+/* An option that waits for its answer.  A connection that is given up may call back later, when it is
+ * closed: so this lives until libnbd has let go of it as well. */
+struct option {
+  unsigned users;
+  enum nbd_receive is;
+  bool done;
+  int error;
+};
+
+static struct option *
+option_new (unsigned nr_callbacks)
+{
+  struct option *o = calloc (1, sizeof *o);
+
+  if (o != NULL)
+    o->users = 1 + nr_callbacks;
+  return o;
+}
+
+static void
+option_unref (void *opaque)
+{
+  struct option *o = opaque;
+
+  if (--o->users == 0)
+    free (o);
+}
+
+static int
+on_export (void *opaque, const char *name, const char *description)
+{
+  struct option *o = opaque;
+
+  if (strcmp (name, RECEIVE_MIRROR) == 0)
+    o->is = strcmp (description, RECEIVE_DESCRIPTION) == 0          ? NBD_RECEIVE_OPEN
+            : strcmp (description, RECEIVE_DESCRIPTION_SEALED) == 0 ? NBD_RECEIVE_SEALED
+                                                                    : NBD_NO_RECEIVE;
+  return 0;
+}
+
+static int
+on_done (void *opaque, int *error)
+{
+  struct option *o = opaque;
+
+  o->done = true;
+  o->error = *error;
+  return 1;
+}
+
+/* Drive H until O is done.  -1 with errno; ETIMEDOUT after DEADLINE. */
+static int
+drive (struct nbd_handle *h, const struct option *o, int64_t deadline)
+{
+  while (!o->done && !nbd_is_over (h)) {
+    int64_t left = deadline - now_ms ();
+
+    if (left <= 0) {
+      errno = ETIMEDOUT;
+      return -1;
+    }
+    if (nbd_poll_handle (h, (int) left) == -1)
+      break;
+  }
+  if (!nbd_is_over (h))
+    return 0;
+  errno = ECONNRESET;
+  return -1;
+}
+
+/* The option could not be sent: libnbd has let go of its callbacks. */
+static int
+not_started (struct option *o)
+{
+  int err = nbd_get_errno ();
+
+  option_unref (o);
+  errno = err ? err : EPROTO;
+  return -1;
+}
+
+int
+nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is)
+{
+  struct option *o = option_new (2);
+  nbd_list_callback each = { .callback = on_export, .free = option_unref, .user_data = o };
+  nbd_completion_callback done = { .callback = on_done, .free = option_unref, .user_data = o };
+
+  if (o == NULL)
+    return -1;
+  if (nbd_aio_opt_list (h, each, done) == -1) {
+    *is = NBD_NO_RECEIVE; /* it may not even know options ("fixed newstyle") */
+    return not_started (o) == -1 && errno == ENOTSUP ? 0 : -1;
+  }
+  int r = drive (h, o, deadline);
+  int err = errno;
+  *is = o->is; /* a server that does not list its exports is none of ours */
+  option_unref (o);
+  errno = err;
+  return r;
+}
+
+int
+nbd_go (struct nbd_handle *h, const char *name, int64_t deadline)
+{
+  struct option *o = option_new (1);
+  nbd_completion_callback done = { .callback = on_done, .free = option_unref, .user_data = o };
+
+  if (o == NULL)
+    return -1;
+  if (name != NULL && nbd_set_export_name (h, name) == -1) {
+    o->users = 1;
+    return not_started (o);
+  }
+  if (nbd_aio_opt_go (h, done) == -1)
+    return not_started (o);
+  int r = drive (h, o, deadline);
+  int err = r == -1 ? errno : o->error;
+  option_unref (o);
+  if (err == 0 && nbd_aio_is_ready (h) == 1)
+    return 0;
+  errno = err ? err : EPROTO;
+  return -1;
+}

@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Requests to NBD exports, through libnbd.  (nbd-connect.c makes the connections.)
+ *
+ * A channel has one or more connections (one libnbd handle each); a request goes to the one with
+ * the fewest in flight.  libnbd calls back under the handle's lock: the callbacks only note the
+ * result.  libnbd has no time limits, so they are kept here, on coarse monotonic time: a
+ * connection with requests in flight must answer one of them at least every request_timeout_ms, and
+ * each of them within LATEST times that.  So a slow line with a long queue is not taken for a
+ * dead one.  While it flushes it may be silent for FLUSH_TIMES as long: a server that wrote to its page
+ * cache then waits for the disk, and many keep everything else waiting meanwhile.
+ *
+ * The handles of a dead channel are closed before the requests are completed: nothing of
+ * libnbd uses their buffers then.
+ */
+
+#include "config.h"
+
+#include "mirror/endpoint/nbd.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LATEST 10
+#define FLUSH_TIMES 3
+
+struct conn {
+  struct nbd_handle *h;
+  unsigned in_flight;
+  unsigned flushes; /* of those */
+  int64_t heard; /* now_ms() of the last reply, or of when it became busy */
+  unsigned replies;
+};
+
+struct nbd_channel {
+  struct channel ch;
+  bool stopping;
+  uint64_t status_ask; /* how much status to ask for: less where the answers are too long */
+  unsigned nr_conns;
+  struct conn conns[CHANNEL_MAX_FDS];
+};
+
+/* ---- Requests --------------------------------------------------------------------------- */
+
+static int
+completed (void *opaque, int *error)
+{
+  struct op *op = opaque;
+  struct nbd_channel *nc = (struct nbd_channel *) op->ch;
+  struct conn *c = op->private;
+  int err = *error;
+
+  if (nc->stopping)
+    return 1;
+  c->in_flight--;
+  if (op->kind == OP_FLUSH)
+    c->flushes--;
+  c->replies++;
+  if (op->kind == OP_STATUS && err == 0 && op->nr_extents == 0)
+    err = EPROTO;
+  /* What libnbd says of requests that were in flight when the connection broke. */
+  if (err == ENOTCONN)
+    err = ESHUTDOWN;
+  op_done (op, err);
+  return 1;
+}
+
+static int
+got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entries,
+             size_t nr_entries, int *error)
+{
+  struct op *op = opaque;
+  struct nbd_channel *nc = (struct nbd_channel *) op->ch;
+  uint64_t left = op->len;
+
+  if (nc->stopping || strcmp (context, ALLOCATION) != 0 || op->nr_extents > 0)
+    return 0;
+  if (offset != op->offset) {
+    *error = EPROTO;
+    return -1;
+  }
+  for (size_t i = 0; i + 1 < nr_entries && left > 0; i += 2) {
+    uint64_t length = entries[i] < left ? entries[i] : left;
+
+    if (length == 0)
+      break;
+    if (!op_add_extent (op, length, (entries[i + 1] & LIBNBD_STATE_ZERO) != 0))
+      break;
+    left -= length;
+  }
+  /* A server that lists a fragmented disk does work for extents that have no room here. */
+  if (left > 0 && op->nr_extents == ENDPOINT_MAX_EXTENTS)
+    nc->status_ask = op->len / 2 > 1048576 ? op->len / 2 & ~UINT64_C (65535) : 1048576;
+  else if (op->nr_extents < ENDPOINT_MAX_EXTENTS / 4 && nc->status_ask < ENDPOINT_MAX_STATUS)
+    nc->status_ask = nc->status_ask > ENDPOINT_MAX_STATUS / 2 ? ENDPOINT_MAX_STATUS
+                                                             : nc->status_ask * 2;
+  return 0;
+}
+
+static struct conn *
+least_busy (struct nbd_channel *nc)
+{
+  struct conn *best = &nc->conns[0];
+
+  for (unsigned i = 1; i < nc->nr_conns; i++)
+    if (nc->conns[i].in_flight < best->in_flight)
+      best = &nc->conns[i];
+  return best;
+}
+
+static int64_t
+submit (struct nbd_channel *nc, struct conn *c, struct op *op)
+{
+  nbd_completion_callback done = { .callback = completed, .user_data = op };
+  nbd_extent_callback extents = { .callback = got_extents, .user_data = op };
+
+  switch (op->kind) {
+  case OP_READ:
+    return nbd_aio_pread (c->h, op->buf, op->len, op->offset, done, 0);
+  case OP_WRITE:
+    return nbd_aio_pwrite (c->h, op->buf, op->len, op->offset, done, 0);
+  case OP_ZERO:
+    return nbd_aio_zero (c->h, op->len, op->offset, done, 0);
+  case OP_STATUS:
+    if (op->len > nc->status_ask)
+      op->len = nc->status_ask;
+    return nbd_aio_block_status (c->h, op->len, op->offset, extents, done, 0);
+  case OP_FLUSH:
+    return nbd_aio_flush (c->h, done, 0);
+  }
+  return -1;
+}
+
+static int
+nbd_start (struct channel *ch, struct op *op)
+{
+  struct nbd_channel *nc = (struct nbd_channel *) ch;
+  struct conn *c = least_busy (nc);
+  int err;
+
+  if (op->kind == OP_FLUSH && nc->nr_conns > 1 && !ch->ep->info.can_multi_conn) {
+    errno = ENOTSUP; /* it would cover one connection of several */
+    return -1;
+  }
+  if (c->in_flight >= ch->ep->opts.nr_in_flight && ch->ep->opts.nr_in_flight == 1) {
+    errno = EAGAIN; /* a flush: one more is one too many */
+    return -1;
+  }
+  op->private = c;
+  if (c->in_flight++ == 0)
+    c->heard = op->started;
+  if (op->kind == OP_FLUSH)
+    c->flushes++;
+  /* completed() may run within this, for this request and for others. */
+  if (submit (nc, c, op) != -1) {
+    /* It can break while it sends; then only libnbd's last error says why. */
+    if (nbd_is_over (c->h))
+      channel_die (ch, "%s: %s", ch->ep->name, nbd_reason ());
+    return 0;
+  }
+  c->in_flight--;
+  if (op->kind == OP_FLUSH)
+    c->flushes--;
+  err = nbd_get_errno ();
+  if (nbd_is_over (c->h)) {
+    channel_die (ch, "%s: the connection is broken", ch->ep->name);
+    err = ESHUTDOWN;
+  }
+  errno = err ? err : EIO;
+  return -1;
+}
+
+static const char *
+describe_op (const struct op *op, char *buf, size_t size)
+{
+  static const char *const names[] = { "a read", "a write", "a write of zeroes",
+                                       "a block status request", "a flush" };
+
+  if (op->kind == OP_FLUSH)
+    snprintf (buf, size, "%s", names[op->kind]);
+  else
+    snprintf (buf, size, "%s of %llu bytes at %llu", names[op->kind],
+              (unsigned long long) op->len, (unsigned long long) op->offset);
+  return buf;
+}
+
+/* How long this connection may be silent. */
+static int64_t
+patience (const struct nbd_channel *nc, const struct conn *c)
+{
+  return (c->flushes > 0 ? FLUSH_TIMES : 1) * (int64_t) nc->ch.ep->opts.request_timeout_ms;
+}
+
+/* When the requests of a channel are too late at the latest; INT64_MAX if there are none. */
+static int64_t
+deadline (const struct nbd_channel *nc)
+{
+  int64_t timeout = nc->ch.ep->opts.request_timeout_ms;
+  int64_t first = INT64_MAX;
+
+  if (nc->ch.in_flight.first)
+    first = nc->ch.in_flight.first->started + LATEST * timeout;
+  for (unsigned i = 0; i < nc->nr_conns; i++)
+    if (nc->conns[i].in_flight > 0
+        && nc->conns[i].heard + patience (nc, &nc->conns[i]) < first)
+      first = nc->conns[i].heard + patience (nc, &nc->conns[i]);
+  return first;
+}
+
+/* The request that made the deadline pass. */
+static struct op *
+late_op (const struct nbd_channel *nc, int64_t now)
+{
+  int64_t timeout = nc->ch.ep->opts.request_timeout_ms;
+
+  for (struct op *op = nc->ch.in_flight.first; op; op = op->next) {
+    const struct conn *c = op->private;
+
+    if (now >= op->started + LATEST * timeout || now >= c->heard + patience (nc, c))
+      return op;
+  }
+  return NULL;
+}
+
+static void
+check_time (struct nbd_channel *nc, int64_t now)
+{
+  int64_t timeout = nc->ch.ep->opts.request_timeout_ms;
+  struct op *op;
+  char what[100];
+
+  if (now < deadline (nc) || !(op = late_op (nc, now)))
+    return;
+  if (now >= op->started + LATEST * timeout)
+    timeout *= LATEST;
+  else
+    timeout = patience (nc, op->private);
+  channel_die (&nc->ch, "%s: no reply to %s within %g s", nc->ch.ep->name,
+               describe_op (op, what, sizeof what), (double) timeout / 1000.0);
+  op->error = ETIMEDOUT;
+}
+
+/* ---- Channels --------------------------------------------------------------------------- */
+
+static unsigned
+nbd_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now, int *timeout_ms)
+{
+  struct nbd_channel *nc = (struct nbd_channel *) ch;
+  int64_t last = deadline (nc);
+  unsigned nr = 0;
+
+  /* One more than is left: now_ms() is coarse, and a poll() too short would be repeated. */
+  if (last != INT64_MAX)
+    lower_timeout (timeout_ms, last - now + 1);
+  for (; nr < nc->nr_conns && nr < max; nr++) {
+    unsigned dir = nbd_aio_get_direction (nc->conns[nr].h);
+
+    fds[nr] = (struct pollfd){ .fd = nbd_aio_get_fd (nc->conns[nr].h) };
+    if (dir & LIBNBD_AIO_DIRECTION_READ)
+      fds[nr].events |= POLLIN;
+    if (dir & LIBNBD_AIO_DIRECTION_WRITE)
+      fds[nr].events |= POLLOUT;
+    if (fds[nr].fd == -1)
+      lower_timeout (timeout_ms, 0); /* it broke while a request was started */
+  }
+  return nr;
+}
+
+/* -1 if the connection is broken. */
+static int
+handle_events (struct conn *c, short revents)
+{
+  if ((revents & (POLLIN | POLLERR | POLLHUP | POLLNVAL)) &&
+      (nbd_aio_get_direction (c->h) & LIBNBD_AIO_DIRECTION_READ)) {
+    /* Once only, though more replies may be there: with nothing to read libnbd would stop sending
+     * until the next reply, which may need what is not sent yet. */
+    if (nbd_aio_notify_read (c->h) == -1)
+      return -1;
+    revents &= ~(POLLERR | POLLHUP | POLLNVAL);
+  }
+  if ((revents & (POLLOUT | POLLERR | POLLHUP | POLLNVAL)) &&
+      (nbd_aio_get_direction (c->h) & LIBNBD_AIO_DIRECTION_WRITE))
+    return nbd_aio_notify_write (c->h);
+  return 0;
+}
+
+static void
+nbd_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t now)
+{
+  struct nbd_channel *nc = (struct nbd_channel *) ch;
+
+  for (unsigned i = 0; i < nr && i < nc->nr_conns; i++) {
+    struct conn *c = &nc->conns[i];
+    unsigned before = c->replies;
+    int r = handle_events (c, fds[i].revents);
+
+    if (c->replies != before)
+      c->heard = now;
+    if (r == -1 || nbd_is_over (c->h)) {
+      channel_die (ch, "%s: %s", ch->ep->name, r == -1 ? nbd_reason () : "the server closed the connection");
+      return;
+    }
+  }
+  check_time (nc, now);
+}
+
+static void
+nbd_stop (struct channel *ch)
+{
+  struct nbd_channel *nc = (struct nbd_channel *) ch;
+  bool idle = true;
+
+  nc->stopping = true;
+  for (unsigned i = 0; i < nc->nr_conns; i++)
+    if (nc->conns[i].in_flight > 0)
+      idle = false;
+  for (unsigned i = 0; i < nc->nr_conns; i++)
+    nbd_close_handle (nc->conns[i].h, idle);
+  nc->nr_conns = 0;
+}
+
+static void
+nbd_channel_free (struct channel *ch)
+{
+  channel_uninit (ch);
+  free (ch);
+}
+
+static struct channel *
+nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
+{
+  struct nbd_endpoint *nep = (struct nbd_endpoint *) ep;
+  struct nbd_channel *nc = calloc (1, sizeof *nc);
+  unsigned nr = ep->opts.nr_connections;
+
+  if (nr == 0)
+    nr = ep->opts.nr_in_flight == 1 && ep->info.can_multi_conn ? 4 : 1;
+  if (!nc || channel_init (&nc->ch, ep, nr * ep->opts.nr_in_flight) == -1) {
+    free (nc);
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
+    return NULL;
+  }
+  nc->status_ask = ENDPOINT_MAX_STATUS - ENDPOINT_MAX_STATUS % ep->info.min_block;
+  while (nc->nr_conns < nr) {
+    struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
+
+    if (!h)
+      h = nbd_connect_again (nep, errnum, error);
+    if (!h) {
+      nbd_stop (&nc->ch);
+      nbd_channel_free (&nc->ch);
+      return NULL;
+    }
+    nc->conns[nc->nr_conns++].h = h;
+  }
+  return &nc->ch;
+}
+
+const struct endpoint_ops nbd_ops = {
+  .close = nbd_endpoint_close,
+  .channel_open = nbd_channel_open,
+  .stop = nbd_stop,
+  .channel_free = nbd_channel_free,
+  .start = nbd_start,
+  .pollfds = nbd_pollfds,
+  .dispatch = nbd_dispatch,
+};

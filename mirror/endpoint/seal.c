@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Sealing and giving up a destination.  See seal.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "control/receive-exports.h"
+#include "mirror/endpoint/nbd.h"
+#include "mirror/endpoint/ssh.h"
+#include "mirror/endpoint/seal.h"
+
+static int
+failed (struct nbd_handle *h, const char *uri, char **error)
+{
+  endpoint_fail (NULL, error, 0, "%s: %s", uri, nbd_reason ());
+  nbd_close (h);
+  return -1;
+}
+
+static int
+too_late (struct nbd_handle *h, const char *uri, char **error)
+{
+  endpoint_fail (NULL, error, 0, "%s: the server does not answer", uri);
+  nbd_close (h);
+  return -1;
+}
+
+/* A connection in option mode.  NULL with *ERROR. */
+static struct nbd_handle *
+connect_to (const char *uri, int64_t deadline, char **error)
+{
+  struct nbd_handle *h;
+
+  if (!nbd_tls_knows_server (uri, NULL, error))
+    return NULL;
+  h = nbd_create ();
+  if (h == NULL) {
+    endpoint_fail (NULL, error, 0, "%s: %s", uri, nbd_reason ());
+    return NULL;
+  }
+  if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_set_opt_mode (h, true) == -1
+      || nbd_aio_connect_uri (h, uri) == -1)
+    return failed (h, uri, error), NULL;
+  while (nbd_aio_is_negotiating (h) != 1 && nbd_aio_is_ready (h) != 1) {
+    int64_t left = deadline - now_ms ();
+
+    if (left <= 0)
+      return too_late (h, uri, error), NULL;
+    if (nbd_is_over (h) || nbd_poll_handle (h, (int) left) == -1)
+      return failed (h, uri, error), NULL;
+  }
+  if (strncmp (uri, "nbds", 4) == 0 && nbd_get_tls_negotiated (h) != 1) {
+    endpoint_fail (NULL, error, 0, "%s: the connection is not encrypted", uri);
+    nbd_close (h);
+    return NULL;
+  }
+  return h;
+}
+
+/* Wait until the server has closed the connection: it has ended. */
+static bool
+wait_for_end (struct nbd_handle *h)
+{
+  int64_t deadline = now_ms () + SEAL_TIMEOUT_MS;
+
+  while (!nbd_is_over (h) && now_ms () < deadline)
+    if (nbd_poll_handle (h, (int) (deadline - now_ms ())) == -1)
+      return true;
+  return nbd_is_over (h);
+}
+
+/* Open the export NAME.  0, 1 or -1 as in seal.h; with 0 the connection is in *H.  MAY_END: a server that ends
+ * before it has answered has done what it was asked. */
+static int
+open_export (const char *uri, const char *name, bool may_end, struct nbd_handle **h, char **error)
+{
+  int64_t deadline = now_ms () + SEAL_TIMEOUT_MS;
+  enum nbd_receive is;
+
+  if (is_ssh_uri (uri) || !nbd_uri_may_be_receive (uri))
+    return 1;
+  *h = connect_to (uri, deadline, error);
+  if (*h == NULL)
+    return -1;
+  if (nbd_aio_is_ready (*h) == 1) { /* an old server, which negotiates nothing */
+    nbd_close_handle (*h, true);
+    return 1;
+  }
+  if (nbd_look_for_receive (*h, deadline, &is) == -1)
+    return errno == ETIMEDOUT ? too_late (*h, uri, error) : failed (*h, uri, error);
+  if (is == NBD_NO_RECEIVE) {
+    nbd_close_handle (*h, true);
+    return 1;
+  }
+  if (may_end && is == NBD_RECEIVE_SEALED) {
+    nbd_close_handle (*h, true);
+    endpoint_fail (NULL, error, 0, "%s: sealed: this disk was handed over to its guest, and cannot be given up any more", uri);
+    return -1;
+  }
+  if (nbd_go (*h, name, deadline) == 0)
+    return 0;
+  if (errno == ETIMEDOUT)
+    return too_late (*h, uri, error);
+  if (nbd_is_over (*h))
+    return may_end ? 0 : failed (*h, uri, error);
+  endpoint_fail (NULL, error, 0, "%s: the server refuses the export %s (it has logged why)", uri, name);
+  nbd_close (*h);
+  return -1;
+}
+
+/* The server is the session itself, and a new one ends it before it begins (cmd/receive/disk.c). */
+static int
+end_ssh_session (const char *uri, char **error)
+{
+  char *argv[] = { (char *) uri, NULL };
+  const struct endpoint_options eo = { .writable = true };
+  struct endpoint *ep = endpoint_open (argv, 1, &eo, NULL, error);
+
+  if (ep == NULL)
+    return -1;
+  endpoint_close (ep);
+  return 0;
+}
+
+bool
+destination_may_be_sealed (const char *dest)
+{
+  return is_ssh_uri (dest) || nbd_uri_may_be_receive (dest);
+}
+
+int
+destination_seal (const char *uri, char **error)
+{
+  struct nbd_handle *h;
+
+  if (is_ssh_uri (uri))
+    return end_ssh_session (uri, error);
+  int r = open_export (uri, RECEIVE_SEAL, false, &h, error);
+
+  if (r == 0)
+    nbd_close_handle (h, true);
+  return r;
+}
+
+int
+destination_give_up (const char *uri, char **error)
+{
+  struct nbd_handle *h;
+  int r = open_export (uri, RECEIVE_GIVE_UP, true, &h, error);
+
+  if (r != 0)
+    return r;
+  if (!wait_for_end (h)) {
+    endpoint_fail (NULL, error, 0, "%s: the server was told that the migration is given up, and does not end",
+                   uri);
+    r = -1;
+  }
+  nbd_close (h);
+  return r;
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The order of copying.  See pass.h.
+ */
+
+#include "config.h"
+
+#include <string.h>
+
+#include "mirror/engine/pass.h"
+
+void
+pass_init (struct pass *p)
+{
+  memset (p, 0, sizeof *p);
+}
+
+void
+pass_restart (struct pass *p)
+{
+  p->cursor = 0;
+  p->hint_start = p->hint_end = 0;
+  p->nr_hints = 0;
+}
+
+/* Cut [*FIRST, +*COUNT) at the first busy block.  If *FIRST itself is busy, move behind that range
+ * and return its number: look again from there.  Else 0. */
+static uint64_t
+avoid_busy (const struct pass *p, uint64_t *first, uint64_t *count)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++) {
+    uint64_t start = p->busy[i].first, end = start + p->busy[i].count;
+    if (start <= *first && *first < end) {
+      *first = end;
+      return p->busy[i].number;
+    }
+    if (*first < start && start < *first + *count)
+      *count = start - *first;
+  }
+  return 0;
+}
+
+bool
+pass_free_run (const struct pass *p, const struct region *r, uint64_t from, uint64_t end,
+               uint64_t max, uint64_t *first, uint64_t *count)
+{
+  while (from < end && bitmap_next_set (r, REGION_DIRTY, from, end, &from)) {
+    if (!bitmap_next_run (r, REGION_DIRTY, from, max < end - from ? max : end - from, first, count))
+      return false;
+    from = *first;
+    if (avoid_busy (p, &from, count) == 0)
+      return true;
+  }
+  return false;
+}
+
+/* Is block FIRST in quarantine?  Cut the run where that changes. */
+static bool
+cut_at_quarantine (const struct region *r, uint64_t first, uint64_t *count)
+{
+  uint64_t q, n;
+  /* Not further than the run: what comes behind it may be all of a large disk's empty summary. */
+  if (!bitmap_next_set (r, REGION_QUARANTINE, first, first + *count, &q))
+    return false;
+  if (q > first) {
+    *count = q - first;
+    return false;
+  }
+  if (bitmap_next_run (r, REGION_QUARANTINE, first, *count, &q, &n) && q == first)
+    *count = n;
+  return true;
+}
+
+/* Where does the quarantine that FIRST is in end?  In one go: it may be the whole disk. */
+static uint64_t
+quarantine_end (const struct region *r, uint64_t first)
+{
+  uint64_t q, n;
+  if (bitmap_next_run (r, REGION_QUARANTINE, first, r->geo.nr_blocks, &q, &n) && q == first)
+    return first + n;
+  return first + 1; /* it has just left */
+}
+
+/* How many whole blocks from FIRST on lie in extents of kind *ZERO (set here)?  A block that is only
+ * partly zero counts as data; so does a stretch of zeroes that is shorter than MIN_ZERO bytes. */
+static uint64_t
+hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t first,
+          uint64_t min_zero, bool *zero)
+{
+  uint64_t pos = first << geo->block_shift, at = p->hint_start, data_end = pos;
+  *zero = false;
+  for (unsigned i = 0; i < p->nr_hints; ) {
+    uint64_t start = at, end;
+    bool z = p->hints[i].zero;
+    for (; i < p->nr_hints && p->hints[i].zero == z; i++)
+      at += p->hints[i].length;
+    end = at;
+    if (end <= pos)
+      continue;
+    if (start < pos)
+      start = pos;
+    /* Whole blocks inside: the disk's last block may be short. */
+    uint64_t b0 = (start + geo->block_size - 1) >> geo->block_shift;
+    uint64_t b1 = end >= geo->disk_size ? geo->nr_blocks : end >> geo->block_shift;
+    bool usable = z && b1 > b0 && (end - start >= min_zero || end >= geo->disk_size);
+    if (usable && b0 == first) {
+      *zero = true;
+      return b1 - b0;
+    }
+    if (usable)
+      return b0 - first;
+    data_end = end;
+  }
+  uint64_t n = ((data_end + geo->block_size - 1) >> geo->block_shift) - first;
+  return n > 0 ? n : 1;
+}
+
+/* How far does the run at FIRST go, up to MAX blocks?  It is known to begin there, neither busy nor in
+ * quarantine. */
+static uint64_t
+whole_run (const struct pass *p, const struct region *r, uint64_t first, uint64_t max)
+{
+  uint64_t at, count;
+  if (!bitmap_next_run (r, REGION_DIRTY, first, max, &at, &count) || at != first)
+    return 1; /* never: only we clear dirty bits */
+  avoid_busy (p, &at, &count);
+  cut_at_quarantine (r, first, &count);
+  return count;
+}
+
+enum pass_kind
+pass_next (const struct pass *p, const struct region *r, const struct pass_options *o,
+           uint64_t *first, uint64_t *count)
+{
+  const struct region_geometry *geo = &r->geo;
+  /* Long runs are counted only where their length matters: not for each request for data. */
+  uint64_t max = o->min_ask > o->max_data ? o->min_ask : o->max_data;
+  uint64_t from = p->cursor;
+
+  for (;;) {
+    if (from >= geo->nr_blocks || !bitmap_next_run (r, REGION_DIRTY, from, max, first, count))
+      return PASS_END;
+    from = *first;
+    uint64_t number = avoid_busy (p, &from, count);
+    if (number != 0 && number <= o->wait_number)
+      return PASS_WAIT;
+    if (number != 0)
+      continue;
+    if (cut_at_quarantine (r, *first, count)) {
+      if (!o->quarantine_ready) {
+        from = quarantine_end (r, *first);
+        continue;
+      }
+      if (o->verify_full)
+        return PASS_WAIT;
+      if (*count > o->max_data)
+        *count = o->max_data;
+      return PASS_VERIFY;
+    }
+    break;
+  }
+
+  uint64_t pos = *first << geo->block_shift;
+  bool hinted = pos >= p->hint_start && pos < p->hint_end;
+  if (!hinted && o->min_ask && *count >= o->min_ask) {
+    *count = whole_run (p, r, *first, o->max_ask > max ? o->max_ask : max);
+    return PASS_ASK;
+  }
+  if (hinted) {
+    bool zero;
+    uint64_t n = hint_run (p, geo, *first, o->min_ask << geo->block_shift, &zero);
+    if (zero) {
+      if (n > o->max_zero)
+        n = o->max_zero;
+      *count = n > *count ? whole_run (p, r, *first, n) : n;
+      return PASS_ZERO;
+    }
+    if (n < *count)
+      *count = n;
+  }
+  if (*count > o->max_data)
+    *count = o->max_data;
+  return PASS_DATA;
+}
+
+bool
+pass_busy_add (struct pass *p, uint64_t first, uint64_t count)
+{
+  if (p->nr_busy == PASS_MAX_BUSY)
+    return false;
+  p->busy[p->nr_busy++] = (struct pass_range){ first, count, ++p->last_number };
+  return true;
+}
+
+bool
+pass_busy_any (const struct pass *p, uint64_t first, uint64_t count)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++)
+    if (p->busy[i].first < first + count && first < p->busy[i].first + p->busy[i].count)
+      return true;
+  return false;
+}
+
+bool
+pass_busy_since (const struct pass *p, uint64_t number)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++)
+    if (p->busy[i].number <= number)
+      return true;
+  return false;
+}
+
+void
+pass_busy_remove (struct pass *p, uint64_t first)
+{
+  for (unsigned i = 0; i < p->nr_busy; i++)
+    if (p->busy[i].first == first) {
+      p->busy[i] = p->busy[--p->nr_busy];
+      return;
+    }
+}
+
+void
+pass_set_hints (struct pass *p, uint64_t offset, uint64_t length,
+                const struct endpoint_extent *extents, unsigned nr)
+{
+  p->hint_pending = false;
+  p->hint_start = offset;
+  p->nr_hints = 0;
+  if (nr == 0) {
+    p->hints[p->nr_hints++] = (struct endpoint_extent){ .length = length, .zero = false };
+    p->hint_end = offset + length;
+    return;
+  }
+  uint64_t end = offset;
+  for (unsigned i = 0; i < nr && i < PASS_MAX_HINTS; i++) {
+    p->hints[p->nr_hints++] = extents[i];
+    end += extents[i].length;
+  }
+  p->hint_end = end;
+}

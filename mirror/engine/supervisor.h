@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Keeps a job supplied with sessions: connects, watches, and after a loss waits and connects again.
+ *
+ *   CONNECTING -> COPYING -> (lost) -> WAITING -> CONNECTING …        back-off 0.5 s, doubled up to 30 s
+ *        └ refused, or gave up: ENDED
+ *
+ * Connecting may block for as long as its time limits allow, so it has a thread of its own, and the
+ * job's thread stays able to answer.  All functions are the job's thread's.
+ */
+
+#ifndef NBDMIRROR_MIRROR_ENGINE_SUPERVISOR_H
+#define NBDMIRROR_MIRROR_ENGINE_SUPERVISOR_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mirror/engine/engine.h"
+#include "mirror/engine/session.h"
+
+enum supervisor_state { SUPERVISOR_CONNECTING, SUPERVISOR_COPYING, SUPERVISOR_WAITING, SUPERVISOR_ENDED };
+
+struct supervisor {
+  struct engine *engine;
+  struct session_options *options;
+  uint64_t give_up_ns; /* no destination, or none that works, for so long: end; UINT64_MAX: never */
+  bool first_may_skip; /* the job's first session is still to come (R8) */
+
+  enum supervisor_state state;
+  struct session *session;      /* while COPYING */
+  enum session_problem problem; /* valid when ENDED, of the last failure */
+  char *error;                  /* the last failure, or NULL */
+  bool ever_copied;
+  unsigned reconnects;
+  uint64_t degraded_ns;         /* in all, up to the present session */
+  uint64_t lost_ns;             /* since when there is no session, once one was lost; else 0 */
+  uint64_t trouble_ns;          /* since when sessions have been lost without getting anywhere; else 0 */
+  uint64_t session_ns;          /* when the present session began */
+  uint64_t retry_ns, back_off_ns;
+  uint64_t flushes_before;      /* this session */
+
+  pthread_t thread; /* while CONNECTING */
+  bool thread_running;
+  _Atomic bool thread_done;
+  struct session *connected;
+  enum session_problem connect_problem;
+  char *connect_error;
+};
+
+void supervisor_init (struct supervisor *s, struct engine *e, struct session_options *o,
+                      uint64_t give_up_ns, bool first_may_skip);
+
+/* Move on.  Call when the engine's notify_fd was readable, and at least every 100 ms.
+ * Returns true if the state changed. */
+bool supervisor_poll (struct supervisor *s);
+
+/* Time without a destination, in all, until now. */
+uint64_t supervisor_degraded_ns (const struct supervisor *s);
+
+/* End the session, if any.  A connection that is being made is waited for, but for no longer than 1 s: returns false if its
+ * thread still runs, and then the engine, the options and S must stay as they are until the process ends. */
+bool supervisor_stop (struct supervisor *s);
+
+#endif

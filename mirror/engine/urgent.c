@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The synchronous gate, as the engine serves it: guest writes wait for their blocks (urgent-queue.h), and at some
+ * moment nothing else is missing at the destination (catchup.h).
+ *
+ * Urgent blocks are copied before others, by the same claims and in the same way.  The copiers keep half of
+ * their slots for the background (copier.c), and while the job catches up urgent copying is paid for with the
+ * credit that the background earns: else a guest that writes as much as the line takes would keep the job
+ * from ever getting round.
+ */
+
+#include "config.h"
+
+#include "mirror/engine/internal.h"
+#include "mirror/engine/session.h"
+
+#define SHARE_OF_DELAY 8 /* one background request takes at most this part of what a write may wait */
+
+/* Has a flush been running for longer than any guest's flush may wait? */
+static bool
+flush_hangs (const struct engine *e)
+{
+  return e->flush == FLUSH_SENT && now_ns () - e->flush_start_ns > e->write_delay_ns;
+}
+
+/* Something has ended: is the job synchronised now?  Not while the destination does not flush: it would be
+ * so and be so no longer by turns, with each flush of the guest. */
+static void
+look (struct engine *e)
+{
+  if (e->catchup.on && !flush_hangs (e))
+    catchup_look (&e->catchup, e->region, &e->pass);
+}
+
+static struct urgent_view
+view (const struct engine *e)
+{
+  return (struct urgent_view){
+    .pass = &e->pass,
+    .synchronised = catchup_synchronised (&e->catchup, e->region),
+    /* Not what counts as the first pass: once the cursor has come to the end, catchup.h may be about to believe that pass. */
+    .first_pass = atomic_load (&e->wraps) == 0,
+    .flush_hangs = flush_hangs (e),
+    .next_flush = e->flushes_sent + 1,
+  };
+}
+
+/* Somebody waits for the next flush: one that is not sent yet will do. */
+static void
+want_flush (struct engine *e)
+{
+  if (e->flush == FLUSH_IDLE || e->flush == FLUSH_SENT)
+    e->flush_wanted = true;
+  session_kick_flusher (e->session);
+}
+
+void
+engine_set_synchronous (struct engine *e, bool on, uint64_t max_write_delay_ns)
+{
+  pthread_mutex_lock (&e->lock);
+  e->write_delay_ns = max_write_delay_ns;
+  atomic_store (&e->synchronous, on);
+  catchup_set (&e->catchup, on);
+  if (!on)
+    urgent_queue_refuse (&e->urgent, e->region);
+  session_kick (e->session);
+  pthread_mutex_unlock (&e->lock);
+}
+
+void
+engine_rung (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  if (e->session == NULL || e->paused || !e->catchup.on)
+    urgent_queue_refuse (&e->urgent, e->region);
+  else
+    session_kick (e->session);
+  pthread_mutex_unlock (&e->lock);
+}
+
+/* ---- with the lock held ---- */
+
+void
+engine_urgent_gather (struct engine *e)
+{
+  if (!e->catchup.on)
+    return;
+  look (e); /* at rest no task's end does */
+  if (!urgent_any (e->region))
+    return;
+  const struct urgent_view v = view (e);
+  if (urgent_queue_gather (&e->urgent, e->region, &v))
+    want_flush (e);
+}
+
+bool
+engine_urgent_turn (const struct engine *e)
+{
+  return e->urgent.nr > 0
+         && (e->urgent.credit > 0 || catchup_synchronised (&e->catchup, e->region));
+}
+
+bool
+engine_urgent_next (struct engine *e, struct engine_task *t)
+{
+  return urgent_queue_next (&e->urgent, e->region, &e->pass, engine_request_blocks (e), &t->first,
+                            &t->count);
+}
+
+void
+engine_urgent_taken (struct engine *e, const struct engine_task *t)
+{
+  urgent_queue_handed_out (&e->urgent, t->first, t->count);
+  if (t->urgent && !catchup_synchronised (&e->catchup, e->region))
+    urgent_queue_spend (&e->urgent, region_bytes (&e->region->geo, t->first, t->count));
+  else if (!t->urgent)
+    urgent_queue_earn (&e->urgent, region_bytes (&e->region->geo, t->first, t->count));
+}
+
+void
+engine_urgent_settle (struct engine *e, const struct engine_task *t)
+{
+  const struct urgent_view v = view (e);
+  if (e->urgent.nr > 0
+      && urgent_queue_settle (&e->urgent, e->region, &v, t->first, t->count))
+    want_flush (e);
+  look (e);
+}
+
+void
+engine_urgent_flushed (struct engine *e)
+{
+  if (e->urgent.nr > 0)
+    urgent_queue_flushed (&e->urgent, e->region, e->flushes_sent);
+}
+
+void
+engine_urgent_lost (struct engine *e)
+{
+  catchup_lost (&e->catchup, e->region);
+  urgent_queue_refuse (&e->urgent, e->region);
+}
+
+uint64_t
+engine_request_blocks (const struct engine *e)
+{
+  if (!e->catchup.on || e->rate.rate == 0 || e->rate_off)
+    return e->request_blocks;
+  double bytes = (double) e->rate.rate * (double) e->write_delay_ns / 1e9 / SHARE_OF_DELAY;
+  double blocks = bytes / e->region->geo.block_size;
+  return blocks >= (double) e->request_blocks ? e->request_blocks
+         : blocks < 1                         ? 1
+                                              : (uint64_t) blocks;
+}

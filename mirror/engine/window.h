@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * How many requests a copier keeps in flight, where it could always have more.
+ *
+ * More than the destination can use only wait, and their data grows cold: 1 GiB from the page cache through a unix
+ * socket takes a quarter more processor time with 16 buffers of 256 KiB than with four, which the
+ * processor's own cache can hold.  A destination far away, or one with slow disks behind it, needs them
+ * all.  Which it is shows in the replies' latency, as in TCP Vegas: what it has grown by over the lowest
+ * one seen lately is time spent waiting in some queue, which is to hold a few requests and no more.
+ *
+ * A pure function of latencies and the time: no I/O, no locks.
+ */
+
+#ifndef NBDMIRROR_MIRROR_ENGINE_WINDOW_H
+#define NBDMIRROR_MIRROR_ENGINE_WINDOW_H
+
+#include <stdint.h>
+
+#define WINDOW_MIN 4
+
+struct window {
+  unsigned depth, max;
+  unsigned replies;      /* since depth was last looked at */
+  uint64_t sum_ns;       /* of their latencies */
+  uint64_t lowest_ns[2]; /* latency, of this period and of the one before; 0: none seen */
+  uint64_t period_end_ns;
+};
+
+void window_init (struct window *w, unsigned max);
+/* A request was answered at NOW_NS, LATENCY_NS after it was sent. */
+void window_reply (struct window *w, uint64_t latency_ns, uint64_t now_ns);
+
+#endif

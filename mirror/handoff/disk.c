@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What the coordinator does to one disk.  See disk.h.
+ *
+ * Each disk has a thread for the long calls, prepare and finalize, because a control client belongs
+ * to one thread and the disks must be held at the same time: one after the other, the first guest would
+ * wait for the last disk.  Nothing is shared between these threads but the decision word.
+ *
+ * The first prepare that fails turns the word to "abort" at once, so that no other filter goes on holding
+ * its guest for a hand-off that cannot happen any more.
+ */
+
+#include "config.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "mirror/handoff/disk.h"
+
+#define FINALIZE_TRIES 3
+
+/* ---- messages ------------------------------------------------------------------------------- */
+
+void
+handoff_disk_error (struct handoff_disk *d, char *message)
+{
+  char *full = NULL;
+
+  if (message != NULL && strstr (message, d->control) != NULL)
+    full = message;
+  else {
+    if (asprintf (&full, "%s: %s", d->control, message != NULL ? message : "out of memory") == -1)
+      full = NULL;
+    free (message);
+  }
+  free (d->error);
+  d->error = full != NULL ? full : strdup ("out of memory");
+}
+
+char *
+handoff_join_errors (const struct handoff_disk *disks, unsigned nr, const char *prefix)
+{
+  char *all = NULL, *next;
+  unsigned i;
+
+  for (i = 0; i < nr; i++)
+    if (disks[i].error != NULL) {
+      int r = asprintf (&next, "%s%s%s", all != NULL ? all : prefix, all != NULL ? "; " : "",
+                        disks[i].error);
+
+      free (all);
+      if (r == -1)
+        return NULL;
+      all = next;
+    }
+  return all;
+}
+
+bool
+handoff_any_error (const struct handoff_disk *disks, unsigned nr)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; i++)
+    if (disks[i].error != NULL)
+      return true;
+  return false;
+}
+
+void
+handoff_disk_forget_error (struct handoff_disk *d)
+{
+  free (d->error);
+  free (d->class_);
+  d->error = d->class_ = NULL;
+}
+
+/* ---- what is done to one disk --------------------------------------------------------------- */
+
+int
+handoff_disk_connect (struct handoff_disk *d, double *max_downtime)
+{
+  char *message = NULL;
+  json_t *status = NULL, *value;
+
+  d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
+  if (d->client == NULL || d->standing == STANDING_NONE
+      || control_client_call (d->client, "query-mirror", NULL, -1, HANDOFF_CALL_MS, &status, NULL, NULL,
+                              &message) == -1) {
+    handoff_disk_error (d, message);
+    return -1;
+  }
+  value = json_object_get (status, "max-downtime-ms");
+  if (json_is_number (value) && json_number_value (value) > *max_downtime)
+    *max_downtime = json_number_value (value);
+  json_decref (status);
+  return 0;
+}
+
+/* An answer was refused or never came. CLASS_ and MESSAGE are stolen. */
+static void
+prepare_error (struct handoff_disk *d, char *class_, char *message)
+{
+  char *full;
+
+  if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0
+      && asprintf (&full, "the guest was let go after the lease of %u ms (%s)", d->lease_ms,
+                   message != NULL ? message : class_) != -1) {
+    free (message);
+    message = full;
+  }
+  handoff_disk_error (d, message);
+  free (d->class_);
+  d->class_ = class_;
+}
+
+/* From now on the hand-off stands without our connection. */
+void *
+handoff_disk_keep (void *opaque)
+{
+  struct handoff_disk *d = opaque;
+  char *message = NULL;
+
+  if (control_client_call (d->client, "mirror-decision", json_pack ("{s:b}", "keep", 1), -1,
+                           HANDOFF_CALL_MS, NULL, NULL, NULL, &message) == -1)
+    handoff_disk_error (d, message);
+  return NULL;
+}
+
+void *
+handoff_disk_prepare (void *opaque)
+{
+  struct handoff_disk *d = opaque;
+  char *message = NULL, *class_ = NULL;
+  json_t *ret = NULL, *generation;
+  json_t *args = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t) d->lease_ms,
+                            "rollback-token", d->token, "waiters", d->waiters, "successor", d->successor);
+
+  if (d->guest_stopped)
+    json_object_set_new (args, "guest-stopped", json_true ());
+
+  if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int) d->timeout_ms,
+                           &ret, NULL, &class_, &message) == -1) {
+    decision_try (d->decision, DECISION_ABORT);
+    /* It has no name of its own in the client. */
+    if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
+      free (message);
+      if (asprintf (&message, "not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms) == -1)
+        message = NULL;
+    }
+    prepare_error (d, class_, message);
+    return NULL;
+  }
+  generation = json_object_get (ret, "generation");
+  if (json_is_integer (generation))
+    d->generation = json_integer_value (generation);
+  else {
+    decision_try (d->decision, DECISION_ABORT);
+    handoff_disk_error (d, strdup ("mirror-prepare answered without a generation"));
+  }
+  json_decref (ret);
+  return NULL;
+}
+
+/* The commit stands already: a lost connection is made anew and the question repeated, which the
+ * filter answers alike. */
+void *
+handoff_disk_finalize (void *opaque)
+{
+  static const struct timespec pause = { 0, 200 * 1000000L };
+  struct handoff_disk *d = opaque;
+  char *message = NULL;
+  json_t *ret = NULL, *value;
+  int try;
+
+  if (d->standing == STANDING_NONE) {
+    handoff_disk_error (d, strdup ("it takes no part in the hand-off"));
+    return NULL;
+  }
+  for (try = 0; try < FINALIZE_TRIES; try++) {
+    if (try > 0) {
+      control_client_free (d->client);
+      nanosleep (&pause, NULL);
+      free (message);
+      message = NULL;
+      d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
+      if (d->client == NULL)
+        continue;
+    }
+    if (control_client_call (d->client, "job-finalize",
+                             json_pack ("{s:I}", "generation", d->generation), -1, HANDOFF_CALL_MS, &ret,
+                             NULL, NULL, &message) == 0) {
+      value = json_object_get (ret, "downtime-ms");
+      if (json_is_number (value))
+        d->downtime_ms = json_number_value (value);
+      json_decref (ret);
+      return NULL;
+    }
+  }
+  handoff_disk_error (d, message);
+  return NULL;
+}
+
+/* Whose hand-off is given up: over a new connection only its generation tells. */
+static json_t *
+release_args (const struct handoff_disk *d)
+{
+  return d->generation > 0 ? json_pack ("{s:I}", "generation", d->generation) : NULL;
+}
+
+/* The word says "abort" already, so every filter opens its gate by itself; this makes it at once.  A
+ * connection that was lost, or whose prepare is not answered, is made anew. */
+void *
+handoff_disk_release (void *opaque)
+{
+  struct handoff_disk *d = opaque;
+  char *message = NULL;
+
+  if (d->client == NULL || d->standing == STANDING_NONE
+      || control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS, NULL, NULL,
+                              NULL, &message) == 0)
+    return NULL;
+  free (message); /* often: nothing is held there any more */
+  control_client_free (d->client);
+  d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
+  if (d->client != NULL)
+    control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS, NULL, NULL, NULL,
+                         &message);
+  free (message); /* the first error is the one to report */
+  return NULL;
+}
+
+void
+handoff_all_disks (struct handoff_disk *disks, unsigned nr, void *(*step) (void *))
+{
+  unsigned i;
+
+  for (i = 1; i < nr; i++)
+    disks[i].started = pthread_create (&disks[i].thread, NULL, step, &disks[i]) == 0;
+  step (&disks[0]);
+  for (i = 1; i < nr; i++)
+    if (disks[i].started)
+      pthread_join (disks[i].thread, NULL);
+    else
+      step (&disks[i]); /* no thread to be had: late, but not left out */
+}
+

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * A hand-off as its own files see it.
+ */
+
+#ifndef NBDMIRROR_MIRROR_HANDOFF_INTERNAL_H
+#define NBDMIRROR_MIRROR_HANDOFF_INTERNAL_H
+
+#include "mirror/handoff/disk.h"
+
+struct handoff {
+  struct handoff_disk *disks; /* owned */
+  unsigned nr;
+  struct decision *decision;  /* owned; NULL: nothing is prepared, or the word cannot be had any more */
+  char token[HANDOFF_TOKEN_MAX + 1];
+};
+
+/* Without connections, token and word. */
+struct handoff *handoff_alloc (char *const controls[], unsigned nr, char **error);
+
+#endif

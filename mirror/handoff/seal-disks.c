@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The coordinator seals the destinations.  See seal-disks.h.
+ */
+
+#include "config.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <jansson.h>
+
+#include "control/client.h"
+#include "mirror/endpoint/internal.h"
+#include "mirror/endpoint/ssh.h"
+#include "mirror/handoff/seal-disks.h"
+#include "mirror/endpoint/seal.h"
+
+#define CALL_MS 5000
+#define POLL_MS 50
+#define SSH_WORKER_MS 3000
+
+struct sealing {
+  pthread_t thread;
+  bool started;
+  const char *control;
+  struct handoff_seal *seal;
+};
+
+static void
+set_error (struct handoff_seal *s, enum handoff_seal_state state, char *error)
+{
+  s->state = state;
+  free (s->error);
+  s->error = error != NULL ? error : strdup ("out of memory");
+}
+
+/* The disk's status; NULL with *ERROR. */
+static json_t *
+ask (const char *control, char **error)
+{
+  struct control_client *c = control_client_connect (control, CALL_MS, error);
+  json_t *status = NULL;
+
+  if (c != NULL
+      && control_client_call (c, "query-mirror", NULL, -1, CALL_MS, &status, NULL, NULL, error) == -1)
+    status = NULL;
+  control_client_free (c);
+  return status;
+}
+
+static bool
+is_sealed (const json_t *status)
+{
+  return json_is_true (json_object_get (status, "sealed"));
+}
+
+/* Does TARGET mean the same to us as to the worker, which may have another working directory?  A socket's relative path
+ * could even be another server's here. */
+static bool
+is_absolute (const char *target)
+{
+  const char *socket = strstr (target, "socket=");
+
+  return socket == NULL || socket[strlen ("socket=")] == '/' || strncasecmp (socket + strlen ("socket="), "%2f", 3) == 0;
+}
+
+/* Until the worker says that it has done it.  False: it has ended, or does not come to it. */
+static bool
+worker_did (const char *control, int64_t deadline)
+{
+  const struct timespec pause = { 0, POLL_MS * 1000000L };
+
+  for (;;) {
+    char *error = NULL;
+    json_t *status = ask (control, &error);
+    const char *worker = json_string_value (json_object_get (status, "worker"));
+    bool sealed = is_sealed (status), attached = worker != NULL && strcmp (worker, "attached") == 0;
+
+    json_decref (status);
+    free (error);
+    if (sealed || !attached || now_ms () >= deadline)
+      return sealed;
+    nanosleep (&pause, NULL);
+  }
+}
+
+static void
+seal_target (const char *control, struct handoff_seal *s, int64_t deadline)
+{
+  bool ssh = is_ssh_uri (s->target);
+  char *error = NULL;
+  int r = -1;
+
+  /* Through ssh the worker's own end is all that is needed, and quicker than logging in. */
+  if (ssh && worker_did (control, now_ms () + SSH_WORKER_MS))
+    r = 0;
+  else if (ssh || is_absolute (s->target))
+    r = destination_seal (s->target, &error);
+  else
+    error = strdup ("the path of its socket is relative: only its worker knows where that is");
+  if (r == -1 && !ssh && worker_did (control, deadline))
+    r = 0;
+  s->state = r == 0 ? HANDOFF_SEAL_DONE : HANDOFF_SEAL_NONE;
+  if (r == -1)
+    set_error (s, HANDOFF_SEAL_FAILED, error);
+  else
+    free (error);
+}
+
+static void *
+seal_one (void *opaque)
+{
+  struct sealing *w = opaque;
+  struct handoff_seal *s = w->seal;
+  int64_t deadline = now_ms () + HANDOFF_SEAL_MS;
+  char *error = NULL;
+  json_t *status = ask (w->control, &error);
+  const char *target = json_string_value (json_object_get (status, "target"));
+
+  if (target != NULL)
+    s->target = strdup (target);
+  if (status == NULL)
+    set_error (s, HANDOFF_SEAL_UNKNOWN, error);
+  else if (is_sealed (status))
+    s->state = HANDOFF_SEAL_DONE;
+  else if (s->target == NULL)
+    set_error (s, HANDOFF_SEAL_UNKNOWN, strdup ("the server does not know any more where it was mirrored to"));
+  else if (destination_may_be_sealed (s->target))
+    seal_target (w->control, s, deadline);
+  json_decref (status);
+  return NULL;
+}
+
+void
+handoff_seal_all (char *const controls[], unsigned nr, struct handoff_seal *seals)
+{
+  struct sealing *all = calloc (nr, sizeof *all);
+  unsigned i;
+
+  for (i = 0; i < nr; i++) {
+    seals[i] = (struct handoff_seal){ .state = HANDOFF_SEAL_NONE };
+    if (all == NULL) {
+      set_error (&seals[i], HANDOFF_SEAL_FAILED, NULL);
+      continue;
+    }
+    all[i].control = controls[i];
+    all[i].seal = &seals[i];
+    all[i].started = pthread_create (&all[i].thread, NULL, seal_one, &all[i]) == 0;
+    if (!all[i].started)
+      seal_one (&all[i]);
+  }
+  for (i = 0; i < nr && all != NULL; i++)
+    if (all[i].started)
+      pthread_join (all[i].thread, NULL);
+  free (all);
+}
+
+void
+handoff_seal_free (struct handoff_seal *seals, unsigned nr)
+{
+  for (unsigned i = 0; i < nr; i++) {
+    free (seals[i].target);
+    free (seals[i].error);
+  }
+}

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The offline copy.  See copy.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "mirror/job/copy.h"
+#include "mirror/engine/engine.h"
+#include "mirror/job/estimate.h"
+#include "mirror/endpoint/same-place.h"
+#include "mirror/engine/supervisor.h"
+
+#define TICK_MS 100
+#define NS_PER_S 1e9
+
+struct copy {
+  const struct copy_options *o;
+  struct session_options dest;
+  struct endpoint *source;
+  struct region *region;
+  struct engine engine;
+  struct supervisor supervisor;
+  struct estimate estimate;
+  uint64_t start_ns;
+  bool flush_asked; /* the last one, in this session */
+  uint64_t flushes_before;
+  bool warned;
+};
+
+static enum job_result
+complain (struct copy *c, enum job_result result, char *error)
+{
+  c->o->message (c->o->opaque, JOB_ERROR, error ? error : "out of memory");
+  free (error);
+  return result;
+}
+
+/* Open both sides: the source first, so that a wrong name creates nothing. */
+static enum job_result
+open_both (struct copy *c)
+{
+  const struct copy_options *o = c->o;
+  struct endpoint_options so = o->dest.endpoint;
+  char *error = NULL;
+
+  if (o->nr_source == 1 && o->dest.nr_dest == 1 && same_place (o->source[0], o->dest.dest[0])) {
+    if (asprintf (&error, "refused: %s is the source itself", o->dest.dest[0]) == -1)
+      error = NULL;
+    return complain (c, JOB_REFUSED, error);
+  }
+  so.writable = so.create = false;
+  /* The server may be an nbdkit that a killed client would take down (blueprint 2), and may serve somebody else. */
+  if (o->nr_source == 1)
+    so.nr_in_flight = 1;
+  c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
+  if (c->source == NULL)
+    return complain (c, JOB_FAILED, error);
+
+  c->dest = o->dest;
+  c->dest.endpoint.writable = c->dest.endpoint.create = true;
+  c->dest.endpoint.create_size = endpoint_info (c->source)->size;
+  int errnum = 0;
+  c->dest.opened = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
+  if (c->dest.opened == NULL)
+    return complain (c, errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED, error);
+  return JOB_COMPLETED;
+}
+
+static enum job_result
+make_region (struct copy *c)
+{
+  static const uint8_t uuid[16];
+  struct region_geometry geo;
+  uint32_t min_block = endpoint_info (c->dest.opened)->min_block;
+  if (min_block < endpoint_info (c->source)->min_block)
+    min_block = endpoint_info (c->source)->min_block;
+  uint64_t size = endpoint_info (c->source)->size;
+  char *error = NULL;
+
+  if (region_geometry_init (&geo, size, 0) == -1
+      || (geo.block_size < min_block && region_geometry_init (&geo, size, min_block) == -1)) {
+    if (asprintf (&error, "%s: cannot divide %llu bytes into blocks: %s", endpoint_name (c->source),
+                  (unsigned long long) size, strerror (errno)) == -1)
+      error = NULL;
+    return complain (c, JOB_FAILED, error);
+  }
+  error = session_refusal (c->dest.opened, size, geo.block_size, c->dest.allow_no_flush);
+  if (error) {
+    char *text;
+    if (asprintf (&text, "refused: %s", error) == -1)
+      text = NULL;
+    free (error);
+    return complain (c, JOB_REFUSED, text);
+  }
+  c->region = region_create (&geo, uuid, &error);
+  if (c->region == NULL)
+    return complain (c, JOB_FAILED, error);
+  bitmap_set (c->region, REGION_DIRTY, 0, geo.nr_blocks);
+  atomic_store (&c->region->hdr->session, 1);
+
+  const struct engine_options eo = {
+    .nr_copiers = c->o->nr_copiers,
+    .rate_limit = c->o->rate_limit,
+    .offline = true,
+  };
+  if (engine_init (&c->engine, c->region, c->source, &eo, &error) == -1)
+    return complain (c, JOB_FAILED, error);
+  return JOB_COMPLETED;
+}
+
+static json_t *
+make_status (struct copy *c, const char *state)
+{
+  const struct region *r = c->region;
+  const struct estimate *est = &c->estimate;
+  uint64_t dirty = bitmap_count (r, REGION_DIRTY) << r->geo.block_shift;
+  uint64_t size = r->geo.disk_size;
+  double eta = estimate_eta_s (est, 0, 0);
+
+  json_t *o = json_pack (
+    "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", state, "pass", (json_int_t) 1,
+    "size", (json_int_t) size, "block-size", (json_int_t) r->geo.block_size, "dirty-bytes",
+    (json_int_t) (dirty < size ? dirty : size), "sent-bytes",
+    (json_int_t) atomic_load (&c->region->hdr->sent_bytes), "zero-bytes",
+    (json_int_t) atomic_load (&c->region->hdr->zero_bytes), "bandwidth-limit",
+    (json_int_t) c->o->rate_limit, "reconnects", (json_int_t) c->supervisor.reconnects, "degraded-s",
+    (double) supervisor_degraded_ns (&c->supervisor) / NS_PER_S, "total-s",
+    (double) (now_ns () - c->start_ns) / NS_PER_S);
+  if (o == NULL)
+    return NULL;
+  json_object_set_new (o, "bandwidth", est->bandwidth > 0 ? json_real (est->bandwidth) : json_null ());
+  json_object_set_new (o, "eta-s", eta >= 0 ? json_real (eta) : json_null ());
+  return o;
+}
+
+static void
+sample (struct copy *c)
+{
+  struct engine *e = &c->engine;
+  const struct estimate_costs costs = { 0, 0 };
+  const struct estimate_sample s = {
+    .now_ns = now_ns (),
+    .acked_bytes = atomic_load (&e->counters.acked_bytes),
+    .passed_bytes = atomic_load (&e->counters.extent_bytes),
+    .left_bytes = engine_left_bytes (e),
+    .queue_full = !atomic_exchange (&e->idle_seen, false),
+  };
+  estimate_add (&c->estimate, &s, &costs, 0);
+  if (c->o->progress) {
+    json_t *status
+      = make_status (c, c->supervisor.lost_ns == 0 ? "copying" : "degraded");
+    c->o->progress (c->o->opaque, status);
+    json_decref (status);
+  }
+}
+
+/* All blocks acknowledged, and the flush that came after that has succeeded? */
+static bool
+all_done (struct copy *c)
+{
+  struct engine *e = &c->engine;
+
+  if (c->supervisor.state != SUPERVISOR_COPYING) {
+    c->flush_asked = false;
+    return false;
+  }
+  if (!c->flush_asked) {
+    if (engine_left_bytes (e) > 0)
+      return false;
+    c->flush_asked = true;
+    c->flushes_before = atomic_load (&e->counters.flushes);
+    engine_flush (e);
+  }
+  engine_flush_if_settled (e);
+  return atomic_load (&e->counters.flushes) > c->flushes_before && engine_clean (e);
+}
+
+static void
+tell_change (struct copy *c)
+{
+  struct supervisor *s = &c->supervisor;
+  if (s->state == SUPERVISOR_WAITING) {
+    char *text;
+    if (asprintf (&text, "destination lost, trying again: %s", s->error) != -1) {
+      c->o->message (c->o->opaque, JOB_WARNING, text);
+      free (text);
+    }
+  } else if (s->state == SUPERVISOR_COPYING && s->session->warning && !c->warned) {
+    c->o->message (c->o->opaque, JOB_WARNING, s->session->warning);
+    c->warned = true;
+  }
+}
+
+/* Returns true when it is over, with *RESULT. */
+static bool
+step (struct copy *c, enum job_result *result)
+{
+  struct supervisor *s = &c->supervisor;
+
+  while (supervisor_poll (s))
+    tell_change (c);
+  if (s->state == SUPERVISOR_ENDED) {
+    *result = s->problem == SESSION_REFUSED  ? JOB_REFUSED
+              : s->problem == SESSION_SOURCE ? JOB_FAILED
+                                             : JOB_DEST_FAILED;
+    complain (c, *result, strdup (s->error ? s->error : "?"));
+    return true;
+  }
+  pthread_mutex_lock (&c->engine.lock);
+  const char *fatal = c->engine.fatal;
+  pthread_mutex_unlock (&c->engine.lock);
+  if (fatal) {
+    *result = complain (c, JOB_FAILED, strdup (fatal));
+    return true;
+  }
+  if (atomic_load (c->o->signal) != JOB_SIGNAL_NONE) {
+    *result = JOB_CANCELLED;
+    return true;
+  }
+  if (all_done (c)) {
+    *result = JOB_COMPLETED;
+    return true;
+  }
+  return false;
+}
+
+static enum job_result
+run (struct copy *c)
+{
+  enum job_result result;
+  uint64_t next = 0, n;
+
+  while (!step (c, &result)) {
+    struct pollfd fds[2] = {
+      { .fd = c->engine.notify_fd, .events = POLLIN },
+      { .fd = c->o->signal_fd, .events = POLLIN },
+    };
+    bool near_end = c->flush_asked || engine_left_bytes (&c->engine) < ENGINE_BUFFER_BYTES;
+    if (poll (fds, 2, near_end ? 1 : TICK_MS) > 0 && fds[0].revents)
+      while (read (c->engine.notify_fd, &n, sizeof n) == -1 && errno == EINTR)
+        ;
+    if (now_ns () >= next) {
+      sample (c);
+      next = now_ns () + TICK_MS * UINT64_C (1000000);
+    }
+  }
+  return result;
+}
+
+enum job_result
+copy_run (const struct copy_options *o, json_t **report)
+{
+  struct copy *c = calloc (1, sizeof *c);
+  bool stopped = true;
+
+  *report = NULL;
+  if (c == NULL) {
+    o->message (o->opaque, JOB_ERROR, "out of memory");
+    return JOB_FAILED;
+  }
+  c->o = o;
+  c->start_ns = now_ns ();
+  estimate_init (&c->estimate);
+  enum job_result result = open_both (c);
+  bool opened = result == JOB_COMPLETED;
+  if (opened)
+    result = make_region (c);
+  if (opened && result == JOB_COMPLETED) {
+    supervisor_init (&c->supervisor, &c->engine, &c->dest, o->give_up_ns, true);
+    result = run (c);
+    *report = make_status (c, result == JOB_COMPLETED ? "completed" : "failed");
+    stopped = supervisor_stop (&c->supervisor);
+    if (stopped)
+      engine_destroy (&c->engine);
+  }
+  if (!stopped)
+    return result; /* a connection that is still being made uses the rest until the process ends */
+  if (c->dest.opened)
+    endpoint_close (c->dest.opened);
+  if (c->source)
+    endpoint_close (c->source);
+  region_free (c->region);
+  free (c);
+  return result;
+}

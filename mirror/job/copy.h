@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The offline copy: one pass of the engine over a disk that nobody writes to meanwhile, between any two
+ * endpoints.  Its region is private.
+ */
+
+#ifndef NBDMIRROR_MIRROR_JOB_COPY_H
+#define NBDMIRROR_MIRROR_JOB_COPY_H
+
+#include "mirror/job/job.h"
+
+struct copy_options {
+  char *const *source; /* as for endpoint_open() */
+  unsigned nr_source;
+  struct session_options dest;
+  uint64_t rate_limit; /* bytes a second; 0: none */
+  uint64_t give_up_ns; /* 0: a lost destination ends the copy; UINT64_MAX: never give up */
+  unsigned nr_copiers; /* 0: default */
+
+  /* As in struct job_options. */
+  void *opaque;
+  void (*message) (void *opaque, enum job_message kind, const char *text);
+  void (*progress) (void *opaque, json_t *status);
+  _Atomic int *signal;
+  int signal_fd;
+};
+
+/* JOB_COMPLETED only after the destination's flush succeeded.  *REPORT: a new reference, or NULL. */
+enum job_result copy_run (const struct copy_options *o, json_t **report);
+
+#endif

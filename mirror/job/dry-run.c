@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * mirror --dry-run: every check that comes before a job, some seconds of measuring, and a forecast.
+ *
+ * Nothing is written anywhere: the source and the destination are read, at the same time, and what the guest changes
+ * meanwhile is counted in a region of our own (mirror-measure).  Reading tells at most what writing can do: it takes
+ * the other direction of the line, and a destination that is all holes has nothing to read.  So the bandwidth is an upper
+ * bound, and with it the forecast is the best case.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "mirror/job/forecast.h"
+#include "mirror/engine/identity.h"
+#include "mirror/job/internal.h"
+#include "mirror/job/probe.h"
+
+#define POLL_NS UINT64_C (100000000)
+
+struct measured {
+  double seconds, dirty_rate;
+  uint64_t dirty_bytes;
+  struct probe source, dest;
+  uint64_t left_bytes; /* of the job that would be resumed; UINT64_MAX: there is none */
+  bool have_dest;
+  bool left_over, known; /* KNOWN: it could be compared with the left over job's samples, and is the same */
+};
+
+int
+job_dry_file (struct job *j, uint64_t size)
+{
+  const char *path = j->dest.dest[0];
+  char *error = NULL, *dir = strdup (path), *slash = dir ? strrchr (dir, '/') : NULL;
+  int errnum = 0;
+  struct statvfs fs;
+
+  j->dest.endpoint.writable = true;
+  j->dest.opened = endpoint_open (j->dest.dest, 1, &j->dest.endpoint, &errnum, &error);
+  if (slash)
+    slash[slash == dir ? 1 : 0] = '\0';
+  const char *where = slash ? dir : ".";
+  bool creatable = errnum == ENOENT && access (where, W_OK | X_OK) == 0;
+  if (j->dest.opened == NULL && !creatable) {
+    job_say (j, JOB_ERROR, "destination: %s", error ? error : path);
+    j->result = errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED;
+    free (error);
+    free (dir);
+    return -1;
+  }
+  free (error);
+  uint64_t have = j->dest.opened ? endpoint_info (j->dest.opened)->size : 0;
+  if (j->dest.opened == NULL)
+    job_say (j, JOB_NOTICE, "%s does not exist: it would be created", path);
+  else if (have < size)
+    job_say (j, JOB_NOTICE, "%s is shorter than the disk: it would be extended", path);
+  if (have < size && statvfs (where, &fs) == 0 && (uint64_t) fs.f_bavail * fs.f_frsize < size - have)
+    job_say (j, JOB_WARNING, "%s: %" PRIu64 " MiB are free, and up to %" PRIu64 " MiB are needed", where,
+             (uint64_t) fs.f_bavail * fs.f_frsize >> 20, (size - have) >> 20);
+  free (dir);
+  return 0;
+}
+
+/* A region in which the guest's changes are counted. */
+static int
+begin_measuring (struct job *j, struct measured *m)
+{
+  json_t *ret = NULL;
+  char *error = NULL, *class_ = NULL;
+  int fd = -1;
+
+  if (control_client_call (j->control, "mirror-measure", NULL, -1, JOB_CONTROL_TIMEOUT_MS, &ret, &fd, &class_,
+                           &error)
+      == -1) {
+    bool old = class_ && !strcmp (class_, "CommandNotFound");
+    job_say (j, JOB_ERROR, "%s: %s", j->o->control,
+             old ? "this server's filter is too old to measure what the guest writes"
+                 : error ? error : "out of memory");
+    free (class_);
+    free (error);
+    return -1;
+  }
+  m->left_over = json_is_true (json_object_get (ret, "job"));
+  json_decref (ret);
+  if (fd != -1) {
+    j->region = region_map (fd, &error);
+    close (fd);
+  }
+  if (j->region == NULL) {
+    job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "the filter passed no region");
+    free (error);
+    return -1;
+  }
+  return 0;
+}
+
+/* The destination against the tracked block size, and against what a left over job wrote there. */
+static int
+check_destination (struct job *j, struct measured *m)
+{
+  const struct region_geometry *geo = &j->region->geo;
+  struct endpoint *dest = j->dest.opened;
+  char *error = NULL;
+  uint64_t rtt;
+
+  if (dest == NULL || endpoint_info (dest)->size < geo->disk_size)
+    return 0; /* a file that would be created or extended */
+  error = session_refusal (dest, geo->disk_size, geo->block_size, j->o->dest.allow_no_flush);
+  if (error == NULL && m->left_over && j->o->start == JOB_RESUME) {
+    struct channel *ch = channel_open (dest, NULL, &error);
+    enum identity id = ch ? identity_check (ch, dest, j->region, &rtt, &error) : IDENTITY_UNKNOWN;
+    if (ch)
+      channel_close (ch);
+    m->known = id == IDENTITY_SAME;
+    if (id == IDENTITY_UNKNOWN) {
+      job_say (j, JOB_ERROR, "destination: %s", error ? error : "out of memory");
+      free (error);
+      j->result = JOB_DEST_FAILED;
+      return -1;
+    }
+  }
+  if (error != NULL) {
+    job_say (j, JOB_ERROR, "refused: %s", error);
+    free (error);
+    j->result = JOB_REFUSED;
+    return -1;
+  }
+  return 0;
+}
+
+static bool
+interrupted (struct job *j, uint64_t until_ns)
+{
+  uint64_t now = now_ns ();
+  struct pollfd fd = { .fd = j->o->signal_fd, .events = POLLIN };
+
+  if (until_ns <= now)
+    return false;
+  poll (&fd, 1, (int) ((until_ns - now) / 1000000) + 1);
+  if (atomic_load (j->o->signal) == JOB_SIGNAL_NONE)
+    return false;
+  j->result = JOB_CANCELLED;
+  return true;
+}
+
+static int
+join (struct job *j, struct probe *p, enum job_result failure)
+{
+  probe_join (p);
+  if (p->error == NULL)
+    return 0;
+  job_say (j, JOB_ERROR, "%s: %s", failure == JOB_FAILED ? "source" : "destination", p->error);
+  free (p->error);
+  p->error = NULL;
+  j->result = failure;
+  return -1;
+}
+
+static int
+measure (struct job *j, struct measured *m, uint64_t measure_ns)
+{
+  uint64_t size = j->region->geo.disk_size, start = now_ns (), end = start + measure_ns;
+  const _Atomic uint64_t *dirtied = &j->region->hdr->dirtied_total;
+  uint64_t before = atomic_load (dirtied);
+  int r = 0;
+
+  m->have_dest = j->dest.opened != NULL && endpoint_info (j->dest.opened)->size > 0;
+  m->source = (struct probe){ .ep = j->source, .size = size, .limit = j->o->rate_limit, .end_ns = end };
+  m->dest = (struct probe){ .ep = j->dest.opened, .size = size, .limit = j->o->rate_limit, .end_ns = end };
+  if (m->have_dest && endpoint_info (j->dest.opened)->size < size)
+    m->dest.size = endpoint_info (j->dest.opened)->size;
+  if (probe_start (&m->source) != 0) {
+    job_say (j, JOB_ERROR, "cannot start a thread");
+    return -1;
+  }
+  bool dest_runs = m->have_dest && probe_start (&m->dest) == 0;
+  while (r == 0 && now_ns () < end)
+    if (interrupted (j, now_ns () + POLL_NS < end ? now_ns () + POLL_NS : end))
+      r = -1;
+  uint64_t took = now_ns () - start;
+  m->dirty_bytes = (atomic_load (dirtied) - before) << j->region->geo.block_shift;
+  m->seconds = (double) took / 1e9;
+  m->dirty_rate = (double) m->dirty_bytes / m->seconds;
+  if (join (j, &m->source, JOB_FAILED) == -1)
+    r = -1;
+  if (dest_runs && join (j, &m->dest, JOB_DEST_FAILED) == -1)
+    r = -1;
+  return r;
+}
+
+/* ---- the report ---- */
+
+static double
+smaller (double a, double b)
+{
+  return a <= 0 ? b : b <= 0 ? a : a < b ? a : b;
+}
+
+/* How much of the disk is to be sent: what was not asked about counts as data. */
+static uint64_t
+data_bytes (const struct measured *m, uint64_t size)
+{
+  uint64_t data = m->source.data_bytes + (size - m->source.mapped_bytes);
+  return data < m->left_bytes ? data : m->left_bytes;
+}
+
+static void
+set_number (json_t *o, const char *key, bool known, double v)
+{
+  json_object_set_new (o, key, known ? json_real (v) : json_null ());
+}
+
+static json_t *
+make_report (struct job *j, const struct measured *m, double bandwidth, const struct forecast *f)
+{
+  struct converge c;
+  char text[160];
+  uint64_t size = j->region->geo.disk_size;
+  const struct endpoint_info *dest = j->dest.opened ? endpoint_info (j->dest.opened) : NULL;
+
+  converge_init (&c);
+  c.verdict = f->converges ? CONVERGING_YES : CONVERGING_NO;
+  json_t *o = json_pack (
+    "{s:b, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:I, s:I, s:s}", "dry-run", 1, "control", j->o->control, "target",
+    j->o->dest.dest[j->o->dest.nr_dest > 1 ? 1 : 0], "size", (json_int_t) size, "block-size",
+    (json_int_t) j->region->geo.block_size, "data-bytes", (json_int_t) data_bytes (m, size), "job-left-over",
+    m->left_over, "measured-s", m->seconds, "bandwidth-limit", (json_int_t) j->o->rate_limit, "max-downtime-ms",
+    (json_int_t) j->o->max_downtime_ms, "policy", job_policy_name (j->o->policy));
+  json_object_set_new (o, "destination-is-the-same", m->known ? json_true () : json_null ());
+  json_object_set_new (o, "destination-stays-thin",
+                       dest ? json_boolean (dest->can_zero && dest->can_status) : json_null ());
+  set_number (o, "source-read-rate", probe_rate (&m->source) > 0, probe_rate (&m->source));
+  set_number (o, "destination-read-rate", m->have_dest && probe_rate (&m->dest) > 0, probe_rate (&m->dest));
+  set_number (o, "round-trip-ms", m->dest.rtt_ns > 0, (double) m->dest.rtt_ns / 1e6);
+  set_number (o, "bandwidth", bandwidth > 0, bandwidth);
+  set_number (o, "dirty-rate", true, m->dirty_rate);
+  json_object_set_new (o, "converging", bandwidth > 0 ? json_boolean (f->converges) : json_null ());
+  json_object_set_new (o, "policy-action", bandwidth > 0
+                         ? json_string (converge_action (&c, j->o->policy, (double) j->gate.max_write_delay_ms,
+                                                         text, sizeof text))
+                         : json_null ());
+  json_object_set_new (o, "ends", bandwidth > 0 ? json_boolean (f->ends) : json_null ());
+  set_number (o, "eta-s", f->seconds >= 0, f->seconds);
+  json_object_set_new (o, "passes", f->ends ? json_integer (f->passes) : json_null ());
+  json_object_set_new (o, "sent-bytes", f->ends ? json_integer ((json_int_t) f->sent_bytes) : json_null ());
+  set_number (o, "expected-downtime-ms", f->pause_ms >= 0, f->pause_ms);
+  return o;
+}
+
+static json_t *
+forecast (struct job *j, const struct measured *m)
+{
+  uint64_t size = j->region->geo.disk_size;
+  double bandwidth = smaller (smaller (probe_rate (&m->source), m->have_dest ? probe_rate (&m->dest) : 0),
+                              (double) j->o->rate_limit);
+  const struct forecast_input in = {
+    .disk_bytes = size,
+    .data_bytes = data_bytes (m, size),
+    .bandwidth = bandwidth,
+    .dirty_rate = m->dirty_rate,
+    .policy = j->o->policy,
+    .max_downtime_ms = (double) j->o->max_downtime_ms,
+    .fixed_ms = 3 * (double) m->dest.rtt_ns / 1e6, /* the flush takes one at least */
+  };
+  const struct forecast f = forecast_make (&in);
+  j->result = f.ends || bandwidth <= 0 ? JOB_COMPLETED : JOB_NOT_CONVERGED;
+  return make_report (j, m, bandwidth, &f);
+}
+
+static void
+clean_up (struct job *j)
+{
+  if (j->control)
+    control_client_free (j->control);
+  if (j->dest.opened)
+    endpoint_close (j->dest.opened);
+  if (j->source)
+    endpoint_close (j->source);
+  region_free (j->region);
+  free (j);
+}
+
+enum job_result
+job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report)
+{
+  struct job *j = calloc (1, sizeof *j);
+  struct measured m = { .seconds = 0 };
+  json_t *status;
+
+  *report = NULL;
+  if (j == NULL) {
+    o->message (o->opaque, JOB_ERROR, "out of memory");
+    return JOB_FAILED;
+  }
+  j->o = o;
+  j->dry = true;
+  j->gate.max_write_delay_ms = o->max_write_delay_ms;
+  bool checked = job_check (j, &status) == 0;
+  json_t *left = json_object_get (status, "dirty-bytes");
+  m.left_bytes = o->start == JOB_RESUME && json_is_integer (left) ? (uint64_t) json_integer_value (left) : UINT64_MAX;
+  if (checked && begin_measuring (j, &m) == 0 && check_destination (j, &m) == 0
+      && measure (j, &m, measure_ns) == 0)
+    *report = forecast (j, &m);
+  json_decref (status);
+  enum job_result result = j->result;
+  clean_up (j);
+  return result;
+}

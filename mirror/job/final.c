@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
+ *
+ *   NONE -> SETTLE    passes go on until one leaves very little, or no less than those before (for at most SETTLE_NS)
+ *                     under policies sync and throttle with the gate synchronous, if they do not halve it
+ *        -> FLUSH     what is acknowledged becomes durable while the guest still runs
+ *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
+ *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
+ *        -> committed, or released (lease, coordinator, user, lost destination): back to NONE
+ *
+ * After the commit, when the session has ended, the destination is sealed.
+ *
+ * The filter keeps the lease: whatever happens to us, it opens the gate in time.  But a guest is not to be held for
+ * nothing: if what is left would not fit in the lease (2 x max-downtime, or what the coordinator asked for) it is
+ * not held at all, or let go as soon as that is seen.
+ */
+
+#include "config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "mirror/endpoint/ssh.h"
+#include "mirror/job/internal.h"
+#include "mirror/endpoint/seal.h"
+
+#define NS_PER_MS UINT64_C (1000000)
+#define SETTLE_NS (1000 * NS_PER_MS)
+#define SETTLE_MS 2    /* so little that another pass is not worth while */
+#define SETTLE_VAIN 5
+#define SETTLE_SLOW_MS 10 /* so much that the guest is rather slowed down for it */
+#define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
+
+static void
+back_to_copying (struct job *j)
+{
+  j->final = FINAL_NONE;
+  j->final_request = -1;
+  j->settle_sync = false;
+  engine_set_hurry (&j->engine, false, false);
+}
+
+/* How long what is left would take; 0 if that is not known. */
+static double
+left_ms (struct job *j)
+{
+  double bandwidth = j->estimate.bandwidth;
+  return bandwidth > 0 ? (double) engine_left_bytes (&j->engine) / bandwidth * 1000 : 0;
+}
+
+/* The guest writes too much for passes to bring down what would take MS: where the policy allows it, its writes wait
+ * for the destination during the rest of the second, each for max-write-delay at most.  That is better than one pause
+ * for all that is left.  job_gate_update() does it, and undoes it. */
+static void
+settle_synchronously (struct job *j, double ms)
+{
+  if (j->settle_sync || ms < SETTLE_SLOW_MS || (j->policy != POLICY_SYNC && j->policy != POLICY_THROTTLE))
+    return;
+  j->settle_sync = true;
+  job_gate_update (j);
+}
+
+static void
+settle (struct job *j)
+{
+  j->final = FINAL_SETTLE;
+  j->final_wraps = atomic_load (&j->engine.wraps);
+  j->settle_left = UINT64_MAX;
+  j->settle_vain = 0;
+  if (j->estimate.dirty_rate > j->estimate.bandwidth / 2)
+    settle_synchronously (j, left_ms (j)); /* no pass is going to halve it */
+}
+
+/* How long the rest would take now: the last blocks, and their flush.  BANDWIDTH in bytes a second, > 0. */
+static double
+rest_ms (struct job *j, double bandwidth)
+{
+  return (double) engine_left_bytes (&j->engine) / bandwidth * 1000
+         + (double) engine_flush_ns (&j->engine) / (double) NS_PER_MS;
+}
+
+/* The guest is stopped: what is left can only become less, and "ready" would take two samples to say so. */
+static bool
+little_is_left (struct job *j)
+{
+  return j->supervisor.state == SUPERVISOR_COPYING && j->estimate.bandwidth > 0
+         && rest_ms (j, j->estimate.bandwidth) <= (double) (2 * j->max_downtime_ms);
+}
+
+/* Close the gate; comes back when the filter has drained what was below it. */
+static void
+hold (struct job *j)
+{
+  json_t *ret = NULL;
+  char *class_ = NULL, *error = NULL;
+  int timeout = (int) (j->lease_ms < INT32_MAX / 2 ? j->lease_ms : INT32_MAX / 2);
+
+  engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
+  j->held_acked = atomic_load (&j->engine.counters.acked_bytes);
+  if (control_client_call (j->control, "mirror-hold",
+                           json_pack ("{s:I}", "lease-ms", (json_int_t) j->lease_ms), -1,
+                           timeout + JOB_CONTROL_TIMEOUT_MS, &ret, NULL, &class_, &error)
+      == -1) {
+    int64_t request = j->final_request;
+    back_to_copying (j);
+    if (request >= 0)
+      job_reply (j, request, class_ ? class_ : "GenericError", "%s", error ? error : "hold failed");
+    job_say (j, JOB_WARNING, "cannot hold the gate: %s", error ? error : "out of memory");
+    free (class_);
+    free (error);
+    return;
+  }
+  j->generation = (uint64_t) json_integer_value (json_object_get (ret, "generation"));
+  json_decref (ret);
+  j->final = FINAL_COPY;
+  j->held_ns = now_ns ();
+}
+
+void
+job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped)
+{
+  if (j->final != FINAL_NONE) {
+    job_reply (j, request, "Busy", "another hand-off is under way");
+    return;
+  }
+  if (j->paused || !(j->ready || (guest_stopped && little_is_left (j)))) {
+    job_reply (j, request, "NotReady", "the job is not ready: it is %s, with %llu bytes left",
+               job_state (j), (unsigned long long) engine_left_bytes (&j->engine));
+    return;
+  }
+  j->final_request = request;
+  j->lease_ms = lease_ms;
+  j->settle_end_ns = now_ns () + SETTLE_NS;
+  settle (j);
+  if (guest_stopped) {
+    /* What is done before the hold is for a guest that runs meanwhile. */
+    hold (j);
+    job_final_step (j);
+    return;
+  }
+  /* The passes follow one another without a pause: each is shorter than the one before. */
+  engine_set_hurry (&j->engine, true, false);
+  job_final_step (j);
+}
+
+/* The flush has ended: is this the moment to hold?  While the guest has just written more than fits the
+ * allowed pause another round may find less.  False if the hand-off was refused or goes on waiting. */
+static bool
+fits (struct job *j)
+{
+  double bandwidth = j->estimate.bandwidth;
+  if (bandwidth <= 0)
+    return true;
+  double ms = rest_ms (j, bandwidth);
+  if (ms <= (double) j->max_downtime_ms && ms <= (double) j->lease_ms)
+    return true;
+  if (now_ns () < j->settle_end_ns) {
+    settle (j);
+    return false;
+  }
+  if (ms <= (double) j->lease_ms)
+    return true;
+  if (j->final_request >= 0)
+    job_reply (j, j->final_request, "NotReady",
+               "%llu bytes are left, which would take %.0f ms: longer than the %llu ms that the guest may be held",
+               (unsigned long long) engine_left_bytes (&j->engine), ms, (unsigned long long) j->lease_ms);
+  back_to_copying (j);
+  return false;
+}
+
+/* The guest is held: let it go if the rest is not going to fit.  At first with some patience, for the estimate may
+ * be a little low. */
+static void
+give_up_early (struct job *j)
+{
+  double held_ms = (double) (now_ns () - j->held_ns) / (double) NS_PER_MS, lease = (double) j->lease_ms;
+  double seen = held_ms < 1 ? 0
+                            : (double) (atomic_load (&j->engine.counters.acked_bytes) - j->held_acked)
+                                / held_ms * 1000;
+  double bandwidth = seen > j->estimate.bandwidth ? seen : j->estimate.bandwidth;
+  char why[160];
+
+  if (bandwidth <= 0)
+    return;
+  double ms = rest_ms (j, bandwidth);
+  if (held_ms + ms <= (held_ms < lease / 2 ? 1.25 * lease : lease))
+    return;
+  snprintf (why, sizeof why, "held for %.0f ms, and the rest would take %.0f ms more: longer than the %.0f ms allowed",
+            held_ms, ms, lease);
+  job_final_abort (j, "LeaseEnded", why);
+}
+
+/* Has a pass come to its end that leaves as little as can be hoped for? */
+static bool
+settled (struct job *j)
+{
+  uint64_t left = engine_left_bytes (&j->engine), wraps = atomic_load (&j->engine.wraps);
+
+  if (left == 0 || now_ns () >= j->settle_end_ns)
+    return true;
+  if (wraps == j->final_wraps)
+    return false;
+  j->final_wraps = wraps;
+  double ms = left_ms (j);
+  if (ms <= SETTLE_MS)
+    return true;
+  if (left > j->settle_left / 2)
+    settle_synchronously (j, ms);
+  if (left < j->settle_left) {
+    j->settle_left = left;
+    j->settle_vain = 0;
+    return false;
+  }
+  return ++j->settle_vain >= SETTLE_VAIN;
+}
+
+static void
+flush_before (struct job *j)
+{
+  struct engine *e = &j->engine;
+
+  j->final = FINAL_FLUSH;
+  j->final_flushes = atomic_load (&e->counters.flushes);
+  engine_flush (e);
+}
+
+/* Stop holding because of WHY; the request that asked for it is answered with CLASS_. */
+bool
+job_final_abort (struct job *j, const char *class_, const char *why)
+{
+  char *error_class = NULL, *error = NULL;
+
+  if (j->final == FINAL_NONE)
+    return true;
+  if (j->final >= FINAL_COPY
+      && control_client_call (j->control, "mirror-unhold",
+                              json_pack ("{s:I, s:s}", "generation", (json_int_t) j->generation,
+                                         "reason", why),
+                              -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &error_class, &error)
+           == -1) {
+    bool late = error_class && !strcmp (error_class, "AlreadyCommitted");
+    free (error_class);
+    free (error);
+    if (late)
+      return false;
+  }
+  if (j->final_request >= 0)
+    job_reply (j, j->final_request, class_, "%s", why);
+  job_say (j, JOB_WARNING, "hand-off given up, the guest goes on: %s", why);
+  back_to_copying (j);
+  return true;
+}
+
+void
+job_final_released (struct job *j, const char *reason)
+{
+  if (j->final == FINAL_NONE)
+    return;
+  if (j->final_request >= 0)
+    job_reply (j, j->final_request, "LeaseEnded", "%s", reason);
+  job_say (j, JOB_WARNING, "%s, the guest goes on: %s",
+           j->final >= FINAL_COPY ? "the gate was released" : "hand-off given up", reason);
+  back_to_copying (j);
+}
+
+/* Everything is durable at the destination: ask for the final look. */
+static void
+prepare (struct job *j)
+{
+  char *class_ = NULL, *error = NULL;
+  uint64_t session = atomic_load (&j->region->hdr->session);
+
+  if (control_client_call (j->control, "mirror-prepared",
+                           json_pack ("{s:I, s:I}", "generation", (json_int_t) j->generation,
+                                      "session", (json_int_t) session),
+                           -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &class_, &error)
+      == 0) {
+    j->final = FINAL_PREPARED;
+    if (j->final_request >= 0)
+      job_reply (j, j->final_request, NULL, "%s", "");
+    j->final_request = -1;
+  } else if (class_ == NULL || strcmp (class_, "NotEmpty") != 0) {
+    char *why = error;
+    error = NULL;
+    job_final_abort (j, class_ ? class_ : "GenericError", why ? why : "not prepared");
+    free (why);
+  }
+  free (class_);
+  free (error);
+}
+
+void
+job_final_step (struct job *j)
+{
+  struct engine *e = &j->engine;
+
+  if (j->final == FINAL_NONE)
+    return;
+  if (j->supervisor.state != SUPERVISOR_COPYING) {
+    job_final_abort (j, "GenericError",
+                     j->supervisor.error ? j->supervisor.error : "the destination is lost");
+    return;
+  }
+  if (j->final == FINAL_SETTLE && settled (j))
+    flush_before (j);
+  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes && fits (j))
+    hold (j);
+  if (j->final == FINAL_COPY) {
+    engine_flush_if_settled (e);
+    if (engine_clean (e))
+      prepare (j);
+    else
+      give_up_early (j);
+  }
+}
+
+/* ---- our own hand-off ---- */
+
+static void *
+handoff_thread (void *opaque)
+{
+  struct job *j = opaque;
+  char *controls[] = { (char *) j->o->control };
+  const struct handoff_options ho = { .before_hold = j->o->before_hold, .opaque = j->o->opaque };
+
+  j->handoff_status = handoff_run (controls, 1, &ho, &j->handoff_result, &j->handoff_error);
+  atomic_store (&j->handoff_done, true);
+  engine_notify (&j->engine);
+  return NULL;
+}
+
+void
+job_handoff_start (struct job *j)
+{
+  if (j->handing_off || now_ns () < j->next_handoff_ns)
+    return;
+  atomic_store (&j->handoff_done, false);
+  if (pthread_create (&j->handoff_thread, NULL, handoff_thread, j) != 0) {
+    job_say (j, JOB_WARNING, "cannot start a thread for the hand-off");
+    j->next_handoff_ns = now_ns () + RETRY_HANDOFF_NS;
+    return;
+  }
+  j->handing_off = true;
+}
+
+void
+job_handoff_poll (struct job *j)
+{
+  if (!j->handing_off || !atomic_load (&j->handoff_done))
+    return;
+  pthread_join (j->handoff_thread, NULL);
+  j->handing_off = false;
+  if (j->handoff_status == -1) {
+    job_say (j, JOB_WARNING, "hand-off: %s", j->handoff_error ? j->handoff_error : "failed");
+    j->next_handoff_ns = now_ns () + RETRY_HANDOFF_NS;
+  }
+  free (j->handoff_error);
+  j->handoff_error = NULL;
+  handoff_result_free (&j->handoff_result);
+}
+
+/* ---- after the commit ---- */
+
+enum job_result
+job_seal (struct job *j)
+{
+  const char *dest = j->dest.dest[0];
+  char *error = NULL;
+  int r = 0;
+
+  if (!j->is_receive)
+    return JOB_COMPLETED;
+  /* Through ssh the server was that very session, and what it was sent was answered. */
+  if (!is_ssh_uri (dest) || j->engine.unanswered)
+    r = destination_seal (dest, &error);
+  j->sealed = r == 0;
+  if (r == 0)
+    return JOB_COMPLETED;
+  job_say (j, JOB_WARNING, DESTINATION_UNSEALED, j->o->control, dest,
+           r == 1 ? "it is no server of nbdmirror receive any more" : error ? error : "out of memory", dest);
+  free (error);
+  return JOB_NOT_SEALED;
+}

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The main loop of a live mirror job.  See job.h, and internal.h for the parts.
+ *
+ * One thread waits for: the filter (requests, events), the engine (a lost session, a finished pass), signals,
+ * and the clock.  At least every SAMPLE_NS it looks at the counters and decides.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "mirror/job/internal.h"
+
+#define NS_PER_MS UINT64_C (1000000)
+#define SAMPLE_NS (100 * NS_PER_MS)
+#define SAMPLE_SOON_NS (20 * NS_PER_MS)
+#define PUBLISH_NS (250 * NS_PER_MS)
+
+static const char *const policy_names[] = { "sync", "throttle", "none", "fail" };
+
+const char *
+job_policy_name (enum job_policy p)
+{
+  return policy_names[p];
+}
+
+bool
+job_policy_parse (const char *name, enum job_policy *p)
+{
+  for (unsigned i = 0; i < sizeof policy_names / sizeof policy_names[0]; i++)
+    if (!strcmp (name, policy_names[i])) {
+      *p = (enum job_policy) i;
+      return true;
+    }
+  return false;
+}
+
+void
+job_say (struct job *j, enum job_message kind, const char *fmt, ...)
+{
+  va_list ap;
+  char *text;
+
+  va_start (ap, fmt);
+  if (vasprintf (&text, fmt, ap) == -1)
+    text = NULL;
+  va_end (ap);
+  j->o->message (j->o->opaque, kind, text ? text : "out of memory");
+  free (text);
+}
+
+void
+job_end (struct job *j, enum job_result result)
+{
+  if (j->over)
+    return;
+  j->over = true;
+  j->result = result;
+}
+
+/* ---- decisions ---- */
+
+static struct estimate_sample
+look (struct job *j, uint64_t now)
+{
+  struct engine *e = &j->engine;
+  const struct region *r = j->region;
+  return (struct estimate_sample){
+    .now_ns = now,
+    .acked_bytes = atomic_load (&e->counters.acked_bytes),
+    .passed_bytes = atomic_load (&e->counters.extent_bytes),
+    .dirtied_bytes = atomic_load (&r->hdr->dirtied_total) << r->geo.block_shift,
+    .left_bytes = engine_left_bytes (e),
+    .busy_ns = engine_busy_ns (e),
+    .limit = j->rate_limit,
+    .quarantine_bytes = bitmap_count (r, REGION_QUARANTINE) << r->geo.block_shift,
+  };
+}
+
+static void
+take_sample (struct job *j, uint64_t now)
+{
+  struct engine *e = &j->engine;
+  struct estimate_sample s = look (j, now);
+
+  s.queue_full = !atomic_exchange (&e->idle_seen, false);
+
+  const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),
+                                        .rtt_ns = engine_rtt_ns (e) };
+  estimate_add (&j->estimate, &s, &costs, (double) j->max_downtime_ms);
+  j->last_sample_ns = now;
+
+  bool ready = j->estimate.ready && !j->paused && j->supervisor.state == SUPERVISOR_COPYING;
+  if (ready != j->ready) {
+    j->ready = ready;
+    engine_set_counting (e, !ready);
+  }
+}
+
+/* A session begins.  What goes over it before the first sample counts as well: the whole of a small disk may. */
+static void
+begin_estimate (struct job *j)
+{
+  j->last_sample_ns = now_ns ();
+  estimate_begin (&j->estimate, look (j, j->last_sample_ns));
+}
+
+static void
+supervise (struct job *j)
+{
+  struct supervisor *s = &j->supervisor;
+
+  while (supervisor_poll (s)) {
+    switch (s->state) {
+    case SUPERVISOR_COPYING:
+      begin_estimate (j);
+      if (s->session->warning && !j->warned_larger) {
+        job_say (j, JOB_WARNING, "%s", s->session->warning);
+        j->warned_larger = true;
+      }
+      if (s->reconnects > 0)
+        job_say (j, JOB_NOTICE, "destination is back after %.1f s",
+                 (double) supervisor_degraded_ns (s) / 1e9);
+      if (!j->started_told && j->o->started)
+        j->o->started (j->o->opaque);
+      j->started_told = true;
+      break;
+    case SUPERVISOR_WAITING:
+      job_say (j, JOB_WARNING, "destination lost, tracking goes on; trying again in %.1f s: %s",
+               (double) (s->retry_ns - now_ns ()) / 1e9, s->error ? s->error : "?");
+      j->ready = false;
+      estimate_lost (&j->estimate);
+      break;
+    case SUPERVISOR_ENDED:
+      job_say (j, JOB_ERROR, "%s%s", s->problem == SESSION_REFUSED ? "refused: " : "",
+               s->error ? s->error : "?");
+      job_end (j, s->problem == SESSION_REFUSED  ? JOB_REFUSED
+                  : s->problem == SESSION_SOURCE ? JOB_FAILED
+                                                 : JOB_DEST_FAILED);
+      break;
+    default:
+      break;
+    }
+    job_publish (j);
+  }
+}
+
+static void
+check_source (struct job *j)
+{
+  pthread_mutex_lock (&j->engine.lock);
+  const char *why = j->engine.fatal; /* set once, freed with the engine */
+  pthread_mutex_unlock (&j->engine.lock);
+  if (why) {
+    job_say (j, JOB_ERROR, "source: %s", why);
+    job_end (j, JOB_FAILED);
+  }
+}
+
+static void
+check_signal (struct job *j)
+{
+  uint64_t n;
+  while (read (j->o->signal_fd, &n, sizeof n) == -1 && errno == EINTR)
+    ;
+  int sig = atomic_exchange (j->o->signal, JOB_SIGNAL_NONE);
+  if (sig == JOB_SIGNAL_NONE)
+    return;
+  bool cancel = sig == JOB_SIGNAL_CANCEL;
+  if (!job_final_abort (j, "GenericError", cancel ? "the job was cancelled" : "the worker was ended")) {
+    job_say (j, JOB_NOTICE, "too late: the hand-off is committed");
+    return;
+  }
+  job_end (j, cancel ? JOB_CANCELLED : JOB_DETACHED);
+}
+
+/* ---- the loop ---- */
+
+/* When the next sample is to be taken: soon if all that is missing is a second one that fits as well, or nothing
+ * is left. */
+static uint64_t
+sample_due_ns (struct job *j)
+{
+  bool soon = !j->ready && !j->paused && j->supervisor.state == SUPERVISOR_COPYING
+              && (j->estimate.fitting > 0 || engine_left_bytes (&j->engine) == 0);
+  return j->last_sample_ns + (soon ? SAMPLE_SOON_NS : SAMPLE_NS);
+}
+
+static void
+wait_for_something (struct job *j)
+{
+  uint64_t now = now_ns (), due = sample_due_ns (j);
+  int timeout = now >= due ? 0 : (int) ((due - now) / NS_PER_MS) + 1;
+  if (j->final == FINAL_COPY && timeout > 1)
+    timeout = 1;
+  struct pollfd fds[3] = {
+    { .fd = control_client_fd (j->control), .events = POLLIN },
+    { .fd = j->engine.notify_fd, .events = POLLIN },
+    { .fd = j->o->signal_fd, .events = POLLIN },
+  };
+  if (poll (fds, 3, timeout) == -1)
+    return;
+  uint64_t n;
+  if (fds[1].revents)
+    while (read (j->engine.notify_fd, &n, sizeof n) == -1 && errno == EINTR)
+      ;
+  if (fds[2].revents)
+    check_signal (j);
+}
+
+static void
+report_progress (struct job *j, uint64_t now)
+{
+  if (strcmp (job_state (j), j->state) != 0 || now - j->last_publish_ns >= PUBLISH_NS)
+    job_publish (j);
+  if (j->o->progress) {
+    json_t *status = job_status (j);
+    j->o->progress (j->o->opaque, status);
+    json_decref (status);
+  }
+}
+
+static void
+run (struct job *j)
+{
+  while (!j->over) {
+    wait_for_something (j);
+    if (job_handle_events (j) == -1 || j->over)
+      break; /* not to complain of a session that ends because it was sealed */
+    supervise (j);
+    check_source (j);
+    if (j->over)
+      break;
+    job_gate_update (j);
+    job_final_step (j);
+    job_handoff_poll (j);
+    uint64_t now = now_ns ();
+    if (now < sample_due_ns (j))
+      continue;
+    if (j->supervisor.state == SUPERVISOR_COPYING)
+      take_sample (j, now);
+    j->last_sample_ns = now;
+    job_judge (j, now);
+    if (j->ready && j->final == FINAL_NONE && (j->o->complete_when_ready || j->complete_wanted))
+      job_handoff_start (j);
+    report_progress (j, now);
+  }
+}
+
+/* ---- the end ---- */
+
+static const char *
+detach_state (enum job_result r)
+{
+  switch (r) {
+  case JOB_COMPLETED:
+    return "completed";
+  case JOB_CANCELLED:
+    return "cancelled";
+  case JOB_DETACHED:
+    return "detached";
+  default:
+    return "failed";
+  }
+}
+
+/* Tell the filter how it ended.  A full job that never copied anything leaves nothing behind to resume. */
+static void
+say_goodbye (struct job *j)
+{
+  bool nothing_done = j->fresh && !j->supervisor.ever_copied;
+  const char *state = nothing_done ? "cancelled" : detach_state (j->result);
+  const char *why = j->supervisor.error;
+  char *error = NULL;
+
+  if (control_client_call (j->control, "mirror-detach",
+                           json_pack ("{s:s, s:s}", "state", state, "reason", why ? why : ""), -1,
+                           JOB_CONTROL_TIMEOUT_MS, NULL, NULL, NULL, &error)
+      == -1)
+    free (error); /* the server has gone, and the job with it */
+}
+
+/* Nothing that this job or one before it has sent can come late any more. */
+static bool
+nothing_left (struct job *j)
+{
+  if (j->region == NULL)
+    return !j->lock.left_behind;
+  return j->engine_ready ? !j->engine.unanswered : bitmap_empty (j->region, REGION_QUARANTINE);
+}
+
+static enum job_result
+finish (struct job *j, json_t **report)
+{
+  enum job_result result = j->result;
+  bool stopped = true;
+
+  /* The report tells the state at the end, not what taking the session down makes of the books. */
+  if (j->supervising) {
+    job_publish (j);
+    *report = job_report (j);
+    job_gate_end (j);
+    stopped = supervisor_stop (&j->supervisor);
+    if (j->committed) {
+      result = job_seal (j);
+      job_publish_sealed (j, *report);
+    }
+  }
+  if (j->region && j->control)
+    say_goodbye (j);
+  if (j->handing_off)
+    pthread_join (j->handoff_thread, NULL);
+  if (j->control)
+    control_client_free (j->control);
+  worker_lock_release (&j->lock, nothing_left (j));
+  if (!stopped)
+    return result; /* a connection that is still being made uses the rest until the process ends */
+  if (j->engine_ready)
+    engine_destroy (&j->engine);
+  if (j->dest.opened)
+    endpoint_close (j->dest.opened);
+  if (j->source)
+    endpoint_close (j->source);
+  region_free (j->region);
+  free (j->handoff_error);
+  handoff_result_free (&j->handoff_result);
+  free (j->token);
+  free (j);
+  return result;
+}
+
+enum job_result
+job_run (const struct job_options *o, json_t **report)
+{
+  struct job *j = calloc (1, sizeof *j);
+
+  *report = NULL;
+  if (j == NULL) {
+    o->message (o->opaque, JOB_ERROR, "out of memory");
+    return JOB_FAILED;
+  }
+  j->o = o;
+  j->policy = o->policy;
+  j->max_downtime_ms = o->max_downtime_ms;
+  j->gate.max_write_delay_ms = o->max_write_delay_ms ? o->max_write_delay_ms : JOB_MAX_WRITE_DELAY_MS;
+  j->rate_limit = o->rate_limit;
+  j->final_request = -1;
+  j->lock.fd = -1;
+  j->start_ns = now_ns ();
+  estimate_init (&j->estimate);
+  converge_init (&j->converge);
+  j->waiting = -1;
+  if (job_attach (j) == 0) {
+    supervisor_init (&j->supervisor, &j->engine, &j->dest, o->give_up_ns,
+                     j->fresh && !j->unknown_past);
+    j->supervising = true;
+    job_publish (j);
+    run (j);
+  }
+  return finish (j, report);
+}

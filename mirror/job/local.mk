@@ -1,0 +1,26 @@
+libmirror_la_SOURCES += \
+	mirror/job/attach.c \
+	mirror/job/converge.c \
+	mirror/job/converge.h \
+	mirror/job/copy.c \
+	mirror/job/copy.h \
+	mirror/job/dry-run.c \
+	mirror/job/escalate.c \
+	mirror/job/estimate.c \
+	mirror/job/estimate.h \
+	mirror/job/final.c \
+	mirror/job/forecast.c \
+	mirror/job/forecast.h \
+	mirror/job/gate-control.c \
+	mirror/job/gate-control.h \
+	mirror/job/internal.h \
+	mirror/job/job.c \
+	mirror/job/job.h \
+	mirror/job/probe.c \
+	mirror/job/probe.h \
+	mirror/job/requests.c \
+	mirror/job/status.c \
+	mirror/job/verify.c \
+	mirror/job/verify.h \
+	mirror/job/worker-lock.c \
+	mirror/job/worker-lock.h

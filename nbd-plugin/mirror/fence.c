@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The durable fence record.  See fence.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "nbd-plugin/mirror/fence.h"
+
+#define FORMAT "nbdmirror-fence"
+#define FORMAT_VERSION 1
+#define MAX_RECORD 16384
+
+static int fail (char **error, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
+
+static int
+fail (char **error, const char *fmt, ...)
+{
+  va_list args;
+  va_start (args, fmt);
+  if (vasprintf (error, fmt, args) == -1)
+    *error = NULL;
+  va_end (args);
+  return -1;
+}
+
+bool
+fence_token_valid (const char *token)
+{
+  size_t n = strspn (token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+  return n >= 1 && n <= FENCE_TOKEN_MAX && token[n] == '\0';
+}
+
+static bool
+parse (json_t *o, struct fence_record *r)
+{
+  const char *format, *token, *successor = "";
+  json_int_t version, generation, size;
+
+  if (json_unpack (o, "{s:s, s:I, s:s, s:I, s:I, s?s}", "format", &format, "version", &version,
+                   "rollback-token", &token, "generation", &generation, "size", &size, "successor",
+                   &successor) == -1)
+    return false;
+  if (strcmp (format, FORMAT) != 0 || version != FORMAT_VERSION || generation < 1 || size < 0
+      || !fence_token_valid (token) || strlen (successor) > FENCE_SUCCESSOR_MAX)
+    return false;
+  snprintf (r->token, sizeof r->token, "%s", token);
+  snprintf (r->successor, sizeof r->successor, "%s", successor);
+  r->generation = (uint64_t) generation;
+  r->disk_size = (uint64_t) size;
+  return true;
+}
+
+/* 1: it is there (*R filled in, or *WARNING set and the token empty); 0: it is not; -1: cannot
+ * tell. An empty draft is one whose writer died before it was durable: its disk was never prepared. */
+static int
+read_record (const char *path, bool never_used_if_empty, struct fence_record *r, char **warning,
+             char **error)
+{
+  char text[MAX_RECORD];
+  json_error_t why;
+
+  memset (r, 0, sizeof *r);
+  int fd = open (path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd == -1 && errno == ENOENT)
+    return 0;
+  if (fd == -1 && (errno == ENOTDIR || errno == ENAMETOOLONG))
+    return fail (error, "%s: %s", path, strerror (errno));
+  ssize_t n = -1;
+  const char *reason = NULL;
+  if (fd != -1)
+    n = read (fd, text, sizeof text);
+  if (n == -1)
+    reason = strerror (errno);
+  else if (n == 0 && never_used_if_empty) {
+    close (fd);
+    return 0;
+  }
+  else {
+    json_t *o = json_loadb (text, (size_t) n, 0, &why);
+    if (o == NULL)
+      reason = "not JSON";
+    else if (!parse (o, r))
+      reason = "not a fence record of a version that is known here";
+    json_decref (o);
+  }
+  if (fd != -1)
+    close (fd);
+  if (reason != NULL)
+    fail (warning,
+          "the fence record %s cannot be read (%s): writes are refused.  If this disk was not handed"
+          " over, or the destination is stopped for good, remove that file by hand and restart the"
+          " server", path, reason);
+  return 1;
+}
+
+int
+fence_open (struct fence *f, const char *control, const char *direct, char **warning, char **error)
+{
+  *warning = NULL;
+  f->state = FENCE_NONE;
+  f->superseded = false;
+  if (asprintf (&f->path, "%s.fence", control) == -1)
+    f->path = NULL;
+  if (asprintf (&f->draft_path, "%s.fence.draft", control) == -1)
+    f->draft_path = NULL;
+  if (f->path == NULL || f->draft_path == NULL)
+    return fail (error, "no memory");
+
+  int r = read_record (f->path, false, &f->record, warning, error);
+  if (r == 1 && direct != NULL && strcmp (f->record.successor, direct) == 0) {
+    f->superseded = true;
+    r = 0;
+  }
+  if (r == 1)
+    f->state = FENCE_COMMITTED;
+  if (r == 0) {
+    r = read_record (f->draft_path, true, &f->record, warning, error);
+    if (r == 1)
+      f->state = FENCE_DRAFT;
+  }
+  return r == -1 ? -1 : 0;
+}
+
+void
+fence_close (struct fence *f)
+{
+  free (f->path);
+  free (f->draft_path);
+  f->path = f->draft_path = NULL;
+}
+
+static int
+sync_directory (const char *path, char **error)
+{
+  char *dir = strdup (path);
+  if (dir == NULL)
+    return fail (error, "no memory");
+  char *slash = strrchr (dir, '/');
+  if (slash == NULL) {
+    free (dir);
+    return fail (error, "%s: not an absolute path", path);
+  }
+  slash[slash == dir] = '\0';
+  int fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  int r = fd == -1 ? -1 : fsync (fd);
+  if (r == -1)
+    fail (error, "%s: cannot make the directory durable: %s", dir, strerror (errno));
+  if (fd != -1)
+    close (fd);
+  free (dir);
+  return r;
+}
+
+static int
+write_durably (const char *path, const char *text, char **error)
+{
+  int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd == -1)
+    return fail (error, "cannot create the fence record %s: %s", path, strerror (errno));
+  size_t len = strlen (text);
+  ssize_t n = write (fd, text, len);
+  int saved = n == -1 ? errno : ENOSPC;
+  bool ok = n == (ssize_t) len;
+  if (ok && fsync (fd) == -1) {
+    saved = errno;
+    ok = false;
+  }
+  close (fd);
+  if (ok && sync_directory (path, error) == 0)
+    return 0;
+  if (!ok)
+    fail (error, "cannot write the fence record %s: %s", path, strerror (saved));
+  unlink (path);
+  return -1;
+}
+
+int
+fence_draft (struct fence *f, const struct fence_record *record, char **error)
+{
+  json_t *o = json_pack ("{s:s, s:i, s:s, s:I, s:I, s:I, s:s*}", "format", FORMAT, "version",
+                         FORMAT_VERSION, "rollback-token", record->token, "generation",
+                         (json_int_t) record->generation, "size", (json_int_t) record->disk_size,
+                         "time", (json_int_t) time (NULL), "successor",
+                         record->successor[0] != '\0' ? record->successor : NULL);
+  char *text = o == NULL ? NULL : json_dumps (o, JSON_INDENT (2) | JSON_PRESERVE_ORDER);
+  json_decref (o);
+  if (text == NULL)
+    return fail (error, "no memory");
+  int r = write_durably (f->draft_path, text, error);
+  free (text);
+  if (r == 0) {
+    f->record = *record;
+    f->state = FENCE_DRAFT;
+  }
+  return r;
+}
+
+int
+fence_commit (struct fence *f, char **error)
+{
+  if (f->state == FENCE_COMMITTED)
+    return 0;
+  /* A retry after a failed fsync of the directory finds the draft renamed already. */
+  if (rename (f->draft_path, f->path) == -1
+      && !(errno == ENOENT && access (f->path, F_OK) == 0))
+    return fail (error, "cannot rename %s to %s: %s", f->draft_path, f->path, strerror (errno));
+  if (sync_directory (f->path, error) == -1)
+    return -1;
+  f->state = FENCE_COMMITTED;
+  f->superseded = false; /* the new record took the old one's place */
+  return 0;
+}
+
+int
+fence_remove (struct fence *f, char **error)
+{
+  if (f->state == FENCE_NONE)
+    return 0;
+  bool draft_only = f->superseded && f->state == FENCE_DRAFT; /* the record fences the predecessor */
+  if ((!draft_only && unlink (f->path) == -1 && errno != ENOENT)
+      || (unlink (f->draft_path) == -1 && errno != ENOENT))
+    return fail (error, "cannot remove the fence record %s: %s", f->path, strerror (errno));
+  if (sync_directory (f->path, error) == -1)
+    return -1;
+  f->state = FENCE_NONE;
+  memset (&f->record, 0, sizeof f->record);
+  return 0;
+}

@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdkit-mirror-filter: marks every mutation in the dirty bitmaps of attached mirror jobs, and lets
+ * a worker hold and finally fence the guest's mutations.  This file has nbdkit's callbacks and the
+ * parameters, nothing else.
+ *
+ * The filter sits in the guest's I/O path, so it does as little as it can: reads and block status
+ * do not come here at all, nor do any of the can_ callbacks, so that everything the layer below can
+ * do passes through unchanged.  The layer below is only ever called in a
+ * guest's own request.
+ *
+ * Every mutation goes, in the order that rules R2 and R3 ask for (gate.h has the reason):
+ *   count it in; wait for the gate; layer below; mark, whatever came back; count it out;
+ *   wait at the pace (pace.h).
+ * A flush is no mutation; it comes here only for the pace.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <nbdkit-filter.h>
+
+#include "dirty-bitmap/urgent.h"
+#include "nbd-plugin/mirror/attachment.h"
+#include "nbd-plugin/mirror/thread.h"
+
+static struct mirror mirror = { .config.export = "" };
+
+/* -D mirror.control=1: every command.  -D mirror.gate=1: every change of the gate. */
+NBDKIT_DLL_PUBLIC int mirror_debug_control = 0;
+NBDKIT_DLL_PUBLIC int mirror_debug_gate = 0;
+
+/* A connection.  Its mutations are counted in one shard, so that connections share no cache line. */
+struct handle {
+  unsigned shard;
+};
+
+static _Atomic unsigned next_shard;
+static _Atomic uint64_t refusal_logged; /* generation of the fence that was told of, + 1 */
+
+/* The process that would leave the socket behind if it exits before cleanup, or 0: the one that
+ * bound it; but once it has forked it may be the parent of the real server, and only after_fork
+ * tells who that is. */
+static pid_t socket_owner;
+static bool serving;
+
+static unsigned loaded;
+
+static void
+mirror_load (void)
+{
+  if (loaded++ > 0)
+    return; /* refused in get_ready */
+  tracker_init (&mirror.tracker);
+  pace_init (&mirror.pace);
+  job_init (&mirror.job);
+}
+
+static void
+mirror_unload (void)
+{
+  if (--loaded > 0)
+    return;
+  job_free (&mirror);
+  fence_close (&mirror.fence);
+  pace_destroy (&mirror.pace);
+  tracker_destroy (&mirror.tracker);
+  free (mirror.config.control);
+  free (mirror.config.direct);
+}
+
+static int
+absolute_path (const char *key, const char *value, char **path)
+{
+  if (*value == '\0') {
+    nbdkit_error ("%s is empty", key);
+    return -1;
+  }
+  free (*path);
+  *path = nbdkit_absolute_path (value);
+  return *path != NULL ? 0 : -1;
+}
+
+static int
+set_block_size (const char *value)
+{
+  int64_t size = nbdkit_parse_size (value);
+
+  if (size == -1)
+    return -1;
+  if (size < REGION_MIN_BLOCK_SIZE || size > REGION_MAX_BLOCK_SIZE || (size & (size - 1)) != 0) {
+    nbdkit_error ("mirror-block-size=%s: must be a power of two from 4k to 1M", value);
+    return -1;
+  }
+  mirror.config.block_size = (uint32_t) size;
+  return 0;
+}
+
+static int
+mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key, const char *value)
+{
+  if (strcmp (key, "mirror-control") == 0)
+    return absolute_path (key, value, &mirror.config.control);
+  if (strcmp (key, "mirror-direct") == 0)
+    return absolute_path (key, value, &mirror.config.direct);
+  if (strcmp (key, "mirror-uri") == 0) {
+    mirror.config.uri = nbdkit_strdup_intern (value);
+    return mirror.config.uri != NULL ? 0 : -1;
+  }
+  if (strcmp (key, "mirror-export") == 0) {
+    mirror.config.export = nbdkit_strdup_intern (value);
+    return mirror.config.export != NULL ? 0 : -1;
+  }
+  if (strcmp (key, "mirror-block-size") == 0)
+    return set_block_size (value);
+  if (strcmp (key, "mirror-state") == 0) {
+    nbdkit_error ("mirror-state: this version keeps no state across restarts; leave the parameter"
+                  " out");
+    return -1;
+  }
+  return next (nxdata, key, value);
+}
+
+#define mirror_config_help                                                                         \
+  "mirror-control=<PATH>    (required) Unix socket for workers and nbdmirror(1).\n"                \
+  "mirror-uri=<URI>         How a worker reaches this export.\n"                                   \
+  "mirror-direct=<FILE>     The file or block device below, for direct reads.\n"                   \
+  "mirror-block-size=<SIZE> Tracking granularity, 4k to 1M (default: 4k or more).\n"               \
+  "mirror-export=<NAME>     The export that is tracked (default \"\")."
+
+static int
+mirror_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata)
+{
+  if (mirror.config.control == NULL) {
+    nbdkit_error ("the mirror filter needs mirror-control=PATH");
+    return -1;
+  }
+  return next (nxdata);
+}
+
+static void
+forked_in_parent (void)
+{
+  if (!serving)
+    socket_owner = 0;
+}
+
+__attribute__ ((destructor)) static void
+remove_socket (void)
+{
+  if (socket_owner == getpid ())
+    unlink (mirror.config.control);
+}
+
+/* While stderr is still the user's: everything that can fail because of what the user gave. */
+static int
+mirror_get_ready (int thread_model)
+{
+  char *warning = NULL, *error = NULL;
+
+  if (loaded > 1) {
+    nbdkit_error ("the mirror filter can be used only once in a server");
+    return -1;
+  }
+  if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL) {
+    nbdkit_error ("the mirror filter needs a plugin and filters that serve requests in parallel"
+                  " (thread model \"parallel\"): otherwise one held write would block all reads");
+    return -1;
+  }
+  if (gate_init (&mirror.gate) == -1) {
+    nbdkit_error ("eventfd: %m");
+    return -1;
+  }
+  if (fence_open (&mirror.fence, mirror.config.control, mirror.config.direct, &warning, &error) == -1)
+    goto failed;
+  if (warning != NULL)
+    nbdkit_error ("%s", warning);
+  free (warning);
+  if (mirror.fence.state == FENCE_DRAFT && mirror.fence.record.token[0] != '\0')
+    nbdkit_error ("this disk's last server ended while a hand-off was being decided: writes are"
+                  " refused until a rollback with token %s", mirror.fence.record.token);
+  if (mirror.fence.state != FENCE_NONE)
+    gate_fence (&mirror.gate, mirror.fence.record.generation);
+
+  mirror.server = control_server_new (mirror.config.control, PACKAGE_NAME " " PACKAGE_VERSION,
+                                      &mirror_server_ops, &mirror, &error);
+  if (mirror.server == NULL)
+    goto failed;
+  socket_owner = getpid ();
+  pthread_atfork (NULL, forked_in_parent, NULL);
+  return 0;
+
+failed:
+  nbdkit_error ("%s", error != NULL ? error : "no memory");
+  free (error);
+  return -1;
+}
+
+static int
+mirror_after_fork (nbdkit_backend *backend)
+{
+  (void) backend;
+  serving = true;
+  socket_owner = getpid ();
+  if (mirror_thread_start (&mirror) == -1) {
+    nbdkit_error ("pthread_create: %m");
+    return -1;
+  }
+  return 0;
+}
+
+static void
+mirror_cleanup (nbdkit_backend *backend)
+{
+  (void) backend;
+  mirror_thread_stop (&mirror);
+  socket_owner = 0;
+  job_free (&mirror);
+  gate_destroy (&mirror.gate);
+}
+
+static void *
+mirror_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, const char *exportname,
+             int is_tls)
+{
+  (void) is_tls;
+  if (strcmp (exportname, mirror.config.export) != 0) {
+    nbdkit_error ("export \"%s\" is not the one that is tracked: this server has mirror-export=%s",
+                  exportname, mirror.config.export);
+    return NULL;
+  }
+  if (next (context, readonly, exportname) == -1)
+    return NULL;
+  struct handle *h = malloc (sizeof *h);
+  if (h == NULL) {
+    nbdkit_error ("malloc: %m");
+    return NULL;
+  }
+  h->shard = atomic_fetch_add (&next_shard, 1) % GATE_SHARDS;
+  return h;
+}
+
+static void
+mirror_close (void *handle)
+{
+  free (handle);
+}
+
+static int
+mirror_prepare (nbdkit_next *next, void *handle, int readonly)
+{
+  char *error = NULL;
+
+  (void) handle;
+  (void) readonly;
+  int64_t size = next->get_size (next);
+  if (size == -1)
+    return -1;
+  if (tracker_opened (&mirror.tracker, (uint64_t) size, mirror.config.block_size, &error) == 0)
+    return 0;
+  nbdkit_error ("%s", error != NULL ? error : "no memory");
+  free (error);
+  return -1;
+}
+
+/* What a waiting mutation asks now and then: shall it give up?  nbdkit_nanosleep looks at the
+ * server's shutdown and at this connection, and is the one thing that does. */
+static int
+probe (void *opaque)
+{
+  (void) opaque;
+  return nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN ? ESHUTDOWN : 0;
+}
+
+/* Once for each hand-over: after a rollback the next one is told again. */
+static void
+log_refusal (void)
+{
+  struct gate_view gate;
+
+  gate_look (&mirror.gate, &gate);
+  if (atomic_exchange (&refusal_logged, gate.generation + 1) != gate.generation + 1)
+    nbdkit_error ("this disk was handed over: writes are refused until a rollback (logged once)");
+}
+
+/* 0 if the mutation may go on and is counted, else -1 with *ERR. */
+static int
+enter (struct handle *h, int *err)
+{
+  int r = gate_enter (&mirror.gate, h->shard, probe, NULL);
+
+  if (r == 0)
+    return 0;
+  if (r == EPERM)
+    log_refusal ();
+  *err = r;
+  return -1;
+}
+
+static void
+leave (struct handle *h, uint64_t offset, uint32_t count, uint32_t flags)
+{
+  uint64_t dirtied = tracker_mark (&mirror.tracker, offset, count);
+  gate_leave (&mirror.gate, h->shard);
+  uint32_t kind = URGENT_WRITE | ((flags & NBDKIT_FLAG_FUA) != 0 ? URGENT_FLUSH : 0);
+  pace_after (&mirror.pace, kind, offset, count, dirtied, probe, NULL);
+}
+
+static int
+mirror_pwrite (nbdkit_next *next, void *handle, const void *buf, uint32_t count, uint64_t offset,
+               uint32_t flags, int *err)
+{
+  struct handle *h = handle;
+
+  if (enter (h, err) == -1)
+    return -1;
+  int r = next->pwrite (next, buf, count, offset, flags, err);
+  leave (h, offset, count, flags);
+  return r;
+}
+
+static int
+mirror_trim (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+             int *err)
+{
+  struct handle *h = handle;
+
+  if (enter (h, err) == -1)
+    return -1;
+  int r = next->trim (next, count, offset, flags, err);
+  leave (h, offset, count, flags);
+  return r;
+}
+
+static int
+mirror_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+             int *err)
+{
+  struct handle *h = handle;
+
+  if (enter (h, err) == -1)
+    return -1;
+  int r = next->zero (next, count, offset, flags, err);
+  leave (h, offset, count, flags);
+  return r;
+}
+
+static int
+mirror_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
+{
+  (void) handle;
+  int r = next->flush (next, flags, err);
+  pace_after (&mirror.pace, URGENT_FLUSH, 0, 0, 0, probe, NULL);
+  return r;
+}
+
+static struct nbdkit_filter filter = {
+  .name = "mirror",
+  .longname = "nbdkit mirror filter",
+  .description = "live mirroring of a disk to an NBD destination",
+  .load = mirror_load,
+  .unload = mirror_unload,
+  .config = mirror_config,
+  .config_complete = mirror_config_complete,
+  .config_help = mirror_config_help,
+  .get_ready = mirror_get_ready,
+  .after_fork = mirror_after_fork,
+  .cleanup = mirror_cleanup,
+  .open = mirror_open,
+  .close = mirror_close,
+  .prepare = mirror_prepare,
+  .pwrite = mirror_pwrite,
+  .trim = mirror_trim,
+  .zero = mirror_zero,
+  .flush = mirror_flush,
+};
+
+NBDKIT_REGISTER_FILTER (filter)

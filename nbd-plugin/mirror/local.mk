@@ -1,0 +1,33 @@
+filter_LTLIBRARIES += nbd-plugin/nbdkit-mirror-filter.la
+nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
+	nbd-plugin/mirror/attachment.c \
+	nbd-plugin/mirror/attachment.h \
+	nbd-plugin/mirror/commands-worker.c \
+	nbd-plugin/mirror/commands.c \
+	nbd-plugin/mirror/commands.h \
+	nbd-plugin/mirror/events.c \
+	nbd-plugin/mirror/fence.c \
+	nbd-plugin/mirror/fence.h \
+	nbd-plugin/mirror/filter.c \
+	nbd-plugin/mirror/filter.h \
+	nbd-plugin/mirror/gate.c \
+	nbd-plugin/mirror/gate.h \
+	nbd-plugin/mirror/measure.c \
+	nbd-plugin/mirror/measure.h \
+	nbd-plugin/mirror/pace.c \
+	nbd-plugin/mirror/pace.h \
+	nbd-plugin/mirror/participant.c \
+	nbd-plugin/mirror/participant.h \
+	nbd-plugin/mirror/process.c \
+	nbd-plugin/mirror/process.h \
+	nbd-plugin/mirror/status.c \
+	nbd-plugin/mirror/thread.c \
+	nbd-plugin/mirror/thread.h \
+	nbd-plugin/mirror/tracker.c \
+	nbd-plugin/mirror/tracker.h \
+	nbd-plugin/mirror/worker-progress.c
+nbd_plugin_nbdkit_mirror_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
+nbd_plugin_nbdkit_mirror_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
+	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
+nbd_plugin_nbdkit_mirror_filter_la_LIBADD = libdirtybitmap.la libcontrol.la libbase.la $(JANSSON_LIBS)
+nbd_plugin_nbdkit_mirror_filter_la_DEPENDENCIES = libdirtybitmap.la libcontrol.la libbase.la $(srcdir)/nbd-plugin/filter.map

@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The two-phase hand-off.  See handoff.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <nbdkit-filter.h>
+
+#include "dirty-bitmap/claims.h"
+#include "nbd-plugin/mirror/participant.h"
+#include "nbd-plugin/mirror/attachment.h"
+
+#define RETRY_NS (1000 * NS_PER_MS)
+
+static void
+finish (struct handoff *h)
+{
+  decision_free (h->decision);
+  free (h->record_error);
+  memset (h, 0, sizeof *h);
+}
+
+static void
+refuse_coordinator (struct mirror *m, const char *class_, const char *reason)
+{
+  struct relay *r = job_take_prepare (&m->job);
+
+  if (r != NULL)
+    control_error (r->peer, r->id, class_, "the hand-off was given up: %s", reason);
+  relay_free (r);
+}
+
+/* A draft that cannot be removed would fence the next server: say so, and try again later. */
+static void
+drop_draft (struct mirror *m)
+{
+  char *error = NULL;
+
+  if (fence_remove (&m->fence, &error) == 0)
+    return;
+  nbdkit_error ("mirror: %s", error != NULL ? error : "no memory");
+  free (error);
+  m->handoff.retry_ns = gate_now () + RETRY_NS;
+}
+
+/* The gate is fenced in memory: make that durable and tell everybody.  False if the record cannot
+ * be written now; then it is tried again. */
+static bool
+commit (struct mirror *m)
+{
+  struct handoff *h = &m->handoff;
+  struct gate_view gate;
+  char *error = NULL;
+
+  if (gate_now () < h->retry_ns)
+    return false;
+  if (fence_commit (&m->fence, &error) == -1) {
+    nbdkit_error ("mirror: this disk is handed over, but that cannot be recorded: %s: DO NOT restart"
+                  " this server with a guest", error != NULL ? error : "no memory");
+    free (h->record_error);
+    h->record_error = error;
+    h->retry_ns = gate_now () + RETRY_NS;
+    return false;
+  }
+  gate_look (&m->gate, &gate);
+  m->downtime_ms = (double) (gate_now () - gate.held_ns) / 1e6;
+  m->have_downtime = true;
+
+  struct relay *r = job_take_prepare (&m->job);
+  if (r != NULL)
+    control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t) h->generation),
+                   -1);
+  relay_free (r);
+  control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
+  if (m->job.worker != NULL)
+    control_event (m->server, m->job.worker, "MIRROR_COMMITTED",
+                   json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t) h->generation,
+                              "downtime-ms", m->downtime_ms, "rollback-token", h->token));
+  job_drop_region (m);
+  finish (h);
+  return true;
+}
+
+void
+handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args, int fd)
+{
+  struct handoff *h = &m->handoff;
+  struct gate_view gate;
+  const char *token = json_string_value (json_object_get (args, "rollback-token"));
+  const char *waiters = json_string_value (json_object_get (args, "waiters"));
+  const char *successor = json_string_value (json_object_get (args, "successor"));
+  json_t *lease = json_object_get (args, "lease-ms");
+  char *error = NULL;
+  struct decision *word = NULL;
+
+  gate_look (&m->gate, &gate);
+  if (!fence_token_valid (token))
+    control_error (peer, id, "GenericError",
+                   "rollback-token has 1 to %d characters of [A-Za-z0-9._-]", FENCE_TOKEN_MAX);
+  else if (fd == -1)
+    control_error (peer, id, "GenericError", "no descriptor of a decision word was passed");
+  else if (gate.mode == GATE_FENCED)
+    control_error (peer, id, "Fenced", "this disk was handed over already");
+  else if (m->job.worker == NULL)
+    control_error (peer, id, "DeviceNotActive", "no worker is attached");
+  else if (h->active || gate.mode == GATE_HELD)
+    control_error (peer, id, "Busy", "another hand-off is under way");
+  else if ((word = decision_map (fd, &error)) == NULL)
+    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
+  else if (decision_get (word) != DECISION_UNDECIDED) {
+    control_error (peer, id, "GenericError", "the decision word is decided already");
+    decision_free (word);
+  }
+  else {
+    memset (h, 0, sizeof *h);
+    h->active = true;
+    h->coordinator = peer;
+    h->decision = word;
+    snprintf (h->token, sizeof h->token, "%s", token);
+    snprintf (h->successor, sizeof h->successor, "%s", successor != NULL ? successor : "");
+    h->keep_waiters = waiters != NULL ? strcmp (waiters, "keep") == 0 : m->job.keep_waiters;
+    h->lease_ms = lease != NULL ? json_integer_value (lease) : job_default_lease_ms (&m->job);
+    json_t *relayed = json_pack ("{s:s, s:I, s:s, s:s}", "id", DEFAULT_ID, "lease-ms",
+                                 (json_int_t) h->lease_ms, "rollback-token", token, "waiters",
+                                 h->keep_waiters ? "keep" : "error");
+    if (json_is_true (json_object_get (args, "guest-stopped")))
+      json_object_set_new (relayed, "guest-stopped", json_true ());
+    job_relay (m, peer, id, "prepare", relayed, PREPARE_LIMIT_MS + h->lease_ms);
+    json_decref (relayed);
+  }
+  free (error);
+  if (fd != -1)
+    close (fd);
+}
+
+int
+handoff_draft (struct mirror *m, char **error)
+{
+  struct handoff *h = &m->handoff;
+  struct fence_record record = { 0 };
+  struct region_geometry geo;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  record.generation = gate.generation + 1; /* only this thread holds the gate */
+  if (tracker_geometry (&m->tracker, &geo))
+    record.disk_size = geo.disk_size;
+  snprintf (record.token, sizeof record.token, "%s", h->token);
+  snprintf (record.successor, sizeof record.successor, "%s", h->successor);
+  if (fence_draft (&m->fence, &record, error) == 0)
+    return 0;
+  nbdkit_error ("mirror: %s", *error != NULL ? *error : "no memory");
+  return -1;
+}
+
+void
+handoff_unhold (struct mirror *m)
+{
+  m->handoff.generation = 0;
+  drop_draft (m);
+}
+
+/* The final look (R3), in its order.  NULL if the disk is done, else the error's class. */
+static const char *
+final_look (struct mirror *m, uint64_t generation, uint64_t session)
+{
+  struct handoff *h = &m->handoff;
+  struct region *r = m->job.region;
+
+  if (h->generation == 0 || generation != h->generation)
+    return "StaleGeneration";
+  int drained = gate_drained (&m->gate, generation);
+  if (drained != 0)
+    return drained == EAGAIN ? "NotEmpty" : "StaleGeneration";
+  if (!claims_all_empty (r))
+    return "NotEmpty";
+  if (atomic_load (&r->hdr->session) != session)
+    return "StaleSession";
+  return gate_drained (&m->gate, generation) == 0 ? NULL : "StaleGeneration";
+}
+
+static const char *
+look_message (const char *class_)
+{
+  if (strcmp (class_, "NotEmpty") == 0)
+    return "blocks are left to copy, or requests in flight";
+  if (strcmp (class_, "StaleSession") == 0)
+    return "the session has changed";
+  return "that hold is over, or is not this hand-off's";
+}
+
+void
+handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation,
+                  uint64_t session)
+{
+  struct handoff *h = &m->handoff;
+
+  if (!h->active || m->job.region == NULL) {
+    control_error (peer, id, "StaleGeneration", "no hand-off is under way");
+    return;
+  }
+  if (h->prepared && h->generation == generation) {
+    control_reply (peer, id, NULL, -1);
+    return;
+  }
+  const char *class_ = final_look (m, generation, session);
+  if (class_ != NULL) {
+    control_error (peer, id, class_, "%s", look_message (class_));
+    return;
+  }
+  /* The draft was made durable before this hold began (handoff_draft). */
+  if (m->fence.state != FENCE_DRAFT || m->fence.record.generation != generation) {
+    control_error (peer, id, "GenericError", "the fence record of this hand-off is not there");
+    return;
+  }
+  if (gate_prepare (&m->gate, generation, h->decision, h->keep_waiters) != 0) {
+    control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
+    return;
+  }
+  h->prepared = true;
+  control_reply (peer, id, NULL, -1);
+}
+
+void
+handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error)
+{
+  struct handoff *h = &m->handoff;
+
+  (void) ret; /* the generation is ours to tell */
+  if (error != NULL) {
+    const char *class_ = json_string_value (json_object_get (error, "class"));
+    const char *desc = json_string_value (json_object_get (error, "desc"));
+    control_error (relay->peer, relay->id, class_ != NULL ? class_ : "GenericError", "%s",
+                   desc != NULL ? desc : "the worker refused");
+    handoff_abort (m, "GenericError", "worker refused");
+  }
+  else if (h->active && h->prepared)
+    control_reply (relay->peer, relay->id,
+                   json_pack ("{s:I}", "generation", (json_int_t) h->generation), -1);
+  else {
+    control_error (relay->peer, relay->id, "GenericError",
+                   "the worker answered before the disk was prepared");
+    handoff_abort (m, "GenericError", "not prepared");
+  }
+  relay_free (relay);
+}
+
+/* What the word, or the fence record, says. */
+static const char *
+decision_name (struct mirror *m)
+{
+  struct handoff *h = &m->handoff;
+
+  if (!h->active)
+    return m->fence.state == FENCE_COMMITTED ? "commit" : "in-doubt";
+  switch (decision_get (h->decision)) {
+  case DECISION_UNDECIDED:
+    return "undecided";
+  case DECISION_COMMIT:
+    return "commit";
+  default:
+    return "abort";
+  }
+}
+
+void
+handoff_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep)
+{
+  struct handoff *h = &m->handoff;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  bool fenced = !h->active && m->fence.state != FENCE_NONE && gate.mode == GATE_FENCED;
+  if (!fenced && !(h->active && h->prepared)) {
+    control_error (peer, id, "DeviceNotActive", "no hand-off of this disk is prepared");
+    return;
+  }
+  if (keep && (fenced || h->coordinator != peer)) {
+    control_error (peer, id, "GenericError", "only the coordinator of a prepared hand-off can keep it");
+    return;
+  }
+  h->kept |= keep;
+  int64_t left = gate.lease_end_ns - gate_now ();
+  control_reply (peer, id,
+                 json_pack ("{s:s, s:I, s:s, s:o}", "decision", decision_name (m), "generation",
+                            (json_int_t) (fenced ? m->fence.record.generation : h->generation),
+                            "rollback-token", fenced ? m->fence.record.token : h->token,
+                            "lease-left-ms",
+                            fenced ? json_null () : json_real ((double) (left > 0 ? left : 0) / 1e6)),
+                 fenced ? -1 : h->decision->fd);
+}
+
+void
+handoff_peer_closed (struct mirror *m, struct control_peer *peer)
+{
+  struct handoff *h = &m->handoff;
+
+  if (!h->active || h->coordinator != peer)
+    return;
+  if (h->kept)
+    h->coordinator = NULL;
+  else
+    handoff_abort (m, "GenericError", "coordinator lost");
+}
+
+static void
+reply_committed (struct mirror *m, struct control_peer *peer, json_t *id)
+{
+  control_reply (peer, id,
+                 json_pack ("{s:o, s:s}", "downtime-ms",
+                            m->have_downtime ? json_real (m->downtime_ms) : json_null (),
+                            "rollback-token", m->fence.record.token),
+                 -1);
+}
+
+void
+handoff_finalize (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
+{
+  struct handoff *h = &m->handoff;
+  char *error = NULL;
+
+  if (h->active) {
+    if (!h->prepared || generation != h->generation)
+      control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
+    else if (decision_get (h->decision) != DECISION_COMMIT)
+      control_error (peer, id, "NotDecided", "the decision word does not say commit");
+    else {
+      gate_settle (&m->gate);
+      h->retry_ns = 0;
+      if (commit (m))
+        reply_committed (m, peer, id);
+      else
+        control_error (peer, id, "GenericError", "handed over, but not recorded: %s",
+                       h->record_error != NULL ? h->record_error : "no memory");
+    }
+  }
+  else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
+    control_error (peer, id, "StaleGeneration", "no hand-off of generation %llu is known",
+                   (unsigned long long) generation);
+  else if (fence_commit (&m->fence, &error) == -1) { /* it was in doubt: now we know */
+    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
+    free (error);
+  }
+  else
+    reply_committed (m, peer, id);
+}
+
+void
+handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
+{
+  struct handoff *h = &m->handoff;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  if (m->fence.state == FENCE_DRAFT && gate.mode == GATE_FENCED && !h->active) {
+    /* In doubt since a restart: the one who decides says that it was not committed. */
+    if (generation != m->fence.record.generation)
+      control_error (peer, id, "StaleGeneration", "the hand-off in doubt has generation %llu",
+                     (unsigned long long) m->fence.record.generation);
+    else {
+      drop_draft (m);
+      if (m->fence.state == FENCE_NONE)
+        gate_unfence (&m->gate);
+      control_reply (peer, id, NULL, -1);
+    }
+    return;
+  }
+  if (generation != 0 && generation != gate.generation) {
+    control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
+    return;
+  }
+  if (generation != 0 && gate.mode == GATE_OPEN) { /* over; the next is not his to end */
+    control_reply (peer, id, NULL, -1);
+    return;
+  }
+  if (generation == 0 && h->active && h->coordinator != peer) {
+    /* A coordinator that was refused with Busy tidies up: that must not hit the one that is at
+     * work. */
+    control_error (peer, id, "Busy", "that is another coordinator's hand-off: name its generation");
+    return;
+  }
+  handoff_abort (m, "GenericError", "released");
+  if (gate_release (&m->gate, 0, "released") == EALREADY)
+    control_error (peer, id, "AlreadyCommitted", "this disk was handed over already");
+  else
+    control_reply (peer, id, NULL, -1);
+}
+
+void
+handoff_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const char *token)
+{
+  struct gate_view gate;
+  char *error = NULL;
+
+  gate_look (&m->gate, &gate);
+  if (gate.mode != GATE_FENCED)
+    control_error (peer, id, "NotFenced", "this disk is not fenced");
+  else if (m->fence.record.token[0] == '\0')
+    control_error (peer, id, "GenericError",
+                   "the fence record %s cannot be read, so no token can be compared: remove it by"
+                   " hand and restart the server", m->fence.path);
+  else if (strcmp (token, m->fence.record.token) != 0)
+    control_error (peer, id, "WrongToken", "that is not this hand-off's rollback token");
+  else if (fence_remove (&m->fence, &error) == -1)
+    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
+  else {
+    finish (&m->handoff);
+    m->have_downtime = false;
+    if (m->job.worker != NULL) { /* its job ended with the commit */
+      control_peer_close (m->job.worker);
+      job_worker_gone (m, "idle", NULL);
+    }
+    m->job.ended = "idle";
+    json_object_clear (m->job.published);
+    gate_unfence (&m->gate);
+    control_reply (peer, id, NULL, -1);
+  }
+  free (error);
+}
+
+void
+handoff_abort (struct mirror *m, const char *class_, const char *reason)
+{
+  struct handoff *h = &m->handoff;
+
+  if (!h->active)
+    return;
+  if (h->prepared) {
+    if (gate_release (&m->gate, h->generation, reason) == EALREADY) {
+      commit (m);
+      return;
+    }
+  }
+  else {
+    if (decision_try (h->decision, DECISION_ABORT) == DECISION_COMMIT)
+      nbdkit_error ("mirror: a hand-off was committed before this disk was prepared: this disk stays"
+                    " with its guest");
+    if (h->generation != 0)
+      gate_release (&m->gate, h->generation, reason);
+    else if (m->job.worker != NULL)
+      control_event (m->server, m->job.worker, "MIRROR_RELEASED",
+                     json_pack ("{s:i, s:s}", "generation", 0, "reason", reason));
+  }
+  refuse_coordinator (m, class_, reason);
+  finish (h);
+  drop_draft (m);
+}
+
+void
+handoff_tick (struct mirror *m)
+{
+  struct handoff *h = &m->handoff;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  if (!h->active) {
+    if (m->fence.state == FENCE_DRAFT && gate.mode != GATE_FENCED && gate_now () >= h->retry_ns)
+      drop_draft (m);
+    return;
+  }
+  bool held = gate.mode == GATE_HELD && gate.generation == h->generation;
+  if (h->prepared && gate.mode == GATE_FENCED)
+    commit (m);
+  else if (h->generation != 0 && !held) {
+    bool late = gate.reason != NULL && strcmp (gate.reason, "lease ended") == 0;
+    handoff_abort (m, late ? "LeaseEnded" : "GenericError",
+                   gate.reason != NULL ? gate.reason : "released");
+  }
+  else if (!h->prepared && decision_get (h->decision) != DECISION_UNDECIDED)
+    handoff_abort (m, "GenericError", "aborted");
+}
+
+void
+handoff_shutdown (struct mirror *m)
+{
+  handoff_abort (m, "GenericError", "the server stops");
+  finish (&m->handoff);
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The control thread.  See thread.h.
+ *
+ * It is woken by clients, by the gate (wake_fd), by the end of the worker's process (pidfd), and by
+ * time: every SHUTDOWN_POLL_MS it asks nbdkit whether the server stops, which nbdkit tells a filter
+ * in no other way; while a hold runs until its lease ends; while it is prepared every
+ * PREPARED_POLL_MS, since the decision word changes without any message.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <nbdkit-filter.h>
+
+#include "nbd-plugin/mirror/participant.h"
+#include "nbd-plugin/mirror/attachment.h"
+#include "nbd-plugin/mirror/thread.h"
+
+#define SOON_MS 10 /* while an answer waits for something that wakes nobody reliably */
+
+void
+mirror_tick (struct mirror *m)
+{
+  job_tick (m);
+  handoff_tick (m);
+  pace_tick (&m->pace, gate_now ());
+  mirror_tell (m);
+}
+
+static int
+next_timeout (struct mirror *m)
+{
+  struct gate_view gate;
+  int64_t ms = SHUTDOWN_POLL_MS;
+
+  gate_look (&m->gate, &gate);
+  if (gate.mode == GATE_HELD) {
+    int64_t left = (gate.lease_end_ns - gate_now ()) / NS_PER_MS + 1;
+    if (left < ms)
+      ms = left < 0 ? 0 : left;
+    if (gate.prepared && ms > PREPARED_POLL_MS)
+      ms = PREPARED_POLL_MS;
+  }
+  /* The worker tells in shared memory that it has caught up, which wakes nobody. */
+  struct pace_view pace;
+  pace_look (&m->pace, &pace);
+  bool waits = pace.mode == PACE_SYNCHRONOUS || m->job.hold.peer != NULL || m->job.attach.peer != NULL
+               || (m->handoff.active && !m->handoff.prepared);
+  return waits && ms > SOON_MS ? SOON_MS : (int) ms;
+}
+
+static void
+wait_for_something (struct mirror *m)
+{
+  struct pollfd extra[2] = {
+    { .fd = m->gate.wake_fd, .events = POLLIN },
+    { .fd = m->job.process.fd, .events = POLLIN },
+  };
+  unsigned nr_extra = m->job.process.fd != -1 ? 2 : 1;
+  uint64_t ignored;
+
+  if (control_server_poll (m->server, next_timeout (m), extra, nr_extra) == -1) {
+    nbdkit_error ("mirror: control socket %s: %m", m->config.control);
+    poll (extra, nr_extra, SHUTDOWN_POLL_MS); /* the gate still needs us */
+  }
+  if ((extra[0].revents & POLLIN) != 0 && read (m->gate.wake_fd, &ignored, sizeof ignored) == -1
+      && errno != EAGAIN)
+    nbdkit_error ("mirror: eventfd: %m");
+}
+
+/* nbdkit waits for every client to leave, the worker's own NBD connection included: tell it. 
+ * Waiting guests are told by nbdkit, through their own probes; the gate opens for nobody. */
+static void
+shut_down (struct mirror *m)
+{
+  gate_stop (&m->gate);
+  pace_end (&m->pace);
+  handoff_shutdown (m);
+  mirror_tell (m);
+  if (m->job.worker != NULL)
+    control_event (m->server, m->job.worker, "MIRROR_SHUTDOWN", NULL);
+  control_event (m->server, NULL, "SHUTDOWN",
+                 json_pack ("{s:b, s:s}", "guest", 0, "reason", "host-signal"));
+}
+
+static void *
+control_thread (void *opaque)
+{
+  struct mirror *m = opaque;
+  int64_t asked = 0;
+
+  while (!atomic_load (&m->stop)) {
+    wait_for_something (m);
+    mirror_tick (m);
+    int64_t now = gate_now ();
+    if (now - asked >= SHUTDOWN_POLL_MS * NS_PER_MS / 2) {
+      asked = now;
+      if (nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN)
+        break;
+    }
+  }
+  shut_down (m);
+  control_server_free (m->server);
+  m->server = NULL;
+  return NULL;
+}
+
+int
+mirror_thread_start (struct mirror *m)
+{
+  sigset_t all, before;
+
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &before);
+  int r = pthread_create (&m->thread, NULL, control_thread, m);
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
+  if (r != 0) {
+    errno = r;
+    return -1;
+  }
+  m->thread_runs = true;
+  pthread_setname_np (m->thread, "mirror-control");
+  return 0;
+}
+
+void
+mirror_thread_stop (struct mirror *m)
+{
+  if (!m->thread_runs)
+    return;
+  atomic_store (&m->stop, true);
+  gate_wake (&m->gate);
+  pthread_join (m->thread, NULL);
+  m->thread_runs = false;
+}

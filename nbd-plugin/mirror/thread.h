@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The control thread: it alone talks to users and workers.  Started in after_fork, joined in
+ * cleanup. Signals are blocked in it, so that nbdkit's handlers run where nbdkit expects them.
+ */
+
+#ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_THREAD_H
+#define NBDMIRROR_NBD_PLUGIN_MIRROR_THREAD_H
+
+#include "nbd-plugin/mirror/filter.h"
+
+int mirror_thread_start (struct mirror *m); /* 0, or -1 with errno */
+void mirror_thread_stop (struct mirror *m); /* joins; nothing happens if it does not run */
+
+/* Everything that time, the gate, the decision word or the worker's process may have changed; then
+ * events.  Called after every wait and around every command. */
+void mirror_tick (struct mirror *m);
+
+#endif
