@@ -3,5 +3,9 @@ noinst_LTLIBRARIES += libbase.la
 libbase_la_SOURCES = \
 	base/child.c \
 	base/child.h \
+	base/clock.c \
+	base/clock.h \
 	base/spawn.c \
-	base/spawn.h
+	base/spawn.h \
+	base/text.c \
+	base/text.h
