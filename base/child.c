@@ -42,7 +42,7 @@ read_all (int fd)
       continue;
     if (n <= 0)
       break;
-    len += (size_t) n;
+    len += (size_t)n;
     if (len == size) {
       char *more = realloc (text, (size *= 2) + 1);
       if (more == NULL) {
@@ -70,7 +70,7 @@ run_and_wait (const char *const *words, char **out)
     default_signals ();
     dup2 (null, STDIN_FILENO);
     dup2 (out != NULL ? fds[1] : STDERR_FILENO, STDOUT_FILENO);
-    execvp (words[0], (char *const *) (uintptr_t) words);
+    execvp (words[0], (char *const *)(uintptr_t)words);
     _exit (127);
   }
   if (out != NULL) {

@@ -34,8 +34,8 @@ spawn_child (const char *path, char *const argv[], char *const env[], int out_fd
   posix_spawnattr_setsigdefault (&attr, &defaults);
   posix_spawnattr_setsigmask (&attr, &none);
   posix_spawnattr_setpgroup (&attr, 0);
-  posix_spawnattr_setflags (&attr, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
-                                     | POSIX_SPAWN_SETPGROUP);
+  posix_spawnattr_setflags (&attr,
+                            POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
   posix_spawn_file_actions_addopen (&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
   if (out_fd == -1)
     posix_spawn_file_actions_addopen (&files, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);

@@ -62,17 +62,21 @@ struct cmd_line {
 };
 
 /* Adds --help to an array of long options and ends it. */
-#define CMD_LONG_OPTIONS_END { "help", no_argument, NULL, CMD_OPT_HELP }, { NULL, 0, NULL, 0 }
+#define CMD_LONG_OPTIONS_END                                                                       \
+  { "help", no_argument, NULL, CMD_OPT_HELP },                                                     \
+  {                                                                                                \
+    NULL, 0, NULL, 0                                                                               \
+  }
 #define CMD_OPT_HELP 0x7f01
 #define CMD_OPT_STOP 0x7f02
 
 /* The next option (getopt_long's value, `optarg` set), -1 at the end, or CMD_OPT_STOP: return
- * line->status at once.  SHORTOPTS is as for getopt, without leading `+`, `-` or `:`; may be "".  -h
+ * line->status at once.  SHORTOPTS is as for getopt, without leading `+`, `-` or `:`; may be "". -h
  * is --help if SHORTOPTS does not use it otherwise. */
 int cmd_getopt (struct cmd_line *line, const char *shortopts, const struct option *longopts);
 
-/* Check the number of operands: at least MIN, at most MAX (0: no limit).  NAMES, separated by spaces, say
- * what is missing ("CONTROL DEST").  False: a usage error was printed. */
+/* Check the number of operands: at least MIN, at most MAX (0: no limit).  NAMES, separated by
+ * spaces, say what is missing ("CONTROL DEST").  False: a usage error was printed. */
 bool cmd_operands_ok (struct cmd_line *line, unsigned min, unsigned max, const char *names);
 
 /* Is OP, a SOURCE or DEST, what it seems to be?  False: a usage error was printed (place.c). */

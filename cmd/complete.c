@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * complete: hand over one or several disks at one instant.  The work is in mirror/handoff/coordinator.c.
+ * complete: hand over one or several disks at one instant.  The work is in
+ * mirror/handoff/coordinator.c.
  *
- * An orchestrator may take the steps apart: --prepare-only, and later --commit or --release in another
- * process.  The hand-off is then kept by the filters alone, until its lease ends.
+ * An orchestrator may take the steps apart: --prepare-only, and later --commit or --release in
+ * another process.  The hand-off is then kept by the filters alone, until its lease ends.
  */
 
 #include "config.h"
@@ -20,7 +21,15 @@
 #include "mirror/handoff/coordinator.h"
 #include "mirror/endpoint/seal.h"
 
-enum { OPT_LEASE = 0x100, OPT_TIMEOUT, OPT_WAITERS, OPT_TOKEN, OPT_PREPARE, OPT_COMMIT, OPT_RELEASE };
+enum {
+  OPT_LEASE = 0x100,
+  OPT_TIMEOUT,
+  OPT_WAITERS,
+  OPT_TOKEN,
+  OPT_PREPARE,
+  OPT_COMMIT,
+  OPT_RELEASE
+};
 
 #define PREPARE_ONLY_LEASE_MS 30000
 
@@ -48,12 +57,12 @@ parse_ms (const char *option, const char *text, unsigned *ms)
     reason = "more than an hour";
   if (reason != NULL)
     return cmd_usage_error ("%s %s: %s", option, text, reason);
-  *ms = (unsigned) n;
+  *ms = (unsigned)n;
   return 0;
 }
 
-/* The filters would refuse as well, but only after the first guests were held.  *OLDER is set if a hand-off of this
- * disk is there already. */
+/* The filters would refuse as well, but only after the first guests were held.  *OLDER is set if a
+ * hand-off of this disk is there already. */
 static bool
 is_ready (const char *control, bool *older)
 {
@@ -74,15 +83,16 @@ is_ready (const char *control, bool *older)
     else if (strcmp (state, "idle") == 0)
       cmd_error ("%s: no job is running on this disk", control);
     else if (!ready)
-      cmd_error ("%s: not ready: the state is '%s'; 'nbdmirror status' shows how far it is", control,
-                 state);
+      cmd_error ("%s: not ready: the state is '%s'; 'nbdmirror status' shows how far it is",
+                 control, state);
   }
   json_decref (status);
   control_client_free (c);
   return ready;
 }
 
-/* ---- no late worker may write under the guest -------------------------------------------------- */
+/* ---- no late worker may write under the guest --------------------------------------------------
+ */
 
 /* Seal every destination, and say where that failed.  EXIT_DONE, or EXIT_DEST_FAILED. */
 static int
@@ -101,11 +111,14 @@ seal_all (struct complete *c)
     const struct handoff_seal *s = &c->seals[i];
 
     if (s->state == HANDOFF_SEAL_UNKNOWN)
-      cmd_warning ("%s: %s: if it was a server of nbdmirror receive, 'nbdmirror receive --seal' it before the guest"
-                   " is started", c->controls[i], s->error);
+      cmd_warning ("%s: %s: if it was a server of nbdmirror receive, 'nbdmirror receive --seal' it "
+                   "before the guest"
+                   " is started",
+                   c->controls[i], s->error);
     if (s->state != HANDOFF_SEAL_FAILED)
       continue;
-    cmd_warning (DESTINATION_UNSEALED, c->controls[i], s->target != NULL ? s->target : "the destination", s->error,
+    cmd_warning (DESTINATION_UNSEALED, c->controls[i],
+                 s->target != NULL ? s->target : "the destination", s->error,
                  s->target != NULL ? s->target : "URI");
     r = EXIT_DEST_FAILED;
   }
@@ -115,7 +128,9 @@ seal_all (struct complete *c)
 static json_t *
 sealed_or_null (const struct handoff_seal *s)
 {
-  return s->state == HANDOFF_SEAL_DONE ? json_true () : s->state == HANDOFF_SEAL_FAILED ? json_false () : json_null ();
+  return s->state == HANDOFF_SEAL_DONE     ? json_true ()
+         : s->state == HANDOFF_SEAL_FAILED ? json_false ()
+                                           : json_null ();
 }
 
 static json_t *
@@ -124,7 +139,8 @@ text_or_null (const char *text)
   return text != NULL ? json_string (text) : json_null ();
 }
 
-/* ---- what is printed ----------------------------------------------------------------------------- */
+/* ---- what is printed
+ * ----------------------------------------------------------------------------- */
 
 static json_t *
 result_object (const struct complete *c, const struct handoff_result *result, const char *reason)
@@ -138,11 +154,12 @@ result_object (const struct complete *c, const struct handoff_result *result, co
     const struct handoff_seal *s = c->seals != NULL ? &c->seals[i] : &none;
 
     json_array_append_new (disks,
-                           json_pack ("{s:s, s:o, s:o, s:o, s:o}", "control", c->controls[i], "downtime-ms",
-                                      ms >= 0 ? json_real (ms) : json_null (), "target", text_or_null (s->target),
-                                      "sealed", sealed_or_null (s), "seal-error", text_or_null (s->error)));
+                           json_pack ("{s:s, s:o, s:o, s:o, s:o}", "control", c->controls[i],
+                                      "downtime-ms", ms >= 0 ? json_real (ms) : json_null (),
+                                      "target", text_or_null (s->target), "sealed",
+                                      sealed_or_null (s), "seal-error", text_or_null (s->error)));
   }
-  return json_pack ("{s:b, s:o, s:o, s:o}", "committed", (int) result->committed, "rollback-token",
+  return json_pack ("{s:b, s:o, s:o, s:o}", "committed", (int)result->committed, "rollback-token",
                     result->committed ? json_string (result->token) : json_null (), "error",
                     reason != NULL ? json_string (reason) : json_null (), "disks", disks);
 }
@@ -157,7 +174,8 @@ print_result (const struct complete *c, const struct handoff_result *result)
     bool sealed = c->seals != NULL && c->seals[i].state == HANDOFF_SEAL_DONE;
 
     printf ("%s: handed over, pause %s%s\n", c->controls[i],
-            result->downtime_ms[i] >= 0 ? units_format_time (buf, result->downtime_ms[i]) : "unknown",
+            result->downtime_ms[i] >= 0 ? units_format_time (buf, result->downtime_ms[i])
+                                        : "unknown",
             sealed ? ", destination sealed" : "");
   }
   printf ("rollback token: %s\n", result->token);
@@ -187,9 +205,9 @@ print_prepared (const struct complete *c, const struct handoff *h)
   }
   for (i = 0; i < c->nr; i++)
     json_array_append_new (disks, json_pack ("{s:s, s:I}", "control", c->controls[i], "generation",
-                                             (json_int_t) handoff_generation (h, i)));
+                                             (json_int_t)handoff_generation (h, i)));
   object = json_pack ("{s:b, s:s, s:i, s:o}", "prepared", 1, "rollback-token", handoff_token (h),
-                      "lease-ms", (int) c->opts.lease_ms, "disks", disks);
+                      "lease-ms", (int)c->opts.lease_ms, "disks", disks);
   json_dumpf (object, stdout, JSON_INDENT (2));
   printf ("\n");
   json_decref (object);
@@ -207,8 +225,9 @@ finish (struct complete *c, const struct handoff_result *result, int r, const ch
     sealed = seal_all (c);
   /* It is there to start the guest. */
   if (sealed != EXIT_DONE)
-    hook_not_run (&c->hooks, HOOK_AFTER_COMMIT, "a destination is not sealed; 'complete --commit' with the token"
-                                                " seals it, and then runs it");
+    hook_not_run (&c->hooks, HOOK_AFTER_COMMIT,
+                  "a destination is not sealed; 'complete --commit' with the token"
+                  " seals it, and then runs it");
   else if (result->committed)
     hook_run_warn (&c->hooks, HOOK_AFTER_COMMIT, result->token, NULL);
   else
@@ -242,8 +261,7 @@ prepare_only (struct complete *c)
       && handoff_keep (h, &error) == 0) {
     print_prepared (c, h);
     r = EXIT_DONE;
-  }
-  else {
+  } else {
     cmd_error ("%s", error != NULL ? error : "out of memory");
     hook_run_warn (&c->hooks, HOOK_ABORT, NULL, error);
   }
@@ -268,7 +286,8 @@ run_all (struct complete *c)
   return r;
 }
 
-/* ---- a hand-off that is there already ---------------------------------------------------------- */
+/* ---- a hand-off that is there already ----------------------------------------------------------
+ */
 
 /* Commit H if that is still to be done, and finalize it. */
 static int
@@ -307,7 +326,8 @@ commit_found (struct complete *c, struct handoff *h, enum handoff_found found, c
 {
   switch (found) {
   case HANDOFF_FOUND_NONE:
-    cmd_error ("no hand-off of %s is prepared: it was released, or its lease has ended", c->controls[0]);
+    cmd_error ("no hand-off of %s is prepared: it was released, or its lease has ended",
+               c->controls[0]);
     return EXIT_ERROR;
   case HANDOFF_FOUND_BROKEN:
     cmd_error ("%s: nothing can be handed over", error != NULL ? error : "a disk is missing");
@@ -332,7 +352,8 @@ release_found (struct complete *c, struct handoff *h, enum handoff_found found)
   return release_older (c, h, "released");
 }
 
-/* A coordinator was killed, perhaps: finish what it had decided.  What it had not needs --commit or --release. */
+/* A coordinator was killed, perhaps: finish what it had decided.  What it had not needs --commit or
+ * --release. */
 static int
 rerun_found (struct complete *c, struct handoff *h, enum handoff_found found)
 {
@@ -342,10 +363,12 @@ rerun_found (struct complete *c, struct handoff *h, enum handoff_found found)
   }
   if (found == HANDOFF_FOUND_DONE) {
     int sealed = seal_all (c);
-    cmd_error ("%s: it was handed over already, rollback token %s", c->controls[0], handoff_token (h));
+    cmd_error ("%s: it was handed over already, rollback token %s", c->controls[0],
+               handoff_token (h));
     return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
-  cmd_error ("a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with --release");
+  cmd_error (
+      "a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with --release");
   return EXIT_ERROR;
 }
 
@@ -360,8 +383,7 @@ run_older (struct complete *c)
   if (h == NULL) {
     cmd_error ("%s", error != NULL ? error : "out of memory");
     r = EXIT_ERROR;
-  }
-  else if (c->mode == COMMIT)
+  } else if (c->mode == COMMIT)
     r = commit_found (c, h, found, error);
   else if (c->mode == RELEASE)
     r = release_found (c, h, found);
@@ -454,17 +476,18 @@ take_option (struct complete *c, int opt)
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[] = { { "json", no_argument, NULL, 'j' },
-                                            { "lease", required_argument, NULL, OPT_LEASE },
-                                            { "timeout", required_argument, NULL, OPT_TIMEOUT },
-                                            { "waiters", required_argument, NULL, OPT_WAITERS },
-                                            { "rollback-token", required_argument, NULL, OPT_TOKEN },
-                                            { "token", required_argument, NULL, OPT_TOKEN },
-                                            { "prepare-only", no_argument, NULL, OPT_PREPARE },
-                                            { "commit", no_argument, NULL, OPT_COMMIT },
-                                            { "release", no_argument, NULL, OPT_RELEASE },
-                                            HOOK_LONG_OPTIONS,
-                                            CMD_LONG_OPTIONS_END };
+  static const struct option longopts[]
+      = { { "json", no_argument, NULL, 'j' },
+          { "lease", required_argument, NULL, OPT_LEASE },
+          { "timeout", required_argument, NULL, OPT_TIMEOUT },
+          { "waiters", required_argument, NULL, OPT_WAITERS },
+          { "rollback-token", required_argument, NULL, OPT_TOKEN },
+          { "token", required_argument, NULL, OPT_TOKEN },
+          { "prepare-only", no_argument, NULL, OPT_PREPARE },
+          { "commit", no_argument, NULL, OPT_COMMIT },
+          { "release", no_argument, NULL, OPT_RELEASE },
+          HOOK_LONG_OPTIONS,
+          CMD_LONG_OPTIONS_END };
   struct complete c = { .mode = ALL };
   int opt, r;
 
@@ -499,13 +522,13 @@ const struct subcommand subcommand_complete = {
   "last blocks are copied; then the source refuses writes for good.  Several disks are handed\n"
   "over at one instant, or none is.\n"
   "  --lease TIME            how long a guest may be held at most; past it the guest goes on\n"
-  "                          and nothing is handed over (default: 2 x max-downtime, at least 200ms)\n"
+  "                          and nothing is handed over (default: 2 x max-downtime, at least "
+  "200ms)\n"
   "  --timeout TIME          give up when the disks are not prepared by then (default 1min)\n"
   "  --waiters error|keep    guest writes waiting at that instant fail (EPERM, the default),\n"
   "                          or go on waiting, for a hypervisor that is about to be stopped\n"
   "  --rollback-token TOKEN  the token that 'rollback' will ask for (default: a random one)\n"
-  "  -j, --json              print the result as a JSON object\n"
-  HOOK_OPTIONS_HELP
+  "  -j, --json              print the result as a JSON object\n" HOOK_OPTIONS_HELP
   "\nFor an orchestrator that does something in between:\n"
   "  --prepare-only          hold, copy and flush every disk, print the token, and leave it so\n"
   "                          until the lease ends (default 30s)\n"

@@ -17,8 +17,8 @@
 struct control_client *job_connect (const char *control);
 
 /* Run one command on an open connection.  Steals ARGS.  Returns 0 with *RET (if not NULL) a new
- * reference; else -1 after an error message that names CONTROL, and *CLASS_ (if not NULL) the error's class,
- * which the caller frees, or NULL. */
+ * reference; else -1 after an error message that names CONTROL, and *CLASS_ (if not NULL) the
+ * error's class, which the caller frees, or NULL. */
 int job_call (struct control_client *c, const char *control, const char *name, json_t *args,
               json_t **ret, char **class_);
 

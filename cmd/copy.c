@@ -14,16 +14,17 @@
 #include "mirror/job/copy.h"
 
 static const char help[]
-  = "Copies SOURCE, which nobody writes to meanwhile, to DEST.  Each is an NBD URI, a local file or\n"
-    "block device, or [ COMMAND ARGS ] that serves NBD.  A local DEST file is created or extended,\n"
-    "never truncated.  Exit status 0 means that DEST has flushed everything.\n\n"
-    "  --give-up-after TIME  try for so long to reach a lost destination again (0: exit 3 at once;\n"
-    "                        or never)\n"
-    WORKER_OPTIONS_HELP
-    "\nExamples:\n"
-    "  nbdmirror copy disk.img nbd://hostb/\n"
-    "  nbdmirror copy 'nbd+unix:///?socket=/tmp/sock' backup.img --bandwidth 50M\n"
-    "  nbdmirror copy disk.img [ qemu-nbd -f qcow2 disk.qcow2 ]\n";
+    = "Copies SOURCE, which nobody writes to meanwhile, to DEST.  Each is an NBD URI, a local file "
+      "or\n"
+      "block device, or [ COMMAND ARGS ] that serves NBD.  A local DEST file is created or "
+      "extended,\n"
+      "never truncated.  Exit status 0 means that DEST has flushed everything.\n\n"
+      "  --give-up-after TIME  try for so long to reach a lost destination again (0: exit 3 at "
+      "once;\n"
+      "                        or never)\n" WORKER_OPTIONS_HELP "\nExamples:\n"
+      "  nbdmirror copy disk.img nbd://hostb/\n"
+      "  nbdmirror copy 'nbd+unix:///?socket=/tmp/sock' backup.img --bandwidth 50M\n"
+      "  nbdmirror copy disk.img [ qemu-nbd -f qcow2 disk.qcow2 ]\n";
 
 static int
 run (struct cmd_line *line)
@@ -66,10 +67,12 @@ run (struct cmd_line *line)
     char size[UNITS_BUF], sent[UNITS_BUF], took[UNITS_BUF];
     if (w.progress)
       progress_break (w.progress);
-    cmd_notice ("copied: %s in %s, %s of it sent as data",
-                units_format_size (size, (uint64_t) json_integer_value (json_object_get (report, "size"))),
-                units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
-                units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))));
+    cmd_notice (
+        "copied: %s in %s, %s of it sent as data",
+        units_format_size (size, (uint64_t)json_integer_value (json_object_get (report, "size"))),
+        units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
+        units_format_size (sent,
+                           (uint64_t)json_integer_value (json_object_get (report, "sent-bytes"))));
   }
   if (result == JOB_CANCELLED && !w.json) {
     if (w.progress)

@@ -92,7 +92,7 @@ int
 hook_run (const struct hooks *h, enum hook which, const char *token, const char *reason,
           char **error)
 {
-  char *const argv[] = { (char *) "sh", (char *) "-c", (char *) h->command[which], NULL };
+  char *const argv[] = { (char *)"sh", (char *)"-c", (char *)h->command[which], NULL };
   char *ours[OUR_VARIABLES], **env;
   int status, i;
   pid_t pid;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * Commands of the user's that run at the turns of a hand-off: --on-ready-exec, --before-hold-exec,
- * --after-commit-exec, --on-abort-exec.  They run with /bin/sh -c, standard input from /dev/null, standard
- * output on our standard error, and this environment beside our own:
+ * --after-commit-exec, --on-abort-exec.  They run with /bin/sh -c, standard input from /dev/null,
+ * standard output on our standard error, and this environment beside our own:
  *
  *   NBDMIRROR_EVENT     ready, before-hold, after-commit or abort
  *   NBDMIRROR_CONTROLS  the control sockets, one a line
@@ -28,25 +28,29 @@ struct hooks {
 
 /* The four options, for a getopt table. */
 #define HOOK_OPT 0x700
-#define HOOK_LONG_OPTION(name, hook) { name, required_argument, NULL, HOOK_OPT + (hook) }
-#define HOOK_LONG_OPTIONS                                                                      \
-  HOOK_LONG_OPTION ("before-hold-exec", HOOK_BEFORE_HOLD),                                      \
-    HOOK_LONG_OPTION ("after-commit-exec", HOOK_AFTER_COMMIT),                                   \
-    HOOK_LONG_OPTION ("on-abort-exec", HOOK_ABORT)
+#define HOOK_LONG_OPTION(name, hook)                                                               \
+  {                                                                                                \
+    name, required_argument, NULL, HOOK_OPT + (hook)                                               \
+  }
+#define HOOK_LONG_OPTIONS                                                                          \
+  HOOK_LONG_OPTION ("before-hold-exec", HOOK_BEFORE_HOLD),                                         \
+      HOOK_LONG_OPTION ("after-commit-exec", HOOK_AFTER_COMMIT),                                   \
+      HOOK_LONG_OPTION ("on-abort-exec", HOOK_ABORT)
 #define HOOK_READY_OPTION HOOK_LONG_OPTION ("on-ready-exec", HOOK_READY)
-#define HOOK_READY_HELP                                                                         \
+#define HOOK_READY_HELP                                                                            \
   "  --on-ready-exec CMD      run CMD with /bin/sh once everything is ready to be handed over\n"
-#define HOOK_OPTIONS_HELP                                                                       \
-  "  --before-hold-exec CMD   run CMD before guest writes are held; if it fails nothing is\n"    \
-  "                           handed over\n"                                                    \
-  "  --after-commit-exec CMD  run CMD after the hand-over\n"                                    \
+#define HOOK_OPTIONS_HELP                                                                          \
+  "  --before-hold-exec CMD   run CMD before guest writes are held; if it fails nothing is\n"      \
+  "                           handed over\n"                                                       \
+  "  --after-commit-exec CMD  run CMD after the hand-over\n"                                       \
   "  --on-abort-exec CMD      run CMD when it ends without a hand-over\n"
 
 /* True: C is one of them, and its command was taken. */
 bool hook_option (struct hooks *h, int c);
 
-/* Run it and wait, at most HOOK_TIMEOUT_MS: then it is killed, with what it started.  TOKEN and REASON may be NULL.
- * 0: there is none, or it succeeded.  -1 with *ERROR (caller frees).  May be called from any thread. */
+/* Run it and wait, at most HOOK_TIMEOUT_MS: then it is killed, with what it started.  TOKEN and
+ * REASON may be NULL. 0: there is none, or it succeeded.  -1 with *ERROR (caller frees).  May be
+ * called from any thread. */
 int hook_run (const struct hooks *h, enum hook which, const char *token, const char *reason,
               char **error);
 

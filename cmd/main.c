@@ -18,9 +18,10 @@
 
 /* In the order of a job's life. */
 static const struct subcommand *const subcommands[] = {
-  &subcommand_serve,  &subcommand_receive, &subcommand_mirror, &subcommand_status, &subcommand_set,
-  &subcommand_pause,  &subcommand_resume, &subcommand_cancel,   &subcommand_complete,
-  &subcommand_migrate, &subcommand_rollback, &subcommand_evacuate, &subcommand_copy, &subcommand_verify,
+  &subcommand_serve,    &subcommand_receive, &subcommand_mirror,   &subcommand_status,
+  &subcommand_set,      &subcommand_pause,   &subcommand_resume,   &subcommand_cancel,
+  &subcommand_complete, &subcommand_migrate, &subcommand_rollback, &subcommand_evacuate,
+  &subcommand_copy,     &subcommand_verify,
 };
 #define NR_SUBCOMMANDS (sizeof subcommands / sizeof subcommands[0])
 
@@ -64,8 +65,8 @@ finish_output (int status)
   return status;
 }
 
-/* Whoever starts us may have closed some of 0, 1 and 2.  No disk, lock or pipe may take such a number: a child's standard
- * streams would be put in its place.  Writing still fails. */
+/* Whoever starts us may have closed some of 0, 1 and 2.  No disk, lock or pipe may take such a
+ * number: a child's standard streams would be put in its place.  Writing still fails. */
 static void
 fill_standard_streams (void)
 {
@@ -95,7 +96,8 @@ main (int argc, char **argv)
     printf ("%s %s\n", PACKAGE_NAME, PACKAGE_VERSION);
     return finish_output (EXIT_DONE);
   }
-  if (strcmp (argv[1], "--help") == 0 || strcmp (argv[1], "-h") == 0 || strcmp (argv[1], "help") == 0) {
+  if (strcmp (argv[1], "--help") == 0 || strcmp (argv[1], "-h") == 0
+      || strcmp (argv[1], "help") == 0) {
     sc = argc > 2 ? find_subcommand (argv[2]) : NULL;
     if (argc > 2 && sc == NULL)
       return cmd_usage_error ("unknown subcommand '%s'", argv[2]);
@@ -114,7 +116,7 @@ main (int argc, char **argv)
   cmd_set_subcommand (sc);
   line.argc = argc - 1;
   line.argv = argv + 1;
-  line.operands = calloc ((size_t) argc, sizeof *line.operands);
+  line.operands = calloc ((size_t)argc, sizeof *line.operands);
   if (line.operands == NULL) {
     cmd_error ("%s", strerror (errno));
     return EXIT_ERROR;

@@ -35,34 +35,37 @@ enum {
 };
 
 static const char help[]
-  = "Copies the disk behind CONTROL to DEST while its guest keeps writing, pass after pass, until\n"
-    "what is left fits the allowed downtime; then stays ready, or hands over.\n\n"
-    "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.\n\n"
-    "  --sync full           what to copy; this version knows full copies\n"
-    "  --max-downtime TIME   pause the guest for at most this long at the hand-over (300ms)\n"
-    "  --max-write-delay TIME\n"
-    "                        delay a guest's write by at most this, where it has to be slowed down\n"
-    "                        or waits for the destination (50ms)\n"
-    "  --policy POLICY       when passes do not converge: sync (guest writes wait for the\n"
-    "                        destination; default), throttle (the guest is slowed down),\n"
-    "                        none (keep trying), fail (exit 4)\n"
-    "  --on-ready WHAT       wait for `nbdmirror complete` (default), or complete at once\n"
-    "  --resume              go on with the job that is left over here\n"
-    "  --restart             start over, whatever is left over here\n"
-    "  --detach              return once the job is attached and copying\n"
-    "  --give-up-after TIME  end (exit 3) when the destination is away for so long (never)\n"
-    "  --dry-run             check everything, measure for some seconds, say how it would go; there\n"
-    "                        will be no job, and nothing is written (exit 4: it would not end)\n"
-    "  --measure TIME        with --dry-run: for so long (5s)\n"
-    "  --quarantine-grace T  wait so long before blocks of a lost session are copied again (2s)\n"
-    "  --no-limit-while-holding\n"
-    "                        the bandwidth limit does not hold while the guest waits\n"
-    WORKER_OPTIONS_HELP
-    HOOK_READY_HELP HOOK_OPTIONS_HELP
-    "\nCtrl-C cancels the job; SIGTERM ends this worker only, and --resume goes on later (exit 3).\n\n"
-    "Examples:\n"
-    "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
-    "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n";
+    = "Copies the disk behind CONTROL to DEST while its guest keeps writing, pass after pass, "
+      "until\n"
+      "what is left fits the allowed downtime; then stays ready, or hands over.\n\n"
+      "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.\n\n"
+      "  --sync full           what to copy; this version knows full copies\n"
+      "  --max-downtime TIME   pause the guest for at most this long at the hand-over (300ms)\n"
+      "  --max-write-delay TIME\n"
+      "                        delay a guest's write by at most this, where it has to be slowed "
+      "down\n"
+      "                        or waits for the destination (50ms)\n"
+      "  --policy POLICY       when passes do not converge: sync (guest writes wait for the\n"
+      "                        destination; default), throttle (the guest is slowed down),\n"
+      "                        none (keep trying), fail (exit 4)\n"
+      "  --on-ready WHAT       wait for `nbdmirror complete` (default), or complete at once\n"
+      "  --resume              go on with the job that is left over here\n"
+      "  --restart             start over, whatever is left over here\n"
+      "  --detach              return once the job is attached and copying\n"
+      "  --give-up-after TIME  end (exit 3) when the destination is away for so long (never)\n"
+      "  --dry-run             check everything, measure for some seconds, say how it would go; "
+      "there\n"
+      "                        will be no job, and nothing is written (exit 4: it would not end)\n"
+      "  --measure TIME        with --dry-run: for so long (5s)\n"
+      "  --quarantine-grace T  wait so long before blocks of a lost session are copied again (2s)\n"
+      "  --no-limit-while-holding\n"
+      "                        the bandwidth limit does not hold while the guest "
+      "waits\n" WORKER_OPTIONS_HELP HOOK_READY_HELP HOOK_OPTIONS_HELP
+      "\nCtrl-C cancels the job; SIGTERM ends this worker only, and --resume goes on later (exit "
+      "3).\n\n"
+      "Examples:\n"
+      "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
+      "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n";
 
 struct arguments {
   struct worker worker; /* first: the callbacks of worker.h get this */
@@ -71,7 +74,7 @@ struct arguments {
   struct hooks hooks;
   pthread_t ready_thread; /* runs the hook: the job must not wait for it */
   bool detach, dry_run, was_ready, has_ready_thread;
-  uint64_t measure_ns;    /* 0: not given */
+  uint64_t measure_ns; /* 0: not given */
 };
 
 /* One option of ours.  0, or EXIT_USAGE. */
@@ -156,7 +159,8 @@ on_progress (void *opaque, json_t *status)
   const char *state = json_string_value (json_object_get (status, "state"));
 
   worker_progress (&a->worker, status);
-  if (!a->was_ready && a->hooks.command[HOOK_READY] != NULL && state != NULL && strcmp (state, "ready") == 0) {
+  if (!a->was_ready && a->hooks.command[HOOK_READY] != NULL && state != NULL
+      && strcmp (state, "ready") == 0) {
     a->was_ready = true;
     a->has_ready_thread = pthread_create (&a->ready_thread, NULL, ready_hook, a) == 0;
     if (!a->has_ready_thread)
@@ -192,7 +196,8 @@ run_last_hook (struct arguments *a, enum job_result result, const json_t *report
   else if (result == JOB_NOT_SEALED)
     hook_not_run (&a->hooks, HOOK_AFTER_COMMIT, "the destination is not sealed");
   else {
-    snprintf (reason, sizeof reason, "%s%s%s", reasons[result], by_user || a->worker.last_error[0] == '\0' ? "" : ": ",
+    snprintf (reason, sizeof reason, "%s%s%s", reasons[result],
+              by_user || a->worker.last_error[0] == '\0' ? "" : ": ",
               by_user ? "" : a->worker.last_error);
     hook_run_warn (&a->hooks, HOOK_ABORT, NULL, reason);
   }
@@ -207,17 +212,20 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
   if (a->worker.progress)
     progress_break (a->worker.progress);
   if ((result == JOB_COMPLETED || result == JOB_NOT_SEALED) && report)
-    cmd_notice ("completed: %s sent in %s, pause %.1f ms, rollback token %s",
-                units_format_size (sent, (uint64_t) json_integer_value (json_object_get (report, "sent-bytes"))),
-                units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
-                json_number_value (json_object_get (report, "downtime-ms")),
-                json_string_value (json_object_get (report, "rollback-token")));
+    cmd_notice (
+        "completed: %s sent in %s, pause %.1f ms, rollback token %s",
+        units_format_size (sent,
+                           (uint64_t)json_integer_value (json_object_get (report, "sent-bytes"))),
+        units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
+        json_number_value (json_object_get (report, "downtime-ms")),
+        json_string_value (json_object_get (report, "rollback-token")));
   else if (result == JOB_CANCELLED)
     cmd_notice ("cancelled: the guest goes on at the source; the destination is incomplete");
   else if (result == JOB_DETACHED)
     cmd_notice ("stopped: changes go on being tracked; --resume goes on from here");
   else if (result == JOB_DEST_FAILED && report) /* no report: there was no job yet */
-    cmd_notice ("gave up: changes go on being tracked; once the destination is well, --resume goes on");
+    cmd_notice (
+        "gave up: changes go on being tracked; once the destination is well, --resume goes on");
 }
 
 /* ---- --dry-run ---- */
@@ -232,7 +240,8 @@ run_dry (struct arguments *a)
     return EXIT_ERROR;
   a->job.opaque = &a->worker;
   a->job.message = worker_message;
-  enum job_result result = job_dry_run (&a->job, a->measure_ns ? a->measure_ns : MEASURE_NS, &report);
+  enum job_result result
+      = job_dry_run (&a->job, a->measure_ns ? a->measure_ns : MEASURE_NS, &report);
   if (report && !a->worker.json)
     forecast_print (report);
   return worker_finish (&a->worker, result, report);
@@ -267,28 +276,29 @@ run_job (struct arguments *a)
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[] = {
-    { "sync", required_argument, NULL, OPT_SYNC },
-    { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
-    { "max-write-delay", required_argument, NULL, OPT_MAX_WRITE_DELAY },
-    { "policy", required_argument, NULL, OPT_POLICY },
-    { "on-ready", required_argument, NULL, OPT_ON_READY },
-    { "resume", no_argument, NULL, OPT_RESUME },
-    { "restart", no_argument, NULL, OPT_RESTART },
-    { "detach", no_argument, NULL, OPT_DETACH },
-    { "dry-run", no_argument, NULL, OPT_DRY_RUN },
-    { "measure", required_argument, NULL, OPT_MEASURE },
-    { "quarantine-grace", required_argument, NULL, OPT_GRACE },
-    { "no-limit-while-holding", no_argument, NULL, OPT_UNLIMITED_HOLD },
-    HOOK_READY_OPTION,
-    HOOK_LONG_OPTIONS,
-    WORKER_LONG_OPTIONS,
-    CMD_LONG_OPTIONS_END
-  };
+  static const struct option longopts[]
+      = { { "sync", required_argument, NULL, OPT_SYNC },
+          { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
+          { "max-write-delay", required_argument, NULL, OPT_MAX_WRITE_DELAY },
+          { "policy", required_argument, NULL, OPT_POLICY },
+          { "on-ready", required_argument, NULL, OPT_ON_READY },
+          { "resume", no_argument, NULL, OPT_RESUME },
+          { "restart", no_argument, NULL, OPT_RESTART },
+          { "detach", no_argument, NULL, OPT_DETACH },
+          { "dry-run", no_argument, NULL, OPT_DRY_RUN },
+          { "measure", required_argument, NULL, OPT_MEASURE },
+          { "quarantine-grace", required_argument, NULL, OPT_GRACE },
+          { "no-limit-while-holding", no_argument, NULL, OPT_UNLIMITED_HOLD },
+          HOOK_READY_OPTION,
+          HOOK_LONG_OPTIONS,
+          WORKER_LONG_OPTIONS,
+          CMD_LONG_OPTIONS_END };
   struct arguments a = {
     .worker = { .ready_fd = -1 },
     .settings = { .give_up_ns = UINT64_MAX },
-    .job = { .max_downtime_ms = 300, .max_write_delay_ms = JOB_MAX_WRITE_DELAY_MS, .policy = POLICY_SYNC },
+    .job = { .max_downtime_ms = 300,
+             .max_write_delay_ms = JOB_MAX_WRITE_DELAY_MS,
+             .policy = POLICY_SYNC },
   };
   int c, status = 0;
 

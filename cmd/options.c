@@ -2,9 +2,10 @@
  *
  * Reading a command line, and messages.
  *
- * getopt_long runs in its "return in order" mode (a leading `-` in the short options): it hands over
- * operands as they come instead of moving them, so that a `[ COMMAND ARGS ]` is taken as a whole before its
- * own options are looked at.  Its messages are switched off: ours name the subcommand.
+ * getopt_long runs in its "return in order" mode (a leading `-` in the short options): it hands
+ * over operands as they come instead of moving them, so that a `[ COMMAND ARGS ]` is taken as a
+ * whole before its own options are looked at.  Its messages are switched off: ours name the
+ * subcommand.
  */
 
 #include "config.h"
@@ -90,8 +91,8 @@ cmd_print_help (const struct subcommand *sc)
 
 /* ---- operands ------------------------------------------------------------------------------- */
 
-/* Take the operand that starts at argv[I], a whole bracket if it is one.  Returns the index after it, or
- * -1 after a usage error. */
+/* Take the operand that starts at argv[I], a whole bracket if it is one.  Returns the index after
+ * it, or -1 after a usage error. */
 static int
 take_operand (struct cmd_line *line, int i)
 {
@@ -112,7 +113,7 @@ take_operand (struct cmd_line *line, int i)
     end++;
   }
   op->argv = &line->argv[i];
-  op->nr_args = (unsigned) (end - i);
+  op->nr_args = (unsigned)(end - i);
   line->nr_operands++;
   return end;
 }
@@ -125,7 +126,7 @@ take_rest (struct cmd_line *line)
 
   if (line->keep_rest) {
     line->rest = &line->argv[i];
-    line->nr_rest = (unsigned) (line->argc - i);
+    line->nr_rest = (unsigned)(line->argc - i);
     return -1;
   }
   while (i < line->argc) {
@@ -136,15 +137,15 @@ take_rest (struct cmd_line *line)
   return -1;
 }
 
-/* The option that getopt has just stumbled over, as the user typed it.  A bundle of short options is named by
- * the letter. */
+/* The option that getopt has just stumbled over, as the user typed it.  A bundle of short options
+ * is named by the letter. */
 static void
 bad_option (struct cmd_line *line, bool missing_argument, int before)
 {
   const char *word = before < line->argc ? line->argv[before] : "";
-  char letter[3] = { '-', (char) optopt, '\0' };
+  char letter[3] = { '-', (char)optopt, '\0' };
   const char *name = strncmp (word, "--", 2) == 0 ? word : optopt != 0 ? letter : word;
-  int len = (int) strcspn (name, "=");
+  int len = (int)strcspn (name, "=");
 
   if (missing_argument)
     line->status = cmd_usage_error ("option '%.*s' needs a value", len, name);
@@ -159,8 +160,9 @@ cmd_getopt (struct cmd_line *line, const char *shortopts, const struct option *l
 {
   char spec[64];
 
-  /* `-`: operands in order; `:`: say which fault it is.  -h last, so that a subcommand's own wins. */
-  if ((size_t) snprintf (spec, sizeof spec, "-:%sh", shortopts) >= sizeof spec)
+  /* `-`: operands in order; `:`: say which fault it is.  -h last, so that a subcommand's own wins.
+   */
+  if ((size_t)snprintf (spec, sizeof spec, "-:%sh", shortopts) >= sizeof spec)
     abort ();
   opterr = 0;
   for (;;) {
@@ -209,8 +211,7 @@ cmd_operands_ok (struct cmd_line *line, unsigned min, unsigned max, const char *
     return false;
   }
   if (max != 0 && line->nr_operands > max) {
-    line->status
-      = cmd_usage_error ("extra argument '%s'", line->operands[max].argv[0]);
+    line->status = cmd_usage_error ("extra argument '%s'", line->operands[max].argv[0]);
     return false;
   }
   return true;

@@ -123,29 +123,27 @@ run_cancel (struct cmd_line *line)
   if (c == NULL)
     return line->status;
   r = job_call (c, control, "block-job-cancel", NULL, NULL, NULL) == 0
-        ? wait_until_ended (c, control)
-        : EXIT_ERROR;
+          ? wait_until_ended (c, control)
+          : EXIT_ERROR;
   control_client_free (c);
   return r;
 }
 
-const struct subcommand subcommand_pause = {
-  "pause", "CONTROL", "Stop copying for a while; changes go on being tracked.",
-  "CONTROL is the disk's control socket (serve --control).  Nothing is sent until\n"
-  "'nbdmirror resume'; what is left grows meanwhile with what the guest writes.\n\n"
-  "Example:\n"
-  "  nbdmirror pause /run/vm1.control\n",
-  run_pause
-};
+const struct subcommand subcommand_pause
+    = { "pause", "CONTROL", "Stop copying for a while; changes go on being tracked.",
+        "CONTROL is the disk's control socket (serve --control).  Nothing is sent until\n"
+        "'nbdmirror resume'; what is left grows meanwhile with what the guest writes.\n\n"
+        "Example:\n"
+        "  nbdmirror pause /run/vm1.control\n",
+        run_pause };
 
-const struct subcommand subcommand_resume = {
-  "resume", "CONTROL", "Go on copying after 'pause'.",
-  "CONTROL is the disk's control socket.  To go on after the worker has ended (a lost\n"
-  "network, a kill), start a new one: nbdmirror mirror CONTROL DEST --resume\n\n"
-  "Example:\n"
-  "  nbdmirror resume /run/vm1.control\n",
-  run_resume
-};
+const struct subcommand subcommand_resume
+    = { "resume", "CONTROL", "Go on copying after 'pause'.",
+        "CONTROL is the disk's control socket.  To go on after the worker has ended (a lost\n"
+        "network, a kill), start a new one: nbdmirror mirror CONTROL DEST --resume\n\n"
+        "Example:\n"
+        "  nbdmirror resume /run/vm1.control\n",
+        run_resume };
 
 const struct subcommand subcommand_cancel = {
   "cancel", "CONTROL", "End the job; the guest goes on at the source.",

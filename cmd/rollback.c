@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * rollback: make the source writable again after a hand-off.  Two writers are what it could cause, so
- * it wants the token of that very hand-off, and the user's word that the destination is stopped.
+ * rollback: make the source writable again after a hand-off.  Two writers are what it could cause,
+ * so it wants the token of that very hand-off, and the user's word that the destination is stopped.
  */
 
 #include "config.h"
@@ -26,9 +26,9 @@ static int
 run (struct cmd_line *line)
 {
   static const struct option longopts[]
-    = { { "token", required_argument, NULL, OPT_TOKEN },
-        { "destination-stopped", no_argument, NULL, OPT_DESTINATION_STOPPED },
-        CMD_LONG_OPTIONS_END };
+      = { { "token", required_argument, NULL, OPT_TOKEN },
+          { "destination-stopped", no_argument, NULL, OPT_DESTINATION_STOPPED },
+          CMD_LONG_OPTIONS_END };
   const char *token = NULL, *control;
   struct control_client *c;
   bool stopped = false;
@@ -54,8 +54,9 @@ run (struct cmd_line *line)
   if (!handoff_token_ok (token))
     return cmd_usage_error ("--token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -", token);
   if (!stopped)
-    return cmd_usage_error ("--destination-stopped is missing: stop the guest at the destination first, "
-                            "and say so with it");
+    return cmd_usage_error (
+        "--destination-stopped is missing: stop the guest at the destination first, "
+        "and say so with it");
   control = line->operands[0].argv[0];
   c = job_connect (control);
   if (c == NULL)

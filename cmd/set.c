@@ -25,7 +25,7 @@ set_rate (const char *value, const char *argument, json_t *args)
   if (reason == NULL && n > INT64_MAX)
     reason = "the number is too large";
   if (reason == NULL)
-    json_object_set_new (args, argument, json_integer ((json_int_t) n));
+    json_object_set_new (args, argument, json_integer ((json_int_t)n));
   return reason;
 }
 
@@ -40,7 +40,7 @@ set_time (const char *value, const char *argument, json_t *args)
   if (reason == NULL && n > 24 * 3600 * UINT64_C (1000))
     reason = "more than a day";
   if (reason == NULL)
-    json_object_set_new (args, argument, json_integer ((json_int_t) n));
+    json_object_set_new (args, argument, json_integer ((json_int_t)n));
   return reason;
 }
 
@@ -100,14 +100,15 @@ add_setting (const char *word, json_t *args)
 
   if (value == NULL || value == word)
     return cmd_usage_error ("'%s' is not KEY=VALUE", word);
-  len = (size_t) (value++ - word);
+  len = (size_t)(value++ - word);
   for (i = 0; i < NR_KEYS; i++)
     if (strlen (keys[i].key) == len && memcmp (keys[i].key, word, len) == 0)
       break;
   if (i == NR_KEYS)
-    return cmd_usage_error ("unknown key '%.*s': use bandwidth, max-downtime, max-write-delay, policy or"
-                            " synchronous",
-                            (int) len, word);
+    return cmd_usage_error (
+        "unknown key '%.*s': use bandwidth, max-downtime, max-write-delay, policy or"
+        " synchronous",
+        (int)len, word);
   if (json_object_get (args, keys[i].argument) != NULL)
     return cmd_usage_error ("%s is given twice", keys[i].key);
   reason = keys[i].set (value, keys[i].argument, args);
@@ -145,7 +146,8 @@ run (struct cmd_line *line)
     return EXIT_ERROR;
   }
   r = job_call (c, control, "mirror-set", args, &ret, NULL);
-  /* The worker may have something to say about what it was told, e.g. that a policy acts as another. */
+  /* The worker may have something to say about what it was told, e.g. that a policy acts as
+   * another. */
   if (r == 0 && job_text (ret, "note") != NULL)
     cmd_notice ("%s: %s", control, job_text (ret, "note"));
   json_decref (ret);
@@ -153,17 +155,16 @@ run (struct cmd_line *line)
   return r == 0 ? EXIT_DONE : EXIT_ERROR;
 }
 
-const struct subcommand subcommand_set = {
-  "set", "CONTROL KEY=VALUE...", "Change a running job.",
-  "CONTROL is the disk's control socket.  Keys:\n"
-  "  bandwidth=RATE      at most so many bytes a second: 100M, 1.5G, none\n"
-  "  max-downtime=TIME   the pause that is allowed at the hand-off: 300ms, 2s\n"
-  "  policy=POLICY       what to do when passes do not converge: sync, throttle, none, fail\n"
-  "  synchronous=on|off  guest writes wait until they have reached the destination\n"
-  "  max-write-delay=TIME\n"
-  "                      the longest that a guest's write waits so: 50ms\n\n"
-  "k, M, G and T are powers of 1024.  Either all settings are taken or none.\n\n"
-  "Example:\n"
-  "  nbdmirror set /run/vm1.control bandwidth=50M max-downtime=1s\n",
-  run
-};
+const struct subcommand subcommand_set
+    = { "set", "CONTROL KEY=VALUE...", "Change a running job.",
+        "CONTROL is the disk's control socket.  Keys:\n"
+        "  bandwidth=RATE      at most so many bytes a second: 100M, 1.5G, none\n"
+        "  max-downtime=TIME   the pause that is allowed at the hand-off: 300ms, 2s\n"
+        "  policy=POLICY       what to do when passes do not converge: sync, throttle, none, fail\n"
+        "  synchronous=on|off  guest writes wait until they have reached the destination\n"
+        "  max-write-delay=TIME\n"
+        "                      the longest that a guest's write waits so: 50ms\n\n"
+        "k, M, G and T are powers of 1024.  Either all settings are taken or none.\n\n"
+        "Example:\n"
+        "  nbdmirror set /run/vm1.control bandwidth=50M max-downtime=1s\n",
+        run };

@@ -26,23 +26,30 @@ forecast_print (const json_t *o)
   const json_t *thin = json_object_get (o, "destination-stays-thin");
   bool known = json_is_boolean (json_object_get (o, "converging"));
 
-  printf ("  disk         %s in blocks of %s", units_format_size (a, (uint64_t) json_integer_value (json_object_get (o, "size"))),
-          units_format_size (b, (uint64_t) json_integer_value (json_object_get (o, "block-size"))));
+  printf ("  disk         %s in blocks of %s",
+          units_format_size (a, (uint64_t)json_integer_value (json_object_get (o, "size"))),
+          units_format_size (b, (uint64_t)json_integer_value (json_object_get (o, "block-size"))));
   printf (", %s to send\n",
-          units_format_size (a, (uint64_t) json_integer_value (json_object_get (o, "data-bytes"))));
+          units_format_size (a, (uint64_t)json_integer_value (json_object_get (o, "data-bytes"))));
   printf ("  destination  %s%s%s\n", json_string_value (json_object_get (o, "target")),
-          json_is_true (thin) ? ", holes stay holes" : json_is_false (thin) ? ", holes are written" : "",
-          json_is_true (json_object_get (o, "destination-is-the-same")) ? ", the one of the job that is left over" : "");
+          json_is_true (thin)    ? ", holes stay holes"
+          : json_is_false (thin) ? ", holes are written"
+                                 : "",
+          json_is_true (json_object_get (o, "destination-is-the-same"))
+              ? ", the one of the job that is left over"
+              : "");
   printf ("  measured     for %.1f s, by reading only: source %s, destination %s\n",
-          json_number_value (json_object_get (o, "measured-s")), rate_or_dash (o, "source-read-rate", a),
-          rate_or_dash (o, "destination-read-rate", b));
-  printf ("  bandwidth    at most %s: writing may be slower than reading was\n", rate_or_dash (o, "bandwidth", a));
+          json_number_value (json_object_get (o, "measured-s")),
+          rate_or_dash (o, "source-read-rate", a), rate_or_dash (o, "destination-read-rate", b));
+  printf ("  bandwidth    at most %s: writing may be slower than reading was\n",
+          rate_or_dash (o, "bandwidth", a));
   printf ("  dirty rate   %s\n", rate_or_dash (o, "dirty-rate", a));
   if (!known) {
     printf ("  converging   -: nothing could be read, so no bandwidth is known\n");
     return;
   }
-  printf ("  converging   %s (dirty %s, bandwidth %s)\n", json_is_true (json_object_get (o, "converging")) ? "yes" : "no",
+  printf ("  converging   %s (dirty %s, bandwidth %s)\n",
+          json_is_true (json_object_get (o, "converging")) ? "yes" : "no",
           rate_or_dash (o, "dirty-rate", a), rate_or_dash (o, "bandwidth", b));
   printf ("  policy       %s: %s\n", json_string_value (json_object_get (o, "policy")),
           json_string_value (json_object_get (o, "policy-action")));
@@ -51,14 +58,15 @@ forecast_print (const json_t *o)
     return;
   }
   double eta = json_number_value (json_object_get (o, "eta-s"));
-  long long passes = (long long) json_integer_value (json_object_get (o, "passes"));
+  long long passes = (long long)json_integer_value (json_object_get (o, "passes"));
   if (eta > 0)
-    printf ("  forecast     at that bandwidth ready after %s, %lld pass%s, ", units_format_time (a, 1000 * eta), passes,
-            passes == 1 ? "" : "es");
+    printf ("  forecast     at that bandwidth ready after %s, %lld pass%s, ",
+            units_format_time (a, 1000 * eta), passes, passes == 1 ? "" : "es");
   else
     printf ("  forecast     at that bandwidth ready at once, ");
   /* A guest that is to be slowed down runs free until that is seen, and may be let try again. */
-  printf ("%s %s sent, pause %s\n", json_is_true (json_object_get (o, "converging")) ? "at most" : "about",
-          units_format_size (a, (uint64_t) json_integer_value (json_object_get (o, "sent-bytes"))),
+  printf ("%s %s sent, pause %s\n",
+          json_is_true (json_object_get (o, "converging")) ? "at most" : "about",
+          units_format_size (a, (uint64_t)json_integer_value (json_object_get (o, "sent-bytes"))),
           units_format_time (b, json_number_value (json_object_get (o, "expected-downtime-ms"))));
 }

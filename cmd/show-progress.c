@@ -27,10 +27,10 @@ struct progress {
   FILE *fp;
   char *name;
   bool terminal;
-  bool open_line;    /* terminal: the cursor stands behind a line of ours */
-  bool printed;      /* anything yet? */
+  bool open_line; /* terminal: the cursor stands behind a line of ours */
+  bool printed;   /* anything yet? */
   uint64_t last_print;
-  char state[24];    /* what was shown last */
+  char state[24]; /* what was shown last */
   double pass;
   double moved, left; /* when something last moved, and when that was */
   uint64_t moved_at;
@@ -76,7 +76,8 @@ add_phase (struct parts *p, const json_t *status, const char *state)
   double pass = job_number (status, "pass", 0);
   bool detached;
 
-  detached = job_text (status, "worker") != NULL && strcmp (job_text (status, "worker"), "detached") == 0;
+  detached = job_text (status, "worker") != NULL
+             && strcmp (job_text (status, "worker"), "detached") == 0;
   if ((strcmp (state, "degraded") == 0 || strcmp (state, "failed") == 0) && reason != NULL)
     add (p, "%s: %s", state, reason);
   else if (is_moving_state (state) && pass > 0)
@@ -93,7 +94,7 @@ add_summary (struct parts *p, const json_t *status)
   char buf[UNITS_BUF];
 
   if (job_has_number (status, "sent-bytes"))
-    add (p, "sent %s", units_format_size (buf, (uint64_t) job_number (status, "sent-bytes", 0)));
+    add (p, "sent %s", units_format_size (buf, (uint64_t)job_number (status, "sent-bytes", 0)));
   if (job_has_number (status, "passes"))
     add (p, "%.0f passes", job_number (status, "passes", 0));
   if (job_has_number (status, "total-s"))
@@ -112,7 +113,8 @@ add_verdict (struct parts *p, const json_t *status)
   if (json_is_boolean (json_object_get (status, "converging")))
     add (p, "converging: %s", job_is_true (status, "converging") ? "yes" : "no");
   if (gate != NULL && strcmp (gate, "throttled") == 0 && job_has_number (status, "dirty-limit"))
-    add (p, "guest throttled to %s", units_format_rate (buf, job_number (status, "dirty-limit", 0)));
+    add (p, "guest throttled to %s",
+         units_format_rate (buf, job_number (status, "dirty-limit", 0)));
   else if (gate != NULL && (strcmp (gate, "throttled") == 0 || strcmp (gate, "synchronous") == 0))
     add (p, "guest %s", gate);
 }
@@ -127,9 +129,9 @@ add_movement (struct parts *p, const json_t *status, const char *state, uint64_t
   if (percent >= 0)
     add (p, "%.1f %%", percent);
   if (left >= 0)
-    add (p, "left %s", units_format_size (buf, (uint64_t) left));
+    add (p, "left %s", units_format_size (buf, (uint64_t)left));
   if (is_moving_state (state) && stalled_ms >= PROGRESS_STALL_MS)
-    add (p, "stalled %s", units_format_time (buf, (double) (stalled_ms / 1000 * 1000)));
+    add (p, "stalled %s", units_format_time (buf, (double)(stalled_ms / 1000 * 1000)));
   else if (known && job_has_number (status, "bandwidth"))
     add (p, "%s", units_format_rate (buf, job_number (status, "bandwidth", 0)));
   if (is_moving_state (state) && job_number (status, "eta-s", 0) > 0)
@@ -139,8 +141,7 @@ add_movement (struct parts *p, const json_t *status, const char *state, uint64_t
   if (known && is_moving_state (state))
     add_verdict (p, status);
   if (known && job_has_number (status, "expected-downtime-ms"))
-    add (p, "pause %s",
-         units_format_time (buf, job_number (status, "expected-downtime-ms", 0)));
+    add (p, "pause %s", units_format_time (buf, job_number (status, "expected-downtime-ms", 0)));
   if (job_number (status, "reconnects", 0) > 0)
     add (p, "reconnects %.0f", job_number (status, "reconnects", 0));
 }
@@ -152,7 +153,7 @@ columns (const char *text)
   unsigned n = 0;
 
   for (; *text != '\0'; text++)
-    n += ((unsigned char) *text & 0xc0) != 0x80;
+    n += ((unsigned char)*text & 0xc0) != 0x80;
   return n;
 }
 
@@ -162,7 +163,7 @@ cut_columns (char *text, unsigned width)
   unsigned n = 0;
 
   for (; *text != '\0'; text++)
-    if (((unsigned char) *text & 0xc0) != 0x80 && n++ == width) {
+    if (((unsigned char)*text & 0xc0) != 0x80 && n++ == width) {
       *text = '\0';
       return;
     }
@@ -173,7 +174,7 @@ static void
 blank_controls (char *text)
 {
   for (; *text != '\0'; text++)
-    if ((unsigned char) *text < 0x20 || *text == 0x7f)
+    if ((unsigned char)*text < 0x20 || *text == 0x7f)
       *text = ' ';
 }
 
@@ -182,7 +183,7 @@ progress_format (const json_t *status, uint64_t stalled_ms, unsigned width)
 {
   struct parts p = { 0 };
   const char *state = job_text (status, "state");
-  char *line = calloc (1, (size_t) PARTS_MAX * (PART_MAX + 2) + 1), *end = line;
+  char *line = calloc (1, (size_t)PARTS_MAX * (PART_MAX + 2) + 1), *end = line;
   unsigned i, used = 0;
 
   if (line == NULL)
@@ -267,8 +268,8 @@ stalled_for (struct progress *p, const json_t *status, const char *state, uint64
   double moved = job_number (status, "sent-bytes", 0) + job_number (status, "zero-bytes", 0);
   double left = job_left (status);
 
-  if (!p->any_move || !is_moving_state (state) || strcmp (p->state, state) != 0
-      || moved != p->moved || left < p->left) {
+  if (!p->any_move || !is_moving_state (state) || strcmp (p->state, state) != 0 || moved != p->moved
+      || left < p->left) {
     p->any_move = true;
     p->moved_at = now_ms;
     p->left = left;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The progress line, made from a status object (nbdmirror(1), "status --json").  On a terminal one line
- * that redraws, not wider than the terminal; elsewhere a plain line now and then.  Formatting only:
- * it asks nobody.
+ * The progress line, made from a status object (nbdmirror(1), "status --json").  On a terminal one
+ * line that redraws, not wider than the terminal; elsewhere a plain line now and then.  Formatting
+ * only: it asks nobody.
  */
 
 #ifndef NBDMIRROR_CMD_SHOW_PROGRESS_H
@@ -19,9 +19,9 @@ struct progress *progress_new (FILE *fp, const char *name);
 /* Ends a line that is still open on a terminal. */
 void progress_free (struct progress *p);
 
-/* Show STATUS.  NOW_MS: any monotonic clock.  May be called as often as wanted: on a terminal it redraws at most ten
- * times a second, elsewhere every PROGRESS_PLAIN_MS and when the state or the pass changed.  No
- * bytes moved for PROGRESS_STALL_MS while copying reads "stalled". */
+/* Show STATUS.  NOW_MS: any monotonic clock.  May be called as often as wanted: on a terminal it
+ * redraws at most ten times a second, elsewhere every PROGRESS_PLAIN_MS and when the state or the
+ * pass changed.  No bytes moved for PROGRESS_STALL_MS while copying reads "stalled". */
 #define PROGRESS_PLAIN_MS 5000
 #define PROGRESS_STALL_MS 10000
 void progress_print (struct progress *p, json_t *status, uint64_t now_ms);

@@ -20,11 +20,42 @@
 
 /* Every documented field is there, null where nobody knows it (an older filter, no job yet). */
 static const char *const fields[] = {
-  "state", "pass", "size", "block-size", "dirty-bytes", "claimed-bytes", "quarantine-bytes",
-  "sent-bytes", "zero-bytes", "bandwidth", "dirty-rate", "bandwidth-limit", "max-downtime-ms",
-  "expected-downtime-ms", "eta-s", "converging", "policy", "policy-action", "synchronised", "gate", "worker", "reconnects",
-  "degraded-s", "session", "downtime-ms", "total-s", "passes", "rollback-token", "error", "target", "sealed",
-  "max-write-delay-ms", "delayed-writes", "missed-writes", "longest-write-delay-ms", "dirty-limit",
+  "state",
+  "pass",
+  "size",
+  "block-size",
+  "dirty-bytes",
+  "claimed-bytes",
+  "quarantine-bytes",
+  "sent-bytes",
+  "zero-bytes",
+  "bandwidth",
+  "dirty-rate",
+  "bandwidth-limit",
+  "max-downtime-ms",
+  "expected-downtime-ms",
+  "eta-s",
+  "converging",
+  "policy",
+  "policy-action",
+  "synchronised",
+  "gate",
+  "worker",
+  "reconnects",
+  "degraded-s",
+  "session",
+  "downtime-ms",
+  "total-s",
+  "passes",
+  "rollback-token",
+  "error",
+  "target",
+  "sealed",
+  "max-write-delay-ms",
+  "delayed-writes",
+  "missed-writes",
+  "longest-write-delay-ms",
+  "dirty-limit",
 };
 
 struct options {
@@ -76,7 +107,7 @@ print_size (const json_t *status, const char *key)
   char buf[UNITS_BUF];
   double n = job_number (status, key, -1);
 
-  printf ("%s", n < 0 ? "-" : units_format_size (buf, (uint64_t) n));
+  printf ("%s", n < 0 ? "-" : units_format_size (buf, (uint64_t)n));
 }
 
 static void
@@ -136,7 +167,8 @@ print_verdict (const json_t *status)
 static void
 print_forecast (const json_t *status)
 {
-  bool gone = strcmp (text_or_dash (status, "worker"), "attached") != 0 || is_state (status, "degraded");
+  bool gone
+      = strcmp (text_or_dash (status, "worker"), "attached") != 0 || is_state (status, "degraded");
   const json_t *now = gone ? NULL : status;
 
   line_start ("rate");
@@ -180,9 +212,10 @@ print_progress (const json_t *status)
   if (left < 0)
     printf ("-");
   else {
-    printf ("%s (dirty ", units_format_size (buf, (uint64_t) left));
+    printf ("%s (dirty ", units_format_size (buf, (uint64_t)left));
     print_size (status, "dirty-bytes");
-    printf (is_state (status, "ready") ? ", waiting for a flush " : ", being copied "); /* see job_left() */
+    printf (is_state (status, "ready") ? ", waiting for a flush "
+                                       : ", being copied "); /* see job_left() */
     print_size (status, "claimed-bytes");
     printf (", in quarantine ");
     print_size (status, "quarantine-bytes");
@@ -271,14 +304,16 @@ print_notes (const json_t *status, const char *control)
   if (job_number (status, "quarantine-bytes", 0) > 0 && !over)
     print_note ("blocks in quarantine are copied again and compared before the job is ready");
   if (strcmp (worker, "detached") == 0 && !over)
-    print_note ("no worker: 'nbdmirror mirror %s DEST --resume' goes on, 'cancel' gives up", control);
+    print_note ("no worker: 'nbdmirror mirror %s DEST --resume' goes on, 'cancel' gives up",
+                control);
   if (strcmp (gate, "held") == 0)
     print_note ("guest writes wait: a hand-off is under way");
   if (strcmp (gate, "fenced") == 0)
     print_note ("handed over: this disk refuses writes; 'rollback' with the token re-opens it");
 }
 
-/* "synchronous, synchronised; 1204 writes waited, up to 12 ms of 50 ms", and what the throttle lets through. */
+/* "synchronous, synchronised; 1204 writes waited, up to 12 ms of 50 ms", and what the throttle lets
+ * through. */
 static void
 print_gate (const json_t *status)
 {
@@ -325,7 +360,7 @@ print_human (const json_t *status, const char *control)
   print_size (status, "size");
   if (job_has_number (status, "block-size"))
     printf (" in blocks of %s",
-            units_format_size (buf, (uint64_t) job_number (status, "block-size", 0)));
+            units_format_size (buf, (uint64_t)job_number (status, "block-size", 0)));
   printf ("\n");
   if (is_state (status, "completed"))
     print_completed (status);
@@ -340,8 +375,8 @@ print_human (const json_t *status, const char *control)
 
 /* ---- one round ------------------------------------------------------------------------------ */
 
-/* Ask and print all.  EXIT_ERROR if one could not be asked; the others are printed all the same, and their number
- * is left in *REACHED. */
+/* Ask and print all.  EXIT_ERROR if one could not be asked; the others are printed all the same,
+ * and their number is left in *REACHED. */
 static int
 show_all (const struct cmd_line *line, const struct options *o, unsigned *reached)
 {
@@ -365,9 +400,8 @@ show_all (const struct cmd_line *line, const struct options *o, unsigned *reache
         cmd_error ("%s: %s", control, reason);
       result = EXIT_ERROR;
       json_array_append_new (
-        array, json_pack ("{s:s, s:n, s:s}", "control", control, "state", "error", reason));
-    }
-    else {
+          array, json_pack ("{s:s, s:n, s:s}", "control", control, "state", "error", reason));
+    } else {
       ++*reached;
       if (!o->json) {
         if (i > 0)
@@ -390,8 +424,8 @@ show_all (const struct cmd_line *line, const struct options *o, unsigned *reache
 static int
 watch (const struct cmd_line *line, const struct options *o)
 {
-  const struct timespec interval = { .tv_sec = (time_t) (o->interval_ms / 1000),
-                                     .tv_nsec = (long) (o->interval_ms % 1000) * 1000000L };
+  const struct timespec interval = { .tv_sec = (time_t)(o->interval_ms / 1000),
+                                     .tv_nsec = (long)(o->interval_ms % 1000) * 1000000L };
   bool terminal = isatty (STDOUT_FILENO) == 1, first = true;
   unsigned reached;
   int result;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Sizes, rates and times.  Numbers are read digit by digit into integers: strtod() would follow the locale and
- * lose the low bits of large sizes.
+ * Sizes, rates and times.  Numbers are read digit by digit into integers: strtod() would follow the
+ * locale and lose the low bits of large sizes.
  */
 
 #include "config.h"
@@ -31,10 +31,10 @@ read_number (const char *text, struct number *n, const char **end)
   unsigned digits = 0;
 
   *n = (struct number){ .scale = 1 };
-  if (!isdigit ((unsigned char) *p))
+  if (!isdigit ((unsigned char)*p))
     return *p == '\0' ? "empty" : "not a number";
-  for (; isdigit ((unsigned char) *p); p++) {
-    uint64_t d = (uint64_t) (*p - '0');
+  for (; isdigit ((unsigned char)*p); p++) {
+    uint64_t d = (uint64_t)(*p - '0');
 
     if (n->whole > (UINT64_MAX - d) / 10)
       return too_large;
@@ -42,11 +42,11 @@ read_number (const char *text, struct number *n, const char **end)
   }
   if (*p == '.') {
     p++;
-    if (!isdigit ((unsigned char) *p))
+    if (!isdigit ((unsigned char)*p))
       return "a digit must follow the point";
-    for (; isdigit ((unsigned char) *p); p++, digits++)
+    for (; isdigit ((unsigned char)*p); p++, digits++)
       if (digits < FRACTION_DIGITS) {
-        n->fraction = n->fraction * 10 + (uint64_t) (*p - '0');
+        n->fraction = n->fraction * 10 + (uint64_t)(*p - '0');
         n->scale *= 10;
       }
   }
@@ -60,11 +60,11 @@ scale_number (const struct number *n, uint64_t unit, uint64_t *out)
 {
   /* fraction < scale <= 10^9 and unit <= 2^40: the product needs more than 64 bits */
   __extension__ typedef unsigned __int128 wide;
-  wide v = (wide) n->whole * unit + (wide) n->fraction * unit / n->scale;
+  wide v = (wide)n->whole * unit + (wide)n->fraction * unit / n->scale;
 
   if (v > UINT64_MAX)
     return too_large;
-  *out = (uint64_t) v;
+  *out = (uint64_t)v;
   return NULL;
 }
 
@@ -79,13 +79,12 @@ units_parse_size (const char *text, uint64_t *bytes)
   if (reason != NULL)
     return reason;
   if (*p != '\0') {
-    const char *l = strchr (letters, tolower ((unsigned char) *p));
+    const char *l = strchr (letters, tolower ((unsigned char)*p));
 
     if (l == NULL || (p[1] != '\0' && strcmp (p + 1, "iB") != 0))
       return "unknown unit: use k, M, G or T (powers of 1024)";
     unit = UINT64_C (1) << (10 * (l - letters + 1));
-  }
-  else if (n.scale != 1)
+  } else if (n.scale != 1)
     return "a fraction needs a unit: k, M, G or T";
   return scale_number (&n, unit, bytes);
 }
@@ -140,7 +139,7 @@ const char *
 units_parse_switch (const char *text, int *value)
 {
   static const char *const words[2][4]
-    = { { "off", "no", "false", "0" }, { "on", "yes", "true", "1" } };
+      = { { "off", "no", "false", "0" }, { "on", "yes", "true", "1" } };
   int v;
   unsigned i;
 
@@ -171,15 +170,18 @@ format_scaled (char buf[UNITS_BUF], double v, const char *suffix)
   }
   if (v > 99999)
     v = 99999;
-  snprintf (buf, UNITS_BUF, "%.*f %s%s", u == 0 || v >= 99.95 ? 0 : v >= 9.995 ? 1 : 2, v, units[u],
-            suffix);
+  snprintf (buf, UNITS_BUF, "%.*f %s%s",
+            u == 0 || v >= 99.95 ? 0
+            : v >= 9.995         ? 1
+                                 : 2,
+            v, units[u], suffix);
   return buf;
 }
 
 char *
 units_format_size (char buf[UNITS_BUF], uint64_t bytes)
 {
-  return format_scaled (buf, (double) bytes, "");
+  return format_scaled (buf, (double)bytes, "");
 }
 
 char *
@@ -197,7 +199,7 @@ units_format_time (char buf[UNITS_BUF], double ms)
     ms = 0;
   if (ms > 1e15)
     ms = 1e15;
-  s = (unsigned long long) (ms / 1000 + 0.5);
+  s = (unsigned long long)(ms / 1000 + 0.5);
   if (ms < 9.95)
     snprintf (buf, UNITS_BUF, "%.1f ms", ms);
   else if (ms < 999.5)

@@ -2,8 +2,8 @@
  *
  * Sizes, rates and times as people write and read them.  Pure: no I/O, no locale.
  *
- * The parsers return NULL on success, else the reason as a static text that completes a message such
- * as "--bandwidth 10Q: " … ; *OUT is then left alone.
+ * The parsers return NULL on success, else the reason as a static text that completes a message
+ * such as "--bandwidth 10Q: " … ; *OUT is then left alone.
  */
 
 #ifndef NBDMIRROR_CMD_UNITS_H

@@ -18,14 +18,15 @@
 enum { OPT_QUIET = 0x200 };
 
 static const char help[]
-  = "Compares SOURCE with DEST, byte by byte, as far as SOURCE is long.  Both are given as for copy.\n"
-    "Exit status 0: equal; 5: different (the first differing offset is printed).\n\n"
-    "  --json                print one JSON object\n"
-    "  --quiet               print nothing but errors\n"
-    "  --connect-timeout T   give a server so long to answer a connection (10s)\n"
-    "  --request-timeout T   give it so long to answer a request (30s)\n\n"
-    "Examples:\n"
-    "  nbdmirror verify disk.img nbd://hostb/\n";
+    = "Compares SOURCE with DEST, byte by byte, as far as SOURCE is long.  Both are given as for "
+      "copy.\n"
+      "Exit status 0: equal; 5: different (the first differing offset is printed).\n\n"
+      "  --json                print one JSON object\n"
+      "  --quiet               print nothing but errors\n"
+      "  --connect-timeout T   give a server so long to answer a connection (10s)\n"
+      "  --request-timeout T   give it so long to answer a request (30s)\n\n"
+      "Examples:\n"
+      "  nbdmirror verify disk.img nbd://hostb/\n";
 
 struct meter {
   bool show;
@@ -36,7 +37,7 @@ static void
 show_progress (void *opaque, uint64_t done, uint64_t size)
 {
   struct meter *m = opaque;
-  unsigned percent = size ? (unsigned) (100 * (double) done / (double) size) : 100;
+  unsigned percent = size ? (unsigned)(100 * (double)done / (double)size) : 100;
   if (!m->show || percent == m->last)
     return;
   m->last = percent;
@@ -46,11 +47,10 @@ show_progress (void *opaque, uint64_t done, uint64_t size)
 static void
 print_json (enum verify_result result, const struct verify_report *r)
 {
-  json_t *o = json_pack ("{s:b, s:I, s:I, s:o}", "equal", result == VERIFY_EQUAL, "size",
-                         (json_int_t) r->size, "compared-bytes", (json_int_t) r->read_bytes,
-                         "first-difference",
-                         result == VERIFY_DIFFERENT ? json_integer ((json_int_t) r->offset)
-                                                    : json_null ());
+  json_t *o = json_pack (
+      "{s:b, s:I, s:I, s:o}", "equal", result == VERIFY_EQUAL, "size", (json_int_t)r->size,
+      "compared-bytes", (json_int_t)r->read_bytes, "first-difference",
+      result == VERIFY_DIFFERENT ? json_integer ((json_int_t)r->offset) : json_null ());
   json_dumpf (o, stdout, JSON_INDENT (2));
   putchar ('\n');
   json_decref (o);
@@ -98,13 +98,12 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[] = {
-    { "json", no_argument, NULL, 'j' },
-    { "quiet", no_argument, NULL, OPT_QUIET },
-    { "connect-timeout", required_argument, NULL, WORKER_OPT_CONNECT_TIMEOUT },
-    { "request-timeout", required_argument, NULL, WORKER_OPT_REQUEST_TIMEOUT },
-    CMD_LONG_OPTIONS_END
-  };
+  static const struct option longopts[]
+      = { { "json", no_argument, NULL, 'j' },
+          { "quiet", no_argument, NULL, OPT_QUIET },
+          { "connect-timeout", required_argument, NULL, WORKER_OPT_CONNECT_TIMEOUT },
+          { "request-timeout", required_argument, NULL, WORKER_OPT_REQUEST_TIMEOUT },
+          CMD_LONG_OPTIONS_END };
   struct worker w = { .ready_fd = -1 };
   struct worker_settings s = { 0 };
   struct verify_options o = { 0 };

@@ -32,14 +32,14 @@ on_signal (int sig)
   uint64_t one = 1;
   atomic_store (&asked, sig == SIGINT ? JOB_SIGNAL_CANCEL : JOB_SIGNAL_DETACH);
   ssize_t n = write (signal_fd, &one, sizeof one);
-  (void) n; /* the flag is looked at a few times a second anyway */
+  (void)n; /* the flag is looked at a few times a second anyway */
   errno = saved;
 }
 
 int
 worker_signals (_Atomic int **flag)
 {
-  struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int) SA_RESETHAND };
+  struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
 
   signal_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (signal_fd == -1) {
@@ -49,7 +49,8 @@ worker_signals (_Atomic int **flag)
   sigemptyset (&sa.sa_mask);
   sigaction (SIGINT, &sa, NULL);
   sigaction (SIGTERM, &sa, NULL);
-  /* The terminal is gone: leave in order as well.  Unless nohup has said that it does not matter. */
+  /* The terminal is gone: leave in order as well.  Unless nohup has said that it does not matter.
+   */
   struct sigaction hup;
   if (sigaction (SIGHUP, NULL, &hup) == 0 && hup.sa_handler != SIG_IGN)
     sigaction (SIGHUP, &sa, NULL);
@@ -78,7 +79,7 @@ parse_timeout (const char *option, const char *text, int *ms)
     cmd_usage_error ("%s %s: must be between 1ms and 24h", option, text);
     return false;
   }
-  *ms = (int) n;
+  *ms = (int)n;
   return true;
 }
 
@@ -91,11 +92,12 @@ parse_connections (const char *text, unsigned *n)
     cmd_usage_error ("--connections %s: must be a number from 1 to 4", text);
     return false;
   }
-  *n = (unsigned) v;
+  *n = (unsigned)v;
   return true;
 }
 
-/* Can the report be written when the time comes?  Hours later is too late to learn of a wrong directory. */
+/* Can the report be written when the time comes?  Hours later is too late to learn of a wrong
+ * directory. */
 static bool
 report_possible (const char *path)
 {
@@ -171,7 +173,7 @@ clock_ms (void)
 {
   struct timespec ts;
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (uint64_t) ts.tv_sec * 1000 + (uint64_t) ts.tv_nsec / 1000000;
+  return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
 void
@@ -183,8 +185,7 @@ worker_message (void *opaque, enum job_message kind, const char *text)
   if (kind == JOB_ERROR) {
     snprintf (w->last_error, sizeof w->last_error, "%s", text);
     cmd_error ("%s", text);
-  }
-  else if (kind == JOB_WARNING)
+  } else if (kind == JOB_WARNING)
     cmd_warning ("%s", text);
   else
     cmd_notice ("%s", text);

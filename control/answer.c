@@ -71,8 +71,8 @@ peer_flush (struct control_peer *p)
       o->fd = -1;
       p->out_fds--;
     }
-    o->sent += (size_t) n;
-    p->out_bytes -= (size_t) n;
+    o->sent += (size_t)n;
+    p->out_bytes -= (size_t)n;
     if (o->sent == o->len) {
       p->out = o->next;
       if (p->out == NULL)
@@ -219,7 +219,7 @@ control_event (struct control_server *s, struct control_peer *peer, const char *
   clock_gettime (CLOCK_REALTIME, &ts);
   m = json_pack ("{s:s, s:o, s:{s:I, s:I}}", "event", name, "data",
                  data != NULL ? data : json_object (), "timestamp", "seconds",
-                 (json_int_t) ts.tv_sec, "microseconds", (json_int_t) (ts.tv_nsec / 1000));
+                 (json_int_t)ts.tv_sec, "microseconds", (json_int_t)(ts.tv_nsec / 1000));
   line = m != NULL ? frame_encode (m, &len) : NULL;
   json_decref (m);
   if (line == NULL || len - 1 > FRAME_MAX_LINE) {

@@ -39,8 +39,8 @@ wait_for_answer (struct control_client *c, const char *what, int64_t deadline, c
     if (link_wait (c, POLLIN, deadline) == 0) {
       link_pump (c);
       if (c->answer == NULL)
-        *error = wire_message ("%s: no answer to %s in time (is the server stopped?)", c->path,
-                               what);
+        *error
+            = wire_message ("%s: no answer to %s in time (is the server stopped?)", c->path, what);
       break;
     }
   }
@@ -57,10 +57,10 @@ use_answer (struct control_client *c, json_t **ret, int *got_fd, char **class_, 
 
   c->answer = NULL;
   c->answer_fd = -1;
-  if ((value = json_object_get (answer, "return")) != NULL && c->answer_fd_lost
-      && got_fd != NULL)
+  if ((value = json_object_get (answer, "return")) != NULL && c->answer_fd_lost && got_fd != NULL)
     *error = wire_message ("%s: the descriptor in the answer could not be received "
-                           "(too many open files?)", c->path);
+                           "(too many open files?)",
+                           c->path);
   else if (value != NULL) {
     if (ret != NULL)
       *ret = json_incref (value);
@@ -69,16 +69,14 @@ use_answer (struct control_client *c, json_t **ret, int *got_fd, char **class_, 
       fd = -1;
     }
     r = 0;
-  }
-  else if ((value = json_object_get (answer, "error")) != NULL) {
+  } else if ((value = json_object_get (answer, "error")) != NULL) {
     const char *name = json_string_value (json_object_get (value, "class"));
     const char *desc = json_string_value (json_object_get (value, "desc"));
 
     *error = strdup (desc != NULL ? desc : "unknown error");
     if (class_ != NULL)
       *class_ = strdup (name != NULL ? name : "GenericError");
-  }
-  else
+  } else
     *error = wire_message ("%s: the server does not speak the control protocol", c->path);
   if (fd != -1)
     close (fd);
@@ -208,7 +206,7 @@ connect_until (int sock, const struct sockaddr_un *sa, int64_t deadline)
 {
   const struct timespec nap = { .tv_nsec = 10 * 1000 * 1000 };
 
-  while (connect (sock, (const struct sockaddr *) sa, sizeof *sa) == -1) {
+  while (connect (sock, (const struct sockaddr *)sa, sizeof *sa) == -1) {
     if (errno == EINTR)
       continue;
     if (errno != EAGAIN || link_ms_until (deadline) == 0)

@@ -86,7 +86,7 @@ decision_free (struct decision *d)
 {
   if (d == NULL)
     return;
-  munmap ((void *) d->word, DECISION_BYTES);
+  munmap ((void *)d->word, DECISION_BYTES);
   close (d->fd);
   free (d);
 }
@@ -94,7 +94,7 @@ decision_free (struct decision *d)
 enum decision_value
 decision_get (const struct decision *d)
 {
-  return (enum decision_value) atomic_load (d->word);
+  return (enum decision_value)atomic_load (d->word);
 }
 
 enum decision_value
@@ -103,5 +103,5 @@ decision_try (struct decision *d, enum decision_value value)
   uint32_t seen = DECISION_UNDECIDED;
   if (atomic_compare_exchange_strong (d->word, &seen, value))
     return value;
-  return (enum decision_value) seen;
+  return (enum decision_value)seen;
 }

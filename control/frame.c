@@ -99,8 +99,7 @@ parse_line (const char *line, size_t len, json_t **object, char **error)
   if (j != NULL) {
     json_decref (j);
     r = asprintf (error, "QMP input must be a JSON object");
-  }
-  else if (json_error_code (&e) == json_error_out_of_memory)
+  } else if (json_error_code (&e) == json_error_out_of_memory)
     return FRAME_NOMEM;
   else
     r = asprintf (error, "JSON parse error at column %d: %s", e.column, e.text);
@@ -121,7 +120,7 @@ frame_next (struct frame_buffer *b, json_t **object, char **error)
   for (;;) {
     size_t from = b->scanned > start ? b->scanned : start;
     char *nl = b->len > from ? memchr (b->data + from, '\n', b->len - from) : NULL;
-    size_t end = nl != NULL ? (size_t) (nl - b->data) : b->len;
+    size_t end = nl != NULL ? (size_t)(nl - b->data) : b->len;
     enum frame_result r;
 
     if (end - start > b->max_line)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Framing of the control protocol: one JSON object a line (QMP's wire format), with limits.  Pure: no
- * sockets here, so that it is tested and fuzzed alone.
+ * Framing of the control protocol: one JSON object a line (QMP's wire format), with limits.  Pure:
+ * no sockets here, so that it is tested and fuzzed alone.
  */
 
 #ifndef NBDMIRROR_CONTROL_FRAME_H
@@ -17,7 +17,7 @@
 struct frame_buffer {
   char *data; /* owned */
   size_t len, cap;
-  size_t scanned; /* no newline before this index */
+  size_t scanned;  /* no newline before this index */
   size_t max_line; /* FRAME_MAX_LINE, unless the owner trusts its peer with more */
 };
 
@@ -35,8 +35,8 @@ void frame_free (struct frame_buffer *b);
 /* Append LEN received bytes.  0, or -1 with errno ENOMEM. */
 int frame_append (struct frame_buffer *b, const void *data, size_t len);
 
-/* Take the next line out.  Empty lines are skipped.  On FRAME_BAD *ERROR is a message that the caller
- * frees. */
+/* Take the next line out.  Empty lines are skipped.  On FRAME_BAD *ERROR is a message that the
+ * caller frees. */
 enum frame_result frame_next (struct frame_buffer *b, json_t **object, char **error);
 
 /* Has a line been begun and not finished? */

@@ -35,7 +35,7 @@ link_ms_until (int64_t deadline)
   if (deadline == INT64_MAX)
     return -1;
   left = deadline - wire_now_ms ();
-  return left <= 0 ? 0 : left > INT_MAX ? INT_MAX : (int) left;
+  return left <= 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
 /* The connection is lost; the first reason is the one to report. */
@@ -129,14 +129,12 @@ take_message (struct control_client *c, json_t *message)
     json_t *data = json_object_get (message, "data");
 
     queue_event (c, event, json_is_object (data) ? json_incref (data) : json_object ());
-  }
-  else if (is_awaited (c, message)) {
+  } else if (is_awaited (c, message)) {
     c->answer = json_incref (message);
     c->answer_fd = c->pending_fd;
     c->answer_fd_lost = c->fd_lost;
     c->pending_fd = -1;
-  }
-  else
+  } else
     late_error (c, message);
 }
 
@@ -186,7 +184,7 @@ link_pump (struct control_client *c)
       lose (c, c->reason != NULL ? c->reason : "the server closed the connection");
     else if (c->last_id == 0 && n >= 8 && memcmp (buf, "NBDMAGIC", 8) == 0)
       lose (c, "this is an NBD socket, not a control socket"); /* an easy one to mix up */
-    else if (frame_append (&c->in, buf, (size_t) n) == -1)
+    else if (frame_append (&c->in, buf, (size_t)n) == -1)
       lose (c, "out of memory");
     else
       take_line (c);
@@ -203,7 +201,7 @@ link_wait (const struct control_client *c, short events, int64_t deadline)
 
 int
 link_send (struct control_client *c, const char *name, json_t *args, json_t *id, int pass_fd,
-              int64_t deadline, char **error)
+           int64_t deadline, char **error)
 {
   json_t *m = json_pack ("{s:s, s:o*, s:o}", "execute", name, "arguments", args, "id", id);
   size_t len, sent = 0;
@@ -224,7 +222,7 @@ link_send (struct control_client *c, const char *name, json_t *args, json_t *id,
     ssize_t n = wire_send (c->sock, line + sent, len - sent, sent == 0 ? pass_fd : -1);
 
     if (n > 0) {
-      sent += (size_t) n;
+      sent += (size_t)n;
       continue;
     }
     if (errno != EAGAIN && errno != EWOULDBLOCK) {
@@ -233,15 +231,13 @@ link_send (struct control_client *c, const char *name, json_t *args, json_t *id,
       link_pump (c); /* the server may have said why it closed */
       lose (c, err == EPIPE || err == ECONNRESET ? "the server closed the connection"
                                                  : strerror (err));
-    }
-    else if (link_wait (c, c->answer == NULL ? POLLIN | POLLOUT : POLLOUT, deadline) == 0) {
+    } else if (link_wait (c, c->answer == NULL ? POLLIN | POLLOUT : POLLOUT, deadline) == 0) {
       *error = wire_message ("%s: %s: the server does not read (is it stopped?)", c->path, name);
       if (sent > 0)
         lose (c, "a command was sent only in part"); /* nothing can follow half a line */
       free (line);
       return -1;
-    }
-    else
+    } else
       link_pump (c);
   }
   free (line);

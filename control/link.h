@@ -29,7 +29,7 @@ struct control_client {
   struct frame_buffer in;
   int pending_fd; /* came with the line being received; -1 none */
   bool fd_lost;
-  bool lost;      /* the connection is of no use any more, because of */
+  bool lost; /* the connection is of no use any more, because of */
   char *reason;
 
   struct event *events, **events_end;

@@ -81,7 +81,7 @@ remove_stale (const char *path, const struct sockaddr_un *sa, char **error)
     *error = wire_message ("%s: socket: %s", path, strerror (errno));
     return -1;
   }
-  r = connect (sock, (const struct sockaddr *) sa, sizeof *sa);
+  r = connect (sock, (const struct sockaddr *)sa, sizeof *sa);
   err = errno;
   close (sock);
   if (r == 0 || err == EAGAIN) {
@@ -106,7 +106,7 @@ static int
 bind_path (int sock, const char *path, const struct sockaddr_un *sa, char **error)
 {
   for (int i = 0; i < BIND_TRIES; i++) {
-    if (bind (sock, (const struct sockaddr *) sa, sizeof *sa) == 0)
+    if (bind (sock, (const struct sockaddr *)sa, sizeof *sa) == 0)
       return 0;
     if (errno != EADDRINUSE)
       break;

@@ -21,8 +21,8 @@
 #include "control/wire.h"
 
 #define READ_SIZE 4096u
-#define READS_PER_TURN 32      /* so also the most commands of one peer in one poll */
-#define MAX_OUTSTANDING 64u    /* commands the caller has not answered */
+#define READS_PER_TURN 32        /* so also the most commands of one peer in one poll */
+#define MAX_OUTSTANDING 64u      /* commands the caller has not answered */
 #define BUSY_OUTPUT (64u * 1024) /* no further command is read above this */
 #define BUSY_OUT_FDS 4u
 
@@ -40,17 +40,18 @@ negotiate (struct control_peer *p, json_t *id, json_t *args)
                    "Capabilities negotiation is already complete, command ignored");
     return;
   }
-  json_object_foreach (args, key, value) {
+  json_object_foreach (args, key, value)
+  {
     if (strcmp (key, "enable") != 0) {
       control_error (p, id, "GenericError", "Parameter '%s' is unexpected", key);
       return;
     }
     if (!json_is_array (value)) {
-      control_error (p, id, "GenericError",
-                     "Invalid parameter type for 'enable', expected: array");
+      control_error (p, id, "GenericError", "Invalid parameter type for 'enable', expected: array");
       return;
     }
-    json_array_foreach (value, i, capability) {
+    json_array_foreach (value, i, capability)
+    {
       const char *name = json_string_value (capability);
 
       if (name == NULL)
@@ -72,20 +73,19 @@ check_request (json_t *request, char *text, size_t size)
   const char *key;
   json_t *value;
 
-  json_object_foreach (request, key, value) {
+  json_object_foreach (request, key, value)
+  {
     if (strcmp (key, "execute") == 0) {
       if (!json_is_string (value)) {
         snprintf (text, size, "QMP input member 'execute' must be a string");
         return false;
       }
-    }
-    else if (strcmp (key, "arguments") == 0) {
+    } else if (strcmp (key, "arguments") == 0) {
       if (!json_is_object (value)) {
         snprintf (text, size, "QMP input member 'arguments' must be an object");
         return false;
       }
-    }
-    else if (strcmp (key, "id") != 0) {
+    } else if (strcmp (key, "id") != 0) {
       snprintf (text, size, "QMP input member '%s' is unexpected", key);
       return false;
     }
@@ -135,7 +135,8 @@ run_request (struct control_peer *p, json_t *request)
   else if (p->fd_lost)
     control_error (p, id, "GenericError",
                    "%s: the descriptor passed along could not be received "
-                   "(too many open files in the server?)", name);
+                   "(too many open files in the server?)",
+                   name);
   else {
     fd = p->pending_fd;
     p->pending_fd = -1;
@@ -225,14 +226,13 @@ read_input (struct control_peer *p, int64_t until)
         return;
       }
       /* Only here is it the peer's fault that the line is not complete. */
-      if (p->line_start != 0
-          && wire_now_ms () - p->line_start >= p->server->limits.line_ms) {
+      if (p->line_start != 0 && wire_now_ms () - p->line_start >= p->server->limits.line_ms) {
         peer_queue_error (p, NULL, "GenericError", "a line was begun and not finished in time");
         control_peer_close (p);
       }
       return;
     }
-    if (frame_append (&p->in, buf, (size_t) n) == -1) {
+    if (frame_append (&p->in, buf, (size_t)n) == -1) {
       p->state = PEER_GONE;
       return;
     }
@@ -272,10 +272,9 @@ peer_new (struct control_server *s, int sock, pid_t pid, uid_t uid)
   p->out_end = &p->out;
   frame_init (&p->in);
   peer_queue (p,
-                 json_pack ("{s:{s:{s:{s:i, s:i, s:i}, s:s}, s:[]}}", "QMP", "version", "qemu",
-                            "major", 0, "minor", 1, "micro", 0, "package", s->package,
-                            "capabilities"),
-                 -1);
+              json_pack ("{s:{s:{s:{s:i, s:i, s:i}, s:s}, s:[]}}", "QMP", "version", "qemu",
+                         "major", 0, "minor", 1, "micro", 0, "package", s->package, "capabilities"),
+              -1);
   return p;
 }
 

@@ -135,7 +135,7 @@ refuse (int sock, const char *reason)
 static void
 admit (struct control_server *s, int sock)
 {
-  struct ucred cred = { .uid = (uid_t) -1 };
+  struct ucred cred = { .uid = (uid_t)-1 };
   socklen_t len = sizeof cred;
   struct control_peer *p;
 
@@ -202,14 +202,14 @@ shorten (int timeout_ms, int64_t deadline, int64_t now)
 
   if (deadline == INT64_MAX || (timeout_ms >= 0 && left >= timeout_ms))
     return timeout_ms;
-  return left > INT_MAX ? INT_MAX : (int) left;
+  return left > INT_MAX ? INT_MAX : (int)left;
 }
 
 /* Wait.  Then pfds[0] is the listening socket, pfds[1 + i] is peer i. */
 static int
 wait_for_work (struct control_server *s, int timeout_ms, struct pollfd *extra, unsigned nr_extra)
 {
-  size_t n = 1 + (size_t) s->nr_peers + nr_extra;
+  size_t n = 1 + (size_t)s->nr_peers + nr_extra;
   struct pollfd *pfds = need_pfds (s, n);
   int64_t now = wire_now_ms ();
   bool accepting = now >= s->accept_after;
@@ -278,14 +278,12 @@ reap_peers (struct control_server *s)
       peer_linger (p, wire_now_ms ());
       s->ops->closed (s->opaque, p);
       i = 0;
-    }
-    else if (p->state == PEER_GONE) {
+    } else if (p->state == PEER_GONE) {
       if (p->linger_until == 0)
         s->ops->closed (s->opaque, p);
       remove_peer (s, i);
       i = 0;
-    }
-    else
+    } else
       i++;
   }
 }

@@ -5,12 +5,13 @@
  * negotiation, descriptor passing and the limits; what the commands mean is the caller's business.
  *
  * Everything here is called from the one thread that polls, callbacks included.  Nothing here ever
- * blocks on a client: output that a client does not read is buffered up to CONTROL_MAX_OUTPUT, then the client
- * is dropped.
+ * blocks on a client: output that a client does not read is buffered up to CONTROL_MAX_OUTPUT, then
+ * the client is dropped.
  *
  * Limits (blueprint 8): line 64 KiB, CONTROL_MAX_PEERS clients of which CONTROL_RESERVED places are
- * kept for uid 0 and for the peer marked by control_peer_set_worker(), 5 s to finish a line once it was begun,
- * 5 s to take buffered output.  Peers whose uid is neither ours nor 0 are refused (SO_PEERCRED).
+ * kept for uid 0 and for the peer marked by control_peer_set_worker(), 5 s to finish a line once it
+ * was begun, 5 s to take buffered output.  Peers whose uid is neither ours nor 0 are refused
+ * (SO_PEERCRED).
  */
 
 #ifndef NBDMIRROR_CONTROL_SERVER_H
@@ -31,18 +32,19 @@ struct control_server;
 struct control_peer;
 
 struct control_server_ops {
-  /* A command arrived.  ARGS is an object, never NULL (borrowed); ID is the caller's id or NULL (borrowed);
-   * FD is a passed descriptor or -1, owned by the callee.  Answer now or later, exactly once, with control_reply() or
-   * control_error(). */
+  /* A command arrived.  ARGS is an object, never NULL (borrowed); ID is the caller's id or NULL
+   * (borrowed); FD is a passed descriptor or -1, owned by the callee.  Answer now or later, exactly
+   * once, with control_reply() or control_error(). */
   void (*command) (void *opaque, struct control_peer *peer, const char *name, json_t *args,
                    json_t *id, int fd);
   /* The peer is gone (or being dropped): forget it, its pending answers too. */
   void (*closed) (void *opaque, struct control_peer *peer);
 };
 
-/* Bind PATH (mode 0600, from the start) and listen.  A stale socket nobody listens on is replaced; one
- * in use, or a path that is no socket, is an error.  PACKAGE goes into the greeting (e.g. "nbdmirror 0.1.0").
- * OPS and OPAQUE must outlive the server.  Returns NULL with *ERROR set (caller frees). */
+/* Bind PATH (mode 0600, from the start) and listen.  A stale socket nobody listens on is replaced;
+ * one in use, or a path that is no socket, is an error.  PACKAGE goes into the greeting (e.g.
+ * "nbdmirror 0.1.0"). OPS and OPAQUE must outlive the server.  Returns NULL with *ERROR set (caller
+ * frees). */
 struct control_server *control_server_new (const char *path, const char *package,
                                            const struct control_server_ops *ops, void *opaque,
                                            char **error);
@@ -53,7 +55,8 @@ struct control_server *control_server_new (const char *path, const char *package
 int control_server_poll (struct control_server *s, int timeout_ms, struct pollfd *extra,
                          unsigned nr_extra);
 
-/* Flush what can be written at once, close every peer (calling closed), the socket, and unlink PATH. */
+/* Flush what can be written at once, close every peer (calling closed), the socket, and unlink
+ * PATH. */
 void control_server_free (struct control_server *s);
 
 /* Answer a command.  Steals RET (an object or array; NULL means {}).  ID is borrowed.  FD >= 0 is
@@ -62,9 +65,10 @@ void control_reply (struct control_peer *peer, json_t *id, json_t *ret, int fd);
 
 /* Answer with an error. CLASS as in QMP: "GenericError", "CommandNotFound", "DeviceNotFound" ... */
 void control_error (struct control_peer *peer, json_t *id, const char *class_, const char *fmt, ...)
-  __attribute__ ((format (printf, 4, 5)));
+    __attribute__ ((format (printf, 4, 5)));
 
-/* Send an event to one peer, or to all that finished the negotiation (PEER NULL). Steals DATA (may be NULL). */
+/* Send an event to one peer, or to all that finished the negotiation (PEER NULL). Steals DATA (may
+ * be NULL). */
 void control_event (struct control_server *s, struct control_peer *peer, const char *name,
                     json_t *data);
 

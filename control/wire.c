@@ -30,7 +30,7 @@ wire_now_ms (void)
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 int
@@ -45,8 +45,9 @@ wire_address (const char *path, struct sockaddr_un *sa, char **error)
     return -1;
   }
   if (len >= sizeof sa->sun_path) {
-    *error = wire_message ("%s: path too long for a unix socket: %zu bytes, at most %zu are possible",
-                           path, len, sizeof sa->sun_path - 1);
+    *error
+        = wire_message ("%s: path too long for a unix socket: %zu bytes, at most %zu are possible",
+                        path, len, sizeof sa->sun_path - 1);
     return -1;
   }
   memcpy (sa->sun_path, path, len + 1);
@@ -97,8 +98,8 @@ wire_recv (int sock, void *buf, size_t size, int *got_fd, bool *fd_lost)
   while (n == -1 && errno == EINTR);
   if (n <= 0)
     return n;
-  nl = memchr (buf, '\n', (size_t) n);
-  iov.iov_len = nl != NULL ? (size_t) (nl - (char *) buf) + 1 : (size_t) n;
+  nl = memchr (buf, '\n', (size_t)n);
+  iov.iov_len = nl != NULL ? (size_t)(nl - (char *)buf) + 1 : (size_t)n;
   msg.msg_control = control.buf;
   msg.msg_controllen = sizeof control.buf;
   do
@@ -116,7 +117,7 @@ wire_send (int sock, const void *buf, size_t len, int pass_fd)
     char buf[CMSG_SPACE (sizeof (int))];
     struct cmsghdr align;
   } control;
-  struct iovec iov = { .iov_base = (void *) buf, .iov_len = len };
+  struct iovec iov = { .iov_base = (void *)buf, .iov_len = len };
   struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
   ssize_t n;
 
@@ -150,7 +151,7 @@ wire_text (const char *text)
   if (copy == NULL)
     return NULL;
   for (char *p = copy; *p != '\0'; p++) {
-    if ((unsigned char) *p >= 0x80)
+    if ((unsigned char)*p >= 0x80)
       *p = '?';
   }
   j = json_string (copy);

@@ -5,15 +5,15 @@
  * Everything is sequentially consistent.  Ranges are worked on in groups: the up to 64 words that
  * share one summary word, so that a hole of 2 GiB costs one summary update for 4096 blocks.
  *
- * Why the clearer looks again: it makes a word zero, a setter sets a bit of that word and the (still
- * set) summary bit, the clearer takes the summary bit away.  Without the second look the setter's bit
- * would never be found again.  What remains is the instant between the two, in which the setter's
- * bit is there and its summary bit is not.  For a search that is harmless; for the last look of a
- * hand-over it is not, so clearers count themselves around that instant (clears_begun, clears_done) and
- * bitmap_empty() gives no positive answer across one.
+ * Why the clearer looks again: it makes a word zero, a setter sets a bit of that word and the
+ * (still set) summary bit, the clearer takes the summary bit away.  Without the second look the
+ * setter's bit would never be found again.  What remains is the instant between the two, in which
+ * the setter's bit is there and its summary bit is not.  For a search that is harmless; for the
+ * last look of a hand-over it is not, so clearers count themselves around that instant
+ * (clears_begun, clears_done) and bitmap_empty() gives no positive answer across one.
  *
- * Words are read from memory that another process may scribble over: no value found there is used as
- * an index, and bits behind the last block are masked out wherever a position is computed.
+ * Words are read from memory that another process may scribble over: no value found there is used
+ * as an index, and bits behind the last block are masked out wherever a position is computed.
  */
 
 #include "config.h"
@@ -31,19 +31,19 @@ typedef _Atomic uint64_t aword;
 static inline aword *
 words_of (const struct region *r, enum region_array a)
 {
-  return (aword *) ((char *) r->hdr + r->geo.array_offset[a]);
+  return (aword *)((char *)r->hdr + r->geo.array_offset[a]);
 }
 
 static inline aword *
 summary_of (const struct region *r, enum region_array a)
 {
-  return (aword *) ((char *) r->hdr + r->geo.summary_offset[a]);
+  return (aword *)((char *)r->hdr + r->geo.summary_offset[a]);
 }
 
 static inline uint64_t
 popcount (uint64_t w)
 {
-  return (uint64_t) __builtin_popcountll (w);
+  return (uint64_t)__builtin_popcountll (w);
 }
 
 /* Bits LOW to HIGH - 1; 0 <= LOW < HIGH <= 64. */
@@ -57,8 +57,8 @@ bits (unsigned low, unsigned high)
 static inline uint64_t
 mask_in_word (uint64_t w, uint64_t first, uint64_t end)
 {
-  unsigned low = first > w * 64 ? (unsigned) (first - w * 64) : 0;
-  unsigned high = end - w * 64 < 64 ? (unsigned) (end - w * 64) : 64;
+  unsigned low = first > w * 64 ? (unsigned)(first - w * 64) : 0;
+  unsigned high = end - w * 64 < 64 ? (unsigned)(end - w * 64) : 64;
 
   return bits (low, high);
 }
@@ -73,14 +73,14 @@ static inline void
 add_count (struct region *r, enum region_array a, uint64_t n)
 {
   if (n > 0)
-    atomic_fetch_add (&r->hdr->count[a], (int64_t) n);
+    atomic_fetch_add (&r->hdr->count[a], (int64_t)n);
 }
 
 static inline void
 sub_count (struct region *r, enum region_array a, uint64_t n)
 {
   if (n > 0)
-    atomic_fetch_sub (&r->hdr->count[a], (int64_t) n);
+    atomic_fetch_sub (&r->hdr->count[a], (int64_t)n);
 }
 
 /* Take away those of the summary bits MASK whose words are zero. */
@@ -96,7 +96,7 @@ clear_summary (struct region *r, enum region_array a, uint64_t group, uint64_t m
   atomic_fetch_add (&r->hdr->clears_begun[a], 1);
   atomic_fetch_and (&summary[group], ~mask);
   for (uint64_t m = mask; m != 0; m &= m - 1) {
-    unsigned i = (unsigned) __builtin_ctzll (m);
+    unsigned i = (unsigned)__builtin_ctzll (m);
 
     if (atomic_load (&words[group * 64 + i]) != 0)
       back |= UINT64_C (1) << i;
@@ -204,11 +204,11 @@ bitmap_next_set (const struct region *r, enum region_array a, uint64_t from, uin
     uint64_t s = atomic_load (&summary[group]) & mask_in_word (group, first, last + 1);
 
     for (; s != 0; s &= s - 1) {
-      uint64_t w = group * 64 + (unsigned) __builtin_ctzll (s);
+      uint64_t w = group * 64 + (unsigned)__builtin_ctzll (s);
       uint64_t v = atomic_load (&words[w]) & mask_in_word (w, from, end);
 
       if (v != 0) {
-        *found = w * 64 + (unsigned) __builtin_ctzll (v);
+        *found = w * 64 + (unsigned)__builtin_ctzll (v);
         return true;
       }
     }
@@ -231,7 +231,7 @@ bitmap_next_run (const struct region *r, enum region_array a, uint64_t from, uin
     uint64_t clear = ~atomic_load (&words_of (r, a)[end / 64]) & bits (end % 64, 64);
 
     if (clear != 0) {
-      end = end / 64 * 64 + (unsigned) __builtin_ctzll (clear);
+      end = end / 64 * 64 + (unsigned)__builtin_ctzll (clear);
       break;
     }
     end = (end / 64 + 1) * 64;
@@ -248,7 +248,7 @@ bitmap_count (const struct region *r, enum region_array a)
 
   if (n < 0)
     return 0;
-  return (uint64_t) n < r->geo.nr_blocks ? (uint64_t) n : r->geo.nr_blocks;
+  return (uint64_t)n < r->geo.nr_blocks ? (uint64_t)n : r->geo.nr_blocks;
 }
 
 bool
@@ -276,7 +276,7 @@ bitmap_clear_all (struct region *r, enum region_array a)
     uint64_t s = atomic_load (&summary[group]) & mask_in_word (group, 0, r->geo.nr_words);
 
     for (uint64_t m = s; m != 0; m &= m - 1)
-      changed += popcount (atomic_exchange (&words[group * 64 + (unsigned) __builtin_ctzll (m)], 0));
+      changed += popcount (atomic_exchange (&words[group * 64 + (unsigned)__builtin_ctzll (m)], 0));
     clear_summary (r, a, group, s);
   }
   sub_count (r, a, changed);
@@ -302,22 +302,22 @@ bitmap_mark (struct region *r, uint64_t offset, uint64_t length)
 static bool
 next_allocated (const struct region *r, enum region_array a, uint64_t *w, uint64_t *end)
 {
-  off_t base = (off_t) r->geo.array_offset[a];
-  off_t limit = base + (off_t) (r->geo.nr_words * 8);
+  off_t base = (off_t)r->geo.array_offset[a];
+  off_t limit = base + (off_t)(r->geo.nr_words * 8);
   off_t data, hole;
 
   if (*w >= r->geo.nr_words)
     return false;
   *end = r->geo.nr_words;
-  data = lseek (r->fd, base + (off_t) (*w * 8), SEEK_DATA);
+  data = lseek (r->fd, base + (off_t)(*w * 8), SEEK_DATA);
   if (data == -1)
     return errno != ENXIO; /* if it cannot be asked, everything is looked at */
   if (data >= limit)
     return false;
   hole = lseek (r->fd, data, SEEK_HOLE);
   if (hole != -1 && hole < limit)
-    *end = (uint64_t) (hole - base) / 8;
-  *w = (uint64_t) (data - base) / 8;
+    *end = (uint64_t)(hole - base) / 8;
+  *w = (uint64_t)(data - base) / 8;
   return true;
 }
 

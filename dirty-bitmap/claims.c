@@ -97,7 +97,7 @@ claims_all_empty (const struct region *r)
   uint64_t given_back = atomic_load (&r->hdr->given_back);
 
   for (int a = 0; a < REGION_NR_ARRAYS; a++)
-    if (!bitmap_empty (r, (enum region_array) a))
+    if (!bitmap_empty (r, (enum region_array)a))
       return false;
   return atomic_load (&r->hdr->given_back) == given_back;
 }

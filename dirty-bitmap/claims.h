@@ -31,15 +31,16 @@ claim_array (unsigned set)
 }
 
 /* Count the caller into the active claim set and return that set.  Counts, then looks again
- * whether the set is still active; else undoes it and tries the other.  An undone entry wakes nobody:
- * a flusher that waits for claim_drained() must look again after a few milliseconds by itself. */
+ * whether the set is still active; else undoes it and tries the other.  An undone entry wakes
+ * nobody: a flusher that waits for claim_drained() must look again after a few milliseconds by
+ * itself. */
 unsigned claim_enter (struct region *r);
 
 /* Undo claim_enter. Returns true if the set's count fell to 0 (the flusher may be waiting). */
 bool claim_leave (struct region *r, unsigned set);
 
-/* Claim COUNT blocks from FIRST into SET: sets the claimed bits (and counter), then clears the dirty
- * bits.  Returns how many dirty bits were cleared.  The caller is counted in SET. */
+/* Claim COUNT blocks from FIRST into SET: sets the claimed bits (and counter), then clears the
+ * dirty bits.  Returns how many dirty bits were cleared.  The caller is counted in SET. */
 uint64_t claim_run (struct region *r, unsigned set, uint64_t first, uint64_t count);
 
 /* Give a run back that was claimed by the caller and not, or not successfully, copied (R7): sets
@@ -56,10 +57,10 @@ bool claim_drained (const struct region *r, unsigned set);
 /* Empty SET after a successful destination FLUSH that was sent when SET was drained. */
 void claim_release (struct region *r, unsigned set);
 
-/* Are dirty, both claim sets and quarantine all empty?  The look at the arrays in rule R3: bits, not
- * counters, and in the order that finds a block which is being claimed (dirty first); a block given back
- * meanwhile makes it false.  The caller looks at in-flight before and at the session after.  While
- * others clear bits it may say false though nothing is left: ask again. */
+/* Are dirty, both claim sets and quarantine all empty?  The look at the arrays in rule R3: bits,
+ * not counters, and in the order that finds a block which is being claimed (dirty first); a block
+ * given back meanwhile makes it false.  The caller looks at in-flight before and at the session
+ * after.  While others clear bits it may say false though nothing is left: ask again. */
 bool claims_all_empty (const struct region *r);
 
 /* End of a session (R5): session number up; both claim sets into quarantine and into dirty; then
@@ -68,7 +69,8 @@ void claims_revoke (struct region *r);
 
 /* Take over everything the OLD region still knows, into FRESH, which the filter is already marking:
  * dirty | claimed -> dirty, claimed | quarantine -> quarantine, session = OLD's + 1;
- * dirtied_total, sent_bytes, zero_bytes and samples are carried over.  The old worker's process has ended.  Same geometry (asserted). */
+ * dirtied_total, sent_bytes, zero_bytes and samples are carried over.  The old worker's process has
+ * ended.  Same geometry (asserted). */
 void region_merge (struct region *fresh, const struct region *old);
 
 #endif

@@ -33,13 +33,12 @@
 
 #define REGION_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
-_Static_assert (ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2,
-                "atomics shared between processes must be lock-free");
-_Static_assert (sizeof (_Atomic uint64_t) == 8, "a word of an array is 64 bits");
-_Static_assert (sizeof (struct region_header) <= REGION_ALIGN, "the header fits in its part");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2,
+               "atomics shared between processes must be lock-free");
+_Static_assert(sizeof (_Atomic uint64_t) == 8, "a word of an array is 64 bits");
+_Static_assert(sizeof (struct region_header) <= REGION_ALIGN, "the header fits in its part");
 
-static void __attribute__ ((format (printf, 2, 3)))
-set_error (char **error, const char *fmt, ...)
+static void __attribute__ ((format (printf, 2, 3))) set_error (char **error, const char *fmt, ...)
 {
   va_list ap;
 
@@ -62,7 +61,7 @@ place (uint64_t *end, uint64_t bytes)
   uint64_t offset = *end;
 
   *end = div_up (offset + bytes, REGION_ALIGN) * REGION_ALIGN;
-  return (size_t) offset;
+  return (size_t)offset;
 }
 
 int
@@ -90,7 +89,7 @@ region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t 
   memset (geo, 0, sizeof *geo);
   geo->disk_size = disk_size;
   geo->block_size = block_size;
-  geo->block_shift = (uint32_t) __builtin_ctz (block_size);
+  geo->block_shift = (uint32_t)__builtin_ctz (block_size);
   geo->nr_blocks = div_up (disk_size, block_size);
   geo->nr_words = div_up (geo->nr_blocks, 64);
   geo->nr_summary = div_up (geo->nr_words, 64);
@@ -105,7 +104,7 @@ region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t 
     errno = EFBIG;
     return -1;
   }
-  geo->region_size = (size_t) end;
+  geo->region_size = (size_t)end;
   return 0;
 }
 
@@ -115,8 +114,8 @@ region_bytes (const struct region_geometry *geo, uint64_t first, uint64_t count)
   assert (first <= geo->nr_blocks && count <= geo->nr_blocks - first);
   if (count == 0)
     return 0;
-  uint64_t end = first + count == geo->nr_blocks ? geo->disk_size
-                                                 : (first + count) << geo->block_shift;
+  uint64_t end
+      = first + count == geo->nr_blocks ? geo->disk_size : (first + count) << geo->block_shift;
   return end - (first << geo->block_shift);
 }
 
@@ -176,7 +175,7 @@ region_create (const struct region_geometry *geo, const uint8_t uuid[16], char *
     set_error (error, "shared region: memfd_create: %s", strerror (errno));
     return NULL;
   }
-  if (ftruncate (fd, (off_t) geo->region_size) == -1) {
+  if (ftruncate (fd, (off_t)geo->region_size) == -1) {
     set_error (error, "shared region: ftruncate to %zu bytes: %s", geo->region_size,
                strerror (errno));
     close (fd);
@@ -216,11 +215,15 @@ static bool
 check_layout (const struct region_header *hdr, const struct region_geometry *geo, char **error)
 {
   static const char *const array_name[REGION_NR_ARRAYS] = {
-    "array_offset of dirty", "array_offset of claimed A", "array_offset of claimed B",
+    "array_offset of dirty",
+    "array_offset of claimed A",
+    "array_offset of claimed B",
     "array_offset of quarantine",
   };
   static const char *const summary_name[REGION_NR_ARRAYS] = {
-    "summary_offset of dirty", "summary_offset of claimed A", "summary_offset of claimed B",
+    "summary_offset of dirty",
+    "summary_offset of claimed A",
+    "summary_offset of claimed B",
     "summary_offset of quarantine",
   };
 
@@ -252,7 +255,7 @@ check_header (const struct region_header *hdr, struct region_geometry *geo, char
     set_error (error, "shared region: block_size %" PRIu64 " is out of bounds", hdr->block_size);
     return false;
   }
-  if (region_geometry_init (geo, hdr->disk_size, (uint32_t) hdr->block_size) == -1) {
+  if (region_geometry_init (geo, hdr->disk_size, (uint32_t)hdr->block_size) == -1) {
     if (errno == EFBIG)
       set_error (error, "shared region: disk_size %" PRIu64 " is too large for block_size %" PRIu64,
                  hdr->disk_size, hdr->block_size);
@@ -279,26 +282,26 @@ check_fd (int fd, union header_copy *copy, struct region_geometry *geo, char **e
   }
   if ((seals & REGION_SEALS) != REGION_SEALS) {
     set_error (error, "shared region: seals 0x%x lack 0x%x (shrink, grow and seal are required)",
-               (unsigned) seals, (unsigned) (REGION_SEALS & ~seals));
+               (unsigned)seals, (unsigned)(REGION_SEALS & ~seals));
     return false;
   }
   if (fstat (fd, &st) == -1) {
     set_error (error, "shared region: fstat: %s", strerror (errno));
     return false;
   }
-  if (!S_ISREG (st.st_mode) || st.st_size < (off_t) sizeof *copy) {
-    set_error (error, "shared region: size %jd is too small for a header", (intmax_t) st.st_size);
+  if (!S_ISREG (st.st_mode) || st.st_size < (off_t)sizeof *copy) {
+    set_error (error, "shared region: size %jd is too small for a header", (intmax_t)st.st_size);
     return false;
   }
   n = pread (fd, copy, sizeof *copy, 0);
-  if (n != (ssize_t) sizeof *copy) {
+  if (n != (ssize_t)sizeof *copy) {
     set_error (error, "shared region: reading the header: %s",
                n == -1 ? strerror (errno) : "short read");
     return false;
   }
   if (!check_header (&copy->hdr, geo, error))
     return false;
-  return field_is ("file size", (uint64_t) st.st_size, geo->region_size, error);
+  return field_is ("file size", (uint64_t)st.st_size, geo->region_size, error);
 }
 
 struct region *

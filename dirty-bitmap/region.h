@@ -25,9 +25,9 @@
 
 #define REGION_MIN_BLOCK_SIZE 4096u
 #define REGION_MAX_BLOCK_SIZE (1024u * 1024u)
-#define REGION_MAX_ARRAY_BYTES (32u * 1024 * 1024) /* limit at which the default block grows */
+#define REGION_MAX_ARRAY_BYTES (32u * 1024 * 1024)     /* limit at which the default block grows */
 #define REGION_LIMIT_ARRAY_BYTES (1024u * 1024 * 1024) /* no array is ever larger than this */
-#define REGION_URGENT_WORDS 16u /* 64 urgent slots each */
+#define REGION_URGENT_WORDS 16u                        /* 64 urgent slots each */
 
 enum region_array {
   REGION_DIRTY,      /* differs, or may differ, from the destination */
@@ -39,13 +39,13 @@ enum region_array {
 
 /* The size and block arithmetic of one disk; plain values, no shared memory. */
 struct region_geometry {
-  uint64_t disk_size;     /* bytes */
-  uint32_t block_size;    /* bytes, power of two */
-  uint32_t block_shift;   /* log2 of it */
-  uint64_t nr_blocks;     /* the last one may be short */
-  uint64_t nr_words;      /* 64-bit words in one array */
-  uint64_t nr_summary;    /* 64-bit words in one summary: one bit for each word */
-  size_t region_size;     /* bytes of the whole region, a multiple of the page size */
+  uint64_t disk_size;   /* bytes */
+  uint32_t block_size;  /* bytes, power of two */
+  uint32_t block_shift; /* log2 of it */
+  uint64_t nr_blocks;   /* the last one may be short */
+  uint64_t nr_words;    /* 64-bit words in one array */
+  uint64_t nr_summary;  /* 64-bit words in one summary: one bit for each word */
+  size_t region_size;   /* bytes of the whole region, a multiple of the page size */
   size_t array_offset[REGION_NR_ARRAYS];
   size_t summary_offset[REGION_NR_ARRAYS];
   size_t urgent_offset;
@@ -70,49 +70,49 @@ struct region_header {
 
   /* Bits set in each array.  Exact whenever no bitmap call is running on that array; while one
    * runs it may be off by that call's blocks, and may even be below zero for an instant. */
-  _Alignas (64) _Atomic int64_t count[REGION_NR_ARRAYS];
-  _Alignas (64) _Atomic uint64_t dirtied_total; /* blocks turned from clean to dirty by the guest */
-  _Atomic uint64_t session;                     /* goes up at every lost session (R5) */
-  _Atomic uint64_t sent_bytes, zero_bytes;      /* by the job's workers: payload, WRITE_ZEROES */
-  _Alignas (64) _Atomic uint32_t active_set;    /* 0 or 1 */
-  _Atomic uint32_t entries[2];                  /* copiers counted in each claim set (R4) */
+  _Alignas(64) _Atomic int64_t count[REGION_NR_ARRAYS];
+  _Alignas(64) _Atomic uint64_t dirtied_total; /* blocks turned from clean to dirty by the guest */
+  _Atomic uint64_t session;                    /* goes up at every lost session (R5) */
+  _Atomic uint64_t sent_bytes, zero_bytes;     /* by the job's workers: payload, WRITE_ZEROES */
+  _Alignas(64) _Atomic uint32_t active_set;    /* 0 or 1 */
+  _Atomic uint32_t entries[2];                 /* copiers counted in each claim set (R4) */
   /* How often summary bits of each array began and ended to be taken away.  While the two differ,
    * a non-empty word may lack its summary bit: bitmap_empty() then says no. */
-  _Alignas (64) _Atomic uint64_t clears_begun[REGION_NR_ARRAYS];
+  _Alignas(64) _Atomic uint64_t clears_begun[REGION_NR_ARRAYS];
   _Atomic uint64_t clears_done[REGION_NR_ARRAYS];
-  _Atomic uint64_t given_back;                  /* claim_give_back() calls, see claims_all_empty() */
+  _Atomic uint64_t given_back; /* claim_give_back() calls, see claims_all_empty() */
 
   /* The synchronous gate; urgent.h says what they mean. */
-  _Alignas (64) _Atomic uint32_t wake_worker;   /* futex: goes up at each request */
-  _Atomic uint32_t worker_sleeps;               /* threads of the worker that wait for it */
-  _Atomic uint64_t sync_epoch;                  /* written by the filter */
-  _Alignas (64) _Atomic uint64_t urgent_posted[REGION_URGENT_WORDS]; /* a bit a slot: look there */
-  _Alignas (64) _Atomic uint64_t progress;      /* written by the worker */
-  _Atomic uint64_t synced_epoch;                /* written by the worker */
+  _Alignas(64) _Atomic uint32_t wake_worker; /* futex: goes up at each request */
+  _Atomic uint32_t worker_sleeps;            /* threads of the worker that wait for it */
+  _Atomic uint64_t sync_epoch;               /* written by the filter */
+  _Alignas(64) _Atomic uint64_t urgent_posted[REGION_URGENT_WORDS]; /* a bit a slot: look there */
+  _Alignas(64) _Atomic uint64_t progress;                           /* written by the worker */
+  _Atomic uint64_t synced_epoch;                                    /* written by the worker */
 };
 
 /* One process's view of a region. */
 struct region {
-  struct region_geometry geo; /* private copy, checked */
-  struct region_header *hdr;  /* start of the mapping */
-  int fd;                     /* owned; close-on-exec */
-  uint8_t tracker_uuid[16];   /* private copy */
+  struct region_geometry geo;   /* private copy, checked */
+  struct region_header *hdr;    /* start of the mapping */
+  int fd;                       /* owned; close-on-exec */
+  uint8_t tracker_uuid[16];     /* private copy */
   _Atomic uint32_t urgent_next; /* where this process looks for the next urgent slot; a hint */
 };
 
 /* Fill GEO for a disk of DISK_SIZE bytes (0 is allowed: no blocks).  BLOCK_SIZE in bytes; 0 takes
  * the default: 4 KiB, doubled until one array fits in REGION_MAX_ARRAY_BYTES or the block is 1 MiB.
  * Arrays may then, or with a BLOCK_SIZE asked for, grow to REGION_LIMIT_ARRAY_BYTES (8 PiB of disk
- * in 1 MiB blocks, 32 TiB in 4 KiB blocks).  Returns 0, or -1 with errno EINVAL if the block size is
- * no power of two within the limits, EFBIG if the disk is too large for it.  Pure. */
+ * in 1 MiB blocks, 32 TiB in 4 KiB blocks).  Returns 0, or -1 with errno EINVAL if the block size
+ * is no power of two within the limits, EFBIG if the disk is too large for it.  Pure. */
 int region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t block_size);
 
 /* Bytes of disk covered by COUNT blocks from FIRST: the last block of a disk may be short. */
 uint64_t region_bytes (const struct region_geometry *geo, uint64_t first, uint64_t count);
 
-/* Create a sealed memfd (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL) of GEO with all bits clear, and map it.
- * Returns a region to be freed with region_free(), or NULL with *ERROR set to a message that the
- * caller frees. */
+/* Create a sealed memfd (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL) of GEO with all bits clear, and
+ * map it. Returns a region to be freed with region_free(), or NULL with *ERROR set to a message
+ * that the caller frees. */
 struct region *region_create (const struct region_geometry *geo, const uint8_t uuid[16],
                               char **error);
 

@@ -4,8 +4,9 @@
  *
  * One process writes it, and may be killed at any instruction: half a sample would make the next
  * worker refuse the right destination.  So an entry is made unused before it is changed, and its
- * length, which makes it valid, is stored last.  Age is a number of its own for each entry, given out
- * by the counter `written`; it only decides what is replaced first, so nonsense there does no harm.
+ * length, which makes it valid, is stored last.  Age is a number of its own for each entry, given
+ * out by the counter `written`; it only decides what is replaced first, so nonsense there does no
+ * harm.
  */
 
 #include "config.h"
@@ -31,13 +32,13 @@ struct sample_table {
   struct shared_sample entry[SAMPLES_MAX];
 };
 
-_Static_assert (sizeof (struct sample_table) == SAMPLES_TABLE_BYTES,
-                "region_geometry_init reserves what the table takes");
+_Static_assert(sizeof (struct sample_table) == SAMPLES_TABLE_BYTES,
+               "region_geometry_init reserves what the table takes");
 
 static struct sample_table *
 table_of (const struct region *r)
 {
-  return (struct sample_table *) ((char *) r->hdr + r->geo.samples_offset);
+  return (struct sample_table *)((char *)r->hdr + r->geo.samples_offset);
 }
 
 /* Could this be a sample of this disk? */
@@ -63,7 +64,7 @@ samples_get (const struct region *r, unsigned i, struct sample *out)
   e = &table_of (r)->entry[i];
   memset (out, 0, sizeof *out);
   out->length = atomic_load (&e->length);
-  out->block = *(const volatile uint64_t *) &e->block; /* read once, then checked */
+  out->block = *(const volatile uint64_t *)&e->block; /* read once, then checked */
   if (!makes_sense (r, out->block, out->length)) {
     out->length = 0;
     return false;
@@ -82,8 +83,7 @@ choose (const struct sample_table *t, uint64_t block)
     if (atomic_load (&t->entry[i].length) == 0) {
       if (unused == SAMPLES_MAX)
         unused = i;
-    }
-    else if (t->entry[i].block == block)
+    } else if (t->entry[i].block == block)
       return i;
     if (t->age[i] < t->age[oldest])
       oldest = i;
@@ -128,7 +128,7 @@ samples_copy (struct region *fresh, const struct region *old)
   uint64_t seen = 0; /* one bit an entry */
   struct sample s;
 
-  _Static_assert (SAMPLES_MAX <= 64, "entries fit in a word");
+  _Static_assert(SAMPLES_MAX <= 64, "entries fit in a word");
   assert (memcmp (&fresh->geo, &old->geo, sizeof fresh->geo) == 0);
   for (unsigned n = 0; n < SAMPLES_MAX; n++) {
     unsigned oldest = SAMPLES_MAX;

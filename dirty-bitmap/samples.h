@@ -31,8 +31,8 @@ struct sample {
 /* Copy entry I (< SAMPLES_MAX) into *OUT.  False if it is unused or makes no sense. */
 bool samples_get (const struct region *r, unsigned i, struct sample *out);
 
-/* Store S: over the entry of the same block if there is one, else over an unused one, else over the oldest
- * (the table is a ring). */
+/* Store S: over the entry of the same block if there is one, else over an unused one, else over the
+ * oldest (the table is a ring). */
 void samples_put (struct region *r, const struct sample *s);
 
 /* Remove every sample whose block has its bit set in array A. */

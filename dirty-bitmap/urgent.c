@@ -7,8 +7,8 @@
  * is given up leaves it to the worker: clearing it there could take away the bit of the
  * next request in the same slot.
  *
- * The bell: the filter counts it up and calls the kernel only if somebody sleeps; the sleeper counts
- * itself in before the kernel compares the bell with what was read.  One of the two sees the
+ * The bell: the filter counts it up and calls the kernel only if somebody sleeps; the sleeper
+ * counts itself in before the kernel compares the bell with what was read.  One of the two sees the
  * other (both are sequentially consistent).  A worker that died while it was counted in
  * costs each later request a system call, nothing else.
  */
@@ -25,30 +25,31 @@
 
 #include "dirty-bitmap/urgent.h"
 
-_Static_assert (sizeof (struct urgent_slot) == 64, "a slot is one cache line");
-_Static_assert (URGENT_SLOTS <= INT_MAX, "a slot number is an int");
+_Static_assert(sizeof (struct urgent_slot) == 64, "a slot is one cache line");
+_Static_assert(URGENT_SLOTS <= INT_MAX, "a slot number is an int");
 
-/* How often a state is fought over before it is left as it is: only a worker that scribbles over the
- * table makes it change more than twice. */
+/* How often a state is fought over before it is left as it is: only a worker that scribbles over
+ * the table makes it change more than twice. */
 #define TRIES 8
 
 static inline struct urgent_slot *
 slot_at (const struct region *r, unsigned i)
 {
   assert (i < URGENT_SLOTS);
-  return (struct urgent_slot *) ((char *) r->hdr + r->geo.urgent_offset) + i;
+  return (struct urgent_slot *)((char *)r->hdr + r->geo.urgent_offset) + i;
 }
 
-/* Sleep while *WORD is VALUE.  Not FUTEX_PRIVATE: two processes share the word.  Returns false if it was
- * another value from the start. */
+/* Sleep while *WORD is VALUE.  Not FUTEX_PRIVATE: two processes share the word.  Returns false if
+ * it was another value from the start. */
 static bool
 futex_wait (_Atomic uint32_t *word, uint32_t value, int64_t until_ns)
 {
   struct timespec until = { .tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000 };
 
   /* Absolute, CLOCK_MONOTONIC. */
-  return syscall (SYS_futex, word, FUTEX_WAIT_BITSET, value, &until, NULL,
-                  FUTEX_BITSET_MATCH_ANY) == 0 || errno != EAGAIN;
+  return syscall (SYS_futex, word, FUTEX_WAIT_BITSET, value, &until, NULL, FUTEX_BITSET_MATCH_ANY)
+             == 0
+         || errno != EAGAIN;
 }
 
 static void
@@ -75,7 +76,7 @@ reserve (struct region *r)
 
     if (atomic_load_explicit (&s->state, memory_order_relaxed) == URGENT_FREE
         && change (s, URGENT_FREE, URGENT_FILLING))
-      return (int) i;
+      return (int)i;
   }
   return -1;
 }
@@ -87,7 +88,7 @@ urgent_post (struct region *r, uint32_t kind, uint64_t first, uint64_t count)
 
   if (slot == -1)
     return -1;
-  struct urgent_slot *s = slot_at (r, (unsigned) slot);
+  struct urgent_slot *s = slot_at (r, (unsigned)slot);
   bool write = (kind & URGENT_WRITE) != 0;
   atomic_store_explicit (&s->kind, kind, memory_order_relaxed);
   atomic_store_explicit (&s->first, write ? first : 0, memory_order_relaxed);
@@ -116,7 +117,7 @@ answer_in (uint32_t state)
 enum urgent_answer
 urgent_wait (struct region *r, int slot, int64_t until_ns)
 {
-  struct urgent_slot *s = slot_at (r, (unsigned) slot);
+  struct urgent_slot *s = slot_at (r, (unsigned)slot);
 
   for (int i = 0; i < TRIES; i++) {
     uint32_t state = atomic_load (&s->state);
@@ -131,7 +132,7 @@ urgent_wait (struct region *r, int slot, int64_t until_ns)
 void
 urgent_drop (struct region *r, int slot)
 {
-  struct urgent_slot *s = slot_at (r, (unsigned) slot);
+  struct urgent_slot *s = slot_at (r, (unsigned)slot);
 
   for (int i = 0; i < TRIES; i++) {
     uint32_t state = atomic_load (&s->state);
@@ -198,7 +199,7 @@ urgent_take (struct region *r, struct urgent_request *q)
     if (n == 0)
       bits &= ~UINT64_C (0) << (from % 64);
     for (; bits != 0; bits &= bits - 1)
-      if (take (r, w * 64 + (unsigned) __builtin_ctzll (bits), q))
+      if (take (r, w * 64 + (unsigned)__builtin_ctzll (bits), q))
         return true;
   }
   return false;

@@ -1,42 +1,42 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * Urgent slots: how guest writes of the synchronous gate tell the worker that they wait, and how it
- * tells them that they need wait no longer.  A table in the shared region, one slot for each waiting
- * request.
+ * tells them that they need wait no longer.  A table in the shared region, one slot for each
+ * waiting request.
  *
  *   FREE -> FILLING -> POSTED ------------> TAKEN ------------> DONE or LATE -> FREE
  *    ^      (filter)      |      (worker)     |      (worker)                (filter)
  *    |                    | filter gives up   | filter gives up
  *    +--------------------+                   +--> ABANDONED --> FREE (worker)
  *
- * Every arrow out of POSTED and TAKEN is a compare-and-swap, since either side may be first.  A slot
- * that was taken and given up belongs to the worker until it answers: so no answer ever reaches a
- * request that it was not meant for.
+ * Every arrow out of POSTED and TAKEN is a compare-and-swap, since either side may be first.  A
+ * slot that was taken and given up belongs to the worker until it answers: so no answer ever
+ * reaches a request that it was not meant for.
  *
  * What an answer of "done" says (the filter posts after the guest's bytes were written locally and
  * marked dirty):
- *   URGENT_WRITE  each of the blocks has been seen neither dirty nor under copy at the destination since
- *                 the slot was taken (each at some instant, dirty looked at first): all of what the guest
+ *   URGENT_WRITE  each of the blocks has been seen neither dirty nor under copy at the destination
+ * since the slot was taken (each at some instant, dirty looked at first): all of what the guest
  *                 wrote before was written to the destination and acknowledged.
  *   URGENT_FLUSH  a flush of the destination that began after the slot was taken, and after its
  *                 URGENT_WRITE part was done, has succeeded.
- * Before synced_epoch is sync_epoch the worker may say "done" of what it will only copy later, and of a flush: nobody may
- * rely on the destination before (mirror/engine/urgent-queue.h says when).
- * "Late" says that it won't be done in time (destination lost, block in quarantine): the guest goes on.
+ * Before synced_epoch is sync_epoch the worker may say "done" of what it will only copy later, and
+ * of a flush: nobody may rely on the destination before (mirror/engine/urgent-queue.h says when).
+ * "Late" says that it won't be done in time (destination lost, block in quarantine): the guest goes
+ * on.
  *
  * Also in the region's header, for the same gate:
  *   progress      the worker counts up at each acknowledged write or flush at the destination, and
  *                 several times a second while it waits only for its own bandwidth limit.  Where it
  *                 stands still nobody is going to be answered.
- *   sync_epoch    the filter counts up when the gate becomes synchronous, and at each write that went
- *                 on without having been answered.
- *   synced_epoch  the worker stores the sync_epoch E it has read, when the destination has everything
- *                 that was dirty or under copy at a moment after that: while sync_epoch is
- *                 still E nothing is missing at the destination but what waits.
+ *   sync_epoch    the filter counts up when the gate becomes synchronous, and at each write that
+ * went on without having been answered. synced_epoch  the worker stores the sync_epoch E it has
+ * read, when the destination has everything that was dirty or under copy at a moment after that:
+ * while sync_epoch is still E nothing is missing at the destination but what waits.
  *
- * The worker may be dead, stopped or hostile: the filter uses no index but its own slot number, each of its
- * waits ends at its own deadline, and no value in the table makes it loop.  A worker that is given
- * nonsense (a range behind the disk's end) answers late by itself.
+ * The worker may be dead, stopped or hostile: the filter uses no index but its own slot number,
+ * each of its waits ends at its own deadline, and no value in the table makes it loop.  A worker
+ * that is given nonsense (a range behind the disk's end) answers late by itself.
  *
  * All calls are safe between threads and processes.  R must stay mapped during a call.
  */
@@ -63,7 +63,7 @@ enum urgent_state {
 
 /* As it stands in shared memory: one cache line. */
 struct urgent_slot {
-  _Alignas (64) _Atomic uint32_t state; /* enum urgent_state; the futex the filter waits on */
+  _Alignas(64) _Atomic uint32_t state; /* enum urgent_state; the futex the filter waits on */
   _Atomic uint32_t kind;
   _Atomic uint64_t first, count; /* blocks; both 0 without URGENT_WRITE */
 };
@@ -82,15 +82,15 @@ enum urgent_answer {
   URGENT_ANSWER_LATE
 };
 
-/* Sleep until SLOT is answered, or until UNTIL_NS (CLOCK_MONOTONIC).  The answer wins where both are true.
- * The caller is the thread that posted it. */
+/* Sleep until SLOT is answered, or until UNTIL_NS (CLOCK_MONOTONIC).  The answer wins where both
+ * are true. The caller is the thread that posted it. */
 enum urgent_answer urgent_wait (struct region *r, int slot, int64_t until_ns);
 
 /* Done with SLOT, answered or not. */
 void urgent_drop (struct region *r, int slot);
 
-/* Let every waiter of urgent_wait() look around once.  One that was just about to sleep may miss it: repeat
- * it until they are gone where that matters. */
+/* Let every waiter of urgent_wait() look around once.  One that was just about to sleep may miss
+ * it: repeat it until they are gone where that matters. */
 void urgent_wake_all (struct region *r);
 
 /* ---- the worker ---- */
@@ -101,8 +101,8 @@ struct urgent_request {
   uint64_t first, count; /* checked against the geometry */
 };
 
-/* Is something posted?  A hint: two cache lines, no write.  A request that was posted before the call is
- * seen; one that was given up since may be. */
+/* Is something posted?  A hint: two cache lines, no write.  A request that was posted before the
+ * call is seen; one that was given up since may be. */
 bool urgent_any (const struct region *r);
 
 /* Take a request, about in the order of their arrival.  False if there is none. */

@@ -5,11 +5,11 @@
  *   1. look at everything that could go wrong later, and try to start a server of the new disk
  *   2. mirror, in a child process (nbdmirror mirror), until it is ready
  *   3. hand over with the waiting writes kept; the fence record names the new disk as the successor
- *   4. takeover (server.c): a new server takes the socket's name, the old one is ended with SIGKILL,
- *      and the guest's NBD client connects again and repeats what was not answered
+ *   4. takeover (server.c): a new server takes the socket's name, the old one is ended with
+ * SIGKILL, and the guest's NBD client connects again and repeats what was not answered
  *
- * Up to 3, and between 3 and the new name, every failure leaves the guest with the old server.  Run again after it was
- * killed, the command goes on where it was.
+ * Up to 3, and between 3 and the new name, every failure leaves the guest with the old server.  Run
+ * again after it was killed, the command goes on where it was.
  */
 
 #include "config.h"
@@ -49,7 +49,7 @@ struct evacuate {
   unsigned nr_worker_args;
   unsigned lease_ms;
   bool overwrite, resume, json;
-  bool created;         /* the new disk is ours to remove */
+  bool created; /* the new disk is ours to remove */
   struct nbdkit_args args;
   struct old_server old;
   struct new_server new;
@@ -76,10 +76,11 @@ now_ms (void)
 {
   struct timespec ts;
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (double) ts.tv_sec * 1e3 + (double) ts.tv_nsec / 1e6;
+  return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
 }
 
-/* ---- the new disk ----------------------------------------------------------------------------- */
+/* ---- the new disk -----------------------------------------------------------------------------
+ */
 
 static bool
 has_room (const struct evacuate *e, double size)
@@ -93,13 +94,14 @@ has_room (const struct evacuate *e, double size)
     abort ();
   *strrchr (folder, '/') = '\0';
   if (e->old.disk != NULL && stat (e->old.disk, &st) == 0 && S_ISREG (st.st_mode)
-      && (double) st.st_blocks * 512 < size)
-    size = (double) st.st_blocks * 512; /* holes stay holes */
+      && (double)st.st_blocks * 512 < size)
+    size = (double)st.st_blocks * 512; /* holes stay holes */
   if (statvfs (folder[0] != '\0' ? folder : "/", &fs) == 0
-      && (double) fs.f_bavail * (double) fs.f_frsize < size) {
+      && (double)fs.f_bavail * (double)fs.f_frsize < size) {
     char need[UNITS_BUF], have[UNITS_BUF];
-    cmd_error ("%s: %s are needed, and %s are free", e->disk, units_format_size (need, (uint64_t) size),
-               units_format_size (have, (uint64_t) fs.f_bavail * fs.f_frsize));
+    cmd_error ("%s: %s are needed, and %s are free", e->disk,
+               units_format_size (need, (uint64_t)size),
+               units_format_size (have, (uint64_t)fs.f_bavail * fs.f_frsize));
     ok = false;
   }
   free (folder);
@@ -121,14 +123,15 @@ create_disk (struct evacuate *e, double size)
     return -1;
   }
   e->created = true;
-  if (ftruncate (fd, (off_t) size) == -1) {
+  if (ftruncate (fd, (off_t)size) == -1) {
     cmd_error ("%s: %s", e->disk, strerror (errno));
     close (fd);
     return -1;
   }
   if (e->old.disk != NULL && stat (e->old.disk, &st) == 0 && S_ISREG (st.st_mode)
       && (fchown (fd, st.st_uid, st.st_gid) == -1 || fchmod (fd, st.st_mode & 07777) == -1))
-    cmd_warning ("%s: owner and mode are not those of %s: %s", e->disk, e->old.disk, strerror (errno));
+    cmd_warning ("%s: owner and mode are not those of %s: %s", e->disk, e->old.disk,
+                 strerror (errno));
   close (fd);
   return 0;
 }
@@ -170,7 +173,8 @@ remove_disk (struct evacuate *e)
     cmd_warning ("%s is left over: %s", e->disk, strerror (errno));
 }
 
-/* ---- the worker ------------------------------------------------------------------------------- */
+/* ---- the worker -------------------------------------------------------------------------------
+ */
 
 static int
 start_worker (struct evacuate *e)
@@ -181,8 +185,8 @@ start_worker (struct evacuate *e)
 
   if (argv == NULL)
     abort ();
-  argv[n++] = (char *) "nbdmirror";
-  argv[n++] = (char *) "mirror";
+  argv[n++] = (char *)"nbdmirror";
+  argv[n++] = (char *)"mirror";
   argv[n++] = e->old.control;
   argv[n++] = e->disk;
   for (i = 0; i < e->nr_worker_args; i++)
@@ -236,7 +240,8 @@ end_worker (struct evacuate *e, int sig)
   return r;
 }
 
-/* Until it can be handed over.  0, or the exit status of the worker, which has said why it ended. */
+/* Until it can be handed over.  0, or the exit status of the worker, which has said why it ended.
+ */
 static int
 wait_until_ready (struct evacuate *e)
 {
@@ -259,21 +264,23 @@ wait_until_ready (struct evacuate *e)
     }
     const char *state = job_text (status, "state");
     ready = job_number (status, "worker-pid", 0) == e->worker
-            && ((state != NULL && strcmp (state, "ready") == 0) || job_is_true (status, "synchronised"));
+            && ((state != NULL && strcmp (state, "ready") == 0)
+                || job_is_true (status, "synchronised"));
     json_decref (status);
     status = NULL;
   }
   return 0;
 }
 
-/* ---- the hand-over ---------------------------------------------------------------------------- */
+/* ---- the hand-over ----------------------------------------------------------------------------
+ */
 
 /* 0: committed, at *SINCE; else an exit status after an error message. */
 static int
 hand_over (struct evacuate *e, char token[HANDOFF_TOKEN_MAX + 1], double *since)
 {
   const struct handoff_options opts
-    = { .lease_ms = e->lease_ms, .waiters = "keep", .successor = e->disk };
+      = { .lease_ms = e->lease_ms, .waiters = "keep", .successor = e->disk };
   struct handoff_result result;
   char *error = NULL;
   int tries, r;
@@ -310,18 +317,21 @@ roll_back (struct evacuate *e, const char *token)
 {
   takeover_undo (&e->old, &e->new);
   if (job_call (e->old.client, e->old.control, "mirror-rollback",
-                json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1), NULL, NULL) == 0) {
+                json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1), NULL,
+                NULL)
+      == 0) {
     cmd_notice ("the guest goes on with the old disk");
     remove_disk (e);
-  }
-  else
-    cmd_error ("the guest waits: try again, or let it go on with the old disk: nbdmirror rollback %s --token %s "
-               "--destination-stopped", e->old.control, token);
+  } else
+    cmd_error ("the guest waits: try again, or let it go on with the old disk: nbdmirror rollback "
+               "%s --token %s "
+               "--destination-stopped",
+               e->old.control, token);
   return EXIT_ERROR;
 }
 
-/* A new server that found only the draft of the fence record would refuse the guest's writes.  Confirmed once more, the
- * answer is the same. */
+/* A new server that found only the draft of the fence record would refuse the guest's writes.
+ * Confirmed once more, the answer is the same. */
 static bool
 is_recorded (struct evacuate *e)
 {
@@ -331,10 +341,12 @@ is_recorded (struct evacuate *e)
 
   if (r == 0)
     r = job_call (e->old.client, control, "job-finalize",
-                  json_pack ("{s:O?}", "generation", json_object_get (status, "generation")), NULL, NULL);
+                  json_pack ("{s:O?}", "generation", json_object_get (status, "generation")), NULL,
+                  NULL);
   json_decref (status);
   if (r == -1)
-    cmd_error ("the hand-over is committed, and the guest's writes wait: run this again, or let them go on with the "
+    cmd_error ("the hand-over is committed, and the guest's writes wait: run this again, or let "
+               "them go on with the "
                "old disk: nbdmirror rollback");
   return r == 0;
 }
@@ -352,13 +364,12 @@ take_over (struct evacuate *e, const char *token, double since)
     return taken ? EXIT_ERROR : roll_back (e, token);
   double stall = now_ms () - since;
   if (e->json) {
-    object = json_pack ("{s:s, s:o, s:s}", "disk", e->disk, "stall-ms", since > 0 ? json_real (stall) : json_null (),
-                        "rollback-token", token);
+    object = json_pack ("{s:s, s:o, s:s}", "disk", e->disk, "stall-ms",
+                        since > 0 ? json_real (stall) : json_null (), "rollback-token", token);
     json_dumpf (object, stdout, JSON_INDENT (2) | JSON_REAL_PRECISION (6));
     printf ("\n");
     json_decref (object);
-  }
-  else
+  } else
     printf ("%s: the guest's disk is now %s; its writes waited %s\n", e->old.socket, e->disk,
             since > 0 ? units_format_time (text, stall) : "since the last run");
   return EXIT_DONE;
@@ -380,11 +391,12 @@ block_signals (int how)
 static int
 finish_earlier (struct evacuate *e, const json_t *status)
 {
-  const char *successor = job_text (status, "successor"), *token = job_text (status, "rollback-token");
+  const char *successor = job_text (status, "successor"),
+             *token = job_text (status, "rollback-token");
 
   if (successor == NULL || strcmp (successor, e->disk) != 0) {
-    cmd_error ("%s: this disk was handed over already%s%s", e->control, successor != NULL ? ", to " : "",
-               successor != NULL ? successor : "");
+    cmd_error ("%s: this disk was handed over already%s%s", e->control,
+               successor != NULL ? ", to " : "", successor != NULL ? successor : "");
     return EXIT_REFUSED;
   }
   cmd_notice ("the hand-over was committed already; going on from there");
@@ -392,8 +404,8 @@ finish_earlier (struct evacuate *e, const json_t *status)
   return take_over (e, token != NULL ? token : "", 0);
 }
 
-/* It was not us who handed it over, or we could not.  Somebody else may have, at the same time: then the new disk is the
- * guest's, and must not be removed. */
+/* It was not us who handed it over, or we could not.  Somebody else may have, at the same time:
+ * then the new disk is the guest's, and must not be removed. */
 static void
 give_up (struct evacuate *e)
 {
@@ -404,8 +416,10 @@ give_up (struct evacuate *e)
   if (r == 0 && gate != NULL && strcmp (gate, "fenced") != 0)
     remove_disk (e);
   else if (r == 0)
-    cmd_error ("%s: another command has handed this disk over: %s stays.  If nothing uses that, let the guest go on with"
-               " the old disk: nbdmirror rollback", e->old.control, e->disk);
+    cmd_error ("%s: another command has handed this disk over: %s stays.  If nothing uses that, "
+               "let the guest go on with"
+               " the old disk: nbdmirror rollback",
+               e->old.control, e->disk);
   else
     cmd_notice ("%s stays", e->disk);
   json_decref (status);
@@ -422,7 +436,8 @@ evacuate (struct evacuate *e, const json_t *status)
   if (gate != NULL && strcmp (gate, "fenced") == 0)
     return finish_earlier (e, status);
   if (size < 0) {
-    cmd_error ("%s: no guest has opened this disk yet: move the file while it is not in use", e->control);
+    cmd_error ("%s: no guest has opened this disk yet: move the file while it is not in use",
+               e->control);
     return EXIT_ERROR;
   }
   r = check_disk (e, size);
@@ -443,14 +458,24 @@ evacuate (struct evacuate *e, const json_t *status)
   return take_over (e, token, since);
 }
 
-/* ---- the command line ------------------------------------------------------------------------- */
+/* ---- the command line -------------------------------------------------------------------------
+ */
 
-enum { OPT_OVERWRITE = 0x100, OPT_LEASE, OPT_PIDFILE, OPT_RESUME, OPT_RESTART, OPT_BANDWIDTH, OPT_DOWNTIME, OPT_POLICY };
+enum {
+  OPT_OVERWRITE = 0x100,
+  OPT_LEASE,
+  OPT_PIDFILE,
+  OPT_RESUME,
+  OPT_RESTART,
+  OPT_BANDWIDTH,
+  OPT_DOWNTIME,
+  OPT_POLICY
+};
 
 static void
 pass_on (struct evacuate *e, const char *option, char *value)
 {
-  e->worker_args[e->nr_worker_args++] = (char *) option;
+  e->worker_args[e->nr_worker_args++] = (char *)option;
   if (value != NULL)
     e->worker_args[e->nr_worker_args++] = value;
 }
@@ -463,13 +488,29 @@ take_option (struct evacuate *e, int opt)
   uint64_t ms;
 
   switch (opt) {
-  case 'j': e->json = true; break;
-  case OPT_OVERWRITE: e->overwrite = true; break;
-  case OPT_RESUME: e->resume = true; pass_on (e, "--resume", NULL); break;
-  case OPT_RESTART: e->resume = true; pass_on (e, "--restart", NULL); break;
-  case OPT_BANDWIDTH: pass_on (e, "--bandwidth", optarg); break;
-  case OPT_DOWNTIME: pass_on (e, "--max-downtime", optarg); break;
-  case OPT_POLICY: pass_on (e, "--policy", optarg); break;
+  case 'j':
+    e->json = true;
+    break;
+  case OPT_OVERWRITE:
+    e->overwrite = true;
+    break;
+  case OPT_RESUME:
+    e->resume = true;
+    pass_on (e, "--resume", NULL);
+    break;
+  case OPT_RESTART:
+    e->resume = true;
+    pass_on (e, "--restart", NULL);
+    break;
+  case OPT_BANDWIDTH:
+    pass_on (e, "--bandwidth", optarg);
+    break;
+  case OPT_DOWNTIME:
+    pass_on (e, "--max-downtime", optarg);
+    break;
+  case OPT_POLICY:
+    pass_on (e, "--policy", optarg);
+    break;
   case OPT_PIDFILE:
     free (e->pidfile);
     e->pidfile = server_absolute_path ("--pidfile", optarg);
@@ -480,7 +521,7 @@ take_option (struct evacuate *e, int opt)
       reason = "must be between 1ms and 1h";
     if (reason != NULL)
       return cmd_usage_error ("--lease %s: %s", optarg, reason);
-    e->lease_ms = (unsigned) ms;
+    e->lease_ms = (unsigned)ms;
     break;
   }
   return 0;
@@ -490,18 +531,17 @@ take_option (struct evacuate *e, int opt)
 static bool
 parse (struct cmd_line *line, struct evacuate *e, int *status)
 {
-  static const struct option longopts[] = {
-    { "json", no_argument, NULL, 'j' },
-    { "overwrite", no_argument, NULL, OPT_OVERWRITE },
-    { "lease", required_argument, NULL, OPT_LEASE },
-    { "pidfile", required_argument, NULL, OPT_PIDFILE },
-    { "resume", no_argument, NULL, OPT_RESUME },
-    { "restart", no_argument, NULL, OPT_RESTART },
-    { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
-    { "max-downtime", required_argument, NULL, OPT_DOWNTIME },
-    { "policy", required_argument, NULL, OPT_POLICY },
-    CMD_LONG_OPTIONS_END
-  };
+  static const struct option longopts[]
+      = { { "json", no_argument, NULL, 'j' },
+          { "overwrite", no_argument, NULL, OPT_OVERWRITE },
+          { "lease", required_argument, NULL, OPT_LEASE },
+          { "pidfile", required_argument, NULL, OPT_PIDFILE },
+          { "resume", no_argument, NULL, OPT_RESUME },
+          { "restart", no_argument, NULL, OPT_RESTART },
+          { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
+          { "max-downtime", required_argument, NULL, OPT_DOWNTIME },
+          { "policy", required_argument, NULL, OPT_POLICY },
+          CMD_LONG_OPTIONS_END };
   int opt;
 
   line->keep_rest = true;
@@ -520,12 +560,14 @@ parse (struct cmd_line *line, struct evacuate *e, int *status)
   else if (nbdkit_args_parse (&e->args, line->rest, line->nr_rest) == 0) {
     if (!e->args.has_filter && !e->args.has_direct && !e->args.has_uri)
       return true;
-    cmd_usage_error ("NBDKIT-ARGS: further filters, mirror-direct= and mirror-uri= cannot be taken over");
+    cmd_usage_error (
+        "NBDKIT-ARGS: further filters, mirror-direct= and mirror-uri= cannot be taken over");
   }
   return false;
 }
 
-/* With its links resolved, if it is there: the fence record and the new server must name it alike. */
+/* With its links resolved, if it is there: the fence record and the new server must name it alike.
+ */
 static char *
 resolve (const char *path)
 {
@@ -554,7 +596,7 @@ run (struct cmd_line *line)
   json_t *status = NULL;
   int r = 0;
 
-  e.worker_args = calloc ((size_t) line->argc * 2, sizeof *e.worker_args);
+  e.worker_args = calloc ((size_t)line->argc * 2, sizeof *e.worker_args);
   if (e.worker_args == NULL)
     abort ();
   bool go = parse (line, &e, &r);
@@ -565,7 +607,9 @@ run (struct cmd_line *line)
   if (go && r == 0) {
     if (e.pidfile == NULL && asprintf (&e.pidfile, "%s.pid", e.old.socket) == -1)
       abort ();
-    e.new = (struct new_server){ .disk = e.disk, .pidfile = e.pidfile, .args = line->nr_rest > 0 ? line->rest : no_args };
+    e.new = (struct new_server){ .disk = e.disk,
+                                 .pidfile = e.pidfile,
+                                 .args = line->nr_rest > 0 ? line->rest : no_args };
     sigaction (SIGINT, &sa, NULL);
     sigaction (SIGTERM, &sa, NULL);
     sigaction (SIGHUP, &sa, NULL);

@@ -2,9 +2,9 @@
  *
  * evacuate-disk's two servers.  See server.h.
  *
- * The old one is ended with SIGKILL: at a SIGTERM nbdkit answers the requests that wait with ESHUTDOWN, which
- * QEMU hands to its guest as an I/O error; a connection that just breaks makes it connect again and repeat
- * them.
+ * The old one is ended with SIGKILL: at a SIGTERM nbdkit answers the requests that wait with
+ * ESHUTDOWN, which QEMU hands to its guest as an I/O error; a connection that just breaks makes it
+ * connect again and repeat them.
  */
 
 #include "config.h"
@@ -38,7 +38,8 @@ join (const char *a, const char *b)
   return s;
 }
 
-/* ---- the old server --------------------------------------------------------------------------- */
+/* ---- the old server ---------------------------------------------------------------------------
+ */
 
 /* The socket's path in an NBD URI, decoded.  NULL: it has none. */
 static char *
@@ -57,31 +58,30 @@ socket_of_uri (const char *uri)
     abort ();
   for (const char *in = path; *in != '\0'; in++)
     if (*in == '%' && sscanf (in + 1, "%2x", &c) == 1) {
-      *out++ = (char) c;
+      *out++ = (char)c;
       in += 2;
-    }
-    else
+    } else
       *out++ = *in;
   *out = '\0';
   return path;
 }
 
-/* The process, and a descriptor that stands for just that.  (Not SO_PEERCRED: that names who called listen(), which was
- * before nbdkit went to the background.)  In a container of its own it would tell a number that is
- * another process here: so its name is looked at. */
+/* The process, and a descriptor that stands for just that.  (Not SO_PEERCRED: that names who called
+ * listen(), which was before nbdkit went to the background.)  In a container of its own it would
+ * tell a number that is another process here: so its name is looked at. */
 static int
 find_process (struct old_server *o, const json_t *status)
 {
   char path[64], name[32] = "";
   FILE *fp;
 
-  o->pid = (pid_t) job_number (status, "server-pid", 0);
+  o->pid = (pid_t)job_number (status, "server-pid", 0);
   if (o->pid <= 0) {
     cmd_error ("%s: this server is too old: it does not tell its process id", o->control);
     return -1;
   }
-  o->pidfd = (int) syscall (SYS_pidfd_open, o->pid, 0);
-  snprintf (path, sizeof path, "/proc/%ld/comm", (long) o->pid);
+  o->pidfd = (int)syscall (SYS_pidfd_open, o->pid, 0);
+  snprintf (path, sizeof path, "/proc/%ld/comm", (long)o->pid);
   fp = fopen (path, "re");
   if (fp != NULL) {
     if (fgets (name, sizeof name, fp) == NULL)
@@ -89,11 +89,13 @@ find_process (struct old_server *o, const json_t *status)
     fclose (fp);
   }
   if (strncmp (name, "nbdkit", 6) != 0) {
-    cmd_error ("%s: process %ld is not the server: does it run in a container?", o->control, (long) o->pid);
+    cmd_error ("%s: process %ld is not the server: does it run in a container?", o->control,
+               (long)o->pid);
     return -1;
   }
   if (o->pidfd == -1 || syscall (SYS_pidfd_send_signal, o->pidfd, 0, NULL, 0) == -1) {
-    cmd_error ("the server, process %ld, could not be ended later: %s", (long) o->pid, strerror (errno));
+    cmd_error ("the server, process %ld, could not be ended later: %s", (long)o->pid,
+               strerror (errno));
     return -1;
   }
   return 0;
@@ -107,8 +109,10 @@ read_status (struct old_server *o, const json_t *status)
 
   o->socket = uri != NULL ? socket_of_uri (uri) : NULL;
   if (o->socket == NULL || o->socket[0] != '/') {
-    cmd_error ("%s: this server is not on a Unix socket (its mirror-uri is %s): a guest could not come back to "
-               "the same place", o->control, uri != NULL ? uri : "not set");
+    cmd_error ("%s: this server is not on a Unix socket (its mirror-uri is %s): a guest could not "
+               "come back to "
+               "the same place",
+               o->control, uri != NULL ? uri : "not set");
     return -1;
   }
   o->uri = strdup (uri);
@@ -123,7 +127,7 @@ old_server_find (struct old_server *o, const char *control, json_t **status)
   *status = NULL;
   o->pidfd = -1;
   char *slash = strrchr (control, '/'), *folder;
-  char *dir = slash == NULL ? strdup (".") : strndup (control, (size_t) (slash - control) + 1);
+  char *dir = slash == NULL ? strdup (".") : strndup (control, (size_t)(slash - control) + 1);
 
   folder = dir != NULL ? realpath (dir, NULL) : NULL;
   free (dir);
@@ -163,12 +167,13 @@ old_server_free (struct old_server *o)
   free (o->disk);
 }
 
-/* ---- the new server --------------------------------------------------------------------------- */
+/* ---- the new server ---------------------------------------------------------------------------
+ */
 
 /* `nbdmirror serve --detach`, in a process of its own.  0 when it serves, or -1. */
 static int
-start (const struct old_server *o, const struct new_server *n, const char *sock, const char *control,
-       const char *pidfile)
+start (const struct old_server *o, const struct new_server *n, const char *sock,
+       const char *control, const char *pidfile)
 {
   unsigned nr = 0, i;
   int status;
@@ -176,14 +181,15 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   while (n->args[nr] != NULL)
     nr++;
   char *uri = join ("mirror-uri=", o->uri);
-  const char *const words[] = { "nbdmirror", "serve", n->disk, "--socket", sock, "--control", control, "--export",
-                          o->export_name, "--pidfile", pidfile, "--detach", "--", uri };
+  const char *const words[]
+      = { "nbdmirror", "serve",        n->disk,     "--socket", sock,       "--control", control,
+          "--export",  o->export_name, "--pidfile", pidfile,    "--detach", "--",        uri };
   const unsigned nr_words = sizeof words / sizeof words[0];
   char **argv = calloc (nr_words + nr + 1, sizeof *argv);
   if (argv == NULL)
     abort ();
   for (i = 0; i < nr_words; i++)
-    argv[i] = (char *) words[i]; /* exec leaves them alone */
+    argv[i] = (char *)words[i]; /* exec leaves them alone */
   memcpy (argv + nr_words, n->args, nr * sizeof *argv);
 
   fflush (NULL);
@@ -191,7 +197,8 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   if (pid == 0) {
     sigset_t none;
     sigemptyset (&none);
-    sigprocmask (SIG_SETMASK, &none, NULL); /* a server that cannot be ended with SIGTERM helps nobody */
+    sigprocmask (SIG_SETMASK, &none,
+                 NULL); /* a server that cannot be ended with SIGTERM helps nobody */
     execv ("/proc/self/exe", argv);
     _exit (127);
   }
@@ -217,7 +224,7 @@ read_pidfile (const char *path)
   if (fscanf (fp, "%ld", &pid) != 1)
     pid = 0;
   fclose (fp);
-  return (pid_t) pid;
+  return (pid_t)pid;
 }
 
 /* End the server of PIDFILE and wait for it; it has no clients. */
@@ -225,7 +232,7 @@ static void
 stop (const char *pidfile)
 {
   pid_t pid = read_pidfile (pidfile);
-  int pidfd = pid > 0 ? (int) syscall (SYS_pidfd_open, pid, 0) : -1;
+  int pidfd = pid > 0 ? (int)syscall (SYS_pidfd_open, pid, 0) : -1;
 
   if (pidfd != -1) {
     struct pollfd p = { .fd = pidfd, .events = POLLIN };
@@ -255,7 +262,8 @@ new_server_try (const struct old_server *o, const struct new_server *n)
   return r;
 }
 
-/* ---- the takeover ----------------------------------------------------------------------------- */
+/* ---- the takeover -----------------------------------------------------------------------------
+ */
 
 /* The guest may run as somebody else: the new socket gets owner and mode of the old one. */
 static int
@@ -264,7 +272,8 @@ take_name (const char *from, const char *to)
   struct stat st;
 
   if (lstat (to, &st) == 0
-      && ((chown (from, st.st_uid, st.st_gid) == -1 && errno != EPERM) || chmod (from, st.st_mode & 07777) == -1)) {
+      && ((chown (from, st.st_uid, st.st_gid) == -1 && errno != EPERM)
+          || chmod (from, st.st_mode & 07777) == -1)) {
     cmd_error ("%s: %s", from, strerror (errno));
     return -1;
   }
@@ -299,13 +308,14 @@ end_old (const struct old_server *o)
   struct pollfd p = { .fd = o->pidfd, .events = POLLIN };
 
   if (syscall (SYS_pidfd_send_signal, o->pidfd, SIGKILL, NULL, 0) == -1 && errno != ESRCH) {
-    cmd_error ("the old server, process %ld, cannot be ended: %s: kill it with SIGKILL, the guest waits for that",
-               (long) o->pid, strerror (errno));
+    cmd_error ("the old server, process %ld, cannot be ended: %s: kill it with SIGKILL, the guest "
+               "waits for that",
+               (long)o->pid, strerror (errno));
     return -1;
   }
   if (poll (&p, 1, END_MS) == 0)
-    cmd_warning ("the old server, process %ld, was killed, but is not gone after %d s", (long) o->pid,
-                 END_MS / 1000);
+    cmd_warning ("the old server, process %ld, was killed, but is not gone after %d s",
+                 (long)o->pid, END_MS / 1000);
   return 0;
 }
 

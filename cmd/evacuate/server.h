@@ -5,8 +5,8 @@
  * Paths, for a server on SOCKET and CONTROL:
  *
  *   SOCKET.new          where the new server binds, until it is renamed to SOCKET
- *   CONTROL.evacuated   the old server's control socket while both live, since the new one needs the name: the fence
- *                       record is found by it
+ *   CONTROL.evacuated   the old server's control socket while both live, since the new one needs
+ * the name: the fence record is found by it
  *
  * Each step can be repeated, so a command that was killed half-way is finished by running it again.
  */
@@ -24,15 +24,15 @@ struct old_server {
   char *socket, *control; /* absolute; all owned */
   char *control_aside;    /* CONTROL.evacuated */
   char *uri, *export_name;
-  char *disk;             /* NULL: not known */
+  char *disk; /* NULL: not known */
   pid_t pid;
   int pidfd;
-  bool aside;             /* it is at control_aside already: an earlier run got so far */
+  bool aside; /* it is at control_aside already: an earlier run got so far */
   struct control_client *client;
 };
 
-/* Find the server behind CONTROL; *STATUS is its status object (new reference).  0, or an exit status after an
- * error message.  Free with old_server_free() in either case. */
+/* Find the server behind CONTROL; *STATUS is its status object (new reference).  0, or an exit
+ * status after an error message.  Free with old_server_free() in either case. */
 int old_server_find (struct old_server *o, const char *control, json_t **status);
 void old_server_free (struct old_server *o);
 
@@ -42,12 +42,14 @@ struct new_server {
   char **args;         /* NBDKIT-ARGS, with a NULL at the end */
 };
 
-/* Can such a server be started at all?  Starts one on other paths and ends it.  0, or -1 after an error message. */
+/* Can such a server be started at all?  Starts one on other paths and ends it.  0, or -1 after an
+ * error message. */
 int new_server_try (const struct old_server *o, const struct new_server *n);
 
-/* The hand-off is committed, with waiters kept: start the new server, let it take the socket's name, end the old one.
- * *TAKEN tells whether the name was taken: until then nobody reached the new server, and the old one may be
- * rolled back, after takeover_undo().  0, or -1 after an error message. */
+/* The hand-off is committed, with waiters kept: start the new server, let it take the socket's
+ * name, end the old one. *TAKEN tells whether the name was taken: until then nobody reached the new
+ * server, and the old one may be rolled back, after takeover_undo().  0, or -1 after an error
+ * message. */
 int takeover (struct old_server *o, const struct new_server *n, bool *taken);
 void takeover_undo (struct old_server *o, const struct new_server *n);
 

@@ -2,12 +2,13 @@
  *
  * The way back to the source, and finishing after a coordinator that was killed.
  *
- *   1. the disks are released: the word goes to "abort".  If it says "commit", and the guest was not
- *      started at the destination, they are rolled back with the token.
+ *   1. the disks are released: the word goes to "abort".  If it says "commit", and the guest was
+ * not started at the destination, they are rolled back with the token.
  *   2. the memory migration is cancelled
  *   3. the source VM is continued, if QEMU has not done so by itself
  *   4. the destination QEMU is ended; before 3 if it was told to run, or may have been
- *   5. settings of the source QEMU are restored; mirrors that we began are cancelled, destinations given up
+ *   5. settings of the source QEMU are restored; mirrors that we began are cancelled, destinations
+ * given up
  */
 
 #include "config.h"
@@ -26,8 +27,9 @@
 static void
 note_error (struct migrate *m, const char *what, char *error)
 {
-  log_event (m, "roll-back-error",
-             json_pack ("{s:s, s:s}", "what", what, "error", error != NULL ? error : "out of memory"));
+  log_event (
+      m, "roll-back-error",
+      json_pack ("{s:s, s:s}", "what", what, "error", error != NULL ? error : "out of memory"));
   free (error);
 }
 
@@ -52,12 +54,14 @@ uncommit (struct migrate *m)
         && (control_client_call (d->client, "mirror-rollback",
                                  json_pack ("{s:s, s:b}", "rollback-token", m->result.token,
                                             "destination-stopped", 1),
-                                 -1, JOB_CALL_MS, NULL, NULL, &class_, &error) == 0
+                                 -1, JOB_CALL_MS, NULL, NULL, &class_, &error)
+                == 0
             || (class_ != NULL && strcmp (class_, "NotFenced") == 0)))
       log_rolled_back (m, "%s: handed back to the source", d->control);
     else {
       all = false;
-      cmd_error ("%s: cannot be rolled back: %s", d->control, error != NULL ? error : "out of memory");
+      cmd_error ("%s: cannot be rolled back: %s", d->control,
+                 error != NULL ? error : "out of memory");
     }
     free (error);
     free (class_);
@@ -82,7 +86,8 @@ free_disks (struct migrate *m)
   return true;
 }
 
-/* ---- the machines ----------------------------------------------------------------------------- */
+/* ---- the machines -----------------------------------------------------------------------------
+ */
 
 static void
 cancel_memory (struct migrate *m)
@@ -103,7 +108,8 @@ cancel_memory (struct migrate *m)
   log_rolled_back (m, "the migration of the memory is %s", status[0] != '\0' ? status : "gone");
 }
 
-/* It must not run any more, ever.  One that only waits for a migration that will not come is ended as well. */
+/* It must not run any more, ever.  One that only waits for a migration that will not come is ended
+ * as well. */
 static void
 end_dest (struct migrate *m)
 {
@@ -146,7 +152,8 @@ run_source (struct migrate *m)
     continued = true;
     migrate_wait (m, POLL_MS);
   } while (migrate_now () < end);
-  cmd_error ("the source VM does not run: it is '%s'; when its monitor answers again, --recover tries once more",
+  cmd_error ("the source VM does not run: it is '%s'; when its monitor answers again, --recover "
+             "tries once more",
              status[0] != '\0' ? status : "gone");
   return false;
 }
@@ -158,26 +165,30 @@ restore_settings (struct migrate *m)
 
   if (m->source.old_params != NULL
       && vm_call (&m->source, "migrate-set-parameters", json_incref (m->source.old_params), NULL,
-                  NULL, &error) == -1)
+                  NULL, &error)
+             == -1)
     note_error (m, "migrate-set-parameters", error);
   error = NULL;
   if (m->source.old_caps != NULL
       && vm_call (&m->source, "migrate-set-capabilities",
-                  json_pack ("{s:O}", "capabilities", m->source.old_caps), NULL, NULL, &error) == -1)
+                  json_pack ("{s:O}", "capabilities", m->source.old_caps), NULL, NULL, &error)
+             == -1)
     note_error (m, "migrate-set-capabilities", error);
 }
 
 bool
 migrate_back (struct migrate *m)
 {
-  /* Once `cont` may have been sent the destination is ended before the source runs.  Before that nobody can start it, and
-   * a guest that waits need not wait for a destination that does not answer. */
+  /* Once `cont` may have been sent the destination is ended before the source runs.  Before that
+   * nobody can start it, and a guest that waits need not wait for a destination that does not
+   * answer. */
   bool dest_first = m->committed || m->o.recover, runs;
 
   log_phase (m, PHASE_BACK);
   if (!free_disks (m)) {
     m->unresolved = true;
-    cmd_error ("the disks stay handed over, so the source VM is not started: look at each disk's status, and see"
+    cmd_error ("the disks stay handed over, so the source VM is not started: look at each disk's "
+               "status, and see"
                " nbdmirror-migrate(1)");
     return false;
   }
@@ -194,7 +205,8 @@ migrate_back (struct migrate *m)
   return runs;
 }
 
-/* ---- --recover --------------------------------------------------------------------------------- */
+/* ---- --recover ---------------------------------------------------------------------------------
+ */
 
 static int
 start_unless_running (struct migrate *m)
@@ -219,7 +231,8 @@ recover_forward (struct migrate *m, bool decide)
   m->committed = true;
   strcpy (m->result.token, handoff_token (m->handoff));
   vm_status (&m->source, status);
-  if (strcmp (status, "running") == 0 && vm_call (&m->source, "stop", NULL, NULL, NULL, &error) == 0)
+  if (strcmp (status, "running") == 0
+      && vm_call (&m->source, "stop", NULL, NULL, NULL, &error) == 0)
     log_rolled_back (m, "the source VM was stopped: its disks are handed over");
   free (error);
   if (migrate_after_commit (m, start_unless_running) == -1) {
@@ -238,10 +251,10 @@ recover_back (struct migrate *m, enum handoff_found found)
   if (m->committed) {
     const char *token = handoff_token (m->handoff);
 
-    snprintf (m->result.token, sizeof m->result.token, "%s", token[0] != '\0' ? token : m->known.token);
+    snprintf (m->result.token, sizeof m->result.token, "%s",
+              token[0] != '\0' ? token : m->known.token);
     cmd_notice ("the destination has not run: taking the hand-over back");
-  }
-  else
+  } else
     cmd_notice ("nothing was handed over: going back to the source");
   return migrate_back (m) ? EXIT_DONE : EXIT_ERROR;
 }
@@ -255,11 +268,13 @@ look_and_recover (struct migrate *m, enum handoff_found found)
   vm_status (&m->source, source);
   vm_migration (&m->source, migration);
   vm_status (&m->dest, dest);
-  log_event (m, "recover", json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int) found, "source", source,
-                                      "migration", migration, "destination", dest));
+  log_event (m, "recover",
+             json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int)found, "source", source, "migration",
+                        migration, "destination", dest));
   plan = migrate_plan (found, handoff_has_word (m->handoff), source, migration, dest);
   if (m->died[0] != '\0')
-    plan = migrate_plan_known (plan, found, &m->known, source, dest, m->known.dest_direct && vm_is_dead (&m->dest));
+    plan = migrate_plan_known (plan, found, &m->known, source, dest,
+                               m->known.dest_direct && vm_is_dead (&m->dest));
   switch (plan) {
   case PLAN_NOTHING:
     if (strcmp (dest, "running") == 0) {

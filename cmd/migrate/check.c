@@ -2,9 +2,10 @@
  *
  * What is looked at before anything is begun.
  *
- * The destination must not start its guest by itself: one that was started without -S is refused.  QMP does not tell
- * that, the arguments of the process do, where they can be seen.  Where they cannot (a tunnel, libvirt) it is told
- * `stop`, which means the same to a QEMU that waits for a migration: both set its `autostart` to 0.
+ * The destination must not start its guest by itself: one that was started without -S is refused.
+ * QMP does not tell that, the arguments of the process do, where they can be seen.  Where they
+ * cannot (a tunnel, libvirt) it is told `stop`, which means the same to a QEMU that waits for a
+ * migration: both set its `autostart` to 0.
  */
 
 #include "config.h"
@@ -15,9 +16,11 @@
 #include "cmd/control-query.h"
 #include "cmd/migrate/migrate.h"
 
-/* ---- which of QEMU's disks is which ------------------------------------------------------------ */
+/* ---- which of QEMU's disks is which ------------------------------------------------------------
+ */
 
-/* The path after socket= in an NBD URI or in QEMU's name of a node, percent-decoded, into BUF.  False: there is none. */
+/* The path after socket= in an NBD URI or in QEMU's name of a node, percent-decoded, into BUF.
+ * False: there is none. */
 static bool
 socket_of (const char *name, char *buf, size_t size)
 {
@@ -29,10 +32,9 @@ socket_of (const char *name, char *buf, size_t size)
     return false;
   for (p += 7; *p != '\0' && *p != '&' && n < size - 1; p++)
     if (*p == '%' && sscanf (p + 1, "%2x", &byte) == 1) {
-      buf[n++] = (char) byte;
+      buf[n++] = (char)byte;
       p += 2;
-    }
-    else
+    } else
       buf[n++] = *p;
   buf[n] = '\0';
   return true;
@@ -54,7 +56,8 @@ inserted_text (const json_t *device, const char *key)
   return json_string_value (json_object_get (json_object_get (device, "inserted"), key));
 }
 
-/* The device of the list whose node leads to URI.  *HIDDEN: there is one whose node cannot be told. */
+/* The device of the list whose node leads to URI.  *HIDDEN: there is one whose node cannot be told.
+ */
 static json_t *
 find_device (json_t *devices, const char *uri, bool *hidden)
 {
@@ -95,17 +98,19 @@ check_dest_size (struct migrate *m, const struct disk *d, const json_t *device, 
 {
   const char *qdev = json_string_value (json_object_get (device, "qdev"));
   json_t *other = qdev != NULL ? find_by_qdev (at_dest, qdev) : NULL;
-  json_t *size = json_object_get (
-    json_object_get (json_object_get (other, "inserted"), "image"), "virtual-size");
+  json_t *size = json_object_get (json_object_get (json_object_get (other, "inserted"), "image"),
+                                  "virtual-size");
   double want = job_number (d->status, "size", -1);
 
   if (qdev != NULL && other == NULL)
-    return migrate_fail (m, EXIT_REFUSED, "the destination QEMU has no disk at %s, where %s is at the source",
-                         qdev, d->control);
+    return migrate_fail (m, EXIT_REFUSED,
+                         "the destination QEMU has no disk at %s, where %s is at the source", qdev,
+                         d->control);
   if (!json_is_integer (size) || want < 0)
     return 0;
   if (json_number_value (size) < want)
-    return migrate_fail (m, EXIT_REFUSED, "%s: the destination QEMU's disk is smaller: %.0f bytes, not %.0f",
+    return migrate_fail (m, EXIT_REFUSED,
+                         "%s: the destination QEMU's disk is smaller: %.0f bytes, not %.0f",
                          d->control, json_number_value (size), want);
   if (json_number_value (size) > want)
     cmd_warning ("%s: the destination QEMU's disk is larger: %.0f bytes, not %.0f", d->control,
@@ -125,12 +130,16 @@ check_disk (struct migrate *m, const struct disk *d, json_t *at_source, json_t *
     return 0;
   }
   if (device == NULL)
-    return migrate_fail (m, EXIT_REFUSED, "%s: no disk of the source QEMU uses its export, %s"
-                         " (--no-disk-check, if you know better)", d->control, uri);
+    return migrate_fail (m, EXIT_REFUSED,
+                         "%s: no disk of the source QEMU uses its export, %s"
+                         " (--no-disk-check, if you know better)",
+                         d->control, uri);
   driver = inserted_text (device, "drv");
   if (driver != NULL && strcmp (driver, "nbd") != 0 && strcmp (driver, "raw") != 0)
-    return migrate_fail (m, EXIT_REFUSED, "%s: QEMU has a %s layer on it, which would write while it is handed"
-                         " over: use the export as a raw disk", d->control, driver);
+    return migrate_fail (m, EXIT_REFUSED,
+                         "%s: QEMU has a %s layer on it, which would write while it is handed"
+                         " over: use the export as a raw disk",
+                         d->control, driver);
   json_object_set_new (device, "is-moved", json_true ());
   return check_dest_size (m, d, device, at_dest);
 }
@@ -147,8 +156,9 @@ warn_others (json_t *devices)
     inserted = json_object_get (device, "inserted");
     if (inserted != NULL && json_is_false (json_object_get (inserted, "ro"))
         && json_object_get (device, "is-moved") == NULL)
-      cmd_warning ("the source QEMU's disk %s is not moved: the destination needs the very same one",
-                   inserted_text (device, "file"));
+      cmd_warning (
+          "the source QEMU's disk %s is not moved: the destination needs the very same one",
+          inserted_text (device, "file"));
   }
 }
 
@@ -172,7 +182,8 @@ check_disks (struct migrate *m)
   return r;
 }
 
-/* ---- the two machines --------------------------------------------------------------------------- */
+/* ---- the two machines ---------------------------------------------------------------------------
+ */
 
 static int
 check_source (struct migrate *m)
@@ -184,10 +195,12 @@ check_source (struct migrate *m)
     return migrate_fail_with (m, EXIT_ERROR, error);
   vm_status (&m->source, status);
   if (strcmp (status, "running") != 0)
-    return migrate_fail (m, EXIT_REFUSED, "the source VM is not running, its state is '%s'", status);
+    return migrate_fail (m, EXIT_REFUSED, "the source VM is not running, its state is '%s'",
+                         status);
   vm_migration (&m->source, migration);
   if (migration_is_active (migration))
-    return migrate_fail (m, EXIT_REFUSED, "the source VM is being migrated already (%s)", migration);
+    return migrate_fail (m, EXIT_REFUSED, "the source VM is being migrated already (%s)",
+                         migration);
   return 0;
 }
 
@@ -201,21 +214,26 @@ check_dest (struct migrate *m)
     return migrate_fail_with (m, EXIT_ERROR, error);
   vm_status (&m->dest, status);
   if (strcmp (status, "inmigrate") != 0)
-    return migrate_fail (m, EXIT_REFUSED, "the destination VM does not wait for a migration, its state is '%s':"
-                         " start its QEMU with -incoming defer -S", status);
+    return migrate_fail (m, EXIT_REFUSED,
+                         "the destination VM does not wait for a migration, its state is '%s':"
+                         " start its QEMU with -incoming defer -S",
+                         status);
   if (m->dest.start == VM_START_RUNS)
-    return migrate_fail (m, EXIT_REFUSED, "the destination QEMU was started without -S, so it would start the guest by"
-                         " itself: start it anew with -incoming defer -S");
-  log_text (m, "destination-start", m->dest.start == VM_START_PAUSED
-                                      ? "-S"
-                                      : "it cannot be seen whether it has -S: it is told to stop, which means the same");
+    return migrate_fail (
+        m, EXIT_REFUSED,
+        "the destination QEMU was started without -S, so it would start the guest by"
+        " itself: start it anew with -incoming defer -S");
+  log_text (m, "destination-start",
+            m->dest.start == VM_START_PAUSED
+                ? "-S"
+                : "it cannot be seen whether it has -S: it is told to stop, which means the same");
   if (vm_call (&m->dest, "stop", NULL, NULL, NULL, &error) == -1)
     return migrate_fail_with (m, EXIT_ERROR, error);
   return 0;
 }
 
-/* With -incoming defer it listens only now.  With -incoming URI it does already, and says so: query-migrate does
- * not tell in every version. */
+/* With -incoming defer it listens only now.  With -incoming URI it does already, and says so:
+ * query-migrate does not tell in every version. */
 static int
 make_dest_listen (struct migrate *m)
 {
@@ -226,8 +244,9 @@ make_dest_listen (struct migrate *m)
 
   vm_migration (&m->dest, migration);
   if (strcmp (migration, "none") != 0
-      || vm_call (&m->dest, "migrate-incoming", json_pack ("{s:s}", "uri", uri), NULL, &refused, &error)
-           == 0)
+      || vm_call (&m->dest, "migrate-incoming", json_pack ("{s:s}", "uri", uri), NULL, &refused,
+                  &error)
+             == 0)
     return 0;
   if (!refused || error == NULL || strstr (error, "already been started") == NULL)
     return migrate_fail_with (m, EXIT_ERROR, error);
@@ -247,9 +266,11 @@ migrate_check (struct migrate *m)
     return -1;
   /* Post-copy would start the destination before the disks are handed over. */
   if (vm_set_capabilities (&m->source, &error, "pause-before-switchover", 1, "postcopy-ram", 0,
-                           "events", 1, NULL) == -1
+                           "events", 1, NULL)
+          == -1
       || vm_set_capabilities (&m->dest, &error, "late-block-activate", 1, "postcopy-ram", 0,
-                              "events", 1, NULL) == -1)
+                              "events", 1, NULL)
+             == -1)
     return migrate_fail_with (m, EXIT_REFUSED, error);
   if (m->o.auto_converge
       && vm_set_capabilities (&m->source, &error, "auto-converge", 1, NULL) == -1)

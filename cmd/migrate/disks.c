@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The mirrors of a migration: one worker process a disk, `nbdmirror mirror`.  They outlive us when we are killed,
- * so that another try finds its jobs ready; a roll-back cancels those that we began.
+ * The mirrors of a migration: one worker process a disk, `nbdmirror mirror`.  They outlive us when
+ * we are killed, so that another try finds its jobs ready; a roll-back cancels those that we began.
  */
 
 #include "config.h"
@@ -20,7 +20,7 @@
 
 #define LOOK_MS 100
 #define SILENT_MS 20000 /* workers tell how they stand four times a second */
-#define END_MS 5000 /* for a worker to end when it is told to */
+#define END_MS 5000     /* for a worker to end when it is told to */
 
 int
 disks_connect (struct migrate *m)
@@ -53,7 +53,8 @@ look (struct migrate *m, struct disk *d)
       d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
     if (d->client != NULL
         && control_client_call (d->client, "query-mirror", NULL, -1, JOB_CALL_MS, &status, NULL,
-                                NULL, &error) == 0) {
+                                NULL, &error)
+               == 0) {
       json_decref (d->status);
       d->status = status;
       return 0;
@@ -78,7 +79,8 @@ is_one_of (const char *state, const char *const list[])
 int
 disks_check (struct migrate *m)
 {
-  static const char *const running[] = { "copying", "ready", "throttled", "synchronous", "degraded", NULL };
+  static const char *const running[]
+      = { "copying", "ready", "throttled", "synchronous", "degraded", NULL };
   static const char *const none[] = { "idle", "cancelled", "failed", NULL };
   unsigned i;
 
@@ -93,20 +95,27 @@ disks_check (struct migrate *m)
       state = "unknown";
     d->ours = !is_one_of (state, running);
     if (!d->ours) {
-      /* Of an earlier try, perhaps, that was killed: the guest would be started on a disk that nobody filled. */
+      /* Of an earlier try, perhaps, that was killed: the guest would be started on a disk that
+       * nobody filled. */
       const char *target = job_text (d->status, "target");
 
       if (target != NULL && !same_place (target, d->dest))
-        return migrate_fail (m, EXIT_REFUSED, "%s: a job is at work that mirrors it to %s, not to %s: 'nbdmirror"
-                             " cancel' ends it", d->control, target, d->dest);
+        return migrate_fail (m, EXIT_REFUSED,
+                             "%s: a job is at work that mirrors it to %s, not to %s: 'nbdmirror"
+                             " cancel' ends it",
+                             d->control, target, d->dest);
       continue;
     }
     if (strcmp (state, "completed") == 0)
-      return migrate_fail (m, EXIT_REFUSED, "%s: it was handed over already: roll it back first, if the guest"
-                           " really is here", d->control);
+      return migrate_fail (m, EXIT_REFUSED,
+                           "%s: it was handed over already: roll it back first, if the guest"
+                           " really is here",
+                           d->control);
     if (strcmp (state, "detached") == 0 && !m->o.resume)
-      return migrate_fail (m, EXIT_REFUSED, "%s: a job is left over: --resume goes on with it, 'nbdmirror"
-                           " cancel' drops it", d->control);
+      return migrate_fail (m, EXIT_REFUSED,
+                           "%s: a job is left over: --resume goes on with it, 'nbdmirror"
+                           " cancel' drops it",
+                           d->control);
     if (strcmp (state, "detached") != 0 && !is_one_of (state, none))
       return migrate_fail (m, EXIT_REFUSED, "%s: its job is %s", d->control, state);
   }
@@ -137,24 +146,25 @@ start_one (struct migrate *m, struct disk *d)
 
   if (resume)
     argv[n++] = "--resume";
-#define PASS(option, value)                                                                     \
-  if (value != NULL) {                                                                          \
-    argv[n++] = option;                                                                         \
-    argv[n++] = value;                                                                          \
+#define PASS(option, value)                                                                        \
+  if (value != NULL) {                                                                             \
+    argv[n++] = option;                                                                            \
+    argv[n++] = value;                                                                             \
   }
   PASS ("--bandwidth", m->o.bandwidth)
   PASS ("--max-downtime", m->o.max_downtime)
   PASS ("--policy", m->o.policy)
   PASS ("--connections", m->o.connections)
 #undef PASS
-  d->pid = spawn_child (own_path (), (char *const *) argv, environ, -1);
+  d->pid = spawn_child (own_path (), (char *const *)argv, environ, -1);
   if (d->pid == -1) {
     d->pid = 0;
     return migrate_fail (m, EXIT_ERROR, "%s: cannot start a worker: %m", d->control);
   }
   guard_note (m);
-  log_event (m, "worker", json_pack ("{s:s, s:s, s:i, s:b}", "control", d->control, "destination",
-                                     d->dest, "pid", (int) d->pid, "resume", resume));
+  log_event (m, "worker",
+             json_pack ("{s:s, s:s, s:i, s:b}", "control", d->control, "destination", d->dest,
+                        "pid", (int)d->pid, "resume", resume));
   return 0;
 }
 
@@ -176,13 +186,14 @@ worker_ended (struct migrate *m, const struct disk *d)
   int status = d->wait_status;
 
   if (WIFSIGNALED (status))
-    return migrate_fail (m, EXIT_ERROR, "%s: its worker was killed by signal %d", d->control, WTERMSIG (status));
+    return migrate_fail (m, EXIT_ERROR, "%s: its worker was killed by signal %d", d->control,
+                         WTERMSIG (status));
   return migrate_fail (m, WEXITSTATUS (status) != 0 ? WEXITSTATUS (status) : EXIT_ERROR,
                        "%s: its worker has ended with status %d", d->control, WEXITSTATUS (status));
 }
 
-/* A worker that is stopped, or hangs, says nothing: nobody else would ever end the wait for it.  (One whose destination
- * is lost says so, again and again.) */
+/* A worker that is stopped, or hangs, says nothing: nobody else would ever end the wait for it.
+ * (One whose destination is lost says so, again and again.) */
 static int
 check_silence (struct migrate *m, struct disk *d)
 {
@@ -194,8 +205,8 @@ check_silence (struct migrate *m, struct disk *d)
   }
   if (now - d->heard_ms <= SILENT_MS)
     return 0;
-  return migrate_fail (m, EXIT_ERROR, "%s: its worker has said nothing for %d s: is it stopped?", d->control,
-                       SILENT_MS / 1000);
+  return migrate_fail (m, EXIT_ERROR, "%s: its worker has said nothing for %d s: is it stopped?",
+                       d->control, SILENT_MS / 1000);
 }
 
 int
@@ -257,8 +268,9 @@ disks_refresh (struct migrate *m)
     char *error = NULL;
 
     if (d->client != NULL
-        && control_client_call (d->client, "query-mirror", NULL, -1, JOB_CALL_MS, &status, NULL, NULL,
-                                &error) == 0) {
+        && control_client_call (d->client, "query-mirror", NULL, -1, JOB_CALL_MS, &status, NULL,
+                                NULL, &error)
+               == 0) {
       json_decref (d->status);
       d->status = status;
     }
@@ -292,7 +304,8 @@ drop_job (struct migrate *m, struct disk *d)
   if (d->client == NULL)
     d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
   if (d->client != NULL)
-    control_client_call (d->client, "block-job-cancel", NULL, -1, JOB_CALL_MS, NULL, NULL, NULL, &error);
+    control_client_call (d->client, "block-job-cancel", NULL, -1, JOB_CALL_MS, NULL, NULL, NULL,
+                         &error);
   if (error != NULL)
     log_text (m, "cancel", error);
   free (error);
@@ -312,7 +325,8 @@ cancel_one (struct migrate *m, struct disk *d)
   }
   if (!d->ended || !WIFEXITED (d->wait_status) || WEXITSTATUS (d->wait_status) != EXIT_CANCELLED)
     drop_job (m, d);
-  if (!WIFEXITED (d->wait_status) || WEXITSTATUS (d->wait_status) != EXIT_DONE) /* not after a hand-over */
+  if (!WIFEXITED (d->wait_status)
+      || WEXITSTATUS (d->wait_status) != EXIT_DONE) /* not after a hand-over */
     log_rolled_back (m, "%s: the mirror was cancelled", d->control);
 }
 
@@ -349,7 +363,7 @@ disks_reap (struct migrate *m)
     if (d->pid > 0 && !d->ended)
       d->ended = spawn_ended (d->pid, END_MS, &d->wait_status);
     if (d->pid > 0 && !d->ended)
-      cmd_warning ("%s: its worker, process %ld, has not ended yet", d->control, (long) d->pid);
+      cmd_warning ("%s: its worker, process %ld, has not ended yet", d->control, (long)d->pid);
   }
 }
 

@@ -1,27 +1,30 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A guardian, so that a coordinator that is killed at a bad moment does not leave a guest that runs nowhere.
+ * A guardian, so that a coordinator that is killed at a bad moment does not leave a guest that runs
+ * nowhere.
  *
  *   guardian (the process that was started)     coordinator (its child, in a session of its own)
  *   waits; passes signals on                    does everything
  *   the coordinator ended in order ------------ its exit status is passed on
- *   it was killed, or crashed -----------------> does what --recover does, several times if it has to
- *   it is stopped while the guest is, too long -> the same, after killing it
- *                                               the guardian was killed: that counts as SIGTERM (roll-back up to the
- *                                               commit, after it the end)
+ *   it was killed, or crashed -----------------> does what --recover does, several times if it has
+ * to it is stopped while the guest is, too long -> the same, after killing it the guardian was
+ * killed: that counts as SIGTERM (roll-back up to the commit, after it the end)
  *
  * Both at once: --recover by hand.
  *
- * What the guardian must know beyond what can be seen (that `cont` was sent; that a hand-over was being taken back;
- * settings of the source QEMU; the mirrors' processes) is in a page that both share: guard_note() writes it down.  Each
- * field is one atomic word, or a text that is written once before its flag, so that a coordinator that is killed while it
- * writes leaves nothing half.  The guardian does not look at it before the coordinator has gone.
+ * What the guardian must know beyond what can be seen (that `cont` was sent; that a hand-over was
+ * being taken back; settings of the source QEMU; the mirrors' processes) is in a page that both
+ * share: guard_note() writes it down.  Each field is one atomic word, or a text that is written
+ * once before its flag, so that a coordinator that is killed while it writes leaves nothing half.
+ * The guardian does not look at it before the coordinator has gone.
  *
- * The guardian has no connection and no file open while the coordinator lives.  QEMU serves one monitor client at a time: the
- * dead one's connections were closed before wait() told that it is dead (all are close-on-exec, so no worker or hook
- * keeps one).  For the same reason two recoveries cannot work at the same time: whoever has both monitors goes on.
+ * The guardian has no connection and no file open while the coordinator lives.  QEMU serves one
+ * monitor client at a time: the dead one's connections were closed before wait() told that it is
+ * dead (all are close-on-exec, so no worker or hook keeps one).  For the same reason two recoveries
+ * cannot work at the same time: whoever has both monitors goes on.
  *
- * The guardian is the reaper of its descendants, so the workers of a dead coordinator become its own children.
+ * The guardian is the reaper of its descendants, so the workers of a dead coordinator become its
+ * own children.
  */
 
 #include "config.h"
@@ -67,13 +70,15 @@ guard_size (unsigned nr)
   return sizeof (struct guard) + nr * sizeof (_Atomic pid_t);
 }
 
-/* ---- the coordinator: what it writes down -------------------------------------------------------- */
+/* ---- the coordinator: what it writes down
+ * -------------------------------------------------------- */
 
 /* STOLEN may be NULL. */
 static void
 keep_text (struct text *t, char *stolen)
 {
-  if (stolen != NULL && stolen[0] != '\0' && !atomic_load (&t->there) && strlen (stolen) < TEXT_MAX) {
+  if (stolen != NULL && stolen[0] != '\0' && !atomic_load (&t->there)
+      && strlen (stolen) < TEXT_MAX) {
     strcpy (t->text, stolen);
     atomic_store (&t->there, true);
   }
@@ -90,20 +95,23 @@ guard_note (struct migrate *m)
     return;
   keep_text (&g->token, strdup (m->result.token));
   if (!atomic_load (&g->capabilities.there))
-    keep_text (&g->capabilities, m->source.old_caps != NULL ? json_dumps (m->source.old_caps, JSON_COMPACT) : NULL);
+    keep_text (&g->capabilities,
+               m->source.old_caps != NULL ? json_dumps (m->source.old_caps, JSON_COMPACT) : NULL);
   if (!atomic_load (&g->parameters.there))
-    keep_text (&g->parameters, m->source.old_params != NULL ? json_dumps (m->source.old_params, JSON_COMPACT) : NULL);
+    keep_text (&g->parameters, m->source.old_params != NULL
+                                   ? json_dumps (m->source.old_params, JSON_COMPACT)
+                                   : NULL);
   for (i = 0; i < m->nr; i++)
     atomic_store (&g->workers[i], m->disks[i].pid);
-  atomic_store (&g->stop_us, (int64_t) (m->source.stop_ms * 1e3));
+  atomic_store (&g->stop_us, (int64_t)(m->source.stop_ms * 1e3));
   atomic_store (&g->dest_direct, m->dest.direct);
   atomic_store (&g->cont_sent, m->cont_sent);
   atomic_store (&g->committed, m->committed);
-  atomic_store (&g->phase, (int) m->phase);
+  atomic_store (&g->phase, (int)m->phase);
 }
 
-/* A second signal kills a program that has nobody to look after it.  Here it is the guardian who counts: one that was sent
- * to both, as systemd does, must not end the roll-back. */
+/* A second signal kills a program that has nobody to look after it.  Here it is the guardian who
+ * counts: one that was sent to both, as systemd does, must not end the roll-back. */
 static void
 keep_handlers (void)
 {
@@ -112,8 +120,9 @@ keep_handlers (void)
   size_t i;
 
   for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
-    if (sigaction (numbers[i], NULL, &sa) == 0 && sa.sa_handler != SIG_IGN && sa.sa_handler != SIG_DFL) {
-      sa.sa_flags &= ~(int) SA_RESETHAND;
+    if (sigaction (numbers[i], NULL, &sa) == 0 && sa.sa_handler != SIG_IGN
+        && sa.sa_handler != SIG_DFL) {
+      sa.sa_flags &= ~(int)SA_RESETHAND;
       sigaction (numbers[i], &sa, NULL);
     }
 }
@@ -131,7 +140,8 @@ guard_ready (struct migrate *m)
   sigprocmask (SIG_SETMASK, &none, NULL);
   if (m->o.recover) /* the guardian: from now on they end the tries, or us */
     return;
-  log_event (m, "coordinator", json_pack ("{s:i, s:i}", "pid", (int) getpid (), "guardian", (int) getppid ()));
+  log_event (m, "coordinator",
+             json_pack ("{s:i, s:i}", "pid", (int)getpid (), "guardian", (int)getppid ()));
 }
 
 void
@@ -144,7 +154,8 @@ guard_finished (struct migrate *m, int status)
   atomic_store (&m->guard->finished, true);
 }
 
-/* ---- the guardian: while the coordinator lives ---------------------------------------------------- */
+/* ---- the guardian: while the coordinator lives
+ * ---------------------------------------------------- */
 
 /* Those that are passed on, and the end of a child. */
 static void
@@ -162,7 +173,8 @@ block_signals (sigset_t *set)
   sigprocmask (SIG_BLOCK, set, NULL);
 }
 
-/* What has become of it: true if it has ended, with *STATUS as from waitpid.  *STOPPED_MS: since when it is stopped, or 0. */
+/* What has become of it: true if it has ended, with *STATUS as from waitpid.  *STOPPED_MS: since
+ * when it is stopped, or 0. */
 static bool
 has_ended (pid_t coordinator, int *status, double *stopped_ms)
 {
@@ -183,19 +195,20 @@ has_ended (pid_t coordinator, int *status, double *stopped_ms)
   return false;
 }
 
-/* A guest that is stopped, as it is at any time once its memory is sent, cannot wait for as long as somebody likes; and by
- * then the disks were let go. */
+/* A guest that is stopped, as it is at any time once its memory is sent, cannot wait for as long as
+ * somebody likes; and by then the disks were let go. */
 static bool
 is_stopped_too_long (const struct migrate *m, double stopped_ms)
 {
   int phase = atomic_load (&m->guard->phase);
 
   return stopped_ms > 0 && ((phase >= PHASE_MEMORY && phase <= PHASE_START) || phase == PHASE_BACK)
-         && migrate_now () - stopped_ms > (double) m->o.switch_ms;
+         && migrate_now () - stopped_ms > (double)m->o.switch_ms;
 }
 
-/* Until it has ended: its status as from waitpid.  *SIGNALS: how many came, and were passed on.  The second one kills it; but
- * a terminal that goes away may well say so twice.  None that was sent to a coordinator may end us, who clean up after it. */
+/* Until it has ended: its status as from waitpid.  *SIGNALS: how many came, and were passed on. The
+ * second one kills it; but a terminal that goes away may well say so twice.  None that was sent to
+ * a coordinator may end us, who clean up after it. */
 static int
 watch (const struct migrate *m, pid_t coordinator, const sigset_t *set, int *signals)
 {
@@ -206,7 +219,8 @@ watch (const struct migrate *m, pid_t coordinator, const sigset_t *set, int *sig
   *signals = 0;
   while (!has_ended (coordinator, &status, &stopped_ms)) {
     if (is_stopped_too_long (m, stopped_ms)) {
-      cmd_warning ("the process that coordinates the migration is stopped, and the guest may be: killing it");
+      cmd_warning ("the process that coordinates the migration is stopped, and the guest may be: "
+                   "killing it");
       kill (coordinator, SIGKILL);
       stopped_ms = 0;
     }
@@ -221,7 +235,8 @@ watch (const struct migrate *m, pid_t coordinator, const sigset_t *set, int *sig
   return status;
 }
 
-/* ---- the guardian: after a coordinator that was killed --------------------------------------------- */
+/* ---- the guardian: after a coordinator that was killed
+ * --------------------------------------------- */
 
 static void
 take_notes (struct migrate *m)
@@ -229,12 +244,12 @@ take_notes (struct migrate *m)
   struct guard *g = m->guard;
   unsigned i;
 
-  m->phase = (enum phase) atomic_load (&g->phase);
+  m->phase = (enum phase)atomic_load (&g->phase);
   m->known.phase = m->phase;
   m->known.committed = atomic_load (&g->committed);
   m->known.cont_sent = atomic_load (&g->cont_sent);
   m->known.dest_direct = atomic_load (&g->dest_direct);
-  m->source.stop_ms = (double) atomic_load (&g->stop_us) / 1e3;
+  m->source.stop_ms = (double)atomic_load (&g->stop_us) / 1e3;
   if (atomic_load (&g->token.there))
     snprintf (m->known.token, sizeof m->known.token, "%.*s", HANDOFF_TOKEN_MAX, g->token.text);
   if (atomic_load (&g->capabilities.there))
@@ -251,8 +266,8 @@ take_notes (struct migrate *m)
   }
 }
 
-/* What a try has learned is known to the next one: as by the coordinator, a hand-over whose guest could not be started, and
- * certainly has not run, is taken back. */
+/* What a try has learned is known to the next one: as by the coordinator, a hand-over whose guest
+ * could not be started, and certainly has not run, is taken back. */
 static void
 forget_try (struct migrate *m)
 {
@@ -288,7 +303,8 @@ guard_recover (struct migrate *m)
     migrate_wait (m, PAUSE_MS);
   }
   if (status != EXIT_DONE) {
-    cmd_error ("given up after %d tries: run this command with --recover, see nbdmirror-migrate(1)", try);
+    cmd_error ("given up after %d tries: run this command with --recover, see nbdmirror-migrate(1)",
+               try);
     return EXIT_ERROR;
   }
   return m->phase == PHASE_DONE ? EXIT_DONE : m->exit_status;
@@ -299,14 +315,18 @@ static void
 say_died (struct migrate *m, int status)
 {
   if (WIFSIGNALED (status))
-    snprintf (m->died, sizeof m->died, "the process that coordinates the migration was killed by signal %d",
+    snprintf (m->died, sizeof m->died,
+              "the process that coordinates the migration was killed by signal %d",
               WTERMSIG (status));
   else
-    snprintf (m->died, sizeof m->died, "the process that coordinates the migration has ended with status %d before"
-              " its time", WEXITSTATUS (status));
+    snprintf (m->died, sizeof m->died,
+              "the process that coordinates the migration has ended with status %d before"
+              " its time",
+              WEXITSTATUS (status));
 }
 
-/* ---- both ------------------------------------------------------------------------------------------ */
+/* ---- both
+ * ------------------------------------------------------------------------------------------ */
 
 /* The child's beginning.  False: the guardian has died meanwhile, and nothing was begun. */
 static bool
@@ -346,7 +366,8 @@ guard (struct migrate *m, int (*work) (struct migrate *m))
 int
 guard_run (struct migrate *m, int (*work) (struct migrate *m))
 {
-  struct guard *g = mmap (NULL, guard_size (m->nr), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  struct guard *g
+      = mmap (NULL, guard_size (m->nr), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   int status;
 
   if (g == MAP_FAILED) {

@@ -41,7 +41,7 @@ migrate_now (void)
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (double) ts.tv_sec * 1e3 + (double) ts.tv_nsec / 1e6;
+  return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
 }
 
 /* ---- the log -------------------------------------------------------------------------------- */
@@ -56,7 +56,8 @@ is_cut_off (const char *file)
 
   if (fd == -1)
     return false;
-  if (fstat (fd, &st) == 0 && S_ISREG (st.st_mode) && st.st_size > 0 && pread (fd, &last, 1, st.st_size - 1) != 1)
+  if (fstat (fd, &st) == 0 && S_ISREG (st.st_mode) && st.st_size > 0
+      && pread (fd, &last, 1, st.st_size - 1) != 1)
     last = '\n';
   close (fd);
   return last != '\n';
@@ -87,8 +88,8 @@ log_event (struct migrate *m, const char *event, json_t *data)
 
   if (m->log != NULL) {
     clock_gettime (CLOCK_REALTIME, &ts);
-    line = json_pack ("{s:f, s:f, s:s}", "time", (double) ts.tv_sec + (double) ts.tv_nsec / 1e9,
-                      "ms", migrate_now () - m->start_ms, "event", event);
+    line = json_pack ("{s:f, s:f, s:s}", "time", (double)ts.tv_sec + (double)ts.tv_nsec / 1e9, "ms",
+                      migrate_now () - m->start_ms, "event", event);
     json_object_update (line, data);
     json_dumpf (line, m->log, JSON_COMPACT | JSON_REAL_PRECISION (14));
     fputc ('\n', m->log);
@@ -136,8 +137,8 @@ memory_detail (const struct vm *vm, char *buf, size_t size)
 
   buf[0] = '\0';
   if (vm->memory_total > 0)
-    snprintf (buf, size, ", %s of %s left", units_format_size (left, (uint64_t) vm->memory_left),
-              units_format_size (total, (uint64_t) vm->memory_total));
+    snprintf (buf, size, ", %s of %s left", units_format_size (left, (uint64_t)vm->memory_left),
+              units_format_size (total, (uint64_t)vm->memory_total));
 }
 
 /* What is left of the phase, into BUF. */
@@ -166,7 +167,7 @@ phase_detail (const struct migrate *m, char *buf, size_t size)
   }
   if (!known)
     return;
-  units_format_size (text, (uint64_t) left);
+  units_format_size (text, (uint64_t)left);
   if (m->phase == PHASE_MIRROR)
     snprintf (buf, size, ", %.1f %%, %s left", percent, text);
   else
@@ -199,13 +200,15 @@ log_phase (struct migrate *m, enum phase phase)
 {
   double now = migrate_now ();
 
-  log_event (m, "phase", json_pack ("{s:s, s:s, s:f}", "phase", phases[phase].name, "after",
-                                    phases[m->phase].name, "took-ms", now - m->phase_ms));
+  log_event (m, "phase",
+             json_pack ("{s:s, s:s, s:f}", "phase", phases[phase].name, "after",
+                        phases[m->phase].name, "took-ms", now - m->phase_ms));
   m->took_ms[m->phase] += now - m->phase_ms;
   m->phase = phase;
   m->phase_ms = now;
   guard_note (m);
-  /* Nothing that could wait for a slow terminal while the guest is stopped; and a failure has its message. */
+  /* Nothing that could wait for a slow terminal while the guest is stopped; and a failure has its
+   * message. */
   if (phase < PHASE_HOLD || phase == PHASE_BACK)
     show (m);
 }
@@ -279,7 +282,10 @@ phases_report (const struct migrate *m)
 static const char *
 outcome (const struct migrate *m)
 {
-  return m->phase == PHASE_DONE ? "migrated" : m->committed ? "committed" : m->unresolved ? "unresolved" : "rolled-back";
+  return m->phase == PHASE_DONE ? "migrated"
+         : m->committed         ? "committed"
+         : m->unresolved        ? "unresolved"
+                                : "rolled-back";
 }
 
 static json_t *
@@ -290,13 +296,14 @@ make_report (const struct migrate *m)
 
   for (i = 0; i < m->nr; i++)
     json_array_append_new (disks, disk_report (m, i));
-  return json_pack ("{s:s, s:i, s:f, s:o, s:o, s:o, s:I, s:o, s:o, s:O, s:o}", "result", outcome (m),
-                    "exit-status", m->exit_status, "total-s", (migrate_now () - m->start_ms) / 1e3,
-                    "pause-ms", number_or_null (m->guest_pause_ms), "disks-pause-ms",
-                    number_or_null (m->took_ms[PHASE_START] > 0 ? disks_pause (m) : -1), "phases-ms",
-                    phases_report (m), "memory-bytes", m->memory_bytes, "disks", disks, "rollback-token",
-                    m->committed ? json_string (m->result.token) : json_null (), "rolled-back",
-                    m->rolled_back, "error", m->reason != NULL ? json_string (m->reason) : json_null ());
+  return json_pack (
+      "{s:s, s:i, s:f, s:o, s:o, s:o, s:I, s:o, s:o, s:O, s:o}", "result", outcome (m),
+      "exit-status", m->exit_status, "total-s", (migrate_now () - m->start_ms) / 1e3, "pause-ms",
+      number_or_null (m->guest_pause_ms), "disks-pause-ms",
+      number_or_null (m->took_ms[PHASE_START] > 0 ? disks_pause (m) : -1), "phases-ms",
+      phases_report (m), "memory-bytes", m->memory_bytes, "disks", disks, "rollback-token",
+      m->committed ? json_string (m->result.token) : json_null (), "rolled-back", m->rolled_back,
+      "error", m->reason != NULL ? json_string (m->reason) : json_null ());
 }
 
 static void
@@ -314,9 +321,10 @@ print_report (const struct migrate *m)
   }
   for (i = 0; i < m->nr; i++)
     sent += job_number (m->disks[i].status, "sent-bytes", 0);
-  printf ("migrated in %.1f s: %s of disks, %s of memory; the guest paused for %s, %.1f ms of it for the disks\n",
-          (migrate_now () - m->start_ms) / 1e3, units_format_size (bytes, (uint64_t) sent),
-          units_format_size (memory, (uint64_t) m->memory_bytes),
+  printf ("migrated in %.1f s: %s of disks, %s of memory; the guest paused for %s, %.1f ms of it "
+          "for the disks\n",
+          (migrate_now () - m->start_ms) / 1e3, units_format_size (bytes, (uint64_t)sent),
+          units_format_size (memory, (uint64_t)m->memory_bytes),
           m->guest_pause_ms >= 0 ? units_format_time (pause, m->guest_pause_ms) : "an unknown time",
           disks_pause (m));
   for (i = 0; i < m->nr; i++)
@@ -336,8 +344,7 @@ log_report (struct migrate *m)
   if (m->o.json) {
     json_dumpf (report, stdout, JSON_INDENT (2) | JSON_REAL_PRECISION (9));
     putchar ('\n');
-  }
-  else
+  } else
     print_report (m);
   if (m->o.report != NULL && job_write_report (m->o.report, report) == -1)
     cmd_warning ("--report %s: %s", m->o.report, strerror (errno));

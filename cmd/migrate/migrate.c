@@ -18,7 +18,8 @@
 #define SWITCH_MS 30000
 #define MAX_DOWNTIME_MS 300
 
-/* ---- what all files use -------------------------------------------------------------------------- */
+/* ---- what all files use
+ * -------------------------------------------------------------------------- */
 
 int
 migrate_fail_with (struct migrate *m, int exit_status, char *message)
@@ -27,8 +28,7 @@ migrate_fail_with (struct migrate *m, int exit_status, char *message)
     m->reason = message != NULL ? message : strdup ("out of memory");
     m->exit_status = exit_status;
     log_text (m, "failure", m->reason != NULL ? m->reason : "out of memory");
-  }
-  else {
+  } else {
     log_text (m, "failure", message != NULL ? message : "out of memory");
     free (message);
   }
@@ -72,14 +72,16 @@ migrate_interrupted (struct migrate *m)
   if (atomic_load (m->signal) != 0)
     return migrate_fail (m, EXIT_CANCELLED, "cancelled");
   if (m->o.timeout_ms != 0 && m->phase <= PHASE_MEMORY
-      && migrate_now () - m->start_ms > (double) m->o.timeout_ms)
+      && migrate_now () - m->start_ms > (double)m->o.timeout_ms)
     return migrate_fail (m, EXIT_NOT_CONVERGED, "not done within %llu ms (--timeout): %s",
-                         (unsigned long long) m->o.timeout_ms,
-                         m->phase == PHASE_MEMORY ? "the memory did not converge" : "the disks are not ready");
+                         (unsigned long long)m->o.timeout_ms,
+                         m->phase == PHASE_MEMORY ? "the memory did not converge"
+                                                  : "the disks are not ready");
   return 0;
 }
 
-/* ---- the order of the steps ---------------------------------------------------------------------- */
+/* ---- the order of the steps
+ * ---------------------------------------------------------------------- */
 
 static int
 up_to_commit (struct migrate *m)
@@ -116,10 +118,9 @@ collect (struct migrate *m)
 
   if (m->source.stop_ms > 0 && m->dest.resume_ms >= m->source.stop_ms)
     m->guest_pause_ms = m->dest.resume_ms - m->source.stop_ms;
-  if (m->source.qmp != NULL
-      && vm_call (&m->source, "query-migrate", NULL, &ret, NULL, &error) == 0)
+  if (m->source.qmp != NULL && vm_call (&m->source, "query-migrate", NULL, &ret, NULL, &error) == 0)
     m->memory_bytes
-      = json_integer_value (json_object_get (json_object_get (ret, "ram"), "transferred"));
+        = json_integer_value (json_object_get (json_object_get (ret, "ram"), "transferred"));
   free (error);
   json_decref (ret);
   disks_reap (m);
@@ -151,10 +152,12 @@ after_commit (struct migrate *m)
   if (!m->cont_sent) /* it never ran there */
     migrate_back (m);
   else if (m->dest.resume_ms > 0)
-    cmd_error ("the guest was started at the destination, and was lost there: start it there anew, from its"
+    cmd_error ("the guest was started at the destination, and was lost there: start it there anew, "
+               "from its"
                " disks; do NOT start the source VM");
   else
-    cmd_error ("the disks are handed over and the destination VM may have run: do NOT start the source VM; see"
+    cmd_error ("the disks are handed over and the destination VM may have run: do NOT start the "
+               "source VM; see"
                " nbdmirror-migrate(1), FAILURES");
   return false;
 }
@@ -180,7 +183,8 @@ run_migration (struct migrate *m)
   return m->exit_status;
 }
 
-/* The rest of what a coordinator had to do that was killed.  A hook is not run twice: better not at all. */
+/* The rest of what a coordinator had to do that was killed.  A hook is not run twice: better not at
+ * all. */
 static int
 run_guardian (struct migrate *m)
 {
@@ -202,7 +206,8 @@ run_guardian (struct migrate *m)
   return status;
 }
 
-/* ---- options ------------------------------------------------------------------------------------ */
+/* ---- options ------------------------------------------------------------------------------------
+ */
 
 enum {
   OPT_SOURCE_QMP = 0x100,
@@ -278,32 +283,69 @@ take_option (struct migrate *m, int c)
   uint64_t ignored;
 
   switch (c) {
-  case OPT_SOURCE_QMP: m->source.path = optarg; return 0;
-  case OPT_DEST_QMP: m->dest.path = optarg; return 0;
-  case OPT_MEMORY_URI: o->memory_uri = optarg; return 0;
-  case OPT_INCOMING_URI: o->incoming_uri = optarg; return 0;
-  case OPT_DISK: return add_disk (m, optarg);
-  case OPT_BANDWIDTH: o->bandwidth = optarg; return take_rate ("--bandwidth", &ignored);
-  case OPT_CONNECTIONS: o->connections = optarg; return 0;
-  case OPT_MAX_DOWNTIME: o->max_downtime = optarg; return take_time ("--max-downtime", &o->max_downtime_ms);
-  case OPT_MEMORY_BANDWIDTH: return take_rate ("--memory-bandwidth", &o->memory_bandwidth);
-  case OPT_TIMEOUT: return take_time ("--timeout", &o->timeout_ms);
-  case OPT_SWITCH: return take_time ("--switchover-timeout", &o->switch_ms);
+  case OPT_SOURCE_QMP:
+    m->source.path = optarg;
+    return 0;
+  case OPT_DEST_QMP:
+    m->dest.path = optarg;
+    return 0;
+  case OPT_MEMORY_URI:
+    o->memory_uri = optarg;
+    return 0;
+  case OPT_INCOMING_URI:
+    o->incoming_uri = optarg;
+    return 0;
+  case OPT_DISK:
+    return add_disk (m, optarg);
+  case OPT_BANDWIDTH:
+    o->bandwidth = optarg;
+    return take_rate ("--bandwidth", &ignored);
+  case OPT_CONNECTIONS:
+    o->connections = optarg;
+    return 0;
+  case OPT_MAX_DOWNTIME:
+    o->max_downtime = optarg;
+    return take_time ("--max-downtime", &o->max_downtime_ms);
+  case OPT_MEMORY_BANDWIDTH:
+    return take_rate ("--memory-bandwidth", &o->memory_bandwidth);
+  case OPT_TIMEOUT:
+    return take_time ("--timeout", &o->timeout_ms);
+  case OPT_SWITCH:
+    return take_time ("--switchover-timeout", &o->switch_ms);
   case OPT_POLICY:
     o->policy = optarg;
     return job_policy_parse (optarg, &policy)
-             ? 0
-             : cmd_usage_error ("--policy %s: must be sync, throttle, none or fail", optarg);
-  case OPT_LOG: o->log = optarg; return 0;
-  case OPT_REPORT: o->report = optarg; return 0;
-  case OPT_RESUME: o->resume = true; return 0;
-  case OPT_KEEP: o->keep_mirrors = true; return 0;
-  case OPT_QUIT: o->quit_source = true; return 0;
-  case OPT_AUTO_CONVERGE: o->auto_converge = true; return 0;
-  case OPT_NO_DISK_CHECK: o->no_disk_check = true; return 0;
-  case OPT_RECOVER: o->recover = true; return 0;
-  case 'j': o->json = true; return 0;
-  default: return hook_option (&m->hooks, c) ? 0 : EXIT_USAGE;
+               ? 0
+               : cmd_usage_error ("--policy %s: must be sync, throttle, none or fail", optarg);
+  case OPT_LOG:
+    o->log = optarg;
+    return 0;
+  case OPT_REPORT:
+    o->report = optarg;
+    return 0;
+  case OPT_RESUME:
+    o->resume = true;
+    return 0;
+  case OPT_KEEP:
+    o->keep_mirrors = true;
+    return 0;
+  case OPT_QUIT:
+    o->quit_source = true;
+    return 0;
+  case OPT_AUTO_CONVERGE:
+    o->auto_converge = true;
+    return 0;
+  case OPT_NO_DISK_CHECK:
+    o->no_disk_check = true;
+    return 0;
+  case OPT_RECOVER:
+    o->recover = true;
+    return 0;
+  case 'j':
+    o->json = true;
+    return 0;
+  default:
+    return hook_option (&m->hooks, c) ? 0 : EXIT_USAGE;
   }
 }
 
@@ -311,7 +353,8 @@ static int
 check_options (struct migrate *m)
 {
   if (m->source.path == NULL || m->dest.path == NULL)
-    return cmd_usage_error ("%s is missing", m->source.path == NULL ? "--source-qmp" : "--dest-qmp");
+    return cmd_usage_error ("%s is missing",
+                            m->source.path == NULL ? "--source-qmp" : "--dest-qmp");
   if (m->nr == 0)
     return cmd_usage_error ("--disk CONTROL=DEST is missing, once for each disk of the guest");
   if (m->o.memory_uri == NULL && !m->o.recover)
@@ -324,30 +367,30 @@ static bool
 parse (struct cmd_line *line, struct migrate *m, int *status)
 {
   static const struct option longopts[]
-    = { { "source-qmp", required_argument, NULL, OPT_SOURCE_QMP },
-        { "dest-qmp", required_argument, NULL, OPT_DEST_QMP },
-        { "memory-uri", required_argument, NULL, OPT_MEMORY_URI },
-        { "incoming-uri", required_argument, NULL, OPT_INCOMING_URI },
-        { "disk", required_argument, NULL, OPT_DISK },
-        { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
-        { "connections", required_argument, NULL, OPT_CONNECTIONS },
-        { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
-        { "memory-bandwidth", required_argument, NULL, OPT_MEMORY_BANDWIDTH },
-        { "timeout", required_argument, NULL, OPT_TIMEOUT },
-        { "switchover-timeout", required_argument, NULL, OPT_SWITCH },
-        { "policy", required_argument, NULL, OPT_POLICY },
-        { "log", required_argument, NULL, OPT_LOG },
-        { "report", required_argument, NULL, OPT_REPORT },
-        { "resume", no_argument, NULL, OPT_RESUME },
-        { "keep-mirrors", no_argument, NULL, OPT_KEEP },
-        { "quit-source", no_argument, NULL, OPT_QUIT },
-        { "auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE },
-        { "no-disk-check", no_argument, NULL, OPT_NO_DISK_CHECK },
-        { "recover", no_argument, NULL, OPT_RECOVER },
-        { "json", no_argument, NULL, 'j' },
-        HOOK_READY_OPTION,
-        HOOK_LONG_OPTIONS,
-        CMD_LONG_OPTIONS_END };
+      = { { "source-qmp", required_argument, NULL, OPT_SOURCE_QMP },
+          { "dest-qmp", required_argument, NULL, OPT_DEST_QMP },
+          { "memory-uri", required_argument, NULL, OPT_MEMORY_URI },
+          { "incoming-uri", required_argument, NULL, OPT_INCOMING_URI },
+          { "disk", required_argument, NULL, OPT_DISK },
+          { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
+          { "connections", required_argument, NULL, OPT_CONNECTIONS },
+          { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
+          { "memory-bandwidth", required_argument, NULL, OPT_MEMORY_BANDWIDTH },
+          { "timeout", required_argument, NULL, OPT_TIMEOUT },
+          { "switchover-timeout", required_argument, NULL, OPT_SWITCH },
+          { "policy", required_argument, NULL, OPT_POLICY },
+          { "log", required_argument, NULL, OPT_LOG },
+          { "report", required_argument, NULL, OPT_REPORT },
+          { "resume", no_argument, NULL, OPT_RESUME },
+          { "keep-mirrors", no_argument, NULL, OPT_KEEP },
+          { "quit-source", no_argument, NULL, OPT_QUIT },
+          { "auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE },
+          { "no-disk-check", no_argument, NULL, OPT_NO_DISK_CHECK },
+          { "recover", no_argument, NULL, OPT_RECOVER },
+          { "json", no_argument, NULL, 'j' },
+          HOOK_READY_OPTION,
+          HOOK_LONG_OPTIONS,
+          CMD_LONG_OPTIONS_END };
   int c;
 
   while ((c = cmd_getopt (line, "j", longopts)) != -1) {
@@ -355,9 +398,8 @@ parse (struct cmd_line *line, struct migrate *m, int *status)
     if (c == CMD_OPT_STOP || *status != 0)
       return false;
   }
-  *status = line->nr_operands > 0
-              ? cmd_usage_error ("'%s' is no option", line->operands[0].argv[0])
-              : check_options (m);
+  *status = line->nr_operands > 0 ? cmd_usage_error ("'%s' is no option", line->operands[0].argv[0])
+                                  : check_options (m);
   return *status == 0;
 }
 
@@ -373,7 +415,7 @@ set_up (struct migrate *m)
     return EXIT_ERROR;
   }
   for (i = 0; i < m->nr; i++)
-    m->controls[i] = (char *) m->disks[i].control;
+    m->controls[i] = (char *)m->disks[i].control;
   m->hooks.controls = m->controls;
   m->hooks.nr_controls = m->nr;
   m->signal_fd = worker_signals (&m->signal);
@@ -405,7 +447,9 @@ work (struct migrate *m)
 
   if (status == 0) {
     guard_ready (m);
-    m->exit_status = m->died[0] != '\0' ? run_guardian (m) : m->o.recover ? migrate_recover (m) : run_migration (m);
+    m->exit_status = m->died[0] != '\0' ? run_guardian (m)
+                     : m->o.recover     ? migrate_recover (m)
+                                        : run_migration (m);
     status = m->exit_status;
     log_report (m);
   }
@@ -437,7 +481,8 @@ const struct subcommand subcommand_migrate = {
   "                         --disk CONTROL=DEST ... [OPTIONS]",
   "Move a running VM: its memory, and all its disks at one instant.",
   "SOCK are the QMP sockets of the two QEMUs.  The destination's was started with -incoming defer\n"
-  "-S (or with the memory's URI).  CONTROL is the control socket of a disk of the guest, DEST where\n"
+  "-S (or with the memory's URI).  CONTROL is the control socket of a disk of the guest, DEST "
+  "where\n"
   "it goes: the mirror's URI that 'nbdmirror receive' printed, or as for 'mirror'.\n\n"
   "  --memory-uri URI           where the source sends the memory: tcp:HOST:PORT, unix:PATH\n"
   "  --incoming-uri URI         where the destination listens for it, if that is another one\n"
@@ -447,7 +492,8 @@ const struct subcommand subcommand_migrate = {
   "  --policy POLICY            when a disk does not converge, see 'mirror'\n"
   "  --connections N            to each destination\n"
   "  --auto-converge            QEMU may slow the guest down when its memory does not converge\n"
-  "  --timeout TIME             roll back if the guest is not ready to be switched by then (never)\n"
+  "  --timeout TIME             roll back if the guest is not ready to be switched by then "
+  "(never)\n"
   "  --switchover-timeout TIME  roll back if the switch takes longer (30s)\n"
   "  --resume                   go on with mirrors that were left over\n"
   "  --keep-mirrors             a roll-back does not cancel the mirrors: another try is quicker\n"
@@ -456,9 +502,9 @@ const struct subcommand subcommand_migrate = {
   "  --log FILE                 append what happens to FILE, an object a line\n"
   "  --report FILE              write an object about it all to FILE at the end\n"
   "  -j, --json                 print that object instead of progress\n"
-  "  --recover                  after a migrate whose processes were both killed: finish, or go back\n"
-  HOOK_READY_HELP HOOK_OPTIONS_HELP
-  "\nOn any failure before the disks are handed over the guest goes on at the source, the destination\n"
+  "  --recover                  after a migrate whose processes were both killed: finish, or go "
+  "back\n" HOOK_READY_HELP HOOK_OPTIONS_HELP "\nOn any failure before the disks are handed over "
+                                             "the guest goes on at the source, the destination\n"
   "QEMU is ended, and the mirrors are cancelled.  Ctrl-C does the same: exit status 6.  It is two\n"
   "processes: when one is killed the other one sees to it.\n\n"
   "Example:\n"

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Which side has to run?  A function of what is seen after a coordinator was killed; no I/O, so that it is
- * tested exhaustively.
+ * Which side has to run?  A function of what is seen after a coordinator was killed; no I/O, so
+ * that it is tested exhaustively.
  *
  *   disks      | destination           | source             |
  *   committed  | running               | any                | nothing (source is fenced)
  *   committed  | paused                | any                | forward: only `cont` is missing
- *   committed  | else                  | any                | operator: the memory is nowhere else to be had
- *   in doubt   | running               | any                | forward: it was started, so it was committed
- *   in doubt,  | neither waiting nor   | any                | operator: it may have been committed, and the guest
- *    no word   |  paused               |                    |  started there
- *   else       | running               | any                | operator: nobody starts it before the commit
- *   else       | any                   | cannot be asked    | operator
- *   none       | gone, or still waits  | running, alone     | nothing
- *   else       | not running           | any                | back
+ *   committed  | else                  | any                | operator: the memory is nowhere else
+ * to be had in doubt   | running               | any                | forward: it was started, so
+ * it was committed in doubt,  | neither waiting nor   | any                | operator: it may have
+ * been committed, and the guest no word   |  paused               |                    |  started
+ * there else       | running               | any                | operator: nobody starts it before
+ * the commit else       | any                   | cannot be asked    | operator none       | gone,
+ * or still waits  | running, alone     | nothing else       | not running           | any | back
  *
- * A guardian knows more: whether `cont` was ever sent, and whether a hand-over was being taken back.
+ * A guardian knows more: whether `cont` was ever sent, and whether a hand-over was being taken
+ * back.
  */
 
 #include "config.h"
@@ -27,7 +27,7 @@
 bool
 migration_is_active (const char *status)
 {
-  static const char *const active[] = { "setup",       "active",  "pre-switchover",   "device",
+  static const char *const active[] = { "setup",       "active",     "pre-switchover", "device",
                                         "wait-unplug", "cancelling", "postcopy-active" };
   size_t i;
 
@@ -53,7 +53,8 @@ migrate_plan (enum handoff_found disks, bool word, const char *source, const cha
     return disks == HANDOFF_FOUND_UNDECIDED ? PLAN_FORWARD : PLAN_OPERATOR;
   if (source[0] == '\0')
     return PLAN_OPERATOR;
-  if (disks != HANDOFF_FOUND_NONE && !word && strcmp (dest, "paused") != 0 && strcmp (dest, "inmigrate") != 0)
+  if (disks != HANDOFF_FOUND_NONE && !word && strcmp (dest, "paused") != 0
+      && strcmp (dest, "inmigrate") != 0)
     return PLAN_OPERATOR;
   if (strcmp (source, "running") == 0 && disks == HANDOFF_FOUND_NONE
       && (dest[0] == '\0' || strcmp (dest, "inmigrate") == 0) && !migration_is_active (migration))
@@ -62,13 +63,14 @@ migrate_plan (enum handoff_found disks, bool word, const char *source, const cha
 }
 
 enum plan
-migrate_plan_known (enum plan plan, enum handoff_found disks, const struct migrate_known *known, const char *source,
-                    const char *dest, bool dest_gone)
+migrate_plan_known (enum plan plan, enum handoff_found disks, const struct migrate_known *known,
+                    const char *source, const char *dest, bool dest_gone)
 {
   bool committed = disks == HANDOFF_FOUND_COMMITTED || disks == HANDOFF_FOUND_DONE;
 
   if (committed && source[0] != '\0') {
-    /* It was taken back on some disks already.  A destination that does not answer may be in somebody else's hands. */
+    /* It was taken back on some disks already.  A destination that does not answer may be in
+     * somebody else's hands. */
     if (known->phase == PHASE_BACK && known->committed && strcmp (dest, "running") != 0)
       return dest[0] != '\0' || dest_gone ? PLAN_BACK : PLAN_OPERATOR;
     /* It has never run there. */
@@ -76,7 +78,8 @@ migrate_plan_known (enum plan plan, enum handoff_found disks, const struct migra
       return PLAN_BACK;
   }
   /* The guest runs; the rest of a roll-back is missing. */
-  if (plan == PLAN_NOTHING && !committed && known->phase > PHASE_CHECK && known->phase != PHASE_FAILED)
+  if (plan == PLAN_NOTHING && !committed && known->phase > PHASE_CHECK
+      && known->phase != PHASE_FAILED)
     return PLAN_BACK;
   return plan;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * One QEMU's monitor.  QMP is the wire format of our own control protocol, so its client serves here as well.
+ * One QEMU's monitor.  QMP is the wire format of our own control protocol, so its client serves
+ * here as well.
  */
 
 #include "config.h"
@@ -16,7 +17,8 @@
 #include "cmd/migrate/migrate.h"
 
 #define QMP_MAX_LINE (16u * 1024 * 1024) /* query-block of a machine with many disks */
-#define DYING_MS 1000 /* a process that ends closes its connections and its listening socket one by one */
+#define DYING_MS                                                                                   \
+  1000 /* a process that ends closes its connections and its listening socket one by one */
 
 /* The side before MESSAGE (stolen, may be NULL). */
 static char *
@@ -25,13 +27,15 @@ name_side (const struct vm *vm, const char *command, char *message)
   char *full;
 
   if (asprintf (&full, "%s QEMU: %s%s%s", vm->name, command != NULL ? command : "",
-                command != NULL ? ": " : "", message != NULL ? message : "out of memory") == -1)
+                command != NULL ? ": " : "", message != NULL ? message : "out of memory")
+      == -1)
     full = NULL;
   free (message);
   return full;
 }
 
-/* ---- who listens there? -------------------------------------------------------------------------- */
+/* ---- who listens there?
+ * -------------------------------------------------------------------------- */
 
 static bool
 is_qemu_name (const char *name)
@@ -50,7 +54,7 @@ has_qemu_comm (pid_t pid)
   char path[64], name[32] = "";
   FILE *fp;
 
-  snprintf (path, sizeof path, "/proc/%ld/comm", (long) pid);
+  snprintf (path, sizeof path, "/proc/%ld/comm", (long)pid);
   fp = fopen (path, "re");
   if (fp == NULL)
     return false;
@@ -67,7 +71,8 @@ is_option (const char *word, const char *name)
   return word[0] == '-' && strcmp (word + (word[1] == '-' ? 2 : 1), name) == 0;
 }
 
-/* PID's command line: is it a QEMU's, that waits for a migration (*WAITS), and does it hold -S (*STOPPED)? */
+/* PID's command line: is it a QEMU's, that waits for a migration (*WAITS), and does it hold -S
+ * (*STOPPED)? */
 static bool
 has_qemu_arguments (pid_t pid, bool *waits, bool *stopped)
 {
@@ -77,7 +82,7 @@ has_qemu_arguments (pid_t pid, bool *waits, bool *stopped)
   FILE *fp;
 
   *waits = *stopped = false;
-  snprintf (path, sizeof path, "/proc/%ld/cmdline", (long) pid);
+  snprintf (path, sizeof path, "/proc/%ld/cmdline", (long)pid);
   fp = fopen (path, "re");
   if (fp == NULL)
     return false;
@@ -92,8 +97,8 @@ has_qemu_arguments (pid_t pid, bool *waits, bool *stopped)
   return qemu;
 }
 
-/* A forwarded monitor (ssh -L) ends with the network, and says nothing about the QEMU behind it.  A launcher that has made
- * the socket for its QEMU (libvirt) is no QEMU either. */
+/* A forwarded monitor (ssh -L) ends with the network, and says nothing about the QEMU behind it.  A
+ * launcher that has made the socket for its QEMU (libvirt) is no QEMU either. */
 static void
 look_at_peer (struct vm *vm)
 {
@@ -103,7 +108,8 @@ look_at_peer (struct vm *vm)
 
   vm->direct = false;
   vm->start = VM_START_UNKNOWN;
-  if (getsockopt (control_client_fd (vm->qmp), SOL_SOCKET, SO_PEERCRED, &peer, &len) == -1 || peer.pid <= 0)
+  if (getsockopt (control_client_fd (vm->qmp), SOL_SOCKET, SO_PEERCRED, &peer, &len) == -1
+      || peer.pid <= 0)
     return;
   qemu = has_qemu_arguments (peer.pid, &waits, &stopped);
   vm->direct = qemu || has_qemu_comm (peer.pid);
@@ -119,10 +125,13 @@ vm_connect (struct vm *vm, char **error)
   vm_close (vm);
   vm->qmp = control_client_connect (vm->path, QMP_CONNECT_MS, &message);
   if (vm->qmp == NULL) {
-    if (access (vm->path, F_OK) == -1 && errno == ENOENT) { /* the client's words are for a disk's control socket */
+    if (access (vm->path, F_OK) == -1
+        && errno == ENOENT) { /* the client's words are for a disk's control socket */
       free (message);
-      if (asprintf (&message, "%s: no such monitor socket (is QEMU running, with -qmp unix:%s,server=on?)", vm->path,
-                    vm->path) == -1)
+      if (asprintf (&message,
+                    "%s: no such monitor socket (is QEMU running, with -qmp unix:%s,server=on?)",
+                    vm->path, vm->path)
+          == -1)
         message = NULL;
     }
     *error = name_side (vm, NULL, message);
@@ -170,8 +179,9 @@ vm_events (struct vm *vm)
     json_decref (data);
   }
   if (r == -1) {
-    log_event (vm->m, "qmp-lost", json_pack ("{s:s, s:s}", "side", vm->name, "reason",
-                                             error != NULL ? error : "out of memory"));
+    log_event (vm->m, "qmp-lost",
+               json_pack ("{s:s, s:s}", "side", vm->name, "reason",
+                          error != NULL ? error : "out of memory"));
     free (error);
     vm_close (vm);
   }
@@ -194,8 +204,9 @@ vm_call (struct vm *vm, const char *command, json_t *args, json_t **ret, bool *r
   r = control_client_call (vm->qmp, command, args, -1, QMP_CALL_MS, ret, NULL, &class_, &message);
   /* Questions are asked all the time. */
   if (r == -1 || strncmp (command, "query-", 6) != 0)
-    log_event (vm->m, "qmp", json_pack ("{s:s, s:s, s:s*}", "side", vm->name, "command", command,
-                                        "error", message));
+    log_event (
+        vm->m, "qmp",
+        json_pack ("{s:s, s:s, s:s*}", "side", vm->name, "command", command, "error", message));
   if (r == -1) {
     if (refused != NULL)
       *refused = class_ != NULL;
@@ -219,7 +230,7 @@ vm_is_dead (const struct vm *vm)
   if (sock == -1 || strlen (vm->path) >= sizeof sa.sun_path)
     return false;
   strcpy (sa.sun_path, vm->path);
-  dead = connect (sock, (struct sockaddr *) &sa, sizeof sa) == -1
+  dead = connect (sock, (struct sockaddr *)&sa, sizeof sa) == -1
          && (errno == ECONNREFUSED || errno == ENOENT);
   close (sock);
   return dead;
@@ -247,7 +258,8 @@ keep_memory (struct vm *vm, json_t *ram)
   json_t *left = json_object_get (ram, "remaining"), *total = json_object_get (ram, "total");
 
   /* Before it has counted its pages QEMU says that nothing is left. */
-  if (json_integer_value (left) == 0 && json_integer_value (json_object_get (ram, "transferred")) == 0)
+  if (json_integer_value (left) == 0
+      && json_integer_value (json_object_get (ram, "transferred")) == 0)
     return;
   if (json_is_integer (left) && json_is_integer (total)) {
     vm->memory_left = json_integer_value (left);
@@ -284,7 +296,8 @@ vm_migration (struct vm *vm, char buf[32])
   query_status (vm, "query-migrate", buf);
 }
 
-/* The state of capability NAME in the answer to query-migrate-capabilities; NULL: QEMU does not know it. */
+/* The state of capability NAME in the answer to query-migrate-capabilities; NULL: QEMU does not
+ * know it. */
 static json_t *
 find_capability (json_t *list, const char *name)
 {
@@ -330,9 +343,9 @@ vm_set_capabilities (struct vm *vm, char **error, ...)
     goto out;
   }
   r = json_array_size (wanted) == 0
-        ? 0
-        : vm_call (vm, "migrate-set-capabilities", json_pack ("{s:O}", "capabilities", wanted),
-                   NULL, NULL, error);
+          ? 0
+          : vm_call (vm, "migrate-set-capabilities", json_pack ("{s:O}", "capabilities", wanted),
+                     NULL, NULL, error);
   if (r == 0 && json_array_size (old) > 0 && vm->old_caps == NULL)
     vm->old_caps = json_incref (old);
 out:

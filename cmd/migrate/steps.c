@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The steps of a migration from the memory on.  Between PHASE_HOLD and PHASE_START the guest is stopped, so
- * nothing there waits longer than it must.
+ * The steps of a migration from the memory on.  Between PHASE_HOLD and PHASE_START the guest is
+ * stopped, so nothing there waits longer than it must.
  *
  *   source QEMU            disks                       destination QEMU
  *   active                 mirrored                    inmigrate
@@ -21,12 +21,12 @@
 #include "cmd/migrate/migrate.h"
 #include "mirror/endpoint/seal.h"
 
-#define EVENT_MS 20        /* longest sleep while the guest is stopped */
-#define ASK_MS 250         /* how often query-migrate is asked, beside the events */
+#define EVENT_MS 20         /* longest sleep while the guest is stopped */
+#define ASK_MS 250          /* how often query-migrate is asked, beside the events */
 #define DEST_WHOLE_MS 10000 /* from the source's "completed" to the destination's "paused" */
-#define START_MS 20000     /* for the destination to run */
+#define START_MS 20000      /* for the destination to run */
 #define CONT_TRIES 3
-#define NOT_READY_MS 1000   /* the stopped guest waits at least so long for a disk to be ready */
+#define NOT_READY_MS 1000 /* the stopped guest waits at least so long for a disk to be ready */
 
 /* ---- memory --------------------------------------------------------------------------------- */
 
@@ -38,9 +38,9 @@ set_parameters (struct migrate *m, char **error)
   size_t i;
   int r = -1;
 
-  json_object_set_new (wanted, "downtime-limit", json_integer ((json_int_t) m->o.max_downtime_ms));
+  json_object_set_new (wanted, "downtime-limit", json_integer ((json_int_t)m->o.max_downtime_ms));
   if (m->o.memory_bandwidth != 0)
-    json_object_set_new (wanted, "max-bandwidth", json_integer ((json_int_t) m->o.memory_bandwidth));
+    json_object_set_new (wanted, "max-bandwidth", json_integer ((json_int_t)m->o.memory_bandwidth));
   if (vm_call (&m->source, "query-migrate-parameters", NULL, &now, NULL, error) == 0) {
     for (i = 0; keys[i] != NULL; i++)
       if (json_object_get (wanted, keys[i]) != NULL && json_object_get (now, keys[i]) != NULL)
@@ -57,7 +57,8 @@ set_parameters (struct migrate *m, char **error)
   return r;
 }
 
-/* What has become of the migration?  Events tell at once; asked from time to time, in case one was lost. */
+/* What has become of the migration?  Events tell at once; asked from time to time, in case one was
+ * lost. */
 static int
 look_at_migration (struct migrate *m, double *asked)
 {
@@ -102,8 +103,8 @@ has_failed (const struct vm *vm)
 int
 step_memory (struct migrate *m)
 {
-  struct handoff_options opts = { .lease_ms = (unsigned) m->o.switch_ms,
-                                  .timeout_ms = (unsigned) m->o.switch_ms,
+  struct handoff_options opts = { .lease_ms = (unsigned)m->o.switch_ms,
+                                  .timeout_ms = (unsigned)m->o.switch_ms,
                                   .guest_stopped = true };
   char *error = NULL;
   double asked = 0, disks_asked = 0;
@@ -118,7 +119,8 @@ step_memory (struct migrate *m)
   m->source.migration[0] = '\0';
   m->source.memory_total = 0; /* of an earlier one */
   if (vm_call (&m->source, "migrate", json_pack ("{s:s}", "uri", m->o.memory_uri), NULL, NULL,
-               &error) == -1)
+               &error)
+      == -1)
     return migrate_fail_with (m, EXIT_ERROR, error);
   asked = migrate_now ();
   while (strcmp (m->source.migration, "pre-switchover") != 0) {
@@ -146,12 +148,13 @@ step_memory (struct migrate *m)
 static double
 not_ready_ms (const struct migrate *m)
 {
-  double ms = 4.0 * (double) m->o.max_downtime_ms;
+  double ms = 4.0 * (double)m->o.max_downtime_ms;
 
   return ms > NOT_READY_MS ? ms : NOT_READY_MS;
 }
 
-/* "Ready" comes and goes with the guest's writes.  It is stopped now, so what is left can only become less. */
+/* "Ready" comes and goes with the guest's writes.  It is stopped now, so what is left can only
+ * become less. */
 int
 step_hold (struct migrate *m)
 {
@@ -183,11 +186,15 @@ check_lease (struct migrate *m)
 {
   if (handoff_decided (m->handoff) == DECISION_UNDECIDED)
     return 0;
-  return migrate_fail (m, EXIT_ERROR, "a disk is held no longer: its worker or its server was lost, or the switch-over"
-                       " took longer than %llu ms (--switchover-timeout)", (unsigned long long) m->o.switch_ms);
+  return migrate_fail (
+      m, EXIT_ERROR,
+      "a disk is held no longer: its worker or its server was lost, or the switch-over"
+      " took longer than %llu ms (--switchover-timeout)",
+      (unsigned long long)m->o.switch_ms);
 }
 
-/* The source says "completed", or has died: is the whole guest at the destination?  Only then it is paused. */
+/* The source says "completed", or has died: is the whole guest at the destination?  Only then it is
+ * paused. */
 static int
 wait_for_dest (struct migrate *m)
 {
@@ -218,7 +225,8 @@ step_switch (struct migrate *m)
 
   m->source.migration[0] = '\0';
   if (vm_call (&m->source, "migrate-continue", json_pack ("{s:s}", "state", "pre-switchover"), NULL,
-               &refused, &error) == -1
+               &refused, &error)
+          == -1
       && refused)
     return migrate_fail_with (m, EXIT_ERROR, error);
   free (error);
@@ -227,7 +235,8 @@ step_switch (struct migrate *m)
       return -1;
     if (has_failed (&m->source))
       return migration_failed (m);
-    /* It cannot resume the guest any more, so if all of it has arrived there is one way only: forward. */
+    /* It cannot resume the guest any more, so if all of it has arrived there is one way only:
+     * forward. */
     if (m->source.qmp == NULL && vm_wait_dead (&m->source)) {
       log_text (m, "source-died", "is the whole guest at the destination?");
       return wait_for_dest (m);
@@ -257,8 +266,8 @@ step_commit (struct migrate *m)
   return 0;
 }
 
-/* After the commit nothing of this can change what is right; so it is done at the same time: the destinations are
- * sealed, and the fences made durable while the destination starts already. */
+/* After the commit nothing of this can change what is right; so it is done at the same time: the
+ * destinations are sealed, and the fences made durable while the destination starts already. */
 
 struct seal {
   pthread_t thread;
@@ -293,8 +302,8 @@ finalize (void *opaque)
   return NULL;
 }
 
-/* A destination that cannot be reached now, between the commit and the start, has died with the guest's disk: -1 with
- * m->reason. */
+/* A destination that cannot be reached now, between the commit and the start, has died with the
+ * guest's disk: -1 with m->reason. */
 static int
 seal_all (struct migrate *m)
 {
@@ -311,8 +320,9 @@ seal_all (struct migrate *m)
   for (i = 0; i < m->nr && seals != NULL; i++) {
     if (seals[i].started)
       pthread_join (seals[i].thread, NULL);
-    log_event (m, "sealed", json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].dest, "result",
-                                       seals[i].r, "error", seals[i].error));
+    log_event (m, "sealed",
+               json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].dest, "result", seals[i].r,
+                          "error", seals[i].error));
     if (seals[i].r == -1)
       r = migrate_fail_with (m, EXIT_DEST_FAILED, seals[i].error);
     else
@@ -368,7 +378,8 @@ start_dest (struct migrate *m, bool *never_ran, char **error)
       if (refused)
         continue;
     }
-    /* Lost.  QEMU says RESUME before a CPU runs, and what it said before it died can still be read. */
+    /* Lost.  QEMU says RESUME before a CPU runs, and what it said before it died can still be read.
+     */
     if (m->dest.resume_ms > 0)
       break;
     if (m->dest.qmp == NULL && vm_wait_dead (&m->dest)) {

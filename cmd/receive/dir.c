@@ -2,8 +2,8 @@
  *
  * The private directory of a receive server.  See server.h.
  *
- * The lock is of the open file description, which the servers inherit: a directory that can be locked is nobody's any more,
- * all of them were killed.
+ * The lock is of the open file description, which the servers inherit: a directory that can be
+ * locked is nobody's any more, all of them were killed.
  */
 
 #include "config.h"
@@ -44,8 +44,8 @@ lock_dir (const char *path)
 
   if (fd == -1)
     return -1;
-  if (fstat (fd, &ours) == 0 && ours.st_uid == geteuid () && flock (fd, LOCK_EX | LOCK_NB) == 0 && stat (path, &its) == 0
-      && its.st_ino == ours.st_ino && its.st_dev == ours.st_dev)
+  if (fstat (fd, &ours) == 0 && ours.st_uid == geteuid () && flock (fd, LOCK_EX | LOCK_NB) == 0
+      && stat (path, &its) == 0 && its.st_ino == ours.st_ino && its.st_dev == ours.st_dev)
     return fd;
   close (fd);
   return -1;
@@ -64,8 +64,8 @@ read_file (int dir_fd, const char *name, char *text, size_t size)
   return n;
 }
 
-/* Is the process whose number is in the file NAME one that was started for PATH?  A server of another version, perhaps, which
- * locks nothing. */
+/* Is the process whose number is in the file NAME one that was started for PATH?  A server of
+ * another version, perhaps, which locks nothing. */
 static bool
 names_a_server (int dir_fd, const char *name, const char *path)
 {
@@ -75,7 +75,7 @@ names_a_server (int dir_fd, const char *name, const char *path)
     return false;
   snprintf (proc, sizeof proc, "/proc/%ld/cmdline", strtol (text, NULL, 10));
   ssize_t n = read_file (AT_FDCWD, proc, words, sizeof words);
-  return n > 0 && memmem (words, (size_t) n, path, strlen (path)) != NULL;
+  return n > 0 && memmem (words, (size_t)n, path, strlen (path)) != NULL;
 }
 
 static void
@@ -87,9 +87,10 @@ remove_stale (void)
   while (dir != NULL && (entry = readdir (dir)) != NULL) {
     char path[sizeof PARENT + sizeof PREFIX + RANDOM];
 
-    if (strncmp (entry->d_name, PREFIX, strlen (PREFIX)) != 0 || strlen (entry->d_name) != strlen (PREFIX) + RANDOM)
+    if (strncmp (entry->d_name, PREFIX, strlen (PREFIX)) != 0
+        || strlen (entry->d_name) != strlen (PREFIX) + RANDOM)
       continue;
-    snprintf (path, sizeof path, "%s/%.*s", PARENT, (int) (strlen (PREFIX) + RANDOM), entry->d_name);
+    snprintf (path, sizeof path, "%s/%.*s", PARENT, (int)(strlen (PREFIX) + RANDOM), entry->d_name);
     int fd = lock_dir (path);
     if (fd == -1)
       continue;

@@ -2,11 +2,11 @@
  *
  * Preparing the disk of `receive`.  See disk.h.
  *
- * Two locks, on bytes far behind any disk's end.  The first is of the open file description, so that the servers
- * which inherit the descriptor hold it too: whoever has it is the only one that writes here.  The second is of
- * the process, which lets others ask for its id: only a session of --stdio takes it.  Its network connection
- * may be dead without its knowing, so the next session ends it (R12: when it is gone, so are its
- * requests).
+ * Two locks, on bytes far behind any disk's end.  The first is of the open file description, so
+ * that the servers which inherit the descriptor hold it too: whoever has it is the only one that
+ * writes here.  The second is of the process, which lets others ask for its id: only a session of
+ * --stdio takes it.  Its network connection may be dead without its knowing, so the next session
+ * ends it (R12: when it is gone, so are its requests).
  */
 
 #include "config.h"
@@ -34,7 +34,7 @@
 #include "cmd/units.h"
 #include "control/receive-exports.h"
 
-#define LOCK_SERVER ((off_t) 1 << 62)
+#define LOCK_SERVER ((off_t)1 << 62)
 #define LOCK_SESSION (LOCK_SERVER + 1)
 #define DISPLACE_MS 10000
 #define DISPLACE_POLL_MS 20
@@ -73,7 +73,7 @@ check_room (const struct receive_disk *d, const char *folder, uint64_t have)
     cmd_error ("%s: %s: %s", d->name, folder, strerror (errno));
     return EXIT_ERROR;
   }
-  uint64_t room = (uint64_t) vfs.f_bavail * vfs.f_frsize + have;
+  uint64_t room = (uint64_t)vfs.f_bavail * vfs.f_frsize + have;
   if (d->size <= room)
     return EXIT_DONE;
   units_format_size (need, d->size);
@@ -135,15 +135,17 @@ lock (int fd, int command, off_t where)
   return fcntl (fd, command, &fl) == 0;
 }
 
-/* Does another program lock a part of it, as QEMU does with an image that it has open?  A qemu-nbd of the
- * server before us may have let go of our lock and not of its own yet: so look again for a while. */
+/* Does another program lock a part of it, as QEMU does with an image that it has open?  A qemu-nbd
+ * of the server before us may have let go of our lock and not of its own yet: so look again for a
+ * while. */
 static bool
 is_locked_by_others (int fd)
 {
   const struct timespec pause = { 0, DISPLACE_POLL_MS * 1000000L };
 
   for (int waited = 0; waited < OTHERS_MS; waited += DISPLACE_POLL_MS) {
-    struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = LOCK_SERVER };
+    struct flock fl
+        = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = LOCK_SERVER };
     if (fcntl (fd, F_OFD_GETLK, &fl) == -1 || fl.l_type == F_UNLCK)
       return false;
     nanosleep (&pause, NULL);
@@ -155,13 +157,14 @@ is_locked_by_others (int fd)
 static pid_t
 session_process (int fd)
 {
-  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LOCK_SESSION, .l_len = 1 };
+  struct flock fl
+      = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LOCK_SESSION, .l_len = 1 };
 
   return fcntl (fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK && fl.l_pid > 0 ? fl.l_pid : 0;
 }
 
-/* End the session that has the lock, and wait for it.  The process is asked for again each time: it is
- * never one that took the same number since. */
+/* End the session that has the lock, and wait for it.  The process is asked for again each time: it
+ * is never one that took the same number since. */
 static bool
 displace_session (int fd)
 {
@@ -176,8 +179,7 @@ displace_session (int fd)
       if (kill (pid, SIGTERM) == -1 && errno == EPERM)
         return false;
       told = pid;
-    }
-    else if (pid == 0 && told == 0)
+    } else if (pid == 0 && told == 0)
       return false;
     nanosleep (&pause, NULL);
   }
@@ -195,15 +197,16 @@ lock_disk (struct receive_disk *d)
     if (!d->displace || !displace_session (d->fd)) {
       pid_t pid = session_process (d->fd);
       if (pid != 0)
-        cmd_error ("%s: in use by a mirror session (nbdmirror receive --stdio, process %ld)", d->name,
-                   (long) pid);
+        cmd_error ("%s: in use by a mirror session (nbdmirror receive --stdio, process %ld)",
+                   d->name, (long)pid);
       else
         cmd_error ("%s: in use: another nbdmirror receive serves it", d->name);
       return EXIT_REFUSED;
     }
   }
   if (is_locked_by_others (d->fd)) {
-    cmd_error ("%s: in use: another program has locked it (QEMU locks the images that it has open)", d->name);
+    cmd_error ("%s: in use: another program has locked it (QEMU locks the images that it has open)",
+               d->name);
     return EXIT_REFUSED;
   }
   if (d->displace && !lock (d->fd, F_SETLK, LOCK_SESSION))
@@ -229,16 +232,17 @@ make_raw (struct receive_disk *d, bool device)
     off_t size = lseek (d->fd, 0, SEEK_END);
     if (size == -1)
       return failed (d, "its size");
-    if (d->have_size && (uint64_t) size < d->size) {
-      cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t) size, d->size);
+    if (d->have_size && (uint64_t)size < d->size) {
+      cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t)size,
+                 d->size);
       return EXIT_REFUSED;
     }
-    d->size = (uint64_t) size;
+    d->size = (uint64_t)size;
     return EXIT_DONE;
   }
-  if (ftruncate (d->fd, 0) == -1 || ftruncate (d->fd, (off_t) d->size) == -1)
+  if (ftruncate (d->fd, 0) == -1 || ftruncate (d->fd, (off_t)d->size) == -1)
     return failed (d, "cannot be given its size");
-  if (d->preallocate && d->size > 0 && (errno = posix_fallocate (d->fd, 0, (off_t) d->size)) != 0)
+  if (d->preallocate && d->size > 0 && (errno = posix_fallocate (d->fd, 0, (off_t)d->size)) != 0)
     return failed (d, "cannot be preallocated");
   return EXIT_DONE;
 }
@@ -277,7 +281,8 @@ make_qcow2 (struct receive_disk *d)
   free (backing);
   if (r == 0)
     return EXIT_DONE;
-  cmd_error ("%s: qemu-img create %s", d->name, r == -1 ? "cannot be run: is qemu-utils installed?" : "failed");
+  cmd_error ("%s: qemu-img create %s", d->name,
+             r == -1 ? "cannot be run: is qemu-utils installed?" : "failed");
   return EXIT_ERROR;
 }
 
@@ -291,7 +296,7 @@ measure_qcow2 (struct receive_disk *d)
   json_t *info = r == 0 && out != NULL ? json_loads (out, 0, NULL) : NULL;
   json_t *size = json_object_get (info, "virtual-size");
   bool good = json_is_integer (size);
-  uint64_t bytes = good ? (uint64_t) json_integer_value (size) : 0;
+  uint64_t bytes = good ? (uint64_t)json_integer_value (size) : 0;
   json_decref (info);
   free (out);
   if (!good) {
@@ -313,15 +318,17 @@ measure_raw (struct receive_disk *d)
 
   if (size == -1)
     return failed (d, "its size");
-  if (d->have_size && (uint64_t) size < d->size) {
-    cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t) size, d->size);
+  if (d->have_size && (uint64_t)size < d->size) {
+    cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t)size,
+               d->size);
     return EXIT_REFUSED;
   }
-  d->size = (uint64_t) size;
+  d->size = (uint64_t)size;
   return EXIT_DONE;
 }
 
-/* Was it handed over to its guest?  The server's filter has recorded it (nbd-plugin/receive/filter.c). */
+/* Was it handed over to its guest?  The server's filter has recorded it
+ * (nbd-plugin/receive/filter.c). */
 static int
 look_for_seal (struct receive_disk *d)
 {
@@ -331,7 +338,8 @@ look_for_seal (struct receive_disk *d)
     d->sealed = true;
   if (!d->sealed || !d->displace)
     return EXIT_DONE;
-  cmd_error ("%s: sealed: it was handed over to its guest, and no mirror may write to it any more", d->name);
+  cmd_error ("%s: sealed: it was handed over to its guest, and no mirror may write to it any more",
+             d->name);
   return EXIT_REFUSED;
 }
 
@@ -339,7 +347,8 @@ look_for_seal (struct receive_disk *d)
 static int
 forget_seal (struct receive_disk *d)
 {
-  if (fremovexattr (d->fd, RECEIVE_ATTRIBUTE) == 0 || errno == ENODATA || errno == ENOTSUP || errno == EPERM)
+  if (fremovexattr (d->fd, RECEIVE_ATTRIBUTE) == 0 || errno == ENODATA || errno == ENOTSUP
+      || errno == EPERM)
     return EXIT_DONE;
   return failed (d, "that it was sealed cannot be forgotten");
 }
@@ -417,7 +426,7 @@ receive_disk_prepare (struct receive_disk *d)
   if (!go_on && !(device && !d->qcow2) && !d->have_size && d->backing == NULL)
     return cmd_usage_error ("--size is missing: %s is a new disk", d->name);
   if (!go_on && !device && d->have_size
-      && (r = check_room (d, folder, exists ? (uint64_t) st.st_blocks * 512 : 0)) != EXIT_DONE)
+      && (r = check_room (d, folder, exists ? (uint64_t)st.st_blocks * 512 : 0)) != EXIT_DONE)
     return r;
   r = open_disk (d, exists);
   if (r == EXIT_DONE)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The disk that `nbdmirror receive` serves: checked before anything is changed, locked against a second
- * server, made, and removed again if the migration is given up and it was made here.
+ * The disk that `nbdmirror receive` serves: checked before anything is changed, locked against a
+ * second server, made, and removed again if the migration is given up and it was made here.
  */
 
 #ifndef NBDMIRROR_CMD_RECEIVE_DISK_H
@@ -18,25 +18,26 @@ struct receive_disk {
   const char *backing;        /* or NULL */
   const char *backing_format; /* NULL: by the name */
   bool have_size;
-  uint64_t size;              /* bytes; known in any case once prepared */
+  uint64_t size; /* bytes; known in any case once prepared */
   bool preallocate;
-  bool overcommit;            /* a thin disk may be larger than the room there is */
-  bool overwrite;             /* what is there may be given up */
-  bool resume;                /* what is there is gone on with */
-  bool sealed;                /* with resume: it is a guest's already.  Found out as well, where the file says so */
+  bool overcommit; /* a thin disk may be larger than the room there is */
+  bool overwrite;  /* what is there may be given up */
+  bool resume;     /* what is there is gone on with */
+  bool
+      sealed; /* with resume: it is a guest's already.  Found out as well, where the file says so */
   bool read_only;
-  bool displace;              /* end another session of --stdio that has the disk (else refuse) */
+  bool displace; /* end another session of --stdio that has the disk (else refuse) */
 
   /* What has become of it. */
-  char *path;                 /* absolute, owned */
-  int fd;                     /* holds the lock; -1: none.  Not for reading or writing */
-  bool created;               /* the file is ours to remove */
+  char *path;   /* absolute, owned */
+  int fd;       /* holds the lock; -1: none.  Not for reading or writing */
+  bool created; /* the file is ours to remove */
   dev_t dev;
   ino_t ino;
 };
 
-/* Check, lock, make.  EXIT_DONE, or an exit status after an error message; then nothing is left that was not
- * there. */
+/* Check, lock, make.  EXIT_DONE, or an exit status after an error message; then nothing is left
+ * that was not there. */
 int receive_disk_prepare (struct receive_disk *d);
 
 /* Does its path still lead to what was prepared? */

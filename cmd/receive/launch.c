@@ -103,8 +103,7 @@ nbdkit_words (struct words *w, const struct receive_server *s)
   if (s->disk->qcow2) {
     add (w, "nbd");
     add (w, "socket=%s/qemu-nbd.sock", s->dir);
-  }
-  else {
+  } else {
     add (w, "file");
     add (w, "file=%s", s->disk->path);
   }
@@ -148,8 +147,7 @@ receive_reap (struct receive_server *s)
     if (pid == s->nbdkit) {
       s->nbdkit = 0;
       s->nbdkit_status = status;
-    }
-    else if (pid == s->qemu_nbd)
+    } else if (pid == s->qemu_nbd)
       s->qemu_nbd = 0;
 }
 
@@ -189,7 +187,8 @@ start (struct receive_server *s, struct words *w, bool is_nbdkit)
 {
   const struct run_options o = {
     .our_stdio = is_nbdkit && s->stdio,
-    .keep = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1, is_nbdkit ? s->qemu_nbd_fd : -1 },
+    .keep = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1,
+              is_nbdkit ? s->qemu_nbd_fd : -1 },
     .end_with_us = s->stdio,
   };
   pid_t pid = run_start (w->word, &o);
@@ -213,14 +212,14 @@ launch_qemu_nbd (struct receive_server *s)
   if (s->qemu_nbd_fd != -1)
     close (s->qemu_nbd_fd);
   s->qemu_nbd = start (s, &w, false);
-  s->qemu_nbd_fd = s->qemu_nbd != 0 ? (int) syscall (SYS_pidfd_open, s->qemu_nbd, 0) : -1;
+  s->qemu_nbd_fd = s->qemu_nbd != 0 ? (int)syscall (SYS_pidfd_open, s->qemu_nbd, 0) : -1;
   if (s->qemu_nbd_fd != -1)
     fcntl (s->qemu_nbd_fd, F_SETFD, FD_CLOEXEC);
   return s->qemu_nbd == 0 ? -1 : wait_until_ready (s, &s->qemu_nbd, "qemu-nbd");
 }
 
-/* The socket of the last server, which is gone.  True if the next one's is to have its OWNER and mode: somebody may have
- * given it to the guest's user meanwhile. */
+/* The socket of the last server, which is gone.  True if the next one's is to have its OWNER and
+ * mode: somebody may have given it to the guest's user meanwhile. */
 static bool
 remove_socket (const struct receive_server *s, struct stat *owner)
 {
@@ -236,7 +235,8 @@ remove_socket (const struct receive_server *s, struct stat *owner)
 static void
 give_socket (const struct receive_server *s, const struct stat *owner)
 {
-  if (lchown (s->socket, owner->st_uid, owner->st_gid) == -1 || chmod (s->socket, owner->st_mode & 07777) == -1)
+  if (lchown (s->socket, owner->st_uid, owner->st_gid) == -1
+      || chmod (s->socket, owner->st_mode & 07777) == -1)
     cmd_warning ("%s: its owner and mode cannot be set again: %s", s->socket, strerror (errno));
 }
 

@@ -47,40 +47,47 @@ enum {
 };
 
 static const char help[]
-  = "Prepares the disk PATH, a new file or a block device, and serves it as a destination: the export\n"
-    "`mirror` for nbdmirror mirror, and the export with the empty name for the guest.  One line of JSON\n"
-    "says how to reach them.  One mirror session at a time may write, and none any more once the\n"
-    "guest has written, or the hand-over is complete.\n\n"
-    "  --size SIZE           of the disk; needed where it is new\n"
-    "  --format FORMAT       raw (default) or qcow2\n"
-    "  --backing FILE        qcow2: on top of this base, which both sides have\n"
-    "  --backing-format F    its format (qcow2 if its name ends so, else raw)\n"
-    "  --preallocate         take all the room at once, and keep it\n"
-    "  --overcommit          a thin disk may be larger than the room that is left\n"
-    "  --overwrite           give up what a file or device holds that is there already\n"
-    "  --resume              go on with the disk that is there, as it is\n"
-    "  --sealed              with --resume: it is its guest's already, no mirror may write to it\n"
-    "                        (a file that was sealed while it was served says so itself)\n"
-    "  --socket PATH         serve on a Unix socket, or\n"
-    "  --port N              on TCP\n"
-    "  --address A           on this address only\n"
-    "  --stdio               one connection, on stdin and stdout (for ssh://HOST/PATH)\n"
-    "  --read-only           nothing is written (with --stdio)\n"
-    "  --tls-certificates D  demand TLS, with the certificates in this directory, or\n"
-    "  --tls-psk FILE        with these pre-shared keys\n"
-    "  --tls-verify-peer     demand a certificate of the clients too\n"
-    "  --keep                never remove the disk\n"
-    "  --detach              return once it is served\n"
-    "  --seal                PATH is the URI of such a server's mirror export: let no mirror write there\n"
-    "                        any more, and return when its last request has ended\n"
-    "  --give-up             PATH is such a URI: end that server, and remove the disk that it created\n\n"
-    "The server is restarted when it ends, until the guest has written.  SIGTERM stops it.  SIGINT\n"
-    "(Ctrl-C) gives up: a disk that was created here, and not handed over, is removed.\n"
-    "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters.\n\n"
-    "Examples:\n"
-    "  nbdmirror receive /srv/vm1.img --size 20G --port 10810 --detach\n"
-    "  nbdmirror receive /srv/vm1.qcow2 --format qcow2 --backing /srv/base.qcow2 --size 20G \\\n"
-    "            --port 10810 --tls-certificates /etc/pki/nbd\n";
+    = "Prepares the disk PATH, a new file or a block device, and serves it as a destination: the "
+      "export\n"
+      "`mirror` for nbdmirror mirror, and the export with the empty name for the guest.  One line "
+      "of JSON\n"
+      "says how to reach them.  One mirror session at a time may write, and none any more once "
+      "the\n"
+      "guest has written, or the hand-over is complete.\n\n"
+      "  --size SIZE           of the disk; needed where it is new\n"
+      "  --format FORMAT       raw (default) or qcow2\n"
+      "  --backing FILE        qcow2: on top of this base, which both sides have\n"
+      "  --backing-format F    its format (qcow2 if its name ends so, else raw)\n"
+      "  --preallocate         take all the room at once, and keep it\n"
+      "  --overcommit          a thin disk may be larger than the room that is left\n"
+      "  --overwrite           give up what a file or device holds that is there already\n"
+      "  --resume              go on with the disk that is there, as it is\n"
+      "  --sealed              with --resume: it is its guest's already, no mirror may write to "
+      "it\n"
+      "                        (a file that was sealed while it was served says so itself)\n"
+      "  --socket PATH         serve on a Unix socket, or\n"
+      "  --port N              on TCP\n"
+      "  --address A           on this address only\n"
+      "  --stdio               one connection, on stdin and stdout (for ssh://HOST/PATH)\n"
+      "  --read-only           nothing is written (with --stdio)\n"
+      "  --tls-certificates D  demand TLS, with the certificates in this directory, or\n"
+      "  --tls-psk FILE        with these pre-shared keys\n"
+      "  --tls-verify-peer     demand a certificate of the clients too\n"
+      "  --keep                never remove the disk\n"
+      "  --detach              return once it is served\n"
+      "  --seal                PATH is the URI of such a server's mirror export: let no mirror "
+      "write there\n"
+      "                        any more, and return when its last request has ended\n"
+      "  --give-up             PATH is such a URI: end that server, and remove the disk that it "
+      "created\n\n"
+      "The server is restarted when it ends, until the guest has written.  SIGTERM stops it.  "
+      "SIGINT\n"
+      "(Ctrl-C) gives up: a disk that was created here, and not handed over, is removed.\n"
+      "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters.\n\n"
+      "Examples:\n"
+      "  nbdmirror receive /srv/vm1.img --size 20G --port 10810 --detach\n"
+      "  nbdmirror receive /srv/vm1.qcow2 --format qcow2 --backing /srv/base.qcow2 --size 20G \\\n"
+      "            --port 10810 --tls-certificates /etc/pki/nbd\n";
 
 struct arguments {
   struct receive_disk disk;
@@ -107,14 +114,16 @@ take_disk_option (struct arguments *a, int c)
   case OPT_FORMAT:
     a->disk.qcow2 = strcmp (optarg, "qcow2") == 0;
     return a->disk.qcow2 || strcmp (optarg, "raw") == 0
-             ? 0 : cmd_usage_error ("--format %s: must be raw or qcow2", optarg);
+               ? 0
+               : cmd_usage_error ("--format %s: must be raw or qcow2", optarg);
   case OPT_BACKING:
     a->disk.backing = optarg;
     return 0;
   case OPT_BACKING_FORMAT:
     a->disk.backing_format = optarg;
     return strcmp (optarg, "raw") == 0 || strcmp (optarg, "qcow2") == 0
-             ? 0 : cmd_usage_error ("--backing-format %s: must be raw or qcow2", optarg);
+               ? 0
+               : cmd_usage_error ("--backing-format %s: must be raw or qcow2", optarg);
   case OPT_PREALLOCATE:
     a->disk.preallocate = true;
     return 0;
@@ -153,7 +162,8 @@ take_option (struct arguments *a, int c)
     errno = 0;
     long port = strtol (optarg, &end, 10);
     return *optarg != '\0' && *end == '\0' && errno == 0 && port >= 1 && port <= 65535
-             ? 0 : cmd_usage_error ("--port %s: must be a number from 1 to 65535", optarg);
+               ? 0
+               : cmd_usage_error ("--port %s: must be a number from 1 to 65535", optarg);
   case OPT_ADDRESS:
     s->address = optarg;
     return 0;
@@ -246,8 +256,7 @@ make_uri (const struct arguments *a, const char *export)
     char *path = server_escape (s->socket);
     r = asprintf (&uri, "nbd%s+unix:///%s?socket=%s", tls ? "s" : "", export, path);
     free (path);
-  }
-  else {
+  } else {
     network_place (s, place, sizeof place);
     r = asprintf (&uri, "nbd%s://%s/%s", tls ? "s" : "", place, export);
   }
@@ -261,10 +270,10 @@ print_line (const struct arguments *a)
 {
   const struct receive_disk *d = &a->disk;
   char *uri = make_uri (a, RECEIVE_MIRROR), *guest_uri = make_uri (a, "");
-  json_t *o = json_pack ("{s:s, s:s, s:s, s:s, s:I, s:b, s:b, s:I}", "uri", uri, "guest-uri", guest_uri, "path",
-                         d->path, "format", d->qcow2 ? "qcow2" : "raw", "size", (json_int_t) d->size,
-                         "created", d->created, "sealed",
-                         d->sealed, "pid", (json_int_t) getpid ());
+  json_t *o = json_pack ("{s:s, s:s, s:s, s:s, s:I, s:b, s:b, s:I}", "uri", uri, "guest-uri",
+                         guest_uri, "path", d->path, "format", d->qcow2 ? "qcow2" : "raw", "size",
+                         (json_int_t)d->size, "created", d->created, "sealed", d->sealed, "pid",
+                         (json_int_t)getpid ());
 
   bool good = o != NULL && json_dumpf (o, stdout, JSON_COMPACT) == 0 && putchar ('\n') != EOF
               && fflush (stdout) == 0;
@@ -357,7 +366,8 @@ prepare_and_serve (struct arguments *a)
   status = receive_disk_prepare (&a->disk);
   if (status == EXIT_DONE) {
     if (a->disk.sealed)
-      cmd_notice ("%s: sealed: it was handed over to its guest, and no mirror may write to it", a->disk.name);
+      cmd_notice ("%s: sealed: it was handed over to its guest, and no mirror may write to it",
+                  a->disk.name);
     status = serve (a, &w);
     receive_server_free (s);
     receive_disk_close (&a->disk);
@@ -379,7 +389,8 @@ tell_server (const char *uri, bool seal)
   int r = seal ? destination_seal (uri, &error) : destination_give_up (uri, &error);
 
   if (r == 1)
-    cmd_error ("%s: this is not the mirror's export of a server that nbdmirror receive started", uri);
+    cmd_error ("%s: this is not the mirror's export of a server that nbdmirror receive started",
+               uri);
   else if (r == -1)
     cmd_error ("%s", error ? error : "out of memory");
   free (error);
@@ -389,30 +400,29 @@ tell_server (const char *uri, bool seal)
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[] = {
-    { "size", required_argument, NULL, OPT_SIZE },
-    { "format", required_argument, NULL, OPT_FORMAT },
-    { "backing", required_argument, NULL, OPT_BACKING },
-    { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
-    { "preallocate", no_argument, NULL, OPT_PREALLOCATE },
-    { "overcommit", no_argument, NULL, OPT_OVERCOMMIT },
-    { "overwrite", no_argument, NULL, OPT_OVERWRITE },
-    { "resume", no_argument, NULL, OPT_RESUME },
-    { "read-only", no_argument, NULL, OPT_READ_ONLY },
-    { "socket", required_argument, NULL, OPT_SOCKET },
-    { "port", required_argument, NULL, OPT_PORT },
-    { "address", required_argument, NULL, OPT_ADDRESS },
-    { "stdio", no_argument, NULL, OPT_STDIO },
-    { "tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES },
-    { "tls-psk", required_argument, NULL, OPT_TLS_PSK },
-    { "tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER },
-    { "keep", no_argument, NULL, OPT_KEEP },
-    { "detach", no_argument, NULL, OPT_DETACH },
-    { "sealed", no_argument, NULL, OPT_SEALED },
-    { "seal", no_argument, NULL, OPT_SEAL },
-    { "give-up", no_argument, NULL, OPT_GIVE_UP },
-    CMD_LONG_OPTIONS_END
-  };
+  static const struct option longopts[]
+      = { { "size", required_argument, NULL, OPT_SIZE },
+          { "format", required_argument, NULL, OPT_FORMAT },
+          { "backing", required_argument, NULL, OPT_BACKING },
+          { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
+          { "preallocate", no_argument, NULL, OPT_PREALLOCATE },
+          { "overcommit", no_argument, NULL, OPT_OVERCOMMIT },
+          { "overwrite", no_argument, NULL, OPT_OVERWRITE },
+          { "resume", no_argument, NULL, OPT_RESUME },
+          { "read-only", no_argument, NULL, OPT_READ_ONLY },
+          { "socket", required_argument, NULL, OPT_SOCKET },
+          { "port", required_argument, NULL, OPT_PORT },
+          { "address", required_argument, NULL, OPT_ADDRESS },
+          { "stdio", no_argument, NULL, OPT_STDIO },
+          { "tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES },
+          { "tls-psk", required_argument, NULL, OPT_TLS_PSK },
+          { "tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER },
+          { "keep", no_argument, NULL, OPT_KEEP },
+          { "detach", no_argument, NULL, OPT_DETACH },
+          { "sealed", no_argument, NULL, OPT_SEALED },
+          { "seal", no_argument, NULL, OPT_SEAL },
+          { "give-up", no_argument, NULL, OPT_GIVE_UP },
+          CMD_LONG_OPTIONS_END };
   struct arguments a = { .detach = false };
   int c, status = 0;
 
@@ -436,12 +446,16 @@ run (struct cmd_line *line)
   status = check_options (&a);
   if (status)
     return status;
-  status = nbdkit_args_parse (&a.args, line->rest, line->nr_rest) == 0 ? prepare_and_serve (&a) : EXIT_USAGE;
+  status = nbdkit_args_parse (&a.args, line->rest, line->nr_rest) == 0 ? prepare_and_serve (&a)
+                                                                       : EXIT_USAGE;
   nbdkit_args_free (&a.args);
   return status;
 }
 
 const struct subcommand subcommand_receive = {
-  "receive", "PATH --socket PATH | --port N | --stdio [OPTIONS] [-- NBDKIT-ARGS]",
-  "Prepare a destination disk, and serve it.", help, run,
+  "receive",
+  "PATH --socket PATH | --port N | --stdio [OPTIONS] [-- NBDKIT-ARGS]",
+  "Prepare a destination disk, and serve it.",
+  help,
+  run,
 };

@@ -2,9 +2,9 @@
  *
  * Supervising the servers of `receive`.  See server.h.
  *
- * One thread and one poll(): signals through a signalfd, the filter's notes through a pipe, and in the
- * background what the servers say through another.  The notes are read before it is decided what a
- * server's end means.
+ * One thread and one poll(): signals through a signalfd, the filter's notes through a pipe, and in
+ * the background what the servers say through another.  The notes are read before it is decided
+ * what a server's end means.
  */
 
 #include "config.h"
@@ -39,7 +39,7 @@ now_s (void)
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (double) ts.tv_sec + (double) ts.tv_nsec / 1e9;
+  return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
 /* ---- messages in the background -------------------------------------------------------------- */
@@ -69,12 +69,13 @@ pass_on (struct receive_server *s)
     return;
   while ((n = read (s->log_fd, text, sizeof text - 1)) > 0) {
     if (s->log_to != -1) {
-      if (write (s->log_to, text, (size_t) n) == -1)
+      if (write (s->log_to, text, (size_t)n) == -1)
         continue;
       continue;
     }
     text[n] = '\0';
-    for (char *line = strtok_r (text, "\n", &save); line != NULL; line = strtok_r (NULL, "\n", &save))
+    for (char *line = strtok_r (text, "\n", &save); line != NULL;
+         line = strtok_r (NULL, "\n", &save))
       syslog (LOG_NOTICE, "%s", line);
   }
 }
@@ -110,8 +111,7 @@ read_notes (struct receive_server *s)
       s->sealed = true;
       cmd_notice ("%s: handed over to its guest: the mirror may not write any more", s->disk->name);
       fsync (s->disk->fd); /* the filter has recorded it there */
-    }
-    else if (note == RECEIVE_NOTE_WRITTEN)
+    } else if (note == RECEIVE_NOTE_WRITTEN)
       s->written = true;
     else if (note == RECEIVE_NOTE_GIVEN_UP)
       s->given_up = true;
@@ -124,7 +124,7 @@ read_signals (struct receive_server *s)
 
   while (read (s->signal_fd, &info, sizeof info) == sizeof info)
     if (info.ssi_signo != SIGCHLD && s->stopped_by == 0)
-      s->stopped_by = (int) info.ssi_signo;
+      s->stopped_by = (int)info.ssi_signo;
   receive_reap (s);
 }
 
@@ -155,7 +155,8 @@ make_channels (struct receive_server *s, bool background)
 
   s->nbdkit = s->qemu_nbd = 0;
   s->sealed = s->disk->sealed;
-  s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->qemu_nbd_fd = -1;
+  s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->qemu_nbd_fd
+      = -1;
   sigemptyset (&set);
   sigaddset (&set, SIGCHLD);
   sigaddset (&set, SIGTERM);
@@ -213,13 +214,16 @@ start_again (struct receive_server *s, double *started, unsigned *short_lives)
   receive_end_children (s, SESSION_PATIENCE_MS);
   read_notes (s);
   if (s->written) {
-    cmd_error ("%s: %s while the guest uses the disk: it is not started again by itself; 'nbdmirror receive"
-               " --resume' serves it", s->disk->name, why);
+    cmd_error ("%s: %s while the guest uses the disk: it is not started again by itself; "
+               "'nbdmirror receive"
+               " --resume' serves it",
+               s->disk->name, why);
     return false;
   }
   *short_lives = now_s () - *started < SHORT_LIFE_S ? *short_lives + 1 : 0;
   if (*short_lives >= SHORT_LIVES_MAX) {
-    cmd_error ("%s: %s, %u times within a few seconds: not started again", s->disk->name, why, *short_lives);
+    cmd_error ("%s: %s, %u times within a few seconds: not started again", s->disk->name, why,
+               *short_lives);
     return false;
   }
   cmd_notice ("%s: %s; started again", s->disk->name, why);
@@ -255,7 +259,8 @@ receive_server_run (struct receive_server *s)
     }
     wait_for_events (s);
   }
-  /* A guest may just have begun to write.  (If it was given up through the filter, that has decided.) */
+  /* A guest may just have begun to write.  (If it was given up through the filter, that has
+   * decided.) */
   if (s->stopped_by == SIGINT && !s->given_up && !s->sealed) {
     receive_end_children (s, 0);
     read_notes (s);

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The server of `nbdmirror receive`: nbdkit with the mirror-receive filter, on the raw disk or, for qcow2, on a
- * qemu-nbd of its own; and this process, which supervises them.
+ * The server of `nbdmirror receive`: nbdkit with the mirror-receive filter, on the raw disk or, for
+ * qcow2, on a qemu-nbd of its own; and this process, which supervises them.
  *
- *   starting → serving ⟲ (a server that ends is started again, as long as no guest has written; sealed if it was)
- *                 ├→ stopped by a signal: the disk stays
- *                 └→ given up (SIGINT, or the mirror said so): the caller removes the disk
+ *   starting → serving ⟲ (a server that ends is started again, as long as no guest has written;
+ * sealed if it was) ├→ stopped by a signal: the disk stays └→ given up (SIGINT, or the mirror said
+ * so): the caller removes the disk
  *
- * Once the guest has written (control/receive-exports.h) a server that ends is not started again: what it wrote and
- * did not flush may be lost with the server, and the guest must not go on as if it were not.
+ * Once the guest has written (control/receive-exports.h) a server that ends is not started again:
+ * what it wrote and did not flush may be lost with the server, and the guest must not go on as if
+ * it were not.
  */
 
 #ifndef NBDMIRROR_CMD_RECEIVE_SERVER_H
@@ -29,29 +30,30 @@ struct receive_server {
   const char *tls_certificates;   /* absolute directory, or NULL */
   const char *tls_psk;            /* absolute file, or NULL */
   bool tls_verify_peer;
-  char *filter;                   /* our filter, for --filter= */
+  char *filter; /* our filter, for --filter= */
 
   /* The rest is the server's own. */
-  char dir[40];                   /* private: pid files and qemu-nbd's socket; */
-  int dir_fd;                     /* locked (flock) by us and the servers, as long as one of us lives */
-  int qemu_nbd_fd;                /* pidfd; -1 */
-  pid_t nbdkit, qemu_nbd;         /* 0: does not run */
-  int nbdkit_status;              /* of the last one that ended */
+  char dir[40];           /* private: pid files and qemu-nbd's socket; */
+  int dir_fd;             /* locked (flock) by us and the servers, as long as one of us lives */
+  int qemu_nbd_fd;        /* pidfd; -1 */
+  pid_t nbdkit, qemu_nbd; /* 0: does not run */
+  int nbdkit_status;      /* of the last one that ended */
   int signal_fd, note_fd, note_write_fd;
-  int log_fd, log_to;             /* background: what the servers say, and the stderr of before; -1 */
-  bool launched;                  /* it has served */
+  int log_fd, log_to; /* background: what the servers say, and the stderr of before; -1 */
+  bool launched;      /* it has served */
   bool sealed, written, given_up;
-  int stopped_by;                 /* the signal, or 0 */
+  int stopped_by; /* the signal, or 0 */
 };
 
 enum receive_end {
-  RECEIVE_FAILED,   /* a message was printed */
-  RECEIVE_STOPPED,  /* by a signal; or --stdio: its client has gone */
+  RECEIVE_FAILED,  /* a message was printed */
+  RECEIVE_STOPPED, /* by a signal; or --stdio: its client has gone */
   RECEIVE_GIVEN_UP
 };
 
-/* Start it and wait until it listens.  With BACKGROUND the messages of this process and its servers go to the
- * system log from receive_server_quiet() on.  -1 after an error message, everything is stopped then. */
+/* Start it and wait until it listens.  With BACKGROUND the messages of this process and its servers
+ * go to the system log from receive_server_quiet() on.  -1 after an error message, everything is
+ * stopped then. */
 int receive_server_start (struct receive_server *s, bool background);
 /* The terminal is left to others from now on. */
 void receive_server_quiet (struct receive_server *s);

@@ -16,9 +16,10 @@
 static const char short_with_value[] = "DegipPtuU";
 
 static const char *const long_with_value[] = {
-  "debug", "exportname", "export-name", "filter", "group", "ip-addr", "ipaddr", "log",
-  "mask-handshake", "pid-file", "pidfile", "port", "run", "selinux-label", "threads", "timeout",
-  "tls", "tls-certificates", "tls-psk", "unix", "user",
+  "debug",   "exportname",    "export-name",    "filter",   "group",   "ip-addr",
+  "ipaddr",  "log",           "mask-handshake", "pid-file", "pidfile", "port",
+  "run",     "selinux-label", "threads",        "timeout",  "tls",     "tls-certificates",
+  "tls-psk", "unix",          "user",
 };
 
 /* What serve sets itself, and what to say. */
@@ -89,13 +90,13 @@ static unsigned
 take_long (struct nbdkit_args *a, char **words, unsigned nr)
 {
   const char *name = words[0] + 2, *value = strchr (name, '='), *advice;
-  size_t len = value != NULL ? (size_t) (value - name) : strlen (name), i;
+  size_t len = value != NULL ? (size_t)(value - name) : strlen (name), i;
   unsigned used = 1;
 
   bool filter = is_option (name, len, "filter"); /* not the parameter file= */
   advice = filter ? NULL : advice_for_option (name, len);
   if (advice != NULL) {
-    cmd_usage_error ("NBDKIT-ARGS: --%.*s: %s", (int) len, name, advice);
+    cmd_usage_error ("NBDKIT-ARGS: --%.*s: %s", (int)len, name, advice);
     return 0;
   }
   if (value != NULL)
@@ -156,10 +157,10 @@ take_parameter (struct nbdkit_args *a, const char *word)
     cmd_usage_error ("NBDKIT-ARGS: '%s' is neither an option of nbdkit nor KEY=VALUE", word);
     return 0;
   }
-  len = (size_t) (value - word);
+  len = (size_t)(value - word);
   advice = advice_for (word, len);
   if (advice != NULL) {
-    cmd_usage_error ("NBDKIT-ARGS: %.*s=: %s", (int) len, word, advice);
+    cmd_usage_error ("NBDKIT-ARGS: %.*s=: %s", (int)len, word, advice);
     return 0;
   }
   if (is_name (word, len, "mirror-direct"))

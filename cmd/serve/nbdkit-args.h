@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The words that a user adds to an nbdkit command line (`serve … -- NBDKIT-ARGS`), sorted into options,
- * which stand before the plugin's name, and parameters, which stand after it.
+ * The words that a user adds to an nbdkit command line (`serve … -- NBDKIT-ARGS`), sorted into
+ * options, which stand before the plugin's name, and parameters, which stand after it.
  */
 
 #ifndef NBDMIRROR_CMD_SERVE_NBDKIT_ARGS_H
@@ -14,9 +14,9 @@ struct nbdkit_args {
   unsigned nr_options;
   char **parameters;
   unsigned nr_parameters;
-  bool has_filter;  /* --filter: something lies between the mirror filter and the plugin */
-  bool has_direct;  /* mirror-direct= */
-  bool has_uri;     /* mirror-uri= */
+  bool has_filter; /* --filter: something lies between the mirror filter and the plugin */
+  bool has_direct; /* mirror-direct= */
+  bool has_uri;    /* mirror-uri= */
   bool tls_required;
   bool read_only;
 };

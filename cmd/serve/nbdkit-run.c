@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Running nbdkit.  In the foreground this process turns into it, so its pid and its exit status are the
- * server's.  In the background nbdkit detaches itself, and we wait until both sockets are there.
+ * Running nbdkit.  In the foreground this process turns into it, so its pid and its exit status are
+ * the server's.  In the background nbdkit detaches itself, and we wait until both sockets are
+ * there.
  */
 
 #include "config.h"
@@ -31,12 +32,11 @@ static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
 static bool
 has_abort_bug (unsigned major, unsigned minor, unsigned release)
 {
-  return major == 1
-         && ((minor == 32 && release >= 4) || (minor == 33 && release <= 9));
+  return major == 1 && ((minor == 32 && release >= 4) || (minor == 33 && release <= 9));
 }
 
-/* What `nbdkit --dump-config` prints, to read from; its process in *PID.  NULL with errno.  (popen() would
- * need a shell.) */
+/* What `nbdkit --dump-config` prints, to read from; its process in *PID.  NULL with errno. (popen()
+ * would need a shell.) */
 static FILE *
 dump_config (pid_t *pid)
 {
@@ -47,7 +47,7 @@ dump_config (pid_t *pid)
   *pid = fork ();
   if (*pid == 0) {
     dup2 (fds[1], STDOUT_FILENO);
-    execlp ("nbdkit", "nbdkit", "--dump-config", (char *) NULL);
+    execlp ("nbdkit", "nbdkit", "--dump-config", (char *)NULL);
     _exit (127);
   }
   close (fds[1]);
@@ -103,7 +103,7 @@ static void
 start_tidying (const struct nbdkit_run *r, pid_t server)
 {
   const struct tidy_path paths[TIDY_PATHS_MAX]
-    = { { r->socket, true }, { r->control, true }, { r->pidfile, false } };
+      = { { r->socket, true }, { r->control, true }, { r->pidfile, false } };
 
   if (tidy_start (server, paths) == 0)
     return;
@@ -128,15 +128,15 @@ wait_for_pidfile (const char *path)
         text[0] = '\0';
       fclose (fp);
       if (strchr (text, '\n') != NULL && atol (text) > 0)
-        return (pid_t) atol (text);
+        return (pid_t)atol (text);
     }
     nanosleep (&poll_pause, NULL);
   }
   return -1;
 }
 
-/* nbdkit listens on its socket before it goes to the background; the filter opens its control socket
- * after that. */
+/* nbdkit listens on its socket before it goes to the background; the filter opens its control
+ * socket after that. */
 static int
 wait_for_control (const struct nbdkit_run *r, pid_t server)
 {
@@ -147,7 +147,8 @@ wait_for_control (const struct nbdkit_run *r, pid_t server)
       return EXIT_DONE;
     if (kill (server, 0) == -1) {
       cmd_error ("the server ended before it listened at %s (its messages are in the system log; "
-                 "without --detach they are shown)", r->control);
+                 "without --detach they are shown)",
+                 r->control);
       return EXIT_ERROR;
     }
     nanosleep (&poll_pause, NULL);

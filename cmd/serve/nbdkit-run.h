@@ -7,13 +7,14 @@
 #define NBDMIRROR_CMD_SERVE_NBDKIT_RUN_H
 
 struct nbdkit_run {
-  char **words;        /* the command line, NULL at the end */
-  const char *socket;  /* absolute paths: what to wait for, and what to remove in the end */
+  char **words;       /* the command line, NULL at the end */
+  const char *socket; /* absolute paths: what to wait for, and what to remove in the end */
   const char *control;
   const char *pidfile; /* or NULL; must be set to run detached */
 };
 
-/* Is there an nbdkit?  Warns if it is one that a dying client can end.  -1 after an error message. */
+/* Is there an nbdkit?  Warns if it is one that a dying client can end.  -1 after an error message.
+ */
 int nbdkit_check (void);
 
 /* Turn into nbdkit.  Does not return. */

@@ -99,8 +99,7 @@ server_find_filter (const char *name, const char *variable)
 char *
 server_escape (const char *text)
 {
-  static const char plain[]
-    = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+  static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
   char *out = malloc (3 * strlen (text) + 1), *p = out;
 
   if (out == NULL)
@@ -109,7 +108,7 @@ server_escape (const char *text)
     if (strchr (plain, *text) != NULL)
       *p++ = *text;
     else
-      p += sprintf (p, "%%%02X", (unsigned char) *text);
+      p += sprintf (p, "%%%02X", (unsigned char)*text);
   *p = '\0';
   return out;
 }

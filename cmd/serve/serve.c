@@ -23,14 +23,14 @@
 #include "cmd/serve/paths.h"
 
 struct serve {
-  const char *disk;    /* as given */
-  char *disk_path;     /* absolute, links resolved; owned, as all char * here */
+  const char *disk; /* as given */
+  char *disk_path;  /* absolute, links resolved; owned, as all char * here */
   const char *socket_arg, *control_arg, *pidfile_arg, *export_name;
   char *socket, *control, *pidfile;
-  char *filter;        /* a path, or "mirror" for nbdkit to find */
+  char *filter; /* a path, or "mirror" for nbdkit to find */
   bool detach, print;
   struct nbdkit_args args;
-  char **words;        /* the command line, NULL at the end; each owned */
+  char **words; /* the command line, NULL at the end; each owned */
   unsigned nr_words;
 };
 
@@ -42,8 +42,10 @@ check_disk (struct serve *s)
   s->disk_path = realpath (s->disk, NULL);
   if (s->disk_path == NULL || stat (s->disk_path, &st) == -1) {
     if (strstr (s->disk, "://") != NULL)
-      cmd_error ("%s: DISK is a file or a block device; to track what another nbdkit plugin serves, "
-                 "see nbdkit-mirror-filter(1)", s->disk);
+      cmd_error (
+          "%s: DISK is a file or a block device; to track what another nbdkit plugin serves, "
+          "see nbdkit-mirror-filter(1)",
+          s->disk);
     else
       cmd_error ("%s: %s", s->disk, strerror (errno));
     return -1;
@@ -104,8 +106,7 @@ build_command_line (struct serve *s)
   if (s->detach) {
     add_word (s, "-P");
     add_word (s, "%s", s->pidfile);
-  }
-  else {
+  } else {
     add_word (s, "-f");
     if (s->pidfile != NULL) {
       add_word (s, "-P");
@@ -168,7 +169,8 @@ is_successor (const char *path, const char *disk)
   return r;
 }
 
-/* The filter keeps to the record by itself; this is for whoever wonders why the guest cannot write. */
+/* The filter keeps to the record by itself; this is for whoever wonders why the guest cannot write.
+ */
 static void
 warn_of_fence (const char *control, const char *disk)
 {
@@ -179,7 +181,8 @@ warn_of_fence (const char *control, const char *disk)
     if (asprintf (&path, "%s%s", control, suffixes[i]) == -1)
       abort ();
     if (access (path, F_OK) == 0 && (i > 0 || !is_successor (path, disk)))
-      cmd_warning ("%s is there: the disk %s, and its writes are refused until 'nbdmirror rollback'; remove the "
+      cmd_warning ("%s is there: the disk %s, and its writes are refused until 'nbdmirror "
+                   "rollback'; remove the "
                    "file only if it is about another disk",
                    path, i == 0 ? "was handed over" : "was about to be handed over");
     free (path);
@@ -201,8 +204,7 @@ serve (struct serve *s)
   if (s->pidfile_arg != NULL) {
     if ((s->pidfile = server_absolute_path ("--pidfile", s->pidfile_arg)) == NULL)
       return EXIT_ERROR;
-  }
-  else if (s->detach && asprintf (&s->pidfile, "%s.pid", s->socket) == -1)
+  } else if (s->detach && asprintf (&s->pidfile, "%s.pid", s->socket) == -1)
     abort ();
   if ((s->filter = server_find_filter ("mirror", "NBDMIRROR_FILTER")) == NULL)
     return EXIT_ERROR;
@@ -217,9 +219,8 @@ serve (struct serve *s)
     cmd_warning ("with --tls=require the worker needs TLS here too: give mirror-uri= with what it "
                  "needs to connect (tls-certificates=, tls-psk-file=)");
   warn_of_fence (s->control, s->disk_path);
-  const struct nbdkit_run run = {
-    .words = s->words, .socket = s->socket, .control = s->control, .pidfile = s->pidfile
-  };
+  const struct nbdkit_run run
+      = { .words = s->words, .socket = s->socket, .control = s->control, .pidfile = s->pidfile };
   return s->detach ? nbdkit_run_detached (&run) : nbdkit_become (&run);
 }
 
@@ -229,16 +230,15 @@ enum { OPT_SOCKET = 0x100, OPT_CONTROL, OPT_STATE, OPT_DETACH, OPT_EXPORT, OPT_P
 static bool
 parse (struct cmd_line *line, struct serve *s)
 {
-  static const struct option longopts[]
-    = { { "socket", required_argument, NULL, OPT_SOCKET },
-        { "control", required_argument, NULL, OPT_CONTROL },
-        { "state", required_argument, NULL, OPT_STATE },
-        { "detach", no_argument, NULL, OPT_DETACH },
-        { "export", required_argument, NULL, OPT_EXPORT },
-        { "pidfile", required_argument, NULL, OPT_PIDFILE },
-        { "print", no_argument, NULL, OPT_PRINT },
-        { "dry-run", no_argument, NULL, OPT_PRINT },
-        CMD_LONG_OPTIONS_END };
+  static const struct option longopts[] = { { "socket", required_argument, NULL, OPT_SOCKET },
+                                            { "control", required_argument, NULL, OPT_CONTROL },
+                                            { "state", required_argument, NULL, OPT_STATE },
+                                            { "detach", no_argument, NULL, OPT_DETACH },
+                                            { "export", required_argument, NULL, OPT_EXPORT },
+                                            { "pidfile", required_argument, NULL, OPT_PIDFILE },
+                                            { "print", no_argument, NULL, OPT_PRINT },
+                                            { "dry-run", no_argument, NULL, OPT_PRINT },
+                                            CMD_LONG_OPTIONS_END };
   int opt;
 
   line->status = EXIT_USAGE;

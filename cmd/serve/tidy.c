@@ -2,10 +2,10 @@
  *
  * Removing what a server leaves behind.
  *
- * The next server may use the same paths the moment the old one is gone, so only what the old one made is
- * removed: a socket is recognised by device, inode and time of creation, which the child notes while
- * the server runs.  One that was never noted (the server ended at once) is removed only if nobody
- * listens there; a pid file only if it still holds that process id.
+ * The next server may use the same paths the moment the old one is gone, so only what the old one
+ * made is removed: a socket is recognised by device, inode and time of creation, which the child
+ * notes while the server runs.  One that was never noted (the server ended at once) is removed only
+ * if nobody listens there; a pid file only if it still holds that process id.
  */
 
 #include "config.h"
@@ -50,7 +50,7 @@ tidy_look (const char *path)
   if (fd == -1)
     return TIDY_IN_USE;
   /* EAGAIN: somebody listens, and is busy */
-  r = connect (fd, (struct sockaddr *) &addr, sizeof addr) == -1 ? errno : 0;
+  r = connect (fd, (struct sockaddr *)&addr, sizeof addr) == -1 ? errno : 0;
   close (fd);
   return r == ECONNREFUSED ? TIDY_STALE : TIDY_IN_USE;
 }
@@ -140,7 +140,8 @@ tidy_now (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX])
   remove_all (server, paths, nothing);
 }
 
-/* The child must outlive a Ctrl-C on the terminal, and hold nothing that others wait to see closed. */
+/* The child must outlive a Ctrl-C on the terminal, and hold nothing that others wait to see closed.
+ */
 static void
 become_quiet (int pidfd)
 {
@@ -163,7 +164,7 @@ become_quiet (int pidfd)
 int
 tidy_start (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX])
 {
-  int pidfd = (int) syscall (SYS_pidfd_open, server, 0);
+  int pidfd = (int)syscall (SYS_pidfd_open, server, 0);
   pid_t pid;
 
   if (pidfd == -1)

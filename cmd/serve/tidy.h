@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * nbdkit leaves its socket and its pid file behind.  A small child process waits for the server's end,
- * however it comes, and removes them.
+ * nbdkit leaves its socket and its pid file behind.  A small child process waits for the server's
+ * end, however it comes, and removes them.
  */
 
 #ifndef NBDMIRROR_CMD_SERVE_TIDY_H
@@ -17,8 +17,8 @@ struct tidy_path {
   bool is_socket;   /* else a file that holds the server's process id */
 };
 
-/* Start the child that removes PATHS when process SERVER has ended.  It keeps none of our descriptors
- * but 0 to 2, which it turns to /dev/null.  0, or -1 with errno. */
+/* Start the child that removes PATHS when process SERVER has ended.  It keeps none of our
+ * descriptors but 0 to 2, which it turns to /dev/null.  0, or -1 with errno. */
 int tidy_start (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX]);
 
 /* SERVER has ended: remove what is left now. */

@@ -10,7 +10,7 @@
 
 #include "mirror/endpoint/buffers.h"
 
-#define HUGE_PAGE ((size_t) 2 * 1024 * 1024)
+#define HUGE_PAGE ((size_t)2 * 1024 * 1024)
 
 void *
 buffers_new (size_t size)

@@ -8,10 +8,10 @@
 
 #include <stddef.h>
 
-/* SIZE bytes (not 0), aligned for direct I/O, in huge pages where the system has them: a direct read into
- * small pages is a list of 4 KiB pieces for the disk.  2 GiB cold from a virtio disk, 256 KiB at a time, 32 in flight: 0.6 to
- * 1.1 GB/s so, 1.1 to 1.9 GB/s into huge pages, for less than half the processor time.
- * To be freed with free(). NULL: out of memory. */
+/* SIZE bytes (not 0), aligned for direct I/O, in huge pages where the system has them: a direct
+ * read into small pages is a list of 4 KiB pieces for the disk.  2 GiB cold from a virtio disk, 256
+ * KiB at a time, 32 in flight: 0.6 to 1.1 GB/s so, 1.1 to 1.9 GB/s into huge pages, for less than
+ * half the processor time. To be freed with free(). NULL: out of memory. */
 void *buffers_new (size_t size);
 
 #endif

@@ -25,7 +25,7 @@
 #define ENDED_WAIT_MS 300
 #define STOP_WAIT_MS 5000
 #define STDIO_WAIT_MS 2000 /* for ssh: the end of its command comes a round trip later */
-#define FIRST_FD 3 /* SD_LISTEN_FDS_START */
+#define FIRST_FD 3         /* SD_LISTEN_FDS_START */
 
 extern char **environ;
 
@@ -62,7 +62,8 @@ wait_for_end (struct command *cmd, int ms)
   return ended;
 }
 
-/* The environment of the child: ours, with LISTEN_FDS, and room for LISTEN_PID in the first place. */
+/* The environment of the child: ours, with LISTEN_FDS, and room for LISTEN_PID in the first place.
+ */
 static char **
 make_environment (char *listen_pid)
 {
@@ -95,7 +96,7 @@ run_child (const struct command *cmd, int sock, int err_fd, char *const *argv, c
   int err;
 
   for (pid_t pid = getpid (); pid > 0; pid /= 10)
-    digits[n++] = (char) ('0' + pid % 10);
+    digits[n++] = (char)('0' + pid % 10);
   while (n > 0)
     *p++ = digits[--n];
   *p = '\0';
@@ -173,7 +174,7 @@ listen_on (struct command *cmd)
   sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (sock == -1)
     return -1;
-  if (bind (sock, (struct sockaddr *) &addr, sizeof addr) == -1 || listen (sock, SOMAXCONN) == -1) {
+  if (bind (sock, (struct sockaddr *)&addr, sizeof addr) == -1 || listen (sock, SOMAXCONN) == -1) {
     int err = errno;
 
     close (sock);

@@ -2,8 +2,8 @@
  *
  * NBD servers run for us.
  *
- * `[ COMMAND ARGS ]` is run by systemd's socket activation (LISTEN_FDS): it is given a listening unix
- * socket and takes any number of connections from it, also when it is single-shot otherwise.
+ * `[ COMMAND ARGS ]` is run by systemd's socket activation (LISTEN_FDS): it is given a listening
+ * unix socket and takes any number of connections from it, also when it is single-shot otherwise.
  * What ssh runs has one connection: its stdin and stdout.
  */
 
@@ -12,11 +12,11 @@
 
 struct command;
 
-/* Run ARGV (NULL at its end; argv[0] is looked up in PATH).  NAME is for messages.  NULL with *ERRNUM and
- * *ERROR if it cannot be run at all. */
+/* Run ARGV (NULL at its end; argv[0] is looked up in PATH).  NAME is for messages.  NULL with
+ * *ERRNUM and *ERROR if it cannot be run at all. */
 struct command *command_start (const char *name, char *const *argv, int *errnum, char **error);
-/* The same with one end of a connection as its stdin and stdout; the other end is *FD, the caller's.  In a process
- * group of its own: a Ctrl-C is for us. */
+/* The same with one end of a connection as its stdin and stdout; the other end is *FD, the
+ * caller's.  In a process group of its own: a Ctrl-C is for us. */
 struct command *command_start_stdio (const char *name, char *const *argv, int *fd, int *errnum,
                                      char **error);
 /* The socket that it listens on. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What all endpoints share: names, checks of requests, the pool of requests and the list of those that
- * are done.  See internal.h for the life of a request.
+ * What all endpoints share: names, checks of requests, the pool of requests and the list of those
+ * that are done.  See internal.h for the life of a request.
  */
 
 #include "config.h"
@@ -23,7 +23,7 @@ now_ms (void)
 
   /* Coarse is a few milliseconds off and costs a load: this runs for every request. */
   clock_gettime (CLOCK_MONOTONIC_COARSE, &ts);
-  return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 void
@@ -46,13 +46,13 @@ endpoint_fail (int *errnum, char **error, int err, const char *fmt, ...)
 static bool
 is_nbd_uri (const char *name)
 {
-  static const char *const schemes[] = { "nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock",
-                                         "nbds+vsock", "nbd+ssh", "nbds+ssh" };
+  static const char *const schemes[] = { "nbd",       "nbds",       "nbd+unix", "nbds+unix",
+                                         "nbd+vsock", "nbds+vsock", "nbd+ssh",  "nbds+ssh" };
   const char *colon = strstr (name, "://");
 
   for (size_t i = 0; colon && i < sizeof schemes / sizeof schemes[0]; i++)
-    if (strlen (schemes[i]) == (size_t) (colon - name) &&
-        strncmp (name, schemes[i], (size_t) (colon - name)) == 0)
+    if (strlen (schemes[i]) == (size_t)(colon - name)
+        && strncmp (name, schemes[i], (size_t)(colon - name)) == 0)
       return true;
   return false;
 }
@@ -79,8 +79,8 @@ join (char *const *argv, unsigned nr_args)
 }
 
 static struct endpoint *
-open_command (char *const *argv, unsigned nr_args, const struct endpoint_options *opts,
-              int *errnum, char **error)
+open_command (char *const *argv, unsigned nr_args, const struct endpoint_options *opts, int *errnum,
+              char **error)
 {
   struct endpoint *ep = NULL;
   char *name = join (argv, nr_args);
@@ -389,8 +389,8 @@ op_new (struct channel *ch, enum op_kind kind, uint64_t len, uint64_t offset, ui
     errno = EAGAIN;
     return NULL;
   }
-  if (kind != OP_FLUSH &&
-      (len == 0 || len > max_len || offset > ep->info.size || len > ep->info.size - offset)) {
+  if (kind != OP_FLUSH
+      && (len == 0 || len > max_len || offset > ep->info.size || len > ep->info.size - offset)) {
     errno = EINVAL;
     return NULL;
   }
@@ -444,7 +444,7 @@ channel_write (struct channel *ch, const void *buf, uint32_t len, uint64_t offse
 
   if (!op)
     return -1;
-  op->buf = (void *) (uintptr_t) buf;
+  op->buf = (void *)(uintptr_t)buf;
   op->done = done;
   return op_start (op);
 }

@@ -13,14 +13,15 @@
  * belongs to one thread, which drives it with poll().
  *
  * Requests are asynchronous.  A completion runs from channel_dispatch(), in the channel's thread,
- * never from within the call that started the request, and outside of any lock of the libraries: it may start
- * further requests on any channel of its thread.  ERROR is 0 or a positive errno.
+ * never from within the call that started the request, and outside of any lock of the libraries: it
+ * may start further requests on any channel of its thread.  ERROR is 0 or a positive errno.
  *
- * Every wait has a limit: an NBD connection that answers none of its requests for request_timeout_ms
- * (three times that while it has to flush), or leaves one unanswered for ten times that while others
- * are, or one that breaks, makes the channel dead: channel_dispatch() returns -1, all requests of the
- * channel are completed with ESHUTDOWN (ETIMEDOUT for the silent one) first, and no request is accepted
- * after.  Requests on files have no limit: the kernel offers none.
+ * Every wait has a limit: an NBD connection that answers none of its requests for
+ * request_timeout_ms (three times that while it has to flush), or leaves one unanswered for ten
+ * times that while others are, or one that breaks, makes the channel dead: channel_dispatch()
+ * returns -1, all requests of the channel are completed with ESHUTDOWN (ETIMEDOUT for the silent
+ * one) first, and no request is accepted after.  Requests on files have no limit: the kernel offers
+ * none.
  *
  * The process must ignore SIGPIPE (libnbd cannot suppress it with TLS).
  */
@@ -39,36 +40,40 @@ struct channel;
 
 struct endpoint_options {
   bool writable;
-  bool will_write;          /* only read now: what no mirror may write to is refused as if it were writable */
-  bool create;              /* a local file that is missing is created; one that is shorter than create_size is extended */
-  uint64_t create_size;     /* bytes */
-  int connect_timeout_ms;   /* 0: 10,000, for ssh 20,000 */
-  int request_timeout_ms;   /* 0: 30,000 */
-  unsigned nr_in_flight;    /* requests in flight for each NBD connection; 0: default (64).  1 works around
-                               nbdkit 1.32.4 to 1.33.9, which abort when a client with several dies */
-  char *session;            /* room for ENDPOINT_SESSION, or NULL: the ID of the last session that was tried at a server of
-                               `nbdmirror receive`, "" before the first; the endpoint that is opened replaces it.  Only one
-                               is opened at a time */
-  unsigned nr_connections;  /* NBD connections in each channel; 0: default (1; or 4 where
-                               nr_in_flight is 1 and the server offers multi-conn) */
+  bool
+      will_write; /* only read now: what no mirror may write to is refused as if it were writable */
+  bool create; /* a local file that is missing is created; one that is shorter than create_size is
+                  extended */
+  uint64_t create_size;   /* bytes */
+  int connect_timeout_ms; /* 0: 10,000, for ssh 20,000 */
+  int request_timeout_ms; /* 0: 30,000 */
+  unsigned
+      nr_in_flight; /* requests in flight for each NBD connection; 0: default (64).  1 works around
+                       nbdkit 1.32.4 to 1.33.9, which abort when a client with several dies */
+  char *session; /* room for ENDPOINT_SESSION, or NULL: the ID of the last session that was tried at
+                    a server of `nbdmirror receive`, "" before the first; the endpoint that is
+                    opened replaces it.  Only one is opened at a time */
+  unsigned nr_connections; /* NBD connections in each channel; 0: default (1; or 4 where
+                              nr_in_flight is 1 and the server offers multi-conn) */
 };
 
 /* What an endpoint can do; constant. */
 struct endpoint_info {
-  uint64_t size;            /* bytes */
-  uint32_t min_block;       /* requests must be multiples of this (1 where there is no limit), but for
-                               file endpoints, where any range is allowed */
-  uint32_t max_request;     /* largest read or write, bytes */
+  uint64_t size;        /* bytes */
+  uint32_t min_block;   /* requests must be multiples of this (1 where there is no limit), but for
+                           file endpoints, where any range is allowed */
+  uint32_t max_request; /* largest read or write, bytes */
   bool is_nbd;
-  bool is_receive;          /* a writable session at a server of `nbdmirror receive`: another one would end it */
+  bool is_receive; /* a writable session at a server of `nbdmirror receive`: another one would end
+                      it */
   bool read_only;
   bool can_flush;
   bool can_zero;
-  bool can_multi_conn;      /* several channels may write, one flush covers all (files: true) */
-  bool can_status;          /* ZERO can be asked for */
+  bool can_multi_conn; /* several channels may write, one flush covers all (files: true) */
+  bool can_status;     /* ZERO can be asked for */
   bool is_rotational;
-  bool direct;              /* files: O_DIRECT is in use */
-  char *note;               /* something worth telling the user once, or NULL (O_DIRECT refused …) */
+  bool direct; /* files: O_DIRECT is in use */
+  char *note;  /* something worth telling the user once, or NULL (O_DIRECT refused …) */
 };
 
 /* One extent of a block status answer. */
@@ -78,55 +83,59 @@ struct endpoint_extent {
 };
 
 typedef void (*channel_done) (void *opaque, int error);
-/* EXTENTS (borrowed, only valid during the call) cover from the asked offset on; they may end before the asked
- * length, but hold at least one unless ERROR. */
-typedef void (*channel_status_done) (void *opaque, int error,
-                                     const struct endpoint_extent *extents, unsigned nr);
+/* EXTENTS (borrowed, only valid during the call) cover from the asked offset on; they may end
+ * before the asked length, but hold at least one unless ERROR. */
+typedef void (*channel_status_done) (void *opaque, int error, const struct endpoint_extent *extents,
+                                     unsigned nr);
 
 /* Open and describe.  The name is as above; a `[` `COMMAND` … `]` is given as ARGV with NR_ARGS > 1
- * (including the brackets), else ARGV[0] is the name and NR_ARGS is 1.  Blocks up to connect_timeout_ms.
- * NULL with *ERROR (caller frees) naming the endpoint and the reason, and *ERRNUM (if not NULL) an errno:
- * ENOENT, EACCES, ECONNREFUSED, ETIMEDOUT, EPROTO (spoke no NBD) … */
+ * (including the brackets), else ARGV[0] is the name and NR_ARGS is 1.  Blocks up to
+ * connect_timeout_ms. NULL with *ERROR (caller frees) naming the endpoint and the reason, and
+ * *ERRNUM (if not NULL) an errno: ENOENT, EACCES, ECONNREFUSED, ETIMEDOUT, EPROTO (spoke no NBD) …
+ */
 struct endpoint *endpoint_open (char *const *argv, unsigned nr_args,
                                 const struct endpoint_options *opts, int *errnum, char **error);
 const struct endpoint_info *endpoint_info (const struct endpoint *ep);
 const char *endpoint_name (const struct endpoint *ep); /* for messages */
-void endpoint_close (struct endpoint *ep); /* after all its channels; ends a command, which may take seconds */
+void endpoint_close (
+    struct endpoint *ep); /* after all its channels; ends a command, which may take seconds */
 
-/* Open a channel for the calling thread.  The first channel of an NBD endpoint takes over the connection that
- * endpoint_open() made, the others connect (blocking up to connect_timeout_ms); each new connection must
- * find the same size and flags.  NULL with *ERROR and *ERRNUM. */
+/* Open a channel for the calling thread.  The first channel of an NBD endpoint takes over the
+ * connection that endpoint_open() made, the others connect (blocking up to connect_timeout_ms);
+ * each new connection must find the same size and flags.  NULL with *ERROR and *ERRNUM. */
 struct channel *channel_open (struct endpoint *ep, int *errnum, char **error);
-/* Closes; requests still in flight are completed with ESHUTDOWN first (file endpoints wait for the kernel,
- * because their buffers are in use).  NBD: disconnects politely only if idle and alive. */
+/* Closes; requests still in flight are completed with ESHUTDOWN first (file endpoints wait for the
+ * kernel, because their buffers are in use).  NBD: disconnects politely only if idle and alive. */
 void channel_close (struct channel *ch);
 
 /* How many more requests the channel takes now (reads, writes, zeroes, status together). */
 unsigned channel_room (const struct channel *ch);
 
-/* Start a request.  LEN > 0, within the endpoint's size, at most max_request for read and write (any
- * length up to 1 GiB for zero; status: at most 2 GiB is asked for, the rest is not answered); BUF must be aligned to
- * 4096 and, for reads, have room for LEN rounded up to 4096 (direct reads of a tail).  BUF stays in use until completion.
- * Return 0, or -1 with errno if nothing was started (EAGAIN: no room; ESHUTDOWN: dead). */
-int channel_read (struct channel *ch, void *buf, uint32_t len, uint64_t offset,
-                  channel_done done, void *opaque);
+/* Start a request.  LEN > 0, within the endpoint's size, at most max_request for read and write
+ * (any length up to 1 GiB for zero; status: at most 2 GiB is asked for, the rest is not answered);
+ * BUF must be aligned to 4096 and, for reads, have room for LEN rounded up to 4096 (direct reads of
+ * a tail).  BUF stays in use until completion. Return 0, or -1 with errno if nothing was started
+ * (EAGAIN: no room; ESHUTDOWN: dead). */
+int channel_read (struct channel *ch, void *buf, uint32_t len, uint64_t offset, channel_done done,
+                  void *opaque);
 int channel_write (struct channel *ch, const void *buf, uint32_t len, uint64_t offset,
                    channel_done done, void *opaque);
 /* Make a range read as zero; it may become a hole (no NO_HOLE flag), thin stays thin. */
 int channel_zero (struct channel *ch, uint64_t len, uint64_t offset, channel_done done,
                   void *opaque);
-int channel_status (struct channel *ch, uint64_t len, uint64_t offset,
-                    channel_status_done done, void *opaque);
-/* Everything answered on this channel (with can_multi_conn: on every channel) before this call is durable
- * when it completes without error. */
+int channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_status_done done,
+                    void *opaque);
+/* Everything answered on this channel (with can_multi_conn: on every channel) before this call is
+ * durable when it completes without error. */
 int channel_flush (struct channel *ch, channel_done done, void *opaque);
 
 /* Fill FDS (room for MAX, at most CHANNEL_MAX_FDS used) with what to poll for; returns how many.
- * *TIMEOUT_MS is lowered to when channel_dispatch() wants to be called at the latest (0 if completions
- * are ready now). */
+ * *TIMEOUT_MS is lowered to when channel_dispatch() wants to be called at the latest (0 if
+ * completions are ready now). */
 #define CHANNEL_MAX_FDS 16
 unsigned channel_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int *timeout_ms);
-/* Handle what poll() returned for exactly those FDS, and run completions.  0, or -1 when the channel is dead (see above). */
+/* Handle what poll() returned for exactly those FDS, and run completions.  0, or -1 when the
+ * channel is dead (see above). */
 int channel_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr);
 /* Run the completions of what is done already, as channel_dispatch() would.  Were there any? */
 bool channel_run (struct channel *ch);

@@ -27,7 +27,7 @@
 void
 file_close (struct endpoint *ep)
 {
-  struct file_endpoint *fep = (struct file_endpoint *) ep;
+  struct file_endpoint *fep = (struct file_endpoint *)ep;
 
   if (fep->fd != -1)
     close (fep->fd);
@@ -125,17 +125,17 @@ find_size (struct file_endpoint *fep, const struct stat *st, int *errnum, char *
       return -1;
     }
     if (ioctl (fep->fd, BLKSSZGET, &sector) == 0 && sector > 0)
-      fep->align = (uint32_t) sector;
+      fep->align = (uint32_t)sector;
     return 0;
   }
-  info->size = (uint64_t) st->st_size;
+  info->size = (uint64_t)st->st_size;
   if (!opts->create || !opts->writable || info->size >= opts->create_size)
     return 0;
-  if (opts->create_size > INT64_MAX || ftruncate (fep->fd, (off_t) opts->create_size) == -1) {
+  if (opts->create_size > INT64_MAX || ftruncate (fep->fd, (off_t)opts->create_size) == -1) {
     int err = opts->create_size > INT64_MAX ? EFBIG : errno;
 
     endpoint_fail (errnum, error, err, "%s: cannot extend it to %llu bytes: %s", fep->ep.name,
-                   (unsigned long long) opts->create_size, strerror (err));
+                   (unsigned long long)opts->create_size, strerror (err));
     return -1;
   }
   info->size = opts->create_size;
@@ -151,8 +151,9 @@ open_direct (struct file_endpoint *fep, const struct stat *st)
   struct stat again;
 
   fep->direct_fd = open (fep->ep.name, flags);
-  if (fep->direct_fd != -1 && (fstat (fep->direct_fd, &again) == -1 ||
-                               again.st_dev != st->st_dev || again.st_ino != st->st_ino)) {
+  if (fep->direct_fd != -1
+      && (fstat (fep->direct_fd, &again) == -1 || again.st_dev != st->st_dev
+          || again.st_ino != st->st_ino)) {
     /* The path was given to another file meanwhile. */
     close (fep->direct_fd);
     fep->direct_fd = -1;
@@ -162,9 +163,10 @@ open_direct (struct file_endpoint *fep, const struct stat *st)
   /* What is read through the cache then is what was just written: nothing to read ahead. */
   if (info->direct)
     posix_fadvise (fep->fd, 0, 0, POSIX_FADV_RANDOM);
-  if (!info->direct &&
-      asprintf (&info->note, "%s: O_DIRECT is refused (%s), going through the page cache",
-                fep->ep.name, strerror (errno)) == -1)
+  if (!info->direct
+      && asprintf (&info->note, "%s: O_DIRECT is refused (%s), going through the page cache",
+                   fep->ep.name, strerror (errno))
+             == -1)
     info->note = NULL;
 }
 
@@ -174,13 +176,13 @@ map (struct file_endpoint *fep)
 {
   uint64_t len = fep->ep.info.size;
 
-  fep->page = (size_t) sysconf (_SC_PAGESIZE);
+  fep->page = (size_t)sysconf (_SC_PAGESIZE);
   if (fep->direct_fd == -1 || len == 0 || len > SIZE_MAX)
     return;
-  fep->map = mmap (NULL, (size_t) len, PROT_READ, MAP_SHARED, fep->fd, 0);
+  fep->map = mmap (NULL, (size_t)len, PROT_READ, MAP_SHARED, fep->fd, 0);
   if (fep->map == MAP_FAILED)
     fep->map = NULL;
-  fep->map_len = (size_t) len;
+  fep->map_len = (size_t)len;
 }
 
 struct endpoint *
@@ -215,8 +217,8 @@ endpoint_file_open (const char *path, const struct endpoint_options *opts, int *
   info->max_request = ENDPOINT_MAX_REQUEST;
   info->read_only = !opts->writable;
   info->can_flush = info->can_zero = info->can_multi_conn = true;
-  info->can_status = S_ISREG (st.st_mode) &&
-                     (info->size == 0 || lseek (fep->fd, 0, SEEK_HOLE) != -1);
+  info->can_status
+      = S_ISREG (st.st_mode) && (info->size == 0 || lseek (fep->fd, 0, SEEK_HOLE) != -1);
   info->is_rotational = is_rotational (&st);
   return &fep->ep;
 }

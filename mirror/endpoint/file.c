@@ -2,15 +2,15 @@
  *
  * Requests to local files and block devices.  (file-open.c opens them.)
  *
- * A read takes the page cache's copy of what is there, and goes around the cache (O_DIRECT, libaio) for the rest, so a
- * range with a few dirty pages in it is several pieces (file-cache.c says why).
+ * A read takes the page cache's copy of what is there, and goes around the cache (O_DIRECT, libaio)
+ * for the rest, so a range with a few dirty pages in it is several pieces (file-cache.c says why).
  *
- * Writes are direct too: 1 GiB of random data from the cache to a file and flushed took 1.4 s against
- * 3.7 s buffered for a new file, and 0.9 s against 4.1 s for one that is overwritten (ext4, two
- * cores, other load beside it), and it does not push everything else out of the cache.
+ * Writes are direct too: 1 GiB of random data from the cache to a file and flushed took 1.4 s
+ * against 3.7 s buffered for a new file, and 0.9 s against 4.1 s for one that is overwritten (ext4,
+ * two cores, other load beside it), and it does not push everything else out of the cache.
  *
- * What O_DIRECT does not take (unaligned ranges; any range, where it is refused) is done buffered and
- * synchronously.  So are zeroes, status and flushes: none of them has an asynchronous call.
+ * What O_DIRECT does not take (unaligned ranges; any range, where it is refused) is done buffered
+ * and synchronously.  So are zeroes, status and flushes: none of them has an asynchronous call.
  *
  * The kernel offers no way to give up on a request, its buffer stays in use: requests on files
  * have no time limit.
@@ -30,7 +30,8 @@
 #include <unistd.h>
 
 #define FILE_ROOM 64u
-#define MAX_PIECES 8u /* direct requests of one op; a range in more pieces than that is read through the cache */
+#define MAX_PIECES                                                                                 \
+  8u /* direct requests of one op; a range in more pieces than that is read through the cache */
 #define REAP 64u
 
 /* What is still to come of an op. */
@@ -42,17 +43,17 @@ struct pieces {
 struct file_channel {
   struct channel ch;
   io_context_t aio;
-  int event_fd;      /* readable when direct requests are done; -1 if there is no AIO */
-  unsigned nr_aio;   /* in the kernel */
-  bool no_aio;       /* the kernel refused it */
-  struct iocb *iocbs; /* MAX_PIECES for each op of the pool */
+  int event_fd;          /* readable when direct requests are done; -1 if there is no AIO */
+  unsigned nr_aio;       /* in the kernel */
+  bool no_aio;           /* the kernel refused it */
+  struct iocb *iocbs;    /* MAX_PIECES for each op of the pool */
   struct pieces *pieces; /* one for each op */
 };
 
 static inline const struct file_endpoint *
 file_of (const struct channel *ch)
 {
-  return (const struct file_endpoint *) ch->ep;
+  return (const struct file_endpoint *)ch->ep;
 }
 
 /* ---- Buffered I/O ----------------------------------------------------------------------- */
@@ -64,8 +65,8 @@ buffered (int fd, enum op_kind kind, void *buf, uint64_t len, uint64_t offset)
   char *p = buf;
 
   while (len > 0) {
-    ssize_t r = kind == OP_READ ? pread (fd, p, len, (off_t) offset)
-                                : pwrite (fd, p, len, (off_t) offset);
+    ssize_t r
+        = kind == OP_READ ? pread (fd, p, len, (off_t)offset) : pwrite (fd, p, len, (off_t)offset);
 
     if (r == -1 && errno == EINTR)
       continue;
@@ -74,8 +75,8 @@ buffered (int fd, enum op_kind kind, void *buf, uint64_t len, uint64_t offset)
     if (r == 0)
       return EIO; /* the file became shorter */
     p += r;
-    offset += (uint64_t) r;
-    len -= (uint64_t) r;
+    offset += (uint64_t)r;
+    len -= (uint64_t)r;
   }
   return 0;
 }
@@ -89,7 +90,7 @@ direct_length (const struct op *op)
   const struct file_endpoint *fep = file_of (op->ch);
   uint64_t mask = fep->align - 1;
 
-  if (fep->direct_fd == -1 || (op->offset & mask) || ((uintptr_t) op->buf & mask))
+  if (fep->direct_fd == -1 || (op->offset & mask) || ((uintptr_t)op->buf & mask))
     return 0;
   if ((op->len & mask) == 0)
     return op->len;
@@ -99,13 +100,14 @@ direct_length (const struct op *op)
   return 0;
 }
 
-/* The context is made when it is first needed: its end takes tens of milliseconds (io_destroy() waits for
- * all processors), and what is in the page cache needs none.  Where the system has no more of them
+/* The context is made when it is first needed: its end takes tens of milliseconds (io_destroy()
+ * waits for all processors), and what is in the page cache needs none.  Where the system has no
+ * more of them
  * (/proc/sys/fs/aio-max-nr) requests are done one at a time. */
 static bool
 have_aio (struct file_channel *fc)
 {
-  if (!fc->aio && !fc->no_aio && io_setup ((int) (fc->ch.nr_ops * MAX_PIECES), &fc->aio) < 0) {
+  if (!fc->aio && !fc->no_aio && io_setup ((int)(fc->ch.nr_ops * MAX_PIECES), &fc->aio) < 0) {
     fc->aio = NULL;
     fc->no_aio = true;
   }
@@ -115,7 +117,7 @@ have_aio (struct file_channel *fc)
 static void
 piece_done (struct op *op, int error)
 {
-  struct pieces *p = &((struct file_channel *) op->ch)->pieces[op - op->ch->pool];
+  struct pieces *p = &((struct file_channel *)op->ch)->pieces[op - op->ch->pool];
 
   if (error && !p->error)
     p->error = error;
@@ -123,33 +125,33 @@ piece_done (struct op *op, int error)
     op_done (op, p->error);
 }
 
-/* Do these NR parts of OP directly, as PIECES[].left has counted them already.  What the kernel does not take is done
- * buffered. */
+/* Do these NR parts of OP directly, as PIECES[].left has counted them already.  What the kernel
+ * does not take is done buffered. */
 static void
 direct_submit (struct file_channel *fc, struct op *op, const struct file_range *parts, unsigned nr)
 {
-  struct iocb *iocbs = &fc->iocbs[(size_t) (op - fc->ch.pool) * MAX_PIECES], *list[MAX_PIECES];
+  struct iocb *iocbs = &fc->iocbs[(size_t)(op - fc->ch.pool) * MAX_PIECES], *list[MAX_PIECES];
   const struct file_endpoint *fep = file_of (op->ch);
   unsigned taken = 0;
 
   for (unsigned i = 0; i < nr; i++) {
-    char *buf = (char *) op->buf + (parts[i].offset - op->offset);
+    char *buf = (char *)op->buf + (parts[i].offset - op->offset);
 
     if (op->kind == OP_READ)
-      io_prep_pread (&iocbs[i], fep->direct_fd, buf, parts[i].len, (long long) parts[i].offset);
+      io_prep_pread (&iocbs[i], fep->direct_fd, buf, parts[i].len, (long long)parts[i].offset);
     else
-      io_prep_pwrite (&iocbs[i], fep->direct_fd, buf, parts[i].len, (long long) parts[i].offset);
+      io_prep_pwrite (&iocbs[i], fep->direct_fd, buf, parts[i].len, (long long)parts[i].offset);
     iocbs[i].data = op;
     io_set_eventfd (&iocbs[i], fc->event_fd);
     list[i] = &iocbs[i];
   }
   while (have_aio (fc) && taken < nr) {
-    int r = io_submit (fc->aio, (long) (nr - taken), list + taken);
+    int r = io_submit (fc->aio, (long)(nr - taken), list + taken);
 
     if (r <= 0)
       break;
-    taken += (unsigned) r;
-    fc->nr_aio += (unsigned) r;
+    taken += (unsigned)r;
+    fc->nr_aio += (unsigned)r;
   }
   for (; taken < nr; taken++) {
     uint64_t asked = parts[taken].offset - op->offset + parts[taken].len;
@@ -164,19 +166,19 @@ static void
 direct_result (const struct iocb *iocb, long res)
 {
   struct op *op = iocb->data;
-  uint64_t from = (uint64_t) iocb->u.c.offset - op->offset;
+  uint64_t from = (uint64_t)iocb->u.c.offset - op->offset;
   uint64_t len = iocb->u.c.nbytes < op->len - from ? iocb->u.c.nbytes : op->len - from;
-  uint64_t done = res > 0 ? (uint64_t) res : 0;
+  uint64_t done = res > 0 ? (uint64_t)res : 0;
   int error = 0;
 
   if (done < len) {
     /* Some file systems take O_DIRECT and then refuse a range; and what is behind a short
      * transfer (a medium error, a full disk) is told by trying to do the rest. */
     if (res >= 0 || res == -EINVAL || res == -EOPNOTSUPP)
-      error = buffered (file_of (op->ch)->fd, op->kind, (char *) op->buf + from + done, len - done,
+      error = buffered (file_of (op->ch)->fd, op->kind, (char *)op->buf + from + done, len - done,
                         op->offset + from + done);
     else
-      error = (int) -res;
+      error = (int)-res;
   }
   piece_done (op, error);
 }
@@ -195,7 +197,7 @@ direct_reap (struct file_channel *fc, bool wait)
     while (nr == -EINTR);
     for (int i = 0; i < nr; i++) {
       fc->nr_aio--;
-      direct_result (events[i].obj, (long) events[i].res);
+      direct_result (events[i].obj, (long)events[i].res);
     }
     wait = false;
   } while (nr == REAP); /* the event counter was emptied: nobody would come back for the others */
@@ -203,28 +205,29 @@ direct_reap (struct file_channel *fc, bool wait)
 
 /* ---- Reads and writes ------------------------------------------------------------------- */
 
-/* Read the parts of OP that are not in the page cache directly, LEN bytes in all up to its end, the others from there.
- * False, and nothing is done, if that is not for direct reads. */
+/* Read the parts of OP that are not in the page cache directly, LEN bytes in all up to its end, the
+ * others from there. False, and nothing is done, if that is not for direct reads. */
 static bool
 read_in_pieces (struct file_channel *fc, struct op *op, uint64_t len)
 {
   const struct file_endpoint *fep = file_of (op->ch);
   struct pieces *p = &fc->pieces[op - fc->ch.pool];
   struct file_range missing[MAX_PIECES];
-  int nr = fep->align > fep->page ? -1 : file_not_cached (fep, len, op->offset, missing, MAX_PIECES);
+  int nr
+      = fep->align > fep->page ? -1 : file_not_cached (fep, len, op->offset, missing, MAX_PIECES);
   uint64_t pos = op->offset, end = op->offset + op->len;
   int error = 0;
 
   if (nr <= 0)
     return false;
-  *p = (struct pieces){ .left = (unsigned) nr + 1 };
-  direct_submit (fc, op, missing, (unsigned) nr);
+  *p = (struct pieces){ .left = (unsigned)nr + 1 };
+  direct_submit (fc, op, missing, (unsigned)nr);
   /* The disk is busy meanwhile. */
   for (int i = 0; i <= nr && pos < end && !error; i++) {
     uint64_t to = i < nr ? missing[i].offset : end;
 
     if (to > pos)
-      error = buffered (fep->fd, OP_READ, (char *) op->buf + (pos - op->offset), to - pos, pos);
+      error = buffered (fep->fd, OP_READ, (char *)op->buf + (pos - op->offset), to - pos, pos);
     if (i < nr)
       pos = to + missing[i].len;
   }
@@ -270,7 +273,7 @@ write_zeroes (int fd, uint64_t len, uint64_t offset)
 
   while (len > 0) {
     uint64_t n = len < sizeof zeroes ? len : sizeof zeroes;
-    int error = buffered (fd, OP_WRITE, (void *) (uintptr_t) zeroes, n, offset);
+    int error = buffered (fd, OP_WRITE, (void *)(uintptr_t)zeroes, n, offset);
 
     if (error)
       return error;
@@ -285,14 +288,14 @@ zero (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
 {
   /* For block devices the first is "deallocate if that reads as zero", the second "write zeroes,
    * the device itself if it can". */
-  static const int modes[] = { FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                               FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE };
+  static const int modes[]
+      = { FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE };
 
   for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
     int r;
 
     do
-      r = fallocate (fep->fd, modes[i], (off_t) offset, (off_t) len);
+      r = fallocate (fep->fd, modes[i], (off_t)offset, (off_t)len);
     while (r == -1 && errno == EINTR);
     if (r == 0)
       return 0;
@@ -310,22 +313,22 @@ status (const struct file_endpoint *fep, struct op *op)
   uint64_t pos = op->offset;
 
   while (pos < end) {
-    off_t data = lseek (fep->fd, (off_t) pos, SEEK_DATA);
+    off_t data = lseek (fep->fd, (off_t)pos, SEEK_DATA);
     off_t hole;
     uint64_t to;
 
     if (data == -1 && errno != ENXIO)
       return op->nr_extents ? 0 : errno;
-    to = data == -1 || (uint64_t) data > end ? end : (uint64_t) data;
+    to = data == -1 || (uint64_t)data > end ? end : (uint64_t)data;
     if (to > pos && !op_add_extent (op, to - pos, true))
       return 0;
     pos = to;
     if (pos == end)
       return 0;
-    hole = lseek (fep->fd, (off_t) pos, SEEK_HOLE);
+    hole = lseek (fep->fd, (off_t)pos, SEEK_HOLE);
     /* A writer may have changed it since, so that the data is a hole now: then just go on
      * with a look from here, and say "data" where nothing can be told. */
-    to = hole == -1 || (uint64_t) hole > end ? end : (uint64_t) hole;
+    to = hole == -1 || (uint64_t)hole > end ? end : (uint64_t)hole;
     if (to > pos && !op_add_extent (op, to - pos, false))
       return 0;
     pos = to;
@@ -338,7 +341,7 @@ status (const struct file_endpoint *fep, struct op *op)
 static int
 file_start (struct channel *ch, struct op *op)
 {
-  struct file_channel *fc = (struct file_channel *) ch;
+  struct file_channel *fc = (struct file_channel *)ch;
   const struct file_endpoint *fep = file_of (ch);
 
   switch (op->kind) {
@@ -362,10 +365,10 @@ file_start (struct channel *ch, struct op *op)
 static unsigned
 file_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now, int *timeout_ms)
 {
-  struct file_channel *fc = (struct file_channel *) ch;
+  struct file_channel *fc = (struct file_channel *)ch;
 
-  (void) now;
-  (void) timeout_ms;
+  (void)now;
+  (void)timeout_ms;
   if (max == 0 || fc->event_fd == -1)
     return 0;
   fds[0] = (struct pollfd){ .fd = fc->event_fd, .events = POLLIN };
@@ -375,10 +378,10 @@ file_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now,
 static void
 file_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t now)
 {
-  struct file_channel *fc = (struct file_channel *) ch;
+  struct file_channel *fc = (struct file_channel *)ch;
   uint64_t count;
 
-  (void) now;
+  (void)now;
   if (nr == 0 || !(fds[0].revents & POLLIN))
     return;
   /* Emptied first: what is finished after this wakes the next poll(). */
@@ -389,7 +392,7 @@ file_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_
 static void
 file_stop (struct channel *ch)
 {
-  struct file_channel *fc = (struct file_channel *) ch;
+  struct file_channel *fc = (struct file_channel *)ch;
 
   while (fc->nr_aio > 0)
     direct_reap (fc, true);
@@ -398,7 +401,7 @@ file_stop (struct channel *ch)
 static void
 file_channel_free (struct channel *ch)
 {
-  struct file_channel *fc = (struct file_channel *) ch;
+  struct file_channel *fc = (struct file_channel *)ch;
 
   if (fc->event_fd != -1)
     close (fc->event_fd);
@@ -413,7 +416,7 @@ file_channel_free (struct channel *ch)
 static struct channel *
 file_channel_open (struct endpoint *ep, int *errnum, char **error)
 {
-  struct file_endpoint *fep = (struct file_endpoint *) ep;
+  struct file_endpoint *fep = (struct file_endpoint *)ep;
   struct file_channel *fc = calloc (1, sizeof *fc);
 
   if (!fc) {
@@ -421,9 +424,9 @@ file_channel_open (struct endpoint *ep, int *errnum, char **error)
     return NULL;
   }
   fc->event_fd = -1;
-  if (channel_init (&fc->ch, ep, FILE_ROOM) == -1 ||
-      !(fc->iocbs = calloc ((size_t) fc->ch.nr_ops * MAX_PIECES, sizeof *fc->iocbs)) ||
-      !(fc->pieces = calloc (fc->ch.nr_ops, sizeof *fc->pieces))) {
+  if (channel_init (&fc->ch, ep, FILE_ROOM) == -1
+      || !(fc->iocbs = calloc ((size_t)fc->ch.nr_ops * MAX_PIECES, sizeof *fc->iocbs))
+      || !(fc->pieces = calloc (fc->ch.nr_ops, sizeof *fc->pieces))) {
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
     goto fail;
   }

@@ -16,7 +16,7 @@ struct file_endpoint {
   uint32_t align; /* what direct_fd asks for */
   void *map;      /* for mincore() only: the file may be shorter now; NULL if it cannot be mapped */
   size_t map_len;
-  size_t page;    /* the kernel's page size, at least 4096 */
+  size_t page; /* the kernel's page size, at least 4096 */
 };
 
 extern const struct endpoint_ops file_ops;
@@ -25,12 +25,12 @@ struct file_range {
   uint64_t offset, len; /* bytes */
 };
 
-/* How much of a range is in the page cache?  CACHED_DIRTY: some of it, and written to or (where the kernel does not
- * tell) likely so.  These three start no I/O and may be called from any thread. */
+/* How much of a range is in the page cache?  CACHED_DIRTY: some of it, and written to or (where the
+ * kernel does not tell) likely so.  These three start no I/O and may be called from any thread. */
 enum cached { CACHED_NOT, CACHED_DIRTY, CACHED_ALL };
 enum cached file_is_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset);
-/* The parts of it that are not, ascending, each beginning at a page or at OFFSET.  Returns how many; -1 if there are more
- * than MAX, or if it cannot tell. */
+/* The parts of it that are not, ascending, each beginning at a page or at OFFSET.  Returns how
+ * many; -1 if there are more than MAX, or if it cannot tell. */
 int file_not_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset,
                      struct file_range *parts, unsigned max);
 /* Read what is all there; false if it is not there any more. */

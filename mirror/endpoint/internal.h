@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the kinds of endpoint share.  endpoint.c holds what is the same for all of them (names, checks,
- * the pool of requests, the list of those that are done); a kind is one struct endpoint_ops.
+ * What the kinds of endpoint share.  endpoint.c holds what is the same for all of them (names,
+ * checks, the pool of requests, the list of those that are done); a kind is one struct
+ * endpoint_ops.
  *
  * A request is a struct op.  It is taken from the channel's pool, is in the in-flight list in the
  * order of submission, and goes to the done list by op_done(), which may be called anywhere in the
@@ -27,17 +28,18 @@ enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_FLUSH };
 struct op {
   struct op *next, *prev; /* in flight: both; free or done: next only */
   struct channel *ch;
-  void *private;          /* of the kind: the NBD connection */
+  void *private; /* of the kind: the NBD connection */
   enum op_kind kind;
   int error;
   uint64_t offset;
   uint64_t len;
-  void *buf;              /* never written to by OP_WRITE */
-  int64_t started;        /* now_ms() */
+  void *buf;       /* never written to by OP_WRITE */
+  int64_t started; /* now_ms() */
   channel_done done;
   channel_status_done status_done;
   void *opaque;
-  struct endpoint_extent *extents; /* room for ENDPOINT_MAX_EXTENTS; kept with the op once it was needed */
+  struct endpoint_extent
+      *extents; /* room for ENDPOINT_MAX_EXTENTS; kept with the op once it was needed */
   unsigned nr_extents;
 };
 
@@ -69,9 +71,9 @@ struct op_list {
 
 struct channel {
   struct endpoint *ep;
-  char *error;             /* dead, and why */
-  bool stopped;            /* dead, and ops->stop() was called */
-  struct op *pool;         /* the memory */
+  char *error;     /* dead, and why */
+  bool stopped;    /* dead, and ops->stop() was called */
+  struct op *pool; /* the memory */
   unsigned nr_ops;
   unsigned room;
   struct op *free;
@@ -82,19 +84,17 @@ struct channel {
 /* Kinds. */
 struct endpoint *endpoint_file_open (const char *path, const struct endpoint_options *opts,
                                      int *errnum, char **error);
-/* NAME is the URI, or of the command ARGV (without the brackets, NULL at its end; NULL for a URI).  An ssh URI has the
- * command that ssh_command() made of it. */
+/* NAME is the URI, or of the command ARGV (without the brackets, NULL at its end; NULL for a URI).
+ * An ssh URI has the command that ssh_command() made of it. */
 struct endpoint *endpoint_nbd_open (const char *name, char *const *argv,
-                                    const struct endpoint_options *opts, int *errnum,
-                                    char **error);
+                                    const struct endpoint_options *opts, int *errnum, char **error);
 
 /* Give the channel its pool of ROOM requests.  -1 if out of memory. */
 int channel_init (struct channel *ch, struct endpoint *ep, unsigned room);
 /* Free what channel_init() made. */
 void channel_uninit (struct channel *ch);
 /* Note that the channel is dead; the first reason stays.  channel_dispatch() does the rest. */
-void channel_die (struct channel *ch, const char *fmt, ...)
-    __attribute__ ((format (printf, 2, 3)));
+void channel_die (struct channel *ch, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 void op_done (struct op *op, int error);
 /* Append an extent to OP's, merging it with the last one.  False if there is no room. */
 bool op_add_extent (struct op *op, uint64_t length, bool zero);
@@ -111,7 +111,7 @@ lower_timeout (int *timeout_ms, int64_t ms)
   if (ms < 0)
     ms = 0;
   if (*timeout_ms < 0 || ms < *timeout_ms)
-    *timeout_ms = (int) ms;
+    *timeout_ms = (int)ms;
 }
 
 #endif

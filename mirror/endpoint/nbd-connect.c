@@ -30,8 +30,8 @@
 
 /* ---- Errors ----------------------------------------------------------------------------- */
 
-/* Whether libnbd's last error in this thread is that the server hung up.  How that shows depends on what
- * was under way: end of file (which has no errno), ECONNRESET or EPIPE. */
+/* Whether libnbd's last error in this thread is that the server hung up.  How that shows depends on
+ * what was under way: end of file (which has no errno), ECONNRESET or EPIPE. */
 static bool
 hung_up (void)
 {
@@ -104,7 +104,8 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   }
   if (nep->is_ssh) /* for reading too: it is not offered to several connections */
     return nbd_set_export_name (h, RECEIVE_MIRROR) == -1
-               ? -1 : nbd_aio_connect_socket (h, atomic_exchange (&nep->stdio, -1));
+               ? -1
+               : nbd_aio_connect_socket (h, atomic_exchange (&nep->stdio, -1));
   return nbd_aio_connect_unix (h, command_socket (nep->command));
 }
 
@@ -130,7 +131,8 @@ connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   char *ended = nep->command ? command_ended (nep->command) : NULL;
   int err = ended ? ECONNREFUSED : reason_errno ();
-  const char *why = ended && nep->is_ssh ? ssh_reason (command_exit_status (nep->command), &err) : NULL;
+  const char *why
+      = ended && nep->is_ssh ? ssh_reason (command_exit_status (nep->command), &err) : NULL;
 
   if (why != NULL)
     endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, why);
@@ -139,8 +141,8 @@ connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
   free (ended);
 }
 
-/* A unix socket's default of 208 KiB does not hold one request: the rest of it waits for the server to
- * read, with two more switches between the processes.  TCP's buffers grow by themselves. */
+/* A unix socket's default of 208 KiB does not hold one request: the rest of it waits for the server
+ * to read, with two more switches between the processes.  TCP's buffers grow by themselves. */
 static void
 enlarge_buffer (int fd)
 {
@@ -148,7 +150,7 @@ enlarge_buffer (int fd)
   socklen_t len = sizeof domain;
 
   if (getsockopt (fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX)
-    (void) setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size); /* or what is allowed */
+    (void)setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size); /* or what is allowed */
 }
 
 static void
@@ -173,16 +175,22 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
     if (nbd_look_for_receive (h, deadline, &is) == -1)
       goto failed;
     if (is != NBD_NO_RECEIVE && nbd_uri_may_be_guest (nep->ep.name)) {
-      endpoint_fail (errnum, error, EROFS, "%s: this is the guest's export of a server of nbdmirror receive: a mirror"
-                     " writes to the export '" RECEIVE_MIRROR "'", nep->ep.name);
+      endpoint_fail (errnum, error, EROFS,
+                     "%s: this is the guest's export of a server of nbdmirror receive: a mirror"
+                     " writes to the export '" RECEIVE_MIRROR "'",
+                     nep->ep.name);
       return -1;
     }
     if (is == NBD_RECEIVE_SEALED) {
-      endpoint_fail (errnum, error, EROFS, "%s: sealed: this disk was handed over to its guest, and no mirror may write to"
-                     " it any more (to receive it anew: nbdmirror receive --overwrite)", nep->ep.name);
+      endpoint_fail (
+          errnum, error, EROFS,
+          "%s: sealed: this disk was handed over to its guest, and no mirror may write to"
+          " it any more (to receive it anew: nbdmirror receive --overwrite)",
+          nep->ep.name);
       return -1;
     }
-    if (is == NBD_RECEIVE_OPEN && nep->ep.opts.writable && !nbd_session_name (nep->session, nep->ep.opts.session))
+    if (is == NBD_RECEIVE_OPEN && nep->ep.opts.writable
+        && !nbd_session_name (nep->session, nep->ep.opts.session))
       goto failed;
     nep->is_plain = is == NBD_NO_RECEIVE;
   }
@@ -196,8 +204,10 @@ failed:
   else if (nbd_is_over (h) || is == NBD_NO_RECEIVE)
     connect_failed (nep, errnum, error);
   else
-    endpoint_fail (errnum, error, errno, "%s: the server refuses this session: another one has come since, the disk"
-                   " was handed over, or requests of an older session do not end", nep->ep.name);
+    endpoint_fail (errnum, error, errno,
+                   "%s: the server refuses this session: another one has come since, the disk"
+                   " was handed over, or requests of an older session do not end",
+                   nep->ep.name);
   return -1;
 }
 
@@ -225,7 +235,7 @@ connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
       nbd_close (h);
       return NULL;
     }
-    r = nbd_poll_handle (h, (int) left);
+    r = nbd_poll_handle (h, (int)left);
   }
   if (r == 0 && nbd_aio_is_negotiating (h) == 1
       && choose_export (nep, h, deadline, errnum, error) == -1) {
@@ -249,8 +259,8 @@ connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
 /* ---- What the export is ----------------------------------------------------------------- */
 
 static int
-describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *info,
-          int *errnum, char **error)
+describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *info, int *errnum,
+          char **error)
 {
   int64_t size = nbd_get_size (h);
   int64_t min = nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM);
@@ -266,14 +276,15 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     max = ENDPOINT_MAX_REQUEST;
   max -= max % min;
   if (max == 0) {
-    endpoint_fail (errnum, error, EPROTO, "%s: the server's smallest block, %lld bytes, is too large",
-                   nep->ep.name, (long long) min);
+    endpoint_fail (errnum, error, EPROTO,
+                   "%s: the server's smallest block, %lld bytes, is too large", nep->ep.name,
+                   (long long)min);
     return -1;
   }
   *info = (struct endpoint_info){
-    .size = (uint64_t) size,
-    .min_block = (uint32_t) min,
-    .max_request = (uint32_t) max,
+    .size = (uint64_t)size,
+    .min_block = (uint32_t)min,
+    .max_request = (uint32_t)max,
     .is_nbd = true,
     .is_receive = nep->session[0] != '\0' || (nep->is_ssh && nep->ep.opts.writable),
     .read_only = nbd_is_read_only (h) == 1,
@@ -284,8 +295,10 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     .is_rotational = nbd_is_rotational (h) == 1,
   };
   if (nep->session[0] != '\0' && info->read_only) {
-    endpoint_fail (errnum, error, EROFS, "%s: another mirror writes there now, or did: it has taken our place, and what"
-                   " the disk holds is not what we have sent (two mirrors with one destination?)", nep->ep.name);
+    endpoint_fail (errnum, error, EROFS,
+                   "%s: another mirror writes there now, or did: it has taken our place, and what"
+                   " the disk holds is not what we have sent (two mirrors with one destination?)",
+                   nep->ep.name);
     return -1;
   }
   if (nep->ep.opts.writable && info->read_only) {
@@ -314,15 +327,13 @@ nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
   }
   if (info.size != first->size)
     endpoint_fail (errnum, error, ESTALE, "%s: the export's size was %llu bytes and is %llu now",
-                   nep->ep.name, (unsigned long long) first->size,
-                   (unsigned long long) info.size);
-  else if (info.min_block != first->min_block || info.max_request != first->max_request ||
-           info.read_only != first->read_only || info.can_flush != first->can_flush ||
-           info.can_zero != first->can_zero || info.can_multi_conn != first->can_multi_conn ||
-           info.can_status != first->can_status)
+                   nep->ep.name, (unsigned long long)first->size, (unsigned long long)info.size);
+  else if (info.min_block != first->min_block || info.max_request != first->max_request
+           || info.read_only != first->read_only || info.can_flush != first->can_flush
+           || info.can_zero != first->can_zero || info.can_multi_conn != first->can_multi_conn
+           || info.can_status != first->can_status)
     endpoint_fail (errnum, error, ESTALE,
-                   "%s: another connection found an export with other capabilities",
-                   nep->ep.name);
+                   "%s: another connection found an export with other capabilities", nep->ep.name);
   else
     return h;
   nbd_close (h);
@@ -346,7 +357,7 @@ nbd_close_handle (struct nbd_handle *h, bool polite)
 void
 nbd_endpoint_close (struct endpoint *ep)
 {
-  struct nbd_endpoint *nep = (struct nbd_endpoint *) ep;
+  struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
   struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
 
   if (h)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Which export of a server to ask for.  A URI whose export is called "mirror" may be one of `nbdmirror
- * receive`'s (control/receive-exports.h): its list of exports says so, and then all connections of an
- * endpoint that writes use one name, "mirror@ID", so that the server can tell sessions apart.  A URI without an export
- * may be that of its guest, where a mirror must not write.  Any other server is taken as it is.
+ * Which export of a server to ask for.  A URI whose export is called "mirror" may be one of
+ * `nbdmirror receive`'s (control/receive-exports.h): its list of exports says so, and then all
+ * connections of an endpoint that writes use one name, "mirror@ID", so that the server can tell
+ * sessions apart.  A URI without an export may be that of its guest, where a mirror must not write.
+ * Any other server is taken as it is.
  *
  * The negotiation is held up in libnbd's option mode for that, and only for such URIs.
  */
@@ -52,7 +53,7 @@ nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last)
   unsigned char random[(ENDPOINT_SESSION - 1) / 2];
   char id[ENDPOINT_SESSION];
 
-  if (getrandom (random, sizeof random, 0) != (ssize_t) sizeof random)
+  if (getrandom (random, sizeof random, 0) != (ssize_t)sizeof random)
     return false;
   for (size_t i = 0; i < sizeof random; i++)
     sprintf (id + 2 * i, "%02x", random[i]);
@@ -65,8 +66,8 @@ nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last)
   return true;
 }
 
-/* An option that waits for its answer.  A connection that is given up may call back later, when it is
- * closed: so this lives until libnbd has let go of it as well. */
+/* An option that waits for its answer.  A connection that is given up may call back later, when it
+ * is closed: so this lives until libnbd has let go of it as well. */
 struct option {
   unsigned users;
   enum nbd_receive is;
@@ -126,7 +127,7 @@ drive (struct nbd_handle *h, const struct option *o, int64_t deadline)
       errno = ETIMEDOUT;
       return -1;
     }
-    if (nbd_poll_handle (h, (int) left) == -1)
+    if (nbd_poll_handle (h, (int)left) == -1)
       break;
   }
   if (!nbd_is_over (h))

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * TLS without knowing who the other end is would be encryption towards anybody.  libnbd (1.14) checks the
- * server's certificate only if it found a CA's: a directory that is misspelt, or has no ca-cert.pem, or
- * none at all, is taken as a wish not to check.  So that is looked after here.
+ * TLS without knowing who the other end is would be encryption towards anybody.  libnbd (1.14)
+ * checks the server's certificate only if it found a CA's: a directory that is misspelt, or has no
+ * ca-cert.pem, or none at all, is taken as a wish not to check.  So that is looked after here.
  */
 
 #include "config.h"
@@ -28,10 +28,11 @@ hex_digit (char c)
   static const char digits[] = "0123456789abcdef";
   const char *p = c != '\0' ? strchr (digits, c | 0x20) : NULL;
 
-  return p != NULL ? (int) (p - digits) : -1;
+  return p != NULL ? (int)(p - digits) : -1;
 }
 
-/* The decoded value of KEY in the query of URI.  False if it is not there, or too long for a path. */
+/* The decoded value of KEY in the query of URI.  False if it is not there, or too long for a path.
+ */
 static bool
 parameter (const char *uri, const char *key, char value[PATH_MAX])
 {
@@ -47,7 +48,7 @@ parameter (const char *uri, const char *key, char value[PATH_MAX])
       return false;
     value[n] = *s;
     if (*s == '%' && hex_digit (s[1]) >= 0 && hex_digit (s[2]) >= 0) {
-      value[n] = (char) (hex_digit (s[1]) << 4 | hex_digit (s[2]));
+      value[n] = (char)(hex_digit (s[1]) << 4 | hex_digit (s[2]));
       s += 2;
     }
   }
@@ -60,7 +61,7 @@ has_ca (const char *directory, const char *sub)
 {
   char path[PATH_MAX];
 
-  return snprintf (path, sizeof path, "%s/%s/" CA, directory, sub) < (int) sizeof path
+  return snprintf (path, sizeof path, "%s/%s/" CA, directory, sub) < (int)sizeof path
          && access (path, R_OK) == 0;
 }
 
@@ -76,8 +77,9 @@ nbd_tls_knows_server (const char *uri, int *errnum, char **error)
   if (parameter (uri, "tls-certificates", value)) {
     if (has_ca (value, "."))
       return true;
-    endpoint_fail (errnum, error, EPROTO, "%s: %s/" CA ": %s: it would not be known who the server is", uri,
-                   value, strerror (errno));
+    endpoint_fail (errnum, error, EPROTO,
+                   "%s: %s/" CA ": %s: it would not be known who the server is", uri, value,
+                   strerror (errno));
     return false;
   }
   if (strncmp (uri, "nbds+unix:", 10) == 0 || (geteuid () == 0 && has_ca (OF_ROOT, ".")))
@@ -85,7 +87,9 @@ nbd_tls_knows_server (const char *uri, int *errnum, char **error)
   for (unsigned i = 0; i < sizeof of_user / sizeof of_user[0]; i++)
     if (geteuid () != 0 && home != NULL && has_ca (home, of_user[i]))
       return true;
-  endpoint_fail (errnum, error, EPROTO, "%s: it would not be known who the server is: add tls-certificates=DIR"
-                 " or tls-psk-file=FILE", uri);
+  endpoint_fail (errnum, error, EPROTO,
+                 "%s: it would not be known who the server is: add tls-certificates=DIR"
+                 " or tls-psk-file=FILE",
+                 uri);
   return false;
 }

@@ -7,8 +7,8 @@
  * result.  libnbd has no time limits, so they are kept here, on coarse monotonic time: a
  * connection with requests in flight must answer one of them at least every request_timeout_ms, and
  * each of them within LATEST times that.  So a slow line with a long queue is not taken for a
- * dead one.  While it flushes it may be silent for FLUSH_TIMES as long: a server that wrote to its page
- * cache then waits for the disk, and many keep everything else waiting meanwhile.
+ * dead one.  While it flushes it may be silent for FLUSH_TIMES as long: a server that wrote to its
+ * page cache then waits for the disk, and many keep everything else waiting meanwhile.
  *
  * The handles of a dead channel are closed before the requests are completed: nothing of
  * libnbd uses their buffers then.
@@ -31,7 +31,7 @@ struct conn {
   struct nbd_handle *h;
   unsigned in_flight;
   unsigned flushes; /* of those */
-  int64_t heard; /* now_ms() of the last reply, or of when it became busy */
+  int64_t heard;    /* now_ms() of the last reply, or of when it became busy */
   unsigned replies;
 };
 
@@ -49,7 +49,7 @@ static int
 completed (void *opaque, int *error)
 {
   struct op *op = opaque;
-  struct nbd_channel *nc = (struct nbd_channel *) op->ch;
+  struct nbd_channel *nc = (struct nbd_channel *)op->ch;
   struct conn *c = op->private;
   int err = *error;
 
@@ -73,7 +73,7 @@ got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entri
              size_t nr_entries, int *error)
 {
   struct op *op = opaque;
-  struct nbd_channel *nc = (struct nbd_channel *) op->ch;
+  struct nbd_channel *nc = (struct nbd_channel *)op->ch;
   uint64_t left = op->len;
 
   if (nc->stopping || strcmp (context, ALLOCATION) != 0 || op->nr_extents > 0)
@@ -95,8 +95,8 @@ got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entri
   if (left > 0 && op->nr_extents == ENDPOINT_MAX_EXTENTS)
     nc->status_ask = op->len / 2 > 1048576 ? op->len / 2 & ~UINT64_C (65535) : 1048576;
   else if (op->nr_extents < ENDPOINT_MAX_EXTENTS / 4 && nc->status_ask < ENDPOINT_MAX_STATUS)
-    nc->status_ask = nc->status_ask > ENDPOINT_MAX_STATUS / 2 ? ENDPOINT_MAX_STATUS
-                                                             : nc->status_ask * 2;
+    nc->status_ask
+        = nc->status_ask > ENDPOINT_MAX_STATUS / 2 ? ENDPOINT_MAX_STATUS : nc->status_ask * 2;
   return 0;
 }
 
@@ -137,7 +137,7 @@ submit (struct nbd_channel *nc, struct conn *c, struct op *op)
 static int
 nbd_start (struct channel *ch, struct op *op)
 {
-  struct nbd_channel *nc = (struct nbd_channel *) ch;
+  struct nbd_channel *nc = (struct nbd_channel *)ch;
   struct conn *c = least_busy (nc);
   int err;
 
@@ -176,14 +176,14 @@ nbd_start (struct channel *ch, struct op *op)
 static const char *
 describe_op (const struct op *op, char *buf, size_t size)
 {
-  static const char *const names[] = { "a read", "a write", "a write of zeroes",
-                                       "a block status request", "a flush" };
+  static const char *const names[]
+      = { "a read", "a write", "a write of zeroes", "a block status request", "a flush" };
 
   if (op->kind == OP_FLUSH)
     snprintf (buf, size, "%s", names[op->kind]);
   else
-    snprintf (buf, size, "%s of %llu bytes at %llu", names[op->kind],
-              (unsigned long long) op->len, (unsigned long long) op->offset);
+    snprintf (buf, size, "%s of %llu bytes at %llu", names[op->kind], (unsigned long long)op->len,
+              (unsigned long long)op->offset);
   return buf;
 }
 
@@ -191,7 +191,7 @@ describe_op (const struct op *op, char *buf, size_t size)
 static int64_t
 patience (const struct nbd_channel *nc, const struct conn *c)
 {
-  return (c->flushes > 0 ? FLUSH_TIMES : 1) * (int64_t) nc->ch.ep->opts.request_timeout_ms;
+  return (c->flushes > 0 ? FLUSH_TIMES : 1) * (int64_t)nc->ch.ep->opts.request_timeout_ms;
 }
 
 /* When the requests of a channel are too late at the latest; INT64_MAX if there are none. */
@@ -204,8 +204,7 @@ deadline (const struct nbd_channel *nc)
   if (nc->ch.in_flight.first)
     first = nc->ch.in_flight.first->started + LATEST * timeout;
   for (unsigned i = 0; i < nc->nr_conns; i++)
-    if (nc->conns[i].in_flight > 0
-        && nc->conns[i].heard + patience (nc, &nc->conns[i]) < first)
+    if (nc->conns[i].in_flight > 0 && nc->conns[i].heard + patience (nc, &nc->conns[i]) < first)
       first = nc->conns[i].heard + patience (nc, &nc->conns[i]);
   return first;
 }
@@ -239,7 +238,7 @@ check_time (struct nbd_channel *nc, int64_t now)
   else
     timeout = patience (nc, op->private);
   channel_die (&nc->ch, "%s: no reply to %s within %g s", nc->ch.ep->name,
-               describe_op (op, what, sizeof what), (double) timeout / 1000.0);
+               describe_op (op, what, sizeof what), (double)timeout / 1000.0);
   op->error = ETIMEDOUT;
 }
 
@@ -248,7 +247,7 @@ check_time (struct nbd_channel *nc, int64_t now)
 static unsigned
 nbd_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now, int *timeout_ms)
 {
-  struct nbd_channel *nc = (struct nbd_channel *) ch;
+  struct nbd_channel *nc = (struct nbd_channel *)ch;
   int64_t last = deadline (nc);
   unsigned nr = 0;
 
@@ -273,16 +272,16 @@ nbd_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now, 
 static int
 handle_events (struct conn *c, short revents)
 {
-  if ((revents & (POLLIN | POLLERR | POLLHUP | POLLNVAL)) &&
-      (nbd_aio_get_direction (c->h) & LIBNBD_AIO_DIRECTION_READ)) {
+  if ((revents & (POLLIN | POLLERR | POLLHUP | POLLNVAL))
+      && (nbd_aio_get_direction (c->h) & LIBNBD_AIO_DIRECTION_READ)) {
     /* Once only, though more replies may be there: with nothing to read libnbd would stop sending
      * until the next reply, which may need what is not sent yet. */
     if (nbd_aio_notify_read (c->h) == -1)
       return -1;
     revents &= ~(POLLERR | POLLHUP | POLLNVAL);
   }
-  if ((revents & (POLLOUT | POLLERR | POLLHUP | POLLNVAL)) &&
-      (nbd_aio_get_direction (c->h) & LIBNBD_AIO_DIRECTION_WRITE))
+  if ((revents & (POLLOUT | POLLERR | POLLHUP | POLLNVAL))
+      && (nbd_aio_get_direction (c->h) & LIBNBD_AIO_DIRECTION_WRITE))
     return nbd_aio_notify_write (c->h);
   return 0;
 }
@@ -290,7 +289,7 @@ handle_events (struct conn *c, short revents)
 static void
 nbd_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t now)
 {
-  struct nbd_channel *nc = (struct nbd_channel *) ch;
+  struct nbd_channel *nc = (struct nbd_channel *)ch;
 
   for (unsigned i = 0; i < nr && i < nc->nr_conns; i++) {
     struct conn *c = &nc->conns[i];
@@ -300,7 +299,8 @@ nbd_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t
     if (c->replies != before)
       c->heard = now;
     if (r == -1 || nbd_is_over (c->h)) {
-      channel_die (ch, "%s: %s", ch->ep->name, r == -1 ? nbd_reason () : "the server closed the connection");
+      channel_die (ch, "%s: %s", ch->ep->name,
+                   r == -1 ? nbd_reason () : "the server closed the connection");
       return;
     }
   }
@@ -310,7 +310,7 @@ nbd_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t
 static void
 nbd_stop (struct channel *ch)
 {
-  struct nbd_channel *nc = (struct nbd_channel *) ch;
+  struct nbd_channel *nc = (struct nbd_channel *)ch;
   bool idle = true;
 
   nc->stopping = true;
@@ -332,7 +332,7 @@ nbd_channel_free (struct channel *ch)
 static struct channel *
 nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
 {
-  struct nbd_endpoint *nep = (struct nbd_endpoint *) ep;
+  struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
   struct nbd_channel *nc = calloc (1, sizeof *nc);
   unsigned nr = ep->opts.nr_connections;
 

@@ -19,12 +19,12 @@ struct command;
 struct nbd_endpoint {
   struct endpoint ep;
   bool is_uri;
-  char session[2 * ENDPOINT_SESSION]; /* "": the export of the URI; else mirror@SESSION (nbd-session.c).
-                                         Set by endpoint_open()'s connection */
-  bool is_plain;                        /* that one has seen that it is no server of `nbdmirror receive` */
-  struct command *command;              /* else; with */
-  bool is_ssh;                          /* one connection: its stdin and stdout */
-  _Atomic int stdio;                    /* is_ssh: that connection until it is used; else -1 */
+  char session[2 * ENDPOINT_SESSION]; /* "": the export of the URI; else mirror@SESSION
+                                         (nbd-session.c). Set by endpoint_open()'s connection */
+  bool is_plain;           /* that one has seen that it is no server of `nbdmirror receive` */
+  struct command *command; /* else; with */
+  bool is_ssh;             /* one connection: its stdin and stdout */
+  _Atomic int stdio;       /* is_ssh: that connection until it is used; else -1 */
   _Atomic (struct nbd_handle *) first; /* endpoint_open()'s connection, for the first channel */
 };
 
@@ -36,14 +36,15 @@ const char *nbd_reason (void);
 bool nbd_is_over (struct nbd_handle *h);
 /* Poll for H once.  0, or -1 when there is nothing to wait for any more. */
 int nbd_poll_handle (struct nbd_handle *h, int timeout_ms);
-/* Another connection for a channel: to the same export, as far as can be told.  NULL with *ERRNUM and
- * *ERROR. */
+/* Another connection for a channel: to the same export, as far as can be told.  NULL with *ERRNUM
+ * and *ERROR. */
 struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error);
 /* Say goodbye, if POLITE and if it can be done (nothing is in flight), and close. */
 void nbd_close_handle (struct nbd_handle *h, bool polite);
 /* ---- nbd-tls.c ---- */
 
-/* May URI be connected to: no TLS, or a CA or key is there to tell the server by.  False with *ERRNUM, *ERROR. */
+/* May URI be connected to: no TLS, or a CA or key is there to tell the server by.  False with
+ * *ERRNUM, *ERROR. */
 bool nbd_tls_knows_server (const char *uri, int *errnum, char **error);
 
 /* ---- nbd-session.c: servers of `nbdmirror receive` ---- */
@@ -54,13 +55,13 @@ enum nbd_receive { NBD_NO_RECEIVE, NBD_RECEIVE_OPEN, NBD_RECEIVE_SEALED };
 bool nbd_uri_may_be_receive (const char *uri);
 /* Or none, as their guest's has? */
 bool nbd_uri_may_be_guest (const char *uri);
-/* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may be NULL) is replaced by the
- * new ID.  False with errno. */
+/* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may
+ * be NULL) is replaced by the new ID.  False with errno. */
 bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);
 /* H negotiates (option mode): ask what its server is, until DEADLINE (now_ms()).  -1 with errno. */
 int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is);
-/* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the server has
- * refused. */
+/* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the
+ * server has refused. */
 int nbd_go (struct nbd_handle *h, const char *name, int64_t deadline);
 
 /* endpoint_close(). */

@@ -33,10 +33,10 @@ parse (const char *name, struct place *p)
   }
   p->export = start + strlen ("+unix://");
   while (*p->export == '/')
-    p->export++;
-  p->export_len = (size_t) (query - p->export);
+    p->export ++;
+  p->export_len = (size_t)(query - p->export);
   socket += strlen ("socket=");
-  snprintf (p->path, sizeof p->path, "%.*s", (int) strcspn (socket, "&#"), socket);
+  snprintf (p->path, sizeof p->path, "%.*s", (int)strcspn (socket, "&#"), socket);
 }
 
 bool
@@ -54,7 +54,8 @@ same_place (const char *a, const char *b)
   if ((pa.export == NULL) != (pb.export == NULL) || stat (pa.path, &sa) == -1
       || stat (pb.path, &sb) == -1)
     return false;
-  if (pa.export && (pa.export_len != pb.export_len || strncmp (pa.export, pb.export, pa.export_len) != 0))
+  if (pa.export
+      && (pa.export_len != pb.export_len || strncmp (pa.export, pb.export, pa.export_len) != 0))
     return false;
   if (S_ISBLK (sa.st_mode) && S_ISBLK (sb.st_mode))
     return sa.st_rdev == sb.st_rdev;

@@ -52,7 +52,7 @@ connect_to (const char *uri, int64_t deadline, char **error)
 
     if (left <= 0)
       return too_late (h, uri, error), NULL;
-    if (nbd_is_over (h) || nbd_poll_handle (h, (int) left) == -1)
+    if (nbd_is_over (h) || nbd_poll_handle (h, (int)left) == -1)
       return failed (h, uri, error), NULL;
   }
   if (strncmp (uri, "nbds", 4) == 0 && nbd_get_tls_negotiated (h) != 1) {
@@ -70,13 +70,13 @@ wait_for_end (struct nbd_handle *h)
   int64_t deadline = now_ms () + SEAL_TIMEOUT_MS;
 
   while (!nbd_is_over (h) && now_ms () < deadline)
-    if (nbd_poll_handle (h, (int) (deadline - now_ms ())) == -1)
+    if (nbd_poll_handle (h, (int)(deadline - now_ms ())) == -1)
       return true;
   return nbd_is_over (h);
 }
 
-/* Open the export NAME.  0, 1 or -1 as in seal.h; with 0 the connection is in *H.  MAY_END: a server that ends
- * before it has answered has done what it was asked. */
+/* Open the export NAME.  0, 1 or -1 as in seal.h; with 0 the connection is in *H.  MAY_END: a
+ * server that ends before it has answered has done what it was asked. */
 static int
 open_export (const char *uri, const char *name, bool may_end, struct nbd_handle **h, char **error)
 {
@@ -100,7 +100,9 @@ open_export (const char *uri, const char *name, bool may_end, struct nbd_handle 
   }
   if (may_end && is == NBD_RECEIVE_SEALED) {
     nbd_close_handle (*h, true);
-    endpoint_fail (NULL, error, 0, "%s: sealed: this disk was handed over to its guest, and cannot be given up any more", uri);
+    endpoint_fail (
+        NULL, error, 0,
+        "%s: sealed: this disk was handed over to its guest, and cannot be given up any more", uri);
     return -1;
   }
   if (nbd_go (*h, name, deadline) == 0)
@@ -109,7 +111,8 @@ open_export (const char *uri, const char *name, bool may_end, struct nbd_handle 
     return too_late (*h, uri, error);
   if (nbd_is_over (*h))
     return may_end ? 0 : failed (*h, uri, error);
-  endpoint_fail (NULL, error, 0, "%s: the server refuses the export %s (it has logged why)", uri, name);
+  endpoint_fail (NULL, error, 0, "%s: the server refuses the export %s (it has logged why)", uri,
+                 name);
   nbd_close (*h);
   return -1;
 }
@@ -118,7 +121,7 @@ open_export (const char *uri, const char *name, bool may_end, struct nbd_handle 
 static int
 end_ssh_session (const char *uri, char **error)
 {
-  char *argv[] = { (char *) uri, NULL };
+  char *argv[] = { (char *)uri, NULL };
   const struct endpoint_options eo = { .writable = true };
   struct endpoint *ep = endpoint_open (argv, 1, &eo, NULL, error);
 
@@ -157,8 +160,8 @@ destination_give_up (const char *uri, char **error)
   if (r != 0)
     return r;
   if (!wait_for_end (h)) {
-    endpoint_fail (NULL, error, 0, "%s: the server was told that the migration is given up, and does not end",
-                   uri);
+    endpoint_fail (NULL, error, 0,
+                   "%s: the server was told that the migration is given up, and does not end", uri);
     r = -1;
   }
   nbd_close (h);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The mirror's last words to a destination that `nbdmirror receive` serves.  Both calls block, bounded by
- * SEAL_TIMEOUT_MS (ssh: by its connect time-out), make a connection of their own, and may be made from any thread.
+ * The mirror's last words to a destination that `nbdmirror receive` serves.  Both calls block,
+ * bounded by SEAL_TIMEOUT_MS (ssh: by its connect time-out), make a connection of their own, and
+ * may be made from any thread.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_SEAL_H
@@ -13,24 +14,26 @@
 #define SEAL_TIMEOUT_MS 12000
 
 /* What users are told when it fails: the disk, the destination, why, the destination. */
-#define DESTINATION_UNSEALED \
-  "%s: handed over, but %s could not be sealed: %s.  A request that is late could still be written there: do not start the" \
+#define DESTINATION_UNSEALED                                                                       \
+  "%s: handed over, but %s could not be sealed: %s.  A request that is late could still be "       \
+  "written there: do not start the"                                                                \
   " guest before 'nbdmirror receive --seal %s' succeeds"
 
 /* Can there be anything to seal at DEST, a name as for endpoint_open()?  Pure. */
 bool destination_may_be_sealed (const char *dest);
 
-/* Between the commit and the start of the guest: no mirror session may write to the disk behind URI any
- * more, and every request of the old ones has ended.  URI is the mirror's (nbd…/mirror), as the worker
- * was given it.  Doing it again is fine.  ssh://…: the session of the mirror's there, if any, has ended.
+/* Between the commit and the start of the guest: no mirror session may write to the disk behind URI
+ * any more, and every request of the old ones has ended.  URI is the mirror's (nbd…/mirror), as the
+ * worker was given it.  Doing it again is fine.  ssh://…: the session of the mirror's there, if
+ * any, has ended.
  *
- * 0: done.  1: this is no server of `nbdmirror receive`, there is nothing to seal (*ERROR is untouched): a late
- * request of the worker's is fought by rule R12 alone.  -1 with *ERROR (caller frees): it is one, or may be, and
- * it could not be done. */
+ * 0: done.  1: this is no server of `nbdmirror receive`, there is nothing to seal (*ERROR is
+ * untouched): a late request of the worker's is fought by rule R12 alone.  -1 with *ERROR (caller
+ * frees): it is one, or may be, and it could not be done. */
 int destination_seal (const char *uri, char **error);
 
-/* Before the commit, when the migration is given up: the server is to end, and to remove the disk if it has
- * created it.  Returns when that is done.  As above; -1 if it is sealed. */
+/* Before the commit, when the migration is given up: the server is to end, and to remove the disk
+ * if it has created it.  Returns when that is done.  As above; -1 if it is sealed. */
 int destination_give_up (const char *uri, char **error);
 
 #endif

@@ -20,7 +20,7 @@
 #define BAD "'`\";&<>|(){}"
 
 struct place {
-  char *user, *host, *port, *path;              /* USER and PORT may be NULL */
+  char *user, *host, *port, *path;                   /* USER and PORT may be NULL */
   char *format, *backing, *backing_format, *program; /* or NULL */
   bool preallocate, overcommit, overwrite;
 };
@@ -58,12 +58,12 @@ decode (const char *s, size_t len)
       *p++ = s[i];
       continue;
     }
-    if (len - i < 3 || !isxdigit ((unsigned char) s[i + 1]) || !isxdigit ((unsigned char) s[i + 2])) {
+    if (len - i < 3 || !isxdigit ((unsigned char)s[i + 1]) || !isxdigit ((unsigned char)s[i + 2])) {
       free (out);
       return NULL;
     }
     memcpy (digits, s + i + 1, 2);
-    *p = (char) strtol (digits, NULL, 16);
+    *p = (char)strtol (digits, NULL, 16);
     if (*p++ == '\0') {
       free (out);
       return NULL;
@@ -76,7 +76,8 @@ decode (const char *s, size_t len)
 static void
 place_free (struct place *p)
 {
-  char *const all[] = { p->user, p->host, p->port, p->path, p->format, p->backing, p->backing_format, p->program };
+  char *const all[] = { p->user,   p->host,    p->port,           p->path,
+                        p->format, p->backing, p->backing_format, p->program };
 
   for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
     free (all[i]);
@@ -100,7 +101,7 @@ take_option (struct place *p, const char *s, size_t len)
     { "overwrite", NULL, &p->overwrite },
   };
   const char *equals = memchr (s, '=', len);
-  size_t key = equals ? (size_t) (equals - s) : len;
+  size_t key = equals ? (size_t)(equals - s) : len;
 
   for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
     if (strlen (known[i].key) != key || memcmp (known[i].key, s, key) != 0)
@@ -113,20 +114,21 @@ take_option (struct place *p, const char *s, size_t len)
     }
     free (*known[i].value);
     *known[i].value = decode (equals + 1, len - key - 1);
-    return *known[i].value ? NULL : text ("%s: a %% is followed by two hexadecimal digits", known[i].key);
+    return *known[i].value ? NULL
+                           : text ("%s: a %% is followed by two hexadecimal digits", known[i].key);
   }
-  return text ("unknown option '%.*s'", (int) key, s);
+  return text ("unknown option '%.*s'", (int)key, s);
 }
 
-/* Could it be taken for an option, or do harm where ssh's own configuration hands it to a shell (%h, %r in
- * ProxyCommand and the like)?  Newer releases of ssh refuse the same. */
+/* Could it be taken for an option, or do harm where ssh's own configuration hands it to a shell
+ * (%h, %r in ProxyCommand and the like)?  Newer releases of ssh refuse the same. */
 static bool
 is_harmless (const char *name, const char *bad)
 {
   if (name == NULL || name[0] == '\0' || name[0] == '-' || strpbrk (name, bad) != NULL)
     return false;
   for (; *name != '\0'; name++)
-    if (isspace ((unsigned char) *name) || iscntrl ((unsigned char) *name))
+    if (isspace ((unsigned char)*name) || iscntrl ((unsigned char)*name))
       return false;
   return true;
 }
@@ -137,8 +139,8 @@ take_authority (struct place *p, const char *s, size_t len)
 {
   const char *at = memchr (s, '@', len);
   if (at != NULL) {
-    p->user = decode (s, (size_t) (at - s));
-    len -= (size_t) (at - s) + 1;
+    p->user = decode (s, (size_t)(at - s));
+    len -= (size_t)(at - s) + 1;
     s = at + 1;
   }
   const char *end = s + len, *colon;
@@ -146,16 +148,16 @@ take_authority (struct place *p, const char *s, size_t len)
     const char *close = memchr (s, ']', len);
     if (close == NULL)
       return text ("no ] after [");
-    p->host = decode (s + 1, (size_t) (close - s) - 1);
+    p->host = decode (s + 1, (size_t)(close - s) - 1);
     colon = close + 1 < end ? close + 1 : NULL;
     if (colon != NULL && *colon != ':')
       return text ("a : and a port, or nothing, comes after ]");
   } else {
     colon = memchr (s, ':', len);
-    p->host = decode (s, colon ? (size_t) (colon - s) : len);
+    p->host = decode (s, colon ? (size_t)(colon - s) : len);
   }
   if (colon != NULL) {
-    p->port = decode (colon + 1, (size_t) (end - colon) - 1);
+    p->port = decode (colon + 1, (size_t)(end - colon) - 1);
     if (p->port == NULL || p->port[0] == '\0' || p->port[strspn (p->port, "0123456789")] != '\0')
       return text ("the port is no number");
   }
@@ -282,7 +284,8 @@ ssh_command (const char *uri, const struct endpoint_options *opts, char **error)
     return NULL;
   }
   words = text ("%s", program && program[strspn (program, " ")] ? program : "ssh");
-  for (char *w = strtok_r (words, " ", &save); w != NULL && n < MAX_WORDS - 12; w = strtok_r (NULL, " ", &save))
+  for (char *w = strtok_r (words, " ", &save); w != NULL && n < MAX_WORDS - 12;
+       w = strtok_r (NULL, " ", &save))
     argv[n++] = text ("%s", w);
   free (words);
   argv[n++] = text ("-T");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The bell: a thread that sleeps until a guest's write asks for something (urgent.h), and then wakes the
- * copiers.  It runs only while the gate is synchronous.
+ * The bell: a thread that sleeps until a guest's write asks for something (urgent.h), and then
+ * wakes the copiers.  It runs only while the gate is synchronous.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_BELL_H

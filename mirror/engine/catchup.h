@@ -2,16 +2,16 @@
  *
  * When may the worker say that the job is synchronised?  (urgent.h: sync_epoch, synced_epoch.)
  *
- * While the gate is synchronous every write waits until it is at the destination; one that does not (its time was
- * up) makes sync_epoch grow.  So if sync_epoch stays at E, a block can only be missing at the destination because
- * it was dirty, or being copied, when E was read; or because somebody waits for it right now.  Two ways to know that
- * none of the first kind is left:
+ * While the gate is synchronous every write waits until it is at the destination; one that does not
+ * (its time was up) makes sync_epoch grow.  So if sync_epoch stays at E, a block can only be
+ * missing at the destination because it was dirty, or being copied, when E was read; or because
+ * somebody waits for it right now.  Two ways to know that none of the first kind is left:
  *
  *   at rest     E is read; then nothing is dirty, busy or in quarantine.
- *   in a pass   E is read while the cursor is at the disk's first block.  The pass copies every dirty block it meets; it
- *               does not go past one that is still busy with a copy from before (PASS_WAIT), for that
- *               one may have been changed before E.  When the cursor has come to the end, and what was busy
- *               then is acknowledged, and no block was given back as dirty meanwhile, E holds.
+ *   in a pass   E is read while the cursor is at the disk's first block.  The pass copies every
+ * dirty block it meets; it does not go past one that is still busy with a copy from before
+ * (PASS_WAIT), for that one may have been changed before E.  When the cursor has come to the end,
+ * and what was busy then is acknowledged, and no block was given back as dirty meanwhile, E holds.
  *               A block that turned dirty behind the cursor, or while a copy begun in this pass was
  *               running, was changed after E: its write waits, or made sync_epoch grow.
  *
@@ -50,7 +50,8 @@ uint64_t catchup_wait_number (const struct catchup *c);
 void catchup_wrapped (struct catchup *c, const struct region *r, const struct pass *p);
 /* Something was acknowledged, or may have been: store synced_epoch if it holds. */
 void catchup_look (struct catchup *c, struct region *r, const struct pass *p);
-/* A session was lost, and with it what the destination had not flushed: nothing that was noted or said counts. */
+/* A session was lost, and with it what the destination had not flushed: nothing that was noted or
+ * said counts. */
 void catchup_lost (struct catchup *c, struct region *r);
 
 /* Is nothing missing at the destination but what somebody waits for? */

@@ -31,12 +31,15 @@ copier_init (struct copier *c, struct session *s, unsigned index)
     return -1;
 
   /* Room for the destination's minimum block behind an odd tail. */
-  size_t request = (size_t) e->request_blocks << e->region->geo.block_shift;
+  size_t request = (size_t)e->request_blocks << e->region->geo.block_shift;
   c->buffer_size = request + (s->min_block > ALIGNMENT ? s->min_block : ALIGNMENT);
   size_t fit = ENGINE_BUFFER_BYTES / s->nr_copiers / c->buffer_size;
-  /* One to read back into for four to write from: what is in quarantine gets a quarter of the slots at most. */
+  /* One to read back into for four to write from: what is in quarantine gets a quarter of the slots
+   * at most. */
   size_t readbacks = fit < 10 ? 1 : fit / 5;
-  c->nr_slots = fit < 3 ? 2 : fit - readbacks < ENGINE_DEPTH ? (unsigned) (fit - readbacks) : ENGINE_DEPTH;
+  c->nr_slots = fit < 3                          ? 2
+                : fit - readbacks < ENGINE_DEPTH ? (unsigned)(fit - readbacks)
+                                                 : ENGINE_DEPTH;
   if (readbacks > ENGINE_DEPTH / 4)
     readbacks = ENGINE_DEPTH / 4;
   window_init (&c->window, c->nr_slots);
@@ -96,9 +99,9 @@ free_slot (struct copier *c)
   return NULL;
 }
 
-/* What may be started.  While guest writes wait for us, half of the slots are for them and half for the background,
- * which they must not keep from getting on; and it queues no more at the destination than that can use, for they
- * would have to wait behind it. */
+/* What may be started.  While guest writes wait for us, half of the slots are for them and half for
+ * the background, which they must not keep from getting on; and it queues no more at the
+ * destination than that can use, for they would have to wait behind it. */
 static struct engine_room
 room (const struct copier *c)
 {
@@ -113,7 +116,8 @@ room (const struct copier *c)
     r.background = r.urgent = c->nr_active < limit;
     return r;
   }
-  r.background = c->nr_active - c->nr_urgent < (limit < c->nr_slots - half ? limit : c->nr_slots - half);
+  r.background
+      = c->nr_active - c->nr_urgent < (limit < c->nr_slots - half ? limit : c->nr_slots - half);
   r.urgent = c->nr_urgent < half;
   return r;
 }
@@ -155,7 +159,7 @@ static int
 turn (struct copier *c, uint64_t wait_ns)
 {
   struct pollfd fds[1 + 2 * CHANNEL_MAX_FDS];
-  int timeout = (int) ((wait_ns + 999999) / 1000000);
+  int timeout = (int)((wait_ns + 999999) / 1000000);
 
   fds[0] = (struct pollfd){ .fd = c->wake_fd, .events = POLLIN };
   unsigned ns = channel_pollfds (c->source, fds + 1, CHANNEL_MAX_FDS, &timeout);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A copier: one thread with an event loop, a channel to the source and one to the destination, and a
- * few slots, each of which carries one task of the engine through its steps (slot.c).
+ * A copier: one thread with an event loop, a channel to the source and one to the destination, and
+ * a few slots, each of which carries one task of the engine through its steps (slot.c).
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_COPIER_H
@@ -43,7 +43,7 @@ struct slot {
   uint64_t sent_ns;        /* when the first of them was sent */
   int failure;             /* errno, once pos is UINT64_MAX: send no more */
   uint8_t *buf;
-  struct slot *next;       /* in the list of those that wait for room */
+  struct slot *next; /* in the list of those that wait for room */
 };
 
 struct copier {
@@ -57,15 +57,16 @@ struct copier {
   struct slot *slots;
   unsigned nr_active, nr_urgent; /* slots in use; of these for urgent blocks */
   struct window window;
-  bool at_once;         /* the source answered the last read at once, from the page cache */
-  uint8_t *buffers;     /* one of buffer_size for each slot, and a few for reading back */
+  bool at_once;     /* the source answered the last read at once, from the page cache */
+  uint8_t *buffers; /* one of buffer_size for each slot, and a few for reading back */
   size_t buffer_size;
   uint8_t *readbacks[ENGINE_DEPTH / 4]; /* the free ones: so many more tasks may be read back */
   unsigned nr_readbacks;
   struct slot *waiting; /* slots with something to send and no room, oldest first */
 };
 
-/* Make the copier's slots and wake-up descriptor; its channels are set by the caller.  0 or -1 with errno. */
+/* Make the copier's slots and wake-up descriptor; its channels are set by the caller.  0 or -1 with
+ * errno. */
 int copier_init (struct copier *c, struct session *s, unsigned index);
 /* Close the channels, free the slots.  The thread has ended, or was never started. */
 void copier_destroy (struct copier *c);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The copy engine's books: what to copy next, claims, counters.  See engine.h; flush.c has the flush turns,
- * urgent.c what guest writes wait for.
+ * The copy engine's books: what to copy next, claims, counters.  See engine.h; flush.c has the
+ * flush turns, urgent.c what guest writes wait for.
  */
 
 #include "config.h"
@@ -35,7 +35,7 @@ now_ns (void)
 {
   struct timespec ts;
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
+  return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
 int
@@ -46,9 +46,11 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
 
   memset (e, 0, sizeof *e);
   if (max < region->geo.block_size) {
-    if (asprintf (error, "%s takes requests of at most %" PRIu32 " bytes, but blocks of %" PRIu32
+    if (asprintf (error,
+                  "%s takes requests of at most %" PRIu32 " bytes, but blocks of %" PRIu32
                   " bytes are tracked: choose a smaller block size (mirror-block-size=)",
-                  endpoint_name (source), max, region->geo.block_size) == -1)
+                  endpoint_name (source), max, region->geo.block_size)
+        == -1)
       *error = NULL;
     return -1;
   }
@@ -64,7 +66,7 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
   if (e->options.grace_ns == 0)
     e->options.grace_ns = ENGINE_GRACE_NS;
   e->request_blocks
-    = (max < ENGINE_REQUEST_BYTES ? max : ENGINE_REQUEST_BYTES) >> region->geo.block_shift;
+      = (max < ENGINE_REQUEST_BYTES ? max : ENGINE_REQUEST_BYTES) >> region->geo.block_shift;
   if (e->request_blocks == 0)
     e->request_blocks = 1;
   pthread_mutex_init (&e->lock, NULL);
@@ -276,7 +278,8 @@ nothing (struct engine *e, struct engine_task *t, uint64_t wait)
   return WORK_NONE;
 }
 
-/* Does making blocks zero send as many bytes as writing data would?  The bandwidth limit counts it then. */
+/* Does making blocks zero send as many bytes as writing data would?  The bandwidth limit counts it
+ * then. */
 static bool
 zeroes_cost (const struct engine *e)
 {
@@ -326,7 +329,8 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
   if (e->pass.hint_pending)
     return nothing (e, t, idle);
   if (bitmap_count (e->region, REGION_DIRTY) == 0) {
-    /* The counter may be one too low while a guest's thread marks: that must not end a pass that is to be believed. */
+    /* The counter may be one too low while a guest's thread marks: that must not end a pass that is
+     * to be believed. */
     if (e->pass.cursor > 0 && e->pass.nr_busy == 0
         && (!e->catchup.on || bitmap_empty (e->region, REGION_DIRTY)))
       wrap (e, now);
@@ -345,7 +349,8 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
     .quarantine_ready = e->grace_end_ns != 0 && now >= e->grace_end_ns,
     .verify_full = !can_verify,
   };
-  /* All that is dirty is in quarantine, which may be the whole disk: do not go over it for nothing. */
+  /* All that is dirty is in quarantine, which may be the whole disk: do not go over it for nothing.
+   */
   if (!o.quarantine_ready
       && bitmap_count (e->region, REGION_DIRTY) <= bitmap_count (e->region, REGION_QUARANTINE))
     return nothing (e, t, idle);
@@ -356,7 +361,8 @@ background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t n
   }
   if (kind == PASS_END || kind == PASS_WAIT)
     return nothing (e, t, idle);
-  /* While only quarantine keeps the job from being ready, tiny passes over fresh dirt say nothing. */
+  /* While only quarantine keeps the job from being ready, tiny passes over fresh dirt say nothing.
+   */
   if (!e->pass_open && e->counting
       && (e->pass_number == 0 || bitmap_count (e->region, REGION_QUARANTINE) == 0))
     pass_begin (e);
@@ -391,7 +397,8 @@ urgent (struct engine *e, struct engine_task *t, uint64_t now)
   return WORK_NONE;
 }
 
-/* Urgent work where it is its turn, then the background, then urgent work out of turn if that has nothing to do. */
+/* Urgent work where it is its turn, then the background, then urgent work out of turn if that has
+ * nothing to do. */
 static enum engine_work
 next_locked (struct engine *e, const struct engine_room *room, struct engine_task *t, uint64_t now)
 {
@@ -497,7 +504,8 @@ engine_task_unread (struct engine *e, const struct engine_task *t, int err)
   if (err != ESHUTDOWN && count_bad (e, t->first)
       && asprintf (&why, "%s: cannot read %" PRIu64 " bytes at offset %" PRIu64 ": %s",
                    endpoint_name (e->source), region_bytes (&e->region->geo, t->first, t->count),
-                   t->first << e->region->geo.block_shift, strerror (err)) == -1)
+                   t->first << e->region->geo.block_shift, strerror (err))
+             == -1)
     why = NULL;
   pthread_mutex_unlock (&e->lock);
   if (why)

@@ -9,8 +9,8 @@
  *   its reply      -> samples brought up to date, old set released       FLUSH_IDLE
  * A failed flush is a lost session (R5), so there is no way back from FLUSH_SENT.
  *
- * With it go the samples by which the destination is recognised (R13): taken from what was written, and believed once
- * it is flushed.
+ * With it go the samples by which the destination is recognised (R13): taken from what was written,
+ * and believed once it is flushed.
  */
 
 #include "config.h"
@@ -25,8 +25,8 @@
 #define FLUSH_INTERVAL_NS (1000 * NS_PER_MS)
 #define FLUSH_SLOW_NS NS_PER_MS
 #define FLUSH_MIN_BYTES (UINT64_C (8) << 20)
-/* A long offline copy is not to begin again from zero when the line breaks, and its last flush must end
- * within the time limit of a request. */
+/* A long offline copy is not to begin again from zero when the line breaks, and its last flush must
+ * end within the time limit of a request. */
 #define OFFLINE_INTERVAL_NS (30000 * NS_PER_MS)
 #define OFFLINE_BYTES (UINT64_C (4) << 30)
 
@@ -41,7 +41,8 @@ engine_drop_samples (struct engine *e, unsigned set, uint64_t first, uint64_t co
 }
 
 void
-engine_propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data, uint64_t length)
+engine_propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data,
+                       uint64_t length)
 {
   uint64_t block = region_bytes (&e->region->geo, t->first, 1);
   if (length > block)
@@ -55,7 +56,7 @@ engine_propose_sample (struct engine *e, const struct engine_task *t, const uint
     struct sample *s = &e->pending[t->set][i];
     if (s->length == 0) {
       s->block = t->first;
-      s->length = (uint32_t) length;
+      s->length = (uint32_t)length;
       memcpy (s->data, data, length);
       return;
     }
@@ -109,7 +110,8 @@ flush_due (const struct engine *e, uint64_t now)
   /* With nothing to make durable, flush on only while the last flush counts heavily in the expected
    * pause: one that was slow once must not keep an idle disk from ever being ready. */
   if (e->unflushed_bytes == 0)
-    return atomic_load (&e->flush_ns) > FLUSH_SLOW_NS && now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
+    return atomic_load (&e->flush_ns) > FLUSH_SLOW_NS
+           && now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
   uint64_t limit = e->region->geo.disk_size / 200;
   if (limit < FLUSH_MIN_BYTES)
     limit = FLUSH_MIN_BYTES;

@@ -19,15 +19,15 @@
 
 /* Read LENGTH bytes rounded up to the endpoint's minimum block; remember the shortest time. */
 static int
-timed_read (struct channel *ch, const struct endpoint *ep, void *buf, uint32_t length, uint64_t offset,
-            uint64_t *best_ns)
+timed_read (struct channel *ch, const struct endpoint *ep, void *buf, uint32_t length,
+            uint64_t offset, uint64_t *best_ns)
 {
   const struct endpoint_info *info = endpoint_info (ep);
-  uint64_t n = (length + (uint64_t) info->min_block - 1) / info->min_block * info->min_block;
+  uint64_t n = (length + (uint64_t)info->min_block - 1) / info->min_block * info->min_block;
   if (offset + n > info->size)
     return EINVAL;
   uint64_t start = now_ns ();
-  int err = sync_read (ch, buf, (uint32_t) n, offset);
+  int err = sync_read (ch, buf, (uint32_t)n, offset);
   uint64_t took = now_ns () - start;
   if (took < *best_ns)
     *best_ns = took;
@@ -49,7 +49,7 @@ identity_check (struct channel *ch, const struct endpoint *dest, const struct re
 
   *error = NULL;
   *rtt_ns = UINT64_MAX;
-  if (s == NULL || posix_memalign ((void **) &buf, 4096, room) != 0) {
+  if (s == NULL || posix_memalign ((void **)&buf, 4096, room) != 0) {
     free (s);
     return IDENTITY_UNKNOWN;
   }
@@ -65,7 +65,7 @@ identity_check (struct channel *ch, const struct endpoint *dest, const struct re
       result = IDENTITY_OTHER;
   }
   if (compared == 0 && r->geo.disk_size > 0) {
-    uint32_t n = r->geo.disk_size < SAMPLE_BYTES ? (uint32_t) r->geo.disk_size : SAMPLE_BYTES;
+    uint32_t n = r->geo.disk_size < SAMPLE_BYTES ? (uint32_t)r->geo.disk_size : SAMPLE_BYTES;
     err = timed_read (ch, dest, buf, n, 0, rtt_ns);
     if (err)
       result = IDENTITY_UNKNOWN;

@@ -12,14 +12,14 @@
 #include "mirror/endpoint/endpoint.h"
 
 enum identity {
-  IDENTITY_SAME,    /* every comparable sample agrees (or there was none yet) */
-  IDENTITY_OTHER,   /* some block does not hold what was flushed there */
-  IDENTITY_UNKNOWN  /* it could not be read */
+  IDENTITY_SAME,   /* every comparable sample agrees (or there was none yet) */
+  IDENTITY_OTHER,  /* some block does not hold what was flushed there */
+  IDENTITY_UNKNOWN /* it could not be read */
 };
 
-/* Read the samples of R back over CH (of endpoint DEST) and compare.  Claims must have been revoked before:
- * blocks in quarantine are left out.  At least one read is made if the disk is not empty; *RTT_NS is the
- * shortest read's time.  *ERROR (caller frees) says what differs or failed. */
+/* Read the samples of R back over CH (of endpoint DEST) and compare.  Claims must have been revoked
+ * before: blocks in quarantine are left out.  At least one read is made if the disk is not empty;
+ * *RTT_NS is the shortest read's time.  *ERROR (caller frees) says what differs or failed. */
 enum identity identity_check (struct channel *ch, const struct endpoint *dest,
                               const struct region *r, uint64_t *rtt_ns, char **error);
 

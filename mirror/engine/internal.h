@@ -21,7 +21,8 @@ bool engine_flush_step (struct engine *e, uint64_t now);
 void engine_propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data,
                             uint64_t length);
 
-/* Forget the samples proposed in SET of the blocks [FIRST, FIRST + COUNT): they are being written again. */
+/* Forget the samples proposed in SET of the blocks [FIRST, FIRST + COUNT): they are being written
+ * again. */
 void engine_drop_samples (struct engine *e, unsigned set, uint64_t first, uint64_t count);
 
 /* Blocks in one data request, as things stand: short ones while guest writes wait behind them. */

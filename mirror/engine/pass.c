@@ -81,15 +81,16 @@ quarantine_end (const struct region *r, uint64_t first)
   return first + 1; /* it has just left */
 }
 
-/* How many whole blocks from FIRST on lie in extents of kind *ZERO (set here)?  A block that is only
- * partly zero counts as data; so does a stretch of zeroes that is shorter than MIN_ZERO bytes. */
+/* How many whole blocks from FIRST on lie in extents of kind *ZERO (set here)?  A block that is
+ * only partly zero counts as data; so does a stretch of zeroes that is shorter than MIN_ZERO bytes.
+ */
 static uint64_t
 hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t first,
           uint64_t min_zero, bool *zero)
 {
   uint64_t pos = first << geo->block_shift, at = p->hint_start, data_end = pos;
   *zero = false;
-  for (unsigned i = 0; i < p->nr_hints; ) {
+  for (unsigned i = 0; i < p->nr_hints;) {
     uint64_t start = at, end;
     bool z = p->hints[i].zero;
     for (; i < p->nr_hints && p->hints[i].zero == z; i++)
@@ -115,8 +116,8 @@ hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t firs
   return n > 0 ? n : 1;
 }
 
-/* How far does the run at FIRST go, up to MAX blocks?  It is known to begin there, neither busy nor in
- * quarantine. */
+/* How far does the run at FIRST go, up to MAX blocks?  It is known to begin there, neither busy nor
+ * in quarantine. */
 static uint64_t
 whole_run (const struct pass *p, const struct region *r, uint64_t first, uint64_t max)
 {

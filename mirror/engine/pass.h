@@ -5,10 +5,10 @@
  * caller (engine.c) holds its lock.
  *
  * Two things are looked up besides the bitmap:
- * - busy ranges: a block that is being copied is not copied a second time meanwhile (rule R6).  The few
- *   requests in flight make a short table, cheaper than a bit a block;
- * - hints: extents of the source as its block status told them, only to choose between reading a range and
- *   asking again once it is claimed (rule R8): a stale hint costs time, never data.
+ * - busy ranges: a block that is being copied is not copied a second time meanwhile (rule R6).  The
+ * few requests in flight make a short table, cheaper than a bit a block;
+ * - hints: extents of the source as its block status told them, only to choose between reading a
+ * range and asking again once it is claimed (rule R8): a stale hint costs time, never data.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_PASS_H
@@ -47,7 +47,8 @@ enum pass_kind {
   PASS_VERIFY, /* the same, and read it back: it is in quarantine (R12) */
   PASS_ZERO,   /* the source's hint says zero: claim, ask again, write zeroes */
   PASS_ASK,    /* a long run without a hint: ask for its block status */
-  PASS_WAIT    /* a dirty block comes next that is still busy, see wait_number; or PASS_VERIFY would, see verify_full */
+  PASS_WAIT /* a dirty block comes next that is still busy, see wait_number; or PASS_VERIFY would,
+               see verify_full */
 };
 
 struct pass_options {
@@ -55,11 +56,13 @@ struct pass_options {
   uint64_t max_zero;     /* blocks in one zero request */
   uint64_t max_ask;      /* blocks in one block status request */
   uint64_t min_ask;      /* shorter runs are just read; 0: never ask */
-  uint64_t wait_number;  /* dirty blocks below a busy range of up to this number are waited for; other busy ones are
-                            left to the next pass; 0: all are */
-  bool quarantine_ready; /* quarantined blocks may be copied (the grace time is over); else they are skipped */
-  bool verify_full;      /* though not by the caller at this moment.  To go past them then would leave all but a few of them to
-                            later passes, for which a busy guest always has other blocks ready */
+  uint64_t wait_number;  /* dirty blocks below a busy range of up to this number are waited for;
+                            other busy ones are  left to the next pass; 0: all are */
+  bool quarantine_ready; /* quarantined blocks may be copied (the grace time is over); else they are
+                            skipped */
+  bool verify_full; /* though not by the caller at this moment.  To go past them then would leave
+                       all but a few of them to later passes, for which a busy guest always has
+                       other blocks ready */
 };
 
 void pass_init (struct pass *p);
@@ -80,11 +83,13 @@ bool pass_busy_any (const struct pass *p, uint64_t first, uint64_t count);
 /* Is a range busy that has been since before number NUMBER + 1 was given out? */
 bool pass_busy_since (const struct pass *p, uint64_t number);
 
-/* The first run in [FROM, END) that is dirty and not busy, at most MAX blocks of it.  False if there is none. */
+/* The first run in [FROM, END) that is dirty and not busy, at most MAX blocks of it.  False if
+ * there is none. */
 bool pass_free_run (const struct pass *p, const struct region *r, uint64_t from, uint64_t end,
                     uint64_t max, uint64_t *first, uint64_t *count);
 
-/* Store the answer to a PASS_ASK at byte OFFSET; NR 0 (the question failed): LENGTH bytes count as data. */
+/* Store the answer to a PASS_ASK at byte OFFSET; NR 0 (the question failed): LENGTH bytes count as
+ * data. */
 void pass_set_hints (struct pass *p, uint64_t offset, uint64_t length,
                      const struct endpoint_extent *extents, unsigned nr);
 

@@ -58,11 +58,12 @@ session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block
                     name, info->min_block, block_size);
   uint32_t unit = info->min_block > SAMPLE_BYTES ? info->min_block : SAMPLE_BYTES;
   if (info->max_request < unit)
-    return message ("%s takes requests of at most %" PRIu32 " bytes, and needs to take %" PRIu32, name,
-                    info->max_request, unit);
+    return message ("%s takes requests of at most %" PRIu32 " bytes, and needs to take %" PRIu32,
+                    name, info->max_request, unit);
   uint64_t tail = disk_size % info->min_block;
   if (tail != 0 && info->size < disk_size - tail + info->min_block)
-    return message ("%s takes only multiples of %" PRIu32 " bytes, too large for the end of the disk",
+    return message ("%s takes only multiples of %" PRIu32
+                    " bytes, too large for the end of the disk",
                     name, info->min_block);
   return NULL;
 }
@@ -88,11 +89,11 @@ static char *
 read_tail_pad (struct session *s)
 {
   uint64_t size = s->engine->region->geo.disk_size;
-  uint32_t used = (uint32_t) (size % s->min_block);
+  uint32_t used = (uint32_t)(size % s->min_block);
   if (used == 0)
     return NULL;
   uint8_t *buf;
-  if (posix_memalign ((void **) &buf, 4096, s->min_block > 4096 ? s->min_block : 4096) != 0)
+  if (posix_memalign ((void **)&buf, 4096, s->min_block > 4096 ? s->min_block : 4096) != 0)
     return message ("out of memory");
   int err = sync_read (s->copiers[0].dest, buf, s->min_block, size - used);
   if (err) {
@@ -109,7 +110,7 @@ static unsigned
 how_many_copiers (const struct session *s)
 {
   long cores = sysconf (_SC_NPROCESSORS_ONLN);
-  unsigned n = cores < 1 ? 1 : cores > MAX_COPIERS ? MAX_COPIERS : (unsigned) cores;
+  unsigned n = cores < 1 ? 1 : cores > MAX_COPIERS ? MAX_COPIERS : (unsigned)cores;
   if (s->engine->options.nr_copiers != 0 && n > s->engine->options.nr_copiers)
     n = s->engine->options.nr_copiers;
   const struct endpoint_info *src = endpoint_info (s->engine->source);
@@ -150,8 +151,7 @@ prove_identity (struct session *s, enum session_problem *problem)
 {
   char *error;
   uint64_t rtt;
-  enum identity id
-    = identity_check (s->copiers[0].dest, s->dest, s->engine->region, &rtt, &error);
+  enum identity id = identity_check (s->copiers[0].dest, s->dest, s->engine->region, &rtt, &error);
   if (id == IDENTITY_SAME) {
     atomic_store (&s->engine->rtt_ns, rtt);
     return NULL;
@@ -174,7 +174,8 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
   s->engine = e;
   pthread_mutex_init (&s->lock, NULL);
   int errnum = 0;
-  s->dest = o->opened ? o->opened : endpoint_open (o->dest, o->nr_dest, &o->endpoint, &errnum, error);
+  s->dest
+      = o->opened ? o->opened : endpoint_open (o->dest, o->nr_dest, &o->endpoint, &errnum, error);
   o->opened = NULL;
   /* From now on a file that has vanished is a lost destination: an empty new one is none. */
   o->endpoint.create = false;
@@ -209,7 +210,8 @@ session_start (struct session *s, bool first, char **error)
   pthread_mutex_lock (&e->lock);
   e->session = s;
   atomic_store (&e->may_skip, first);
-  /* The server has answered a read by now (identity.c), so its first reply is not later than this. */
+  /* The server has answered a read by now (identity.c), so its first reply is not later than this.
+   */
   e->grace_end_ns = now_ns () + e->options.grace_ns;
   e->last_flush_ns = now_ns ();
   pthread_mutex_unlock (&e->lock);
@@ -282,7 +284,8 @@ join_copiers (struct session *s)
   atomic_store (&s->stop, true);
 }
 
-/* Was every request of this session answered, and is nothing left of those before it?  Its threads have stopped. */
+/* Was every request of this session answered, and is nothing left of those before it?  Its threads
+ * have stopped. */
 static bool
 all_answered (struct session *s)
 {

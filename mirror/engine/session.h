@@ -24,11 +24,12 @@ struct engine;
 struct copier;
 
 struct session_options {
-  char *const *dest;         /* as for endpoint_open(), borrowed for ever */
+  char *const *dest; /* as for endpoint_open(), borrowed for ever */
   unsigned nr_dest;
   struct endpoint_options endpoint; /* writable */
-  struct endpoint *opened;   /* the destination if it is open already: taken over by the next session_connect() */
-  bool allow_no_flush;       /* --allow-unsafe-destination (R9) */
+  struct endpoint
+      *opened; /* the destination if it is open already: taken over by the next session_connect() */
+  bool allow_no_flush; /* --allow-unsafe-destination (R9) */
 };
 
 enum session_problem {
@@ -43,20 +44,20 @@ struct session {
   struct copier *copiers;
   unsigned nr_copiers;
   unsigned nr_started;
-  _Atomic bool draining;     /* start nothing new, end when everything was answered */
-  _Atomic bool stop;         /* end at once */
+  _Atomic bool draining; /* start nothing new, end when everything was answered */
+  _Atomic bool stop;     /* end at once */
   bool have_flush;
-  uint32_t min_block;        /* of the destination */
-  uint8_t *tail_pad;         /* what the destination holds behind our end, up to its minimum block */
+  uint32_t min_block; /* of the destination */
+  uint8_t *tail_pad;  /* what the destination holds behind our end, up to its minimum block */
   uint32_t tail_pad_len;
-  char *warning;             /* for the user, or NULL: a larger destination … */
+  char *warning; /* for the user, or NULL: a larger destination … */
 
   pthread_mutex_t lock;
-  char *error;               /* why it was lost; NULL while it is not */
+  char *error; /* why it was lost; NULL while it is not */
 };
 
-/* May a disk of DISK_SIZE bytes, tracked in blocks of BLOCK_SIZE, be written to DEST at all?  NULL, or why not
- * (caller frees): exit 7.  Pure. */
+/* May a disk of DISK_SIZE bytes, tracked in blocks of BLOCK_SIZE, be written to DEST at all?  NULL,
+ * or why not (caller frees): exit 7.  Pure. */
 char *session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block_size,
                        bool allow_no_flush);
 
@@ -64,16 +65,16 @@ char *session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t
 struct session *session_connect (struct engine *e, struct session_options *o,
                                  enum session_problem *problem, char **error);
 
-/* Begin to copy.  0, or -1 with *ERROR. FIRST: the job's first session, which may skip zeroes that the
- * destination has already (R8). */
+/* Begin to copy.  0, or -1 with *ERROR. FIRST: the job's first session, which may skip zeroes that
+ * the destination has already (R8). */
 int session_start (struct session *s, bool first, char **error);
 
 /* NULL, or why the session was lost (valid until session_end). */
 const char *session_lost (struct session *s);
 
 /* Stop, join, close, free; then engine_session_over().  Also for a session that was never started.
- * Unless it is lost, what was sent is waited for, up to 2 s: a client that leaves with requests in flight takes
- * some versions of nbdkit down (blueprint 2). */
+ * Unless it is lost, what was sent is waited for, up to 2 s: a client that leaves with requests in
+ * flight takes some versions of nbdkit down (blueprint 2). */
 void session_end (struct session *s);
 
 /* ---- for copiers and the engine ---- */

@@ -29,7 +29,8 @@
 #include "mirror/engine/copier.h"
 
 #define ZERO_UNIT 4096u /* zeroes are looked for in pieces of this */
-/* A server may have to write the zeroes out, for all slots at the same time, within the time limit of a request. */
+/* A server may have to write the zeroes out, for all slots at the same time, within the time limit
+ * of a request. */
 #define MAX_ZERO_REQUEST (UINT64_C (32) << 20)
 #define MAX_STATUS_REQUEST (UINT64_C (2) << 30)
 
@@ -56,13 +57,13 @@ dest_failed (struct slot *sl, const char *what, int err)
   const char *name = endpoint_name (sl->c->session->dest);
   char *why;
   if ((sl->state == SLOT_FLUSHING
-         ? asprintf (&why, "%s: %s: %s", name, what, strerror (err))
-         : asprintf (&why, "%s: %s of %" PRIu64 " bytes at offset %" PRIu64 ": %s", name, what,
-                     sl->length, sl->offset, strerror (err)))
+           ? asprintf (&why, "%s: %s: %s", name, what, strerror (err))
+           : asprintf (&why, "%s: %s of %" PRIu64 " bytes at offset %" PRIu64 ": %s", name, what,
+                       sl->length, sl->offset, strerror (err)))
       == -1)
     why = NULL;
-  /* A dead channel has the better explanation, and reports it by itself.  (ERR does not tell: a server that
-   * shuts down answers ESHUTDOWN on a connection that lives.) */
+  /* A dead channel has the better explanation, and reports it by itself.  (ERR does not tell: a
+   * server that shuts down answers ESHUTDOWN on a connection that lives.) */
   if (channel_error (sl->c->dest) == NULL)
     session_fail (sl->c->session, why ? why : "out of memory");
   free (why);
@@ -102,8 +103,8 @@ is_zero (const uint8_t *p, size_t n)
   return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
 }
 
-/* The next piece of the buffer from pos on: all zero, or data.  Zeroes that the destination could not take
- * for reasons of alignment (an odd tail) are data. */
+/* The next piece of the buffer from pos on: all zero, or data.  Zeroes that the destination could
+ * not take for reasons of alignment (an odd tail) are data. */
 static uint64_t
 next_piece (const struct slot *sl, bool *zero)
 {
@@ -173,7 +174,8 @@ read_back (struct slot *sl)
     n = max;
   sl->pos += n;
   n = (n + min - 1) / min * min;
-  if (channel_read (c->dest, sl->readback + at, (uint32_t) n, sl->offset + at, on_readback, sl) == -1)
+  if (channel_read (c->dest, sl->readback + at, (uint32_t)n, sl->offset + at, on_readback, sl)
+      == -1)
     dest_failed (sl, "read-back", errno);
 }
 
@@ -243,7 +245,7 @@ send_piece (struct slot *sl, uint64_t n, bool zero)
     memcpy (sl->buf + sl->pos + n, s->tail_pad, s->tail_pad_len);
     with_pad += s->tail_pad_len;
   }
-  if (channel_write (c->dest, sl->buf + sl->pos, (uint32_t) with_pad, offset, on_written, sl) == -1)
+  if (channel_write (c->dest, sl->buf + sl->pos, (uint32_t)with_pad, offset, on_written, sl) == -1)
     return -1;
   atomic_fetch_add (&c->engine->region->hdr->sent_bytes, n);
   return 0;
@@ -281,7 +283,8 @@ on_read (void *opaque, int err)
   else if (err == ESHUTDOWN && channel_error (sl->c->source) == NULL)
     err = EIO; /* the server's own answer: trying again for ever would not help */
   if (err) {
-    /* Nothing was sent, so the claim may go back.  If the channel is dead the copier reports that. */
+    /* Nothing was sent, so the claim may go back.  If the channel is dead the copier reports that.
+     */
     engine_task_unread (sl->c->engine, &sl->task, err);
     release (sl);
     return;
@@ -333,7 +336,7 @@ zero_some (struct slot *sl)
     r = channel_zero (c->dest, len, offset, on_zeroed, sl);
     atomic_fetch_add (&c->engine->region->hdr->zero_bytes, len);
   } else {
-    uint64_t max = (uint64_t) c->engine->request_blocks << c->engine->region->geo.block_shift;
+    uint64_t max = (uint64_t)c->engine->request_blocks << c->engine->region->geo.block_shift;
     if (max > info->max_request)
       max = info->max_request;
     if (len > max)
@@ -342,7 +345,7 @@ zero_some (struct slot *sl)
     uint64_t pad = len % s->min_block ? s->tail_pad_len : 0;
     if (pad)
       memcpy (sl->buf + len, s->tail_pad, pad);
-    r = channel_write (c->dest, sl->buf, (uint32_t) (len + pad), offset, on_zeroed, sl);
+    r = channel_write (c->dest, sl->buf, (uint32_t)(len + pad), offset, on_zeroed, sl);
     atomic_fetch_add (&c->engine->region->hdr->sent_bytes, len);
   }
   if (r == -1) {
@@ -426,7 +429,7 @@ on_source_status (void *opaque, int err, const struct endpoint_extent *x, unsign
     if (n > left)
       n = left;
     /* Whole blocks only; the task's end is a block's end, or the disk's. */
-    uint64_t whole = n == left ? n : n & ~(uint64_t) (geo->block_size - 1);
+    uint64_t whole = n == left ? n : n & ~(uint64_t)(geo->block_size - 1);
     if (zero && whole > 0)
       sl->zero_end = sl->pos + whole;
     else
@@ -435,7 +438,8 @@ on_source_status (void *opaque, int err, const struct endpoint_extent *x, unsign
   step_zero (sl);
 }
 
-/* What comes next for a task of zeroes?  pos <= write_end <= zero_end <= length, or write_end < pos: to be asked. */
+/* What comes next for a task of zeroes?  pos <= write_end <= zero_end <= length, or write_end <
+ * pos: to be asked. */
 static void
 step_zero (struct slot *sl)
 {
@@ -539,7 +543,7 @@ slot_start (struct slot *sl, enum engine_work work)
     if (sl->verify)
       sl->readback = c->readbacks[--c->nr_readbacks];
     sl->state = SLOT_READING;
-    if (channel_read (c->source, sl->buf, (uint32_t) sl->length, sl->offset, on_read, sl) == -1)
+    if (channel_read (c->source, sl->buf, (uint32_t)sl->length, sl->offset, on_read, sl) == -1)
       on_read (sl, errno);
   }
 }

@@ -16,14 +16,14 @@
 #define BACK_OFF_MAX_NS (30000 * NS_PER_MS)
 #define STOP_NS (1000 * NS_PER_MS)
 #define STOP_POLL_US 2000
-#define SETTLED_NS (10000 * NS_PER_MS) /* a session that lasts so long gets somewhere, flushed or not */
+#define SETTLED_NS                                                                                 \
+  (10000 * NS_PER_MS) /* a session that lasts so long gets somewhere, flushed or not */
 
 static void *
 connect_thread (void *opaque)
 {
   struct supervisor *s = opaque;
-  s->connected
-    = session_connect (s->engine, s->options, &s->connect_problem, &s->connect_error);
+  s->connected = session_connect (s->engine, s->options, &s->connect_problem, &s->connect_error);
   atomic_store (&s->thread_done, true);
   engine_notify (s->engine);
   return NULL;

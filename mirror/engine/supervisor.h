@@ -2,8 +2,8 @@
  *
  * Keeps a job supplied with sessions: connects, watches, and after a loss waits and connects again.
  *
- *   CONNECTING -> COPYING -> (lost) -> WAITING -> CONNECTING …        back-off 0.5 s, doubled up to 30 s
- *        └ refused, or gave up: ENDED
+ *   CONNECTING -> COPYING -> (lost) -> WAITING -> CONNECTING …        back-off 0.5 s, doubled up to
+ * 30 s └ refused, or gave up: ENDED
  *
  * Connecting may block for as long as its time limits allow, so it has a thread of its own, and the
  * job's thread stays able to answer.  All functions are the job's thread's.
@@ -19,7 +19,12 @@
 #include "mirror/engine/engine.h"
 #include "mirror/engine/session.h"
 
-enum supervisor_state { SUPERVISOR_CONNECTING, SUPERVISOR_COPYING, SUPERVISOR_WAITING, SUPERVISOR_ENDED };
+enum supervisor_state {
+  SUPERVISOR_CONNECTING,
+  SUPERVISOR_COPYING,
+  SUPERVISOR_WAITING,
+  SUPERVISOR_ENDED
+};
 
 struct supervisor {
   struct engine *engine;
@@ -33,12 +38,12 @@ struct supervisor {
   char *error;                  /* the last failure, or NULL */
   bool ever_copied;
   unsigned reconnects;
-  uint64_t degraded_ns;         /* in all, up to the present session */
-  uint64_t lost_ns;             /* since when there is no session, once one was lost; else 0 */
-  uint64_t trouble_ns;          /* since when sessions have been lost without getting anywhere; else 0 */
-  uint64_t session_ns;          /* when the present session began */
+  uint64_t degraded_ns; /* in all, up to the present session */
+  uint64_t lost_ns;     /* since when there is no session, once one was lost; else 0 */
+  uint64_t trouble_ns;  /* since when sessions have been lost without getting anywhere; else 0 */
+  uint64_t session_ns;  /* when the present session began */
   uint64_t retry_ns, back_off_ns;
-  uint64_t flushes_before;      /* this session */
+  uint64_t flushes_before; /* this session */
 
   pthread_t thread; /* while CONNECTING */
   bool thread_running;
@@ -58,8 +63,9 @@ bool supervisor_poll (struct supervisor *s);
 /* Time without a destination, in all, until now. */
 uint64_t supervisor_degraded_ns (const struct supervisor *s);
 
-/* End the session, if any.  A connection that is being made is waited for, but for no longer than 1 s: returns false if its
- * thread still runs, and then the engine, the options and S must stay as they are until the process ends. */
+/* End the session, if any.  A connection that is being made is waited for, but for no longer than 1
+ * s: returns false if its thread still runs, and then the engine, the options and S must stay as
+ * they are until the process ends. */
 bool supervisor_stop (struct supervisor *s);
 
 #endif

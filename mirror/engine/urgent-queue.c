@@ -25,7 +25,8 @@ unfinished (const struct region *r, const struct pass *p, const struct urgent_it
          || pass_busy_any (p, it->first, it->count);
 }
 
-/* The write part of item I is done.  True if it waits for the next flush now; else it was answered. */
+/* The write part of item I is done.  True if it waits for the next flush now; else it was answered.
+ */
 static bool
 written (struct urgent_queue *q, struct region *r, const struct urgent_view *v, unsigned i)
 {
@@ -39,7 +40,8 @@ written (struct urgent_queue *q, struct region *r, const struct urgent_view *v, 
   return false;
 }
 
-/* Will the first pass copy all of it, so that nobody needs to wait?  A busy block would be passed over. */
+/* Will the first pass copy all of it, so that nobody needs to wait?  A busy block would be passed
+ * over. */
 static bool
 is_ahead (const struct urgent_view *v, const struct urgent_item *it)
 {
@@ -80,7 +82,7 @@ bool
 urgent_queue_next (struct urgent_queue *q, struct region *r, const struct pass *p, uint64_t max,
                    uint64_t *first, uint64_t *count)
 {
-  for (unsigned i = 0; i < q->nr; ) {
+  for (unsigned i = 0; i < q->nr;) {
     struct urgent_item *it = &q->items[i];
     uint64_t end = it->first + it->count;
 
@@ -114,7 +116,7 @@ urgent_queue_settle (struct urgent_queue *q, struct region *r, const struct urge
 {
   bool flush = false;
 
-  for (unsigned i = 0; i < q->nr; ) {
+  for (unsigned i = 0; i < q->nr;) {
     struct urgent_item *it = &q->items[i];
     unsigned nr = q->nr;
 
@@ -132,7 +134,7 @@ urgent_queue_settle (struct urgent_queue *q, struct region *r, const struct urge
 void
 urgent_queue_flushed (struct urgent_queue *q, struct region *r, uint64_t number)
 {
-  for (unsigned i = 0; i < q->nr; ) {
+  for (unsigned i = 0; i < q->nr;) {
     if (!q->items[i].writing && q->items[i].flush_nr <= number)
       answer (q, r, i, true);
     else
@@ -155,7 +157,7 @@ urgent_queue_refuse (struct urgent_queue *q, struct region *r)
 void
 urgent_queue_earn (struct urgent_queue *q, uint64_t bytes)
 {
-  q->credit += (int64_t) (bytes / URGENT_SHARE);
+  q->credit += (int64_t)(bytes / URGENT_SHARE);
   if (q->credit > URGENT_CREDIT_BYTES)
     q->credit = URGENT_CREDIT_BYTES;
 }
@@ -163,7 +165,7 @@ urgent_queue_earn (struct urgent_queue *q, uint64_t bytes)
 void
 urgent_queue_spend (struct urgent_queue *q, uint64_t bytes)
 {
-  q->credit -= (int64_t) bytes;
+  q->credit -= (int64_t)bytes;
   if (q->credit < -URGENT_CREDIT_BYTES)
     q->credit = -URGENT_CREDIT_BYTES;
 }

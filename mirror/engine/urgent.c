@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The synchronous gate, as the engine serves it: guest writes wait for their blocks (urgent-queue.h), and at some
- * moment nothing else is missing at the destination (catchup.h).
+ * The synchronous gate, as the engine serves it: guest writes wait for their blocks
+ * (urgent-queue.h), and at some moment nothing else is missing at the destination (catchup.h).
  *
- * Urgent blocks are copied before others, by the same claims and in the same way.  The copiers keep half of
- * their slots for the background (copier.c), and while the job catches up urgent copying is paid for with the
- * credit that the background earns: else a guest that writes as much as the line takes would keep the job
- * from ever getting round.
+ * Urgent blocks are copied before others, by the same claims and in the same way.  The copiers keep
+ * half of their slots for the background (copier.c), and while the job catches up urgent copying is
+ * paid for with the credit that the background earns: else a guest that writes as much as the line
+ * takes would keep the job from ever getting round.
  */
 
 #include "config.h"
@@ -14,7 +14,8 @@
 #include "mirror/engine/internal.h"
 #include "mirror/engine/session.h"
 
-#define SHARE_OF_DELAY 8 /* one background request takes at most this part of what a write may wait */
+#define SHARE_OF_DELAY                                                                             \
+  8 /* one background request takes at most this part of what a write may wait */
 
 /* Has a flush been running for longer than any guest's flush may wait? */
 static bool
@@ -23,8 +24,8 @@ flush_hangs (const struct engine *e)
   return e->flush == FLUSH_SENT && now_ns () - e->flush_start_ns > e->write_delay_ns;
 }
 
-/* Something has ended: is the job synchronised now?  Not while the destination does not flush: it would be
- * so and be so no longer by turns, with each flush of the guest. */
+/* Something has ended: is the job synchronised now?  Not while the destination does not flush: it
+ * would be so and be so no longer by turns, with each flush of the guest. */
 static void
 look (struct engine *e)
 {
@@ -38,7 +39,8 @@ view (const struct engine *e)
   return (struct urgent_view){
     .pass = &e->pass,
     .synchronised = catchup_synchronised (&e->catchup, e->region),
-    /* Not what counts as the first pass: once the cursor has come to the end, catchup.h may be about to believe that pass. */
+    /* Not what counts as the first pass: once the cursor has come to the end, catchup.h may be
+       about to believe that pass. */
     .first_pass = atomic_load (&e->wraps) == 0,
     .flush_hangs = flush_hangs (e),
     .next_flush = e->flushes_sent + 1,
@@ -121,8 +123,7 @@ void
 engine_urgent_settle (struct engine *e, const struct engine_task *t)
 {
   const struct urgent_view v = view (e);
-  if (e->urgent.nr > 0
-      && urgent_queue_settle (&e->urgent, e->region, &v, t->first, t->count))
+  if (e->urgent.nr > 0 && urgent_queue_settle (&e->urgent, e->region, &v, t->first, t->count))
     want_flush (e);
   look (e);
 }
@@ -146,9 +147,9 @@ engine_request_blocks (const struct engine *e)
 {
   if (!e->catchup.on || e->rate.rate == 0 || e->rate_off)
     return e->request_blocks;
-  double bytes = (double) e->rate.rate * (double) e->write_delay_ns / 1e9 / SHARE_OF_DELAY;
+  double bytes = (double)e->rate.rate * (double)e->write_delay_ns / 1e9 / SHARE_OF_DELAY;
   double blocks = bytes / e->region->geo.block_size;
-  return blocks >= (double) e->request_blocks ? e->request_blocks
-         : blocks < 1                         ? 1
-                                              : (uint64_t) blocks;
+  return blocks >= (double)e->request_blocks ? e->request_blocks
+         : blocks < 1                        ? 1
+                                             : (uint64_t)blocks;
 }

@@ -7,9 +7,10 @@
 
 #include "mirror/engine/window.h"
 
-#define PERIOD_NS UINT64_C (5000000000) /* a path may change: the lowest latency is forgotten after two */
-#define QUEUE_MIN 2                     /* fewer waiting: one more in flight */
-#define QUEUE_MAX 4                     /* more waiting: one less */
+#define PERIOD_NS                                                                                  \
+  UINT64_C (5000000000) /* a path may change: the lowest latency is forgotten after two */
+#define QUEUE_MIN 2     /* fewer waiting: one more in flight */
+#define QUEUE_MAX 4     /* more waiting: one less */
 
 void
 window_init (struct window *w, unsigned max)
@@ -40,8 +41,8 @@ window_reply (struct window *w, uint64_t latency_ns, uint64_t now_ns)
   if (++w->replies < w->depth)
     return;
 
-  double mean = (double) w->sum_ns / w->replies;
-  double queue = w->depth * (1 - (double) lowest (w) / mean);
+  double mean = (double)w->sum_ns / w->replies;
+  double queue = w->depth * (1 - (double)lowest (w) / mean);
   if (queue < QUEUE_MIN && w->depth < w->max)
     w->depth++;
   else if (queue > QUEUE_MAX && w->depth > WINDOW_MIN)

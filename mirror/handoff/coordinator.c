@@ -35,14 +35,15 @@ make_token (char token[HANDOFF_TOKEN_MAX + 1], const char *chosen, char **error)
   if (chosen != NULL) {
     if (!handoff_token_ok (chosen)) {
       if (asprintf (error, "rollback token '%s': 1 to %d characters of A-Z a-z 0-9 . _ -", chosen,
-                    HANDOFF_TOKEN_MAX) == -1)
+                    HANDOFF_TOKEN_MAX)
+          == -1)
         *error = NULL;
       return -1;
     }
     strcpy (token, chosen);
     return 0;
   }
-  if (getrandom (bytes, sizeof bytes, 0) != (ssize_t) sizeof bytes) {
+  if (getrandom (bytes, sizeof bytes, 0) != (ssize_t)sizeof bytes) {
     if (asprintf (error, "getrandom: %s", strerror (errno)) == -1)
       *error = NULL;
     return -1;
@@ -94,7 +95,7 @@ handoff_free (struct handoff *h)
 static unsigned
 default_lease_ms (double max_downtime)
 {
-  unsigned lease_ms = (unsigned) (2 * (max_downtime > 1e6 ? 1e6 : max_downtime));
+  unsigned lease_ms = (unsigned)(2 * (max_downtime > 1e6 ? 1e6 : max_downtime));
 
   return lease_ms < HANDOFF_MIN_LEASE_MS ? HANDOFF_MIN_LEASE_MS : lease_ms;
 }
@@ -230,7 +231,8 @@ handoff_commit (struct handoff *h, char **error)
   if (h->disks[0].lease_ms == 0) /* another process chose it */
     *error = strdup ("the lease ended before the commit: nothing was handed over");
   else if (asprintf (error, "a lease of %u ms ended before the commit: nothing was handed over",
-                     h->disks[0].lease_ms) == -1)
+                     h->disks[0].lease_ms)
+           == -1)
     *error = NULL;
   handoff_release (h);
   return -1;

@@ -7,8 +7,9 @@
  *   3. all prepared: one compare-and-swap of the word to "commit"; this is the instant
  *   4. job-finalize on all: each filter fences its disk durably and says how long the pause was
  *
- * Whatever goes wrong before 3 turns the word to "abort" and releases every disk.  What goes wrong after
- * 3 is reported, and changes nothing: filters that cannot be told obey the word by themselves.
+ * Whatever goes wrong before 3 turns the word to "abort" and releases every disk.  What goes wrong
+ * after 3 is reported, and changes nothing: filters that cannot be told obey the word by
+ * themselves.
  */
 
 #ifndef NBDMIRROR_MIRROR_HANDOFF_COORDINATOR_H
@@ -18,7 +19,7 @@
 
 #include "control/decision.h"
 
-#define HANDOFF_TOKEN_MAX 64  /* characters */
+#define HANDOFF_TOKEN_MAX 64 /* characters */
 #define HANDOFF_MIN_LEASE_MS 200
 #define HANDOFF_TIMEOUT_MS 60000
 
@@ -27,12 +28,13 @@ struct handoff_options {
                           max-downtime-ms of the disks, at least HANDOFF_MIN_LEASE_MS */
   const char *waiters; /* guest writes that wait at the commit: "error" or "keep"; NULL: "error" */
   const char *token;   /* rollback token to use; NULL: a random one */
-  const char *successor; /* absolute path of the disk that takes this one's place on this host, for the fence
-                            record; NULL: none.  Only with one disk. */
-  bool guest_stopped;  /* no guest writes any more: the disks need not be ready, if little is left, and nothing is
-                          done in advance to shorten the hold */
+  const char *successor; /* absolute path of the disk that takes this one's place on this host, for
+                            the fence record; NULL: none.  Only with one disk. */
+  bool guest_stopped;  /* no guest writes any more: the disks need not be ready, if little is left,
+                          and nothing is  done in advance to shorten the hold */
   unsigned timeout_ms; /* for all of step 2; 0: HANDOFF_TIMEOUT_MS */
-  /* Called by handoff_run() before step 2, may be NULL.  -1 with *ERROR (malloc'd) gives the hand-off up. */
+  /* Called by handoff_run() before step 2, may be NULL.  -1 with *ERROR (malloc'd) gives the
+   * hand-off up. */
   int (*before_hold) (void *opaque, char **error);
   void *opaque;
 };
@@ -47,9 +49,10 @@ struct handoff_result {
 /* Hand over the disks of the NR CONTROLS.  Blocks; starts a thread for each disk meanwhile, so it
  * may be called from a thread of the caller's beside a running worker.
  *
- * 0: committed, and every filter said so.  -1 with *ERROR (caller frees): look at result->committed.
- * If it is false no disk was fenced and every guest goes on; if it is true the hand-off holds, and *ERROR
- * tells which filter could not be asked.  *RESULT is filled in either way; free it with handoff_result_free(). */
+ * 0: committed, and every filter said so.  -1 with *ERROR (caller frees): look at
+ * result->committed. If it is false no disk was fenced and every guest goes on; if it is true the
+ * hand-off holds, and *ERROR tells which filter could not be asked.  *RESULT is filled in either
+ * way; free it with handoff_result_free(). */
 int handoff_run (char *const controls[], unsigned nr, const struct handoff_options *opts,
                  struct handoff_result *result, char **error);
 int handoff_result_init (struct handoff_result *result, unsigned nr); /* -1: no memory */
@@ -57,21 +60,22 @@ void handoff_result_free (struct handoff_result *result);
 
 /* ---- the same step by step, for a caller that has something to do in between --------------------
  *
- * A handoff belongs to one thread.  Functions that return int: 0, or -1 with *ERROR (caller frees). */
+ * A handoff belongs to one thread.  Functions that return int: 0, or -1 with *ERROR (caller frees).
+ */
 
 struct handoff;
 
 /* Step 1.  CONTROLS must outlive it. */
-struct handoff *handoff_new (char *const controls[], unsigned nr, const struct handoff_options *opts,
-                             char **error);
+struct handoff *handoff_new (char *const controls[], unsigned nr,
+                             const struct handoff_options *opts, char **error);
 /* Undecided: the filters see the connections close, and decide "abort", unless it was kept. */
 void handoff_free (struct handoff *h);
 
-/* Step 2.  If it fails every disk was released, and it may be called again; *NOT_READY (may be NULL) tells
- * whether the reason was only that a job was not ready. */
+/* Step 2.  If it fails every disk was released, and it may be called again; *NOT_READY (may be
+ * NULL) tells whether the reason was only that a job was not ready. */
 int handoff_prepare (struct handoff *h, bool *not_ready, char **error);
-/* Now it outlives this process; only a decision or the end of the lease ends it.  If it fails every disk
- * was released. */
+/* Now it outlives this process; only a decision or the end of the lease ends it.  If it fails every
+ * disk was released. */
 int handoff_keep (struct handoff *h, char **error);
 /* Step 3.  If it fails (a lease ended) every disk was released. */
 int handoff_commit (struct handoff *h, char **error);
@@ -82,8 +86,8 @@ enum decision_value handoff_release (struct handoff *h);
 
 enum decision_value handoff_decided (const struct handoff *h); /* any time: has a lease ended? */
 const char *handoff_token (const struct handoff *h);
-/* Is there a decision word?  After the servers of all disks of a hand-off were killed there is none: nobody can tell then
- * whether it was committed before. */
+/* Is there a decision word?  After the servers of all disks of a hand-off were killed there is
+ * none: nobody can tell then whether it was committed before. */
 bool handoff_has_word (const struct handoff *h);
 long long handoff_generation (const struct handoff *h, unsigned disk); /* 0: not prepared */
 
@@ -94,11 +98,12 @@ enum handoff_found {
   HANDOFF_FOUND_UNDECIDED, /* every disk is prepared: commit or release it */
   HANDOFF_FOUND_COMMITTED, /* decided: handoff_finalize() finishes what is left to do */
   HANDOFF_FOUND_DONE,      /* committed, and every filter has recorded it */
-  HANDOFF_FOUND_BROKEN     /* not all of them are prepared, none is committed: only to be released */
+  HANDOFF_FOUND_BROKEN /* not all of them are prepared, none is committed: only to be released */
 };
 
-/* Look for the hand-off of these disks.  TOKEN, if not NULL, is its rollback token: another's is an error, as are disks of
- * different hand-offs.  *ERROR says for BROKEN which disk is missing.  NULL with *ERROR: a disk cannot be asked. */
+/* Look for the hand-off of these disks.  TOKEN, if not NULL, is its rollback token: another's is an
+ * error, as are disks of different hand-offs.  *ERROR says for BROKEN which disk is missing.  NULL
+ * with *ERROR: a disk cannot be asked. */
 struct handoff *handoff_find (char *const controls[], unsigned nr, const char *token,
                               enum handoff_found *found, char **error);
 

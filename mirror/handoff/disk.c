@@ -3,11 +3,11 @@
  * What the coordinator does to one disk.  See disk.h.
  *
  * Each disk has a thread for the long calls, prepare and finalize, because a control client belongs
- * to one thread and the disks must be held at the same time: one after the other, the first guest would
- * wait for the last disk.  Nothing is shared between these threads but the decision word.
+ * to one thread and the disks must be held at the same time: one after the other, the first guest
+ * would wait for the last disk.  Nothing is shared between these threads but the decision word.
  *
- * The first prepare that fails turns the word to "abort" at once, so that no other filter goes on holding
- * its guest for a hand-off that cannot happen any more.
+ * The first prepare that fails turns the word to "abort" at once, so that no other filter goes on
+ * holding its guest for a hand-off that cannot happen any more.
  */
 
 #include "config.h"
@@ -87,8 +87,9 @@ handoff_disk_connect (struct handoff_disk *d, double *max_downtime)
 
   d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
   if (d->client == NULL || d->standing == STANDING_NONE
-      || control_client_call (d->client, "query-mirror", NULL, -1, HANDOFF_CALL_MS, &status, NULL, NULL,
-                              &message) == -1) {
+      || control_client_call (d->client, "query-mirror", NULL, -1, HANDOFF_CALL_MS, &status, NULL,
+                              NULL, &message)
+             == -1) {
     handoff_disk_error (d, message);
     return -1;
   }
@@ -107,7 +108,8 @@ prepare_error (struct handoff_disk *d, char *class_, char *message)
 
   if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0
       && asprintf (&full, "the guest was let go after the lease of %u ms (%s)", d->lease_ms,
-                   message != NULL ? message : class_) != -1) {
+                   message != NULL ? message : class_)
+             != -1) {
     free (message);
     message = full;
   }
@@ -124,7 +126,8 @@ handoff_disk_keep (void *opaque)
   char *message = NULL;
 
   if (control_client_call (d->client, "mirror-decision", json_pack ("{s:b}", "keep", 1), -1,
-                           HANDOFF_CALL_MS, NULL, NULL, NULL, &message) == -1)
+                           HANDOFF_CALL_MS, NULL, NULL, NULL, &message)
+      == -1)
     handoff_disk_error (d, message);
   return NULL;
 }
@@ -135,19 +138,23 @@ handoff_disk_prepare (void *opaque)
   struct handoff_disk *d = opaque;
   char *message = NULL, *class_ = NULL;
   json_t *ret = NULL, *generation;
-  json_t *args = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t) d->lease_ms,
-                            "rollback-token", d->token, "waiters", d->waiters, "successor", d->successor);
+  json_t *args
+      = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t)d->lease_ms, "rollback-token",
+                   d->token, "waiters", d->waiters, "successor", d->successor);
 
   if (d->guest_stopped)
     json_object_set_new (args, "guest-stopped", json_true ());
 
-  if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int) d->timeout_ms,
-                           &ret, NULL, &class_, &message) == -1) {
+  if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int)d->timeout_ms,
+                           &ret, NULL, &class_, &message)
+      == -1) {
     decision_try (d->decision, DECISION_ABORT);
     /* It has no name of its own in the client. */
     if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
       free (message);
-      if (asprintf (&message, "not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms) == -1)
+      if (asprintf (&message, "not prepared within %u ms (--timeout); the guest goes on",
+                    d->timeout_ms)
+          == -1)
         message = NULL;
     }
     prepare_error (d, class_, message);
@@ -190,8 +197,9 @@ handoff_disk_finalize (void *opaque)
         continue;
     }
     if (control_client_call (d->client, "job-finalize",
-                             json_pack ("{s:I}", "generation", d->generation), -1, HANDOFF_CALL_MS, &ret,
-                             NULL, NULL, &message) == 0) {
+                             json_pack ("{s:I}", "generation", d->generation), -1, HANDOFF_CALL_MS,
+                             &ret, NULL, NULL, &message)
+        == 0) {
       value = json_object_get (ret, "downtime-ms");
       if (json_is_number (value))
         d->downtime_ms = json_number_value (value);
@@ -210,7 +218,7 @@ release_args (const struct handoff_disk *d)
   return d->generation > 0 ? json_pack ("{s:I}", "generation", d->generation) : NULL;
 }
 
-/* The word says "abort" already, so every filter opens its gate by itself; this makes it at once.  A
+/* The word says "abort" already, so every filter opens its gate by itself; this makes it at once. A
  * connection that was lost, or whose prepare is not answered, is made anew. */
 void *
 handoff_disk_release (void *opaque)
@@ -219,15 +227,16 @@ handoff_disk_release (void *opaque)
   char *message = NULL;
 
   if (d->client == NULL || d->standing == STANDING_NONE
-      || control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS, NULL, NULL,
-                              NULL, &message) == 0)
+      || control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS,
+                              NULL, NULL, NULL, &message)
+             == 0)
     return NULL;
   free (message); /* often: nothing is held there any more */
   control_client_free (d->client);
   d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
   if (d->client != NULL)
-    control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS, NULL, NULL, NULL,
-                         &message);
+    control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS, NULL,
+                         NULL, NULL, &message);
   free (message); /* the first error is the one to report */
   return NULL;
 }
@@ -246,4 +255,3 @@ handoff_all_disks (struct handoff_disk *disks, unsigned nr, void *(*step) (void 
     else
       step (&disks[i]); /* no thread to be had: late, but not left out */
 }
-

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the coordinator does to one disk of a hand-off, and to all at the same time.  Internal to handoff*.c.
+ * What the coordinator does to one disk of a hand-off, and to all at the same time.  Internal to
+ * handoff*.c.
  */
 
 #ifndef NBDMIRROR_MIRROR_HANDOFF_DISK_H
@@ -19,10 +20,10 @@
 
 /* What mirror-decision says of a disk. */
 enum handoff_standing {
-  STANDING_UNKNOWN,   /* not asked yet */
-  STANDING_NONE,      /* no hand-off is prepared: released, or never begun */
-  STANDING_PREPARED,  /* held, and the word is ours to read */
-  STANDING_IN_DOUBT,  /* its server was restarted between prepared and the decision */
+  STANDING_UNKNOWN,  /* not asked yet */
+  STANDING_NONE,     /* no hand-off is prepared: released, or never begun */
+  STANDING_PREPARED, /* held, and the word is ours to read */
+  STANDING_IN_DOUBT, /* its server was restarted between prepared and the decision */
   STANDING_COMMITTED
 };
 
@@ -37,7 +38,7 @@ struct handoff_disk {
   bool started;
   json_int_t generation;
   double downtime_ms;
-  enum handoff_standing standing;                /* of a hand-off that another process prepared */
+  enum handoff_standing standing; /* of a hand-off that another process prepared */
   char its_token[HANDOFF_TOKEN_MAX + 1];
   char *class_; /* of the error, owned; may be NULL */
   char *error;  /* owned; NULL: fine so far */
@@ -47,7 +48,8 @@ struct handoff_disk {
 void handoff_disk_error (struct handoff_disk *d, char *message);
 void handoff_disk_forget_error (struct handoff_disk *d);
 
-/* Connect, and learn max-downtime-ms (into *MAX_DOWNTIME, if it is larger).  0, or -1 with the disk's error set. */
+/* Connect, and learn max-downtime-ms (into *MAX_DOWNTIME, if it is larger).  0, or -1 with the
+ * disk's error set. */
 int handoff_disk_connect (struct handoff_disk *d, double *max_downtime);
 
 /* Steps; OPAQUE is the disk, an error goes to it. */

@@ -11,7 +11,8 @@
 struct handoff {
   struct handoff_disk *disks; /* owned */
   unsigned nr;
-  struct decision *decision;  /* owned; NULL: nothing is prepared, or the word cannot be had any more */
+  struct decision
+      *decision; /* owned; NULL: nothing is prepared, or the word cannot be had any more */
   char token[HANDOFF_TOKEN_MAX + 1];
 };
 

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Finishing a hand-off that another process prepared.  Each filter is asked where it stands; those that hold
- * their guests hand out the decision word again, so that committing stays one compare-and-swap.
+ * Finishing a hand-off that another process prepared.  Each filter is asked where it stands; those
+ * that hold their guests hand out the decision word again, so that committing stays one
+ * compare-and-swap.
  *
  *   every disk prepared                          undecided, or as the word says
  *   any disk committed, or the word says so      committed: the others are finalized
- *   prepared or in doubt, none committed         undecided: nothing was written to a disk in doubt since
- *                                                it was prepared, its server refuses writes
- *   some are not in it (released), none committed  broken: the word can only go to "abort"
+ *   prepared or in doubt, none committed         undecided: nothing was written to a disk in doubt
+ * since it was prepared, its server refuses writes some are not in it (released), none committed
+ * broken: the word can only go to "abort"
  */
 
 #include "config.h"
@@ -48,7 +49,8 @@ ask (void *opaque)
   if (handoff_disk_connect (d, &ignored) == -1)
     return NULL;
   if (control_client_call (d->client, "mirror-decision", NULL, -1, HANDOFF_CALL_MS, &ret, &fd,
-                           &class_, &message) == -1) {
+                           &class_, &message)
+      == -1) {
     if (class_ != NULL && strcmp (class_, "DeviceNotActive") == 0)
       d->standing = STANDING_NONE;
     else
@@ -119,7 +121,8 @@ share_token (struct handoff *h, const char *token, char **error)
       want = d->its_token;
     if (strcmp (want, d->its_token) != 0) {
       if (asprintf (error, "%s: its hand-off has another token than %s", d->control,
-                    token != NULL ? "the one given" : "the other disks'") == -1)
+                    token != NULL ? "the one given" : "the other disks'")
+          == -1)
         *error = NULL;
       return -1;
     }

@@ -45,7 +45,8 @@ ask (const char *control, char **error)
   json_t *status = NULL;
 
   if (c != NULL
-      && control_client_call (c, "query-mirror", NULL, -1, CALL_MS, &status, NULL, NULL, error) == -1)
+      && control_client_call (c, "query-mirror", NULL, -1, CALL_MS, &status, NULL, NULL, error)
+             == -1)
     status = NULL;
   control_client_free (c);
   return status;
@@ -57,14 +58,15 @@ is_sealed (const json_t *status)
   return json_is_true (json_object_get (status, "sealed"));
 }
 
-/* Does TARGET mean the same to us as to the worker, which may have another working directory?  A socket's relative path
- * could even be another server's here. */
+/* Does TARGET mean the same to us as to the worker, which may have another working directory?  A
+ * socket's relative path could even be another server's here. */
 static bool
 is_absolute (const char *target)
 {
   const char *socket = strstr (target, "socket=");
 
-  return socket == NULL || socket[strlen ("socket=")] == '/' || strncasecmp (socket + strlen ("socket="), "%2f", 3) == 0;
+  return socket == NULL || socket[strlen ("socket=")] == '/'
+         || strncasecmp (socket + strlen ("socket="), "%2f", 3) == 0;
 }
 
 /* Until the worker says that it has done it.  False: it has ended, or does not come to it. */
@@ -127,7 +129,8 @@ seal_one (void *opaque)
   else if (is_sealed (status))
     s->state = HANDOFF_SEAL_DONE;
   else if (s->target == NULL)
-    set_error (s, HANDOFF_SEAL_UNKNOWN, strdup ("the server does not know any more where it was mirrored to"));
+    set_error (s, HANDOFF_SEAL_UNKNOWN,
+               strdup ("the server does not know any more where it was mirrored to"));
   else if (destination_may_be_sealed (s->target))
     seal_target (w->control, s, deadline);
   json_decref (status);

@@ -3,10 +3,10 @@
  * The beginning of a live mirror: everything is looked at before anything is changed.
  *
  *   ask the filter   -> how to reach the export, which nbdkit it runs in
- *   open the source  -> an NBD connection of our own first: the filter learns the disk's size from it
- *   open the destination, and ask whether it may be written to at all
- *   lock             -> no worker of an earlier server lives (worker-lock.h)
- *   attach           -> the region; from here on the filter counts on us
+ *   open the source  -> an NBD connection of our own first: the filter learns the disk's size from
+ * it open the destination, and ask whether it may be written to at all lock             -> no
+ * worker of an earlier server lives (worker-lock.h) attach           -> the region; from here on
+ * the filter counts on us
  */
 
 #include "config.h"
@@ -24,12 +24,14 @@
 
 #define ABORT_BUG_FIRST 1032004 /* nbdkit 1.32.4 … */
 #define ABORT_BUG_LAST 1033009  /* … to 1.33.9 (blueprint 2) */
-#define SOURCE_CONNECTIONS 4 /* of each copier, where each takes one request */
+#define SOURCE_CONNECTIONS 4    /* of each copier, where each takes one request */
 #define COMPARE_PLACES 64
-/* Where the first file system usually begins: clones of one template differ there, if nowhere else. */
+/* Where the first file system usually begins: clones of one template differ there, if nowhere else.
+ */
 #define COMPARE_ALSO (UINT64_C (1) << 20)
 #define COMPARE_ATTEMPTS 5
-#define OLD_WORKER_MS 3000 /* one that has lost its server gives its requests 2 s to be answered */
+#define OLD_WORKER_MS 3000 /* one that has lost its server gives its requests 2 s to be answered   \
+                            */
 #define SELF_PROBES 4
 #define JOB_LEFT_OVER "%s: a job is left over here: --resume goes on with it, --restart starts over"
 
@@ -66,12 +68,12 @@ same_content (struct endpoint *a, struct endpoint *b)
   uint8_t *buf = NULL;
   struct channel *ca = channel_open (a, NULL, NULL), *cb = channel_open (b, NULL, NULL);
   bool same = ca != NULL && cb != NULL && endpoint_info (b)->size == size
-              && posix_memalign ((void **) &buf, 4096, 8192) == 0;
+              && posix_memalign ((void **)&buf, 4096, 8192) == 0;
 
   for (unsigned i = 0; same && size > 0 && i < COMPARE_PLACES; i++) {
     uint64_t offset = i == 1 && size > COMPARE_ALSO ? COMPARE_ALSO
                                                     : size / COMPARE_PLACES * i & ~UINT64_C (4095);
-    uint32_t n = size - offset < 4096 ? (uint32_t) (size - offset) : 4096;
+    uint32_t n = size - offset < 4096 ? (uint32_t)(size - offset) : 4096;
     same = false;
     for (unsigned k = 0; !same && k < COMPARE_ATTEMPTS; k++)
       same = sync_read (ca, buf, n, offset) == 0 && sync_read (cb, buf + 4096, n, offset) == 0
@@ -90,7 +92,7 @@ same_content (struct endpoint *a, struct endpoint *b)
 static void
 prefer_direct (struct job *j, const char *direct)
 {
-  char *argv[] = { (char *) direct, NULL };
+  char *argv[] = { (char *)direct, NULL };
   char *error = NULL;
   struct endpoint_options eo = { .writable = false };
   struct endpoint *file = endpoint_open (argv, 1, &eo, NULL, &error);
@@ -123,7 +125,8 @@ open_source (struct job *j, json_t *status)
   char *error = NULL;
 
   if (uri == NULL) {
-    job_say (j, JOB_ERROR, "%s: the server does not say how to reach its export: start it with mirror-uri=URI",
+    job_say (j, JOB_ERROR,
+             "%s: the server does not say how to reach its export: start it with mirror-uri=URI",
              j->o->control);
     return -1;
   }
@@ -133,7 +136,7 @@ open_source (struct job *j, json_t *status)
     eo.nr_in_flight = 1;
     eo.nr_connections = SOURCE_CONNECTIONS;
   }
-  char *argv[] = { (char *) uri, NULL };
+  char *argv[] = { (char *)uri, NULL };
   j->source = endpoint_open (argv, 1, &eo, NULL, &error);
   if (j->source == NULL) {
     job_say (j, JOB_ERROR, "source: %s", error ? error : "out of memory");
@@ -152,7 +155,8 @@ reached (struct job *j, json_t *before, json_t *after)
   json_t *a = json_object_get (before, "opened"), *b = json_object_get (after, "opened");
 
   /* An older filter does not count. */
-  if (!json_is_integer (a) || !json_is_integer (b) || json_integer_value (b) > json_integer_value (a))
+  if (!json_is_integer (a) || !json_is_integer (b)
+      || json_integer_value (b) > json_integer_value (a))
     return true;
   job_say (j, JOB_ERROR, "refused: %s is not the export that %s tracks: mirror-uri= is wrong",
            json_string_value (json_object_get (before, "uri")), j->o->control);
@@ -160,7 +164,8 @@ reached (struct job *j, json_t *before, json_t *after)
   return false;
 }
 
-/* What mirror-attach will refuse, found before a destination file is created or extended for nothing. */
+/* What mirror-attach will refuse, found before a destination file is created or extended for
+ * nothing. */
 static bool
 attach_foreseen (struct job *j, json_t *status)
 {
@@ -174,7 +179,7 @@ attach_foreseen (struct job *j, json_t *status)
              j->o->control);
   else if (worker && !strcmp (worker, "attached"))
     job_say (j, JOB_ERROR, "%s: a worker is attached: process %lld", j->o->control,
-             (long long) json_integer_value (json_object_get (status, "worker-pid")));
+             (long long)json_integer_value (json_object_get (status, "worker-pid")));
   else {
     bool left_over = state != NULL && j->o->start == JOB_NEW;
     for (unsigned i = 0; i < 3; i++)
@@ -199,21 +204,25 @@ alone (struct job *j)
   case WORKER_LOCK_HELD:
     break;
   case WORKER_LOCK_BUSY:
-    job_say (j, JOB_ERROR, "refused: an earlier worker of this disk, process %ld, still lives (it locks %s): its"
-             " last writes could undo newer ones; end it first", (long) j->lock.left_by_pid, j->lock.path);
+    job_say (j, JOB_ERROR,
+             "refused: an earlier worker of this disk, process %ld, still lives (it locks %s): its"
+             " last writes could undo newer ones; end it first",
+             (long)j->lock.left_by_pid, j->lock.path);
     j->result = JOB_REFUSED;
     return false;
   case WORKER_LOCK_FAILED:
-    job_say (j, JOB_WARNING, "%s; going on, but should the disk's server end, nothing will tell a later worker"
-             " about this one", error ? error : "out of memory");
+    job_say (j, JOB_WARNING,
+             "%s; going on, but should the disk's server end, nothing will tell a later worker"
+             " about this one",
+             error ? error : "out of memory");
     free (error);
     break;
   }
   return true;
 }
 
-/* Attached to the filter INSTANCE: what an old worker may have had in flight goes into quarantine before the file
- * says that this filter knows of it. */
+/* Attached to the filter INSTANCE: what an old worker may have had in flight goes into quarantine
+ * before the file says that this filter knows of it. */
 static void
 take_over_the_past (struct job *j, const char *instance)
 {
@@ -222,9 +231,12 @@ take_over_the_past (struct job *j, const char *instance)
   j->unknown_past = worker_lock_unknown_past (&j->lock, instance);
   if (j->unknown_past) {
     bitmap_set (j->region, REGION_QUARANTINE, 0, j->region->geo.nr_blocks);
-    bitmap_set (j->region, REGION_DIRTY, 0, j->region->geo.nr_blocks); /* only what is copied leaves quarantine */
-    job_say (j, JOB_NOTICE, "%s: an earlier worker did not end in order, and its server has gone: its last writes"
-             " may still come late, so everything is read back once it is copied", j->lock.path);
+    bitmap_set (j->region, REGION_DIRTY, 0,
+                j->region->geo.nr_blocks); /* only what is copied leaves quarantine */
+    job_say (j, JOB_NOTICE,
+             "%s: an earlier worker did not end in order, and its server has gone: its last writes"
+             " may still come late, so everything is read back once it is copied",
+             j->lock.path);
   }
   if (worker_lock_attached (&j->lock, instance, &error) == -1) {
     job_say (j, JOB_WARNING, "%s", error ? error : "out of memory");
@@ -242,9 +254,9 @@ opened_so_far (struct job *j)
   return count;
 }
 
-/* Has the destination that was just opened led to the very export that we mirror, by a way that its name does not show
- * (another address, a proxy)?  BEFORE: how many connections the export had had.  A guest may have
- * connected by chance, so it is tried again: chance does not come each time. */
+/* Has the destination that was just opened led to the very export that we mirror, by a way that its
+ * name does not show (another address, a proxy)?  BEFORE: how many connections the export had had.
+ * A guest may have connected by chance, so it is tried again: chance does not come each time. */
 static bool
 leads_back (struct job *j, json_int_t before)
 {
@@ -271,8 +283,8 @@ static int
 open_destination (struct job *j, json_t *status)
 {
   const struct session_options *d = &j->o->dest;
-  uint64_t size = (uint64_t) json_integer_value (json_object_get (status, "size"));
-  uint32_t block = (uint32_t) json_integer_value (json_object_get (status, "block-size"));
+  uint64_t size = (uint64_t)json_integer_value (json_object_get (status, "size"));
+  uint32_t block = (uint32_t)json_integer_value (json_object_get (status, "block-size"));
   char *error = NULL;
 
   if (d->nr_dest == 1
@@ -305,7 +317,8 @@ open_destination (struct job *j, json_t *status)
   }
   j->is_receive = endpoint_info (j->dest.opened)->is_receive;
   if (leads_back (j, opened)) {
-    job_say (j, JOB_ERROR, "refused: %s leads to the source itself", endpoint_name (j->dest.opened));
+    job_say (j, JOB_ERROR, "refused: %s leads to the source itself",
+             endpoint_name (j->dest.opened));
     j->result = JOB_REFUSED;
     return -1;
   }
@@ -334,8 +347,8 @@ number (json_t *o, const char *key)
 static void
 take_over_counters (struct job *j, json_t *old)
 {
-  j->base.reconnects = (uint64_t) number (old, "reconnects");
-  j->base.passes = (uint64_t) number (old, "passes");
+  j->base.reconnects = (uint64_t)number (old, "reconnects");
+  j->base.passes = (uint64_t)number (old, "passes");
   j->base.degraded_s = number (old, "degraded-s");
   j->base.total_s = number (old, "total-s");
 }
@@ -348,11 +361,13 @@ attach (struct job *j)
   char *error = NULL, *class_ = NULL;
   int fd = -1;
 
-  if (control_client_call (j->control, "mirror-attach", json_pack ("{s:s}", "start", starts[j->o->start]),
-                           -1, JOB_CONTROL_TIMEOUT_MS, &ret, &fd, &class_, &error)
+  if (control_client_call (j->control, "mirror-attach",
+                           json_pack ("{s:s}", "start", starts[j->o->start]), -1,
+                           JOB_CONTROL_TIMEOUT_MS, &ret, &fd, &class_, &error)
       == -1) {
-    bool refused = class_ && (!strcmp (class_, "JobExists") || !strcmp (class_, "WorkerAttached")
-                              || !strcmp (class_, "Fenced"));
+    bool refused = class_
+                   && (!strcmp (class_, "JobExists") || !strcmp (class_, "WorkerAttached")
+                       || !strcmp (class_, "Fenced"));
     j->result = refused ? JOB_REFUSED : JOB_FAILED;
     if (class_ && !strcmp (class_, "JobExists"))
       job_say (j, JOB_ERROR, JOB_LEFT_OVER, j->o->control);
@@ -374,7 +389,9 @@ attach (struct job *j)
   }
   if (j->region == NULL) {
     job_say (j, JOB_ERROR, "%s: %s", j->o->control,
-             fd == -1 ? "the filter passed no region" : error ? error : "out of memory");
+             fd == -1 ? "the filter passed no region"
+             : error  ? error
+                      : "out of memory");
     free (error);
     json_decref (ret);
     return -1;
@@ -382,12 +399,14 @@ attach (struct job *j)
   take_over_the_past (j, json_string_value (json_object_get (ret, "instance")));
   json_decref (ret);
   if (j->region->geo.disk_size != endpoint_info (j->source)->size) {
-    job_say (j, JOB_ERROR, "%s: the filter tracks %" PRIu64 " bytes but %s has %" PRIu64, j->o->control,
-             j->region->geo.disk_size, endpoint_name (j->source), endpoint_info (j->source)->size);
+    job_say (j, JOB_ERROR, "%s: the filter tracks %" PRIu64 " bytes but %s has %" PRIu64,
+             j->o->control, j->region->geo.disk_size, endpoint_name (j->source),
+             endpoint_info (j->source)->size);
     return -1;
   }
   if (endpoint_info (j->source)->min_block > j->region->geo.block_size) {
-    job_say (j, JOB_ERROR, "%s takes requests of at least %" PRIu32 " bytes, but blocks of %" PRIu32
+    job_say (j, JOB_ERROR,
+             "%s takes requests of at least %" PRIu32 " bytes, but blocks of %" PRIu32
              " bytes are tracked: choose a larger block size (mirror-block-size=)",
              endpoint_name (j->source), endpoint_info (j->source)->min_block,
              j->region->geo.block_size);
@@ -418,8 +437,10 @@ job_check (struct job *j, json_t **status)
   *status = query (j);
   bool ours = *status != NULL && reached (j, before, *status);
   json_decref (before);
-  /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that could be late. */
-  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j)) && open_destination (j, *status) == 0)
+  /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that
+   * could be late. */
+  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j))
+      && open_destination (j, *status) == 0)
     return 0;
   return -1;
 }

@@ -13,24 +13,27 @@
 #define NS_PER_S UINT64_C (1000000000)
 #define UNKNOWN_NS (10 * NS_PER_S) /* a verdict from then on, or from the second pass on */
 #define HALF 0.5                   /* a pass halves what is left if D is at most this part of B */
-/* So much of the disk may turn dirty in a pass before its end is foreseen: the price of not slowing a guest down
- * for one short burst in a copy of hours. */
+/* So much of the disk may turn dirty in a pass before its end is foreseen: the price of not slowing
+ * a guest down for one short burst in a copy of hours. */
 #define FORESEE_PART 32
-#define BUDGET_DISKS 1.5     /* a throttle step should keep the traffic within this */
-#define OBEYED 1.5           /* D above this times the limit: throttling does not work */
-#define WANTS_LESS 0.7       /* D below this times the limit: the guest is not held back by it */
-#define CALM 0.35            /* D below this part of B: an open gate would do, if the guest wants no more */
-#define CALM_WANTS 0.4       /* what a guest in the synchronous gate may want at most for that to be known */
-#define CALM_WAITING 0.9     /* more writes waiting than this: what it wants is not known */
-#define TRIAL_STEP 0.4       /* of B: what it may have while that is found out.  Below HALF, whatever it wants */
-#define TRIAL_S 1.0          /* so long HALF of B makes more than it may dirty before a trial has failed */
+#define BUDGET_DISKS 1.5 /* a throttle step should keep the traffic within this */
+#define OBEYED 1.5       /* D above this times the limit: throttling does not work */
+#define WANTS_LESS 0.7   /* D below this times the limit: the guest is not held back by it */
+#define CALM 0.35 /* D below this part of B: an open gate would do, if the guest wants no more */
+#define CALM_WANTS                                                                                 \
+  0.4 /* what a guest in the synchronous gate may want at most for that to be known */
+#define CALM_WAITING 0.9 /* more writes waiting than this: what it wants is not known */
+#define TRIAL_STEP                                                                                 \
+  0.4 /* of B: what it may have while that is found out.  Below HALF, whatever it wants */
+#define TRIAL_S 1.0 /* so long HALF of B makes more than it may dirty before a trial has failed */
 #define CALM_NS (5 * NS_PER_S)
 #define CALM_MAX_NS (320 * NS_PER_S)
-#define LOSING 0.95          /* D above this part of B: what is left shrinks too slowly to speak of */
-#define RECOVERED 0.85       /* D below this part of B: it converges again */
-#define SYNC_PART 0.25       /* of B goes to guest writes that wait while the rest is caught up */
-#define LIMIT_SLACK 0.1      /* the limit follows B in steps of this */
-/* D is judged over CONVERGE_WINDOW_NS; on a small disk, where that is many passes, over this part of one. */
+#define LOSING 0.95     /* D above this part of B: what is left shrinks too slowly to speak of */
+#define RECOVERED 0.85  /* D below this part of B: it converges again */
+#define SYNC_PART 0.25  /* of B goes to guest writes that wait while the rest is caught up */
+#define LIMIT_SLACK 0.1 /* the limit follows B in steps of this */
+/* D is judged over CONVERGE_WINDOW_NS; on a small disk, where that is many passes, over this part
+ * of one. */
 #define WINDOW_PART 0.2
 #define WINDOW_MIN_NS (NS_PER_S * 4 / 10)
 
@@ -55,10 +58,10 @@ converge_interrupted (struct converge *c)
 static uint64_t
 window_ns (const struct converge_input *in)
 {
-  double part = WINDOW_PART * (double) in->disk_bytes / in->bandwidth * (double) NS_PER_S;
-  return part < (double) WINDOW_MIN_NS        ? WINDOW_MIN_NS
-         : part < (double) CONVERGE_WINDOW_NS ? (uint64_t) part
-                                              : CONVERGE_WINDOW_NS;
+  double part = WINDOW_PART * (double)in->disk_bytes / in->bandwidth * (double)NS_PER_S;
+  return part < (double)WINDOW_MIN_NS        ? WINDOW_MIN_NS
+         : part < (double)CONVERGE_WINDOW_NS ? (uint64_t)part
+                                             : CONVERGE_WINDOW_NS;
 }
 
 /* Has the present gate been in effect for that long? */
@@ -75,11 +78,12 @@ rate_now (const struct converge *c, const struct converge_input *in)
   uint64_t ns = in->now_ns - c->marks[1].ns;
   if (ns == 0 || in->now_ns - c->gate_ns >= CONVERGE_WINDOW_NS)
     return in->dirty_rate;
-  return (double) (in->dirtied_bytes - c->marks[1].dirtied) / (double) ns * (double) NS_PER_S;
+  return (double)(in->dirtied_bytes - c->marks[1].dirtied) / (double)ns * (double)NS_PER_S;
 }
 
-/* Until there is a whole CONVERGE_WINDOW_NS of it, rate_now() is over one to two of our own windows: on a small disk D rises
- * within the first pass, before whose cursor everything is dirty already. */
+/* Until there is a whole CONVERGE_WINDOW_NS of it, rate_now() is over one to two of our own
+ * windows: on a small disk D rises within the first pass, before whose cursor everything is dirty
+ * already. */
 static void
 mark (struct converge *c, const struct converge_input *in)
 {
@@ -106,15 +110,15 @@ begin (struct converge *c, const struct converge_input *in)
   mark_anew (c, in);
 }
 
-/* Is so little left that it could be handed over, but for what the flush takes?  Then passes say nothing, and no
- * gate would help. */
+/* Is so little left that it could be handed over, but for what the flush takes?  Then passes say
+ * nothing, and no gate would help. */
 static bool
 little_left (const struct converge_input *in)
 {
   double allowed = in->max_downtime_ms - in->fixed_ms;
   if (allowed < in->max_downtime_ms / 4)
     allowed = in->max_downtime_ms / 4;
-  return in->bandwidth > 0 && (double) in->left_bytes / in->bandwidth * 1000 <= allowed;
+  return in->bandwidth > 0 && (double)in->left_bytes / in->bandwidth * 1000 <= allowed;
 }
 
 /* ---- does it converge as things are? ---- */
@@ -142,12 +146,13 @@ judge_pass (struct converge *c, const struct converge_input *in)
   return c->stuck ? CONVERGE_PASS : CONVERGE_NO_REASON;
 }
 
-/* The guest gets more than the trial's limit: its delays are bounded.  Seen as soon as a second's worth was dirtied. */
+/* The guest gets more than the trial's limit: its delays are bounded.  Seen as soon as a second's
+ * worth was dirtied. */
 static bool
 trial_failed (const struct converge *c, const struct converge_input *in)
 {
-  double s = (double) (in->now_ns - c->gate_ns) / (double) NS_PER_S;
-  double dirtied = (double) (in->dirtied_bytes - c->gate_dirtied), half = HALF * in->bandwidth;
+  double s = (double)(in->now_ns - c->gate_ns) / (double)NS_PER_S;
+  double dirtied = (double)(in->dirtied_bytes - c->gate_dirtied), half = HALF * in->bandwidth;
   return dirtied > half * TRIAL_S && (dirtied > half * s || in->dirty_rate > half);
 }
 
@@ -167,7 +172,8 @@ foresee (const struct converge *c, const struct converge_input *in)
   case CONVERGE_OPEN:
     return much && rate > half ? CONVERGE_RATE : CONVERGE_NO_REASON;
   case CONVERGE_THROTTLED:
-    return rate > OBEYED * (double) c->dirty_limit && rate > half ? CONVERGE_USELESS : CONVERGE_NO_REASON;
+    return rate > OBEYED * (double)c->dirty_limit && rate > half ? CONVERGE_USELESS
+                                                                 : CONVERGE_NO_REASON;
   case CONVERGE_SYNCHRONOUS:
     break;
   }
@@ -184,22 +190,24 @@ set_gate (struct converge *c, const struct converge_input *in, enum converge_gat
   c->reason = why;
   mark_anew (c, in);
   c->calm_ns = 0;
-  c->dirty_limit = gate == CONVERGE_THROTTLED ? (uint64_t) (c->step * in->bandwidth) : 0;
+  c->dirty_limit = gate == CONVERGE_THROTTLED ? (uint64_t)(c->step * in->bandwidth) : 0;
   c->pass_mixed = true;
   c->stuck = false;
   c->on_trial = false;
 }
 
-/* May the guest have STEP of B for as long as it takes to copy what is left, and the traffic stay within the budget?  With a
- * dirty rate of F x B each byte that is left costs 1 / (1 - F) bytes in the end. */
+/* May the guest have STEP of B for as long as it takes to copy what is left, and the traffic stay
+ * within the budget?  With a dirty rate of F x B each byte that is left costs 1 / (1 - F) bytes in
+ * the end. */
 static bool
 affordable (const struct converge_input *in, double step)
 {
-  double total = (double) in->sent_bytes + (double) in->left_bytes / (1 - step);
-  return total <= BUDGET_DISKS * (double) in->disk_bytes;
+  double total = (double)in->sent_bytes + (double)in->left_bytes / (1 - step);
+  return total <= BUDGET_DISKS * (double)in->disk_bytes;
 }
 
-/* The gentlest step below the present one that keeps the traffic within the budget, else the last one. */
+/* The gentlest step below the present one that keeps the traffic within the budget, else the last
+ * one. */
 static bool
 choose_step (struct converge *c, const struct converge_input *in)
 {
@@ -221,7 +229,8 @@ escalate (struct converge *c, const struct converge_input *in, enum converge_rea
   enum converge_gate before = c->gate;
   if (before == CONVERGE_SYNCHRONOUS || in->policy == POLICY_NONE || in->policy == POLICY_FAIL)
     return false;
-  if (((c->was_opened && before == CONVERGE_OPEN) || c->on_trial) && c->calm_needed_ns < CALM_MAX_NS)
+  if (((c->was_opened && before == CONVERGE_OPEN) || c->on_trial)
+      && c->calm_needed_ns < CALM_MAX_NS)
     c->calm_needed_ns *= 2; /* it was opened, or tried, too early */
   bool throttle = in->policy == POLICY_THROTTLE && why != CONVERGE_USELESS && why != CONVERGE_GUARD
                   && !c->on_trial && in->bandwidth > 0 && choose_step (c, in);
@@ -238,12 +247,13 @@ little (const struct converge *c, const struct converge_input *in)
     return false;
   if (!in->ready && over_guard (c, in) && !little_left (in))
     return false;
-  return c->gate != CONVERGE_THROTTLED || rate < WANTS_LESS * (double) c->dirty_limit;
+  return c->gate != CONVERGE_THROTTLED || rate < WANTS_LESS * (double)c->dirty_limit;
 }
 
-/* Is it known that it does not?  Throttled: it does not use what it may have.  Synchronous: with W writes waiting on average at
- * least 1 - W of its time goes to something else (Little's law), so without the waits it would get at most 1 / (1 - W)
- * times as much done.  With more than one waiting it may be held back, or just have many requests at a time: nobody knows. */
+/* Is it known that it does not?  Throttled: it does not use what it may have.  Synchronous: with W
+ * writes waiting on average at least 1 - W of its time goes to something else (Little's law), so
+ * without the waits it would get at most 1 / (1 - W) times as much done.  With more than one
+ * waiting it may be held back, or just have many requests at a time: nobody knows. */
 static bool
 wants_little (const struct converge *c, const struct converge_input *in)
 {
@@ -253,10 +263,11 @@ wants_little (const struct converge *c, const struct converge_input *in)
          && rate_now (c, in) / (1 - in->waiting) < CALM_WANTS * in->bandwidth;
 }
 
-/* The way to know what a guest wants is to let it have it, up to what still converges.  If it turns out to be calm the gate is
- * opened; if not it stays as it is, for the guest has more now than the synchronous gate let it have.  As its waits are
- * bounded here as they are there, a guest that could get past this limit would have got as much in the synchronous
- * gate, and would not be on trial, unless it makes more requests at a time by now: then back. */
+/* The way to know what a guest wants is to let it have it, up to what still converges.  If it turns
+ * out to be calm the gate is opened; if not it stays as it is, for the guest has more now than the
+ * synchronous gate let it have.  As its waits are bounded here as they are there, a guest that
+ * could get past this limit would have got as much in the synchronous gate, and would not be on
+ * trial, unless it makes more requests at a time by now: then back. */
 static bool
 try_out (struct converge *c, const struct converge_input *in)
 {
@@ -302,10 +313,10 @@ follow_bandwidth (struct converge *c, const struct converge_input *in)
 {
   if (c->gate != CONVERGE_THROTTLED || in->bandwidth <= 0)
     return false;
-  double want = c->step * in->bandwidth, have = (double) c->dirty_limit;
+  double want = c->step * in->bandwidth, have = (double)c->dirty_limit;
   if (want > have * (1 - LIMIT_SLACK) && want < have * (1 + LIMIT_SLACK))
     return false;
-  c->dirty_limit = want < 1 ? 1 : (uint64_t) want;
+  c->dirty_limit = want < 1 ? 1 : (uint64_t)want;
   return true;
 }
 
@@ -325,7 +336,8 @@ judge (struct converge *c, const struct converge_input *in, enum converge_reason
     c->verdict = CONVERGING_UNKNOWN;
     return;
   }
-  /* Under a gate D counts what is copied at once as well: what is left shrinks by B - D, whatever the gate. */
+  /* Under a gate D counts what is copied at once as well: what is left shrinks by B - D, whatever
+   * the gate. */
   bool losing = settled (c, in) && rate_now (c, in) >= enough;
   bool stuck = c->gate == CONVERGE_OPEN && (c->stuck || over_guard (c, in));
   c->verdict = losing || stuck ? CONVERGING_NO : CONVERGING_YES;
@@ -345,8 +357,9 @@ look_at_hand (struct converge *c, const struct converge_input *in)
   c->stuck = false;
 }
 
-/* Where most of what is left is in quarantine the line is used for something else, and tiny passes say nothing.
- * A little of it may stay there for as long as the guest keeps a pass from ending: that must not stop the policy. */
+/* Where most of what is left is in quarantine the line is used for something else, and tiny passes
+ * say nothing. A little of it may stay there for as long as the guest keeps a pass from ending:
+ * that must not stop the policy. */
 static bool
 suspended (const struct converge_input *in)
 {
@@ -379,7 +392,8 @@ converge_decide (struct converge *c, const struct converge_input *in)
   enum converge_reason why = judge_pass (c, in);
   if (why == CONVERGE_NO_REASON)
     why = foresee (c, in);
-  if (in->by_hand) { /* D is what is copied as well, and passes are short: neither says what it does with an open gate */
+  if (in->by_hand) { /* D is what is copied as well, and passes are short: neither says what it does
+                        with an open gate */
     why = CONVERGE_NO_REASON;
     c->stuck = false;
   }
@@ -441,18 +455,22 @@ converge_action (const struct converge *c, enum job_policy policy, double max_de
   bool no = c->verdict == CONVERGING_NO;
 
   if (c->gate == CONVERGE_THROTTLED)
-    snprintf (buf, size, "the guest may change %.1f MiB/s for now, each write waits for at most %.0f ms",
-              (double) c->dirty_limit / 1048576, max_delay_ms);
+    snprintf (buf, size,
+              "the guest may change %.1f MiB/s for now, each write waits for at most %.0f ms",
+              (double)c->dirty_limit / 1048576, max_delay_ms);
   else if (c->gate == CONVERGE_SYNCHRONOUS)
-    snprintf (buf, size, "guest writes wait for the destination for now, for at most %.0f ms each%s",
+    snprintf (buf, size,
+              "guest writes wait for the destination for now, for at most %.0f ms each%s",
               max_delay_ms, no ? "; it is not enough" : "");
   else if (!no)
     snprintf (buf, size, "nothing is needed");
   else if (policy == POLICY_SYNC)
-    snprintf (buf, size, "guest writes are going to wait for the destination, for at most %.0f ms each",
+    snprintf (buf, size,
+              "guest writes are going to wait for the destination, for at most %.0f ms each",
               max_delay_ms);
   else if (policy == POLICY_THROTTLE)
-    snprintf (buf, size, "guest writes are going to be slowed down, by at most %.0f ms each", max_delay_ms);
+    snprintf (buf, size, "guest writes are going to be slowed down, by at most %.0f ms each",
+              max_delay_ms);
   else if (policy == POLICY_FAIL)
     snprintf (buf, size, "the job is going to end with exit status 4");
   else

@@ -2,22 +2,26 @@
  *
  * Does the mirror get ahead of the guest, and what is to be done if it does not?  (blueprint 7)
  *
- * A state machine over plain values: no clock, no I/O, no locks.  The job's thread gives it a look at the
- * counters about ten times a second and does what it says to the gate; the simulator in tests/sim gives it
- * modelled disks and guests.
+ * A state machine over plain values: no clock, no I/O, no locks.  The job's thread gives it a look
+ * at the counters about ten times a second and does what it says to the gate; the simulator in
+ * tests/sim gives it modelled disks and guests.
  *
- *   OPEN --(a pass did not halve what was left, or it is foreseen not to)--> THROTTLED or SYNCHRONOUS
- *   THROTTLED --(still not)--> THROTTLED lower ... --(the lowest step, or steps that do nothing)--> SYNCHRONOUS
- *   THROTTLED, SYNCHRONOUS --(the guest wants little, for a while)--> OPEN
- *   SYNCHRONOUS --(it gets little, and nobody knows what it wants)--> THROTTLED, "on trial", so that it converges whatever the
- *                guest wants; from there to OPEN, or back if the throttle does not hold it
+ *   OPEN --(a pass did not halve what was left, or it is foreseen not to)--> THROTTLED or
+ * SYNCHRONOUS THROTTLED --(still not)--> THROTTLED lower ... --(the lowest step, or steps that do
+ * nothing)--> SYNCHRONOUS THROTTLED, SYNCHRONOUS --(the guest wants little, for a while)--> OPEN
+ *   SYNCHRONOUS --(it gets little, and nobody knows what it wants)--> THROTTLED, "on trial", so
+ * that it converges whatever the guest wants; from there to OPEN, or back if the throttle does not
+ * hold it
  *
- * Each relapse doubles the calm that is asked for before the next try, so a guest that needs a gate is not moved to and fro.
+ * Each relapse doubles the calm that is asked for before the next try, so a guest that needs a gate
+ * is not moved to and fro.
  *
- * By policy: sync goes to SYNCHRONOUS at once, throttle by steps, none and fail leave the gate open.
+ * By policy: sync goes to SYNCHRONOUS at once, throttle by steps, none and fail leave the gate
+ * open.
  *
- * Words, all in bytes a second: B, what the destination acknowledges; D, what the guest turns from clean to dirty.  A pass
- * leaves D / B of what it began with, so it halves what was left if D <= B / 2.
+ * Words, all in bytes a second: B, what the destination acknowledges; D, what the guest turns from
+ * clean to dirty.  A pass leaves D / B of what it began with, so it halves what was left if D <= B
+ * / 2.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_CONVERGE_H
@@ -39,12 +43,14 @@ enum converge_reason {
   CONVERGE_PASS,    /* a pass did not halve what was left */
   CONVERGE_RATE,    /* D is too high for the next pass to */
   CONVERGE_GUARD,   /* too many passes, or too much sent */
-  CONVERGE_USELESS, /* the guest is faster than the throttled gate lets it be: its delays are bounded */
+  CONVERGE_USELESS, /* the guest is faster than the throttled gate lets it be: its delays are
+                       bounded */
   CONVERGE_CALM,    /* the guest wants little */
   CONVERGE_TRIAL    /* it may want little: it gets as much as still converges, and is watched */
 };
 
-/* Guards: what may be spent on becoming ready.  Being ready starts them anew, and so does a new worker. */
+/* Guards: what may be spent on becoming ready.  Being ready starts them anew, and so does a new
+ * worker. */
 #define CONVERGE_MAX_PASSES 30
 #define CONVERGE_MAX_DISKS 3
 
@@ -53,20 +59,20 @@ struct converge_input {
   uint64_t now_ns;
   enum job_policy policy;
   uint64_t disk_bytes;
-  uint64_t sent_bytes;     /* data sent by the job so far */
-  uint64_t left_bytes;     /* dirty, or claimed and not acknowledged */
-  uint64_t dirtied_bytes;  /* turned from clean to dirty, ever growing */
-  unsigned passes;         /* finished, outside ready */
+  uint64_t sent_bytes;              /* data sent by the job so far */
+  uint64_t left_bytes;              /* dirty, or claimed and not acknowledged */
+  uint64_t dirtied_bytes;           /* turned from clean to dirty, ever growing */
+  unsigned passes;                  /* finished, outside ready */
   uint64_t pass_before, pass_after; /* bytes dirty when the last of them began and ended */
-  double bandwidth;        /* B; 0: not known */
-  double dirty_rate;       /* D, over the last CONVERGE_WINDOW_NS */
-  double fixed_ms;         /* of the expected pause: flush and round trips */
+  double bandwidth;                 /* B; 0: not known */
+  double dirty_rate;                /* D, over the last CONVERGE_WINDOW_NS */
+  double fixed_ms;                  /* of the expected pause: flush and round trips */
   double max_downtime_ms;
-  double waiting;          /* guest writes that wait in the synchronous gate, on average; < 0: not known */
+  double waiting; /* guest writes that wait in the synchronous gate, on average; < 0: not known */
   bool ready;
-  bool by_hand;            /* the user has made the gate synchronous, whatever the policy wants */
+  bool by_hand;              /* the user has made the gate synchronous, whatever the policy wants */
   uint64_t quarantine_bytes; /* of what is left */
-  bool suspended;          /* paused, no destination, or a hand-off under way: nothing to judge */
+  bool suspended;            /* paused, no destination, or a hand-off under way: nothing to judge */
 };
 
 #define CONVERGE_WINDOW_NS UINT64_C (2000000000)
@@ -78,29 +84,30 @@ struct converge_mark {
 struct converge {
   /* Results. */
   enum converge_gate gate;
-  uint64_t dirty_limit;        /* while THROTTLED: bytes a second */
+  uint64_t dirty_limit; /* while THROTTLED: bytes a second */
   enum converging verdict;
   enum converge_reason reason;
-  bool give_up;                /* policy fail: end with "did not converge" */
+  bool give_up; /* policy fail: end with "did not converge" */
 
   /* What it remembers. */
   bool begun;
-  double step;                 /* while THROTTLED: of B */
-  uint64_t start_ns, gate_ns;  /* when it all, and when the present gate, began */
+  double step;                /* while THROTTLED: of B */
+  uint64_t start_ns, gate_ns; /* when it all, and when the present gate, began */
   unsigned passes_seen;
-  bool pass_mixed;             /* the gate was changed during the present pass: its end says nothing */
-  bool stuck;                  /* the last pass that says something did not halve what was left */
-  bool on_trial;               /* THROTTLED to find out what the guest wants */
-  uint64_t stretch_dirtied;    /* dirtied_bytes when the pass or the gate began */
-  uint64_t gate_dirtied;       /* when the gate began */
-  struct converge_mark marks[2]; /* of late, the last one first; none from before the gate */
-  uint64_t last_sent, sent_unjudged; /* the latter: before this worker, up to the last time of being ready, or suspended */
-  unsigned passes_unjudged;    /* up to the last time of being ready */
-  uint64_t calm_ns;            /* since when the guest gets little; 0: it does not */
-  bool calm_doubted;           /* since then: it may have wanted more */
-  uint64_t calm_needed_ns;     /* for how long it must, before the gate is opened */
-  bool was_opened;             /* since the first escalation */
-  bool by_hand;                /* as last seen */
+  bool pass_mixed;          /* the gate was changed during the present pass: its end says nothing */
+  bool stuck;               /* the last pass that says something did not halve what was left */
+  bool on_trial;            /* THROTTLED to find out what the guest wants */
+  uint64_t stretch_dirtied; /* dirtied_bytes when the pass or the gate began */
+  uint64_t gate_dirtied;    /* when the gate began */
+  struct converge_mark marks[2];     /* of late, the last one first; none from before the gate */
+  uint64_t last_sent, sent_unjudged; /* the latter: before this worker, up to the last time of being
+                                        ready, or suspended */
+  unsigned passes_unjudged;          /* up to the last time of being ready */
+  uint64_t calm_ns;                  /* since when the guest gets little; 0: it does not */
+  bool calm_doubted;                 /* since then: it may have wanted more */
+  uint64_t calm_needed_ns;           /* for how long it must, before the gate is opened */
+  bool was_opened;                   /* since the first escalation */
+  bool by_hand;                      /* as last seen */
 };
 
 void converge_init (struct converge *c);
@@ -108,15 +115,17 @@ void converge_init (struct converge *c);
 /* Look at IN and bring the results up to date.  Returns true if gate or dirty_limit changed. */
 bool converge_decide (struct converge *c, const struct converge_input *in);
 
-/* The session was lost, or somebody else set the gate: what was seen of rates so far is about other times. */
+/* The session was lost, or somebody else set the gate: what was seen of rates so far is about other
+ * times. */
 void converge_interrupted (struct converge *c);
 
-/* What the guest's dirty rate is going to be under what the policy will do, if it is DIRTY_RATE now: for an ETA. */
+/* What the guest's dirty rate is going to be under what the policy will do, if it is DIRTY_RATE
+ * now: for an ETA. */
 double converge_expected_rate (const struct converge *c, enum job_policy policy, double bandwidth,
                                double dirty_rate);
 
-/* In words, what the policy does or will do about it: "nothing is needed", "guest writes wait for ...".
- * MAX_DELAY_MS: the longest that a guest's write waits.  Returns BUF. */
+/* In words, what the policy does or will do about it: "nothing is needed", "guest writes wait for
+ * ...". MAX_DELAY_MS: the longest that a guest's write waits.  Returns BUF. */
 const char *converge_action (const struct converge *c, enum job_policy policy, double max_delay_ms,
                              char *buf, size_t size);
 

@@ -57,7 +57,8 @@ open_both (struct copy *c)
     return complain (c, JOB_REFUSED, error);
   }
   so.writable = so.create = false;
-  /* The server may be an nbdkit that a killed client would take down (blueprint 2), and may serve somebody else. */
+  /* The server may be an nbdkit that a killed client would take down (blueprint 2), and may serve
+   * somebody else. */
   if (o->nr_source == 1)
     so.nr_in_flight = 1;
   c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
@@ -68,7 +69,8 @@ open_both (struct copy *c)
   c->dest.endpoint.writable = c->dest.endpoint.create = true;
   c->dest.endpoint.create_size = endpoint_info (c->source)->size;
   int errnum = 0;
-  c->dest.opened = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
+  c->dest.opened
+      = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
   if (c->dest.opened == NULL)
     return complain (c, errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED, error);
   return JOB_COMPLETED;
@@ -88,7 +90,8 @@ make_region (struct copy *c)
   if (region_geometry_init (&geo, size, 0) == -1
       || (geo.block_size < min_block && region_geometry_init (&geo, size, min_block) == -1)) {
     if (asprintf (&error, "%s: cannot divide %llu bytes into blocks: %s", endpoint_name (c->source),
-                  (unsigned long long) size, strerror (errno)) == -1)
+                  (unsigned long long)size, strerror (errno))
+        == -1)
       error = NULL;
     return complain (c, JOB_FAILED, error);
   }
@@ -126,17 +129,18 @@ make_status (struct copy *c, const char *state)
   double eta = estimate_eta_s (est, 0, 0);
 
   json_t *o = json_pack (
-    "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", state, "pass", (json_int_t) 1,
-    "size", (json_int_t) size, "block-size", (json_int_t) r->geo.block_size, "dirty-bytes",
-    (json_int_t) (dirty < size ? dirty : size), "sent-bytes",
-    (json_int_t) atomic_load (&c->region->hdr->sent_bytes), "zero-bytes",
-    (json_int_t) atomic_load (&c->region->hdr->zero_bytes), "bandwidth-limit",
-    (json_int_t) c->o->rate_limit, "reconnects", (json_int_t) c->supervisor.reconnects, "degraded-s",
-    (double) supervisor_degraded_ns (&c->supervisor) / NS_PER_S, "total-s",
-    (double) (now_ns () - c->start_ns) / NS_PER_S);
+      "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", state, "pass",
+      (json_int_t)1, "size", (json_int_t)size, "block-size", (json_int_t)r->geo.block_size,
+      "dirty-bytes", (json_int_t)(dirty < size ? dirty : size), "sent-bytes",
+      (json_int_t)atomic_load (&c->region->hdr->sent_bytes), "zero-bytes",
+      (json_int_t)atomic_load (&c->region->hdr->zero_bytes), "bandwidth-limit",
+      (json_int_t)c->o->rate_limit, "reconnects", (json_int_t)c->supervisor.reconnects,
+      "degraded-s", (double)supervisor_degraded_ns (&c->supervisor) / NS_PER_S, "total-s",
+      (double)(now_ns () - c->start_ns) / NS_PER_S);
   if (o == NULL)
     return NULL;
-  json_object_set_new (o, "bandwidth", est->bandwidth > 0 ? json_real (est->bandwidth) : json_null ());
+  json_object_set_new (o, "bandwidth",
+                       est->bandwidth > 0 ? json_real (est->bandwidth) : json_null ());
   json_object_set_new (o, "eta-s", eta >= 0 ? json_real (eta) : json_null ());
   return o;
 }
@@ -155,8 +159,7 @@ sample (struct copy *c)
   };
   estimate_add (&c->estimate, &s, &costs, 0);
   if (c->o->progress) {
-    json_t *status
-      = make_status (c, c->supervisor.lost_ns == 0 ? "copying" : "degraded");
+    json_t *status = make_status (c, c->supervisor.lost_ns == 0 ? "copying" : "degraded");
     c->o->progress (c->o->opaque, status);
     json_decref (status);
   }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The offline copy: one pass of the engine over a disk that nobody writes to meanwhile, between any two
- * endpoints.  Its region is private.
+ * The offline copy: one pass of the engine over a disk that nobody writes to meanwhile, between any
+ * two endpoints.  Its region is private.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_COPY_H
@@ -25,7 +25,8 @@ struct copy_options {
   int signal_fd;
 };
 
-/* JOB_COMPLETED only after the destination's flush succeeded.  *REPORT: a new reference, or NULL. */
+/* JOB_COMPLETED only after the destination's flush succeeded.  *REPORT: a new reference, or NULL.
+ */
 enum job_result copy_run (const struct copy_options *o, json_t **report);
 
 #endif

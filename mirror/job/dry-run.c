@@ -2,10 +2,11 @@
  *
  * mirror --dry-run: every check that comes before a job, some seconds of measuring, and a forecast.
  *
- * Nothing is written anywhere: the source and the destination are read, at the same time, and what the guest changes
- * meanwhile is counted in a region of our own (mirror-measure).  Reading tells at most what writing can do: it takes
- * the other direction of the line, and a destination that is all holes has nothing to read.  So the bandwidth is an upper
- * bound, and with it the forecast is the best case.
+ * Nothing is written anywhere: the source and the destination are read, at the same time, and what
+ * the guest changes meanwhile is counted in a region of our own (mirror-measure).  Reading tells at
+ * most what writing can do: it takes the other direction of the line, and a destination that is all
+ * holes has nothing to read.  So the bandwidth is an upper bound, and with it the forecast is the
+ * best case.
  */
 
 #include "config.h"
@@ -31,7 +32,8 @@ struct measured {
   struct probe source, dest;
   uint64_t left_bytes; /* of the job that would be resumed; UINT64_MAX: there is none */
   bool have_dest;
-  bool left_over, known; /* KNOWN: it could be compared with the left over job's samples, and is the same */
+  bool left_over,
+      known; /* KNOWN: it could be compared with the left over job's samples, and is the same */
 };
 
 int
@@ -61,9 +63,9 @@ job_dry_file (struct job *j, uint64_t size)
     job_say (j, JOB_NOTICE, "%s does not exist: it would be created", path);
   else if (have < size)
     job_say (j, JOB_NOTICE, "%s is shorter than the disk: it would be extended", path);
-  if (have < size && statvfs (where, &fs) == 0 && (uint64_t) fs.f_bavail * fs.f_frsize < size - have)
-    job_say (j, JOB_WARNING, "%s: %" PRIu64 " MiB are free, and up to %" PRIu64 " MiB are needed", where,
-             (uint64_t) fs.f_bavail * fs.f_frsize >> 20, (size - have) >> 20);
+  if (have < size && statvfs (where, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < size - have)
+    job_say (j, JOB_WARNING, "%s: %" PRIu64 " MiB are free, and up to %" PRIu64 " MiB are needed",
+             where, (uint64_t)fs.f_bavail * fs.f_frsize >> 20, (size - have) >> 20);
   free (dir);
   return 0;
 }
@@ -76,13 +78,14 @@ begin_measuring (struct job *j, struct measured *m)
   char *error = NULL, *class_ = NULL;
   int fd = -1;
 
-  if (control_client_call (j->control, "mirror-measure", NULL, -1, JOB_CONTROL_TIMEOUT_MS, &ret, &fd, &class_,
-                           &error)
+  if (control_client_call (j->control, "mirror-measure", NULL, -1, JOB_CONTROL_TIMEOUT_MS, &ret,
+                           &fd, &class_, &error)
       == -1) {
     bool old = class_ && !strcmp (class_, "CommandNotFound");
     job_say (j, JOB_ERROR, "%s: %s", j->o->control,
-             old ? "this server's filter is too old to measure what the guest writes"
-                 : error ? error : "out of memory");
+             old     ? "this server's filter is too old to measure what the guest writes"
+             : error ? error
+                     : "out of memory");
     free (class_);
     free (error);
     return -1;
@@ -143,7 +146,7 @@ interrupted (struct job *j, uint64_t until_ns)
 
   if (until_ns <= now)
     return false;
-  poll (&fd, 1, (int) ((until_ns - now) / 1000000) + 1);
+  poll (&fd, 1, (int)((until_ns - now) / 1000000) + 1);
   if (atomic_load (j->o->signal) == JOB_SIGNAL_NONE)
     return false;
   j->result = JOB_CANCELLED;
@@ -172,8 +175,11 @@ measure (struct job *j, struct measured *m, uint64_t measure_ns)
   int r = 0;
 
   m->have_dest = j->dest.opened != NULL && endpoint_info (j->dest.opened)->size > 0;
-  m->source = (struct probe){ .ep = j->source, .size = size, .limit = j->o->rate_limit, .end_ns = end };
-  m->dest = (struct probe){ .ep = j->dest.opened, .size = size, .limit = j->o->rate_limit, .end_ns = end };
+  m->source
+      = (struct probe){ .ep = j->source, .size = size, .limit = j->o->rate_limit, .end_ns = end };
+  m->dest = (struct probe){
+    .ep = j->dest.opened, .size = size, .limit = j->o->rate_limit, .end_ns = end
+  };
   if (m->have_dest && endpoint_info (j->dest.opened)->size < size)
     m->dest.size = endpoint_info (j->dest.opened)->size;
   if (probe_start (&m->source) != 0) {
@@ -186,8 +192,8 @@ measure (struct job *j, struct measured *m, uint64_t measure_ns)
       r = -1;
   uint64_t took = now_ns () - start;
   m->dirty_bytes = (atomic_load (dirtied) - before) << j->region->geo.block_shift;
-  m->seconds = (double) took / 1e9;
-  m->dirty_rate = (double) m->dirty_bytes / m->seconds;
+  m->seconds = (double)took / 1e9;
+  m->dirty_rate = (double)m->dirty_bytes / m->seconds;
   if (join (j, &m->source, JOB_FAILED) == -1)
     r = -1;
   if (dest_runs && join (j, &m->dest, JOB_DEST_FAILED) == -1)
@@ -228,28 +234,31 @@ make_report (struct job *j, const struct measured *m, double bandwidth, const st
   converge_init (&c);
   c.verdict = f->converges ? CONVERGING_YES : CONVERGING_NO;
   json_t *o = json_pack (
-    "{s:b, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:I, s:I, s:s}", "dry-run", 1, "control", j->o->control, "target",
-    j->o->dest.dest[j->o->dest.nr_dest > 1 ? 1 : 0], "size", (json_int_t) size, "block-size",
-    (json_int_t) j->region->geo.block_size, "data-bytes", (json_int_t) data_bytes (m, size), "job-left-over",
-    m->left_over, "measured-s", m->seconds, "bandwidth-limit", (json_int_t) j->o->rate_limit, "max-downtime-ms",
-    (json_int_t) j->o->max_downtime_ms, "policy", job_policy_name (j->o->policy));
+      "{s:b, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:I, s:I, s:s}", "dry-run", 1, "control",
+      j->o->control, "target", j->o->dest.dest[j->o->dest.nr_dest > 1 ? 1 : 0], "size",
+      (json_int_t)size, "block-size", (json_int_t)j->region->geo.block_size, "data-bytes",
+      (json_int_t)data_bytes (m, size), "job-left-over", m->left_over, "measured-s", m->seconds,
+      "bandwidth-limit", (json_int_t)j->o->rate_limit, "max-downtime-ms",
+      (json_int_t)j->o->max_downtime_ms, "policy", job_policy_name (j->o->policy));
   json_object_set_new (o, "destination-is-the-same", m->known ? json_true () : json_null ());
   json_object_set_new (o, "destination-stays-thin",
                        dest ? json_boolean (dest->can_zero && dest->can_status) : json_null ());
   set_number (o, "source-read-rate", probe_rate (&m->source) > 0, probe_rate (&m->source));
-  set_number (o, "destination-read-rate", m->have_dest && probe_rate (&m->dest) > 0, probe_rate (&m->dest));
-  set_number (o, "round-trip-ms", m->dest.rtt_ns > 0, (double) m->dest.rtt_ns / 1e6);
+  set_number (o, "destination-read-rate", m->have_dest && probe_rate (&m->dest) > 0,
+              probe_rate (&m->dest));
+  set_number (o, "round-trip-ms", m->dest.rtt_ns > 0, (double)m->dest.rtt_ns / 1e6);
   set_number (o, "bandwidth", bandwidth > 0, bandwidth);
   set_number (o, "dirty-rate", true, m->dirty_rate);
   json_object_set_new (o, "converging", bandwidth > 0 ? json_boolean (f->converges) : json_null ());
-  json_object_set_new (o, "policy-action", bandwidth > 0
-                         ? json_string (converge_action (&c, j->o->policy, (double) j->gate.max_write_delay_ms,
-                                                         text, sizeof text))
-                         : json_null ());
+  json_object_set_new (o, "policy-action",
+                       bandwidth > 0 ? json_string (converge_action (
+                           &c, j->o->policy, (double)j->gate.max_write_delay_ms, text, sizeof text))
+                                     : json_null ());
   json_object_set_new (o, "ends", bandwidth > 0 ? json_boolean (f->ends) : json_null ());
   set_number (o, "eta-s", f->seconds >= 0, f->seconds);
   json_object_set_new (o, "passes", f->ends ? json_integer (f->passes) : json_null ());
-  json_object_set_new (o, "sent-bytes", f->ends ? json_integer ((json_int_t) f->sent_bytes) : json_null ());
+  json_object_set_new (o, "sent-bytes",
+                       f->ends ? json_integer ((json_int_t)f->sent_bytes) : json_null ());
   set_number (o, "expected-downtime-ms", f->pause_ms >= 0, f->pause_ms);
   return o;
 }
@@ -258,16 +267,17 @@ static json_t *
 forecast (struct job *j, const struct measured *m)
 {
   uint64_t size = j->region->geo.disk_size;
-  double bandwidth = smaller (smaller (probe_rate (&m->source), m->have_dest ? probe_rate (&m->dest) : 0),
-                              (double) j->o->rate_limit);
+  double bandwidth
+      = smaller (smaller (probe_rate (&m->source), m->have_dest ? probe_rate (&m->dest) : 0),
+                 (double)j->o->rate_limit);
   const struct forecast_input in = {
     .disk_bytes = size,
     .data_bytes = data_bytes (m, size),
     .bandwidth = bandwidth,
     .dirty_rate = m->dirty_rate,
     .policy = j->o->policy,
-    .max_downtime_ms = (double) j->o->max_downtime_ms,
-    .fixed_ms = 3 * (double) m->dest.rtt_ns / 1e6, /* the flush takes one at least */
+    .max_downtime_ms = (double)j->o->max_downtime_ms,
+    .fixed_ms = 3 * (double)m->dest.rtt_ns / 1e6, /* the flush takes one at least */
   };
   const struct forecast f = forecast_make (&in);
   j->result = f.ends || bandwidth <= 0 ? JOB_COMPLETED : JOB_NOT_CONVERGED;
@@ -304,7 +314,9 @@ job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report)
   j->gate.max_write_delay_ms = o->max_write_delay_ms;
   bool checked = job_check (j, &status) == 0;
   json_t *left = json_object_get (status, "dirty-bytes");
-  m.left_bytes = o->start == JOB_RESUME && json_is_integer (left) ? (uint64_t) json_integer_value (left) : UINT64_MAX;
+  m.left_bytes = o->start == JOB_RESUME && json_is_integer (left)
+                     ? (uint64_t)json_integer_value (left)
+                     : UINT64_MAX;
   if (checked && begin_measuring (j, &m) == 0 && check_destination (j, &m) == 0
       && measure (j, &m, measure_ns) == 0)
     *report = forecast (j, &m);

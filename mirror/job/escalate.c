@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The convergence policy at work in a live job: gives the decision (converge.h) what it needs to know, does to the gate what
- * it says, and tells the user.
+ * The convergence policy at work in a live job: gives the decision (converge.h) what it needs to
+ * know, does to the gate what it says, and tells the user.
  */
 
 #include "config.h"
@@ -20,7 +20,7 @@ count_waiting (struct job *j)
 {
   const struct region *r = j->region;
   const struct urgent_slot *slots
-    = (const struct urgent_slot *) ((const char *) r->hdr + r->geo.urgent_offset);
+      = (const struct urgent_slot *)((const char *)r->hdr + r->geo.urgent_offset);
   unsigned n = 0;
 
   if (job_gate_now (j) != JOB_GATE_SYNCHRONOUS) {
@@ -56,7 +56,7 @@ look (struct job *j, uint64_t now)
     .bandwidth = est->bandwidth,
     .dirty_rate = est->dirty_rate,
     .fixed_ms = est->fixed_ms,
-    .max_downtime_ms = (double) j->max_downtime_ms,
+    .max_downtime_ms = (double)j->max_downtime_ms,
     .waiting = count_waiting (j),
     .ready = j->ready,
     .by_hand = j->gate.by_hand,
@@ -69,7 +69,7 @@ look (struct job *j, uint64_t now)
 static const char *
 action (struct job *j, char *buf, size_t size)
 {
-  return converge_action (&j->converge, j->policy, (double) j->gate.max_write_delay_ms, buf, size);
+  return converge_action (&j->converge, j->policy, (double)j->gate.max_write_delay_ms, buf, size);
 }
 
 static void
@@ -80,7 +80,8 @@ tell_gate (struct job *j, enum converge_gate before)
   char text[160];
 
   if (c->gate == CONVERGE_OPEN)
-    job_say (j, JOB_NOTICE, "guest writes are delayed no longer: %s", converge_reason_text (c->reason));
+    job_say (j, JOB_NOTICE, "guest writes are delayed no longer: %s",
+             converge_reason_text (c->reason));
   else if (c->gate != before || c->reason != CONVERGE_CALM)
     job_say (j, JOB_NOTICE, "%s (dirty %.1f MiB/s, bandwidth %.1f MiB/s): %s",
              converge_reason_text (c->reason), est->dirty_rate / MIB, est->bandwidth / MIB,
@@ -102,7 +103,7 @@ tell_verdict (struct job *j)
   job_say (j, j->policy == POLICY_FAIL ? JOB_ERROR : JOB_WARNING,
            "not converging: %s (dirty %.1f MiB/s, bandwidth %.1f MiB/s, %.1f MiB left): %s",
            converge_reason_text (c->reason), est->dirty_rate / MIB, est->bandwidth / MIB,
-           (double) est->last.left_bytes / MIB, action (j, text, sizeof text));
+           (double)est->last.left_bytes / MIB, action (j, text, sizeof text));
 }
 
 void
@@ -131,14 +132,15 @@ job_forecast (struct job *j, json_t *o)
   const struct estimate *est = &j->estimate;
   char text[160];
   double rate = converge_expected_rate (c, j->policy, est->bandwidth, est->dirty_rate);
-  double eta = estimate_eta_s (est, (double) j->max_downtime_ms, rate);
+  double eta = estimate_eta_s (est, (double)j->max_downtime_ms, rate);
 
   json_object_set_new (o, "eta-s", eta >= 0 ? json_real (eta) : json_null ());
   json_object_set_new (o, "converging",
-                       c->verdict == CONVERGING_UNKNOWN ? json_null ()
-                                                        : json_boolean (c->verdict == CONVERGING_YES));
+                       c->verdict == CONVERGING_UNKNOWN
+                           ? json_null ()
+                           : json_boolean (c->verdict == CONVERGING_YES));
   json_object_set_new (o, "policy-action",
                        c->verdict == CONVERGING_UNKNOWN && c->gate == CONVERGE_OPEN
-                         ? json_null ()
-                         : json_string (action (j, text, sizeof text)));
+                           ? json_null ()
+                           : json_string (action (j, text, sizeof text)));
 }

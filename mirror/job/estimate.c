@@ -12,7 +12,7 @@
 #define NS_PER_S 1e9
 #define NS_PER_MS 1e6
 #define SAMPLES_TO_BE_READY 2
-#define PART_NS UINT64_C (10000000) /* busy time that says something about bandwidth */
+#define PART_NS UINT64_C (10000000)     /* busy time that says something about bandwidth */
 #define PART_BYTES (UINT64_C (1) << 20) /* moved in it: also that it is not more */
 
 void
@@ -27,8 +27,8 @@ rate_of (unsigned nr, const struct estimate_span spans[])
   double t = 0, b = 0;
   unsigned n = nr < ESTIMATE_WINDOW ? nr : ESTIMATE_WINDOW;
   for (unsigned i = 0; i < n; i++) {
-    t += (double) spans[i].ns;
-    b += (double) spans[i].bytes;
+    t += (double)spans[i].ns;
+    b += (double)spans[i].bytes;
   }
   return t > 0 ? b * NS_PER_S / t : 0;
 }
@@ -41,9 +41,9 @@ add_part (struct estimate *e, uint64_t acked, uint64_t busy_ns, uint64_t limit)
   e->part.ns += busy_ns;
   if (e->part.bytes == 0 || e->part.ns == 0 || (e->part.ns < PART_NS && e->bandwidth > 0))
     return;
-  double seen = (double) e->part.bytes * NS_PER_S / (double) e->part.ns;
-  if (limit > 0 && seen > (double) limit)
-    seen = (double) limit;
+  double seen = (double)e->part.bytes * NS_PER_S / (double)e->part.ns;
+  if (limit > 0 && seen > (double)limit)
+    seen = (double)limit;
   if (seen > e->bandwidth)
     e->bandwidth = seen;
   else if (e->nr_busy == 0 && e->part.bytes >= PART_BYTES)
@@ -63,22 +63,23 @@ add_rates (struct estimate *e, const struct estimate_sample *s)
   uint64_t passed = s->passed_bytes - e->last.passed_bytes;
   e->moved[e->nr_guest % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked + passed };
   e->guest[e->nr_guest++ % ESTIMATE_WINDOW]
-    = (struct estimate_span){ ns, s->dirtied_bytes - e->last.dirtied_bytes };
+      = (struct estimate_span){ ns, s->dirtied_bytes - e->last.dirtied_bytes };
   e->dirty_rate = rate_of (e->nr_guest, e->guest);
   e->move_rate = rate_of (e->nr_guest, e->moved);
 
-  /* A stretch of holes goes by without using the line: it tells little about bandwidth.  Busy all the time and nothing
-   * acknowledged, as the first thing seen: a slow first reply, or a low limit.  That is not "no bandwidth". */
+  /* A stretch of holes goes by without using the line: it tells little about bandwidth.  Busy all
+   * the time and nothing acknowledged, as the first thing seen: a slow first reply, or a low limit.
+   * That is not "no bandwidth". */
   bool holes = passed > acked;
   if (s->queue_full && !holes && (acked > 0 || e->nr_busy > 0)) {
     e->busy[e->nr_busy++ % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked };
     e->bandwidth = rate_of (e->nr_busy, e->busy);
   } else if (!holes || e->bandwidth <= 0)
     add_part (e, acked, s->busy_ns - e->last.busy_ns, s->limit);
-  /* A limit that was lowered holds from now on, also where too little is copied to see it; and zeroes, which it does
-   * not slow down, tell nothing about data. */
-  if (s->limit > 0 && e->bandwidth > (double) s->limit)
-    e->bandwidth = (double) s->limit;
+  /* A limit that was lowered holds from now on, also where too little is copied to see it; and
+   * zeroes, which it does not slow down, tell nothing about data. */
+  if (s->limit > 0 && e->bandwidth > (double)s->limit)
+    e->bandwidth = (double)s->limit;
 }
 
 void
@@ -90,12 +91,12 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
   e->last = *s;
   e->have_last = true;
 
-  double fixed_ms = (double) (costs->flush_ns + 2 * costs->rtt_ns) / NS_PER_MS;
+  double fixed_ms = (double)(costs->flush_ns + 2 * costs->rtt_ns) / NS_PER_MS;
   e->fixed_ms = fixed_ms;
   e->pause_known = s->left_bytes == 0 || e->bandwidth > 0;
   e->expected_pause_ms = fixed_ms;
   if (s->left_bytes > 0 && e->bandwidth > 0)
-    e->expected_pause_ms += (double) s->left_bytes / e->bandwidth * 1000;
+    e->expected_pause_ms += (double)s->left_bytes / e->bandwidth * 1000;
 
   if (e->pause_known && e->expected_pause_ms <= max_downtime_ms && s->quarantine_bytes == 0)
     e->fitting++;
@@ -133,7 +134,7 @@ estimate_eta_s (const struct estimate *e, double max_downtime_ms, double dirty_r
     return 0;
   if (e->bandwidth <= 0)
     return -1;
-  double left = (double) e->last.left_bytes;
+  double left = (double)e->last.left_bytes;
   if (e->pause_known && e->fixed_ms > max_downtime_ms)
     return -1; /* the flush alone takes longer than is allowed */
   left -= e->bandwidth * max_downtime_ms / 1000;

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the worker believes about the near future, from samples of its counters (blueprint 7): bandwidth, dirty rate,
- * the pause that a hand-off would take now, and whether that fits ("ready").  Whether it converges is converge.h's
- * question.  Plain values in, plain values out: no clock, no I/O.
+ * What the worker believes about the near future, from samples of its counters (blueprint 7):
+ * bandwidth, dirty rate, the pause that a hand-off would take now, and whether that fits ("ready").
+ * Whether it converges is converge.h's question.  Plain values in, plain values out: no clock, no
+ * I/O.
  *
- * Bandwidth is what was acknowledged while there was work all the time.  A small or calm disk never keeps the copiers
- * busy for a whole sample: there it is bytes by the time in which anything was being copied.  Few and small
- * requests show less than the line could do, so they raise the estimate, and lower it only if they moved much.
+ * Bandwidth is what was acknowledged while there was work all the time.  A small or calm disk never
+ * keeps the copiers busy for a whole sample: there it is bytes by the time in which anything was
+ * being copied.  Few and small requests show less than the line could do, so they raise the
+ * estimate, and lower it only if they moved much.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_ESTIMATE_H
@@ -25,9 +27,9 @@ struct estimate_sample {
   uint64_t dirtied_bytes; /* turned from clean to dirty by the guest, ever growing */
   uint64_t left_bytes;    /* dirty, or claimed and not yet acknowledged */
   uint64_t quarantine_bytes;
-  uint64_t busy_ns;       /* time in which something was being copied, ever growing */
-  uint64_t limit;         /* bytes a second that may be sent; 0: no limit */
-  bool queue_full;        /* there was work all the time since the last sample */
+  uint64_t busy_ns; /* time in which something was being copied, ever growing */
+  uint64_t limit;   /* bytes a second that may be sent; 0: no limit */
+  bool queue_full;  /* there was work all the time since the last sample */
 };
 
 struct estimate_span {
@@ -49,11 +51,11 @@ struct estimate {
   unsigned fitting;           /* samples running that fit the allowed downtime */
 
   /* Results, valid after estimate_add(). */
-  double bandwidth;          /* bytes/s; 0: not known yet */
-  double dirty_rate;         /* bytes/s newly dirtied */
-  double move_rate;          /* bytes/s of the disk that are dealt with, holes included */
+  double bandwidth;  /* bytes/s; 0: not known yet */
+  double dirty_rate; /* bytes/s newly dirtied */
+  double move_rate;  /* bytes/s of the disk that are dealt with, holes included */
   bool pause_known;
-  double fixed_ms;           /* of the expected pause: what does not depend on how much is left */
+  double fixed_ms; /* of the expected pause: what does not depend on how much is left */
   double expected_pause_ms;
   bool ready;
 };

@@ -2,8 +2,9 @@
  *
  * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
  *
- *   NONE -> SETTLE    passes go on until one leaves very little, or no less than those before (for at most SETTLE_NS)
- *                     under policies sync and throttle with the gate synchronous, if they do not halve it
+ *   NONE -> SETTLE    passes go on until one leaves very little, or no less than those before (for
+ * at most SETTLE_NS) under policies sync and throttle with the gate synchronous, if they do not
+ * halve it
  *        -> FLUSH     what is acknowledged becomes durable while the guest still runs
  *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
  *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
@@ -11,9 +12,9 @@
  *
  * After the commit, when the session has ended, the destination is sealed.
  *
- * The filter keeps the lease: whatever happens to us, it opens the gate in time.  But a guest is not to be held for
- * nothing: if what is left would not fit in the lease (2 x max-downtime, or what the coordinator asked for) it is
- * not held at all, or let go as soon as that is seen.
+ * The filter keeps the lease: whatever happens to us, it opens the gate in time.  But a guest is
+ * not to be held for nothing: if what is left would not fit in the lease (2 x max-downtime, or what
+ * the coordinator asked for) it is not held at all, or let go as soon as that is seen.
  */
 
 #include "config.h"
@@ -27,7 +28,7 @@
 
 #define NS_PER_MS UINT64_C (1000000)
 #define SETTLE_NS (1000 * NS_PER_MS)
-#define SETTLE_MS 2    /* so little that another pass is not worth while */
+#define SETTLE_MS 2 /* so little that another pass is not worth while */
 #define SETTLE_VAIN 5
 #define SETTLE_SLOW_MS 10 /* so much that the guest is rather slowed down for it */
 #define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
@@ -46,16 +47,18 @@ static double
 left_ms (struct job *j)
 {
   double bandwidth = j->estimate.bandwidth;
-  return bandwidth > 0 ? (double) engine_left_bytes (&j->engine) / bandwidth * 1000 : 0;
+  return bandwidth > 0 ? (double)engine_left_bytes (&j->engine) / bandwidth * 1000 : 0;
 }
 
-/* The guest writes too much for passes to bring down what would take MS: where the policy allows it, its writes wait
- * for the destination during the rest of the second, each for max-write-delay at most.  That is better than one pause
- * for all that is left.  job_gate_update() does it, and undoes it. */
+/* The guest writes too much for passes to bring down what would take MS: where the policy allows
+ * it, its writes wait for the destination during the rest of the second, each for max-write-delay
+ * at most.  That is better than one pause for all that is left.  job_gate_update() does it, and
+ * undoes it. */
 static void
 settle_synchronously (struct job *j, double ms)
 {
-  if (j->settle_sync || ms < SETTLE_SLOW_MS || (j->policy != POLICY_SYNC && j->policy != POLICY_THROTTLE))
+  if (j->settle_sync || ms < SETTLE_SLOW_MS
+      || (j->policy != POLICY_SYNC && j->policy != POLICY_THROTTLE))
     return;
   j->settle_sync = true;
   job_gate_update (j);
@@ -72,20 +75,22 @@ settle (struct job *j)
     settle_synchronously (j, left_ms (j)); /* no pass is going to halve it */
 }
 
-/* How long the rest would take now: the last blocks, and their flush.  BANDWIDTH in bytes a second, > 0. */
+/* How long the rest would take now: the last blocks, and their flush.  BANDWIDTH in bytes a second,
+ * > 0. */
 static double
 rest_ms (struct job *j, double bandwidth)
 {
-  return (double) engine_left_bytes (&j->engine) / bandwidth * 1000
-         + (double) engine_flush_ns (&j->engine) / (double) NS_PER_MS;
+  return (double)engine_left_bytes (&j->engine) / bandwidth * 1000
+         + (double)engine_flush_ns (&j->engine) / (double)NS_PER_MS;
 }
 
-/* The guest is stopped: what is left can only become less, and "ready" would take two samples to say so. */
+/* The guest is stopped: what is left can only become less, and "ready" would take two samples to
+ * say so. */
 static bool
 little_is_left (struct job *j)
 {
   return j->supervisor.state == SUPERVISOR_COPYING && j->estimate.bandwidth > 0
-         && rest_ms (j, j->estimate.bandwidth) <= (double) (2 * j->max_downtime_ms);
+         && rest_ms (j, j->estimate.bandwidth) <= (double)(2 * j->max_downtime_ms);
 }
 
 /* Close the gate; comes back when the filter has drained what was below it. */
@@ -94,12 +99,12 @@ hold (struct job *j)
 {
   json_t *ret = NULL;
   char *class_ = NULL, *error = NULL;
-  int timeout = (int) (j->lease_ms < INT32_MAX / 2 ? j->lease_ms : INT32_MAX / 2);
+  int timeout = (int)(j->lease_ms < INT32_MAX / 2 ? j->lease_ms : INT32_MAX / 2);
 
   engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
   j->held_acked = atomic_load (&j->engine.counters.acked_bytes);
   if (control_client_call (j->control, "mirror-hold",
-                           json_pack ("{s:I}", "lease-ms", (json_int_t) j->lease_ms), -1,
+                           json_pack ("{s:I}", "lease-ms", (json_int_t)j->lease_ms), -1,
                            timeout + JOB_CONTROL_TIMEOUT_MS, &ret, NULL, &class_, &error)
       == -1) {
     int64_t request = j->final_request;
@@ -111,7 +116,7 @@ hold (struct job *j)
     free (error);
     return;
   }
-  j->generation = (uint64_t) json_integer_value (json_object_get (ret, "generation"));
+  j->generation = (uint64_t)json_integer_value (json_object_get (ret, "generation"));
   json_decref (ret);
   j->final = FINAL_COPY;
   j->held_ns = now_ns ();
@@ -126,7 +131,7 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_s
   }
   if (j->paused || !(j->ready || (guest_stopped && little_is_left (j)))) {
     job_reply (j, request, "NotReady", "the job is not ready: it is %s, with %llu bytes left",
-               job_state (j), (unsigned long long) engine_left_bytes (&j->engine));
+               job_state (j), (unsigned long long)engine_left_bytes (&j->engine));
     return;
   }
   j->final_request = request;
@@ -144,8 +149,9 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_s
   job_final_step (j);
 }
 
-/* The flush has ended: is this the moment to hold?  While the guest has just written more than fits the
- * allowed pause another round may find less.  False if the hand-off was refused or goes on waiting. */
+/* The flush has ended: is this the moment to hold?  While the guest has just written more than fits
+ * the allowed pause another round may find less.  False if the hand-off was refused or goes on
+ * waiting. */
 static bool
 fits (struct job *j)
 {
@@ -153,31 +159,35 @@ fits (struct job *j)
   if (bandwidth <= 0)
     return true;
   double ms = rest_ms (j, bandwidth);
-  if (ms <= (double) j->max_downtime_ms && ms <= (double) j->lease_ms)
+  if (ms <= (double)j->max_downtime_ms && ms <= (double)j->lease_ms)
     return true;
   if (now_ns () < j->settle_end_ns) {
     settle (j);
     return false;
   }
-  if (ms <= (double) j->lease_ms)
+  if (ms <= (double)j->lease_ms)
     return true;
   if (j->final_request >= 0)
     job_reply (j, j->final_request, "NotReady",
-               "%llu bytes are left, which would take %.0f ms: longer than the %llu ms that the guest may be held",
-               (unsigned long long) engine_left_bytes (&j->engine), ms, (unsigned long long) j->lease_ms);
+               "%llu bytes are left, which would take %.0f ms: longer than the %llu ms that the "
+               "guest may be held",
+               (unsigned long long)engine_left_bytes (&j->engine), ms,
+               (unsigned long long)j->lease_ms);
   back_to_copying (j);
   return false;
 }
 
-/* The guest is held: let it go if the rest is not going to fit.  At first with some patience, for the estimate may
- * be a little low. */
+/* The guest is held: let it go if the rest is not going to fit.  At first with some patience, for
+ * the estimate may be a little low. */
 static void
 give_up_early (struct job *j)
 {
-  double held_ms = (double) (now_ns () - j->held_ns) / (double) NS_PER_MS, lease = (double) j->lease_ms;
-  double seen = held_ms < 1 ? 0
-                            : (double) (atomic_load (&j->engine.counters.acked_bytes) - j->held_acked)
-                                / held_ms * 1000;
+  double held_ms = (double)(now_ns () - j->held_ns) / (double)NS_PER_MS,
+         lease = (double)j->lease_ms;
+  double seen = held_ms < 1
+                    ? 0
+                    : (double)(atomic_load (&j->engine.counters.acked_bytes) - j->held_acked)
+                          / held_ms * 1000;
   double bandwidth = seen > j->estimate.bandwidth ? seen : j->estimate.bandwidth;
   char why[160];
 
@@ -186,8 +196,10 @@ give_up_early (struct job *j)
   double ms = rest_ms (j, bandwidth);
   if (held_ms + ms <= (held_ms < lease / 2 ? 1.25 * lease : lease))
     return;
-  snprintf (why, sizeof why, "held for %.0f ms, and the rest would take %.0f ms more: longer than the %.0f ms allowed",
-            held_ms, ms, lease);
+  snprintf (
+      why, sizeof why,
+      "held for %.0f ms, and the rest would take %.0f ms more: longer than the %.0f ms allowed",
+      held_ms, ms, lease);
   job_final_abort (j, "LeaseEnded", why);
 }
 
@@ -234,11 +246,11 @@ job_final_abort (struct job *j, const char *class_, const char *why)
   if (j->final == FINAL_NONE)
     return true;
   if (j->final >= FINAL_COPY
-      && control_client_call (j->control, "mirror-unhold",
-                              json_pack ("{s:I, s:s}", "generation", (json_int_t) j->generation,
-                                         "reason", why),
-                              -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &error_class, &error)
-           == -1) {
+      && control_client_call (
+             j->control, "mirror-unhold",
+             json_pack ("{s:I, s:s}", "generation", (json_int_t)j->generation, "reason", why), -1,
+             JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &error_class, &error)
+             == -1) {
     bool late = error_class && !strcmp (error_class, "AlreadyCommitted");
     free (error_class);
     free (error);
@@ -272,8 +284,8 @@ prepare (struct job *j)
   uint64_t session = atomic_load (&j->region->hdr->session);
 
   if (control_client_call (j->control, "mirror-prepared",
-                           json_pack ("{s:I, s:I}", "generation", (json_int_t) j->generation,
-                                      "session", (json_int_t) session),
+                           json_pack ("{s:I, s:I}", "generation", (json_int_t)j->generation,
+                                      "session", (json_int_t)session),
                            -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &class_, &error)
       == 0) {
     j->final = FINAL_PREPARED;
@@ -321,7 +333,7 @@ static void *
 handoff_thread (void *opaque)
 {
   struct job *j = opaque;
-  char *controls[] = { (char *) j->o->control };
+  char *controls[] = { (char *)j->o->control };
   const struct handoff_options ho = { .before_hold = j->o->before_hold, .opaque = j->o->opaque };
 
   j->handoff_status = handoff_run (controls, 1, &ho, &j->handoff_result, &j->handoff_error);
@@ -378,7 +390,10 @@ job_seal (struct job *j)
   if (r == 0)
     return JOB_COMPLETED;
   job_say (j, JOB_WARNING, DESTINATION_UNSEALED, j->o->control, dest,
-           r == 1 ? "it is no server of nbdmirror receive any more" : error ? error : "out of memory", dest);
+           r == 1  ? "it is no server of nbdmirror receive any more"
+           : error ? error
+                   : "out of memory",
+           dest);
   free (error);
   return JOB_NOT_SEALED;
 }

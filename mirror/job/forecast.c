@@ -34,7 +34,7 @@ forecast_make (const struct forecast_input *in)
   f.converges = in->dirty_rate <= HALF * in->bandwidth;
   double rho = ratio_under_policy (in, &f);
   double fits = in->bandwidth * (in->max_downtime_ms - in->fixed_ms) / 1000;
-  double left = (double) in->data_bytes;
+  double left = (double)in->data_bytes;
   if (rho >= TOO_NEAR || fits < 0)
     return f;
   /* For ever is not said of what takes long, only of what the guards would stop. */
@@ -44,8 +44,8 @@ forecast_make (const struct forecast_input *in)
     f.sent_bytes += left;
     f.seconds += left / in->bandwidth;
     left *= rho;
-    if (left > (double) in->disk_bytes)
-      left = (double) in->disk_bytes;
+    if (left > (double)in->disk_bytes)
+      left = (double)in->disk_bytes;
   }
   f.ends = left <= fits && (in->policy != POLICY_FAIL || f.converges);
   f.sent_bytes += left;

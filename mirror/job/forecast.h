@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What a job is going to be like, from rates that were measured before it: the arithmetic of "Will it converge?" in
- * nbdmirror(1).  Pure.
+ * What a job is going to be like, from rates that were measured before it: the arithmetic of "Will
+ * it converge?" in nbdmirror(1).  Pure.
  *
- * It takes every write for one that turns a clean block dirty behind the cursor, so it tells the most that is sent and the
- * longest that it takes; guests that write to the same blocks again, or ahead of the first pass, cost less.
+ * It takes every write for one that turns a clean block dirty behind the cursor, so it tells the
+ * most that is sent and the longest that it takes; guests that write to the same blocks again, or
+ * ahead of the first pass, cost less.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_FORECAST_H
@@ -17,7 +18,7 @@ struct forecast_input {
   double bandwidth, dirty_rate;    /* bytes a second */
   enum job_policy policy;
   double max_downtime_ms;
-  double fixed_ms;                 /* of the final pause: flush and round trips */
+  double fixed_ms; /* of the final pause: flush and round trips */
 };
 
 struct forecast {
@@ -25,9 +26,9 @@ struct forecast {
   bool ends;               /* under the policy */
   enum converge_gate gate; /* that the policy is going to need */
   unsigned passes;
-  double seconds;          /* until ready; < 0: it does not end */
+  double seconds; /* until ready; < 0: it does not end */
   double sent_bytes;
-  double pause_ms;         /* if it is handed over then; < 0: not known */
+  double pause_ms; /* if it is handed over then; < 0: not known */
 };
 
 struct forecast forecast_make (const struct forecast_input *in);

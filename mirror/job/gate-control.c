@@ -28,7 +28,8 @@ bool
 job_gate_synchronised (const struct job *j)
 {
   return j->gate.now == JOB_GATE_SYNCHRONOUS && atomic_load (&j->engine.synchronous)
-         && atomic_load (&j->region->hdr->synced_epoch) == atomic_load (&j->region->hdr->sync_epoch);
+         && atomic_load (&j->region->hdr->synced_epoch)
+                == atomic_load (&j->region->hdr->sync_epoch);
 }
 
 /* What it is to be now. */
@@ -40,8 +41,8 @@ target (const struct job *j)
   return j->gate.by_hand || j->settle_sync ? JOB_GATE_SYNCHRONOUS : j->gate.wanted;
 }
 
-/* The filter lets writes wait for us from now on, or does so no more.  Without a bell they would be found
- * by the copiers all the same, a few milliseconds later. */
+/* The filter lets writes wait for us from now on, or does so no more.  Without a bell they would be
+ * found by the copiers all the same, a few milliseconds later. */
 static void
 listen (struct job *j)
 {
@@ -61,12 +62,12 @@ tell (struct job *j, enum job_gate mode, uint64_t limit)
   struct job_gate_state *g = &j->gate;
   char *error = NULL;
   json_t *args = json_pack ("{s:s, s:I}", "mode", job_gate_name (mode), "max-write-delay-ms",
-                            (json_int_t) g->max_write_delay_ms);
+                            (json_int_t)g->max_write_delay_ms);
 
   if (mode == JOB_GATE_THROTTLED)
-    json_object_set_new (args, "dirty-limit", json_integer ((json_int_t) limit));
-  if (control_client_call (j->control, "mirror-gate", args, -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, NULL,
-                           &error)
+    json_object_set_new (args, "dirty-limit", json_integer ((json_int_t)limit));
+  if (control_client_call (j->control, "mirror-gate", args, -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL,
+                           NULL, &error)
       == 0) {
     g->now = mode;
     g->limit = limit;
@@ -90,7 +91,8 @@ job_gate_end (struct job *j)
 
   if (j->gate.now != JOB_GATE_OPEN && !j->committed
       && control_client_call (j->control, "mirror-gate", json_pack ("{s:s}", "mode", "open"), -1,
-                              JOB_CONTROL_TIMEOUT_MS, NULL, NULL, NULL, &error) == -1)
+                              JOB_CONTROL_TIMEOUT_MS, NULL, NULL, NULL, &error)
+             == -1)
     free (error); /* the filter opens it by itself when we are gone */
   bell_stop (&j->gate.bell);
 }

@@ -44,11 +44,12 @@ enum final_state {
 
 struct job {
   const struct job_options *o;
-  struct session_options dest; /* a copy of ours: its `opened` is used up */
+  struct session_options dest;         /* a copy of ours: its `opened` is used up */
   char dest_session[ENDPOINT_SESSION]; /* see endpoint_options.session */
   struct control_client *control;
   struct worker_lock lock;
-  bool unknown_past;       /* an old worker's requests may come late, anywhere: all blocks began in quarantine */
+  bool unknown_past; /* an old worker's requests may come late, anywhere: all blocks began in
+                        quarantine */
   struct endpoint *source;
   struct region *region;
   struct engine engine;
@@ -56,7 +57,7 @@ struct job {
   bool engine_ready, supervising;
   struct estimate estimate;
   struct converge converge;
-  double waiting;          /* guest writes in the synchronous gate, on average; -1: not known */
+  double waiting; /* guest writes in the synchronous gate, on average; -1: not known */
 
   /* Settings that users change while it runs. */
   enum job_policy policy;
@@ -65,34 +66,34 @@ struct job {
   bool paused;
   struct job_gate_state gate;
 
-  bool dry;                /* a dry run: nothing is created, locked or written */
-  bool fresh;              /* a full job that begins here, not a resumed one */
+  bool dry;   /* a dry run: nothing is created, locked or written */
+  bool fresh; /* a full job that begins here, not a resumed one */
   uint64_t start_ns;
-  struct {                 /* counters of the job's earlier workers */
+  struct { /* counters of the job's earlier workers */
     uint64_t reconnects, passes;
     double degraded_s, total_s;
   } base;
 
-  bool ready;              /* the estimate says so, and nothing is in the way */
+  bool ready; /* the estimate says so, and nothing is in the way */
   bool started_told;
   uint64_t last_sample_ns, last_publish_ns;
-  char state[16];          /* as last published */
+  char state[16]; /* as last published */
   bool told_not_converging;
   bool warned_larger;
-  bool complained;         /* about a command that the filter refused */
+  bool complained; /* about a command that the filter refused */
 
   enum final_state final;
-  int64_t final_request;   /* the relayed request to answer on failure; -1: none */
+  int64_t final_request; /* the relayed request to answer on failure; -1: none */
   uint64_t lease_ms, generation;
-  uint64_t final_wraps;    /* engine.wraps when FINAL_SETTLE last looked, */
-  uint64_t settle_end_ns;  /* when that is over at the latest, */
-  uint64_t settle_left;    /* the least that was left at the end of a pass, */
-  unsigned settle_vain;    /* and how many passes have ended since with no less */
-  bool settle_sync;        /* meanwhile guest writes wait for the destination */
+  uint64_t final_wraps;         /* engine.wraps when FINAL_SETTLE last looked, */
+  uint64_t settle_end_ns;       /* when that is over at the latest, */
+  uint64_t settle_left;         /* the least that was left at the end of a pass, */
+  unsigned settle_vain;         /* and how many passes have ended since with no less */
+  bool settle_sync;             /* meanwhile guest writes wait for the destination */
   uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
-  uint64_t final_flushes;  /* counters.flushes when the flush of FINAL_FLUSH was asked for */
+  uint64_t final_flushes;       /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
-  bool is_receive;         /* the destination is to be sealed after the commit (seal.h) */
+  bool is_receive; /* the destination is to be sealed after the commit (seal.h) */
   bool sealed;
   double downtime_ms;
   char *token;
@@ -112,25 +113,25 @@ struct job {
 };
 
 void job_say (struct job *j, enum job_message kind, const char *fmt, ...)
-  __attribute__ ((format (printf, 3, 4)));
+    __attribute__ ((format (printf, 3, 4)));
 /* End the main loop with RESULT; the first call counts. */
 void job_end (struct job *j, enum job_result result);
 
 /* attach.c: 0, or -1 with j->result set and the message said. */
 int job_attach (struct job *j);
-/* All checks that come before attaching: control socket, source, destination, opened then.  STATUS: the filter's, a new
- * reference or NULL.  Returns as job_attach(). */
+/* All checks that come before attaching: control socket, source, destination, opened then.  STATUS:
+ * the filter's, a new reference or NULL.  Returns as job_attach(). */
 int job_check (struct job *j, json_t **status);
 
-/* dry-run.c: the destination is a local file or device: open it as it is, and say what would become of it.  Returns as
- * job_attach(). */
+/* dry-run.c: the destination is a local file or device: open it as it is, and say what would become
+ * of it.  Returns as job_attach(). */
 int job_dry_file (struct job *j, uint64_t size);
 
 /* requests.c: handle what the filter sent.  -1: the connection is lost (the job is over then). */
 int job_handle_events (struct job *j);
 /* Answer relayed request REQUEST; CLASS_ NULL: success. */
 void job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, ...)
-  __attribute__ ((format (printf, 4, 5)));
+    __attribute__ ((format (printf, 4, 5)));
 
 /* escalate.c: after each sample. */
 void job_judge (struct job *j, uint64_t now);
@@ -141,14 +142,15 @@ void job_forecast (struct job *j, json_t *o);
 /* GUEST_STOPPED: nobody writes any more, so hold at once. */
 void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped);
 void job_final_step (struct job *j);
-/* Give up a hold that is ours: the guest goes on.  False if it is too late: the hand-off is committed. */
+/* Give up a hold that is ours: the guest goes on.  False if it is too late: the hand-off is
+ * committed. */
 bool job_final_abort (struct job *j, const char *class_, const char *why);
 /* The filter has released the gate by itself. */
 void job_final_released (struct job *j, const char *reason);
 void job_handoff_start (struct job *j);
 void job_handoff_poll (struct job *j);
-/* After the commit, when our own session has ended: no late request of ours, or of a worker before us, may be applied under
- * the guest.  JOB_COMPLETED, or JOB_NOT_SEALED with the message said. */
+/* After the commit, when our own session has ended: no late request of ours, or of a worker before
+ * us, may be applied under the guest.  JOB_COMPLETED, or JOB_NOT_SEALED with the message said. */
 enum job_result job_seal (struct job *j);
 
 /* status.c */

@@ -2,8 +2,8 @@
  *
  * The main loop of a live mirror job.  See job.h, and internal.h for the parts.
  *
- * One thread waits for: the filter (requests, events), the engine (a lost session, a finished pass), signals,
- * and the clock.  At least every SAMPLE_NS it looks at the counters and decides.
+ * One thread waits for: the filter (requests, events), the engine (a lost session, a finished
+ * pass), signals, and the clock.  At least every SAMPLE_NS it looks at the counters and decides.
  */
 
 #include "config.h"
@@ -36,7 +36,7 @@ job_policy_parse (const char *name, enum job_policy *p)
 {
   for (unsigned i = 0; i < sizeof policy_names / sizeof policy_names[0]; i++)
     if (!strcmp (name, policy_names[i])) {
-      *p = (enum job_policy) i;
+      *p = (enum job_policy)i;
       return true;
     }
   return false;
@@ -92,9 +92,9 @@ take_sample (struct job *j, uint64_t now)
 
   s.queue_full = !atomic_exchange (&e->idle_seen, false);
 
-  const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),
-                                        .rtt_ns = engine_rtt_ns (e) };
-  estimate_add (&j->estimate, &s, &costs, (double) j->max_downtime_ms);
+  const struct estimate_costs costs
+      = { .flush_ns = engine_flush_ns (e), .rtt_ns = engine_rtt_ns (e) };
+  estimate_add (&j->estimate, &s, &costs, (double)j->max_downtime_ms);
   j->last_sample_ns = now;
 
   bool ready = j->estimate.ready && !j->paused && j->supervisor.state == SUPERVISOR_COPYING;
@@ -104,7 +104,8 @@ take_sample (struct job *j, uint64_t now)
   }
 }
 
-/* A session begins.  What goes over it before the first sample counts as well: the whole of a small disk may. */
+/* A session begins.  What goes over it before the first sample counts as well: the whole of a small
+ * disk may. */
 static void
 begin_estimate (struct job *j)
 {
@@ -127,14 +128,14 @@ supervise (struct job *j)
       }
       if (s->reconnects > 0)
         job_say (j, JOB_NOTICE, "destination is back after %.1f s",
-                 (double) supervisor_degraded_ns (s) / 1e9);
+                 (double)supervisor_degraded_ns (s) / 1e9);
       if (!j->started_told && j->o->started)
         j->o->started (j->o->opaque);
       j->started_told = true;
       break;
     case SUPERVISOR_WAITING:
       job_say (j, JOB_WARNING, "destination lost, tracking goes on; trying again in %.1f s: %s",
-               (double) (s->retry_ns - now_ns ()) / 1e9, s->error ? s->error : "?");
+               (double)(s->retry_ns - now_ns ()) / 1e9, s->error ? s->error : "?");
       j->ready = false;
       estimate_lost (&j->estimate);
       break;
@@ -174,7 +175,8 @@ check_signal (struct job *j)
   if (sig == JOB_SIGNAL_NONE)
     return;
   bool cancel = sig == JOB_SIGNAL_CANCEL;
-  if (!job_final_abort (j, "GenericError", cancel ? "the job was cancelled" : "the worker was ended")) {
+  if (!job_final_abort (j, "GenericError",
+                        cancel ? "the job was cancelled" : "the worker was ended")) {
     job_say (j, JOB_NOTICE, "too late: the hand-off is committed");
     return;
   }
@@ -183,8 +185,8 @@ check_signal (struct job *j)
 
 /* ---- the loop ---- */
 
-/* When the next sample is to be taken: soon if all that is missing is a second one that fits as well, or nothing
- * is left. */
+/* When the next sample is to be taken: soon if all that is missing is a second one that fits as
+ * well, or nothing is left. */
 static uint64_t
 sample_due_ns (struct job *j)
 {
@@ -197,7 +199,7 @@ static void
 wait_for_something (struct job *j)
 {
   uint64_t now = now_ns (), due = sample_due_ns (j);
-  int timeout = now >= due ? 0 : (int) ((due - now) / NS_PER_MS) + 1;
+  int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;
   if (j->final == FINAL_COPY && timeout > 1)
     timeout = 1;
   struct pollfd fds[3] = {
@@ -271,7 +273,8 @@ detach_state (enum job_result r)
   }
 }
 
-/* Tell the filter how it ended.  A full job that never copied anything leaves nothing behind to resume. */
+/* Tell the filter how it ended.  A full job that never copied anything leaves nothing behind to
+ * resume. */
 static void
 say_goodbye (struct job *j)
 {
@@ -349,7 +352,8 @@ job_run (const struct job_options *o, json_t **report)
   j->o = o;
   j->policy = o->policy;
   j->max_downtime_ms = o->max_downtime_ms;
-  j->gate.max_write_delay_ms = o->max_write_delay_ms ? o->max_write_delay_ms : JOB_MAX_WRITE_DELAY_MS;
+  j->gate.max_write_delay_ms
+      = o->max_write_delay_ms ? o->max_write_delay_ms : JOB_MAX_WRITE_DELAY_MS;
   j->rate_limit = o->rate_limit;
   j->final_request = -1;
   j->lock.fd = -1;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A live mirror job, as the worker process runs it: attaches to the filter, copies, tells when it is ready, hands
- * off, and answers what users ask of it meanwhile (blueprint 7).
+ * A live mirror job, as the worker process runs it: attaches to the filter, copies, tells when it
+ * is ready, hands off, and answers what users ask of it meanwhile (blueprint 7).
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_JOB_H
@@ -22,8 +22,8 @@ enum job_start { JOB_NEW, JOB_RESUME, JOB_RESTART };
 /* How it ended; the command maps this to an exit status. */
 enum job_result {
   JOB_COMPLETED,     /* handed off: the source is fenced */
-  JOB_NOT_SEALED,    /* the same, but a late request may still be applied under the guest: the destination could not be
-                        sealed (seal.h): 3 */
+  JOB_NOT_SEALED,    /* the same, but a late request may still be applied under the guest: the
+                        destination could not be    sealed (seal.h): 3 */
   JOB_FAILED,        /* the source, the server or we: 1 */
   JOB_DEST_FAILED,   /* resumable: 3 */
   JOB_NOT_CONVERGED, /* 4 */
@@ -44,33 +44,34 @@ struct job_options {
   enum job_policy policy;
   uint64_t max_downtime_ms;
   uint64_t max_write_delay_ms; /* longest wait of a guest's write, throttled or synchronous */
-  uint64_t rate_limit;     /* bytes a second; 0: none */
-  uint64_t give_up_ns;     /* UINT64_MAX: never */
-  uint64_t grace_ns;       /* of quarantine; 0: default */
-  unsigned nr_copiers;     /* 0: default */
+  uint64_t rate_limit;         /* bytes a second; 0: none */
+  uint64_t give_up_ns;         /* UINT64_MAX: never */
+  uint64_t grace_ns;           /* of quarantine; 0: default */
+  unsigned nr_copiers;         /* 0: default */
   bool complete_when_ready;
-  bool unlimited_hold;     /* the bandwidth limit does not hold while the gate is held */
+  bool unlimited_hold; /* the bandwidth limit does not hold while the gate is held */
 
   /* Callbacks, all in the job's thread.  STATUS is borrowed. */
   void *opaque;
   void (*message) (void *opaque, enum job_message kind, const char *text);
   void (*progress) (void *opaque, json_t *status); /* about ten times a second */
   void (*started) (void *opaque);                  /* attached and copying */
-  /* Before a hand-off of the job's own accord, in a thread of its own; may be NULL.  -1 with *ERROR (malloc'd): the
-   * hand-off is given up, and tried again. */
+  /* Before a hand-off of the job's own accord, in a thread of its own; may be NULL.  -1 with *ERROR
+   * (malloc'd): the hand-off is given up, and tried again. */
   int (*before_hold) (void *opaque, char **error);
   /* Written by signal handlers, which also write to the eventfd signal_fd. */
   _Atomic int *signal;
   int signal_fd;
 };
 
-/* Run the job to its end.  *REPORT (a new reference) is the final status object with its pass-log, or
- * NULL if it never began.  The reason of a failure was given to message(). */
+/* Run the job to its end.  *REPORT (a new reference) is the final status object with its pass-log,
+ * or NULL if it never began.  The reason of a failure was given to message(). */
 enum job_result job_run (const struct job_options *o, json_t **report);
 
-/* Check everything that job_run() would, measure for MEASURE_NS, and foretell how it would go: without a job, and
- * without writing anything.  JOB_COMPLETED: it would end; JOB_NOT_CONVERGED: not under this policy; else as job_run().
- * *REPORT (a new reference): what was measured and the forecast, or NULL. */
+/* Check everything that job_run() would, measure for MEASURE_NS, and foretell how it would go:
+ * without a job, and without writing anything.  JOB_COMPLETED: it would end; JOB_NOT_CONVERGED: not
+ * under this policy; else as job_run(). *REPORT (a new reference): what was measured and the
+ * forecast, or NULL. */
 enum job_result job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report);
 
 const char *job_policy_name (enum job_policy p);

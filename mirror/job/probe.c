@@ -56,7 +56,9 @@ fail (struct work *w, const char *what, int err)
 {
   const char *why = channel_error (w->ch);
   if (w->p->error == NULL
-      && asprintf (&w->p->error, "%s: %s: %s", endpoint_name (w->p->ep), what, why ? why : strerror (err)) == -1)
+      && asprintf (&w->p->error, "%s: %s: %s", endpoint_name (w->p->ep), what,
+                   why ? why : strerror (err))
+             == -1)
     w->p->error = NULL;
   w->error = err;
 }
@@ -110,7 +112,9 @@ map (struct work *w)
   while (p->mapped_bytes < p->size && now_ns () < until) {
     uint64_t n = p->size - p->mapped_bytes;
     w->status_done = false;
-    if (channel_status (w->ch, n < MAX_STATUS_BYTES ? n : MAX_STATUS_BYTES, p->mapped_bytes, on_status, w) == -1)
+    if (channel_status (w->ch, n < MAX_STATUS_BYTES ? n : MAX_STATUS_BYTES, p->mapped_bytes,
+                        on_status, w)
+        == -1)
       break;
     while (!w->status_done)
       if (turn (w, 1000) == -1)
@@ -159,9 +163,10 @@ read_runs (struct work *w)
       uint64_t n = w->runs[run].length - at;
       if (n > w->request)
         n = w->request;
-      w->requests[i] = (struct request){ w, i, (uint32_t) n };
-      if (channel_read (w->ch, w->buffers + (size_t) i * REQUEST_BYTES, (uint32_t) n,
-                        w->runs[run].offset + at, on_read, &w->requests[i]) == -1) {
+      w->requests[i] = (struct request){ w, i, (uint32_t)n };
+      if (channel_read (w->ch, w->buffers + (size_t)i * REQUEST_BYTES, (uint32_t)n,
+                        w->runs[run].offset + at, on_read, &w->requests[i])
+          == -1) {
         fail (w, "read", errno);
         break;
       }
@@ -176,7 +181,7 @@ read_runs (struct work *w)
       }
       more = run < w->nr_runs;
     }
-    int wait_ms = more && wait > 0 ? (int) (wait / 1000000) + 1 : 100;
+    int wait_ms = more && wait > 0 ? (int)(wait / 1000000) + 1 : 100;
     if (turn (w, wait_ms < 100 ? wait_ms : 100) == -1)
       break;
   }
@@ -194,7 +199,7 @@ measure_rtt (struct work *w)
     return;
   for (unsigned i = 0; i < RTT_READS; i++) {
     uint64_t start = now_ns ();
-    int err = sync_read (w->ch, w->buffers, (uint32_t) n, 0);
+    int err = sync_read (w->ch, w->buffers, (uint32_t)n, 0);
     uint64_t took = now_ns () - start;
     if (err) {
       fail (w, "read", err);
@@ -219,7 +224,7 @@ probe_thread (void *opaque)
   w.unit = info->min_block > 1 ? info->min_block : 1;
   w.request -= w.request % w.unit;
   w.runs = calloc (MAX_RUNS, sizeof *w.runs);
-  w.buffers = buffers_new ((size_t) DEPTH * REQUEST_BYTES);
+  w.buffers = buffers_new ((size_t)DEPTH * REQUEST_BYTES);
   if (w.runs == NULL || w.buffers == NULL)
     fail (&w, "probe", ENOMEM);
   else if (p->size > 0 && w.request > 0) {
@@ -254,5 +259,6 @@ probe_rate (const struct probe *p)
 {
   if (p->read_bytes == 0)
     return 0;
-  return (double) p->read_bytes * 1e9 / (double) (p->read_ns > MIN_RATE_NS ? p->read_ns : MIN_RATE_NS);
+  return (double)p->read_bytes * 1e9
+         / (double)(p->read_ns > MIN_RATE_NS ? p->read_ns : MIN_RATE_NS);
 }

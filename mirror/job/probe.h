@@ -2,8 +2,9 @@
  *
  * How fast can an endpoint be read, and how much of it is data?  For a dry run: nothing is written.
  *
- * First its block status is asked, from the beginning, for at most half the time; then what it says is data is read,
- * several requests at a time, until the time is up or the end is reached; a disk that is all holes is read as it is.
+ * First its block status is asked, from the beginning, for at most half the time; then what it says
+ * is data is read, several requests at a time, until the time is up or the end is reached; a disk
+ * that is all holes is read as it is.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_PROBE_H
@@ -17,17 +18,17 @@
 
 struct probe {
   /* Set by the caller. */
-  struct endpoint *ep;   /* borrowed */
-  uint64_t size;         /* bytes of it that count */
-  uint64_t limit;        /* read at most so many bytes a second; 0: no limit */
-  uint64_t end_ns;       /* stop then */
+  struct endpoint *ep; /* borrowed */
+  uint64_t size;       /* bytes of it that count */
+  uint64_t limit;      /* read at most so many bytes a second; 0: no limit */
+  uint64_t end_ns;     /* stop then */
 
   /* Results. */
   uint64_t mapped_bytes; /* how far block status was asked */
   uint64_t data_bytes;   /* what it called data up to there */
   uint64_t read_bytes, read_ns;
-  uint64_t rtt_ns;       /* the shortest small read; 0: none */
-  char *error;           /* NULL, or why it stopped; owned */
+  uint64_t rtt_ns; /* the shortest small read; 0: none */
+  char *error;     /* NULL, or why it stopped; owned */
 
   pthread_t thread;
 };

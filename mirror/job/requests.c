@@ -26,10 +26,9 @@ job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, 
   if (vasprintf (&desc, fmt, ap) == -1)
     desc = NULL;
   va_end (ap);
-  json_t *args
-    = class_ ? json_pack ("{s:I, s:{s:s, s:s}}", "request", (json_int_t) request, "error", "class",
-                          class_, "desc", desc ? desc : "out of memory")
-             : json_pack ("{s:I, s:{}}", "request", (json_int_t) request, "return");
+  json_t *args = class_ ? json_pack ("{s:I, s:{s:s, s:s}}", "request", (json_int_t)request, "error",
+                                     "class", class_, "desc", desc ? desc : "out of memory")
+                        : json_pack ("{s:I, s:{}}", "request", (json_int_t)request, "return");
   if (control_client_send (j->control, "mirror-reply", args, &error) == -1)
     free (error); /* a lost connection shows with the next event */
   free (desc);
@@ -46,10 +45,10 @@ static void
 ok_but (struct job *j, int64_t request, const char *note)
 {
   char *error = NULL;
-  if (control_client_send (j->control, "mirror-reply",
-                           json_pack ("{s:I, s:{s:s}}", "request", (json_int_t) request, "return", "note",
-                                      note),
-                           &error)
+  if (control_client_send (
+          j->control, "mirror-reply",
+          json_pack ("{s:I, s:{s:s}}", "request", (json_int_t)request, "return", "note", note),
+          &error)
       == -1)
     free (error);
 }
@@ -61,10 +60,11 @@ set_speed (struct job *j, int64_t request, json_t *args, const char *key)
 {
   json_t *v = json_object_get (args, key);
   if (!json_is_integer (v) || json_integer_value (v) < 0) {
-    job_reply (j, request, "GenericError", "%s must be a number of bytes a second, 0 for no limit", key);
+    job_reply (j, request, "GenericError", "%s must be a number of bytes a second, 0 for no limit",
+               key);
     return;
   }
-  j->rate_limit = (uint64_t) json_integer_value (v);
+  j->rate_limit = (uint64_t)json_integer_value (v);
   engine_set_rate (&j->engine, j->rate_limit);
   ok (j, request);
 }
@@ -81,32 +81,36 @@ set_options (struct job *j, int64_t request, json_t *args)
   enum job_policy p = j->policy;
 
   if (limit && (!json_is_integer (limit) || json_integer_value (limit) < 0)) {
-    job_reply (j, request, "GenericError", "bandwidth-limit must be a number of bytes a second, 0 for no limit");
+    job_reply (j, request, "GenericError",
+               "bandwidth-limit must be a number of bytes a second, 0 for no limit");
     return;
   }
-  if (down && (!json_is_integer (down) || json_integer_value (down) < 1
-               || json_integer_value (down) > MAX_DOWNTIME_LIMIT_MS)) {
-    job_reply (j, request, "GenericError", "max-downtime-ms must be between 1 and %d", MAX_DOWNTIME_LIMIT_MS);
+  if (down
+      && (!json_is_integer (down) || json_integer_value (down) < 1
+          || json_integer_value (down) > MAX_DOWNTIME_LIMIT_MS)) {
+    job_reply (j, request, "GenericError", "max-downtime-ms must be between 1 and %d",
+               MAX_DOWNTIME_LIMIT_MS);
     return;
   }
   if (policy && (!json_is_string (policy) || !job_policy_parse (json_string_value (policy), &p))) {
     job_reply (j, request, "GenericError", "policy must be sync, throttle, none or fail");
     return;
   }
-  if (delay && (!json_is_integer (delay) || json_integer_value (delay) < 1
-                || json_integer_value (delay) > JOB_MAX_WRITE_DELAY_LIMIT_MS)) {
+  if (delay
+      && (!json_is_integer (delay) || json_integer_value (delay) < 1
+          || json_integer_value (delay) > JOB_MAX_WRITE_DELAY_LIMIT_MS)) {
     job_reply (j, request, "GenericError", "max-write-delay-ms must be between 1 and %d",
                JOB_MAX_WRITE_DELAY_LIMIT_MS);
     return;
   }
   if (limit) {
-    j->rate_limit = (uint64_t) json_integer_value (limit);
+    j->rate_limit = (uint64_t)json_integer_value (limit);
     engine_set_rate (&j->engine, j->rate_limit);
   }
   if (delay)
-    j->gate.max_write_delay_ms = (uint64_t) json_integer_value (delay);
+    j->gate.max_write_delay_ms = (uint64_t)json_integer_value (delay);
   if (down)
-    j->max_downtime_ms = (uint64_t) json_integer_value (down);
+    j->max_downtime_ms = (uint64_t)json_integer_value (down);
   if (policy) {
     j->policy = p;
     j->told_not_converging = false;
@@ -159,7 +163,7 @@ static void
 prepare (struct job *j, int64_t request, json_t *args)
 {
   json_int_t lease = json_integer_value (json_object_get (args, "lease-ms"));
-  job_final_begin (j, request, lease > 0 ? (uint64_t) lease : 2 * j->max_downtime_ms,
+  job_final_begin (j, request, lease > 0 ? (uint64_t)lease : 2 * j->max_downtime_ms,
                    json_is_true (json_object_get (args, "guest-stopped")));
 }
 
@@ -213,7 +217,7 @@ handle_event (struct job *j, const char *name, json_t *data)
     handle_committed (j, data);
   else if (!strcmp (name, "MIRROR_RELEASED")) {
     const char *reason = json_string_value (json_object_get (data, "reason"));
-    uint64_t generation = (uint64_t) json_integer_value (json_object_get (data, "generation"));
+    uint64_t generation = (uint64_t)json_integer_value (json_object_get (data, "generation"));
     /* Generation 0: the hand-off was given up before anything was held for it. */
     if (j->final >= FINAL_COPY ? generation == j->generation : generation == 0)
       job_final_released (j, reason ? reason : "no reason given");

@@ -32,7 +32,7 @@ job_state (struct job *j)
 static double
 total_s (const struct job *j)
 {
-  return j->base.total_s + (double) (now_ns () - j->start_ns) / NS_PER_S;
+  return j->base.total_s + (double)(now_ns () - j->start_ns) / NS_PER_S;
 }
 
 static json_t *
@@ -49,7 +49,7 @@ target (const struct job *j)
   size_t n = 0;
 
   for (unsigned i = 0; i < j->dest.nr_dest && n < sizeof text; i++)
-    n += (size_t) snprintf (text + n, sizeof text - n, i ? " %s" : "%s", j->dest.dest[i]);
+    n += (size_t)snprintf (text + n, sizeof text - n, i ? " %s" : "%s", j->dest.dest[i]);
   if (n >= sizeof text && j->dest.nr_dest == 1)
     return json_null (); /* half a name is none */
   json_t *words = json_string (text);
@@ -75,17 +75,17 @@ own_status (struct job *j)
   pthread_mutex_unlock (&e->lock);
 
   json_t *o = json_pack (
-    "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", job_state (j), "pass",
-    (json_int_t) pass, "passes", (json_int_t) passes, "sent-bytes",
-    (json_int_t) atomic_load (&j->region->hdr->sent_bytes), "zero-bytes",
-    (json_int_t) atomic_load (&j->region->hdr->zero_bytes), "bandwidth-limit",
-    (json_int_t) j->rate_limit, "max-downtime-ms", (json_int_t) j->max_downtime_ms, "degraded-s",
-    j->base.degraded_s + (double) supervisor_degraded_ns (&j->supervisor) / NS_PER_S, "total-s",
-    total_s (j));
+      "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", job_state (j), "pass",
+      (json_int_t)pass, "passes", (json_int_t)passes, "sent-bytes",
+      (json_int_t)atomic_load (&j->region->hdr->sent_bytes), "zero-bytes",
+      (json_int_t)atomic_load (&j->region->hdr->zero_bytes), "bandwidth-limit",
+      (json_int_t)j->rate_limit, "max-downtime-ms", (json_int_t)j->max_downtime_ms, "degraded-s",
+      j->base.degraded_s + (double)supervisor_degraded_ns (&j->supervisor) / NS_PER_S, "total-s",
+      total_s (j));
   if (o == NULL)
     return NULL;
   json_object_set_new (o, "reconnects",
-                       json_integer ((json_int_t) (j->base.reconnects + j->supervisor.reconnects)));
+                       json_integer ((json_int_t)(j->base.reconnects + j->supervisor.reconnects)));
   json_object_set_new (o, "bandwidth", number_or_null (est->bandwidth > 0, est->bandwidth));
   json_object_set_new (o, "dirty-rate", number_or_null (est->nr_guest > 0, est->dirty_rate));
   json_object_set_new (o, "expected-downtime-ms",
@@ -124,7 +124,9 @@ job_publish_sealed (struct job *j, json_t *report)
 
   if (report)
     json_object_set_new (report, "sealed", sealed (j));
-  if (control_client_send (j->control, "mirror-progress", json_pack ("{s:o}", "sealed", sealed (j)), &error) == -1)
+  if (control_client_send (j->control, "mirror-progress", json_pack ("{s:o}", "sealed", sealed (j)),
+                           &error)
+      == -1)
     free (error); /* nobody is left to be told */
 }
 
@@ -132,7 +134,7 @@ static json_int_t
 bytes_of (const struct region *r, uint64_t blocks)
 {
   uint64_t n = blocks << r->geo.block_shift;
-  return (json_int_t) (n < r->geo.disk_size ? n : r->geo.disk_size);
+  return (json_int_t)(n < r->geo.disk_size ? n : r->geo.disk_size);
 }
 
 json_t *
@@ -144,17 +146,20 @@ job_status (struct job *j)
     return NULL;
   uint64_t claimed = bitmap_count (r, REGION_CLAIMED_A) + bitmap_count (r, REGION_CLAIMED_B);
   json_t *more = json_pack (
-    "{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "size", (json_int_t) r->geo.disk_size, "block-size",
-    (json_int_t) r->geo.block_size, "dirty-bytes", bytes_of (r, bitmap_count (r, REGION_DIRTY)),
-    "claimed-bytes", bytes_of (r, claimed), "quarantine-bytes",
-    bytes_of (r, bitmap_count (r, REGION_QUARANTINE)), "session",
-    (json_int_t) atomic_load (&r->hdr->session), "gate",
-    j->committed ? "fenced" : j->final >= FINAL_COPY ? "held" : job_gate_name (job_gate_now (j)),
-    "worker", "attached");
+      "{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "size", (json_int_t)r->geo.disk_size,
+      "block-size", (json_int_t)r->geo.block_size, "dirty-bytes",
+      bytes_of (r, bitmap_count (r, REGION_DIRTY)), "claimed-bytes", bytes_of (r, claimed),
+      "quarantine-bytes", bytes_of (r, bitmap_count (r, REGION_QUARANTINE)), "session",
+      (json_int_t)atomic_load (&r->hdr->session), "gate",
+      j->committed             ? "fenced"
+      : j->final >= FINAL_COPY ? "held"
+                               : job_gate_name (job_gate_now (j)),
+      "worker", "attached");
   json_object_update_new (o, more);
   json_object_set_new (o, "dirty-limit",
-                       job_gate_now (j) == JOB_GATE_THROTTLED ? json_integer ((json_int_t) j->gate.limit)
-                                                              : json_null ());
+                       job_gate_now (j) == JOB_GATE_THROTTLED
+                           ? json_integer ((json_int_t)j->gate.limit)
+                           : json_null ());
   json_object_set_new (o, "synchronised", json_boolean (job_gate_synchronised (j)));
   json_object_set_new (o, "downtime-ms", number_or_null (j->committed, j->downtime_ms));
   json_object_set_new (o, "rollback-token", j->token ? json_string (j->token) : json_null ());
@@ -165,13 +170,14 @@ job_status (struct job *j)
 static void
 add_delays (struct job *j, json_t *o)
 {
-  static const char *const names[] = { "max-write-delay-ms", "delayed-writes", "missed-writes",
-                                       "longest-write-delay-ms", NULL };
+  static const char *const names[]
+      = { "max-write-delay-ms", "delayed-writes", "missed-writes", "longest-write-delay-ms", NULL };
   json_t *status = NULL;
   char *error = NULL;
 
-  if (control_client_call (j->control, "query-mirror", NULL, -1, REPORT_TIMEOUT_MS, &status, NULL, NULL,
-                           &error) == -1)
+  if (control_client_call (j->control, "query-mirror", NULL, -1, REPORT_TIMEOUT_MS, &status, NULL,
+                           NULL, &error)
+      == -1)
     free (error);
   for (const char *const *n = names; *n != NULL; n++) {
     json_t *v = json_object_get (status, *n);
@@ -193,12 +199,11 @@ job_report (struct job *j)
   for (unsigned i = first; i < e->nr_passes; i++) {
     const struct engine_pass *p = &e->pass_log[i % ENGINE_MAX_PASS_LOG];
     json_array_append_new (
-      log, json_pack ("{s:I, s:I, s:I, s:I, s:I, s:f}", "pass",
-                      (json_int_t) (j->base.passes + p->number), "left-before",
-                      (json_int_t) p->left_before, "left-after", (json_int_t) p->left_after,
-                      "sent-bytes", (json_int_t) p->sent_bytes, "zero-bytes",
-                      (json_int_t) p->zero_bytes, "seconds",
-                      (double) (p->end_ns - p->start_ns) / NS_PER_S));
+        log, json_pack (
+                 "{s:I, s:I, s:I, s:I, s:I, s:f}", "pass", (json_int_t)(j->base.passes + p->number),
+                 "left-before", (json_int_t)p->left_before, "left-after", (json_int_t)p->left_after,
+                 "sent-bytes", (json_int_t)p->sent_bytes, "zero-bytes", (json_int_t)p->zero_bytes,
+                 "seconds", (double)(p->end_ns - p->start_ns) / NS_PER_S));
   }
   pthread_mutex_unlock (&e->lock);
   json_object_set_new (o, "pass-log", log);

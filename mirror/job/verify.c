@@ -2,9 +2,10 @@
  *
  * Compare two endpoints.  See verify.h.
  *
- * One thread, many requests: the disk is walked in ascending order in pieces; each piece is read from both
- * sides at the same time.  Pieces end in any order; what counts is the lowest offset that differs,
- * so after a difference only pieces below it still matter, and those are all in flight already.
+ * One thread, many requests: the disk is walked in ascending order in pieces; each piece is read
+ * from both sides at the same time.  Pieces end in any order; what counts is the lowest offset that
+ * differs, so after a difference only pieces below it still matter, and those are all in flight
+ * already.
  */
 
 #include "config.h"
@@ -43,11 +44,11 @@ struct walk {
     unsigned outstanding; /* reads; 0: free */
   } pieces[PIECES];
   unsigned active;
-  uint64_t size;     /* to compare */
-  uint32_t unit;     /* offsets are multiples of this: 4096, or a side's minimum block */
-  uint32_t piece;    /* at most so many bytes in one read: what both sides take */
-  uint64_t next;     /* first byte that was not dealt with yet */
-  uint64_t differs;  /* lowest differing offset, UINT64_MAX: none */
+  uint64_t size;    /* to compare */
+  uint32_t unit;    /* offsets are multiples of this: 4096, or a side's minimum block */
+  uint32_t piece;   /* at most so many bytes in one read: what both sides take */
+  uint64_t next;    /* first byte that was not dealt with yet */
+  uint64_t differs; /* lowest differing offset, UINT64_MAX: none */
   uint64_t read_bytes;
   int error;
   unsigned error_side;
@@ -145,7 +146,7 @@ start_piece (struct walk *w, uint64_t length)
   struct piece *p = free_piece (w);
 
   p->offset = w->next;
-  p->length = length < w->piece ? (uint32_t) length : w->piece;
+  p->length = length < w->piece ? (uint32_t)length : w->piece;
   w->active++;
   for (unsigned side = 0; side < 2; side++) {
     /* Where one side is longer, its minimum block may reach beyond what is compared. */
@@ -181,7 +182,8 @@ fill (struct walk *w)
       if (n < w->size - w->next)
         n -= (w->next + n) % w->unit;
       w->next += n;
-    } else if (start_piece (w, w->size - w->next < to_boundary ? w->size - w->next : to_boundary) == -1)
+    } else if (start_piece (w, w->size - w->next < to_boundary ? w->size - w->next : to_boundary)
+               == -1)
       return;
   }
 }
@@ -225,8 +227,10 @@ walk_all (struct walk *w, const struct verify_options *o, char **error)
   }
   if (w->error) {
     const char *why = channel_error (w->ch[w->error_side]);
-    if (asprintf (error, "%s: cannot read at offset %" PRIu64 ": %s", endpoint_name (w->ep[w->error_side]),
-                  w->error_offset, why ? why : strerror (w->error)) == -1)
+    if (asprintf (error, "%s: cannot read at offset %" PRIu64 ": %s",
+                  endpoint_name (w->ep[w->error_side]), w->error_offset,
+                  why ? why : strerror (w->error))
+        == -1)
       *error = NULL;
     return VERIFY_FAILED;
   }
@@ -262,7 +266,7 @@ verify_run (const struct verify_options *o, struct verify_report *report, char *
   *error = NULL;
   memset (report, 0, sizeof *report);
   if (w != NULL)
-    memory = buffers_new (2 * (size_t) PIECES * PIECE);
+    memory = buffers_new (2 * (size_t)PIECES * PIECE);
   if (memory == NULL) {
     free (w);
     *error = strdup ("out of memory");
@@ -270,7 +274,7 @@ verify_run (const struct verify_options *o, struct verify_report *report, char *
   }
   for (unsigned i = 0; i < PIECES; i++) {
     w->pieces[i].w = w;
-    w->pieces[i].buf[0] = memory + 2 * (size_t) i * PIECE;
+    w->pieces[i].buf[0] = memory + 2 * (size_t)i * PIECE;
     w->pieces[i].buf[1] = w->pieces[i].buf[0] + PIECE;
   }
   if (open_side (w, 0, o->a, o->nr_a, &o->endpoint, error) == 0

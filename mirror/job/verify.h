@@ -23,14 +23,14 @@ struct verify_options {
 };
 
 struct verify_report {
-  uint64_t size;         /* of A */
-  uint64_t read_bytes;   /* read on each side, and compared */
-  uint64_t offset;       /* the first difference */
+  uint64_t size;       /* of A */
+  uint64_t read_bytes; /* read on each side, and compared */
+  uint64_t offset;     /* the first difference */
   uint64_t size_b;
 };
 
-/* *ERROR (caller frees) is set if VERIFY_FAILED.  B smaller than A is a difference, at B's end if all before is
- * equal.  Ranges that both sides' block status calls zero are not read. */
+/* *ERROR (caller frees) is set if VERIFY_FAILED.  B smaller than A is a difference, at B's end if
+ * all before is equal.  Ranges that both sides' block status calls zero are not read. */
 enum verify_result verify_run (const struct verify_options *o, struct verify_report *report,
                                char **error);
 

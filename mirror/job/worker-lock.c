@@ -30,7 +30,8 @@ fail (struct worker_lock *l, const char *what, char **error)
   return -1;
 }
 
-/* Beside the socket itself, not beside a link to it: whoever comes another way must find the same file. */
+/* Beside the socket itself, not beside a link to it: whoever comes another way must find the same
+ * file. */
 static char *
 lock_path (const char *control)
 {
@@ -85,7 +86,7 @@ read_record (struct worker_lock *l, int fd)
   l->left_by[0] = '\0';
   text[n > 0 ? n : 0] = '\0';
   if (sscanf (text, "%ld %36s", &pid, l->left_by) >= 1)
-    l->left_by_pid = (pid_t) pid;
+    l->left_by_pid = (pid_t)pid;
 }
 
 static int
@@ -93,7 +94,7 @@ write_record (struct worker_lock *l, const char *instance, char **error)
 {
   char text[RECORD + 1];
 
-  snprintf (text, sizeof text, "%-15ld %-47.36s\n", (long) getpid (), instance);
+  snprintf (text, sizeof text, "%-15ld %-47.36s\n", (long)getpid (), instance);
   ssize_t n = pwrite (l->fd, text, RECORD, 0);
   if (n == RECORD)
     return 0;
@@ -116,7 +117,7 @@ clock_ms (void)
 {
   struct timespec ts;
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 /* The lock is ours: note in the file who has it.  The rest of what it says stays, for now. */

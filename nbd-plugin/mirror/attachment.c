@@ -22,13 +22,14 @@
 void
 job_random_uuid (uint8_t uuid[16])
 {
-  if (getentropy (uuid, 16) == -1) { /* no worse than a clock: it only tells regions and filters apart */
+  if (getentropy (uuid, 16)
+      == -1) { /* no worse than a clock: it only tells regions and filters apart */
     int64_t now = gate_now ();
     memset (uuid, 0, 16);
     memcpy (uuid, &now, sizeof now);
   }
-  uuid[6] = (uint8_t) ((uuid[6] & 0x0f) | 0x40);
-  uuid[8] = (uint8_t) ((uuid[8] & 0x3f) | 0x80);
+  uuid[6] = (uint8_t)((uuid[6] & 0x0f) | 0x40);
+  uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
 }
 
 static void
@@ -154,7 +155,7 @@ job_default_lease_ms (const struct job *j)
   if (ms <= 0)
     ms = DEFAULT_MAX_DOWNTIME_MS;
   ms *= 2;
-  return ms >= (double) MAX_LEASE_MS ? MAX_LEASE_MS : ms < 1 ? 1 : (int64_t) ms;
+  return ms >= (double)MAX_LEASE_MS ? MAX_LEASE_MS : ms < 1 ? 1 : (int64_t)ms;
 }
 
 /* A fresh region in the tracker's table, holding what START says.  The old one is gone then. */
@@ -219,7 +220,7 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
   struct process process;
   process_init (&process);
   if (process_watch (&process, pid) == -1) {
-    control_error (peer, id, "GenericError", "cannot watch the worker's process %ld: %s", (long) pid,
+    control_error (peer, id, "GenericError", "cannot watch the worker's process %ld: %s", (long)pid,
                    strerror (errno));
     return;
   }
@@ -243,17 +244,16 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
   json_object_set_new (j->published, "state", json_string ("copying"));
   m->have_downtime = false;
   control_peer_set_worker (peer, true);
-  control_reply (peer, id,
-                 json_pack ("{s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:s, s:s, s:s, s:I}", "size",
-                            (json_int_t) r->geo.disk_size, "block-size",
-                            (json_int_t) r->geo.block_size, "session",
-                            (json_int_t) atomic_load (&r->hdr->session), "resumed", resumed, "job",
-                            resumed ? json_deep_copy (j->published) : json_null (), "uri",
-                            string_or_null (m->config.uri), "direct",
-                            string_or_null (m->config.direct), "export", m->config.export,
-                            "nbdkit-version", NBDKIT_VERSION_STRING, "instance",
-                            j->instance, "lease-ms", (json_int_t) job_default_lease_ms (j)),
-                 r->fd);
+  control_reply (
+      peer, id,
+      json_pack ("{s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:s, s:s, s:s, s:I}", "size",
+                 (json_int_t)r->geo.disk_size, "block-size", (json_int_t)r->geo.block_size,
+                 "session", (json_int_t)atomic_load (&r->hdr->session), "resumed", resumed, "job",
+                 resumed ? json_deep_copy (j->published) : json_null (), "uri",
+                 string_or_null (m->config.uri), "direct", string_or_null (m->config.direct),
+                 "export", m->config.export, "nbdkit-version", NBDKIT_VERSION_STRING, "instance",
+                 j->instance, "lease-ms", (json_int_t)job_default_lease_ms (j)),
+      r->fd);
 }
 
 /* May this attach go on?  False if it was answered with an error. */
@@ -270,7 +270,7 @@ attach_allowed (struct mirror *m, struct control_peer *peer, json_t *id, json_t 
                    "this disk was handed over: writes are refused until a rollback");
   else if (m->job.worker != NULL)
     control_error (peer, id, "WorkerAttached", "a worker is attached: process %ld",
-                   (long) m->job.process.pid);
+                   (long)m->job.process.pid);
   else if (!tracker_geometry (&m->tracker, &geo))
     control_error (peer, id, "NoDisk",
                    "the disk's size is not known: open an NBD connection to the export first");
@@ -314,7 +314,7 @@ attach_tick (struct mirror *m)
   if (!ended)
     control_error (w.peer, w.id, "WorkerAttached",
                    "the last worker hung up, but its process %ld still exists",
-                   (long) m->job.process.pid);
+                   (long)m->job.process.pid);
   else if (attach_allowed (m, w.peer, w.id, w.args))
     attach_now (m, w.peer, w.id, w.args);
   answer_free (&w);
@@ -380,8 +380,8 @@ job_relay (struct mirror *m, struct control_peer *peer, json_t *id, const char *
   r->next = j->relays;
   j->relays = r;
   control_event (m->server, j->worker, "MIRROR_REQUEST",
-                 json_pack ("{s:I, s:s, s:O}", "request", (json_int_t) r->number, "execute",
-                            execute, "arguments", args));
+                 json_pack ("{s:I, s:s, s:O}", "request", (json_int_t)r->number, "execute", execute,
+                            "arguments", args));
 }
 
 static struct relay *
@@ -441,7 +441,7 @@ hold_tick (struct mirror *m)
     return;
   switch (gate_drained (&m->gate, w->generation)) {
   case 0:
-    control_reply (w->peer, w->id, json_pack ("{s:I}", "generation", (json_int_t) w->generation),
+    control_reply (w->peer, w->id, json_pack ("{s:I}", "generation", (json_int_t)w->generation),
                    -1);
     break;
   case EAGAIN:

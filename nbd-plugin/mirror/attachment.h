@@ -21,7 +21,8 @@
 void job_init (struct job *j);
 void job_free (struct mirror *m);
 
-/* mirror-attach: answers, at once or when the old worker's process has ended.  ARGS were checked. */
+/* mirror-attach: answers, at once or when the old worker's process has ended.  ARGS were checked.
+ */
 void job_attach (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args);
 
 /* The worker left (mirror-detach, STATE its last word) or was lost (STATE "detached"). STATE is a

@@ -97,7 +97,7 @@ set_gate (struct call *c)
   while (mode <= PACE_SYNCHRONOUS && strcmp (name, names[mode]) != 0)
     mode++;
   pace_look (&m->pace, &pace);
-  double delay_ns = delay != NULL ? json_number_value (delay) * 1e6 : (double) pace.max_delay_ns;
+  double delay_ns = delay != NULL ? json_number_value (delay) * 1e6 : (double)pace.max_delay_ns;
   gate_look (&m->gate, &gate);
   if (mode > PACE_SYNCHRONOUS)
     control_error (c->peer, c->id, "GenericError",
@@ -105,13 +105,13 @@ set_gate (struct call *c)
   else if (mode == PACE_THROTTLED && limit < 1)
     control_error (c->peer, c->id, "GenericError",
                    "a throttled gate needs a dirty-limit of at least 1 byte a second");
-  else if (delay_ns < 1e3 || delay_ns > (double) PACE_MAX_DELAY_NS)
+  else if (delay_ns < 1e3 || delay_ns > (double)PACE_MAX_DELAY_NS)
     control_error (c->peer, c->id, "GenericError", "max-write-delay-ms must be 0.001 to %lld",
-                   (long long) (PACE_MAX_DELAY_NS / NS_PER_MS));
+                   (long long)(PACE_MAX_DELAY_NS / NS_PER_MS));
   else if (gate.mode == GATE_FENCED || m->job.region == NULL)
     control_error (c->peer, c->id, "Fenced", "this disk was handed over");
   else {
-    pace_set (&m->pace, m->job.region, (enum pace_mode) mode, (uint64_t) limit, (int64_t) delay_ns);
+    pace_set (&m->pace, m->job.region, (enum pace_mode)mode, (uint64_t)limit, (int64_t)delay_ns);
     control_reply (c->peer, c->id, NULL, -1);
   }
 }
@@ -119,8 +119,8 @@ set_gate (struct call *c)
 static void
 prepared (struct call *c)
 {
-  handoff_prepared (c->m, c->peer, c->id, (uint64_t) call_integer (c, "generation", 0),
-                    (uint64_t) call_integer (c, "session", 0));
+  handoff_prepared (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0),
+                    (uint64_t)call_integer (c, "session", 0));
 }
 
 static void
@@ -128,7 +128,7 @@ unhold (struct call *c)
 {
   struct mirror *m = c->m;
   struct handoff *h = &m->handoff;
-  uint64_t generation = (uint64_t) call_integer (c, "generation", 0);
+  uint64_t generation = (uint64_t)call_integer (c, "generation", 0);
   int r = generation == 0 ? ESTALE : gate_release (&m->gate, generation, "released");
 
   if (r == EALREADY)
@@ -147,7 +147,7 @@ unhold (struct call *c)
 static void
 reply (struct call *c)
 {
-  struct relay *r = job_take_relay (&c->m->job, (uint64_t) call_integer (c, "request", 0));
+  struct relay *r = job_take_relay (&c->m->job, (uint64_t)call_integer (c, "request", 0));
   json_t *ret = json_object_get (c->args, "return");
   json_t *error = json_object_get (c->args, "error");
 
@@ -163,8 +163,7 @@ reply (struct call *c)
     const char *desc = json_string_value (json_object_get (error, "desc"));
     control_error (r->peer, r->id, class_ != NULL ? class_ : "GenericError", "%s",
                    desc != NULL ? desc : "the worker refused");
-  }
-  else
+  } else
     control_reply (r->peer, r->id, json_incref (ret), -1);
   relay_free (r);
 }
@@ -180,20 +179,17 @@ detach (struct call *c)
     job_worker_gone (m, "cancelled", reason);
     job_worker_finished (m);
     control_event (m->server, NULL, "BLOCK_JOB_CANCELLED", event);
-  }
-  else if (strcmp (state, "failed") == 0) {
+  } else if (strcmp (state, "failed") == 0) {
     job_worker_gone (m, "failed", reason);
     json_object_set_new (event, "error",
                          json_string (reason != NULL ? reason : "the worker gave up"));
     control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", event);
-  }
-  else if (strcmp (state, "detached") == 0 || strcmp (state, "completed") == 0) {
+  } else if (strcmp (state, "detached") == 0 || strcmp (state, "completed") == 0) {
     json_decref (event);
     job_worker_gone (m, "detached", reason);
     if (m->job.region == NULL) /* committed: nothing is left to write to anything */
       job_worker_finished (m);
-  }
-  else {
+  } else {
     json_decref (event);
     control_error (c->peer, c->id, "GenericError",
                    "state must be detached, cancelled, failed or completed, not '%.64s'", state);

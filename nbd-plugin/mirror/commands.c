@@ -38,7 +38,7 @@ call_lease_ok (struct call *c)
   if (ms >= 1 && ms <= MAX_LEASE_MS)
     return true;
   control_error (c->peer, c->id, "GenericError", "lease-ms must be 1 to %lld",
-                 (long long) MAX_LEASE_MS);
+                 (long long)MAX_LEASE_MS);
   return false;
 }
 
@@ -133,8 +133,8 @@ prepare (struct call *c)
   const char *waiters = call_string (c, "waiters"), *successor = call_string (c, "successor");
 
   if (successor != NULL && (successor[0] != '/' || strlen (successor) > FENCE_SUCCESSOR_MAX))
-    control_error (c->peer, c->id, "GenericError", "successor must be an absolute path of at most %d bytes",
-                   FENCE_SUCCESSOR_MAX);
+    control_error (c->peer, c->id, "GenericError",
+                   "successor must be an absolute path of at most %d bytes", FENCE_SUCCESSOR_MAX);
   else if (waiters != NULL && strcmp (waiters, "error") != 0 && strcmp (waiters, "keep") != 0)
     control_error (c->peer, c->id, "GenericError", "waiters must be error or keep, not '%.64s'",
                    waiters);
@@ -147,7 +147,7 @@ prepare (struct call *c)
 static void
 finalize (struct call *c)
 {
-  handoff_finalize (c->m, c->peer, c->id, (uint64_t) call_integer (c, "generation", 0));
+  handoff_finalize (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0));
 }
 
 static void
@@ -159,7 +159,7 @@ decision (struct call *c)
 static void
 release (struct call *c)
 {
-  handoff_release (c->m, c->peer, c->id, (uint64_t) call_integer (c, "generation", 0));
+  handoff_release (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0));
 }
 
 static void
@@ -191,9 +191,11 @@ static const struct command commands[] = {
   { "block-job-resume", "device:s", relay, false },
   { "block-job-cancel", "device:s force:b", block_job_cancel, false },
   { "block-job-complete", "device:s", relay, false },
-  { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i", mirror_set, false },
+  { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i",
+    mirror_set, false },
   { "mirror-measure", "", measure, false },
-  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s guest-stopped:b", prepare, false },
+  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s guest-stopped:b", prepare,
+    false },
   { "job-finalize", "generation:i!", finalize, false },
   { "mirror-decision", "keep:b", decision, false },
   { "mirror-release", "generation:i", release, false },
@@ -290,7 +292,7 @@ arguments_ok (struct call *c, const struct command *k)
   for (const char *p = k->arguments; *p != '\0'; p += strspn (p, " ")) {
     size_t len = strcspn (p, ":"), end = strcspn (p, " ");
     char wanted[64];
-    snprintf (wanted, sizeof wanted, "%.*s", (int) len, p);
+    snprintf (wanted, sizeof wanted, "%.*s", (int)len, p);
     if (p[end - 1] == '!' && json_object_get (c->args, wanted) == NULL) {
       control_error (c->peer, c->id, "GenericError", "Parameter '%s' is missing", wanted);
       return false;
@@ -321,7 +323,7 @@ on_command (void *opaque, struct control_peer *peer, const char *name, json_t *a
   const struct command *k = find_command (name);
 
   if (mirror_debug_control)
-    nbdkit_debug ("mirror: %s from process %ld", name, (long) control_peer_pid (peer));
+    nbdkit_debug ("mirror: %s from process %ld", name, (long)control_peer_pid (peer));
   mirror_tick (m); /* what time has changed comes before what the command changes */
   if (k == NULL)
     control_error (peer, id, "CommandNotFound", "The command %.64s has not been found", name);

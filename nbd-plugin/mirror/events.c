@@ -27,16 +27,16 @@ tell_gate (struct mirror *m)
     return;
   const char *reason = gate.mode == GATE_HELD || gate.reason == NULL ? "" : gate.reason;
   if (mirror_debug_gate)
-    nbdkit_debug ("mirror: gate %s, generation %llu %s", name,
-                  (unsigned long long) gate.generation, reason);
+    nbdkit_debug ("mirror: gate %s, generation %llu %s", name, (unsigned long long)gate.generation,
+                  reason);
   control_event (m->server, NULL, "MIRROR_GATE",
                  json_pack ("{s:s, s:I, s:s}", "gate", name, "generation",
-                            (json_int_t) gate.generation, "reason", reason));
+                            (json_int_t)gate.generation, "reason", reason));
   /* A hold that began and ended since we looked last was one of the worker's, too. */
   if (changed && m->job.worker != NULL && gate.mode == GATE_OPEN)
-    control_event (m->server, m->job.worker, "MIRROR_RELEASED",
-                   json_pack ("{s:I, s:s}", "generation", (json_int_t) gate.generation, "reason",
-                              reason));
+    control_event (
+        m->server, m->job.worker, "MIRROR_RELEASED",
+        json_pack ("{s:I, s:s}", "generation", (json_int_t)gate.generation, "reason", reason));
   m->told.mode = gate.mode;
   m->told.generation = gate.generation;
   m->told.pace = pace.mode;

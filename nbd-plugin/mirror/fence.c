@@ -51,20 +51,22 @@ parse (json_t *o, struct fence_record *r)
 
   if (json_unpack (o, "{s:s, s:I, s:s, s:I, s:I, s?s}", "format", &format, "version", &version,
                    "rollback-token", &token, "generation", &generation, "size", &size, "successor",
-                   &successor) == -1)
+                   &successor)
+      == -1)
     return false;
   if (strcmp (format, FORMAT) != 0 || version != FORMAT_VERSION || generation < 1 || size < 0
       || !fence_token_valid (token) || strlen (successor) > FENCE_SUCCESSOR_MAX)
     return false;
   snprintf (r->token, sizeof r->token, "%s", token);
   snprintf (r->successor, sizeof r->successor, "%s", successor);
-  r->generation = (uint64_t) generation;
-  r->disk_size = (uint64_t) size;
+  r->generation = (uint64_t)generation;
+  r->disk_size = (uint64_t)size;
   return true;
 }
 
 /* 1: it is there (*R filled in, or *WARNING set and the token empty); 0: it is not; -1: cannot
- * tell. An empty draft is one whose writer died before it was durable: its disk was never prepared. */
+ * tell. An empty draft is one whose writer died before it was durable: its disk was never prepared.
+ */
 static int
 read_record (const char *path, bool never_used_if_empty, struct fence_record *r, char **warning,
              char **error)
@@ -87,9 +89,8 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
   else if (n == 0 && never_used_if_empty) {
     close (fd);
     return 0;
-  }
-  else {
-    json_t *o = json_loadb (text, (size_t) n, 0, &why);
+  } else {
+    json_t *o = json_loadb (text, (size_t)n, 0, &why);
     if (o == NULL)
       reason = "not JSON";
     else if (!parse (o, r))
@@ -99,10 +100,12 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
   if (fd != -1)
     close (fd);
   if (reason != NULL)
-    fail (warning,
-          "the fence record %s cannot be read (%s): writes are refused.  If this disk was not handed"
-          " over, or the destination is stopped for good, remove that file by hand and restart the"
-          " server", path, reason);
+    fail (
+        warning,
+        "the fence record %s cannot be read (%s): writes are refused.  If this disk was not handed"
+        " over, or the destination is stopped for good, remove that file by hand and restart the"
+        " server",
+        path, reason);
   return 1;
 }
 
@@ -173,7 +176,7 @@ write_durably (const char *path, const char *text, char **error)
   size_t len = strlen (text);
   ssize_t n = write (fd, text, len);
   int saved = n == -1 ? errno : ENOSPC;
-  bool ok = n == (ssize_t) len;
+  bool ok = n == (ssize_t)len;
   if (ok && fsync (fd) == -1) {
     saved = errno;
     ok = false;
@@ -192,8 +195,8 @@ fence_draft (struct fence *f, const struct fence_record *record, char **error)
 {
   json_t *o = json_pack ("{s:s, s:i, s:s, s:I, s:I, s:I, s:s*}", "format", FORMAT, "version",
                          FORMAT_VERSION, "rollback-token", record->token, "generation",
-                         (json_int_t) record->generation, "size", (json_int_t) record->disk_size,
-                         "time", (json_int_t) time (NULL), "successor",
+                         (json_int_t)record->generation, "size", (json_int_t)record->disk_size,
+                         "time", (json_int_t)time (NULL), "successor",
                          record->successor[0] != '\0' ? record->successor : NULL);
   char *text = o == NULL ? NULL : json_dumps (o, JSON_INDENT (2) | JSON_PRESERVE_ORDER);
   json_decref (o);
@@ -214,8 +217,7 @@ fence_commit (struct fence *f, char **error)
   if (f->state == FENCE_COMMITTED)
     return 0;
   /* A retry after a failed fsync of the directory finds the draft renamed already. */
-  if (rename (f->draft_path, f->path) == -1
-      && !(errno == ENOENT && access (f->path, F_OK) == 0))
+  if (rename (f->draft_path, f->path) == -1 && !(errno == ENOENT && access (f->path, F_OK) == 0))
     return fail (error, "cannot rename %s to %s: %s", f->draft_path, f->path, strerror (errno));
   if (sync_directory (f->path, error) == -1)
     return -1;
@@ -229,7 +231,8 @@ fence_remove (struct fence *f, char **error)
 {
   if (f->state == FENCE_NONE)
     return 0;
-  bool draft_only = f->superseded && f->state == FENCE_DRAFT; /* the record fences the predecessor */
+  bool draft_only
+      = f->superseded && f->state == FENCE_DRAFT; /* the record fences the predecessor */
   if ((!draft_only && unlink (f->path) == -1 && errno != ENOENT)
       || (unlink (f->draft_path) == -1 && errno != ENOENT))
     return fail (error, "cannot remove the fence record %s: %s", f->path, strerror (errno));

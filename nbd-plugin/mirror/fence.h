@@ -6,13 +6,14 @@
  *   NONE ---draft---> DRAFT ---commit---> COMMITTED ---remove---> NONE
  *                       +------remove------------------------------^
  *
- * The draft, CONTROL.fence.draft, is durable before the gate is held, so before the disk is called prepared:
- * from then on the coordinator may commit at any instant, even if this server dies before it hears of it.
- * So a draft found at start is a hand-off in doubt, and as good as a fence until somebody who
- * knows how it ended says so.  Committing is a rename, which needs no new disk space.
+ * The draft, CONTROL.fence.draft, is durable before the gate is held, so before the disk is called
+ * prepared: from then on the coordinator may commit at any instant, even if this server dies before
+ * it hears of it. So a draft found at start is a hand-off in doubt, and as good as a fence until
+ * somebody who knows how it ended says so.  Committing is a rename, which needs no new disk space.
  *
- * A disk that was moved to other storage of this host keeps its control socket (nbdmirror evacuate-disk).  The
- * record then names the successor: a server of that very file or device is not meant by it.
+ * A disk that was moved to other storage of this host keeps its control socket (nbdmirror
+ * evacuate-disk).  The record then names the successor: a server of that very file or device is not
+ * meant by it.
  *
  * Used by one thread (main thread before the fork, then the control thread).
  */
@@ -46,10 +47,10 @@ struct fence {
 /* 1 to 64 characters of [A-Za-z0-9._-] */
 bool fence_token_valid (const char *token);
 
-/* Look what is there for the control socket CONTROL, whose disk is the file or device DIRECT (absolute; NULL: not
- * known).  0, and the state is set; *WARNING (caller
- * frees) is set to a message where the record is damaged: it counts as a fence then.  -1 with
- * *ERROR (caller frees). */
+/* Look what is there for the control socket CONTROL, whose disk is the file or device DIRECT
+ * (absolute; NULL: not known).  0, and the state is set; *WARNING (caller frees) is set to a
+ * message where the record is damaged: it counts as a fence then.  -1 with *ERROR (caller frees).
+ */
 int fence_open (struct fence *f, const char *control, const char *direct, char **warning,
                 char **error);
 void fence_close (struct fence *f); /* leaves the files alone */

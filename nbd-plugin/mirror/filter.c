@@ -36,7 +36,8 @@ static struct mirror mirror = { .config.export = "" };
 NBDKIT_DLL_PUBLIC int mirror_debug_control = 0;
 NBDKIT_DLL_PUBLIC int mirror_debug_gate = 0;
 
-/* A connection.  Its mutations are counted in one shard, so that connections share no cache line. */
+/* A connection.  Its mutations are counted in one shard, so that connections share no cache line.
+ */
 struct handle {
   unsigned shard;
 };
@@ -98,7 +99,7 @@ set_block_size (const char *value)
     nbdkit_error ("mirror-block-size=%s: must be a power of two from 4k to 1M", value);
     return -1;
   }
-  mirror.config.block_size = (uint32_t) size;
+  mirror.config.block_size = (uint32_t)size;
   return 0;
 }
 
@@ -177,14 +178,16 @@ mirror_get_ready (int thread_model)
     nbdkit_error ("eventfd: %m");
     return -1;
   }
-  if (fence_open (&mirror.fence, mirror.config.control, mirror.config.direct, &warning, &error) == -1)
+  if (fence_open (&mirror.fence, mirror.config.control, mirror.config.direct, &warning, &error)
+      == -1)
     goto failed;
   if (warning != NULL)
     nbdkit_error ("%s", warning);
   free (warning);
   if (mirror.fence.state == FENCE_DRAFT && mirror.fence.record.token[0] != '\0')
     nbdkit_error ("this disk's last server ended while a hand-off was being decided: writes are"
-                  " refused until a rollback with token %s", mirror.fence.record.token);
+                  " refused until a rollback with token %s",
+                  mirror.fence.record.token);
   if (mirror.fence.state != FENCE_NONE)
     gate_fence (&mirror.gate, mirror.fence.record.generation);
 
@@ -205,7 +208,7 @@ failed:
 static int
 mirror_after_fork (nbdkit_backend *backend)
 {
-  (void) backend;
+  (void)backend;
   serving = true;
   socket_owner = getpid ();
   if (mirror_thread_start (&mirror) == -1) {
@@ -218,7 +221,7 @@ mirror_after_fork (nbdkit_backend *backend)
 static void
 mirror_cleanup (nbdkit_backend *backend)
 {
-  (void) backend;
+  (void)backend;
   mirror_thread_stop (&mirror);
   socket_owner = 0;
   job_free (&mirror);
@@ -229,7 +232,7 @@ static void *
 mirror_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, const char *exportname,
              int is_tls)
 {
-  (void) is_tls;
+  (void)is_tls;
   if (strcmp (exportname, mirror.config.export) != 0) {
     nbdkit_error ("export \"%s\" is not the one that is tracked: this server has mirror-export=%s",
                   exportname, mirror.config.export);
@@ -257,12 +260,12 @@ mirror_prepare (nbdkit_next *next, void *handle, int readonly)
 {
   char *error = NULL;
 
-  (void) handle;
-  (void) readonly;
+  (void)handle;
+  (void)readonly;
   int64_t size = next->get_size (next);
   if (size == -1)
     return -1;
-  if (tracker_opened (&mirror.tracker, (uint64_t) size, mirror.config.block_size, &error) == 0)
+  if (tracker_opened (&mirror.tracker, (uint64_t)size, mirror.config.block_size, &error) == 0)
     return 0;
   nbdkit_error ("%s", error != NULL ? error : "no memory");
   free (error);
@@ -274,7 +277,7 @@ mirror_prepare (nbdkit_next *next, void *handle, int readonly)
 static int
 probe (void *opaque)
 {
-  (void) opaque;
+  (void)opaque;
   return nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN ? ESHUTDOWN : 0;
 }
 
@@ -354,7 +357,7 @@ mirror_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, u
 static int
 mirror_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
 {
-  (void) handle;
+  (void)handle;
   int r = next->flush (next, flags, err);
   pace_after (&mirror.pace, URGENT_FLUSH, 0, 0, 0, probe, NULL);
   return r;

@@ -62,7 +62,7 @@ gate_wake (struct gate *g)
   uint64_t one = 1;
   /* It can fail only when 2^64 - 2 wake-ups are unread: then the reader is awake anyway. */
   ssize_t r = write (g->wake_fd, &one, sizeof one);
-  (void) r;
+  (void)r;
 }
 
 static enum gate_mode
@@ -78,7 +78,7 @@ end_hold (struct gate *g, enum gate_mode mode, const char *reason)
   g->prepared = false;
   g->decision = NULL;
   g->reason = reason;
-  atomic_store (&g->word, (uint32_t) mode);
+  atomic_store (&g->word, (uint32_t)mode);
   pthread_cond_broadcast (&g->changed);
   gate_wake (g);
 }
@@ -97,8 +97,7 @@ settle (struct gate *g, int64_t now)
       end_hold (g, GATE_FENCED, "committed");
     else if (v != DECISION_UNDECIDED)
       end_hold (g, GATE_OPEN, now >= g->lease_end_ns ? "lease ended" : "aborted");
-  }
-  else if (now >= g->lease_end_ns)
+  } else if (now >= g->lease_end_ns)
     end_hold (g, GATE_OPEN, "lease ended");
 }
 
@@ -256,8 +255,7 @@ gate_release (struct gate *g, uint64_t generation, const char *reason)
   else if (g->prepared && decision_try (g->decision, DECISION_ABORT) == DECISION_COMMIT) {
     end_hold (g, GATE_FENCED, "committed");
     r = EALREADY;
-  }
-  else if (!g->stopping)
+  } else if (!g->stopping)
     end_hold (g, GATE_OPEN, reason);
   else {
     g->prepared = false; /* aborted; held until the end */

@@ -45,23 +45,23 @@ enum gate_mode { GATE_OPEN = 0, GATE_HELD = 1, GATE_FENCED = 2 };
 #define GATE_DRAINING 4u /* somebody wants to know when the counter falls to 0 */
 
 struct gate_shard {
-  _Alignas (64) _Atomic uint64_t n;
+  _Alignas(64) _Atomic uint64_t n;
 };
 
 struct gate {
   struct gate_shard in_flight[GATE_SHARDS];
-  _Alignas (64) _Atomic uint32_t word; /* enum gate_mode | GATE_DRAINING */
-  int wake_fd;                         /* eventfd, owned: the control thread should look */
+  _Alignas(64) _Atomic uint32_t word; /* enum gate_mode | GATE_DRAINING */
+  int wake_fd;                        /* eventfd, owned: the control thread should look */
 
-  _Alignas (64) pthread_mutex_t lock;
+  _Alignas(64) pthread_mutex_t lock;
   pthread_cond_t changed; /* the mode changed */
   uint64_t generation;    /* of the running hold, or of the last one */
   int64_t held_ns;        /* when it began; CLOCK_MONOTONIC */
   int64_t lease_end_ns;
-  uint32_t seen_empty;    /* a bit for each shard that was seen at 0 in this hold */
+  uint32_t seen_empty; /* a bit for each shard that was seen at 0 in this hold */
   bool prepared;
-  bool keep;              /* at the commit waiters go on waiting, and who comes later joins them */
-  bool stopping;          /* the server ends: waiters give up, the gate stays as it is */
+  bool keep;     /* at the commit waiters go on waiting, and who comes later joins them */
+  bool stopping; /* the server ends: waiters give up, the gate stays as it is */
   struct decision *decision; /* borrowed while prepared */
   const char *reason;        /* why the last hold ended; a constant */
   unsigned waiting;          /* mutations that wait */

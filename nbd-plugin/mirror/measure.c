@@ -61,8 +61,8 @@ measure_begin (struct mirror *m, struct control_peer *peer, json_t *id)
   me->peer = peer;
   me->region = r;
   control_reply (peer, id,
-                 json_pack ("{s:I, s:I, s:b}", "size", (json_int_t) geo.disk_size, "block-size",
-                            (json_int_t) geo.block_size, "job", m->job.region != NULL),
+                 json_pack ("{s:I, s:I, s:b}", "size", (json_int_t)geo.disk_size, "block-size",
+                            (json_int_t)geo.block_size, "job", m->job.region != NULL),
                  r->fd);
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A measurement: somebody wants to know what the guest writes, without a job (mirror --dry-run).  It has a region of its
- * own, empty at first, in which every mutation is marked beside the job's; no job's state is touched by it, and it
- * ends when its connection closes or a worker attaches.
+ * A measurement: somebody wants to know what the guest writes, without a job (mirror --dry-run). It
+ * has a region of its own, empty at first, in which every mutation is marked beside the job's; no
+ * job's state is touched by it, and it ends when its connection closes or a worker attaches.
  *
  * Control thread only.
  */

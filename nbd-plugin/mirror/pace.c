@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The pace.  See pace.h for its modes, for why a hang costs one delay in all, and for why the region
- * cannot go away under a waiter.
+ * The pace.  See pace.h for its modes, for why a hang costs one delay in all, and for why the
+ * region cannot go away under a waiter.
  */
 
 #include "config.h"
@@ -13,15 +13,15 @@
 #include "dirty-bitmap/urgent.h"
 #include "nbd-plugin/mirror/pace.h"
 
-#define LOOKS 8                         /* at `progress` in one max-delay */
-#define SHORT_NS (200 * 1000ll)         /* debt that is not worth a sleep; it stays in the bucket */
-#define MOOT_NS (1000 * 1000000ll)      /* no progress for that long: do not throttle */
-#define LEAVE_POLL_NS (1000 * 1000l)    /* how often pace_end wakes who is still there */
+#define LOOKS 8                      /* at `progress` in one max-delay */
+#define SHORT_NS (200 * 1000ll)      /* debt that is not worth a sleep; it stays in the bucket */
+#define MOOT_NS (1000 * 1000000ll)   /* no progress for that long: do not throttle */
+#define LEAVE_POLL_NS (1000 * 1000l) /* how often pace_end wakes who is still there */
 
 static enum pace_mode
 mode_of (const struct pace *p)
 {
-  return (enum pace_mode) atomic_load (&p->mode);
+  return (enum pace_mode)atomic_load (&p->mode);
 }
 
 static int64_t
@@ -46,7 +46,7 @@ pace_init (struct pace *p)
   atomic_init (&p->missed, 0);
   atomic_init (&p->longest_ns, 0);
   atomic_init (&p->epoch, 0);
-  p->bucket = (struct pace_bucket) { .limit = 0 };
+  p->bucket = (struct pace_bucket){ .limit = 0 };
   p->watched = 0;
   p->watched_ns = 0;
   pthread_mutex_init (&p->lock, NULL);
@@ -65,9 +65,9 @@ pace_destroy (struct pace *p)
 
 /* ---- the control thread ---- */
 
-/* Called with the lock.  Whoever is synchronous from now on gets an epoch of its own: it is ours before
- * the mode is (an old synced_epoch must not count), and the worker's after it, so that a worker which
- * catches up from there on begins when every later write already waits. */
+/* Called with the lock.  Whoever is synchronous from now on gets an epoch of its own: it is ours
+ * before the mode is (an old synced_epoch must not count), and the worker's after it, so that a
+ * worker which catches up from there on begins when every later write already waits. */
 static void
 change_mode (struct pace *p, enum pace_mode mode)
 {
@@ -127,8 +127,7 @@ pace_tick (struct pace *p, int64_t now)
   if (mode_of (p) != PACE_THROTTLED)
     return;
   uint64_t progress = atomic_load (&p->region->hdr->progress);
-  if (p->watched_ns == 0 || progress != p->watched
-      || bitmap_count (p->region, REGION_DIRTY) == 0) {
+  if (p->watched_ns == 0 || progress != p->watched || bitmap_count (p->region, REGION_DIRTY) == 0) {
     p->watched = progress;
     p->watched_ns = now;
   }
@@ -197,11 +196,12 @@ miss (struct pace *p)
 int64_t
 pace_bucket_take (struct pace_bucket *b, uint64_t bytes, int64_t now, int64_t max_delay_ns)
 {
-  double cost = (double) bytes * 1e9 / (double) b->limit, most = (double) (PACE_BURST_NS + max_delay_ns);
+  double cost = (double)bytes * 1e9 / (double)b->limit,
+         most = (double)(PACE_BURST_NS + max_delay_ns);
 
   if (b->paid_ns < now - PACE_BURST_NS)
     b->paid_ns = now - PACE_BURST_NS;
-  b->paid_ns += (int64_t) (cost < most ? cost : most);
+  b->paid_ns += (int64_t)(cost < most ? cost : most);
   b->paid_ns = earlier (b->paid_ns, now + max_delay_ns);
   return b->paid_ns;
 }

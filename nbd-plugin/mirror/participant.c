@@ -62,26 +62,28 @@ commit (struct mirror *m)
   if (gate_now () < h->retry_ns)
     return false;
   if (fence_commit (&m->fence, &error) == -1) {
-    nbdkit_error ("mirror: this disk is handed over, but that cannot be recorded: %s: DO NOT restart"
-                  " this server with a guest", error != NULL ? error : "no memory");
+    nbdkit_error (
+        "mirror: this disk is handed over, but that cannot be recorded: %s: DO NOT restart"
+        " this server with a guest",
+        error != NULL ? error : "no memory");
     free (h->record_error);
     h->record_error = error;
     h->retry_ns = gate_now () + RETRY_NS;
     return false;
   }
   gate_look (&m->gate, &gate);
-  m->downtime_ms = (double) (gate_now () - gate.held_ns) / 1e6;
+  m->downtime_ms = (double)(gate_now () - gate.held_ns) / 1e6;
   m->have_downtime = true;
 
   struct relay *r = job_take_prepare (&m->job);
   if (r != NULL)
-    control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t) h->generation),
+    control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t)h->generation),
                    -1);
   relay_free (r);
   control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
   if (m->job.worker != NULL)
     control_event (m->server, m->job.worker, "MIRROR_COMMITTED",
-                   json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t) h->generation,
+                   json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t)h->generation,
                               "downtime-ms", m->downtime_ms, "rollback-token", h->token));
   job_drop_region (m);
   finish (h);
@@ -117,8 +119,7 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
   else if (decision_get (word) != DECISION_UNDECIDED) {
     control_error (peer, id, "GenericError", "the decision word is decided already");
     decision_free (word);
-  }
-  else {
+  } else {
     memset (h, 0, sizeof *h);
     h->active = true;
     h->coordinator = peer;
@@ -127,9 +128,9 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
     snprintf (h->successor, sizeof h->successor, "%s", successor != NULL ? successor : "");
     h->keep_waiters = waiters != NULL ? strcmp (waiters, "keep") == 0 : m->job.keep_waiters;
     h->lease_ms = lease != NULL ? json_integer_value (lease) : job_default_lease_ms (&m->job);
-    json_t *relayed = json_pack ("{s:s, s:I, s:s, s:s}", "id", DEFAULT_ID, "lease-ms",
-                                 (json_int_t) h->lease_ms, "rollback-token", token, "waiters",
-                                 h->keep_waiters ? "keep" : "error");
+    json_t *relayed
+        = json_pack ("{s:s, s:I, s:s, s:s}", "id", DEFAULT_ID, "lease-ms", (json_int_t)h->lease_ms,
+                     "rollback-token", token, "waiters", h->keep_waiters ? "keep" : "error");
     if (json_is_true (json_object_get (args, "guest-stopped")))
       json_object_set_new (relayed, "guest-stopped", json_true ());
     job_relay (m, peer, id, "prepare", relayed, PREPARE_LIMIT_MS + h->lease_ms);
@@ -233,17 +234,16 @@ handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_
 {
   struct handoff *h = &m->handoff;
 
-  (void) ret; /* the generation is ours to tell */
+  (void)ret; /* the generation is ours to tell */
   if (error != NULL) {
     const char *class_ = json_string_value (json_object_get (error, "class"));
     const char *desc = json_string_value (json_object_get (error, "desc"));
     control_error (relay->peer, relay->id, class_ != NULL ? class_ : "GenericError", "%s",
                    desc != NULL ? desc : "the worker refused");
     handoff_abort (m, "GenericError", "worker refused");
-  }
-  else if (h->active && h->prepared)
+  } else if (h->active && h->prepared)
     control_reply (relay->peer, relay->id,
-                   json_pack ("{s:I}", "generation", (json_int_t) h->generation), -1);
+                   json_pack ("{s:I}", "generation", (json_int_t)h->generation), -1);
   else {
     control_error (relay->peer, relay->id, "GenericError",
                    "the worker answered before the disk was prepared");
@@ -283,18 +283,19 @@ handoff_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool 
     return;
   }
   if (keep && (fenced || h->coordinator != peer)) {
-    control_error (peer, id, "GenericError", "only the coordinator of a prepared hand-off can keep it");
+    control_error (peer, id, "GenericError",
+                   "only the coordinator of a prepared hand-off can keep it");
     return;
   }
   h->kept |= keep;
   int64_t left = gate.lease_end_ns - gate_now ();
-  control_reply (peer, id,
-                 json_pack ("{s:s, s:I, s:s, s:o}", "decision", decision_name (m), "generation",
-                            (json_int_t) (fenced ? m->fence.record.generation : h->generation),
-                            "rollback-token", fenced ? m->fence.record.token : h->token,
-                            "lease-left-ms",
-                            fenced ? json_null () : json_real ((double) (left > 0 ? left : 0) / 1e6)),
-                 fenced ? -1 : h->decision->fd);
+  control_reply (
+      peer, id,
+      json_pack ("{s:s, s:I, s:s, s:o}", "decision", decision_name (m), "generation",
+                 (json_int_t)(fenced ? m->fence.record.generation : h->generation),
+                 "rollback-token", fenced ? m->fence.record.token : h->token, "lease-left-ms",
+                 fenced ? json_null () : json_real ((double)(left > 0 ? left : 0) / 1e6)),
+      fenced ? -1 : h->decision->fd);
 }
 
 void
@@ -340,15 +341,13 @@ handoff_finalize (struct mirror *m, struct control_peer *peer, json_t *id, uint6
         control_error (peer, id, "GenericError", "handed over, but not recorded: %s",
                        h->record_error != NULL ? h->record_error : "no memory");
     }
-  }
-  else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
+  } else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
     control_error (peer, id, "StaleGeneration", "no hand-off of generation %llu is known",
-                   (unsigned long long) generation);
+                   (unsigned long long)generation);
   else if (fence_commit (&m->fence, &error) == -1) { /* it was in doubt: now we know */
     control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
     free (error);
-  }
-  else
+  } else
     reply_committed (m, peer, id);
 }
 
@@ -363,7 +362,7 @@ handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64
     /* In doubt since a restart: the one who decides says that it was not committed. */
     if (generation != m->fence.record.generation)
       control_error (peer, id, "StaleGeneration", "the hand-off in doubt has generation %llu",
-                     (unsigned long long) m->fence.record.generation);
+                     (unsigned long long)m->fence.record.generation);
     else {
       drop_draft (m);
       if (m->fence.state == FENCE_NONE)
@@ -405,7 +404,8 @@ handoff_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const
   else if (m->fence.record.token[0] == '\0')
     control_error (peer, id, "GenericError",
                    "the fence record %s cannot be read, so no token can be compared: remove it by"
-                   " hand and restart the server", m->fence.path);
+                   " hand and restart the server",
+                   m->fence.path);
   else if (strcmp (token, m->fence.record.token) != 0)
     control_error (peer, id, "WrongToken", "that is not this hand-off's rollback token");
   else if (fence_remove (&m->fence, &error) == -1)
@@ -437,11 +437,11 @@ handoff_abort (struct mirror *m, const char *class_, const char *reason)
       commit (m);
       return;
     }
-  }
-  else {
+  } else {
     if (decision_try (h->decision, DECISION_ABORT) == DECISION_COMMIT)
-      nbdkit_error ("mirror: a hand-off was committed before this disk was prepared: this disk stays"
-                    " with its guest");
+      nbdkit_error (
+          "mirror: a hand-off was committed before this disk was prepared: this disk stays"
+          " with its guest");
     if (h->generation != 0)
       gate_release (&m->gate, h->generation, reason);
     else if (m->job.worker != NULL)
@@ -472,8 +472,7 @@ handoff_tick (struct mirror *m)
     bool late = gate.reason != NULL && strcmp (gate.reason, "lease ended") == 0;
     handoff_abort (m, late ? "LeaseEnded" : "GenericError",
                    gate.reason != NULL ? gate.reason : "released");
-  }
-  else if (!h->prepared && decision_get (h->decision) != DECISION_UNDECIDED)
+  } else if (!h->prepared && decision_get (h->decision) != DECISION_UNDECIDED)
     handoff_abort (m, "GenericError", "aborted");
 }
 

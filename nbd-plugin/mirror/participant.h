@@ -9,9 +9,10 @@
  *     +------ abort: the word goes to "abort" first ---+---- unless it says commit+     |
  *     +------ commit: gate fenced, fence record durable, region dropped ----------------+
  *
- * The draft of the fence record is made durable before the gate is held, since that takes tens of milliseconds on a
- * busy disk and the guest would wait for it.  It is needed from "prepared" on only; a server that dies
- * between the two leaves a hand-off in doubt that in truth was not decided yet, which is the safe side.
+ * The draft of the fence record is made durable before the gate is held, since that takes tens of
+ * milliseconds on a busy disk and the guest would wait for it.  It is needed from "prepared" on
+ * only; a server that dies between the two leaves a hand-off in doubt that in truth was not decided
+ * yet, which is the safe side.
  *
  * Control thread only; the gate may leave a prepared hold by itself at any time (gate.h), which is
  * noticed in handoff_tick().
@@ -25,8 +26,8 @@
 /* mirror-prepare. FD is the decision word's, owned by the callee, or -1.  Answers. */
 void handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args, int fd);
 
-/* The worker is about to hold the gate for the hand-off that is active: make the draft durable.  0, or -1 with
- * *ERROR (caller frees). */
+/* The worker is about to hold the gate for the hand-off that is active: make the draft durable.  0,
+ * or -1 with *ERROR (caller frees). */
 int handoff_draft (struct mirror *m, char **error);
 
 /* That hold ended, and the hand-off goes on without one: no draft is to be left. */
@@ -39,8 +40,8 @@ void handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, 
 /* The worker's answer to the hand-off's request; takes RELAY over. RET or ERROR is NULL. */
 void handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error);
 
-/* mirror-decision: where the hand-off stands, with the decision word while it is prepared.  KEEP, for the coordinator
- * only: from now on it stands without the connection. Answers. */
+/* mirror-decision: where the hand-off stands, with the decision word while it is prepared.  KEEP,
+ * for the coordinator only: from now on it stands without the connection. Answers. */
 void handoff_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep);
 
 /* A peer is gone: if it was the coordinator, that aborts, unless it is kept or decided. */

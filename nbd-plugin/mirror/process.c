@@ -34,7 +34,7 @@ start_time (pid_t pid)
   char path[64], text[1024], state;
   unsigned long long t;
 
-  snprintf (path, sizeof path, "/proc/%ld/stat", (long) pid);
+  snprintf (path, sizeof path, "/proc/%ld/stat", (long)pid);
   int fd = open (path, O_RDONLY | O_CLOEXEC);
   if (fd == -1)
     return 0;
@@ -49,7 +49,8 @@ start_time (pid_t pid)
   if (after_name == NULL
       || sscanf (after_name + 1,
                  " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
-                 &state, &t) != 2
+                 &state, &t)
+             != 2
       || state == 'Z' || state == 'X') {
     errno = ESRCH;
     return 0;
@@ -61,7 +62,7 @@ int
 process_watch (struct process *p, pid_t pid)
 {
   unsigned long long t = 0;
-  int fd = (int) syscall (SYS_pidfd_open, pid, 0);
+  int fd = (int)syscall (SYS_pidfd_open, pid, 0);
 
   if (fd == -1 && errno != ENOSYS)
     return -1;

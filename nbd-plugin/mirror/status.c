@@ -19,8 +19,8 @@
 static const char *
 published_state (const struct job *j)
 {
-  static const char *const names[] = { "copying",  "ready",     "holding",    "paused",
-                                       "degraded", "throttled", "synchronous" };
+  static const char *const names[]
+      = { "copying", "ready", "holding", "paused", "degraded", "throttled", "synchronous" };
   const char *s = json_string_value (json_object_get (j->published, "state"));
 
   for (size_t i = 0; s != NULL && i < sizeof names / sizeof names[0]; i++)
@@ -49,10 +49,10 @@ mirror_job_status (struct mirror *m)
 {
   static const struct {
     const char *state, *status;
-  } map[] = { { "idle", "null" },        { "copying", "running" },   { "degraded", "running" },
-              { "throttled", "running" }, { "synchronous", "ready" }, { "ready", "ready" },
-              { "holding", "waiting" },  { "prepared", "pending" },  { "paused", "paused" },
-              { "detached", "paused" },  { "cancelled", "null" },    { "failed", "concluded" },
+  } map[] = { { "idle", "null" },          { "copying", "running" },   { "degraded", "running" },
+              { "throttled", "running" },  { "synchronous", "ready" }, { "ready", "ready" },
+              { "holding", "waiting" },    { "prepared", "pending" },  { "paused", "paused" },
+              { "detached", "paused" },    { "cancelled", "null" },    { "failed", "concluded" },
               { "completed", "concluded" } };
   const char *state = mirror_state (m);
 
@@ -91,7 +91,7 @@ claimed_bytes (const struct region *r)
 static json_t *
 count (uint64_t n)
 {
-  return json_integer ((json_int_t) n);
+  return json_integer ((json_int_t)n);
 }
 
 /* Sets KEY to VALUE, or to null where VALUE is not KNOWN. Steals VALUE. */
@@ -133,8 +133,7 @@ add_gate (json_t *o, struct mirror *m)
   bool fenced = gate.mode == GATE_FENCED;
   json_object_set_new (o, "gate", json_string (mirror_gate_name (&gate, pace.mode)));
   set (o, "generation", gate.generation != 0, count (gate.generation));
-  set (o, "lease-left-ms", gate.mode == GATE_HELD,
-       json_real ((double) (left > 0 ? left : 0) / 1e6));
+  set (o, "lease-left-ms", gate.mode == GATE_HELD, json_real ((double)(left > 0 ? left : 0) / 1e6));
   json_object_set_new (o, "in-flight", count (gate_in_flight (&m->gate)));
   json_object_set_new (o, "waiting", count (gate.waiting));
   set (o, "downtime-ms", fenced && m->have_downtime, json_real (m->downtime_ms));
@@ -152,21 +151,21 @@ add_pace (json_t *o, struct mirror *m)
   pace_look (&m->pace, &pace);
   json_object_set_new (o, "synchronised", json_boolean (pace.synchronised));
   set (o, "dirty-limit", pace.mode == PACE_THROTTLED, count (pace.limit));
-  json_object_set_new (o, "max-write-delay-ms", json_real ((double) pace.max_delay_ns / 1e6));
+  json_object_set_new (o, "max-write-delay-ms", json_real ((double)pace.max_delay_ns / 1e6));
   json_object_set_new (o, "delayed-writes", count (pace.delayed));
   json_object_set_new (o, "missed-writes", count (pace.missed));
-  json_object_set_new (o, "longest-write-delay-ms", json_real ((double) pace.longest_ns / 1e6));
+  json_object_set_new (o, "longest-write-delay-ms", json_real ((double)pace.longest_ns / 1e6));
 }
 
 json_t *
 mirror_status (struct mirror *m)
 {
-  static const char *const of_the_worker[] = {
-    "pass",         "sent-bytes", "zero-bytes",  "bandwidth", "dirty-rate", "bandwidth-limit",
-    "max-downtime-ms", "expected-downtime-ms", "eta-s", "converging", "synchronised",
-    "reconnects",   "degraded-s", "total-s",     "passes",    "error",      "target",
-    "policy",       "sealed"
-  };
+  static const char *const of_the_worker[]
+      = { "pass",       "sent-bytes",      "zero-bytes",      "bandwidth",
+          "dirty-rate", "bandwidth-limit", "max-downtime-ms", "expected-downtime-ms",
+          "eta-s",      "converging",      "synchronised",    "reconnects",
+          "degraded-s", "total-s",         "passes",          "error",
+          "target",     "policy",          "sealed" };
   struct job *j = &m->job;
   struct region_geometry geo;
   bool known = tracker_geometry (&m->tracker, &geo);
@@ -182,8 +181,7 @@ mirror_status (struct mirror *m)
   set (o, "block-size", known, known ? count (geo.block_size) : NULL);
   json_object_set_new (o, "export", json_string (m->config.export));
   /* A worker opens a connection of its own before it attaches, so it has to know where to. */
-  set (o, "uri", m->config.uri != NULL,
-       m->config.uri != NULL ? json_string (m->config.uri) : NULL);
+  set (o, "uri", m->config.uri != NULL, m->config.uri != NULL ? json_string (m->config.uri) : NULL);
   set (o, "direct", m->config.direct != NULL,
        m->config.direct != NULL ? json_string (m->config.direct) : NULL);
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
@@ -205,14 +203,14 @@ static json_int_t
 published_count (struct mirror *m, const char *name)
 {
   double v = json_number_value (json_object_get (m->job.published, name));
-  return v > 0 && v < 9e18 ? (json_int_t) v : 0;
+  return v > 0 && v < 9e18 ? (json_int_t)v : 0;
 }
 
 static json_int_t
 length (struct mirror *m)
 {
   struct region_geometry geo;
-  return tracker_geometry (&m->tracker, &geo) ? (json_int_t) geo.disk_size : 0;
+  return tracker_geometry (&m->tracker, &geo) ? (json_int_t)geo.disk_size : 0;
 }
 
 /* QMP's offset: what is done of `len`. */
@@ -221,8 +219,8 @@ offset (struct mirror *m)
 {
   const struct region *r = m->job.region;
   uint64_t left = r != NULL ? bytes_in (r, REGION_DIRTY) + claimed_bytes (r) : 0;
-  uint64_t len = (uint64_t) length (m);
-  return left < len ? (json_int_t) (len - left) : 0;
+  uint64_t len = (uint64_t)length (m);
+  return left < len ? (json_int_t)(len - left) : 0;
 }
 
 json_t *
@@ -246,7 +244,8 @@ mirror_block_jobs (struct mirror *m)
   json_object_set_new (o, "busy", json_boolean (m->job.worker != NULL && !paused));
   json_object_set_new (o, "paused", json_boolean (paused));
   json_object_set_new (o, "ready",
-                       json_boolean (strcmp (status, "ready") == 0 || strcmp (status, "waiting") == 0
+                       json_boolean (strcmp (status, "ready") == 0
+                                     || strcmp (status, "waiting") == 0
                                      || strcmp (status, "pending") == 0));
   json_object_set_new (o, "status", json_string (status));
   json_object_set_new (o, "io-status",
@@ -268,9 +267,9 @@ mirror_jobs (struct mirror *m)
   json_t *list = json_array ();
 
   if (m->job.region != NULL)
-    json_array_append_new (list, json_pack ("{s:s, s:s, s:s, s:I, s:I}", "id", DEFAULT_ID, "type",
-                                            "mirror", "status", mirror_job_status (m),
-                                            "current-progress", offset (m), "total-progress",
-                                            length (m)));
+    json_array_append_new (list,
+                           json_pack ("{s:s, s:s, s:s, s:I, s:I}", "id", DEFAULT_ID, "type",
+                                      "mirror", "status", mirror_job_status (m), "current-progress",
+                                      offset (m), "total-progress", length (m)));
   return list;
 }

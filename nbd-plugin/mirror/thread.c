@@ -49,9 +49,9 @@ next_timeout (struct mirror *m)
   /* The worker tells in shared memory that it has caught up, which wakes nobody. */
   struct pace_view pace;
   pace_look (&m->pace, &pace);
-  bool waits = pace.mode == PACE_SYNCHRONOUS || m->job.hold.peer != NULL || m->job.attach.peer != NULL
-               || (m->handoff.active && !m->handoff.prepared);
-  return waits && ms > SOON_MS ? SOON_MS : (int) ms;
+  bool waits = pace.mode == PACE_SYNCHRONOUS || m->job.hold.peer != NULL
+               || m->job.attach.peer != NULL || (m->handoff.active && !m->handoff.prepared);
+  return waits && ms > SOON_MS ? SOON_MS : (int)ms;
 }
 
 static void
@@ -73,7 +73,7 @@ wait_for_something (struct mirror *m)
     nbdkit_error ("mirror: eventfd: %m");
 }
 
-/* nbdkit waits for every client to leave, the worker's own NBD connection included: tell it. 
+/* nbdkit waits for every client to leave, the worker's own NBD connection included: tell it.
  * Waiting guests are told by nbdkit, through their own probes; the gate opens for nobody. */
 static void
 shut_down (struct mirror *m)

@@ -20,8 +20,8 @@
 
 enum kind { KIND_COUNT, KIND_NUMBER, KIND_BOOL, KIND_TEXT, KIND_STATE, KIND_POLICY };
 
-static const char *const states[] = { "copying",   "ready",     "holding",     "paused",
-                                      "degraded",  "throttled", "synchronous", NULL };
+static const char *const states[]
+    = { "copying", "ready", "holding", "paused", "degraded", "throttled", "synchronous", NULL };
 static const char *const policies[] = { "sync", "throttle", "none", "fail", NULL };
 
 static const struct {
@@ -51,16 +51,35 @@ static const struct {
 };
 
 /* Known to the filter alone: a worker must not overwrite them. */
-static const char *const reserved[] = { "id",           "size",          "block-size",
-                                        "dirty-bytes",  "claimed-bytes", "quarantine-bytes",
-                                        "gate",         "worker",        "session",
-                                        "generation",   "downtime-ms",   "rollback-token",
-                                        "in-flight",    "waiting",       "worker-pid",
-                                        "export",       "reason",        "lease-left-ms",
-                                        "version",      "uri",           "direct",
-                                        "nbdkit-version", "opened",      "dirty-limit",
-                                        "delayed-writes", "missed-writes", "max-write-delay-ms",
-                                        "longest-write-delay-ms", NULL };
+static const char *const reserved[] = { "id",
+                                        "size",
+                                        "block-size",
+                                        "dirty-bytes",
+                                        "claimed-bytes",
+                                        "quarantine-bytes",
+                                        "gate",
+                                        "worker",
+                                        "session",
+                                        "generation",
+                                        "downtime-ms",
+                                        "rollback-token",
+                                        "in-flight",
+                                        "waiting",
+                                        "worker-pid",
+                                        "export",
+                                        "reason",
+                                        "lease-left-ms",
+                                        "version",
+                                        "uri",
+                                        "direct",
+                                        "nbdkit-version",
+                                        "opened",
+                                        "dirty-limit",
+                                        "delayed-writes",
+                                        "missed-writes",
+                                        "max-write-delay-ms",
+                                        "longest-write-delay-ms",
+                                        NULL };
 
 static bool
 among (const char *s, const char *const *list)
@@ -113,12 +132,12 @@ job_publish (struct job *j, json_t *args, char **error)
   const char *name;
   json_t *v, *merged;
 
-  json_object_foreach (args, name, v)
-    if (strcmp (name, "id") != 0 && !field_ok (name, v)) {
-      if (asprintf (error, "Parameter '%.64s' has an invalid value", name) == -1)
-        *error = NULL;
-      return -1;
-    }
+  json_object_foreach (args, name, v) if (strcmp (name, "id") != 0 && !field_ok (name, v))
+  {
+    if (asprintf (error, "Parameter '%.64s' has an invalid value", name) == -1)
+      *error = NULL;
+    return -1;
+  }
   merged = json_copy (j->published);
   json_object_update (merged, args);
   json_object_del (merged, "id");

@@ -18,7 +18,7 @@ clock_ms (void)
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 void
@@ -55,7 +55,8 @@ was_revoked (const struct admission *a, const char *id)
   return false;
 }
 
-/* Nothing in flight, seen while GENERATION was current?  Then say so: later mutations are its own. */
+/* Nothing in flight, seen while GENERATION was current?  Then say so: later mutations are its own.
+ */
 static bool
 note_clean (struct admission *a, uint64_t generation)
 {

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * nbdkit-mirror-receive-filter: the destination's side.  `nbdmirror receive` puts it in front of the disk.
+ * nbdkit-mirror-receive-filter: the destination's side.  `nbdmirror receive` puts it in front of
+ * the disk.
  *
- * One disk, several exports (control/receive-exports.h lists them): the mirror's, of which one session at a time may
- * write (admission.h), and the guest's, whose first mutation seals the disk: from then on
- * no mirror session writes, so that a late worker cannot write under a running guest.
+ * One disk, several exports (control/receive-exports.h lists them): the mirror's, of which one
+ * session at a time may write (admission.h), and the guest's, whose first mutation seals the disk:
+ * from then on no mirror session writes, so that a late worker cannot write under a running guest.
  *
- * Reads, flushes and block status of a revoked session fail too: it must not believe that it is the one
- * that writes here.  A connection to "mirror" that has not written yet may read at any time, for `verify`: also once
- * the disk is sealed, then read-only.
+ * Reads, flushes and block status of a revoked session fail too: it must not believe that it is the
+ * one that writes here.  A connection to "mirror" that has not written yet may read at any time,
+ * for `verify`: also once the disk is sealed, then read-only.
  */
 
 #include "config.h"
@@ -31,16 +32,17 @@
 #define GUEST_BACK_S 10 /* a guest that has lost its connection comes back by then */
 
 static struct admission admission;
-static int notify_fd = -1;      /* to the supervisor, see receive-exports.h; -1: nobody supervises */
-static int keep_allocated;      /* zeroes of the mirror are written, not punched */
+static int notify_fd = -1; /* to the supervisor, see receive-exports.h; -1: nobody supervises */
+static int keep_allocated; /* zeroes of the mirror are written, not punched */
 static _Atomic bool guest_has_written;
-static _Atomic unsigned nr_guests;  /* connections */
-static _Atomic int64_t guest_left;  /* when the last one was closed, seconds of the monotonic clock; 0: there was none */
-static bool one_client;         /* nbdkit -s: nobody else can come */
-static int backend_fd = -1;     /* a pidfd of the process that the plugin is a client of; -1: none */
-static int disk_fd = -1;        /* what was prepared, and is locked; -1: not known */
-static int start_sealed;        /* the guest's, from the beginning */
-static char *disk_path;         /* where the plugin opens it, anew for each connection */
+static _Atomic unsigned nr_guests; /* connections */
+static _Atomic int64_t guest_left; /* when the last one was closed, seconds of the monotonic clock;
+                                      0: there was none */
+static bool one_client;            /* nbdkit -s: nobody else can come */
+static int backend_fd = -1; /* a pidfd of the process that the plugin is a client of; -1: none */
+static int disk_fd = -1;    /* what was prepared, and is locked; -1: not known */
+static int start_sealed;    /* the guest's, from the beginning */
+static char *disk_path;     /* where the plugin opens it, anew for each connection */
 
 enum kind { GUEST, SESSION, SUPERSEDED, ALONE, SEAL, GIVE_UP };
 
@@ -65,7 +67,8 @@ receive_unload (void)
 }
 
 static int
-receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key, const char *value)
+receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key,
+                const char *value)
 {
   if (strcmp (key, "receive-notify-fd") == 0) {
     if (nbdkit_parse_int (key, value, &notify_fd) == -1)
@@ -120,15 +123,18 @@ record_seal (void)
   if (disk_fd == -1 || fstat (disk_fd, &st) == -1 || !S_ISREG (st.st_mode))
     return;
   if (fsetxattr (disk_fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1)
-    nbdkit_error ("that this disk was handed over cannot be recorded in its file: %m; another server of it will need"
+    nbdkit_error ("that this disk was handed over cannot be recorded in its file: %m; another "
+                  "server of it will need"
                   " --sealed");
 }
 
 #define receive_config_help                                                                        \
   "receive-keep-allocated=<BOOL>  Zeroes that the mirror writes leave no holes.\n"                 \
   "receive-sealed=<BOOL>          Sealed from the beginning.\n"                                    \
-  "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>, receive-backend-fd=<FD>\n" \
-  "                               For nbdmirror receive, which locks the disk and supervises the server."
+  "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>, "                       \
+  "receive-backend-fd=<FD>\n"                                                                      \
+  "                               For nbdmirror receive, which locks the disk and supervises the " \
+  "server."
 
 static int
 receive_get_ready (int thread_model)
@@ -139,8 +145,9 @@ receive_get_ready (int thread_model)
   }
   if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
     return 0;
-  nbdkit_error ("the mirror-receive filter needs a plugin and filters that serve requests in parallel"
-                " (thread model \"parallel\"): a session that waits would block the one it waits for");
+  nbdkit_error (
+      "the mirror-receive filter needs a plugin and filters that serve requests in parallel"
+      " (thread model \"parallel\"): a session that waits would block the one it waits for");
   return -1;
 }
 
@@ -165,7 +172,7 @@ guest_uses_it (void)
 static int
 receive_after_fork (nbdkit_backend *backend)
 {
-  (void) backend;
+  (void)backend;
   if (notify_fd == -1 || one_client)
     return 0;
   if (orphan_watch_start (notify_fd, backend_fd, guest_uses_it) == 0)
@@ -186,14 +193,15 @@ notify (char note)
 /* ---- exports ----------------------------------------------------------------------------- */
 
 static int
-receive_list_exports (nbdkit_next_list_exports *next, nbdkit_backend *nxdata, int readonly, int is_tls,
-                      struct nbdkit_exports *exports)
+receive_list_exports (nbdkit_next_list_exports *next, nbdkit_backend *nxdata, int readonly,
+                      int is_tls, struct nbdkit_exports *exports)
 {
   bool closed = atomic_load (&admission.sealed);
 
-  (void) next, (void) nxdata, (void) readonly, (void) is_tls;
+  (void)next, (void)nxdata, (void)readonly, (void)is_tls;
   if (nbdkit_add_export (exports, RECEIVE_MIRROR,
-                         closed ? RECEIVE_DESCRIPTION_SEALED : RECEIVE_DESCRIPTION) == -1)
+                         closed ? RECEIVE_DESCRIPTION_SEALED : RECEIVE_DESCRIPTION)
+      == -1)
     return -1;
   return nbdkit_add_export (exports, "", "for the guest");
 }
@@ -202,7 +210,7 @@ static const char *
 receive_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata, int readonly,
                         int is_tls)
 {
-  (void) next, (void) nxdata, (void) readonly, (void) is_tls;
+  (void)next, (void)nxdata, (void)readonly, (void)is_tls;
   return "";
 }
 
@@ -210,7 +218,7 @@ receive_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata
 static int
 pause_a_little (void *opaque)
 {
-  (void) opaque;
+  (void)opaque;
   return nbdkit_nanosleep (0, PAUSE_NS) == -1 ? errno : 0;
 }
 
@@ -222,8 +230,7 @@ seal (int64_t limit_ms, const char *who)
     record_seal ();
     notify (RECEIVE_NOTE_SEALED);
     nbdkit_debug ("sealed by %s", who);
-  }
-  else if (atomic_load (&admission.given_up))
+  } else if (atomic_load (&admission.given_up))
     return ESHUTDOWN;
   return admission_drain (&admission, atomic_load (&admission.generation), limit_ms, pause_a_little,
                           NULL);
@@ -237,7 +244,8 @@ open_session (struct handle *h, const char *name)
   char id[RECEIVE_ID_MAX + 1];
   uint64_t generation;
 
-  if (len == 0 || len > RECEIVE_ID_MAX || (last != NULL && (last[0] == '\0' || strlen (last) > RECEIVE_ID_MAX))) {
+  if (len == 0 || len > RECEIVE_ID_MAX
+      || (last != NULL && (last[0] == '\0' || strlen (last) > RECEIVE_ID_MAX))) {
     nbdkit_error ("a session's ID has 1 to %d characters", RECEIVE_ID_MAX);
     return -1;
   }
@@ -249,7 +257,8 @@ open_session (struct handle *h, const char *name)
     atomic_store (&h->generation, generation);
     return 0;
   case EBUSY:
-    nbdkit_error ("mirror session %s may not write: another mirror has taken the place of its last one", id);
+    nbdkit_error (
+        "mirror session %s may not write: another mirror has taken the place of its last one", id);
     h->kind = SUPERSEDED;
     return 0;
   case EPERM:
@@ -259,8 +268,9 @@ open_session (struct handle *h, const char *name)
     nbdkit_error ("mirror session %s is refused: a newer one has taken its place", id);
     break;
   case ETIMEDOUT:
-    nbdkit_error ("mirror session %s is refused: requests of the one before it have not ended in %d s", id,
-                  ADMISSION_LIMIT_MS / 1000);
+    nbdkit_error (
+        "mirror session %s is refused: requests of the one before it have not ended in %d s", id,
+        ADMISSION_LIMIT_MS / 1000);
     break;
   default:
     nbdkit_error ("mirror session %s: %s", id, strerror (err));
@@ -315,17 +325,15 @@ open_as (struct handle *h, const char *name)
   else if (strcmp (name, RECEIVE_SEAL) == 0) {
     h->kind = SEAL;
     return open_seal ();
-  }
-  else if (strcmp (name, RECEIVE_GIVE_UP) == 0) {
+  } else if (strcmp (name, RECEIVE_GIVE_UP) == 0) {
     h->kind = GIVE_UP;
     return open_give_up ();
-  }
-  else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
+  } else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
     h->kind = SESSION;
     return open_session (h, name + prefix);
-  }
-  else {
-    nbdkit_error ("no export \"%s\": \"" RECEIVE_MIRROR "\" is the mirror's, \"\" the guest's", name);
+  } else {
+    nbdkit_error ("no export \"%s\": \"" RECEIVE_MIRROR "\" is the mirror's, \"\" the guest's",
+                  name);
     return -1;
   }
   return 0;
@@ -351,7 +359,7 @@ static void *
 receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, const char *exportname,
               int is_tls)
 {
-  (void) is_tls;
+  (void)is_tls;
   struct handle *h = calloc (1, sizeof *h);
   if (h == NULL) {
     nbdkit_error ("calloc: %m");
@@ -420,10 +428,12 @@ enter (struct handle *h, int *err)
   int error = 0;
 
   if (h->kind == GUEST) {
-    /* Without limit, as its disk is: an error would be the guest's, and nothing is wrong with it. */
+    /* Without limit, as its disk is: an error would be the guest's, and nothing is wrong with it.
+     */
     if (!admission_is_over (&admission))
       error = seal (-1, "the guest's first write");
-    if (error == 0 && !atomic_load (&guest_has_written) && !atomic_exchange (&guest_has_written, true))
+    if (error == 0 && !atomic_load (&guest_has_written)
+        && !atomic_exchange (&guest_has_written, true))
       notify (RECEIVE_NOTE_WRITTEN);
     if (error != 0)
       *err = error;
@@ -470,8 +480,7 @@ static int
 receive_extents (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                  struct nbdkit_extents *extents, int *err)
 {
-  return check (handle, err) == -1 ? -1
-                                   : next->extents (next, count, offset, flags, extents, err);
+  return check (handle, err) == -1 ? -1 : next->extents (next, count, offset, flags, extents, err);
 }
 
 static int
@@ -505,7 +514,7 @@ receive_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, 
   if (enter (h, err) == -1)
     return -1;
   if (keep_allocated && h->kind != GUEST)
-    flags &= ~(uint32_t) NBDKIT_FLAG_MAY_TRIM;
+    flags &= ~(uint32_t)NBDKIT_FLAG_MAY_TRIM;
   int r = next->zero (next, count, offset, flags, err);
   leave (h);
   return r;

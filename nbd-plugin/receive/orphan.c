@@ -39,7 +39,8 @@ static void
 end_backend (void)
 {
 #ifdef SYS_pidfd_send_signal
-  if (backend != -1 && is_orphan && syscall (SYS_pidfd_send_signal, backend, SIGTERM, NULL, 0) == -1 && errno != ESRCH)
+  if (backend != -1 && is_orphan && syscall (SYS_pidfd_send_signal, backend, SIGTERM, NULL, 0) == -1
+      && errno != ESRCH)
     nbdkit_error ("the process behind this server cannot be ended: %m");
 #endif
 }
@@ -58,10 +59,11 @@ supervisor_gone (void)
 static void *
 watch (void *opaque)
 {
-  (void) opaque;
+  (void)opaque;
   if (!supervisor_gone ())
     return NULL;
-  nbdkit_error ("the process that supervises this server is gone: it ends as soon as no guest uses the disk");
+  nbdkit_error (
+      "the process that supervises this server is gone: it ends as soon as no guest uses the disk");
   while (is_in_use ())
     if (told_to_stop (LOOK_MS))
       return NULL;
@@ -82,7 +84,8 @@ orphan_watch_start (int notify_fd, int backend_fd, bool (*in_use) (void))
   supervisor_fd = notify_fd;
   backend = backend_fd;
   is_in_use = in_use;
-  /* nbdkit 1.32 (with -f) would end at once, also under a guest.  We are in the thread that has asked for it. */
+  /* nbdkit 1.32 (with -f) would end at once, also under a guest.  We are in the thread that has
+   * asked for it. */
   prctl (PR_SET_PDEATHSIG, 0);
   stop_fd = eventfd (0, EFD_CLOEXEC);
   if (stop_fd == -1)

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What runs in a test's guest: it appends numbered, checksummed records to a file on each disk, fsyncs them, and
- * only then tells the number, "ACK N", on the serial line.  A number that was told must never be lost.
+ * What runs in a test's guest: it appends numbered, checksummed records to a file on each disk,
+ * fsyncs them, and only then tells the number, "ACK N", on the serial line.  A number that was told
+ * must never be lost.
  *
  *   recorder write [OPTIONS] DIR [DIR]     in the guest; a command "quit" on standard input ends it
  *     -i MS    wait so long between two records (default 2)
- *     -l N     also overwrite 4 KiB blocks at random, N a second, in a file of 16 MiB on the first disk
- *     -m MIB   also dirty so much memory, all the time, as fast as it goes
- *   recorder check N FILE [FILE]           on the host, with the files taken out of the disks
- *   recorder blocks FILE                   the same for the file of -l
+ *     -l N     also overwrite 4 KiB blocks at random, N a second, in a file of 16 MiB on the first
+ * disk -m MIB   also dirty so much memory, all the time, as fast as it goes recorder check N FILE
+ * [FILE]           on the host, with the files taken out of the disks recorder blocks FILE the same
+ * for the file of -l
  *
- * With two disks record N goes to the first, fsync, then to the second, fsync.  So at any instant the first has as many
- * records as the second, or one more: "check" sees whether two disks are of one instant.  Linked statically:
- * the guest has no libraries.
+ * With two disks record N goes to the first, fsync, then to the second, fsync.  So at any instant
+ * the first has as many records as the second, or one more: "check" sees whether two disks are of
+ * one instant.  Linked statically: the guest has no libraries.
  */
 
 #define _GNU_SOURCE
@@ -36,7 +37,8 @@
 #define BLOCK 4096u
 #define LOAD_BLOCKS 4096u
 
-/* Both of records (512 bytes) and of the load's blocks (4096).  Little-endian: guest and host are of one kind. */
+/* Both of records (512 bytes) and of the load's blocks (4096).  Little-endian: guest and host are
+ * of one kind. */
 struct record {
   uint32_t magic;
   uint32_t disk;   /* 0 or 1, or 2 for a block of the load */
@@ -48,8 +50,7 @@ struct record {
 #define MAGIC 0x4345524eu
 #define RECORD 512u
 
-static void __attribute__ ((noreturn, format (printf, 1, 2)))
-die (const char *fmt, ...)
+static void __attribute__ ((noreturn, format (printf, 1, 2))) die (const char *fmt, ...)
 {
   va_list ap;
 
@@ -102,7 +103,7 @@ fill (struct record *r, size_t size, uint32_t disk, uint64_t number, uint64_t sa
   r->salt = salt;
   r->crc = 0;
   for (size_t i = 0; i < size - sizeof *r; i++)
-    r->payload[i] = (uint8_t) (next_random (&x) >> 24);
+    r->payload[i] = (uint8_t)(next_random (&x) >> 24);
   r->crc = crc32_of (r, size);
 }
 
@@ -124,9 +125,9 @@ write_all (int fd, const void *data, size_t n, off_t at, const char *what)
   ssize_t r = pwrite (fd, data, n, at);
 
   if (r < 0)
-    die ("%s: write at %lld: %s", what, (long long) at, strerror (errno));
-  if ((size_t) r != n)
-    die ("%s: short write at %lld", what, (long long) at);
+    die ("%s: write at %lld: %s", what, (long long)at, strerror (errno));
+  if ((size_t)r != n)
+    die ("%s: short write at %lld", what, (long long)at);
 }
 
 /* ---- in the guest ---------------------------------------------------------------------------- */
@@ -166,7 +167,7 @@ load_blocks (const char *dir, unsigned rate)
   r = block;
   for (uint64_t i = 0; i < LOAD_BLOCKS; i++) {
     fill (r, BLOCK, 2, i, i + 1);
-    write_all (fd, r, BLOCK, (off_t) (i * BLOCK), path);
+    write_all (fd, r, BLOCK, (off_t)(i * BLOCK), path);
   }
   if (fsync (fd) < 0)
     die ("%s: fsync: %s", path, strerror (errno));
@@ -176,7 +177,7 @@ load_blocks (const char *dir, unsigned rate)
     uint64_t i = next_random (&x) % LOAD_BLOCKS;
 
     fill (r, BLOCK, 2, i, next_random (&x));
-    write_all (fd, r, BLOCK, (off_t) (i * BLOCK), path);
+    write_all (fd, r, BLOCK, (off_t)(i * BLOCK), path);
     sleep_us (1000000 / rate);
   }
 }
@@ -206,7 +207,7 @@ told_to_quit (void)
     return false;
   n = read (0, line + used, sizeof line - 1 - used);
   if (n > 0)
-    used += (size_t) n;
+    used += (size_t)n;
   line[used] = '\0';
   return strstr (line, "quit") != NULL;
 }
@@ -216,18 +217,25 @@ do_write (int argc, char **argv)
 {
   long interval = 2, load = 0, memory = 0;
   int fd[MAX_DISKS], disks, c;
-  _Alignas (8) char buffer[RECORD];
-  struct record *r = (struct record *) buffer;
+  _Alignas(8) char buffer[RECORD];
+  struct record *r = (struct record *)buffer;
   uint64_t number = 0;
   pid_t children[2];
   unsigned nr_children = 0;
 
   while ((c = getopt (argc, argv, "i:l:m:")) != -1)
     switch (c) {
-    case 'i': interval = atol (optarg); break;
-    case 'l': load = atol (optarg); break;
-    case 'm': memory = atol (optarg); break;
-    default: return 2;
+    case 'i':
+      interval = atol (optarg);
+      break;
+    case 'l':
+      load = atol (optarg);
+      break;
+    case 'm':
+      memory = atol (optarg);
+      break;
+    default:
+      return 2;
     }
   disks = argc - optind;
   if (disks < 1 || disks > MAX_DISKS)
@@ -241,22 +249,22 @@ do_write (int argc, char **argv)
     if (fd[d] < 0 || fstat (fd[d], &st) < 0)
       die ("%s: %s", path, strerror (errno));
     if (d == 0)
-      number = (uint64_t) st.st_size / RECORD; /* after a reboot: go on */
+      number = (uint64_t)st.st_size / RECORD; /* after a reboot: go on */
   }
   if (load > 0 && (children[nr_children++] = child ()) == 0)
-    load_blocks (argv[optind], (unsigned) load);
+    load_blocks (argv[optind], (unsigned)load);
   if (memory > 0 && (children[nr_children++] = child ()) == 0)
-    load_memory ((size_t) memory);
+    load_memory ((size_t)memory);
 
   while (!told_to_quit ()) {
     number++;
     for (int d = 0; d < disks; d++) {
-      fill (r, RECORD, (uint32_t) d, number, number * 2654435761u + (uint64_t) d);
-      write_all (fd[d], r, RECORD, (off_t) ((number - 1) * RECORD), argv[optind + d]);
+      fill (r, RECORD, (uint32_t)d, number, number * 2654435761u + (uint64_t)d);
+      write_all (fd[d], r, RECORD, (off_t)((number - 1) * RECORD), argv[optind + d]);
       if (fsync (fd[d]) < 0)
         die ("%s: fsync: %s", argv[optind + d], strerror (errno));
     }
-    printf ("ACK %llu\n", (unsigned long long) number);
+    printf ("ACK %llu\n", (unsigned long long)number);
     fflush (stdout);
     sleep_us (interval * 1000);
   }
@@ -264,18 +272,18 @@ do_write (int argc, char **argv)
     kill (children[i], SIGKILL);
     waitpid (children[i], NULL, 0);
   }
-  printf ("BYE %llu\n", (unsigned long long) number);
+  printf ("BYE %llu\n", (unsigned long long)number);
   return 0;
 }
 
 /* ---- on the host ----------------------------------------------------------------------------- */
 
-/* How many good records FILE begins with.  A last one that is torn or missing was never told; anything
- * after a bad one is a hole in the story. */
+/* How many good records FILE begins with.  A last one that is torn or missing was never told;
+ * anything after a bad one is a hole in the story. */
 static uint64_t
 count_records (const char *path, uint32_t disk)
 {
-  _Alignas (8) char buffer[RECORD];
+  _Alignas(8) char buffer[RECORD];
   FILE *f = fopen (path, "re");
   uint64_t n = 0;
   size_t got;
@@ -283,10 +291,10 @@ count_records (const char *path, uint32_t disk)
   if (f == NULL)
     die ("%s: %s", path, strerror (errno));
   while ((got = fread (buffer, 1, RECORD, f)) == RECORD
-         && good ((struct record *) buffer, RECORD, disk, n + 1))
+         && good ((struct record *)buffer, RECORD, disk, n + 1))
     n++;
   if (got == RECORD && fread (buffer, 1, 1, f) == 1)
-    die ("%s: record %llu is bad, and others follow", path, (unsigned long long) n + 1);
+    die ("%s: record %llu is bad, and others follow", path, (unsigned long long)n + 1);
   fclose (f);
   return n;
 }
@@ -297,30 +305,30 @@ do_check (uint64_t told, int disks, char **paths)
   uint64_t n[MAX_DISKS];
 
   for (int d = 0; d < disks; d++) {
-    n[d] = count_records (paths[d], (uint32_t) d);
+    n[d] = count_records (paths[d], (uint32_t)d);
     if (n[d] < told)
-      die ("%s: only %llu records, and %llu were acknowledged", paths[d], (unsigned long long) n[d],
-           (unsigned long long) told);
+      die ("%s: only %llu records, and %llu were acknowledged", paths[d], (unsigned long long)n[d],
+           (unsigned long long)told);
   }
   if (disks == 2 && n[0] != n[1] && n[0] != n[1] + 1)
-    die ("the disks are not of one instant: %llu and %llu records", (unsigned long long) n[0],
-         (unsigned long long) n[1]);
-  printf ("%llu\n", (unsigned long long) n[0]);
+    die ("the disks are not of one instant: %llu and %llu records", (unsigned long long)n[0],
+         (unsigned long long)n[1]);
+  printf ("%llu\n", (unsigned long long)n[0]);
   return 0;
 }
 
 static int
 do_blocks (const char *path)
 {
-  static _Alignas (8) char buffer[BLOCK];
+  static _Alignas(8) char buffer[BLOCK];
   FILE *f = fopen (path, "re");
   uint64_t i;
 
   if (f == NULL)
     die ("%s: %s", path, strerror (errno));
   for (i = 0; i < LOAD_BLOCKS; i++)
-    if (fread (buffer, 1, BLOCK, f) != BLOCK || !good ((struct record *) buffer, BLOCK, 2, i))
-      die ("%s: block %llu is bad", path, (unsigned long long) i);
+    if (fread (buffer, 1, BLOCK, f) != BLOCK || !good ((struct record *)buffer, BLOCK, 2, i))
+      die ("%s: block %llu is bad", path, (unsigned long long)i);
   fclose (f);
   return 0;
 }

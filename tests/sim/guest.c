@@ -10,9 +10,10 @@
 #include "tests/sim/guest.h"
 
 #define ZIPF_EXPONENT 1.1
-#define SCATTER UINT64_C (0x9e3779b97f4a7c15) /* odd: a bijection modulo a power of two, near enough else */
+#define SCATTER                                                                                    \
+  UINT64_C (0x9e3779b97f4a7c15) /* odd: a bijection modulo a power of two, near enough else */
 #define REWRITE_BYTES (UINT64_C (4) << 20)
-#define HOT_PART 20 /* 1/20 of the disk ... */
+#define HOT_PART 20   /* 1/20 of the disk ... */
 #define HOT_WRITES 10 /* ... gets all but 1/10 of the writes */
 #define BURST_MS 1000
 #define BURST_PERIOD_MS 4000
@@ -20,8 +21,8 @@
 const char *
 sim_guest_name (enum sim_guest g)
 {
-  static const char *const names[] = { "uniform", "zipf", "hot-spot", "sequential",
-                                       "bursty", "stop-start", "rewrite" };
+  static const char *const names[]
+      = { "uniform", "zipf", "hot-spot", "sequential", "bursty", "stop-start", "rewrite" };
   return names[g];
 }
 
@@ -38,7 +39,7 @@ guest_random (struct guest *g)
 static double
 unit (struct guest *g)
 {
-  return (double) (guest_random (g) >> 11) / 9007199254740992.0;
+  return (double)(guest_random (g) >> 11) / 9007199254740992.0;
 }
 
 void
@@ -49,10 +50,10 @@ guest_init (struct guest *g, const struct sim_options *o)
     .nr_blocks = o->disk_bytes / SIM_BLOCK,
     .request_blocks = o->request_blocks,
     .rate = o->guest_rate,
-    .on_ms = (uint64_t) (o->on_s * 1000),
+    .on_ms = (uint64_t)(o->on_s * 1000),
     .random = o->seed * UINT64_C (7919) + 12345,
   };
-  g->zipf_norm = 1 - pow ((double) g->nr_blocks, 1 - ZIPF_EXPONENT);
+  g->zipf_norm = 1 - pow ((double)g->nr_blocks, 1 - ZIPF_EXPONENT);
 }
 
 /* Rank by the continuous distribution's inverse, then scattered over the disk. */
@@ -60,7 +61,7 @@ static uint64_t
 zipf (struct guest *g)
 {
   double rank = pow (1 - unit (g) * g->zipf_norm, 1 / (1 - ZIPF_EXPONENT)) - 1;
-  return (uint64_t) rank * SCATTER % g->nr_blocks;
+  return (uint64_t)rank * SCATTER % g->nr_blocks;
 }
 
 uint64_t

@@ -12,8 +12,8 @@ struct guest {
   enum sim_guest kind;
   uint64_t nr_blocks;
   unsigned request_blocks;
-  double rate;       /* bytes a second */
-  uint64_t on_ms;    /* of the one that stops and starts */
+  double rate;    /* bytes a second */
+  uint64_t on_ms; /* of the one that stops and starts */
   uint64_t random;
   uint64_t position; /* of the sequential one */
   double zipf_norm;

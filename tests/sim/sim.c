@@ -15,12 +15,13 @@
 #define NS_PER_MS UINT64_C (1000000)
 #define STEP_S 0.001
 #define SAMPLE_MS 100
-#define SOON_MS 20          /* with nothing left, as job.c */
-#define PASS_PAUSE_MS 50    /* as engine.c */
+#define SOON_MS 20       /* with nothing left, as job.c */
+#define PASS_PAUSE_MS 50 /* as engine.c */
 #define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
-#define BURST_S 0.1         /* as rate.c */
-#define SETTLE_MS 1000      /* as mirror/job/final.c */
-#define LINE_QUEUE_BYTES (2.0 * 1048576) /* of background requests, before each urgent one on a line without a limit */
+#define BURST_S 0.1    /* as rate.c */
+#define SETTLE_MS 1000 /* as mirror/job/final.c */
+#define LINE_QUEUE_BYTES                                                                           \
+  (2.0 * 1048576) /* of background requests, before each urgent one on a line without a limit */
 #define URGENT_CATCHING_UP 0.25
 #define URGENT_SYNCHRONISED 0.5
 #define URGENT_CREDIT_S 0.01
@@ -31,8 +32,8 @@ enum wait { NOT_WAITING, WAITS_THROTTLED, WAITS_URGENT, WAITS_ANSWER };
 
 struct thread {
   enum wait wait;
-  uint64_t first;       /* block */
-  double since, until;  /* ms: it began to wait, and its delay or its answer ends */
+  uint64_t first;      /* block */
+  double since, until; /* ms: it began to wait, and its delay or its answer ends */
 };
 
 struct sim {
@@ -40,12 +41,12 @@ struct sim {
   struct guest guest;
   struct estimate estimate;
   struct converge converge;
-  double now;           /* ms */
+  double now; /* ms */
 
   uint64_t nr_blocks, nr_dirty;
-  uint8_t *dirty;       /* 1 or 0 */
-  uint8_t *history;     /* bit 0: dirtied in this pass, 1: in the last one ... */
-  bool hot_phase;       /* deferred blocks are copied now */
+  uint8_t *dirty;   /* 1 or 0 */
+  uint8_t *history; /* bit 0: dirtied in this pass, 1: in the last one ... */
+  bool hot_phase;   /* deferred blocks are copied now */
 
   /* The line. */
   double budget, credit;
@@ -69,7 +70,7 @@ struct sim {
   struct thread threads[MAX_THREADS];
   unsigned queue[MAX_THREADS], nr_queue; /* urgent requests, oldest first */
 
-  double wanted, done;  /* bytes the guest wanted to write, and wrote */
+  double wanted, done;           /* bytes the guest wanted to write, and wrote */
   double calm_wanted, calm_done; /* up to calm_after_s */
   double guest_budget;
   struct sim_result result;
@@ -119,7 +120,7 @@ static void
 copy_block (struct sim *s, uint64_t block)
 {
   bool again = s->history[block] & AGAIN;
-  s->history[block] &= (uint8_t) ~AGAIN;
+  s->history[block] &= (uint8_t)~AGAIN;
   s->dirty[block] = again;
   s->nr_dirty -= !again;
   s->acked += SIM_BLOCK;
@@ -129,7 +130,8 @@ copy_block (struct sim *s, uint64_t block)
 static bool
 range_dirty (const struct sim *s, uint64_t first)
 {
-  uint64_t n = s->nr_blocks - first < s->o->request_blocks ? s->nr_blocks - first : s->o->request_blocks;
+  uint64_t n
+      = s->nr_blocks - first < s->o->request_blocks ? s->nr_blocks - first : s->o->request_blocks;
   return memchr (s->dirty + first, 1, n) != NULL;
 }
 
@@ -150,7 +152,7 @@ pay (struct sim *s, struct thread *t, unsigned turned)
   double most = s->now + s->o->max_write_delay_ms;
   if (s->bucket_ms < s->now)
     s->bucket_ms = s->now;
-  s->bucket_ms += turned * (double) SIM_BLOCK / s->limit * 1000;
+  s->bucket_ms += turned * (double)SIM_BLOCK / s->limit * 1000;
   if (s->bucket_ms > most)
     s->bucket_ms = most; /* the rest is forgiven */
   t->wait = WAITS_THROTTLED;
@@ -165,7 +167,7 @@ issue (struct sim *s, unsigned i)
   t->first = guest_next (&s->guest);
   t->since = s->now;
   unsigned turned = mark (s, t->first);
-  s->done += s->o->request_blocks * (double) SIM_BLOCK;
+  s->done += s->o->request_blocks * (double)SIM_BLOCK;
   if (s->gate == CONVERGE_THROTTLED && turned > 0)
     pay (s, t, turned);
   else if (s->gate == CONVERGE_SYNCHRONOUS) {
@@ -180,7 +182,7 @@ issue (struct sim *s, unsigned i)
 static void
 run_guest (struct sim *s)
 {
-  double bytes = s->o->request_blocks * (double) SIM_BLOCK;
+  double bytes = s->o->request_blocks * (double)SIM_BLOCK;
   unsigned free = 0;
 
   for (unsigned i = 0; i < s->o->threads; i++) {
@@ -200,7 +202,7 @@ run_guest (struct sim *s)
       s->queue[kept++] = s->queue[k];
   s->nr_queue = kept;
 
-  double want = guest_rate (&s->guest, (uint64_t) s->now) * STEP_S;
+  double want = guest_rate (&s->guest, (uint64_t)s->now) * STEP_S;
   s->wanted += want;
   s->guest_budget += want;
   if (s->o->forgets && s->guest_budget > want + s->o->threads * bytes)
@@ -222,8 +224,7 @@ static void
 run_urgent (struct sim *s, double *credit)
 {
   unsigned k = 0;
-  double latency = s->o->rtt_ms
-                   + (s->o->capped ? 0 : LINE_QUEUE_BYTES / s->o->bandwidth * 1000);
+  double latency = s->o->rtt_ms + (s->o->capped ? 0 : LINE_QUEUE_BYTES / s->o->bandwidth * 1000);
 
   for (; k < s->nr_queue; k++) {
     struct thread *t = &s->threads[s->queue[k]];
@@ -256,7 +257,7 @@ wrap (struct sim *s)
     s->synchronised = s->gate == CONVERGE_SYNCHRONOUS;
   s->cursor_epoch = s->epoch;
   for (uint64_t b = 0; s->o->defer_hot && b < s->nr_blocks; b++)
-    s->history[b] = (uint8_t) (s->history[b] << 1 & 7);
+    s->history[b] = (uint8_t)(s->history[b] << 1 & 7);
   if (s->pass_open) {
     s->pass_open = false;
     s->last_before = s->pass_before;
@@ -277,8 +278,8 @@ next_block (struct sim *s)
 {
   for (;;) {
     const uint8_t *p = s->cursor < s->nr_blocks
-                         ? memchr (s->dirty + s->cursor, 1, s->nr_blocks - s->cursor)
-                         : NULL;
+                           ? memchr (s->dirty + s->cursor, 1, s->nr_blocks - s->cursor)
+                           : NULL;
     if (p == NULL) {
       if (!s->o->defer_hot || s->hot_phase)
         return s->nr_blocks;
@@ -286,7 +287,7 @@ next_block (struct sim *s)
       s->cursor = 0;
       continue;
     }
-    s->cursor = (uint64_t) (p - s->dirty);
+    s->cursor = (uint64_t)(p - s->dirty);
     if (deferred (s, s->cursor) == s->hot_phase || !s->o->defer_hot)
       return s->cursor;
     s->cursor++;
@@ -303,7 +304,8 @@ run_background (struct sim *s)
     if (s->nr_dirty == 0 && s->cursor > 0)
       wrap (s);
     if (s->nr_dirty == 0
-        || (s->cursor == 0 && !s->hot_phase && s->wraps > 0 && s->now - s->wrapped_ms < PASS_PAUSE_MS
+        || (s->cursor == 0 && !s->hot_phase && s->wraps > 0
+            && s->now - s->wrapped_ms < PASS_PAUSE_MS
             && s->nr_dirty * SIM_BLOCK < PASS_PAUSE_BYTES)) {
       s->idle_seen = true;
       return;
@@ -354,15 +356,15 @@ static void
 sample (struct sim *s, bool suspended)
 {
   const struct sim_options *o = s->o;
-  const struct estimate_costs costs = { .flush_ns = (uint64_t) (o->flush_ms * 1e6),
-                                        .rtt_ns = (uint64_t) (o->rtt_ms * 1e6) };
+  const struct estimate_costs costs
+      = { .flush_ns = (uint64_t)(o->flush_ms * 1e6), .rtt_ns = (uint64_t)(o->rtt_ms * 1e6) };
   const struct estimate_sample es = {
-    .now_ns = (uint64_t) s->now * NS_PER_MS,
+    .now_ns = (uint64_t)s->now * NS_PER_MS,
     .acked_bytes = s->acked,
     .dirtied_bytes = s->dirtied * SIM_BLOCK,
     .left_bytes = s->nr_dirty * SIM_BLOCK,
-    .busy_ns = (uint64_t) s->busy_ms * NS_PER_MS,
-    .limit = o->capped ? (uint64_t) o->bandwidth : 0,
+    .busy_ns = (uint64_t)s->busy_ms * NS_PER_MS,
+    .limit = o->capped ? (uint64_t)o->bandwidth : 0,
     .queue_full = !s->idle_seen,
   };
   s->idle_seen = false;
@@ -398,7 +400,7 @@ sample (struct sim *s, bool suspended)
       s->epoch++;
     s->result.switches += s->gate != s->converge.gate;
     s->gate = s->converge.gate;
-    s->limit = (double) s->converge.dirty_limit;
+    s->limit = (double)s->converge.dirty_limit;
     if (s->result.first_slowed_s < 0)
       s->result.first_slowed_s = s->now / 1000;
   }
@@ -420,7 +422,8 @@ step (struct sim *s)
   run_line (s);
 }
 
-/* The running pass ends, the destination is flushed, the gate is held, what is left is copied and flushed. */
+/* The running pass ends, the destination is flushed, the gate is held, what is left is copied and
+ * flushed. */
 static void
 hand_over (struct sim *s)
 {
@@ -432,7 +435,8 @@ hand_over (struct sim *s)
     step (s);
   for (end = s->now + o->flush_ms; s->now < end;)
     step (s);
-  s->result.pause_ms = (double) (s->nr_dirty * SIM_BLOCK) / o->bandwidth * 1000 + o->flush_ms + 2 * o->rtt_ms;
+  s->result.pause_ms
+      = (double)(s->nr_dirty * SIM_BLOCK) / o->bandwidth * 1000 + o->flush_ms + 2 * o->rtt_ms;
   s->acked += s->nr_dirty * SIM_BLOCK;
   s->result.ended = true;
 }
@@ -477,11 +481,12 @@ sim_run (const struct sim_options *o)
   r = s->result;
   r.gave_up = s->converge.give_up;
   r.said_no = s->converge.verdict == CONVERGING_NO;
-  r.traffic = (double) s->acked / (double) o->disk_bytes;
+  r.traffic = (double)s->acked / (double)o->disk_bytes;
   r.passes = s->nr_passes;
   r.gate = s->gate;
   r.kept = s->wanted > 0 ? s->done / s->wanted : 1;
-  r.calm_kept = s->wanted > s->calm_wanted ? (s->done - s->calm_done) / (s->wanted - s->calm_wanted) : 1;
+  r.calm_kept
+      = s->wanted > s->calm_wanted ? (s->done - s->calm_done) / (s->wanted - s->calm_wanted) : 1;
 out:
   free (s->dirty);
   free (s->history);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves, over modelled guests (sim.h), that the convergence decision does what its policies promise: when a job ends,
- * what it sends, how long it pauses the guest, and that it says so where it does not converge.
+ * Proves, over modelled guests (sim.h), that the convergence decision does what its policies
+ * promise: when a job ends, what it sends, how long it pauses the guest, and that it says so where
+ * it does not converge.
  */
 
 #include "config.h"
@@ -28,7 +29,8 @@ Test (converge, light_guests_need_no_policy)
 {
   static const struct {
     double writes, ready, sent;
-  } want[] = { { 200, 1.04, 1.01 }, { 800, 1.06, 1.03 }, { 2000, 1.10, 1.06 }, { 4000, 1.16, 1.11 } };
+  } want[]
+      = { { 200, 1.04, 1.01 }, { 800, 1.06, 1.03 }, { 2000, 1.10, 1.06 }, { 4000, 1.16, 1.11 } };
 
   for (unsigned i = 0; i < 4; i++) {
     struct sim_options o = options (POLICY_NONE, SIM_UNIFORM, want[i].writes);
@@ -36,7 +38,8 @@ Test (converge, light_guests_need_no_policy)
     cr_assert (r.ended);
     cr_assert_not (r.ever_said_no);
     cr_assert_leq (r.traffic, want[i].sent, "%.0f/s sends %.3f", want[i].writes, r.traffic);
-    cr_assert_leq (r.ready_s, want[i].ready * 10.24, "%.0f/s is ready after %.2f s", want[i].writes, r.ready_s);
+    cr_assert_leq (r.ready_s, want[i].ready * 10.24, "%.0f/s is ready after %.2f s", want[i].writes,
+                   r.ready_s);
     cr_assert_leq (r.pause_ms, SETTLED_MS);
   }
 }
@@ -48,16 +51,18 @@ ends_well (const struct sim_options *o, double most)
   const char *name = sim_guest_name (o->guest);
   double rho = o->guest_rate / o->bandwidth;
 
-  cr_assert (r.ended, "%s, rho %.2f, policy %d, capped %d, does not end", name, rho, o->policy, o->capped);
-  cr_assert_leq (r.traffic, most, "%s, rho %.2f, policy %d, capped %d, sends %.2f", name, rho, o->policy,
-                 o->capped, r.traffic);
-  cr_assert_leq (r.pause_ms, SETTLED_MS, "%s, rho %.2f, policy %d, capped %d, pauses for %.0f ms", name, rho,
-                 o->policy, o->capped, r.pause_ms);
+  cr_assert (r.ended, "%s, rho %.2f, policy %d, capped %d, does not end", name, rho, o->policy,
+             o->capped);
+  cr_assert_leq (r.traffic, most, "%s, rho %.2f, policy %d, capped %d, sends %.2f", name, rho,
+                 o->policy, o->capped, r.traffic);
+  cr_assert_leq (r.pause_ms, SETTLED_MS, "%s, rho %.2f, policy %d, capped %d, pauses for %.0f ms",
+                 name, rho, o->policy, o->capped, r.pause_ms);
   cr_assert_leq (r.longest_delay_ms, o->max_write_delay_ms + 1);
   cr_assert_not (r.said_no);
 }
 
-/* Each request waits on the line for longer than a guest's write may: all of them are missed, and it ends all the same. */
+/* Each request waits on the line for longer than a guest's write may: all of them are missed, and
+ * it ends all the same. */
 Test (converge, a_line_slower_than_the_delay)
 {
   struct sim_options o = options (POLICY_SYNC, SIM_UNIFORM, 50000);
@@ -94,14 +99,15 @@ Test (converge, small_disks)
 {
   for (uint64_t blocks = 1; blocks <= 1024; blocks *= 4)
     for (int g = SIM_UNIFORM; g < SIM_REWRITE; g++) {
-      struct sim_options o = options (POLICY_SYNC, (enum sim_guest) g, 100);
+      struct sim_options o = options (POLICY_SYNC, (enum sim_guest)g, 100);
       o.disk_bytes = blocks * SIM_BLOCK;
       if (blocks >= 64 || (g != SIM_HOT_SPOT && g != SIM_ZIPF))
         ends_well (&o, 1000);
     }
 }
 
-/* The destination's flush alone takes longer than is allowed: no gate can help, so the guest is left alone. */
+/* The destination's flush alone takes longer than is allowed: no gate can help, so the guest is
+ * left alone. */
 Test (converge, a_slow_flush_is_no_reason_to_slow_the_guest)
 {
   struct sim_options o = options (POLICY_SYNC, SIM_UNIFORM, 2000);
@@ -114,7 +120,8 @@ Test (converge, a_slow_flush_is_no_reason_to_slow_the_guest)
 
 #ifndef UNIT_THREAD_SANITIZER /* there is one thread: it would find nothing, and take minutes */
 
-static const double rhos[] = { 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.625, 0.8, 0.95, 1.05, 1.5, 2, 3, 5 };
+static const double rhos[]
+    = { 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.625, 0.8, 0.95, 1.05, 1.5, 2, 3, 5 };
 #define NR_RHOS (sizeof rhos / sizeof rhos[0])
 
 /* The same job on a smaller disk, all rates with it: less to compute. */
@@ -130,7 +137,7 @@ Test (converge, a_light_guest_is_not_touched)
 {
   for (int g = 0; g < SIM_NR_GUESTS; g++)
     for (unsigned p = 0; p < 4; p++) {
-      struct sim_options o = options ((enum job_policy) p, (enum sim_guest) g, 2000);
+      struct sim_options o = options ((enum job_policy)p, (enum sim_guest)g, 2000);
       scale (&o, 4);
       struct sim_result r = sim_run (&o);
       cr_assert (r.ended && r.gate == CONVERGE_OPEN && r.first_slowed_s < 0, "%s, policy %u",
@@ -146,7 +153,7 @@ Test (converge, heavy_guests_end_within_the_traffic)
   for (unsigned w = 0; w < 3; w++)
     for (unsigned g = 0; g < 3; g++)
       for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++) {
-        struct sim_options o = options ((enum job_policy) p, guests[g], writes[w]);
+        struct sim_options o = options ((enum job_policy)p, guests[g], writes[w]);
         scale (&o, 4);
         ends_well (&o, 1.6);
       }
@@ -161,7 +168,7 @@ Test (converge, small_disks_with_heavy_guests)
   for (unsigned g = 0; g < 4; g++)
     for (unsigned i = 0; i < 5; i++)
       for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++) {
-        struct sim_options o = options ((enum job_policy) p, guests[g], 0);
+        struct sim_options o = options ((enum job_policy)p, guests[g], 0);
         o.disk_bytes /= 8;
         o.guest_rate = heavy[i] * o.bandwidth;
         ends_well (&o, 1.6);
@@ -174,12 +181,13 @@ Test (converge, sync_and_throttle_end_with_every_guest)
     for (unsigned i = 0; i < NR_RHOS; i++)
       for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++)
         for (unsigned capped = i % 2; capped < 2; capped++) {
-          struct sim_options o = options ((enum job_policy) p, (enum sim_guest) g, 0);
+          struct sim_options o = options ((enum job_policy)p, (enum sim_guest)g, 0);
           o.capped = capped;
           if (capped) /* on a slow line each request waits long; 4 MiB are to fit the pause */
             scale (&o, g == SIM_REWRITE ? 4 : 16);
           o.guest_rate = rhos[i] * o.bandwidth;
-          /* One that goes round and round meets nothing that is dirty already: passes that just halve send 2 x. */
+          /* One that goes round and round meets nothing that is dirty already: passes that just
+           * halve send 2 x. */
           ends_well (&o, g == SIM_SEQUENTIAL ? 2.05 : 1.6);
         }
 }
@@ -193,8 +201,8 @@ staying (enum job_policy policy, enum sim_guest guest, double rho, double rtt_ms
   return o;
 }
 
-/* After a storm the guest wants 200 writes/s, over a line so long that several of them wait at any time: it is not
- * kept waiting for ever. */
+/* After a storm the guest wants 200 writes/s, over a line so long that several of them wait at any
+ * time: it is not kept waiting for ever. */
 Test (converge, a_calm_guest_is_let_go)
 {
   static const double rtts[] = { 2, 10, 30 };
@@ -203,7 +211,7 @@ Test (converge, a_calm_guest_is_let_go)
   for (int g = 0; g < SIM_NR_GUESTS; g++)
     for (unsigned i = 0; i < 3; i++)
       for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++) {
-        struct sim_options o = staying ((enum job_policy) p, (enum sim_guest) g, 3, rtts[i]);
+        struct sim_options o = staying ((enum job_policy)p, (enum sim_guest)g, 3, rtts[i]);
         o.calm_after_s = 20;
         o.calm_rate = 200 * SIM_BLOCK;
         scale (&o, 4);
@@ -211,8 +219,10 @@ Test (converge, a_calm_guest_is_let_go)
         struct sim_result r = sim_run (&o);
         const char *name = sim_guest_name (o.guest);
         slowed += r.first_slowed_s >= 0;
-        cr_assert (r.ended && r.gate == CONVERGE_OPEN, "%s, policy %u, %.0f ms: gate %d", name, p, rtts[i], (int) r.gate);
-        cr_assert_leq (r.switches, 4, "%s, policy %u, %.0f ms: %u switches", name, p, rtts[i], r.switches);
+        cr_assert (r.ended && r.gate == CONVERGE_OPEN, "%s, policy %u, %.0f ms: gate %d", name, p,
+                   rtts[i], (int)r.gate);
+        cr_assert_leq (r.switches, 4, "%s, policy %u, %.0f ms: %u switches", name, p, rtts[i],
+                       r.switches);
         cr_assert_gt (r.calm_kept, 0.99);
       }
   cr_assert_gt (slowed, 20);
@@ -227,7 +237,7 @@ Test (converge, the_gate_is_not_moved_to_and_fro)
     for (unsigned i = 0; i < 5; i++)
       for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++)
         for (unsigned forgets = 0; forgets < 2; forgets++) {
-          struct sim_options o = staying ((enum job_policy) p, (enum sim_guest) g, few[i], 10);
+          struct sim_options o = staying ((enum job_policy)p, (enum sim_guest)g, few[i], 10);
           scale (&o, 16);
           o.stay_s = 200;
           o.forgets = forgets;
@@ -235,8 +245,10 @@ Test (converge, the_gate_is_not_moved_to_and_fro)
           struct sim_result r = sim_run (&o);
           const char *name = sim_guest_name (o.guest);
           cr_assert (r.ended, "%s, rho %.2f, policy %u", name, few[i], p);
-          cr_assert_leq (r.switches, 6, "%s, rho %.2f, policy %u: %u switches", name, few[i], p, r.switches);
-          cr_assert_leq (r.unready_s, 8, "%s, rho %.2f, policy %u: not ready for %.1f s", name, few[i], p, r.unready_s);
+          cr_assert_leq (r.switches, 6, "%s, rho %.2f, policy %u: %u switches", name, few[i], p,
+                         r.switches);
+          cr_assert_leq (r.unready_s, 8, "%s, rho %.2f, policy %u: not ready for %.1f s", name,
+                         few[i], p, r.unready_s);
         }
 }
 
@@ -264,14 +276,16 @@ Test (converge, storms_and_calms_do_not_move_it_for_ever)
   cr_assert_gt (most, 6);
 }
 
-/* Waits are bounded, so a guest with many large requests gets through whatever the gate: threads x request / max-write-delay
- * bytes a second.  Below B it must end; else it need not, but must say so. */
+/* Waits are bounded, so a guest with many large requests gets through whatever the gate: threads x
+ * request / max-write-delay bytes a second.  Below B it must end; else it need not, but must say
+ * so. */
 Test (converge, sync_ends_where_it_can_and_says_where_it_does_not)
 {
   static const unsigned threads[] = { 1, 4, 16, 64 };
   static const unsigned blocks[] = { 1, 16, 64, 256 };
   static const double delays[] = { 10, 50 };
-  static const enum sim_guest guests[] = { SIM_UNIFORM, SIM_ZIPF, SIM_HOT_SPOT, SIM_SEQUENTIAL, SIM_REWRITE };
+  static const enum sim_guest guests[]
+      = { SIM_UNIFORM, SIM_ZIPF, SIM_HOT_SPOT, SIM_SEQUENTIAL, SIM_REWRITE };
   unsigned lawful = 0, never = 0;
 
   for (unsigned t = 0; t < 4; t++)

@@ -25,14 +25,14 @@
 
 /* This also checks in the server's thread, and in a program of several files, which the macros
  * of unit.h are not for. */
-#define check(condition_, ...)                                             \
-  do {                                                                     \
-    if (!(condition_)) {                                                   \
-      fprintf (stderr, "%s:%d: failed: %s: ", __FILE__, __LINE__, #condition_); \
-      fprintf (stderr, " " __VA_ARGS__);                                   \
-      fputc ('\n', stderr);                                                \
-      abort ();                                                            \
-    }                                                                      \
+#define check(condition_, ...)                                                                     \
+  do {                                                                                             \
+    if (!(condition_)) {                                                                           \
+      fprintf (stderr, "%s:%d: failed: %s: ", __FILE__, __LINE__, #condition_);                    \
+      fprintf (stderr, " " __VA_ARGS__);                                                           \
+      fputc ('\n', stderr);                                                                        \
+      abort ();                                                                                    \
+    }                                                                                              \
   } while (0)
 
 struct fixture fx;
@@ -74,14 +74,14 @@ command_fd (struct control_peer *peer, json_t *id, int fd)
     return;
   }
   fstat (fd, &st);
-  control_reply (peer, id, json_pack ("{s:I}", "inode", (json_int_t) st.st_ino), fd);
+  control_reply (peer, id, json_pack ("{s:I}", "inode", (json_int_t)st.st_ino), fd);
   close (fd);
 }
 
 static void
 command_burst (struct control_peer *peer, json_t *args, json_t *id)
 {
-  size_t size = (size_t) json_integer_value (json_object_get (args, "size"));
+  size_t size = (size_t)json_integer_value (json_object_get (args, "size"));
   char *text = malloc (size + 1);
 
   memset (text, 'x', size);
@@ -95,7 +95,7 @@ command_burst (struct control_peer *peer, json_t *args, json_t *id)
 static void
 command_large (struct control_peer *peer, json_t *args, json_t *id)
 {
-  size_t size = (size_t) json_integer_value (json_object_get (args, "size"));
+  size_t size = (size_t)json_integer_value (json_object_get (args, "size"));
   char *text = malloc (size + 1);
 
   memset (text, 'x', size);
@@ -107,7 +107,7 @@ command_large (struct control_peer *peer, json_t *args, json_t *id)
 static void
 command_close_serial (struct control_peer *peer, json_t *args, json_t *id)
 {
-  uint64_t serial = (uint64_t) json_integer_value (json_object_get (args, "serial"));
+  uint64_t serial = (uint64_t)json_integer_value (json_object_get (args, "serial"));
 
   for (unsigned i = 0; i < fx.server->nr_peers; i++) {
     if (control_peer_serial (fx.server->peers[i]) == serial)
@@ -117,7 +117,8 @@ command_close_serial (struct control_peer *peer, json_t *args, json_t *id)
 }
 
 static void
-command (void *opaque, struct control_peer *peer, const char *name, json_t *args, json_t *id, int fd)
+command (void *opaque, struct control_peer *peer, const char *name, json_t *args, json_t *id,
+         int fd)
 {
   check (opaque == &fx);
   check (json_is_object (args));
@@ -133,42 +134,36 @@ command (void *opaque, struct control_peer *peer, const char *name, json_t *args
   else if (strcmp (name, "event") == 0) {
     control_event (fx.server, NULL, "EVENT", json_incref (args));
     control_reply (peer, id, NULL, -1);
-  }
-  else if (strcmp (name, "burst") == 0)
+  } else if (strcmp (name, "burst") == 0)
     command_burst (peer, args, id);
   else if (strcmp (name, "defer") == 0) {
     forget_deferred ();
     deferred = peer;
     deferred_id = json_incref (id);
-  }
-  else if (strcmp (name, "answer") == 0) {
+  } else if (strcmp (name, "answer") == 0) {
     if (deferred != NULL)
       control_reply (deferred, deferred_id, json_pack ("{s:b}", "late", 1), -1);
     control_reply (peer, id, json_pack ("{s:b}", "found", deferred != NULL), -1);
     forget_deferred ();
-  }
-  else if (strcmp (name, "close") == 0) {
+  } else if (strcmp (name, "close") == 0) {
     control_reply (peer, id, NULL, -1);
     control_peer_close (peer);
-  }
-  else if (strcmp (name, "close-serial") == 0)
+  } else if (strcmp (name, "close-serial") == 0)
     command_close_serial (peer, args, id);
   else if (strcmp (name, "serial") == 0)
-    control_reply (peer, id, json_pack ("{s:I}", "serial", (json_int_t) control_peer_serial (peer)),
+    control_reply (peer, id, json_pack ("{s:I}", "serial", (json_int_t)control_peer_serial (peer)),
                    -1);
   else if (strcmp (name, "worker") == 0) {
     control_peer_set_worker (peer, true);
     control_reply (peer, id, NULL, -1);
-  }
-  else if (strcmp (name, "large") == 0)
+  } else if (strcmp (name, "large") == 0)
     command_large (peer, args, id);
   else if (strcmp (name, "odd") == 0)
     control_error (peer, id, "GenericError", "cannot open /tmp/\xff\xfe");
   else if (strcmp (name, "stall") == 0) {
-    fixture_sleep_ms ((int) json_integer_value (json_object_get (args, "ms")));
+    fixture_sleep_ms ((int)json_integer_value (json_object_get (args, "ms")));
     control_reply (peer, id, NULL, -1);
-  }
-  else
+  } else
     control_error (peer, id, "CommandNotFound", "The command %s has not been found", name);
 }
 
@@ -254,7 +249,7 @@ fixture_fini (void)
 void
 fixture_sleep_ms (int ms)
 {
-  struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = (long) (ms % 1000) * 1000000 };
+  struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000 };
 
   nanosleep (&ts, NULL);
 }
@@ -268,7 +263,7 @@ raw_connect (void)
 
   check (sock != -1);
   memcpy (sa.sun_path, fx.path, strlen (fx.path) + 1);
-  check (connect (sock, (struct sockaddr *) &sa, sizeof sa) == 0, "%s", strerror (errno));
+  check (connect (sock, (struct sockaddr *)&sa, sizeof sa) == 0, "%s", strerror (errno));
   setsockopt (sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
   setsockopt (sock, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
   return sock;
@@ -301,7 +296,7 @@ raw_send_fds (int sock, const char *text, const int *fds, unsigned nr_fds)
     char buf[CMSG_SPACE (16 * sizeof (int))];
     struct cmsghdr align;
   } control;
-  struct iovec iov = { .iov_base = (void *) text, .iov_len = strlen (text) };
+  struct iovec iov = { .iov_base = (void *)text, .iov_len = strlen (text) };
   struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
 
   if (nr_fds > 0) {
@@ -316,7 +311,7 @@ raw_send_fds (int sock, const char *text, const int *fds, unsigned nr_fds)
     c->cmsg_len = CMSG_LEN (nr_fds * sizeof (int));
     memcpy (CMSG_DATA (c), fds, nr_fds * sizeof (int));
   }
-  check (sendmsg (sock, &msg, MSG_NOSIGNAL) == (ssize_t) iov.iov_len, "%s", strerror (errno));
+  check (sendmsg (sock, &msg, MSG_NOSIGNAL) == (ssize_t)iov.iov_len, "%s", strerror (errno));
 }
 
 bool
@@ -327,7 +322,7 @@ raw_try_send_fd (int sock, const char *text, int fd)
 
   if (n == -1 && errno == EAGAIN)
     return false;
-  check (n == (ssize_t) len, "%s", strerror (errno));
+  check (n == (ssize_t)len, "%s", strerror (errno));
   return true;
 }
 
@@ -353,7 +348,7 @@ raw_read (int sock, int *got_fd)
     n = wire_recv (sock, buf, sizeof buf, &fd, &lost);
     if (n <= 0)
       break;
-    frame_append (&b, buf, (size_t) n);
+    frame_append (&b, buf, (size_t)n);
   }
   frame_free (&b);
   if (got_fd != NULL)

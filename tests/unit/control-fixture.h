@@ -42,27 +42,27 @@ extern struct fixture fx;
 void fixture_init (void);
 void fixture_fini (void);
 #ifndef UNIT_THREAD_SANITIZER
-#define control_test(suite_, name_) \
+#define control_test(suite_, name_)                                                                \
   Test (suite_, name_, .init = fixture_init, .fini = fixture_fini, .timeout = 60)
-#define skip_test(reason_)    \
-  do {                        \
-    fixture_fini (); /* criterion leaves it out then */ \
-    cr_skip_test (reason_);   \
+#define skip_test(reason_)                                                                         \
+  do {                                                                                             \
+    fixture_fini (); /* criterion leaves it out then */                                            \
+    cr_skip_test (reason_);                                                                        \
   } while (0)
 #else
-#define control_test(suite_, name_)      \
-  static void suite_##_##name_##_ (void); \
-  Test (suite_, name_)                   \
-  {                                      \
-    fixture_init ();                     \
-    suite_##_##name_##_ ();              \
-    fixture_fini ();                     \
-  }                                      \
+#define control_test(suite_, name_)                                                                \
+  static void suite_##_##name_##_ (void);                                                          \
+  Test (suite_, name_)                                                                             \
+  {                                                                                                \
+    fixture_init ();                                                                               \
+    suite_##_##name_##_ ();                                                                        \
+    fixture_fini ();                                                                               \
+  }                                                                                                \
   static void suite_##_##name_##_ (void)
-#define skip_test(reason_)                      \
-  do {                                          \
-    fprintf (stderr, "skipped: %s\n", reason_); \
-    return;                                     \
+#define skip_test(reason_)                                                                         \
+  do {                                                                                             \
+    fprintf (stderr, "skipped: %s\n", reason_);                                                    \
+    return;                                                                                        \
   } while (0)
 #endif
 
@@ -83,7 +83,7 @@ void fixture_sleep_ms (int ms);
 /* Raw clients.  raw_connect only connects, raw_open also reads the greeting and negotiates. */
 int raw_connect (void);
 int raw_open (void);
-void raw_send (int sock, const char *text);                /* as it is, all of it */
+void raw_send (int sock, const char *text); /* as it is, all of it */
 void raw_send_fds (int sock, const char *text, const int *fds, unsigned nr_fds);
 bool raw_try_send_fd (int sock, const char *text, int fd); /* false if it would block */
 json_t *raw_read (int sock, int *got_fd);                  /* one line, NULL at the end */

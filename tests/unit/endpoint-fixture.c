@@ -41,7 +41,6 @@ endpoint_teardown (void)
   cr_assert (system (cmd) == 0);
 }
 
-
 const char *
 in_dir (const char *name)
 {
@@ -57,7 +56,7 @@ clock_ms (void)
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 /* ---- Opening ---------------------------------------------------------------------------- */
@@ -161,11 +160,21 @@ start (struct channel *ch, enum what what, void *buf, uint64_t len, uint64_t off
 
   a->inside = true;
   switch (what) {
-  case READ: r = channel_read (ch, buf, (uint32_t) len, offset, note, a); break;
-  case WRITE: r = channel_write (ch, buf, (uint32_t) len, offset, note, a); break;
-  case ZERO: r = channel_zero (ch, len, offset, note, a); break;
-  case FLUSH: r = channel_flush (ch, note, a); break;
-  case STATUS: r = channel_status (ch, len, offset, note_status, a); break;
+  case READ:
+    r = channel_read (ch, buf, (uint32_t)len, offset, note, a);
+    break;
+  case WRITE:
+    r = channel_write (ch, buf, (uint32_t)len, offset, note, a);
+    break;
+  case ZERO:
+    r = channel_zero (ch, len, offset, note, a);
+    break;
+  case FLUSH:
+    r = channel_flush (ch, note, a);
+    break;
+  case STATUS:
+    r = channel_status (ch, len, offset, note_status, a);
+    break;
   }
   a->inside = false;
   return r;
@@ -196,7 +205,7 @@ void
 fill (unsigned char *buf, size_t len, uint64_t offset)
 {
   for (size_t i = 0; i < len; i++)
-    buf[i] = (unsigned char) ((offset + i) * 2654435761u >> 13 | 1);
+    buf[i] = (unsigned char)((offset + i) * 2654435761u >> 13 | 1);
 }
 
 void
@@ -236,8 +245,7 @@ check_all (struct endpoint *ep, size_t step)
     memset (buf, 0, step);
     cr_assert (request (ch, READ, buf, len, at) == 0);
     fill (want, len, at);
-    cr_assert (memcmp (buf, want, len) == 0, "other data within %zu bytes at %zu", len,
-               (size_t) at);
+    cr_assert (memcmp (buf, want, len) == 0, "other data within %zu bytes at %zu", len, (size_t)at);
   }
   channel_close (ch);
   free (buf);

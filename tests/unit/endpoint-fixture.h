@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * For the tests of endpoints (include unit.h before this): a directory of their own, and requests that are done to
- * their end.
+ * For the tests of endpoints (include unit.h before this): a directory of their own, and requests
+ * that are done to their end.
  */
 
 #ifndef NBDMIRROR_TESTS_UNIT_ENDPOINT_FIXTURE_H
@@ -24,17 +24,18 @@ void endpoint_teardown (void);
 
 /* Criterion runs setup and teardown (also when the test fails); its stand-in does not. */
 #ifdef UNIT_THREAD_SANITIZER
-#define ENDPOINT_TEST(name) \
-  static void endpoint_##name (void); \
-  Test (endpoint, name) \
-  { \
-    endpoint_setup (); \
-    endpoint_##name (); \
-    endpoint_teardown (); \
-  } \
+#define ENDPOINT_TEST(name)                                                                        \
+  static void endpoint_##name (void);                                                              \
+  Test (endpoint, name)                                                                            \
+  {                                                                                                \
+    endpoint_setup ();                                                                             \
+    endpoint_##name ();                                                                            \
+    endpoint_teardown ();                                                                          \
+  }                                                                                                \
   static void endpoint_##name (void)
 #else
-#define ENDPOINT_TEST(name) Test (endpoint, name, .init = endpoint_setup, .fini = endpoint_teardown, .timeout = 60)
+#define ENDPOINT_TEST(name)                                                                        \
+  Test (endpoint, name, .init = endpoint_setup, .fini = endpoint_teardown, .timeout = 60)
 #endif
 
 extern const struct endpoint_options ro, rw;
@@ -42,9 +43,10 @@ extern const struct endpoint_options ro, rw;
 /* The path of NAME in the directory; valid until the next call. */
 const char *in_dir (const char *name);
 int64_t clock_ms (void);
-/* NAME is one name, or a command with its words separated by spaces, brackets included; the word FAKE in it is the
- * fake server. */
-struct endpoint *try_open (const char *name, const struct endpoint_options *opts, int *errnum, char **error);
+/* NAME is one name, or a command with its words separated by spaces, brackets included; the word
+ * FAKE in it is the fake server. */
+struct endpoint *try_open (const char *name, const struct endpoint_options *opts, int *errnum,
+                           char **error);
 struct endpoint *must_open (const char *name, const struct endpoint_options *opts);
 /* NAME cannot be opened: the message contains TEXT, and the errno is ERR. */
 void refused (const char *name, const struct endpoint_options *opts, int err, const char *text);
@@ -63,7 +65,8 @@ enum what { READ, WRITE, ZERO, FLUSH, STATUS };
 
 /* Drive CH until A has NR completions; false when it is dead. */
 bool drive (struct channel *ch, struct answer *a, unsigned nr);
-int start (struct channel *ch, enum what what, void *buf, uint64_t len, uint64_t offset, struct answer *a);
+int start (struct channel *ch, enum what what, void *buf, uint64_t len, uint64_t offset,
+           struct answer *a);
 /* Do one request to its end; its errno. */
 int request (struct channel *ch, enum what what, void *buf, uint64_t len, uint64_t offset);
 void *buffer (size_t len);

@@ -53,8 +53,8 @@ fixture_random (uint64_t *state)
   return *state * UINT64_C (2685821657736338717);
 }
 
-/* Ends loops that race with other threads after 3 s from *START, which is 0 at the first call: where
- * the processors are shared, each round may cost a whole time slice. */
+/* Ends loops that race with other threads after 3 s from *START, which is 0 at the first call:
+ * where the processors are shared, each round may cost a whole time slice. */
 static inline bool
 fixture_late (time_t *start)
 {
@@ -69,13 +69,13 @@ fixture_late (time_t *start)
 static inline _Atomic uint64_t *
 fixture_words (const struct region *r, enum region_array a)
 {
-  return (_Atomic uint64_t *) ((char *) r->hdr + r->geo.array_offset[a]);
+  return (_Atomic uint64_t *)((char *)r->hdr + r->geo.array_offset[a]);
 }
 
 static inline _Atomic uint64_t *
 fixture_summary (const struct region *r, enum region_array a)
 {
-  return (_Atomic uint64_t *) ((char *) r->hdr + r->geo.summary_offset[a]);
+  return (_Atomic uint64_t *)((char *)r->hdr + r->geo.summary_offset[a]);
 }
 
 /* With nobody else at work: the counter is the number of bits, every non-empty word has its summary
@@ -88,16 +88,16 @@ fixture_check (const struct region *r, enum region_array a)
   for (uint64_t w = 0; w < r->geo.nr_words; w++) {
     uint64_t v = atomic_load (&fixture_words (r, a)[w]);
 
-    n += (uint64_t) __builtin_popcountll (v);
+    n += (uint64_t)__builtin_popcountll (v);
     if (v != 0)
       cr_assert (atomic_load (&fixture_summary (r, a)[w / 64]) >> (w % 64) & 1,
                  "word %" PRIu64 " of array %d is not in the summary", w, a);
     if (w == r->geo.nr_words - 1 && r->geo.nr_blocks % 64 != 0)
       cr_assert_eq (v >> (r->geo.nr_blocks % 64), 0, "bits behind the last block");
   }
-  cr_assert_eq (atomic_load (&r->hdr->count[a]), (int64_t) n,
-                "array %d: counter %" PRId64 ", bits %" PRIu64, a,
-                atomic_load (&r->hdr->count[a]), n);
+  cr_assert_eq (atomic_load (&r->hdr->count[a]), (int64_t)n,
+                "array %d: counter %" PRId64 ", bits %" PRIu64, a, atomic_load (&r->hdr->count[a]),
+                n);
 }
 
 #endif

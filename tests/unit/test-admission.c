@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves of admission.c: when a new session is let in no mutation of an older one is under way, however many
- * sessions push; what was revoked stays revoked; nobody is let in after the seal; a wait has a limit and can
- * be given up; of two clients that both come back one is refused.
+ * Proves of admission.c: when a new session is let in no mutation of an older one is under way,
+ * however many sessions push; what was revoked stays revoked; nobody is let in after the seal; a
+ * wait has a limit and can be given up; of two clients that both come back one is refused.
  */
 
 #include "config.h"
@@ -85,8 +85,9 @@ Test (admission, sessions)
   admission_destroy (&a);
 }
 
-/* Two clients do not take it from one another in turn: who was there first and comes back is refused, and only he.  A
- * client that comes back to its own session, or to a server that was started anew, is let in. */
+/* Two clients do not take it from one another in turn: who was there first and comes back is
+ * refused, and only he.  A client that comes back to its own session, or to a server that was
+ * started anew, is let in. */
 Test (admission, two_clients)
 {
   struct admission a;
@@ -177,7 +178,7 @@ static _Atomic unsigned admitted, refused, overlaps;
 static void *
 push (void *opaque)
 {
-  unsigned me = (unsigned) (uintptr_t) opaque;
+  unsigned me = (unsigned)(uintptr_t)opaque;
 
   pause_every = 4;
   for (unsigned round = 0; round < ROUNDS; round++) {
@@ -212,7 +213,7 @@ Test (admission, nobody_older_is_under_way)
 
   admission_init (&shared);
   for (uintptr_t i = 0; i < PUSHERS; i++)
-    cr_assert_eq (pthread_create (&threads[i], NULL, push, (void *) i), 0);
+    cr_assert_eq (pthread_create (&threads[i], NULL, push, (void *)i), 0);
   for (unsigned i = 0; i < PUSHERS; i++)
     pthread_join (threads[i], NULL);
   cr_assert_gt (admitted, 0u);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The bitmap: every call against a naive model, at the boundaries of words and summaries, then under
- * threads and between processes: no bit is lost, counters are exact in the end, and no completed
- * set is ever overlooked by bitmap_empty().
+ * The bitmap: every call against a naive model, at the boundaries of words and summaries, then
+ * under threads and between processes: no bit is lost, counters are exact in the end, and no
+ * completed set is ever overlooked by bitmap_empty().
  */
 
 #include "config.h"
@@ -65,8 +65,8 @@ model_count (const struct model *m)
 }
 
 static void
-compare_next_run (const struct region *r, enum region_array a, const struct model *m,
-                  uint64_t from, uint64_t max)
+compare_next_run (const struct region *r, enum region_array a, const struct model *m, uint64_t from,
+                  uint64_t max)
 {
   uint64_t f1 = 0, c1 = 0, f2 = 0, c2 = 0;
   bool b1 = bitmap_next_run (r, a, from, max, &f1, &c1);
@@ -173,7 +173,7 @@ Test (bitmap, model)
     }
   }
   for (int a = 0; a < REGION_NR_ARRAYS; a++)
-    compare (r, (enum region_array) a, &m[a]);
+    compare (r, (enum region_array)a, &m[a]);
   region_free (r);
   region_free (other);
 }
@@ -227,7 +227,7 @@ Test (bitmap, scribbled)
   struct region *r = fixture_region (NR), *dst = fixture_region (NR);
   uint64_t first, count;
 
-  memset ((char *) r->hdr + 4096, 0xff, r->geo.region_size - 4096);
+  memset ((char *)r->hdr + 4096, 0xff, r->geo.region_size - 4096);
   cr_assert (bitmap_next_run (r, REGION_DIRTY, 0, UINT64_MAX, &first, &count));
   cr_assert (first == 0 && count == NR);
   cr_assert (bitmap_next_run (r, REGION_DIRTY, NR - 1, UINT64_MAX, &first, &count));
@@ -256,10 +256,11 @@ Test (bitmap, or_trusts_no_summary)
   atomic_store (&fixture_summary (src, REGION_CLAIMED_B)[NR * 50 / 4096], 0);
   bitmap_or (dst, REGION_DIRTY, src, REGION_CLAIMED_B);
   cr_assert_eq (bitmap_count (dst, REGION_DIRTY), 100);
-  cr_assert (bitmap_test (dst, REGION_DIRTY, NR * 50) && bitmap_test (dst, REGION_DIRTY, NR * 50 + 99));
+  cr_assert (bitmap_test (dst, REGION_DIRTY, NR * 50)
+             && bitmap_test (dst, REGION_DIRTY, NR * 50 + 99));
   fixture_check (dst, REGION_DIRTY);
-  cr_assert_eq (lseek (src->fd, (off_t) src->geo.array_offset[REGION_CLAIMED_A], SEEK_DATA),
-                lseek (src->fd, (off_t) src->geo.array_offset[REGION_CLAIMED_B], SEEK_DATA),
+  cr_assert_eq (lseek (src->fd, (off_t)src->geo.array_offset[REGION_CLAIMED_A], SEEK_DATA),
+                lseek (src->fd, (off_t)src->geo.array_offset[REGION_CLAIMED_B], SEEK_DATA),
                 "an untouched array was allocated");
   region_free (src);
   region_free (dst);
@@ -282,8 +283,8 @@ Test (bitmap, empty_in_the_middle_of_a_clear)
 
 /* ---- threads ---- */
 
-/* Each thread owns every NR_THREADSth block, so that all words are fought over, and knows in the end
- * which of its blocks must be set. */
+/* Each thread owns every NR_THREADSth block, so that all words are fought over, and knows in the
+ * end which of its blocks must be set. */
 #define NR_THREADS 4
 #define HAMMER_NR 300
 
@@ -302,8 +303,8 @@ hammer_thread (void *arg)
   for (int i = 0; i < 60000; i++) {
     uint64_t b = fixture_random (&rnd) % (HAMMER_NR / NR_THREADS) * NR_THREADS + h->id;
     bool v = fixture_random (&rnd) & 1;
-    uint64_t changed = v ? bitmap_set (h->r, REGION_DIRTY, b, 1)
-                         : bitmap_clear (h->r, REGION_DIRTY, b, 1);
+    uint64_t changed
+        = v ? bitmap_set (h->r, REGION_DIRTY, b, 1) : bitmap_clear (h->r, REGION_DIRTY, b, 1);
 
     cr_assert_eq (changed, h->bit[b] != v, "another thread changed block %" PRIu64, b);
     h->bit[b] = v;
@@ -373,7 +374,8 @@ Test (bitmap, summary_survives_clearer)
     bitmap_set (c.r, REGION_DIRTY, 0, 1);
     while (atomic_load (&c.turn) != 2 * round + 2)
       ;
-    cr_assert (bitmap_next_run (c.r, REGION_DIRTY, 0, 64, &first, &count), "lost in round %u", round);
+    cr_assert (bitmap_next_run (c.r, REGION_DIRTY, 0, 64, &first, &count), "lost in round %u",
+               round);
     cr_assert (first == 0 && count == 1);
   }
   atomic_store (&c.stop, true);

@@ -23,12 +23,13 @@ static void
 check_all (const struct region *r)
 {
   for (int a = 0; a < REGION_NR_ARRAYS; a++)
-    fixture_check (r, (enum region_array) a);
+    fixture_check (r, (enum region_array)a);
 }
 
 /* ---- one thread ---- */
 
-/* A run goes from dirty to claimed, and back if it is given back; the result counts dirty bits only. */
+/* A run goes from dirty to claimed, and back if it is given back; the result counts dirty bits
+ * only. */
 Test (claims, run_and_give_back)
 {
   struct region *r = fixture_region (10000);
@@ -92,9 +93,9 @@ Test (claims, all_empty)
   for (int a = 0; a < REGION_NR_ARRAYS; a++)
     for (uint64_t b = 0; b < 70000; b += 69999) {
       cr_assert (claims_all_empty (r));
-      bitmap_set (r, (enum region_array) a, b, 1);
+      bitmap_set (r, (enum region_array)a, b, 1);
       cr_assert_not (claims_all_empty (r));
-      bitmap_clear (r, (enum region_array) a, b, 1);
+      bitmap_clear (r, (enum region_array)a, b, 1);
     }
   region_free (r);
 }
@@ -141,7 +142,8 @@ Test (claims, merge)
   cr_assert_eq (bitmap_count (fresh, REGION_QUARANTINE), 15 + 10);
   cr_assert (bitmap_test (fresh, REGION_DIRTY, 0) && bitmap_test (fresh, REGION_DIRTY, 14)
              && bitmap_test (fresh, REGION_DIRTY, 109) && bitmap_test (fresh, REGION_DIRTY, 19999));
-  cr_assert (bitmap_test (fresh, REGION_QUARANTINE, 100) && bitmap_test (fresh, REGION_QUARANTINE, 114)
+  cr_assert (bitmap_test (fresh, REGION_QUARANTINE, 100)
+             && bitmap_test (fresh, REGION_QUARANTINE, 114)
              && bitmap_test (fresh, REGION_QUARANTINE, 19990));
   cr_assert_not (bitmap_test (fresh, REGION_DIRTY, 110), "quarantine alone does not mean dirty");
   cr_assert_eq (bitmap_count (fresh, REGION_CLAIMED_A) + bitmap_count (fresh, REGION_CLAIMED_B), 0);
@@ -189,8 +191,8 @@ looker (void *arg)
   return NULL;
 }
 
-/* While a block goes from dirty to claimed, dirty and then claimed never look both empty, in bits, in
- * counters, and by claims_all_empty.  (Fails if claim_run clears before it sets.) */
+/* While a block goes from dirty to claimed, dirty and then claimed never look both empty, in bits,
+ * in counters, and by claims_all_empty.  (Fails if claim_run clears before it sets.) */
 Test (claims, no_look_misses_a_claim)
 {
   struct look l = { .r = fixture_region (64) };
@@ -198,8 +200,8 @@ Test (claims, no_look_misses_a_claim)
   pthread_t t;
 
   cr_assert_eq (pthread_create (&t, NULL, looker, &l), 0);
-  for (unsigned n = 0;
-       n < 1000000 && atomic_load (&l.wrong) == NULL && !fixture_late (&start); n++) {
+  for (unsigned n = 0; n < 1000000 && atomic_load (&l.wrong) == NULL && !fixture_late (&start);
+       n++) {
     bitmap_set (l.r, REGION_DIRTY, 3, 1);
     atomic_fetch_add (&l.round, 1);
     for (volatile unsigned spin = n % 50; spin > 0; spin--)
@@ -231,8 +233,8 @@ all_empty_looker (void *arg)
   return NULL;
 }
 
-/* A block claimed and given back without end is never overlooked.  (Fails if claim_give_back does not
- * count, or clears before it sets.) */
+/* A block claimed and given back without end is never overlooked.  (Fails if claim_give_back does
+ * not count, or clears before it sets.) */
 Test (claims, no_look_misses_a_block_given_back)
 {
   struct look l = { .r = fixture_region (64) };
@@ -241,8 +243,8 @@ Test (claims, no_look_misses_a_block_given_back)
 
   bitmap_set (l.r, REGION_DIRTY, 3, 1);
   cr_assert_eq (pthread_create (&t, NULL, all_empty_looker, &l), 0);
-  for (unsigned n = 0;
-       n < 1000000 && atomic_load (&l.wrong) == NULL && !fixture_late (&start); n++) {
+  for (unsigned n = 0; n < 1000000 && atomic_load (&l.wrong) == NULL && !fixture_late (&start);
+       n++) {
     claim_run (l.r, 0, 3, 1);
     for (volatile unsigned spin = n % 60; spin > 0; spin--)
       ;
@@ -261,7 +263,7 @@ struct litmus {
   _Atomic unsigned source, copied;
   _Atomic unsigned round, answered;
   struct {
-    _Alignas (64) _Atomic unsigned v;
+    _Alignas(64) _Atomic unsigned v;
   } slow[24]; /* cache lines of the other processor, which keep the writer's stores waiting */
 };
 
@@ -351,7 +353,7 @@ turn_copier (void *arg)
     if (!bitmap_test (t->r, REGION_CLAIMED_A, b) && !bitmap_test (t->r, REGION_CLAIMED_B, b)) {
       atomic_store (&t->state[b], CLAIMED);
       claim_run (t->r, set, b, 1);
-      for (volatile unsigned spin = (unsigned) (rnd % 64); spin > 0; spin--)
+      for (volatile unsigned spin = (unsigned)(rnd % 64); spin > 0; spin--)
         ;
       atomic_store (&t->state[b], ANSWERED);
     }
@@ -372,7 +374,7 @@ Test (claims, turns_under_threads)
 
   t.r = fixture_region (TURN_NR);
   for (unsigned i = 0; i < TURN_COPIERS; i++) {
-    c[i] = (struct copier) { &t, i };
+    c[i] = (struct copier){ &t, i };
     cr_assert_eq (pthread_create (&thread[i], NULL, turn_copier, &c[i]), 0);
   }
   clock_gettime (CLOCK_MONOTONIC, &start);
@@ -385,7 +387,7 @@ Test (claims, turns_under_threads)
       for (unsigned w = 0; w < TURN_NR / 64; w++) {
         words[w] = atomic_load (&fixture_words (t.r, claim_array (old))[w]);
         for (uint64_t m = words[w]; m != 0; m &= m - 1) {
-          uint64_t b = w * 64 + (unsigned) __builtin_ctzll (m);
+          uint64_t b = w * 64 + (unsigned)__builtin_ctzll (m);
 
           cr_assert_eq (atomic_load (&t.state[b]), ANSWERED, "block %" PRIu64 " flushed early", b);
           released++;
@@ -481,8 +483,7 @@ flush (struct region *r, struct disk *d)
 }
 
 /* A whole worker: copiers and a flusher.  Ends by itself only when told so and nothing is left. */
-static void __attribute__ ((noreturn))
-worker_process (int fd, struct disk *d)
+static void __attribute__ ((noreturn)) worker_process (int fd, struct disk *d)
 {
   char *error = NULL;
   struct region *r = region_map (fd, &error);
@@ -493,7 +494,7 @@ worker_process (int fd, struct disk *d)
   if (r == NULL || prctl (PR_SET_PDEATHSIG, SIGKILL) == -1) /* a failed test leaves no process */
     _exit (1);
   for (unsigned i = 0; i < WORKER_COPIERS; i++) {
-    w[i] = (struct worker) { r, d, i, &stop };
+    w[i] = (struct worker){ r, d, i, &stop };
     if (pthread_create (&t[i], NULL, worker_copier, &w[i]) != 0)
       _exit (2);
   }
@@ -502,8 +503,8 @@ worker_process (int fd, struct disk *d)
   atomic_store (&stop, true);
   for (unsigned i = 0; i < WORKER_COPIERS; i++)
     pthread_join (t[i], NULL);
-  /* A copier that was about to claim a block which another one had just copied may have claimed it after
-   * that look: once too often, but it must not stay. */
+  /* A copier that was about to claim a block which another one had just copied may have claimed it
+   * after that look: once too often, but it must not stay. */
   while (!claims_all_empty (r))
     flush (r, d);
   _exit (0);
@@ -571,7 +572,8 @@ attach (struct filter *f)
 static void
 two_processes (int kills)
 {
-  struct disk *d = mmap (NULL, sizeof *d, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  struct disk *d
+      = mmap (NULL, sizeof *d, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   struct filter f = { .r = fixture_region (DISK_NR), .d = d };
   struct marker m[MARKERS];
   pthread_t t[MARKERS];
@@ -583,11 +585,11 @@ two_processes (int kills)
   pthread_rwlock_init (&f.lock, NULL);
   pid = attach (&f);
   for (unsigned i = 0; i < MARKERS; i++) {
-    m[i] = (struct marker) { &f, 77 + i };
+    m[i] = (struct marker){ &f, 77 + i };
     cr_assert_eq (pthread_create (&t[i], NULL, marker_thread, &m[i]), 0);
   }
   for (int i = 0; i < kills; i++) {
-    usleep ((useconds_t) (1000 + fixture_random (&rnd) % 60000));
+    usleep ((useconds_t)(1000 + fixture_random (&rnd) % 60000));
     kill (pid, SIGKILL);
     cr_assert_eq (waitpid (pid, &status, 0), pid);
     cr_assert (WIFSIGNALED (status), "the worker ended by itself");

@@ -219,8 +219,8 @@ control_test (client, command_too_long)
   c = connected ();
   memset (text, 'x', 70000);
   text[70000] = '\0';
-  cr_assert_eq (control_client_call (c, "echo", json_pack ("{s:s}", "t", text), -1, 5000, NULL, NULL, NULL,
-                                     &error),
+  cr_assert_eq (control_client_call (c, "echo", json_pack ("{s:s}", "t", text), -1, 5000, NULL,
+                                     NULL, NULL, &error),
                 -1);
   cr_assert_not_null (strstr (error, "too long"), "%s", error);
   free (error);
@@ -298,7 +298,7 @@ control_test (client, nobody_there)
 
   expect_no_connection (fx.path, 1000, "no such control socket (is the server running?)");
   cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
-  cr_assert_eq (bind (sock, (struct sockaddr *) &sa, sizeof sa), 0);
+  cr_assert_eq (bind (sock, (struct sockaddr *)&sa, sizeof sa), 0);
   expect_no_connection (fx.path, 1000, "nobody is listening (the server has ended)");
   close (sock);
   unlink (fx.path);
@@ -318,7 +318,7 @@ dumb_server (int backlog)
   char *error;
 
   cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
-  cr_assert_eq (bind (sock, (struct sockaddr *) &sa, sizeof sa), 0);
+  cr_assert_eq (bind (sock, (struct sockaddr *)&sa, sizeof sa), 0);
   cr_assert_eq (listen (sock, backlog), 0);
   return sock;
 }
@@ -335,7 +335,7 @@ control_test (client, stopped_server)
 
     queued[i] = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     wire_address (fx.path, &sa, &error);
-    (void) !connect (queued[i], (struct sockaddr *) &sa, sizeof sa);
+    (void)!connect (queued[i], (struct sockaddr *)&sa, sizeof sa);
   }
   expect_no_connection (fx.path, 200, "the server accepts no connection");
   for (int i = 0; i < 2; i++)
@@ -349,7 +349,7 @@ static const char *script;
 static void *
 recite (void *arg)
 {
-  int sock = accept (*(int *) arg, NULL, NULL);
+  int sock = accept (*(int *)arg, NULL, NULL);
   char buf[100];
 
   raw_send (sock, script);

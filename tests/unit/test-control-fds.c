@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The control server: descriptors that come with commands belong to the right one, do not leak, and may run out.
+ * The control server: descriptors that come with commands belong to the right one, do not leak, and
+ * may run out.
  */
 
 #include "config.h"
@@ -45,9 +46,8 @@ expect_fd (int sock, ino_t ino)
   if (ino == 0) {
     cr_assert_not_null (json_object_get (ret, "none"), "got another command's descriptor");
     cr_assert_eq (got, -1);
-  }
-  else {
-    cr_assert_eq ((ino_t) json_integer_value (json_object_get (ret, "inode")), ino);
+  } else {
+    cr_assert_eq ((ino_t)json_integer_value (json_object_get (ret, "inode")), ino);
     cr_assert_neq (got, -1, "the descriptor did not come back");
     fstat (got, &st);
     cr_assert_eq (st.st_ino, ino);
@@ -161,7 +161,7 @@ control_test (control_fds, out_of_descriptors)
   close (highest);
   getrlimit (RLIMIT_NOFILE, &old);
   tight = old;
-  tight.rlim_cur = (rlim_t) highest;
+  tight.rlim_cur = (rlim_t)highest;
   setrlimit (RLIMIT_NOFILE, &tight);
 
   raw_send_fds (sock, "{\"execute\": \"fd\", \"id\": 7}\n", &f, 1);
@@ -174,7 +174,7 @@ control_test (control_fds, out_of_descriptors)
     struct sockaddr_un sa = { .sun_family = AF_UNIX };
 
     memcpy (sa.sun_path, fx.path, strlen (fx.path) + 1);
-    cr_assert_eq (connect (waiting, (struct sockaddr *) &sa, sizeof sa), 0);
+    cr_assert_eq (connect (waiting, (struct sockaddr *)&sa, sizeof sa), 0);
   }
   polls = atomic_load (&fx.polls);
   fixture_sleep_ms (500);

@@ -70,7 +70,7 @@ flood_thread (void *arg)
     char buf[65536];
 
     if (n > 0)
-      done = (done + (size_t) n) % len;
+      done = (done + (size_t)n) % len;
     else if (errno != EAGAIN) {
       atomic_store (&f->hung_up, true);
       break;
@@ -236,10 +236,10 @@ control_test (limits, floods)
   }
   for (int i = 0; i < N; i++)
     flood_stop (&f[i]);
-  fprintf (stderr, "worst answer %lld ms, most commands in one poll %u\n", (long long) worst,
+  fprintf (stderr, "worst answer %lld ms, most commands in one poll %u\n", (long long)worst,
            atomic_load (&fx.most_commands));
   /* Generous, for slow and busy machines. */
-  cr_assert_lt (worst, 3000, "an answer took %lld ms", (long long) worst);
+  cr_assert_lt (worst, 3000, "an answer took %lld ms", (long long)worst);
   cr_assert_leq (atomic_load (&fx.most_commands), (N + 1) * 32);
   close (good);
 }
@@ -344,7 +344,8 @@ control_test (limits, unanswered_commands)
   close (good);
 }
 
-/* Proves: a peer that asks for descriptors and does not take them cannot fill the server's table. */
+/* Proves: a peer that asks for descriptors and does not take them cannot fill the server's table.
+ */
 control_test (limits, unread_descriptors)
 {
   int sock, f = dup (0);
@@ -484,7 +485,7 @@ control_test (limits, other_users)
 
       verdict = is_refused (sock, "only root and the user") && raw_ended (sock) ? 'r' : 'a';
     }
-    (void) !write (pair[1], &verdict, 1);
+    (void)!write (pair[1], &verdict, 1);
     _exit (0);
   }
   cr_assert_eq (read (pair[0], &verdict, 1), 1);

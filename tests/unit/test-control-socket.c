@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The control server's socket in the file system: its mode, what may be replaced there, and by whom it is removed.
+ * The control server's socket in the file system: its mode, what may be replaced there, and by whom
+ * it is removed.
  */
 
 #include "config.h"
@@ -66,7 +67,7 @@ control_test (control_socket, socket_mode_at_bind)
   umask (0);
   cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
   cr_assert_eq (fchmod (sock, 0600), 0);
-  cr_assert_eq (bind (sock, (struct sockaddr *) &sa, sizeof sa), 0);
+  cr_assert_eq (bind (sock, (struct sockaddr *)&sa, sizeof sa), 0);
   cr_assert_eq (socket_mode (), 0600);
   close (sock);
 }
@@ -106,11 +107,11 @@ race_for_socket (int start, int result, int end)
   struct control_server *s;
   char *error, verdict, c;
 
-  (void) !read (start, &c, 1);
+  (void)!read (start, &c, 1);
   s = control_server_new (fx.path, "x", &none, NULL, &error);
   verdict = s != NULL ? 'w' : strstr (error, "another server") != NULL ? 'l' : '?';
-  (void) !write (result, &verdict, 1);
-  (void) !read (end, &c, 1);
+  (void)!write (result, &verdict, 1);
+  (void)!read (end, &c, 1);
   control_server_free (s);
   _exit (0);
 }
@@ -127,7 +128,7 @@ control_test (control_socket, race_for_a_stale_socket)
     char *error;
 
     cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
-    cr_assert_eq (bind (stale, (struct sockaddr *) &sa, sizeof sa), 0);
+    cr_assert_eq (bind (stale, (struct sockaddr *)&sa, sizeof sa), 0);
     close (stale);
     cr_assert (pipe (start) == 0 && pipe (result) == 0 && pipe (end) == 0);
     for (int i = 0; i < N; i++) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The control server as a raw client sees it: greeting, negotiation, what is refused, how a connection
- * ends.  Floods and limits are in test-control-limits.c, descriptors in test-control-fds.c, the socket's place in
- * test-control-socket.c.
+ * The control server as a raw client sees it: greeting, negotiation, what is refused, how a
+ * connection ends.  Floods and limits are in test-control-limits.c, descriptors in
+ * test-control-fds.c, the socket's place in test-control-socket.c.
  */
 
 #include "config.h"
@@ -37,9 +37,8 @@ control_test (control, greeting)
   cr_assert_eq (json_integer_value (json_object_get (qemu, "major")), 0);
   cr_assert_eq (json_integer_value (json_object_get (qemu, "minor")), 1);
   cr_assert_eq (json_integer_value (json_object_get (qemu, "micro")), 0);
-  cr_assert_str_eq (
-    json_string_value (json_object_get (json_object_get (m, "version"), "package")),
-    "nbdmirror 0.1.0");
+  cr_assert_str_eq (json_string_value (json_object_get (json_object_get (m, "version"), "package")),
+                    "nbdmirror 0.1.0");
   cr_assert_eq (json_array_size (json_object_get (m, "capabilities")), 0);
   json_decref (greeting);
   close (sock);
@@ -113,8 +112,7 @@ control_test (control, malformed_requests)
     { "{\"execute\": \"echo\", \"arguments\": [], \"id\": 7}\n", "GenericError",
       "'arguments' must be an object" },
     { "{\"execute\": \"echo\", \"arguments\": null}\n", "GenericError", "must be an object" },
-    { "{\"execute\": \"echo\", \"junk\": 1, \"id\": 7}\n", "GenericError",
-      "'junk' is unexpected" },
+    { "{\"execute\": \"echo\", \"junk\": 1, \"id\": 7}\n", "GenericError", "'junk' is unexpected" },
     { "{\"exec-oob\": \"echo\", \"id\": 7}\n", "GenericError", "'exec-oob' is unexpected" },
     { "{\"execute\": \"nonsense\", \"id\": 7}\n", "CommandNotFound",
       "The command nonsense has not been found" },
@@ -146,8 +144,8 @@ control_test (control, ids_and_pipelining)
   for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
     size_t n = strlen (lines);
 
-    snprintf (lines + n, sizeof lines - n, "{\"execute\": \"echo\", \"arguments\": {\"n\": %zu}, \"id\": %s}\n",
-              i, ids[i]);
+    snprintf (lines + n, sizeof lines - n,
+              "{\"execute\": \"echo\", \"arguments\": {\"n\": %zu}, \"id\": %s}\n", i, ids[i]);
   }
   raw_send (sock, lines);
   for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
@@ -155,7 +153,7 @@ control_test (control, ids_and_pipelining)
     char *id = json_dumps (json_object_get (m, "id"), JSON_ENCODE_ANY);
 
     cr_assert_eq (json_integer_value (json_object_get (json_object_get (m, "return"), "n")),
-                  (json_int_t) i);
+                  (json_int_t)i);
     cr_assert_str_eq (id, ids[i]);
     free (id);
     json_decref (m);
@@ -301,9 +299,9 @@ control_test (control, close_from_a_command)
   a = raw_open ();
   b = raw_open ();
   m = raw_call (a, "{\"execute\": \"serial\"}\n");
-  snprintf (line, sizeof line, "{\"execute\": \"close-serial\", \"arguments\": {\"serial\": %lld}}\n",
-            (long long) json_integer_value (
-              json_object_get (json_object_get (m, "return"), "serial")));
+  snprintf (
+      line, sizeof line, "{\"execute\": \"close-serial\", \"arguments\": {\"serial\": %lld}}\n",
+      (long long)json_integer_value (json_object_get (json_object_get (m, "return"), "serial")));
   json_decref (m);
   m = raw_call (b, line);
   cr_assert_not_null (json_object_get (m, "return"));

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The convergence decision, step by step: looks at the counters given by hand.  (tests/sim has whole jobs.)
+ * The convergence decision, step by step: looks at the counters given by hand.  (tests/sim has
+ * whole jobs.)
  */
 
 #include "config.h"
@@ -13,7 +14,7 @@
 
 #define S UINT64_C (1000000000)
 #define MIB (UINT64_C (1) << 20)
-#define RATE(mib) ((double) (mib) * 1048576)
+#define RATE(mib) ((double)(mib)*1048576)
 
 struct story {
   struct converge c;
@@ -43,10 +44,10 @@ pass_time (struct story *s, double seconds, double mib_s)
 {
   bool changed = false;
   s->in.dirty_rate = RATE (mib_s);
-  for (unsigned i = 0; i < (unsigned) (seconds * 10); i++) {
+  for (unsigned i = 0; i < (unsigned)(seconds * 10); i++) {
     s->in.now_ns += S / 10;
-    s->in.dirtied_bytes += (uint64_t) (RATE (mib_s) / 10);
-    s->in.sent_bytes += (uint64_t) (s->in.bandwidth / 10);
+    s->in.dirtied_bytes += (uint64_t)(RATE (mib_s) / 10);
+    s->in.sent_bytes += (uint64_t)(s->in.bandwidth / 10);
     if (s->few_sent)
       s->in.sent_bytes = 0;
     changed = converge_decide (&s->c, &s->in) || changed;
@@ -121,7 +122,7 @@ Test (converge, throttles_by_steps)
     end_pass (&s, 1000, 900);
     cr_assert (pass_time (&s, 0.1, 45));
     cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
-    cr_assert_float_eq ((double) s.c.dirty_limit, want[i] * RATE (100), 1);
+    cr_assert_float_eq ((double)s.c.dirty_limit, want[i] * RATE (100), 1);
     end_pass (&s, 1000, 900); /* in which the gate was changed: says nothing */
     cr_assert_not (pass_time (&s, 1, 15));
   }
@@ -135,7 +136,7 @@ Test (converge, throttles_as_far_as_the_traffic_asks_for)
   struct story s = begin (POLICY_THROTTLE);
   s.in.left_bytes = 950 * MIB;
   cr_assert (pass_time (&s, 2.5, 90)); /* 200 sent, 950 / (1 - 0.2) to come */
-  cr_assert_float_eq ((double) s.c.dirty_limit, RATE (20), 1);
+  cr_assert_float_eq ((double)s.c.dirty_limit, RATE (20), 1);
 }
 
 Test (converge, throttling_that_is_not_obeyed_is_given_up)
@@ -153,12 +154,12 @@ Test (converge, the_limit_follows_the_bandwidth)
 {
   struct story s = begin (POLICY_THROTTLE);
   pass_time (&s, 3, 60);
-  double step = (double) s.c.dirty_limit / RATE (100);
+  double step = (double)s.c.dirty_limit / RATE (100);
   s.in.bandwidth = RATE (95);
   cr_assert_not (pass_time (&s, 1, 20)); /* not for every tremble */
   s.in.bandwidth = RATE (50);
   cr_assert (pass_time (&s, 0.1, 20));
-  cr_assert_float_eq ((double) s.c.dirty_limit, step * RATE (50), 1);
+  cr_assert_float_eq ((double)s.c.dirty_limit, step * RATE (50), 1);
 }
 
 Test (converge, opens_when_the_guest_is_calm)
@@ -176,8 +177,8 @@ Test (converge, opens_when_the_guest_is_calm)
   cr_assert_eq (s.c.reason, CONVERGE_CALM);
 }
 
-/* 200 writes/s of 4 KiB over a line with 10 ms of delay: two of them wait at any time, which says nothing about what it
- * wants.  So it is let have up to 0.4 x B, and is watched. */
+/* 200 writes/s of 4 KiB over a line with 10 ms of delay: two of them wait at any time, which says
+ * nothing about what it wants.  So it is let have up to 0.4 x B, and is watched. */
 static struct story
 on_trial (enum job_policy policy, double waiting)
 {
@@ -193,7 +194,7 @@ on_trial (enum job_policy policy, double waiting)
   cr_assert (pass_time (&s, 0.5, 1));
   cr_assert_eq (s.c.gate, CONVERGE_THROTTLED);
   cr_assert_eq (s.c.reason, CONVERGE_TRIAL);
-  cr_assert_float_eq ((double) s.c.dirty_limit, RATE (40), 1);
+  cr_assert_float_eq ((double)s.c.dirty_limit, RATE (40), 1);
   s.in.waiting = -1;
   s.in.ready = false;
   s.in.left_bytes = 500 * MIB;
@@ -206,7 +207,8 @@ Test (converge, a_guest_of_which_nobody_knows_what_it_wants_is_tried)
   for (unsigned i = 0; i < 4; i++) {
     struct story s = on_trial (i % 2 ? POLICY_THROTTLE : POLICY_SYNC, waiting[i]);
     cr_assert_not (pass_time (&s, 60, 30)); /* less than it may, but no open gate would do */
-    cr_assert_not (pass_time (&s, 60, 39)); /* all that it may: it stays so, better off than before */
+    cr_assert_not (
+        pass_time (&s, 60, 39)); /* all that it may: it stays so, better off than before */
     cr_assert (pass_time (&s, 5.2, 27));
     cr_assert_eq (s.c.gate, CONVERGE_OPEN);
   }
@@ -215,7 +217,7 @@ Test (converge, a_guest_of_which_nobody_knows_what_it_wants_is_tried)
 Test (converge, a_trial_ends_when_it_does_not_hold_the_guest)
 {
   for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++) {
-    struct story s = on_trial ((enum job_policy) p, 2);
+    struct story s = on_trial ((enum job_policy)p, 2);
     cr_assert_not (pass_time (&s, 0.2, 200));
     cr_assert (pass_time (&s, 0.2, 200)); /* half of what B is in a second: no need to see more */
     cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
@@ -371,8 +373,9 @@ Test (converge, nothing_is_judged_while_suspended)
   cr_assert (pass_time (&s, 1, 90));
 }
 
-/* After a lost session, with a guest as fast as the line: a few blocks stay in quarantine for as long as it writes. The policy
- * must not wait for the last of them (it did, and the job sent 6 x the disk with an open gate). */
+/* After a lost session, with a guest as fast as the line: a few blocks stay in quarantine for as
+ * long as it writes. The policy must not wait for the last of them (it did, and the job sent 6 x
+ * the disk with an open gate). */
 Test (converge, a_little_in_quarantine_does_not_stop_the_policy)
 {
   struct story s = begin (POLICY_SYNC);
@@ -447,8 +450,9 @@ Test (converge, words)
                     "guest writes wait for the destination for now, for at most 50 ms each");
 }
 
-/* The guards are about one attempt to become ready.  A job that has been ready for days, and left that for a moment
- * thirty times, is not to slow its guest down (or to end, with policy fail) at the next little burst. */
+/* The guards are about one attempt to become ready.  A job that has been ready for days, and left
+ * that for a moment thirty times, is not to slow its guest down (or to end, with policy fail) at
+ * the next little burst. */
 Test (converge, being_ready_starts_the_guards_anew)
 {
   static const enum job_policy policies[] = { POLICY_SYNC, POLICY_FAIL };
@@ -479,8 +483,8 @@ Test (converge, what_was_sent_before_a_resume_does_not_count)
   cr_assert_eq (s.c.gate, CONVERGE_OPEN);
 }
 
-/* With synchronous=on all that the guest writes turns dirty and is copied: no reason for the policy to do anything, or to
- * end the job, when it falls out of the ready state for a moment. */
+/* With synchronous=on all that the guest writes turns dirty and is copied: no reason for the policy
+ * to do anything, or to end the job, when it falls out of the ready state for a moment. */
 Test (converge, nothing_is_done_about_a_gate_that_is_synchronous_by_hand)
 {
   static const enum job_policy policies[] = { POLICY_FAIL, POLICY_SYNC, POLICY_THROTTLE };

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The decision word: it changes once, for everybody that shares it, whoever is first; and nothing but a sealed memfd
- * of the right size is taken for one, since reading another could fault or be changed behind our back.
+ * The decision word: it changes once, for everybody that shares it, whoever is first; and nothing
+ * but a sealed memfd of the right size is taken for one, since reading another could fault or be
+ * changed behind our back.
  */
 
 #include "config.h"
@@ -137,7 +138,7 @@ Test (decision, has_one_winner)
     pthread_barrier_destroy (&start);
     decision_free (a);
   }
-  (void) commits; /* which of them wins is the machine's to say */
+  (void)commits; /* which of them wins is the machine's to say */
 }
 
 Test (decision, crosses_processes)

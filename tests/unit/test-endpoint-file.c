@@ -58,7 +58,7 @@ ENDPOINT_TEST (file_sizes)
     write_all (ep, 65536);
     check_all (ep, 65536);
     endpoint_close (ep);
-    cr_assert (stat (in_dir ("file"), &st) == 0 && st.st_size == (off_t) sizes[i]);
+    cr_assert (stat (in_dir ("file"), &st) == 0 && st.st_size == (off_t)sizes[i]);
 
     fd = open (in_dir ("file"), O_RDONLY);
     cr_assert (posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
@@ -81,11 +81,11 @@ dirty_pages (int fd)
   const uint64_t all[2] = { 0, 0 };
   uint64_t pages[5]; /* cached, dirty, in write-back, ... */
 
-  return syscall (SYS_cachestat, fd, all, pages, 0) == 0 ? (long) pages[1] : -1;
+  return syscall (SYS_cachestat, fd, all, pages, 0) == 0 ? (long)pages[1] : -1;
 }
 
-/* Reading a cold file in which some blocks were just written brings their data, and leaves them dirty: a direct read
- * would have forced their write-back, for which other writers wait. */
+/* Reading a cold file in which some blocks were just written brings their data, and leaves them
+ * dirty: a direct read would have forced their write-back, for which other writers wait. */
 ENDPOINT_TEST (file_dirty_stays_dirty)
 {
   const size_t size = 1 << 20, at = 300 * 1024;
@@ -98,7 +98,7 @@ ENDPOINT_TEST (file_dirty_stays_dirty)
   cr_assert (fd != -1 && ep != NULL);
   write_all (ep, 65536);
   cr_assert (fdatasync (fd) == 0 && posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
-  cr_assert (pwrite (fd, want, 8192, (off_t) at) == 8192);
+  cr_assert (pwrite (fd, want, 8192, (off_t)at) == 8192);
   check_all (ep, 65536);
   if (endpoint_info (ep)->direct && dirty_pages (fd) != -1)
     cr_assert (dirty_pages (fd) == 2, "%ld dirty pages are left", dirty_pages (fd));
@@ -107,15 +107,16 @@ ENDPOINT_TEST (file_dirty_stays_dirty)
   free (want);
 }
 
-/* Many reads at once, each of some dirty pages and what is between them, which takes several direct requests: up to as
- * many as are done in pieces, and more.  All of them end, with the right data; also at an odd end. */
+/* Many reads at once, each of some dirty pages and what is between them, which takes several direct
+ * requests: up to as many as are done in pieces, and more.  All of them end, with the right data;
+ * also at an odd end. */
 ENDPOINT_TEST (file_dirty_pieces)
 {
   enum { STEP = 256 * 1024, NR = 48, PAGE = 4096 };
-  const size_t size = (size_t) NR * STEP - 1000;
+  const size_t size = (size_t)NR * STEP - 1000;
   struct endpoint_options create = { .writable = true, .create = true, .create_size = size };
   struct endpoint *ep = must_open (in_dir ("file"), &create);
-  unsigned char *buf = buffer ((size_t) NR * STEP), *want = buffer (STEP);
+  unsigned char *buf = buffer ((size_t)NR * STEP), *want = buffer (STEP);
   int fd = open (in_dir ("file"), O_RDWR);
 
   cr_assert (fd != -1 && ep != NULL);
@@ -125,17 +126,18 @@ ENDPOINT_TEST (file_dirty_pieces)
     struct answer a = { 0 };
 
     cr_assert (fdatasync (fd) == 0 && posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
-    memset (buf, 0, (size_t) NR * STEP);
+    memset (buf, 0, (size_t)NR * STEP);
     for (size_t i = 0; i < NR; i++) /* I % 12 dirty pages: at the ends, alone and side by side */
       for (size_t n = 0; n < i % 12; n++) {
         size_t at = i * STEP + (n * n * 7 + round * (i % 5)) % (STEP / PAGE) * PAGE;
         size_t len = size - at < PAGE ? size - at : PAGE;
 
         fill (want, len, at);
-        cr_assert (pwrite (fd, want, len, (off_t) at) == (ssize_t) len);
+        cr_assert (pwrite (fd, want, len, (off_t)at) == (ssize_t)len);
       }
     for (size_t i = 0; i < NR; i++)
-      cr_assert (start (ch, READ, buf + i * STEP, i < NR - 1 ? STEP : STEP - 1000, i * STEP, &a) == 0);
+      cr_assert (start (ch, READ, buf + i * STEP, i < NR - 1 ? STEP : STEP - 1000, i * STEP, &a)
+                 == 0);
     usleep (round * 100000); /* then all of them are done at once */
     cr_assert (drive (ch, &a, NR));
     for (size_t i = 0; i < NR; i++) {
@@ -143,7 +145,8 @@ ENDPOINT_TEST (file_dirty_pieces)
 
       cr_assert (a.errors[i] == 0);
       fill (want, len, i * STEP);
-      cr_assert (memcmp (buf + i * STEP, want, len) == 0, "other data in request %zu, round %u", i, round);
+      cr_assert (memcmp (buf + i * STEP, want, len) == 0, "other data in request %zu, round %u", i,
+                 round);
     }
     channel_close (ch);
   }
@@ -214,7 +217,8 @@ ENDPOINT_TEST (file_zero_and_status)
   free (buf);
 }
 
-/* Requests outside of the disk, too many, or for what cannot be done are refused and start nothing. */
+/* Requests outside of the disk, too many, or for what cannot be done are refused and start nothing.
+ */
 ENDPOINT_TEST (bad_requests)
 {
   struct endpoint_options create = { .writable = true, .create = true, .create_size = 8192 };

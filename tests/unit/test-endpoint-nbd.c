@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Endpoints: a real NBD server (nbdkit) and one that goes wrong on demand (fake-nbd-server.py), both run by
- * the endpoint itself as `[ COMMAND ]`.
+ * Endpoints: a real NBD server (nbdkit) and one that goes wrong on demand (fake-nbd-server.py),
+ * both run by the endpoint itself as `[ COMMAND ]`.
  */
 
 #include "config.h"
@@ -122,8 +122,7 @@ ENDPOINT_TEST (limits)
 
   if (!have_python ())
     return;
-  ep = must_open (FAKE "--no-flush --no-zero --no-structured --min-block 4k --max-block 1M ]",
-                  &rw);
+  ep = must_open (FAKE "--no-flush --no-zero --no-structured --min-block 4k --max-block 1M ]", &rw);
   cr_assert (!endpoint_info (ep)->can_flush && !endpoint_info (ep)->can_zero);
   cr_assert (!endpoint_info (ep)->can_status && !endpoint_info (ep)->can_multi_conn);
   cr_assert (endpoint_info (ep)->min_block == 4096);
@@ -151,7 +150,8 @@ ENDPOINT_TEST (another_size)
   ep = must_open (FAKE "--multi-conn --later-size 512k ]", &rw);
   ch = must_channel (ep);
   cr_assert (channel_open (ep, &errnum, &error) == NULL);
-  cr_assert (errnum == ESTALE && strstr (error, "1048576") && strstr (error, "524288"), "%s", error);
+  cr_assert (errnum == ESTALE && strstr (error, "1048576") && strstr (error, "524288"), "%s",
+             error);
   free (error);
   channel_close (ch);
   endpoint_close (ep);
@@ -204,9 +204,9 @@ ENDPOINT_TEST (error_replies)
   free (buf);
 }
 
-/* With the fault, of 8 writes and a flush some fail; the channel dies, all are completed exactly once, it says
- * TEXT and takes no more; a new channel works.  Returns how many completions had
- * ERR. */
+/* With the fault, of 8 writes and a flush some fail; the channel dies, all are completed exactly
+ * once, it says TEXT and takes no more; a new channel works.  Returns how many completions had ERR.
+ */
 static unsigned
 kills (const char *fault, int err, const char *text)
 {
@@ -226,8 +226,7 @@ kills (const char *fault, int err, const char *text)
   ch = must_channel (ep);
   fill (buf, 8 * 65536, 0);
   /* The connection may break while they are started. */
-  while (started < 8 &&
-         start (ch, WRITE, buf + started * 65536, 65536, started * 65536, &a) == 0)
+  while (started < 8 && start (ch, WRITE, buf + started * 65536, 65536, started * 65536, &a) == 0)
     started++;
   cr_assert (started == 8 || (started >= 5 && errno == ESHUTDOWN));
   if (drive (ch, &a, started) && start (ch, FLUSH, NULL, 0, 0, &a) == 0)
@@ -239,7 +238,7 @@ kills (const char *fault, int err, const char *text)
                fault, a.errors[i]);
     nr += a.errors[i] == err;
   }
-  cr_assert (clock_ms () - begin < 3000, "%s: it took %d ms", fault, (int) (clock_ms () - begin));
+  cr_assert (clock_ms () - begin < 3000, "%s: it took %d ms", fault, (int)(clock_ms () - begin));
   cr_assert (channel_error (ch) && strstr (channel_error (ch), text), "%s: %s", fault,
              channel_error (ch));
   cr_assert (channel_room (ch) == 0);
@@ -260,7 +259,8 @@ ENDPOINT_TEST (broken_connections)
   cr_assert (kills ("write:5=close-mid", ESHUTDOWN, "the server closed the connection") >= 1);
   /* libnbd 1.14 breaks the connection at once; 1.22 ignores the reply, and time ends it. */
   kills ("write:5=wrong-cookie", ETIMEDOUT, "");
-  cr_assert (kills ("write:5=hang", ETIMEDOUT, "no reply to a write of 65536 bytes at 262144") == 1);
+  cr_assert (kills ("write:5=hang", ETIMEDOUT, "no reply to a write of 65536 bytes at 262144")
+             == 1);
   cr_assert (kills ("write:5=hang-after", ETIMEDOUT, "bytes at 327680 within 0.7 s") == 1);
   cr_assert (kills ("flush:1=close", ESHUTDOWN, "the server closed the connection") == 1);
   cr_assert (kills ("flush:1=hang", ETIMEDOUT, "no reply to a flush") == 1);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Who goes first in the engine while guest writes wait: urgent blocks, but never so that the background is starved
- * before the job is synchronised, and the background, but never in requests that a guest would wait long behind.
- * The test plays the filter (it marks and posts) and the copiers (it asks for work and says that it is done).
+ * Who goes first in the engine while guest writes wait: urgent blocks, but never so that the
+ * background is starved before the job is synchronised, and the background, but never in requests
+ * that a guest would wait long behind. The test plays the filter (it marks and posts) and the
+ * copiers (it asks for work and says that it is done).
  */
 
 #include "config.h"
@@ -36,7 +37,7 @@ setup (uint64_t rate)
   strcpy (path, "/tmp/test-engine-urgent-XXXXXX");
   int fd = mkstemp (path);
   cr_assert_neq (fd, -1);
-  cr_assert_eq (ftruncate (fd, (off_t) BLOCKS * BLOCK - 1), 0);
+  cr_assert_eq (ftruncate (fd, (off_t)BLOCKS * BLOCK - 1), 0);
   close (fd);
   source = endpoint_open (argv, 1, &eo, NULL, &error);
   cr_assert_not_null (source, "%s", error);
@@ -102,7 +103,7 @@ Test (engine_urgent, the_background_keeps_three_quarters_while_catching_up)
     slots[i] = write_block (i);
   for (unsigned n = 0; e.pass.cursor < BLOCKS && n < 2 * BLOCKS; n++) {
     enum engine_work w = next (&both, &t);
-    cr_assert_eq (w, WORK_DATA, "kind %d at %lu", w, (unsigned long) e.pass.cursor);
+    cr_assert_eq (w, WORK_DATA, "kind %d at %lu", w, (unsigned long)e.pass.cursor);
     *(t.urgent ? &urgent : &background) += t.count;
     done (&t);
     if (t.urgent) {
@@ -112,8 +113,8 @@ Test (engine_urgent, the_background_keeps_three_quarters_while_catching_up)
     }
   }
   cr_assert (urgent > 0, "urgent blocks were starved");
-  cr_assert (urgent * 3 <= background + 3 * 64 + 64, "%lu urgent blocks beside %lu", (unsigned long) urgent,
-             (unsigned long) background);
+  cr_assert (urgent * 3 <= background + 3 * 64 + 64, "%lu urgent blocks beside %lu",
+             (unsigned long)urgent, (unsigned long)background);
   finish ();
 }
 
@@ -124,7 +125,8 @@ Test (engine_urgent, urgent_first_once_it_is_synchronised)
   setup (0);
   synchronous ();
   cr_assert_eq (next (&both, &t), WORK_NONE);
-  cr_assert_eq (atomic_load (&r->hdr->synced_epoch), 1, "an idle job is not seen to be synchronised");
+  cr_assert_eq (atomic_load (&r->hdr->synced_epoch), 1,
+                "an idle job is not seen to be synchronised");
   bitmap_set (r, REGION_DIRTY, 0, 1000); /* as if somebody else waited for these */
   int slots[50];
   for (unsigned i = 0; i < 50; i++)
@@ -174,7 +176,8 @@ Test (engine_urgent, out_of_turn_when_there_is_nothing_else)
   synchronous ();
   usleep (60000);
   cr_assert_eq (next (&both, &t), WORK_DATA);
-  bitmap_set (r, REGION_DIRTY, 100, 1); /* while it is copied: the pass ends, and the next one waits */
+  bitmap_set (r, REGION_DIRTY, 100,
+              1); /* while it is copied: the pass ends, and the next one waits */
   cr_assert_eq (next (&both, &u), WORK_NONE);
   cr_assert_eq (e.pass.cursor, 0);
   int slot = write_block (20);
@@ -203,11 +206,12 @@ Test (engine_urgent, short_requests_under_a_limit)
   uint64_t progress = atomic_load (&r->hdr->progress);
   while ((w = next (&both, &t)) == WORK_NONE) {
     cr_assert (t.limited && t.wait_ns <= DELAY_NS / 4, "waiters would not see that all is well");
-    usleep ((useconds_t) (t.wait_ns / 1000) + 1);
+    usleep ((useconds_t)(t.wait_ns / 1000) + 1);
   }
-  cr_assert (atomic_load (&r->hdr->progress) > progress, "waiting for the limit looks like standing still");
+  cr_assert (atomic_load (&r->hdr->progress) > progress,
+             "waiting for the limit looks like standing still");
   cr_assert_eq (w, WORK_DATA);
-  cr_assert_eq (t.count, 6, "%lu blocks", (unsigned long) t.count);
+  cr_assert_eq (t.count, 6, "%lu blocks", (unsigned long)t.count);
   done (&t);
   finish ();
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The engine's books, driven by hand: no session, no threads, nothing is copied.  The test plays the guest and the filter
- * (marks, posts, reads answers) and the copiers (takes tasks, says that they have ended), in orders that a busy machine and
- * a slow destination produce now and then.
+ * The engine's books, driven by hand: no session, no threads, nothing is copied.  The test plays
+ * the guest and the filter (marks, posts, reads answers) and the copiers (takes tasks, says that
+ * they have ended), in orders that a busy machine and a slow destination produce now and then.
  */
 
 #include "config.h"
@@ -22,7 +22,8 @@
 static struct engine *e;
 static struct region *r;
 
-static const struct engine_room anything = { .flusher = true, .verify = true, .background = true, .urgent = true };
+static const struct engine_room anything
+    = { .flusher = true, .verify = true, .background = true, .urgent = true };
 static const struct engine_room urgent_only = { .urgent = true };
 
 static void
@@ -34,9 +35,10 @@ setup_of (uint64_t nr_blocks)
   int fd = mkstemp (name);
 
   r = fixture_region (nr_blocks);
-  cr_assert (fd != -1 && ftruncate (fd, (off_t) r->geo.disk_size) == 0);
+  cr_assert (fd != -1 && ftruncate (fd, (off_t)r->geo.disk_size) == 0);
   close (fd);
-  struct endpoint *source = endpoint_open (argv, 1, &(struct endpoint_options){ .writable = false }, NULL, &error);
+  struct endpoint *source
+      = endpoint_open (argv, 1, &(struct endpoint_options){ .writable = false }, NULL, &error);
   cr_assert_not_null (source, "%s", error != NULL ? error : "?");
   unlink (name);
   e = calloc (1, sizeof *e);
@@ -70,10 +72,11 @@ expect (enum engine_work work, uint64_t first, uint64_t count)
   struct engine_task t;
   enum engine_work w = engine_next (e, &anything, &t);
 
-  cr_assert_eq (w, work, "work %d instead of %d", (int) w, (int) work);
+  cr_assert_eq (w, work, "work %d instead of %d", (int)w, (int)work);
   if (work != WORK_FLUSH && work != WORK_NONE)
-    cr_assert (t.first == first && t.count == count, "%lu + %lu instead of %lu + %lu", (unsigned long) t.first,
-               (unsigned long) t.count, (unsigned long) first, (unsigned long) count);
+    cr_assert (t.first == first && t.count == count, "%lu + %lu instead of %lu + %lu",
+               (unsigned long)t.first, (unsigned long)t.count, (unsigned long)first,
+               (unsigned long)count);
   return t;
 }
 
@@ -100,18 +103,20 @@ synchronised (void)
 static void
 nap (uint64_t ns)
 {
-  struct timespec ts = { .tv_nsec = (long) ns };
+  struct timespec ts = { .tv_nsec = (long)ns };
   nanosleep (&ts, NULL);
 }
 
-/* The first pass has come to its end, but counts as going on while many zeroes are on their way; a pass after it is
- * all but done.  What is written then is copied later, so it must not be answered before it was. */
+/* The first pass has come to its end, but counts as going on while many zeroes are on their way; a
+ * pass after it is all but done.  What is written then is copied later, so it must not be answered
+ * before it was. */
 Test (engine, no_answer_ahead_of_a_pass_that_has_ended)
 {
   setup ();
   mark (10000, 10000);
   struct engine_task ask = expect (WORK_ASK, 10000, 10000);
-  const struct endpoint_extent zeroes = { .length = region_bytes (&r->geo, 10000, 10000), .zero = true };
+  const struct endpoint_extent zeroes
+      = { .length = region_bytes (&r->geo, 10000, 10000), .zero = true };
   engine_hints (e, &ask, 0, &zeroes, 1);
   struct engine_task zero = expect (WORK_ZERO, 10000, 10000);
 
@@ -135,8 +140,8 @@ Test (engine, no_answer_ahead_of_a_pass_that_has_ended)
   teardown ();
 }
 
-/* A guest thread that has set its bit is not running when it is to be counted, and the block was copied
- * meanwhile: the counter is one too low. */
+/* A guest thread that has set its bit is not running when it is to be counted, and the block was
+ * copied meanwhile: the counter is one too low. */
 Test (engine, the_counter_is_no_proof_that_nothing_is_dirty)
 {
   setup ();
@@ -147,7 +152,7 @@ Test (engine, the_counter_is_no_proof_that_nothing_is_dirty)
   begin_synchronous ();
   struct engine_task t = expect (WORK_DATA, 3, 1), none;
   done (&t);
-  engine_next (e, &anything, &none); /* comes to the end, */
+  engine_next (e, &anything, &none);    /* comes to the end, */
   engine_next (e, &urgent_only, &none); /* and looks at what that means */
   cr_assert (!synchronised () || !bitmap_test (r, REGION_DIRTY, 9),
              "synchronised though block 9 was never copied");
@@ -190,7 +195,8 @@ Test (engine, a_flush_that_makes_nothing_durable_is_not_waited_for)
   teardown ();
 }
 
-/* A destination that writes but does not flush any more: one flush of the guest waits in vain, not each. */
+/* A destination that writes but does not flush any more: one flush of the guest waits in vain, not
+ * each. */
 Test (engine, a_flush_that_hangs_is_waited_for_once)
 {
   struct engine_task t;
@@ -222,7 +228,8 @@ Test (engine, a_flush_that_hangs_is_waited_for_once)
   teardown ();
 }
 
-/* Under a low limit nothing moves for seconds: that is no hang, whatever the gate (pace.h: throttled). */
+/* Under a low limit nothing moves for seconds: that is no hang, whatever the gate (pace.h:
+ * throttled). */
 Test (engine, waiting_for_the_limit_is_progress)
 {
   struct engine_task t;
@@ -240,8 +247,8 @@ Test (engine, waiting_for_the_limit_is_progress)
   teardown ();
 }
 
-/* What was acknowledged and not flushed goes with the session: the filter is told so before the gate is opened, which may
- * take until the last copier has come back from a slow source. */
+/* What was acknowledged and not flushed goes with the session: the filter is told so before the
+ * gate is opened, which may take until the last copier has come back from a slow source. */
 Test (engine, not_synchronised_after_a_lost_session)
 {
   struct engine_task t;
@@ -261,7 +268,7 @@ Test (engine, not_synchronised_after_a_lost_session)
 
 /* ---- anything, in any order ---- */
 
-#define FEW 300u  /* blocks */
+#define FEW 300u /* blocks */
 #define GUESTS 6u
 #define COPIES 8u
 
@@ -283,8 +290,10 @@ struct copy {
 
 static struct world {
   uint64_t rnd, version;
-  uint64_t source[FEW], dest[FEW], told[FEW]; /* versions; TOLD: of what the guest was told is done */
-  uint64_t durable[FEW], soon[FEW];           /* at the destination: flushed; by the flush that is on its way */
+  uint64_t source[FEW], dest[FEW],
+      told[FEW]; /* versions; TOLD: of what the guest was told is done */
+  uint64_t durable[FEW],
+      soon[FEW]; /* at the destination: flushed; by the flush that is on its way */
   struct writer writers[GUESTS];
   struct copy copies[COPIES];
   bool gate, flushing; /* the filter's gate is synchronous; a flush is on its way */
@@ -327,18 +336,19 @@ step_writer (struct writer *w)
     for (uint64_t b = w->first; b < w->first + w->count; b++)
       world.source[b] = w->version;
     w->uncounted = bitmap_set (r, REGION_DIRTY, w->first, w->count);
-    atomic_fetch_sub (&r->hdr->count[REGION_DIRTY], (int64_t) w->uncounted);
+    atomic_fetch_sub (&r->hdr->count[REGION_DIRTY], (int64_t)w->uncounted);
     w->state = WRITER_SET;
     break;
   case WRITER_SET:
-    atomic_fetch_add (&r->hdr->count[REGION_DIRTY], (int64_t) w->uncounted);
+    atomic_fetch_add (&r->hdr->count[REGION_DIRTY], (int64_t)w->uncounted);
     w->state = WRITER_MARKED;
     break;
   case WRITER_MARKED:
     if (!world.gate)
       tell_writer (w);
     else {
-      w->slot = urgent_post (r, URGENT_WRITE | (any (3) == 0 ? URGENT_FLUSH : 0), w->first, w->count);
+      w->slot
+          = urgent_post (r, URGENT_WRITE | (any (3) == 0 ? URGENT_FLUSH : 0), w->first, w->count);
       w->state = WRITER_WAITS;
     }
     break;
@@ -371,7 +381,8 @@ take_copy (struct copy *c)
     memcpy (world.soon, world.dest, sizeof world.soon);
     break;
   case WORK_ASK: {
-    const struct endpoint_extent x = { .length = region_bytes (&r->geo, c->t.first, c->t.count), .zero = any (2) != 0 };
+    const struct endpoint_extent x
+        = { .length = region_bytes (&r->geo, c->t.first, c->t.count), .zero = any (2) != 0 };
     engine_hints (e, &c->t, 0, &x, 1);
     break;
   }
@@ -395,7 +406,8 @@ step_copy (struct copy *c)
     if (c->work == WORK_ZERO && any (2) != 0) { /* some of it is not zero after all */
       n = any (n);
       claim_give_back (r, c->t.set, c->t.first + n, c->t.count - n);
-      memcpy (c->versions + n, world.dest + c->t.first + n, (c->t.count - n) * sizeof c->versions[0]);
+      memcpy (c->versions + n, world.dest + c->t.first + n,
+              (c->t.count - n) * sizeof c->versions[0]);
     } else if (any (30) == 0) {
       engine_task_unread (e, &c->t, ESHUTDOWN);
       c->state = COPY_IDLE;
@@ -459,8 +471,8 @@ step_world (unsigned now)
     step_copy (&world.copies[any (COPIES)]);
 }
 
-/* The promise: nothing that the guest was told is done is missing at the destination while the filter would say
- * "synchronised", nor when the worker says that it is done. */
+/* The promise: nothing that the guest was told is done is missing at the destination while the
+ * filter would say "synchronised", nor when the worker says that it is done. */
 static void
 check_world (void)
 {
@@ -471,7 +483,7 @@ check_world (void)
   world.nr_synchronised += all;
   for (uint64_t b = 0; (all || clean) && b < FEW; b++)
     cr_assert_geq (world.dest[b], world.told[b], "%s, and block %lu is missing at the destination",
-                   all ? "synchronised" : "clean", (unsigned long) b);
+                   all ? "synchronised" : "clean", (unsigned long)b);
 }
 
 Test (engine, synchronised_is_true_whatever_happens)
@@ -489,7 +501,8 @@ Test (engine, synchronised_is_true_whatever_happens)
       step_world (i);
       check_world ();
     }
-    cr_assert_gt (world.nr_synchronised, steps / 100, "hardly ever synchronised: %u", world.nr_synchronised);
+    cr_assert_gt (world.nr_synchronised, steps / 100, "hardly ever synchronised: %u",
+                  world.nr_synchronised);
     lose_session ();
     teardown ();
   }

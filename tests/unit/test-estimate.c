@@ -137,7 +137,7 @@ Test (estimate, eta_is_what_is_left_over_what_remains_of_the_bandwidth)
   struct estimate_sample s = { .left_bytes = 730 * MIB };
   estimate_init (&e);
   estimate_add (&e, &s, &no_costs, 300);
-  feed (&e, &s, 30, 10, 3, true, 300); /* 100 MiB/s against 30 */
+  feed (&e, &s, 30, 10, 3, true, 300);                                    /* 100 MiB/s against 30 */
   cr_assert_float_eq (estimate_eta_s (&e, 300, e.dirty_rate), 10.0, 0.2); /* (730 - 30) / 70 */
 }
 
@@ -187,7 +187,8 @@ Test (estimate, a_calm_disk_is_measured_by_busy_time)
   s.busy_ns += 2 * MS; /* too short to say that it is faster */
   feed (&e, &s, 1, 1, 1, false, 300);
   cr_assert_float_eq (e.bandwidth, 100.0 * MIB, 1.0 * MIB);
-  for (unsigned i = 0; i < 50; i++) { /* one small request now and then, with the line's latency: says nothing */
+  for (unsigned i = 0; i < 50;
+       i++) { /* one small request now and then, with the line's latency: says nothing */
     s.now_ns += 100 * MS;
     s.acked_bytes += 4096;
     s.busy_ns += 10 * MS;
@@ -207,7 +208,9 @@ Test (estimate, the_first_small_request_tells_something)
   struct estimate_sample s = { .left_bytes = 4096 };
   estimate_init (&e);
   estimate_begin (&e, s);
-  s = (struct estimate_sample){ .now_ns = 100 * MS, .acked_bytes = 4096, .busy_ns = MS / 2, .left_bytes = 4096 };
+  s = (struct estimate_sample){
+    .now_ns = 100 * MS, .acked_bytes = 4096, .busy_ns = MS / 2, .left_bytes = 4096
+  };
   estimate_add (&e, &s, &no_costs, 300);
   cr_assert_float_eq (e.bandwidth, 4096 * 2000.0, 1.0);
   cr_assert (e.pause_known);

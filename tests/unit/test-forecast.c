@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The forecast of a dry run: its arithmetic, and that it is no better than what the simulator of a whole job finds
- * for the guest that it assumes.
+ * The forecast of a dry run: its arithmetic, and that it is no better than what the simulator of a
+ * whole job finds for the guest that it assumes.
  */
 
 #include "config.h"
@@ -12,7 +12,7 @@
 #include "tests/sim/sim.h"
 
 #define MIB UINT64_C (1048576)
-#define RATE(mib) ((double) (mib) * 1048576)
+#define RATE(mib) ((double)(mib)*1048576)
 
 static struct forecast_input
 input (enum job_policy policy, double dirty_mib)
@@ -84,8 +84,8 @@ Test (forecast, nothing_known_and_nothing_possible)
   cr_assert (f.ends && f.passes == 0 && f.seconds < 0.001);
 }
 
-/* A sequential guest dirties a clean block with each write: the forecast's own assumption.  The job takes two seconds to see
- * that it must act, a fifth of a pass here. */
+/* A sequential guest dirties a clean block with each write: the forecast's own assumption.  The job
+ * takes two seconds to see that it must act, a fifth of a pass here. */
 Test (forecast, is_what_the_simulator_finds)
 {
   static const double rhos[] = { 0.05, 0.2, 0.4, 0.7, 2 };
@@ -106,8 +106,9 @@ Test (forecast, is_what_the_simulator_finds)
       .fixed_ms = o.flush_ms,
     };
     struct forecast f = forecast_make (&in);
-    double sent = f.sent_bytes / (double) o.disk_bytes;
+    double sent = f.sent_bytes / (double)o.disk_bytes;
     cr_assert (r.ended && f.ends);
-    cr_assert_float_eq (sent, r.traffic, 0.25, "rho %.2f: foretold %.2f, was %.2f", rhos[i], sent, r.traffic);
+    cr_assert_float_eq (sent, r.traffic, 0.25, "rho %.2f: foretold %.2f, was %.2f", rhos[i], sent,
+                        r.traffic);
   }
 }

@@ -207,8 +207,8 @@ Test (frame, length_limit)
 /* Proves: what is encoded is one line, whatever the strings hold, and reads back the same. */
 Test (frame, encode_round_trip)
 {
-  json_t *j = json_pack ("{s:s, s:s, s:[i,f,b,n], s:I}", "nl", "a\nb\r\n\"\\", "utf8", "d\xc3\xa9j\xc3\xa0",
-                         "list", 1, 0.25, 1, "big", (json_int_t) INT64_MAX);
+  json_t *j = json_pack ("{s:s, s:s, s:[i,f,b,n], s:I}", "nl", "a\nb\r\n\"\\", "utf8",
+                         "d\xc3\xa9j\xc3\xa0", "list", 1, 0.25, 1, "big", (json_int_t)INT64_MAX);
   struct frame_buffer b;
   char *line, *error;
   json_t *back;
@@ -255,13 +255,12 @@ feed (struct frame_buffer *b, const char *data, size_t len, uint64_t *x, unsigne
     cr_assert_eq (frame_append (b, data + done, n), 0);
     done += n;
     while ((r = frame_next (b, &j, &error)) != FRAME_NONE) {
-      cr_assert (r == FRAME_OBJECT || r == FRAME_BAD, "result %d", (int) r);
+      cr_assert (r == FRAME_OBJECT || r == FRAME_BAD, "result %d", (int)r);
       if (r == FRAME_OBJECT) {
         cr_assert (json_is_object (j));
         json_decref (j);
         (*objects)++;
-      }
-      else {
+      } else {
         cr_assert_not_null (error);
         free (error);
         (*bad)++;
@@ -274,9 +273,9 @@ feed (struct frame_buffer *b, const char *data, size_t len, uint64_t *x, unsigne
  * good line after a newline is always understood. */
 Test (frame, fuzz)
 {
-  static const char seed_line[] =
-    "{\"execute\": \"block-job-set-speed\", \"arguments\": {\"device\": \"mirror\", \"speed\": "
-    "1048576, \"x\": [1, 2.5e3, null, true, {\"\\u00e9\": \"\xc3\xa9\"}]}, \"id\": \"a\\n\"}";
+  static const char seed_line[]
+      = "{\"execute\": \"block-job-set-speed\", \"arguments\": {\"device\": \"mirror\", \"speed\": "
+        "1048576, \"x\": [1, 2.5e3, null, true, {\"\\u00e9\": \"\xc3\xa9\"}]}, \"id\": \"a\\n\"}";
   uint64_t x = 88172645463325252u;
   unsigned total_bad = 0, total_objects = 0;
 
@@ -290,13 +289,12 @@ Test (frame, fuzz)
     if (round % 2 == 0) {
       len = next_random (&x) % 500;
       for (size_t i = 0; i < len; i++)
-        data[i] = (char) next_random (&x);
-    }
-    else {
+        data[i] = (char)next_random (&x);
+    } else {
       len = sizeof seed_line - 1;
       memcpy (data, seed_line, len);
       for (uint64_t k = next_random (&x) % 4; k > 0; k--)
-        data[next_random (&x) % len] = (char) next_random (&x);
+        data[next_random (&x) % len] = (char)next_random (&x);
       if (next_random (&x) % 4 == 0)
         len = next_random (&x) % len;
     }

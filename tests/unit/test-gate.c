@@ -41,14 +41,14 @@ paused (uint32_t value)
 static int
 no_shutdown (void *opaque)
 {
-  (void) opaque;
+  (void)opaque;
   return 0;
 }
 
 static int
 shutting_down (void *opaque)
 {
-  (void) opaque;
+  (void)opaque;
   return ESHUTDOWN;
 }
 
@@ -180,7 +180,7 @@ Test (gate, lease_ends_without_a_control_thread)
   start (&m, &g, no_shutdown);
   cr_assert_eq (result (&m), 0);
   int64_t took = gate_now () - begin;
-  cr_assert (took >= 150 * MS && took < 5000 * MS, "took %lld ms", (long long) (took / MS));
+  cr_assert (took >= 150 * MS && took < 5000 * MS, "took %lld ms", (long long)(took / MS));
   cr_assert_eq (gate_drained (&g, n), ETIME);
   struct decision *word = new_word ();
   cr_assert_eq (gate_prepare (&g, n, word, false), ETIME);
@@ -221,8 +221,8 @@ Test (gate, stop_lets_nobody_through)
 Test (gate, prepared_obeys_the_word)
 {
   static const struct {
-    uint32_t word;       /* set before the event */
-    bool release;        /* the event: a release, or the end of the lease */
+    uint32_t word; /* set before the event */
+    bool release;  /* the event: a release, or the end of the lease */
     enum gate_mode then;
     uint32_t word_then;
   } cases[] = {
@@ -246,10 +246,12 @@ Test (gate, prepared_obeys_the_word)
     atomic_store (word->word, cases[i].word);
     if (cases[i].release) {
       int r = gate_release (&g, n, "test");
-      cr_assert_eq (r, cases[i].then == GATE_FENCED ? EALREADY
-                       : cases[i].word == DECISION_UNDECIDED ? 0 : ESTALE, "case %zu: %d", i, r);
-    }
-    else
+      cr_assert_eq (r,
+                    cases[i].then == GATE_FENCED          ? EALREADY
+                    : cases[i].word == DECISION_UNDECIDED ? 0
+                                                          : ESTALE,
+                    "case %zu: %d", i, r);
+    } else
       expire (&g);
     cr_assert_eq (result (&m), cases[i].then == GATE_OPEN ? 0 : EPERM, "case %zu", i);
     cr_assert_eq (mode (&g), cases[i].then, "case %zu", i);
@@ -358,8 +360,9 @@ Test (gate, nobody_is_below_a_drained_hold)
 
   cr_assert_eq (gate_init (&g), 0);
   for (unsigned i = 0; i < PUSHERS; i++) {
-    pushers[i] = (struct push){ .gate = &g, .shard = i / 2, .stop = &stop, .below = &below,
-                                 .passed = &passed };
+    pushers[i] = (struct push){
+      .gate = &g, .shard = i / 2, .stop = &stop, .below = &below, .passed = &passed
+    };
     cr_assert_eq (pthread_create (&pushers[i].thread, NULL, push, &pushers[i]), 0);
   }
   for (unsigned h = 0; h < HOLDS; h++) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves that what --recover decides never leads to two running guests, for everything that can be seen of the disks
- * and of both machines, and that it leads to one wherever that is safe.
+ * Proves that what --recover decides never leads to two running guests, for everything that can be
+ * seen of the disks and of both machines, and that it leads to one wherever that is safe.
  */
 
 #include "config.h"
@@ -11,13 +11,14 @@
 #include "cmd/migrate/migrate.h"
 #include "tests/unit/unit.h"
 
-static const enum handoff_found disks[] = { HANDOFF_FOUND_NONE, HANDOFF_FOUND_UNDECIDED,
-                                            HANDOFF_FOUND_COMMITTED, HANDOFF_FOUND_DONE,
-                                            HANDOFF_FOUND_BROKEN };
-static const char *const states[] = { "",          "running",        "paused", "postmigrate",
-                                      "inmigrate", "finish-migrate", "shutdown" };
-static const char *const migrations[] = { "",       "none",      "setup",  "active",   "pre-switchover",
-                                          "device", "completed", "failed", "cancelled" };
+static const enum handoff_found disks[]
+    = { HANDOFF_FOUND_NONE, HANDOFF_FOUND_UNDECIDED, HANDOFF_FOUND_COMMITTED, HANDOFF_FOUND_DONE,
+        HANDOFF_FOUND_BROKEN };
+static const char *const states[]
+    = { "", "running", "paused", "postmigrate", "inmigrate", "finish-migrate", "shutdown" };
+static const char *const migrations[]
+    = { "",       "none",      "setup",  "active",   "pre-switchover",
+        "device", "completed", "failed", "cancelled" };
 #define EACH(i, list) for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
 
 static bool
@@ -27,51 +28,56 @@ is (const char *a, const char *b)
 }
 
 static void
-check_one (enum handoff_found found, bool word, const char *source, const char *migration, const char *dest)
+check_one (enum handoff_found found, bool word, const char *source, const char *migration,
+           const char *dest)
 {
   enum plan plan = migrate_plan (found, word, source, migration, dest);
   bool committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
 
-  /* Back starts the source with its disks writable: never beside a destination that runs, never after
-   * the commit. */
+  /* Back starts the source with its disks writable: never beside a destination that runs, never
+   * after the commit. */
   if (plan == PLAN_BACK)
-    cr_expect (!committed && !is (dest, "running") && !is (source, ""), "back: disks %d, %s, %s, %s", (int) found,
-               source, migration, dest);
+    cr_expect (!committed && !is (dest, "running") && !is (source, ""),
+               "back: disks %d, %s, %s, %s", (int)found, source, migration, dest);
   /* Without the word it may have been committed, and a destination that cannot be asked may run. */
   bool doubt = !word && found != HANDOFF_FOUND_NONE && !committed;
   if (plan == PLAN_BACK && doubt)
-    cr_expect (is (dest, "paused") || is (dest, "inmigrate"), "back in doubt: disks %d, %s, %s, %s", (int) found, source,
-               migration, dest);
+    cr_expect (is (dest, "paused") || is (dest, "inmigrate"), "back in doubt: disks %d, %s, %s, %s",
+               (int)found, source, migration, dest);
   /* Forward starts the destination and fences the source. */
   if (plan == PLAN_FORWARD)
     cr_expect ((committed && (is (dest, "paused") || is (dest, "running")))
-                 || (found == HANDOFF_FOUND_UNDECIDED && is (dest, "running")),
-               "forward: disks %d, %s, %s, %s", (int) found, source, migration, dest);
+                   || (found == HANDOFF_FOUND_UNDECIDED && is (dest, "running")),
+               "forward: disks %d, %s, %s, %s", (int)found, source, migration, dest);
   /* Nothing is right only where exactly one runs, with its disks. */
   if (plan == PLAN_NOTHING)
     cr_expect ((committed && is (dest, "running"))
-                 || (found == HANDOFF_FOUND_NONE && is (source, "running") && !is (dest, "running")
-                     && !is (dest, "paused") && !migration_is_active (migration)),
-               "nothing: disks %d, %s, %s, %s", (int) found, source, migration, dest);
+                   || (found == HANDOFF_FOUND_NONE && is (source, "running")
+                       && !is (dest, "running") && !is (dest, "paused")
+                       && !migration_is_active (migration)),
+               "nothing: disks %d, %s, %s, %s", (int)found, source, migration, dest);
   /* What a killed coordinator leaves needs no operator. */
   if (plan == PLAN_OPERATOR)
-    cr_expect (doubt || is (source, "") || is (dest, "running") || (committed && !is (dest, "paused")),
-               "operator: disks %d, %s, %s, %s", (int) found, source, migration, dest);
+    cr_expect (doubt || is (source, "") || is (dest, "running")
+                   || (committed && !is (dest, "paused")),
+               "operator: disks %d, %s, %s, %s", (int)found, source, migration, dest);
 }
 
 Test (migrate_plan, never_two_guests)
 {
   EACH (d, disks)
-    EACH (s, states)
-      EACH (m, migrations)
-        EACH (t, states)
-          for (int word = 0; word < 2; word++)
-            check_one (disks[d], word, states[s], migrations[m], states[t]);
+  EACH (s, states)
+  EACH (m, migrations)
+  EACH (t, states)
+  for (int word = 0; word < 2; word++)
+    check_one (disks[d], word, states[s], migrations[m], states[t]);
 }
 
-/* A guardian knows more than can be seen, and never starts the source beside a destination that has run, or may be run. */
+/* A guardian knows more than can be seen, and never starts the source beside a destination that has
+ * run, or may be run. */
 static void
-check_known (enum handoff_found found, const char *source, const char *dest, bool gone, const struct migrate_known *k)
+check_known (enum handoff_found found, const char *source, const char *dest, bool gone,
+             const struct migrate_known *k)
 {
   enum plan plan = migrate_plan (found, true, source, "completed", dest);
   enum plan known = migrate_plan_known (plan, found, k, source, dest, gone);
@@ -79,44 +85,52 @@ check_known (enum handoff_found found, const char *source, const char *dest, boo
 
   if (known == plan)
     return;
-  cr_expect (known == PLAN_BACK || known == PLAN_OPERATOR, "%d, %s, %s", (int) found, source, dest);
+  cr_expect (known == PLAN_BACK || known == PLAN_OPERATOR, "%d, %s, %s", (int)found, source, dest);
   if (known == PLAN_BACK && committed) {
-    cr_expect (!is (dest, "running") && !is (source, "") && (gone || !is (dest, "")), "%d, %s, %s", (int) found,
+    cr_expect (!is (dest, "running") && !is (source, "") && (gone || !is (dest, "")), "%d, %s, %s",
+               (int)found, source, dest);
+    cr_expect (!k->cont_sent || k->phase == PHASE_BACK, "it may have run: %d, %s, %s", (int)found,
                source, dest);
-    cr_expect (!k->cont_sent || k->phase == PHASE_BACK, "it may have run: %d, %s, %s", (int) found, source, dest);
   }
   if (known == PLAN_BACK && !committed)
-    cr_expect (plan == PLAN_NOTHING && is (source, "running"), "%d, %s, %s", (int) found, source, dest);
+    cr_expect (plan == PLAN_NOTHING && is (source, "running"), "%d, %s, %s", (int)found, source,
+               dest);
 }
 
 Test (migrate_plan, what_a_guardian_knows)
 {
   EACH (d, disks)
-    EACH (s, states)
-      EACH (t, states)
-        for (int bits = 0; bits < 8; bits++)
-          for (int phase = 0; phase < PHASES; phase++) {
-            struct migrate_known k = { .phase = (enum phase) phase, .committed = bits & 1, .cont_sent = bits & 2 };
+  EACH (s, states)
+  EACH (t, states)
+  for (int bits = 0; bits < 8; bits++)
+    for (int phase = 0; phase < PHASES; phase++) {
+      struct migrate_known k
+          = { .phase = (enum phase)phase, .committed = bits & 1, .cont_sent = bits & 2 };
 
-            check_known (disks[d], states[s], states[t], (bits & 4) && is (states[t], ""), &k);
-          }
+      check_known (disks[d], states[s], states[t], (bits & 4) && is (states[t], ""), &k);
+    }
 }
 
 Test (migrate_plan, what_a_guardian_goes_on_with)
 {
-  const struct migrate_known taking_back = { .phase = PHASE_BACK, .committed = true },
-                             starting = { .phase = PHASE_START, .committed = true },
-                             started = { .phase = PHASE_START, .committed = true, .cont_sent = true },
-                             checking = { .phase = PHASE_CHECK }, copying = { .phase = PHASE_MIRROR };
-#define KNOWN(plan, disks, known, source, dest, gone) \
+  const struct migrate_known taking_back
+      = { .phase = PHASE_BACK, .committed = true },
+      starting = { .phase = PHASE_START, .committed = true },
+      started = { .phase = PHASE_START, .committed = true, .cont_sent = true },
+      checking = { .phase = PHASE_CHECK }, copying = { .phase = PHASE_MIRROR };
+#define KNOWN(plan, disks, known, source, dest, gone)                                              \
   migrate_plan_known (plan, HANDOFF_FOUND_##disks, &known, source, dest, gone)
 
   /* One disk was taken back, the other not yet. */
-  cr_expect (KNOWN (PLAN_FORWARD, COMMITTED, taking_back, "postmigrate", "paused", false) == PLAN_BACK);
+  cr_expect (KNOWN (PLAN_FORWARD, COMMITTED, taking_back, "postmigrate", "paused", false)
+             == PLAN_BACK);
   cr_expect (KNOWN (PLAN_OPERATOR, COMMITTED, taking_back, "postmigrate", "", true) == PLAN_BACK);
-  cr_expect (KNOWN (PLAN_OPERATOR, COMMITTED, taking_back, "postmigrate", "", false) == PLAN_OPERATOR);
-  cr_expect (KNOWN (PLAN_NOTHING, DONE, taking_back, "postmigrate", "running", false) == PLAN_NOTHING);
-  cr_expect (KNOWN (PLAN_FORWARD, COMMITTED, starting, "postmigrate", "paused", false) == PLAN_FORWARD);
+  cr_expect (KNOWN (PLAN_OPERATOR, COMMITTED, taking_back, "postmigrate", "", false)
+             == PLAN_OPERATOR);
+  cr_expect (KNOWN (PLAN_NOTHING, DONE, taking_back, "postmigrate", "running", false)
+             == PLAN_NOTHING);
+  cr_expect (KNOWN (PLAN_FORWARD, COMMITTED, starting, "postmigrate", "paused", false)
+             == PLAN_FORWARD);
   cr_expect (KNOWN (PLAN_OPERATOR, DONE, starting, "postmigrate", "", true) == PLAN_BACK);
   cr_expect (KNOWN (PLAN_OPERATOR, DONE, starting, "postmigrate", "", false) == PLAN_OPERATOR);
   cr_expect (KNOWN (PLAN_OPERATOR, DONE, started, "postmigrate", "", true) == PLAN_OPERATOR);
@@ -128,19 +142,33 @@ Test (migrate_plan, what_a_guardian_goes_on_with)
 /* Where a coordinator can be killed, in their order. */
 Test (migrate_plan, each_step)
 {
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "running", "none", "inmigrate") == PLAN_NOTHING);
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "running", "active", "inmigrate") == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "finish-migrate", "pre-switchover", "inmigrate") == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, true, "finish-migrate", "device", "inmigrate") == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "postmigrate", "completed", "paused") == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_BROKEN, true, "postmigrate", "completed", "paused") == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_COMMITTED, true, "postmigrate", "completed", "paused") == PLAN_FORWARD);
-  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "paused") == PLAN_FORWARD);
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "running", "none", "inmigrate")
+             == PLAN_NOTHING);
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "running", "active", "inmigrate")
+             == PLAN_BACK);
+  cr_expect (
+      migrate_plan (HANDOFF_FOUND_NONE, true, "finish-migrate", "pre-switchover", "inmigrate")
+      == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, true, "finish-migrate", "device", "inmigrate")
+             == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "postmigrate", "completed", "paused")
+             == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_BROKEN, true, "postmigrate", "completed", "paused")
+             == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_COMMITTED, true, "postmigrate", "completed", "paused")
+             == PLAN_FORWARD);
+  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "paused")
+             == PLAN_FORWARD);
   cr_expect (migrate_plan (HANDOFF_FOUND_COMMITTED, true, "", "", "paused") == PLAN_FORWARD);
-  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "running") == PLAN_NOTHING);
-  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "") == PLAN_OPERATOR);
+  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "running")
+             == PLAN_NOTHING);
+  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "")
+             == PLAN_OPERATOR);
   cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "", "", "inmigrate") == PLAN_OPERATOR);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, true, "postmigrate", "completed", "") == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "") == PLAN_OPERATOR);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "paused") == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, true, "postmigrate", "completed", "")
+             == PLAN_BACK);
+  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "")
+             == PLAN_OPERATOR);
+  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "paused")
+             == PLAN_BACK);
 }

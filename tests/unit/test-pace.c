@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves of the pace: the throttled rate is kept and rewrites are free; no wait is longer than it may
- * be; a worker that does nothing costs all writers together one delay, a slow one is not taken for
- * such; "synchronised" is never said while a write went on unanswered; and the region can be
+ * Proves of the pace: the throttled rate is kept and rewrites are free; no wait is longer than it
+ * may be; a worker that does nothing costs all writers together one delay, a slow one is not taken
+ * for such; "synchronised" is never said while a write went on unanswered; and the region can be
  * freed the moment pace_end() returns, however many threads are at it.
  */
 
@@ -26,9 +26,13 @@ dawdle (void)
 }
 
 #undef atomic_load
-#define atomic_load(p) \
-  __extension__ ({ __typeof__ (atomic_load_explicit (p, memory_order_seq_cst)) loaded \
-                     = atomic_load_explicit (p, memory_order_seq_cst); dawdle (); loaded; })
+#define atomic_load(p)                                                                             \
+  __extension__({                                                                                  \
+    __typeof__ (atomic_load_explicit (p, memory_order_seq_cst)) loaded                             \
+        = atomic_load_explicit (p, memory_order_seq_cst);                                          \
+    dawdle ();                                                                                     \
+    loaded;                                                                                        \
+  })
 #include "nbd-plugin/mirror/pace.c"
 #undef atomic_load
 #define atomic_load(p) atomic_load_explicit (p, memory_order_seq_cst)
@@ -48,14 +52,14 @@ gate_now (void)
 static int
 no_shutdown (void *opaque)
 {
-  (void) opaque;
+  (void)opaque;
   return 0;
 }
 
 static int
 shutting_down (void *opaque)
 {
-  (void) opaque;
+  (void)opaque;
   return ESHUTDOWN;
 }
 
@@ -76,7 +80,8 @@ look (struct pace *p)
 
 /* ---- throttled ---- */
 
-/* On a simulated clock: whatever is asked in excess, the rate is kept to within what may be saved up. */
+/* On a simulated clock: whatever is asked in excess, the rate is kept to within what may be saved
+ * up. */
 Test (pace, bucket_keeps_the_rate)
 {
   for (int64_t step = MS / 10; step <= 30 * MS; step *= 3) {
@@ -89,12 +94,13 @@ Test (pace, bucket_keeps_the_rate)
       int64_t until = pace_bucket_take (&b, 65536, now, 50 * MS);
       bytes += 65536;
       cr_assert_leq (until, now + 50 * MS);
-      now = until > now + step ? until : now + step; /* writes when it may, and no faster than it can */
+      now = until > now + step ? until
+                               : now + step; /* writes when it may, and no faster than it can */
     }
-    double limit = 10.0 * (10 << 20), can = 10000.0 * MS / (double) step * 65536;
+    double limit = 10.0 * (10 << 20), can = 10000.0 * MS / (double)step * 65536;
     double wanted = can < limit ? can : limit;
     cr_assert (bytes > wanted * 0.98 && bytes < wanted * 1.02 + 65536, "step %lld: %g of %g",
-               (long long) step, (double) bytes, wanted);
+               (long long)step, (double)bytes, wanted);
   }
 }
 
@@ -146,14 +152,14 @@ Test (pace, throttled_rate)
   pace_set (&p, r, PACE_THROTTLED, 8 << 20, 50 * MS);
   int64_t begin = gate_now ();
   for (int i = 0; i < 4; i++) {
-    d[i] = (struct dirtier) { .p = &p, .end = begin + 1000 * MS };
+    d[i] = (struct dirtier){ .p = &p, .end = begin + 1000 * MS };
     cr_assert_eq (pthread_create (&t[i], NULL, dirty, &d[i]), 0);
   }
   for (int i = 0; i < 4; i++) {
     pthread_join (t[i], NULL);
     sum += d[i].bytes;
   }
-  double rate = (double) sum * 1e9 / (double) (gate_now () - begin);
+  double rate = (double)sum * 1e9 / (double)(gate_now () - begin);
   cr_assert (rate < 1.05 * (8 << 20), "%g bytes/s of 8 MiB/s", rate);
   cr_assert (rate > 0.5 * (8 << 20), "%g bytes/s of 8 MiB/s", rate); /* this machine may be busy */
   struct pace_view v = look (&p);
@@ -221,7 +227,8 @@ Test (pace, throttled_waits_end)
   region_free (r);
 }
 
-/* Throttling that helps nobody is given up: something is dirty and nothing has moved for a second. */
+/* Throttling that helps nobody is given up: something is dirty and nothing has moved for a second.
+ */
 Test (pace, throttled_in_vain)
 {
   struct region *r = fixture_region (BLOCKS);
@@ -291,7 +298,7 @@ work (void *opaque)
 static void
 start_worker (struct worker *w, struct region *r, enum manner manner)
 {
-  *w = (struct worker) { .r = r, .manner = (int) manner };
+  *w = (struct worker){ .r = r, .manner = (int)manner };
   cr_assert_eq (pthread_create (&w->thread, NULL, work, w), 0);
 }
 
@@ -302,7 +309,8 @@ stop_worker (struct worker *w)
   pthread_join (w->thread, NULL);
 }
 
-/* Writes and flushes wait for their answer and say what they want; "synchronised" follows the epochs. */
+/* Writes and flushes wait for their answer and say what they want; "synchronised" follows the
+ * epochs. */
 Test (pace, synchronous)
 {
   struct region *r = fixture_region (BLOCKS);
@@ -334,8 +342,8 @@ Test (pace, synchronous)
   for (unsigned i = 0; i < 300; i++)
     write_block (&p, i, 1);
   /* Over the end of the disk, and beyond it. */
-  pace_after (&p, URGENT_WRITE | URGENT_FLUSH, (BLOCKS - 1) * (uint64_t) BLOCK, 10 * BLOCK, 1, no_shutdown,
-              NULL);
+  pace_after (&p, URGENT_WRITE | URGENT_FLUSH, (BLOCKS - 1) * (uint64_t)BLOCK, 10 * BLOCK, 1,
+              no_shutdown, NULL);
   pace_after (&p, URGENT_WRITE, UINT64_MAX - 5, 5, 1, no_shutdown, NULL);
   pace_after (&p, URGENT_FLUSH, 0, 0, 0, no_shutdown, NULL);
   cr_assert_eq (look (&p).missed, 0);
@@ -403,7 +411,7 @@ Test (pace, hung_from_the_start)
     pthread_join (t[i], NULL);
   int64_t took = gate_now () - begin;
   cr_assert (took >= 500 * MS && took < 990 * MS, "%d writes took %lld ms", WRITERS * 100,
-             (long long) (took / MS));
+             (long long)(took / MS));
   cr_assert_eq (look (&p).missed, WRITERS * 100);
   cr_assert_leq (look (&p).delayed, WRITERS, "the others did not even ask");
   cr_assert_not (look (&p).synchronised);
@@ -445,8 +453,9 @@ Test (pace, hangs_while_they_wait)
   for (int i = 0; i < WRITERS; i++)
     pthread_join (t[i], NULL);
   int64_t took = gate_now () - begin;
-  /* One delay and one look more; two delays would be what is left of the first, 400 ms, and 1600. */
-  cr_assert_lt (took, 1950 * MS, "%lld ms", (long long) (took / MS));
+  /* One delay and one look more; two delays would be what is left of the first, 400 ms, and 1600.
+   */
+  cr_assert_lt (took, 1950 * MS, "%lld ms", (long long)(took / MS));
   cr_assert_eq (look (&p).missed, WRITERS * 50);
   stop_worker (&worker);
   pace_end (&p);
@@ -493,8 +502,8 @@ Test (pace, slow_is_not_hung)
   region_free (r);
 }
 
-/* Waits of a minute end at once when the mode changes, when the pace ends, and at shutdown, which is a
- * miss; when no slot is free nobody waits. */
+/* Waits of a minute end at once when the mode changes, when the pace ends, and at shutdown, which
+ * is a miss; when no slot is free nobody waits. */
 Test (pace, synchronous_waits_end)
 {
   struct region *r = fixture_region (BLOCKS);
@@ -517,7 +526,8 @@ Test (pace, synchronous_waits_end)
   pace_set (&p, r, PACE_SYNCHRONOUS, 0, 8000 * MS);
   pace_reset_counters (&p);
   pace_after (&p, URGENT_FLUSH, 0, 0, 0, shutting_down, NULL);
-  cr_assert_lt (look (&p).longest_ns, 8000 * MS / LOOKS, "a shutdown is noticed late if max-delay is long");
+  cr_assert_lt (look (&p).longest_ns, 8000 * MS / LOOKS,
+                "a shutdown is noticed late if max-delay is long");
   cr_assert_eq (look (&p).missed, 1);
   for (unsigned i = 0; i < URGENT_SLOTS; i++)
     urgent_post (r, URGENT_FLUSH, 0, 0);
@@ -540,13 +550,13 @@ static void *
 guest (void *opaque)
 {
   struct pace *p = opaque;
-  uint64_t rnd = 1 + (uint64_t) (uintptr_t) &rnd;
+  uint64_t rnd = 1 + (uint64_t)(uintptr_t)&rnd;
 
   pause_every = 23;
   while (!atomic_load (&stop_guests)) {
     uint64_t v = fixture_random (&rnd);
-    pace_after (p, v & 1 ? URGENT_WRITE : URGENT_WRITE | URGENT_FLUSH, v % BLOCKS * BLOCK, BLOCK, v >> 8 & 1,
-                no_shutdown, NULL);
+    pace_after (p, v & 1 ? URGENT_WRITE : URGENT_WRITE | URGENT_FLUSH, v % BLOCKS * BLOCK, BLOCK,
+                v >> 8 & 1, no_shutdown, NULL);
   }
   return NULL;
 }
@@ -571,12 +581,12 @@ Test (pace, region_goes)
 
     if (worker)
       start_worker (&w, r, fixture_random (&rnd) % 2 == 0 ? ANSWER : ONLY_PROGRESS);
-    for (unsigned changes = (unsigned) (fixture_random (&rnd) % 4); changes > 0; changes--) {
+    for (unsigned changes = (unsigned)(fixture_random (&rnd) % 4); changes > 0; changes--) {
       pace_set (&p, r, (enum pace_mode) (fixture_random (&rnd) % 3), 1 << 20, 5 * MS);
-      usleep ((unsigned) (fixture_random (&rnd) % 2000));
+      usleep ((unsigned)(fixture_random (&rnd) % 2000));
     }
     pace_set (&p, r, PACE_SYNCHRONOUS, 0, 5 * MS);
-    usleep ((unsigned) (fixture_random (&rnd) % 2000));
+    usleep ((unsigned)(fixture_random (&rnd) % 2000));
     if (worker)
       stop_worker (&w);
     pace_end (&p);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The order of copying: ascending, merged up to the limit, never a block twice at a time, quarantine
- * apart, and block status used only where it pays.
+ * The order of copying: ascending, merged up to the limit, never a block twice at a time,
+ * quarantine apart, and block status used only where it pays.
  */
 
 #include "config.h"
@@ -14,13 +14,15 @@
 
 #define BLOCK 4096u
 #define BLOCKS 10000u
-#define DISK ((uint64_t) BLOCKS * BLOCK - 100) /* an odd tail */
+#define DISK ((uint64_t)BLOCKS * BLOCK - 100) /* an odd tail */
 
 static struct region *r;
 static struct pass p;
-static const struct pass_options plain = { .max_data = 64, .max_zero = 4096, .quarantine_ready = true };
-static const struct pass_options asking
-  = { .max_data = 64, .max_zero = 4096, .max_ask = 8192, .min_ask = 64, .quarantine_ready = true };
+static const struct pass_options plain
+    = { .max_data = 64, .max_zero = 4096, .quarantine_ready = true };
+static const struct pass_options asking = {
+  .max_data = 64, .max_zero = 4096, .max_ask = 8192, .min_ask = 64, .quarantine_ready = true
+};
 
 /* Each test begins with it (unit.h has no fixtures). */
 static void
@@ -36,7 +38,6 @@ setup (void)
   pass_init (&p);
 }
 
-
 static void
 expect (const struct pass_options *o, enum pass_kind kind, uint64_t first, uint64_t count)
 {
@@ -44,8 +45,8 @@ expect (const struct pass_options *o, enum pass_kind kind, uint64_t first, uint6
   enum pass_kind k = pass_next (&p, r, o, &f, &n);
   cr_assert_eq (k, kind, "kind %d instead of %d", k, kind);
   if (kind != PASS_END) {
-    cr_assert_eq (f, first, "first %lu instead of %lu", (unsigned long) f, (unsigned long) first);
-    cr_assert_eq (n, count, "count %lu instead of %lu", (unsigned long) n, (unsigned long) count);
+    cr_assert_eq (f, first, "first %lu instead of %lu", (unsigned long)f, (unsigned long)first);
+    cr_assert_eq (n, count, "count %lu instead of %lu", (unsigned long)n, (unsigned long)count);
   }
 }
 
@@ -115,8 +116,8 @@ Test (pass, quarantine_waits_and_then_is_verified_apart_from_the_rest)
   expect (&plain, PASS_DATA, 20, 10);
 }
 
-/* Who cannot read back now waits at what is in quarantine: behind it there is always something else to copy when a guest is
- * busy, and each pass would verify no more than a few blocks. */
+/* Who cannot read back now waits at what is in quarantine: behind it there is always something else
+ * to copy when a guest is busy, and each pass would verify no more than a few blocks. */
 Test (pass, what_is_to_be_verified_is_not_gone_past)
 {
   setup ();
@@ -151,10 +152,11 @@ Test (pass, only_long_runs_without_a_hint_are_asked_about)
 Test (pass, hints_part_zeroes_from_data_at_whole_blocks)
 {
   setup ();
-  /* data up to the middle of block 100; zero up to the middle of block 1000; data to 1100; too little zero to count */
+  /* data up to the middle of block 100; zero up to the middle of block 1000; data to 1100; too
+   * little zero to count */
   const struct endpoint_extent x[] = {
-    { 100 * BLOCK + 2048, false }, { 900 * BLOCK, true }, { 100 * BLOCK, false },
-    { 63 * BLOCK, true }, { 500 * BLOCK, false },
+    { 100 * BLOCK + 2048, false }, { 900 * BLOCK, true },  { 100 * BLOCK, false },
+    { 63 * BLOCK, true },          { 500 * BLOCK, false },
   };
   bitmap_set (r, REGION_DIRTY, 0, 2000);
   pass_set_hints (&p, 0, 2000 * BLOCK, x, 5);
@@ -175,9 +177,9 @@ Test (pass, zeroes_at_an_odd_end_reach_it)
 {
   setup ();
   bitmap_set (r, REGION_DIRTY, 0, BLOCKS);
-  const struct endpoint_extent x[] = { { DISK - 9000 * (uint64_t) BLOCK, true } };
+  const struct endpoint_extent x[] = { { DISK - 9000 * (uint64_t)BLOCK, true } };
   p.cursor = 9000;
-  pass_set_hints (&p, 9000 * (uint64_t) BLOCK, DISK - 9000 * (uint64_t) BLOCK, x, 1);
+  pass_set_hints (&p, 9000 * (uint64_t)BLOCK, DISK - 9000 * (uint64_t)BLOCK, x, 1);
   expect (&asking, PASS_ZERO, 9000, 1000);
 }
 
@@ -203,7 +205,7 @@ Test (pass, random_walks_cover_exactly_the_dirty_blocks)
     for (unsigned i = 0; i < BLOCKS; i++)
       want[i] = false;
     for (unsigned i = 0; i < 100; i++) {
-      uint64_t f = (uint64_t) random () % BLOCKS, n = (uint64_t) random () % 300;
+      uint64_t f = (uint64_t)random () % BLOCKS, n = (uint64_t)random () % 300;
       if (f + n > BLOCKS)
         n = BLOCKS - f;
       bitmap_set (r, REGION_DIRTY, f, n);
@@ -217,12 +219,13 @@ Test (pass, random_walks_cover_exactly_the_dirty_blocks)
     enum pass_kind k;
     while ((k = pass_next (&p, r, &asking, &f, &n)) != PASS_END) {
       if (k == PASS_ASK) {
-        struct endpoint_extent x[2] = { { n / 2 * BLOCK + 1, random () % 2 }, { n * BLOCK, random () % 2 } };
+        struct endpoint_extent x[2]
+            = { { n / 2 * BLOCK + 1, random () % 2 }, { n * BLOCK, random () % 2 } };
         pass_set_hints (&p, f * BLOCK, n * BLOCK, x, 2);
         continue;
       }
       for (uint64_t b = f; b < f + n; b++) {
-        cr_assert (want[b], "block %lu given out", (unsigned long) b);
+        cr_assert (want[b], "block %lu given out", (unsigned long)b);
         cr_assert_eq (bitmap_test (r, REGION_QUARANTINE, b), k == PASS_VERIFY);
         want[b] = false;
       }

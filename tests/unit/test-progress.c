@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves what the progress line says in each phase, that unknown values are left out instead of shown as
- * numbers, that it fits the width, and that a job which moves nothing reads "stalled" after ten seconds.
+ * Proves what the progress line says in each phase, that unknown values are left out instead of
+ * shown as numbers, that it fits the width, and that a job which moves nothing reads "stalled"
+ * after ten seconds.
  */
 
 #include "config.h"
@@ -22,9 +23,9 @@ static json_t *
 copying (int dirty_mib, int sent_mib)
 {
   return json_pack ("{s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:s}", "state",
-                    "copying", "pass", 2, "size", (json_int_t) 100 * MIB, "dirty-bytes",
-                    (json_int_t) dirty_mib * MIB, "claimed-bytes", (json_int_t) 0, "sent-bytes",
-                    (json_int_t) sent_mib * MIB, "zero-bytes", (json_int_t) 0, "bandwidth",
+                    "copying", "pass", 2, "size", (json_int_t)100 * MIB, "dirty-bytes",
+                    (json_int_t)dirty_mib * MIB, "claimed-bytes", (json_int_t)0, "sent-bytes",
+                    (json_int_t)sent_mib * MIB, "zero-bytes", (json_int_t)0, "bandwidth",
                     10.0 * MIB, "dirty-rate", 1.0 * MIB, "eta-s", 4.0, "expected-downtime-ms", 45.0,
                     "worker", "attached");
 }
@@ -60,15 +61,14 @@ Test (progress, phases)
            "copying pass 2  60.0 %  left 40.0 MiB  10.0 MiB/s  ETA 4.0 s  dirty 1.00 MiB/s  "
            "converging: yes  guest synchronous  pause 45 ms");
   json_object_set_new (s, "state", json_string ("ready"));
-  line_is (s, 60000, 0,
-           "ready  60.0 %  left 40.0 MiB  10.0 MiB/s  dirty 1.00 MiB/s  pause 45 ms");
+  line_is (s, 60000, 0, "ready  60.0 %  left 40.0 MiB  10.0 MiB/s  dirty 1.00 MiB/s  pause 45 ms");
   json_object_set_new (s, "state", json_string ("degraded"));
   json_object_set_new (s, "error", json_string ("connection\nrefused\033[2J"));
   line_is (s, 0, 40, "degraded: connection refused [2J  60.0 %");
   json_decref (s);
 
   s = json_pack ("{s:s, s:I, s:i, s:f, s:f}", "state", "completed", "sent-bytes",
-                 (json_int_t) 100 * MIB, "passes", 3, "total-s", 61.0, "downtime-ms", 3.2);
+                 (json_int_t)100 * MIB, "passes", 3, "total-s", 61.0, "downtime-ms", 3.2);
   line_is (s, 0, 0, "completed  sent 100 MiB  3 passes  took 1 min 01 s  pause 3.2 ms");
   json_decref (s);
 }
@@ -90,8 +90,8 @@ Test (progress, unknown_values)
 
 Test (progress, never_100_percent_while_anything_is_left)
 {
-  json_t *s = json_pack ("{s:s, s:I, s:i}", "state", "copying", "size",
-                         (json_int_t) 1 << 44, "dirty-bytes", 1);
+  json_t *s = json_pack ("{s:s, s:I, s:i}", "state", "copying", "size", (json_int_t)1 << 44,
+                         "dirty-bytes", 1);
 
   line_is (s, 0, 0, "copying  99.9 %  left 1 B");
   json_decref (s);
@@ -124,11 +124,11 @@ Test (progress, plain_lines_and_stall)
 
   for (second = 0; second <= 30; second++) {
     s = copying (40, 60); /* nothing moves at all */
-    progress_print (p, s, (uint64_t) second * 1000);
+    progress_print (p, s, (uint64_t)second * 1000);
     json_decref (s);
   }
   progress_free (p);
-  len = (size_t) ftell (fp);
+  len = (size_t)ftell (fp);
   rewind (fp);
   out = calloc (1, len + 1);
   cr_assert (fread (out, 1, len, fp) == len);
@@ -158,7 +158,7 @@ Test (progress, skipping_holes_is_no_stall)
 
   for (second = 0; second <= 30; second++) {
     s = copying (90 - second, 0);
-    progress_print (p, s, (uint64_t) second * 1000);
+    progress_print (p, s, (uint64_t)second * 1000);
     json_decref (s);
   }
   progress_free (p);

@@ -141,8 +141,8 @@ Test (region, create)
   r = region_create (&g, fixture_uuid, &error);
   cr_assert_not_null (r, "%s", error);
   cr_assert_eq (fstat (r->fd, &st), 0);
-  cr_assert_eq ((uint64_t) st.st_size, g.region_size);
-  cr_assert_leq (st.st_blocks * 512, 65536, "%jd KiB in use", (intmax_t) st.st_blocks / 2);
+  cr_assert_eq ((uint64_t)st.st_size, g.region_size);
+  cr_assert_leq (st.st_blocks * 512, 65536, "%jd KiB in use", (intmax_t)st.st_blocks / 2);
   cr_assert_eq (fcntl (r->fd, F_GETFD), FD_CLOEXEC);
   cr_assert_eq (fcntl (r->fd, F_GET_SEALS) & (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL),
                 F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
@@ -203,7 +203,7 @@ make_memfd (const void *content, size_t length, off_t size, int seals)
 
   cr_assert_neq (fd, -1);
   cr_assert_eq (ftruncate (fd, size), 0);
-  cr_assert_eq (pwrite (fd, content, length, 0), (ssize_t) length);
+  cr_assert_eq (pwrite (fd, content, length, 0), (ssize_t)length);
   if (seals != 0)
     cr_assert_eq (fcntl (fd, F_ADD_SEALS, seals), 0);
   return fd;
@@ -229,10 +229,10 @@ Test (region, map_refuses_descriptors)
 {
   struct region *r = fixture_region (100);
   char header[4096];
-  off_t size = (off_t) r->geo.region_size;
+  off_t size = (off_t)r->geo.region_size;
   int p[2];
 
-  cr_assert_eq (pread (r->fd, header, sizeof header, 0), (ssize_t) sizeof header);
+  cr_assert_eq (pread (r->fd, header, sizeof header, 0), (ssize_t)sizeof header);
   region_free (fixture_map (make_memfd (header, sizeof header, size, SEALS))); /* the good case */
   refused (-1, "descriptor");
   cr_assert_eq (pipe (p), 0);
@@ -255,7 +255,10 @@ Test (region, map_refuses_descriptors)
 /* Each field of the header, wrong in several ways, is refused and named. */
 Test (region, map_refuses_fields)
 {
-#define FIELD(name, word) { offsetof (struct region_header, name), sizeof ((struct region_header *) 0)->name, word }
+#define FIELD(name, word)                                                                          \
+  {                                                                                                \
+    offsetof (struct region_header, name), sizeof ((struct region_header *)0)->name, word          \
+  }
   static const struct {
     size_t offset, size;
     const char *word;
@@ -280,22 +283,33 @@ Test (region, map_refuses_fields)
   };
 #undef FIELD
   struct region *r = fixture_region (100000);
-  off_t size = (off_t) r->geo.region_size;
+  off_t size = (off_t)r->geo.region_size;
   char good[4096], bad[4096];
 
-  cr_assert_eq (pread (r->fd, good, sizeof good, 0), (ssize_t) sizeof good);
+  cr_assert_eq (pread (r->fd, good, sizeof good, 0), (ssize_t)sizeof good);
   for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
     for (int how = 0; how < 5; how++) {
       uint64_t v = 0;
 
       memcpy (&v, good + fields[i].offset, fields[i].size);
       switch (how) {
-      case 0: v = 0; break;
-      case 1: v += BLOCK; break;
-      case 2: v = UINT64_MAX; break;
-      case 3: v ^= UINT64_C (1) << (fields[i].size * 8 - 1); break;
-      case 4: v -= BLOCK; break;
-      default: break;
+      case 0:
+        v = 0;
+        break;
+      case 1:
+        v += BLOCK;
+        break;
+      case 2:
+        v = UINT64_MAX;
+        break;
+      case 3:
+        v ^= UINT64_C (1) << (fields[i].size * 8 - 1);
+        break;
+      case 4:
+        v -= BLOCK;
+        break;
+      default:
+        break;
       }
       memcpy (bad, good, sizeof bad);
       memcpy (bad + fields[i].offset, &v, fields[i].size);
@@ -313,8 +327,8 @@ Test (region, map_refuses_block_size_zero)
   char copy[4096];
 
   hdr->block_size = 0;
-  cr_assert_eq (pread (r->fd, copy, sizeof copy, 0), (ssize_t) sizeof copy);
-  refused (make_memfd (copy, sizeof copy, (off_t) r->geo.region_size, SEALS), "block_size");
+  cr_assert_eq (pread (r->fd, copy, sizeof copy, 0), (ssize_t)sizeof copy);
+  refused (make_memfd (copy, sizeof copy, (off_t)r->geo.region_size, SEALS), "block_size");
   region_free (r);
 }
 
@@ -329,36 +343,35 @@ Test (region, map_fuzz)
   for (int round = 0; round < 4000; round++) {
     struct region *r = fixture_region (1 + fixture_random (&rnd) % 300);
     size_t fixed = offsetof (struct region_header, count);
-    off_t size = (off_t) r->geo.region_size;
+    off_t size = (off_t)r->geo.region_size;
     char bytes[4096], *error = NULL;
     int fd;
 
-    cr_assert_eq (pread (r->fd, bytes, sizeof bytes, 0), (ssize_t) sizeof bytes);
+    cr_assert_eq (pread (r->fd, bytes, sizeof bytes, 0), (ssize_t)sizeof bytes);
     region_free (r);
-    for (unsigned n = (unsigned) (fixture_random (&rnd) % 4); n > 0; n--) {
+    for (unsigned n = (unsigned)(fixture_random (&rnd) % 4); n > 0; n--) {
       size_t at = fixture_random (&rnd) % fixed;
       uint64_t v = fixture_random (&rnd);
 
       if (v & 1) /* one byte, or a small or a random number in a field */
-        bytes[at] = (char) (v >> 8);
+        bytes[at] = (char)(v >> 8);
       else {
         v = v & 2 ? (v >> 8) % 64 * 4096 : v >> (v >> 2 & 63);
         memcpy (bytes + at / 8 * 8, &v, 8);
       }
     }
     if (fixture_random (&rnd) % 8 == 0)
-      size = (off_t) (fixture_random (&rnd) % (uint64_t) (2 * size));
-    fd = make_memfd (bytes, (size_t) size < sizeof bytes ? (size_t) size : sizeof bytes, size, SEALS);
+      size = (off_t)(fixture_random (&rnd) % (uint64_t)(2 * size));
+    fd = make_memfd (bytes, (size_t)size < sizeof bytes ? (size_t)size : sizeof bytes, size, SEALS);
     r = region_map (fd, &error);
     if (r == NULL) {
       cr_assert_not_null (error);
       free (error);
-    }
-    else {
+    } else {
       accepted++;
-      cr_assert_eq (region_geometry_init (&g, r->hdr->disk_size, (uint32_t) r->hdr->block_size), 0);
+      cr_assert_eq (region_geometry_init (&g, r->hdr->disk_size, (uint32_t)r->hdr->block_size), 0);
       cr_assert_eq (memcmp (&g, &r->geo, sizeof g), 0);
-      cr_assert_eq ((uint64_t) size, g.region_size);
+      cr_assert_eq ((uint64_t)size, g.region_size);
       cr_assert_eq (r->hdr->nr_blocks, g.nr_blocks);
       bitmap_set (r, REGION_DIRTY, 0, r->geo.nr_blocks); /* must not fault */
       region_free (r);

@@ -54,7 +54,8 @@ used (const struct region *r)
   return n;
 }
 
-/* Another process sees exactly what was put; a second sample of a block takes the first one's place. */
+/* Another process sees exactly what was put; a second sample of a block takes the first one's
+ * place. */
 Test (samples, put_and_get)
 {
   struct region *a = fixture_region (1000), *b = fixture_map (a->fd);
@@ -124,7 +125,7 @@ Test (samples, copy)
   struct sample s;
 
   for (unsigned i = 0; i < SAMPLES_MAX + 10; i++)
-    put (old, i, 4096, (int) i);
+    put (old, i, 4096, (int)i);
   region_merge (fresh, old);
   cr_assert_eq (used (fresh), SAMPLES_MAX);
   for (unsigned i = 10; i < SAMPLES_MAX + 10; i++) {
@@ -141,7 +142,7 @@ Test (samples, copy)
 Test (samples, untrusted)
 {
   struct region *r = fixture_region (1000), *fresh = fixture_region (1000);
-  unsigned char *table = (unsigned char *) r->hdr + r->geo.samples_offset;
+  unsigned char *table = (unsigned char *)r->hdr + r->geo.samples_offset;
   uint64_t rnd = 12345;
   struct sample s;
   unsigned valid = 0;
@@ -165,7 +166,8 @@ Test (samples, untrusted)
       if (samples_get (r, i, &s)) {
         valid++;
         cr_assert (s.block < 1000 && s.length > 0 && s.length <= SAMPLE_BYTES);
-        cr_assert (s.length <= region_bytes (&r->geo, s.block, 1), "longer than a short last block");
+        cr_assert (s.length <= region_bytes (&r->geo, s.block, 1),
+                   "longer than a short last block");
       }
     samples_drop_in (r, REGION_DIRTY);
     samples_copy (fresh, r);
@@ -179,7 +181,7 @@ Test (samples, untrusted)
 Test (samples, tail)
 {
   struct region *r = fixture_region (10);
-  unsigned char *table = (unsigned char *) r->hdr + r->geo.samples_offset;
+  unsigned char *table = (unsigned char *)r->hdr + r->geo.samples_offset;
   uint32_t length = 4096;
   struct sample s;
 

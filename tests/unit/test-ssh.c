@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Proves of mirror/endpoint/ssh.c: what a URI becomes for ssh and, word by word, for the shell at the other end;
- * whatever is in it, it stays data.
+ * Proves of mirror/endpoint/ssh.c: what a URI becomes for ssh and, word by word, for the shell at
+ * the other end; whatever is in it, it stays data.
  */
 
 #include "config.h"
@@ -37,17 +37,23 @@ Test (ssh, commands)
   unsetenv ("NBDMIRROR_SSH");
   is_command ("ssh://h/d", &create,
               "ssh|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--size' '4096' '/d'");
-  is_command ("ssh://u@h:22/a/b", &go_on,
-              "ssh|-T|-oBatchMode=yes|-p22|-lu|--|h|'nbdmirror' 'receive' '--stdio' '--resume' '/a/b'");
-  is_command ("ssh://[fe80::1]:2/d?overwrite&preallocate&format=raw", &read_only,
-              "ssh|-T|-oBatchMode=yes|-p2|--|fe80::1|'nbdmirror' 'receive' '--stdio' '--format' 'raw' "
-              "'--read-only' '/d'");
-  is_command ("ssh://h/d?overwrite&overcommit&format=qcow2&backing=/b%20c&backing-format=raw&program=/opt/n", &create,
-              "ssh|-T|-oBatchMode=yes|--|h|'/opt/n' 'receive' '--stdio' '--format' 'qcow2' '--size' '4096' "
-              "'--backing' '/b c' '--backing-format' 'raw' '--overwrite' '--overcommit' '/d'");
+  is_command (
+      "ssh://u@h:22/a/b", &go_on,
+      "ssh|-T|-oBatchMode=yes|-p22|-lu|--|h|'nbdmirror' 'receive' '--stdio' '--resume' '/a/b'");
+  is_command (
+      "ssh://[fe80::1]:2/d?overwrite&preallocate&format=raw", &read_only,
+      "ssh|-T|-oBatchMode=yes|-p2|--|fe80::1|'nbdmirror' 'receive' '--stdio' '--format' 'raw' "
+      "'--read-only' '/d'");
+  is_command (
+      "ssh://h/d?overwrite&overcommit&format=qcow2&backing=/b%20c&backing-format=raw&program=/opt/"
+      "n",
+      &create,
+      "ssh|-T|-oBatchMode=yes|--|h|'/opt/n' 'receive' '--stdio' '--format' 'qcow2' '--size' '4096' "
+      "'--backing' '/b c' '--backing-format' 'raw' '--overwrite' '--overcommit' '/d'");
   setenv ("NBDMIRROR_SSH", "myssh  -F x", 1);
   is_command ("ssh://h/d?preallocate", &go_on,
-              "myssh|-F|x|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--resume' '--preallocate' '/d'");
+              "myssh|-F|x|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--resume' "
+              "'--preallocate' '/d'");
   unsetenv ("NBDMIRROR_SSH");
 }
 
@@ -57,16 +63,20 @@ Test (ssh, quoting)
 
   unsetenv ("NBDMIRROR_SSH");
   is_command ("ssh://h/it's;$(rm)%0a%26%3f", &go_on,
-              "ssh|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--resume' '/it'\\''s;$(rm)\n&?'");
+              "ssh|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--resume' "
+              "'/it'\\''s;$(rm)\n&?'");
 }
 
 Test (ssh, wrong)
 {
   static const char *const wrong[] = {
-    "ssh://$(id)/d", "ssh://%60id%60/d", "ssh://h%0ax/d", "ssh://h%20x/d", "ssh://u;id@h/d", "ssh://%2Doh/d",
-    "ssh://", "ssh://h", "ssh://h/", "ssh:///d", "ssh://@h/d", "ssh://-o/d", "ssh://-l@h/d", "ssh://h:/d",
-    "ssh://h:x/d", "ssh://[::1/d", "ssh://[::1]x/d", "ssh://h/d?x", "ssh://h/d?format", "ssh://h/d?overwrite=1",
-    "ssh://h/%", "ssh://h/%g0", "ssh://h/%00", "ssh://h/d?backing=%4", "ssh://h?d",
+    "ssh://$(id)/d",  "ssh://%60id%60/d", "ssh://h%0ax/d",    "ssh://h%20x/d",
+    "ssh://u;id@h/d", "ssh://%2Doh/d",    "ssh://",           "ssh://h",
+    "ssh://h/",       "ssh:///d",         "ssh://@h/d",       "ssh://-o/d",
+    "ssh://-l@h/d",   "ssh://h:/d",       "ssh://h:x/d",      "ssh://[::1/d",
+    "ssh://[::1]x/d", "ssh://h/d?x",      "ssh://h/d?format", "ssh://h/d?overwrite=1",
+    "ssh://h/%",      "ssh://h/%g0",      "ssh://h/%00",      "ssh://h/d?backing=%4",
+    "ssh://h?d",
   };
 
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {

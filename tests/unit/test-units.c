@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * Proves that sizes, rates and times are read exactly up to the limits of 64 bits, that what is not
- * meant is refused with a reason and leaves the result alone, and that they are written as documented.
+ * meant is refused with a reason and leaves the result alone, and that they are written as
+ * documented.
  */
 
 #include "config.h"
@@ -24,7 +25,7 @@ is_read (parser *parse, const char *text, uint64_t want)
   const char *reason = parse (text, &got);
 
   cr_assert (reason == NULL, "'%s' was refused: %s", text, reason);
-  cr_assert (got == want, "'%s' was read as %llu", text, (unsigned long long) got);
+  cr_assert (got == want, "'%s' was read as %llu", text, (unsigned long long)got);
 }
 
 static void
@@ -33,7 +34,7 @@ is_refused (parser *parse, const char *text)
   uint64_t got = UNTOUCHED;
   const char *reason = parse (text, &got);
 
-  cr_assert (reason != NULL, "'%s' was read as %llu", text, (unsigned long long) got);
+  cr_assert (reason != NULL, "'%s' was read as %llu", text, (unsigned long long)got);
   cr_assert (strlen (reason) > 0);
   cr_assert (got == UNTOUCHED, "'%s' was refused, but changed the result", text);
 }
@@ -52,7 +53,8 @@ Test (units, sizes)
   is_read (units_parse_size, "2G", UINT64_C (2) << 30);
   is_read (units_parse_size, "16T", UINT64_C (16) << 40);
   is_read (units_parse_size, "0.001k", 1);
-  is_read (units_parse_size, "9007199254740993", UINT64_C (9007199254740993)); /* no double in between */
+  is_read (units_parse_size, "9007199254740993",
+           UINT64_C (9007199254740993)); /* no double in between */
 }
 
 Test (units, sizes_at_the_limit)
@@ -69,8 +71,8 @@ Test (units, sizes_at_the_limit)
 Test (units, sizes_refused)
 {
   static const char *const bad[]
-    = { "", " ", "k", "-1", "+1", " 1", "1 ", "1 k", "1MB", "1Mb", "1kk", "1P", "0x10", "1e3", "1.k",
-        ".5k", "1.5", "1,5k", "nan", "inf", "1.2.3k", "1KIB" };
+      = { "",   " ",    "k",   "-1",  "+1",  " 1",  "1 ",   "1 k", "1MB", "1Mb",    "1kk",
+          "1P", "0x10", "1e3", "1.k", ".5k", "1.5", "1,5k", "nan", "inf", "1.2.3k", "1KIB" };
   size_t i;
 
   for (i = 0; i < sizeof bad / sizeof bad[0]; i++)
@@ -89,7 +91,8 @@ Test (units, rates)
   is_refused (units_parse_rate, "/s");
   is_refused (units_parse_rate, "100M/h");
   is_refused (units_parse_rate, "100Mbit");
-  is_refused (units_parse_rate, "111111111111111111111111111111111111111111111111111111111111111111/s");
+  is_refused (units_parse_rate,
+              "111111111111111111111111111111111111111111111111111111111111111111/s");
 }
 
 Test (units, times)
@@ -152,7 +155,7 @@ Test (units, format_rates)
   cr_assert_str_eq (units_format_rate (buf, 104857600), "100 MiB/s");
   cr_assert_str_eq (units_format_rate (buf, 0), "0 B/s");
   cr_assert_str_eq (units_format_rate (buf, -1), "0 B/s");
-  cr_assert_str_eq (units_format_rate (buf, (double) NAN), "0 B/s");
+  cr_assert_str_eq (units_format_rate (buf, (double)NAN), "0 B/s");
   cr_assert (strlen (units_format_rate (buf, 1e300)) < UNITS_BUF);
 }
 
@@ -176,6 +179,6 @@ Test (units, format_times)
   time_is (245000, "4 min 05 s");
   time_is (12000000, "3 h 20 min");
   time_is (187200000, "2 d 04 h");
-  time_is ((double) NAN, "0.0 ms");
+  time_is ((double)NAN, "0.0 ms");
   time_is (-5, "0.0 ms");
 }

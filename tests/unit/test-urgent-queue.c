@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The worker's side of the synchronous gate: which requests wait, for what, and when they are answered; and when the
- * job may be called synchronised.  The filter is played by the test: it marks, posts, and reads the answer.
+ * The worker's side of the synchronous gate: which requests wait, for what, and when they are
+ * answered; and when the job may be called synchronised.  The filter is played by the test: it
+ * marks, posts, and reads the answer.
  */
 
 #include "config.h"
@@ -68,8 +69,8 @@ expect_next (uint64_t max, uint64_t first, uint64_t count)
 {
   uint64_t f = 0, n = 0;
   cr_assert (urgent_queue_next (&q, r, &p, max, &f, &n));
-  cr_assert_eq (f, first, "first %lu instead of %lu", (unsigned long) f, (unsigned long) first);
-  cr_assert_eq (n, count, "count %lu instead of %lu", (unsigned long) n, (unsigned long) count);
+  cr_assert_eq (f, first, "first %lu instead of %lu", (unsigned long)f, (unsigned long)first);
+  cr_assert_eq (n, count, "count %lu instead of %lu", (unsigned long)n, (unsigned long)count);
 }
 
 static void
@@ -282,12 +283,15 @@ epoch (void)
   atomic_fetch_add (&r->hdr->sync_epoch, 1);
 }
 
-/* A pass over what is dirty, as far as the plain order goes; everything is acknowledged but what is busy in the end. */
+/* A pass over what is dirty, as far as the plain order goes; everything is acknowledged but what is
+ * busy in the end. */
 static void
 copy_all (void)
 {
-  const struct pass_options o
-    = { .max_data = 64, .max_zero = 64, .wait_number = catchup_wait_number (&c), .quarantine_ready = true };
+  const struct pass_options o = { .max_data = 64,
+                                  .max_zero = 64,
+                                  .wait_number = catchup_wait_number (&c),
+                                  .quarantine_ready = true };
   uint64_t f, n;
   while (pass_next (&p, r, &o, &f, &n) == PASS_DATA) {
     begin_copy (f, n);
@@ -378,7 +382,8 @@ Test (catchup, a_miss_after_the_end)
   cr_assert (!catchup_synchronised (&c, r));
 }
 
-/* A block that is copied since before the epoch, and was changed meanwhile, before the epoch: nobody waits for it. */
+/* A block that is copied since before the epoch, and was changed meanwhile, before the epoch:
+ * nobody waits for it. */
 Test (catchup, waits_for_old_copies)
 {
   setup ();

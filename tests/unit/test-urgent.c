@@ -28,7 +28,7 @@ now_ns (void)
 static struct urgent_slot *
 slots_of (struct region *r)
 {
-  return (struct urgent_slot *) ((char *) r->hdr + r->geo.urgent_offset);
+  return (struct urgent_slot *)((char *)r->hdr + r->geo.urgent_offset);
 }
 
 static unsigned
@@ -54,20 +54,20 @@ Test (urgent, post_take_answer)
   cr_assert (a >= 0 && b >= 0 && a != b);
   cr_assert (urgent_any (w));
   cr_assert (urgent_take (w, &q));
-  cr_assert_eq (q.slot, (unsigned) a);
+  cr_assert_eq (q.slot, (unsigned)a);
   cr_assert_eq (q.kind, URGENT_WRITE | URGENT_FLUSH);
   cr_assert_eq (q.first, 990);
   cr_assert_eq (q.count, 10);
   cr_assert (urgent_take (w, &q));
-  cr_assert_eq (q.slot, (unsigned) b);
+  cr_assert_eq (q.slot, (unsigned)b);
   cr_assert_eq (q.kind, URGENT_FLUSH);
   cr_assert_eq (q.count, 0, "a flush has no blocks");
   cr_assert_not (urgent_take (w, &q), "nothing is taken twice");
   cr_assert_not (urgent_any (w));
 
   cr_assert_eq (urgent_wait (r, a, now_ns ()), URGENT_ANSWER_NONE);
-  urgent_answer (w, (unsigned) b, false);
-  urgent_answer (w, (unsigned) a, true);
+  urgent_answer (w, (unsigned)b, false);
+  urgent_answer (w, (unsigned)a, true);
   cr_assert_eq (urgent_wait (r, a, 0), URGENT_ANSWER_OK, "the answer wins over the deadline");
   cr_assert_eq (urgent_wait (r, b, 0), URGENT_ANSWER_LATE);
   urgent_drop (r, a);
@@ -116,7 +116,7 @@ Test (urgent, full_table_in_order)
       cr_assert (urgent_take (r, &q));
       cr_assert_eq (q.first, i);
       urgent_answer (r, q.slot, true);
-      urgent_drop (r, (int) q.slot);
+      urgent_drop (r, (int)q.slot);
     }
     cr_assert_eq (not_free (r), 0);
     /* The next round begins in the middle of a word. */
@@ -267,7 +267,8 @@ work (struct region *r)
     struct urgent_request q;
 
     while (urgent_take (r, &q)) {
-      if (q.count != q.first % 7 + 1 || q.kind != URGENT_WRITE + (q.first % 3 == 0 ? URGENT_FLUSH : 0))
+      if (q.count != q.first % 7 + 1
+          || q.kind != URGENT_WRITE + (q.first % 3 == 0 ? URGENT_FLUSH : 0))
         _exit (3); /* parts of two requests */
       urgent_answer (r, q.slot, q.first % 2 == 0);
     }
@@ -297,7 +298,7 @@ guest (void *opaque)
     }
     enum urgent_answer answer = URGENT_ANSWER_NONE;
     if (fixture_random (&g->rnd) % 4 == 0) /* impatient */
-      answer = urgent_wait (g->r, slot, now_ns () + (int64_t) (fixture_random (&g->rnd) % 30000));
+      answer = urgent_wait (g->r, slot, now_ns () + (int64_t)(fixture_random (&g->rnd) % 30000));
     else
       for (int n = 0; n < 100 && answer == URGENT_ANSWER_NONE; n++)
         answer = urgent_wait (g->r, slot, now_ns () + 100 * MS);
@@ -319,7 +320,7 @@ run_guests (struct region *r)
   pthread_t t[GUESTS];
 
   for (unsigned i = 0; i < GUESTS; i++) {
-    g[i] = (struct guest) { .r = r, .rnd = 1000 + i };
+    g[i] = (struct guest){ .r = r, .rnd = 1000 + i };
     cr_assert_eq (pthread_create (&t[i], NULL, guest, &g[i]), 0);
   }
   for (unsigned i = 0; i < GUESTS; i++) {
@@ -372,7 +373,7 @@ Test (urgent, processes)
 
   cr_assert_neq (pid, -1);
   if (pid == 0) {
-    struct region *w = region_map (r->fd, &(char *) { NULL });
+    struct region *w = region_map (r->fd, &(char *){ NULL });
     if (w == NULL)
       _exit (2);
     work (w);
@@ -405,9 +406,9 @@ scribble (void *opaque)
     uint64_t v = fixture_random (&rnd);
     struct urgent_slot *s = &slots_of (r)[v % URGENT_SLOTS];
 
-    atomic_store (&s->state, v & 1024 ? (uint32_t) (v >> 32) : (uint32_t) (v >> 32) % 8);
-    atomic_store (&r->hdr->wake_worker, (uint32_t) (v >> 16));
-    atomic_store (&r->hdr->worker_sleeps, (uint32_t) (v >> 24) % 2);
+    atomic_store (&s->state, v & 1024 ? (uint32_t)(v >> 32) : (uint32_t)(v >> 32) % 8);
+    atomic_store (&r->hdr->wake_worker, (uint32_t)(v >> 16));
+    atomic_store (&r->hdr->worker_sleeps, (uint32_t)(v >> 24) % 2);
   }
   return NULL;
 }
@@ -421,7 +422,7 @@ Test (urgent, scribbled)
   cr_assert_eq (pthread_create (&t, NULL, scribble, r), 0);
   for (int i = 0; i < 3000 && !fixture_late (&begin); i++) {
     int slot = urgent_post (r, URGENT_WRITE, 1, 1);
-    cr_assert (slot >= -1 && slot < (int) URGENT_SLOTS);
+    cr_assert (slot >= -1 && slot < (int)URGENT_SLOTS);
     if (slot == -1)
       for (unsigned n = 0; n < URGENT_SLOTS; n++)
         atomic_store (&slots_of (r)[n].state, URGENT_FREE);

@@ -3,10 +3,11 @@
  * Include this instead of <criterion/criterion.h>.
  *
  * Criterion cannot start under ThreadSanitizer: the address at which it wants its memory is taken
- * ("Could not initialize inheritable arena").  There, this file stands in for the few macros that the
- * tests use: every test runs in turn in one process, and the first failure ends it.
+ * ("Could not initialize inheritable arena").  There, this file stands in for the few macros that
+ * the tests use: every test runs in turn in one process, and the first failure ends it.
  *
- * A source file without tests of its own, which is linked to one that has them, defines UNIT_NO_TESTS first.
+ * A source file without tests of its own, which is linked to one that has them, defines
+ * UNIT_NO_TESTS first.
  */
 
 #ifndef NBDMIRROR_TESTS_UNIT_UNIT_H
@@ -40,14 +41,14 @@ struct unit_test {
 
 static struct unit_test *unit_tests;
 
-#define Test(suite_, name_, ...) \
-  static void test_##suite_##_##name_ (void); \
-  static void __attribute__ ((constructor)) test_##suite_##_##name_##_register (void) \
-  { \
-    static struct unit_test t = { #suite_, #name_, test_##suite_##_##name_, NULL }; \
-    t.next = unit_tests; \
-    unit_tests = &t; \
-  } \
+#define Test(suite_, name_, ...)                                                                   \
+  static void test_##suite_##_##name_ (void);                                                      \
+  static void __attribute__ ((constructor)) test_##suite_##_##name_##_register (void)              \
+  {                                                                                                \
+    static struct unit_test t = { #suite_, #name_, test_##suite_##_##name_, NULL };                \
+    t.next = unit_tests;                                                                           \
+    unit_tests = &t;                                                                               \
+  }                                                                                                \
   static void test_##suite_##_##name_ (void)
 
 #endif
@@ -65,8 +66,8 @@ unit_fail (const char *file, int line, const char *what, const char *fmt, ...)
   abort ();
 }
 
-#define unit_check(cond, what, ...) \
-  ((cond) ? (void) 0 : unit_fail (__FILE__, __LINE__, what, " " __VA_ARGS__))
+#define unit_check(cond, what, ...)                                                                \
+  ((cond) ? (void)0 : unit_fail (__FILE__, __LINE__, what, " " __VA_ARGS__))
 #define cr_assert(c, ...) unit_check (c, #c, __VA_ARGS__)
 #define cr_expect(c, ...) unit_check (c, #c, __VA_ARGS__)
 #define cr_assert_not(c, ...) unit_check (!(c), "not " #c, __VA_ARGS__)
@@ -76,7 +77,7 @@ unit_fail (const char *file, int line, const char *what, const char *fmt, ...)
 #define cr_assert_gt(a, b, ...) unit_check ((a) > (b), #a " > " #b, __VA_ARGS__)
 #define cr_assert_leq(a, b, ...) unit_check ((a) <= (b), #a " <= " #b, __VA_ARGS__)
 #define cr_assert_geq(a, b, ...) unit_check ((a) >= (b), #a " >= " #b, __VA_ARGS__)
-#define cr_assert_float_eq(a, b, eps, ...) \
+#define cr_assert_float_eq(a, b, eps, ...)                                                         \
   unit_check ((a) - (b) <= (eps) && (b) - (a) <= (eps), #a " is about " #b, __VA_ARGS__)
 #define cr_assert_null(p, ...) unit_check ((p) == NULL, #p " is NULL", __VA_ARGS__)
 #define cr_assert_not_null(p, ...) unit_check ((p) != NULL, #p " is not NULL", __VA_ARGS__)
