@@ -41,7 +41,9 @@ job_call (struct control_client *c, const char *control, const char *name, json_
           json_t **ret, char **class_)
 {
   char *message = NULL;
-  int r = control_client_call (c, name, args, -1, JOB_CALL_MS, ret, NULL, class_, &message);
+  struct control_call call
+      = { .command = name, .args = args, .timeout_ms = JOB_CALL_MS, .ret = ret, .class_ = class_ };
+  int r = control_client_call (c, &call, &message);
 
   if (r == -1)
     report (control, message);

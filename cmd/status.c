@@ -76,7 +76,9 @@ ask (const char *control, char **message)
 
   if (c == NULL)
     return NULL;
-  r = control_client_call (c, "query-mirror", NULL, -1, JOB_CALL_MS, &status, NULL, NULL, message);
+  struct control_call call
+      = { .command = "query-mirror", .timeout_ms = JOB_CALL_MS, .ret = &status };
+  r = control_client_call (c, &call, message);
   control_client_free (c);
   if (r == -1)
     return NULL;

@@ -50,22 +50,23 @@ wait_for_answer (struct control_client *c, const char *what, int64_t deadline, c
 
 /* Take c->answer apart. */
 static int
-use_answer (struct control_client *c, json_t **ret, int *got_fd, char **class_, char **error)
+use_answer (struct control_client *c, const struct control_call *call, char **error)
 {
   json_t *answer = c->answer, *value;
   int fd = c->answer_fd, r = -1;
 
   c->answer = NULL;
   c->answer_fd = -1;
-  if ((value = json_object_get (answer, "return")) != NULL && c->answer_fd_lost && got_fd != NULL)
+  if ((value = json_object_get (answer, "return")) != NULL && c->answer_fd_lost
+      && call->got_fd != NULL)
     *error = wire_message ("%s: the descriptor in the answer could not be received "
                            "(too many open files?)",
                            c->path);
   else if (value != NULL) {
-    if (ret != NULL)
-      *ret = json_incref (value);
-    if (got_fd != NULL) {
-      *got_fd = fd;
+    if (call->ret != NULL)
+      *call->ret = json_incref (value);
+    if (call->got_fd != NULL) {
+      *call->got_fd = fd;
       fd = -1;
     }
     r = 0;
@@ -74,8 +75,8 @@ use_answer (struct control_client *c, json_t **ret, int *got_fd, char **class_, 
     const char *desc = json_string_value (json_object_get (value, "desc"));
 
     *error = strdup (desc != NULL ? desc : "unknown error");
-    if (class_ != NULL)
-      *class_ = strdup (name != NULL ? name : "GenericError");
+    if (call->class_ != NULL)
+      *call->class_ = strdup (name != NULL ? name : "GenericError");
   } else
     *error = wire_message ("%s: the server does not speak the control protocol", c->path);
   if (fd != -1)
@@ -85,34 +86,35 @@ use_answer (struct control_client *c, json_t **ret, int *got_fd, char **class_, 
 }
 
 int
-control_client_call (struct control_client *c, const char *name, json_t *args, int pass_fd,
-                     int timeout_ms, json_t **ret, int *got_fd, char **class_, char **error)
+control_client_call (struct control_client *c, const struct control_call *call, char **error)
 {
-  int64_t deadline = link_deadline (timeout_ms);
+  int64_t deadline = link_deadline (call->timeout_ms);
 
   *error = NULL;
-  if (ret != NULL)
-    *ret = NULL;
-  if (got_fd != NULL)
-    *got_fd = -1;
-  if (class_ != NULL)
-    *class_ = NULL;
+  if (call->ret != NULL)
+    *call->ret = NULL;
+  if (call->got_fd != NULL)
+    *call->got_fd = -1;
+  if (call->class_ != NULL)
+    *call->class_ = NULL;
   if (c->lost) {
-    json_decref (args);
+    json_decref (call->args);
     *error = link_lost_message (c);
     return -1;
   }
   c->waiting = true;
-  if (link_send (c, name, args, json_integer (++c->last_id), pass_fd, deadline, error) == -1
+  int pass_fd = call->pass_fd != NULL ? *call->pass_fd : -1;
+  json_t *id = json_integer (++c->last_id);
+  if (link_send (c, call->command, call->args, id, pass_fd, deadline, error) == -1
       && c->answer == NULL) {
     c->waiting = false;
     return -1;
   }
   free (*error); /* an answer came although sending failed: it says more */
   *error = NULL;
-  if (wait_for_answer (c, name, deadline, error) == -1)
+  if (wait_for_answer (c, call->command, deadline, error) == -1)
     return -1;
-  return use_answer (c, ret, got_fd, class_, error);
+  return use_answer (c, call, error);
 }
 
 int
@@ -259,7 +261,7 @@ await_greeting (struct control_client *c, int64_t deadline, char **error)
     return -1;
   version = json_object_get (c->answer, "QMP");
   if (version == NULL) {
-    use_answer (c, NULL, NULL, NULL, error);
+    use_answer (c, &(struct control_call){ 0 }, error);
     if (*error == NULL)
       *error = wire_message ("%s: the server does not speak the control protocol", c->path);
     return -1;
@@ -286,11 +288,12 @@ control_client_connect (const char *path, int timeout_ms, char **error)
   }
   if (connect_until (c->sock, &sa, deadline) == -1)
     *error = connect_message (path, errno);
-  else if (await_greeting (c, deadline, error) == 0
-           && control_client_call (c, "qmp_capabilities", NULL, -1, link_ms_until (deadline), NULL,
-                                   NULL, NULL, error)
-                  == 0)
-    return c;
+  else if (await_greeting (c, deadline, error) == 0) {
+    struct control_call call
+        = { .command = "qmp_capabilities", .timeout_ms = link_ms_until (deadline) };
+    if (control_client_call (c, &call, error) == 0)
+      return c;
+  }
   control_client_free (c);
   name_path (path, error);
   return NULL;

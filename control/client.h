@@ -20,14 +20,24 @@ void control_client_free (struct control_client *c);
 /* Take lines of up to BYTES from now on (FRAME_MAX_LINE before): QEMU's answers may be long. */
 void control_client_set_max_line (struct control_client *c, size_t bytes);
 
-/* Run a command and wait for its answer.  Steals ARGS (may be NULL).  PASS_FD >= 0 is sent along
- * (kept by the caller). Success: 0, *RET (if RET is not NULL) is a new reference, *GOT_FD (if not
- * NULL) a received descriptor or -1. Failure: -1, *ERROR set (caller frees) to the server's
- * description, or to what went wrong; *CLASS_ (if not NULL) to the error's class (caller frees),
- * NULL if the server did not answer. Events that arrive meanwhile are queued for
- * control_client_next_event(). */
-int control_client_call (struct control_client *c, const char *name, json_t *args, int pass_fd,
-                         int timeout_ms, json_t **ret, int *got_fd, char **class_, char **error);
+/* One command, and where its answer goes.  What is not named in an initialiser is not sent, or not
+ * wanted. */
+struct control_call {
+  const char *command;
+  json_t *args;       /* the call takes the reference over, whether it succeeds or not */
+  const int *pass_fd; /* a descriptor to send along; the caller keeps it */
+  int timeout_ms;     /* for sending and for the answer together */
+
+  json_t **ret;  /* set to the answer, a new reference; NULL on failure */
+  int *got_fd;   /* set to the descriptor that came with the answer, owned by the caller; or -1 */
+  char **class_; /* set to the class of the server's error, which the caller frees with text_free().
+                  * It is NULL on success, and where the server did not answer */
+};
+
+/* Run CALL and wait for its answer.  0; or -1 with *ERROR set (the caller frees it with
+ * text_free()) to the server's description, or to what went wrong.  Events that arrive meanwhile
+ * are queued for control_client_next_event(). */
+int control_client_call (struct control_client *c, const struct control_call *call, char **error);
 
 /* Send a command without waiting for the answer, which is dropped when it arrives unless it is an
  * error (then it is queued as an event "ERROR" with data {"class","desc","execute"}).  Steals ARGS.

@@ -35,6 +35,17 @@ note_error (struct migrate *m, const char *what, char *error)
 
 /* ---- the disks ------------------------------------------------------------------------------- */
 
+static int
+call_rollback (struct migrate *m, struct disk *d, char **class_, char **error)
+{
+  json_t *args
+      = json_pack ("{s:s, s:b}", "rollback-token", m->result.token, "destination-stopped", 1);
+  struct control_call call
+      = { .command = "mirror-rollback", .args = args, .timeout_ms = JOB_CALL_MS, .class_ = class_ };
+
+  return control_client_call (d->client, &call, error);
+}
+
 /* Open the source's disks again although they were handed over: nothing ran at the destination. */
 static bool
 uncommit (struct migrate *m)
@@ -51,11 +62,7 @@ uncommit (struct migrate *m)
     free (error);
     error = NULL;
     if (d->client != NULL
-        && (control_client_call (d->client, "mirror-rollback",
-                                 json_pack ("{s:s, s:b}", "rollback-token", m->result.token,
-                                            "destination-stopped", 1),
-                                 -1, JOB_CALL_MS, NULL, NULL, &class_, &error)
-                == 0
+        && (call_rollback (m, d, &class_, &error) == 0
             || (class_ != NULL && strcmp (class_, "NotFenced") == 0)))
       log_rolled_back (m, "%s: handed back to the source", d->control);
     else {

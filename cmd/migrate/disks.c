@@ -51,10 +51,9 @@ look (struct migrate *m, struct disk *d)
     error = NULL;
     if (d->client == NULL)
       d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
-    if (d->client != NULL
-        && control_client_call (d->client, "query-mirror", NULL, -1, JOB_CALL_MS, &status, NULL,
-                                NULL, &error)
-               == 0) {
+    struct control_call call
+        = { .command = "query-mirror", .timeout_ms = JOB_CALL_MS, .ret = &status };
+    if (d->client != NULL && control_client_call (d->client, &call, &error) == 0) {
       json_decref (d->status);
       d->status = status;
       return 0;
@@ -267,10 +266,9 @@ disks_refresh (struct migrate *m)
     json_t *status = NULL;
     char *error = NULL;
 
-    if (d->client != NULL
-        && control_client_call (d->client, "query-mirror", NULL, -1, JOB_CALL_MS, &status, NULL,
-                                NULL, &error)
-               == 0) {
+    struct control_call call
+        = { .command = "query-mirror", .timeout_ms = JOB_CALL_MS, .ret = &status };
+    if (d->client != NULL && control_client_call (d->client, &call, &error) == 0) {
       json_decref (d->status);
       d->status = status;
     }
@@ -303,9 +301,9 @@ drop_job (struct migrate *m, struct disk *d)
 
   if (d->client == NULL)
     d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
+  struct control_call call = { .command = "block-job-cancel", .timeout_ms = JOB_CALL_MS };
   if (d->client != NULL)
-    control_client_call (d->client, "block-job-cancel", NULL, -1, JOB_CALL_MS, NULL, NULL, NULL,
-                         &error);
+    control_client_call (d->client, &call, &error);
   if (error != NULL)
     log_text (m, "cancel", error);
   free (error);

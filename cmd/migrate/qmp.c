@@ -201,7 +201,10 @@ vm_call (struct vm *vm, const char *command, json_t *args, json_t **ret, bool *r
     json_decref (args);
     return -1;
   }
-  r = control_client_call (vm->qmp, command, args, -1, QMP_CALL_MS, ret, NULL, &class_, &message);
+  struct control_call call = {
+    .command = command, .args = args, .timeout_ms = QMP_CALL_MS, .ret = ret, .class_ = &class_
+  };
+  r = control_client_call (vm->qmp, &call, &message);
   /* Questions are asked all the time. */
   if (r == -1 || strncmp (command, "query-", 6) != 0)
     log_event (

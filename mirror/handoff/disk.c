@@ -86,10 +86,10 @@ handoff_disk_connect (struct handoff_disk *d, double *max_downtime)
   json_t *status = NULL, *value;
 
   d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
+  struct control_call call
+      = { .command = "query-mirror", .timeout_ms = HANDOFF_CALL_MS, .ret = &status };
   if (d->client == NULL || d->standing == STANDING_NONE
-      || control_client_call (d->client, "query-mirror", NULL, -1, HANDOFF_CALL_MS, &status, NULL,
-                              NULL, &message)
-             == -1) {
+      || control_client_call (d->client, &call, &message) == -1) {
     handoff_disk_error (d, message);
     return -1;
   }
@@ -125,9 +125,10 @@ handoff_disk_keep (void *opaque)
   struct handoff_disk *d = opaque;
   char *message = NULL;
 
-  if (control_client_call (d->client, "mirror-decision", json_pack ("{s:b}", "keep", 1), -1,
-                           HANDOFF_CALL_MS, NULL, NULL, NULL, &message)
-      == -1)
+  struct control_call call = { .command = "mirror-decision",
+                               .args = json_pack ("{s:b}", "keep", 1),
+                               .timeout_ms = HANDOFF_CALL_MS };
+  if (control_client_call (d->client, &call, &message) == -1)
     handoff_disk_error (d, message);
   return NULL;
 }
@@ -145,9 +146,13 @@ handoff_disk_prepare (void *opaque)
   if (d->guest_stopped)
     json_object_set_new (args, "guest-stopped", json_true ());
 
-  if (control_client_call (d->client, "mirror-prepare", args, d->decision->fd, (int)d->timeout_ms,
-                           &ret, NULL, &class_, &message)
-      == -1) {
+  struct control_call call = { .command = "mirror-prepare",
+                               .args = args,
+                               .pass_fd = &d->decision->fd,
+                               .timeout_ms = (int)d->timeout_ms,
+                               .ret = &ret,
+                               .class_ = &class_ };
+  if (control_client_call (d->client, &call, &message) == -1) {
     decision_try (d->decision, DECISION_ABORT);
     /* It has no name of its own in the client. */
     if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
@@ -196,10 +201,11 @@ handoff_disk_finalize (void *opaque)
       if (d->client == NULL)
         continue;
     }
-    if (control_client_call (d->client, "job-finalize",
-                             json_pack ("{s:I}", "generation", d->generation), -1, HANDOFF_CALL_MS,
-                             &ret, NULL, NULL, &message)
-        == 0) {
+    struct control_call call = { .command = "job-finalize",
+                                 .args = json_pack ("{s:I}", "generation", d->generation),
+                                 .timeout_ms = HANDOFF_CALL_MS,
+                                 .ret = &ret };
+    if (control_client_call (d->client, &call, &message) == 0) {
       value = json_object_get (ret, "downtime-ms");
       if (json_is_number (value))
         d->downtime_ms = json_number_value (value);
@@ -220,23 +226,28 @@ release_args (const struct handoff_disk *d)
 
 /* The word says "abort" already, so every filter opens its gate by itself; this makes it at once. A
  * connection that was lost, or whose prepare is not answered, is made anew. */
+static int
+call_release (struct handoff_disk *d, char **message)
+{
+  struct control_call call
+      = { .command = "mirror-release", .args = release_args (d), .timeout_ms = HANDOFF_CALL_MS };
+
+  return control_client_call (d->client, &call, message);
+}
+
 void *
 handoff_disk_release (void *opaque)
 {
   struct handoff_disk *d = opaque;
   char *message = NULL;
 
-  if (d->client == NULL || d->standing == STANDING_NONE
-      || control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS,
-                              NULL, NULL, NULL, &message)
-             == 0)
+  if (d->client == NULL || d->standing == STANDING_NONE || call_release (d, &message) == 0)
     return NULL;
   free (message); /* often: nothing is held there any more */
   control_client_free (d->client);
   d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
   if (d->client != NULL)
-    control_client_call (d->client, "mirror-release", release_args (d), -1, HANDOFF_CALL_MS, NULL,
-                         NULL, NULL, &message);
+    call_release (d, &message);
   free (message); /* the first error is the one to report */
   return NULL;
 }

@@ -48,9 +48,12 @@ ask (void *opaque)
 
   if (handoff_disk_connect (d, &ignored) == -1)
     return NULL;
-  if (control_client_call (d->client, "mirror-decision", NULL, -1, HANDOFF_CALL_MS, &ret, &fd,
-                           &class_, &message)
-      == -1) {
+  struct control_call call = { .command = "mirror-decision",
+                               .timeout_ms = HANDOFF_CALL_MS,
+                               .ret = &ret,
+                               .got_fd = &fd,
+                               .class_ = &class_ };
+  if (control_client_call (d->client, &call, &message) == -1) {
     if (class_ != NULL && strcmp (class_, "DeviceNotActive") == 0)
       d->standing = STANDING_NONE;
     else

@@ -44,9 +44,8 @@ ask (const char *control, char **error)
   struct control_client *c = control_client_connect (control, CALL_MS, error);
   json_t *status = NULL;
 
-  if (c != NULL
-      && control_client_call (c, "query-mirror", NULL, -1, CALL_MS, &status, NULL, NULL, error)
-             == -1)
+  struct control_call call = { .command = "query-mirror", .timeout_ms = CALL_MS, .ret = &status };
+  if (c != NULL && control_client_call (c, &call, error) == -1)
     status = NULL;
   control_client_free (c);
   return status;

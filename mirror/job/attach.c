@@ -50,9 +50,9 @@ query (struct job *j)
 {
   json_t *ret = NULL;
   char *error = NULL;
-  if (control_client_call (j->control, "query-mirror", NULL, -1, JOB_CONTROL_TIMEOUT_MS, &ret, NULL,
-                           NULL, &error)
-      == -1) {
+  struct control_call call
+      = { .command = "query-mirror", .timeout_ms = JOB_CONTROL_TIMEOUT_MS, .ret = &ret };
+  if (control_client_call (j->control, &call, &error) == -1) {
     job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "out of memory");
     free (error);
   }
@@ -361,10 +361,13 @@ attach (struct job *j)
   char *error = NULL, *class_ = NULL;
   int fd = -1;
 
-  if (control_client_call (j->control, "mirror-attach",
-                           json_pack ("{s:s}", "start", starts[j->o->start]), -1,
-                           JOB_CONTROL_TIMEOUT_MS, &ret, &fd, &class_, &error)
-      == -1) {
+  struct control_call call = { .command = "mirror-attach",
+                               .args = json_pack ("{s:s}", "start", starts[j->o->start]),
+                               .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
+                               .ret = &ret,
+                               .got_fd = &fd,
+                               .class_ = &class_ };
+  if (control_client_call (j->control, &call, &error) == -1) {
     bool refused = class_
                    && (!strcmp (class_, "JobExists") || !strcmp (class_, "WorkerAttached")
                        || !strcmp (class_, "Fenced"));

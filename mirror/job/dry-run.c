@@ -78,9 +78,12 @@ begin_measuring (struct job *j, struct measured *m)
   char *error = NULL, *class_ = NULL;
   int fd = -1;
 
-  if (control_client_call (j->control, "mirror-measure", NULL, -1, JOB_CONTROL_TIMEOUT_MS, &ret,
-                           &fd, &class_, &error)
-      == -1) {
+  struct control_call call = { .command = "mirror-measure",
+                               .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
+                               .ret = &ret,
+                               .got_fd = &fd,
+                               .class_ = &class_ };
+  if (control_client_call (j->control, &call, &error) == -1) {
     bool old = class_ && !strcmp (class_, "CommandNotFound");
     job_say (j, JOB_ERROR, "%s: %s", j->o->control,
              old     ? "this server's filter is too old to measure what the guest writes"

@@ -103,10 +103,12 @@ hold (struct job *j)
 
   engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
   j->held_acked = atomic_load (&j->engine.counters.acked_bytes);
-  if (control_client_call (j->control, "mirror-hold",
-                           json_pack ("{s:I}", "lease-ms", (json_int_t)j->lease_ms), -1,
-                           timeout + JOB_CONTROL_TIMEOUT_MS, &ret, NULL, &class_, &error)
-      == -1) {
+  struct control_call call = { .command = "mirror-hold",
+                               .args = json_pack ("{s:I}", "lease-ms", (json_int_t)j->lease_ms),
+                               .timeout_ms = timeout + JOB_CONTROL_TIMEOUT_MS,
+                               .ret = &ret,
+                               .class_ = &class_ };
+  if (control_client_call (j->control, &call, &error) == -1) {
     int64_t request = j->final_request;
     back_to_copying (j);
     if (request >= 0)
@@ -237,26 +239,33 @@ flush_before (struct job *j)
   engine_flush (e);
 }
 
+/* Tell the filter to let the guest go on.  False if it is too late, because the hand-off is
+ * committed. */
+static bool
+unhold (struct job *j, const char *why)
+{
+  char *class_ = NULL, *error = NULL;
+  struct control_call call
+      = { .command = "mirror-unhold",
+          .args = json_pack ("{s:I, s:s}", "generation", (json_int_t)j->generation, "reason", why),
+          .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
+          .class_ = &class_ };
+
+  control_client_call (j->control, &call, &error);
+  bool late = class_ != NULL && strcmp (class_, "AlreadyCommitted") == 0;
+  free (class_);
+  free (error);
+  return !late;
+}
+
 /* Stop holding because of WHY; the request that asked for it is answered with CLASS_. */
 bool
 job_final_abort (struct job *j, const char *class_, const char *why)
 {
-  char *error_class = NULL, *error = NULL;
-
   if (j->final == FINAL_NONE)
     return true;
-  if (j->final >= FINAL_COPY
-      && control_client_call (
-             j->control, "mirror-unhold",
-             json_pack ("{s:I, s:s}", "generation", (json_int_t)j->generation, "reason", why), -1,
-             JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &error_class, &error)
-             == -1) {
-    bool late = error_class && !strcmp (error_class, "AlreadyCommitted");
-    free (error_class);
-    free (error);
-    if (late)
-      return false;
-  }
+  if (j->final >= FINAL_COPY && !unhold (j, why))
+    return false;
   if (j->final_request >= 0)
     job_reply (j, j->final_request, class_, "%s", why);
   job_say (j, JOB_WARNING, "hand-off given up, the guest goes on: %s", why);
@@ -283,11 +292,13 @@ prepare (struct job *j)
   char *class_ = NULL, *error = NULL;
   uint64_t session = atomic_load (&j->region->hdr->session);
 
-  if (control_client_call (j->control, "mirror-prepared",
-                           json_pack ("{s:I, s:I}", "generation", (json_int_t)j->generation,
-                                      "session", (json_int_t)session),
-                           -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL, &class_, &error)
-      == 0) {
+  struct control_call call
+      = { .command = "mirror-prepared",
+          .args = json_pack ("{s:I, s:I}", "generation", (json_int_t)j->generation, "session",
+                             (json_int_t)session),
+          .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
+          .class_ = &class_ };
+  if (control_client_call (j->control, &call, &error) == 0) {
     j->final = FINAL_PREPARED;
     if (j->final_request >= 0)
       job_reply (j, j->final_request, NULL, "%s", "");

@@ -66,9 +66,9 @@ tell (struct job *j, enum job_gate mode, uint64_t limit)
 
   if (mode == JOB_GATE_THROTTLED)
     json_object_set_new (args, "dirty-limit", json_integer ((json_int_t)limit));
-  if (control_client_call (j->control, "mirror-gate", args, -1, JOB_CONTROL_TIMEOUT_MS, NULL, NULL,
-                           NULL, &error)
-      == 0) {
+  struct control_call call
+      = { .command = "mirror-gate", .args = args, .timeout_ms = JOB_CONTROL_TIMEOUT_MS };
+  if (control_client_call (j->control, &call, &error) == 0) {
     g->now = mode;
     g->limit = limit;
     g->delay_ms = g->max_write_delay_ms;
@@ -89,11 +89,13 @@ job_gate_end (struct job *j)
 {
   char *error = NULL;
 
-  if (j->gate.now != JOB_GATE_OPEN && !j->committed
-      && control_client_call (j->control, "mirror-gate", json_pack ("{s:s}", "mode", "open"), -1,
-                              JOB_CONTROL_TIMEOUT_MS, NULL, NULL, NULL, &error)
-             == -1)
-    free (error); /* the filter opens it by itself when we are gone */
+  if (j->gate.now != JOB_GATE_OPEN && !j->committed) {
+    struct control_call call = { .command = "mirror-gate",
+                                 .args = json_pack ("{s:s}", "mode", "open"),
+                                 .timeout_ms = JOB_CONTROL_TIMEOUT_MS };
+    if (control_client_call (j->control, &call, &error) == -1)
+      free (error); /* the filter opens it by itself when we are gone */
+  }
   bell_stop (&j->gate.bell);
 }
 

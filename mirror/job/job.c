@@ -283,10 +283,11 @@ say_goodbye (struct job *j)
   const char *why = j->supervisor.error;
   char *error = NULL;
 
-  if (control_client_call (j->control, "mirror-detach",
-                           json_pack ("{s:s, s:s}", "state", state, "reason", why ? why : ""), -1,
-                           JOB_CONTROL_TIMEOUT_MS, NULL, NULL, NULL, &error)
-      == -1)
+  struct control_call call
+      = { .command = "mirror-detach",
+          .args = json_pack ("{s:s, s:s}", "state", state, "reason", why ? why : ""),
+          .timeout_ms = JOB_CONTROL_TIMEOUT_MS };
+  if (control_client_call (j->control, &call, &error) == -1)
     free (error); /* the server has gone, and the job with it */
 }
 

@@ -175,9 +175,9 @@ add_delays (struct job *j, json_t *o)
   json_t *status = NULL;
   char *error = NULL;
 
-  if (control_client_call (j->control, "query-mirror", NULL, -1, REPORT_TIMEOUT_MS, &status, NULL,
-                           NULL, &error)
-      == -1)
+  struct control_call call
+      = { .command = "query-mirror", .timeout_ms = REPORT_TIMEOUT_MS, .ret = &status };
+  if (control_client_call (j->control, &call, &error) == -1)
     free (error);
   for (const char *const *n = names; *n != NULL; n++) {
     json_t *v = json_object_get (status, *n);

@@ -32,14 +32,20 @@ connected (void)
   return c;
 }
 
+#define CALL_MS 5000
+
+#define run_command(client, error, ...)                                                            \
+  control_client_call (client, &(struct control_call){ __VA_ARGS__ }, error)
+
 static json_t *
 call (struct control_client *c, const char *name, json_t *args)
 {
   char *error;
   json_t *ret;
 
-  cr_assert_eq (control_client_call (c, name, args, -1, 5000, &ret, NULL, NULL, &error), 0, "%s",
-                error);
+  cr_assert_eq (
+      run_command (c, &error, .command = name, .args = args, .ret = &ret, .timeout_ms = CALL_MS), 0,
+      "%s", error);
   return ret;
 }
 
@@ -56,7 +62,8 @@ control_test (client, call)
   cr_assert_eq (json_integer_value (json_object_get (ret, "k")), 5);
   json_decref (ret);
   json_decref (call (c, "echo", NULL));
-  cr_assert_eq (control_client_call (c, "nonsense", NULL, -1, 5000, &ret, NULL, &class_, &error),
+  cr_assert_eq (run_command (c, &error, .command = "nonsense", .ret = &ret, .class_ = &class_,
+                             .timeout_ms = CALL_MS),
                 -1);
   cr_assert_null (ret);
   cr_assert_str_eq (class_, "CommandNotFound");
@@ -64,7 +71,7 @@ control_test (client, call)
   free (class_);
   free (error);
   /* Nothing to return anything to. */
-  cr_assert_eq (control_client_call (c, "echo", NULL, -1, 5000, NULL, NULL, NULL, &error), 0);
+  cr_assert_eq (run_command (c, &error, .command = "echo", .timeout_ms = CALL_MS), 0);
   control_client_free (c);
 }
 
@@ -84,16 +91,19 @@ control_test (client, descriptors)
   cr_assert_eq (pipe (p), 0);
   fstat (p[0], &mine);
   before = count_fds ();
-  cr_assert_eq (control_client_call (c, "fd", NULL, p[0], 5000, &ret, &got, NULL, &error), 0);
+  cr_assert_eq (run_command (c, &error, .command = "fd", .pass_fd = &p[0], .ret = &ret,
+                             .got_fd = &got, .timeout_ms = CALL_MS),
+                0);
   cr_assert_neq (got, -1);
   cr_assert_neq (got, p[0]);
   fstat (got, &back);
   cr_assert_eq (mine.st_ino, back.st_ino);
   close (got);
   json_decref (ret);
-  cr_assert_eq (control_client_call (c, "fd", NULL, -1, 5000, NULL, &got, NULL, &error), 0);
+  cr_assert_eq (run_command (c, &error, .command = "fd", .got_fd = &got, .timeout_ms = CALL_MS), 0);
   cr_assert_eq (got, -1);
-  cr_assert_eq (control_client_call (c, "fd", NULL, p[0], 5000, NULL, NULL, NULL, &error), 0);
+  cr_assert_eq (run_command (c, &error, .command = "fd", .pass_fd = &p[0], .timeout_ms = CALL_MS),
+                0);
   cr_assert_neq (fcntl (p[0], F_GETFD), -1);
   wait_until (count_fds () == before); /* the server closes its copies when it gets to it */
   control_client_free (c);
@@ -194,7 +204,9 @@ control_test (client, call_timeout)
   fixture_start (NULL);
   c = connected ();
   begin = wire_now_ms ();
-  cr_assert_eq (control_client_call (c, "defer", NULL, -1, 100, &ret, NULL, &class_, &error), -1);
+  cr_assert_eq (run_command (c, &error, .command = "defer", .ret = &ret, .class_ = &class_,
+                             .timeout_ms = 100),
+                -1);
   cr_assert_geq (wire_now_ms () - begin, 99);
   cr_assert_not_null (strstr (error, "no answer to defer in time"), "%s", error);
   cr_assert_eq (strncmp (error, fx.path, strlen (fx.path)), 0);
@@ -219,8 +231,8 @@ control_test (client, command_too_long)
   c = connected ();
   memset (text, 'x', 70000);
   text[70000] = '\0';
-  cr_assert_eq (control_client_call (c, "echo", json_pack ("{s:s}", "t", text), -1, 5000, NULL,
-                                     NULL, NULL, &error),
+  cr_assert_eq (run_command (c, &error, .command = "echo", .args = json_pack ("{s:s}", "t", text),
+                             .timeout_ms = CALL_MS),
                 -1);
   cr_assert_not_null (strstr (error, "too long"), "%s", error);
   free (error);
@@ -250,7 +262,7 @@ control_test (client, server_ends)
   cr_assert_eq (control_client_next_event (c, 5000, &name, &data, &error), -1);
   cr_assert_not_null (strstr (error, "the server closed the connection"), "%s", error);
   free (error);
-  cr_assert_eq (control_client_call (c, "echo", NULL, -1, 5000, NULL, NULL, NULL, &error), -1);
+  cr_assert_eq (run_command (c, &error, .command = "echo", .timeout_ms = CALL_MS), -1);
   cr_assert_not_null (strstr (error, fx.path), "%s", error);
   free (error);
   cr_assert_eq (control_client_send (c, "echo", json_object (), &error), -1);
@@ -266,8 +278,8 @@ control_test (client, closed_during_a_call)
 
   fixture_start (NULL);
   c = connected ();
-  cr_assert_eq (control_client_call (c, "close", NULL, -1, 5000, NULL, NULL, NULL, &error), 0);
-  cr_assert_eq (control_client_call (c, "echo", NULL, -1, 5000, NULL, NULL, NULL, &error), -1);
+  cr_assert_eq (run_command (c, &error, .command = "close", .timeout_ms = CALL_MS), 0);
+  cr_assert_eq (run_command (c, &error, .command = "echo", .timeout_ms = CALL_MS), -1);
   cr_assert_not_null (strstr (error, "closed the connection"), "%s", error);
   free (error);
   control_client_free (c);
