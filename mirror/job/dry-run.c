@@ -22,7 +22,7 @@
 #include "mirror/job/forecast.h"
 #include "mirror/engine/identity.h"
 #include "mirror/job/internal.h"
-#include "mirror/job/probe.h"
+#include "mirror/job/read-test.h"
 
 #define POLL_NS UINT64_C (100000000)
 

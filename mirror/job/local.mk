@@ -1,11 +1,11 @@
 libmirror_la_SOURCES += \
+	mirror/job/apply-policy.c \
 	mirror/job/attach.c \
 	mirror/job/converge.c \
 	mirror/job/converge.h \
 	mirror/job/copy.c \
 	mirror/job/copy.h \
 	mirror/job/dry-run.c \
-	mirror/job/escalate.c \
 	mirror/job/estimate.c \
 	mirror/job/estimate.h \
 	mirror/job/final.c \
@@ -16,8 +16,8 @@ libmirror_la_SOURCES += \
 	mirror/job/internal.h \
 	mirror/job/job.c \
 	mirror/job/job.h \
-	mirror/job/probe.c \
-	mirror/job/probe.h \
+	mirror/job/read-test.c \
+	mirror/job/read-test.h \
 	mirror/job/requests.c \
 	mirror/job/status.c \
 	mirror/job/verify.c \

@@ -13,7 +13,7 @@
 
 #include "mirror/endpoint/buffers.h"
 #include "mirror/engine/engine.h"
-#include "mirror/job/probe.h"
+#include "mirror/job/read-test.h"
 #include "mirror/engine/rate.h"
 #include "mirror/endpoint/blocking.h"
 
