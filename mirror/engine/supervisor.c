@@ -5,19 +5,18 @@
 
 #include "config.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/engine/supervisor.h"
 
-#define NS_PER_MS UINT64_C (1000000)
 #define BACK_OFF_MIN_NS (500 * NS_PER_MS)
 #define BACK_OFF_MAX_NS (30000 * NS_PER_MS)
 #define STOP_NS (1000 * NS_PER_MS)
-#define STOP_POLL_US 2000
-#define SETTLED_NS                                                                                 \
-  (10000 * NS_PER_MS) /* a session that lasts so long gets somewhere, flushed or not */
+#define STOP_POLL_MS 2
+/* A session that lasts so long gets somewhere, whether it has flushed or not. */
+#define SETTLED_NS (10 * NS_PER_S)
 
 static void *
 connect_thread (void *opaque)
@@ -32,14 +31,14 @@ connect_thread (void *opaque)
 static void
 set_error (struct supervisor *s, const char *why)
 {
-  free (s->error);
-  s->error = strdup (why ? why : "out of memory");
+  text_free (s->error);
+  s->error = text_copy (why ? why : "out of memory");
 }
 
 static void
 wait_and_retry (struct supervisor *s)
 {
-  uint64_t now = now_ns ();
+  uint64_t now = clock_ns ();
   if (s->lost_ns == 0)
     s->lost_ns = now;
   /* A destination that takes every connection and then fails every write is as good as away. */
@@ -100,7 +99,7 @@ connect_finished (struct supervisor *s)
   }
   if (made == NULL) {
     set_error (s, s->connect_error);
-    free (s->connect_error);
+    text_free (s->connect_error);
     s->connect_error = NULL;
     s->problem = s->connect_problem;
     /* The very first attempt fails at once; what is refused, or a dead source, always does. */
@@ -112,12 +111,12 @@ connect_finished (struct supervisor *s)
   }
   s->first_may_skip = false;
   if (s->lost_ns != 0) {
-    s->degraded_ns += now_ns () - s->lost_ns;
+    s->degraded_ns += clock_ns () - s->lost_ns;
     s->reconnects++;
     s->lost_ns = 0;
   }
   s->ever_copied = true;
-  s->session_ns = now_ns ();
+  s->session_ns = clock_ns ();
   s->flushes_before = atomic_load (&s->engine->counters.flushes);
   s->session = made;
   s->state = SUPERVISOR_COPYING;
@@ -130,7 +129,7 @@ session_was_lost (struct supervisor *s)
   s->problem = SESSION_UNREACHABLE;
   session_end (s->session);
   s->session = NULL;
-  s->lost_ns = now_ns ();
+  s->lost_ns = clock_ns ();
   if (s->lost_ns - s->session_ns >= SETTLED_NS)
     s->trouble_ns = 0;
   wait_and_retry (s);
@@ -155,7 +154,7 @@ supervisor_poll (struct supervisor *s)
     }
     break;
   case SUPERVISOR_WAITING:
-    if (now_ns () >= s->retry_ns)
+    if (clock_ns () >= s->retry_ns)
       begin_connect (s);
     break;
   case SUPERVISOR_ENDED:
@@ -167,7 +166,7 @@ supervisor_poll (struct supervisor *s)
 uint64_t
 supervisor_degraded_ns (const struct supervisor *s)
 {
-  return s->degraded_ns + (s->lost_ns ? now_ns () - s->lost_ns : 0);
+  return s->degraded_ns + (s->lost_ns ? clock_ns () - s->lost_ns : 0);
 }
 
 bool
@@ -179,18 +178,19 @@ supervisor_stop (struct supervisor *s)
   s->state = SUPERVISOR_ENDED;
   if (s->thread_running) {
     /* Most connections are made at once: then everything can be put away. */
-    for (uint64_t end = now_ns () + STOP_NS; !atomic_load (&s->thread_done); usleep (STOP_POLL_US))
-      if (now_ns () >= end)
+    for (uint64_t end = clock_ns () + STOP_NS; !atomic_load (&s->thread_done);
+         clock_sleep_ms (STOP_POLL_MS))
+      if (clock_ns () >= end)
         return false;
     pthread_join (s->thread, NULL);
     s->thread_running = false;
     if (s->connected)
       session_end (s->connected);
     s->connected = NULL;
-    free (s->connect_error);
+    text_free (s->connect_error);
     s->connect_error = NULL;
   }
-  free (s->error);
+  text_free (s->error);
   s->error = NULL;
   return true;
 }

@@ -2,8 +2,11 @@
  *
  * Keeps a job supplied with sessions: connects, watches, and after a loss waits and connects again.
  *
- *   CONNECTING -> COPYING -> (lost) -> WAITING -> CONNECTING …        back-off 0.5 s, doubled up to
- * 30 s └ refused, or gave up: ENDED
+ *   CONNECTING  a session is being made; then COPYING, or WAITING, or ENDED if it was refused
+ *   COPYING     until the session is lost; then WAITING
+ *   WAITING     0.5 s, doubled at each failure up to 30 s; then CONNECTING, or ENDED if the job is
+ *               to give up
+ *   ENDED
  *
  * Connecting may block for as long as its time limits allow, so it has a thread of its own, and the
  * job's thread stays able to answer.  All functions are the job's thread's.

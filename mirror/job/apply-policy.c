@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The convergence policy at work in a live job: gives the decision (converge.h) what it needs to
- * know, does to the gate what it says, and tells the user.
+ * The convergence policy, applied to a live job: this gives the decision (converge.h) what it needs
+ * to know, does to the gate what it says, and tells the user.
  */
 
 #include "config.h"
@@ -34,7 +34,7 @@ count_waiting (struct job *j)
 }
 
 static struct converge_input
-look (struct job *j, uint64_t now)
+look (struct job *j, uint64_t now_ns)
 {
   struct engine *e = &j->engine;
   const struct estimate *est = &j->estimate;
@@ -44,7 +44,7 @@ look (struct job *j, uint64_t now)
   struct engine_pass last = n ? e->pass_log[(n - 1) % ENGINE_MAX_PASS_LOG] : e->pass_now;
   pthread_mutex_unlock (&e->lock);
   return (struct converge_input){
-    .now_ns = now,
+    .now_ns = now_ns,
     .policy = j->policy,
     .disk_bytes = j->region->geo.disk_size,
     .sent_bytes = atomic_load (&j->region->hdr->sent_bytes),
@@ -107,11 +107,11 @@ tell_verdict (struct job *j)
 }
 
 void
-job_judge (struct job *j, uint64_t now)
+job_apply_policy (struct job *j, uint64_t now_ns)
 {
   static const enum job_gate modes[] = { JOB_GATE_OPEN, JOB_GATE_THROTTLED, JOB_GATE_SYNCHRONOUS };
   struct converge *c = &j->converge;
-  const struct converge_input in = look (j, now);
+  const struct converge_input in = look (j, now_ns);
   enum converge_gate before = c->gate;
   double step = c->step;
 
@@ -126,7 +126,7 @@ job_judge (struct job *j, uint64_t now)
 }
 
 void
-job_forecast (struct job *j, json_t *o)
+job_add_convergence (struct job *j, json_t *o)
 {
   const struct converge *c = &j->converge;
   const struct estimate *est = &j->estimate;

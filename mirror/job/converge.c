@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "mirror/job/converge.h"
 
-#define NS_PER_S UINT64_C (1000000000)
 #define UNKNOWN_NS (10 * NS_PER_S) /* a verdict from then on, or from the second pass on */
 #define HALF 0.5                   /* a pass halves what is left if D is at most this part of B */
 /* So much of the disk may turn dirty in a pass before its end is foreseen: the price of not slowing

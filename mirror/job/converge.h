@@ -1,17 +1,22 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Does the mirror get ahead of the guest, and what is to be done if it does not?  (blueprint 7)
+ * The convergence decision: does the mirror get ahead of the guest, and what is to be done if it
+ * does not?
  *
  * A state machine over plain values: no clock, no I/O, no locks.  The job's thread gives it a look
  * at the counters about ten times a second and does what it says to the gate; the simulator in
  * tests/sim gives it modelled disks and guests.
  *
- *   OPEN --(a pass did not halve what was left, or it is foreseen not to)--> THROTTLED or
- * SYNCHRONOUS THROTTLED --(still not)--> THROTTLED lower ... --(the lowest step, or steps that do
- * nothing)--> SYNCHRONOUS THROTTLED, SYNCHRONOUS --(the guest wants little, for a while)--> OPEN
- *   SYNCHRONOUS --(it gets little, and nobody knows what it wants)--> THROTTLED, "on trial", so
- * that it converges whatever the guest wants; from there to OPEN, or back if the throttle does not
- * hold it
+ *   from         when                                                  to
+ *   OPEN         a pass did not halve what was left, or will not       THROTTLED or SYNCHRONOUS
+ *   THROTTLED    the same                                              THROTTLED, a step lower
+ *   THROTTLED    the same at the lowest step, or steps do nothing      SYNCHRONOUS
+ *   either       the guest has wanted little for a while               OPEN
+ *   SYNCHRONOUS  the guest gets little; what it wants is not known     THROTTLED, "on trial"
+ *   on trial     the guest wants little                                OPEN
+ *   on trial     the throttle does not hold it                         SYNCHRONOUS
+ *
+ * On trial the guest gets as much as still converges, so that what it wants can be seen.
  *
  * Each relapse doubles the calm that is asked for before the next try, so a guest that needs a gate
  * is not moved to and fro.

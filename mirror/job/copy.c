@@ -6,20 +6,22 @@
 #include "config.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "mirror/job/copy.h"
-#include "mirror/engine/engine.h"
-#include "mirror/job/estimate.h"
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/endpoint/same-place.h"
+#include "mirror/engine/engine.h"
 #include "mirror/engine/supervisor.h"
+#include "mirror/job/copy.h"
+#include "mirror/job/estimate.h"
 
 #define TICK_MS 100
-#define NS_PER_S 1e9
 
 struct copy {
   const struct copy_options *o;
@@ -38,8 +40,8 @@ struct copy {
 static enum job_result
 complain (struct copy *c, enum job_result result, char *error)
 {
-  c->o->message (c->o->opaque, JOB_ERROR, error ? error : "out of memory");
-  free (error);
+  c->o->message (c->o->opaque, JOB_ERROR, error);
+  text_free (error);
   return result;
 }
 
@@ -52,13 +54,12 @@ open_both (struct copy *c)
   char *error = NULL;
 
   if (o->nr_source == 1 && o->dest.nr_dest == 1 && same_place (o->source[0], o->dest.dest[0])) {
-    if (asprintf (&error, "refused: %s is the source itself", o->dest.dest[0]) == -1)
-      error = NULL;
+    text_error (&error, "refused: %s is the source itself", o->dest.dest[0]);
     return complain (c, JOB_REFUSED, error);
   }
   so.writable = so.create = false;
-  /* The server may be an nbdkit that a killed client would take down (blueprint 2), and may serve
-   * somebody else. */
+  /* The server may be an nbdkit that a killed client would take down, and may serve somebody
+   * else. */
   if (o->nr_source == 1)
     so.nr_in_flight = 1;
   c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
@@ -89,18 +90,14 @@ make_region (struct copy *c)
 
   if (region_geometry_init (&geo, size, 0) == -1
       || (geo.block_size < min_block && region_geometry_init (&geo, size, min_block) == -1)) {
-    if (asprintf (&error, "%s: cannot divide %llu bytes into blocks: %s", endpoint_name (c->source),
-                  (unsigned long long)size, strerror (errno))
-        == -1)
-      error = NULL;
+    text_error (&error, "%s: cannot divide %" PRIu64 " bytes into blocks: %s",
+                endpoint_name (c->source), size, strerror (errno));
     return complain (c, JOB_FAILED, error);
   }
   error = session_refusal (c->dest.opened, size, geo.block_size, c->dest.allow_no_flush);
   if (error) {
-    char *text;
-    if (asprintf (&text, "refused: %s", error) == -1)
-      text = NULL;
-    free (error);
+    char *text = text_printf ("refused: %s", error);
+    text_free (error);
     return complain (c, JOB_REFUSED, text);
   }
   c->region = region_create (&geo, uuid, &error);
@@ -136,7 +133,7 @@ make_status (struct copy *c, const char *state)
       (json_int_t)atomic_load (&c->region->hdr->zero_bytes), "bandwidth-limit",
       (json_int_t)c->o->rate_limit, "reconnects", (json_int_t)c->supervisor.reconnects,
       "degraded-s", (double)supervisor_degraded_ns (&c->supervisor) / NS_PER_S, "total-s",
-      (double)(now_ns () - c->start_ns) / NS_PER_S);
+      (double)(clock_ns () - c->start_ns) / NS_PER_S);
   if (o == NULL)
     return NULL;
   json_object_set_new (o, "bandwidth",
@@ -151,7 +148,7 @@ sample (struct copy *c)
   struct engine *e = &c->engine;
   const struct estimate_costs costs = { 0, 0 };
   const struct estimate_sample s = {
-    .now_ns = now_ns (),
+    .now_ns = clock_ns (),
     .acked_bytes = atomic_load (&e->counters.acked_bytes),
     .passed_bytes = atomic_load (&e->counters.extent_bytes),
     .left_bytes = engine_left_bytes (e),
@@ -191,11 +188,9 @@ tell_change (struct copy *c)
 {
   struct supervisor *s = &c->supervisor;
   if (s->state == SUPERVISOR_WAITING) {
-    char *text;
-    if (asprintf (&text, "destination lost, trying again: %s", s->error) != -1) {
-      c->o->message (c->o->opaque, JOB_WARNING, text);
-      free (text);
-    }
+    char *text = text_printf ("destination lost, trying again: %s", s->error);
+    c->o->message (c->o->opaque, JOB_WARNING, text);
+    text_free (text);
   } else if (s->state == SUPERVISOR_COPYING && s->session->warning && !c->warned) {
     c->o->message (c->o->opaque, JOB_WARNING, s->session->warning);
     c->warned = true;
@@ -214,14 +209,14 @@ step (struct copy *c, enum job_result *result)
     *result = s->problem == SESSION_REFUSED  ? JOB_REFUSED
               : s->problem == SESSION_SOURCE ? JOB_FAILED
                                              : JOB_DEST_FAILED;
-    complain (c, *result, strdup (s->error ? s->error : "?"));
+    complain (c, *result, text_copy (s->error));
     return true;
   }
   pthread_mutex_lock (&c->engine.lock);
   const char *fatal = c->engine.fatal;
   pthread_mutex_unlock (&c->engine.lock);
   if (fatal) {
-    *result = complain (c, JOB_FAILED, strdup (fatal));
+    *result = complain (c, JOB_FAILED, text_copy (fatal));
     return true;
   }
   if (atomic_load (c->o->signal) != JOB_SIGNAL_NONE) {
@@ -250,9 +245,9 @@ run (struct copy *c)
     if (poll (fds, 2, near_end ? 1 : TICK_MS) > 0 && fds[0].revents)
       while (read (c->engine.notify_fd, &n, sizeof n) == -1 && errno == EINTR)
         ;
-    if (now_ns () >= next) {
+    if (clock_ns () >= next) {
       sample (c);
-      next = now_ns () + TICK_MS * UINT64_C (1000000);
+      next = clock_ns () + TICK_MS * NS_PER_MS;
     }
   }
   return result;
@@ -270,7 +265,7 @@ copy_run (const struct copy_options *o, json_t **report)
     return JOB_FAILED;
   }
   c->o = o;
-  c->start_ns = now_ns ();
+  c->start_ns = clock_ns ();
   estimate_init (&c->estimate);
   enum job_result result = open_both (c);
   bool opened = result == JOB_COMPLETED;

@@ -11,64 +11,29 @@
 
 #include "config.h"
 
-#include <errno.h>
-#include <inttypes.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
-#include "mirror/job/forecast.h"
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/engine/identity.h"
+#include "mirror/job/check.h"
+#include "mirror/job/forecast.h"
 #include "mirror/job/internal.h"
 #include "mirror/job/read-test.h"
 
-#define POLL_NS UINT64_C (100000000)
+#define POLL_NS (100 * NS_PER_MS)
 
 struct measured {
   double seconds, dirty_rate;
   uint64_t dirty_bytes;
-  struct probe source, dest;
+  struct read_test source, dest;
   uint64_t left_bytes; /* of the job that would be resumed; UINT64_MAX: there is none */
   bool have_dest;
-  bool left_over,
-      known; /* KNOWN: it could be compared with the left over job's samples, and is the same */
+  bool left_over;
+  bool known; /* the destination was compared with the left over job's samples, and is the same */
 };
-
-int
-job_dry_file (struct job *j, uint64_t size)
-{
-  const char *path = j->dest.dest[0];
-  char *error = NULL, *dir = strdup (path), *slash = dir ? strrchr (dir, '/') : NULL;
-  int errnum = 0;
-  struct statvfs fs;
-
-  j->dest.endpoint.writable = true;
-  j->dest.opened = endpoint_open (j->dest.dest, 1, &j->dest.endpoint, &errnum, &error);
-  if (slash)
-    slash[slash == dir ? 1 : 0] = '\0';
-  const char *where = slash ? dir : ".";
-  bool creatable = errnum == ENOENT && access (where, W_OK | X_OK) == 0;
-  if (j->dest.opened == NULL && !creatable) {
-    job_say (j, JOB_ERROR, "destination: %s", error ? error : path);
-    j->result = errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED;
-    free (error);
-    free (dir);
-    return -1;
-  }
-  free (error);
-  uint64_t have = j->dest.opened ? endpoint_info (j->dest.opened)->size : 0;
-  if (j->dest.opened == NULL)
-    job_say (j, JOB_NOTICE, "%s does not exist: it would be created", path);
-  else if (have < size)
-    job_say (j, JOB_NOTICE, "%s is shorter than the disk: it would be extended", path);
-  if (have < size && statvfs (where, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < size - have)
-    job_say (j, JOB_WARNING, "%s: %" PRIu64 " MiB are free, and up to %" PRIu64 " MiB are needed",
-             where, (uint64_t)fs.f_bavail * fs.f_frsize >> 20, (size - have) >> 20);
-  free (dir);
-  return 0;
-}
 
 /* A region in which the guest's changes are counted. */
 static int
@@ -86,25 +51,14 @@ begin_measuring (struct job *j, struct measured *m)
   if (control_client_call (j->control, &call, &error) == -1) {
     bool old = class_ && !strcmp (class_, "CommandNotFound");
     job_say (j, JOB_ERROR, "%s: %s", j->o->control,
-             old     ? "this server's filter is too old to measure what the guest writes"
-             : error ? error
-                     : "out of memory");
-    free (class_);
-    free (error);
+             old ? "this server's filter is too old to measure what the guest writes" : error);
+    text_free (class_);
+    text_free (error);
     return -1;
   }
   m->left_over = json_is_true (json_object_get (ret, "job"));
   json_decref (ret);
-  if (fd != -1) {
-    j->region = region_map (fd, &error);
-    close (fd);
-  }
-  if (j->region == NULL) {
-    job_say (j, JOB_ERROR, "%s: %s", j->o->control, error ? error : "the filter passed no region");
-    free (error);
-    return -1;
-  }
-  return 0;
+  return job_take_region (j, fd);
 }
 
 /* The destination against the tracked block size, and against what a left over job wrote there. */
@@ -126,15 +80,15 @@ check_destination (struct job *j, struct measured *m)
       channel_close (ch);
     m->known = id == IDENTITY_SAME;
     if (id == IDENTITY_UNKNOWN) {
-      job_say (j, JOB_ERROR, "destination: %s", error ? error : "out of memory");
-      free (error);
+      job_say (j, JOB_ERROR, "destination: %s", error);
+      text_free (error);
       j->result = JOB_DEST_FAILED;
       return -1;
     }
   }
   if (error != NULL) {
     job_say (j, JOB_ERROR, "refused: %s", error);
-    free (error);
+    text_free (error);
     j->result = JOB_REFUSED;
     return -1;
   }
@@ -144,12 +98,12 @@ check_destination (struct job *j, struct measured *m)
 static bool
 interrupted (struct job *j, uint64_t until_ns)
 {
-  uint64_t now = now_ns ();
+  uint64_t now = clock_ns ();
   struct pollfd fd = { .fd = j->o->signal_fd, .events = POLLIN };
 
   if (until_ns <= now)
     return false;
-  poll (&fd, 1, (int)((until_ns - now) / 1000000) + 1);
+  poll (&fd, 1, (int)((until_ns - now) / NS_PER_MS) + 1);
   if (atomic_load (j->o->signal) == JOB_SIGNAL_NONE)
     return false;
   j->result = JOB_CANCELLED;
@@ -157,9 +111,9 @@ interrupted (struct job *j, uint64_t until_ns)
 }
 
 static int
-join (struct job *j, struct probe *p, enum job_result failure)
+join (struct job *j, struct read_test *p, enum job_result failure)
 {
-  probe_join (p);
+  read_test_join (p);
   if (p->error == NULL)
     return 0;
   job_say (j, JOB_ERROR, "%s: %s", failure == JOB_FAILED ? "source" : "destination", p->error);
@@ -172,30 +126,31 @@ join (struct job *j, struct probe *p, enum job_result failure)
 static int
 measure (struct job *j, struct measured *m, uint64_t measure_ns)
 {
-  uint64_t size = j->region->geo.disk_size, start = now_ns (), end = start + measure_ns;
+  uint64_t size = j->region->geo.disk_size, start = clock_ns (), end = start + measure_ns;
   const _Atomic uint64_t *dirtied = &j->region->hdr->dirtied_total;
   uint64_t before = atomic_load (dirtied);
   int r = 0;
 
   m->have_dest = j->dest.opened != NULL && endpoint_info (j->dest.opened)->size > 0;
-  m->source
-      = (struct probe){ .ep = j->source, .size = size, .limit = j->o->rate_limit, .end_ns = end };
-  m->dest = (struct probe){
+  m->source = (struct read_test){
+    .ep = j->source, .size = size, .limit = j->o->rate_limit, .end_ns = end
+  };
+  m->dest = (struct read_test){
     .ep = j->dest.opened, .size = size, .limit = j->o->rate_limit, .end_ns = end
   };
   if (m->have_dest && endpoint_info (j->dest.opened)->size < size)
     m->dest.size = endpoint_info (j->dest.opened)->size;
-  if (probe_start (&m->source) != 0) {
+  if (read_test_start (&m->source) != 0) {
     job_say (j, JOB_ERROR, "cannot start a thread");
     return -1;
   }
-  bool dest_runs = m->have_dest && probe_start (&m->dest) == 0;
-  while (r == 0 && now_ns () < end)
-    if (interrupted (j, now_ns () + POLL_NS < end ? now_ns () + POLL_NS : end))
+  bool dest_runs = m->have_dest && read_test_start (&m->dest) == 0;
+  while (r == 0 && clock_ns () < end)
+    if (interrupted (j, clock_ns () + POLL_NS < end ? clock_ns () + POLL_NS : end))
       r = -1;
-  uint64_t took = now_ns () - start;
+  uint64_t took = clock_ns () - start;
   m->dirty_bytes = (atomic_load (dirtied) - before) << j->region->geo.block_shift;
-  m->seconds = (double)took / 1e9;
+  m->seconds = (double)took / (double)NS_PER_S;
   m->dirty_rate = (double)m->dirty_bytes / m->seconds;
   if (join (j, &m->source, JOB_FAILED) == -1)
     r = -1;
@@ -246,10 +201,10 @@ make_report (struct job *j, const struct measured *m, double bandwidth, const st
   json_object_set_new (o, "destination-is-the-same", m->known ? json_true () : json_null ());
   json_object_set_new (o, "destination-stays-thin",
                        dest ? json_boolean (dest->can_zero && dest->can_status) : json_null ());
-  set_number (o, "source-read-rate", probe_rate (&m->source) > 0, probe_rate (&m->source));
-  set_number (o, "destination-read-rate", m->have_dest && probe_rate (&m->dest) > 0,
-              probe_rate (&m->dest));
-  set_number (o, "round-trip-ms", m->dest.rtt_ns > 0, (double)m->dest.rtt_ns / 1e6);
+  set_number (o, "source-read-rate", read_test_rate (&m->source) > 0, read_test_rate (&m->source));
+  set_number (o, "destination-read-rate", m->have_dest && read_test_rate (&m->dest) > 0,
+              read_test_rate (&m->dest));
+  set_number (o, "round-trip-ms", m->dest.rtt_ns > 0, (double)m->dest.rtt_ns / (double)NS_PER_MS);
   set_number (o, "bandwidth", bandwidth > 0, bandwidth);
   set_number (o, "dirty-rate", true, m->dirty_rate);
   json_object_set_new (o, "converging", bandwidth > 0 ? json_boolean (f->converges) : json_null ());
@@ -267,12 +222,12 @@ make_report (struct job *j, const struct measured *m, double bandwidth, const st
 }
 
 static json_t *
-forecast (struct job *j, const struct measured *m)
+make_forecast (struct job *j, const struct measured *m)
 {
   uint64_t size = j->region->geo.disk_size;
-  double bandwidth
-      = smaller (smaller (probe_rate (&m->source), m->have_dest ? probe_rate (&m->dest) : 0),
-                 (double)j->o->rate_limit);
+  double bandwidth = smaller (
+      smaller (read_test_rate (&m->source), m->have_dest ? read_test_rate (&m->dest) : 0),
+      (double)j->o->rate_limit);
   const struct forecast_input in = {
     .disk_bytes = size,
     .data_bytes = data_bytes (m, size),
@@ -280,7 +235,7 @@ forecast (struct job *j, const struct measured *m)
     .dirty_rate = m->dirty_rate,
     .policy = j->o->policy,
     .max_downtime_ms = (double)j->o->max_downtime_ms,
-    .fixed_ms = 3 * (double)m->dest.rtt_ns / 1e6, /* the flush takes one at least */
+    .fixed_ms = 3 * (double)m->dest.rtt_ns / (double)NS_PER_MS, /* the flush takes one at least */
   };
   const struct forecast f = forecast_make (&in);
   j->result = f.ends || bandwidth <= 0 ? JOB_COMPLETED : JOB_NOT_CONVERGED;
@@ -322,7 +277,7 @@ job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report)
                      : UINT64_MAX;
   if (checked && begin_measuring (j, &m) == 0 && check_destination (j, &m) == 0
       && measure (j, &m, measure_ns) == 0)
-    *report = forecast (j, &m);
+    *report = make_forecast (j, &m);
   json_decref (status);
   enum job_result result = j->result;
   clean_up (j);

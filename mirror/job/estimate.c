@@ -7,12 +7,11 @@
 
 #include <string.h>
 
+#include "base/clock.h"
 #include "mirror/job/estimate.h"
 
-#define NS_PER_S 1e9
-#define NS_PER_MS 1e6
 #define SAMPLES_TO_BE_READY 2
-#define PART_NS UINT64_C (10000000)     /* busy time that says something about bandwidth */
+#define PART_NS (10 * NS_PER_MS)        /* busy time that says something about bandwidth */
 #define PART_BYTES (UINT64_C (1) << 20) /* moved in it: also that it is not more */
 
 void

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the worker believes about the near future, from samples of its counters (blueprint 7):
+ * What the worker believes about the near future, from samples of its counters:
  * bandwidth, dirty rate, the pause that a hand-off would take now, and whether that fits ("ready").
  * Whether it converges is converge.h's question.  Plain values in, plain values out: no clock, no
  * I/O.

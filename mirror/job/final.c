@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The final phase of a live job, from the request to prepare to the commit (blueprint 7):
+ * The final phase of a live job, from the request to prepare to the commit:
  *
- *   NONE -> SETTLE    passes go on until one leaves very little, or no less than those before (for
- * at most SETTLE_NS) under policies sync and throttle with the gate synchronous, if they do not
- * halve it
- *        -> FLUSH     what is acknowledged becomes durable while the guest still runs
- *        -> COPY      gate held and drained by the filter; the last blocks, then their flush
- *        -> PREPARED  the filter took its final look (R3): nothing in flight, nothing left
- *        -> committed, or released (lease, coordinator, user, lost destination): back to NONE
+ *   NONE
+ *   SETTLE     Passes go on until one leaves very little, or no less than those before it, for at
+ *              most SETTLE_NS.  Where passes do not halve what is left, policies sync and throttle
+ *              make the gate synchronous meanwhile.
+ *   FLUSH      What is acknowledged becomes durable while the guest still runs.
+ *   COPY       The filter has held and drained the gate.  The last blocks are copied and flushed.
+ *   PREPARED   The filter took its final look (R3): nothing is in flight, and nothing is left.
+ *              Then the hand-off is committed, or the gate is released (by lease, coordinator, user
+ *              or a lost destination), which leads back to NONE.
  *
  * After the commit, when the session has ended, the destination is sealed.
  *
@@ -22,11 +24,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "base/text.h"
+#include "mirror/endpoint/seal.h"
 #include "mirror/endpoint/ssh.h"
 #include "mirror/job/internal.h"
-#include "mirror/endpoint/seal.h"
 
-#define NS_PER_MS UINT64_C (1000000)
 #define SETTLE_NS (1000 * NS_PER_MS)
 #define SETTLE_MS 2 /* so little that another pass is not worth while */
 #define SETTLE_VAIN 5
@@ -113,15 +116,15 @@ hold (struct job *j)
     back_to_copying (j);
     if (request >= 0)
       job_reply (j, request, class_ ? class_ : "GenericError", "%s", error ? error : "hold failed");
-    job_say (j, JOB_WARNING, "cannot hold the gate: %s", error ? error : "out of memory");
-    free (class_);
-    free (error);
+    job_say (j, JOB_WARNING, "cannot hold the gate: %s", error);
+    text_free (class_);
+    text_free (error);
     return;
   }
   j->generation = (uint64_t)json_integer_value (json_object_get (ret, "generation"));
   json_decref (ret);
   j->final = FINAL_COPY;
-  j->held_ns = now_ns ();
+  j->held_ns = clock_ns ();
 }
 
 void
@@ -138,7 +141,7 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_s
   }
   j->final_request = request;
   j->lease_ms = lease_ms;
-  j->settle_end_ns = now_ns () + SETTLE_NS;
+  j->settle_end_ns = clock_ns () + SETTLE_NS;
   settle (j);
   if (guest_stopped) {
     /* What is done before the hold is for a guest that runs meanwhile. */
@@ -163,7 +166,7 @@ fits (struct job *j)
   double ms = rest_ms (j, bandwidth);
   if (ms <= (double)j->max_downtime_ms && ms <= (double)j->lease_ms)
     return true;
-  if (now_ns () < j->settle_end_ns) {
+  if (clock_ns () < j->settle_end_ns) {
     settle (j);
     return false;
   }
@@ -184,7 +187,7 @@ fits (struct job *j)
 static void
 give_up_early (struct job *j)
 {
-  double held_ms = (double)(now_ns () - j->held_ns) / (double)NS_PER_MS,
+  double held_ms = (double)(clock_ns () - j->held_ns) / (double)NS_PER_MS,
          lease = (double)j->lease_ms;
   double seen = held_ms < 1
                     ? 0
@@ -211,7 +214,7 @@ settled (struct job *j)
 {
   uint64_t left = engine_left_bytes (&j->engine), wraps = atomic_load (&j->engine.wraps);
 
-  if (left == 0 || now_ns () >= j->settle_end_ns)
+  if (left == 0 || clock_ns () >= j->settle_end_ns)
     return true;
   if (wraps == j->final_wraps)
     return false;
@@ -253,8 +256,8 @@ unhold (struct job *j, const char *why)
 
   control_client_call (j->control, &call, &error);
   bool late = class_ != NULL && strcmp (class_, "AlreadyCommitted") == 0;
-  free (class_);
-  free (error);
+  text_free (class_);
+  text_free (error);
   return !late;
 }
 
@@ -307,10 +310,10 @@ prepare (struct job *j)
     char *why = error;
     error = NULL;
     job_final_abort (j, class_ ? class_ : "GenericError", why ? why : "not prepared");
-    free (why);
+    text_free (why);
   }
-  free (class_);
-  free (error);
+  text_free (class_);
+  text_free (error);
 }
 
 void
@@ -356,12 +359,12 @@ handoff_thread (void *opaque)
 void
 job_handoff_start (struct job *j)
 {
-  if (j->handing_off || now_ns () < j->next_handoff_ns)
+  if (j->handing_off || clock_ns () < j->next_handoff_ns)
     return;
   atomic_store (&j->handoff_done, false);
   if (pthread_create (&j->handoff_thread, NULL, handoff_thread, j) != 0) {
     job_say (j, JOB_WARNING, "cannot start a thread for the hand-off");
-    j->next_handoff_ns = now_ns () + RETRY_HANDOFF_NS;
+    j->next_handoff_ns = clock_ns () + RETRY_HANDOFF_NS;
     return;
   }
   j->handing_off = true;
@@ -376,7 +379,7 @@ job_handoff_poll (struct job *j)
   j->handing_off = false;
   if (j->handoff_status == -1) {
     job_say (j, JOB_WARNING, "hand-off: %s", j->handoff_error ? j->handoff_error : "failed");
-    j->next_handoff_ns = now_ns () + RETRY_HANDOFF_NS;
+    j->next_handoff_ns = clock_ns () + RETRY_HANDOFF_NS;
   }
   free (j->handoff_error);
   j->handoff_error = NULL;
@@ -401,10 +404,7 @@ job_seal (struct job *j)
   if (r == 0)
     return JOB_COMPLETED;
   job_say (j, JOB_WARNING, DESTINATION_UNSEALED, j->o->control, dest,
-           r == 1  ? "it is no server of nbdmirror receive any more"
-           : error ? error
-                   : "out of memory",
-           dest);
-  free (error);
+           r == 1 ? "it is no server of nbdmirror receive any more" : error, dest);
+  text_free (error);
   return JOB_NOT_SEALED;
 }

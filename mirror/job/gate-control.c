@@ -7,9 +7,11 @@
 
 #include <stdlib.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/job/internal.h"
 
-#define RETRY_NS UINT64_C (1000000000)
+#define RETRY_NS NS_PER_S
 
 const char *
 job_gate_name (enum job_gate mode)
@@ -49,7 +51,7 @@ listen (struct job *j)
   struct job_gate_state *g = &j->gate;
   bool on = g->now == JOB_GATE_SYNCHRONOUS;
 
-  engine_set_synchronous (&j->engine, on, g->delay_ms * 1000000);
+  engine_set_synchronous (&j->engine, on, g->delay_ms * NS_PER_MS);
   if (on)
     bell_start (&g->bell, &j->engine);
   else
@@ -77,10 +79,10 @@ tell (struct job *j, enum job_gate mode, uint64_t limit)
   }
   if (!g->complained)
     job_say (j, JOB_WARNING, "%s: cannot make the gate %s: %s", j->o->control, job_gate_name (mode),
-             error ? error : "out of memory");
+             error);
   g->complained = true;
-  g->retry_ns = now_ns () + RETRY_NS;
-  free (error);
+  g->retry_ns = clock_ns () + RETRY_NS;
+  text_free (error);
   return -1;
 }
 
@@ -94,7 +96,7 @@ job_gate_end (struct job *j)
                                  .args = json_pack ("{s:s}", "mode", "open"),
                                  .timeout_ms = JOB_CONTROL_TIMEOUT_MS };
     if (control_client_call (j->control, &call, &error) == -1)
-      free (error); /* the filter opens it by itself when we are gone */
+      text_free (error); /* the filter opens it by itself when we are gone */
   }
   bell_stop (&j->gate.bell);
 }
@@ -111,7 +113,7 @@ job_gate_update (struct job *j)
   /* Held: nobody passes who could be made to wait. */
   if (same || j->over || j->final >= FINAL_COPY)
     return 0;
-  if (g->retry_ns != 0 && now_ns () < g->retry_ns)
+  if (g->retry_ns != 0 && clock_ns () < g->retry_ns)
     return -1;
   return tell (j, mode, limit);
 }

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the files of the job share (job.h):
+ * What the files of a live mirror job share (job.h):
  *
- *   job.c           the main loop: samples, decisions, signals, the end
- *   dry-run.c       the checks of a beginning, and a forecast
- *   attach.c    beginning: filter, source, destination, region
- *   requests.c  what users ask for through the filter, and the filter's events
- *   escalate.c  the convergence policy at work
- *   final.c     hold, last blocks, prepared, committed, sealed
- *   gate-control.c      throttled and synchronous writes of the guest
- *   status.c    the status object
+ *   job.c            the main loop: samples, decisions, signals, the end
+ *   check.c          the checks before it begins, opening source and destination
+ *   attach.c         attaching to the filter: region, counters, the past
+ *   dry-run.c        the same checks, some seconds of measuring, a forecast
+ *   requests.c       what users ask for through the filter, and the filter's events
+ *   apply-policy.c   what the convergence policy decides, applied to the gate and told
+ *   gate-control.c   throttled and synchronous writes of the guest
+ *   final.c          hold, last blocks, prepared, committed, sealed
+ *   status.c         the status object
  *
- * Everything runs in the job's thread, but the coordinator of a hand-off that we start ourselves
- * (final.c), which has a control connection of its own.
+ * Everything here belongs to the job's thread.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_INTERNAL_H
@@ -22,13 +22,13 @@
 #include <stdatomic.h>
 
 #include "control/client.h"
-#include "mirror/job/converge.h"
 #include "mirror/engine/engine.h"
-#include "mirror/job/estimate.h"
+#include "mirror/engine/supervisor.h"
 #include "mirror/handoff/coordinator.h"
+#include "mirror/job/converge.h"
+#include "mirror/job/estimate.h"
 #include "mirror/job/gate-control.h"
 #include "mirror/job/job.h"
-#include "mirror/engine/supervisor.h"
 #include "mirror/job/worker-lock.h"
 
 #define JOB_CONTROL_TIMEOUT_MS 10000
@@ -48,8 +48,8 @@ struct job {
   char dest_session[ENDPOINT_SESSION]; /* see endpoint_options.session */
   struct control_client *control;
   struct worker_lock lock;
-  bool unknown_past; /* an old worker's requests may come late, anywhere: all blocks began in
-                        quarantine */
+  /* An old worker's requests may come late, anywhere: all blocks began in quarantine. */
+  bool unknown_past;
   struct endpoint *source;
   struct region *region;
   struct engine engine;
@@ -117,15 +117,12 @@ void job_say (struct job *j, enum job_message kind, const char *fmt, ...)
 /* End the main loop with RESULT; the first call counts. */
 void job_end (struct job *j, enum job_result result);
 
-/* attach.c: 0, or -1 with j->result set and the message said. */
+/* attach.c: check, attach, prepare the engine.  0, or -1 with j->result set and the message said.
+ */
 int job_attach (struct job *j);
-/* All checks that come before attaching: control socket, source, destination, opened then.  STATUS:
- * the filter's, a new reference or NULL.  Returns as job_attach(). */
-int job_check (struct job *j, json_t **status);
-
-/* dry-run.c: the destination is a local file or device: open it as it is, and say what would become
- * of it.  Returns as job_attach(). */
-int job_dry_file (struct job *j, uint64_t size);
+/* Map the region that the filter has passed as FD (-1: it passed none), which this closes.  Returns
+ * as job_attach(), but leaves j->result alone. */
+int job_take_region (struct job *j, int fd);
 
 /* requests.c: handle what the filter sent.  -1: the connection is lost (the job is over then). */
 int job_handle_events (struct job *j);
@@ -133,13 +130,14 @@ int job_handle_events (struct job *j);
 void job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, ...)
     __attribute__ ((format (printf, 4, 5)));
 
-/* escalate.c: after each sample. */
-void job_judge (struct job *j, uint64_t now);
-/* Into the status object O: eta-s, converging, policy-action. */
-void job_forecast (struct job *j, json_t *o);
+/* apply-policy.c: decide and act after each sample. */
+void job_apply_policy (struct job *j, uint64_t now_ns);
+/* Add to the status object O: eta-s, converging, policy-action. */
+void job_add_convergence (struct job *j, json_t *o);
 
 /* final.c */
-/* GUEST_STOPPED: nobody writes any more, so hold at once. */
+/* Begin a hand-off, as REQUEST (to be answered) asks.  GUEST_STOPPED: nobody writes any more, so
+ * hold at once. */
 void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped);
 void job_final_step (struct job *j);
 /* Give up a hold that is ours: the guest goes on.  False if it is too late: the hand-off is

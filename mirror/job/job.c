@@ -16,9 +16,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/job/internal.h"
 
-#define NS_PER_MS UINT64_C (1000000)
 #define SAMPLE_NS (100 * NS_PER_MS)
 #define SAMPLE_SOON_NS (20 * NS_PER_MS)
 #define PUBLISH_NS (250 * NS_PER_MS)
@@ -46,14 +47,12 @@ void
 job_say (struct job *j, enum job_message kind, const char *fmt, ...)
 {
   va_list ap;
-  char *text;
 
   va_start (ap, fmt);
-  if (vasprintf (&text, fmt, ap) == -1)
-    text = NULL;
+  char *text = text_vprintf (fmt, ap);
   va_end (ap);
-  j->o->message (j->o->opaque, kind, text ? text : "out of memory");
-  free (text);
+  j->o->message (j->o->opaque, kind, text);
+  text_free (text);
 }
 
 void
@@ -109,7 +108,7 @@ take_sample (struct job *j, uint64_t now)
 static void
 begin_estimate (struct job *j)
 {
-  j->last_sample_ns = now_ns ();
+  j->last_sample_ns = clock_ns ();
   estimate_begin (&j->estimate, look (j, j->last_sample_ns));
 }
 
@@ -128,20 +127,19 @@ supervise (struct job *j)
       }
       if (s->reconnects > 0)
         job_say (j, JOB_NOTICE, "destination is back after %.1f s",
-                 (double)supervisor_degraded_ns (s) / 1e9);
+                 (double)supervisor_degraded_ns (s) / (double)NS_PER_S);
       if (!j->started_told && j->o->started)
         j->o->started (j->o->opaque);
       j->started_told = true;
       break;
     case SUPERVISOR_WAITING:
       job_say (j, JOB_WARNING, "destination lost, tracking goes on; trying again in %.1f s: %s",
-               (double)(s->retry_ns - now_ns ()) / 1e9, s->error ? s->error : "?");
+               (double)(s->retry_ns - clock_ns ()) / (double)NS_PER_S, s->error);
       j->ready = false;
       estimate_lost (&j->estimate);
       break;
     case SUPERVISOR_ENDED:
-      job_say (j, JOB_ERROR, "%s%s", s->problem == SESSION_REFUSED ? "refused: " : "",
-               s->error ? s->error : "?");
+      job_say (j, JOB_ERROR, "%s%s", s->problem == SESSION_REFUSED ? "refused: " : "", s->error);
       job_end (j, s->problem == SESSION_REFUSED  ? JOB_REFUSED
                   : s->problem == SESSION_SOURCE ? JOB_FAILED
                                                  : JOB_DEST_FAILED);
@@ -198,7 +196,7 @@ sample_due_ns (struct job *j)
 static void
 wait_for_something (struct job *j)
 {
-  uint64_t now = now_ns (), due = sample_due_ns (j);
+  uint64_t now = clock_ns (), due = sample_due_ns (j);
   int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;
   if (j->final == FINAL_COPY && timeout > 1)
     timeout = 1;
@@ -243,13 +241,13 @@ run (struct job *j)
     job_gate_update (j);
     job_final_step (j);
     job_handoff_poll (j);
-    uint64_t now = now_ns ();
+    uint64_t now = clock_ns ();
     if (now < sample_due_ns (j))
       continue;
     if (j->supervisor.state == SUPERVISOR_COPYING)
       take_sample (j, now);
     j->last_sample_ns = now;
-    job_judge (j, now);
+    job_apply_policy (j, now);
     if (j->ready && j->final == FINAL_NONE && (j->o->complete_when_ready || j->complete_wanted))
       job_handoff_start (j);
     report_progress (j, now);
@@ -288,7 +286,7 @@ say_goodbye (struct job *j)
           .args = json_pack ("{s:s, s:s}", "state", state, "reason", why ? why : ""),
           .timeout_ms = JOB_CONTROL_TIMEOUT_MS };
   if (control_client_call (j->control, &call, &error) == -1)
-    free (error); /* the server has gone, and the job with it */
+    text_free (error); /* the server has gone, and the job with it */
 }
 
 /* Nothing that this job or one before it has sent can come late any more. */
@@ -358,7 +356,7 @@ job_run (const struct job_options *o, json_t **report)
   j->rate_limit = o->rate_limit;
   j->final_request = -1;
   j->lock.fd = -1;
-  j->start_ns = now_ns ();
+  j->start_ns = clock_ns ();
   estimate_init (&j->estimate);
   converge_init (&j->converge);
   j->waiting = -1;

@@ -1,7 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A live mirror job, as the worker process runs it: attaches to the filter, copies, tells when it
- * is ready, hands off, and answers what users ask of it meanwhile (blueprint 7).
+ * The jobs of a worker process.  A live mirror attaches to the filter, copies, tells when it is
+ * ready, hands off, and answers what users ask of it meanwhile.  The folder also holds the offline
+ * copy (copy.h), the comparison of two disks (verify.h), and the pure decisions that a job makes:
+ * estimate.h, converge.h, forecast.h.
+ *
+ * It uses the engine, the endpoints, the coordinator of a hand-off, the control client, the dirty
+ * bitmap, and base.  Nothing below it calls it: it polls the engine, whose notify_fd wakes it.
+ *
+ * Threads: a job has one, which calls everything here and owns the job's data, so the folder has no
+ * lock of its own.  What the copiers write is atomic or read under engine.lock.  Three things run
+ * in a thread beside it: connecting to the destination (supervisor.h), the coordinator of a
+ * hand-off that the job starts by itself (final.c), and the test reads of a dry run (read-test.h).
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_JOB_H
@@ -11,19 +21,19 @@
 #include <stdint.h>
 #include <jansson.h>
 
-#include "mirror/job/converge.h"
 #include "mirror/engine/session.h"
+#include "mirror/job/converge.h"
 
 enum job_start { JOB_NEW, JOB_RESUME, JOB_RESTART };
 
-#define JOB_MAX_WRITE_DELAY_MS 50 /* default */
+#define JOB_MAX_WRITE_DELAY_MS 50 /* the default */
 #define JOB_MAX_WRITE_DELAY_LIMIT_MS 10000
 
 /* How it ended; the command maps this to an exit status. */
 enum job_result {
   JOB_COMPLETED,     /* handed off: the source is fenced */
-  JOB_NOT_SEALED,    /* the same, but a late request may still be applied under the guest: the
-                        destination could not be    sealed (seal.h): 3 */
+  JOB_NOT_SEALED,    /* the same, but the destination could not be sealed (seal.h), so a late
+                        request may still be applied under the guest: 3 */
   JOB_FAILED,        /* the source, the server or we: 1 */
   JOB_DEST_FAILED,   /* resumable: 3 */
   JOB_NOT_CONVERGED, /* 4 */
@@ -57,7 +67,7 @@ struct job_options {
   void (*progress) (void *opaque, json_t *status); /* about ten times a second */
   void (*started) (void *opaque);                  /* attached and copying */
   /* Before a hand-off of the job's own accord, in a thread of its own; may be NULL.  -1 with *ERROR
-   * (malloc'd): the hand-off is given up, and tried again. */
+   * (the job frees it with text_free()): the hand-off is given up, and tried again. */
   int (*before_hold) (void *opaque, char **error);
   /* Written by signal handlers, which also write to the eventfd signal_fd. */
   _Atomic int *signal;
@@ -69,9 +79,9 @@ struct job_options {
 enum job_result job_run (const struct job_options *o, json_t **report);
 
 /* Check everything that job_run() would, measure for MEASURE_NS, and foretell how it would go:
- * without a job, and without writing anything.  JOB_COMPLETED: it would end; JOB_NOT_CONVERGED: not
- * under this policy; else as job_run(). *REPORT (a new reference): what was measured and the
- * forecast, or NULL. */
+ * without a job, and without writing anything.  JOB_COMPLETED: it would end.  JOB_NOT_CONVERGED: it
+ * would not end under this policy.  Else as job_run().  *REPORT (a new reference): what was
+ * measured and the forecast, or NULL. */
 enum job_result job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report);
 
 const char *job_policy_name (enum job_policy p);

@@ -1,6 +1,8 @@
 libmirror_la_SOURCES += \
 	mirror/job/apply-policy.c \
 	mirror/job/attach.c \
+	mirror/job/check.c \
+	mirror/job/check.h \
 	mirror/job/converge.c \
 	mirror/job/converge.h \
 	mirror/job/copy.c \

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Reading an endpoint to see how fast it is.  See probe.h.
+ * Reading an endpoint to see how fast it is.  See read-test.h.
  */
 
 #include "config.h"
@@ -11,18 +11,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "base/text.h"
+#include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/buffers.h"
 #include "mirror/engine/engine.h"
-#include "mirror/job/read-test.h"
 #include "mirror/engine/rate.h"
-#include "mirror/endpoint/blocking.h"
+#include "mirror/job/read-test.h"
 
 #define REQUEST_BYTES (256u * 1024)
 #define DEPTH 8
 #define RTT_READS 5
 #define MAX_STATUS_BYTES (UINT64_C (1) << 30)
 #define MAX_RUNS 4096
-#define MIN_RATE_NS 1000000
+#define MIN_RATE_NS NS_PER_MS
 
 struct run {
   uint64_t offset, length;
@@ -37,7 +39,7 @@ struct request {
 };
 
 struct work {
-  struct probe *p;
+  struct read_test *p;
   struct channel *ch;
   uint8_t *buffers;
   uint32_t request; /* bytes */
@@ -55,11 +57,9 @@ static void
 fail (struct work *w, const char *what, int err)
 {
   const char *why = channel_error (w->ch);
-  if (w->p->error == NULL
-      && asprintf (&w->p->error, "%s: %s: %s", endpoint_name (w->p->ep), what,
-                   why ? why : strerror (err))
-             == -1)
-    w->p->error = NULL;
+  if (w->p->error == NULL)
+    text_error (&w->p->error, "%s: %s: %s", endpoint_name (w->p->ep), what,
+                why ? why : strerror (err));
   w->error = err;
 }
 
@@ -83,7 +83,7 @@ static void
 on_status (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
 {
   struct work *w = opaque;
-  struct probe *p = w->p;
+  struct read_test *p = w->p;
 
   w->status_done = true;
   if (err) {
@@ -106,10 +106,10 @@ on_status (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
 static void
 map (struct work *w)
 {
-  struct probe *p = w->p;
-  uint64_t now = now_ns (), until = now + (p->end_ns > now ? (p->end_ns - now) / 2 : 0);
+  struct read_test *p = w->p;
+  uint64_t now = clock_ns (), until = now + (p->end_ns > now ? (p->end_ns - now) / 2 : 0);
 
-  while (p->mapped_bytes < p->size && now_ns () < until) {
+  while (p->mapped_bytes < p->size && clock_ns () < until) {
     uint64_t n = p->size - p->mapped_bytes;
     w->status_done = false;
     if (channel_status (w->ch, n < MAX_STATUS_BYTES ? n : MAX_STATUS_BYTES, p->mapped_bytes,
@@ -145,14 +145,14 @@ on_read (void *opaque, int err)
 static void
 read_runs (struct work *w)
 {
-  struct probe *p = w->p;
+  struct read_test *p = w->p;
   struct rate_limit rate;
   unsigned run = 0;
-  uint64_t at = 0, start = now_ns ();
+  uint64_t at = 0, start = clock_ns ();
 
   rate_init (&rate, p->limit, start);
   while (!w->error) {
-    uint64_t now = now_ns (), wait = rate_wait (&rate, now);
+    uint64_t now = clock_ns (), wait = rate_wait (&rate, now);
     bool more = run < w->nr_runs && now < p->end_ns;
     if (!more && w->active == 0)
       break;
@@ -181,26 +181,26 @@ read_runs (struct work *w)
       }
       more = run < w->nr_runs;
     }
-    int wait_ms = more && wait > 0 ? (int)(wait / 1000000) + 1 : 100;
+    int wait_ms = more && wait > 0 ? (int)(wait / NS_PER_MS) + 1 : 100;
     if (turn (w, wait_ms < 100 ? wait_ms : 100) == -1)
       break;
   }
-  p->read_ns = now_ns () - start;
+  p->read_ns = clock_ns () - start;
 }
 
 static void
 measure_rtt (struct work *w)
 {
-  struct probe *p = w->p;
+  struct read_test *p = w->p;
   const struct endpoint_info *info = endpoint_info (p->ep);
   uint64_t n = info->min_block > 512 ? info->min_block : 512;
 
   if (n > info->size || n > REQUEST_BYTES)
     return;
   for (unsigned i = 0; i < RTT_READS; i++) {
-    uint64_t start = now_ns ();
+    uint64_t start = clock_ns ();
     int err = sync_read (w->ch, w->buffers, (uint32_t)n, 0);
-    uint64_t took = now_ns () - start;
+    uint64_t took = clock_ns () - start;
     if (err) {
       fail (w, "read", err);
       return;
@@ -211,9 +211,9 @@ measure_rtt (struct work *w)
 }
 
 static void *
-probe_thread (void *opaque)
+read_test_thread (void *opaque)
 {
-  struct probe *p = opaque;
+  struct read_test *p = opaque;
   const struct endpoint_info *info = endpoint_info (p->ep);
   struct work w = { .p = p };
 
@@ -226,7 +226,7 @@ probe_thread (void *opaque)
   w.runs = calloc (MAX_RUNS, sizeof *w.runs);
   w.buffers = buffers_new ((size_t)DEPTH * REQUEST_BYTES);
   if (w.runs == NULL || w.buffers == NULL)
-    fail (&w, "probe", ENOMEM);
+    fail (&w, "read", ENOMEM);
   else if (p->size > 0 && w.request > 0) {
     measure_rtt (&w);
     if (!w.error && info->can_status)
@@ -243,22 +243,22 @@ probe_thread (void *opaque)
 }
 
 int
-probe_start (struct probe *p)
+read_test_start (struct read_test *p)
 {
-  return pthread_create (&p->thread, NULL, probe_thread, p);
+  return pthread_create (&p->thread, NULL, read_test_thread, p);
 }
 
 void
-probe_join (struct probe *p)
+read_test_join (struct read_test *p)
 {
   pthread_join (p->thread, NULL);
 }
 
 double
-probe_rate (const struct probe *p)
+read_test_rate (const struct read_test *p)
 {
   if (p->read_bytes == 0)
     return 0;
-  return (double)p->read_bytes * 1e9
+  return (double)p->read_bytes * (double)NS_PER_S
          / (double)(p->read_ns > MIN_RATE_NS ? p->read_ns : MIN_RATE_NS);
 }

@@ -7,8 +7,8 @@
  * that is all holes is read as it is.
  */
 
-#ifndef NBDMIRROR_MIRROR_JOB_PROBE_H
-#define NBDMIRROR_MIRROR_JOB_PROBE_H
+#ifndef NBDMIRROR_MIRROR_JOB_READ_TEST_H
+#define NBDMIRROR_MIRROR_JOB_READ_TEST_H
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -16,7 +16,7 @@
 
 #include "mirror/endpoint/endpoint.h"
 
-struct probe {
+struct read_test {
   /* Set by the caller. */
   struct endpoint *ep; /* borrowed */
   uint64_t size;       /* bytes of it that count */
@@ -34,10 +34,10 @@ struct probe {
 };
 
 /* Start in a thread of its own.  0, or an errno. */
-int probe_start (struct probe *p);
-void probe_join (struct probe *p);
+int read_test_start (struct read_test *p);
+void read_test_join (struct read_test *p);
 
 /* Bytes a second, or 0 if nothing could be measured. */
-double probe_rate (const struct probe *p);
+double read_test_rate (const struct read_test *p);
 
 #endif

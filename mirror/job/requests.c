@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "mirror/job/internal.h"
 
 #define MAX_DOWNTIME_LIMIT_MS (24 * 3600 * 1000)
@@ -19,19 +20,18 @@
 void
 job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, ...)
 {
-  char *desc = NULL, *error = NULL;
+  char *error = NULL;
   va_list ap;
 
   va_start (ap, fmt);
-  if (vasprintf (&desc, fmt, ap) == -1)
-    desc = NULL;
+  char *desc = text_vprintf (fmt, ap);
   va_end (ap);
   json_t *args = class_ ? json_pack ("{s:I, s:{s:s, s:s}}", "request", (json_int_t)request, "error",
-                                     "class", class_, "desc", desc ? desc : "out of memory")
+                                     "class", class_, "desc", desc)
                         : json_pack ("{s:I, s:{}}", "request", (json_int_t)request, "return");
   if (control_client_send (j->control, "mirror-reply", args, &error) == -1)
-    free (error); /* a lost connection shows with the next event */
-  free (desc);
+    text_free (error); /* a lost connection shows with the next event */
+  text_free (desc);
 }
 
 static void
@@ -50,7 +50,7 @@ ok_but (struct job *j, int64_t request, const char *note)
           json_pack ("{s:I, s:{s:s}}", "request", (json_int_t)request, "return", "note", note),
           &error)
       == -1)
-    free (error);
+    text_free (error);
 }
 
 /* ---- requests ---- */
@@ -243,8 +243,8 @@ job_handle_events (struct job *j)
 
   while (!j->over && (r = control_client_next_event (j->control, 0, &name, &data, &error)) != 0) {
     if (r == -1) {
-      job_say (j, JOB_ERROR, "%s", error ? error : "out of memory"); /* it names the socket */
-      free (error);
+      job_say (j, JOB_ERROR, "%s", error); /* it names the socket */
+      text_free (error);
       job_end (j, JOB_FAILED);
       return -1;
     }

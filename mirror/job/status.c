@@ -8,9 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/job/internal.h"
 
-#define NS_PER_S 1e9
 #define REPORT_TIMEOUT_MS 1000
 
 const char *
@@ -32,7 +33,7 @@ job_state (struct job *j)
 static double
 total_s (const struct job *j)
 {
-  return j->base.total_s + (double)(now_ns () - j->start_ns) / NS_PER_S;
+  return j->base.total_s + (double)(clock_ns () - j->start_ns) / NS_PER_S;
 }
 
 static json_t *
@@ -90,7 +91,7 @@ own_status (struct job *j)
   json_object_set_new (o, "dirty-rate", number_or_null (est->nr_guest > 0, est->dirty_rate));
   json_object_set_new (o, "expected-downtime-ms",
                        number_or_null (est->pause_known, est->expected_pause_ms));
-  job_forecast (j, o);
+  job_add_convergence (j, o);
   json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
   const char *error = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
   json_object_set_new (o, "error", error ? json_string (error) : json_null ());
@@ -113,8 +114,8 @@ job_publish (struct job *j)
   if (!strcmp (state, "prepared") || !strcmp (state, "completed"))
     json_object_del (o, "state");
   if (control_client_send (j->control, "mirror-progress", o, &error) == -1)
-    free (error); /* a lost connection shows in job_handle_events() */
-  j->last_publish_ns = now_ns ();
+    text_free (error); /* a lost connection shows in job_handle_events() */
+  j->last_publish_ns = clock_ns ();
 }
 
 void
@@ -127,7 +128,7 @@ job_publish_sealed (struct job *j, json_t *report)
   if (control_client_send (j->control, "mirror-progress", json_pack ("{s:o}", "sealed", sealed (j)),
                            &error)
       == -1)
-    free (error); /* nobody is left to be told */
+    text_free (error); /* nobody is left to be told */
 }
 
 static json_int_t
@@ -178,7 +179,7 @@ add_delays (struct job *j, json_t *o)
   struct control_call call
       = { .command = "query-mirror", .timeout_ms = REPORT_TIMEOUT_MS, .ret = &status };
   if (control_client_call (j->control, &call, &error) == -1)
-    free (error);
+    text_free (error);
   for (const char *const *n = names; *n != NULL; n++) {
     json_t *v = json_object_get (status, *n);
     json_object_set_new (o, *n, v ? json_incref (v) : json_null ());

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "mirror/endpoint/buffers.h"
 #include "mirror/job/verify.h"
 
@@ -227,11 +228,9 @@ walk_all (struct walk *w, const struct verify_options *o, char **error)
   }
   if (w->error) {
     const char *why = channel_error (w->ch[w->error_side]);
-    if (asprintf (error, "%s: cannot read at offset %" PRIu64 ": %s",
-                  endpoint_name (w->ep[w->error_side]), w->error_offset,
-                  why ? why : strerror (w->error))
-        == -1)
-      *error = NULL;
+    text_error (error, "%s: cannot read at offset %" PRIu64 ": %s",
+                endpoint_name (w->ep[w->error_side]), w->error_offset,
+                why ? why : strerror (w->error));
     return VERIFY_FAILED;
   }
   return w->differs == UINT64_MAX ? VERIFY_EQUAL : VERIFY_DIFFERENT;
@@ -269,7 +268,7 @@ verify_run (const struct verify_options *o, struct verify_report *report, char *
     memory = buffers_new (2 * (size_t)PIECES * PIECE);
   if (memory == NULL) {
     free (w);
-    *error = strdup ("out of memory");
+    text_error (error, "out of memory");
     return VERIFY_FAILED;
   }
   for (unsigned i = 0; i < PIECES; i++) {

@@ -12,9 +12,10 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/job/worker-lock.h"
 
 #define POLL_MS 20
@@ -23,11 +24,7 @@
 static int
 fail (struct worker_lock *l, const char *what, char **error)
 {
-  if (asprintf (error, "%s: cannot %s: %s", l->path ? l->path : "the worker's lock file", what,
-                strerror (errno))
-      == -1)
-    *error = NULL;
-  return -1;
+  return text_error (error, "%s: cannot %s: %s", l->path, what, strerror (errno));
 }
 
 /* Beside the socket itself, not beside a link to it: whoever comes another way must find the same
@@ -35,10 +32,8 @@ fail (struct worker_lock *l, const char *what, char **error)
 static char *
 lock_path (const char *control)
 {
-  char *real = realpath (control, NULL), *path;
-
-  if (asprintf (&path, "%s.worker", real ? real : control) == -1)
-    path = NULL;
+  char *real = realpath (control, NULL);
+  char *path = text_printf ("%s.worker", real ? real : control);
   free (real);
   return path;
 }
@@ -112,14 +107,6 @@ still_there (const struct worker_lock *l, int fd)
          && a.st_ino == b.st_ino;
 }
 
-static int64_t
-clock_ms (void)
-{
-  struct timespec ts;
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 /* The lock is ours: note in the file who has it.  The rest of what it says stays, for now. */
 static void
 taken (struct worker_lock *l, int fd)
@@ -136,14 +123,9 @@ taken (struct worker_lock *l, int fd)
 enum worker_lock_result
 worker_lock_take (struct worker_lock *l, const char *control, int timeout_ms, char **error)
 {
-  const struct timespec pause = { .tv_nsec = POLL_MS * 1000000 };
-  int64_t end = clock_ms () + timeout_ms;
+  uint64_t end = clock_ms () + (uint64_t)timeout_ms;
 
   *l = (struct worker_lock){ .path = lock_path (control), .fd = -1 };
-  if (l->path == NULL) {
-    fail (l, "be named", error);
-    return WORKER_LOCK_FAILED;
-  }
   for (;;) {
     int fd = open_file (l, control);
     if (fd == -1) {
@@ -166,7 +148,7 @@ worker_lock_take (struct worker_lock *l, const char *control, int timeout_ms, ch
     }
     if (clock_ms () >= end)
       return WORKER_LOCK_BUSY;
-    nanosleep (&pause, NULL);
+    clock_sleep_ms (POLL_MS);
   }
 }
 
@@ -194,6 +176,6 @@ worker_lock_release (struct worker_lock *l, bool nothing_left)
     close (l->fd);
   }
   l->fd = -1;
-  free (l->path);
+  text_free (l->path);
   l->path = NULL;
 }

@@ -11,8 +11,8 @@
  *
  *   no file              nothing is on its way
  *   locked               an old worker lives: refuse
- *   left, this filter's  it ended uncleanly; the filter knows what it had in flight, and hands that
- * on left, another's      the same, but nobody knows: every block goes into quarantine
+ *   left, this filter's  it ended uncleanly; the filter knows what was in flight, and hands that on
+ *   left, another's      the same, but nobody knows: every block goes into quarantine
  *
  * The file holds the worker's process id and the instance of the filter that it is attached to; it
  * changes to ours only when our region holds the quarantine.  Where the file cannot be had, for
