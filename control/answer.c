@@ -11,12 +11,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/peer.h"
 #include "control/wire.h"
 
@@ -65,7 +65,7 @@ peer_flush (struct control_peer *p)
         p->state = PEER_GONE;
       return;
     }
-    p->out_progress = wire_now_ms ();
+    p->out_progress = clock_ms ();
     if (o->fd != -1) {
       close (o->fd);
       o->fd = -1;
@@ -97,7 +97,7 @@ queue_line (struct control_peer *p, char *line, size_t len, int fd)
   }
   *o = (struct peer_output){ .len = len, .fd = fd, .line = line };
   if (p->out == NULL)
-    p->out_progress = wire_now_ms ();
+    p->out_progress = clock_ms ();
   *p->out_end = o;
   p->out_end = &o->next;
   p->out_bytes += len;
@@ -174,9 +174,7 @@ control_reply (struct control_peer *p, json_t *id, json_t *ret, int fd)
   if (fd >= 0) {
     copy = fcntl (fd, F_DUPFD_CLOEXEC, 0);
     if (copy == -1) {
-      char text[128];
-
-      snprintf (text, sizeof text, "cannot pass the descriptor: %s", strerror (errno));
+      CLEANUP_TEXT char *text = text_printf ("cannot pass the descriptor: %s", strerror (errno));
       json_decref (ret);
       peer_queue_error (p, id, "GenericError", text);
       return;
@@ -196,31 +194,24 @@ void
 control_error (struct control_peer *p, json_t *id, const char *class_, const char *fmt, ...)
 {
   va_list args;
-  char *text;
-  int r;
 
   answered (p);
   va_start (args, fmt);
-  r = vasprintf (&text, fmt, args);
+  CLEANUP_TEXT char *text = text_vprintf (fmt, args);
   va_end (args);
-  peer_queue_error (p, id, class_, r == -1 ? "out of memory" : text);
-  if (r != -1)
-    free (text);
+  peer_queue_error (p, id, class_, text);
 }
 
 void
 control_event (struct control_server *s, struct control_peer *peer, const char *name, json_t *data)
 {
-  struct timespec ts;
-  json_t *m;
-  char *line;
+  int64_t date_us = clock_date_us ();
+  json_t *m = json_pack ("{s:s, s:o, s:{s:I, s:I}}", "event", name, "data",
+                         data != NULL ? data : json_object (), "timestamp", "seconds",
+                         (json_int_t)(date_us / US_PER_S), "microseconds",
+                         (json_int_t)(date_us % US_PER_S));
   size_t len;
-
-  clock_gettime (CLOCK_REALTIME, &ts);
-  m = json_pack ("{s:s, s:o, s:{s:I, s:I}}", "event", name, "data",
-                 data != NULL ? data : json_object (), "timestamp", "seconds",
-                 (json_int_t)ts.tv_sec, "microseconds", (json_int_t)(ts.tv_nsec / 1000));
-  line = m != NULL ? frame_encode (m, &len) : NULL;
+  char *line = m != NULL ? frame_encode (m, &len) : NULL;
   json_decref (m);
   if (line == NULL || len - 1 > FRAME_MAX_LINE) {
     free (line);

@@ -15,14 +15,16 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/client.h"
 #include "control/link.h"
 #include "control/wire.h"
 
-#define SEND_MS 5000 /* control_client_send: for the server to take the line */
+#define SEND_MS 5000       /* control_client_send: for the server to take the line */
+#define CONNECT_LOOK_MS 10 /* how often to try to connect to a server whose queue is full */
 
 /* Wait for the answer to what was sent.  0 with c->answer set, or -1 with *ERROR set. */
 static int
@@ -39,8 +41,7 @@ wait_for_answer (struct control_client *c, const char *what, int64_t deadline, c
     if (link_wait (c, POLLIN, deadline) == 0) {
       link_pump (c);
       if (c->answer == NULL)
-        *error
-            = wire_message ("%s: no answer to %s in time (is the server stopped?)", c->path, what);
+        text_error (error, "%s: no answer to %s in time (is the server stopped?)", c->path, what);
       break;
     }
   }
@@ -59,9 +60,10 @@ use_answer (struct control_client *c, const struct control_call *call, char **er
   c->answer_fd = -1;
   if ((value = json_object_get (answer, "return")) != NULL && c->answer_fd_lost
       && call->got_fd != NULL)
-    *error = wire_message ("%s: the descriptor in the answer could not be received "
-                           "(too many open files?)",
-                           c->path);
+    text_error (error,
+                "%s: the descriptor in the answer could not be received "
+                "(too many open files?)",
+                c->path);
   else if (value != NULL) {
     if (call->ret != NULL)
       *call->ret = json_incref (value);
@@ -74,11 +76,11 @@ use_answer (struct control_client *c, const struct control_call *call, char **er
     const char *name = json_string_value (json_object_get (value, "class"));
     const char *desc = json_string_value (json_object_get (value, "desc"));
 
-    *error = strdup (desc != NULL ? desc : "unknown error");
+    text_error (error, "%s", desc != NULL ? desc : "unknown error");
     if (call->class_ != NULL)
-      *call->class_ = strdup (name != NULL ? name : "GenericError");
+      *call->class_ = text_copy (name != NULL ? name : "GenericError");
   } else
-    *error = wire_message ("%s: the server does not speak the control protocol", c->path);
+    text_error (error, "%s: the server does not speak the control protocol", c->path);
   if (fd != -1)
     close (fd);
   json_decref (answer);
@@ -110,7 +112,7 @@ control_client_call (struct control_client *c, const struct control_call *call, 
     c->waiting = false;
     return -1;
   }
-  free (*error); /* an answer came although sending failed: it says more */
+  text_free (*error); /* an answer came although sending failed: it says more */
   *error = NULL;
   if (wait_for_answer (c, call->command, deadline, error) == -1)
     return -1;
@@ -120,21 +122,15 @@ control_client_call (struct control_client *c, const struct control_call *call, 
 int
 control_client_send (struct control_client *c, const char *name, json_t *args, char **error)
 {
-  char *id;
-  int r;
-
   *error = NULL;
   link_pump (c); /* a caller that only sends must not let the answers pile up at the server */
-  id = wire_message (SEND_PREFIX "%s", name);
-  if (c->lost || id == NULL) {
-    *error = c->lost ? link_lost_message (c) : wire_message ("%s: out of memory", c->path);
-    free (id);
+  if (c->lost) {
     json_decref (args);
+    *error = link_lost_message (c);
     return -1;
   }
-  r = link_send (c, name, args, json_string (id), -1, link_deadline (SEND_MS), error);
-  free (id);
-  return r;
+  CLEANUP_TEXT char *id = text_printf (SEND_PREFIX "%s", name);
+  return link_send (c, name, args, json_string (id), -1, link_deadline (SEND_MS), error);
 }
 
 /* ---- events ---- */
@@ -189,31 +185,29 @@ connect_message (const char *path, int err)
   struct stat st;
 
   if (err == ENOENT)
-    return wire_message ("%s: no such control socket (is the server running?)", path);
+    return text_printf ("%s: no such control socket (is the server running?)", path);
   if (err == ECONNREFUSED && stat (path, &st) == 0 && !S_ISSOCK (st.st_mode))
-    return wire_message ("%s: not a socket", path);
+    return text_printf ("%s: not a socket", path);
   if (err == ECONNREFUSED)
-    return wire_message ("%s: nobody is listening (the server has ended)", path);
+    return text_printf ("%s: nobody is listening (the server has ended)", path);
   if (err == EACCES)
-    return wire_message ("%s: permission denied (only root and the server's user may connect)",
-                         path);
+    return text_printf ("%s: permission denied (only root and the server's user may connect)",
+                        path);
   if (err == EAGAIN)
-    return wire_message ("%s: the server accepts no connection (is it stopped?)", path);
-  return wire_message ("%s: %s", path, strerror (err));
+    return text_printf ("%s: the server accepts no connection (is it stopped?)", path);
+  return text_printf ("%s: %s", path, strerror (err));
 }
 
 /* A full queue at the server is EAGAIN, and poll() cannot wait for that. */
 static int
 connect_until (int sock, const struct sockaddr_un *sa, int64_t deadline)
 {
-  const struct timespec nap = { .tv_nsec = 10 * 1000 * 1000 };
-
   while (connect (sock, (const struct sockaddr *)sa, sizeof *sa) == -1) {
     if (errno == EINTR)
       continue;
     if (errno != EAGAIN || link_ms_until (deadline) == 0)
       return -1;
-    nanosleep (&nap, NULL);
+    clock_sleep_ms (CONNECT_LOOK_MS);
   }
   return 0;
 }
@@ -228,9 +222,9 @@ client_new (const char *path)
   c->sock = c->pending_fd = c->answer_fd = -1;
   c->events_end = &c->events;
   frame_init (&c->in);
-  c->path = strdup (path);
+  c->path = text_copy (path);
   c->sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (c->path == NULL || c->sock == -1) {
+  if (c->sock == -1) {
     control_client_free (c);
     return NULL;
   }
@@ -245,8 +239,8 @@ name_path (const char *path, char **error)
   char *text = *error;
 
   if (text != NULL && (strncmp (text, path, n) != 0 || text[n] != ':')) {
-    *error = wire_message ("%s: %s", path, text);
-    free (text);
+    text_error (error, "%s: %s", path, text);
+    text_free (text);
   }
 }
 
@@ -263,7 +257,7 @@ await_greeting (struct control_client *c, int64_t deadline, char **error)
   if (version == NULL) {
     use_answer (c, &(struct control_call){ 0 }, error);
     if (*error == NULL)
-      *error = wire_message ("%s: the server does not speak the control protocol", c->path);
+      text_error (error, "%s: the server does not speak the control protocol", c->path);
     return -1;
   }
   json_decref (c->answer);
@@ -283,7 +277,7 @@ control_client_connect (const char *path, int timeout_ms, char **error)
     return NULL;
   c = client_new (path);
   if (c == NULL) {
-    *error = wire_message ("%s: socket: %s", path, strerror (errno));
+    text_error (error, "%s: socket: %s", path, strerror (errno));
     return NULL;
   }
   if (connect_until (c->sock, &sa, deadline) == -1)
@@ -326,7 +320,7 @@ control_client_free (struct control_client *c)
   if (c->sock != -1)
     close (c->sock);
   frame_free (&c->in);
-  free (c->path);
-  free (c->reason);
+  text_free (c->path);
+  text_free (c->reason);
   free (c);
 }

@@ -12,8 +12,8 @@
 
 struct control_client;
 
-/* Connect to PATH, read the greeting, negotiate.  NULL with *ERROR set (caller frees): the message
- * names PATH and the reason. */
+/* Connect to PATH, read the greeting, negotiate.  NULL with *ERROR set (the caller frees it with
+ * text_free()): the message names PATH and the reason. */
 struct control_client *control_client_connect (const char *path, int timeout_ms, char **error);
 void control_client_free (struct control_client *c);
 
@@ -47,9 +47,9 @@ int control_client_send (struct control_client *c, const char *name, json_t *arg
 /* For poll(): the socket. */
 int control_client_fd (const struct control_client *c);
 
-/* The next event: 1 with *NAME (caller frees) and *DATA (new reference, an object); 0 when none
- * came within TIMEOUT_MS (0: only what is there already); -1 with *ERROR when the connection is
- * lost. */
+/* The next event: 1 with *NAME (the caller frees it with text_free()) and *DATA (new reference, an
+ * object); 0 when none came within TIMEOUT_MS (0: only what is there already); -1 with *ERROR when
+ * the connection is lost. */
 int control_client_next_event (struct control_client *c, int timeout_ms, char **name, json_t **data,
                                char **error);
 

@@ -7,13 +7,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "control/decision.h"
 
 #define DECISION_BYTES 4096
@@ -22,8 +22,7 @@
 static struct decision *
 fail (int fd, char **error, const char *what)
 {
-  if (asprintf (error, "decision word: %s: %s", what, strerror (errno)) == -1)
-    *error = NULL;
+  text_error (error, "decision word: %s: %s", what, strerror (errno));
   if (fd >= 0)
     close (fd);
   return NULL;

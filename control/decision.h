@@ -20,7 +20,7 @@ struct decision {
 
 /* Create (coordinator), or map one that was received (filter; FD is duplicated; refused unless it
  * is a memfd of the right size sealed against shrinking, so that reading it can never fault).  NULL
- * with *ERROR set (caller frees). */
+ * with *ERROR set (the caller frees it with text_free()). */
 struct decision *decision_create (char **error);
 struct decision *decision_map (int fd, char **error);
 void decision_free (struct decision *d); /* NULL allowed; changes nothing */

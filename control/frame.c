@@ -12,10 +12,10 @@
 
 #include <errno.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "control/frame.h"
 
 /* A buffer that served one long line gives the memory back when it is empty again. */
@@ -88,25 +88,18 @@ static enum frame_result
 parse_line (const char *line, size_t len, json_t **object, char **error)
 {
   json_error_t e;
-  json_t *j;
-  int r;
-
-  j = json_loadb (line, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
+  json_t *j = json_loadb (line, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
   if (json_is_object (j)) {
     *object = j;
     return FRAME_OBJECT;
   }
   if (j != NULL) {
     json_decref (j);
-    r = asprintf (error, "QMP input must be a JSON object");
+    text_error (error, "QMP input must be a JSON object");
   } else if (json_error_code (&e) == json_error_out_of_memory)
     return FRAME_NOMEM;
   else
-    r = asprintf (error, "JSON parse error at column %d: %s", e.column, e.text);
-  if (r == -1) {
-    *error = NULL;
-    return FRAME_NOMEM;
-  }
+    text_error (error, "JSON parse error at column %d: %s", e.column, e.text);
   return FRAME_BAD;
 }
 

@@ -36,14 +36,14 @@ void frame_free (struct frame_buffer *b);
 int frame_append (struct frame_buffer *b, const void *data, size_t len);
 
 /* Take the next line out.  Empty lines are skipped.  On FRAME_BAD *ERROR is a message that the
- * caller frees. */
+ * caller frees with text_free(). */
 enum frame_result frame_next (struct frame_buffer *b, json_t **object, char **error);
 
 /* Has a line been begun and not finished? */
 bool frame_partial (const struct frame_buffer *b);
 
-/* Encode OBJECT as one line with a newline.  Returns a malloc'd buffer (caller frees) and its
- * length, or NULL on ENOMEM. */
+/* Encode OBJECT as one line with a newline.  Returns a malloc'd buffer (the caller
+ * frees it) and its length, or NULL on ENOMEM. */
 char *frame_encode (const json_t *object, size_t *len);
 
 #endif

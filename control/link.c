@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/link.h"
 #include "control/wire.h"
 
@@ -24,7 +26,7 @@
 int64_t
 link_deadline (int timeout_ms)
 {
-  return timeout_ms < 0 ? INT64_MAX : wire_now_ms () + timeout_ms;
+  return timeout_ms < 0 ? INT64_MAX : clock_ms () + timeout_ms;
 }
 
 int
@@ -34,7 +36,7 @@ link_ms_until (int64_t deadline)
 
   if (deadline == INT64_MAX)
     return -1;
-  left = deadline - wire_now_ms ();
+  left = deadline - clock_ms ();
   return left <= 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
@@ -43,8 +45,9 @@ static void
 lose (struct control_client *c, const char *reason)
 {
   if (!c->lost) {
-    free (c->reason);
-    c->reason = strdup (reason);
+    char *copy = text_copy (reason); /* first, because REASON may be c->reason */
+    text_free (c->reason);
+    c->reason = copy;
   }
   c->lost = true;
 }
@@ -52,7 +55,7 @@ lose (struct control_client *c, const char *reason)
 char *
 link_lost_message (const struct control_client *c)
 {
-  return wire_message ("%s: %s", c->path, c->reason ? c->reason : "connection lost");
+  return text_printf ("%s: %s", c->path, c->reason ? c->reason : "connection lost");
 }
 
 static void
@@ -115,8 +118,8 @@ late_error (struct control_client *c, const json_t *message)
                             desc ? desc : "unknown error", "execute", id + n));
   else if (json_object_get (message, "id") == NULL && desc != NULL && !c->lost) {
     /* Not an answer: probably the server says why it will now close. */
-    free (c->reason);
-    c->reason = strdup (desc);
+    text_free (c->reason);
+    c->reason = text_copy (desc);
   }
 }
 
@@ -153,7 +156,7 @@ take_line (struct control_client *c)
     break;
   case FRAME_BAD:
     lose (c, "the server does not speak the control protocol");
-    free (error);
+    text_free (error);
     break;
   case FRAME_TOO_LONG:
     lose (c, "the server sent a line that is too long");
@@ -209,12 +212,11 @@ link_send (struct control_client *c, const char *name, json_t *args, json_t *id,
 
   json_decref (m);
   if (line == NULL) {
-    *error = wire_message ("%s: %s: out of memory", c->path, name);
-    return -1;
+    return text_error (error, "%s: %s: out of memory", c->path, name);
   }
   if (len - 1 > FRAME_MAX_LINE) {
-    *error = wire_message ("%s: %s: the command is too long: %zu bytes, at most %u are possible",
-                           c->path, name, len - 1, FRAME_MAX_LINE);
+    text_error (error, "%s: %s: the command is too long: %zu bytes, at most %u are possible",
+                c->path, name, len - 1, FRAME_MAX_LINE);
     free (line);
     return -1;
   }
@@ -232,7 +234,7 @@ link_send (struct control_client *c, const char *name, json_t *args, json_t *id,
       lose (c, err == EPIPE || err == ECONNRESET ? "the server closed the connection"
                                                  : strerror (err));
     } else if (link_wait (c, c->answer == NULL ? POLLIN | POLLOUT : POLLOUT, deadline) == 0) {
-      *error = wire_message ("%s: %s: the server does not read (is it stopped?)", c->path, name);
+      text_error (error, "%s: %s: the server does not read (is it stopped?)", c->path, name);
       if (sent > 0)
         lose (c, "a command was sent only in part"); /* nothing can follow half a line */
       free (line);

@@ -42,11 +42,11 @@ struct control_client {
   bool answer_fd_lost; /* one was sent but could not be taken in */
 };
 
-/* Deadlines are times of wire_now_ms(); a negative TIMEOUT_MS means no limit. */
+/* Deadlines are times of clock_ms(); a negative TIMEOUT_MS means no limit. */
 int64_t link_deadline (int timeout_ms);
 int link_ms_until (int64_t deadline);
 
-/* What to tell the user about a lost connection (caller frees). */
+/* What to tell the user about a lost connection (the caller frees it with text_free()). */
 char *link_lost_message (const struct control_client *c);
 
 /* Take in what is there, without waiting, up to the awaited answer. */

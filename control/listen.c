@@ -25,21 +25,22 @@
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/listen.h"
 #include "control/wire.h"
 
 #define LOCK_WAIT_MS 1000
+#define LOCK_LOOK_MS 10 /* how often to look whether the lock is free */
 #define BIND_TRIES 3
 #define BACKLOG 64
 
 static int
 lock_directory (const char *path)
 {
-  const struct timespec nap = { .tv_nsec = 10 * 1000 * 1000 };
-  int64_t until = wire_now_ms () + LOCK_WAIT_MS;
+  uint64_t until = clock_ms () + LOCK_WAIT_MS;
   char *copy = strdup (path);
   int fd;
 
@@ -50,11 +51,11 @@ lock_directory (const char *path)
   if (fd == -1)
     return -1;
   while (flock (fd, LOCK_EX | LOCK_NB) == -1) {
-    if ((errno != EWOULDBLOCK && errno != EINTR) || wire_now_ms () >= until) {
+    if ((errno != EWOULDBLOCK && errno != EINTR) || clock_ms () >= until) {
       close (fd);
       return -1;
     }
-    nanosleep (&nap, NULL);
+    clock_sleep_ms (LOCK_LOOK_MS);
   }
   return fd;
 }
@@ -69,35 +70,29 @@ remove_stale (const char *path, const struct sockaddr_un *sa, char **error)
   if (lstat (path, &st) == -1) {
     if (errno == ENOENT)
       return 0; /* its owner removed it meanwhile */
-    *error = wire_message ("%s: %s", path, strerror (errno));
-    return -1;
+    return text_error (error, "%s: %s", path, strerror (errno));
   }
   if (!S_ISSOCK (st.st_mode)) {
-    *error = wire_message ("%s: exists and is not a socket; not replaced", path);
-    return -1;
+    return text_error (error, "%s: exists and is not a socket; not replaced", path);
   }
   sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (sock == -1) {
-    *error = wire_message ("%s: socket: %s", path, strerror (errno));
-    return -1;
+    return text_error (error, "%s: socket: %s", path, strerror (errno));
   }
   r = connect (sock, (const struct sockaddr *)sa, sizeof *sa);
   err = errno;
   close (sock);
   if (r == 0 || err == EAGAIN) {
-    *error = wire_message ("%s: another server is listening on this control socket", path);
-    return -1;
+    return text_error (error, "%s: another server is listening on this control socket", path);
   }
   if (err == ENOENT)
     return 0;
   if (err != ECONNREFUSED) {
-    *error = wire_message ("%s: cannot find out whether the socket is in use: %s", path,
-                           strerror (err));
-    return -1;
+    return text_error (error, "%s: cannot find out whether the socket is in use: %s", path,
+                       strerror (err));
   }
   if (unlink (path) == -1 && errno != ENOENT) {
-    *error = wire_message ("%s: cannot remove the stale socket: %s", path, strerror (errno));
-    return -1;
+    return text_error (error, "%s: cannot remove the stale socket: %s", path, strerror (errno));
   }
   return 0;
 }
@@ -114,8 +109,7 @@ bind_path (int sock, const char *path, const struct sockaddr_un *sa, char **erro
       return -1;
     errno = EADDRINUSE;
   }
-  *error = wire_message ("%s: cannot create the control socket: %s", path, strerror (errno));
-  return -1;
+  return text_error (error, "%s: cannot create the control socket: %s", path, strerror (errno));
 }
 
 /* The socket was bound: note its inode, and see that nobody else may connect. */
@@ -125,15 +119,14 @@ check_inode (const char *path, struct listen_inode *inode, char **error)
   struct stat st;
 
   if (lstat (path, &st) == -1) {
-    *error = wire_message ("%s: vanished while it was created: %s", path, strerror (errno));
-    return -1;
+    return text_error (error, "%s: vanished while it was created: %s", path, strerror (errno));
   }
   inode->dev = st.st_dev;
   inode->ino = st.st_ino;
   /* A umask that takes bits from the owner, or a file system with ideas of its own. */
   if (S_ISSOCK (st.st_mode) && (st.st_mode & 07777) != 0600
       && (chmod (path, 0600) == -1 || lstat (path, &st) == -1 || (st.st_mode & 0177) != 0)) {
-    *error = wire_message ("%s: cannot be given the mode 0600", path);
+    text_error (error, "%s: cannot be given the mode 0600", path);
     control_unlisten (path, inode);
     return -1;
   }
@@ -150,7 +143,7 @@ control_listen (const char *path, struct listen_inode *inode, char **error)
     return -1;
   sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (sock == -1 || fchmod (sock, 0600) == -1) {
-    *error = wire_message ("%s: socket: %s", path, strerror (errno));
+    text_error (error, "%s: socket: %s", path, strerror (errno));
     if (sock != -1)
       close (sock);
     return -1;
@@ -160,7 +153,7 @@ control_listen (const char *path, struct listen_inode *inode, char **error)
   if (r == 0)
     r = check_inode (path, inode, error);
   if (r == 0 && listen (sock, BACKLOG) == -1) {
-    *error = wire_message ("%s: listen: %s", path, strerror (errno));
+    text_error (error, "%s: listen: %s", path, strerror (errno));
     control_unlisten (path, inode);
     r = -1;
   }

@@ -15,7 +15,7 @@ struct listen_inode {
 };
 
 /* Bind PATH with mode 0600 and listen.  Returns a non-blocking, close-on-exec descriptor, or -1
- * with *ERROR set (caller frees). */
+ * with *ERROR set (the caller frees it with text_free()). */
 int control_listen (const char *path, struct listen_inode *inode, char **error);
 
 /* Unlink PATH if it still is that socket. */

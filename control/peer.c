@@ -17,6 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/peer.h"
 #include "control/wire.h"
 
@@ -166,7 +168,7 @@ take_line (struct control_peer *p)
     if (!frame_partial (&p->in))
       p->line_start = 0; /* it was a blank line: a descriptor with it waits for the next */
     else if (p->line_start == 0)
-      p->line_start = wire_now_ms ();
+      p->line_start = clock_ms ();
     return;
   case FRAME_OBJECT:
     run_request (p, request);
@@ -174,7 +176,7 @@ take_line (struct control_peer *p)
     break;
   case FRAME_BAD:
     peer_queue_error (p, NULL, "GenericError", error);
-    free (error);
+    text_free (error);
     break;
   case FRAME_TOO_LONG:
     peer_queue_error (p, NULL, "GenericError", "line too long: at most 65536 bytes are allowed");
@@ -210,11 +212,10 @@ read_input (struct control_peer *p, int64_t until)
   char buf[READ_SIZE];
 
   for (int i = 0; i < READS_PER_TURN; i++) {
-    ssize_t n;
-
-    if (p->state != PEER_OPEN || p->eof || is_busy (p) || wire_now_ms () >= until)
+    int64_t now = clock_ms ();
+    if (p->state != PEER_OPEN || p->eof || is_busy (p) || now >= until)
       return;
-    n = wire_recv (p->sock, buf, sizeof buf, &p->pending_fd, &p->fd_lost);
+    ssize_t n = wire_recv (p->sock, buf, sizeof buf, &p->pending_fd, &p->fd_lost);
     if (n == 0) {
       p->eof = true; /* an unfinished line is not run: its sender may have died in the middle */
       p->line_start = 0;
@@ -226,7 +227,7 @@ read_input (struct control_peer *p, int64_t until)
         return;
       }
       /* Only here is it the peer's fault that the line is not complete. */
-      if (p->line_start != 0 && wire_now_ms () - p->line_start >= p->server->limits.line_ms) {
+      if (p->line_start != 0 && now - p->line_start >= p->server->limits.line_ms) {
         peer_queue_error (p, NULL, "GenericError", "a line was begun and not finished in time");
         control_peer_close (p);
       }

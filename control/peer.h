@@ -94,7 +94,7 @@ void peer_free (struct control_peer *p);
 /* Which poll() events this peer waits for. */
 short peer_events (const struct control_peer *p);
 
-/* When peer_check() must look at it next: a time of wire_now_ms(), or INT64_MAX. */
+/* When peer_check() must look at it next: a time of clock_ms(), or INT64_MAX. */
 int64_t peer_deadline (const struct control_peer *p);
 
 /* Read and run commands: a bounded number, and none begun at or after UNTIL. */

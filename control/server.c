@@ -19,6 +19,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/peer.h"
 #include "control/wire.h"
 
@@ -35,15 +37,16 @@ static const struct control_limits default_limits = {
   .max_output = CONTROL_MAX_OUTPUT,
 };
 
-/* The socket is unlinked later, when the process may have another working directory. */
+/* The socket is unlinked later, when the process may have another working directory.  NULL if
+ * memory runs out: no other path will do. */
 static char *
 absolute (const char *path)
 {
-  char cwd[PATH_MAX];
+  char cwd[PATH_MAX], *text;
 
   if (path[0] == '/' || getcwd (cwd, sizeof cwd) == NULL)
     return strdup (path);
-  return wire_message ("%s/%s", cwd, path);
+  return asprintf (&text, "%s/%s", cwd, path) == -1 ? NULL : text;
 }
 
 struct control_server *
@@ -54,7 +57,7 @@ control_server_new (const char *path, const char *package, const struct control_
 
   *error = NULL;
   if (s == NULL) {
-    *error = wire_message ("%s: out of memory", path);
+    text_error (error, "%s: out of memory", path);
     return NULL;
   }
   s->limits = default_limits;
@@ -62,14 +65,14 @@ control_server_new (const char *path, const char *package, const struct control_
   s->opaque = opaque;
   s->sock = -1;
   s->path = absolute (path);
-  s->package = strdup (package);
-  if (s->path == NULL || s->package == NULL)
-    *error = wire_message ("%s: out of memory", path);
+  s->package = text_copy (package);
+  if (s->path == NULL)
+    text_error (error, "%s: out of memory", path);
   else
     s->sock = control_listen (path, &s->inode, error);
   if (s->sock == -1) {
     free (s->path);
-    free (s->package);
+    text_free (s->package);
     free (s);
     return NULL;
   }
@@ -171,7 +174,7 @@ accept_peers (struct control_server *s)
       /* Out of descriptors or memory: the client stays in the queue, and poll() would report it
        * for ever. */
       if (errno != EAGAIN && errno != EWOULDBLOCK)
-        s->accept_after = wire_now_ms () + ACCEPT_PAUSE_MS;
+        s->accept_after = clock_ms () + ACCEPT_PAUSE_MS;
       return;
     }
     admit (s, sock);
@@ -211,7 +214,7 @@ wait_for_work (struct control_server *s, int timeout_ms, struct pollfd *extra, u
 {
   size_t n = 1 + (size_t)s->nr_peers + nr_extra;
   struct pollfd *pfds = need_pfds (s, n);
-  int64_t now = wire_now_ms ();
+  int64_t now = clock_ms ();
   bool accepting = now >= s->accept_after;
   int r, err;
 
@@ -248,7 +251,7 @@ wait_for_work (struct control_server *s, int timeout_ms, struct pollfd *extra, u
 static void
 serve_peers (struct control_server *s)
 {
-  int64_t until = wire_now_ms () + s->limits.turn_ms;
+  uint64_t until = clock_ms () + s->limits.turn_ms;
   unsigned n = s->nr_peers, first = n > 0 ? s->turn % n : 0;
 
   s->turn = first + 1;
@@ -258,7 +261,7 @@ serve_peers (struct control_server *s)
 
     if ((revents & ~POLLOUT) == 0)
       continue;
-    if (wire_now_ms () >= until) {
+    if (clock_ms () >= until) {
       s->turn = i; /* first the next time */
       break;
     }
@@ -275,7 +278,7 @@ reap_peers (struct control_server *s)
     struct control_peer *p = s->peers[i];
 
     if (p->state == PEER_CLOSING && p->out == NULL) {
-      peer_linger (p, wire_now_ms ());
+      peer_linger (p, clock_ms ());
       s->ops->closed (s->opaque, p);
       i = 0;
     } else if (p->state == PEER_GONE) {
@@ -301,7 +304,7 @@ control_server_poll (struct control_server *s, int timeout_ms, struct pollfd *ex
     accept_peers (s);
   for (unsigned i = 0; i < s->nr_peers; i++)
     peer_flush (s->peers[i]);
-  now = wire_now_ms ();
+  now = clock_ms ();
   for (unsigned i = 0; i < s->nr_peers; i++)
     peer_check (s->peers[i], now);
   reap_peers (s);
@@ -327,7 +330,7 @@ control_server_free (struct control_server *s)
     remove_peer (s, s->nr_peers - 1);
   free (s->pfds);
   free (s->path);
-  free (s->package);
+  text_free (s->package);
   free (s);
 }
 

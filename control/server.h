@@ -43,8 +43,8 @@ struct control_server_ops {
 
 /* Bind PATH (mode 0600, from the start) and listen.  A stale socket nobody listens on is replaced;
  * one in use, or a path that is no socket, is an error.  PACKAGE goes into the greeting (e.g.
- * "nbdmirror 0.1.0"). OPS and OPAQUE must outlive the server.  Returns NULL with *ERROR set (caller
- * frees). */
+ * "nbdmirror 0.1.0"). OPS and OPAQUE must outlive the server.  Returns NULL with *ERROR set (the
+ * caller frees it with text_free()). */
 struct control_server *control_server_new (const char *path, const char *package,
                                            const struct control_server_ops *ops, void *opaque,
                                            char **error);

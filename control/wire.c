@@ -11,27 +11,16 @@
 #include "config.h"
 
 #include <errno.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "control/wire.h"
 
 /* Room for this many descriptors in one message; the kernel closes what does not fit. */
 #define MAX_CMSG_FDS 4
-
-int64_t
-wire_now_ms (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 int
 wire_address (const char *path, struct sockaddr_un *sa, char **error)
@@ -41,14 +30,12 @@ wire_address (const char *path, struct sockaddr_un *sa, char **error)
   memset (sa, 0, sizeof *sa);
   sa->sun_family = AF_UNIX;
   if (len == 0) {
-    *error = wire_message ("the path of the control socket is empty");
-    return -1;
+    return text_error (error, "the path of the control socket is empty");
   }
   if (len >= sizeof sa->sun_path) {
-    *error
-        = wire_message ("%s: path too long for a unix socket: %zu bytes, at most %zu are possible",
-                        path, len, sizeof sa->sun_path - 1);
-    return -1;
+    return text_error (error,
+                       "%s: path too long for a unix socket: %zu bytes, at most %zu are possible",
+                       path, len, sizeof sa->sun_path - 1);
   }
   memcpy (sa->sun_path, path, len + 1);
   return 0;
@@ -157,17 +144,4 @@ wire_text (const char *text)
   j = json_string (copy);
   free (copy);
   return j;
-}
-
-char *
-wire_message (const char *fmt, ...)
-{
-  va_list args;
-  char *s;
-  int r;
-
-  va_start (args, fmt);
-  r = vasprintf (&s, fmt, args);
-  va_end (args);
-  return r == -1 ? NULL : s;
 }

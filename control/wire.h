@@ -10,15 +10,12 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <sys/types.h>
 #include <sys/un.h>
 #include <jansson.h>
 
-/* CLOCK_MONOTONIC in milliseconds. */
-int64_t wire_now_ms (void);
-
-/* Fill in *SA.  -1 with *ERROR set when PATH does not fit or is empty. */
+/* Fill in *SA.  0; or -1 with *ERROR set (the caller frees it with text_free()) when PATH does not
+ * fit, or is empty. */
 int wire_address (const char *path, struct sockaddr_un *sa, char **error);
 
 /* Receive what is there, but nothing beyond the next newline: a descriptor that comes with
@@ -34,8 +31,5 @@ ssize_t wire_send (int sock, const void *buf, size_t len, int pass_fd);
 
 /* A JSON string of TEXT, which may hold any bytes: what is not UTF-8 turns into '?'. */
 json_t *wire_text (const char *text);
-
-/* asprintf that returns the string, or NULL. */
-char *wire_message (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 
 #endif

@@ -18,8 +18,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "tests/unit/control-fixture.h"
+#include "base/clock.h"
 #include "control/wire.h"
+#include "tests/unit/control-fixture.h"
 
 #define PATIENCE_MS 10000
 
@@ -372,10 +373,10 @@ raw_call (int sock, const char *line)
 bool
 raw_ended (int sock)
 {
-  int64_t until = wire_now_ms () + PATIENCE_MS;
+  uint64_t until = clock_ms () + PATIENCE_MS;
   char buf[4096];
 
-  while (wire_now_ms () < until) {
+  while (clock_ms () < until) {
     struct pollfd p = { .fd = sock, .events = POLLIN };
     ssize_t n;
 

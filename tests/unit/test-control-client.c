@@ -17,10 +17,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "tests/unit/unit.h"
-#include "tests/unit/control-fixture.h"
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/client.h"
 #include "control/wire.h"
+#include "tests/unit/control-fixture.h"
+#include "tests/unit/unit.h"
 
 static struct control_client *
 connected (void)
@@ -68,8 +70,8 @@ control_test (client, call)
   cr_assert_null (ret);
   cr_assert_str_eq (class_, "CommandNotFound");
   cr_assert_str_eq (error, "The command nonsense has not been found");
-  free (class_);
-  free (error);
+  text_free (class_);
+  text_free (error);
   /* Nothing to return anything to. */
   cr_assert_eq (run_command (c, &error, .command = "echo", .timeout_ms = CALL_MS), 0);
   control_client_free (c);
@@ -129,9 +131,9 @@ control_test (client, events)
     json_decref (data);
   }
   cr_assert_eq (control_client_next_event (c, 0, &name, &data, &error), 0);
-  begin = wire_now_ms ();
+  begin = clock_ms ();
   cr_assert_eq (control_client_next_event (c, 100, &name, &data, &error), 0);
-  cr_assert_geq (wire_now_ms () - begin, 99);
+  cr_assert_geq (clock_ms () - begin, 99);
   control_client_free (c);
 }
 
@@ -203,15 +205,15 @@ control_test (client, call_timeout)
 
   fixture_start (NULL);
   c = connected ();
-  begin = wire_now_ms ();
+  begin = clock_ms ();
   cr_assert_eq (run_command (c, &error, .command = "defer", .ret = &ret, .class_ = &class_,
                              .timeout_ms = 100),
                 -1);
-  cr_assert_geq (wire_now_ms () - begin, 99);
+  cr_assert_geq (clock_ms () - begin, 99);
   cr_assert_not_null (strstr (error, "no answer to defer in time"), "%s", error);
   cr_assert_eq (strncmp (error, fx.path, strlen (fx.path)), 0);
   cr_assert_null (class_);
-  free (error);
+  text_free (error);
   ret = call (c, "answer", NULL); /* the late one is on the wire first */
   cr_assert (json_is_true (json_object_get (ret, "found")));
   json_decref (ret);
@@ -235,9 +237,9 @@ control_test (client, command_too_long)
                              .timeout_ms = CALL_MS),
                 -1);
   cr_assert_not_null (strstr (error, "too long"), "%s", error);
-  free (error);
+  text_free (error);
   cr_assert_eq (control_client_send (c, "echo", json_pack ("{s:s}", "t", text), &error), -1);
-  free (error);
+  text_free (error);
   json_decref (call (c, "echo", NULL));
   control_client_free (c);
   free (text);
@@ -261,12 +263,12 @@ control_test (client, server_ends)
   json_decref (data);
   cr_assert_eq (control_client_next_event (c, 5000, &name, &data, &error), -1);
   cr_assert_not_null (strstr (error, "the server closed the connection"), "%s", error);
-  free (error);
+  text_free (error);
   cr_assert_eq (run_command (c, &error, .command = "echo", .timeout_ms = CALL_MS), -1);
   cr_assert_not_null (strstr (error, fx.path), "%s", error);
-  free (error);
+  text_free (error);
   cr_assert_eq (control_client_send (c, "echo", json_object (), &error), -1);
-  free (error);
+  text_free (error);
   control_client_free (c);
 }
 
@@ -281,7 +283,7 @@ control_test (client, closed_during_a_call)
   cr_assert_eq (run_command (c, &error, .command = "close", .timeout_ms = CALL_MS), 0);
   cr_assert_eq (run_command (c, &error, .command = "echo", .timeout_ms = CALL_MS), -1);
   cr_assert_not_null (strstr (error, "closed the connection"), "%s", error);
-  free (error);
+  text_free (error);
   control_client_free (c);
 }
 
@@ -290,14 +292,14 @@ control_test (client, closed_during_a_call)
 static void
 expect_no_connection (const char *path, int timeout_ms, const char *reason)
 {
-  int64_t begin = wire_now_ms ();
+  int64_t begin = clock_ms ();
   char *error;
 
   cr_assert_null (control_client_connect (path, timeout_ms, &error));
   cr_assert_eq (strncmp (error, path, strlen (path)), 0, "%s", error);
   cr_assert_not_null (strstr (error, reason), "%s", error);
-  cr_assert_lt (wire_now_ms () - begin, timeout_ms + 2000);
-  free (error);
+  cr_assert_lt (clock_ms () - begin, timeout_ms + 2000);
+  text_free (error);
 }
 
 /* Proves: whatever is wrong at the path is said in words. */
@@ -398,6 +400,27 @@ control_test (client, wrong_servers)
   expect_for_script ("{\"QMP\": {}}\n", "the server closed the connection");
   expect_for_script ("{\"QMP\": {}}\n{\"id\": 1}\n", "does not speak the control protocol");
   expect_for_script ("{\"QMP\": {}}\n{\"id\": 1, \"error\": {\"desc\": \"not you\"}}\n", "not you");
+}
+
+/* Proves: what a server says before it closes is the reason that the client reports. */
+control_test (client, last_words)
+{
+  int server = dumb_server (5);
+  pthread_t thread;
+  char *name, *error;
+  json_t *data;
+
+  script
+      = "{\"QMP\": {}}\n{\"id\": 1, \"return\": {}}\n"
+        "{\"error\": {\"class\": \"GenericError\", \"desc\": \"the disk is about to go away\"}}\n";
+  cr_assert_eq (pthread_create (&thread, NULL, recite, &server), 0);
+  struct control_client *c = connected ();
+  cr_assert_eq (control_client_next_event (c, 2000, &name, &data, &error), -1);
+  cr_assert_not_null (strstr (error, "the disk is about to go away"), "%s", error);
+  text_free (error);
+  control_client_free (c);
+  pthread_join (thread, NULL);
+  close (server);
 }
 
 /* Proves: a client that is refused for want of places hears the reason. */

@@ -15,8 +15,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "tests/unit/unit.h"
 #include "tests/unit/control-fixture.h"
+#include "tests/unit/unit.h"
 
 static int
 open_file (const char *name, ino_t *ino)

@@ -16,9 +16,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "tests/unit/unit.h"
-#include "tests/unit/control-fixture.h"
+#include "base/text.h"
 #include "control/wire.h"
+#include "tests/unit/control-fixture.h"
+#include "tests/unit/unit.h"
 
 static mode_t
 socket_mode (void)
@@ -39,7 +40,7 @@ expect_refusal (const char *path, const char *reason)
   cr_assert_null (control_server_new (path, "x", &none, NULL, &error));
   cr_assert_eq (strncmp (error, path, strlen (path)), 0, "%s", error);
   cr_assert_not_null (strstr (error, reason), "%s", error);
-  free (error);
+  text_free (error);
 }
 
 /* Proves: the mode is 0600 whatever the umask, and the umask (shared by all threads) stays as

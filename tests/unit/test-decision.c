@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "control/decision.h"
 #include "tests/unit/unit.h"
 
@@ -46,7 +47,7 @@ refused (int fd, const char *why)
   cr_assert_null (decision_map (fd, &error), "taken for a decision word");
   cr_assert_not_null (error);
   cr_assert_not_null (strstr (error, why), "'%s' does not say '%s'", error, why);
-  free (error);
+  text_free (error);
 }
 
 static int

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "control/frame.h"
 #include "tests/unit/unit.h"
 
@@ -96,7 +97,7 @@ expect_bad_then_good (const char *bad, size_t len)
   cr_assert_eq (frame_next (&b, &j, &error), FRAME_BAD, "taken for good: %.40s", bad);
   cr_assert_null (j);
   cr_assert (error != NULL && *error != '\0', "no message for %.40s", bad);
-  free (error);
+  text_free (error);
   expect_member (&b, "good", 1);
   expect_none (&b);
   frame_free (&b);
@@ -262,7 +263,7 @@ feed (struct frame_buffer *b, const char *data, size_t len, uint64_t *x, unsigne
         (*objects)++;
       } else {
         cr_assert_not_null (error);
-        free (error);
+        text_free (error);
         (*bad)++;
       }
     }
