@@ -39,10 +39,10 @@ struct complete {
   char **controls;
   unsigned nr;
   enum mode mode;
-  struct handoff_options opts;
+  struct coordinator_options opts;
   struct hooks hooks;
   bool json;
-  struct handoff_seal *seals; /* of each disk; NULL before the commit */
+  struct coordinator_seal *seals; /* of each disk; NULL before the commit */
 };
 
 static int
@@ -106,9 +106,9 @@ seal_all (struct complete *c)
     cmd_error ("handed over, and the destinations could not be sealed: out of memory");
     return EXIT_DEST_FAILED;
   }
-  handoff_seal_all (c->controls, c->nr, c->seals);
+  coordinator_seal_all (c->controls, c->nr, c->seals);
   for (i = 0; i < c->nr; i++) {
-    const struct handoff_seal *s = &c->seals[i];
+    const struct coordinator_seal *s = &c->seals[i];
 
     if (s->state == HANDOFF_SEAL_UNKNOWN)
       cmd_warning ("%s: %s: if it was a server of nbdmirror receive, 'nbdmirror receive --seal' it "
@@ -126,7 +126,7 @@ seal_all (struct complete *c)
 }
 
 static json_t *
-sealed_or_null (const struct handoff_seal *s)
+sealed_or_null (const struct coordinator_seal *s)
 {
   return s->state == HANDOFF_SEAL_DONE     ? json_true ()
          : s->state == HANDOFF_SEAL_FAILED ? json_false ()
@@ -143,15 +143,16 @@ text_or_null (const char *text)
  * ----------------------------------------------------------------------------- */
 
 static json_t *
-result_object (const struct complete *c, const struct handoff_result *result, const char *reason)
+result_object (const struct complete *c, const struct coordinator_result *result,
+               const char *reason)
 {
-  const struct handoff_seal none = { .state = HANDOFF_SEAL_NONE };
+  const struct coordinator_seal none = { .state = HANDOFF_SEAL_NONE };
   json_t *disks = json_array ();
   unsigned i;
 
   for (i = 0; i < result->nr; i++) {
     double ms = result->downtime_ms != NULL ? result->downtime_ms[i] : -1;
-    const struct handoff_seal *s = c->seals != NULL ? &c->seals[i] : &none;
+    const struct coordinator_seal *s = c->seals != NULL ? &c->seals[i] : &none;
 
     json_array_append_new (disks,
                            json_pack ("{s:s, s:o, s:o, s:o, s:o}", "control", c->controls[i],
@@ -165,7 +166,7 @@ result_object (const struct complete *c, const struct handoff_result *result, co
 }
 
 static void
-print_result (const struct complete *c, const struct handoff_result *result)
+print_result (const struct complete *c, const struct coordinator_result *result)
 {
   char buf[UNITS_BUF];
   unsigned i;
@@ -182,7 +183,7 @@ print_result (const struct complete *c, const struct handoff_result *result)
 }
 
 static void
-print_json (const struct complete *c, const struct handoff_result *result, const char *reason)
+print_json (const struct complete *c, const struct coordinator_result *result, const char *reason)
 {
   json_t *object = result_object (c, result, reason);
 
@@ -192,30 +193,30 @@ print_json (const struct complete *c, const struct handoff_result *result, const
 }
 
 static void
-print_prepared (const struct complete *c, const struct handoff *h)
+print_prepared (const struct complete *c, const struct coordinator *h)
 {
   json_t *disks = json_array (), *object;
   unsigned i;
 
   if (!c->json) {
     printf ("prepared: %u disk%s held for at most %u ms\nrollback token: %s\n", c->nr,
-            c->nr == 1 ? " is" : "s are", c->opts.lease_ms, handoff_token (h));
+            c->nr == 1 ? " is" : "s are", c->opts.lease_ms, coordinator_token (h));
     json_decref (disks);
     return;
   }
   for (i = 0; i < c->nr; i++)
     json_array_append_new (disks, json_pack ("{s:s, s:I}", "control", c->controls[i], "generation",
-                                             (json_int_t)handoff_generation (h, i)));
-  object = json_pack ("{s:b, s:s, s:i, s:o}", "prepared", 1, "rollback-token", handoff_token (h),
-                      "lease-ms", (int)c->opts.lease_ms, "disks", disks);
+                                             (json_int_t)coordinator_generation (h, i)));
+  object = json_pack ("{s:b, s:s, s:i, s:o}", "prepared", 1, "rollback-token",
+                      coordinator_token (h), "lease-ms", (int)c->opts.lease_ms, "disks", disks);
   json_dumpf (object, stdout, JSON_INDENT (2));
   printf ("\n");
   json_decref (object);
 }
 
-/* Seal, and tell how it ended, with the hooks.  R is that of handoff_finalize(). */
+/* Seal, and tell how it ended, with the hooks.  R is that of coordinator_finalize(). */
 static int
-finish (struct complete *c, const struct handoff_result *result, int r, const char *reason)
+finish (struct complete *c, const struct coordinator_result *result, int r, const char *reason)
 {
   int sealed = EXIT_DONE;
 
@@ -251,21 +252,21 @@ static int
 prepare_only (struct complete *c)
 {
   char *error = NULL;
-  struct handoff *h;
+  struct coordinator *h;
   int r = EXIT_ERROR;
 
   if (c->opts.lease_ms == 0)
     c->opts.lease_ms = PREPARE_ONLY_LEASE_MS;
-  h = handoff_new (c->controls, c->nr, &c->opts, &error);
-  if (h != NULL && before_hold (c, &error) == 0 && handoff_prepare (h, NULL, &error) == 0
-      && handoff_keep (h, &error) == 0) {
+  h = coordinator_new (c->controls, c->nr, &c->opts, &error);
+  if (h != NULL && before_hold (c, &error) == 0 && coordinator_prepare (h, NULL, &error) == 0
+      && coordinator_keep (h, &error) == 0) {
     print_prepared (c, h);
     r = EXIT_DONE;
   } else {
     cmd_error ("%s", error != NULL ? error : "out of memory");
     hook_run_warn (&c->hooks, HOOK_ABORT, NULL, error);
   }
-  handoff_free (h);
+  coordinator_free (h);
   free (error);
   return r;
 }
@@ -273,15 +274,15 @@ prepare_only (struct complete *c)
 static int
 run_all (struct complete *c)
 {
-  struct handoff_result result = { .nr = 0 };
+  struct coordinator_result result = { .nr = 0 };
   char *reason = NULL;
   int r;
 
   c->opts.before_hold = before_hold;
   c->opts.opaque = c;
-  r = handoff_run (c->controls, c->nr, &c->opts, &result, &reason);
+  r = coordinator_run (c->controls, c->nr, &c->opts, &result, &reason);
   r = finish (c, &result, r, reason);
-  handoff_result_free (&result);
+  coordinator_result_free (&result);
   free (reason);
   return r;
 }
@@ -291,28 +292,28 @@ run_all (struct complete *c)
 
 /* Commit H if that is still to be done, and finalize it. */
 static int
-finish_older (struct complete *c, struct handoff *h, bool decide)
+finish_older (struct complete *c, struct coordinator *h, bool decide)
 {
-  struct handoff_result result;
+  struct coordinator_result result;
   char *reason = NULL;
   int r = -1;
 
-  if (handoff_result_init (&result, c->nr) == -1) {
+  if (coordinator_result_init (&result, c->nr) == -1) {
     cmd_error ("out of memory");
     return EXIT_ERROR;
   }
-  if (!decide || handoff_commit (h, &reason) == 0)
-    r = handoff_finalize (h, &result, &reason);
+  if (!decide || coordinator_commit (h, &reason) == 0)
+    r = coordinator_finalize (h, &result, &reason);
   r = finish (c, &result, r, reason);
-  handoff_result_free (&result);
+  coordinator_result_free (&result);
   free (reason);
   return r;
 }
 
 static int
-release_older (struct complete *c, struct handoff *h, const char *reason)
+release_older (struct complete *c, struct coordinator *h, const char *reason)
 {
-  if (handoff_release (h) == DECISION_COMMIT) {
+  if (coordinator_release (h) == DECISION_COMMIT) {
     cmd_error ("handed over already: only a rollback makes the source writable again");
     return EXIT_REFUSED;
   }
@@ -322,7 +323,8 @@ release_older (struct complete *c, struct handoff *h, const char *reason)
 }
 
 static int
-commit_found (struct complete *c, struct handoff *h, enum handoff_found found, const char *error)
+commit_found (struct complete *c, struct coordinator *h, enum handoff_found found,
+              const char *error)
 {
   switch (found) {
   case HANDOFF_FOUND_NONE:
@@ -339,7 +341,7 @@ commit_found (struct complete *c, struct handoff *h, enum handoff_found found, c
 }
 
 static int
-release_found (struct complete *c, struct handoff *h, enum handoff_found found)
+release_found (struct complete *c, struct coordinator *h, enum handoff_found found)
 {
   if (found == HANDOFF_FOUND_NONE) {
     cmd_notice ("no hand-off of these disks is prepared: nothing to release");
@@ -355,7 +357,7 @@ release_found (struct complete *c, struct handoff *h, enum handoff_found found)
 /* A coordinator was killed, perhaps: finish what it had decided.  What it had not needs --commit or
  * --release. */
 static int
-rerun_found (struct complete *c, struct handoff *h, enum handoff_found found)
+rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found)
 {
   if (found == HANDOFF_FOUND_COMMITTED) {
     cmd_notice ("this hand-off was decided already; finishing it");
@@ -364,7 +366,7 @@ rerun_found (struct complete *c, struct handoff *h, enum handoff_found found)
   if (found == HANDOFF_FOUND_DONE) {
     int sealed = seal_all (c);
     cmd_error ("%s: it was handed over already, rollback token %s", c->controls[0],
-               handoff_token (h));
+               coordinator_token (h));
     return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
   cmd_error (
@@ -377,7 +379,7 @@ run_older (struct complete *c)
 {
   enum handoff_found found;
   char *error = NULL;
-  struct handoff *h = handoff_find (c->controls, c->nr, c->opts.token, &found, &error);
+  struct coordinator *h = coordinator_find (c->controls, c->nr, c->opts.token, &found, &error);
   int r;
 
   if (h == NULL) {
@@ -389,7 +391,7 @@ run_older (struct complete *c)
     r = release_found (c, h, found);
   else
     r = rerun_found (c, h, found);
-  handoff_free (h);
+  coordinator_free (h);
   free (error);
   return r;
 }
@@ -397,7 +399,7 @@ run_older (struct complete *c)
 static int
 run_mode (struct complete *c)
 {
-  const struct handoff_result none = { .nr = 0 };
+  const struct coordinator_result none = { .nr = 0 };
   bool older = false;
   unsigned i;
 
@@ -456,7 +458,7 @@ take_option (struct complete *c, int opt)
     c->opts.waiters = optarg;
     return 0;
   case OPT_TOKEN:
-    if (!handoff_token_ok (optarg))
+    if (!coordinator_token_ok (optarg))
       return cmd_usage_error ("--rollback-token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -",
                               optarg);
     c->opts.token = optarg;
@@ -510,7 +512,7 @@ run (struct cmd_line *line)
   c.hooks.nr_controls = c.nr;
   r = run_mode (&c);
   if (c.seals != NULL)
-    handoff_seal_free (c.seals, c.nr);
+    coordinator_seal_free (c.seals, c.nr);
   free (c.seals);
   free (c.controls);
   return r;

@@ -51,7 +51,7 @@ run (struct cmd_line *line)
     return line->status;
   if (token == NULL)
     return cmd_usage_error ("--token is missing ('complete' printed it, 'status' shows it)");
-  if (!handoff_token_ok (token))
+  if (!coordinator_token_ok (token))
     return cmd_usage_error ("--token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -", token);
   if (!stopped)
     return cmd_usage_error (

@@ -279,9 +279,9 @@ wait_until_ready (struct evacuate *e)
 static int
 hand_over (struct evacuate *e, char token[HANDOFF_TOKEN_MAX + 1], double *since)
 {
-  const struct handoff_options opts
+  const struct coordinator_options opts
       = { .lease_ms = e->lease_ms, .waiters = "keep", .successor = e->disk };
-  struct handoff_result result;
+  struct coordinator_result result;
   char *error = NULL;
   int tries, r;
 
@@ -290,9 +290,9 @@ hand_over (struct evacuate *e, char token[HANDOFF_TOKEN_MAX + 1], double *since)
     if (r != 0)
       return r;
     *since = now_ms ();
-    r = handoff_run (&e->old.control, 1, &opts, &result, &error);
+    r = coordinator_run (&e->old.control, 1, &opts, &result, &error);
     strcpy (token, result.token);
-    handoff_result_free (&result);
+    coordinator_result_free (&result);
     if (result.committed)
       break;
     if (tries == HAND_OVER_TRIES) {

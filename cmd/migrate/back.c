@@ -83,9 +83,9 @@ free_disks (struct migrate *m)
 {
   if (m->committed)
     return uncommit (m);
-  if (m->handoff == NULL)
+  if (m->coordinator == NULL)
     return true;
-  if (handoff_release (m->handoff) == DECISION_COMMIT) /* nobody but us decides so */
+  if (coordinator_release (m->coordinator) == DECISION_COMMIT) /* nobody but us decides so */
     return false;
   if (m->held)
     log_rolled_back (m, "every disk was released");
@@ -230,13 +230,13 @@ recover_forward (struct migrate *m, bool decide)
   char *error = NULL;
   char status[32];
 
-  if (decide && handoff_commit (m->handoff, &error) == -1) {
+  if (decide && coordinator_commit (m->coordinator, &error) == -1) {
     cmd_error ("%s", error != NULL ? error : "out of memory");
     free (error);
     return EXIT_ERROR;
   }
   m->committed = true;
-  strcpy (m->result.token, handoff_token (m->handoff));
+  strcpy (m->result.token, coordinator_token (m->coordinator));
   vm_status (&m->source, status);
   if (strcmp (status, "running") == 0
       && vm_call (&m->source, "stop", NULL, NULL, NULL, &error) == 0)
@@ -256,7 +256,7 @@ recover_back (struct migrate *m, enum handoff_found found)
   m->held = found == HANDOFF_FOUND_UNDECIDED || found == HANDOFF_FOUND_BROKEN;
   m->committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
   if (m->committed) {
-    const char *token = handoff_token (m->handoff);
+    const char *token = coordinator_token (m->coordinator);
 
     snprintf (m->result.token, sizeof m->result.token, "%s",
               token[0] != '\0' ? token : m->known.token);
@@ -278,7 +278,7 @@ look_and_recover (struct migrate *m, enum handoff_found found)
   log_event (m, "recover",
              json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int)found, "source", source, "migration",
                         migration, "destination", dest));
-  plan = migrate_plan (found, handoff_has_word (m->handoff), source, migration, dest);
+  plan = migrate_plan (found, coordinator_has_word (m->coordinator), source, migration, dest);
   if (m->died[0] != '\0')
     plan = migrate_plan_known (plan, found, &m->known, source, dest,
                                m->known.dest_direct && vm_is_dead (&m->dest));
@@ -286,7 +286,7 @@ look_and_recover (struct migrate *m, enum handoff_found found)
   case PLAN_NOTHING:
     if (strcmp (dest, "running") == 0) {
       m->committed = true;
-      strcpy (m->result.token, handoff_token (m->handoff));
+      strcpy (m->result.token, coordinator_token (m->coordinator));
       m->phase = PHASE_DONE;
     }
     cmd_notice ("nothing to do: the guest runs at the %s",
@@ -313,10 +313,10 @@ migrate_recover (struct migrate *m)
   char *error = NULL;
   int status = EXIT_ERROR;
 
-  m->handoff = handoff_find (m->controls, m->nr, NULL, &found, &error);
-  if (m->handoff == NULL)
+  m->coordinator = coordinator_find (m->controls, m->nr, NULL, &found, &error);
+  if (m->coordinator == NULL)
     cmd_error ("%s", error != NULL ? error : "out of memory");
-  else if (handoff_result_init (&m->result, m->nr) == -1)
+  else if (coordinator_result_init (&m->result, m->nr) == -1)
     cmd_error ("out of memory");
   else
     status = look_and_recover (m, found);

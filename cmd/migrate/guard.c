@@ -275,9 +275,9 @@ forget_try (struct migrate *m)
     m->known.phase = PHASE_BACK;
     m->known.committed = true;
   }
-  handoff_free (m->handoff);
-  m->handoff = NULL;
-  handoff_result_free (&m->result);
+  coordinator_free (m->coordinator);
+  m->coordinator = NULL;
+  coordinator_result_free (&m->result);
   memset (&m->result, 0, sizeof m->result);
   m->held = m->committed = false;
   m->known.cont_sent = m->known.cont_sent || m->cont_sent;

@@ -165,7 +165,7 @@ after_commit (struct migrate *m)
 static int
 run_migration (struct migrate *m)
 {
-  if (handoff_result_init (&m->result, m->nr) == -1) {
+  if (coordinator_result_init (&m->result, m->nr) == -1) {
     cmd_error ("out of memory");
     return EXIT_ERROR;
   }
@@ -426,8 +426,8 @@ static void
 tear_down (struct migrate *m)
 {
   log_close (m);
-  handoff_free (m->handoff);
-  handoff_result_free (&m->result);
+  coordinator_free (m->coordinator);
+  coordinator_result_free (&m->result);
   vm_close (&m->source);
   vm_close (&m->dest);
   json_decref (m->source.old_caps);
@@ -504,7 +504,7 @@ const struct subcommand subcommand_migrate = {
   "  -j, --json                 print that object instead of progress\n"
   "  --recover                  after a migrate whose processes were both killed: finish, or go "
   "back\n" HOOK_READY_HELP HOOK_OPTIONS_HELP "\nOn any failure before the disks are handed over "
-                                             "the guest goes on at the source, the destination\n"
+  "the guest goes on at the source, the destination\n"
   "QEMU is ended, and the mirrors are cancelled.  Ctrl-C does the same: exit status 6.  It is two\n"
   "processes: when one is killed the other one sees to it.\n\n"
   "Example:\n"

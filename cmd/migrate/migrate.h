@@ -152,8 +152,8 @@ struct migrate {
   char **controls; /* of the disks, for handoff.h */
   struct hooks hooks;
 
-  struct handoff *handoff;
-  struct handoff_result result;
+  struct coordinator *coordinator;
+  struct coordinator_result result;
   bool held, committed, cont_sent;
 
   enum phase phase;
@@ -231,7 +231,7 @@ enum plan {
   PLAN_BACK,    /* release, cancel, end the destination, start the source */
   PLAN_OPERATOR /* neither is safe */
 };
-/* WORD: the disks' decision word is there (handoff_has_word).  SOURCE, DEST: run states as
+/* WORD: the disks' decision word is there (coordinator_has_word).  SOURCE, DEST: run states as
  * query-status names them, "" if it cannot be asked.  MIGRATION: as query-migrate of the source
  * names it. */
 enum plan migrate_plan (enum handoff_found disks, bool word, const char *source,

@@ -103,16 +103,16 @@ has_failed (const struct vm *vm)
 int
 step_memory (struct migrate *m)
 {
-  struct handoff_options opts = { .lease_ms = (unsigned)m->o.switch_ms,
-                                  .timeout_ms = (unsigned)m->o.switch_ms,
-                                  .guest_stopped = true };
+  struct coordinator_options opts = { .lease_ms = (unsigned)m->o.switch_ms,
+                                      .timeout_ms = (unsigned)m->o.switch_ms,
+                                      .guest_stopped = true };
   char *error = NULL;
   double asked = 0, disks_asked = 0;
   bool ready;
 
   /* Connections now: later they would cost the guest time. */
-  m->handoff = handoff_new (m->controls, m->nr, &opts, &error);
-  if (m->handoff == NULL || hook_run (&m->hooks, HOOK_BEFORE_HOLD, NULL, NULL, &error) == -1
+  m->coordinator = coordinator_new (m->controls, m->nr, &opts, &error);
+  if (m->coordinator == NULL || hook_run (&m->hooks, HOOK_BEFORE_HOLD, NULL, NULL, &error) == -1
       || set_parameters (m, &error) == -1)
     return migrate_fail_with (m, EXIT_ERROR, error);
   vm_events (&m->source);
@@ -162,7 +162,7 @@ step_hold (struct migrate *m)
   char *error = NULL;
   bool not_ready;
 
-  while (handoff_prepare (m->handoff, &not_ready, &error) == -1) {
+  while (coordinator_prepare (m->coordinator, &not_ready, &error) == -1) {
     log_text (m, "not-prepared", error != NULL ? error : "out of memory");
     if (!not_ready || migrate_now () > end)
       return migrate_fail_with (m, disks_degraded (m) ? EXIT_DEST_FAILED : EXIT_ERROR, error);
@@ -175,7 +175,8 @@ step_hold (struct migrate *m)
       return migration_failed (m);
   }
   m->held = true;
-  log_event (m, "prepared", json_pack ("{s:s}", "rollback-token", handoff_token (m->handoff)));
+  log_event (m, "prepared",
+             json_pack ("{s:s}", "rollback-token", coordinator_token (m->coordinator)));
   return 0;
 }
 
@@ -184,7 +185,7 @@ step_hold (struct migrate *m)
 static int
 check_lease (struct migrate *m)
 {
-  if (handoff_decided (m->handoff) == DECISION_UNDECIDED)
+  if (coordinator_decided (m->coordinator) == DECISION_UNDECIDED)
     return 0;
   return migrate_fail (
       m, EXIT_ERROR,
@@ -258,10 +259,10 @@ step_commit (struct migrate *m)
 
   if (m->dest.qmp == NULL || vm_events (&m->dest) == -1)
     return migrate_fail (m, EXIT_ERROR, "the destination QEMU was lost before the hand-over");
-  if (handoff_commit (m->handoff, &error) == -1)
+  if (coordinator_commit (m->coordinator, &error) == -1)
     return migrate_fail_with (m, EXIT_ERROR, error);
   m->committed = true;
-  strcpy (m->result.token, handoff_token (m->handoff));
+  strcpy (m->result.token, coordinator_token (m->coordinator));
   log_event (m, "committed", json_pack ("{s:s}", "rollback-token", m->result.token));
   return 0;
 }
@@ -281,7 +282,7 @@ struct after_commit {
   struct migrate *m;
   pthread_t thread;
   bool started;
-  char *error; /* of handoff_finalize(), or NULL */
+  char *error; /* of coordinator_finalize(), or NULL */
 };
 
 static void *
@@ -298,7 +299,7 @@ finalize (void *opaque)
 {
   struct after_commit *a = opaque;
 
-  handoff_finalize (a->m->handoff, &a->m->result, &a->error);
+  coordinator_finalize (a->m->coordinator, &a->m->result, &a->error);
   return NULL;
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The coordinator of a hand-off (see handoff.h for the steps).  What is done to one disk is in
- * disk.c; to finish what another process prepared, in later.c.
+ * The steps of a hand-off, see coordinator.h.
  */
 
 #include "config.h"
@@ -12,6 +11,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/text.h"
 #include "mirror/handoff/internal.h"
 
 #define TOKEN_BYTES 16
@@ -19,7 +19,7 @@
 /* ---- the token ------------------------------------------------------------------------------ */
 
 bool
-handoff_token_ok (const char *token)
+coordinator_token_ok (const char *token)
 {
   size_t len = strspn (token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
 
@@ -29,67 +29,55 @@ handoff_token_ok (const char *token)
 static int
 make_token (char token[HANDOFF_TOKEN_MAX + 1], const char *chosen, char **error)
 {
-  unsigned char bytes[TOKEN_BYTES];
-  unsigned i;
-
   if (chosen != NULL) {
-    if (!handoff_token_ok (chosen)) {
-      if (asprintf (error, "rollback token '%s': 1 to %d characters of A-Z a-z 0-9 . _ -", chosen,
-                    HANDOFF_TOKEN_MAX)
-          == -1)
-        *error = NULL;
-      return -1;
-    }
+    if (!coordinator_token_ok (chosen))
+      return text_error (error, "rollback token '%s': 1 to %d characters of A-Z a-z 0-9 . _ -",
+                         chosen, HANDOFF_TOKEN_MAX);
     strcpy (token, chosen);
     return 0;
   }
-  if (getrandom (bytes, sizeof bytes, 0) != (ssize_t)sizeof bytes) {
-    if (asprintf (error, "getrandom: %s", strerror (errno)) == -1)
-      *error = NULL;
-    return -1;
-  }
-  for (i = 0; i < TOKEN_BYTES; i++)
+  unsigned char bytes[TOKEN_BYTES];
+  if (getrandom (bytes, sizeof bytes, 0) != (ssize_t)sizeof bytes)
+    return text_error (error, "getrandom: %s", strerror (errno));
+  for (unsigned i = 0; i < TOKEN_BYTES; i++)
     sprintf (token + 2 * i, "%02x", bytes[i]);
   return 0;
 }
 
 /* ---- making one ----------------------------------------------------------------------------- */
 
-struct handoff *
-handoff_alloc (char *const controls[], unsigned nr, char **error)
+struct coordinator *
+coordinator_alloc (char *const controls[], unsigned nr, char **error)
 {
-  struct handoff *h = calloc (1, sizeof *h);
-  unsigned i;
+  struct coordinator *c = calloc (1, sizeof *c);
 
-  if (h != NULL)
-    h->disks = calloc (nr != 0 ? nr : 1, sizeof *h->disks);
-  if (h == NULL || h->disks == NULL || nr == 0) {
-    *error = strdup (nr == 0 ? "no disk to hand over" : "out of memory");
-    handoff_free (h);
+  if (c != NULL)
+    c->disks = calloc (nr != 0 ? nr : 1, sizeof *c->disks);
+  if (c == NULL || c->disks == NULL || nr == 0) {
+    text_error (error, nr == 0 ? "no disk to hand over" : "out of memory");
+    coordinator_free (c);
     return NULL;
   }
-  h->nr = nr;
-  for (i = 0; i < nr; i++) {
-    h->disks[i].control = controls[i];
-    h->disks[i].downtime_ms = -1;
+  c->nr = nr;
+  for (unsigned i = 0; i < nr; i++) {
+    c->disks[i].control = controls[i];
+    c->disks[i].downtime_ms = -1;
   }
-  return h;
+  return c;
 }
 
 void
-handoff_free (struct handoff *h)
+coordinator_free (struct coordinator *c)
 {
-  unsigned i;
-
-  if (h == NULL)
+  if (c == NULL)
     return;
-  for (i = 0; i < h->nr; i++) {
-    control_client_free (h->disks[i].client);
-    handoff_disk_forget_error (&h->disks[i]);
+  for (unsigned i = 0; i < c->nr; i++) {
+    control_client_free (c->disks[i].client);
+    coordinator_disk_forget_error (&c->disks[i]);
   }
-  free (h->disks);
-  decision_free (h->decision);
-  free (h);
+  free (c->disks);
+  decision_free (c->decision);
+  free (c);
 }
 
 static unsigned
@@ -100,81 +88,78 @@ default_lease_ms (double max_downtime)
   return lease_ms < HANDOFF_MIN_LEASE_MS ? HANDOFF_MIN_LEASE_MS : lease_ms;
 }
 
-struct handoff *
-handoff_new (char *const controls[], unsigned nr, const struct handoff_options *opts, char **error)
+struct coordinator *
+coordinator_new (char *const controls[], unsigned nr, const struct coordinator_options *opts,
+                 char **error)
 {
-  struct handoff *h = handoff_alloc (controls, nr, error);
+  struct coordinator *c = coordinator_alloc (controls, nr, error);
   double max_downtime = 0;
-  unsigned i;
 
-  if (h == NULL)
+  if (c == NULL)
     return NULL;
-  if (make_token (h->token, opts->token, error) == -1) {
-    handoff_free (h);
+  if (make_token (c->token, opts->token, error) == -1) {
+    coordinator_free (c);
     return NULL;
   }
-  for (i = 0; i < nr; i++)
-    if (handoff_disk_connect (&h->disks[i], &max_downtime) == -1) {
-      *error = handoff_join_errors (h->disks, nr, "");
-      handoff_free (h);
+  for (unsigned i = 0; i < nr; i++)
+    if (coordinator_disk_connect (&c->disks[i], &max_downtime) == -1) {
+      *error = coordinator_join_errors (c->disks, nr, "");
+      coordinator_free (c);
       return NULL;
     }
-  for (i = 0; i < nr; i++) {
-    h->disks[i].token = h->token;
-    h->disks[i].waiters = opts->waiters != NULL ? opts->waiters : "error";
-    h->disks[i].successor = opts->successor;
-    h->disks[i].guest_stopped = opts->guest_stopped;
-    h->disks[i].timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS;
-    h->disks[i].lease_ms = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime);
+  for (unsigned i = 0; i < nr; i++) {
+    c->disks[i].token = c->token;
+    c->disks[i].waiters = opts->waiters != NULL ? opts->waiters : "error";
+    c->disks[i].successor = opts->successor;
+    c->disks[i].guest_stopped = opts->guest_stopped;
+    c->disks[i].timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS;
+    c->disks[i].lease_ms = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime);
   }
-  return h;
+  return c;
 }
 
 bool
-handoff_has_word (const struct handoff *h)
+coordinator_has_word (const struct coordinator *c)
 {
-  return h->decision != NULL;
+  return c->decision != NULL;
 }
 
 const char *
-handoff_token (const struct handoff *h)
+coordinator_token (const struct coordinator *c)
 {
-  return h->token;
+  return c->token;
 }
 
 long long
-handoff_generation (const struct handoff *h, unsigned disk)
+coordinator_generation (const struct coordinator *c, unsigned disk)
 {
-  return h->disks[disk].generation;
+  return c->disks[disk].generation;
 }
 
 /* ---- the steps ------------------------------------------------------------------------------ */
 
 /* Every prepare needs a word of its own: the last one may say "abort". */
 static int
-fresh_word (struct handoff *h, char **error)
+fresh_word (struct coordinator *c, char **error)
 {
-  unsigned i;
-
-  decision_free (h->decision);
-  h->decision = decision_create (error);
-  for (i = 0; i < h->nr; i++) {
-    h->disks[i].decision = h->decision;
-    h->disks[i].generation = 0;
-    handoff_disk_forget_error (&h->disks[i]);
+  decision_free (c->decision);
+  c->decision = decision_create (error);
+  for (unsigned i = 0; i < c->nr; i++) {
+    c->disks[i].decision = c->decision;
+    c->disks[i].generation = 0;
+    coordinator_disk_forget_error (&c->disks[i]);
   }
-  return h->decision != NULL ? 0 : -1;
+  return c->decision != NULL ? 0 : -1;
 }
 
 /* Did it fail only because a job was not ready?  The others were then told to give up. */
 static bool
-only_not_ready (const struct handoff *h)
+only_not_ready (const struct coordinator *c)
 {
   bool not_ready = false;
-  unsigned i;
 
-  for (i = 0; i < h->nr; i++) {
-    const struct handoff_disk *d = &h->disks[i];
+  for (unsigned i = 0; i < c->nr; i++) {
+    const struct coordinator_disk *d = &c->disks[i];
 
     if (d->error == NULL)
       continue;
@@ -189,123 +174,115 @@ only_not_ready (const struct handoff *h)
 }
 
 int
-handoff_prepare (struct handoff *h, bool *not_ready, char **error)
+coordinator_prepare (struct coordinator *c, bool *not_ready, char **error)
 {
   if (not_ready != NULL)
     *not_ready = false;
-  if (fresh_word (h, error) == -1)
+  if (fresh_word (c, error) == -1)
     return -1;
-  handoff_all_disks (h->disks, h->nr, handoff_disk_prepare);
-  if (!handoff_any_error (h->disks, h->nr))
+  coordinator_all_disks (c->disks, c->nr, coordinator_disk_prepare);
+  if (!coordinator_any_error (c->disks, c->nr))
     return 0;
-  *error = handoff_join_errors (h->disks, h->nr, "");
+  *error = coordinator_join_errors (c->disks, c->nr, "");
   if (not_ready != NULL)
-    *not_ready = only_not_ready (h);
-  handoff_release (h);
+    *not_ready = only_not_ready (c);
+  coordinator_release (c);
   return -1;
 }
 
 int
-handoff_keep (struct handoff *h, char **error)
+coordinator_keep (struct coordinator *c, char **error)
 {
-  handoff_all_disks (h->disks, h->nr, handoff_disk_keep);
-  if (!handoff_any_error (h->disks, h->nr))
+  coordinator_all_disks (c->disks, c->nr, coordinator_disk_keep);
+  if (!coordinator_any_error (c->disks, c->nr))
     return 0;
-  *error = handoff_join_errors (h->disks, h->nr, "");
-  handoff_release (h);
+  *error = coordinator_join_errors (c->disks, c->nr, "");
+  coordinator_release (c);
   return -1;
 }
 
 enum decision_value
-handoff_decided (const struct handoff *h)
+coordinator_decided (const struct coordinator *c)
 {
-  return h->decision != NULL ? decision_get (h->decision) : DECISION_UNDECIDED;
+  return c->decision != NULL ? decision_get (c->decision) : DECISION_UNDECIDED;
 }
 
 int
-handoff_commit (struct handoff *h, char **error)
+coordinator_commit (struct coordinator *c, char **error)
 {
   /* No word to be had: the disks were all in doubt, and finalizing says how it ended. */
-  if (h->decision == NULL || decision_try (h->decision, DECISION_COMMIT) == DECISION_COMMIT)
+  if (c->decision == NULL || decision_try (c->decision, DECISION_COMMIT) == DECISION_COMMIT)
     return 0;
-  if (h->disks[0].lease_ms == 0) /* another process chose it */
-    *error = strdup ("the lease ended before the commit: nothing was handed over");
-  else if (asprintf (error, "a lease of %u ms ended before the commit: nothing was handed over",
-                     h->disks[0].lease_ms)
-           == -1)
-    *error = NULL;
-  handoff_release (h);
+  if (c->disks[0].lease_ms == 0) /* another process chose it */
+    text_error (error, "the lease ended before the commit: nothing was handed over");
+  else
+    text_error (error, "a lease of %u ms ended before the commit: nothing was handed over",
+                c->disks[0].lease_ms);
+  coordinator_release (c);
   return -1;
 }
 
 int
-handoff_finalize (struct handoff *h, struct handoff_result *result, char **error)
+coordinator_finalize (struct coordinator *c, struct coordinator_result *result, char **error)
 {
-  unsigned i;
-
   result->committed = true;
-  strcpy (result->token, h->token);
-  handoff_all_disks (h->disks, h->nr, handoff_disk_finalize);
-  for (i = 0; i < h->nr && result->downtime_ms != NULL; i++)
-    result->downtime_ms[i] = h->disks[i].downtime_ms;
-  if (!handoff_any_error (h->disks, h->nr))
+  strcpy (result->token, c->token);
+  coordinator_all_disks (c->disks, c->nr, coordinator_disk_finalize);
+  for (unsigned i = 0; i < c->nr && result->downtime_ms != NULL; i++)
+    result->downtime_ms[i] = c->disks[i].downtime_ms;
+  if (!coordinator_any_error (c->disks, c->nr))
     return 0;
-  *error = handoff_join_errors (h->disks, h->nr,
-                                "the hand-off is committed, but not every filter confirmed it: ");
+  *error = coordinator_join_errors (
+      c->disks, c->nr, "the hand-off is committed, but not every filter confirmed it: ");
   return -1;
 }
 
 enum decision_value
-handoff_release (struct handoff *h)
+coordinator_release (struct coordinator *c)
 {
   enum decision_value v = DECISION_ABORT;
 
-  if (h->decision != NULL)
-    v = decision_try (h->decision, DECISION_ABORT);
+  if (c->decision != NULL)
+    v = decision_try (c->decision, DECISION_ABORT);
   if (v != DECISION_COMMIT)
-    handoff_all_disks (h->disks, h->nr, handoff_disk_release);
+    coordinator_all_disks (c->disks, c->nr, coordinator_disk_release);
   return v;
 }
 
 /* ---- all of it ------------------------------------------------------------------------------ */
 
 int
-handoff_result_init (struct handoff_result *result, unsigned nr)
+coordinator_result_init (struct coordinator_result *result, unsigned nr)
 {
-  unsigned i;
-
-  *result = (struct handoff_result){ .nr = nr };
+  *result = (struct coordinator_result){ .nr = nr };
   result->downtime_ms = calloc (nr != 0 ? nr : 1, sizeof *result->downtime_ms);
-  for (i = 0; i < nr && result->downtime_ms != NULL; i++)
+  for (unsigned i = 0; i < nr && result->downtime_ms != NULL; i++)
     result->downtime_ms[i] = -1;
   return result->downtime_ms != NULL ? 0 : -1;
 }
 
 void
-handoff_result_free (struct handoff_result *result)
+coordinator_result_free (struct coordinator_result *result)
 {
   free (result->downtime_ms);
   result->downtime_ms = NULL;
 }
 
 int
-handoff_run (char *const controls[], unsigned nr, const struct handoff_options *opts,
-             struct handoff_result *result, char **error)
+coordinator_run (char *const controls[], unsigned nr, const struct coordinator_options *opts,
+                 struct coordinator_result *result, char **error)
 {
-  struct handoff *h;
   int r = -1;
 
   *error = NULL;
-  if (handoff_result_init (result, nr) == -1) {
-    *error = strdup ("out of memory");
-    return -1;
-  }
-  h = handoff_new (controls, nr, opts, error);
-  if (h == NULL)
+  if (coordinator_result_init (result, nr) == -1)
+    return text_error (error, "out of memory");
+  struct coordinator *c = coordinator_new (controls, nr, opts, error);
+  if (c == NULL)
     return -1;
   if ((opts->before_hold == NULL || opts->before_hold (opts->opaque, error) == 0)
-      && handoff_prepare (h, NULL, error) == 0 && handoff_commit (h, error) == 0)
-    r = handoff_finalize (h, result, error);
-  handoff_free (h);
+      && coordinator_prepare (c, NULL, error) == 0 && coordinator_commit (c, error) == 0)
+    r = coordinator_finalize (c, result, error);
+  coordinator_free (c);
   return r;
 }

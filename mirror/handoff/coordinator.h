@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The coordinator of a hand-off: all disks given are handed over at one instant, or none is.
+ * The coordinator of a hand-off.  All disks that it is given are handed over at one instant, or none
+ * is.
  *
  *   1. create the decision word, choose the rollback token, connect to every disk's filter
  *   2. mirror-prepare on all at the same time: each holds its gate, drains, copies the rest
@@ -8,8 +9,19 @@
  *   4. job-finalize on all: each filter fences its disk durably and says how long the pause was
  *
  * Whatever goes wrong before 3 turns the word to "abort" and releases every disk.  What goes wrong
- * after 3 is reported, and changes nothing: filters that cannot be told obey the word by
- * themselves.
+ * after 3 is reported, and changes nothing: a filter that cannot be told obeys the word by itself.
+ *
+ * The folder:
+ *
+ *   coordinator.c  the steps
+ *   disk.c         what is done to one disk
+ *   later.c        to finish a hand-off that another process prepared
+ *   seal-disks.c   after the commit: seal the destinations
+ *
+ * It runs in whatever process hands disks over: `complete`, `migrate`, `evacuate-disk`, or a worker
+ * (`mirror --on-ready complete`).  It only talks to control sockets, and uses nothing of mirror/job
+ * or mirror/engine.  A coordinator belongs to one thread; for the length of a step it starts one
+ * more thread for each disk.  There are no locks: what these threads share is the decision word.
  */
 
 #ifndef NBDMIRROR_MIRROR_HANDOFF_COORDINATOR_H
@@ -23,7 +35,7 @@
 #define HANDOFF_MIN_LEASE_MS 200
 #define HANDOFF_TIMEOUT_MS 60000
 
-struct handoff_options {
+struct coordinator_options {
   unsigned lease_ms;   /* how long each filter may hold its guest; 0: 2 × the largest
                           max-downtime-ms of the disks, at least HANDOFF_MIN_LEASE_MS */
   const char *waiters; /* guest writes that wait at the commit: "error" or "keep"; NULL: "error" */
@@ -31,15 +43,15 @@ struct handoff_options {
   const char *successor; /* absolute path of the disk that takes this one's place on this host, for
                             the fence record; NULL: none.  Only with one disk. */
   bool guest_stopped;  /* no guest writes any more: the disks need not be ready, if little is left,
-                          and nothing is  done in advance to shorten the hold */
+                          and nothing is done in advance to shorten the hold */
   unsigned timeout_ms; /* for all of step 2; 0: HANDOFF_TIMEOUT_MS */
-  /* Called by handoff_run() before step 2, may be NULL.  -1 with *ERROR (malloc'd) gives the
-   * hand-off up. */
+  /* Called by coordinator_run() before step 2, may be NULL.  -1 with *ERROR (a text of base/text.h)
+   * gives the hand-off up. */
   int (*before_hold) (void *opaque, char **error);
   void *opaque;
 };
 
-struct handoff_result {
+struct coordinator_result {
   bool committed;
   char token[HANDOFF_TOKEN_MAX + 1]; /* set if committed */
   unsigned nr;
@@ -49,65 +61,67 @@ struct handoff_result {
 /* Hand over the disks of the NR CONTROLS.  Blocks; starts a thread for each disk meanwhile, so it
  * may be called from a thread of the caller's beside a running worker.
  *
- * 0: committed, and every filter said so.  -1 with *ERROR (caller frees): look at
+ * 0: committed, and every filter said so.  -1 with *ERROR (for text_free()): look at
  * result->committed. If it is false no disk was fenced and every guest goes on; if it is true the
  * hand-off holds, and *ERROR tells which filter could not be asked.  *RESULT is filled in either
- * way; free it with handoff_result_free(). */
-int handoff_run (char *const controls[], unsigned nr, const struct handoff_options *opts,
-                 struct handoff_result *result, char **error);
-int handoff_result_init (struct handoff_result *result, unsigned nr); /* -1: no memory */
-void handoff_result_free (struct handoff_result *result);
+ * way; free it with coordinator_result_free(). */
+int coordinator_run (char *const controls[], unsigned nr, const struct coordinator_options *opts,
+                     struct coordinator_result *result, char **error);
+int coordinator_result_init (struct coordinator_result *result, unsigned nr); /* -1: no memory */
+void coordinator_result_free (struct coordinator_result *result);
 
 /* ---- the same step by step, for a caller that has something to do in between --------------------
  *
- * A handoff belongs to one thread.  Functions that return int: 0, or -1 with *ERROR (caller frees).
+ * A handoff belongs to one thread.  Functions that return int: 0, or -1 with *ERROR (for
+ * text_free()).
  */
 
-struct handoff;
+struct coordinator;
 
 /* Step 1.  CONTROLS must outlive it. */
-struct handoff *handoff_new (char *const controls[], unsigned nr,
-                             const struct handoff_options *opts, char **error);
+struct coordinator *coordinator_new (char *const controls[], unsigned nr,
+                                     const struct coordinator_options *opts, char **error);
 /* Undecided: the filters see the connections close, and decide "abort", unless it was kept. */
-void handoff_free (struct handoff *h);
+void coordinator_free (struct coordinator *c);
 
 /* Step 2.  If it fails every disk was released, and it may be called again; *NOT_READY (may be
  * NULL) tells whether the reason was only that a job was not ready. */
-int handoff_prepare (struct handoff *h, bool *not_ready, char **error);
+int coordinator_prepare (struct coordinator *c, bool *not_ready, char **error);
 /* Now it outlives this process; only a decision or the end of the lease ends it.  If it fails every
  * disk was released. */
-int handoff_keep (struct handoff *h, char **error);
+int coordinator_keep (struct coordinator *c, char **error);
 /* Step 3.  If it fails (a lease ended) every disk was released. */
-int handoff_commit (struct handoff *h, char **error);
-/* Step 4.  The commit stands, whatever it returns; *RESULT comes from handoff_result_init(). */
-int handoff_finalize (struct handoff *h, struct handoff_result *result, char **error);
+int coordinator_commit (struct coordinator *c, char **error);
+/* Step 4.  The commit stands, whatever it returns; *RESULT comes from coordinator_result_init(). */
+int coordinator_finalize (struct coordinator *c, struct coordinator_result *result, char **error);
 /* Give it up, unless it is committed.  Returns what the word says. */
-enum decision_value handoff_release (struct handoff *h);
+enum decision_value coordinator_release (struct coordinator *c);
 
-enum decision_value handoff_decided (const struct handoff *h); /* any time: has a lease ended? */
-const char *handoff_token (const struct handoff *h);
+enum decision_value
+coordinator_decided (const struct coordinator *c); /* any time: has a lease ended? */
+const char *coordinator_token (const struct coordinator *c);
 /* Is there a decision word?  After the servers of all disks of a hand-off were killed there is
  * none: nobody can tell then whether it was committed before. */
-bool handoff_has_word (const struct handoff *h);
-long long handoff_generation (const struct handoff *h, unsigned disk); /* 0: not prepared */
+bool coordinator_has_word (const struct coordinator *c);
+long long coordinator_generation (const struct coordinator *c, unsigned disk); /* 0: not prepared */
 
-/* ---- what another process prepared (handoff_keep(), or it was killed), later.c --------- */
+/* ---- what another process prepared (coordinator_keep(), or it was killed), later.c --------- */
 
 enum handoff_found {
   HANDOFF_FOUND_NONE,      /* no disk of these takes part in one: released, or never begun */
   HANDOFF_FOUND_UNDECIDED, /* every disk is prepared: commit or release it */
-  HANDOFF_FOUND_COMMITTED, /* decided: handoff_finalize() finishes what is left to do */
+  HANDOFF_FOUND_COMMITTED, /* decided: coordinator_finalize() finishes what is left to do */
   HANDOFF_FOUND_DONE,      /* committed, and every filter has recorded it */
   HANDOFF_FOUND_BROKEN /* not all of them are prepared, none is committed: only to be released */
 };
 
 /* Look for the hand-off of these disks.  TOKEN, if not NULL, is its rollback token: another's is an
  * error, as are disks of different hand-offs.  *ERROR says for BROKEN which disk is missing.  NULL
- * with *ERROR: a disk cannot be asked. */
-struct handoff *handoff_find (char *const controls[], unsigned nr, const char *token,
-                              enum handoff_found *found, char **error);
+ * with *ERROR: a disk cannot be asked.  (*ERROR is for text_free().) */
+struct coordinator *coordinator_find (char *const controls[], unsigned nr, const char *token,
+                                      enum handoff_found *found, char **error);
 
 /* 1 to 64 characters of [A-Za-z0-9._-]? */
-bool handoff_token_ok (const char *token);
+bool coordinator_token_ok (const char *token);
 
 #endif

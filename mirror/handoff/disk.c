@@ -15,64 +15,59 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/handoff/disk.h"
 
 #define FINALIZE_TRIES 3
+#define FINALIZE_PAUSE_MS 200
 
 /* ---- messages ------------------------------------------------------------------------------- */
 
 void
-handoff_disk_error (struct handoff_disk *d, char *message)
+coordinator_disk_error (struct coordinator_disk *d, char *message)
 {
-  char *full = NULL;
+  char *full = message;
 
-  if (message != NULL && strstr (message, d->control) != NULL)
-    full = message;
-  else {
-    if (asprintf (&full, "%s: %s", d->control, message != NULL ? message : "out of memory") == -1)
-      full = NULL;
-    free (message);
+  if (strstr (message, d->control) == NULL) {
+    full = text_printf ("%s: %s", d->control, message);
+    text_free (message);
   }
-  free (d->error);
-  d->error = full != NULL ? full : strdup ("out of memory");
+  text_free (d->error);
+  d->error = full;
 }
 
 char *
-handoff_join_errors (const struct handoff_disk *disks, unsigned nr, const char *prefix)
+coordinator_join_errors (const struct coordinator_disk *disks, unsigned nr, const char *prefix)
 {
-  char *all = NULL, *next;
-  unsigned i;
+  char *all = text_copy (prefix);
+  bool first = true;
 
-  for (i = 0; i < nr; i++)
+  for (unsigned i = 0; i < nr; i++)
     if (disks[i].error != NULL) {
-      int r = asprintf (&next, "%s%s%s", all != NULL ? all : prefix, all != NULL ? "; " : "",
-                        disks[i].error);
+      char *next = text_printf ("%s%s%s", all, first ? "" : "; ", disks[i].error);
 
-      free (all);
-      if (r == -1)
-        return NULL;
+      text_free (all);
       all = next;
+      first = false;
     }
   return all;
 }
 
 bool
-handoff_any_error (const struct handoff_disk *disks, unsigned nr)
+coordinator_any_error (const struct coordinator_disk *disks, unsigned nr)
 {
-  unsigned i;
-
-  for (i = 0; i < nr; i++)
+  for (unsigned i = 0; i < nr; i++)
     if (disks[i].error != NULL)
       return true;
   return false;
 }
 
 void
-handoff_disk_forget_error (struct handoff_disk *d)
+coordinator_disk_forget_error (struct coordinator_disk *d)
 {
-  free (d->error);
+  text_free (d->error);
   free (d->class_);
   d->error = d->class_ = NULL;
 }
@@ -80,20 +75,20 @@ handoff_disk_forget_error (struct handoff_disk *d)
 /* ---- what is done to one disk --------------------------------------------------------------- */
 
 int
-handoff_disk_connect (struct handoff_disk *d, double *max_downtime)
+coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime)
 {
   char *message = NULL;
-  json_t *status = NULL, *value;
+  json_t *status = NULL;
 
   d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
   struct control_call call
       = { .command = "query-mirror", .timeout_ms = HANDOFF_CALL_MS, .ret = &status };
   if (d->client == NULL || d->standing == STANDING_NONE
       || control_client_call (d->client, &call, &message) == -1) {
-    handoff_disk_error (d, message);
+    coordinator_disk_error (d, message);
     return -1;
   }
-  value = json_object_get (status, "max-downtime-ms");
+  const json_t *value = json_object_get (status, "max-downtime-ms");
   if (json_is_number (value) && json_number_value (value) > *max_downtime)
     *max_downtime = json_number_value (value);
   json_decref (status);
@@ -102,43 +97,41 @@ handoff_disk_connect (struct handoff_disk *d, double *max_downtime)
 
 /* An answer was refused or never came. CLASS_ and MESSAGE are stolen. */
 static void
-prepare_error (struct handoff_disk *d, char *class_, char *message)
+prepare_error (struct coordinator_disk *d, char *class_, char *message)
 {
-  char *full;
+  if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0) {
+    char *full
+        = text_printf ("the guest was let go after the lease of %u ms (%s)", d->lease_ms, message);
 
-  if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0
-      && asprintf (&full, "the guest was let go after the lease of %u ms (%s)", d->lease_ms,
-                   message != NULL ? message : class_)
-             != -1) {
-    free (message);
+    text_free (message);
     message = full;
   }
-  handoff_disk_error (d, message);
+  coordinator_disk_error (d, message);
   free (d->class_);
   d->class_ = class_;
 }
 
 /* From now on the hand-off stands without our connection. */
 void *
-handoff_disk_keep (void *opaque)
+coordinator_disk_keep (void *opaque)
 {
-  struct handoff_disk *d = opaque;
+  struct coordinator_disk *d = opaque;
   char *message = NULL;
 
   struct control_call call = { .command = "mirror-decision",
                                .args = json_pack ("{s:b}", "keep", 1),
                                .timeout_ms = HANDOFF_CALL_MS };
   if (control_client_call (d->client, &call, &message) == -1)
-    handoff_disk_error (d, message);
+    coordinator_disk_error (d, message);
   return NULL;
 }
 
 void *
-handoff_disk_prepare (void *opaque)
+coordinator_disk_prepare (void *opaque)
 {
-  struct handoff_disk *d = opaque;
+  struct coordinator_disk *d = opaque;
   char *message = NULL, *class_ = NULL;
-  json_t *ret = NULL, *generation;
+  json_t *ret = NULL;
   json_t *args
       = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t)d->lease_ms, "rollback-token",
                    d->token, "waiters", d->waiters, "successor", d->successor);
@@ -156,21 +149,19 @@ handoff_disk_prepare (void *opaque)
     decision_try (d->decision, DECISION_ABORT);
     /* It has no name of its own in the client. */
     if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
-      free (message);
-      if (asprintf (&message, "not prepared within %u ms (--timeout); the guest goes on",
-                    d->timeout_ms)
-          == -1)
-        message = NULL;
+      text_free (message);
+      message
+          = text_printf ("not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms);
     }
     prepare_error (d, class_, message);
     return NULL;
   }
-  generation = json_object_get (ret, "generation");
+  const json_t *generation = json_object_get (ret, "generation");
   if (json_is_integer (generation))
     d->generation = json_integer_value (generation);
   else {
     decision_try (d->decision, DECISION_ABORT);
-    handoff_disk_error (d, strdup ("mirror-prepare answered without a generation"));
+    coordinator_disk_error (d, text_copy ("mirror-prepare answered without a generation"));
   }
   json_decref (ret);
   return NULL;
@@ -179,47 +170,45 @@ handoff_disk_prepare (void *opaque)
 /* The commit stands already: a lost connection is made anew and the question repeated, which the
  * filter answers alike. */
 void *
-handoff_disk_finalize (void *opaque)
+coordinator_disk_finalize (void *opaque)
 {
-  static const struct timespec pause = { 0, 200 * 1000000L };
-  struct handoff_disk *d = opaque;
+  struct coordinator_disk *d = opaque;
   char *message = NULL;
-  json_t *ret = NULL, *value;
-  int try;
 
   if (d->standing == STANDING_NONE) {
-    handoff_disk_error (d, strdup ("it takes no part in the hand-off"));
+    coordinator_disk_error (d, text_copy ("it takes no part in the hand-off"));
     return NULL;
   }
-  for (try = 0; try < FINALIZE_TRIES; try++) {
+  for (int try = 0; try < FINALIZE_TRIES; try++) {
     if (try > 0) {
       control_client_free (d->client);
-      nanosleep (&pause, NULL);
-      free (message);
+      clock_sleep_ms (FINALIZE_PAUSE_MS);
+      text_free (message);
       message = NULL;
       d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
       if (d->client == NULL)
         continue;
     }
+    json_t *ret = NULL;
     struct control_call call = { .command = "job-finalize",
                                  .args = json_pack ("{s:I}", "generation", d->generation),
                                  .timeout_ms = HANDOFF_CALL_MS,
                                  .ret = &ret };
     if (control_client_call (d->client, &call, &message) == 0) {
-      value = json_object_get (ret, "downtime-ms");
+      const json_t *value = json_object_get (ret, "downtime-ms");
       if (json_is_number (value))
         d->downtime_ms = json_number_value (value);
       json_decref (ret);
       return NULL;
     }
   }
-  handoff_disk_error (d, message);
+  coordinator_disk_error (d, message);
   return NULL;
 }
 
 /* Whose hand-off is given up: over a new connection only its generation tells. */
 static json_t *
-release_args (const struct handoff_disk *d)
+release_args (const struct coordinator_disk *d)
 {
   return d->generation > 0 ? json_pack ("{s:I}", "generation", d->generation) : NULL;
 }
@@ -227,7 +216,7 @@ release_args (const struct handoff_disk *d)
 /* The word says "abort" already, so every filter opens its gate by itself; this makes it at once. A
  * connection that was lost, or whose prepare is not answered, is made anew. */
 static int
-call_release (struct handoff_disk *d, char **message)
+call_release (struct coordinator_disk *d, char **message)
 {
   struct control_call call
       = { .command = "mirror-release", .args = release_args (d), .timeout_ms = HANDOFF_CALL_MS };
@@ -236,31 +225,29 @@ call_release (struct handoff_disk *d, char **message)
 }
 
 void *
-handoff_disk_release (void *opaque)
+coordinator_disk_release (void *opaque)
 {
-  struct handoff_disk *d = opaque;
+  struct coordinator_disk *d = opaque;
   char *message = NULL;
 
   if (d->client == NULL || d->standing == STANDING_NONE || call_release (d, &message) == 0)
     return NULL;
-  free (message); /* often: nothing is held there any more */
+  text_free (message); /* often: nothing is held there any more */
   control_client_free (d->client);
   d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
   if (d->client != NULL)
     call_release (d, &message);
-  free (message); /* the first error is the one to report */
+  text_free (message); /* the first error is the one to report */
   return NULL;
 }
 
 void
-handoff_all_disks (struct handoff_disk *disks, unsigned nr, void *(*step) (void *))
+coordinator_all_disks (struct coordinator_disk *disks, unsigned nr, void *(*step) (void *))
 {
-  unsigned i;
-
-  for (i = 1; i < nr; i++)
+  for (unsigned i = 1; i < nr; i++)
     disks[i].started = pthread_create (&disks[i].thread, NULL, step, &disks[i]) == 0;
   step (&disks[0]);
-  for (i = 1; i < nr; i++)
+  for (unsigned i = 1; i < nr; i++)
     if (disks[i].started)
       pthread_join (disks[i].thread, NULL);
     else

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * What the coordinator does to one disk of a hand-off, and to all at the same time.  Internal to
- * handoff*.c.
+ * mirror/handoff/.
  */
 
 #ifndef NBDMIRROR_MIRROR_HANDOFF_DISK_H
@@ -27,7 +27,7 @@ enum handoff_standing {
   STANDING_COMMITTED
 };
 
-struct handoff_disk {
+struct coordinator_disk {
   const char *control;
   struct control_client *client;
   struct decision *decision; /* shared by all disks */
@@ -44,25 +44,27 @@ struct handoff_disk {
   char *error;  /* owned; NULL: fine so far */
 };
 
-/* DISK's path, then MESSAGE (stolen, may be NULL), unless it names the path already. */
-void handoff_disk_error (struct handoff_disk *d, char *message);
-void handoff_disk_forget_error (struct handoff_disk *d);
+/* Note MESSAGE (stolen, for text_free()) as D's error, with D's path before it unless it names the
+ * path already. */
+void coordinator_disk_error (struct coordinator_disk *d, char *message);
+void coordinator_disk_forget_error (struct coordinator_disk *d);
 
 /* Connect, and learn max-downtime-ms (into *MAX_DOWNTIME, if it is larger).  0, or -1 with the
  * disk's error set. */
-int handoff_disk_connect (struct handoff_disk *d, double *max_downtime);
+int coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime);
 
 /* Steps; OPAQUE is the disk, an error goes to it. */
-void *handoff_disk_prepare (void *opaque);
-void *handoff_disk_keep (void *opaque);
-void *handoff_disk_finalize (void *opaque);
-void *handoff_disk_release (void *opaque);
+void *coordinator_disk_prepare (void *opaque);
+void *coordinator_disk_keep (void *opaque);
+void *coordinator_disk_finalize (void *opaque);
+void *coordinator_disk_release (void *opaque);
 
 /* Run STEP for all disks at the same time and wait for all. */
-void handoff_all_disks (struct handoff_disk *disks, unsigned nr, void *(*step) (void *));
+void coordinator_all_disks (struct coordinator_disk *disks, unsigned nr, void *(*step) (void *));
 
-/* All errors in one message: which disks, and why.  NULL if there is none, or no memory. */
-char *handoff_join_errors (const struct handoff_disk *disks, unsigned nr, const char *prefix);
-bool handoff_any_error (const struct handoff_disk *disks, unsigned nr);
+/* PREFIX and all errors in one message, for text_free(). */
+char *coordinator_join_errors (const struct coordinator_disk *disks, unsigned nr,
+                               const char *prefix);
+bool coordinator_any_error (const struct coordinator_disk *disks, unsigned nr);
 
 #endif

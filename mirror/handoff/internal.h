@@ -8,8 +8,8 @@
 
 #include "mirror/handoff/disk.h"
 
-struct handoff {
-  struct handoff_disk *disks; /* owned */
+struct coordinator {
+  struct coordinator_disk *disks; /* owned */
   unsigned nr;
   struct decision
       *decision; /* owned; NULL: nothing is prepared, or the word cannot be had any more */
@@ -17,6 +17,6 @@ struct handoff {
 };
 
 /* Without connections, token and word. */
-struct handoff *handoff_alloc (char *const controls[], unsigned nr, char **error);
+struct coordinator *coordinator_alloc (char *const controls[], unsigned nr, char **error);
 
 #endif

@@ -6,17 +6,16 @@
 #include "config.h"
 
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <jansson.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "control/client.h"
-#include "mirror/endpoint/internal.h"
+#include "mirror/endpoint/seal.h"
 #include "mirror/endpoint/ssh.h"
 #include "mirror/handoff/seal-disks.h"
-#include "mirror/endpoint/seal.h"
 
 #define CALL_MS 5000
 #define POLL_MS 50
@@ -26,15 +25,15 @@ struct sealing {
   pthread_t thread;
   bool started;
   const char *control;
-  struct handoff_seal *seal;
+  struct coordinator_seal *seal;
 };
 
 static void
-set_error (struct handoff_seal *s, enum handoff_seal_state state, char *error)
+set_error (struct coordinator_seal *s, enum handoff_seal_state state, char *error)
 {
   s->state = state;
-  free (s->error);
-  s->error = error != NULL ? error : strdup ("out of memory");
+  text_free (s->error);
+  s->error = error;
 }
 
 /* The disk's status; NULL with *ERROR. */
@@ -70,10 +69,8 @@ is_absolute (const char *target)
 
 /* Until the worker says that it has done it.  False: it has ended, or does not come to it. */
 static bool
-worker_did (const char *control, int64_t deadline)
+worker_did (const char *control, uint64_t deadline)
 {
-  const struct timespec pause = { 0, POLL_MS * 1000000L };
-
   for (;;) {
     char *error = NULL;
     json_t *status = ask (control, &error);
@@ -81,55 +78,55 @@ worker_did (const char *control, int64_t deadline)
     bool sealed = is_sealed (status), attached = worker != NULL && strcmp (worker, "attached") == 0;
 
     json_decref (status);
-    free (error);
-    if (sealed || !attached || now_ms () >= deadline)
+    text_free (error);
+    if (sealed || !attached || clock_ms () >= deadline)
       return sealed;
-    nanosleep (&pause, NULL);
+    clock_sleep_ms (POLL_MS);
   }
 }
 
 static void
-seal_target (const char *control, struct handoff_seal *s, int64_t deadline)
+seal_target (const char *control, struct coordinator_seal *s, uint64_t deadline)
 {
   bool ssh = is_ssh_uri (s->target);
   char *error = NULL;
   int r = -1;
 
   /* Through ssh the worker's own end is all that is needed, and quicker than logging in. */
-  if (ssh && worker_did (control, now_ms () + SSH_WORKER_MS))
+  if (ssh && worker_did (control, clock_ms () + SSH_WORKER_MS))
     r = 0;
   else if (ssh || is_absolute (s->target))
     r = destination_seal (s->target, &error);
   else
-    error = strdup ("the path of its socket is relative: only its worker knows where that is");
+    error = text_copy ("the path of its socket is relative: only its worker knows where that is");
   if (r == -1 && !ssh && worker_did (control, deadline))
     r = 0;
   s->state = r == 0 ? HANDOFF_SEAL_DONE : HANDOFF_SEAL_NONE;
   if (r == -1)
     set_error (s, HANDOFF_SEAL_FAILED, error);
   else
-    free (error);
+    text_free (error);
 }
 
 static void *
 seal_one (void *opaque)
 {
   struct sealing *w = opaque;
-  struct handoff_seal *s = w->seal;
-  int64_t deadline = now_ms () + HANDOFF_SEAL_MS;
+  struct coordinator_seal *s = w->seal;
+  uint64_t deadline = clock_ms () + HANDOFF_SEAL_MS;
   char *error = NULL;
   json_t *status = ask (w->control, &error);
   const char *target = json_string_value (json_object_get (status, "target"));
 
   if (target != NULL)
-    s->target = strdup (target);
+    s->target = text_copy (target);
   if (status == NULL)
     set_error (s, HANDOFF_SEAL_UNKNOWN, error);
   else if (is_sealed (status))
     s->state = HANDOFF_SEAL_DONE;
   else if (s->target == NULL)
     set_error (s, HANDOFF_SEAL_UNKNOWN,
-               strdup ("the server does not know any more where it was mirrored to"));
+               text_copy ("the server does not know any more where it was mirrored to"));
   else if (destination_may_be_sealed (s->target))
     seal_target (w->control, s, deadline);
   json_decref (status);
@@ -137,15 +134,14 @@ seal_one (void *opaque)
 }
 
 void
-handoff_seal_all (char *const controls[], unsigned nr, struct handoff_seal *seals)
+coordinator_seal_all (char *const controls[], unsigned nr, struct coordinator_seal *seals)
 {
   struct sealing *all = calloc (nr, sizeof *all);
-  unsigned i;
 
-  for (i = 0; i < nr; i++) {
-    seals[i] = (struct handoff_seal){ .state = HANDOFF_SEAL_NONE };
+  for (unsigned i = 0; i < nr; i++) {
+    seals[i] = (struct coordinator_seal){ .state = HANDOFF_SEAL_NONE };
     if (all == NULL) {
-      set_error (&seals[i], HANDOFF_SEAL_FAILED, NULL);
+      set_error (&seals[i], HANDOFF_SEAL_FAILED, text_copy ("out of memory"));
       continue;
     }
     all[i].control = controls[i];
@@ -154,17 +150,17 @@ handoff_seal_all (char *const controls[], unsigned nr, struct handoff_seal *seal
     if (!all[i].started)
       seal_one (&all[i]);
   }
-  for (i = 0; i < nr && all != NULL; i++)
+  for (unsigned i = 0; i < nr && all != NULL; i++)
     if (all[i].started)
       pthread_join (all[i].thread, NULL);
   free (all);
 }
 
 void
-handoff_seal_free (struct handoff_seal *seals, unsigned nr)
+coordinator_seal_free (struct coordinator_seal *seals, unsigned nr)
 {
   for (unsigned i = 0; i < nr; i++) {
-    free (seals[i].target);
-    free (seals[i].error);
+    text_free (seals[i].target);
+    text_free (seals[i].error);
   }
 }

@@ -21,7 +21,7 @@ enum handoff_seal_state {
   HANDOFF_SEAL_FAILED   /* see `error` */
 };
 
-struct handoff_seal {
+struct coordinator_seal {
   enum handoff_seal_state state;
   char *target; /* the destination's name, or NULL */
   char *error;  /* or NULL */
@@ -31,7 +31,7 @@ struct handoff_seal {
  * filters are asked where to.  Where we cannot reach it (the worker may have keys that we lack) the
  * worker is waited for.  Blocks, for little more than HANDOFF_SEAL_MS.  Never before the commit.
  * Again does no harm. */
-void handoff_seal_all (char *const controls[], unsigned nr, struct handoff_seal *seals);
-void handoff_seal_free (struct handoff_seal *seals, unsigned nr);
+void coordinator_seal_all (char *const controls[], unsigned nr, struct coordinator_seal *seals);
+void coordinator_seal_free (struct coordinator_seal *seals, unsigned nr);
 
 #endif

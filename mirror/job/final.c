@@ -348,9 +348,10 @@ handoff_thread (void *opaque)
 {
   struct job *j = opaque;
   char *controls[] = { (char *)j->o->control };
-  const struct handoff_options ho = { .before_hold = j->o->before_hold, .opaque = j->o->opaque };
+  const struct coordinator_options ho
+      = { .before_hold = j->o->before_hold, .opaque = j->o->opaque };
 
-  j->handoff_status = handoff_run (controls, 1, &ho, &j->handoff_result, &j->handoff_error);
+  j->handoff_status = coordinator_run (controls, 1, &ho, &j->handoff_result, &j->handoff_error);
   atomic_store (&j->handoff_done, true);
   engine_notify (&j->engine);
   return NULL;
@@ -383,7 +384,7 @@ job_handoff_poll (struct job *j)
   }
   free (j->handoff_error);
   j->handoff_error = NULL;
-  handoff_result_free (&j->handoff_result);
+  coordinator_result_free (&j->handoff_result);
 }
 
 /* ---- after the commit ---- */

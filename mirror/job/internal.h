@@ -103,7 +103,7 @@ struct job {
   pthread_t handoff_thread;
   _Atomic bool handoff_done;
   int handoff_status;
-  struct handoff_result handoff_result;
+  struct coordinator_result handoff_result;
   char *handoff_error;
   uint64_t next_handoff_ns;
   bool complete_wanted;

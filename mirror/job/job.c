@@ -332,7 +332,7 @@ finish (struct job *j, json_t **report)
     endpoint_close (j->source);
   region_free (j->region);
   free (j->handoff_error);
-  handoff_result_free (&j->handoff_result);
+  coordinator_result_free (&j->handoff_result);
   free (j->token);
   free (j);
   return result;
