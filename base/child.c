@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Running other programs.  See run.h.
+ * See child.h.  Between fork() and exec only calls are made that are safe in a signal handler,
+ * because other threads of ours may have held locks.
  */
 
 #include "config.h"
@@ -15,21 +16,27 @@
 #include <unistd.h>
 
 #include "base/child.h"
+#include "base/clock.h"
 
 #define MAX_OUTPUT (1u << 20)
+#define POLL_MS 10
 
+/* In the child.  A handler of ours that is called there would see a copy of our memory. */
 static void
 default_signals (void)
 {
-  sigset_t none;
+  struct sigaction hup;
+  bool keep_hup = sigaction (SIGHUP, NULL, &hup) == 0 && hup.sa_handler == SIG_IGN;
 
-  sigemptyset (&none);
   for (int sig = 1; sig < NSIG; sig++)
-    signal (sig, SIG_DFL);
+    if (sig != SIGHUP || !keep_hup)
+      signal (sig, SIG_DFL);
+  sigset_t none;
+  sigemptyset (&none);
   sigprocmask (SIG_SETMASK, &none, NULL);
 }
 
-/* Read all.  NULL if out of memory. */
+/* All that can be read from FD.  NULL: out of memory. */
 static char *
 read_all (int fd)
 {
@@ -57,53 +64,64 @@ read_all (int fd)
   return text;
 }
 
-int
-run_and_wait (const char *const *words, char **out)
+static int
+wait_for (pid_t pid)
 {
-  int fds[2] = { -1, -1 }, status;
+  int status = 0;
 
-  if (out != NULL && pipe2 (fds, O_CLOEXEC) == -1)
+  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
+    ;
+  return status;
+}
+
+int
+child_run (const char *const *words, char **output)
+{
+  int fds[2] = { -1, -1 };
+
+  if (output != NULL && pipe2 (fds, O_CLOEXEC) == -1)
     return -1;
   pid_t pid = fork ();
   if (pid == 0) {
     int null = open ("/dev/null", O_RDWR | O_CLOEXEC);
     default_signals ();
     dup2 (null, STDIN_FILENO);
-    dup2 (out != NULL ? fds[1] : STDERR_FILENO, STDOUT_FILENO);
+    dup2 (output != NULL ? fds[1] : STDERR_FILENO, STDOUT_FILENO);
     execvp (words[0], (char *const *)(uintptr_t)words);
     _exit (127);
   }
-  if (out != NULL) {
+  if (output != NULL) {
     close (fds[1]);
-    *out = pid == -1 ? NULL : read_all (fds[0]);
+    *output = pid == -1 ? NULL : read_all (fds[0]);
     close (fds[0]);
   }
   if (pid == -1)
     return -1;
-  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
-    ;
+  int status = wait_for (pid);
   if (WIFSIGNALED (status))
     return 128 + WTERMSIG (status);
   return WEXITSTATUS (status) == 127 ? -1 : WEXITSTATUS (status);
 }
 
-/* In the child. */
-static void
-become (char *const *words, const struct run_options *o, int err_fd)
+/* In the child.  Why the program cannot be executed goes to ERR_FD. */
+__attribute__ ((noreturn)) static void
+become (char *const *words, const struct child_options *o, int err_fd)
 {
-  int fd = o->our_stdio ? -1 : open ("/dev/null", O_RDWR | O_CLOEXEC);
-
   default_signals ();
+  if (o->own_group)
+    setpgid (0, 0);
   if (o->end_with_us)
     prctl (PR_SET_PDEATHSIG, SIGKILL);
-  if (fd >= 0) {
-    dup2 (fd, STDIN_FILENO);
-    dup2 (fd, STDOUT_FILENO);
+  if (!o->our_stdio) {
+    int null = open ("/dev/null", O_RDWR | O_CLOEXEC);
+    dup2 (null, STDIN_FILENO);
+    dup2 (o->output_to_stderr ? STDERR_FILENO : null, STDOUT_FILENO);
   }
-  for (int i = 0; i < RUN_KEEP; i++)
-    if (o->keep[i] != -1)
+  for (int i = 0; i < CHILD_KEEP; i++)
+    if (o->keep[i] > 0)
       fcntl (o->keep[i], F_SETFD, 0);
-  execvp (words[0], words);
+  execvpe (o->path != NULL ? o->path : words[0], words,
+           o->environment != NULL ? o->environment : environ);
   int err = errno;
   if (write (err_fd, &err, sizeof err) == -1)
     _exit (126);
@@ -111,7 +129,7 @@ become (char *const *words, const struct run_options *o, int err_fd)
 }
 
 pid_t
-run_start (char *const *words, const struct run_options *o)
+child_start (char *const *words, const struct child_options *o)
 {
   int fds[2], err = 0;
 
@@ -131,8 +149,26 @@ run_start (char *const *words, const struct run_options *o)
   if (pid != -1 && n != sizeof err)
     return pid;
   if (pid != -1)
-    while (waitpid (pid, NULL, 0) == -1 && errno == EINTR)
-      ;
+    wait_for (pid);
   errno = err;
   return -1;
+}
+
+bool
+child_ended (pid_t pid, int timeout_ms, int *status)
+{
+  uint64_t end = clock_ms () + (uint64_t)timeout_ms;
+
+  for (;;) {
+    pid_t r = waitpid (pid, status, WNOHANG);
+    if (r == pid)
+      return true;
+    if (r == -1 && errno != EINTR) {
+      *status = 0;
+      return true;
+    }
+    if (clock_ms () >= end)
+      return false;
+    clock_sleep_ms (POLL_MS);
+  }
 }

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Running other programs as children.
+ * Child processes that run other programs.
+ *
+ * A child starts with all signals as they are by default, but for SIGHUP, which stays ignored where
+ * somebody wants that (nohup).  All functions may be called from any thread.
  */
 
 #ifndef NBDMIRROR_BASE_CHILD_H
@@ -9,21 +12,32 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-/* Run WORDS (NULL at the end; looked up in PATH) and wait.  Its exit status, 128 and the signal if
- * one ended it, or -1 if it could not be run.  If OUT is not NULL it is set to what it printed
- * (caller frees; at most 1 MiB), or NULL; else its output goes to our stderr. */
-int run_and_wait (const char *const *words, char **out);
+/* Run WORDS (NULL at the end; the program is looked up in PATH) and wait for it.  Returns its exit
+ * status, or 128 and the signal that ended it, or -1 if it could not be run.  If OUTPUT is not NULL
+ * it is set to what the program printed (at most 1 MiB, the caller frees it), or to NULL; else that
+ * goes to our standard error. */
+int child_run (const char *const *words, char **output);
 
-#define RUN_KEEP 4
+#define CHILD_KEEP 4
 
-struct run_options {
-  bool our_stdio;     /* its stdin and stdout are ours; else /dev/null */
-  int keep[RUN_KEEP]; /* descriptors to pass on, by their numbers; -1: none */
-  bool end_with_us;   /* SIGKILL it when this process ends */
+/* All zero: standard input and output are /dev/null, standard error is ours. */
+struct child_options {
+  const char *path;         /* the program; NULL: words[0], looked up in PATH */
+  char *const *environment; /* as for execve(); NULL: ours */
+  bool our_stdio;           /* standard input and output are ours */
+  bool output_to_stderr;    /* standard output goes to our standard error */
+  int keep[CHILD_KEEP];     /* descriptors to pass on by their numbers; 0 or -1: none */
+  bool own_group;           /* it leads a process group, so a Ctrl-C reaches us alone, and kill()
+                               with its negative number reaches all that it started */
+  bool end_with_us;         /* the kernel kills it when the thread that started it ends */
 };
 
-/* Start WORDS, with all signals as they are by default.  Its process id, or -1 with errno, also
- * where it cannot be executed. */
-pid_t run_start (char *const *words, const struct run_options *o);
+/* Start a program; WORDS end with NULL.  Returns its process id, or -1 with errno, also where it
+ * cannot be executed. */
+pid_t child_start (char *const *words, const struct child_options *o);
+
+/* Has it ended?  Waits for at most TIMEOUT_MS (0: it only looks).  *STATUS is as from waitpid(), or
+ * 0 where somebody else has waited for it.  Call it until it says so: until then it is a zombie. */
+bool child_ended (pid_t pid, int timeout_ms, int *status);
 
 #endif

@@ -15,7 +15,7 @@ read_ns (clockid_t clock)
   struct timespec ts;
 
   clock_gettime (clock, &ts);
-  return (uint64_t) ts.tv_sec * NS_PER_S + (uint64_t) ts.tv_nsec;
+  return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
 uint64_t
@@ -39,19 +39,19 @@ clock_coarse_ns (void)
 int64_t
 clock_date_us (void)
 {
-  return (int64_t) (read_ns (CLOCK_REALTIME) / NS_PER_US);
+  return (int64_t)(read_ns (CLOCK_REALTIME) / NS_PER_US);
 }
 
 struct timespec
 clock_timespec (uint64_t ns)
 {
-  return (struct timespec) { .tv_sec = (time_t) (ns / NS_PER_S), .tv_nsec = (long) (ns % NS_PER_S) };
+  return (struct timespec){ .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) };
 }
 
 void
 clock_sleep_ms (unsigned ms)
 {
-  struct timespec left = clock_timespec (ms * (uint64_t) NS_PER_MS);
+  struct timespec left = clock_timespec (ms * (uint64_t)NS_PER_MS);
 
   while (nanosleep (&left, &left) == -1 && errno == EINTR)
     ;

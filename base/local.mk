@@ -5,7 +5,5 @@ libbase_la_SOURCES = \
 	base/child.h \
 	base/clock.c \
 	base/clock.h \
-	base/spawn.c \
-	base/spawn.h \
 	base/text.c \
 	base/text.h

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Commands of the user's at the turns of a hand-off.  See hooks.h.
+ * Commands that the user has given for the turns of a hand-off.  See hooks.h.
  */
 
 #include "config.h"
 
 #include <errno.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/child.h"
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/hooks.h"
-#include "base/spawn.h"
 
 #define OUR_VARIABLES 5
 
@@ -36,93 +36,90 @@ hook_option (struct hooks *h, int c)
 }
 
 static char *
-variable (const char *name, const char *value)
-{
-  char *text;
-
-  return asprintf (&text, "%s=%s", name, value != NULL ? value : "") == -1 ? NULL : text;
-}
-
-static char *
 all_controls (const struct hooks *h)
 {
-  char *text = strdup ("NBDMIRROR_CONTROLS="), *next;
-  unsigned i;
+  char *text = text_copy ("NBDMIRROR_CONTROLS=");
 
-  for (i = 0; i < h->nr_controls && text != NULL; i++) {
-    if (asprintf (&next, "%s%s%s", text, i > 0 ? "\n" : "", h->controls[i]) == -1)
-      next = NULL;
-    free (text);
+  for (unsigned i = 0; i < h->nr_controls; i++) {
+    char *next = text_printf ("%s%s%s", text, i > 0 ? "\n" : "", h->controls[i]);
+    text_free (text);
     text = next;
   }
   return text;
 }
 
-/* Ours first: the first of a name counts.  OURS are freed by the caller. */
+static void
+describe (const struct hooks *h, enum hook which, const char *token, const char *reason,
+          char *ours[OUR_VARIABLES])
+{
+  ours[0] = text_printf ("NBDMIRROR_EVENT=%s", names[which].event);
+  ours[1] = text_printf ("NBDMIRROR_CONTROL=%s", h->nr_controls > 0 ? h->controls[0] : "");
+  ours[2] = all_controls (h);
+  ours[3] = text_printf ("NBDMIRROR_TOKEN=%s", token != NULL ? token : "");
+  ours[4] = text_printf ("NBDMIRROR_REASON=%s", reason != NULL ? reason : "");
+}
+
+/* OURS come first, because the first of a name counts.  NULL: out of memory. */
 static char **
 make_environment (char *ours[OUR_VARIABLES])
 {
-  size_t n = 0, i;
-  char **env;
+  size_t n = 0;
 
   while (environ[n] != NULL)
     n++;
-  env = calloc (OUR_VARIABLES + n + 1, sizeof *env);
-  for (i = 0; i < OUR_VARIABLES && env != NULL; i++) {
-    if (ours[i] == NULL) {
-      free (env);
-      return NULL;
-    }
-    env[i] = ours[i];
-  }
-  if (env != NULL)
-    memcpy (env + OUR_VARIABLES, environ, n * sizeof *env);
+  char **env = calloc (OUR_VARIABLES + n + 1, sizeof *env);
+  if (env == NULL)
+    return NULL;
+  memcpy (env, ours, OUR_VARIABLES * sizeof *env);
+  memcpy (env + OUR_VARIABLES, environ, n * sizeof *env);
   return env;
 }
 
-static int
-say (char **error, enum hook which, const char *what, int number)
+/* -1 with errno. */
+static pid_t
+start (const struct hooks *h, enum hook which, const char *token, const char *reason)
 {
-  if (asprintf (error, "%s: %s%.0d", names[which].option, what, number) == -1)
-    *error = NULL;
-  return -1;
+  char *const words[] = { (char *)"sh", (char *)"-c", (char *)h->command[which], NULL };
+  char *ours[OUR_VARIABLES];
+
+  describe (h, which, token, reason, ours);
+  char **env = make_environment (ours);
+  const struct child_options o
+      = { .path = "/bin/sh", .environment = env, .output_to_stderr = true, .own_group = true };
+  errno = ENOMEM;
+  pid_t pid = env != NULL ? child_start (words, &o) : -1;
+  int err = errno;
+  free (env);
+  for (int i = 0; i < OUR_VARIABLES; i++)
+    text_free (ours[i]);
+  errno = err;
+  return pid;
 }
 
 int
 hook_run (const struct hooks *h, enum hook which, const char *token, const char *reason,
           char **error)
 {
-  char *const argv[] = { (char *)"sh", (char *)"-c", (char *)h->command[which], NULL };
-  char *ours[OUR_VARIABLES], **env;
-  int status, i;
-  pid_t pid;
+  const char *option = names[which].option;
+  int status;
 
   if (h->command[which] == NULL)
     return 0;
-  ours[0] = variable ("NBDMIRROR_EVENT", names[which].event);
-  ours[1] = variable ("NBDMIRROR_CONTROL", h->nr_controls > 0 ? h->controls[0] : NULL);
-  ours[2] = all_controls (h);
-  ours[3] = variable ("NBDMIRROR_TOKEN", token);
-  ours[4] = variable ("NBDMIRROR_REASON", reason);
-  env = make_environment (ours);
-  errno = ENOMEM;
-  pid = env != NULL ? spawn_child ("/bin/sh", argv, env, STDERR_FILENO) : -1;
-  int err = errno;
-  free (env);
-  for (i = 0; i < OUR_VARIABLES; i++)
-    free (ours[i]);
+  pid_t pid = start (h, which, token, reason);
   if (pid == -1)
-    return say (error, which, strerror (err), 0);
-  if (!spawn_ended (pid, HOOK_TIMEOUT_MS, &status)) {
+    return text_error (error, "%s: %s", option, strerror (errno));
+  if (!child_ended (pid, HOOK_TIMEOUT_MS, &status)) {
     kill (-pid, SIGKILL);
-    while (!spawn_ended (pid, 1000, &status))
+    while (!child_ended (pid, 1000, &status))
       ;
-    return say (error, which, "not done in time, killed after seconds: ", HOOK_TIMEOUT_MS / 1000);
+    return text_error (error, "%s: not done within %d s, so it was killed", option,
+                       HOOK_TIMEOUT_MS / 1000);
   }
   if (WIFSIGNALED (status))
-    return say (error, which, "the command was killed by signal ", WTERMSIG (status));
+    return text_error (error, "%s: the command was killed by signal %d", option, WTERMSIG (status));
   if (WEXITSTATUS (status) != 0)
-    return say (error, which, "the command failed with exit status ", WEXITSTATUS (status));
+    return text_error (error, "%s: the command failed with exit status %d", option,
+                       WEXITSTATUS (status));
   return 0;
 }
 
@@ -132,8 +129,8 @@ hook_run_warn (const struct hooks *h, enum hook which, const char *token, const 
   char *error = NULL;
 
   if (hook_run (h, which, token, reason, &error) == -1)
-    cmd_warning ("%s", error != NULL ? error : "out of memory");
-  free (error);
+    cmd_warning ("%s", error);
+  text_free (error);
 }
 
 void

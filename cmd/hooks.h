@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Commands of the user's that run at the turns of a hand-off: --on-ready-exec, --before-hold-exec,
- * --after-commit-exec, --on-abort-exec.  They run with /bin/sh -c, standard input from /dev/null,
- * standard output on our standard error, and this environment beside our own:
+ * Commands that the user has given for the turns of a hand-off: --on-ready-exec,
+ * --before-hold-exec, --after-commit-exec, --on-abort-exec.  /bin/sh -c runs them, with standard
+ * input from /dev/null, standard output on our standard error, and these variables in addition to
+ * our own environment:
  *
  *   NBDMIRROR_EVENT     ready, before-hold, after-commit or abort
  *   NBDMIRROR_CONTROLS  the control sockets, one a line
@@ -48,16 +49,16 @@ struct hooks {
 /* True: C is one of them, and its command was taken. */
 bool hook_option (struct hooks *h, int c);
 
-/* Run it and wait, at most HOOK_TIMEOUT_MS: then it is killed, with what it started.  TOKEN and
- * REASON may be NULL. 0: there is none, or it succeeded.  -1 with *ERROR (caller frees).  May be
- * called from any thread. */
+/* Run the command and wait for it.  After HOOK_TIMEOUT_MS it is killed, with all that it started.
+ * TOKEN and REASON may be NULL.  0: there is no command, or it succeeded.  -1 with *ERROR, for
+ * text_free().  May be called from any thread. */
 int hook_run (const struct hooks *h, enum hook which, const char *token, const char *reason,
               char **error);
 
-/* The same; a failure is only warned about. */
+/* The same, but a failure is only warned about. */
 void hook_run_warn (const struct hooks *h, enum hook which, const char *token, const char *reason);
 
-/* Say that it is not run, and why; nothing if there is none. */
+/* Warn that the command is not run, and WHY.  Does nothing if there is no command. */
 void hook_not_run (const struct hooks *h, enum hook which, const char *why);
 
 #endif

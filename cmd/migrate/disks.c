@@ -14,7 +14,7 @@
 
 #include "cmd/control-query.h"
 #include "cmd/migrate/migrate.h"
-#include "base/spawn.h"
+#include "base/child.h"
 #include "mirror/endpoint/same-place.h"
 #include "mirror/endpoint/seal.h"
 
@@ -155,7 +155,8 @@ start_one (struct migrate *m, struct disk *d)
   PASS ("--policy", m->o.policy)
   PASS ("--connections", m->o.connections)
 #undef PASS
-  d->pid = spawn_child (own_path (), (char *const *)argv, environ, -1);
+  const struct child_options own = { .path = own_path (), .own_group = true };
+  d->pid = child_start ((char *const *)argv, &own);
   if (d->pid == -1) {
     d->pid = 0;
     return migrate_fail (m, EXIT_ERROR, "%s: cannot start a worker: %m", d->control);
@@ -220,7 +221,7 @@ disks_look (struct migrate *m, bool *ready)
     const char *state;
 
     if (d->pid > 0 && !d->ended)
-      d->ended = spawn_ended (d->pid, 0, &d->wait_status);
+      d->ended = child_ended (d->pid, 0, &d->wait_status);
     if (d->pid > 0 && d->ended)
       return worker_ended (m, d);
     if (look (m, d) == -1 || check_silence (m, d) == -1)
@@ -315,11 +316,11 @@ cancel_one (struct migrate *m, struct disk *d)
 {
   if (!d->ended) {
     kill (d->pid, SIGINT);
-    d->ended = spawn_ended (d->pid, END_MS, &d->wait_status);
+    d->ended = child_ended (d->pid, END_MS, &d->wait_status);
   }
   if (!d->ended) {
     kill (d->pid, SIGKILL);
-    d->ended = spawn_ended (d->pid, END_MS, &d->wait_status);
+    d->ended = child_ended (d->pid, END_MS, &d->wait_status);
   }
   if (!d->ended || !WIFEXITED (d->wait_status) || WEXITSTATUS (d->wait_status) != EXIT_CANCELLED)
     drop_job (m, d);
@@ -359,7 +360,7 @@ disks_reap (struct migrate *m)
     struct disk *d = &m->disks[i];
 
     if (d->pid > 0 && !d->ended)
-      d->ended = spawn_ended (d->pid, END_MS, &d->wait_status);
+      d->ended = child_ended (d->pid, END_MS, &d->wait_status);
     if (d->pid > 0 && !d->ended)
       cmd_warning ("%s: its worker, process %ld, has not ended yet", d->control, (long)d->pid);
   }

@@ -40,7 +40,7 @@
 #include <unistd.h>
 
 #include "cmd/migrate/migrate.h"
-#include "base/spawn.h"
+#include "base/child.h"
 
 #define TRIES 6
 #define TRIES_MS 120000 /* no further one after this */
@@ -262,7 +262,7 @@ take_notes (struct migrate *m)
     d->pid = atomic_load (&g->workers[i]);
     d->ours = d->pid > 0;
     /* No child of ours any more: the number may be another's by now. */
-    d->ended = d->pid > 0 && spawn_ended (d->pid, 0, &d->wait_status);
+    d->ended = d->pid > 0 && child_ended (d->pid, 0, &d->wait_status);
   }
 }
 

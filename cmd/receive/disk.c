@@ -277,7 +277,7 @@ make_qcow2 (struct receive_disk *d)
   if (d->have_size)
     words[n++] = size;
   words[n] = NULL;
-  int r = run_and_wait (words, NULL);
+  int r = child_run (words, NULL);
   free (backing);
   if (r == 0)
     return EXIT_DONE;
@@ -292,7 +292,7 @@ measure_qcow2 (struct receive_disk *d)
   const char *words[] = { "qemu-img", "info", "--output=json", "-f", "qcow2", d->path, NULL };
   char *out = NULL;
 
-  int r = run_and_wait (words, &out);
+  int r = child_run (words, &out);
   json_t *info = r == 0 && out != NULL ? json_loads (out, 0, NULL) : NULL;
   json_t *size = json_object_get (info, "virtual-size");
   bool good = json_is_integer (size);

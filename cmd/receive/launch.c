@@ -185,13 +185,13 @@ forget_pid_file (const struct receive_server *s, const char *name)
 static pid_t
 start (struct receive_server *s, struct words *w, bool is_nbdkit)
 {
-  const struct run_options o = {
+  const struct child_options o = {
     .our_stdio = is_nbdkit && s->stdio,
     .keep = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1,
               is_nbdkit ? s->qemu_nbd_fd : -1 },
     .end_with_us = s->stdio,
   };
-  pid_t pid = run_start (w->word, &o);
+  pid_t pid = child_start (w->word, &o);
 
   if (pid == -1)
     cmd_error ("%s cannot be run: %s", w->word[0], strerror (errno));

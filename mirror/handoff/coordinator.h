@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The coordinator of a hand-off.  All disks that it is given are handed over at one instant, or none
- * is.
+ * The coordinator of a hand-off.  All disks that it is given are handed over at one instant, or
+ * none is.
  *
  *   1. create the decision word, choose the rollback token, connect to every disk's filter
  *   2. mirror-prepare on all at the same time: each holds its gate, drains, copies the rest
