@@ -6,4 +6,6 @@ libbase_la_SOURCES = \
 	base/clock.c \
 	base/clock.h \
 	base/text.c \
-	base/text.h
+	base/text.h \
+	base/uuid.c \
+	base/uuid.h

@@ -117,14 +117,20 @@ claims_revoke (struct region *r)
 }
 
 void
+claims_quarantine_from (struct region *to, const struct region *old)
+{
+  for (unsigned set = 0; set < 2; set++)
+    bitmap_or (to, REGION_QUARANTINE, old, claim_array (set));
+  bitmap_or (to, REGION_QUARANTINE, old, REGION_QUARANTINE);
+}
+
+void
 region_merge (struct region *fresh, const struct region *old)
 {
   assert (memcmp (&fresh->geo, &old->geo, sizeof fresh->geo) == 0);
-  for (unsigned set = 0; set < 2; set++) {
-    bitmap_or (fresh, REGION_QUARANTINE, old, claim_array (set));
+  claims_quarantine_from (fresh, old);
+  for (unsigned set = 0; set < 2; set++)
     bitmap_or (fresh, REGION_DIRTY, old, claim_array (set));
-  }
-  bitmap_or (fresh, REGION_QUARANTINE, old, REGION_QUARANTINE);
   bitmap_or (fresh, REGION_DIRTY, old, REGION_DIRTY);
   atomic_store (&fresh->hdr->session, atomic_load (&old->hdr->session) + 1);
   atomic_fetch_add (&fresh->hdr->dirtied_total, atomic_load (&old->hdr->dirtied_total));

@@ -67,6 +67,10 @@ bool claims_all_empty (const struct region *r);
  * both sets emptied and entry counts zeroed.  All copiers of this process must have stopped. */
 void claims_revoke (struct region *r);
 
+/* Put everything that requests of OLD's job may still hit at the destination, its claims and its
+ * quarantine, into TO's quarantine (R12).  Same geometry (asserted). */
+void claims_quarantine_from (struct region *to, const struct region *old);
+
 /* Take over everything the OLD region still knows, into FRESH, which the filter is already marking:
  * dirty | claimed -> dirty, claimed | quarantine -> quarantine, session = OLD's + 1;
  * dirtied_total, sent_bytes, zero_bytes and samples are carried over.  The old worker's process has

@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "dirty-bitmap/region.h"
 #include "dirty-bitmap/samples.h"
 #include "dirty-bitmap/urgent.h"
@@ -37,16 +37,6 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2,
                "atomics shared between processes must be lock-free");
 _Static_assert(sizeof (_Atomic uint64_t) == 8, "a word of an array is 64 bits");
 _Static_assert(sizeof (struct region_header) <= REGION_ALIGN, "the header fits in its part");
-
-static void __attribute__ ((format (printf, 2, 3))) set_error (char **error, const char *fmt, ...)
-{
-  va_list ap;
-
-  va_start (ap, fmt);
-  if (vasprintf (error, fmt, ap) == -1)
-    *error = NULL;
-  va_end (ap);
-}
 
 static uint64_t
 div_up (uint64_t n, uint64_t d)
@@ -147,13 +137,13 @@ map_fd (int fd, const struct region_geometry *geo, char **error)
   void *addr;
 
   if (r == NULL) {
-    set_error (error, "shared region: %s", strerror (errno));
+    text_error (error, "shared region: %s", strerror (errno));
     close (fd);
     return NULL;
   }
   addr = mmap (NULL, geo->region_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (addr == MAP_FAILED) {
-    set_error (error, "shared region: mmap of %zu bytes: %s", geo->region_size, strerror (errno));
+    text_error (error, "shared region: mmap of %zu bytes: %s", geo->region_size, strerror (errno));
     free (r);
     close (fd);
     return NULL;
@@ -172,17 +162,17 @@ region_create (const struct region_geometry *geo, const uint8_t uuid[16], char *
 
   fd = memfd_create ("nbdmirror-region", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd == -1) {
-    set_error (error, "shared region: memfd_create: %s", strerror (errno));
+    text_error (error, "shared region: memfd_create: %s", strerror (errno));
     return NULL;
   }
   if (ftruncate (fd, (off_t)geo->region_size) == -1) {
-    set_error (error, "shared region: ftruncate to %zu bytes: %s", geo->region_size,
-               strerror (errno));
+    text_error (error, "shared region: ftruncate to %zu bytes: %s", geo->region_size,
+                strerror (errno));
     close (fd);
     return NULL;
   }
   if (fcntl (fd, F_ADD_SEALS, REGION_SEALS) == -1) {
-    set_error (error, "shared region: sealing it: %s", strerror (errno));
+    text_error (error, "shared region: sealing it: %s", strerror (errno));
     close (fd);
     return NULL;
   }
@@ -206,7 +196,7 @@ field_is (const char *name, uint64_t got, uint64_t want, char **error)
 {
   if (got == want)
     return true;
-  set_error (error, "shared region: %s is %" PRIu64 ", expected %" PRIu64, name, got, want);
+  text_error (error, "shared region: %s is %" PRIu64 ", expected %" PRIu64, name, got, want);
   return false;
 }
 
@@ -244,7 +234,7 @@ static bool
 check_header (const struct region_header *hdr, struct region_geometry *geo, char **error)
 {
   if (memcmp (hdr->magic, REGION_MAGIC, sizeof hdr->magic) != 0) {
-    set_error (error, "shared region: magic is wrong: this is no nbdmirror region");
+    text_error (error, "shared region: magic is wrong: this is no nbdmirror region");
     return false;
   }
   if (!field_is ("version", hdr->version, REGION_VERSION, error)
@@ -252,16 +242,17 @@ check_header (const struct region_header *hdr, struct region_geometry *geo, char
     return false;
   /* 0 would ask region_geometry_init for the default. */
   if (hdr->block_size == 0 || hdr->block_size > REGION_MAX_BLOCK_SIZE) {
-    set_error (error, "shared region: block_size %" PRIu64 " is out of bounds", hdr->block_size);
+    text_error (error, "shared region: block_size %" PRIu64 " is out of bounds", hdr->block_size);
     return false;
   }
   if (region_geometry_init (geo, hdr->disk_size, (uint32_t)hdr->block_size) == -1) {
     if (errno == EFBIG)
-      set_error (error, "shared region: disk_size %" PRIu64 " is too large for block_size %" PRIu64,
-                 hdr->disk_size, hdr->block_size);
+      text_error (error,
+                  "shared region: disk_size %" PRIu64 " is too large for block_size %" PRIu64,
+                  hdr->disk_size, hdr->block_size);
     else
-      set_error (error, "shared region: block_size %" PRIu64 " is no power of two from %u to %u",
-                 hdr->block_size, REGION_MIN_BLOCK_SIZE, REGION_MAX_BLOCK_SIZE);
+      text_error (error, "shared region: block_size %" PRIu64 " is no power of two from %u to %u",
+                  hdr->block_size, REGION_MIN_BLOCK_SIZE, REGION_MAX_BLOCK_SIZE);
     return false;
   }
   return check_layout (hdr, geo, error);
@@ -277,26 +268,26 @@ check_fd (int fd, union header_copy *copy, struct region_geometry *geo, char **e
   ssize_t n;
 
   if (seals == -1) {
-    set_error (error, "shared region: descriptor is no memfd: %s", strerror (errno));
+    text_error (error, "shared region: descriptor is no memfd: %s", strerror (errno));
     return false;
   }
   if ((seals & REGION_SEALS) != REGION_SEALS) {
-    set_error (error, "shared region: seals 0x%x lack 0x%x (shrink, grow and seal are required)",
-               (unsigned)seals, (unsigned)(REGION_SEALS & ~seals));
+    text_error (error, "shared region: seals 0x%x lack 0x%x (shrink, grow and seal are required)",
+                (unsigned)seals, (unsigned)(REGION_SEALS & ~seals));
     return false;
   }
   if (fstat (fd, &st) == -1) {
-    set_error (error, "shared region: fstat: %s", strerror (errno));
+    text_error (error, "shared region: fstat: %s", strerror (errno));
     return false;
   }
   if (!S_ISREG (st.st_mode) || st.st_size < (off_t)sizeof *copy) {
-    set_error (error, "shared region: size %jd is too small for a header", (intmax_t)st.st_size);
+    text_error (error, "shared region: size %jd is too small for a header", (intmax_t)st.st_size);
     return false;
   }
   n = pread (fd, copy, sizeof *copy, 0);
   if (n != (ssize_t)sizeof *copy) {
-    set_error (error, "shared region: reading the header: %s",
-               n == -1 ? strerror (errno) : "short read");
+    text_error (error, "shared region: reading the header: %s",
+                n == -1 ? strerror (errno) : "short read");
     return false;
   }
   if (!check_header (&copy->hdr, geo, error))
@@ -314,7 +305,7 @@ region_map (int fd, char **error)
 
   own = fcntl (fd, F_DUPFD_CLOEXEC, 0);
   if (own == -1) {
-    set_error (error, "shared region: descriptor %d: %s", fd, strerror (errno));
+    text_error (error, "shared region: descriptor %d: %s", fd, strerror (errno));
     return NULL;
   }
   if (!check_fd (own, &copy, &geo, error)) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The job record: attaching and losing a worker, and the requests that wait for it.  See job.h.
+ * Attaching and losing a worker, and the regions that its job leaves behind.  See attachment.h.
  */
 
 #include "config.h"
@@ -13,44 +13,23 @@
 
 #include <nbdkit-filter.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/claims.h"
-#include "nbd-plugin/mirror/participant.h"
 #include "nbd-plugin/mirror/attachment.h"
-#include "nbd-plugin/mirror/measure.h"
+#include "nbd-plugin/mirror/filter.h"
 
 void
-job_random_uuid (uint8_t uuid[16])
+attachment_init (struct attachment *a)
 {
-  if (getentropy (uuid, 16)
-      == -1) { /* no worse than a clock: it only tells regions and filters apart */
-    int64_t now = gate_now ();
-    memset (uuid, 0, 16);
-    memcpy (uuid, &now, sizeof now);
-  }
-  uuid[6] = (uint8_t)((uuid[6] & 0x0f) | 0x40);
-  uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
-}
-
-static void
-name_instance (struct job *j)
-{
-  uint8_t u[16];
-  char *at = j->instance;
-
-  job_random_uuid (u);
-  for (unsigned i = 0; i < 16; i++)
-    at += sprintf (at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", u[i]);
-}
-
-void
-job_init (struct job *j)
-{
-  memset (j, 0, sizeof *j);
-  process_init (&j->process);
-  name_instance (j);
-  j->ended = "idle";
-  j->published = json_object ();
+  memset (a, 0, sizeof *a);
+  process_init (&a->process);
+  uint8_t uuid[16];
+  uuid_make (uuid);
+  uuid_text (uuid, a->instance);
+  a->ended = "idle";
+  a->published = json_object ();
 }
 
 static void
@@ -62,28 +41,23 @@ answer_free (struct waiting_answer *w)
 }
 
 void
-job_free (struct mirror *m)
+attachment_free (struct mirror *m)
 {
-  struct job *j = &m->job;
-  struct relay *r;
+  struct attachment *a = &m->attachment;
 
-  while ((r = j->relays) != NULL) {
-    j->relays = r->next;
-    relay_free (r);
-  }
-  answer_free (&j->hold);
-  answer_free (&j->attach);
+  relay_free_all (&a->relays);
+  answer_free (&a->hold);
+  answer_free (&a->attach);
   pace_end (&m->pace);
-  measure_end (m);
-  if (j->region != NULL)
-    tracker_remove (&m->tracker, j->region);
-  region_free (j->region);
-  region_free (j->ghost);
-  process_forget (&j->process);
-  json_decref (j->published);
-  free (j->reason);
-  memset (j, 0, sizeof *j);
-  process_init (&j->process);
+  if (a->region != NULL)
+    tracker_remove (&m->tracker, a->region);
+  region_free (a->region);
+  region_free (a->ghost);
+  process_forget (&a->process);
+  json_decref (a->published);
+  text_free (a->reason);
+  memset (a, 0, sizeof *a);
+  process_init (&a->process);
 }
 
 /* ---- the ghost: what requests of a dropped job may still hit (R12) ---- */
@@ -95,62 +69,52 @@ holds_claims (const struct region *r)
          || !bitmap_empty (r, REGION_QUARANTINE);
 }
 
-static void
-quarantine_from (struct region *to, const struct region *from)
-{
-  bitmap_or (to, REGION_QUARANTINE, from, REGION_CLAIMED_A);
-  bitmap_or (to, REGION_QUARANTINE, from, REGION_CLAIMED_B);
-  bitmap_or (to, REGION_QUARANTINE, from, REGION_QUARANTINE);
-}
-
 /* Once the process has ended only its unfinished blocks matter: keep those alone, in a region whose
  * other pages were never touched. */
 static void
-shrink_ghost (struct job *j)
+shrink_ghost (struct attachment *a)
 {
-  struct region *old = j->ghost, *small = NULL;
-  char *error = NULL;
+  struct region *old = a->ghost, *small = NULL;
 
-  if (old == NULL || !process_ended (&j->process))
+  if (old == NULL || !process_ended (&a->process))
     return;
   if (holds_claims (old)) {
     if (bitmap_empty (old, REGION_DIRTY))
       return; /* small already */
-    small = region_create (&old->geo, old->tracker_uuid, &error);
-    free (error);
+    small = region_create (&old->geo, old->tracker_uuid, NULL);
     if (small == NULL)
       return;
-    quarantine_from (small, old);
+    claims_quarantine_from (small, old);
   }
-  j->ghost = small;
+  a->ghost = small;
   region_free (old);
 }
 
 void
-job_drop_region (struct mirror *m)
+attachment_drop_region (struct mirror *m)
 {
-  struct job *j = &m->job;
-  struct region *old = j->region;
+  struct attachment *a = &m->attachment;
+  struct region *old = a->region;
 
   if (old == NULL)
     return;
   pace_end (&m->pace); /* waiters sleep on words of the region */
   tracker_remove (&m->tracker, old);
-  j->region = NULL;
-  if (j->ghost != NULL) {
-    quarantine_from (old, j->ghost);
-    region_free (j->ghost);
+  a->region = NULL;
+  if (a->ghost != NULL) {
+    claims_quarantine_from (old, a->ghost);
+    region_free (a->ghost);
   }
-  j->ghost = old;
-  shrink_ghost (j);
+  a->ghost = old;
+  shrink_ghost (a);
 }
 
 /* ---- attach ---- */
 
 int64_t
-job_default_lease_ms (const struct job *j)
+attachment_default_lease_ms (const struct attachment *a)
 {
-  double ms = json_number_value (json_object_get (j->published, "max-downtime-ms"));
+  double ms = json_number_value (json_object_get (a->published, "max-downtime-ms"));
 
   if (ms <= 0)
     ms = DEFAULT_MAX_DOWNTIME_MS;
@@ -162,19 +126,19 @@ job_default_lease_ms (const struct job *j)
 static struct region *
 fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
 {
-  struct job *j = &m->job;
-  struct region *old = j->region;
+  struct attachment *a = &m->attachment;
+  struct region *old = a->region;
   struct region_geometry geo;
   uint8_t uuid[16];
 
   tracker_geometry (&m->tracker, &geo);
-  job_random_uuid (uuid);
+  uuid_make (uuid);
   struct region *fresh = region_create (&geo, uuid, error);
   if (fresh == NULL)
     return NULL;
   if (tracker_add (&m->tracker, fresh) == -1) {
     region_free (fresh);
-    *error = strdup ("too many regions");
+    text_error (error, "too many regions");
     return NULL;
   }
   *resumed = old != NULL && strcmp (start, "resume") == 0;
@@ -184,18 +148,18 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
     bitmap_set (fresh, REGION_DIRTY, 0, geo.nr_blocks);
     atomic_store (&fresh->hdr->session, 1);
     if (old != NULL)
-      quarantine_from (fresh, old); /* its last requests may come late at the same destination */
+      claims_quarantine_from (fresh,
+                              old); /* its last requests may come late at the same destination */
   }
-  if (j->ghost != NULL)
-    quarantine_from (fresh, j->ghost);
+  if (a->ghost != NULL)
+    claims_quarantine_from (fresh, a->ghost);
   pace_end (&m->pace);
-  measure_end (m); /* the worker's numbers are better */
-  region_free (j->ghost);
-  j->ghost = NULL;
+  region_free (a->ghost);
+  a->ghost = NULL;
   if (old != NULL)
     tracker_remove (&m->tracker, old);
   region_free (old);
-  j->region = fresh;
+  a->region = fresh;
   return fresh;
 }
 
@@ -208,7 +172,7 @@ string_or_null (const char *s)
 static void
 attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args)
 {
-  struct job *j = &m->job;
+  struct attachment *a = &m->attachment;
   const char *start = json_string_value (json_object_get (args, "start"));
   const char *waiters = json_string_value (json_object_get (args, "waiters"));
   bool resumed;
@@ -227,21 +191,21 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
   struct region *r = fresh_region (m, start, &resumed, &error);
   if (r == NULL) {
     process_forget (&process);
-    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
-    free (error);
+    control_error (peer, id, "GenericError", "%s", error);
+    text_free (error);
     return;
   }
-  j->process = process; /* the one before has ended, or was forgotten */
-  j->worker = peer;
-  j->keep_waiters = waiters != NULL && strcmp (waiters, "keep") == 0;
-  j->was_ready = false;
-  free (j->reason);
-  j->reason = NULL;
+  a->process = process; /* the one before has ended, or was forgotten */
+  a->worker = peer;
+  a->keep_waiters = waiters != NULL && strcmp (waiters, "keep") == 0;
+  a->was_ready = false;
+  text_free (a->reason);
+  a->reason = NULL;
   if (!resumed) {
-    json_object_clear (j->published);
+    json_object_clear (a->published);
     pace_reset_counters (&m->pace);
   }
-  json_object_set_new (j->published, "state", json_string ("copying"));
+  json_object_set_new (a->published, "state", json_string ("copying"));
   m->have_downtime = false;
   control_peer_set_worker (peer, true);
   control_reply (
@@ -249,10 +213,10 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
       json_pack ("{s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:s, s:s, s:s, s:I}", "size",
                  (json_int_t)r->geo.disk_size, "block-size", (json_int_t)r->geo.block_size,
                  "session", (json_int_t)atomic_load (&r->hdr->session), "resumed", resumed, "job",
-                 resumed ? json_deep_copy (j->published) : json_null (), "uri",
+                 resumed ? json_deep_copy (a->published) : json_null (), "uri",
                  string_or_null (m->config.uri), "direct", string_or_null (m->config.direct),
                  "export", m->config.export, "nbdkit-version", NBDKIT_VERSION_STRING, "instance",
-                 j->instance, "lease-ms", (json_int_t)job_default_lease_ms (j)),
+                 a->instance, "lease-ms", (json_int_t)attachment_default_lease_ms (a)),
       r->fd);
 }
 
@@ -268,13 +232,13 @@ attach_allowed (struct mirror *m, struct control_peer *peer, json_t *id, json_t 
   if (gate.mode == GATE_FENCED)
     control_error (peer, id, "Fenced",
                    "this disk was handed over: writes are refused until a rollback");
-  else if (m->job.worker != NULL)
+  else if (m->attachment.worker != NULL)
     control_error (peer, id, "WorkerAttached", "a worker is attached: process %ld",
-                   (long)m->job.process.pid);
+                   (long)m->attachment.process.pid);
   else if (!tracker_geometry (&m->tracker, &geo))
     control_error (peer, id, "NoDisk",
                    "the disk's size is not known: open an NBD connection to the export first");
-  else if (m->job.region != NULL && (start == NULL || strcmp (start, "new") == 0))
+  else if (m->attachment.region != NULL && (start == NULL || strcmp (start, "new") == 0))
     control_error (peer, id, "JobExists",
                    "a job is left over: resume it, or restart from the beginning");
   else
@@ -283,159 +247,92 @@ attach_allowed (struct mirror *m, struct control_peer *peer, json_t *id, json_t 
 }
 
 void
-job_attach (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args)
+attachment_attach (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args)
 {
-  struct job *j = &m->job;
+  struct attachment *a = &m->attachment;
 
   if (!attach_allowed (m, peer, id, args))
     return;
-  if (process_ended (&j->process))
+  if (process_ended (&a->process))
     attach_now (m, peer, id, args);
-  else if (j->attach.peer != NULL)
+  else if (a->attach.peer != NULL)
     control_error (peer, id, "WorkerAttached", "another worker is attaching");
   else {
     /* It hung up a moment ago and is most likely about to end. */
-    j->attach.peer = peer;
-    j->attach.id = json_incref (id);
-    j->attach.args = json_incref (args);
-    j->attach.limit_ns = gate_now () + OLD_WORKER_LIMIT_MS * NS_PER_MS;
+    a->attach.peer = peer;
+    a->attach.id = json_incref (id);
+    a->attach.args = json_incref (args);
+    a->attach.limit_ns = (int64_t)clock_ns () + OLD_WORKER_LIMIT_MS * NS_PER_MS;
   }
 }
 
 static void
 attach_tick (struct mirror *m)
 {
-  struct waiting_answer w = m->job.attach;
-  bool ended = process_ended (&m->job.process);
+  struct waiting_answer w = m->attachment.attach;
+  bool ended = process_ended (&m->attachment.process);
 
-  if (w.peer == NULL || (!ended && gate_now () < w.limit_ns))
+  if (w.peer == NULL || (!ended && (int64_t)clock_ns () < w.limit_ns))
     return;
-  memset (&m->job.attach, 0, sizeof m->job.attach);
+  memset (&m->attachment.attach, 0, sizeof m->attachment.attach);
   if (!ended)
     control_error (w.peer, w.id, "WorkerAttached",
                    "the last worker hung up, but its process %ld still exists",
-                   (long)m->job.process.pid);
+                   (long)m->attachment.process.pid);
   else if (attach_allowed (m, w.peer, w.id, w.args))
     attach_now (m, w.peer, w.id, w.args);
   answer_free (&w);
 }
 
-void
-job_worker_gone (struct mirror *m, const char *state, const char *reason)
+struct control_peer *
+attachment_dead_worker (struct attachment *a)
 {
-  struct job *j = &m->job;
-  struct relay *r;
+  return a->worker != NULL && process_ended (&a->process) ? a->worker : NULL;
+}
 
-  if (j->worker == NULL)
-    return;
-  control_peer_set_worker (j->worker, false);
-  j->worker = NULL;
-  j->ended = state;
-  free (j->reason);
-  j->reason = reason != NULL ? strdup (reason) : NULL;
-  answer_free (&j->hold);
+bool
+attachment_lost (struct mirror *m, const char *state, const char *reason)
+{
+  struct attachment *a = &m->attachment;
+
+  if (a->worker == NULL)
+    return false;
+  control_peer_set_worker (a->worker, false);
+  a->worker = NULL;
+  a->ended = state;
+  text_free (a->reason);
+  a->reason = reason != NULL ? text_copy (reason) : NULL;
+  answer_free (&a->hold);
   pace_end (&m->pace); /* nobody is left to answer */
-  handoff_abort (m, "DeviceNotActive", "worker lost");
-  gate_release (&m->gate, 0, "worker lost");
-  while ((r = j->relays) != NULL) {
-    j->relays = r->next;
-    control_error (r->peer, r->id, "DeviceNotActive", "the worker was lost");
-    relay_free (r);
-  }
+  return true;
 }
 
 void
-job_worker_finished (struct mirror *m)
+attachment_finished (struct mirror *m)
 {
-  process_forget (&m->job.process);
-  job_drop_region (m);
-}
-
-/* ---- requests of users ---- */
-
-void
-relay_free (struct relay *r)
-{
-  if (r != NULL)
-    json_decref (r->id);
-  free (r);
+  process_forget (&m->attachment.process);
+  attachment_drop_region (m);
 }
 
 void
-job_relay (struct mirror *m, struct control_peer *peer, json_t *id, const char *execute,
-           json_t *args, int64_t limit_ms)
+attachment_ask (struct mirror *m, struct control_peer *peer, json_t *id, const char *execute,
+                json_t *args, int64_t limit_ms)
 {
-  struct job *j = &m->job;
-  struct relay *r = calloc (1, sizeof *r);
-
-  if (r == NULL) {
-    control_error (peer, id, "GenericError", "no memory");
-    return;
-  }
-  r->number = ++j->last_request;
-  r->peer = peer;
-  r->id = json_incref (id);
-  r->prepare = strcmp (execute, "prepare") == 0;
-  r->limit_ns = gate_now () + limit_ms * NS_PER_MS;
-  r->next = j->relays;
-  j->relays = r;
-  control_event (m->server, j->worker, "MIRROR_REQUEST",
-                 json_pack ("{s:I, s:s, s:O}", "request", (json_int_t)r->number, "execute", execute,
-                            "arguments", args));
+  relay_ask (&m->attachment.relays, &(struct relay_request){ .server = m->server,
+                                                             .worker = m->attachment.worker,
+                                                             .peer = peer,
+                                                             .id = id,
+                                                             .execute = execute,
+                                                             .args = args,
+                                                             .limit_ms = limit_ms });
 }
 
-static struct relay *
-unlink_relay (struct relay **at)
-{
-  struct relay *r = *at;
-  if (r != NULL)
-    *at = r->next;
-  return r;
-}
-
-struct relay *
-job_take_relay (struct job *j, uint64_t number)
-{
-  struct relay **at = &j->relays;
-  while (*at != NULL && (*at)->number != number)
-    at = &(*at)->next;
-  return unlink_relay (at);
-}
-
-struct relay *
-job_take_prepare (struct job *j)
-{
-  struct relay **at = &j->relays;
-  while (*at != NULL && !(*at)->prepare)
-    at = &(*at)->next;
-  return unlink_relay (at);
-}
-
-static void
-relay_tick (struct mirror *m)
-{
-  int64_t now = gate_now ();
-  struct relay **at = &m->job.relays;
-
-  while (*at != NULL) {
-    if (now < (*at)->limit_ns) {
-      at = &(*at)->next;
-      continue;
-    }
-    struct relay *r = unlink_relay (at);
-    control_error (r->peer, r->id, "GenericError", "the worker did not answer in time");
-    if (r->prepare) {
-      handoff_abort (m, "GenericError", "worker does not answer");
-      at = &m->job.relays; /* the list may have changed */
-    }
-    relay_free (r);
-  }
-}
+/* ---- answers that wait ---- */
 
 static void
 hold_tick (struct mirror *m)
 {
-  struct waiting_answer *w = &m->job.hold;
+  struct waiting_answer *w = &m->attachment.hold;
 
   if (w->peer == NULL)
     return;
@@ -454,36 +351,19 @@ hold_tick (struct mirror *m)
 }
 
 void
-job_peer_closed (struct mirror *m, struct control_peer *peer)
+attachment_peer_closed (struct attachment *a, struct control_peer *peer)
 {
-  struct job *j = &m->job;
-  struct relay **at = &j->relays;
-
-  if (peer == j->worker)
-    job_worker_gone (m, "detached", "the worker's connection closed");
-  if (peer == j->hold.peer)
-    answer_free (&j->hold);
-  if (peer == j->attach.peer)
-    answer_free (&j->attach);
-  while (*at != NULL)
-    if ((*at)->peer == peer)
-      relay_free (unlink_relay (at));
-    else
-      at = &(*at)->next;
+  if (peer == a->hold.peer)
+    answer_free (&a->hold);
+  if (peer == a->attach.peer)
+    answer_free (&a->attach);
+  relay_peer_closed (&a->relays, peer);
 }
 
 void
-job_tick (struct mirror *m)
+attachment_tick (struct mirror *m)
 {
-  struct job *j = &m->job;
-
-  if (j->worker != NULL && process_ended (&j->process)) {
-    struct control_peer *peer = j->worker;
-    job_worker_gone (m, "detached", "the worker's process ended");
-    control_peer_close (peer);
-  }
   hold_tick (m);
-  relay_tick (m);
   attach_tick (m);
-  shrink_ghost (j);
+  shrink_ghost (&m->attachment);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The job record: the worker that is attached, its region, what it published, and the requests of
- * users that it has yet to answer.
+ * The attachment: the worker that is attached to this disk, the region that it works on, and what
+ * it published about its job.
  *
  *   no region --attach--> worker attached, region marked --detach, lost--> region marked, resumable
  *       ^                     |  cancelled, committed                          |  cancelled
@@ -10,57 +10,90 @@
  * A worker counts until its *process* has ended (pidfd), since until then it may write to the
  * region and to the destination.  A region is merged into a fresh one only after that.
  *
+ * The attachment knows nothing of a hand-off.  What a lost worker means for the hand-off and for
+ * the gate is said in participant.h: participant_worker_gone().
+ *
  * Control thread only.
  */
 
 #ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_ATTACHMENT_H
 #define NBDMIRROR_NBD_PLUGIN_MIRROR_ATTACHMENT_H
 
-#include "nbd-plugin/mirror/filter.h"
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
 
-void job_init (struct job *j);
-void job_free (struct mirror *m);
+#include "base/uuid.h"
+#include "control/server.h"
+#include "dirty-bitmap/region.h"
+#include "nbd-plugin/mirror/process.h"
+#include "nbd-plugin/mirror/relay.h"
 
-/* mirror-attach: answers, at once or when the old worker's process has ended.  ARGS were checked.
- */
-void job_attach (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args);
+struct mirror;
 
-/* The worker left (mirror-detach, STATE its last word) or was lost (STATE "detached"). STATE is a
- * constant. */
-void job_worker_gone (struct mirror *m, const char *state, const char *reason);
+/* An answer that waits: to mirror-hold for the drain, to mirror-attach for the old worker's end. */
+struct waiting_answer {
+  struct control_peer *peer; /* NULL: none waits */
+  json_t *id;                /* owned, or NULL */
+  json_t *args;              /* owned, or NULL */
+  uint64_t generation;       /* of the hold */
+  int64_t limit_ns;          /* clock_ns() at which mirror-attach is refused */
+};
+
+struct attachment {
+  char instance[UUID_TEXT_BYTES]; /* of this filter; told to every worker that attaches */
+  struct control_peer *worker;    /* attached, else NULL */
+  struct process process;         /* of the last worker */
+  struct region *region;          /* being marked; NULL: no job that could be resumed */
+  struct region *ghost;           /* blocks that requests of a dropped job may still hit (R12) */
+  const char *ended;              /* state while no worker is attached: "idle", "detached" ... */
+  json_t *published;              /* by the worker, checked; never NULL */
+  char *reason;                   /* the last word of a worker that left, or NULL */
+  bool keep_waiters;              /* default for hand-offs, from mirror-attach */
+  struct relays relays;           /* users' requests that the worker has yet to answer */
+  struct waiting_answer hold;
+  struct waiting_answer attach;
+  bool was_ready; /* BLOCK_JOB_READY was sent */
+};
+
+void attachment_init (struct attachment *a);
+void attachment_free (struct mirror *m);
+
+/* mirror-attach: answers, at once or when the old worker's process has ended.  ARGS were
+ * checked. */
+void attachment_attach (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args);
+
+/* The connection of a worker that is attached though its process has ended, or NULL. */
+struct control_peer *attachment_dead_worker (struct attachment *a);
+
+/* The worker left (mirror-detach, STATE its last word) or was lost (STATE "detached").  STATE is a
+ * constant, REASON is copied and may be NULL.  False if none was attached. */
+bool attachment_lost (struct mirror *m, const char *state, const char *reason);
 
 /* The worker that left has no request under way and will not be resumed: the region goes, and its
  * process need not end before the next one attaches. */
-void job_worker_finished (struct mirror *m);
+void attachment_finished (struct mirror *m);
 
-/* Forget the region: there is nothing to resume. What a dead session's requests may still hit is
+/* Forget the region: there is nothing to resume.  What a dead session's requests may still hit is
  * kept. */
-void job_drop_region (struct mirror *m);
+void attachment_drop_region (struct mirror *m);
 
-/* Ask the worker.  Answers PEER when the worker does, or with an error. EXECUTE and ARGS (borrowed)
- * go into MIRROR_REQUEST.  The worker must be attached. */
-void job_relay (struct mirror *m, struct control_peer *peer, json_t *id, const char *execute,
-                json_t *args, int64_t limit_ms);
+/* Ask the worker, which must be attached.  PEER is answered when the worker answers, or with an
+ * error.  EXECUTE and ARGS (borrowed) go into MIRROR_REQUEST. */
+void attachment_ask (struct mirror *m, struct control_peer *peer, json_t *id, const char *execute,
+                     json_t *args, int64_t limit_ms);
 
-/* Take the request of that NUMBER out of the list, or the hand-off's (job_take_prepare).  NULL if
- * there is none. */
-struct relay *job_take_relay (struct job *j, uint64_t number);
-struct relay *job_take_prepare (struct job *j);
-void relay_free (struct relay *r);
+/* A peer is gone that is not the attached worker: forget what waits for it. */
+void attachment_peer_closed (struct attachment *a, struct control_peer *peer);
 
-/* A peer is gone: forget what waits for it. */
-void job_peer_closed (struct mirror *m, struct control_peer *peer);
+/* Answer what has waited for the drain or for the old worker's end. */
+void attachment_tick (struct mirror *m);
 
-/* Everything that depends on time or on the worker's process. */
-void job_tick (struct mirror *m);
+/* The lease of a hold that names none, in milliseconds: twice the allowed downtime. */
+int64_t attachment_default_lease_ms (const struct attachment *a);
 
-/* The lease of a hold that names none: twice the allowed downtime. */
-int64_t job_default_lease_ms (const struct job *j);
-
-void job_random_uuid (uint8_t uuid[16]);
-
-/* progress.c: check and keep what the worker publishes.  0, or -1 with *ERROR (caller frees) and
- * nothing kept. */
-int job_publish (struct job *j, json_t *args, char **error);
+/* worker-progress.c: check and keep what the worker publishes.  0, or -1 with *ERROR (the caller
+ * frees it with text_free()) and nothing kept. */
+int attachment_publish (struct attachment *a, json_t *args, char **error);
 
 #endif

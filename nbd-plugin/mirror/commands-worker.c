@@ -10,9 +10,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "nbd-plugin/mirror/commands.h"
-#include "nbd-plugin/mirror/participant.h"
-#include "nbd-plugin/mirror/attachment.h"
+#include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/status.h"
 
 static void
 attach (struct call *c)
@@ -28,7 +30,7 @@ attach (struct call *c)
     control_error (c->peer, c->id, "GenericError", "waiters must be error or keep, not '%.64s'",
                    waiters);
   else
-    job_attach (c->m, c->peer, c->id, c->args);
+    attachment_attach (c->m, c->peer, c->id, c->args);
 }
 
 static void
@@ -36,19 +38,19 @@ progress (struct call *c)
 {
   char *error = NULL;
 
-  if (job_publish (&c->m->job, c->args, &error) == 0)
+  if (attachment_publish (&c->m->attachment, c->args, &error) == 0)
     control_reply (c->peer, c->id, NULL, -1);
   else
-    control_error (c->peer, c->id, "GenericError", "%s", error != NULL ? error : "no memory");
-  free (error);
+    control_error (c->peer, c->id, "GenericError", "%s", error);
+  text_free (error);
 }
 
 static void
 hold (struct call *c)
 {
   struct mirror *m = c->m;
-  struct handoff *h = &m->handoff;
-  int64_t lease = h->active ? h->lease_ms : job_default_lease_ms (&m->job);
+  struct participant *p = &m->participant;
+  int64_t lease = p->active ? p->lease_ms : attachment_default_lease_ms (&m->attachment);
   uint64_t generation = 0;
   struct gate_view gate;
   char *error = NULL;
@@ -57,9 +59,9 @@ hold (struct call *c)
     return;
   lease = call_integer (c, "lease-ms", lease);
   gate_look (&m->gate, &gate);
-  if (h->active && gate.mode == GATE_OPEN && handoff_draft (m, &error) == -1) {
-    control_error (c->peer, c->id, "GenericError", "%s", error != NULL ? error : "no memory");
-    free (error);
+  if (p->active && gate.mode == GATE_OPEN && participant_draft (m, &error) == -1) {
+    control_error (c->peer, c->id, "GenericError", "%s", error);
+    text_free (error);
     return;
   }
   switch (gate_hold (&m->gate, lease * NS_PER_MS, &generation)) {
@@ -75,11 +77,11 @@ hold (struct call *c)
     control_error (c->peer, c->id, "GenericError", "the server stops");
     return; /* which removes the draft */
   }
-  if (h->active)
-    h->generation = generation;
-  m->job.hold.peer = c->peer; /* answered when the requests below are drained */
-  m->job.hold.id = json_incref (c->id);
-  m->job.hold.generation = generation;
+  if (p->active)
+    p->generation = generation;
+  m->attachment.hold.peer = c->peer; /* answered when the requests below are drained */
+  m->attachment.hold.id = json_incref (c->id);
+  m->attachment.hold.generation = generation;
 }
 
 static void
@@ -108,10 +110,11 @@ set_gate (struct call *c)
   else if (delay_ns < 1e3 || delay_ns > (double)PACE_MAX_DELAY_NS)
     control_error (c->peer, c->id, "GenericError", "max-write-delay-ms must be 0.001 to %lld",
                    (long long)(PACE_MAX_DELAY_NS / NS_PER_MS));
-  else if (gate.mode == GATE_FENCED || m->job.region == NULL)
+  else if (gate.mode == GATE_FENCED || m->attachment.region == NULL)
     control_error (c->peer, c->id, "Fenced", "this disk was handed over");
   else {
-    pace_set (&m->pace, m->job.region, (enum pace_mode)mode, (uint64_t)limit, (int64_t)delay_ns);
+    pace_set (&m->pace, m->attachment.region, (enum pace_mode)mode, (uint64_t)limit,
+              (int64_t)delay_ns);
     control_reply (c->peer, c->id, NULL, -1);
   }
 }
@@ -119,15 +122,15 @@ set_gate (struct call *c)
 static void
 prepared (struct call *c)
 {
-  handoff_prepared (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0),
-                    (uint64_t)call_integer (c, "session", 0));
+  participant_prepared (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0),
+                        (uint64_t)call_integer (c, "session", 0));
 }
 
 static void
 unhold (struct call *c)
 {
   struct mirror *m = c->m;
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
   uint64_t generation = (uint64_t)call_integer (c, "generation", 0);
   int r = generation == 0 ? ESTALE : gate_release (&m->gate, generation, "released");
 
@@ -136,10 +139,10 @@ unhold (struct call *c)
   else if (r != 0)
     control_error (c->peer, c->id, "StaleGeneration", "that hold is over");
   else {
-    if (h->active && h->prepared)
-      handoff_abort (m, "GenericError", "released by the worker");
+    if (p->active && p->prepared)
+      participant_abort (m, "GenericError", "released by the worker");
     else
-      handoff_unhold (m); /* it may hold again */
+      participant_unhold (m); /* it may hold again */
     control_reply (c->peer, c->id, NULL, -1);
   }
 }
@@ -147,7 +150,7 @@ unhold (struct call *c)
 static void
 reply (struct call *c)
 {
-  struct relay *r = job_take_relay (&c->m->job, (uint64_t)call_integer (c, "request", 0));
+  struct relay *r = relay_take (&c->m->attachment.relays, (uint64_t)call_integer (c, "request", 0));
   json_t *ret = json_object_get (c->args, "return");
   json_t *error = json_object_get (c->args, "error");
 
@@ -155,7 +158,7 @@ reply (struct call *c)
   if (r == NULL)
     return; /* its limit has passed, or its asker has left */
   if (r->prepare) {
-    handoff_worker_answer (c->m, r, ret, error);
+    participant_worker_answer (c->m, r, ret, error);
     return;
   }
   if (error != NULL) {
@@ -176,19 +179,19 @@ detach (struct call *c)
   json_t *event = mirror_block_job_event (m);
 
   if (strcmp (state, "cancelled") == 0) {
-    job_worker_gone (m, "cancelled", reason);
-    job_worker_finished (m);
+    participant_worker_gone (m, "cancelled", reason);
+    attachment_finished (m);
     control_event (m->server, NULL, "BLOCK_JOB_CANCELLED", event);
   } else if (strcmp (state, "failed") == 0) {
-    job_worker_gone (m, "failed", reason);
+    participant_worker_gone (m, "failed", reason);
     json_object_set_new (event, "error",
                          json_string (reason != NULL ? reason : "the worker gave up"));
     control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", event);
   } else if (strcmp (state, "detached") == 0 || strcmp (state, "completed") == 0) {
     json_decref (event);
-    job_worker_gone (m, "detached", reason);
-    if (m->job.region == NULL) /* committed: nothing is left to write to anything */
-      job_worker_finished (m);
+    participant_worker_gone (m, "detached", reason);
+    if (m->attachment.region == NULL) /* committed: nothing is left to write to anything */
+      attachment_finished (m);
   } else {
     json_decref (event);
     control_error (c->peer, c->id, "GenericError",

@@ -13,9 +13,8 @@
 #include <nbdkit-filter.h>
 
 #include "nbd-plugin/mirror/commands.h"
-#include "nbd-plugin/mirror/participant.h"
-#include "nbd-plugin/mirror/attachment.h"
-#include "nbd-plugin/mirror/measure.h"
+#include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/status.h"
 #include "nbd-plugin/mirror/thread.h"
 
 const char *
@@ -52,9 +51,9 @@ relay (struct call *c)
   gate_look (&c->m->gate, &gate);
   if (gate.mode == GATE_FENCED)
     control_error (c->peer, c->id, "Fenced", "the job is completed: this disk was handed over");
-  else if (c->m->job.worker != NULL)
-    job_relay (c->m, c->peer, c->id, c->name, c->args, RELAY_LIMIT_MS);
-  else if (c->m->job.region != NULL)
+  else if (c->m->attachment.worker != NULL)
+    attachment_ask (c->m, c->peer, c->id, c->name, c->args, RELAY_LIMIT_MS);
+  else if (c->m->attachment.region != NULL)
     control_error (c->peer, c->id, "DeviceNotActive",
                    "no worker is attached to job '%s': 'nbdmirror mirror --resume' starts one",
                    DEFAULT_ID);
@@ -67,13 +66,13 @@ block_job_cancel (struct call *c)
 {
   struct mirror *m = c->m;
 
-  if (m->job.worker != NULL || m->job.region == NULL) {
+  if (m->attachment.worker != NULL || m->attachment.region == NULL) {
     relay (c);
     return;
   }
   json_t *event = mirror_block_job_event (m);
-  job_drop_region (m);
-  m->job.ended = "cancelled";
+  attachment_drop_region (m);
+  m->attachment.ended = "cancelled";
   control_event (m->server, NULL, "BLOCK_JOB_CANCELLED", event);
   control_reply (c->peer, c->id, NULL, -1);
 }
@@ -139,7 +138,7 @@ prepare (struct call *c)
     control_error (c->peer, c->id, "GenericError", "waiters must be error or keep, not '%.64s'",
                    waiters);
   else if (call_lease_ok (c)) {
-    handoff_begin (c->m, c->peer, c->id, c->args, c->fd);
+    participant_begin (c->m, c->peer, c->id, c->args, c->fd);
     c->fd = -1;
   }
 }
@@ -147,19 +146,19 @@ prepare (struct call *c)
 static void
 finalize (struct call *c)
 {
-  handoff_finalize (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0));
+  participant_finalize (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0));
 }
 
 static void
 decision (struct call *c)
 {
-  handoff_decision (c->m, c->peer, c->id, json_is_true (json_object_get (c->args, "keep")));
+  participant_decision (c->m, c->peer, c->id, json_is_true (json_object_get (c->args, "keep")));
 }
 
 static void
 release (struct call *c)
 {
-  handoff_release (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0));
+  participant_release (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0));
 }
 
 static void
@@ -169,13 +168,13 @@ rollback (struct call *c)
     control_error (c->peer, c->id, "GenericError",
                    "destination-stopped must be true: two running guests would ruin the disk");
   else
-    handoff_rollback (c->m, c->peer, c->id, call_string (c, "rollback-token"));
+    participant_rollback (c->m, c->peer, c->id, call_string (c, "rollback-token"));
 }
 
 static void
 measure (struct call *c)
 {
-  measure_begin (c->m, c->peer, c->id);
+  measurement_begin (c->m, c->peer, c->id);
 }
 
 static void query_commands (struct call *c);
@@ -270,7 +269,7 @@ arguments_ok (struct call *c, const struct command *k)
   {
     bool is_id = strcmp (name, "id") == 0;
     const char *type = is_id ? "s" : find_argument (k->arguments, name);
-    /* mirror-progress takes fields that only later versions know (progress.c). */
+    /* mirror-progress takes fields that only later versions know (worker-progress.c). */
     if (type == NULL && strcmp (k->name, "mirror-progress") == 0)
       continue;
     if (type == NULL) {
@@ -328,7 +327,7 @@ on_command (void *opaque, struct control_peer *peer, const char *name, json_t *a
   if (k == NULL)
     control_error (peer, id, "CommandNotFound", "The command %.64s has not been found", name);
   else if (arguments_ok (&c, k)) {
-    if (k->worker && peer != m->job.worker)
+    if (k->worker && peer != m->attachment.worker)
       control_error (peer, id, "GenericError", "%s is for the attached worker only", name);
     else
       k->run (&c);
@@ -343,9 +342,11 @@ on_closed (void *opaque, struct control_peer *peer)
 {
   struct mirror *m = opaque;
 
-  handoff_peer_closed (m, peer);
-  job_peer_closed (m, peer);
-  measure_peer_closed (m, peer);
+  participant_peer_closed (m, peer);
+  if (peer == m->attachment.worker)
+    participant_worker_gone (m, "detached", "the worker's connection closed");
+  attachment_peer_closed (&m->attachment, peer);
+  measurement_peer_closed (m, peer);
 }
 
 const struct control_server_ops mirror_server_ops = {

@@ -7,7 +7,13 @@
 #ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_COMMANDS_H
 #define NBDMIRROR_NBD_PLUGIN_MIRROR_COMMANDS_H
 
-#include "nbd-plugin/mirror/filter.h"
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "control/server.h"
+
+struct mirror;
 
 struct call {
   struct mirror *m;
@@ -26,6 +32,9 @@ struct command {
   void (*run) (struct call *c);
   bool worker; /* for the attached worker only */
 };
+
+/* What control_server_new() is to call; its opaque pointer is the struct mirror. */
+extern const struct control_server_ops mirror_server_ops;
 
 extern const struct command worker_commands[]; /* commands-worker.c; ends with a NULL name */
 

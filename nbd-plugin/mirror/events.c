@@ -10,7 +10,9 @@
 
 #include <nbdkit-filter.h>
 
+#include "nbd-plugin/mirror/events.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/status.h"
 
 static void
 tell_gate (struct mirror *m)
@@ -33,9 +35,9 @@ tell_gate (struct mirror *m)
                  json_pack ("{s:s, s:I, s:s}", "gate", name, "generation",
                             (json_int_t)gate.generation, "reason", reason));
   /* A hold that began and ended since we looked last was one of the worker's, too. */
-  if (changed && m->job.worker != NULL && gate.mode == GATE_OPEN)
+  if (changed && m->attachment.worker != NULL && gate.mode == GATE_OPEN)
     control_event (
-        m->server, m->job.worker, "MIRROR_RELEASED",
+        m->server, m->attachment.worker, "MIRROR_RELEASED",
         json_pack ("{s:I, s:s}", "generation", (json_int_t)gate.generation, "reason", reason));
   m->told.mode = gate.mode;
   m->told.generation = gate.generation;
@@ -81,8 +83,8 @@ mirror_tell (struct mirror *m)
     control_event (m->server, NULL, "JOB_STATUS_CHANGE",
                    json_pack ("{s:s, s:s}", "id", DEFAULT_ID, "status", status));
   }
-  if (m->job.worker != NULL && !m->job.was_ready && strcmp (status, "ready") == 0) {
-    m->job.was_ready = true;
+  if (m->attachment.worker != NULL && !m->attachment.was_ready && strcmp (status, "ready") == 0) {
+    m->attachment.was_ready = true;
     control_event (m->server, NULL, "BLOCK_JOB_READY", mirror_block_job_event (m));
   }
 }

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,24 +16,12 @@
 
 #include <jansson.h>
 
+#include "base/text.h"
 #include "nbd-plugin/mirror/fence.h"
 
 #define FORMAT "nbdmirror-fence"
 #define FORMAT_VERSION 1
 #define MAX_RECORD 16384
-
-static int fail (char **error, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
-
-static int
-fail (char **error, const char *fmt, ...)
-{
-  va_list args;
-  va_start (args, fmt);
-  if (vasprintf (error, fmt, args) == -1)
-    *error = NULL;
-  va_end (args);
-  return -1;
-}
 
 bool
 fence_token_valid (const char *token)
@@ -79,7 +66,7 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
   if (fd == -1 && errno == ENOENT)
     return 0;
   if (fd == -1 && (errno == ENOTDIR || errno == ENAMETOOLONG))
-    return fail (error, "%s: %s", path, strerror (errno));
+    return text_error (error, "%s: %s", path, strerror (errno));
   ssize_t n = -1;
   const char *reason = NULL;
   if (fd != -1)
@@ -100,7 +87,7 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
   if (fd != -1)
     close (fd);
   if (reason != NULL)
-    fail (
+    text_error (
         warning,
         "the fence record %s cannot be read (%s): writes are refused.  If this disk was not handed"
         " over, or the destination is stopped for good, remove that file by hand and restart the"
@@ -115,12 +102,8 @@ fence_open (struct fence *f, const char *control, const char *direct, char **war
   *warning = NULL;
   f->state = FENCE_NONE;
   f->superseded = false;
-  if (asprintf (&f->path, "%s.fence", control) == -1)
-    f->path = NULL;
-  if (asprintf (&f->draft_path, "%s.fence.draft", control) == -1)
-    f->draft_path = NULL;
-  if (f->path == NULL || f->draft_path == NULL)
-    return fail (error, "no memory");
+  f->path = text_printf ("%s.fence", control);
+  f->draft_path = text_printf ("%s.fence.draft", control);
 
   int r = read_record (f->path, false, &f->record, warning, error);
   if (r == 1 && direct != NULL && strcmp (f->record.successor, direct) == 0) {
@@ -140,30 +123,25 @@ fence_open (struct fence *f, const char *control, const char *direct, char **war
 void
 fence_close (struct fence *f)
 {
-  free (f->path);
-  free (f->draft_path);
+  text_free (f->path);
+  text_free (f->draft_path);
   f->path = f->draft_path = NULL;
 }
 
 static int
 sync_directory (const char *path, char **error)
 {
-  char *dir = strdup (path);
-  if (dir == NULL)
-    return fail (error, "no memory");
+  char *dir CLEANUP_TEXT = text_copy (path);
   char *slash = strrchr (dir, '/');
-  if (slash == NULL) {
-    free (dir);
-    return fail (error, "%s: not an absolute path", path);
-  }
+  if (slash == NULL)
+    return text_error (error, "%s: not an absolute path", path);
   slash[slash == dir] = '\0';
   int fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   int r = fd == -1 ? -1 : fsync (fd);
   if (r == -1)
-    fail (error, "%s: cannot make the directory durable: %s", dir, strerror (errno));
+    text_error (error, "%s: cannot make the directory durable: %s", dir, strerror (errno));
   if (fd != -1)
     close (fd);
-  free (dir);
   return r;
 }
 
@@ -172,7 +150,7 @@ write_durably (const char *path, const char *text, char **error)
 {
   int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (fd == -1)
-    return fail (error, "cannot create the fence record %s: %s", path, strerror (errno));
+    return text_error (error, "cannot create the fence record %s: %s", path, strerror (errno));
   size_t len = strlen (text);
   ssize_t n = write (fd, text, len);
   int saved = n == -1 ? errno : ENOSPC;
@@ -185,7 +163,7 @@ write_durably (const char *path, const char *text, char **error)
   if (ok && sync_directory (path, error) == 0)
     return 0;
   if (!ok)
-    fail (error, "cannot write the fence record %s: %s", path, strerror (saved));
+    text_error (error, "cannot write the fence record %s: %s", path, strerror (saved));
   unlink (path);
   return -1;
 }
@@ -201,7 +179,7 @@ fence_draft (struct fence *f, const struct fence_record *record, char **error)
   char *text = o == NULL ? NULL : json_dumps (o, JSON_INDENT (2) | JSON_PRESERVE_ORDER);
   json_decref (o);
   if (text == NULL)
-    return fail (error, "no memory");
+    return text_error (error, "no memory");
   int r = write_durably (f->draft_path, text, error);
   free (text);
   if (r == 0) {
@@ -218,7 +196,8 @@ fence_commit (struct fence *f, char **error)
     return 0;
   /* A retry after a failed fsync of the directory finds the draft renamed already. */
   if (rename (f->draft_path, f->path) == -1 && !(errno == ENOENT && access (f->path, F_OK) == 0))
-    return fail (error, "cannot rename %s to %s: %s", f->draft_path, f->path, strerror (errno));
+    return text_error (error, "cannot rename %s to %s: %s", f->draft_path, f->path,
+                       strerror (errno));
   if (sync_directory (f->path, error) == -1)
     return -1;
   f->state = FENCE_COMMITTED;
@@ -235,7 +214,7 @@ fence_remove (struct fence *f, char **error)
       = f->superseded && f->state == FENCE_DRAFT; /* the record fences the predecessor */
   if ((!draft_only && unlink (f->path) == -1 && errno != ENOENT)
       || (unlink (f->draft_path) == -1 && errno != ENOENT))
-    return fail (error, "cannot remove the fence record %s: %s", f->path, strerror (errno));
+    return text_error (error, "cannot remove the fence record %s: %s", f->path, strerror (errno));
   if (sync_directory (f->path, error) == -1)
     return -1;
   f->state = FENCE_NONE;

@@ -48,14 +48,14 @@ struct fence {
 bool fence_token_valid (const char *token);
 
 /* Look what is there for the control socket CONTROL, whose disk is the file or device DIRECT
- * (absolute; NULL: not known).  0, and the state is set; *WARNING (caller frees) is set to a
- * message where the record is damaged: it counts as a fence then.  -1 with *ERROR (caller frees).
+ * (absolute; NULL: not known).  0, and the state is set; *WARNING (text_free) is set to a
+ * message where the record is damaged: it counts as a fence then.  -1 with *ERROR (text_free).
  */
 int fence_open (struct fence *f, const char *control, const char *direct, char **warning,
                 char **error);
 void fence_close (struct fence *f); /* leaves the files alone */
 
-/* All: 0, or -1 with *ERROR (caller frees); the state changes only on success. */
+/* All: 0, or -1 with *ERROR (text_free); the state changes only on success. */
 int fence_draft (struct fence *f, const struct fence_record *record, char **error);
 int fence_commit (struct fence *f, char **error);
 int fence_remove (struct fence *f, char **error); /* draft and record; durable */

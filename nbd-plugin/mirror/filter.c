@@ -26,8 +26,10 @@
 
 #include <nbdkit-filter.h>
 
+#include "base/text.h"
 #include "dirty-bitmap/urgent.h"
-#include "nbd-plugin/mirror/attachment.h"
+#include "nbd-plugin/mirror/commands.h"
+#include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/thread.h"
 
 static struct mirror mirror = { .config.export = "" };
@@ -42,33 +44,22 @@ struct handle {
   unsigned shard;
 };
 
-static _Atomic unsigned next_shard;
-static _Atomic uint64_t refusal_logged; /* generation of the fence that was told of, + 1 */
-
-/* The process that would leave the socket behind if it exits before cleanup, or 0: the one that
- * bound it; but once it has forked it may be the parent of the real server, and only after_fork
- * tells who that is. */
-static pid_t socket_owner;
-static bool serving;
-
-static unsigned loaded;
-
 static void
 mirror_load (void)
 {
-  if (loaded++ > 0)
+  if (mirror.loaded++ > 0)
     return; /* refused in get_ready */
   tracker_init (&mirror.tracker);
   pace_init (&mirror.pace);
-  job_init (&mirror.job);
+  attachment_init (&mirror.attachment);
 }
 
 static void
 mirror_unload (void)
 {
-  if (--loaded > 0)
+  if (--mirror.loaded > 0)
     return;
-  job_free (&mirror);
+  attachment_free (&mirror);
   fence_close (&mirror.fence);
   pace_destroy (&mirror.pace);
   tracker_destroy (&mirror.tracker);
@@ -148,14 +139,14 @@ mirror_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdat
 static void
 forked_in_parent (void)
 {
-  if (!serving)
-    socket_owner = 0;
+  if (!mirror.serving)
+    mirror.socket_owner = 0;
 }
 
 __attribute__ ((destructor)) static void
 remove_socket (void)
 {
-  if (socket_owner == getpid ())
+  if (mirror.socket_owner == getpid ())
     unlink (mirror.config.control);
 }
 
@@ -165,7 +156,7 @@ mirror_get_ready (int thread_model)
 {
   char *warning = NULL, *error = NULL;
 
-  if (loaded > 1) {
+  if (mirror.loaded > 1) {
     nbdkit_error ("the mirror filter can be used only once in a server");
     return -1;
   }
@@ -195,13 +186,13 @@ mirror_get_ready (int thread_model)
                                       &mirror_server_ops, &mirror, &error);
   if (mirror.server == NULL)
     goto failed;
-  socket_owner = getpid ();
+  mirror.socket_owner = getpid ();
   pthread_atfork (NULL, forked_in_parent, NULL);
   return 0;
 
 failed:
-  nbdkit_error ("%s", error != NULL ? error : "no memory");
-  free (error);
+  nbdkit_error ("%s", error);
+  text_free (error);
   return -1;
 }
 
@@ -209,8 +200,8 @@ static int
 mirror_after_fork (nbdkit_backend *backend)
 {
   (void)backend;
-  serving = true;
-  socket_owner = getpid ();
+  mirror.serving = true;
+  mirror.socket_owner = getpid ();
   if (mirror_thread_start (&mirror) == -1) {
     nbdkit_error ("pthread_create: %m");
     return -1;
@@ -223,8 +214,9 @@ mirror_cleanup (nbdkit_backend *backend)
 {
   (void)backend;
   mirror_thread_stop (&mirror);
-  socket_owner = 0;
-  job_free (&mirror);
+  mirror.socket_owner = 0;
+  measurement_end (&mirror);
+  attachment_free (&mirror);
   gate_destroy (&mirror.gate);
 }
 
@@ -245,7 +237,7 @@ mirror_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, cons
     nbdkit_error ("malloc: %m");
     return NULL;
   }
-  h->shard = atomic_fetch_add (&next_shard, 1) % GATE_SHARDS;
+  h->shard = atomic_fetch_add (&mirror.next_shard, 1) % GATE_SHARDS;
   return h;
 }
 
@@ -267,8 +259,8 @@ mirror_prepare (nbdkit_next *next, void *handle, int readonly)
     return -1;
   if (tracker_opened (&mirror.tracker, (uint64_t)size, mirror.config.block_size, &error) == 0)
     return 0;
-  nbdkit_error ("%s", error != NULL ? error : "no memory");
-  free (error);
+  nbdkit_error ("%s", error);
+  text_free (error);
   return -1;
 }
 
@@ -288,7 +280,7 @@ log_refusal (void)
   struct gate_view gate;
 
   gate_look (&mirror.gate, &gate);
-  if (atomic_exchange (&refusal_logged, gate.generation + 1) != gate.generation + 1)
+  if (atomic_exchange (&mirror.refusal_logged, gate.generation + 1) != gate.generation + 1)
     nbdkit_error ("this disk was handed over: writes are refused until a rollback (logged once)");
 }
 

@@ -7,20 +7,12 @@
 
 #include <errno.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "nbd-plugin/mirror/gate.h"
 
 #define ALL_SHARDS ((1u << GATE_SHARDS) - 1)
-
-int64_t
-gate_now (void)
-{
-  struct timespec ts;
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec * 1000000000ll + ts.tv_nsec;
-}
 
 int
 gate_init (struct gate *g)
@@ -104,7 +96,7 @@ settle (struct gate *g, int64_t now)
 static void
 wait_until (struct gate *g, int64_t ns)
 {
-  struct timespec ts = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+  struct timespec ts = clock_timespec ((uint64_t)ns);
   pthread_cond_timedwait (&g->changed, &g->lock, &ts);
 }
 
@@ -113,7 +105,7 @@ static int
 wait_for_opening (struct gate *g, gate_probe *probe, void *opaque)
 {
   for (;;) {
-    int64_t now = gate_now ();
+    int64_t now = (int64_t)clock_ns ();
     settle (g, now);
     enum gate_mode mode = mode_of (g);
     if (mode == GATE_OPEN)
@@ -173,7 +165,7 @@ gate_hold (struct gate *g, int64_t lease_ns, uint64_t *generation)
   int r = 0;
 
   pthread_mutex_lock (&g->lock);
-  int64_t now = gate_now ();
+  int64_t now = (int64_t)clock_ns ();
   settle (g, now);
   if (g->stopping)
     r = ESHUTDOWN;
@@ -198,7 +190,7 @@ gate_hold (struct gate *g, int64_t lease_ns, uint64_t *generation)
 static int
 drained (struct gate *g, uint64_t generation)
 {
-  settle (g, gate_now ());
+  settle (g, (int64_t)clock_ns ());
   if (mode_of (g) != GATE_HELD || g->generation != generation)
     return ETIME;
   for (unsigned i = 0; i < GATE_SHARDS; i++)
@@ -237,7 +229,7 @@ void
 gate_settle (struct gate *g)
 {
   pthread_mutex_lock (&g->lock);
-  settle (g, gate_now ());
+  settle (g, (int64_t)clock_ns ());
   pthread_mutex_unlock (&g->lock);
 }
 
@@ -247,7 +239,7 @@ gate_release (struct gate *g, uint64_t generation, const char *reason)
   int r = 0;
 
   pthread_mutex_lock (&g->lock);
-  settle (g, gate_now ());
+  settle (g, (int64_t)clock_ns ());
   if (mode_of (g) == GATE_FENCED)
     r = EALREADY;
   else if (mode_of (g) != GATE_HELD || (generation != 0 && generation != g->generation))
@@ -297,7 +289,7 @@ void
 gate_look (struct gate *g, struct gate_view *view)
 {
   pthread_mutex_lock (&g->lock);
-  settle (g, gate_now ());
+  settle (g, (int64_t)clock_ns ());
   view->mode = mode_of (g);
   view->generation = g->generation;
   view->prepared = g->prepared;

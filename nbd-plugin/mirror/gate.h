@@ -35,10 +35,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/clock.h"
 #include "control/decision.h"
 
 #define GATE_SHARDS 16u
-#define GATE_SLICE_NS (100 * 1000000ll) /* longest time between two probes of a waiter */
+#define GATE_SLICE_NS (100 * NS_PER_MS) /* longest time between two probes of a waiter */
 
 enum gate_mode { GATE_OPEN = 0, GATE_HELD = 1, GATE_FENCED = 2 };
 #define GATE_MODE_MASK 3u
@@ -56,7 +57,7 @@ struct gate {
   _Alignas(64) pthread_mutex_t lock;
   pthread_cond_t changed; /* the mode changed */
   uint64_t generation;    /* of the running hold, or of the last one */
-  int64_t held_ns;        /* when it began; CLOCK_MONOTONIC */
+  int64_t held_ns;        /* when it began, in clock_ns() */
   int64_t lease_end_ns;
   uint32_t seen_empty; /* a bit for each shard that was seen at 0 in this hold */
   bool prepared;
@@ -80,8 +81,6 @@ struct gate_view {
 /* Called by waiters, without the lock, at least every GATE_SLICE_NS.  0 to go on, or the errno with
  * which the mutation shall fail (ESHUTDOWN). */
 typedef int gate_probe (void *opaque);
-
-int64_t gate_now (void); /* CLOCK_MONOTONIC, nanoseconds */
 
 int gate_init (struct gate *g); /* 0, or -1 with errno */
 void gate_destroy (struct gate *g);

@@ -6,21 +6,25 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/commands.c \
 	nbd-plugin/mirror/commands.h \
 	nbd-plugin/mirror/events.c \
+	nbd-plugin/mirror/events.h \
 	nbd-plugin/mirror/fence.c \
 	nbd-plugin/mirror/fence.h \
 	nbd-plugin/mirror/filter.c \
 	nbd-plugin/mirror/filter.h \
 	nbd-plugin/mirror/gate.c \
 	nbd-plugin/mirror/gate.h \
-	nbd-plugin/mirror/measure.c \
-	nbd-plugin/mirror/measure.h \
+	nbd-plugin/mirror/measurement.c \
+	nbd-plugin/mirror/measurement.h \
 	nbd-plugin/mirror/pace.c \
 	nbd-plugin/mirror/pace.h \
 	nbd-plugin/mirror/participant.c \
 	nbd-plugin/mirror/participant.h \
 	nbd-plugin/mirror/process.c \
 	nbd-plugin/mirror/process.h \
+	nbd-plugin/mirror/relay.c \
+	nbd-plugin/mirror/relay.h \
 	nbd-plugin/mirror/status.c \
+	nbd-plugin/mirror/status.h \
 	nbd-plugin/mirror/thread.c \
 	nbd-plugin/mirror/thread.h \
 	nbd-plugin/mirror/tracker.c \

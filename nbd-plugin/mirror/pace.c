@@ -7,16 +7,16 @@
 #include "config.h"
 
 #include <errno.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/urgent.h"
 #include "nbd-plugin/mirror/pace.h"
 
-#define LOOKS 8                      /* at `progress` in one max-delay */
-#define SHORT_NS (200 * 1000ll)      /* debt that is not worth a sleep; it stays in the bucket */
-#define MOOT_NS (1000 * 1000000ll)   /* no progress for that long: do not throttle */
-#define LEAVE_POLL_NS (1000 * 1000l) /* how often pace_end wakes who is still there */
+#define LOOKS 8                    /* at `progress` in one max-delay */
+#define SHORT_NS (200 * NS_PER_US) /* debt that is not worth a sleep; it stays in the bucket */
+#define MOOT_NS (1 * NS_PER_S)     /* no progress for that long: do not throttle */
+#define LEAVE_POLL_MS 1            /* how often pace_end wakes who is still there */
 
 static enum pace_mode
 mode_of (const struct pace *p)
@@ -95,7 +95,7 @@ pace_set (struct pace *p, struct region *r, enum pace_mode mode, uint64_t limit,
   if (mode == PACE_THROTTLED)
     p->bucket.limit = limit;
   if (mode != before) {
-    p->bucket.paid_ns = gate_now ();
+    p->bucket.paid_ns = (int64_t)clock_ns ();
     p->watched_ns = 0;
     change_mode (p, mode);
   }
@@ -107,8 +107,6 @@ pace_set (struct pace *p, struct region *r, enum pace_mode mode, uint64_t limit,
 void
 pace_end (struct pace *p)
 {
-  struct timespec ts = { .tv_nsec = LEAVE_POLL_NS };
-
   pthread_mutex_lock (&p->lock);
   if (mode_of (p) != PACE_OPEN)
     change_mode (p, PACE_OPEN);
@@ -116,7 +114,7 @@ pace_end (struct pace *p)
   while (atomic_load (&p->users) != 0) {
     if (p->region != NULL)
       urgent_wake_all (p->region);
-    nanosleep (&ts, NULL);
+    clock_sleep_ms (LEAVE_POLL_MS);
   }
   p->region = NULL;
 }
@@ -209,7 +207,7 @@ pace_bucket_take (struct pace_bucket *b, uint64_t bytes, int64_t now, int64_t ma
 static void
 throttle (struct pace *p, uint64_t bytes, gate_probe *probe, void *opaque)
 {
-  int64_t begin = gate_now ();
+  int64_t begin = (int64_t)clock_ns ();
 
   pthread_mutex_lock (&p->lock);
   if (mode_of (p) == PACE_THROTTLED && !atomic_load (&p->moot)) {
@@ -219,7 +217,7 @@ throttle (struct pace *p, uint64_t bytes, gate_probe *probe, void *opaque)
 
     while (until > now + SHORT_NS && mode_of (p) == PACE_THROTTLED && !atomic_load (&p->moot)) {
       int64_t ns = earlier (until, now + GATE_SLICE_NS);
-      struct timespec ts = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+      struct timespec ts = clock_timespec ((uint64_t)ns);
 
       if (pthread_cond_timedwait (&p->changed, &p->lock, &ts) == ETIMEDOUT && ns < until) {
         pthread_mutex_unlock (&p->lock);
@@ -228,10 +226,10 @@ throttle (struct pace *p, uint64_t bytes, gate_probe *probe, void *opaque)
         if (err != 0)
           break;
       }
-      now = gate_now ();
+      now = (int64_t)clock_ns ();
     }
     if (waits)
-      count_delay (p, gate_now () - begin);
+      count_delay (p, (int64_t)clock_ns () - begin);
   }
   pthread_mutex_unlock (&p->lock);
 }
@@ -277,7 +275,7 @@ wait_for_answer (struct pace *p, int slot, int64_t begin, gate_probe *probe, voi
     }
     if (mode_of (p) != PACE_SYNCHRONOUS)
       return true;
-    now = gate_now ();
+    now = (int64_t)clock_ns ();
     uint64_t seen = atomic_load (&r->hdr->progress);
     if (seen != progress)
       since = now;
@@ -313,7 +311,7 @@ synchronise (struct pace *p, uint32_t kind, uint64_t offset, uint64_t length, ga
              void *opaque)
 {
   struct region *r = p->region;
-  int64_t begin = gate_now ();
+  int64_t begin = (int64_t)clock_ns ();
   uint64_t first, count;
 
   blocks_of (&r->geo, offset, length, &first, &count);
@@ -326,7 +324,7 @@ synchronise (struct pace *p, uint32_t kind, uint64_t offset, uint64_t length, ga
   if (slot != -1) {
     ok = wait_for_answer (p, slot, begin, probe, opaque);
     urgent_drop (r, slot);
-    count_delay (p, gate_now () - begin);
+    count_delay (p, (int64_t)clock_ns () - begin);
   }
   if (!ok)
     miss (p);

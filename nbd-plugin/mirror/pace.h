@@ -55,13 +55,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/clock.h"
 #include "dirty-bitmap/region.h"
 #include "nbd-plugin/mirror/gate.h"
 
 enum pace_mode { PACE_OPEN, PACE_THROTTLED, PACE_SYNCHRONOUS };
 
-#define PACE_DEFAULT_DELAY_NS (50 * 1000000ll)
-#define PACE_MAX_DELAY_NS (60 * 1000000000ll)
+#define PACE_DEFAULT_DELAY_NS (50 * NS_PER_MS)
+#define PACE_MAX_DELAY_NS (60 * NS_PER_S)
 
 /* The token bucket, a virtual schedule: a time up to which everything dirtied so far is paid for.
  * Plain values, no clock. */
@@ -70,7 +71,7 @@ struct pace_bucket {
   int64_t paid_ns; /* may lie in the past: then that much, cut to PACE_BURST_NS, is saved up */
 };
 
-#define PACE_BURST_NS (100 * 1000000ll)
+#define PACE_BURST_NS (100 * NS_PER_MS)
 
 /* BYTES were dirtied at NOW.  Returns when the schedule would let the writer go on (NOW or before:
  * at once), never later than NOW + MAX_DELAY_NS: debt beyond that is forgiven. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The two-phase hand-off.  See handoff.h.
+ * The two-phase hand-off.  See participant.h.
  */
 
 #include "config.h"
@@ -13,24 +13,28 @@
 
 #include <nbdkit-filter.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "dirty-bitmap/claims.h"
-#include "nbd-plugin/mirror/participant.h"
 #include "nbd-plugin/mirror/attachment.h"
+#include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/participant.h"
+#include "nbd-plugin/mirror/status.h"
 
 #define RETRY_NS (1000 * NS_PER_MS)
 
 static void
-finish (struct handoff *h)
+finish (struct participant *p)
 {
-  decision_free (h->decision);
-  free (h->record_error);
-  memset (h, 0, sizeof *h);
+  decision_free (p->decision);
+  text_free (p->record_error);
+  memset (p, 0, sizeof *p);
 }
 
 static void
 refuse_coordinator (struct mirror *m, const char *class_, const char *reason)
 {
-  struct relay *r = job_take_prepare (&m->job);
+  struct relay *r = relay_take_prepare (&m->attachment.relays);
 
   if (r != NULL)
     control_error (r->peer, r->id, class_, "the hand-off was given up: %s", reason);
@@ -45,9 +49,9 @@ drop_draft (struct mirror *m)
 
   if (fence_remove (&m->fence, &error) == 0)
     return;
-  nbdkit_error ("mirror: %s", error != NULL ? error : "no memory");
-  free (error);
-  m->handoff.retry_ns = gate_now () + RETRY_NS;
+  nbdkit_error ("mirror: %s", error);
+  text_free (error);
+  m->participant.retry_ns = (int64_t)clock_ns () + RETRY_NS;
 }
 
 /* The gate is fenced in memory: make that durable and tell everybody.  False if the record cannot
@@ -55,45 +59,45 @@ drop_draft (struct mirror *m)
 static bool
 commit (struct mirror *m)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
   struct gate_view gate;
   char *error = NULL;
 
-  if (gate_now () < h->retry_ns)
+  if ((int64_t)clock_ns () < p->retry_ns)
     return false;
   if (fence_commit (&m->fence, &error) == -1) {
     nbdkit_error (
         "mirror: this disk is handed over, but that cannot be recorded: %s: DO NOT restart"
         " this server with a guest",
-        error != NULL ? error : "no memory");
-    free (h->record_error);
-    h->record_error = error;
-    h->retry_ns = gate_now () + RETRY_NS;
+        error);
+    text_free (p->record_error);
+    p->record_error = error;
+    p->retry_ns = (int64_t)clock_ns () + RETRY_NS;
     return false;
   }
   gate_look (&m->gate, &gate);
-  m->downtime_ms = (double)(gate_now () - gate.held_ns) / 1e6;
+  m->downtime_ms = (double)((int64_t)clock_ns () - gate.held_ns) / 1e6;
   m->have_downtime = true;
 
-  struct relay *r = job_take_prepare (&m->job);
+  struct relay *r = relay_take_prepare (&m->attachment.relays);
   if (r != NULL)
-    control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t)h->generation),
+    control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t)p->generation),
                    -1);
   relay_free (r);
   control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
-  if (m->job.worker != NULL)
-    control_event (m->server, m->job.worker, "MIRROR_COMMITTED",
-                   json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t)h->generation,
-                              "downtime-ms", m->downtime_ms, "rollback-token", h->token));
-  job_drop_region (m);
-  finish (h);
+  if (m->attachment.worker != NULL)
+    control_event (m->server, m->attachment.worker, "MIRROR_COMMITTED",
+                   json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t)p->generation,
+                              "downtime-ms", m->downtime_ms, "rollback-token", p->token));
+  attachment_drop_region (m);
+  finish (p);
   return true;
 }
 
 void
-handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args, int fd)
+participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args, int fd)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
   struct gate_view gate;
   const char *token = json_string_value (json_object_get (args, "rollback-token"));
   const char *waiters = json_string_value (json_object_get (args, "waiters"));
@@ -110,41 +114,42 @@ handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *
     control_error (peer, id, "GenericError", "no descriptor of a decision word was passed");
   else if (gate.mode == GATE_FENCED)
     control_error (peer, id, "Fenced", "this disk was handed over already");
-  else if (m->job.worker == NULL)
+  else if (m->attachment.worker == NULL)
     control_error (peer, id, "DeviceNotActive", "no worker is attached");
-  else if (h->active || gate.mode == GATE_HELD)
+  else if (p->active || gate.mode == GATE_HELD)
     control_error (peer, id, "Busy", "another hand-off is under way");
   else if ((word = decision_map (fd, &error)) == NULL)
-    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
+    control_error (peer, id, "GenericError", "%s", error);
   else if (decision_get (word) != DECISION_UNDECIDED) {
     control_error (peer, id, "GenericError", "the decision word is decided already");
     decision_free (word);
   } else {
-    memset (h, 0, sizeof *h);
-    h->active = true;
-    h->coordinator = peer;
-    h->decision = word;
-    snprintf (h->token, sizeof h->token, "%s", token);
-    snprintf (h->successor, sizeof h->successor, "%s", successor != NULL ? successor : "");
-    h->keep_waiters = waiters != NULL ? strcmp (waiters, "keep") == 0 : m->job.keep_waiters;
-    h->lease_ms = lease != NULL ? json_integer_value (lease) : job_default_lease_ms (&m->job);
+    memset (p, 0, sizeof *p);
+    p->active = true;
+    p->coordinator = peer;
+    p->decision = word;
+    snprintf (p->token, sizeof p->token, "%s", token);
+    snprintf (p->successor, sizeof p->successor, "%s", successor != NULL ? successor : "");
+    p->keep_waiters = waiters != NULL ? strcmp (waiters, "keep") == 0 : m->attachment.keep_waiters;
+    p->lease_ms
+        = lease != NULL ? json_integer_value (lease) : attachment_default_lease_ms (&m->attachment);
     json_t *relayed
-        = json_pack ("{s:s, s:I, s:s, s:s}", "id", DEFAULT_ID, "lease-ms", (json_int_t)h->lease_ms,
-                     "rollback-token", token, "waiters", h->keep_waiters ? "keep" : "error");
+        = json_pack ("{s:s, s:I, s:s, s:s}", "id", DEFAULT_ID, "lease-ms", (json_int_t)p->lease_ms,
+                     "rollback-token", token, "waiters", p->keep_waiters ? "keep" : "error");
     if (json_is_true (json_object_get (args, "guest-stopped")))
       json_object_set_new (relayed, "guest-stopped", json_true ());
-    job_relay (m, peer, id, "prepare", relayed, PREPARE_LIMIT_MS + h->lease_ms);
+    attachment_ask (m, peer, id, "prepare", relayed, PREPARE_LIMIT_MS + p->lease_ms);
     json_decref (relayed);
   }
-  free (error);
+  text_free (error);
   if (fd != -1)
     close (fd);
 }
 
 int
-handoff_draft (struct mirror *m, char **error)
+participant_draft (struct mirror *m, char **error)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
   struct fence_record record = { 0 };
   struct region_geometry geo;
   struct gate_view gate;
@@ -153,18 +158,18 @@ handoff_draft (struct mirror *m, char **error)
   record.generation = gate.generation + 1; /* only this thread holds the gate */
   if (tracker_geometry (&m->tracker, &geo))
     record.disk_size = geo.disk_size;
-  snprintf (record.token, sizeof record.token, "%s", h->token);
-  snprintf (record.successor, sizeof record.successor, "%s", h->successor);
+  snprintf (record.token, sizeof record.token, "%s", p->token);
+  snprintf (record.successor, sizeof record.successor, "%s", p->successor);
   if (fence_draft (&m->fence, &record, error) == 0)
     return 0;
-  nbdkit_error ("mirror: %s", *error != NULL ? *error : "no memory");
+  nbdkit_error ("mirror: %s", *error);
   return -1;
 }
 
 void
-handoff_unhold (struct mirror *m)
+participant_unhold (struct mirror *m)
 {
-  m->handoff.generation = 0;
+  m->participant.generation = 0;
   drop_draft (m);
 }
 
@@ -172,10 +177,10 @@ handoff_unhold (struct mirror *m)
 static const char *
 final_look (struct mirror *m, uint64_t generation, uint64_t session)
 {
-  struct handoff *h = &m->handoff;
-  struct region *r = m->job.region;
+  struct participant *p = &m->participant;
+  struct region *r = m->attachment.region;
 
-  if (h->generation == 0 || generation != h->generation)
+  if (p->generation == 0 || generation != p->generation)
     return "StaleGeneration";
   int drained = gate_drained (&m->gate, generation);
   if (drained != 0)
@@ -198,16 +203,16 @@ look_message (const char *class_)
 }
 
 void
-handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation,
-                  uint64_t session)
+participant_prepared (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation,
+                      uint64_t session)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
 
-  if (!h->active || m->job.region == NULL) {
+  if (!p->active || m->attachment.region == NULL) {
     control_error (peer, id, "StaleGeneration", "no hand-off is under way");
     return;
   }
-  if (h->prepared && h->generation == generation) {
+  if (p->prepared && p->generation == generation) {
     control_reply (peer, id, NULL, -1);
     return;
   }
@@ -216,23 +221,23 @@ handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, uint6
     control_error (peer, id, class_, "%s", look_message (class_));
     return;
   }
-  /* The draft was made durable before this hold began (handoff_draft). */
+  /* The draft was made durable before this hold began (participant_draft). */
   if (m->fence.state != FENCE_DRAFT || m->fence.record.generation != generation) {
     control_error (peer, id, "GenericError", "the fence record of this hand-off is not there");
     return;
   }
-  if (gate_prepare (&m->gate, generation, h->decision, h->keep_waiters) != 0) {
+  if (gate_prepare (&m->gate, generation, p->decision, p->keep_waiters) != 0) {
     control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
     return;
   }
-  h->prepared = true;
+  p->prepared = true;
   control_reply (peer, id, NULL, -1);
 }
 
 void
-handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error)
+participant_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
 
   (void)ret; /* the generation is ours to tell */
   if (error != NULL) {
@@ -240,14 +245,14 @@ handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_
     const char *desc = json_string_value (json_object_get (error, "desc"));
     control_error (relay->peer, relay->id, class_ != NULL ? class_ : "GenericError", "%s",
                    desc != NULL ? desc : "the worker refused");
-    handoff_abort (m, "GenericError", "worker refused");
-  } else if (h->active && h->prepared)
+    participant_abort (m, "GenericError", "worker refused");
+  } else if (p->active && p->prepared)
     control_reply (relay->peer, relay->id,
-                   json_pack ("{s:I}", "generation", (json_int_t)h->generation), -1);
+                   json_pack ("{s:I}", "generation", (json_int_t)p->generation), -1);
   else {
     control_error (relay->peer, relay->id, "GenericError",
                    "the worker answered before the disk was prepared");
-    handoff_abort (m, "GenericError", "not prepared");
+    participant_abort (m, "GenericError", "not prepared");
   }
   relay_free (relay);
 }
@@ -256,11 +261,11 @@ handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_
 static const char *
 decision_name (struct mirror *m)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
 
-  if (!h->active)
+  if (!p->active)
     return m->fence.state == FENCE_COMMITTED ? "commit" : "in-doubt";
-  switch (decision_get (h->decision)) {
+  switch (decision_get (p->decision)) {
   case DECISION_UNDECIDED:
     return "undecided";
   case DECISION_COMMIT:
@@ -271,44 +276,44 @@ decision_name (struct mirror *m)
 }
 
 void
-handoff_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep)
+participant_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
   struct gate_view gate;
 
   gate_look (&m->gate, &gate);
-  bool fenced = !h->active && m->fence.state != FENCE_NONE && gate.mode == GATE_FENCED;
-  if (!fenced && !(h->active && h->prepared)) {
+  bool fenced = !p->active && m->fence.state != FENCE_NONE && gate.mode == GATE_FENCED;
+  if (!fenced && !(p->active && p->prepared)) {
     control_error (peer, id, "DeviceNotActive", "no hand-off of this disk is prepared");
     return;
   }
-  if (keep && (fenced || h->coordinator != peer)) {
+  if (keep && (fenced || p->coordinator != peer)) {
     control_error (peer, id, "GenericError",
                    "only the coordinator of a prepared hand-off can keep it");
     return;
   }
-  h->kept |= keep;
-  int64_t left = gate.lease_end_ns - gate_now ();
+  p->kept |= keep;
+  int64_t left = gate.lease_end_ns - (int64_t)clock_ns ();
   control_reply (
       peer, id,
       json_pack ("{s:s, s:I, s:s, s:o}", "decision", decision_name (m), "generation",
-                 (json_int_t)(fenced ? m->fence.record.generation : h->generation),
-                 "rollback-token", fenced ? m->fence.record.token : h->token, "lease-left-ms",
+                 (json_int_t)(fenced ? m->fence.record.generation : p->generation),
+                 "rollback-token", fenced ? m->fence.record.token : p->token, "lease-left-ms",
                  fenced ? json_null () : json_real ((double)(left > 0 ? left : 0) / 1e6)),
-      fenced ? -1 : h->decision->fd);
+      fenced ? -1 : p->decision->fd);
 }
 
 void
-handoff_peer_closed (struct mirror *m, struct control_peer *peer)
+participant_peer_closed (struct mirror *m, struct control_peer *peer)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
 
-  if (!h->active || h->coordinator != peer)
+  if (!p->active || p->coordinator != peer)
     return;
-  if (h->kept)
-    h->coordinator = NULL;
+  if (p->kept)
+    p->coordinator = NULL;
   else
-    handoff_abort (m, "GenericError", "coordinator lost");
+    participant_abort (m, "GenericError", "coordinator lost");
 }
 
 static void
@@ -322,43 +327,43 @@ reply_committed (struct mirror *m, struct control_peer *peer, json_t *id)
 }
 
 void
-handoff_finalize (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
+participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
   char *error = NULL;
 
-  if (h->active) {
-    if (!h->prepared || generation != h->generation)
+  if (p->active) {
+    if (!p->prepared || generation != p->generation)
       control_error (peer, id, "StaleGeneration", "%s", look_message ("StaleGeneration"));
-    else if (decision_get (h->decision) != DECISION_COMMIT)
+    else if (decision_get (p->decision) != DECISION_COMMIT)
       control_error (peer, id, "NotDecided", "the decision word does not say commit");
     else {
       gate_settle (&m->gate);
-      h->retry_ns = 0;
+      p->retry_ns = 0;
       if (commit (m))
         reply_committed (m, peer, id);
       else
         control_error (peer, id, "GenericError", "handed over, but not recorded: %s",
-                       h->record_error != NULL ? h->record_error : "no memory");
+                       p->record_error);
     }
   } else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
     control_error (peer, id, "StaleGeneration", "no hand-off of generation %llu is known",
                    (unsigned long long)generation);
   else if (fence_commit (&m->fence, &error) == -1) { /* it was in doubt: now we know */
-    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
-    free (error);
+    control_error (peer, id, "GenericError", "%s", error);
+    text_free (error);
   } else
     reply_committed (m, peer, id);
 }
 
 void
-handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
+participant_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
   struct gate_view gate;
 
   gate_look (&m->gate, &gate);
-  if (m->fence.state == FENCE_DRAFT && gate.mode == GATE_FENCED && !h->active) {
+  if (m->fence.state == FENCE_DRAFT && gate.mode == GATE_FENCED && !p->active) {
     /* In doubt since a restart: the one who decides says that it was not committed. */
     if (generation != m->fence.record.generation)
       control_error (peer, id, "StaleGeneration", "the hand-off in doubt has generation %llu",
@@ -379,13 +384,13 @@ handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64
     control_reply (peer, id, NULL, -1);
     return;
   }
-  if (generation == 0 && h->active && h->coordinator != peer) {
+  if (generation == 0 && p->active && p->coordinator != peer) {
     /* A coordinator that was refused with Busy tidies up: that must not hit the one that is at
      * work. */
     control_error (peer, id, "Busy", "that is another coordinator's hand-off: name its generation");
     return;
   }
-  handoff_abort (m, "GenericError", "released");
+  participant_abort (m, "GenericError", "released");
   if (gate_release (&m->gate, 0, "released") == EALREADY)
     control_error (peer, id, "AlreadyCommitted", "this disk was handed over already");
   else
@@ -393,7 +398,7 @@ handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64
 }
 
 void
-handoff_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const char *token)
+participant_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const char *token)
 {
   struct gate_view gate;
   char *error = NULL;
@@ -409,76 +414,87 @@ handoff_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const
   else if (strcmp (token, m->fence.record.token) != 0)
     control_error (peer, id, "WrongToken", "that is not this hand-off's rollback token");
   else if (fence_remove (&m->fence, &error) == -1)
-    control_error (peer, id, "GenericError", "%s", error != NULL ? error : "no memory");
+    control_error (peer, id, "GenericError", "%s", error);
   else {
-    finish (&m->handoff);
+    finish (&m->participant);
     m->have_downtime = false;
-    if (m->job.worker != NULL) { /* its job ended with the commit */
-      control_peer_close (m->job.worker);
-      job_worker_gone (m, "idle", NULL);
+    if (m->attachment.worker != NULL) { /* its job ended with the commit */
+      control_peer_close (m->attachment.worker);
+      participant_worker_gone (m, "idle", NULL);
     }
-    m->job.ended = "idle";
-    json_object_clear (m->job.published);
+    m->attachment.ended = "idle";
+    json_object_clear (m->attachment.published);
     gate_unfence (&m->gate);
     control_reply (peer, id, NULL, -1);
   }
-  free (error);
+  text_free (error);
 }
 
 void
-handoff_abort (struct mirror *m, const char *class_, const char *reason)
+participant_abort (struct mirror *m, const char *class_, const char *reason)
 {
-  struct handoff *h = &m->handoff;
+  struct participant *p = &m->participant;
 
-  if (!h->active)
+  if (!p->active)
     return;
-  if (h->prepared) {
-    if (gate_release (&m->gate, h->generation, reason) == EALREADY) {
+  if (p->prepared) {
+    if (gate_release (&m->gate, p->generation, reason) == EALREADY) {
       commit (m);
       return;
     }
   } else {
-    if (decision_try (h->decision, DECISION_ABORT) == DECISION_COMMIT)
+    if (decision_try (p->decision, DECISION_ABORT) == DECISION_COMMIT)
       nbdkit_error (
           "mirror: a hand-off was committed before this disk was prepared: this disk stays"
           " with its guest");
-    if (h->generation != 0)
-      gate_release (&m->gate, h->generation, reason);
-    else if (m->job.worker != NULL)
-      control_event (m->server, m->job.worker, "MIRROR_RELEASED",
+    if (p->generation != 0)
+      gate_release (&m->gate, p->generation, reason);
+    else if (m->attachment.worker != NULL)
+      control_event (m->server, m->attachment.worker, "MIRROR_RELEASED",
                      json_pack ("{s:i, s:s}", "generation", 0, "reason", reason));
   }
   refuse_coordinator (m, class_, reason);
-  finish (h);
+  finish (p);
   drop_draft (m);
 }
 
 void
-handoff_tick (struct mirror *m)
+participant_worker_gone (struct mirror *m, const char *state, const char *reason)
 {
-  struct handoff *h = &m->handoff;
-  struct gate_view gate;
-
-  gate_look (&m->gate, &gate);
-  if (!h->active) {
-    if (m->fence.state == FENCE_DRAFT && gate.mode != GATE_FENCED && gate_now () >= h->retry_ns)
-      drop_draft (m);
+  if (!attachment_lost (m, state, reason))
     return;
-  }
-  bool held = gate.mode == GATE_HELD && gate.generation == h->generation;
-  if (h->prepared && gate.mode == GATE_FENCED)
-    commit (m);
-  else if (h->generation != 0 && !held) {
-    bool late = gate.reason != NULL && strcmp (gate.reason, "lease ended") == 0;
-    handoff_abort (m, late ? "LeaseEnded" : "GenericError",
-                   gate.reason != NULL ? gate.reason : "released");
-  } else if (!h->prepared && decision_get (h->decision) != DECISION_UNDECIDED)
-    handoff_abort (m, "GenericError", "aborted");
+  participant_abort (m, "DeviceNotActive", "worker lost");
+  gate_release (&m->gate, 0, "worker lost");
+  relay_fail_all (&m->attachment.relays);
 }
 
 void
-handoff_shutdown (struct mirror *m)
+participant_tick (struct mirror *m)
 {
-  handoff_abort (m, "GenericError", "the server stops");
-  finish (&m->handoff);
+  struct participant *p = &m->participant;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  if (!p->active) {
+    if (m->fence.state == FENCE_DRAFT && gate.mode != GATE_FENCED
+        && (int64_t)clock_ns () >= p->retry_ns)
+      drop_draft (m);
+    return;
+  }
+  bool held = gate.mode == GATE_HELD && gate.generation == p->generation;
+  if (p->prepared && gate.mode == GATE_FENCED)
+    commit (m);
+  else if (p->generation != 0 && !held) {
+    bool late = gate.reason != NULL && strcmp (gate.reason, "lease ended") == 0;
+    participant_abort (m, late ? "LeaseEnded" : "GenericError",
+                       gate.reason != NULL ? gate.reason : "released");
+  } else if (!p->prepared && decision_get (p->decision) != DECISION_UNDECIDED)
+    participant_abort (m, "GenericError", "aborted");
+}
+
+void
+participant_shutdown (struct mirror *m)
+{
+  participant_abort (m, "GenericError", "the server stops");
+  finish (&m->participant);
 }

@@ -15,52 +15,83 @@
  * yet, which is the safe side.
  *
  * Control thread only; the gate may leave a prepared hold by itself at any time (gate.h), which is
- * noticed in handoff_tick().
+ * noticed in participant_tick().
  */
 
 #ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_PARTICIPANT_H
 #define NBDMIRROR_NBD_PLUGIN_MIRROR_PARTICIPANT_H
 
-#include "nbd-plugin/mirror/filter.h"
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "control/decision.h"
+#include "control/server.h"
+#include "nbd-plugin/mirror/fence.h"
+#include "nbd-plugin/mirror/relay.h"
+
+struct mirror;
+
+struct participant {
+  bool active;
+  struct control_peer *coordinator;
+  struct decision *decision; /* owned */
+  char token[FENCE_TOKEN_MAX + 1];
+  char successor[FENCE_SUCCESSOR_MAX + 1]; /* for the fence record; "" none */
+  bool keep_waiters;
+  int64_t lease_ms;
+  uint64_t generation; /* of its hold, 0: none yet */
+  bool prepared;
+  bool kept;          /* it stands without the coordinator's connection */
+  int64_t retry_ns;   /* the fence record could not be committed: try again then */
+  char *record_error; /* why, or NULL */
+};
 
 /* mirror-prepare. FD is the decision word's, owned by the callee, or -1.  Answers. */
-void handoff_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args, int fd);
+void participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args,
+                        int fd);
 
 /* The worker is about to hold the gate for the hand-off that is active: make the draft durable.  0,
  * or -1 with *ERROR (caller frees). */
-int handoff_draft (struct mirror *m, char **error);
+int participant_draft (struct mirror *m, char **error);
 
 /* That hold ended, and the hand-off goes on without one: no draft is to be left. */
-void handoff_unhold (struct mirror *m);
+void participant_unhold (struct mirror *m);
 
 /* mirror-prepared. Answers. */
-void handoff_prepared (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation,
-                       uint64_t session);
+void participant_prepared (struct mirror *m, struct control_peer *peer, json_t *id,
+                           uint64_t generation, uint64_t session);
 
 /* The worker's answer to the hand-off's request; takes RELAY over. RET or ERROR is NULL. */
-void handoff_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error);
+void participant_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error);
 
 /* mirror-decision: where the hand-off stands, with the decision word while it is prepared.  KEEP,
  * for the coordinator only: from now on it stands without the connection. Answers. */
-void handoff_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep);
+void participant_decision (struct mirror *m, struct control_peer *peer, json_t *id, bool keep);
 
 /* A peer is gone: if it was the coordinator, that aborts, unless it is kept or decided. */
-void handoff_peer_closed (struct mirror *m, struct control_peer *peer);
+void participant_peer_closed (struct mirror *m, struct control_peer *peer);
 
 /* job-finalize, mirror-release, mirror-rollback. Answer. */
-void handoff_finalize (struct mirror *m, struct control_peer *peer, json_t *id,
-                       uint64_t generation);
-void handoff_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation);
-void handoff_rollback (struct mirror *m, struct control_peer *peer, json_t *id, const char *token);
+void participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id,
+                           uint64_t generation);
+void participant_release (struct mirror *m, struct control_peer *peer, json_t *id,
+                          uint64_t generation);
+void participant_rollback (struct mirror *m, struct control_peer *peer, json_t *id,
+                           const char *token);
+
+/* The worker left or was lost, as attachment_lost() says it: the hand-off aborts, the gate opens
+ * unless it is fenced, and whoever waits for the worker's answer gets an error. */
+void participant_worker_gone (struct mirror *m, const char *state, const char *reason);
 
 /* Abort, unless the word says "commit" already: then it is committed.  CLASS and REASON (a
  * constant) go to the coordinator if it still waits for an answer.  Nothing happens if none is
  * active. */
-void handoff_abort (struct mirror *m, const char *class_, const char *reason);
+void participant_abort (struct mirror *m, const char *class_, const char *reason);
 
-void handoff_tick (struct mirror *m);
+void participant_tick (struct mirror *m);
 
 /* The server stops. */
-void handoff_shutdown (struct mirror *m);
+void participant_shutdown (struct mirror *m);
 
 #endif

@@ -12,16 +12,18 @@
 
 #include <nbdkit-filter.h>
 
+#include "base/clock.h"
 #include "dirty-bitmap/bitmap.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/status.h"
 
 /* State names are constants, so that they can be kept and compared after the JSON has changed. */
 static const char *
-published_state (const struct job *j)
+published_state (const struct attachment *a)
 {
   static const char *const names[]
       = { "copying", "ready", "holding", "paused", "degraded", "throttled", "synchronous" };
-  const char *s = json_string_value (json_object_get (j->published, "state"));
+  const char *s = json_string_value (json_object_get (a->published, "state"));
 
   for (size_t i = 0; s != NULL && i < sizeof names / sizeof names[0]; i++)
     if (strcmp (s, names[i]) == 0)
@@ -37,11 +39,11 @@ mirror_state (struct mirror *m)
   gate_look (&m->gate, &gate);
   if (gate.mode == GATE_FENCED)
     return "completed";
-  if (m->job.worker == NULL)
-    return m->job.ended;
+  if (m->attachment.worker == NULL)
+    return m->attachment.ended;
   if (gate.mode == GATE_HELD)
     return gate.prepared ? "prepared" : "holding";
-  return published_state (&m->job);
+  return published_state (&m->attachment);
 }
 
 const char *
@@ -129,7 +131,7 @@ add_gate (json_t *o, struct mirror *m)
 
   gate_look (&m->gate, &gate);
   pace_look (&m->pace, &pace);
-  int64_t left = gate.lease_end_ns - gate_now ();
+  int64_t left = gate.lease_end_ns - (int64_t)clock_ns ();
   bool fenced = gate.mode == GATE_FENCED;
   json_object_set_new (o, "gate", json_string (mirror_gate_name (&gate, pace.mode)));
   set (o, "generation", gate.generation != 0, count (gate.generation));
@@ -166,7 +168,7 @@ mirror_status (struct mirror *m)
           "eta-s",      "converging",      "synchronised",    "reconnects",
           "degraded-s", "total-s",         "passes",          "error",
           "target",     "policy",          "sealed" };
-  struct job *j = &m->job;
+  struct attachment *a = &m->attachment;
   struct region_geometry geo;
   bool known = tracker_geometry (&m->tracker, &geo);
   json_t *o = json_object ();
@@ -175,7 +177,7 @@ mirror_status (struct mirror *m)
   json_object_set_new (o, "state", json_null ()); /* its place; the value follows */
   for (size_t i = 0; i < sizeof of_the_worker / sizeof of_the_worker[0]; i++)
     json_object_set_new (o, of_the_worker[i], json_null ());
-  json_object_update (o, j->published);
+  json_object_update (o, a->published);
   json_object_set_new (o, "state", json_string (mirror_state (m)));
   set (o, "size", known, known ? count (geo.disk_size) : NULL);
   set (o, "block-size", known, known ? count (geo.block_size) : NULL);
@@ -187,10 +189,10 @@ mirror_status (struct mirror *m)
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
   json_object_set_new (o, "server-pid", json_integer (getpid ()));
   json_object_set_new (o, "nbdkit-version", json_string (NBDKIT_VERSION_STRING));
-  json_object_set_new (o, "worker", json_string (j->worker != NULL ? "attached" : "detached"));
-  set (o, "worker-pid", j->worker != NULL, json_integer (j->process.pid));
-  set (o, "reason", j->reason != NULL, j->reason != NULL ? json_string (j->reason) : NULL);
-  add_region (o, j->region);
+  json_object_set_new (o, "worker", json_string (a->worker != NULL ? "attached" : "detached"));
+  set (o, "worker-pid", a->worker != NULL, json_integer (a->process.pid));
+  set (o, "reason", a->reason != NULL, a->reason != NULL ? json_string (a->reason) : NULL);
+  add_region (o, a->region);
   add_gate (o, m);
   add_pace (o, m);
   json_object_set_new (o, "version", json_string (PACKAGE_VERSION));
@@ -202,7 +204,7 @@ mirror_status (struct mirror *m)
 static json_int_t
 published_count (struct mirror *m, const char *name)
 {
-  double v = json_number_value (json_object_get (m->job.published, name));
+  double v = json_number_value (json_object_get (m->attachment.published, name));
   return v > 0 && v < 9e18 ? (json_int_t)v : 0;
 }
 
@@ -217,7 +219,7 @@ length (struct mirror *m)
 static json_int_t
 offset (struct mirror *m)
 {
-  const struct region *r = m->job.region;
+  const struct region *r = m->attachment.region;
   uint64_t left = r != NULL ? bytes_in (r, REGION_DIRTY) + claimed_bytes (r) : 0;
   uint64_t len = (uint64_t)length (m);
   return left < len ? (json_int_t)(len - left) : 0;
@@ -237,11 +239,11 @@ mirror_block_jobs (struct mirror *m)
   const char *state = mirror_state (m), *status = mirror_job_status (m);
   json_t *list = json_array ();
 
-  if (m->job.region == NULL)
+  if (m->attachment.region == NULL)
     return list;
   json_t *o = mirror_block_job_event (m);
   bool paused = strcmp (status, "paused") == 0;
-  json_object_set_new (o, "busy", json_boolean (m->job.worker != NULL && !paused));
+  json_object_set_new (o, "busy", json_boolean (m->attachment.worker != NULL && !paused));
   json_object_set_new (o, "paused", json_boolean (paused));
   json_object_set_new (o, "ready",
                        json_boolean (strcmp (status, "ready") == 0
@@ -252,11 +254,11 @@ mirror_block_jobs (struct mirror *m)
                        json_string (strcmp (state, "degraded") == 0 ? "failed" : "ok"));
   json_object_set_new (o, "auto-finalize", json_false ());
   json_object_set_new (o, "auto-dismiss", json_true ());
-  json_t *error = json_object_get (m->job.published, "error");
+  json_t *error = json_object_get (m->attachment.published, "error");
   if (json_is_string (error))
     json_object_set (o, "error", error);
-  else if (strcmp (state, "failed") == 0 && m->job.reason != NULL)
-    json_object_set_new (o, "error", json_string (m->job.reason));
+  else if (strcmp (state, "failed") == 0 && m->attachment.reason != NULL)
+    json_object_set_new (o, "error", json_string (m->attachment.reason));
   json_array_append_new (list, o);
   return list;
 }
@@ -266,7 +268,7 @@ mirror_jobs (struct mirror *m)
 {
   json_t *list = json_array ();
 
-  if (m->job.region != NULL)
+  if (m->attachment.region != NULL)
     json_array_append_new (list,
                            json_pack ("{s:s, s:s, s:s, s:I, s:I}", "id", DEFAULT_ID, "type",
                                       "mirror", "status", mirror_job_status (m), "current-progress",

@@ -17,8 +17,8 @@
 
 #include <nbdkit-filter.h>
 
-#include "nbd-plugin/mirror/participant.h"
-#include "nbd-plugin/mirror/attachment.h"
+#include "base/clock.h"
+#include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/thread.h"
 
 #define SOON_MS 10 /* while an answer waits for something that wakes nobody reliably */
@@ -26,9 +26,19 @@
 void
 mirror_tick (struct mirror *m)
 {
-  job_tick (m);
-  handoff_tick (m);
-  pace_tick (&m->pace, gate_now ());
+  struct control_peer *dead = attachment_dead_worker (&m->attachment);
+
+  if (dead != NULL) {
+    participant_worker_gone (m, "detached", "the worker's process ended");
+    control_peer_close (dead);
+  }
+  if (m->attachment.worker != NULL)
+    measurement_end (m);
+  attachment_tick (m);
+  if (relay_expire (&m->attachment.relays))
+    participant_abort (m, "GenericError", "worker does not answer");
+  participant_tick (m);
+  pace_tick (&m->pace, (int64_t)clock_ns ());
   mirror_tell (m);
 }
 
@@ -40,7 +50,7 @@ next_timeout (struct mirror *m)
 
   gate_look (&m->gate, &gate);
   if (gate.mode == GATE_HELD) {
-    int64_t left = (gate.lease_end_ns - gate_now ()) / NS_PER_MS + 1;
+    int64_t left = (gate.lease_end_ns - (int64_t)clock_ns ()) / NS_PER_MS + 1;
     if (left < ms)
       ms = left < 0 ? 0 : left;
     if (gate.prepared && ms > PREPARED_POLL_MS)
@@ -49,8 +59,9 @@ next_timeout (struct mirror *m)
   /* The worker tells in shared memory that it has caught up, which wakes nobody. */
   struct pace_view pace;
   pace_look (&m->pace, &pace);
-  bool waits = pace.mode == PACE_SYNCHRONOUS || m->job.hold.peer != NULL
-               || m->job.attach.peer != NULL || (m->handoff.active && !m->handoff.prepared);
+  bool waits = pace.mode == PACE_SYNCHRONOUS || m->attachment.hold.peer != NULL
+               || m->attachment.attach.peer != NULL
+               || (m->participant.active && !m->participant.prepared);
   return waits && ms > SOON_MS ? SOON_MS : (int)ms;
 }
 
@@ -59,9 +70,9 @@ wait_for_something (struct mirror *m)
 {
   struct pollfd extra[2] = {
     { .fd = m->gate.wake_fd, .events = POLLIN },
-    { .fd = m->job.process.fd, .events = POLLIN },
+    { .fd = m->attachment.process.fd, .events = POLLIN },
   };
-  unsigned nr_extra = m->job.process.fd != -1 ? 2 : 1;
+  unsigned nr_extra = m->attachment.process.fd != -1 ? 2 : 1;
   uint64_t ignored;
 
   if (control_server_poll (m->server, next_timeout (m), extra, nr_extra) == -1) {
@@ -80,10 +91,10 @@ shut_down (struct mirror *m)
 {
   gate_stop (&m->gate);
   pace_end (&m->pace);
-  handoff_shutdown (m);
+  participant_shutdown (m);
   mirror_tell (m);
-  if (m->job.worker != NULL)
-    control_event (m->server, m->job.worker, "MIRROR_SHUTDOWN", NULL);
+  if (m->attachment.worker != NULL)
+    control_event (m->server, m->attachment.worker, "MIRROR_SHUTDOWN", NULL);
   control_event (m->server, NULL, "SHUTDOWN",
                  json_pack ("{s:b, s:s}", "guest", 0, "reason", "host-signal"));
 }
@@ -97,7 +108,7 @@ control_thread (void *opaque)
   while (!atomic_load (&m->stop)) {
     wait_for_something (m);
     mirror_tick (m);
-    int64_t now = gate_now ();
+    int64_t now = (int64_t)clock_ns ();
     if (now - asked >= SHUTDOWN_POLL_MS * NS_PER_MS / 2) {
       asked = now;
       if (nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN)

@@ -7,7 +7,7 @@
 #ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_THREAD_H
 #define NBDMIRROR_NBD_PLUGIN_MIRROR_THREAD_H
 
-#include "nbd-plugin/mirror/filter.h"
+struct mirror;
 
 int mirror_thread_start (struct mirror *m); /* 0, or -1 with errno */
 void mirror_thread_stop (struct mirror *m); /* joins; nothing happens if it does not run */

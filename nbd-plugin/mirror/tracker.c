@@ -7,9 +7,9 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
 #include "nbd-plugin/mirror/tracker.h"
 
@@ -47,21 +47,16 @@ tracker_opened (struct tracker *t, uint64_t disk_size, uint32_t block_size, char
     r = region_geometry_init (&t->geo, disk_size, block_size);
     if (r == 0)
       t->known = true;
-    else if (asprintf (error,
-                       "a disk of %" PRIu64 " bytes cannot be tracked with blocks of %" PRIu32
-                       " bytes: %s",
-                       disk_size, block_size, strerror (errno))
-             == -1)
-      *error = NULL;
-  } else if (t->geo.disk_size != disk_size) {
-    r = -1;
-    if (asprintf (error,
-                  "the disk's size changed from %" PRIu64 " to %" PRIu64
-                  " bytes while it is tracked: restart the server to serve the new size",
-                  t->geo.disk_size, disk_size)
-        == -1)
-      *error = NULL;
-  }
+    else
+      text_error (error,
+                  "a disk of %" PRIu64 " bytes cannot be tracked with blocks of %" PRIu32
+                  " bytes: %s",
+                  disk_size, block_size, strerror (errno));
+  } else if (t->geo.disk_size != disk_size)
+    r = text_error (error,
+                    "the disk's size changed from %" PRIu64 " to %" PRIu64
+                    " bytes while it is tracked: restart the server to serve the new size",
+                    t->geo.disk_size, disk_size);
   pthread_mutex_unlock (&t->size);
   return r;
 }

@@ -8,9 +8,9 @@
 
 #include "config.h"
 
-#include <stdio.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "nbd-plugin/mirror/attachment.h"
 
 #define MAX_FIELDS 64
@@ -127,26 +127,25 @@ field_ok (const char *name, const json_t *v)
 }
 
 int
-job_publish (struct job *j, json_t *args, char **error)
+attachment_publish (struct attachment *a, json_t *args, char **error)
 {
   const char *name;
-  json_t *v, *merged;
+  json_t *v;
 
-  json_object_foreach (args, name, v) if (strcmp (name, "id") != 0 && !field_ok (name, v))
-  {
-    if (asprintf (error, "Parameter '%.64s' has an invalid value", name) == -1)
-      *error = NULL;
-    return -1;
-  }
-  merged = json_copy (j->published);
+  json_object_foreach (
+      args, name,
+      v) if (strcmp (name, "id") != 0
+             && !field_ok (name, v)) return text_error (error,
+                                                        "Parameter '%.64s' has an invalid value",
+                                                        name);
+  json_t *merged = json_copy (a->published);
   json_object_update (merged, args);
   json_object_del (merged, "id");
   if (json_object_size (merged) > MAX_FIELDS || json_dumpb (merged, NULL, 0, 0) > MAX_BYTES) {
     json_decref (merged);
-    *error = strdup ("more is published than can be kept");
-    return -1;
+    return text_error (error, "more is published than can be kept");
   }
-  json_decref (j->published);
-  j->published = merged;
+  json_decref (a->published);
+  a->published = merged;
   return 0;
 }

@@ -82,7 +82,7 @@ static void
 expire (struct gate *g)
 {
   pthread_mutex_lock (&g->lock);
-  g->lease_end_ns = gate_now ();
+  g->lease_end_ns = (int64_t)clock_ns ();
   pthread_mutex_unlock (&g->lock);
 }
 
@@ -175,11 +175,11 @@ Test (gate, lease_ends_without_a_control_thread)
   struct gate g;
   struct mutation m;
   cr_assert_eq (gate_init (&g), 0);
-  int64_t begin = gate_now ();
+  int64_t begin = (int64_t)clock_ns ();
   uint64_t n = hold (&g, 150 * MS);
   start (&m, &g, no_shutdown);
   cr_assert_eq (result (&m), 0);
-  int64_t took = gate_now () - begin;
+  int64_t took = (int64_t)clock_ns () - begin;
   cr_assert (took >= 150 * MS && took < 5000 * MS, "took %lld ms", (long long)(took / MS));
   cr_assert_eq (gate_drained (&g, n), ETIME);
   struct decision *word = new_word ();
