@@ -5,6 +5,8 @@ libbase_la_SOURCES = \
 	base/child.h \
 	base/clock.c \
 	base/clock.h \
+	base/fd.c \
+	base/fd.h \
 	base/text.c \
 	base/text.h \
 	base/uuid.c \

@@ -4,6 +4,7 @@
 
 if HAVE_CRITERION
 unit_tests = \
+	tests/unit/test-base \
 	tests/unit/test-region \
 	tests/unit/test-bitmap \
 	tests/unit/test-claims \

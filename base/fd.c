@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See fd.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+
+void
+fd_close (int *fd)
+{
+  int saved = errno;
+
+  if (*fd != -1)
+    close (*fd);
+  *fd = -1;
+  errno = saved;
+}
+
+int
+fd_close_on_exec (int fd, bool yes)
+{
+  return fcntl (fd, F_SETFD, yes ? FD_CLOEXEC : 0);
+}
+
+int
+fd_write_all (int fd, const void *data, size_t len)
+{
+  const char *from = data;
+
+  while (len > 0) {
+    ssize_t n = write (fd, from, len);
+    if (n == -1 && errno == EINTR)
+      continue;
+    if (n == -1)
+      return -1;
+    from += n;
+    len -= (size_t)n;
+  }
+  return 0;
+}
+
+ssize_t
+fd_read_text (int fd, char *text, size_t size)
+{
+  size_t got = 0;
+
+  while (got < size - 1) {
+    ssize_t n = read (fd, text + got, size - 1 - got);
+    if (n == -1 && errno == EINTR)
+      continue;
+    if (n == -1) {
+      text[0] = '\0';
+      return -1;
+    }
+    if (n == 0)
+      break;
+    got += (size_t)n;
+  }
+  text[got] = '\0';
+  return (ssize_t)got;
+}
+
+int
+fd_wake_new (void)
+{
+  return eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+/* The only other error is EAGAIN: 2^64 - 2 wake-ups are unread, so the reader wakes anyway. */
+void
+fd_wake (int fd)
+{
+  int saved = errno;
+  uint64_t one = 1;
+
+  while (write (fd, &one, sizeof one) == -1 && errno == EINTR)
+    ;
+  errno = saved;
+}
+
+/* EAGAIN: it was not woken. */
+void
+fd_wake_clear (int fd)
+{
+  uint64_t ignored;
+
+  while (read (fd, &ignored, sizeof ignored) == -1 && errno == EINTR)
+    ;
+}
