@@ -12,11 +12,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "cmd/control-query.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
@@ -28,12 +28,8 @@ static int signal_fd = -1;
 static void
 on_signal (int sig)
 {
-  int saved = errno;
-  uint64_t one = 1;
   atomic_store (&asked, sig == SIGINT ? JOB_SIGNAL_CANCEL : JOB_SIGNAL_DETACH);
-  ssize_t n = write (signal_fd, &one, sizeof one);
-  (void)n; /* the flag is looked at a few times a second anyway */
-  errno = saved;
+  fd_wake (signal_fd);
 }
 
 int
@@ -41,7 +37,7 @@ worker_signals (_Atomic int **flag)
 {
   struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
 
-  signal_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  signal_fd = fd_wake_new ();
   if (signal_fd == -1) {
     cmd_error ("eventfd: %s", strerror (errno));
     return -1;

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "control/peer.h"
 #include "control/wire.h"
@@ -24,10 +25,9 @@ static void
 output_free (struct control_peer *p, struct peer_output *o)
 {
   p->out_bytes -= o->len - o->sent;
-  if (o->fd != -1) {
-    close (o->fd);
+  if (o->fd != -1)
     p->out_fds--;
-  }
+  fd_close (&o->fd);
   free (o->line);
   free (o);
 }
@@ -66,11 +66,9 @@ peer_flush (struct control_peer *p)
       return;
     }
     p->out_progress = clock_ms ();
-    if (o->fd != -1) {
-      close (o->fd);
-      o->fd = -1;
+    if (o->fd != -1)
       p->out_fds--;
-    }
+    fd_close (&o->fd);
     o->sent += (size_t)n;
     p->out_bytes -= (size_t)n;
     if (o->sent == o->len) {
@@ -90,8 +88,7 @@ queue_line (struct control_peer *p, char *line, size_t len, int fd)
 
   if (o == NULL) {
     free (line);
-    if (fd != -1)
-      close (fd);
+    fd_close (&fd);
     p->state = PEER_GONE; /* it would wait for this line for ever */
     return;
   }
@@ -184,8 +181,7 @@ control_reply (struct control_peer *p, json_t *id, json_t *ret, int fd)
   if (m != NULL && id != NULL)
     json_object_set (m, "id", id);
   if (!peer_queue (p, m, copy)) {
-    if (copy != -1)
-      close (copy);
+    fd_close (&copy);
     peer_queue_error (p, id, "GenericError", "the answer does not fit into a line");
   }
 }

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "control/client.h"
 #include "control/link.h"
@@ -81,8 +82,7 @@ use_answer (struct control_client *c, const struct control_call *call, char **er
       *call->class_ = text_copy (name != NULL ? name : "GenericError");
   } else
     text_error (error, "%s: the server does not speak the control protocol", c->path);
-  if (fd != -1)
-    close (fd);
+  fd_close (&fd);
   json_decref (answer);
   return r;
 }
@@ -313,12 +313,9 @@ control_client_free (struct control_client *c)
     free (e);
   }
   json_decref (c->answer);
-  if (c->answer_fd != -1)
-    close (c->answer_fd);
-  if (c->pending_fd != -1)
-    close (c->pending_fd);
-  if (c->sock != -1)
-    close (c->sock);
+  fd_close (&c->answer_fd);
+  fd_close (&c->pending_fd);
+  fd_close (&c->sock);
   frame_free (&c->in);
   text_free (c->path);
   text_free (c->reason);

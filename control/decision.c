@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "base/text.h"
 #include "control/decision.h"
 
@@ -23,8 +24,7 @@ static struct decision *
 fail (int fd, char **error, const char *what)
 {
   text_error (error, "decision word: %s: %s", what, strerror (errno));
-  if (fd >= 0)
-    close (fd);
+  fd_close (&fd);
   return NULL;
 }
 

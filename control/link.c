@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "control/link.h"
 #include "control/wire.h"
@@ -165,9 +166,7 @@ take_line (struct control_client *c)
     lose (c, "out of memory");
     break;
   }
-  if (c->pending_fd != -1)
-    close (c->pending_fd);
-  c->pending_fd = -1;
+  fd_close (&c->pending_fd);
   c->fd_lost = false;
 }
 

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "control/listen.h"
 #include "control/wire.h"
@@ -144,8 +145,7 @@ control_listen (const char *path, struct listen_inode *inode, char **error)
   sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (sock == -1 || fchmod (sock, 0600) == -1) {
     text_error (error, "%s: socket: %s", path, strerror (errno));
-    if (sock != -1)
-      close (sock);
+    fd_close (&sock);
     return -1;
   }
   lock = lock_directory (path);
@@ -157,8 +157,7 @@ control_listen (const char *path, struct listen_inode *inode, char **error)
     control_unlisten (path, inode);
     r = -1;
   }
-  if (lock != -1)
-    close (lock);
+  fd_close (&lock);
   if (r == -1) {
     close (sock);
     return -1;

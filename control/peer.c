@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "control/peer.h"
 #include "control/wire.h"
@@ -102,9 +103,7 @@ check_request (json_t *request, char *text, size_t size)
 static void
 close_pending_fd (struct control_peer *p)
 {
-  if (p->pending_fd != -1)
-    close (p->pending_fd);
-  p->pending_fd = -1;
+  fd_close (&p->pending_fd);
   p->fd_lost = false;
 }
 

@@ -9,9 +9,9 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "mirror/endpoint/buffers.h"
 #include "mirror/engine/copier.h"
 
@@ -26,7 +26,7 @@ copier_init (struct copier *c, struct session *s, unsigned index)
   c->session = s;
   c->engine = e;
   c->index = index;
-  c->wake_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  c->wake_fd = fd_wake_new ();
   if (c->wake_fd == -1)
     return -1;
 
@@ -85,9 +85,7 @@ copier_destroy (struct copier *c)
 void
 copier_wake (struct copier *c)
 {
-  uint64_t one = 1;
-  while (write (c->wake_fd, &one, sizeof one) == -1 && errno == EINTR)
-    ;
+  fd_wake (c->wake_fd);
 }
 
 static struct slot *
@@ -146,14 +144,6 @@ fill (struct copier *c)
   return MAX_WAIT_NS;
 }
 
-static void
-clear_wake (struct copier *c)
-{
-  uint64_t n;
-  while (read (c->wake_fd, &n, sizeof n) == -1 && errno == EINTR)
-    ;
-}
-
 /* One turn: wait for something, handle it.  -1 when a channel is dead. */
 static int
 turn (struct copier *c, uint64_t wait_ns)
@@ -169,7 +159,7 @@ turn (struct copier *c, uint64_t wait_ns)
     return -1;
   }
   if (fds[0].revents)
-    clear_wake (c);
+    fd_wake_clear (c->wake_fd);
   if (channel_dispatch (c->source, fds + 1, ns) == -1) {
     engine_fatal (c->engine, channel_error (c->source));
     return -1;

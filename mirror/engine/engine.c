@@ -12,10 +12,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "mirror/engine/internal.h"
 #include "mirror/engine/session.h"
 
@@ -54,7 +54,7 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
       *error = NULL;
     return -1;
   }
-  e->notify_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  e->notify_fd = fd_wake_new ();
   if (e->notify_fd == -1) {
     if (asprintf (error, "eventfd: %s", strerror (errno)) == -1)
       *error = NULL;
@@ -90,10 +90,7 @@ engine_destroy (struct engine *e)
 void
 engine_notify (struct engine *e)
 {
-  uint64_t one = 1;
-  /* EAGAIN: the counter is full, so the reader is going to wake up anyway. */
-  while (write (e->notify_fd, &one, sizeof one) == -1 && errno == EINTR)
-    ;
+  fd_wake (e->notify_fd);
 }
 
 /* ---- settings ---- */

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "mirror/endpoint/same-place.h"
 #include "mirror/engine/engine.h"
@@ -234,7 +235,7 @@ static enum job_result
 run (struct copy *c)
 {
   enum job_result result;
-  uint64_t next = 0, n;
+  uint64_t next = 0;
 
   while (!step (c, &result)) {
     struct pollfd fds[2] = {
@@ -243,8 +244,7 @@ run (struct copy *c)
     };
     bool near_end = c->flush_asked || engine_left_bytes (&c->engine) < ENGINE_BUFFER_BYTES;
     if (poll (fds, 2, near_end ? 1 : TICK_MS) > 0 && fds[0].revents)
-      while (read (c->engine.notify_fd, &n, sizeof n) == -1 && errno == EINTR)
-        ;
+      fd_wake_clear (c->engine.notify_fd);
     if (clock_ns () >= next) {
       sample (c);
       next = clock_ns () + TICK_MS * NS_PER_MS;

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "mirror/job/internal.h"
 
@@ -166,9 +167,7 @@ check_source (struct job *j)
 static void
 check_signal (struct job *j)
 {
-  uint64_t n;
-  while (read (j->o->signal_fd, &n, sizeof n) == -1 && errno == EINTR)
-    ;
+  fd_wake_clear (j->o->signal_fd);
   int sig = atomic_exchange (j->o->signal, JOB_SIGNAL_NONE);
   if (sig == JOB_SIGNAL_NONE)
     return;
@@ -207,10 +206,8 @@ wait_for_something (struct job *j)
   };
   if (poll (fds, 3, timeout) == -1)
     return;
-  uint64_t n;
   if (fds[1].revents)
-    while (read (j->engine.notify_fd, &n, sizeof n) == -1 && errno == EINTR)
-      ;
+    fd_wake_clear (j->engine.notify_fd);
   if (fds[2].revents)
     check_signal (j);
 }

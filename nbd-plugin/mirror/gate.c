@@ -6,10 +6,10 @@
 #include "config.h"
 
 #include <errno.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "nbd-plugin/mirror/gate.h"
 
 #define ALL_SHARDS ((1u << GATE_SHARDS) - 1)
@@ -29,7 +29,7 @@ gate_init (struct gate *g)
   g->decision = NULL;
   g->reason = NULL;
   g->waiting = 0;
-  g->wake_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  g->wake_fd = fd_wake_new ();
   if (g->wake_fd == -1)
     return -1;
   pthread_mutex_init (&g->lock, NULL);
@@ -45,16 +45,13 @@ gate_destroy (struct gate *g)
 {
   pthread_cond_destroy (&g->changed);
   pthread_mutex_destroy (&g->lock);
-  close (g->wake_fd);
+  fd_close (&g->wake_fd);
 }
 
 void
 gate_wake (struct gate *g)
 {
-  uint64_t one = 1;
-  /* It can fail only when 2^64 - 2 wake-ups are unread: then the reader is awake anyway. */
-  ssize_t r = write (g->wake_fd, &one, sizeof one);
-  (void)r;
+  fd_wake (g->wake_fd);
 }
 
 static enum gate_mode

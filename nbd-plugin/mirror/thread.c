@@ -18,6 +18,7 @@
 #include <nbdkit-filter.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/thread.h"
 
@@ -73,15 +74,13 @@ wait_for_something (struct mirror *m)
     { .fd = m->attachment.process.fd, .events = POLLIN },
   };
   unsigned nr_extra = m->attachment.process.fd != -1 ? 2 : 1;
-  uint64_t ignored;
 
   if (control_server_poll (m->server, next_timeout (m), extra, nr_extra) == -1) {
     nbdkit_error ("mirror: control socket %s: %m", m->config.control);
     poll (extra, nr_extra, SHUTDOWN_POLL_MS); /* the gate still needs us */
   }
-  if ((extra[0].revents & POLLIN) != 0 && read (m->gate.wake_fd, &ignored, sizeof ignored) == -1
-      && errno != EAGAIN)
-    nbdkit_error ("mirror: eventfd: %m");
+  if (extra[0].revents & POLLIN)
+    fd_wake_clear (m->gate.wake_fd);
 }
 
 /* nbdkit waits for every client to leave, the worker's own NBD connection included: tell it.

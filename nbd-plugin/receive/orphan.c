@@ -10,13 +10,13 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
-#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
 
+#include "base/fd.h"
 #include "nbd-plugin/receive/orphan.h"
 
 #define LOOK_MS 500
@@ -87,7 +87,7 @@ orphan_watch_start (int notify_fd, int backend_fd, bool (*in_use) (void))
   /* nbdkit 1.32 (with -f) would end at once, also under a guest.  We are in the thread that has
    * asked for it. */
   prctl (PR_SET_PDEATHSIG, 0);
-  stop_fd = eventfd (0, EFD_CLOEXEC);
+  stop_fd = fd_wake_new ();
   if (stop_fd == -1)
     return -1;
   sigfillset (&all);
@@ -102,13 +102,10 @@ void
 orphan_watch_stop (void)
 {
   if (runs) {
-    while (eventfd_write (stop_fd, 1) == -1 && errno == EINTR)
-      ;
+    fd_wake (stop_fd);
     pthread_join (thread, NULL);
     runs = false;
   }
   end_backend (); /* after the last request */
-  if (stop_fd != -1)
-    close (stop_fd);
-  stop_fd = -1;
+  fd_close (&stop_fd);
 }
