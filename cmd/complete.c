@@ -64,9 +64,10 @@ parse_ms (const char *option, const char *text, unsigned *ms)
 /* The filters would refuse as well, but only after the first guests were held.  *OLDER is set if a
  * hand-off of this disk is there already. */
 static bool
-is_ready (const char *control, bool *older)
+is_ready (const char *control, unsigned timeout_ms, bool *older)
 {
-  struct control_client *c = job_connect (control);
+  bool hurry = timeout_ms != 0 && timeout_ms < JOB_CALL_MS;
+  struct control_client *c = job_connect_within (control, hurry ? (int)timeout_ms : JOB_CALL_MS);
   const char *state;
   json_t *status = NULL;
   bool ready = false;
@@ -379,7 +380,8 @@ run_older (struct complete *c)
 {
   enum handoff_found found;
   char *error = NULL;
-  struct coordinator *h = coordinator_find (c->controls, c->nr, c->opts.token, &found, &error);
+  struct coordinator *h
+      = coordinator_find (c->controls, c->nr, c->opts.token, c->opts.timeout_ms, &found, &error);
   int r;
 
   if (h == NULL) {
@@ -406,7 +408,7 @@ run_mode (struct complete *c)
   if (c->mode == COMMIT || c->mode == RELEASE)
     return run_older (c);
   for (i = 0; i < c->nr; i++)
-    if (!is_ready (c->controls[i], &older) && !older) {
+    if (!is_ready (c->controls[i], c->opts.timeout_ms, &older) && !older) {
       if (c->json)
         print_json (c, &none, "not every disk is ready");
       return EXIT_ERROR;

@@ -25,15 +25,21 @@ report (const char *control, const char *message)
 }
 
 struct control_client *
-job_connect (const char *control)
+job_connect_within (const char *control, int timeout_ms)
 {
   char *message = NULL;
-  struct control_client *c = control_client_connect (control, JOB_CALL_MS, &message);
+  struct control_client *c = control_client_connect (control, timeout_ms, &message);
 
   if (c == NULL)
     report (control, message);
   free (message);
   return c;
+}
+
+struct control_client *
+job_connect (const char *control)
+{
+  return job_connect_within (control, JOB_CALL_MS);
 }
 
 int

@@ -15,6 +15,8 @@
 
 /* Connect to CONTROL.  NULL after an error message. */
 struct control_client *job_connect (const char *control);
+/* The same, with a time limit of its own. */
+struct control_client *job_connect_within (const char *control, int timeout_ms);
 
 /* Run one command on an open connection.  Steals ARGS.  Returns 0 with *RET (if not NULL) a new
  * reference; else -1 after an error message that names CONTROL, and *CLASS_ (if not NULL) the

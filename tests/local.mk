@@ -89,6 +89,7 @@ blackbox_tests = \
 	tests/blackbox/handoff-phases.sh \
 	tests/blackbox/migrate.sh \
 	tests/blackbox/migrate-killed.sh \
+	tests/blackbox/limits.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/dry-run.sh \

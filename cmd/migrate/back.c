@@ -313,7 +313,7 @@ migrate_recover (struct migrate *m)
   char *error = NULL;
   int status = EXIT_ERROR;
 
-  m->coordinator = coordinator_find (m->controls, m->nr, NULL, &found, &error);
+  m->coordinator = coordinator_find (m->controls, m->nr, NULL, 0, &found, &error);
   if (m->coordinator == NULL)
     cmd_error ("%s", error != NULL ? error : "out of memory");
   else if (coordinator_result_init (&m->result, m->nr) == -1)

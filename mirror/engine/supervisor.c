@@ -14,7 +14,10 @@
 #define BACK_OFF_MIN_NS (500 * NS_PER_MS)
 #define BACK_OFF_MAX_NS (30000 * NS_PER_MS)
 #define STOP_NS (1000 * NS_PER_MS)
+#define STOP_GIVEN_UP_NS (20 * NS_PER_MS) /* the user has waited long enough */
 #define STOP_POLL_MS 2
+/* A session beyond the job's time limit is given so long for a reply before it is ended. */
+#define REPLY_NS (150 * NS_PER_MS)
 /* A session that lasts so long gets somewhere, whether it has flushed or not. */
 #define SETTLED_NS (10 * NS_PER_S)
 
@@ -35,6 +38,22 @@ set_error (struct supervisor *s, const char *why)
   s->error = text_copy (why ? why : "out of memory");
 }
 
+/* When the job gives up, if nothing changes; UINT64_MAX: never. */
+static uint64_t
+give_up_at (const struct supervisor *s)
+{
+  if (s->trouble_ns == 0 || s->give_up_ns >= UINT64_MAX - s->trouble_ns)
+    return UINT64_MAX;
+  return s->trouble_ns + s->give_up_ns;
+}
+
+static void
+give_up (struct supervisor *s)
+{
+  s->gave_up = true;
+  s->state = SUPERVISOR_ENDED;
+}
+
 static void
 wait_and_retry (struct supervisor *s)
 {
@@ -44,12 +63,13 @@ wait_and_retry (struct supervisor *s)
   /* A destination that takes every connection and then fails every write is as good as away. */
   if (s->trouble_ns == 0)
     s->trouble_ns = s->lost_ns;
-  if (s->give_up_ns != UINT64_MAX && now - s->trouble_ns >= s->give_up_ns) {
-    s->state = SUPERVISOR_ENDED;
+  uint64_t deadline = give_up_at (s);
+  if (now >= deadline) {
+    give_up (s);
     return;
   }
   s->state = SUPERVISOR_WAITING;
-  s->retry_ns = now + s->back_off_ns;
+  s->retry_ns = now + s->back_off_ns < deadline ? now + s->back_off_ns : deadline;
   s->back_off_ns *= 2;
   if (s->back_off_ns > BACK_OFF_MAX_NS)
     s->back_off_ns = BACK_OFF_MAX_NS;
@@ -118,6 +138,8 @@ connect_finished (struct supervisor *s)
   s->ever_copied = true;
   s->session_ns = clock_ns ();
   s->flushes_before = atomic_load (&s->engine->counters.flushes);
+  s->answered_bytes = atomic_load (&s->engine->counters.acked_bytes);
+  s->answered_ns = s->session_ns;
   s->session = made;
   s->state = SUPERVISOR_COPYING;
 }
@@ -135,6 +157,39 @@ session_was_lost (struct supervisor *s)
   wait_and_retry (s);
 }
 
+/* Has the session been waiting for a reply since the job should have given up, and longer than a
+ * destination that works takes for one? */
+static bool
+waits_in_vain (struct supervisor *s)
+{
+  const struct engine_counters *c = &s->engine->counters;
+  uint64_t now = clock_ns (), acked = atomic_load (&c->acked_bytes);
+
+  if (acked != s->answered_bytes || atomic_load (&c->in_copy_bytes) == 0) {
+    s->answered_bytes = acked;
+    s->answered_ns = now;
+  }
+  return now >= give_up_at (s) && now - s->answered_ns >= REPLY_NS;
+}
+
+static void
+look_at_session (struct supervisor *s)
+{
+  if (session_lost (s->session)) {
+    session_was_lost (s);
+    return;
+  }
+  if (atomic_load (&s->engine->counters.flushes) > s->flushes_before) {
+    s->back_off_ns = BACK_OFF_MIN_NS;
+    s->trouble_ns = 0;
+  }
+  if (!waits_in_vain (s))
+    return;
+  session_fail (s->session, s->error);
+  session_was_lost (s);
+  give_up (s);
+}
+
 bool
 supervisor_poll (struct supervisor *s)
 {
@@ -144,23 +199,43 @@ supervisor_poll (struct supervisor *s)
   case SUPERVISOR_CONNECTING:
     if (atomic_load (&s->thread_done))
       connect_finished (s);
+    else if (clock_ns () >= give_up_at (s))
+      give_up (s);
     break;
   case SUPERVISOR_COPYING:
-    if (session_lost (s->session))
-      session_was_lost (s);
-    else if (atomic_load (&s->engine->counters.flushes) > s->flushes_before) {
-      s->back_off_ns = BACK_OFF_MIN_NS;
-      s->trouble_ns = 0;
-    }
+    look_at_session (s);
     break;
   case SUPERVISOR_WAITING:
-    if (clock_ns () >= s->retry_ns)
+    if (clock_ns () >= give_up_at (s))
+      give_up (s);
+    else if (clock_ns () >= s->retry_ns)
       begin_connect (s);
     break;
   case SUPERVISOR_ENDED:
     break;
   }
   return s->state != before;
+}
+
+uint64_t
+supervisor_due_ns (const struct supervisor *s)
+{
+  uint64_t give_up = give_up_at (s);
+
+  if (s->state == SUPERVISOR_WAITING)
+    return s->retry_ns < give_up ? s->retry_ns : give_up;
+  if (s->state == SUPERVISOR_CONNECTING)
+    return give_up;
+  return UINT64_MAX;
+}
+
+char *
+supervisor_verdict (const struct supervisor *s)
+{
+  if (s->gave_up && s->give_up_ns > 0)
+    return text_printf ("given up after %g s without a destination that works: %s",
+                        (double)s->give_up_ns / (double)NS_PER_S, s->error);
+  return text_printf ("%s%s", s->problem == SESSION_REFUSED ? "refused: " : "", s->error);
 }
 
 uint64_t
@@ -178,7 +253,8 @@ supervisor_stop (struct supervisor *s)
   s->state = SUPERVISOR_ENDED;
   if (s->thread_running) {
     /* Most connections are made at once: then everything can be put away. */
-    for (uint64_t end = clock_ns () + STOP_NS; !atomic_load (&s->thread_done);
+    uint64_t patience = clock_ns () >= give_up_at (s) ? STOP_GIVEN_UP_NS : STOP_NS;
+    for (uint64_t end = clock_ns () + patience; !atomic_load (&s->thread_done);
          clock_sleep_ms (STOP_POLL_MS))
       if (clock_ns () >= end)
         return false;

@@ -4,9 +4,12 @@
  *
  *   CONNECTING  a session is being made; then COPYING, or WAITING, or ENDED if it was refused
  *   COPYING     until the session is lost; then WAITING
- *   WAITING     0.5 s, doubled at each failure up to 30 s; then CONNECTING, or ENDED if the job is
- *               to give up
+ *   WAITING     0.5 s, doubled at each failure up to 30 s; then CONNECTING
  *   ENDED
+ *
+ * The job gives up when sessions have been lost, without a flush in between, for give_up_ns.  This
+ * is kept in every state: the last wait is shortened, a connection that is still being made then is
+ * left alone, and so is a session that waits for a reply in vain.
  *
  * Connecting may block for as long as its time limits allow, so it has a thread of its own, and the
  * job's thread stays able to answer.  All functions are the job's thread's.
@@ -32,13 +35,14 @@ enum supervisor_state {
 struct supervisor {
   struct engine *engine;
   struct session_options *options;
-  uint64_t give_up_ns; /* no destination, or none that works, for so long: end; UINT64_MAX: never */
+  uint64_t give_up_ns; /* end after so long without a destination that works; UINT64_MAX: never */
   bool first_may_skip; /* the job's first session is still to come (R8) */
 
   enum supervisor_state state;
   struct session *session;      /* while COPYING */
   enum session_problem problem; /* valid when ENDED, of the last failure */
   char *error;                  /* the last failure, or NULL */
+  bool gave_up;                 /* ENDED because give_up_ns was over */
   bool ever_copied;
   unsigned reconnects;
   uint64_t degraded_ns; /* in all, up to the present session */
@@ -46,7 +50,9 @@ struct supervisor {
   uint64_t trouble_ns;  /* since when sessions have been lost without getting anywhere; else 0 */
   uint64_t session_ns;  /* when the present session began */
   uint64_t retry_ns, back_off_ns;
-  uint64_t flushes_before; /* this session */
+  uint64_t flushes_before;              /* this session */
+  uint64_t answered_bytes, answered_ns; /* while COPYING: what was acknowledged, and since when
+                                           something waits for a reply in vain */
 
   pthread_t thread; /* while CONNECTING */
   bool thread_running;
@@ -59,9 +65,15 @@ struct supervisor {
 void supervisor_init (struct supervisor *s, struct engine *e, struct session_options *o,
                       uint64_t give_up_ns, bool first_may_skip);
 
-/* Move on.  Call when the engine's notify_fd was readable, and at least every 100 ms.
- * Returns true if the state changed. */
+/* Move on.  Call when the engine's notify_fd was readable, at least every 100 ms, and at
+ * supervisor_due_ns().  Returns true if the state changed. */
 bool supervisor_poll (struct supervisor *s);
+
+/* When supervisor_poll() has something to do by itself; UINT64_MAX: not known. */
+uint64_t supervisor_due_ns (const struct supervisor *s);
+
+/* ENDED: why, for the user.  The caller frees it with text_free(). */
+char *supervisor_verdict (const struct supervisor *s);
 
 /* Time without a destination, in all, until now. */
 uint64_t supervisor_degraded_ns (const struct supervisor *s);

@@ -102,6 +102,8 @@ coordinator_new (char *const controls[], unsigned nr, const struct coordinator_o
     return NULL;
   }
   for (unsigned i = 0; i < nr; i++)
+    c->disks[i].timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS;
+  for (unsigned i = 0; i < nr; i++)
     if (coordinator_disk_connect (&c->disks[i], &max_downtime) == -1) {
       *error = coordinator_join_errors (c->disks, nr, "");
       coordinator_free (c);
@@ -112,7 +114,6 @@ coordinator_new (char *const controls[], unsigned nr, const struct coordinator_o
     c->disks[i].waiters = opts->waiters != NULL ? opts->waiters : "error";
     c->disks[i].successor = opts->successor;
     c->disks[i].guest_stopped = opts->guest_stopped;
-    c->disks[i].timeout_ms = opts->timeout_ms != 0 ? opts->timeout_ms : HANDOFF_TIMEOUT_MS;
     c->disks[i].lease_ms = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime);
   }
   return c;

@@ -116,10 +116,11 @@ enum handoff_found {
 };
 
 /* Look for the hand-off of these disks.  TOKEN, if not NULL, is its rollback token: another's is an
- * error, as are disks of different hand-offs.  *ERROR says for BROKEN which disk is missing.  NULL
+ * error, as are disks of different hand-offs.  *ERROR says for BROKEN which disk is missing.  A
+ * disk that does not answer within TIMEOUT_MS (0: as long as it takes by default) is an error. NULL
  * with *ERROR: a disk cannot be asked.  (*ERROR is for text_free().) */
 struct coordinator *coordinator_find (char *const controls[], unsigned nr, const char *token,
-                                      enum handoff_found *found, char **error);
+                                      unsigned timeout_ms, enum handoff_found *found, char **error);
 
 /* 1 to 64 characters of [A-Za-z0-9._-]? */
 bool coordinator_token_ok (const char *token);

@@ -75,14 +75,21 @@ coordinator_disk_forget_error (struct coordinator_disk *d)
 /* ---- what is done to one disk --------------------------------------------------------------- */
 
 int
+coordinator_disk_limit (const struct coordinator_disk *d)
+{
+  bool hurry = d->timeout_ms != 0 && d->timeout_ms < HANDOFF_CONNECT_MS;
+  return hurry ? (int)d->timeout_ms : HANDOFF_CONNECT_MS;
+}
+
+int
 coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime)
 {
   char *message = NULL;
   json_t *status = NULL;
+  int timeout = coordinator_disk_limit (d);
 
-  d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
-  struct control_call call
-      = { .command = "query-mirror", .timeout_ms = HANDOFF_CALL_MS, .ret = &status };
+  d->client = control_client_connect (d->control, timeout, &message);
+  struct control_call call = { .command = "query-mirror", .timeout_ms = timeout, .ret = &status };
   if (d->client == NULL || d->standing == STANDING_NONE
       || control_client_call (d->client, &call, &message) == -1) {
     coordinator_disk_error (d, message);

@@ -49,6 +49,10 @@ struct coordinator_disk {
 void coordinator_disk_error (struct coordinator_disk *d, char *message);
 void coordinator_disk_forget_error (struct coordinator_disk *d);
 
+/* How long the disk's server may take to answer where nothing is copied, in ms: as the caller asks,
+ * and HANDOFF_CONNECT_MS at most. */
+int coordinator_disk_limit (const struct coordinator_disk *d);
+
 /* Connect, and learn max-downtime-ms (into *MAX_DOWNTIME, if it is larger).  0, or -1 with the
  * disk's error set. */
 int coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime);

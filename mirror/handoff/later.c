@@ -54,7 +54,7 @@ ask (void *opaque)
   if (coordinator_disk_connect (d, &ignored) == -1)
     return NULL;
   struct control_call call = { .command = "mirror-decision",
-                               .timeout_ms = HANDOFF_CALL_MS,
+                               .timeout_ms = coordinator_disk_limit (d),
                                .ret = &ret,
                                .got_fd = &fd,
                                .class_ = &class_ };
@@ -160,14 +160,16 @@ judge (const struct coordinator *c, char **error)
 }
 
 struct coordinator *
-coordinator_find (char *const controls[], unsigned nr, const char *token, enum handoff_found *found,
-                  char **error)
+coordinator_find (char *const controls[], unsigned nr, const char *token, unsigned timeout_ms,
+                  enum handoff_found *found, char **error)
 {
   *error = NULL;
   *found = HANDOFF_FOUND_NONE;
   struct coordinator *c = coordinator_alloc (controls, nr, error);
   if (c == NULL)
     return NULL;
+  for (unsigned i = 0; i < nr; i++)
+    c->disks[i].timeout_ms = timeout_ms;
   coordinator_all_disks (c->disks, nr, ask);
   bool ok = share_word (c, error) == 0;
   if (coordinator_any_error (c->disks, nr)) {

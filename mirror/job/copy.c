@@ -210,7 +210,7 @@ step (struct copy *c, enum job_result *result)
     *result = s->problem == SESSION_REFUSED  ? JOB_REFUSED
               : s->problem == SESSION_SOURCE ? JOB_FAILED
                                              : JOB_DEST_FAILED;
-    complain (c, *result, text_copy (s->error));
+    complain (c, *result, supervisor_verdict (s));
     return true;
   }
   pthread_mutex_lock (&c->engine.lock);
@@ -231,6 +231,19 @@ step (struct copy *c, enum job_result *result)
   return false;
 }
 
+/* How long the loop may sleep, in ms. */
+static int
+pause_ms (struct copy *c)
+{
+  uint64_t now = clock_ns (), due = supervisor_due_ns (&c->supervisor);
+
+  if (c->flush_asked || engine_left_bytes (&c->engine) < ENGINE_BUFFER_BYTES)
+    return 1;
+  if (due >= now + TICK_MS * NS_PER_MS)
+    return TICK_MS;
+  return due > now ? (int)((due - now) / NS_PER_MS) + 1 : 0;
+}
+
 static enum job_result
 run (struct copy *c)
 {
@@ -242,8 +255,7 @@ run (struct copy *c)
       { .fd = c->engine.notify_fd, .events = POLLIN },
       { .fd = c->o->signal_fd, .events = POLLIN },
     };
-    bool near_end = c->flush_asked || engine_left_bytes (&c->engine) < ENGINE_BUFFER_BYTES;
-    if (poll (fds, 2, near_end ? 1 : TICK_MS) > 0 && fds[0].revents)
+    if (poll (fds, 2, pause_ms (c)) > 0 && fds[0].revents)
       fd_wake_clear (c->engine.notify_fd);
     if (clock_ns () >= next) {
       sample (c);

@@ -114,6 +114,14 @@ begin_estimate (struct job *j)
 }
 
 static void
+say_why_it_ended (struct job *j)
+{
+  char *why = supervisor_verdict (&j->supervisor);
+  job_say (j, JOB_ERROR, "%s", why);
+  text_free (why);
+}
+
+static void
 supervise (struct job *j)
 {
   struct supervisor *s = &j->supervisor;
@@ -140,7 +148,7 @@ supervise (struct job *j)
       estimate_lost (&j->estimate);
       break;
     case SUPERVISOR_ENDED:
-      job_say (j, JOB_ERROR, "%s%s", s->problem == SESSION_REFUSED ? "refused: " : "", s->error);
+      say_why_it_ended (j);
       job_end (j, s->problem == SESSION_REFUSED  ? JOB_REFUSED
                   : s->problem == SESSION_SOURCE ? JOB_FAILED
                                                  : JOB_DEST_FAILED);
@@ -195,7 +203,9 @@ sample_due_ns (struct job *j)
 static void
 wait_for_something (struct job *j)
 {
-  uint64_t now = clock_ns (), due = sample_due_ns (j);
+  uint64_t now = clock_ns (), due = sample_due_ns (j), other = supervisor_due_ns (&j->supervisor);
+  if (other < due)
+    due = other;
   int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;
   if (j->final == FINAL_COPY && timeout > 1)
     timeout = 1;

@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that each time limit is kept: nothing ends earlier than its option says, and nothing later than 10 % or
+# 200 ms (the larger) after it.  The limits: --connect-timeout, --request-timeout (a request, a flush), --give-up-after
+# (destination gone, silent, refusing writes), --lease, --timeout, --max-write-delay, and a hold that nobody ends.
+. "$(dirname "$0")/lib.sh"
+
+size=$(bytes 8M)
+head -c "$size" /dev/urandom >"$tmp/disk"
+
+now_ms () { echo $((${EPOCHREALTIME/./} / 1000)); }
+
+# in_time WHAT WANT FROM TO: all in ms.
+in_time () {
+  local took=$(($4 - $3)) slack=$(($2 / 10))
+  [ $slack -ge 200 ] || slack=200
+  note "$1: a limit of $2 ms was kept in $took ms"
+  [ $took -ge $(($2 - 5)) ] || fail "$1: over after $took ms, before $2 ms"
+  [ $took -le $(($2 + slack)) ] || fail "$1: over after $took ms, not within $slack ms of $2 ms"
+}
+
+# timed NAME COMMAND...: run in the background; the instants of its begin and end are in $tmp/NAME.time.
+timed () {
+  local name=$1; shift
+  # shellcheck disable=SC2016
+  spawn "$name" bash -c 'echo "$((${EPOCHREALTIME/./} / 1000))" >"$0.time"; "$@"; r=$?
+    echo "$((${EPOCHREALTIME/./} / 1000))" >>"$0.time"; exit $r' "$tmp/$name" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
+}
+begun () { head -n 1 "$tmp/$1.time"; }
+ended () { tail -n 1 "$tmp/$1.time"; }
+# exits NAME STATUS PATTERN
+exits () {
+  wait_exit "$1" 20
+  [ "$status" = "$2" ] || fail "$1 ended with $status instead of $2"
+  grep -q "$3" "$tmp/$1.log" || fail "$1 does not say '$3'"
+}
+# When the fake server NAME had its first request of KIND, in ms.
+request_at () {
+  "$python" - "$tmp/$1.requests" "$2" <<'PY'
+import json, sys, time
+for line in open(sys.argv[1]):
+    o = json.loads(line)
+    if o.get("type") == sys.argv[2]:
+        print(int((o["time"] + time.time() - time.monotonic()) * 1000))
+        break
+PY
+}
+
+# ---- a server that does not answer ----
+
+start_fake silent --size "$size" --handshake hang
+start_fake hello --size "$size" --handshake hello-hang
+start_fake request --size "$size" --log "$tmp/request.requests" --fault write:1=hang-all
+start_fake flush --size "$size" --log "$tmp/flush.requests" --fault flush:1=hang-all
+timed c-silent copy "$tmp/disk" "${uri[silent]}" --connect-timeout 1s
+timed c-hello copy "$tmp/disk" "${uri[hello]}" --connect-timeout 2s
+timed c-request copy "$tmp/disk" "${uri[request]}" --request-timeout 2s
+timed c-flush copy "$tmp/disk" "${uri[flush]}" --request-timeout 700ms
+exits c-silent 3 'no connection within 1 s'
+exits c-hello 3 'no connection within 2 s'
+exits c-request 3 'no reply to a write .* within 2 s'
+exits c-flush 3 'no reply to a flush within 2.1 s'
+in_time "connect, silent from the first" 1000 "$(begun c-silent)" "$(ended c-silent)"
+in_time "connect, silent after hello" 2000 "$(begun c-hello)" "$(ended c-hello)"
+in_time "request" 2000 "$(request_at request write)" "$(ended c-request)"
+in_time "flush" 2100 "$(request_at flush flush)" "$(ended c-flush)"
+for name in silent hello request flush; do stop $name; done
+
+# ---- a destination that is lost: --give-up-after ----
+
+# given_up NAME LIMIT-MS: the mirror m-NAME, from the loss that it told to its end.
+given_up () {
+  local lost
+  exits "m-$1" 3 'given up after .* without a destination that works'
+  lost=$(awk '/destination lost/ { print $1; exit }' "$tmp/m-$1.stamped")
+  in_time "give up, $1" "$2" "$lost" "$(ended "m-$1")"
+}
+# Each line of a worker's messages, with the time in front of it.
+stamped () {
+  local name=$1; shift
+  # shellcheck disable=SC2016
+  spawn "$name" bash -c 'name=$0; "$@" 2>&1 | while IFS= read -r line; do
+      echo "$((${EPOCHREALTIME/./} / 1000)) $line" >>"$name.stamped"; echo "$line"; done; r=${PIPESTATUS[0]}
+    echo "$((${EPOCHREALTIME/./} / 1000))" >"$name.time"; exit $r' "$tmp/$name" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
+}
+mirror_to () {
+  local name=$1; shift
+  cp "$tmp/disk" "$tmp/$name.disk"
+  start_server "s-$name" "$tmp/$name.disk"
+  stamped "m-$name" mirror "${control[s-$name]}" "${uri[d-$name]}" "$@"
+}
+start_dest d-gone file "$size"
+start_fake d-hangs --size "$size" --fault write:5=hang-all
+start_fake d-errors --size "$size" --fault write:5-=error:EIO
+start_fake d-mute --size "$size" --fault write:5=close --fault write:6-=hang
+mirror_to gone --give-up-after 3s
+wait_state "${control[s-gone]}" ready 20
+stop d-gone KILL
+mirror_to hangs --give-up-after 2s --request-timeout 1s
+mirror_to errors --give-up-after 4500ms --quarantine-grace 100ms
+# It takes connections, and its writes are then never answered.
+mirror_to mute --give-up-after 3500ms --quarantine-grace 100ms --request-timeout 20s
+given_up gone 3000
+given_up hangs 2000
+given_up errors 4500
+given_up mute 3500
+for name in gone hangs errors mute; do stop s-$name; done
+
+# ---- a guest that is held or slowed down ----
+
+start_server src "$tmp/disk"
+start_dest far file "$size"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[far]}" --max-write-delay 1500ms --policy none --request-timeout 60s
+wait_state "${control[src]}" ready 20
+
+# write_takes: how long a guest's write of OFFSET takes, in ms.
+write_takes () {
+  "$python" - "${uri[src]}" "$1" <<'PY'
+import nbd, sys, time
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+start = time.monotonic()
+h.pwrite(b"x" * 4096, int(sys.argv[2]))
+print(int((time.monotonic() - start) * 1000))
+PY
+}
+
+before=$(now_ms)
+nbdmirror complete "${control[src]}" --prepare-only --lease 1s >"$tmp/prepared" || fail "cannot prepare"
+write_takes 0 >"$tmp/held"
+in_time "lease of a prepared hold" 1000 "$before" "$(now_ms)"
+wait_state "${control[src]}" ready 20
+
+# A stopped worker prepares nothing: the command's own limit ends it.
+kill -STOP "${pid[mirror]}"
+timed prepare complete "${control[src]}" --timeout 1500ms
+exits prepare 1 'not prepared within 1500 ms'
+in_time "timeout of complete" 1500 "$(begun prepare)" "$(ended prepare)"
+kill -CONT "${pid[mirror]}"
+wait_state "${control[src]}" ready 20
+# So does a server that is stopped.
+kill -STOP "${pid[src]}"
+timed stopped complete "${control[src]}" --timeout 1200ms
+exits stopped 1 "${control[src]}"
+in_time "timeout of complete, server stopped" 1200 "$(begun stopped)" "$(ended stopped)"
+kill -CONT "${pid[src]}"
+
+# The synchronous gate lets a write go that the destination does not answer.
+nbdmirror set "${control[src]}" synchronous=on
+synchronous () { [ "$(status_of "${control[src]}" gate)" = synchronous ]; }
+wait_for 10 synchronous
+kill -STOP "${pid[far]}"
+in_time "max-write-delay" 1500 0 "$(write_takes 65536)"
