@@ -7,7 +7,7 @@ libmirror_la_SOURCES += \
 	mirror/engine/copier.h \
 	mirror/engine/engine.c \
 	mirror/engine/engine.h \
-	mirror/engine/flush.c \
+	mirror/engine/flush-turns.c \
 	mirror/engine/identity.c \
 	mirror/engine/identity.h \
 	mirror/engine/internal.h \
@@ -17,7 +17,7 @@ libmirror_la_SOURCES += \
 	mirror/engine/rate.h \
 	mirror/engine/session.c \
 	mirror/engine/session.h \
-	mirror/engine/slot.c \
+	mirror/engine/slot-data.c \
 	mirror/engine/supervisor.c \
 	mirror/engine/supervisor.h \
 	mirror/engine/urgent-queue.c \
