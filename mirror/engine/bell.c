@@ -5,10 +5,11 @@
 
 #include "config.h"
 
+#include "base/clock.h"
 #include "mirror/engine/bell.h"
 #include "mirror/engine/engine.h"
 
-#define LOOK_NS INT64_C (100000000) /* also without being woken */
+#define LOOK_NS (100 * NS_PER_MS) /* it looks this often without being woken */
 
 static void *
 listen_to_it (void *opaque)

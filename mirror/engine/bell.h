@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * The bell: a thread that sleeps until a guest's write asks for something (urgent.h), and then
- * wakes the copiers.  It runs only while the gate is synchronous.
+ * wakes the copiers.  It runs only while the gate is synchronous.  It uses engine_rung() and takes
+ * no lock of its own.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_BELL_H
@@ -20,7 +21,8 @@ struct bell {
   _Atomic bool stop;
 };
 
-/* Both are one thread's, and do nothing if it is so already.  0, or an errno. */
+/* Start and stop the thread.  One thread calls both.  They do nothing where there is nothing to do.
+ * 0, or an errno. */
 int bell_start (struct bell *b, struct engine *e);
 void bell_stop (struct bell *b);
 

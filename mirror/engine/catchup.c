@@ -69,7 +69,7 @@ catchup_wrapped (struct catchup *c, const struct region *r, const struct pass *p
 static bool
 at_rest (const struct region *r, const struct pass *p)
 {
-  /* The counters first, since they cost nothing; only the bits tell. */
+  /* The counters cost nothing and come first, but only the bits are certain. */
   return p->nr_busy == 0 && bitmap_count (r, REGION_DIRTY) == 0
          && bitmap_count (r, REGION_QUARANTINE) == 0 && bitmap_empty (r, REGION_DIRTY)
          && bitmap_empty (r, REGION_QUARANTINE);

@@ -7,79 +7,44 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
-#include "mirror/endpoint/buffers.h"
 #include "mirror/engine/copier.h"
+#include "mirror/engine/slot-data.h"
+#include "mirror/engine/slot-flush.h"
+#include "mirror/engine/slot-hints.h"
+#include "mirror/engine/slot-zeroes.h"
 
-#define ALIGNMENT 4096u
-#define MAX_WAIT_NS UINT64_C (1000000000)
+#define MAX_WAIT_NS ((uint64_t)NS_PER_S)
 
 int
-copier_init (struct copier *c, struct session *s, unsigned index)
+copier_init (struct copier *c, struct engine *e, struct target *target, unsigned nr_copiers,
+             bool flusher)
 {
-  struct engine *e = s->engine;
-
-  c->session = s;
-  c->engine = e;
-  c->index = index;
+  *c = (struct copier){ .flusher = flusher };
   c->wake_fd = fd_wake_new ();
   if (c->wake_fd == -1)
     return -1;
-
-  /* Room for the destination's minimum block behind an odd tail. */
-  size_t request = (size_t)e->request_blocks << e->region->geo.block_shift;
-  c->buffer_size = request + (s->min_block > ALIGNMENT ? s->min_block : ALIGNMENT);
-  size_t fit = ENGINE_BUFFER_BYTES / s->nr_copiers / c->buffer_size;
-  /* One to read back into for four to write from: what is in quarantine gets a quarter of the slots
-   * at most. */
-  size_t readbacks = fit < 10 ? 1 : fit / 5;
-  c->nr_slots = fit < 3                          ? 2
-                : fit - readbacks < ENGINE_DEPTH ? (unsigned)(fit - readbacks)
-                                                 : ENGINE_DEPTH;
-  if (readbacks > ENGINE_DEPTH / 4)
-    readbacks = ENGINE_DEPTH / 4;
-  window_init (&c->window, c->nr_slots);
-
-  c->slots = calloc (c->nr_slots, sizeof *c->slots);
-  if (c->slots == NULL)
-    return -1;
-  c->buffers = buffers_new ((c->nr_slots + readbacks) * c->buffer_size);
-  if (c->buffers == NULL) {
-    errno = ENOMEM;
-    return -1;
-  }
-  for (unsigned i = 0; i < c->nr_slots; i++) {
-    c->slots[i].c = c;
-    c->slots[i].buf = c->buffers + i * c->buffer_size;
-  }
-  for (c->nr_readbacks = 0; c->nr_readbacks < readbacks; c->nr_readbacks++)
-    c->readbacks[c->nr_readbacks] = c->buffers + (c->nr_slots + c->nr_readbacks) * c->buffer_size;
-  return 0;
+  return slots_init (&c->slots, e, target, nr_copiers);
 }
 
-/* Closing completes what is in flight, into slots that still exist. */
-static void
-close_channels (struct copier *c)
+void
+copier_close (struct copier *c)
 {
-  if (c->dest)
-    channel_close (c->dest);
-  if (c->source)
-    channel_close (c->source);
-  c->dest = c->source = NULL;
+  if (c->slots.dest)
+    channel_close (c->slots.dest);
+  if (c->slots.source)
+    channel_close (c->slots.source);
+  c->slots.dest = c->slots.source = NULL;
 }
 
 void
 copier_destroy (struct copier *c)
 {
-  close_channels (c);
-  free (c->buffers);
-  free (c->slots);
-  if (c->wake_fd > 0)
-    close (c->wake_fd);
+  slots_destroy (&c->slots);
+  fd_close (&c->wake_fd);
 }
 
 void
@@ -88,84 +53,102 @@ copier_wake (struct copier *c)
   fd_wake (c->wake_fd);
 }
 
-static struct slot *
-free_slot (struct copier *c)
-{
-  for (unsigned i = 0; i < c->nr_slots; i++)
-    if (c->slots[i].state == SLOT_FREE)
-      return &c->slots[i];
-  return NULL;
-}
-
 /* What may be started.  While guest writes wait for us, half of the slots are for them and half for
- * the background, which they must not keep from getting on; and it queues no more at the
- * destination than that can use, for they would have to wait behind it. */
+ * the background, which they must not keep from getting on.  Then the background queues no more at
+ * the destination than that can use, because guest writes would have to wait behind it. */
 static struct engine_room
 room (const struct copier *c)
 {
-  bool synchronous = atomic_load (&c->engine->synchronous);
-  unsigned limit = c->at_once || synchronous ? c->window.depth : c->nr_slots;
-  unsigned half = c->nr_slots / 2;
-  struct engine_room r = { .flusher = c->index == 0, .verify = c->nr_readbacks > 0 };
+  const struct slots *ss = &c->slots;
+  bool synchronous = atomic_load (&ss->engine->synchronous);
+  unsigned limit = c->at_once || synchronous ? ss->window.depth : ss->nr;
+  unsigned half = ss->nr / 2;
+  struct engine_room r = { .flusher = c->flusher, .verify = ss->nr_seconds > 0 };
 
-  if (c->nr_active >= c->nr_slots)
+  if (ss->nr_active >= ss->nr)
     return r;
   if (!synchronous) {
-    r.background = r.urgent = c->nr_active < limit;
+    r.background = r.urgent = ss->nr_active < limit;
     return r;
   }
-  r.background
-      = c->nr_active - c->nr_urgent < (limit < c->nr_slots - half ? limit : c->nr_slots - half);
-  r.urgent = c->nr_urgent < half;
+  r.background = ss->nr_active - ss->nr_urgent < (limit < ss->nr - half ? limit : ss->nr - half);
+  r.urgent = ss->nr_urgent < half;
   return r;
+}
+
+/* Begin WORK in SL, whose task is filled in. */
+static void
+start (struct slot *sl, enum engine_work work)
+{
+  const struct region_geometry *geo = &sl->of->engine->region->geo;
+
+  if (work == WORK_FLUSH) {
+    slot_flush_start (sl);
+    return;
+  }
+  sl->offset = sl->task.first << geo->block_shift;
+  sl->length = region_bytes (geo, sl->task.first, sl->task.count);
+  if (work == WORK_ZERO)
+    slot_zeroes_start (sl);
+  else if (work == WORK_ASK)
+    slot_hints_start (sl);
+  else
+    slot_data_start (sl, work == WORK_VERIFY);
+}
+
+static bool
+may_start (const struct copier *c)
+{
+  const struct slots *ss = &c->slots;
+  return ss->waiting == NULL && !atomic_load (&ss->target->draining)
+         && !atomic_load (&ss->target->stop) && channel_room (ss->source) > 0
+         && channel_room (ss->dest) > 0;
 }
 
 /* Start as much as there is room for.  Returns for how long (ns) there is nothing more to start. */
 static uint64_t
 fill (struct copier *c)
 {
-  while (c->waiting == NULL && !atomic_load (&c->session->draining) && channel_room (c->source) > 0
-         && channel_room (c->dest) > 0) {
+  while (may_start (c)) {
     const struct engine_room r = room (c);
     if (!r.background && !r.urgent)
       break;
-    struct slot *sl = free_slot (c);
-    enum engine_work w = engine_next (c->engine, &r, &sl->task);
+    struct slot *sl = slots_find_free (&c->slots);
+    enum engine_work w = engine_next (c->slots.engine, &r, &sl->task);
     if (w == WORK_NONE) /* a flush may be due long before a low limit lets the next request go */
       return sl->task.wait_ns < MAX_WAIT_NS ? sl->task.wait_ns : MAX_WAIT_NS;
-    slot_start (sl, w);
+    start (sl, w);
     /* What is there already is sent on while it is in the processor's cache. */
-    bool at_once = channel_run (c->source);
+    bool at_once = channel_run (c->slots.source);
     if (w == WORK_DATA)
       c->at_once = at_once;
-    if (atomic_load (&c->session->stop))
-      break;
   }
   return MAX_WAIT_NS;
 }
 
-/* One turn: wait for something, handle it.  -1 when a channel is dead. */
+/* One turn: wait for something, and handle it.  -1 when a channel is dead. */
 static int
 turn (struct copier *c, uint64_t wait_ns)
 {
+  struct slots *ss = &c->slots;
   struct pollfd fds[1 + 2 * CHANNEL_MAX_FDS];
-  int timeout = (int)((wait_ns + 999999) / 1000000);
+  int timeout = (int)((wait_ns + NS_PER_MS - 1) / NS_PER_MS);
 
   fds[0] = (struct pollfd){ .fd = c->wake_fd, .events = POLLIN };
-  unsigned ns = channel_pollfds (c->source, fds + 1, CHANNEL_MAX_FDS, &timeout);
-  unsigned nd = channel_pollfds (c->dest, fds + 1 + ns, CHANNEL_MAX_FDS, &timeout);
+  unsigned ns = channel_pollfds (ss->source, fds + 1, CHANNEL_MAX_FDS, &timeout);
+  unsigned nd = channel_pollfds (ss->dest, fds + 1 + ns, CHANNEL_MAX_FDS, &timeout);
   if (poll (fds, 1 + ns + nd, timeout) == -1 && errno != EINTR) {
-    session_fail (c->session, strerror (errno));
+    ss->target->fail (ss->target->opaque, strerror (errno));
     return -1;
   }
   if (fds[0].revents)
     fd_wake_clear (c->wake_fd);
-  if (channel_dispatch (c->source, fds + 1, ns) == -1) {
-    engine_fatal (c->engine, channel_error (c->source));
+  if (channel_dispatch (ss->source, fds + 1, ns) == -1) {
+    engine_fatal (ss->engine, channel_error (ss->source));
     return -1;
   }
-  if (channel_dispatch (c->dest, fds + 1 + ns, nd) == -1) {
-    session_fail (c->session, channel_error (c->dest));
+  if (channel_dispatch (ss->dest, fds + 1 + ns, nd) == -1) {
+    ss->target->fail (ss->target->opaque, channel_error (ss->dest));
     return -1;
   }
   return 0;
@@ -175,15 +158,17 @@ void *
 copier_run (void *opaque)
 {
   struct copier *c = opaque;
+  struct target *target = c->slots.target;
 
-  while (!atomic_load (&c->session->stop)
-         && !(atomic_load (&c->session->draining) && c->nr_active == 0)) {
-    slot_send_waiting (c);
+  while (!atomic_load (&target->stop)
+         && !(atomic_load (&target->draining) && c->slots.nr_active == 0)) {
+    slots_resume (&c->slots);
     uint64_t wait_ns = fill (c);
-    if (atomic_load (&c->session->stop) || turn (c, wait_ns) == -1)
+    if (atomic_load (&target->stop) || turn (c, wait_ns) == -1)
       break;
   }
-  /* By each copier for itself: io_destroy() waits for all processors, tens of milliseconds. */
-  close_channels (c);
+  /* Each copier does this for itself, because io_destroy() waits for all processors, tens of
+   * milliseconds. */
+  copier_close (c);
   return NULL;
 }

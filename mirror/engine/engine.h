@@ -1,17 +1,27 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The copy engine: moves the dirty blocks of a region from a source endpoint to a destination, for
- * the live mirror and for the offline copy alike.
+ * mirror/engine: the copy engine.  It moves the dirty blocks of a region from a source endpoint to
+ * a destination, for the live mirror and for the offline copy alike.  From the bottom to the top:
  *
- *   struct engine    one job in this process: what to copy next (pass.h), claims and their flush
- *                    turns (claims.h), the bandwidth limit, counters.  Survives sessions.
- *   struct session   one set of connections to the destination (session.h).  Losing any of them
- *                    ends it (R5); the job then makes another one.
- *   struct copier    one thread of a session, with a channel to each side (copier.h).
+ *   pass, rate, window, catchup, urgent-queue   decisions: plain values in, plain values out
+ *   engine      one job in this process: what is copied next, claims and their flush turns, the
+ *               bandwidth limit, counters.  It outlives sessions.  This header is what the job's
+ *               thread calls; task.h is what copiers call
+ *   slot-…      the steps of one task, one file for each kind of task (slot.h)
+ *   copier      one thread of a session, with a channel to each side
+ *   session     one set of connections to the destination.  Losing any of them ends it (R5)
+ *   supervisor  makes the next session
  *
- * Threads: the job's thread owns the engine and the session and calls everything here but
- * the functions under "for copiers".  Copiers share the engine under `lock`, which is never held
- * across a system call that may block.  They tell the job's thread through notify_fd.
+ * Each part includes only what stands above it in this list.  Upwards the engine speaks through
+ * struct engine_copiers and the wake-up notify_fd.  The folder uses base, dirty-bitmap and
+ * mirror/endpoint.
+ *
+ * Threads: the job's thread owns the engine and the session, and calls the functions of this
+ * header.  The copiers share the engine.
+ *
+ * Locks: `lock` protects what stands below it in struct engine.  It is a leaf: nobody takes another
+ * lock, or makes a system call that may block, while holding it.  Every function that a header of
+ * this folder offers takes it by itself, unless the header says that the caller has it.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_ENGINE_H
@@ -24,19 +34,17 @@
 
 #include "dirty-bitmap/claims.h"
 #include "dirty-bitmap/samples.h"
-#include "mirror/engine/catchup.h"
 #include "mirror/endpoint/endpoint.h"
+#include "mirror/engine/catchup.h"
 #include "mirror/engine/pass.h"
 #include "mirror/engine/rate.h"
 #include "mirror/engine/urgent-queue.h"
 
-struct session;
-
 struct engine_options {
-  unsigned nr_copiers; /* upper limit of copier threads; 0: min (cores, 4) */
+  unsigned nr_copiers; /* upper limit of copier threads; 0: the number of cores, at most 4 */
   uint64_t rate_limit; /* bytes a second; 0: none */
   uint64_t grace_ns;   /* quarantined blocks wait this long from a session's first reply (R12) */
-  bool offline;        /* a copy of something that nobody tracks: flushed at the end only */
+  bool offline;        /* nobody tracks the source: the destination is flushed seldom */
 };
 
 #define ENGINE_REQUEST_BYTES (256u * 1024)      /* one data request (or one block, if larger) */
@@ -44,13 +52,13 @@ struct engine_options {
 #define ENGINE_DEPTH 16                         /* requests in flight for one copier */
 #define ENGINE_GRACE_NS UINT64_C (2000000000)
 
-/* Ever-growing counters, readable at any time.  What was sent is counted in the region's header,
- * where it outlives a killed worker. */
+/* Counters that any thread may read at any time.  All but in_copy_bytes only grow.  What was sent
+ * is counted in the region's header instead, where the figure outlives a killed worker. */
 struct engine_counters {
-  _Atomic uint64_t skipped_bytes; /* zero on both sides, nothing sent (R8) */
-  _Atomic uint64_t acked_bytes;  /* read, sent and acknowledged, zeroes found on the way included */
+  _Atomic uint64_t skipped_bytes; /* zero on both sides, so nothing was sent (R8) */
+  _Atomic uint64_t acked_bytes;  /* read, sent and acknowledged; includes zeroes found on the way */
   _Atomic uint64_t extent_bytes; /* done by block status alone, without reading */
-  _Atomic uint64_t in_copy_bytes; /* claimed, not acknowledged: goes up and down */
+  _Atomic uint64_t in_copy_bytes; /* claimed, and not acknowledged yet */
   _Atomic uint64_t mismatches;    /* quarantined blocks that did not read back as written */
   _Atomic uint64_t flushes;
 };
@@ -64,20 +72,25 @@ struct engine_pass {
 };
 #define ENGINE_MAX_PASS_LOG 256
 
-enum flush_state {
-  FLUSH_IDLE,
-  FLUSH_DRAIN, /* the sets were turned; copiers still count in flush_set */
-  FLUSH_READY, /* drained: copier 0 is to send it */
-  FLUSH_SENT
-};
+/* The states of a flush turn: flush-turns.c. */
+enum flush_state { FLUSH_IDLE, FLUSH_DRAIN, FLUSH_READY, FLUSH_SENT };
 
-/* Candidates for samples.h, taken while their claim set is active: data, and in the last place
- * zeroes, which say little, but do tell another disk. */
+/* Candidates for samples.h, taken while their claim set is active.  The last place is for zeroes:
+ * they say little, but they do tell another disk. */
 #define ENGINE_PENDING_SAMPLES 3
 
-/* So many places may fail to be read (each is tried again in later passes) before the job gives up.
- */
+/* The job gives up when more places than this cannot be read.  Later passes try each of them
+ * again. */
 #define ENGINE_MAX_BAD 16
+
+/* What a session tells the engine when it begins: how to reach its copiers, and what matters of its
+ * destination.  Both functions are called with the engine's lock held, and must not block. */
+struct engine_copiers {
+  void (*wake_all) (void *opaque);
+  void (*wake_flusher) (void *opaque); /* the copier that is given WORK_FLUSH */
+  void *opaque;
+  bool zeroes_cost; /* the destination takes zeroes only as data: the bandwidth limit counts them */
+};
 
 struct engine {
   /* Constant after engine_init(). */
@@ -85,27 +98,26 @@ struct engine {
   struct endpoint *source;
   struct engine_options options;
   uint64_t request_blocks; /* blocks in one data request */
-  int notify_fd;           /* eventfd: something below changed; read by the job's thread */
+  int notify_fd; /* a wake-up (base/fd.h): something below changed; the job's thread reads it */
 
   struct engine_counters counters;
-  _Atomic bool
-      idle_seen; /* a copier found nothing to do since the job's thread last cleared this */
+  _Atomic bool idle_seen;   /* a copier found nothing to do since the job's thread cleared this */
   _Atomic bool synchronous; /* guest writes wait for us (engine_set_synchronous) */
   _Atomic bool may_skip;    /* R8: first session, first pass */
-  bool unanswered; /* something that was sent in this job may still come late at the destination
-                    * (R12); the job's thread's, known when no session runs */
+  /* Something that was sent in this job may still come late at the destination (R12).  The job's
+   * thread's.  Known when no session runs. */
+  bool unanswered;
   _Atomic uint64_t flush_ns, rtt_ns; /* as last measured */
 
-  pthread_mutex_t lock; /* everything below */
-  struct session *session;
+  pthread_mutex_t lock;                 /* everything below */
+  const struct engine_copiers *copiers; /* NULL: no session */
   struct pass pass;
   struct rate_limit rate;
   struct urgent_queue urgent;
   struct catchup catchup;
-  uint64_t write_delay_ns; /* how long a guest's write waits at most */
-  uint64_t busy_ns,
-      busy_since_ns; /* time with anything busy, up to the last time that nothing was */
-  bool rate_off;     /* the user lets the last phase ignore the limit */
+  uint64_t write_delay_ns;         /* how long a guest's write waits at most */
+  uint64_t busy_ns, busy_since_ns; /* time with anything busy; the present such span's beginning */
+  bool rate_off;                   /* the user lets the last phase ignore the limit */
   bool paused;
   bool hurry;           /* the gate is held: no idle waits */
   bool counting;        /* passes are counted (not in the ready state) */
@@ -116,11 +128,11 @@ struct engine {
   _Atomic uint64_t wraps;                           /* how often it did */
   struct engine_pass pass_log[ENGINE_MAX_PASS_LOG]; /* ring of the last ones */
   unsigned nr_passes;                               /* finished */
-  uint64_t grace_end_ns;
+  uint64_t grace_end_ns;                            /* 0: no session has begun yet */
 
   enum flush_state flush;
-  unsigned flush_set;
-  bool flush_wanted; /* by engine_flush() */
+  unsigned flush_set; /* the claim set that the turn is about */
+  bool flush_wanted;  /* somebody has asked for one */
   uint64_t flush_start_ns, last_flush_ns;
   uint64_t flushes_sent; /* the last one's number */
   uint64_t unflushed_bytes;
@@ -134,94 +146,63 @@ struct engine {
   unsigned nr_bad;
 };
 
-/* Prepare an engine for REGION and SOURCE (both borrowed, and outliving it).  0, or -1 with *ERROR.
- */
+/* Prepare an engine for REGION and SOURCE.  Both are borrowed and must outlive it.  0, or -1 with
+ * *ERROR (base/text.h). */
 int engine_init (struct engine *e, struct region *region, struct endpoint *source,
                  const struct engine_options *options, char **error);
-void engine_destroy (struct engine *e); /* no session may exist */
+/* No session may exist. */
+void engine_destroy (struct engine *e);
 
-/* ---- for the job's thread ---- */
 void engine_set_rate (struct engine *e, uint64_t bytes_per_s);
 void engine_set_paused (struct engine *e, bool paused);
 void engine_set_hurry (struct engine *e, bool hurry, bool ignore_rate);
 void engine_set_counting (struct engine *e, bool counting);
-/* The filter lets guest writes wait for us, each for at most MAX_WRITE_DELAY_NS; or does so no
- * longer.  To be called after the filter has said so. */
+
+/* The filter lets guest writes wait for us, each for at most MAX_WRITE_DELAY_NS; or it no longer
+ * does.  Call this after the filter has said so. */
 void engine_set_synchronous (struct engine *e, bool on, uint64_t max_write_delay_ns);
+
 /* A guest's request may have been posted.  Any thread. */
 void engine_rung (struct engine *e);
-/* Ask for a flush of everything acknowledged so far; done when counters.flushes has grown by the
- * next one. */
+
+/* Ask for a flush of everything acknowledged so far.  counters.flushes grows when it is done. */
 void engine_flush (struct engine *e);
-/* The same, but only if nothing is dirty or being copied any more, and something waits for a flush.
- */
+
+/* The same, but only if nothing is dirty or being copied, and something waits for a flush. */
 void engine_flush_if_settled (struct engine *e);
-/* Is nothing dirty, being copied, claimed or in quarantine?  A flush may be under way: one that the
- * guest asked for, and that makes nothing durable which is not so already. */
+
+/* Is nothing dirty, being copied, claimed or in quarantine?  A flush may be under way all the same:
+ * one that the guest asked for, and that makes nothing durable which is not so already. */
 bool engine_clean (struct engine *e);
-/* How long a flush takes: the last one, or the one that is running if that takes longer already. */
+
+/* How long a flush takes: the last one, or the running one if that takes longer already. */
 uint64_t engine_flush_ns (struct engine *e);
-/* How long a round trip takes: measured when the session began, but never more than the last flush,
- * which contained one; that first look may have met a server that was busy. */
+
+/* How long a round trip takes, as measured when the session began.  A busy server may have answered
+ * that one slowly, so the last flush, which contained a round trip, is an upper limit. */
 uint64_t engine_rtt_ns (struct engine *e);
+
 /* Bytes that are dirty, or claimed and not acknowledged. */
 uint64_t engine_left_bytes (struct engine *e);
+
 /* For how long, in all, something was being copied. */
 uint64_t engine_busy_ns (struct engine *e);
-/* Wake the job's thread; any thread. */
-void engine_notify (struct engine *e);
-/* After a session has ended and its threads have stopped: the books back in order (R5). */
-void engine_session_over (struct engine *e);
 
-/* ---- for copiers ---- */
-enum engine_work {
-  WORK_NONE,   /* nothing now: look again after *WAIT_NS, or when woken */
-  WORK_DATA,   /* claimed: read, write */
-  WORK_VERIFY, /* claimed: read, write, read back, compare */
-  WORK_ZERO,   /* claimed: ask the source's block status; write zeroes */
-  WORK_ASK,    /* not claimed: ask the source's block status, then engine_hints() */
-  WORK_FLUSH   /* flush the destination, then engine_flush_done() */
-};
-struct engine_task {
-  uint64_t first, count; /* blocks */
-  unsigned set;          /* claim set, for the three claiming kinds */
-  bool urgent;           /* a guest's write waits for it */
-  uint64_t wait_ns;      /* WORK_NONE */
-  bool limited;          /* WORK_NONE: there is work, and the bandwidth limit lets it wait */
-};
-/* What a copier has room for. */
-struct engine_room {
-  bool flusher;    /* it may be given WORK_FLUSH */
-  bool verify;     /* it can take WORK_VERIFY now */
-  bool background; /* ordinary tasks */
-  bool urgent;     /* urgent ones */
-};
-/* What next? */
-enum engine_work engine_next (struct engine *e, const struct engine_room *room,
-                              struct engine_task *task);
-/* The destination has acknowledged something: whoever waits for it may go on waiting (urgent.h,
- * progress). */
-static inline void
-engine_progress (struct engine *e)
-{
-  atomic_fetch_add (&e->region->hdr->progress, 1);
-}
-/* A claimed task has ended well: every block of it was acknowledged (or given back).  DATA (may be
- * NULL): what was written, from the task's first byte on, LENGTH bytes. */
-void engine_task_done (struct engine *e, const struct engine_task *task, const void *data,
-                       uint64_t length);
-/* A claimed task could not be read at the source (errno ERR): dirty again.  ESHUTDOWN: the session
- * is ending, which is nobody's fault; any other error counts, and too many of them are fatal. */
-void engine_task_unread (struct engine *e, const struct engine_task *task, int err);
-void engine_hints (struct engine *e, const struct engine_task *task, int err,
-                   const struct endpoint_extent *extents, unsigned nr);
-void engine_flush_done (struct engine *e);
-/* Refund bandwidth for BYTES that turned out to be zeroes. */
-void engine_refund (struct engine *e, uint64_t bytes);
-/* The source is lost for good.  Takes a copy of WHY. */
+/* Wake the job's thread.  Any thread. */
+void engine_notify (struct engine *e);
+
+/* The source is lost for good.  Takes a copy of WHY.  Any thread. */
 void engine_fatal (struct engine *e, const char *why);
 
-/* Monotonic time in nanoseconds. */
-uint64_t now_ns (void);
+/* ---- for the session ---- */
+
+/* A session begins.  COPIERS is borrowed until engine_session_over().  MAY_SKIP: it is the job's
+ * first session, which may leave zeroes alone that the destination has already (R8).  The
+ * destination's first reply was not later than this call. */
+void engine_session_begin (struct engine *e, const struct engine_copiers *copiers, bool may_skip);
+
+/* The session has ended.  Its threads have stopped and its requests are completed.  All claims go
+ * back to dirty and into quarantine (R5). */
+void engine_session_over (struct engine *e);
 
 #endif

@@ -1,16 +1,22 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Flush turns: making durable what was written, and releasing its claims.
+ * Flush turns: making durable what was written, and releasing its claims (rule R4).  New claims
+ * enter the active claim set, while the other one is flushed:
  *
- * A flush goes round like this (rule R4), FLUSH_IDLE first:
- *   due or wanted  -> claim_turn(): new claims enter the other set       FLUSH_DRAIN
- *   last copier of the old set leaves                                    FLUSH_READY
- *   copier 0 sends FLUSH                                                 FLUSH_SENT
- *   its reply      -> samples brought up to date, old set released       FLUSH_IDLE
- * A failed flush is a lost session (R5), so there is no way back from FLUSH_SENT.
+ *   state        what is going on                           next
+ *   FLUSH_IDLE   nothing, or too little is to be flushed    due or asked for: the sets change
+ *                                                           places; FLUSH_DRAIN
+ *   FLUSH_DRAIN  copiers are still counted in the old set   the last one leaves: FLUSH_READY
+ *   FLUSH_READY  nobody is counted in it any more           the flusher asks for work: FLUSH_SENT
+ *   FLUSH_SENT   FLUSH is at the destination                its reply: samples are brought up to
+ *                                                           date, the old set is released;
+ *                                                           FLUSH_IDLE
  *
- * With it go the samples by which the destination is recognised (R13): taken from what was written,
- * and believed once it is flushed.
+ * A failed flush is a lost session (R5), so nothing else leads out of FLUSH_SENT but
+ * engine_session_over().
+ *
+ * The samples by which the destination is recognised (R13) follow the turns: they are taken from
+ * what was written, and believed once it is flushed.
  */
 
 #include "config.h"
@@ -18,16 +24,15 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "mirror/engine/internal.h"
-#include "mirror/engine/session.h"
 
-#define NS_PER_MS UINT64_C (1000000)
-#define FLUSH_INTERVAL_NS (1000 * NS_PER_MS)
-#define FLUSH_SLOW_NS NS_PER_MS
+#define FLUSH_INTERVAL_NS ((uint64_t)NS_PER_S)
+#define FLUSH_SLOW_NS ((uint64_t)NS_PER_MS)
 #define FLUSH_MIN_BYTES (UINT64_C (8) << 20)
-/* A long offline copy is not to begin again from zero when the line breaks, and its last flush must
+/* A long offline copy shall not begin again from zero when the line breaks, and its last flush must
  * end within the time limit of a request. */
-#define OFFLINE_INTERVAL_NS (30000 * NS_PER_MS)
+#define OFFLINE_INTERVAL_NS ((uint64_t)(30 * NS_PER_S))
 #define OFFLINE_BYTES (UINT64_C (4) << 30)
 
 /* ---- samples ---- */
@@ -70,7 +75,7 @@ engine_flush (struct engine *e)
 {
   pthread_mutex_lock (&e->lock);
   e->flush_wanted = true;
-  session_kick (e->session);
+  engine_wake_all (e);
   pthread_mutex_unlock (&e->lock);
 }
 
@@ -83,7 +88,7 @@ engine_flush_if_settled (struct engine *e)
       && !e->flush_wanted
       && bitmap_count (r, REGION_CLAIMED_A) + bitmap_count (r, REGION_CLAIMED_B) > 0) {
     e->flush_wanted = true;
-    session_kick_flusher (e->session);
+    engine_wake_flusher (e);
   }
   pthread_mutex_unlock (&e->lock);
 }
@@ -94,7 +99,7 @@ engine_flush_ns (struct engine *e)
   uint64_t last = atomic_load (&e->flush_ns), running = 0;
   pthread_mutex_lock (&e->lock);
   if (e->flush == FLUSH_SENT)
-    running = now_ns () - e->flush_start_ns;
+    running = clock_ns () - e->flush_start_ns;
   pthread_mutex_unlock (&e->lock);
   return running > last ? running : last;
 }
@@ -108,7 +113,7 @@ flush_due (const struct engine *e, uint64_t now)
     return e->unflushed_bytes >= OFFLINE_BYTES
            || (e->unflushed_bytes > 0 && now - e->last_flush_ns >= OFFLINE_INTERVAL_NS);
   /* With nothing to make durable, flush on only while the last flush counts heavily in the expected
-   * pause: one that was slow once must not keep an idle disk from ever being ready. */
+   * pause.  Otherwise one slow flush could keep an idle disk from ever being ready. */
   if (e->unflushed_bytes == 0)
     return atomic_load (&e->flush_ns) > FLUSH_SLOW_NS
            && now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
@@ -131,6 +136,14 @@ engine_flush_step (struct engine *e, uint64_t now)
   return e->flush == FLUSH_READY;
 }
 
+void
+engine_flush_begin (struct engine *e, uint64_t now)
+{
+  e->flush = FLUSH_SENT;
+  e->flush_start_ns = now;
+  e->flushes_sent++;
+}
+
 /* Bring the samples up to date with what has just become durable, before the claims go (R13). */
 static void
 commit_samples (struct engine *e, unsigned set)
@@ -149,7 +162,7 @@ void
 engine_flush_done (struct engine *e)
 {
   pthread_mutex_lock (&e->lock);
-  uint64_t now = now_ns ();
+  uint64_t now = clock_ns ();
   assert (e->flush == FLUSH_SENT);
   commit_samples (e, e->flush_set);
   claim_release (e->region, e->flush_set);

@@ -17,9 +17,11 @@ enum identity {
   IDENTITY_UNKNOWN /* it could not be read */
 };
 
-/* Read the samples of R back over CH (of endpoint DEST) and compare.  Claims must have been revoked
- * before: blocks in quarantine are left out.  At least one read is made if the disk is not empty;
- * *RTT_NS is the shortest read's time.  *ERROR (caller frees) says what differs or failed. */
+/* Read the samples of R back over CH, a channel of DEST, and compare.  Claims must have been
+ * revoked before; blocks in quarantine are left out.  At least one read is made if the disk is not
+ * empty, and *RTT_NS is the shortest read's time.  Unless the result is IDENTITY_SAME, *ERROR says
+ * what differs or failed (base/text.h, the caller frees it).  Blocks for as long as the channel's
+ * time limits allow. */
 enum identity identity_check (struct channel *ch, const struct endpoint *dest,
                               const struct region *r, uint64_t *rtt_ns, char **error);
 

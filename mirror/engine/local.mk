@@ -18,8 +18,19 @@ libmirror_la_SOURCES += \
 	mirror/engine/session.c \
 	mirror/engine/session.h \
 	mirror/engine/slot-data.c \
+	mirror/engine/slot-data.h \
+	mirror/engine/slot-flush.c \
+	mirror/engine/slot-flush.h \
+	mirror/engine/slot-hints.c \
+	mirror/engine/slot-hints.h \
+	mirror/engine/slot-zeroes.c \
+	mirror/engine/slot-zeroes.h \
+	mirror/engine/slot.c \
+	mirror/engine/slot.h \
 	mirror/engine/supervisor.c \
 	mirror/engine/supervisor.h \
+	mirror/engine/task.c \
+	mirror/engine/task.h \
 	mirror/engine/urgent-queue.c \
 	mirror/engine/urgent-queue.h \
 	mirror/engine/urgent.c \

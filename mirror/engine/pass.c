@@ -59,7 +59,7 @@ static bool
 cut_at_quarantine (const struct region *r, uint64_t first, uint64_t *count)
 {
   uint64_t q, n;
-  /* Not further than the run: what comes behind it may be all of a large disk's empty summary. */
+  /* Only as far as the run goes: behind it the whole summary of a large disk may be empty. */
   if (!bitmap_next_set (r, REGION_QUARANTINE, first, first + *count, &q))
     return false;
   if (q > first) {
@@ -71,7 +71,8 @@ cut_at_quarantine (const struct region *r, uint64_t first, uint64_t *count)
   return true;
 }
 
-/* Where does the quarantine that FIRST is in end?  In one go: it may be the whole disk. */
+/* Where does the quarantine that FIRST is in end?  It may be the whole disk, so it is found in one
+ * step. */
 static uint64_t
 quarantine_end (const struct region *r, uint64_t first)
 {

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The order of copying: which dirty run comes next.  A pass goes over the disk in ascending order;
- * what turns dirty behind the cursor waits for the next pass.  No I/O and no threads here: the
- * caller (engine.c) holds its lock.
+ * The order of copying: which dirty run comes next.  A pass goes over the disk in ascending order.
+ * What turns dirty behind the cursor waits for the next pass.  There is no I/O here and there are
+ * no threads: the caller (task.c) has the engine's lock.
  *
  * Two things are looked up besides the bitmap:
- * - busy ranges: a block that is being copied is not copied a second time meanwhile (rule R6).  The
- * few requests in flight make a short table, cheaper than a bit a block;
- * - hints: extents of the source as its block status told them, only to choose between reading a
- * range and asking again once it is claimed (rule R8): a stale hint costs time, never data.
+ *
+ * - Busy ranges: a block that is being copied is not copied a second time meanwhile (rule R6).
+ *   Only a few requests are in flight, so a short table is cheaper than a bit for each block.
+ * - Hints: extents of the source, as its block status gave them.  They serve only to choose between
+ *   reading a range and asking again once it is claimed (rule R8).  A stale hint costs time, never
+ *   data.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_PASS_H
@@ -25,7 +27,7 @@
 
 struct pass_range {
   uint64_t first, count; /* blocks */
-  uint64_t number;       /* ever growing: which one began to be busy first */
+  uint64_t number;       /* ranges that became busy later have higher ones */
 };
 
 struct pass {
@@ -38,7 +40,7 @@ struct pass {
   uint64_t hint_start, hint_end;
   struct endpoint_extent hints[PASS_MAX_HINTS];
   unsigned nr_hints;
-  bool hint_pending; /* somebody is asking */
+  bool hint_pending; /* a WORK_ASK is under way */
 };
 
 enum pass_kind {
@@ -47,22 +49,24 @@ enum pass_kind {
   PASS_VERIFY, /* the same, and read it back: it is in quarantine (R12) */
   PASS_ZERO,   /* the source's hint says zero: claim, ask again, write zeroes */
   PASS_ASK,    /* a long run without a hint: ask for its block status */
-  PASS_WAIT /* a dirty block comes next that is still busy, see wait_number; or PASS_VERIFY would,
-               see verify_full */
+  PASS_WAIT    /* the next dirty block is still busy (wait_number), or it is in quarantine and the
+                  caller cannot take it now (verify_full) */
 };
 
 struct pass_options {
-  uint64_t max_data;     /* blocks in one data request, > 0 */
-  uint64_t max_zero;     /* blocks in one zero request */
-  uint64_t max_ask;      /* blocks in one block status request */
-  uint64_t min_ask;      /* shorter runs are just read; 0: never ask */
-  uint64_t wait_number;  /* dirty blocks below a busy range of up to this number are waited for;
-                            other busy ones are  left to the next pass; 0: all are */
-  bool quarantine_ready; /* quarantined blocks may be copied (the grace time is over); else they are
-                            skipped */
-  bool verify_full; /* though not by the caller at this moment.  To go past them then would leave
-                       all but a few of them to later passes, for which a busy guest always has
-                       other blocks ready */
+  uint64_t max_data; /* blocks in one data request, > 0 */
+  uint64_t max_zero; /* blocks in one zero request */
+  uint64_t max_ask;  /* blocks in one block status request */
+  uint64_t min_ask;  /* shorter runs are just read; 0: never ask */
+  /* A dirty block that is busy is left to the next pass, unless the number of its busy range is at
+   * most this: then it is waited for. */
+  uint64_t wait_number;
+  /* The grace time is over, so blocks in quarantine may be copied.  Else they are skipped. */
+  bool quarantine_ready;
+  /* The caller has no room for PASS_VERIFY at this moment.  The pass waits in front of such a
+   * block.  If it went past it, most of the quarantine would be left to later passes, and a busy
+   * guest always has other blocks ready for those. */
+  bool verify_full;
 };
 
 void pass_init (struct pass *p);
@@ -80,7 +84,7 @@ void pass_busy_remove (struct pass *p, uint64_t first);
 
 /* Is any block of the range busy? */
 bool pass_busy_any (const struct pass *p, uint64_t first, uint64_t count);
-/* Is a range busy that has been since before number NUMBER + 1 was given out? */
+/* Is any range busy whose number is at most NUMBER? */
 bool pass_busy_since (const struct pass *p, uint64_t number);
 
 /* The first run in [FROM, END) that is dirty and not busy, at most MAX blocks of it.  False if
@@ -88,8 +92,8 @@ bool pass_busy_since (const struct pass *p, uint64_t number);
 bool pass_free_run (const struct pass *p, const struct region *r, uint64_t from, uint64_t end,
                     uint64_t max, uint64_t *first, uint64_t *count);
 
-/* Store the answer to a PASS_ASK at byte OFFSET; NR 0 (the question failed): LENGTH bytes count as
- * data. */
+/* Store the answer to a PASS_ASK at byte OFFSET.  NR is 0 if the question failed: then LENGTH bytes
+ * count as data. */
 void pass_set_hints (struct pass *p, uint64_t offset, uint64_t length,
                      const struct endpoint_extent *extents, unsigned nr);
 

@@ -5,11 +5,11 @@
 
 #include "config.h"
 
+#include "base/clock.h"
 #include "mirror/engine/rate.h"
 
-#define NS_PER_S 1e9
-/* How long an idle bucket fills: short, so that an idle spell is not made up for by a long burst,
- * yet longer than a thread waits for a busy processor, so that the limit can be reached. */
+/* How long an idle bucket fills.  This is short, so that no long burst follows an idle spell, but
+ * longer than a thread waits for a busy processor, so that the limit can be reached. */
 #define BURST_S 0.1
 
 static void
@@ -17,7 +17,7 @@ refill (struct rate_limit *r, uint64_t now_ns)
 {
   if (now_ns <= r->last_ns)
     return;
-  r->tokens += (double)r->rate * (double)(now_ns - r->last_ns) / NS_PER_S;
+  r->tokens += (double)r->rate * (double)(now_ns - r->last_ns) / (double)NS_PER_S;
   double burst = (double)r->rate * BURST_S;
   if (r->tokens > burst)
     r->tokens = burst;
@@ -49,7 +49,7 @@ rate_wait (struct rate_limit *r, uint64_t now_ns)
   refill (r, now_ns);
   if (r->tokens >= 0)
     return 0;
-  return (uint64_t)(-r->tokens * NS_PER_S / (double)r->rate) + 1;
+  return (uint64_t)(-r->tokens * (double)NS_PER_S / (double)r->rate) + 1;
 }
 
 void

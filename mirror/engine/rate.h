@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The bandwidth limit: a token bucket.  A pure function of the times it is given, so that it can be
- * tested without a clock.  Callers serialise access.
+ * The bandwidth limit: a token bucket.  It is a pure function of the times it is given, so that it
+ * can be tested without a clock.  Callers serialise access.
  *
  * A request may start when the bucket is not in debt, and then takes its whole size, even below
- * zero: in any span of T seconds at most T × rate + burst + one request is let through.
+ * zero.  So in any span of T seconds at most T × rate + burst + one request is let through.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_RATE_H

@@ -4,32 +4,32 @@
  * (rule R5).  Connecting checks that the destination may be written to at all, and that it is the
  * one this bitmap was counting against (R13).
  *
- *   session_connect()   blocks (bounded by the time limits): run it in a thread of its own
- *   session_start()     threads begin to copy
+ *   session_connect()   blocks, bounded by the time limits: run it in a thread of its own
+ *   session_start()     the copiers' threads begin
  *   session_lost()      has it ended by itself, and why
  *   session_end()       stops and joins the threads, closes the connections, revokes the claims
+ *
+ * All but session_connect() are for the job's thread.  session.lock protects `error` and is a leaf.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_SESSION_H
 #define NBDMIRROR_MIRROR_ENGINE_SESSION_H
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "mirror/endpoint/endpoint.h"
-
-struct engine;
-struct copier;
+#include "mirror/engine/copier.h"
+#include "mirror/engine/engine.h"
 
 struct session_options {
   char *const *dest; /* as for endpoint_open(), borrowed for ever */
   unsigned nr_dest;
   struct endpoint_options endpoint; /* writable */
-  struct endpoint
-      *opened; /* the destination if it is open already: taken over by the next session_connect() */
-  bool allow_no_flush; /* --allow-unsafe-destination (R9) */
+  struct endpoint *opened; /* the destination if it is open already, else NULL: taken over by the
+                              next session_connect() */
+  bool allow_no_flush;     /* --allow-unsafe-destination (R9) */
 };
 
 enum session_problem {
@@ -40,16 +40,12 @@ enum session_problem {
 
 struct session {
   struct engine *engine;
-  struct endpoint *dest;
+  struct target target;
+  struct engine_copiers wakers;
   struct copier *copiers;
   unsigned nr_copiers;
   unsigned nr_started;
-  _Atomic bool draining; /* start nothing new, end when everything was answered */
-  _Atomic bool stop;     /* end at once */
-  bool have_flush;
-  uint32_t min_block; /* of the destination */
-  uint8_t *tail_pad;  /* what the destination holds behind our end, up to its minimum block */
-  uint32_t tail_pad_len;
+  bool begun;    /* the engine knows of it */
   char *warning; /* for the user, or NULL: a larger destination … */
 
   pthread_mutex_t lock;
@@ -57,33 +53,24 @@ struct session {
 };
 
 /* May a disk of DISK_SIZE bytes, tracked in blocks of BLOCK_SIZE, be written to DEST at all?  NULL,
- * or why not (caller frees): exit 7.  Pure. */
+ * or why not (base/text.h, the caller frees it): exit 7.  Pure. */
 char *session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block_size,
                        bool allow_no_flush);
 
-/* Returns NULL with *PROBLEM and *ERROR (caller frees). */
+/* Returns NULL with *PROBLEM and *ERROR (base/text.h, the caller frees it). */
 struct session *session_connect (struct engine *e, struct session_options *o,
                                  enum session_problem *problem, char **error);
 
-/* Begin to copy.  0, or -1 with *ERROR. FIRST: the job's first session, which may skip zeroes that
- * the destination has already (R8). */
+/* Begin to copy.  0, or -1 with *ERROR.  FIRST: it is the job's first session, which may skip
+ * zeroes that the destination has already (R8). */
 int session_start (struct session *s, bool first, char **error);
 
-/* NULL, or why the session was lost (valid until session_end). */
+/* NULL, or why the session was lost.  The text is valid until session_end(). */
 const char *session_lost (struct session *s);
 
-/* Stop, join, close, free; then engine_session_over().  Also for a session that was never started.
- * Unless it is lost, what was sent is waited for, up to 2 s: a client that leaves with requests in
- * flight takes some versions of nbdkit down (blueprint 2). */
+/* Stop, join, close, and free; then the claims are revoked.  Also for a session that was never
+ * started.  Unless it is lost, what was sent is waited for, up to 2 s: a client that leaves with
+ * requests in flight takes nbdkit 1.32.4 to 1.33.9 down. */
 void session_end (struct session *s);
-
-/* ---- for copiers and the engine ---- */
-
-/* The connection is lost.  Takes a copy of WHY; the first one counts. */
-void session_fail (struct session *s, const char *why);
-
-/* Wake all copiers, or the one that flushes.  S may be NULL.  The engine's lock is held. */
-void session_kick (struct session *s);
-void session_kick_flusher (struct session *s);
 
 #endif

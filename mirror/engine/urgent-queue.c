@@ -17,7 +17,8 @@ answer (struct urgent_queue *q, struct region *r, unsigned i, bool ok)
   memmove (&q->items[i], &q->items[i + 1], (q->nr - i) * sizeof q->items[0]);
 }
 
-/* Dirty first: a block that is claimed between the two looks is busy by then. */
+/* The dirty bits are looked at first: a block that is claimed between the two looks is busy by
+ * then. */
 static bool
 unfinished (const struct region *r, const struct pass *p, const struct urgent_item *it)
 {
@@ -40,8 +41,8 @@ written (struct urgent_queue *q, struct region *r, const struct urgent_view *v, 
   return false;
 }
 
-/* Will the first pass copy all of it, so that nobody needs to wait?  A busy block would be passed
- * over. */
+/* Will the first pass copy all of it, so that nobody needs to wait?  The pass would skip a busy
+ * block. */
 static bool
 is_ahead (const struct urgent_view *v, const struct urgent_item *it)
 {
@@ -93,7 +94,7 @@ urgent_queue_next (struct urgent_queue *q, struct region *r, const struct pass *
     if (it->writing && it->pos < end) {
       if (pass_free_run (p, r, it->pos, end, max, first, count))
         return true;
-      it->pos = end; /* all of it busy or clean: settle() looks again */
+      it->pos = end; /* all of it is busy or clean: urgent_queue_settle() looks again */
     }
     i++;
   }

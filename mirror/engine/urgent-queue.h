@@ -3,22 +3,25 @@
  * The worker's books of urgent requests (urgent.h): guest writes and flushes that wait for the
  * destination.
  *
- *   posted --take--> write part: until no block of it is dirty or busy
- *                    flush part: until a destination flush that was sent after that has ended
- *                    -> answered
+ *   state    what it waits for                                        next
+ *   posted   the worker takes it from the shared region               writing, or flushing
+ *   writing  none of its blocks is dirty or busy any more             flushing, or answered
+ *   flushing a destination flush that was sent after that has ended   answered
  *
- * Which of their blocks are copied when is the engine's to decide; they are claimed like any others
- * (R4, R6), and whoever copies them, this queue only looks at the bits and the busy ranges.  While
- * the job has not caught up, urgent blocks get a share of the bytes only: background copying earns
- * credit, urgent copying spends it.
+ * The engine decides which of the blocks are copied when.  They are claimed like any others (R4,
+ * R6), and it does not matter who copies them: this queue only looks at the bits and the busy
+ * ranges.  While the job has not caught up, urgent blocks get only a share of the bytes: background
+ * copying earns credit, and urgent copying spends it.
  *
- * Requests that would wait for nothing are answered at once: blocks in quarantine (late), and,
- * while the first pass has not come to them, blocks that it is going to copy anyway: the job is not
- * synchronised before it has.  A flush is not waited for either while the job is not synchronised:
- * it would make nothing safe.  And while a flush of the destination hangs, another one is late from
- * the start: only the first waits in vain, not each.
+ * A request that would wait for nothing is answered at once:
  *
- * Plain logic on the region and the pass; the caller has the engine's lock.
+ * - Some of its blocks are in quarantine: it is late.
+ * - The first pass is going to copy all of its blocks: the job is not synchronised before that.
+ * - It wants a flush while the job is not synchronised: the flush would make nothing safe.
+ * - It wants a flush while a flush of the destination hangs: it is late.  So only the first one
+ *   waits in vain, and not each.
+ *
+ * This is plain logic on the region and the pass.  The caller has the engine's lock.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_URGENT_QUEUE_H
@@ -47,13 +50,13 @@ struct urgent_queue {
   int64_t credit; /* bytes; below zero: the last one was larger than what was left */
 };
 
-/* How the job stands when requests are looked at. */
+/* The state of the job when requests are looked at. */
 struct urgent_view {
   const struct pass *pass;
   bool synchronised;
-  bool first_pass;  /* the cursor has not come to the end yet: what is ahead of it is still going to
-                     * be copied before  anybody says that the job is synchronised */
-  bool flush_hangs; /* a flush has been running for longer than a guest's flush may wait */
+  bool first_pass;     /* the cursor has not come to the disk's end yet: what is ahead of it will be
+                          copied before anybody says that the job is synchronised */
+  bool flush_hangs;    /* a flush has been running for longer than a guest's flush may wait */
   uint64_t next_flush; /* number of the next flush that will be sent */
 };
 
@@ -62,20 +65,20 @@ struct urgent_view {
 bool urgent_queue_gather (struct urgent_queue *q, struct region *r, const struct urgent_view *v);
 
 /* The next run to copy, of at most MAX blocks: dirty and not busy.  False if there is none.  The
- * caller claims it at once, and then says so to urgent_queue_handed_out(). */
+ * caller claims it at once, and then calls urgent_queue_handed_out(). */
 bool urgent_queue_next (struct urgent_queue *q, struct region *r, const struct pass *p,
                         uint64_t max, uint64_t *first, uint64_t *count);
 void urgent_queue_handed_out (struct urgent_queue *q, uint64_t first, uint64_t count);
 
-/* The range is no longer busy.  Answers what has waited for it.  Returns true if any waits for the
- * next flush now. */
+/* The range is no longer busy.  Answers the requests that have waited for it.  Returns true if any
+ * of them waits for the next flush now. */
 bool urgent_queue_settle (struct urgent_queue *q, struct region *r, const struct urgent_view *v,
                           uint64_t first, uint64_t count);
 
 /* Flush number NR has ended, and all before it. */
 void urgent_queue_flushed (struct urgent_queue *q, struct region *r, uint64_t nr);
 
-/* Answer everything, posted or taken: late. */
+/* Answer all requests, posted or taken, with "late". */
 void urgent_queue_refuse (struct urgent_queue *q, struct region *r);
 
 /* BYTES of the background, or of urgent blocks, are going to be copied. */

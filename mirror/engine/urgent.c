@@ -1,31 +1,31 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The synchronous gate, as the engine serves it: guest writes wait for their blocks
- * (urgent-queue.h), and at some moment nothing else is missing at the destination (catchup.h).
+ * How the engine serves the synchronous gate: guest writes wait for their blocks (urgent-queue.h),
+ * and at some moment nothing else is missing at the destination (catchup.h).
  *
  * Urgent blocks are copied before others, by the same claims and in the same way.  The copiers keep
- * half of their slots for the background (copier.c), and while the job catches up urgent copying is
- * paid for with the credit that the background earns: else a guest that writes as much as the line
- * takes would keep the job from ever getting round.
+ * half of their slots for the background (copier.c).  While the job catches up, urgent copying is
+ * paid for with the credit that the background earns.  Otherwise a guest that writes as much as the
+ * line can carry would keep the pass from ever coming to its end.
  */
 
 #include "config.h"
 
+#include "base/clock.h"
 #include "mirror/engine/internal.h"
-#include "mirror/engine/session.h"
 
-#define SHARE_OF_DELAY                                                                             \
-  8 /* one background request takes at most this part of what a write may wait */
+/* One background request takes at most this part of the time that a guest's write may wait. */
+#define SHARE_OF_DELAY 8
 
 /* Has a flush been running for longer than any guest's flush may wait? */
 static bool
 flush_hangs (const struct engine *e)
 {
-  return e->flush == FLUSH_SENT && now_ns () - e->flush_start_ns > e->write_delay_ns;
+  return e->flush == FLUSH_SENT && clock_ns () - e->flush_start_ns > e->write_delay_ns;
 }
 
-/* Something has ended: is the job synchronised now?  Not while the destination does not flush: it
- * would be so and be so no longer by turns, with each flush of the guest. */
+/* Something has ended: is the job synchronised now?  While the destination does not flush, the
+ * answer would change with each flush of the guest, so it is not asked. */
 static void
 look (struct engine *e)
 {
@@ -39,21 +39,21 @@ view (const struct engine *e)
   return (struct urgent_view){
     .pass = &e->pass,
     .synchronised = catchup_synchronised (&e->catchup, e->region),
-    /* Not what counts as the first pass: once the cursor has come to the end, catchup.h may be
-       about to believe that pass. */
+    /* The pass number does not serve here: a pass may count as going on after the cursor has come
+     * to the end, and catchup.h may be about to believe it. */
     .first_pass = atomic_load (&e->wraps) == 0,
     .flush_hangs = flush_hangs (e),
     .next_flush = e->flushes_sent + 1,
   };
 }
 
-/* Somebody waits for the next flush: one that is not sent yet will do. */
+/* Somebody waits for the next flush.  A flush that is due, and not sent yet, serves for it. */
 static void
 want_flush (struct engine *e)
 {
   if (e->flush == FLUSH_IDLE || e->flush == FLUSH_SENT)
     e->flush_wanted = true;
-  session_kick_flusher (e->session);
+  engine_wake_flusher (e);
 }
 
 void
@@ -65,7 +65,7 @@ engine_set_synchronous (struct engine *e, bool on, uint64_t max_write_delay_ns)
   catchup_set (&e->catchup, on);
   if (!on)
     urgent_queue_refuse (&e->urgent, e->region);
-  session_kick (e->session);
+  engine_wake_all (e);
   pthread_mutex_unlock (&e->lock);
 }
 
@@ -73,10 +73,10 @@ void
 engine_rung (struct engine *e)
 {
   pthread_mutex_lock (&e->lock);
-  if (e->session == NULL || e->paused || !e->catchup.on)
+  if (e->copiers == NULL || e->paused || !e->catchup.on)
     urgent_queue_refuse (&e->urgent, e->region);
   else
-    session_kick (e->session);
+    engine_wake_all (e);
   pthread_mutex_unlock (&e->lock);
 }
 
@@ -87,7 +87,7 @@ engine_urgent_gather (struct engine *e)
 {
   if (!e->catchup.on)
     return;
-  look (e); /* at rest no task's end does */
+  look (e); /* also at rest, when no task ends */
   if (!urgent_any (e->region))
     return;
   const struct urgent_view v = view (e);

@@ -5,12 +5,13 @@
 
 #include "config.h"
 
+#include "base/clock.h"
 #include "mirror/engine/window.h"
 
-#define PERIOD_NS                                                                                  \
-  UINT64_C (5000000000) /* a path may change: the lowest latency is forgotten after two */
-#define QUEUE_MIN 2     /* fewer waiting: one more in flight */
-#define QUEUE_MAX 4     /* more waiting: one less */
+/* The lowest latency is forgotten after two periods, because a path may change. */
+#define PERIOD_NS ((uint64_t)(5 * NS_PER_S))
+#define QUEUE_MIN 2 /* fewer of them wait: one more may be in flight */
+#define QUEUE_MAX 4 /* more of them wait: one less */
 
 void
 window_init (struct window *w, unsigned max)

@@ -2,14 +2,14 @@
  *
  * How many requests a copier keeps in flight, where it could always have more.
  *
- * More than the destination can use only wait, and their data grows cold: 1 GiB from the page cache
- * through a unix socket takes a quarter more processor time with 16 buffers of 256 KiB than with
- * four, which the processor's own cache can hold.  A destination far away, or one with slow disks
- * behind it, needs them all.  Which it is shows in the replies' latency, as in TCP Vegas: what it
- * has grown by over the lowest one seen lately is time spent waiting in some queue, which is to
- * hold a few requests and no more.
+ * Requests beyond what the destination can use only wait, and their data leaves the processor's
+ * cache: 1 GiB from the page cache through a unix socket takes a quarter more processor time with
+ * 16 buffers of 256 KiB than with four, which the cache can hold.  But a destination far away, or
+ * one with slow disks behind it, needs all 16.  The latency of the replies tells which it is, as in
+ * TCP Vegas: what it has grown by, over the lowest latency seen lately, is time spent waiting in
+ * some queue.  That queue shall hold a few requests and no more.
  *
- * A pure function of latencies and the time: no I/O, no locks.
+ * This is a pure function of latencies and the time: there is no I/O and there are no locks.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_WINDOW_H

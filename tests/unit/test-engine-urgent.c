@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Who goes first in the engine while guest writes wait: urgent blocks, but never so that the
- * background is starved before the job is synchronised, and the background, but never in requests
- * that a guest would wait long behind. The test plays the filter (it marks and posts) and the
- * copiers (it asks for work and says that it is done).
+ * What the engine gives out first while guest writes wait.  Urgent blocks come first, but the
+ * background is not starved before the job is synchronised, and its requests are so short that no
+ * guest waits long behind one.  The test plays the filter (it marks and posts) and the copiers (it
+ * asks for work and says that it is done).
  */
 
 #include "config.h"
@@ -16,7 +16,8 @@
 
 #include "tests/unit/fixture.h"
 
-#include "mirror/engine/engine.h"
+#include "base/clock.h"
+#include "mirror/engine/task.h"
 
 #define BLOCKS 16384u /* 64 MiB */
 #define DELAY_NS UINT64_C (50000000)
@@ -75,7 +76,7 @@ done (const struct engine_task *t)
   engine_task_done (&e, t, NULL, 0);
 }
 
-/* All holes: let the engine believe that they are data. */
+/* The source is all holes; the engine is told that they are data. */
 static enum engine_work
 next (const struct engine_room *room, struct engine_task *t)
 {
@@ -166,7 +167,7 @@ Test (engine_urgent, no_room_is_no_room)
   finish ();
 }
 
-/* Nobody else has anything to do: then credit is no matter. */
+/* The background has nothing to do, so urgent blocks need no credit. */
 Test (engine_urgent, out_of_turn_when_there_is_nothing_else)
 {
   struct engine_task t, u;
@@ -182,7 +183,7 @@ Test (engine_urgent, out_of_turn_when_there_is_nothing_else)
   cr_assert_eq (e.pass.cursor, 0);
   int slot = write_block (20);
   e.urgent.credit = 0;
-  e.wrapped_ns = now_ns (); /* however long it took to come here */
+  e.wrapped_ns = clock_ns (); /* however long it took to come here */
   cr_assert_eq (next (&both, &u), WORK_DATA);
   cr_assert (u.urgent && u.first == 20);
   done (&u);

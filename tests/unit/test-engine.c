@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The engine's books, driven by hand: no session, no threads, nothing is copied.  The test plays
- * the guest and the filter (marks, posts, reads answers) and the copiers (takes tasks, says that
- * they have ended), in orders that a busy machine and a slow destination produce now and then.
+ * The engine, driven by hand: there is no session, there are no threads, and nothing is copied. The
+ * test plays the guest and the filter (it marks, posts, and reads answers) and the copiers (it
+ * takes tasks, and says that they have ended), in orders that a busy machine and a slow destination
+ * produce now and then.
  */
 
 #include "config.h"
@@ -14,7 +15,7 @@
 
 #include "tests/unit/fixture.h"
 
-#include "mirror/engine/engine.h"
+#include "mirror/engine/task.h"
 
 #define BLOCKS 20000u
 #define DELAY_NS UINT64_C (50000000)
@@ -107,9 +108,9 @@ nap (uint64_t ns)
   nanosleep (&ts, NULL);
 }
 
-/* The first pass has come to its end, but counts as going on while many zeroes are on their way; a
- * pass after it is all but done.  What is written then is copied later, so it must not be answered
- * before it was. */
+/* The first pass has come to its end, but counts as going on while many zeroes are on their way.
+ * The pass after it is nearly done.  What is written now is copied later, so the write must not be
+ * answered before that. */
 Test (engine, no_answer_ahead_of_a_pass_that_has_ended)
 {
   setup ();
@@ -140,8 +141,8 @@ Test (engine, no_answer_ahead_of_a_pass_that_has_ended)
   teardown ();
 }
 
-/* A guest thread that has set its bit is not running when it is to be counted, and the block was
- * copied meanwhile: the counter is one too low. */
+/* A guest's thread has set its bit, and is interrupted before it counts it.  The block is copied
+ * meanwhile, so the counter is one too low. */
 Test (engine, the_counter_is_no_proof_that_nothing_is_dirty)
 {
   setup ();
@@ -195,8 +196,8 @@ Test (engine, a_flush_that_makes_nothing_durable_is_not_waited_for)
   teardown ();
 }
 
-/* A destination that writes but does not flush any more: one flush of the guest waits in vain, not
- * each. */
+/* A destination still writes, but does not flush any more: only one flush of the guest waits in
+ * vain. */
 Test (engine, a_flush_that_hangs_is_waited_for_once)
 {
   struct engine_task t;
@@ -228,8 +229,7 @@ Test (engine, a_flush_that_hangs_is_waited_for_once)
   teardown ();
 }
 
-/* Under a low limit nothing moves for seconds: that is no hang, whatever the gate (pace.h:
- * throttled). */
+/* Under a low limit nothing moves for seconds.  That is no hang, in any mode of the gate. */
 Test (engine, waiting_for_the_limit_is_progress)
 {
   struct engine_task t;
@@ -247,7 +247,7 @@ Test (engine, waiting_for_the_limit_is_progress)
   teardown ();
 }
 
-/* What was acknowledged and not flushed goes with the session: the filter is told so before the
+/* What was acknowledged and not flushed is lost with the session.  The filter is told so before the
  * gate is opened, which may take until the last copier has come back from a slow source. */
 Test (engine, not_synchronised_after_a_lost_session)
 {
@@ -471,8 +471,8 @@ step_world (unsigned now)
     step_copy (&world.copies[any (COPIES)]);
 }
 
-/* The promise: nothing that the guest was told is done is missing at the destination while the
- * filter would say "synchronised", nor when the worker says that it is done. */
+/* The promise: while the filter would say "synchronised", or the worker that it is done, nothing is
+ * missing at the destination that the guest was told is done. */
 static void
 check_world (void)
 {

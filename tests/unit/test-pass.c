@@ -116,8 +116,8 @@ Test (pass, quarantine_waits_and_then_is_verified_apart_from_the_rest)
   expect (&plain, PASS_DATA, 20, 10);
 }
 
-/* Who cannot read back now waits at what is in quarantine: behind it there is always something else
- * to copy when a guest is busy, and each pass would verify no more than a few blocks. */
+/* A copier that cannot read back now waits in front of a block in quarantine.  Behind it a busy
+ * guest always leaves something else to copy, so each pass would verify only a few blocks. */
 Test (pass, what_is_to_be_verified_is_not_gone_past)
 {
   setup ();
@@ -130,9 +130,9 @@ Test (pass, what_is_to_be_verified_is_not_gone_past)
   p.cursor = 15;
   cr_assert_eq (pass_next (&p, r, &full, &first, &count), PASS_WAIT);
   expect (&plain, PASS_VERIFY, 15, 5);
-  cr_assert (pass_busy_add (&p, 15, 5)); /* somebody else is at it */
+  cr_assert (pass_busy_add (&p, 15, 5)); /* another copier has it */
   expect (&full, PASS_DATA, 20, 10);
-  full.quarantine_ready = false; /* the grace time: nobody waits for that */
+  full.quarantine_ready = false; /* nobody waits for the grace time */
   pass_busy_remove (&p, 15);
   expect (&full, PASS_DATA, 20, 10);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The bandwidth limit: over any span it lets through what the rate allows and no more than one
- * request and a short burst beyond.
+ * The bandwidth limit: over any span it lets through what the rate allows, and at most one request
+ * and a short burst more.
  */
 
 #include "config.h"

@@ -206,12 +206,12 @@ Test (urgent_queue, the_first_pass_copies_what_is_ahead_of_it)
   cr_assert_eq (answer_of (ahead), URGENT_ANSWER_OK);
   cr_assert_eq (answer_of (across), URGENT_ANSWER_NONE);
   cr_assert (bitmap_test (r, REGION_DIRTY, 1000));
-  /* A block that is busy ahead of the cursor would be passed over. */
+  /* The pass would skip a block that is busy ahead of the cursor. */
   begin_copy (999, 2);
   int busy = write_blocks (1000, 1, 0);
   urgent_queue_gather (&q, r, &v);
   cr_assert_eq (answer_of (busy), URGENT_ANSWER_NONE);
-  /* Once it is synchronised there is no such excuse. */
+  /* Once the job is synchronised, every write waits. */
   v.synchronised = true;
   ahead = write_blocks (2000, 1, 0);
   urgent_queue_gather (&q, r, &v);
@@ -283,8 +283,8 @@ epoch (void)
   atomic_fetch_add (&r->hdr->sync_epoch, 1);
 }
 
-/* A pass over what is dirty, as far as the plain order goes; everything is acknowledged but what is
- * busy in the end. */
+/* A pass over the dirty blocks in plain order.  Everything is acknowledged except for what is busy
+ * in the end. */
 static void
 copy_all (void)
 {
@@ -382,8 +382,8 @@ Test (catchup, a_miss_after_the_end)
   cr_assert (!catchup_synchronised (&c, r));
 }
 
-/* A block that is copied since before the epoch, and was changed meanwhile, before the epoch:
- * nobody waits for it. */
+/* A block has been in copy since before the epoch, and was changed meanwhile, also before the
+ * epoch: nobody waits for it. */
 Test (catchup, waits_for_old_copies)
 {
   setup ();
@@ -405,7 +405,7 @@ Test (catchup, waits_for_old_copies)
   cr_assert_eq (bitmap_count (r, REGION_DIRTY), 0);
 }
 
-/* One that is copied since after the epoch is passed by: who changed it waits. */
+/* The pass goes past a block whose copy began after the epoch: whoever changed it waits. */
 Test (catchup, passes_by_new_copies)
 {
   setup ();

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The steps of WORK_ASK.
+ */
+
+#ifndef NBDMIRROR_MIRROR_ENGINE_SLOT_HINTS_H
+#define NBDMIRROR_MIRROR_ENGINE_SLOT_HINTS_H
+
+#include "mirror/engine/slot.h"
+
+/* Begin, with SL's task, offset and length filled in. */
+void slot_hints_start (struct slot *sl);
+
+#endif

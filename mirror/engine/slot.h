@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Slots: a copier has a few, and each of them carries one task of the engine through its steps,
+ * from engine_next() to the task's end.  What the steps are depends on the kind of task, and each
+ * kind has a file and a state machine of its own:
+ *
+ *   slot-data.h     copies data, and reads it back if it is in quarantine
+ *   slot-zeroes.h   makes the destination zero where the source is
+ *   slot-hints.h    asks for the source's block status
+ *   slot-flush.h    flushes the destination
+ *
+ * This file has what they share: the slots themselves, the list of those that wait for room at the
+ * destination, and what happens when the destination fails.  Everything here runs in the copier's
+ * thread, most of it in completions of its channels; there is no lock.
+ *
+ * Whatever goes wrong at the destination ends the session.  The slot is then simply dropped,
+ * because its claim is revoked together with all others (R5, R7).
+ */
+
+#ifndef NBDMIRROR_MIRROR_ENGINE_SLOT_H
+#define NBDMIRROR_MIRROR_ENGINE_SLOT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mirror/engine/task.h"
+#include "mirror/engine/window.h"
+
+/* The destination of one session, as its copiers see it.  Constant once they run, but for the
+ * flags, which any thread may set. */
+struct target {
+  struct endpoint *endpoint;
+  bool have_flush;
+  uint32_t min_block;
+  uint8_t *tail_pad; /* what the destination holds behind our end, up to its minimum block */
+  uint32_t tail_pad_len;
+  _Atomic bool draining; /* start nothing new, and end when everything was answered */
+  _Atomic bool stop;     /* end at once */
+
+  /* The session is over.  Takes a copy of WHY.  Any thread. */
+  void (*fail) (void *opaque, const char *why);
+  void *opaque;
+};
+
+enum slot_data_state { DATA_READING, DATA_WRITING, DATA_READ_BACK };
+enum slot_zeroes_state { ZEROES_CHECKING, ZEROES_COMPARING, ZEROES_WRITING };
+
+struct slot {
+  struct slots *of;
+  bool in_use;
+  struct engine_task task;
+  uint64_t offset, length; /* the task in bytes; 0 for a flush */
+  uint8_t *buf;
+  uint8_t *second; /* another buffer, lent for as long as the task lasts; or NULL */
+
+  union {
+    struct slot_data { /* slot-data.c */
+      enum slot_data_state state;
+      uint64_t pos;         /* relative: up to here it is sent, or read back */
+      unsigned outstanding; /* requests at the destination */
+      uint64_t sent_ns;     /* when the first of them was sent */
+      int failure;          /* errno; not 0: send no more */
+    } data;
+    struct slot_zeroes { /* slot-zeroes.c; all are relative to offset */
+      enum slot_zeroes_state state;
+      uint64_t pos;       /* up to here it is done */
+      uint64_t zero_end;  /* up to here the source is known to be zero */
+      uint64_t write_end; /* up to here the destination must be written */
+    } zeroes;
+  };
+
+  struct slot *next;              /* in the list of those that wait for room */
+  void (*resume) (struct slot *); /* the step it waits for */
+};
+
+/* One copier's slots.  The channels are set by the copier. */
+struct slots {
+  struct engine *engine;
+  struct target *target;
+  struct channel *source, *dest;
+  unsigned nr; /* slots */
+  struct slot *slots;
+  unsigned nr_active, nr_urgent; /* slots in use; of these for urgent blocks */
+  struct slot *waiting;          /* slots with something to send and no room, oldest first */
+  struct window window;
+  uint8_t *buffers; /* one of buffer_size for each slot, and the second ones */
+  size_t buffer_size;
+  uint8_t *seconds[ENGINE_DEPTH / 4]; /* the free second buffers */
+  unsigned nr_seconds;
+};
+
+/* Make the slots of one of NR_COPIERS copiers of TARGET.  0, or -1 with errno. */
+int slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned nr_copiers);
+/* The channels are closed. */
+void slots_destroy (struct slots *ss);
+
+/* A free slot, or NULL. */
+struct slot *slots_find_free (struct slots *ss);
+/* There is room at the destination again: the slots that have waited for it go on. */
+void slots_resume (struct slots *ss);
+
+/* SL begins with its task, which the caller has filled in. */
+void slot_begin (struct slot *sl);
+/* SL is free again. */
+void slot_end (struct slot *sl);
+/* Lend SL a second buffer.  The caller has seen that one is free. */
+void slot_take_second (struct slot *sl);
+
+/* Call RESUME (SL) once there is room at the destination. */
+void slot_wait_for_room (struct slot *sl, void (*resume) (struct slot *));
+
+/* The destination failed a request of SL with ERR (errno); WHAT it was.  The session is over, and
+ * SL is free. */
+void slot_dest_failed (struct slot *sl, const char *what, int err);
+
+#endif

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Tasks: what the engine gives copiers to do, and what they say when a task has ended.
+ *
+ *   engine_next() -> WORK_DATA, WORK_VERIFY, WORK_ZERO   a claimed run of blocks
+ *                                                        -> engine_task_done(), or
+ *                                                           engine_task_unread()
+ *                    WORK_ASK                            -> engine_hints()
+ *                    WORK_FLUSH                          -> engine_flush_done()
+ *                    WORK_NONE
+ *
+ * A copier whose session has failed just drops its tasks: engine_session_over() revokes the claims
+ * of all of them (R5).  All functions are for any copier's thread.
+ */
+
+#ifndef NBDMIRROR_MIRROR_ENGINE_TASK_H
+#define NBDMIRROR_MIRROR_ENGINE_TASK_H
+
+#include "mirror/engine/engine.h"
+
+enum engine_work {
+  WORK_NONE,   /* nothing now: ask again after wait_ns, or when woken */
+  WORK_DATA,   /* claimed: read, write */
+  WORK_VERIFY, /* claimed: read, write, read back, compare */
+  WORK_ZERO,   /* claimed: ask the source's block status, write zeroes */
+  WORK_ASK,    /* not claimed: ask the source's block status */
+  WORK_FLUSH   /* flush the destination */
+};
+
+struct engine_task {
+  uint64_t first, count; /* blocks */
+  unsigned set;          /* the claim set of a claimed run */
+  bool urgent;           /* a guest's write waits for it */
+  uint64_t wait_ns;      /* WORK_NONE */
+  bool limited;          /* WORK_NONE: there is work, but the bandwidth limit lets it wait */
+};
+
+/* What a copier has room for. */
+struct engine_room {
+  bool flusher;    /* it may be given WORK_FLUSH */
+  bool verify;     /* it can take WORK_VERIFY now */
+  bool background; /* ordinary tasks */
+  bool urgent;     /* urgent tasks */
+};
+
+/* What comes next? */
+enum engine_work engine_next (struct engine *e, const struct engine_room *room,
+                              struct engine_task *task);
+
+/* A claimed task has ended well: every block of it was acknowledged, or was given back by
+ * claim_give_back().  DATA is what was written from the task's first byte on, LENGTH bytes of it;
+ * it may be NULL, with LENGTH 0. */
+void engine_task_done (struct engine *e, const struct engine_task *task, const void *data,
+                       uint64_t length);
+
+/* A claimed task could not be read at the source, for the reason ERR (errno).  Its blocks are dirty
+ * again.  ESHUTDOWN means that the session is ending, which is nobody's fault.  Any other error
+ * counts, and too many of them are fatal. */
+void engine_task_unread (struct engine *e, const struct engine_task *task, int err);
+
+/* The answer to WORK_ASK, or ERR. */
+void engine_hints (struct engine *e, const struct engine_task *task, int err,
+                   const struct endpoint_extent *extents, unsigned nr);
+
+/* The destination has flushed. */
+void engine_flush_done (struct engine *e);
+
+/* BYTES that the bandwidth limit was charged for turned out to be zeroes. */
+void engine_refund (struct engine *e, uint64_t bytes);
+
+/* The destination has acknowledged something.  Whoever waits for us may go on waiting (urgent.h,
+ * progress). */
+void engine_progress (struct engine *e);
+
+#endif
