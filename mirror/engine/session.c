@@ -168,11 +168,9 @@ wake_flusher (void *opaque)
   copier_wake (&s->copiers[0]);
 }
 
-/* The connection is lost.  The first reason counts. */
-static void
-fail (void *opaque, const char *why)
+void
+session_fail (struct session *s, const char *why)
 {
-  struct session *s = opaque;
   pthread_mutex_lock (&s->lock);
   if (s->error == NULL)
     s->error = text_copy (why ? why : "connection lost");
@@ -180,6 +178,12 @@ fail (void *opaque, const char *why)
   atomic_store (&s->target.stop, true);
   wake_all (s);
   engine_notify (s->engine);
+}
+
+static void
+fail (void *opaque, const char *why)
+{
+  session_fail (opaque, why);
 }
 
 /* ---- beginning ---- */

@@ -9,7 +9,8 @@
  *   session_lost()      has it ended by itself, and why
  *   session_end()       stops and joins the threads, closes the connections, revokes the claims
  *
- * All but session_connect() are for the job's thread.  session.lock protects `error` and is a leaf.
+ * All but session_connect() and session_fail() are for the job's thread.  session.lock protects
+ * `error` and is a leaf.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_SESSION_H
@@ -67,6 +68,9 @@ int session_start (struct session *s, bool first, char **error);
 
 /* NULL, or why the session was lost.  The text is valid until session_end(). */
 const char *session_lost (struct session *s);
+
+/* The session is lost.  Takes a copy of WHY; the first reason counts.  Any thread. */
+void session_fail (struct session *s, const char *why);
 
 /* Stop, join, close, and free; then the claims are revoked.  Also for a session that was never
  * started.  Unless it is lost, what was sent is waited for, up to 2 s: a client that leaves with
