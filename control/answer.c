@@ -135,11 +135,9 @@ takes_output (const struct control_peer *p)
 void
 peer_queue_error (struct control_peer *p, json_t *id, const char *class_, const char *desc)
 {
-  json_t *m;
-
   if (!takes_output (p))
     return;
-  m = json_pack ("{s:{s:s, s:o}}", "error", "class", class_, "desc", wire_text (desc));
+  json_t *m = json_pack ("{s:{s:s, s:o}}", "error", "class", class_, "desc", wire_text (desc));
   if (m != NULL && id != NULL)
     json_object_set (m, "id", id);
   if (!peer_queue (p, m, -1) && takes_output (p)) {
@@ -160,7 +158,6 @@ answered (struct control_peer *p)
 void
 control_reply (struct control_peer *p, json_t *id, json_t *ret, int fd)
 {
-  json_t *m;
   int copy = -1;
 
   answered (p);
@@ -177,7 +174,7 @@ control_reply (struct control_peer *p, json_t *id, json_t *ret, int fd)
       return;
     }
   }
-  m = json_pack ("{s:o}", "return", ret != NULL ? ret : json_object ());
+  json_t *m = json_pack ("{s:o}", "return", ret != NULL ? ret : json_object ());
   if (m != NULL && id != NULL)
     json_object_set (m, "id", id);
   if (!peer_queue (p, m, copy)) {
@@ -215,11 +212,10 @@ control_event (struct control_server *s, struct control_peer *peer, const char *
   }
   for (unsigned i = 0; i < s->nr_peers; i++) {
     struct control_peer *p = s->peers[i];
-    char *copy;
 
     if ((peer != NULL && p != peer) || !p->negotiated || !takes_output (p))
       continue;
-    copy = malloc (len);
+    char *copy = malloc (len);
     if (copy == NULL)
       continue;
     memcpy (copy, line, len);

@@ -152,11 +152,8 @@ control_client_next_event (struct control_client *c, int timeout_ms, char **name
   *data = NULL;
   *error = NULL;
   for (;;) {
-    struct event *e;
-    int r;
-
     link_pump (c);
-    e = c->events;
+    struct event *e = c->events;
     if (e != NULL) {
       c->events = e->next;
       if (c->events == NULL)
@@ -171,7 +168,7 @@ control_client_next_event (struct control_client *c, int timeout_ms, char **name
       *error = link_lost_message (c);
       return -1;
     }
-    r = link_wait (c, POLLIN, deadline);
+    int r = link_wait (c, POLLIN, deadline);
     if (r == 0 || (r == -1 && errno == EINTR))
       return 0;
   }
@@ -248,12 +245,10 @@ name_path (const char *path, char **error)
 static int
 await_greeting (struct control_client *c, int64_t deadline, char **error)
 {
-  json_t *version;
-
   c->waiting = true;
   if (wait_for_answer (c, "the connection", deadline, error) == -1)
     return -1;
-  version = json_object_get (c->answer, "QMP");
+  json_t *version = json_object_get (c->answer, "QMP");
   if (version == NULL) {
     use_answer (c, &(struct control_call){ 0 }, error);
     if (*error == NULL)
@@ -269,13 +264,12 @@ struct control_client *
 control_client_connect (const char *path, int timeout_ms, char **error)
 {
   int64_t deadline = link_deadline (timeout_ms);
-  struct control_client *c;
   struct sockaddr_un sa;
 
   *error = NULL;
   if (wire_address (path, &sa, error) == -1)
     return NULL;
-  c = client_new (path);
+  struct control_client *c = client_new (path);
   if (c == NULL) {
     text_error (error, "%s: socket: %s", path, strerror (errno));
     return NULL;

@@ -46,11 +46,10 @@ frame_append (struct frame_buffer *b, const void *data, size_t len)
   }
   if (b->len + len > b->cap) {
     size_t cap = b->cap ? b->cap : 1024;
-    char *bigger;
 
     while (cap < b->len + len)
       cap *= 2;
-    bigger = realloc (b->data, cap);
+    char *bigger = realloc (b->data, cap);
     if (bigger == NULL) {
       errno = ENOMEM;
       return -1;
@@ -114,7 +113,6 @@ frame_next (struct frame_buffer *b, json_t **object, char **error)
     size_t from = b->scanned > start ? b->scanned : start;
     char *nl = b->len > from ? memchr (b->data + from, '\n', b->len - from) : NULL;
     size_t end = nl != NULL ? (size_t)(nl - b->data) : b->len;
-    enum frame_result r;
 
     if (end - start > b->max_line)
       return FRAME_TOO_LONG;
@@ -128,7 +126,7 @@ frame_next (struct frame_buffer *b, json_t **object, char **error)
       start = end + 1;
       continue;
     }
-    r = parse_line (b->data + start, end - start, object, error);
+    enum frame_result r = parse_line (b->data + start, end - start, object, error);
     drop_front (b, end + 1);
     return r;
   }
@@ -143,16 +141,13 @@ frame_partial (const struct frame_buffer *b)
 char *
 frame_encode (const json_t *object, size_t *len)
 {
-  size_t n, again;
-  char *line;
-
-  n = json_dumpb (object, NULL, 0, 0);
+  size_t n = json_dumpb (object, NULL, 0, 0);
   if (n == 0)
     return NULL;
-  line = malloc (n + 2);
+  char *line = malloc (n + 2);
   if (line == NULL)
     return NULL;
-  again = json_dumpb (object, line, n, 0);
+  size_t again = json_dumpb (object, line, n, 0);
   if (again != n) {
     free (line);
     return NULL;

@@ -33,11 +33,9 @@ link_deadline (int timeout_ms)
 int
 link_ms_until (int64_t deadline)
 {
-  int64_t left;
-
   if (deadline == INT64_MAX)
     return -1;
-  left = deadline - clock_ms ();
+  int64_t left = deadline - clock_ms ();
   return left <= 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 

@@ -43,11 +43,10 @@ lock_directory (const char *path)
 {
   uint64_t until = clock_ms () + LOCK_WAIT_MS;
   char *copy = strdup (path);
-  int fd;
 
   if (copy == NULL)
     return -1;
-  fd = open (dirname (copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  int fd = open (dirname (copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   free (copy);
   if (fd == -1)
     return -1;
@@ -66,7 +65,6 @@ static int
 remove_stale (const char *path, const struct sockaddr_un *sa, char **error)
 {
   struct stat st;
-  int sock, r, err;
 
   if (lstat (path, &st) == -1) {
     if (errno == ENOENT)
@@ -76,12 +74,12 @@ remove_stale (const char *path, const struct sockaddr_un *sa, char **error)
   if (!S_ISSOCK (st.st_mode)) {
     return text_error (error, "%s: exists and is not a socket; not replaced", path);
   }
-  sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (sock == -1) {
     return text_error (error, "%s: socket: %s", path, strerror (errno));
   }
-  r = connect (sock, (const struct sockaddr *)sa, sizeof *sa);
-  err = errno;
+  int r = connect (sock, (const struct sockaddr *)sa, sizeof *sa);
+  int err = errno;
   close (sock);
   if (r == 0 || err == EAGAIN) {
     return text_error (error, "%s: another server is listening on this control socket", path);
@@ -138,18 +136,17 @@ int
 control_listen (const char *path, struct listen_inode *inode, char **error)
 {
   struct sockaddr_un sa;
-  int sock, lock, r;
 
   if (wire_address (path, &sa, error) == -1)
     return -1;
-  sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (sock == -1 || fchmod (sock, 0600) == -1) {
     text_error (error, "%s: socket: %s", path, strerror (errno));
     fd_close (&sock);
     return -1;
   }
-  lock = lock_directory (path);
-  r = bind_path (sock, path, &sa, error);
+  int lock = lock_directory (path);
+  int r = bind_path (sock, path, &sa, error);
   if (r == 0)
     r = check_inode (path, inode, error);
   if (r == 0 && listen (sock, BACKLOG) == -1) {

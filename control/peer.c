@@ -114,16 +114,14 @@ run_request (struct control_peer *p, json_t *request)
   json_t *id = json_object_get (request, "id");
   json_t *args = json_object_get (request, "arguments");
   json_t *none = NULL;
-  const char *name;
   char text[256];
-  int fd;
 
   p->outstanding++;
   if (!check_request (request, text, sizeof text)) {
     control_error (p, id, "GenericError", "%s", text);
     return;
   }
-  name = json_string_value (json_object_get (request, "execute"));
+  const char *name = json_string_value (json_object_get (request, "execute"));
   if (args == NULL)
     args = none = json_object ();
   if (args == NULL)
@@ -139,7 +137,7 @@ run_request (struct control_peer *p, json_t *request)
                    "(too many open files in the server?)",
                    name);
   else {
-    fd = p->pending_fd;
+    int fd = p->pending_fd;
     p->pending_fd = -1;
     s->ops->command (s->opaque, p, name, args, id, fd);
   }

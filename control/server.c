@@ -140,7 +140,6 @@ admit (struct control_server *s, int sock)
 {
   struct ucred cred = { .uid = (uid_t)-1 };
   socklen_t len = sizeof cred;
-  struct control_peer *p;
 
   if (getsockopt (sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1) {
     close (sock);
@@ -154,7 +153,7 @@ admit (struct control_server *s, int sock)
     refuse (sock, "too many clients are connected to this control socket");
     return;
   }
-  p = peer_new (s, sock, cred.pid, cred.uid);
+  struct control_peer *p = peer_new (s, sock, cred.pid, cred.uid);
   if (p == NULL) {
     close (sock);
     return;
@@ -186,11 +185,9 @@ accept_peers (struct control_server *s)
 static struct pollfd *
 need_pfds (struct control_server *s, size_t n)
 {
-  struct pollfd *bigger;
-
   if (n <= s->pfds_cap)
     return s->pfds;
-  bigger = realloc (s->pfds, n * sizeof *bigger);
+  struct pollfd *bigger = realloc (s->pfds, n * sizeof *bigger);
   if (bigger == NULL)
     return NULL;
   s->pfds = bigger;
@@ -216,7 +213,6 @@ wait_for_work (struct control_server *s, int timeout_ms, struct pollfd *extra, u
   struct pollfd *pfds = need_pfds (s, n);
   int64_t now = clock_ms ();
   bool accepting = now >= s->accept_after;
-  int r, err;
 
   if (pfds == NULL) {
     errno = ENOMEM;
@@ -235,8 +231,8 @@ wait_for_work (struct control_server *s, int timeout_ms, struct pollfd *extra, u
   }
   if (nr_extra > 0)
     memcpy (&pfds[1 + s->nr_peers], extra, nr_extra * sizeof *extra);
-  r = poll (pfds, n, timeout_ms);
-  err = errno;
+  int r = poll (pfds, n, timeout_ms);
+  int err = errno;
   for (size_t i = 0; r == -1 && i < n; i++)
     pfds[i].revents = 0;
   for (unsigned i = 0; i < nr_extra; i++)
@@ -295,8 +291,6 @@ int
 control_server_poll (struct control_server *s, int timeout_ms, struct pollfd *extra,
                      unsigned nr_extra)
 {
-  int64_t now;
-
   if (wait_for_work (s, timeout_ms, extra, nr_extra) == -1)
     return -1;
   serve_peers (s);
@@ -304,7 +298,7 @@ control_server_poll (struct control_server *s, int timeout_ms, struct pollfd *ex
     accept_peers (s);
   for (unsigned i = 0; i < s->nr_peers; i++)
     peer_flush (s->peers[i]);
-  now = clock_ms ();
+  int64_t now = clock_ms ();
   for (unsigned i = 0; i < s->nr_peers; i++)
     peer_check (s->peers[i], now);
   reap_peers (s);

@@ -48,11 +48,9 @@ take_fds (struct msghdr *msg, int *got_fd, bool *fd_lost)
   unsigned nr = 0;
 
   for (struct cmsghdr *c = CMSG_FIRSTHDR (msg); c != NULL; c = CMSG_NXTHDR (msg, c)) {
-    size_t n;
-
     if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
       continue;
-    n = (c->cmsg_len - CMSG_LEN (0)) / sizeof (int);
+    size_t n = (c->cmsg_len - CMSG_LEN (0)) / sizeof (int);
     for (size_t i = 0; i < n; i++) {
       int fd;
 
@@ -78,14 +76,13 @@ wire_recv (int sock, void *buf, size_t size, int *got_fd, bool *fd_lost)
   struct iovec iov = { .iov_base = buf };
   struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
   ssize_t n;
-  char *nl;
 
   do
     n = recv (sock, buf, size, MSG_PEEK | MSG_DONTWAIT);
   while (n == -1 && errno == EINTR);
   if (n <= 0)
     return n;
-  nl = memchr (buf, '\n', (size_t)n);
+  char *nl = memchr (buf, '\n', (size_t)n);
   iov.iov_len = nl != NULL ? (size_t)(nl - (char *)buf) + 1 : (size_t)n;
   msg.msg_control = control.buf;
   msg.msg_controllen = sizeof control.buf;
@@ -109,12 +106,10 @@ wire_send (int sock, const void *buf, size_t len, int pass_fd)
   ssize_t n;
 
   if (pass_fd != -1) {
-    struct cmsghdr *c;
-
     memset (&control, 0, sizeof control);
     msg.msg_control = control.buf;
     msg.msg_controllen = sizeof control.buf;
-    c = CMSG_FIRSTHDR (&msg);
+    struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
     c->cmsg_level = SOL_SOCKET;
     c->cmsg_type = SCM_RIGHTS;
     c->cmsg_len = CMSG_LEN (sizeof (int));
@@ -130,11 +125,10 @@ json_t *
 wire_text (const char *text)
 {
   json_t *j = json_string (text);
-  char *copy;
 
   if (j != NULL)
     return j;
-  copy = strdup (text);
+  char *copy = strdup (text);
   if (copy == NULL)
     return NULL;
   for (char *p = copy; *p != '\0'; p++) {

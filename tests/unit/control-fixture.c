@@ -301,12 +301,10 @@ raw_send_fds (int sock, const char *text, const int *fds, unsigned nr_fds)
   struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
 
   if (nr_fds > 0) {
-    struct cmsghdr *c;
-
     memset (&control, 0, sizeof control);
     msg.msg_control = control.buf;
     msg.msg_controllen = CMSG_SPACE (nr_fds * sizeof (int));
-    c = CMSG_FIRSTHDR (&msg);
+    struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
     c->cmsg_level = SOL_SOCKET;
     c->cmsg_type = SCM_RIGHTS;
     c->cmsg_len = CMSG_LEN (nr_fds * sizeof (int));
@@ -340,13 +338,12 @@ raw_read (int sock, int *got_fd)
     struct pollfd p = { .fd = sock, .events = POLLIN };
     enum frame_result r = frame_next (&b, &m, &(char *){ NULL });
     char buf[4096];
-    ssize_t n;
 
     if (r == FRAME_OBJECT)
       break;
     check (r == FRAME_NONE, "the server sent a bad line");
     check (poll (&p, 1, PATIENCE_MS) == 1, "the server says nothing");
-    n = wire_recv (sock, buf, sizeof buf, &fd, &lost);
+    ssize_t n = wire_recv (sock, buf, sizeof buf, &fd, &lost);
     if (n <= 0)
       break;
     frame_append (&b, buf, (size_t)n);
@@ -362,10 +359,8 @@ raw_read (int sock, int *got_fd)
 json_t *
 raw_call (int sock, const char *line)
 {
-  json_t *m;
-
   raw_send (sock, line);
-  m = raw_read (sock, NULL);
+  json_t *m = raw_read (sock, NULL);
   check (m != NULL, "no answer to %.60s", line);
   return m;
 }
@@ -378,11 +373,10 @@ raw_ended (int sock)
 
   while (clock_ms () < until) {
     struct pollfd p = { .fd = sock, .events = POLLIN };
-    ssize_t n;
 
     if (poll (&p, 1, 1000) != 1)
       continue;
-    n = recv (sock, buf, sizeof buf, 0);
+    ssize_t n = recv (sock, buf, sizeof buf, 0);
     if (n == 0 || (n == -1 && errno == ECONNRESET))
       return true;
   }

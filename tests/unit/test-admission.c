@@ -63,13 +63,13 @@ join_after (struct admission *a, const char *id, const char *last)
 Test (admission, sessions)
 {
   struct admission a;
-  uint64_t old, new, same;
+  uint64_t new;
   int give_up = EINTR;
 
   admission_init (&a);
-  old = join (&a, "old");
+  uint64_t old = join (&a, "old");
   cr_assert_eq (admission_enter (&a, old), 0);
-  same = join (&a, "old"); /* its second connection does not wait for itself */
+  uint64_t same = join (&a, "old"); /* its second connection does not wait for itself */
   cr_assert_eq (same, old);
   /* The next one is not let in while that is under way, but the old one is out at once. */
   cr_assert_eq (admission_join (&a, "new", NULL, &new, short_pause, &give_up), EINTR);
@@ -131,10 +131,10 @@ Test (admission, alone)
 Test (admission, seal)
 {
   struct admission a;
-  uint64_t mine, other;
+  uint64_t other;
 
   admission_init (&a);
-  mine = join (&a, "mine");
+  uint64_t mine = join (&a, "mine");
   cr_assert_eq (admission_enter (&a, mine), 0);
   cr_assert (admission_seal (&a));
   cr_assert_not (admission_seal (&a), "only the first one seals");

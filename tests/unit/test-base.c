@@ -91,10 +91,10 @@ close_two (int fds[2])
 /* Proves: a descriptor is closed once, -1 is left alone, and errno is kept. */
 Test (fd, close)
 {
-  int fds[2], old;
+  int fds[2];
 
   cr_assert_eq (pipe2 (fds, O_CLOEXEC), 0);
-  old = fds[0];
+  int old = fds[0];
   errno = ENOTDIR;
   fd_close (&fds[0]);
   cr_assert_eq (fds[0], -1);

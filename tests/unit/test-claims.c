@@ -57,14 +57,14 @@ Test (claims, run_and_give_back)
 Test (claims, turn)
 {
   struct region *r = fixture_region (1000);
-  unsigned a, b, old = 7;
+  unsigned old = 7;
 
-  a = claim_enter (r);
+  unsigned a = claim_enter (r);
   cr_assert_eq (claim_enter (r), a);
   claim_run (r, a, 5, 5);
   cr_assert (claim_turn (r, &old));
   cr_assert_eq (old, a);
-  b = claim_enter (r);
+  unsigned b = claim_enter (r);
   cr_assert_eq (b, 1 - a);
   cr_assert_not (claim_drained (r, a));
   cr_assert_not (claim_turn (r, &old), "two copiers are still counted in the other set");
@@ -295,10 +295,9 @@ Test (claims, mark_races_with_claim)
   struct litmus l = { .r = fixture_region (64) };
   time_t start = 0;
   pthread_t t;
-  unsigned n;
 
   cr_assert_eq (pthread_create (&t, NULL, litmus_copier, &l), 0);
-  for (n = 1; n < 300000; n++) {
+  for (unsigned n = 1; n < 300000; n++) {
     if (n % 256 == 0 && fixture_late (&start))
       break;
     bitmap_set (l.r, REGION_DIRTY, 3, 1);
@@ -443,8 +442,6 @@ worker_copier (void *arg)
   uint64_t from = 0, first, count;
 
   while (!atomic_load (w->stop)) {
-    unsigned set;
-
     if (!bitmap_next_run (w->r, REGION_DIRTY, from, 70, &first, &count)) {
       from = 0;
       sched_yield ();
@@ -454,7 +451,7 @@ worker_copier (void *arg)
     for (uint64_t b = first; b < first + count; b++) {
       if (atomic_exchange (&w->d->busy[b], 1) != 0)
         continue;
-      set = claim_enter (w->r);
+      unsigned set = claim_enter (w->r);
       claim_run (w->r, set, b, 1);
       atomic_store (&w->d->cache[b], atomic_load (&w->d->source[b]));
       claim_leave (w->r, set);
@@ -550,7 +547,6 @@ static pid_t
 attach (struct filter *f)
 {
   struct region *old, *fresh = fixture_region (DISK_NR);
-  pid_t pid;
 
   pthread_rwlock_wrlock (&f->lock);
   old = f->r;
@@ -562,7 +558,7 @@ attach (struct filter *f)
     atomic_store (&f->d->cache[b], atomic_load (&f->d->durable[b]));
     atomic_store (&f->d->busy[b], 0);
   }
-  pid = fork ();
+  pid_t pid = fork ();
   cr_assert_geq (pid, 0);
   if (pid == 0)
     worker_process (fresh->fd, f->d);
@@ -578,12 +574,11 @@ two_processes (int kills)
   struct marker m[MARKERS];
   pthread_t t[MARKERS];
   uint64_t rnd = 31337;
-  pid_t pid;
   int status;
 
   cr_assert_neq (d, MAP_FAILED);
   pthread_rwlock_init (&f.lock, NULL);
-  pid = attach (&f);
+  pid_t pid = attach (&f);
   for (unsigned i = 0; i < MARKERS; i++) {
     m[i] = (struct marker){ &f, 77 + i };
     cr_assert_eq (pthread_create (&t[i], NULL, marker_thread, &m[i]), 0);

@@ -54,13 +54,11 @@ call (struct control_client *c, const char *name, json_t *args)
 /* Proves: arguments and results pass, and an error brings the server's words and class. */
 control_test (client, call)
 {
-  struct control_client *c;
   char *error, *class_;
-  json_t *ret;
 
   fixture_start (NULL);
-  c = connected ();
-  ret = call (c, "echo", json_pack ("{s:i}", "k", 5));
+  struct control_client *c = connected ();
+  json_t *ret = call (c, "echo", json_pack ("{s:i}", "k", 5));
   cr_assert_eq (json_integer_value (json_object_get (ret, "k")), 5);
   json_decref (ret);
   json_decref (call (c, "echo", NULL));
@@ -81,18 +79,16 @@ control_test (client, call)
  * closed. */
 control_test (client, descriptors)
 {
-  struct control_client *c;
   struct stat mine, back;
-  unsigned before;
   char *error;
   json_t *ret;
   int p[2], got;
 
   fixture_start (NULL);
-  c = connected ();
+  struct control_client *c = connected ();
   cr_assert_eq (pipe (p), 0);
   fstat (p[0], &mine);
-  before = count_fds ();
+  unsigned before = count_fds ();
   cr_assert_eq (run_command (c, &error, .command = "fd", .pass_fd = &p[0], .ret = &ret,
                              .got_fd = &got, .timeout_ms = CALL_MS),
                 0);
@@ -114,13 +110,11 @@ control_test (client, descriptors)
 /* Proves: events that come during a call are kept, in order; without any the wait ends in time. */
 control_test (client, events)
 {
-  struct control_client *c;
   char *name, *error;
   json_t *data;
-  int64_t begin;
 
   fixture_start (NULL);
-  c = connected ();
+  struct control_client *c = connected ();
   for (int i = 0; i < 5; i++)
     json_decref (call (c, "event", json_pack ("{s:i}", "k", i)));
   for (int i = 0; i < 5; i++) {
@@ -131,7 +125,7 @@ control_test (client, events)
     json_decref (data);
   }
   cr_assert_eq (control_client_next_event (c, 0, &name, &data, &error), 0);
-  begin = clock_ms ();
+  int64_t begin = clock_ms ();
   cr_assert_eq (control_client_next_event (c, 100, &name, &data, &error), 0);
   cr_assert_geq (clock_ms () - begin, 99);
   control_client_free (c);
@@ -140,12 +134,11 @@ control_test (client, events)
 /* Proves: of commands sent without waiting only the errors are heard, with the command's name. */
 control_test (client, send)
 {
-  struct control_client *c;
   char *name, *error;
   json_t *data;
 
   fixture_start (NULL);
-  c = connected ();
+  struct control_client *c = connected ();
   cr_assert_eq (control_client_send (c, "echo", json_pack ("{s:i}", "a", 1), &error), 0);
   cr_assert_eq (control_client_send (c, "nonsense", NULL, &error), 0);
   cr_assert_eq (control_client_send (c, "echo", NULL, &error), 0);
@@ -162,11 +155,10 @@ control_test (client, send)
 /* Proves: a caller that only sends, for long, is neither blocked nor dropped. */
 control_test (client, send_many)
 {
-  struct control_client *c;
   char *error;
 
   fixture_start (&fixture_limits);
-  c = connected ();
+  struct control_client *c = connected ();
   for (int i = 0; i < 20000; i++)
     cr_assert_eq (control_client_send (c, "echo", NULL, &error), 0, "%s", error);
   json_decref (call (c, "echo", NULL));
@@ -179,12 +171,11 @@ control_test (client, send_many)
 control_test (client, send_now_and_then)
 {
   struct control_limits l = fixture_limits;
-  struct control_client *c;
   char *error;
 
   l.output_ms = 1000;
   fixture_start (&l);
-  c = connected ();
+  struct control_client *c = connected ();
   for (int i = 0; i < 20; i++) {
     for (int k = 0; k < 50; k++)
       cr_assert_eq (control_client_send (c, "echo", NULL, &error), 0, "%s", error);
@@ -198,14 +189,12 @@ control_test (client, send_now_and_then)
 /* Proves: a call that timed out does not take its late answer for the next one's. */
 control_test (client, call_timeout)
 {
-  struct control_client *c;
   char *error, *class_;
   json_t *ret;
-  int64_t begin;
 
   fixture_start (NULL);
-  c = connected ();
-  begin = clock_ms ();
+  struct control_client *c = connected ();
+  int64_t begin = clock_ms ();
   cr_assert_eq (run_command (c, &error, .command = "defer", .ret = &ret, .class_ = &class_,
                              .timeout_ms = 100),
                 -1);
@@ -226,11 +215,10 @@ control_test (client, call_timeout)
 /* Proves: a command that fits into no line is refused before anything is sent. */
 control_test (client, command_too_long)
 {
-  struct control_client *c;
   char *error, *text = malloc (70001);
 
   fixture_start (NULL);
-  c = connected ();
+  struct control_client *c = connected ();
   memset (text, 'x', 70000);
   text[70000] = '\0';
   cr_assert_eq (run_command (c, &error, .command = "echo", .args = json_pack ("{s:s}", "t", text),
@@ -249,12 +237,11 @@ control_test (client, command_too_long)
  * says why. */
 control_test (client, server_ends)
 {
-  struct control_client *c;
   char *name, *error;
   json_t *data;
 
   fixture_start (NULL);
-  c = connected ();
+  struct control_client *c = connected ();
   json_decref (call (c, "event", NULL));
   fixture_stop ();
   cr_assert_eq (control_client_next_event (c, 5000, &name, &data, &error), 1);
@@ -275,11 +262,10 @@ control_test (client, server_ends)
 /* Proves: a call is answered, not hung, when the server closes the connection instead. */
 control_test (client, closed_during_a_call)
 {
-  struct control_client *c;
   char *error;
 
   fixture_start (NULL);
-  c = connected ();
+  struct control_client *c = connected ();
   cr_assert_eq (run_command (c, &error, .command = "close", .timeout_ms = CALL_MS), 0);
   cr_assert_eq (run_command (c, &error, .command = "echo", .timeout_ms = CALL_MS), -1);
   cr_assert_not_null (strstr (error, "closed the connection"), "%s", error);
@@ -427,12 +413,11 @@ control_test (client, last_words)
 control_test (client, refused_by_the_real_server)
 {
   struct control_limits l = fixture_limits;
-  struct control_client *c;
 
   l.max_peers = 1;
   l.reserved = 0;
   fixture_start (&l);
-  c = connected ();
+  struct control_client *c = connected ();
   expect_no_connection (fx.path, 1000, "too many clients");
   control_client_free (c);
 }

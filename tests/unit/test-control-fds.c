@@ -23,10 +23,9 @@ open_file (const char *name, ino_t *ino)
 {
   char path[160];
   struct stat st;
-  int fd;
 
   snprintf (path, sizeof path, "%s/%s", fx.dir, name);
-  fd = open (path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  int fd = open (path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   cr_assert_neq (fd, -1);
   unlink (path);
   fstat (fd, &st);
@@ -64,13 +63,12 @@ expect_fd (int sock, ino_t ino)
 control_test (control_fds, fd_belongs_to_its_line)
 {
   ino_t ino1, ino2;
-  int f1, f2, a, b;
 
   fixture_start (NULL);
-  f1 = open_file ("1", &ino1);
-  f2 = open_file ("2", &ino2);
-  a = raw_open ();
-  b = raw_open ();
+  int f1 = open_file ("1", &ino1);
+  int f2 = open_file ("2", &ino2);
+  int a = raw_open ();
+  int b = raw_open ();
   for (int round = 0; round < 20; round++) {
     /* Makes sure that all of the following is there before the server reads it. */
     raw_send (b, "{\"execute\": \"stall\", \"arguments\": {\"ms\": 30}}\n");
@@ -104,17 +102,16 @@ control_test (control_fds, fd_belongs_to_its_line)
  * lines never finished. */
 control_test (control_fds, no_fd_leaks)
 {
-  unsigned before;
   ino_t ino;
-  int f, sock, many[12];
+  int many[12];
 
   fixture_start (NULL);
-  f = open_file ("f", &ino);
+  int f = open_file ("f", &ino);
   for (int i = 0; i < 12; i++)
     many[i] = f;
-  sock = raw_open ();
+  int sock = raw_open ();
   json_decref (raw_call (sock, "{\"execute\": \"echo\"}\n"));
-  before = count_fds ();
+  unsigned before = count_fds ();
   for (int round = 0; round < 50; round++) {
     raw_send_fds (sock, FD_LINE, many, 3);
     expect_fd (sock, ino);
@@ -146,26 +143,23 @@ control_test (control_fds, no_fd_leaks)
  * without it; when it cannot accept, it neither spins nor forgets the client. */
 control_test (control_fds, out_of_descriptors)
 {
-  struct rlimit old, tight;
-  int f, sock, waiting, highest;
-  json_t *m;
+  struct rlimit old;
   ino_t ino;
-  unsigned polls;
 
   fixture_start (NULL);
-  f = open_file ("f", &ino);
-  sock = raw_open ();
-  waiting = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int f = open_file ("f", &ino);
+  int sock = raw_open ();
+  int waiting = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   cr_assert_neq (waiting, -1);
-  highest = dup (f); /* the lowest free number; everything below is in use */
+  int highest = dup (f); /* the lowest free number; everything below is in use */
   close (highest);
   getrlimit (RLIMIT_NOFILE, &old);
-  tight = old;
+  struct rlimit tight = old;
   tight.rlim_cur = (rlim_t)highest;
   setrlimit (RLIMIT_NOFILE, &tight);
 
   raw_send_fds (sock, "{\"execute\": \"fd\", \"id\": 7}\n", &f, 1);
-  m = raw_read (sock, NULL);
+  json_t *m = raw_read (sock, NULL);
   cr_assert_not_null (error_desc (m), "ran without its descriptor");
   cr_assert_not_null (strstr (error_desc (m), "could not be received"), "%s", error_desc (m));
   json_decref (m);
@@ -176,7 +170,7 @@ control_test (control_fds, out_of_descriptors)
     memcpy (sa.sun_path, fx.path, strlen (fx.path) + 1);
     cr_assert_eq (connect (waiting, (struct sockaddr *)&sa, sizeof sa), 0);
   }
-  polls = atomic_load (&fx.polls);
+  unsigned polls = atomic_load (&fx.polls);
   fixture_sleep_ms (500);
   /* The thread wakes every 20 ms by itself. */
   cr_assert_lt (atomic_load (&fx.polls) - polls, 60, "spins: %u polls",

@@ -105,17 +105,15 @@ flood_stop (struct flood *f)
 control_test (limits, line_too_long)
 {
   char *text = malloc (1000001);
-  int good, sock;
   struct flood f;
-  json_t *m;
 
   fixture_start (&fixture_limits);
-  good = raw_open ();
-  sock = raw_open ();
+  int good = raw_open ();
+  int sock = raw_open ();
   memset (text, ' ', FRAME_MAX_LINE);
   memcpy (text, "{\"execute\": \"echo\"", 18);
   memcpy (text + FRAME_MAX_LINE - 1, "}\n", 3);
-  m = raw_call (sock, text);
+  json_t *m = raw_call (sock, text);
   cr_assert_not_null (json_object_get (m, "return"));
   json_decref (m);
 
@@ -147,24 +145,20 @@ control_test (limits, line_too_long)
  * client that says nothing at all may stay. */
 control_test (limits, unfinished_line)
 {
-  int silent, stuck, drip, good;
-  int64_t begin;
-  json_t *m;
-
   fixture_start (&fixture_limits);
-  silent = raw_connect ();
+  int silent = raw_connect ();
   json_decref (raw_read (silent, NULL));
-  good = raw_open ();
-  stuck = raw_open ();
-  begin = clock_ms ();
+  int good = raw_open ();
+  int stuck = raw_open ();
+  int64_t begin = clock_ms ();
   raw_send (stuck, "{\"execute\"");
-  m = raw_read (stuck, NULL);
+  json_t *m = raw_read (stuck, NULL);
   cr_assert_geq (clock_ms () - begin, fixture_limits.line_ms - 1);
   cr_assert_not_null (strstr (error_desc (m), "not finished in time"));
   json_decref (m);
   cr_assert (raw_ended (stuck));
 
-  drip = raw_connect ();
+  int drip = raw_connect ();
   json_decref (raw_read (drip, NULL));
   begin = clock_ms ();
   while (send (drip, "x", 1, MSG_NOSIGNAL) == 1 && clock_ms () - begin < 5000)
@@ -185,18 +179,15 @@ control_test (limits, unfinished_line)
 /* Proves: a server that was stopped for a while does not blame the clients for it. */
 control_test (limits, own_stall_is_forgiven)
 {
-  int a, b;
-  json_t *m;
-
   fixture_start (&fixture_limits);
-  a = raw_open ();
-  b = raw_open ();
+  int a = raw_open ();
+  int b = raw_open ();
   raw_send (a, "{\"execute\": ");
   fixture_sleep_ms (50);
   raw_send (b, "{\"execute\": \"stall\", \"arguments\": {\"ms\": 1000}}\n");
   fixture_sleep_ms (50);
   raw_send (a, "\"echo\"}\n");
-  m = raw_read (a, NULL);
+  json_t *m = raw_read (a, NULL);
   cr_assert_not_null (json_object_get (m, "return"));
   json_decref (m);
   json_decref (raw_read (b, NULL));
@@ -220,10 +211,9 @@ control_test (limits, floods)
   enum { N = sizeof kinds / sizeof kinds[0] };
   struct flood f[N];
   int64_t worst = 0;
-  int good;
 
   fixture_start (&fixture_limits);
-  good = raw_open ();
+  int good = raw_open ();
   for (int i = 0; i < N; i++)
     flood_start (&f[i], raw_open (), kinds[i].text, kinds[i].read_too);
   for (int i = 0; i < 200; i++) {
@@ -277,10 +267,9 @@ control_test (limits, slow_commands)
 control_test (limits, never_reads_answers)
 {
   struct flood f;
-  int good;
 
   fixture_start (&fixture_limits);
-  good = raw_open ();
+  int good = raw_open ();
   flood_start (&f, raw_open (), ECHO, false);
   wait_until (atomic_load (&f.hung_up));
   flood_stop (&f);
@@ -295,13 +284,11 @@ control_test (limits, never_reads_events)
 {
   struct control_limits l = fixture_limits;
   unsigned events = 0;
-  struct pollfd p;
-  int good, deaf;
 
   l.output_ms = 60000;
   fixture_start (&l);
-  good = raw_open ();
-  deaf = raw_open ();
+  int good = raw_open ();
+  int deaf = raw_open ();
   for (int round = 0; round < 3; round++) {
     raw_send (good, "{\"execute\": \"burst\", \"arguments\": {\"n\": 15, \"size\": 60000}}\n");
     for (bool answered = false; !answered;) {
@@ -315,7 +302,7 @@ control_test (limits, never_reads_events)
   }
   cr_assert_eq (events, 45);
   wait_until (atomic_load (&fx.closed) == 1);
-  p = (struct pollfd){ .fd = deaf, .events = POLLIN };
+  struct pollfd p = (struct pollfd){ .fd = deaf, .events = POLLIN };
   cr_assert_eq (poll (&p, 1, 0), 1);
   cr_assert (raw_ended (deaf));
   expect_service_after_close (good);
@@ -327,15 +314,13 @@ control_test (limits, never_reads_events)
 control_test (limits, unanswered_commands)
 {
   struct flood f;
-  int good;
-  unsigned ran;
 
   fixture_start (&fixture_limits);
-  good = raw_open ();
+  int good = raw_open ();
   flood_start (&f, raw_open (), "{\"execute\": \"defer\", \"id\": 1}\n", true);
   wait_until (atomic_load (&fx.commands) >= 64);
   fixture_sleep_ms (200);
-  ran = atomic_load (&fx.commands);
+  unsigned ran = atomic_load (&fx.commands);
   cr_assert_leq (ran, 64, "%u", ran);
   expect_service (good);
   cr_assert_eq (atomic_load (&fx.closed), 0, "waiting for answers is no offence");
@@ -349,13 +334,12 @@ control_test (limits, unanswered_commands)
 control_test (limits, unread_descriptors)
 {
   int sock, f = dup (0);
-  unsigned before, most = 0;
-  uint64_t until;
+  unsigned most = 0;
 
   fixture_start (&fixture_limits);
   sock = raw_open ();
-  before = count_fds ();
-  until = clock_ms () + 300;
+  unsigned before = count_fds ();
+  uint64_t until = clock_ms () + 300;
   while (clock_ms () < until) {
     unsigned n;
 
@@ -393,8 +377,7 @@ is_refused (int sock, const char *reason)
 control_test (limits, all_places_taken)
 {
   struct control_limits l = fixture_limits;
-  int socks[5], extra;
-  json_t *m;
+  int socks[5];
 
   l.max_peers = 5;
   l.reserved = 0;
@@ -402,7 +385,7 @@ control_test (limits, all_places_taken)
   fixture_start (&l);
   for (int i = 0; i < 5; i++)
     socks[i] = raw_open ();
-  extra = raw_connect ();
+  int extra = raw_connect ();
   cr_assert (is_refused (extra, "too many clients"));
   cr_assert (raw_ended (extra));
   close (extra);
@@ -411,7 +394,7 @@ control_test (limits, all_places_taken)
   close (socks[0]);
   wait_until (atomic_load (&fx.closed) == 1);
   socks[0] = raw_open ();
-  m = raw_call (socks[0], "{\"execute\": \"close\"}\n");
+  json_t *m = raw_call (socks[0], "{\"execute\": \"close\"}\n");
   json_decref (m);
   wait_until (atomic_load (&fx.closed) == 2);
   extra = raw_open (); /* while socks[0] is still open and lingers */
@@ -424,7 +407,7 @@ control_test (limits, all_places_taken)
 control_test (limits, reserved_places)
 {
   struct control_limits l = fixture_limits;
-  int socks[3], extra, root;
+  int socks[3], root;
 
   if (geteuid () != 0)
     skip_test ("needs root");
@@ -435,7 +418,7 @@ control_test (limits, reserved_places)
   fixture_start (&l);
   for (int i = 0; i < 3; i++)
     socks[i] = raw_open ();
-  extra = raw_connect ();
+  int extra = raw_connect ();
   cr_assert (is_refused (extra, "too many clients"));
   close (extra);
 
@@ -469,7 +452,6 @@ control_test (limits, other_users)
 {
   char verdict = '?';
   int pair[2];
-  pid_t child;
 
   if (geteuid () != 0)
     skip_test ("needs root");
@@ -477,7 +459,7 @@ control_test (limits, other_users)
   cr_assert_eq (chmod (fx.dir, 0755), 0);
   cr_assert_eq (chmod (fx.path, 0666), 0);
   cr_assert_eq (pipe (pair), 0);
-  child = fork ();
+  pid_t child = fork ();
   cr_assert_neq (child, -1);
   if (child == 0) {
     if (setuid (65534) == 0) {
@@ -499,12 +481,12 @@ control_test (limits, other_users)
 /* Proves: clients that come and go in every state leave nothing behind. */
 control_test (limits, churn)
 {
-  unsigned before, n = 0;
+  unsigned n = 0;
 
   fixture_start (&fixture_limits);
   close (raw_open ());
   wait_until (atomic_load (&fx.closed) == 1);
-  before = count_fds ();
+  unsigned before = count_fds ();
   for (int i = 0; i < 300; i++) {
     int sock = raw_connect ();
 

@@ -78,7 +78,6 @@ control_test (control_socket, socket_mode_at_bind)
 control_test (control_socket, stale_socket)
 {
   char other[200];
-  int f;
 
   fixture_start (NULL);
   snprintf (other, sizeof other, "%s/link", fx.dir);
@@ -90,7 +89,7 @@ control_test (control_socket, stale_socket)
   close (raw_open ());
   fixture_stop ();
 
-  f = open (fx.path, O_CREAT | O_WRONLY, 0600);
+  int f = open (fx.path, O_CREAT | O_WRONLY, 0600);
   close (f);
   expect_refusal (fx.path, "not a socket");
   cr_assert_eq (access (fx.path, F_OK), 0);
@@ -105,12 +104,11 @@ static void
 race_for_socket (int start, int result, int end)
 {
   static const struct control_server_ops none = { 0 };
-  struct control_server *s;
-  char *error, verdict, c;
+  char *error, c;
 
   (void)!read (start, &c, 1);
-  s = control_server_new (fx.path, "x", &none, NULL, &error);
-  verdict = s != NULL ? 'w' : strstr (error, "another server") != NULL ? 'l' : '?';
+  struct control_server *s = control_server_new (fx.path, "x", &none, NULL, &error);
+  char verdict = s != NULL ? 'w' : strstr (error, "another server") != NULL ? 'l' : '?';
   (void)!write (result, &verdict, 1);
   (void)!read (end, &c, 1);
   control_server_free (s);
@@ -181,11 +179,9 @@ control_test (control_socket, bad_paths)
 /* Proves: the server removes only the socket it bound itself, not one that took its place. */
 control_test (control_socket, foreign_socket_stays)
 {
-  int f;
-
   fixture_start (NULL);
   unlink (fx.path);
-  f = open (fx.path, O_CREAT | O_WRONLY, 0600);
+  int f = open (fx.path, O_CREAT | O_WRONLY, 0600);
   close (f);
   fixture_stop ();
   cr_assert_eq (access (fx.path, F_OK), 0, "removed a file that is not its own");
@@ -195,11 +191,10 @@ control_test (control_socket, foreign_socket_stays)
 control_test (control_socket, relative_path)
 {
   static const struct control_server_ops none = { 0 };
-  struct control_server *s;
   char *error;
 
   cr_assert_eq (chdir (fx.dir), 0);
-  s = control_server_new ("s", "x", &none, NULL, &error);
+  struct control_server *s = control_server_new ("s", "x", &none, NULL, &error);
   cr_assert_not_null (s);
   cr_assert_eq (chdir ("/"), 0);
   cr_assert_eq (access (fx.path, F_OK), 0);

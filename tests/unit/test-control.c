@@ -26,14 +26,11 @@
 /* Proves: the greeting has QMP's shape, with our version. */
 control_test (control, greeting)
 {
-  json_t *greeting, *m, *qemu;
-  int sock;
-
   fixture_start (NULL);
-  sock = raw_connect ();
-  greeting = raw_read (sock, NULL);
-  m = json_object_get (greeting, "QMP");
-  qemu = json_object_get (json_object_get (m, "version"), "qemu");
+  int sock = raw_connect ();
+  json_t *greeting = raw_read (sock, NULL);
+  json_t *m = json_object_get (greeting, "QMP");
+  json_t *qemu = json_object_get (json_object_get (m, "version"), "qemu");
   cr_assert_eq (json_integer_value (json_object_get (qemu, "major")), 0);
   cr_assert_eq (json_integer_value (json_object_get (qemu, "minor")), 1);
   cr_assert_eq (json_integer_value (json_object_get (qemu, "micro")), 0);
@@ -90,12 +87,10 @@ control_test (control, negotiation)
     { "{\"execute\": \"qmp_capabilities\", \"id\": 7}\n", "CommandNotFound", "already complete" },
     { "{\"execute\": \"echo\", \"id\": 7}\n", NULL, NULL },
   };
-  json_t *greeting;
-  int sock;
 
   fixture_start (NULL);
-  sock = raw_connect ();
-  greeting = raw_read (sock, NULL);
+  int sock = raw_connect ();
+  json_t *greeting = raw_read (sock, NULL);
   expect_exchanges (sock, e, sizeof e / sizeof e[0]);
   cr_assert_eq (atomic_load (&fx.commands), 1, "a command ran before the negotiation");
   json_decref (greeting);
@@ -123,10 +118,9 @@ control_test (control, malformed_requests)
     { "{\"execute\": \"odd\", \"id\": 7}\n", "GenericError", "cannot open /tmp/??" },
     { "\r\n\n{\"execute\": \"echo\", \"id\": 7}\r\n", NULL, NULL },
   };
-  int sock;
 
   fixture_start (NULL);
-  sock = raw_open ();
+  int sock = raw_open ();
   expect_exchanges (sock, e, sizeof e / sizeof e[0]);
   close (sock);
 }
@@ -137,10 +131,9 @@ control_test (control, ids_and_pipelining)
 {
   static const char *const ids[] = { "null", "true", "\"text\"", "[1, {\"a\": 2}]", "0.5" };
   char lines[1024] = "";
-  int sock;
 
   fixture_start (NULL);
-  sock = raw_open ();
+  int sock = raw_open ();
   for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
     size_t n = strlen (lines);
 
@@ -164,20 +157,17 @@ control_test (control, ids_and_pipelining)
 /* Proves: events reach everybody who has negotiated, and nobody else, with QMP's time stamp. */
 control_test (control, events)
 {
-  int a, b, silent;
-  json_t *m, *stamp;
-
   fixture_start (NULL);
-  a = raw_open ();
-  b = raw_open ();
-  silent = raw_connect ();
+  int a = raw_open ();
+  int b = raw_open ();
+  int silent = raw_connect ();
   json_decref (raw_read (silent, NULL));
   json_decref (raw_call (a, "{\"execute\": \"event\", \"arguments\": {\"k\": 5}}\n"));
   json_decref (raw_read (a, NULL)); /* event and return, in either order */
-  m = raw_read (b, NULL);
+  json_t *m = raw_read (b, NULL);
   cr_assert_str_eq (json_string_value (json_object_get (m, "event")), "EVENT");
   cr_assert_eq (json_integer_value (json_object_get (json_object_get (m, "data"), "k")), 5);
-  stamp = json_object_get (m, "timestamp");
+  json_t *stamp = json_object_get (m, "timestamp");
   cr_assert_gt (json_integer_value (json_object_get (stamp, "seconds")), 1500000000);
   cr_assert_lt (json_integer_value (json_object_get (stamp, "microseconds")), 1000000);
   json_decref (m);
@@ -194,12 +184,11 @@ control_test (control, events)
 control_test (control, answer_too_long)
 {
   char line[FRAME_MAX_LINE + 2];
-  json_t *m;
-  int sock;
 
   fixture_start (NULL);
-  sock = raw_open ();
-  m = raw_call (sock, "{\"execute\": \"large\", \"arguments\": {\"size\": 100000}, \"id\": 7}\n");
+  int sock = raw_open ();
+  json_t *m
+      = raw_call (sock, "{\"execute\": \"large\", \"arguments\": {\"size\": 100000}, \"id\": 7}\n");
   cr_assert_not_null (strstr (error_desc (m), "does not fit"));
   cr_assert_eq (json_integer_value (json_object_get (m, "id")), 7);
   json_decref (m);
@@ -223,15 +212,12 @@ control_test (control, answer_too_long)
  * later, and then the end. */
 control_test (control, half_close)
 {
-  json_t *m;
-  int a, b;
-
   fixture_start (NULL);
-  a = raw_open ();
-  b = raw_open ();
+  int a = raw_open ();
+  int b = raw_open ();
   raw_send (a, "{\"execute\": \"echo\", \"id\": 1}\n{\"execute\": \"defer\", \"id\": 2}\n");
   shutdown (a, SHUT_WR);
-  m = raw_read (a, NULL);
+  json_t *m = raw_read (a, NULL);
   cr_assert_eq (json_integer_value (json_object_get (m, "id")), 1);
   json_decref (m);
   fixture_sleep_ms (50);
@@ -253,10 +239,8 @@ control_test (control, half_close)
  * answers; an unfinished line is not. */
 control_test (control, send_and_close)
 {
-  int sock;
-
   fixture_start (NULL);
-  sock = raw_open ();
+  int sock = raw_open ();
   for (int i = 0; i < 300; i++)
     raw_send (sock, "{\"execute\": \"echo\"}\n");
   raw_send (sock, "{\"execute\": \"echo\"}");
@@ -269,18 +253,15 @@ control_test (control, send_and_close)
  * after it. */
 control_test (control, vanished_with_deferred_command)
 {
-  json_t *m;
-  int a, b;
-
   fixture_start (NULL);
-  a = raw_open ();
-  b = raw_open ();
+  int a = raw_open ();
+  int b = raw_open ();
   raw_send (a, "{\"execute\": \"defer\", \"id\": 2}\n");
   wait_until (atomic_load (&fx.commands) == 1);
   close (a);
   wait_until (atomic_load (&fx.closed) == 1);
   json_decref (raw_read (b, NULL)); /* the event CLOSED */
-  m = raw_call (b, "{\"execute\": \"answer\"}\n");
+  json_t *m = raw_call (b, "{\"execute\": \"answer\"}\n");
   cr_assert (json_is_false (json_object_get (json_object_get (m, "return"), "found")));
   json_decref (m);
   cr_assert_eq (atomic_load (&fx.peers), 1);
@@ -292,13 +273,11 @@ control_test (control, vanished_with_deferred_command)
 control_test (control, close_from_a_command)
 {
   char line[100];
-  json_t *m;
-  int a, b;
 
   fixture_start (NULL);
-  a = raw_open ();
-  b = raw_open ();
-  m = raw_call (a, "{\"execute\": \"serial\"}\n");
+  int a = raw_open ();
+  int b = raw_open ();
+  json_t *m = raw_call (a, "{\"execute\": \"serial\"}\n");
   snprintf (
       line, sizeof line, "{\"execute\": \"close-serial\", \"arguments\": {\"serial\": %lld}}\n",
       (long long)json_integer_value (json_object_get (json_object_get (m, "return"), "serial")));
@@ -324,11 +303,9 @@ control_test (control, close_from_a_command)
  * called for each, and the socket is gone. */
 control_test (control, end_of_the_server)
 {
-  int a, b;
-
   fixture_start (NULL);
-  a = raw_open ();
-  b = raw_open ();
+  int a = raw_open ();
+  int b = raw_open ();
   fixture_stop ();
   cr_assert_eq (atomic_load (&fx.closed), 2);
   cr_assert (raw_ended (a));
@@ -343,16 +320,14 @@ control_test (control, extra_descriptors)
 {
   static const struct control_server_ops none = { 0 };
   struct pollfd extra[2];
-  struct control_server *s;
-  int64_t begin;
   char *error;
   int p[2];
 
   cr_assert_eq (pipe (p), 0);
-  s = control_server_new (fx.path, "x", &none, NULL, &error);
+  struct control_server *s = control_server_new (fx.path, "x", &none, NULL, &error);
   extra[0] = (struct pollfd){ .fd = p[0], .events = POLLIN, .revents = POLLHUP };
   extra[1] = (struct pollfd){ .fd = -1 };
-  begin = clock_ms ();
+  int64_t begin = clock_ms ();
   cr_assert_eq (control_server_poll (s, 50, extra, 2), 0);
   cr_assert_geq (clock_ms () - begin, 49);
   cr_assert_eq (extra[0].revents, 0);

@@ -52,7 +52,6 @@ ENDPOINT_TEST (file_sizes)
     struct endpoint_options create = { .writable = true, .create = true, .create_size = sizes[i] };
     struct endpoint *ep = must_open (in_dir ("file"), &create);
     struct stat st;
-    int fd;
 
     cr_assert (endpoint_info (ep)->size == sizes[i]);
     write_all (ep, 65536);
@@ -60,7 +59,7 @@ ENDPOINT_TEST (file_sizes)
     endpoint_close (ep);
     cr_assert (stat (in_dir ("file"), &st) == 0 && st.st_size == (off_t)sizes[i]);
 
-    fd = open (in_dir ("file"), O_RDONLY);
+    int fd = open (in_dir ("file"), O_RDONLY);
     cr_assert (posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
     close (fd);
     ep = must_open (in_dir ("file"), &ro);

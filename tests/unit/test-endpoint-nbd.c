@@ -18,11 +18,9 @@
 /* What is written to an export is read back, by many connections too. */
 ENDPOINT_TEST (nbd_data)
 {
-  struct endpoint *ep;
-
   if (!have_nbdkit ())
     return;
-  ep = must_open ("[ nbdkit --exit-with-parent memory 1048577 ]", &rw);
+  struct endpoint *ep = must_open ("[ nbdkit --exit-with-parent memory 1048577 ]", &rw);
   cr_assert (endpoint_info (ep)->size == 1048577 && endpoint_info (ep)->is_nbd);
   cr_assert (endpoint_info (ep)->can_multi_conn && endpoint_info (ep)->can_flush);
   write_all (ep, 4096);
@@ -35,13 +33,11 @@ ENDPOINT_TEST (nbd_data)
 ENDPOINT_TEST (nbd_several_connections)
 {
   struct endpoint_options opts = { .writable = true, .nr_in_flight = 1 };
-  struct endpoint *ep;
-  struct channel *ch;
 
   if (!have_nbdkit ())
     return;
-  ep = must_open ("[ nbdkit --exit-with-parent memory 1M ]", &opts);
-  ch = must_channel (ep);
+  struct endpoint *ep = must_open ("[ nbdkit --exit-with-parent memory 1M ]", &opts);
+  struct channel *ch = must_channel (ep);
   cr_assert (channel_room (ch) == 4);
   channel_close (ch);
   write_all (ep, 4096);
@@ -52,15 +48,13 @@ ENDPOINT_TEST (nbd_several_connections)
 /* Zeroes are written as such, and the status of a sparse export is told. */
 ENDPOINT_TEST (nbd_zero_and_status)
 {
-  struct endpoint *ep;
-  struct channel *ch;
   struct answer a = { 0 };
   unsigned char *buf = buffer (65536);
 
   if (!have_nbdkit ())
     return;
-  ep = must_open ("[ nbdkit --exit-with-parent memory 6G ]", &rw);
-  ch = must_channel (ep);
+  struct endpoint *ep = must_open ("[ nbdkit --exit-with-parent memory 6G ]", &rw);
+  struct channel *ch = must_channel (ep);
   memset (buf, 1, 65536);
   cr_assert (endpoint_info (ep)->can_status && endpoint_info (ep)->can_zero);
   cr_assert (request (ch, WRITE, buf, 65536, 65536) == 0);
@@ -82,11 +76,9 @@ ENDPOINT_TEST (nbd_zero_and_status)
 /* An empty export can be opened and flushed. */
 ENDPOINT_TEST (nbd_empty)
 {
-  struct endpoint *ep;
-
   if (!have_nbdkit ())
     return;
-  ep = must_open ("[ nbdkit --exit-with-parent memory 0 ]", &rw);
+  struct endpoint *ep = must_open ("[ nbdkit --exit-with-parent memory 0 ]", &rw);
   cr_assert (endpoint_info (ep)->size == 0);
   write_all (ep, 4096);
   check_all (ep, 4096);
@@ -101,7 +93,6 @@ ENDPOINT_TEST (nbd_empty)
 ENDPOINT_TEST (bad_handshakes)
 {
   struct endpoint_options hasty = { .writable = true, .connect_timeout_ms = 1000 };
-  int64_t begin;
 
   if (!have_python ())
     return;
@@ -109,7 +100,7 @@ ENDPOINT_TEST (bad_handshakes)
   refused (FAKE "--handshake bad-magic ]", &rw, EPROTO, "magic");
   refused (FAKE "--handshake hello-close ]", &rw, ECONNRESET, "closed the connection");
   refused (FAKE "--read-only ]", &rw, EROFS, "the export is read-only");
-  begin = clock_ms ();
+  int64_t begin = clock_ms ();
   refused (FAKE "--handshake hang ]", &hasty, ETIMEDOUT, "within 1 s");
   refused (FAKE "--handshake hello-hang ]", &hasty, ETIMEDOUT, "within 1 s");
   cr_assert (clock_ms () - begin >= 1900 && clock_ms () - begin < 4000);
@@ -118,11 +109,10 @@ ENDPOINT_TEST (bad_handshakes)
 /* What the export offers is told as it is. */
 ENDPOINT_TEST (limits)
 {
-  struct endpoint *ep;
-
   if (!have_python ())
     return;
-  ep = must_open (FAKE "--no-flush --no-zero --no-structured --min-block 4k --max-block 1M ]", &rw);
+  struct endpoint *ep = must_open (
+      FAKE "--no-flush --no-zero --no-structured --min-block 4k --max-block 1M ]", &rw);
   cr_assert (!endpoint_info (ep)->can_flush && !endpoint_info (ep)->can_zero);
   cr_assert (!endpoint_info (ep)->can_status && !endpoint_info (ep)->can_multi_conn);
   cr_assert (endpoint_info (ep)->min_block == 4096);
@@ -140,15 +130,13 @@ ENDPOINT_TEST (limits)
 /* Another connection must find the same export. */
 ENDPOINT_TEST (another_size)
 {
-  struct endpoint *ep;
-  struct channel *ch;
   char *error = NULL;
   int errnum = 0;
 
   if (!have_python ())
     return;
-  ep = must_open (FAKE "--multi-conn --later-size 512k ]", &rw);
-  ch = must_channel (ep);
+  struct endpoint *ep = must_open (FAKE "--multi-conn --later-size 512k ]", &rw);
+  struct channel *ch = must_channel (ep);
   cr_assert (channel_open (ep, &errnum, &error) == NULL);
   cr_assert (errnum == ESTALE && strstr (error, "1048576") && strstr (error, "524288"), "%s",
              error);
@@ -160,14 +148,12 @@ ENDPOINT_TEST (another_size)
 /* HOLE without ZERO is data. */
 ENDPOINT_TEST (holes_are_not_zero)
 {
-  struct endpoint *ep;
-  struct channel *ch;
   struct answer a = { 0 };
 
   if (!have_python ())
     return;
-  ep = must_open (FAKE "--holes-are-not-zero ]", &rw);
-  ch = must_channel (ep);
+  struct endpoint *ep = must_open (FAKE "--holes-are-not-zero ]", &rw);
+  struct channel *ch = must_channel (ep);
   cr_assert (start (ch, STATUS, NULL, 1 << 20, 0, &a) == 0 && drive (ch, &a, 1));
   cr_assert (a.error == 0 && a.nr_extents == 1 && !a.extents[0].zero);
   channel_close (ch);
@@ -177,18 +163,17 @@ ENDPOINT_TEST (holes_are_not_zero)
 /* An error reply is the request's error; the channel lives on. */
 ENDPOINT_TEST (error_replies)
 {
-  struct endpoint *ep;
-  struct channel *ch;
   unsigned char *buf = buffer (4096);
 
   if (!have_python ())
     return;
   memset (buf, 7, 4096);
-  ep = must_open (FAKE "--fault write:2=error:EIO --fault write:3=error:ENOSPC"
-                       " --fault write:4=error:EPERM --fault read:1=error:EIO"
-                       " --fault flush:1=error:EIO --fault status:1=error:EINVAL ]",
-                  &rw);
-  ch = must_channel (ep);
+  struct endpoint *ep
+      = must_open (FAKE "--fault write:2=error:EIO --fault write:3=error:ENOSPC"
+                        " --fault write:4=error:EPERM --fault read:1=error:EIO"
+                        " --fault flush:1=error:EIO --fault status:1=error:EINVAL ]",
+                   &rw);
+  struct channel *ch = must_channel (ep);
   cr_assert (request (ch, WRITE, buf, 4096, 0) == 0);
   cr_assert (request (ch, WRITE, buf, 4096, 0) == EIO);
   cr_assert (request (ch, WRITE, buf, 4096, 0) == ENOSPC);
@@ -212,8 +197,6 @@ kills (const char *fault, int err, const char *text)
 {
   struct endpoint_options opts = { .writable = true, .request_timeout_ms = 700 };
   char name[500];
-  struct endpoint *ep;
-  struct channel *ch;
   unsigned char *buf = buffer (8 * 65536);
   struct answer a = { 0 };
   struct pollfd fds[CHANNEL_MAX_FDS];
@@ -222,8 +205,8 @@ kills (const char *fault, int err, const char *text)
   int timeout = -1;
 
   snprintf (name, sizeof name, FAKE "--fault %s ]", fault);
-  ep = must_open (name, &opts);
-  ch = must_channel (ep);
+  struct endpoint *ep = must_open (name, &opts);
+  struct channel *ch = must_channel (ep);
   fill (buf, 8 * 65536, 0);
   /* The connection may break while they are started. */
   while (started < 8 && start (ch, WRITE, buf + started * 65536, 65536, started * 65536, &a) == 0)
@@ -270,16 +253,14 @@ ENDPOINT_TEST (broken_connections)
 ENDPOINT_TEST (slow_but_alive)
 {
   struct endpoint_options opts = { .writable = true, .request_timeout_ms = 600 };
-  struct endpoint *ep;
-  struct channel *ch;
   unsigned char *buf = buffer (65536);
   struct answer a = { 0 };
 
   if (!have_python ())
     return;
   memset (buf, 7, 65536);
-  ep = must_open (FAKE "--delay 0.15 ]", &opts);
-  ch = must_channel (ep);
+  struct endpoint *ep = must_open (FAKE "--delay 0.15 ]", &opts);
+  struct channel *ch = must_channel (ep);
   for (unsigned i = 0; i < 10; i++)
     cr_assert (start (ch, WRITE, buf, 65536, i * 65536, &a) == 0);
   cr_assert (drive (ch, &a, 10), "%s", channel_error (ch));
@@ -310,19 +291,16 @@ ENDPOINT_TEST (slow_flush)
 /* Closing ends, though the server says nothing more, and completes what is in flight. */
 ENDPOINT_TEST (close_while_silent)
 {
-  struct endpoint *ep;
-  struct channel *ch;
   unsigned char *buf = buffer (65536);
   struct answer a = { 0 };
-  int64_t begin;
 
   if (!have_python ())
     return;
   memset (buf, 7, 65536);
-  ep = must_open (FAKE "--fault write:1=hang ]", &rw);
-  ch = must_channel (ep);
+  struct endpoint *ep = must_open (FAKE "--fault write:1=hang ]", &rw);
+  struct channel *ch = must_channel (ep);
   cr_assert (start (ch, WRITE, buf, 65536, 0, &a) == 0);
-  begin = clock_ms ();
+  int64_t begin = clock_ms ();
   channel_close (ch);
   cr_assert (a.nr == 1 && a.error == ESHUTDOWN);
   endpoint_close (ep);

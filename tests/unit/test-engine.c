@@ -169,12 +169,10 @@ Test (engine, the_counter_is_no_proof_that_nothing_is_dirty)
 /* A guest that does nothing but flush must not keep the job from being handed over. */
 Test (engine, a_flush_that_makes_nothing_durable_is_not_waited_for)
 {
-  struct engine_task t;
-
   setup ();
   begin_synchronous ();
   mark (7, 1);
-  t = expect (WORK_DATA, 7, 1);
+  struct engine_task t = expect (WORK_DATA, 7, 1);
   done (&t);
   engine_next (e, &urgent_only, &t);
   cr_assert (synchronised ());
@@ -200,12 +198,10 @@ Test (engine, a_flush_that_makes_nothing_durable_is_not_waited_for)
  * vain. */
 Test (engine, a_flush_that_hangs_is_waited_for_once)
 {
-  struct engine_task t;
-
   setup ();
   begin_synchronous ();
   mark (7, 1);
-  t = expect (WORK_DATA, 7, 1);
+  struct engine_task t = expect (WORK_DATA, 7, 1);
   done (&t);
   int first = urgent_post (r, URGENT_FLUSH, 0, 0);
   engine_next (e, &urgent_only, &t);
@@ -232,13 +228,11 @@ Test (engine, a_flush_that_hangs_is_waited_for_once)
 /* Under a low limit nothing moves for seconds.  That is no hang, in any mode of the gate. */
 Test (engine, waiting_for_the_limit_is_progress)
 {
-  struct engine_task t;
-
   setup ();
   engine_set_rate (e, 1000);
   mark (0, 8);
   mark (20, 1);
-  t = expect (WORK_DATA, 0, 8);
+  struct engine_task t = expect (WORK_DATA, 0, 8);
   done (&t);
   uint64_t before = atomic_load (&r->hdr->progress);
   t = expect (WORK_NONE, 0, 0);
@@ -251,12 +245,10 @@ Test (engine, waiting_for_the_limit_is_progress)
  * gate is opened, which may take until the last copier has come back from a slow source. */
 Test (engine, not_synchronised_after_a_lost_session)
 {
-  struct engine_task t;
-
   setup ();
   begin_synchronous ();
   mark (7, 1);
-  t = expect (WORK_DATA, 7, 1);
+  struct engine_task t = expect (WORK_DATA, 7, 1);
   done (&t);
   engine_next (e, &urgent_only, &t);
   cr_assert (synchronised ());

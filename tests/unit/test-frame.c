@@ -182,11 +182,11 @@ long_line (size_t len)
 Test (frame, length_limit)
 {
   struct frame_buffer b;
-  char *line, *error;
+  char *error;
   json_t *j;
 
   frame_init (&b);
-  line = long_line (FRAME_MAX_LINE);
+  char *line = long_line (FRAME_MAX_LINE);
   append (&b, line);
   free (line);
   expect_member (&b, "a", 1);
@@ -211,11 +211,11 @@ Test (frame, encode_round_trip)
   json_t *j = json_pack ("{s:s, s:s, s:[i,f,b,n], s:I}", "nl", "a\nb\r\n\"\\", "utf8",
                          "d\xc3\xa9j\xc3\xa0", "list", 1, 0.25, 1, "big", (json_int_t)INT64_MAX);
   struct frame_buffer b;
-  char *line, *error;
+  char *error;
   json_t *back;
   size_t len;
 
-  line = frame_encode (j, &len);
+  char *line = frame_encode (j, &len);
   cr_assert_not_null (line);
   cr_assert_eq (strlen (line), len);
   cr_assert_eq (memchr (line, '\n', len), line + len - 1);

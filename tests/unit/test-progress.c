@@ -100,9 +100,8 @@ Test (progress, never_100_percent_while_anything_is_left)
 Test (progress, width)
 {
   json_t *s = copying (40, 60);
-  unsigned width;
 
-  for (width = 1; width < 120; width++) {
+  for (unsigned width = 1; width < 120; width++) {
     char *line = progress_format (s, 0, width);
 
     cr_assert (strlen (line) <= width, "width %u: '%s'", width, line);
@@ -116,7 +115,6 @@ Test (progress, width)
 Test (progress, plain_lines_and_stall)
 {
   char *out = NULL;
-  size_t len;
   FILE *fp = tmpfile ();
   struct progress *p = progress_new (fp, "vm1");
   json_t *s;
@@ -128,7 +126,7 @@ Test (progress, plain_lines_and_stall)
     json_decref (s);
   }
   progress_free (p);
-  len = (size_t)ftell (fp);
+  size_t len = (size_t)ftell (fp);
   rewind (fp);
   out = calloc (1, len + 1);
   cr_assert (fread (out, 1, len, fp) == len);
@@ -153,17 +151,15 @@ Test (progress, skipping_holes_is_no_stall)
   struct progress *p = progress_new (fp, NULL);
   char out[8192];
   json_t *s;
-  size_t n;
-  int second;
 
-  for (second = 0; second <= 30; second++) {
+  for (int second = 0; second <= 30; second++) {
     s = copying (90 - second, 0);
     progress_print (p, s, (uint64_t)second * 1000);
     json_decref (s);
   }
   progress_free (p);
   rewind (fp);
-  n = fread (out, 1, sizeof out - 1, fp);
+  size_t n = fread (out, 1, sizeof out - 1, fp);
   out[n] = '\0';
   fclose (fp);
   cr_assert (strstr (out, "stalled") == NULL, "%s", out);

@@ -133,12 +133,11 @@ Test (region, bytes_of_a_run)
 Test (region, create)
 {
   struct region_geometry g;
-  struct region *r;
   struct stat st;
   char *error = NULL;
 
   cr_assert_eq (region_geometry_init (&g, 16 * TiB - 4 * KiB, 0), 0);
-  r = region_create (&g, fixture_uuid, &error);
+  struct region *r = region_create (&g, fixture_uuid, &error);
   cr_assert_not_null (r, "%s", error);
   cr_assert_eq (fstat (r->fd, &st), 0);
   cr_assert_eq ((uint64_t)st.st_size, g.region_size);
@@ -345,7 +344,6 @@ Test (region, map_fuzz)
     size_t fixed = offsetof (struct region_header, count);
     off_t size = (off_t)r->geo.region_size;
     char bytes[4096], *error = NULL;
-    int fd;
 
     cr_assert_eq (pread (r->fd, bytes, sizeof bytes, 0), (ssize_t)sizeof bytes);
     region_free (r);
@@ -362,7 +360,8 @@ Test (region, map_fuzz)
     }
     if (fixture_random (&rnd) % 8 == 0)
       size = (off_t)(fixture_random (&rnd) % (uint64_t)(2 * size));
-    fd = make_memfd (bytes, (size_t)size < sizeof bytes ? (size_t)size : sizeof bytes, size, SEALS);
+    int fd = make_memfd (bytes, (size_t)size < sizeof bytes ? (size_t)size : sizeof bytes, size,
+                         SEALS);
     r = region_map (fd, &error);
     if (r == NULL) {
       cr_assert_not_null (error);

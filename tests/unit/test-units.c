@@ -73,9 +73,8 @@ Test (units, sizes_refused)
   static const char *const bad[]
       = { "",   " ",    "k",   "-1",  "+1",  " 1",  "1 ",   "1 k", "1MB", "1Mb",    "1kk",
           "1P", "0x10", "1e3", "1.k", ".5k", "1.5", "1,5k", "nan", "inf", "1.2.3k", "1KIB" };
-  size_t i;
 
-  for (i = 0; i < sizeof bad / sizeof bad[0]; i++)
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
     is_refused (units_parse_size, bad[i]);
 }
 
