@@ -8,35 +8,17 @@
 
 #include "config.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
-#include "mirror/endpoint/ssh.h"
-
-#define SCHEMES "nbd, nbds, nbd+unix, nbds+unix, nbd+vsock, nbds+vsock, nbd+ssh, nbds+ssh, ssh"
+#include "mirror/endpoint/uri.h"
 
 static bool
 starts_with (const char *s, const char *prefix)
 {
   return strncmp (s, prefix, strlen (prefix)) == 0;
-}
-
-/* Is the scheme, up to the colon at LEN, one that libnbd knows? */
-static bool
-known_scheme (const char *name, size_t len)
-{
-  char scheme[20], list[] = SCHEMES;
-
-  if (len >= sizeof scheme)
-    return false;
-  snprintf (scheme, sizeof scheme, "%.*s", (int)len, name);
-  for (char *s = strtok (list, ", "); s != NULL; s = strtok (NULL, ", "))
-    if (strcmp (s, scheme) == 0)
-      return true;
-  return false;
 }
 
 /* HOST:PORT or HOST:, as one would type it. */
@@ -55,17 +37,15 @@ cmd_place_ok (struct cmd_line *line, const struct cmd_operand *op)
   size_t colon = strcspn (name, ":"), slash = strcspn (name, "/");
   bool has_colon = name[colon] == ':' && colon < slash;
 
-  if (op->nr_args == 1 && is_ssh_uri (name)) {
-    char *problem = ssh_uri_problem (name);
+  if (op->nr_args == 1 && uri_kind (name) != URI_NONE) {
+    char *problem = uri_problem (name);
     if (problem != NULL)
       line->status = cmd_usage_error ("%s: %s", name, problem);
     bool good = problem == NULL;
-    free (problem);
+    text_free (problem);
     return good;
   }
-  if (op->nr_args != 1
-      || (has_colon && known_scheme (name, colon) && starts_with (name + colon, "://"))
-      || access (name, F_OK) == 0)
+  if (op->nr_args != 1 || access (name, F_OK) == 0)
     return true;
   if (name[0] == '\0')
     line->status = cmd_usage_error ("an empty name, where a disk is wanted");
@@ -75,9 +55,9 @@ cmd_place_ok (struct cmd_line *line, const struct cmd_operand *op)
                            "one of its own",
                            name);
   else if (has_colon && starts_with (name + colon, "://"))
-    line->status
-        = cmd_usage_error ("%s: '%.*s' is no NBD URI's scheme: " SCHEMES, name, (int)colon, name);
-  else if (has_colon && known_scheme (name, colon))
+    line->status = cmd_usage_error ("%s: '%.*s' is no NBD URI's scheme: %s", name, (int)colon, name,
+                                    uri_schemes);
+  else if (has_colon && uri_scheme_kind (name, (int)colon) != URI_NONE)
     line->status
         = cmd_usage_error ("%s: an NBD URI begins with '%.*s://'; a local file of this name is "
                            "written ./%s",

@@ -35,7 +35,8 @@ unit_tests = \
 	tests/unit/test-control-limits \
 	tests/unit/test-control-client \
 	tests/unit/test-endpoint-file \
-	tests/unit/test-endpoint-nbd
+	tests/unit/test-endpoint-nbd \
+	tests/unit/test-endpoint-uri
 check_PROGRAMS += $(unit_tests)
 TESTS += $(unit_tests)
 else
@@ -119,6 +120,7 @@ blackbox_tests = \
 	tests/blackbox/receive-mirror.sh \
 	tests/blackbox/receive-seal.sh \
 	tests/blackbox/receive-ssh.sh \
+	tests/blackbox/hostile-uris.sh \
 	tests/blackbox/receive-tls.sh \
 	tests/blackbox/thin.sh
 TESTS += $(blackbox_tests)

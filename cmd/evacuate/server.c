@@ -25,6 +25,7 @@
 #include "cmd/evacuate/server.h"
 #include "cmd/control-query.h"
 #include "cmd/serve/tidy.h"
+#include "mirror/endpoint/uri.h"
 
 #define END_MS 10000 /* how long a killed server may take to be gone */
 
@@ -41,28 +42,15 @@ join (const char *a, const char *b)
 /* ---- the old server ---------------------------------------------------------------------------
  */
 
-/* The socket's path in an NBD URI, decoded.  NULL: it has none. */
+/* The path of the socket in an NBD URI.  NULL: it has none.  The caller frees it. */
 static char *
-socket_of_uri (const char *uri)
+socket_of_uri (const char *text)
 {
-  const char *p = strstr (uri, "+unix://") != NULL ? strchr (uri, '?') : NULL;
-  char *path, *out;
-  unsigned c;
+  struct uri *uri = uri_read (text, NULL);
+  const char *socket = uri != NULL && uri->is_unix ? uri_parameter (uri, "socket") : NULL;
+  char *path = socket != NULL ? strdup (socket) : NULL;
 
-  while (p != NULL && strncmp (p + 1, "socket=", 7) != 0)
-    p = strchr (p + 1, '&');
-  if (p == NULL)
-    return NULL;
-  path = out = strndup (p + 8, strcspn (p + 8, "&"));
-  if (path == NULL)
-    abort ();
-  for (const char *in = path; *in != '\0'; in++)
-    if (*in == '%' && sscanf (in + 1, "%2x", &c) == 1) {
-      *out++ = (char)c;
-      in += 2;
-    } else
-      *out++ = *in;
-  *out = '\0';
+  uri_free (uri);
   return path;
 }
 

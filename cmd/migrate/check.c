@@ -15,39 +15,24 @@
 
 #include "cmd/control-query.h"
 #include "cmd/migrate/migrate.h"
+#include "mirror/endpoint/uri.h"
 
 /* ---- which of QEMU's disks is which ------------------------------------------------------------
  */
 
-/* The path after socket= in an NBD URI or in QEMU's name of a node, percent-decoded, into BUF.
- * False: there is none. */
+/* Is FILE, QEMU's name of a node, the export that URI leads to?  QEMU encodes nothing in the names
+ * that it makes: the path of the socket comes last, as it is. */
 static bool
-socket_of (const char *name, char *buf, size_t size)
+same_export (const char *file, const char *uri_text)
 {
-  const char *p = strstr (name, "socket=");
-  size_t n = 0;
-  unsigned byte;
+  struct uri *uri = uri_read (uri_text, NULL);
+  const char *ours = uri != NULL ? uri_parameter (uri, "socket") : NULL;
+  const char *its = strncmp (file, "nbd+unix:", 9) == 0 ? strstr (file, "?socket=") : NULL;
+  bool same = ours != NULL && its != NULL ? strcmp (its + strlen ("?socket="), ours) == 0
+                                          : strcmp (file, uri_text) == 0;
 
-  if (p == NULL)
-    return false;
-  for (p += 7; *p != '\0' && *p != '&' && n < size - 1; p++)
-    if (*p == '%' && sscanf (p + 1, "%2x", &byte) == 1) {
-      buf[n++] = (char)byte;
-      p += 2;
-    } else
-      buf[n++] = *p;
-  buf[n] = '\0';
-  return true;
-}
-
-static bool
-same_export (const char *file, const char *uri)
-{
-  char a[512], b[512];
-
-  if (socket_of (file, a, sizeof a) && socket_of (uri, b, sizeof b))
-    return strcmp (a, b) == 0;
-  return strcmp (file, uri) == 0;
+  uri_free (uri);
+  return same;
 }
 
 static const char *

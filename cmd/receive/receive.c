@@ -14,6 +14,7 @@
 #include <unistd.h>
 #include <jansson.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
 #include "cmd/serve/paths.h"
@@ -21,6 +22,7 @@
 #include "cmd/worker.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/seal.h"
+#include "mirror/endpoint/uri.h"
 
 enum {
   OPT_SIZE = 0x200,
@@ -385,6 +387,13 @@ out:
 static int
 tell_server (const char *uri, bool seal)
 {
+  char *problem = uri_kind (uri) != URI_NONE ? uri_problem (uri) : NULL;
+  if (problem != NULL) {
+    int status = cmd_usage_error ("%s: %s", uri, problem);
+    text_free (problem);
+    return status;
+  }
+
   char *error = NULL;
   int r = seal ? destination_seal (uri, &error) : destination_give_up (uri, &error);
 

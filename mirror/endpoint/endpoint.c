@@ -8,6 +8,7 @@
 
 #include "mirror/endpoint/internal.h"
 #include "mirror/endpoint/ssh.h"
+#include "mirror/endpoint/uri.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -42,20 +43,6 @@ endpoint_fail (int *errnum, char **error, int err, const char *fmt, ...)
 }
 
 /* ---- Names ------------------------------------------------------------------------------ */
-
-static bool
-is_nbd_uri (const char *name)
-{
-  static const char *const schemes[] = { "nbd",       "nbds",       "nbd+unix", "nbds+unix",
-                                         "nbd+vsock", "nbds+vsock", "nbd+ssh",  "nbds+ssh" };
-  const char *colon = strstr (name, "://");
-
-  for (size_t i = 0; colon && i < sizeof schemes / sizeof schemes[0]; i++)
-    if (strlen (schemes[i]) == (size_t)(colon - name)
-        && strncmp (name, schemes[i], (size_t)(colon - name)) == 0)
-      return true;
-  return false;
-}
 
 /* "[ nbdkit memory 1G ]", for messages. */
 static char *
@@ -109,7 +96,7 @@ open_ssh (const char *uri, struct endpoint_options *opts, int *errnum, char **er
 
   if (!command) {
     if (errnum)
-      *errnum = EINVAL;
+      *errnum = ENDPOINT_BAD_NAME;
     return NULL;
   }
   /* It serves us alone: whatever a dying client does to it, nobody else is hurt. */
@@ -127,7 +114,8 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
   struct endpoint_options opts = *options;
 
   if (opts.connect_timeout_ms <= 0)
-    opts.connect_timeout_ms = is_ssh_uri (argv[0]) ? 20000 : 10000; /* logging in takes its time */
+    opts.connect_timeout_ms
+        = uri_kind (argv[0]) == URI_SSH ? 20000 : 10000; /* logging in takes its time */
   if (opts.request_timeout_ms <= 0)
     opts.request_timeout_ms = 30000;
   if (opts.nr_in_flight == 0)
@@ -137,9 +125,9 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
 
   if (nr_args != 1 || strcmp (argv[0], "[") == 0)
     return open_command (argv, nr_args, &opts, errnum, error);
-  if (is_ssh_uri (argv[0]))
+  if (uri_kind (argv[0]) == URI_SSH)
     return open_ssh (argv[0], &opts, errnum, error);
-  if (is_nbd_uri (argv[0]))
+  if (uri_kind (argv[0]) == URI_NBD)
     return endpoint_nbd_open (argv[0], NULL, &opts, errnum, error);
   return endpoint_file_open (argv[0], &opts, errnum, error);
 }

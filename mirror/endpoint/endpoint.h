@@ -29,6 +29,7 @@
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_ENDPOINT_H
 #define NBDMIRROR_MIRROR_ENDPOINT_ENDPOINT_H
 
+#include <errno.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -37,6 +38,9 @@ struct endpoint;
 struct channel;
 
 #define ENDPOINT_SESSION 33
+
+/* The errno of endpoint_open() where the name itself is wrong: no other one is EDESTADDRREQ. */
+#define ENDPOINT_BAD_NAME EDESTADDRREQ
 
 struct endpoint_options {
   bool writable;

@@ -22,4 +22,6 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/seal.c \
 	mirror/endpoint/seal.h \
 	mirror/endpoint/ssh.c \
-	mirror/endpoint/ssh.h
+	mirror/endpoint/ssh.h \
+	mirror/endpoint/uri.c \
+	mirror/endpoint/uri.h

@@ -9,17 +9,17 @@
 
 #include "config.h"
 
-#include "mirror/endpoint/nbd.h"
-#include "mirror/endpoint/command.h"
-#include "mirror/endpoint/ssh.h"
-#include "control/receive-exports.h"
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "base/text.h"
+#include "control/receive-exports.h"
+#include "mirror/endpoint/command.h"
+#include "mirror/endpoint/nbd.h"
 
 #define GOODBYE_MS 1000
 /* Exit statuses of ssh: of the nbdmirror there, of the shell there, its own. */
@@ -95,9 +95,9 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
     return -1;
-  if (nep->is_uri) {
+  if (nep->uri) {
     if ((nep->ep.opts.writable || nep->ep.opts.will_write) && !nep->is_plain
-        && (nbd_uri_may_be_receive (nep->ep.name) || nbd_uri_may_be_guest (nep->ep.name))
+        && (nbd_uri_may_be_receive (nep->uri) || nbd_uri_may_be_guest (nep->uri))
         && nbd_set_opt_mode (h, true) == -1)
       return -1;
     return nbd_aio_connect_uri (h, nep->ep.name);
@@ -174,7 +174,7 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
   if (nep->session[0] == '\0') {
     if (nbd_look_for_receive (h, deadline, &is) == -1)
       goto failed;
-    if (is != NBD_NO_RECEIVE && nbd_uri_may_be_guest (nep->ep.name)) {
+    if (is != NBD_NO_RECEIVE && nbd_uri_may_be_guest (nep->uri)) {
       endpoint_fail (errnum, error, EROFS,
                      "%s: this is the guest's export of a server of nbdmirror receive: a mirror"
                      " writes to the export '" RECEIVE_MIRROR "'",
@@ -219,7 +219,7 @@ connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
   struct nbd_handle *h;
   int r;
 
-  if (nep->is_uri && !nbd_tls_knows_server (nep->ep.name, errnum, error))
+  if (nep->uri && !nbd_tls_knows_server (nep->uri, nep->ep.name, errnum, error))
     return NULL;
   h = nbd_create ();
   if (!h) {
@@ -247,7 +247,7 @@ connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
     nbd_close (h);
     return NULL;
   }
-  if (nep->is_uri && strncmp (nep->ep.name, "nbds", 4) == 0 && nbd_get_tls_negotiated (h) != 1) {
+  if (nep->uri && nep->uri->tls && nbd_get_tls_negotiated (h) != 1) {
     endpoint_fail (errnum, error, EPROTO, "%s: the connection is not encrypted", nep->ep.name);
     nbd_close (h);
     return NULL;
@@ -366,6 +366,7 @@ nbd_endpoint_close (struct endpoint *ep)
     close (atomic_load (&nep->stdio));
   if (nep->command)
     command_stop (nep->command);
+  uri_free (nep->uri);
   free (ep->name);
   free (nep);
 }
@@ -384,9 +385,18 @@ endpoint_nbd_open (const char *name, char *const *argv, const struct endpoint_op
   }
   nep->ep.ops = &nbd_ops;
   nep->ep.opts = *opts;
-  nep->is_uri = argv == NULL;
-  nep->is_ssh = argv != NULL && is_ssh_uri (name);
+  nep->is_ssh = argv != NULL && uri_kind (name) == URI_SSH;
   atomic_store (&nep->stdio, -1);
+  if (argv == NULL) {
+    char *problem = NULL;
+
+    nep->uri = uri_read (name, &problem);
+    if (!nep->uri) {
+      endpoint_fail (errnum, error, ENDPOINT_BAD_NAME, "%s: %s", name, problem);
+      text_free (problem);
+      goto fail;
+    }
+  }
   if (nep->is_ssh) {
     int fd = -1;
 

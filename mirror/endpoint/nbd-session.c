@@ -21,30 +21,16 @@
 
 #include "control/receive-exports.h"
 
-/* Is NAME what URI asks for? */
-static bool
-has_export (const char *uri, const char *name)
+bool
+nbd_uri_may_be_receive (const struct uri *uri)
 {
-  const char *p = strstr (uri, "://");
-
-  if (p == NULL)
-    return false;
-  p += strcspn (p + 3, "/?#") + 3;
-  while (*p == '/')
-    p++;
-  return strcspn (p, "?#") == strlen (name) && strncmp (p, name, strlen (name)) == 0;
+  return uri->kind == URI_NBD && strcmp (uri->export, RECEIVE_MIRROR) == 0;
 }
 
 bool
-nbd_uri_may_be_receive (const char *uri)
+nbd_uri_may_be_guest (const struct uri *uri)
 {
-  return has_export (uri, RECEIVE_MIRROR);
-}
-
-bool
-nbd_uri_may_be_guest (const char *uri)
-{
-  return has_export (uri, "");
+  return uri->kind == URI_NBD && uri->export[0] == '\0';
 }
 
 bool

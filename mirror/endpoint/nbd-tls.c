@@ -22,40 +22,6 @@
 #define OF_ROOT "/etc/pki/libnbd"
 static const char *const of_user[] = { ".pki/libnbd", ".config/pki/libnbd" };
 
-static int
-hex_digit (char c)
-{
-  static const char digits[] = "0123456789abcdef";
-  const char *p = c != '\0' ? strchr (digits, c | 0x20) : NULL;
-
-  return p != NULL ? (int)(p - digits) : -1;
-}
-
-/* The decoded value of KEY in the query of URI.  False if it is not there, or too long for a path.
- */
-static bool
-parameter (const char *uri, const char *key, char value[PATH_MAX])
-{
-  const char *s = strchr (uri, '?');
-  size_t len = strlen (key), n = 0;
-
-  while (s != NULL && !(strncmp (s + 1, key, len) == 0 && s[1 + len] == '='))
-    s = strpbrk (s + 1, "&;");
-  if (s == NULL)
-    return false;
-  for (s += len + 2; *s != '\0' && *s != '&' && *s != ';' && *s != '#'; s++, n++) {
-    if (n == PATH_MAX - 1)
-      return false;
-    value[n] = *s;
-    if (*s == '%' && hex_digit (s[1]) >= 0 && hex_digit (s[2]) >= 0) {
-      value[n] = (char)(hex_digit (s[1]) << 4 | hex_digit (s[2]));
-      s += 2;
-    }
-  }
-  value[n] = '\0';
-  return true;
-}
-
 static bool
 has_ca (const char *directory, const char *sub)
 {
@@ -66,23 +32,24 @@ has_ca (const char *directory, const char *sub)
 }
 
 bool
-nbd_tls_knows_server (const char *uri, int *errnum, char **error)
+nbd_tls_knows_server (const struct uri *uri, const char *name, int *errnum, char **error)
 {
-  char value[PATH_MAX];
+  const char *directory = uri_parameter (uri, "tls-certificates");
   const char *home = getenv ("HOME");
 
-  /* A key is secret to both ends.  A Unix socket has no name that a certificate could be for. */
-  if (strncmp (uri, "nbds", 4) != 0 || parameter (uri, "tls-psk-file", value))
+  /* A key is secret to both ends. */
+  if (!uri->tls || uri_parameter (uri, "tls-psk-file") != NULL)
     return true;
-  if (parameter (uri, "tls-certificates", value)) {
-    if (has_ca (value, "."))
+  if (directory != NULL) {
+    if (has_ca (directory, "."))
       return true;
     endpoint_fail (errnum, error, EPROTO,
-                   "%s: %s/" CA ": %s: it would not be known who the server is", uri, value,
+                   "%s: %s/" CA ": %s: it would not be known who the server is", name, directory,
                    strerror (errno));
     return false;
   }
-  if (strncmp (uri, "nbds+unix:", 10) == 0 || (geteuid () == 0 && has_ca (OF_ROOT, ".")))
+  /* A Unix socket has no name that a certificate could be for. */
+  if (uri->is_unix || (geteuid () == 0 && has_ca (OF_ROOT, ".")))
     return true;
   for (unsigned i = 0; i < sizeof of_user / sizeof of_user[0]; i++)
     if (geteuid () != 0 && home != NULL && has_ca (home, of_user[i]))
@@ -90,6 +57,6 @@ nbd_tls_knows_server (const char *uri, int *errnum, char **error)
   endpoint_fail (errnum, error, EPROTO,
                  "%s: it would not be known who the server is: add tls-certificates=DIR"
                  " or tls-psk-file=FILE",
-                 uri);
+                 name);
   return false;
 }

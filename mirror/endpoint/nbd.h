@@ -7,10 +7,11 @@
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_NBD_H
 #define NBDMIRROR_MIRROR_ENDPOINT_NBD_H
 
-#include "mirror/endpoint/internal.h"
-
 #include <libnbd.h>
 #include <stdatomic.h>
+
+#include "mirror/endpoint/internal.h"
+#include "mirror/endpoint/uri.h"
 
 #define ALLOCATION "base:allocation"
 
@@ -18,7 +19,7 @@ struct command;
 
 struct nbd_endpoint {
   struct endpoint ep;
-  bool is_uri;
+  struct uri *uri;                    /* NULL for a command */
   char session[2 * ENDPOINT_SESSION]; /* "": the export of the URI; else mirror@SESSION
                                          (nbd-session.c). Set by endpoint_open()'s connection */
   bool is_plain;           /* that one has seen that it is no server of `nbdmirror receive` */
@@ -43,18 +44,18 @@ struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, int *errnum, cha
 void nbd_close_handle (struct nbd_handle *h, bool polite);
 /* ---- nbd-tls.c ---- */
 
-/* May URI be connected to: no TLS, or a CA or key is there to tell the server by.  False with
- * *ERRNUM, *ERROR. */
-bool nbd_tls_knows_server (const char *uri, int *errnum, char **error);
+/* May URI be connected to: no TLS, or a CA or key is there to tell the server by.  NAME is the URI
+ * for messages.  False with *ERRNUM, *ERROR. */
+bool nbd_tls_knows_server (const struct uri *uri, const char *name, int *errnum, char **error);
 
 /* ---- nbd-session.c: servers of `nbdmirror receive` ---- */
 
 enum nbd_receive { NBD_NO_RECEIVE, NBD_RECEIVE_OPEN, NBD_RECEIVE_SEALED };
 
 /* Does its export bear the name of theirs? */
-bool nbd_uri_may_be_receive (const char *uri);
+bool nbd_uri_may_be_receive (const struct uri *uri);
 /* Or none, as their guest's has? */
-bool nbd_uri_may_be_guest (const char *uri);
+bool nbd_uri_may_be_guest (const struct uri *uri);
 /* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may
  * be NULL) is replaced by the new ID.  False with errno. */
 bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);

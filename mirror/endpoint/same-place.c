@@ -1,63 +1,51 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Do two endpoint names mean the same place?  See same.h.
+ * Do two endpoint names mean the same place?  See same-place.h.
  */
 
 #include "config.h"
 
-#include <limits.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "mirror/endpoint/same-place.h"
+#include "mirror/endpoint/uri.h"
 
-struct place {
-  char path[PATH_MAX]; /* of the file, the device, or the server's socket */
-  const char *export;  /* the name of the export in a URI and its length; else NULL */
-  size_t export_len;
-};
-
-/* A URI that names no socket, or one that is too long, is its own path: no file has that name. */
-static void
-parse (const char *name, struct place *p)
+/* What file stands for NAME: its own, or its server's socket.  -1: none that can be told. */
+static int
+stat_place (const char *name, const struct uri *uri, struct stat *st)
 {
-  const char *start = strstr (name, "+unix://");
-  const char *query = start ? strchr (start, '?') : NULL;
-  const char *socket = query ? strstr (query, "socket=") : NULL;
+  const char *path = name;
 
-  *p = (struct place){ .export = NULL };
-  if (socket == NULL || (socket[-1] != '?' && socket[-1] != '&')) {
-    snprintf (p->path, sizeof p->path, "%s", name);
-    return;
-  }
-  p->export = start + strlen ("+unix://");
-  while (*p->export == '/')
-    p->export ++;
-  p->export_len = (size_t)(query - p->export);
-  socket += strlen ("socket=");
-  snprintf (p->path, sizeof p->path, "%.*s", (int)strcspn (socket, "&#"), socket);
+  if (uri != NULL && (!uri->is_unix || (path = uri_parameter (uri, "socket")) == NULL))
+    return -1;
+  return stat (path, st);
+}
+
+static bool
+same_export (const struct uri *a, const struct uri *b)
+{
+  if (a == NULL || b == NULL)
+    return a == b;
+  return strcmp (a->export, b->export) == 0;
 }
 
 bool
 same_place (const char *a, const char *b)
 {
-  struct place pa, pb;
   struct stat sa, sb;
 
   if (a == NULL || b == NULL)
     return false;
   if (strcmp (a, b) == 0)
     return true;
-  parse (a, &pa);
-  parse (b, &pb);
-  if ((pa.export == NULL) != (pb.export == NULL) || stat (pa.path, &sa) == -1
-      || stat (pb.path, &sb) == -1)
-    return false;
-  if (pa.export
-      && (pa.export_len != pb.export_len || strncmp (pa.export, pb.export, pa.export_len) != 0))
-    return false;
-  if (S_ISBLK (sa.st_mode) && S_ISBLK (sb.st_mode))
+
+  struct uri *ua = uri_read (a, NULL), *ub = uri_read (b, NULL);
+  bool same = same_export (ua, ub) && stat_place (a, ua, &sa) == 0 && stat_place (b, ub, &sb) == 0;
+
+  uri_free (ua);
+  uri_free (ub);
+  if (same && S_ISBLK (sa.st_mode) && S_ISBLK (sb.st_mode))
     return sa.st_rdev == sb.st_rdev;
-  return sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+  return same && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }

@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/nbd.h"
-#include "mirror/endpoint/ssh.h"
 #include "mirror/endpoint/seal.h"
 
 static int
@@ -33,11 +33,11 @@ too_late (struct nbd_handle *h, const char *uri, char **error)
 
 /* A connection in option mode.  NULL with *ERROR. */
 static struct nbd_handle *
-connect_to (const char *uri, int64_t deadline, char **error)
+connect_to (const struct uri *place, const char *uri, int64_t deadline, char **error)
 {
   struct nbd_handle *h;
 
-  if (!nbd_tls_knows_server (uri, NULL, error))
+  if (!nbd_tls_knows_server (place, uri, NULL, error))
     return NULL;
   h = nbd_create ();
   if (h == NULL) {
@@ -55,7 +55,7 @@ connect_to (const char *uri, int64_t deadline, char **error)
     if (nbd_is_over (h) || nbd_poll_handle (h, (int)left) == -1)
       return failed (h, uri, error), NULL;
   }
-  if (strncmp (uri, "nbds", 4) == 0 && nbd_get_tls_negotiated (h) != 1) {
+  if (place->tls && nbd_get_tls_negotiated (h) != 1) {
     endpoint_fail (NULL, error, 0, "%s: the connection is not encrypted", uri);
     nbd_close (h);
     return NULL;
@@ -78,14 +78,15 @@ wait_for_end (struct nbd_handle *h)
 /* Open the export NAME.  0, 1 or -1 as in seal.h; with 0 the connection is in *H.  MAY_END: a
  * server that ends before it has answered has done what it was asked. */
 static int
-open_export (const char *uri, const char *name, bool may_end, struct nbd_handle **h, char **error)
+open_known_export (const struct uri *place, const char *uri, const char *name, bool may_end,
+                   struct nbd_handle **h, char **error)
 {
   int64_t deadline = now_ms () + SEAL_TIMEOUT_MS;
   enum nbd_receive is;
 
-  if (is_ssh_uri (uri) || !nbd_uri_may_be_receive (uri))
+  if (!nbd_uri_may_be_receive (place))
     return 1;
-  *h = connect_to (uri, deadline, error);
+  *h = connect_to (place, uri, deadline, error);
   if (*h == NULL)
     return -1;
   if (nbd_aio_is_ready (*h) == 1) { /* an old server, which negotiates nothing */
@@ -117,6 +118,25 @@ open_export (const char *uri, const char *name, bool may_end, struct nbd_handle 
   return -1;
 }
 
+/* The same for a URI that was not read yet.  The name of a file is nothing to seal. */
+static int
+open_export (const char *uri, const char *name, bool may_end, struct nbd_handle **h, char **error)
+{
+  char *problem = NULL;
+
+  if (uri_kind (uri) == URI_NONE)
+    return 1;
+  struct uri *place = uri_read (uri, &problem);
+  if (place == NULL) {
+    endpoint_fail (NULL, error, 0, "%s: %s", uri, problem);
+    text_free (problem);
+    return -1;
+  }
+  int r = open_known_export (place, uri, name, may_end, h, error);
+  uri_free (place);
+  return r;
+}
+
 /* The server is the session itself, and a new one ends it before it begins (cmd/receive/disk.c). */
 static int
 end_ssh_session (const char *uri, char **error)
@@ -131,10 +151,16 @@ end_ssh_session (const char *uri, char **error)
   return 0;
 }
 
+/* A URI that cannot be read may be anything: sealing it then says what is wrong. */
 bool
 destination_may_be_sealed (const char *dest)
 {
-  return is_ssh_uri (dest) || nbd_uri_may_be_receive (dest);
+  struct uri *uri = uri_kind (dest) != URI_NONE ? uri_read (dest, NULL) : NULL;
+  bool may = uri_kind (dest) != URI_NONE
+             && (uri == NULL || uri->kind == URI_SSH || nbd_uri_may_be_receive (uri));
+
+  uri_free (uri);
+  return may;
 }
 
 int
@@ -142,7 +168,7 @@ destination_seal (const char *uri, char **error)
 {
   struct nbd_handle *h;
 
-  if (is_ssh_uri (uri))
+  if (uri_kind (uri) == URI_SSH)
     return end_ssh_session (uri, error);
   int r = open_export (uri, RECEIVE_SEAL, false, &h, error);
 

@@ -6,200 +6,16 @@
 
 #include "config.h"
 
-#include "mirror/endpoint/ssh.h"
-
-#include <ctype.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SCHEME "ssh://"
+#include "base/text.h"
+#include "mirror/endpoint/ssh.h"
+#include "mirror/endpoint/uri.h"
+
 #define MAX_WORDS 40
-#define BAD "'`\";&<>|(){}"
-
-struct place {
-  char *user, *host, *port, *path;                   /* USER and PORT may be NULL */
-  char *format, *backing, *backing_format, *program; /* or NULL */
-  bool preallocate, overcommit, overwrite;
-};
-
-bool
-is_ssh_uri (const char *name)
-{
-  return strncmp (name, SCHEME, strlen (SCHEME)) == 0;
-}
-
-__attribute__ ((format (printf, 1, 2))) static char *
-text (const char *fmt, ...)
-{
-  va_list ap;
-  char *s;
-
-  va_start (ap, fmt);
-  if (vasprintf (&s, fmt, ap) == -1)
-    abort ();
-  va_end (ap);
-  return s;
-}
-
-/* The LEN bytes at S, with %XX decoded.  NULL where that is not well-formed. */
-static char *
-decode (const char *s, size_t len)
-{
-  char *out = calloc (1, len + 1), *p = out;
-
-  if (out == NULL)
-    abort ();
-  for (size_t i = 0; i < len; i++) {
-    char digits[3] = "";
-    if (s[i] != '%') {
-      *p++ = s[i];
-      continue;
-    }
-    if (len - i < 3 || !isxdigit ((unsigned char)s[i + 1]) || !isxdigit ((unsigned char)s[i + 2])) {
-      free (out);
-      return NULL;
-    }
-    memcpy (digits, s + i + 1, 2);
-    *p = (char)strtol (digits, NULL, 16);
-    if (*p++ == '\0') {
-      free (out);
-      return NULL;
-    }
-    i += 2;
-  }
-  return out;
-}
-
-static void
-place_free (struct place *p)
-{
-  char *const all[] = { p->user,   p->host,    p->port,           p->path,
-                        p->format, p->backing, p->backing_format, p->program };
-
-  for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-    free (all[i]);
-}
-
-/* One KEY or KEY=VALUE.  NULL, or what is wrong. */
-static char *
-take_option (struct place *p, const char *s, size_t len)
-{
-  const struct {
-    const char *key;
-    char **value;
-    bool *flag;
-  } known[] = {
-    { "format", &p->format, NULL },
-    { "backing", &p->backing, NULL },
-    { "backing-format", &p->backing_format, NULL },
-    { "program", &p->program, NULL },
-    { "preallocate", NULL, &p->preallocate },
-    { "overcommit", NULL, &p->overcommit },
-    { "overwrite", NULL, &p->overwrite },
-  };
-  const char *equals = memchr (s, '=', len);
-  size_t key = equals ? (size_t)(equals - s) : len;
-
-  for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
-    if (strlen (known[i].key) != key || memcmp (known[i].key, s, key) != 0)
-      continue;
-    if ((known[i].flag != NULL) == (equals != NULL))
-      return text ("%s %s", known[i].key, equals ? "takes no value" : "needs a value");
-    if (known[i].flag != NULL) {
-      *known[i].flag = true;
-      return NULL;
-    }
-    free (*known[i].value);
-    *known[i].value = decode (equals + 1, len - key - 1);
-    return *known[i].value ? NULL
-                           : text ("%s: a %% is followed by two hexadecimal digits", known[i].key);
-  }
-  return text ("unknown option '%.*s'", (int)key, s);
-}
-
-/* Could it be taken for an option, or do harm where ssh's own configuration hands it to a shell
- * (%h, %r in ProxyCommand and the like)?  Newer releases of ssh refuse the same. */
-static bool
-is_harmless (const char *name, const char *bad)
-{
-  if (name == NULL || name[0] == '\0' || name[0] == '-' || strpbrk (name, bad) != NULL)
-    return false;
-  for (; *name != '\0'; name++)
-    if (isspace ((unsigned char)*name) || iscntrl ((unsigned char)*name))
-      return false;
-  return true;
-}
-
-/* USER@HOST:PORT. */
-static char *
-take_authority (struct place *p, const char *s, size_t len)
-{
-  const char *at = memchr (s, '@', len);
-  if (at != NULL) {
-    p->user = decode (s, (size_t)(at - s));
-    len -= (size_t)(at - s) + 1;
-    s = at + 1;
-  }
-  const char *end = s + len, *colon;
-  if (len > 0 && *s == '[') { /* [IPv6] */
-    const char *close = memchr (s, ']', len);
-    if (close == NULL)
-      return text ("no ] after [");
-    p->host = decode (s + 1, (size_t)(close - s) - 1);
-    colon = close + 1 < end ? close + 1 : NULL;
-    if (colon != NULL && *colon != ':')
-      return text ("a : and a port, or nothing, comes after ]");
-  } else {
-    colon = memchr (s, ':', len);
-    p->host = decode (s, colon ? (size_t)(colon - s) : len);
-  }
-  if (colon != NULL) {
-    p->port = decode (colon + 1, (size_t)(end - colon) - 1);
-    if (p->port == NULL || p->port[0] == '\0' || p->port[strspn (p->port, "0123456789")] != '\0')
-      return text ("the port is no number");
-  }
-  if ((at != NULL && !is_harmless (p->user, BAD)) || !is_harmless (p->host, BAD "$\\"))
-    return text ("it begins as ssh://[USER@]HOST[:PORT]/PATH");
-  return NULL;
-}
-
-/* NULL, or what is wrong.  place_free() in either case. */
-static char *
-parse (const char *uri, struct place *p)
-{
-  const char *s = uri + strlen (SCHEME);
-  size_t len = strcspn (s, "/?");
-  char *problem;
-
-  *p = (struct place){ .user = NULL };
-  problem = take_authority (p, s, len);
-  if (problem != NULL)
-    return problem;
-  s += len;
-  len = strcspn (s, "?");
-  p->path = decode (s, len);
-  if (p->path == NULL || p->path[0] != '/' || p->path[strlen (p->path) - 1] == '/')
-    return text ("after the host comes the path of a file, from / on");
-  for (s += len; problem == NULL && *s != '\0'; s += len) {
-    len = strcspn (++s, "&");
-    if (len > 0)
-      problem = take_option (p, s, len);
-  }
-  return problem;
-}
-
-char *
-ssh_uri_problem (const char *uri)
-{
-  struct place p;
-  char *problem = parse (uri, &p);
-
-  place_free (&p);
-  return problem;
-}
 
 /* ---- the command ------------------------------------------------------------------------- */
 
@@ -237,14 +53,18 @@ add_pair (char **line, const char *option, const char *value)
 }
 
 static char *
-remote_command (const struct place *p, const struct endpoint_options *opts)
+remote_command (const struct uri *uri, const struct endpoint_options *opts)
 {
-  char *line = text ("%s", ""), size[32];
+  const char *program = uri_parameter (uri, "program");
+  char *line = calloc (1, 1), size[32];
 
-  add_quoted (&line, p->program ? p->program : "nbdmirror");
+  if (line == NULL)
+    abort ();
+
+  add_quoted (&line, program != NULL ? program : "nbdmirror");
   add_quoted (&line, "receive");
   add_quoted (&line, "--stdio");
-  add_pair (&line, "--format", p->format);
+  add_pair (&line, "--format", uri_parameter (uri, "format"));
   if (!opts->writable)
     add_quoted (&line, "--read-only");
   else if (!opts->create)
@@ -252,52 +72,73 @@ remote_command (const struct place *p, const struct endpoint_options *opts)
   else {
     snprintf (size, sizeof size, "%" PRIu64, opts->create_size);
     add_pair (&line, "--size", size);
-    add_pair (&line, "--backing", p->backing);
-    add_pair (&line, "--backing-format", p->backing_format);
-    if (p->overwrite)
+    add_pair (&line, "--backing", uri_parameter (uri, "backing"));
+    add_pair (&line, "--backing-format", uri_parameter (uri, "backing-format"));
+    if (uri_has (uri, "overwrite"))
       add_quoted (&line, "--overwrite");
-    if (p->overcommit)
+    if (uri_has (uri, "overcommit"))
       add_quoted (&line, "--overcommit");
   }
-  if (p->preallocate && opts->writable)
+  if (opts->writable && uri_has (uri, "preallocate"))
     add_quoted (&line, "--preallocate");
-  add_quoted (&line, p->path);
+  add_quoted (&line, uri->path);
   return line;
 }
 
-char **
-ssh_command (const char *uri, const struct endpoint_options *opts, char **error)
+static void
+add_word (char **argv, unsigned *n, const char *prefix, const char *word)
+{
+  if (asprintf (&argv[*n], "%s%s", prefix, word) == -1)
+    abort ();
+  ++*n;
+}
+
+/* NBDMIRROR_SSH, or ssh. */
+static void
+add_program (char **argv, unsigned *n)
 {
   const char *program = getenv ("NBDMIRROR_SSH");
-  char **argv = calloc (MAX_WORDS + 1, sizeof *argv), *save = NULL, *words;
+  bool given = program != NULL && program[strspn (program, " ")] != '\0';
+  char *words = strdup (given ? program : "ssh"), *save = NULL;
+
+  if (words == NULL)
+    abort ();
+  for (char *w = strtok_r (words, " ", &save); w != NULL && *n < MAX_WORDS - 12;
+       w = strtok_r (NULL, " ", &save))
+    add_word (argv, n, "", w);
+  free (words);
+}
+
+char **
+ssh_command (const char *name, const struct endpoint_options *opts, char **error)
+{
+  char *problem = NULL;
+  struct uri *uri = uri_read (name, &problem);
+
+  if (uri == NULL) {
+    text_error (error, "%s: %s", name, problem);
+    text_free (problem);
+    return NULL;
+  }
+
+  char **argv = calloc (MAX_WORDS + 1, sizeof *argv), port[32];
   unsigned n = 0;
-  struct place p;
-  char *problem = parse (uri, &p);
 
   if (argv == NULL)
     abort ();
-  if (problem != NULL) {
-    *error = text ("%s: %s", uri, problem);
-    free (problem);
-    place_free (&p);
-    free (argv);
-    return NULL;
+  add_program (argv, &n);
+  add_word (argv, &n, "", "-T");
+  add_word (argv, &n, "-oBatchMode=yes", "");
+  if (uri->port != 0) {
+    snprintf (port, sizeof port, "%d", uri->port);
+    add_word (argv, &n, "-p", port);
   }
-  words = text ("%s", program && program[strspn (program, " ")] ? program : "ssh");
-  for (char *w = strtok_r (words, " ", &save); w != NULL && n < MAX_WORDS - 12;
-       w = strtok_r (NULL, " ", &save))
-    argv[n++] = text ("%s", w);
-  free (words);
-  argv[n++] = text ("-T");
-  argv[n++] = text ("-oBatchMode=yes");
-  if (p.port != NULL)
-    argv[n++] = text ("-p%s", p.port);
-  if (p.user != NULL)
-    argv[n++] = text ("-l%s", p.user);
-  argv[n++] = text ("--");
-  argv[n++] = text ("%s", p.host);
-  argv[n++] = remote_command (&p, opts);
-  place_free (&p);
+  if (uri->user != NULL)
+    add_word (argv, &n, "-l", uri->user);
+  add_word (argv, &n, "", "--");
+  add_word (argv, &n, "", uri->host);
+  argv[n++] = remote_command (uri, opts);
+  uri_free (uri);
   return argv;
 }
 

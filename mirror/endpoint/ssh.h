@@ -14,18 +14,11 @@
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_SSH_H
 #define NBDMIRROR_MIRROR_ENDPOINT_SSH_H
 
-#include <stdbool.h>
-
 #include "mirror/endpoint/endpoint.h"
 
-bool is_ssh_uri (const char *name);
-
-/* NULL, or what is wrong with this ssh URI (caller frees).  Pure. */
-char *ssh_uri_problem (const char *uri);
-
 /* The command for it, NULL at the end; free it with ssh_command_free().  With OPTS->create the disk
- * is made, else gone on with; without OPTS->writable it is only read.  NULL with *ERROR.  Pure but
- * for the environment. */
+ * is made, else gone on with; without OPTS->writable it is only read.  NULL with *ERROR
+ * (text_free()). Pure but for the environment. */
 char **ssh_command (const char *uri, const struct endpoint_options *opts, char **error);
 void ssh_command_free (char **argv);
 

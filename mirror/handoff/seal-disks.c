@@ -14,7 +14,7 @@
 #include "base/text.h"
 #include "control/client.h"
 #include "mirror/endpoint/seal.h"
-#include "mirror/endpoint/ssh.h"
+#include "mirror/endpoint/uri.h"
 #include "mirror/handoff/seal-disks.h"
 
 #define CALL_MS 5000
@@ -61,10 +61,12 @@ is_sealed (const json_t *status)
 static bool
 is_absolute (const char *target)
 {
-  const char *socket = strstr (target, "socket=");
+  struct uri *uri = uri_read (target, NULL);
+  const char *socket = uri != NULL ? uri_parameter (uri, "socket") : NULL;
+  bool absolute = socket == NULL || socket[0] == '/';
 
-  return socket == NULL || socket[strlen ("socket=")] == '/'
-         || strncasecmp (socket + strlen ("socket="), "%2f", 3) == 0;
+  uri_free (uri);
+  return absolute;
 }
 
 /* Until the worker says that it has done it.  False: it has ended, or does not come to it. */
@@ -88,7 +90,7 @@ worker_did (const char *control, uint64_t deadline)
 static void
 seal_target (const char *control, struct coordinator_seal *s, uint64_t deadline)
 {
-  bool ssh = is_ssh_uri (s->target);
+  bool ssh = uri_kind (s->target) == URI_SSH;
   char *error = NULL;
   int r = -1;
 

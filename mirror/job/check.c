@@ -236,7 +236,7 @@ foresee_file (struct job *j, uint64_t size)
   bool creatable = errnum == ENOENT && access (where, W_OK | X_OK) == 0;
   if (j->dest.opened == NULL && !creatable) {
     job_say (j, JOB_ERROR, "destination: %s", error);
-    j->result = errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED;
+    j->result = errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED;
     text_free (error);
     text_free (dir);
     return -1;
@@ -354,7 +354,7 @@ open_destination (struct job *j, json_t *status)
   if (j->dest.opened == NULL) {
     job_say (j, JOB_ERROR, "destination: %s", error);
     text_free (error);
-    j->result = errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED;
+    j->result = errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED;
     return -1;
   }
   return check_destination (j, status, size, opened);

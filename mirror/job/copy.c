@@ -74,7 +74,7 @@ open_both (struct copy *c)
   c->dest.opened
       = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
   if (c->dest.opened == NULL)
-    return complain (c, errnum == EROFS ? JOB_REFUSED : JOB_DEST_FAILED, error);
+    return complain (c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);
   return JOB_COMPLETED;
 }
 

@@ -27,7 +27,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "mirror/endpoint/seal.h"
-#include "mirror/endpoint/ssh.h"
+#include "mirror/endpoint/uri.h"
 #include "mirror/job/internal.h"
 
 #define SETTLE_NS (1000 * NS_PER_MS)
@@ -399,7 +399,7 @@ job_seal (struct job *j)
   if (!j->is_receive)
     return JOB_COMPLETED;
   /* Through ssh the server was that very session, and what it was sent was answered. */
-  if (!is_ssh_uri (dest) || j->engine.unanswered)
+  if (uri_kind (dest) != URI_SSH || j->engine.unanswered)
     r = destination_seal (dest, &error);
   j->sealed = r == 0;
   if (r == 0)

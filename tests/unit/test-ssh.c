@@ -12,6 +12,7 @@
 #include "tests/unit/unit.h"
 
 #include "mirror/endpoint/ssh.h"
+#include "mirror/endpoint/uri.h"
 
 static void
 is_command (const char *uri, const struct endpoint_options *opts, const char *want)
@@ -80,11 +81,11 @@ Test (ssh, wrong)
   };
 
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-    char *problem = ssh_uri_problem (wrong[i]);
+    char *problem = uri_problem (wrong[i]);
     cr_assert_not_null (problem, "%s was taken", wrong[i]);
     free (problem);
   }
-  cr_assert (is_ssh_uri ("ssh://h/d"));
-  cr_assert_not (is_ssh_uri ("nbd+ssh://h/d"));
-  cr_assert_not (is_ssh_uri ("ssh:h"));
+  cr_assert (uri_kind ("ssh://h/d") == URI_SSH);
+  cr_assert (uri_kind ("nbd+ssh://h/d") == URI_NBD);
+  cr_assert (uri_kind ("ssh:h") == URI_NONE);
 }
