@@ -9,7 +9,6 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define UNIT_NO_TESTS
@@ -50,15 +49,6 @@ in_dir (const char *name)
   return path;
 }
 
-int64_t
-clock_ms (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 /* ---- Opening ---------------------------------------------------------------------------- */
 
 struct endpoint *
@@ -97,7 +87,7 @@ refused (const char *name, const struct endpoint_options *opts, int err, const c
   cr_assert (try_open (name, opts, &errnum, &error) == NULL, "%s was opened", name);
   cr_assert (error && strstr (error, text), "%s: %s", name, error);
   cr_assert (errnum == err, "%s: errno %d, not %d: %s", name, errnum, err, error);
-  free (error);
+  text_free (error);
 }
 
 struct channel *
@@ -137,7 +127,7 @@ note_status (void *opaque, int error, const struct endpoint_extent *extents, uns
 bool
 drive (struct channel *ch, struct answer *a, unsigned nr)
 {
-  int64_t until = clock_ms () + 20000;
+  uint64_t until = clock_ms () + 20000;
 
   while (a->nr < nr) {
     struct pollfd fds[CHANNEL_MAX_FDS];

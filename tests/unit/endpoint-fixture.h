@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "mirror/endpoint/endpoint.h"
 
 #define PYTHON "/usr/bin/python3"
@@ -42,7 +44,7 @@ extern const struct endpoint_options ro, rw;
 
 /* The path of NAME in the directory; valid until the next call. */
 const char *in_dir (const char *name);
-int64_t clock_ms (void);
+
 /* NAME is one name, or a command with its words separated by spaces, brackets included; the word
  * FAKE in it is the fake server. */
 struct endpoint *try_open (const char *name, const struct endpoint_options *opts, int *errnum,

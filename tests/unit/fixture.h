@@ -9,8 +9,9 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "dirty-bitmap/claims.h"
 #include "tests/unit/unit.h"
 
@@ -23,12 +24,11 @@ static inline struct region *
 fixture_region (uint64_t nr_blocks)
 {
   struct region_geometry geo;
-  struct region *r;
   char *error = NULL;
 
   cr_assert_eq (region_geometry_init (&geo, nr_blocks == 0 ? 0 : nr_blocks * BLOCK - 1, BLOCK), 0);
   cr_assert_eq (geo.nr_blocks, nr_blocks);
-  r = region_create (&geo, fixture_uuid, &error);
+  struct region *r = region_create (&geo, fixture_uuid, &error);
   cr_assert_not_null (r, "region_create: %s", error != NULL ? error : "?");
   return r;
 }
@@ -56,14 +56,13 @@ fixture_random (uint64_t *state)
 /* Ends loops that race with other threads after 3 s from *START, which is 0 at the first call:
  * where the processors are shared, each round may cost a whole time slice. */
 static inline bool
-fixture_late (time_t *start)
+fixture_late (uint64_t *start_ms)
 {
-  struct timespec now;
+  uint64_t now = clock_ms ();
 
-  clock_gettime (CLOCK_MONOTONIC, &now);
-  if (*start == 0)
-    *start = now.tv_sec;
-  return now.tv_sec > *start + 2;
+  if (*start_ms == 0)
+    *start_ms = now;
+  return now > *start_ms + 2 * MS_PER_S;
 }
 
 static inline _Atomic uint64_t *

@@ -360,7 +360,7 @@ race_clearer (void *arg)
 Test (bitmap, summary_survives_clearer)
 {
   struct race c = { .r = fixture_region (64) };
-  time_t start = 0;
+  uint64_t start = 0;
   pthread_t t;
   uint64_t first, count;
 
@@ -401,7 +401,7 @@ flicker (void *arg)
 Test (bitmap, empty_is_never_wrong)
 {
   struct race c = { .r = fixture_region (64) };
-  time_t start = 0;
+  uint64_t start = 0;
   pthread_t t;
 
   cr_assert_eq (pthread_create (&t, NULL, flicker, &c), 0);

@@ -140,7 +140,7 @@ ENDPOINT_TEST (another_size)
   cr_assert (channel_open (ep, &errnum, &error) == NULL);
   cr_assert (errnum == ESTALE && strstr (error, "1048576") && strstr (error, "524288"), "%s",
              error);
-  free (error);
+  text_free (error);
   channel_close (ch);
   endpoint_close (ep);
 }

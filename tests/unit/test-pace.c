@@ -559,7 +559,7 @@ Test (pace, region_goes)
   pthread_t t[6];
   struct pace p;
   uint64_t rnd = 7;
-  time_t begin = 0;
+  uint64_t begin = 0;
   unsigned rounds = 0;
 
   pace_init (&p);

@@ -218,7 +218,7 @@ refused (int fd, const char *word)
   cr_assert_null (r, "accepted, where \"%s\" is wrong", word);
   cr_assert_not_null (error);
   cr_assert_not_null (strstr (error, word), "message \"%s\" does not name \"%s\"", error, word);
-  free (error);
+  text_free (error);
   if (fd >= 0)
     close (fd);
 }
@@ -365,7 +365,7 @@ Test (region, map_fuzz)
     r = region_map (fd, &error);
     if (r == NULL) {
       cr_assert_not_null (error);
-      free (error);
+      text_free (error);
     } else {
       accepted++;
       cr_assert_eq (region_geometry_init (&g, r->hdr->disk_size, (uint32_t)r->hdr->block_size), 0);

@@ -16,15 +16,6 @@
 
 #define MS INT64_C (1000000)
 
-static int64_t
-now_ns (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec * INT64_C (1000000000) + ts.tv_nsec;
-}
-
 static struct urgent_slot *
 slots_of (struct region *r)
 {
@@ -65,7 +56,7 @@ Test (urgent, post_take_answer)
   cr_assert_not (urgent_take (w, &q), "nothing is taken twice");
   cr_assert_not (urgent_any (w));
 
-  cr_assert_eq (urgent_wait (r, a, now_ns ()), URGENT_ANSWER_NONE);
+  cr_assert_eq (urgent_wait (r, a, clock_ns ()), URGENT_ANSWER_NONE);
   urgent_answer (w, (unsigned)b, false);
   urgent_answer (w, (unsigned)a, true);
   cr_assert_eq (urgent_wait (r, a, 0), URGENT_ANSWER_OK, "the answer wins over the deadline");
@@ -156,7 +147,7 @@ static void *
 sleep_10s (void *opaque)
 {
   struct sleeper *s = opaque;
-  int64_t begin = now_ns ();
+  int64_t begin = clock_ns ();
   uint32_t bell = urgent_bell (s->r);
 
   atomic_store (&s->begun, true);
@@ -164,7 +155,7 @@ sleep_10s (void *opaque)
     urgent_sleep (s->r, bell, 10000 * MS);
   else
     s->answer = urgent_wait (s->r, s->slot, begin + 10000 * MS);
-  s->slept = now_ns () - begin;
+  s->slept = clock_ns () - begin;
   atomic_store (&s->done, true);
   return NULL;
 }
@@ -188,11 +179,11 @@ Test (urgent, waits_end)
 {
   struct region *r = fixture_region (100);
   struct urgent_request q;
-  int64_t begin = now_ns ();
+  int64_t begin = clock_ns ();
   struct sleeper s = { .r = r, .slot = urgent_post (r, URGENT_WRITE, 1, 1) };
 
   cr_assert_eq (urgent_wait (r, s.slot, begin + 30 * MS), URGENT_ANSWER_NONE);
-  cr_assert_geq (now_ns () - begin, 30 * MS);
+  cr_assert_geq (clock_ns () - begin, 30 * MS);
 
   pthread_t t = start (&s);
   while (!atomic_load (&s.done)) {
@@ -235,17 +226,17 @@ Test (urgent, bell)
   struct region *r = fixture_region (100);
   struct sleeper s = { .r = r, .slot = -1 };
   uint32_t seen = urgent_bell (r);
-  int64_t begin = now_ns ();
+  int64_t begin = clock_ns ();
 
   urgent_sleep (r, seen, 20 * MS);
-  cr_assert_geq (now_ns () - begin, 20 * MS);
+  cr_assert_geq (clock_ns () - begin, 20 * MS);
   pthread_t t = start (&s);
   urgent_post (r, URGENT_WRITE, 1, 1);
   pthread_join (t, NULL);
   cr_assert_lt (s.slept, 9000 * MS);
-  begin = now_ns ();
+  begin = clock_ns ();
   urgent_sleep (r, seen, 10000 * MS);
-  cr_assert_lt (now_ns () - begin, 9000 * MS, "it rang since it was read");
+  cr_assert_lt (clock_ns () - begin, 9000 * MS, "it rang since it was read");
   cr_assert_eq (atomic_load (&r->hdr->worker_sleeps), 0);
   region_free (r);
 }
@@ -286,7 +277,7 @@ static void *
 guest (void *opaque)
 {
   struct guest *g = opaque;
-  time_t begin = 0;
+  uint64_t begin = 0;
 
   for (int i = 0; i < ROUNDS && !fixture_late (&begin); i++) {
     uint64_t first = fixture_random (&g->rnd) % (BLOCKS - 8);
@@ -298,10 +289,10 @@ guest (void *opaque)
     }
     enum urgent_answer answer = URGENT_ANSWER_NONE;
     if (fixture_random (&g->rnd) % 4 == 0) /* impatient */
-      answer = urgent_wait (g->r, slot, now_ns () + (int64_t)(fixture_random (&g->rnd) % 30000));
+      answer = urgent_wait (g->r, slot, clock_ns () + (int64_t)(fixture_random (&g->rnd) % 30000));
     else
       for (int n = 0; n < 100 && answer == URGENT_ANSWER_NONE; n++)
-        answer = urgent_wait (g->r, slot, now_ns () + 100 * MS);
+        answer = urgent_wait (g->r, slot, clock_ns () + 100 * MS);
     if (answer == URGENT_ANSWER_NONE)
       g->given_up++;
     else {
@@ -387,7 +378,7 @@ Test (urgent, processes)
   waitpid (pid, NULL, 0);
 
   /* It is gone: nobody answers, every wait ends at its time. */
-  int64_t begin = now_ns ();
+  int64_t begin = clock_ns ();
   int slot = urgent_post (r, URGENT_WRITE, 0, 1);
   cr_assert_eq (urgent_wait (r, slot, begin + 30 * MS), URGENT_ANSWER_NONE);
   urgent_drop (r, slot);
@@ -417,7 +408,7 @@ Test (urgent, scribbled)
 {
   struct region *r = fixture_region (100);
   pthread_t t;
-  time_t begin = 0;
+  uint64_t begin = 0;
 
   cr_assert_eq (pthread_create (&t, NULL, scribble, r), 0);
   for (int i = 0; i < 3000 && !fixture_late (&begin); i++) {
@@ -427,7 +418,7 @@ Test (urgent, scribbled)
       for (unsigned n = 0; n < URGENT_SLOTS; n++)
         atomic_store (&slots_of (r)[n].state, URGENT_FREE);
     else {
-      urgent_wait (r, slot, now_ns () + MS / 10);
+      urgent_wait (r, slot, clock_ns () + MS / 10);
       urgent_drop (r, slot);
     }
   }
