@@ -1,6 +1,10 @@
 # One folder a filter.  A filter exports only what filter.map says.
 EXTRA_DIST += nbd-plugin/filter.map
 
+# What the filters share.
+noinst_LTLIBRARIES += libnbdplugin.la
+libnbdplugin_la_SOURCES = nbd-plugin/own-thread.c nbd-plugin/own-thread.h
+
 include nbd-plugin/mirror/local.mk
 include nbd-plugin/receive/local.mk
 

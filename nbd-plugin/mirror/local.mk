@@ -33,5 +33,5 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 nbd_plugin_nbdkit_mirror_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
 nbd_plugin_nbdkit_mirror_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
 	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
-nbd_plugin_nbdkit_mirror_filter_la_LIBADD = libdirtybitmap.la libcontrol.la libbase.la $(JANSSON_LIBS)
-nbd_plugin_nbdkit_mirror_filter_la_DEPENDENCIES = libdirtybitmap.la libcontrol.la libbase.la $(srcdir)/nbd-plugin/filter.map
+nbd_plugin_nbdkit_mirror_filter_la_LIBADD = libnbdplugin.la libdirtybitmap.la libcontrol.la libbase.la $(JANSSON_LIBS)
+nbd_plugin_nbdkit_mirror_filter_la_DEPENDENCIES = libnbdplugin.la libdirtybitmap.la libcontrol.la libbase.la $(srcdir)/nbd-plugin/filter.map

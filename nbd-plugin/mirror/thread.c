@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
@@ -21,6 +20,7 @@
 #include "base/fd.h"
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/thread.h"
+#include "nbd-plugin/own-thread.h"
 
 #define SOON_MS 10 /* while an answer waits for something that wakes nobody reliably */
 
@@ -123,16 +123,8 @@ control_thread (void *opaque)
 int
 mirror_thread_start (struct mirror *m)
 {
-  sigset_t all, before;
-
-  sigfillset (&all);
-  pthread_sigmask (SIG_SETMASK, &all, &before);
-  int r = pthread_create (&m->thread, NULL, control_thread, m);
-  pthread_sigmask (SIG_SETMASK, &before, NULL);
-  if (r != 0) {
-    errno = r;
+  if (own_thread_start (&m->thread, control_thread, m) == -1)
     return -1;
-  }
   m->thread_runs = true;
   pthread_setname_np (m->thread, "mirror-control");
   return 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The control thread: it alone talks to users and workers.  Started in after_fork, joined in
- * cleanup. Signals are blocked in it, so that nbdkit's handlers run where nbdkit expects them.
+ * The control thread: it alone talks to users and workers.  It is started in after_fork and joined
+ * in cleanup.
  */
 
 #ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_THREAD_H

@@ -8,18 +8,9 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "nbd-plugin/receive/admission.h"
-
-static int64_t
-clock_ms (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 void
 admission_init (struct admission *a)
@@ -75,12 +66,12 @@ int
 admission_drain (struct admission *a, uint64_t generation, int64_t limit_ms, admission_pause pause,
                  void *opaque)
 {
-  int64_t begun = clock_ms ();
+  uint64_t begun = clock_ms ();
 
   while (!note_clean (a, generation)) {
     if (atomic_load (&a->generation) != generation)
       return ESTALE;
-    if (limit_ms >= 0 && clock_ms () - begun >= limit_ms)
+    if (limit_ms >= 0 && clock_ms () - begun >= (uint64_t)limit_ms)
       return ETIMEDOUT;
     int err = pause (opaque);
     if (err != 0)

@@ -3,11 +3,14 @@ filter_LTLIBRARIES += nbd-plugin/nbdkit-mirror-receive-filter.la
 nbd_plugin_nbdkit_mirror_receive_filter_la_SOURCES = \
 	nbd-plugin/receive/admission.c \
 	nbd-plugin/receive/admission.h \
+	nbd-plugin/receive/config.c \
+	nbd-plugin/receive/exports.c \
 	nbd-plugin/receive/filter.c \
+	nbd-plugin/receive/filter.h \
 	nbd-plugin/receive/orphan.c \
 	nbd-plugin/receive/orphan.h
 nbd_plugin_nbdkit_mirror_receive_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
 nbd_plugin_nbdkit_mirror_receive_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
 	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
-nbd_plugin_nbdkit_mirror_receive_filter_la_LIBADD = libbase.la
-nbd_plugin_nbdkit_mirror_receive_filter_la_DEPENDENCIES = libbase.la $(srcdir)/nbd-plugin/filter.map
+nbd_plugin_nbdkit_mirror_receive_filter_la_LIBADD = libnbdplugin.la libbase.la
+nbd_plugin_nbdkit_mirror_receive_filter_la_DEPENDENCIES = libnbdplugin.la libbase.la $(srcdir)/nbd-plugin/filter.map

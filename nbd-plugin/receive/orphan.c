@@ -17,20 +17,24 @@
 #include <nbdkit-filter.h>
 
 #include "base/fd.h"
+#include "nbd-plugin/own-thread.h"
 #include "nbd-plugin/receive/orphan.h"
 
 #define LOOK_MS 500
 #define PATIENCE_MS 3000 /* as the supervisor's */
 
-static pthread_t thread;
-static bool runs, is_orphan;
-static int supervisor_fd, backend = -1, stop_fd = -1;
-static bool (*is_in_use) (void);
+/* nbdkit's process has one supervisor, so there is one watch a process. */
+static struct {
+  pthread_t thread;
+  bool runs, is_orphan;
+  int supervisor_fd, backend_fd, stop_fd;
+  bool (*in_use) (void);
+} orphan = { .backend_fd = -1, .stop_fd = -1 };
 
 static bool
 told_to_stop (int timeout_ms)
 {
-  struct pollfd fd = { .fd = stop_fd, .events = POLLIN };
+  struct pollfd fd = { .fd = orphan.stop_fd, .events = POLLIN };
 
   return poll (&fd, 1, timeout_ms) > 0;
 }
@@ -39,7 +43,8 @@ static void
 end_backend (void)
 {
 #ifdef SYS_pidfd_send_signal
-  if (backend != -1 && is_orphan && syscall (SYS_pidfd_send_signal, backend, SIGTERM, NULL, 0) == -1
+  if (orphan.backend_fd != -1 && orphan.is_orphan
+      && syscall (SYS_pidfd_send_signal, orphan.backend_fd, SIGTERM, NULL, 0) == -1
       && errno != ESRCH)
     nbdkit_error ("the process behind this server cannot be ended: %m");
 #endif
@@ -49,7 +54,8 @@ end_backend (void)
 static bool
 supervisor_gone (void)
 {
-  struct pollfd fds[2] = { { .fd = supervisor_fd }, { .fd = stop_fd, .events = POLLIN } };
+  struct pollfd fds[2]
+      = { { .fd = orphan.supervisor_fd }, { .fd = orphan.stop_fd, .events = POLLIN } };
 
   while (poll (fds, 2, -1) == -1 && errno == EINTR)
     ;
@@ -64,10 +70,10 @@ watch (void *opaque)
     return NULL;
   nbdkit_error (
       "the process that supervises this server is gone: it ends as soon as no guest uses the disk");
-  while (is_in_use ())
+  while (orphan.in_use ())
     if (told_to_stop (LOOK_MS))
       return NULL;
-  is_orphan = true;
+  orphan.is_orphan = true;
   nbdkit_shutdown ();
   if (told_to_stop (PATIENCE_MS))
     return NULL;
@@ -79,33 +85,29 @@ watch (void *opaque)
 int
 orphan_watch_start (int notify_fd, int backend_fd, bool (*in_use) (void))
 {
-  sigset_t all, before;
-
-  supervisor_fd = notify_fd;
-  backend = backend_fd;
-  is_in_use = in_use;
+  orphan.supervisor_fd = notify_fd;
+  orphan.backend_fd = backend_fd;
+  orphan.in_use = in_use;
   /* nbdkit 1.32 (with -f) would end at once, also under a guest.  We are in the thread that has
    * asked for it. */
   prctl (PR_SET_PDEATHSIG, 0);
-  stop_fd = fd_wake_new ();
-  if (stop_fd == -1)
+  orphan.stop_fd = fd_wake_new ();
+  if (orphan.stop_fd == -1)
     return -1;
-  sigfillset (&all);
-  pthread_sigmask (SIG_SETMASK, &all, &before);
-  errno = pthread_create (&thread, NULL, watch, NULL);
-  pthread_sigmask (SIG_SETMASK, &before, NULL);
-  runs = errno == 0;
-  return runs ? 0 : -1;
+  if (own_thread_start (&orphan.thread, watch, NULL) == -1)
+    return -1;
+  orphan.runs = true;
+  return 0;
 }
 
 void
 orphan_watch_stop (void)
 {
-  if (runs) {
-    fd_wake (stop_fd);
-    pthread_join (thread, NULL);
-    runs = false;
+  if (orphan.runs) {
+    fd_wake (orphan.stop_fd);
+    pthread_join (orphan.thread, NULL);
+    orphan.runs = false;
   }
   end_backend (); /* after the last request */
-  fd_close (&stop_fd);
+  fd_close (&orphan.stop_fd);
 }

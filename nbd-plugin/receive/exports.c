@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The exports of a received disk: what each name means when it is opened, and the seal.  See
+ * filter.h and control/receive-exports.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <nbdkit-filter.h>
+
+#include "base/clock.h"
+#include "nbd-plugin/receive/filter.h"
+
+#define PAUSE_NS (1 * NS_PER_MS)
+
+/* nbdmirror receive --resume reads it, and then seals the disk from the beginning. */
+void
+export_record_seal (const struct receive *r)
+{
+  struct stat st;
+
+  if (r->config.disk_fd == -1 || fstat (r->config.disk_fd, &st) == -1 || !S_ISREG (st.st_mode))
+    return;
+  if (fsetxattr (r->config.disk_fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1)
+    nbdkit_error ("that this disk was handed over cannot be recorded in its file: %m; another "
+                  "server of it will need"
+                  " --sealed");
+}
+
+void
+export_notify (const struct receive *r, char note)
+{
+  ssize_t n = r->config.notify_fd != -1 ? write (r->config.notify_fd, &note, 1) : 1;
+
+  if (n != 1)
+    nbdkit_error ("the process that supervises this server is gone: %m");
+}
+
+int
+export_pause (void *opaque)
+{
+  (void)opaque;
+  return nbdkit_nanosleep (0, (unsigned)PAUSE_NS) == -1 ? errno : 0;
+}
+
+int
+export_seal (struct receive *r, int64_t limit_ms, const char *who)
+{
+  if (admission_seal (&r->admission)) {
+    export_record_seal (r);
+    export_notify (r, RECEIVE_NOTE_SEALED);
+    nbdkit_debug ("sealed by %s", who);
+  } else if (atomic_load (&r->admission.given_up))
+    return ESHUTDOWN;
+  return admission_drain (&r->admission, atomic_load (&r->admission.generation), limit_ms,
+                          export_pause, NULL);
+}
+
+static int
+open_session (struct receive *r, struct handle *h, const char *name)
+{
+  size_t len = strcspn (name, (char[]){ RECEIVE_LAST, '\0' });
+  const char *last = name[len] != '\0' ? name + len + 1 : NULL;
+  char id[RECEIVE_ID_MAX + 1];
+  uint64_t generation;
+
+  if (len == 0 || len > RECEIVE_ID_MAX
+      || (last != NULL && (last[0] == '\0' || strlen (last) > RECEIVE_ID_MAX))) {
+    nbdkit_error ("a session's ID has 1 to %d characters", RECEIVE_ID_MAX);
+    return -1;
+  }
+  memcpy (id, name, len);
+  id[len] = '\0';
+  int err = admission_join (&r->admission, id, last, &generation, export_pause, NULL);
+  switch (err) {
+  case 0:
+    atomic_store (&h->generation, generation);
+    return 0;
+  case EBUSY:
+    nbdkit_error (
+        "mirror session %s may not write: another mirror has taken the place of its last one", id);
+    h->kind = EXPORT_SUPERSEDED;
+    return 0;
+  case EPERM:
+    nbdkit_error ("a mirror session is refused: the disk was handed over to its guest");
+    break;
+  case ESTALE:
+    nbdkit_error ("mirror session %s is refused: a newer one has taken its place", id);
+    break;
+  case ETIMEDOUT:
+    nbdkit_error (
+        "mirror session %s is refused: requests of the one before it have not ended in %d s", id,
+        ADMISSION_LIMIT_MS / 1000);
+    break;
+  default:
+    nbdkit_error ("mirror session %s: %s", id, strerror (err));
+  }
+  return -1;
+}
+
+static int
+open_seal (struct receive *r)
+{
+  int err = export_seal (r, ADMISSION_LIMIT_MS, "the mirror");
+
+  if (err == 0)
+    return 0;
+  if (atomic_load (&r->admission.given_up))
+    nbdkit_error ("it is too late to seal: the disk was given up");
+  else
+    nbdkit_error ("sealed, but requests of the mirror are still in flight: %s", strerror (err));
+  return -1;
+}
+
+static int
+open_give_up (const struct receive *r)
+{
+  if (r->config.notify_fd != -1)
+    return 0;
+  nbdkit_error ("nobody supervises this server: end it by hand");
+  return -1;
+}
+
+int
+export_give_up (struct receive *r)
+{
+  if (!admission_give_up (&r->admission)) {
+    nbdkit_error ("it is too late to give up: the disk was handed over to its guest");
+    return -1;
+  }
+  export_notify (r, RECEIVE_NOTE_GIVEN_UP);
+  return 0;
+}
+
+int
+export_open (struct receive *r, struct handle *h, const char *name)
+{
+  size_t prefix = strlen (RECEIVE_SESSION_PREFIX);
+
+  if (name[0] == '\0')
+    h->kind = EXPORT_GUEST;
+  else if (strcmp (name, RECEIVE_MIRROR) == 0)
+    h->kind = EXPORT_ALONE;
+  else if (strcmp (name, RECEIVE_SEAL) == 0) {
+    h->kind = EXPORT_SEAL;
+    return open_seal (r);
+  } else if (strcmp (name, RECEIVE_GIVE_UP) == 0) {
+    h->kind = EXPORT_GIVE_UP;
+    return open_give_up (r);
+  } else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
+    h->kind = EXPORT_SESSION;
+    return open_session (r, h, name + prefix);
+  } else {
+    nbdkit_error ("no export \"%s\": \"" RECEIVE_MIRROR "\" is the mirror's, \"\" the guest's",
+                  name);
+    return -1;
+  }
+  return 0;
+}
+
+/* The path must not lead to somebody else's file: that one is neither locked nor ours to write. */
+int
+export_check_disk (const struct receive *r)
+{
+  struct stat ours, its;
+
+  if (r->config.disk_fd == -1 || r->config.disk_path == NULL)
+    return 0;
+  if (fstat (r->config.disk_fd, &ours) == 0 && stat (r->config.disk_path, &its) == 0
+      && (S_ISBLK (ours.st_mode) ? S_ISBLK (its.st_mode) && its.st_rdev == ours.st_rdev
+                                 : its.st_dev == ours.st_dev && its.st_ino == ours.st_ino))
+    return 0;
+  nbdkit_error ("%s: this is another file now: it is not served", r->config.disk_path);
+  return -1;
+}
