@@ -304,17 +304,16 @@ next_allocated (const struct region *r, enum region_array a, uint64_t *w, uint64
 {
   off_t base = (off_t)r->geo.array_offset[a];
   off_t limit = base + (off_t)(r->geo.nr_words * 8);
-  off_t data, hole;
 
   if (*w >= r->geo.nr_words)
     return false;
   *end = r->geo.nr_words;
-  data = lseek (r->fd, base + (off_t)(*w * 8), SEEK_DATA);
+  off_t data = lseek (r->fd, base + (off_t)(*w * 8), SEEK_DATA);
   if (data == -1)
     return errno != ENXIO; /* if it cannot be asked, everything is looked at */
   if (data >= limit)
     return false;
-  hole = lseek (r->fd, data, SEEK_HOLE);
+  off_t hole = lseek (r->fd, data, SEEK_HOLE);
   if (hole != -1 && hole < limit)
     *end = (uint64_t)(hole - base) / 8;
   *w = (uint64_t)(data - base) / 8;

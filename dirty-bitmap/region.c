@@ -134,14 +134,12 @@ static struct region *
 map_fd (int fd, const struct region_geometry *geo, char **error)
 {
   struct region *r = calloc (1, sizeof *r);
-  void *addr;
-
   if (r == NULL) {
     text_error (error, "shared region: %s", strerror (errno));
     close (fd);
     return NULL;
   }
-  addr = mmap (NULL, geo->region_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  void *addr = mmap (NULL, geo->region_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (addr == MAP_FAILED) {
     text_error (error, "shared region: mmap of %zu bytes: %s", geo->region_size, strerror (errno));
     free (r);
@@ -157,10 +155,7 @@ map_fd (int fd, const struct region_geometry *geo, char **error)
 struct region *
 region_create (const struct region_geometry *geo, const uint8_t uuid[16], char **error)
 {
-  struct region *r;
-  int fd;
-
-  fd = memfd_create ("nbdmirror-region", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  int fd = memfd_create ("nbdmirror-region", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd == -1) {
     text_error (error, "shared region: memfd_create: %s", strerror (errno));
     return NULL;
@@ -176,7 +171,7 @@ region_create (const struct region_geometry *geo, const uint8_t uuid[16], char *
     close (fd);
     return NULL;
   }
-  r = map_fd (fd, geo, error);
+  struct region *r = map_fd (fd, geo, error);
   if (r == NULL)
     return NULL;
   memcpy (r->tracker_uuid, uuid, sizeof r->tracker_uuid);
@@ -265,7 +260,6 @@ check_fd (int fd, union header_copy *copy, struct region_geometry *geo, char **e
 {
   int seals = fcntl (fd, F_GET_SEALS);
   struct stat st;
-  ssize_t n;
 
   if (seals == -1) {
     text_error (error, "shared region: descriptor is no memfd: %s", strerror (errno));
@@ -284,7 +278,7 @@ check_fd (int fd, union header_copy *copy, struct region_geometry *geo, char **e
     text_error (error, "shared region: size %jd is too small for a header", (intmax_t)st.st_size);
     return false;
   }
-  n = pread (fd, copy, sizeof *copy, 0);
+  ssize_t n = pread (fd, copy, sizeof *copy, 0);
   if (n != (ssize_t)sizeof *copy) {
     text_error (error, "shared region: reading the header: %s",
                 n == -1 ? strerror (errno) : "short read");
@@ -300,10 +294,7 @@ region_map (int fd, char **error)
 {
   union header_copy copy;
   struct region_geometry geo;
-  struct region *r;
-  int own;
-
-  own = fcntl (fd, F_DUPFD_CLOEXEC, 0);
+  int own = fcntl (fd, F_DUPFD_CLOEXEC, 0);
   if (own == -1) {
     text_error (error, "shared region: descriptor %d: %s", fd, strerror (errno));
     return NULL;
@@ -312,7 +303,7 @@ region_map (int fd, char **error)
     close (own);
     return NULL;
   }
-  r = map_fd (own, &geo, error);
+  struct region *r = map_fd (own, &geo, error);
   if (r != NULL)
     memcpy (r->tracker_uuid, copy.hdr.tracker_uuid, sizeof r->tracker_uuid);
   return r;

@@ -58,10 +58,8 @@ drop (struct shared_sample *e)
 bool
 samples_get (const struct region *r, unsigned i, struct sample *out)
 {
-  const struct shared_sample *e;
-
   assert (i < SAMPLES_MAX);
-  e = &table_of (r)->entry[i];
+  const struct shared_sample *e = &table_of (r)->entry[i];
   memset (out, 0, sizeof *out);
   out->length = atomic_load (&e->length);
   out->block = *(const volatile uint64_t *)&e->block; /* read once, then checked */

@@ -3,14 +3,14 @@
  * Urgent slots.  See urgent.h for the states and for what an answer means.
  *
  * urgent_posted has a bit for each slot that may be POSTED.  The filter sets it after the state;
- * the worker clears it before it tries to take the slot.  Nobody else clears it, a slot that
- * is given up leaves it to the worker: clearing it there could take away the bit of the
- * next request in the same slot.
+ * the worker clears it before it tries to take the slot.  Nobody else clears it.  A slot that is
+ * given up leaves its bit to the worker: clearing it there could take away the bit of the next
+ * request in the same slot.
  *
  * The bell: the filter counts it up and calls the kernel only if somebody sleeps; the sleeper
  * counts itself in before the kernel compares the bell with what was read.  One of the two sees the
- * other (both are sequentially consistent).  A worker that died while it was counted in
- * costs each later request a system call, nothing else.
+ * other (both are sequentially consistent).  A worker that died while it was counted in costs each
+ * later request one system call and nothing else.
  */
 
 #include "config.h"
@@ -20,9 +20,9 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "dirty-bitmap/urgent.h"
 
 _Static_assert(sizeof (struct urgent_slot) == 64, "a slot is one cache line");
@@ -44,7 +44,7 @@ slot_at (const struct region *r, unsigned i)
 static bool
 futex_wait (_Atomic uint32_t *word, uint32_t value, int64_t until_ns)
 {
-  struct timespec until = { .tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000 };
+  struct timespec until = clock_timespec ((uint64_t)until_ns);
 
   /* Absolute, CLOCK_MONOTONIC. */
   return syscall (SYS_futex, word, FUTEX_WAIT_BITSET, value, &until, NULL, FUTEX_BITSET_MATCH_ANY)
@@ -99,7 +99,7 @@ urgent_post (struct region *r, uint32_t kind, uint64_t first, uint64_t count)
   return slot;
 }
 
-/* FREE or ABANDONED in a slot of ours: somebody scribbled there, nobody is going to answer. */
+/* A slot of ours that is FREE or ABANDONED was scribbled over, and nobody is going to answer. */
 static enum urgent_answer
 answer_in (uint32_t state)
 {
@@ -122,7 +122,7 @@ urgent_wait (struct region *r, int slot, int64_t until_ns)
   for (int i = 0; i < TRIES; i++) {
     uint32_t state = atomic_load (&s->state);
 
-    /* The worker takes it without waking anybody: that is the one change that is no answer. */
+    /* The worker takes a slot without waking anybody.  No other change is not an answer. */
     if (answer_in (state) != URGENT_ANSWER_NONE || futex_wait (&s->state, state, until_ns))
       break;
   }
@@ -231,12 +231,8 @@ urgent_bell (const struct region *r)
 void
 urgent_sleep (struct region *r, uint32_t seen, int64_t timeout_ns)
 {
-  struct timespec now;
-
-  clock_gettime (CLOCK_MONOTONIC, &now);
   atomic_fetch_add (&r->hdr->worker_sleeps, 1);
-  futex_wait (&r->hdr->wake_worker, seen,
-              now.tv_sec * INT64_C (1000000000) + now.tv_nsec + timeout_ns);
+  futex_wait (&r->hdr->wake_worker, seen, (int64_t)clock_ns () + timeout_ns);
   atomic_fetch_sub (&r->hdr->worker_sleeps, 1);
 }
 

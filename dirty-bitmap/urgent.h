@@ -15,24 +15,26 @@
  *
  * What an answer of "done" says (the filter posts after the guest's bytes were written locally and
  * marked dirty):
- *   URGENT_WRITE  each of the blocks has been seen neither dirty nor under copy at the destination
- * since the slot was taken (each at some instant, dirty looked at first): all of what the guest
- *                 wrote before was written to the destination and acknowledged.
+ *   URGENT_WRITE  since the slot was taken, each of the blocks has been seen neither dirty nor
+ *                 under copy (each at some instant, and dirty was looked at first).  So everything
+ *                 that the guest wrote there before was written to the destination and
+ *                 acknowledged.
  *   URGENT_FLUSH  a flush of the destination that began after the slot was taken, and after its
  *                 URGENT_WRITE part was done, has succeeded.
  * Before synced_epoch is sync_epoch the worker may say "done" of what it will only copy later, and
  * of a flush: nobody may rely on the destination before (mirror/engine/urgent-queue.h says when).
- * "Late" says that it won't be done in time (destination lost, block in quarantine): the guest goes
- * on.
+ * "Late" says that it will not be done in time (the destination is lost, or a block is in
+ * quarantine), and the guest goes on.
  *
  * Also in the region's header, for the same gate:
  *   progress      the worker counts up at each acknowledged write or flush at the destination, and
  *                 several times a second while it waits only for its own bandwidth limit.  Where it
  *                 stands still nobody is going to be answered.
  *   sync_epoch    the filter counts up when the gate becomes synchronous, and at each write that
- * went on without having been answered. synced_epoch  the worker stores the sync_epoch E it has
- * read, when the destination has everything that was dirty or under copy at a moment after that:
- * while sync_epoch is still E nothing is missing at the destination but what waits.
+ *                 went on without having been answered.
+ *   synced_epoch  the worker reads a sync_epoch E, and stores it here once the destination has
+ *                 everything that was dirty or under copy at some moment after the reading.  While
+ *                 sync_epoch is still E, the destination lacks nothing but the writes that wait.
  *
  * The worker may be dead, stopped or hostile: the filter uses no index but its own slot number,
  * each of its waits ends at its own deadline, and no value in the table makes it loop.  A worker

@@ -4,15 +4,15 @@
  * a worker hold and finally fence the guest's mutations.  This file has nbdkit's callbacks and the
  * parameters, nothing else.
  *
- * The filter sits in the guest's I/O path, so it does as little as it can: reads and block status
- * do not come here at all, nor do any of the can_ callbacks, so that everything the layer below can
- * do passes through unchanged.  The layer below is only ever called in a
- * guest's own request.
+ * The filter sits in the guest's I/O path, so it does as little as it can.  Reads and block
+ * status do not come here at all, nor do any of the can_ callbacks, so that everything the layer
+ * below can do passes through unchanged.  The layer below is only ever called within a guest's own
+ * request.
  *
  * Every mutation goes, in the order that rules R2 and R3 ask for (gate.h has the reason):
  *   count it in; wait for the gate; layer below; mark, whatever came back; count it out;
  *   wait at the pace (pace.h).
- * A flush is no mutation; it comes here only for the pace.
+ * A flush is no mutation.  It comes here only for the pace.
  */
 
 #include "config.h"

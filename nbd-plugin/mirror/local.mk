@@ -33,5 +33,7 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 nbd_plugin_nbdkit_mirror_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
 nbd_plugin_nbdkit_mirror_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
 	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
-nbd_plugin_nbdkit_mirror_filter_la_LIBADD = libnbdplugin.la libdirtybitmap.la libcontrol.la libbase.la $(JANSSON_LIBS)
-nbd_plugin_nbdkit_mirror_filter_la_DEPENDENCIES = libnbdplugin.la libdirtybitmap.la libcontrol.la libbase.la $(srcdir)/nbd-plugin/filter.map
+mirror_filter_libraries = libnbdplugin.la libdirtybitmap.la libcontrol.la libbase.la
+nbd_plugin_nbdkit_mirror_filter_la_LIBADD = $(mirror_filter_libraries) $(JANSSON_LIBS)
+nbd_plugin_nbdkit_mirror_filter_la_DEPENDENCIES = $(mirror_filter_libraries) \
+	$(srcdir)/nbd-plugin/filter.map

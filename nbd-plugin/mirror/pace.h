@@ -6,8 +6,9 @@
  *
  *   open         nothing.  One load.
  *   throttled    a token bucket for bytes that turned from clean to dirty; rewriting what is dirty
- * is free. synchronous  until the worker has written the blocks to the destination (urgent.h); a
- * FLUSH, and the flush in FUA, until it has flushed there.
+ *                is free.
+ *   synchronous  until the worker has written the blocks to the destination (urgent.h); a FLUSH,
+ *                and the flush in FUA, until it has flushed there.
  *
  * No single wait is longer than max-delay.  Past it the guest goes on, since its write is safe here
  * and its blocks are dirty: they are copied later.  In synchronous mode that is a *miss*: the disk
@@ -36,14 +37,14 @@
  * guest thread sees "open", then it never touches the region; or the control thread sees it
  * counted, then it waits for it.  There is no third case: both having missed each other would need
  * each read to come before the other's write, in one total order that has each write before its own
- * read. Who was counted leaves soon: a sleeper is woken, again every millisecond, because a wake-up
- * that comes between its look at the mode and its sleep is lost; one that runs looks at the mode
- * before each sleep.  A probe is not waited for longer than nbdkit takes for it (it polls with no
- * time-out). The pointer is written only while mode is open and users is 0, and read only by who
- * has been counted and has then seen another mode, hence after the store that published it. The
- * first look at the mode, before counting, only spares everybody else the counting.
+ * read. Whoever was counted leaves soon.  A thread that runs looks at the mode before each sleep. A
+ * sleeping one is woken, again every millisecond, because a wake-up between its look at the mode
+ * and its sleep is lost.  A probe takes no longer than nbdkit needs for it (it polls without
+ * waiting). The pointer is written only while the mode is open and users is 0.  It is read only by
+ * a thread that was counted and then saw another mode, hence after the store that published it. The
+ * first look at the mode, before counting, only saves the counting while the mode is open.
  *
- * Threads: guest threads call pace_mutation and pace_flush; all else is the control thread's.
+ * Threads: guest threads call pace_after() and pace_wait(); all else is the control thread's.
  * Lock: `lock` is a leaf.
  */
 

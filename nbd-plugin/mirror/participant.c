@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The two-phase hand-off.  See participant.h.
+ * This disk's part in a hand-off.  See participant.h.
  */
 
 #include "config.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The two-phase hand-off of this disk (blueprint 7).  The coordinator gives every disk's filter the
- * same decision word; the worker holds the gate, copies the rest and says "prepared"; then the word
- * decides, whoever dies.
+ * The participant: this disk's part in a two-phase hand-off of one or several disks.  The
+ * coordinator, which is another process, gives every disk's filter the same decision word; the
+ * worker holds the gate, copies the rest and says "prepared"; then the word decides, whoever dies.
  *
  *   none --mirror-prepare--> asked --mirror-hold--> holding --mirror-prepared--> prepared
  *     ^                        |                       |                          |     |

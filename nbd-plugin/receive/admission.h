@@ -6,9 +6,9 @@
  * The right to write is a generation, a number that is never used twice.  A new session and the
  * seal raise it, which revokes whoever had the one before:
  *
- *   a mutation          count it in; then is its generation still the current one?  If not, count
- * it out and refuse it; else do it, and count it out a new session       raise the generation; then
- * wait until none is counted
+ *   a mutation     count it in; then, if its generation is still the current one, do it, else
+ *                  refuse it; count it out
+ *   a new session  raise the generation; then wait until none is counted
  *
  * Both orders are sequentially consistent: either the mutation sees the new generation, or the
  * session sees the mutation's count.  The new session's own mutations come after its wait.

@@ -12,5 +12,7 @@ nbd_plugin_nbdkit_mirror_receive_filter_la_SOURCES = \
 nbd_plugin_nbdkit_mirror_receive_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
 nbd_plugin_nbdkit_mirror_receive_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
 	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map
-nbd_plugin_nbdkit_mirror_receive_filter_la_LIBADD = libnbdplugin.la libbase.la
-nbd_plugin_nbdkit_mirror_receive_filter_la_DEPENDENCIES = libnbdplugin.la libbase.la $(srcdir)/nbd-plugin/filter.map
+receive_filter_libraries = libnbdplugin.la libbase.la
+nbd_plugin_nbdkit_mirror_receive_filter_la_LIBADD = $(receive_filter_libraries)
+nbd_plugin_nbdkit_mirror_receive_filter_la_DEPENDENCIES = $(receive_filter_libraries) \
+	$(srcdir)/nbd-plugin/filter.map
