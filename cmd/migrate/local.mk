@@ -3,9 +3,9 @@ nbdmirror_SOURCES += \
 	cmd/migrate/check.c \
 	cmd/migrate/disks.c \
 	cmd/migrate/guard.c \
-	cmd/migrate/log.c \
+	cmd/migrate/journal.c \
 	cmd/migrate/migrate.c \
 	cmd/migrate/migrate.h \
 	cmd/migrate/plan.c \
-	cmd/migrate/qmp.c \
+	cmd/migrate/machine.c \
 	cmd/migrate/steps.c

@@ -4,14 +4,14 @@
  * share.
  *
  *   migrate.c        options, and the order of the steps
- *   qmp.c    one QEMU's monitor
+ *   machine.c    one QEMU's monitor
  *   check.c  what is looked at before anything is begun
  *   disks.c  the mirrors: one worker process a disk
  *   steps.c  memory, hold, switch, commit, start
  *   back.c   the way back, and --recover
  *   plan.c   which side has to run, as a function of what is seen; pure
  *   guard.c  the process that looks after the one that does all this
- *   log.c    log, phase line, report
+ *   journal.c    log, phase line, report
  *
  * There is one commit: the decision word of the hand-off (mirror/handoff/coordinator.h).  Before it
  * every failure leads back to the source, whose disks are then writable; after it to the
@@ -255,7 +255,7 @@ void guard_finished (struct migrate *m, int status);
 /* The guardian's --recover: several times if it has to. */
 int guard_recover (struct migrate *m);
 
-/* ---- log.c ---- */
+/* ---- journal.c ---- */
 int log_open (struct migrate *m);
 /* One line of JSON; steals DATA (may be NULL). */
 void log_event (struct migrate *m, const char *event, json_t *data);
