@@ -2,19 +2,20 @@
  *
  * What is looked at before anything is begun.
  *
- * The destination must not start its guest by itself: one that was started without -S is refused.
- * QMP does not tell that, the arguments of the process do, where they can be seen.  Where they
- * cannot (a tunnel, libvirt) it is told `stop`, which means the same to a QEMU that waits for a
- * migration: both set its `autostart` to 0.
+ * The destination must not start its guest by itself, so one that was started without -S is
+ * refused.  QMP does not tell that.  The arguments of the process do, where they can be seen.
+ * Where they cannot (a tunnel, libvirt) QEMU is told to `stop`: while it waits for a migration that
+ * does the same as -S, both set its `autostart` to 0.
  */
 
 #include "config.h"
 
-#include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/migrate.h"
+#include "cmd/migrate/plan.h"
 #include "mirror/endpoint/uri.h"
 
 /* ---- which of QEMU's disks is which ------------------------------------------------------------
@@ -88,13 +89,13 @@ check_dest_size (struct migrate *m, const struct disk *d, const json_t *device, 
   double want = job_number (d->status, "size", -1);
 
   if (qdev != NULL && other == NULL)
-    return migrate_fail (m, EXIT_REFUSED,
+    return journal_fail (&m->journal, EXIT_REFUSED,
                          "the destination QEMU has no disk at %s, where %s is at the source", qdev,
                          d->control);
   if (!json_is_integer (size) || want < 0)
     return 0;
   if (json_number_value (size) < want)
-    return migrate_fail (m, EXIT_REFUSED,
+    return journal_fail (&m->journal, EXIT_REFUSED,
                          "%s: the destination QEMU's disk is smaller: %.0f bytes, not %.0f",
                          d->control, json_number_value (size), want);
   if (json_number_value (size) > want)
@@ -106,7 +107,7 @@ check_dest_size (struct migrate *m, const struct disk *d, const json_t *device, 
 static int
 check_disk (struct migrate *m, const struct disk *d, json_t *at_source, json_t *at_dest)
 {
-  const char *uri = job_text (d->status, "uri"), *driver;
+  const char *uri = job_text (d->status, "uri");
   bool hidden = uri == NULL;
   json_t *device = uri != NULL ? find_device (at_source, uri, &hidden) : NULL;
 
@@ -115,13 +116,13 @@ check_disk (struct migrate *m, const struct disk *d, json_t *at_source, json_t *
     return 0;
   }
   if (device == NULL)
-    return migrate_fail (m, EXIT_REFUSED,
+    return journal_fail (&m->journal, EXIT_REFUSED,
                          "%s: no disk of the source QEMU uses its export, %s"
                          " (--no-disk-check, if you know better)",
                          d->control, uri);
-  driver = inserted_text (device, "drv");
+  const char *driver = inserted_text (device, "drv");
   if (driver != NULL && strcmp (driver, "nbd") != 0 && strcmp (driver, "raw") != 0)
-    return migrate_fail (m, EXIT_REFUSED,
+    return journal_fail (&m->journal, EXIT_REFUSED,
                          "%s: QEMU has a %s layer on it, which would write while it is handed"
                          " over: use the export as a raw disk",
                          d->control, driver);
@@ -133,12 +134,12 @@ check_disk (struct migrate *m, const struct disk *d, json_t *at_source, json_t *
 static void
 warn_others (json_t *devices)
 {
-  json_t *device, *inserted;
+  json_t *device;
   size_t i;
 
   json_array_foreach (devices, i, device)
   {
-    inserted = json_object_get (device, "inserted");
+    const json_t *inserted = json_object_get (device, "inserted");
     if (inserted != NULL && json_is_false (json_object_get (inserted, "ro"))
         && json_object_get (device, "is-moved") == NULL)
       cmd_warning (
@@ -152,14 +153,13 @@ check_disks (struct migrate *m)
 {
   json_t *at_source = NULL, *at_dest = NULL;
   char *error = NULL;
-  unsigned i;
   int r = 0;
 
-  if (vm_call (&m->source, "query-block", NULL, &at_source, NULL, &error) == -1
-      || vm_call (&m->dest, "query-block", NULL, &at_dest, NULL, &error) == -1)
-    r = migrate_fail_with (m, EXIT_ERROR, error);
-  for (i = 0; i < m->nr && r == 0; i++)
-    r = check_disk (m, &m->disks[i], at_source, at_dest);
+  if (machine_call (&m->machines.source, "query-block", NULL, &at_source, NULL, &error) == -1
+      || machine_call (&m->machines.dest, "query-block", NULL, &at_dest, NULL, &error) == -1)
+    r = journal_fail_with (&m->journal, EXIT_ERROR, error);
+  for (unsigned i = 0; i < m->disks.nr && r == 0; i++)
+    r = check_disk (m, &m->disks.disk[i], at_source, at_dest);
   if (r == 0)
     warn_others (at_source);
   json_decref (at_source);
@@ -173,18 +173,19 @@ check_disks (struct migrate *m)
 static int
 check_source (struct migrate *m)
 {
-  char status[32], migration[32];
   char *error = NULL;
 
-  if (vm_connect (&m->source, &error) == -1)
-    return migrate_fail_with (m, EXIT_ERROR, error);
-  vm_status (&m->source, status);
+  if (machine_connect (&m->machines.source, &error) == -1)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
+  char status[32];
+  machine_status (&m->machines.source, status);
   if (strcmp (status, "running") != 0)
-    return migrate_fail (m, EXIT_REFUSED, "the source VM is not running, its state is '%s'",
-                         status);
-  vm_migration (&m->source, migration);
+    return journal_fail (&m->journal, EXIT_REFUSED,
+                         "the source VM is not running, its state is '%s'", status);
+  char migration[32];
+  machine_migration (&m->machines.source, migration);
   if (migration_is_active (migration))
-    return migrate_fail (m, EXIT_REFUSED, "the source VM is being migrated already (%s)",
+    return journal_fail (&m->journal, EXIT_REFUSED, "the source VM is being migrated already (%s)",
                          migration);
   return 0;
 }
@@ -192,50 +193,52 @@ check_source (struct migrate *m)
 static int
 check_dest (struct migrate *m)
 {
-  char status[32];
   char *error = NULL;
 
-  if (vm_connect (&m->dest, &error) == -1)
-    return migrate_fail_with (m, EXIT_ERROR, error);
-  vm_status (&m->dest, status);
+  if (machine_connect (&m->machines.dest, &error) == -1)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
+  char status[32];
+  machine_status (&m->machines.dest, status);
   if (strcmp (status, "inmigrate") != 0)
-    return migrate_fail (m, EXIT_REFUSED,
+    return journal_fail (&m->journal, EXIT_REFUSED,
                          "the destination VM does not wait for a migration, its state is '%s':"
                          " start its QEMU with -incoming defer -S",
                          status);
-  if (m->dest.start == VM_START_RUNS)
-    return migrate_fail (
-        m, EXIT_REFUSED,
+  if (m->machines.dest.peer.start == PEER_START_RUNS)
+    return journal_fail (
+        &m->journal, EXIT_REFUSED,
         "the destination QEMU was started without -S, so it would start the guest by"
         " itself: start it anew with -incoming defer -S");
-  log_text (m, "destination-start",
-            m->dest.start == VM_START_PAUSED
-                ? "-S"
-                : "it cannot be seen whether it has -S: it is told to stop, which means the same");
-  if (vm_call (&m->dest, "stop", NULL, NULL, NULL, &error) == -1)
-    return migrate_fail_with (m, EXIT_ERROR, error);
+  journal_text (
+      &m->journal, "destination-start",
+      m->machines.dest.peer.start == PEER_START_PAUSED
+          ? "-S"
+          : "it cannot be seen whether it has -S: it is told to stop, which means the same");
+  if (machine_call (&m->machines.dest, "stop", NULL, NULL, NULL, &error) == -1)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
   return 0;
 }
 
-/* With -incoming defer it listens only now.  With -incoming URI it does already, and says so:
- * query-migrate does not tell in every version. */
+/* With -incoming defer the destination listens only now.  With -incoming URI it does so already:
+ * query-migrate does not tell that in every version of QEMU, but the refusal does. */
 static int
 make_dest_listen (struct migrate *m)
 {
-  const char *uri = m->o.incoming_uri != NULL ? m->o.incoming_uri : m->o.memory_uri;
+  const char *uri
+      = m->options.incoming_uri != NULL ? m->options.incoming_uri : m->options.memory_uri;
   char migration[32];
   char *error = NULL;
   bool refused;
 
-  vm_migration (&m->dest, migration);
+  machine_migration (&m->machines.dest, migration);
   if (strcmp (migration, "none") != 0
-      || vm_call (&m->dest, "migrate-incoming", json_pack ("{s:s}", "uri", uri), NULL, &refused,
-                  &error)
+      || machine_call (&m->machines.dest, "migrate-incoming", json_pack ("{s:s}", "uri", uri), NULL,
+                       &refused, &error)
              == 0)
     return 0;
-  if (!refused || error == NULL || strstr (error, "already been started") == NULL)
-    return migrate_fail_with (m, EXIT_ERROR, error);
-  free (error);
+  if (!refused || strstr (error, "already been started") == NULL)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
+  text_free (error);
   return 0;
 }
 
@@ -244,21 +247,21 @@ migrate_check (struct migrate *m)
 {
   char *error = NULL;
 
-  if (check_source (m) == -1 || check_dest (m) == -1 || disks_connect (m) == -1
-      || disks_check (m) == -1)
+  if (check_source (m) == -1 || check_dest (m) == -1 || disks_connect (&m->disks) == -1
+      || disks_check (&m->disks, m->options.resume) == -1)
     return -1;
-  if (!m->o.no_disk_check && check_disks (m) == -1)
+  if (!m->options.no_disk_check && check_disks (m) == -1)
     return -1;
   /* Post-copy would start the destination before the disks are handed over. */
-  if (vm_set_capabilities (&m->source, &error, "pause-before-switchover", 1, "postcopy-ram", 0,
-                           "events", 1, NULL)
+  if (machine_set_capabilities (&m->machines.source, &error, "pause-before-switchover", 1,
+                                "postcopy-ram", 0, "events", 1, NULL)
           == -1
-      || vm_set_capabilities (&m->dest, &error, "late-block-activate", 1, "postcopy-ram", 0,
-                              "events", 1, NULL)
+      || machine_set_capabilities (&m->machines.dest, &error, "late-block-activate", 1,
+                                   "postcopy-ram", 0, "events", 1, NULL)
              == -1)
-    return migrate_fail_with (m, EXIT_REFUSED, error);
-  if (m->o.auto_converge
-      && vm_set_capabilities (&m->source, &error, "auto-converge", 1, NULL) == -1)
-    return migrate_fail_with (m, EXIT_REFUSED, error);
+    return journal_fail_with (&m->journal, EXIT_REFUSED, error);
+  if (m->options.auto_converge
+      && machine_set_capabilities (&m->machines.source, &error, "auto-converge", 1, NULL) == -1)
+    return journal_fail_with (&m->journal, EXIT_REFUSED, error);
   return make_dest_listen (m);
 }

@@ -2,10 +2,28 @@ nbdmirror_SOURCES += \
 	cmd/migrate/back.c \
 	cmd/migrate/check.c \
 	cmd/migrate/disks.c \
+	cmd/migrate/disks.h \
+	cmd/migrate/finish.c \
 	cmd/migrate/guard.c \
+	cmd/migrate/guard.h \
 	cmd/migrate/journal.c \
+	cmd/migrate/journal.h \
+	cmd/migrate/machine.c \
+	cmd/migrate/machine.h \
+	cmd/migrate/machines.c \
+	cmd/migrate/machines.h \
 	cmd/migrate/migrate.c \
 	cmd/migrate/migrate.h \
+	cmd/migrate/notes.c \
+	cmd/migrate/notes.h \
+	cmd/migrate/options.c \
+	cmd/migrate/options.h \
+	cmd/migrate/peer.c \
+	cmd/migrate/peer.h \
 	cmd/migrate/plan.c \
-	cmd/migrate/machine.c \
-	cmd/migrate/steps.c
+	cmd/migrate/plan.h \
+	cmd/migrate/progress.c \
+	cmd/migrate/recover.c \
+	cmd/migrate/report.c \
+	cmd/migrate/steps.c \
+	cmd/migrate/workers.c

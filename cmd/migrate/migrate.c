@@ -1,157 +1,75 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * nbdmirror migrate: options, and the order of the steps.  See migrate.h.
+ * nbdmirror migrate: the order of the steps.  See migrate.h.
  */
 
 #include "config.h"
 
-#include <poll.h>
-#include <stdlib.h>
+#include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "cmd/control-query.h"
+#include "base/clock.h"
+#include "base/text.h"
+#include "cmd/migrate/guard.h"
 #include "cmd/migrate/migrate.h"
-#include "cmd/units.h"
 #include "cmd/worker.h"
 
-#define SWITCH_MS 30000
-#define MAX_DOWNTIME_MS 300
-
-/* ---- what all files use
- * -------------------------------------------------------------------------- */
-
-int
-migrate_fail_with (struct migrate *m, int exit_status, char *message)
+static int
+run_ready_hook (struct migrate *m)
 {
-  if (m->reason == NULL) {
-    m->reason = message != NULL ? message : strdup ("out of memory");
-    m->exit_status = exit_status;
-    log_text (m, "failure", m->reason != NULL ? m->reason : "out of memory");
-  } else {
-    log_text (m, "failure", message != NULL ? message : "out of memory");
-    free (message);
-  }
-  return -1;
-}
+  char *error = NULL;
 
-int
-migrate_fail (struct migrate *m, int exit_status, const char *fmt, ...)
-{
-  char *message = NULL;
-  va_list args;
-
-  va_start (args, fmt);
-  if (vasprintf (&message, fmt, args) == -1)
-    message = NULL;
-  va_end (args);
-  return migrate_fail_with (m, exit_status, message);
-}
-
-void
-migrate_wait (struct migrate *m, int ms)
-{
-  struct pollfd fds[3] = { { .fd = m->source.qmp != NULL ? control_client_fd (m->source.qmp) : -1 },
-                           { .fd = m->dest.qmp != NULL ? control_client_fd (m->dest.qmp) : -1 },
-                           { .fd = atomic_load (m->signal) == 0 ? m->signal_fd : -1 } };
-  int i;
-
-  for (i = 0; i < 3; i++)
-    fds[i].events = POLLIN;
-  /* What has been read already is not seen by poll(). */
-  vm_events (&m->source);
-  vm_events (&m->dest);
-  poll (fds, 3, ms);
-  vm_events (&m->source);
-  vm_events (&m->dest);
-}
-
-int
-migrate_interrupted (struct migrate *m)
-{
-  if (atomic_load (m->signal) != 0)
-    return migrate_fail (m, EXIT_CANCELLED, "cancelled");
-  if (m->o.timeout_ms != 0 && m->phase <= PHASE_MEMORY
-      && migrate_now () - m->start_ms > (double)m->o.timeout_ms)
-    return migrate_fail (m, EXIT_NOT_CONVERGED, "not done within %llu ms (--timeout): %s",
-                         (unsigned long long)m->o.timeout_ms,
-                         m->phase == PHASE_MEMORY ? "the memory did not converge"
-                                                  : "the disks are not ready");
+  if (hook_run (&m->options.hooks, HOOK_READY, NULL, NULL, &error) == -1)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
   return 0;
 }
-
-/* ---- the order of the steps
- * ---------------------------------------------------------------------- */
 
 static int
 up_to_commit (struct migrate *m)
 {
-  char *error = NULL;
+  static const struct {
+    enum phase phase;
+    int (*step) (struct migrate *m);
+  } steps[] = { { PHASE_CHECK, migrate_check },   { PHASE_MIRROR, step_mirror },
+                { PHASE_MIRROR, run_ready_hook }, { PHASE_MEMORY, step_memory },
+                { PHASE_HOLD, step_hold },        { PHASE_SWITCH, step_switch },
+                { PHASE_COMMIT, step_commit } };
 
-  log_phase (m, PHASE_CHECK);
-  if (migrate_check (m) == -1)
-    return -1;
-  log_phase (m, PHASE_MIRROR);
-  if (disks_start (m) == -1 || disks_wait_ready (m) == -1)
-    return -1;
-  if (hook_run (&m->hooks, HOOK_READY, NULL, NULL, &error) == -1)
-    return migrate_fail_with (m, EXIT_ERROR, error);
-  log_phase (m, PHASE_MEMORY);
-  if (step_memory (m) == -1)
-    return -1;
-  log_phase (m, PHASE_HOLD);
-  if (step_hold (m) == -1)
-    return -1;
-  log_phase (m, PHASE_SWITCH);
-  if (step_switch (m) == -1)
-    return -1;
-  log_phase (m, PHASE_COMMIT);
-  return step_commit (m);
-}
-
-/* Figures that are to be had only now. */
-static void
-collect (struct migrate *m)
-{
-  json_t *ret = NULL;
-  char *error = NULL;
-
-  if (m->source.stop_ms > 0 && m->dest.resume_ms >= m->source.stop_ms)
-    m->guest_pause_ms = m->dest.resume_ms - m->source.stop_ms;
-  if (m->source.qmp != NULL && vm_call (&m->source, "query-migrate", NULL, &ret, NULL, &error) == 0)
-    m->memory_bytes
-        = json_integer_value (json_object_get (json_object_get (ret, "ram"), "transferred"));
-  free (error);
-  json_decref (ret);
-  disks_reap (m);
-  disks_refresh (m);
+  for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+    if (i == 0 || steps[i].phase != steps[i - 1].phase)
+      progress_phase (m, steps[i].phase);
+    if (steps[i].step (m) == -1)
+      return -1;
+  }
+  return 0;
 }
 
 static void
 quit_source (struct migrate *m)
 {
-  char *error = NULL;
+  CLEANUP_TEXT char *error = NULL;
 
-  if (vm_call (&m->source, "quit", NULL, NULL, NULL, &error) == -1)
-    cmd_warning ("%s", error != NULL ? error : "out of memory");
-  free (error);
+  if (machine_call (&m->machines.source, "quit", NULL, NULL, NULL, &error) == -1)
+    cmd_warning ("%s", error);
 }
 
 /* Returns whether the guest runs at the destination. */
 static bool
-after_commit (struct migrate *m)
+go_on_at_destination (struct migrate *m)
 {
-  if (migrate_after_commit (m, step_start) == 0) {
-    log_phase (m, PHASE_DONE);
-    collect (m);
-    if (m->o.quit_source)
+  if (finish_hand_over (m, finish_start) == 0) {
+    progress_phase (m, PHASE_DONE);
+    report_collect (m);
+    if (m->options.quit_source)
       quit_source (m);
-    hook_run_warn (&m->hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
+    hook_run_warn (&m->options.hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
     return true;
   }
   if (!m->cont_sent) /* it never ran there */
-    migrate_back (m);
-  else if (m->dest.resume_ms > 0)
+    migrate_back (m, true);
+  else if (m->machines.dest.resume_ns > 0)
     cmd_error ("the guest was started at the destination, and was lost there: start it there anew, "
                "from its"
                " disks; do NOT start the source VM");
@@ -165,312 +83,131 @@ after_commit (struct migrate *m)
 static int
 run_migration (struct migrate *m)
 {
-  if (coordinator_result_init (&m->result, m->nr) == -1) {
+  struct journal *j = &m->journal;
+
+  if (coordinator_result_init (&m->result, m->disks.nr) == -1) {
     cmd_error ("out of memory");
     return EXIT_ERROR;
   }
   if (up_to_commit (m) == 0) {
-    if (after_commit (m))
+    if (go_on_at_destination (m))
       return EXIT_DONE;
   }
   /* Refused before anything was done: both machines are left as they are. */
-  else if (m->phase != PHASE_CHECK)
-    migrate_back (m);
-  if (m->exit_status == EXIT_DONE)
-    m->exit_status = EXIT_ERROR;
-  cmd_error ("%s", m->reason != NULL ? m->reason : "out of memory");
-  hook_run_warn (&m->hooks, HOOK_ABORT, NULL, m->reason);
-  return m->exit_status;
+  else if (j->phase != PHASE_CHECK)
+    migrate_back (m, m->committed);
+  if (j->exit_status == EXIT_DONE)
+    j->exit_status = EXIT_ERROR;
+  cmd_error ("%s", j->reason);
+  hook_run_warn (&m->options.hooks, HOOK_ABORT, NULL, j->reason);
+  return j->exit_status;
 }
 
 /* The rest of what a coordinator had to do that was killed.  A hook is not run twice: better not at
  * all. */
 static int
-run_guardian (struct migrate *m)
+run_guardian (struct migrate *m, const struct guard_death *death)
 {
-  int status = guard_recover (m);
+  struct journal *j = &m->journal;
+  enum phase phase;
+  int status = migrate_recover_guarded (m, death->how,
+                                        death->cancelled ? EXIT_CANCELLED : EXIT_ERROR, &phase);
 
-  if (status == EXIT_DONE && m->phase == PHASE_DONE) {
-    free (m->reason);
-    m->reason = NULL;
-    collect (m);
-    if (m->o.quit_source)
+  if (status == EXIT_DONE && j->phase == PHASE_DONE) {
+    text_free (j->reason);
+    j->reason = NULL;
+    report_collect (m);
+    if (m->options.quit_source)
       quit_source (m);
-    if (m->known.phase != PHASE_DONE)
-      hook_run_warn (&m->hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
+    if (phase != PHASE_DONE)
+      hook_run_warn (&m->options.hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
     return status;
   }
-  cmd_error ("%s", m->reason != NULL ? m->reason : "out of memory");
-  if (m->known.phase != PHASE_FAILED)
-    hook_run_warn (&m->hooks, HOOK_ABORT, NULL, m->reason);
+  cmd_error ("%s", j->reason);
+  if (phase != PHASE_FAILED)
+    hook_run_warn (&m->options.hooks, HOOK_ABORT, NULL, j->reason);
   return status;
-}
-
-/* ---- options ------------------------------------------------------------------------------------
- */
-
-enum {
-  OPT_SOURCE_QMP = 0x100,
-  OPT_DEST_QMP,
-  OPT_MEMORY_URI,
-  OPT_INCOMING_URI,
-  OPT_DISK,
-  OPT_BANDWIDTH,
-  OPT_CONNECTIONS,
-  OPT_MAX_DOWNTIME,
-  OPT_MEMORY_BANDWIDTH,
-  OPT_TIMEOUT,
-  OPT_SWITCH,
-  OPT_POLICY,
-  OPT_LOG,
-  OPT_REPORT,
-  OPT_RESUME,
-  OPT_KEEP,
-  OPT_QUIT,
-  OPT_AUTO_CONVERGE,
-  OPT_NO_DISK_CHECK,
-  OPT_RECOVER
-};
-
-/* CONTROL=DEST.  TEXT is cut in two. */
-static int
-add_disk (struct migrate *m, char *text)
-{
-  char *equals = strchr (text, '=');
-  struct disk *more;
-  unsigned i;
-
-  if (equals == NULL || equals == text || equals[1] == '\0')
-    return cmd_usage_error ("--disk %s: CONTROL=DEST", text);
-  *equals = '\0';
-  for (i = 0; i < m->nr; i++)
-    if (strcmp (m->disks[i].control, text) == 0 || strcmp (m->disks[i].dest, equals + 1) == 0)
-      return cmd_usage_error ("--disk %s=%s: given twice", text, equals + 1);
-  more = realloc (m->disks, (m->nr + 1) * sizeof *more);
-  if (more == NULL) {
-    cmd_error ("out of memory");
-    return EXIT_ERROR;
-  }
-  m->disks = more;
-  m->disks[m->nr++] = (struct disk){ .control = text, .dest = equals + 1 };
-  return 0;
-}
-
-static int
-take_time (const char *option, uint64_t *ms)
-{
-  if (!worker_parse_ms (option, optarg, ms))
-    return EXIT_USAGE;
-  if (*ms < 1 || *ms > 24 * 3600 * 1000)
-    return cmd_usage_error ("%s %s: must be between 1ms and 24h", option, optarg);
-  return 0;
-}
-
-static int
-take_rate (const char *option, uint64_t *rate)
-{
-  const char *why = units_parse_rate (optarg, rate);
-
-  return why != NULL ? cmd_usage_error ("%s %s: %s", option, optarg, why) : 0;
-}
-
-/* 0, or an exit status. */
-static int
-take_option (struct migrate *m, int c)
-{
-  struct migrate_options *o = &m->o;
-  enum job_policy policy;
-  uint64_t ignored;
-
-  switch (c) {
-  case OPT_SOURCE_QMP:
-    m->source.path = optarg;
-    return 0;
-  case OPT_DEST_QMP:
-    m->dest.path = optarg;
-    return 0;
-  case OPT_MEMORY_URI:
-    o->memory_uri = optarg;
-    return 0;
-  case OPT_INCOMING_URI:
-    o->incoming_uri = optarg;
-    return 0;
-  case OPT_DISK:
-    return add_disk (m, optarg);
-  case OPT_BANDWIDTH:
-    o->bandwidth = optarg;
-    return take_rate ("--bandwidth", &ignored);
-  case OPT_CONNECTIONS:
-    o->connections = optarg;
-    return 0;
-  case OPT_MAX_DOWNTIME:
-    o->max_downtime = optarg;
-    return take_time ("--max-downtime", &o->max_downtime_ms);
-  case OPT_MEMORY_BANDWIDTH:
-    return take_rate ("--memory-bandwidth", &o->memory_bandwidth);
-  case OPT_TIMEOUT:
-    return take_time ("--timeout", &o->timeout_ms);
-  case OPT_SWITCH:
-    return take_time ("--switchover-timeout", &o->switch_ms);
-  case OPT_POLICY:
-    o->policy = optarg;
-    return job_policy_parse (optarg, &policy)
-               ? 0
-               : cmd_usage_error ("--policy %s: must be sync, throttle, none or fail", optarg);
-  case OPT_LOG:
-    o->log = optarg;
-    return 0;
-  case OPT_REPORT:
-    o->report = optarg;
-    return 0;
-  case OPT_RESUME:
-    o->resume = true;
-    return 0;
-  case OPT_KEEP:
-    o->keep_mirrors = true;
-    return 0;
-  case OPT_QUIT:
-    o->quit_source = true;
-    return 0;
-  case OPT_AUTO_CONVERGE:
-    o->auto_converge = true;
-    return 0;
-  case OPT_NO_DISK_CHECK:
-    o->no_disk_check = true;
-    return 0;
-  case OPT_RECOVER:
-    o->recover = true;
-    return 0;
-  case 'j':
-    o->json = true;
-    return 0;
-  default:
-    return hook_option (&m->hooks, c) ? 0 : EXIT_USAGE;
-  }
-}
-
-static int
-check_options (struct migrate *m)
-{
-  if (m->source.path == NULL || m->dest.path == NULL)
-    return cmd_usage_error ("%s is missing",
-                            m->source.path == NULL ? "--source-qmp" : "--dest-qmp");
-  if (m->nr == 0)
-    return cmd_usage_error ("--disk CONTROL=DEST is missing, once for each disk of the guest");
-  if (m->o.memory_uri == NULL && !m->o.recover)
-    return cmd_usage_error ("--memory-uri is missing");
-  return 0;
-}
-
-/* False: there is nothing more to do (--help too), with *STATUS to exit with. */
-static bool
-parse (struct cmd_line *line, struct migrate *m, int *status)
-{
-  static const struct option longopts[]
-      = { { "source-qmp", required_argument, NULL, OPT_SOURCE_QMP },
-          { "dest-qmp", required_argument, NULL, OPT_DEST_QMP },
-          { "memory-uri", required_argument, NULL, OPT_MEMORY_URI },
-          { "incoming-uri", required_argument, NULL, OPT_INCOMING_URI },
-          { "disk", required_argument, NULL, OPT_DISK },
-          { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
-          { "connections", required_argument, NULL, OPT_CONNECTIONS },
-          { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
-          { "memory-bandwidth", required_argument, NULL, OPT_MEMORY_BANDWIDTH },
-          { "timeout", required_argument, NULL, OPT_TIMEOUT },
-          { "switchover-timeout", required_argument, NULL, OPT_SWITCH },
-          { "policy", required_argument, NULL, OPT_POLICY },
-          { "log", required_argument, NULL, OPT_LOG },
-          { "report", required_argument, NULL, OPT_REPORT },
-          { "resume", no_argument, NULL, OPT_RESUME },
-          { "keep-mirrors", no_argument, NULL, OPT_KEEP },
-          { "quit-source", no_argument, NULL, OPT_QUIT },
-          { "auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE },
-          { "no-disk-check", no_argument, NULL, OPT_NO_DISK_CHECK },
-          { "recover", no_argument, NULL, OPT_RECOVER },
-          { "json", no_argument, NULL, 'j' },
-          HOOK_READY_OPTION,
-          HOOK_LONG_OPTIONS,
-          CMD_LONG_OPTIONS_END };
-  int c;
-
-  while ((c = cmd_getopt (line, "j", longopts)) != -1) {
-    *status = c == CMD_OPT_STOP ? line->status : take_option (m, c);
-    if (c == CMD_OPT_STOP || *status != 0)
-      return false;
-  }
-  *status = line->nr_operands > 0 ? cmd_usage_error ("'%s' is no option", line->operands[0].argv[0])
-                                  : check_options (m);
-  return *status == 0;
 }
 
 static int
 set_up (struct migrate *m)
 {
-  unsigned i;
-
-  m->controls = calloc (m->nr, sizeof *m->controls);
-  m->rolled_back = json_array ();
-  if (m->controls == NULL || m->rolled_back == NULL) {
+  if (disks_init (&m->disks, &m->options, &m->journal) == -1) {
     cmd_error ("out of memory");
     return EXIT_ERROR;
   }
-  for (i = 0; i < m->nr; i++)
-    m->controls[i] = (char *)m->disks[i].control;
-  m->hooks.controls = m->controls;
-  m->hooks.nr_controls = m->nr;
-  m->signal_fd = worker_signals (&m->signal);
-  return m->signal_fd == -1 || log_open (m) == -1 ? EXIT_ERROR : 0;
+  m->machines.signal_fd = worker_signals (&m->machines.signal);
+  return m->machines.signal_fd == -1 || journal_open (&m->journal, m->options.log) == -1
+             ? EXIT_ERROR
+             : EXIT_DONE;
+}
+
+/* The coordinator, or the guardian after its DEATH. */
+static int
+work (void *opaque, const struct guard_death *death)
+{
+  struct migrate *m = opaque;
+  int status = set_up (m);
+
+  if (status == EXIT_DONE) {
+    if (m->notes != NULL)
+      guard_ready (death);
+    if (m->notes != NULL && death == NULL)
+      journal_event (&m->journal, "coordinator",
+                     json_pack ("{s:i, s:i}", "pid", (int)getpid (), "guardian", (int)getppid ()));
+    m->journal.exit_status = status = death != NULL        ? run_guardian (m, death)
+                                      : m->options.recover ? migrate_recover (m)
+                                                           : run_migration (m);
+    report_tell (m);
+  }
+  if (death == NULL) {
+    fflush (stdout);
+    notes_finished (m->notes, status);
+  }
+  return status;
+}
+
+static int
+run_guarded (struct migrate *m)
+{
+  m->notes = notes_create (m->options.nr_disks);
+  if (m->notes == NULL) {
+    cmd_error ("mmap: %s", strerror (errno));
+    return EXIT_ERROR;
+  }
+  int status = guard_run (m->notes, m->options.switch_ms, work, m);
+  notes_free (m->notes);
+  m->notes = NULL;
+  return status;
 }
 
 static void
 tear_down (struct migrate *m)
 {
-  log_close (m);
+  journal_close (&m->journal);
   coordinator_free (m->coordinator);
   coordinator_result_free (&m->result);
-  vm_close (&m->source);
-  vm_close (&m->dest);
-  json_decref (m->source.old_caps);
-  json_decref (m->source.old_params);
-  json_decref (m->dest.old_caps);
-  disks_free (m);
-  free (m->disks);
-  free (m->controls);
-  free (m->reason);
-  json_decref (m->rolled_back);
-}
-
-static int
-work (struct migrate *m)
-{
-  int status = set_up (m);
-
-  if (status == 0) {
-    guard_ready (m);
-    m->exit_status = m->died[0] != '\0' ? run_guardian (m)
-                     : m->o.recover     ? migrate_recover (m)
-                                        : run_migration (m);
-    status = m->exit_status;
-    log_report (m);
-  }
-  guard_finished (m, status);
-  return status;
+  machine_free (&m->machines.source);
+  machine_free (&m->machines.dest);
+  disks_free (&m->disks);
+  migrate_options_free (&m->options);
 }
 
 static int
 run (struct cmd_line *line)
 {
-  struct migrate m = { .source = { .name = "source" },
-                       .dest = { .name = "destination" },
-                       .o = { .switch_ms = SWITCH_MS, .max_downtime_ms = MAX_DOWNTIME_MS },
-                       .signal_fd = -1,
-                       .guest_pause_ms = -1,
-                       .start_ms = migrate_now () };
+  struct migrate m = { .journal = { .start_ns = clock_ns () }, .machines = { .signal_fd = -1 } };
   int status;
 
-  m.source.m = m.dest.m = &m;
-  if (parse (line, &m, &status))
-    status = m.o.recover ? work (&m) : guard_run (&m, work);
+  if (migrate_options_parse (&m.options, line, &status)) {
+    m.journal.json = m.options.json;
+    m.machines.source
+        = (struct machine){ .name = "source", .path = m.options.source_qmp, .journal = &m.journal };
+    m.machines.dest = (struct machine){ .name = "destination",
+                                        .path = m.options.dest_qmp,
+                                        .journal = &m.journal };
+    status = m.options.recover ? work (&m, NULL) : run_guarded (&m);
+  }
   tear_down (&m);
   return status;
 }

@@ -1,28 +1,26 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Which side has to run?  A function of what is seen after a coordinator was killed; no I/O, so
- * that it is tested exhaustively.
+ * See plan.h.  No I/O, so that it is tested exhaustively.  The first row that fits counts:
  *
- *   disks      | destination           | source             |
- *   committed  | running               | any                | nothing (source is fenced)
- *   committed  | paused                | any                | forward: only `cont` is missing
- *   committed  | else                  | any                | operator: the memory is nowhere else
- * to be had in doubt   | running               | any                | forward: it was started, so
- * it was committed in doubt,  | neither waiting nor   | any                | operator: it may have
- * been committed, and the guest no word   |  paused               |                    |  started
- * there else       | running               | any                | operator: nobody starts it before
- * the commit else       | any                   | cannot be asked    | operator none       | gone,
- * or still waits  | running, alone     | nothing else       | not running           | any | back
- *
- * A guardian knows more: whether `cont` was ever sent, and whether a hand-over was being taken
- * back.
+ *   disks              destination        source           plan
+ *   -----------------  -----------------  ---------------
+ * ------------------------------------------ recorded by all    running            any nothing: the
+ * source is fenced committed          running            any              forward: finish the
+ * commit committed          paused             any              forward: only `cont` is missing
+ *   committed          else               any              operator: the guest's memory is nowhere
+ *   undecided          running            any              forward: it is started after a commit
+ * only else               running            any              operator: nobody starts it before a
+ * commit not committed      any                cannot be asked  operator held, no word      not
+ * waiting,       any              operator: they may have been committed, and not paused the guest
+ * started there none takes part    gone, or waiting   running, and     nothing not migrating else
+ * any                any              back
  */
 
 #include "config.h"
 
 #include <string.h>
 
-#include "cmd/migrate/migrate.h"
+#include "cmd/migrate/plan.h"
 
 bool
 migration_is_active (const char *status)
@@ -63,7 +61,7 @@ migrate_plan (enum handoff_found disks, bool word, const char *source, const cha
 }
 
 enum plan
-migrate_plan_known (enum plan plan, enum handoff_found disks, const struct migrate_known *known,
+migrate_plan_known (enum plan plan, enum handoff_found disks, const struct known *known,
                     const char *source, const char *dest, bool dest_gone)
 {
   bool committed = disks == HANDOFF_FOUND_COMMITTED || disks == HANDOFF_FOUND_DONE;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The steps of a migration from the memory on.  Between PHASE_HOLD and PHASE_START the guest is
- * stopped, so nothing there waits longer than it must.
+ * The steps of a migration up to the commit.  From PHASE_HOLD on the guest is stopped, so nothing
+ * waits longer there than it must.
  *
  *   source QEMU            disks                       destination QEMU
  *   active                 mirrored                    inmigrate
@@ -14,19 +14,56 @@
 
 #include "config.h"
 
-#include <pthread.h>
-#include <stdlib.h>
+#include <inttypes.h>
+#include <stdatomic.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "cmd/migrate/migrate.h"
-#include "mirror/endpoint/seal.h"
 
 #define EVENT_MS 20         /* longest sleep while the guest is stopped */
 #define ASK_MS 250          /* how often query-migrate is asked, beside the events */
 #define DEST_WHOLE_MS 10000 /* from the source's "completed" to the destination's "paused" */
-#define START_MS 20000      /* for the destination to run */
-#define CONT_TRIES 3
-#define NOT_READY_MS 1000 /* the stopped guest waits at least so long for a disk to be ready */
+#define LOOK_MS 100         /* how often the disks are looked at before they are ready */
+#define NOT_READY_MS 1000   /* the stopped guest waits at least so long for a disk to be ready */
+
+/* Has the user, or the time, ended it?  -1 then. */
+static int
+check_interrupted (struct migrate *m)
+{
+  uint64_t took_ms = (clock_ns () - m->journal.start_ns) / NS_PER_MS;
+
+  if (atomic_load (m->machines.signal) != 0)
+    return journal_fail (&m->journal, EXIT_CANCELLED, "cancelled");
+  if (m->options.timeout_ms != 0 && m->journal.phase <= PHASE_MEMORY
+      && took_ms > m->options.timeout_ms)
+    return journal_fail (&m->journal, EXIT_NOT_CONVERGED,
+                         "not done within %" PRIu64 " ms (--timeout): %s", m->options.timeout_ms,
+                         m->journal.phase == PHASE_MEMORY ? "the memory did not converge"
+                                                          : "the disks are not ready");
+  return 0;
+}
+
+/* ---- mirror --------------------------------------------------------------------------------- */
+
+int
+step_mirror (struct migrate *m)
+{
+  if (disks_start (&m->disks, &m->options, m->notes) == -1)
+    return -1;
+  for (bool ready = false; !ready;) {
+    if (check_interrupted (m) == -1 || disks_look (&m->disks, &ready) == -1)
+      return -1;
+    if (m->machines.dest.qmp == NULL || m->machines.source.qmp == NULL)
+      return journal_fail (&m->journal, EXIT_ERROR, "the %s QEMU has closed its monitor",
+                           m->machines.dest.qmp == NULL ? "destination" : "source");
+    progress_update (m);
+    if (!ready)
+      machines_wait (&m->machines, LOOK_MS);
+  }
+  return 0;
+}
 
 /* ---- memory --------------------------------------------------------------------------------- */
 
@@ -35,21 +72,24 @@ set_parameters (struct migrate *m, char **error)
 {
   static const char *const keys[] = { "max-bandwidth", "downtime-limit", NULL };
   json_t *now = NULL, *wanted = json_object (), *old = json_object ();
-  size_t i;
   int r = -1;
 
-  json_object_set_new (wanted, "downtime-limit", json_integer ((json_int_t)m->o.max_downtime_ms));
-  if (m->o.memory_bandwidth != 0)
-    json_object_set_new (wanted, "max-bandwidth", json_integer ((json_int_t)m->o.memory_bandwidth));
-  if (vm_call (&m->source, "query-migrate-parameters", NULL, &now, NULL, error) == 0) {
-    for (i = 0; keys[i] != NULL; i++)
+  json_object_set_new (wanted, "downtime-limit",
+                       json_integer ((json_int_t)m->options.max_downtime_ms));
+  if (m->options.memory_bandwidth != 0)
+    json_object_set_new (wanted, "max-bandwidth",
+                         json_integer ((json_int_t)m->options.memory_bandwidth));
+  if (machine_call (&m->machines.source, "query-migrate-parameters", NULL, &now, NULL, error)
+      == 0) {
+    for (size_t i = 0; keys[i] != NULL; i++)
       if (json_object_get (wanted, keys[i]) != NULL && json_object_get (now, keys[i]) != NULL)
         json_object_set (old, keys[i], json_object_get (now, keys[i]));
-    r = vm_call (&m->source, "migrate-set-parameters", json_incref (wanted), NULL, NULL, error);
+    r = machine_call (&m->machines.source, "migrate-set-parameters", json_incref (wanted), NULL,
+                      NULL, error);
   }
   if (r == 0) {
-    m->source.old_params = json_incref (old);
-    guard_note (m);
+    m->machines.source.old_params = json_incref (old);
+    notes_settings (m->notes, NULL, old);
   }
   json_decref (now);
   json_decref (wanted);
@@ -60,20 +100,20 @@ set_parameters (struct migrate *m, char **error)
 /* What has become of the migration?  Events tell at once; asked from time to time, in case one was
  * lost. */
 static int
-look_at_migration (struct migrate *m, double *asked)
+look_at_migration (struct migrate *m, uint64_t *asked)
 {
-  char status[32];
-  double now = migrate_now ();
+  uint64_t now = clock_ms ();
 
-  if (now - *asked < ASK_MS && m->source.qmp != NULL)
+  if (now - *asked < ASK_MS && m->machines.source.qmp != NULL)
     return 0;
   *asked = now;
-  vm_migration (&m->source, status);
-  if (status[0] == '\0' && m->phase == PHASE_SWITCH && m->source.qmp == NULL)
+  char status[32];
+  machine_migration (&m->machines.source, status);
+  if (status[0] == '\0' && m->journal.phase == PHASE_SWITCH && m->machines.source.qmp == NULL)
     return 0; /* whether it has died matters now: step_switch() looks */
   if (status[0] == '\0')
-    return migrate_fail (m, EXIT_ERROR, "the source QEMU cannot be asked any more");
-  strcpy (m->source.migration, status);
+    return journal_fail (&m->journal, EXIT_ERROR, "the source QEMU cannot be asked any more");
+  strcpy (m->machines.source.migration, status);
   return 0;
 }
 
@@ -82,73 +122,84 @@ migration_failed (struct migrate *m)
 {
   json_t *ret = NULL;
   char *error = NULL;
-  const char *desc = NULL;
 
-  if (vm_call (&m->source, "query-migrate", NULL, &ret, NULL, &error) == 0)
-    desc = json_string_value (json_object_get (ret, "error-desc"));
-  migrate_fail (m, EXIT_ERROR, "QEMU's migration of the memory: %s%s%s", m->source.migration,
-                desc != NULL ? ": " : "", desc != NULL ? desc : "");
-  free (error);
+  machine_call (&m->machines.source, "query-migrate", NULL, &ret, NULL, &error);
+  const char *desc = json_string_value (json_object_get (ret, "error-desc"));
+  journal_fail (&m->journal, EXIT_ERROR, "QEMU's migration of the memory: %s%s%s",
+                m->machines.source.migration, desc != NULL ? ": " : "", desc != NULL ? desc : "");
+  text_free (error);
   json_decref (ret);
   return -1;
 }
 
 static bool
-has_failed (const struct vm *vm)
+has_failed (const struct machine *vm)
 {
   return strcmp (vm->migration, "failed") == 0 || strcmp (vm->migration, "cancelled") == 0
          || strcmp (vm->migration, "cancelling") == 0;
 }
 
+static int
+begin_memory (struct migrate *m)
+{
+  const struct coordinator_options opts = { .lease_ms = (unsigned)m->options.switch_ms,
+                                            .timeout_ms = (unsigned)m->options.switch_ms,
+                                            .guest_stopped = true };
+  struct machine *source = &m->machines.source;
+  char *error = NULL;
+
+  /* Connections now: later they would cost the guest time. */
+  m->coordinator = coordinator_new (m->options.controls, m->disks.nr, &opts, &error);
+  if (m->coordinator == NULL
+      || hook_run (&m->options.hooks, HOOK_BEFORE_HOLD, NULL, NULL, &error) == -1
+      || set_parameters (m, &error) == -1)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
+  machine_events (source);
+  source->migration[0] = '\0';
+  source->memory_total = 0; /* of an earlier one */
+  if (machine_call (source, "migrate", json_pack ("{s:s}", "uri", m->options.memory_uri), NULL,
+                    NULL, &error)
+      == -1)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
+  return 0;
+}
+
 int
 step_memory (struct migrate *m)
 {
-  struct coordinator_options opts = { .lease_ms = (unsigned)m->o.switch_ms,
-                                      .timeout_ms = (unsigned)m->o.switch_ms,
-                                      .guest_stopped = true };
-  char *error = NULL;
-  double asked = 0, disks_asked = 0;
-  bool ready;
+  const struct machine *source = &m->machines.source;
 
-  /* Connections now: later they would cost the guest time. */
-  m->coordinator = coordinator_new (m->controls, m->nr, &opts, &error);
-  if (m->coordinator == NULL || hook_run (&m->hooks, HOOK_BEFORE_HOLD, NULL, NULL, &error) == -1
-      || set_parameters (m, &error) == -1)
-    return migrate_fail_with (m, EXIT_ERROR, error);
-  vm_events (&m->source);
-  m->source.migration[0] = '\0';
-  m->source.memory_total = 0; /* of an earlier one */
-  if (vm_call (&m->source, "migrate", json_pack ("{s:s}", "uri", m->o.memory_uri), NULL, NULL,
-               &error)
-      == -1)
-    return migrate_fail_with (m, EXIT_ERROR, error);
-  asked = migrate_now ();
-  while (strcmp (m->source.migration, "pre-switchover") != 0) {
-    if (migrate_interrupted (m) == -1 || look_at_migration (m, &asked) == -1)
+  if (begin_memory (m) == -1)
+    return -1;
+  uint64_t asked = clock_ms (), disks_asked = 0;
+  while (strcmp (source->migration, "pre-switchover") != 0) {
+    if (check_interrupted (m) == -1 || look_at_migration (m, &asked) == -1)
       return -1;
-    if (has_failed (&m->source))
+    if (has_failed (source))
       return migration_failed (m);
-    if (strcmp (m->source.migration, "completed") == 0)
-      return migrate_fail (m, EXIT_ERROR, "the source QEMU did not wait before the switch-over");
-    if (m->dest.qmp == NULL)
-      return migrate_fail (m, EXIT_ERROR, "the destination QEMU has closed its monitor");
-    if (migrate_now () - disks_asked >= ASK_MS) {
-      disks_asked = migrate_now ();
-      if (disks_look (m, &ready) == -1)
+    if (strcmp (source->migration, "completed") == 0)
+      return journal_fail (&m->journal, EXIT_ERROR,
+                           "the source QEMU did not wait before the switch-over");
+    if (m->machines.dest.qmp == NULL)
+      return journal_fail (&m->journal, EXIT_ERROR, "the destination QEMU has closed its monitor");
+    if (clock_ms () - disks_asked >= ASK_MS) {
+      bool ready;
+      disks_asked = clock_ms ();
+      if (disks_look (&m->disks, &ready) == -1)
         return -1;
     }
-    log_progress (m);
-    migrate_wait (m, EVENT_MS);
+    progress_update (m);
+    machines_wait (&m->machines, EVENT_MS);
   }
   return 0;
 }
 
 /* ---- hold ----------------------------------------------------------------------------------- */
 
-static double
+static uint64_t
 not_ready_ms (const struct migrate *m)
 {
-  double ms = 4.0 * (double)m->o.max_downtime_ms;
+  uint64_t ms = 4 * m->options.max_downtime_ms;
 
   return ms > NOT_READY_MS ? ms : NOT_READY_MS;
 }
@@ -158,25 +209,26 @@ not_ready_ms (const struct migrate *m)
 int
 step_hold (struct migrate *m)
 {
-  double end = migrate_now () + not_ready_ms (m);
+  uint64_t end = clock_ms () + not_ready_ms (m);
   char *error = NULL;
   bool not_ready;
 
   while (coordinator_prepare (m->coordinator, &not_ready, &error) == -1) {
-    log_text (m, "not-prepared", error != NULL ? error : "out of memory");
-    if (!not_ready || migrate_now () > end)
-      return migrate_fail_with (m, disks_degraded (m) ? EXIT_DEST_FAILED : EXIT_ERROR, error);
-    free (error);
+    journal_text (&m->journal, "not-prepared", error);
+    if (!not_ready || clock_ms () > end)
+      return journal_fail_with (&m->journal,
+                                disks_degraded (&m->disks) ? EXIT_DEST_FAILED : EXIT_ERROR, error);
+    text_free (error);
     error = NULL;
-    if (migrate_interrupted (m) == -1)
+    if (check_interrupted (m) == -1)
       return -1;
-    migrate_wait (m, EVENT_MS);
-    if (has_failed (&m->source))
+    machines_wait (&m->machines, EVENT_MS);
+    if (has_failed (&m->machines.source))
       return migration_failed (m);
   }
   m->held = true;
-  log_event (m, "prepared",
-             json_pack ("{s:s}", "rollback-token", coordinator_token (m->coordinator)));
+  journal_event (&m->journal, "prepared",
+                 json_pack ("{s:s}", "rollback-token", coordinator_token (m->coordinator)));
   return 0;
 }
 
@@ -187,11 +239,11 @@ check_lease (struct migrate *m)
 {
   if (coordinator_decided (m->coordinator) == DECISION_UNDECIDED)
     return 0;
-  return migrate_fail (
-      m, EXIT_ERROR,
+  return journal_fail (
+      &m->journal, EXIT_ERROR,
       "a disk is held no longer: its worker or its server was lost, or the switch-over"
-      " took longer than %llu ms (--switchover-timeout)",
-      (unsigned long long)m->o.switch_ms);
+      " took longer than %" PRIu64 " ms (--switchover-timeout)",
+      m->options.switch_ms);
 }
 
 /* The source says "completed", or has died: is the whole guest at the destination?  Only then it is
@@ -199,20 +251,22 @@ check_lease (struct migrate *m)
 static int
 wait_for_dest (struct migrate *m)
 {
-  double end = migrate_now () + DEST_WHOLE_MS;
+  uint64_t end = clock_ms () + DEST_WHOLE_MS;
   char status[32];
 
   for (;;) {
     if (check_lease (m) == -1)
       return -1;
-    vm_status (&m->dest, status);
+    machine_status (&m->machines.dest, status);
     if (strcmp (status, "paused") == 0 || strcmp (status, "running") == 0)
       break;
     if (status[0] == '\0')
-      return migrate_fail (m, EXIT_ERROR, "the destination QEMU was lost before the hand-over");
-    if (migrate_now () > end)
-      return migrate_fail (m, EXIT_ERROR, "the destination VM is '%s' and not paused", status);
-    migrate_wait (m, 2);
+      return journal_fail (&m->journal, EXIT_ERROR,
+                           "the destination QEMU was lost before the hand-over");
+    if (clock_ms () > end)
+      return journal_fail (&m->journal, EXIT_ERROR, "the destination VM is '%s' and not paused",
+                           status);
+    machines_wait (&m->machines, 2);
   }
   return 0;
 }
@@ -221,31 +275,31 @@ int
 step_switch (struct migrate *m)
 {
   char *error = NULL;
-  double asked = migrate_now ();
+  uint64_t asked = clock_ms ();
   bool refused;
 
-  m->source.migration[0] = '\0';
-  if (vm_call (&m->source, "migrate-continue", json_pack ("{s:s}", "state", "pre-switchover"), NULL,
-               &refused, &error)
+  m->machines.source.migration[0] = '\0';
+  if (machine_call (&m->machines.source, "migrate-continue",
+                    json_pack ("{s:s}", "state", "pre-switchover"), NULL, &refused, &error)
           == -1
       && refused)
-    return migrate_fail_with (m, EXIT_ERROR, error);
-  free (error);
-  while (strcmp (m->source.migration, "completed") != 0) {
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
+  text_free (error);
+  while (strcmp (m->machines.source.migration, "completed") != 0) {
     if (check_lease (m) == -1)
       return -1;
-    if (has_failed (&m->source))
+    if (has_failed (&m->machines.source))
       return migration_failed (m);
     /* It cannot resume the guest any more, so if all of it has arrived there is one way only:
      * forward. */
-    if (m->source.qmp == NULL && vm_wait_dead (&m->source)) {
-      log_text (m, "source-died", "is the whole guest at the destination?");
+    if (m->machines.source.qmp == NULL && machines_wait_dead (&m->machines, &m->machines.source)) {
+      journal_text (&m->journal, "source-died", "is the whole guest at the destination?");
       return wait_for_dest (m);
     }
-    if (migrate_interrupted (m) == -1 || look_at_migration (m, &asked) == -1)
+    if (check_interrupted (m) == -1 || look_at_migration (m, &asked) == -1)
       return -1;
-    if (strcmp (m->source.migration, "completed") != 0)
-      migrate_wait (m, EVENT_MS);
+    if (strcmp (m->machines.source.migration, "completed") != 0)
+      machines_wait (&m->machines, EVENT_MS);
   }
   return wait_for_dest (m);
 }
@@ -257,172 +311,14 @@ step_commit (struct migrate *m)
 {
   char *error = NULL;
 
-  if (m->dest.qmp == NULL || vm_events (&m->dest) == -1)
-    return migrate_fail (m, EXIT_ERROR, "the destination QEMU was lost before the hand-over");
+  if (m->machines.dest.qmp == NULL || machine_events (&m->machines.dest) == -1)
+    return journal_fail (&m->journal, EXIT_ERROR,
+                         "the destination QEMU was lost before the hand-over");
   if (coordinator_commit (m->coordinator, &error) == -1)
-    return migrate_fail_with (m, EXIT_ERROR, error);
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
   m->committed = true;
   strcpy (m->result.token, coordinator_token (m->coordinator));
-  log_event (m, "committed", json_pack ("{s:s}", "rollback-token", m->result.token));
+  notes_committed (m->notes, m->result.token);
+  journal_event (&m->journal, "committed", json_pack ("{s:s}", "rollback-token", m->result.token));
   return 0;
-}
-
-/* After the commit nothing of this can change what is right; so it is done at the same time: the
- * destinations are sealed, and the fences made durable while the destination starts already. */
-
-struct seal {
-  pthread_t thread;
-  bool started;
-  const char *dest;
-  int r;
-  char *error;
-};
-
-struct after_commit {
-  struct migrate *m;
-  pthread_t thread;
-  bool started;
-  char *error; /* of coordinator_finalize(), or NULL */
-};
-
-static void *
-seal_one (void *opaque)
-{
-  struct seal *s = opaque;
-
-  s->r = destination_seal (s->dest, &s->error);
-  return NULL;
-}
-
-static void *
-finalize (void *opaque)
-{
-  struct after_commit *a = opaque;
-
-  coordinator_finalize (a->m->coordinator, &a->m->result, &a->error);
-  return NULL;
-}
-
-/* A destination that cannot be reached now, between the commit and the start, has died with the
- * guest's disk: -1 with m->reason. */
-static int
-seal_all (struct migrate *m)
-{
-  struct seal *seals = calloc (m->nr, sizeof *seals);
-  unsigned i;
-  int r = 0;
-
-  for (i = 0; i < m->nr && seals != NULL; i++) {
-    seals[i].dest = m->disks[i].dest;
-    seals[i].started = pthread_create (&seals[i].thread, NULL, seal_one, &seals[i]) == 0;
-    if (!seals[i].started)
-      seal_one (&seals[i]);
-  }
-  for (i = 0; i < m->nr && seals != NULL; i++) {
-    if (seals[i].started)
-      pthread_join (seals[i].thread, NULL);
-    log_event (m, "sealed",
-               json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].dest, "result", seals[i].r,
-                          "error", seals[i].error));
-    if (seals[i].r == -1)
-      r = migrate_fail_with (m, EXIT_DEST_FAILED, seals[i].error);
-    else
-      free (seals[i].error);
-  }
-  free (seals);
-  return r;
-}
-
-int
-migrate_after_commit (struct migrate *m, int (*start) (struct migrate *m))
-{
-  struct after_commit a = { .m = m };
-  int r = -1;
-
-  a.started = pthread_create (&a.thread, NULL, finalize, &a) == 0;
-  if (!a.started)
-    finalize (&a);
-  if (seal_all (m) == 0) {
-    log_phase (m, PHASE_START);
-    r = start (m);
-  }
-  if (a.started)
-    pthread_join (a.thread, NULL);
-  if (a.error != NULL) {
-    cmd_warning ("%s", a.error);
-    log_text (m, "not-confirmed", a.error);
-  }
-  free (a.error);
-  return r;
-}
-
-/* ---- start ---------------------------------------------------------------------------------- */
-
-/* `cont` until the guest runs.  -1: it does not, and *NEVER_RAN tells whether that is certain. */
-static int
-start_dest (struct migrate *m, bool *never_ran, char **error)
-{
-  bool refused;
-  int try;
-
-  *never_ran = true;
-  for (try = 0; try < CONT_TRIES; try++) {
-    free (*error);
-    *error = NULL;
-    if (try > 0)
-      migrate_wait (m, 100);
-    if (m->dest.qmp != NULL && vm_events (&m->dest) == 0) {
-      m->cont_sent = true;
-      guard_note (m);
-      if (vm_call (&m->dest, "cont", NULL, NULL, &refused, error) == 0)
-        return 0;
-      if (refused)
-        continue;
-    }
-    /* Lost.  QEMU says RESUME before a CPU runs, and what it said before it died can still be read.
-     */
-    if (m->dest.resume_ms > 0)
-      break;
-    if (m->dest.qmp == NULL && vm_wait_dead (&m->dest)) {
-      if (*error == NULL)
-        *error = strdup ("the destination QEMU has died");
-      return -1;
-    }
-    if (m->dest.qmp == NULL) {
-      free (*error);
-      *error = NULL;
-      if (vm_connect (&m->dest, error) == -1)
-        break;
-    }
-  }
-  *never_ran = m->dest.resume_ms == 0 && (!m->cont_sent || m->dest.qmp != NULL);
-  return -1;
-}
-
-int
-step_start (struct migrate *m)
-{
-  double end;
-  bool never_ran;
-  char status[32];
-  char *error = NULL;
-
-  m->dest.resume_ms = 0;
-  if (start_dest (m, &never_ran, &error) == -1) {
-    migrate_fail_with (m, EXIT_ERROR, error);
-    m->cont_sent = !never_ran;
-    return -1;
-  }
-  end = migrate_now () + START_MS;
-  do {
-    migrate_wait (m, 1);
-    vm_status (&m->dest, status);
-    if (strcmp (status, "running") == 0) {
-      if (m->dest.resume_ms == 0)
-        m->dest.resume_ms = migrate_now ();
-      return 0;
-    }
-  } while (migrate_now () < end && (status[0] != '\0' || !vm_is_dead (&m->dest)));
-  return migrate_fail (m, EXIT_ERROR, "the destination VM was told to run, and is '%s'",
-                       status[0] != '\0' ? status : "gone");
 }

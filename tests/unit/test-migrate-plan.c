@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#include "cmd/migrate/migrate.h"
+#include "cmd/migrate/plan.h"
 #include "tests/unit/unit.h"
 
 static const enum handoff_found disks[]
@@ -77,7 +77,7 @@ Test (migrate_plan, never_two_guests)
  * run, or may be run. */
 static void
 check_known (enum handoff_found found, const char *source, const char *dest, bool gone,
-             const struct migrate_known *k)
+             const struct known *k)
 {
   enum plan plan = migrate_plan (found, true, source, "completed", dest);
   enum plan known = migrate_plan_known (plan, found, k, source, dest, gone);
@@ -104,7 +104,7 @@ Test (migrate_plan, what_a_guardian_knows)
   EACH (t, states)
   for (int bits = 0; bits < 8; bits++)
     for (int phase = 0; phase < PHASES; phase++) {
-      struct migrate_known k
+      struct known k
           = { .phase = (enum phase)phase, .committed = bits & 1, .cont_sent = bits & 2 };
 
       check_known (disks[d], states[s], states[t], (bits & 4) && is (states[t], ""), &k);
@@ -113,7 +113,7 @@ Test (migrate_plan, what_a_guardian_knows)
 
 Test (migrate_plan, what_a_guardian_goes_on_with)
 {
-  const struct migrate_known taking_back
+  const struct known taking_back
       = { .phase = PHASE_BACK, .committed = true },
       starting = { .phase = PHASE_START, .committed = true },
       started = { .phase = PHASE_START, .committed = true, .cont_sent = true },

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * After the commit: seal the destinations, and start the guest there.
+ *
+ * Nothing that happens here changes any more what is right.  So it is done at the same time: the
+ * destinations are sealed, and the fences are made durable while the destination starts already.
+ */
+
+#include "config.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "cmd/migrate/migrate.h"
+#include "mirror/endpoint/seal.h"
+
+#define START_MS 20000 /* for the destination to run */
+#define CONT_TRIES 3
+#define CONT_PAUSE_MS 100
+
+/* ---- sealing -------------------------------------------------------------------------------- */
+
+struct seal {
+  pthread_t thread;
+  bool started;
+  const char *dest;
+  int r;
+  char *error;
+};
+
+struct finalizing {
+  struct coordinator *coordinator;
+  struct coordinator_result *result;
+  pthread_t thread;
+  bool started;
+  char *error; /* NULL: every filter has confirmed */
+};
+
+static void *
+seal_one (void *opaque)
+{
+  struct seal *s = opaque;
+
+  s->r = destination_seal (s->dest, &s->error);
+  return NULL;
+}
+
+static void *
+finalize (void *opaque)
+{
+  struct finalizing *f = opaque;
+
+  coordinator_finalize (f->coordinator, f->result, &f->error);
+  return NULL;
+}
+
+/* A destination that cannot be reached now, between the commit and the start, has died with the
+ * guest's disk. */
+static int
+seal_all (struct migrate *m)
+{
+  unsigned nr = m->disks.nr;
+  struct seal *seals = calloc (nr, sizeof *seals);
+
+  if (seals == NULL)
+    return journal_fail (&m->journal, EXIT_DEST_FAILED, "out of memory");
+  for (unsigned i = 0; i < nr; i++) {
+    seals[i].dest = m->disks.disk[i].dest;
+    seals[i].started = pthread_create (&seals[i].thread, NULL, seal_one, &seals[i]) == 0;
+    if (!seals[i].started)
+      seal_one (&seals[i]);
+  }
+  int r = 0;
+  for (unsigned i = 0; i < nr; i++) {
+    if (seals[i].started)
+      pthread_join (seals[i].thread, NULL);
+    journal_event (&m->journal, "sealed",
+                   json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].dest, "result",
+                              seals[i].r, "error", seals[i].error));
+    if (seals[i].r == -1)
+      r = journal_fail_with (&m->journal, EXIT_DEST_FAILED, seals[i].error);
+    else
+      text_free (seals[i].error);
+  }
+  free (seals);
+  return r;
+}
+
+int
+finish_hand_over (struct migrate *m, int (*start) (struct migrate *m))
+{
+  struct finalizing f = { .coordinator = m->coordinator, .result = &m->result };
+
+  f.started = pthread_create (&f.thread, NULL, finalize, &f) == 0;
+  if (!f.started)
+    finalize (&f);
+  int r = seal_all (m);
+  if (r == 0) {
+    progress_phase (m, PHASE_START);
+    r = start (m);
+  }
+  if (f.started)
+    pthread_join (f.thread, NULL);
+  if (f.error != NULL) {
+    cmd_warning ("%s", f.error);
+    journal_text (&m->journal, "not-confirmed", f.error);
+  }
+  text_free (f.error);
+  return r;
+}
+
+/* ---- start ---------------------------------------------------------------------------------- */
+
+/* Once.  1: the guest runs.  0: it may do so yet.  -1: it will not. */
+static int
+send_cont (struct migrate *m, char **error)
+{
+  struct machine *dest = &m->machines.dest;
+  bool refused;
+
+  if (dest->qmp != NULL && machine_events (dest) == 0) {
+    m->cont_sent = true;
+    notes_cont_sent (m->notes, true);
+    if (machine_call (dest, "cont", NULL, NULL, &refused, error) == 0)
+      return 1;
+    if (refused)
+      return 0;
+  }
+  /* The connection is lost.  QEMU says RESUME before a processor runs, and what it said before it
+   * died can still be read. */
+  if (dest->resume_ns > 0)
+    return -1;
+  if (dest->qmp != NULL)
+    return 0;
+  if (machines_wait_dead (&m->machines, dest)) {
+    if (*error == NULL)
+      text_error (error, "the destination QEMU has died");
+    m->cont_sent = false;
+    return -1;
+  }
+  text_free (*error);
+  *error = NULL;
+  return machine_connect (dest, error);
+}
+
+/* Send `cont` until the guest runs.  -1 with *ERROR: it does not, and m->cont_sent is false if it
+ * certainly has not run. */
+static int
+start_dest (struct migrate *m, char **error)
+{
+  const struct machine *dest = &m->machines.dest;
+  int r = 0;
+
+  for (int try = 0; try < CONT_TRIES && r == 0; try++) {
+    text_free (*error);
+    *error = NULL;
+    if (try > 0)
+      machines_wait (&m->machines, CONT_PAUSE_MS);
+    r = send_cont (m, error);
+  }
+  if (r == 1)
+    return 0;
+  /* A QEMU that still answers, and never said RESUME, has not run it. */
+  bool never_ran = dest->resume_ns == 0 && (!m->cont_sent || dest->qmp != NULL);
+  m->cont_sent = !never_ran;
+  notes_cont_sent (m->notes, m->cont_sent);
+  return -1;
+}
+
+int
+finish_start (struct migrate *m)
+{
+  struct machine *dest = &m->machines.dest;
+  char *error = NULL;
+
+  dest->resume_ns = 0;
+  if (start_dest (m, &error) == -1)
+    return journal_fail_with (&m->journal, EXIT_ERROR, error);
+  uint64_t end = clock_ms () + START_MS;
+  char status[32];
+  do {
+    machines_wait (&m->machines, 1);
+    machine_status (dest, status);
+    if (strcmp (status, "running") == 0) {
+      if (dest->resume_ns == 0)
+        dest->resume_ns = clock_ns ();
+      return 0;
+    }
+  } while (clock_ms () < end && (status[0] != '\0' || !machine_is_dead (dest)));
+  return journal_fail (&m->journal, EXIT_ERROR, "the destination VM was told to run, and is '%s'",
+                       status[0] != '\0' ? status : "gone");
+}

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See options.h.
+ */
+
+#include "config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/migrate/options.h"
+#include "cmd/units.h"
+#include "cmd/worker.h"
+
+#define SWITCH_MS 30000
+#define MAX_DOWNTIME_MS 300
+
+enum {
+  OPT_SOURCE_QMP = 0x100,
+  OPT_DEST_QMP,
+  OPT_MEMORY_URI,
+  OPT_INCOMING_URI,
+  OPT_DISK,
+  OPT_BANDWIDTH,
+  OPT_CONNECTIONS,
+  OPT_MAX_DOWNTIME,
+  OPT_MEMORY_BANDWIDTH,
+  OPT_TIMEOUT,
+  OPT_SWITCH,
+  OPT_POLICY,
+  OPT_LOG,
+  OPT_REPORT,
+  OPT_RESUME,
+  OPT_KEEP,
+  OPT_QUIT,
+  OPT_AUTO_CONVERGE,
+  OPT_NO_DISK_CHECK,
+  OPT_RECOVER
+};
+
+/* CONTROL=DEST.  TEXT is cut in two. */
+static int
+add_disk (struct migrate_options *o, char *text)
+{
+  char *equals = strchr (text, '=');
+
+  if (equals == NULL || equals == text || equals[1] == '\0')
+    return cmd_usage_error ("--disk %s: CONTROL=DEST", text);
+  *equals = '\0';
+  const char *dest = equals + 1;
+  for (unsigned i = 0; i < o->nr_disks; i++)
+    if (strcmp (o->controls[i], text) == 0 || strcmp (o->dests[i], dest) == 0)
+      return cmd_usage_error ("--disk %s=%s: given twice", text, dest);
+  char **controls = realloc (o->controls, (o->nr_disks + 1) * sizeof *controls);
+  if (controls != NULL)
+    o->controls = controls;
+  const char **dests = realloc (o->dests, (o->nr_disks + 1) * sizeof *dests);
+  if (dests != NULL)
+    o->dests = dests;
+  if (controls == NULL || dests == NULL) {
+    cmd_error ("out of memory");
+    return EXIT_ERROR;
+  }
+  controls[o->nr_disks] = text;
+  dests[o->nr_disks++] = dest;
+  return 0;
+}
+
+static int
+take_time (const char *option, uint64_t *ms)
+{
+  if (!worker_parse_ms (option, optarg, ms))
+    return EXIT_USAGE;
+  if (*ms < 1 || *ms > 24 * 3600 * 1000)
+    return cmd_usage_error ("%s %s: must be between 1ms and 24h", option, optarg);
+  return 0;
+}
+
+static int
+take_rate (const char *option, uint64_t *rate)
+{
+  const char *why = units_parse_rate (optarg, rate);
+
+  return why != NULL ? cmd_usage_error ("%s %s: %s", option, optarg, why) : 0;
+}
+
+/* True: C is an option without an argument, and it was taken. */
+static bool
+take_flag (struct migrate_options *o, int c)
+{
+  switch (c) {
+  case OPT_RESUME:
+    o->resume = true;
+    return true;
+  case OPT_KEEP:
+    o->keep_mirrors = true;
+    return true;
+  case OPT_QUIT:
+    o->quit_source = true;
+    return true;
+  case OPT_AUTO_CONVERGE:
+    o->auto_converge = true;
+    return true;
+  case OPT_NO_DISK_CHECK:
+    o->no_disk_check = true;
+    return true;
+  case OPT_RECOVER:
+    o->recover = true;
+    return true;
+  case 'j':
+    o->json = true;
+    return true;
+  default:
+    return false;
+  }
+}
+
+/* 0, or an exit status. */
+static int
+take_option (struct migrate_options *o, int c)
+{
+  enum job_policy policy;
+  uint64_t ignored;
+
+  switch (c) {
+  case OPT_SOURCE_QMP:
+    o->source_qmp = optarg;
+    return 0;
+  case OPT_DEST_QMP:
+    o->dest_qmp = optarg;
+    return 0;
+  case OPT_MEMORY_URI:
+    o->memory_uri = optarg;
+    return 0;
+  case OPT_INCOMING_URI:
+    o->incoming_uri = optarg;
+    return 0;
+  case OPT_DISK:
+    return add_disk (o, optarg);
+  case OPT_BANDWIDTH:
+    o->bandwidth = optarg;
+    return take_rate ("--bandwidth", &ignored);
+  case OPT_CONNECTIONS:
+    o->connections = optarg;
+    return 0;
+  case OPT_MAX_DOWNTIME:
+    o->max_downtime = optarg;
+    return take_time ("--max-downtime", &o->max_downtime_ms);
+  case OPT_MEMORY_BANDWIDTH:
+    return take_rate ("--memory-bandwidth", &o->memory_bandwidth);
+  case OPT_TIMEOUT:
+    return take_time ("--timeout", &o->timeout_ms);
+  case OPT_SWITCH:
+    return take_time ("--switchover-timeout", &o->switch_ms);
+  case OPT_POLICY:
+    o->policy = optarg;
+    return job_policy_parse (optarg, &policy)
+               ? 0
+               : cmd_usage_error ("--policy %s: must be sync, throttle, none or fail", optarg);
+  case OPT_LOG:
+    o->log = optarg;
+    return 0;
+  case OPT_REPORT:
+    o->report = optarg;
+    return 0;
+  default:
+    return take_flag (o, c) || hook_option (&o->hooks, c) ? 0 : EXIT_USAGE;
+  }
+}
+
+static int
+check_options (const struct migrate_options *o)
+{
+  if (o->source_qmp == NULL || o->dest_qmp == NULL)
+    return cmd_usage_error ("%s is missing", o->source_qmp == NULL ? "--source-qmp" : "--dest-qmp");
+  if (o->nr_disks == 0)
+    return cmd_usage_error ("--disk CONTROL=DEST is missing, once for each disk of the guest");
+  if (o->memory_uri == NULL && !o->recover)
+    return cmd_usage_error ("--memory-uri is missing");
+  return 0;
+}
+
+bool
+migrate_options_parse (struct migrate_options *o, struct cmd_line *line, int *status)
+{
+  static const struct option longopts[]
+      = { { "source-qmp", required_argument, NULL, OPT_SOURCE_QMP },
+          { "dest-qmp", required_argument, NULL, OPT_DEST_QMP },
+          { "memory-uri", required_argument, NULL, OPT_MEMORY_URI },
+          { "incoming-uri", required_argument, NULL, OPT_INCOMING_URI },
+          { "disk", required_argument, NULL, OPT_DISK },
+          { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
+          { "connections", required_argument, NULL, OPT_CONNECTIONS },
+          { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
+          { "memory-bandwidth", required_argument, NULL, OPT_MEMORY_BANDWIDTH },
+          { "timeout", required_argument, NULL, OPT_TIMEOUT },
+          { "switchover-timeout", required_argument, NULL, OPT_SWITCH },
+          { "policy", required_argument, NULL, OPT_POLICY },
+          { "log", required_argument, NULL, OPT_LOG },
+          { "report", required_argument, NULL, OPT_REPORT },
+          { "resume", no_argument, NULL, OPT_RESUME },
+          { "keep-mirrors", no_argument, NULL, OPT_KEEP },
+          { "quit-source", no_argument, NULL, OPT_QUIT },
+          { "auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE },
+          { "no-disk-check", no_argument, NULL, OPT_NO_DISK_CHECK },
+          { "recover", no_argument, NULL, OPT_RECOVER },
+          { "json", no_argument, NULL, 'j' },
+          HOOK_READY_OPTION,
+          HOOK_LONG_OPTIONS,
+          CMD_LONG_OPTIONS_END };
+  int c;
+
+  *o = (struct migrate_options){ .switch_ms = SWITCH_MS, .max_downtime_ms = MAX_DOWNTIME_MS };
+  while ((c = cmd_getopt (line, "j", longopts)) != -1) {
+    *status = c == CMD_OPT_STOP ? line->status : take_option (o, c);
+    if (c == CMD_OPT_STOP || *status != 0)
+      return false;
+  }
+  *status = line->nr_operands > 0 ? cmd_usage_error ("'%s' is no option", line->operands[0].argv[0])
+                                  : check_options (o);
+  o->hooks.controls = o->controls;
+  o->hooks.nr_controls = o->nr_disks;
+  return *status == 0;
+}
+
+void
+migrate_options_free (struct migrate_options *o)
+{
+  free (o->controls);
+  free (o->dests);
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Which side has to run after a coordinator was killed?  Pure functions of what is seen.
+ */
+
+#ifndef NBDMIRROR_CMD_MIGRATE_PLAN_H
+#define NBDMIRROR_CMD_MIGRATE_PLAN_H
+
+#include <stdbool.h>
+
+#include "cmd/migrate/notes.h"
+
+enum plan {
+  PLAN_NOTHING, /* one side runs, with its disks writable there */
+  PLAN_FORWARD, /* finish the commit and start the destination */
+  PLAN_BACK,    /* release, cancel, end the destination, start the source */
+  PLAN_OPERATOR /* neither is safe */
+};
+
+/* WORD: the disks' decision word is there (coordinator_has_word).  SOURCE, DEST: run states as
+ * query-status names them, "" if it cannot be asked.  MIGRATION: as query-migrate of the source
+ * names it. */
+enum plan migrate_plan (enum handoff_found disks, bool word, const char *source,
+                        const char *migration, const char *dest);
+/* The same for a guardian, which knows more: whether `cont` was ever sent, and whether a hand-over
+ * was being taken back.  DEST_GONE: the destination QEMU is known to have ended. */
+enum plan migrate_plan_known (enum plan plan, enum handoff_found disks, const struct known *known,
+                              const char *source, const char *dest, bool dest_gone);
+
+/* Is a migration of that status one that could still go on? */
+bool migration_is_active (const char *status);
+
+#endif

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Finishing after a coordinator that was killed: look where things stand, and do what the plan
+ * says.  The guardian does it at once, and several times if it has to; --recover is the same by
+ * hand, once.
+ */
+
+#include "config.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "cmd/migrate/migrate.h"
+#include "cmd/migrate/plan.h"
+
+#define TRIES 6
+#define TRIES_MS 120000 /* no further one after this */
+#define PAUSE_MS 1000
+
+static int
+start_unless_running (struct migrate *m)
+{
+  char status[32];
+
+  machine_status (&m->machines.dest, status);
+  return strcmp (status, "running") == 0 ? 0 : finish_start (m);
+}
+
+static int
+recover_forward (struct migrate *m, bool decide)
+{
+  CLEANUP_TEXT char *error = NULL;
+
+  if (decide && coordinator_commit (m->coordinator, &error) == -1) {
+    cmd_error ("%s", error);
+    return EXIT_ERROR;
+  }
+  m->committed = true;
+  strcpy (m->result.token, coordinator_token (m->coordinator));
+  char status[32];
+  machine_status (&m->machines.source, status);
+  if (strcmp (status, "running") == 0
+      && machine_call (&m->machines.source, "stop", NULL, NULL, NULL, &error) == 0)
+    journal_rolled_back (&m->journal, "the source VM was stopped: its disks are handed over");
+  if (finish_hand_over (m, start_unless_running) == -1) {
+    cmd_error ("%s", m->journal.reason);
+    return EXIT_ERROR;
+  }
+  progress_phase (m, PHASE_DONE);
+  return EXIT_DONE;
+}
+
+/* KNOWN: what the guardian knows, or NULL. */
+static int
+recover_back (struct migrate *m, enum handoff_found found, const struct known *known)
+{
+  m->held = found == HANDOFF_FOUND_UNDECIDED || found == HANDOFF_FOUND_BROKEN;
+  m->committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
+  if (m->committed) {
+    const char *token = coordinator_token (m->coordinator);
+
+    snprintf (m->result.token, sizeof m->result.token, "%s",
+              token[0] == '\0' && known != NULL ? known->token : token);
+    cmd_notice ("the destination has not run: taking the hand-over back");
+  } else
+    cmd_notice ("nothing was handed over: going back to the source");
+  return migrate_back (m, true) ? EXIT_DONE : EXIT_ERROR;
+}
+
+/* One side runs. */
+static int
+nothing_to_do (struct migrate *m, bool dest_runs)
+{
+  if (dest_runs) {
+    m->committed = true;
+    strcpy (m->result.token, coordinator_token (m->coordinator));
+    m->journal.phase = PHASE_DONE;
+  }
+  cmd_notice ("nothing to do: the guest runs at the %s", dest_runs ? "destination" : "source");
+  return EXIT_DONE;
+}
+
+static int
+look_and_recover (struct migrate *m, enum handoff_found found, const struct known *known)
+{
+  const struct machine *its_dest = &m->machines.dest;
+  char source[32], migration[32], dest[32];
+
+  machine_status (&m->machines.source, source);
+  machine_migration (&m->machines.source, migration);
+  machine_status (&m->machines.dest, dest);
+  journal_event (&m->journal, "recover",
+                 json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int)found, "source", source,
+                            "migration", migration, "destination", dest));
+  enum plan plan
+      = migrate_plan (found, coordinator_has_word (m->coordinator), source, migration, dest);
+  if (known != NULL)
+    plan = migrate_plan_known (plan, found, known, source, dest,
+                               known->dest_direct && machine_is_dead (its_dest));
+  switch (plan) {
+  case PLAN_NOTHING:
+    return nothing_to_do (m, strcmp (dest, "running") == 0);
+  case PLAN_FORWARD:
+    cmd_notice ("the disks are handed over: going on to the destination");
+    return recover_forward (m, found == HANDOFF_FOUND_UNDECIDED);
+  case PLAN_BACK:
+    return recover_back (m, found, known);
+  default:
+    cmd_error ("the disks are%s handed over, the source VM is '%s', the destination VM is '%s': see"
+               " nbdmirror-migrate(1), FAILURES",
+               found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE ? "" : " not",
+               source[0] != '\0' ? source : "gone", dest[0] != '\0' ? dest : "gone");
+    return EXIT_ERROR;
+  }
+}
+
+static int
+recover (struct migrate *m, const struct known *known)
+{
+  CLEANUP_TEXT char *error = NULL;
+  enum handoff_found found;
+  int status = EXIT_ERROR;
+
+  m->recovering = true;
+  m->coordinator = coordinator_find (m->options.controls, m->disks.nr, NULL, 0, &found, &error);
+  if (m->coordinator == NULL)
+    cmd_error ("%s", error);
+  else if (coordinator_result_init (&m->result, m->disks.nr) == -1)
+    cmd_error ("out of memory");
+  else
+    status = look_and_recover (m, found, known);
+  m->unresolved = status != EXIT_DONE;
+  return status;
+}
+
+int
+migrate_recover (struct migrate *m)
+{
+  return recover (m, NULL);
+}
+
+/* ---- the guardian --------------------------------------------------------------------------- */
+
+/* What a try has learned is known to the next one.  As the coordinator would, it takes back a
+ * hand-over whose guest could not be started and certainly has not run. */
+static void
+forget_try (struct migrate *m, struct known *known)
+{
+  if (m->committed && !m->cont_sent) {
+    known->phase = PHASE_BACK;
+    known->committed = true;
+  }
+  coordinator_free (m->coordinator);
+  m->coordinator = NULL;
+  coordinator_result_free (&m->result);
+  m->result = (struct coordinator_result){ .committed = false };
+  m->held = m->committed = false;
+  known->cont_sent = known->cont_sent || m->cont_sent;
+}
+
+static void
+take_notes (struct migrate *m, struct known *known)
+{
+  notes_read (m->notes, known);
+  m->journal.phase = known->phase;
+  m->machines.source.stop_ns = known->stopped_ns;
+  m->machines.source.old_caps = notes_read_capabilities (m->notes);
+  m->machines.source.old_params = notes_read_parameters (m->notes);
+  disks_adopt (&m->disks, m->notes);
+}
+
+int
+migrate_recover_guarded (struct migrate *m, const char *died, int exit_status, enum phase *phase)
+{
+  uint64_t end = clock_ms () + TRIES_MS;
+  struct known known;
+  int try, status = EXIT_ERROR;
+
+  take_notes (m, &known);
+  *phase = known.phase;
+  journal_fail (&m->journal, exit_status, "%s", died);
+  journal_break (&m->journal);
+  cmd_warning ("%s: looking where things stand", died);
+  for (try = 1; try <= TRIES; try++) {
+    journal_event (&m->journal, "guardian", json_pack ("{s:i}", "try", try));
+    forget_try (m, &known);
+    status = recover (m, &known);
+    if (status == EXIT_DONE || try == TRIES || clock_ms () > end
+        || atomic_load (m->machines.signal) != 0)
+      break;
+    cmd_notice ("once more in %d ms", PAUSE_MS);
+    machines_wait (&m->machines, PAUSE_MS);
+  }
+  *phase = known.phase;
+  if (status != EXIT_DONE) {
+    cmd_error ("given up after %d tries: run this command with --recover, see nbdmirror-migrate(1)",
+               try);
+    return EXIT_ERROR;
+  }
+  return m->journal.phase == PHASE_DONE ? EXIT_DONE : exit_status;
+}

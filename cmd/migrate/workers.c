@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The worker processes of the disks.  See disks.h.
+ */
+
+#include "config.h"
+
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/child.h"
+#include "base/text.h"
+#include "cmd/control-query.h"
+#include "cmd/migrate/disks.h"
+#include "mirror/endpoint/seal.h"
+
+#define END_MS 5000 /* for a worker to end when it is told to */
+
+/* The name of /proc/self/exe would do as well, but then the process's name is "exe". */
+static const char *
+own_path (char *buf, size_t size)
+{
+  ssize_t n = readlink ("/proc/self/exe", buf, size - 1);
+
+  if (n <= 0)
+    return NULL;
+  buf[n] = '\0';
+  return buf;
+}
+
+static unsigned
+pass_on (const char **argv, unsigned n, const char *option, const char *value)
+{
+  if (value == NULL)
+    return n;
+  argv[n] = option;
+  argv[n + 1] = value;
+  return n + 2;
+}
+
+static int
+start_one (struct journal *journal, struct disk *d, const struct migrate_options *o)
+{
+  char path[4096];
+  const struct child_options own = { .path = own_path (path, sizeof path), .own_group = true };
+  const char *state = job_text (d->status, "state");
+  bool resume = state != NULL && strcmp (state, "detached") == 0;
+  const char *argv[16] = { "nbdmirror", "mirror", d->control, d->dest, "--json" };
+  unsigned n = 5;
+
+  if (resume)
+    argv[n++] = "--resume";
+  n = pass_on (argv, n, "--bandwidth", o->bandwidth);
+  n = pass_on (argv, n, "--max-downtime", o->max_downtime);
+  n = pass_on (argv, n, "--policy", o->policy);
+  n = pass_on (argv, n, "--connections", o->connections);
+  argv[n] = NULL;
+  d->pid = child_start ((char *const *)argv, &own);
+  if (d->pid == -1) {
+    d->pid = 0;
+    return journal_fail (journal, EXIT_ERROR, "%s: cannot start a worker: %m", d->control);
+  }
+  journal_event (journal, "worker",
+                 json_pack ("{s:s, s:s, s:i, s:b}", "control", d->control, "destination", d->dest,
+                            "pid", (int)d->pid, "resume", resume));
+  return 0;
+}
+
+int
+disks_start (struct disks *d, const struct migrate_options *o, struct notes *notes)
+{
+  for (unsigned i = 0; i < d->nr; i++) {
+    if (!d->disk[i].ours)
+      continue;
+    if (start_one (d->journal, &d->disk[i], o) == -1)
+      return -1;
+    notes_worker (notes, i, d->disk[i].pid);
+  }
+  return 0;
+}
+
+/* Wait for at most MS. */
+static void
+reap (struct disk *d, int ms)
+{
+  if (d->pid > 0 && !d->ended)
+    d->ended = child_ended (d->pid, ms, &d->wait_status);
+}
+
+int
+worker_look (struct journal *journal, struct disk *d)
+{
+  reap (d, 0);
+  if (d->pid <= 0 || !d->ended)
+    return 0;
+  int status = d->wait_status;
+  if (WIFSIGNALED (status))
+    return journal_fail (journal, EXIT_ERROR, "%s: its worker was killed by signal %d", d->control,
+                         WTERMSIG (status));
+  return journal_fail (journal, WEXITSTATUS (status) != 0 ? WEXITSTATUS (status) : EXIT_ERROR,
+                       "%s: its worker has ended with status %d", d->control, WEXITSTATUS (status));
+}
+
+void
+disks_adopt (struct disks *d, const struct notes *notes)
+{
+  for (unsigned i = 0; i < d->nr; i++) {
+    d->disk[i].pid = notes_read_worker (notes, i);
+    d->disk[i].ours = d->disk[i].pid > 0;
+    /* If it is no child of ours any more, the number may be another's by now. */
+    reap (&d->disk[i], 0);
+  }
+}
+
+/* Through the filter: drops what a worker that was killed left over. */
+static void
+drop_job (struct journal *journal, struct disk *d)
+{
+  struct control_call call = { .command = "block-job-cancel", .timeout_ms = JOB_CALL_MS };
+  char *error = NULL;
+
+  if (d->client == NULL)
+    d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
+  if (d->client != NULL)
+    control_client_call (d->client, &call, &error);
+  if (error != NULL)
+    journal_text (journal, "cancel", error);
+  text_free (error);
+}
+
+static bool
+has_exited (const struct disk *d, int status)
+{
+  return d->ended && WIFEXITED (d->wait_status) && WEXITSTATUS (d->wait_status) == status;
+}
+
+/* SIGINT cancels a worker's job, also of one that has not attached yet. */
+static void
+cancel_one (struct journal *journal, struct disk *d)
+{
+  static const int signals[] = { SIGINT, SIGKILL };
+
+  for (unsigned i = 0; i < 2 && !d->ended; i++) {
+    kill (d->pid, signals[i]);
+    reap (d, END_MS);
+  }
+  if (!has_exited (d, EXIT_CANCELLED))
+    drop_job (journal, d);
+  if (!has_exited (d, EXIT_DONE)) /* not after a hand-over */
+    journal_rolled_back (journal, "%s: the mirror was cancelled", d->control);
+}
+
+void
+disks_cancel (struct disks *d)
+{
+  for (unsigned i = 0; i < d->nr; i++) {
+    struct disk *disk = &d->disk[i];
+    char *error = NULL;
+
+    if (!disk->ours || disk->pid <= 0)
+      continue;
+    cancel_one (d->journal, disk);
+    int r = destination_give_up (disk->dest, &error);
+    if (r == 0)
+      journal_rolled_back (d->journal, "%s: given up", disk->dest);
+    else if (r == -1)
+      journal_text (d->journal, "give-up", error);
+    text_free (error);
+  }
+}
+
+void
+disks_reap (struct disks *d)
+{
+  for (unsigned i = 0; i < d->nr; i++) {
+    struct disk *disk = &d->disk[i];
+
+    reap (disk, END_MS);
+    if (disk->pid > 0 && !disk->ended)
+      cmd_warning ("%s: its worker, process %ld, has not ended yet", disk->control,
+                   (long)disk->pid);
+  }
+}
