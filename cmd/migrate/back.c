@@ -75,7 +75,7 @@ uncommit (struct migrate *m)
       cmd_error ("%s: cannot be rolled back: %s", d->control, error);
     }
     text_free (error);
-    free (class_);
+    text_free (class_);
   }
   if (all)
     m->committed = false;

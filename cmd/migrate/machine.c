@@ -128,7 +128,7 @@ machine_call (struct machine *v, const char *command, json_t *args, json_t **ret
     text_error (error, "%s QEMU: %s: %s", v->name, command, message);
     text_free (message);
   }
-  free (class_);
+  text_free (class_);
   return r;
 }
 

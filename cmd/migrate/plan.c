@@ -27,9 +27,8 @@ migration_is_active (const char *status)
 {
   static const char *const active[] = { "setup",       "active",     "pre-switchover", "device",
                                         "wait-unplug", "cancelling", "postcopy-active" };
-  size_t i;
 
-  for (i = 0; i < sizeof active / sizeof active[0]; i++)
+  for (size_t i = 0; i < sizeof active / sizeof active[0]; i++)
     if (strcmp (status, active[i]) == 0)
       return true;
   return false;

@@ -68,7 +68,7 @@ void
 coordinator_disk_forget_error (struct coordinator_disk *d)
 {
   text_free (d->error);
-  free (d->class_);
+  text_free (d->class_);
   d->error = d->class_ = NULL;
 }
 
@@ -114,7 +114,7 @@ prepare_error (struct coordinator_disk *d, char *class_, char *message)
     message = full;
   }
   coordinator_disk_error (d, message);
-  free (d->class_);
+  text_free (d->class_);
   d->class_ = class_;
 }
 

@@ -64,7 +64,7 @@ ask (void *opaque)
     else
       coordinator_disk_error (d, text_copy (message));
     text_free (message);
-    free (class_);
+    text_free (class_);
     return NULL;
   }
   d->standing = standing_of (json_string_value (json_object_get (ret, "decision")), fd != -1);
