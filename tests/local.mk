@@ -1,3 +1,9 @@
+# ---- the tree itself -------------------------------------------------------------
+# How it is written, which names it has, and which folder uses which.
+
+TESTS += tests/names.py tests/layers.py
+EXTRA_DIST += tests/names.py tests/layers.py tests/style.sh tests/style.py
+
 # ---- unit tests ------------------------------------------------------------------
 # Each is one program, tests/unit/test-NAME.c, and can be run alone (--help, --filter).
 # They include tests/unit/unit.h instead of criterion's header.
@@ -74,7 +80,7 @@ tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(cont
 endpoint_fixture = tests/unit/endpoint-fixture.h tests/unit/endpoint-fixture.c
 tests_unit_test_endpoint_file_SOURCES = tests/unit/test-endpoint-file.c $(endpoint_fixture)
 tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
-EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/blackbox/fake-nbd-server.py
+EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h
 
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
@@ -124,24 +130,12 @@ blackbox_tests = \
 	tests/blackbox/receive-tls.sh \
 	tests/blackbox/thin.sh
 TESTS += $(blackbox_tests)
-EXTRA_DIST += $(blackbox_tests)
 
-# What they use.
-EXTRA_DIST += \
-	tests/other-debian.sh \
-	tests/blackbox/lib.sh \
-	tests/blackbox/migrate-lib.sh \
-	tests/blackbox/compare.py \
-	tests/blackbox/fake-filter.py \
-	tests/blackbox/fake-qemu.py \
-	tests/blackbox/filter_client.py \
-	tests/blackbox/guest.py \
-	tests/blackbox/holding.sh \
-	tests/blackbox/late-proxy.py \
-	tests/blackbox/faults.sh \
-	tests/blackbox/prepare.py \
-	tests/blackbox/pulse.py \
-	tests/blackbox/tls-relay.py
+# The scripts, and all that they use.  What running them leaves in these folders is not for others.
+EXTRA_DIST += tests/blackbox tests/other-debian.sh
+dist-hook:
+	find $(distdir)/tests \( -name '*.log' -o -name '*.trs' -o -name '__pycache__' \) \
+	  -exec rm -rf {} +
 
 # ---- guests -----------------------------------------------------------------------
 # Virtual machines that are moved while they write; 77 without QEMU, or where Debian's kernel is not
@@ -158,16 +152,7 @@ guest_tests = \
 	tests/guest/two-hosts.py \
 	tests/guest/two-hosts-tls.py
 TESTS += $(guest_tests)
-EXTRA_DIST += $(guest_tests) \
-	tests/guest/delay.py \
-	tests/guest/hosts.py \
-	tests/guest/init \
-	tests/guest/machine.py \
-	tests/guest/migration.py \
-	tests/guest/moves.py \
-	tests/guest/qmp_proxy.py \
-	tests/guest/recorder.c \
-	tests/guest/scene.py
+EXTRA_DIST += tests/guest
 
 # Faults and instants at random: FAULT_RUNS (200) of them, about 10 s each.
 .PHONY: check-guest
