@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,6 +137,12 @@ const struct endpoint_info *
 endpoint_info (const struct endpoint *ep)
 {
   return &ep->info;
+}
+
+bool
+endpoint_is_full (const struct endpoint *ep)
+{
+  return atomic_load (&ep->full);
 }
 
 const char *

@@ -41,6 +41,9 @@ struct channel;
 
 /* The errno of endpoint_open() where the name itself is wrong: no other one is EDESTADDRREQ. */
 #define ENDPOINT_BAD_NAME EDESTADDRREQ
+/* The errno of channel_open() where the server has closed, refused or not answered one connection
+ * more: a caller that has a channel can do without another.  */
+#define ENDPOINT_FULL EUSERS
 
 struct endpoint_options {
   bool writable;
@@ -100,13 +103,16 @@ typedef void (*channel_status_done) (void *opaque, int error, const struct endpo
 struct endpoint *endpoint_open (char *const *argv, unsigned nr_args,
                                 const struct endpoint_options *opts, int *errnum, char **error);
 const struct endpoint_info *endpoint_info (const struct endpoint *ep);
+/* Did its server admit fewer connections than it had offered to take?  Any thread. */
+bool endpoint_is_full (const struct endpoint *ep);
 const char *endpoint_name (const struct endpoint *ep); /* for messages */
 void endpoint_close (
     struct endpoint *ep); /* after all its channels; ends a command, which may take seconds */
 
 /* Open a channel for the calling thread.  The first channel of an NBD endpoint takes over the
  * connection that endpoint_open() made, the others connect (blocking up to connect_timeout_ms);
- * each new connection must find the same size and flags.  NULL with *ERROR and *ERRNUM. */
+ * each new connection must find the same size and flags.  A channel of several connections has
+ * fewer where the server admits no more.  NULL with *ERROR and *ERRNUM. */
 struct channel *channel_open (struct endpoint *ep, int *errnum, char **error);
 /* Closes; requests still in flight are completed with ESHUTDOWN first (file endpoints wait for the
  * kernel, because their buffers are in use).  NBD: disconnects politely only if idle and alive. */

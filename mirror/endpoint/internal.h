@@ -63,6 +63,7 @@ struct endpoint {
   char *name;
   struct endpoint_options opts; /* with the defaults filled in */
   struct endpoint_info info;
+  _Atomic bool full; /* connections were not admitted */
 };
 
 struct op_list {

@@ -308,6 +308,14 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
   return 0;
 }
 
+/* Is that how a server behaves that takes no more connections?  It may also have gone: its other
+ * connections will tell. */
+static bool
+is_not_admitted (int err)
+{
+  return err == ECONNREFUSED || err == ECONNRESET || err == ETIMEDOUT || err == EAGAIN;
+}
+
 struct nbd_handle *
 nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
 {
@@ -319,8 +327,13 @@ nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
     endpoint_fail (errnum, error, EBUSY, "%s: has one connection only", nep->ep.name);
   else
     h = connect_handle (nep, errnum, error);
-  if (!h)
+  if (!h) {
+    if (errnum && is_not_admitted (*errnum)) {
+      atomic_store (&nep->ep.full, true);
+      *errnum = ENDPOINT_FULL;
+    }
     return NULL;
+  }
   if (describe (nep, h, &info, errnum, error) == -1) {
     nbd_close (h);
     return NULL;

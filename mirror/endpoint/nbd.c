@@ -16,13 +16,14 @@
 
 #include "config.h"
 
-#include "mirror/endpoint/nbd.h"
-
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/text.h"
+#include "mirror/endpoint/nbd.h"
 
 #define LATEST 10
 #define FLUSH_TIMES 3
@@ -329,6 +330,32 @@ nbd_channel_free (struct channel *ch)
   free (ch);
 }
 
+/* Connect NR times, or less often where the server admits no more.  -1 with *ERRNUM and *ERROR. */
+static int
+connect_all (struct nbd_endpoint *nep, struct nbd_channel *nc, unsigned nr, int *errnum,
+             char **error)
+{
+  char *why = NULL;
+  int err = 0;
+
+  while (nc->nr_conns < nr) {
+    struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
+
+    if (!h)
+      h = nbd_connect_again (nep, &err, &why);
+    if (!h)
+      break;
+    nc->conns[nc->nr_conns++].h = h;
+  }
+  if (nc->nr_conns == nr || (nc->nr_conns > 0 && err == ENDPOINT_FULL)) {
+    text_free (why);
+    return 0;
+  }
+  endpoint_fail (errnum, error, err, "%s", why);
+  text_free (why);
+  return -1;
+}
+
 static struct channel *
 nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
 {
@@ -338,25 +365,20 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
 
   if (nr == 0)
     nr = ep->opts.nr_in_flight == 1 && ep->info.can_multi_conn ? 4 : 1;
-  if (!nc || channel_init (&nc->ch, ep, nr * ep->opts.nr_in_flight) == -1) {
-    free (nc);
+  if (!nc) {
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
     return NULL;
   }
+  nc->ch.ep = ep;
   nc->status_ask = ENDPOINT_MAX_STATUS - ENDPOINT_MAX_STATUS % ep->info.min_block;
-  while (nc->nr_conns < nr) {
-    struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
-
-    if (!h)
-      h = nbd_connect_again (nep, errnum, error);
-    if (!h) {
-      nbd_stop (&nc->ch);
-      nbd_channel_free (&nc->ch);
-      return NULL;
-    }
-    nc->conns[nc->nr_conns++].h = h;
+  if (connect_all (nep, nc, nr, errnum, error) == 0) {
+    if (channel_init (&nc->ch, ep, nc->nr_conns * ep->opts.nr_in_flight) == 0)
+      return &nc->ch;
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
   }
-  return &nc->ch;
+  nbd_stop (&nc->ch);
+  nbd_channel_free (&nc->ch);
+  return NULL;
 }
 
 const struct endpoint_ops nbd_ops = {

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
 #include "mirror/endpoint/blocking.h"
@@ -107,31 +108,92 @@ how_many_copiers (const struct session *s)
   return endpoint_info (s->target.endpoint)->can_multi_conn ? n : 1;
 }
 
-/* Open the channels of all copiers.  NULL, or why not, with *PROBLEM. */
-static char *
-open_channels (struct session *s, enum session_problem *problem)
-{
-  unsigned n = how_many_copiers (s);
-  char *error = NULL;
+/* The channels of the copiers, before there are copiers. */
+struct channels {
+  struct channel *dest[MAX_COPIERS], *source[MAX_COPIERS];
+  unsigned nr;
+};
 
-  s->copiers = calloc (n, sizeof *s->copiers);
-  if (s->copiers == NULL)
-    return text_copy ("out of memory");
-  for (unsigned i = 0; i < n; i++) {
-    struct copier *c = &s->copiers[i];
-    s->nr_copiers++;
-    if (copier_init (c, s->engine, &s->target, n, i == 0) == -1)
-      return text_printf ("cannot make a copier: %s", strerror (errno));
-    c->slots.dest = channel_open (s->target.endpoint, NULL, &error);
-    if (c->slots.dest == NULL)
-      return error;
-    c->slots.source = channel_open (s->engine->source, NULL, &error);
-    if (c->slots.source == NULL) {
-      *problem = SESSION_SOURCE;
-      return error;
+/* Open WANTED pairs of channels, or fewer where a server takes no more connections.  NULL, or why
+ * not even one, with *PROBLEM. */
+static char *
+open_channels (struct session *s, struct channels *chs, unsigned wanted,
+               enum session_problem *problem)
+{
+  char *error = NULL;
+  int errnum = 0;
+
+  for (chs->nr = 0; chs->nr < wanted; chs->nr++) {
+    struct channel *dest = channel_open (s->target.endpoint, &errnum, &error), *source = NULL;
+    if (dest != NULL)
+      source = channel_open (s->engine->source, &errnum, &error);
+    if (source != NULL) {
+      chs->dest[chs->nr] = dest;
+      chs->source[chs->nr] = source;
+      continue;
     }
+    channel_close (dest);
+    if (chs->nr > 0 && errnum == ENDPOINT_FULL) {
+      text_free (error);
+      return NULL;
+    }
+    if (dest != NULL)
+      *problem = SESSION_SOURCE;
+    return error;
   }
   return NULL;
+}
+
+/* The user would wonder why it is slow. */
+static void
+warn_if_full (struct session *s)
+{
+  const struct endpoint *both[] = { s->target.endpoint, s->engine->source };
+
+  for (unsigned i = 0; i < 2; i++) {
+    if (!endpoint_is_full (both[i]))
+      continue;
+    char *before = s->warning;
+    s->warning = text_printf ("%s%s%s admits fewer connections than it offers: going on with those "
+                              "that there are",
+                              before ? before : "", before ? "; " : "", endpoint_name (both[i]));
+    text_free (before);
+  }
+}
+
+/* Make the copiers, with their channels.  NULL, or why not, with *PROBLEM. */
+static char *
+make_copiers (struct session *s, struct session_options *o, enum session_problem *problem)
+{
+  struct channels chs = { .nr = 0 };
+  unsigned wanted = how_many_copiers (s);
+  uint64_t begin = clock_ns ();
+
+  if (o->nr_admitted != 0 && wanted > o->nr_admitted)
+    wanted = o->nr_admitted;
+  char *error = open_channels (s, &chs, wanted, problem);
+  /* A server that left us waiting would do so at each reconnection. */
+  if (chs.nr > 0 && chs.nr < wanted && clock_ns () - begin > NS_PER_S)
+    o->nr_admitted = chs.nr;
+  if (error == NULL)
+    warn_if_full (s);
+  s->copiers = calloc (MAX_COPIERS, sizeof *s->copiers);
+  if (error == NULL && s->copiers == NULL)
+    error = text_copy ("out of memory");
+  for (unsigned i = 0; i < chs.nr; i++) {
+    struct copier *c = s->copiers != NULL ? &s->copiers[i] : NULL;
+    if (error == NULL && c != NULL) {
+      s->nr_copiers++;
+      if (copier_init (c, s->engine, &s->target, chs.nr, i == 0) == -1)
+        error = text_printf ("cannot make a copier: %s", strerror (errno));
+      c->slots.dest = chs.dest[i];
+      c->slots.source = chs.source[i];
+    } else {
+      channel_close (chs.dest[i]);
+      channel_close (chs.source[i]);
+    }
+  }
+  return error;
 }
 
 static char *
@@ -190,13 +252,13 @@ fail (void *opaque, const char *why)
 
 /* Look at the destination, which is open, and connect.  NULL, or why not, with *PROBLEM. */
 static char *
-prepare (struct session *s, const struct session_options *o, enum session_problem *problem)
+prepare (struct session *s, struct session_options *o, enum session_problem *problem)
 {
   *problem = SESSION_REFUSED;
   char *error = check_destination (s, o);
   if (error == NULL) {
     *problem = SESSION_UNREACHABLE;
-    error = open_channels (s, problem);
+    error = make_copiers (s, o, problem);
   }
   if (error == NULL)
     error = prove_identity (s, problem);

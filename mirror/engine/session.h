@@ -31,6 +31,8 @@ struct session_options {
   struct endpoint *opened; /* the destination if it is open already, else NULL: taken over by the
                               next session_connect() */
   bool allow_no_flush;     /* --allow-unsafe-destination (R9) */
+  unsigned nr_admitted;    /* 0, or how many connections the destination admits at most: set by
+                              session_connect() where it had to wait to learn that */
 };
 
 enum session_problem {

@@ -4,7 +4,8 @@
 # with ESHUTDOWN and keeps the connection; one that takes 64 KiB a request, also when blocks are read back; one
 # that cannot write zeroes, where the bandwidth limit holds all the same; one whose flush takes longer than any other
 # request may.  And that a local file which vanished is not made anew, and that another disk than the tracked one is
-# not taken for the source.  It gets through to a server, too, that is older than the options of the handshake.
+# not taken for the source.  It gets through to a server, too, that admits fewer
+# connections than it offers, and to one that is older than the options of the handshake.
 . "$(dirname "$0")/lib.sh"
 
 random_disk "$tmp/disk" 16M
@@ -33,6 +34,39 @@ for export in '' mirror; do
   equal "$tmp/disk" "${uri[old]}"
   stop old
 done
+
+# A server that offers several connections and admits fewer: it closes the others, or does not answer them.  Also after a
+# reconnection, and as a source.
+warned () { [ "$(grep -c 'admits fewer connections' "$1")" = 1 ] || fail "not one warning: $(cat "$1")"; }
+start_limited () { # N
+  server_paths limited
+  rm -f "${socket[limited]}"
+  spawn limited nbdkit -f -U "${socket[limited]}" --filter=limit file "$tmp/limited.img" limit="$1"
+  wait_for_socket "${socket[limited]}" limited
+}
+truncate -s 16M "$tmp/limited.img"
+start_limited 20
+rm -f "$tmp"/src.control.fence
+start_server src "$tmp/disk"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[limited]}" --quarantine-grace 100ms --report "$tmp/report"
+wait_state "${control[src]}" ready 20
+stop limited KILL
+start_limited 1
+wait_state "${control[src]}" ready 30
+nbdmirror complete "${control[src]}"
+wait_exit mirror 20
+[ "$status" = 0 ] || fail "with one connection left: mirror ended with $status"
+[ "$(field reconnects <"$tmp/report")" -ge 1 ] || fail "there was no reconnect"
+equal "$tmp/disk" "${uri[limited]}"
+stop src
+[ "$(nproc)" = 1 ] || warned "$tmp/mirror.log"
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "${uri[limited]}" "$tmp/copied"
+warned "$tmp/err"
+cmp "$tmp/disk" "$tmp/copied" || fail "copied by one connection: differs"
+stop limited
+start_fake silent --size 16M --multi-conn --connections 2- --handshake hello-hang
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[silent]}" --connect-timeout 1s
+[ "$(nproc)" = 1 ] || warned "$tmp/err"
 
 start_fake small --file "$tmp/disk" --max-block 64k
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "${uri[small]}" "$tmp/copied"
