@@ -1,7 +1,6 @@
 bin_PROGRAMS += nbdmirror
 nbdmirror_SOURCES = \
 	cmd/cmd.h \
-	cmd/complete.c \
 	cmd/control-query.c \
 	cmd/control-query.h \
 	cmd/copy.c \
@@ -35,6 +34,7 @@ include cmd/serve/local.mk
 include cmd/receive/local.mk
 include cmd/migrate/local.mk
 include cmd/evacuate/local.mk
+include cmd/complete/local.mk
 
 bashcompletiondir = $(datadir)/bash-completion/completions
 dist_bashcompletion_DATA = completions/bash/nbdmirror

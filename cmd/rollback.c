@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * rollback: make the source writable again after a hand-off.  Two writers are what it could cause,
- * so it wants the token of that very hand-off, and the user's word that the destination is stopped.
+ * rollback: make the source writable again after a hand-off.  That could make two writers.  So it
+ * wants the token of that very hand-off, and the user's word that the destination is stopped.
  */
 
 #include "config.h"
 
-#include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 #include "mirror/handoff/coordinator.h"
@@ -29,12 +29,9 @@ run (struct cmd_line *line)
       = { { "token", required_argument, NULL, OPT_TOKEN },
           { "destination-stopped", no_argument, NULL, OPT_DESTINATION_STOPPED },
           CMD_LONG_OPTIONS_END };
-  const char *token = NULL, *control;
-  struct control_client *c;
+  const char *token = NULL;
   bool stopped = false;
-  char *class_ = NULL;
-  json_t *args;
-  int opt, r;
+  int opt;
 
   while ((opt = cmd_getopt (line, "", longopts)) != -1)
     switch (opt) {
@@ -57,15 +54,16 @@ run (struct cmd_line *line)
     return cmd_usage_error (
         "--destination-stopped is missing: stop the guest at the destination first, "
         "and say so with it");
-  control = line->operands[0].argv[0];
-  c = job_connect (control);
+  const char *control = line->operands[0].argv[0];
+  struct control_client *c = job_connect (control);
   if (c == NULL)
     return EXIT_ERROR;
-  args = json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1);
-  r = job_call (c, control, "mirror-rollback", args, NULL, &class_);
+  json_t *args = json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1);
+  char *class_ = NULL;
+  int r = job_call (c, control, "mirror-rollback", args, NULL, &class_);
   control_client_free (c);
   r = r == 0 ? EXIT_DONE : is_refusal (class_) ? EXIT_REFUSED : EXIT_ERROR;
-  free (class_);
+  text_free (class_);
   return r;
 }
 

@@ -21,26 +21,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
-#include "cmd/evacuate/server.h"
 #include "cmd/control-query.h"
+#include "cmd/evacuate/server.h"
 #include "cmd/serve/tidy.h"
 #include "mirror/endpoint/uri.h"
 
 #define END_MS 10000 /* how long a killed server may take to be gone */
 
-static char *
-join (const char *a, const char *b)
-{
-  char *s;
-
-  if (asprintf (&s, "%s%s", a, b) == -1)
-    abort ();
-  return s;
-}
-
-/* ---- the old server ---------------------------------------------------------------------------
- */
+/* ---- the old server -------------------------------------------------------------------------- */
 
 /* The path of the socket in an NBD URI.  NULL: it has none.  The caller frees it. */
 static char *
@@ -61,7 +51,6 @@ static int
 find_process (struct old_server *o, const json_t *status)
 {
   char path[64], name[32] = "";
-  FILE *fp;
 
   o->pid = (pid_t)job_number (status, "server-pid", 0);
   if (o->pid <= 0) {
@@ -70,7 +59,7 @@ find_process (struct old_server *o, const json_t *status)
   }
   o->pidfd = (int)syscall (SYS_pidfd_open, o->pid, 0);
   snprintf (path, sizeof path, "/proc/%ld/comm", (long)o->pid);
-  fp = fopen (path, "re");
+  FILE *fp = fopen (path, "re");
   if (fp != NULL) {
     if (fgets (name, sizeof name, fp) == NULL)
       name[0] = '\0';
@@ -114,19 +103,16 @@ old_server_find (struct old_server *o, const char *control, json_t **status)
 {
   *status = NULL;
   o->pidfd = -1;
-  char *slash = strrchr (control, '/'), *folder;
-  char *dir = slash == NULL ? strdup (".") : strndup (control, (size_t)(slash - control) + 1);
-
-  folder = dir != NULL ? realpath (dir, NULL) : NULL;
-  free (dir);
+  const char *slash = strrchr (control, '/');
+  CLEANUP_TEXT char *dir
+      = slash != NULL ? text_printf ("%.*s", (int)(slash - control + 1), control) : text_copy (".");
+  char *folder = realpath (dir, NULL);
   if (folder == NULL) {
     cmd_error ("%s: %s", control, strerror (errno));
     return EXIT_ERROR;
   }
-  dir = join (folder, "/");
-  o->control = join (dir, slash == NULL ? control : slash + 1);
-  o->control_aside = join (o->control, ".evacuated");
-  free (dir);
+  o->control = text_printf ("%s/%s", folder, slash == NULL ? control : slash + 1);
+  o->control_aside = text_printf ("%s.evacuated", o->control);
   free (folder);
 
   enum tidy_socket aside = tidy_look (o->control_aside);
@@ -148,27 +134,25 @@ old_server_free (struct old_server *o)
   if (o->pidfd != -1)
     close (o->pidfd);
   free (o->socket);
-  free (o->control);
-  free (o->control_aside);
+  text_free (o->control);
+  text_free (o->control_aside);
   free (o->uri);
   free (o->export_name);
   free (o->disk);
 }
 
-/* ---- the new server ---------------------------------------------------------------------------
- */
+/* ---- the new server -------------------------------------------------------------------------- */
 
 /* `nbdmirror serve --detach`, in a process of its own.  0 when it serves, or -1. */
 static int
 start (const struct old_server *o, const struct new_server *n, const char *sock,
        const char *control, const char *pidfile)
 {
-  unsigned nr = 0, i;
-  int status;
+  unsigned nr = 0;
 
   while (n->args[nr] != NULL)
     nr++;
-  char *uri = join ("mirror-uri=", o->uri);
+  char *uri = text_printf ("mirror-uri=%s", o->uri);
   const char *const words[]
       = { "nbdmirror", "serve",        n->disk,     "--socket", sock,       "--control", control,
           "--export",  o->export_name, "--pidfile", pidfile,    "--detach", "--",        uri };
@@ -176,7 +160,7 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   char **argv = calloc (nr_words + nr + 1, sizeof *argv);
   if (argv == NULL)
     abort ();
-  for (i = 0; i < nr_words; i++)
+  for (unsigned i = 0; i < nr_words; i++)
     argv[i] = (char *)words[i]; /* exec leaves them alone */
   memcpy (argv + nr_words, n->args, nr * sizeof *argv);
 
@@ -191,11 +175,12 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
     _exit (127);
   }
   free (argv);
-  free (uri);
+  text_free (uri);
   if (pid == -1) {
     cmd_error ("fork: %s", strerror (errno));
     return -1;
   }
+  int status;
   while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
     ;
   return status == 0 ? 0 : -1;
@@ -235,23 +220,22 @@ stop (const char *pidfile)
 int
 new_server_try (const struct old_server *o, const struct new_server *n)
 {
-  char *sock = join (o->socket, ".try"), *control = join (o->control, ".try");
-  char *pidfile = join (o->socket, ".try.pid");
+  char *sock = text_printf ("%s.try", o->socket), *control = text_printf ("%s.try", o->control);
+  char *pidfile = text_printf ("%s.try.pid", o->socket);
   int r = start (o, n, sock, control, pidfile);
 
   stop (pidfile);
   unlink (sock);
   unlink (control);
-  free (sock);
-  free (control);
-  free (pidfile);
+  text_free (sock);
+  text_free (control);
+  text_free (pidfile);
   if (r == -1)
     cmd_error ("a server of %s cannot be started; nothing was changed", n->disk);
   return r;
 }
 
-/* ---- the takeover -----------------------------------------------------------------------------
- */
+/* ---- the takeover ---------------------------------------------------------------------------- */
 
 /* The guest may run as somebody else: the new socket gets owner and mode of the old one. */
 static int
@@ -310,14 +294,14 @@ end_old (const struct old_server *o)
 int
 takeover (struct old_server *o, const struct new_server *n, bool *taken)
 {
-  char *sock = join (o->socket, ".new");
+  char *sock = text_printf ("%s.new", o->socket);
   const struct tidy_path paths[TIDY_PATHS_MAX] = { { o->socket, true } };
   int r = start_new (o, n, sock);
 
   *taken = false;
   if (r == 0 && access (sock, F_OK) == 0)
     r = take_name (sock, o->socket);
-  free (sock);
+  text_free (sock);
   if (r == -1)
     return -1;
   *taken = true;
@@ -331,12 +315,12 @@ takeover (struct old_server *o, const struct new_server *n, bool *taken)
 void
 takeover_undo (struct old_server *o, const struct new_server *n)
 {
-  char *sock = join (o->socket, ".new");
+  char *sock = text_printf ("%s.new", o->socket);
 
   if (read_pidfile (n->pidfile) != o->pid)
     stop (n->pidfile);
   unlink (sock);
-  free (sock);
+  text_free (sock);
   if (o->aside && rename (o->control_aside, o->control) == 0)
     o->aside = false;
 }

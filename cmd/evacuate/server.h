@@ -5,8 +5,8 @@
  * Paths, for a server on SOCKET and CONTROL:
  *
  *   SOCKET.new          where the new server binds, until it is renamed to SOCKET
- *   CONTROL.evacuated   the old server's control socket while both live, since the new one needs
- * the name: the fence record is found by it
+ *   CONTROL.evacuated   the old server's control socket while both live.  The new one needs the
+ *                       name, because the fence record is found by it.
  *
  * Each step can be repeated, so a command that was killed half-way is finished by running it again.
  */

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * `complete` finds a hand-off of these disks that is there already: one that --prepare-only has
+ * left, or one whose coordinator was killed.
+ */
+
+#include "config.h"
+
+#include <string.h>
+
+#include "base/text.h"
+#include "cmd/complete/complete.h"
+
+/* Commit H if that is still to be done, and finalize it. */
+static int
+finish_older (struct complete *c, struct coordinator *h, bool decide)
+{
+  struct coordinator_result result;
+  char *reason = NULL;
+  int r = -1;
+
+  if (coordinator_result_init (&result, c->nr) == -1) {
+    cmd_error ("out of memory");
+    return EXIT_ERROR;
+  }
+  if (!decide || coordinator_commit (h, &reason) == 0)
+    r = coordinator_finalize (h, &result, &reason);
+  r = complete_finish (c, &result, r, reason);
+  coordinator_result_free (&result);
+  text_free (reason);
+  return r;
+}
+
+static int
+release_older (struct complete *c, struct coordinator *h, const char *reason)
+{
+  if (coordinator_release (h) == DECISION_COMMIT) {
+    cmd_error ("handed over already: only a rollback makes the source writable again");
+    return EXIT_REFUSED;
+  }
+  cmd_notice ("released: every guest goes on at the source");
+  hook_run_warn (&c->hooks, HOOK_ABORT, NULL, reason);
+  return EXIT_DONE;
+}
+
+static int
+commit_found (struct complete *c, struct coordinator *h, enum handoff_found found,
+              const char *error)
+{
+  switch (found) {
+  case HANDOFF_FOUND_NONE:
+    cmd_error ("no hand-off of %s is prepared: it was released, or its lease has ended",
+               c->controls[0]);
+    return EXIT_ERROR;
+  case HANDOFF_FOUND_BROKEN:
+    cmd_error ("%s: nothing can be handed over", error != NULL ? error : "a disk is missing");
+    release_older (c, h, error);
+    return EXIT_ERROR;
+  default:
+    return finish_older (c, h, found == HANDOFF_FOUND_UNDECIDED);
+  }
+}
+
+static int
+release_found (struct complete *c, struct coordinator *h, enum handoff_found found)
+{
+  if (found == HANDOFF_FOUND_NONE) {
+    cmd_notice ("no hand-off of these disks is prepared: nothing to release");
+    return EXIT_DONE;
+  }
+  if (found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE) {
+    cmd_error ("handed over already: only a rollback makes the source writable again");
+    return EXIT_REFUSED;
+  }
+  return release_older (c, h, "released");
+}
+
+/* A coordinator was killed, perhaps: finish what it had decided.  What it had not needs --commit or
+ * --release. */
+static int
+rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found)
+{
+  if (found == HANDOFF_FOUND_COMMITTED) {
+    cmd_notice ("this hand-off was decided already; finishing it");
+    return finish_older (c, h, false);
+  }
+  if (found == HANDOFF_FOUND_DONE) {
+    int sealed = complete_seal (c);
+    cmd_error ("%s: it was handed over already, rollback token %s", c->controls[0],
+               coordinator_token (h));
+    return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
+  }
+  cmd_error (
+      "a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with --release");
+  return EXIT_ERROR;
+}
+
+int
+complete_older (struct complete *c)
+{
+  enum handoff_found found;
+  char *error = NULL;
+  struct coordinator *h
+      = coordinator_find (c->controls, c->nr, c->opts.token, c->opts.timeout_ms, &found, &error);
+  int r = EXIT_ERROR;
+
+  if (h == NULL)
+    cmd_error ("%s", error);
+  else if (c->mode == COMPLETE_COMMIT)
+    r = commit_found (c, h, found, error);
+  else if (c->mode == COMPLETE_RELEASE)
+    r = release_found (c, h, found);
+  else
+    r = rerun_found (c, h, found);
+  coordinator_free (h);
+  text_free (error);
+  return r;
+}

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * evacuate-disk: the new disk.  It is made like the old one, unless it is there already.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base/text.h"
+#include "cmd/evacuate/evacuate.h"
+#include "cmd/units.h"
+#include "mirror/endpoint/same-place.h"
+
+static bool
+has_room (const struct evacuate *e, double size)
+{
+  CLEANUP_TEXT char *folder
+      = text_printf ("%.*s", (int)(strrchr (e->disk, '/') - e->disk + 1), e->disk);
+  struct statvfs fs;
+  struct stat st;
+
+  if (e->old.disk != NULL && stat (e->old.disk, &st) == 0 && S_ISREG (st.st_mode)
+      && (double)st.st_blocks * 512 < size)
+    size = (double)st.st_blocks * 512; /* holes stay holes */
+  if (statvfs (folder, &fs) == 0 && (double)fs.f_bavail * (double)fs.f_frsize < size) {
+    char need[UNITS_BUF], have[UNITS_BUF];
+    cmd_error ("%s: %s are needed, and %s are free", e->disk,
+               units_format_size (need, (uint64_t)size),
+               units_format_size (have, (uint64_t)fs.f_bavail * fs.f_frsize));
+    return false;
+  }
+  return true;
+}
+
+/* Made like the old one: the same size, owner and mode. */
+static int
+create_disk (struct evacuate *e, double size)
+{
+  struct stat st;
+
+  if (!has_room (e, size))
+    return -1;
+  int fd = open (e->disk, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd == -1) {
+    cmd_error ("%s: %s", e->disk, strerror (errno));
+    return -1;
+  }
+  e->created = true;
+  if (ftruncate (fd, (off_t)size) == -1) {
+    cmd_error ("%s: %s", e->disk, strerror (errno));
+    close (fd);
+    return -1;
+  }
+  if (e->old.disk != NULL && stat (e->old.disk, &st) == 0 && S_ISREG (st.st_mode)
+      && (fchown (fd, st.st_uid, st.st_gid) == -1 || fchmod (fd, st.st_mode & 07777) == -1))
+    cmd_warning ("%s: owner and mode are not those of %s: %s", e->disk, e->old.disk,
+                 strerror (errno));
+  close (fd);
+  return 0;
+}
+
+int
+evacuate_prepare_disk (struct evacuate *e, double size)
+{
+  struct stat st;
+
+  if (same_place (e->disk, e->old.disk)) {
+    cmd_notice ("%s: this is the guest's disk already, nothing to do", e->disk);
+    return -1;
+  }
+  if (lstat (e->disk, &st) == -1) {
+    if (errno != ENOENT) {
+      cmd_error ("%s: %s", e->disk, strerror (errno));
+      return EXIT_ERROR;
+    }
+    return create_disk (e, size) == 0 ? 0 : EXIT_ERROR;
+  }
+  if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
+    cmd_error ("%s: neither a regular file nor a block device", e->disk);
+    return EXIT_ERROR;
+  }
+  if ((S_ISBLK (st.st_mode) || st.st_size > 0) && !e->overwrite && !e->resume) {
+    cmd_error ("%s: exists and %s: with --overwrite it is used", e->disk,
+               S_ISBLK (st.st_mode) ? "is a block device" : "is not empty");
+    return EXIT_REFUSED;
+  }
+  return 0;
+}
+
+void
+evacuate_remove_disk (struct evacuate *e)
+{
+  if (e->created && unlink (e->disk) == -1)
+    cmd_warning ("%s is left over: %s", e->disk, strerror (errno));
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * evacuate-disk: the command line.
+ */
+
+#include "config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/text.h"
+#include "cmd/evacuate/evacuate.h"
+#include "cmd/serve/paths.h"
+#include "cmd/units.h"
+
+enum {
+  OPT_OVERWRITE = 0x100,
+  OPT_LEASE,
+  OPT_PIDFILE,
+  OPT_RESUME,
+  OPT_RESTART,
+  OPT_BANDWIDTH,
+  OPT_DOWNTIME,
+  OPT_POLICY
+};
+
+static void
+pass_on (struct evacuate *e, const char *option, char *value)
+{
+  e->worker_args[e->nr_worker_args++] = (char *)option;
+  if (value != NULL)
+    e->worker_args[e->nr_worker_args++] = value;
+}
+
+/* 0, or EXIT_USAGE. */
+static int
+take_lease (struct evacuate *e)
+{
+  uint64_t ms;
+  const char *reason = units_parse_time (optarg, &ms);
+
+  if (reason == NULL && (ms == 0 || ms > 3600 * 1000))
+    reason = "must be between 1ms and 1h";
+  if (reason != NULL)
+    return cmd_usage_error ("--lease %s: %s", optarg, reason);
+  e->lease_ms = (unsigned)ms;
+  return 0;
+}
+
+/* 0, or EXIT_USAGE. */
+static int
+take_option (struct evacuate *e, int opt)
+{
+  switch (opt) {
+  case 'j':
+    e->json = true;
+    break;
+  case OPT_OVERWRITE:
+    e->overwrite = true;
+    break;
+  case OPT_RESUME:
+    e->resume = true;
+    pass_on (e, "--resume", NULL);
+    break;
+  case OPT_RESTART:
+    e->resume = true;
+    pass_on (e, "--restart", NULL);
+    break;
+  case OPT_BANDWIDTH:
+    pass_on (e, "--bandwidth", optarg);
+    break;
+  case OPT_DOWNTIME:
+    pass_on (e, "--max-downtime", optarg);
+    break;
+  case OPT_POLICY:
+    pass_on (e, "--policy", optarg);
+    break;
+  case OPT_PIDFILE:
+    text_free (e->pidfile);
+    e->pidfile = server_absolute_path ("--pidfile", optarg);
+    return e->pidfile != NULL ? 0 : EXIT_USAGE;
+  case OPT_LEASE:
+    return take_lease (e);
+  }
+  return 0;
+}
+
+bool
+evacuate_parse (struct cmd_line *line, struct evacuate *e, int *status)
+{
+  static const struct option longopts[]
+      = { { "json", no_argument, NULL, 'j' },
+          { "overwrite", no_argument, NULL, OPT_OVERWRITE },
+          { "lease", required_argument, NULL, OPT_LEASE },
+          { "pidfile", required_argument, NULL, OPT_PIDFILE },
+          { "resume", no_argument, NULL, OPT_RESUME },
+          { "restart", no_argument, NULL, OPT_RESTART },
+          { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
+          { "max-downtime", required_argument, NULL, OPT_DOWNTIME },
+          { "policy", required_argument, NULL, OPT_POLICY },
+          CMD_LONG_OPTIONS_END };
+  int opt;
+
+  line->keep_rest = true;
+  while ((opt = cmd_getopt (line, "j", longopts)) != -1) {
+    *status = opt == CMD_OPT_STOP ? line->status : take_option (e, opt);
+    if (opt == CMD_OPT_STOP || *status != 0)
+      return false;
+  }
+  *status = EXIT_USAGE;
+  if (!cmd_operands_ok (line, 2, 2, "CONTROL NEWDISK"))
+    return false;
+  e->control = line->operands[0].argv[0];
+  e->disk_arg = line->operands[1].argv[0];
+  if (line->operands[0].nr_args != 1 || line->operands[1].nr_args != 1)
+    cmd_usage_error ("CONTROL is a control socket and NEWDISK a file or block device");
+  else if (nbdkit_args_parse (&e->args, line->rest, line->nr_rest) == 0) {
+    if (!e->args.has_filter && !e->args.has_direct && !e->args.has_uri)
+      return true;
+    cmd_usage_error (
+        "NBDKIT-ARGS: further filters, mirror-direct= and mirror-uri= cannot be taken over");
+  }
+  return false;
+}
+
+char *
+evacuate_resolve (const char *path)
+{
+  char *full = realpath (path, NULL);
+
+  if (full == NULL)
+    full = server_absolute_path ("NEWDISK", path);
+  if (full != NULL) {
+    json_t *text = json_string (full);
+    if (text == NULL || strlen (full) > 1023) {
+      cmd_error ("%s: the path must be UTF-8, and have 1023 bytes at most", full);
+      free (full);
+      full = NULL;
+    }
+    json_decref (text);
+  }
+  return full;
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * evacuate-disk: the worker that mirrors the old disk to the new one, a child process (`nbdmirror
+ * mirror`).  If we are killed it detaches, and the job can be resumed.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "cmd/control-query.h"
+#include "cmd/evacuate/evacuate.h"
+
+#define LOOK_MS 50
+#define POLL_MS 10
+#define WORKER_END_MS 5000
+
+volatile sig_atomic_t evacuate_signal;
+
+int
+evacuate_start_worker (struct evacuate *e)
+{
+  char **argv = calloc (e->nr_worker_args + 6, sizeof *argv);
+
+  if (argv == NULL)
+    abort ();
+  unsigned n = 0;
+  argv[n++] = (char *)"nbdmirror";
+  argv[n++] = (char *)"mirror";
+  argv[n++] = e->old.control;
+  argv[n++] = e->disk;
+  for (unsigned i = 0; i < e->nr_worker_args; i++)
+    argv[n++] = e->worker_args[i];
+  fflush (NULL);
+  pid_t parent = getpid ();
+  e->worker = fork ();
+  if (e->worker == 0) {
+    prctl (PR_SET_PDEATHSIG, SIGTERM); /* it leaves, and the job can be resumed */
+    if (getppid () != parent)
+      _exit (EXIT_ERROR);
+    dup2 (STDERR_FILENO, STDOUT_FILENO);
+    execv ("/proc/self/exe", argv);
+    _exit (127);
+  }
+  free (argv);
+  if (e->worker == -1) {
+    cmd_error ("fork: %s", strerror (errno));
+    return -1;
+  }
+  return 0;
+}
+
+/* Has the worker ended?  Its exit status, or -1. */
+static int
+worker_ended (struct evacuate *e)
+{
+  int status;
+
+  if (waitpid (e->worker, &status, WNOHANG) != e->worker)
+    return -1;
+  e->worker = 0;
+  return WIFEXITED (status) ? WEXITSTATUS (status) : EXIT_ERROR;
+}
+
+int
+evacuate_end_worker (struct evacuate *e, int sig)
+{
+  int r = -1;
+
+  if (e->worker == 0)
+    return EXIT_ERROR;
+  if (sig != 0)
+    kill (e->worker, sig);
+  uint64_t end = clock_ms () + WORKER_END_MS;
+  while ((r = worker_ended (e)) == -1 && clock_ms () < end)
+    clock_sleep_ms (POLL_MS);
+  if (r == -1) {
+    kill (e->worker, SIGKILL);
+    waitpid (e->worker, NULL, 0);
+    e->worker = 0;
+  }
+  return r;
+}
+
+int
+evacuate_wait_ready (struct evacuate *e)
+{
+  for (bool ready = false; !ready;) {
+    clock_sleep_ms (LOOK_MS);
+    if (evacuate_signal != 0) {
+      int r = evacuate_end_worker (e, evacuate_signal == SIGINT ? SIGINT : SIGTERM);
+      return r > 0 ? r : EXIT_ERROR;
+    }
+    int r = worker_ended (e);
+    if (r != -1)
+      return r != 0 ? r : EXIT_ERROR;
+    json_t *status = NULL;
+    if (job_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL) == -1) {
+      evacuate_end_worker (e, SIGTERM);
+      return EXIT_ERROR;
+    }
+    const char *state = job_text (status, "state");
+    ready = job_number (status, "worker-pid", 0) == e->worker
+            && ((state != NULL && strcmp (state, "ready") == 0)
+                || job_is_true (status, "synchronised"));
+    json_decref (status);
+  }
+  return 0;
+}
