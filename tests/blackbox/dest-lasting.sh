@@ -30,14 +30,11 @@ late_write () {
   start_guest guest "${uri[src]}" --connections 1 --rate 100 --mix write --to 65536 --seconds "$seconds"
   spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --max-downtime 2s --restart --on-ready complete \
     --report "$tmp/report" "$@"
-  wait_exit mirror 30
-  [ "$status" = 0 ] || fail "$what: mirror ended with $status"
+  ends_well mirror 30 "$what"
   wait_for 10 grep -q applied-late "$tmp/live.requests"
-  wait_exit guest 10
-  [ "$status" = 0 ] || fail "$what: the guest saw an error: $(cat "$tmp/guest.json")"
+  ends_well guest 10 "$what"
   equal "$tmp/disk" "${uri[live]}"
-  nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped \
-    >"$tmp/rollback.log" 2>&1 || fail "$what: cannot roll back"
+  roll_back "${control[src]}" >"$tmp/rollback.log" 2>&1 || fail "$what: cannot roll back"
   stop live
   note "ok: $what"
 }
@@ -62,10 +59,8 @@ running guest || fail "stopped: the guest ended: $(cat "$tmp/guest.json")"
 kill -CONT "${pid[live]}"
 wait_state "${control[src]}" ready 40
 complete_soon "${control[src]}"
-wait_exit mirror 20
-[ "$status" = 0 ] || fail "stopped: mirror ended with $status"
-wait_exit guest 10
-[ "$status" = 0 ] || fail "stopped: the guest saw an error: $(cat "$tmp/guest.json")"
+ends_well mirror 20 stopped
+ends_well guest 10 stopped
 [ "$(field reconnects <"$tmp/report")" -ge 1 ] || fail "stopped: the worker never noticed"
 equal "$tmp/disk" "${uri[live]}"
 note "ok: stopped for a while: guest $(cat "$tmp/guest.json")"

@@ -40,9 +40,8 @@ run_both () {
   if [ "$status" = 0 ]; then
     wait_exit guest 10
     equal "$tmp/disk" "${uri[live]}"
-    cmp "$tmp/shadow" "$tmp/disk" || fail "$what: the source is not what the guest wrote"
-    nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped \
-      >"$tmp/rollback.log" 2>&1 || fail "$what: cannot roll back"
+    shadow_equal 0 "$what"
+    roll_back "${control[src]}" >"$tmp/rollback.log" 2>&1 || fail "$what: cannot roll back"
   else
     running guest || fail "$what: the guest ended"
     [ "$(status_of "${control[src]}" gate)" = open ] || fail "$what: the gate is not open"

@@ -43,8 +43,7 @@ has_to_exit 7 nbdmirror rollback "${control[src]}" --token none --destination-st
 has_to_exit 0 nbdmirror complete "${control[src]}" --json
 token=$(field rollback-token <"$tmp/out")
 [ -n "$token" ] || fail "complete told no rollback token"
-wait_exit worker 10
-[ "$status" = 0 ] || fail "the worker ended with $status"
+ends_well worker 10
 
 check_fenced () {
   [ "$(try_write "${uri[src]}")" = EPERM ] || fail "$1: the source takes writes"

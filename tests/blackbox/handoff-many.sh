@@ -69,8 +69,7 @@ for d in $disks; do
   [ -e "${control[$d]}.fence" ] || fail "$d has no fence record"
   ! writes_of "$d" 2>"$tmp/err" || fail "$d takes writes though it was handed over"
   grep -q EPERM "$tmp/err" || fail "$d: another error than EPERM: $(cat "$tmp/err")"
-  wait_exit "mirror-$d" 10
-  [ "$status" = 0 ] || fail "the worker of $d ended with $status"
+  ends_well "mirror-$d" 10
   wait_exit "guest-$d" 10
   equal "$tmp/$d.disk" "${uri[to-$d]}"
 done

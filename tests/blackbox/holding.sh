@@ -14,8 +14,7 @@ prompt=1.0
 # begin_holding DEST-COMMAND...: source, destination (by that command), guest, pulse, and a worker that is ready.
 begin_holding () {
   rm -f "$tmp/src.control.fence" "$tmp"/dst.* "$tmp/pulse"
-  head -c "$holding_size" /dev/urandom >"$tmp/disk"
-  cp "$tmp/disk" "$tmp/shadow"
+  shadowed_disk "$holding_size"
   start_server src "$tmp/disk"
   "$@"
   start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --from $((16 << 20)) --rate 10 --seconds 600
@@ -98,12 +97,9 @@ guests_are_well () {
 complete_and_compare () {
   nbdmirror set "${control[src]}" bandwidth=none >/dev/null
   complete_soon "${control[src]}"
-  wait_exit mirror 20
-  [ "$status" = 0 ] || fail "mirror ended with $status"
-  wait_exit guest 20
-  [ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
-  wait_exit pulse 20
-  [ "$status" = 0 ] || fail "the pulse saw an error: $(tail -n 1 "$tmp/pulse")"
+  ends_well mirror
+  ends_well guest
+  ends_well pulse
   equal "$tmp/disk" "${uri[dst]}"
-  cmp -i $((16 << 20)) "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
+  shadow_equal $((16 << 20))
 }

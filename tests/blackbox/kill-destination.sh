@@ -13,8 +13,7 @@ note "SEED=${SEED:-$$}"
 
 begin () {
   rm -f "$tmp/src.control.fence" "$tmp"/dst.*
-  head -c "$size" /dev/urandom >"$tmp/disk"
-  cp "$tmp/disk" "$tmp/shadow"
+  shadowed_disk "$size"
   start_server src "$tmp/disk"
   $start_destination
   start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 40 --seconds 600
@@ -64,14 +63,12 @@ kills_with () {
   done
   wait_state "${control[src]}" ready 60
   complete_soon "${control[src]}"
-  wait_exit mirror 20
-  [ "$status" = 0 ] || fail "mirror ended with $status"
-  wait_exit guest 10
-  [ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+  ends_well mirror
+  ends_well guest 10
   reconnects=$(field reconnects <"$tmp/report")
   [ "$reconnects" -ge "$kills" ] || fail "$kills kills, but $reconnects reconnects"
   equal "$tmp/disk" "${uri[dst]}"
-  cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
+  shadow_equal
   stop dst
   cmp "$tmp/disk" "$tmp/dst.img" || fail "cmp found a difference"
   note "$1: $kills kills, $reconnects reconnects; guest: $(cat "$tmp/guest.json")"
@@ -142,7 +139,6 @@ start_dest dst file "$size"
 
 nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
   fail "the last worker ended with $?"
-wait_exit guest 10
-[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+ends_well guest 10
 equal "$tmp/disk" "${uri[dst]}"
-cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
+shadow_equal

@@ -10,8 +10,7 @@ kills=10 size=$(bytes 256M) longest_ms=600
 RANDOM=${SEED:-$$}
 note "SEED=${SEED:-$$}"
 
-head -c "$size" /dev/urandom >"$tmp/disk"
-cp "$tmp/disk" "$tmp/shadow"
+shadowed_disk "$size"
 start_server src "$tmp/disk"
 source_pid=${pid[src]}
 
@@ -60,17 +59,15 @@ while running mirror; do
   keep_destination
   sleep 0.2
 done
-wait_exit mirror 1
-[ "$status" = 0 ] || fail "the last worker ended with $status"
-wait_exit guest 10
-[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+ends_well mirror 1
+ends_well guest 10
 [ "$(field fenced <"$tmp/guest.json")" = true ] || fail "the guest was not refused at the end"
 if ! running src || [ "${pid[src]}" != "$source_pid" ]; then
   fail "the guest's server died"
 fi
 
 equal "$tmp/disk" "${uri[dst]}"
-cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
+shadow_equal
 stop dst
 cmp "$tmp/disk" "$tmp/dst.img" || fail "cmp found a difference"
 

@@ -164,6 +164,12 @@ wait_exit () {
   unset "pid[$name]"
 }
 
+# ends_well NAME [SECONDS [CASE]]: wait for it (20 s); the test fails unless its exit status is 0.
+ends_well () {
+  wait_exit "$1" "${2:-20}"
+  [ "$status" = 0 ] || fail "${3:+$3: }$1 ended with $status: $(cat "$tmp/$1.json" 2>/dev/null)"
+}
+
 # stop NAME [SIGNAL]: end it, kindly by default, and wait; after 10 s it counts as hung.
 stop () {
   local name=$1
@@ -296,6 +302,17 @@ with open(path, "wb") as f:
 PY
 }
 
+# shadowed_disk SIZE: data in $tmp/disk, and the same in $tmp/shadow, which start_guest --shadow keeps
+# as the disk has to be.  shadow_equal [FROM [CASE]]: the disk is so, from the byte FROM on.
+shadowed_disk () {
+  head -c "$(bytes "$1")" /dev/urandom >"$tmp/disk"
+  cp "$tmp/disk" "$tmp/shadow"
+}
+shadow_equal () {
+  cmp -i "${1:-0}" "$tmp/shadow" "$tmp/disk" ||
+    fail "${2:+$2: }the source is not what the guest wrote"
+}
+
 # start_server NAME DISK [SERVE-OPTIONS...] [-- NBDKIT-ARGS...]: `nbdmirror serve`, tracked.
 # -> ${uri[NAME]} ${socket[NAME]} ${control[NAME]}
 start_server () {
@@ -341,6 +358,22 @@ start_dest () {
     *)
       fail "start_dest: no such kind: $kind" ;;
   esac
+  wait_for_socket "${socket[$name]}" "$name"
+}
+
+# start_eval NAME SIZE BEFORE-WRITE FLUSH: a destination on the new file $tmp/NAME.img that runs a
+# shell command before each write, and another for each flush.
+start_eval () {
+  local name=$1 size copy=$tmp/$1.img
+  need dd
+  size=$(bytes "$2")
+  truncate -s "$size" "$copy"
+  server_paths "$name"
+  spawn "$name" nbdkit -f -U "${socket[$name]}" eval \
+    get_size="echo $size" can_write='exit 0' can_flush='exit 0' \
+    pread="dd if=$copy skip=\$4 count=\$3 iflag=skip_bytes,count_bytes status=none" \
+    pwrite="$3; dd of=$copy seek=\$4 conv=notrunc oflag=seek_bytes status=none" \
+    flush="$4"
   wait_for_socket "${socket[$name]}" "$name"
 }
 
@@ -445,6 +478,11 @@ complete_soon () {
     [ $SECONDS -le $deadline ] || fail "not ready long enough to complete for 30 s"
     sleep 0.1
   done
+}
+
+# roll_back CONTROL: take back the hand-over that $tmp/report tells of.
+roll_back () {
+  nbdmirror rollback "$1" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
 }
 
 # ---- equal -----------------------------------------------------------------------------

@@ -40,15 +40,12 @@ mirror_to () {
   spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 1s --bandwidth "$limit" --report "$tmp/report"
 
   # fio ends by itself, well before; the guests write on right into the hand-over.
-  wait_exit fio 60
-  [ "$status" = 0 ] || fail "$kind: fio ended with $status"
+  ends_well fio 60 "$kind"
   wait_state "${control[src]}" ready 60
   complete_soon "${control[src]}"
-  wait_exit mirror 20
-  [ "$status" = 0 ] || fail "$kind: mirror ended with $status"
+  ends_well mirror 20 "$kind"
   [ "$(field state <"$tmp/report")" = completed ] || fail "$kind: the report does not say completed"
-  wait_exit guest 20
-  [ "$status" = 0 ] || fail "$kind: the guest saw an error: $(cat "$tmp/guest.json")"
+  ends_well guest 20 "$kind"
   [ "$(field fenced <"$tmp/guest.json")" = true ] || fail "$kind: the guest was not refused at the end"
   [ "$(field changes <"$tmp/guest.json")" -gt 100 ] || fail "$kind: the guest changed next to nothing"
   wait_exit late 20
@@ -61,7 +58,7 @@ mirror_to () {
     --numjobs=2 --iodepth=1 --verify=crc32c --verify_fatal=1 >"$tmp/fio-verify.log" 2>&1 ||
     fail "$kind: fio's data is not at the destination"
   grep -q 'err= 0' "$tmp/fio-verify.log" || fail "$kind: fio verified nothing"
-  cmp -i $((12 << 20)) "$tmp/shadow" "$tmp/disk" || fail "$kind: the source lost a write of the guest"
+  shadow_equal $((12 << 20)) "$kind"
   "$@"
   stop src
   [ "$status" = 0 ] || fail "$kind: the source's server ended with $status"

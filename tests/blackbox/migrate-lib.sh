@@ -38,6 +38,6 @@ idle () { local d; for d in a b; do [ "$(status_of "${control[$d]}" state)" = "$
 back_home () { # after a hand-over, for the next case
   local d
   for d in a b; do
-    nbdmirror rollback "${control[$d]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+    roll_back "${control[$d]}"
   done
 }

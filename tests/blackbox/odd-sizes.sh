@@ -26,12 +26,10 @@ mirror () {
   wait_state "${control[src]}" ready 30
   [ "$size" = 0 ] || wait_for 20 guest_changed guest 10
   complete_soon "${control[src]}"
-  wait_exit mirror 20
-  [ "$status" = 0 ] || fail "$what: mirror ended with $status"
+  ends_well mirror 20 "$what"
   [ "$(field size <"$tmp/report")" = "$size" ] || fail "$what: the report has another size"
   [ "$size" = 0 ] && return
-  wait_exit guest 20
-  [ "$status" = 0 ] || fail "$what: the guest saw an error: $(cat "$tmp/guest.json")"
+  ends_well guest 20 "$what"
   [ "$(field fenced <"$tmp/guest.json")" = true ] || fail "$what: the guest was not refused at the end"
   [ "$(field changes <"$tmp/guest.json")" -gt 5 ] || fail "$what: the guest changed next to nothing"
 }
@@ -43,7 +41,7 @@ for size in 0 1 511 513 4095 4096 4097; do
   mirror "$size bytes" "$size"
   equal "$tmp/disk" "${uri[dst]}"
   cmp "$tmp/disk" "$tmp/dst.img" || fail "$size bytes: cmp found a difference"
-  cmp "$tmp/shadow" "$tmp/disk" || fail "$size bytes: the source is not what the guest wrote"
+  shadow_equal 0 "$size bytes"
   end "$size bytes"
 done
 
@@ -57,7 +55,7 @@ start_dest dst file "$size"
 mirror "4 GiB + 1" "$size" --from $((size - 100000))
 from=$((size - 1048576))
 cmp -i $from "$tmp/disk" "$tmp/dst.img" || fail "4 GiB + 1: the tail differs"
-cmp -i $from "$tmp/shadow" "$tmp/disk" || fail "4 GiB + 1: the source is not what the guest wrote"
+shadow_equal $from "4 GiB + 1"
 cmp -n 1048576 "$tmp/disk" "$tmp/dst.img" || fail "4 GiB + 1: the beginning differs"
 used=$(($(stat -c %b "$tmp/dst.img") * 512))
 [ "$used" -lt 2000000 ] || fail "4 GiB + 1: the destination takes $used bytes"

@@ -12,7 +12,7 @@ start_server src "$tmp/disk"
 mirrored () {
   has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[$1]}" --on-ready complete --report "$tmp/report"
   equal "$tmp/disk" "${guest_uri[$1]}"
-  nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+  roll_back "${control[src]}"
 }
 
 # Raw.  The guest's first write is the end of the mirror.
@@ -43,13 +43,12 @@ kill -KILL "$(child_of again nbdkit)"
 back () { [ "$(status_of "${control[src]}" reconnects)" = 1 ] && [ "$(status_of "${control[src]}" state)" = copying ]; }
 wait_for 20 back
 kill -KILL "$(child_of again nbdkit)"
-wait_exit mirror 60
-[ "$status" = 0 ] || fail "mirror ended with $status"
+ends_well mirror 60
 [ "$(field reconnects <"$tmp/report")" -ge 2 ] || fail "no reconnects: $(cat "$tmp/report")"
 [ "$(grep -c 'started again' "$tmp/again.log")" = 2 ] || fail "not started again twice"
 [ "$(stat -c '%u:%g %a' "${socket[again]}")" = "$owner" ] || fail "another owner or mode: $(ls -l "${socket[again]}")"
 equal "$tmp/disk" "${guest_uri[again]}"
-nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+roll_back "${control[src]}"
 stop again
 
 # With TLS, and never without.
@@ -62,7 +61,7 @@ has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" --restart --on-re
 cmp "$tmp/disk" "$tmp/tls" || fail "through TLS: differs"
 has_to_exit 1 "$NBDMIRROR" receive --seal "${uri[tls]}"
 has_to_exit 0 "$NBDMIRROR" receive --seal "nbds+unix://worker@/mirror?socket=$tmp/tls.sock&tls-psk-file=$tmp/psk"
-nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+roll_back "${control[src]}"
 stop tls
 
 # qcow2, its servers killed one after the other; then on a base that both sides have.
@@ -75,8 +74,7 @@ wait_for 20 copied $((1 << 20))
 kill -KILL "$(child_of q qemu-nbd)"
 wait_for 20 back
 kill -KILL "$(child_of q nbdkit)"
-wait_exit mirror 60
-[ "$status" = 0 ] || fail "mirror ended with $status"
+ends_well mirror 60
 [ "$(field reconnects <"$tmp/report")" -ge 2 ] || fail "no reconnects: $(cat "$tmp/report")"
 equal "$tmp/disk" "${guest_uri[q]}"
 stop q
@@ -86,7 +84,7 @@ qemu-img check "$tmp/q.qcow2" >"$tmp/check.log" 2>&1 || checked=$?
 [ $checked = 0 ] || [ $checked = 3 ] || fail "the qcow2 image is damaged: $(tail -n 3 "$tmp/check.log")"
 qemu-img convert -f qcow2 -O raw "$tmp/q.qcow2" "$tmp/q.raw"
 cmp "$tmp/disk" "$tmp/q.raw" || fail "the qcow2 image differs"
-nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+roll_back "${control[src]}"
 
 random_disk "$tmp/base" 20M
 start_receive b "$tmp/b.qcow2" --size 24M --format qcow2 --backing "$tmp/base"

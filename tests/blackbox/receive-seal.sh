@@ -61,8 +61,7 @@ over () { grep -q 'a request of a mirror session is refused' "$tmp/dst.log" || [
 wait_for 10 over
 [ "$(look "${socket[dst]}" "")" = b ] || fail "a late request of the mirror's was applied under its guest"
 kill -CONT "${pid[mirror]}"
-wait_exit mirror 20
-[ "$status" = 0 ] || fail "mirror ended with $status"
+ends_well mirror
 [ "$(field sealed <"$tmp/report")" = true ] || fail "the worker has not sealed it"
 [ "$(look "${socket[dst]}" "")" = b ] || fail "the worker wrote under its guest"
 # Handed over is handed over; but it may be sealed again.
@@ -92,7 +91,7 @@ has_to_exit 0 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --o
 [ "$(field sealed <"$tmp/report")" = true ] || fail "not sealed: $(cat "$tmp/report")"
 [ "$(status_of "${control[src]}" sealed)" = true ] || fail "the status does not say that it is sealed"
 listed dst | grep -q sealed || fail "the worker has not sealed it"
-nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+roll_back "${control[src]}"
 stop dst
 
 # The destination is away at that moment.  The guest is not started by the hook, until it has been done.
@@ -137,6 +136,5 @@ grep -q 'another mirror' "$tmp/older.log" || fail "wrong reason: $(tail -n 3 "$t
 [ "$(status_of "${control[other]}" reconnects)" = 0 ] || fail "the newer mirror was disturbed"
 complete_soon "${control[other]}"
 grep -q 'destination sealed' "$tmp/complete.log" || fail "not told: $(cat "$tmp/complete.log")"
-wait_exit newer 20
-[ "$status" = 0 ] || fail "the newer mirror ended with $status"
+ends_well newer
 equal "$tmp/other" "${guest_uri[both]}"

@@ -80,8 +80,7 @@ wait_for 40 back
 receive=$(session)
 [ -n "$receive" ] || fail "no session there"
 kill -KILL "$receive"
-wait_exit mirror 60
-[ "$status" = 0 ] || fail "mirror ended with $status"
+ends_well mirror 60
 [ "$(field reconnects <"$tmp/report")" -ge 2 ] || fail "no reconnects: $(cat "$tmp/report")"
 cmp "$tmp/disk" "$disk_there" || fail "mirrored through ssh: differs"
 stop src
@@ -97,8 +96,7 @@ has_to_exit 0 nbdmirror complete --commit --token "$(field rollback-token <"$tmp
 grep -q '"sealed": true' "$tmp/out" || fail "not sealed: $(cat "$tmp/out")"
 [ -z "$(session)" ] || fail "the session of a stopped worker still has the disk: $(session)"
 kill -CONT "${pid[mirror]}"
-wait_exit mirror 20
-[ "$status" = 0 ] || fail "mirror ended with $status"
+ends_well mirror
 cmp "$tmp/disk" "$disk_there" || fail "handed over through ssh: differs"
 stop late
 

@@ -89,8 +89,7 @@ wait_for 20 grep -q 'started again' "$tmp/dst.log"
 has_to_exit 3 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "nbd://localhost:$port/mirror"
 has_to_exit 1 timeout 30 "$NBDMIRROR" verify "$tmp/disk" "nbds://localhost:$port/?tls-certificates=$tmp/stranger"
 nbdmirror set "${control[src]}" bandwidth=none
-wait_exit mirror 60
-[ "$status" = 0 ] || fail "mirror ended with $status"
+ends_well mirror 60
 [ "$(field reconnects <"$tmp/report")" -ge 1 ] || fail "no reconnect: $(cat "$tmp/report")"
 seen 2
 has_to_exit 0 timeout 60 "$NBDMIRROR" verify "$tmp/disk" "$(with client | sed 's/mirror?/?/')"
@@ -99,7 +98,7 @@ has_to_exit 0 "$NBDMIRROR" receive --seal "$(with client)"
 has_to_exit 1 "$NBDMIRROR" receive --give-up "$(with client)"
 grep -q 'cannot be given up' "$tmp/err" || fail "another reason: $(cat "$tmp/err")"
 seen 3
-nbdmirror rollback "${control[src]}" --token "$(field rollback-token <"$tmp/report")" --destination-stopped
+roll_back "${control[src]}"
 stop dst
 
 # A server that lets everybody in.  A client that could not tell it from another does not talk to it, though libnbd would;

@@ -61,7 +61,6 @@ esac
 wait_state "${control[src]}" ready 20
 gates "$NBDMIRROR" complete "${control[src]}"
 [ "$gates" = "synchronous held fenced" ] || fail "policy sync"
-wait_exit mirror 20
-[ "$status" = 0 ] || fail "mirror ended with $status"
+ends_well mirror
 wait_exit fio 20
 equal "$tmp/disk" "${uri[dst]}"

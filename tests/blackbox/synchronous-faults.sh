@@ -7,8 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 size=$(bytes 32M)
-head -c "$size" /dev/urandom >"$tmp/disk"
-cp "$tmp/disk" "$tmp/shadow"
+shadowed_disk "$size"
 start_server src "$tmp/disk"
 start_dest dst file "$size"
 
@@ -98,10 +97,8 @@ well "worker killed"
 
 # A stopped destination under the last step of all: the guest's waiting writes do not count as in flight (R3).
 complete_soon "${control[src]}"
-wait_exit mirror 20
-[ "$status" = 0 ] || fail "mirror ended with $status"
-wait_exit guest 20
-[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+ends_well mirror
+ends_well guest
 note "the guest: $(cat "$tmp/guest.json")"
 equal "$tmp/disk" "${uri[dst]}"
-cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
+shadow_equal

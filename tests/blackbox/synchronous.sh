@@ -4,28 +4,18 @@
 # write with FUA have been flushed there; this begins to be so, and is said (synchronised), while the guest writes as
 # fast as it can during a full first pass under a bandwidth limit; and it ends with synchronous=off.
 . "$(dirname "$0")/lib.sh"
-need dd
 
 # ---- each single write, looked at ----
 
 size=$(bytes 8M)
-truncate -s "$size" "$tmp/copy"
 random_disk "$tmp/disk" "$size"
 start_server src "$tmp/disk"
-server_paths dst
-# shellcheck disable=SC2016
-spawn dst nbdkit -f -U "${socket[dst]}" eval \
-  get_size="echo $size" \
-  pread='dd if='"$tmp"'/copy skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none' \
-  pwrite='sleep 0.01; dd of='"$tmp"'/copy seek=$4 conv=notrunc oflag=seek_bytes status=none' \
-  can_write='exit 0' can_flush='exit 0' \
-  flush='echo flush >>'"$tmp"'/flushes'
-wait_for_socket "${socket[dst]}" dst
+start_eval dst "$size" "sleep 0.01" "echo flush >>$tmp/flushes"
 
 # look N: so many writes, zeroes and flushes of a guest; prints how many of these were missing at the destination when they were
 # answered.
 look () {
-  "$python" - "${uri[src]}" "$tmp/copy" "$tmp/flushes" "$1" <<'PY'
+  "$python" - "${uri[src]}" "$tmp/dst.img" "$tmp/flushes" "$1" <<'PY'
 import nbd, os, random, sys
 uri, copy, flushes, n = sys.argv[1:4] + [int(sys.argv[4])]
 h = nbd.NBD()
@@ -90,9 +80,8 @@ has_to_exit 0 nbdmirror set "${control[src]}" synchronous=on max-write-delay=3s
 wait_for 20 synchronised
 [ "$(status_of "${control[src]}" max-write-delay-ms)" = 3000.0 ] || fail "max-write-delay was not set"
 complete_soon "${control[src]}"
-wait_exit mirror 20
-[ "$status" = 0 ] || fail "mirror ended with $status"
-equal "$tmp/disk" "$tmp/copy"
+ends_well mirror
+equal "$tmp/disk" "$tmp/dst.img"
 stop src
 stop dst
 
@@ -100,8 +89,7 @@ stop dst
 
 size=$(bytes 48M)
 rm -f "$tmp"/src.control*
-head -c "$size" /dev/urandom >"$tmp/disk"
-cp "$tmp/disk" "$tmp/shadow"
+shadowed_disk "$size"
 start_server src "$tmp/disk"
 start_dest dst2 file "$size"
 start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 100000 --seconds 600
@@ -111,11 +99,9 @@ nbdmirror set "${control[src]}" synchronous=on
 wait_for 60 synchronised
 note "synchronised with $(status_of "${control[src]}" sent-bytes) of $size bytes sent, pass $(status_of "${control[src]}" pass)"
 complete_soon "${control[src]}"
-wait_exit mirror 20
-[ "$status" = 0 ] || fail "mirror ended with $status"
-wait_exit guest 20
-[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+ends_well mirror
+ends_well guest
 note "the guest: $(cat "$tmp/guest.json")"
 [ "$(field delayed-writes <"$tmp/report")" -gt 0 ] || fail "the report does not tell how many writes waited"
 equal "$tmp/disk" "${uri[dst2]}"
-cmp "$tmp/shadow" "$tmp/disk" || fail "the source is not what the guest wrote"
+shadow_equal
