@@ -52,7 +52,7 @@ static const char help[]
       "  --resume              go on with the job that is left over here\n"
       "  --restart             start over, whatever is left over here\n"
       "  --detach              return once the job is attached and copying\n"
-      "  --give-up-after TIME  end (exit 3) when the destination is away for so long (never)\n"
+      "  --give-up-after TIME  end when destination or source fails for so long (never)\n"
       "  --dry-run             check everything, measure for some seconds, say how it would go; "
       "there\n"
       "                        will be no job, and nothing is written (exit 4: it would not end)\n"

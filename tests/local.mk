@@ -24,6 +24,7 @@ unit_tests = \
 	tests/unit/test-decision \
 	tests/sim/test-converge \
 	tests/unit/test-pass \
+	tests/unit/test-unreadable \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-engine \
 	tests/unit/test-engine-urgent \
@@ -107,6 +108,7 @@ blackbox_tests = \
 	tests/blackbox/kill-worker.sh \
 	tests/blackbox/kill-destination.sh \
 	tests/blackbox/kill-holding.sh \
+	tests/blackbox/source-errors.sh \
 	tests/blackbox/stop-worker.sh \
 	tests/blackbox/synchronous.sh \
 	tests/blackbox/synchronous-faults.sh \

@@ -59,7 +59,8 @@ holds (const struct catchup_mark *m, const struct region *r)
 void
 catchup_wrapped (struct catchup *c, const struct region *r, const struct pass *p)
 {
-  if (holds (&c->begun, r) && bitmap_count (r, REGION_QUARANTINE) == 0 && !holds (&c->tail, r)) {
+  if (holds (&c->begun, r) && bitmap_count (r, REGION_QUARANTINE) == 0
+      && p->unreadable.since_ns == 0 && !holds (&c->tail, r)) {
     c->tail = c->begun;
     c->tail.number = p->last_number;
   }

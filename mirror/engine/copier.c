@@ -144,7 +144,8 @@ turn (struct copier *c, uint64_t wait_ns)
   if (fds[0].revents)
     fd_wake_clear (c->wake_fd);
   if (channel_dispatch (ss->source, fds + 1, ns) == -1) {
-    engine_fatal (ss->engine, channel_error (ss->source));
+    atomic_store (&ss->target->source_lost, true);
+    ss->target->fail (ss->target->opaque, channel_error (ss->source));
     return -1;
   }
   if (channel_dispatch (ss->dest, fds + 1 + ns, nd) == -1) {

@@ -52,7 +52,6 @@ void
 engine_destroy (struct engine *e)
 {
   assert (e->copiers == NULL);
-  text_free (e->fatal);
   fd_close (&e->notify_fd);
   pthread_mutex_destroy (&e->lock);
 }
@@ -167,14 +166,15 @@ engine_progress (struct engine *e)
 
 /* ---- sessions ---- */
 
-void
-engine_fatal (struct engine *e, const char *why)
+bool
+engine_unreadable (struct engine *e, struct unreadable *u)
 {
   pthread_mutex_lock (&e->lock);
-  if (e->fatal == NULL)
-    e->fatal = text_copy (why);
+  bool any = e->pass.unreadable.since_ns != 0;
+  if (any)
+    *u = e->pass.unreadable;
   pthread_mutex_unlock (&e->lock);
-  engine_notify (e);
+  return any;
 }
 
 void

@@ -79,10 +79,6 @@ enum flush_state { FLUSH_IDLE, FLUSH_DRAIN, FLUSH_READY, FLUSH_SENT };
  * they say little, but they do tell another disk. */
 #define ENGINE_PENDING_SAMPLES 3
 
-/* The job gives up when more places than this cannot be read.  Later passes try each of them
- * again. */
-#define ENGINE_MAX_BAD 16
-
 /* What a session tells the engine when it begins: how to reach its copiers, and what matters of its
  * destination.  Both functions are called with the engine's lock held, and must not block. */
 struct engine_copiers {
@@ -137,13 +133,6 @@ struct engine {
   uint64_t flushes_sent; /* the last one's number */
   uint64_t unflushed_bytes;
   struct sample pending[2][ENGINE_PENDING_SAMPLES]; /* by claim set; length 0: none */
-
-  char *fatal; /* the source cannot be read: why */
-  struct engine_bad {
-    uint64_t first;      /* block */
-    unsigned count;      /* failed reads */
-  } bad[ENGINE_MAX_BAD]; /* places that the source could not read */
-  unsigned nr_bad;
 };
 
 /* Prepare an engine for REGION and SOURCE.  Both are borrowed and must outlive it.  0, or -1 with
@@ -191,8 +180,9 @@ uint64_t engine_busy_ns (struct engine *e);
 /* Wake the job's thread.  Any thread. */
 void engine_notify (struct engine *e);
 
-/* The source is lost for good.  Takes a copy of WHY.  Any thread. */
-void engine_fatal (struct engine *e, const char *why);
+/* What the source cannot be read at now.  False: there is nothing, and *U is not set.  It stays
+ * dirty and is tried again. */
+bool engine_unreadable (struct engine *e, struct unreadable *u);
 
 /* ---- for the session ---- */
 

@@ -31,6 +31,8 @@ libmirror_la_SOURCES += \
 	mirror/engine/supervisor.h \
 	mirror/engine/task.c \
 	mirror/engine/task.h \
+	mirror/engine/unreadable.c \
+	mirror/engine/unreadable.h \
 	mirror/engine/urgent-queue.c \
 	mirror/engine/urgent-queue.h \
 	mirror/engine/urgent.c \

@@ -48,7 +48,8 @@ pass_free_run (const struct pass *p, const struct region *r, uint64_t from, uint
     if (!bitmap_next_run (r, REGION_DIRTY, from, max < end - from ? max : end - from, first, count))
       return false;
     from = *first;
-    if (avoid_busy (p, &from, count) == 0)
+    /* A write that waits gives a bad block no more attempts than the passes give it. */
+    if (avoid_busy (p, &from, count) == 0 && unreadable_may_read (&p->unreadable, 0, &from, count))
       return true;
   }
   return false;
@@ -146,7 +147,7 @@ pass_next (const struct pass *p, const struct region *r, const struct pass_optio
     uint64_t number = avoid_busy (p, &from, count);
     if (number != 0 && number <= o->wait_number)
       return PASS_WAIT;
-    if (number != 0)
+    if (number != 0 || !unreadable_may_read (&p->unreadable, o->now_ns, &from, count))
       continue;
     if (cut_at_quarantine (r, *first, count)) {
       if (!o->quarantine_ready) {

@@ -21,6 +21,7 @@
 
 #include "dirty-bitmap/bitmap.h"
 #include "mirror/endpoint/endpoint.h"
+#include "mirror/engine/unreadable.h"
 
 #define PASS_MAX_BUSY 1024
 #define PASS_MAX_HINTS 1024
@@ -35,6 +36,7 @@ struct pass {
   struct pass_range busy[PASS_MAX_BUSY];
   unsigned nr_busy;
   uint64_t last_number;
+  struct unreadable unreadable; /* the source's; pass_next() leaves out what is left alone */
 
   /* hints[] covers bytes hint_start to hint_end. */
   uint64_t hint_start, hint_end;
@@ -54,6 +56,7 @@ enum pass_kind {
 };
 
 struct pass_options {
+  uint64_t now_ns;   /* for what is unreadable */
   uint64_t max_data; /* blocks in one data request, > 0 */
   uint64_t max_zero; /* blocks in one zero request */
   uint64_t max_ask;  /* blocks in one block status request */
@@ -87,8 +90,8 @@ bool pass_busy_any (const struct pass *p, uint64_t first, uint64_t count);
 /* Is any range busy whose number is at most NUMBER? */
 bool pass_busy_since (const struct pass *p, uint64_t number);
 
-/* The first run in [FROM, END) that is dirty and not busy, at most MAX blocks of it.  False if
- * there is none. */
+/* The first run in [FROM, END) that is dirty, not busy and not known to be unreadable, at most MAX
+ * blocks of it.  False if there is none. */
 bool pass_free_run (const struct pass *p, const struct region *r, uint64_t from, uint64_t end,
                     uint64_t max, uint64_t *first, uint64_t *count);
 

@@ -242,6 +242,12 @@ session_fail (struct session *s, const char *why)
   engine_notify (s->engine);
 }
 
+bool
+session_lost_source (const struct session *s)
+{
+  return atomic_load (&s->target.source_lost);
+}
+
 static void
 fail (void *opaque, const char *why)
 {

@@ -71,6 +71,9 @@ int session_start (struct session *s, bool first, char **error);
 /* NULL, or why the session was lost.  The text is valid until session_end(). */
 const char *session_lost (struct session *s);
 
+/* Was it lost because of the source? */
+bool session_lost_source (const struct session *s);
+
 /* The session is lost.  Takes a copy of WHY; the first reason counts.  Any thread. */
 void session_fail (struct session *s, const char *why);
 

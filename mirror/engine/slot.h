@@ -37,6 +37,7 @@ struct target {
   uint32_t tail_pad_len;
   _Atomic bool draining; /* start nothing new, and end when everything was answered */
   _Atomic bool stop;     /* end at once */
+  _Atomic bool source_lost; /* it is over because of the source, not of the destination */
 
   /* The session is over.  Takes a copy of WHY.  Any thread. */
   void (*fail) (void *opaque, const char *why);

@@ -122,8 +122,8 @@ connect_finished (struct supervisor *s)
     text_free (s->connect_error);
     s->connect_error = NULL;
     s->problem = s->connect_problem;
-    /* The very first attempt fails at once; what is refused, or a dead source, always does. */
-    if (s->problem != SESSION_UNREACHABLE || !s->ever_copied)
+    /* The very first attempt fails at once, and what is refused always does. */
+    if (s->problem == SESSION_REFUSED || !s->ever_copied)
       s->state = SUPERVISOR_ENDED;
     else
       wait_and_retry (s);
@@ -148,7 +148,7 @@ static void
 session_was_lost (struct supervisor *s)
 {
   set_error (s, session_lost (s->session));
-  s->problem = SESSION_UNREACHABLE;
+  s->problem = session_lost_source (s->session) ? SESSION_SOURCE : SESSION_UNREACHABLE;
   session_end (s->session);
   s->session = NULL;
   s->lost_ns = clock_ns ();
@@ -233,8 +233,9 @@ char *
 supervisor_verdict (const struct supervisor *s)
 {
   if (s->gave_up && s->give_up_ns > 0)
-    return text_printf ("given up after %g s without a destination that works: %s",
-                        (double)s->give_up_ns / (double)NS_PER_S, s->error);
+    return text_printf ("given up after %g s without a %s that works: %s",
+                        (double)s->give_up_ns / (double)NS_PER_S,
+                        s->problem == SESSION_SOURCE ? "source" : "destination", s->error);
   return text_printf ("%s%s", s->problem == SESSION_REFUSED ? "refused: " : "", s->error);
 }
 

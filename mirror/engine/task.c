@@ -14,11 +14,9 @@
 #include "config.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/text.h"
 #include "mirror/engine/internal.h"
 
 #define IDLE_NS (5 * NS_PER_MS)
@@ -27,7 +25,6 @@
 #define LIMITED_NS ((uint64_t)(250 * NS_PER_MS))
 #define MAX_ZERO_BYTES (UINT64_C (1) << 30)
 #define MAX_ASK_BYTES (UINT64_C (2) << 30)
-#define READ_ATTEMPTS 3
 /* Between two passes with little to do. */
 #define PASS_PAUSE_NS ((uint64_t)(50 * NS_PER_MS))
 #define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
@@ -144,7 +141,7 @@ static bool
 may_look (const struct engine *e, bool quarantine_ready, uint64_t now)
 {
   uint64_t dirty = bitmap_count (e->region, REGION_DIRTY);
-  if (dirty == 0)
+  if (dirty == 0 || unreadable_suspended (&e->pass.unreadable, now))
     return false;
   /* A few writes of the guest gather before the next pass. */
   if (e->pass.cursor == 0 && !e->hurry && now - e->wrapped_ns < PASS_PAUSE_NS
@@ -170,6 +167,7 @@ find (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
   const uint64_t max = engine_request_blocks (e);
   const unsigned shift = e->region->geo.block_shift;
   struct pass_options o = {
+    .now_ns = now,
     .max_data = max,
     .max_zero = e->copiers != NULL && e->copiers->zeroes_cost ? max : MAX_ZERO_BYTES >> shift,
     .max_ask = MAX_ASK_BYTES >> shift,
@@ -229,7 +227,8 @@ static enum engine_work
 next_urgent (struct engine *e, struct engine_task *t, uint64_t now)
 {
   t->wait_ns = IDLE_NS;
-  if (!engine_urgent_next (e, t) || !rate_allows (e, t, now))
+  if (unreadable_suspended (&e->pass.unreadable, now) || !engine_urgent_next (e, t)
+      || !rate_allows (e, t, now))
     return WORK_NONE;
   t->urgent = true;
   if (take (e, t)) {
@@ -317,22 +316,9 @@ engine_task_done (struct engine *e, const struct engine_task *t, const void *dat
   e->unflushed_bytes += region_bytes (&e->region->geo, t->first, t->count);
   if (length > 0)
     engine_propose_sample (e, t, data, length);
+  unreadable_copied (&e->pass.unreadable, t->first, t->count);
   leave (e, t);
   pthread_mutex_unlock (&e->lock);
-}
-
-/* Note one more failed read of the run at FIRST.  Is it time to give up?  The caller has the
- * lock. */
-static bool
-count_bad (struct engine *e, uint64_t first)
-{
-  for (unsigned i = 0; i < e->nr_bad; i++)
-    if (e->bad[i].first == first)
-      return ++e->bad[i].count >= READ_ATTEMPTS;
-  if (e->nr_bad == ENGINE_MAX_BAD)
-    return true;
-  e->bad[e->nr_bad++] = (struct engine_bad){ first, 1 };
-  return false;
 }
 
 void
@@ -341,15 +327,14 @@ engine_task_unread (struct engine *e, const struct engine_task *t, int err)
   pthread_mutex_lock (&e->lock);
   claim_give_back (e->region, t->set, t->first, t->count);
   leave (e, t);
-  bool give_up = err != ESHUTDOWN && count_bad (e, t->first);
+  if (err != ESHUTDOWN) {
+    unreadable_failed (&e->pass.unreadable, t->first, t->count, err, clock_ns ());
+    /* Back to it at once, to find the bad blocks in it. */
+    if (t->count > 1 && t->first > 0 && t->first < e->pass.cursor)
+      e->pass.cursor = t->first;
+    engine_notify (e);
+  }
   pthread_mutex_unlock (&e->lock);
-  if (!give_up)
-    return;
-  CLEANUP_TEXT char *why
-      = text_printf ("%s: cannot read %" PRIu64 " bytes at offset %" PRIu64 ": %s",
-                     endpoint_name (e->source), region_bytes (&e->region->geo, t->first, t->count),
-                     t->first << e->region->geo.block_shift, strerror (err));
-  engine_fatal (e, why);
 }
 
 void

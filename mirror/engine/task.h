@@ -54,8 +54,8 @@ void engine_task_done (struct engine *e, const struct engine_task *task, const v
                        uint64_t length);
 
 /* A claimed task could not be read at the source, for the reason ERR (errno).  Its blocks are dirty
- * again.  ESHUTDOWN means that the session is ending, which is nobody's fault.  Any other error
- * counts, and too many of them are fatal. */
+ * again.  ESHUTDOWN means that the session is ending, which is nobody's fault.  After any
+ * other error they are tried again later (unreadable.h). */
 void engine_task_unread (struct engine *e, const struct engine_task *task, int err);
 
 /* The answer to WORK_ASK, or ERR. */

@@ -61,8 +61,8 @@ look (struct job *j, uint64_t now_ns)
     .ready = j->ready,
     .by_hand = j->gate.by_hand,
     .quarantine_bytes = est->last.quarantine_bytes,
-    .suspended = j->paused || j->supervisor.state != SUPERVISOR_COPYING || j->final != FINAL_NONE
-                 || !est->have_last,
+    .suspended = j->paused || j->source_errors.any || j->supervisor.state != SUPERVISOR_COPYING
+                 || j->final != FINAL_NONE || !est->have_last,
   };
 }
 

@@ -21,6 +21,7 @@
 #include "mirror/engine/supervisor.h"
 #include "mirror/job/copy.h"
 #include "mirror/job/estimate.h"
+#include "mirror/job/source-errors.h"
 
 #define TICK_MS 100
 
@@ -31,6 +32,7 @@ struct copy {
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;
+  struct source_errors source_errors;
   struct estimate estimate;
   uint64_t start_ns;
   bool flush_asked; /* the last one, in this session */
@@ -74,7 +76,8 @@ open_both (struct copy *c)
   c->dest.opened
       = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
   if (c->dest.opened == NULL)
-    return complain (c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);
+    return complain (
+        c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);
   return JOB_COMPLETED;
 }
 
@@ -189,13 +192,28 @@ tell_change (struct copy *c)
 {
   struct supervisor *s = &c->supervisor;
   if (s->state == SUPERVISOR_WAITING) {
-    char *text = text_printf ("destination lost, trying again: %s", s->error);
+    char *text = text_printf ("%s lost, trying again: %s",
+                              s->problem == SESSION_SOURCE ? "source" : "destination", s->error);
     c->o->message (c->o->opaque, JOB_WARNING, text);
     text_free (text);
   } else if (s->state == SUPERVISOR_COPYING && s->session->warning && !c->warned) {
     c->o->message (c->o->opaque, JOB_WARNING, s->session->warning);
     c->warned = true;
   }
+}
+
+static bool
+source_is_given_up (struct copy *c)
+{
+  bool changed = source_errors_look (&c->source_errors, &c->engine);
+  if (source_errors_give_up (&c->source_errors, c->o->give_up_ns, clock_ns ()))
+    return true;
+  if (changed && c->source_errors.any && c->o->give_up_ns > 0) {
+    CLEANUP_TEXT char *why = source_errors_text (&c->source_errors, &c->engine);
+    CLEANUP_TEXT char *text = text_printf ("%s; it is tried again", why);
+    c->o->message (c->o->opaque, JOB_WARNING, text);
+  }
+  return false;
 }
 
 /* Returns true when it is over, with *RESULT. */
@@ -213,11 +231,8 @@ step (struct copy *c, enum job_result *result)
     complain (c, *result, supervisor_verdict (s));
     return true;
   }
-  pthread_mutex_lock (&c->engine.lock);
-  const char *fatal = c->engine.fatal;
-  pthread_mutex_unlock (&c->engine.lock);
-  if (fatal) {
-    *result = complain (c, JOB_FAILED, text_copy (fatal));
+  if (source_is_given_up (c)) {
+    *result = complain (c, JOB_FAILED, source_errors_text (&c->source_errors, &c->engine));
     return true;
   }
   if (atomic_load (c->o->signal) != JOB_SIGNAL_NONE) {

@@ -92,7 +92,8 @@ rest_ms (struct job *j, double bandwidth)
 static bool
 little_is_left (struct job *j)
 {
-  return j->supervisor.state == SUPERVISOR_COPYING && j->estimate.bandwidth > 0
+  return j->supervisor.state == SUPERVISOR_COPYING && !j->source_errors.any
+         && j->estimate.bandwidth > 0
          && rest_ms (j, j->estimate.bandwidth) <= (double)(2 * j->max_downtime_ms);
 }
 

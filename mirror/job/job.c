@@ -97,7 +97,8 @@ take_sample (struct job *j, uint64_t now)
   estimate_add (&j->estimate, &s, &costs, (double)j->max_downtime_ms);
   j->last_sample_ns = now;
 
-  bool ready = j->estimate.ready && !j->paused && j->supervisor.state == SUPERVISOR_COPYING;
+  bool ready = j->estimate.ready && !j->paused && !j->source_errors.any
+               && j->supervisor.state == SUPERVISOR_COPYING;
   if (ready != j->ready) {
     j->ready = ready;
     engine_set_counting (e, !ready);
@@ -135,14 +136,16 @@ supervise (struct job *j)
         j->warned_larger = true;
       }
       if (s->reconnects > 0)
-        job_say (j, JOB_NOTICE, "destination is back after %.1f s",
+        job_say (j, JOB_NOTICE, "%s is back after %.1f s",
+                 s->problem == SESSION_SOURCE ? "source" : "destination",
                  (double)supervisor_degraded_ns (s) / (double)NS_PER_S);
       if (!j->started_told && j->o->started)
         j->o->started (j->o->opaque);
       j->started_told = true;
       break;
     case SUPERVISOR_WAITING:
-      job_say (j, JOB_WARNING, "destination lost, tracking goes on; trying again in %.1f s: %s",
+      job_say (j, JOB_WARNING, "%s lost, tracking goes on; trying again in %.1f s: %s",
+               s->problem == SESSION_SOURCE ? "source" : "destination",
                (double)(s->retry_ns - clock_ns ()) / (double)NS_PER_S, s->error);
       j->ready = false;
       estimate_lost (&j->estimate);
@@ -160,16 +163,30 @@ supervise (struct job *j)
   }
 }
 
+/* While the source cannot be read somewhere the job is never ready. */
 static void
 check_source (struct job *j)
 {
-  pthread_mutex_lock (&j->engine.lock);
-  const char *why = j->engine.fatal; /* set once, freed with the engine */
-  pthread_mutex_unlock (&j->engine.lock);
-  if (why) {
-    job_say (j, JOB_ERROR, "source: %s", why);
-    job_end (j, JOB_FAILED);
+  struct source_errors *errors = &j->source_errors;
+  bool changed = source_errors_look (errors, &j->engine);
+
+  if (!errors->any) {
+    if (changed)
+      job_say (j, JOB_NOTICE, "source: everything can be read again");
+    return;
   }
+  bool give_up = source_errors_give_up (errors, j->o->give_up_ns, clock_ns ());
+  if (!changed && !give_up)
+    return;
+  CLEANUP_TEXT char *why = source_errors_text (errors, &j->engine);
+  j->ready = false;
+  if (give_up) {
+    job_say (j, JOB_ERROR, "source: given up after %g s: %s",
+             (double)j->o->give_up_ns / (double)NS_PER_S, why);
+    job_end (j, JOB_FAILED);
+  } else
+    job_say (j, JOB_WARNING, "source: %s; it is tried again, and the job is not ready before", why);
+  job_publish (j);
 }
 
 static void
@@ -305,6 +322,17 @@ nothing_left (struct job *j)
   return j->engine_ready ? !j->engine.unanswered : bitmap_empty (j->region, REGION_QUARANTINE);
 }
 
+/* The job ends for another reason, and some of the source was not read. */
+static void
+say_what_is_unreadable (struct job *j)
+{
+  source_errors_look (&j->source_errors, &j->engine);
+  if (!j->source_errors.any || j->result == JOB_FAILED)
+    return;
+  CLEANUP_TEXT char *why = source_errors_text (&j->source_errors, &j->engine);
+  job_say (j, JOB_WARNING, "source: not copied: %s", why);
+}
+
 static enum job_result
 finish (struct job *j, json_t **report)
 {
@@ -313,6 +341,7 @@ finish (struct job *j, json_t **report)
 
   /* The report tells the state at the end, not what taking the session down makes of the books. */
   if (j->supervising) {
+    say_what_is_unreadable (j);
     job_publish (j);
     *report = job_report (j);
     job_gate_end (j);

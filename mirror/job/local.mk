@@ -21,6 +21,8 @@ libmirror_la_SOURCES += \
 	mirror/job/read-test.c \
 	mirror/job/read-test.h \
 	mirror/job/requests.c \
+	mirror/job/source-errors.c \
+	mirror/job/source-errors.h \
 	mirror/job/status.c \
 	mirror/job/verify.c \
 	mirror/job/verify.h \

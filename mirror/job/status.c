@@ -25,7 +25,8 @@ job_state (struct job *j)
     return "holding";
   if (j->paused)
     return "paused";
-  if (j->supervisor.state != SUPERVISOR_COPYING && j->supervisor.ever_copied)
+  bool lost = j->supervisor.state != SUPERVISOR_COPYING && j->supervisor.ever_copied;
+  if (lost || j->source_errors.any)
     return "degraded";
   return j->ready ? "ready" : "copying";
 }
@@ -64,6 +65,24 @@ sealed (const struct job *j)
   return j->is_receive ? json_boolean (j->sealed) : json_null ();
 }
 
+/* What is wrong at the destination or the source. */
+static void
+add_errors (struct job *j, json_t *o)
+{
+  const struct source_errors *errors = &j->source_errors;
+  CLEANUP_TEXT char *text = NULL;
+
+  if (j->supervisor.state != SUPERVISOR_COPYING && j->supervisor.error)
+    text = text_copy (j->supervisor.error);
+  else if (errors->any)
+    text = source_errors_text (errors, &j->engine);
+  json_object_set_new (o, "error", text ? json_string (text) : json_null ());
+  json_object_set_new (o, "unreadable-bytes",
+                       json_integer (errors->any ? (json_int_t)errors->bytes : 0));
+  json_object_set_new (o, "unreadable-offset",
+                       errors->any ? json_integer ((json_int_t)errors->offset) : json_null ());
+}
+
 /* What only the worker knows: published to the filter. */
 static json_t *
 own_status (struct job *j)
@@ -93,8 +112,7 @@ own_status (struct job *j)
                        number_or_null (est->pause_known, est->expected_pause_ms));
   job_add_convergence (j, o);
   json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
-  const char *error = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
-  json_object_set_new (o, "error", error ? json_string (error) : json_null ());
+  add_errors (j, o);
   json_object_set_new (o, "target", target (j));
   json_object_set_new (o, "sealed", sealed (j));
   return o;
@@ -208,6 +226,7 @@ job_report (struct job *j)
   }
   pthread_mutex_unlock (&e->lock);
   json_object_set_new (o, "pass-log", log);
+  json_object_set_new (o, "unreadable", source_errors_json (&j->source_errors, e));
   json_object_set_new (o, "worker", json_string ("detached"));
   return o;
 }

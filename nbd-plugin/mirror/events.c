@@ -66,6 +66,24 @@ tell_synchronised (struct mirror *m)
   m->told.sync_epoch = pace.epoch;
 }
 
+/* The worker cannot read the source, for the first time or at another place than before. */
+static void
+tell_unreadable (struct mirror *m)
+{
+  const json_t *offset = json_object_get (m->attachment.published, "unreadable-offset");
+  const char *error = json_string_value (json_object_get (m->attachment.published, "error"));
+  bool known = m->told.unreadable && json_integer_value (offset) == m->told.unreadable_offset;
+
+  m->told.unreadable = json_is_integer (offset);
+  m->told.unreadable_offset = json_integer_value (offset);
+  if (!m->told.unreadable || known)
+    return;
+  control_event (m->server, NULL, "BLOCK_JOB_ERROR",
+                 json_pack ("{s:s, s:s, s:s, s:I, s:s}", "device", DEFAULT_ID, "operation", "read",
+                            "action", "ignore", "offset", m->told.unreadable_offset, "error",
+                            error != NULL ? error : ""));
+}
+
 void
 mirror_tell (struct mirror *m)
 {
@@ -73,6 +91,7 @@ mirror_tell (struct mirror *m)
 
   tell_gate (m);
   tell_synchronised (m);
+  tell_unreadable (m);
   if (m->told.state == NULL || strcmp (state, m->told.state) != 0) {
     m->told.state = state;
     control_event (m->server, NULL, "MIRROR_STATE",

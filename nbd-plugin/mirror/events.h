@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <jansson.h>
 
 #include "nbd-plugin/mirror/gate.h"
 #include "nbd-plugin/mirror/pace.h"
@@ -22,6 +23,8 @@ struct told {
   enum pace_mode pace;
   bool synchronised;
   uint64_t sync_epoch;
+  bool unreadable;              /* BLOCK_JOB_ERROR was sent, */
+  json_int_t unreadable_offset; /* with this offset */
 };
 
 /* Tell what has changed since the last call. */

@@ -48,6 +48,8 @@ static const struct {
   { "target", KIND_TEXT },
   { "policy", KIND_POLICY },
   { "sealed", KIND_BOOL },
+  { "unreadable-bytes", KIND_COUNT },
+  { "unreadable-offset", KIND_COUNT },
 };
 
 /* Known to the filter alone: a worker must not overwrite them. */
