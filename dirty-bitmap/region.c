@@ -54,6 +54,12 @@ place (uint64_t *end, uint64_t bytes)
   return (size_t)offset;
 }
 
+uint64_t
+region_max_disk_size (uint32_t block_size)
+{
+  return UINT64_C (8) * REGION_LIMIT_ARRAY_BYTES * block_size;
+}
+
 int
 region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t block_size)
 {
@@ -70,8 +76,7 @@ region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t 
     errno = EINVAL;
     return -1;
   }
-  if (disk_size > INT64_MAX
-      || div_up (disk_size, block_size) > UINT64_C (8) * REGION_LIMIT_ARRAY_BYTES) {
+  if (disk_size > region_max_disk_size (block_size)) {
     errno = EFBIG;
     return -1;
   }

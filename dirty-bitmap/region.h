@@ -107,6 +107,9 @@ struct region {
  * is no power of two within the limits, EFBIG if the disk is too large for it.  Pure. */
 int region_geometry_init (struct region_geometry *geo, uint64_t disk_size, uint32_t block_size);
 
+/* The largest disk, in bytes, that can be tracked in blocks of BLOCK_SIZE bytes. */
+uint64_t region_max_disk_size (uint32_t block_size);
+
 /* Bytes of disk covered by COUNT blocks from FIRST: the last block of a disk may be short. */
 uint64_t region_bytes (const struct region_geometry *geo, uint64_t first, uint64_t count);
 

@@ -92,6 +92,7 @@ blackbox_tests = \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
+	tests/blackbox/filter-messages.sh \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/handoff-phases.sh \

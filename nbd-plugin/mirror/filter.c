@@ -30,6 +30,7 @@
 #include "dirty-bitmap/urgent.h"
 #include "nbd-plugin/mirror/commands.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/shutdown.h"
 #include "nbd-plugin/mirror/thread.h"
 
 static struct mirror mirror = { .config.export = "" };
@@ -270,6 +271,8 @@ static int
 probe (void *opaque)
 {
   (void)opaque;
+  if (shutdown_signalled ())
+    return ESHUTDOWN;
   return nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN ? ESHUTDOWN : 0;
 }
 

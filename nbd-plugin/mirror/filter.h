@@ -9,7 +9,8 @@
  * the static variable of filter.c, and everything else gets a pointer to it or to a part of it.
  *
  * The parts stand in this order; none of them includes one that stands below it:
- *   gate, pace, tracker, fence, process, relay   know nothing of each other but gate and pace
+ *   gate, pace, tracker, fence, process, relay,  know nothing of each other, except that the pace
+ *   shutdown                                     uses a type of the gate
  *   attachment, measurement                      the worker and its region; a region for onlookers
  *   participant                                  this disk's part in a hand-off
  *   status, events                               what clients are told; they change nothing
@@ -49,7 +50,6 @@
 #define PREPARE_LIMIT_MS 60000   /* the same for a hand-off, before the lease begins to count */
 #define OLD_WORKER_LIMIT_MS 2000 /* for an old worker that hung up to be gone */
 #define PREPARED_POLL_MS 2       /* how often a prepared hold's decision word is looked at */
-#define SHUTDOWN_POLL_MS 100     /* how often nbdkit is asked whether it stops */
 
 /* What the user gave; constant after get_ready. */
 struct mirror_config {

@@ -23,6 +23,8 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/process.h \
 	nbd-plugin/mirror/relay.c \
 	nbd-plugin/mirror/relay.h \
+	nbd-plugin/mirror/shutdown.c \
+	nbd-plugin/mirror/shutdown.h \
 	nbd-plugin/mirror/status.c \
 	nbd-plugin/mirror/status.h \
 	nbd-plugin/mirror/thread.c \

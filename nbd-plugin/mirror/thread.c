@@ -2,10 +2,10 @@
  *
  * The control thread.  See thread.h.
  *
- * It is woken by clients, by the gate (wake_fd), by the end of the worker's process (pidfd), and by
- * time: every SHUTDOWN_POLL_MS it asks nbdkit whether the server stops, which nbdkit tells a filter
- * in no other way; while a hold runs until its lease ends; while it is prepared every
- * PREPARED_POLL_MS, since the decision word changes without any message.
+ * It is woken by clients, by the gate and by signals (wake_fd), by the end of the worker's process
+ * (pidfd), and by time: while there are clients every POLL_MS; while a hold runs until its lease
+ * ends; while it is prepared every PREPARED_POLL_MS, since the decision word changes without any
+ * message.
  */
 
 #include "config.h"
@@ -19,10 +19,13 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/shutdown.h"
 #include "nbd-plugin/mirror/thread.h"
 #include "nbd-plugin/own-thread.h"
 
-#define SOON_MS 10 /* while an answer waits for something that wakes nobody reliably */
+#define SOON_MS 10    /* while an answer waits for something that wakes nobody reliably */
+#define POLL_MS 100   /* while there are clients */
+#define IDLE_MS 10000 /* while there are none: nothing is waited for, this is only to be safe */
 
 void
 mirror_tick (struct mirror *m)
@@ -43,11 +46,23 @@ mirror_tick (struct mirror *m)
   mirror_tell (m);
 }
 
+/* Does everything that can happen wake us?  Not so while there are clients (a worker shares memory
+ * with us, and the server may be stopped without a signal), while something is to be tried again,
+ * and where a process cannot be polled for. */
+static bool
+idle (struct mirror *m)
+{
+  const struct process *process = &m->attachment.process;
+
+  return control_server_peers (m->server) == 0 && !m->participant.active
+         && m->fence.state != FENCE_DRAFT && (process->fd != -1 || process->start_time == 0);
+}
+
 static int
 next_timeout (struct mirror *m)
 {
   struct gate_view gate;
-  int64_t ms = SHUTDOWN_POLL_MS;
+  int64_t ms = idle (m) ? IDLE_MS : POLL_MS;
 
   gate_look (&m->gate, &gate);
   if (gate.mode == GATE_HELD) {
@@ -77,7 +92,7 @@ wait_for_something (struct mirror *m)
 
   if (control_server_poll (m->server, next_timeout (m), extra, nr_extra) == -1) {
     nbdkit_error ("mirror: control socket %s: %m", m->config.control);
-    poll (extra, nr_extra, SHUTDOWN_POLL_MS); /* the gate still needs us */
+    poll (extra, nr_extra, POLL_MS); /* the gate still needs us */
   }
   if (extra[0].revents & POLLIN)
     fd_wake_clear (m->gate.wake_fd);
@@ -98,21 +113,31 @@ shut_down (struct mirror *m)
                  json_pack ("{s:b, s:s}", "guest", 0, "reason", "host-signal"));
 }
 
+/* Does the server stop?  *ASKED is when nbdkit was asked last.  Asking makes it log an error when
+ * the answer is yes, so it is asked only while a client keeps the server from ending. */
+static bool
+server_stops (struct mirror *m, uint64_t *asked)
+{
+  if (shutdown_signalled ())
+    return true;
+  uint64_t now = clock_ms ();
+  if (control_server_peers (m->server) == 0 || now - *asked < POLL_MS / 2)
+    return false;
+  *asked = now;
+  return nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN;
+}
+
 static void *
 control_thread (void *opaque)
 {
   struct mirror *m = opaque;
-  int64_t asked = 0;
+  uint64_t asked = 0;
 
   while (!atomic_load (&m->stop)) {
     wait_for_something (m);
     mirror_tick (m);
-    int64_t now = (int64_t)clock_ns ();
-    if (now - asked >= SHUTDOWN_POLL_MS * NS_PER_MS / 2) {
-      asked = now;
-      if (nbdkit_nanosleep (0, 0) == -1 && errno == ESHUTDOWN)
-        break;
-    }
+    if (server_stops (m, &asked))
+      break;
   }
   shut_down (m);
   control_server_free (m->server);
@@ -126,6 +151,7 @@ mirror_thread_start (struct mirror *m)
   if (own_thread_start (&m->thread, control_thread, m) == -1)
     return -1;
   m->thread_runs = true;
+  shutdown_watch (m->gate.wake_fd);
   pthread_setname_np (m->thread, "mirror-control");
   return 0;
 }
@@ -135,6 +161,7 @@ mirror_thread_stop (struct mirror *m)
 {
   if (!m->thread_runs)
     return;
+  shutdown_unwatch ();
   atomic_store (&m->stop, true);
   gate_wake (&m->gate);
   pthread_join (m->thread, NULL);

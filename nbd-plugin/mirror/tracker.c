@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <string.h>
 
 #include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
@@ -36,6 +35,22 @@ tracker_destroy (struct tracker *t)
   pthread_rwlock_destroy (&t->table);
 }
 
+/* BLOCK_SIZE is what was asked for; it was checked when it was given. */
+static void
+too_large (uint64_t disk_size, uint32_t block_size, char **error)
+{
+  bool can_grow = block_size != 0 && block_size < REGION_MAX_BLOCK_SIZE
+                  && disk_size <= region_max_disk_size (REGION_MAX_BLOCK_SIZE);
+
+  if (block_size == 0)
+    block_size = REGION_MAX_BLOCK_SIZE; /* the default grows up to that */
+  text_error (error,
+              "a disk of %" PRIu64 " bytes is too large to be tracked: the limit is %" PRIu64
+              " TiB with blocks of %" PRIu32 " KiB%s",
+              disk_size, region_max_disk_size (block_size) >> 40, block_size >> 10,
+              can_grow ? "; choose a larger mirror-block-size" : "");
+}
+
 int
 tracker_opened (struct tracker *t, uint64_t disk_size, uint32_t block_size, char **error)
 {
@@ -48,10 +63,7 @@ tracker_opened (struct tracker *t, uint64_t disk_size, uint32_t block_size, char
     if (r == 0)
       t->known = true;
     else
-      text_error (error,
-                  "a disk of %" PRIu64 " bytes cannot be tracked with blocks of %" PRIu32
-                  " bytes: %s",
-                  disk_size, block_size, strerror (errno));
+      too_large (disk_size, block_size, error);
   } else if (t->geo.disk_size != disk_size)
     r = text_error (error,
                     "the disk's size changed from %" PRIu64 " to %" PRIu64
