@@ -9,16 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 
-/* The libraries' messages name the path already where they can; others get it from us. */
-static void
-report (const char *control, const char *message)
+void
+query_failed (const char *control, const char *message)
 {
-  if (message == NULL)
-    cmd_error ("%s: out of memory", control);
-  else if (strstr (message, control) != NULL)
+  if (strstr (message, control) != NULL)
     cmd_error ("%s", message);
   else
     cmd_error ("%s: %s", control, message);
@@ -31,8 +29,8 @@ job_connect_within (const char *control, int timeout_ms)
   struct control_client *c = control_client_connect (control, timeout_ms, &message);
 
   if (c == NULL)
-    report (control, message);
-  free (message);
+    query_failed (control, message);
+  text_free (message);
   return c;
 }
 
@@ -52,8 +50,8 @@ job_call (struct control_client *c, const char *control, const char *name, json_
   int r = control_client_call (c, &call, &message);
 
   if (r == -1)
-    report (control, message);
-  free (message);
+    query_failed (control, message);
+  text_free (message);
   return r;
 }
 
@@ -124,10 +122,9 @@ int
 job_write_report (const char *path, const json_t *o)
 {
   FILE *f = fopen (path, "we");
-  int r;
 
   if (f == NULL)
     return -1;
-  r = json_dumpf (o, f, JSON_INDENT (2)) == 0 && fputc ('\n', f) != EOF ? 0 : -1;
+  int r = json_dumpf (o, f, JSON_INDENT (2)) == 0 && fputc ('\n', f) != EOF ? 0 : -1;
   return fclose (f) == 0 ? r : -1;
 }

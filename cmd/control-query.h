@@ -24,6 +24,9 @@ struct control_client *job_connect_within (const char *control, int timeout_ms);
 int job_call (struct control_client *c, const char *control, const char *name, json_t *args,
               json_t **ret, char **class_);
 
+/* Print MESSAGE, the error text of a query to CONTROL, and name CONTROL if it does not. */
+void query_failed (const char *control, const char *message);
+
 /* ---- status objects ------------------------------------------------------------------------- */
 
 /* A number that may be an integer or a real; FALLBACK if it is absent, null or no number. */

@@ -28,13 +28,11 @@ static const struct subcommand *const subcommands[] = {
 static void
 print_help (void)
 {
-  size_t i;
-
   printf ("Usage: nbdmirror SUBCOMMAND ARGUMENTS\n"
           "       nbdmirror SUBCOMMAND --help\n"
           "       nbdmirror --version\n\n"
           "Mirror a disk that is in use to another place over NBD, and hand it over.\n\n");
-  for (i = 0; i < NR_SUBCOMMANDS; i++)
+  for (size_t i = 0; i < NR_SUBCOMMANDS; i++)
     printf ("  %-14s %s\n", subcommands[i]->name, subcommands[i]->summary);
   printf ("\nExit status: 0 done as asked, 1 error, 2 usage, 3 destination failed (resumable),\n"
           "4 did not converge, 5 contents differ, 6 cancelled, 7 refused.\n\n"
@@ -44,9 +42,7 @@ print_help (void)
 static const struct subcommand *
 find_subcommand (const char *name)
 {
-  size_t i;
-
-  for (i = 0; i < NR_SUBCOMMANDS; i++)
+  for (size_t i = 0; i < NR_SUBCOMMANDS; i++)
     if (strcmp (subcommands[i]->name, name) == 0)
       return subcommands[i];
   return NULL;
@@ -84,7 +80,6 @@ main (int argc, char **argv)
 {
   const struct subcommand *sc;
   struct cmd_line line = { 0 };
-  int status;
 
   fill_standard_streams ();
   /* A peer that goes away is an error of that write, not the end of the process. */
@@ -121,7 +116,7 @@ main (int argc, char **argv)
     cmd_error ("%s", strerror (errno));
     return EXIT_ERROR;
   }
-  status = finish_output (sc->run (&line));
+  int status = finish_output (sc->run (&line));
   free (line.operands);
   return status;
 }

@@ -167,18 +167,16 @@ cmd_getopt (struct cmd_line *line, const char *shortopts, const struct option *l
   opterr = 0;
   for (;;) {
     int before = optind == 0 ? 1 : optind;
-    int c, next;
 
     optopt = 0;
-    c = getopt_long (line->argc, line->argv, spec, longopts, NULL);
+    int c = getopt_long (line->argc, line->argv, spec, longopts, NULL);
     switch (c) {
     case -1:
       return take_rest (line);
     case 1: /* an operand; optind is behind it */
-      next = take_operand (line, optind - 1);
-      if (next == -1)
+      optind = take_operand (line, optind - 1);
+      if (optind == -1)
         return CMD_OPT_STOP;
-      optind = next;
       break;
     case ':':
     case '?':
@@ -203,9 +201,8 @@ cmd_operands_ok (struct cmd_line *line, unsigned min, unsigned max, const char *
 {
   if (line->nr_operands < min) {
     const char *name = names;
-    unsigned i;
 
-    for (i = 0; i < line->nr_operands && strchr (name, ' ') != NULL; i++)
+    for (unsigned i = 0; i < line->nr_operands && strchr (name, ' ') != NULL; i++)
       name = strchr (name, ' ') + 1;
     line->status = cmd_usage_error ("%s is missing", name);
     return false;

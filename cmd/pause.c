@@ -7,8 +7,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 
@@ -20,14 +20,13 @@ static struct control_client *
 parse_and_connect (struct cmd_line *line, const char **control)
 {
   static const struct option longopts[] = { CMD_LONG_OPTIONS_END };
-  struct control_client *c;
 
   if (cmd_getopt (line, "", longopts) != -1)
     return NULL;
   if (!cmd_operands_ok (line, 1, 1, "CONTROL"))
     return NULL;
   *control = line->operands[0].argv[0];
-  c = job_connect (*control);
+  struct control_client *c = job_connect (*control);
   if (c == NULL)
     line->status = EXIT_ERROR;
   return c;
@@ -38,11 +37,10 @@ run_one (struct cmd_line *line, const char *command)
 {
   const char *control;
   struct control_client *c = parse_and_connect (line, &control);
-  int r;
 
   if (c == NULL)
     return line->status;
-  r = job_call (c, control, command, NULL, NULL, NULL);
+  int r = job_call (c, control, command, NULL, NULL, NULL);
   control_client_free (c);
   return r == 0 ? EXIT_DONE : EXIT_ERROR;
 }
@@ -66,9 +64,8 @@ has_ended (const json_t *status)
 {
   static const char *const ended[] = { "idle", "cancelled", "failed", "completed" };
   const char *state = job_text (status, "state");
-  size_t i;
 
-  for (i = 0; state != NULL && i < sizeof ended / sizeof ended[0]; i++)
+  for (size_t i = 0; state != NULL && i < sizeof ended / sizeof ended[0]; i++)
     if (strcmp (state, ended[i]) == 0)
       return true;
   return false;
@@ -78,12 +75,10 @@ has_ended (const json_t *status)
 static int
 wait_until_ended (struct control_client *c, const char *control)
 {
-  static const struct timespec pause = { 0, CANCEL_POLL_MS * 1000000L };
   const char *state;
   json_t *status = NULL;
-  int waited;
 
-  for (waited = 0; waited <= CANCEL_MS; waited += CANCEL_POLL_MS) {
+  for (int waited = 0; waited <= CANCEL_MS; waited += CANCEL_POLL_MS) {
     json_decref (status);
     if (job_call (c, control, "query-mirror", NULL, &status, NULL) == -1)
       return EXIT_ERROR;
@@ -104,7 +99,7 @@ wait_until_ended (struct control_client *c, const char *control)
       json_decref (status);
       return EXIT_ERROR;
     }
-    nanosleep (&pause, NULL);
+    clock_sleep_ms (CANCEL_POLL_MS);
   }
   state = job_text (status, "state");
   cmd_error ("%s: the job was told to end, but is still %s after %d s", control,
@@ -118,13 +113,12 @@ run_cancel (struct cmd_line *line)
 {
   const char *control;
   struct control_client *c = parse_and_connect (line, &control);
-  int r;
 
   if (c == NULL)
     return line->status;
-  r = job_call (c, control, "block-job-cancel", NULL, NULL, NULL) == 0
-          ? wait_until_ended (c, control)
-          : EXIT_ERROR;
+  int r = job_call (c, control, "block-job-cancel", NULL, NULL, NULL) == 0
+              ? wait_until_ended (c, control)
+              : EXIT_ERROR;
   control_client_free (c);
   return r;
 }

@@ -58,9 +58,8 @@ static const char *
 set_policy (const char *value, const char *argument, json_t *args)
 {
   static const char *const policies[] = { "sync", "throttle", "none", "fail" };
-  size_t i;
 
-  for (i = 0; i < sizeof policies / sizeof policies[0]; i++)
+  for (size_t i = 0; i < sizeof policies / sizeof policies[0]; i++)
     if (strcmp (value, policies[i]) == 0) {
       json_object_set_new (args, argument, json_string (value));
       return NULL;
@@ -96,11 +95,11 @@ static int
 add_setting (const char *word, json_t *args)
 {
   const char *value = strchr (word, '='), *reason;
-  size_t i, len;
+  size_t i;
 
   if (value == NULL || value == word)
     return cmd_usage_error ("'%s' is not KEY=VALUE", word);
-  len = (size_t)(value++ - word);
+  size_t len = (size_t)(value++ - word);
   for (i = 0; i < NR_KEYS; i++)
     if (strlen (keys[i].key) == len && memcmp (keys[i].key, word, len) == 0)
       break;
@@ -121,26 +120,23 @@ static int
 run (struct cmd_line *line)
 {
   static const struct option longopts[] = { CMD_LONG_OPTIONS_END };
-  struct control_client *c;
-  const char *control;
-  json_t *args, *ret = NULL;
-  unsigned i;
+  json_t *ret = NULL;
   int r;
 
   if (cmd_getopt (line, "", longopts) != -1)
     return line->status;
   if (!cmd_operands_ok (line, 2, 0, "CONTROL KEY=VALUE"))
     return line->status;
-  control = line->operands[0].argv[0];
-  args = json_object ();
-  for (i = 1; i < line->nr_operands; i++) {
+  const char *control = line->operands[0].argv[0];
+  json_t *args = json_object ();
+  for (unsigned i = 1; i < line->nr_operands; i++) {
     r = add_setting (line->operands[i].argv[0], args);
     if (r != 0) {
       json_decref (args);
       return r;
     }
   }
-  c = job_connect (control);
+  struct control_client *c = job_connect (control);
   if (c == NULL) {
     json_decref (args);
     return EXIT_ERROR;

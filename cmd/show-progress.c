@@ -74,10 +74,9 @@ add_phase (struct parts *p, const json_t *status, const char *state)
 {
   const char *reason = job_text (status, "error");
   double pass = job_number (status, "pass", 0);
-  bool detached;
 
-  detached = job_text (status, "worker") != NULL
-             && strcmp (job_text (status, "worker"), "detached") == 0;
+  bool detached = job_text (status, "worker") != NULL
+                  && strcmp (job_text (status, "worker"), "detached") == 0;
   if ((strcmp (state, "degraded") == 0 || strcmp (state, "failed") == 0) && reason != NULL)
     add (p, "%s: %s", state, reason);
   else if (is_moving_state (state) && pass > 0)
@@ -184,7 +183,7 @@ progress_format (const json_t *status, uint64_t stalled_ms, unsigned width)
   struct parts p = { 0 };
   const char *state = job_text (status, "state");
   char *line = calloc (1, (size_t)PARTS_MAX * (PART_MAX + 2) + 1), *end = line;
-  unsigned i, used = 0;
+  unsigned used = 0;
 
   if (line == NULL)
     return NULL;
@@ -196,7 +195,7 @@ progress_format (const json_t *status, uint64_t stalled_ms, unsigned width)
   else
     add_movement (&p, status, state, stalled_ms);
 
-  for (i = 0; i < p.nr; i++) {
+  for (unsigned i = 0; i < p.nr; i++) {
     unsigned need = columns (p.text[i]) + (i > 0 ? 2 : 0);
 
     if (width != 0 && i > 0 && used + need > width)
@@ -283,15 +282,12 @@ progress_print (struct progress *p, json_t *status, uint64_t now_ms)
 {
   const char *state = job_text (status, "state");
   double pass = job_number (status, "pass", 0);
-  uint64_t stalled;
-  unsigned width = 0, name_width;
-  bool changed;
-  char *line;
+  unsigned width = 0;
 
   if (state == NULL)
     state = "unknown";
-  stalled = stalled_for (p, status, state, now_ms);
-  changed = !p->printed || strcmp (p->state, state) != 0 || pass != p->pass;
+  uint64_t stalled = stalled_for (p, status, state, now_ms);
+  bool changed = !p->printed || strcmp (p->state, state) != 0 || pass != p->pass;
   if (!changed && now_ms - p->last_print < (p->terminal ? REDRAW_MS : PROGRESS_PLAIN_MS))
     return;
   snprintf (p->state, sizeof p->state, "%s", state);
@@ -301,10 +297,10 @@ progress_print (struct progress *p, json_t *status, uint64_t now_ms)
 
   if (p->terminal) {
     width = terminal_width (p);
-    name_width = p->name != NULL ? columns (p->name) + 2 : 0;
+    unsigned name_width = p->name != NULL ? columns (p->name) + 2 : 0;
     width = width > name_width + 10 ? width - name_width : 10;
   }
-  line = progress_format (status, stalled, width);
+  char *line = progress_format (status, stalled, width);
   if (line == NULL)
     return;
   fprintf (p->fp, "%s%s%s%s%s", p->terminal ? "\r" : "", p->name != NULL ? p->name : "",

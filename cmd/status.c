@@ -11,9 +11,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 #include "cmd/units.h"
@@ -71,14 +72,12 @@ ask (const char *control, char **message)
 {
   struct control_client *c = control_client_connect (control, JOB_CALL_MS, message);
   json_t *status = NULL;
-  size_t i;
-  int r;
 
   if (c == NULL)
     return NULL;
   struct control_call call
       = { .command = "query-mirror", .timeout_ms = JOB_CALL_MS, .ret = &status };
-  r = control_client_call (c, &call, message);
+  int r = control_client_call (c, &call, message);
   control_client_free (c);
   if (r == -1)
     return NULL;
@@ -87,7 +86,7 @@ ask (const char *control, char **message)
     *message = strdup ("the answer is not a status object");
     return NULL;
   }
-  for (i = 0; i < sizeof fields / sizeof fields[0]; i++)
+  for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
     if (json_object_get (status, fields[i]) == NULL)
       json_object_set_new (status, fields[i], json_null ());
   json_object_set_new (status, "control", json_string (control));
@@ -384,25 +383,19 @@ show_all (const struct cmd_line *line, const struct options *o, unsigned *reache
 {
   json_t *array = json_array (), *status;
   int result = EXIT_DONE;
-  unsigned i;
 
   *reached = 0;
 
-  for (i = 0; i < line->nr_operands; i++) {
+  for (unsigned i = 0; i < line->nr_operands; i++) {
     const char *control = line->operands[i].argv[0];
     char *message = NULL;
 
     status = ask (control, &message);
     if (status == NULL) {
-      const char *reason = message != NULL ? message : "out of memory";
-
-      if (strstr (reason, control) != NULL)
-        cmd_error ("%s", reason);
-      else
-        cmd_error ("%s: %s", control, reason);
+      query_failed (control, message);
       result = EXIT_ERROR;
       json_array_append_new (
-          array, json_pack ("{s:s, s:n, s:s}", "control", control, "state", "error", reason));
+          array, json_pack ("{s:s, s:n, s:s}", "control", control, "state", "error", message));
     } else {
       ++*reached;
       if (!o->json) {
@@ -412,7 +405,7 @@ show_all (const struct cmd_line *line, const struct options *o, unsigned *reache
       }
       json_array_append_new (array, status);
     }
-    free (message);
+    text_free (message);
   }
   if (o->json && (line->nr_operands > 1 || result == EXIT_DONE)) {
     json_dumpf (line->nr_operands == 1 ? json_array_get (array, 0) : array, stdout,
@@ -426,11 +419,8 @@ show_all (const struct cmd_line *line, const struct options *o, unsigned *reache
 static int
 watch (const struct cmd_line *line, const struct options *o)
 {
-  const struct timespec interval = { .tv_sec = (time_t)(o->interval_ms / 1000),
-                                     .tv_nsec = (long)(o->interval_ms % 1000) * 1000000L };
   bool terminal = isatty (STDOUT_FILENO) == 1, first = true;
   unsigned reached;
-  int result;
 
   for (;;) {
     if (!o->json && terminal)
@@ -438,12 +428,12 @@ watch (const struct cmd_line *line, const struct options *o)
     else if (!o->json && !first)
       printf ("\n");
     first = false;
-    result = show_all (line, o, &reached);
+    int result = show_all (line, o, &reached);
     if (fflush (stdout) != 0 || ferror (stdout)) /* nobody reads it any more */
       return EXIT_ERROR;
     if (reached == 0)
       return result;
-    nanosleep (&interval, NULL);
+    clock_sleep_ms ((unsigned)o->interval_ms);
   }
 }
 

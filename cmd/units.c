@@ -119,7 +119,6 @@ units_parse_time (const char *text, uint64_t *ms)
   } units[] = { { "ms", 1 }, { "s", 1000 }, { "min", 60000 }, { "h", 3600000 } };
   struct number n;
   const char *p, *reason = read_number (text, &n, &p);
-  size_t i;
 
   if (reason != NULL)
     return reason;
@@ -129,7 +128,7 @@ units_parse_time (const char *text, uint64_t *ms)
     *ms = 0;
     return NULL;
   }
-  for (i = 0; i < sizeof units / sizeof units[0]; i++)
+  for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)
     if (strcmp (p, units[i].name) == 0)
       return scale_number (&n, units[i].ms, ms);
   return "unknown unit: use ms, s, min or h";
@@ -140,11 +139,9 @@ units_parse_switch (const char *text, int *value)
 {
   static const char *const words[2][4]
       = { { "off", "no", "false", "0" }, { "on", "yes", "true", "1" } };
-  int v;
-  unsigned i;
 
-  for (v = 0; v < 2; v++)
-    for (i = 0; i < 4; i++)
+  for (int v = 0; v < 2; v++)
+    for (unsigned i = 0; i < 4; i++)
       if (strcasecmp (text, words[v][i]) == 0) {
         *value = v;
         return NULL;
@@ -193,13 +190,11 @@ units_format_rate (char buf[UNITS_BUF], double bytes_per_second)
 char *
 units_format_time (char buf[UNITS_BUF], double ms)
 {
-  unsigned long long s;
-
   if (!(ms > 0))
     ms = 0;
   if (ms > 1e15)
     ms = 1e15;
-  s = (unsigned long long)(ms / 1000 + 0.5);
+  unsigned long long s = (unsigned long long)(ms / 1000 + 0.5);
   if (ms < 9.95)
     snprintf (buf, UNITS_BUF, "%.1f ms", ms);
   else if (ms < 999.5)

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -75,8 +76,8 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
   if (meter.show)
     fprintf (stderr, "\r\033[K");
   if (result == VERIFY_FAILED) {
-    cmd_error ("%s", error ? error : "out of memory");
-    free (error);
+    cmd_error ("%s", error);
+    text_free (error);
     return EXIT_ERROR;
   }
   if (result == VERIFY_CANCELLED)

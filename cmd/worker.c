@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "cmd/control-query.h"
 #include "cmd/show-progress.h"
@@ -151,7 +151,7 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
     else {
       good = worker_parse_ms ("--give-up-after", optarg, &ms);
       if (good)
-        s->give_up_ns = ms * 1000000;
+        s->give_up_ns = ms * NS_PER_MS;
     }
     break;
   default:
@@ -163,14 +163,6 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
 }
 
 /* ---- callbacks ---- */
-
-static uint64_t
-clock_ms (void)
-{
-  struct timespec ts;
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
 
 void
 worker_message (void *opaque, enum job_message kind, const char *text)

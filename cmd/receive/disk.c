@@ -23,13 +23,15 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
-#include <time.h>
 #include <unistd.h>
 #include <jansson.h>
 
+#include "base/child.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/disk.h"
-#include "base/child.h"
 #include "cmd/serve/paths.h"
 #include "cmd/units.h"
 #include "control/receive-exports.h"
@@ -45,14 +47,11 @@
 static int
 check_folder (const struct receive_disk *d, char *folder)
 {
-  char *copy = strdup (d->name);
+  CLEANUP_TEXT char *copy = text_copy (d->name);
   struct stat st;
   int r = EXIT_ERROR;
 
-  if (copy == NULL)
-    abort ();
   snprintf (folder, PATH_MAX, "%s", dirname (copy));
-  free (copy);
   if (stat (folder, &st) == -1)
     cmd_error ("%s: the directory %s: %s", d->name, folder, strerror (errno));
   else if (!S_ISDIR (st.st_mode))
@@ -141,14 +140,12 @@ lock (int fd, int command, off_t where)
 static bool
 is_locked_by_others (int fd)
 {
-  const struct timespec pause = { 0, DISPLACE_POLL_MS * 1000000L };
-
   for (int waited = 0; waited < OTHERS_MS; waited += DISPLACE_POLL_MS) {
     struct flock fl
         = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = LOCK_SERVER };
     if (fcntl (fd, F_OFD_GETLK, &fl) == -1 || fl.l_type == F_UNLCK)
       return false;
-    nanosleep (&pause, NULL);
+    clock_sleep_ms (DISPLACE_POLL_MS);
   }
   return true;
 }
@@ -168,7 +165,6 @@ session_process (int fd)
 static bool
 displace_session (int fd)
 {
-  const struct timespec pause = { 0, DISPLACE_POLL_MS * 1000000L };
   pid_t told = 0;
 
   for (int waited = 0; waited < DISPLACE_MS; waited += DISPLACE_POLL_MS) {
@@ -181,7 +177,7 @@ displace_session (int fd)
       told = pid;
     } else if (pid == 0 && told == 0)
       return false;
-    nanosleep (&pause, NULL);
+    clock_sleep_ms (DISPLACE_POLL_MS);
   }
   return false;
 }
@@ -225,21 +221,31 @@ failed (const struct receive_disk *d, const char *what)
   return err == ENOSPC || err == EFBIG ? EXIT_REFUSED : EXIT_ERROR;
 }
 
+/* The disk has BYTES.  Are they as many as the user wants? */
+static int
+take_size (struct receive_disk *d, uint64_t bytes)
+{
+  if (d->have_size && bytes < d->size) {
+    cmd_error ("%s: too small: %" PRIu64 " bytes, %" PRIu64 " are needed", d->name, bytes, d->size);
+    return EXIT_REFUSED;
+  }
+  d->size = bytes;
+  return EXIT_DONE;
+}
+
+static int
+measure_raw (struct receive_disk *d)
+{
+  off_t size = lseek (d->fd, 0, SEEK_END);
+
+  return size == -1 ? failed (d, "its size") : take_size (d, (uint64_t)size);
+}
+
 static int
 make_raw (struct receive_disk *d, bool device)
 {
-  if (device) {
-    off_t size = lseek (d->fd, 0, SEEK_END);
-    if (size == -1)
-      return failed (d, "its size");
-    if (d->have_size && (uint64_t)size < d->size) {
-      cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t)size,
-                 d->size);
-      return EXIT_REFUSED;
-    }
-    d->size = (uint64_t)size;
-    return EXIT_DONE;
-  }
+  if (device)
+    return measure_raw (d);
   if (ftruncate (d->fd, 0) == -1 || ftruncate (d->fd, (off_t)d->size) == -1)
     return failed (d, "cannot be given its size");
   if (d->preallocate && d->size > 0 && (errno = posix_fallocate (d->fd, 0, (off_t)d->size)) != 0)
@@ -303,28 +309,7 @@ measure_qcow2 (struct receive_disk *d)
     cmd_error ("%s: qemu-img does not read it as qcow2", d->name);
     return EXIT_ERROR;
   }
-  if (d->have_size && bytes < d->size) {
-    cmd_error ("%s: too small: %" PRIu64 " bytes, %" PRIu64 " are needed", d->name, bytes, d->size);
-    return EXIT_REFUSED;
-  }
-  d->size = bytes;
-  return EXIT_DONE;
-}
-
-static int
-measure_raw (struct receive_disk *d)
-{
-  off_t size = lseek (d->fd, 0, SEEK_END);
-
-  if (size == -1)
-    return failed (d, "its size");
-  if (d->have_size && (uint64_t)size < d->size) {
-    cmd_error ("%s: too small: %jd bytes, %" PRIu64 " are needed", d->name, (intmax_t)size,
-               d->size);
-    return EXIT_REFUSED;
-  }
-  d->size = (uint64_t)size;
-  return EXIT_DONE;
+  return take_size (d, bytes);
 }
 
 /* Was it handed over to its guest?  The server's filter has recorded it
@@ -403,14 +388,13 @@ receive_disk_prepare (struct receive_disk *d)
 {
   char folder[PATH_MAX];
   struct stat st = { 0 };
-  bool exists, device, go_on = d->resume || d->read_only;
-  int r;
+  bool go_on = d->resume || d->read_only;
 
   d->fd = -1;
-  if ((r = check_folder (d, folder)) != EXIT_DONE || (r = check_backing (d)) != EXIT_DONE)
+  int r = check_folder (d, folder);
+  if (r != EXIT_DONE || (r = check_backing (d)) != EXIT_DONE)
     return r;
-  exists = stat (d->name, &st) == 0;
-  device = exists && S_ISBLK (st.st_mode);
+  bool exists = stat (d->name, &st) == 0, device = exists && S_ISBLK (st.st_mode);
   if (!exists && errno != ENOENT)
     return failed (d, "cannot be looked at");
   if (exists && (r = check_existing (d, &st)) != EXIT_DONE)
@@ -465,9 +449,7 @@ receive_disk_remove (struct receive_disk *d)
 void
 receive_disk_close (struct receive_disk *d)
 {
-  if (d->fd != -1)
-    close (d->fd);
-  d->fd = -1;
+  fd_close (&d->fd);
   free (d->path);
   d->path = NULL;
 }

@@ -17,18 +17,18 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/child.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
-#include "base/child.h"
 #include "cmd/serve/tidy.h"
 
 #define READY_MS 20000 /* how long a server may take to listen */
 #define POLL_MS 5
-
-static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
 
 /* ---- command lines --------------------------------------------------------------------------- */
 
@@ -43,18 +43,19 @@ add (struct words *w, const char *fmt, ...)
   va_list ap;
 
   w->word = realloc (w->word, (w->nr + 2) * sizeof *w->word);
-  va_start (ap, fmt);
-  if (w->word == NULL || vasprintf (&w->word[w->nr], fmt, ap) == -1)
+  if (w->word == NULL)
     abort ();
+  va_start (ap, fmt);
+  w->word[w->nr++] = text_vprintf (fmt, ap);
   va_end (ap);
-  w->word[++w->nr] = NULL;
+  w->word[w->nr] = NULL;
 }
 
 static void
 free_words (struct words *w)
 {
   for (unsigned i = 0; i < w->nr; i++)
-    free (w->word[i]);
+    text_free (w->word[i]);
   free (w->word);
 }
 
@@ -167,7 +168,7 @@ wait_until_ready (struct receive_server *s, pid_t *pid, const char *name)
       cmd_error ("%s ended before it served the disk", name);
       return -1;
     }
-    nanosleep (&poll_pause, NULL);
+    clock_sleep_ms (POLL_MS);
   }
   cmd_error ("%s does not serve the disk after %d s", name, READY_MS / 1000);
   return -1;
@@ -209,8 +210,7 @@ launch_qemu_nbd (struct receive_server *s)
   unlink (path);
   forget_pid_file (s, "qemu-nbd");
   qemu_nbd_words (&w, s);
-  if (s->qemu_nbd_fd != -1)
-    close (s->qemu_nbd_fd);
+  fd_close (&s->qemu_nbd_fd);
   s->qemu_nbd = start (s, &w, false);
   s->qemu_nbd_fd = s->qemu_nbd != 0 ? (int)syscall (SYS_pidfd_open, s->qemu_nbd, 0) : -1;
   if (s->qemu_nbd_fd != -1)
@@ -275,13 +275,13 @@ wait_for_end (struct receive_server *s, pid_t *pid, int patience_ms)
     return;
   kill (*pid, SIGTERM);
   for (int waited = 0; *pid != 0 && waited < patience_ms; waited += POLL_MS) {
-    nanosleep (&poll_pause, NULL);
+    clock_sleep_ms (POLL_MS);
     receive_reap (s);
   }
   if (*pid != 0)
     kill (*pid, SIGKILL);
   while (*pid != 0) { /* its last system calls, however long they take */
-    nanosleep (&poll_pause, NULL);
+    clock_sleep_ms (POLL_MS);
     receive_reap (s);
   }
 }

@@ -251,27 +251,22 @@ make_uri (const struct arguments *a, const char *export)
 {
   const struct receive_server *s = &a->server;
   bool tls = a->certificates != NULL || a->psk != NULL || a->args.tls_required;
-  char *uri, place[HOST_NAME_MAX + 300];
-  int r;
 
   if (s->socket != NULL) {
-    char *path = server_escape (s->socket);
-    r = asprintf (&uri, "nbd%s+unix:///%s?socket=%s", tls ? "s" : "", export, path);
-    free (path);
-  } else {
-    network_place (s, place, sizeof place);
-    r = asprintf (&uri, "nbd%s://%s/%s", tls ? "s" : "", place, export);
+    CLEANUP_TEXT char *path = server_escape (s->socket);
+    return text_printf ("nbd%s+unix:///%s?socket=%s", tls ? "s" : "", export, path);
   }
-  if (r == -1)
-    abort ();
-  return uri;
+  char place[HOST_NAME_MAX + 300];
+  network_place (s, place, sizeof place);
+  return text_printf ("nbd%s://%s/%s", tls ? "s" : "", place, export);
 }
 
 static bool
 print_line (const struct arguments *a)
 {
   const struct receive_disk *d = &a->disk;
-  char *uri = make_uri (a, RECEIVE_MIRROR), *guest_uri = make_uri (a, "");
+  CLEANUP_TEXT char *uri = make_uri (a, RECEIVE_MIRROR);
+  CLEANUP_TEXT char *guest_uri = make_uri (a, "");
   json_t *o = json_pack ("{s:s, s:s, s:s, s:s, s:I, s:b, s:b, s:I}", "uri", uri, "guest-uri",
                          guest_uri, "path", d->path, "format", d->qcow2 ? "qcow2" : "raw", "size",
                          (json_int_t)d->size, "created", d->created, "sealed", d->sealed, "pid",
@@ -282,8 +277,6 @@ print_line (const struct arguments *a)
   if (!good)
     cmd_error ("cannot write to standard output: %s", strerror (errno));
   json_decref (o);
-  free (uri);
-  free (guest_uri);
   return good;
 }
 
@@ -376,8 +369,8 @@ prepare_and_serve (struct arguments *a)
   }
 
 out:
-  free (s->filter);
-  free (socket);
+  text_free (s->filter);
+  text_free (socket);
   free (certificates);
   free (psk);
   return status;
@@ -401,8 +394,8 @@ tell_server (const char *uri, bool seal)
     cmd_error ("%s: this is not the mirror's export of a server that nbdmirror receive started",
                uri);
   else if (r == -1)
-    cmd_error ("%s", error ? error : "out of memory");
-  free (error);
+    cmd_error ("%s", error);
+  text_free (error);
   return r == 0 ? EXIT_DONE : EXIT_ERROR;
 }
 

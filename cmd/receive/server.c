@@ -20,9 +20,9 @@
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <syslog.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
 #include "cmd/serve/tidy.h"
@@ -30,17 +30,8 @@
 
 #define PATIENCE_MS 3000        /* for nbdkit to end: it waits for its clients to leave */
 #define SESSION_PATIENCE_MS 100 /* the same with --stdio: nobody else needs it */
-#define SHORT_LIFE_S 5          /* a server that lived for less ... */
+#define SHORT_LIFE_MS 5000      /* a server that lived for less ... */
 #define SHORT_LIVES_MAX 10      /* ... so many times running is not started again */
-
-static double
-now_s (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
-}
 
 /* ---- messages in the background -------------------------------------------------------------- */
 
@@ -205,7 +196,7 @@ describe_end (const struct receive_server *s, char *text, size_t size)
 
 /* One of them has ended by itself.  True: they serve again. */
 static bool
-start_again (struct receive_server *s, double *started, unsigned *short_lives)
+start_again (struct receive_server *s, uint64_t *started, unsigned *short_lives)
 {
   char why[100];
 
@@ -220,14 +211,14 @@ start_again (struct receive_server *s, double *started, unsigned *short_lives)
                s->disk->name, why);
     return false;
   }
-  *short_lives = now_s () - *started < SHORT_LIFE_S ? *short_lives + 1 : 0;
+  *short_lives = clock_ms () - *started < SHORT_LIFE_MS ? *short_lives + 1 : 0;
   if (*short_lives >= SHORT_LIVES_MAX) {
     cmd_error ("%s: %s, %u times within a few seconds: not started again", s->disk->name, why,
                *short_lives);
     return false;
   }
   cmd_notice ("%s: %s; started again", s->disk->name, why);
-  *started = now_s ();
+  *started = clock_ms ();
   return receive_launch (s) == 0;
 }
 
@@ -243,7 +234,7 @@ end_of_session (struct receive_server *s)
 enum receive_end
 receive_server_run (struct receive_server *s)
 {
-  double started = now_s ();
+  uint64_t started = clock_ms ();
   unsigned short_lives = 0;
   enum receive_end end = RECEIVE_STOPPED;
 

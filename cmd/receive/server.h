@@ -3,10 +3,10 @@
  * The server of `nbdmirror receive`: nbdkit with the mirror-receive filter, on the raw disk or, for
  * qcow2, on a qemu-nbd of its own; and this process, which supervises them.
  *
- *   starting → serving ⟲ (a server that ends is started again, as long as no guest has written;
- * sealed if it was) ├→ stopped by a signal: the disk stays └→ given up (SIGINT, or the mirror said
- * so): the caller removes the disk
+ *   starting → serving → stopped by a signal: the disk stays
+ *                    └→ given up by SIGINT or by the mirror: the caller removes the disk
  *
+ * A server that ends is started again as long as no guest has written, and sealed if it was sealed.
  * Once the guest has written (control/receive-exports.h) a server that ends is not started again:
  * what it wrote and did not flush may be lost with the server, and the guest must not go on as if
  * it were not.

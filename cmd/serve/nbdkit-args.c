@@ -53,9 +53,7 @@ static const struct {
 static const char *
 advice_for (const char *name, size_t len)
 {
-  size_t i;
-
-  for (i = 0; i < sizeof ours / sizeof ours[0]; i++)
+  for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
     if (strlen (ours[i].word) == len && memcmp (ours[i].word, name, len) == 0)
       return ours[i].advice;
   return NULL;
@@ -77,9 +75,7 @@ is_option (const char *name, size_t len, const char *option)
 static const char *
 advice_for_option (const char *name, size_t len)
 {
-  size_t i;
-
-  for (i = 0; i < sizeof ours / sizeof ours[0]; i++)
+  for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
     if (is_option (name, len, ours[i].word))
       return ours[i].advice;
   return NULL;
@@ -124,10 +120,8 @@ take_long (struct nbdkit_args *a, char **words, unsigned nr)
 static unsigned
 take_short (struct nbdkit_args *a, char **words, unsigned nr)
 {
-  const char *p, *advice;
-
-  for (p = words[0] + 1; *p != '\0'; p++) {
-    advice = advice_for (p, 1);
+  for (const char *p = words[0] + 1; *p != '\0'; p++) {
+    const char *advice = advice_for (p, 1);
     if (advice != NULL) {
       cmd_usage_error ("NBDKIT-ARGS: -%c: %s", *p, advice);
       return 0;
@@ -151,13 +145,12 @@ static unsigned
 take_parameter (struct nbdkit_args *a, const char *word)
 {
   const char *value = strchr (word, '='), *advice;
-  size_t len;
 
   if (value == NULL) {
     cmd_usage_error ("NBDKIT-ARGS: '%s' is neither an option of nbdkit nor KEY=VALUE", word);
     return 0;
   }
-  len = (size_t)(value - word);
+  size_t len = (size_t)(value - word);
   advice = advice_for (word, len);
   if (advice != NULL) {
     cmd_usage_error ("NBDKIT-ARGS: %.*s=: %s", (int)len, word, advice);
@@ -173,7 +166,7 @@ take_parameter (struct nbdkit_args *a, const char *word)
 int
 nbdkit_args_parse (struct nbdkit_args *a, char **words, unsigned nr)
 {
-  unsigned i, j, used;
+  unsigned used;
 
   *a = (struct nbdkit_args){ 0 };
   a->options = calloc (nr + 1u, sizeof *a->options);
@@ -182,7 +175,7 @@ nbdkit_args_parse (struct nbdkit_args *a, char **words, unsigned nr)
     cmd_error ("%s", strerror (errno));
     return -1;
   }
-  for (i = 0; i < nr; i += used) {
+  for (unsigned i = 0; i < nr; i += used) {
     bool option = words[i][0] == '-' && words[i][1] != '\0';
 
     if (!option)
@@ -193,7 +186,7 @@ nbdkit_args_parse (struct nbdkit_args *a, char **words, unsigned nr)
       used = take_short (a, words + i, nr - i);
     if (used == 0)
       return -1;
-    for (j = i; j < i + used; j++)
+    for (unsigned j = i; j < i + used; j++)
       if (option)
         a->options[a->nr_options++] = words[j];
       else

@@ -15,9 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/nbdkit-run.h"
 #include "cmd/serve/tidy.h"
@@ -25,8 +25,6 @@
 #define DETACH_MS 15000 /* how long the server may take to be ready */
 #define POLL_MS 10
 #define WARNED "NBDMIRROR_WARNED" /* environment: the warning about nbdkit was given */
-
-static const struct timespec poll_pause = { 0, POLL_MS * 1000000L };
 
 /* 1.32.4 to 1.33.9 fail an assertion when a client dies with several requests in flight. */
 static bool
@@ -117,9 +115,7 @@ start_tidying (const struct nbdkit_run *r, pid_t server)
 static pid_t
 wait_for_pidfile (const char *path)
 {
-  int waited;
-
-  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
+  for (int waited = 0; waited < DETACH_MS; waited += POLL_MS) {
     FILE *fp = fopen (path, "re");
     char text[32] = "";
 
@@ -130,7 +126,7 @@ wait_for_pidfile (const char *path)
       if (strchr (text, '\n') != NULL && atol (text) > 0)
         return (pid_t)atol (text);
     }
-    nanosleep (&poll_pause, NULL);
+    clock_sleep_ms (POLL_MS);
   }
   return -1;
 }
@@ -140,9 +136,7 @@ wait_for_pidfile (const char *path)
 static int
 wait_for_control (const struct nbdkit_run *r, pid_t server)
 {
-  int waited;
-
-  for (waited = 0; waited < DETACH_MS; waited += POLL_MS) {
+  for (int waited = 0; waited < DETACH_MS; waited += POLL_MS) {
     if (tidy_look (r->control) == TIDY_IN_USE)
       return EXIT_DONE;
     if (kill (server, 0) == -1) {
@@ -151,7 +145,7 @@ wait_for_control (const struct nbdkit_run *r, pid_t server)
                  r->control);
       return EXIT_ERROR;
     }
-    nanosleep (&poll_pause, NULL);
+    clock_sleep_ms (POLL_MS);
   }
   cmd_error ("the server does not listen at %s after %d s", r->control, DETACH_MS / 1000);
   kill (server, SIGTERM);
@@ -162,11 +156,10 @@ int
 nbdkit_run_detached (const struct nbdkit_run *r)
 {
   int status;
-  pid_t pid, server;
 
   unlink (r->pidfile); /* an old one would be taken for the new one */
   fflush (NULL);
-  pid = fork ();
+  pid_t pid = fork ();
   if (pid == -1) {
     cmd_error ("fork: %s", strerror (errno));
     return EXIT_ERROR;
@@ -180,7 +173,7 @@ nbdkit_run_detached (const struct nbdkit_run *r)
       unlink (r->socket);
     return EXIT_ERROR; /* nbdkit has said why */
   }
-  server = wait_for_pidfile (r->pidfile);
+  pid_t server = wait_for_pidfile (r->pidfile);
   if (server == -1) {
     cmd_error ("%s: nbdkit wrote no process id", r->pidfile);
     return EXIT_ERROR;

@@ -14,6 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/paths.h"
 #include "cmd/serve/tidy.h"
@@ -21,20 +22,16 @@
 char *
 server_absolute_path (const char *option, const char *path)
 {
-  char *copy1 = strdup (path), *copy2 = strdup (path), *folder = NULL, *full = NULL;
-  const char *base = copy2 != NULL ? basename (copy2) : NULL;
+  CLEANUP_TEXT char *copy = text_copy (path);
+  const char *slash = strrchr (path, '/'), *base = slash != NULL ? slash + 1 : path;
+  char *folder = NULL, *full = NULL;
 
-  if (copy1 == NULL || copy2 == NULL)
-    cmd_error ("%s", strerror (errno));
-  else if (path[0] == '\0' || path[strlen (path) - 1] == '/' || strcmp (base, ".") == 0
-           || strcmp (base, "..") == 0)
+  if (path[0] == '\0' || base[0] == '\0' || strcmp (base, ".") == 0 || strcmp (base, "..") == 0)
     cmd_error ("%s '%s': not the name of a file", option, path);
-  else if ((folder = realpath (dirname (copy1), NULL)) == NULL)
+  else if ((folder = realpath (dirname (copy), NULL)) == NULL)
     cmd_error ("%s %s: %s", option, path, strerror (errno));
-  else if (asprintf (&full, "%s/%s", strcmp (folder, "/") == 0 ? "" : folder, base) == -1)
-    full = NULL;
-  free (copy1);
-  free (copy2);
+  else
+    full = text_printf ("%s/%s", strcmp (folder, "/") == 0 ? "" : folder, base);
   free (folder);
   return full;
 }
@@ -66,7 +63,7 @@ server_socket_path (const char *option, const char *path, bool print)
       cmd_error ("%s %s: exists and is not a socket", option, full);
       break;
     }
-  free (full);
+  text_free (full);
   return NULL;
 }
 
@@ -74,41 +71,37 @@ char *
 server_find_filter (const char *name, const char *variable)
 {
   const char *env = getenv (variable);
-  char exe[PATH_MAX], *found = NULL;
-  ssize_t n;
-
   if (env != NULL && env[0] != '\0')
-    return strchr (env, '/') != NULL ? server_absolute_path (variable, env) : strdup (env);
-  n = readlink ("/proc/self/exe", exe, sizeof exe - 1);
+    return strchr (env, '/') != NULL ? server_absolute_path (variable, env) : text_copy (env);
+
+  char exe[PATH_MAX];
+  ssize_t n = readlink ("/proc/self/exe", exe, sizeof exe - 1);
   if (n > 0) {
     exe[n] = '\0';
-    if (asprintf (&found, "%s/nbd-plugin/.libs/nbdkit-%s-filter.so", dirname (exe), name) == -1)
-      abort ();
-    if (access (found, R_OK) == 0)
-      return found;
-    free (found);
+    char *built = text_printf ("%s/nbd-plugin/.libs/nbdkit-%s-filter.so", dirname (exe), name);
+    if (access (built, R_OK) == 0)
+      return built;
+    text_free (built);
   }
-  if (asprintf (&found, FILTERDIR "/nbdkit-%s-filter.so", name) == -1)
-    abort ();
-  if (access (found, R_OK) == 0)
-    return found;
-  free (found);
-  return strdup (name);
+  char *installed = text_printf (FILTERDIR "/nbdkit-%s-filter.so", name);
+  if (access (installed, R_OK) == 0)
+    return installed;
+  text_free (installed);
+  return text_copy (name);
 }
 
 char *
 server_escape (const char *text)
 {
   static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
-  char *out = malloc (3 * strlen (text) + 1), *p = out;
+  char *out = text_copy ("");
 
-  if (out == NULL)
-    abort ();
-  for (; *text != '\0'; text++)
-    if (strchr (plain, *text) != NULL)
-      *p++ = *text;
-    else
-      p += sprintf (p, "%%%02X", (unsigned char)*text);
-  *p = '\0';
+  for (; *text != '\0'; text++) {
+    bool as_it_is = strchr (plain, *text) != NULL;
+    char *longer = as_it_is ? text_printf ("%s%c", out, *text)
+                            : text_printf ("%s%%%02X", out, (unsigned char)*text);
+    text_free (out);
+    out = longer;
+  }
   return out;
 }

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 
 /* Make PATH, the argument of OPTION, absolute; its folder must exist, the last part need not.
- * Caller frees; NULL after an error message. */
+ * For text_free(); NULL after an error message. */
 char *server_absolute_path (const char *option, const char *path);
 
 /* The same for a socket: short enough, and free.  A stale socket is removed: nbdkit would not. With
@@ -17,12 +17,12 @@ char *server_absolute_path (const char *option, const char *path);
 char *server_socket_path (const char *option, const char *path, bool print);
 
 /* Our filter NAME ("mirror"): what the environment variable VARIABLE says, else the one built
- * beside this program, else the installed one, else NAME, for nbdkit to find.  Caller frees; NULL
- * after an error message. */
+ * beside this program, else the installed one, else NAME, for nbdkit to find.  For text_free();
+ * NULL after an error message. */
 char *server_find_filter (const char *name, const char *variable);
 
-/* Percent-encode all but what may stand in a path and a query.  Caller frees; ends the process if
- * out of memory. */
+/* Percent-encode all but what may stand in a path and a query.  Never NULL.  For
+ * text_free(). */
 char *server_escape (const char *text);
 
 #endif

@@ -17,6 +17,7 @@
 
 #include <jansson.h>
 
+#include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/nbdkit-args.h"
 #include "cmd/serve/nbdkit-run.h"
@@ -66,14 +67,11 @@ check_disk (struct serve *s)
 __attribute__ ((format (printf, 2, 3))) static void
 add_word (struct serve *s, const char *fmt, ...)
 {
-  char *word;
   va_list ap;
 
   va_start (ap, fmt);
-  if (vasprintf (&word, fmt, ap) == -1)
-    abort ();
+  s->words[s->nr_words++] = text_vprintf (fmt, ap);
   va_end (ap);
-  s->words[s->nr_words++] = word;
 }
 
 static void
@@ -90,8 +88,8 @@ add_mirror_parameters (struct serve *s)
   /* With other filters between, the file's bytes need not be those that the guest sees. */
   if (!s->args.has_filter && !s->args.has_direct)
     add_word (s, "mirror-direct=%s", s->disk_path);
-  free (name);
-  free (path);
+  text_free (name);
+  text_free (path);
 }
 
 static void
@@ -133,9 +131,7 @@ build_command_line (struct serve *s)
 static void
 print_command_line (const struct serve *s)
 {
-  unsigned i;
-
-  for (i = 0; i < s->nr_words; i++) {
+  for (unsigned i = 0; i < s->nr_words; i++) {
     const char *w = s->words[i];
     size_t plain = strspn (w, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
                               "-_./=+:,@%");
@@ -177,15 +173,12 @@ warn_of_fence (const char *control, const char *disk)
   static const char *const suffixes[] = { ".fence", ".fence.draft" };
 
   for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
-    char *path;
-    if (asprintf (&path, "%s%s", control, suffixes[i]) == -1)
-      abort ();
+    CLEANUP_TEXT char *path = text_printf ("%s%s", control, suffixes[i]);
     if (access (path, F_OK) == 0 && (i > 0 || !is_successor (path, disk)))
       cmd_warning ("%s is there: the disk %s, and its writes are refused until 'nbdmirror "
                    "rollback'; remove the "
                    "file only if it is about another disk",
                    path, i == 0 ? "was handed over" : "was about to be handed over");
-    free (path);
   }
 }
 
@@ -204,8 +197,8 @@ serve (struct serve *s)
   if (s->pidfile_arg != NULL) {
     if ((s->pidfile = server_absolute_path ("--pidfile", s->pidfile_arg)) == NULL)
       return EXIT_ERROR;
-  } else if (s->detach && asprintf (&s->pidfile, "%s.pid", s->socket) == -1)
-    abort ();
+  } else if (s->detach)
+    s->pidfile = text_printf ("%s.pid", s->socket);
   if ((s->filter = server_find_filter ("mirror", "NBDMIRROR_FILTER")) == NULL)
     return EXIT_ERROR;
   build_command_line (s);
@@ -289,17 +282,16 @@ run (struct cmd_line *line)
 {
   struct serve s = { 0 };
   int r = parse (line, &s) ? serve (&s) : line->status;
-  unsigned i;
 
-  for (i = 0; i < s.nr_words; i++)
-    free (s.words[i]);
+  for (unsigned i = 0; i < s.nr_words; i++)
+    text_free (s.words[i]);
   free (s.words);
   nbdkit_args_free (&s.args);
   free (s.disk_path);
-  free (s.socket);
-  free (s.control);
-  free (s.pidfile);
-  free (s.filter);
+  text_free (s.socket);
+  text_free (s.control);
+  text_free (s.pidfile);
+  text_free (s.filter);
   return r;
 }
 

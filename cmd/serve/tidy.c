@@ -39,18 +39,17 @@ tidy_look (const char *path)
 {
   struct sockaddr_un addr = { .sun_family = AF_UNIX };
   struct stat st;
-  int fd, r;
 
   if (lstat (path, &st) == -1)
     return TIDY_ABSENT;
   if (!S_ISSOCK (st.st_mode) || strlen (path) >= sizeof addr.sun_path)
     return TIDY_NO_SOCKET;
   strcpy (addr.sun_path, path);
-  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd == -1)
     return TIDY_IN_USE;
   /* EAGAIN: somebody listens, and is busy */
-  r = connect (fd, (struct sockaddr *)&addr, sizeof addr) == -1 ? errno : 0;
+  int r = connect (fd, (struct sockaddr *)&addr, sizeof addr) == -1 ? errno : 0;
   close (fd);
   return r == ECONNREFUSED ? TIDY_STALE : TIDY_IN_USE;
 }
@@ -58,10 +57,8 @@ tidy_look (const char *path)
 static void
 note_sockets (const struct tidy_path *paths, struct noted *noted, bool *all)
 {
-  unsigned i;
-
   *all = true;
-  for (i = 0; i < TIDY_PATHS_MAX; i++) {
+  for (unsigned i = 0; i < TIDY_PATHS_MAX; i++) {
     if (paths[i].path == NULL || !paths[i].is_socket || noted[i].seen)
       continue;
     if (lstat (paths[i].path, &noted[i].st) == 0 && S_ISSOCK (noted[i].st.st_mode))
@@ -105,9 +102,7 @@ remove_pidfile (const char *path, pid_t server)
 static void
 remove_all (pid_t server, const struct tidy_path *paths, const struct noted *noted)
 {
-  unsigned i;
-
-  for (i = 0; i < TIDY_PATHS_MAX; i++)
+  for (unsigned i = 0; i < TIDY_PATHS_MAX; i++)
     if (paths[i].path == NULL)
       continue;
     else if (paths[i].is_socket)
@@ -165,11 +160,10 @@ int
 tidy_start (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX])
 {
   int pidfd = (int)syscall (SYS_pidfd_open, server, 0);
-  pid_t pid;
 
   if (pidfd == -1)
     return -1;
-  pid = fork ();
+  pid_t pid = fork ();
   if (pid == 0) {
     become_quiet (pidfd);
     wait_and_remove (pidfd, server, paths);
