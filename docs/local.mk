@@ -6,6 +6,7 @@ pods = \
 	docs/nbdmirror-receive.pod \
 	docs/nbdmirror-migrate.pod \
 	docs/nbdkit-mirror-filter.pod \
+	docs/nbdkit-digest-filter.pod \
 	docs/nbdmirror-control.pod
 EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
 
@@ -15,6 +16,7 @@ man_MANS += \
 	docs/nbdmirror-receive.1 \
 	docs/nbdmirror-migrate.1 \
 	docs/nbdkit-mirror-filter.1 \
+	docs/nbdkit-digest-filter.1 \
 	docs/nbdmirror-control.7
 CLEANFILES += $(man_MANS)
 
@@ -33,6 +35,9 @@ docs/nbdmirror-receive.1: docs/nbdmirror-receive.pod
 docs/nbdkit-mirror-filter.1: docs/nbdkit-mirror-filter.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdkit-mirror-filter \
 	  $(srcdir)/docs/nbdkit-mirror-filter.pod $@.tmp && mv $@.tmp $@
+docs/nbdkit-digest-filter.1: docs/nbdkit-digest-filter.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdkit-digest-filter \
+	  $(srcdir)/docs/nbdkit-digest-filter.pod $@.tmp && mv $@.tmp $@
 docs/nbdmirror-control.7: docs/nbdmirror-control.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=7 --name=nbdmirror-control \
 	  $(srcdir)/docs/nbdmirror-control.pod $@.tmp && mv $@.tmp $@

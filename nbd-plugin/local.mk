@@ -5,6 +5,7 @@ EXTRA_DIST += nbd-plugin/filter.map
 noinst_LTLIBRARIES += libnbdplugin.la
 libnbdplugin_la_SOURCES = nbd-plugin/own-thread.c nbd-plugin/own-thread.h
 
+include nbd-plugin/digest/local.mk
 include nbd-plugin/mirror/local.mk
 include nbd-plugin/receive/local.mk
 

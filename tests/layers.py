@@ -16,7 +16,7 @@ import sys
 LIBRARIES = {"jansson.h": "jansson", "libaio.h": "libaio", "libnbd.h": "libnbd",
              "nbdkit-filter.h": "nbdkit", "xxhash.h": "libxxhash"}
 
-CODE = ["base", "cmd", "control", "dirty-bitmap", "mirror", "nbd-plugin"]
+CODE = ["base", "cmd", "control", "digest", "dirty-bitmap", "mirror", "nbd-plugin"]
 
 tree = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 findings = []

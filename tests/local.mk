@@ -32,6 +32,7 @@ unit_tests = \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
+	tests/unit/test-digest \
 	tests/unit/test-ssh \
 	tests/unit/test-pace \
 	tests/unit/test-progress \
@@ -69,6 +70,8 @@ tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
 tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate/plan.c
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/options.c cmd/units.c
+tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
+tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
 tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/mirror/gate.c
 
 control_fixture = tests/unit/control-fixture.h tests/unit/control-fixture.c
@@ -93,6 +96,7 @@ blackbox_tests = \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \
+	tests/blackbox/digest-filter.sh \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/handoff-phases.sh \

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 
-FOLDERS = ["base", "cmd", "control", "dirty-bitmap", "mirror", "nbd-plugin", "tests"]
+FOLDERS = ["base", "cmd", "control", "digest", "dirty-bitmap", "mirror", "nbd-plugin", "tests"]
 
 # Every program has the first, every nbdkit filter the second.
 EVERYWHERE = {"main", "filter_init"}

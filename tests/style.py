@@ -13,7 +13,7 @@ import sys
 COLUMNS = 100
 FUNCTION_LINES = 70
 
-FOLDERS = ["base", "bench", "cmd", "completions", "control", "dirty-bitmap", "docs", "mirror",
+FOLDERS = ["base", "bench", "cmd", "completions", "control", "digest", "dirty-bitmap", "docs", "mirror",
            "nbd-plugin", "tests"]
 TOP = ["Makefile.am", "configure.ac", "bootstrap", "quickstart", "README.md", "HACKING.md",
        "SECURITY.md", "CHANGELOG.md"]

@@ -20,5 +20,5 @@ for program in clang-format-14 clang-format; do
 done
 [ -n "$program" ] || { echo "skipped: clang-format 14 is not installed"; exit 77; }
 
-[ $# -gt 0 ] || set -- base cmd control dirty-bitmap mirror nbd-plugin tests
+[ $# -gt 0 ] || set -- base cmd control digest dirty-bitmap mirror nbd-plugin tests
 find "$@" -name '*.[ch]' -print0 | xargs -0 "$program" --dry-run -Werror

@@ -1,0 +1,9 @@
+# Digests of a disk's blocks: what the filter that serves them and its clients agree on.
+noinst_LTLIBRARIES += libdigest.la
+libdigest_la_SOURCES = \
+	digest/export-name.c \
+	digest/export-name.h \
+	digest/hash.c \
+	digest/hash.h
+libdigest_la_CFLAGS = $(AM_CFLAGS) $(XXHASH_CFLAGS)
+libdigest_la_LIBADD = $(XXHASH_LIBS)
