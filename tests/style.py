@@ -13,8 +13,8 @@ import sys
 COLUMNS = 100
 FUNCTION_LINES = 70
 
-FOLDERS = ["base", "bench", "cmd", "completions", "control", "digest", "dirty-bitmap", "docs", "mirror",
-           "nbd-plugin", "tests"]
+FOLDERS = ["base", "bench", "cmd", "completions", "control", "digest", "dirty-bitmap", "docs",
+           "mirror", "nbd-plugin", "tests"]
 TOP = ["Makefile.am", "configure.ac", "bootstrap", "quickstart", "README.md", "HACKING.md",
        "SECURITY.md", "CHANGELOG.md"]
 ENDINGS = (".c", ".h", ".md", ".mk", ".pml", ".pod", ".py", ".sh", ".am", ".ac")

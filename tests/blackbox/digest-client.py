@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A client of the digest filter, with code of its own for all that it expects; see digest-filter.sh.
+"""A client of the digest filter, with its own code for all that it expects (digest-filter.sh).
 
   check SOCKET FILE [--export NAME] [--no-holes]   the digests of FILE, asked for in several ways
   refuse SOCKET --export NAME                      no digests of that export
@@ -163,10 +163,10 @@ def bounds(args):
         h = connect(args.socket, name_of(block, 3))
         most = MAX_REQUEST // block * 16
         assert h.get_block_size(nbd.SIZE_MAXIMUM) == most
-        if most < h.get_size():
-            h.pread(most, 0)
-            for _ in range(100):
-                fails(errno.EINVAL, h.pread, most + 1, 0)
+        assert most < h.get_size()
+        h.pread(most, 0)
+        for _ in range(100):
+            fails(errno.EINVAL, h.pread, most + 1, 0)
         # Nothing can be changed there.
         fails(errno.EPERM, h.pwrite, bytes(16), 0)
         fails(errno.EPERM, h.zero, 16, 0)

@@ -69,6 +69,8 @@ python=/usr/bin/python3         # Debian's: another one in PATH may lack the nbd
 "$python" -c 'import nbd' 2>/dev/null || skip "$python has no nbd module: install python3-libnbd"
 
 export NBDMIRROR_FILTER=${NBDMIRROR_FILTER:-$builddir/nbd-plugin/.libs/nbdkit-mirror-filter.so}
+filters=$builddir/nbd-plugin/.libs
+export NBDMIRROR_DIGEST_FILTER=${NBDMIRROR_DIGEST_FILTER:-$filters/nbdkit-digest-filter.so}
 if [ -z "${NBDMIRROR:-}" ]; then
   NBDMIRROR=$builddir/nbdmirror
   [ -x "$NBDMIRROR" ] || NBDMIRROR=$builddir/cmd/nbdmirror
