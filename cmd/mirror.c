@@ -49,8 +49,8 @@ static const char help[]
       "                        destination; default), throttle (the guest is slowed down),\n"
       "                        none (keep trying), fail (exit 4)\n"
       "  --on-ready WHAT       wait for `nbdmirror complete` (default), or complete at once\n"
-      "  --resume              go on with the job that is left over here\n"
-      "  --restart             start over, whatever is left over here\n"
+      "  --resume              go on with the job that is left over here (exit 7 if none is)\n"
+      "  --restart             start over; with --resume, only where nothing is left over\n"
       "  --detach              return once the job is attached and copying\n"
       "  --give-up-after TIME  end when destination or source fails for so long (never)\n"
       "  --dry-run             check everything, measure for some seconds, say how it would go; "
@@ -111,9 +111,10 @@ take_option (struct arguments *a, int c)
     return 0;
   case OPT_RESUME:
   case OPT_RESTART:
-    if (a->job.start != JOB_NEW && a->job.start != (c == OPT_RESUME ? JOB_RESUME : JOB_RESTART))
-      return cmd_usage_error ("--resume and --restart exclude each other");
-    a->job.start = c == OPT_RESUME ? JOB_RESUME : JOB_RESTART;
+    if (a->job.start == (c == OPT_RESUME ? JOB_RESTART : JOB_RESUME))
+      a->job.start = JOB_RESUME_OR_RESTART;
+    else if (a->job.start == JOB_NEW)
+      a->job.start = c == OPT_RESUME ? JOB_RESUME : JOB_RESTART;
     return 0;
   case OPT_DETACH:
     a->detach = true;

@@ -53,6 +53,12 @@ take_over_counters (struct job *j, json_t *old)
   j->base.total_s = number (old, "total-s");
 }
 
+bool
+job_resumes (const struct job *j)
+{
+  return j->o->start == JOB_RESUME || j->o->start == JOB_RESUME_OR_RESTART;
+}
+
 int
 job_take_region (struct job *j, int fd)
 {
@@ -93,38 +99,68 @@ check_geometry (struct job *j)
   return 0;
 }
 
+/* Ask the filter.  Its answer, a new reference; or NULL with *CLASS_ (may be NULL) and *ERROR. */
+static json_t *
+ask_filter (struct job *j, const char *start, int *fd, char **class_, char **error)
+{
+  json_t *ret = NULL;
+  struct control_call call = { .command = "mirror-attach",
+                               .args = json_pack ("{s:s}", "start", start),
+                               .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
+                               .ret = &ret,
+                               .got_fd = fd,
+                               .class_ = class_ };
+  return control_client_call (j->control, &call, error) == 0 ? ret : NULL;
+}
+
+/* The filter has refused.  Frees CLASS_ and ERROR. */
+static void
+say_refusal (struct job *j, char *class_, char *error)
+{
+  static const char *const refusals[]
+      = { "JobExists", "WorkerAttached", "Fenced", "NothingToResume" };
+
+  j->result = JOB_FAILED;
+  for (size_t i = 0; class_ != NULL && i < sizeof refusals / sizeof refusals[0]; i++)
+    if (strcmp (class_, refusals[i]) == 0)
+      j->result = JOB_REFUSED;
+  if (class_ && strcmp (class_, "JobExists") == 0)
+    job_say (j, JOB_ERROR, JOB_LEFT_OVER, j->o->control);
+  else if (class_ && strcmp (class_, "NothingToResume") == 0)
+    job_say (j, JOB_ERROR, JOB_NOTHING_LEFT, j->o->control);
+  else
+    job_say (j, JOB_ERROR, "%s: %s", j->o->control, error);
+  text_free (class_);
+  text_free (error);
+}
+
 static int
 attach (struct job *j)
 {
-  static const char *const starts[] = { "new", "resume", "restart" };
-  json_t *ret = NULL;
+  static const char *const starts[] = { [JOB_NEW] = "new",
+                                        [JOB_RESUME] = "resume",
+                                        [JOB_RESTART] = "restart",
+                                        [JOB_RESUME_OR_RESTART] = "resume" };
   char *error = NULL, *class_ = NULL;
   int fd = -1;
 
-  struct control_call call = { .command = "mirror-attach",
-                               .args = json_pack ("{s:s}", "start", starts[j->o->start]),
-                               .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
-                               .ret = &ret,
-                               .got_fd = &fd,
-                               .class_ = &class_ };
-  if (control_client_call (j->control, &call, &error) == -1) {
-    bool refused = class_
-                   && (!strcmp (class_, "JobExists") || !strcmp (class_, "WorkerAttached")
-                       || !strcmp (class_, "Fenced"));
-    j->result = refused ? JOB_REFUSED : JOB_FAILED;
-    if (class_ && !strcmp (class_, "JobExists"))
-      job_say (j, JOB_ERROR, JOB_LEFT_OVER, j->o->control);
-    else
-      job_say (j, JOB_ERROR, "%s: %s", j->o->control, error);
+  json_t *ret = ask_filter (j, starts[j->o->start], &fd, &class_, &error);
+  if (ret == NULL && j->o->start == JOB_RESUME_OR_RESTART && class_
+      && strcmp (class_, "NothingToResume") == 0) {
     text_free (class_);
     text_free (error);
+    class_ = error = NULL;
+    ret = ask_filter (j, "new", &fd, &class_, &error);
+  }
+  if (ret == NULL) {
+    say_refusal (j, class_, error);
     return -1;
   }
   bool resumed = json_is_true (json_object_get (ret, "resumed"));
   j->fresh = !resumed;
   if (resumed)
     take_over_counters (j, json_object_get (ret, "job"));
-  else if (j->o->start == JOB_RESUME)
+  else if (job_resumes (j))
     job_say (j, JOB_NOTICE, "%s: nothing to resume: starting a full copy", j->o->control);
   if (job_take_region (j, fd) == -1) {
     json_decref (ret);

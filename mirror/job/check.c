@@ -178,6 +178,11 @@ attach_foreseen (struct job *j, json_t *status)
     job_say (j, JOB_ERROR, "%s: a worker is attached: process %lld", j->o->control,
              (long long)json_integer_value (json_object_get (status, "worker-pid")));
   else {
+    if (j->o->start == JOB_RESUME && !json_is_integer (json_object_get (status, "dirty-bytes"))) {
+      job_say (j, JOB_ERROR, JOB_NOTHING_LEFT, j->o->control);
+      j->result = JOB_REFUSED;
+      return false;
+    }
     bool left_over = state != NULL && j->o->start == JOB_NEW;
     for (unsigned i = 0; i < 3; i++)
       left_over = left_over && strcmp (state, free_to_start[i]) != 0;
@@ -346,7 +351,7 @@ open_destination (struct job *j, json_t *status)
   j->dest.endpoint.session = j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
-  j->dest.endpoint.create = !j->dry && !(left_over && j->o->start == JOB_RESUME);
+  j->dest.endpoint.create = !j->dry && !(left_over && job_resumes (j));
   j->dest.endpoint.create_size = size;
   int errnum = 0;
   json_int_t opened = opened_so_far (j);

@@ -24,6 +24,10 @@ struct job;
  * the control socket's path. */
 #define JOB_LEFT_OVER "%s: a job is left over here: --resume goes on with it, --restart starts over"
 
+/* What is said where --resume was given alone and no job is left over. */
+#define JOB_NOTHING_LEFT                                                                           \
+  "%s: nothing to resume: no job is left over here (with --restart as well it would begin anew)"
+
 /* Make the checks.  Sets J's control, source, lock, and dest.opened.  0, or -1 with J's result set
  * and the message said.  *STATUS: what the filter says of the disk, a new reference or NULL, in
  * either case.  The job's thread. */

@@ -73,7 +73,7 @@ check_destination (struct job *j, struct measured *m)
   if (dest == NULL || endpoint_info (dest)->size < geo->disk_size)
     return 0; /* a file that would be created or extended */
   error = session_refusal (dest, geo->disk_size, geo->block_size, j->o->dest.allow_no_flush);
-  if (error == NULL && m->left_over && j->o->start == JOB_RESUME) {
+  if (error == NULL && m->left_over && job_resumes (j)) {
     struct channel *ch = channel_open (dest, NULL, &error);
     enum identity id = ch ? identity_check (ch, dest, j->region, &rtt, &error) : IDENTITY_UNKNOWN;
     if (ch)
@@ -272,7 +272,7 @@ job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report)
   j->gate.max_write_delay_ms = o->max_write_delay_ms;
   bool checked = job_check (j, &status) == 0;
   json_t *left = json_object_get (status, "dirty-bytes");
-  m.left_bytes = o->start == JOB_RESUME && json_is_integer (left)
+  m.left_bytes = job_resumes (j) && json_is_integer (left)
                      ? (uint64_t)json_integer_value (left)
                      : UINT64_MAX;
   if (checked && begin_measuring (j, &m) == 0 && check_destination (j, &m) == 0

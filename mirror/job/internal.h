@@ -119,6 +119,9 @@ void job_say (struct job *j, enum job_message kind, const char *fmt, ...)
 /* End the main loop with RESULT; the first call counts. */
 void job_end (struct job *j, enum job_result result);
 
+/* Is a job that is left over to be gone on with? */
+bool job_resumes (const struct job *j);
+
 /* attach.c: check, attach, prepare the engine.  0, or -1 with j->result set and the message said.
  */
 int job_attach (struct job *j);

@@ -24,7 +24,13 @@
 #include "mirror/engine/session.h"
 #include "mirror/job/converge.h"
 
-enum job_start { JOB_NEW, JOB_RESUME, JOB_RESTART };
+/* What becomes of a job that is left over at the filter. */
+enum job_start {
+  JOB_NEW,              /* there must be none */
+  JOB_RESUME,           /* go on with it; there must be one */
+  JOB_RESTART,          /* start over */
+  JOB_RESUME_OR_RESTART /* go on with it if there is one, else begin */
+};
 
 #define JOB_MAX_WRITE_DELAY_MS 50 /* the default */
 #define JOB_MAX_WRITE_DELAY_LIMIT_MS 10000

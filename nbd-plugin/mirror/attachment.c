@@ -241,6 +241,8 @@ attach_allowed (struct mirror *m, struct control_peer *peer, json_t *id, json_t 
   else if (m->attachment.region != NULL && (start == NULL || strcmp (start, "new") == 0))
     control_error (peer, id, "JobExists",
                    "a job is left over: resume it, or restart from the beginning");
+  else if (m->attachment.region == NULL && start != NULL && strcmp (start, "resume") == 0)
+    control_error (peer, id, "NothingToResume", "no job is left over that could be resumed");
   else
     return true;
   return false;

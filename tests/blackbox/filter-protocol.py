@@ -365,7 +365,8 @@ def cancel_without_a_worker():
     status = c.status()
     assert status["state"] == "cancelled" and status["dirty-bytes"] is None, status
     assert c.call("query-block-jobs") == [] == c.call("query-jobs")
-    w, region, info = attach(s, start="resume")
+    refused("NothingToResume", c.call, "mirror-attach", start="resume")
+    w, region, info = attach(s, start="new")
     assert info["resumed"] is False and info["session"] == 1
     s.close()
 

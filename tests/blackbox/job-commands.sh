@@ -54,6 +54,32 @@ stop worker INT
 [ "$status" = 6 ] || fail "SIGINT: exit $status"
 [ "$(status_of "$c" state)" = cancelled ] || fail "not cancelled: $(status_of "$c" state)"
 
+# Nothing is left to resume, and nothing is made for it; with --restart as well it begins.
+has_to_exit 7 nbdmirror mirror "$c" "$tmp/never" --resume
+grep -q 'nothing to resume.*--restart' "$tmp/err" || fail "--resume does not say that there is nothing"
+[ ! -e "$tmp/never" ] || fail "--resume made a destination"
+has_to_exit 7 nbdmirror mirror "$c" "$tmp/never" --resume --dry-run
+spawn worker nbdmirror mirror "$c" "$d" --resume --restart --bandwidth 2M
+wait_for 10 attached
+stop worker TERM
+sent=$(status_of "$c" sent-bytes)
+: >"$tmp/worker.log"
+spawn worker nbdmirror mirror "$c" "$d" --restart --resume --bandwidth 2M
+wait_for 10 attached
+[ "$(status_of "$c" sent-bytes)" -ge "$sent" ] || fail "--restart --resume has started over"
+stop worker TERM
+
+# Cancelled while the next worker is only starting: that one does not begin anew.
+kill -STOP "${pid[dst]}"
+spawn worker nbdmirror mirror "$c" "$d" --resume
+sleep 0.5
+has_to_exit 0 nbdmirror cancel "$c"
+kill -CONT "${pid[dst]}"
+wait_exit worker 10
+[ "$status" = 7 ] || fail "cancelled while it starts: exit $status instead of 7"
+grep -q 'nothing to resume' "$tmp/worker.log" || fail "it does not say that there is nothing to resume"
+[ "$(status_of "$c" state)" = cancelled ] || fail "not cancelled: $(status_of "$c" state)"
+
 # start, cancel, start; cancel while paused; cancel without a worker.
 spawn worker nbdmirror mirror "$c" "$d" --bandwidth 2M
 wait_for 10 attached

@@ -70,8 +70,9 @@ commit 0 "${control[src]}"
 # Whoever reads may; and it is not mirrored to any more.
 has_to_exit 0 nbdmirror verify "$tmp/disk" "${uri[dst]}"
 nbdmirror rollback "${control[src]}" --token "$token" --destination-stopped
-for how in --resume --restart; do
-  has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" "$how"
+for how in "--resume --restart" --restart; do
+  # shellcheck disable=SC2086
+  has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" $how
   grep -q 'sealed.*--overwrite' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
 done
 has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[dst]}" --dry-run --measure 100ms
