@@ -133,6 +133,13 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
   return endpoint_file_open (argv[0], &opts, errnum, error);
 }
 
+bool
+endpoint_error_lasts (int err)
+{
+  return err == EINVAL || err == EOPNOTSUPP || err == ENOTSUP || err == EPERM || err == EROFS
+         || err == EOVERFLOW || err == EFBIG || err == ENOSYS;
+}
+
 const struct endpoint_info *
 endpoint_info (const struct endpoint *ep)
 {

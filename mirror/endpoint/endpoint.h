@@ -51,6 +51,8 @@ struct endpoint_options {
       will_write; /* only read now: what no mirror may write to is refused as if it were writable */
   bool create; /* a local file that is missing is created; one that is shorter than create_size is
                   extended */
+  bool flush_tried; /* an earlier endpoint has flushed there.  Else endpoint_open() does so once, if
+                       it is writable, to see whether a flush that is offered is done as well */
   uint64_t create_size;   /* bytes */
   int connect_timeout_ms; /* 0: 10,000, for ssh 20,000 */
   int request_timeout_ms; /* 0: 30,000 */
@@ -75,6 +77,8 @@ struct endpoint_info {
                       it */
   bool read_only;
   bool can_flush;
+  int flush_error; /* 0, or the errno of a flush that the server offers and refuses: then can_flush
+                      is false */
   bool can_zero;
   bool can_multi_conn; /* several channels may write, one flush covers all (files: true) */
   bool can_status;     /* ZERO can be asked for */
@@ -102,6 +106,9 @@ typedef void (*channel_status_done) (void *opaque, int error, const struct endpo
  */
 struct endpoint *endpoint_open (char *const *argv, unsigned nr_args,
                                 const struct endpoint_options *opts, int *errnum, char **error);
+/* Will a request that failed with ERR fail in the same way at each try, on each connection?  Pure.
+ */
+bool endpoint_error_lasts (int err);
 const struct endpoint_info *endpoint_info (const struct endpoint *ep);
 /* Did its server admit fewer connections than it had offered to take?  Any thread. */
 bool endpoint_is_full (const struct endpoint *ep);

@@ -13,6 +13,7 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/file.h \
 	mirror/endpoint/internal.h \
 	mirror/endpoint/nbd-connect.c \
+	mirror/endpoint/nbd-export.c \
 	mirror/endpoint/nbd-session.c \
 	mirror/endpoint/nbd-tls.c \
 	mirror/endpoint/nbd.c \

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Connections to NBD exports, and what the exports can do.
+ * Making connections to NBD exports, and ending them.
  *
  * libnbd has no time limits, so they are kept here: all of TCP, TLS and NBD negotiation within
  * connect_timeout_ms, saying goodbye within GOODBYE_MS.  (The look-up of a host's name is the C
@@ -55,8 +55,8 @@ nbd_reason (void)
   return s;
 }
 
-static int
-reason_errno (void)
+int
+nbd_reason_errno (void)
 {
   int err = nbd_get_errno ();
 
@@ -130,7 +130,7 @@ static void
 connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   char *ended = nep->command ? command_ended (nep->command) : NULL;
-  int err = ended ? ECONNREFUSED : reason_errno ();
+  int err = ended ? ECONNREFUSED : nbd_reason_errno ();
   const char *why
       = ended && nep->is_ssh ? ssh_reason (command_exit_status (nep->command), &err) : NULL;
 
@@ -211,9 +211,8 @@ failed:
   return -1;
 }
 
-/* A connection that is ready for requests.  NULL with *ERRNUM and *ERROR. */
-static struct nbd_handle *
-connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
+struct nbd_handle *
+nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   int64_t deadline = now_ms () + nep->ep.opts.connect_timeout_ms;
   struct nbd_handle *h;
@@ -223,7 +222,7 @@ connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
     return NULL;
   h = nbd_create ();
   if (!h) {
-    endpoint_fail (errnum, error, reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
+    endpoint_fail (errnum, error, nbd_reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
     return NULL;
   }
   r = start_connecting (nep, h);
@@ -256,104 +255,7 @@ connect_handle (struct nbd_endpoint *nep, int *errnum, char **error)
   return h;
 }
 
-/* ---- What the export is ----------------------------------------------------------------- */
-
-static int
-describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *info, int *errnum,
-          char **error)
-{
-  int64_t size = nbd_get_size (h);
-  int64_t min = nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM);
-  int64_t max = nbd_get_block_size (h, LIBNBD_SIZE_MAXIMUM);
-
-  if (size < 0) {
-    endpoint_fail (errnum, error, reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
-    return -1;
-  }
-  if (min <= 0)
-    min = 1;
-  if (max <= 0 || max > ENDPOINT_MAX_REQUEST)
-    max = ENDPOINT_MAX_REQUEST;
-  max -= max % min;
-  if (max == 0) {
-    endpoint_fail (errnum, error, EPROTO,
-                   "%s: the server's smallest block, %lld bytes, is too large", nep->ep.name,
-                   (long long)min);
-    return -1;
-  }
-  *info = (struct endpoint_info){
-    .size = (uint64_t)size,
-    .min_block = (uint32_t)min,
-    .max_request = (uint32_t)max,
-    .is_nbd = true,
-    .is_receive = nep->session[0] != '\0' || (nep->is_ssh && nep->ep.opts.writable),
-    .read_only = nbd_is_read_only (h) == 1,
-    .can_flush = nbd_can_flush (h) == 1,
-    .can_zero = nbd_can_zero (h) == 1,
-    .can_multi_conn = nbd_can_multi_conn (h) == 1,
-    .can_status = nbd_can_meta_context (h, ALLOCATION) == 1,
-    .is_rotational = nbd_is_rotational (h) == 1,
-  };
-  if (nep->session[0] != '\0' && info->read_only) {
-    endpoint_fail (errnum, error, EROFS,
-                   "%s: another mirror writes there now, or did: it has taken our place, and what"
-                   " the disk holds is not what we have sent (two mirrors with one destination?)",
-                   nep->ep.name);
-    return -1;
-  }
-  if (nep->ep.opts.writable && info->read_only) {
-    endpoint_fail (errnum, error, EROFS, "%s: the export is read-only", nep->ep.name);
-    return -1;
-  }
-  return 0;
-}
-
-/* Is that how a server behaves that takes no more connections?  It may also have gone: its other
- * connections will tell. */
-static bool
-is_not_admitted (int err)
-{
-  return err == ECONNREFUSED || err == ECONNRESET || err == ETIMEDOUT || err == EAGAIN;
-}
-
-struct nbd_handle *
-nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
-{
-  const struct endpoint_info *first = &nep->ep.info;
-  struct nbd_handle *h = NULL;
-  struct endpoint_info info;
-
-  if (nep->is_ssh)
-    endpoint_fail (errnum, error, EBUSY, "%s: has one connection only", nep->ep.name);
-  else
-    h = connect_handle (nep, errnum, error);
-  if (!h) {
-    if (errnum && is_not_admitted (*errnum)) {
-      atomic_store (&nep->ep.full, true);
-      *errnum = ENDPOINT_FULL;
-    }
-    return NULL;
-  }
-  if (describe (nep, h, &info, errnum, error) == -1) {
-    nbd_close (h);
-    return NULL;
-  }
-  if (info.size != first->size)
-    endpoint_fail (errnum, error, ESTALE, "%s: the export's size was %llu bytes and is %llu now",
-                   nep->ep.name, (unsigned long long)first->size, (unsigned long long)info.size);
-  else if (info.min_block != first->min_block || info.max_request != first->max_request
-           || info.read_only != first->read_only || info.can_flush != first->can_flush
-           || info.can_zero != first->can_zero || info.can_multi_conn != first->can_multi_conn
-           || info.can_status != first->can_status)
-    endpoint_fail (errnum, error, ESTALE,
-                   "%s: another connection found an export with other capabilities", nep->ep.name);
-  else
-    return h;
-  nbd_close (h);
-  return NULL;
-}
-
-/* ---- Endpoints -------------------------------------------------------------------------- */
+/* ---- Ending ----------------------------------------------------------------------------- */
 
 void
 nbd_close_handle (struct nbd_handle *h, bool polite)
@@ -365,69 +267,4 @@ nbd_close_handle (struct nbd_handle *h, bool polite)
       if (nbd_poll_handle (h, GOODBYE_MS) == -1)
         break;
   nbd_close (h);
-}
-
-void
-nbd_endpoint_close (struct endpoint *ep)
-{
-  struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
-  struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
-
-  if (h)
-    nbd_close_handle (h, true);
-  if (atomic_load (&nep->stdio) != -1)
-    close (atomic_load (&nep->stdio));
-  if (nep->command)
-    command_stop (nep->command);
-  uri_free (nep->uri);
-  free (ep->name);
-  free (nep);
-}
-
-struct endpoint *
-endpoint_nbd_open (const char *name, char *const *argv, const struct endpoint_options *opts,
-                   int *errnum, char **error)
-{
-  struct nbd_endpoint *nep = calloc (1, sizeof *nep);
-  struct nbd_handle *h;
-
-  if (!nep || !(nep->ep.name = strdup (name))) {
-    free (nep);
-    endpoint_fail (errnum, error, ENOMEM, "%s: %s", name, strerror (ENOMEM));
-    return NULL;
-  }
-  nep->ep.ops = &nbd_ops;
-  nep->ep.opts = *opts;
-  nep->is_ssh = argv != NULL && uri_kind (name) == URI_SSH;
-  atomic_store (&nep->stdio, -1);
-  if (argv == NULL) {
-    char *problem = NULL;
-
-    nep->uri = uri_read (name, &problem);
-    if (!nep->uri) {
-      endpoint_fail (errnum, error, ENDPOINT_BAD_NAME, "%s: %s", name, problem);
-      text_free (problem);
-      goto fail;
-    }
-  }
-  if (nep->is_ssh) {
-    int fd = -1;
-
-    nep->command = command_start_stdio (name, argv, &fd, errnum, error);
-    atomic_store (&nep->stdio, fd);
-    if (!nep->command)
-      goto fail;
-  } else if (argv && !(nep->command = command_start (name, argv, errnum, error)))
-    goto fail;
-  h = connect_handle (nep, errnum, error);
-  if (!h)
-    goto fail;
-  atomic_store (&nep->first, h);
-  if (describe (nep, h, &nep->ep.info, errnum, error) == -1)
-    goto fail;
-  return &nep->ep;
-
-fail:
-  nbd_endpoint_close (&nep->ep);
-  return NULL;
 }

@@ -7,8 +7,8 @@
  * result.  libnbd has no time limits, so they are kept here, on coarse monotonic time: a
  * connection with requests in flight must answer one of them at least every request_timeout_ms, and
  * each of them within LATEST times that.  So a slow line with a long queue is not taken for a
- * dead one.  While it flushes it may be silent for FLUSH_TIMES as long: a server that wrote to its
- * page cache then waits for the disk, and many keep everything else waiting meanwhile.
+ * dead one.  While it flushes it may be silent for NBD_FLUSH_TIMES as long: a server that wrote to
+ * its page cache then waits for the disk, and many keep everything else waiting meanwhile.
  *
  * The handles of a dead channel are closed before the requests are completed: nothing of
  * libnbd uses their buffers then.
@@ -26,7 +26,6 @@
 #include "mirror/endpoint/nbd.h"
 
 #define LATEST 10
-#define FLUSH_TIMES 3
 
 struct conn {
   struct nbd_handle *h;
@@ -192,7 +191,7 @@ describe_op (const struct op *op, char *buf, size_t size)
 static int64_t
 patience (const struct nbd_channel *nc, const struct conn *c)
 {
-  return (c->flushes > 0 ? FLUSH_TIMES : 1) * (int64_t)nc->ch.ep->opts.request_timeout_ms;
+  return (c->flushes > 0 ? NBD_FLUSH_TIMES : 1) * (int64_t)nc->ch.ep->opts.request_timeout_ms;
 }
 
 /* When the requests of a channel are too late at the latest; INT64_MAX if there are none. */

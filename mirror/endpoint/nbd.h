@@ -14,6 +14,8 @@
 #include "mirror/endpoint/uri.h"
 
 #define ALLOCATION "base:allocation"
+/* While it flushes a connection may be silent for so many times the time limit of a request. */
+#define NBD_FLUSH_TIMES 3
 
 struct command;
 
@@ -33,10 +35,14 @@ extern const struct endpoint_ops nbd_ops;
 
 /* libnbd's last error in this thread, without the name of the function that was called. */
 const char *nbd_reason (void);
+/* The errno of the same error: ECONNRESET where the server hung up, EPROTO where it is unknown. */
+int nbd_reason_errno (void);
 /* The connection is closed or broken. */
 bool nbd_is_over (struct nbd_handle *h);
 /* Poll for H once.  0, or -1 when there is nothing to wait for any more. */
 int nbd_poll_handle (struct nbd_handle *h, int timeout_ms);
+/* A connection that is ready for requests.  NULL with *ERRNUM and *ERROR. */
+struct nbd_handle *nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error);
 /* Another connection for a channel: to the same export, as far as can be told.  NULL with *ERRNUM
  * and *ERROR. */
 struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error);

@@ -34,6 +34,10 @@ session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block
   if (info->size < disk_size)
     return text_printf ("%s is too small: %" PRIu64 " bytes, and the source has %" PRIu64, name,
                         info->size, disk_size);
+  if (info->flush_error != 0 && !allow_no_flush)
+    return text_printf ("%s offers to flush and refuses it (%s), so nothing written there is ever "
+                        "known to be safe (--allow-unsafe-destination accepts that)",
+                        name, strerror (info->flush_error));
   if (!info->can_flush && !allow_no_flush)
     return text_printf ("%s cannot flush, so nothing written there is ever known to be safe "
                         "(--allow-unsafe-destination accepts that)",
@@ -293,6 +297,7 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
   o->opened = NULL;
   /* From now on a file that has vanished is a lost destination, and must not be made anew. */
   o->endpoint.create = false;
+  o->endpoint.flush_tried = s->target.endpoint != NULL;
   if (s->target.endpoint == NULL) {
     if (errnum == EROFS)
       *problem = SESSION_REFUSED;
@@ -336,6 +341,12 @@ session_lost (struct session *s)
   const char *why = s->error;
   pthread_mutex_unlock (&s->lock);
   return why;
+}
+
+int
+session_refused_with (const struct session *s)
+{
+  return atomic_load (&s->target.refused_with);
 }
 
 /* ---- end ---- */

@@ -74,6 +74,10 @@ const char *session_lost (struct session *s);
 /* Was it lost because of the source? */
 bool session_lost_source (const struct session *s);
 
+/* 0, or the errno of a request that the destination refused and would refuse again
+ * (endpoint_error_lasts()). */
+int session_refused_with (const struct session *s);
+
 /* The session is lost.  Takes a copy of WHY; the first reason counts.  Any thread. */
 void session_fail (struct session *s, const char *why);
 

@@ -145,6 +145,8 @@ slot_dest_failed (struct slot *sl, const char *what, int err)
         = sl->length == 0 ? text_printf ("%s: %s: %s", name, what, strerror (err))
                           : text_printf ("%s: %s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
                                          name, what, sl->length, sl->offset, strerror (err));
+    if (endpoint_error_lasts (err))
+      atomic_store (&target->refused_with, err);
     target->fail (target->opaque, why);
   }
   slot_end (sl);

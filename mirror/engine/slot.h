@@ -35,9 +35,10 @@ struct target {
   uint32_t min_block;
   uint8_t *tail_pad; /* what the destination holds behind our end, up to its minimum block */
   uint32_t tail_pad_len;
-  _Atomic bool draining; /* start nothing new, and end when everything was answered */
-  _Atomic bool stop;     /* end at once */
+  _Atomic bool draining;    /* start nothing new, and end when everything was answered */
+  _Atomic bool stop;        /* end at once */
   _Atomic bool source_lost; /* it is over because of the source, not of the destination */
+  _Atomic int refused_with; /* 0, or the errno of a request that failed as it would at each try */
 
   /* The session is over.  Takes a copy of WHY.  Any thread. */
   void (*fail) (void *opaque, const char *why);

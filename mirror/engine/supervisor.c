@@ -5,6 +5,7 @@
 
 #include "config.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -18,6 +19,11 @@
 #define STOP_POLL_MS 2
 /* A session beyond the job's time limit is given so long for a reply before it is ended. */
 #define REPLY_NS (150 * NS_PER_MS)
+/* So often a request is tried that is refused with an error that does not pass.  EINVAL is what
+ * servers say, too, where the protocol has no name for their own error, which may pass: that takes a
+ * minute. */
+#define REFUSED_TRIES 3
+#define EINVAL_TRIES 8
 /* A session that lasts so long gets somewhere, whether it has flushed or not. */
 #define SETTLED_NS (10 * NS_PER_S)
 
@@ -147,14 +153,25 @@ connect_finished (struct supervisor *s)
 static void
 session_was_lost (struct supervisor *s)
 {
+  int refused_with = session_refused_with (s->session);
+  unsigned tries = refused_with == EINVAL ? EINVAL_TRIES : REFUSED_TRIES;
   set_error (s, session_lost (s->session));
   s->problem = session_lost_source (s->session) ? SESSION_SOURCE : SESSION_UNREACHABLE;
   session_end (s->session);
   s->session = NULL;
   s->lost_ns = clock_ns ();
-  if (s->lost_ns - s->session_ns >= SETTLED_NS)
+  bool settled = s->lost_ns - s->session_ns >= SETTLED_NS;
+  if (settled)
     s->trouble_ns = 0;
-  wait_and_retry (s);
+  s->refusals = refused_with == 0 ? 0 : settled ? 1 : s->refusals + 1;
+  if (s->refusals < tries) {
+    wait_and_retry (s);
+    return;
+  }
+  char *why = text_printf ("%s (the same at each of %u tries)", s->error, s->refusals);
+  set_error (s, why);
+  text_free (why);
+  s->state = SUPERVISOR_ENDED;
 }
 
 /* Has the session been waiting for a reply since the job should have given up, and longer than a

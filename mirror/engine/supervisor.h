@@ -11,6 +11,10 @@
  * is kept in every state: the last wait is shortened, a connection that is still being made then is
  * left alone, and so is a session that waits for a reply in vain.
  *
+ * It ends as well when several sessions in a row were lost, each soon, because the
+ * destination refused a request with an error that does not pass: trying again would change
+ * nothing.
+ *
  * Connecting may block for as long as its time limits allow, so it has a thread of its own, and the
  * job's thread stays able to answer.  All functions are the job's thread's.
  */
@@ -45,6 +49,7 @@ struct supervisor {
   bool gave_up;                 /* ENDED because give_up_ns was over */
   bool ever_copied;
   unsigned reconnects;
+  unsigned refusals;    /* sessions in a row that ended with a request that is always refused */
   uint64_t degraded_ns; /* in all, up to the present session */
   uint64_t lost_ns;     /* since when there is no session, once one was lost; else 0 */
   uint64_t trouble_ns;  /* since when sessions have been lost without getting anywhere; else 0 */

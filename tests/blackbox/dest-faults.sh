@@ -17,7 +17,9 @@ run_both "ENOSPC for a write" 0 3 'No space left' --fault write:5=error:ENOSPC
 run_both "EPERM for a write" 0 3 'not permitted' --fault write:5=error:EPERM
 run_both "wrong cookie" 0 3 '.' --fault write:5=wrong-cookie
 run_both "EIO for a zero request" 0 3 'Input/output error' --fault zero:1=error:EIO --holes-are-not-zero
-run_both "closes before the flush's reply" 0 3 'closed|disconnect|EOF|reset' --fault flush:1=close
-run_both "does the flush, never says so" 0 3 'not answer|no reply' --fault flush:1=hang
-run_both "EIO for a flush" 0 3 'Input/output error' --fault flush:1=error:EIO
+run_both "closes before the flush's reply" 0 3 'closed|disconnect|EOF|reset' --fault flush:2=close
+run_both "does the flush, never says so" 0 3 'not answer|no reply' --fault flush:2=hang
+# A flush that is offered and refused shows before anything is written.
+run_both "refuses to flush" 7 7 'offers to flush and refuses it' --fault flush:1-=error:EINVAL
+run_both "EIO for a flush" 0 3 'Input/output error' --fault flush:2=error:EIO
 run_both "applies a write late" 0 3 'closed|disconnect|EOF|reset' --fault write:5=late:0.1

@@ -10,12 +10,21 @@
 run_both "EIO for ever" 3 3 'Input/output error' --fault write:5-=error:EIO
 run_both "ENOSPC for ever" 3 3 'No space left' --fault write:5-=error:ENOSPC
 run_both "never flushes" 3 3 'Input/output error' --fault flush:1-=error:EIO
+# These will never pass: that is known after a few tries, however patient one is.
+extra=(--give-up-after 1h)
+run_both "EPERM for ever" 3 3 'Operation not permitted .the same at each of 3 tries' --fault write:5-=error:EPERM
+extra=()
+head -c "$(bytes "$size")" /dev/urandom >"$tmp/nozero.img" # what is zero there already is not written
+start_fake nozero --file "$tmp/nozero.img" --fault zero:1-=error:ENOTSUP
+has_to_exit 3 timeout 25 "$NBDMIRROR" copy "$tmp/offline" "${uri[nozero]}" --give-up-after 1h
+grep -q 'Operation not supported (the same at each of 3 tries)' "$tmp/err" || fail "another reason: $(cat "$tmp/err")"
+stop nozero
 run_both "hangs for ever" 3 3 'not answer|no reply' --fault write:5=hang-all
 
 # ---- patience: a copy recovers as well ----
 extra=(--give-up-after 10s)
 run_both "closes mid-request, with patience" 0 0 '' --fault write:7=close-mid
-run_both "EIO for a flush, with patience" 0 0 '' --fault flush:1=error:EIO
+run_both "EIO for a flush, with patience" 0 0 '' --fault flush:2=error:EIO
 extra=()
 
 # ---- too late ----

@@ -27,6 +27,27 @@ mirror_through () {
 mirror_through "error ESHUTDOWN" --fault write:5=error:ESHUTDOWN
 mirror_through "requests of 64 KiB" --max-block 64k --fault write:50=close
 
+# nbdkit 1.32 with --oldstyle promises flushes and zeroes, and refuses them.  That is seen before anything is written.
+start_dest old memory 16M --oldstyle
+if "$python" -c 'import nbd, sys; h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.flush()' "${uri[old]}" 2>"$tmp/flush"; then
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[old]}"
+  equal "$tmp/disk" "${uri[old]}"
+else
+  rm -f "$tmp"/src.control.fence
+  start_server src "$tmp/disk"
+  for command in 'mirror' 'mirror --dry-run' 'copy'; do
+    from=${control[src]}
+    [ "$command" != copy ] || from=$tmp/disk
+    # shellcheck disable=SC2086
+    has_to_exit 7 timeout 30 "$NBDMIRROR" $command "$from" "${uri[old]}"
+    grep -q 'offers to flush and refuses it' "$tmp/err" || fail "another reason: $(cat "$tmp/err")"
+  done
+  stop src
+  running old || fail "the old server did not survive being asked"
+  cmp -n 16777216 /dev/zero <(nbdcopy "${uri[old]}" -) || fail "something was written there"
+fi
+stop old
+
 # A server that knows no options cannot be asked whether it is one of `nbdmirror receive`'s.
 for export in '' mirror; do
   start_dest old memory 16M --mask-handshake=0
@@ -80,7 +101,7 @@ has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/zero" "${uri[nozero]}" --bandwi
 took=$(((($(date +%s%N) - begin)) / 1000000))
 [ $took -ge 1500 ] || fail "zeroes were sent as data beyond the bandwidth limit: 16 MiB in $took ms"
 
-start_fake slow --size 16M --fault flush:1=delay:1.5
+start_fake slow --size 16M --fault flush:2=delay:1.5
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[slow]}" --request-timeout 1s --report "$tmp/report"
 [ "$(field reconnects <"$tmp/report")" = 0 ] || fail "a slow flush was taken for a lost destination"
 

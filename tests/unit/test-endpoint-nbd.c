@@ -171,7 +171,7 @@ ENDPOINT_TEST (error_replies)
   struct endpoint *ep
       = must_open (FAKE "--fault write:2=error:EIO --fault write:3=error:ENOSPC"
                         " --fault write:4=error:EPERM --fault read:1=error:EIO"
-                        " --fault flush:1=error:EIO --fault status:1=error:EINVAL ]",
+                        " --fault flush:2=error:EIO --fault status:1=error:EINVAL ]",
                    &rw);
   struct channel *ch = must_channel (ep);
   cr_assert (request (ch, WRITE, buf, 4096, 0) == 0);
@@ -245,8 +245,8 @@ ENDPOINT_TEST (broken_connections)
   cr_assert (kills ("write:5=hang", ETIMEDOUT, "no reply to a write of 65536 bytes at 262144")
              == 1);
   cr_assert (kills ("write:5=hang-after", ETIMEDOUT, "bytes at 327680 within 0.7 s") == 1);
-  cr_assert (kills ("flush:1=close", ESHUTDOWN, "the server closed the connection") == 1);
-  cr_assert (kills ("flush:1=hang", ETIMEDOUT, "no reply to a flush") == 1);
+  cr_assert (kills ("flush:2=close", ESHUTDOWN, "the server closed the connection") == 1);
+  cr_assert (kills ("flush:2=hang", ETIMEDOUT, "no reply to a flush") == 1);
 }
 
 /* A server that is slow, but answers now and then, is not taken for a dead one. */
@@ -279,7 +279,7 @@ ENDPOINT_TEST (slow_flush)
 
   if (!have_python ())
     return;
-  struct endpoint *ep = must_open (FAKE "--fault flush:1=delay:1.1 ]", &opts);
+  struct endpoint *ep = must_open (FAKE "--fault flush:2=delay:1.1 ]", &opts);
   struct channel *ch = must_channel (ep);
   cr_assert (start (ch, FLUSH, NULL, 0, 0, &a) == 0);
   cr_assert (drive (ch, &a, 1), "%s", channel_error (ch));
