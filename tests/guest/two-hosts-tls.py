@@ -89,7 +89,7 @@ def test(s):
     for name, command in hosts.recipe(PAGE, SECTION):
         host = {"hosta": a, "hostb": b}[name]
         command = command.replace("20G", "64M")
-        if command.startswith("qemu"):
+        if "qemu-system" in command:
             console = s.path(name + ".console")
             command = command.replace("-m 4096 ...", "-m 96 -accel tcg -nodefaults -no-user-config -display none -no-reboot -daemonize "
                                       f"-kernel {s.path('kernel')} -initrd {s.boot.initramfs} -append 'console=ttyS0 loglevel=5 "
@@ -98,7 +98,7 @@ def test(s):
                                       "-serial chardev:words")
         told = s.story.last
         host.run(command, seconds=90)
-        if command.startswith("qemu"):
+        if "qemu-system" in command:
             sockets[name] = words[name].accept()[0]
             s.story.listen(name, sockets[name])
             if host is a:
