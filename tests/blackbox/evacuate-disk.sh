@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Proves that `evacuate-disk` moves the disk of a client that connects again by itself (nbdkit's retry filter before its
-# nbd plugin): not one request fails, every write is on the new disk, the old one is fenced and kept, the new server has the
-# old one's names.  What cannot be moved is refused, and changes nothing.  (With a real guest: tests/guest/evacuate.py.)
+# Proves that `evacuate-disk` moves the disk of a client that connects again by itself (nbdkit's
+# retry filter before its nbd plugin): not one request fails, every write is on the new disk, the
+# old one is fenced and kept, the new server has the old one's names. What cannot be moved is
+# refused, and changes nothing. (With a real guest: tests/guest/evacuate.py.)
 
 . "$(dirname "$0")/lib.sh"
-nbdkit --filter=retry nbd --help >/dev/null 2>&1 || skip "nbdkit has no retry filter or no nbd plugin"
+nbdkit --filter=retry nbd --help >/dev/null 2>&1 ||
+    skip "nbdkit has no retry filter or no nbd plugin"
 [ "${VALGRIND:-0}" = 0 ] || skip "the server's process is not called nbdkit under valgrind"
 
 evacuate () { "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk "$@"; }
@@ -23,7 +25,8 @@ at_exit end_server
 random_disk "$tmp/old.img" 32M
 start_server src "$tmp/old.img"
 server_paths front
-spawn front nbdkit -f -U "${socket[front]}" --filter=retry nbd "socket=${socket[src]}" retries=20 retry-delay=1 \
+spawn front nbdkit -f -U "${socket[front]}" \
+    --filter=retry nbd "socket=${socket[src]}" retries=20 retry-delay=1 \
   retry-exponential=no
 wait_for_socket "${socket[front]}" front
 cp "$tmp/old.img" "$tmp/shadow"
@@ -40,7 +43,8 @@ has_to_exit 0 evacuate "${control[src]}" "$tmp/old.img"
 
 # Interrupted it leaves nothing behind; told to end it leaves what another run goes on with.
 begin () {
-  spawn moving "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk "${control[src]}" "$tmp/new.img" "$@"
+  spawn moving "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk \
+      "${control[src]}" "$tmp/new.img" "$@"
   wait_for 20 is_copying
 }
 is_copying () { [ "$(status_of "${control[src]}" state)" = copying ]; }
@@ -60,8 +64,10 @@ has_to_exit 0 evacuate "${control[src]}" "$tmp/new.img" --resume --json
 [ "$(field disk <"$tmp/out")" = "$tmp/new.img" ] || fail "told: $(cat "$tmp/out")"
 wait_exit src 10
 [ "$(status_of "${control[src]}" gate)" = open ] || fail "the new server is fenced"
-[ "$(status_of "${control[src]}" direct)" = "$tmp/new.img" ] || fail "the new server has another disk"
-grep -q "\"successor\": \"$tmp/new.img\"" "${control[src]}.fence" || fail "the fence record names no successor"
+[ "$(status_of "${control[src]}" direct)" = "$tmp/new.img" ] ||
+    fail "the new server has another disk"
+grep -q "\"successor\": \"$tmp/new.img\"" "${control[src]}.fence" ||
+    fail "the fence record names no successor"
 
 # The guest went on, no request failed, and what it knows of is there.
 changed=$(od -An -v -t u8 -w64 -j 4096 "$tmp/guest.json.live" | awk '{ n += $1 } END { print n }')
@@ -76,7 +82,8 @@ note "guest: $(cat "$tmp/guest.json")"
 random_disk "$tmp/third.img" 8M
 start_server third "$tmp/third.img"
 "$python" -c 'import nbd, sys; nbd.NBD().connect_unix(sys.argv[1])' "${socket[third]}"
-spawn late "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk "${control[third]}" "$tmp/fourth.img" \
+spawn late "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk \
+    "${control[third]}" "$tmp/fourth.img" \
   --bandwidth 8M
 wait_state "${control[third]}" 'copying|ready' 20
 kill -STOP "${pid[late]}"
@@ -85,4 +92,5 @@ kill -CONT "${pid[late]}"
 wait_exit late 20
 [ "$status" = 1 ] || fail "exit status $status"
 [ -e "$tmp/fourth.img" ] || fail "a disk that was handed over was removed"
-grep -q 'another command has handed this disk over' "$tmp/late.log" || fail "not said: $(cat "$tmp/late.log")"
+grep -q 'another command has handed this disk over' "$tmp/late.log" ||
+    fail "not said: $(cat "$tmp/late.log")"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that `nbdmirror complete` hands over all disks or none: with stand-ins for the filters that refuse,
-# hang, die or lose their lease in the middle, the word never says "commit", every disk is released, and
-# the message names the disk; and once it says "commit", a lost connection changes nothing.
+# Proves that `nbdmirror complete` hands over all disks or none: with stand-ins for the filters that
+# refuse, hang, die or lose their lease in the middle, the word never says "commit", every disk is
+# released, and the message names the disk; and once it says "commit", a lost connection changes
+# nothing.
 . "$(dirname "$0")/lib.sh"
 
 # fakes MODE...: one stand-in for each mode; -> controls
@@ -12,7 +13,8 @@ fakes () {
   for mode; do
     i=$((i + 1))
     rm -f "$tmp/c$i"
-    spawn "f$i" "$python" "$srcdir/tests/blackbox/fake-filter.py" "$tmp/c$i" "$tmp/f$i.commands" "$mode"
+    spawn "f$i" "$python" "$srcdir/tests/blackbox/fake-filter.py" "$tmp/c$i" "$tmp/f$i.commands" \
+        "$mode"
     wait_for_socket "$tmp/c$i" "f$i"
     controls+=("$tmp/c$i")
   done
@@ -20,7 +22,10 @@ fakes () {
 no_fakes () {
   local i
   for i in 1 2 3; do
-    [ -z "${pid[f$i]:-}" ] || { kill "${pid[f$i]}"; wait "${pid[f$i]}" 2>/dev/null || :; unset "pid[f$i]"; }
+    [ -n "${pid[f$i]:-}" ] || continue
+    kill "${pid[f$i]}"
+    wait "${pid[f$i]}" 2>/dev/null || :
+    unset "pid[f$i]"
   done
 }
 # said N COMMAND WORD: did stand-in N get COMMAND while the decision word was WORD?
@@ -46,7 +51,8 @@ no_fakes
 
 # Options, and JSON.
 fakes ok ok
-has_to_exit 0 nbdmirror complete --json --lease 5s --waiters keep --rollback-token my.token "${controls[@]}"
+has_to_exit 0 nbdmirror complete --json --lease 5s --waiters keep --rollback-token my.token \
+    "${controls[@]}"
 [ "$(field committed <"$tmp/out")" = true ] || fail "JSON does not say committed"
 [ "$(field rollback-token <"$tmp/out")" = my.token ] || fail "JSON has another token"
 grep -q '"lease-ms": 5000, "rollback-token": "my.token", "waiters": "keep"' "$tmp/f2.commands" ||
@@ -87,7 +93,8 @@ no_fakes
 # ... and one that stays deaf is reported, but the hand-off holds and is not taken back.
 fakes ok deaf
 has_to_exit 1 nbdmirror complete "${controls[@]}"
-grep -q "committed, but not every filter confirmed it: $tmp/c2" "$tmp/err" || fail "deaf: wrong message"
+grep -q "committed, but not every filter confirmed it: $tmp/c2" "$tmp/err" ||
+    fail "deaf: wrong message"
 grep -q '^rollback token: ' "$tmp/out" || fail "deaf: the token was not printed"
 for i in 1 2; do
   ! heard_of $i mirror-release || fail "deaf: disk $i was released after the commit"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that several disks, each with a guest that writes, are handed over at one instant by one command, or
-# none is: with one worker stopped nothing is fenced, no guest sees an error, and a second try succeeds;
-# and that `rollback` opens a disk again for its guest, with the right token only.
+# Proves that several disks, each with a guest that writes, are handed over at one instant by one
+# command, or none is: with one worker stopped nothing is fenced, no guest sees an error, and a
+# second try succeeds; and that `rollback` opens a disk again for its guest, with the right token
+# only.
 . "$(dirname "$0")/lib.sh"
 need_fio_nbd
 
@@ -33,15 +34,18 @@ controls=()
 for d in $disks; do controls+=("${control[$d]}"); done
 
 for d in $disks; do
-  # A pause that a busy machine is ready for as well: of three disks that are not ready one would be named.
-  spawn "mirror-$d" nbdmirror mirror "${control[$d]}" "${uri[to-$d]}" --max-downtime 3s --policy none
+  # A pause that a busy machine is ready for as well: of three disks that are not ready one would be
+  # named.
+  spawn "mirror-$d" nbdmirror mirror "${control[$d]}" "${uri[to-$d]}" --max-downtime 3s \
+      --policy none
 done
 for d in $disks; do wait_state "${control[$d]}" ready 30; done
 
 # One worker is stopped: all or nothing means nothing.
 kill -STOP "${pid[mirror-b]}"
 has_to_exit 1 nbdmirror complete "${controls[@]}" --lease 1s --timeout 2s
-grep -q "${control[b]}" "$tmp/err" || fail "the message does not name the disk that was not prepared"
+grep -q "${control[b]}" "$tmp/err" ||
+    fail "the message does not name the disk that was not prepared"
 for d in $disks; do
   [ "$(status_of "${control[$d]}" gate)" = open ] || fail "the gate of $d is not open"
   [ ! -e "${control[$d]}.fence" ] || fail "$d left a fence record"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a hand-off may be taken apart into several processes: what `complete --prepare-only` holds stays held
-# after it has ended, and is handed over or released by another process, all disks or none: also when the
-# lease ends first, when a disk drops out, when a server was killed meanwhile; and that a coordinator killed
-# after its decision is finished by running `complete` again.
+# Proves that a hand-off may be taken apart into several processes: what `complete --prepare-only`
+# holds stays held after it has ended, and is handed over or released by another process, all disks
+# or none: also when the lease ends first, when a disk drops out, when a server was killed
+# meanwhile; and that a coordinator killed after its decision is finished by running `complete`
+# again.
 . "$(dirname "$0")/lib.sh"
 
 disks="a b"
@@ -16,7 +17,10 @@ for d in $disks; do
   spawn "mirror-$d" nbdmirror mirror "${control[$d]}" "${uri[to-$d]}"
 done
 all_ready () { local d; for d in $disks; do wait_state "${control[$d]}" ready 30; done; }
-gates () { local d; for d in $disks; do [ "$(status_of "${control[$d]}" gate)" = "$1" ] || return; done; }
+gates () {
+  local d
+  for d in $disks; do [ "$(status_of "${control[$d]}" gate)" = "$1" ] || return; done
+}
 cat >"$tmp/write.py" <<'PY'
 import nbd, sys
 h = nbd.NBD()
@@ -25,7 +29,10 @@ h.pwrite(h.pread(512, 0), 0)
 h.shutdown()
 PY
 writes () { spawn "write-$1" "$python" "$tmp/write.py" "${uri[$1]}"; }
-write_ends () { wait_exit "write-$1" 10; [ "$status" = "$2" ] || fail "$3: the guest's write ended with $status"; }
+write_ends () {
+  wait_exit "write-$1" 10
+  [ "$status" = "$2" ] || fail "$3: the guest's write ended with $status"
+}
 prepare () { # the job is not ready for a moment after it was released
   wait_for 20 nbdmirror complete --prepare-only --json "${controls[@]}" "$@"
   gates held || fail "not every disk is held"
@@ -42,7 +49,8 @@ grep -q 'another token' "$tmp/err" || fail "wrong token: no reason"
 gates held || fail "a wrong token changed something"
 has_to_exit 1 nbdmirror complete "${controls[@]}"
 grep -q -- '--release' "$tmp/err" || fail "it is not said how to go on"
-has_to_exit 0 nbdmirror complete --release "${controls[@]}" --on-abort-exec 'echo "$NBDMIRROR_EVENT $NBDMIRROR_REASON" >"$NBDMIRROR_CONTROL.hook"'
+has_to_exit 0 nbdmirror complete --release "${controls[@]}" \
+    --on-abort-exec 'echo "$NBDMIRROR_EVENT $NBDMIRROR_REASON" >"$NBDMIRROR_CONTROL.hook"'
 gates open || fail "not every disk was released"
 write_ends a 0 "after the release"
 [ "$(cat "${control[a]}.hook")" = "abort released" ] || fail "the hook did not run as it should"
@@ -63,7 +71,8 @@ has_to_exit 1 nbdmirror complete --commit --token t3 "${controls[@]}"
 spawn mirror-b nbdmirror mirror --resume "${control[b]}" "${uri[to-b]}"
 all_ready
 
-# A server is killed while prepared: its successor is in doubt.  The other disk's filter notices nothing.
+# A server is killed while prepared: its successor is in doubt. The other disk's filter notices
+# nothing.
 prepare --rollback-token t4
 stop b KILL
 start_server b "$tmp/b.disk"
@@ -78,7 +87,8 @@ all_ready
 hook_fails () {
   status=0
   nbdmirror complete "${controls[@]}" --before-hold-exec 'exit 3' 2>"$tmp/err" || status=$?
-  grep -q 'before-hold-exec: .*status 3' "$tmp/err" # else not ready: it comes and goes on a busy machine
+  grep -q 'before-hold-exec: .*status 3' \
+      "$tmp/err" # else not ready: it comes and goes on a busy machine
 }
 wait_for 20 hook_fails
 [ "$status" = 1 ] || fail "a failing hook: exit status $status"
@@ -88,7 +98,9 @@ gates open || fail "held in spite of the hook"
 prepare --rollback-token t5
 stop b KILL
 start_server b "$tmp/b.disk"
-has_to_exit 0 nbdmirror complete --commit --token t5 "${controls[@]}" --json --after-commit-exec 'echo $NBDMIRROR_TOKEN >"$NBDMIRROR_CONTROL.hook"; echo "$NBDMIRROR_CONTROLS" >>"$NBDMIRROR_CONTROL.hook"'
+has_to_exit 0 nbdmirror complete --commit --token t5 "${controls[@]}" --json \
+    --after-commit-exec \
+    'printf "%s\n" $NBDMIRROR_TOKEN "$NBDMIRROR_CONTROLS" >"$NBDMIRROR_CONTROL.hook"'
 [ "$(field committed <"$tmp/out")" = true ] || fail "JSON does not say committed"
 printf '%s\n' t5 "${controls[@]}" | cmp - "${control[a]}.hook" || fail "the hook got something else"
 gates fenced || fail "committed, and not every disk is fenced"
@@ -108,6 +120,7 @@ mv "${control[b]}.fence" "${control[b]}.fence.draft"
 stop b KILL
 start_server b "$tmp/b.disk"
 has_to_exit 0 nbdmirror complete "${controls[@]}"
-[ -e "${control[b]}.fence" ] && [ ! -e "${control[b]}.fence.draft" ] || fail "the hand-off was not finished"
+[ -e "${control[b]}.fence" ] && [ ! -e "${control[b]}.fence.draft" ] ||
+    fail "the hand-off was not finished"
 has_to_exit 1 nbdmirror complete "${controls[@]}"
 grep -q 'already, rollback token t5' "$tmp/err" || fail "twice: no reason"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that `nbdmirror migrate` may be killed at any step, its coordinator or its guardian, and one side runs at the end,
-# with its disks, and never both, and nobody had to do anything; that --recover is enough where both were killed; and
-# that two recoveries at the same time do not hurt.
+# Proves that `nbdmirror migrate` may be killed at any step, its coordinator or its guardian, and
+# one side runs at the end, with its disks, and never both, and nobody had to do anything; that
+# --recover is enough where both were killed; and that two recoveries at the same time do not hurt.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/migrate-lib.sh"
 
@@ -32,7 +32,8 @@ kill_guardian () { # EXIT-STATUS-IN-THE-REPORT
   kill -KILL "${pid[migrate]}"
   wait_exit migrate 10
   wait_for 60 gone "$coordinator"
-  [ "$(field exit-status <"$tmp/report")" = "$1" ] || { cat "$tmp/report" >&2; fail "$case: another end"; }
+  [ "$(field exit-status <"$tmp/report")" = "$1" ] ||
+      { cat "$tmp/report" >&2; fail "$case: another end"; }
 }
 for whom in coordinator guardian; do
   case="$whom killed while the disks are copied"
@@ -43,10 +44,12 @@ for whom in coordinator guardian; do
   idle
 done
 case="coordinator killed while the memory is sent"
-begin "source migrate" --at source:migrate:hang -- --on-abort-exec 'echo "$NBDMIRROR_REASON" >'"$tmp/hook"
+begin "source migrate" --at source:migrate:hang -- \
+    --on-abort-exec 'echo "$NBDMIRROR_REASON" >'"$tmp/hook"
 kill_coordinator 1 rolled-back
 grep -q "killed by signal 9" "$tmp/hook" || fail "$case: no hook"
-[ "$(grep -c '^source migrate-set-parameters' "$tmp/story")" = 2 ] || fail "$case: its settings were not restored"
+[ "$(grep -c '^source migrate-set-parameters' "$tmp/story")" = 2 ] ||
+    fail "$case: its settings were not restored"
 ended running dead open
 idle
 grep -q '"event":"guardian"' "$tmp/log" || fail "$case: nothing in the log"
@@ -68,7 +71,8 @@ did "source migrate_cancel finish-migrate open+open"
 ended running dead open
 idle
 case="coordinator killed at cont"
-begin "dest cont" --at dest:cont:mute-once -- --after-commit-exec 'echo "$NBDMIRROR_EVENT" >'"$tmp/hook"
+begin "dest cont" --at dest:cont:mute-once -- \
+    --after-commit-exec 'echo "$NBDMIRROR_EVENT" >'"$tmp/hook"
 kill_coordinator 0 migrated
 [ "$(cat "$tmp/hook")" = after-commit ] || fail "$case: no hook"
 ended postmigrate running fenced
@@ -107,7 +111,8 @@ has_ended 6 rolled-back
 ended running dead open
 idle
 case="a second signal"
-begin "source migrate-continue" --at source:migrate-continue:hang --at source:migrate_cancel:mute-once
+begin "source migrate-continue" --at source:migrate-continue:hang \
+    --at source:migrate_cancel:mute-once
 kill -INT "${pid[migrate]}"
 wait_for 20 grep -q "^source migrate_cancel" "$tmp/story"
 kill -INT "${pid[migrate]}"
@@ -129,7 +134,8 @@ idle
 # Both: --recover ends it.
 recover () { # STATUS
   # shellcheck disable=SC2086
-  has_to_exit "$1" nbdmirror migrate --recover --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" $both --report "$tmp/report"
+  has_to_exit "$1" nbdmirror migrate --recover --source-qmp "$tmp/source.qmp" --dest-qmp \
+      "$tmp/dest.qmp" $both --report "$tmp/report"
 }
 killed () { # as begin
   begin "$@"
@@ -161,7 +167,8 @@ case="two recoveries at the same time"
 begin "source migrate-continue" --at source:migrate-continue:hang
 kill -KILL "$coordinator"
 # shellcheck disable=SC2086
-nbdmirror migrate --recover --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" $both >"$tmp/recover.log" 2>&1 || :
+nbdmirror migrate --recover --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" $both \
+    >"$tmp/recover.log" 2>&1 || :
 has_ended 1 rolled-back
 ended running dead open
 end_mirrors

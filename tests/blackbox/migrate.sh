@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves the order of `nbdmirror migrate`, with real disks and workers and stand-ins for the two QEMUs: the disks are
-# held before the switch-over goes on, fenced before the destination is started, and open again before
-# the source goes on; what cannot work is refused with nothing touched; and whatever fails, and whenever, one
-# side runs at the end, with its disks, and never both.
+# Proves the order of `nbdmirror migrate`, with real disks and workers and stand-ins for the two
+# QEMUs: the disks are held before the switch-over goes on, fenced before the destination is
+# started, and open again before the source goes on; what cannot work is refused with nothing
+# touched; and whatever fails, and whenever, one side runs at the end, with its disks, and never
+# both.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/migrate-lib.sh"
 
@@ -29,7 +30,8 @@ import json, sys
 r = json.load(open(sys.argv[1]))
 assert r["result"] == "migrated" and r["exit-status"] == 0 and r["error"] is None, r
 assert 0 < r["pause-ms"] < 20000 and r["memory-bytes"] == 12345678 and r["rolled-back"] == [], r
-assert len(r["disks"]) == 2 and all(d["sent-bytes"] > 0 and d["downtime-ms"] > 0 for d in r["disks"]), r
+assert len(r["disks"]) == 2 and all(d["sent-bytes"] > 0 and d["downtime-ms"] \
+    > 0 for d in r["disks"]), r
 log = [json.loads(line) for line in open(sys.argv[2])]
 phases = [e["phase"] for e in log if e["event"] == "phase"]
 assert phases == ["check", "mirror", "memory", "hold", "switch", "commit", "start", "done"], phases
@@ -54,7 +56,8 @@ refused () { # STATUS TEXT QEMU-OPTIONS...
   did_not "[a-z]* quit"
   ended "${source:-running}" "${dest:-inmigrate}" open
 }
-case="destination runs"; dest=running refused 7 "does not wait for a migration" --dest-status running
+case="destination runs"; dest=running refused 7 "does not wait for a migration" \
+    --dest-status running
 case="destination without -S"; name=qemu-system-fake refused 7 "started without -S" -incoming
 did_not "dest stop"
 case="source is paused"; source=paused refused 7 "not running" --source-status paused
@@ -63,7 +66,8 @@ case="no such capability"; refused 7 "no migration capability 'pause-before" --c
 case="qcow2 layer"; refused 7 "qcow2 layer" --driver qcow2
 case="smaller disk"; refused 7 "smaller" --smaller
 case="no monitor"
-has_to_exit 1 nbdmirror migrate --source-qmp "$tmp/none.qmp" --dest-qmp "$tmp/dest.qmp" --memory-uri unix:/nowhere --disk x=y
+has_to_exit 1 nbdmirror migrate --source-qmp "$tmp/none.qmp" --dest-qmp "$tmp/dest.qmp" \
+    --memory-uri unix:/nowhere --disk x=y
 says "no such monitor socket"
 qemus
 case="another disk"
@@ -104,7 +108,8 @@ did "source migrate_cancel finish-migrate open+open"
 case="the user interrupts it while the disks are held"
 qemus --at source:migrate-continue:hang
 # shellcheck disable=SC2086
-spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" --memory-uri unix:/nowhere $both
+spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
+    --memory-uri unix:/nowhere $both
 wait_for 20 grep -q '^source migrate-continue' "$tmp/story"
 kill -INT "${pid[migrate]}"
 wait_exit migrate 20
@@ -115,7 +120,8 @@ idle
 case="migrate is refused"
 fails 1 running dead open -- --at source:migrate:refuse
 case="hook fails"
-fails 1 running dead open -- -- --before-hold-exec 'exit 1' --on-abort-exec 'echo "$NBDMIRROR_EVENT" >'"$tmp/hook"
+fails 1 running dead open -- -- --before-hold-exec 'exit 1' \
+    --on-abort-exec 'echo "$NBDMIRROR_EVENT" >'"$tmp/hook"
 did_not "source migrate "
 [ "$(cat "$tmp/hook")" = abort ] || fail "$case: no hook"
 case="a destination is lost"

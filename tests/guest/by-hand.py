@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that the recipe for a hand-driven QEMU works: a running guest with ext4 is moved with `mirror`, QMP's migrate
-with pause-before-switchover, and `complete`, prepared before the switch and committed after it.  Every record that the guest acknowledged is there, the
-disks are equal at the commit, the old one takes no write, and the guest goes on counting."""
+"""Proves that the recipe for a hand-driven QEMU works: a running guest with ext4 is moved with
+`mirror`, QMP's migrate with pause-before-switchover, and `complete`, prepared before the switch and
+committed after it. Every record that the guest acknowledged is there, the disks are equal at the
+commit, the old one takes no write, and the guest goes on counting."""
 
 import json
 import os
@@ -25,7 +26,14 @@ def test(s):
 
     migrate_to(a, b, "unix:" + s.path("memory"))
     wait_migration(a, "pre-switchover")
-    told = json.loads(s.nbdmirror("complete", "--prepare-only", "--json", src.control, "--lease", "30s"))
+    told = json.loads(
+    s.nbdmirror(
+        "complete",
+        "--prepare-only",
+        "--json",
+        src.control,
+        "--lease",
+         "30s"))
     s.check_same(src.disk, dst.disk)
     at_commit = s.story.last
     a.qmp("migrate-continue", state="pre-switchover")

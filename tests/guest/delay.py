@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""delay.py LISTEN:PORT TARGET:PORT MS LOSS: a TCP relay that is as slow as a long line.  What is received is passed on MS
-milliseconds later, in order; for one in a hundred pieces where LOSS is 1 it is 200 ms more, as when a packet is lost
-and sent again.  Prints "ready".  For kernels without netem."""
+"""delay.py LISTEN:PORT TARGET:PORT MS LOSS: a TCP relay that is as slow as a long line. What is
+received is passed on MS milliseconds later, in order; for one in a hundred pieces where LOSS is 1
+it is 200 ms more, as when a packet is lost and sent again. Prints "ready". For kernels without
+netem."""
 
 import random
 import socket

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that `evacuate-disk` moves the disk of a running guest to another file: no I/O error in the guest's log, no
-acknowledged record lost, the old server gone, the old disk fenced, and the new one served under the old
-names, also after a restart.  Where the new server cannot be had the guest goes on with the old disk; a
-run that was killed after the commit is finished by the next; and the disk can move on from there."""
+"""Proves that `evacuate-disk` moves the disk of a running guest to another file: no I/O error in
+the guest's log, no acknowledged record lost, the old server gone, the old disk fenced, and the new
+one served under the old names, also after a restart. Where the new server cannot be had the guest
+goes on with the old disk; a run that was killed after the commit is finished by the next; and the
+disk can move on from there."""
 
 import json
 import os
@@ -58,7 +59,8 @@ def fails_before(s, src):
 
 
 def fails_after(s, src):
-    """The new server cannot be started when all is committed: the guest goes on with the old one."""
+    """The new server cannot be started when all is committed: the guest goes on with the old
+    one."""
     os.mkdir(src.socket + ".new")
     evacuate(s, src, s.path("no.img"), status=1)
     os.rmdir(src.socket + ".new")
@@ -69,7 +71,8 @@ def fails_after(s, src):
 
 
 def killed(s, src, to):
-    """The command is killed when all is committed, and the guest's writes wait; run again it gets to the end."""
+    """The command is killed when all is committed, and the guest's writes wait; run again it gets
+    to the end."""
     os.mkdir(s.path("bin"))
     with open(s.path("bin/nbdkit"), "w") as f:
         f.write(f"""#!/bin/sh
@@ -77,7 +80,8 @@ case "$*" in *.sock.new*) touch {s.path("starting")}; exec sleep 60 ;; esac
 exec {shutil.which("nbdkit")} "$@"
 """)
     os.chmod(s.path("bin/nbdkit"), 0o755)
-    process = s.spawn("killed", [s.nbdmirror_path, "evacuate-disk", src.control, to], start_new_session=True,
+    process = s.spawn("killed", [s.nbdmirror_path, "evacuate-disk", src.control, to],
+                      start_new_session=True,
                       env={**os.environ, "PATH": s.path("bin") + ":" + os.environ["PATH"]})
     s.wait_for("the commit", lambda: os.path.exists(s.path("starting")), 60)
     os.killpg(process.pid, signal.SIGKILL)

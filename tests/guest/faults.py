@@ -1,13 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that whatever fails at whatever step of a migration, the guest goes on at exactly one side and no record that it
-acknowledged is lost: destination QEMU killed, destination's export killed, worker killed, migration cancelled behind
-our back, coordinator or its guardian killed, or both (only then `migrate --recover`), or interrupted, memory that does not converge, source QEMU
-killed when all of it had arrived.
+"""Proves that whatever fails at whatever step of a migration, the guest goes on at exactly one side
+and no record that it acknowledged is lost: destination QEMU killed, destination's export killed,
+worker killed, migration cancelled behind our back, coordinator or its guardian killed, or both
+(only then `migrate --recover`), or interrupted, memory that does not converge, source QEMU killed
+when all of it had arrived.
 
-One guest (in the long form with one disk or two) goes through all cases in turn as long as it stays at the source: what a failure leaves behind is found
-by the next.  In the long form (NBDMIRROR_LONG=1): FAULT_RUNS (200) runs of a random fault at a random step, either exactly then
-or up to 60 ms later, while everything goes on; SEED repeats one.  FAULT=worker@held is that alone."""
+One guest (in the long form with one disk or two) goes through all cases in turn as long as it stays
+at the source: what a failure leaves behind is found by the next. In the long form
+(NBDMIRROR_LONG=1): FAULT_RUNS (200) runs of a random fault at a random step, either exactly then or
+up to 60 ms later, while everything goes on; SEED repeats one. FAULT=worker@held is that alone."""
 
 import os
 import random
@@ -22,15 +24,26 @@ import machine  # noqa: E402
 import scene  # noqa: E402
 from moves import Move, receive  # noqa: E402
 
-# In their order.  Up to "committed" the way leads back, from there on forward, unless the destination never ran.
-STEPS = ["mirror", "memory", "pre-switchover", "held", "continued", "completed", "committed", "started"]
+# In their order. Up to "committed" the way leads back, from there on forward, unless the
+# destination never ran.
+STEPS = [
+    "mirror",
+    "memory",
+    "pre-switchover",
+    "held",
+    "continued",
+    "completed",
+    "committed",
+     "started"]
 
 
 def at(move, step, action):
     """Do ACTION at STEP.  Those that are commands and events wait for it."""
     tables = {
-        "memory": (move.source.after, "migrate"), "pre-switchover": (move.source.event, "pre-switchover"),
-        "held": (move.source.before, "migrate-continue"), "continued": (move.source.after, "migrate-continue"),
+        "memory": (move.source.after, "migrate"), "pre-switchover": (move.source.event,
+                                                                     "pre-switchover"),
+        "held": (move.source.before, "migrate-continue"), "continued": (move.source.after,
+                                                                        "migrate-continue"),
         "completed": (move.source.event, "completed"), "committed": (move.dest.before, "cont"),
         "started": (move.dest.after, "cont"),
     }
@@ -52,7 +65,8 @@ class Case:
     """One fault at one step."""
 
     def __init__(self, fault, step, *options, delay=None, disk=-1):
-        self.fault, self.step, self.options, self.delay, self.disk = fault, step, options, delay, disk
+        self.fault, self.step, self.options = fault, step, options
+        self.delay, self.disk = delay, disk
 
     def __str__(self):
         late = "" if self.delay is None else f" {self.delay * 1000:.0f} ms later"
@@ -133,9 +147,16 @@ class Case:
     def run(self, s, number, sources, a):
         """Returns the machine where the guest goes on."""
         self.s, self.sources, self.a = s, sources, a
-        self.dests = [receive(s, f"{src.name}-{number}", os.path.getsize(src.disk)) for src in sources]
-        self.b = s.vm(f"b{number}", [dst.guest for dst in self.dests], incoming=True, reconnect_delay=10)
-        self.move = Move(s, a, self.b, [(src, dst.uri) for src, dst in zip(sources, self.dests)], *self.options)
+        self.dests = [
+    receive(
+        s,
+        f"{src.name}-{number}",
+        os.path.getsize(
+            src.disk)) for src in sources]
+        self.b = s.vm(f"b{number}", [dst.guest for dst in self.dests],
+                      incoming=True, reconnect_delay=10)
+        self.move = Move(s, a, self.b, [(src, dst.uri)
+                         for src, dst in zip(sources, self.dests)], *self.options)
         at(self.move, self.step, self.action)
         self.move.start()
         if self.step == "mirror":
@@ -145,8 +166,10 @@ class Case:
         if self.status == -signal.SIGKILL and self.fault == "both":
             self.status, self.text = self.move.recover()
         elif self.status == -signal.SIGKILL:
-            s.wait_for("the orphaned coordinator's end", lambda: not any(map(lives, self.orphans)), 60)
-            self.status = [e["exit-status"] for e in self.move.events() if e["event"] == "report"][-1]
+            s.wait_for("the orphaned coordinator's end",
+                       lambda: not any(map(lives, self.orphans)), 60)
+            self.status = [e["exit-status"]
+                for e in self.move.events() if e["event"] == "report"][-1]
         self.s.at_end += [dst.stdout.close for dst in self.dests]
         if self.fault == "dest-qemu" and self.was_started():
             return self.crashed_there()
@@ -156,12 +179,16 @@ class Case:
 
     def was_started(self):
         """Before it was killed there, since that may come later than the step."""
-        return any(e["event"] == "qmp-event" and e["name"] == "RESUME" and e["side"] == "destination"
+        return any(e["event"] == "qmp-event" and e["name"] == "RESUME"
+                   and e["side"] == "destination"
                    for e in self.move.events())
 
     def crashed_there(self):
-        """It was killed where it had to run: it may not run anywhere else, and its disks have what it told."""
-        scene.check(not self.a.running, "the source runs although the guest was started at the destination")
+        """It was killed where it had to run: it may not run anywhere else, and its disks have what
+        it told."""
+        scene.check(
+    not self.a.running,
+     "the source runs although the guest was started at the destination")
         for src in self.sources:
             scene.check(self.s.status(src)["gate"] == "fenced", f"{src.disk} is not fenced")
         self.s.check_records(self.s.story.last, *[dst.disk for dst in self.dests])
@@ -172,14 +199,17 @@ class Case:
         want = "open" if here is self.a else "fenced"
         for src in self.sources:
             gate = self.s.status(src)["gate"]
-            scene.check(gate == want, f"the guest is at {here.name}, and the gate of {src.disk} is {gate}")
+            scene.check(
+    gate == want,
+     f"the guest is at {here.name}, and the gate of {src.disk} is {gate}")
             if here is self.b:
                 self.s.check_refuses(src)
         scene.check((self.status == 0) == (here is self.b) or self.text,
                     f"exit status {self.status}, and the guest is at {here.name}")
 
     def left_over(self):
-        """Both killed: that leaves the mirrors at work.  They must not be taken for those to another place."""
+        """Both killed: that leaves the mirrors at work. They must not be taken for those to another
+        place."""
         other = Move(self.s, self.a, self.s.vm("other", self.sources, incoming=True),
                      [(src, self.s.path(src.name + "-no.img")) for src in self.sources])
         other.start()
@@ -193,9 +223,11 @@ class Case:
         """The destination, after the guest went on at the source."""
         self.b.remove()
         self.s.machines.remove(self.b)
-        for function in (self.move.source.close, self.move.dest.close, *(dst.stdout.close for dst in self.dests)):
+        for function in (self.move.source.close, self.move.dest.close,
+                         *(dst.stdout.close for dst in self.dests)):
             function()  # two hundred cases have many descriptors
-        if any(self.s.status(src)["state"] not in ("idle", "cancelled", "failed") for src in self.sources):
+        if any(self.s.status(src)["state"] not in ("idle", "cancelled", "failed")
+               for src in self.sources):
             self.left_over()
         for dst in self.dests:
             if dst.poll() is None:
@@ -231,16 +263,24 @@ def kill(pid, number=signal.SIGKILL):
 SLOW_MEMORY = ("--memory-bandwidth", "1M", "--timeout", "4s")
 SLOW_DISK = ("--bandwidth", "4M")
 SHORT = [
-    Case("worker", "mirror", *SLOW_DISK), Case("cancel", "memory"), Case("nothing", "memory", *SLOW_MEMORY),
+    Case("worker", "mirror", *SLOW_DISK), Case("cancel",
+         "memory"), Case("nothing", "memory", *SLOW_MEMORY),
     Case("dest-qemu", "memory"), Case("interrupt", "pre-switchover"), Case("dest-qemu", "held"),
-    Case("dest-qemu", "continued"), Case("export", "held"), Case("worker", "held"), Case("cancel", "held"),
-    Case("coordinator", "held"), Case("guardian", "held"), Case("both", "continued"), Case("dest-qemu", "committed"),
+    Case("dest-qemu", "continued"), Case("export",
+         "held"), Case("worker", "held"), Case("cancel", "held"),
+    Case(
+    "coordinator", "held"), Case(
+        "guardian", "held"), Case(
+            "both", "continued"), Case(
+                "dest-qemu", "committed"),
     Case("coordinator", "committed"),
 ]
 FAULTS = {
-    "dest-qemu": STEPS[:-1], "export": STEPS[:6], "receiver": STEPS[:5], "worker": STEPS, "stopped-worker": STEPS[:6],
+    "dest-qemu": STEPS[:-1], "export": STEPS[:6], "receiver": STEPS[:5], "worker": STEPS,
+    "stopped-worker": STEPS[:6],
     "cancel": STEPS[:6], "coordinator": STEPS, "stopped-coordinator": STEPS[2:7],
-    "guardian": STEPS, "both": STEPS, "interrupt": STEPS, "source-qemu": STEPS[5:], "nothing": STEPS[1:2],
+    "guardian": STEPS, "both": STEPS, "interrupt": STEPS, "source-qemu": STEPS[5:],
+    "nothing": STEPS[1:2],
 }
 
 
@@ -250,7 +290,13 @@ class Guest:
     def __init__(self, s, disks):
         self.s = s
         s.forget()
-        self.sources = [s.serve(f"d{n}", s.make_disk(f"d{n}.img", data=8 * scene.MIB)) for n in range(disks)]
+        self.sources = [
+    s.serve(
+        f"d{n}",
+        s.make_disk(
+            f"d{n}.img",
+            data=8 *
+             scene.MIB)) for n in range(disks)]
         for n, src in enumerate(self.sources):
             src.name = f"d{n}"
         self.a = s.vm("a", self.sources, recorder="-l 100")
@@ -284,7 +330,8 @@ def run_cases(s, cases, disks=lambda: 1):
             guest = None
     if guest is not None:
         guest.end(guest.a, [src.disk for src in guest.sources])
-    scene.note(f"{len(cases)} runs, " + ", ".join(f"{n} ended at the {side}" for side, n in results.items())
+    scene.note(f"{len(cases)} runs, " + ", ".join(f"{n} ended at the {side}" for side,
+                                                  n in results.items())
                + "; one guest each time, and no record lost")
 
 
@@ -295,7 +342,8 @@ def random_cases(count, seed):
         step = rng.choice(FAULTS[fault])
         options = SLOW_MEMORY if fault == "nothing" else SLOW_DISK if step == "mirror" else ()
         if fault == "receiver":
-            options += ("--timeout", "10s")  # it never comes back: without a time limit the mirror would wait for it
+            # it never comes back: without a time limit the mirror would wait for it
+            options += ("--timeout", "10s")
         if fault == "stopped-coordinator":
             options += ("--switchover-timeout", "3s")
         delay = rng.choice([None, rng.uniform(0, 0.06)])
@@ -308,7 +356,8 @@ def test(s):
     one = os.environ.get("FAULT")
     if one:
         fault, _, step = one.partition("@")
-        run_cases(s, [Case(fault, step) for _ in range(int(os.environ.get("FAULT_RUNS", "5")))], lambda: 2)
+        run_cases(s, [Case(fault, step)
+                  for _ in range(int(os.environ.get("FAULT_RUNS", "5")))], lambda: 2)
         return
     if not scene.LONG:
         run_cases(s, SHORT)
@@ -316,7 +365,8 @@ def test(s):
     seed = int(os.environ.get("SEED", time.time()))
     scene.note(f"SEED={seed}")
     rng = random.Random(seed)
-    run_cases(s, list(random_cases(int(os.environ.get("FAULT_RUNS", "200")), seed)), lambda: rng.choice([1, 2]))
+    run_cases(s, list(random_cases(int(os.environ.get("FAULT_RUNS", "200")), seed)),
+              lambda: rng.choice([1, 2]))
 
 
 scene.main(test, 7200 if scene.LONG else 300)

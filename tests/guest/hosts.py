@@ -1,14 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Two hosts to try the manuals' recipes on as they are printed: hosta and hostb, each with its own name, network, processes and
-directories (/etc, /root, /run, /srv, /var/lib, /var/log, /var/cache), in namespaces.  They know each other by name, and hosta's root may
-log in at hostb with ssh.
+"""Two hosts to try the manuals' recipes on as they are printed: hosta and hostb, each with its own
+name, network, processes and directories (/etc, /root, /run, /srv, /var/lib, /var/log, /var/cache),
+in namespaces. They know each other by name, and hosta's root may log in at hostb with ssh.
 
     a, b = hosts.pair(s)
     a.run("nbdmirror serve /srv/vm1.img ...")
     for host, command in hosts.recipe("nbdmirror.pod", "WITH LIBVIRT"): ...
 
-Needs root.  Nothing of them is left at the end: their processes end with the first one, which is this file, run as a program."""
+Needs root. Nothing of them is left at the end: their processes end with the first one, which is
+this file, run as a program."""
 
 import os
 import re
@@ -62,8 +63,10 @@ class Host:
     def __init__(self, s, name):
         self.s, self.name, self.top = s, name, s.path(name)
         os.mkdir(self.top)
-        self.process = s.spawn(name, ["unshare", "-m", "-n", "-u", "-i", "-p", "--fork", "--kill-child", "--mount-proc",
-                                      "--propagation", "private", "/usr/bin/python3", os.path.abspath(__file__), name, self.top],
+        self.process = s.spawn(name, ["unshare", "-m", "-n", "-u", "-i", "-p", "--fork",
+                                      "--kill-child", "--mount-proc",
+                                      "--propagation", "private", "/usr/bin/python3",
+                                      os.path.abspath(__file__), name, self.top],
                                stdout=subprocess.PIPE)
         s.at_end.append(self.end)
         if self.process.stdout.readline() != b"ready\n":
@@ -81,11 +84,13 @@ class Host:
         return self.top + inside
 
     def run(self, command, status=0, seconds=60):
-        """A line for its shell.  What is left in the background may keep the output open, so that goes to files."""
+        """A line for its shell. What is left in the background may keep the output open, so that
+        goes to files."""
         out = self.path("/output")
         with open(out, "w+") as f:
             try:
-                got = subprocess.run([*self.prefix, "sh", "-c", "cd; " + command], stdin=subprocess.DEVNULL, stdout=f,
+                got = subprocess.run([*self.prefix, "sh", "-c", "cd; " + command],
+                                     stdin=subprocess.DEVNULL, stdout=f,
                                      stderr=subprocess.STDOUT, timeout=seconds).returncode
             except subprocess.TimeoutExpired:
                 got = f"none in {seconds} s"
@@ -93,7 +98,8 @@ class Host:
             text = f.read()
         if status is not None and got != status:
             import scene
-            raise scene.Failed(f"{self.name}: exit status {got} instead of {status} from: {command}\n{text}")
+            raise scene.Failed(
+                f"{self.name}: exit status {got} instead of {status} from: {command}\n{text}")
         return text
 
 
@@ -101,10 +107,14 @@ def pair(s):
     import machine
     missing = [p for p in ("ip", "unshare", "nsenter", "hostname") if not shutil.which(p)]
     if os.getuid() != 0 or missing:
-        raise machine.Unavailable("hosts of namespaces need root" + "".join(f", and {p}" for p in missing))
+        raise machine.Unavailable(
+    "hosts of namespaces need root" +
+    "".join(
+        f", and {p}" for p in missing))
     os.chmod(s.tmp, 0o711)  # other users' processes look into it
     a, b = Host(s, "hosta"), Host(s, "hostb")
-    s.run(["nsenter", "-t", a.init, "-n", "ip", "link", "add", "line", "type", "veth", "peer", "name", "line", "netns", b.init])
+    s.run(["nsenter", "-t", a.init, "-n", "ip", "link", "add", "line",
+          "type", "veth", "peer", "name", "line", "netns", b.init])
     for host in (a, b):
         host.run(f"ip addr add {ADDRESSES[host.name]}/24 dev line && ip link set line up")
     return a, b
@@ -118,13 +128,17 @@ def let_log_in(s, a, b):
     b.run("mkdir -p /run/sshd /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/test_key")
     a.run("mkdir -p -m 700 /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
     shutil.copy(a.path("/root/.ssh/id_ed25519.pub"), b.path("/root/.ssh/authorized_keys"))
-    with open(b.path("/etc/ssh/test_key.pub")) as key, open(a.path("/root/.ssh/known_hosts"), "w") as known:
+    with open(b.path("/etc/ssh/test_key.pub")) as key, open(a.path("/root/.ssh/known_hosts"),
+                                                            "w") as known:
         known.write("hostb " + " ".join(key.read().split()[:2]) + "\n")
-    sshd = s.spawn("sshd", [*b.prefix, shutil.which("sshd"), "-D", "-e", "-f", "/dev/null", "-h", "/etc/ssh/test_key", "-o", "UsePAM=no",
-                            "-o", "PermitRootLogin=prohibit-password", "-o", "PasswordAuthentication=no",
+    sshd = s.spawn("sshd", [*b.prefix, shutil.which("sshd"), "-D", "-e", "-f", "/dev/null", "-h",
+                            "/etc/ssh/test_key", "-o", "UsePAM=no",
+                            "-o", "PermitRootLogin=prohibit-password", "-o",
+                            "PasswordAuthentication=no",
                             "-o", "SetEnv=PATH=" + os.environ["PATH"]])
     s.wait_for("sshd", lambda: sshd.poll() is not None or subprocess.run(
-        [*a.prefix, "ssh", "-o", "BatchMode=yes", "hostb", "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0)
+        [*a.prefix, "ssh", "-o", "BatchMode=yes", "hostb", "true"], stdin=subprocess.DEVNULL,
+        capture_output=True).returncode == 0)
 
 
 pems = {}

@@ -1,9 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that the recipe for libvirt in nbdmirror(1) works as it is printed: on two hosts with a libvirt each, a running
-guest is moved with `virsh migrate --suspend` and `complete`.  The guest goes on counting at hostb, every record that it has
-acknowledged is there, the disks are equal at the commit, and the old one takes no write.  Then the same with a worker that is
-killed when the guest's memory has gone: `complete` fails, the guest stays paused, and another worker and another `complete` do it.
+"""Proves that the recipe for libvirt in nbdmirror(1) works as it is printed: on two hosts with a
+libvirt each, a running guest is moved with `virsh migrate --suspend` and `complete`. The guest goes
+on counting at hostb, every record that it has acknowledged is there, the disks are equal at the
+commit, and the old one takes no write. Then the same with a worker that is killed when the guest's
+memory has gone: `complete` fails, the guest stays paused, and another worker and another `complete`
+do it.
 
 Where there is no libvirt, or no right to make namespaces, it is skipped."""
 
@@ -30,7 +32,8 @@ DOMAIN = """
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>/var/lib/libvirt/boot/kernel</kernel>
     <initrd>/var/lib/libvirt/boot/initramfs</initrd>
-    <cmdline>console=ttyS0 loglevel=5 panic=-1 no_timer_check mitigations=off random.trust_cpu=on RECORDER="-l 50"</cmdline>
+    <cmdline>console=ttyS0 loglevel=5 panic=-1 no_timer_check mitigations=off \
+random.trust_cpu=on RECORDER="-l 50"</cmdline>
   </os>
   <features><acpi/></features>
   <on_reboot>destroy</on_reboot>
@@ -79,13 +82,20 @@ def start_libvirt(s, host):
     os.makedirs(boot)
     shutil.copy(s.boot.kernel, boot + "/kernel")
     shutil.copy(s.boot.initramfs, boot + "/initramfs")
-    with open("/proc/sys/kernel/random/uuid") as uuid, open(host.path("/etc/libvirt/libvirtd.conf"), "w") as conf:
+    conf_path = host.path("/etc/libvirt/libvirtd.conf")
+    with open("/proc/sys/kernel/random/uuid") as uuid, open(conf_path, "w") as conf:
         conf.write(f'host_uuid = "{uuid.read().strip()}"\nauth_unix_rw = "none"\n')
     with open(host.path("/etc/libvirt/qemu.conf"), "a") as conf:
         conf.write("cgroup_controllers = []\n")  # they are not private to the host
     for daemon in "virtlogd", "libvirtd":
         s.spawn(f"{host.name}-{daemon}", [*host.prefix, daemon])
-    s.wait_for("libvirt", lambda: "hosta" in host.run("virsh -c qemu:///system hostname", status=None).replace("hostb", "hosta"))
+    s.wait_for(
+    "libvirt",
+    lambda: "hosta" in host.run(
+        "virsh -c qemu:///system hostname",
+        status=None).replace(
+            "hostb",
+             "hosta"))
 
 
 def status(s, host, control):
@@ -93,7 +103,8 @@ def status(s, host, control):
 
 
 def move(s, a, b, before_complete=None):
-    """The recipe.  BEFORE_COMPLETE is called when the guest's memory is at hostb.  Returns the last record before the commit."""
+    """The recipe. BEFORE_COMPLETE is called when the guest's memory is at hostb. Returns the last
+    record before the commit."""
     control, told = "/var/lib/nbdmirror/vm1.control", []
     same = f"--after-commit-exec 'cmp {a.path('/srv/vm1.img')} {b.path('/srv/vm1.img')} && "
     waiting = iter(("ready", "synchronised"))
@@ -110,7 +121,9 @@ def move(s, a, b, before_complete=None):
             told.append(s.story.last)
             state = b.run("virsh domstate vm1")
             scene.check("paused" in state, f"the guest at hostb is {state}")
-            scene.check("shut off" in a.run("virsh domstate vm1"), "the guest at hosta was not ended")
+            scene.check(
+    "shut off" in a.run("virsh domstate vm1"),
+     "the guest at hosta was not ended")
             if before_complete:
                 before_complete(command)
             command = command.replace("--after-commit-exec '", same)
@@ -136,7 +149,8 @@ def at_its_end(s, a, b, words, told):
 
 def prepare(s):
     if not all(map(shutil.which, ("virsh", "libvirtd", "virtlogd"))):
-        raise machine.Unavailable("libvirt is not installed (libvirt-daemon-system, libvirt-clients)")
+        raise machine.Unavailable(
+            "libvirt is not installed (libvirt-daemon-system, libvirt-clients)")
     s.boot = machine.Boot(s.tmp)
     os.environ["PATH"] = s.builddir + ":" + os.environ["PATH"]
     a, b = hosts.pair(s)
@@ -154,7 +168,11 @@ def prepare(s):
 def killed_worker(s, a, b, complete):
     """Nothing is handed over without a worker; with another one everything is."""
     control = "/var/lib/nbdmirror/vm1.control"
-    mirror = next(c for h, c in hosts.recipe("nbdmirror.pod", "WITH LIBVIRT") if "nbdmirror mirror" in c)
+    mirror = next(
+    c for h,
+    c in hosts.recipe(
+        "nbdmirror.pod",
+         "WITH LIBVIRT") if "nbdmirror mirror" in c)
     a.run("kill -9 $(pgrep -f '^nbdmirror mirror')")
     told = a.run(complete, status=1)
     scene.check("rollback token" not in told, f"handed over without a worker: {told}")
@@ -170,7 +188,9 @@ def test(s):
         a, b, words = prepare(s)
         told = move(s, a, b, case and (lambda command: case(s, a, b, command)))
         at_its_end(s, a, b, words, told)
-        scene.note(f"{case.__name__ if case else 'as printed'}: {s.story.last} records, {told} of them at hosta")
+        scene.note(
+            f"{case.__name__ if case else 'as printed'}: {s.story.last} records, "
+            f"{told} of them at hosta")
         s.forget()
 
 

@@ -8,9 +8,8 @@ recorder (recorder.c), QEMU without hardware acceleration, its QMP sockets and s
     story.wait_for_record(20)
     vm.qmp("query-status")
 
-The kernel comes from Debian's linux-image-VERSION-cloud package, downloaded (not installed) with apt-get
-once and kept, unpacked, in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror.  Needs no privileges.
-"""
+The kernel comes from Debian's linux-image-VERSION-cloud package, downloaded (not installed) with
+apt-get once and kept, unpacked, in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror. Needs no privileges. """
 
 import glob
 import gzip
@@ -75,7 +74,8 @@ def kernel_tree():
             fetch_packages(new)
         except Unavailable:
             # A new or an old system's lists of packages, perhaps.
-            if os.getuid() != 0 or subprocess.run(["apt-get", "-qq", "update"], stdin=subprocess.DEVNULL,
+            if os.getuid() != 0 or subprocess.run(["apt-get", "-qq", "update"],
+                                                  stdin=subprocess.DEVNULL,
                                                   capture_output=True, timeout=300).returncode != 0:
                 raise
             fetch_packages(new)
@@ -159,10 +159,11 @@ class Boot:
 # ---- what a guest says -----------------------------------------------------------------
 
 class Story:
-    """The guest's serial line, pieced together: it begins at one machine and goes on at another, perhaps
-    in the middle of a line.  records is a list of (time of arrival, machine, number).
+    """The guest's serial line, pieced together: it begins at one machine and goes on at another,
+    perhaps in the middle of a line. records is a list of (time of arrival, machine, number).
 
-    One thread reads all machines: where two have something to say, what the last speaker said is the older."""
+    One thread reads all machines: where two have something to say, what the last speaker said is
+    the older."""
 
     def __init__(self):
         self.sockets = {}  # of the machines
@@ -337,8 +338,8 @@ class Qmp:
             self.events.append(message)
 
     def wait_event(self, seconds, accept):
-        """The first event, new or old, for which ACCEPT is true; None if there is none in time.  It and those
-        before it are forgotten."""
+        """The first event, new or old, for which ACCEPT is true; None if there is none in time. It
+        and those before it are forgotten."""
         deadline = time.monotonic() + seconds
         looked = 0
         while True:
@@ -359,12 +360,14 @@ class Qmp:
 # ---- machines --------------------------------------------------------------------------
 
 class Vm:
-    """A running QEMU.  NAME names its files in DIRECTORY; NBD is the list of its disks: Unix sockets,
-    "HOST:PORT", or block device nodes as QMP's blockdev-add takes them.  The disks are called disk0, disk1.  With incoming=True it waits for a migration, and is stopped when that has come (-S), unless
-    stopped=False.
-    Sockets: NAME.qmp (ours) and NAME.qmp2 (for the program under test); NAME.console is the kernel's."""
+    """A running QEMU. NAME names its files in DIRECTORY; NBD is the list of its disks: Unix
+    sockets, "HOST:PORT", or block device nodes as QMP's blockdev-add takes them. The disks are
+    called disk0, disk1. With incoming=True it waits for a migration, and is stopped when that has
+    come (-S), unless stopped=False. Sockets: NAME.qmp (ours) and NAME.qmp2 (for the program under
+    test); NAME.console is the kernel's."""
 
-    def __init__(self, boot, directory, name, story, nbd, incoming=False, memory=96, recorder="", stopped=True,
+    def __init__(self, boot, directory, name, story, nbd, incoming=False, memory=96, recorder="",
+                 stopped=True,
                  reconnect_delay=None, options=(), prefix=()):
         self.name, self.story, self.directory = name, story, directory
         self.console = self.path("console")
@@ -376,7 +379,8 @@ class Vm:
             argv = [*prefix, QEMU, "-name", name, "-accel", "tcg", "-m", str(memory), "-nodefaults",
                     "-no-user-config", "-display", "none", "-machine", "pc", "-no-reboot",
                     "-kernel", boot.kernel, "-initrd", boot.initramfs,
-                    "-append", "console=ttyS0 loglevel=5 panic=-1 no_timer_check mitigations=off random.trust_cpu=on "
+                    "-append", "console=ttyS0 loglevel=5 panic=-1 no_timer_check "
+                    "mitigations=off random.trust_cpu=on "
                     f"DISKS={len(nbd)} RECORDER=\"{recorder}\"",
                     "-serial", "file:" + self.console,
                     "-chardev", "socket,id=words,path=" + self.path("serial"),
@@ -444,7 +448,8 @@ class Vm:
         """What the guest's kernel had to complain about."""
         with open(self.console, errors="replace") as f:
             return [line.rstrip() for line in f
-                    if re.search(r"I/O error|EXT4-fs (error|warning)|JBD2|Oops|BUG|hung task|panic", line)]
+                    if re.search(r"I/O error|EXT4-fs (error|warning)|JBD2|Oops|BUG|hung task|panic",
+                                 line)]
 
     def remove(self):
         self.kill()

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that the examples with two hosts in nbdmirror(1) and nbdmirror-receive(1) work as they are printed, one command after the
-other, on two hosts in namespaces.  No virtual machines: what a guest would have written is written by hand.  (The examples of
-nbdmirror-migrate(1) and for libvirt are run by two-hosts-tls.py and libvirt.py.)"""
+"""Proves that the examples with two hosts in nbdmirror(1) and nbdmirror-receive(1) work as they are
+printed, one command after the other, on two hosts in namespaces. No virtual machines: what a guest
+would have written is written by hand. (The examples of nbdmirror-migrate(1) and for libvirt are run
+by two-hosts-tls.py and libvirt.py.)"""
 
 import json
 import os
@@ -39,7 +40,8 @@ class Reader:
 
     def guest_writes(self, host):
         """To the export at /run/vm1.nbd, while somebody may mirror it."""
-        host.run("/usr/bin/python3 -c 'import nbd, os\nh = nbd.NBD()\nh.connect_unix(\"/run/vm1.nbd\")\n"
+        host.run("/usr/bin/python3 -c 'import nbd, os\nh = nbd.NBD()\n"
+                 "h.connect_unix(\"/run/vm1.nbd\")\n"
                  "h.pwrite(os.urandom(65536), 1 << 20)\nh.flush()'")
 
     def same(self):
@@ -47,10 +49,16 @@ class Reader:
 
     def do(self, name, command):
         host = {"hosta": self.a, "hostb": self.b}[name]
-        command = command.replace("20G", "64M").replace("4711", str(self.pid)).replace("TOKEN", str(self.token))
+        command = command.replace(
+    "20G", "64M").replace(
+        "4711", str(
+            self.pid)).replace(
+                "TOKEN", str(
+                    self.token))
         if "--watch" in command:
             return self.wait(re.search(r"# until (\w+)", command)[1])
-        if "nbdmirror mirror" in command and "--detach" not in command:  # "goes on": in another terminal
+        # "goes on": in another terminal
+        if "nbdmirror mirror" in command and "--detach" not in command:
             self.s.spawn("mirror", [*host.prefix, "sh", "-c", command])
             return self.wait("ready")
         if "nbdmirror complete" in command:
@@ -90,7 +98,8 @@ def test(s):
     scene.check(r.token, "nothing was handed over")
     s.forget()
     r = Reader(s)
-    r.follow("nbdmirror-receive.pod", "TWO HOSTS", unless="complete|--seal|kill|hostb# nbdmirror serve")
+    r.follow("nbdmirror-receive.pod", "TWO HOSTS",
+             unless="complete|--seal|kill|hostb# nbdmirror serve")
     scene.check(not os.path.exists(r.b.path("/srv/vm1.img")), "what was given up is there still")
     s.forget()
 
@@ -100,7 +109,8 @@ def test(s):
         return
     r = Reader(s)
     r.b.run("qemu-img create -q -f qcow2 /srv/base.qcow2 64M")
-    r.a.run("cp /srv/vm1.img . && mkdir -p -m 700 /var/lib/nbdmirror && nbdmirror serve /srv/vm1.img --socket /run/vm1.nbd"
+    r.a.run("cp /srv/vm1.img . && mkdir -p -m 700 /var/lib/nbdmirror &&"
+            " nbdmirror serve /srv/vm1.img --socket /run/vm1.nbd"
             f" --control {CONTROL} --detach")
     r.follow("nbdmirror-receive.pod", "THROUGH SSH")
     r.do("hosta", f"nbdmirror complete {CONTROL}")

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that `nbdmirror migrate` moves a running guest to a disk that `nbdmirror receive` serves: every record that the
-guest acknowledged is there, the disks are equal at the commit, the old one takes no write from then on, the
-file system is clean, and the guest goes on counting, at one side only.  The destination QEMU was started without -S: refused
-where that can be seen; where it cannot, behind something that passes the monitor on, it is told to stop, and waits."""
+"""Proves that `nbdmirror migrate` moves a running guest to a disk that `nbdmirror receive` serves:
+every record that the guest acknowledged is there, the disks are equal at the commit, the old one
+takes no write from then on, the file system is clean, and the guest goes on counting, at one side
+only. The destination QEMU was started without -S: refused where that can be seen; where it cannot,
+behind something that passes the monitor on, it is told to stop, and waits."""
 
 import os
 import sys
@@ -20,9 +21,11 @@ def test(s):
     a = s.vm("a", [src], recorder="-l 200")
     b = s.vm("b", [dst.guest], incoming=True, stopped=False)
     s.story.wait_for_line("LOADED")
-    s.nbdmirror("migrate", "--source-qmp", a.qmp_path, "--dest-qmp", b.qmp_path, "--memory-uri", "unix:nowhere",
+    s.nbdmirror("migrate", "--source-qmp", a.qmp_path, "--dest-qmp", b.qmp_path, "--memory-uri",
+                "unix:nowhere",
                 "--disk", f"{src.control}={dst.uri}", status=7)
-    scene.check(b.qmp("query-status")["status"] == "inmigrate", "something was done to the refused destination")
+    scene.check(b.qmp("query-status")["status"] == "inmigrate",
+                "something was done to the refused destination")
     move = Move(s, a, b, [(src, dst.uri)], "--report", s.path("report.json"))
     told = []
 

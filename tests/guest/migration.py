@@ -9,9 +9,11 @@ import machine
 def prepare(source, dest, uri, **parameters):
     """Capabilities and parameters on both sides; the destination listens at URI."""
     source.qmp("migrate-set-capabilities", capabilities=[
-        {"capability": "pause-before-switchover", "state": True}, {"capability": "events", "state": True}])
+        {"capability": "pause-before-switchover", "state": True},
+        {"capability": "events", "state": True}])
     dest.qmp("migrate-set-capabilities", capabilities=[
-        {"capability": "late-block-activate", "state": True}, {"capability": "events", "state": True}])
+        {"capability": "late-block-activate", "state": True},
+        {"capability": "events", "state": True}])
     source.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 300,
                                             **parameters})
     dest.qmp("migrate-incoming", uri=uri)

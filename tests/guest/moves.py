@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest's move with `nbdmirror migrate`, with something between it and both monitors, so that a test can act at an
-exact instant."""
+"""A guest's move with `nbdmirror migrate`, with something between it and both monitors, so that a
+test can act at an exact instant."""
 
 import json
 import subprocess
@@ -10,7 +10,8 @@ from scene import check
 
 
 class Move:
-    """From machine A to machine B; PAIRS are (tracked source server, destination's URI) of each disk."""
+    """From machine A to machine B; PAIRS are (tracked source server, destination's URI) of each
+    disk."""
 
     count = 0
 
@@ -24,7 +25,8 @@ class Move:
         self.log = s.path(f"move{Move.count}.log")
 
     def words(self):
-        words = [*self.prefix, self.s.nbdmirror_path, "migrate", "--source-qmp", self.source.path, "--dest-qmp",
+        words = [*self.prefix, self.s.nbdmirror_path, "migrate", "--source-qmp", self.source.path,
+                 "--dest-qmp",
                  self.dest.path, *self.memory]
         for server, uri in self.pairs:
             words += ["--disk", f"{server.control}={uri}"]
@@ -48,7 +50,8 @@ class Move:
 
     def recover(self):
         """After the coordinator was killed."""
-        done = subprocess.run([*self.words(), "--recover"], stdin=subprocess.DEVNULL, capture_output=True,
+        done = subprocess.run([*self.words(), "--recover"], stdin=subprocess.DEVNULL,
+                              capture_output=True,
                               text=True, timeout=60)
         return done.returncode, done.stderr
 
@@ -69,10 +72,12 @@ class Move:
 
 
 def receive(s, name, size, *options, prefix=(), where=None):
-    """`nbdmirror receive`: the process, with uri and guest_uri, and guest, the place for a QEMU's disk."""
+    """`nbdmirror receive`: the process, with uri and guest_uri, and guest, the place for a QEMU's
+    disk."""
     where = where or ["--socket", s.path(name + ".sock")]
     path = s.path(name + ".img")
-    process = s.spawn(name, [*prefix, s.nbdmirror_path, "receive", path, "--size", str(size), *where, *options],
+    process = s.spawn(name, [*prefix, s.nbdmirror_path, "receive", path, "--size", str(size),
+                             *where, *options],
                       stdout=subprocess.PIPE)
     line = process.stdout.readline()
     check(line, f"receive {name} told nothing")

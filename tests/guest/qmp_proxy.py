@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Something between `nbdmirror migrate` and a QEMU's monitor that lets a test act at an exact instant.
+"""Something between `nbdmirror migrate` and a QEMU's monitor that lets a test act at an exact
+instant.
 
     proxy = QmpProxy(vm)
-    proxy.before["migrate-continue"] = function      # called once; the command waits until it returns
+    proxy.before["migrate-continue"] = function      # called once; the command waits for it
     proxy.after["migrate-continue"] = function       # called once; the answer waits
-    proxy.event["pre-switchover"] = function         # a MIGRATION event of that status, or another event's name
+    proxy.event["pre-switchover"] = function       # a MIGRATION event's status, or an event's name
     ... proxy.path is the socket to be given to the program under test
 
-When the QEMU is gone the proxy is as well: nobody listens at its path.  So it may be called like one: of a listener with
-another name the program under test does not believe that its end is QEMU's.
+When the QEMU is gone the proxy is as well: nobody listens at its path. So it may be called like
+one: of a listener with another name the program under test does not believe that its end is QEMU's.
 """
 
 import json
@@ -59,7 +60,8 @@ class QmpProxy:
         self.gone()
 
     def gone(self):
-        """Before the client sees the end of its connection: it may look whether somebody listens."""
+        """Before the client sees the end of its connection: it may look whether somebody
+        listens."""
         self.listener.close()
         if os.path.exists(self.path):
             os.unlink(self.path)
@@ -92,7 +94,8 @@ class QmpProxy:
 
     def answer(self, message, running):
         if "event" in message:
-            status = message.get("data", {}).get("status") if message["event"] == "MIGRATION" else None
+            status = message.get("data", {}).get(
+                "status") if message["event"] == "MIGRATION" else None
             self.act(self.event, status or message["event"])
         else:
             self.act(self.after, running.pop(str(message.get("id")), None))

@@ -9,10 +9,9 @@
         ...
     scene.main(test)
 
-Exit status 0, 1 where the test failed, 77 where guests are not to be had.  At the end, however it comes, all
-processes that were started are ended.  In the environment: KEEP=1 keeps the directory, NBDMIRROR_LONG=1 makes some tests do
-more, builddir says where the build is.
-"""
+Exit status 0, 1 where the test failed, 77 where guests are not to be had. At the end, however it
+comes, all processes that were started are ended. In the environment: KEEP=1 keeps the directory,
+NBDMIRROR_LONG=1 makes some tests do more, builddir says where the build is. """
 
 import contextlib
 import json
@@ -58,7 +57,8 @@ def find_build():
 
 def sanitized(builddir):
     with open(os.path.join(builddir, "Makefile")) as f:
-        return any(line.startswith("SANITIZERS =") and line.partition("=")[2].strip() not in ("", "no")
+        return any(line.startswith("SANITIZERS =") and line.partition("=")[2].strip() not in ("",
+                                                                                              "no")
                    for line in f)
 
 
@@ -106,7 +106,8 @@ class Scene:
     def spawn(self, name, argv, **options):
         """In the background, output to NAME.log."""
         with open(self.path(name + ".log"), "a") as log:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=options.pop("stdout", log),
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
+                                       stdout=options.pop("stdout", log),
                                        stderr=log, **options)
         process.name = name
         self.processes.append(process)
@@ -117,7 +118,8 @@ class Scene:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=seconds, **options)
         if status is not None and done.returncode != status:
-            raise Failed(f"exit status {done.returncode} instead of {status} from: {' '.join(argv)}\n"
+            raise Failed(f"exit status {done.returncode} instead of {status} from: "
+                         f"{' '.join(argv)}\n"
                          f"{done.stdout}{done.stderr}")
         return done.stdout
 
@@ -218,8 +220,8 @@ class Scene:
             self.run(["e2fsck", "-fn", disk])
 
     def check_records(self, told, *disks, blocks=False):
-        """Take the file systems as a crash would leave them: replay the journal of a copy, then look at every
-        record.  Returns how many there are."""
+        """Take the file systems as a crash would leave them: replay the journal of a copy, then
+        look at every record. Returns how many there are."""
         files = []
         for number, disk in enumerate(disks):
             copy, out = self.path(f"check{number}.img"), self.path(f"records{number}")

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that a guest with two disks moves from A to B and back to A, and that both disks are of one instant at each
-commit: the guest writes a record to the first disk, then to the second, so at any instant the first has as many as
-the second, or one more.  No acknowledged record is lost on either way."""
+"""Proves that a guest with two disks moves from A to B and back to A, and that both disks are of
+one instant at each commit: the guest writes a record to the first disk, then to the second, so at
+any instant the first has as many as the second, or one more. No acknowledged record is lost on
+either way."""
 
 import os
 import sys
@@ -41,7 +42,8 @@ def test(s):
     s.story.wait_for_record(50)
     go(s, "there", a, b, at_a, at_b)
 
-    # Host A's disks were handed over: what is fenced there is the old disk.  Now it is a destination.
+    # Host A's disks were handed over: what is fenced there is the old disk. Now it is a
+    # destination.
     for server in at_a:
         s.end(server.process)
         os.unlink(server.control + ".fence")

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that the example of nbdmirror-migrate(1), TWO HOSTS, works as it is printed, certificates, ssh and all, on two hosts in
-namespaces of their own; and that disk and memory go over the line between them by TLS only: what is in the disk, and the beginning of
-a migration stream, are looked for in every packet.  No acknowledged record is lost."""
+"""Proves that the example of nbdmirror-migrate(1), TWO HOSTS, works as it is printed, certificates,
+ssh and all, on two hosts in namespaces of their own; and that disk and memory go over the line
+between them by TLS only: what is in the disk, and the beginning of a migration stream, are looked
+for in every packet. No acknowledged record is lost."""
 
 import os
 import re
@@ -21,7 +22,8 @@ PAGE, SECTION = "nbdmirror-migrate.pod", "TWO HOSTS"
 MARK = b"nbdmirror-must-not-be-seen-here!"
 OF_MEMORY = (b"QEVM", b"Linux version 6.")
 
-# Runs at hosta: every packet on the line, until it is told to end; then how many of each port, and what was seen in them.
+# Runs at hosta: every packet on the line, until it is told to end; then how many of each port, and
+# what was seen in them.
 SNIFFER = """
 import collections, signal, socket, sys
 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -82,7 +84,8 @@ def test(s):
     marked_disk(s, a.path("/srv/vm1.img"))
     words = {name: listener(s.path(name + ".words")) for name in ("hosta", "hostb")}
     sockets = {}
-    sniffer = s.spawn("sniffer", [*a.prefix[:-1], "/usr/bin/python3", "-c", SNIFFER, MARK.decode(), *(m.decode() for m in OF_MEMORY)],
+    sniffer = s.spawn("sniffer", [*a.prefix[:-1], "/usr/bin/python3", "-c", SNIFFER, MARK.decode(),
+                                  *(m.decode() for m in OF_MEMORY)],
                       stdout=subprocess.PIPE)
     scene.check(sniffer.stdout.readline() == b"ready\n", "no sniffer")
 
@@ -91,11 +94,14 @@ def test(s):
         command = command.replace("20G", "64M")
         if "qemu-system" in command:
             console = s.path(name + ".console")
-            command = command.replace("-m 4096 ...", "-m 96 -accel tcg -nodefaults -no-user-config -display none -no-reboot -daemonize "
-                                      f"-kernel {s.path('kernel')} -initrd {s.boot.initramfs} -append 'console=ttyS0 loglevel=5 "
-                                      "panic=-1 no_timer_check mitigations=off random.trust_cpu=on RECORDER=\"-l 50\"' "
-                                      f"-serial file:{console} -chardev socket,id=words,path={s.path(name + '.words')} "
-                                      "-serial chardev:words")
+            command = command.replace(
+                "-m 4096 ...",
+                "-m 96 -accel tcg -nodefaults -no-user-config -display none -no-reboot -daemonize "
+                f"-kernel {s.path('kernel')} -initrd {s.boot.initramfs} "
+                "-append 'console=ttyS0 loglevel=5 panic=-1 no_timer_check mitigations=off "
+                "random.trust_cpu=on RECORDER=\"-l 50\"' "
+                f"-serial file:{console} "
+                f"-chardev socket,id=words,path={s.path(name + '.words')} -serial chardev:words")
         told = s.story.last
         host.run(command, seconds=90)
         if "qemu-system" in command:

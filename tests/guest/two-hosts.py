@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Proves that a guest moves between two "hosts" over a long line: network namespaces with a veth pair between them, 10 ms
-each way and 1 % of loss, by tc netem where the kernel has it, else by a relay that delays (delay.py).  Disk and memory go
-over TCP.  No acknowledged record is lost, the disks are equal at the commit.
+"""Proves that a guest moves between two "hosts" over a long line: network namespaces with a veth
+pair between them, 10 ms each way and 1 % of loss, by tc netem where the kernel has it, else by a
+relay that delays (delay.py). Disk and memory go over TCP. No acknowledged record is lost, the disks
+are equal at the commit.
 
 Without the right to make namespaces both hosts are this one, with the relay between."""
 
@@ -25,7 +26,8 @@ def quiet(*words):
 
 
 class Hosts:
-    """Where things run: command prefixes in_a, in_b; addresses a, b; the line between is slow, or is to be slowed down."""
+    """Where things run: command prefixes in_a, in_b; addresses a, b; the line between is slow, or
+    is to be slowed down."""
 
     def __init__(self, s):
         self.s = s
@@ -38,13 +40,16 @@ class Hosts:
             self.in_a, self.in_b = ([*"ip netns exec".split(), name] for name in names)
             self.a, self.b = "10.77.0.1", "10.77.0.2"
             # Each on its own: a kernel without netem refuses all of them.
-            self.slow = all(quiet(*where, "tc", "qdisc", "add", "dev", "line", "root", "netem", "delay",
-                                  f"{DELAY_MS}ms", "loss", f"{LOSS}%") for where in (self.in_a, self.in_b))
+            self.slow = all(quiet(*where, "tc", "qdisc", "add", "dev", "line", "root", "netem",
+                                  "delay",
+                                  f"{DELAY_MS}ms", "loss", f"{LOSS}%")
+                                  for where in (self.in_a, self.in_b))
 
     @staticmethod
     def connect(a, b):
         steps = [f"ip -n {a} link add line type veth peer name line netns {b}",
-                 f"ip -n {a} addr add 10.77.0.1/24 dev line", f"ip -n {b} addr add 10.77.0.2/24 dev line"]
+                 f"ip -n {a} addr add 10.77.0.1/24 dev line",
+                 f"ip -n {b} addr add 10.77.0.2/24 dev line"]
         steps += [f"ip -n {host} link set {dev} up" for host in (a, b) for dev in ("lo", "line")]
         return all(quiet(*step.split()) for step in steps)
 
@@ -61,7 +66,8 @@ class Hosts:
             return f"{self.b}:{port}"
         via = self.port(port + 1000)
         relay = self.s.spawn(f"relay{port}", [*self.in_a, sys.executable, os.path.join(
-            os.path.dirname(os.path.abspath(__file__)), "delay.py"), f"{self.a}:{via}", f"{self.b}:{port}",
+            os.path.dirname(os.path.abspath(__file__)), "delay.py"), f"{self.a}:{via}",
+            f"{self.b}:{port}",
             str(DELAY_MS), str(LOSS)], stdout=subprocess.PIPE)
         scene.check(relay.stdout.readline() == b"ready\n", "the relay did not start")
         return f"{self.a}:{via}"
@@ -69,7 +75,8 @@ class Hosts:
 
 def test(s):
     hosts = Hosts(s)
-    scene.note(("two namespaces" if hosts.in_a else "one host") + ", " + ("netem" if hosts.slow else "a relay that delays"))
+    scene.note(("two namespaces" if hosts.in_a else "one host") + \
+               ", " + ("netem" if hosts.slow else "a relay that delays"))
     src = s.serve("src", s.make_disk("src.img", data=8 * scene.MIB))
     disk, memory = hosts.port(10809), hosts.port(4444)
     dst = receive(s, "dst", os.path.getsize(src.disk), prefix=hosts.in_b,
@@ -78,8 +85,10 @@ def test(s):
     b = s.vm("b", [dst.guest], incoming=True, prefix=hosts.in_b)
     s.story.wait_for_line("LOADED")
 
-    move = Move(s, a, b, [(src, f"nbd://{hosts.to_b(disk)}/mirror")], "--memory-bandwidth", "200M", prefix=hosts.in_a,
-                memory=["--memory-uri", f"tcp:{hosts.to_b(memory)}", "--incoming-uri", f"tcp:{hosts.b}:{memory}"])
+    move = Move(s, a, b, [(src, f"nbd://{hosts.to_b(disk)}/mirror")], "--memory-bandwidth", "200M",
+                prefix=hosts.in_a,
+                memory=["--memory-uri", f"tcp:{hosts.to_b(memory)}", "--incoming-uri",
+                        f"tcp:{hosts.b}:{memory}"])
     told = []
 
     def committed():
