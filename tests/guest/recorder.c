@@ -111,10 +111,10 @@ static bool
 good (struct record *r, size_t size, uint32_t disk, uint64_t number)
 {
   uint32_t crc = r->crc;
-  bool ok;
 
   r->crc = 0;
-  ok = r->magic == MAGIC && r->disk == disk && r->number == number && crc32_of (r, size) == crc;
+  bool ok
+      = r->magic == MAGIC && r->disk == disk && r->number == number && crc32_of (r, size) == crc;
   r->crc = crc;
   return ok;
 }
@@ -155,16 +155,14 @@ static void
 load_blocks (const char *dir, unsigned rate)
 {
   char path[256];
-  struct record *r;
   uint64_t x = 88172645463325252u;
   void *block;
-  int fd;
 
   snprintf (path, sizeof path, "%s/blocks", dir);
-  fd = open (path, O_RDWR | O_CREAT | O_DIRECT, 0666);
+  int fd = open (path, O_RDWR | O_CREAT | O_DIRECT, 0666);
   if (fd < 0 || posix_memalign (&block, BLOCK, BLOCK) != 0)
     die ("%s: %s", path, strerror (errno));
-  r = block;
+  struct record *r = block;
   for (uint64_t i = 0; i < LOAD_BLOCKS; i++) {
     fill (r, BLOCK, 2, i, i + 1);
     write_all (fd, r, BLOCK, (off_t)(i * BLOCK), path);
@@ -201,11 +199,10 @@ told_to_quit (void)
   static char line[64];
   static size_t used;
   struct pollfd p = { .fd = 0, .events = POLLIN };
-  ssize_t n;
 
   if (poll (&p, 1, 0) <= 0 || used == sizeof line - 1)
     return false;
-  n = read (0, line + used, sizeof line - 1 - used);
+  ssize_t n = read (0, line + used, sizeof line - 1 - used);
   if (n > 0)
     used += (size_t)n;
   line[used] = '\0';
@@ -216,7 +213,7 @@ static int
 do_write (int argc, char **argv)
 {
   long interval = 2, load = 0, memory = 0;
-  int fd[MAX_DISKS], disks, c;
+  int fd[MAX_DISKS], c;
   _Alignas(8) char buffer[RECORD];
   struct record *r = (struct record *)buffer;
   uint64_t number = 0;
@@ -237,7 +234,7 @@ do_write (int argc, char **argv)
     default:
       return 2;
     }
-  disks = argc - optind;
+  int disks = argc - optind;
   if (disks < 1 || disks > MAX_DISKS)
     return 2;
   for (int d = 0; d < disks; d++) {
@@ -322,11 +319,10 @@ do_blocks (const char *path)
 {
   static _Alignas(8) char buffer[BLOCK];
   FILE *f = fopen (path, "re");
-  uint64_t i;
 
   if (f == NULL)
     die ("%s: %s", path, strerror (errno));
-  for (i = 0; i < LOAD_BLOCKS; i++)
+  for (uint64_t i = 0; i < LOAD_BLOCKS; i++)
     if (fread (buffer, 1, BLOCK, f) != BLOCK || !good ((struct record *)buffer, BLOCK, 2, i))
       die ("%s: block %llu is bad", path, (unsigned long long)i);
   fclose (f);
