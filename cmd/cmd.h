@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the subcommands of nbdmirror share: exit statuses, the table they are listed in, messages,
- * and the reading of a command line.  A subcommand is one file with one `const struct subcommand`:
+ * What the subcommands of nbdmirror share: exit statuses, the table of options, the reading of a
+ * command line, and messages.  A subcommand is one file with one `const struct subcommand`:
+ *
+ *   static const struct cmd_option options[] = {
+ *     { "json", 'j', NULL, "print a JSON object" },
+ *     CMD_OPTIONS_END,
+ *   };
  *
  *   static int
  *   run (struct cmd_line *line)
  *   {
- *     static const struct option longopts[] = {
- *       { "json", no_argument, NULL, 'j' }, CMD_LONG_OPTIONS_END };
  *     int c;
- *     while ((c = cmd_getopt (line, "j", longopts)) != -1)
+ *     while ((c = cmd_getopt (line)) != -1)
  *       switch (c) {
  *       case 'j': json = true; break;
  *       default: return line->status;            (--help was printed, or a usage error)
@@ -18,7 +21,6 @@
  *       return line->status;
  *     … line->operands[0].argv[0] …
  *   }
- *   const struct subcommand subcommand_x = { "x", "CONTROL [--json]", "Do x.", help, run };
  *
  * Options and operands may be mixed; an operand may be `[ COMMAND ARGS ]`, inside which nothing is
  * taken for an option.
@@ -27,7 +29,7 @@
 #ifndef NBDMIRROR_CMD_CMD_H
 #define NBDMIRROR_CMD_CMD_H
 
-#include <getopt.h>
+#include <getopt.h> /* optarg */
 #include <stdbool.h>
 
 enum nbdmirror_exit {
@@ -61,19 +63,11 @@ struct cmd_line {
   int status; /* what to return when cmd_getopt() or cmd_operands_ok() say stop */
 };
 
-/* Adds --help to an array of long options and ends it. */
-#define CMD_LONG_OPTIONS_END                                                                       \
-  { "help", no_argument, NULL, CMD_OPT_HELP },                                                     \
-  {                                                                                                \
-    NULL, 0, NULL, 0                                                                               \
-  }
-#define CMD_OPT_HELP 0x7f01
 #define CMD_OPT_STOP 0x7f02
 
-/* The next option (getopt_long's value, `optarg` set), -1 at the end, or CMD_OPT_STOP: return
- * line->status at once.  SHORTOPTS is as for getopt, without leading `+`, `-` or `:`; may be "". -h
- * is --help if SHORTOPTS does not use it otherwise. */
-int cmd_getopt (struct cmd_line *line, const char *shortopts, const struct option *longopts);
+/* The next option of the subcommand (its key; `optarg` is set), -1 at the end, or CMD_OPT_STOP:
+ * return line->status at once.  -h is --help if the subcommand has no -h of its own. */
+int cmd_getopt (struct cmd_line *line);
 
 /* Check the number of operands: at least MIN, at most MAX (0: no limit).  NAMES, separated by
  * spaces, say what is missing ("CONTROL DEST").  False: a usage error was printed. */
@@ -91,13 +85,31 @@ void cmd_notice (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 /* cmd_error() and a line that points to --help.  Returns EXIT_USAGE. */
 int cmd_usage_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 
-/* ---- the table ------------------------------------------------------------------------------ */
+/* ---- the tables ----------------------------------------------------------------------------- */
+
+/* An option.  From the same table come the reading of the command line, --help, and what shells
+ * complete; a test compares it with the manual. */
+struct cmd_option {
+  const char *name;  /* without its dashes; "": HELP is a heading; NULL: the table ends here */
+  int key;           /* what cmd_getopt() returns; a letter is a short option as well */
+  const char *value; /* what --help calls its value: "TIME"; "a|b" are the words it may be; NULL:
+                        the option takes no value */
+  const char *help;  /* broken into lines by cmd_print_help(); NULL: the option is another name of
+                        the one before it */
+};
+#define CMD_OPTIONS_END                                                                            \
+  {                                                                                                \
+    NULL, 0, NULL, NULL                                                                            \
+  }
 
 struct subcommand {
   const char *name;
-  const char *synopsis; /* what follows "nbdmirror NAME " */
-  const char *summary;  /* one sentence */
-  const char *help;     /* the rest of --help: options, examples; ends in a newline */
+  const char *synopsis;              /* what follows "nbdmirror NAME " */
+  const char *summary;               /* one sentence */
+  const char *about;                 /* --help: what stands before the options; ends in a newline */
+  const struct cmd_option *options;  /* NULL: it has none but --help */
+  const struct cmd_option *settings; /* operands NAME=VALUE, or NULL */
+  const char *more;                  /* --help: what stands behind the options */
   int (*run) (struct cmd_line *line);
 };
 

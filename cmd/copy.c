@@ -13,30 +13,24 @@
 #include "cmd/worker.h"
 #include "mirror/job/copy.h"
 
-static const char help[]
-    = "Copies SOURCE, which nobody writes to meanwhile, to DEST.  Each is an NBD URI, a local file "
-      "or\n"
-      "block device, or [ COMMAND ARGS ] that serves NBD.  A local DEST file is created or "
-      "extended,\n"
-      "never truncated.  Exit status 0 means that DEST has flushed everything.\n\n"
-      "  --give-up-after TIME  try for so long to reach a lost destination again (0: exit 3 at "
-      "once;\n"
-      "                        or never)\n" WORKER_OPTIONS_HELP "\nExamples:\n"
-      "  nbdmirror copy disk.img nbd://hostb/\n"
-      "  nbdmirror copy 'nbd+unix:///?socket=/tmp/sock' backup.img --bandwidth 50M\n"
-      "  nbdmirror copy disk.img [ qemu-nbd -f qcow2 disk.qcow2 ]\n";
+static const struct cmd_option options[] = {
+  { "give-up-after", WORKER_OPT_GIVE_UP, "TIME",
+    "how long to try to reach a destination that was lost, or to read a source that fails (default "
+    "0: not at all; never: without end)" },
+  WORKER_OPTIONS,
+  CMD_OPTIONS_END,
+};
 
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[] = { WORKER_LONG_OPTIONS, CMD_LONG_OPTIONS_END };
   struct worker w = { .ready_fd = -1 };
   struct worker_settings s = { .give_up_ns = 0 };
   struct copy_options o = { 0 };
   json_t *report;
   int c, status = 0;
 
-  while ((c = cmd_getopt (line, "", longopts)) != -1) {
+  while ((c = cmd_getopt (line)) != -1) {
     if (c == CMD_OPT_STOP)
       return line->status;
     worker_option (c, &w, &s, &status);
@@ -83,5 +77,19 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_copy = {
-  "copy", "SOURCE DEST [OPTIONS]", "Copy a disk that is not in use.", help, run,
+  "copy",
+  "SOURCE DEST [OPTIONS]",
+  "Copy a disk that is not in use.",
+  "SOURCE is copied to DEST; nobody may write to SOURCE meanwhile.  Each is an NBD URI, a local "
+  "file or\n"
+  "block device, or [ COMMAND ARGS ] that serves NBD.  A local DEST file is created or extended, "
+  "never\n"
+  "truncated.  Exit status 0 means that DEST has flushed everything.\n",
+  options,
+  NULL,
+  "Examples:\n"
+  "  nbdmirror copy disk.img nbd://hostb/\n"
+  "  nbdmirror copy 'nbd+unix:///?socket=/tmp/sock' backup.img --bandwidth 50M\n"
+  "  nbdmirror copy disk.img [ qemu-nbd -f qcow2 disk.qcow2 ]\n",
+  run,
 };

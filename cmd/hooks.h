@@ -27,24 +27,22 @@ struct hooks {
   unsigned nr_controls;
 };
 
-/* The four options, for a getopt table. */
+/* The four options, for a table. */
 #define HOOK_OPT 0x700
-#define HOOK_LONG_OPTION(name, hook)                                                               \
+#define HOOK_READY_OPTION                                                                          \
   {                                                                                                \
-    name, required_argument, NULL, HOOK_OPT + (hook)                                               \
+    "on-ready-exec", HOOK_OPT + HOOK_READY, "COMMAND",                                             \
+        "run COMMAND with /bin/sh once everything is ready to be handed over"                      \
   }
-#define HOOK_LONG_OPTIONS                                                                          \
-  HOOK_LONG_OPTION ("before-hold-exec", HOOK_BEFORE_HOLD),                                         \
-      HOOK_LONG_OPTION ("after-commit-exec", HOOK_AFTER_COMMIT),                                   \
-      HOOK_LONG_OPTION ("on-abort-exec", HOOK_ABORT)
-#define HOOK_READY_OPTION HOOK_LONG_OPTION ("on-ready-exec", HOOK_READY)
-#define HOOK_READY_HELP                                                                            \
-  "  --on-ready-exec CMD      run CMD with /bin/sh once everything is ready to be handed over\n"
-#define HOOK_OPTIONS_HELP                                                                          \
-  "  --before-hold-exec CMD   run CMD before guest writes are held; if it fails nothing is\n"      \
-  "                           handed over\n"                                                       \
-  "  --after-commit-exec CMD  run CMD after the hand-over\n"                                       \
-  "  --on-abort-exec CMD      run CMD when it ends without a hand-over\n"
+#define HOOK_OPTIONS                                                                               \
+  { "before-hold-exec", HOOK_OPT + HOOK_BEFORE_HOLD, "COMMAND",                                    \
+    "run COMMAND before guest writes are held; if it fails nothing is handed over" },              \
+      { "after-commit-exec", HOOK_OPT + HOOK_AFTER_COMMIT, "COMMAND",                              \
+        "run COMMAND after the hand-over" },                                                       \
+  {                                                                                                \
+    "on-abort-exec", HOOK_OPT + HOOK_ABORT, "COMMAND",                                             \
+        "run COMMAND when the job ends without a hand-over"                                        \
+  }
 
 /* True: C is one of them, and its command was taken. */
 bool hook_option (struct hooks *h, int c);

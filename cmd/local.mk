@@ -3,7 +3,9 @@ nbdmirror_SOURCES = \
 	cmd/cmd.h \
 	cmd/control-query.c \
 	cmd/control-query.h \
+	cmd/completion.c \
 	cmd/copy.c \
+	cmd/help.c \
 	cmd/hooks.c \
 	cmd/hooks.h \
 	cmd/main.c \
@@ -36,5 +38,21 @@ include cmd/migrate/local.mk
 include cmd/evacuate/local.mk
 include cmd/complete/local.mk
 
+# Completion for shells is made from the program's own tables of options.  A program of a cross
+# compiler does not run here.
+if !CROSS
 bashcompletiondir = $(datadir)/bash-completion/completions
-dist_bashcompletion_DATA = completions/bash/nbdmirror
+nodist_bashcompletion_DATA = completions/bash/nbdmirror
+zshcompletiondir = $(datadir)/zsh/site-functions
+nodist_zshcompletion_DATA = completions/zsh/_nbdmirror
+fishcompletiondir = $(datadir)/fish/vendor_completions.d
+nodist_fishcompletion_DATA = completions/fish/nbdmirror.fish
+completions = $(nodist_bashcompletion_DATA) $(nodist_zshcompletion_DATA) \
+	$(nodist_fishcompletion_DATA)
+CLEANFILES += $(completions)
+
+$(completions): nbdmirror$(EXEEXT)
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && shell=$(@D) && \
+	  $(RUN_SANITIZED) ./nbdmirror$(EXEEXT) --print-completion $${shell##*/} >$@.tmp && \
+	  mv $@.tmp $@
+endif

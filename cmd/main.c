@@ -18,12 +18,12 @@
 
 /* In the order of a job's life. */
 static const struct subcommand *const subcommands[] = {
-  &subcommand_serve,    &subcommand_receive, &subcommand_mirror,   &subcommand_status,
-  &subcommand_set,      &subcommand_pause,   &subcommand_resume,   &subcommand_cancel,
-  &subcommand_complete, &subcommand_migrate, &subcommand_rollback, &subcommand_evacuate,
-  &subcommand_copy,     &subcommand_verify,
+  &subcommand_serve,   &subcommand_receive,  &subcommand_mirror,
+  &subcommand_status,  &subcommand_set,      &subcommand_pause,
+  &subcommand_resume,  &subcommand_cancel,   &subcommand_complete,
+  &subcommand_migrate, &subcommand_rollback, &subcommand_evacuate,
+  &subcommand_copy,    &subcommand_verify,   NULL,
 };
-#define NR_SUBCOMMANDS (sizeof subcommands / sizeof subcommands[0])
 
 static void
 print_help (void)
@@ -32,7 +32,7 @@ print_help (void)
           "       nbdmirror SUBCOMMAND --help\n"
           "       nbdmirror --version\n\n"
           "Mirror a disk that is in use to another place over NBD, and hand it over.\n\n");
-  for (size_t i = 0; i < NR_SUBCOMMANDS; i++)
+  for (size_t i = 0; subcommands[i] != NULL; i++)
     printf ("  %-14s %s\n", subcommands[i]->name, subcommands[i]->summary);
   printf ("\nExit status: 0 done as asked, 1 error, 2 usage, 3 destination failed (resumable),\n"
           "4 did not converge, 5 contents differ, 6 cancelled, 7 refused.\n\n"
@@ -42,7 +42,7 @@ print_help (void)
 static const struct subcommand *
 find_subcommand (const char *name)
 {
-  for (size_t i = 0; i < NR_SUBCOMMANDS; i++)
+  for (size_t i = 0; subcommands[i] != NULL; i++)
     if (strcmp (subcommands[i]->name, name) == 0)
       return subcommands[i];
   return NULL;
@@ -75,11 +75,35 @@ fill_standard_streams (void)
     close (fd);
 }
 
+/* An option or `help` in place of a subcommand.  Returns the exit status. */
+static int
+run_option (int argc, char **argv)
+{
+  const char *option = argv[1];
+
+  if (strcmp (option, "--version") == 0 || strcmp (option, "-V") == 0)
+    printf ("%s %s\n", PACKAGE_NAME, PACKAGE_VERSION);
+  else if (strcmp (option, "--help") == 0 || strcmp (option, "-h") == 0
+           || strcmp (option, "help") == 0) {
+    const struct subcommand *sc = argc > 2 ? find_subcommand (argv[2]) : NULL;
+    if (argc > 2 && sc == NULL)
+      return cmd_usage_error ("unknown subcommand '%s'", argv[2]);
+    if (sc != NULL)
+      cmd_print_help (sc);
+    else
+      print_help ();
+  } else if (strcmp (option, "--print-completion") == 0) { /* for the makefile */
+    if (argc != 3 || !cmd_print_completion (argv[2], subcommands))
+      return cmd_usage_error ("--print-completion: give bash, zsh or fish");
+  } else
+    return cmd_usage_error ("unknown option '%s'", option);
+  return finish_output (EXIT_DONE);
+}
+
 int
 main (int argc, char **argv)
 {
-  const struct subcommand *sc;
-  struct cmd_line line = { 0 };
+  struct cmd_line line = { .argc = argc - 1, .argv = argv + 1 };
 
   fill_standard_streams ();
   /* A peer that goes away is an error of that write, not the end of the process. */
@@ -87,30 +111,13 @@ main (int argc, char **argv)
 
   if (argc < 2)
     return cmd_usage_error ("SUBCOMMAND is missing");
-  if (strcmp (argv[1], "--version") == 0 || strcmp (argv[1], "-V") == 0) {
-    printf ("%s %s\n", PACKAGE_NAME, PACKAGE_VERSION);
-    return finish_output (EXIT_DONE);
-  }
-  if (strcmp (argv[1], "--help") == 0 || strcmp (argv[1], "-h") == 0
-      || strcmp (argv[1], "help") == 0) {
-    sc = argc > 2 ? find_subcommand (argv[2]) : NULL;
-    if (argc > 2 && sc == NULL)
-      return cmd_usage_error ("unknown subcommand '%s'", argv[2]);
-    if (sc != NULL)
-      cmd_print_help (sc);
-    else
-      print_help ();
-    return finish_output (EXIT_DONE);
-  }
-  if (argv[1][0] == '-')
-    return cmd_usage_error ("unknown option '%s'", argv[1]);
-  sc = find_subcommand (argv[1]);
+  if (argv[1][0] == '-' || strcmp (argv[1], "help") == 0)
+    return run_option (argc, argv);
+  const struct subcommand *sc = find_subcommand (argv[1]);
   if (sc == NULL)
     return cmd_usage_error ("unknown subcommand '%s'", argv[1]);
 
   cmd_set_subcommand (sc);
-  line.argc = argc - 1;
-  line.argv = argv + 1;
   line.operands = calloc ((size_t)argc, sizeof *line.operands);
   if (line.operands == NULL) {
     cmd_error ("%s", strerror (errno));

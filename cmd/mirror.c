@@ -34,38 +34,40 @@ enum {
   OPT_MEASURE
 };
 
-static const char help[]
-    = "Copies the disk behind CONTROL to DEST while its guest keeps writing, pass after pass, "
-      "until\n"
-      "what is left fits the allowed downtime; then stays ready, or hands over.\n\n"
-      "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.\n\n"
-      "  --sync full           what to copy; this version knows full copies\n"
-      "  --max-downtime TIME   pause the guest for at most this long at the hand-over (300ms)\n"
-      "  --max-write-delay TIME\n"
-      "                        delay a guest's write by at most this, where it has to be slowed "
-      "down\n"
-      "                        or waits for the destination (50ms)\n"
-      "  --policy POLICY       when passes do not converge: sync (guest writes wait for the\n"
-      "                        destination; default), throttle (the guest is slowed down),\n"
-      "                        none (keep trying), fail (exit 4)\n"
-      "  --on-ready WHAT       wait for `nbdmirror complete` (default), or complete at once\n"
-      "  --resume              go on with the job that is left over here (exit 7 if none is)\n"
-      "  --restart             start over; with --resume, only where nothing is left over\n"
-      "  --detach              return once the job is attached and copying\n"
-      "  --give-up-after TIME  end when destination or source fails for so long (never)\n"
-      "  --dry-run             check everything, measure for some seconds, say how it would go; "
-      "there\n"
-      "                        will be no job, and nothing is written (exit 4: it would not end)\n"
-      "  --measure TIME        with --dry-run: for so long (5s)\n"
-      "  --quarantine-grace T  wait so long before blocks of a lost session are copied again (2s)\n"
-      "  --no-limit-while-holding\n"
-      "                        the bandwidth limit does not hold while the guest "
-      "waits\n" WORKER_OPTIONS_HELP HOOK_READY_HELP HOOK_OPTIONS_HELP
-      "\nCtrl-C cancels the job; SIGTERM ends this worker only, and --resume goes on later (exit "
-      "3).\n\n"
-      "Examples:\n"
-      "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
-      "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n";
+static const struct cmd_option options[] = {
+  { "sync", OPT_SYNC, "full", "what to copy: everything" },
+  { "max-downtime", OPT_MAX_DOWNTIME, "TIME",
+    "pause the guest for at most TIME at the hand-over (default 300ms)" },
+  { "max-write-delay", OPT_MAX_WRITE_DELAY, "TIME",
+    "delay one write of the guest by at most TIME, where the guest is slowed down or its writes "
+    "wait for the destination (default 50ms)" },
+  { "policy", OPT_POLICY, "sync|throttle|none|fail",
+    "what to do when passes do not converge: let guest writes wait for the destination (default), "
+    "slow the guest down, keep trying, or end with exit status 4" },
+  { "on-ready", OPT_ON_READY, "wait|complete",
+    "when ready, wait for 'nbdmirror complete' (default), or complete at once" },
+  { "resume", OPT_RESUME, NULL,
+    "go on with the job that an earlier worker left over (exit status 7 if there is none)" },
+  { "restart", OPT_RESTART, NULL,
+    "start over, whatever is left over; with --resume: start over only where nothing is left "
+    "over" },
+  { "detach", OPT_DETACH, NULL, "return once the job is attached and copying" },
+  { "give-up-after", WORKER_OPT_GIVE_UP, "TIME",
+    "end (exit status 3) when the destination has been away, or the source unreadable, for TIME "
+    "(default never)" },
+  { "dry-run", OPT_DRY_RUN, NULL,
+    "check everything, measure, and print how the job would go; there is no job and nothing is "
+    "written (exit status 4: it would not end)" },
+  { "measure", OPT_MEASURE, "TIME", "with --dry-run: how long to measure (default 5s)" },
+  { "quarantine-grace", OPT_GRACE, "TIME",
+    "how long to wait before blocks of a lost session are copied again (default 2s)" },
+  { "no-limit-while-holding", OPT_UNLIMITED_HOLD, NULL,
+    "the bandwidth limit does not hold while the guest waits" },
+  WORKER_OPTIONS,
+  HOOK_READY_OPTION,
+  HOOK_OPTIONS,
+  CMD_OPTIONS_END,
+};
 
 struct arguments {
   struct worker worker; /* first: the callbacks of worker.h get this */
@@ -277,23 +279,6 @@ run_job (struct arguments *a)
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[]
-      = { { "sync", required_argument, NULL, OPT_SYNC },
-          { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
-          { "max-write-delay", required_argument, NULL, OPT_MAX_WRITE_DELAY },
-          { "policy", required_argument, NULL, OPT_POLICY },
-          { "on-ready", required_argument, NULL, OPT_ON_READY },
-          { "resume", no_argument, NULL, OPT_RESUME },
-          { "restart", no_argument, NULL, OPT_RESTART },
-          { "detach", no_argument, NULL, OPT_DETACH },
-          { "dry-run", no_argument, NULL, OPT_DRY_RUN },
-          { "measure", required_argument, NULL, OPT_MEASURE },
-          { "quarantine-grace", required_argument, NULL, OPT_GRACE },
-          { "no-limit-while-holding", no_argument, NULL, OPT_UNLIMITED_HOLD },
-          HOOK_READY_OPTION,
-          HOOK_LONG_OPTIONS,
-          WORKER_LONG_OPTIONS,
-          CMD_LONG_OPTIONS_END };
   struct arguments a = {
     .worker = { .ready_fd = -1 },
     .settings = { .give_up_ns = UINT64_MAX },
@@ -303,7 +288,7 @@ run (struct cmd_line *line)
   };
   int c, status = 0;
 
-  while ((c = cmd_getopt (line, "", longopts)) != -1) {
+  while ((c = cmd_getopt (line)) != -1) {
     if (c == CMD_OPT_STOP)
       return line->status;
     if (!worker_option (c, &a.worker, &a.settings, &status))
@@ -334,5 +319,20 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_mirror = {
-  "mirror", "CONTROL DEST [OPTIONS]", "Mirror a disk that is in use, and hand it over.", help, run,
+  "mirror",
+  "CONTROL DEST [OPTIONS]",
+  "Mirror a disk that is in use, and hand it over.",
+  "The disk behind CONTROL is copied to DEST while its guest keeps writing, pass after pass, "
+  "until\n"
+  "what is left can be copied within the allowed downtime; then the job stays ready, or hands "
+  "over.\n\n"
+  "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.\n",
+  options,
+  NULL,
+  "Ctrl-C cancels the job.  SIGTERM ends this worker only (exit status 3): --resume goes on "
+  "later.\n\n"
+  "Examples:\n"
+  "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
+  "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n",
+  run,
 };

@@ -18,6 +18,8 @@
 #include "cmd/cmd.h"
 #include "cmd/options.h"
 
+#define OPTIONS_MAX 60 /* of one subcommand */
+
 static const struct subcommand *current;
 
 void
@@ -81,12 +83,6 @@ cmd_usage_error (const char *fmt, ...)
   else
     fprintf (stderr, "Try 'nbdmirror --help'.\n");
   return EXIT_USAGE;
-}
-
-void
-cmd_print_help (const struct subcommand *sc)
-{
-  printf ("Usage: nbdmirror %s %s\n\n%s\n\n%s", sc->name, sc->synopsis, sc->summary, sc->help);
 }
 
 /* ---- operands ------------------------------------------------------------------------------- */
@@ -155,15 +151,38 @@ bad_option (struct cmd_line *line, bool missing_argument, int before)
     line->status = cmd_usage_error ("unknown option '%.*s'", len, name);
 }
 
-int
-cmd_getopt (struct cmd_line *line, const char *shortopts, const struct option *longopts)
+/* The table for getopt_long(), and the short options behind SPEC, which begins with the flags. */
+static void
+make_tables (struct option longopts[OPTIONS_MAX + 2], char spec[2 * OPTIONS_MAX + 4])
 {
-  char spec[64];
+  struct option *to = longopts;
 
-  /* `-`: operands in order; `:`: say which fault it is.  -h last, so that a subcommand's own wins.
-   */
-  if ((size_t)snprintf (spec, sizeof spec, "-:%sh", shortopts) >= sizeof spec)
-    abort ();
+  /* `-`: operands come in order.  `:`: say which fault it is. */
+  char *letters = stpcpy (spec, "-:");
+  for (const struct cmd_option *o = current->options; o != NULL && o->name != NULL; o++) {
+    if (o->name[0] == '\0')
+      continue;
+    if (to == longopts + OPTIONS_MAX)
+      abort ();
+    int takes = o->value != NULL ? required_argument : no_argument;
+    *to++ = (struct option){ o->name, takes, NULL, o->key };
+    if (o->key < 0x80)
+      letters += sprintf (letters, "%c%s", o->key, o->value != NULL ? ":" : "");
+  }
+  *to++ = (struct option){ "help", no_argument, NULL, CMD_OPT_HELP };
+  *to = (struct option){ NULL, 0, NULL, 0 };
+  if (strchr (spec, 'h') == NULL)
+    strcpy (letters, "h");
+}
+
+int
+cmd_getopt (struct cmd_line *line)
+{
+  struct option longopts[OPTIONS_MAX + 2];
+  char spec[2 * OPTIONS_MAX + 4];
+
+  make_tables (longopts, spec);
+  bool own_h = strchr (spec, 'h') != spec + strlen (spec) - 1;
   opterr = 0;
   for (;;) {
     int before = optind == 0 ? 1 : optind;
@@ -183,7 +202,7 @@ cmd_getopt (struct cmd_line *line, const char *shortopts, const struct option *l
       bad_option (line, c == ':', before);
       return CMD_OPT_STOP;
     case 'h':
-      if (strchr (shortopts, 'h') != NULL)
+      if (own_h)
         return c;
       /* fallthrough */
     case CMD_OPT_HELP:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What main.c and options.c share beside cmd.h.
+ * What the files of the program itself share beside cmd.h: main.c, options.c, help.c,
+ * completion.c.
  */
 
 #ifndef NBDMIRROR_CMD_OPTIONS_H
@@ -11,6 +12,14 @@
 /* The subcommand that messages and --help are about; NULL before it is known. */
 void cmd_set_subcommand (const struct subcommand *sc);
 
+/* The key of --help, which every subcommand has. */
+#define CMD_OPT_HELP 0x7f01
+
+/* Print --help of a subcommand. */
 void cmd_print_help (const struct subcommand *sc);
+
+/* Print the completion of SHELL ("bash", "zsh" or "fish") for all SUBCOMMANDS, which end with NULL.
+ * False: there is none for that shell. */
+bool cmd_print_completion (const char *shell, const struct subcommand *const *subcommands);
 
 #endif

@@ -19,9 +19,8 @@
 static struct control_client *
 parse_and_connect (struct cmd_line *line, const char **control)
 {
-  static const struct option longopts[] = { CMD_LONG_OPTIONS_END };
 
-  if (cmd_getopt (line, "", longopts) != -1)
+  if (cmd_getopt (line) != -1)
     return NULL;
   if (!cmd_operands_ok (line, 1, 1, "CONTROL"))
     return NULL;
@@ -124,26 +123,38 @@ run_cancel (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_pause
-    = { "pause", "CONTROL", "Stop copying for a while; changes go on being tracked.",
+    = { "pause",
+        "CONTROL",
+        "Stop copying for a while; changes go on being tracked.",
         "CONTROL is the disk's control socket (serve --control).  Nothing is sent until\n"
-        "'nbdmirror resume'; what is left grows meanwhile with what the guest writes.\n\n"
+        "'nbdmirror resume'; what is left grows meanwhile with what the guest writes.\n",
+        NULL,
+        NULL,
         "Example:\n"
         "  nbdmirror pause /run/vm1.control\n",
         run_pause };
 
 const struct subcommand subcommand_resume
-    = { "resume", "CONTROL", "Go on copying after 'pause'.",
+    = { "resume",
+        "CONTROL",
+        "Go on copying after 'pause'.",
         "CONTROL is the disk's control socket.  To go on after the worker has ended (a lost\n"
-        "network, a kill), start a new one: nbdmirror mirror CONTROL DEST --resume\n\n"
+        "network, a kill), start a new one: nbdmirror mirror CONTROL DEST --resume\n",
+        NULL,
+        NULL,
         "Example:\n"
         "  nbdmirror resume /run/vm1.control\n",
         run_resume };
 
 const struct subcommand subcommand_cancel = {
-  "cancel", "CONTROL", "End the job; the guest goes on at the source.",
+  "cancel",
+  "CONTROL",
+  "End the job; the guest goes on at the source.",
   "CONTROL is the disk's control socket.  Returns when the job has ended.  Tracking stops, so\n"
   "the next job is a full one; what is at the destination is incomplete.  Works without a\n"
-  "worker too: then it drops what a killed worker has left over.\n\n"
+  "worker too: then it drops what a killed worker has left over.\n",
+  NULL,
+  NULL,
   "Example:\n"
   "  nbdmirror cancel /run/vm1.control\n",
   run_cancel

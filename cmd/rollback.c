@@ -22,18 +22,21 @@ is_refusal (const char *class_)
          && (strcmp (class_, "WrongToken") == 0 || strcmp (class_, "NotFenced") == 0);
 }
 
+static const struct cmd_option options[] = {
+  { "token", OPT_TOKEN, "TOKEN", "the token that 'complete' printed ('status' shows it as well)" },
+  { "destination-stopped", OPT_DESTINATION_STOPPED, NULL,
+    "you have made sure that nothing writes to the destination any more" },
+  CMD_OPTIONS_END,
+};
+
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[]
-      = { { "token", required_argument, NULL, OPT_TOKEN },
-          { "destination-stopped", no_argument, NULL, OPT_DESTINATION_STOPPED },
-          CMD_LONG_OPTIONS_END };
   const char *token = NULL;
   bool stopped = false;
   int opt;
 
-  while ((opt = cmd_getopt (line, "", longopts)) != -1)
+  while ((opt = cmd_getopt (line)) != -1)
     switch (opt) {
     case OPT_TOKEN:
       token = optarg;
@@ -68,11 +71,12 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_rollback = {
-  "rollback", "CONTROL --token TOKEN --destination-stopped",
+  "rollback",
+  "CONTROL --token TOKEN --destination-stopped",
   "Make the source writable again after a hand-off.",
-  "CONTROL is the disk's control socket.\n"
-  "  --token TOKEN          the token that 'complete' printed ('status' shows it as well)\n"
-  "  --destination-stopped  you have made sure that nothing writes to the destination any more\n\n"
+  "CONTROL is the disk's control socket.\n",
+  options,
+  NULL,
   "What was written to the destination since the hand-off is not brought back: mirror it the\n"
   "other way for that.  A wrong token, or a disk that was not handed over, is refused: exit\n"
   "status 7.\n\n"

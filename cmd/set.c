@@ -116,14 +116,23 @@ add_setting (const char *word, json_t *args)
   return 0;
 }
 
+static const struct cmd_option settings[] = {
+  { "bandwidth", 0x100, "RATE", "send at most RATE bytes a second: 100M, 1.5G, none" },
+  { "max-downtime", 0x101, "TIME", "the pause that is allowed at the hand-over: 300ms, 2s" },
+  { "policy", 0x102, "sync|throttle|none|fail",
+    "what to do when passes do not converge, as for 'mirror'" },
+  { "synchronous", 0x103, "on|off", "guest writes wait until they have reached the destination" },
+  { "max-write-delay", 0x104, "TIME", "the longest that a guest's write waits so: 50ms" },
+  CMD_OPTIONS_END,
+};
+
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[] = { CMD_LONG_OPTIONS_END };
   json_t *ret = NULL;
   int r;
 
-  if (cmd_getopt (line, "", longopts) != -1)
+  if (cmd_getopt (line) != -1)
     return line->status;
   if (!cmd_operands_ok (line, 2, 0, "CONTROL KEY=VALUE"))
     return line->status;
@@ -152,15 +161,13 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_set
-    = { "set", "CONTROL KEY=VALUE...", "Change a running job.",
-        "CONTROL is the disk's control socket.  Keys:\n"
-        "  bandwidth=RATE      at most so many bytes a second: 100M, 1.5G, none\n"
-        "  max-downtime=TIME   the pause that is allowed at the hand-off: 300ms, 2s\n"
-        "  policy=POLICY       what to do when passes do not converge: sync, throttle, none, fail\n"
-        "  synchronous=on|off  guest writes wait until they have reached the destination\n"
-        "  max-write-delay=TIME\n"
-        "                      the longest that a guest's write waits so: 50ms\n\n"
-        "k, M, G and T are powers of 1024.  Either all settings are taken or none.\n\n"
+    = { "set",
+        "CONTROL KEY=VALUE...",
+        "Change a running job.",
+        "CONTROL is the disk's control socket.  Either all settings are taken or none.\n",
+        NULL,
+        settings,
+        "k, M, G and T are powers of 1024.\n\n"
         "Example:\n"
         "  nbdmirror set /run/vm1.control bandwidth=50M max-downtime=1s\n",
         run };

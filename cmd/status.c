@@ -439,20 +439,26 @@ watch (const struct cmd_line *line, const struct options *o)
 
 enum { OPT_INTERVAL = 0x100 };
 
+static const struct cmd_option option_table[] = {
+  { "json", 'j', NULL, "print one JSON object for one CONTROL, an array for several" },
+  { "watch", 'w', NULL,
+    "show it again every second, until interrupted or no server is left; with --json one line each "
+    "time" },
+  { "interval", OPT_INTERVAL, "TIME",
+    "with --watch: how long to wait between two looks (100ms to 1h; default 1s)" },
+  CMD_OPTIONS_END,
+};
+
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[] = { { "json", no_argument, NULL, 'j' },
-                                            { "watch", no_argument, NULL, 'w' },
-                                            { "interval", required_argument, NULL, OPT_INTERVAL },
-                                            CMD_LONG_OPTIONS_END };
   struct options o = { .interval_ms = 1000 };
   const char *reason;
   bool interval = false;
   unsigned reached;
   int opt;
 
-  while ((opt = cmd_getopt (line, "jw", longopts)) != -1)
+  while ((opt = cmd_getopt (line)) != -1)
     switch (opt) {
     case 'j':
       o.json = true;
@@ -479,13 +485,12 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_status = {
-  "status", "CONTROL... [--json] [--watch [--interval TIME]]",
+  "status",
+  "CONTROL... [OPTIONS]",
   "Show how mirroring a disk is going.",
-  "CONTROL is a disk's control socket (serve --control).\n"
-  "  -j, --json       print one JSON object for one CONTROL, an array for several\n"
-  "  -w, --watch      show it again every second, until interrupted or no server is left;\n"
-  "                   with --json one line each time\n"
-  "  --interval TIME  with --watch: as often as this (100ms to 1h)\n\n"
+  "CONTROL is a disk's control socket (serve --control).\n",
+  option_table,
+  NULL,
   "What nobody knows yet is shown as '-', in JSON as null.  A CONTROL that cannot be reached\n"
   "makes the exit status 1; the others are shown all the same.\n\n"
   "Examples:\n"

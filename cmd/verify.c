@@ -18,16 +18,12 @@
 
 enum { OPT_QUIET = 0x200 };
 
-static const char help[]
-    = "Compares SOURCE with DEST, byte by byte, as far as SOURCE is long.  Both are given as for "
-      "copy.\n"
-      "Exit status 0: equal; 5: different (the first differing offset is printed).\n\n"
-      "  --json                print one JSON object\n"
-      "  --quiet               print nothing but errors\n"
-      "  --connect-timeout T   give a server so long to answer a connection (10s)\n"
-      "  --request-timeout T   give it so long to answer a request (30s)\n\n"
-      "Examples:\n"
-      "  nbdmirror verify disk.img nbd://hostb/\n";
+static const struct cmd_option options[] = {
+  { "json", 'j', NULL, "print a JSON object" },
+  { "quiet", OPT_QUIET, NULL, "print nothing but errors" },
+  WORKER_TIMEOUT_OPTIONS,
+  CMD_OPTIONS_END,
+};
 
 struct meter {
   bool show;
@@ -99,19 +95,13 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[]
-      = { { "json", no_argument, NULL, 'j' },
-          { "quiet", no_argument, NULL, OPT_QUIET },
-          { "connect-timeout", required_argument, NULL, WORKER_OPT_CONNECT_TIMEOUT },
-          { "request-timeout", required_argument, NULL, WORKER_OPT_REQUEST_TIMEOUT },
-          CMD_LONG_OPTIONS_END };
   struct worker w = { .ready_fd = -1 };
   struct worker_settings s = { 0 };
   struct verify_options o = { 0 };
   bool quiet = false;
   int c, status = 0;
 
-  while ((c = cmd_getopt (line, "", longopts)) != -1) {
+  while ((c = cmd_getopt (line)) != -1) {
     if (c == CMD_OPT_STOP)
       return line->status;
     if (c == OPT_QUIET)
@@ -129,5 +119,15 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_verify = {
-  "verify", "SOURCE DEST [OPTIONS]", "Compare two disks.", help, run,
+  "verify",
+  "SOURCE DEST [OPTIONS]",
+  "Compare two disks.",
+  "SOURCE is compared with DEST, byte by byte, as far as SOURCE is long.  Both are given as for "
+  "copy.\n"
+  "Exit status 0: equal; 5: different (the first differing offset is printed).\n",
+  options,
+  NULL,
+  "Example:\n"
+  "  nbdmirror verify disk.img nbd://hostb/\n",
+  run,
 };

@@ -119,20 +119,20 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   bool good = true;
 
   switch (c) {
-  case 'b':
+  case WORKER_OPT_BANDWIDTH:
     why = units_parse_rate (optarg, &s->rate_limit);
     if (why) {
       cmd_usage_error ("--bandwidth %s: %s", optarg, why);
       good = false;
     }
     break;
-  case 'c':
+  case WORKER_OPT_CONNECTIONS:
     good = parse_connections (optarg, &s->nr_copiers);
     break;
   case 'j':
     w->json = true;
     break;
-  case 'r':
+  case WORKER_OPT_REPORT:
     w->report = optarg;
     good = report_possible (optarg);
     break;

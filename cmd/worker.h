@@ -22,30 +22,37 @@ struct worker {
   char last_error[256]; /* that was told; "" none */
 };
 
-/* Options that both know. */
-#define WORKER_OPT_ALLOW_UNSAFE 0x100
-#define WORKER_OPT_CONNECT_TIMEOUT 0x101
-#define WORKER_OPT_REQUEST_TIMEOUT 0x102
-#define WORKER_OPT_GIVE_UP 0x103
-#define WORKER_LONG_OPTIONS                                                                        \
-  { "bandwidth", required_argument, NULL, 'b' }, { "connections", required_argument, NULL, 'c' },  \
-      { "json", no_argument, NULL, 'j' }, { "report", required_argument, NULL, 'r' },              \
-      { "allow-unsafe-destination", no_argument, NULL, WORKER_OPT_ALLOW_UNSAFE },                  \
-      { "connect-timeout", required_argument, NULL, WORKER_OPT_CONNECT_TIMEOUT },                  \
-      { "request-timeout", required_argument, NULL, WORKER_OPT_REQUEST_TIMEOUT },                  \
+/* Options that both know, for a table. */
+enum {
+  WORKER_OPT_BANDWIDTH = 0x100,
+  WORKER_OPT_CONNECTIONS,
+  WORKER_OPT_REPORT,
+  WORKER_OPT_ALLOW_UNSAFE,
+  WORKER_OPT_CONNECT_TIMEOUT,
+  WORKER_OPT_REQUEST_TIMEOUT,
+  WORKER_OPT_GIVE_UP
+};
+#define WORKER_TIMEOUT_OPTIONS                                                                     \
+  { "connect-timeout", WORKER_OPT_CONNECT_TIMEOUT, "TIME",                                         \
+    "how long a server may take to accept a connection (default 10s)" },                           \
   {                                                                                                \
-    "give-up-after", required_argument, NULL, WORKER_OPT_GIVE_UP                                   \
+    "request-timeout", WORKER_OPT_REQUEST_TIMEOUT, "TIME",                                         \
+        "how long a server may take to answer a request (default 30s)"                             \
   }
-#define WORKER_OPTIONS_HELP                                                                        \
-  "  --bandwidth RATE      send at most RATE bytes a second (k, M, G; 0: no limit)\n"              \
-  "  --connections N       at most N connections to the destination, 1 to 4\n"                     \
-  "  --connect-timeout T   give a server so long to answer a connection (10s)\n"                   \
-  "  --request-timeout T   give it so long to answer a request (30s)\n"                            \
-  "  --allow-unsafe-destination\n"                                                                 \
-  "                        accept a destination that cannot flush: nothing written there is\n"     \
-  "                        known to be safe\n"                                                     \
-  "  --report FILE         write a JSON object about the whole job at the end\n"                   \
-  "  --json                print that object instead of progress\n"
+#define WORKER_OPTIONS                                                                             \
+  { "bandwidth", WORKER_OPT_BANDWIDTH, "RATE",                                                     \
+    "send at most RATE bytes a second (k, M, G; 0 or none: no limit, the default)" },              \
+      { "connections", WORKER_OPT_CONNECTIONS, "N",                                                \
+        "open at most N connections to the destination, 1 to 4" },                                 \
+      WORKER_TIMEOUT_OPTIONS,                                                                      \
+      { "allow-unsafe-destination", WORKER_OPT_ALLOW_UNSAFE, NULL,                                 \
+        "accept a destination that cannot flush: nothing that is written there is known to be "    \
+        "safe" },                                                                                  \
+      { "report", WORKER_OPT_REPORT, "FILE",                                                       \
+        "write a JSON object about the whole job into FILE at the end" },                          \
+  {                                                                                                \
+    "json", 'j', NULL, "print that object on standard output, and no progress"                     \
+  }
 
 /* Values of those options; start with WORKER_SETTINGS. */
 struct worker_settings {

@@ -69,7 +69,7 @@ tests_sim_table_LDADD = libmirror.la -lm
 tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
 tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate/plan.c
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
-	cmd/show-progress.c cmd/control-query.c cmd/options.c cmd/units.c
+	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
 tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
 tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/mirror/gate.c
@@ -93,6 +93,7 @@ blackbox_tests = \
 	tests/blackbox/smoke.sh \
 	tests/blackbox/slow-flush.sh \
 	tests/blackbox/cli-usage.sh \
+	tests/blackbox/cli-manual.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \

@@ -13,7 +13,7 @@ import sys
 COLUMNS = 100
 FUNCTION_LINES = 70
 
-FOLDERS = ["base", "bench", "cmd", "completions", "control", "digest", "dirty-bitmap", "docs",
+FOLDERS = ["base", "bench", "cmd", "control", "digest", "dirty-bitmap", "docs",
            "mirror", "nbd-plugin", "tests"]
 TOP = ["Makefile.am", "configure.ac", "bootstrap", "quickstart", "README.md", "HACKING.md",
        "SECURITY.md", "CHANGELOG.md"]
@@ -38,7 +38,7 @@ def files(tree, only):
         for where, dirs, names in os.walk(os.path.join(tree, folder)):
             dirs[:] = [d for d in dirs if d != "__pycache__"]
             for name in names:
-                if name.endswith(ENDINGS) or "completions" in where:
+                if name.endswith(ENDINGS):
                     found.append(os.path.relpath(os.path.join(where, name), tree))
     for path in sorted(found):
         if not only or any(path == o or path.startswith(o.rstrip("/") + "/") for o in only):

@@ -195,25 +195,37 @@ take_option (struct complete *c, int opt)
   }
 }
 
+static const struct cmd_option options[] = {
+  { "lease", OPT_LEASE, "TIME",
+    "how long a guest may be held at most; past it the guest goes on and nothing is handed over "
+    "(default: twice max-downtime, at least 200ms)" },
+  { "timeout", OPT_TIMEOUT, "TIME",
+    "give up when the disks are not prepared by then (default 1min)" },
+  { "waiters", OPT_WAITERS, "error|keep",
+    "guest writes that wait at the hand-over fail with EPERM (default), or go on waiting, for a "
+    "hypervisor that is about to be stopped" },
+  { "rollback-token", OPT_TOKEN, "TOKEN",
+    "the token that 'rollback' will ask for (default: a random one)" },
+  { "json", 'j', NULL, "print the result as a JSON object" },
+  HOOK_OPTIONS,
+  { "", 0, NULL, "For an orchestrator that does something in between:" },
+  { "prepare-only", OPT_PREPARE, NULL,
+    "hold, copy and flush every disk, print the token, and leave them so until the lease ends "
+    "(default 30s)" },
+  { "commit", OPT_COMMIT, NULL,
+    "with --token: hand over what is prepared; run it again to finish after a crash" },
+  { "token", OPT_TOKEN, "TOKEN", "with --commit: the token that --prepare-only printed" },
+  { "release", OPT_RELEASE, NULL, "let the guests go on at the source" },
+  CMD_OPTIONS_END,
+};
+
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[]
-      = { { "json", no_argument, NULL, 'j' },
-          { "lease", required_argument, NULL, OPT_LEASE },
-          { "timeout", required_argument, NULL, OPT_TIMEOUT },
-          { "waiters", required_argument, NULL, OPT_WAITERS },
-          { "rollback-token", required_argument, NULL, OPT_TOKEN },
-          { "token", required_argument, NULL, OPT_TOKEN },
-          { "prepare-only", no_argument, NULL, OPT_PREPARE },
-          { "commit", no_argument, NULL, OPT_COMMIT },
-          { "release", no_argument, NULL, OPT_RELEASE },
-          HOOK_LONG_OPTIONS,
-          CMD_LONG_OPTIONS_END };
   struct complete c = { .mode = COMPLETE_ALL };
   int opt, r;
 
-  while ((opt = cmd_getopt (line, "j", longopts)) != -1) {
+  while ((opt = cmd_getopt (line)) != -1) {
     if (opt == CMD_OPT_STOP)
       return line->status;
     r = take_option (&c, opt);
@@ -239,23 +251,14 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_complete = {
-  "complete", "CONTROL... [OPTIONS]", "Hand over: from now on the destination is the disk.",
+  "complete",
+  "CONTROL... [OPTIONS]",
+  "Hand over: from now on the destination is the disk.",
   "CONTROL is a disk's control socket.  Every disk must be ready.  Guest writes wait while the\n"
   "last blocks are copied; then the source refuses writes for good.  Several disks are handed\n"
-  "over at one instant, or none is.\n"
-  "  --lease TIME            how long a guest may be held at most; past it the guest goes on\n"
-  "                          and nothing is handed over (default: 2 x max-downtime, at least "
-  "200ms)\n"
-  "  --timeout TIME          give up when the disks are not prepared by then (default 1min)\n"
-  "  --waiters error|keep    guest writes waiting at that instant fail (EPERM, the default),\n"
-  "                          or go on waiting, for a hypervisor that is about to be stopped\n"
-  "  --rollback-token TOKEN  the token that 'rollback' will ask for (default: a random one)\n"
-  "  -j, --json              print the result as a JSON object\n" HOOK_OPTIONS_HELP
-  "\nFor an orchestrator that does something in between:\n"
-  "  --prepare-only          hold, copy and flush every disk, print the token, and leave it so\n"
-  "                          until the lease ends (default 30s)\n"
-  "  --commit --token TOKEN  hand over what is prepared; again, to finish after a crash\n"
-  "  --release               let the guests go on at the source\n\n"
+  "over at one instant, or none is.\n",
+  options,
+  NULL,
   "Prints the pause of each disk and the rollback token.  A destination that 'nbdmirror receive'\n"
   "serves is sealed: nothing of the mirror's is written there any more.  Exit status 3: handed\n"
   "over, but that failed; do what the message says before the guest is started.\n\n"

@@ -265,19 +265,15 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_evacuate = {
-  "evacuate-disk", "CONTROL NEWDISK [OPTIONS] [-- NBDKIT-ARGS]",
+  "evacuate-disk",
+  "CONTROL NEWDISK [OPTIONS] [-- NBDKIT-ARGS]",
   "Move a running guest's disk to other storage of this host.",
   "CONTROL is the disk's control socket, NEWDISK a file or block device on the other storage.\n"
   "The disk is mirrored; then a new server takes the place of the old one, on the same\n"
   "sockets.  The guest's NBD client must connect again by itself and repeat what was not\n"
-  "answered (QEMU: reconnect-delay); then the guest sees a short stall and no error.\n"
-  "  --overwrite           use a NEWDISK that is not empty, or a block device\n"
-  "  --bandwidth RATE, --max-downtime TIME, --policy POLICY, --resume, --restart\n"
-  "                        as for mirror\n"
-  "  --lease TIME          how long the guest's writes may wait before it is decided (default:\n"
-  "                        2 x max-downtime, at least 200ms)\n"
-  "  --pidfile FILE        the new server's (default: the socket's path with .pid)\n"
-  "  --json                print a JSON object at the end\n"
+  "answered (QEMU: reconnect-delay); then the guest sees a short stall and no error.\n",
+  evacuate_options,
+  NULL,
   "NBDKIT-ARGS are those that the old server was started with: they are not taken over.\n\n"
   "On any failure before the new server has its place, the guest goes on with the old disk.\n"
   "The old disk is kept, and fenced.  Run it again if it was killed half-way.\n\n"

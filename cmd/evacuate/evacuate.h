@@ -50,6 +50,7 @@ struct evacuate {
 extern volatile sig_atomic_t evacuate_signal;
 
 /* ---- options.c ---- */
+extern const struct cmd_option evacuate_options[];
 /* False: return *STATUS. */
 bool evacuate_parse (struct cmd_line *line, struct evacuate *e, int *status);
 /* PATH made absolute, with its links resolved if it is there: the fence record and the new server

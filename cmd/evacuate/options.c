@@ -85,24 +85,29 @@ take_option (struct evacuate *e, int opt)
   return 0;
 }
 
+const struct cmd_option evacuate_options[] = {
+  { "overwrite", OPT_OVERWRITE, NULL, "use a NEWDISK that is not empty, or a block device" },
+  { "bandwidth", OPT_BANDWIDTH, "RATE", "as for 'mirror'" },
+  { "max-downtime", OPT_DOWNTIME, "TIME", "as for 'mirror'" },
+  { "policy", OPT_POLICY, "sync|throttle|none|fail", "as for 'mirror'" },
+  { "resume", OPT_RESUME, NULL, "as for 'mirror'" },
+  { "restart", OPT_RESTART, NULL, "as for 'mirror'" },
+  { "lease", OPT_LEASE, "TIME",
+    "how long the guest's writes may wait before the hand-over is decided (default: twice "
+    "max-downtime, at least 200ms)" },
+  { "pidfile", OPT_PIDFILE, "FILE",
+    "the file for the new server's process id (default: the socket's path with .pid)" },
+  { "json", 'j', NULL, "print a JSON object at the end" },
+  CMD_OPTIONS_END,
+};
+
 bool
 evacuate_parse (struct cmd_line *line, struct evacuate *e, int *status)
 {
-  static const struct option longopts[]
-      = { { "json", no_argument, NULL, 'j' },
-          { "overwrite", no_argument, NULL, OPT_OVERWRITE },
-          { "lease", required_argument, NULL, OPT_LEASE },
-          { "pidfile", required_argument, NULL, OPT_PIDFILE },
-          { "resume", no_argument, NULL, OPT_RESUME },
-          { "restart", no_argument, NULL, OPT_RESTART },
-          { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
-          { "max-downtime", required_argument, NULL, OPT_DOWNTIME },
-          { "policy", required_argument, NULL, OPT_POLICY },
-          CMD_LONG_OPTIONS_END };
   int opt;
 
   line->keep_rest = true;
-  while ((opt = cmd_getopt (line, "j", longopts)) != -1) {
+  while ((opt = cmd_getopt (line)) != -1) {
     *status = opt == CMD_OPT_STOP ? line->status : take_option (e, opt);
     if (opt == CMD_OPT_STOP || *status != 0)
       return false;

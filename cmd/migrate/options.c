@@ -180,38 +180,50 @@ check_options (const struct migrate_options *o)
   return 0;
 }
 
+const struct cmd_option migrate_option_table[] = {
+  { "source-qmp", OPT_SOURCE_QMP, "SOCK", "the source QEMU's QMP socket" },
+  { "dest-qmp", OPT_DEST_QMP, "SOCK", "the destination QEMU's QMP socket" },
+  { "memory-uri", OPT_MEMORY_URI, "URI",
+    "where the source sends the memory: tcp:HOST:PORT, unix:PATH" },
+  { "incoming-uri", OPT_INCOMING_URI, "URI",
+    "where the destination listens for the memory, if that is another place" },
+  { "disk", OPT_DISK, "CONTROL=DEST", "a disk of the guest and where it goes; once for each disk" },
+  { "max-downtime", OPT_MAX_DOWNTIME, "TIME",
+    "the pause to aim at, of the disks and of the memory (default 300ms)" },
+  { "bandwidth", OPT_BANDWIDTH, "RATE",
+    "the limit of each disk's mirror (k, M, G; bytes a second)" },
+  { "memory-bandwidth", OPT_MEMORY_BANDWIDTH, "RATE", "the limit of the memory" },
+  { "policy", OPT_POLICY, "sync|throttle|none|fail",
+    "what to do when a disk does not converge, as for 'mirror'" },
+  { "connections", OPT_CONNECTIONS, "N", "open at most N connections to each destination, 1 to 4" },
+  { "auto-converge", OPT_AUTO_CONVERGE, NULL,
+    "QEMU may slow the guest down when its memory does not converge" },
+  { "timeout", OPT_TIMEOUT, "TIME",
+    "roll back if the guest is not ready to be switched by then (default never)" },
+  { "switchover-timeout", OPT_SWITCH, "TIME",
+    "roll back if the switch takes longer (default 30s)" },
+  { "resume", OPT_RESUME, NULL, "go on with mirrors that were left over" },
+  { "keep-mirrors", OPT_KEEP, NULL,
+    "a roll-back does not cancel the mirrors: another try is quicker" },
+  { "quit-source", OPT_QUIT, NULL, "end the source QEMU at the end (default: it is left paused)" },
+  { "no-disk-check", OPT_NO_DISK_CHECK, NULL, "do not compare the QEMUs' disks with CONTROLs" },
+  { "log", OPT_LOG, "FILE", "append what happens to FILE, one JSON object a line" },
+  { "report", OPT_REPORT, "FILE", "write a JSON object about it all into FILE at the end" },
+  { "json", 'j', NULL, "print that object on standard output, and no progress" },
+  { "recover", OPT_RECOVER, NULL,
+    "after a migrate whose processes were both killed: finish, or go back" },
+  HOOK_READY_OPTION,
+  HOOK_OPTIONS,
+  CMD_OPTIONS_END,
+};
+
 bool
 migrate_options_parse (struct migrate_options *o, struct cmd_line *line, int *status)
 {
-  static const struct option longopts[]
-      = { { "source-qmp", required_argument, NULL, OPT_SOURCE_QMP },
-          { "dest-qmp", required_argument, NULL, OPT_DEST_QMP },
-          { "memory-uri", required_argument, NULL, OPT_MEMORY_URI },
-          { "incoming-uri", required_argument, NULL, OPT_INCOMING_URI },
-          { "disk", required_argument, NULL, OPT_DISK },
-          { "bandwidth", required_argument, NULL, OPT_BANDWIDTH },
-          { "connections", required_argument, NULL, OPT_CONNECTIONS },
-          { "max-downtime", required_argument, NULL, OPT_MAX_DOWNTIME },
-          { "memory-bandwidth", required_argument, NULL, OPT_MEMORY_BANDWIDTH },
-          { "timeout", required_argument, NULL, OPT_TIMEOUT },
-          { "switchover-timeout", required_argument, NULL, OPT_SWITCH },
-          { "policy", required_argument, NULL, OPT_POLICY },
-          { "log", required_argument, NULL, OPT_LOG },
-          { "report", required_argument, NULL, OPT_REPORT },
-          { "resume", no_argument, NULL, OPT_RESUME },
-          { "keep-mirrors", no_argument, NULL, OPT_KEEP },
-          { "quit-source", no_argument, NULL, OPT_QUIT },
-          { "auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE },
-          { "no-disk-check", no_argument, NULL, OPT_NO_DISK_CHECK },
-          { "recover", no_argument, NULL, OPT_RECOVER },
-          { "json", no_argument, NULL, 'j' },
-          HOOK_READY_OPTION,
-          HOOK_LONG_OPTIONS,
-          CMD_LONG_OPTIONS_END };
   int c;
 
   *o = (struct migrate_options){ .switch_ms = SWITCH_MS, .max_downtime_ms = MAX_DOWNTIME_MS };
-  while ((c = cmd_getopt (line, "j", longopts)) != -1) {
+  while ((c = cmd_getopt (line)) != -1) {
     *status = c == CMD_OPT_STOP ? line->status : take_option (o, c);
     if (c == CMD_OPT_STOP || *status != 0)
       return false;

@@ -28,6 +28,8 @@ struct migrate_options {
   struct hooks hooks;
 };
 
+extern const struct cmd_option migrate_option_table[];
+
 /* Fill in *O.  False: there is nothing more to do (--help too), with *STATUS to exit with.  Free it
  * in either case. */
 bool migrate_options_parse (struct migrate_options *o, struct cmd_line *line, int *status);

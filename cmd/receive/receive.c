@@ -48,48 +48,38 @@ enum {
   OPT_GIVE_UP
 };
 
-static const char help[]
-    = "Prepares the disk PATH, a new file or a block device, and serves it as a destination: the "
-      "export\n"
-      "`mirror` for nbdmirror mirror, and the export with the empty name for the guest.  One line "
-      "of JSON\n"
-      "says how to reach them.  One mirror session at a time may write, and none any more once "
-      "the\n"
-      "guest has written, or the hand-over is complete.\n\n"
-      "  --size SIZE           of the disk; needed where it is new\n"
-      "  --format FORMAT       raw (default) or qcow2\n"
-      "  --backing FILE        qcow2: on top of this base, which both sides have\n"
-      "  --backing-format F    its format (qcow2 if its name ends so, else raw)\n"
-      "  --preallocate         take all the room at once, and keep it\n"
-      "  --overcommit          a thin disk may be larger than the room that is left\n"
-      "  --overwrite           give up what a file or device holds that is there already\n"
-      "  --resume              go on with the disk that is there, as it is\n"
-      "  --sealed              with --resume: it is its guest's already, no mirror may write to "
-      "it\n"
-      "                        (a file that was sealed while it was served says so itself)\n"
-      "  --socket PATH         serve on a Unix socket, or\n"
-      "  --port N              on TCP\n"
-      "  --address A           on this address only\n"
-      "  --stdio               one connection, on stdin and stdout (for ssh://HOST/PATH)\n"
-      "  --read-only           nothing is written (with --stdio)\n"
-      "  --tls-certificates D  demand TLS, with the certificates in this directory, or\n"
-      "  --tls-psk FILE        with these pre-shared keys\n"
-      "  --tls-verify-peer     demand a certificate of the clients too\n"
-      "  --keep                never remove the disk\n"
-      "  --detach              return once it is served\n"
-      "  --seal                PATH is the URI of such a server's mirror export: let no mirror "
-      "write there\n"
-      "                        any more, and return when its last request has ended\n"
-      "  --give-up             PATH is such a URI: end that server, and remove the disk that it "
-      "created\n\n"
-      "The server is restarted when it ends, until the guest has written.  SIGTERM stops it.  "
-      "SIGINT\n"
-      "(Ctrl-C) gives up: a disk that was created here, and not handed over, is removed.\n"
-      "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters.\n\n"
-      "Examples:\n"
-      "  nbdmirror receive /srv/vm1.img --size 20G --port 10810 --detach\n"
-      "  nbdmirror receive /srv/vm1.qcow2 --format qcow2 --backing /srv/base.qcow2 --size 20G \\\n"
-      "            --port 10810 --tls-certificates /etc/pki/nbd\n";
+static const struct cmd_option options[] = {
+  { "size", OPT_SIZE, "SIZE", "the size of the disk; needed where it is new" },
+  { "format", OPT_FORMAT, "raw|qcow2", "the format of the disk (default raw)" },
+  { "backing", OPT_BACKING, "FILE", "qcow2: the base below the disk, which both hosts have" },
+  { "backing-format", OPT_BACKING_FORMAT, "raw|qcow2",
+    "the base's format (default: qcow2 if its name ends so, else raw)" },
+  { "preallocate", OPT_PREALLOCATE, NULL, "take all the room at once, and keep it" },
+  { "overcommit", OPT_OVERCOMMIT, NULL, "a thin disk may be larger than the room that is left" },
+  { "overwrite", OPT_OVERWRITE, NULL, "give up what a file or device holds that is there already" },
+  { "resume", OPT_RESUME, NULL, "go on with the disk that is there, as it is" },
+  { "sealed", OPT_SEALED, NULL,
+    "with --resume: the disk is its guest's already, and no mirror may write to it (a file that "
+    "was sealed while it was served says so itself)" },
+  { "keep", OPT_KEEP, NULL, "never remove the disk" },
+  { "socket", OPT_SOCKET, "PATH", "serve on a Unix socket, or" },
+  { "port", OPT_PORT, "N", "serve on TCP" },
+  { "address", OPT_ADDRESS, "ADDRESS", "with --port: serve on this address only" },
+  { "stdio", OPT_STDIO, NULL,
+    "serve one connection, on standard input and output (for ssh://HOST/PATH)" },
+  { "read-only", OPT_READ_ONLY, NULL, "with --stdio: nothing is written" },
+  { "tls-certificates", OPT_TLS_CERTIFICATES, "DIR",
+    "demand TLS, with the certificates in this directory, or" },
+  { "tls-psk", OPT_TLS_PSK, "FILE", "demand TLS, with these pre-shared keys" },
+  { "tls-verify-peer", OPT_TLS_VERIFY_PEER, NULL,
+    "with --tls-certificates: demand a certificate of the clients too" },
+  { "detach", OPT_DETACH, NULL, "return once the disk is served" },
+  { "", 0, NULL, "For a server that runs; PATH is the URI of its mirror export:" },
+  { "seal", OPT_SEAL, NULL,
+    "let no mirror write there any more, and return when its last request has ended" },
+  { "give-up", OPT_GIVE_UP, NULL, "end that server, and remove the disk that it created" },
+  CMD_OPTIONS_END,
+};
 
 struct arguments {
   struct receive_disk disk;
@@ -402,34 +392,11 @@ tell_server (const char *uri, bool seal)
 static int
 run (struct cmd_line *line)
 {
-  static const struct option longopts[]
-      = { { "size", required_argument, NULL, OPT_SIZE },
-          { "format", required_argument, NULL, OPT_FORMAT },
-          { "backing", required_argument, NULL, OPT_BACKING },
-          { "backing-format", required_argument, NULL, OPT_BACKING_FORMAT },
-          { "preallocate", no_argument, NULL, OPT_PREALLOCATE },
-          { "overcommit", no_argument, NULL, OPT_OVERCOMMIT },
-          { "overwrite", no_argument, NULL, OPT_OVERWRITE },
-          { "resume", no_argument, NULL, OPT_RESUME },
-          { "read-only", no_argument, NULL, OPT_READ_ONLY },
-          { "socket", required_argument, NULL, OPT_SOCKET },
-          { "port", required_argument, NULL, OPT_PORT },
-          { "address", required_argument, NULL, OPT_ADDRESS },
-          { "stdio", no_argument, NULL, OPT_STDIO },
-          { "tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES },
-          { "tls-psk", required_argument, NULL, OPT_TLS_PSK },
-          { "tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER },
-          { "keep", no_argument, NULL, OPT_KEEP },
-          { "detach", no_argument, NULL, OPT_DETACH },
-          { "sealed", no_argument, NULL, OPT_SEALED },
-          { "seal", no_argument, NULL, OPT_SEAL },
-          { "give-up", no_argument, NULL, OPT_GIVE_UP },
-          CMD_LONG_OPTIONS_END };
   struct arguments a = { .detach = false };
   int c, status = 0;
 
   line->keep_rest = true;
-  while ((c = cmd_getopt (line, "", longopts)) != -1) {
+  while ((c = cmd_getopt (line)) != -1) {
     if (c == CMD_OPT_STOP)
       return line->status;
     status = take_option (&a, c);
@@ -458,6 +425,21 @@ const struct subcommand subcommand_receive = {
   "receive",
   "PATH --socket PATH | --port N | --stdio [OPTIONS] [-- NBDKIT-ARGS]",
   "Prepare a destination disk, and serve it.",
-  help,
+  "PATH, a new file or a block device, is prepared and served as a destination: the export "
+  "`mirror` is\n"
+  "for nbdmirror mirror, the export with the empty name for the guest.  One line of JSON says how "
+  "to\n"
+  "reach them.  One mirror session at a time may write, and none any more once the guest has "
+  "written,\n"
+  "or the hand-over is complete.\n",
+  options,
+  NULL,
+  "The server is restarted when it ends, until the guest has written.  SIGTERM stops it.  SIGINT\n"
+  "(Ctrl-C) gives up: a disk that was created here, and not handed over, is removed.\n"
+  "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters.\n\n"
+  "Examples:\n"
+  "  nbdmirror receive /srv/vm1.img --size 20G --port 10810 --detach\n"
+  "  nbdmirror receive /srv/vm1.qcow2 --format qcow2 --backing /srv/base.qcow2 --size 20G \\\n"
+  "            --port 10810 --tls-certificates /etc/pki/nbd\n",
   run,
 };

@@ -219,25 +219,31 @@ serve (struct serve *s)
 
 enum { OPT_SOCKET = 0x100, OPT_CONTROL, OPT_STATE, OPT_DETACH, OPT_EXPORT, OPT_PRINT, OPT_PIDFILE };
 
+static const struct cmd_option options[] = {
+  { "socket", OPT_SOCKET, "PATH", "the Unix socket on which the disk is served" },
+  { "control", OPT_CONTROL, "PATH", "the control socket, for the other subcommands" },
+  { "export", OPT_EXPORT, "NAME", "the name of the export (default: the empty name)" },
+  { "detach", OPT_DETACH, NULL, "go to the background, and return when both sockets are ready" },
+  { "pidfile", OPT_PIDFILE, "FILE",
+    "write the server's process id into FILE (with --detach the default is the socket's path with "
+    ".pid)" },
+  { "print", OPT_PRINT, NULL, "print the nbdkit command line and do nothing" },
+  { "dry-run", OPT_PRINT, NULL, NULL },
+  { "state", OPT_STATE, "FILE",
+    "reserved for tracking that survives a crash; refused in this release" },
+  CMD_OPTIONS_END,
+};
+
 /* Fill in S.  False: return line->status. */
 static bool
 parse (struct cmd_line *line, struct serve *s)
 {
-  static const struct option longopts[] = { { "socket", required_argument, NULL, OPT_SOCKET },
-                                            { "control", required_argument, NULL, OPT_CONTROL },
-                                            { "state", required_argument, NULL, OPT_STATE },
-                                            { "detach", no_argument, NULL, OPT_DETACH },
-                                            { "export", required_argument, NULL, OPT_EXPORT },
-                                            { "pidfile", required_argument, NULL, OPT_PIDFILE },
-                                            { "print", no_argument, NULL, OPT_PRINT },
-                                            { "dry-run", no_argument, NULL, OPT_PRINT },
-                                            CMD_LONG_OPTIONS_END };
   int opt;
 
   line->status = EXIT_USAGE;
   line->keep_rest = true;
   s->export_name = "";
-  while ((opt = cmd_getopt (line, "", longopts)) != -1)
+  while ((opt = cmd_getopt (line)) != -1)
     switch (opt) {
     case OPT_SOCKET:
       s->socket_arg = optarg;
@@ -296,19 +302,13 @@ run (struct cmd_line *line)
 }
 
 const struct subcommand subcommand_serve = {
-  "serve", "DISK --socket PATH --control PATH [OPTIONS] [-- NBDKIT-ARGS]",
+  "serve",
+  "DISK --socket PATH --control PATH [OPTIONS] [-- NBDKIT-ARGS]",
   "Serve a disk over NBD with its changes tracked.",
   "DISK is a file or a block device with the guest's raw disk.  The guest connects to the\n"
-  "socket; mirroring is started and watched through the control socket.\n"
-  "  --socket PATH   Unix socket on which the disk is served\n"
-  "  --control PATH  control socket, for the other subcommands\n"
-  "  --export NAME   the export's name (default: the empty name)\n"
-  "  --detach        go to the background; return when both sockets are ready\n"
-  "  --pidfile FILE  write the server's process id there (with --detach the default is the\n"
-  "                  socket's path with .pid)\n"
-  "  --print, --dry-run\n"
-  "                  print the nbdkit command line and do nothing\n"
-  "  --state FILE    for a crash-safe sidecar file; refused in this release\n"
+  "socket; mirroring is started and watched through the control socket.\n",
+  options,
+  NULL,
   "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters for it, its file plugin\n"
   "or its filters, e.g. --threads 64, mirror-block-size=64k.\n\n"
   "The server is nbdkit; stop it with SIGTERM.  The sockets are removed when it ends.  The\n"

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that --help and the manual list the same options and settings for each subcommand, and that
+# completion offers them: in bash, and in zsh and fish where these are installed.
+. "$(dirname "$0")/lib.sh"
+
+cd "$tmp"
+"$python" - "$NBDMIRROR" "$srcdir/docs" <<'END' || fail "see above"
+import re, subprocess, sys
+
+program, docs = sys.argv[1:]
+wrong = 0
+
+
+def complain(text):
+    global wrong
+    wrong += 1
+    print(text)
+
+
+def in_help(sub):
+    """The names of the options and settings (NAME=) that --help lists."""
+    found = set()
+    text = subprocess.run([program, sub, "--help"], capture_output=True, text=True, check=True)
+    for line in text.stdout.splitlines():
+        match = re.match(r"  ((?:-\w, )?--[a-z].*?|[a-z-]+=\S+)(?:  |$)", line)
+        if match:
+            found |= set(re.findall(r"(?:^|[ ,])(-\w|--[a-z-]+)", match[1]))
+            found |= set(re.findall(r"^([a-z-]+=)", match[1]))
+    return found
+
+
+def in_manual(sub):
+    """Those that are items: in the page of the subcommand, else in its section of nbdmirror.pod."""
+    if sub in ("receive", "migrate"):
+        text = open(f"{docs}/nbdmirror-{sub}.pod", encoding="utf-8").read()
+    else:
+        text = open(f"{docs}/nbdmirror.pod", encoding="utf-8").read()
+        section = re.search(rf"^=head2 [^\n]*nbdmirror {sub}\b.*?(?=^=head[12])", text,
+                            re.M | re.S)
+        if not section:
+            complain(f"{sub}: no section in the manual")
+            return set()
+        text = section[0]
+    found = set()
+    for item in re.findall(r"^=item (.*)$", text, re.M):
+        for word in re.findall(r"B<([^>]*)>", item):
+            found |= set(re.findall(r"^(-\w$|--[a-z][a-z-]*|[a-z-]+=)", word))
+    return found
+
+
+main = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+subcommands = re.findall(r"^  ([a-z-]+)  +\S", main, re.M)
+if len(subcommands) < 14:
+    complain(f"--help lists only {subcommands}")
+total = 0
+for sub in subcommands:
+    helped, manual = in_help(sub), in_manual(sub)
+    total += len(helped)
+    for name in sorted(helped - manual):
+        complain(f"{sub}: {name} is in --help and not in the manual")
+    for name in sorted(manual - helped):
+        complain(f"{sub}: {name} is in the manual and not in --help")
+    with open(f"options.{sub}", "w") as f:
+        f.write("".join(f"{name}\n" for name in sorted(helped) if len(name) > 2))
+if total < 90:
+    complain(f"only {total} options were found: is --help read as it is printed?")
+sys.exit(wrong != 0)
+END
+
+# offered SHELL SUBCOMMAND: the words on stdin are what it offers; all options must be among them.
+offered () {
+  local got name
+  got=$(cat)
+  while read -r name; do
+    grep -qxF -e "$name" <<<"$got" || fail "$1 does not offer $name of $2, only: $got"
+  done <"options.$2"
+}
+# is WHAT WANT GOT
+is () { [ "$2" = "$3" ] || fail "$1: '$3' instead of '$2'"; }
+
+# bash_offers WORD...: what bash offers for the last word.
+bash_offers () {
+  bash -c '. "$0"; compopt () { :; }; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _nbdmirror
+           printf "%s\n" "${COMPREPLY[@]}"' ./bash "$@"
+}
+for shell in bash zsh fish; do
+  has_to_exit 0 nbdmirror --print-completion $shell
+  mv out $shell
+done
+has_to_exit 2 nbdmirror --print-completion tcsh
+touch some-file
+for list in options.*; do
+  sub=${list#options.}
+  { bash_offers nbdmirror "$sub" -; bash_offers nbdmirror "$sub" some ''; } | offered bash "$sub"
+  is "the value of --help" "" "$(bash_offers nbdmirror "$sub" -- --he)"
+done
+is subcommands serve "$(bash_offers nbdmirror ser)"
+is files some-file "$(bash_offers nbdmirror copy some)"
+is "a file as a value" some-file "$(bash_offers nbdmirror copy --report some)"
+is choices throttle "$(bash_offers nbdmirror mirror --policy thr)"
+is "choices behind =" throttle "$(bash_offers nbdmirror mirror --policy = thr)"
+is "nothing to offer" "" "$(bash_offers nbdmirror mirror --bandwidth some)"
+is settings policy= "$(bash_offers nbdmirror set control pol)"
+is "values of settings" sync "$(bash_offers nbdmirror set control policy = sy)"
+
+if command -v zsh >/dev/null; then
+  # Outside of a terminal zsh completes nothing: see what its functions are called with.
+  # shellcheck disable=SC2016
+  zsh_calls () {
+    zsh -fc '_arguments () { print -rl -- "$@" } ; _values () { print -rl -- "$@" }
+             _describe () { print -rl -- "${(@P)2}" } ; _files () { print files }
+             file=$1; shift; words=("$@"); CURRENT=$#; source $file' zsh ./zsh "$@"
+  }
+  zsh_calls nbdmirror '' | grep -q '^serve:Serve a disk' || fail "zsh does not offer subcommands"
+  for list in options.*; do
+    sub=${list#options.}
+    { zsh_calls nbdmirror "$sub" -; zsh_calls nbdmirror "$sub" some ''; } |
+      sed -n 's/^\(--[a-z-]*\)=\{0,1\}\[.*/\1/p; s/^\([a-z-]*\)\[.*/\1=/p' | offered zsh "$sub"
+  done
+  zsh_calls nbdmirror mirror - | grep -q '^--policy=.*:value:(sync throttle none fail)$' ||
+    fail "zsh does not offer the policies"
+fi
+if command -v fish >/dev/null; then
+  # shellcheck disable=SC2016
+  fish_offers () {
+    HOME=$tmp fish --no-config -c 'source ./fish; complete -C $argv[1]' "$1" | cut -f1
+  }
+  is "fish: subcommands" serve "$(fish_offers 'nbdmirror ser')"
+  for list in options.*; do
+    sub=${list#options.}
+    { fish_offers "nbdmirror $sub -"; fish_offers "nbdmirror $sub control " | sed 's/=.*/=/'; } |
+      offered fish "$sub"
+  done
+  is "fish: choices" throttle "$(fish_offers 'nbdmirror mirror --policy thr')"
+fi
