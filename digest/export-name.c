@@ -74,3 +74,15 @@ digest_name_parse (const char *name, struct digest_key *key, const char **of)
     return "there are no digests of digests";
   return NULL;
 }
+
+bool
+digest_description_parse (const char *text, const struct digest_key *key, uint64_t *size)
+{
+  char expected[DIGEST_DESCRIPTION_MAX];
+  const char *number = strstr (text, "size=");
+
+  if (number == NULL || sscanf (number, "size=%" SCNu64, size) != 1)
+    return false;
+  snprintf (expected, sizeof expected, DIGEST_DESCRIPTION, *size, key->block);
+  return strcmp (text, expected) == 0;
+}

@@ -23,7 +23,7 @@
 #define DIGEST_PREFIX "digest@"
 #define DIGEST_NAME_MAX 32 /* "digest@SEED.BLOCK" and its end, without "/NAME" */
 
-/* The size is that of the disk in bytes, the block that of the digests. */
+/* The size is that of the disk in bytes. */
 #define DIGEST_DESCRIPTION "nbdmirror-digest 1 xxh3-128 size=%" PRIu64 " block=%" PRIu32
 #define DIGEST_DESCRIPTION_MAX 96
 
@@ -39,5 +39,8 @@ bool digest_name_is_ours (const char *name);
 /* Take it apart.  *OF becomes the name of the export that is meant, "" for the default one; it
  * points into NAME.  NULL, or what is wrong with the name (a constant). */
 const char *digest_name_parse (const char *name, struct digest_key *key, const char **of);
+
+/* Is TEXT the description of an export with KEY's block size?  Then *SIZE is that of the disk. */
+bool digest_description_parse (const char *text, const struct digest_key *key, uint64_t *size);
 
 #endif

@@ -124,6 +124,13 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
   if (opts.nr_connections > CHANNEL_MAX_FDS)
     opts.nr_connections = CHANNEL_MAX_FDS;
 
+  if (opts.digests) {
+    opts.writable = opts.will_write = opts.create = opts.ask_digests = false;
+    if (nr_args != 1 || uri_kind (argv[0]) == URI_NONE) {
+      endpoint_fail (errnum, error, ENOTSUP, "%s: there is no server to ask for digests", argv[0]);
+      return NULL;
+    }
+  }
   if (nr_args != 1 || strcmp (argv[0], "[") == 0)
     return open_command (argv, nr_args, &opts, errnum, error);
   if (uri_kind (argv[0]) == URI_SSH)

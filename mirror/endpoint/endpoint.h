@@ -34,6 +34,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct digest_key;
 struct endpoint;
 struct channel;
 
@@ -64,6 +65,9 @@ struct endpoint_options {
                     opened replaces it.  Only one is opened at a time */
   unsigned nr_connections; /* NBD connections in each channel; 0: default (1; or 4 where
                               nr_in_flight is 1 and the server offers multi-conn) */
+  bool ask_digests;        /* find out whether the server serves digests of this export as well */
+  const struct digest_key *digests; /* not NULL: open that export of digests instead, read-only.
+                                       It need not live on.  ENOTSUP where there is none */
 };
 
 /* What an endpoint can do; constant. */
@@ -83,8 +87,10 @@ struct endpoint_info {
   bool can_multi_conn; /* several channels may write, one flush covers all (files: true) */
   bool can_status;     /* ZERO can be asked for */
   bool is_rotational;
-  bool direct; /* files: O_DIRECT is in use */
-  char *note;  /* something worth telling the user once, or NULL (O_DIRECT refused …) */
+  bool has_digests;    /* with ask_digests: it can be opened with `digests` as well */
+  uint64_t digests_of; /* of an export of digests: the size of the disk, bytes */
+  bool direct;         /* files: O_DIRECT is in use */
+  char *note;          /* something worth telling the user once, or NULL (O_DIRECT refused …) */
 };
 
 /* One extent of a block status answer. */

@@ -14,6 +14,7 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/internal.h \
 	mirror/endpoint/nbd-connect.c \
 	mirror/endpoint/nbd-export.c \
+	mirror/endpoint/nbd-digests.c \
 	mirror/endpoint/nbd-session.c \
 	mirror/endpoint/nbd-tls.c \
 	mirror/endpoint/nbd.c \

@@ -88,6 +88,20 @@ nbd_is_over (struct nbd_handle *h)
   return nbd_aio_is_dead (h) == 1 || nbd_aio_is_closed (h) == 1;
 }
 
+static bool
+looks_for_receive (const struct nbd_endpoint *nep)
+{
+  return nep->uri && (nep->ep.opts.writable || nep->ep.opts.will_write) && !nep->is_plain
+         && (nbd_uri_may_be_receive (nep->uri) || nbd_uri_may_be_guest (nep->uri));
+}
+
+/* Only the first connection does. */
+static bool
+looks_for_digests (const struct nbd_endpoint *nep)
+{
+  return nep->ep.opts.ask_digests && !nep->ep.info.is_nbd && (nep->uri || nep->is_ssh);
+}
+
 static int
 start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
 {
@@ -95,13 +109,14 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
     return -1;
-  if (nep->uri) {
-    if ((nep->ep.opts.writable || nep->ep.opts.will_write) && !nep->is_plain
-        && (nbd_uri_may_be_receive (nep->uri) || nbd_uri_may_be_guest (nep->uri))
-        && nbd_set_opt_mode (h, true) == -1)
-      return -1;
+  if ((looks_for_receive (nep) || looks_for_digests (nep) || nep->ep.opts.digests)
+      && nbd_set_opt_mode (h, true) == -1)
+    return -1;
+  /* The description is part of what is only told when it is asked for. */
+  if ((looks_for_digests (nep) || nep->ep.opts.digests) && nbd_set_full_info (h, true) == -1)
+    return -1;
+  if (nep->uri)
     return nbd_aio_connect_uri (h, nep->ep.name);
-  }
   if (nep->is_ssh) /* for reading too: it is not offered to several connections */
     return nbd_set_export_name (h, RECEIVE_MIRROR) == -1
                ? -1
@@ -163,6 +178,27 @@ no_answer (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char **e
                      : "the server does not answer as an NBD server does");
 }
 
+static void
+no_digests (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  endpoint_fail (errnum, error, ENOTSUP, "%s: the server does not serve digests of this export",
+                 nep->ep.name);
+}
+
+/* As choose_export(), where the export of digests is wanted. */
+static int
+choose_digests (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
+                char **error)
+{
+  if (nbd_go_digests (nep, h, deadline) == 0)
+    return 0;
+  if (errno == ETIMEDOUT)
+    no_answer (nep, h, errnum, error);
+  else
+    no_digests (nep, errnum, error);
+  return -1;
+}
+
 /* H has negotiated all but the export.  -1 with *ERRNUM and *ERROR. */
 static int
 choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
@@ -171,7 +207,17 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
   enum nbd_receive is = NBD_RECEIVE_OPEN;
   char name[sizeof nep->session + sizeof RECEIVE_SESSION_PREFIX];
 
-  if (nep->session[0] == '\0') {
+  if (nep->ep.opts.digests)
+    return choose_digests (nep, h, deadline, errnum, error);
+  if (looks_for_digests (nep)) {
+    nep->has_digests = nbd_look_for_digests (nep, h, deadline);
+    /* The question has changed the name. */
+    if (!nbd_is_over (h) && nbd_set_export_name (h, nbd_export_name (nep)) == -1)
+      goto failed;
+  }
+  if (!looks_for_receive (nep))
+    is = NBD_NO_RECEIVE;
+  else if (nep->session[0] == '\0') {
     if (nbd_look_for_receive (h, deadline, &is) == -1)
       goto failed;
     if (is != NBD_NO_RECEIVE && nbd_uri_may_be_guest (nep->uri)) {
@@ -248,6 +294,11 @@ nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
   }
   if (nep->uri && nep->uri->tls && nbd_get_tls_negotiated (h) != 1) {
     endpoint_fail (errnum, error, EPROTO, "%s: the connection is not encrypted", nep->ep.name);
+    nbd_close (h);
+    return NULL;
+  }
+  if (nep->ep.opts.digests && !nep->has_digests) { /* a server that was not asked for a name */
+    no_digests (nep, errnum, error);
     nbd_close (h);
     return NULL;
   }

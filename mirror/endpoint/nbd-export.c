@@ -51,6 +51,8 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     .can_multi_conn = nbd_can_multi_conn (h) == 1,
     .can_status = nbd_can_meta_context (h, ALLOCATION) == 1,
     .is_rotational = nbd_is_rotational (h) == 1,
+    .has_digests = nep->has_digests,
+    .digests_of = nep->digests_of,
   };
   if (nep->session[0] != '\0' && info->read_only) {
     endpoint_fail (errnum, error, EROFS,
@@ -201,6 +203,10 @@ endpoint_nbd_open (const char *name, char *const *argv, const struct endpoint_op
   nep->ep.ops = &nbd_ops;
   nep->ep.opts = *opts;
   nep->is_ssh = argv != NULL && uri_kind (name) == URI_SSH;
+  if (opts->digests) {
+    nep->digests = *opts->digests;
+    nep->ep.opts.digests = &nep->digests;
+  }
   atomic_store (&nep->stdio, -1);
   if (argv == NULL) {
     char *problem = NULL;

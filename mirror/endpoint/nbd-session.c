@@ -154,8 +154,10 @@ nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *
   return r;
 }
 
-int
-nbd_go (struct nbd_handle *h, const char *name, int64_t deadline)
+/* Give H's export a name, or leave it as it is if NAME is NULL, and send the option GO or INFO. */
+static int
+send_name (struct nbd_handle *h, const char *name, int64_t deadline,
+           int (*send) (struct nbd_handle *, nbd_completion_callback))
 {
   struct option *o = option_new (1);
   nbd_completion_callback done = { .callback = on_done, .free = option_unref, .user_data = o };
@@ -166,13 +168,28 @@ nbd_go (struct nbd_handle *h, const char *name, int64_t deadline)
     o->users = 1;
     return not_started (o);
   }
-  if (nbd_aio_opt_go (h, done) == -1)
+  if (send (h, done) == -1)
     return not_started (o);
   int r = drive (h, o, deadline);
   int err = r == -1 ? errno : o->error;
   option_unref (o);
-  if (err == 0 && nbd_aio_is_ready (h) == 1)
+  errno = err;
+  return err == 0 ? 0 : -1;
+}
+
+int
+nbd_go (struct nbd_handle *h, const char *name, int64_t deadline)
+{
+  if (send_name (h, name, deadline, nbd_aio_opt_go) == -1)
+    return -1;
+  if (nbd_aio_is_ready (h) == 1)
     return 0;
-  errno = err ? err : EPROTO;
+  errno = EPROTO;
   return -1;
+}
+
+int
+nbd_ask_about (struct nbd_handle *h, const char *name, int64_t deadline)
+{
+  return send_name (h, name, deadline, nbd_aio_opt_info);
 }

@@ -10,6 +10,7 @@
 #include <libnbd.h>
 #include <stdatomic.h>
 
+#include "digest/hash.h"
 #include "mirror/endpoint/internal.h"
 #include "mirror/endpoint/uri.h"
 
@@ -24,10 +25,13 @@ struct nbd_endpoint {
   struct uri *uri;                    /* NULL for a command */
   char session[2 * ENDPOINT_SESSION]; /* "": the export of the URI; else mirror@SESSION
                                          (nbd-session.c). Set by endpoint_open()'s connection */
-  bool is_plain;           /* that one has seen that it is no server of `nbdmirror receive` */
-  struct command *command; /* else; with */
-  bool is_ssh;             /* one connection: its stdin and stdout */
-  _Atomic int stdio;       /* is_ssh: that connection until it is used; else -1 */
+  bool is_plain;             /* that one has seen that it is no server of `nbdmirror receive` */
+  struct command *command;   /* else; with */
+  bool is_ssh;               /* one connection: its stdin and stdout */
+  _Atomic int stdio;         /* is_ssh: that connection until it is used; else -1 */
+  struct digest_key digests; /* opts.digests, for as long as this lives */
+  uint64_t digests_of;       /* with that: the size of the disk */
+  bool has_digests;          /* a connection has found some */
   _Atomic (struct nbd_handle *) first; /* endpoint_open()'s connection, for the first channel */
 };
 
@@ -70,6 +74,20 @@ int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_recei
 /* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the
  * server has refused. */
 int nbd_go (struct nbd_handle *h, const char *name, int64_t deadline);
+/* H negotiates (option mode): ask about the export NAME.  0: libnbd's questions about the export
+ * are about this one now.  -1 with errno. */
+int nbd_ask_about (struct nbd_handle *h, const char *name, int64_t deadline);
+
+/* ---- nbd-digests.c ---- */
+
+/* The name of the export that is meant, "" for the default one. */
+const char *nbd_export_name (const struct nbd_endpoint *nep);
+/* H negotiates (option mode): does the server serve digests of the export?  Also false where it
+ * does not answer.  The name of H's export is another one afterwards. */
+bool nbd_look_for_digests (const struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline);
+/* End option mode with the export of digests.  -1 with errno: ENOTSUP if the server has opened
+ * something else, another if it has refused. */
+int nbd_go_digests (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline);
 
 /* endpoint_close(). */
 void nbd_endpoint_close (struct endpoint *ep);
