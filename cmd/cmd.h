@@ -78,11 +78,10 @@ bool cmd_place_ok (struct cmd_line *line, const struct cmd_operand *op);
 
 /* ---- messages, all on stderr, each starts with "nbdmirror: SUBCOMMAND: " --------------------- */
 
-void cmd_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
+/* What went wrong, or what has become of something. */
+void cmd_say (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 void cmd_warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
-/* Something worth knowing, that is no fault. */
-void cmd_notice (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
-/* cmd_error() and a line that points to --help.  Returns EXIT_USAGE. */
+/* cmd_say() and a line that points to --help.  Returns EXIT_USAGE. */
 int cmd_usage_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 
 /* ---- the tables ----------------------------------------------------------------------------- */

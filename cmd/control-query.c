@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Talking to a disk's control socket, and reading its status object.
+ * See control-query.h.
  */
 
 #include "config.h"
@@ -17,13 +17,13 @@ void
 query_failed (const char *control, const char *message)
 {
   if (strstr (message, control) != NULL)
-    cmd_error ("%s", message);
+    cmd_say ("%s", message);
   else
-    cmd_error ("%s: %s", control, message);
+    cmd_say ("%s: %s", control, message);
 }
 
 struct control_client *
-job_connect_within (const char *control, int timeout_ms)
+query_connect_within (const char *control, int timeout_ms)
 {
   char *message = NULL;
   struct control_client *c = control_client_connect (control, timeout_ms, &message);
@@ -35,18 +35,18 @@ job_connect_within (const char *control, int timeout_ms)
 }
 
 struct control_client *
-job_connect (const char *control)
+query_connect (const char *control)
 {
-  return job_connect_within (control, JOB_CALL_MS);
+  return query_connect_within (control, QUERY_MS);
 }
 
 int
-job_call (struct control_client *c, const char *control, const char *name, json_t *args,
-          json_t **ret, char **class_)
+query_call (struct control_client *c, const char *control, const char *name, json_t *args,
+            json_t **ret, char **class_)
 {
   char *message = NULL;
   struct control_call call
-      = { .command = name, .args = args, .timeout_ms = JOB_CALL_MS, .ret = ret, .class_ = class_ };
+      = { .command = name, .args = args, .timeout_ms = QUERY_MS, .ret = ret, .class_ = class_ };
   int r = control_client_call (c, &call, &message);
 
   if (r == -1)
@@ -58,13 +58,13 @@ job_call (struct control_client *c, const char *control, const char *name, json_
 /* ---- status objects ------------------------------------------------------------------------- */
 
 bool
-job_has_number (const json_t *status, const char *key)
+status_has_number (const json_t *status, const char *key)
 {
   return json_is_number (json_object_get (status, key));
 }
 
 double
-job_number (const json_t *status, const char *key, double fallback)
+status_number (const json_t *status, const char *key, double fallback)
 {
   const json_t *v = json_object_get (status, key);
 
@@ -72,41 +72,36 @@ job_number (const json_t *status, const char *key, double fallback)
 }
 
 const char *
-job_text (const json_t *status, const char *key)
+status_text (const json_t *status, const char *key)
 {
   return json_string_value (json_object_get (status, key));
 }
 
 bool
-job_is_true (const json_t *status, const char *key)
+status_is_true (const json_t *status, const char *key)
 {
   return json_is_true (json_object_get (status, key));
 }
 
-bool
-job_is_false (const json_t *status, const char *key)
-{
-  return json_is_false (json_object_get (status, key));
-}
-
 double
-job_left (const json_t *status)
+status_left (const json_t *status)
 {
-  double dirty = job_number (status, "dirty-bytes", -1), size = job_number (status, "size", -1);
-  const char *state = job_text (status, "state");
+  double dirty = status_number (status, "dirty-bytes", -1),
+         size = status_number (status, "size", -1);
+  const char *state = status_text (status, "state");
   double left = dirty;
 
   /* When ready, what is claimed was written, and only waits for the next flush. */
   if (state == NULL || strcmp (state, "ready") != 0)
-    left += job_number (status, "claimed-bytes", 0);
+    left += status_number (status, "claimed-bytes", 0);
   /* A block that is written to while it is copied is in both. */
   return dirty < 0 ? -1 : size >= 0 && left > size ? size : left;
 }
 
 double
-job_percent (const json_t *status)
+status_percent (const json_t *status)
 {
-  double size = job_number (status, "size", -1), left = job_left (status), percent;
+  double size = status_number (status, "size", -1), left = status_left (status), percent;
 
   if (size < 0 || left < 0)
     return -1;
@@ -119,7 +114,7 @@ job_percent (const json_t *status)
 }
 
 int
-job_write_report (const char *path, const json_t *o)
+report_write (const char *path, const json_t *o)
 {
   FILE *f = fopen (path, "we");
 

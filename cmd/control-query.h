@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Talking to a disk's control socket, for the subcommands, and reading its status object.
+ * Queries to the control socket of a disk, and what a status object says.  For one thread at a time
+ * each connection.
  */
 
 #ifndef NBDMIRROR_CMD_CONTROL_QUERY_H
@@ -11,18 +12,18 @@
 
 #include "control/client.h"
 
-#define JOB_CALL_MS 10000 /* how long a filter or its worker may take for a short command */
+#define QUERY_MS 10000 /* how long a filter or its worker may take for a short command */
 
 /* Connect to CONTROL.  NULL after an error message. */
-struct control_client *job_connect (const char *control);
+struct control_client *query_connect (const char *control);
 /* The same, with a time limit of its own. */
-struct control_client *job_connect_within (const char *control, int timeout_ms);
+struct control_client *query_connect_within (const char *control, int timeout_ms);
 
 /* Run one command on an open connection.  Steals ARGS.  Returns 0 with *RET (if not NULL) a new
  * reference; else -1 after an error message that names CONTROL, and *CLASS_ (if not NULL) the
  * error's class, which the caller frees, or NULL. */
-int job_call (struct control_client *c, const char *control, const char *name, json_t *args,
-              json_t **ret, char **class_);
+int query_call (struct control_client *c, const char *control, const char *name, json_t *args,
+                json_t **ret, char **class_);
 
 /* Print MESSAGE, the error text of a query to CONTROL, and name CONTROL if it does not. */
 void query_failed (const char *control, const char *message);
@@ -30,20 +31,19 @@ void query_failed (const char *control, const char *message);
 /* ---- status objects ------------------------------------------------------------------------- */
 
 /* A number that may be an integer or a real; FALLBACK if it is absent, null or no number. */
-double job_number (const json_t *status, const char *key, double fallback);
-bool job_has_number (const json_t *status, const char *key);
+double status_number (const json_t *status, const char *key, double fallback);
+bool status_has_number (const json_t *status, const char *key);
 /* A text (borrowed), or NULL. */
-const char *job_text (const json_t *status, const char *key);
-/* true only if the value is JSON's true / false. */
-bool job_is_true (const json_t *status, const char *key);
-bool job_is_false (const json_t *status, const char *key);
+const char *status_text (const json_t *status, const char *key);
+/* Is the value JSON's true?  Not if it is absent. */
+bool status_is_true (const json_t *status, const char *key);
 
 /* Bytes that are not known to be equal at the destination: dirty + claimed; -1 if unknown. */
-double job_left (const json_t *status);
+double status_left (const json_t *status);
 /* 0 to 100, or -1 if unknown.  Never shows 100 while anything is left. */
-double job_percent (const json_t *status);
+double status_percent (const json_t *status);
 
 /* A --report: O into the file PATH, ended like a line.  -1: errno. */
-int job_write_report (const char *path, const json_t *o);
+int report_write (const char *path, const json_t *o);
 
 #endif

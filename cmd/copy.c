@@ -61,7 +61,7 @@ run (struct cmd_line *line)
     char size[UNITS_BUF], sent[UNITS_BUF], took[UNITS_BUF];
     if (w.progress)
       progress_break (w.progress);
-    cmd_notice (
+    cmd_say (
         "copied: %s in %s, %s of it sent as data",
         units_format_size (size, (uint64_t)json_integer_value (json_object_get (report, "size"))),
         units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
@@ -71,7 +71,7 @@ run (struct cmd_line *line)
   if (result == JOB_CANCELLED && !w.json) {
     if (w.progress)
       progress_break (w.progress);
-    cmd_notice ("stopped: the destination is incomplete");
+    cmd_say ("stopped: the destination is incomplete");
   }
   return worker_finish (&w, result, report);
 }

@@ -54,7 +54,7 @@ finish_output (int status)
 {
   if (fflush (stdout) != 0 || ferror (stdout)) {
     if (errno != EPIPE)
-      cmd_error ("cannot write to standard output: %s", strerror (errno));
+      cmd_say ("cannot write to standard output: %s", strerror (errno));
     if (status == EXIT_DONE)
       return EXIT_ERROR;
   }
@@ -120,7 +120,7 @@ main (int argc, char **argv)
   cmd_set_subcommand (sc);
   line.operands = calloc ((size_t)argc, sizeof *line.operands);
   if (line.operands == NULL) {
-    cmd_error ("%s", strerror (errno));
+    cmd_say ("%s", strerror (errno));
     return EXIT_ERROR;
   }
   int status = finish_output (sc->run (&line));

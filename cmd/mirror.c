@@ -215,7 +215,7 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
   if (a->worker.progress)
     progress_break (a->worker.progress);
   if ((result == JOB_COMPLETED || result == JOB_NOT_SEALED) && report)
-    cmd_notice (
+    cmd_say (
         "completed: %s sent in %s, pause %.1f ms, rollback token %s",
         units_format_size (sent,
                            (uint64_t)json_integer_value (json_object_get (report, "sent-bytes"))),
@@ -223,11 +223,11 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
         json_number_value (json_object_get (report, "downtime-ms")),
         json_string_value (json_object_get (report, "rollback-token")));
   else if (result == JOB_CANCELLED)
-    cmd_notice ("cancelled: the guest goes on at the source; the destination is incomplete");
+    cmd_say ("cancelled: the guest goes on at the source; the destination is incomplete");
   else if (result == JOB_DETACHED)
-    cmd_notice ("stopped: changes go on being tracked; --resume goes on from here");
+    cmd_say ("stopped: changes go on being tracked; --resume goes on from here");
   else if (result == JOB_DEST_FAILED && report) /* no report: there was no job yet */
-    cmd_notice (
+    cmd_say (
         "gave up: changes go on being tracked; once the destination is well, --resume goes on");
 }
 

@@ -41,7 +41,7 @@ message (const char *kind, const char *fmt, va_list ap)
 }
 
 void
-cmd_error (const char *fmt, ...)
+cmd_say (const char *fmt, ...)
 {
   va_list ap;
 
@@ -57,16 +57,6 @@ cmd_warning (const char *fmt, ...)
 
   va_start (ap, fmt);
   message ("warning: ", fmt, ap);
-  va_end (ap);
-}
-
-void
-cmd_notice (const char *fmt, ...)
-{
-  va_list ap;
-
-  va_start (ap, fmt);
-  message ("", fmt, ap);
   va_end (ap);
 }
 

@@ -25,7 +25,7 @@ parse_and_connect (struct cmd_line *line, const char **control)
   if (!cmd_operands_ok (line, 1, 1, "CONTROL"))
     return NULL;
   *control = line->operands[0].argv[0];
-  struct control_client *c = job_connect (*control);
+  struct control_client *c = query_connect (*control);
   if (c == NULL)
     line->status = EXIT_ERROR;
   return c;
@@ -39,7 +39,7 @@ run_one (struct cmd_line *line, const char *command)
 
   if (c == NULL)
     return line->status;
-  int r = job_call (c, control, command, NULL, NULL, NULL);
+  int r = query_call (c, control, command, NULL, NULL, NULL);
   control_client_free (c);
   return r == 0 ? EXIT_DONE : EXIT_ERROR;
 }
@@ -62,7 +62,7 @@ static bool
 has_ended (const json_t *status)
 {
   static const char *const ended[] = { "idle", "cancelled", "failed", "completed" };
-  const char *state = job_text (status, "state");
+  const char *state = status_text (status, "state");
 
   for (size_t i = 0; state != NULL && i < sizeof ended / sizeof ended[0]; i++)
     if (strcmp (state, ended[i]) == 0)
@@ -79,14 +79,14 @@ wait_until_ended (struct control_client *c, const char *control)
 
   for (int waited = 0; waited <= CANCEL_MS; waited += CANCEL_POLL_MS) {
     json_decref (status);
-    if (job_call (c, control, "query-mirror", NULL, &status, NULL) == -1)
+    if (query_call (c, control, "query-mirror", NULL, &status, NULL) == -1)
       return EXIT_ERROR;
-    state = job_text (status, "state");
+    state = status_text (status, "state");
     if (has_ended (status)) {
       int r = EXIT_DONE;
 
       if (state != NULL && strcmp (state, "completed") == 0) {
-        cmd_error ("%s: the job was completed before it could be cancelled", control);
+        cmd_say ("%s: the job was completed before it could be cancelled", control);
         r = EXIT_ERROR;
       }
       json_decref (status);
@@ -94,15 +94,15 @@ wait_until_ended (struct control_client *c, const char *control)
     }
     /* The worker died over it: the filter drops the job itself. */
     if (state != NULL && strcmp (state, "detached") == 0
-        && job_call (c, control, "block-job-cancel", NULL, NULL, NULL) == -1) {
+        && query_call (c, control, "block-job-cancel", NULL, NULL, NULL) == -1) {
       json_decref (status);
       return EXIT_ERROR;
     }
     clock_sleep_ms (CANCEL_POLL_MS);
   }
-  state = job_text (status, "state");
-  cmd_error ("%s: the job was told to end, but is still %s after %d s", control,
-             state != NULL ? state : "there", CANCEL_MS / 1000);
+  state = status_text (status, "state");
+  cmd_say ("%s: the job was told to end, but is still %s after %d s", control,
+           state != NULL ? state : "there", CANCEL_MS / 1000);
   json_decref (status);
   return EXIT_ERROR;
 }
@@ -115,7 +115,7 @@ run_cancel (struct cmd_line *line)
 
   if (c == NULL)
     return line->status;
-  int r = job_call (c, control, "block-job-cancel", NULL, NULL, NULL) == 0
+  int r = query_call (c, control, "block-job-cancel", NULL, NULL, NULL) == 0
               ? wait_until_ended (c, control)
               : EXIT_ERROR;
   control_client_free (c);

@@ -58,12 +58,12 @@ run (struct cmd_line *line)
         "--destination-stopped is missing: stop the guest at the destination first, "
         "and say so with it");
   const char *control = line->operands[0].argv[0];
-  struct control_client *c = job_connect (control);
+  struct control_client *c = query_connect (control);
   if (c == NULL)
     return EXIT_ERROR;
   json_t *args = json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1);
   char *class_ = NULL;
-  int r = job_call (c, control, "mirror-rollback", args, NULL, &class_);
+  int r = query_call (c, control, "mirror-rollback", args, NULL, &class_);
   control_client_free (c);
   r = r == 0 ? EXIT_DONE : is_refusal (class_) ? EXIT_REFUSED : EXIT_ERROR;
   text_free (class_);

@@ -145,16 +145,16 @@ run (struct cmd_line *line)
       return r;
     }
   }
-  struct control_client *c = job_connect (control);
+  struct control_client *c = query_connect (control);
   if (c == NULL) {
     json_decref (args);
     return EXIT_ERROR;
   }
-  r = job_call (c, control, "mirror-set", args, &ret, NULL);
+  r = query_call (c, control, "mirror-set", args, &ret, NULL);
   /* The worker may have something to say about what it was told, e.g. that a policy acts as
    * another. */
-  if (r == 0 && job_text (ret, "note") != NULL)
-    cmd_notice ("%s: %s", control, job_text (ret, "note"));
+  if (r == 0 && status_text (ret, "note") != NULL)
+    cmd_say ("%s: %s", control, status_text (ret, "note"));
   json_decref (ret);
   control_client_free (c);
   return r == 0 ? EXIT_DONE : EXIT_ERROR;

@@ -72,11 +72,11 @@ is_final_state (const char *state)
 static void
 add_phase (struct parts *p, const json_t *status, const char *state)
 {
-  const char *reason = job_text (status, "error");
-  double pass = job_number (status, "pass", 0);
+  const char *reason = status_text (status, "error");
+  double pass = status_number (status, "pass", 0);
 
-  bool detached = job_text (status, "worker") != NULL
-                  && strcmp (job_text (status, "worker"), "detached") == 0;
+  bool detached = status_text (status, "worker") != NULL
+                  && strcmp (status_text (status, "worker"), "detached") == 0;
   if ((strcmp (state, "degraded") == 0 || strcmp (state, "failed") == 0) && reason != NULL)
     add (p, "%s: %s", state, reason);
   else if (is_moving_state (state) && pass > 0)
@@ -92,28 +92,28 @@ add_summary (struct parts *p, const json_t *status)
 {
   char buf[UNITS_BUF];
 
-  if (job_has_number (status, "sent-bytes"))
-    add (p, "sent %s", units_format_size (buf, (uint64_t)job_number (status, "sent-bytes", 0)));
-  if (job_has_number (status, "passes"))
-    add (p, "%.0f passes", job_number (status, "passes", 0));
-  if (job_has_number (status, "total-s"))
-    add (p, "took %s", units_format_time (buf, 1000 * job_number (status, "total-s", 0)));
-  if (job_has_number (status, "downtime-ms"))
-    add (p, "pause %s", units_format_time (buf, job_number (status, "downtime-ms", 0)));
+  if (status_has_number (status, "sent-bytes"))
+    add (p, "sent %s", units_format_size (buf, (uint64_t)status_number (status, "sent-bytes", 0)));
+  if (status_has_number (status, "passes"))
+    add (p, "%.0f passes", status_number (status, "passes", 0));
+  if (status_has_number (status, "total-s"))
+    add (p, "took %s", units_format_time (buf, 1000 * status_number (status, "total-s", 0)));
+  if (status_has_number (status, "downtime-ms"))
+    add (p, "pause %s", units_format_time (buf, status_number (status, "downtime-ms", 0)));
 }
 
 /* "converging: no", and what is done to the guest because of it. */
 static void
 add_verdict (struct parts *p, const json_t *status)
 {
-  const char *gate = job_text (status, "gate");
+  const char *gate = status_text (status, "gate");
   char buf[UNITS_BUF];
 
   if (json_is_boolean (json_object_get (status, "converging")))
-    add (p, "converging: %s", job_is_true (status, "converging") ? "yes" : "no");
-  if (gate != NULL && strcmp (gate, "throttled") == 0 && job_has_number (status, "dirty-limit"))
+    add (p, "converging: %s", status_is_true (status, "converging") ? "yes" : "no");
+  if (gate != NULL && strcmp (gate, "throttled") == 0 && status_has_number (status, "dirty-limit"))
     add (p, "guest throttled to %s",
-         units_format_rate (buf, job_number (status, "dirty-limit", 0)));
+         units_format_rate (buf, status_number (status, "dirty-limit", 0)));
   else if (gate != NULL && (strcmp (gate, "throttled") == 0 || strcmp (gate, "synchronous") == 0))
     add (p, "guest %s", gate);
 }
@@ -122,7 +122,7 @@ static void
 add_movement (struct parts *p, const json_t *status, const char *state, uint64_t stalled_ms)
 {
   char buf[UNITS_BUF];
-  double percent = job_percent (status), left = job_left (status);
+  double percent = status_percent (status), left = status_left (status);
   bool known = strcmp (state, "degraded") != 0; /* what was measured before says nothing now */
 
   if (percent >= 0)
@@ -131,18 +131,18 @@ add_movement (struct parts *p, const json_t *status, const char *state, uint64_t
     add (p, "left %s", units_format_size (buf, (uint64_t)left));
   if (is_moving_state (state) && stalled_ms >= PROGRESS_STALL_MS)
     add (p, "stalled %s", units_format_time (buf, (double)(stalled_ms / 1000 * 1000)));
-  else if (known && job_has_number (status, "bandwidth"))
-    add (p, "%s", units_format_rate (buf, job_number (status, "bandwidth", 0)));
-  if (is_moving_state (state) && job_number (status, "eta-s", 0) > 0)
-    add (p, "ETA %s", units_format_time (buf, 1000 * job_number (status, "eta-s", 0)));
-  if (job_has_number (status, "dirty-rate"))
-    add (p, "dirty %s", units_format_rate (buf, job_number (status, "dirty-rate", 0)));
+  else if (known && status_has_number (status, "bandwidth"))
+    add (p, "%s", units_format_rate (buf, status_number (status, "bandwidth", 0)));
+  if (is_moving_state (state) && status_number (status, "eta-s", 0) > 0)
+    add (p, "ETA %s", units_format_time (buf, 1000 * status_number (status, "eta-s", 0)));
+  if (status_has_number (status, "dirty-rate"))
+    add (p, "dirty %s", units_format_rate (buf, status_number (status, "dirty-rate", 0)));
   if (known && is_moving_state (state))
     add_verdict (p, status);
-  if (known && job_has_number (status, "expected-downtime-ms"))
-    add (p, "pause %s", units_format_time (buf, job_number (status, "expected-downtime-ms", 0)));
-  if (job_number (status, "reconnects", 0) > 0)
-    add (p, "reconnects %.0f", job_number (status, "reconnects", 0));
+  if (known && status_has_number (status, "expected-downtime-ms"))
+    add (p, "pause %s", units_format_time (buf, status_number (status, "expected-downtime-ms", 0)));
+  if (status_number (status, "reconnects", 0) > 0)
+    add (p, "reconnects %.0f", status_number (status, "reconnects", 0));
 }
 
 /* Columns of UTF-8 text, near enough: bytes that begin a character. */
@@ -181,7 +181,7 @@ char *
 progress_format (const json_t *status, uint64_t stalled_ms, unsigned width)
 {
   struct parts p = { 0 };
-  const char *state = job_text (status, "state");
+  const char *state = status_text (status, "state");
   char *line = calloc (1, (size_t)PARTS_MAX * (PART_MAX + 2) + 1), *end = line;
   unsigned used = 0;
 
@@ -264,8 +264,8 @@ terminal_width (const struct progress *p)
 static uint64_t
 stalled_for (struct progress *p, const json_t *status, const char *state, uint64_t now_ms)
 {
-  double moved = job_number (status, "sent-bytes", 0) + job_number (status, "zero-bytes", 0);
-  double left = job_left (status);
+  double moved = status_number (status, "sent-bytes", 0) + status_number (status, "zero-bytes", 0);
+  double left = status_left (status);
 
   if (!p->any_move || !is_moving_state (state) || strcmp (p->state, state) != 0 || moved != p->moved
       || left < p->left) {
@@ -280,8 +280,8 @@ stalled_for (struct progress *p, const json_t *status, const char *state, uint64
 void
 progress_print (struct progress *p, json_t *status, uint64_t now_ms)
 {
-  const char *state = job_text (status, "state");
-  double pass = job_number (status, "pass", 0);
+  const char *state = status_text (status, "state");
+  double pass = status_number (status, "pass", 0);
   unsigned width = 0;
 
   if (state == NULL)

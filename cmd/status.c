@@ -70,13 +70,12 @@ struct options {
 static json_t *
 ask (const char *control, char **message)
 {
-  struct control_client *c = control_client_connect (control, JOB_CALL_MS, message);
+  struct control_client *c = control_client_connect (control, QUERY_MS, message);
   json_t *status = NULL;
 
   if (c == NULL)
     return NULL;
-  struct control_call call
-      = { .command = "query-mirror", .timeout_ms = JOB_CALL_MS, .ret = &status };
+  struct control_call call = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
   int r = control_client_call (c, &call, message);
   control_client_free (c);
   if (r == -1)
@@ -106,7 +105,7 @@ static void
 print_size (const json_t *status, const char *key)
 {
   char buf[UNITS_BUF];
-  double n = job_number (status, key, -1);
+  double n = status_number (status, key, -1);
 
   printf ("%s", n < 0 ? "-" : units_format_size (buf, (uint64_t)n));
 }
@@ -115,7 +114,7 @@ static void
 print_rate (const json_t *status, const char *key)
 {
   char buf[UNITS_BUF];
-  double n = job_number (status, key, -1);
+  double n = status_number (status, key, -1);
 
   printf ("%s", n < 0 ? "-" : units_format_rate (buf, n));
 }
@@ -125,7 +124,7 @@ static void
 print_time (const json_t *status, const char *key, double unit_ms)
 {
   char buf[UNITS_BUF];
-  double n = job_number (status, key, -1);
+  double n = status_number (status, key, -1);
 
   printf ("%s", n < 0 ? "-" : units_format_time (buf, n * unit_ms));
 }
@@ -133,7 +132,7 @@ print_time (const json_t *status, const char *key, double unit_ms)
 static const char *
 text_or_dash (const json_t *status, const char *key)
 {
-  const char *text = job_text (status, key);
+  const char *text = status_text (status, key);
 
   return text != NULL ? text : "-";
 }
@@ -152,16 +151,16 @@ print_verdict (const json_t *status)
   if (!json_is_boolean (json_object_get (status, "converging"))) {
     printf ("-\n");
   } else {
-    printf ("%s (dirty ", job_is_true (status, "converging") ? "yes" : "no");
+    printf ("%s (dirty ", status_is_true (status, "converging") ? "yes" : "no");
     print_rate (status, "dirty-rate");
     printf (", bandwidth ");
     print_rate (status, "bandwidth");
     printf (")\n");
   }
-  if (job_text (status, "policy-action") == NULL)
+  if (status_text (status, "policy-action") == NULL)
     return;
   line_start ("policy");
-  printf ("%s: %s\n", text_or_dash (status, "policy"), job_text (status, "policy-action"));
+  printf ("%s: %s\n", text_or_dash (status, "policy"), status_text (status, "policy-action"));
 }
 
 /* What was said about the future before the worker or the destination was lost is no longer so. */
@@ -174,7 +173,7 @@ print_forecast (const json_t *status)
 
   line_start ("rate");
   print_rate (now, "bandwidth");
-  if (job_number (status, "bandwidth-limit", 0) > 0) {
+  if (status_number (status, "bandwidth-limit", 0) > 0) {
     printf (" (limit ");
     print_rate (status, "bandwidth-limit");
     printf (")");
@@ -185,7 +184,7 @@ print_forecast (const json_t *status)
   printf ("\n");
   print_verdict (now);
   line_start ("ETA");
-  if (now != NULL && job_number (now, "eta-s", -1) == 0)
+  if (now != NULL && status_number (now, "eta-s", -1) == 0)
     printf ("now");
   else
     print_time (now, "eta-s", 1000);
@@ -202,7 +201,7 @@ static void
 print_progress (const json_t *status)
 {
   char buf[UNITS_BUF];
-  double percent = job_percent (status), left = job_left (status);
+  double percent = status_percent (status), left = status_left (status);
 
   line_start ("done");
   if (percent < 0)
@@ -216,7 +215,7 @@ print_progress (const json_t *status)
     printf ("%s (dirty ", units_format_size (buf, (uint64_t)left));
     print_size (status, "dirty-bytes");
     printf (is_state (status, "ready") ? ", waiting for a flush "
-                                       : ", being copied "); /* see job_left() */
+                                       : ", being copied "); /* see status_left() */
     print_size (status, "claimed-bytes");
     printf (", in quarantine ");
     print_size (status, "quarantine-bytes");
@@ -237,8 +236,8 @@ print_completed (const json_t *status)
   line_start ("took");
   print_time (status, "total-s", 1000);
   printf (", passes ");
-  if (job_has_number (status, "passes"))
-    printf ("%.0f", job_number (status, "passes", 0));
+  if (status_has_number (status, "passes"))
+    printf ("%.0f", status_number (status, "passes", 0));
   else
     printf ("-");
   printf (", sent ");
@@ -264,9 +263,9 @@ print_note (const char *fmt, ...)
 static double
 slow_flush_ms (const json_t *status)
 {
-  double bandwidth = job_number (status, "bandwidth", 0), left = job_left (status);
-  double pause = job_number (status, "expected-downtime-ms", 0);
-  double allowed = job_number (status, "max-downtime-ms", 0);
+  double bandwidth = status_number (status, "bandwidth", 0), left = status_left (status);
+  double pause = status_number (status, "expected-downtime-ms", 0);
+  double allowed = status_number (status, "max-downtime-ms", 0);
 
   if (!is_state (status, "copying") || left < 0)
     return 0;
@@ -280,7 +279,7 @@ static void
 print_notes (const json_t *status, const char *control)
 {
   const char *worker = text_or_dash (status, "worker"), *gate = text_or_dash (status, "gate");
-  const char *reason = job_text (status, "error"), *why = job_text (status, "reason");
+  const char *reason = status_text (status, "error"), *why = status_text (status, "reason");
   char buf[UNITS_BUF];
   bool over = is_state (status, "idle") || is_state (status, "completed")
               || is_state (status, "cancelled");
@@ -288,7 +287,7 @@ print_notes (const json_t *status, const char *control)
   if (is_state (status, "degraded"))
     print_note ("the destination is gone (%s in all so far): %s; changes go on being tracked, "
                 "reconnecting",
-                units_format_time (buf, 1000 * job_number (status, "degraded-s", 0)),
+                units_format_time (buf, 1000 * status_number (status, "degraded-s", 0)),
                 reason != NULL ? reason : "reason unknown");
   else if (reason != NULL)
     print_note ("%s", reason);
@@ -298,11 +297,11 @@ print_notes (const json_t *status, const char *control)
     print_note ("not ready because the destination takes about %s to flush; 'nbdmirror set %s "
                 "max-downtime=TIME' allows a longer pause",
                 units_format_time (buf, slow_flush_ms (status)), control);
-  if (job_number (status, "reconnects", 0) > 0)
+  if (status_number (status, "reconnects", 0) > 0)
     print_note ("%.0f reconnects to the destination, %s without it",
-                job_number (status, "reconnects", 0),
-                units_format_time (buf, 1000 * job_number (status, "degraded-s", 0)));
-  if (job_number (status, "quarantine-bytes", 0) > 0 && !over)
+                status_number (status, "reconnects", 0),
+                units_format_time (buf, 1000 * status_number (status, "degraded-s", 0)));
+  if (status_number (status, "quarantine-bytes", 0) > 0 && !over)
     print_note ("blocks in quarantine are copied again and compared before the job is ready");
   if (strcmp (worker, "detached") == 0 && !over)
     print_note ("no worker: 'nbdmirror mirror %s DEST --resume' goes on, 'cancel' gives up",
@@ -327,14 +326,14 @@ print_gate (const json_t *status)
     printf (" of newly dirty blocks");
   }
   if (strcmp (gate, "synchronous") == 0)
-    printf (job_is_true (status, "synchronised") ? ", synchronised" : ", not synchronised");
-  if (job_number (status, "delayed-writes", 0) > 0) {
-    printf ("; %.0f writes waited, up to ", job_number (status, "delayed-writes", 0));
+    printf (status_is_true (status, "synchronised") ? ", synchronised" : ", not synchronised");
+  if (status_number (status, "delayed-writes", 0) > 0) {
+    printf ("; %.0f writes waited, up to ", status_number (status, "delayed-writes", 0));
     print_time (status, "longest-write-delay-ms", 1);
     printf (" of ");
     print_time (status, "max-write-delay-ms", 1);
-    if (job_number (status, "missed-writes", 0) > 0)
-      printf (", %.0f in vain", job_number (status, "missed-writes", 0));
+    if (status_number (status, "missed-writes", 0) > 0)
+      printf (", %.0f in vain", status_number (status, "missed-writes", 0));
   }
   printf ("\n");
 }
@@ -347,29 +346,29 @@ print_human (const json_t *status, const char *control)
   printf ("%s\n", control);
   line_start ("state");
   printf ("%s", text_or_dash (status, "state"));
-  if (job_has_number (status, "pass") && !is_state (status, "idle"))
-    printf (", pass %.0f", job_number (status, "pass", 0));
+  if (status_has_number (status, "pass") && !is_state (status, "idle"))
+    printf (", pass %.0f", status_number (status, "pass", 0));
   printf ("\n");
   line_start ("gate");
   print_gate (status);
   line_start ("worker");
   printf ("%s", text_or_dash (status, "worker"));
-  if (job_text (status, "target") != NULL)
-    printf (", to %s", job_text (status, "target"));
+  if (status_text (status, "target") != NULL)
+    printf (", to %s", status_text (status, "target"));
   printf ("\n");
   line_start ("disk");
   print_size (status, "size");
-  if (job_has_number (status, "block-size"))
+  if (status_has_number (status, "block-size"))
     printf (" in blocks of %s",
-            units_format_size (buf, (uint64_t)job_number (status, "block-size", 0)));
+            units_format_size (buf, (uint64_t)status_number (status, "block-size", 0)));
   printf ("\n");
   if (is_state (status, "completed"))
     print_completed (status);
   else if (!is_state (status, "idle") && !is_state (status, "cancelled"))
     print_progress (status);
-  if (job_text (status, "rollback-token") != NULL) {
+  if (status_text (status, "rollback-token") != NULL) {
     line_start ("rollback");
-    printf ("%s\n", job_text (status, "rollback-token"));
+    printf ("%s\n", status_text (status, "rollback-token"));
   }
   print_notes (status, control);
 }

@@ -72,7 +72,7 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
   if (meter.show)
     fprintf (stderr, "\r\033[K");
   if (result == VERIFY_FAILED) {
-    cmd_error ("%s", error);
+    cmd_say ("%s", error);
     text_free (error);
     return EXIT_ERROR;
   }
@@ -88,7 +88,7 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
   else if (!quiet)
     printf ("different: first at offset %" PRIu64 "\n", report.offset);
   if (result == VERIFY_EQUAL && report.size_b > report.size && !quiet)
-    cmd_notice ("DEST is larger: only the first %" PRIu64 " bytes were compared", report.size);
+    cmd_say ("DEST is larger: only the first %" PRIu64 " bytes were compared", report.size);
   return result == VERIFY_EQUAL ? EXIT_DONE : EXIT_DIFFERENT;
 }
 

@@ -39,7 +39,7 @@ worker_signals (_Atomic int **flag)
 
   signal_fd = fd_wake_new ();
   if (signal_fd == -1) {
-    cmd_error ("eventfd: %s", strerror (errno));
+    cmd_say ("eventfd: %s", strerror (errno));
     return -1;
   }
   sigemptyset (&sa.sa_mask);
@@ -101,7 +101,7 @@ report_possible (const char *path)
   int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
 
   if (fd == -1 && errno != ENXIO) { /* a fifo that nobody reads yet */
-    cmd_error ("--report %s: %s", path, strerror (errno));
+    cmd_say ("--report %s: %s", path, strerror (errno));
     return false;
   }
   if (fd != -1)
@@ -172,11 +172,11 @@ worker_message (void *opaque, enum job_message kind, const char *text)
     progress_break (w->progress);
   if (kind == JOB_ERROR) {
     snprintf (w->last_error, sizeof w->last_error, "%s", text);
-    cmd_error ("%s", text);
+    cmd_say ("%s", text);
   } else if (kind == JOB_WARNING)
     cmd_warning ("%s", text);
   else
-    cmd_notice ("%s", text);
+    cmd_say ("%s", text);
 }
 
 void
@@ -194,12 +194,12 @@ worker_detach (struct worker *w)
 {
   int fds[2];
   if (pipe2 (fds, O_CLOEXEC) == -1) {
-    cmd_error ("pipe: %s", strerror (errno));
+    cmd_say ("pipe: %s", strerror (errno));
     return false;
   }
   pid_t pid = fork ();
   if (pid == -1) {
-    cmd_error ("fork: %s", strerror (errno));
+    cmd_say ("fork: %s", strerror (errno));
     return false;
   }
   if (pid == 0) {
@@ -280,8 +280,8 @@ worker_finish (struct worker *w, enum job_result result, json_t *report)
       json_dumpf (report, stdout, JSON_INDENT (2));
       putchar ('\n');
     }
-    if (w->report && job_write_report (w->report, report) == -1) {
-      cmd_error ("cannot write the report to %s: %s", w->report, strerror (errno));
+    if (w->report && report_write (w->report, report) == -1) {
+      cmd_say ("cannot write the report to %s: %s", w->report, strerror (errno));
       if (status == EXIT_DONE)
         status = EXIT_ERROR;
     }

@@ -46,25 +46,25 @@ parse_ms (const char *option, const char *text, unsigned *ms)
 static bool
 is_ready (const char *control, unsigned timeout_ms, bool *older)
 {
-  bool hurry = timeout_ms != 0 && timeout_ms < JOB_CALL_MS;
-  struct control_client *c = job_connect_within (control, hurry ? (int)timeout_ms : JOB_CALL_MS);
+  bool hurry = timeout_ms != 0 && timeout_ms < QUERY_MS;
+  struct control_client *c = query_connect_within (control, hurry ? (int)timeout_ms : QUERY_MS);
   json_t *status = NULL;
   bool ready = false;
 
   if (c == NULL)
     return false;
-  if (job_call (c, control, "query-mirror", NULL, &status, NULL) == 0) {
-    const char *state = job_text (status, "state");
+  if (query_call (c, control, "query-mirror", NULL, &status, NULL) == 0) {
+    const char *state = status_text (status, "state");
     if (state == NULL)
       state = "unknown";
-    ready = strcmp (state, "ready") == 0 || job_is_true (status, "synchronised");
+    ready = strcmp (state, "ready") == 0 || status_is_true (status, "synchronised");
     if (strcmp (state, "completed") == 0 || strcmp (state, "prepared") == 0)
       *older = true;
     else if (strcmp (state, "idle") == 0)
-      cmd_error ("%s: no job is running on this disk", control);
+      cmd_say ("%s: no job is running on this disk", control);
     else if (!ready)
-      cmd_error ("%s: not ready: the state is '%s'; 'nbdmirror status' shows how far it is",
-                 control, state);
+      cmd_say ("%s: not ready: the state is '%s'; 'nbdmirror status' shows how far it is", control,
+               state);
   }
   json_decref (status);
   control_client_free (c);
@@ -93,7 +93,7 @@ prepare_only (struct complete *c)
     complete_print_prepared (c, h);
     r = EXIT_DONE;
   } else {
-    cmd_error ("%s", error);
+    cmd_say ("%s", error);
     hook_run_warn (&c->hooks, HOOK_ABORT, NULL, error);
   }
   coordinator_free (h);
@@ -142,7 +142,7 @@ controls_of (struct cmd_line *line)
   char **controls = calloc (line->nr_operands, sizeof *controls);
 
   if (controls == NULL) {
-    cmd_error ("out of memory");
+    cmd_say ("out of memory");
     line->status = EXIT_ERROR;
     return NULL;
   }

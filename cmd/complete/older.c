@@ -20,7 +20,7 @@ finish_older (struct complete *c, struct coordinator *h, bool decide)
   int r = -1;
 
   if (coordinator_result_init (&result, c->nr) == -1) {
-    cmd_error ("out of memory");
+    cmd_say ("out of memory");
     return EXIT_ERROR;
   }
   if (!decide || coordinator_commit (h, &reason) == 0)
@@ -35,10 +35,10 @@ static int
 release_older (struct complete *c, struct coordinator *h, const char *reason)
 {
   if (coordinator_release (h) == DECISION_COMMIT) {
-    cmd_error ("handed over already: only a rollback makes the source writable again");
+    cmd_say ("handed over already: only a rollback makes the source writable again");
     return EXIT_REFUSED;
   }
-  cmd_notice ("released: every guest goes on at the source");
+  cmd_say ("released: every guest goes on at the source");
   hook_run_warn (&c->hooks, HOOK_ABORT, NULL, reason);
   return EXIT_DONE;
 }
@@ -49,11 +49,11 @@ commit_found (struct complete *c, struct coordinator *h, enum handoff_found foun
 {
   switch (found) {
   case HANDOFF_FOUND_NONE:
-    cmd_error ("no hand-off of %s is prepared: it was released, or its lease has ended",
-               c->controls[0]);
+    cmd_say ("no hand-off of %s is prepared: it was released, or its lease has ended",
+             c->controls[0]);
     return EXIT_ERROR;
   case HANDOFF_FOUND_BROKEN:
-    cmd_error ("%s: nothing can be handed over", error != NULL ? error : "a disk is missing");
+    cmd_say ("%s: nothing can be handed over", error != NULL ? error : "a disk is missing");
     release_older (c, h, error);
     return EXIT_ERROR;
   default:
@@ -65,11 +65,11 @@ static int
 release_found (struct complete *c, struct coordinator *h, enum handoff_found found)
 {
   if (found == HANDOFF_FOUND_NONE) {
-    cmd_notice ("no hand-off of these disks is prepared: nothing to release");
+    cmd_say ("no hand-off of these disks is prepared: nothing to release");
     return EXIT_DONE;
   }
   if (found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE) {
-    cmd_error ("handed over already: only a rollback makes the source writable again");
+    cmd_say ("handed over already: only a rollback makes the source writable again");
     return EXIT_REFUSED;
   }
   return release_older (c, h, "released");
@@ -81,16 +81,16 @@ static int
 rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found)
 {
   if (found == HANDOFF_FOUND_COMMITTED) {
-    cmd_notice ("this hand-off was decided already; finishing it");
+    cmd_say ("this hand-off was decided already; finishing it");
     return finish_older (c, h, false);
   }
   if (found == HANDOFF_FOUND_DONE) {
     int sealed = complete_seal (c);
-    cmd_error ("%s: it was handed over already, rollback token %s", c->controls[0],
-               coordinator_token (h));
+    cmd_say ("%s: it was handed over already, rollback token %s", c->controls[0],
+             coordinator_token (h));
     return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
-  cmd_error (
+  cmd_say (
       "a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with --release");
   return EXIT_ERROR;
 }
@@ -105,7 +105,7 @@ complete_older (struct complete *c)
   int r = EXIT_ERROR;
 
   if (h == NULL)
-    cmd_error ("%s", error);
+    cmd_say ("%s", error);
   else if (c->mode == COMPLETE_COMMIT)
     r = commit_found (c, h, found, error);
   else if (c->mode == COMPLETE_RELEASE)

@@ -21,7 +21,7 @@ complete_seal (struct complete *c)
 
   c->seals = calloc (c->nr, sizeof *c->seals);
   if (c->seals == NULL) {
-    cmd_error ("handed over, and the destinations could not be sealed: out of memory");
+    cmd_say ("handed over, and the destinations could not be sealed: out of memory");
     return EXIT_DEST_FAILED;
   }
   coordinator_seal_all (c->controls, c->nr, c->seals);
@@ -136,7 +136,7 @@ complete_finish (struct complete *c, const struct coordinator_result *result, in
   int sealed = EXIT_DONE;
 
   if (r == -1)
-    cmd_error ("%s", reason);
+    cmd_say ("%s", reason);
   if (result->committed)
     sealed = complete_seal (c);
   /* It is there to start the guest. */

@@ -43,7 +43,7 @@ hand_over (struct evacuate *e, char token[HANDOFF_TOKEN_MAX + 1], uint64_t *sinc
     if (result.committed)
       break;
     if (tries == HAND_OVER_TRIES) {
-      cmd_error ("%s", error);
+      cmd_say ("%s", error);
       text_free (error);
       evacuate_end_worker (e, SIGINT);
       return EXIT_ERROR;
@@ -63,17 +63,17 @@ static int
 roll_back (struct evacuate *e, const char *token)
 {
   takeover_undo (&e->old, &e->new);
-  if (job_call (e->old.client, e->old.control, "mirror-rollback",
-                json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1), NULL,
-                NULL)
+  if (query_call (e->old.client, e->old.control, "mirror-rollback",
+                  json_pack ("{s:s, s:b}", "rollback-token", token, "destination-stopped", 1), NULL,
+                  NULL)
       == 0) {
-    cmd_notice ("the guest goes on with the old disk");
+    cmd_say ("the guest goes on with the old disk");
     evacuate_remove_disk (e);
   } else
-    cmd_error ("the guest waits: try again, or let it go on with the old disk: nbdmirror rollback "
-               "%s --token %s "
-               "--destination-stopped",
-               e->old.control, token);
+    cmd_say ("the guest waits: try again, or let it go on with the old disk: nbdmirror rollback "
+             "%s --token %s "
+             "--destination-stopped",
+             e->old.control, token);
   return EXIT_ERROR;
 }
 
@@ -84,17 +84,17 @@ is_recorded (struct evacuate *e)
 {
   const char *control = e->old.aside ? e->old.control_aside : e->old.control;
   json_t *status = NULL;
-  int r = job_call (e->old.client, control, "query-mirror", NULL, &status, NULL);
+  int r = query_call (e->old.client, control, "query-mirror", NULL, &status, NULL);
 
   if (r == 0)
-    r = job_call (e->old.client, control, "job-finalize",
-                  json_pack ("{s:O?}", "generation", json_object_get (status, "generation")), NULL,
-                  NULL);
+    r = query_call (e->old.client, control, "job-finalize",
+                    json_pack ("{s:O?}", "generation", json_object_get (status, "generation")),
+                    NULL, NULL);
   json_decref (status);
   if (r == -1)
-    cmd_error ("the hand-over is committed, and the guest's writes wait: run this again, or let "
-               "them go on with the "
-               "old disk: nbdmirror rollback");
+    cmd_say ("the hand-over is committed, and the guest's writes wait: run this again, or let "
+             "them go on with the "
+             "old disk: nbdmirror rollback");
   return r == 0;
 }
 
@@ -139,15 +139,15 @@ block_signals (int how)
 static int
 finish_earlier (struct evacuate *e, const json_t *status)
 {
-  const char *successor = job_text (status, "successor"),
-             *token = job_text (status, "rollback-token");
+  const char *successor = status_text (status, "successor"),
+             *token = status_text (status, "rollback-token");
 
   if (successor == NULL || strcmp (successor, e->disk) != 0) {
-    cmd_error ("%s: this disk was handed over already%s%s", e->control,
-               successor != NULL ? ", to " : "", successor != NULL ? successor : "");
+    cmd_say ("%s: this disk was handed over already%s%s", e->control,
+             successor != NULL ? ", to " : "", successor != NULL ? successor : "");
     return EXIT_REFUSED;
   }
-  cmd_notice ("the hand-over was committed already; going on from there");
+  cmd_say ("the hand-over was committed already; going on from there");
   block_signals (SIG_BLOCK);
   return take_over (e, token != NULL ? token : "", 0);
 }
@@ -158,33 +158,33 @@ static void
 give_up (struct evacuate *e)
 {
   json_t *status = NULL;
-  int r = job_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL);
-  const char *gate = job_text (status, "gate");
+  int r = query_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL);
+  const char *gate = status_text (status, "gate");
 
   if (r == 0 && gate != NULL && strcmp (gate, "fenced") != 0)
     evacuate_remove_disk (e);
   else if (r == 0)
-    cmd_error ("%s: another command has handed this disk over: %s stays.  If nothing uses that, "
-               "let the guest go on with"
-               " the old disk: nbdmirror rollback",
-               e->old.control, e->disk);
+    cmd_say ("%s: another command has handed this disk over: %s stays.  If nothing uses that, "
+             "let the guest go on with"
+             " the old disk: nbdmirror rollback",
+             e->old.control, e->disk);
   else
-    cmd_notice ("%s stays", e->disk);
+    cmd_say ("%s stays", e->disk);
   json_decref (status);
 }
 
 static int
 evacuate (struct evacuate *e, const json_t *status)
 {
-  const char *gate = job_text (status, "gate");
+  const char *gate = status_text (status, "gate");
   char token[HANDOFF_TOKEN_MAX + 1] = "";
-  double size = job_number (status, "size", -1);
+  double size = status_number (status, "size", -1);
 
   if (gate != NULL && strcmp (gate, "fenced") == 0)
     return finish_earlier (e, status);
   if (size < 0) {
-    cmd_error ("%s: no guest has opened this disk yet: move the file while it is not in use",
-               e->control);
+    cmd_say ("%s: no guest has opened this disk yet: move the file while it is not in use",
+             e->control);
     return EXIT_ERROR;
   }
   int r = evacuate_prepare_disk (e, size);

@@ -31,9 +31,9 @@ has_room (const struct evacuate *e, double size)
     size = (double)st.st_blocks * 512; /* holes stay holes */
   if (statvfs (folder, &fs) == 0 && (double)fs.f_bavail * (double)fs.f_frsize < size) {
     char need[UNITS_BUF], have[UNITS_BUF];
-    cmd_error ("%s: %s are needed, and %s are free", e->disk,
-               units_format_size (need, (uint64_t)size),
-               units_format_size (have, (uint64_t)fs.f_bavail * fs.f_frsize));
+    cmd_say ("%s: %s are needed, and %s are free", e->disk,
+             units_format_size (need, (uint64_t)size),
+             units_format_size (have, (uint64_t)fs.f_bavail * fs.f_frsize));
     return false;
   }
   return true;
@@ -49,12 +49,12 @@ create_disk (struct evacuate *e, double size)
     return -1;
   int fd = open (e->disk, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd == -1) {
-    cmd_error ("%s: %s", e->disk, strerror (errno));
+    cmd_say ("%s: %s", e->disk, strerror (errno));
     return -1;
   }
   e->created = true;
   if (ftruncate (fd, (off_t)size) == -1) {
-    cmd_error ("%s: %s", e->disk, strerror (errno));
+    cmd_say ("%s: %s", e->disk, strerror (errno));
     close (fd);
     return -1;
   }
@@ -72,23 +72,23 @@ evacuate_prepare_disk (struct evacuate *e, double size)
   struct stat st;
 
   if (same_place (e->disk, e->old.disk)) {
-    cmd_notice ("%s: this is the guest's disk already, nothing to do", e->disk);
+    cmd_say ("%s: this is the guest's disk already, nothing to do", e->disk);
     return -1;
   }
   if (lstat (e->disk, &st) == -1) {
     if (errno != ENOENT) {
-      cmd_error ("%s: %s", e->disk, strerror (errno));
+      cmd_say ("%s: %s", e->disk, strerror (errno));
       return EXIT_ERROR;
     }
     return create_disk (e, size) == 0 ? 0 : EXIT_ERROR;
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
-    cmd_error ("%s: neither a regular file nor a block device", e->disk);
+    cmd_say ("%s: neither a regular file nor a block device", e->disk);
     return EXIT_ERROR;
   }
   if ((S_ISBLK (st.st_mode) || st.st_size > 0) && !e->overwrite && !e->resume) {
-    cmd_error ("%s: exists and %s: with --overwrite it is used", e->disk,
-               S_ISBLK (st.st_mode) ? "is a block device" : "is not empty");
+    cmd_say ("%s: exists and %s: with --overwrite it is used", e->disk,
+             S_ISBLK (st.st_mode) ? "is a block device" : "is not empty");
     return EXIT_REFUSED;
   }
   return 0;

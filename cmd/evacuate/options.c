@@ -138,7 +138,7 @@ evacuate_resolve (const char *path)
   if (full != NULL) {
     json_t *text = json_string (full);
     if (text == NULL || strlen (full) > 1023) {
-      cmd_error ("%s: the path must be UTF-8, and have 1023 bytes at most", full);
+      cmd_say ("%s: the path must be UTF-8, and have 1023 bytes at most", full);
       free (full);
       full = NULL;
     }

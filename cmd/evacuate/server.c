@@ -52,9 +52,9 @@ find_process (struct old_server *o, const json_t *status)
 {
   char path[64], name[32] = "";
 
-  o->pid = (pid_t)job_number (status, "server-pid", 0);
+  o->pid = (pid_t)status_number (status, "server-pid", 0);
   if (o->pid <= 0) {
-    cmd_error ("%s: this server is too old: it does not tell its process id", o->control);
+    cmd_say ("%s: this server is too old: it does not tell its process id", o->control);
     return -1;
   }
   o->pidfd = (int)syscall (SYS_pidfd_open, o->pid, 0);
@@ -66,13 +66,13 @@ find_process (struct old_server *o, const json_t *status)
     fclose (fp);
   }
   if (strncmp (name, "nbdkit", 6) != 0) {
-    cmd_error ("%s: process %ld is not the server: does it run in a container?", o->control,
-               (long)o->pid);
+    cmd_say ("%s: process %ld is not the server: does it run in a container?", o->control,
+             (long)o->pid);
     return -1;
   }
   if (o->pidfd == -1 || syscall (SYS_pidfd_send_signal, o->pidfd, 0, NULL, 0) == -1) {
-    cmd_error ("the server, process %ld, could not be ended later: %s", (long)o->pid,
-               strerror (errno));
+    cmd_say ("the server, process %ld, could not be ended later: %s", (long)o->pid,
+             strerror (errno));
     return -1;
   }
   return 0;
@@ -81,15 +81,15 @@ find_process (struct old_server *o, const json_t *status)
 static int
 read_status (struct old_server *o, const json_t *status)
 {
-  const char *uri = job_text (status, "uri"), *name = job_text (status, "export");
-  const char *direct = job_text (status, "direct");
+  const char *uri = status_text (status, "uri"), *name = status_text (status, "export");
+  const char *direct = status_text (status, "direct");
 
   o->socket = uri != NULL ? socket_of_uri (uri) : NULL;
   if (o->socket == NULL || o->socket[0] != '/') {
-    cmd_error ("%s: this server is not on a Unix socket (its mirror-uri is %s): a guest could not "
-               "come back to "
-               "the same place",
-               o->control, uri != NULL ? uri : "not set");
+    cmd_say ("%s: this server is not on a Unix socket (its mirror-uri is %s): a guest could not "
+             "come back to "
+             "the same place",
+             o->control, uri != NULL ? uri : "not set");
     return -1;
   }
   o->uri = strdup (uri);
@@ -108,7 +108,7 @@ old_server_find (struct old_server *o, const char *control, json_t **status)
       = slash != NULL ? text_printf ("%.*s", (int)(slash - control + 1), control) : text_copy (".");
   char *folder = realpath (dir, NULL);
   if (folder == NULL) {
-    cmd_error ("%s: %s", control, strerror (errno));
+    cmd_say ("%s: %s", control, strerror (errno));
     return EXIT_ERROR;
   }
   o->control = text_printf ("%s/%s", folder, slash == NULL ? control : slash + 1);
@@ -120,8 +120,8 @@ old_server_find (struct old_server *o, const char *control, json_t **status)
     unlink (o->control_aside);
   o->aside = aside == TIDY_IN_USE;
   const char *path = o->aside ? o->control_aside : o->control;
-  o->client = job_connect (path);
-  if (o->client == NULL || job_call (o->client, path, "query-mirror", NULL, status, NULL) == -1
+  o->client = query_connect (path);
+  if (o->client == NULL || query_call (o->client, path, "query-mirror", NULL, status, NULL) == -1
       || find_process (o, *status) == -1 || read_status (o, *status) == -1)
     return EXIT_ERROR;
   return 0;
@@ -177,7 +177,7 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   free (argv);
   text_free (uri);
   if (pid == -1) {
-    cmd_error ("fork: %s", strerror (errno));
+    cmd_say ("fork: %s", strerror (errno));
     return -1;
   }
   int status;
@@ -231,7 +231,7 @@ new_server_try (const struct old_server *o, const struct new_server *n)
   text_free (control);
   text_free (pidfile);
   if (r == -1)
-    cmd_error ("a server of %s cannot be started; nothing was changed", n->disk);
+    cmd_say ("a server of %s cannot be started; nothing was changed", n->disk);
   return r;
 }
 
@@ -246,11 +246,11 @@ take_name (const char *from, const char *to)
   if (lstat (to, &st) == 0
       && ((chown (from, st.st_uid, st.st_gid) == -1 && errno != EPERM)
           || chmod (from, st.st_mode & 07777) == -1)) {
-    cmd_error ("%s: %s", from, strerror (errno));
+    cmd_say ("%s: %s", from, strerror (errno));
     return -1;
   }
   if (rename (from, to) == -1) {
-    cmd_error ("cannot rename %s to %s: %s", from, to, strerror (errno));
+    cmd_say ("cannot rename %s to %s: %s", from, to, strerror (errno));
     return -1;
   }
   return 0;
@@ -261,7 +261,7 @@ start_new (struct old_server *o, const struct new_server *n, const char *sock)
 {
   if (!o->aside) {
     if (rename (o->control, o->control_aside) == -1) {
-      cmd_error ("cannot rename %s: %s", o->control, strerror (errno));
+      cmd_say ("cannot rename %s: %s", o->control, strerror (errno));
       return -1;
     }
     o->aside = true;
@@ -270,7 +270,7 @@ start_new (struct old_server *o, const struct new_server *n, const char *sock)
     return 0;
   if (start (o, n, sock, o->control, n->pidfile) == 0)
     return 0;
-  cmd_error ("the server of %s could not be started", n->disk);
+  cmd_say ("the server of %s could not be started", n->disk);
   return -1;
 }
 
@@ -280,9 +280,9 @@ end_old (const struct old_server *o)
   struct pollfd p = { .fd = o->pidfd, .events = POLLIN };
 
   if (syscall (SYS_pidfd_send_signal, o->pidfd, SIGKILL, NULL, 0) == -1 && errno != ESRCH) {
-    cmd_error ("the old server, process %ld, cannot be ended: %s: kill it with SIGKILL, the guest "
-               "waits for that",
-               (long)o->pid, strerror (errno));
+    cmd_say ("the old server, process %ld, cannot be ended: %s: kill it with SIGKILL, the guest "
+             "waits for that",
+             (long)o->pid, strerror (errno));
     return -1;
   }
   if (poll (&p, 1, END_MS) == 0)

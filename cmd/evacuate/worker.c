@@ -52,7 +52,7 @@ evacuate_start_worker (struct evacuate *e)
   }
   free (argv);
   if (e->worker == -1) {
-    cmd_error ("fork: %s", strerror (errno));
+    cmd_say ("fork: %s", strerror (errno));
     return -1;
   }
   return 0;
@@ -103,14 +103,14 @@ evacuate_wait_ready (struct evacuate *e)
     if (r != -1)
       return r != 0 ? r : EXIT_ERROR;
     json_t *status = NULL;
-    if (job_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL) == -1) {
+    if (query_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL) == -1) {
       evacuate_end_worker (e, SIGTERM);
       return EXIT_ERROR;
     }
-    const char *state = job_text (status, "state");
-    ready = job_number (status, "worker-pid", 0) == e->worker
+    const char *state = status_text (status, "state");
+    ready = status_number (status, "worker-pid", 0) == e->worker
             && ((state != NULL && strcmp (state, "ready") == 0)
-                || job_is_true (status, "synchronised"));
+                || status_is_true (status, "synchronised"));
     json_decref (status);
   }
   return 0;

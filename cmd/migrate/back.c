@@ -47,7 +47,7 @@ call_rollback (struct migrate *m, struct disk *d, char **class_, char **error)
   json_t *args
       = json_pack ("{s:s, s:b}", "rollback-token", m->result.token, "destination-stopped", 1);
   struct control_call call
-      = { .command = "mirror-rollback", .args = args, .timeout_ms = JOB_CALL_MS, .class_ = class_ };
+      = { .command = "mirror-rollback", .args = args, .timeout_ms = QUERY_MS, .class_ = class_ };
 
   return control_client_call (d->client, &call, error);
 }
@@ -63,7 +63,7 @@ uncommit (struct migrate *m)
     char *error = NULL, *class_ = NULL;
 
     if (d->client == NULL)
-      d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
+      d->client = control_client_connect (d->control, QUERY_MS, &error);
     text_free (error);
     error = NULL;
     if (d->client != NULL
@@ -72,7 +72,7 @@ uncommit (struct migrate *m)
       journal_rolled_back (&m->journal, "%s: handed back to the source", d->control);
     else {
       all = false;
-      cmd_error ("%s: cannot be rolled back: %s", d->control, error);
+      cmd_say ("%s: cannot be rolled back: %s", d->control, error);
     }
     text_free (error);
     text_free (class_);
@@ -164,9 +164,9 @@ run_source (struct migrate *m)
     continued = true;
     machines_wait (&m->machines, POLL_MS);
   } while (clock_ms () < end);
-  cmd_error ("the source VM does not run: it is '%s'; when its monitor answers again, --recover "
-             "tries once more",
-             status[0] != '\0' ? status : "gone");
+  cmd_say ("the source VM does not run: it is '%s'; when its monitor answers again, --recover "
+           "tries once more",
+           status[0] != '\0' ? status : "gone");
   return false;
 }
 
@@ -195,9 +195,9 @@ migrate_back (struct migrate *m, bool dest_first)
   progress_phase (m, PHASE_BACK);
   if (!free_disks (m)) {
     m->unresolved = true;
-    cmd_error ("the disks stay handed over, so the source VM is not started: look at each disk's "
-               "status, and see"
-               " nbdmirror-migrate(1)");
+    cmd_say ("the disks stay handed over, so the source VM is not started: look at each disk's "
+             "status, and see"
+             " nbdmirror-migrate(1)");
     return false;
   }
   cancel_memory (m);

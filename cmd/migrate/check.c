@@ -86,7 +86,7 @@ check_dest_size (struct migrate *m, const struct disk *d, const json_t *device, 
   json_t *other = qdev != NULL ? find_by_qdev (at_dest, qdev) : NULL;
   json_t *size = json_object_get (json_object_get (json_object_get (other, "inserted"), "image"),
                                   "virtual-size");
-  double want = job_number (d->status, "size", -1);
+  double want = status_number (d->status, "size", -1);
 
   if (qdev != NULL && other == NULL)
     return journal_fail (&m->journal, EXIT_REFUSED,
@@ -107,7 +107,7 @@ check_dest_size (struct migrate *m, const struct disk *d, const json_t *device, 
 static int
 check_disk (struct migrate *m, const struct disk *d, json_t *at_source, json_t *at_dest)
 {
-  const char *uri = job_text (d->status, "uri");
+  const char *uri = status_text (d->status, "uri");
   bool hidden = uri == NULL;
   json_t *device = uri != NULL ? find_device (at_source, uri, &hidden) : NULL;
 

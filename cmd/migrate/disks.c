@@ -46,7 +46,7 @@ disks_connect (struct disks *d)
   for (unsigned i = 0; i < d->nr; i++) {
     char *error = NULL;
 
-    d->disk[i].client = control_client_connect (d->disk[i].control, JOB_CALL_MS, &error);
+    d->disk[i].client = control_client_connect (d->disk[i].control, QUERY_MS, &error);
     if (d->disk[i].client == NULL)
       return journal_fail_with (d->journal, EXIT_ERROR, error);
   }
@@ -57,8 +57,7 @@ static int
 ask (struct disk *d, char **error)
 {
   json_t *status = NULL;
-  struct control_call call
-      = { .command = "query-mirror", .timeout_ms = JOB_CALL_MS, .ret = &status };
+  struct control_call call = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
 
   if (d->client == NULL || control_client_call (d->client, &call, error) == -1)
     return -1;
@@ -77,7 +76,7 @@ look (struct journal *journal, struct disk *d)
     text_free (error);
     error = NULL;
     if (d->client == NULL)
-      d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
+      d->client = control_client_connect (d->control, QUERY_MS, &error);
     if (ask (d, &error) == 0)
       return 0;
     control_client_free (d->client);
@@ -98,7 +97,7 @@ is_one_of (const char *state, const char *const list[])
 static const char *
 state_of (const struct disk *d)
 {
-  const char *state = job_text (d->status, "state");
+  const char *state = status_text (d->status, "state");
 
   return state != NULL ? state : "unknown";
 }
@@ -108,7 +107,7 @@ state_of (const struct disk *d)
 static int
 check_running (struct journal *journal, const struct disk *d)
 {
-  const char *target = job_text (d->status, "target");
+  const char *target = status_text (d->status, "target");
 
   if (target == NULL || same_place (target, d->dest))
     return 0;
@@ -161,7 +160,7 @@ disks_check (struct disks *d, bool resume)
 static int
 check_silence (struct journal *journal, struct disk *d)
 {
-  double told = job_number (d->status, "total-s", -1);
+  double told = status_number (d->status, "total-s", -1);
   uint64_t now = clock_ms ();
 
   if (d->heard_ms == 0 || told != d->told_s) {

@@ -165,7 +165,7 @@ guard_run (struct notes *notes, uint64_t stopped_ms, guard_work *work, void *opa
   prctl (PR_SET_CHILD_SUBREAPER, 1);
   pid_t coordinator = fork ();
   if (coordinator == -1) {
-    cmd_error ("fork: %s", strerror (errno));
+    cmd_say ("fork: %s", strerror (errno));
     return EXIT_ERROR;
   }
   if (coordinator == 0)

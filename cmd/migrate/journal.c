@@ -64,7 +64,7 @@ journal_open (struct journal *j, const char *file)
   j->log_file = file;
   j->log = fopen (file, "ae");
   if (j->log == NULL) {
-    cmd_error ("--log %s: %s", file, strerror (errno));
+    cmd_say ("--log %s: %s", file, strerror (errno));
     return -1;
   }
   setlinebuf (j->log);
@@ -169,7 +169,7 @@ journal_show (struct journal *j, const char *detail)
     fprintf (stderr, "\r\033[Knbdmirror: migrate: %s: %s%s, %.0f s", phases[j->phase].name,
              phases[j->phase].text, detail, ms_since (j->phase_ns) / MS_PER_S);
   else if (!j->json)
-    cmd_notice ("%s: %s%s", phases[j->phase].name, phases[j->phase].text, detail);
+    cmd_say ("%s: %s%s", phases[j->phase].name, phases[j->phase].text, detail);
 }
 
 bool
@@ -196,7 +196,7 @@ journal_rolled_back (struct journal *j, const char *fmt, ...)
   journal_text (j, "rolled-back", text);
   journal_break (j);
   if (!j->json)
-    cmd_notice ("roll-back: %s", text);
+    cmd_say ("roll-back: %s", text);
   json_array_append_new (j->rolled_back, json_string (text));
   text_free (text);
 }

@@ -70,13 +70,13 @@ go_on_at_destination (struct migrate *m)
   if (!m->cont_sent) /* it never ran there */
     migrate_back (m, true);
   else if (m->machines.dest.resume_ns > 0)
-    cmd_error ("the guest was started at the destination, and was lost there: start it there anew, "
-               "from its"
-               " disks; do NOT start the source VM");
+    cmd_say ("the guest was started at the destination, and was lost there: start it there anew, "
+             "from its"
+             " disks; do NOT start the source VM");
   else
-    cmd_error ("the disks are handed over and the destination VM may have run: do NOT start the "
-               "source VM; see"
-               " nbdmirror-migrate(1), FAILURES");
+    cmd_say ("the disks are handed over and the destination VM may have run: do NOT start the "
+             "source VM; see"
+             " nbdmirror-migrate(1), FAILURES");
   return false;
 }
 
@@ -86,7 +86,7 @@ run_migration (struct migrate *m)
   struct journal *j = &m->journal;
 
   if (coordinator_result_init (&m->result, m->disks.nr) == -1) {
-    cmd_error ("out of memory");
+    cmd_say ("out of memory");
     return EXIT_ERROR;
   }
   if (up_to_commit (m) == 0) {
@@ -98,7 +98,7 @@ run_migration (struct migrate *m)
     migrate_back (m, m->committed);
   if (j->exit_status == EXIT_DONE)
     j->exit_status = EXIT_ERROR;
-  cmd_error ("%s", j->reason);
+  cmd_say ("%s", j->reason);
   hook_run_warn (&m->options.hooks, HOOK_ABORT, NULL, j->reason);
   return j->exit_status;
 }
@@ -123,7 +123,7 @@ run_guardian (struct migrate *m, const struct guard_death *death)
       hook_run_warn (&m->options.hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
     return status;
   }
-  cmd_error ("%s", j->reason);
+  cmd_say ("%s", j->reason);
   if (phase != PHASE_FAILED)
     hook_run_warn (&m->options.hooks, HOOK_ABORT, NULL, j->reason);
   return status;
@@ -133,7 +133,7 @@ static int
 set_up (struct migrate *m)
 {
   if (disks_init (&m->disks, &m->options, &m->journal) == -1) {
-    cmd_error ("out of memory");
+    cmd_say ("out of memory");
     return EXIT_ERROR;
   }
   m->machines.signal_fd = worker_signals (&m->machines.signal);
@@ -172,7 +172,7 @@ run_guarded (struct migrate *m)
 {
   m->notes = notes_create (m->options.nr_disks);
   if (m->notes == NULL) {
-    cmd_error ("mmap: %s", strerror (errno));
+    cmd_say ("mmap: %s", strerror (errno));
     return EXIT_ERROR;
   }
   int status = guard_run (m->notes, m->options.switch_ms, work, m);

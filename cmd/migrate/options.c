@@ -58,7 +58,7 @@ add_disk (struct migrate_options *o, char *text)
   if (dests != NULL)
     o->dests = dests;
   if (controls == NULL || dests == NULL) {
-    cmd_error ("out of memory");
+    cmd_say ("out of memory");
     return EXIT_ERROR;
   }
   controls[o->nr_disks] = text;

@@ -16,7 +16,7 @@
 static bool
 is_copying (const json_t *status)
 {
-  const char *worker = job_text (status, "worker");
+  const char *worker = status_text (status, "worker");
 
   return worker != NULL && strcmp (worker, "attached") == 0;
 }
@@ -43,7 +43,7 @@ disks_left (const struct disks *d, double *left, double *percent)
   *percent = 100;
   for (unsigned i = 0; i < d->nr; i++) {
     const json_t *status = d->disk[i].status;
-    double bytes = job_left (status), p = job_percent (status);
+    double bytes = status_left (status), p = status_percent (status);
 
     if (bytes > 0)
       *left += bytes;

@@ -34,7 +34,7 @@ recover_forward (struct migrate *m, bool decide)
   CLEANUP_TEXT char *error = NULL;
 
   if (decide && coordinator_commit (m->coordinator, &error) == -1) {
-    cmd_error ("%s", error);
+    cmd_say ("%s", error);
     return EXIT_ERROR;
   }
   m->committed = true;
@@ -45,7 +45,7 @@ recover_forward (struct migrate *m, bool decide)
       && machine_call (&m->machines.source, "stop", NULL, NULL, NULL, &error) == 0)
     journal_rolled_back (&m->journal, "the source VM was stopped: its disks are handed over");
   if (finish_hand_over (m, start_unless_running) == -1) {
-    cmd_error ("%s", m->journal.reason);
+    cmd_say ("%s", m->journal.reason);
     return EXIT_ERROR;
   }
   progress_phase (m, PHASE_DONE);
@@ -63,9 +63,9 @@ recover_back (struct migrate *m, enum handoff_found found, const struct known *k
 
     snprintf (m->result.token, sizeof m->result.token, "%s",
               token[0] == '\0' && known != NULL ? known->token : token);
-    cmd_notice ("the destination has not run: taking the hand-over back");
+    cmd_say ("the destination has not run: taking the hand-over back");
   } else
-    cmd_notice ("nothing was handed over: going back to the source");
+    cmd_say ("nothing was handed over: going back to the source");
   return migrate_back (m, true) ? EXIT_DONE : EXIT_ERROR;
 }
 
@@ -78,7 +78,7 @@ nothing_to_do (struct migrate *m, bool dest_runs)
     strcpy (m->result.token, coordinator_token (m->coordinator));
     m->journal.phase = PHASE_DONE;
   }
-  cmd_notice ("nothing to do: the guest runs at the %s", dest_runs ? "destination" : "source");
+  cmd_say ("nothing to do: the guest runs at the %s", dest_runs ? "destination" : "source");
   return EXIT_DONE;
 }
 
@@ -103,15 +103,15 @@ look_and_recover (struct migrate *m, enum handoff_found found, const struct know
   case PLAN_NOTHING:
     return nothing_to_do (m, strcmp (dest, "running") == 0);
   case PLAN_FORWARD:
-    cmd_notice ("the disks are handed over: going on to the destination");
+    cmd_say ("the disks are handed over: going on to the destination");
     return recover_forward (m, found == HANDOFF_FOUND_UNDECIDED);
   case PLAN_BACK:
     return recover_back (m, found, known);
   default:
-    cmd_error ("the disks are%s handed over, the source VM is '%s', the destination VM is '%s': see"
-               " nbdmirror-migrate(1), FAILURES",
-               found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE ? "" : " not",
-               source[0] != '\0' ? source : "gone", dest[0] != '\0' ? dest : "gone");
+    cmd_say ("the disks are%s handed over, the source VM is '%s', the destination VM is '%s': see"
+             " nbdmirror-migrate(1), FAILURES",
+             found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE ? "" : " not",
+             source[0] != '\0' ? source : "gone", dest[0] != '\0' ? dest : "gone");
     return EXIT_ERROR;
   }
 }
@@ -126,9 +126,9 @@ recover (struct migrate *m, const struct known *known)
   m->recovering = true;
   m->coordinator = coordinator_find (m->options.controls, m->disks.nr, NULL, 0, &found, &error);
   if (m->coordinator == NULL)
-    cmd_error ("%s", error);
+    cmd_say ("%s", error);
   else if (coordinator_result_init (&m->result, m->disks.nr) == -1)
-    cmd_error ("out of memory");
+    cmd_say ("out of memory");
   else
     status = look_and_recover (m, found, known);
   m->unresolved = status != EXIT_DONE;
@@ -190,13 +190,13 @@ migrate_recover_guarded (struct migrate *m, const char *died, int exit_status, e
     if (status == EXIT_DONE || try == TRIES || clock_ms () > end
         || atomic_load (m->machines.signal) != 0)
       break;
-    cmd_notice ("once more in %d ms", PAUSE_MS);
+    cmd_say ("once more in %d ms", PAUSE_MS);
     machines_wait (&m->machines, PAUSE_MS);
   }
   *phase = known.phase;
   if (status != EXIT_DONE) {
-    cmd_error ("given up after %d tries: run this command with --recover, see nbdmirror-migrate(1)",
-               try);
+    cmd_say ("given up after %d tries: run this command with --recover, see nbdmirror-migrate(1)",
+             try);
     return EXIT_ERROR;
   }
   return m->journal.phase == PHASE_DONE ? EXIT_DONE : exit_status;

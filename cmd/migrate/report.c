@@ -109,7 +109,7 @@ print_report (const struct migrate *m)
     return;
   }
   for (unsigned i = 0; i < m->disks.nr; i++)
-    sent += job_number (m->disks.disk[i].status, "sent-bytes", 0);
+    sent += status_number (m->disks.disk[i].status, "sent-bytes", 0);
   printf ("migrated in %.1f s: %s of disks, %s of memory; the guest paused for %s, %.1f ms of it "
           "for the disks\n",
           total_s (m), units_format_size (bytes, (uint64_t)sent),
@@ -151,7 +151,7 @@ report_tell (struct migrate *m)
     putchar ('\n');
   } else
     print_report (m);
-  if (m->options.report != NULL && job_write_report (m->options.report, report) == -1)
+  if (m->options.report != NULL && report_write (m->options.report, report) == -1)
     cmd_warning ("--report %s: %s", m->options.report, strerror (errno));
   json_decref (report);
 }

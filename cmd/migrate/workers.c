@@ -45,7 +45,7 @@ start_one (struct journal *journal, struct disk *d, const struct migrate_options
 {
   char path[4096];
   const struct child_options own = { .path = own_path (path, sizeof path), .own_group = true };
-  const char *state = job_text (d->status, "state");
+  const char *state = status_text (d->status, "state");
   bool resume = state != NULL && strcmp (state, "detached") == 0;
   const char *argv[16] = { "nbdmirror", "mirror", d->control, d->dest, "--json" };
   unsigned n = 5;
@@ -118,11 +118,11 @@ disks_adopt (struct disks *d, const struct notes *notes)
 static void
 drop_job (struct journal *journal, struct disk *d)
 {
-  struct control_call call = { .command = "block-job-cancel", .timeout_ms = JOB_CALL_MS };
+  struct control_call call = { .command = "block-job-cancel", .timeout_ms = QUERY_MS };
   char *error = NULL;
 
   if (d->client == NULL)
-    d->client = control_client_connect (d->control, JOB_CALL_MS, &error);
+    d->client = control_client_connect (d->control, QUERY_MS, &error);
   if (d->client != NULL)
     control_client_call (d->client, &call, &error);
   if (error != NULL)

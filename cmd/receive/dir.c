@@ -117,7 +117,7 @@ receive_dir_make (struct receive_server *s)
       return 0;
     rmdir (s->dir); /* another one has taken it for a stale one, or is about to */
   }
-  cmd_error ("%s: %s", s->dir, strerror (errno));
+  cmd_say ("%s: %s", s->dir, strerror (errno));
   s->dir[0] = '\0';
   return -1;
 }

@@ -53,9 +53,9 @@ check_folder (const struct receive_disk *d, char *folder)
 
   snprintf (folder, PATH_MAX, "%s", dirname (copy));
   if (stat (folder, &st) == -1)
-    cmd_error ("%s: the directory %s: %s", d->name, folder, strerror (errno));
+    cmd_say ("%s: the directory %s: %s", d->name, folder, strerror (errno));
   else if (!S_ISDIR (st.st_mode))
-    cmd_error ("%s: %s is no directory", d->name, folder);
+    cmd_say ("%s: %s is no directory", d->name, folder);
   else
     r = EXIT_DONE;
   return r;
@@ -69,7 +69,7 @@ check_room (const struct receive_disk *d, const char *folder, uint64_t have)
   struct statvfs vfs;
 
   if (statvfs (folder, &vfs) == -1) {
-    cmd_error ("%s: %s: %s", d->name, folder, strerror (errno));
+    cmd_say ("%s: %s: %s", d->name, folder, strerror (errno));
     return EXIT_ERROR;
   }
   uint64_t room = (uint64_t)vfs.f_bavail * vfs.f_frsize + have;
@@ -81,8 +81,8 @@ check_room (const struct receive_disk *d, const char *folder, uint64_t have)
     cmd_warning ("%s: the disk may grow to %s, and there is room for %s", d->name, need, left);
     return EXIT_DONE;
   }
-  cmd_error ("%s: no room: the disk has %s, and %s has %s left%s", d->name, need, folder, left,
-             d->preallocate ? "" : " (--overcommit: never mind, it will not fill up)");
+  cmd_say ("%s: no room: the disk has %s, and %s has %s left%s", d->name, need, folder, left,
+           d->preallocate ? "" : " (--overcommit: never mind, it will not fill up)");
   return EXIT_REFUSED;
 }
 
@@ -92,17 +92,17 @@ check_existing (const struct receive_disk *d, const struct stat *st)
   bool device = S_ISBLK (st->st_mode);
 
   if (!S_ISREG (st->st_mode) && !device) {
-    cmd_error ("%s: neither a regular file nor a block device", d->name);
+    cmd_say ("%s: neither a regular file nor a block device", d->name);
     return EXIT_ERROR;
   }
   if (access (d->name, d->read_only ? R_OK : R_OK | W_OK) == -1) {
-    cmd_error ("%s: %s", d->name, strerror (errno));
+    cmd_say ("%s: %s", d->name, strerror (errno));
     return EXIT_ERROR;
   }
   if (d->resume || d->overwrite || d->read_only || (!device && st->st_size == 0))
     return EXIT_DONE;
-  cmd_error ("%s: %s: --overwrite gives up what is there, --resume goes on with it", d->name,
-             device ? "a block device, which may hold anything" : "exists and is not empty");
+  cmd_say ("%s: %s: --overwrite gives up what is there, --resume goes on with it", d->name,
+           device ? "a block device, which may hold anything" : "exists and is not empty");
   return EXIT_REFUSED;
 }
 
@@ -114,7 +114,7 @@ check_backing (struct receive_disk *d)
   if (d->backing == NULL)
     return EXIT_DONE;
   if (stat (d->backing, &st) == -1 || access (d->backing, R_OK) == -1) {
-    cmd_error ("--backing %s: %s", d->backing, strerror (errno));
+    cmd_say ("--backing %s: %s", d->backing, strerror (errno));
     return EXIT_ERROR;
   }
   /* The name decides, never the contents: a guest could have written them. */
@@ -187,22 +187,22 @@ lock_disk (struct receive_disk *d)
 {
   if (!lock (d->fd, F_OFD_SETLK, LOCK_SERVER)) {
     if (errno != EAGAIN && errno != EACCES) {
-      cmd_error ("%s: cannot be locked: %s", d->name, strerror (errno));
+      cmd_say ("%s: cannot be locked: %s", d->name, strerror (errno));
       return EXIT_ERROR;
     }
     if (!d->displace || !displace_session (d->fd)) {
       pid_t pid = session_process (d->fd);
       if (pid != 0)
-        cmd_error ("%s: in use by a mirror session (nbdmirror receive --stdio, process %ld)",
-                   d->name, (long)pid);
+        cmd_say ("%s: in use by a mirror session (nbdmirror receive --stdio, process %ld)", d->name,
+                 (long)pid);
       else
-        cmd_error ("%s: in use: another nbdmirror receive serves it", d->name);
+        cmd_say ("%s: in use: another nbdmirror receive serves it", d->name);
       return EXIT_REFUSED;
     }
   }
   if (is_locked_by_others (d->fd)) {
-    cmd_error ("%s: in use: another program has locked it (QEMU locks the images that it has open)",
-               d->name);
+    cmd_say ("%s: in use: another program has locked it (QEMU locks the images that it has open)",
+             d->name);
     return EXIT_REFUSED;
   }
   if (d->displace && !lock (d->fd, F_SETLK, LOCK_SESSION))
@@ -217,7 +217,7 @@ failed (const struct receive_disk *d, const char *what)
 {
   int err = errno;
 
-  cmd_error ("%s: %s: %s", d->name, what, strerror (err));
+  cmd_say ("%s: %s: %s", d->name, what, strerror (err));
   return err == ENOSPC || err == EFBIG ? EXIT_REFUSED : EXIT_ERROR;
 }
 
@@ -226,7 +226,7 @@ static int
 take_size (struct receive_disk *d, uint64_t bytes)
 {
   if (d->have_size && bytes < d->size) {
-    cmd_error ("%s: too small: %" PRIu64 " bytes, %" PRIu64 " are needed", d->name, bytes, d->size);
+    cmd_say ("%s: too small: %" PRIu64 " bytes, %" PRIu64 " are needed", d->name, bytes, d->size);
     return EXIT_REFUSED;
   }
   d->size = bytes;
@@ -287,8 +287,8 @@ make_qcow2 (struct receive_disk *d)
   free (backing);
   if (r == 0)
     return EXIT_DONE;
-  cmd_error ("%s: qemu-img create %s", d->name,
-             r == -1 ? "cannot be run: is qemu-utils installed?" : "failed");
+  cmd_say ("%s: qemu-img create %s", d->name,
+           r == -1 ? "cannot be run: is qemu-utils installed?" : "failed");
   return EXIT_ERROR;
 }
 
@@ -306,7 +306,7 @@ measure_qcow2 (struct receive_disk *d)
   json_decref (info);
   free (out);
   if (!good) {
-    cmd_error ("%s: qemu-img does not read it as qcow2", d->name);
+    cmd_say ("%s: qemu-img does not read it as qcow2", d->name);
     return EXIT_ERROR;
   }
   return take_size (d, bytes);
@@ -323,8 +323,8 @@ look_for_seal (struct receive_disk *d)
     d->sealed = true;
   if (!d->sealed || !d->displace)
     return EXIT_DONE;
-  cmd_error ("%s: sealed: it was handed over to its guest, and no mirror may write to it any more",
-             d->name);
+  cmd_say ("%s: sealed: it was handed over to its guest, and no mirror may write to it any more",
+           d->name);
   return EXIT_REFUSED;
 }
 
@@ -400,11 +400,11 @@ receive_disk_prepare (struct receive_disk *d)
   if (exists && (r = check_existing (d, &st)) != EXIT_DONE)
     return r;
   if (!exists && go_on) {
-    cmd_error ("%s: is not there, so there is nothing to go on with", d->name);
+    cmd_say ("%s: is not there, so there is nothing to go on with", d->name);
     return EXIT_ERROR;
   }
   if (!exists && access (folder, W_OK | X_OK) == -1) {
-    cmd_error ("%s: no file can be made in %s: %s", d->name, folder, strerror (errno));
+    cmd_say ("%s: no file can be made in %s: %s", d->name, folder, strerror (errno));
     return EXIT_ERROR;
   }
   if (!go_on && !(device && !d->qcow2) && !d->have_size && d->backing == NULL)
@@ -442,7 +442,7 @@ receive_disk_remove (struct receive_disk *d)
     return false;
   if (unlink (d->path) == 0)
     return true;
-  cmd_error ("%s: cannot be removed: %s", d->path, strerror (errno));
+  cmd_say ("%s: cannot be removed: %s", d->path, strerror (errno));
   return false;
 }
 

@@ -165,12 +165,12 @@ wait_until_ready (struct receive_server *s, pid_t *pid, const char *name)
       return 0;
     receive_reap (s);
     if (*pid == 0) {
-      cmd_error ("%s ended before it served the disk", name);
+      cmd_say ("%s ended before it served the disk", name);
       return -1;
     }
     clock_sleep_ms (POLL_MS);
   }
-  cmd_error ("%s does not serve the disk after %d s", name, READY_MS / 1000);
+  cmd_say ("%s does not serve the disk after %d s", name, READY_MS / 1000);
   return -1;
 }
 
@@ -195,7 +195,7 @@ start (struct receive_server *s, struct words *w, bool is_nbdkit)
   pid_t pid = child_start (w->word, &o);
 
   if (pid == -1)
-    cmd_error ("%s cannot be run: %s", w->word[0], strerror (errno));
+    cmd_say ("%s cannot be run: %s", w->word[0], strerror (errno));
   free_words (w);
   return pid == -1 ? 0 : pid;
 }
@@ -247,7 +247,7 @@ receive_launch (struct receive_server *s)
   struct stat owner;
 
   if (!receive_disk_is_there (s->disk)) {
-    cmd_error ("%s: this is another file now: it is not served", s->disk->path);
+    cmd_say ("%s: this is another file now: it is not served", s->disk->path);
     return -1;
   }
   if (s->disk->qcow2 && s->qemu_nbd == 0 && launch_qemu_nbd (s) == -1)

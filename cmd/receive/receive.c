@@ -265,7 +265,7 @@ print_line (const struct arguments *a)
   bool good = o != NULL && json_dumpf (o, stdout, JSON_COMPACT) == 0 && putchar ('\n') != EOF
               && fflush (stdout) == 0;
   if (!good)
-    cmd_error ("cannot write to standard output: %s", strerror (errno));
+    cmd_say ("cannot write to standard output: %s", strerror (errno));
   json_decref (o);
   return good;
 }
@@ -279,7 +279,7 @@ existing_path (const char *option, const char *path)
   char *full = realpath (path, NULL);
 
   if (full == NULL)
-    cmd_error ("%s %s: %s", option, path, strerror (errno));
+    cmd_say ("%s %s: %s", option, path, strerror (errno));
   return full;
 }
 
@@ -287,9 +287,9 @@ static void
 clean_up (struct arguments *a)
 {
   if (a->keep || !a->disk.created)
-    cmd_notice ("given up: %s stays%s", a->disk.path, a->keep ? "" : ": it was there before");
+    cmd_say ("given up: %s stays%s", a->disk.path, a->keep ? "" : ": it was there before");
   else if (receive_disk_remove (&a->disk))
-    cmd_notice ("given up: %s was removed", a->disk.path);
+    cmd_say ("given up: %s was removed", a->disk.path);
 }
 
 static int
@@ -351,8 +351,8 @@ prepare_and_serve (struct arguments *a)
   status = receive_disk_prepare (&a->disk);
   if (status == EXIT_DONE) {
     if (a->disk.sealed)
-      cmd_notice ("%s: sealed: it was handed over to its guest, and no mirror may write to it",
-                  a->disk.name);
+      cmd_say ("%s: sealed: it was handed over to its guest, and no mirror may write to it",
+               a->disk.name);
     status = serve (a, &w);
     receive_server_free (s);
     receive_disk_close (&a->disk);
@@ -381,10 +381,9 @@ tell_server (const char *uri, bool seal)
   int r = seal ? destination_seal (uri, &error) : destination_give_up (uri, &error);
 
   if (r == 1)
-    cmd_error ("%s: this is not the mirror's export of a server that nbdmirror receive started",
-               uri);
+    cmd_say ("%s: this is not the mirror's export of a server that nbdmirror receive started", uri);
   else if (r == -1)
-    cmd_error ("%s", error);
+    cmd_say ("%s", error);
   text_free (error);
   return r == 0 ? EXIT_DONE : EXIT_ERROR;
 }

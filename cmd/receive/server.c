@@ -100,7 +100,7 @@ read_notes (struct receive_server *s)
   while (read (s->note_fd, &note, 1) == 1)
     if (note == RECEIVE_NOTE_SEALED && !s->sealed) {
       s->sealed = true;
-      cmd_notice ("%s: handed over to its guest: the mirror may not write any more", s->disk->name);
+      cmd_say ("%s: handed over to its guest: the mirror may not write any more", s->disk->name);
       fsync (s->disk->fd); /* the filter has recorded it there */
     } else if (note == RECEIVE_NOTE_WRITTEN)
       s->written = true;
@@ -130,7 +130,7 @@ wait_for_events (struct receive_server *s)
 
   /* With a limit: a lost wake-up must not be for ever. */
   if (poll (fds, 3, 10000) == -1 && errno != EINTR)
-    cmd_error ("poll: %s", strerror (errno));
+    cmd_say ("poll: %s", strerror (errno));
   read_signals (s);
   read_notes (s);
   pass_on (s);
@@ -156,7 +156,7 @@ make_channels (struct receive_server *s, bool background)
   if (sigprocmask (SIG_BLOCK, &set, NULL) == -1
       || (s->signal_fd = signalfd (-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) == -1
       || pipe2 (fds, O_CLOEXEC | O_NONBLOCK) == -1) {
-    cmd_error ("%s", strerror (errno));
+    cmd_say ("%s", strerror (errno));
     return -1;
   }
   s->note_fd = fds[0];
@@ -164,7 +164,7 @@ make_channels (struct receive_server *s, bool background)
   if (receive_dir_make (s) == -1)
     return -1;
   if (background && take_stderr (s) == -1) {
-    cmd_error ("pipe: %s", strerror (errno));
+    cmd_say ("pipe: %s", strerror (errno));
     return -1;
   }
   return 0;
@@ -205,19 +205,19 @@ start_again (struct receive_server *s, uint64_t *started, unsigned *short_lives)
   receive_end_children (s, SESSION_PATIENCE_MS);
   read_notes (s);
   if (s->written) {
-    cmd_error ("%s: %s while the guest uses the disk: it is not started again by itself; "
-               "'nbdmirror receive"
-               " --resume' serves it",
-               s->disk->name, why);
+    cmd_say ("%s: %s while the guest uses the disk: it is not started again by itself; "
+             "'nbdmirror receive"
+             " --resume' serves it",
+             s->disk->name, why);
     return false;
   }
   *short_lives = clock_ms () - *started < SHORT_LIFE_MS ? *short_lives + 1 : 0;
   if (*short_lives >= SHORT_LIVES_MAX) {
-    cmd_error ("%s: %s, %u times within a few seconds: not started again", s->disk->name, why,
-               *short_lives);
+    cmd_say ("%s: %s, %u times within a few seconds: not started again", s->disk->name, why,
+             *short_lives);
     return false;
   }
-  cmd_notice ("%s: %s; started again", s->disk->name, why);
+  cmd_say ("%s: %s; started again", s->disk->name, why);
   *started = clock_ms ();
   return receive_launch (s) == 0;
 }

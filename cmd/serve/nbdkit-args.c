@@ -172,7 +172,7 @@ nbdkit_args_parse (struct nbdkit_args *a, char **words, unsigned nr)
   a->options = calloc (nr + 1u, sizeof *a->options);
   a->parameters = calloc (nr + 1u, sizeof *a->parameters);
   if (a->options == NULL || a->parameters == NULL) {
-    cmd_error ("%s", strerror (errno));
+    cmd_say ("%s", strerror (errno));
     return -1;
   }
   for (unsigned i = 0; i < nr; i += used) {

@@ -67,7 +67,7 @@ nbdkit_check (void)
   FILE *fp = dump_config (&pid);
 
   if (fp == NULL) {
-    cmd_error ("nbdkit: %s", strerror (errno));
+    cmd_say ("nbdkit: %s", strerror (errno));
     return -1;
   }
   while (fgets (text, sizeof text, fp) != NULL)
@@ -77,7 +77,7 @@ nbdkit_check (void)
   while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
     ;
   if (status != 0) {
-    cmd_error ("nbdkit cannot be run: is it installed and in PATH?");
+    cmd_say ("nbdkit cannot be run: is it installed and in PATH?");
     return -1;
   }
   if (has_abort_bug (major, minor, release) && getenv (WARNED) == NULL) {
@@ -93,7 +93,7 @@ static _Noreturn void
 exec_nbdkit (const struct nbdkit_run *r)
 {
   execvp (r->words[0], r->words);
-  cmd_error ("nbdkit: %s", strerror (errno));
+  cmd_say ("nbdkit: %s", strerror (errno));
   _exit (EXIT_ERROR);
 }
 
@@ -140,14 +140,14 @@ wait_for_control (const struct nbdkit_run *r, pid_t server)
     if (tidy_look (r->control) == TIDY_IN_USE)
       return EXIT_DONE;
     if (kill (server, 0) == -1) {
-      cmd_error ("the server ended before it listened at %s (its messages are in the system log; "
-                 "without --detach they are shown)",
-                 r->control);
+      cmd_say ("the server ended before it listened at %s (its messages are in the system log; "
+               "without --detach they are shown)",
+               r->control);
       return EXIT_ERROR;
     }
     clock_sleep_ms (POLL_MS);
   }
-  cmd_error ("the server does not listen at %s after %d s", r->control, DETACH_MS / 1000);
+  cmd_say ("the server does not listen at %s after %d s", r->control, DETACH_MS / 1000);
   kill (server, SIGTERM);
   return EXIT_ERROR;
 }
@@ -161,7 +161,7 @@ nbdkit_run_detached (const struct nbdkit_run *r)
   fflush (NULL);
   pid_t pid = fork ();
   if (pid == -1) {
-    cmd_error ("fork: %s", strerror (errno));
+    cmd_say ("fork: %s", strerror (errno));
     return EXIT_ERROR;
   }
   if (pid == 0)
@@ -175,7 +175,7 @@ nbdkit_run_detached (const struct nbdkit_run *r)
   }
   pid_t server = wait_for_pidfile (r->pidfile);
   if (server == -1) {
-    cmd_error ("%s: nbdkit wrote no process id", r->pidfile);
+    cmd_say ("%s: nbdkit wrote no process id", r->pidfile);
     return EXIT_ERROR;
   }
   start_tidying (r, server);

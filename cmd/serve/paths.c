@@ -27,9 +27,9 @@ server_absolute_path (const char *option, const char *path)
   char *folder = NULL, *full = NULL;
 
   if (path[0] == '\0' || base[0] == '\0' || strcmp (base, ".") == 0 || strcmp (base, "..") == 0)
-    cmd_error ("%s '%s': not the name of a file", option, path);
+    cmd_say ("%s '%s': not the name of a file", option, path);
   else if ((folder = realpath (dirname (copy), NULL)) == NULL)
-    cmd_error ("%s %s: %s", option, path, strerror (errno));
+    cmd_say ("%s %s: %s", option, path, strerror (errno));
   else
     full = text_printf ("%s/%s", strcmp (folder, "/") == 0 ? "" : folder, base);
   free (folder);
@@ -45,8 +45,8 @@ server_socket_path (const char *option, const char *path, bool print)
   if (full == NULL)
     return NULL;
   if (strlen (full) >= sizeof addr.sun_path)
-    cmd_error ("%s %s: the path of a socket may have %zu characters at most, this has %zu", option,
-               full, sizeof addr.sun_path - 1, strlen (full));
+    cmd_say ("%s %s: the path of a socket may have %zu characters at most, this has %zu", option,
+             full, sizeof addr.sun_path - 1, strlen (full));
   else
     switch (print ? TIDY_ABSENT : tidy_look (full)) {
     case TIDY_ABSENT:
@@ -54,13 +54,13 @@ server_socket_path (const char *option, const char *path, bool print)
     case TIDY_STALE:
       if (unlink (full) == 0)
         return full;
-      cmd_error ("%s %s: left over, and cannot be removed: %s", option, full, strerror (errno));
+      cmd_say ("%s %s: left over, and cannot be removed: %s", option, full, strerror (errno));
       break;
     case TIDY_IN_USE:
-      cmd_error ("%s %s: in use by another server", option, full);
+      cmd_say ("%s %s: in use by another server", option, full);
       break;
     case TIDY_NO_SOCKET:
-      cmd_error ("%s %s: exists and is not a socket", option, full);
+      cmd_say ("%s %s: exists and is not a socket", option, full);
       break;
     }
   text_free (full);

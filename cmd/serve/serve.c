@@ -43,20 +43,19 @@ check_disk (struct serve *s)
   s->disk_path = realpath (s->disk, NULL);
   if (s->disk_path == NULL || stat (s->disk_path, &st) == -1) {
     if (strstr (s->disk, "://") != NULL)
-      cmd_error (
-          "%s: DISK is a file or a block device; to track what another nbdkit plugin serves, "
-          "see nbdkit-mirror-filter(1)",
-          s->disk);
+      cmd_say ("%s: DISK is a file or a block device; to track what another nbdkit plugin serves, "
+               "see nbdkit-mirror-filter(1)",
+               s->disk);
     else
-      cmd_error ("%s: %s", s->disk, strerror (errno));
+      cmd_say ("%s: %s", s->disk, strerror (errno));
     return -1;
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
-    cmd_error ("%s: neither a regular file nor a block device", s->disk);
+    cmd_say ("%s: neither a regular file nor a block device", s->disk);
     return -1;
   }
   if (access (s->disk_path, s->args.read_only ? R_OK : R_OK | W_OK) == -1) {
-    cmd_error ("%s: %s", s->disk, strerror (errno));
+    cmd_say ("%s: %s", s->disk, strerror (errno));
     return -1;
   }
   return 0;
