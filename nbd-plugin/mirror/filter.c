@@ -112,6 +112,11 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
   }
   if (strcmp (key, "mirror-block-size") == 0)
     return set_block_size (value);
+  if (strcmp (key, "mirror-serialized") == 0) {
+    int yes = nbdkit_parse_bool (value);
+    mirror.config.serialized = yes == 1;
+    return yes == -1 ? -1 : 0;
+  }
   if (strcmp (key, "mirror-state") == 0) {
     nbdkit_error ("mirror-state: this version keeps no state across restarts; leave the parameter"
                   " out");
@@ -125,7 +130,8 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
   "mirror-uri=<URI>         How a worker reaches this export.\n"                                   \
   "mirror-direct=<FILE>     The file or block device below, for direct reads.\n"                   \
   "mirror-block-size=<SIZE> Tracking granularity, 4k to 1M (default: 4k or more).\n"               \
-  "mirror-export=<NAME>     The export that is tracked (default \"\")."
+  "mirror-export=<NAME>     The export that is tracked (default \"\").\n"                          \
+  "mirror-serialized=<BOOL> Accept a layer below that serves one request at a time."
 
 static int
 mirror_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata)
@@ -151,6 +157,23 @@ remove_socket (void)
     unlink (mirror.config.control);
 }
 
+/* A worker has a connection of its own beside the guest's. */
+static bool
+thread_model_ok (int thread_model)
+{
+  if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
+    return true;
+  if (thread_model == NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS)
+    nbdkit_error ("the plugin or a filter admits one connection at a time: the guest's would keep"
+                  " the mirror's worker out");
+  else if (!mirror.config.serialized)
+    nbdkit_error ("the plugin or a filter serves one request at a time: a write that is held would"
+                  " block reads.  mirror-serialized=yes accepts that, see nbdkit-mirror-filter(1)");
+  else
+    return true;
+  return false;
+}
+
 /* While stderr is still the user's: everything that can fail because of what the user gave. */
 static int
 mirror_get_ready (int thread_model)
@@ -161,11 +184,8 @@ mirror_get_ready (int thread_model)
     nbdkit_error ("the mirror filter can be used only once in a server");
     return -1;
   }
-  if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL) {
-    nbdkit_error ("the mirror filter needs a plugin and filters that serve requests in parallel"
-                  " (thread model \"parallel\"): otherwise one held write would block all reads");
+  if (!thread_model_ok (thread_model))
     return -1;
-  }
   if (gate_init (&mirror.gate) == -1) {
     nbdkit_error ("eventfd: %m");
     return -1;

@@ -58,6 +58,7 @@ struct mirror_config {
   const char *uri;     /* or NULL */
   const char *export;  /* never NULL */
   uint32_t block_size; /* 0: default */
+  bool serialized;     /* a layer below that serves one request at a time is accepted */
 };
 
 struct mirror {

@@ -274,7 +274,11 @@ def refuses_bad_parameters():
          "mirror-block-size=2M"),
         ([f, "memory", "1M", "mirror-control=/nonexistent/c"], "/nonexistent/c"),
         ([f, "memory", "1M", "mirror-control=" + s.disk], s.disk),
-        ([f, "--filter=noparallel", "memory", "1M", "mirror-control=" + s.control], "parallel"),
+        ([f, "--filter=noparallel", "memory", "1M", "mirror-control=" + s.control],
+         "mirror-serialized=yes"),
+        ([f, "--filter=noparallel", "memory", "1M", "serialize=connections",
+          "mirror-serialized=yes", "mirror-control=" + s.control], "one connection at a time"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-serialized=perhaps"], "perhaps"),
         ([f, f, "memory", "1M", "mirror-control=" + s.control], "only once"),
         ([f, "--filter=error", "memory", "1M", "mirror-control=" + s.control, "error-rate=x"], "x"),
         ([f, "memory", "1M", "mirror-nonsense=1", "mirror-control=" + s.control], "mirror-nonsense"),
@@ -674,6 +678,52 @@ def sigterm_while_held():
         assert f.read(BLOCK) == bytes(BLOCK), "a write passed the gate"
     assert not os.path.exists(s.control)
     s.close()
+
+
+@test
+def layer_that_is_serialized():
+    """mirror-serialized=yes: a hold, the drain and SIGTERM are as ever; only reads wait with the write."""
+    for serialize, reads in ("requests", True), ("all-requests", False):
+        s = Server(filters=["noparallel"], serialized="yes")
+        s.hang_up()
+        s.end()
+        s.plugin.append("serialize=" + serialize)
+        s.start()
+        h, other = s.guest(), s.guest()
+        w, region, info = attach(s, start="new")
+        region.clean()
+        h.pwrite(b"1" * BLOCK, BLOCK)
+        assert region.blocks("dirty") == {1}
+        generation = w.call("mirror-hold", lease_ms=60000)["generation"]
+        write = write_later(h, b"2" * BLOCK, 0)
+        eventually("the write waits", lambda: w.status()["waiting"] == 1)
+        buf = nbd.Buffer(BLOCK)
+        done = []
+        other.aio_pread(buf, BLOCK, completion=lambda error: done.append(error.value) or 1)
+        end = time.monotonic() + 0.3
+        while not done and time.monotonic() < end:
+            other.poll(10)
+        assert bool(done) == reads, (serialize, done)
+        assert w.status()["gate"] == "held"
+        w.call("mirror-unhold", generation=generation)
+        assert write() == 0
+        while not done:
+            other.poll(10)
+        assert done == [0] and bytes(buf.to_bytearray()) == b"1" * BLOCK
+        assert region.blocks("dirty") == {0, 1}
+
+        w.call("mirror-hold", lease_ms=60000)
+        write = write_later(h, b"3" * BLOCK, 0)
+        assert write(0.2) is None
+        s.process.send_signal(signal.SIGTERM)
+        assert w.closed(5)
+        assert write(5) == errno.ESHUTDOWN
+        s.cut(h)
+        s.cut(other)
+        assert s.ends_by_itself()
+        with open(s.disk, "rb") as f:
+            assert f.read(BLOCK) == b"2" * BLOCK, "a write passed the gate"
+        s.close()
 
 
 @test
