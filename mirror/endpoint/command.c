@@ -1,36 +1,43 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Socket activation by hand.  libnbd has a call for it, but its handle then owns the server: one
- * connection only, and nbd_close() waits without limit for a server that does not end.
+ * NBD servers run for us.  See command.h.
+ *
+ * Socket activation is done by hand.  libnbd has a call for it, but then its handle owns the
+ * server: it makes one connection only, and nbd_close() waits without limit for a server that does
+ * not end.
  */
 
 #include "config.h"
-
-#include "mirror/endpoint/command.h"
-#include "mirror/endpoint/internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/text.h"
+#include "mirror/endpoint/command.h"
+
 #define ENDED_WAIT_MS 300
+#define POLL_MS 5
 #define STOP_WAIT_MS 5000
-#define STDIO_WAIT_MS 2000 /* for ssh: the end of its command comes a round trip later */
+#define STDIO_WAIT_MS 2000 /* through ssh the end of its command comes a round trip later */
 #define FIRST_FD 3         /* SD_LISTEN_FDS_START */
 
 extern char **environ;
 
 struct command {
-  pthread_mutex_t lock; /* of the next two: channels are opened by several threads */
+  pthread_mutex_t lock; /* protects the next two: several threads open channels */
   pid_t pid;            /* 0: reaped */
   int wait_status;
   bool stdio;
@@ -40,24 +47,22 @@ struct command {
 
 /* Wait up to MS for the end.  True if it has ended. */
 static bool
-wait_for_end (struct command *cmd, int ms)
+wait_for_end (struct command *cmd, unsigned ms)
 {
-  int64_t deadline = now_ms () + ms;
-  bool ended;
+  uint64_t deadline = clock_ms () + ms;
 
   pthread_mutex_lock (&cmd->lock);
   while (cmd->pid > 0) {
-    const struct timespec pause = { 0, 5000000 };
     pid_t r = waitpid (cmd->pid, &cmd->wait_status, WNOHANG);
 
     if (r == cmd->pid || (r == -1 && errno != EINTR))
       cmd->pid = 0;
-    else if (now_ms () >= deadline)
+    else if (clock_ms () >= deadline)
       break;
     else
-      nanosleep (&pause, NULL);
+      clock_sleep_ms (POLL_MS);
   }
-  ended = cmd->pid <= 0;
+  bool ended = cmd->pid <= 0;
   pthread_mutex_unlock (&cmd->lock);
   return ended;
 }
@@ -69,11 +74,11 @@ make_environment (char *listen_pid)
 {
   static char listen_fds[] = "LISTEN_FDS=1";
   size_t nr = 0, n = 0;
-  char **env;
 
   while (environ[nr])
     nr++;
-  env = calloc (nr + 3, sizeof *env);
+
+  char **env = calloc (nr + 3, sizeof *env);
   if (!env)
     return NULL;
   env[n++] = listen_pid;
@@ -84,7 +89,8 @@ make_environment (char *listen_pid)
   return env;
 }
 
-/* In the child, between fork and exec: only what is safe in a copy of a process with threads. */
+/* Run in the child, between fork and exec.  It does only what is safe in a copy of a process with
+ * threads. */
 static void
 run_child (const struct command *cmd, int sock, int err_fd, char *const *argv, char **env,
            char *listen_pid)
@@ -93,7 +99,6 @@ run_child (const struct command *cmd, int sock, int err_fd, char *const *argv, c
   size_t n = 0;
   char *p = listen_pid + strlen (listen_pid);
   sigset_t none;
-  int err;
 
   for (pid_t pid = getpid (); pid > 0; pid /= 10)
     digits[n++] = (char)('0' + pid % 10);
@@ -117,8 +122,8 @@ run_child (const struct command *cmd, int sock, int err_fd, char *const *argv, c
   sigprocmask (SIG_SETMASK, &none, NULL);
   signal (SIGPIPE, SIG_DFL);
   execvpe (argv[0], argv, cmd->stdio ? environ : env);
-fail:
-  err = errno;
+fail:;
+  int err = errno;
   if (write (err_fd, &err, sizeof err) == -1)
     _exit (126);
   _exit (127);
@@ -130,9 +135,7 @@ spawn (struct command *cmd, int sock, char *const *argv)
 {
   char listen_pid[40] = "LISTEN_PID=";
   char **env = make_environment (listen_pid);
-  int pipe_fds[2];
-  int err = 0;
-  ssize_t r;
+  int pipe_fds[2], err = 0;
 
   if (!env || pipe2 (pipe_fds, O_CLOEXEC) == -1) {
     err = errno;
@@ -146,6 +149,8 @@ spawn (struct command *cmd, int sock, char *const *argv)
     err = errno;
   close (pipe_fds[1]);
   if (cmd->pid > 0) {
+    ssize_t r;
+
     /* Ends when exec closes the pipe, or with the reason why it failed. */
     do
       r = read (pipe_fds[0], &err, sizeof err);
@@ -162,7 +167,6 @@ static int
 listen_on (struct command *cmd)
 {
   struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  int sock;
 
   strcpy (cmd->dir, "/tmp/nbdmirror-XXXXXX");
   if (!mkdtemp (cmd->dir)) {
@@ -171,7 +175,8 @@ listen_on (struct command *cmd)
   }
   snprintf (cmd->socket, sizeof cmd->socket, "%s/nbd", cmd->dir);
   strcpy (addr.sun_path, cmd->socket);
-  sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (sock == -1)
     return -1;
   if (bind (sock, (struct sockaddr *)&addr, sizeof addr) == -1 || listen (sock, SOMAXCONN) == -1) {
@@ -184,55 +189,80 @@ listen_on (struct command *cmd)
   return sock;
 }
 
+/* NULL, with *ERRNUM and *ERROR (either may be NULL). */
+__attribute__ ((format (printf, 4, 5))) static struct command *
+refuse (int *errnum, char **error, int err, const char *format, ...)
+{
+  va_list args;
+
+  if (errnum != NULL)
+    *errnum = err;
+  if (error != NULL) {
+    va_start (args, format);
+    *error = text_vprintf (format, args);
+    va_end (args);
+  }
+  return NULL;
+}
+
+static struct command *
+command_new (void)
+{
+  struct command *cmd = calloc (1, sizeof *cmd);
+
+  if (cmd != NULL)
+    pthread_mutex_init (&cmd->lock, NULL);
+  return cmd;
+}
+
 struct command *
 command_start_stdio (const char *name, char *const *argv, int *fd, int *errnum, char **error)
 {
-  struct command *cmd = calloc (1, sizeof *cmd);
-  int fds[2], err;
+  struct command *cmd = command_new ();
+  int fds[2];
 
-  if (!cmd || socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == -1) {
-    endpoint_fail (errnum, error, errno, "%s: cannot make a connection for it: %s", name,
-                   strerror (errno));
+  if (cmd == NULL || socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == -1) {
+    int err = errno;
+
     free (cmd);
-    return NULL;
+    return refuse (errnum, error, err, "%s: cannot make a connection for it: %s", name,
+                   strerror (err));
   }
-  pthread_mutex_init (&cmd->lock, NULL);
   cmd->stdio = true;
-  err = spawn (cmd, fds[1], argv);
+
+  int err = spawn (cmd, fds[1], argv);
+
   close (fds[1]);
   if (err == 0) {
     *fd = fds[0];
     return cmd;
   }
   close (fds[0]);
-  endpoint_fail (errnum, error, err, "%s: cannot run %s: %s", name, argv[0], strerror (err));
   command_stop (cmd);
-  return NULL;
+  return refuse (errnum, error, err, "%s: cannot run %s: %s", name, argv[0], strerror (err));
 }
 
 struct command *
 command_start (const char *name, char *const *argv, int *errnum, char **error)
 {
-  struct command *cmd = calloc (1, sizeof *cmd);
-  int sock = cmd ? listen_on (cmd) : -1;
-  int err;
+  struct command *cmd = command_new ();
+  int sock = cmd != NULL ? listen_on (cmd) : -1;
 
-  if (cmd)
-    pthread_mutex_init (&cmd->lock, NULL);
   if (sock == -1) {
-    endpoint_fail (errnum, error, errno, "%s: cannot make a socket for it: %s", name,
-                   strerror (errno));
-    if (cmd)
+    int err = errno;
+
+    if (cmd != NULL)
       command_stop (cmd);
-    return NULL;
+    return refuse (errnum, error, err, "%s: cannot make a socket for it: %s", name, strerror (err));
   }
-  err = spawn (cmd, sock, argv);
+
+  int err = spawn (cmd, sock, argv);
+
   close (sock);
   if (err == 0)
     return cmd;
-  endpoint_fail (errnum, error, err, "%s: cannot run %s: %s", name, argv[0], strerror (err));
   command_stop (cmd);
-  return NULL;
+  return refuse (errnum, error, err, "%s: cannot run %s: %s", name, argv[0], strerror (err));
 }
 
 const char *
@@ -244,18 +274,13 @@ command_socket (const struct command *cmd)
 char *
 command_ended (struct command *cmd)
 {
-  char *s = NULL;
-  int r;
-
   /* The connection breaks a moment before the process is gone. */
   if (!wait_for_end (cmd, cmd->stdio ? STDIO_WAIT_MS : ENDED_WAIT_MS))
     return NULL;
   if (WIFSIGNALED (cmd->wait_status))
-    r = asprintf (&s, "the command was ended by signal %d (%s)", WTERMSIG (cmd->wait_status),
-                  strsignal (WTERMSIG (cmd->wait_status)));
-  else
-    r = asprintf (&s, "the command ended with status %d", WEXITSTATUS (cmd->wait_status));
-  return r == -1 ? NULL : s;
+    return text_printf ("the command was ended by signal %d (%s)", WTERMSIG (cmd->wait_status),
+                        strsignal (WTERMSIG (cmd->wait_status)));
+  return text_printf ("the command ended with status %d", WEXITSTATUS (cmd->wait_status));
 }
 
 int
@@ -267,7 +292,8 @@ command_exit_status (const struct command *cmd)
 void
 command_stop (struct command *cmd)
 {
-  /* Its connection is closed: what ssh runs ends by itself, and has then done all it was asked. */
+  /* Its connection is closed.  What ssh runs ends by itself then, after all that it was asked to
+   * do. */
   if (cmd->stdio && cmd->pid > 0)
     wait_for_end (cmd, STDIO_WAIT_MS);
   if (cmd->pid > 0) {

@@ -1,32 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What all endpoints share: names, checks of requests, the pool of requests and the list of those
- * that are done.  See internal.h for the life of a request.
+ * What all kinds of endpoint share: the checks of requests, the pool of requests, and the list of
+ * those that are done.  internal.h tells the life of a request.
  */
 
 #include "config.h"
 
-#include "mirror/endpoint/internal.h"
-#include "mirror/endpoint/ssh.h"
-#include "mirror/endpoint/uri.h"
-
 #include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
-int64_t
-now_ms (void)
-{
-  struct timespec ts;
-
-  /* Coarse is a few milliseconds off and costs a load: this runs for every request. */
-  clock_gettime (CLOCK_MONOTONIC_COARSE, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
+#include "base/text.h"
+#include "mirror/endpoint/internal.h"
 
 void
 endpoint_fail (int *errnum, char **error, int err, const char *fmt, ...)
@@ -38,107 +24,11 @@ endpoint_fail (int *errnum, char **error, int err, const char *fmt, ...)
   if (!error)
     return;
   va_start (args, fmt);
-  if (vasprintf (error, fmt, args) == -1)
-    *error = NULL;
+  *error = text_vprintf (fmt, args);
   va_end (args);
 }
 
-/* ---- Names ------------------------------------------------------------------------------ */
-
-/* "[ nbdkit memory 1G ]", for messages. */
-static char *
-join (char *const *argv, unsigned nr_args)
-{
-  size_t len = 1;
-  char *s;
-
-  for (unsigned i = 0; i < nr_args; i++)
-    len += strlen (argv[i]) + 1;
-  s = malloc (len);
-  if (!s)
-    return NULL;
-  s[0] = '\0';
-  for (unsigned i = 0; i < nr_args; i++) {
-    if (i)
-      strcat (s, " ");
-    strcat (s, argv[i]);
-  }
-  return s;
-}
-
-static struct endpoint *
-open_command (char *const *argv, unsigned nr_args, const struct endpoint_options *opts, int *errnum,
-              char **error)
-{
-  struct endpoint *ep = NULL;
-  char *name = join (argv, nr_args);
-  char **command = calloc (nr_args, sizeof *command);
-
-  if (!name || !command)
-    endpoint_fail (errnum, error, ENOMEM, "%s: %s", argv[0], strerror (ENOMEM));
-  else if (nr_args < 3 || strcmp (argv[0], "[") != 0 || strcmp (argv[nr_args - 1], "]") != 0)
-    endpoint_fail (errnum, error, EINVAL,
-                   "%s: a command is written as [ COMMAND ARGS ], with spaces around the brackets",
-                   name);
-  else {
-    memcpy (command, argv + 1, (nr_args - 2) * sizeof *command);
-    ep = endpoint_nbd_open (name, command, opts, errnum, error);
-  }
-  free (command);
-  free (name);
-  return ep;
-}
-
-static struct endpoint *
-open_ssh (const char *uri, struct endpoint_options *opts, int *errnum, char **error)
-{
-  struct endpoint *ep;
-  char **command = ssh_command (uri, opts, error);
-
-  if (!command) {
-    if (errnum)
-      *errnum = ENDPOINT_BAD_NAME;
-    return NULL;
-  }
-  /* It serves us alone: whatever a dying client does to it, nobody else is hurt. */
-  opts->nr_in_flight = 64;
-  opts->nr_connections = 1;
-  ep = endpoint_nbd_open (uri, command, opts, errnum, error);
-  ssh_command_free (command);
-  return ep;
-}
-
-struct endpoint *
-endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_options *options,
-               int *errnum, char **error)
-{
-  struct endpoint_options opts = *options;
-
-  if (opts.connect_timeout_ms <= 0)
-    opts.connect_timeout_ms
-        = uri_kind (argv[0]) == URI_SSH ? 20000 : 10000; /* logging in takes its time */
-  if (opts.request_timeout_ms <= 0)
-    opts.request_timeout_ms = 30000;
-  if (opts.nr_in_flight == 0)
-    opts.nr_in_flight = 64;
-  if (opts.nr_connections > CHANNEL_MAX_FDS)
-    opts.nr_connections = CHANNEL_MAX_FDS;
-
-  if (opts.digests) {
-    opts.writable = opts.will_write = opts.create = opts.ask_digests = false;
-    if (nr_args != 1 || uri_kind (argv[0]) == URI_NONE) {
-      endpoint_fail (errnum, error, ENOTSUP, "%s: there is no server to ask for digests", argv[0]);
-      return NULL;
-    }
-  }
-  if (nr_args != 1 || strcmp (argv[0], "[") == 0)
-    return open_command (argv, nr_args, &opts, errnum, error);
-  if (uri_kind (argv[0]) == URI_SSH)
-    return open_ssh (argv[0], &opts, errnum, error);
-  if (uri_kind (argv[0]) == URI_NBD)
-    return endpoint_nbd_open (argv[0], NULL, &opts, errnum, error);
-  return endpoint_file_open (argv[0], &opts, errnum, error);
-}
+/* ---- What an endpoint is ------------------------------------------------------------------ */
 
 bool
 endpoint_error_lasts (int err)
@@ -197,7 +87,7 @@ channel_uninit (struct channel *ch)
   for (unsigned i = 0; ch->pool && i < ch->nr_ops; i++)
     free (ch->pool[i].extents);
   free (ch->pool);
-  free (ch->error);
+  text_free (ch->error);
 }
 
 void
@@ -208,8 +98,7 @@ channel_die (struct channel *ch, const char *fmt, ...)
   if (ch->error)
     return;
   va_start (args, fmt);
-  if (vasprintf (&ch->error, fmt, args) == -1)
-    ch->error = strdup ("out of memory");
+  ch->error = text_vprintf (fmt, args);
   va_end (args);
 }
 
@@ -362,14 +251,14 @@ channel_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int *time
 {
   if (ch->error || ch->done.first)
     lower_timeout (timeout_ms, 0);
-  return ch->stopped ? 0 : ch->ep->ops->pollfds (ch, fds, max, now_ms (), timeout_ms);
+  return ch->stopped ? 0 : ch->ep->ops->pollfds (ch, fds, max, endpoint_now_ms (), timeout_ms);
 }
 
 int
 channel_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr)
 {
   if (!ch->error)
-    ch->ep->ops->dispatch (ch, fds, nr, now_ms ());
+    ch->ep->ops->dispatch (ch, fds, nr, endpoint_now_ms ());
   if (ch->error && !ch->stopped)
     bury (ch);
   if (!ch->error) {
@@ -415,7 +304,7 @@ op_new (struct channel *ch, enum op_kind kind, uint64_t len, uint64_t offset, ui
   op->offset = offset;
   op->len = len;
   op->opaque = opaque;
-  op->started = now_ms ();
+  op->started = endpoint_now_ms ();
   list_append (&ch->in_flight, op);
   return op;
 }
@@ -461,13 +350,12 @@ channel_write (struct channel *ch, const void *buf, uint32_t len, uint64_t offse
 int
 channel_zero (struct channel *ch, uint64_t len, uint64_t offset, channel_done done, void *opaque)
 {
-  struct op *op;
-
   if (!ch->ep->info.can_zero) {
     errno = ENOTSUP;
     return -1;
   }
-  op = op_new (ch, OP_ZERO, len, offset, UINT64_C (1) << 30, opaque);
+
+  struct op *op = op_new (ch, OP_ZERO, len, offset, UINT64_C (1) << 30, opaque);
   if (!op)
     return -1;
   op->done = done;
@@ -478,13 +366,12 @@ int
 channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_status_done done,
                 void *opaque)
 {
-  struct op *op;
-
   if (!ch->ep->info.can_status) {
     errno = ENOTSUP;
     return -1;
   }
-  op = op_new (ch, OP_STATUS, len, offset, UINT64_MAX, opaque);
+
+  struct op *op = op_new (ch, OP_STATUS, len, offset, UINT64_MAX, opaque);
   if (!op)
     return -1;
   op->status_done = done;
@@ -505,13 +392,12 @@ channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_statu
 int
 channel_flush (struct channel *ch, channel_done done, void *opaque)
 {
-  struct op *op;
-
   if (!ch->ep->info.can_flush) {
     errno = ENOTSUP;
     return -1;
   }
-  op = op_new (ch, OP_FLUSH, 0, 0, 0, opaque);
+
+  struct op *op = op_new (ch, OP_FLUSH, 0, 0, 0, opaque);
   if (!op)
     return -1;
   op->done = done;

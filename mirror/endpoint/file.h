@@ -36,6 +36,9 @@ int file_not_cached (const struct file_endpoint *fep, uint64_t len, uint64_t off
 /* Read what is all there; false if it is not there any more. */
 bool file_read_cached (const struct file_endpoint *fep, void *buf, uint64_t len, uint64_t offset);
 
+/* Open PATH.  OPTS have their defaults filled in.  NULL with *ERRNUM and *ERROR. */
+struct endpoint *endpoint_file_open (const char *path, const struct endpoint_options *opts,
+                                     int *errnum, char **error);
 /* endpoint_close(). */
 void file_close (struct endpoint *ep);
 

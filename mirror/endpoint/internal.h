@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the kinds of endpoint share.  endpoint.c holds what is the same for all of them (names,
- * checks, the pool of requests, the list of those that are done); a kind is one struct
- * endpoint_ops.
+ * What the kinds of endpoint share.  A kind is one struct endpoint_ops; endpoint.c does for all of
+ * them what is the same (checks, the pool of requests, the list of those that are done).
  *
- * A request is a struct op.  It is taken from the channel's pool, is in the in-flight list in the
- * order of submission, and goes to the done list by op_done(), which may be called anywhere in the
- * channel's thread, also under a library's lock.  channel_dispatch() calls back and returns it to
- * the pool.  Nothing is allocated per request.
+ * A request is a struct op.  It is taken from its channel's pool and put into the in-flight list,
+ * which keeps the order of submission.  op_done() moves it to the done list; that may happen
+ * anywhere in the channel's thread, also under a library's lock.  channel_dispatch() then calls
+ * back and returns it to the pool.  No request needs memory to be allocated.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_INTERNAL_H
 #define NBDMIRROR_MIRROR_ENDPOINT_INTERNAL_H
 
-#include "mirror/endpoint/endpoint.h"
-
 #include <stddef.h>
+
+#include "base/clock.h"
+#include "mirror/endpoint/endpoint.h"
 
 #define ENDPOINT_MAX_REQUEST (32u << 20)
 /* The longest status question: 1.32.5 of nbdkit aborts near 4 GiB, and 2 GiB is plenty. */
@@ -34,7 +34,7 @@ struct op {
   uint64_t offset;
   uint64_t len;
   void *buf;       /* never written to by OP_WRITE */
-  int64_t started; /* now_ms() */
+  int64_t started; /* endpoint_now_ms() */
   channel_done done;
   channel_status_done status_done;
   void *opaque;
@@ -82,14 +82,6 @@ struct channel {
   struct op_list done;
 };
 
-/* Kinds. */
-struct endpoint *endpoint_file_open (const char *path, const struct endpoint_options *opts,
-                                     int *errnum, char **error);
-/* NAME is the URI, or of the command ARGV (without the brackets, NULL at its end; NULL for a URI).
- * An ssh URI has the command that ssh_command() made of it. */
-struct endpoint *endpoint_nbd_open (const char *name, char *const *argv,
-                                    const struct endpoint_options *opts, int *errnum, char **error);
-
 /* Give the channel its pool of ROOM requests.  -1 if out of memory. */
 int channel_init (struct channel *ch, struct endpoint *ep, unsigned room);
 /* Free what channel_init() made. */
@@ -100,12 +92,19 @@ void op_done (struct op *op, int error);
 /* Append an extent to OP's, merging it with the last one.  False if there is no room. */
 bool op_add_extent (struct op *op, uint64_t length, bool zero);
 
-/* Set *ERRNUM and *ERROR (both may be NULL). */
+/* Set *ERRNUM, and *ERROR to a text of base/text.h (both may be NULL). */
 void endpoint_fail (int *errnum, char **error, int err, const char *fmt, ...)
     __attribute__ ((format (printf, 4, 5)));
 
-int64_t now_ms (void); /* monotonic; a few ms coarse */
+/* Milliseconds of the clock that never goes back, up to 4 ms behind.  This runs for every request,
+ * and the exact clock would cost more. */
+static inline int64_t
+endpoint_now_ms (void)
+{
+  return (int64_t)(clock_coarse_ns () / NS_PER_MS);
+}
 
+/* Make *TIMEOUT_MS, which is as for poll(), no longer than MS. */
 static inline void
 lower_timeout (int *timeout_ms, int64_t ms)
 {

@@ -19,6 +19,7 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/nbd-tls.c \
 	mirror/endpoint/nbd.c \
 	mirror/endpoint/nbd.h \
+	mirror/endpoint/open.c \
 	mirror/endpoint/same-place.c \
 	mirror/endpoint/same-place.h \
 	mirror/endpoint/seal.c \

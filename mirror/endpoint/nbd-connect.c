@@ -22,10 +22,6 @@
 #include "mirror/endpoint/nbd.h"
 
 #define GOODBYE_MS 1000
-/* Exit statuses of ssh: of the nbdmirror there, of the shell there, its own. */
-#define REMOTE_REFUSED 7
-#define REMOTE_NOT_FOUND 127
-#define SSH_FAILED 255
 #define SOCKET_BUFFER (1 << 20)
 
 /* ---- Errors ----------------------------------------------------------------------------- */
@@ -44,12 +40,10 @@ hung_up (void)
 const char *
 nbd_reason (void)
 {
-  const char *s = nbd_get_error ();
-  const char *colon;
-
   if (hung_up ())
     return "the server closed the connection";
-  colon = strstr (s, ": ");
+
+  const char *s = nbd_get_error (), *colon = strstr (s, ": ");
   if (strncmp (s, "nbd_", 4) == 0 && colon)
     s = colon + 2;
   return s;
@@ -99,7 +93,7 @@ looks_for_receive (const struct nbd_endpoint *nep)
 static bool
 looks_for_digests (const struct nbd_endpoint *nep)
 {
-  return nep->ep.opts.ask_digests && !nep->ep.info.is_nbd && (nep->uri || nep->is_ssh);
+  return nep->ep.opts.ask_digests && !nep->ep.info.is_nbd && (nep->uri || nep->has_stdio);
 }
 
 static int
@@ -117,28 +111,11 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
     return -1;
   if (nep->uri)
     return nbd_aio_connect_uri (h, nep->ep.name);
-  if (nep->is_ssh) /* for reading too: it is not offered to several connections */
-    return nbd_set_export_name (h, RECEIVE_MIRROR) == -1
-               ? -1
-               : nbd_aio_connect_socket (h, atomic_exchange (&nep->stdio, -1));
+  if (nep->export && nbd_set_export_name (h, nep->export) == -1)
+    return -1;
+  if (nep->has_stdio)
+    return nbd_aio_connect_socket (h, atomic_exchange (&nep->stdio, -1));
   return nbd_aio_connect_unix (h, command_socket (nep->command));
-}
-
-/* Why ssh ended.  What ssh itself or the other host's nbdmirror had to say was shown already. */
-static const char *
-ssh_reason (int status, int *err)
-{
-  switch (status) {
-  case REMOTE_REFUSED:
-    *err = EROFS;
-    return "refused there";
-  case REMOTE_NOT_FOUND:
-    return "nbdmirror was not found there (program=FILE says where it is)";
-  case SSH_FAILED:
-    return "ssh does not reach it";
-  default:
-    return NULL;
-  }
 }
 
 static void
@@ -146,14 +123,16 @@ connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   char *ended = nep->command ? command_ended (nep->command) : NULL;
   int err = ended ? ECONNREFUSED : nbd_reason_errno ();
-  const char *why
-      = ended && nep->is_ssh ? ssh_reason (command_exit_status (nep->command), &err) : NULL;
+  const char *why = NULL;
+
+  if (ended && nep->why_ended)
+    why = nep->why_ended (command_exit_status (nep->command), &err);
 
   if (why != NULL)
     endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, why);
   else
     endpoint_fail (errnum, error, err, "%s: %s", nep->ep.name, ended ? ended : nbd_reason ());
-  free (ended);
+  text_free (ended);
 }
 
 /* A unix socket's default of 208 KiB does not hold one request: the rest of it waits for the server
@@ -260,20 +239,20 @@ failed:
 struct nbd_handle *
 nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
 {
-  int64_t deadline = now_ms () + nep->ep.opts.connect_timeout_ms;
-  struct nbd_handle *h;
-  int r;
+  int64_t deadline = endpoint_now_ms () + nep->ep.opts.connect_timeout_ms;
 
   if (nep->uri && !nbd_tls_knows_server (nep->uri, nep->ep.name, errnum, error))
     return NULL;
-  h = nbd_create ();
+
+  struct nbd_handle *h = nbd_create ();
   if (!h) {
     endpoint_fail (errnum, error, nbd_reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
     return NULL;
   }
-  r = start_connecting (nep, h);
+
+  int r = start_connecting (nep, h);
   while (r == 0 && nbd_aio_is_negotiating (h) != 1 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
-    int64_t left = deadline - now_ms ();
+    int64_t left = deadline - endpoint_now_ms ();
 
     if (left <= 0) {
       no_answer (nep, h, errnum, error);
@@ -311,10 +290,10 @@ nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
 void
 nbd_close_handle (struct nbd_handle *h, bool polite)
 {
-  int64_t until = now_ms () + GOODBYE_MS;
+  int64_t until = endpoint_now_ms () + GOODBYE_MS;
 
   if (polite && nbd_aio_is_ready (h) == 1 && nbd_aio_disconnect (h, 0) == 0)
-    while (!nbd_is_over (h) && now_ms () < until)
+    while (!nbd_is_over (h) && endpoint_now_ms () < until)
       if (nbd_poll_handle (h, GOODBYE_MS) == -1)
         break;
   nbd_close (h);

@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "control/receive-exports.h"
 #include "digest/export-name.h"
 #include "mirror/endpoint/nbd.h"
 
@@ -23,7 +22,7 @@
 const char *
 nbd_export_name (const struct nbd_endpoint *nep)
 {
-  return nep->uri ? nep->uri->export : nep->is_ssh ? RECEIVE_MIRROR : "";
+  return nep->uri ? nep->uri->export : nep->export ? nep->export : "";
 }
 
 /* The name of the export of digests.  False if it is too long for the protocol. */

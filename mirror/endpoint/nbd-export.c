@@ -44,7 +44,7 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     .min_block = (uint32_t)min,
     .max_request = (uint32_t)max,
     .is_nbd = true,
-    .is_receive = nep->session[0] != '\0' || (nep->is_ssh && nep->ep.opts.writable),
+    .is_receive = nep->session[0] != '\0' || (nep->has_stdio && nep->ep.opts.writable),
     .read_only = nbd_is_read_only (h) == 1,
     .can_flush = nbd_can_flush (h) == 1,
     .can_zero = nbd_can_zero (h) == 1,
@@ -83,7 +83,7 @@ nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
   struct nbd_handle *h = NULL;
   struct endpoint_info info;
 
-  if (nep->is_ssh)
+  if (nep->has_stdio)
     endpoint_fail (errnum, error, EBUSY, "%s: has one connection only", nep->ep.name);
   else
     h = nbd_connect (nep, errnum, error);
@@ -120,14 +120,14 @@ nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
 static int
 flush_and_wait (struct nbd_handle *h, int timeout_ms)
 {
-  int64_t deadline = now_ms () + timeout_ms;
+  int64_t deadline = endpoint_now_ms () + timeout_ms;
   int64_t cookie = nbd_aio_flush (h, NBD_NULL_COMPLETION, 0);
   int done = 0;
 
   if (cookie == -1)
     return nbd_reason_errno ();
   while ((done = nbd_aio_command_completed (h, (uint64_t)cookie)) == 0) {
-    int64_t left = deadline - now_ms ();
+    int64_t left = deadline - endpoint_now_ms ();
 
     if (left <= 0)
       return ETIMEDOUT;
@@ -188,53 +188,50 @@ nbd_endpoint_close (struct endpoint *ep)
   free (nep);
 }
 
+/* Start the command of PLACE.  False with *ERRNUM and *ERROR. */
+static bool
+start_command (struct nbd_endpoint *nep, const struct nbd_place *place, int *errnum, char **error)
+{
+  int fd = -1;
+
+  nep->export = place->export;
+  nep->why_ended = place->why_ended;
+  nep->has_stdio = place->stdio;
+  if (place->stdio)
+    nep->command = command_start_stdio (place->name, place->argv, &fd, errnum, error);
+  else
+    nep->command = command_start (place->name, place->argv, errnum, error);
+  atomic_store (&nep->stdio, fd);
+  return nep->command != NULL;
+}
+
 struct endpoint *
-endpoint_nbd_open (const char *name, char *const *argv, const struct endpoint_options *opts,
-                   int *errnum, char **error)
+endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options *opts, int *errnum,
+                   char **error)
 {
   struct nbd_endpoint *nep = calloc (1, sizeof *nep);
-  struct nbd_handle *h;
 
-  if (!nep || !(nep->ep.name = strdup (name))) {
+  if (!nep || !(nep->ep.name = strdup (place->name))) {
     free (nep);
-    endpoint_fail (errnum, error, ENOMEM, "%s: %s", name, strerror (ENOMEM));
+    uri_free (place->uri);
+    endpoint_fail (errnum, error, ENOMEM, "%s: %s", place->name, strerror (ENOMEM));
     return NULL;
   }
   nep->ep.ops = &nbd_ops;
   nep->ep.opts = *opts;
-  nep->is_ssh = argv != NULL && uri_kind (name) == URI_SSH;
+  nep->uri = place->uri;
   if (opts->digests) {
     nep->digests = *opts->digests;
     nep->ep.opts.digests = &nep->digests;
   }
   atomic_store (&nep->stdio, -1);
-  if (argv == NULL) {
-    char *problem = NULL;
-
-    nep->uri = uri_read (name, &problem);
-    if (!nep->uri) {
-      endpoint_fail (errnum, error, ENDPOINT_BAD_NAME, "%s: %s", name, problem);
-      text_free (problem);
-      goto fail;
-    }
-  }
-  if (nep->is_ssh) {
-    int fd = -1;
-
-    nep->command = command_start_stdio (name, argv, &fd, errnum, error);
-    atomic_store (&nep->stdio, fd);
-    if (!nep->command)
-      goto fail;
-  } else if (argv && !(nep->command = command_start (name, argv, errnum, error)))
+  if (!nep->uri && !start_command (nep, place, errnum, error))
     goto fail;
-  h = nbd_connect (nep, errnum, error);
-  if (!h)
-    goto fail;
-  atomic_store (&nep->first, h);
-  if (describe (nep, h, &nep->ep.info, errnum, error) == -1
-      || try_flush (nep, h, errnum, error) == -1)
-    goto fail;
-  return &nep->ep;
+  atomic_store (&nep->first, nbd_connect (nep, errnum, error));
+  struct nbd_handle *h = atomic_load (&nep->first);
+  if (h && describe (nep, h, &nep->ep.info, errnum, error) == 0
+      && try_flush (nep, h, errnum, error) == 0)
+    return &nep->ep;
 
 fail:
   nbd_endpoint_close (&nep->ep);

@@ -107,7 +107,7 @@ static int
 drive (struct nbd_handle *h, const struct option *o, int64_t deadline)
 {
   while (!o->done && !nbd_is_over (h)) {
-    int64_t left = deadline - now_ms ();
+    int64_t left = deadline - endpoint_now_ms ();
 
     if (left <= 0) {
       errno = ETIMEDOUT;

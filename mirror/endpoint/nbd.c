@@ -31,7 +31,7 @@ struct conn {
   struct nbd_handle *h;
   unsigned in_flight;
   unsigned flushes; /* of those */
-  int64_t heard;    /* now_ms() of the last reply, or of when it became busy */
+  int64_t heard;    /* endpoint_now_ms() of the last reply, or of when it became busy */
   unsigned replies;
 };
 
@@ -251,7 +251,8 @@ nbd_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now, 
   int64_t last = deadline (nc);
   unsigned nr = 0;
 
-  /* One more than is left: now_ms() is coarse, and a poll() too short would be repeated. */
+  /* One more than is left: endpoint_now_ms() is coarse, and a poll() too short would be repeated.
+   */
   if (last != INT64_MAX)
     lower_timeout (timeout_ms, last - now + 1);
   for (; nr < nc->nr_conns && nr < max; nr++) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the two halves of the NBD endpoint share: nbd-connect.c makes and ends connections
- * and describes the export, nbd.c does requests.
+ * What the parts of the NBD endpoint share: nbd-export.c opens and describes an export,
+ * nbd-connect.c makes and ends connections, nbd-tls.c and nbd-session.c are about whom one connects
+ * to, nbd.c does requests.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_NBD_H
@@ -20,18 +21,35 @@
 
 struct command;
 
+/* Where an export is: behind a URI, or served by a command that is run for us. */
+struct nbd_place {
+  const char *name; /* for messages */
+  struct uri *uri;  /* of the kind URI_NBD, taken over; or NULL */
+  /* Without a URI: */
+  char *const *argv;  /* the command, NULL at the end */
+  bool stdio;         /* its stdin and stdout are the only connection; else it gets a socket */
+  const char *export; /* the name of the export, or NULL for "" */
+  /* Why it ended with this exit status, as ssh_why_ended(); or NULL. */
+  const char *(*why_ended) (int status, int *err);
+};
+
 struct nbd_endpoint {
   struct endpoint ep;
   struct uri *uri;                    /* NULL for a command */
   char session[2 * ENDPOINT_SESSION]; /* "": the export of the URI; else mirror@SESSION
-                                         (nbd-session.c). Set by endpoint_open()'s connection */
-  bool is_plain;             /* that one has seen that it is no server of `nbdmirror receive` */
-  struct command *command;   /* else; with */
-  bool is_ssh;               /* one connection: its stdin and stdout */
-  _Atomic int stdio;         /* is_ssh: that connection until it is used; else -1 */
+                                         (nbd-session.c).  Set by endpoint_open()'s connection */
+  bool is_plain; /* that one has seen that the server is none of `nbdmirror receive` */
+
+  struct command *command; /* NULL for a URI */
+  const char *export;      /* of the command's server, or NULL */
+  const char *(*why_ended) (int status, int *err);
+  bool has_stdio;    /* the command has one connection only */
+  _Atomic int stdio; /* that connection until it is used; else -1 */
+
   struct digest_key digests; /* opts.digests, for as long as this lives */
   uint64_t digests_of;       /* with that: the size of the disk */
   bool has_digests;          /* a connection has found some */
+
   _Atomic (struct nbd_handle *) first; /* endpoint_open()'s connection, for the first channel */
 };
 
@@ -69,7 +87,8 @@ bool nbd_uri_may_be_guest (const struct uri *uri);
 /* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may
  * be NULL) is replaced by the new ID.  False with errno. */
 bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);
-/* H negotiates (option mode): ask what its server is, until DEADLINE (now_ms()).  -1 with errno. */
+/* H negotiates (option mode): ask what its server is, until DEADLINE (endpoint_now_ms()).  -1 with
+ * errno. */
 int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is);
 /* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the
  * server has refused. */
@@ -89,6 +108,10 @@ bool nbd_look_for_digests (const struct nbd_endpoint *nep, struct nbd_handle *h,
  * something else, another if it has refused. */
 int nbd_go_digests (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline);
 
+/* Connect to PLACE and describe it.  OPTS have their defaults filled in.  NULL with *ERRNUM and
+ * *ERROR. */
+struct endpoint *endpoint_nbd_open (const struct nbd_place *place,
+                                    const struct endpoint_options *opts, int *errnum, char **error);
 /* endpoint_close(). */
 void nbd_endpoint_close (struct endpoint *ep);
 

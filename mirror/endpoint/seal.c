@@ -48,7 +48,7 @@ connect_to (const struct uri *place, const char *uri, int64_t deadline, char **e
       || nbd_aio_connect_uri (h, uri) == -1)
     return failed (h, uri, error), NULL;
   while (nbd_aio_is_negotiating (h) != 1 && nbd_aio_is_ready (h) != 1) {
-    int64_t left = deadline - now_ms ();
+    int64_t left = deadline - endpoint_now_ms ();
 
     if (left <= 0)
       return too_late (h, uri, error), NULL;
@@ -67,10 +67,10 @@ connect_to (const struct uri *place, const char *uri, int64_t deadline, char **e
 static bool
 wait_for_end (struct nbd_handle *h)
 {
-  int64_t deadline = now_ms () + SEAL_TIMEOUT_MS;
+  int64_t deadline = endpoint_now_ms () + SEAL_TIMEOUT_MS;
 
-  while (!nbd_is_over (h) && now_ms () < deadline)
-    if (nbd_poll_handle (h, (int)(deadline - now_ms ())) == -1)
+  while (!nbd_is_over (h) && endpoint_now_ms () < deadline)
+    if (nbd_poll_handle (h, (int)(deadline - endpoint_now_ms ())) == -1)
       return true;
   return nbd_is_over (h);
 }
@@ -81,7 +81,7 @@ static int
 open_known_export (const struct uri *place, const char *uri, const char *name, bool may_end,
                    struct nbd_handle **h, char **error)
 {
-  int64_t deadline = now_ms () + SEAL_TIMEOUT_MS;
+  int64_t deadline = endpoint_now_ms () + SEAL_TIMEOUT_MS;
   enum nbd_receive is;
 
   if (!nbd_uri_may_be_receive (place))

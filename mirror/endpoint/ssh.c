@@ -6,18 +6,20 @@
 
 #include "config.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/text.h"
 #include "mirror/endpoint/ssh.h"
 #include "mirror/endpoint/uri.h"
 
 #define MAX_WORDS 40
-
-/* ---- the command ------------------------------------------------------------------------- */
+/* Exit statuses of ssh: of the nbdmirror there, of the shell there, its own. */
+#define REMOTE_REFUSED 7
+#define REMOTE_NOT_FOUND 127
+#define SSH_FAILED 255
 
 /* Append WORD to *LINE so that a shell takes it for one word. */
 static void
@@ -110,17 +112,8 @@ add_program (char **argv, unsigned *n)
 }
 
 char **
-ssh_command (const char *name, const struct endpoint_options *opts, char **error)
+ssh_command (const struct uri *uri, const struct endpoint_options *opts)
 {
-  char *problem = NULL;
-  struct uri *uri = uri_read (name, &problem);
-
-  if (uri == NULL) {
-    text_error (error, "%s: %s", name, problem);
-    text_free (problem);
-    return NULL;
-  }
-
   char **argv = calloc (MAX_WORDS + 1, sizeof *argv), port[32];
   unsigned n = 0;
 
@@ -138,8 +131,23 @@ ssh_command (const char *name, const struct endpoint_options *opts, char **error
   add_word (argv, &n, "", "--");
   add_word (argv, &n, "", uri->host);
   argv[n++] = remote_command (uri, opts);
-  uri_free (uri);
   return argv;
+}
+
+const char *
+ssh_why_ended (int status, int *err)
+{
+  switch (status) {
+  case REMOTE_REFUSED:
+    *err = EROFS;
+    return "refused there";
+  case REMOTE_NOT_FOUND:
+    return "nbdmirror was not found there (program=FILE says where it is)";
+  case SSH_FAILED:
+    return "ssh does not reach it";
+  default:
+    return NULL;
+  }
 }
 
 void

@@ -15,11 +15,17 @@
 #define NBDMIRROR_MIRROR_ENDPOINT_SSH_H
 
 #include "mirror/endpoint/endpoint.h"
+#include "mirror/endpoint/uri.h"
 
-/* The command for it, NULL at the end; free it with ssh_command_free().  With OPTS->create the disk
- * is made, else gone on with; without OPTS->writable it is only read.  NULL with *ERROR
- * (text_free()). Pure but for the environment. */
-char **ssh_command (const char *uri, const struct endpoint_options *opts, char **error);
+/* The command for URI, which is of the kind URI_SSH, with NULL at the end.  The caller frees it
+ * with ssh_command_free().  With OPTS->create the disk is made; else the mirror goes on with the
+ * one that is there, or without OPTS->writable only reads it.  Pure but for the environment. */
+char **ssh_command (const struct uri *uri, const struct endpoint_options *opts);
 void ssh_command_free (char **argv);
+
+/* Why a command that ended with STATUS did so; NULL where its exit status does not tell.  Sets *ERR
+ * if an errno fits better than that of the broken connection.  What ssh itself or the other host's
+ * nbdmirror had to say was shown already.  Pure. */
+const char *ssh_why_ended (int status, int *err);
 
 #endif

@@ -11,6 +11,7 @@
 
 #include "tests/unit/unit.h"
 
+#include "base/text.h"
 #include "mirror/endpoint/ssh.h"
 #include "mirror/endpoint/uri.h"
 
@@ -18,9 +19,11 @@ static void
 is_command (const char *uri, const struct endpoint_options *opts, const char *want)
 {
   char *error = NULL, got[2000] = "";
-  char **argv = ssh_command (uri, opts, &error);
+  struct uri *u = uri_read (uri, &error);
 
-  cr_assert_not_null (argv, "%s: %s", uri, error);
+  cr_assert_not_null (u, "%s: %s", uri, error);
+  char **argv = ssh_command (u, opts);
+  uri_free (u);
   for (char **w = argv; *w != NULL; w++) {
     if (w != argv)
       strcat (got, "|");
@@ -83,7 +86,7 @@ Test (ssh, wrong)
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
     char *problem = uri_problem (wrong[i]);
     cr_assert_not_null (problem, "%s was taken", wrong[i]);
-    free (problem);
+    text_free (problem);
   }
   cr_assert (uri_kind ("ssh://h/d") == URI_SSH);
   cr_assert (uri_kind ("nbd+ssh://h/d") == URI_NBD);
