@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A whole guest moves: memory and disk, by QEMU's own NBD mirror flow (driven over QMP as libvirt does it for
---copy-storage-all) and by `nbdmirror migrate`.  The same guest, disk and load for both, one after the other, in turns.
+"""A whole guest moves: memory and disk, by QEMU's own NBD mirror flow (driven over QMP as libvirt
+does it for --copy-storage-all) and by `nbdmirror migrate`.  The same guest, disk and load for both,
+one after the other, in turns.
 
-The guest (QEMU without hardware acceleration, ext4) appends records, fsyncs each, and tells it on its serial line,
+The guest (QEMU without hardware acceleration,
+           ext4) appends records, fsyncs each, and tells it on its serial line,
 while it also overwrites 4 KiB blocks at random.
 
   total s    from the first command until the guest runs at the destination
-  pause ms   what the guest's user notices: the largest gap between records as they arrive on this host,
-             from the start of memory migration on.  The guest's own clock stands still meanwhile
+  pause ms   what the guest's user notices: the largest gap between records as they arrive on this
+             host, from the start of memory migration on.  The guest's own clock stands still
+             meanwhile
   disk ms    the disk's share of it: QEMU's flow, from block-job-cancel until the job is completed;
-             nbdmirror, from holding until all disks are prepared, and from the commit until it is durable
+             nbdmirror, from holding until all disks are prepared, and from the commit until it is
+             durable
   sent       bytes of the disk that were sent, of its size
 
-Both flows end with the destination's records checked: a run that loses one is an error, not a figure."""
+Both flows end with the destination's records checked: a run that loses one is an error, not a
+figure."""
 
 import contextlib
 import json
@@ -37,8 +42,10 @@ def add_options(parser):
     parser.add_argument("--systems", default="nbdmirror,qemu", metavar="LIST", help="(%(default)s)")
     parser.add_argument("--cases", default="light,capped", metavar="LIST",
                         help="light: no limit; capped: 100 MiB/s for the disk (%(default)s)")
-    parser.add_argument("--size", type=int, default=256, metavar="MIB", help="of the disk (%(default)s)")
-    parser.add_argument("--data", type=int, default=128, metavar="MIB", help="of random data in it (%(default)s)")
+    parser.add_argument("--size", type=int, default=256, metavar="MIB",
+                        help="of the disk (%(default)s)")
+    parser.add_argument("--data", type=int, default=128, metavar="MIB",
+                        help="of random data in it (%(default)s)")
 
 
 # ---- QEMU's own flow -------------------------------------------------------------------
@@ -55,10 +62,12 @@ def qemu(s, disk, empty, case):
     start = time.monotonic()
     migration.prepare(a, b, "unix:" + s.path("memory"))
     b.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": s.path("nbd")}})
-    b.qmp("block-export-add", **{"type": "nbd", "id": "export", "node-name": "disk0", "name": "disk0",
+    b.qmp("block-export-add", **{"type": "nbd", "id": "export", "node-name": "disk0",
+                                 "name": "disk0",
                                  "writable": True})
     a.qmp("blockdev-add", **machine.nbd_node("target", s.path("nbd"), export="disk0"))
-    a.qmp("blockdev-mirror", **{"job-id": "mirror", "device": "disk0", "target": "target", "sync": "full",
+    a.qmp("blockdev-mirror", **{"job-id": "mirror", "device": "disk0", "target": "target",
+                                "sync": "full",
                                 "speed": case["cap"], "auto-dismiss": False})
     wait_event(a, "BLOCK_JOB_READY")
     memory = time.monotonic()
@@ -76,7 +85,8 @@ def qemu(s, disk, empty, case):
     b.qmp("block-export-del", id="export", mode="hard")
     b.qmp("nbd-server-stop")
     b.qmp("cont")
-    return {"total_s": time.monotonic() - start, "memory_from": memory, "disk_ms": disk_ms, "sent": sent}, b
+    return {"total_s": time.monotonic() - start, "memory_from": memory, "disk_ms": disk_ms,
+            "sent": sent}, b
 
 
 def wait_event(vm, name, seconds=120):
@@ -103,12 +113,15 @@ def nbdmirror(s, disk, empty, case):
     b = s.vm("b", [dst], incoming=True)
     settle(s)
     start = time.monotonic()
-    words = [s.nbdmirror_path, "migrate", "--source-qmp", a.qmp_path, "--dest-qmp", b.qmp_path, "--memory-uri",
-             "unix:" + s.path("memory"), "--memory-bandwidth", "1G", "--disk", f"{src.control}={dst.uri}",
+    words = [s.nbdmirror_path, "migrate", "--source-qmp", a.qmp_path, "--dest-qmp", b.qmp_path,
+             "--memory-uri",
+             "unix:" + s.path("memory"), "--memory-bandwidth", "1G",
+             "--disk", f"{src.control}={dst.uri}",
              "--report", s.path("report.json"), "--log", s.path("events.log")]
     if case["cap"]:
         words += ["--bandwidth", str(case["cap"])]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=120)
     total = time.monotonic() - start
     if done.returncode != 0:
         raise RuntimeError(f"nbdmirror migrate: exit status {done.returncode}\n{done.stderr}")
@@ -116,7 +129,8 @@ def nbdmirror(s, disk, empty, case):
         report = json.load(f)
     with open(s.path("events.log")) as f:
         phases = {e["after"]: e for e in map(json.loads, f) if e["event"] == "phase"}
-    # Phases are logged when they end: the memory's began when the mirror's ended.  The log has the time of day.
+    # Phases are logged when they end: the memory's began when the mirror's ended.  The log has the
+    # time of day.
     memory_from = phases["mirror"]["time"] - time.time() + time.monotonic()
     disk_ms = phases["hold"]["took-ms"] + phases["commit"]["took-ms"]
     return {"total_s": total, "memory_from": memory_from, "disk_ms": disk_ms,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Very large, almost empty disks: sparse files of 1 TiB and of 16 TiB - 4 KiB (ext4's largest) with some
-random data, served with tracking and mirrored to an empty nbdkit memory disk while nobody writes.
+"""Very large, almost empty disks: sparse files of 1 TiB and of 16 TiB - 4 KiB (ext4's largest) with
+some random data, served with tracking and mirrored to an empty nbdkit memory disk while nobody
+writes.
 
   region      the shared memory of filter and worker (dirty bitmap), resident
   worker      resident memory of the worker beside the region, at most
@@ -124,6 +125,7 @@ def run(setup, args):
         rows.append([size_text(r["size"]), size_text(r["sent"]), size_text(r["region"]),
                      size_text(r["worker"]), size_text(max(0, r["filter"])), r["first-byte-s"],
                      r["seconds"], r["pause-ms"]])
-    print(table(["disk", "sent", "region", "worker", "filter", "first byte s", "whole s", "pause ms"],
+    print(table(["disk", "sent", "region", "worker", "filter", "first byte s", "whole s",
+                 "pause ms"],
                 rows))
     return results

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Mirroring under write load: a guest writes 4 KiB at random places, at a given rate or as fast as it
-can, while nbdmirror (with a policy) or qemu-storage-daemon (blockdev-mirror, copy-mode background or
-write-blocking) mirrors its disk.  The same disk, cap, destination and fio job for all; one after the other.
+"""Mirroring under write load: a guest writes 4 KiB at random places, at a given rate or as fast as
+it can, while nbdmirror (with a policy) or qemu-storage-daemon (blockdev-mirror,
+                                                             copy-mode background or
+write-blocking) mirrors its disk.  The same disk, cap, destination and fio job for all; one after
+the other.
 
   ready s     from the start of mirroring until it is ready
   x ideal     that, divided by the time that the cap allows at best (disk / cap)
@@ -9,8 +11,8 @@ write-blocking) mirrors its disk.  The same disk, cap, destination and fio job f
               disk's size
   gap ms      hand-over: the longest time without a completed guest write (at a slow rate it is at
               least the time between two writes)
-  held ms     hand-over: how long writes were held, as nbdmirror tells: the first time, at once when it was
-              ready; median and longest of the times after that
+  held ms     hand-over: how long writes were held, as nbdmirror tells: the first time, at once
+              when it was ready; median and longest of the times after that
   step ms     hand-over: from asking for it until it is done
   kept        the guest's IOPS while mirroring, in percent of those before
   p50, p99, max   of the guest's write latency in ms, before / while mirroring until ready
@@ -41,15 +43,18 @@ def add_options(parser):
     parser.add_argument("--caps", default="100,none", metavar="LIST",
                         help="limits in MiB/s, or none (%(default)s)")
     parser.add_argument("--patterns", default="uniform,zipf,hotspot", metavar="LIST",
-                        help="where the guest writes (%(default)s): zipf 1.1; hotspot: 90%% to 5%% of the disk")
+                        help="where the guest writes (%(default)s): zipf 1.1;"
+                             " hotspot: 90%% to 5%% of the disk")
     parser.add_argument("--policies", default="none,sync,throttle", metavar="LIST",
                         help="of nbdmirror (%(default)s)")
     parser.add_argument("--systems", default="nbdmirror,qemu-background,qemu-write-blocking",
                         metavar="LIST", help="(%(default)s)")
-    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the disk (%(default)s)")
+    parser.add_argument("--size", type=int, default=1024, metavar="MIB",
+                        help="of the disk (%(default)s)")
     parser.add_argument("--quick", action="store_true",
                         help="a preset, about ten minutes: what the project's own goals are about")
-    parser.add_argument("--long", action="store_true", help="the cases of --quick with 8 GiB: an hour or so")
+    parser.add_argument("--long", action="store_true",
+                        help="the cases of --quick with 8 GiB: an hour or so")
     parser.add_argument("--before", type=float, default=3, metavar="S",
                         help="seconds of guest writes before mirroring starts (%(default)s)")
     parser.add_argument("--holds", type=int, default=10, metavar="N",
@@ -58,13 +63,14 @@ def add_options(parser):
     parser.add_argument("--cache", choices=("cold", "warm"), default="cold",
                         help="the source in the page cache at the start (%(default)s)")
     parser.add_argument("--idle-dest", action="store_true",
-                        help="the destination's server takes only processor time that nobody else wants "
-                             "(SCHED_IDLE), somewhat as if it were on another host")
+                        help="the destination's server takes only processor time that nobody else"
+                             " wants (SCHED_IDLE), somewhat as if it were on another host")
     parser.add_argument("--give-up", type=float, metavar="N",
                         help="with a cap: after N times the disk / cap (3; --quick, --long: 2.2)")
     parser.add_argument("--patience", type=float, default=30, metavar="S",
                         help="without a cap: give up after so long (%(default)s)")
-    parser.add_argument("--replot", metavar="FILE", help="measure nothing: table and plots of these results")
+    parser.add_argument("--replot", metavar="FILE",
+                        help="measure nothing: table and plots of these results")
     parser.add_argument("--no-plot", action="store_true", help="no SVG beside the results")
 
 
@@ -79,7 +85,8 @@ class Case:
 
     def text(self):
         rate = f"{self.rate}/s" if self.rate else "unthrottled"
-        return f"{rate} {self.pattern}, {f'cap {self.cap} MiB/s' if self.cap else 'no cap'}, {self.cache}"
+        cap = f"cap {self.cap} MiB/s" if self.cap else "no cap"
+        return f"{rate} {self.pattern}, {cap}, {self.cache}"
 
 
 def all_systems(args, policies):
@@ -108,7 +115,8 @@ def cases_of(args):
     if args.quick or args.long:
         return quick_cases(args)
     systems = all_systems(args, args.policies.split(","))
-    return [Case(0 if rate == "max" else int(rate), 0 if cap == "none" else int(cap), pattern, args.cache,
+    return [Case(0 if rate == "max" else int(rate), 0 if cap == "none" else int(cap), pattern,
+                 args.cache,
                  systems, args.holds)
             for cap in args.caps.split(",") for pattern in args.patterns.split(",")
             for rate in args.rates.split(",")]
@@ -162,7 +170,8 @@ def mirror(setup, args, case, name, source, size, guest_seed):
     """One run, as a dict of figures."""
     cap = case.cap * MIB
     ideal = size / cap if cap else None
-    limit = (args.give_up or (2.2 if args.quick or args.long else 3)) * ideal if cap else args.patience
+    limit = (args.give_up or (2.2 if args.quick or args.long
+                              else 3)) * ideal if cap else args.patience
     guest = None
     with destination(setup, size, args.idle_dest) as dest:
         system = load_systems.start(setup, name, source, case.holds)
@@ -231,7 +240,8 @@ def held(runs):
 
 def longest_delay(runs):
     """As the filter tells; None where no write was delayed."""
-    delays = [r["told"].get("longest-write-delay-ms") for r in runs if r["told"].get("delayed-writes")]
+    delays = [r["told"].get("longest-write-delay-ms") for r in runs
+              if r["told"].get("delayed-writes")]
     return max((d for d in delays if d is not None), default=None)
 
 
@@ -245,11 +255,13 @@ def summary(case, name, runs):
     pauses = [p for r in runs for p in r["pauses-ms"]]
     gaps = [g for r in runs for g in r["gaps-ms"] if g is not None]
     return {
-        "rate": case.rate or "max", "cap": case.cap or "none", "pattern": case.pattern, "cache": case.cache,
+        "rate": case.rate or "max", "cap": case.cap or "none", "pattern": case.pattern,
+        "cache": case.cache,
         "system": name,
         "runs": runs,
         "ready": sum(r is not None for r in ready), "ready-s": median(ready),
-        "x-ideal": median([r["ready-s"] and r["ideal-s"] and r["ready-s"] / r["ideal-s"] for r in runs]),
+        "x-ideal": median([r["ready-s"] and r["ideal-s"] and r["ready-s"] / r["ideal-s"]
+                           for r in runs]),
         "sent": median([r["sent"] for r in runs]),
         "pause-first-ms": median([p for r in runs for p in r["pauses-ms"][:1]]),
         "pause-median-ms": median(pauses), "pause-max-ms": max(pauses, default=None),
@@ -285,11 +297,13 @@ def told_at_once(setup, case, r):
     if not setup.verbose:
         return
     ready = "never" if r["ready-s"] is None else f"ready after {r['ready-s']:.2f} s"
-    common.say(f"{case.text()}: {load_systems.title(r['system'])}: {ready}, sent {r['sent']:.3f}, gaps "
+    common.say(f"{case.text()}: {load_systems.title(r['system'])}: {ready}, sent {r['sent']:.3f}, "
+               f"gaps "
                f"{spread(r['gaps-ms'], 0)} ms, held {spread(r['pauses-ms'])} ms, guest kept "
                f"{r['kept'] or 0:.0f} %, p99 {r['before']['p99-ms'] or 0:.2f} -> "
                f"{r['during']['p99-ms'] or 0:.2f}, max {r['during']['max-ms'] or 0:.0f} ms"
-               + "".join(f"; {x}" for x in r["refused"]) + (f"; {r['reason']}" if r["reason"] else ""))
+               + "".join(f"; {x}" for x in r["refused"]) + (f"; {r['reason']}" if r["reason"]
+                                                            else ""))
 
 
 def show(results, output, plots=True):

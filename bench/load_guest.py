@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The guest of `bench/run load`: one fio job that writes all through a run, and what its log tells.
 
-fio logs every write: when it was done (milliseconds since the epoch) and how long it took.  All figures
-are of windows of that one log, so that "before" and "during" are the same job on the same connection.
-"""
+fio logs every write: when it was done (milliseconds since the epoch) and how long it took.  All
+figures are of windows of that one log, so that "before" and "during" are the same job on the same
+connection. """
 
 import array
 import bisect
@@ -31,9 +31,11 @@ class Guest:
         self.log = self.prefix + "_lat.log"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.log)
-        argv = ["fio", "--name=guest", "--ioengine=nbd", "--uri=" + uri, "--rw=randwrite", "--bs=4k",
+        argv = ["fio", "--name=guest", "--ioengine=nbd", "--uri=" + uri, "--rw=randwrite",
+                "--bs=4k",
                 f"--size={size}", f"--iodepth={iodepth}", "--norandommap", "--allrandrepeat=1",
-                f"--randseed={seed}", "--time_based", "--runtime=3600", "--write_lat_log=" + self.prefix,
+                f"--randseed={seed}", "--time_based", "--runtime=3600",
+                "--write_lat_log=" + self.prefix,
                 "--disable_clat=1", "--disable_slat=1", "--per_job_logs=0", "--log_unix_epoch=1",
                 "--output-format=json", *PATTERNS[pattern]]
         if rate:
@@ -94,7 +96,8 @@ class Log:
         n = len(values)
         if n == 0 or end <= begin:
             return {"iops": 0.0, "p50-ms": None, "p99-ms": None, "max-ms": None, "writes": 0}
-        return {"iops": n / (end - begin), "p50-ms": values[n // 2], "p99-ms": values[n * 99 // 100],
+        return {"iops": n / (end - begin), "p50-ms": values[n // 2],
+                "p99-ms": values[n * 99 // 100],
                 "max-ms": values[-1], "writes": n}
 
     def gap(self, begin, end):

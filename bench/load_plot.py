@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Plots of `bench/run load`, with gnuplot: what is left to copy and the guest's latency over time, of all systems
-in one case, the first run of each."""
+"""Plots of `bench/run load`, with gnuplot: what is left to copy and the guest's latency over time,
+of all systems in one case, the first run of each."""
 
 import os
 import shutil
@@ -46,7 +46,8 @@ def blocks(results, series, column):
 
 
 def lines(results, series):
-    return ", ".join(f"${series.replace('-', '_')}{n} using 1:2 with lines linewidth 2 linecolor rgb "
+    return ", ".join(f"${series.replace('-', '_')}{n} using 1:2 with lines linewidth 2 linecolor "
+                     f"rgb "
                      f"\"{COLOURS[s['system']]}\" title \"{load_systems.title(s['system'])}\""
                      for n, s in enumerate(results))
 
@@ -56,7 +57,8 @@ def case_of(s):
 
 
 def plot(results, output):
-    """One SVG for each case, OUTPUT-RATE-PATTERN-CAP-CACHE.svg; says so where gnuplot is missing."""
+    """One SVG for each case, OUTPUT-RATE-PATTERN-CAP-CACHE.svg; says so where gnuplot is
+    missing."""
     if not shutil.which("gnuplot"):
         common.say("no plots: gnuplot is not installed (--replot FILE.json makes them later)")
         return
@@ -64,7 +66,8 @@ def plot(results, output):
     for case in dict.fromkeys(map(case_of, results)):
         rate, pattern, cap, cache = case
         path = f"{output}-{rate}-{pattern}-{'nocap' if cap == 'none' else cap}-{cache}.svg"
-        title = (f"guest: {pattern} 4 KiB writes, {'unthrottled' if rate == 'max' else f'{rate}/s'}; "
+        title = (f"guest: {pattern} 4 KiB writes, "
+                 f"{'unthrottled' if rate == 'max' else f'{rate}/s'}; "
                  + ("no cap" if cap == "none" else f"cap {cap} MiB/s") + f"; {cache}")
         plot_case([s for s in results if case_of(s) == case], title, path)
 

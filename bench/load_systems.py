@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The contestants of `bench/run load`: each serves a disk to the guest over NBD, mirrors it to an NBD
-server, and hands over.  All offer the same:
+"""The contestants of `bench/run load`: each serves a disk to the guest over NBD, mirrors it to an
+NBD server, and hands over.  All offer the same:
 
   uri               where the guest connects
   qmp               its control connection; BLOCK_JOB_READY comes there
@@ -10,10 +10,11 @@ server, and hands over.  All offer the same:
   hand_over (done)  what the pause was: a dict, see below; calls DONE once, after the first one
   close ()
 
-hand_over returns {"step-ms": from asking for it until it is done; "pauses-ms": how long guest writes were
-held, each time, as the system itself tells; "spans": the stretches of time in which to look for the longest gap in
-the guest's completions; "committed-at": when the guest was cut off from this disk; "refused": why a hand-over did not come about; "told": more figures}.
-"""
+hand_over returns {"step-ms": from asking
+                   for it until it is done; "pauses-ms": how long guest writes were
+held, each time, as the system itself tells; "spans": the stretches of time in which to look for the
+longest gap in the guest's completions; "committed-at": when the guest was cut off from this disk;
+"refused": why a hand-over did not come about; "told": more figures}. """
 
 import fcntl
 import json
@@ -47,9 +48,10 @@ def word():
 class Nbdmirror:
     """`nbdmirror serve` and `nbdmirror mirror`.
 
-    The pause is measured several times: HOLDS hand-overs that are prepared to the end (everything copied,
-    flushed, fence record drafted) and then not committed but released; and a last one that is committed and at
-    once rolled back, so that the guest goes on and its log shows the whole pause."""
+    The pause is measured several times: HOLDS hand-overs that are prepared to the end (everything
+    copied, flushed, fence record drafted) and then not committed but released; and a last one that
+    is committed and at once rolled back, so that the guest goes on and its log shows the whole
+    pause."""
 
     def __init__(self, setup, policy, source, holds):
         self.setup, self.policy, self.holds = setup, policy, holds
@@ -59,7 +61,8 @@ class Nbdmirror:
         self.qmp = qmp.QMP(self.server.control)
 
     def begin(self, dest, cap):
-        argv = [self.setup.nbdmirror, "mirror", self.server.control, dest.uri, "--policy", self.policy]
+        argv = [self.setup.nbdmirror, "mirror", self.server.control, dest.uri, "--policy",
+                self.policy]
         if cap:
             argv += ["--bandwidth", str(cap)]
         self.log = os.path.join(self.setup.tmp, "worker.log")
@@ -86,7 +89,8 @@ class Nbdmirror:
             time.sleep(0.02)
 
     def gate_times(self, after):
-        """When the gate was held, and when it was AFTER ("open" stands for all its modes but fenced)."""
+        """When the gate was held, and when it was AFTER ("open" stands for all its modes but
+        fenced)."""
         held = None
         while True:
             e = self.qmp.event(["MIRROR_GATE"], 10)
@@ -162,7 +166,8 @@ class Nbdmirror:
     def told(self):
         """What the filter and the worker say of themselves; kept in the results."""
         status = self.qmp.command("query-mirror")
-        names = ("sent-bytes", "passes", "gate", "state", "reason", "delayed-writes", "missed-writes",
+        names = ("sent-bytes", "passes", "gate", "state", "reason", "delayed-writes",
+                 "missed-writes",
                  "longest-write-delay-ms", "max-write-delay-ms", "expected-downtime-ms")
         return {name: status[name] for name in names if name in status}
 
@@ -179,8 +184,9 @@ class Nbdmirror:
 
 
 class Qemu:
-    """qemu-storage-daemon: an NBD export of a raw file, and blockdev-mirror to the NBD server.  Handing
-    over is block-job-complete: the export is switched to the destination, where the guest goes on."""
+    """qemu-storage-daemon: an NBD export of a raw file, and blockdev-mirror to the NBD server.
+    Handing over is block-job-complete: the export is switched to the destination, where the guest
+    goes on."""
 
     def __init__(self, setup, copy_mode, source):
         self.copy_mode = copy_mode

@@ -10,9 +10,9 @@ nbdkit with the same plugin in these ways, all of them alive at the same time:
             processor time of its own; on few cores that is what is seen here)
 
 Many short runs in turns; medians, and medians of the ratios to the plain ones of the same round.
-Where perf is installed (and allowed), one more run of each way with the filter tells which part of the server's
-processor time is spent in the filter's own code: a figure that other load does not blur.
-"""
+Where perf is installed (and allowed), one more run of each way with the filter tells which part of
+the server's processor time is spent in the filter's own code: a figure that other load does not
+blur. """
 
 import contextlib
 import json
@@ -59,7 +59,8 @@ def start(setup, way, plugin, size):
 
 def start_job(setup, server, way, dest, size):
     """Attach a worker and let it reach the ready state; then it is paused, or goes on."""
-    worker = subprocess.Popen([setup.nbdmirror, "mirror", server.control, dest.uri, "--max-downtime",
+    worker = subprocess.Popen([setup.nbdmirror, "mirror", server.control, dest.uri,
+                               "--max-downtime",
                                "10s", "--policy", "none"],
                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                               stderr=open(os.path.join(setup.tmp, way + "-worker.log"), "w"))
@@ -86,7 +87,8 @@ def status(setup, server):
 def fio(setup, server, args, seconds):
     """IOPS, p99 in microseconds, and the server's CPU time for a thousand writes in ms."""
     before = server.cpu()
-    run = Run(["fio", "--output-format=json", "--name=guest", "--ioengine=nbd", "--uri=" + server.uri,
+    run = Run(["fio", "--output-format=json", "--name=guest", "--ioengine=nbd",
+               "--uri=" + server.uri,
                "--rw=randwrite", "--bs=4k", f"--iodepth={args.iodepth}", f"--size={args.size}m",
                "--norandommap", "--randrepeat=0", "--time_based", f"--runtime={seconds}"])
     cpu = server.cpu() - before
@@ -104,7 +106,8 @@ def filter_share(setup, server, args, seconds):
     data = os.path.join(setup.tmp, "perf.data")
     if not shutil.which("perf"):
         return None
-    perf = subprocess.Popen(["perf", "record", "-e", "cpu-clock", "-F", "4000", "-p", str(server.pid),
+    perf = subprocess.Popen(["perf", "record", "-e", "cpu-clock", "-F", "4000", "-p",
+                             str(server.pid),
                              "-o", data, "--", "sleep", str(seconds + 1)],
                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL)
@@ -157,7 +160,8 @@ def end_worker(worker):
 
 def run(setup, args):
     common.need("nbdkit", "fio")
-    if "nbd" not in subprocess.run(["fio", "--enghelp"], capture_output=True, text=True).stdout.split():
+    if "nbd" not in subprocess.run(["fio", "--enghelp"], capture_output=True,
+                                   text=True).stdout.split():
         raise common.Unavailable("this fio has no NBD engine")
     ways = args.ways.split(",")
     runs, seconds = args.runs or 15, args.seconds

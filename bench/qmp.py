@@ -12,7 +12,8 @@ class QMPError(Exception):
 
 
 class QMP:
-    """One connection.  Events that come meanwhile are kept, in order, until somebody waits for them."""
+    """One connection.  Events that come meanwhile are kept, in order, until somebody waits for
+    them."""
 
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -63,7 +64,8 @@ class QMP:
                 return m["return"]
 
     def event(self, names, timeout):
-        """The next event of one of these NAMES, with those before it dropped; None when none comes."""
+        """The next event of one of these NAMES, with those before it dropped; None when none
+        comes."""
         end = time.monotonic() + timeout
         while True:
             while self.events:

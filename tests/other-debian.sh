@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# other-debian.sh BUILDDIR [COMMAND]: build and test the release tarball in a root of the other supported Debian
-# release (13 on Debian 12 and everywhere else, 12 on Debian 13), so that both generations of nbdkit are
-# covered.  The test summary ends up in BUILDDIR/other-debian/test-suite.log.  With COMMAND that is run by the
-# shell in the build directory instead of make check.
+# other-debian.sh BUILDDIR [COMMAND]: build and test the release tarball in a root of the other
+# supported Debian release (13 on Debian 12 and everywhere else, 12 on Debian 13), so that both
+# generations of nbdkit are covered.  The test summary ends up in
+# BUILDDIR/other-debian/test-suite.log.  With COMMAND that is run by the shell in the build
+# directory instead of make check.
 #
-# The root is made once by mmdebstrap and kept in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror.  Exit status:
-# that of the tests; 77 where such a root can't be had or entered.
+# The root is made once by mmdebstrap and kept in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror.  Exit
+# status: that of the tests; 77 where such a root can't be had or entered.
 
 set -eu
 export LC_ALL=C
@@ -17,10 +18,9 @@ results=$builddir/other-debian
 rm -rf "$results"
 unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
 
-packages="gcc make libc6-dev pkgconf perl xz-utils nbdkit nbdkit-plugin-dev libnbd-dev libxml2-dev libaio-dev
-libjansson-dev libxxhash-dev libcriterion-dev python3 python3-libnbd libnbd-bin fio procps
-qemu-utils qemu-system-x86 e2fsprogs
-openssh-client openssh-server gnutls-bin"
+packages="gcc make libc6-dev pkgconf perl xz-utils nbdkit nbdkit-plugin-dev libnbd-dev
+libxml2-dev libaio-dev libjansson-dev libxxhash-dev libcriterion-dev python3 python3-libnbd
+libnbd-bin fio procps qemu-utils qemu-system-x86 e2fsprogs openssh-client openssh-server gnutls-bin"
 
 # shellcheck disable=SC1091
 . /etc/os-release
@@ -91,6 +91,7 @@ unshare --mount --propagation private --fork --kill-child sh -ec '
 ' sh "$root" "/tmp/${work##*/}" "${SHORT:-0}" "$command" </dev/null || status=$?
 
 mkdir -p "$results"
-(cd "$work/build" 2>/dev/null && find . -name '*.trs' -o -name '*.log' -o -path './bench/results/*') |
+(cd "$work/build" 2>/dev/null &&
+  find . -name '*.trs' -o -name '*.log' -o -path './bench/results/*') |
   tar -C "$work/build" -cf - -T - | tar -C "$results" -xf -
 exit $status

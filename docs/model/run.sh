@@ -1,16 +1,19 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Check the protocol models: run.sh [mirror|synchronous [-DNAME=VALUE...]]   (Debian packages: spin, gcc; minutes, up to 9 GiB)
+# Check the protocol models: run.sh [mirror|synchronous [-DNAME=VALUE...]]   (Debian packages: spin,
+# gcc; minutes, up to 9 GiB)
 #
 # Without arguments both:
-#   mirror       the data-safety rules, with a quarantine that is read back as the worker does it, late requests ending
-#                before that read-back.  Macros that drop a rule stand at the head of mirror.pml, e.g. -DMARK=0 (mark
-#                before only), -DONESET, -DRELREPLY -DFINALFLUSH, -DTWOCOPIES, -DR12=0 (no quarantine),
-#                -DORDER=4 (no in-flight check), -DNFF=1 -DFFPOL=0 (flush again after a failed one): each finds a
-#                counterexample.  So does -DR12=2 -DLB=0 -DRBINLINE: no client is safe from a server without any bound.
-#   synchronous  "synchronised" is said only while nothing that the guest was told of is missing at the destination.
-#                -DNOWAIT, -DNOTAIL, -DNOGIVEN, -DNOEPOCH, -DAHEAD=2, -DMODELATE each find a counterexample, in seconds with
-#                -DCOPIES=2.
+#   mirror       the data-safety rules, with a quarantine that is read back as the worker does it,
+#                late requests ending before that read-back.  Macros that drop a rule stand at the
+#                head of mirror.pml.  Each of these finds a counterexample: -DMARK=0 (mark before
+#                only), -DONESET, -DRELREPLY -DFINALFLUSH, -DTWOCOPIES, -DR12=0 (no quarantine),
+#                -DORDER=4 (no in-flight check), -DNFF=1 -DFFPOL=0 (flush again after a failed
+#                one).  So does -DR12=2 -DLB=0 -DRBINLINE: no client is safe from a server that
+#                may apply a request at any later time.
+#   synchronous  "synchronised" is said only while nothing that the guest was told of is missing at
+#                the destination.  Each of these finds a counterexample, in seconds with -DCOPIES=2:
+#                -DNOWAIT, -DNOTAIL, -DNOGIVEN, -DNOEPOCH, -DAHEAD=2, -DMODELATE.
 set -e
 dir=$(cd "$(dirname "$0")" && pwd)
 tmp=$(mktemp -d)

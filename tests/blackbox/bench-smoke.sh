@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Proves that the benchmarks run: tiny sizes, one round, and no figure is looked at.  The idle copies are
-# compared with their source by the benchmark itself.
+# Proves that the benchmarks run: tiny sizes, one round, and no figure is looked at.  The idle
+# copies are compared with their source by the benchmark itself.
 
 . "$(dirname "$0")/lib.sh"
 [ -z "$runtime" ] || skip "benchmarks are of the ordinary build"
@@ -14,6 +14,7 @@ for what in idle overhead large load handoff; do
     [ $status != 77 ] || { note "$what: $(tail -n 1 "$tmp/$what.log")"; continue; }
     fail "bench/run $what ended with $status"
   }
-  "$python" -c 'import json, sys; assert json.load(open(sys.argv[1]))["results"]' "$tmp/$what.json" ||
+  "$python" -c 'import json, sys; assert json.load(open(sys.argv[1]))["results"]' \
+    "$tmp/$what.json" ||
     fail "bench/run $what wrote no results"
 done

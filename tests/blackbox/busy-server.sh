@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a guest on several connections, with every thread of the server busy, is mirrored and handed
-# over while status is polled a hundred times a second, settings change every 10 ms, and clients come and go.
+# Proves that a guest on several connections, with every thread of the server busy, is mirrored and
+# handed over while status is polled a hundred times a second, settings change every 10 ms, and
+# clients come and go.
 . "$(dirname "$0")/lib.sh"
 need fio
 need_fio_nbd
@@ -10,7 +11,8 @@ random_disk "$tmp/disk" 96M
 start_server src "$tmp/disk"
 start_dest dst file 96M
 for i in 1 2 3; do
-  start_fio "fio$i" "${uri[src]}" --iodepth=32 --rate_iops=1500 --offset=$(((i - 1) * 32))M --size=32M \
+  start_fio "fio$i" "${uri[src]}" --iodepth=32 --rate_iops=1500 --offset=$(((i - 1) * 32))M \
+    --size=32M \
     --rwmixread=20 --rw=randrw
 done
 

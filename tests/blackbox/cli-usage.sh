@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that wrong command lines are refused as documented: exit status 2 (1 where the command line is
-# right but what it names is not there), one message on stderr that names the subcommand and the thing, nothing
-# on stdout, and no socket, file or process left behind.
+# Proves that wrong command lines are refused as documented: exit status 2 (1 where the command line
+# is right but what it names is not there), one message on stderr that names the subcommand and the
+# thing, nothing on stdout, and no socket, file or process left behind.
 . "$(dirname "$0")/lib.sh"
 
 cd "$tmp"
@@ -106,7 +106,8 @@ refused 1 'none: ' status none --watch
 refused 1 'plain: ' status plain
 refused 1 'folder: ' status folder
 has_to_exit 1 nbdmirror status none plain --json
-[ "$("$python" -c 'import json; print([o["state"] for o in json.load(open("out"))])')" = '[None, None]' ] ||
+[ "$("$python" -c 'import json; print([o["state"] for o in json.load(open("out"))])')" = \
+  '[None, None]' ] ||
   fail "an array with an entry for each CONTROL was expected"
 
 # pause, resume, cancel

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a destination which cannot be reached, or must not be written to, ends a live mirror and an offline copy as
-# documented: the exit status, a message that names the destination and the reason, in bounded time, nothing written and
-# the guest untouched; and that one which merely cannot do everything is written all the same, and equal at the end.
+# Proves that a destination which cannot be reached, or must not be written to, ends a live mirror
+# and an offline copy as documented: the exit status, a message that names the destination and the
+# reason, in bounded time, nothing written and the guest untouched; and that one which merely cannot
+# do everything is written all the same, and equal at the end.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/faults.sh"
 
@@ -38,20 +39,23 @@ run_both "small requests only" 0 0 '' --max-block 65536
 refused_as_itself () {
   local what=$1; shift
   has_to_exit 7 nbdmirror mirror "$@"
-  grep -q 'leads to the source itself' "$tmp/err" || fail "$what: refused, but not for that: $(cat "$tmp/err")"
+  grep -q 'leads to the source itself' "$tmp/err" ||
+    fail "$what: refused, but not for that: $(cat "$tmp/err")"
   [ "$(status_of "$1" state)" = idle ] || fail "$what: a job was left behind"
 }
 truncate -s 1M "$tmp/itself"
-port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+port=$(free_port)
 server_paths tcp
 spawn tcp "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -i 127.0.0.1 -p "$port" \
-  --filter="$NBDMIRROR_FILTER" file "$tmp/itself" "mirror-control=${control[tcp]}" "mirror-uri=nbd://127.0.0.1:$port/"
+  --filter="$NBDMIRROR_FILTER" file "$tmp/itself" "mirror-control=${control[tcp]}" \
+  "mirror-uri=nbd://127.0.0.1:$port/"
 wait_for_socket "${control[tcp]}" tcp
 refused_as_itself "another host name" "${control[tcp]}" "nbd://localhost:$port/"
 stop tcp
 start_server itself "$tmp/itself"
 if nbdkit nbd --version >/dev/null 2>&1; then
-  refused_as_itself "a proxy it starts" "${control[itself]}" '[' nbdkit nbd "socket=${socket[itself]}" ']'
+  refused_as_itself "a proxy it starts" "${control[itself]}" '[' nbdkit nbd \
+    "socket=${socket[itself]}" ']'
   spawn proxy nbdkit -f -U "$tmp/proxy.sock" nbd "socket=${socket[itself]}"
   wait_for_socket "$tmp/proxy.sock" proxy
   refused_as_itself "a proxy" "${control[itself]}" "nbd+unix:///?socket=$tmp/proxy.sock"
@@ -61,4 +65,5 @@ spawn guests "$python" -c 'import nbd, sys, time
 while True:
     h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.shutdown(); time.sleep(0.02)' "${uri[itself]}"
 start_dest other memory 1M
-nbdmirror mirror "${control[itself]}" "${uri[other]}" --on-ready complete >"$tmp/out" 2>&1 || fail "$(cat "$tmp/out")"
+nbdmirror mirror "${control[itself]}" "${uri[other]}" --on-ready complete >"$tmp/out" 2>&1 ||
+  fail "$(cat "$tmp/out")"

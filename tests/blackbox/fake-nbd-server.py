@@ -22,7 +22,8 @@ Faults of requests, --fault WHICH=ACTION, any number of them:
   connections), or KIND@OFFSET or KIND@FROM-TO (any request that touches these bytes).
   KIND is read, write, zero, trim, flush, status or any.
   ACTION is
-    error:NAME      an error reply (EPERM EIO ENOMEM EINVAL ENOSPC EOVERFLOW ENOTSUP ESHUTDOWN); not done
+    error:NAME      an error reply, and it is not done (EPERM EIO ENOMEM EINVAL ENOSPC EOVERFLOW
+                    ENOTSUP ESHUTDOWN)
     close           closes the connection; not done
     close-mid       closes in the middle of the request's data, or of its reply
     close-after     does it, replies, closes
@@ -34,9 +35,8 @@ Faults of requests, --fault WHICH=ACTION, any number of them:
     no-reply        does it and never answers; goes on with the next ones
     wrong-cookie    does it, replies with another cookie
 
-What is in volatile memory (--volatile): writes reach the disk when they are flushed, and are lost when
-the server is killed or gets SIGUSR1.
-"""
+What is in volatile memory (--volatile): writes reach the disk when they are flushed, and are lost
+when the server is killed or gets SIGUSR1. """
 
 import argparse
 import ctypes
@@ -492,7 +492,8 @@ def main():
                        help="the listening socket is descriptor 3 (systemd's socket activation)")
     where.add_argument("--port", type=int, help="on 127.0.0.1; 0: any, printed after \"ready\"")
     p.add_argument("--size", type=number, help="bytes (k, M, G, T); default: the file's, or 64M")
-    p.add_argument("--later-size", type=number, help="the size that connections after the first see")
+    p.add_argument("--later-size", type=number,
+                   help="the size that connections after the first see")
     p.add_argument("--file", help="the disk's contents are there; default: in memory, all zero")
     p.add_argument("--read-only", action="store_true")
     p.add_argument("--no-flush", action="store_true")

@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""fake-qemu.py SOURCE-QMP DEST-QMP STORY [OPTIONS]: two QEMUs in one process, as far as `nbdmirror migrate` talks to them.
+"""fake-qemu.py SOURCE-QMP DEST-QMP STORY [OPTIONS]: two QEMUs in one process, as far as `nbdmirror
+migrate` talks to them.
 
-The source runs a guest whose disks are --disk's URIs; the destination waits for a migration.  STORY gets a line for each
-command: "SIDE COMMAND STATE-OF-THE-SIDE GATES", where GATES are those of --control's filters at that moment, joined by "+".  At
-SIGTERM its last line is "end SOURCE DEST": the run state of each ("dead").
+The source runs a guest whose disks are --disk's URIs; the destination waits for a migration.  STORY
+gets a line for each command: "SIDE COMMAND STATE-OF-THE-SIDE GATES", where GATES are those of
+--control's filters at that moment, joined by "+".  At SIGTERM its last line is "end SOURCE DEST":
+the run state of each ("dead").
 
 Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be given several times):
   refuse   an error            refuse-once   the same, the first time only
@@ -13,10 +15,12 @@ Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be gi
   die      the process behind that socket has gone, before it did anything
   die-after  the same after it did it, and before the answer
   fail     the migration fails: the source resumes by itself
-  tunnel-dies   like die-after, but the process lives on: its monitor was forwarded, and that has gone
+  tunnel-dies   like die-after, but the process lives on: its monitor was forwarded, and that
+                has gone
   hang     the migration stays where it is
   slow     done a second later
-  source-dies   with migrate-continue: everything arrives, but the source dies before it says "completed"
+  source-dies   with migrate-continue: everything arrives, but the source dies before it says
+                "completed"
 """
 import argparse
 import json
@@ -29,7 +33,8 @@ import time
 
 from filter_client import Client
 
-CAPABILITIES = ("pause-before-switchover", "late-block-activate", "postcopy-ram", "events", "auto-converge")
+CAPABILITIES = ("pause-before-switchover", "late-block-activate", "postcopy-ram", "events",
+                "auto-converge")
 
 
 class Gone(Exception):
@@ -101,7 +106,8 @@ class Side:
         return {"status": self.status, "running": self.status == "running"}
 
     def query_migrate(self):
-        answer = {"ram": {"transferred": 12345678, "remaining": 3 << 20, "total": 96 << 20}} if self.migration else {}
+        answer = {"ram": {"transferred": 12345678, "remaining": 3 << 20,
+                          "total": 96 << 20}} if self.migration else {}
         if self.migration:
             answer["status"] = self.migration
         return answer
@@ -129,7 +135,8 @@ class Side:
             answer.append({
                 "device": "", "qdev": f"/machine/peripheral-anon/device[{number}]/virtio-backend",
                 "inserted": {"ro": False, "drv": options.driver,
-                             "file": uri if self is self.world.source else f"nbd+unix://?socket=/at/b/{number}",
+                             "file": uri if self is self.world.source
+                             else f"nbd+unix://?socket=/at/b/{number}",
                              "image": {"virtual-size": options.size - (
                                  512 if self is self.world.dest and options.smaller else 0)}}})
         return answer
@@ -226,7 +233,8 @@ class World:
         if fault in ("refuse", "refuse-once"):
             if fault == "refuse-once":
                 del self.faults[key]
-            side.send({"error": {"class": "GenericError", "desc": "not today"}, "id": message.get("id")}, client)
+            side.send({"error": {"class": "GenericError", "desc": "not today"},
+                       "id": message.get("id")}, client)
             return
         if fault == "mute-once":
             del self.faults[key]
@@ -239,7 +247,8 @@ class World:
         if fault == "die":
             raise Gone
         try:
-            answer = {"return": side.run(command, message.get("arguments", {})), "id": message.get("id")}
+            answer = {"return": side.run(command, message.get("arguments", {})),
+                      "id": message.get("id")}
         except ValueError as e:
             answer = {"error": {"class": "GenericError", "desc": str(e)}, "id": message.get("id")}
         if fault == "fail":
@@ -279,7 +288,8 @@ class World:
                 side.die()
 
     def step(self):
-        sides = [s for s in (self.source, self.dest) if s.status != "dead" and s.listener.fileno() != -1]
+        sides = [s for s in (self.source,
+                             self.dest) if s.status != "dead" and s.listener.fileno() != -1]
         sockets = {s.listener: (s, None) for s in sides}
         sockets.update({c: (s, c) for s in sides for c in s.clients})
         left = min([t for t, _ in self.todo], default=time.monotonic() + 1) - time.monotonic()
@@ -319,8 +329,10 @@ parser.add_argument("--capability", action="append", default=[])
 parser.add_argument("--source-status", default="running")
 parser.add_argument("--dest-status", default="inmigrate")
 parser.add_argument("--migration")
-parser.add_argument("--tunnel", action="store_true", help="the monitors are forwarded: it is not QEMU that listens")
-parser.add_argument("-incoming", action="store_true", help="for those who look at the arguments, as -S")
+parser.add_argument("--tunnel", action="store_true",
+                    help="the monitors are forwarded: it is not QEMU that listens")
+parser.add_argument("-incoming", action="store_true",
+                    help="for those who look at the arguments, as -S")
 parser.add_argument("-S", action="store_true")
 options = parser.parse_args()
 with open("/proc/self/comm", "w") as comm:

@@ -10,8 +10,9 @@ cp "$tmp/disk" "$tmp/offline"
 start_server src "$tmp/disk"
 limits=(--connect-timeout 1s --request-timeout 1s)
 
-# run_both WHAT MIRROR-STATUS COPY-STATUS PATTERN FAKE-OPTIONS...: both at a time, each with a server of its own that
-# has this fault.  PATTERN (extended regular expression, may be empty) is to be in what both print.
+# run_both WHAT MIRROR-STATUS COPY-STATUS PATTERN FAKE-OPTIONS...: both at a time, each with a
+# server of its own that has this fault.  PATTERN (extended regular expression, may be empty) is to
+# be in what both print.
 extra=()
 run_both () {
   local what=$1 want_mirror=$2 want_copy=$3 pattern=$4 name log; shift 4
@@ -32,7 +33,8 @@ run_both () {
   : >"$tmp/mirror.log"
   rm -f "$tmp/report"
   spawn copy timeout 25 "$NBDMIRROR" copy "$tmp/offline" "${uri[off]}" "${limits[@]}" "${extra[@]}"
-  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --max-downtime 2s --restart --on-ready complete \
+  spawn mirror timeout 25 "$NBDMIRROR" mirror "${control[src]}" "${uri[live]}" --max-downtime 2s \
+    --restart --on-ready complete \
     "${limits[@]}" --quarantine-grace 200ms --give-up-after 2s --report "$tmp/report" "${extra[@]}"
 
   wait_exit mirror 30
@@ -48,7 +50,8 @@ run_both () {
     stop guest
   fi
   [ "$status" = 0 ] || fail "$what: the guest saw an error: $(cat "$tmp/guest.json")"
-  [ "$(field error <"$tmp/guest.json")" = null ] || fail "$what: the guest saw an error: $(cat "$tmp/guest.json")"
+  [ "$(field error <"$tmp/guest.json")" = null ] ||
+    fail "$what: the guest saw an error: $(cat "$tmp/guest.json")"
   running src || fail "$what: the source's server ended"
 
   wait_exit copy 30
@@ -62,9 +65,11 @@ run_both () {
       grep -q "$name.sock" "$tmp/$log.log" || fail "$what: $log does not name the destination"
     fi
     if [ "$want" = 7 ]; then
-      ! grep -qE '"type": "(write|zero|trim)"' "$tmp/$name.requests" || fail "$what: $log wrote something"
+      ! grep -qE '"type": "(write|zero|trim)"' "$tmp/$name.requests" ||
+        fail "$what: $log wrote something"
     fi
     stop "$name"
   done
-  note "ok: $what (mirror $want_mirror, copy $want_copy): $(grep -E "${pattern:-.}" "$tmp/mirror.log" | tail -n 1)"
+  note "ok: $what (mirror $want_mirror, copy $want_copy):" \
+    "$(grep -E "${pattern:-.}" "$tmp/mirror.log" | tail -n 1)"
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves R10: after a hand-over the source refuses mutations with EPERM and still reads, also after its
-# server was killed and started again; only a rollback with the right token, and the word that the destination
-# is stopped, opens it; then a new job runs.
+# Proves R10: after a hand-over the source refuses mutations with EPERM and still reads, also after
+# its server was killed and started again; only a rollback with the right token, and the word that
+# the destination is stopped, opens it; then a new job runs.
 . "$(dirname "$0")/lib.sh"
 
-# try_write URI: write, zero and trim one block each.  Prints "open", or "EPERM" if all were refused so
-# and nothing changed; anything else is an error.
+# try_write URI: write, zero and trim one block each.  Prints "open", or "EPERM" if all were refused
+# so and nothing changed; anything else is an error.
 try_write () {
   "$python" - "$1" <<'PY'
 import errno, nbd, sys

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Black-box test of the filter's throttled and synchronous gate; the test plays the worker, a good one, a dead,
-a stopped and a mute one: no wait is longer than it may be, a worker that does nothing costs one delay in all,
-and whatever ends the waiting, no write fails and the server lives.
+"""Black-box test of the filter's throttled and synchronous gate; the test plays the worker, a good
+one, a dead, a stopped and a mute one: no wait is longer than it may be, a worker that does nothing
+costs one delay in all, and whatever ends the waiting, no write fails and the server lives.
 
 usage: filter-pace.py [-v] [NAME...]      (from the build directory, or with $builddir)
 """
@@ -70,7 +70,8 @@ class Requests:
         return self
 
     def wait(self, timeout=SOON):
-        """All are answered -> the results in the order of the answers; None if they are not in time."""
+        """All are answered -> the results in the order of the answers; None if they are not in
+        time."""
         end = time.monotonic() + timeout
         while len(self.results) < self.sent:
             left = end - time.monotonic()
@@ -117,7 +118,8 @@ class WorkerProcess:
                 r.serve(0.05) if %r else time.sleep(3600)
                 r.move()
             """ % (os.path.dirname(os.path.abspath(__file__)), s.control, delay_ms, answers)
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                                        text=True)
         s.others.append(self.process)
         assert self.process.stdout.readline() == "ready\n"
 
@@ -137,15 +139,19 @@ def arguments_and_status():
     k = s.client()
     assert refused(k.call, "mirror-gate", mode="open") == "GenericError"        # no worker
     w, region = attach(s)
-    for bad in ({}, {"mode": "held"}, {"mode": "throttled"}, {"mode": "throttled", "dirty_limit": 0},
+    for bad in ({}, {"mode": "held"}, {"mode": "throttled"}, {"mode": "throttled",
+                                                              "dirty_limit": 0},
                 {"mode": "synchronous", "max_write_delay_ms": 0},
                 {"mode": "synchronous", "max_write_delay_ms": 60001},
-                {"mode": "synchronous", "max_write_delay_ms": "1"}, {"mode": "open", "nonsense": 1}):
+                {"mode": "synchronous", "max_write_delay_ms": "1"}, {"mode": "open",
+                                                                     "nonsense": 1}):
         assert refused(w.call, "mirror-gate", **bad) == "GenericError", bad
     assert refused(w.call, "mirror-progress", **{"missed-writes": 0}) == "GenericError"
     status = k.status()
-    assert status["gate"] == "open" and status["synchronised"] is False and status["dirty-limit"] is None
-    assert status["max-write-delay-ms"] == 50 and status["delayed-writes"] == status["missed-writes"] == 0
+    assert status["gate"] == "open"
+    assert status["synchronised"] is False and status["dirty-limit"] is None
+    assert status["max-write-delay-ms"] == 50
+    assert status["delayed-writes"] == status["missed-writes"] == 0
     w.call("mirror-gate", mode="throttled", dirty_limit=12345)
     assert k.event("MIRROR_GATE")["gate"] == "throttled"
     status = k.status()
@@ -171,8 +177,8 @@ def arguments_and_status():
 
 @test
 def each_kind_waits():
-    """WRITE, ZERO, TRIM, FLUSH and FUA wait for their own answer, READ for nothing; each asks for the blocks it
-    touched."""
+    """WRITE, ZERO, TRIM, FLUSH and FUA wait for their own answer, READ for nothing; each asks for
+    the blocks it touched."""
     s = Server(size=100 * BLOCK - 100)
     h = s.guest()
     w, region = attach(s)
@@ -198,12 +204,14 @@ def each_kind_waits():
     (slot, request), = region.urgent().items()
     assert request == (3, 5, 1), request
     status = w.status()
-    assert status["in-flight"] == 0 and status["missed-writes"] == 0 and status["synchronised"] is True
+    assert status["in-flight"] == 0 and status["missed-writes"] == 0
+    assert status["synchronised"] is True
     # "Late": it goes on at once, and is missing at the destination.
     region.answer(slot, False)
     assert r.wait() == [0]
     status = w.status()
-    assert status["missed-writes"] == 1 and status["delayed-writes"] == 6 and not status["synchronised"], status
+    assert status["missed-writes"] == 1 and status["delayed-writes"] == 6, status
+    assert not status["synchronised"], status
     k = s.client()
     region.catch_up()
     assert k.event("MIRROR_SYNCHRONISED")["synchronised"] is True
@@ -214,8 +222,8 @@ def each_kind_waits():
 
 @test
 def bounded():
-    """A worker that is busy with other things and never answers: each write waits its time, no longer; the
-    disk is not synchronised any more, which is told."""
+    """A worker that is busy with other things and never answers: each write waits its time, no
+    longer; the disk is not synchronised any more, which is told."""
     s = Server()
     h = s.guest()
     w, region = attach(s)
@@ -241,8 +249,8 @@ def bounded():
 
 @test
 def mute_worker_costs_one_delay():
-    """Nothing moves: 16 writers on each of 2 connections wait once, together, and 160 more writes do not.  When
-    something moves again they wait again."""
+    """Nothing moves: 16 writers on each of 2 connections wait once, together, and 160 more writes
+    do not.  When something moves again they wait again."""
     s = Server()
     guests = [s.guest(), s.guest()]
     w, region = attach(s)
@@ -363,7 +371,8 @@ def mode_changes():
 
 @test
 def worker_killed():
-    """Killed, or its connection closed: who waits goes on, the gate is open, the next worker resumes."""
+    """Killed, or its connection closed: who waits goes on, the gate is open, the next worker
+    resumes."""
     s = Server()
     h = s.guest()
     w = WorkerProcess(s, False, FOREVER_MS)
@@ -414,7 +423,9 @@ def server_stops():
         h = s.guest()
         w, region = attach(s)
         gate(w, mode, dirty_limit=1)
-        r = Requests(h).write(0) if mode == "synchronous" else Requests(h).write(0).write(1).write(2)
+        r = Requests(h).write(0)
+        if mode != "synchronous":
+            r.write(1).write(2)
         assert r.wait(0.2) is None
         s.process.send_signal(signal.SIGTERM)
         if not w.closed(2):     # ThreadSanitizer sits on a signal at times, until the next one
@@ -431,8 +442,8 @@ def server_stops():
 
 @test
 def hold_does_not_wait_for_them():
-    """Who waits at the pace is not in flight: the drain is done at once; they are answered while the gate is
-    held."""
+    """Who waits at the pace is not in flight: the drain is done at once; they are answered while
+    the gate is held."""
     s = Server()
     h = s.guest()
     w, region = attach(s)
@@ -455,8 +466,8 @@ def hold_does_not_wait_for_them():
 
 @test
 def commit_and_rollback():
-    """Committed while they wait: they were done, so they succeed; later ones fail, which is logged once.
-    After a rollback all begins again, the log too."""
+    """Committed while they wait: they were done, so they succeed; later ones fail, which is logged
+    once. After a rollback all begins again, the log too."""
     s = Server()
     h = s.guest()
     for round_ in 1, 2:
@@ -470,7 +481,8 @@ def commit_and_rollback():
         generation = w.call("mirror-hold", lease_ms=30000)["generation"]
         region.clean()
         w.call("mirror-prepared", generation=generation, session=w.status()["session"])
-        w.call("mirror-reply", **{"request": request["request"], "return": {"generation": generation}})
+        w.call("mirror-reply", **{"request": request["request"],
+                                  "return": {"generation": generation}})
         k.finish(answer)
         assert r.wait(0) is None
         word.set(1)
@@ -490,7 +502,8 @@ def commit_and_rollback():
 
 @test
 def all_at_once():
-    """Modes, answers, cancelling and attaching in any order under 3 busy connections: every write succeeds."""
+    """Modes, answers, cancelling and attaching in any order under 3 busy connections: every write
+    succeeds."""
     s = Server()
     guests = [s.guest() for _ in range(3)]
     rnd = random.Random(5)

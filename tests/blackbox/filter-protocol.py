@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Black-box test of the filter, driven as a worker and a coordinator would drive it: marks, attach and
-resume, the gate, the two-phase hand-off, and what happens when any of the parties is lost.
+"""Black-box test of the filter, driven as a worker and a coordinator would drive it: marks, attach
+and resume, the gate, the two-phase hand-off, and what happens when any of the parties is lost.
 
 usage: filter-protocol.py [-v] [NAME...]      (from the build directory, or with $builddir)
 """
@@ -58,7 +58,8 @@ def attach(s, **args):
 
 
 def write_later(h, data, offset, **kwargs):
-    """A write that is answered some day.  -> a function that waits for it and returns 0 or its errno."""
+    """A write that is answered some day.  -> a function that waits for it and returns 0 or its
+    errno."""
     result = []
 
     def done(error):
@@ -104,8 +105,8 @@ def run_nbdkit(*args):
 
 
 class WorkerProcess:
-    """A worker in a process of its own, to be killed or stopped: attaches, sets the arrays to what the tests
-    expect (unless told not to), and holds if asked."""
+    """A worker in a process of its own, to be killed or stopped: attaches, sets the arrays to what
+    the tests expect (unless told not to), and holds if asked."""
 
     def __init__(self, s, start="new", hold_ms=None, assign=True):
         code = """if 1:
@@ -124,7 +125,8 @@ class WorkerProcess:
             time.sleep(1000)
             """ % (os.path.dirname(os.path.abspath(__file__)), s.control, start, assign, hold_ms,
                    hold_ms)
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                                        text=True)
         s.others.append(self.process)
         assert self.process.stdout.readline().startswith("ready")
 
@@ -170,7 +172,8 @@ def new_job_is_all_dirty():
 
 @test
 def marks_every_mutation():
-    """Write, zero and trim, odd ranges, with FUA, failing: exactly the blocks they touch are marked."""
+    """Write, zero and trim, odd ranges, with FUA, failing: exactly the blocks they touch are
+    marked."""
     s = Server(size=100 * BLOCK + 100)
     h = s.guest()
     w, region, info = attach(s, start="new")
@@ -202,7 +205,8 @@ def marks_failed_writes():
     h = s.guest()
     w, region, info = attach(s, start="new")
     region.clean()
-    for f, args in ((h.pwrite, (b"x", BLOCK)), (h.zero, (BLOCK, 3 * BLOCK)), (h.trim, (BLOCK, 5 * BLOCK))):
+    for f, args in ((h.pwrite, (b"x", BLOCK)), (h.zero, (BLOCK, 3 * BLOCK)),
+                    (h.trim, (BLOCK, 5 * BLOCK))):
         try:
             f(*args)
             raise AssertionError("no error")
@@ -281,7 +285,8 @@ def refuses_bad_parameters():
         ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-serialized=perhaps"], "perhaps"),
         ([f, f, "memory", "1M", "mirror-control=" + s.control], "only once"),
         ([f, "--filter=error", "memory", "1M", "mirror-control=" + s.control, "error-rate=x"], "x"),
-        ([f, "memory", "1M", "mirror-nonsense=1", "mirror-control=" + s.control], "mirror-nonsense"),
+        ([f, "memory", "1M", "mirror-nonsense=1", "mirror-control=" + s.control],
+         "mirror-nonsense"),
     ]
     for args, text in bad:
         status, stderr = run_nbdkit("-f", "-U", s.dir + "/s", *args)
@@ -310,8 +315,8 @@ def second_worker_is_refused():
 
 @test
 def resume_takes_over_what_the_dead_worker_knew():
-    """Dirty and claimed are dirty again, claimed and quarantine are in quarantine, the session is one
-    higher; what the guest writes meanwhile is there too; the job's counters are handed on."""
+    """Dirty and claimed are dirty again, claimed and quarantine are in quarantine, the session is
+    one higher; what the guest writes meanwhile is there too; the job's counters are handed on."""
     s = Server()
     h = s.guest()
     p = WorkerProcess(s)
@@ -336,8 +341,8 @@ def resume_takes_over_what_the_dead_worker_knew():
 
 @test
 def restart_begins_again():
-    """restart: all dirty, session 1; but blocks that the dead worker's requests may still hit stay in
-    quarantine (R12).  The same for a job that was dropped and begun anew."""
+    """restart: all dirty, session 1; but blocks that the dead worker's requests may still hit stay
+    in quarantine (R12).  The same for a job that was dropped and begun anew."""
     s = Server()
     s.guest()
     WorkerProcess(s).kill()
@@ -404,22 +409,26 @@ def requests_are_relayed():
 
 @test
 def progress_is_checked():
-    """What a worker publishes is checked by type, bounded, and shown with the filter's own knowledge."""
+    """What a worker publishes is checked by type, bounded, and shown with the filter's own
+    knowledge."""
     s = Server()
     s.guest()
     refused("GenericError", s.client().call, "mirror-progress", state="ready")
     w, region, info = attach(s, start="new")
-    w.call("mirror-progress", **{"state": "ready", "pass": 3, "bandwidth": 1.5, "target": "nbd://x"})
+    w.call("mirror-progress", **{"state": "ready", "pass": 3, "bandwidth": 1.5,
+                                 "target": "nbd://x"})
     status = s.client().status()
     assert status["state"] == "ready" and status["pass"] == 3 and status["target"] == "nbd://x"
     w.event("BLOCK_JOB_READY")
     w.call("mirror-progress", **{"expected-downtime-ms": None})
-    for bad in ({"pass": -1}, {"pass": "x"}, {"state": "nonsense"}, {"state": None}, {"gate": "open"},
+    for bad in ({"pass": -1}, {"pass": "x"}, {"state": "nonsense"}, {"state": None},
+                {"gate": "open"},
                 {"session": 3}, {"target": "x" * 5000}, {"other": {"a": 1}}, {"policy": "x"},
                 {"converging": 1}, {"eta-s": -2}):
         refused("GenericError", w.call, "mirror-progress", **bad)
     refused("GenericError", w.call, "mirror-progress", **{"f%d" % i: i for i in range(65)})
-    refused("GenericError", w.call, "mirror-progress", **{"f%d" % i: "\x01" * 200 for i in range(50)})
+    refused("GenericError", w.call, "mirror-progress",
+            **{"f%d" % i: "\x01" * 200 for i in range(50)})
     assert s.client().status()["pass"] == 3
     jobs = s.client().call("query-block-jobs")
     assert jobs[0]["type"] == "mirror" and jobs[0]["ready"] and jobs[0]["device"] == "mirror", jobs
@@ -449,8 +458,9 @@ def bad_commands_are_refused():
 
 
 class Writers:
-    """Guests that write random blocks all the time, each with a connection of its own.  `done` has the blocks
-    whose writes were sent and answered since new_epoch(); `sent` those that may have been written since then."""
+    """Guests that write random blocks all the time, each with a connection of its own.  `done` has
+    the blocks whose writes were sent and answered since new_epoch(); `sent` those that may have
+    been written since then."""
 
     def __init__(self, s, nr, nr_blocks):
         self.nr_blocks = nr_blocks
@@ -500,8 +510,8 @@ class Writers:
 
 @test
 def marks_under_load():
-    """Whenever the gate is held and drained, the region has what was written since it was clean, and no
-    more."""
+    """Whenever the gate is held and drained, the region has what was written since it was clean,
+    and no more."""
     s = Server(size=4096 * BLOCK)
     s.guest()
     w, region, info = attach(s, start="new")
@@ -526,7 +536,8 @@ def marks_under_load():
 
 @test
 def resume_under_load():
-    """Workers come and go while guests write: no mark is lost between the old region and the new one."""
+    """Workers come and go while guests write: no mark is lost between the old region and the new
+    one."""
     s = Server(size=65536 * BLOCK)          # so large that hardly a block is written twice
     s.guest()
     WorkerProcess(s).kill()                 # leaves nearly everything clean behind
@@ -748,8 +759,8 @@ def client_leaves_while_its_write_waits():
 
 @test
 def hand_off_and_rollback():
-    """Prepared, committed by the word, finalized; writes get EPERM, reads go on, also after a restart of
-    the server; the right token opens it again."""
+    """Prepared, committed by the word, finalized; writes get EPERM, reads go on, also after a
+    restart of the server; the right token opens it again."""
     s = Server()
     h = s.guest()
     h.pwrite(b"a" * BLOCK, 0)
@@ -806,7 +817,8 @@ def hand_off_and_rollback():
     refused("WrongToken", c.call, "mirror-rollback", rollback_token="no", destination_stopped=True)
     c.call("mirror-rollback", rollback_token="tok-1", destination_stopped=True)
     h.pwrite(b"c" * BLOCK, 0)
-    refused("NotFenced", c.call, "mirror-rollback", rollback_token="tok-1", destination_stopped=True)
+    refused("NotFenced", c.call, "mirror-rollback", rollback_token="tok-1",
+            destination_stopped=True)
     assert c.status()["state"] == "idle"
     assert not os.path.exists(s.control + ".fence")
     w, region, info = attach(s, start="new")
@@ -816,8 +828,8 @@ def hand_off_and_rollback():
 
 @test
 def committed_though_everybody_died():
-    """The word says commit, and neither coordinator nor worker is there to tell: fenced all the same,
-    durably, without anybody asking."""
+    """The word says commit, and neither coordinator nor worker is there to tell: fenced all the
+    same, durably, without anybody asking."""
     for die in "coordinator", "worker", "nobody":
         s = Server()
         h = s.guest()
@@ -837,7 +849,8 @@ def committed_though_everybody_died():
 
 @test
 def everybody_dies_undecided():
-    """A prepared disk loses its coordinator or its worker: the word turns to abort, the gate opens."""
+    """A prepared disk loses its coordinator or its worker: the word turns to abort, the gate
+    opens."""
     for die in "coordinator", "worker", "release", "unhold", "lease", "other disk":
         s = Server()
         h = s.guest()
@@ -924,7 +937,8 @@ def prepare_is_refused():
     refused("Busy", other.call, "mirror-prepare", fd=other_word.fd, rollback_token="t")
     refused("Busy", other.call, "mirror-release")       # it tidies up
     assert word.get() == 0, "one coordinator gave up another's hand-off"
-    w.call("mirror-reply", request=request["request"], error={"class": "NotReady", "desc": "not yet"})
+    w.call("mirror-reply", request=request["request"], error={"class": "NotReady",
+                                                              "desc": "not yet"})
     assert refused("NotReady", k.finish, a) == "not yet"
     assert word.get() == 2
     # The lease ends before it is prepared.
@@ -946,8 +960,8 @@ def prepare_is_refused():
 
 @test
 def waiters_keep():
-    """waiters=keep: who waited at the commit goes on waiting and is let through by a rollback; who comes
-    later waits as well: to a guest that is taken over soon an error would be as bad then."""
+    """waiters=keep: who waited at the commit goes on waiting and is let through by a rollback; who
+    comes later waits as well: to a guest that is taken over soon an error would be as bad then."""
     s = Server()
     h, other = s.guest(), s.guest()
     w, region, info = attach(s, start="new")
@@ -968,8 +982,8 @@ def waiters_keep():
 
 @test
 def killed_in_doubt():
-    """The server is killed while it holds, or while prepared: the next one does not know how it was decided, and
-    refuses writes until somebody says."""
+    """The server is killed while it holds, or while prepared: the next one does not know how it was
+    decided, and refuses writes until somebody says."""
     for answer in "finalize", "release", "rollback", "held only":
         s = Server()
         h = s.guest()

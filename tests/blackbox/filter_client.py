@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the tests of the filter's side of the protocol share: a client of the control socket, a reader of the
-shared region, the decision word, and an nbdkit with the filter.  Standard library and nbd only.
-"""
+"""What the tests of the filter's side of the protocol share: a client of the control socket, a
+reader of the shared region, the decision word, and an nbdkit with the filter.  Standard library and
+nbd only. """
 import ctypes
 import json
 import mmap
@@ -34,8 +34,8 @@ class Refused(Exception):
 
 
 class Client:
-    """A control connection.  start() sends, finish() waits for that answer, call() does both; events and
-    a descriptor that came along are kept."""
+    """A control connection.  start() sends, finish() waits for that answer, call() does both;
+    events and a descriptor that came along are kept."""
 
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -148,7 +148,8 @@ class Region:
         _, _, _, self.region_size, self.disk_size, self.block_size, self.nr_blocks = head[:7]
         self.array_offset = head[7:11]
         self.summary_offset = head[11:15]
-        # The counters stand on the next cache line after the constant part; see struct region_header.
+        # The counters stand on the next cache line after the constant part; see struct
+        # region_header.
         size = struct.calcsize(self.CONSTANT)
         self.count_at = (size + 63) // 64 * 64
         self.words = (self.nr_blocks + 63) // 64
@@ -183,8 +184,8 @@ class Region:
         for a in ARRAYS:
             self.assign(a, ())
 
-    # The synchronous gate (dirty-bitmap/urgent.h).  Python has no compare-and-swap: a request that the filter
-    # gives up in the very moment it is answered leaves a slot in use.
+    # The synchronous gate (dirty-bitmap/urgent.h).  Python has no compare-and-swap: a request that
+    # the filter gives up in the very moment it is answered leaves a slot in use.
 
     GATE_WORDS = {"sync-epoch": 328, "progress": 512, "synced-epoch": 520}     # behind count_at
     FREE, POSTED, DONE, LATE = 0, 2, 4, 5
@@ -215,7 +216,8 @@ class Region:
         number = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
         if number is not None:          # else the filter looks by itself soon
             word = ctypes.c_uint32.from_buffer(self.map, at)
-            ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.byref(word), 1, 1 << 30, None, None, 0)
+            ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.byref(word), 1, 1 << 30, None,
+                                      None, 0)
 
     def serve(self, seconds, until=lambda: False):
         """Answer everything for a while; returns what was asked for."""
@@ -253,7 +255,8 @@ class Word:
 def filter_path():
     path = os.environ.get("NBDMIRROR_FILTER")
     if path is None:
-        path = os.path.join(os.environ.get("builddir", "."), "nbd-plugin/.libs/nbdkit-mirror-filter.so")
+        path = os.path.join(os.environ.get("builddir", "."),
+                            "nbd-plugin/.libs/nbdkit-mirror-filter.so")
     return os.path.abspath(path)
 
 
@@ -311,7 +314,8 @@ class Server:
         self.start()
 
     def command(self):
-        command = ["nbdkit", "-f", "--exit-with-parent", "-P", self.dir + "/pid", "-U", self.socket, *self.args]
+        command = ["nbdkit", "-f", "--exit-with-parent", "-P", self.dir + "/pid", "-U", self.socket,
+                   *self.args]
         command += ["--filter=" + filter_path()]
         command += ["--filter=" + f for f in self.filters]
         return command + self.plugin + ["mirror-control=" + self.control] + self.parameters
@@ -377,8 +381,10 @@ class Server:
         return time.monotonic() - begin
 
     def end(self):
-        """End it kindly and see that it does.  With a sanitizer's runtime preloaded, nbdkit 1.32 hangs in its last
-        exit handlers (p11-kit's) once it has logged an error, with or without the filter: what counts there is
+        """End it kindly and see that it does.  With a sanitizer's runtime preloaded, nbdkit 1.32
+        hangs in its last exit handlers (p11-kit's) once it has logged an error, with or without the
+        filter: what '
+                           kit'counts there is
         that the filter's cleanup was reached."""
         try:
             self.stop()
@@ -414,12 +420,14 @@ class Server:
 
 
 def run_tests(tests):
-    """The main program of a script of TESTS: -v, and names of those that are wanted.  Returns its exit status."""
+    """The main program of a script of TESTS: -v, and names of those that are wanted.  Returns its
+    exit status."""
     verbose = "-v" in sys.argv
     wanted = [a for a in sys.argv[1:] if a != "-v"]
     failed = 0
     if not os.path.exists(filter_path()):
-        print("FAIL: %s is not built: run from the build directory, or give $builddir" % filter_path())
+        print("FAIL: %s is not built: run from the build directory, or give "
+              "$builddir" % filter_path())
         return 1
     for f in tests:
         if wanted and f.__name__ not in wanted:

@@ -2,21 +2,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest that trusts nobody.
 
-usage: guest.py URI [--shadow FILE] [--connections N] [--rate N] [--mix all|write] [--from B] [--to B]
-                    [--seconds S] [--report FILE] [--seed N]
+usage: guest.py URI [--shadow FILE] [--connections N] [--rate N] [--mix all|write]
+                    [--from B] [--to B] [--seconds S] [--report FILE] [--seed N]
 
-Several processes, each with a connection of its own and one request in flight (so that it is no danger to a
-server with nbdkit's abort bug), change their own parts of the disk: writes, zeroes and trims of odd ranges, across
-block borders and up to the last byte, some with FUA, with flushes between.  Every reply is looked at; what
-was acknowledged is kept in the shadow file (as large as the disk, and equal to it at the start), and
-read back now and then.
+Several processes, each with a connection of its own and one request in flight (so that it is no
+danger to a server with nbdkit's abort bug), change their own parts of the disk: writes, zeroes and
+trims of odd ranges, across block borders and up to the last byte, some with FUA, with flushes
+between.  Every reply is looked at.  What was acknowledged is kept in the shadow file, which is as
+large as the disk and equal to it at the start, and is read back now and then.
 
-It goes on for S seconds, or until SIGTERM or SIGINT, or until a change is refused with EPERM: the disk
-was handed over.  Any other error, or data that does not read back, ends it with exit status 1.  At the end
-the shadow holds exactly what this guest's disk must hold, here or at the destination.
+It goes on for S seconds, or until SIGTERM or SIGINT, or until a change is refused with EPERM: the
+disk was handed over.  Any other error, or data that does not read back, ends it with exit status 1.
+At the end the shadow holds exactly what this guest's disk must hold, here or at the destination.
 
-FILE.begun is made when all processes are connected, FILE.live has the numbers so far (from byte 4096 on, SLOT bytes
-for each process).  The report is one JSON object: changes, reads, longest-gap (seconds that one request took, at most), fenced, error.
+FILE.begun is made when all processes are connected, FILE.live has the numbers so far (from byte
+4096 on, SLOT bytes for each process).  The report is one JSON object: changes, reads, longest-gap
+(seconds that one request took, at most), fenced, error.
 """
 import argparse
 import ctypes
@@ -32,7 +33,7 @@ import time
 
 import nbd
 
-SLOT = 64               # bytes of shared memory for each process: changes, reads, longest gap, fenced
+SLOT = 64       # bytes of shared memory for each process: changes, reads, longest gap, fenced
 
 
 class Wrong(Exception):
@@ -103,7 +104,8 @@ class Writer:
             if not self.h.can_trim():
                 return
             self.timed(self.h.trim, length, offset, fua)
-            data = bytes(self.h.pread(length, offset))  # what a trimmed range reads as is the server's choice
+            # what a trimmed range reads as is the server's choice
+            data = bytes(self.h.pread(length, offset))
         else:
             self.timed(self.h.flush)
             return

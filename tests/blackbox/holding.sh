@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash disable=SC2034,SC2120,SC2154
 #
-# For tests of what happens while the gate is held: source it after lib.sh.  A hold is made long by leaving a few
-# mebibytes for it, under a low bandwidth limit.
+# For tests of what happens while the gate is held: source it after lib.sh.  A hold is made long by
+# leaving a few mebibytes for it, under a low bandwidth limit.
 
 holding_size=$(bytes 32M)
 
@@ -11,13 +11,15 @@ read -r load _ </proc/loadavg
 prompt=1.0
 [ "${load%%.*}" -lt $(($(nproc) * 2)) ] || prompt=4.0
 
-# begin_holding DEST-COMMAND...: source, destination (by that command), guest, pulse, and a worker that is ready.
+# begin_holding DEST-COMMAND...: source, destination (by that command), guest, pulse, and a worker
+# that is ready.
 begin_holding () {
   rm -f "$tmp/src.control.fence" "$tmp"/dst.* "$tmp/pulse"
   shadowed_disk "$holding_size"
   start_server src "$tmp/disk"
   "$@"
-  start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --from $((16 << 20)) --rate 10 --seconds 600
+  start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --from $((16 << 20)) --rate 10 \
+    --seconds 600
   spawn pulse "$python" "$srcdir/tests/blackbox/pulse.py" "${uri[src]}" "$tmp/pulse"
   start_worker
 }
@@ -25,7 +27,8 @@ begin_holding () {
 # start_worker [OPTIONS...]: -> ready
 start_worker () {
   : >"$tmp/mirror.log"
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --quarantine-grace 200ms --policy none --max-downtime 60s \
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --quarantine-grace 200ms \
+    --policy none --max-downtime 60s \
     --report "$tmp/report" "$@"
   wait_for 20 status_is worker attached
   wait_for 20 status_is_not state failed
@@ -35,7 +38,8 @@ start_worker () {
 status_is () { [ "$(status_of "${control[src]}" "$1")" = "$2" ]; }
 status_is_not () { [ "$(status_of "${control[src]}" "$1")" != "$2" ]; }
 
-# leave_much [MIB]: for a hold that will take one second less than so many (6).  -> ready, at 1 MiB/s
+# leave_much [MIB]: for a hold that will take one second less than so many (6).  -> ready, at 1
+# MiB/s
 leave_much () {
   local mib=${1:-6}
   nbdmirror set "${control[src]}" bandwidth=1M >/dev/null
@@ -51,7 +55,8 @@ PY
   wait_state "${control[src]}" ready 20
 }
 
-# start_holding LEASE [MIB]: `nbdmirror complete` runs, and the gate has been held for half a second.  -> $held_at, half a second later
+# start_holding LEASE [MIB]: `nbdmirror complete` runs, and the gate has been held for half a
+# second.  -> $held_at, half a second later
 start_holding () {
   leave_much ${2:+"$2"}
   : >"$tmp/complete.log"
@@ -73,7 +78,8 @@ start_prepared () {
   held_at=$EPOCHREALTIME
 }
 
-# went_on WHAT T SECONDS: the pulse, which stood still at time T, went on at most so many seconds later.
+# went_on WHAT T SECONDS: the pulse, which stood still at time T, went on at most so many seconds
+# later.
 went_on () {
   local out
   wait_for 30 status_is gate open
@@ -83,7 +89,8 @@ went_on () {
   note "$1: the guest went on ${out% *} s later, after ${out#* } s of waiting"
   awk -v o="$out" -v m="$3" 'BEGIN { split (o, t, " "); exit !(t[1] <= m) }' ||
     fail "$1: the guest waited ${out% *} s longer, more than $3 s"
-  awk -v o="$out" 'BEGIN { split (o, t, " "); exit !(t[2] >= 0.2) }' || fail "$1: the guest was not held at all"
+  awk -v o="$out" 'BEGIN { split (o, t, " "); exit !(t[2] >= 0.2) }' ||
+    fail "$1: the guest was not held at all"
   guests_are_well "$1"
   [ ! -e "$tmp/src.control.fence" ] || fail "$1: there is a fence"
 }

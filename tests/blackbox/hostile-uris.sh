@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that no spelling of a URI gets around the check of a server's certificate.  Two servers are asked, one with a
-# certificate of an unknown authority, one with a certificate for another name; neither is ever talked to by mirror,
-# copy, verify, receive or complete.  Each URI of the table once made the program and libnbd look at different
-# parameters, or could do so.  The last destination of a job, which `complete` seals, is such a URI as well.
+# Proves that no spelling of a URI gets around the check of a server's certificate.  Two servers are
+# asked, one with a certificate of an unknown authority, one with a certificate for another name;
+# neither is ever talked to by mirror, copy, verify, receive or complete.  Each URI of the table
+# once made the program and libnbd look at different parameters, or could do so.  The last
+# destination of a job, which `complete` seals, is such a URI as well.
 . "$(dirname "$0")/lib.sh"
 need certtool
 
@@ -18,9 +19,12 @@ authority () {
 certificate () { # AUTHORITY DIR HOST
   mkdir -p "$tmp/$2"
   certtool --generate-privkey --key-type ecdsa --outfile "$tmp/$2/server-key.pem"
-  printf 'cn = "%s"\ndns_name = "%s"\ntls_www_server\nsigning_key\nencryption_key\n' "$3" "$3" >"$tmp/template"
-  certtool --generate-certificate --load-ca-certificate "$tmp/$1/ca-cert.pem" --load-ca-privkey "$tmp/$1/ca-key.pem" \
-    --load-privkey "$tmp/$2/server-key.pem" --template "$tmp/template" --outfile "$tmp/$2/server-cert.pem"
+  printf 'cn = "%s"\ndns_name = "%s"\ntls_www_server\nsigning_key\nencryption_key\n' "$3" "$3" \
+    >"$tmp/template"
+  certtool --generate-certificate --load-ca-certificate "$tmp/$1/ca-cert.pem" \
+    --load-ca-privkey "$tmp/$1/ca-key.pem" \
+    --load-privkey "$tmp/$2/server-key.pem" --template "$tmp/template" \
+    --outfile "$tmp/$2/server-cert.pem"
   cp "$tmp/$1/ca-cert.pem" "$tmp/$2"
 }
 {
@@ -36,10 +40,12 @@ echo 'alice:0123456789abcdef0123456789abcdef' >"$tmp/psk"
 # start_tls NAME: a receiver with that certificate; its port is in ${port[NAME]}.
 declare -A port=()
 start_tls () {
-  port[$1]=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  port[$1]=$(free_port)
   # shellcheck disable=SC2016
-  spawn "$1" sh -c 'exec "$@" >"$0"' "$tmp/$1.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" \
-    receive "$tmp/$1.img" --size 1M --port "${port[$1]}" --address localhost --tls-certificates "$tmp/$1"
+  spawn "$1" sh -c 'exec "$@" >"$0"' "$tmp/$1.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" \
+    "$NBDMIRROR" \
+    receive "$tmp/$1.img" --size 1M --port "${port[$1]}" --address localhost \
+    --tls-certificates "$tmp/$1"
 }
 for server in right name ca; do start_tls "$server"; done
 for server in right name ca; do wait_for 20 grep -q '"uri"' "$tmp/$server.json"; done
@@ -68,7 +74,8 @@ malformed=(
   "?=x&tls-certificates=$good"
   "?tls-certificates=$good&socket=$tmp/x"
 )
-# What can be read is connected to only if the server could be told, and then it is not the right one.
+# What can be read is connected to only if the server could be told, and then it is not the right
+# one.
 wellformed=(
   ""
   "?"
@@ -91,14 +98,18 @@ refused () {
   has_to_exit "$3" timeout 30 "$NBDMIRROR" receive --give-up "$uri"
 }
 for server in ca name; do
-  for query in "${malformed[@]}"; do refused 2 2 2 "nbds://localhost:${port[$server]}/mirror$query"; done
-  for query in "${wellformed[@]}"; do refused 3 1 1 "nbds://localhost:${port[$server]}/mirror$query"; done
+  for query in "${malformed[@]}"; do refused 2 2 2 \
+    "nbds://localhost:${port[$server]}/mirror$query"; done
+  for query in "${wellformed[@]}"; do refused 3 1 1 \
+    "nbds://localhost:${port[$server]}/mirror$query"; done
   refused 2 2 2 "nbds://@localhost:${port[$server]}/mirror?tls-certificates=$good"
 done
 [ ! -e "$tmp/stolen" ] || fail "a wrong server's data was read"
 
-# A worker of an older release may have had such a destination.  It has handed over and is gone: `complete` seals.
-"$python" - "$srcdir/tests/blackbox" "$NBDMIRROR" "$tmp" "${port[ca]}" "${malformed[@]}" "${wellformed[@]}" <<'PY'
+# A worker of an older release may have had such a destination.  It has handed over and is gone:
+# `complete` seals.
+"$python" - "$srcdir/tests/blackbox" "$NBDMIRROR" "$tmp" "${port[ca]}" "${malformed[@]}" \
+  "${wellformed[@]}" <<'PY'
 import subprocess, sys
 sys.path.insert(0, sys.argv[1])
 from filter_client import Region, Server, Word
@@ -124,7 +135,8 @@ for query in sys.argv[5:]:
     w.call("mirror-detach", state="completed", reason="done")
     w.close()
     k.close()
-    p = subprocess.run([program, "complete", s.control], stderr=subprocess.PIPE, text=True, timeout=60)
+    p = subprocess.run([program, "complete", s.control], stderr=subprocess.PIPE, text=True,
+                       timeout=60)
     assert p.returncode == 3 and "could not be sealed" in p.stderr, (target, p.returncode, p.stderr)
     s.close()
 PY
@@ -135,6 +147,9 @@ for server in ca name; do
   cmp -n 1048576 "$tmp/$server.img" /dev/zero || fail "the wrong server was written to"
 done
 # And the right server, asked in the right way, is.
-has_to_exit 0 "$NBDMIRROR" copy "$tmp/disk" "nbds://localhost:${port[right]}/mirror?tls-certificates=$good"
-has_to_exit 0 "$NBDMIRROR" receive --seal "nbds://localhost:${port[right]}/%6dirror?tls%2Dcertificates=$good"
-has_to_exit 0 "$NBDMIRROR" verify "$tmp/disk" "nbds://localhost:${port[right]}/?tls-certificates=$good"
+has_to_exit 0 "$NBDMIRROR" copy "$tmp/disk" \
+  "nbds://localhost:${port[right]}/mirror?tls-certificates=$good"
+has_to_exit 0 "$NBDMIRROR" receive --seal \
+  "nbds://localhost:${port[right]}/%6dirror?tls%2Dcertificates=$good"
+has_to_exit 0 "$NBDMIRROR" verify "$tmp/disk" \
+  "nbds://localhost:${port[right]}/?tls-certificates=$good"

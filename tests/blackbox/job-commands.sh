@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves what users do to a running job: a limit holds, pause stops the copying, resume goes on, cancel
-# cancels (also while paused, and from Ctrl-C), start-cancel-start works, a left-over job is refused until the
-# user chooses, complete before ready is refused, and nothing of it disturbs the guest.
+# Proves what users do to a running job: a limit holds, pause stops the copying, resume goes on,
+# cancel cancels (also while paused, and from Ctrl-C), start-cancel-start works, a left-over job is
+# refused until the user chooses, complete before ready is refused, and nothing of it disturbs the
+# guest.
 . "$(dirname "$0")/lib.sh"
 
 random_disk "$tmp/disk" 64M
@@ -45,7 +46,8 @@ stop worker TERM
 [ "$status" = 3 ] || fail "SIGTERM: exit $status"
 [ "$(status_of "$c" worker)" = detached ] || fail "still attached after SIGTERM"
 has_to_exit 7 nbdmirror mirror "$c" "$d"
-grep -q -- --resume "$tmp/err" && grep -q -- --restart "$tmp/err" || fail "the two choices are not named"
+grep -q -- --resume "$tmp/err" && grep -q -- --restart "$tmp/err" ||
+  fail "the two choices are not named"
 spawn worker nbdmirror mirror "$c" "$d" --resume --bandwidth 2M
 wait_for 10 attached
 
@@ -56,7 +58,8 @@ stop worker INT
 
 # Nothing is left to resume, and nothing is made for it; with --restart as well it begins.
 has_to_exit 7 nbdmirror mirror "$c" "$tmp/never" --resume
-grep -q 'nothing to resume.*--restart' "$tmp/err" || fail "--resume does not say that there is nothing"
+grep -q 'nothing to resume.*--restart' "$tmp/err" ||
+  fail "--resume does not say that there is nothing"
 [ ! -e "$tmp/never" ] || fail "--resume made a destination"
 has_to_exit 7 nbdmirror mirror "$c" "$tmp/never" --resume --dry-run
 spawn worker nbdmirror mirror "$c" "$d" --resume --restart --bandwidth 2M
@@ -77,7 +80,8 @@ has_to_exit 0 nbdmirror cancel "$c"
 kill -CONT "${pid[dst]}"
 wait_exit worker 10
 [ "$status" = 7 ] || fail "cancelled while it starts: exit $status instead of 7"
-grep -q 'nothing to resume' "$tmp/worker.log" || fail "it does not say that there is nothing to resume"
+grep -q 'nothing to resume' "$tmp/worker.log" ||
+  fail "it does not say that there is nothing to resume"
 [ "$(status_of "$c" state)" = cancelled ] || fail "not cancelled: $(status_of "$c" state)"
 
 # start, cancel, start; cancel while paused; cancel without a worker.
@@ -100,5 +104,6 @@ has_to_exit 0 nbdmirror complete "$c"
 
 # The guest has noticed nothing but the end, and the copy holds what it was told is written.
 ends_well guest
-[ "$(field fenced <"$tmp/guest.json")" = true ] || fail "the guest was not fenced: $(cat "$tmp/guest.json")"
+[ "$(field fenced <"$tmp/guest.json")" = true ] ||
+  fail "the guest was not fenced: $(cat "$tmp/guest.json")"
 equal "$tmp/disk" "$d"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that the destination may go at any time: its server is killed -9 and started again four times (twenty in the
-# long form) while the guest writes, the worker reconnects by itself, and all is equal at the end; so it is where each
-# kill loses what was not flushed.  If it comes back empty, or
-# as another disk, the job is refused (exit 7), also with --resume, and not one byte is written there.
+# Proves that the destination may go at any time: its server is killed -9 and started again four
+# times (twenty in the long form) while the guest writes, the worker reconnects by itself, and all
+# is equal at the end; so it is where each kill loses what was not flushed.  If it comes back empty,
+# or as another disk, the job is refused (exit 7), also with --resume, and not one byte is written
+# there.
 . "$(dirname "$0")/lib.sh"
 
 kills=4 size=$(bytes 48M)
@@ -27,7 +28,8 @@ kill_destination () {
 attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 resume () {
   : >"$tmp/mirror.log"
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume --quarantine-grace 300ms
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none \
+    --resume --quarantine-grace 300ms
   wait_for 20 attached
   wait_for 20 not_failed
   wait_state "${control[src]}" ready 60
@@ -50,7 +52,8 @@ start_volatile () {
 kills_with () {
   start_destination=$1
   begin
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --bandwidth 16M --quarantine-grace 300ms \
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none \
+    --bandwidth 16M --quarantine-grace 300ms \
     --report "$tmp/report"
   for ((i = 1; i <= kills; i++)); do
     wait_state "${control[src]}" 'copying|ready' 30
@@ -93,7 +96,8 @@ refused () {
   start_dest dst file "$size"
   wait_exit mirror 30
   [ "$status" = 7 ] || fail "$1: the worker ended with $status instead of 7"
-  grep -q 'refused: .*not the destination' "$tmp/mirror.log" || fail "$1: the message does not say why"
+  grep -q 'refused: .*not the destination' "$tmp/mirror.log" ||
+    fail "$1: the message does not say why"
   guest_is_well "$1"
   # Another worker does not get any further.
   has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --resume
@@ -107,12 +111,15 @@ refused () {
 
 begin
 : >"$tmp/mirror.log"
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --bandwidth 48M
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none \
+  --bandwidth 48M
 wait_state "${control[src]}" ready 60
-# Ready is soon, with a downtime of 2 s; but only by what was flushed can the destination be told from another.
+# Ready is soon, with a downtime of 2 s; but only by what was flushed can the destination be told
+# from another.
 flushed () {
   nbdmirror status --json "${control[src]}" >"$tmp/status"
-  [ $(($(field dirty-bytes <"$tmp/status") + $(field claimed-bytes <"$tmp/status"))) -lt $((size / 4)) ]
+  [ $(($(field dirty-bytes <"$tmp/status") + $(field claimed-bytes <"$tmp/status"))) -lt \
+    $((size / 4)) ]
 }
 wait_for 20 flushed
 truncate -s "$size" "$tmp/other"
@@ -137,7 +144,8 @@ stop dst
 mv "$tmp/good" "$tmp/dst.img"
 start_dest dst file "$size"
 
-nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
+nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume \
+  --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
   fail "the last worker ended with $?"
 ends_well guest 10
 equal "$tmp/disk" "${uri[dst]}"

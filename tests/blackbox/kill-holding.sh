@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that nobody who dies in the middle of a hand-off takes the guest along: worker, coordinator and destination are
-# killed -9 while the gate is held (copying the last blocks, or prepared), and the guest goes on within a second, though the
-# lease would last much longer; a destination that hangs holds it no longer than the lease.  After each
-# the job goes on, and in the end all is equal.
+# Proves that nobody who dies in the middle of a hand-off takes the guest along: worker, coordinator
+# and destination are killed -9 while the gate is held (copying the last blocks, or prepared), and
+# the guest goes on within a second, though the lease would last much longer; a destination that
+# hangs holds it no longer than the lease.  After each the job goes on, and in the end all is equal.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/holding.sh"
 
@@ -60,10 +60,12 @@ start_dest dst file "$holding_size"
 nbdmirror set "${control[src]}" bandwidth=none >/dev/null
 wait_state "${control[src]}" ready 30
 
-# Stopped, not dead: the worker sees that the lease won't do; its time limit for the destination is longer.
+# Stopped, not dead: the worker sees that the lease won't do; its time limit for the destination is
+# longer.
 start_holding 4s 4
 kill -STOP "${pid[dst]}"
-went_on "destination stopped while holding" "$held_at" "$(awk -v p="$prompt" 'BEGIN { print 3.5 + p }')"
+went_on "destination stopped while holding" "$held_at" \
+  "$(awk -v p="$prompt" 'BEGIN { print 3.5 + p }')"
 complete_failed "destination stopped while holding"
 grep -q 'the rest would take' "$tmp/complete.log" || fail "held to the end of the lease for nothing"
 kill -CONT "${pid[dst]}"
@@ -73,6 +75,7 @@ leave_much
 generation=$(status_of "${control[src]}" generation)
 has_to_exit 1 nbdmirror complete "${control[src]}" --lease 1s
 grep -q 'longer than the 1000 ms' "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
-[ "$(status_of "${control[src]}" generation)" = "$generation" ] || fail "the guest was held for a hold that cannot do"
+[ "$(status_of "${control[src]}" generation)" = "$generation" ] ||
+  fail "the guest was held for a hold that cannot do"
 
 complete_and_compare

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a worker may die at any instant: it is killed -9 ten times (thirty in the long form) during one migration
-# under a bandwidth limit, and another one resumes.  The guest notices nothing, its server never dies, the destination is
-# equal at the end, and less than 1.5 times the disk's data was sent: by our counters, and by the destination's own log.
+# Proves that a worker may die at any instant: it is killed -9 ten times (thirty in the long form)
+# during one migration under a bandwidth limit, and another one resumes.  The guest notices nothing,
+# its server never dies, the destination is equal at the end, and less than 1.5 times the disk's
+# data was sent: by our counters, and by the destination's own log.
 . "$(dirname "$0")/lib.sh"
 
 kills=10 size=$(bytes 256M) longest_ms=600
@@ -14,7 +15,8 @@ shadowed_disk "$size"
 start_server src "$tmp/disk"
 source_pid=${pid[src]}
 
-# A killed worker may take an nbdkit of 1.32.4 to 1.33.9 down: it is started again, as receive would.
+# A killed worker may take an nbdkit of 1.32.4 to 1.33.9 down: it is started again, as receive
+# would.
 starts=0
 keep_destination () {
   running dst && return
@@ -23,7 +25,8 @@ keep_destination () {
   server_paths dst
   rm -f "${socket[dst]}"
   [ -e "$tmp/dst.img" ] || truncate -s "$size" "$tmp/dst.img"
-  spawn dst nbdkit -f -U "${socket[dst]}" --filter=log file "$tmp/dst.img" "logfile=$tmp/requests.$starts"
+  spawn dst nbdkit -f -U "${socket[dst]}" --filter=log file "$tmp/dst.img" \
+    "logfile=$tmp/requests.$starts"
   wait_for_socket "${socket[dst]}" dst
 }
 keep_destination
@@ -36,7 +39,8 @@ resume=
 for ((i = 1; i <= kills; i++)); do
   keep_destination
   # shellcheck disable=SC2086
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none $resume --bandwidth 64M
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s \
+    --policy none $resume --bandwidth 64M
   resume=--resume
   wait_for 20 attached
   sleep "0.$(printf %03d $((RANDOM % longest_ms)))"
@@ -51,7 +55,8 @@ done
 left=$(status_of "${control[src]}" dirty-bytes)
 
 keep_destination
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none --resume --on-ready complete --bandwidth 64M \
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --policy none \
+  --resume --on-ready complete --bandwidth 64M \
   --report "$tmp/report"
 deadline=$((SECONDS + 60))
 while running mirror; do
@@ -78,11 +83,15 @@ logged=$("$python" -c '
 import glob, re, sys
 print(sum(int(m[1], 16) for f in glob.glob(sys.argv[1] + "/requests.*") for line in open(f)
           for m in [re.search(r" Write .* count=(0x[0-9a-f]+)", line)] if m))' "$tmp")
-note "$kills kills: $((counted * 100 / size)) % of the data sent by our count, $((logged * 100 / size)) % by the" \
-  "destination's; left at the last kill $((left * 100 / size)) %; the destination was started $starts times;" \
+note "$kills kills: $((counted * 100 / size)) % of the data sent by our count," \
+  "$((logged * 100 / size)) % by the destination's; left at the last kill" \
+  "$((left * 100 / size)) %; the destination was started $starts times;" \
   "guest: $(cat "$tmp/guest.json")"
-[ "$logged" -ge "$size" ] || fail "the destination's log does not even have the disk once: $logged bytes"
+[ "$logged" -ge "$size" ] ||
+  fail "the destination's log does not even have the disk once: $logged bytes"
 [ $((counted * 2)) -lt $((size * 3)) ] || fail "$counted bytes were sent for $size"
 [ $((logged * 2)) -lt $((size * 3)) ] || fail "$logged bytes reached the destination for $size"
-# Sent by our count is what was handed to the socket, so it may be more than what arrived, but not less.
-[ $((counted * 100)) -ge $((logged * 98)) ] || fail "sent-bytes says $counted, the destination $logged"
+# Sent by our count is what was handed to the socket, so it may be more than what arrived, but not
+# less.
+[ $((counted * 100)) -ge $((logged * 98)) ] ||
+  fail "sent-bytes says $counted, the destination $logged"

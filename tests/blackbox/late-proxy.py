@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""late-proxy.py LISTEN TARGET: a proxy between Unix sockets for NBD, in whose network a request gets lost, and comes late.
-The first WRITE of byte 0 is passed on and remembered.  At SIGUSR1 it is sent once more, over the connection that it came
-by, with a cookie that nobody uses; prints "late" when that was sent.  From then on nothing is passed back to that client,
-who is expected to be stopped."""
+"""late-proxy.py LISTEN TARGET: a proxy between Unix sockets for NBD, in whose network a request
+gets lost, and comes late. The first WRITE of byte 0 is passed on and remembered.  At SIGUSR1 it is
+sent once more, over the connection that it came by, with a cookie that nobody uses; prints "late"
+when that was sent.  From then on nothing is passed back to that client, who is expected to be
+stopped."""
 import os
 import signal
 import socket

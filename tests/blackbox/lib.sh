@@ -12,15 +12,15 @@
 #   nbdmirror mirror "${control[src]}" "${uri[dst]}" --on-ready complete
 #   equal "$tmp/disk" "${uri[dst]}"
 #
-# A test runs from the build directory (or with $builddir saying where it is): by `make check`, or by
-# hand, ../nbdmirror/tests/blackbox/NAME.sh.  It passes with exit status 0; `fail` ends it with 1, `skip`
-# with 77.  `set -e` is on.  Everything lives in the private directory $tmp.  At the end, however it comes, the
-# processes that spawn() started are ended (by pid), sanitizer and valgrind reports make the
-# test fail, logs are shown if it failed, and $tmp is removed.
+# A test runs from the build directory (or with $builddir saying where it is): by `make check`, or
+# by hand, ../nbdmirror/tests/blackbox/NAME.sh.  It passes with exit status 0; `fail` ends it with
+# 1, `skip` with 77.  `set -e` is on.  Everything lives in the private directory $tmp.  At the end,
+# however it comes, the processes that spawn() started are ended (by pid), sanitizer and valgrind
+# reports make the test fail, logs are shown if it failed, and $tmp is removed.
 #
 # In the environment: KEEP=1 keeps $tmp; VALGRIND=1 runs nbdmirror and the source server under
-# valgrind; SHORT=1 skips the tests that call `long_test`; NBDMIRROR_LONG=1 (make check-long) makes some
-# tests do more.
+# valgrind; SHORT=1 skips the tests that call `long_test`; NBDMIRROR_LONG=1 (make check-long) makes
+# some tests do more.
 
 set -eu
 set -o pipefail
@@ -85,8 +85,9 @@ cd "$tmp"                       # where programs leave what they leave: core dum
 # ---- sanitizers and valgrind -----------------------------------------------------------
 
 # A sanitized filter needs its runtime loaded first in nbdkit, which was built without it.  Only the
-# commands that end up as nbdkit with our filter get it, through $server_env.  nbdkit and its plugins keep
-# memory to the end, so no leak check there; the worker, a program of our own, is checked for leaks.
+# commands that end up as nbdkit with our filter get it, through $server_env.  nbdkit and its
+# plugins keep memory to the end, so no leak check there; the worker, a program of our own, is
+# checked for leaks.
 sanitizers=${SANITIZERS:-$(make_var SANITIZERS)}
 server_env=()
 nbdmirror_prefix=()
@@ -103,23 +104,27 @@ if [ -n "$runtime" ]; then
   cc=$(make_var CC); cc=${cc%% *}
   runtime=$("${cc:-gcc}" "-print-file-name=$runtime")
   [ -f "$runtime" ] || fail "${cc:-gcc} has no ${runtime##*/}"
-  # With either runtime nbdkit, even without our filter, hangs at its exit once it has logged an errno: GnuTLS's
-  # p11-kit frees a locale then and waits for a lock of glibc's that is off by one.  Without that it ends.
+  # With either runtime nbdkit, even without our filter, hangs at its exit once it has logged an
+  # errno: GnuTLS's p11-kit frees a locale then and waits for a lock of glibc's that is off by one.
+  # Without that it ends.
   echo 'void freelocale (void *l); void freelocale (void *l) { (void) l; }' |
     "${cc:-gcc}" -x c -shared -fPIC -o "$tmp/freelocale.so" -
-  # QEMU's programs, which a server may start, use coroutines that the runtime does not understand.  It
-  # is taken from them by a program that is linked statically, so that it does not get it itself.
+  # QEMU's programs, which a server may start, use coroutines that the runtime does not understand.
+  # It is taken from them by a program that is linked statically, so that it does not get it itself.
   mkdir "$tmp/bin"
   for prog in qemu-img qemu-nbd; do
     real=$(command -v $prog) || continue
     "${cc:-gcc}" -x c -static -o "$tmp/bin/$prog" - <<END
 #include <stdlib.h>
 #include <unistd.h>
-int main (int argc, char **argv) { (void) argc; unsetenv ("LD_PRELOAD"); execv ("$real", argv); return 127; }
+int main (int argc, char **argv) {
+  (void) argc; unsetenv ("LD_PRELOAD"); execv ("$real", argv); return 127;
+}
 END
   done
   PATH=$tmp/bin:$PATH
-  server_env=(env "LD_PRELOAD=$runtime $tmp/freelocale.so" "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0")
+  server_env=(env "LD_PRELOAD=$runtime $tmp/freelocale.so" \
+    "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0")
 fi
 # ThreadSanitizer needs a fixed address space layout with some kernels.
 if [ "$sanitizers" = thread ] && setarch -R true 2>/dev/null; then
@@ -218,7 +223,8 @@ cleanup () {
     head -c 20000 "$file" >&2
     result=1
   done
-  if [ -n "$runtime" ] && grep -h -A 20 'runtime error:' "$tmp"/*.log "$tmp/err" >&2 2>/dev/null; then
+  if [ -n "$runtime" ] &&
+    grep -h -A 20 'runtime error:' "$tmp"/*.log "$tmp/err" >&2 2>/dev/null; then
     note "FAIL: report above, of UndefinedBehaviorSanitizer"
     result=1
   fi
@@ -261,11 +267,13 @@ wait_for () {
   done
 }
 
-# listening PATH: looked up without connecting, which would count as a client.  Between bind and listen the
-# socket is there and refuses connections: such a one has no flags, and is in state 1 (unconnected).
+# listening PATH: looked up without connecting, which would count as a client.  Between bind and
+# listen the socket is there and refuses connections: such a one has no flags, and is in state 1
+# (unconnected).
 listening () {
   [ -S "$1" ] &&
-    awk -v path="$1" '$8 == path && $4 == 0 && $6 == 1 { bound = 1 } END { exit bound }' /proc/net/unix
+    awk -v path="$1" '$8 == path && $4 == 0 && $6 == 1 { bound = 1 } END { exit bound }' \
+    /proc/net/unix
 }
 
 # wait_for_socket PATH NAME: until the server NAME listens there; fails at once if it ended instead.
@@ -276,6 +284,14 @@ wait_for_socket () {
     [ $SECONDS -le $deadline ] || fail "$2 does not listen at $1"
     sleep 0.05
   done
+}
+
+# free_port: the number of a TCP port that nobody listens at.
+free_port () {
+  "$python" -c 'import socket
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])'
 }
 
 # ---- disks -----------------------------------------------------------------------------
@@ -304,8 +320,8 @@ with open(path, "wb") as f:
 PY
 }
 
-# shadowed_disk SIZE: data in $tmp/disk, and the same in $tmp/shadow, which start_guest --shadow keeps
-# as the disk has to be.  shadow_equal [FROM [CASE]]: the disk is so, from the byte FROM on.
+# shadowed_disk SIZE: data in $tmp/disk, and the same in $tmp/shadow, which start_guest --shadow
+# keeps as the disk has to be.  shadow_equal [FROM [CASE]]: the disk is so, from the byte FROM on.
 shadowed_disk () {
   head -c "$(bytes "$1")" /dev/urandom >"$tmp/disk"
   cp "$tmp/disk" "$tmp/shadow"
@@ -320,7 +336,8 @@ shadow_equal () {
 start_server () {
   local name=$1 disk=$2; shift 2
   server_paths "$name"
-  spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$disk" --socket "${socket[$name]}" --control "${control[$name]}" "$@"
+  spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$disk" \
+    --socket "${socket[$name]}" --control "${control[$name]}" "$@"
   wait_for_socket "${socket[$name]}" "$name"
   wait_for_socket "${control[$name]}" "$name"
 }
@@ -387,7 +404,8 @@ start_receive () {
   uri[$name]="nbd+unix:///mirror?socket=$tmp/$name.sock"
   guest_uri[$name]="nbd+unix:///?socket=$tmp/$name.sock"
   : >"$tmp/$name.json"
-  spawn "$name" sh -c 'exec "$@" >"$0"' "$tmp/$name.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" \
+  spawn "$name" sh -c 'exec "$@" >"$0"' "$tmp/$name.json" "${nbdmirror_prefix[@]}" \
+    "${server_env[@]}" "$NBDMIRROR" \
     receive --socket "${socket[$name]}" "$@"
   until grep -q '"uri"' "$tmp/$name.json"; do
     running "$name" || fail "receive ended before it served the disk"
@@ -396,14 +414,16 @@ start_receive () {
 }
 
 # child_of NAME PROGRAM: the process id of the child of that name.
-child_of () { ps -o pid=,args= --ppid "${pid[$1]}" | awk -v name="(^|[ /])$2( |\$)" '$0 ~ name { print $1 }'; }
+child_of () { ps -o pid=,args= --ppid "${pid[$1]}" |
+  awk -v name="(^|[ /])$2( |\$)" '$0 ~ name { print $1 }'; }
 
 # start_fake NAME [OPTIONS...]: a destination that goes wrong, see fake-nbd-server.py.
 start_fake () {
   local name=$1; shift
   server_paths "$name"
   rm -f "${socket[$name]}" "$tmp/$name.ready"
-  spawn "$name" sh -c 'exec "$@" >"$0"' "$tmp/$name.ready" "$python" "$srcdir/tests/blackbox/fake-nbd-server.py" \
+  spawn "$name" sh -c 'exec "$@" >"$0"' "$tmp/$name.ready" "$python" \
+    "$srcdir/tests/blackbox/fake-nbd-server.py" \
     --unix "${socket[$name]}" "$@"
   wait_for 20 grep -q ready "$tmp/$name.ready"
 }
@@ -416,8 +436,8 @@ server_paths () {
 
 # ---- the guest -------------------------------------------------------------------------
 
-# start_fio NAME URI [FIO-OPTIONS...]: a guest that keeps writing (random 4 KiB, a queue of 8, at most
-# 2,000 writes a second) for up to 60 s, or as the options say.  End it with stop NAME INT.
+# start_fio NAME URI [FIO-OPTIONS...]: a guest that keeps writing (random 4 KiB, a queue of 8, at
+# most 2,000 writes a second) for up to 60 s, or as the options say.  End it with stop NAME INT.
 start_fio () {
   local name=$1 to=$2; shift 2
   need_fio_nbd
@@ -425,7 +445,8 @@ start_fio () {
     --rate_iops=2000 --time_based --runtime=60 --norandommap --randrepeat=0 "$@"
 }
 
-# start_guest NAME URI [OPTIONS...]: a guest that looks at every reply, see guest.py; its report is $tmp/NAME.json.
+# start_guest NAME URI [OPTIONS...]: a guest that looks at every reply, see guest.py; its report is
+# $tmp/NAME.json.
 start_guest () {
   local name=$1 to=$2; shift 2
   rm -f "$tmp/$name.json" "$tmp/$name.json.begun"
@@ -435,7 +456,8 @@ start_guest () {
 
 # guest_changed NAME N: has it changed something N times by now?
 guest_changed () {
-  [ "$(od -An -v -t u8 -w64 -j 4096 "$tmp/$1.json.live" | awk '{ n += $1 } END { print n }')" -ge "$2" ]
+  [ "$(od -An -v -t u8 -w64 -j 4096 "$tmp/$1.json.live" | awk '{ n += $1 } END { print n }')" -ge \
+    "$2" ]
 }
 
 # ---- asking ----------------------------------------------------------------------------
@@ -472,7 +494,8 @@ wait_state () {
   done
 }
 
-# complete_soon CONTROL: `nbdmirror complete`, again while it says "not ready": that state comes and goes with the guest.
+# complete_soon CONTROL: `nbdmirror complete`, again while it says "not ready": that state comes and
+# goes with the guest.
 complete_soon () {
   local deadline=$((SECONDS + 30))
   until nbdmirror complete "$1" >"$tmp/complete.log" 2>&1 </dev/null; do

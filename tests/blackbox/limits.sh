@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that each time limit is kept: nothing ends earlier than its option says, and nothing later than 10 % or
-# 200 ms (the larger) after it.  The limits: --connect-timeout, --request-timeout (a request, a flush), --give-up-after
-# (destination gone, silent, refusing writes), --lease, --timeout, --max-write-delay, and a hold that nobody ends.
+# Proves that each time limit is kept: nothing ends earlier than its option says, and nothing later
+# than 10 % or 200 ms (the larger) after it.  The limits: --connect-timeout, --request-timeout (a
+# request, a flush), --give-up-after (destination gone, silent, refusing writes), --lease,
+# --timeout, --max-write-delay, and a hold that nobody ends.
 . "$(dirname "$0")/lib.sh"
 
 size=$(bytes 8M)
@@ -19,12 +20,14 @@ in_time () {
   [ $took -le $(($2 + slack)) ] || fail "$1: over after $took ms, not within $slack ms of $2 ms"
 }
 
-# timed NAME COMMAND...: run in the background; the instants of its begin and end are in $tmp/NAME.time.
+# timed NAME COMMAND...: run in the background; the instants of its begin and end are in
+# $tmp/NAME.time.
 timed () {
   local name=$1; shift
   # shellcheck disable=SC2016
   spawn "$name" bash -c 'echo "$((${EPOCHREALTIME/./} / 1000))" >"$0.time"; "$@"; r=$?
-    echo "$((${EPOCHREALTIME/./} / 1000))" >>"$0.time"; exit $r' "$tmp/$name" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
+    echo "$((${EPOCHREALTIME/./} / 1000))" >>"$0.time"; exit \
+      $r' "$tmp/$name" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
 }
 begun () { head -n 1 "$tmp/$1.time"; }
 ended () { tail -n 1 "$tmp/$1.time"; }
@@ -80,8 +83,10 @@ stamped () {
   local name=$1; shift
   # shellcheck disable=SC2016
   spawn "$name" bash -c 'name=$0; "$@" 2>&1 | while IFS= read -r line; do
-      echo "$((${EPOCHREALTIME/./} / 1000)) $line" >>"$name.stamped"; echo "$line"; done; r=${PIPESTATUS[0]}
-    echo "$((${EPOCHREALTIME/./} / 1000))" >"$name.time"; exit $r' "$tmp/$name" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
+      echo "$((${EPOCHREALTIME/./} / 1000)) $line" >>"$name.stamped"; echo "$line"; done; \
+        r=${PIPESTATUS[0]}
+    echo "$((${EPOCHREALTIME/./} / 1000))" >"$name.time"; exit \
+      $r' "$tmp/$name" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"
 }
 mirror_to () {
   local name=$1; shift
@@ -110,7 +115,8 @@ for name in gone hangs errors mute; do stop s-$name; done
 
 start_server src "$tmp/disk"
 start_dest far file "$size"
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[far]}" --max-write-delay 1500ms --policy none --request-timeout 60s
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[far]}" --max-write-delay 1500ms \
+  --policy none --request-timeout 60s
 wait_state "${control[src]}" ready 20
 
 # write_takes: how long a guest's write of OFFSET takes, in ms.
@@ -126,7 +132,8 @@ PY
 }
 
 before=$(now_ms)
-nbdmirror complete "${control[src]}" --prepare-only --lease 1s >"$tmp/prepared" || fail "cannot prepare"
+nbdmirror complete "${control[src]}" --prepare-only --lease 1s >"$tmp/prepared" ||
+  fail "cannot prepare"
 write_takes 0 >"$tmp/held"
 in_time "lease of a prepared hold" 1000 "$before" "$(now_ms)"
 wait_state "${control[src]}" ready 20

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves the main job: a disk of odd size is mirrored while fio and a checking guest change it (writes, zeroes and
-# trims of odd ranges, across block borders, at the tail, over several connections), and is handed over; then
-# the destination is equal byte for byte, by our verify, by other programs' eyes, and holds all that the guests
-# had acknowledged.  Destinations: nbdkit file, nbdkit memory, qemu-nbd with qcow2.
+# Proves the main job: a disk of odd size is mirrored while fio and a checking guest change it
+# (writes, zeroes and trims of odd ranges, across block borders, at the tail, over several
+# connections), and is handed over; then the destination is equal byte for byte, by our verify, by
+# other programs' eyes, and holds all that the guests had acknowledged.  Destinations: nbdkit file,
+# nbdkit memory, qemu-nbd with qcow2.
 . "$(dirname "$0")/lib.sh"
 need_fio_nbd
 need nbdcopy
@@ -12,14 +13,15 @@ size=$(bytes 40M+513)
 [ -z "${NBDMIRROR_LONG:-}" ] || size=$(bytes 400M+513)
 limit=24M
 
-# The first 12 MiB belong to fio: two jobs that can be verified, one that trims; then 4 MiB that fio writes
-# until it is refused; the rest to the guest.
+# The first 12 MiB belong to fio: two jobs that can be verified, one that trims; then 4 MiB that fio
+# writes until it is refused; the rest to the guest.
 fio_part () {
   local name=$1 to=$2; shift 2
   spawn "$name" fio --ioengine=nbd --uri="$to" --randrepeat=1 --iodepth=8 --rate_iops=800 \
     --name=verified --rw=randwrite --bs=4k --size=2M --offset_increment=2M --numjobs=2 \
     --verify=crc32c --do_verify=0 --time_based=0 \
-    --name=trims --ioengine=nbd --uri="$to" --rw=randtrim --bs=4k --offset=4M --size=2M --iodepth=8 \
+    --name=trims --ioengine=nbd --uri="$to" --rw=randtrim --bs=4k --offset=4M --size=2M \
+    --iodepth=8 \
     --rate_iops=400 --time_based=0
 }
 
@@ -34,10 +36,12 @@ mirror_to () {
   start_dest dst "$kind" "$dest_size"
 
   fio_part fio "${uri[src]}"
-  spawn late fio --name=late --ioengine=nbd --uri="${uri[src]}" --rw=randwrite --bsrange=512-64k --bs_unaligned \
+  spawn late fio --name=late --ioengine=nbd --uri="${uri[src]}" --rw=randwrite --bsrange=512-64k \
+    --bs_unaligned \
     --offset=8M --size=4M --iodepth=1 --rate_iops=300 --time_based --runtime=60 --norandommap
   start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --from $((12 << 20))
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 1s --bandwidth "$limit" --report "$tmp/report"
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 1s \
+    --bandwidth "$limit" --report "$tmp/report"
 
   # fio ends by itself, well before; the guests write on right into the hand-over.
   ends_well fio 60 "$kind"
@@ -46,15 +50,18 @@ mirror_to () {
   ends_well mirror 20 "$kind"
   [ "$(field state <"$tmp/report")" = completed ] || fail "$kind: the report does not say completed"
   ends_well guest 20 "$kind"
-  [ "$(field fenced <"$tmp/guest.json")" = true ] || fail "$kind: the guest was not refused at the end"
-  [ "$(field changes <"$tmp/guest.json")" -gt 100 ] || fail "$kind: the guest changed next to nothing"
+  [ "$(field fenced <"$tmp/guest.json")" = true ] ||
+    fail "$kind: the guest was not refused at the end"
+  [ "$(field changes <"$tmp/guest.json")" -gt 100 ] ||
+    fail "$kind: the guest changed next to nothing"
   wait_exit late 20
   [ "$status" != 0 ] || fail "$kind: fio was not refused at the end"
   running src || fail "$kind: the source's server ended"
 
   equal "$tmp/disk" "${uri[dst]}"
   equal "${uri[src]}" "${uri[dst]}"
-  fio --name=verified --ioengine=nbd --uri="${uri[dst]}" --rw=read --bs=4k --size=2M --offset_increment=2M \
+  fio --name=verified --ioengine=nbd --uri="${uri[dst]}" --rw=read --bs=4k --size=2M \
+    --offset_increment=2M \
     --numjobs=2 --iodepth=1 --verify=crc32c --verify_fatal=1 >"$tmp/fio-verify.log" 2>&1 ||
     fail "$kind: fio's data is not at the destination"
   grep -q 'err= 0' "$tmp/fio-verify.log" || fail "$kind: fio verified nothing"
@@ -70,7 +77,8 @@ file_equal () {
   cmp "$tmp/disk" "$tmp/dst.img" || fail "file: cmp found a difference"
 }
 memory_equal () {
-  nbdcopy --connections=1 --requests=1 "${uri[dst]}" "$tmp/dst.copy" || fail "memory: nbdcopy failed"
+  nbdcopy --connections=1 --requests=1 "${uri[dst]}" "$tmp/dst.copy" ||
+    fail "memory: nbdcopy failed"
   cmp "$tmp/disk" "$tmp/dst.copy" || fail "memory: cmp found a difference"
 }
 qcow2_equal () {

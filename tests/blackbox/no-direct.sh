@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Proves that a file system without O_DIRECT (ramfs here; tmpfs before Linux 6.6) will do as source and as
-# destination, offline and of a served disk.  Only root can mount one, in a mount namespace of its own.
+# Proves that a file system without O_DIRECT (ramfs here; tmpfs before Linux 6.6) will do as source
+# and as destination, offline and of a served disk.  Only root can mount one, in a mount namespace
+# of its own.
 
 . "$(dirname "$0")/lib.sh"
 if [ -z "${RAMFS-}" ]; then

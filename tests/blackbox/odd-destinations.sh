@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a job gets through to destinations which are right, but not what one expects: one that answers a write
-# with ESHUTDOWN and keeps the connection; one that takes 64 KiB a request, also when blocks are read back; one
-# that cannot write zeroes, where the bandwidth limit holds all the same; one whose flush takes longer than any other
-# request may.  And that a local file which vanished is not made anew, and that another disk than the tracked one is
-# not taken for the source.  It gets through to a server, too, that admits fewer
-# connections than it offers, and to one that is older than the options of the handshake.
+# Proves that a job gets through to destinations which are right, but not what one expects: one that
+# answers a write with ESHUTDOWN and keeps the connection; one that takes 64 KiB a request, also
+# when blocks are read back; one that cannot write zeroes, where the bandwidth limit holds all the
+# same; one whose flush takes longer than any other request may.  And that a local file which
+# vanished is not made anew, and that another disk than the tracked one is not taken for the source.
+# It gets through to a server, too, that admits fewer connections than it offers, and to one that
+# is older than the options of the handshake.
 . "$(dirname "$0")/lib.sh"
 
 random_disk "$tmp/disk" 16M
@@ -18,7 +19,8 @@ mirror_through () {
   start_fake dst --size 16M "$@"
   has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --on-ready complete \
     --quarantine-grace 500ms --report "$tmp/report"
-  [ "$(field reconnects <"$tmp/report")" -ge 1 ] || fail "$text: there was no reconnect, so nothing is proven"
+  [ "$(field reconnects <"$tmp/report")" -ge 1 ] ||
+    fail "$text: there was no reconnect, so nothing is proven"
   equal "$tmp/disk" "${uri[dst]}"
   stop src
   stop dst
@@ -27,9 +29,11 @@ mirror_through () {
 mirror_through "error ESHUTDOWN" --fault write:5=error:ESHUTDOWN
 mirror_through "requests of 64 KiB" --max-block 64k --fault write:50=close
 
-# nbdkit 1.32 with --oldstyle promises flushes and zeroes, and refuses them.  That is seen before anything is written.
+# nbdkit 1.32 with --oldstyle promises flushes and zeroes, and refuses them.  That is seen before
+# anything is written.
 start_dest old memory 16M --oldstyle
-if "$python" -c 'import nbd, sys; h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.flush()' "${uri[old]}" 2>"$tmp/flush"; then
+if "$python" -c 'import nbd, sys; h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.flush()' \
+  "${uri[old]}" 2>"$tmp/flush"; then
   has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[old]}"
   equal "$tmp/disk" "${uri[old]}"
 else
@@ -56,9 +60,10 @@ for export in '' mirror; do
   stop old
 done
 
-# A server that offers several connections and admits fewer: it closes the others, or does not answer them.  Also after a
-# reconnection, and as a source.
-warned () { [ "$(grep -c 'admits fewer connections' "$1")" = 1 ] || fail "not one warning: $(cat "$1")"; }
+# A server that offers several connections and admits fewer: it closes the others, or does not
+# answer them.  Also after a reconnection, and as a source.
+warned () { [ "$(grep -c 'admits fewer connections' "$1")" = 1 ] ||
+  fail "not one warning: $(cat "$1")"; }
 start_limited () { # N
   server_paths limited
   rm -f "${socket[limited]}"
@@ -69,7 +74,8 @@ truncate -s 16M "$tmp/limited.img"
 start_limited 20
 rm -f "$tmp"/src.control.fence
 start_server src "$tmp/disk"
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[limited]}" --quarantine-grace 100ms --report "$tmp/report"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[limited]}" --quarantine-grace 100ms \
+  --report "$tmp/report"
 wait_state "${control[src]}" ready 20
 stop limited KILL
 start_limited 1
@@ -102,7 +108,8 @@ took=$(((($(date +%s%N) - begin)) / 1000000))
 [ $took -ge 1500 ] || fail "zeroes were sent as data beyond the bandwidth limit: 16 MiB in $took ms"
 
 start_fake slow --size 16M --fault flush:2=delay:1.5
-has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[slow]}" --request-timeout 1s --report "$tmp/report"
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[slow]}" --request-timeout 1s \
+  --report "$tmp/report"
 [ "$(field reconnects <"$tmp/report")" = 0 ] || fail "a slow flush was taken for a lost destination"
 
 rm -f "$tmp"/src.control.fence
@@ -125,6 +132,8 @@ h = nbd.NBD()
 h.connect_uri(sys.argv[1])      # so that its filter knows the size
 h.shutdown()
 PY
-has_to_exit 7 timeout 60 "$NBDMIRROR" mirror "${control[wrong]}" "$tmp/from-other" --on-ready complete
-grep -q 'mirror-uri= is wrong' "$tmp/err" || fail "another disk was read: wrong message: $(cat "$tmp/err")"
+has_to_exit 7 timeout 60 "$NBDMIRROR" mirror "${control[wrong]}" "$tmp/from-other" \
+  --on-ready complete
+grep -q 'mirror-uri= is wrong' "$tmp/err" ||
+  fail "another disk was read: wrong message: $(cat "$tmp/err")"
 [ ! -e "$tmp/from-other" ] || fail "another disk was copied"

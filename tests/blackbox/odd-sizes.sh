@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves rule R11: disks whose size is no multiple of a sector or block are mirrored to the last byte, with a guest
-# that writes there meanwhile; a larger destination is warned about and keeps what lies behind the end, a smaller one
-# is refused (exit 7) before anything is written; one that takes 4 KiB requests only is written in such.
+# Proves rule R11: disks whose size is no multiple of a sector or block are mirrored to the last
+# byte, with a guest that writes there meanwhile; a larger destination is warned about and keeps
+# what lies behind the end, a smaller one is refused (exit 7) before anything is written; one that
+# takes 4 KiB requests only is written in such.
 . "$(dirname "$0")/lib.sh"
 
 # begin SIZE: the source, a disk of random data and its shadow.
@@ -18,11 +19,14 @@ end () {
   stop dst
 }
 
-# mirror WHAT SIZE [GUEST-OPTIONS]: with a guest at the tail, before and after ready, to ${uri[dst]}.
+# mirror WHAT SIZE [GUEST-OPTIONS]: with a guest at the tail, before and after ready, to
+# ${uri[dst]}.
 mirror () {
   local what=$1 size=$2; shift 2
-  [ "$size" = 0 ] || start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --connections 1 --rate 100 "$@"
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --report "$tmp/report" --max-downtime 5s
+  [ "$size" = 0 ] ||
+    start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --connections 1 --rate 100 "$@"
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --report "$tmp/report" \
+    --max-downtime 5s
   wait_state "${control[src]}" ready 30
   [ "$size" = 0 ] || wait_for 20 guest_changed guest 10
   complete_soon "${control[src]}"
@@ -30,7 +34,8 @@ mirror () {
   [ "$(field size <"$tmp/report")" = "$size" ] || fail "$what: the report has another size"
   [ "$size" = 0 ] && return
   ends_well guest 20 "$what"
-  [ "$(field fenced <"$tmp/guest.json")" = true ] || fail "$what: the guest was not refused at the end"
+  [ "$(field fenced <"$tmp/guest.json")" = true ] ||
+    fail "$what: the guest was not refused at the end"
   [ "$(field changes <"$tmp/guest.json")" -gt 5 ] || fail "$what: the guest changed next to nothing"
 }
 
@@ -62,7 +67,8 @@ used=$(($(stat -c %b "$tmp/dst.img") * 512))
 if [ -n "${NBDMIRROR_LONG:-}" ]; then
   equal "$tmp/disk" "${uri[dst]}"
 else
-  nbdmirror verify "$tmp/disk" "${uri[dst]}" >"$tmp/verify.log" 2>&1 || fail "4 GiB + 1: verify ended with $?"
+  nbdmirror verify "$tmp/disk" "${uri[dst]}" >"$tmp/verify.log" 2>&1 ||
+    fail "4 GiB + 1: verify ended with $?"
 fi
 end "4 GiB + 1"
 
@@ -93,7 +99,8 @@ fi
 refused () {
   has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --on-ready complete
   grep -q "$2" "$tmp/err" || fail "$1: the message does not say why: $(cat "$tmp/err")"
-  [ "$(status_of "${control[src]}" state)" = idle ] || [ "$(status_of "${control[src]}" state)" = cancelled ] ||
+  [ "$(status_of "${control[src]}" state)" = idle ] ||
+    [ "$(status_of "${control[src]}" state)" = cancelled ] ||
     fail "$1: a job is left over"
   [ "$(status_of "${control[src]}" gate)" = open ] || fail "$1: the gate is not open"
 }
@@ -135,7 +142,9 @@ for size in 1 4097 1048577; do
   cmp -i "$size" "$tmp/dst.img" "$tmp/before" || fail "4 KiB requests, $size: wrote behind the end"
   "$python" - "$tmp/requests" <<'PY' || fail "4 KiB requests, $size: an unaligned request was sent"
 import json, sys
-bad = [r for r in map(json.loads, open(sys.argv[1])) if r["event"] == "request" and (r["offset"] | r["length"]) & 4095]
+bad = [r for r in map(json.loads,
+                      open(sys.argv[1]))
+       if r["event"] == "request" and (r["offset"] | r["length"]) & 4095]
 print(bad[:3]) if bad else None
 sys.exit(bool(bad))
 PY

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """prepare.py CONTROL LEASE-MS: a coordinator that prepares one disk, and then never decides.
 
-Prints "prepared", or "refused: CLASS"; then the decision word when the filter has changed it ("word 2": abort) or is gone, whether
-a commit at that time still succeeds ("committed" or "not committed: CLASS"), and ends.
-"""
+Prints "prepared", or "refused: CLASS"; then the decision word when the filter has changed it ("word
+2": abort) or is gone, whether a commit at that time still succeeds ("committed" or "not committed:
+CLASS"), and ends. """
 import sys
 import time
 
@@ -16,7 +16,8 @@ end = time.monotonic() + 20
 while True:
     word = Word()
     try:
-        ret = client.call("mirror-prepare", fd=word.fd, timeout=60, lease_ms=lease, rollback_token="test")
+        ret = client.call("mirror-prepare", fd=word.fd, timeout=60, lease_ms=lease,
+                          rollback_token="test")
         break
     except Refused as e:
         # "Ready" comes and goes with the guest's writes.

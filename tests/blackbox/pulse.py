@@ -1,8 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""pulse.py URI FILE: write one sector a hundred times a second, and a line to FILE for each reply: the time.
+"""pulse.py URI FILE: write one sector a hundred times a second, and a line to FILE for each reply:
+the time.
 
-Ends at SIGTERM, or with status 0 when a write is refused with EPERM (handed over), 1 at any other error.
+Ends at SIGTERM, or with status 0 when a write is refused with EPERM (handed over), 1 at any other
+error.
 
 pulse.py --after FILE T: print how many seconds after T the first reply came, and how many before T
 the last one, or fail.

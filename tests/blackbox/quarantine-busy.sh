@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that quarantine is emptied while a busy guest keeps every pass supplied with other blocks, over a destination that
-# answers slowly: worker and source's server are killed, so that the whole disk is in quarantine and has to be read
-# back; the new job becomes ready all the same, with several read-backs in flight in each connection, but not more than
-# four; and what it hands over is right.
+# Proves that quarantine is emptied while a busy guest keeps every pass supplied with other blocks,
+# over a destination that answers slowly: worker and source's server are killed, so that the whole
+# disk is in quarantine and has to be read back; the new job becomes ready all the same, with
+# several read-backs in flight in each connection, but not more than four; and what it hands over is
+# right.
 . "$(dirname "$0")/lib.sh"
 
 connections=2
@@ -38,7 +39,8 @@ while time.monotonic() < begin + 120:
 PY
 spawn guest "$python" "$tmp/guest.py" "${uri[src]}"
 : >"$tmp/requests"
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --connections $connections --policy none --restart \
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --connections $connections \
+  --policy none --restart \
   --max-downtime 2s
 whole () { [ "$(status_of "${control[src]}" quarantine-bytes)" = "$size" ]; }
 wait_for 10 whole

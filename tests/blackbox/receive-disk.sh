@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# What `nbdmirror receive` makes of the disk before and after it serves it: what is there is not touched unless
-# the user says so, what cannot work is refused before anything is made, two servers never have one disk, and
-# what was made here, and only that, is removed when the migration is given up.
+# What `nbdmirror receive` makes of the disk before and after it serves it: what is there is not
+# touched unless the user says so, what cannot work is refused before anything is made, two servers
+# never have one disk, and what was made here, and only that, is removed when the migration is given
+# up.
 . "$(dirname "$0")/lib.sh"
 
 receive () { has_to_exit "$@" --socket "$tmp/s"; }
@@ -42,7 +43,8 @@ private=$(ps -o args= -p "$(child_of a nbdkit)" | sed -n 's/.* -P \([^ ]*\)\/nbd
 [ -d "$private" ] || fail "no private directory: '$private'"
 [ "$(field path <"$tmp/a.json")" = "$tmp/a" ] || fail "another path: $(cat "$tmp/a.json")"
 [ "$(field uri <"$tmp/a.json")" = "${uri[a]}" ] || fail "another uri: $(cat "$tmp/a.json")"
-[ "$(field guest-uri <"$tmp/a.json")" = "${guest_uri[a]}" ] || fail "another guest-uri: $(cat "$tmp/a.json")"
+[ "$(field guest-uri <"$tmp/a.json")" = "${guest_uri[a]}" ] ||
+  fail "another guest-uri: $(cat "$tmp/a.json")"
 [ "$(field pid <"$tmp/a.json")" = "${pid[a]}" ] || fail "another pid: $(cat "$tmp/a.json")"
 [ "$(field size <"$tmp/a.json")" = 3145728 ] || fail "another size: $(cat "$tmp/a.json")"
 [ "$(wc -l <"$tmp/a.json")" = 1 ] || fail "not one line: $(cat "$tmp/a.json")"
@@ -54,7 +56,8 @@ receive 7 "$NBDMIRROR" receive "$tmp/link" --resume
 says 'in use'
 
 # Started with no standard input: the disk must not take its number, which a server's own would.
-spawn bare sh -c 'exec "$@" >"$0" <&-' "$tmp/bare.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive \
+spawn bare sh -c 'exec "$@" >"$0" <&-' "$tmp/bare.json" "${nbdmirror_prefix[@]}" \
+  "${server_env[@]}" "$NBDMIRROR" receive \
   "$tmp/bare" --size 1M --socket "$tmp/bare.sock"
 wait_for 20 grep -q '"uri"' "$tmp/bare.json"
 truncate -s 1M "$tmp/empty"
@@ -84,7 +87,8 @@ h.connect_unix(sys.argv[1])
 h.pwrite(b"x" * 65536, 0)
 h.zero(1 << 20, 0)
 PY
-[ "$(stat -c %b "$tmp/a")" -ge 6144 ] || fail "the mirror's zeroes made holes: $(stat -c '%s %b' "$tmp/a")"
+[ "$(stat -c %b "$tmp/a")" -ge 6144 ] ||
+  fail "the mirror's zeroes made holes: $(stat -c '%s %b' "$tmp/a")"
 stop a
 [ "$status" = 0 ] || fail "exit status $status"
 [ -e "$tmp/a" ] || fail "SIGTERM removed the disk"
@@ -107,9 +111,14 @@ echo mine >"$tmp/d"
 stop d INT
 [ "$(cat "$tmp/d")" = mine ] || fail "a file that was not made here was removed"
 
-# Nor written to, nor served to the guest: not by the server that runs, and not by one that is started again.
+# Nor written to, nor served to the guest: not by the server that runs, and not by one that is
+# started again.
 start_receive d "$tmp/d2" --size 1M
-"$python" -c 'import nbd, sys; h = nbd.NBD(); h.set_export_name("mirror"); h.connect_unix(sys.argv[1]); h.pwrite(b"x" * 512, 0)' \
+"$python" -c 'import nbd, sys
+h = nbd.NBD()
+h.set_export_name("mirror")
+h.connect_unix(sys.argv[1])
+h.pwrite(b"x" * 512, 0)' \
   "${socket[d]}"
 mv "$tmp/d2" "$tmp/d2.moved"
 truncate -s 1M "$tmp/d2"
@@ -147,11 +156,13 @@ cmp "$tmp/file" "$tmp/busy" || fail "a disk in use was changed"
 stop busy
 
 # On TCP.
-port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-spawn tcp sh -c 'exec "$@" >"$0"' "$tmp/tcp.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive \
+port=$(free_port)
+spawn tcp sh -c 'exec "$@" >"$0"' "$tmp/tcp.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" \
+  "$NBDMIRROR" receive \
   "$tmp/tcp" --size 1M --port "$port" --address 127.0.0.1
 wait_for 20 grep -q '"uri"' "$tmp/tcp.json"
-[ "$(field uri <"$tmp/tcp.json")" = "nbd://127.0.0.1:$port/mirror" ] || fail "another uri: $(cat "$tmp/tcp.json")"
+[ "$(field uri <"$tmp/tcp.json")" = "nbd://127.0.0.1:$port/mirror" ] ||
+  fail "another uri: $(cat "$tmp/tcp.json")"
 random_disk "$tmp/random" 1M
 has_to_exit 0 "$NBDMIRROR" copy "$tmp/random" "$(field uri <"$tmp/tcp.json")"
 equal "$tmp/random" "$(field guest-uri <"$tmp/tcp.json")"
@@ -165,7 +176,8 @@ stop e INT
 [ -e "$tmp/file" ] || fail "a file that was there before was removed"
 
 # All of its output is read: nothing that goes on may hold it open.
-timeout 20 "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive "$tmp/f" --size 1M --socket "$tmp/f.sock" \
+timeout 20 "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive "$tmp/f" --size 1M \
+  --socket "$tmp/f.sock" \
   --detach 2>&1 | cat >"$tmp/f.json"
 pid[f]=$(field pid <"$tmp/f.json")
 running f || fail "--detach: no server"
@@ -175,11 +187,13 @@ wait_for 10 sh -c "! kill -0 ${pid[f]} 2>/dev/null"
 unset "pid[f]"
 absent "$tmp/f.sock"
 
-# The supervising process is killed: its server ends as well, unless a guest is connected, and the next one cleans up.
+# The supervising process is killed: its server ends as well, unless a guest is connected, and the
+# next one cleans up.
 private () { ps -o args= -p "$1" | sed -n 's/.* -P \([^ ]*\)\/nbdkit.pid .*/\1/p'; }
 ended () { for p; do ! kill -0 "$p" 2>/dev/null || return; done; }
 formats=(raw)
-if command -v qemu-nbd qemu-img >/dev/null && nbdkit nbd --dump-plugin >/dev/null 2>&1; then formats+=(qcow2); fi
+if command -v qemu-nbd qemu-img >/dev/null &&
+  nbdkit nbd --dump-plugin >/dev/null 2>&1; then formats+=(qcow2); fi
 for format in "${formats[@]}"; do
   stop killed
   start_receive killed "$tmp/killed.$format" --size 1M --format "$format"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# After a hand-over no late request of the mirror's is applied under the guest, though it only reads: `complete` seals
-# a destination of `nbdmirror receive` even if the worker is stopped, the worker does it by itself, and where it
-# cannot be done that is told, and can be done later.  Of two mirrors with one destination one is refused; the guest's
-# export is none.
+# After a hand-over no late request of the mirror's is applied under the guest, though it only
+# reads: `complete` seals a destination of `nbdmirror receive` even if the worker is stopped, the
+# worker does it by itself, and where it cannot be done that is told, and can be done later.  Of two
+# mirrors with one destination one is refused; the guest's export is none.
 . "$(dirname "$0")/lib.sh"
 
 # look SOCKET EXPORT [BYTE]: the first byte there, or write it.
@@ -22,11 +22,13 @@ PY
 disk () { printf '%4096s' '' | tr ' ' "$2" >"$1"; truncate -s 4M "$1"; }
 listed () {
   "$python" -c 'import nbd, sys
-h = nbd.NBD(); h.set_opt_mode(True); h.connect_unix(sys.argv[1]); h.opt_list(print); h.opt_abort()' "${socket[$1]}"
+h = nbd.NBD(); h.set_opt_mode(True); h.connect_unix(sys.argv[1]); h.opt_list(print); \
+  h.opt_abort()' "${socket[$1]}"
 }
 prepared () { # NAME OF THE SOURCE: hold it, and stop its worker.  The token is in $token.
   local deadline=$((SECONDS + 30))
-  until nbdmirror complete --prepare-only --lease 60s --json "${control[$1]}" >"$tmp/prepared" 2>"$tmp/err"; do
+  until nbdmirror complete --prepare-only --lease 60s --json "${control[$1]}" \
+    >"$tmp/prepared" 2>"$tmp/err"; do
     [ $SECONDS -le $deadline ] || fail "not prepared: $(cat "$tmp/err")"
     sleep 0.1
   done
@@ -34,16 +36,19 @@ prepared () { # NAME OF THE SOURCE: hold it, and stop its worker.  The token is 
   kill -STOP "${pid[mirror]}"
 }
 commit () { has_to_exit "$1" nbdmirror complete --commit --token "$token" --json "${@:2}"; }
-sealed () { "$python" -c 'import json, sys; print(json.load(sys.stdin)["disks"][0]["sealed"])' <"$tmp/out"; }
+sealed () { "$python" -c 'import json, sys; print(json.load(sys.stdin)["disks"][0]["sealed"])' \
+  <"$tmp/out"; }
 
-# The worker has written "a" there, and then "b".  It is stopped when everything is prepared.  After the commit the
-# first of these writes comes once more: the guest, which only reads, must not see it.
+# The worker has written "a" there, and then "b".  It is stopped when everything is prepared.  After
+# the commit the first of these writes comes once more: the guest, which only reads, must not see
+# it.
 disk "$tmp/disk" a
 start_server src "$tmp/disk"
 start_receive dst "$tmp/dst" --size 4M
 spawn proxy "$python" "$srcdir/tests/blackbox/late-proxy.py" "$tmp/proxy.sock" "${socket[dst]}"
 wait_for_socket "$tmp/proxy.sock" proxy
-spawn mirror nbdmirror mirror "${control[src]}" "nbd+unix:///mirror?socket=$tmp/proxy.sock" --report "$tmp/report"
+spawn mirror nbdmirror mirror "${control[src]}" "nbd+unix:///mirror?socket=$tmp/proxy.sock" \
+  --report "$tmp/report"
 wait_state "${control[src]}" ready 30
 [ "$(look "${socket[dst]}" mirror)" = a ] || fail "not mirrored"
 [ "$(look "${socket[src]}" "" b)" = b ]
@@ -57,9 +62,11 @@ commit 0 "${control[src]}"
 kill -USR1 "${pid[proxy]}"
 wait_for 10 grep -q late "$tmp/proxy.log"
 # Either is its end.
-over () { grep -q 'a request of a mirror session is refused' "$tmp/dst.log" || [ "$(look "${socket[dst]}" "")" = a ]; }
+over () { grep -q 'a request of a mirror session is refused' "$tmp/dst.log" ||
+  [ "$(look "${socket[dst]}" "")" = a ]; }
 wait_for 10 over
-[ "$(look "${socket[dst]}" "")" = b ] || fail "a late request of the mirror's was applied under its guest"
+[ "$(look "${socket[dst]}" "")" = b ] ||
+  fail "a late request of the mirror's was applied under its guest"
 kill -CONT "${pid[mirror]}"
 ends_well mirror
 [ "$(field sealed <"$tmp/report")" = true ] || fail "the worker has not sealed it"
@@ -88,14 +95,17 @@ has_to_exit 7 nbdmirror mirror "${control[src]}" "${guest_uri[dst]}" --dry-run -
 has_to_exit 0 nbdmirror mirror "${control[src]}" "${uri[dst]}" --dry-run --measure 100ms
 
 # A worker that hands over by itself seals by itself.
-has_to_exit 0 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --on-ready complete --report "$tmp/report"
+has_to_exit 0 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --on-ready complete \
+  --report "$tmp/report"
 [ "$(field sealed <"$tmp/report")" = true ] || fail "not sealed: $(cat "$tmp/report")"
-[ "$(status_of "${control[src]}" sealed)" = true ] || fail "the status does not say that it is sealed"
+[ "$(status_of "${control[src]}" sealed)" = true ] ||
+  fail "the status does not say that it is sealed"
 listed dst | grep -q sealed || fail "the worker has not sealed it"
 roll_back "${control[src]}"
 stop dst
 
-# The destination is away at that moment.  The guest is not started by the hook, until it has been done.
+# The destination is away at that moment.  The guest is not started by the hook, until it has been
+# done.
 start_receive gone "$tmp/gone" --size 4M
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[gone]}"
 wait_state "${control[src]}" ready 30
@@ -107,11 +117,13 @@ hook=(--after-commit-exec "echo run >>'$tmp/hook'")
 { sleep 1; kill -CONT "${pid[mirror]}"; } &
 commit 3 "${hook[@]}" "${control[src]}"
 [ "$(sealed)" = False ] || fail "said to be sealed: $(cat "$tmp/out")"
-grep -q "nbdmirror receive --seal ${uri[gone]}" "$tmp/err" || fail "not said what to do: $(cat "$tmp/err")"
+grep -q "nbdmirror receive --seal ${uri[gone]}" "$tmp/err" ||
+  fail "not said what to do: $(cat "$tmp/err")"
 [ ! -e "$tmp/hook" ] || fail "the hook was run"
 wait_exit mirror 20
 [ "$status" = 3 ] || fail "mirror ended with $status"
-grep -q "nbdmirror receive --seal ${uri[gone]}" "$tmp/mirror.log" || fail "the worker has not said what to do"
+grep -q "nbdmirror receive --seal ${uri[gone]}" "$tmp/mirror.log" ||
+  fail "the worker has not said what to do"
 has_to_exit 3 nbdmirror complete "${control[src]}"
 rm -f "${socket[gone]}"
 start_receive gone "$tmp/gone" --resume

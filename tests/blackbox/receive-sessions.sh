@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# One mirror session at a time (R12): a new one revokes the old at once, and opens only when the old one's writes
-# have ended; the guest's first write, and sealing, end every session's right to write, for good, and wait for
-# the last mirror write; whoever only reads may do so.  A delaying filter below makes writes late.
+# One mirror session at a time (R12): a new one revokes the old at once, and opens only when the old
+# one's writes have ended; the guest's first write, and sealing, end every session's right to write,
+# for good, and wait for the last mirror write; whoever only reads may do so.  A delaying filter
+# below makes writes late.
 . "$(dirname "$0")/lib.sh"
 
 for name in dst other; do
-  start_receive $name "$tmp/$name.img" --size 8M -- --filter=log logfile="$tmp/$name.requests" --filter=delay wdelay=700ms
+  start_receive $name "$tmp/$name.img" --size 8M -- --filter=log logfile="$tmp/$name.requests" \
+    --filter=delay wdelay=700ms
 done
 
 timeout 60 "$python" - "${socket[dst]}" "${socket[other]}" <<'PY' || fail "see above"
@@ -36,7 +38,8 @@ class Late(threading.Thread):
     """A write that takes its time; its end is .done."""
     def __init__(self, handle, byte, offset, where=dst):
         super().__init__()
-        self.handle, self.byte, self.offset, self.done, self.error = handle, byte, offset, None, None
+        self.handle, self.byte, self.offset = handle, byte, offset
+        self.done = self.error = None
         before = begun(where)
         self.start()
         deadline = time.monotonic() + 10
@@ -101,7 +104,8 @@ plain.pwrite(b"p" * 512, 0)
 for name in "mirror@", "mirrors", "x", "mirror@" + 65 * "i":
     refused("the export " + name, connect, name)
 
-# Two clients do not take it from one another in turn: who had it before may only read, but for its own session.
+# Two clients do not take it from one another in turn: who had it before may only read, but for its
+# own session.
 d = connect("mirror@d1")
 d.pwrite(b"d" * 512, 0)
 d = connect("mirror@d2.d1")
@@ -151,7 +155,8 @@ grep -q 'handed over to its guest' "$tmp/dst.log" || fail "the seal was not told
 [ "$(grep -c 'a newer session has taken its place (logged' "$tmp/dst.log")" = 3 ] ||
   fail "refused requests are not logged once a connection"
 
-# From the command line.  Sealed it is started again, as long as its guest has not written: it may have lost writes then.
+# From the command line.  Sealed it is started again, as long as its guest has not written: it may
+# have lost writes then.
 start_receive third "$tmp/third" --size 1M
 has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[third]}"
 has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[third]}"
@@ -162,24 +167,31 @@ has_to_exit 0 "$NBDMIRROR" verify "$tmp/third" "${uri[third]}"
 has_to_exit 1 "$NBDMIRROR" receive --seal "${guest_uri[third]}"
 first=$(child_of third nbdkit)
 kill -KILL "$first"
-again () { local now; now=$(child_of third nbdkit); [ -n "$now" ] && [ "$now" != "$first" ] && listening "${socket[third]}"; }
+again () { local now; now=$(child_of third nbdkit); [ -n "$now" ] && [ "$now" != "$first" ] &&
+  listening "${socket[third]}"; }
 wait_for 10 again
 has_to_exit 7 "$NBDMIRROR" copy "$tmp/third" "${uri[third]}"
 has_to_exit 0 "$NBDMIRROR" verify "$tmp/third" "${guest_uri[third]}"
-"$python" -c 'import nbd, sys; h = nbd.NBD(); h.connect_unix(sys.argv[1]); h.pwrite(b"g" * 512, 0)' "${socket[third]}"
+"$python" -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_unix(sys.argv[1])
+h.pwrite(b"g" * 512, 0)' "${socket[third]}"
 kill -KILL "$(child_of third nbdkit)"
 wait_exit third 10
 [ "$status" = 1 ] || fail "receive ended with $status after its guest's server was killed"
 [ -e "$tmp/third" ] || fail "the disk of a guest was removed"
-# Served again it is sealed from the beginning: its file says so, or else the user.  To receive anew it has to be given up.
+# Served again it is sealed from the beginning: its file says so, or else the user.  To receive anew
+# it has to be given up.
 random_disk "$tmp/small" 1M
 recorded=()
-"$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.test", b"1")' "$tmp/small" 2>/dev/null ||
+"$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.test", b"1")' "$tmp/small" \
+  2>/dev/null ||
   recorded=(--sealed)
 for how in "${recorded[*]}" --sealed; do
   # shellcheck disable=SC2086
   start_receive third "$tmp/third" --resume $how
-  [ "$(field sealed <"$tmp/third.json")" = true ] || fail "--resume $how: not sealed: $(cat "$tmp/third.json")"
+  [ "$(field sealed <"$tmp/third.json")" = true ] ||
+    fail "--resume $how: not sealed: $(cat "$tmp/third.json")"
   has_to_exit 7 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"
   has_to_exit 0 "$NBDMIRROR" verify "$tmp/third" "${uri[third]}"
   stop third
@@ -190,10 +202,11 @@ start_receive third "$tmp/third" --size 1M --overwrite
 [ "$(field sealed <"$tmp/third.json")" = false ] || fail "--overwrite: sealed"
 has_to_exit 0 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"
 
-# Given up, and the guest's first write comes before the server has ended: its disk will be gone, so it is not answered.
+# Given up, and the guest's first write comes before the server has ended: its disk will be gone, so
+# it is not answered.
 start_receive fourth "$tmp/fourth.img" --size 8M
 kill -STOP "${pid[fourth]}"
-timeout 60 "$python" - "${socket[fourth]}" <<'PY' || fail "a guest's write was answered by a disk that was given up"
+timeout 60 "$python" - "${socket[fourth]}" <<'PY' ||
 import nbd, sys
 guest, other = nbd.NBD(), nbd.NBD()
 guest.connect_unix(sys.argv[1])
@@ -205,6 +218,7 @@ except nbd.Error:
     sys.exit(0)
 sys.exit(1)
 PY
+  fail "a guest's write was answered by a disk that was given up"
 kill -CONT "${pid[fourth]}"
 wait_exit fourth 20
 [ ! -e "$tmp/fourth.img" ] || fail "the disk that was given up is still there"

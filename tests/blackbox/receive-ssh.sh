@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# ssh://HOST/PATH as a destination and a source, with a real sshd on loopback: copy, verify, and a mirror whose
-# connection is cut, whose server there is killed, and whose old session there is still alive when the new one
-# comes: that one is ended first (R12).
+# ssh://HOST/PATH as a destination and a source, with a real sshd on loopback: copy, verify, and a
+# mirror whose connection is cut, whose server there is killed, and whose old session there is still
+# alive when the new one comes: that one is ended first (R12).
 . "$(dirname "$0")/lib.sh"
 need ssh ssh-keygen
-sshd=$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v sshd) || skip "sshd is not installed (openssh-server)"
+sshd=$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v sshd) ||
+  skip "sshd is not installed (openssh-server)"
 
 # As root sshd wants its directory.
 [ "$(id -u)" != 0 ] || mkdir -p /run/sshd
@@ -13,7 +14,7 @@ umask 077
 mkdir "$tmp/ssh" "$tmp/there"
 ssh-keygen -q -t ed25519 -N '' -f "$tmp/ssh/host"
 ssh-keygen -q -t ed25519 -N '' -f "$tmp/ssh/user"
-port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+port=$(free_port)
 cat >"$tmp/ssh/sshd_config" <<END
 Port $port
 ListenAddress 127.0.0.1
@@ -27,13 +28,15 @@ PermitRootLogin prohibit-password
 END
 echo "[127.0.0.1]:$port $(cut -d' ' -f1,2 "$tmp/ssh/host.pub")" >"$tmp/ssh/known_hosts"
 spawn sshd "$sshd" -D -e -f "$tmp/ssh/sshd_config"
-export NBDMIRROR_SSH="ssh -F none -i $tmp/ssh/user -o IdentitiesOnly=yes -o UserKnownHostsFile=$tmp/ssh/known_hosts"
+NBDMIRROR_SSH="ssh -F none -i $tmp/ssh/user -o IdentitiesOnly=yes"
+export NBDMIRROR_SSH="$NBDMIRROR_SSH -o UserKnownHostsFile=$tmp/ssh/known_hosts"
 # The host there: a directory with a name that a shell would take apart.
 mkdir "$tmp/there/it's \$HOME"
 disk_there="$tmp/there/it's \$HOME/disk"
 {
   echo '#!/bin/sh'
-  printf 'exec %s "$@"\n' "$(printf "'%s' " "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR")"
+  printf 'exec %s "$@"\n' \
+    "$(printf "'%s' " "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR")"
 } >"$tmp/there/nbdmirror"
 chmod +x "$tmp/there/nbdmirror"
 host="ssh://127.0.0.1:$port$tmp/there"
@@ -43,14 +46,16 @@ answers () { $NBDMIRROR_SSH -o BatchMode=yes -p "$port" 127.0.0.1 true; }
 deadline=$((SECONDS + 20))
 until answers 2>"$tmp/ssh.log"; do
   running sshd || skip "this sshd does not run here: $(tail -n 1 "$tmp/sshd.log")"
-  [ $SECONDS -le $deadline ] || skip "this account cannot log in by ssh: $(tail -n 1 "$tmp/ssh.log")"
+  [ $SECONDS -le $deadline ] ||
+    skip "this account cannot log in by ssh: $(tail -n 1 "$tmp/ssh.log")"
   sleep 0.2
 done
 
 random_disk "$tmp/disk" 16M+513
 
 # Usage, and what cannot be.
-for wrong in ssh:// ssh://host ssh://host/ ssh:///disk ssh://-oX/disk "ssh://host:1x/disk" "ssh://host/disk?nonsense" \
+for wrong in ssh:// ssh://host ssh://host/ ssh:///disk ssh://-oX/disk "ssh://host:1x/disk" \
+  "ssh://host/disk?nonsense" \
   "ssh://host/disk?format" "ssh://host/a%zz"; do
   has_to_exit 2 "$NBDMIRROR" copy "$tmp/disk" "$wrong"
 done
@@ -68,14 +73,17 @@ has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$dest" "$tmp/back"
 cmp "$tmp/disk" "$tmp/back" || fail "copied back through ssh: differs"
 
 # A mirror that loses its connection, then its server.
-session () { ps -eo pid=,args= | awk -v path="$disk_there" '/ receive --stdio / && index ($0, path) && !/sh -c/ { print $1 }'; }
+session () { ps -eo pid=,args= |
+  awk -v path="$disk_there" '/ receive --stdio / && index ($0, path) && !/sh -c/ { print $1 }'; }
 start_server src "$tmp/disk"
-spawn mirror nbdmirror mirror "${control[src]}" "$dest&overwrite" --bandwidth 2M --quarantine-grace 100ms \
+spawn mirror nbdmirror mirror "${control[src]}" "$dest&overwrite" --bandwidth 2M \
+  --quarantine-grace 100ms \
   --on-ready complete --report "$tmp/report"
 copied () { [ "$(status_of "${control[src]}" sent-bytes 2>/dev/null || echo 0)" -gt "$1" ]; }
 wait_for 20 copied $((1 << 20))
 kill -KILL "$(ps -o pid=,args= --ppid "${pid[mirror]}" | awk '$2 ~ /ssh$/ { print $1 }')"
-back () { [ "$(status_of "${control[src]}" reconnects)" = 1 ] && [ "$(status_of "${control[src]}" state)" = copying ]; }
+back () { [ "$(status_of "${control[src]}" reconnects)" = 1 ] &&
+  [ "$(status_of "${control[src]}" state)" = copying ]; }
 wait_for 40 back
 receive=$(session)
 [ -n "$receive" ] || fail "no session there"
@@ -85,14 +93,17 @@ ends_well mirror 60
 cmp "$tmp/disk" "$disk_there" || fail "mirrored through ssh: differs"
 stop src
 
-# A worker that is stopped at the hand-over: its session there is ended all the same, before anybody may use the disk.
+# A worker that is stopped at the hand-over: its session there is ended all the same, before anybody
+# may use the disk.
 start_server late "$tmp/disk"
 spawn mirror nbdmirror mirror "${control[late]}" "$dest&overwrite"
 wait_state "${control[late]}" ready 30
-until nbdmirror complete --prepare-only --lease 60s --json "${control[late]}" >"$tmp/prepared"; do sleep 0.2; done
+until nbdmirror complete --prepare-only --lease 60s --json "${control[late]}" \
+  >"$tmp/prepared"; do sleep 0.2; done
 kill -STOP "${pid[mirror]}"
 [ -n "$(session)" ] || fail "no session there"
-has_to_exit 0 nbdmirror complete --commit --token "$(field rollback-token <"$tmp/prepared")" --json "${control[late]}"
+has_to_exit 0 nbdmirror complete --commit --token "$(field rollback-token <"$tmp/prepared")" \
+  --json "${control[late]}"
 grep -q '"sealed": true' "$tmp/out" || fail "not sealed: $(cat "$tmp/out")"
 [ -z "$(session)" ] || fail "the session of a stopped worker still has the disk: $(session)"
 kill -CONT "${pid[mirror]}"
@@ -100,10 +111,11 @@ ends_well mirror
 cmp "$tmp/disk" "$disk_there" || fail "handed over through ssh: differs"
 stop late
 
-# An old session that is still there, and knows nothing of the end of its client.  It is ended, its server
-# with it, before the new one begins.
+# An old session that is still there, and knows nothing of the end of its client.  It is ended, its
+# server with it, before the new one begins.
 mkfifo "$tmp/silent"
-spawn silent sh -c 'exec <>"$0"; exec "$@"' "$tmp/silent" "$tmp/there/nbdmirror" receive --stdio --resume "$disk_there"
+spawn silent sh -c 'exec <>"$0"; exec "$@"' "$tmp/silent" "$tmp/there/nbdmirror" receive --stdio \
+  --resume "$disk_there"
 old_server () { [ -n "$(child_of silent nbdkit)" ]; }
 wait_for 20 old_server
 old=$(child_of silent nbdkit)

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves what `nbdmirror serve` promises beside serving: it becomes nbdkit (same pid), returns from --detach when
-# both sockets answer, leaves no socket and no pid file behind however the server ends, replaces stale
-# sockets, keeps its hands off those in use, and the export name and block size reach the filter.
+# Proves what `nbdmirror serve` promises beside serving: it becomes nbdkit (same pid), returns from
+# --detach when both sockets answer, leaves no socket and no pid file behind however the server
+# ends, replaces stale sockets, keeps its hands off those in use, and the export name and block size
+# reach the filter.
 . "$(dirname "$0")/lib.sh"
 
 truncate -s 1M "$tmp/disk"
 s=$tmp/s.sock c=$tmp/c.sock p=$tmp/s.sock.pid
-serve=("${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$tmp/disk" --socket "$s" --control "$c")
+serve=("${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$tmp/disk" --socket "$s" \
+  --control "$c")
 gone () { [ ! -e "$s" ] && [ ! -e "$c" ] && [ ! -e "$p" ]; }
 
 end_daemons () {
@@ -27,7 +29,8 @@ wait_for 10 nbdmirror status "$c"
 # A second one on the same sockets is refused and changes nothing.
 has_to_exit 1 "${serve[@]}"
 grep -q "$s: in use by another server" "$tmp/err" || fail "the socket in use is not named"
-has_to_exit 1 "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$tmp/disk" --socket "$tmp/other" --control "$c"
+has_to_exit 1 "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$tmp/disk" \
+  --socket "$tmp/other" --control "$c"
 grep -q "$c: in use by another server" "$tmp/err" || fail "the control socket in use is not named"
 [ ! -e "$tmp/other" ] || fail "a refused server left its socket"
 nbdmirror status "$c" >/dev/null || fail "the first server does not answer any more"
@@ -59,7 +62,8 @@ wait_for 5 gone
 
 # So is a stale control socket where nbdkit is started by hand.
 "$python" -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$c"
-spawn fg "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$s" --filter="$NBDMIRROR_FILTER" file "$tmp/disk" \
+spawn fg "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$s" \
+  --filter="$NBDMIRROR_FILTER" file "$tmp/disk" \
   "mirror-control=$c" "mirror-uri=nbd+unix:///?socket=$s"
 wait_for 10 nbdmirror status "$c"
 stop fg

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that nothing hangs and nothing is left behind when the guest's server goes in the middle of a mirror: it is killed
-# -9, or ended with SIGTERM, at random instants.  The worker ends with exit status 1 and says why, within seconds; started
-# again, the server replaces the sockets that a kill -9 left behind, and a new job copies everything to the end.
+# Proves that nothing hangs and nothing is left behind when the guest's server goes in the middle of
+# a mirror: it is killed -9, or ended with SIGTERM, at random instants.  The worker ends with exit
+# status 1 and says why, within seconds; started again, the server replaces the sockets that a kill
+# -9 left behind, and a new job copies everything to the end.
 . "$(dirname "$0")/lib.sh"
 
 rounds=4 size=$(bytes 32M)
@@ -49,18 +50,21 @@ gone () {
     stop guest
   fi
   [ "$worker_status" = 1 ] || fail "$signal: the worker ended with $worker_status instead of 1"
-  tail -n 3 "$tmp/mirror.log" | grep -qE 'src\.(sock|control)' || fail "$signal: the worker does not name the server"
+  tail -n 3 "$tmp/mirror.log" | grep -qE 'src\.(sock|control)' ||
+    fail "$signal: the worker does not name the server"
   tail -n 3 "$tmp/mirror.log" | grep -qiE 'shutting down|closed|lost|reset|pipe|gone' ||
     fail "$signal: the worker does not say why"
   note "$signal: $(tail -n 1 "$tmp/mirror.log") (after $took s)"
 }
 
-# in_doubt: killed between prepared and the decision.  The coordinator may have committed, so the disk is fenced
-# from the start until somebody who knows says otherwise; the draft is there for that.
+# in_doubt: killed between prepared and the decision.  The coordinator may have committed, so the
+# disk is fenced from the start until somebody who knows says otherwise; the draft is there for
+# that.
 in_doubt () {
   [ -e "$tmp/src.control.fence.draft" ] || fail "killed while prepared: no draft of the fence"
   start_server src "$tmp/disk"
-  [ "$(status_of "${control[src]}" gate)" = fenced ] || fail "killed while prepared: not fenced after the restart"
+  [ "$(status_of "${control[src]}" gate)" = fenced ] ||
+    fail "killed while prepared: not fenced after the restart"
   has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[dst]}"
   has_to_exit 7 nbdmirror rollback "${control[src]}" --token wrong --destination-stopped
   has_to_exit 0 nbdmirror rollback "${control[src]}" --token test --destination-stopped
@@ -108,18 +112,22 @@ done
 # A path that is no stale socket is nobody's to delete.
 rm -f "${socket[src]}" "${control[src]}"
 echo precious >"$tmp/src.control"
-has_to_exit 1 timeout 20 "$NBDMIRROR" serve "$tmp/disk" --socket "$tmp/src.sock" --control "$tmp/src.control"
+has_to_exit 1 timeout 20 "$NBDMIRROR" serve "$tmp/disk" --socket "$tmp/src.sock" \
+  --control "$tmp/src.control"
 [ "$(cat "$tmp/src.control")" = precious ] || fail "serve replaced a file that was no socket"
 rm -f "$tmp/src.control" "$tmp/src.sock"
 
 # And so is one where somebody listens.
 start_again
-has_to_exit 1 timeout 20 "$NBDMIRROR" serve "$tmp/disk" --socket "$tmp/other.sock" --control "${control[src]}"
-[ "$(status_of "${control[src]}" state)" = idle ] || fail "the control socket was taken away from a running server"
+has_to_exit 1 timeout 20 "$NBDMIRROR" serve "$tmp/disk" --socket "$tmp/other.sock" \
+  --control "${control[src]}"
+[ "$(status_of "${control[src]}" state)" = idle ] ||
+  fail "the control socket was taken away from a running server"
 
 # After all that a mirror still comes to its end.
 start_writer
-nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --on-ready complete >"$tmp/mirror.log" 2>&1 </dev/null ||
+nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s --on-ready complete \
+  >"$tmp/mirror.log" 2>&1 </dev/null ||
   fail "the last mirror ended with $?"
 ends_well guest 10
 equal "$tmp/disk" "${uri[dst]}"

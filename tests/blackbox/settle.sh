@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Proves that a hand-over slows a guest that rewrites much down rather than hold it for all of that: under policy sync
-# the gate is synchronous before it is held, and open again where the hand-over was given up; under policy
-# none it is only held.  And what is handed over is what the guest wrote.
+# Proves that a hand-over slows a guest that rewrites much down rather than hold it for all of that:
+# under policy sync the gate is synchronous before it is held, and open again where the hand-over
+# was given up; under policy none it is only held.  And what is handed over is what the guest wrote.
 
 . "$(dirname "$0")/lib.sh"
 need_fio_nbd
@@ -12,14 +12,17 @@ random_disk "$tmp/disk" 8M
 start_server src "$tmp/disk"
 start_dest dst file 8M
 # 1 MiB over and over: at 4 MiB/s some 250 ms, whenever one looks.
-spawn fio fio --name=late --ioengine=nbd --uri="${uri[src]}" --rw=randwrite --bs=4k --size=1M --iodepth=4 \
+spawn fio fio --name=late --ioengine=nbd --uri="${uri[src]}" --rw=randwrite --bs=4k --size=1M \
+  --iodepth=4 \
   --time_based --runtime=120 --norandommap
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --policy none --bandwidth 4M --max-downtime 2s
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --policy none --bandwidth 4M \
+  --max-downtime 2s
 wait_state "${control[src]}" ready 60
 
-# gates COMMAND...: -> $gates, the modes that the gate went through while the command ran and in the second after
+# gates COMMAND...: -> $gates, the modes that the gate went through while the command ran and in the
+# second after
 gates () {
-  "$python" -B - "$srcdir/tests/blackbox" "${control[src]}" "$@" >"$tmp/gates" <<'PY' || fail "$*: $(cat "$tmp/gates")"
+  "$python" -B - "$srcdir/tests/blackbox" "${control[src]}" "$@" >"$tmp/gates" <<'PY' ||
 import subprocess, sys, time
 sys.path.insert(0, sys.argv[1])
 from filter_client import Client
@@ -31,6 +34,7 @@ time.sleep(1)
 c.status()
 print(*(e["data"]["gate"] for e in c.events if e["event"] == "MIRROR_GATE"))
 PY
+    fail "$*: $(cat "$tmp/gates")"
   gates=$(cat "$tmp/gates")
   note "${1##*/}: the gate was $gates"
 }

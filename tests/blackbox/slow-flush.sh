@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a destination whose flush is slow for a while only delays the hand-over: as long as a flush takes
-# longer than max-downtime the job is not ready, and once it is fast again an idle disk becomes
-# ready by itself.  (The time of a flush that was slow once used to be believed for ever.)
+# Proves that a destination whose flush is slow for a while only delays the hand-over: as long as a
+# flush takes longer than max-downtime the job is not ready, and once it is fast again an idle disk
+# becomes ready by itself.  (The time of a flush that was slow once used to be believed for ever.)
 . "$(dirname "$0")/lib.sh"
 
 random_disk "$tmp/disk" 16M

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that the parts fit together: an idle 64 MiB disk, half of it holes, is mirrored, handed over
-# and equal; the source then refuses writes, still reads, and the destination stayed thin.
+# Proves that the parts fit together: an idle 64 MiB disk, half of it holes, is mirrored, handed
+# over and equal; the source then refuses writes, still reads, and the destination stayed thin.
 . "$(dirname "$0")/lib.sh"
 
 random_disk "$tmp/disk" 64M

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves what becomes of a source that cannot be read.  Storage that fails for a while: the job waits, is never ready
-# meanwhile, and goes on.  One bad block: everything else is copied, the block is named in status, event, message and
-# report, the job is never ready, and it ends when --give-up-after says so.
+# Proves what becomes of a source that cannot be read.  Storage that fails for a while: the job
+# waits, is never ready meanwhile, and goes on.  One bad block: everything else is copied, the block
+# is named in status, event, message and report, the job is never ready, and it ends when
+# --give-up-after says so.
 . "$(dirname "$0")/lib.sh"
 
 size=$(bytes 8M) bad=1052672
@@ -23,17 +24,21 @@ for line in s.makefile():
 
 # ---- storage that is away for a while ----
 
-start_nbdkit src --filter=error file "$tmp/disk" error-pread=EIO error-pread-rate=100% "error-pread-file=$tmp/broken"
+start_nbdkit src --filter=error file "$tmp/disk" error-pread=EIO error-pread-rate=100% \
+  "error-pread-file=$tmp/broken"
 start_dest dst file "$size"
 events events "${control[src]}"
 start_fio guest "${uri[src]}" --rate_iops=50
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth 4M --give-up-after 30s --report "$tmp/report"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth 4M --give-up-after 30s \
+  --report "$tmp/report"
 wait_state "${control[src]}" copying 10
 sleep 0.5
 touch "$tmp/broken"
 wait_state "${control[src]}" degraded 10
-[ "$(status_of "${control[src]}" unreadable-offset)" != null ] || fail "the status does not name the offset"
-[[ $(status_of "${control[src]}" error) == *"cannot read"*"Input/output error"* ]] || fail "the status has no error"
+[ "$(status_of "${control[src]}" unreadable-offset)" != null ] ||
+  fail "the status does not name the offset"
+[[ $(status_of "${control[src]}" error) == *"cannot read"*"Input/output error"* ]] ||
+  fail "the status has no error"
 grep -q '"BLOCK_JOB_ERROR".*"operation": "read"' "$tmp/events.log" || fail "no event"
 # A second is enough for several attempts.
 for ((i = 0; i < 10; i++)); do
@@ -44,8 +49,10 @@ has_to_exit 1 nbdmirror complete "${control[src]}"
 rm "$tmp/broken"
 nbdmirror set "${control[src]}" bandwidth=0
 wait_state "${control[src]}" ready 30
-[ "$(status_of "${control[src]}" unreadable-bytes)" = 0 ] || fail "the status still has unreadable bytes"
-grep -q 'everything can be read again' "$tmp/mirror.log" || fail "the worker does not say that it goes on"
+[ "$(status_of "${control[src]}" unreadable-bytes)" = 0 ] ||
+  fail "the status still has unreadable bytes"
+grep -q 'everything can be read again' "$tmp/mirror.log" ||
+  fail "the worker does not say that it goes on"
 running guest || fail "the guest saw an error"
 stop guest INT
 complete_soon "${control[src]}"
@@ -63,11 +70,13 @@ start_fake storage --file "$tmp/image" --fault "read@$bad-$((bad + 4095))=error:
 start_nbdkit two nbd "socket=${socket[storage]}"
 start_dest far file "$size"
 : >"$tmp/mirror.log"
-spawn mirror nbdmirror mirror "${control[two]}" "${uri[far]}" --give-up-after 3s --report "$tmp/report"
+spawn mirror nbdmirror mirror "${control[two]}" "${uri[far]}" --give-up-after 3s \
+  --report "$tmp/report"
 wait_state "${control[two]}" degraded 10
 begun=${EPOCHREALTIME/./}
 only_it_is_left () {
-  [ "$(status_of "${control[two]}" dirty-bytes)" = 4096 ] && [ "$(status_of "${control[two]}" unreadable-offset)" = $bad ] &&
+  [ "$(status_of "${control[two]}" dirty-bytes)" = 4096 ] &&
+    [ "$(status_of "${control[two]}" unreadable-offset)" = $bad ] &&
     [ "$(status_of "${control[two]}" unreadable-bytes)" = 4096 ]
 }
 wait_for 2 only_it_is_left
@@ -75,9 +84,11 @@ wait_exit mirror 10
 took=$(((${EPOCHREALTIME/./} - begun) / 1000))
 [ "$status" = 1 ] || fail "mirror ended with $status instead of 1"
 [ $took -le 3300 ] || fail "given up after $took ms instead of 3000"
-grep -q "given up after 3 s: .*cannot read 4096 bytes at offset $bad: Input/output error" "$tmp/mirror.log" ||
+grep -q "given up after 3 s: .*cannot read 4096 bytes at offset $bad: Input/output error" \
+  "$tmp/mirror.log" ||
   fail "the message does not name the block"
-! grep -q 'ready' <(grep -v 'not ready before' "$tmp/mirror.log") || fail "it was ready with a block that is not copied"
+! grep -q 'ready' <(grep -v 'not ready before' "$tmp/mirror.log") ||
+  fail "it was ready with a block that is not copied"
 "$python" - "$tmp/report" $bad <<'PY' || fail "the report does not name the block"
 import json, sys
 assert json.load(open(sys.argv[1]))["unreadable"] == [{"offset": int(sys.argv[2]), "length": 4096}]
@@ -92,7 +103,8 @@ wait_state "${control[two]}" degraded 10
 nbdmirror cancel "${control[two]}"
 wait_exit mirror 10
 [ "$status" = 6 ] || fail "cancelled: mirror ended with $status instead of 6"
-grep -q "not copied: .*cannot read 4096 bytes at offset $bad" "$tmp/mirror.log" || fail "cancelled: it does not name the block"
+grep -q "not copied: .*cannot read 4096 bytes at offset $bad" "$tmp/mirror.log" ||
+  fail "cancelled: it does not name the block"
 
 stop two
 stop storage
@@ -101,9 +113,11 @@ stop storage
 
 start_fake storage --file "$tmp/image" --fault "read@$bad-$((bad + 4095))=error:EIO"
 has_to_exit 1 nbdmirror copy "${uri[storage]}" "$tmp/copy"
-grep -q "cannot read 4096 bytes at offset $bad: Input/output error" "$tmp/err" || fail "copy does not name the block"
+grep -q "cannot read 4096 bytes at offset $bad: Input/output error" "$tmp/err" ||
+  fail "copy does not name the block"
 stop storage
 start_fake storage --file "$tmp/image" --fault "read:3-40=error:EIO"
-nbdmirror copy "${uri[storage]}" "$tmp/copy" --give-up-after 20s 2>"$tmp/err" || fail "the copy has no patience"
+nbdmirror copy "${uri[storage]}" "$tmp/copy" --give-up-after 20s 2>"$tmp/err" ||
+  fail "the copy has no patience"
 grep -q 'it is tried again' "$tmp/err" || fail "copy does not say that it tries again"
 cmp "$tmp/image" "$tmp/copy" || fail "the copy differs"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a worker which is stopped (SIGSTOP) while it holds the gate holds the guest no longer than the lease, though it
-# still lives and keeps its connection; that another worker is refused meanwhile (exit 7); and that it can do no
-# harm when it goes on: its generation is void, it copies on, and hands over later.  While prepared likewise.
+# Proves that a worker which is stopped (SIGSTOP) while it holds the gate holds the guest no longer
+# than the lease, though it still lives and keeps its connection; that another worker is refused
+# meanwhile (exit 7); and that it can do no harm when it goes on: its generation is void, it copies
+# on, and hands over later.  While prepared likewise.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/holding.sh"
 
@@ -28,7 +29,8 @@ wait_exit complete 20
 second_refused "stopped while holding"
 before=$(wc -l <"$tmp/pulse")
 sleep 0.5
-[ "$(wc -l <"$tmp/pulse")" -gt "$before" ] || fail "the guest does not go on beside a stopped worker"
+[ "$(wc -l <"$tmp/pulse")" -gt "$before" ] ||
+  fail "the guest does not go on beside a stopped worker"
 kill -CONT "${pid[mirror]}"
 wait_for 20 status_is_not state holding
 nbdmirror set "${control[src]}" bandwidth=none >/dev/null

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a synchronous guest is never worse off than by one bounded delay: its destination is stopped, the worker is
-# stopped, the destination is killed and started again, the worker is killed and resumed. Each time the
-# guest goes on, no write waits much longer than max-write-delay, writes do not queue up for such a delay each, the job is not
-# synchronised meanwhile and is so again afterwards; and in the end all is equal.
+# Proves that a synchronous guest is never worse off than by one bounded delay: its destination is
+# stopped, the worker is stopped, the destination is killed and started again, the worker is killed
+# and resumed. Each time the guest goes on, no write waits much longer than max-write-delay, writes
+# do not queue up for such a delay each, the job is not synchronised meanwhile and is so again
+# afterwards; and in the end all is equal.
 . "$(dirname "$0")/lib.sh"
 
 size=$(bytes 32M)
@@ -18,7 +19,8 @@ threads=4
 
 start_worker () {
   : >"$tmp/mirror.log"
-  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --quarantine-grace 200ms --max-downtime 5s \
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --quarantine-grace 200ms \
+    --max-downtime 5s \
     --max-write-delay 50ms "$@"
   wait_state "${control[src]}" ready 30
   nbdmirror set "${control[src]}" synchronous=on >/dev/null
@@ -47,11 +49,13 @@ well () {
   [ "$(status_of "${control[src]}" gate)" = synchronous ] || fail "$1: the gate is not synchronous"
   longest=$(status_of "${control[src]}" longest-write-delay-ms)
   note "$1: synchronised again; the longest delay so far was $longest ms"
-  awk -v l="$longest" -v s="$slack" 'BEGIN { exit !(l <= 50 + 10 + 1000 * s) }' || fail "$1: a write was delayed by $longest ms"
+  awk -v l="$longest" -v s="$slack" 'BEGIN { exit !(l <= 50 + 10 + 1000 * s) }' ||
+    fail "$1: a write was delayed by $longest ms"
 }
 
 start_worker
-start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --connections $threads --rate 300 --seconds 600
+start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --connections $threads --rate 300 \
+  --seconds 600
 many_waited () { [ "$(number delayed-writes)" -ge 100 ]; }
 wait_for 20 many_waited
 
@@ -65,7 +69,8 @@ meanwhile "worker stopped"
 kill -CONT "${pid[mirror]}"
 well "worker stopped"
 
-# Slow is not stopped: under a limit that is lower than what the guest writes its writes go on waiting, each in vain.
+# Slow is not stopped: under a limit that is lower than what the guest writes its writes go on
+# waiting, each in vain.
 nbdmirror set "${control[src]}" bandwidth=1M >/dev/null
 wait_for 10 synchronised false
 sleep 0.5
@@ -81,7 +86,8 @@ well "slow destination"
 stop dst KILL
 wait_state "${control[src]}" degraded 20
 wait_for 10 synchronised false
-[ "$(status_of "${control[src]}" gate)" = open ] || fail "the gate is not open without a destination"
+[ "$(status_of "${control[src]}" gate)" = open ] ||
+  fail "the gate is not open without a destination"
 delayed=$(number delayed-writes)
 guest_changed guest 1 || fail "the guest does nothing"
 sleep 0.3
@@ -95,7 +101,8 @@ wait_state "${control[src]}" detached 10
 start_worker --resume
 well "worker killed"
 
-# A stopped destination under the last step of all: the guest's waiting writes do not count as in flight (R3).
+# A stopped destination under the last step of all: the guest's waiting writes do not count as in
+# flight (R3).
 complete_soon "${control[src]}"
 ends_well mirror
 ends_well guest

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves what `set synchronous=on` promises: a guest's write is at the destination when it is answered, a FLUSH and a
-# write with FUA have been flushed there; this begins to be so, and is said (synchronised), while the guest writes as
-# fast as it can during a full first pass under a bandwidth limit; and it ends with synchronous=off.
+# Proves what `set synchronous=on` promises: a guest's write is at the destination when it is
+# answered, a FLUSH and a write with FUA have been flushed there; this begins to be so, and is said
+# (synchronised), while the guest writes as fast as it can during a full first pass under a
+# bandwidth limit; and it ends with synchronous=off.
 . "$(dirname "$0")/lib.sh"
 
 # ---- each single write, looked at ----
@@ -12,8 +13,8 @@ random_disk "$tmp/disk" "$size"
 start_server src "$tmp/disk"
 start_eval dst "$size" "sleep 0.01" "echo flush >>$tmp/flushes"
 
-# look N: so many writes, zeroes and flushes of a guest; prints how many of these were missing at the destination when they were
-# answered.
+# look N: so many writes, zeroes and flushes of a guest; prints how many of these were missing at
+# the destination when they were answered.
 look () {
   "$python" - "${uri[src]}" "$tmp/dst.img" "$tmp/flushes" "$1" <<'PY'
 import nbd, os, random, sys
@@ -48,11 +49,13 @@ PY
 
 synchronised () { [ "$(status_of "${control[src]}" synchronised)" = "${1:-true}" ]; }
 
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 10s --max-write-delay 5s
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 10s \
+  --max-write-delay 5s
 wait_state "${control[src]}" ready 60
 synchronised false || fail "synchronised though nothing waits"
 [ "$(status_of "${control[src]}" gate)" = open ] || fail "the gate is not open"
-[ "$(look 20)" -gt 0 ] || fail "writes reach the destination at once though the gate is open: this test sees nothing"
+[ "$(look 20)" -gt 0 ] ||
+  fail "writes reach the destination at once though the gate is open: this test sees nothing"
 
 nbdmirror set "${control[src]}" synchronous=on
 [ "$(status_of "${control[src]}" gate)" = synchronous ] || fail "the gate is not synchronous"
@@ -63,7 +66,8 @@ synchronised || fail "no longer synchronised"
 [ "$(status_of "${control[src]}" delayed-writes)" -ge 60 ] || fail "delayed-writes does not count"
 [ "$(status_of "${control[src]}" missed-writes)" = 0 ] || fail "there were missed writes"
 nbdmirror status "${control[src]}" >"$tmp/out"
-grep -q 'synchronous, synchronised; .* writes waited, up to' "$tmp/out" || fail "status: $(cat "$tmp/out")"
+grep -q 'synchronous, synchronised; .* writes waited, up to' "$tmp/out" ||
+  fail "status: $(cat "$tmp/out")"
 
 # Paused: nobody waits for what is not being done; and it comes back.
 nbdmirror pause "${control[src]}"
@@ -74,11 +78,13 @@ wait_for 20 synchronised
 [ "$(look 10)" = 0 ] || fail "not synchronous after a pause"
 
 nbdmirror set "${control[src]}" synchronous=off
-[ "$(status_of "${control[src]}" gate)" = open ] || fail "the gate is not open after synchronous=off"
+[ "$(status_of "${control[src]}" gate)" = open ] ||
+  fail "the gate is not open after synchronous=off"
 synchronised false || fail "synchronised after synchronous=off"
 has_to_exit 0 nbdmirror set "${control[src]}" synchronous=on max-write-delay=3s
 wait_for 20 synchronised
-[ "$(status_of "${control[src]}" max-write-delay-ms)" = 3000.0 ] || fail "max-write-delay was not set"
+[ "$(status_of "${control[src]}" max-write-delay-ms)" = 3000.0 ] ||
+  fail "max-write-delay was not set"
 complete_soon "${control[src]}"
 ends_well mirror
 equal "$tmp/disk" "$tmp/dst.img"
@@ -93,15 +99,18 @@ shadowed_disk "$size"
 start_server src "$tmp/disk"
 start_dest dst2 file "$size"
 start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 100000 --seconds 600
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst2]}" --bandwidth 12M --max-downtime 2s --report "$tmp/report"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst2]}" --bandwidth 12M --max-downtime 2s \
+  --report "$tmp/report"
 wait_state "${control[src]}" 'copying|ready' 20
 nbdmirror set "${control[src]}" synchronous=on
 wait_for 60 synchronised
-note "synchronised with $(status_of "${control[src]}" sent-bytes) of $size bytes sent, pass $(status_of "${control[src]}" pass)"
+note "synchronised with $(status_of "${control[src]}" sent-bytes) of $size bytes sent," \
+  "pass $(status_of "${control[src]}" pass)"
 complete_soon "${control[src]}"
 ends_well mirror
 ends_well guest
 note "the guest: $(cat "$tmp/guest.json")"
-[ "$(field delayed-writes <"$tmp/report")" -gt 0 ] || fail "the report does not tell how many writes waited"
+[ "$(field delayed-writes <"$tmp/report")" -gt 0 ] ||
+  fail "the report does not tell how many writes waited"
 equal "$tmp/disk" "${uri[dst2]}"
 shadow_equal

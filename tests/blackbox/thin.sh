@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that thin stays thin: a 1 TiB disk with 100 MiB of data is mirrored within seconds, to a
-# sparse file, to nbdkit memory and to qcow2, and zeroes that were allocated at the source do not become data.
+# sparse file, to nbdkit memory and to qcow2, and zeroes that were allocated at the source do not
+# become data.
 . "$(dirname "$0")/lib.sh"
 long_test
 
@@ -9,7 +10,8 @@ truncate -s 1T "$tmp/disk"
 for at in 0 300000 1048551; do # MiB; the last one is at the end
   dd if=/dev/urandom of="$tmp/disk" bs=1M count=25 seek=$at conv=notrunc status=none
 done
-dd if=/dev/zero of="$tmp/disk" bs=1M count=25 seek=500000 conv=notrunc status=none # allocated zeroes
+dd if=/dev/zero of="$tmp/disk" bs=1M count=25 seek=500000 conv=notrunc status=none \
+  # allocated zeroes
 sync "$tmp/disk"
 
 mirror_to () {
@@ -20,7 +22,8 @@ mirror_to () {
     --report "$tmp/report"
   [ $((SECONDS - start)) -le 45 ] || fail "$kind: it took $((SECONDS - start)) s"
   sent=$(field sent-bytes <"$tmp/report")
-  [ "$sent" -ge 70000000 ] && [ "$sent" -le 80000000 ] || fail "$kind: sent $sent bytes for 75 MiB of data"
+  [ "$sent" -ge 70000000 ] && [ "$sent" -le 80000000 ] ||
+    fail "$kind: sent $sent bytes for 75 MiB of data"
   equal_data "${uri[dst$kind]}"
   stop "src$kind"
   rm -f "${control[src$kind]}.fence"
@@ -34,7 +37,8 @@ M = 1 << 20
 f = os.open(sys.argv[1], os.O_RDONLY)
 h = nbd.NBD()
 h.connect_uri(sys.argv[2])
-places = [m + i for m in (0, 300000, 500000, 1048551) for i in range(-2, 27)] + [100000, 700000, 1048575]
+places = [m + i for m in (0, 300000, 500000, 1048551) for i in range(-2, 27)]
+places += [100000, 700000, 1048575]
 for m in places:
     if 0 <= m < 1048576:
         assert bytes(h.pread(M, m * M)) == os.pread(f, M, m * M), m

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""tls-relay.py PORT LOG: passes TCP connections to localhost on to PORT there, and looks at what goes by.  Prints the port that it
-listens at.  LOG gets a line for each connection that has ended:
+"""tls-relay.py PORT LOG: passes TCP connections to localhost on to PORT there, and looks at what
+goes by.  Prints the port that it listens at.  LOG gets a line for each connection that has ended:
 
     tls UP DOWN      NBD's negotiation up to STARTTLS, then nothing but TLS records; bytes each way
     clear WHAT       anything else: WHAT says where
@@ -24,7 +24,8 @@ class Clear(Exception):
 
 
 class Side:
-    """One direction.  Reads what comes, exactly as it has to be, and remembers how much of it was TLS."""
+    """One direction.  Reads what comes, exactly as it has to be, and remembers how much of it was
+    TLS."""
 
     def __init__(self, source, sink):
         self.source, self.sink = source, sink
@@ -120,7 +121,8 @@ def relay(client, port, log):
             thread.join()
     fault = up.fault or down.fault
     with open(log, "a") as out:
-        print(f"clear {fault}" if fault else f"tls {up.bytes} {down.bytes}" if up.step == 2 else "refused", file=out)
+        print(f"clear {fault}" if fault else f"tls {up.bytes} {down.bytes}" if up.step == 2
+              else "refused", file=out)
 
 
 def main():

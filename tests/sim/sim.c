@@ -8,11 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "mirror/job/estimate.h"
 #include "tests/sim/guest.h"
 #include "tests/sim/sim.h"
 
-#define NS_PER_MS UINT64_C (1000000)
 #define STEP_S 0.001
 #define SAMPLE_MS 100
 #define SOON_MS 20       /* with nothing left, as job.c */
@@ -20,8 +20,8 @@
 #define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
 #define BURST_S 0.1    /* as rate.c */
 #define SETTLE_MS 1000 /* as mirror/job/final.c */
-#define LINE_QUEUE_BYTES                                                                           \
-  (2.0 * 1048576) /* of background requests, before each urgent one on a line without a limit */
+/* Of background requests, before each urgent one on a line without a limit. */
+#define LINE_QUEUE_BYTES (2.0 * 1048576)
 #define URGENT_CATCHING_UP 0.25
 #define URGENT_SYNCHRONISED 0.5
 #define URGENT_CREDIT_S 0.01
