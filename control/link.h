@@ -11,7 +11,6 @@
 #include <stdint.h>
 #include <jansson.h>
 
-#include "control/client.h"
 #include "control/frame.h"
 
 /* The id of a command that nobody waits for is this and the command's name. */

@@ -8,7 +8,7 @@ pods = \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdkit-digest-filter.pod \
 	docs/nbdmirror-control.pod
-EXTRA_DIST += $(pods) docs/design.md docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
+EXTRA_DIST += $(pods) docs/design.md docs/where.md docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
 
 if HAVE_POD2MAN
 man_MANS += \

@@ -8,6 +8,7 @@ The third column of a row names folders and single headers in backquotes, and li
 folder may also use what the folders that it names may use, but no library of theirs.
 """
 
+import glob
 import os
 import re
 import sys
@@ -16,9 +17,12 @@ import sys
 LIBRARIES = {"jansson.h": "jansson", "libaio.h": "libaio", "libnbd.h": "libnbd",
              "nbdkit-filter.h": "nbdkit", "xxhash.h": "libxxhash"}
 
-CODE = ["base", "cmd", "control", "digest", "dirty-bitmap", "mirror", "nbd-plugin"]
-
 tree = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+
+# The folders that have a makefile of their own, but for those that nothing is built on.
+code = {os.path.dirname(path) for path in glob.glob("*/local.mk", root_dir=tree)}
+code -= {"bench", "docs", "tests"}
+
 findings = []
 
 
@@ -28,7 +32,7 @@ def read_table():
     with open(os.path.join(tree, "HACKING.md"), encoding="utf-8") as f:
         for line in f:
             match = re.fullmatch(r"\| `([^`]+)/` \|[^|]*\|([^|]*)\|", line.strip())
-            if match and match[1].split("/")[0] in CODE:
+            if match and match[1].split("/")[0] in code:
                 cell = match[2]
                 names = re.findall(r"`([^`]+?)/?`", cell)
                 libraries = re.findall(r"[\w-]+", re.sub(r"`[^`]*`", "", cell))
@@ -40,7 +44,7 @@ def read_table():
 
 def sources():
     """Every C file and header of the code, by its path."""
-    for top in CODE:
+    for top in sorted(code):
         for where, _, names in os.walk(os.path.join(tree, top)):
             for name in sorted(names):
                 if name.endswith((".c", ".h")):

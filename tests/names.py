@@ -8,22 +8,24 @@ It reads the objects of the build directory in which it is started, after make h
 """
 
 import collections
+import glob
 import os
 import re
 import subprocess
 import sys
-
-FOLDERS = ["base", "cmd", "control", "digest", "dirty-bitmap", "mirror", "nbd-plugin", "tests"]
 
 # Every program has the first, every nbdkit filter the second.
 EVERYWHERE = {"main", "filter_init"}
 
 srcdir = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 
+# Those that have a makefile of their own; tests/ has programs, too.
+folders = [os.path.dirname(path) for path in glob.glob("*/local.mk", root_dir=srcdir)]
+
 
 def walk(top, ending):
     """The paths below the folders of TOP that end with ENDING, relative to TOP."""
-    for folder in FOLDERS:
+    for folder in folders:
         for where, _, names in os.walk(os.path.join(top, folder)):
             for name in names:
                 if name.endswith(ending):

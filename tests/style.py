@@ -6,6 +6,7 @@
 usage: style.py TREE [PATH...]      (only files below PATH, to look at one folder)
 """
 
+import glob
 import os
 import re
 import sys
@@ -13,8 +14,6 @@ import sys
 COLUMNS = 100
 FUNCTION_LINES = 70
 
-FOLDERS = ["base", "bench", "cmd", "control", "digest", "dirty-bitmap", "docs",
-           "mirror", "nbd-plugin", "tests"]
 TOP = ["Makefile.am", "configure.ac", "bootstrap", "quickstart", "README.md", "HACKING.md",
        "SECURITY.md", "CHANGELOG.md"]
 ENDINGS = (".c", ".h", ".md", ".mk", ".pml", ".pod", ".py", ".sh", ".am", ".ac")
@@ -33,8 +32,9 @@ def complain(path, number, what):
 
 def files(tree, only):
     """Paths relative to TREE, of everything that is written by hand."""
+    folders = [os.path.dirname(path) for path in glob.glob("*/local.mk", root_dir=tree)]
     found = [name for name in TOP if os.path.exists(os.path.join(tree, name))]
-    for folder in FOLDERS:
+    for folder in folders + ["completions"]:
         for where, dirs, names in os.walk(os.path.join(tree, folder)):
             dirs[:] = [d for d in dirs if d != "__pycache__"]
             for name in names:
@@ -54,6 +54,15 @@ def check_lines(path, lines):
             complain(path, number, f"{width} columns, at most {COLUMNS} are allowed")
         if line != line.rstrip():
             complain(path, number, "blanks at the end of the line")
+
+
+def check_paths(tree, path, lines):
+    """What a page in backquotes calls a file of ours is there."""
+    for number, line in enumerate(lines, 1):
+        for name in re.findall(r"`([\w-]+(?:/[\w.-]+)+/?)`", line):
+            if os.path.isdir(os.path.join(tree, name.split("/")[0])) and "NAME" not in name \
+                    and not os.path.exists(os.path.join(tree, name)):
+                complain(path, number, f"{name} is not there")
 
 
 # ---- C -------------------------------------------------------------------------------------
@@ -187,6 +196,8 @@ def main():
         with open(os.path.join(tree, path), encoding="utf-8") as f:
             lines = f.read().splitlines()
         check_lines(path, lines)
+        if path.endswith(".md"):
+            check_paths(tree, path, lines)
         if path.endswith((".c", ".h")):
             check_c(path, lines)
     sys.exit(findings > 0)

@@ -20,5 +20,6 @@ for program in clang-format-14 clang-format; do
 done
 [ -n "$program" ] || { echo "skipped: clang-format 14 is not installed"; exit 77; }
 
-[ $# -gt 0 ] || set -- base cmd control digest dirty-bitmap mirror nbd-plugin tests
+# shellcheck disable=SC2012,SC2046
+[ $# -gt 0 ] || set -- $(ls -- */local.mk | sed 's,/.*,,')
 find "$@" -name '*.[ch]' -print0 | xargs -0 "$program" --dry-run -Werror
