@@ -33,16 +33,19 @@ def walk(top, ending):
 
 
 def source_of(path):
-    """The source of an object, or None where it was renamed and the object is left over.  automake
-    puts what an object belongs to before its name (nbdkit_mirror_filter_la-gate.o), and libtool has
-    a folder of its own for them."""
+    """The source of an object, or None if the object is left over: its source was renamed, or is
+    newer, because nothing needs this object any more.  automake puts what an object belongs to
+    before its name (nbdkit_mirror_filter_la-gate.o), and libtool has a folder of its own for
+    them."""
+    made = os.path.getmtime(path)
     folder, name = os.path.split(path)
     folder = re.sub(r"/\.libs$", "", folder)
     name = name[:-2]
     for name in (name, name.split("-", 1)[-1]):
         source = f"{folder}/{name}.c"
-        if os.path.exists(os.path.join(srcdir, source)):
-            return source
+        there = os.path.join(srcdir, source)
+        if os.path.exists(there):
+            return source if os.path.getmtime(there) <= made else None
     return None
 
 
