@@ -9,9 +9,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "cmd/cmd.h"
-#include "cmd/show-forecast.h"
 #include "cmd/hooks.h"
+#include "cmd/show-forecast.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -29,6 +30,7 @@ enum {
   OPT_RESTART,
   OPT_DETACH,
   OPT_GRACE,
+  OPT_GIVE_UP_STALLED,
   OPT_UNLIMITED_HOLD,
   OPT_DRY_RUN,
   OPT_MEASURE
@@ -55,6 +57,9 @@ static const struct cmd_option options[] = {
   { "give-up-after", WORKER_OPT_GIVE_UP, "TIME",
     "end (exit status 3) when the destination has been away, or the source unreadable, for TIME "
     "(default never)" },
+  { "give-up-if-stalled", OPT_GIVE_UP_STALLED, "TIME",
+    "end (exit status 3) when nothing was copied for TIME though something is left (default "
+    "never)" },
   { "dry-run", OPT_DRY_RUN, NULL,
     "check everything, measure, and print how the job would go; there is no job and nothing is "
     "written (exit status 4: it would not end)" },
@@ -125,6 +130,13 @@ take_option (struct arguments *a, int c)
     if (!worker_parse_ms ("--quarantine-grace", optarg, &ms))
       return EXIT_USAGE;
     a->job.grace_ns = ms * 1000000 + 1; /* 0 would mean the default */
+    return 0;
+  case OPT_GIVE_UP_STALLED:
+    if (!worker_parse_ms ("--give-up-if-stalled", optarg, &ms))
+      return EXIT_USAGE;
+    if (ms < 1)
+      return cmd_usage_error ("--give-up-if-stalled %s: must be at least 1ms", optarg);
+    a->job.give_up_stalled_ns = ms * NS_PER_MS;
     return 0;
   case OPT_DRY_RUN:
     a->dry_run = true;

@@ -272,9 +272,8 @@ job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report)
   j->gate.max_write_delay_ms = o->max_write_delay_ms;
   bool checked = job_check (j, &status) == 0;
   json_t *left = json_object_get (status, "dirty-bytes");
-  m.left_bytes = job_resumes (j) && json_is_integer (left)
-                     ? (uint64_t)json_integer_value (left)
-                     : UINT64_MAX;
+  m.left_bytes = job_resumes (j) && json_is_integer (left) ? (uint64_t)json_integer_value (left)
+                                                           : UINT64_MAX;
   if (checked && begin_measuring (j, &m) == 0 && check_destination (j, &m) == 0
       && measure (j, &m, measure_ns) == 0)
     *report = make_forecast (j, &m);

@@ -30,6 +30,7 @@
 #include "mirror/job/gate-control.h"
 #include "mirror/job/job.h"
 #include "mirror/job/source-errors.h"
+#include "mirror/job/stall.h"
 #include "mirror/job/worker-lock.h"
 
 #define JOB_CONTROL_TIMEOUT_MS 10000
@@ -57,6 +58,7 @@ struct job {
   struct supervisor supervisor;
   bool engine_ready, supervising;
   struct source_errors source_errors;
+  struct stall stall;
   struct estimate estimate;
   struct converge converge;
   double waiting; /* guest writes in the synchronous gate, on average; -1: not known */

@@ -189,6 +189,31 @@ check_source (struct job *j)
   job_publish (j);
 }
 
+/* Nothing has moved for as long as the user allows. */
+static void
+check_stall (struct job *j, uint64_t now)
+{
+  struct engine *e = &j->engine;
+  const struct engine_counters *c = &e->counters;
+  uint64_t moved = atomic_load (&c->acked_bytes) + atomic_load (&c->extent_bytes);
+  bool due = !j->paused && engine_left_bytes (e) > 0;
+  uint64_t ns = stall_look (&j->stall, moved, due, now);
+  uint64_t limit = stall_limit_ns (j->o->give_up_stalled_ns, ENGINE_REQUEST_BYTES, j->rate_limit);
+
+  if (j->o->give_up_stalled_ns == 0 || ns < limit)
+    return;
+  const char *lost = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
+  CLEANUP_TEXT char *unread
+      = j->source_errors.any ? source_errors_text (&j->source_errors, e) : NULL;
+  const char *why = lost ? lost : unread ? unread : "the destination does not answer";
+  job_say (j, JOB_ERROR, "given up: nothing has moved for %g s: %s", (double)ns / (double)NS_PER_S,
+           why);
+  /* Its requests are not waited for. */
+  if (j->supervisor.session)
+    session_fail (j->supervisor.session, why);
+  job_end (j, unread && !lost ? JOB_FAILED : JOB_DEST_FAILED);
+}
+
 static void
 check_signal (struct job *j)
 {
@@ -260,6 +285,7 @@ run (struct job *j)
       break; /* not to complain of a session that ends because it was sealed */
     supervise (j);
     check_source (j);
+    check_stall (j, clock_ns ());
     if (j->over)
       break;
     job_gate_update (j);

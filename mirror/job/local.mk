@@ -23,6 +23,8 @@ libmirror_la_SOURCES += \
 	mirror/job/requests.c \
 	mirror/job/source-errors.c \
 	mirror/job/source-errors.h \
+	mirror/job/stall.c \
+	mirror/job/stall.h \
 	mirror/job/status.c \
 	mirror/job/verify.c \
 	mirror/job/verify.h \

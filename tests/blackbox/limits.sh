@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that each time limit is kept: nothing ends earlier than its option says, and nothing later
 # than 10 % or 200 ms (the larger) after it.  The limits: --connect-timeout, --request-timeout (a
-# request, a flush), --give-up-after (destination gone, silent, refusing writes), --lease,
-# --timeout, --max-write-delay, and a hold that nobody ends.
+# request, a flush), --give-up-after (destination gone, silent, refusing writes),
+# --give-up-if-stalled, --lease, --timeout, --max-write-delay, and a hold that nobody ends.
 . "$(dirname "$0")/lib.sh"
 
 size=$(bytes 8M)
@@ -105,11 +105,28 @@ mirror_to hangs --give-up-after 2s --request-timeout 1s
 mirror_to errors --give-up-after 4500ms --quarantine-grace 100ms
 # It takes connections, and its writes are then never answered.
 mirror_to mute --give-up-after 3500ms --quarantine-grace 100ms --request-timeout 20s
+# Nothing moves, though the connection stands: --give-up-if-stalled.  It counts from the last reply.
+start_fake d-stalls --size "$size" --log "$tmp/stalls.requests" --fault write:5-=hang-all
+mirror_to stalls --give-up-if-stalled 2500ms --request-timeout 30s
 given_up gone 3000
 given_up hangs 2000
 given_up errors 4500
 given_up mute 3500
-for name in gone hangs errors mute; do stop s-$name; done
+exits m-stalls 3 'nothing has moved for 2.5'
+in_time "stalled" 2500 "$(request_at stalls write)" "$(ended m-stalls)"
+# A job that has nothing to do, or may not do it, is not stalled.
+start_dest d-idle file "$size"
+mirror_to idle --give-up-if-stalled 500ms --bandwidth 256k
+for ((i = 0; i < 15; i++)); do running m-idle || fail "a low limit counts as stalled"; sleep 0.1; done
+nbdmirror pause "${control[s-idle]}"
+sleep 1
+nbdmirror resume "${control[s-idle]}"
+nbdmirror set "${control[s-idle]}" bandwidth=0
+wait_state "${control[s-idle]}" ready 20
+sleep 1
+running m-idle || fail "a job that is paused, or ready, counts as stalled"
+stop m-idle
+for name in gone hangs errors mute stalls idle; do stop s-$name; done
 
 # ---- a guest that is held or slowed down ----
 

@@ -8,6 +8,7 @@
 #include "tests/unit/unit.h"
 
 #include "mirror/job/estimate.h"
+#include "mirror/job/stall.h"
 
 #define MS UINT64_C (1000000)
 #define MIB (UINT64_C (1) << 20)
@@ -229,4 +230,22 @@ Test (estimate, no_faster_than_the_limit)
   s.limit = MIB; /* lowered while there is nothing to copy */
   feed (&e, &s, 1, 0, 0, false, 300);
   cr_assert_float_eq (e.bandwidth, 1.0 * MIB, 1.0);
+}
+
+Test (stall, counts_only_while_nothing_moves_and_something_is_due)
+{
+  struct stall s = { 0, 0 };
+  cr_assert_eq (stall_look (&s, 0, true, 100 * MS), 0);
+  cr_assert_eq (stall_look (&s, 0, true, 300 * MS), 200 * MS);
+  cr_assert_eq (stall_look (&s, 1, true, 400 * MS), 0, "something has moved");
+  cr_assert_eq (stall_look (&s, 1, true, 1000 * MS), 600 * MS);
+  cr_assert_eq (stall_look (&s, 1, false, 1100 * MS), 0, "nothing is due");
+  cr_assert_eq (stall_look (&s, 1, true, 1200 * MS), 100 * MS);
+}
+
+Test (stall, a_low_limit_needs_time_for_a_request)
+{
+  cr_assert_eq (stall_limit_ns (1000 * MS, 262144, 0), 1000 * MS);
+  cr_assert_eq (stall_limit_ns (1000 * MS, 262144, 100 << 20), 1000 * MS);
+  cr_assert_eq (stall_limit_ns (1000 * MS, 262144, 65536), 8000 * MS);
 }
