@@ -155,6 +155,7 @@ keep_memory (struct machine *v, json_t *ram)
 {
   json_t *left = json_object_get (ram, "remaining"), *total = json_object_get (ram, "total");
 
+  v->memory_sent = json_integer_value (json_object_get (ram, "transferred"));
   /* Before it has counted its pages QEMU says that nothing is left. */
   if (json_integer_value (left) == 0
       && json_integer_value (json_object_get (ram, "transferred")) == 0)

@@ -30,6 +30,7 @@ struct machine {
   char migration[32];                   /* the last status that a MIGRATION event told; "" none */
   uint64_t stop_ns, resume_ns;          /* when these events came; 0: they did not */
   json_int_t memory_left, memory_total; /* bytes, as query-migrate told last; total 0: it did not */
+  json_int_t memory_sent;               /* the same */
   json_t *old_caps, *old_params;        /* what a roll-back sets again, or NULL; owned */
 };
 

@@ -26,6 +26,7 @@ enum {
   OPT_MAX_DOWNTIME,
   OPT_MEMORY_BANDWIDTH,
   OPT_TIMEOUT,
+  OPT_STALLED,
   OPT_SWITCH,
   OPT_POLICY,
   OPT_LOG,
@@ -150,6 +151,9 @@ take_option (struct migrate_options *o, int c)
     return take_rate ("--memory-bandwidth", &o->memory_bandwidth);
   case OPT_TIMEOUT:
     return take_time ("--timeout", &o->timeout_ms);
+  case OPT_STALLED:
+    o->give_up_stalled = optarg;
+    return take_time ("--give-up-if-stalled", &o->give_up_stalled_ms);
   case OPT_SWITCH:
     return take_time ("--switchover-timeout", &o->switch_ms);
   case OPT_POLICY:
@@ -200,6 +204,8 @@ const struct cmd_option migrate_option_table[] = {
     "QEMU may slow the guest down when its memory does not converge" },
   { "timeout", OPT_TIMEOUT, "TIME",
     "roll back if the guest is not ready to be switched by then (default never)" },
+  { "give-up-if-stalled", OPT_STALLED, "TIME",
+    "roll back if nothing of a disk, or of the memory, moves for TIME (default never)" },
   { "switchover-timeout", OPT_SWITCH, "TIME",
     "roll back if the switch takes longer (default 30s)" },
   { "resume", OPT_RESUME, NULL, "go on with mirrors that were left over" },

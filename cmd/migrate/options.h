@@ -19,6 +19,8 @@ struct migrate_options {
   unsigned nr_disks;
   const char *memory_uri, *incoming_uri;                       /* incoming: NULL if the same */
   const char *bandwidth, *max_downtime, *policy, *connections; /* for `mirror`, may be NULL */
+  const char *give_up_stalled;                                 /* the same */
+  uint64_t give_up_stalled_ms;                                 /* for the memory; 0: never */
   uint64_t memory_bandwidth;                                   /* bytes a second; 0: QEMU's own */
   uint64_t max_downtime_ms;
   uint64_t timeout_ms; /* up to the hold; 0: none */

@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/migrate/migrate.h"
+#include "mirror/job/stall.h"
 
 #define EVENT_MS 20         /* longest sleep while the guest is stopped */
 #define ASK_MS 250          /* how often query-migrate is asked, beside the events */
@@ -171,12 +172,19 @@ step_memory (struct migrate *m)
 
   if (begin_memory (m) == -1)
     return -1;
-  uint64_t asked = clock_ms (), disks_asked = 0;
+  uint64_t asked = 0, disks_asked = 0;
+  struct stall stall = { 0, 0 };
   while (strcmp (source->migration, "pre-switchover") != 0) {
     if (check_interrupted (m) == -1 || look_at_migration (m, &asked) == -1)
       return -1;
     if (has_failed (source))
       return migration_failed (m);
+    uint64_t stalled_ms
+        = stall_look (&stall, (uint64_t)source->memory_sent, true, clock_ns ()) / NS_PER_MS;
+    if (m->options.give_up_stalled_ms != 0 && stalled_ms >= m->options.give_up_stalled_ms)
+      return journal_fail (&m->journal, EXIT_NOT_CONVERGED,
+                           "no memory has been sent for %" PRIu64 " ms (--give-up-if-stalled)",
+                           stalled_ms);
     if (strcmp (source->migration, "completed") == 0)
       return journal_fail (&m->journal, EXIT_ERROR,
                            "the source QEMU did not wait before the switch-over");

@@ -47,7 +47,7 @@ start_one (struct journal *journal, struct disk *d, const struct migrate_options
   const struct child_options own = { .path = own_path (path, sizeof path), .own_group = true };
   const char *state = status_text (d->status, "state");
   bool resume = state != NULL && strcmp (state, "detached") == 0;
-  const char *argv[16] = { "nbdmirror", "mirror", d->control, d->dest, "--json" };
+  const char *argv[18] = { "nbdmirror", "mirror", d->control, d->dest, "--json" };
   unsigned n = 5;
 
   if (resume)
@@ -56,6 +56,7 @@ start_one (struct journal *journal, struct disk *d, const struct migrate_options
   n = pass_on (argv, n, "--max-downtime", o->max_downtime);
   n = pass_on (argv, n, "--policy", o->policy);
   n = pass_on (argv, n, "--connections", o->connections);
+  n = pass_on (argv, n, "--give-up-if-stalled", o->give_up_stalled);
   argv[n] = NULL;
   d->pid = child_start ((char *const *)argv, &own);
   if (d->pid == -1) {

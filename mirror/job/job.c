@@ -196,7 +196,11 @@ check_stall (struct job *j, uint64_t now)
   struct engine *e = &j->engine;
   const struct engine_counters *c = &e->counters;
   uint64_t moved = atomic_load (&c->acked_bytes) + atomic_load (&c->extent_bytes);
-  bool due = !j->paused && engine_left_bytes (e) > 0;
+  /* What is in quarantine waits for its grace time (R12), which is nobody's fault. */
+  bool grace = j->supervisor.state == SUPERVISOR_COPYING
+               && now - j->supervisor.session_ns < e->options.grace_ns
+               && bitmap_count (j->region, REGION_QUARANTINE) > 0;
+  bool due = !j->paused && !grace && engine_left_bytes (e) > 0;
   uint64_t ns = stall_look (&j->stall, moved, due, now);
   uint64_t limit = stall_limit_ns (j->o->give_up_stalled_ns, ENGINE_REQUEST_BYTES, j->rate_limit);
 

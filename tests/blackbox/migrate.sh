@@ -131,6 +131,16 @@ migrate 4 --timeout 1s
 kill -CONT "${pid[to-b]}"
 ended running dead open
 
+case="a destination does not answer"
+kill -STOP "${pid[to-b]}"
+qemus
+migrate 3 --give-up-if-stalled 1s
+kill -CONT "${pid[to-b]}"
+ended running dead open
+case="no memory moves"
+fails 4 running dead open -- --at source:migrate:hang -- --give-up-if-stalled 500ms
+says "no memory has been sent for .* (--give-up-if-stalled)"
+
 # A mirror of the user's own is left alone.
 case="adopted"
 spawn mine nbdmirror mirror "${control[a]}" "${uri[to-a]}"
