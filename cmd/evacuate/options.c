@@ -21,7 +21,8 @@ enum {
   OPT_RESTART,
   OPT_BANDWIDTH,
   OPT_DOWNTIME,
-  OPT_POLICY
+  OPT_POLICY,
+  OPT_STALLED
 };
 
 static void
@@ -75,6 +76,9 @@ take_option (struct evacuate *e, int opt)
   case OPT_POLICY:
     pass_on (e, "--policy", optarg);
     break;
+  case OPT_STALLED:
+    pass_on (e, "--give-up-if-stalled", optarg);
+    break;
   case OPT_PIDFILE:
     text_free (e->pidfile);
     e->pidfile = server_absolute_path ("--pidfile", optarg);
@@ -90,6 +94,7 @@ const struct cmd_option evacuate_options[] = {
   { "bandwidth", OPT_BANDWIDTH, "RATE", "as for 'mirror'" },
   { "max-downtime", OPT_DOWNTIME, "TIME", "as for 'mirror'" },
   { "policy", OPT_POLICY, "sync|throttle|none|fail", "as for 'mirror'" },
+  { "give-up-if-stalled", OPT_STALLED, "TIME", "as for 'mirror'" },
   { "resume", OPT_RESUME, NULL, "as for 'mirror'" },
   { "restart", OPT_RESTART, NULL, "as for 'mirror'" },
   { "lease", OPT_LEASE, "TIME",
