@@ -2,7 +2,7 @@
 # How it is written, which names it has, and which folder uses which.
 
 TESTS += tests/names.py tests/layers.py
-EXTRA_DIST += tests/names.py tests/layers.py tests/style.sh tests/style.py
+EXTRA_DIST += tests/names.py tests/layers.py tests/style.sh tests/style.py tests/interfaces.py
 
 # ---- unit tests ------------------------------------------------------------------
 # Each is one program, tests/unit/test-NAME.c, and can be run alone (--help, --filter).
