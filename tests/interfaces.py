@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a user of one build sees and a user of another does not: subcommands, options, exit statuses,
-values in JSON, files, the filters' parameters, commands and events of the control protocol.
+"""What a user of one build sees and a user of another does not: subcommands, options, exit
+statuses, values in JSON, files, the filters' parameters, commands and events of the control
+protocol.
 
 usage: interfaces.py BUILD [OTHER-BUILD]
 
@@ -81,15 +82,15 @@ class Build:
     def source_text(self, *folders):
         text = ""
         for folder in folders:
-            for path in glob.glob(os.path.join(self.source, folder, "**", "*.[ch]"), recursive=True):
+            for path in glob.glob(f"{self.source}/{folder}/**/*.[ch]", recursive=True):
                 with open(path, encoding="utf-8") as f:
                     text += f.read()
         return text
 
     def protocol(self):
         filters = self.source_text("nbd-plugin")
-        commands = re.findall(r'\{\s*"([a-z_-]+)",\s*((?:"[^"]*"\s*)+),\s*[a-z_]+,\s*(?:true|false)',
-                              filters)
+        commands = re.findall(
+            r'\{\s*"([a-z_-]+)",\s*((?:"[^"]*"\s*)+),\s*[a-z_]+,\s*(?:true|false)', filters)
         self.see("commands of the control protocol",
                  [f"{name} " + " ".join(re.findall(r'"([^"]*)"', arguments))
                   for name, arguments in commands])
@@ -156,8 +157,8 @@ class Build:
         self.wait_for(30, lambda: self.state(control) == "ready")
         self.values("status --json of a job", self.run("status", control, "--json").stdout)
         with open(control + ".worker", encoding="utf-8") as f:
-            self.see("file CONTROL.worker",
-                     [re.sub(r"[0-9a-f-]{36}", "UUID", re.sub(r"^\d+ *", "PID ", f.read())).strip()])
+            text = re.sub(r"^\d+ *", "PID ", f.read().strip())
+            self.see("file CONTROL.worker", [re.sub(r"[0-9a-f-]{36}", "UUID", text)])
         self.values("complete --json", self.run("complete", control, "--json").stdout)
         job.wait(30)
         self.values("status --json after the hand-over",
