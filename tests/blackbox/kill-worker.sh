@@ -35,14 +35,25 @@ start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 15 --seconds 600
 
 attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 
-resume=
-for ((i = 1; i <= kills; i++)); do
+# The abort bug may take the destination's server down a moment after keep_destination saw it running.
+# A worker that cannot connect at first ends at once, which is right; then both are started again.
+start_worker () {
   keep_destination
   # shellcheck disable=SC2086
   spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --max-downtime 2s \
     --policy none $resume --bandwidth 64M
+}
+attached_or_ended () { attached || ! running mirror; }
+
+resume=
+for ((i = 1; i <= kills; i++)); do
+  start_worker
+  wait_for 20 attached_or_ended
+  if ! running mirror && ! running dst; then
+    start_worker
+    wait_for 20 attached_or_ended
+  fi
   resume=--resume
-  wait_for 20 attached
   sleep "0.$(printf %03d $((RANDOM % longest_ms)))"
   running mirror || fail "the worker ended by itself before kill $i"
   kill -KILL "${pid[mirror]}"
