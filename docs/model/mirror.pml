@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Live block mirroring, blueprint rules R1-R13 (sections 2,4,5,6,7).
- * Every rule drop / variant is a -D macro; see run.sh for the list.
+/* Live block mirroring: the rules R1 to R13 of docs/where.md.
+ * Each macro (-D) drops a rule, or is a variant of one; run.sh has the list.
  * 2 blocks, 2 guest threads sharing W writes, 2 copy requests in flight.      */
 #ifndef W
 #define W 2             /* guest writes in all                               */
@@ -56,7 +56,7 @@
 #define BIT(b) (1<<(b))
 
 byte src[2], dc[2];             /* source; destination as reads see it       */
-byte ds[2], post[2];            /* sets of values that may be durable now / after the running flush */
+byte ds[2], post[2];            /* sets of values that may be durable: now, after this flush */
 byte lost;                      /* blocks whose dirty pages a failed flush dropped */
 byte dirty, clm[2], quar;       /* bit masks                                 */
 byte infl, gate;
@@ -66,7 +66,8 @@ byte cur, flst, rel;            /* flush: 0 none 1 turned 2 issued 3 answered */
 byte late[4];                   /* dead connections' requests: 0 or 1+4b+v   */
 byte alive = 1;                 /* 1 runs; 0 dead; 2 filter has cleaned up; 3 hung */
 byte conn = 1;                  /* 1 up; 0 lost; 3 re-dirtied; 2 claims dropped, ready to connect */
-byte hst;                       /* completer: 0 - 1 held 2 drained 3 prepared 4 committed 5,6 part checks */
+byte hst;                       /* completer: 0 - 1 held 2 drained 3 prepared 4 committed
+                                 * 5,6 part checks */
 byte irb[2];
 byte rbs, rbv;                  /* read-back in progress: 1+b, value read     */
 byte ncrash = NCRASH, ndcrash = NDCRASH, nrecon = NRECON, natt = NATT, nerr = NERR, nff = NFF;
@@ -281,11 +282,13 @@ again:
 #define SEND(i)  :: atomic { UP && st[i]==2 -> vl[i]=src[sb[i]]; st[i]=3 }
 #endif
 #ifdef RELREPLY
-#define REPLY(i) :: atomic { UP && st[i]==4 -> clm[ss[i]] = clm[ss[i]] & (3^BIT(sb[i])); freeslot(i) }
+#define REPLY(i) :: atomic { UP && st[i]==4 -> clm[ss[i]] = clm[ss[i]] & (3^BIT(sb[i])); \
+                             freeslot(i) }
 #else
 #ifdef RBINLINE
 /* The read-back as slot.c does it: at once after the reply (6: read), against what was written; the
- * block leaves quarantine while it is still claimed, so that the flush comes before it is believed. */
+ * block leaves quarantine while it is still claimed, so that the flush comes before it is
+ * believed. */
 #if LB == 2
 #define IWHEN(i) && !LATEB(sb[i])
 #else
@@ -293,7 +296,8 @@ again:
 #endif
 #define REPLY(i) :: atomic { UP && st[i]==4 && !(quar & BIT(sb[i])) -> freeslot(i) } \
   :: atomic { UP && st[i]==4 && (quar & BIT(sb[i])) IWHEN(i) -> irb[i]=dc[sb[i]]; st[i]=6 } \
-  :: atomic { UP && st[i]==6 -> if :: irb[i]==vl[i] -> quar = quar & (3^BIT(sb[i])) :: else -> SETDIRTY(BIT(sb[i])) fi; irb[i]=0; freeslot(i) }
+  :: atomic { UP && st[i]==6 -> if :: irb[i]==vl[i] -> quar = quar & (3^BIT(sb[i])) \
+                                   :: else -> SETDIRTY(BIT(sb[i])) fi; irb[i]=0; freeslot(i) }
 #else
 #define REPLY(i) :: atomic { UP && st[i]==4 -> freeslot(i) }
 #endif
@@ -301,8 +305,8 @@ again:
 #define WAITS(i,s) (st[i]!=0 && st[i]!=5 && ss[i]==(s))
 #define BUSYMASK ((st[0]!=0 -> BIT(sb[0]) : 0) | (st[1]!=0 -> BIT(sb[1]) : 0))
 #define READBACK(b) \
-  :: atomic { UP && rbs==0 && (quar&BIT(b)) && !(dirty&BIT(b)) && !((clm[0]|clm[1])&BIT(b)) RBWHEN(b) -> \
-       rbs=1+b; rbv=dc[b] }
+  :: atomic { UP && rbs==0 && (quar&BIT(b)) && !(dirty&BIT(b)) && \
+              !((clm[0]|clm[1])&BIT(b)) RBWHEN(b) -> rbs=1+b; rbv=dc[b] }
 #if LB == 2
 #define RBWHEN(b) && !LATEB(b)
 #else
@@ -450,7 +454,8 @@ end: do
 #if NERR > 0
   WERR(0) WERR(1)
 #endif
-  :: atomic { UP && flst==2 -> ds[0]=ds[0]&post[0]; ds[1]=ds[1]&post[1]; post[0]=0; post[1]=0; flst=3 }
+  :: atomic { UP && flst==2 -> ds[0]=ds[0]&post[0]; ds[1]=ds[1]&post[1]; post[0]=0; post[1]=0;
+              flst=3 }
 #if NFF > 0
   :: atomic { UP && flst==2 && nff>0 -> nff--; post[0]=0; post[1]=0;
        if :: ds[0]!=BIT(dc[0]) -> lost=lost|1 :: true fi;
@@ -505,7 +510,7 @@ end: do
 #ifdef FTIMEOUT
   :: atomic { gate==HELD && ntime>0 -> ntime--; gate=OPEN }
 #ifdef REHOLD
-  :: atomic { gate==OPEN && nrehold>0 -> nrehold--; gate=HELD; hid++ }     /* somebody else's hold */
+  :: atomic { gate==OPEN && nrehold>0 -> nrehold--; gate=HELD; hid++ } /* somebody else's hold */
   :: atomic { gate==HELD && hid==2 -> gate=OPEN }
 #endif
 #endif
@@ -517,7 +522,8 @@ end: do
 
 /* --------------------------------------------------------------- faults */
 inline powercut(b) {
-  if :: (ds[b]&1) -> dc[b]=0 :: (ds[b]&2) -> dc[b]=1 :: (ds[b]&4) -> dc[b]=2 :: (ds[b]&8) -> dc[b]=3 fi;
+  if :: (ds[b]&1) -> dc[b]=0 :: (ds[b]&2) -> dc[b]=1
+     :: (ds[b]&4) -> dc[b]=2 :: (ds[b]&8) -> dc[b]=3 fi;
   ds[b] = BIT(dc[b])
 }
 proctype faults() {
@@ -541,7 +547,8 @@ end: do
   :: atomic { RUN && nhang>0 -> nhang--; alive=3 }
 #endif
 #ifdef LIVE
-  :: atomic { ncrash+ndcrash+nrecon+nhang>0 -> ncrash=0; ndcrash=0; nrecon=0; nhang=0 }   /* faults stop */
+  :: atomic { ncrash+ndcrash+nrecon+nhang>0 -> /* faults stop */
+              ncrash=0; ndcrash=0; nrecon=0; nhang=0 }
 #endif
   od
 }

@@ -1,23 +1,26 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The synchronous gate: mirror/engine/catchup.h, mirror/engine/urgent-queue.h, dirty-bitmap/urgent.h.
+/* The synchronous gate: mirror/engine/catchup.h, mirror/engine/urgent-queue.h,
+ * dirty-bitmap/urgent.h.
  *
- * Claim: while the filter may say "synchronised" (the gate is synchronous and synced_epoch is sync_epoch),
- * the destination has everything that a guest was told is done.
+ * Claim: while the filter may say "synchronised" (the gate is synchronous and synced_epoch is
+ * sync_epoch), the destination has everything that a guest was told is done.
  *
- * 2 blocks, 2 guest threads with W0 and W1 writes, COPIES copies begun by the worker, one session (losing one forgets
- * everything; mirror.pml has that).  A copy of each block may already run when it all begins, and one may fail to be read.
- * The worker's steps under the engine's lock are one step each, but where it looks at the bits, which guests set meanwhile.
+ * There are 2 blocks, 2 guest threads with W0 and W1 writes, COPIES copies begun by the worker, and
+ * one session (losing one forgets everything; mirror.pml has that).  A copy of each block may run
+ * already when it all begins, and one may fail to be read.  The worker's steps under the engine's
+ * lock are one step each, but where it looks at the bits, because guests set these meanwhile.
  *
  * With these numbers the search is exhaustive: 34.8 million states, no error, minutes and 2.8 GiB.
- * (Two writes by one guest and four copies are too many for that; among 95 million states seen with bitstate hashing was no
- * error either.)
+ * Two writes by one guest and four copies are too many for that.  Among 95 million states of them,
+ * seen with bitstate hashing, there was no error either.
  *
  * Macros that drop or change a rule, each of which finds a counterexample:
  *   -DNOWAIT      a pass goes past blocks that are busy since before the epoch
  *   -DNOTAIL      a pass is believed at its end, without what was busy then being acknowledged
  *   -DNOGIVEN     blocks that were given back do not spoil a pass
  *   -DNOEPOCH     ... nor does a write that went on without an answer
- *   -DAHEAD=2     writes ahead of the cursor are answered at once in any pass (-DAHEAD=1: in the first only, as built)
+ *   -DAHEAD=2     writes ahead of the cursor are answered at once in any pass (-DAHEAD=1: in the
+ *                 first only, as built)
  *   -DMODELATE    the filter counts the epoch up before the gate is synchronous, and not after
  */
 #ifndef W0
@@ -63,7 +66,8 @@ proctype guest (byte me; byte left)
        src[b]++; v = src[b]               /* the layer below */
      }
      dirty[b] = true;                     /* marked after (R2) */
-     atomic {                             /* the mode is only ever switched on: nothing is hidden by this being one step */
+     /* The mode is only ever switched on, so nothing is hidden by this being one step. */
+     atomic {
        if
        :: !mode -> skip
        :: else -> where[me] = b; slot[me] = POSTED
@@ -71,7 +75,8 @@ proctype guest (byte me; byte left)
      }
      if
      :: slot[me] == FREE || slot[me] == OK -> skip
-     :: slot[me] == POSTED || slot[me] == TAKEN -> d_step { epoch++; slot[me] = FREE } /* a miss, before the guest is told */
+     :: slot[me] == POSTED || slot[me] == TAKEN ->
+        d_step { epoch++; slot[me] = FREE } /* a miss, before the guest is told */
      fi;
      d_step {
        slot[me] = FREE; where[me] = 0;
@@ -134,7 +139,8 @@ inline serve (g)
   if
   :: slot[g] == POSTED ->
      if
-     :: AHEAD > 0 && (AHEAD == 2 || !wrapped) && synced != epoch && where[g] >= cursor && busy[where[g]] == 0 -> slot[g] = OK
+     :: AHEAD > 0 && (AHEAD == 2 || !wrapped) && synced != epoch && where[g] >= cursor &&
+        busy[where[g]] == 0 -> slot[g] = OK
      :: else -> slot[g] = TAKEN
      fi
   :: else
@@ -180,8 +186,10 @@ end:
        b = 0
      }
   /* an urgent block */
-  :: atomic { left > 0 && slot[0] == TAKEN && dirty[where[0]] && busy[where[0]] == 0 -> claim (where[0]) }
-  :: atomic { left > 0 && slot[1] == TAKEN && dirty[where[1]] && busy[where[1]] == 0 -> claim (where[1]) }
+  :: atomic { left > 0 && slot[0] == TAKEN && dirty[where[0]] && busy[where[0]] == 0 ->
+              claim (where[0]) }
+  :: atomic { left > 0 && slot[1] == TAKEN && dirty[where[1]] && busy[where[1]] == 0 ->
+              claim (where[1]) }
   /* requests */
   :: atomic { slot[0] == POSTED || slot[0] == TAKEN -> serve (0) }
   :: atomic { slot[1] == POSTED || slot[1] == TAKEN -> serve (1) }
@@ -207,15 +215,18 @@ end:
   od
 }
 
-/* Copies run beside the worker's decisions: read; written and acknowledged at some time (here: at the latest possible), or not
- * read, and given back (dirty first, then no longer busy).  They end under the lock. */
+/* Copies run beside the worker's decisions.  A copy is read, and then written and acknowledged at
+ * some time (here: at the latest possible).  Or it is not read, and given back (dirty first, then
+ * no longer busy).  They end under the lock. */
 proctype copier (byte b)
 {
 end:
   do
   :: d_step { busy[b] > 0 && !have[b] -> data[b] = src[b]; have[b] = true }
-  :: d_step { busy[b] > 0 && have[b] && !looking -> dest[b] = data[b]; data[b] = 0; have[b] = false; busy[b] = 0 }
-  :: d_step { busy[b] > 0 && !have[b] && may_fail && !looking -> may_fail = false; dirty[b] = true; given++; busy[b] = 0 }
+  :: d_step { busy[b] > 0 && have[b] && !looking ->
+              dest[b] = data[b]; data[b] = 0; have[b] = false; busy[b] = 0 }
+  :: d_step { busy[b] > 0 && !have[b] && may_fail && !looking ->
+              may_fail = false; dirty[b] = true; given++; busy[b] = 0 }
   od
 }
 
@@ -229,6 +240,7 @@ init
     :: skip
     fi;
     if :: dirty[1] = true; dest[1] = 0 :: number++; busy[1] = number; dest[1] = 0 :: skip fi;
-    run guest (0, W0); run guest (1, W1); run filter (); run worker (); run copier (0); run copier (1)
+    run guest (0, W0); run guest (1, W1); run filter (); run worker ();
+    run copier (0); run copier (1)
   }
 }
