@@ -135,6 +135,7 @@ blackbox_tests = \
 	tests/blackbox/receive-seal.sh \
 	tests/blackbox/receive-ssh.sh \
 	tests/blackbox/hostile-uris.sh \
+	tests/blackbox/rekey.sh \
 	tests/blackbox/receive-tls.sh \
 	tests/blackbox/thin.sh
 TESTS += $(blackbox_tests)

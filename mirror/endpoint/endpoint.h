@@ -1,29 +1,45 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * An endpoint is a place that blocks are read from or written to: a local file or block device
- * (file.c: libaio), or an NBD export (nbd.c: libnbd), given as
+ * Endpoints: the places that blocks are read from and written to.  An endpoint has one of these
+ * names:
  *
- *   nbd://… nbd+unix://… nbds://…      an NBD URI
- *   [ COMMAND ARGS ]                   an NBD server run for us, by socket activation
+ *   nbd://… nbd+unix://… nbds://…      an NBD URI (uri.h)
+ *   [ COMMAND ARGS ]                   an NBD server that is run for us, by socket activation
  *   ssh://…                            a disk on another host (ssh.h)
  *   PATH                               a local regular file or block device
  *
- * struct endpoint is the thing itself: opened and described once, shared by threads, constant after
- * endpoint_open().  struct channel is one way to it (an AIO context, or a few NBD connections): it
- * belongs to one thread, which drives it with poll().
+ * This folder uses base/, libnbd, libaio, libxml2, digest/ (the names of exports of digests) and
+ * control/receive-exports.h (the names of the exports of `nbdmirror receive`).  It knows nothing of
+ * jobs.  Its parts, from the top down; none includes what stands above it:
  *
- * Requests are asynchronous.  A completion runs from channel_dispatch(), in the channel's thread,
- * never from within the call that started the request, and outside of any lock of the libraries: it
- * may start further requests on any channel of its thread.  ERROR is 0 or a positive errno.
+ *   seal.c blocking.c same-place.c     what can be done with an endpoint, or with its name
+ *   open.c                             from a name to a kind; the only file that knows all kinds
+ *   file*.c                            the kind for files (libaio)
+ *   nbd*.c                             the kind for NBD exports (libnbd)
+ *   ssh.c command.c                    the command for an ssh URI; child processes that serve NBD
+ *   endpoint.c internal.h              what is the same for all kinds
+ *   uri.c buffers.c                    reading URIs; memory for data
  *
- * Every wait has a limit: an NBD connection that answers none of its requests for
- * request_timeout_ms (three times that while it has to flush), or leaves one unanswered for ten
- * times that while others are, or one that breaks, makes the channel dead: channel_dispatch()
- * returns -1, all requests of the channel are completed with ESHUTDOWN (ETIMEDOUT for the silent
- * one) first, and no request is accepted after.  Requests on files have no limit: the kernel offers
- * none.
+ * A struct endpoint is the place itself.  endpoint_open() describes it; after that it is constant,
+ * and any thread may use it.  A struct channel is one way to it (an AIO context, or a few NBD
+ * connections). It belongs to one thread, which drives it with poll().  The folder starts no
+ * threads.  It has one lock, inside command.c, under which nothing else is called but waitpid() and
+ * a sleep.
  *
- * The process must ignore SIGPIPE (libnbd cannot suppress it with TLS).
+ * Requests are asynchronous.  A completion runs from channel_dispatch(), in the channel's thread.
+ * It never runs from within the call that started the request, nor under a lock of a library, so it
+ * may start further requests on any channel of its thread.  Its ERROR is 0 or a positive errno.
+ *
+ * Every wait has a limit.  A channel is dead when one of its NBD connections breaks, answers none
+ * of its requests for request_timeout_ms (three times that while it has to flush), or leaves one
+ * unanswered for ten times that while it answers others.  Then all requests of the channel are
+ * completed with ESHUTDOWN, the silent one with ETIMEDOUT; after that channel_dispatch() returns
+ * -1, and no request is accepted any more.  Requests on files have no limit, because the kernel
+ * offers none.
+ *
+ * The texts of errors come from base/text.h: the caller frees them with text_free().
+ *
+ * The process must ignore SIGPIPE, because libnbd cannot suppress it where there is TLS.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_ENDPOINT_H
@@ -48,26 +64,32 @@ struct channel;
 
 struct endpoint_options {
   bool writable;
-  bool
-      will_write; /* only read now: what no mirror may write to is refused as if it were writable */
-  bool create; /* a local file that is missing is created; one that is shorter than create_size is
-                  extended */
-  bool flush_tried; /* an earlier endpoint has flushed there.  Else endpoint_open() does so once, if
-                       it is writable, to see whether a flush that is offered is done as well */
-  uint64_t create_size;   /* bytes */
+  /* It is only read now, and will be written to later.  It is refused where a writable endpoint
+   * would be. */
+  bool will_write;
+  /* A local file that is missing is created; one that is shorter than create_size bytes is
+   * extended. */
+  bool create;
+  uint64_t create_size;
+  /* An earlier endpoint has flushed there.  Else endpoint_open() does so once, if it is writable,
+   * to see whether a flush that is offered is also done. */
+  bool flush_tried;
   int connect_timeout_ms; /* 0: 10,000, for ssh 20,000 */
   int request_timeout_ms; /* 0: 30,000 */
-  unsigned
-      nr_in_flight; /* requests in flight for each NBD connection; 0: default (64).  1 works around
-                       nbdkit 1.32.4 to 1.33.9, which abort when a client with several dies */
-  char *session; /* room for ENDPOINT_SESSION, or NULL: the ID of the last session that was tried at
-                    a server of `nbdmirror receive`, "" before the first; the endpoint that is
-                    opened replaces it.  Only one is opened at a time */
-  unsigned nr_connections; /* NBD connections in each channel; 0: default (1; or 4 where
-                              nr_in_flight is 1 and the server offers multi-conn) */
-  bool ask_digests;        /* find out whether the server serves digests of this export as well */
-  const struct digest_key *digests; /* not NULL: open that export of digests instead, read-only.
-                                       It need not live on.  ENOTSUP where there is none */
+  /* Requests in flight on each NBD connection; 0: 64.  With 1 a client that dies does not take
+   * nbdkit 1.32.4 to 1.33.9 down, which abort when a client with several in flight goes away. */
+  unsigned nr_in_flight;
+  /* NBD connections in each channel; 0: 1, or 4 where nr_in_flight is 1 and the server offers
+   * multi-conn. */
+  unsigned nr_connections;
+  /* NULL, or room for ENDPOINT_SESSION characters: the ID of the last session that was tried at a
+   * server of `nbdmirror receive`, "" before the first.  The endpoint that is opened replaces it.
+   * Only one endpoint with the same room may be opened at a time. */
+  char *session;
+  bool ask_digests; /* find out whether the server serves digests of this export as well */
+  /* Not NULL: open that export of digests instead, read-only.  It need not live on.  ENOTSUP where
+   * there is none. */
+  const struct digest_key *digests;
 };
 
 /* What an endpoint can do; constant. */

@@ -16,14 +16,14 @@
 
 #include "config.h"
 
-#include "mirror/endpoint/file.h"
-
 #include <errno.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include "mirror/endpoint/file.h"
 
 /* Debian 12's kernel headers are older than this call; it has this number nearly everywhere. */
 #if !defined SYS_cachestat && !defined __alpha__
@@ -81,12 +81,13 @@ enum cached
 file_is_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
 {
   unsigned char pages[MAX_PAGES];
-  size_t nr, there = 0;
   enum cached answer;
 
   if (ask_cachestat (fep->fd, len, offset, fep->page, &answer))
     return answer;
-  nr = ask_mincore (fep, len, offset, pages);
+
+  size_t nr = ask_mincore (fep, len, offset, pages), there = 0;
+
   for (size_t i = 0; i < nr; i++)
     there += pages[i] & 1;
   /* It does not tell what is dirty; what is there alone was most likely written lately. */

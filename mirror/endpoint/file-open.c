@@ -8,8 +8,6 @@
 
 #include "config.h"
 
-#include "mirror/endpoint/file.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -21,6 +19,9 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+
+#include "base/text.h"
+#include "mirror/endpoint/file.h"
 
 #define FILE_BLOCK 4096u /* aligned enough for direct I/O to any file system's files */
 
@@ -36,7 +37,7 @@ file_close (struct endpoint *ep)
   if (fep->map)
     munmap (fep->map, fep->map_len);
   free (ep->name);
-  free (ep->info.note);
+  text_free (ep->info.note);
   free (fep);
 }
 
@@ -48,15 +49,15 @@ is_rotational (const struct stat *st)
 
   for (size_t i = 0; i < sizeof parents / sizeof parents[0]; i++) {
     char path[100];
-    FILE *fp;
-    int c;
 
     snprintf (path, sizeof path, "/sys/dev/block/%u:%u/%squeue/rotational", major (dev),
               minor (dev), parents[i]);
-    fp = fopen (path, "re");
+
+    FILE *fp = fopen (path, "re");
     if (!fp)
       continue;
-    c = fgetc (fp);
+
+    int c = fgetc (fp);
     fclose (fp);
     return c == '1';
   }
@@ -163,11 +164,9 @@ open_direct (struct file_endpoint *fep, const struct stat *st)
   /* What is read through the cache then is what was just written: nothing to read ahead. */
   if (info->direct)
     posix_fadvise (fep->fd, 0, 0, POSIX_FADV_RANDOM);
-  if (!info->direct
-      && asprintf (&info->note, "%s: O_DIRECT is refused (%s), going through the page cache",
-                   fep->ep.name, strerror (errno))
-             == -1)
-    info->note = NULL;
+  if (!info->direct)
+    info->note = text_printf ("%s: O_DIRECT is refused (%s), going through the page cache",
+                              fep->ep.name, strerror (errno));
 }
 
 /* Map it for is_cached(): addresses only, no memory is used. */
@@ -190,7 +189,6 @@ endpoint_file_open (const char *path, const struct endpoint_options *opts, int *
                     char **error)
 {
   struct file_endpoint *fep = calloc (1, sizeof *fep);
-  struct endpoint_info *info;
   struct stat st;
   bool created = false;
 
@@ -199,7 +197,9 @@ endpoint_file_open (const char *path, const struct endpoint_options *opts, int *
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", path, strerror (ENOMEM));
     return NULL;
   }
-  info = &fep->ep.info;
+
+  struct endpoint_info *info = &fep->ep.info;
+
   fep->ep.ops = &file_ops;
   fep->ep.opts = *opts;
   fep->direct_fd = -1;

@@ -18,8 +18,6 @@
 
 #include "config.h"
 
-#include "mirror/endpoint/file.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <libaio.h>
@@ -28,6 +26,8 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#include "mirror/endpoint/file.h"
 
 #define FILE_ROOM 64u
 #define MAX_PIECES                                                                                 \
@@ -314,18 +314,19 @@ status (const struct file_endpoint *fep, struct op *op)
 
   while (pos < end) {
     off_t data = lseek (fep->fd, (off_t)pos, SEEK_DATA);
-    off_t hole;
-    uint64_t to;
 
     if (data == -1 && errno != ENXIO)
       return op->nr_extents ? 0 : errno;
-    to = data == -1 || (uint64_t)data > end ? end : (uint64_t)data;
+
+    uint64_t to = data == -1 || (uint64_t)data > end ? end : (uint64_t)data;
     if (to > pos && !op_add_extent (op, to - pos, true))
       return 0;
     pos = to;
     if (pos == end)
       return 0;
-    hole = lseek (fep->fd, (off_t)pos, SEEK_HOLE);
+
+    off_t hole = lseek (fep->fd, (off_t)pos, SEEK_HOLE);
+
     /* A writer may have changed it since, so that the data is a hole now: then just go on
      * with a look from here, and say "data" where nothing can be told. */
     to = hole == -1 || (uint64_t)hole > end ? end : (uint64_t)hole;

@@ -11,8 +11,6 @@
 
 #include "config.h"
 
-#include "mirror/endpoint/nbd.h"
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +18,7 @@
 #include <sys/random.h>
 
 #include "control/receive-exports.h"
+#include "mirror/endpoint/nbd.h"
 
 bool
 nbd_uri_may_be_receive (const struct uri *uri)

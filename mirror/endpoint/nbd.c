@@ -139,7 +139,6 @@ nbd_start (struct channel *ch, struct op *op)
 {
   struct nbd_channel *nc = (struct nbd_channel *)ch;
   struct conn *c = least_busy (nc);
-  int err;
 
   if (op->kind == OP_FLUSH && nc->nr_conns > 1 && !ch->ep->info.can_multi_conn) {
     errno = ENOTSUP; /* it would cover one connection of several */
@@ -164,7 +163,8 @@ nbd_start (struct channel *ch, struct op *op)
   c->in_flight--;
   if (op->kind == OP_FLUSH)
     c->flushes--;
-  err = nbd_get_errno ();
+
+  int err = nbd_get_errno ();
   if (nbd_is_over (c->h)) {
     channel_die (ch, "%s: the connection is broken", ch->ep->name);
     err = ESHUTDOWN;

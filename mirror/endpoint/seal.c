@@ -35,11 +35,10 @@ too_late (struct nbd_handle *h, const char *uri, char **error)
 static struct nbd_handle *
 connect_to (const struct uri *place, const char *uri, int64_t deadline, char **error)
 {
-  struct nbd_handle *h;
-
   if (!nbd_tls_knows_server (place, uri, NULL, error))
     return NULL;
-  h = nbd_create ();
+
+  struct nbd_handle *h = nbd_create ();
   if (h == NULL) {
     endpoint_fail (NULL, error, 0, "%s: %s", uri, nbd_reason ());
     return NULL;
