@@ -89,13 +89,13 @@ wellformed=(
 
 # refused STATUS STATUS STATUS URI: the statuses of mirror and copy, verify and receive.
 refused () {
-  local uri=$4
-  has_to_exit "$1" timeout 30 "$NBDMIRROR" mirror "${control[src]}" "$uri" --on-ready complete
-  has_to_exit "$1" timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$uri"
-  has_to_exit "$2" timeout 30 "$NBDMIRROR" verify "$tmp/disk" "$uri"
-  has_to_exit "$2" timeout 30 "$NBDMIRROR" copy "$uri" "$tmp/stolen"
-  has_to_exit "$3" timeout 30 "$NBDMIRROR" receive --seal "$uri"
-  has_to_exit "$3" timeout 30 "$NBDMIRROR" receive --give-up "$uri"
+  local bad=$4
+  has_to_exit "$1" timeout 30 "$NBDMIRROR" mirror "${control[src]}" "$bad" --on-ready complete
+  has_to_exit "$1" timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$bad"
+  has_to_exit "$2" timeout 30 "$NBDMIRROR" verify "$tmp/disk" "$bad"
+  has_to_exit "$2" timeout 30 "$NBDMIRROR" copy "$bad" "$tmp/stolen"
+  has_to_exit "$3" timeout 30 "$NBDMIRROR" receive --seal "$bad"
+  has_to_exit "$3" timeout 30 "$NBDMIRROR" receive --give-up "$bad"
 }
 for server in ca name; do
   for query in "${malformed[@]}"; do refused 2 2 2 \
