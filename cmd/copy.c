@@ -42,6 +42,9 @@ run (struct cmd_line *line)
     return line->status;
   o.source = line->operands[0].argv;
   o.nr_source = line->operands[0].nr_args;
+  if (worker_check_sync (&s.sync) != 0)
+    return EXIT_USAGE;
+  o.sync = s.sync;
   o.dest = s.dest;
   o.dest.dest = line->operands[1].argv;
   o.dest.nr_dest = line->operands[1].nr_args;

@@ -21,8 +21,7 @@
 #define MEASURE_NS UINT64_C (5000000000)
 
 enum {
-  OPT_SYNC = 0x200,
-  OPT_MAX_DOWNTIME,
+  OPT_MAX_DOWNTIME = 0x200,
   OPT_MAX_WRITE_DELAY,
   OPT_POLICY,
   OPT_ON_READY,
@@ -37,7 +36,6 @@ enum {
 };
 
 static const struct cmd_option options[] = {
-  { "sync", OPT_SYNC, "full", "what to copy: everything" },
   { "max-downtime", OPT_MAX_DOWNTIME, "TIME",
     "pause the guest for at most TIME at the hand-over (default 300ms)" },
   { "max-write-delay", OPT_MAX_WRITE_DELAY, "TIME",
@@ -91,10 +89,6 @@ take_option (struct arguments *a, int c)
   uint64_t ms;
 
   switch (c) {
-  case OPT_SYNC:
-    if (strcmp (optarg, "full") != 0)
-      return cmd_usage_error ("--sync %s: this version knows only full", optarg);
-    return 0;
   case OPT_MAX_DOWNTIME:
     if (!worker_parse_ms ("--max-downtime", optarg, &a->job.max_downtime_ms))
       return EXIT_USAGE;
@@ -317,6 +311,9 @@ run (struct cmd_line *line)
   a.job.control = line->operands[0].argv[0];
   a.hooks.controls = line->operands[0].argv;
   a.hooks.nr_controls = 1;
+  if (worker_check_sync (&a.settings.sync) != 0)
+    return EXIT_USAGE;
+  a.job.sync = a.settings.sync;
   a.job.dest = a.settings.dest;
   a.job.dest.dest = line->operands[1].argv;
   a.job.dest.nr_dest = line->operands[1].nr_args;

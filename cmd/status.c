@@ -30,6 +30,8 @@ static const char *const fields[] = {
   "quarantine-bytes",
   "sent-bytes",
   "zero-bytes",
+  "sync",
+  "skipped-bytes",
   "bandwidth",
   "dirty-rate",
   "bandwidth-limit",

@@ -145,6 +145,17 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   case WORKER_OPT_REQUEST_TIMEOUT:
     good = parse_timeout ("--request-timeout", optarg, &s->dest.endpoint.request_timeout_ms);
     break;
+  case WORKER_OPT_SYNC:
+    good = sync_parse (optarg, &s->sync.mode);
+    if (!good)
+      cmd_usage_error ("--sync %s: must be full, base or compare", optarg);
+    break;
+  case WORKER_OPT_BASE:
+    s->sync.base = optarg;
+    break;
+  case WORKER_OPT_BASE_FORMAT:
+    s->sync.base_format = optarg;
+    break;
   case WORKER_OPT_GIVE_UP:
     if (!strcmp (optarg, "never"))
       s->give_up_ns = UINT64_MAX;
@@ -160,6 +171,18 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   if (!good)
     *status = EXIT_USAGE;
   return true;
+}
+
+int
+worker_check_sync (const struct sync_options *o)
+{
+  if (o->mode == ENGINE_SYNC_BASE && o->base == NULL)
+    return cmd_usage_error ("--sync base needs --base IMAGE");
+  if (o->mode != ENGINE_SYNC_BASE && o->base != NULL)
+    return cmd_usage_error ("--base goes with --sync base");
+  if (o->base == NULL && o->base_format != NULL)
+    return cmd_usage_error ("--base-format goes with --base");
+  return 0;
 }
 
 /* ---- callbacks ---- */

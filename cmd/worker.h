@@ -13,6 +13,7 @@
 
 #include "cmd/cmd.h"
 #include "mirror/job/job.h"
+#include "mirror/job/sync.h"
 
 struct worker {
   bool json;          /* print the final status object on stdout, and no progress */
@@ -30,7 +31,10 @@ enum {
   WORKER_OPT_ALLOW_UNSAFE,
   WORKER_OPT_CONNECT_TIMEOUT,
   WORKER_OPT_REQUEST_TIMEOUT,
-  WORKER_OPT_GIVE_UP
+  WORKER_OPT_GIVE_UP,
+  WORKER_OPT_SYNC,
+  WORKER_OPT_BASE,
+  WORKER_OPT_BASE_FORMAT
 };
 #define WORKER_TIMEOUT_OPTIONS                                                                     \
   { "connect-timeout", WORKER_OPT_CONNECT_TIMEOUT, "TIME",                                         \
@@ -39,12 +43,24 @@ enum {
     "request-timeout", WORKER_OPT_REQUEST_TIMEOUT, "TIME",                                         \
         "how long a server may take to answer a request (default 30s)"                             \
   }
+#define WORKER_SYNC_OPTIONS                                                                        \
+  { "sync", WORKER_OPT_SYNC, "full|base|compare",                                                  \
+    "what to send: everything (default), only what differs from --base, or only what differs "     \
+    "from "                                                                                        \
+    "what the destination holds" },                                                                \
+      { "base", WORKER_OPT_BASE, "IMAGE",                                                          \
+        "the base for --sync base: a local image or an NBD URI; the destination must hold the "    \
+        "same, and nothing else" },                                                                \
+  {                                                                                                \
+    "base-format", WORKER_OPT_BASE_FORMAT, "FORMAT",                                               \
+        "the format of the base, for instance qcow2 (default raw)"                                 \
+  }
 #define WORKER_OPTIONS                                                                             \
   { "bandwidth", WORKER_OPT_BANDWIDTH, "RATE",                                                     \
     "send at most RATE bytes a second (k, M, G; 0 or none: no limit, the default)" },              \
       { "connections", WORKER_OPT_CONNECTIONS, "N",                                                \
         "open at most N connections to the destination, 1 to 4" },                                 \
-      WORKER_TIMEOUT_OPTIONS,                                                                      \
+      WORKER_SYNC_OPTIONS, WORKER_TIMEOUT_OPTIONS,                                                 \
       { "allow-unsafe-destination", WORKER_OPT_ALLOW_UNSAFE, NULL,                                 \
         "accept a destination that cannot flush: nothing that is written there is known to be "    \
         "safe" },                                                                                  \
@@ -60,11 +76,15 @@ struct worker_settings {
   unsigned nr_copiers;
   uint64_t give_up_ns;
   struct session_options dest;
+  struct sync_options sync;
 };
 
 /* Handle option C with optarg.  True: it was one of the above; *STATUS is EXIT_USAGE if its value
  * is bad, else left alone. */
 bool worker_option (int c, struct worker *w, struct worker_settings *s, int *status);
+
+/* All options were read: do --sync and --base fit together?  0, or EXIT_USAGE after a message. */
+int worker_check_sync (const struct sync_options *o);
 
 /* Parse a time option; false: a usage error was printed. */
 bool worker_parse_ms (const char *option, const char *text, uint64_t *ms);

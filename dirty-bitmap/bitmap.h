@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Bit operations on the four arrays of a shared region, safe between threads and processes without
+ * Bit operations on the arrays of a shared region, safe between threads and processes without
  * a lock.
  *
  * Two levels: a summary bit says that its 64-bit word may be other than zero.

@@ -96,7 +96,7 @@ claims_all_empty (const struct region *r)
 {
   uint64_t given_back = atomic_load (&r->hdr->given_back);
 
-  for (int a = 0; a < REGION_NR_ARRAYS; a++)
+  for (int a = REGION_DIRTY; a <= REGION_QUARANTINE; a++) /* visited blocks are no work left */
     if (!bitmap_empty (r, (enum region_array)a))
       return false;
   return atomic_load (&r->hdr->given_back) == given_back;
@@ -132,9 +132,11 @@ region_merge (struct region *fresh, const struct region *old)
   for (unsigned set = 0; set < 2; set++)
     bitmap_or (fresh, REGION_DIRTY, old, claim_array (set));
   bitmap_or (fresh, REGION_DIRTY, old, REGION_DIRTY);
+  bitmap_or (fresh, REGION_VISITED, old, REGION_VISITED);
   atomic_store (&fresh->hdr->session, atomic_load (&old->hdr->session) + 1);
   atomic_fetch_add (&fresh->hdr->dirtied_total, atomic_load (&old->hdr->dirtied_total));
   atomic_fetch_add (&fresh->hdr->sent_bytes, atomic_load (&old->hdr->sent_bytes));
   atomic_fetch_add (&fresh->hdr->zero_bytes, atomic_load (&old->hdr->zero_bytes));
+  atomic_fetch_add (&fresh->hdr->skipped_bytes, atomic_load (&old->hdr->skipped_bytes));
   samples_copy (fresh, old);
 }

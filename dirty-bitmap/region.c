@@ -2,7 +2,7 @@
  *
  * The shared region's layout, its creation and its checks.
  *
- *   header | summary x 4 | array x 4 | urgent slots | samples
+ *   header | summary x 5 | array x 5 | urgent slots | samples
  *
  * each at a multiple of REGION_ALIGN.  The layout follows from disk size and block size alone, so
  * region_map() computes it anew and compares: what a header says is never used, only agreed with.
@@ -209,12 +209,14 @@ check_layout (const struct region_header *hdr, const struct region_geometry *geo
     "array_offset of claimed A",
     "array_offset of claimed B",
     "array_offset of quarantine",
+    "array_offset of visited",
   };
   static const char *const summary_name[REGION_NR_ARRAYS] = {
     "summary_offset of dirty",
     "summary_offset of claimed A",
     "summary_offset of claimed B",
     "summary_offset of quarantine",
+    "summary_offset of visited",
   };
 
   if (!field_is ("nr_blocks", hdr->nr_blocks, geo->nr_blocks, error)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * The shared region: a sealed memfd that the nbdkit filter and one mirror worker both map.  It
- * holds four bit arrays of the disk's blocks, each with a summary, their counters, the claim
+ * holds five bit arrays of the disk's blocks, each with a summary, their counters, the claim
  * sets' entry counts, the slots of the synchronous gate (urgent.h), and the samples by which a
  * destination is recognised (samples.h).
  *
@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #define REGION_MAGIC "NBDMIRR" /* 8 bytes with the NUL */
-#define REGION_VERSION 2u
+#define REGION_VERSION 3u
 
 #define REGION_MIN_BLOCK_SIZE 4096u
 #define REGION_MAX_BLOCK_SIZE (1024u * 1024u)
@@ -34,6 +34,10 @@ enum region_array {
   REGION_CLAIMED_A,  /* claim set 0: being copied, or written and not yet flushed */
   REGION_CLAIMED_B,  /* claim set 1 */
   REGION_QUARANTINE, /* a dead session's request for it may still be applied (R12) */
+  /* This job has written it, or found out that it need not be written.  Whoever copies sets the bit
+   * before the write is sent, and nobody clears it.  A block without it is at the destination as it
+   * was before the job. */
+  REGION_VISITED,
   REGION_NR_ARRAYS
 };
 
@@ -74,6 +78,7 @@ struct region_header {
   _Alignas(64) _Atomic uint64_t dirtied_total; /* blocks turned from clean to dirty by the guest */
   _Atomic uint64_t session;                    /* goes up at every lost session (R5) */
   _Atomic uint64_t sent_bytes, zero_bytes;     /* by the job's workers: payload, WRITE_ZEROES */
+  _Atomic uint64_t skipped_bytes; /* the destination had them already, so they were not sent */
   _Alignas(64) _Atomic uint32_t active_set;    /* 0 or 1 */
   _Atomic uint32_t entries[2];                 /* copiers counted in each claim set (R4) */
   /* How often summary bits of each array began and ended to be taken away.  While the two differ,

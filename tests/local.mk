@@ -120,6 +120,8 @@ blackbox_tests = \
 	tests/blackbox/synchronous-faults.sh \
 	tests/blackbox/dest-refused.sh \
 	tests/blackbox/dest-faults.sh \
+	tests/blackbox/difference-copy.sh \
+	tests/blackbox/difference-live.sh \
 	tests/blackbox/dest-lasting.sh \
 	tests/blackbox/server-killed.sh \
 	tests/blackbox/quarantine-busy.sh \

@@ -35,6 +35,8 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
   e->options = *options;
   if (e->options.grace_ns == 0)
     e->options.grace_ns = ENGINE_GRACE_NS;
+  if (options->base != NULL && endpoint_info (options->base)->max_request < max)
+    max = endpoint_info (options->base)->max_request;
   e->request_blocks
       = (max < ENGINE_REQUEST_BYTES ? max : ENGINE_REQUEST_BYTES) >> region->geo.block_shift;
   if (e->request_blocks == 0)
@@ -178,11 +180,10 @@ engine_unreadable (struct engine *e, struct unreadable *u)
 }
 
 void
-engine_session_begin (struct engine *e, const struct engine_copiers *copiers, bool may_skip)
+engine_session_begin (struct engine *e, const struct engine_copiers *copiers)
 {
   pthread_mutex_lock (&e->lock);
   e->copiers = copiers;
-  atomic_store (&e->may_skip, may_skip);
   e->last_flush_ns = clock_ns ();
   e->grace_end_ns = e->last_flush_ns + e->options.grace_ns;
   pthread_mutex_unlock (&e->lock);
@@ -205,7 +206,6 @@ engine_session_over (struct engine *e)
   e->unflushed_bytes = 0;
   engine_drop_samples (e, 0, 0, UINT64_MAX);
   engine_drop_samples (e, 1, 0, UINT64_MAX);
-  atomic_store (&e->may_skip, false);
   atomic_store (&e->counters.in_copy_bytes, 0);
   pthread_mutex_unlock (&e->lock);
 }

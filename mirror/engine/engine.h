@@ -8,6 +8,7 @@
  *               bandwidth limit, counters.  It outlives sessions.  This header is what the job's
  *               thread calls; task.h is what copiers call
  *   slot-…      the steps of one task, one file for each kind of task (slot.h)
+ *   difference  which parts of a claimed run need not be sent
  *   copier      one thread of a session, with a channel to each side
  *   session     one set of connections to the destination.  Losing any of them ends it (R5)
  *   supervisor  makes the next session
@@ -40,11 +41,22 @@
 #include "mirror/engine/rate.h"
 #include "mirror/engine/urgent-queue.h"
 
+/* What need not be sent, though it is dirty (difference.h).  In each mode zeroes that the
+ * destination has already stay unsent. */
+enum engine_sync {
+  ENGINE_SYNC_FULL,   /* nothing else */
+  ENGINE_SYNC_TOP,    /* what the source's top layer does not hold */
+  ENGINE_SYNC_BASE,   /* what a base image, beside the source, holds as well */
+  ENGINE_SYNC_COMPARE /* what the destination holds as well */
+};
+
 struct engine_options {
   unsigned nr_copiers; /* upper limit of copier threads; 0: the number of cores, at most 4 */
   uint64_t rate_limit; /* bytes a second; 0: none */
   uint64_t grace_ns;   /* quarantined blocks wait this long from a session's first reply (R12) */
   bool offline;        /* nobody tracks the source: the destination is flushed seldom */
+  enum engine_sync sync;
+  struct endpoint *base; /* ENGINE_SYNC_BASE: the image, borrowed; else NULL */
 };
 
 #define ENGINE_REQUEST_BYTES (256u * 1024)      /* one data request (or one block, if larger) */
@@ -55,9 +67,8 @@ struct engine_options {
 /* Counters that any thread may read at any time.  All but in_copy_bytes only grow.  What was sent
  * is counted in the region's header instead, where the figure outlives a killed worker. */
 struct engine_counters {
-  _Atomic uint64_t skipped_bytes; /* zero on both sides, so nothing was sent (R8) */
   _Atomic uint64_t acked_bytes;  /* read, sent and acknowledged; includes zeroes found on the way */
-  _Atomic uint64_t extent_bytes; /* done by block status alone, without reading */
+  _Atomic uint64_t passed_bytes; /* done without sending them, or as zeroes by block status */
   _Atomic uint64_t in_copy_bytes; /* claimed, and not acknowledged yet */
   _Atomic uint64_t mismatches;    /* quarantined blocks that did not read back as written */
   _Atomic uint64_t flushes;
@@ -99,7 +110,6 @@ struct engine {
   struct engine_counters counters;
   _Atomic bool idle_seen;   /* a copier found nothing to do since the job's thread cleared this */
   _Atomic bool synchronous; /* guest writes wait for us (engine_set_synchronous) */
-  _Atomic bool may_skip;    /* R8: first session, first pass */
   /* Something that was sent in this job may still come late at the destination (R12).  The job's
    * thread's.  Known when no session runs. */
   bool unanswered;
@@ -186,10 +196,9 @@ bool engine_unreadable (struct engine *e, struct unreadable *u);
 
 /* ---- for the session ---- */
 
-/* A session begins.  COPIERS is borrowed until engine_session_over().  MAY_SKIP: it is the job's
- * first session, which may leave zeroes alone that the destination has already (R8).  The
- * destination's first reply was not later than this call. */
-void engine_session_begin (struct engine *e, const struct engine_copiers *copiers, bool may_skip);
+/* A session begins.  COPIERS is borrowed until engine_session_over().  The destination's first
+ * reply was not later than this call. */
+void engine_session_begin (struct engine *e, const struct engine_copiers *copiers);
 
 /* The session has ended.  Its threads have stopped and its requests are completed.  All claims go
  * back to dirty and into quarantine (R5). */

@@ -5,6 +5,8 @@ libmirror_la_SOURCES += \
 	mirror/engine/catchup.h \
 	mirror/engine/copier.c \
 	mirror/engine/copier.h \
+	mirror/engine/difference.c \
+	mirror/engine/difference.h \
 	mirror/engine/engine.c \
 	mirror/engine/engine.h \
 	mirror/engine/flush-turns.c \

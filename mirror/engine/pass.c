@@ -93,11 +93,11 @@ hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t firs
   uint64_t pos = first << geo->block_shift, at = p->hint_start, data_end = pos;
   *zero = false;
   for (unsigned i = 0; i < p->nr_hints;) {
-    uint64_t start = at, end;
+    uint64_t start = at;
     bool z = p->hints[i].zero;
     for (; i < p->nr_hints && p->hints[i].zero == z; i++)
       at += p->hints[i].length;
-    end = at;
+    uint64_t end = at;
     if (end <= pos)
       continue;
     if (start < pos)

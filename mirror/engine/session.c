@@ -20,7 +20,7 @@
 #include "mirror/engine/session.h"
 
 #define MAX_COPIERS 4
-#define DRAIN_SECONDS 2
+#define DRAIN_NS (2 * NS_PER_S)
 
 char *
 session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block_size,
@@ -165,6 +165,21 @@ warn_if_full (struct session *s)
   }
 }
 
+/* The channel to the base image, if there is one.  NULL, or why not, with *PROBLEM. */
+static char *
+open_base (struct copier *c, enum session_problem *problem)
+{
+  struct endpoint *base = c->slots.engine->options.base;
+  char *error = NULL;
+
+  if (base == NULL)
+    return NULL;
+  c->slots.base = channel_open (base, NULL, &error);
+  if (c->slots.base == NULL)
+    *problem = SESSION_SOURCE;
+  return error;
+}
+
 /* Make the copiers, with their channels.  NULL, or why not, with *PROBLEM. */
 static char *
 make_copiers (struct session *s, struct session_options *o, enum session_problem *problem)
@@ -192,6 +207,8 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
         error = text_printf ("cannot make a copier: %s", strerror (errno));
       c->slots.dest = chs.dest[i];
       c->slots.source = chs.source[i];
+      if (error == NULL)
+        error = open_base (c, problem);
     } else {
       channel_close (chs.dest[i]);
       channel_close (chs.source[i]);
@@ -313,7 +330,7 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
 }
 
 int
-session_start (struct session *s, bool first, char **error)
+session_start (struct session *s, char **error)
 {
   s->wakers = (struct engine_copiers){
     .wake_all = wake_all,
@@ -322,7 +339,7 @@ session_start (struct session *s, bool first, char **error)
     .zeroes_cost = !endpoint_info (s->target.endpoint)->can_zero,
   };
   /* The server has answered a read by now (identity.c). */
-  engine_session_begin (s->engine, &s->wakers, first);
+  engine_session_begin (s->engine, &s->wakers);
   s->begun = true;
 
   for (unsigned i = 0; i < s->nr_copiers; i++) {
@@ -355,9 +372,9 @@ session_refused_with (const struct session *s)
 static void
 join_copiers (struct session *s)
 {
-  struct timespec deadline;
-  clock_gettime (CLOCK_REALTIME, &deadline); /* which pthread_timedjoin_np() goes by */
-  deadline.tv_sec += DRAIN_SECONDS;
+  /* pthread_timedjoin_np() goes by the date. */
+  uint64_t date_ns = (uint64_t)clock_date_us () * NS_PER_US;
+  struct timespec deadline = clock_timespec (date_ns + DRAIN_NS);
 
   atomic_store (&s->target.draining, true);
   wake_all (s);

@@ -64,9 +64,8 @@ char *session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t
 struct session *session_connect (struct engine *e, struct session_options *o,
                                  enum session_problem *problem, char **error);
 
-/* Begin to copy.  0, or -1 with *ERROR.  FIRST: it is the job's first session, which may skip
- * zeroes that the destination has already (R8). */
-int session_start (struct session *s, bool first, char **error);
+/* Begin to copy.  0, or -1 with *ERROR. */
+int session_start (struct session *s, char **error);
 
 /* NULL, or why the session was lost.  The text is valid until session_end(). */
 const char *session_lost (struct session *s);

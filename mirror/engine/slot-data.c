@@ -3,16 +3,21 @@
  * WORK_DATA and WORK_VERIFY: copy a claimed run.
  *
  *   state      what is going on                            next
- *   READING    the run is being read from the source       read: WRITING
- *                                                          failed: dirty again
+ *   ASKING     the source's server is asked which parts    nothing is to be sent: done; else
+ *              differ (DIFFERENCE_FIRST)                   READING
+ *   READING    the run is being read from the source, and  read: WRITING
+ *              from what it is compared with, if anything  failed: dirty again
+ *              (DIFFERENCE_BESIDE)
  *   WRITING    it is being sent, as pieces of data and of  all answered: READ_BACK for
- *              zeroes; or it waits for room                WORK_VERIFY, else done
+ *              zeroes, without what need not be sent; or   WORK_VERIFY, else done
+ *              it waits for room
  *   READ_BACK  it is being read back from the destination  equal to what was written: it leaves
  *                                                          quarantine, done
  *                                                          not equal: dirty again
  *
  * A run that leaves quarantine is still claimed, so that the flush comes before anything is
- * believed (R12).
+ * believed (R12).  So is a run that was not sent: the destination may hold it in its memory only,
+ * and the flush makes it durable.
  */
 
 #include "config.h"
@@ -21,18 +26,28 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "mirror/engine/difference.h"
 #include "mirror/engine/slot-data.h"
 
 #define ZERO_UNIT 4096u /* zeroes are looked for in pieces of this */
 
 static void send_pieces (struct slot *sl);
 
+/* What was not sent is no sample of the destination, unless it was seen there. */
+static uint64_t
+sample_length (const struct slot *sl)
+{
+  bool seen = (sl->data.same & 1) == 0 || sl->of->engine->options.sync == ENGINE_SYNC_COMPARE;
+  return seen ? sl->length : 0;
+}
+
 static void
 finish (struct slot *sl)
 {
   struct engine *e = sl->of->engine;
-  atomic_fetch_add (&e->counters.acked_bytes, sl->length);
-  engine_task_done (e, &sl->task, sl->buf, sl->length);
+  atomic_fetch_add (&e->counters.acked_bytes, sl->length - sl->data.skipped);
+  atomic_fetch_add (&e->counters.passed_bytes, sl->data.skipped);
+  engine_task_done (e, &sl->task, sl->buf, sample_length (sl));
   slot_end (sl);
 }
 
@@ -89,23 +104,39 @@ is_zero (const uint8_t *p, size_t n)
   return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
 }
 
-/* The length of the next piece of the buffer, from pos on: all of it zero, or all of it data.
- * Zeroes that the destination could not take for reasons of alignment (an odd tail) are data. */
-static uint64_t
-next_piece (const struct slot *sl, bool *zero)
+enum piece { PIECE_DATA, PIECE_ZERO, PIECE_SAME };
+
+/* What are the N bytes at AT?  Zeroes that the destination could not take for reasons of alignment
+ * (an odd tail) are data. */
+static enum piece
+piece_at (const struct slot *sl, uint64_t at, uint64_t n)
 {
   const struct target *target = sl->of->target;
-  const struct endpoint_info *info = endpoint_info (target->endpoint);
+
+  if (sl->data.same >> (at / sl->of->unit) & 1)
+    return PIECE_SAME;
+  return endpoint_info (target->endpoint)->can_zero && n % target->min_block == 0
+                 && is_zero (sl->buf + at, n)
+             ? PIECE_ZERO
+             : PIECE_DATA;
+}
+
+/* The length of the next piece of the buffer, from pos on, and its kind. */
+static uint64_t
+next_piece (const struct slot *sl, enum piece *kind)
+{
+  const struct target *target = sl->of->target;
   uint32_t unit = target->min_block > ZERO_UNIT ? target->min_block : ZERO_UNIT;
+  uint64_t max = endpoint_info (target->endpoint)->max_request;
   uint64_t pos = sl->data.pos, end = pos;
 
-  *zero = false;
-  while (end < sl->length && (*zero || end - pos + unit <= info->max_request)) {
+  *kind = PIECE_DATA;
+  while (end < sl->length && (*kind != PIECE_DATA || end - pos + unit <= max)) {
     uint64_t n = sl->length - end < unit ? sl->length - end : unit;
-    bool z = info->can_zero && n % target->min_block == 0 && is_zero (sl->buf + end, n);
+    enum piece k = piece_at (sl, end, n);
     if (end == pos)
-      *zero = z;
-    else if (z != *zero)
+      *kind = k;
+    else if (k != *kind)
       break;
     end += n;
   }
@@ -116,7 +147,7 @@ next_piece (const struct slot *sl, bool *zero)
 static void
 acknowledged (struct slot *sl)
 {
-  if (sl->second == NULL) {
+  if (!sl->data.read_back) {
     finish (sl);
     return;
   }
@@ -184,19 +215,36 @@ send_piece (struct slot *sl, uint64_t n, bool zero)
   return 0;
 }
 
+/* N bytes from pos on need not be sent. */
+static void
+skip_piece (struct slot *sl, uint64_t n)
+{
+  struct engine *e = sl->of->engine;
+
+  sl->data.pos += n;
+  sl->data.skipped += n;
+  atomic_fetch_add (&e->region->hdr->skipped_bytes, n);
+  if (!difference_costs (e))
+    engine_refund (e, n);
+}
+
 static void
 send_pieces (struct slot *sl)
 {
   struct slot_data *d = &sl->data;
 
   while (d->failure == 0 && d->pos < sl->length) {
+    enum piece kind;
+    uint64_t n = next_piece (sl, &kind);
+    if (kind == PIECE_SAME) {
+      skip_piece (sl, n);
+      continue;
+    }
     if (channel_room (sl->of->dest) == 0) {
       slot_wait_for_room (sl, send_pieces);
       return;
     }
-    bool zero;
-    uint64_t n = next_piece (sl, &zero);
-    if (send_piece (sl, n, zero) == -1) {
+    if (send_piece (sl, n, kind == PIECE_ZERO) == -1) {
       write_failed (sl, errno);
       return;
     }
@@ -204,9 +252,40 @@ send_pieces (struct slot *sl)
       d->sent_ns = clock_ns ();
     d->pos += n;
   }
+  if (d->failure == 0 && d->outstanding == 0)
+    acknowledged (sl);
 }
 
 /* ---- reading ---- */
+
+/* What is to be sent is known. */
+static void
+begin_writing (struct slot *sl)
+{
+  sl->data.state = DATA_WRITING;
+  sl->data.pos = 0;
+  bitmap_set (sl->of->engine->region, REGION_VISITED, sl->task.first, sl->task.count);
+  send_pieces (sl);
+}
+
+/* One of the reads has ended. */
+static void
+arrived (struct slot *sl)
+{
+  struct slot_data *d = &sl->data;
+
+  if (--d->reading > 0)
+    return;
+  if (d->failure) {
+    /* Nothing was sent, so the claim may go back.  A dead channel is reported by the copier. */
+    engine_task_unread (sl->of->engine, &sl->task, d->failure);
+    slot_end (sl);
+    return;
+  }
+  if (d->look == DIFFERENCE_BESIDE)
+    difference_end (sl);
+  begin_writing (sl);
+}
 
 static void
 on_read (void *opaque, int err)
@@ -217,23 +296,48 @@ on_read (void *opaque, int err)
     err = ESHUTDOWN;
   else if (err == ESHUTDOWN && channel_error (sl->of->source) == NULL)
     err = EIO; /* the server's own answer: trying again for ever would not help */
-  if (err) {
-    /* Nothing was sent, so the claim may go back.  A dead channel is reported by the copier. */
-    engine_task_unread (sl->of->engine, &sl->task, err);
-    slot_end (sl);
-    return;
-  }
-  sl->data.state = DATA_WRITING;
-  send_pieces (sl);
+  sl->data.failure = err;
+  arrived (sl);
+}
+
+static void
+read_source (struct slot *sl)
+{
+  bool beside = sl->data.look == DIFFERENCE_BESIDE;
+
+  sl->data.state = DATA_READING;
+  sl->data.reading = beside ? 2 : 1;
+  if (channel_read (sl->of->source, sl->buf, (uint32_t)sl->length, sl->offset, on_read, sl) == -1)
+    on_read (sl, errno);
+  if (beside)
+    difference_begin (sl, arrived);
+}
+
+/* The source's server has said which parts differ. */
+static void
+asked (struct slot *sl)
+{
+  uint64_t units = (sl->length + sl->of->unit - 1) / sl->of->unit;
+  uint64_t all = units == 64 ? UINT64_MAX : (UINT64_C (1) << units) - 1;
+
+  difference_end (sl);
+  if (sl->data.same == all)
+    begin_writing (sl);
+  else
+    read_source (sl);
 }
 
 void
-slot_data_start (struct slot *sl, bool reads_back)
+slot_data_start (struct slot *sl, bool read_back)
 {
   slot_begin (sl);
-  if (reads_back)
+  if (read_back)
     slot_take_second (sl);
-  sl->data = (struct slot_data){ .state = DATA_READING };
-  if (channel_read (sl->of->source, sl->buf, (uint32_t)sl->length, sl->offset, on_read, sl) == -1)
-    on_read (sl, errno);
+  sl->data = (struct slot_data){ .read_back = read_back };
+  sl->data.look = read_back ? DIFFERENCE_NO_LOOK : difference_when (sl);
+  if (sl->data.look == DIFFERENCE_FIRST) {
+    sl->data.state = DATA_ASKING;
+    difference_begin (sl, asked);
+  } else
+    read_source (sl);
 }

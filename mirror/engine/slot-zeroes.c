@@ -7,9 +7,11 @@
  *   CHECKING   the source's block status was asked  zero: COMPARING or WRITING, for so much of it
  *              for again, after the claim (R8)      not zero: these blocks are dirty again
  *   COMPARING  the destination's block status was   zero: left alone
- *              asked; only while the engine's       not zero: WRITING
- *              may_skip is set (R8)
- *   WRITING    one write of zeroes is in flight     WRITING, COMPARING or CHECKING
+ *              asked; only about blocks that were   not zero: WRITING, or READING in the mode
+ *              never visited (R8)                   `compare`
+ *   READING    it is read from the destination,     zero: left alone
+ *              which may hold zeroes all the same   not zero: WRITING
+ *   WRITING    one write of zeroes is in flight     what comes next in the run
  *
  * In each state the slot may wait for room in the channel instead.
  */
@@ -84,6 +86,17 @@ send_as_data (struct slot *sl, uint64_t *len)
                         on_written, sl);
 }
 
+/* The blocks that N bytes from pos on reach into are going to be written. */
+static void
+mark_visited (struct slot *sl, uint64_t n)
+{
+  struct region *r = sl->of->engine->region;
+  uint64_t at = sl->offset + sl->zeroes.pos;
+  uint64_t b0 = at >> r->geo.block_shift, b1 = ((at + n - 1) >> r->geo.block_shift) + 1;
+
+  bitmap_set (r, REGION_VISITED, b0, b1 - b0);
+}
+
 /* Make the destination zero from pos on, up to write_end, one request at a time. */
 static void
 write_some (struct slot *sl)
@@ -93,6 +106,7 @@ write_some (struct slot *sl)
   uint64_t len = z->write_end - z->pos;
 
   z->state = ZEROES_WRITING;
+  mark_visited (sl, len);
   int r = endpoint_info (target->endpoint)->can_zero && len >= target->min_block
               ? send_as_zeroes (sl, &len)
               : send_as_data (sl, &len);
@@ -100,8 +114,59 @@ write_some (struct slot *sl)
     slot_dest_failed (sl, "write of zeroes", errno);
     return;
   }
-  atomic_fetch_add (&sl->of->engine->counters.extent_bytes, len);
+  atomic_fetch_add (&sl->of->engine->counters.passed_bytes, len);
   z->pos += len;
+}
+
+/* N bytes from pos on are zero at the destination already. */
+static void
+leave_alone (struct slot *sl, uint64_t n)
+{
+  struct engine *e = sl->of->engine;
+
+  sl->zeroes.pos += n;
+  if (!endpoint_info (sl->of->target->endpoint)->can_zero)
+    engine_refund (e, n); /* engine_next() has charged for it */
+  atomic_fetch_add (&e->region->hdr->skipped_bytes, n);
+  atomic_fetch_add (&e->counters.passed_bytes, n);
+}
+
+/* ---- reading the destination ---- */
+
+static void
+on_dest_read (void *opaque, int err)
+{
+  struct slot *sl = opaque;
+  struct slot_zeroes *z = &sl->zeroes;
+
+  if (channel_error (sl->of->dest) != NULL) {
+    slot_dest_failed (sl, "read", err ? err : ESHUTDOWN);
+    return;
+  }
+  if (!err && sl->buf[0] == 0 && memcmp (sl->buf, sl->buf + 1, z->chunk - 1) == 0)
+    leave_alone (sl, z->chunk);
+  else
+    z->write_end = z->pos + z->chunk;
+  step (sl);
+}
+
+/* Does the destination hold zeroes from pos on, up to read_end?  Read some of it. */
+static void
+read_some (struct slot *sl)
+{
+  struct slot_zeroes *z = &sl->zeroes;
+  const struct engine *e = sl->of->engine;
+  const struct target *target = sl->of->target;
+  uint64_t max = e->request_blocks << e->region->geo.block_shift;
+
+  z->state = ZEROES_READING;
+  if (max > endpoint_info (target->endpoint)->max_request)
+    max = endpoint_info (target->endpoint)->max_request;
+  z->chunk = z->read_end - z->pos < max ? z->read_end - z->pos : max;
+  uint64_t n = (z->chunk + target->min_block - 1) / target->min_block * target->min_block;
+  if (channel_read (sl->of->dest, sl->buf, (uint32_t)n, sl->offset + z->pos, on_dest_read, sl)
+      == -1)
+    slot_dest_failed (sl, "read", errno);
 }
 
 /* ---- asking ---- */
@@ -117,14 +182,25 @@ leading (const struct endpoint_extent *x, unsigned nr, bool *zero)
   return n;
 }
 
+/* N bytes from pos on are zero at the source, and it is not known that they are at the destination.
+ */
+static void
+read_or_write (struct slot *sl, uint64_t n)
+{
+  struct slot_zeroes *z = &sl->zeroes;
+
+  if (sl->of->engine->options.sync == ENGINE_SYNC_COMPARE)
+    z->read_end = z->pos + n;
+  else
+    z->write_end = z->pos + n;
+}
+
 static void
 on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
 {
   struct slot *sl = opaque;
-  struct slot_zeroes *z = &sl->zeroes;
-  struct engine *e = sl->of->engine;
   bool zero = false;
-  uint64_t n = z->zero_end - z->pos;
+  uint64_t n = sl->zeroes.chunk;
 
   if (channel_error (sl->of->dest) != NULL) {
     slot_dest_failed (sl, "block status", err ? err : ESHUTDOWN);
@@ -135,14 +211,10 @@ on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned
     if (same < n)
       n = same;
   }
-  if (zero) {
-    z->pos += n;
-    if (!endpoint_info (sl->of->target->endpoint)->can_zero)
-      engine_refund (e, n); /* engine_next() has charged for it */
-    atomic_fetch_add (&e->counters.skipped_bytes, n);
-    atomic_fetch_add (&e->counters.extent_bytes, n);
-  } else
-    z->write_end = z->pos + n;
+  if (zero)
+    leave_alone (sl, n);
+  else
+    read_or_write (sl, n);
   step (sl);
 }
 
@@ -209,28 +281,51 @@ ask_source (struct slot *sl)
   finish (sl);
 }
 
+/* How many bytes from pos on, up to zero_end, are in blocks that were all visited before, or all
+ * never? */
+static uint64_t
+visited_run (const struct slot *sl, bool *visited)
+{
+  const struct region *r = sl->of->engine->region;
+  uint64_t pos = sl->offset + sl->zeroes.pos, end = sl->offset + sl->zeroes.zero_end;
+  uint64_t b0 = pos >> r->geo.block_shift, b1 = ((end - 1) >> r->geo.block_shift) + 1;
+  uint64_t first = b1, count = 0;
+
+  if (!bitmap_next_set (r, REGION_VISITED, b0, b1, &first))
+    first = b1;
+  *visited = first == b0;
+  if (*visited && bitmap_next_run (r, REGION_VISITED, b0, b1 - b0, &first, &count))
+    first += count;
+  uint64_t run_end = first << r->geo.block_shift;
+  return (run_end < end ? run_end : end) - pos;
+}
+
+/* May the zeroes from pos on stay unwritten (R8)?  Only the destination can tell, and only about
+ * blocks that no session has written. */
 static void
-ask_dest (struct slot *sl)
+look_at_dest (struct slot *sl)
 {
   struct slot_zeroes *z = &sl->zeroes;
-
-  z->state = ZEROES_COMPARING;
-  if (channel_status (sl->of->dest, z->zero_end - z->pos, sl->offset + z->pos, on_dest_status, sl)
-      == -1)
-    slot_dest_failed (sl, "block status", errno);
-}
-
-/* May the destination's own block status excuse us from writing these zeroes (R8)? */
-static bool
-may_skip (const struct slot *sl)
-{
   const struct target *target = sl->of->target;
-  return atomic_load (&sl->of->engine->may_skip) && endpoint_info (target->endpoint)->can_status
-         && (sl->zeroes.zero_end - sl->zeroes.pos) % target->min_block == 0;
+  bool visited;
+  uint64_t n = visited_run (sl, &visited);
+
+  if (visited)
+    z->write_end = z->pos + n;
+  else if (!endpoint_info (target->endpoint)->can_status || n % target->min_block != 0)
+    read_or_write (sl, n);
+  else {
+    z->state = ZEROES_COMPARING;
+    z->chunk = n;
+    if (channel_status (sl->of->dest, n, sl->offset + z->pos, on_dest_status, sl) == -1)
+      slot_dest_failed (sl, "block status", errno);
+    return;
+  }
+  step (sl);
 }
 
-/* What comes next?  pos <= write_end <= zero_end <= length; or write_end < pos, and then it is not
- * known yet whether the destination must be written. */
+/* What comes next?  From pos on it is known: up to write_end, that the destination must be written;
+ * up to read_end, that it must be read; up to zero_end, that the source is zero. */
 static void
 step (struct slot *sl)
 {
@@ -242,13 +337,12 @@ step (struct slot *sl)
     ask_source (sl);
   else if (channel_room (sl->of->dest) == 0)
     slot_wait_for_room (sl, step);
-  else if (z->write_end <= z->pos && may_skip (sl))
-    ask_dest (sl);
-  else {
-    if (z->write_end <= z->pos)
-      z->write_end = z->zero_end;
+  else if (z->pos < z->write_end)
     write_some (sl);
-  }
+  else if (z->pos < z->read_end)
+    read_some (sl);
+  else
+    look_at_dest (sl);
 }
 
 void

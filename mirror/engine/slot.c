@@ -19,13 +19,19 @@
 
 /* ---- all slots of a copier ---- */
 
-/* Divide the memory that fits into slots and second buffers.  There is one second buffer for four
- * slots: what is in quarantine, and is read back into them, gets a quarter of the slots at most. */
+/* Divide the memory that fits into slots and second buffers.  Usually there is one second buffer
+ * for four slots: what is in quarantine, and is read back into them, gets a quarter of the slots at
+ * most.  FOR_EACH: every slot compares what it copies with something else. */
 static void
-divide_buffers (struct slots *ss, size_t fit)
+divide_buffers (struct slots *ss, size_t fit, bool for_each)
 {
-  size_t seconds = fit < 10 ? 1 : fit / 5;
+  size_t seconds = for_each ? fit / 2 : fit < 10 ? 1 : fit / 5;
 
+  if (for_each) {
+    ss->nr = seconds < 2 ? 2 : seconds > ENGINE_DEPTH ? ENGINE_DEPTH : (unsigned)seconds;
+    ss->nr_seconds = ss->nr;
+    return;
+  }
   if (fit < 3)
     ss->nr = 2;
   else if (fit - seconds < ENGINE_DEPTH)
@@ -40,10 +46,16 @@ slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned 
 {
   /* Each buffer has room for the destination's minimum block behind an odd tail. */
   size_t request = (size_t)e->request_blocks << e->region->geo.block_shift;
-  size_t pad = target->min_block > ALIGNMENT ? target->min_block : ALIGNMENT;
+  uint32_t base_block = e->options.base ? endpoint_info (e->options.base)->min_block : 1;
+  uint32_t pad = target->min_block > ALIGNMENT ? target->min_block : ALIGNMENT;
 
+  if (base_block > pad)
+    pad = base_block;
   *ss = (struct slots){ .engine = e, .target = target, .buffer_size = request + pad };
-  divide_buffers (ss, ENGINE_BUFFER_BYTES / nr_copiers / ss->buffer_size);
+  for (ss->unit = ALIGNMENT; ss->unit < target->min_block || ss->unit * UINT64_C (64) < request;)
+    ss->unit *= 2;
+  divide_buffers (ss, ENGINE_BUFFER_BYTES / nr_copiers / ss->buffer_size,
+                  e->options.sync >= ENGINE_SYNC_BASE);
   window_init (&ss->window, ss->nr);
   ss->slots = calloc (ss->nr, sizeof *ss->slots);
   if (ss->slots == NULL)
@@ -117,6 +129,8 @@ slot_end (struct slot *sl)
 void
 slot_take_second (struct slot *sl)
 {
+  if (sl->second != NULL)
+    return;
   assert (sl->of->nr_seconds > 0);
   sl->second = sl->of->seconds[--sl->of->nr_seconds];
 }

@@ -45,8 +45,15 @@ struct target {
   void *opaque;
 };
 
-enum slot_data_state { DATA_READING, DATA_WRITING, DATA_READ_BACK };
-enum slot_zeroes_state { ZEROES_CHECKING, ZEROES_COMPARING, ZEROES_WRITING };
+/* difference.h */
+enum difference_look {
+  DIFFERENCE_NO_LOOK, /* all of the run is to be sent */
+  DIFFERENCE_FIRST,   /* look before the source is read, which may turn out to be unnecessary */
+  DIFFERENCE_BESIDE   /* look while the source is read.  It takes the slot's second buffer */
+};
+
+enum slot_data_state { DATA_ASKING, DATA_READING, DATA_WRITING, DATA_READ_BACK };
+enum slot_zeroes_state { ZEROES_CHECKING, ZEROES_COMPARING, ZEROES_READING, ZEROES_WRITING };
 
 struct slot {
   struct slots *of;
@@ -54,20 +61,30 @@ struct slot {
   struct engine_task task;
   uint64_t offset, length; /* the task in bytes; 0 for a flush */
   uint8_t *buf;
-  uint8_t *second; /* another buffer, lent for as long as the task lasts; or NULL */
+  uint8_t *second; /* another buffer, lent for as long as the task lasts; NULL: none yet */
 
   union {
     struct slot_data { /* slot-data.c */
       enum slot_data_state state;
+      bool read_back; /* it is in quarantine */
+      enum difference_look look;
+      unsigned reading;  /* requests that READING waits for */
+      uint64_t look_pos; /* relative: up to here the look has asked (difference.h) */
+      bool look_failed;
+      void (*looked) (struct slot *); /* what follows the look */
+      uint64_t same;        /* a bit for each unit of slots.unit bytes: it need not be sent */
       uint64_t pos;         /* relative: up to here it is sent, or read back */
+      uint64_t skipped;     /* bytes that were not sent */
       unsigned outstanding; /* requests at the destination */
       uint64_t sent_ns;     /* when the first of them was sent */
-      int failure;          /* errno; not 0: send no more */
+      int failure;          /* errno of the read; or of a write: send no more */
     } data;
     struct slot_zeroes { /* slot-zeroes.c; all are relative to offset */
       enum slot_zeroes_state state;
       uint64_t pos;       /* up to here it is done */
       uint64_t zero_end;  /* up to here the source is known to be zero */
+      uint64_t chunk;     /* bytes from pos on that the request under way is about */
+      uint64_t read_end;  /* up to here the destination is compared by reading it */
       uint64_t write_end; /* up to here the destination must be written */
     } zeroes;
   };
@@ -81,14 +98,16 @@ struct slots {
   struct engine *engine;
   struct target *target;
   struct channel *source, *dest;
-  unsigned nr; /* slots */
+  struct channel *base; /* NULL: there is none */
+  unsigned nr;          /* slots */
   struct slot *slots;
   unsigned nr_active, nr_urgent; /* slots in use; of these for urgent blocks */
   struct slot *waiting;          /* slots with something to send and no room, oldest first */
   struct window window;
   uint8_t *buffers; /* one of buffer_size for each slot, and the second ones */
   size_t buffer_size;
-  uint8_t *seconds[ENGINE_DEPTH / 4]; /* the free second buffers */
+  uint32_t unit;                  /* bytes: what is the same is left out in pieces of this size */
+  uint8_t *seconds[ENGINE_DEPTH]; /* the free second buffers */
   unsigned nr_seconds;
 };
 
@@ -106,7 +125,7 @@ void slots_resume (struct slots *ss);
 void slot_begin (struct slot *sl);
 /* SL is free again. */
 void slot_end (struct slot *sl);
-/* Lend SL a second buffer.  The caller has seen that one is free. */
+/* Lend SL a second buffer, unless it has one.  The caller has seen that one is free. */
 void slot_take_second (struct slot *sl);
 
 /* Call RESUME (SL) once there is room at the destination. */

@@ -99,13 +99,12 @@ begin_connect (struct supervisor *s)
 
 void
 supervisor_init (struct supervisor *s, struct engine *e, struct session_options *o,
-                 uint64_t give_up_ns, bool first_may_skip)
+                 uint64_t give_up_ns)
 {
   memset (s, 0, sizeof *s);
   s->engine = e;
   s->options = o;
   s->give_up_ns = give_up_ns;
-  s->first_may_skip = first_may_skip;
   s->back_off_ns = BACK_OFF_MIN_NS;
   begin_connect (s);
 }
@@ -118,7 +117,7 @@ connect_finished (struct supervisor *s)
   s->thread_running = false;
   struct session *made = s->connected;
   s->connected = NULL;
-  if (made != NULL && session_start (made, s->first_may_skip, &s->connect_error) == -1) {
+  if (made != NULL && session_start (made, &s->connect_error) == -1) {
     session_end (made);
     made = NULL;
     s->connect_problem = SESSION_UNREACHABLE;
@@ -135,7 +134,6 @@ connect_finished (struct supervisor *s)
       wait_and_retry (s);
     return;
   }
-  s->first_may_skip = false;
   if (s->lost_ns != 0) {
     s->degraded_ns += clock_ns () - s->lost_ns;
     s->reconnects++;

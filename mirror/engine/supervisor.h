@@ -40,7 +40,6 @@ struct supervisor {
   struct engine *engine;
   struct session_options *options;
   uint64_t give_up_ns; /* end after so long without a destination that works; UINT64_MAX: never */
-  bool first_may_skip; /* the job's first session is still to come (R8) */
 
   enum supervisor_state state;
   struct session *session;      /* while COPYING */
@@ -68,7 +67,7 @@ struct supervisor {
 };
 
 void supervisor_init (struct supervisor *s, struct engine *e, struct session_options *o,
-                      uint64_t give_up_ns, bool first_may_skip);
+                      uint64_t give_up_ns);
 
 /* Move on.  Call when the engine's notify_fd was readable, at least every 100 ms, and at
  * supervisor_due_ns().  Returns true if the state changed. */

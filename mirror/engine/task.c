@@ -63,7 +63,6 @@ wrap (struct engine *e, uint64_t now)
 {
   catchup_wrapped (&e->catchup, e->region, &e->pass);
   pass_restart (&e->pass);
-  atomic_store (&e->may_skip, false);
   e->wrapped_ns = now;
   atomic_fetch_add (&e->wraps, 1);
   engine_notify (e);

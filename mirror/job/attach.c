@@ -186,6 +186,8 @@ job_attach (struct job *j)
     .nr_copiers = j->o->nr_copiers,
     .rate_limit = j->rate_limit,
     .grace_ns = j->o->grace_ns,
+    .sync = j->o->sync.mode,
+    .base = j->base_image,
   };
   if (engine_init (&j->engine, j->region, j->source, &eo, &error) == -1) {
     job_say (j, JOB_ERROR, "%s", error);

@@ -294,6 +294,19 @@ leads_back (struct job *j, json_int_t before)
   return true;
 }
 
+/* What the mode of --sync needs besides source and destination. */
+static int
+prepare_sync (struct job *j)
+{
+  char *error = NULL;
+
+  if (sync_open_base (&j->o->sync, &j->o->dest.endpoint, &j->base_image, &error) == 0)
+    return 0;
+  job_say (j, JOB_ERROR, "%s", error);
+  text_free (error);
+  return -1;
+}
+
 static int
 refuse_destination (struct job *j, char *why)
 {
@@ -389,7 +402,7 @@ job_check (struct job *j, json_t **status)
   json_decref (before);
   /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that
    * could be late. */
-  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j))
+  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j)) && prepare_sync (j) == 0
       && open_destination (j, *status) == 0)
     return 0;
   return -1;

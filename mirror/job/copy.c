@@ -29,6 +29,7 @@ struct copy {
   const struct copy_options *o;
   struct session_options dest;
   struct endpoint *source;
+  struct endpoint *base; /* NULL unless o->sync needs one */
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;
@@ -68,6 +69,8 @@ open_both (struct copy *c)
   c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
   if (c->source == NULL)
     return complain (c, JOB_FAILED, error);
+  if (sync_open_base (&o->sync, &o->dest.endpoint, &c->base, &error) == -1)
+    return complain (c, JOB_FAILED, error);
 
   c->dest = o->dest;
   c->dest.endpoint.writable = c->dest.endpoint.create = true;
@@ -89,6 +92,8 @@ make_region (struct copy *c)
   uint32_t min_block = endpoint_info (c->dest.opened)->min_block;
   if (min_block < endpoint_info (c->source)->min_block)
     min_block = endpoint_info (c->source)->min_block;
+  if (c->base && min_block < endpoint_info (c->base)->min_block)
+    min_block = endpoint_info (c->base)->min_block;
   uint64_t size = endpoint_info (c->source)->size;
   char *error = NULL;
 
@@ -114,6 +119,8 @@ make_region (struct copy *c)
     .nr_copiers = c->o->nr_copiers,
     .rate_limit = c->o->rate_limit,
     .offline = true,
+    .sync = c->o->sync.mode,
+    .base = c->base,
   };
   if (engine_init (&c->engine, c->region, c->source, &eo, &error) == -1)
     return complain (c, JOB_FAILED, error);
@@ -140,6 +147,9 @@ make_status (struct copy *c, const char *state)
       (double)(clock_ns () - c->start_ns) / NS_PER_S);
   if (o == NULL)
     return NULL;
+  json_object_set_new (o, "sync", json_string (sync_name (c->o->sync.mode)));
+  json_object_set_new (o, "skipped-bytes",
+                       json_integer ((json_int_t)atomic_load (&r->hdr->skipped_bytes)));
   json_object_set_new (o, "bandwidth",
                        est->bandwidth > 0 ? json_real (est->bandwidth) : json_null ());
   json_object_set_new (o, "eta-s", eta >= 0 ? json_real (eta) : json_null ());
@@ -154,7 +164,7 @@ sample (struct copy *c)
   const struct estimate_sample s = {
     .now_ns = clock_ns (),
     .acked_bytes = atomic_load (&e->counters.acked_bytes),
-    .passed_bytes = atomic_load (&e->counters.extent_bytes),
+    .passed_bytes = atomic_load (&e->counters.passed_bytes),
     .left_bytes = engine_left_bytes (e),
     .queue_full = !atomic_exchange (&e->idle_seen, false),
   };
@@ -299,7 +309,7 @@ copy_run (const struct copy_options *o, json_t **report)
   if (opened)
     result = make_region (c);
   if (opened && result == JOB_COMPLETED) {
-    supervisor_init (&c->supervisor, &c->engine, &c->dest, o->give_up_ns, true);
+    supervisor_init (&c->supervisor, &c->engine, &c->dest, o->give_up_ns);
     result = run (c);
     *report = make_status (c, result == JOB_COMPLETED ? "completed" : "failed");
     stopped = supervisor_stop (&c->supervisor);
@@ -312,6 +322,8 @@ copy_run (const struct copy_options *o, json_t **report)
     endpoint_close (c->dest.opened);
   if (c->source)
     endpoint_close (c->source);
+  if (c->base)
+    endpoint_close (c->base);
   region_free (c->region);
   free (c);
   return result;

@@ -8,11 +8,13 @@
 #define NBDMIRROR_MIRROR_JOB_COPY_H
 
 #include "mirror/job/job.h"
+#include "mirror/job/sync.h"
 
 struct copy_options {
   char *const *source; /* as for endpoint_open() */
   unsigned nr_source;
   struct session_options dest;
+  struct sync_options sync;
   uint64_t rate_limit; /* bytes a second; 0: none */
   uint64_t give_up_ns; /* 0: a lost destination ends the copy; UINT64_MAX: never give up */
   unsigned nr_copiers; /* 0: default */

@@ -251,6 +251,8 @@ clean_up (struct job *j)
     endpoint_close (j->dest.opened);
   if (j->source)
     endpoint_close (j->source);
+  if (j->base_image)
+    endpoint_close (j->base_image);
   region_free (j->region);
   free (j);
 }

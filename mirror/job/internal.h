@@ -53,6 +53,7 @@ struct job {
   /* An old worker's requests may come late, anywhere: all blocks began in quarantine. */
   bool unknown_past;
   struct endpoint *source;
+  struct endpoint *base_image; /* NULL unless o->sync needs one */
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;

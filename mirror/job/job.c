@@ -75,7 +75,7 @@ look (struct job *j, uint64_t now)
   return (struct estimate_sample){
     .now_ns = now,
     .acked_bytes = atomic_load (&e->counters.acked_bytes),
-    .passed_bytes = atomic_load (&e->counters.extent_bytes),
+    .passed_bytes = atomic_load (&e->counters.passed_bytes),
     .dirtied_bytes = atomic_load (&r->hdr->dirtied_total) << r->geo.block_shift,
     .left_bytes = engine_left_bytes (e),
     .busy_ns = engine_busy_ns (e),
@@ -195,7 +195,7 @@ check_stall (struct job *j, uint64_t now)
 {
   struct engine *e = &j->engine;
   const struct engine_counters *c = &e->counters;
-  uint64_t moved = atomic_load (&c->acked_bytes) + atomic_load (&c->extent_bytes);
+  uint64_t moved = atomic_load (&c->acked_bytes) + atomic_load (&c->passed_bytes);
   /* What is in quarantine waits for its grace time (R12), which is nobody's fault. */
   bool grace = j->supervisor.state == SUPERVISOR_COPYING
                && now - j->supervisor.session_ns < e->options.grace_ns
@@ -396,6 +396,8 @@ finish (struct job *j, json_t **report)
     endpoint_close (j->dest.opened);
   if (j->source)
     endpoint_close (j->source);
+  if (j->base_image)
+    endpoint_close (j->base_image);
   region_free (j->region);
   free (j->handoff_error);
   coordinator_result_free (&j->handoff_result);
@@ -427,8 +429,7 @@ job_run (const struct job_options *o, json_t **report)
   converge_init (&j->converge);
   j->waiting = -1;
   if (job_attach (j) == 0) {
-    supervisor_init (&j->supervisor, &j->engine, &j->dest, o->give_up_ns,
-                     j->fresh && !j->unknown_past);
+    supervisor_init (&j->supervisor, &j->engine, &j->dest, o->give_up_ns);
     j->supervising = true;
     job_publish (j);
     run (j);

@@ -23,6 +23,7 @@
 
 #include "mirror/engine/session.h"
 #include "mirror/job/converge.h"
+#include "mirror/job/sync.h"
 
 /* What becomes of a job that is left over at the filter. */
 enum job_start {
@@ -56,6 +57,7 @@ enum job_message { JOB_NOTICE, JOB_WARNING, JOB_ERROR };
 struct job_options {
   const char *control;
   struct session_options dest;
+  struct sync_options sync;
   enum job_start start;
   enum job_policy policy;
   uint64_t max_downtime_ms;

@@ -26,6 +26,8 @@ libmirror_la_SOURCES += \
 	mirror/job/stall.c \
 	mirror/job/stall.h \
 	mirror/job/status.c \
+	mirror/job/sync.c \
+	mirror/job/sync.h \
 	mirror/job/verify.c \
 	mirror/job/verify.h \
 	mirror/job/worker-lock.c \

@@ -106,6 +106,9 @@ own_status (struct job *j)
     return NULL;
   json_object_set_new (o, "reconnects",
                        json_integer ((json_int_t)(j->base.reconnects + j->supervisor.reconnects)));
+  json_object_set_new (o, "sync", json_string (sync_name (j->o->sync.mode)));
+  json_object_set_new (o, "skipped-bytes",
+                       json_integer ((json_int_t)atomic_load (&j->region->hdr->skipped_bytes)));
   json_object_set_new (o, "bandwidth", number_or_null (est->bandwidth > 0, est->bandwidth));
   json_object_set_new (o, "dirty-rate", number_or_null (est->nr_guest > 0, est->dirty_rate));
   json_object_set_new (o, "expected-downtime-ms",

@@ -32,6 +32,8 @@ static const struct {
   { "pass", KIND_COUNT },
   { "sent-bytes", KIND_COUNT },
   { "zero-bytes", KIND_COUNT },
+  { "skipped-bytes", KIND_COUNT },
+  { "sync", KIND_TEXT },
   { "bandwidth", KIND_NUMBER },
   { "dirty-rate", KIND_NUMBER },
   { "bandwidth-limit", KIND_COUNT },

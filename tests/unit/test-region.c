@@ -273,10 +273,12 @@ Test (region, map_refuses_fields)
     FIELD (array_offset[REGION_CLAIMED_A], "array_offset of claimed A"),
     FIELD (array_offset[REGION_CLAIMED_B], "array_offset of claimed B"),
     FIELD (array_offset[REGION_QUARANTINE], "array_offset of quarantine"),
+    FIELD (array_offset[REGION_VISITED], "array_offset of visited"),
     FIELD (summary_offset[REGION_DIRTY], "summary_offset of dirty"),
     FIELD (summary_offset[REGION_CLAIMED_A], "summary_offset of claimed A"),
     FIELD (summary_offset[REGION_CLAIMED_B], "summary_offset of claimed B"),
     FIELD (summary_offset[REGION_QUARANTINE], "summary_offset of quarantine"),
+    FIELD (summary_offset[REGION_VISITED], "summary_offset of visited"),
     FIELD (urgent_offset, "urgent_offset"),
     FIELD (samples_offset, "samples_offset"),
   };

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The difference, by the source's layers and by reading.  See difference.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "mirror/engine/difference.h"
+
+struct difference_ops {
+  enum difference_look when;
+  bool costs;
+  void (*begin) (struct slot *sl);
+  void (*end) (struct slot *sl);
+};
+
+static const struct difference_ops difference_ops[];
+
+static const struct difference_ops *
+ops_of (const struct slot *sl)
+{
+  return &difference_ops[sl->of->engine->options.sync];
+}
+
+/* ---- by reading ---- */
+
+static void read_some (struct slot *sl);
+
+static void
+on_read (void *opaque, int err)
+{
+  struct slot *sl = opaque;
+
+  if (err) {
+    sl->data.look_failed = true;
+    sl->data.looked (sl);
+  } else
+    read_some (sl);
+}
+
+/* Read on from CH, an endpoint's channel with SIZE bytes to read, until the second buffer holds
+ * what it has of the run.  What lies behind its end counts as zero. */
+static void
+read_from (struct slot *sl, struct channel *ch, const struct endpoint_info *info)
+{
+  struct slot_data *d = &sl->data;
+  uint64_t at = sl->offset + d->look_pos, n = sl->length - d->look_pos;
+
+  if (n > 0 && at >= info->size) {
+    memset (sl->second + d->look_pos, 0, n);
+    n = 0;
+  }
+  if (n == 0) {
+    d->looked (sl);
+    return;
+  }
+  if (n > info->max_request)
+    n = info->max_request;
+  if (n > info->size - at)
+    n = info->size - at;
+  uint64_t rounded = (n + info->min_block - 1) / info->min_block * info->min_block;
+  d->look_pos += n;
+  if (channel_read (ch, sl->second + (at - sl->offset), (uint32_t)rounded, at, on_read, sl) == -1)
+    on_read (sl, errno);
+}
+
+static void
+read_some (struct slot *sl)
+{
+  const struct slots *ss = sl->of;
+  struct endpoint *base = ss->engine->options.base;
+
+  if (base != NULL)
+    read_from (sl, ss->base, endpoint_info (base));
+  else
+    read_from (sl, ss->dest, endpoint_info (ss->target->endpoint));
+}
+
+static void
+begin_reading (struct slot *sl)
+{
+  slot_take_second (sl);
+  read_some (sl);
+}
+
+static void
+compare_buffers (struct slot *sl)
+{
+  const uint64_t unit = sl->of->unit;
+
+  for (uint64_t at = 0; at < sl->length; at += unit) {
+    uint64_t n = sl->length - at < unit ? sl->length - at : unit;
+    if (memcmp (sl->buf + at, sl->second + at, n) == 0)
+      sl->data.same |= UINT64_C (1) << at / unit;
+  }
+}
+
+/* ---- all kinds ---- */
+
+static const struct difference_ops difference_ops[] = {
+  [ENGINE_SYNC_FULL] = { .when = DIFFERENCE_NO_LOOK },
+  [ENGINE_SYNC_TOP] = { .when = DIFFERENCE_NO_LOOK },
+  [ENGINE_SYNC_BASE]
+  = { .when = DIFFERENCE_BESIDE, .begin = begin_reading, .end = compare_buffers },
+  [ENGINE_SYNC_COMPARE]
+  = { .when = DIFFERENCE_BESIDE, .costs = true, .begin = begin_reading, .end = compare_buffers },
+};
+
+/* The first block from FIRST on that is visited, or END. */
+static uint64_t
+unvisited_end (const struct region *r, uint64_t first, uint64_t end)
+{
+  uint64_t found;
+  return bitmap_next_set (r, REGION_VISITED, first, end, &found) ? found : end;
+}
+
+enum difference_look
+difference_when (const struct slot *sl)
+{
+  const struct region *r = sl->of->engine->region;
+  uint64_t first = sl->task.first, end = first + sl->task.count;
+
+  /* A guest waits for an urgent block, which it has just written: that is not worth a look. */
+  if (sl->task.urgent || ops_of (sl)->when == DIFFERENCE_NO_LOOK)
+    return DIFFERENCE_NO_LOOK;
+  for (uint64_t b = first; b < end; b++)
+    if (!bitmap_test (r, REGION_VISITED, b))
+      return ops_of (sl)->when;
+  return DIFFERENCE_NO_LOOK;
+}
+
+void
+difference_begin (struct slot *sl, void (*done) (struct slot *sl))
+{
+  sl->data.look_pos = 0;
+  sl->data.look_failed = false;
+  sl->data.looked = done;
+  ops_of (sl)->begin (sl);
+}
+
+void
+difference_end (struct slot *sl)
+{
+  const struct region *r = sl->of->engine->region;
+  uint64_t end = sl->task.first + sl->task.count;
+
+  if (sl->data.look_failed)
+    return;
+  ops_of (sl)->end (sl);
+  /* Visited blocks are sent whatever they hold. */
+  for (uint64_t at = 0; at < sl->length; at += sl->of->unit) {
+    uint64_t b = (sl->offset + at) >> r->geo.block_shift;
+    uint64_t last = (sl->offset + at + sl->of->unit - 1) >> r->geo.block_shift;
+    if (last >= end)
+      last = end - 1;
+    if (unvisited_end (r, b, last + 1) != last + 1)
+      sl->data.same &= ~(UINT64_C (1) << at / sl->of->unit);
+  }
+}
+
+bool
+difference_costs (const struct engine *e)
+{
+  return difference_ops[e->options.sync].costs;
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What to send.  See sync.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/text.h"
+#include "mirror/job/sync.h"
+
+static const char *const names[] = {
+  [ENGINE_SYNC_FULL] = "full",
+  [ENGINE_SYNC_BASE] = "base",
+  [ENGINE_SYNC_COMPARE] = "compare",
+};
+
+const char *
+sync_name (enum engine_sync mode)
+{
+  return names[mode];
+}
+
+bool
+sync_parse (const char *name, enum engine_sync *mode)
+{
+  for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (names[i] != NULL && strcmp (name, names[i]) == 0) {
+      *mode = (enum engine_sync)i;
+      return true;
+    }
+  return false;
+}
+
+/* Through qemu-nbd, which takes any number of connections, and none but reads. */
+static struct endpoint *
+open_image (const struct sync_options *o, const struct endpoint_options *eo, char **error)
+{
+  char *path = realpath (o->base, NULL);
+  if (path == NULL) {
+    text_error (error, "base image %s: %s", o->base, strerror (errno));
+    return NULL;
+  }
+  CLEANUP_TEXT char *format = text_printf ("--format=%s", o->base_format);
+  const char *argv[]
+      = { "[", "qemu-nbd", "--read-only", "--persistent", "--shared=0", format, path, "]" };
+  struct endpoint *ep
+      = endpoint_open ((char *const *)argv, sizeof argv / sizeof argv[0], eo, NULL, error);
+  free (path);
+  return ep;
+}
+
+int
+sync_open_base (const struct sync_options *o, const struct endpoint_options *eo,
+                struct endpoint **base, char **error)
+{
+  struct endpoint_options reading = { .connect_timeout_ms = eo->connect_timeout_ms,
+                                      .request_timeout_ms = eo->request_timeout_ms };
+  char *name[] = { (char *)o->base, NULL };
+  char *why = NULL;
+
+  *base = NULL;
+  if (o->mode != ENGINE_SYNC_BASE)
+    return 0;
+  *base = o->base_format != NULL && strcmp (o->base_format, "raw") != 0
+              ? open_image (o, &reading, &why)
+              : endpoint_open (name, 1, &reading, NULL, &why);
+  if (*base != NULL)
+    return 0;
+  text_error (error, "base image: %s", why);
+  text_free (why);
+  return -1;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What to send (--sync): the user's words for it, and the base image that one of them needs.  What
+ * the modes mean to the engine stands in mirror/engine/difference.h.
+ */
+
+#ifndef NBDMIRROR_MIRROR_JOB_SYNC_H
+#define NBDMIRROR_MIRROR_JOB_SYNC_H
+
+#include <stdbool.h>
+
+#include "mirror/endpoint/endpoint.h"
+#include "mirror/engine/engine.h"
+
+struct sync_options {
+  enum engine_sync mode;
+  const char *base;        /* ENGINE_SYNC_BASE: path or NBD URI; else NULL */
+  const char *base_format; /* as for qemu-nbd; NULL: raw */
+};
+
+const char *sync_name (enum engine_sync mode);
+/* False if NAME is no mode. */
+bool sync_parse (const char *name, enum engine_sync *mode);
+
+/* Open the base image for reading, if the mode needs one.  A format other than raw is read through
+ * a qemu-nbd of ours, which ends with the endpoint.  EO: time limits.  0 with *BASE, which may be
+ * NULL; or -1 with *ERROR.  Blocks as endpoint_open(). */
+int sync_open_base (const struct sync_options *o, const struct endpoint_options *eo,
+                    struct endpoint **base, char **error);
+
+#endif
