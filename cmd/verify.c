@@ -14,7 +14,7 @@
 #include "cmd/cmd.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
-#include "mirror/job/verify.h"
+#include "mirror/verify/verify.h"
 
 enum { OPT_QUIET = 0x200 };
 

@@ -7,4 +7,5 @@ libmirror_la_LIBADD = libdigest.la libbase.la $(LIBNBD_LIBS) $(LIBXML_LIBS) $(LI
 include mirror/endpoint/local.mk
 include mirror/engine/local.mk
 include mirror/job/local.mk
+include mirror/verify/local.mk
 include mirror/handoff/local.mk

@@ -28,7 +28,5 @@ libmirror_la_SOURCES += \
 	mirror/job/status.c \
 	mirror/job/sync.c \
 	mirror/job/sync.h \
-	mirror/job/verify.c \
-	mirror/job/verify.h \
 	mirror/job/worker-lock.c \
 	mirror/job/worker-lock.h

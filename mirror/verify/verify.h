@@ -3,8 +3,8 @@
  * Compare two endpoints byte by byte, up to the length of the first.
  */
 
-#ifndef NBDMIRROR_MIRROR_JOB_VERIFY_H
-#define NBDMIRROR_MIRROR_JOB_VERIFY_H
+#ifndef NBDMIRROR_MIRROR_VERIFY_VERIFY_H
+#define NBDMIRROR_MIRROR_VERIFY_VERIFY_H
 
 #include <stdatomic.h>
 #include <stdint.h>

@@ -19,7 +19,7 @@
 
 #include "base/text.h"
 #include "mirror/endpoint/buffers.h"
-#include "mirror/job/verify.h"
+#include "mirror/verify/verify.h"
 
 #define PIECE (256u * 1024)
 #define PIECES 32

@@ -1,0 +1,3 @@
+libmirror_la_SOURCES += \
+	mirror/verify/verify.c \
+	mirror/verify/verify.h
