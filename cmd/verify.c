@@ -46,7 +46,7 @@ print_json (enum verify_result result, const struct verify_report *r)
 {
   json_t *o = json_pack (
       "{s:b, s:I, s:I, s:o}", "equal", result == VERIFY_EQUAL, "size", (json_int_t)r->size,
-      "compared-bytes", (json_int_t)r->read_bytes, "first-difference",
+      "compared-bytes", (json_int_t)r->compared_bytes, "first-difference",
       result == VERIFY_DIFFERENT ? json_integer ((json_int_t)r->offset) : json_null ());
   json_dumpf (o, stdout, JSON_INDENT (2));
   putchar ('\n');

@@ -1,3 +1,7 @@
 libmirror_la_SOURCES += \
+	mirror/verify/by-bytes.c \
+	mirror/verify/by-digests.c \
 	mirror/verify/verify.c \
-	mirror/verify/verify.h
+	mirror/verify/verify.h \
+	mirror/verify/walk.c \
+	mirror/verify/walk.h
