@@ -10,55 +10,93 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
 #include "mirror/verify/verify.h"
 
-enum { OPT_QUIET = 0x200 };
+enum { OPT_QUIET = 0x200, OPT_BYTES };
 
 static const struct cmd_option options[] = {
   { "json", 'j', NULL, "print a JSON object" },
+  { "bytes", OPT_BYTES, NULL, "read both disks, though their servers serve digests" },
   { "quiet", OPT_QUIET, NULL, "print nothing but errors" },
   WORKER_TIMEOUT_OPTIONS,
   CMD_OPTIONS_END,
 };
 
+/* ---- progress -------------------------------------------------------------------------------- */
+
+#define REDRAW_MS 100 /* on a terminal; elsewhere PROGRESS_PLAIN_MS */
+
 struct meter {
-  bool show;
-  unsigned last; /* percent */
+  bool show, terminal;
+  uint64_t start_ms, last_ms;
 };
 
 static void
 show_progress (void *opaque, uint64_t done, uint64_t size)
 {
   struct meter *m = opaque;
-  unsigned percent = size ? (unsigned)(100 * (double)done / (double)size) : 100;
-  if (!m->show || percent == m->last)
+  uint64_t now = clock_ms ();
+  char at[UNITS_BUF], of[UNITS_BUF], rate[UNITS_BUF], left[UNITS_BUF];
+
+  if (!m->show || done == 0
+      || now - m->last_ms < (uint64_t)(m->terminal ? REDRAW_MS : PROGRESS_PLAIN_MS))
     return;
-  m->last = percent;
-  fprintf (stderr, "\rverifying: %u %%\033[K", percent);
+  m->last_ms = now;
+  double speed = (double)done / (double)(now - m->start_ms) * (double)MS_PER_S;
+  fprintf (stderr, "%sverifying: %u %%, %s of %s, %s, %s left%s", m->terminal ? "\r" : "",
+           (unsigned)(100 * (double)done / (double)size), units_format_size (at, done),
+           units_format_size (of, size), units_format_rate (rate, speed),
+           units_format_time (left, (double)(size - done) / speed * (double)MS_PER_S),
+           m->terminal ? "\033[K" : "\n");
 }
+
+/* ---- the result ------------------------------------------------------------------------------ */
 
 static void
 print_json (enum verify_result result, const struct verify_report *r)
 {
   json_t *o = json_pack (
-      "{s:b, s:I, s:I, s:o}", "equal", result == VERIFY_EQUAL, "size", (json_int_t)r->size,
-      "compared-bytes", (json_int_t)r->compared_bytes, "first-difference",
+      "{s:b, s:I, s:I, s:b, s:b, s:o}", "equal", result == VERIFY_EQUAL, "size",
+      (json_int_t)r->size, "compared-bytes", (json_int_t)r->compared_bytes, "source-digests",
+      r->digests_a, "dest-digests", r->digests_b, "first-difference",
       result == VERIFY_DIFFERENT ? json_integer ((json_int_t)r->offset) : json_null ());
   json_dumpf (o, stdout, JSON_INDENT (2));
   putchar ('\n');
   json_decref (o);
 }
 
+static void
+print_text (enum verify_result result, const struct verify_report *r)
+{
+  char size[UNITS_BUF];
+
+  if (result == VERIFY_EQUAL)
+    printf ("equal: %s (%" PRIu64 " bytes)%s\n", units_format_size (size, r->size), r->size,
+            r->digests_a && r->digests_b ? ", by the digests of both servers"
+            : r->digests_a               ? ", by the digests of SOURCE's server"
+            : r->digests_b               ? ", by the digests of DEST's server"
+                                         : "");
+  else if (r->offset == r->size_b)
+    printf ("different: DEST ends at offset %" PRIu64 ", SOURCE at %" PRIu64 "\n", r->offset,
+            r->size);
+  else
+    printf ("different: first at offset %" PRIu64 "\n", r->offset);
+  if (result == VERIFY_EQUAL && r->size_b > r->size)
+    cmd_say ("DEST is larger: only the first %" PRIu64 " bytes were compared", r->size);
+}
+
 static int
 compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
 {
-  struct meter meter = { .show = !json && !quiet && isatty (2), .last = 101 };
+  struct meter meter = { .show = !json && !quiet, .terminal = isatty (STDERR_FILENO) == 1 };
   struct verify_report report;
-  char *error, size[UNITS_BUF];
+  char *error;
 
   o->a = line->operands[0].argv;
   o->nr_a = line->operands[0].nr_args;
@@ -68,8 +106,9 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
     return EXIT_ERROR;
   o->opaque = &meter;
   o->progress = show_progress;
+  meter.start_ms = meter.last_ms = clock_ms ();
   enum verify_result result = verify_run (o, &report, &error);
-  if (meter.show)
+  if (meter.show && meter.terminal)
     fprintf (stderr, "\r\033[K");
   if (result == VERIFY_FAILED) {
     cmd_say ("%s", error);
@@ -80,15 +119,8 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
     return EXIT_CANCELLED;
   if (json)
     print_json (result, &report);
-  else if (!quiet && result == VERIFY_EQUAL)
-    printf ("equal: %s (%" PRIu64 " bytes)\n", units_format_size (size, report.size), report.size);
-  else if (!quiet && report.offset == report.size_b)
-    printf ("different: DEST ends at offset %" PRIu64 ", SOURCE at %" PRIu64 "\n", report.offset,
-            report.size);
   else if (!quiet)
-    printf ("different: first at offset %" PRIu64 "\n", report.offset);
-  if (result == VERIFY_EQUAL && report.size_b > report.size && !quiet)
-    cmd_say ("DEST is larger: only the first %" PRIu64 " bytes were compared", report.size);
+    print_text (result, &report);
   return result == VERIFY_EQUAL ? EXIT_DONE : EXIT_DIFFERENT;
 }
 
@@ -106,6 +138,8 @@ run (struct cmd_line *line)
       return line->status;
     if (c == OPT_QUIET)
       quiet = true;
+    else if (c == OPT_BYTES)
+      o.bytes = true;
     else
       worker_option (c, &w, &s, &status);
     if (status)
@@ -122,8 +156,8 @@ const struct subcommand subcommand_verify = {
   "verify",
   "SOURCE DEST [OPTIONS]",
   "Compare two disks.",
-  "SOURCE is compared with DEST, byte by byte, as far as SOURCE is long.  Both are given as for "
-  "copy.\n"
+  "SOURCE is compared with DEST, as far as SOURCE is long.  Both are given as for copy.  Where a\n"
+  "server serves digests (nbdkit-digest-filter, nbdmirror receive), they are compared.\n"
   "Exit status 0: equal; 5: different (the first differing offset is printed).\n",
   options,
   NULL,

@@ -98,6 +98,7 @@ blackbox_tests = \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \
 	tests/blackbox/digest-filter.sh \
+	tests/blackbox/verify-digests.sh \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/handoff-phases.sh \

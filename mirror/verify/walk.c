@@ -121,9 +121,10 @@ walk_all (struct walk *w, const struct verify_options *o, char **error)
 {
   for (;;) {
     w->method->fill (w);
-    if (!walk_goes_on (w) && w->active == 0)
+    bool idle = w->active == 0 && !w->side[0].pending && !w->side[1].pending;
+    if (!walk_goes_on (w) && idle)
       break;
-    if (w->active == 0 && !w->side[0].pending && !w->side[1].pending)
+    if (idle)
       continue;
     int err = turn (w);
     if (err && w->error == 0)
