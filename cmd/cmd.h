@@ -66,7 +66,7 @@ struct cmd_line {
 #define CMD_OPT_STOP 0x7f02
 
 /* The next option of the subcommand (its key; `optarg` is set), -1 at the end, or CMD_OPT_STOP:
- * return line->status at once.  -h is --help if the subcommand has no -h of its own. */
+ * return line->status at once.  -h and -V are --help and --version. */
 int cmd_getopt (struct cmd_line *line);
 
 /* Check the number of operands: at least MIN, at most MAX (0: no limit).  NAMES, separated by
@@ -94,7 +94,7 @@ struct cmd_option {
   const char *value; /* what --help calls its value: "TIME"; "a|b" are the words it may be; NULL:
                         the option takes no value */
   const char *help;  /* broken into lines by cmd_print_help(); NULL: the option is another name of
-                        the one before it */
+                        the one before it; "": it is not listed */
 };
 #define CMD_OPTIONS_END                                                                            \
   {                                                                                                \

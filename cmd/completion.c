@@ -34,11 +34,13 @@ value_kind (const struct cmd_option *o)
   return VALUE_FREE;
 }
 
-/* The next option of a table, past its headings.  NULL: there is none. */
+/* The next option of a table, past its headings and what --help does not list.  NULL: there is
+ * none. */
 static const struct cmd_option *
 next_option (const struct cmd_option *o)
 {
-  while (o != NULL && o->name != NULL && o->name[0] == '\0')
+  while (o != NULL && o->name != NULL
+         && (o->name[0] == '\0' || (o->help != NULL && o->help[0] == '\0')))
     o++;
   return o != NULL && o->name != NULL ? o : NULL;
 }

@@ -66,7 +66,7 @@ print_options (const struct cmd_option *options, bool settings)
   for (const struct cmd_option *o = options; o != NULL && o->name != NULL; o++) {
     char names[120];
 
-    if (o->help == NULL)
+    if (o->help == NULL || o->help[0] == '\0')
       continue;
     if (o->name[0] == '\0') {
       printf ("\n%s\n", o->help);
@@ -75,6 +75,12 @@ print_options (const struct cmd_option *options, bool settings)
     print_names (o, settings, names, sizeof names);
     print_text (o->help, printf ("  %s", names));
   }
+}
+
+void
+cmd_print_version (void)
+{
+  printf ("%s %s\n", PACKAGE_NAME, PACKAGE_VERSION);
 }
 
 void

@@ -82,7 +82,7 @@ run_option (int argc, char **argv)
   const char *option = argv[1];
 
   if (strcmp (option, "--version") == 0 || strcmp (option, "-V") == 0)
-    printf ("%s %s\n", PACKAGE_NAME, PACKAGE_VERSION);
+    cmd_print_version ();
   else if (strcmp (option, "--help") == 0 || strcmp (option, "-h") == 0
            || strcmp (option, "help") == 0) {
     const struct subcommand *sc = argc > 2 ? find_subcommand (argv[2]) : NULL;
@@ -95,7 +95,9 @@ run_option (int argc, char **argv)
   } else if (strcmp (option, "--print-completion") == 0) { /* for the makefile */
     if (argc != 3 || !cmd_print_completion (argv[2], subcommands))
       return cmd_usage_error ("--print-completion: give bash, zsh or fish");
-  } else
+  } else if (strcmp (option, "-v") == 0 || strcmp (option, "-version") == 0)
+    return cmd_usage_error ("unknown option '%s': --version and -V print the version", option);
+  else
     return cmd_usage_error ("unknown option '%s'", option);
   return finish_output (EXIT_DONE);
 }

@@ -143,7 +143,7 @@ bad_option (struct cmd_line *line, bool missing_argument, int before)
 
 /* The table for getopt_long(), and the short options behind SPEC, which begins with the flags. */
 static void
-make_tables (struct option longopts[OPTIONS_MAX + 2], char spec[2 * OPTIONS_MAX + 4])
+make_tables (struct option longopts[OPTIONS_MAX + 3], char spec[2 * OPTIONS_MAX + 4])
 {
   struct option *to = longopts;
 
@@ -160,19 +160,18 @@ make_tables (struct option longopts[OPTIONS_MAX + 2], char spec[2 * OPTIONS_MAX 
       letters += sprintf (letters, "%c%s", o->key, o->value != NULL ? ":" : "");
   }
   *to++ = (struct option){ "help", no_argument, NULL, CMD_OPT_HELP };
+  *to++ = (struct option){ "version", no_argument, NULL, CMD_OPT_VERSION };
   *to = (struct option){ NULL, 0, NULL, 0 };
-  if (strchr (spec, 'h') == NULL)
-    strcpy (letters, "h");
+  strcpy (letters, "hV");
 }
 
 int
 cmd_getopt (struct cmd_line *line)
 {
-  struct option longopts[OPTIONS_MAX + 2];
+  struct option longopts[OPTIONS_MAX + 3];
   char spec[2 * OPTIONS_MAX + 4];
 
   make_tables (longopts, spec);
-  bool own_h = strchr (spec, 'h') != spec + strlen (spec) - 1;
   opterr = 0;
   for (;;) {
     int before = optind == 0 ? 1 : optind;
@@ -192,11 +191,13 @@ cmd_getopt (struct cmd_line *line)
       bad_option (line, c == ':', before);
       return CMD_OPT_STOP;
     case 'h':
-      if (own_h)
-        return c;
-      /* fallthrough */
     case CMD_OPT_HELP:
       cmd_print_help (current);
+      line->status = EXIT_DONE;
+      return CMD_OPT_STOP;
+    case 'V':
+    case CMD_OPT_VERSION:
+      cmd_print_version ();
       line->status = EXIT_DONE;
       return CMD_OPT_STOP;
     default:

@@ -12,8 +12,12 @@
 /* The subcommand that messages and --help are about; NULL before it is known. */
 void cmd_set_subcommand (const struct subcommand *sc);
 
-/* The key of --help, which every subcommand has. */
+/* The keys of --help and --version, which every subcommand has. */
 #define CMD_OPT_HELP 0x7f01
+#define CMD_OPT_VERSION 0x7f03
+
+/* Print what --version prints. */
+void cmd_print_version (void);
 
 /* Print --help of a subcommand. */
 void cmd_print_help (const struct subcommand *sc);

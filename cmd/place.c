@@ -45,6 +45,12 @@ cmd_place_ok (struct cmd_line *line, const struct cmd_operand *op)
     text_free (problem);
     return good;
   }
+  if (op->nr_args == 1 && (strcmp (name, "-") == 0 || strcmp (name, "null:") == 0)) {
+    line->status = cmd_usage_error ("%s: only 'nbdmirror copy' takes it%s; a local file of this "
+                                    "name is written ./%s",
+                                    name, name[0] == '-' ? "" : ", as DEST", name);
+    return false;
+  }
   if (op->nr_args != 1 || access (name, F_OK) == 0)
     return true;
   if (name[0] == '\0')

@@ -94,6 +94,7 @@ blackbox_tests = \
 	tests/blackbox/slow-flush.sh \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/cli-manual.sh \
+	tests/blackbox/copy.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \

@@ -71,6 +71,7 @@ struct endpoint_options {
    * extended. */
   bool create;
   uint64_t create_size;
+  bool grows; /* a regular file may be written to behind its end, and grows then */
   /* An earlier endpoint has flushed there.  Else endpoint_open() does so once, if it is writable,
    * to see whether a flush that is offered is also done. */
   bool flush_tried;

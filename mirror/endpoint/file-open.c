@@ -130,6 +130,10 @@ find_size (struct file_endpoint *fep, const struct stat *st, int *errnum, char *
     return 0;
   }
   info->size = (uint64_t)st->st_size;
+  if (opts->grows && opts->writable) {
+    info->size = INT64_MAX;
+    return 0;
+  }
   if (!opts->create || !opts->writable || info->size >= opts->create_size)
     return 0;
   if (opts->create_size > INT64_MAX || ftruncate (fep->fd, (off_t)opts->create_size) == -1) {
@@ -176,7 +180,7 @@ map (struct file_endpoint *fep)
   uint64_t len = fep->ep.info.size;
 
   fep->page = (size_t)sysconf (_SC_PAGESIZE);
-  if (fep->direct_fd == -1 || len == 0 || len > SIZE_MAX)
+  if (fep->direct_fd == -1 || len == 0 || len > SIZE_MAX || fep->ep.opts.grows)
     return;
   fep->map = mmap (NULL, (size_t)len, PROT_READ, MAP_SHARED, fep->fd, 0);
   if (fep->map == MAP_FAILED)

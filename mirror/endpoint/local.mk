@@ -19,6 +19,8 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/nbd-tls.c \
 	mirror/endpoint/nbd.c \
 	mirror/endpoint/nbd.h \
+	mirror/endpoint/null.c \
+	mirror/endpoint/null.h \
 	mirror/endpoint/open.c \
 	mirror/endpoint/same-place.c \
 	mirror/endpoint/same-place.h \

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "mirror/endpoint/null.h"
 #include "mirror/endpoint/same-place.h"
 #include "mirror/engine/engine.h"
 #include "mirror/engine/supervisor.h"
@@ -76,8 +77,10 @@ open_both (struct copy *c)
   c->dest.endpoint.writable = c->dest.endpoint.create = true;
   c->dest.endpoint.create_size = endpoint_info (c->source)->size;
   int errnum = 0;
+  bool null = o->dest.nr_dest == 1 && strcmp (o->dest.dest[0], ENDPOINT_NULL) == 0;
   c->dest.opened
-      = endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
+      = null ? endpoint_null_open (&c->dest.endpoint, &errnum, &error)
+             : endpoint_open (o->dest.dest, o->dest.nr_dest, &c->dest.endpoint, &errnum, &error);
   if (c->dest.opened == NULL)
     return complain (
         c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);

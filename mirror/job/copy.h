@@ -11,7 +11,7 @@
 #include "mirror/job/sync.h"
 
 struct copy_options {
-  char *const *source; /* as for endpoint_open() */
+  char *const *source; /* as for endpoint_open(); the destination may be `null:` as well */
   unsigned nr_source;
   struct session_options dest;
   struct sync_options sync;

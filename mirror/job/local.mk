@@ -26,6 +26,8 @@ libmirror_la_SOURCES += \
 	mirror/job/stall.c \
 	mirror/job/stall.h \
 	mirror/job/status.c \
+	mirror/job/stream.c \
+	mirror/job/stream.h \
 	mirror/job/sync.c \
 	mirror/job/sync.h \
 	mirror/job/worker-lock.c \
