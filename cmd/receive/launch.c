@@ -98,6 +98,8 @@ nbdkit_words (struct words *w, const struct receive_server *s)
 {
   add (w, "nbdkit");
   add_listening (w, s);
+  /* The outermost filter is named first: this one gives the exports' names on to the other. */
+  add (w, "--filter=%s", s->digest_filter);
   add (w, "--filter=%s", s->filter);
   for (unsigned i = 0; i < s->args->nr_options; i++)
     add (w, "%s", s->args->options[i]);

@@ -334,7 +334,8 @@ prepare_and_serve (struct arguments *a)
   int status = EXIT_ERROR;
 
   s->filter = server_find_filter ("mirror-receive", "NBDMIRROR_RECEIVE_FILTER");
-  if (s->filter == NULL
+  s->digest_filter = server_find_filter ("digest", "NBDMIRROR_DIGEST_FILTER");
+  if (s->filter == NULL || s->digest_filter == NULL
       || (a->socket != NULL && (socket = server_socket_path ("--socket", a->socket, false)) == NULL)
       || (a->certificates != NULL
           && (certificates = existing_path ("--tls-certificates", a->certificates)) == NULL)
@@ -360,6 +361,7 @@ prepare_and_serve (struct arguments *a)
 
 out:
   text_free (s->filter);
+  text_free (s->digest_filter);
   text_free (socket);
   free (certificates);
   free (psk);

@@ -30,7 +30,8 @@ struct receive_server {
   const char *tls_certificates;   /* absolute directory, or NULL */
   const char *tls_psk;            /* absolute file, or NULL */
   bool tls_verify_peer;
-  char *filter; /* our filter, for --filter= */
+  char *filter;        /* our filter, for --filter= */
+  char *digest_filter; /* the one in front of it */
 
   /* The rest is the server's own. */
   char dir[40];           /* private: pid files and qemu-nbd's socket; */

@@ -67,6 +67,7 @@ has_to_exit 3 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "ssh://127.0.0.1:1/disk?$
 has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest"
 cmp "$tmp/disk" "$disk_there" || fail "copied through ssh: differs"
 has_to_exit 0 timeout 30 "$NBDMIRROR" verify "$tmp/disk" "$dest"
+grep -q "by the digests of DEST's server" "$tmp/out" || fail "verify through ssh moved the data"
 has_to_exit 7 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest"
 has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest&overwrite"
 has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$dest" "$tmp/back"

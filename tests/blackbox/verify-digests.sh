@@ -120,6 +120,21 @@ stop large
 stop copy
 rm "$tmp/large" "$tmp/copy"
 
+# `receive` serves digests always: while a mirror writes, and once it is sealed.
+start_server src "$tmp/a"
+start_receive dst "$tmp/received" --size "$(stat -c %s "$tmp/a")"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}"
+wait_state "${control[src]}" ready 30
+verified 0 "$tmp/a" "${uri[dst]}"
+[ "$(field dest-digests <"$tmp/out")" = true ] || fail "the destination's digests were not used"
+[ "$(status_of "${control[src]}" session)" = 1 ] || fail "verify has ended the mirror's session"
+complete_soon "${control[src]}"
+wait_exit mirror 20
+verified 0 "$tmp/a" "${uri[dst]}"
+[ "$(field dest-digests <"$tmp/out")" = true ] || fail "no digests of a sealed disk"
+stop src
+stop dst
+
 # A server with one place only is asked about digests on the connection that it has.
 server_paths one
 spawn one qemu-nbd -e 1 -t -k "${socket[one]}" -f raw "$tmp/a"

@@ -91,6 +91,8 @@ class Scene:
             self.builddir, "nbd-plugin/.libs/nbdkit-mirror-filter.so"))
         os.environ.setdefault("NBDMIRROR_RECEIVE_FILTER", os.path.join(
             self.builddir, "nbd-plugin/.libs/nbdkit-mirror-receive-filter.so"))
+        os.environ.setdefault("NBDMIRROR_DIGEST_FILTER", os.path.join(
+            self.builddir, "nbd-plugin/.libs/nbdkit-digest-filter.so"))
         # The paths of sockets must be short.
         self.tmp = tempfile.mkdtemp(prefix=f"nbdmirror-{NAME}.", dir="/tmp")
         self.disks = disks or self.tmp
