@@ -2,8 +2,8 @@
  *
  * What the control server sends: answers, errors, events, queued for each peer as lines.
  *
- * Every answer must fit into a line; one that does not turns into an error, so that each command is
- * answered whatever the caller hands over.
+ * An answer must fit into a line.  One that does not is turned into an error, so that each command
+ * is answered, whatever the caller hands over.
  */
 
 #include "config.h"

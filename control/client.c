@@ -3,8 +3,8 @@
  * The client side of the control protocol.
  *
  * Ids: a call's id is a number, so that the answer to a call that timed out is recognised and
- * dropped; a command that nobody waits for has the string "send:NAME" as its id, which comes
- * back with an error and says what failed, with nothing to remember here.
+ * dropped.  A command that nobody waits for has the string "send:NAME" as its id.  That comes back
+ * with an error and says what failed, so nothing has to be remembered here.
  */
 
 #include "config.h"
@@ -141,7 +141,7 @@ control_client_fd (const struct control_client *c)
   return c->sock;
 }
 
-/* A signal ends the wait early, with 0: the caller may want to look at a flag. */
+/* A signal ends the wait early, because the caller may want to look at a flag. */
 int
 control_client_next_event (struct control_client *c, int timeout_ms, char **name, json_t **data,
                            char **error)
@@ -195,7 +195,7 @@ connect_message (const char *path, int err)
   return text_printf ("%s: %s", path, strerror (err));
 }
 
-/* A full queue at the server is EAGAIN, and poll() cannot wait for that. */
+/* If the server's queue is full connect() says EAGAIN, and poll() cannot wait for that. */
 static int
 connect_until (int sock, const struct sockaddr_un *sa, int64_t deadline)
 {

@@ -12,12 +12,13 @@
 
 struct control_client;
 
-/* Connect to PATH, read the greeting, negotiate.  NULL with *ERROR set (the caller frees it with
- * text_free()): the message names PATH and the reason. */
+/* Connect to PATH, read the greeting, and negotiate.  NULL with *ERROR set (the caller frees it
+ * with text_free()); the message names PATH and the reason. */
 struct control_client *control_client_connect (const char *path, int timeout_ms, char **error);
 void control_client_free (struct control_client *c);
 
-/* Take lines of up to BYTES from now on (FRAME_MAX_LINE before): QEMU's answers may be long. */
+/* Take lines of up to BYTES from now on.  Before that the limit is FRAME_MAX_LINE, and QEMU's
+ * answers may be longer. */
 void control_client_set_max_line (struct control_client *c, size_t bytes);
 
 /* One command, and where its answer goes.  What is not named in an initialiser is not sent, or not
@@ -39,17 +40,20 @@ struct control_call {
  * are queued for control_client_next_event(). */
 int control_client_call (struct control_client *c, const struct control_call *call, char **error);
 
-/* Send a command without waiting for the answer, which is dropped when it arrives unless it is an
- * error (then it is queued as an event "ERROR" with data {"class","desc","execute"}).  Steals ARGS.
- * 0 or -1 with *ERROR. */
+/* Send a command without waiting for the answer.  When the answer arrives it is dropped, unless it
+ * is an error: that is queued as an event "ERROR" with the data {"class","desc","execute"}.  Takes
+ * over the reference ARGS (which may be NULL).  0, or -1 with *ERROR set (the caller frees it with
+ * text_free()). */
 int control_client_send (struct control_client *c, const char *name, json_t *args, char **error);
 
-/* For poll(): the socket. */
+/* The socket, for poll(). */
 int control_client_fd (const struct control_client *c);
 
-/* The next event: 1 with *NAME (the caller frees it with text_free()) and *DATA (new reference, an
- * object); 0 when none came within TIMEOUT_MS (0: only what is there already); -1 with *ERROR when
- * the connection is lost. */
+/* The next event.  Returns
+ *
+ *    1   with *NAME (the caller frees it with free()) and *DATA (a new reference to an object)
+ *    0   if none came within TIMEOUT_MS, or if a signal ended the wait; with TIMEOUT_MS 0 it does
+ * not wait -1   with *ERROR set (the caller frees it with text_free()) if the connection is lost */
 int control_client_next_event (struct control_client *c, int timeout_ms, char **name, json_t **data,
                                char **error);
 

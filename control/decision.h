@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The decision word of a hand-off: one 32-bit word in a sealed memfd shared by the coordinator and
- * the filters of all disks.  It changes once, by compare-and-swap, so that all disks commit or none
- * does, whoever dies when (blueprint 7).
+ * The decision word of a hand-off: one 32-bit word in a sealed memfd, which the coordinator shares
+ * with the filters of all disks.  It changes once, by compare-and-swap.  So all disks commit or
+ * none does, whoever dies and whenever that is.
+ *
+ * The functions that read and change the word may be called from any thread and process.
  */
 
 #ifndef NBDMIRROR_CONTROL_DECISION_H
@@ -18,10 +20,12 @@ struct decision {
   int fd;                 /* owned */
 };
 
-/* Create (coordinator), or map one that was received (filter; FD is duplicated; refused unless it
- * is a memfd of the right size sealed against shrinking, so that reading it can never fault).  NULL
- * with *ERROR set (the caller frees it with text_free()). */
+/* The coordinator creates a word.  NULL with *ERROR set (the caller frees it with text_free()). */
 struct decision *decision_create (char **error);
+
+/* A filter maps the word that it received as FD, which stays the caller's.  FD is refused unless it
+ * is a memfd of the right size that is sealed against shrinking: otherwise to read the word could
+ * raise SIGBUS.  NULL with *ERROR set (the caller frees it with text_free()). */
 struct decision *decision_map (int fd, char **error);
 void decision_free (struct decision *d); /* NULL allowed; changes nothing */
 

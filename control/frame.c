@@ -2,10 +2,9 @@
  *
  * Framing: cut a byte stream into lines, each line into one JSON object.
  *
- * The newline is the only thing that separates messages, so whatever a line holds, the stream
- * is in step again at the next newline.  The JSON library limits nesting (2048 levels), refuses
- * raw NULs, bytes that are not UTF-8 and numbers out of range; here only the length of a line
- * is limited.
+ * Only a newline separates messages.  So whatever a line holds, the stream is in step again at the
+ * next newline.  The JSON library limits nesting (2048 levels), and refuses raw NULs, bytes that
+ * are not UTF-8, and numbers out of range.  Here only the length of a line is limited.
  */
 
 #include "config.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Framing of the control protocol: one JSON object a line (QMP's wire format), with limits.  Pure:
- * no sockets here, so that it is tested and fuzzed alone.
+ * Framing of the control protocol: one JSON object a line (QMP's wire format), with limits.  There
+ * are no sockets here, so that it is tested and fuzzed alone.
  */
 
 #ifndef NBDMIRROR_CONTROL_FRAME_H

@@ -2,7 +2,7 @@
  *
  * A client's connection to the control server; see link.h.
  *
- * While something is being sent, what the server sends is read as well, so that the two never
+ * While something is being sent, what the server sends is read as well.  So the two sides never
  * wait for each other.
  */
 
@@ -39,7 +39,7 @@ link_ms_until (int64_t deadline)
   return left <= 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
-/* The connection is lost; the first reason is the one to report. */
+/* The connection is lost.  The first reason is the one to report. */
 static void
 lose (struct control_client *c, const char *reason)
 {
@@ -99,7 +99,8 @@ is_awaited (const struct control_client *c, const json_t *message)
   return json_is_integer (id) && json_integer_value (id) == c->last_id;
 }
 
-/* The server dislikes a command that nobody waits for. */
+/* MESSAGE is not the awaited answer.  If it is an error it tells of a command that nobody waits
+ * for, or why the server is about to close. */
 static void
 late_error (struct control_client *c, const json_t *message)
 {

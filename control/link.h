@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A client's connection: what is received is sorted into events and the awaited answer, what is
- * sent is sent whole or not at all.  Internal to this folder; client.c makes calls out of it.
+ * A client's connection.  What is received is sorted into events and the awaited answer.  What is
+ * sent is sent whole, or the connection is lost.  Internal to this folder; client.c makes calls out
+ * of it.
  */
 
 #ifndef NBDMIRROR_CONTROL_LINK_H
@@ -28,8 +29,8 @@ struct control_client {
   struct frame_buffer in;
   int pending_fd; /* came with the line being received; -1 none */
   bool fd_lost;
-  bool lost; /* the connection is of no use any more, because of */
-  char *reason;
+  bool lost;    /* the connection is of no use any more */
+  char *reason; /* why, or what the server said last; NULL: nothing is known */
 
   struct event *events, **events_end;
   unsigned nr_events;
@@ -41,7 +42,8 @@ struct control_client {
   bool answer_fd_lost; /* one was sent but could not be taken in */
 };
 
-/* Deadlines are times of clock_ms(); a negative TIMEOUT_MS means no limit. */
+/* The deadline TIMEOUT_MS from now, in the time of clock_ms(), and how long it is until then.  A
+ * negative TIMEOUT_MS means no limit. */
 int64_t link_deadline (int timeout_ms);
 int link_ms_until (int64_t deadline);
 

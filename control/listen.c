@@ -9,9 +9,9 @@
  *
  * A stale socket: bind() says EADDRINUSE for any existing path.  If a connection is refused, no
  * process listens there and the path is unlinked.  Two servers that do this at the same time
- * could unlink each other's new socket, so the sequence runs under flock() on the directory.
- * The lock is waited for only shortly and is not required: whoever keeps it cannot keep a
- * server from starting.
+ * could unlink each other's new socket, so the sequence runs under flock() on the directory.  The
+ * server waits for the lock only for a short time, and then goes on without it: whoever keeps the
+ * lock cannot keep a server from starting.
  */
 
 #include "config.h"

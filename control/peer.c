@@ -2,10 +2,9 @@
  *
  * One client of the control server; see peer.h for its states.
  *
- * A client cannot make the server hold more than a bounded amount for it: while it has many
- * commands unanswered or much output unread, its input is left in the kernel's buffer, where
- * its writes then block. Events do not wait for that, so they are what the limit on output is
- * for.
+ * What the server keeps for a client is bounded.  While a client has many commands unanswered, or
+ * much output unread, its input is left in the kernel's buffer, and its writes block there.  Events
+ * do not wait for that, and so there is a limit on output.
  */
 
 #include "config.h"

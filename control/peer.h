@@ -53,7 +53,7 @@ struct control_peer {
   uint64_t serial;
   bool negotiated, worker;
   bool eof;             /* sends no more, may still read */
-  bool deaf;            /* reads no more; what it sent before still counts */
+  bool deaf;            /* see peer_go_deaf() */
   unsigned outstanding; /* commands not answered yet */
 
   struct frame_buffer in;
@@ -88,7 +88,7 @@ struct control_server {
  * caller's). */
 struct control_peer *peer_new (struct control_server *s, int sock, pid_t pid, uid_t uid);
 
-/* Close and free, no questions asked. */
+/* Close the socket and free the peer, whatever it is doing. */
 void peer_free (struct control_peer *p);
 
 /* Which poll() events this peer waits for. */
@@ -109,16 +109,17 @@ void peer_queue_error (struct control_peer *p, json_t *id, const char *class_, c
 
 void peer_drop_output (struct control_peer *p);
 
-/* It reads no more.  Commands sent before are run all the same, their answers are dropped. */
+/* The peer reads no more.  The commands that it sent before are run all the same, and their answers
+ * are dropped. */
 void peer_go_deaf (struct control_peer *p);
 
 /* Send what the socket takes. */
 void peer_flush (struct control_peer *p);
 
-/* Time limits and what follows from the end of the input. */
+/* Act on time limits, and on the end of the input. */
 void peer_check (struct control_peer *p, int64_t now);
 
-/* All output was sent: shut our half, so that the peer sees the end before it is cut off. */
+/* All output was sent.  Shut our half, so that the peer sees the end before it is cut off. */
 void peer_linger (struct control_peer *p, int64_t now);
 
 #endif

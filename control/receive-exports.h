@@ -1,22 +1,30 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The exports of a server that `nbdmirror receive` started: what its filter
- * (nbd-plugin/receive/filter.c) and the clients that know it (mirror/endpoint/nbd-session.c) agree
- * on.
+ * The exports of a server that `nbdmirror receive` has started.  Its filter (nbd-plugin/receive/)
+ * and the clients that know it (mirror/endpoint/nbd-session.c, mirror/endpoint/seal.c) agree on
+ * this.
  *
- *   ""                the guest's.  Its first mutation seals the disk
- *   "mirror"          the mirror's; listed (NBD_OPT_LIST) with one of the descriptions below.  Each
- *                     connection is a session of its own, from its first mutation on.  Read-only
- * once sealed "mirror@ID"       the same for a client that makes several connections: all with one
- * ID, chosen at random, are one session, from the moment that the first one opens "mirror@ID.LAST"
- * the same for a client that had the session LAST before.  If another one has taken its place
- * since, it opens read-only: two mirrors have the same destination, and must not take it from one
- *                     another in turn
- *   "mirror@seal"     opening it ends the right of every mirror session to write, for good; it
- * opens when every request of theirs has ended "mirror@give-up"  opening it says that the migration
- * is given up: the server ends, and what it created is removed.  Refused once sealed
+ *   ""
+ *       The guest's export.  Its first mutation seals the disk.
+ *   "mirror"
+ *       The mirror's export.  Each connection is a session of its own, from its first mutation on.
+ *       It is listed (NBD_OPT_LIST) with one of the descriptions below, and read-only once the disk
+ *       is sealed.
+ *   "mirror@ID"
+ *       The same for a client that makes several connections.  All connections with one ID, which
+ *       the client chooses at random, are one session.  It begins when the first of them opens.
+ *   "mirror@ID.LAST"
+ *       The same for a client that had the session LAST before.  If another session has taken its
+ *       place since, this one is read-only: two mirrors have the same destination, and must not
+ *       take it from each other in turn.
+ *   "mirror@seal"
+ *       To open it ends the right of every mirror session to write, for good.  It opens when every
+ *       request of theirs has ended.
+ *   "mirror@give-up"
+ *       To open it says that the migration is given up: the server ends, and what it created is
+ *       removed.  It is refused once the disk is sealed.
  *
- * A new session revokes the old one at once, and is let in when every request of the old one has
+ * A new session revokes the old one at once.  It is let in when every request of the old one has
  * ended.
  */
 
@@ -33,8 +41,8 @@
 #define RECEIVE_DESCRIPTION "nbdmirror-receive 1"
 #define RECEIVE_DESCRIPTION_SEALED "nbdmirror-receive 1 sealed"
 
-/* An extended attribute of the disk's file, where it can have one: it was handed over to its guest.
- */
+/* If the disk's file can have extended attributes, this one says that it was handed over to its
+ * guest. */
 #define RECEIVE_ATTRIBUTE "user.nbdmirror.sealed"
 
 /* One byte each, from the filter to the process that supervises the server (receive-notify-fd=). */

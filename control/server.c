@@ -2,11 +2,10 @@
  *
  * The control server: accept, and one bounded turn for every peer in each poll.
  *
- * The turns: peers are read in order, starting one further each time, until the time for
- * reading is used up; each runs a bounded number of commands.  What is left stays in the
- * kernel's buffers, where the next poll() finds it.  So one call takes at most about
- * limits.turn_ms (plus one command), whoever floods. Writing and the time limits of all peers
- * are cheap and are done in every call.
+ * The turns: peers are read in order, each time beginning one further, until the time for reading
+ * is used up.  Each runs a bounded number of commands.  What is left stays in the kernel's buffers,
+ * where the next poll() finds it.  So one call takes at most about limits.turn_ms and one command,
+ * whoever floods.  Writing, and the time limits of all peers, are cheap and are done in every call.
  */
 
 #include "config.h"

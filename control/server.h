@@ -4,14 +4,14 @@
  * thread of the caller's through control_server_poll().  It knows the wire format, capabilities
  * negotiation, descriptor passing and the limits; what the commands mean is the caller's business.
  *
- * Everything here is called from the one thread that polls, callbacks included.  Nothing here ever
- * blocks on a client: output that a client does not read is buffered up to CONTROL_MAX_OUTPUT, then
- * the client is dropped.
+ * Everything here is called from the one thread that polls, callbacks included.  Nothing here waits
+ * for a client.  Output that a client does not read is buffered up to CONTROL_MAX_OUTPUT; then the
+ * client is dropped.
  *
- * Limits (blueprint 8): line 64 KiB, CONTROL_MAX_PEERS clients of which CONTROL_RESERVED places are
- * kept for uid 0 and for the peer marked by control_peer_set_worker(), 5 s to finish a line once it
- * was begun, 5 s to take buffered output.  Peers whose uid is neither ours nor 0 are refused
- * (SO_PEERCRED).
+ * Limits: a line has at most 64 KiB.  There are at most CONTROL_MAX_PEERS clients, and
+ * CONTROL_RESERVED of their places are kept for uid 0 and for the peer that
+ * control_peer_set_worker() has marked.  A client has 5 s to finish a line that it has begun, and
+ * 5 s to take buffered output.  A peer whose uid (SO_PEERCRED) is neither ours nor 0 is refused.
  */
 
 #ifndef NBDMIRROR_CONTROL_SERVER_H
@@ -49,26 +49,27 @@ struct control_server *control_server_new (const char *path, const char *package
                                            const struct control_server_ops *ops, void *opaque,
                                            char **error);
 
-/* Wait up to TIMEOUT_MS for something to do and do it all: accept, read, dispatch, write, time out.
- * EXTRA are NR_EXTRA further descriptors of the caller's to wait for (their revents are filled in).
- * Returns 0, or -1 with errno on a fatal error (EINTR is not an error). */
+/* Wait up to TIMEOUT_MS for something to do, and do it: accept, read, run commands, write, end what
+ * has taken too long.  EXTRA are NR_EXTRA descriptors of the caller's to wait for as well; their
+ * revents are filled in.  Returns 0, or -1 with errno on a fatal error.  EINTR is not an error. */
 int control_server_poll (struct control_server *s, int timeout_ms, struct pollfd *extra,
                          unsigned nr_extra);
 
-/* Flush what can be written at once, close every peer (calling closed), the socket, and unlink
- * PATH. */
+/* Write what can be written at once, close every peer (which calls `closed`) and the socket, and
+ * unlink PATH. */
 void control_server_free (struct control_server *s);
 
-/* Answer a command.  Steals RET (an object or array; NULL means {}).  ID is borrowed.  FD >= 0 is
- * passed along (duplicated; the caller keeps its own). */
+/* Answer a command.  The reference RET (an object or an array; NULL means {}) is taken over, and ID
+ * is borrowed.  A copy of FD is passed along unless FD is -1; the caller keeps FD. */
 void control_reply (struct control_peer *peer, json_t *id, json_t *ret, int fd);
 
-/* Answer with an error. CLASS as in QMP: "GenericError", "CommandNotFound", "DeviceNotFound" ... */
+/* Answer with an error.  CLASS is one of QMP's ("GenericError", "CommandNotFound", …) or of ours.
+ */
 void control_error (struct control_peer *peer, json_t *id, const char *class_, const char *fmt, ...)
     __attribute__ ((format (printf, 4, 5)));
 
-/* Send an event to one peer, or to all that finished the negotiation (PEER NULL). Steals DATA (may
- * be NULL). */
+/* Send an event to PEER or, if that is NULL, to all peers that have finished the negotiation.  The
+ * reference DATA (which may be NULL) is taken over. */
 void control_event (struct control_server *s, struct control_peer *peer, const char *name,
                     json_t *data);
 
@@ -80,10 +81,10 @@ uint64_t control_peer_serial (const struct control_peer *peer); /* never reused 
 /* The worker's connection does not count against the common places. */
 void control_peer_set_worker (struct control_peer *peer, bool worker);
 
-/* Close this peer after its output was sent; `closed` is called from the next poll. */
+/* Close this peer once its output is sent.  `closed` is called from the next poll. */
 void control_peer_close (struct control_peer *peer);
 
-/* Number of connected peers. */
+/* The number of connected peers. */
 unsigned control_server_peers (const struct control_server *s);
 
 #endif

@@ -2,10 +2,10 @@
  *
  * Sockets of the control protocol; see wire.h.
  *
- * Which line a descriptor belongs to: the kernel glues what several sendmsg() calls sent, so a
- * large read may return lines A and B with one descriptor and no way to tell whose it is.
- * Therefore look first (MSG_PEEK) and read to the end of one line only.  A sender that passes
- * the descriptor with any byte of its line is then understood exactly.
+ * Which line does a descriptor belong to?  The kernel joins what several sendmsg() calls have sent,
+ * so a large read may return lines A and B with one descriptor, and no way to tell whose it is.
+ * Therefore we look first (MSG_PEEK), and read to the end of one line only.  So a sender that
+ * passes the descriptor with any byte of its line is understood exactly.
  */
 
 #include "config.h"

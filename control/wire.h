@@ -18,15 +18,15 @@
  * fit, or is empty. */
 int wire_address (const char *path, struct sockaddr_un *sa, char **error);
 
-/* Receive what is there, but nothing beyond the next newline: a descriptor that comes with
- * these bytes then belongs to the line they are part of.  Never blocks. Returns the number of
- * bytes, 0 at the end of the stream, -1 with errno (EAGAIN: nothing there). A descriptor goes
- * to *GOT_FD if that is -1, else it is closed.  *FD_LOST is set when one was sent but could not
- * be taken in (descriptor table full). */
+/* Receive what is there, but nothing beyond the next newline.  So a descriptor that comes with
+ * these bytes belongs to their line.  Never waits.  Returns the number of bytes, 0 at the end of
+ * the stream, or -1 with errno (EAGAIN: nothing is there).  A descriptor goes to *GOT_FD if that is
+ * -1, else it is closed.  *FD_LOST is set if one was sent and could not be taken in, because the
+ * table of descriptors is full. */
 ssize_t wire_recv (int sock, void *buf, size_t size, int *got_fd, bool *fd_lost);
 
-/* Send what the socket takes now, PASS_FD (unless -1) with the first byte.  No SIGPIPE, never
- * blocks. Returns bytes sent or -1 with errno. */
+/* Send what the socket takes now, and PASS_FD (unless -1) with the first byte.  Never waits, and
+ * raises no SIGPIPE.  Returns the number of bytes sent, or -1 with errno. */
 ssize_t wire_send (int sock, const void *buf, size_t len, int pass_fd);
 
 /* A JSON string of TEXT, which may hold any bytes: what is not UTF-8 turns into '?'. */
