@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Many disks of one host: how soon all mirrors are ready, what they cost while they are ready and
+nothing is written, and how long the guests pause when all disks are handed over at one instant.
+
+Each disk has a server (`nbdmirror serve`) and a worker (`nbdmirror mirror`) of its own; one nbdkit
+has all destinations, as files on tmpfs.  Everything runs on this host, the destination too.
+
+  ready s     from the start of the first worker until every job is ready
+  worker %    of a processor, for each ready worker, over --idle seconds; server % the same
+  wakes/s     of a ready worker: how often one of its threads went to sleep; server: the same
+  worker MiB  what only this worker has in memory; server MiB the same
+  pause ms    of the disk that was held longest: from its hold until its fence was durable
+  median ms   of all disks
+  command ms  the whole of `nbdmirror complete`: checks, hand-over, report
+
+Times of threads are read to the nanosecond, so idle processes can be told apart.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+
+import common
+from common import MIB, median, table
+
+
+def add_options(parser):
+    parser.add_argument("--disks", default="1,10,50,200", metavar="LIST", help="(%(default)s)")
+    parser.add_argument("--size", type=int, default=64, metavar="MIB",
+                        help="of a disk (%(default)s)")
+    parser.add_argument("--data", type=int, default=4, metavar="MIB",
+                        help="of random data in it (%(default)s)")
+    parser.add_argument("--idle", type=float, default=10, metavar="S",
+                        help="how long to look at ready jobs (%(default)s)")
+
+
+# ---- what processes cost -------------------------------------------------------------------
+
+class Cost:
+    """Processor seconds and sleeps of a process, all its threads, since it began."""
+
+    def __init__(self, pid):
+        self.cpu = self.wakes = 0
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{pid}/task/{task}/schedstat") as f:
+                    self.cpu += int(f.read().split()[0]) / 1e9
+                with open(f"/proc/{pid}/task/{task}/status") as f:
+                    self.wakes += next(int(line.split()[1]) for line in f
+                                       if line.startswith("voluntary_ctxt"))
+
+
+def own_memory(pid):
+    """Bytes that would be free without this process."""
+    with open(f"/proc/{pid}/smaps_rollup") as f:
+        return sum(int(line.split()[1]) for line in f if line.startswith("Private_")) * 1024
+
+
+def look_idle(pids, seconds):
+    """Means over PIDS: percent of a processor, sleeps a second, own memory."""
+    before = [Cost(pid) for pid in pids]
+    start = time.monotonic()
+    time.sleep(seconds)
+    took = time.monotonic() - start
+    after = [Cost(pid) for pid in pids]
+    pairs = list(zip(before, after))
+    return (sum(b.cpu - a.cpu for a, b in pairs) / took / len(pids) * 100,
+            sum(b.wakes - a.wakes for a, b in pairs) / took / len(pids),
+            sum(map(own_memory, pids)) / len(pids))
+
+
+# ---- one run -------------------------------------------------------------------------------
+
+def states(setup, controls):
+    out = subprocess.run([setup.nbdmirror, "status", "--json", *controls], check=True,
+                         capture_output=True).stdout
+    told = json.loads(out)
+    return [o["state"] for o in (told if isinstance(told, list) else [told])]
+
+
+def wait_ready(setup, controls, workers, seconds):
+    deadline = time.monotonic() + seconds
+    while set(states(setup, controls)) != {"ready"}:
+        for worker in workers:
+            if worker.poll() is not None:
+                with open(os.path.join(setup.tmp, "workers.log")) as f:
+                    raise RuntimeError(f"a worker has ended with status {worker.returncode}:\n"
+                                       + f.read())
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not ready after {seconds} s")
+        time.sleep(0.05)
+
+
+def end(processes):
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def hand_over(setup, controls):
+    start = time.monotonic()
+    done = subprocess.run([setup.nbdmirror, "complete", "--json", *controls], capture_output=True,
+                          text=True, timeout=120)
+    took = time.monotonic() - start
+    if done.returncode != 0:
+        raise RuntimeError(f"complete: exit status {done.returncode}\n{done.stderr}")
+    pauses = sorted(d["downtime-ms"] for d in json.loads(done.stdout)["disks"])
+    return {"pause-ms": pauses[-1], "median-ms": median(pauses), "command-ms": took * 1000,
+            "pauses-ms": pauses}
+
+
+def one(setup, args, nr):
+    names = [f"d{i}" for i in range(nr)]
+    dests = os.path.join(setup.shm, "dests")
+    os.mkdir(dests)
+    servers, workers = [], []
+    try:
+        for name in names:
+            disk = os.path.join(setup.disks, name)
+            common.make_disk(disk, args.data * MIB, (args.size - args.data) * MIB)
+            with open(os.path.join(dests, name), "wb") as f:
+                f.truncate(args.size * MIB)
+            servers.append(common.serve(setup, name, disk))
+        dest = common.nbdkit(setup, "dest", "file", f"dir={dests}", options=["-t", "4"])
+        servers.append(dest)
+        controls = [s.control for s in servers[:-1]]
+        start = time.monotonic()
+        with open(os.path.join(setup.tmp, "workers.log"), "w") as log:
+            for name, control in zip(names, controls):
+                to = f"nbd+unix:///{name}?socket={dest.sock}"
+                workers.append(subprocess.Popen(
+                    [setup.nbdmirror, "mirror", control, to, "--json"], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=log))
+        wait_ready(setup, controls, workers, 60 + nr)
+        figures = {"disks": nr, "ready-s": time.monotonic() - start}
+        time.sleep(2 if not setup.smoke else 0)
+        pids = [w.pid for w in workers], [s.pid for s in servers[:-1]]
+        for what, those in zip(("worker", "server"), pids):
+            cpu, wakes, memory = look_idle(those, args.idle / 2)
+            figures.update({f"{what}-percent": cpu, f"{what}-wakes": wakes,
+                            f"{what}-bytes": memory})
+        figures.update(hand_over(setup, controls))
+        return figures
+    finally:
+        end(workers)
+        end([s.process for s in servers])
+        for directory in (setup.disks, dests):
+            for name in os.listdir(directory):
+                os.unlink(os.path.join(directory, name))
+        os.rmdir(dests)
+
+
+def run(setup, args):
+    common.need("nbdkit")
+    counts = [int(n) for n in args.disks.split(",")]
+    rounds = args.runs or 3
+    if setup.smoke:
+        counts, rounds, args.idle, args.size, args.data = [3], 1, 0.4, 8, 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    results = []
+    for _ in range(rounds):
+        for nr in counts:
+            figures = one(setup, args, nr)
+            results.append(figures)
+            if setup.verbose:
+                common.say(", ".join(f"{k} {v:.3f}" for k, v in figures.items()
+                                     if isinstance(v, float)) + f" ({nr} disks)")
+    show(results, counts)
+    return results
+
+
+def show(results, counts):
+    rows = []
+    for nr in counts:
+        def of(key, scale=1, nr=nr):
+            return median([r[key] / scale for r in results if r["disks"] == nr])
+        worst = max(r["pause-ms"] for r in results if r["disks"] == nr)
+        rows.append([nr, of("ready-s"), f"{of('worker-percent'):.3f}", of("worker-wakes"),
+                     of("worker-bytes", MIB), f"{of('server-percent'):.3f}", of("server-wakes"),
+                     of("server-bytes", MIB), of("pause-ms"), worst, of("median-ms"),
+                     of("command-ms")])
+    print(table(["disks", "ready s", "worker %", "wakes/s", "MiB", "server %", "wakes/s", "MiB",
+                 "pause ms", "most", "median ms", "command ms"], rows))
