@@ -2,7 +2,7 @@
 
 EXTRA_DIST += bench/README.md bench/run bench/common.py bench/idle.py bench/overhead.py \
 	bench/large.py bench/load.py bench/load_guest.py bench/load_plot.py bench/load_systems.py \
-	bench/qmp.py bench/handoff.py
+	bench/qmp.py bench/handoff.py bench/many.py
 
 .PHONY: bench
 bench: all
@@ -12,6 +12,7 @@ bench: all
 	$(srcdir)/bench/run load
 	$(srcdir)/bench/run load --long
 	$(srcdir)/bench/run handoff
+	$(srcdir)/bench/run many
 
 TESTS += tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh

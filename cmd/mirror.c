@@ -272,7 +272,8 @@ run_job (struct arguments *a)
 
   a->job.opaque = a;
   a->job.message = worker_message;
-  a->job.progress = on_progress;
+  if (w->progress != NULL || a->hooks.command[HOOK_READY] != NULL)
+    a->job.progress = on_progress;
   a->job.started = worker_started;
   a->job.before_hold = before_hold;
   enum job_result result = job_run (&a->job, &report);

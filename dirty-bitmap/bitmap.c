@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "dirty-bitmap/bitmap.h"
+#include "dirty-bitmap/watch.h"
 
 typedef _Atomic uint64_t aword;
 
@@ -294,6 +295,7 @@ bitmap_mark (struct region *r, uint64_t offset, uint64_t length)
   changed = bitmap_set (r, REGION_DIRTY, first, ((end - 1) >> r->geo.block_shift) + 1 - first);
   if (changed > 0)
     atomic_fetch_add (&r->hdr->dirtied_total, changed);
+  watch_marked (r);
   return changed;
 }
 

@@ -4,4 +4,5 @@ libdirtybitmap_la_SOURCES = \
 	dirty-bitmap/bitmap.h dirty-bitmap/bitmap.c \
 	dirty-bitmap/claims.h dirty-bitmap/claims.c \
 	dirty-bitmap/samples.h dirty-bitmap/samples.c \
-	dirty-bitmap/urgent.h dirty-bitmap/urgent.c
+	dirty-bitmap/urgent.h dirty-bitmap/urgent.c \
+	dirty-bitmap/watch.h dirty-bitmap/watch.c

@@ -91,6 +91,7 @@ EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h
 
 blackbox_tests = \
 	tests/blackbox/smoke.sh \
+	tests/blackbox/at-rest.sh \
 	tests/blackbox/slow-flush.sh \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/cli-manual.sh \

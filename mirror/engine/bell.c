@@ -9,7 +9,9 @@
 #include "mirror/engine/bell.h"
 #include "mirror/engine/engine.h"
 
-#define LOOK_NS (100 * NS_PER_MS) /* it looks this often without being woken */
+/* It looks this often without being woken: while guest writes wait for us, and otherwise. */
+#define LOOK_NS (100 * NS_PER_MS)
+#define SLEEP_NS (600 * NS_PER_S)
 
 static void *
 listen_to_it (void *opaque)
@@ -19,23 +21,19 @@ listen_to_it (void *opaque)
 
   while (!atomic_load (&b->stop)) {
     uint32_t seen = urgent_bell (r);
-    if (urgent_any (r))
-      engine_rung (b->engine);
-    urgent_sleep (r, seen, LOOK_NS);
+    engine_rung (b->engine);
+    urgent_sleep (r, seen, atomic_load (&b->engine->synchronous) ? LOOK_NS : SLEEP_NS);
   }
   return NULL;
 }
 
-int
+void
 bell_start (struct bell *b, struct engine *e)
 {
-  if (b->running)
-    return 0;
   b->engine = e;
   atomic_store (&b->stop, false);
-  int err = pthread_create (&b->thread, NULL, listen_to_it, b);
-  b->running = err == 0;
-  return err;
+  b->running = pthread_create (&b->thread, NULL, listen_to_it, b) == 0;
+  engine_set_watched (e, b->running);
 }
 
 void
@@ -43,6 +41,7 @@ bell_stop (struct bell *b)
 {
   if (!b->running)
     return;
+  engine_set_watched (b->engine, false);
   atomic_store (&b->stop, true);
   urgent_ring (b->engine->region);
   pthread_join (b->thread, NULL);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The bell: a thread that sleeps until a guest's write asks for something (urgent.h), and then
- * wakes the copiers.  It runs only while the gate is synchronous.  It uses engine_rung() and takes
- * no lock of its own.
+ * The bell: a thread that sleeps until the filter rings, because a guest's write asks for something
+ * (urgent.h) or a block turns dirty while the engine sleeps (watch.h).  Then it wakes the copiers.
+ * It runs as long as a live job.  It uses engine_rung() and takes no lock of its own.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENGINE_BELL_H
@@ -21,9 +21,10 @@ struct bell {
   _Atomic bool stop;
 };
 
-/* Start and stop the thread.  One thread calls both.  They do nothing where there is nothing to do.
- * 0, or an errno. */
-int bell_start (struct bell *b, struct engine *e);
+/* Start the thread, and let the engine sleep while it has nothing to do.  If it cannot be started
+ * the engine looks for work every few milliseconds instead.  Stopping does nothing where there is
+ * none.  One thread calls both. */
+void bell_start (struct bell *b, struct engine *e);
 void bell_stop (struct bell *b);
 
 #endif

@@ -118,8 +118,8 @@ fill (struct copier *c)
       break;
     struct slot *sl = slots_find_free (&c->slots);
     enum engine_work w = engine_next (c->slots.engine, &r, &sl->task);
-    if (w == WORK_NONE) /* a flush may be due long before a low limit lets the next request go */
-      return sl->task.wait_ns < MAX_WAIT_NS ? sl->task.wait_ns : MAX_WAIT_NS;
+    if (w == WORK_NONE)
+      return sl->task.wait_ns;
     start (sl, w);
     /* What is there already is sent on while it is in the processor's cache. */
     bool at_once = channel_run (c->slots.source);

@@ -69,6 +69,7 @@ engine_notify (struct engine *e)
 void
 engine_wake_all (struct engine *e)
 {
+  e->asleep = false;
   if (e->copiers != NULL)
     e->copiers->wake_all (e->copiers->opaque);
 }
@@ -113,6 +114,15 @@ engine_set_hurry (struct engine *e, bool hurry, bool ignore_rate)
 }
 
 void
+engine_set_watched (struct engine *e, bool on)
+{
+  pthread_mutex_lock (&e->lock);
+  e->watched = on;
+  engine_wake_all (e);
+  pthread_mutex_unlock (&e->lock);
+}
+
+void
 engine_set_counting (struct engine *e, bool counting)
 {
   pthread_mutex_lock (&e->lock);
@@ -132,6 +142,22 @@ engine_clean (struct engine *e)
                && bitmap_count (r, REGION_QUARANTINE) == 0;
   pthread_mutex_unlock (&e->lock);
   return clean;
+}
+
+bool
+engine_was_idle (struct engine *e)
+{
+  return atomic_exchange (&e->idle_seen, false) || atomic_load (&e->idle);
+}
+
+bool
+engine_asleep (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  bool asleep = (e->asleep || e->copiers == NULL) && e->flush == FLUSH_IDLE && !e->flush_wanted
+                && e->unflushed_bytes == 0;
+  pthread_mutex_unlock (&e->lock);
+  return asleep;
 }
 
 uint64_t
@@ -198,6 +224,7 @@ engine_session_over (struct engine *e)
   if (e->pass.nr_busy > 0)
     e->busy_ns += clock_ns () - e->busy_since_ns;
   e->pass.nr_busy = 0;
+  e->asleep = false;
   e->pass.hint_pending = false;
   pass_restart (&e->pass);
   engine_urgent_lost (e);

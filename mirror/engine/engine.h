@@ -109,6 +109,7 @@ struct engine {
 
   struct engine_counters counters;
   _Atomic bool idle_seen;   /* a copier found nothing to do since the job's thread cleared this */
+  _Atomic bool idle;        /* the last one that looked found nothing to do */
   _Atomic bool synchronous; /* guest writes wait for us (engine_set_synchronous) */
   /* Something that was sent in this job may still come late at the destination (R12).  The job's
    * thread's.  Known when no session runs. */
@@ -125,7 +126,10 @@ struct engine {
   uint64_t busy_ns, busy_since_ns; /* time with anything busy; the present such span's beginning */
   bool rate_off;                   /* the user lets the last phase ignore the limit */
   bool paused;
-  bool hurry;           /* the gate is held: no idle waits */
+  bool hurry;           /* the gate is held, or will be at once: no idle waits */
+  bool watched;         /* the bell rings when a block turns dirty, so copiers may sleep */
+  bool asleep;          /* a copier sleeps until then */
+  uint64_t active_ns;   /* when something was last taken for copying */
   bool counting;        /* passes are counted (not in the ready state) */
   unsigned pass_number; /* of the running pass; 0 before the first */
   bool pass_open;
@@ -161,8 +165,20 @@ void engine_set_counting (struct engine *e, bool counting);
  * does.  Call this after the filter has said so. */
 void engine_set_synchronous (struct engine *e, bool on, uint64_t max_write_delay_ns);
 
-/* A guest's request may have been posted.  Any thread. */
+/* Does somebody listen to the bell (bell.h)?  Then copiers that have nothing to do sleep until it
+ * rings, or until somebody here wakes them. */
+void engine_set_watched (struct engine *e, bool on);
+
+/* The bell rang: a guest's request may have been posted, or a block has turned dirty.  Any
+ * thread. */
 void engine_rung (struct engine *e);
+
+/* Has there been a moment with nothing to copy since the last call?  For the job's thread. */
+bool engine_was_idle (struct engine *e);
+
+/* Does the engine sleep until something is dirty or somebody wakes it?  Until then its figures stay
+ * as they are. */
+bool engine_asleep (struct engine *e);
 
 /* Ask for a flush of everything acknowledged so far.  counters.flushes grows when it is done. */
 void engine_flush (struct engine *e);

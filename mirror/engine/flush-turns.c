@@ -29,6 +29,7 @@
 
 #define FLUSH_INTERVAL_NS ((uint64_t)NS_PER_S)
 #define FLUSH_SLOW_NS ((uint64_t)NS_PER_MS)
+#define READY_INTERVAL_NS ((uint64_t)(30 * NS_PER_S)) /* of flushes that make nothing durable */
 #define FLUSH_MIN_BYTES (UINT64_C (8) << 20)
 /* A long offline copy shall not begin again from zero when the line breaks, and its last flush must
  * end within the time limit of a request. */
@@ -104,23 +105,45 @@ engine_flush_ns (struct engine *e)
   return running > last ? running : last;
 }
 
+/* How much may be written between two flushes. */
+static uint64_t
+flush_bytes (const struct engine *e)
+{
+  uint64_t bytes = e->region->geo.disk_size / 200;
+
+  if (e->options.offline)
+    return OFFLINE_BYTES;
+  return bytes < FLUSH_MIN_BYTES ? FLUSH_MIN_BYTES : bytes;
+}
+
+/* The time between two flushes; UINT64_MAX: none is needed.  With nothing to make durable, flush on
+ * only while the last flush counts heavily in the expected pause.  Otherwise one slow flush could
+ * keep an idle disk from ever being ready.  Once it is ready that need not be known so soon. */
+static uint64_t
+flush_interval_ns (const struct engine *e)
+{
+  if (e->unflushed_bytes > 0)
+    return e->options.offline ? OFFLINE_INTERVAL_NS : FLUSH_INTERVAL_NS;
+  if (e->options.offline || atomic_load (&e->flush_ns) <= FLUSH_SLOW_NS)
+    return UINT64_MAX;
+  return e->counting ? FLUSH_INTERVAL_NS : READY_INTERVAL_NS;
+}
+
+uint64_t
+engine_flush_due_ns (const struct engine *e, uint64_t now)
+{
+  uint64_t interval = flush_interval_ns (e), passed = now - e->last_flush_ns;
+
+  if (e->flush != FLUSH_IDLE || interval == UINT64_MAX)
+    return UINT64_MAX;
+  return passed < interval ? interval - passed : 0;
+}
+
 static bool
 flush_due (const struct engine *e, uint64_t now)
 {
-  if (e->flush_wanted)
-    return true;
-  if (e->options.offline)
-    return e->unflushed_bytes >= OFFLINE_BYTES
-           || (e->unflushed_bytes > 0 && now - e->last_flush_ns >= OFFLINE_INTERVAL_NS);
-  /* With nothing to make durable, flush on only while the last flush counts heavily in the expected
-   * pause.  Otherwise one slow flush could keep an idle disk from ever being ready. */
-  if (e->unflushed_bytes == 0)
-    return atomic_load (&e->flush_ns) > FLUSH_SLOW_NS
-           && now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
-  uint64_t limit = e->region->geo.disk_size / 200;
-  if (limit < FLUSH_MIN_BYTES)
-    limit = FLUSH_MIN_BYTES;
-  return e->unflushed_bytes >= limit || now - e->last_flush_ns >= FLUSH_INTERVAL_NS;
+  return e->flush_wanted || e->unflushed_bytes >= flush_bytes (e)
+         || engine_flush_due_ns (e, now) == 0;
 }
 
 bool

@@ -23,6 +23,9 @@ void engine_wake_flusher (struct engine *e);
 /* Start a flush turn if one is due.  Returns true if the flush is ready to be sent. */
 bool engine_flush_step (struct engine *e, uint64_t now);
 
+/* For how long no flush is due, unless somebody asks for one. */
+uint64_t engine_flush_due_ns (const struct engine *e, uint64_t now);
+
 /* The flush is being sent. */
 void engine_flush_begin (struct engine *e, uint64_t now);
 

@@ -17,11 +17,16 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "dirty-bitmap/watch.h"
 #include "mirror/engine/internal.h"
 
-#define IDLE_NS (5 * NS_PER_MS)
-#define HURRY_NS (NS_PER_MS / 2)
-#define PAUSED_NS (100 * NS_PER_MS)
+/* How often a copier without work looks again while there may be some without anybody telling. */
+#define IDLE_NS ((uint64_t)(5 * NS_PER_MS))
+#define HURRY_NS ((uint64_t)(NS_PER_MS / 2))
+/* Otherwise it sleeps, and this is only the longest wait that poll() is asked for.  A guest that
+ * has just written will do so again: it is not to pay for a wake-up each time. */
+#define SLEEP_NS ((uint64_t)(600 * NS_PER_S))
+#define QUIET_NS ((uint64_t)(200 * NS_PER_MS))
 #define LIMITED_NS ((uint64_t)(250 * NS_PER_MS))
 #define MAX_ZERO_BYTES (UINT64_C (1) << 30)
 #define MAX_ASK_BYTES (UINT64_C (2) << 30)
@@ -63,7 +68,7 @@ wrap (struct engine *e, uint64_t now)
 {
   catchup_wrapped (&e->catchup, e->region, &e->pass);
   pass_restart (&e->pass);
-  e->wrapped_ns = now;
+  e->wrapped_ns = e->active_ns = now;
   atomic_fetch_add (&e->wraps, 1);
   engine_notify (e);
   if (!e->pass_open || atomic_load (&e->counters.in_copy_bytes) > ENGINE_BUFFER_BYTES)
@@ -97,8 +102,12 @@ take (struct engine *e, struct engine_task *t)
 {
   if (!pass_busy_add (&e->pass, t->first, t->count))
     return false;
+  e->active_ns = clock_ns ();
+  atomic_store (&e->idle, false);
+  if (e->asleep) /* the worker itself has made something dirty again */
+    engine_wake_all (e);
   if (e->pass.nr_busy == 1)
-    e->busy_since_ns = clock_ns ();
+    e->busy_since_ns = e->active_ns;
   t->set = claim_enter (e->region);
   engine_drop_samples (e, t->set, t->first, t->count);
   claim_run (e->region, t->set, t->first, t->count);
@@ -189,6 +198,14 @@ find (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
   return kind;
 }
 
+/* There is nothing to copy. */
+static void
+be_idle (struct engine *e)
+{
+  atomic_store (&e->idle_seen, true);
+  atomic_store (&e->idle, true);
+}
+
 /* What a pass copies next. */
 static enum engine_work
 next_background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
@@ -201,7 +218,6 @@ next_background (struct engine *e, bool can_verify, struct engine_task *t, uint6
   bool found = work[kind] != WORK_NONE;
   bool costs = kind != PASS_ZERO || (e->copiers != NULL && e->copiers->zeroes_cost);
 
-  t->wait_ns = e->hurry ? HURRY_NS : IDLE_NS;
   if (found)
     open_pass (e);
   if (kind == PASS_ASK) {
@@ -211,7 +227,7 @@ next_background (struct engine *e, bool can_verify, struct engine_task *t, uint6
   if (found && costs && !rate_allows (e, t, now))
     return WORK_NONE;
   if (!found || !take (e, t)) {
-    atomic_store (&e->idle_seen, true);
+    be_idle (e);
     return WORK_NONE;
   }
   if (costs)
@@ -225,7 +241,6 @@ next_background (struct engine *e, bool can_verify, struct engine_task *t, uint6
 static enum engine_work
 next_urgent (struct engine *e, struct engine_task *t, uint64_t now)
 {
-  t->wait_ns = IDLE_NS;
   if (unreadable_suspended (&e->pass.unreadable, now) || !engine_urgent_next (e, t)
       || !rate_allows (e, t, now))
     return WORK_NONE;
@@ -255,13 +270,40 @@ next_copy (struct engine *e, const struct engine_room *room, struct engine_task 
   return w;
 }
 
+static uint64_t
+fall_asleep (struct engine *e)
+{
+  e->asleep = true;
+  return SLEEP_NS;
+}
+
+/* Nothing can be copied now.  For how long is that so, unless somebody wakes the copiers?  A bell
+ * that nobody listens to, a synchronous gate, or busy runs in the way: that cannot be told. */
+static uint64_t
+rest_ns (struct engine *e, uint64_t now)
+{
+  uint64_t dirty = bitmap_count (e->region, REGION_DIRTY);
+
+  if (e->paused)
+    return fall_asleep (e);
+  if (e->catchup.on || !e->watched)
+    return e->hurry ? HURRY_NS : IDLE_NS;
+  if (unreadable_suspended (&e->pass.unreadable, now))
+    return e->pass.unreadable.source.retry_ns - now;
+  if (dirty > 0 || e->pass.hint_pending)
+    return e->hurry ? HURRY_NS : IDLE_NS;
+  if (!e->hurry && now - e->active_ns < QUIET_NS)
+    return IDLE_NS;
+  return watch_begin (e->region) ? fall_asleep (e) : HURRY_NS;
+}
+
 enum engine_work
 engine_next (struct engine *e, const struct engine_room *room, struct engine_task *t)
 {
   uint64_t now = clock_ns ();
   enum engine_work w = WORK_NONE;
 
-  *t = (struct engine_task){ .wait_ns = PAUSED_NS };
+  *t = (struct engine_task){ .wait_ns = 0 };
   pthread_mutex_lock (&e->lock);
   bool flush_ready = engine_flush_step (e, now);
   if (flush_ready && !room->flusher)
@@ -270,9 +312,16 @@ engine_next (struct engine *e, const struct engine_room *room, struct engine_tas
     engine_flush_begin (e, now);
     w = WORK_FLUSH;
   } else if (e->paused)
-    atomic_store (&e->idle_seen, true);
+    be_idle (e);
   else
     w = next_copy (e, room, t, now);
+  if (w == WORK_NONE && !t->limited)
+    t->wait_ns = rest_ns (e, now);
+  if (w == WORK_NONE && room->flusher) {
+    uint64_t flush_ns = engine_flush_due_ns (e, now);
+    if (flush_ns < t->wait_ns)
+      t->wait_ns = flush_ns;
+  }
   pthread_mutex_unlock (&e->lock);
   return w;
 }

@@ -67,17 +67,21 @@ engine_set_synchronous (struct engine *e, bool on, uint64_t max_write_delay_ns)
     urgent_queue_refuse (&e->urgent, e->region);
   engine_wake_all (e);
   pthread_mutex_unlock (&e->lock);
+  urgent_ring (e->region); /* the bell looks more often now, or less */
 }
 
 void
 engine_rung (struct engine *e)
 {
   pthread_mutex_lock (&e->lock);
+  bool woken = e->asleep && !e->paused;
   if (e->copiers == NULL || e->paused || !e->catchup.on)
     urgent_queue_refuse (&e->urgent, e->region);
-  else
+  if (woken || (e->catchup.on && urgent_any (e->region)))
     engine_wake_all (e);
   pthread_mutex_unlock (&e->lock);
+  if (woken)
+    engine_notify (e);
 }
 
 /* ---- with the lock held ---- */

@@ -169,7 +169,7 @@ sample (struct copy *c)
     .acked_bytes = atomic_load (&e->counters.acked_bytes),
     .passed_bytes = atomic_load (&e->counters.passed_bytes),
     .left_bytes = engine_left_bytes (e),
-    .queue_full = !atomic_exchange (&e->idle_seen, false),
+    .queue_full = !engine_was_idle (e),
   };
   estimate_add (&c->estimate, &s, &costs, 0);
   if (c->o->progress) {

@@ -43,21 +43,6 @@ target (const struct job *j)
   return j->gate.by_hand || j->settle_sync ? JOB_GATE_SYNCHRONOUS : j->gate.wanted;
 }
 
-/* The filter lets writes wait for us from now on, or does so no more.  Without a bell they would be
- * found by the copiers all the same, a few milliseconds later. */
-static void
-listen (struct job *j)
-{
-  struct job_gate_state *g = &j->gate;
-  bool on = g->now == JOB_GATE_SYNCHRONOUS;
-
-  engine_set_synchronous (&j->engine, on, g->delay_ms * NS_PER_MS);
-  if (on)
-    bell_start (&g->bell, &j->engine);
-  else
-    bell_stop (&g->bell);
-}
-
 static int
 tell (struct job *j, enum job_gate mode, uint64_t limit)
 {
@@ -74,7 +59,7 @@ tell (struct job *j, enum job_gate mode, uint64_t limit)
     g->now = mode;
     g->limit = limit;
     g->delay_ms = g->max_write_delay_ms;
-    listen (j);
+    engine_set_synchronous (&j->engine, mode == JOB_GATE_SYNCHRONOUS, g->delay_ms * NS_PER_MS);
     return 0;
   }
   if (!g->complained)
@@ -98,7 +83,6 @@ job_gate_end (struct job *j)
     if (control_client_call (j->control, &call, &error) == -1)
       text_free (error); /* the filter opens it by itself when we are gone */
   }
-  bell_stop (&j->gate.bell);
 }
 
 int

@@ -20,8 +20,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "mirror/engine/bell.h"
-
 struct job;
 
 enum job_gate { JOB_GATE_OPEN, JOB_GATE_THROTTLED, JOB_GATE_SYNCHRONOUS };
@@ -37,7 +35,6 @@ struct job_gate_state {
   uint64_t limit, delay_ms; /* with it; delay_ms 0: it was told nothing yet */
   uint64_t retry_ns;        /* it refused: not before then again */
   bool complained;
-  struct bell bell; /* rings while it is synchronous */
 };
 
 /* The policy wants MODE; DIRTY_LIMIT in bytes a second counts for JOB_GATE_THROTTLED only.  Tells

@@ -22,6 +22,7 @@
 #include <stdatomic.h>
 
 #include "control/client.h"
+#include "mirror/engine/bell.h"
 #include "mirror/engine/engine.h"
 #include "mirror/engine/supervisor.h"
 #include "mirror/handoff/coordinator.h"
@@ -57,6 +58,7 @@ struct job {
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;
+  struct bell bell;
   bool engine_ready, supervising;
   struct source_errors source_errors;
   struct stall stall;
@@ -82,6 +84,7 @@ struct job {
   bool ready; /* the estimate says so, and nothing is in the way */
   bool started_told;
   uint64_t last_sample_ns, last_publish_ns;
+  bool rested;    /* nothing has happened since the last sample */
   char state[16]; /* as last published */
   bool told_not_converging;
   bool warned_larger;

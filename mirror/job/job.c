@@ -24,6 +24,10 @@
 #define SAMPLE_NS (100 * NS_PER_MS)
 #define SAMPLE_SOON_NS (20 * NS_PER_MS)
 #define PUBLISH_NS (250 * NS_PER_MS)
+/* So often while nothing happens that anybody would not tell us: to show that we are there. */
+#define QUIET_NS (5 * NS_PER_S)
+#define QUIET_SHOWN_NS NS_PER_S /* where somebody looks at the progress */
+#define COPY_LOOK_MS 10         /* in FINAL_COPY: will it fit in the lease? */
 
 static const char *const policy_names[] = { "sync", "throttle", "none", "fail" };
 
@@ -90,7 +94,7 @@ take_sample (struct job *j, uint64_t now)
   struct engine *e = &j->engine;
   struct estimate_sample s = look (j, now);
 
-  s.queue_full = !atomic_exchange (&e->idle_seen, false);
+  s.queue_full = !engine_was_idle (e);
 
   const struct estimate_costs costs
       = { .flush_ns = engine_flush_ns (e), .rtt_ns = engine_rtt_ns (e) };
@@ -236,6 +240,24 @@ check_signal (struct job *j)
 
 /* ---- the loop ---- */
 
+/* Does nothing change unless somebody wakes us: the engine, the filter, or the end of a wait that
+ * supervisor_due_ns() knows?  Ready, and the guest has written nothing lately; or paused; or the
+ * destination is lost. */
+static bool
+is_quiet (struct job *j)
+{
+  bool copying = j->supervisor.state == SUPERVISOR_COPYING;
+
+  if (j->final != FINAL_NONE || j->handing_off || j->complete_wanted || j->o->complete_when_ready
+      || j->source_errors.any || j->gate.now != JOB_GATE_OPEN || j->gate.wanted != JOB_GATE_OPEN
+      || strcmp (job_state (j), j->state) != 0 || !engine_asleep (&j->engine))
+    return false;
+  if (j->paused || !copying)
+    return true;
+  return j->ready && engine_left_bytes (&j->engine) == 0 && estimate_have_rates (&j->estimate)
+         && j->estimate.dirty_rate <= 0 && j->estimate.move_rate <= 0;
+}
+
 /* When the next sample is to be taken: soon if all that is missing is a second one that fits as
  * well, or nothing is left. */
 static uint64_t
@@ -249,12 +271,15 @@ sample_due_ns (struct job *j)
 static void
 wait_for_something (struct job *j)
 {
+  j->rested = is_quiet (j);
   uint64_t now = clock_ns (), due = sample_due_ns (j), other = supervisor_due_ns (&j->supervisor);
+  if (j->rested)
+    due = j->last_sample_ns + (uint64_t)(j->o->progress ? QUIET_SHOWN_NS : QUIET_NS);
   if (other < due)
     due = other;
   int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;
-  if (j->final == FINAL_COPY && timeout > 1)
-    timeout = 1;
+  if (j->final == FINAL_COPY && timeout > COPY_LOOK_MS)
+    timeout = COPY_LOOK_MS;
   struct pollfd fds[3] = {
     { .fd = control_client_fd (j->control), .events = POLLIN },
     { .fd = j->engine.notify_fd, .events = POLLIN },
@@ -298,7 +323,9 @@ run (struct job *j)
     uint64_t now = clock_ns ();
     if (now < sample_due_ns (j))
       continue;
-    if (j->supervisor.state == SUPERVISOR_COPYING)
+    if (j->rested && j->supervisor.state == SUPERVISOR_COPYING)
+      begin_estimate (j); /* a long rest says nothing about the rates from now on */
+    else if (j->supervisor.state == SUPERVISOR_COPYING)
       take_sample (j, now);
     j->last_sample_ns = now;
     job_apply_policy (j, now);
@@ -375,6 +402,7 @@ finish (struct job *j, json_t **report)
     job_publish (j);
     *report = job_report (j);
     job_gate_end (j);
+    bell_stop (&j->bell);
     stopped = supervisor_stop (&j->supervisor);
     if (j->committed) {
       result = job_seal (j);
@@ -431,6 +459,7 @@ job_run (const struct job_options *o, json_t **report)
   if (job_attach (j) == 0) {
     supervisor_init (&j->supervisor, &j->engine, &j->dest, o->give_up_ns);
     j->supervising = true;
+    bell_start (&j->bell, &j->engine);
     job_publish (j);
     run (j);
   }

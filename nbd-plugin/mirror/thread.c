@@ -3,9 +3,9 @@
  * The control thread.  See thread.h.
  *
  * It is woken by clients, by the gate and by signals (wake_fd), by the end of the worker's process
- * (pidfd), and by time: while there are clients every POLL_MS; while a hold runs until its lease
- * ends; while it is prepared every PREPARED_POLL_MS, since the decision word changes without any
- * message.
+ * (pidfd), and by time: every POLL_MS while something has a time limit; when the lease of a hold
+ * ends; every PREPARED_POLL_MS while it is prepared, since the decision word changes without any
+ * message; and every second or more otherwise.
  */
 
 #include "config.h"
@@ -23,9 +23,11 @@
 #include "nbd-plugin/mirror/thread.h"
 #include "nbd-plugin/own-thread.h"
 
-#define SOON_MS 10    /* while an answer waits for something that wakes nobody reliably */
-#define POLL_MS 100   /* while there are clients */
-#define IDLE_MS 10000 /* while there are none: nothing is waited for, this is only to be safe */
+#define SOON_MS 10  /* while an answer waits for something that wakes nobody reliably */
+#define POLL_MS 100 /* while something has a time limit, or is to be tried again */
+#define PEERS_MS                                                                                   \
+  1000 /* else, while there are clients: the server may be stopped without a signal */
+#define IDLE_MS 10000 /* else: nothing is waited for, this is only to be safe */
 
 void
 mirror_tick (struct mirror *m)
@@ -46,24 +48,29 @@ mirror_tick (struct mirror *m)
   mirror_tell (m);
 }
 
-/* Does everything that can happen wake us?  Not so while there are clients (a worker shares memory
- * with us, and the server may be stopped without a signal), while something is to be tried again,
- * and where a process cannot be polled for. */
+/* Does everything that we wait for wake us?  Not so where it has a time limit or is to be tried
+ * again, where a process cannot be polled for, and while the guest is slowed down, which a worker
+ * ends by what it writes in shared memory. */
 static bool
-idle (struct mirror *m)
+is_idle (const struct mirror *m, const struct pace_view *pace)
 {
-  const struct process *process = &m->attachment.process;
+  const struct attachment *a = &m->attachment;
 
-  return control_server_peers (m->server) == 0 && !m->participant.active
-         && m->fence.state != FENCE_DRAFT && (process->fd != -1 || process->start_time == 0);
+  return !m->participant.active && m->fence.state != FENCE_DRAFT && a->relays.first == NULL
+         && a->hold.peer == NULL && a->attach.peer == NULL && pace->mode == PACE_OPEN
+         && (a->process.fd != -1 || a->process.start_time == 0);
 }
 
 static int
 next_timeout (struct mirror *m)
 {
   struct gate_view gate;
-  int64_t ms = idle (m) ? IDLE_MS : POLL_MS;
+  struct pace_view pace;
 
+  pace_look (&m->pace, &pace);
+  int64_t ms = !is_idle (m, &pace)                    ? POLL_MS
+               : control_server_peers (m->server) > 0 ? PEERS_MS
+                                                      : IDLE_MS;
   gate_look (&m->gate, &gate);
   if (gate.mode == GATE_HELD) {
     int64_t left = (gate.lease_end_ns - (int64_t)clock_ns ()) / NS_PER_MS + 1;
@@ -73,8 +80,6 @@ next_timeout (struct mirror *m)
       ms = PREPARED_POLL_MS;
   }
   /* The worker tells in shared memory that it has caught up, which wakes nobody. */
-  struct pace_view pace;
-  pace_look (&m->pace, &pace);
   bool waits = pace.mode == PACE_SYNCHRONOUS || m->attachment.hold.peer != NULL
                || m->attachment.attach.peer != NULL
                || (m->participant.active && !m->participant.prepared);

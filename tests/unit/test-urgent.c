@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * Urgent slots: every request is seen once and gets its own answer, whoever gives up when, between
- * threads and between processes; every wait ends; a table that is scribbled over harms nobody.
+ * threads and between processes; every wait ends; a table that is scribbled over harms nobody.  And
+ * a worker that sleeps until something is dirty is woken (watch.h).
  */
 
 #include "config.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/urgent.h"
+#include "dirty-bitmap/watch.h"
 #include "tests/unit/fixture.h"
 
 #define MS INT64_C (1000000)
@@ -238,6 +242,55 @@ Test (urgent, bell)
   urgent_sleep (r, seen, 10000 * MS);
   cr_assert_lt (clock_ns () - begin, 9000 * MS, "it rang since it was read");
   cr_assert_eq (atomic_load (&r->hdr->worker_sleeps), 0);
+  region_free (r);
+}
+
+/* ---- a worker that sleeps while nothing is dirty ---- */
+
+#define WATCH_ROUNDS 20000
+
+static void *
+mark_blocks (void *opaque)
+{
+  struct region *r = opaque;
+
+  for (uint64_t i = 1; i <= WATCH_ROUNDS; i++) {
+    for (volatile uint64_t n = i * 7919 % 400; n > 0; n--) /* at another moment each time */
+      ;
+    bitmap_mark (r, (i % 100) * r->geo.block_size, 1);
+    while (!bitmap_empty (r, REGION_DIRTY)) /* until the worker has copied it */
+      sched_yield ();
+  }
+  return NULL;
+}
+
+/* However marking and falling asleep meet, no block waits for a worker that sleeps. */
+Test (urgent, watch)
+{
+  struct region *r = fixture_region (100);
+  pthread_t t;
+  unsigned copied = 0, slept = 0;
+
+  pthread_create (&t, NULL, mark_blocks, r);
+  while (copied < WATCH_ROUNDS) {
+    uint32_t seen = urgent_bell (r);
+    if (watch_begin (r)) {
+      uint64_t begin = clock_ns ();
+      urgent_sleep (r, seen, 20000 * MS);
+      cr_assert_lt (clock_ns () - begin, 19000 * MS, "a block turned dirty, and nobody rang");
+      slept++;
+    }
+    copied += bitmap_clear (r, REGION_DIRTY, 0, r->geo.nr_blocks) > 0;
+  }
+  pthread_join (t, NULL);
+  cr_assert_gt (slept, 0);
+
+  /* Nobody watches: nobody rings. */
+  atomic_store (&r->hdr->watched, 0);
+  uint32_t seen = urgent_bell (r);
+  bitmap_mark (r, 0, 1);
+  cr_assert_eq (urgent_bell (r), seen);
+  cr_assert_not (watch_begin (r), "a block is dirty");
   region_free (r);
 }
 

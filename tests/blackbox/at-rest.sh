@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a job that is ready, or paused, and a server sleep while the guest writes nothing:
+# no thread of theirs wakes up by itself more often than once in a second.  And that the guest's
+# next write wakes the worker at once.
+. "$(dirname "$0")/lib.sh"
+[ -z "$runtime" ] || skip "sanitizers have threads of their own"
+[ "${VALGRIND:-0}" = 0 ] || skip "valgrind is a program of its own"
+look_s=3
+
+random_disk "$tmp/disk" 16M
+start_server src "$tmp/disk"
+start_dest dst file 16M
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --json
+wait_state "${control[src]}" ready 20
+
+# sleeps PID: how often its threads went to sleep so far
+sleeps () {
+  cat "/proc/$1"/task/*/status | awk '/^voluntary_ctxt_switches/ { n += $2 } END { print n }'
+}
+# rests NAME PID MOST: at most MOST wake-ups in $look_s seconds; one try more for late arrivals
+rests () {
+  local before after try
+  for try in 1 2 3; do
+    before=$(sleeps "$2")
+    sleep $look_s
+    after=$(sleeps "$2")
+    [ $((after - before)) -gt "$3" ] || { note "$1: $((after - before)) wake-ups"; return 0; }
+  done
+  fail "$1: woke up $((after - before)) times in $look_s s, try $try"
+}
+worker=$(status_of "${control[src]}" worker-pid)
+sleep 3 # the rates of the copy have to be forgotten
+rests "ready worker" "$worker" 7
+rests "server" "${pid[src]}" 7
+
+# A write is at the destination well before any timer of a sleeping worker would have ended.
+"$python" - "${uri[src]}" "${uri[dst]}" <<'PY' || fail "a sleeping worker did not wake up"
+import nbd, sys, time
+guest, dest = nbd.NBD(), nbd.NBD()
+guest.connect_uri(sys.argv[1])
+dest.connect_uri(sys.argv[2])
+for n in range(1, 4):
+    data = bytes([n]) * 4096
+    guest.pwrite(data, 65536)
+    end = time.monotonic() + 2
+    while dest.pread(4096, 65536) != data:
+        if time.monotonic() > end:
+            sys.exit("write %d is not at the destination after 2 s" % n)
+        time.sleep(0.005)
+    time.sleep(0.7)   # it falls asleep again
+for h in guest, dest:
+    h.shutdown()
+PY
+
+nbdmirror pause "${control[src]}"
+sleep 1
+rests "paused worker" "$worker" 7
+nbdmirror resume "${control[src]}"
+wait_state "${control[src]}" ready 20
+nbdmirror complete "${control[src]}" --lease 10s
+ends_well mirror 10
+equal "$tmp/disk" "${uri[dst]}"
