@@ -79,9 +79,9 @@ struct region_header {
   _Atomic uint64_t session;                    /* goes up at every lost session (R5) */
   _Atomic uint64_t sent_bytes, zero_bytes;     /* by the job's workers: payload, WRITE_ZEROES */
   _Atomic uint64_t skipped_bytes; /* the destination had them already, so they were not sent */
-  _Atomic uint32_t watched;                    /* the worker sleeps until a block turns dirty */
-  _Alignas(64) _Atomic uint32_t active_set;    /* 0 or 1 */
-  _Atomic uint32_t entries[2];                 /* copiers counted in each claim set (R4) */
+  _Atomic uint32_t watched;       /* the worker sleeps until a block turns dirty */
+  _Alignas(64) _Atomic uint32_t active_set; /* 0 or 1 */
+  _Atomic uint32_t entries[2];              /* copiers counted in each claim set (R4) */
   /* How often summary bits of each array began and ended to be taken away.  While the two differ,
    * a non-empty word may lack its summary bit: bitmap_empty() then says no. */
   _Alignas(64) _Atomic uint64_t clears_begun[REGION_NR_ARRAYS];
