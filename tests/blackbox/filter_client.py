@@ -138,22 +138,22 @@ class Client:
 class Region:
     """The shared region as it stands in the memfd (dirty-bitmap/region.h)."""
 
-    CONSTANT = "=8sIIQQQQ4Q4QQQ16s"
+    CONSTANT = "=8sIIQQQQ5Q5QQQ16s"
 
     def __init__(self, fd):
         self.map = mmap.mmap(fd, os.fstat(fd).st_size)
         os.close(fd)
         head = struct.unpack_from(self.CONSTANT, self.map)
-        assert head[0] == b"NBDMIRR\0" and head[1] == 2, head[:2]
+        assert head[0] == b"NBDMIRR\0" and head[1] == 3, head[:2]
         _, _, _, self.region_size, self.disk_size, self.block_size, self.nr_blocks = head[:7]
-        self.array_offset = head[7:11]
-        self.summary_offset = head[11:15]
+        self.array_offset = head[7:12]
+        self.summary_offset = head[12:17]
         # The counters stand on the next cache line after the constant part; see struct
         # region_header.
         size = struct.calcsize(self.CONSTANT)
         self.count_at = (size + 63) // 64 * 64
         self.words = (self.nr_blocks + 63) // 64
-        self.urgent_at = head[15]
+        self.urgent_at = head[17]
 
     def blocks(self, array):
         """The set of blocks whose bit is set."""
