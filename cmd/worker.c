@@ -104,8 +104,7 @@ report_possible (const char *path)
     cmd_say ("--report %s: %s", path, strerror (errno));
     return false;
   }
-  if (fd != -1)
-    close (fd);
+  fd_close (&fd);
   if (!exists)
     unlink (path);
   return true;

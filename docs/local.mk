@@ -1,5 +1,4 @@
-# The manual pages.  A tarball carries the pods only: pod2man is asked for where it is to be found, and
-# without it there are no pages.
+# The manual pages.  A tarball carries the pods only; without pod2man there are no pages.
 
 pods = \
 	docs/nbdmirror.pod \
@@ -8,7 +7,8 @@ pods = \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdkit-digest-filter.pod \
 	docs/nbdmirror-control.pod
-EXTRA_DIST += $(pods) docs/design.md docs/where.md docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
+EXTRA_DIST += $(pods) docs/design.md docs/where.md \
+	docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
 
 if HAVE_POD2MAN
 man_MANS += \

@@ -9,9 +9,10 @@ include nbd-plugin/digest/local.mk
 include nbd-plugin/mirror/local.mk
 include nbd-plugin/receive/local.mk
 
-# libtool's .la file is of no use beside something that nbdkit loads.  Without it, libtool removes nothing
-# at uninstall, so we do.
+# libtool's .la file is of no use beside something that nbdkit loads.  Without it, libtool removes
+# nothing at uninstall, so we do.
 install-data-hook:
 	for file in $(filter_LTLIBRARIES); do rm -f "$(DESTDIR)$(filterdir)/$${file##*/}"; done
 uninstall-hook:
-	for file in $(filter_LTLIBRARIES:.la=.so); do rm -f "$(DESTDIR)$(filterdir)/$${file##*/}"; done
+	for file in $(filter_LTLIBRARIES:.la=.so); do \
+	  rm -f "$(DESTDIR)$(filterdir)/$${file##*/}"; done

@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
@@ -131,8 +132,7 @@ void
 old_server_free (struct old_server *o)
 {
   control_client_free (o->client);
-  if (o->pidfd != -1)
-    close (o->pidfd);
+  fd_close (&o->pidfd);
   free (o->socket);
   text_free (o->control);
   text_free (o->control_aside);

@@ -20,6 +20,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "base/text.h"
 #include "mirror/endpoint/file.h"
 
@@ -30,10 +31,8 @@ file_close (struct endpoint *ep)
 {
   struct file_endpoint *fep = (struct file_endpoint *)ep;
 
-  if (fep->fd != -1)
-    close (fep->fd);
-  if (fep->direct_fd != -1)
-    close (fep->direct_fd);
+  fd_close (&fep->fd);
+  fd_close (&fep->direct_fd);
   if (fep->map)
     munmap (fep->map, fep->map_len);
   free (ep->name);

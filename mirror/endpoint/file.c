@@ -27,6 +27,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "mirror/endpoint/file.h"
 
 #define FILE_ROOM 64u
@@ -404,8 +405,7 @@ file_channel_free (struct channel *ch)
 {
   struct file_channel *fc = (struct file_channel *)ch;
 
-  if (fc->event_fd != -1)
-    close (fc->event_fd);
+  fd_close (&fc->event_fd);
   if (fc->aio)
     io_destroy (fc->aio);
   free (fc->iocbs);

@@ -8,10 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
+#include "base/fd.h"
 #include "nbd-plugin/mirror/commands.h"
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/status.h"
@@ -332,8 +332,7 @@ on_command (void *opaque, struct control_peer *peer, const char *name, json_t *a
     else
       k->run (&c);
   }
-  if (c.fd != -1)
-    close (c.fd);
+  fd_close (&c.fd);
   mirror_tick (m);
 }
 

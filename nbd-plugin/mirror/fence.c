@@ -16,6 +16,7 @@
 
 #include <jansson.h>
 
+#include "base/fd.h"
 #include "base/text.h"
 #include "nbd-plugin/mirror/fence.h"
 
@@ -70,7 +71,7 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
   ssize_t n = -1;
   const char *reason = NULL;
   if (fd != -1)
-    n = read (fd, text, sizeof text);
+    n = fd_read_text (fd, text, sizeof text);
   if (n == -1)
     reason = strerror (errno);
   else if (n == 0 && never_used_if_empty) {
@@ -84,8 +85,7 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
       reason = "not a fence record of a version that is known here";
     json_decref (o);
   }
-  if (fd != -1)
-    close (fd);
+  fd_close (&fd);
   if (reason != NULL)
     text_error (
         warning,
@@ -140,8 +140,7 @@ sync_directory (const char *path, char **error)
   int r = fd == -1 ? -1 : fsync (fd);
   if (r == -1)
     text_error (error, "%s: cannot make the directory durable: %s", dir, strerror (errno));
-  if (fd != -1)
-    close (fd);
+  fd_close (&fd);
   return r;
 }
 
@@ -151,19 +150,12 @@ write_durably (const char *path, const char *text, char **error)
   int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (fd == -1)
     return text_error (error, "cannot create the fence record %s: %s", path, strerror (errno));
-  size_t len = strlen (text);
-  ssize_t n = write (fd, text, len);
-  int saved = n == -1 ? errno : ENOSPC;
-  bool ok = n == (ssize_t)len;
-  if (ok && fsync (fd) == -1) {
-    saved = errno;
-    ok = false;
-  }
-  close (fd);
+  bool ok = fd_write_all (fd, text, strlen (text)) == 0 && fsync (fd) == 0;
+  fd_close (&fd);
   if (ok && sync_directory (path, error) == 0)
     return 0;
   if (!ok)
-    text_error (error, "cannot write the fence record %s: %s", path, strerror (saved));
+    text_error (error, "cannot write the fence record %s: %s", path, strerror (errno));
   unlink (path);
   return -1;
 }

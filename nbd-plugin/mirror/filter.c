@@ -195,7 +195,7 @@ mirror_get_ready (int thread_model)
     goto failed;
   if (warning != NULL)
     nbdkit_error ("%s", warning);
-  free (warning);
+  text_free (warning);
   if (mirror.fence.state == FENCE_DRAFT && mirror.fence.record.token[0] != '\0')
     nbdkit_error ("this disk's last server ended while a hand-off was being decided: writes are"
                   " refused until a rollback with token %s",

@@ -9,11 +9,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "dirty-bitmap/claims.h"
 #include "nbd-plugin/mirror/attachment.h"
@@ -142,8 +142,7 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
     json_decref (relayed);
   }
   text_free (error);
-  if (fd != -1)
-    close (fd);
+  fd_close (&fd);
 }
 
 int

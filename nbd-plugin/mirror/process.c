@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "nbd-plugin/mirror/process.h"
 
 #ifndef SYS_pidfd_open
@@ -38,13 +39,12 @@ start_time (pid_t pid)
   int fd = open (path, O_RDONLY | O_CLOEXEC);
   if (fd == -1)
     return 0;
-  ssize_t n = read (fd, text, sizeof text - 1);
+  ssize_t n = fd_read_text (fd, text, sizeof text);
   close (fd);
   if (n <= 0) {
     errno = ESRCH;
     return 0;
   }
-  text[n] = '\0';
   const char *after_name = strrchr (text, ')'); /* the name may hold anything */
   if (after_name == NULL
       || sscanf (after_name + 1,
@@ -93,8 +93,6 @@ process_ended (struct process *p)
 void
 process_forget (struct process *p)
 {
-  if (p->fd != -1)
-    close (p->fd);
-  p->fd = -1;
+  fd_close (&p->fd);
   p->start_time = 0;
 }
