@@ -21,6 +21,8 @@
 enum {
   OPT_NO_PROGRESS = 0x200,
   OPT_FLUSH,
+  OPT_DEST_IS_ZERO,
+  OPT_ALLOCATED,
   OPT_REQUEST_SIZE,
   OPT_QUEUE_SIZE,
   OPT_SYNCHRONOUS,
@@ -37,11 +39,16 @@ static const struct cmd_option options[] = {
   { "give-up-after", WORKER_OPT_GIVE_UP, "TIME",
     "how long to try to reach a destination that was lost, or to read a source that fails (default "
     "0: not at all; never: without end)" },
+  { "destination-is-zero", OPT_DEST_IS_ZERO, NULL,
+    "the destination reads as zero all over: do not write zeroes that may be holes" },
+  { "target-is-zero", OPT_DEST_IS_ZERO, NULL, NULL },
+  { "allocated", OPT_ALLOCATED, NULL, "the same as --sparse never" },
   WORKER_OPTIONS,
   { "connections", 'C', "N", "" },
   { "flush", OPT_FLUSH, NULL, "" },
   { "verbose", 'v', NULL, "" },
   { "requests", 'R', "N", "" },
+  { "S", 'S', "N", "" },
   { "threads", 'T', "N", "" },
   { "request-size", OPT_REQUEST_SIZE, "N", "" },
   { "queue-size", OPT_QUEUE_SIZE, "N", "" },
@@ -61,6 +68,7 @@ refuse_habit (int c)
   } habits[] = {
     { 'v', "-v", "there is nothing more to tell; --report FILE says what was done" },
     { 'R', "--requests", "the number of requests in flight is found by measuring" },
+    { 'S', "-S", "zeroes are looked for in pieces of 4 KiB; --sparse says what becomes of them" },
     { 'T', "--threads", "there is one thread for each connection: give --connections" },
     { OPT_REQUEST_SIZE, "--request-size", "requests have 256 KiB, as nbdcopy's have by default" },
     { OPT_QUEUE_SIZE, "--queue-size", "all buffers together have 32 MiB" },
@@ -81,7 +89,7 @@ struct arguments {
   struct worker worker;
   struct worker_settings settings;
   struct copy_options copy;
-  bool no_progress;
+  bool no_progress, dest_is_zero;
 };
 
 /* 0, or EXIT_USAGE. */
@@ -96,6 +104,12 @@ take_option (struct arguments *a, int c)
     return 0;
   case OPT_NO_PROGRESS:
     a->no_progress = true;
+    return 0;
+  case OPT_DEST_IS_ZERO:
+    a->dest_is_zero = true;
+    return 0;
+  case OPT_ALLOCATED:
+    a->settings.sparse = ENGINE_SPARSE_NEVER;
     return 0;
   case OPT_FLUSH: /* nbdcopy's: always done here */
     return 0;
@@ -193,6 +207,8 @@ run (struct cmd_line *line)
                               .nr_source = line->operands[0].nr_args,
                               .dest = a.settings.dest,
                               .sync = a.settings.sync,
+                              .sparse = a.settings.sparse,
+                              .dest_is_zero = a.dest_is_zero,
                               .rate_limit = a.settings.rate_limit,
                               .nr_copiers = a.settings.nr_copiers,
                               .give_up_ns = a.settings.give_up_ns,

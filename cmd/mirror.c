@@ -315,6 +315,7 @@ run (struct cmd_line *line)
   if (worker_check_sync (&a.settings.sync) != 0)
     return EXIT_USAGE;
   a.job.sync = a.settings.sync;
+  a.job.sparse = a.settings.sparse;
   a.job.dest = a.settings.dest;
   a.job.dest.dest = line->operands[1].argv;
   a.job.dest.nr_dest = line->operands[1].nr_args;

@@ -5,6 +5,7 @@
 
 #include "config.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -110,6 +111,25 @@ report_possible (const char *path)
   return true;
 }
 
+static bool
+parse_sparse (const char *text, enum engine_sparse *sparse)
+{
+  static const char *const names[] = { [ENGINE_SPARSE_AUTO] = "auto",
+                                       [ENGINE_SPARSE_ALWAYS] = "always",
+                                       [ENGINE_SPARSE_NEVER] = "never" };
+
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (strcmp (text, names[i]) == 0) {
+      *sparse = (enum engine_sparse)i;
+      return true;
+    }
+  cmd_usage_error ("--sparse %s: must be auto, always or never%s", text,
+                   isdigit ((unsigned char)text[0])
+                       ? " (zeroes are looked for in pieces of 4 KiB, of no other size)"
+                       : "");
+  return false;
+}
+
 bool
 worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
 {
@@ -143,6 +163,9 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
     break;
   case WORKER_OPT_REQUEST_TIMEOUT:
     good = parse_timeout ("--request-timeout", optarg, &s->dest.endpoint.request_timeout_ms);
+    break;
+  case WORKER_OPT_SPARSE:
+    good = parse_sparse (optarg, &s->sparse);
     break;
   case WORKER_OPT_SYNC:
     good = sync_parse (optarg, &s->sync.mode);

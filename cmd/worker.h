@@ -33,6 +33,7 @@ enum {
   WORKER_OPT_REQUEST_TIMEOUT,
   WORKER_OPT_GIVE_UP,
   WORKER_OPT_SYNC,
+  WORKER_OPT_SPARSE,
   WORKER_OPT_BASE,
   WORKER_OPT_BASE_FORMAT
 };
@@ -55,12 +56,19 @@ enum {
     "base-format", WORKER_OPT_BASE_FORMAT, "FORMAT",                                               \
         "the format of the base, for instance qcow2 (default raw)"                                 \
   }
+#define WORKER_SPARSE_OPTION                                                                       \
+  {                                                                                                \
+    "sparse", WORKER_OPT_SPARSE, "auto|always|never",                                              \
+        "may zeroes become holes at the destination: as they are at the source (default), "        \
+        "always, or "                                                                              \
+        "never"                                                                                    \
+  }
 #define WORKER_OPTIONS                                                                             \
   { "bandwidth", WORKER_OPT_BANDWIDTH, "RATE",                                                     \
     "send at most RATE bytes a second (k, M, G; 0 or none: no limit, the default)" },              \
       { "connections", WORKER_OPT_CONNECTIONS, "N",                                                \
         "open at most N connections to the destination, 1 to 4" },                                 \
-      WORKER_SYNC_OPTIONS, WORKER_TIMEOUT_OPTIONS,                                                 \
+      WORKER_SYNC_OPTIONS, WORKER_SPARSE_OPTION, WORKER_TIMEOUT_OPTIONS,                           \
       { "allow-unsafe-destination", WORKER_OPT_ALLOW_UNSAFE, NULL,                                 \
         "accept a destination that cannot flush: nothing that is written there is known to be "    \
         "safe" },                                                                                  \
@@ -77,6 +85,7 @@ struct worker_settings {
   uint64_t give_up_ns;
   struct session_options dest;
   struct sync_options sync;
+  enum engine_sparse sparse;
 };
 
 /* Handle option C with optarg.  True: it was one of the above; *STATUS is EXIT_USAGE if its value

@@ -96,6 +96,7 @@ blackbox_tests = \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/cli-manual.sh \
 	tests/blackbox/copy.sh \
+	tests/blackbox/sparse.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \

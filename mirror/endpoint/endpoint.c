@@ -147,15 +147,17 @@ op_done (struct op *op, int error)
 }
 
 bool
-op_add_extent (struct op *op, uint64_t length, bool zero)
+op_add_extent (struct op *op, struct endpoint_extent extent)
 {
-  if (op->nr_extents > 0 && op->extents[op->nr_extents - 1].zero == zero) {
-    op->extents[op->nr_extents - 1].length += length;
+  struct endpoint_extent *last = op->nr_extents > 0 ? &op->extents[op->nr_extents - 1] : NULL;
+
+  if (last != NULL && last->zero == extent.zero && last->allocated == extent.allocated) {
+    last->length += extent.length;
     return true;
   }
   if (op->nr_extents == ENDPOINT_MAX_EXTENTS)
     return false;
-  op->extents[op->nr_extents++] = (struct endpoint_extent){ .length = length, .zero = zero };
+  op->extents[op->nr_extents++] = extent;
   return true;
 }
 
@@ -347,8 +349,9 @@ channel_write (struct channel *ch, const void *buf, uint32_t len, uint64_t offse
   return op_start (op);
 }
 
-int
-channel_zero (struct channel *ch, uint64_t len, uint64_t offset, channel_done done, void *opaque)
+static int
+start_zero (struct channel *ch, uint64_t len, uint64_t offset, bool allocate, channel_done done,
+            void *opaque)
 {
   if (!ch->ep->info.can_zero) {
     errno = ENOTSUP;
@@ -358,8 +361,22 @@ channel_zero (struct channel *ch, uint64_t len, uint64_t offset, channel_done do
   struct op *op = op_new (ch, OP_ZERO, len, offset, UINT64_C (1) << 30, opaque);
   if (!op)
     return -1;
+  op->allocate = allocate;
   op->done = done;
   return op_start (op);
+}
+
+int
+channel_zero (struct channel *ch, uint64_t len, uint64_t offset, channel_done done, void *opaque)
+{
+  return start_zero (ch, len, offset, false, done, opaque);
+}
+
+int
+channel_zero_allocated (struct channel *ch, uint64_t len, uint64_t offset, channel_done done,
+                        void *opaque)
+{
+  return start_zero (ch, len, offset, true, done, opaque);
 }
 
 int

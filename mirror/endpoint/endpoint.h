@@ -120,6 +120,7 @@ struct endpoint_info {
 struct endpoint_extent {
   uint64_t length; /* bytes, > 0 */
   bool zero;       /* reads as zero (never merely a hole, R8) */
+  bool allocated;  /* reads as zero, and takes up room all the same.  Only a hint */
 };
 
 typedef void (*channel_done) (void *opaque, int error);
@@ -169,6 +170,9 @@ int channel_write (struct channel *ch, const void *buf, uint32_t len, uint64_t o
 /* Make a range read as zero; it may become a hole (no NO_HOLE flag), thin stays thin. */
 int channel_zero (struct channel *ch, uint64_t len, uint64_t offset, channel_done done,
                   void *opaque);
+/* The same, and the range takes up room afterwards (NO_HOLE): a thick disk stays thick. */
+int channel_zero_allocated (struct channel *ch, uint64_t len, uint64_t offset, channel_done done,
+                            void *opaque);
 int channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_status_done done,
                     void *opaque);
 /* Everything answered on this channel (with can_multi_conn: on every channel) before this call is

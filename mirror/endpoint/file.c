@@ -22,9 +22,12 @@
 #include <fcntl.h>
 #include <libaio.h>
 #include <linux/falloc.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -285,25 +288,56 @@ write_zeroes (int fd, uint64_t len, uint64_t offset)
 }
 
 static int
-zero (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
+zero (const struct file_endpoint *fep, const struct op *op)
 {
   /* For block devices the first is "deallocate if that reads as zero", the second "write zeroes,
    * the device itself if it can". */
   static const int modes[]
       = { FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE };
 
-  for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+  for (size_t i = op->allocate ? 1 : 0; i < sizeof modes / sizeof modes[0]; i++) {
     int r;
 
     do
-      r = fallocate (fep->fd, modes[i], (off_t)offset, (off_t)len);
+      r = fallocate (fep->fd, modes[i], (off_t)op->offset, (off_t)op->len);
     while (r == -1 && errno == EINTR);
     if (r == 0)
       return 0;
     if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL && errno != ENODEV)
       return errno;
   }
-  return write_zeroes (fep->fd, len, offset);
+  return write_zeroes (fep->fd, op->len, op->offset);
+}
+
+/* From POS to TO is what lseek() calls a hole, which includes room that was set aside for the file
+ * and never written (fallocate()).  FIEMAP tells the two apart where the file system has it. False:
+ * there is no more room in OP. */
+static bool
+add_zeroes (const struct file_endpoint *fep, struct op *op, uint64_t pos, uint64_t to)
+{
+  while (pos < to) {
+    union {
+      struct fiemap map;
+      char room[sizeof (struct fiemap) + sizeof (struct fiemap_extent)];
+    } u = { .map = { .fm_start = pos, .fm_length = to - pos, .fm_extent_count = 1 } };
+    const struct fiemap_extent *x = u.map.fm_extents;
+    bool any = ioctl (fep->fd, FS_IOC_FIEMAP, &u.map) == 0 && u.map.fm_mapped_extents == 1
+               && x->fe_logical + x->fe_length > pos && x->fe_logical < to;
+    uint64_t begin = !any ? to : x->fe_logical > pos ? x->fe_logical : pos;
+    uint64_t end = !any                                ? to
+                   : x->fe_logical + x->fe_length < to ? x->fe_logical + x->fe_length
+                                                       : to;
+
+    if (begin > pos
+        && !op_add_extent (op, (struct endpoint_extent){ .length = begin - pos, .zero = true }))
+      return false;
+    if (end > begin
+        && !op_add_extent (
+            op, (struct endpoint_extent){ .length = end - begin, .zero = true, .allocated = true }))
+      return false;
+    pos = end;
+  }
+  return true;
 }
 
 /* Holes of a regular file read as zero, always: that is more than NBD's HOLE says. */
@@ -320,7 +354,7 @@ status (const struct file_endpoint *fep, struct op *op)
       return op->nr_extents ? 0 : errno;
 
     uint64_t to = data == -1 || (uint64_t)data > end ? end : (uint64_t)data;
-    if (to > pos && !op_add_extent (op, to - pos, true))
+    if (!add_zeroes (fep, op, pos, to))
       return 0;
     pos = to;
     if (pos == end)
@@ -331,7 +365,7 @@ status (const struct file_endpoint *fep, struct op *op)
     /* A writer may have changed it since, so that the data is a hole now: then just go on
      * with a look from here, and say "data" where nothing can be told. */
     to = hole == -1 || (uint64_t)hole > end ? end : (uint64_t)hole;
-    if (to > pos && !op_add_extent (op, to - pos, false))
+    if (to > pos && !op_add_extent (op, (struct endpoint_extent){ .length = to - pos }))
       return 0;
     pos = to;
   }
@@ -352,7 +386,7 @@ file_start (struct channel *ch, struct op *op)
     transfer (fc, op);
     break;
   case OP_ZERO:
-    op_done (op, zero (fep, op->len, op->offset));
+    op_done (op, zero (fep, op));
     break;
   case OP_STATUS:
     op_done (op, status (fep, op));

@@ -34,6 +34,7 @@ struct op {
   uint64_t offset;
   uint64_t len;
   void *buf;       /* never written to by OP_WRITE */
+  bool allocate;   /* OP_ZERO: without making a hole */
   int64_t started; /* endpoint_now_ms() */
   channel_done done;
   channel_status_done status_done;
@@ -90,7 +91,7 @@ void channel_uninit (struct channel *ch);
 void channel_die (struct channel *ch, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 void op_done (struct op *op, int error);
 /* Append an extent to OP's, merging it with the last one.  False if there is no room. */
-bool op_add_extent (struct op *op, uint64_t length, bool zero);
+bool op_add_extent (struct op *op, struct endpoint_extent extent);
 
 /* Set *ERRNUM, and *ERROR to a text of base/text.h (both may be NULL). */
 void endpoint_fail (int *errnum, char **error, int err, const char *fmt, ...)

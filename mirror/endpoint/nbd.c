@@ -87,7 +87,11 @@ got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entri
 
     if (length == 0)
       break;
-    if (!op_add_extent (op, length, (entries[i + 1] & LIBNBD_STATE_ZERO) != 0))
+    bool zero = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
+    bool hole = (entries[i + 1] & LIBNBD_STATE_HOLE) != 0;
+    const struct endpoint_extent extent
+        = { .length = length, .zero = zero, .allocated = zero && !hole };
+    if (!op_add_extent (op, extent))
       break;
     left -= length;
   }
@@ -123,7 +127,8 @@ submit (struct nbd_channel *nc, struct conn *c, struct op *op)
   case OP_WRITE:
     return nbd_aio_pwrite (c->h, op->buf, op->len, op->offset, done, 0);
   case OP_ZERO:
-    return nbd_aio_zero (c->h, op->len, op->offset, done, 0);
+    return nbd_aio_zero (c->h, op->len, op->offset, done,
+                         op->allocate ? LIBNBD_CMD_FLAG_NO_HOLE : 0);
   case OP_STATUS:
     if (op->len > nc->status_ask)
       op->len = nc->status_ask;

@@ -50,12 +50,21 @@ enum engine_sync {
   ENGINE_SYNC_COMPARE /* what the destination holds as well */
 };
 
+/* Where zeroes are written, may they become holes? */
+enum engine_sparse {
+  ENGINE_SPARSE_AUTO,   /* if they are one at the source, or if the source does not tell */
+  ENGINE_SPARSE_ALWAYS, /* yes */
+  ENGINE_SPARSE_NEVER   /* no: the destination is to be thick */
+};
+
 struct engine_options {
   unsigned nr_copiers; /* upper limit of copier threads; 0: the number of cores, at most 4 */
   uint64_t rate_limit; /* bytes a second; 0: none */
   uint64_t grace_ns;   /* quarantined blocks wait this long from a session's first reply (R12) */
   bool offline;        /* nobody tracks the source: the destination is flushed seldom */
   enum engine_sync sync;
+  enum engine_sparse sparse;
+  bool dest_is_zero;     /* the user says so: zeroes need not be written there (R8) */
   struct endpoint *base; /* ENGINE_SYNC_BASE: the image, borrowed; else NULL */
 };
 

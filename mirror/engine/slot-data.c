@@ -5,9 +5,11 @@
  *   state      what is going on                            next
  *   ASKING     the source's server is asked which parts    nothing is to be sent: done; else
  *              differ (DIFFERENCE_FIRST)                   READING
- *   READING    the run is being read from the source, and  read: WRITING
+ *   READING    the run is being read from the source, and  read: PLACING, if zeroes
  *              from what it is compared with, if anything  failed: dirty again
- *              (DIFFERENCE_BESIDE)
+ *              (DIFFERENCE_BESIDE)                         were read, or WRITING
+ *   PLACING    the source is asked which of the zeroes     WRITING
+ *              that were read are holes (sparse=auto)
  *   WRITING    it is being sent, as pieces of data and of  all answered: READ_BACK for
  *              zeroes, without what need not be sent; or   WORK_VERIFY, else done
  *              it waits for room
@@ -104,7 +106,14 @@ is_zero (const uint8_t *p, size_t n)
   return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
 }
 
-enum piece { PIECE_DATA, PIECE_ZERO, PIECE_SAME };
+/* PIECE_THICK: zeroes that must not become a hole. */
+enum piece { PIECE_DATA, PIECE_ZERO, PIECE_THICK, PIECE_SAME };
+
+static bool
+has_unit (const struct slot *sl, uint64_t units, uint64_t at)
+{
+  return units >> (at / sl->of->unit) & 1;
+}
 
 /* What are the N bytes at AT?  Zeroes that the destination could not take for reasons of alignment
  * (an odd tail) are data. */
@@ -113,12 +122,12 @@ piece_at (const struct slot *sl, uint64_t at, uint64_t n)
 {
   const struct target *target = sl->of->target;
 
-  if (sl->data.same >> (at / sl->of->unit) & 1)
+  if (has_unit (sl, sl->data.same, at))
     return PIECE_SAME;
-  return endpoint_info (target->endpoint)->can_zero && n % target->min_block == 0
-                 && is_zero (sl->buf + at, n)
-             ? PIECE_ZERO
-             : PIECE_DATA;
+  if (!endpoint_info (target->endpoint)->can_zero || n % target->min_block != 0
+      || !is_zero (sl->buf + at, n))
+    return PIECE_DATA;
+  return has_unit (sl, sl->data.holes, at) ? PIECE_ZERO : PIECE_THICK;
 }
 
 /* The length of the next piece of the buffer, from pos on, and its kind. */
@@ -188,7 +197,7 @@ on_written (void *opaque, int err)
 
 /* Send N bytes from pos on.  -1 with errno. */
 static int
-send_piece (struct slot *sl, uint64_t n, bool zero)
+send_piece (struct slot *sl, uint64_t n, enum piece kind)
 {
   struct slots *ss = sl->of;
   struct engine *e = ss->engine;
@@ -196,8 +205,10 @@ send_piece (struct slot *sl, uint64_t n, bool zero)
   uint8_t *data = sl->buf + sl->data.pos;
   uint64_t offset = sl->offset + sl->data.pos;
 
-  if (zero) {
-    if (channel_zero (ss->dest, n, offset, on_written, sl) == -1)
+  if (kind != PIECE_DATA) {
+    int r = kind == PIECE_ZERO ? channel_zero (ss->dest, n, offset, on_written, sl)
+                               : channel_zero_allocated (ss->dest, n, offset, on_written, sl);
+    if (r == -1)
       return -1;
     atomic_fetch_add (&e->region->hdr->zero_bytes, n);
     engine_refund (e, n);
@@ -244,7 +255,7 @@ send_pieces (struct slot *sl)
       slot_wait_for_room (sl, send_pieces);
       return;
     }
-    if (send_piece (sl, n, kind == PIECE_ZERO) == -1) {
+    if (send_piece (sl, n, kind) == -1) {
       write_failed (sl, errno);
       return;
     }
@@ -256,12 +267,104 @@ send_pieces (struct slot *sl)
     acknowledged (sl);
 }
 
+/* ---- placing zeroes ---- */
+
+static void begin_writing (struct slot *sl);
+
+/* The units of the run that are zero, and are going to be sent so. */
+static uint64_t
+zero_units (const struct slot *sl)
+{
+  const struct endpoint_info *info = endpoint_info (sl->of->target->endpoint);
+  const uint64_t unit = sl->of->unit;
+  uint64_t found = 0;
+
+  for (uint64_t at = 0; info->can_zero && at < sl->length; at += unit)
+    if (!has_unit (sl, sl->data.same, at)
+        && is_zero (sl->buf + at, sl->length - at < unit ? sl->length - at : unit))
+      found |= UINT64_C (1) << at / unit;
+  return found;
+}
+
+static void place_some (struct slot *sl);
+
+static void
+on_source_status (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
+{
+  struct slot *sl = opaque;
+  struct slot_data *d = &sl->data;
+  const uint64_t unit = sl->of->unit;
+
+  if (atomic_load (&sl->of->target->stop)) {
+    engine_task_unread (sl->of->engine, &sl->task, ESHUTDOWN);
+    slot_end (sl);
+    return;
+  }
+  for (unsigned i = 0; i < nr && !err && d->pos < sl->length; i++) {
+    uint64_t end = d->pos + x[i].length < sl->length ? d->pos + x[i].length : sl->length;
+    if (!x[i].zero || x[i].allocated)
+      for (uint64_t u = d->pos / unit; u * unit < end; u++)
+        d->holes &= ~(UINT64_C (1) << u);
+    d->pos = end;
+  }
+  if (err || d->pos == sl->length)
+    begin_writing (sl);
+  else
+    place_some (sl);
+}
+
+/* Ask about the run from pos on.  What nobody knows may become a hole. */
+static void
+place_some (struct slot *sl)
+{
+  if (channel_status (sl->of->source, sl->length - sl->data.pos, sl->offset + sl->data.pos,
+                      on_source_status, sl)
+      == -1)
+    begin_writing (sl);
+}
+
+/* Everything is read.  Find out which zeroes may become holes. */
+static void
+place (struct slot *sl)
+{
+  const struct engine *e = sl->of->engine;
+  struct slot_data *d = &sl->data;
+
+  d->pos = 0;
+  d->holes = e->options.sparse == ENGINE_SPARSE_NEVER ? 0 : UINT64_MAX;
+  d->state = DATA_PLACING;
+  if (e->options.sparse == ENGINE_SPARSE_AUTO && endpoint_info (e->source)->can_status
+      && zero_units (sl) != 0)
+    place_some (sl);
+  else
+    begin_writing (sl);
+}
+
+/* The user says that the destination is zero: what would be a hole there, and was never written,
+ * need not be sent. */
+static void
+leave_out_holes (struct slot *sl)
+{
+  const struct region *r = sl->of->engine->region;
+  const uint64_t unit = sl->of->unit;
+  uint64_t zeroes = zero_units (sl) & sl->data.holes;
+
+  for (uint64_t at = 0; zeroes != 0 && at < sl->length; at += unit) {
+    uint64_t first = (sl->offset + at) >> r->geo.block_shift, found;
+    uint64_t last = (sl->offset + at + unit - 1) >> r->geo.block_shift;
+    if (has_unit (sl, zeroes, at) && !bitmap_next_set (r, REGION_VISITED, first, last + 1, &found))
+      sl->data.same |= UINT64_C (1) << at / unit;
+  }
+}
+
 /* ---- reading ---- */
 
 /* What is to be sent is known. */
 static void
 begin_writing (struct slot *sl)
 {
+  if (sl->of->engine->options.dest_is_zero && sl->data.state == DATA_PLACING)
+    leave_out_holes (sl);
   sl->data.state = DATA_WRITING;
   sl->data.pos = 0;
   bitmap_set (sl->of->engine->region, REGION_VISITED, sl->task.first, sl->task.count);
@@ -284,7 +387,7 @@ arrived (struct slot *sl)
   }
   if (d->look == DIFFERENCE_BESIDE)
     difference_end (sl);
-  begin_writing (sl);
+  place (sl);
 }
 
 static void

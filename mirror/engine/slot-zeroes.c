@@ -62,7 +62,8 @@ send_as_zeroes (struct slot *sl, uint64_t *len)
     *len = MAX_ZERO_REQUEST;
   *len -= *len % sl->of->target->min_block;
   atomic_fetch_add (&sl->of->engine->region->hdr->zero_bytes, *len);
-  return channel_zero (sl->of->dest, *len, offset, on_written, sl);
+  return sl->zeroes.allocated ? channel_zero_allocated (sl->of->dest, *len, offset, on_written, sl)
+                              : channel_zero (sl->of->dest, *len, offset, on_written, sl);
 }
 
 /* The same, as data.  As channel_write(). */
@@ -199,8 +200,9 @@ static void
 on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
 {
   struct slot *sl = opaque;
+  struct slot_zeroes *z = &sl->zeroes;
   bool zero = false;
-  uint64_t n = sl->zeroes.chunk;
+  uint64_t n = z->chunk;
 
   if (channel_error (sl->of->dest) != NULL) {
     slot_dest_failed (sl, "block status", err ? err : ESHUTDOWN);
@@ -211,7 +213,15 @@ on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned
     if (same < n)
       n = same;
   }
-  if (zero)
+  if (zero && z->allocated) {
+    /* They are zeroes, but is the room there as well? */
+    if (x[0].length < n)
+      n = x[0].length;
+    if (!x[0].allocated)
+      z->write_end = z->pos + n;
+    else
+      leave_alone (sl, n);
+  } else if (zero)
     leave_alone (sl, n);
   else
     read_or_write (sl, n);
@@ -235,6 +245,29 @@ give_back_some (struct slot *sl, uint64_t n)
   z->zero_end = z->write_end = z->pos;
 }
 
+/* N bytes of zeroes, whole blocks, begin at pos.  Are they to take up room at the destination?
+ * Returns for how many of them the answer is the same.  A block that is partly a hole is none. */
+static uint64_t
+place (struct slot *sl, const struct endpoint_extent *x, unsigned nr, uint64_t n)
+{
+  const struct engine *e = sl->of->engine;
+  const uint64_t block = e->region->geo.block_size;
+  uint64_t same = 0;
+
+  sl->zeroes.allocated = e->options.sparse == ENGINE_SPARSE_NEVER;
+  if (e->options.sparse != ENGINE_SPARSE_AUTO)
+    return n;
+  for (unsigned i = 0; i < nr && x[i].allocated == x[0].allocated; i++)
+    same += x[i].length;
+  if (same >= n) {
+    sl->zeroes.allocated = x[0].allocated;
+    return n;
+  }
+  sl->zeroes.allocated = x[0].allocated || same < block;
+  uint64_t whole = sl->zeroes.allocated ? (same + block - 1) / block * block : same / block * block;
+  return whole < n ? whole : n;
+}
+
 static void
 on_source_status (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
 {
@@ -254,9 +287,9 @@ on_source_status (void *opaque, int err, const struct endpoint_extent *x, unsign
       n = left;
     /* Whole blocks only.  The task's end is a block's end, or the disk's. */
     uint64_t whole = n == left ? n : n & ~(uint64_t)(geo->block_size - 1);
-    if (zero && whole > 0)
-      z->zero_end = z->pos + whole;
-    else
+    if (zero && whole > 0) {
+      z->zero_end = z->pos + place (sl, x, nr, whole);
+    } else
       give_back_some (sl, n);
   }
   step (sl);
@@ -312,6 +345,8 @@ look_at_dest (struct slot *sl)
 
   if (visited)
     z->write_end = z->pos + n;
+  else if (sl->of->engine->options.dest_is_zero && !z->allocated)
+    leave_alone (sl, n);
   else if (!endpoint_info (target->endpoint)->can_status || n % target->min_block != 0)
     read_or_write (sl, n);
   else {

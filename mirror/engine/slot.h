@@ -52,7 +52,7 @@ enum difference_look {
   DIFFERENCE_BESIDE   /* look while the source is read.  It takes the slot's second buffer */
 };
 
-enum slot_data_state { DATA_ASKING, DATA_READING, DATA_WRITING, DATA_READ_BACK };
+enum slot_data_state { DATA_ASKING, DATA_READING, DATA_PLACING, DATA_WRITING, DATA_READ_BACK };
 enum slot_zeroes_state { ZEROES_CHECKING, ZEROES_COMPARING, ZEROES_READING, ZEROES_WRITING };
 
 struct slot {
@@ -73,7 +73,8 @@ struct slot {
       bool look_failed;
       void (*looked) (struct slot *); /* what follows the look */
       uint64_t same;        /* a bit for each unit of slots.unit bytes: it need not be sent */
-      uint64_t pos;         /* relative: up to here it is sent, or read back */
+      uint64_t holes;       /* the same: zeroes in it may become a hole */
+      uint64_t pos;         /* relative: up to here it is placed, sent, or read back */
       uint64_t skipped;     /* bytes that were not sent */
       unsigned outstanding; /* requests at the destination */
       uint64_t sent_ns;     /* when the first of them was sent */
@@ -83,6 +84,7 @@ struct slot {
       enum slot_zeroes_state state;
       uint64_t pos;       /* up to here it is done */
       uint64_t zero_end;  /* up to here the source is known to be zero */
+      bool allocated;     /* these zeroes must not become a hole */
       uint64_t chunk;     /* bytes from pos on that the request under way is about */
       uint64_t read_end;  /* up to here the destination is compared by reading it */
       uint64_t write_end; /* up to here the destination must be written */

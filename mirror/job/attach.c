@@ -187,6 +187,7 @@ job_attach (struct job *j)
     .rate_limit = j->rate_limit,
     .grace_ns = j->o->grace_ns,
     .sync = j->o->sync.mode,
+    .sparse = j->o->sparse,
     .base = j->base_image,
   };
   if (engine_init (&j->engine, j->region, j->source, &eo, &error) == -1) {

@@ -123,6 +123,8 @@ make_region (struct copy *c)
     .rate_limit = c->o->rate_limit,
     .offline = true,
     .sync = c->o->sync.mode,
+    .sparse = c->o->sparse,
+    .dest_is_zero = c->o->dest_is_zero,
     .base = c->base,
   };
   if (engine_init (&c->engine, c->region, c->source, &eo, &error) == -1)

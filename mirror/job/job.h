@@ -58,6 +58,7 @@ struct job_options {
   const char *control;
   struct session_options dest;
   struct sync_options sync;
+  enum engine_sparse sparse;
   enum job_start start;
   enum job_policy policy;
   uint64_t max_downtime_ms;

@@ -129,6 +129,31 @@ pad (struct stream *s, struct piece *p)
   return p->len + min - odd;
 }
 
+/* Start writing P.  False after a failure. */
+static bool
+start_write (struct stream *s, struct piece *p, bool zero)
+{
+  bool thick = s->o->sparse == ENGINE_SPARSE_NEVER;
+  uint32_t len = zero ? p->len : pad (s, p);
+
+  if (s->error != NULL)
+    return false;
+  p->state = PIECE_BUSY;
+  s->nr_busy++;
+  int r = 0;
+  if (!zero)
+    r = channel_write (s->ch, p->buf, len, p->offset, on_written, p);
+  else if (thick)
+    r = channel_zero_allocated (s->ch, len, p->offset, on_written, p);
+  else if (s->o->dest_is_zero)
+    on_written (p, 0);
+  else
+    r = channel_zero (s->ch, len, p->offset, on_written, p);
+  if (r == -1)
+    on_written (p, errno);
+  return r == 0;
+}
+
 /* Write what the stream has filled. */
 static void
 send_piece (struct stream *s, struct piece *p)
@@ -142,17 +167,8 @@ send_piece (struct stream *s, struct piece *p)
   }
   bool zero = p->len == PIECE_BYTES && info->can_zero && p->buf[0] == 0
               && memcmp (p->buf, p->buf + 1, p->len - 1) == 0;
-  uint32_t len = zero ? p->len : pad (s, p);
-  if (s->error != NULL)
+  if (!start_write (s, p, zero))
     return;
-  int r = zero ? channel_zero (s->ch, len, p->offset, on_written, p)
-               : channel_write (s->ch, p->buf, len, p->offset, on_written, p);
-  if (r == -1) {
-    request_failed (s, "write", p->offset, errno);
-    return;
-  }
-  p->state = PIECE_BUSY;
-  s->nr_busy++;
   s->zero_last = zero;
   *(zero ? &s->zeroes : &s->sent) += p->len;
   rate_take (&s->rate, zero ? 0 : p->len);

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that thin stays thin: a 1 TiB disk with 100 MiB of data is mirrored within seconds, to a
 # sparse file, to nbdkit memory and to qcow2, and zeroes that were allocated at the source do not
-# become data.
+# become data, though their room stays allocated (sparse.sh).
 . "$(dirname "$0")/lib.sh"
 long_test
 
@@ -49,7 +49,7 @@ PY
 
 mirror_to file
 used=$(($(stat -c %b "$tmp/dstfile.img") * 512))
-[ "$used" -le 90000000 ] || fail "the destination file takes $used bytes"
+[ "$used" -le 115000000 ] || fail "the destination file takes $used bytes"
 mirror_to memory
 rss=$(awk '/VmRSS/ { print $2 }' "/proc/${pid[dstmemory]}/status")
 [ "$rss" -le 150000 ] || fail "the memory server takes $rss KiB"

@@ -159,6 +159,9 @@ start (struct channel *ch, enum what what, void *buf, uint64_t len, uint64_t off
   case ZERO:
     r = channel_zero (ch, len, offset, note, a);
     break;
+  case ZERO_ALLOCATED:
+    r = channel_zero_allocated (ch, len, offset, note, a);
+    break;
   case FLUSH:
     r = channel_flush (ch, note, a);
     break;

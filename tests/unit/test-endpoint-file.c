@@ -188,6 +188,32 @@ ENDPOINT_TEST (file_create)
   cr_assert (access (in_dir ("huge"), F_OK) == -1);
 }
 
+/* Zeroes that are to stay allocated take up room, and the block status tells them from holes. */
+ENDPOINT_TEST (file_allocated_zeroes)
+{
+  struct endpoint_options create = { .writable = true, .create = true, .create_size = 1 << 20 };
+  struct endpoint *ep = must_open (in_dir ("file"), &create);
+  struct channel *ch = must_channel (ep);
+  struct answer a = { 0 };
+  struct stat st;
+
+  cr_assert (request (ch, ZERO_ALLOCATED, NULL, 65536, 131072) == 0);
+  cr_assert (stat (in_dir ("file"), &st) == 0 && st.st_blocks >= 128 && st.st_blocks < 256,
+             "%ld blocks", (long)st.st_blocks);
+  cr_assert (start (ch, STATUS, NULL, 1 << 20, 0, &a) == 0 && drive (ch, &a, 1));
+  if (a.nr_extents == 1)
+    cr_skip_test ("this file system does not tell what is allocated (FIEMAP)");
+  cr_assert (a.error == 0 && a.nr_extents == 3, "%u extents", a.nr_extents);
+  for (unsigned i = 0; i < 3; i++)
+    cr_assert (a.extents[i].zero && a.extents[i].allocated == (i == 1), "extent %u", i);
+  cr_assert (a.extents[0].length == 131072 && a.extents[1].length == 65536);
+
+  cr_assert (request (ch, ZERO, NULL, 65536, 131072) == 0);
+  cr_assert (stat (in_dir ("file"), &st) == 0 && st.st_blocks < 128);
+  channel_close (ch);
+  endpoint_close (ep);
+}
+
 /* Zeroes make holes, holes and only holes are reported as zero, and long answers are cut off. */
 ENDPOINT_TEST (file_zero_and_status)
 {

@@ -155,8 +155,9 @@ Test (pass, hints_part_zeroes_from_data_at_whole_blocks)
   /* data up to the middle of block 100; zero up to the middle of block 1000; data to 1100; too
    * little zero to count */
   const struct endpoint_extent x[] = {
-    { 100 * BLOCK + 2048, false }, { 900 * BLOCK, true },  { 100 * BLOCK, false },
-    { 63 * BLOCK, true },          { 500 * BLOCK, false },
+    { 100 * BLOCK + 2048, false, false }, { 900 * BLOCK, true, false },
+    { 100 * BLOCK, false, false },        { 63 * BLOCK, true, true },
+    { 500 * BLOCK, false, false },
   };
   bitmap_set (r, REGION_DIRTY, 0, 2000);
   pass_set_hints (&p, 0, 2000 * BLOCK, x, 5);
@@ -177,7 +178,7 @@ Test (pass, zeroes_at_an_odd_end_reach_it)
 {
   setup ();
   bitmap_set (r, REGION_DIRTY, 0, BLOCKS);
-  const struct endpoint_extent x[] = { { DISK - 9000 * (uint64_t)BLOCK, true } };
+  const struct endpoint_extent x[] = { { DISK - 9000 * (uint64_t)BLOCK, true, false } };
   p.cursor = 9000;
   pass_set_hints (&p, 9000 * (uint64_t)BLOCK, DISK - 9000 * (uint64_t)BLOCK, x, 1);
   expect (&asking, PASS_ZERO, 9000, 1000);
@@ -220,7 +221,7 @@ Test (pass, random_walks_cover_exactly_the_dirty_blocks)
     while ((k = pass_next (&p, r, &asking, &f, &n)) != PASS_END) {
       if (k == PASS_ASK) {
         struct endpoint_extent x[2]
-            = { { n / 2 * BLOCK + 1, random () % 2 }, { n * BLOCK, random () % 2 } };
+            = { { n / 2 * BLOCK + 1, random () % 2, false }, { n * BLOCK, random () % 2, true } };
         pass_set_hints (&p, f * BLOCK, n * BLOCK, x, 2);
         continue;
       }
