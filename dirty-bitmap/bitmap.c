@@ -194,13 +194,13 @@ bitmap_next_set (const struct region *r, enum region_array a, uint64_t from, uin
                  uint64_t *found)
 {
   aword *words = words_of (r, a), *summary = summary_of (r, a);
-  uint64_t first = from / 64, last;
+  uint64_t first = from / 64;
 
   if (end > r->geo.nr_blocks)
     end = r->geo.nr_blocks;
   if (from >= end)
     return false;
-  last = (end - 1) / 64;
+  uint64_t last = (end - 1) / 64;
   for (uint64_t group = first / 64; group <= last / 64; group++) {
     uint64_t s = atomic_load (&summary[group]) & mask_in_word (group, first, last + 1);
 
@@ -221,13 +221,13 @@ bool
 bitmap_next_run (const struct region *r, enum region_array a, uint64_t from, uint64_t max,
                  uint64_t *first, uint64_t *count)
 {
-  uint64_t start, end, limit;
+  uint64_t start;
 
   assert (max > 0);
   if (!bitmap_next_set (r, a, from, UINT64_MAX, &start))
     return false;
-  limit = max < r->geo.nr_blocks - start ? start + max : r->geo.nr_blocks;
-  end = start + 1;
+  uint64_t limit = max < r->geo.nr_blocks - start ? start + max : r->geo.nr_blocks;
+  uint64_t end = start + 1;
   while (end < limit) {
     uint64_t clear = ~atomic_load (&words_of (r, a)[end / 64]) & bits (end % 64, 64);
 
@@ -255,10 +255,10 @@ bitmap_count (const struct region *r, enum region_array a)
 bool
 bitmap_empty (const struct region *r, enum region_array a)
 {
-  uint64_t block, done, begun;
+  uint64_t block, begun;
 
   /* In this order: clears that have begun by the second look had all ended by the first. */
-  done = atomic_load (&r->hdr->clears_done[a]);
+  uint64_t done = atomic_load (&r->hdr->clears_done[a]);
   begun = atomic_load (&r->hdr->clears_begun[a]);
   if (begun != done)
     return false;
@@ -286,13 +286,14 @@ bitmap_clear_all (struct region *r, enum region_array a)
 uint64_t
 bitmap_mark (struct region *r, uint64_t offset, uint64_t length)
 {
-  uint64_t size = r->geo.disk_size, first, end, changed;
+  uint64_t size = r->geo.disk_size;
 
   if (length == 0 || offset >= size)
     return 0;
-  end = length < size - offset ? offset + length : size;
-  first = offset >> r->geo.block_shift;
-  changed = bitmap_set (r, REGION_DIRTY, first, ((end - 1) >> r->geo.block_shift) + 1 - first);
+  uint64_t end = length < size - offset ? offset + length : size;
+  uint64_t first = offset >> r->geo.block_shift;
+  uint64_t changed
+      = bitmap_set (r, REGION_DIRTY, first, ((end - 1) >> r->geo.block_shift) + 1 - first);
   if (changed > 0)
     atomic_fetch_add (&r->hdr->dirtied_total, changed);
   watch_marked (r);

@@ -205,18 +205,12 @@ static bool
 check_layout (const struct region_header *hdr, const struct region_geometry *geo, char **error)
 {
   static const char *const array_name[REGION_NR_ARRAYS] = {
-    "array_offset of dirty",
-    "array_offset of claimed A",
-    "array_offset of claimed B",
-    "array_offset of quarantine",
-    "array_offset of visited",
+    "array_offset of dirty",      "array_offset of claimed A", "array_offset of claimed B",
+    "array_offset of quarantine", "array_offset of visited",
   };
   static const char *const summary_name[REGION_NR_ARRAYS] = {
-    "summary_offset of dirty",
-    "summary_offset of claimed A",
-    "summary_offset of claimed B",
-    "summary_offset of quarantine",
-    "summary_offset of visited",
+    "summary_offset of dirty",      "summary_offset of claimed A", "summary_offset of claimed B",
+    "summary_offset of quarantine", "summary_offset of visited",
   };
 
   if (!field_is ("nr_blocks", hdr->nr_blocks, geo->nr_blocks, error)

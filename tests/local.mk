@@ -1,7 +1,7 @@
 # ---- the tree itself -------------------------------------------------------------
 # How it is written, which names it has, and which folder uses which.
 
-TESTS += tests/names.py tests/layers.py
+TESTS += tests/style.sh tests/names.py tests/layers.py
 EXTRA_DIST += tests/names.py tests/layers.py tests/style.sh tests/style.py tests/interfaces.py
 
 # ---- unit tests ------------------------------------------------------------------

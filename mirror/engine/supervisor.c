@@ -19,9 +19,9 @@
 #define STOP_POLL_MS 2
 /* A session beyond the job's time limit is given so long for a reply before it is ended. */
 #define REPLY_NS (150 * NS_PER_MS)
-/* So often a request is tried that is refused with an error that does not pass.  EINVAL is what
- * servers say, too, where the protocol has no name for their own error, which may pass: that takes a
- * minute. */
+/* How often a request is tried that is refused with an error that does not pass.  Servers also say
+ * EINVAL where the protocol has no name for their own error, and that one may pass: eight tries
+ * take a minute. */
 #define REFUSED_TRIES 3
 #define EINVAL_TRIES 8
 /* A session that lasts so long gets somewhere, whether it has flushed or not. */

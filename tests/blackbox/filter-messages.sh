@@ -33,8 +33,9 @@ grep -v 'nbdmirror: serve: warning: nbdkit' "$tmp/src.log" >"$tmp/messages" || :
 
 # Disks that are too large: the limit is told.
 size_of memory 64P && fail "a disk of 64 PiB was tracked"
-grep -q 'a disk of 72057594037927936 bytes is too large to be tracked: the limit is 8192 TiB with blocks of 1024 KiB' \
-     "$tmp/messages" || fail "64P: $(cat "$tmp/messages")"
+reason='a disk of 72057594037927936 bytes is too large to be tracked'
+grep -q "$reason: the limit is 8192 TiB with blocks of 1024 KiB" "$tmp/messages" ||
+  fail "64P: $(cat "$tmp/messages")"
 size_of memory 64T mirror-block-size=4k && fail "64 TiB in 4 KiB blocks were tracked"
 grep -q 'the limit is 32 TiB with blocks of 4 KiB; choose a larger mirror-block-size' \
      "$tmp/messages" || fail "64T: $(cat "$tmp/messages")"

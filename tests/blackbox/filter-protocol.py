@@ -282,7 +282,8 @@ def refuses_bad_parameters():
          "mirror-serialized=yes"),
         ([f, "--filter=noparallel", "memory", "1M", "serialize=connections",
           "mirror-serialized=yes", "mirror-control=" + s.control], "one connection at a time"),
-        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-serialized=perhaps"], "perhaps"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-serialized=perhaps"],
+         "perhaps"),
         ([f, f, "memory", "1M", "mirror-control=" + s.control], "only once"),
         ([f, "--filter=error", "memory", "1M", "mirror-control=" + s.control, "error-rate=x"], "x"),
         ([f, "memory", "1M", "mirror-nonsense=1", "mirror-control=" + s.control],
@@ -693,7 +694,8 @@ def sigterm_while_held():
 
 @test
 def layer_that_is_serialized():
-    """mirror-serialized=yes: a hold, the drain and SIGTERM are as ever; only reads wait with the write."""
+    """mirror-serialized=yes: a hold, the drain and SIGTERM are as ever; only reads wait with the
+    write."""
     for serialize, reads in ("requests", True), ("all-requests", False):
         s = Server(filters=["noparallel"], serialized="yes")
         s.hang_up()

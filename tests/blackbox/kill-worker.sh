@@ -35,8 +35,9 @@ start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 15 --seconds 600
 
 attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 
-# The abort bug may take the destination's server down a moment after keep_destination saw it running.
-# A worker that cannot connect at first ends at once, which is right; then both are started again.
+# The abort bug may take the destination's server down a moment after keep_destination saw it
+# running. A worker that cannot connect at first ends at once, which is right; then both are started
+# again.
 start_worker () {
   keep_destination
   # shellcheck disable=SC2086

@@ -117,7 +117,10 @@ in_time "stalled" 2500 "$(request_at stalls write)" "$(ended m-stalls)"
 # A job that has nothing to do, or may not do it, is not stalled.
 start_dest d-idle file "$size"
 mirror_to idle --give-up-if-stalled 500ms --bandwidth 256k
-for ((i = 0; i < 15; i++)); do running m-idle || fail "a low limit counts as stalled"; sleep 0.1; done
+for ((i = 0; i < 15; i++)); do
+  running m-idle || fail "a low limit counts as stalled"
+  sleep 0.1
+done
 nbdmirror pause "${control[s-idle]}"
 sleep 1
 nbdmirror resume "${control[s-idle]}"

@@ -104,8 +104,7 @@ Test (migrate_plan, what_a_guardian_knows)
   EACH (t, states)
   for (int bits = 0; bits < 8; bits++)
     for (int phase = 0; phase < PHASES; phase++) {
-      struct known k
-          = { .phase = (enum phase)phase, .committed = bits & 1, .cont_sent = bits & 2 };
+      struct known k = { .phase = (enum phase)phase, .committed = bits & 1, .cont_sent = bits & 2 };
 
       check_known (disks[d], states[s], states[t], (bits & 4) && is (states[t], ""), &k);
     }
@@ -113,11 +112,10 @@ Test (migrate_plan, what_a_guardian_knows)
 
 Test (migrate_plan, what_a_guardian_goes_on_with)
 {
-  const struct known taking_back
-      = { .phase = PHASE_BACK, .committed = true },
-      starting = { .phase = PHASE_START, .committed = true },
-      started = { .phase = PHASE_START, .committed = true, .cont_sent = true },
-      checking = { .phase = PHASE_CHECK }, copying = { .phase = PHASE_MIRROR };
+  const struct known taking_back = { .phase = PHASE_BACK, .committed = true },
+                     starting = { .phase = PHASE_START, .committed = true },
+                     started = { .phase = PHASE_START, .committed = true, .cont_sent = true },
+                     checking = { .phase = PHASE_CHECK }, copying = { .phase = PHASE_MIRROR };
 #define KNOWN(plan, disks, known, source, dest, gone)                                              \
   migrate_plan_known (plan, HANDOFF_FOUND_##disks, &known, source, dest, gone)
 
