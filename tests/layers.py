@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Proves that the table "Where a line of code belongs" of HACKING.md tells the truth: it has a row
 for each folder of C code, a folder includes only what its row allows, and no two folders use each
-other.
+other.  The map in docs/where.md has the same folders.
 
 The third column of a row names folders and single headers in backquotes, and libraries without.  A
 folder may also use what the folders that it names may use, but no library of theirs.
@@ -93,7 +93,11 @@ def main():
     files = list(sources())
     for path in files:
         check_file(rows, path)
+    with open(os.path.join(tree, "docs/where.md"), encoding="utf-8") as f:
+        where = f.read()
     for folder in rows:
+        if f"    {folder}/ " not in where and folder != "nbd-plugin":
+            findings.append(f"docs/where.md: the list of folders lacks {folder}/")
         if not any(row_of(rows, path) == folder for path in files):
             findings.append(f"HACKING.md: there is no code in {folder}")
     for finding in sorted(set(findings)):
