@@ -41,8 +41,13 @@ def be_a_host(name, top):
     with open(os.path.join(top, "etc/hosts"), "w") as f:
         f.write("127.0.0.1 localhost\n" + "".join(f"{a} {n}\n" for n, a in ADDRESSES.items()))
     os.chmod(os.path.join(top, "root"), 0o700)
+    # A tree that was cloned or built in such a directory, /root for one, stays where it is.
+    for tree in {os.path.realpath(os.path.join(os.path.dirname(__file__), "../..")), os.getcwd()}:
+        if tree.startswith(tuple(f"/{d}/" for d in PRIVATE)):
+            os.makedirs(top + tree, exist_ok=True)
+            call("mount", "--bind", tree, top + tree)
     for directory in PRIVATE:
-        call("mount", "--bind", os.path.join(top, directory), "/" + directory)
+        call("mount", "--rbind", os.path.join(top, directory), "/" + directory)
     if os.path.exists("/dev/kvm"):  # these guests are emulated
         call("mount", "--bind", "/dev/null", "/dev/kvm")
     print("ready", flush=True)
