@@ -10,9 +10,9 @@ cp "$tmp/disk" "$tmp/offline"
 start_server src "$tmp/disk"
 limits=(--connect-timeout 1s --request-timeout 1s)
 
-# run_both WHAT MIRROR-STATUS COPY-STATUS PATTERN FAKE-OPTIONS...: both at a time, each with a
-# server of its own that has this fault.  PATTERN (extended regular expression, may be empty) is to
-# be in what both print.
+# run_both WHAT MIRROR-STATUS COPY-STATUS PATTERN FAKE-OPTIONS...: run a live mirror and an offline
+# copy at the same time, each with a server of its own that has this fault.  Both have to end with
+# their status, and to print PATTERN (an extended regular expression, which may be empty).
 extra=()
 run_both () {
   local what=$1 want_mirror=$2 want_copy=$3 pattern=$4 name log; shift 4

@@ -6,13 +6,13 @@
 
 holding_size=$(bytes 32M)
 
-# A busy machine may take its time to run anybody at all.
+# How long a step may take.  A busy machine runs nobody at once.
 read -r load _ </proc/loadavg
 prompt=1.0
 [ "${load%%.*}" -lt $(($(nproc) * 2)) ] || prompt=4.0
 
-# begin_holding DEST-COMMAND...: source, destination (by that command), guest, pulse, and a worker
-# that is ready.
+# begin_holding DEST-COMMAND...: start the source, the destination (by that command), a guest, the
+# pulse, and a worker, and wait until it is ready.
 begin_holding () {
   rm -f "$tmp/src.control.fence" "$tmp"/dst.* "$tmp/pulse"
   shadowed_disk "$holding_size"
@@ -24,7 +24,7 @@ begin_holding () {
   start_worker
 }
 
-# start_worker [OPTIONS...]: -> ready
+# start_worker [OPTIONS...]: start a worker, and wait until it is ready.
 start_worker () {
   : >"$tmp/mirror.log"
   spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --quarantine-grace 200ms \
@@ -38,8 +38,8 @@ start_worker () {
 status_is () { [ "$(status_of "${control[src]}" "$1")" = "$2" ]; }
 status_is_not () { [ "$(status_of "${control[src]}" "$1")" != "$2" ]; }
 
-# leave_much [MIB]: for a hold that will take one second less than so many (6).  -> ready, at 1
-# MiB/s
+# leave_much [MIB]: leave so many MiB (6) to be copied at 1 MiB/s, so that a hold takes as many
+# seconds less one, and wait until the job is ready.
 leave_much () {
   local mib=${1:-6}
   nbdmirror set "${control[src]}" bandwidth=1M >/dev/null
@@ -55,8 +55,8 @@ PY
   wait_state "${control[src]}" ready 20
 }
 
-# start_holding LEASE [MIB]: `nbdmirror complete` runs, and the gate has been held for half a
-# second.  -> $held_at, half a second later
+# start_holding LEASE [MIB]: run `nbdmirror complete`, and wait until the gate has been held for
+# half a second.  $held_at is the time then.
 start_holding () {
   leave_much ${2:+"$2"}
   : >"$tmp/complete.log"
@@ -67,7 +67,8 @@ start_holding () {
   status_is state holding || fail "the state is not holding"
 }
 
-# start_prepared LEASE-MS: a coordinator that does not decide has prepared the disk.  -> $held_at
+# start_prepared LEASE-MS: let a coordinator that does not decide prepare the disk.  $held_at is the
+# time then.
 start_prepared () {
   : >"$tmp/prepare.log"
   spawn prepare "$python" "$srcdir/tests/blackbox/prepare.py" "${control[src]}" "$1"
@@ -78,8 +79,7 @@ start_prepared () {
   held_at=$EPOCHREALTIME
 }
 
-# went_on WHAT T SECONDS: the pulse, which stood still at time T, went on at most so many seconds
-# later.
+# went_on WHAT T SECONDS: the pulse stood still at the time T.  It has to go on within SECONDS.
 went_on () {
   local out
   wait_for 30 status_is gate open
@@ -100,7 +100,7 @@ guests_are_well () {
   running src || fail "$1: the source's server ended"
 }
 
-# complete_and_compare: hand over for good.
+# complete_and_compare: hand over for good, and compare the disks.
 complete_and_compare () {
   nbdmirror set "${control[src]}" bandwidth=none >/dev/null
   complete_soon "${control[src]}"

@@ -12,15 +12,16 @@
 #   nbdmirror mirror "${control[src]}" "${uri[dst]}" --on-ready complete
 #   equal "$tmp/disk" "${uri[dst]}"
 #
-# A test runs from the build directory (or with $builddir saying where it is): by `make check`, or
-# by hand, ../nbdmirror/tests/blackbox/NAME.sh.  It passes with exit status 0; `fail` ends it with
-# 1, `skip` with 77.  `set -e` is on.  Everything lives in the private directory $tmp.  At the end,
-# however it comes, the processes that spawn() started are ended (by pid), sanitizer and valgrind
-# reports make the test fail, logs are shown if it failed, and $tmp is removed.
+# A test runs from the build directory, or from anywhere if $builddir names that directory.  `make
+# check` runs it, or somebody by hand: ../tests/blackbox/NAME.sh.  It passes with exit status 0;
+# `fail` ends it with 1, and `skip` with 77.  `set -e` is on.  Everything lives in the private
+# directory $tmp.  However the test ends, cleanup() then ends the processes that spawn() has
+# started, makes the test fail if a sanitizer or valgrind has reported something, shows the logs if
+# it failed, and removes $tmp.
 #
-# In the environment: KEEP=1 keeps $tmp; VALGRIND=1 runs nbdmirror and the source server under
-# valgrind; SHORT=1 skips the tests that call `long_test`; NBDMIRROR_LONG=1 (make check-long) makes
-# some tests do more.
+# In the environment: KEEP=1 keeps $tmp.  VALGRIND=1 runs nbdmirror and the source server under
+# valgrind.  SHORT=1 skips the tests that call `long_test`.  NBDMIRROR_LONG=1 (make check-long)
+# makes some tests do more.
 
 set -eu
 set -o pipefail
@@ -30,13 +31,14 @@ srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)   # the top of the so
 
 # ---- telling what happened -------------------------------------------------------------
 
-# To the test's own stderr, also from a trap that interrupts a command whose stderr is redirected.
+# Messages go to the test's own stderr, even from a trap that interrupts a command whose stderr is
+# redirected.
 exec {stderr}>&2
 note () { printf '%s: %s\n' "$test_name" "$*" >&"$stderr"; }
 fail () { note "FAIL: $*"; exit 1; }
 skip () { note "SKIP: $*"; exit 77; }
 
-# need PROGRAM...: skip the test where one is missing.
+# need PROGRAM...: skip the test if one of them is missing.
 need () {
   local prog
   for prog; do
@@ -78,20 +80,22 @@ fi
 [ -x "$NBDMIRROR" ] || fail "$NBDMIRROR is not built"
 [ -f "$NBDMIRROR_FILTER" ] || fail "$NBDMIRROR_FILTER is not built"
 
-# Unix socket paths are limited to 107 bytes, so not below a deep TMPDIR or build directory.
+# The path of a Unix socket has at most 107 bytes, so $tmp is not below TMPDIR or the build
+# directory.
 tmp=$(mktemp -d "/tmp/nbdmirror-$test_name.XXXXXX")
 cd "$tmp"                       # where programs leave what they leave: core dumps, fio's state
 
 # ---- sanitizers and valgrind -----------------------------------------------------------
 
-# A sanitized filter needs its runtime loaded first in nbdkit, which was built without it.  Only the
-# commands that end up as nbdkit with our filter get it, through $server_env.  nbdkit and its
-# plugins keep memory to the end, so no leak check there; the worker, a program of our own, is
-# checked for leaks.
+# nbdkit was built without a sanitizer, so the runtime that our filter needs is loaded into it
+# first, through $server_env.  Only the commands that end up as nbdkit with our filter get it.
+# nbdkit and its plugins keep memory to the end, so leaks are not looked for there.  The worker is a
+# program of our own, and is checked for leaks.
 sanitizers=${SANITIZERS:-$(make_var SANITIZERS)}
 server_env=()
 nbdmirror_prefix=()
-# Beside AddressSanitizer UBSan reports to stderr, whatever its log_path: cleanup() looks there too.
+# Beside AddressSanitizer, UBSan reports to stderr, whatever its log_path says.  So cleanup() looks
+# there too.
 export UBSAN_OPTIONS="print_stacktrace=1:exitcode=86"
 export ASAN_OPTIONS="detect_leaks=1:log_path=$tmp/sanitizer:exitcode=86"
 export TSAN_OPTIONS="log_path=$tmp/sanitizer:second_deadlock_stack=1:exitcode=86"
@@ -104,13 +108,14 @@ if [ -n "$runtime" ]; then
   cc=$(make_var CC); cc=${cc%% *}
   runtime=$("${cc:-gcc}" "-print-file-name=$runtime")
   [ -f "$runtime" ] || fail "${cc:-gcc} has no ${runtime##*/}"
-  # With either runtime nbdkit, even without our filter, hangs at its exit once it has logged an
-  # errno: GnuTLS's p11-kit frees a locale then and waits for a lock of glibc's that is off by one.
-  # Without that it ends.
+  # With either runtime nbdkit hangs at its exit once it has logged an errno, even without our
+  # filter: GnuTLS's p11-kit frees a locale then, and waits for a lock of glibc's that is off by
+  # one.  If freelocale() does nothing, nbdkit ends.
   echo 'void freelocale (void *l); void freelocale (void *l) { (void) l; }' |
     "${cc:-gcc}" -x c -shared -fPIC -o "$tmp/freelocale.so" -
-  # QEMU's programs, which a server may start, use coroutines that the runtime does not understand.
-  # It is taken from them by a program that is linked statically, so that it does not get it itself.
+  # A server may start QEMU's programs, and these use coroutines that the runtime does not
+  # understand. So a program stands before each of them that takes the runtime away.  It is linked
+  # statically, so that the runtime is not loaded into it either.
   mkdir "$tmp/bin"
   for prog in qemu-img qemu-nbd; do
     real=$(command -v $prog) || continue
@@ -126,7 +131,7 @@ END
   server_env=(env "LD_PRELOAD=$runtime $tmp/freelocale.so" \
     "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0")
 fi
-# ThreadSanitizer needs a fixed address space layout with some kernels.
+# With some kernels ThreadSanitizer needs an address space whose layout is not random.
 if [ "$sanitizers" = thread ] && setarch -R true 2>/dev/null; then
   nbdmirror_prefix=(setarch -R)
 fi
@@ -145,8 +150,8 @@ nbdmirror () { "${valgrind[@]}" "${nbdmirror_prefix[@]}" "$NBDMIRROR" "$@"; }
 
 declare -A pid=() uri=() control=() socket=() guest_uri=()
 
-# spawn NAME COMMAND...: run in the background, output in $tmp/NAME.log, process id in ${pid[NAME]}.
-# COMMAND may be the function nbdmirror.
+# spawn NAME COMMAND...: run it in the background, with its output in $tmp/NAME.log and its process
+# id in ${pid[NAME]}.  COMMAND may be the function nbdmirror.
 spawn () {
   local name=$1; shift
   if [ "$1" = nbdmirror ]; then
@@ -159,7 +164,8 @@ spawn () {
 
 running () { [ -n "${pid[$1]:-}" ] && kill -0 "${pid[$1]}" 2>/dev/null; }
 
-# wait_exit NAME SECONDS: wait for it to end; its exit status is in $status.  Fails after SECONDS.
+# wait_exit NAME SECONDS: wait until it has ended.  $status is then its exit status.  If it takes
+# longer than SECONDS the test fails.
 wait_exit () {
   local name=$1 deadline=$((SECONDS + $2))
   while running "$name"; do
@@ -171,13 +177,13 @@ wait_exit () {
   unset "pid[$name]"
 }
 
-# ends_well NAME [SECONDS [CASE]]: wait for it (20 s); the test fails unless its exit status is 0.
+# ends_well NAME [SECONDS [CASE]]: the same (20 s), and the test fails unless the exit status is 0.
 ends_well () {
   wait_exit "$1" "${2:-20}"
   [ "$status" = 0 ] || fail "${3:+$3: }$1 ended with $status: $(cat "$tmp/$1.json" 2>/dev/null)"
 }
 
-# stop NAME [SIGNAL]: end it, kindly by default, and wait; after 10 s it counts as hung.
+# stop NAME [SIGNAL]: end it (SIGTERM by default) and wait.  After 10 s it counts as hung.
 stop () {
   local name=$1
   if running "$name"; then
@@ -186,8 +192,8 @@ stop () {
   [ -z "${pid[$name]:-}" ] || wait_exit "$name" 10
 }
 
-# has_to_exit STATUS COMMAND...: run it; the test fails unless it ends with STATUS.  Output in
-# $tmp/out and $tmp/err.
+# has_to_exit STATUS COMMAND...: run it, with its output in $tmp/out and $tmp/err.  The test fails
+# unless it ends with STATUS.
 has_to_exit () {
   local want=$1 got=0; shift
   "$@" >"$tmp/out" 2>"$tmp/err" </dev/null || got=$?
@@ -243,8 +249,8 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# A test that hangs must not hang all of them: after TEST_TIMEOUT seconds it is failed, and what it
-# is waiting for in the foreground is ended so that the trap can run.
+# One test that hangs must not hang all of them.  After TEST_TIMEOUT seconds it fails, and what it
+# waits for in the foreground is ended, so that the trap can run.
 mkfifo "$tmp/watchdog"
 (
   trap - EXIT HUP INT TERM
@@ -258,7 +264,7 @@ pid[watchdog]=$!
 
 # ---- waiting ---------------------------------------------------------------------------
 
-# wait_for SECONDS COMMAND...: until it succeeds.
+# wait_for SECONDS COMMAND...: run it again and again until it succeeds.
 wait_for () {
   local deadline=$((SECONDS + $1)) seconds=$1; shift
   until "$@" >/dev/null 2>&1; do
@@ -267,16 +273,17 @@ wait_for () {
   done
 }
 
-# listening PATH: looked up without connecting, which would count as a client.  Between bind and
-# listen the socket is there and refuses connections: such a one has no flags, and is in state 1
-# (unconnected).
+# listening PATH: does somebody listen there?  It is looked up in /proc, because a connection would
+# count as a client.  Between bind and listen the socket is there and refuses connections.  Such a
+# socket has no flags and is in state 1 (unconnected).
 listening () {
   [ -S "$1" ] &&
     awk -v path="$1" '$8 == path && $4 == 0 && $6 == 1 { bound = 1 } END { exit bound }' \
     /proc/net/unix
 }
 
-# wait_for_socket PATH NAME: until the server NAME listens there; fails at once if it ended instead.
+# wait_for_socket PATH NAME: wait until the server NAME listens there.  If it ended instead, the
+# test fails at once.
 wait_for_socket () {
   local deadline=$((SECONDS + 20))
   until listening "$1"; do
@@ -296,14 +303,15 @@ print(s.getsockname()[1])'
 
 # ---- disks -----------------------------------------------------------------------------
 
-# bytes 64M: in bytes, any of k M G T and a sum such as 4G+1.
+# bytes 64M: the number of bytes.  It knows k, M, G, T and sums such as 4G+1.
 bytes () {
   local n=${1//k/*1024}
   n=${n//M/*1048576}; n=${n//G/*1073741824}; n=${n//T/*1099511627776}
   echo $((n))
 }
 
-# random_disk FILE SIZE: data in every other mebibyte, holes between; an odd tail is data as well.
+# random_disk FILE SIZE: every other mebibyte is data, and holes are between.  An odd tail is data
+# as well.
 random_disk () {
   "$python" - "$1" "$(bytes "$2")" <<'PY'
 import os, random, sys
@@ -320,8 +328,9 @@ with open(path, "wb") as f:
 PY
 }
 
-# shadowed_disk SIZE: data in $tmp/disk, and the same in $tmp/shadow, which start_guest --shadow
-# keeps as the disk has to be.  shadow_equal [FROM [CASE]]: the disk is so, from the byte FROM on.
+# shadowed_disk SIZE: write data to $tmp/disk and the same to $tmp/shadow.  start_guest --shadow
+# changes the shadow as the disk has to change.  shadow_equal [FROM [CASE]]: the disk has to be
+# equal to the shadow, from the byte FROM on.
 shadowed_disk () {
   head -c "$(bytes "$1")" /dev/urandom >"$tmp/disk"
   cp "$tmp/disk" "$tmp/shadow"
@@ -331,7 +340,8 @@ shadow_equal () {
     fail "${2:+$2: }the source is not what the guest wrote"
 }
 
-# start_server NAME DISK [SERVE-OPTIONS...] [-- NBDKIT-ARGS...]: `nbdmirror serve`, tracked.
+# start_server NAME DISK [SERVE-OPTIONS...] [-- NBDKIT-ARGS...]: serve and track a disk with
+# `nbdmirror serve`.
 # -> ${uri[NAME]} ${socket[NAME]} ${control[NAME]}
 start_server () {
   local name=$1 disk=$2; shift 2
@@ -342,7 +352,7 @@ start_server () {
   wait_for_socket "${control[$name]}" "$name"
 }
 
-# start_nbdkit NAME ARGS...: nbdkit with the mirror filter on any plugin, e.g.
+# start_nbdkit NAME ARGS...: nbdkit with the mirror filter on any plugin, for example
 # start_nbdkit src memory 64M
 start_nbdkit () {
   local name=$1; shift
@@ -413,7 +423,7 @@ start_receive () {
   done
 }
 
-# child_of NAME PROGRAM: the process id of the child of that name.
+# child_of NAME PROGRAM: the process id of the child of NAME that runs PROGRAM.
 child_of () { ps -o pid=,args= --ppid "${pid[$1]}" |
   awk -v name="(^|[ /])$2( |\$)" '$0 ~ name { print $1 }'; }
 
@@ -445,8 +455,8 @@ start_fio () {
     --rate_iops=2000 --time_based --runtime=60 --norandommap --randrepeat=0 "$@"
 }
 
-# start_guest NAME URI [OPTIONS...]: a guest that looks at every reply, see guest.py; its report is
-# $tmp/NAME.json.
+# start_guest NAME URI [OPTIONS...]: a guest that looks at every reply (see guest.py).  Its report
+# is $tmp/NAME.json.
 start_guest () {
   local name=$1 to=$2; shift 2
   rm -f "$tmp/$name.json" "$tmp/$name.json.begun"
@@ -472,7 +482,8 @@ v = o[sys.argv[1]]
 print("null" if v is None else str(v).lower() if isinstance(v, bool) else v)' "$1"
 }
 
-# status_of CONTROL FIELD: without python, since tests ask often.
+# status_of CONTROL FIELD: one value of the status.  It does without python, because tests ask
+# often.
 status_of () {
   local json
   json=$("$NBDMIRROR" status "$1" --json </dev/null) || return
@@ -480,7 +491,8 @@ status_of () {
   echo "${BASH_REMATCH[2]:-${BASH_REMATCH[1]}}"
 }
 
-# wait_state CONTROL STATE[|STATE...] SECONDS: fails at once where the job ended otherwise.
+# wait_state CONTROL STATE[|STATE...] SECONDS: wait for one of these states.  If the job ended in
+# another one, the test fails at once.
 wait_state () {
   local deadline=$((SECONDS + $3)) state=unknown
   while :; do
@@ -494,8 +506,8 @@ wait_state () {
   done
 }
 
-# complete_soon CONTROL: `nbdmirror complete`, again while it says "not ready": that state comes and
-# goes with the guest.
+# complete_soon CONTROL: run `nbdmirror complete`, and again while it says "not ready", because that
+# state comes and goes with what the guest writes.
 complete_soon () {
   local deadline=$((SECONDS + 30))
   until nbdmirror complete "$1" >"$tmp/complete.log" 2>&1 </dev/null; do
@@ -512,12 +524,12 @@ roll_back () {
 
 # ---- equal -----------------------------------------------------------------------------
 
-# compare A B: paths or NBD URIs, read by other code than ours; B may be larger.
+# compare A B: compare two paths or NBD URIs with other code than ours.  B may be larger.
 compare () {
   "$python" "$srcdir/tests/blackbox/compare.py" "$1" "$2"
 }
 
-# equal A B: `nbdmirror verify` and the independent comparison must both say so.
+# equal A B: they have to be equal, both by `nbdmirror verify` and by the independent comparison.
 equal () {
   compare "$1" "$2" || fail "$1 and $2 differ"
   nbdmirror verify "$1" "$2" >"$tmp/verify.log" 2>&1 </dev/null ||
