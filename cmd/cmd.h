@@ -78,7 +78,7 @@ bool cmd_place_ok (struct cmd_line *line, const struct cmd_operand *op);
 
 /* ---- messages, all on stderr, each starts with "nbdmirror: SUBCOMMAND: " --------------------- */
 
-/* What went wrong, or what has become of something. */
+/* Tell the user something: an error, or what has become of a job. */
 void cmd_say (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 void cmd_warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 /* cmd_say() and a line that points to --help.  Returns EXIT_USAGE. */

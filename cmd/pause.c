@@ -70,7 +70,7 @@ has_ended (const json_t *status)
   return false;
 }
 
-/* The command is answered when the worker has got it; done is when the job is gone. */
+/* The command is answered when the worker has received it.  Wait until the job has ended. */
 static int
 wait_until_ended (struct control_client *c, const char *control)
 {
@@ -92,7 +92,7 @@ wait_until_ended (struct control_client *c, const char *control)
       json_decref (status);
       return r;
     }
-    /* The worker died over it: the filter drops the job itself. */
+    /* The worker has died meanwhile.  Then the filter drops the job by itself. */
     if (state != NULL && strcmp (state, "detached") == 0
         && query_call (c, control, "block-job-cancel", NULL, NULL, NULL) == -1) {
       json_decref (status);

@@ -64,7 +64,8 @@ forecast_print (const json_t *o)
             units_format_time (a, 1000 * eta), passes, passes == 1 ? "" : "es");
   else
     printf ("  forecast     at that bandwidth ready at once, ");
-  /* A guest that is to be slowed down runs free until that is seen, and may be let try again. */
+  /* A guest that must be slowed down runs at full speed until the job has seen that, and is given
+   * trials of full speed later. */
   printf ("%s %s sent, pause %s\n",
           json_is_true (json_object_get (o, "converging")) ? "at most" : "about",
           units_format_size (a, (uint64_t)json_integer_value (json_object_get (o, "sent-bytes"))),

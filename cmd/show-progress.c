@@ -249,7 +249,7 @@ progress_free (struct progress *p)
   free (p);
 }
 
-/* Asked for at each line: windows are resized. */
+/* This is asked for at each line, because windows are resized. */
 static unsigned
 terminal_width (const struct progress *p)
 {

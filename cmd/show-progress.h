@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * The progress line, made from a status object (nbdmirror(1), "status --json").  On a terminal one
- * line that redraws, not wider than the terminal; elsewhere a plain line now and then.  Formatting
- * only: it asks nobody.
+ * line that redraws, not wider than the terminal; elsewhere a plain line every few seconds.  It
+ * only formats what it is given.
  */
 
 #ifndef NBDMIRROR_CMD_SHOW_PROGRESS_H

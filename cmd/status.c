@@ -19,7 +19,8 @@
 #include "cmd/control-query.h"
 #include "cmd/units.h"
 
-/* Every documented field is there, null where nobody knows it (an older filter, no job yet). */
+/* The documented fields.  All of them are printed, with null where the value is not known, because
+ * the filter is older or there is no job yet. */
 static const char *const fields[] = {
   "state",
   "pass",
@@ -121,7 +122,7 @@ print_rate (const json_t *status, const char *key)
   printf ("%s", n < 0 ? "-" : units_format_rate (buf, n));
 }
 
-/* UNIT_MS: how many milliseconds the value's unit is. */
+/* UNIT_MS is the unit of the value, in milliseconds. */
 static void
 print_time (const json_t *status, const char *key, double unit_ms)
 {
@@ -165,7 +166,7 @@ print_verdict (const json_t *status)
   printf ("%s: %s\n", text_or_dash (status, "policy"), status_text (status, "policy-action"));
 }
 
-/* What was said about the future before the worker or the destination was lost is no longer so. */
+/* A forecast that was made before the worker or the destination was lost holds no longer. */
 static void
 print_forecast (const json_t *status)
 {
@@ -276,7 +277,7 @@ slow_flush_ms (const json_t *status)
   return pause > allowed ? pause : 0;
 }
 
-/* What somebody who was woken up needs to be told in words. */
+/* Advice in words, for an operator who was called because of this job. */
 static void
 print_notes (const json_t *status, const char *control)
 {
@@ -377,8 +378,8 @@ print_human (const json_t *status, const char *control)
 
 /* ---- one round ------------------------------------------------------------------------------ */
 
-/* Ask and print all.  EXIT_ERROR if one could not be asked; the others are printed all the same,
- * and their number is left in *REACHED. */
+/* Ask and print all.  Returns EXIT_ERROR if one of them could not be asked; the others are printed
+ * all the same.  *REACHED is how many could be asked. */
 static int
 show_all (const struct cmd_line *line, const struct options *o, unsigned *reached)
 {

@@ -46,7 +46,8 @@ worker_signals (_Atomic int **flag)
   sigemptyset (&sa.sa_mask);
   sigaction (SIGINT, &sa, NULL);
   sigaction (SIGTERM, &sa, NULL);
-  /* The terminal is gone: leave in order as well.  Unless nohup has said that it does not matter.
+  /* When the terminal goes away, end in order as well, unless nohup has said that it does not
+   * matter.
    */
   struct sigaction hup;
   if (sigaction (SIGHUP, NULL, &hup) == 0 && hup.sa_handler != SIG_IGN)
@@ -93,8 +94,8 @@ parse_connections (const char *text, unsigned *n)
   return true;
 }
 
-/* Can the report be written when the time comes?  Hours later is too late to learn of a wrong
- * directory. */
+/* Can the report be written at the end?  It would be too late to learn of a wrong directory
+ * then, hours later. */
 static bool
 report_possible (const char *path)
 {
@@ -260,7 +261,7 @@ worker_detach (struct worker *w)
     ;
   if (n == 1)
     _exit (EXIT_DONE);
-  /* It ended before it began to copy, and has said why. */
+  /* The child ended before it began to copy, and has said why. */
   int status;
   if (waitpid (pid, &status, 0) == pid && WIFEXITED (status))
     _exit (WEXITSTATUS (status));

@@ -23,7 +23,7 @@ struct worker {
   char last_error[256]; /* that was told; "" none */
 };
 
-/* Options that both know, for a table. */
+/* Options that `mirror` and `copy` both have, for their tables. */
 enum {
   WORKER_OPT_BANDWIDTH = 0x100,
   WORKER_OPT_CONNECTIONS,
@@ -78,7 +78,7 @@ enum {
     "json", 'j', NULL, "print that object on standard output, and no progress"                     \
   }
 
-/* Values of those options; start with WORKER_SETTINGS. */
+/* The values of these options.  All zero: the defaults, with give_up_ns set by the subcommand. */
 struct worker_settings {
   uint64_t rate_limit;
   unsigned nr_copiers;
@@ -88,8 +88,8 @@ struct worker_settings {
   enum engine_sparse sparse;
 };
 
-/* Handle option C with optarg.  True: it was one of the above; *STATUS is EXIT_USAGE if its value
- * is bad, else left alone. */
+/* Handle option C with optarg.  Returns true if it is one of the options above.  *STATUS is set to
+ * EXIT_USAGE if its value is bad, and is left alone otherwise. */
 bool worker_option (int c, struct worker *w, struct worker_settings *s, int *status);
 
 /* All options were read: do --sync and --base fit together?  0, or EXIT_USAGE after a message. */

@@ -2,8 +2,8 @@
  *
  * The private directory of a receive server.  See server.h.
  *
- * The lock is of the open file description, which the servers inherit: a directory that can be
- * locked is nobody's any more, all of them were killed.
+ * The lock belongs to the open file description, which the servers inherit.  So a directory that
+ * can be locked is in use by nobody any more: all its processes were killed.
  */
 
 #include "config.h"
@@ -64,8 +64,8 @@ read_file (int dir_fd, const char *name, char *text, size_t size)
   return n;
 }
 
-/* Is the process whose number is in the file NAME one that was started for PATH?  A server of
- * another version, perhaps, which locks nothing. */
+/* Is the process whose number is in the file NAME one that was started for PATH?  It may be a
+ * server of another version, which locks nothing. */
 static bool
 names_a_server (int dir_fd, const char *name, const char *path)
 {

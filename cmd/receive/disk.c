@@ -2,11 +2,11 @@
  *
  * Preparing the disk of `receive`.  See disk.h.
  *
- * Two locks, on bytes far behind any disk's end.  The first is of the open file description, so
- * that the servers which inherit the descriptor hold it too: whoever has it is the only one that
- * writes here.  The second is of the process, which lets others ask for its id: only a session of
- * --stdio takes it.  Its network connection may be dead without its knowing, so the next session
- * ends it (R12: when it is gone, so are its requests).
+ * There are two locks, on bytes far behind any disk's end.  The first belongs to the open file
+ * description, so the servers that inherit the descriptor hold it too: only who has it writes here.
+ * The second belongs to the process, so that others can ask for its id; only a session of --stdio
+ * takes it.  Such a session may not notice that its network connection is dead, so the next session
+ * ends it (R12: when the process is gone, so are its requests).
  */
 
 #include "config.h"
@@ -135,8 +135,8 @@ lock (int fd, int command, off_t where)
 }
 
 /* Does another program lock a part of it, as QEMU does with an image that it has open?  A qemu-nbd
- * of the server before us may have let go of our lock and not of its own yet: so look again for a
- * while. */
+ * of an earlier server may have released our lock and not its own yet, so look again for a while.
+ */
 static bool
 is_locked_by_others (int fd)
 {
@@ -160,8 +160,8 @@ session_process (int fd)
   return fcntl (fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK && fl.l_pid > 0 ? fl.l_pid : 0;
 }
 
-/* End the session that has the lock, and wait for it.  The process is asked for again each time: it
- * is never one that took the same number since. */
+/* End the session that has the lock, and wait for its end.  The process that holds the lock is
+ * asked for each time, so a signal never goes to another process that got the same number. */
 static bool
 displace_session (int fd)
 {
@@ -328,7 +328,7 @@ look_for_seal (struct receive_disk *d)
   return EXIT_REFUSED;
 }
 
-/* What it holds is given up. */
+/* The user gives up what the disk holds, so the record of its seal goes too. */
 static int
 forget_seal (struct receive_disk *d)
 {
@@ -362,7 +362,7 @@ open_disk (struct receive_disk *d, bool exists)
     d->created = false; /* whoever was quicker to lock it serves it */
     return r;
   }
-  /* It may have been filled since it was looked at, by the server that had it. */
+  /* The server that had it before may have filled it since it was checked. */
   if (exists && (fstat (d->fd, &st) == -1 || (r = check_existing (d, &st)) != EXIT_DONE))
     return r != EXIT_DONE ? r : failed (d, "cannot be looked at");
   return EXIT_DONE;

@@ -2,7 +2,8 @@
  *
  * Starting and ending the processes of a receive server.  See server.h.
  *
- * Both write their process id into a file once they listen, and nobody has to connect to find out.
+ * Both servers write their process id into a file once they listen, so nobody has to connect to
+ * find out.
  */
 
 #include "config.h"
@@ -220,8 +221,8 @@ launch_qemu_nbd (struct receive_server *s)
   return s->qemu_nbd == 0 ? -1 : wait_until_ready (s, &s->qemu_nbd, "qemu-nbd");
 }
 
-/* The socket of the last server, which is gone.  True if the next one's is to have its OWNER and
- * mode: somebody may have given it to the guest's user meanwhile. */
+/* Remove the socket of the last server, which has ended.  Returns true if the next socket must get
+ * its OWNER and mode, because somebody may have given it to the guest's user. */
 static bool
 remove_socket (const struct receive_server *s, struct stat *owner)
 {
@@ -293,6 +294,6 @@ receive_end_children (struct receive_server *s, int patience_ms)
 {
   receive_reap (s);
   wait_for_end (s, &s->nbdkit, patience_ms);
-  /* Its writes are in the qcow2 file only once it has ended in order. */
+  /* qemu-nbd writes some of its data into the qcow2 file only when it ends in order. */
   wait_for_end (s, &s->qemu_nbd, patience_ms > 0 ? 10000 : 0);
 }

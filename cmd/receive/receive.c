@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * nbdmirror receive: prepare a destination disk and serve it.  The disk is disk.c's, the server
- * server.c's; this file has the options and what is printed.
+ * nbdmirror receive: prepare a destination disk and serve it.  This file has the options, and what
+ * is printed; disk.c prepares the disk, and server.c runs the server.
  */
 
 #include "config.h"
@@ -348,7 +348,7 @@ prepare_and_serve (struct arguments *a)
   s->disk = &a->disk;
   s->args = &a->args;
   a->disk.displace = s->stdio && !a->disk.read_only;
-  /* After --detach: a lock of the process must be that of the one that stays. */
+  /* This comes after --detach, because the lock must belong to the process that stays. */
   status = receive_disk_prepare (&a->disk);
   if (status == EXIT_DONE) {
     if (a->disk.sealed)

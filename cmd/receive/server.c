@@ -35,7 +35,7 @@
 
 /* ---- messages in the background -------------------------------------------------------------- */
 
-/* From now on stderr, ours and the servers', is a pipe that we read ourselves. */
+/* From now on our standard error and that of the servers is a pipe, which we read ourselves. */
 static int
 take_stderr (struct receive_server *s)
 {
@@ -128,7 +128,7 @@ wait_for_events (struct receive_server *s)
     { .fd = s->log_fd, .events = POLLIN }, /* -1 is passed over */
   };
 
-  /* With a limit: a lost wake-up must not be for ever. */
+  /* There is a time limit, so that a lost wake-up cannot stop us for ever. */
   if (poll (fds, 3, 10000) == -1 && errno != EINTR)
     cmd_say ("poll: %s", strerror (errno));
   read_signals (s);
@@ -194,14 +194,14 @@ describe_end (const struct receive_server *s, char *text, size_t size)
     snprintf (text, size, "the server ended with status %d", WEXITSTATUS (status));
 }
 
-/* One of them has ended by itself.  True: they serve again. */
+/* One of the servers has ended by itself.  Returns true if they serve again. */
 static bool
 start_again (struct receive_server *s, uint64_t *started, unsigned *short_lives)
 {
   char why[100];
 
   describe_end (s, why, sizeof why);
-  /* Both, so that no request of the old ones can come late. */
+  /* End both, so that no request of the old servers can come late. */
   receive_end_children (s, SESSION_PATIENCE_MS);
   read_notes (s);
   if (s->written) {

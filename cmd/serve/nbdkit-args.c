@@ -22,7 +22,7 @@ static const char *const long_with_value[] = {
   "tls-psk", "unix",          "user",
 };
 
-/* What serve sets itself, and what to say. */
+/* What serve sets itself, and what to tell a user who gives it. */
 static const struct {
   const char *word; /* an option's letter or name, or a parameter's key */
   const char *advice;

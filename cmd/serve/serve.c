@@ -126,7 +126,7 @@ build_command_line (struct serve *s)
   add_mirror_parameters (s);
 }
 
-/* So that a shell reads the same words again. */
+/* Print a word quoted so that a shell reads the same word again. */
 static void
 print_command_line (const struct serve *s)
 {
@@ -152,7 +152,7 @@ print_command_line (const struct serve *s)
   putchar ('\n');
 }
 
-/* The record is about the disk that was here before this one took its place (evacuate-disk). */
+/* Is the fence record about the disk that was here before DISK took its place (evacuate-disk)? */
 static bool
 is_successor (const char *path, const char *disk)
 {
@@ -164,7 +164,7 @@ is_successor (const char *path, const char *disk)
   return r;
 }
 
-/* The filter keeps to the record by itself; this is for whoever wonders why the guest cannot write.
+/* The filter obeys the record by itself.  The warning tells the user why the guest cannot write.
  */
 static void
 warn_of_fence (const char *control, const char *disk)
