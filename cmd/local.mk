@@ -5,6 +5,7 @@ nbdmirror_SOURCES = \
 	cmd/control-query.h \
 	cmd/completion.c \
 	cmd/copy.c \
+	cmd/digest.c \
 	cmd/help.c \
 	cmd/hooks.c \
 	cmd/hooks.h \

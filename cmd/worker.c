@@ -176,6 +176,9 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   case WORKER_OPT_BASE:
     s->sync.base = optarg;
     break;
+  case WORKER_OPT_TRUST_BASE:
+    s->sync.trust_base = true;
+    break;
   case WORKER_OPT_BASE_FORMAT:
     s->sync.base_format = optarg;
     break;
@@ -205,6 +208,8 @@ worker_check_sync (const struct sync_options *o)
     return cmd_usage_error ("--base goes with --sync base");
   if (o->base == NULL && o->base_format != NULL)
     return cmd_usage_error ("--base-format goes with --base");
+  if (o->base == NULL && o->trust_base)
+    return cmd_usage_error ("--trust-base goes with --base");
   return 0;
 }
 

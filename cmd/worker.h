@@ -35,7 +35,8 @@ enum {
   WORKER_OPT_SYNC,
   WORKER_OPT_SPARSE,
   WORKER_OPT_BASE,
-  WORKER_OPT_BASE_FORMAT
+  WORKER_OPT_BASE_FORMAT,
+  WORKER_OPT_TRUST_BASE
 };
 #define WORKER_TIMEOUT_OPTIONS                                                                     \
   { "connect-timeout", WORKER_OPT_CONNECT_TIMEOUT, "TIME",                                         \
@@ -52,9 +53,12 @@ enum {
       { "base", WORKER_OPT_BASE, "IMAGE",                                                          \
         "the base for --sync base: a local image or an NBD URI; the destination must hold the "    \
         "same, and nothing else" },                                                                \
+      { "base-format", WORKER_OPT_BASE_FORMAT, "FORMAT",                                           \
+        "the format of the base, for instance qcow2 (default raw)" },                              \
   {                                                                                                \
-    "base-format", WORKER_OPT_BASE_FORMAT, "FORMAT",                                               \
-        "the format of the base, for instance qcow2 (default raw)"                                 \
+    "trust-base", WORKER_OPT_TRUST_BASE, NULL,                                                     \
+        "where the destination does not tell the digest of its base, compare 1,000 random blocks " \
+        "only"                                                                                     \
   }
 #define WORKER_SPARSE_OPTION                                                                       \
   {                                                                                                \

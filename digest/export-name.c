@@ -25,6 +25,17 @@ digest_name_is_ours (const char *name)
   return strncmp (name, DIGEST_PREFIX, strlen (DIGEST_PREFIX)) == 0;
 }
 
+bool
+digest_name_is_base (const char *name, const char **of)
+{
+  size_t length = strlen (DIGEST_BASE);
+
+  if (strncmp (name, DIGEST_BASE, length) != 0 || (name[length] != '\0' && name[length] != '/'))
+    return false;
+  *of = name[length] == '/' ? name + length + 1 : name + length;
+  return !digest_name_is_ours (*of);
+}
+
 /* Read SEED.  What follows it, or NULL. */
 static const char *
 parse_seed (const char *p, uint64_t *seed)

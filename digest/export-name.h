@@ -10,6 +10,9 @@
  * decimal.  Such an export is read-only.  Its bytes are the digests of the disk's blocks, one after
  * the other, and its description is as below.  The description is how a client tells a server with
  * the filter from one that serves the disk under any name.
+ *
+ *   digest@base               what the digest of the disk's base image is, where somebody computes
+ *   digest@base/NAME          it (digest/whole.h): a text of DIGEST_BASE_SIZE bytes, see below
  */
 
 #ifndef NBDMIRROR_DIGEST_EXPORT_NAME_H
@@ -27,6 +30,14 @@
 #define DIGEST_DESCRIPTION "nbdmirror-digest 1 xxh3-128 size=%" PRIu64 " block=%" PRIu32
 #define DIGEST_DESCRIPTION_MAX 96
 
+#define DIGEST_BASE DIGEST_PREFIX "base"
+#define DIGEST_BASE_DESCRIPTION "nbdmirror-base 1"
+/* The text is one line, followed by zero bytes.  Its first word says how far it is:
+ *   computing DONE SIZE     bytes
+ *   done DIGEST
+ *   failed REASON */
+#define DIGEST_BASE_SIZE 512u
+
 /* One request may ask for the digests of so many bytes of the disk. */
 #define DIGEST_REQUEST_MAX (64u << 20)
 
@@ -35,6 +46,9 @@ void digest_name_format (char name[DIGEST_NAME_MAX], const struct digest_key *ke
 
 /* Does NAME begin as the name of a digest export does? */
 bool digest_name_is_ours (const char *name);
+
+/* Is it the one of a base image?  Then *OF is as below. */
+bool digest_name_is_base (const char *name, const char **of);
 
 /* Take it apart.  *OF becomes the name of the export that is meant, "" for the default one; it
  * points into NAME.  NULL, or what is wrong with the name (a constant). */

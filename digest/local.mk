@@ -4,6 +4,8 @@ libdigest_la_SOURCES = \
 	digest/export-name.c \
 	digest/export-name.h \
 	digest/hash.c \
-	digest/hash.h
+	digest/hash.h \
+	digest/whole.c \
+	digest/whole.h
 libdigest_la_CFLAGS = $(AM_CFLAGS) $(XXHASH_CFLAGS)
 libdigest_la_LIBADD = $(XXHASH_LIBS)

@@ -100,6 +100,7 @@ blackbox_tests = \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \
+	tests/blackbox/base-proof.sh \
 	tests/blackbox/digest-filter.sh \
 	tests/blackbox/verify-digests.sh \
 	tests/blackbox/handoff-coordinator.sh \

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -27,6 +28,7 @@
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
 #include "cmd/serve/tidy.h"
+#include "digest/export-name.h"
 
 #define READY_MS 20000 /* how long a server may take to listen */
 #define POLL_MS 5
@@ -122,6 +124,8 @@ nbdkit_words (struct words *w, const struct receive_server *s)
     add (w, "receive-backend-fd=%d", s->qemu_nbd_fd);
   if (s->sealed)
     add (w, "receive-sealed=true");
+  if (s->base_fd != -1)
+    add (w, "digest-base-fd=%d", s->base_fd);
 }
 
 static void
@@ -141,6 +145,17 @@ qemu_nbd_words (struct words *w, const struct receive_server *s)
 
 /* ---- children -------------------------------------------------------------------------------- */
 
+/* It has told its result itself, unless somebody killed it. */
+static void
+digest_ended (struct receive_server *s, int status)
+{
+  char text[DIGEST_BASE_SIZE] = "failed it was killed\n";
+
+  s->digest = 0;
+  if (WIFSIGNALED (status) && pwrite (s->base_fd, text, sizeof text, 0) == -1)
+    cmd_warning ("the digest of %s: %s", s->disk->backing, strerror (errno));
+}
+
 void
 receive_reap (struct receive_server *s)
 {
@@ -153,6 +168,8 @@ receive_reap (struct receive_server *s)
       s->nbdkit_status = status;
     } else if (pid == s->qemu_nbd)
       s->qemu_nbd = 0;
+    else if (pid == s->digest)
+      digest_ended (s, status);
 }
 
 /* Until *PID writes its file in DIR.  -1 after an error message. */
@@ -192,7 +209,7 @@ start (struct receive_server *s, struct words *w, bool is_nbdkit)
   const struct child_options o = {
     .our_stdio = is_nbdkit && s->stdio,
     .keep = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1,
-              is_nbdkit ? s->qemu_nbd_fd : -1 },
+              is_nbdkit ? s->qemu_nbd_fd : -1, is_nbdkit ? s->base_fd : -1 },
     .end_with_us = s->stdio,
   };
   pid_t pid = child_start (w->word, &o);
@@ -241,6 +258,35 @@ give_socket (const struct receive_server *s, const struct stat *owner)
   if (lchown (s->socket, owner->st_uid, owner->st_gid) == -1
       || chmod (s->socket, owner->st_mode & 07777) == -1)
     cmd_warning ("%s: its owner and mode cannot be set again: %s", s->socket, strerror (errno));
+}
+
+int
+receive_start_digest (struct receive_server *s)
+{
+  struct words w = { 0 };
+
+  s->base_fd = s->disk->backing != NULL ? memfd_create ("nbdmirror-base", MFD_CLOEXEC) : -1;
+  if (s->disk->backing == NULL)
+    return 0;
+  if (s->base_fd == -1 || ftruncate (s->base_fd, DIGEST_BASE_SIZE) == -1) {
+    cmd_say ("%s", strerror (errno));
+    return -1;
+  }
+  add (&w, "nbdmirror");
+  add (&w, "digest");
+  add (&w, "%s", s->disk->backing);
+  add (&w, "--format=%s", s->disk->backing_format);
+  add (&w, "--status-fd=%d", s->base_fd);
+  const struct child_options o
+      = { .path = "/proc/self/exe", .keep = { s->base_fd }, .end_with_us = true };
+  s->digest = child_start (w.word, &o);
+  int err = errno;
+  free_words (&w);
+  if (s->digest != -1)
+    return 0;
+  s->digest = 0;
+  cmd_say ("the digest of %s cannot be computed: %s", s->disk->backing, strerror (err));
+  return -1;
 }
 
 int

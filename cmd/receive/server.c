@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
 #include "cmd/serve/tidy.h"
@@ -146,8 +147,8 @@ make_channels (struct receive_server *s, bool background)
 
   s->nbdkit = s->qemu_nbd = 0;
   s->sealed = s->disk->sealed;
-  s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->qemu_nbd_fd
-      = -1;
+  s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->base_fd
+      = s->qemu_nbd_fd = -1;
   sigemptyset (&set);
   sigaddset (&set, SIGCHLD);
   sigaddset (&set, SIGTERM);
@@ -173,7 +174,8 @@ make_channels (struct receive_server *s, bool background)
 int
 receive_server_start (struct receive_server *s, bool background)
 {
-  if (make_channels (s, background) == 0 && receive_launch (s) == 0)
+  if (make_channels (s, background) == 0 && receive_start_digest (s) == 0
+      && receive_launch (s) == 0)
     return 0;
   receive_end_children (s, 0);
   pass_on (s);
@@ -273,6 +275,7 @@ receive_server_free (struct receive_server *s)
   if (s->socket != NULL && tidy_look (s->socket) == TIDY_STALE)
     unlink (s->socket);
   receive_dir_remove (s);
+  fd_close (&s->base_fd);
   pass_on (s);
   if (s->log_to != -1)
     dup2 (s->log_to, STDERR_FILENO);

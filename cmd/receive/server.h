@@ -38,6 +38,8 @@ struct receive_server {
   int dir_fd;             /* locked (flock) by us and the servers, as long as one of us lives */
   int qemu_nbd_fd;        /* pidfd; -1 */
   pid_t nbdkit, qemu_nbd; /* 0: does not run */
+  pid_t digest;           /* of the base image: computed meanwhile; 0 */
+  int base_fd;            /* a memory file with what it tells; -1: there is no base */
   int nbdkit_status;      /* of the last one that ended */
   int signal_fd, note_fd, note_write_fd;
   int log_fd, log_to; /* background: what the servers say, and the stderr of before; -1 */
@@ -67,7 +69,10 @@ void receive_server_free (struct receive_server *s);
 int receive_dir_make (struct receive_server *s);
 void receive_dir_remove (struct receive_server *s);
 
-/* launch.c: start what is not running.  -1 after an error message. */
+/* launch.c: begin to compute the digest of the base image, if there is one.  -1 after an error
+ * message. */
+int receive_start_digest (struct receive_server *s);
+/* Start what is not running.  -1 after an error message. */
 int receive_launch (struct receive_server *s);
 /* Take note of children that have ended. */
 void receive_reap (struct receive_server *s);

@@ -91,6 +91,9 @@ struct endpoint_options {
   /* Not NULL: open that export of digests instead, read-only.  It need not live on.  ENOTSUP where
    * there is none. */
   const struct digest_key *digests;
+  /* Open the text that tells the digest of the disk's base image instead (DIGEST_BASE in
+   * digest/export-name.h).  ENOTSUP where there is none. */
+  bool base_digest;
 };
 
 /* What an endpoint can do; constant. */

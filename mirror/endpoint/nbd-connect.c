@@ -103,11 +103,11 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
     return -1;
-  if ((looks_for_receive (nep) || looks_for_digests (nep) || nep->ep.opts.digests)
+  if ((looks_for_receive (nep) || looks_for_digests (nep) || nbd_wants_digests (nep))
       && nbd_set_opt_mode (h, true) == -1)
     return -1;
   /* The description is part of what is only told when it is asked for. */
-  if ((looks_for_digests (nep) || nep->ep.opts.digests) && nbd_set_full_info (h, true) == -1)
+  if ((looks_for_digests (nep) || nbd_wants_digests (nep)) && nbd_set_full_info (h, true) == -1)
     return -1;
   if (nep->uri)
     return nbd_aio_connect_uri (h, nep->ep.name);
@@ -160,8 +160,9 @@ no_answer (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char **e
 static void
 no_digests (struct nbd_endpoint *nep, int *errnum, char **error)
 {
-  endpoint_fail (errnum, error, ENOTSUP, "%s: the server does not serve digests of this export",
-                 nep->ep.name);
+  endpoint_fail (errnum, error, ENOTSUP, "%s: the server does not serve %s", nep->ep.name,
+                 nep->ep.opts.base_digest ? "the digest of a base image"
+                                          : "digests of this export");
 }
 
 /* As choose_export(), where the export of digests is wanted. */
@@ -186,7 +187,7 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
   enum nbd_receive is = NBD_RECEIVE_OPEN;
   char name[sizeof nep->session + sizeof RECEIVE_SESSION_PREFIX];
 
-  if (nep->ep.opts.digests)
+  if (nbd_wants_digests (nep))
     return choose_digests (nep, h, deadline, errnum, error);
   if (looks_for_digests (nep)) {
     nep->has_digests = nbd_look_for_digests (nep, h, deadline);
@@ -276,7 +277,7 @@ nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
     nbd_close (h);
     return NULL;
   }
-  if (nep->ep.opts.digests && !nep->has_digests) { /* a server that was not asked for a name */
+  if (nbd_wants_digests (nep) && !nep->has_digests) { /* a server that was not asked for a name */
     no_digests (nep, errnum, error);
     nbd_close (h);
     return NULL;

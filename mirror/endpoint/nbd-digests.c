@@ -25,28 +25,34 @@ nbd_export_name (const struct nbd_endpoint *nep)
   return nep->uri ? nep->uri->export : nep->export ? nep->export : "";
 }
 
-/* The name of the export of digests.  False if it is too long for the protocol. */
+/* The name of the export of digests, or if KEY is NULL of the base's digest.  False if it is too
+ * long for the protocol. */
 static bool
 name_digests (const struct nbd_endpoint *nep, const struct digest_key *key,
               char name[NAME_MAX_NBD + 1])
 {
   const char *of = nbd_export_name (nep);
-  char prefix[DIGEST_NAME_MAX];
+  char prefix[DIGEST_NAME_MAX] = DIGEST_BASE;
 
-  digest_name_format (prefix, key);
+  if (key)
+    digest_name_format (prefix, key);
   int n = snprintf (name, NAME_MAX_NBD + 1, "%s%s%s", prefix, of[0] != '\0' ? "/" : "", of);
   return n <= NAME_MAX_NBD;
 }
 
-/* The export that H has or has asked about: is it what it should be? */
+/* The export that H has or has asked about: is it what it should be?  KEY as above. */
 static bool
 is_digests (struct nbd_handle *h, const struct digest_key *key, uint64_t *of)
 {
   char *description = nbd_get_export_description (h);
   int64_t size = nbd_get_size (h);
-  bool is = description != NULL && size >= 0 && digest_description_parse (description, key, of)
-            && digest_count (key, *of) * DIGEST_SIZE == (uint64_t)size;
+  bool is = false;
 
+  if (description != NULL && key == NULL)
+    is = size == DIGEST_BASE_SIZE && strcmp (description, DIGEST_BASE_DESCRIPTION) == 0;
+  else if (description != NULL)
+    is = size >= 0 && digest_description_parse (description, key, of)
+         && digest_count (key, *of) * DIGEST_SIZE == (uint64_t)size;
   free (description);
   return is;
 }
@@ -62,18 +68,25 @@ nbd_look_for_digests (const struct nbd_endpoint *nep, struct nbd_handle *h, int6
          && is_digests (h, &any, &of);
 }
 
+bool
+nbd_wants_digests (const struct nbd_endpoint *nep)
+{
+  return nep->ep.opts.digests != NULL || nep->ep.opts.base_digest;
+}
+
 int
 nbd_go_digests (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
 {
+  const struct digest_key *key = nep->ep.opts.digests;
   char name[NAME_MAX_NBD + 1];
 
-  if (!name_digests (nep, &nep->digests, name)) {
+  if (!name_digests (nep, key, name)) {
     errno = ENAMETOOLONG;
     return -1;
   }
   if (nbd_go (h, name, deadline) == -1)
     return -1;
-  if (is_digests (h, &nep->digests, &nep->digests_of)) {
+  if (is_digests (h, key, &nep->digests_of)) {
     nep->has_digests = true;
     return 0;
   }

@@ -101,6 +101,8 @@ int nbd_ask_about (struct nbd_handle *h, const char *name, int64_t deadline);
 
 /* The name of the export that is meant, "" for the default one. */
 const char *nbd_export_name (const struct nbd_endpoint *nep);
+/* Is one of these exports to be opened instead of the endpoint's? */
+bool nbd_wants_digests (const struct nbd_endpoint *nep);
 /* H negotiates (option mode): does the server serve digests of the export?  Also false where it
  * does not answer.  The name of H's export is another one afterwards. */
 bool nbd_look_for_digests (const struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline);

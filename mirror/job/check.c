@@ -16,6 +16,7 @@
 #include "base/text.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/same-place.h"
+#include "mirror/job/base-proof.h"
 #include "mirror/job/check.h"
 #include "mirror/job/internal.h"
 
@@ -378,6 +379,37 @@ open_destination (struct job *j, json_t *status)
   return check_destination (j, status, size, opened);
 }
 
+/* Nothing is left out because of a base that the destination may not have. */
+static int
+prove_base (struct job *j, json_t *status)
+{
+  const struct session_options *d = &j->dest;
+  char *error = NULL;
+
+  if (j->base_image == NULL || j->dry)
+    return 0;
+  const struct base_proof proof = {
+    .sync = &j->o->sync,
+    .base = j->base_image,
+    .dest = d->opened,
+    .dest_argv = d->dest,
+    .nr_dest = d->nr_dest,
+    .dest_options = &d->endpoint,
+    .size = (uint64_t)json_integer_value (json_object_get (status, "size")),
+    .resumed = json_is_integer (json_object_get (status, "dirty-bytes")) && job_resumes (j),
+    .signal = j->o->signal,
+    .opaque = j->o->opaque,
+    .message = j->o->message,
+  };
+  enum job_result result = base_prove (&proof, &error);
+  if (result == JOB_COMPLETED)
+    return 0;
+  job_say (j, JOB_ERROR, "%s", error);
+  text_free (error);
+  j->result = result;
+  return -1;
+}
+
 int
 job_check (struct job *j, json_t **status)
 {
@@ -403,7 +435,7 @@ job_check (struct job *j, json_t **status)
   /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that
    * could be late. */
   if (ours && attach_foreseen (j, *status) && (j->dry || alone (j)) && prepare_sync (j) == 0
-      && open_destination (j, *status) == 0)
+      && open_destination (j, *status) == 0 && prove_base (j, *status) == 0)
     return 0;
   return -1;
 }

@@ -20,6 +20,7 @@
 #include "mirror/endpoint/same-place.h"
 #include "mirror/engine/engine.h"
 #include "mirror/engine/supervisor.h"
+#include "mirror/job/base-proof.h"
 #include "mirror/job/copy.h"
 #include "mirror/job/estimate.h"
 #include "mirror/job/source-errors.h"
@@ -48,6 +49,26 @@ complain (struct copy *c, enum job_result result, char *error)
   c->o->message (c->o->opaque, JOB_ERROR, error);
   text_free (error);
   return result;
+}
+
+static enum job_result
+prove_base (struct copy *c)
+{
+  const struct copy_options *o = c->o;
+  const struct base_proof proof = { .sync = &o->sync,
+                                    .base = c->base,
+                                    .dest = c->dest.opened,
+                                    .dest_argv = o->dest.dest,
+                                    .nr_dest = o->dest.nr_dest,
+                                    .dest_options = &o->dest.endpoint,
+                                    .size = endpoint_info (c->source)->size,
+                                    .signal = o->signal,
+                                    .opaque = o->opaque,
+                                    .message = o->message };
+  char *error = NULL;
+
+  enum job_result result = base_prove (&proof, &error);
+  return result == JOB_COMPLETED ? result : complain (c, result, error);
 }
 
 /* Open both sides: the source first, so that a wrong name creates nothing. */
@@ -84,7 +105,7 @@ open_both (struct copy *c)
   if (c->dest.opened == NULL)
     return complain (
         c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);
-  return JOB_COMPLETED;
+  return c->base != NULL ? prove_base (c) : JOB_COMPLETED;
 }
 
 static enum job_result

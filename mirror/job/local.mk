@@ -1,6 +1,8 @@
 libmirror_la_SOURCES += \
 	mirror/job/apply-policy.c \
 	mirror/job/attach.c \
+	mirror/job/base-proof.c \
+	mirror/job/base-proof.h \
 	mirror/job/check.c \
 	mirror/job/check.h \
 	mirror/job/converge.c \

@@ -16,6 +16,7 @@ struct sync_options {
   enum engine_sync mode;
   const char *base;        /* ENGINE_SYNC_BASE: path or NBD URI; else NULL */
   const char *base_format; /* as for qemu-nbd; NULL: raw */
+  bool trust_base;         /* a destination that does not tell its base's digest is sampled */
 };
 
 const char *sync_name (enum engine_sync mode);

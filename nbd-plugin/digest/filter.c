@@ -18,10 +18,12 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
@@ -35,15 +37,54 @@
 #define STATUS_PIECE (1u << 30)
 #define STATUS_PIECES 64
 
+static int base_fd = -1; /* where the digest of the base image is told; -1: there is none */
+
+enum kind { DISK, DIGESTS, BASE };
+
 struct handle {
-  bool is_digest;
+  enum kind kind;
   struct digest_key key;
   uint64_t size; /* of the disk, bytes */
   char description[DIGEST_DESCRIPTION_MAX];
   _Atomic bool refusal_logged;
 };
 
+static int
+digest_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key, const char *value)
+{
+  if (strcmp (key, "digest-base-fd") != 0)
+    return next (nxdata, key, value);
+  if (nbdkit_parse_int (key, value, &base_fd) == -1)
+    return -1;
+  if (base_fd < 0 || fcntl (base_fd, F_SETFD, FD_CLOEXEC) == -1) {
+    nbdkit_error ("%s=%s: this is no open file", key, value);
+    return -1;
+  }
+  return 0;
+}
+
 /* ---- the export ------------------------------------------------------------------------------ */
+
+/* If NAME is one of ours, replace it by that of the export that is meant.  -1: it is refused. */
+static int
+open_ours (struct handle *h, const char **name)
+{
+  if (!digest_name_is_ours (*name))
+    return 0;
+  if (digest_name_is_base (*name, name)) {
+    h->kind = BASE;
+    if (base_fd != -1)
+      return 0;
+    nbdkit_error ("this server has no digest of a base image");
+    return -1;
+  }
+  h->kind = DIGESTS;
+  const char *wrong = digest_name_parse (*name, &h->key, name);
+  if (wrong == NULL)
+    return 0;
+  nbdkit_error ("an export \"" DIGEST_PREFIX "SEED.BLOCK\" is refused: %s", wrong);
+  return -1;
+}
 
 static void *
 digest_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, const char *exportname,
@@ -55,16 +96,12 @@ digest_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, cons
     nbdkit_error ("calloc: %m");
     return NULL;
   }
-  if (digest_name_is_ours (exportname)) {
-    const char *wrong = digest_name_parse (exportname, &h->key, &exportname);
-    if (wrong != NULL) {
-      nbdkit_error ("an export \"" DIGEST_PREFIX "SEED.BLOCK\" is refused: %s", wrong);
-      free (h);
-      return NULL;
-    }
-    h->is_digest = true;
-    readonly = 1;
+  if (open_ours (h, &exportname) == -1) {
+    free (h);
+    return NULL;
   }
+  if (h->kind != DISK)
+    readonly = 1;
   if (next (context, readonly, exportname) == -1) {
     free (h);
     return NULL;
@@ -84,7 +121,7 @@ digest_prepare (nbdkit_next *next, void *handle, int readonly)
   struct handle *h = handle;
 
   (void)readonly;
-  if (!h->is_digest)
+  if (h->kind != DIGESTS)
     return 0;
   int64_t size = next->get_size (next);
   /* can_extents: nbdkit asserts that it was asked before extents are. */
@@ -100,8 +137,15 @@ digest_get_size (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  return h->is_digest ? (int64_t)(digest_count (&h->key, h->size) * DIGEST_SIZE)
-                      : next->get_size (next);
+  switch (h->kind) {
+  case DIGESTS:
+    return (int64_t)(digest_count (&h->key, h->size) * DIGEST_SIZE);
+  case BASE:
+    return DIGEST_BASE_SIZE;
+  case DISK:
+    break;
+  }
+  return next->get_size (next);
 }
 
 static const char *
@@ -109,7 +153,9 @@ digest_export_description (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  return h->is_digest ? h->description : next->export_description (next);
+  return h->kind == DISK   ? next->export_description (next)
+         : h->kind == BASE ? DIGEST_BASE_DESCRIPTION
+                           : h->description;
 }
 
 /* The most that one request may ask for, in bytes of digests. */
@@ -125,8 +171,8 @@ digest_block_size (nbdkit_next *next, void *handle, uint32_t *minimum, uint32_t 
 {
   struct handle *h = handle;
 
-  if (!h->is_digest)
-    return next->block_size (next, minimum, preferred, maximum);
+  if (h->kind != DIGESTS)
+    return h->kind == BASE ? 0 : next->block_size (next, minimum, preferred, maximum);
   *minimum = 1;
   *maximum = request_max (h);
   *preferred = *maximum < 4096 ? *maximum : 4096;
@@ -138,7 +184,7 @@ digest_can_write (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  return h->is_digest ? 0 : next->can_write (next);
+  return h->kind != DISK ? 0 : next->can_write (next);
 }
 
 /* A request to cache the digests would cache as many bytes of the disk. */
@@ -147,7 +193,7 @@ digest_can_cache (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  return h->is_digest ? NBDKIT_CACHE_NONE : next->can_cache (next);
+  return h->kind != DISK ? NBDKIT_CACHE_NONE : next->can_cache (next);
 }
 
 /* ---- requests -------------------------------------------------------------------------------- */
@@ -203,12 +249,25 @@ refuse (struct handle *h, uint32_t count, int *err)
 }
 
 static int
+read_base (void *buf, uint32_t count, uint64_t offset, int *err)
+{
+  memset (buf, 0, count);
+  if (pread (base_fd, buf, count, (off_t)offset) != -1)
+    return 0;
+  *err = errno;
+  nbdkit_error ("the digest of the base image cannot be read: %m");
+  return -1;
+}
+
+static int
 digest_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count, uint64_t offset,
               uint32_t flags, int *err)
 {
   struct handle *h = handle;
 
-  if (!h->is_digest)
+  if (h->kind == BASE)
+    return read_base (buf, count, offset, err);
+  if (h->kind == DISK)
     return next->pread (next, buf, count, offset, flags, err);
   if (count > request_max (h))
     return refuse (h, count, err);
@@ -282,7 +341,9 @@ digest_extents (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset
 {
   struct handle *h = handle;
 
-  if (!h->is_digest)
+  if (h->kind == BASE)
+    return nbdkit_add_extent (extents, offset, count, 0);
+  if (h->kind == DISK)
     return next->extents (next, count, offset, flags, extents, err);
   uint64_t first = offset / DIGEST_SIZE;
   uint64_t end = (offset + count + DIGEST_SIZE - 1) / DIGEST_SIZE * h->key.block;
@@ -309,6 +370,8 @@ static struct nbdkit_filter filter = {
   .name = "digest",
   .longname = "nbdkit digest filter",
   .description = "the digests of a disk's blocks, as an export beside the disk",
+  .config = digest_config,
+  .config_help = "digest-base-fd=<FD>   For nbdmirror receive, which computes the base's digest.",
   .open = digest_open,
   .close = digest_close,
   .prepare = digest_prepare,

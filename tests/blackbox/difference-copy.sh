@@ -80,12 +80,13 @@ base_case () {
   truncate -s "$3" "$tmp/base"
   cp "$tmp/base" "$tmp/dest"
   truncate -s "$size" "$tmp/dest"
-  copies "$2" "$tmp/disk" "$tmp/dest" --sync base --base "$tmp/base"
+  copies "$2" "$tmp/disk" "$tmp/dest" --sync base --base "$tmp/base" --trust-base
 
   qemu-img convert -q -f raw -O qcow2 "$tmp/base" "$tmp/base.qcow2"
   cp "$tmp/base" "$tmp/dest"
   truncate -s "$size" "$tmp/dest"
-  copies "$2" "$tmp/disk" "$tmp/dest" --sync base --base "$tmp/base.qcow2" --base-format qcow2
+  copies "$2" "$tmp/disk" "$tmp/dest" --sync base --base "$tmp/base.qcow2" --base-format qcow2 \
+    --trust-base
 }
 base_case same $((data + zeroes)) "$size"
 base_case larger $((data + zeroes)) $((size + 1234567))
@@ -107,5 +108,6 @@ refused 2 'must be full, base or compare' --sync nothing
 refused 2 'needs --base' --sync base
 refused 2 'goes with --sync base' --sync compare --base "$tmp/base"
 refused 2 'goes with --base' --base-format qcow2
+refused 2 'goes with --base' --trust-base
 refused 1 "base image: $tmp/none: No such file" --sync base --base "$tmp/none"
 refused 1 "base image: " --sync base --base "$tmp/none" --base-format qcow2

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that nothing is left out because of a base image that the destination may not have: both
+# sides compute the digest of the whole base, whatever its format, and one byte that differs is
+# refused before anything is written.  The digest is kept, and computed anew when the base may have
+# changed.  For other servers --trust-base looks at a sample, and says so.
+. "$(dirname "$0")/lib.sh"
+need qemu-img qemu-nbd
+
+digest () { nbdmirror digest "$@" | cut -d ' ' -f 1; }
+poke () { printf 'other' | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
+
+# ---- the digest of an image ----
+
+size=$((24 * 1048576 + 1234))
+random_disk "$tmp/base" $size
+mkdir "$tmp/there"
+qemu-img convert -q -f raw -O qcow2 -c "$tmp/base" "$tmp/there/base.qcow2"
+sleep 2.1                       # what was changed just now is not kept
+before=$(stat -c '%Y %Z %s %i' "$tmp/base" "$tmp/there/base.qcow2" | tr '\n' ' ')
+want=$(digest "$tmp/base")
+[[ $want =~ ^[0-9a-f]{32}$ ]] || fail "this is no digest: $want"
+[ -s "$tmp/base.nbdmirror-digest" ] || fail "the digest was not kept"
+[ "$(digest "$tmp/there/base.qcow2" --format qcow2)" = "$want" ] ||
+  fail "another format has another digest"
+cp "$tmp/base" "$tmp/longer"
+truncate -s 40M "$tmp/longer"
+[ "$(digest "$tmp/longer")" = "$want" ] || fail "zeroes at the end count"
+[ ! -e "$tmp/longer.nbdmirror-digest" ] || fail "kept, though it was just changed"
+# What is kept is believed, and only while the file is the same.
+sed -i "s/ 1 $want/ 1 $(printf '0%.0s' {1..32})/" "$tmp/base.nbdmirror-digest"
+[ "$(digest "$tmp/base")" != "$want" ] || fail "the digest that was kept is not used"
+chmod o+w "$tmp/base.nbdmirror-digest"
+[ "$(digest "$tmp/base")" = "$want" ] || fail "it believes what anybody could have written"
+for change in 'poke base 5000000' 'truncate -s +1M base' 'cp --remove-destination longer base'; do
+  cp --preserve "$tmp/base" "$tmp/saved"
+  sleep 2.1
+  digest "$tmp/base" >"$tmp/first"
+  (cd "$tmp"; $change; touch -r saved base)     # with the time stamp of before
+  case $change in
+    poke*) [ "$(digest "$tmp/base")" != "$want" ] || fail "not computed again after: $change" ;;
+    *) [ "$(digest "$tmp/base")" = "$want" ] || fail "another digest after: $change" ;;
+  esac
+  cp --preserve "$tmp/saved" "$tmp/base"
+done
+# A change further down a chain counts as well.
+qemu-img create -q -f qcow2 -b "$tmp/longer" -F raw "$tmp/upper.qcow2"
+sleep 2.1
+[ "$(digest "$tmp/upper.qcow2" --format qcow2)" = "$want" ] || fail "the digest of an overlay"
+poke "$tmp/longer" 1000
+[ "$(digest "$tmp/upper.qcow2" --format qcow2)" != "$want" ] || fail "its base changed unnoticed"
+has_to_exit 1 nbdmirror digest "$tmp/none"
+has_to_exit 1 nbdmirror digest "$tmp/base" --format qcow2
+
+# ---- receive tells that of its base ----
+
+cp --preserve "$tmp/saved" "$tmp/base"
+cp "$tmp/base" "$tmp/disk"
+poke "$tmp/disk" 3000000
+poke "$tmp/disk" $((size - 5))
+
+# received NAME BASE FORMAT: a destination on that base.
+received () {
+  rm -f "$tmp/there/disk.qcow2"
+  start_receive "$1" "$tmp/there/disk.qcow2" --format qcow2 --size "$size" \
+    --backing "$2" --backing-format "$3"
+}
+received dst "$tmp/there/base.qcow2" qcow2
+has_to_exit 0 nbdmirror copy "$tmp/disk" "${uri[dst]}" --sync base --base "$tmp/base" \
+  --report "$tmp/report"
+[ "$(field sent-bytes <"$tmp/report")" -le 16384 ] || fail "it has sent what the base holds"
+equal "$tmp/disk" "${uri[dst]}"
+stop dst
+start_server src "$tmp/disk"
+received dst "$tmp/there/base.qcow2" qcow2
+has_to_exit 0 nbdmirror mirror "${control[src]}" "${uri[dst]}" --on-ready complete \
+  --sync base --base "$tmp/there/base.qcow2" --base-format qcow2 --report "$tmp/report"
+[ "$(field sent-bytes <"$tmp/report")" -le 65536 ] || fail "it has sent what the base holds"
+equal "$tmp/disk" "${uri[dst]}"
+stop dst
+has_to_exit 0 nbdmirror rollback "${control[src]}" --destination-stopped \
+  --token "$(field rollback-token <"$tmp/report")"
+[ "$(stat -c '%Y %Z %s %i' "$tmp/there/base.qcow2")" = "$(cut -d ' ' -f 5-8 <<<"$before")" ] ||
+  fail "the base was changed"
+
+# One byte that differs in the destination's base.
+cp "$tmp/base" "$tmp/there/wrong"
+poke "$tmp/there/wrong" 20000000
+received dst "$tmp/there/wrong" raw
+for what in "copy $tmp/disk" "mirror ${control[src]}"; do
+  # shellcheck disable=SC2086
+  has_to_exit 7 nbdmirror $what "${uri[dst]}" --sync base --base "$tmp/base"
+  grep -q "$want.*$(digest "$tmp/there/wrong")" "$tmp/err" ||
+    fail "it does not tell both digests: $(cat "$tmp/err")"
+  # --trust-base is for servers that do not tell.
+  # shellcheck disable=SC2086
+  has_to_exit 7 nbdmirror $what "${uri[dst]}" --sync base --base "$tmp/base" --trust-base
+done
+compare "$tmp/there/wrong" "${uri[dst]}" || fail "something was written in spite of the refusal"
+stop dst
+
+# ---- other servers ----
+
+cp "$tmp/base" "$tmp/plain.img"
+start_dest plain file "$size"
+has_to_exit 7 nbdmirror copy "$tmp/disk" "${uri[plain]}" --sync base --base "$tmp/base"
+grep -q -- '--trust-base' "$tmp/err" || fail "it does not name the way out"
+compare "$tmp/base" "${uri[plain]}" || fail "something was written in spite of the refusal"
+has_to_exit 0 nbdmirror copy "$tmp/disk" "${uri[plain]}" --sync base --base "$tmp/base" --trust-base
+grep -q 'sample and no proof' "$tmp/err" || fail "it does not say that this is a sample"
+equal "$tmp/disk" "${uri[plain]}"
+stop plain
+random_disk "$tmp/plain.img" $((size + 1))      # other data
+truncate -s $size "$tmp/plain.img"
+start_dest plain file "$size"
+has_to_exit 7 nbdmirror copy "$tmp/disk" "${uri[plain]}" --sync base --base "$tmp/base" --trust-base
+grep -q 'does not hold the base image' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
