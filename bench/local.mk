@@ -16,3 +16,8 @@ bench: all
 
 TESTS += tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh
+
+# A long line; tests use it as well.
+check_PROGRAMS += bench/relay
+bench_relay_SOURCES = bench/relay.c
+bench_relay_LDADD = libbase.la
