@@ -64,34 +64,39 @@ room (const struct copier *c)
 {
   const struct slots *ss = &c->slots;
   bool synchronous = atomic_load (&ss->engine->synchronous);
-  unsigned limit = c->at_once || synchronous ? ss->window.depth : ss->nr;
-  unsigned half = ss->nr / 2;
+  unsigned limit = ss->window.depth;
+  if (!c->at_once && !synchronous && limit < ENGINE_DEPTH)
+    limit = ENGINE_DEPTH;
   struct engine_room r = { .flusher = c->flusher, .verify = ss->nr_seconds > 0 };
 
-  if (ss->nr_active >= ss->nr)
+  if (ss->free_long == NULL && ss->free_short == NULL)
     return r;
+  r.only_short = ss->free_long == NULL;
   if (!synchronous) {
     r.background = r.urgent = ss->nr_active < limit;
     return r;
   }
+  unsigned half = ss->nr / 2;
   r.background = ss->nr_active - ss->nr_urgent < (limit < ss->nr - half ? limit : ss->nr - half);
   r.urgent = ss->nr_urgent < half;
   return r;
 }
 
-/* Begin WORK in SL, whose task is filled in. */
+/* Begin WORK in a free slot. */
 static void
-start (struct slot *sl, enum engine_work work)
+start (struct copier *c, enum engine_work work, const struct engine_task *task)
 {
-  const struct region_geometry *geo = &sl->of->engine->region->geo;
+  const struct region_geometry *geo = &c->slots.engine->region->geo;
+  bool buffer = work != WORK_FLUSH && work != WORK_ASK;
+  uint64_t bytes = work != WORK_FLUSH ? region_bytes (geo, task->first, task->count) : 0;
+  struct slot *sl = slots_find_free (&c->slots, buffer ? bytes : 0);
 
-  if (work == WORK_FLUSH) {
+  sl->task = *task;
+  sl->offset = task->first << geo->block_shift;
+  sl->length = bytes;
+  if (work == WORK_FLUSH)
     slot_flush_start (sl);
-    return;
-  }
-  sl->offset = sl->task.first << geo->block_shift;
-  sl->length = region_bytes (geo, sl->task.first, sl->task.count);
-  if (work == WORK_ZERO)
+  else if (work == WORK_ZERO)
     slot_zeroes_start (sl);
   else if (work == WORK_ASK)
     slot_hints_start (sl);
@@ -116,11 +121,11 @@ fill (struct copier *c)
     const struct engine_room r = room (c);
     if (!r.background && !r.urgent)
       break;
-    struct slot *sl = slots_find_free (&c->slots);
-    enum engine_work w = engine_next (c->slots.engine, &r, &sl->task);
+    struct engine_task task;
+    enum engine_work w = engine_next (c->slots.engine, &r, &task);
     if (w == WORK_NONE)
-      return sl->task.wait_ns;
-    start (sl, w);
+      return task.wait_ns;
+    start (c, w, &task);
     /* What is there already is sent on while it is in the processor's cache. */
     bool at_once = channel_run (c->slots.source);
     if (w == WORK_DATA)

@@ -44,8 +44,9 @@ uint64_t engine_request_blocks (const struct engine *e);
 void engine_urgent_gather (struct engine *e);
 /* Do urgent blocks go before the background now? */
 bool engine_urgent_turn (const struct engine *e);
-/* The next urgent run.  False if there is none, or if all of them are being copied. */
-bool engine_urgent_next (struct engine *e, struct engine_task *t);
+/* The next urgent run, of at most MAX blocks.  False if there is none, or if all of them are being
+ * copied. */
+bool engine_urgent_next (struct engine *e, uint64_t max, struct engine_task *t);
 /* T was claimed, urgent or not. */
 void engine_urgent_taken (struct engine *e, const struct engine_task *t);
 /* T has ended: its blocks are busy no more. */

@@ -131,8 +131,8 @@ whole_run (const struct pass *p, const struct region *r, uint64_t first, uint64_
   return count;
 }
 
-enum pass_kind
-pass_next (const struct pass *p, const struct region *r, const struct pass_options *o,
+static enum pass_kind
+find_next (const struct pass *p, const struct region *r, const struct pass_options *o,
            uint64_t *first, uint64_t *count)
 {
   const struct region_geometry *geo = &r->geo;
@@ -184,6 +184,15 @@ pass_next (const struct pass *p, const struct region *r, const struct pass_optio
   if (*count > o->max_data)
     *count = o->max_data;
   return PASS_DATA;
+}
+
+enum pass_kind
+pass_next (const struct pass *p, const struct region *r, const struct pass_options *o,
+           uint64_t *first, uint64_t *count)
+{
+  enum pass_kind kind = find_next (p, r, o, first, count);
+  bool buffer = kind == PASS_DATA || kind == PASS_VERIFY || kind == PASS_ZERO;
+  return buffer && o->longest != 0 && *count > o->longest ? PASS_LONG : kind;
 }
 
 bool

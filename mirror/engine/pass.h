@@ -23,7 +23,7 @@
 #include "mirror/endpoint/endpoint.h"
 #include "mirror/engine/unreadable.h"
 
-#define PASS_MAX_BUSY 1024
+#define PASS_MAX_BUSY 2048
 #define PASS_MAX_HINTS 1024
 
 struct pass_range {
@@ -51,6 +51,7 @@ enum pass_kind {
   PASS_VERIFY, /* the same, and read it back: it is in quarantine (R12) */
   PASS_ZERO,   /* the source's hint says zero: claim, ask again, write zeroes */
   PASS_ASK,    /* a long run without a hint: ask for its block status */
+  PASS_LONG,   /* the next run is longer than the caller can take now, see longest */
   PASS_WAIT    /* the next dirty block is still busy (wait_number), or it is in quarantine and the
                   caller cannot take it now (verify_full) */
 };
@@ -66,6 +67,7 @@ struct pass_options {
   uint64_t wait_number;
   /* The grace time is over, so blocks in quarantine may be copied.  Else they are skipped. */
   bool quarantine_ready;
+  uint64_t longest; /* blocks that the caller has a buffer for now; 0: any number */
   /* The caller has no room for PASS_VERIFY at this moment.  The pass waits in front of such a
    * block.  If it went past it, most of the quarantine would be left to later passes, and a busy
    * guest always has other blocks ready for those. */

@@ -187,7 +187,7 @@ on_written (void *opaque, int err)
   /* Urgent requests are short: what they take says nothing about the others. */
   if (d->outstanding == 0 && !sl->task.urgent) {
     uint64_t now = clock_ns ();
-    window_reply (&sl->of->window, now - d->sent_ns, now);
+    window_reply (&sl->of->window, now - d->sent_ns, sl->of->nr_active, now);
   }
   if (err || d->failure)
     write_failed (sl, err);

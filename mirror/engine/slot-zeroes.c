@@ -72,7 +72,7 @@ send_as_data (struct slot *sl, uint64_t *len)
 {
   const struct engine *e = sl->of->engine;
   const struct target *target = sl->of->target;
-  uint64_t max = e->request_blocks << e->region->geo.block_shift;
+  uint64_t max = sl->size;
 
   if (max > endpoint_info (target->endpoint)->max_request)
     max = endpoint_info (target->endpoint)->max_request;

@@ -19,58 +19,96 @@
 
 /* ---- all slots of a copier ---- */
 
-/* Divide the memory that fits into slots and second buffers.  Usually there is one second buffer
- * for four slots: what is in quarantine, and is read back into them, gets a quarter of the slots at
- * most.  FOR_EACH: every slot compares what it copies with something else. */
-static void
-divide_buffers (struct slots *ss, size_t fit, bool for_each)
+/* How the memory of a copier is divided. */
+struct division {
+  unsigned nr_long, nr_short, nr_seconds;
+};
+
+/* A quarter of the memory is for short requests, at most.  Usually there are few second buffers:
+ * what is in quarantine, and is read back into them, gets few slots at a time.  FOR_EACH: every
+ * slot compares what it copies with something else, so each has a second buffer. */
+static struct division
+divide (size_t memory, unsigned nr_copiers, size_t long_bytes, size_t short_bytes, bool for_each)
 {
-  size_t seconds = for_each ? fit / 2 : fit < 10 ? 1 : fit / 5;
+  struct division d = { .nr_short = 0 };
 
   if (for_each) {
-    ss->nr = seconds < 2 ? 2 : seconds > ENGINE_DEPTH ? ENGINE_DEPTH : (unsigned)seconds;
-    ss->nr_seconds = ss->nr;
-    return;
+    size_t pairs = memory / long_bytes / 2;
+    d.nr_long = pairs < 2 ? 2 : pairs > ENGINE_DEPTH ? ENGINE_DEPTH : (unsigned)pairs;
+    d.nr_seconds = d.nr_long;
+    return d;
   }
-  if (fit < 3)
-    ss->nr = 2;
-  else if (fit - seconds < ENGINE_DEPTH)
-    ss->nr = (unsigned)(fit - seconds);
-  else
-    ss->nr = ENGINE_DEPTH;
-  ss->nr_seconds = seconds > ENGINE_DEPTH / 4 ? ENGINE_DEPTH / 4 : (unsigned)seconds;
+  if (short_bytes > 0)
+    d.nr_short = (unsigned)(memory / 4 / short_bytes);
+  if (d.nr_short > ENGINE_SHORT_SLOTS / nr_copiers)
+    d.nr_short = ENGINE_SHORT_SLOTS / nr_copiers;
+  size_t fit = (memory - d.nr_short * short_bytes) / long_bytes;
+  size_t seconds = fit < 10 ? 1 : fit / 5;
+  d.nr_seconds = seconds > ENGINE_DEPTH / 4 ? ENGINE_DEPTH / 4 : (unsigned)seconds;
+  size_t rest = fit < 3 ? 2 : fit - d.nr_seconds;
+  d.nr_long = rest < ENGINE_MAX_DEPTH ? (unsigned)rest : ENGINE_MAX_DEPTH;
+  return d;
+}
+
+/* Make NR slots from SL on, each with one of the BUFFERS of BYTES.  Returns the list of them. */
+static struct slot *
+make_list (struct slots *ss, struct slot *sl, unsigned nr, bool is_short, uint8_t *buffers,
+           size_t bytes)
+{
+  uint32_t size = is_short ? ss->short_size : ss->long_size;
+  struct slot *list = NULL;
+
+  for (unsigned i = nr; i-- > 0;) {
+    sl[i] = (struct slot){
+      .of = ss, .buf = buffers + i * bytes, .size = size, .is_short = is_short, .next = list
+    };
+    list = &sl[i];
+  }
+  ss->nr += nr;
+  return list;
 }
 
 int
 slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned nr_copiers)
 {
-  /* Each buffer has room for the destination's minimum block behind an odd tail. */
-  size_t request = (size_t)e->request_blocks << e->region->geo.block_shift;
-  uint32_t base_block = e->options.base ? endpoint_info (e->options.base)->min_block : 1;
-  uint32_t pad = target->min_block > ALIGNMENT ? target->min_block : ALIGNMENT;
+  uint32_t request = (uint32_t)(e->request_blocks << e->region->geo.block_shift);
+  bool tail = e->region->geo.disk_size % target->min_block != 0;
+  bool for_each = e->options.sync >= ENGINE_SYNC_BASE;
+  bool no_short = for_each || e->region->geo.block_size > ENGINE_SHORT_BYTES
+                  || target->min_block > ENGINE_SHORT_BYTES || request <= ENGINE_SHORT_BYTES;
 
-  if (base_block > pad)
-    pad = base_block;
-  *ss = (struct slots){ .engine = e, .target = target, .buffer_size = request + pad };
+  *ss = (struct slots){ .engine = e,
+                        .target = target,
+                        .long_size = request,
+                        .short_size = no_short ? 0 : ENGINE_SHORT_BYTES };
   for (ss->unit = ALIGNMENT; ss->unit < target->min_block || ss->unit * UINT64_C (64) < request;)
     ss->unit *= 2;
-  divide_buffers (ss, ENGINE_BUFFER_BYTES / nr_copiers / ss->buffer_size,
-                  e->options.sync >= ENGINE_SYNC_BASE);
-  window_init (&ss->window, ss->nr);
-  ss->slots = calloc (ss->nr, sizeof *ss->slots);
+  /* Each long buffer has room for the destination's minimum block behind an odd tail, or the
+   * base's.  Short ones have it only where the disk has such a tail. */
+  uint32_t base_block = e->options.base ? endpoint_info (e->options.base)->min_block : 1;
+  uint32_t pad = target->min_block > ALIGNMENT ? target->min_block : ALIGNMENT;
+  if (base_block > pad)
+    pad = base_block;
+  size_t long_bytes = ((size_t)request + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + pad;
+  size_t short_bytes = no_short ? 0 : ENGINE_SHORT_BYTES + (tail ? pad : 0);
+  const struct division d
+      = divide (ENGINE_BUFFER_BYTES / nr_copiers, nr_copiers, long_bytes, short_bytes, for_each);
+  size_t first = (d.nr_long + d.nr_seconds) * long_bytes;
+
+  ss->slots = calloc (d.nr_long + d.nr_short, sizeof *ss->slots);
   if (ss->slots == NULL)
     return -1;
-  ss->buffers = buffers_new ((ss->nr + ss->nr_seconds) * ss->buffer_size);
+  ss->buffers = buffers_new (first + d.nr_short * short_bytes);
   if (ss->buffers == NULL) {
     errno = ENOMEM;
     return -1;
   }
-  for (unsigned i = 0; i < ss->nr; i++) {
-    ss->slots[i].of = ss;
-    ss->slots[i].buf = ss->buffers + i * ss->buffer_size;
-  }
-  for (unsigned i = 0; i < ss->nr_seconds; i++)
-    ss->seconds[i] = ss->buffers + (ss->nr + i) * ss->buffer_size;
+  ss->free_long = make_list (ss, ss->slots, d.nr_long, false, ss->buffers, long_bytes);
+  ss->free_short
+      = make_list (ss, ss->slots + d.nr_long, d.nr_short, true, ss->buffers + first, short_bytes);
+  for (unsigned i = 0; i < d.nr_seconds; i++)
+    ss->seconds[ss->nr_seconds++] = ss->buffers + (d.nr_long + i) * long_bytes;
+  window_init (&ss->window, ENGINE_DEPTH, d.nr_long + d.nr_short);
   return 0;
 }
 
@@ -82,12 +120,11 @@ slots_destroy (struct slots *ss)
 }
 
 struct slot *
-slots_find_free (struct slots *ss)
+slots_find_free (struct slots *ss, uint64_t length)
 {
-  for (unsigned i = 0; i < ss->nr; i++)
-    if (!ss->slots[i].in_use)
-      return &ss->slots[i];
-  return NULL;
+  if (length <= ss->short_size && ss->free_short != NULL)
+    return ss->free_short;
+  return ss->free_long;
 }
 
 void
@@ -108,10 +145,15 @@ slots_resume (struct slots *ss)
 void
 slot_begin (struct slot *sl)
 {
-  assert (!sl->in_use && sl->second == NULL);
+  struct slots *ss = sl->of;
+  struct slot **list = sl->is_short ? &ss->free_short : &ss->free_long;
+
+  assert (*list == sl && !sl->in_use && sl->second == NULL);
+  *list = sl->next;
+  sl->next = NULL;
   sl->in_use = true;
-  sl->of->nr_active++;
-  sl->of->nr_urgent += sl->task.urgent;
+  ss->nr_active++;
+  ss->nr_urgent += sl->task.urgent;
 }
 
 void
@@ -121,9 +163,12 @@ slot_end (struct slot *sl)
   if (sl->second != NULL)
     ss->seconds[ss->nr_seconds++] = sl->second;
   sl->second = NULL;
-  ss->nr_urgent -= sl->task.urgent;
   ss->nr_active--;
+  ss->nr_urgent -= sl->task.urgent;
   sl->in_use = false;
+  struct slot **list = sl->is_short ? &ss->free_short : &ss->free_long;
+  sl->next = *list;
+  *list = sl;
 }
 
 void

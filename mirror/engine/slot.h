@@ -61,6 +61,8 @@ struct slot {
   struct engine_task task;
   uint64_t offset, length; /* the task in bytes; 0 for a flush */
   uint8_t *buf;
+  bool is_short;
+  uint32_t size;   /* bytes that the slot is for */
   uint8_t *second; /* another buffer, lent for as long as the task lasts; NULL: none yet */
 
   union {
@@ -91,25 +93,30 @@ struct slot {
     } zeroes;
   };
 
-  struct slot *next;              /* in the list of those that wait for room */
+  struct slot *next;              /* in the list of those that wait for room, or are free */
   void (*resume) (struct slot *); /* the step it waits for */
 };
 
-/* One copier's slots.  The channels are set by the copier. */
+/* One copier's slots.  The channels are set by the copier.
+ *
+ * There are few long slots, for whole requests, and many short ones.  A later pass has scattered
+ * blocks of a few KiB, and over a long line it takes hundreds of requests in flight to make use of
+ * the line's bandwidth. */
 struct slots {
   struct engine *engine;
   struct target *target;
   struct channel *source, *dest;
   struct channel *base; /* NULL: there is none */
-  unsigned nr;          /* slots */
   struct slot *slots;
-  unsigned nr_active, nr_urgent; /* slots in use; of these for urgent blocks */
-  struct slot *waiting;          /* slots with something to send and no room, oldest first */
-  struct window window;
-  uint8_t *buffers; /* one of buffer_size for each slot, and the second ones */
-  size_t buffer_size;
+  struct slot *free_long, *free_short; /* lists */
+  uint32_t long_size, short_size;      /* what each is for; SHORT_SIZE 0: there are none */
+  unsigned nr;                         /* slots */
+  unsigned nr_active, nr_urgent;       /* slots in use; of these for urgent blocks */
+  struct slot *waiting;                /* slots with something to send and no room, oldest first */
+  struct window window;                /* in requests */
+  uint8_t *buffers;
   uint32_t unit;                  /* bytes: what is the same is left out in pieces of this size */
-  uint8_t *seconds[ENGINE_DEPTH]; /* the free second buffers */
+  uint8_t *seconds[ENGINE_DEPTH]; /* the free second buffers; each is as a long slot's */
   unsigned nr_seconds;
 };
 
@@ -118,8 +125,9 @@ int slots_init (struct slots *ss, struct engine *e, struct target *target, unsig
 /* The channels are closed. */
 void slots_destroy (struct slots *ss);
 
-/* A free slot, or NULL. */
-struct slot *slots_find_free (struct slots *ss);
+/* A free slot for LENGTH bytes (0: it needs no buffer).  NULL: there is none, and the caller has
+ * asked engine_next() for more than it had room for. */
+struct slot *slots_find_free (struct slots *ss, uint64_t length);
 /* There is room at the destination again: the slots that have waited for it go on. */
 void slots_resume (struct slots *ss);
 

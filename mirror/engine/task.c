@@ -168,9 +168,16 @@ look_from_cursor (struct engine *e, struct pass_options *o, struct engine_task *
   return pass_next (&e->pass, e->region, o, &t->first, &t->count);
 }
 
+/* Blocks in a short request; 0: a block is longer. */
+static uint64_t
+short_blocks (const struct engine *e)
+{
+  return ENGINE_SHORT_BYTES >> e->region->geo.block_shift;
+}
+
 /* The next run of the pass that goes on or begins.  PASS_END: there is none now. */
 static enum pass_kind
-find (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
+find (struct engine *e, const struct engine_room *room, struct engine_task *t, uint64_t now)
 {
   const uint64_t max = engine_request_blocks (e);
   const unsigned shift = e->region->geo.block_shift;
@@ -181,7 +188,8 @@ find (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
     .max_ask = MAX_ASK_BYTES >> shift,
     .min_ask = endpoint_info (e->source)->can_status ? e->request_blocks : 0,
     .quarantine_ready = e->grace_end_ns != 0 && now >= e->grace_end_ns,
-    .verify_full = !can_verify,
+    .verify_full = !room->verify,
+    .longest = room->only_short ? short_blocks (e) : 0,
   };
 
   if (e->pass.hint_pending)
@@ -208,16 +216,20 @@ be_idle (struct engine *e)
 
 /* What a pass copies next. */
 static enum engine_work
-next_background (struct engine *e, bool can_verify, struct engine_task *t, uint64_t now)
+next_background (struct engine *e, const struct engine_room *room, struct engine_task *t,
+                 uint64_t now)
 {
   static const enum engine_work work[] = {
     [PASS_DATA] = WORK_DATA, [PASS_VERIFY] = WORK_VERIFY, [PASS_ZERO] = WORK_ZERO,
-    [PASS_ASK] = WORK_ASK,   [PASS_END] = WORK_NONE,      [PASS_WAIT] = WORK_NONE,
+    [PASS_ASK] = WORK_ASK,   [PASS_LONG] = WORK_NONE,     [PASS_END] = WORK_NONE,
+    [PASS_WAIT] = WORK_NONE,
   };
-  enum pass_kind kind = find (e, can_verify, t, now);
+  enum pass_kind kind = find (e, room, t, now);
   bool found = work[kind] != WORK_NONE;
   bool costs = kind != PASS_ZERO || (e->copiers != NULL && e->copiers->zeroes_cost);
 
+  if (kind == PASS_LONG) /* nobody is idle: the copier is full */
+    return WORK_NONE;
   if (found)
     open_pass (e);
   if (kind == PASS_ASK) {
@@ -239,9 +251,13 @@ next_background (struct engine *e, bool can_verify, struct engine_task *t, uint6
 
 /* What a guest's write waits for. */
 static enum engine_work
-next_urgent (struct engine *e, struct engine_task *t, uint64_t now)
+next_urgent (struct engine *e, const struct engine_room *room, struct engine_task *t, uint64_t now)
 {
-  if (unreadable_suspended (&e->pass.unreadable, now) || !engine_urgent_next (e, t)
+  uint64_t max = engine_request_blocks (e);
+
+  if (room->only_short && max > short_blocks (e))
+    max = short_blocks (e);
+  if (max == 0 || unreadable_suspended (&e->pass.unreadable, now) || !engine_urgent_next (e, max, t)
       || !rate_allows (e, t, now))
     return WORK_NONE;
   t->urgent = true;
@@ -261,11 +277,11 @@ next_copy (struct engine *e, const struct engine_room *room, struct engine_task 
   engine_urgent_gather (e);
   bool turn = room->urgent && engine_urgent_turn (e);
   if (turn)
-    w = next_urgent (e, t, now);
+    w = next_urgent (e, room, t, now);
   if (w == WORK_NONE && room->background) {
-    w = next_background (e, room->verify, t, now);
+    w = next_background (e, room, t, now);
     if (w == WORK_NONE && !t->limited && !turn && room->urgent && e->urgent.nr > 0)
-      w = next_urgent (e, t, now);
+      w = next_urgent (e, room, t, now);
   }
   return w;
 }

@@ -41,6 +41,7 @@ struct engine_room {
   bool verify;     /* it can take WORK_VERIFY now */
   bool background; /* ordinary tasks */
   bool urgent;     /* urgent tasks */
+  bool only_short; /* of each kind only those of at most ENGINE_SHORT_BYTES */
 };
 
 /* What comes next? */

@@ -107,10 +107,9 @@ engine_urgent_turn (const struct engine *e)
 }
 
 bool
-engine_urgent_next (struct engine *e, struct engine_task *t)
+engine_urgent_next (struct engine *e, uint64_t max, struct engine_task *t)
 {
-  return urgent_queue_next (&e->urgent, e->region, &e->pass, engine_request_blocks (e), &t->first,
-                            &t->count);
+  return urgent_queue_next (&e->urgent, e->region, &e->pass, max, &t->first, &t->count);
 }
 
 void

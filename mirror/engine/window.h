@@ -9,6 +9,10 @@
  * TCP Vegas: what it has grown by, over the lowest latency seen lately, is time spent waiting in
  * some queue.  That queue shall hold a few requests and no more.
  *
+ * Over a long line the number that is right depends on the length of the requests: scattered blocks
+ * of 4 KiB need hundreds in flight where whole requests need a few.  So there the window is doubled
+ * while no queue shows, and set to what the line holds once one does.
+ *
  * This is a pure function of latencies and the time: there is no I/O and there are no locks.
  */
 
@@ -20,15 +24,18 @@
 #define WINDOW_MIN 4
 
 struct window {
-  unsigned depth, max;
+  unsigned depth, short_max, max;
   unsigned replies;      /* since depth was last looked at */
   uint64_t sum_ns;       /* of their latencies */
+  uint64_t sum_flight;   /* of the requests in flight when they came */
   uint64_t lowest_ns[2]; /* latency, of this period and of the one before; 0: none seen */
   uint64_t period_end_ns;
 };
 
-void window_init (struct window *w, unsigned max);
-/* A request was answered at NOW_NS, LATENCY_NS after it was sent. */
-void window_reply (struct window *w, uint64_t latency_ns, uint64_t now_ns);
+/* At most MAX requests, and at most SHORT_MAX where replies take less than 2 ms. */
+void window_init (struct window *w, unsigned short_max, unsigned max);
+/* A request was answered at NOW_NS, LATENCY_NS after it was sent; IN_FLIGHT were in flight, with
+ * it. */
+void window_reply (struct window *w, uint64_t latency_ns, unsigned in_flight, uint64_t now_ns);
 
 #endif

@@ -356,6 +356,7 @@ open_destination (struct job *j, json_t *status)
   if (names_the_source (d, status))
     return refuse_destination (j, text_printf ("%s is the source itself", d->dest[0]));
   j->dest = *d;
+  j->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
   bool file = d->nr_dest == 1 && strstr (d->dest[0], "://") == NULL;
   if (j->dry && file)
     return foresee_file (j, size);

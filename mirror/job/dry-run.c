@@ -235,7 +235,8 @@ make_forecast (struct job *j, const struct measured *m)
     .dirty_rate = m->dirty_rate,
     .policy = j->o->policy,
     .max_downtime_ms = (double)j->o->max_downtime_ms,
-    .fixed_ms = 3 * (double)m->dest.rtt_ns / (double)NS_PER_MS, /* the flush takes one at least */
+    /* One for the last blocks, and one for the flush at least. */
+    .fixed_ms = 2 * (double)m->dest.rtt_ns / (double)NS_PER_MS,
   };
   const struct forecast f = forecast_make (&in);
   j->result = f.ends || bandwidth <= 0 ? JOB_COMPLETED : JOB_NOT_CONVERGED;

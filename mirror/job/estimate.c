@@ -90,7 +90,9 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
   e->last = *s;
   e->have_last = true;
 
-  double fixed_ms = (double)(costs->flush_ns + 2 * costs->rtt_ns) / NS_PER_MS;
+  /* The last blocks are sent one behind the other, so they take one round trip and their bytes.
+   * The flush was measured with the round trip that it takes. */
+  double fixed_ms = (double)(costs->flush_ns + costs->rtt_ns) / NS_PER_MS;
   e->fixed_ms = fixed_ms;
   e->pause_known = s->left_bytes == 0 || e->bandwidth > 0;
   e->expected_pause_ms = fixed_ms;

@@ -436,7 +436,7 @@ hand_over (struct sim *s)
   for (end = s->now + o->flush_ms; s->now < end;)
     step (s);
   s->result.pause_ms
-      = (double)(s->nr_dirty * SIM_BLOCK) / o->bandwidth * 1000 + o->flush_ms + 2 * o->rtt_ms;
+      = (double)(s->nr_dirty * SIM_BLOCK) / o->bandwidth * 1000 + o->flush_ms + o->rtt_ms;
   s->acked += s->nr_dirty * SIM_BLOCK;
   s->result.ended = true;
 }

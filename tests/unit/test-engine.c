@@ -362,7 +362,8 @@ step_writer (struct writer *w)
 static void
 take_copy (struct copy *c)
 {
-  const struct engine_room room = { any (2) != 0, any (2) != 0, any (4) != 0, any (4) != 0 };
+  const struct engine_room room
+      = { any (2) != 0, any (2) != 0, any (4) != 0, any (4) != 0, any (2) != 0 };
 
   c->work = engine_next (e, &room, &c->t);
   switch (c->work) {

@@ -236,3 +236,38 @@ Test (pass, random_walks_cover_exactly_the_dirty_blocks)
       cr_assert_not (want[b], "block %u left out", b);
   }
 }
+
+/* A caller that has no buffer for a whole request waits for one: the order stays. */
+Test (pass, waits_in_front_of_a_run_that_is_too_long)
+{
+  setup ();
+  struct pass_options o = plain;
+  o.longest = 2;
+  bitmap_set (r, REGION_DIRTY, 5, 2);
+  bitmap_set (r, REGION_DIRTY, 10, 3);
+  bitmap_set (r, REGION_DIRTY, 20, 1);
+  expect (&o, PASS_DATA, 5, 2);
+  p.cursor = 7;
+  expect (&o, PASS_LONG, 10, 3);
+  expect (&plain, PASS_DATA, 10, 3);
+  p.cursor = 13;
+  expect (&o, PASS_DATA, 20, 1);
+}
+
+/* What could not be read is left out until its time comes, and then read block by block. */
+Test (pass, leaves_out_what_is_unreadable)
+{
+  setup ();
+  struct pass_options o = plain;
+  o.now_ns = 1;
+  bitmap_set (r, REGION_DIRTY, 0, 10);
+  unreadable_failed (&p.unreadable, 4, 1, 5, 1);
+  expect (&o, PASS_DATA, 0, 4);
+  p.cursor = 4;
+  expect (&o, PASS_DATA, 5, 5);
+  o.now_ns = UINT64_C (1000000000);
+  expect (&o, PASS_DATA, 4, 1);
+  uint64_t first, count;
+  cr_assert (pass_free_run (&p, r, 4, 10, 64, &first, &count));
+  cr_assert_eq (first, 5, "a write that waits reads it again and again");
+}
