@@ -20,6 +20,7 @@
 
 #include "base/clock.h"
 #include "control/wire.h"
+#define UNIT_NO_TESTS
 #include "tests/unit/control-fixture.h"
 
 #define PATIENCE_MS 10000

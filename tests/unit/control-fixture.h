@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * For the tests of the control protocol (include unit.h before this): a server in a thread,
- * with commands that exercise it, and raw clients that send any bytes.
+ * For the tests of the control protocol: a server in a thread, with commands that exercise it, and
+ * raw clients that send any bytes.
  *
  * The server's commands:
  *   echo            returns its arguments
@@ -27,6 +27,7 @@
 #include <jansson.h>
 
 #include "control/peer.h"
+#include "tests/unit/unit.h"
 
 struct fixture {
   char dir[64];
@@ -59,11 +60,7 @@ void fixture_fini (void);
     fixture_fini ();                                                                               \
   }                                                                                                \
   static void suite_##_##name_##_ (void)
-#define skip_test(reason_)                                                                         \
-  do {                                                                                             \
-    fprintf (stderr, "skipped: %s\n", reason_);                                                    \
-    return;                                                                                        \
-  } while (0)
+#define skip_test(reason_) cr_skip_test (reason_)
 #endif
 
 /* Start the server's thread.  LIMITS NULL means the default ones. */

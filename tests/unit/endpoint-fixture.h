@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * For the tests of endpoints (include unit.h before this): a directory of their own, and requests
- * that are done to their end.
+ * For the tests of endpoints: a directory of their own, and requests that are done to their end.
  */
 
 #ifndef NBDMIRROR_TESTS_UNIT_ENDPOINT_FIXTURE_H
@@ -16,6 +15,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "mirror/endpoint/endpoint.h"
+#include "tests/unit/unit.h"
 
 #define PYTHON "/usr/bin/python3"
 

@@ -284,7 +284,7 @@ expect_no_connection (const char *path, int timeout_ms, const char *reason)
   cr_assert_null (control_client_connect (path, timeout_ms, &error));
   cr_assert_eq (strncmp (error, path, strlen (path)), 0, "%s", error);
   cr_assert_not_null (strstr (error, reason), "%s", error);
-  cr_assert_lt (clock_ms () - begin, timeout_ms + 2000);
+  cr_assert_lt ((int64_t)(clock_ms () - begin), timeout_ms + 2000);
   text_free (error);
 }
 

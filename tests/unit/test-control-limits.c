@@ -153,7 +153,7 @@ control_test (limits, unfinished_line)
   int64_t begin = clock_ms ();
   raw_send (stuck, "{\"execute\"");
   json_t *m = raw_read (stuck, NULL);
-  cr_assert_geq (clock_ms () - begin, fixture_limits.line_ms - 1);
+  cr_assert_geq ((int64_t)(clock_ms () - begin), fixture_limits.line_ms - 1);
   cr_assert_not_null (strstr (error_desc (m), "not finished in time"));
   json_decref (m);
   cr_assert (raw_ended (stuck));

@@ -83,6 +83,13 @@ unit_fail (const char *file, int line, const char *what, const char *fmt, ...)
 #define cr_assert_not_null(p, ...) unit_check ((p) != NULL, #p " is not NULL", __VA_ARGS__)
 #define cr_assert_str_eq(a, b, ...) unit_check (strcmp (a, b) == 0, #a " is " #b, __VA_ARGS__)
 
+/* Leave the test out, from within its function. */
+#define cr_skip_test(reason)                                                                       \
+  do {                                                                                             \
+    fprintf (stderr, "skipped: %s\n", reason);                                                     \
+    return;                                                                                        \
+  } while (0)
+
 #ifndef UNIT_NO_TESTS
 
 int
