@@ -13,10 +13,10 @@
  *
  * - The look comes after the claim.  What the guest writes later is marked dirty, and copied again.
  * - A block is looked at only if it was never visited before (REGION_VISITED).  For `top` and
- * `base` this is essential: a block that this job has sent once holds no base any more at the
+ *   `base` this is essential: a block that this job has sent once holds no base any more at the
  *   destination, even if the guest turns it back into what the base holds.
  * - A block in quarantine is always written and read back (R12), as a late request of a dead
- * session may still change it.
+ *   session may still change it.
  *
  * Everything here runs in the copier's thread.
  */
