@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Blocking requests on a channel.  See sync.h.
+ * Blocking requests on a channel.  See blocking.h.
  */
 
 #include "config.h"

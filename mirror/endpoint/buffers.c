@@ -17,7 +17,7 @@ buffers_new (size_t size)
 {
   void *p;
 
-  /* Whole ones only: they are ours alone then. */
+  /* Only whole huge pages are used, so that no other allocation shares them. */
   size = (size + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
   if (posix_memalign (&p, HUGE_PAGE, size) != 0)
     return NULL;

@@ -90,7 +90,8 @@ file_is_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset)
 
   for (size_t i = 0; i < nr; i++)
     there += pages[i] & 1;
-  /* It does not tell what is dirty; what is there alone was most likely written lately. */
+  /* mincore() does not tell what is dirty.  A page whose neighbours are missing was most likely
+   * written lately. */
   return there == 0 ? CACHED_NOT : there == nr ? CACHED_ALL : CACHED_DIRTY;
 }
 

@@ -83,7 +83,7 @@ open_fd (const char *path, const struct endpoint_options *opts, bool *created, s
 
   *created = false;
   if (stat (path, st) == 0) {
-    /* Looked at before it is opened: opening a fifo would wait. */
+    /* The type is looked at before it is opened, because opening a fifo would wait. */
     if (!S_ISREG (st->st_mode) && !S_ISBLK (st->st_mode)) {
       endpoint_fail (errnum, error, S_ISDIR (st->st_mode) ? EISDIR : EINVAL,
                      "%s: this is %s; a regular file or a block device is needed", path,
@@ -164,7 +164,7 @@ open_direct (struct file_endpoint *fep, const struct stat *st)
     errno = ESTALE;
   }
   info->direct = fep->direct_fd != -1;
-  /* What is read through the cache then is what was just written: nothing to read ahead. */
+  /* What is read through the cache then was just written, so reading ahead brings nothing. */
   if (info->direct)
     posix_fadvise (fep->fd, 0, 0, POSIX_FADV_RANDOM);
   if (!info->direct)
@@ -172,7 +172,7 @@ open_direct (struct file_endpoint *fep, const struct stat *st)
                               fep->ep.name, strerror (errno));
 }
 
-/* Map it for is_cached(): addresses only, no memory is used. */
+/* Map it for file_is_cached().  The mapping is never touched, so it takes no memory. */
 static void
 map (struct file_endpoint *fep)
 {

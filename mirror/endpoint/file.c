@@ -12,8 +12,8 @@
  * What O_DIRECT does not take (unaligned ranges; any range, where it is refused) is done buffered
  * and synchronously.  So are zeroes, status and flushes: none of them has an asynchronous call.
  *
- * The kernel offers no way to give up on a request, its buffer stays in use: requests on files
- * have no time limit.
+ * The kernel offers no way to give up a request: its buffer stays in use until it ends.  So
+ * requests on files have no time limit.
  */
 
 #include "config.h"
@@ -38,7 +38,7 @@
   8u /* direct requests of one op; a range in more pieces than that is read through the cache */
 #define REAP 64u
 
-/* What is still to come of an op. */
+/* The direct requests of an op that have not ended yet. */
 struct pieces {
   unsigned left;
   int error; /* the first one */
@@ -209,8 +209,8 @@ direct_reap (struct file_channel *fc, bool wait)
 
 /* ---- Reads and writes ------------------------------------------------------------------- */
 
-/* Read the parts of OP that are not in the page cache directly, LEN bytes in all up to its end, the
- * others from there. False, and nothing is done, if that is not for direct reads. */
+/* Read the parts of OP that are not in the page cache directly, and the others from the cache.  LEN
+ * is its length rounded up for direct I/O.  False, and nothing is done, if it cannot be read so. */
 static bool
 read_in_pieces (struct file_channel *fc, struct op *op, uint64_t len)
 {
@@ -226,7 +226,7 @@ read_in_pieces (struct file_channel *fc, struct op *op, uint64_t len)
     return false;
   *p = (struct pieces){ .left = (unsigned)nr + 1 };
   direct_submit (fc, op, missing, (unsigned)nr);
-  /* The disk is busy meanwhile. */
+  /* These reads from the cache run while the disk does the direct ones. */
   for (int i = 0; i <= nr && pos < end && !error; i++) {
     uint64_t to = i < nr ? missing[i].offset : end;
 
@@ -420,7 +420,7 @@ file_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_
   (void)now;
   if (nr == 0 || !(fds[0].revents & POLLIN))
     return;
-  /* Emptied first: what is finished after this wakes the next poll(). */
+  /* The counter is emptied first, so that what ends after this wakes the next poll(). */
   if (read (fc->event_fd, &count, sizeof count) == sizeof count)
     direct_reap (fc, false);
 }

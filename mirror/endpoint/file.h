@@ -33,7 +33,7 @@ enum cached file_is_cached (const struct file_endpoint *fep, uint64_t len, uint6
  * many; -1 if there are more than MAX, or if it cannot tell. */
 int file_not_cached (const struct file_endpoint *fep, uint64_t len, uint64_t offset,
                      struct file_range *parts, unsigned max);
-/* Read what is all there; false if it is not there any more. */
+/* Read a range that is in the page cache.  False if it is not all there any more. */
 bool file_read_cached (const struct file_endpoint *fep, void *buf, uint64_t len, uint64_t offset);
 
 /* Open PATH.  OPTS have their defaults filled in.  NULL with *ERRNUM and *ERROR. */

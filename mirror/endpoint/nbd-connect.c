@@ -2,9 +2,9 @@
  *
  * Making connections to NBD exports, and ending them.
  *
- * libnbd has no time limits, so they are kept here: all of TCP, TLS and NBD negotiation within
- * connect_timeout_ms, saying goodbye within GOODBYE_MS.  (The look-up of a host's name is the C
- * library's, which has limits of its own.)
+ * libnbd has no time limits, so they are kept here.  TCP, TLS and NBD negotiation together may take
+ * connect_timeout_ms, and saying goodbye GOODBYE_MS.  The C library looks up names of hosts, and
+ * has limits of its own for that.
  */
 
 #include "config.h"
@@ -89,7 +89,7 @@ looks_for_receive (const struct nbd_endpoint *nep)
          && (nbd_uri_may_be_receive (nep->uri) || nbd_uri_may_be_guest (nep->uri));
 }
 
-/* Only the first connection does. */
+/* Only the first connection asks for digests. */
 static bool
 looks_for_digests (const struct nbd_endpoint *nep)
 {

@@ -6,7 +6,7 @@
  * sessions apart.  A URI without an export may be that of its guest, where a mirror must not write.
  * Any other server is taken as it is.
  *
- * The negotiation is held up in libnbd's option mode for that, and only for such URIs.
+ * For such URIs, and only for them, the negotiation is held up in libnbd's option mode to ask.
  */
 
 #include "config.h"

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * TLS without knowing who the other end is would be encryption towards anybody.  libnbd (1.14)
- * checks the server's certificate only if it found a CA's: a directory that is misspelt, or has no
- * ca-cert.pem, or none at all, is taken as a wish not to check.  So that is looked after here.
+ * Whether a server can be told from another.  TLS without that would encrypt the disk for anybody.
+ *
+ * libnbd 1.14 checks the server's certificate only if it found that of a CA.  It takes a directory
+ * that is misspelt, has no ca-cert.pem, or is not given at all, for a wish not to check.  So such a
+ * URI is refused here, before libnbd connects.
  */
 
 #include "config.h"
@@ -18,7 +20,7 @@
 
 #define CA "ca-cert.pem"
 
-/* Where libnbd looks by itself. */
+/* Where libnbd looks for certificates if the URI names no directory. */
 #define OF_ROOT "/etc/pki/libnbd"
 static const char *const of_user[] = { ".pki/libnbd", ".config/pki/libnbd" };
 

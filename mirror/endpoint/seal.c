@@ -117,7 +117,7 @@ open_known_export (const struct uri *place, const char *uri, const char *name, b
   return -1;
 }
 
-/* The same for a URI that was not read yet.  The name of a file is nothing to seal. */
+/* The same for a URI that was not read yet.  A file has nothing that could be sealed. */
 static int
 open_export (const char *uri, const char *name, bool may_end, struct nbd_handle **h, char **error)
 {
@@ -150,7 +150,7 @@ end_ssh_session (const char *uri, char **error)
   return 0;
 }
 
-/* A URI that cannot be read may be anything: sealing it then says what is wrong. */
+/* A URI that cannot be read may be anything.  Then the attempt to seal it says what is wrong. */
 bool
 destination_may_be_sealed (const char *dest)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The mirror's last words to a destination that `nbdmirror receive` serves.  Both calls block,
- * bounded by SEAL_TIMEOUT_MS (ssh: by its connect time-out), make a connection of their own, and
- * may be made from any thread.
+ * What is said to a destination of `nbdmirror receive` at the end of a mirror.  Both calls make a
+ * connection of their own and wait for the answer, for SEAL_TIMEOUT_MS at most (for ssh: the limit
+ * of its connection).  They may be made from any thread.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_SEAL_H

@@ -16,6 +16,7 @@
 #include "base/text.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/same-place.h"
+#include "mirror/endpoint/uri.h"
 #include "mirror/job/base-proof.h"
 #include "mirror/job/check.h"
 #include "mirror/job/internal.h"
@@ -357,7 +358,7 @@ open_destination (struct job *j, json_t *status)
     return refuse_destination (j, text_printf ("%s is the source itself", d->dest[0]));
   j->dest = *d;
   j->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
-  bool file = d->nr_dest == 1 && strstr (d->dest[0], "://") == NULL;
+  bool file = d->nr_dest == 1 && uri_kind (d->dest[0]) == URI_NONE;
   if (j->dry && file)
     return foresee_file (j, size);
   /* An NBD server that is asked for a writable session may end another one for it. */
