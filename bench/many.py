@@ -154,6 +154,8 @@ def one(setup, args, nr):
     finally:
         end(workers)
         end([s.process for s in servers])
+        for server in servers:
+            server.stop()  # it removes the socket
         for directory in (setup.disks, dests):
             for name in os.listdir(directory):
                 os.unlink(os.path.join(directory, name))

@@ -88,10 +88,8 @@ use_answer (struct control_client *c, const struct control_call *call, char **er
 }
 
 int
-control_client_call (struct control_client *c, const struct control_call *call, char **error)
+control_client_begin (struct control_client *c, const struct control_call *call, char **error)
 {
-  int64_t deadline = link_deadline (call->timeout_ms);
-
   *error = NULL;
   if (call->ret != NULL)
     *call->ret = NULL;
@@ -105,18 +103,33 @@ control_client_call (struct control_client *c, const struct control_call *call, 
     return -1;
   }
   c->waiting = true;
+  c->deadline = link_deadline (call->timeout_ms);
   int pass_fd = call->pass_fd != NULL ? *call->pass_fd : -1;
   json_t *id = json_integer (++c->last_id);
-  if (link_send (c, call->command, call->args, id, pass_fd, deadline, error) == -1
+  if (link_send (c, call->command, call->args, id, pass_fd, c->deadline, error) == -1
       && c->answer == NULL) {
     c->waiting = false;
     return -1;
   }
   text_free (*error); /* an answer came although sending failed: it says more */
   *error = NULL;
-  if (wait_for_answer (c, call->command, deadline, error) == -1)
+  return 0;
+}
+
+int
+control_client_finish (struct control_client *c, const struct control_call *call, char **error)
+{
+  if (wait_for_answer (c, call->command, c->deadline, error) == -1)
     return -1;
   return use_answer (c, call, error);
+}
+
+int
+control_client_call (struct control_client *c, const struct control_call *call, char **error)
+{
+  if (control_client_begin (c, call, error) == -1)
+    return -1;
+  return control_client_finish (c, call, error);
 }
 
 int

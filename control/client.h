@@ -40,6 +40,12 @@ struct control_call {
  * are queued for control_client_next_event(). */
 int control_client_call (struct control_client *c, const struct control_call *call, char **error);
 
+/* The two halves of control_client_call(), for who calls many servers at the same time: send CALL,
+ * and wait for its answer.  Nothing else may be done with C in between.  If the first half fails
+ * there is no second. */
+int control_client_begin (struct control_client *c, const struct control_call *call, char **error);
+int control_client_finish (struct control_client *c, const struct control_call *call, char **error);
+
 /* Send a command without waiting for the answer.  When the answer arrives it is dropped, unless it
  * is an error: that is queued as an event "ERROR" with the data {"class","desc","execute"}.  Takes
  * over the reference ARGS (which may be NULL).  0, or -1 with *ERROR set (the caller frees it with

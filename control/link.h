@@ -36,8 +36,9 @@ struct control_client {
   unsigned nr_events;
 
   json_int_t last_id;
-  bool waiting;   /* for the answer to last_id, or for the greeting (id 0) */
-  json_t *answer; /* it came */
+  bool waiting;     /* for the answer to last_id, or for the greeting (id 0), */
+  int64_t deadline; /* until then, in the time of clock_ms() */
+  json_t *answer;   /* it came */
   int answer_fd;
   bool answer_fd_lost; /* one was sent but could not be taken in */
 };

@@ -80,12 +80,15 @@ coordinator_free (struct coordinator *c)
   free (c);
 }
 
+/* Each disk's hold lasts until the last one is held, so the more there are the longer it takes. */
 static unsigned
-default_lease_ms (double max_downtime)
+default_lease_ms (double max_downtime, unsigned nr)
 {
   unsigned lease_ms = (unsigned)(2 * (max_downtime > 1e6 ? 1e6 : max_downtime));
 
-  return lease_ms < HANDOFF_MIN_LEASE_MS ? HANDOFF_MIN_LEASE_MS : lease_ms;
+  if (lease_ms < HANDOFF_MIN_LEASE_MS)
+    lease_ms = HANDOFF_MIN_LEASE_MS;
+  return lease_ms + (nr - 1) * HANDOFF_LEASE_PER_DISK_MS;
 }
 
 struct coordinator *
@@ -114,7 +117,8 @@ coordinator_new (char *const controls[], unsigned nr, const struct coordinator_o
     c->disks[i].waiters = opts->waiters != NULL ? opts->waiters : "error";
     c->disks[i].successor = opts->successor;
     c->disks[i].guest_stopped = opts->guest_stopped;
-    c->disks[i].lease_ms = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime);
+    c->disks[i].lease_ms
+        = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime, nr);
   }
   return c;
 }
@@ -182,6 +186,8 @@ coordinator_prepare (struct coordinator *c, bool *not_ready, char **error)
   if (fresh_word (c, error) == -1)
     return -1;
   coordinator_all_disks (c->disks, c->nr, coordinator_disk_prepare);
+  if (!c->disks[0].guest_stopped && !coordinator_any_error (c->disks, c->nr))
+    coordinator_prepare_now (c->disks, c->nr);
   if (!coordinator_any_error (c->disks, c->nr))
     return 0;
   *error = coordinator_join_errors (c->disks, c->nr, "");
@@ -228,7 +234,7 @@ coordinator_finalize (struct coordinator *c, struct coordinator_result *result, 
 {
   result->committed = true;
   strcpy (result->token, c->token);
-  coordinator_all_disks (c->disks, c->nr, coordinator_disk_finalize);
+  coordinator_finalize_all (c->disks, c->nr);
   for (unsigned i = 0; i < c->nr && result->downtime_ms != NULL; i++)
     result->downtime_ms[i] = c->disks[i].downtime_ms;
   if (!coordinator_any_error (c->disks, c->nr))

@@ -4,7 +4,9 @@
  * none is.
  *
  *   1. create the decision word, choose the rollback token, connect to every disk's filter
- *   2. mirror-prepare on all at the same time: each holds its gate, drains, copies the rest
+ *   2. mirror-prepare on all at the same time: each copies and flushes while its guest runs; when
+ *      the last one is armed, mirror-prepare-now on all: each holds its gate, drains, copies what
+ * is left.  So no guest waits for what another disk has to do before its hold.
  *   3. all prepared: one compare-and-swap of the word to "commit"; this is the instant
  *   4. job-finalize on all: each filter fences its disk durably and says how long the pause was
  *
@@ -33,11 +35,13 @@
 
 #define HANDOFF_TOKEN_MAX 64 /* characters */
 #define HANDOFF_MIN_LEASE_MS 200
+#define HANDOFF_LEASE_PER_DISK_MS 10
 #define HANDOFF_TIMEOUT_MS 60000
 
 struct coordinator_options {
   unsigned lease_ms;   /* how long each filter may hold its guest; 0: 2 × the largest
-                          max-downtime-ms of the disks, at least HANDOFF_MIN_LEASE_MS */
+                          max-downtime-ms of the disks, at least HANDOFF_MIN_LEASE_MS, and
+                          HANDOFF_LEASE_PER_DISK_MS for each disk but the first */
   const char *waiters; /* guest writes that wait at the commit: "error" or "keep"; NULL: "error" */
   const char *token;   /* rollback token to use; NULL: a random one */
   const char *successor; /* absolute path of the disk that takes this one's place on this host, for

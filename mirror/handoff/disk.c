@@ -20,6 +20,7 @@
 #include "base/text.h"
 #include "mirror/handoff/disk.h"
 
+#define FINALIZE "job-finalize"
 #define FINALIZE_TRIES 3
 #define FINALIZE_PAUSE_MS 200
 
@@ -102,10 +103,11 @@ coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime)
   return 0;
 }
 
-/* An answer was refused or never came. CLASS_ and MESSAGE are stolen. */
+/* The disk was refused, or has not answered.  CLASS_ and MESSAGE are stolen. */
 static void
-prepare_error (struct coordinator_disk *d, char *class_, char *message)
+prepare_failed (struct coordinator_disk *d, char *class_, char *message)
 {
+  decision_try (d->decision, DECISION_ABORT);
   if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0) {
     char *full
         = text_printf ("the guest was let go after the lease of %u ms (%s)", d->lease_ms, message);
@@ -116,6 +118,19 @@ prepare_error (struct coordinator_disk *d, char *class_, char *message)
   coordinator_disk_error (d, message);
   text_free (d->class_);
   d->class_ = class_;
+}
+
+/* The disk is prepared; or only armed, which has no generation yet.  RET is stolen. */
+static void
+take_prepared (struct coordinator_disk *d, json_t *ret)
+{
+  const json_t *generation = json_object_get (ret, "generation");
+
+  if (json_is_integer (generation))
+    d->generation = json_integer_value (generation);
+  else if (!json_is_true (json_object_get (ret, "armed")))
+    prepare_failed (d, NULL, text_copy ("mirror-prepare answered without a generation"));
+  json_decref (ret);
 }
 
 /* From now on the hand-off stands without our connection. */
@@ -143,8 +158,7 @@ coordinator_disk_prepare (void *opaque)
       = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t)d->lease_ms, "rollback-token",
                    d->token, "waiters", d->waiters, "successor", d->successor);
 
-  if (d->guest_stopped)
-    json_object_set_new (args, "guest-stopped", json_true ());
+  json_object_set_new (args, d->guest_stopped ? "guest-stopped" : "arm", json_true ());
 
   struct control_call call = { .command = "mirror-prepare",
                                .args = args,
@@ -153,25 +167,62 @@ coordinator_disk_prepare (void *opaque)
                                .ret = &ret,
                                .class_ = &class_ };
   if (control_client_call (d->client, &call, &message) == -1) {
-    decision_try (d->decision, DECISION_ABORT);
     /* It has no name of its own in the client. */
     if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
       text_free (message);
       message
           = text_printf ("not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms);
     }
-    prepare_error (d, class_, message);
+    prepare_failed (d, class_, message);
     return NULL;
   }
-  const json_t *generation = json_object_get (ret, "generation");
-  if (json_is_integer (generation))
-    d->generation = json_integer_value (generation);
-  else {
-    decision_try (d->decision, DECISION_ABORT);
-    coordinator_disk_error (d, text_copy ("mirror-prepare answered without a generation"));
-  }
-  json_decref (ret);
+  take_prepared (d, ret);
   return NULL;
+}
+
+void
+coordinator_prepare_now (struct coordinator_disk *disks, unsigned nr)
+{
+  struct control_call call = { .command = "mirror-prepare-now" };
+  char *message = NULL, *class_ = NULL;
+  json_t *ret = NULL;
+
+  call.ret = &ret;
+  call.class_ = &class_;
+  for (unsigned i = 0; i < nr; i++) {
+    call.timeout_ms = (int)disks[i].lease_ms + HANDOFF_CALL_MS;
+    disks[i].begun = control_client_begin (disks[i].client, &call, &message) == 0;
+    if (!disks[i].begun)
+      prepare_failed (&disks[i], NULL, message);
+  }
+  for (unsigned i = 0; i < nr; i++) {
+    if (!disks[i].begun)
+      continue;
+    if (control_client_finish (disks[i].client, &call, &message) == 0)
+      take_prepared (&disks[i], ret);
+    else
+      prepare_failed (&disks[i], class_, message);
+  }
+}
+
+static struct control_call
+finalize_call (const struct coordinator_disk *d, json_t **ret)
+{
+  return (struct control_call){ .command = FINALIZE,
+                                .args = json_pack ("{s:I}", "generation", d->generation),
+                                .timeout_ms = HANDOFF_CALL_MS,
+                                .ret = ret };
+}
+
+/* RET is stolen. */
+static void
+take_downtime (struct coordinator_disk *d, json_t *ret)
+{
+  const json_t *value = json_object_get (ret, "downtime-ms");
+
+  if (json_is_number (value))
+    d->downtime_ms = json_number_value (value);
+  json_decref (ret);
 }
 
 /* The commit stands already: a lost connection is made anew and the question repeated, which the
@@ -197,20 +248,58 @@ coordinator_disk_finalize (void *opaque)
         continue;
     }
     json_t *ret = NULL;
-    struct control_call call = { .command = "job-finalize",
-                                 .args = json_pack ("{s:I}", "generation", d->generation),
-                                 .timeout_ms = HANDOFF_CALL_MS,
-                                 .ret = &ret };
+    const struct control_call call = finalize_call (d, &ret);
     if (control_client_call (d->client, &call, &message) == 0) {
-      const json_t *value = json_object_get (ret, "downtime-ms");
-      if (json_is_number (value))
-        d->downtime_ms = json_number_value (value);
-      json_decref (ret);
+      take_downtime (d, ret);
       return NULL;
     }
   }
   coordinator_disk_error (d, message);
   return NULL;
+}
+
+/* For those that could not be told at the first attempt. */
+static void *
+finalize_again (void *opaque)
+{
+  struct coordinator_disk *d = opaque;
+
+  return d->finalized ? NULL : coordinator_disk_finalize (d);
+}
+
+void
+coordinator_finalize_all (struct coordinator_disk *disks, unsigned nr)
+{
+  char *message = NULL;
+  json_t *ret = NULL;
+  unsigned done = 0;
+
+  for (unsigned i = 0; i < nr; i++) {
+    struct coordinator_disk *d = &disks[i];
+
+    d->begun = d->finalized = false;
+    if (d->standing == STANDING_NONE || d->client == NULL)
+      continue;
+    const struct control_call call = finalize_call (d, &ret);
+    d->begun = control_client_begin (d->client, &call, &message) == 0;
+    if (!d->begun)
+      text_free (message);
+  }
+  for (unsigned i = 0; i < nr; i++) {
+    const struct control_call call = { .command = FINALIZE, .ret = &ret };
+    struct coordinator_disk *d = &disks[i];
+
+    if (!d->begun)
+      continue;
+    d->finalized = control_client_finish (d->client, &call, &message) == 0;
+    if (d->finalized)
+      take_downtime (d, ret);
+    else
+      text_free (message);
+    done += d->finalized;
+  }
+  if (done < nr)
+    coordinator_all_disks (disks, nr, finalize_again);
 }
 
 /* Whose hand-off is given up: over a new connection only its generation tells. */

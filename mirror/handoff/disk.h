@@ -34,6 +34,8 @@ struct coordinator_disk {
   const char *token, *waiters, *successor;
   unsigned lease_ms, timeout_ms;
   bool guest_stopped;
+  bool begun;     /* a call to it was sent */
+  bool finalized; /* and answered: it has recorded the commit */
   pthread_t thread;
   bool started;
   json_int_t generation;
@@ -62,6 +64,11 @@ void *coordinator_disk_prepare (void *opaque);
 void *coordinator_disk_keep (void *opaque);
 void *coordinator_disk_finalize (void *opaque);
 void *coordinator_disk_release (void *opaque);
+
+/* All disks are armed: hold them, all at the same time.  Errors go to the disks. */
+void coordinator_prepare_now (struct coordinator_disk *disks, unsigned nr);
+/* The word says "commit": tell all.  The same as coordinator_disk_finalize() for each. */
+void coordinator_finalize_all (struct coordinator_disk *disks, unsigned nr);
 
 /* Run STEP for all disks at the same time and wait for all. */
 void coordinator_all_disks (struct coordinator_disk *disks, unsigned nr, void *(*step) (void *));

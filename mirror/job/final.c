@@ -7,6 +7,9 @@
  *              most SETTLE_NS.  Where passes do not halve what is left, policies sync and throttle
  *              make the gate synchronous meanwhile.
  *   FLUSH      What is acknowledged becomes durable while the guest still runs.
+ *   ARMED      A coordinator of several disks waits until all have come so far, and then has all
+ *              gates held.  Passes go on meanwhile.  If nothing is left then, the filter finds the
+ *              disk prepared by itself, and we are told of the commit or the release only.
  *   COPY       The filter has held and drained the gate.  The last blocks are copied and flushed.
  *   PREPARED   The filter took its final look (R3): nothing is in flight, and nothing is left.
  *              Then the hand-off is committed, or the gate is released (by lease, coordinator, user
@@ -128,8 +131,29 @@ hold (struct job *j)
   j->held_ns = clock_ns ();
 }
 
+/* All is done that can be done before the hold. */
+static void
+be_armed (struct job *j)
+{
+  j->final = FINAL_ARMED;
+  job_reply (j, j->final_request, NULL, "%s", "");
+  j->final_request = -1;
+}
+
 void
-job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped)
+job_final_held (struct job *j, uint64_t generation)
+{
+  if (j->final != FINAL_ARMED)
+    return;
+  engine_set_hurry (&j->engine, true, j->o->unlimited_hold);
+  j->held_acked = atomic_load (&j->engine.counters.acked_bytes);
+  j->generation = generation;
+  j->final = FINAL_COPY;
+  j->held_ns = clock_ns ();
+}
+
+void
+job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped, bool arm)
 {
   if (j->final != FINAL_NONE) {
     job_reply (j, request, "Busy", "another hand-off is under way");
@@ -141,6 +165,7 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_s
     return;
   }
   j->final_request = request;
+  j->arm = arm;
   j->lease_ms = lease_ms;
   j->settle_end_ns = clock_ns () + SETTLE_NS;
   settle (j);
@@ -246,14 +271,16 @@ flush_before (struct job *j)
 /* Tell the filter to let the guest go on.  False if it is too late, because the hand-off is
  * committed. */
 static bool
-unhold (struct job *j, const char *why)
+unhold (struct job *j, const char *our_class, const char *why)
 {
   char *class_ = NULL, *error = NULL;
-  struct control_call call
-      = { .command = "mirror-unhold",
-          .args = json_pack ("{s:I, s:s}", "generation", (json_int_t)j->generation, "reason", why),
-          .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
-          .class_ = &class_ };
+  /* Armed, it may be held or not. */
+  json_int_t generation = j->final == FINAL_ARMED ? 0 : (json_int_t)j->generation;
+  struct control_call call = { .command = "mirror-unhold",
+                               .args = json_pack ("{s:I, s:s, s:s}", "generation", generation,
+                                                  "reason", why, "class", our_class),
+                               .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
+                               .class_ = &class_ };
 
   control_client_call (j->control, &call, &error);
   bool late = class_ != NULL && strcmp (class_, "AlreadyCommitted") == 0;
@@ -268,7 +295,7 @@ job_final_abort (struct job *j, const char *class_, const char *why)
 {
   if (j->final == FINAL_NONE)
     return true;
-  if (j->final >= FINAL_COPY && !unhold (j, why))
+  if (j->final >= FINAL_ARMED && !unhold (j, class_, why))
     return false;
   if (j->final_request >= 0)
     job_reply (j, j->final_request, class_, "%s", why);
@@ -331,8 +358,13 @@ job_final_step (struct job *j)
   }
   if (j->final == FINAL_SETTLE && settled (j))
     flush_before (j);
-  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes && fits (j))
-    hold (j);
+  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes
+      && fits (j)) {
+    if (j->arm)
+      be_armed (j);
+    else
+      hold (j);
+  }
   if (j->final == FINAL_COPY) {
     engine_flush_if_settled (e);
     if (engine_clean (e))

@@ -41,6 +41,7 @@ enum final_state {
   FINAL_NONE,
   FINAL_SETTLE,  /* at the end of a pass the least is left: wait for one that leaves very little */
   FINAL_FLUSH,   /* the flush before the hold, so that the one in it is short */
+  FINAL_ARMED,   /* the coordinator knows that this disk can be held; others cannot yet */
   FINAL_COPY,    /* gate held and drained: the last blocks, and their flush */
   FINAL_PREPARED /* the filter took the final look; the coordinator decides */
 };
@@ -92,6 +93,7 @@ struct job {
 
   enum final_state final;
   int64_t final_request; /* the relayed request to answer on failure; -1: none */
+  bool arm;              /* the coordinator holds the gate, when all its disks are armed */
   uint64_t lease_ms, generation;
   uint64_t final_wraps;         /* engine.wraps when FINAL_SETTLE last looked, */
   uint64_t settle_end_ns;       /* when that is over at the latest, */
@@ -148,12 +150,15 @@ void job_add_convergence (struct job *j, json_t *o);
 
 /* final.c */
 /* Begin a hand-off, as REQUEST (to be answered) asks.  GUEST_STOPPED: nobody writes any more, so
- * hold at once. */
-void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped);
+ * hold at once.  ARM: hold when the coordinator says so. */
+void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped,
+                      bool arm);
 void job_final_step (struct job *j);
 /* Give up a hold that is ours: the guest goes on.  False if it is too late: the hand-off is
  * committed. */
 bool job_final_abort (struct job *j, const char *class_, const char *why);
+/* The coordinator has had the gate held, and something is left to copy. */
+void job_final_held (struct job *j, uint64_t generation);
 /* The filter has released the gate by itself. */
 void job_final_released (struct job *j, const char *reason);
 void job_handoff_start (struct job *j);

@@ -164,7 +164,8 @@ prepare (struct job *j, int64_t request, json_t *args)
 {
   json_int_t lease = json_integer_value (json_object_get (args, "lease-ms"));
   job_final_begin (j, request, lease > 0 ? (uint64_t)lease : 2 * j->max_downtime_ms,
-                   json_is_true (json_object_get (args, "guest-stopped")));
+                   json_is_true (json_object_get (args, "guest-stopped")),
+                   json_is_true (json_object_get (args, "arm")));
 }
 
 static void
@@ -215,11 +216,16 @@ handle_event (struct job *j, const char *name, json_t *data)
     handle_request (j, data);
   else if (!strcmp (name, "MIRROR_COMMITTED"))
     handle_committed (j, data);
+  else if (!strcmp (name, "MIRROR_HELD"))
+    job_final_held (j, (uint64_t)json_integer_value (json_object_get (data, "generation")));
   else if (!strcmp (name, "MIRROR_RELEASED")) {
     const char *reason = json_string_value (json_object_get (data, "reason"));
     uint64_t generation = (uint64_t)json_integer_value (json_object_get (data, "generation"));
-    /* Generation 0: the hand-off was given up before anything was held for it. */
-    if (j->final >= FINAL_COPY ? generation == j->generation : generation == 0)
+    /* Generation 0: the hand-off was given up before anything was held for it.  Armed, we have not
+     * been told of a hold. */
+    bool ours = j->final >= FINAL_COPY ? generation == j->generation
+                                       : generation == 0 || j->final == FINAL_ARMED;
+    if (ours)
       job_final_released (j, reason ? reason : "no reason given");
   } else if (!strcmp (name, "MIRROR_SHUTDOWN")) {
     job_say (j, JOB_ERROR, "%s: the server is shutting down", j->o->control);

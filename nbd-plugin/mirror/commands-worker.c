@@ -57,6 +57,10 @@ hold (struct call *c)
 
   if (!call_lease_ok (c))
     return;
+  if (p->active && p->arm) {
+    control_error (c->peer, c->id, "Busy", "the coordinator holds the gate when all are armed");
+    return;
+  }
   lease = call_integer (c, "lease-ms", lease);
   gate_look (&m->gate, &gate);
   if (p->active && gate.mode == GATE_OPEN && participant_draft (m, &error) == -1) {
@@ -132,6 +136,16 @@ unhold (struct call *c)
   struct mirror *m = c->m;
   struct participant *p = &m->participant;
   uint64_t generation = (uint64_t)call_integer (c, "generation", 0);
+
+  if (p->active && p->arm && (generation == 0 || generation == p->generation)) {
+    const char *class_ = call_string (c, "class"), *reason = call_string (c, "reason");
+    if (participant_worker_gives_up (m, class_ != NULL ? class_ : "GenericError",
+                                     reason != NULL ? reason : "released by the worker"))
+      control_reply (c->peer, c->id, NULL, -1);
+    else
+      control_error (c->peer, c->id, "AlreadyCommitted", "this disk was handed over already");
+    return;
+  }
   int r = generation == 0 ? ESTALE : gate_release (&m->gate, generation, "released");
 
   if (r == EALREADY)
@@ -207,7 +221,7 @@ const struct command worker_commands[] = {
   { "mirror-gate", "mode:s! dirty-limit:i max-write-delay-ms:n", set_gate, true },
   { "mirror-hold", "lease-ms:i", hold, true },
   { "mirror-prepared", "generation:i! session:i!", prepared, true },
-  { "mirror-unhold", "generation:i! reason:s", unhold, true },
+  { "mirror-unhold", "generation:i! reason:s class:s", unhold, true },
   { "mirror-reply", "request:i! return:o error:o", reply, true },
   { "mirror-detach", "state:s! reason:s", detach, true },
   { NULL, NULL, NULL, false },

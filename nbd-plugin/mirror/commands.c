@@ -144,6 +144,12 @@ prepare (struct call *c)
 }
 
 static void
+prepare_now (struct call *c)
+{
+  participant_prepare_now (c->m, c->peer, c->id);
+}
+
+static void
 finalize (struct call *c)
 {
   participant_finalize (c->m, c->peer, c->id, (uint64_t)call_integer (c, "generation", 0));
@@ -193,8 +199,9 @@ static const struct command commands[] = {
   { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i",
     mirror_set, false },
   { "mirror-measure", "", measure, false },
-  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s guest-stopped:b", prepare,
-    false },
+  { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s guest-stopped:b arm:b",
+    prepare, false },
+  { "mirror-prepare-now", "", prepare_now, false },
   { "job-finalize", "generation:i!", finalize, false },
   { "mirror-decision", "keep:b", decision, false },
   { "mirror-release", "generation:i", release, false },

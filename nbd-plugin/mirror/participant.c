@@ -27,6 +27,7 @@ static void
 finish (struct participant *p)
 {
   decision_free (p->decision);
+  json_decref (p->now_id);
   text_free (p->record_error);
   memset (p, 0, sizeof *p);
 }
@@ -39,6 +40,10 @@ refuse_coordinator (struct mirror *m, const char *class_, const char *reason)
   if (r != NULL)
     control_error (r->peer, r->id, class_, "the hand-off was given up: %s", reason);
   relay_free (r);
+  struct participant *p = &m->participant;
+  if (p->now_owed)
+    control_error (p->coordinator, p->now_id, class_, "the hand-off was given up: %s", reason);
+  p->now_owed = false;
 }
 
 /* A draft that cannot be removed would fence the next server: say so, and try again later. */
@@ -63,6 +68,12 @@ commit (struct mirror *m)
   struct gate_view gate;
   char *error = NULL;
 
+  if (!p->committed) {
+    gate_look (&m->gate, &gate);
+    m->downtime_ms = (double)((int64_t)clock_ns () - gate.held_ns) / NS_PER_MS;
+    m->have_downtime = true;
+    p->committed = true;
+  }
   if ((int64_t)clock_ns () < p->retry_ns)
     return false;
   if (fence_commit (&m->fence, &error) == -1) {
@@ -75,10 +86,6 @@ commit (struct mirror *m)
     p->retry_ns = (int64_t)clock_ns () + RETRY_NS;
     return false;
   }
-  gate_look (&m->gate, &gate);
-  m->downtime_ms = (double)((int64_t)clock_ns () - gate.held_ns) / 1e6;
-  m->have_downtime = true;
-
   struct relay *r = relay_take_prepare (&m->attachment.relays);
   if (r != NULL)
     control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t)p->generation),
@@ -131,6 +138,7 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
     snprintf (p->token, sizeof p->token, "%s", token);
     snprintf (p->successor, sizeof p->successor, "%s", successor != NULL ? successor : "");
     p->keep_waiters = waiters != NULL ? strcmp (waiters, "keep") == 0 : m->attachment.keep_waiters;
+    p->arm = json_is_true (json_object_get (args, "arm"));
     p->lease_ms
         = lease != NULL ? json_integer_value (lease) : attachment_default_lease_ms (&m->attachment);
     json_t *relayed
@@ -138,6 +146,8 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
                      "rollback-token", token, "waiters", p->keep_waiters ? "keep" : "error");
     if (json_is_true (json_object_get (args, "guest-stopped")))
       json_object_set_new (relayed, "guest-stopped", json_true ());
+    if (p->arm)
+      json_object_set_new (relayed, "arm", json_true ());
     attachment_ask (m, peer, id, "prepare", relayed, PREPARE_LIMIT_MS + p->lease_ms);
     json_decref (relayed);
   }
@@ -191,6 +201,18 @@ final_look (struct mirror *m, uint64_t generation, uint64_t session)
   return gate_drained (&m->gate, generation) == 0 ? NULL : "StaleGeneration";
 }
 
+/* The disk is prepared: whoever waits for that is told. */
+static void
+answer_now (struct mirror *m)
+{
+  struct participant *p = &m->participant;
+
+  if (p->now_owed)
+    control_reply (p->coordinator, p->now_id,
+                   json_pack ("{s:I}", "generation", (json_int_t)p->generation), -1);
+  p->now_owed = false;
+}
+
 static const char *
 look_message (const char *class_)
 {
@@ -231,7 +253,81 @@ participant_prepared (struct mirror *m, struct control_peer *peer, json_t *id, u
   }
   p->prepared = true;
   control_reply (peer, id, NULL, -1);
+  answer_now (m);
 }
+
+/* ---- in two steps --------------------------------------------------------------------------- */
+
+/* The worker has done all that can be done before the hold. */
+static void
+be_armed (struct mirror *m, struct relay *relay)
+{
+  struct participant *p = &m->participant;
+  CLEANUP_TEXT char *error = NULL;
+
+  if (participant_draft (m, &error) == -1) {
+    control_error (relay->peer, relay->id, "GenericError", "%s", error);
+    participant_abort (m, "GenericError", "no fence record");
+    return;
+  }
+  p->armed_ns = (int64_t)clock_ns ();
+  control_reply (relay->peer, relay->id, json_pack ("{s:b}", "armed", 1), -1);
+}
+
+/* The gate is held for mirror-prepare-now.  Is the disk done, or has the worker to copy the rest?
+ * The gate wakes us when it is drained. */
+static void
+look_now (struct mirror *m)
+{
+  struct participant *p = &m->participant;
+
+  if (!p->now_owed || p->told_worker || gate_drained (&m->gate, p->generation) != 0)
+    return;
+  uint64_t session = atomic_load (&m->attachment.region->hdr->session);
+  if (final_look (m, p->generation, session) != NULL) {
+    p->told_worker = true;
+    control_event (m->server, m->attachment.worker, "MIRROR_HELD",
+                   json_pack ("{s:I}", "generation", (json_int_t)p->generation));
+  } else if (gate_prepare (&m->gate, p->generation, p->decision, p->keep_waiters) == 0) {
+    p->prepared = true;
+    answer_now (m);
+  }
+}
+
+void
+participant_prepare_now (struct mirror *m, struct control_peer *peer, json_t *id)
+{
+  struct participant *p = &m->participant;
+
+  if (!p->active || p->coordinator != peer || p->armed_ns == 0 || p->generation != 0) {
+    control_error (peer, id, "GenericError", "no hand-off of this connection's is armed");
+    return;
+  }
+  if (gate_hold (&m->gate, p->lease_ms * NS_PER_MS, &p->generation) != 0) {
+    control_error (peer, id, "GenericError", "the gate cannot be held now");
+    participant_abort (m, "GenericError", "not held");
+    return;
+  }
+  p->now_owed = true;
+  p->now_id = json_incref (id);
+  look_now (m);
+}
+
+bool
+participant_worker_gives_up (struct mirror *m, const char *class_, const char *reason)
+{
+  struct participant *p = &m->participant;
+  struct gate_view gate;
+
+  if (p->now_owed)
+    control_error (p->coordinator, p->now_id, class_, "%s", reason);
+  p->now_owed = false;
+  participant_abort (m, "GenericError", "released by the worker");
+  gate_look (&m->gate, &gate);
+  return gate.mode != GATE_FENCED;
+}
+
+/* ---- answers -------------------------------------------------------------------------------- */
 
 void
 participant_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, json_t *error)
@@ -248,6 +344,8 @@ participant_worker_answer (struct mirror *m, struct relay *relay, json_t *ret, j
   } else if (p->active && p->prepared)
     control_reply (relay->peer, relay->id,
                    json_pack ("{s:I}", "generation", (json_int_t)p->generation), -1);
+  else if (p->active && p->arm && p->armed_ns == 0)
+    be_armed (m, relay);
   else {
     control_error (relay->peer, relay->id, "GenericError",
                    "the worker answered before the disk was prepared");
@@ -309,6 +407,7 @@ participant_peer_closed (struct mirror *m, struct control_peer *peer)
 
   if (!p->active || p->coordinator != peer)
     return;
+  p->now_owed = false;
   if (p->kept)
     p->coordinator = NULL;
   else
@@ -480,6 +579,8 @@ participant_tick (struct mirror *m)
       drop_draft (m);
     return;
   }
+  look_now (m);
+  gate_look (&m->gate, &gate);
   bool held = gate.mode == GATE_HELD && gate.generation == p->generation;
   if (p->prepared && gate.mode == GATE_FENCED)
     commit (m);
@@ -489,6 +590,9 @@ participant_tick (struct mirror *m)
                        gate.reason != NULL ? gate.reason : "released");
   } else if (!p->prepared && decision_get (p->decision) != DECISION_UNDECIDED)
     participant_abort (m, "GenericError", "aborted");
+  else if (p->armed_ns != 0 && p->generation == 0
+           && (int64_t)clock_ns () - p->armed_ns > PREPARE_LIMIT_MS * NS_PER_MS)
+    participant_abort (m, "GenericError", "the coordinator does not go on");
 }
 
 void

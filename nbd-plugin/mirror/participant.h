@@ -9,6 +9,14 @@
  *     +------ abort: the word goes to "abort" first ---+---- unless it says commit+     |
  *     +------ commit: gate fenced, fence record durable, region dropped ----------------+
  *
+ * With several disks the first one that is held would wait for all others to come so far.  So a
+ * coordinator asks in two steps.  Mirror-prepare with "arm" is answered when all is done that can
+ * be done while the guest runs: the worker has copied and flushed, the draft is durable.  When all
+ * disks are armed, mirror-prepare-now holds them.  If nothing is left, which is usual, the disk is
+ * prepared at once, without a word to the worker:
+ *
+ *   asked --the worker's answer--> armed --mirror-prepare-now--> holding --> prepared
+ *
  * The draft of the fence record is made durable before the gate is held, since that takes tens of
  * milliseconds on a busy disk and the guest would wait for it.  It is needed from "prepared" on
  * only; a server that dies between the two leaves a hand-off in doubt that in truth was not decided
@@ -41,7 +49,13 @@ struct participant {
   bool keep_waiters;
   int64_t lease_ms;
   uint64_t generation; /* of its hold, 0: none yet */
+  bool arm;            /* in two steps */
+  int64_t armed_ns;    /* since when it is armed; 0: it is not */
+  bool now_owed;       /* mirror-prepare-now waits for its answer, */
+  json_t *now_id;      /* with this id (owned), or NULL */
+  bool told_worker;    /* that the gate is held */
   bool prepared;
+  bool committed;     /* the word says so, and downtime_ms is known */
   bool kept;          /* it stands without the coordinator's connection */
   int64_t retry_ns;   /* the fence record could not be committed: try again then */
   char *record_error; /* why, or NULL */
@@ -50,6 +64,13 @@ struct participant {
 /* mirror-prepare. FD is the decision word's, owned by the callee, or -1.  Answers. */
 void participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args,
                         int fd);
+
+/* mirror-prepare-now.  Answers, later perhaps. */
+void participant_prepare_now (struct mirror *m, struct control_peer *peer, json_t *id);
+
+/* The worker gives up an armed hand-off, held or not; CLASS_ and REASON are for the coordinator.
+ * False: it is committed already. */
+bool participant_worker_gives_up (struct mirror *m, const char *class_, const char *reason);
 
 /* The worker is about to hold the gate for the hand-off that is active: make the draft durable.  0,
  * or -1 with *ERROR (caller frees). */

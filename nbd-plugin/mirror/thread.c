@@ -82,7 +82,7 @@ next_timeout (struct mirror *m)
   /* The worker tells in shared memory that it has caught up, which wakes nobody. */
   bool waits = pace.mode == PACE_SYNCHRONOUS || m->attachment.hold.peer != NULL
                || m->attachment.attach.peer != NULL
-               || (m->participant.active && !m->participant.prepared);
+               || (m->participant.generation != 0 && !m->participant.prepared);
   return waits && ms > SOON_MS ? SOON_MS : (int)ms;
 }
 

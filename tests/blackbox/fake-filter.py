@@ -6,8 +6,10 @@ usage: fake-filter.py CONTROL LOG MODE
 
   ok        does as asked
   refuse    answers mirror-prepare with NotReady
+  late      is armed, and answers mirror-prepare-now with LeaseEnded
   lease     its lease ends before the commit: turns the word to "abort", but answers "prepared"
   close     closes the connection instead of answering mirror-prepare
+  leave     the same with mirror-prepare-now
   hang      never answers mirror-prepare
   drop      closes the connection at the first job-finalize, answers the next
   deaf      never confirms: closes the connection at every job-finalize
@@ -85,6 +87,15 @@ def serve(conn):
                 return
             elif mode == "hang":
                 continue
+            else:
+                assert args["arm"], args
+                answer({"armed": True})
+        elif name == "mirror-prepare-now":
+            if mode == "late":
+                refuse("LeaseEnded", "the rest took too long")
+            elif mode == "leave":
+                conn.close()
+                return
             else:
                 if mode == "lease" and decision() == 0:
                     word[:4] = struct.pack("=I", 2)

@@ -916,6 +916,103 @@ def prepared_looks_at_everything():
     s.close()
 
 
+def arm(s, w, word, coordinator=None, lease_ms=60000):
+    """-> the coordinator, of an armed disk"""
+    k = coordinator or s.client()
+    a = k.start("mirror-prepare", fd=word.fd, lease_ms=lease_ms, rollback_token="tok-1", arm=True)
+    request = w.event("MIRROR_REQUEST", execute="prepare")
+    assert request["arguments"]["arm"] is True, request
+    w.call("mirror-reply", **{"request": request["request"], "return": {}})
+    assert k.finish(a) == {"armed": True}
+    return k
+
+
+@test
+def in_two_steps():
+    """Armed: the guest goes on, and the draft is durable.  mirror-prepare-now: where nothing is left
+    the disk is prepared without the worker; where something is, the worker has to copy it."""
+    for left in False, True:
+        s = Server()
+        h = s.guest()
+        w, region, info = attach(s, start="new")
+        region.clean()
+        word = Word()
+        refused("GenericError", s.client().call, "mirror-prepare-now")
+        k = arm(s, w, word)
+        assert s.client().status()["gate"] == "open"
+        assert os.path.exists(s.control + ".fence.draft")
+        refused("Busy", w.call, "mirror-hold")
+        refused("GenericError", s.client().call, "mirror-prepare-now")  # another's hand-off
+        h.pwrite(b"a" * BLOCK, 0)
+        assert region.blocks("dirty") == {0}, "the guest's write was not marked"
+        if not left:
+            region.clean()
+        a = k.start("mirror-prepare-now")
+        if left:
+            generation = w.event("MIRROR_HELD")["generation"]
+            refused("NotEmpty", w.call, "mirror-prepared", generation=generation, session=1)
+            try:
+                raise AssertionError("answered although a block is left", k.finish(a, 0.2))
+            except TimeoutError:
+                pass
+            region.clean()
+            w.call("mirror-prepared", generation=generation, session=1)
+        answer = k.finish(a)
+        assert not left or answer == {"generation": generation}, answer
+        assert s.client().status()["state"] == "prepared"
+        refused("GenericError", k.call, "mirror-prepare-now")
+        word.set(1)
+        assert k.call("job-finalize", **answer)["rollback-token"] == "tok-1"
+        assert w.event("MIRROR_COMMITTED")["generation"] == answer["generation"]
+        s.close()
+
+
+@test
+def armed_and_given_up():
+    """Whoever dies or gives up while a disk is armed, or held with something left: the word turns to
+    abort, the guest goes on, no draft is left, and another hand-off can begin."""
+    for die in "coordinator", "worker", "release", "unhold", "other disk", "lease":
+        for held in False, True:
+            if die == "lease" and not held:
+                continue
+            s = Server()
+            h = s.guest()
+            w, region, info = attach(s, start="new")
+            region.clean()
+            word = Word()
+            k = arm(s, w, word, lease_ms=1000 if die == "lease" else 60000)
+            if held:
+                region.assign("dirty", {7})
+                a = k.start("mirror-prepare-now")
+                generation = w.event("MIRROR_HELD")["generation"]
+            if die == "coordinator":
+                k.close()
+            elif die == "worker":
+                w.close()
+            elif die == "release":
+                k.call("mirror-release")
+            elif die == "unhold":
+                w.call("mirror-unhold", generation=0, reason="no room", **{"class": "LeaseEnded"})
+                if held:
+                    assert refused("LeaseEnded", k.finish, a) == "no room"
+            elif die == "other disk":
+                word.set(2)
+            begin = time.monotonic()
+            h.pwrite(b"x", 0)
+            assert time.monotonic() - begin < 5, die
+            eventually("abort", lambda: word.get() == 2)
+            eventually("the draft's end",
+                       lambda: not os.path.exists(s.control + ".fence.draft"))
+            assert s.client().status()["gate"] == "open"
+            if die == "lease":
+                refused("LeaseEnded", k.finish, a)
+            if die != "worker":
+                assert w.event("MIRROR_RELEASED")["generation"] == (generation if held else 0)
+                region.clean()
+                arm(s, w, Word())
+            s.close()
+
+
 @test
 def prepare_is_refused():
     """Without a worker, word, token; with a second hand-off under way; by the worker."""

@@ -36,12 +36,13 @@ heard_of () { grep -q "^$2 " "$tmp/f$1.commands"; }
 fakes ok ok ok
 has_to_exit 0 nbdmirror complete "${controls[@]}"
 for i in 1 2 3; do
-  said $i mirror-prepare 0 || fail "disk $i was not prepared while undecided"
+  said $i mirror-prepare 0 || fail "disk $i was not armed while undecided"
+  said $i mirror-prepare-now 0 || fail "disk $i was not prepared while undecided"
   said $i job-finalize 1 || fail "disk $i was not finalized after the commit"
   ! heard_of $i mirror-release || fail "disk $i was released"
   grep -q "^$tmp/c$i: handed over, pause 3.2 ms" "$tmp/out" || fail "no pause for disk $i"
-  # the default lease is twice max-downtime
-  grep -q '"lease-ms": 700, .*"waiters": "error"' "$tmp/f$i.commands" || fail "wrong arguments"
+  # the default lease is twice max-downtime, and 10 ms for each other disk
+  grep -q '"lease-ms": 720, .*"waiters": "error"' "$tmp/f$i.commands" || fail "wrong arguments"
 done
 token=$(sed -n 's/^rollback token: //p' "$tmp/out")
 [[ $token =~ ^[0-9a-f]{32}$ ]] || fail "token '$token'"
@@ -60,7 +61,7 @@ grep -q '"lease-ms": 5000, "rollback-token": "my.token", "waiters": "keep"' "$tm
 no_fakes
 
 # Any failure before the commit: nothing is handed over, everything is released.
-for mode in refuse close lease hang; do
+for mode in refuse close lease hang late leave; do
   fakes ok "$mode" ok
   has_to_exit 1 nbdmirror complete "${controls[@]}" --timeout 1s
   for i in 1 2 3; do
@@ -68,8 +69,14 @@ for mode in refuse close lease hang; do
     said $i mirror-release 2 || fail "$mode: disk $i was not released with the word at abort"
   done
   case $mode in
-    lease) grep -q 'lease of 700 ms ended' "$tmp/err" || fail "$mode: reason not given" ;;
+    lease) grep -q 'lease of 720 ms ended' "$tmp/err" || fail "$mode: reason not given" ;;
+    late) grep -q 'lease of 720 ms (the rest took too long)' "$tmp/err" || fail "$mode: no reason" ;;
     *) grep -q "$tmp/c2" "$tmp/err" || fail "$mode: the message does not name the disk" ;;
+  esac
+  # No guest is held before all disks are armed.
+  case $mode in
+    refuse | close | hang)
+      ! heard_of 1 mirror-prepare-now || fail "$mode: disk 1 was held for nothing" ;;
   esac
   ! grep -q 'rollback token' "$tmp/out" || fail "$mode: a token was printed"
   no_fakes
