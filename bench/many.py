@@ -9,9 +9,9 @@ has all destinations, as files on tmpfs.  Everything runs on this host, the dest
   worker %    of a processor, for each ready worker, over --idle seconds; server % the same
   wakes/s     of a ready worker: how often one of its threads went to sleep; server: the same
   worker MiB  what only this worker has in memory; server MiB the same
-  pause ms    of the disk that was held longest: from its hold until its fence was durable
+  pause ms    of the disk that was held longest: from its hold until it knew of the commit
   median ms   of all disks
-  command ms  the whole of `nbdmirror complete`: checks, hand-over, report
+  command ms  the whole of `nbdmirror complete`: checks, hand-over, fence records made durable
 
 Times of threads are read to the nanosecond, so idle processes can be told apart.
 """

@@ -49,7 +49,7 @@
 #define RELAY_LIMIT_MS 10000     /* for the worker to answer a user's request */
 #define PREPARE_LIMIT_MS 60000   /* the same for a hand-off, before the lease begins to count */
 #define OLD_WORKER_LIMIT_MS 2000 /* for an old worker that hung up to be gone */
-#define PREPARED_POLL_MS 20      /* how often a prepared hold's decision word is looked at */
+#define PREPARED_POLL_MS 100     /* how often a prepared hold's decision word is looked at */
 
 /* What the user gave; constant after get_ready. */
 struct mirror_config {

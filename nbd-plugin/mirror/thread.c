@@ -5,7 +5,7 @@
  * It is woken by clients, by the gate and by signals (wake_fd), by the end of the worker's process
  * (pidfd), and by time: every POLL_MS while something has a time limit; when the lease of a hold
  * ends; every PREPARED_POLL_MS while it is prepared, since the decision word changes without any
- * message; and every second or more otherwise.
+ * message; and every two seconds or more otherwise.
  */
 
 #include "config.h"
@@ -23,10 +23,9 @@
 #include "nbd-plugin/mirror/thread.h"
 #include "nbd-plugin/own-thread.h"
 
-#define SOON_MS 10  /* while an answer waits for something that wakes nobody reliably */
-#define POLL_MS 100 /* while something has a time limit, or is to be tried again */
-#define PEERS_MS                                                                                   \
-  1000 /* else, while there are clients: the server may be stopped without a signal */
+#define SOON_MS 10    /* while an answer waits for something that wakes nobody reliably */
+#define POLL_MS 100   /* while something has a time limit, or is to be tried again */
+#define PEERS_MS 2000 /* else, while there are clients: a plugin may stop the server */
 #define IDLE_MS 10000 /* else: nothing is waited for, this is only to be safe */
 
 void
