@@ -109,6 +109,7 @@ blackbox_tests = \
 	tests/blackbox/migrate.sh \
 	tests/blackbox/migrate-killed.sh \
 	tests/blackbox/limits.sh \
+	tests/blackbox/long-line.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/dry-run.sh \

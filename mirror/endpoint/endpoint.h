@@ -83,6 +83,8 @@ struct endpoint_options {
   /* NBD connections in each channel; 0: 1, or 4 where nr_in_flight is 1 and the server offers
    * multi-conn. */
   unsigned nr_connections;
+  /* The same where the server offers multi-conn and nr_connections is 0; 0: as without it. */
+  unsigned nr_multi;
   /* NULL, or room for ENDPOINT_SESSION characters: the ID of the last session that was tried at a
    * server of `nbdmirror receive`, "" before the first.  The endpoint that is opened replaces it.
    * Only one endpoint with the same room may be opened at a time. */

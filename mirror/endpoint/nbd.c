@@ -368,6 +368,8 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
   struct nbd_channel *nc = calloc (1, sizeof *nc);
   unsigned nr = ep->opts.nr_connections;
 
+  if (nr == 0 && ep->info.can_multi_conn)
+    nr = ep->opts.nr_multi;
   if (nr == 0)
     nr = ep->opts.nr_in_flight == 1 && ep->info.can_multi_conn ? 4 : 1;
   if (!nc) {

@@ -99,16 +99,28 @@ read_tail_pad (struct session *s)
   return NULL;
 }
 
+/* Copiers where nothing is against it. */
 static unsigned
-how_many_copiers (const struct session *s)
+most_copiers (unsigned limit)
 {
   long cores = sysconf (_SC_NPROCESSORS_ONLN);
   unsigned n = cores < 1 ? 1 : cores > MAX_COPIERS ? MAX_COPIERS : (unsigned)cores;
-  if (s->engine->options.nr_copiers != 0 && n > s->engine->options.nr_copiers)
-    n = s->engine->options.nr_copiers;
+  return limit != 0 && n > limit ? limit : n;
+}
+
+unsigned
+session_connections_each (unsigned limit)
+{
+  return (limit != 0 ? limit : MAX_COPIERS) / most_copiers (limit);
+}
+
+static unsigned
+how_many_copiers (const struct session *s)
+{
   const struct endpoint_info *src = endpoint_info (s->engine->source);
   if (s->engine->options.offline && src->is_nbd && !src->can_multi_conn)
     return 1; /* a server that is not ours, and may take only one client */
+  unsigned n = most_copiers (s->engine->options.nr_copiers);
   return endpoint_info (s->target.endpoint)->can_multi_conn ? n : 1;
 }
 

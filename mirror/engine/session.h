@@ -60,6 +60,11 @@ struct session {
 char *session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block_size,
                        bool allow_no_flush);
 
+/* How many connections to the destination each copier makes where the server offers multi-conn, so
+ * that there are LIMIT in all (0: four).  A server works on a few requests of each connection at a
+ * time, so one that takes long for each gets more done over more of them. */
+unsigned session_connections_each (unsigned limit);
+
 /* Returns NULL with *PROBLEM and *ERROR (base/text.h, the caller frees it). */
 struct session *session_connect (struct engine *e, struct session_options *o,
                                  enum session_problem *problem, char **error);

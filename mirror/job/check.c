@@ -358,6 +358,7 @@ open_destination (struct job *j, json_t *status)
     return refuse_destination (j, text_printf ("%s is the source itself", d->dest[0]));
   j->dest = *d;
   j->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
+  j->dest.endpoint.nr_multi = session_connections_each (j->o->nr_copiers);
   bool file = d->nr_dest == 1 && uri_kind (d->dest[0]) == URI_NONE;
   if (j->dry && file)
     return foresee_file (j, size);

@@ -96,6 +96,7 @@ open_both (struct copy *c)
 
   c->dest = o->dest;
   c->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
+  c->dest.endpoint.nr_multi = session_connections_each (o->nr_copiers);
   c->dest.endpoint.writable = c->dest.endpoint.create = true;
   c->dest.endpoint.create_size = endpoint_info (c->source)->size;
   int errnum = 0;

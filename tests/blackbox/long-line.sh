@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a line's latency does not keep a mirror from converging while the line has bandwidth to
+# spare.  Over a round trip of 50 ms scattered writes of the guest are copied as fast as it makes
+# them, with no help from a policy, and the pause is a few round trips.  A server that takes 200 ms
+# for each write gets a hand-over as well, and none is given up on the way.
+. "$(dirname "$0")/lib.sh"
+need_fio_nbd
+relay=$builddir/bench/relay
+[ -x "$relay" ] || skip "bench/relay is not built"
+nbdkit --filter=delay null --dump-plugin >/dev/null 2>&1 || skip "nbdkit has no delay filter"
+
+size=$(bytes 32M)
+head -c "$size" /dev/urandom >"$tmp/disk"
+start_server src "$tmp/disk"
+
+# ---- a round trip of 50 ms ----
+
+start_dest near memory "$size" -t 64
+# shellcheck disable=SC2016
+spawn relay sh -c 'exec "$@" >"$0"' "$tmp/relay.ready" "$relay" --listen "$tmp/far.sock" \
+  --connect "${socket[near]}" --delay 25
+wait_for 10 grep -q ready "$tmp/relay.ready"
+start_fio guest "${uri[src]}"
+spawn mirror nbdmirror mirror "${control[src]}" "nbd+unix:///?socket=$tmp/far.sock" \
+  --policy none --report "$tmp/report"
+wait_state "${control[src]}" ready 20
+complete_soon "${control[src]}"
+wait_exit mirror 10
+[ "$status" = 0 ] || fail "long line: mirror ended with $status"
+sent=$(field sent-bytes <"$tmp/report") pause=$(field downtime-ms <"$tmp/report")
+note "round trip 50 ms: ready and handed over after $(field total-s <"$tmp/report") s," \
+  "$((sent >> 20)) MiB sent of $((size >> 20)), pause $pause ms"
+# Three round trips are the aim; the machine may be busy.
+[ "${pause%.*}" -le 350 ] || fail "long line: a pause of $pause ms"
+[ "$sent" -le $((size * 2)) ] || fail "long line: $sent bytes were sent"
+stop guest INT
+equal "$tmp/disk" "${uri[near]}"
+stop relay
+stop near
+roll_back "${control[src]}"
+
+# ---- 200 ms for each write ----
+
+server_paths slow
+spawn slow nbdkit -f -U "${socket[slow]}" --filter=delay memory "$size" delay-write=200ms
+wait_for_socket "${socket[slow]}" slow
+start_fio guest "${uri[src]}" --rate_iops=200
+: >"$tmp/mirror.log"
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[slow]}" --on-ready complete \
+  --max-downtime 600ms --report "$tmp/report"
+wait_exit mirror 30
+[ "$status" = 0 ] || fail "slow writes: mirror ended with $status"
+! grep -q 'given up\|let go' "$tmp/mirror.log" || fail "slow writes: a hand-over was begun in vain"
+note "200 ms for each write: handed over after $(field total-s <"$tmp/report") s," \
+  "pause $(field downtime-ms <"$tmp/report") ms"
+stop guest INT
+equal "$tmp/disk" "${uri[slow]}"
