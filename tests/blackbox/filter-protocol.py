@@ -929,8 +929,8 @@ def arm(s, w, word, coordinator=None, lease_ms=60000):
 
 @test
 def in_two_steps():
-    """Armed: the guest goes on, and the draft is durable.  mirror-prepare-now: where nothing is left
-    the disk is prepared without the worker; where something is, the worker has to copy it."""
+    """Armed: the guest goes on, and the draft is durable.  mirror-prepare-now: where nothing is
+    left the disk is prepared without the worker; where something is, the worker copies it."""
     for left in False, True:
         s = Server()
         h = s.guest()
@@ -969,8 +969,8 @@ def in_two_steps():
 
 @test
 def armed_and_given_up():
-    """Whoever dies or gives up while a disk is armed, or held with something left: the word turns to
-    abort, the guest goes on, no draft is left, and another hand-off can begin."""
+    """Whoever dies or gives up while a disk is armed, or held with something left: the word turns
+    to abort, the guest goes on, no draft is left, and another hand-off can begin."""
     for die in "coordinator", "worker", "release", "unhold", "other disk", "lease":
         for held in False, True:
             if die == "lease" and not held:

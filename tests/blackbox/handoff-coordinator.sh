@@ -70,7 +70,7 @@ for mode in refuse close lease hang late leave; do
   done
   case $mode in
     lease) grep -q 'lease of 720 ms ended' "$tmp/err" || fail "$mode: reason not given" ;;
-    late) grep -q 'lease of 720 ms (the rest took too long)' "$tmp/err" || fail "$mode: no reason" ;;
+    late) grep -q '720 ms (the rest took too long)' "$tmp/err" || fail "$mode: reason not given" ;;
     *) grep -q "$tmp/c2" "$tmp/err" || fail "$mode: the message does not name the disk" ;;
   esac
   # No guest is held before all disks are armed.
