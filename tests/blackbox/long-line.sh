@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a line's latency does not keep a mirror from converging while the line has bandwidth to
-# spare.  Over a round trip of 50 ms scattered writes of the guest are copied as fast as it makes
+# Proves that a line's latency does not keep a mirror from converging while the line has bandwidth
+# to spare.  Over a round trip of 50 ms scattered writes of the guest are copied as fast as it makes
 # them, with no help from a policy, and the pause is a few round trips.  A server that takes 200 ms
 # for each write gets a hand-over as well, and none is given up on the way.
 . "$(dirname "$0")/lib.sh"
