@@ -171,7 +171,7 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   case WORKER_OPT_SYNC:
     good = sync_parse (optarg, &s->sync.mode);
     if (!good)
-      cmd_usage_error ("--sync %s: must be full, base or compare", optarg);
+      cmd_usage_error ("--sync %s: must be full, top, base or compare", optarg);
     break;
   case WORKER_OPT_BASE:
     s->sync.base = optarg;
@@ -208,6 +208,10 @@ worker_check_sync (const struct sync_options *o)
     return cmd_usage_error ("--base goes with --sync base");
   if (o->base == NULL && o->base_format != NULL)
     return cmd_usage_error ("--base-format goes with --base");
+  if (o->mode == ENGINE_SYNC_TOP)
+    return o->trust_base ? 0
+                         : cmd_usage_error ("--sync top needs --trust-base: it is not checked that "
+                                            "the destination holds the same base");
   if (o->base == NULL && o->trust_base)
     return cmd_usage_error ("--trust-base goes with --base");
   return 0;

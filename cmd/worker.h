@@ -46,10 +46,9 @@ enum {
         "how long a server may take to answer a request (default 30s)"                             \
   }
 #define WORKER_SYNC_OPTIONS                                                                        \
-  { "sync", WORKER_OPT_SYNC, "full|base|compare",                                                  \
-    "what to send: everything (default), only what differs from --base, or only what differs "     \
-    "from "                                                                                        \
-    "what the destination holds" },                                                                \
+  { "sync", WORKER_OPT_SYNC, "full|top|base|compare",                                              \
+    "what to send: everything (default), only what the source's top layer holds, only what "       \
+    "differs from --base, or only what differs from what the destination holds" },                 \
       { "base", WORKER_OPT_BASE, "IMAGE",                                                          \
         "the base for --sync base: a local image or an NBD URI; the destination must hold the "    \
         "same, and nothing else" },                                                                \

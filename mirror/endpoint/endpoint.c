@@ -151,7 +151,8 @@ op_add_extent (struct op *op, struct endpoint_extent extent)
 {
   struct endpoint_extent *last = op->nr_extents > 0 ? &op->extents[op->nr_extents - 1] : NULL;
 
-  if (last != NULL && last->zero == extent.zero && last->allocated == extent.allocated) {
+  if (last != NULL && last->zero == extent.zero && last->allocated == extent.allocated
+      && last->lower == extent.lower) {
     last->length += extent.length;
     return true;
   }

@@ -67,6 +67,7 @@ struct endpoint_options {
   /* It is only read now, and will be written to later.  It is refused where a writable endpoint
    * would be. */
   bool will_write;
+  bool layers; /* ask a server of QEMU's to tell the image's layers apart (can_layers) */
   /* A local file that is missing is created; one that is shorter than create_size bytes is
    * extended. */
   bool create;
@@ -114,6 +115,7 @@ struct endpoint_info {
   bool can_zero;
   bool can_multi_conn; /* several channels may write, one flush covers all (files: true) */
   bool can_status;     /* ZERO can be asked for */
+  bool can_layers;     /* what lies in a lower layer can be asked for as well */
   bool is_rotational;
   bool has_digests;    /* with ask_digests: it can be opened with `digests` as well */
   uint64_t digests_of; /* of an export of digests: the size of the disk, bytes */
@@ -126,6 +128,8 @@ struct endpoint_extent {
   uint64_t length; /* bytes, > 0 */
   bool zero;       /* reads as zero (never merely a hole, R8) */
   bool allocated;  /* reads as zero, and takes up room all the same.  Only a hint */
+  bool lower;      /* the image's top layer does not hold it, and a layer below it does; false
+                      where can_layers is false */
 };
 
 typedef void (*channel_done) (void *opaque, int error);

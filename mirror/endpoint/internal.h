@@ -42,6 +42,7 @@ struct op {
   struct endpoint_extent
       *extents; /* room for ENDPOINT_MAX_EXTENTS; kept with the op once it was needed */
   unsigned nr_extents;
+  unsigned nr_contexts; /* NBD: how many meta contexts have answered */
 };
 
 struct endpoint_ops {
@@ -90,7 +91,8 @@ void channel_uninit (struct channel *ch);
 /* Note that the channel is dead; the first reason stays.  channel_dispatch() does the rest. */
 void channel_die (struct channel *ch, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 void op_done (struct op *op, int error);
-/* Append an extent to OP's, merging it with the last one.  False if there is no room. */
+/* Append an extent to OP's, merging it with the last one if that is of the same kind.  False if
+ * there is no room. */
 bool op_add_extent (struct op *op, struct endpoint_extent extent);
 
 /* Set *ERRNUM, and *ERROR to a text of base/text.h (both may be NULL). */

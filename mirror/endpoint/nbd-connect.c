@@ -101,7 +101,8 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
 {
   nbd_set_pread_initialize (h, false);
   /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
-  if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1)
+  if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1
+      || (nep->ep.opts.layers && nbd_add_meta_context (h, LAYERS) == -1))
     return -1;
   if ((looks_for_receive (nep) || looks_for_digests (nep) || nbd_wants_digests (nep))
       && nbd_set_opt_mode (h, true) == -1)

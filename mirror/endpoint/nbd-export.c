@@ -50,6 +50,8 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     .can_zero = nbd_can_zero (h) == 1,
     .can_multi_conn = nbd_can_multi_conn (h) == 1,
     .can_status = nbd_can_meta_context (h, ALLOCATION) == 1,
+    .can_layers = nep->ep.opts.layers && nbd_can_meta_context (h, ALLOCATION) == 1
+                  && nbd_can_meta_context (h, LAYERS) == 1,
     .is_rotational = nbd_is_rotational (h) == 1,
     .has_digests = nep->has_digests,
     .digests_of = nep->digests_of,
@@ -105,7 +107,7 @@ nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
   else if (info.min_block != first->min_block || info.max_request != first->max_request
            || info.read_only != first->read_only || info.can_flush != first->can_flush
            || info.can_zero != first->can_zero || info.can_multi_conn != first->can_multi_conn
-           || info.can_status != first->can_status)
+           || info.can_status != first->can_status || info.can_layers != first->can_layers)
     endpoint_fail (errnum, error, ESTALE,
                    "%s: another connection found an export with other capabilities", nep->ep.name);
   else

@@ -16,6 +16,10 @@
 #include "mirror/endpoint/uri.h"
 
 #define ALLOCATION "base:allocation"
+/* Of QEMU's servers, where they were told to offer it.  It is a number for each extent: 0 if no
+ * layer holds it, 1 if the top layer does, 2 or more if a layer below does. */
+#define LAYERS "qemu:allocation-depth"
+#define FIRST_LOWER_LAYER 2
 /* While it flushes a connection may be silent for so many times the time limit of a request. */
 #define NBD_FLUSH_TIMES 3
 

@@ -98,11 +98,68 @@ compare_buffers (struct slot *sl)
   }
 }
 
+/* ---- by the source's layers ---- */
+
+static void ask_some (struct slot *sl);
+
+/* A lower layer holds the bytes from same_from up to END (relative). */
+static void
+same_up_to (struct slot *sl, uint64_t end)
+{
+  const uint64_t unit = sl->of->unit;
+  uint64_t first = (sl->data.same_from + unit - 1) / unit;
+
+  for (uint64_t u = first; (u + 1) * unit <= end || (end == sl->length && u * unit < end); u++)
+    sl->data.same |= UINT64_C (1) << u;
+}
+
+static void
+on_layers (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
+{
+  struct slot *sl = opaque;
+  struct slot_data *d = &sl->data;
+
+  for (unsigned i = 0; i < nr && d->look_pos < sl->length; i++) {
+    uint64_t left = sl->length - d->look_pos;
+    d->look_pos += x[i].length < left ? x[i].length : left;
+    if (x[i].lower)
+      same_up_to (sl, d->look_pos);
+    else
+      d->same_from = d->look_pos;
+  }
+  if (err)
+    d->look_failed = true;
+  if (err || d->look_pos == sl->length)
+    d->looked (sl);
+  else
+    ask_some (sl);
+}
+
+static void
+ask_some (struct slot *sl)
+{
+  uint64_t n = sl->length - sl->data.look_pos;
+
+  if (channel_status (sl->of->source, n, sl->offset + sl->data.look_pos, on_layers, sl) == 0)
+    return;
+  if (errno == EAGAIN)
+    slot_wait_for_room (sl, ask_some);
+  else
+    on_layers (sl, errno, NULL, 0);
+}
+
+/* The answers were taken in as they came. */
+static void
+nothing_more (struct slot *sl)
+{
+  (void)sl;
+}
+
 /* ---- all kinds ---- */
 
 static const struct difference_ops difference_ops[] = {
   [ENGINE_SYNC_FULL] = { .when = DIFFERENCE_NO_LOOK },
-  [ENGINE_SYNC_TOP] = { .when = DIFFERENCE_NO_LOOK },
+  [ENGINE_SYNC_TOP] = { .when = DIFFERENCE_FIRST, .begin = ask_some, .end = nothing_more },
   [ENGINE_SYNC_BASE]
   = { .when = DIFFERENCE_BESIDE, .begin = begin_reading, .end = compare_buffers },
   [ENGINE_SYNC_COMPARE]
@@ -135,7 +192,7 @@ difference_when (const struct slot *sl)
 void
 difference_begin (struct slot *sl, void (*done) (struct slot *sl))
 {
-  sl->data.look_pos = 0;
+  sl->data.look_pos = sl->data.same_from = 0;
   sl->data.look_failed = false;
   sl->data.looked = done;
   ops_of (sl)->begin (sl);
@@ -147,8 +204,10 @@ difference_end (struct slot *sl)
   const struct region *r = sl->of->engine->region;
   uint64_t end = sl->task.first + sl->task.count;
 
-  if (sl->data.look_failed)
+  if (sl->data.look_failed) {
+    sl->data.same = 0;
     return;
+  }
   ops_of (sl)->end (sl);
   /* Visited blocks are sent whatever they hold. */
   for (uint64_t at = 0; at < sl->length; at += sl->of->unit) {

@@ -83,19 +83,28 @@ quarantine_end (const struct region *r, uint64_t first)
   return first + 1; /* it has just left */
 }
 
-/* How many whole blocks from FIRST on lie in extents of kind *ZERO (set here)?  A block that is
- * only partly zero counts as data; so does a stretch of zeroes that is shorter than MIN_ZERO bytes.
- */
+/* The kinds of extents.  What lies in a lower layer is one kind, whatever it reads as. */
+enum hint { HINT_DATA, HINT_ZERO, HINT_LOWER };
+
+static enum hint
+kind_of (const struct endpoint_extent *x)
+{
+  return x->lower ? HINT_LOWER : x->zero ? HINT_ZERO : HINT_DATA;
+}
+
+/* How many whole blocks from FIRST on lie in extents of *KIND (set here)?  A block that is of two
+ * kinds counts as data, and so does a stretch of zeroes, or in a lower layer, that is shorter than
+ * MIN_BYTES. */
 static uint64_t
 hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t first,
-          uint64_t min_zero, bool *zero)
+          uint64_t min_bytes, enum hint *kind)
 {
   uint64_t pos = first << geo->block_shift, at = p->hint_start, data_end = pos;
-  *zero = false;
+  *kind = HINT_DATA;
   for (unsigned i = 0; i < p->nr_hints;) {
     uint64_t start = at;
-    bool z = p->hints[i].zero;
-    for (; i < p->nr_hints && p->hints[i].zero == z; i++)
+    enum hint k = kind_of (&p->hints[i]);
+    for (; i < p->nr_hints && kind_of (&p->hints[i]) == k; i++)
       at += p->hints[i].length;
     uint64_t end = at;
     if (end <= pos)
@@ -105,9 +114,9 @@ hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t firs
     /* Whole blocks inside: the disk's last block may be short. */
     uint64_t b0 = (start + geo->block_size - 1) >> geo->block_shift;
     uint64_t b1 = end >= geo->disk_size ? geo->nr_blocks : end >> geo->block_shift;
-    bool usable = z && b1 > b0 && (end - start >= min_zero || end >= geo->disk_size);
+    bool usable = k != HINT_DATA && b1 > b0 && (end - start >= min_bytes || end >= geo->disk_size);
     if (usable && b0 == first) {
-      *zero = true;
+      *kind = k;
       return b1 - b0;
     }
     if (usable)
@@ -116,6 +125,23 @@ hint_run (const struct pass *p, const struct region_geometry *geo, uint64_t firs
   }
   uint64_t n = ((data_end + geo->block_size - 1) >> geo->block_shift) - first;
   return n > 0 ? n : 1;
+}
+
+/* Blocks that were visited are copied whatever layer holds them (difference.h).  Is FIRST one?  Cut
+ * the run where that changes. */
+static bool
+cut_at_visited (const struct region *r, uint64_t first, uint64_t *count)
+{
+  uint64_t v, n;
+  if (!bitmap_next_set (r, REGION_VISITED, first, first + *count, &v))
+    return false;
+  if (v > first) {
+    *count = v - first;
+    return false;
+  }
+  if (bitmap_next_run (r, REGION_VISITED, first, *count, &v, &n) && v == first)
+    *count = n;
+  return true;
 }
 
 /* How far does the run at FIRST go, up to MAX blocks?  It is known to begin there, neither busy nor
@@ -170,9 +196,11 @@ find_next (const struct pass *p, const struct region *r, const struct pass_optio
     return PASS_ASK;
   }
   if (hinted) {
-    bool zero;
-    uint64_t n = hint_run (p, geo, *first, o->min_ask << geo->block_shift, &zero);
-    if (zero) {
+    enum hint kind;
+    uint64_t n = hint_run (p, geo, *first, o->min_ask << geo->block_shift, &kind);
+    if (kind == HINT_LOWER && cut_at_visited (r, *first, &n))
+      kind = HINT_DATA;
+    if (kind != HINT_DATA) {
       if (n > o->max_zero)
         n = o->max_zero;
       *count = n > *count ? whole_run (p, r, *first, n) : n;
@@ -240,7 +268,7 @@ pass_set_hints (struct pass *p, uint64_t offset, uint64_t length,
   p->hint_start = offset;
   p->nr_hints = 0;
   if (nr == 0) {
-    p->hints[p->nr_hints++] = (struct endpoint_extent){ .length = length, .zero = false };
+    p->hints[p->nr_hints++] = (struct endpoint_extent){ .length = length };
     p->hint_end = offset + length;
     return;
   }

@@ -49,11 +49,12 @@ enum pass_kind {
   PASS_END,    /* nothing between the cursor and the end of the disk */
   PASS_DATA,   /* read and write this run */
   PASS_VERIFY, /* the same, and read it back: it is in quarantine (R12) */
-  PASS_ZERO,   /* the source's hint says zero: claim, ask again, write zeroes */
-  PASS_ASK,    /* a long run without a hint: ask for its block status */
-  PASS_LONG,   /* the next run is longer than the caller can take now, see longest */
-  PASS_WAIT    /* the next dirty block is still busy (wait_number), or it is in quarantine and the
-                  caller cannot take it now (verify_full) */
+  /* The source's hint says zero, or in a lower layer: claim, ask again, write zeroes. */
+  PASS_ZERO,
+  PASS_ASK,  /* a long run without a hint: ask for its block status */
+  PASS_LONG, /* the next run is longer than the caller can take now, see longest */
+  PASS_WAIT  /* the next dirty block is still busy (wait_number), or it is in quarantine and the
+                caller cannot take it now (verify_full) */
 };
 
 struct pass_options {

@@ -410,8 +410,13 @@ read_source (struct slot *sl)
 
   sl->data.state = DATA_READING;
   sl->data.reading = beside ? 2 : 1;
-  if (channel_read (sl->of->source, sl->buf, (uint32_t)sl->length, sl->offset, on_read, sl) == -1)
+  if (channel_read (sl->of->source, sl->buf, (uint32_t)sl->length, sl->offset, on_read, sl) == -1) {
+    if (errno == EAGAIN) { /* after the look: others have started meanwhile */
+      slot_wait_for_room (sl, read_source);
+      return;
+    }
     on_read (sl, errno);
+  }
   if (beside)
     difference_begin (sl, arrived);
 }

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * WORK_ZERO: a claimed run that was said to be zero when it was not claimed yet, up to 1 GiB.
- * The task goes on from state to state until all of it is done.
+ * WORK_ZERO: a claimed run that was said to be zero, or in a lower layer (difference.h), when it
+ * was not claimed yet, up to 1 GiB. The task goes on from state to state until all of it is done.
  *
  *   state      what is going on                     next
  *   CHECKING   the source's block status was asked  zero: COMPARING or WRITING, for so much of it
- *              for again, after the claim (R8)      not zero: these blocks are dirty again
+ *              for again, after the claim (R8)      in a lower layer, and never visited: left alone
+ *                                                   else: these blocks are dirty again
  *   COMPARING  the destination's block status was   zero: left alone
  *              asked; only about blocks that were   not zero: WRITING, or READING in the mode
  *              never visited (R8)                   `compare`
@@ -34,7 +35,8 @@ static void
 finish (struct slot *sl)
 {
   static const uint8_t zeroes[SAMPLE_BYTES];
-  engine_task_done (sl->of->engine, &sl->task, zeroes, sizeof zeroes);
+  /* A block that was left to a lower layer is no sample: nobody has seen it. */
+  engine_task_done (sl->of->engine, &sl->task, zeroes, sl->zeroes.unseen ? 0 : sizeof zeroes);
   slot_end (sl);
 }
 
@@ -172,6 +174,25 @@ read_some (struct slot *sl)
 
 /* ---- asking ---- */
 
+/* How many bytes from pos on, up to LIMIT, are in blocks that were all visited before, or all
+ * never? */
+static uint64_t
+visited_run (const struct slot *sl, uint64_t limit, bool *visited)
+{
+  const struct region *r = sl->of->engine->region;
+  uint64_t pos = sl->offset + sl->zeroes.pos, end = sl->offset + limit;
+  uint64_t b0 = pos >> r->geo.block_shift, b1 = ((end - 1) >> r->geo.block_shift) + 1;
+  uint64_t first = b1, count = 0;
+
+  if (!bitmap_next_set (r, REGION_VISITED, b0, b1, &first))
+    first = b1;
+  *visited = first == b0;
+  if (*visited && bitmap_next_run (r, REGION_VISITED, b0, b1 - b0, &first, &count))
+    first += count;
+  uint64_t run_end = first << r->geo.block_shift;
+  return (run_end < end ? run_end : end) - pos;
+}
+
 /* How many bytes from the answer's beginning are of one kind. */
 static uint64_t
 leading (const struct endpoint_extent *x, unsigned nr, bool *zero)
@@ -242,7 +263,6 @@ give_back_some (struct slot *sl, uint64_t n)
 
   claim_give_back (r, sl->task.set, b0, b1 - b0);
   z->pos += region_bytes (&r->geo, b0, b1 - b0);
-  z->zero_end = z->write_end = z->pos;
 }
 
 /* N bytes of zeroes, whole blocks, begin at pos.  Are they to take up room at the destination?
@@ -268,30 +288,73 @@ place (struct slot *sl, const struct endpoint_extent *x, unsigned nr, uint64_t n
   return whole < n ? whole : n;
 }
 
+/* The source says that N bytes from pos on, extents X, are all of the kind of X[0] (endpoint.h).
+ * False if something must be asked or written next. */
+static bool
+take_run (struct slot *sl, const struct endpoint_extent *x, unsigned nr, uint64_t n)
+{
+  struct slot_zeroes *z = &sl->zeroes;
+  const struct region_geometry *geo = &sl->of->engine->region->geo;
+  /* Whole blocks only.  The task's end is a block's end, or the disk's. */
+  uint64_t whole = z->pos + n == sl->length ? n : n & ~(uint64_t)(geo->block_size - 1);
+
+  if (x->lower && whole > 0) {
+    bool visited;
+    uint64_t same = visited_run (sl, z->pos + whole, &visited);
+    if (!visited) {
+      z->unseen = z->unseen || z->pos == 0;
+      leave_alone (sl, same);
+      n -= same;
+    }
+  } else if (x->zero && whole > 0) {
+    z->zero_end = z->pos + place (sl, x, nr, whole);
+    return false;
+  }
+  if (n > 0)
+    give_back_some (sl, n);
+  return true;
+}
+
+/* What lies in a lower layer is one kind, whatever it reads as.  (pass.c divides it likewise.) */
+static bool
+same_kind (const struct endpoint_extent *a, const struct endpoint_extent *b)
+{
+  return a->lower == b->lower && (a->lower || a->zero == b->zero);
+}
+
+/* Take in the answer X, which begins at pos. */
+static void
+take_answer (struct slot *sl, const struct endpoint_extent *x, unsigned nr)
+{
+  struct slot_zeroes *z = &sl->zeroes;
+  uint64_t end = z->pos;
+  bool more = true;
+
+  for (unsigned i = 0, first = 0; more && i < nr && z->pos < sl->length; first = i) {
+    uint64_t start = end;
+    for (; i < nr && same_kind (&x[i], &x[first]); i++)
+      end += x[i].length;
+    if (end > sl->length)
+      end = sl->length;
+    /* Blocks that were given back reach into this run: zeroes are asked about again. */
+    if (z->pos > start && x[first].zero && !x[first].lower)
+      break;
+    if (end > z->pos)
+      more = take_run (sl, &x[first], i - first, end - z->pos);
+  }
+}
+
 static void
 on_source_status (void *opaque, int err, const struct endpoint_extent *x, unsigned nr)
 {
   struct slot *sl = opaque;
-  struct slot_zeroes *z = &sl->zeroes;
-  const struct region_geometry *geo = &sl->of->engine->region->geo;
-  uint64_t left = sl->length - z->pos;
 
-  if (atomic_load (&sl->of->target->stop))
-    err = ESHUTDOWN;
-  if (err) {
-    give_back_some (sl, left);
-  } else {
-    bool zero;
-    uint64_t n = leading (x, nr, &zero);
-    if (n > left)
-      n = left;
-    /* Whole blocks only.  The task's end is a block's end, or the disk's. */
-    uint64_t whole = n == left ? n : n & ~(uint64_t)(geo->block_size - 1);
-    if (zero && whole > 0) {
-      z->zero_end = z->pos + place (sl, x, nr, whole);
-    } else
-      give_back_some (sl, n);
-  }
+  if (err || atomic_load (&sl->of->target->stop))
+    give_back_some (sl, sl->length - sl->zeroes.pos);
+  else
+    take_answer (sl, x, nr);
+  if (sl->zeroes.zero_end < sl->zeroes.pos)
+    sl->zeroes.zero_end = sl->zeroes.pos;
   step (sl);
 }
 
@@ -314,25 +377,6 @@ ask_source (struct slot *sl)
   finish (sl);
 }
 
-/* How many bytes from pos on, up to zero_end, are in blocks that were all visited before, or all
- * never? */
-static uint64_t
-visited_run (const struct slot *sl, bool *visited)
-{
-  const struct region *r = sl->of->engine->region;
-  uint64_t pos = sl->offset + sl->zeroes.pos, end = sl->offset + sl->zeroes.zero_end;
-  uint64_t b0 = pos >> r->geo.block_shift, b1 = ((end - 1) >> r->geo.block_shift) + 1;
-  uint64_t first = b1, count = 0;
-
-  if (!bitmap_next_set (r, REGION_VISITED, b0, b1, &first))
-    first = b1;
-  *visited = first == b0;
-  if (*visited && bitmap_next_run (r, REGION_VISITED, b0, b1 - b0, &first, &count))
-    first += count;
-  uint64_t run_end = first << r->geo.block_shift;
-  return (run_end < end ? run_end : end) - pos;
-}
-
 /* May the zeroes from pos on stay unwritten (R8)?  Only the destination can tell, and only about
  * blocks that no session has written. */
 static void
@@ -341,7 +385,7 @@ look_at_dest (struct slot *sl)
   struct slot_zeroes *z = &sl->zeroes;
   const struct target *target = sl->of->target;
   bool visited;
-  uint64_t n = visited_run (sl, &visited);
+  uint64_t n = visited_run (sl, z->zero_end, &visited);
 
   if (visited)
     z->write_end = z->pos + n;

@@ -70,8 +70,9 @@ struct slot {
       enum slot_data_state state;
       bool read_back; /* it is in quarantine */
       enum difference_look look;
-      unsigned reading;  /* requests that READING waits for */
-      uint64_t look_pos; /* relative: up to here the look has asked (difference.h) */
+      unsigned reading;   /* requests that READING waits for */
+      uint64_t look_pos;  /* relative: up to here the look has asked (difference.h) */
+      uint64_t same_from; /* relative: from here to look_pos all is in a lower layer */
       bool look_failed;
       void (*looked) (struct slot *); /* what follows the look */
       uint64_t same;        /* a bit for each unit of slots.unit bytes: it need not be sent */
@@ -87,6 +88,7 @@ struct slot {
       uint64_t pos;       /* up to here it is done */
       uint64_t zero_end;  /* up to here the source is known to be zero */
       bool allocated;     /* these zeroes must not become a hole */
+      bool unseen;        /* the first block is in a lower layer */
       uint64_t chunk;     /* bytes from pos on that the request under way is about */
       uint64_t read_end;  /* up to here the destination is compared by reading it */
       uint64_t write_end; /* up to here the destination must be written */

@@ -93,7 +93,11 @@ prefer_direct (struct job *j, const char *direct)
 {
   char *argv[] = { (char *)direct, NULL };
   char *error = NULL;
-  struct endpoint_options eo = { .writable = false };
+  struct endpoint_options eo = {
+    .layers = j->o->sync.mode == ENGINE_SYNC_TOP,
+    .connect_timeout_ms = j->o->dest.endpoint.connect_timeout_ms,
+    .request_timeout_ms = j->o->dest.endpoint.request_timeout_ms,
+  };
   struct endpoint *file = endpoint_open (argv, 1, &eo, NULL, &error);
 
   if (file == NULL) {
@@ -300,11 +304,15 @@ leads_back (struct job *j, json_int_t before)
 static int
 prepare_sync (struct job *j)
 {
-  char *error = NULL;
+  char *error = sync_refusal (&j->o->sync, j->source);
 
-  if (sync_open_base (&j->o->sync, &j->o->dest.endpoint, &j->base_image, &error) == 0)
+  if (error != NULL) {
+    job_say (j, JOB_ERROR, "refused: %s", error);
+    j->result = JOB_REFUSED;
+  } else if (sync_open_base (&j->o->sync, &j->o->dest.endpoint, &j->base_image, &error) == 0)
     return 0;
-  job_say (j, JOB_ERROR, "%s", error);
+  else
+    job_say (j, JOB_ERROR, "%s", error);
   text_free (error);
   return -1;
 }

@@ -84,6 +84,7 @@ open_both (struct copy *c)
     return complain (c, JOB_REFUSED, error);
   }
   so.writable = so.create = false;
+  so.layers = o->sync.mode == ENGINE_SYNC_TOP;
   /* The server may be an nbdkit that a killed client would take down, and may serve somebody
    * else. */
   if (o->nr_source == 1)
@@ -91,6 +92,12 @@ open_both (struct copy *c)
   c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
   if (c->source == NULL)
     return complain (c, JOB_FAILED, error);
+  char *why = sync_refusal (&o->sync, c->source);
+  if (why) {
+    text_error (&error, "refused: %s", why);
+    text_free (why);
+    return complain (c, JOB_REFUSED, error);
+  }
   if (sync_open_base (&o->sync, &o->dest.endpoint, &c->base, &error) == -1)
     return complain (c, JOB_FAILED, error);
 

@@ -14,6 +14,7 @@
 
 static const char *const names[] = {
   [ENGINE_SYNC_FULL] = "full",
+  [ENGINE_SYNC_TOP] = "top",
   [ENGINE_SYNC_BASE] = "base",
   [ENGINE_SYNC_COMPARE] = "compare",
 };
@@ -28,11 +29,21 @@ bool
 sync_parse (const char *name, enum engine_sync *mode)
 {
   for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
-    if (names[i] != NULL && strcmp (name, names[i]) == 0) {
+    if (strcmp (name, names[i]) == 0) {
       *mode = (enum engine_sync)i;
       return true;
     }
   return false;
+}
+
+char *
+sync_refusal (const struct sync_options *o, const struct endpoint *source)
+{
+  if (o->mode == ENGINE_SYNC_TOP && !endpoint_info (source)->can_layers)
+    return text_printf ("%s does not tell its layers apart, which --sync top needs: serve the disk "
+                        "with qemu-nbd --allocation-depth",
+                        endpoint_name (source));
+  return NULL;
 }
 
 /* Through qemu-nbd, which takes any number of connections, and none but reads. */

@@ -23,6 +23,10 @@ const char *sync_name (enum engine_sync mode);
 /* False if NAME is no mode. */
 bool sync_parse (const char *name, enum engine_sync *mode);
 
+/* Can SOURCE, which was opened with endpoint_options.layers, be copied in this mode?  NULL, or why
+ * not (base/text.h, the caller frees it): exit 7. */
+char *sync_refusal (const struct sync_options *o, const struct endpoint *source);
+
 /* Open the base image for reading, if the mode needs one.  A format other than raw is read through
  * a qemu-nbd of ours, which ends with the endpoint.  EO: time limits.  0 with *BASE, which may be
  * NULL; or -1 with *ERROR.  Blocks as endpoint_open(). */

@@ -80,6 +80,19 @@ absolute_path (const char *key, const char *value, char **path)
   return *path != NULL ? 0 : -1;
 }
 
+/* The same, but an NBD URI stays as it is. */
+static int
+path_or_uri (const char *key, const char *value, char **where)
+{
+  if (strncmp (value, "nbd://", 6) != 0 && strncmp (value, "nbd+unix://", 11) != 0)
+    return absolute_path (key, value, where);
+  free (*where);
+  *where = strdup (value);
+  if (*where == NULL)
+    nbdkit_error ("%s: %m", key);
+  return *where != NULL ? 0 : -1;
+}
+
 static int
 set_block_size (const char *value)
 {
@@ -101,7 +114,7 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
   if (strcmp (key, "mirror-control") == 0)
     return absolute_path (key, value, &mirror.config.control);
   if (strcmp (key, "mirror-direct") == 0)
-    return absolute_path (key, value, &mirror.config.direct);
+    return path_or_uri (key, value, &mirror.config.direct);
   if (strcmp (key, "mirror-uri") == 0) {
     mirror.config.uri = nbdkit_strdup_intern (value);
     return mirror.config.uri != NULL ? 0 : -1;
@@ -128,7 +141,7 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
 #define mirror_config_help                                                                         \
   "mirror-control=<PATH>    (required) Unix socket for workers and nbdmirror(1).\n"                \
   "mirror-uri=<URI>         How a worker reaches this export.\n"                                   \
-  "mirror-direct=<FILE>     The file or block device below, for direct reads.\n"                   \
+  "mirror-direct=<FILE>     The file or block device below, or its server, for direct reads.\n"    \
   "mirror-block-size=<SIZE> Tracking granularity, 4k to 1M (default: 4k or more).\n"               \
   "mirror-export=<NAME>     The export that is tracked (default \"\").\n"                          \
   "mirror-serialized=<BOOL> Accept a layer below that serves one request at a time."

@@ -94,6 +94,40 @@ base_case smaller $((data + zeroes + 8 * 1048576 + 777)) $((40 * 1048576))
 base_case odd $((data + zeroes + 8 * 1048576 + 777 + 4096)) $((40 * 1048576 - 1))
 base_case empty "$size" 0
 
+# ---- top ----
+
+qemu-img convert -q -f raw -O qcow2 "$tmp/old" "$tmp/old.qcow2"
+qemu-img resize -q --shrink "$tmp/old.qcow2" 48M
+size=$((48 * 1048576))
+qemu-img create -q -f qcow2 -b "$tmp/old.qcow2" -F qcow2 "$tmp/middle.qcow2"
+qemu-img create -q -f qcow2 -b "$tmp/middle.qcow2" -F qcow2 "$tmp/top.qcow2"
+# Clusters and less, single ones between others, zeroes over data and over a hole, the last bytes.
+commands=(-c 'write -P 1 1M 64k' -c 'write -P 2 4195k 3k' -c 'write -z 6M 1M'
+  -c 'write -z 22M 64k' -c "write -P 3 $((size - 512)) 512")
+for i in 0 2 4 6 8 10 12 14 16 18; do
+  commands+=(-c "write -P 9 $((8 * 1048576 + i * 65536)) 64k")
+done
+qemu-io -f qcow2 "${commands[@]}" "$tmp/top.qcow2" >"$tmp/io.log"
+# What the top layer's clusters hold.
+allocated=$(qemu-img map --output=json "$tmp/top.qcow2" | "$python" -c '
+import json, sys
+print(sum(extent["length"] for extent in json.load(sys.stdin) if extent["depth"] == 0))')
+[ "$allocated" -lt $((5 * 1048576)) ] || fail "$allocated bytes are allocated: the test is wrong"
+qemu-img convert -q -O raw "$tmp/top.qcow2" "$tmp/disk"
+spawn layers qemu-nbd -A -t -r -e 0 -k "$tmp/layers.sock" -f qcow2 "$tmp/top.qcow2"
+wait_for_socket "$tmp/layers.sock" layers
+source="nbd+unix:///?socket=$tmp/layers.sock"
+
+qemu-img convert -q -O raw "$tmp/middle.qcow2" "$tmp/dest"
+copies "$allocated" "$source" "$tmp/dest" --sync top --trust-base
+compare "$tmp/disk" "$tmp/dest" || fail "top: the destination is not the disk"
+qemu-img create -q -f qcow2 -b "$tmp/middle.qcow2" -F qcow2 "$tmp/over.qcow2"
+start_dest over qcow2 1
+copies "$allocated" "$source" "${uri[over]}" --sync top --trust-base
+stop over
+qemu-img compare -q "$tmp/top.qcow2" "$tmp/over.qcow2" || fail "top: qemu-img finds a difference"
+stop layers
+
 # ---- what is refused ----
 
 # refused STATUS MESSAGE OPTIONS...
@@ -104,10 +138,12 @@ refused () {
   grep -q -- "$message" "$tmp/refused.log" ||
     fail "copy $*: does not say '$message': $(cat "$tmp/refused.log")"
 }
-refused 2 'must be full, base or compare' --sync nothing
+refused 2 'must be full, top, base or compare' --sync nothing
 refused 2 'needs --base' --sync base
 refused 2 'goes with --sync base' --sync compare --base "$tmp/base"
 refused 2 'goes with --base' --base-format qcow2
 refused 2 'goes with --base' --trust-base
 refused 1 "base image: $tmp/none: No such file" --sync base --base "$tmp/none"
 refused 1 "base image: " --sync base --base "$tmp/none" --base-format qcow2
+refused 7 'does not tell its layers apart' --sync top --trust-base
+refused 2 'needs --trust-base' --sync top

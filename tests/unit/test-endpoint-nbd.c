@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "tests/unit/unit.h"
@@ -71,6 +72,51 @@ ENDPOINT_TEST (nbd_zero_and_status)
   channel_close (ch);
   endpoint_close (ep);
   free (buf);
+}
+
+/* The layers of an image: both meta contexts of one answer, put together. */
+ENDPOINT_TEST (nbd_layers)
+{
+  struct answer a = { 0 };
+  char where[] = "/tmp/nbdmirror-layers.XXXXXX", make[600], with[120], without[120], clean[60];
+  const struct endpoint_options layers = { .layers = true };
+  /* The last one: nobody has ever written there. */
+  static const struct endpoint_extent want[] = {
+    { .length = 256 << 10, .lower = true },  { .length = 128 << 10, .zero = true },
+    { .length = 128 << 10, .lower = true },  { .length = 1 << 20 },
+    { .length = 14848 << 10, .zero = true },
+  };
+
+  if (system ("qemu-nbd --version >/dev/null 2>&1 && qemu-io --version >/dev/null 2>&1") != 0)
+    return;
+  cr_assert_not_null (mkdtemp (where));
+  snprintf (make, sizeof make,
+            "cd %s && qemu-img create -q -f qcow2 base 16M"
+            " && qemu-img create -q -f qcow2 -b base -F qcow2 top"
+            " && qemu-io -f qcow2 -c 'write 0 1M' base >log"
+            " && qemu-io -f qcow2 -c 'write 512k 1M' -c 'write -z 256k 128k' top >log",
+            where);
+  snprintf (with, sizeof with, "[ qemu-nbd -A -r -f qcow2 %s/top ]", where);
+  snprintf (without, sizeof without, "[ qemu-nbd -r -f qcow2 %s/top ]", where);
+  snprintf (clean, sizeof clean, "rm -r %s", where);
+  cr_assert_eq (system (make), 0);
+
+  struct endpoint *ep = must_open (with, &layers);
+  struct channel *ch = must_channel (ep);
+  cr_assert (endpoint_info (ep)->can_layers);
+  cr_assert (start (ch, STATUS, NULL, 16 << 20, 0, &a) == 0 && drive (ch, &a, 1));
+  cr_assert_eq (a.nr_extents, 5, "%u extents", a.nr_extents);
+  for (unsigned i = 0; i < 5; i++)
+    cr_assert (a.extents[i].length == want[i].length && a.extents[i].zero == want[i].zero
+                   && a.extents[i].lower == want[i].lower,
+               "extent %u", i);
+  channel_close (ch);
+  endpoint_close (ep);
+
+  ep = must_open (without, &layers);
+  cr_assert (endpoint_info (ep)->can_status && !endpoint_info (ep)->can_layers);
+  endpoint_close (ep);
+  cr_assert_eq (system (clean), 0);
 }
 
 /* An empty export can be opened and flushed. */

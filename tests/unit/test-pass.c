@@ -155,9 +155,9 @@ Test (pass, hints_part_zeroes_from_data_at_whole_blocks)
   /* data up to the middle of block 100; zero up to the middle of block 1000; data to 1100; too
    * little zero to count */
   const struct endpoint_extent x[] = {
-    { 100 * BLOCK + 2048, false, false }, { 900 * BLOCK, true, false },
-    { 100 * BLOCK, false, false },        { 63 * BLOCK, true, true },
-    { 500 * BLOCK, false, false },
+    { .length = 100 * BLOCK + 2048 }, { .length = 900 * BLOCK, .zero = true },
+    { .length = 100 * BLOCK },        { .length = 63 * BLOCK, .zero = true, .allocated = true },
+    { .length = 500 * BLOCK },
   };
   bitmap_set (r, REGION_DIRTY, 0, 2000);
   pass_set_hints (&p, 0, 2000 * BLOCK, x, 5);
@@ -174,11 +174,33 @@ Test (pass, hints_part_zeroes_from_data_at_whole_blocks)
   expect (&asking, PASS_ASK, 1700, 300); /* beyond the hints */
 }
 
+/* What lies in a lower layer need not be read either, unless this job has visited it. */
+Test (pass, lower_layers_are_settled_until_they_are_visited)
+{
+  setup ();
+  const struct endpoint_extent x[] = {
+    { .length = 100 * BLOCK, .lower = true },
+    { .length = 100 * BLOCK, .lower = true, .zero = true },
+    { .length = 800 * BLOCK },
+  };
+  bitmap_set (r, REGION_DIRTY, 0, 1000);
+  pass_set_hints (&p, 0, 1000 * BLOCK, x, 3);
+  expect (&asking, PASS_ZERO, 0, 200);
+  bitmap_set (r, REGION_VISITED, 120, 3);
+  expect (&asking, PASS_ZERO, 0, 120);
+  p.cursor = 120;
+  expect (&asking, PASS_DATA, 120, 3);
+  p.cursor = 123;
+  expect (&asking, PASS_ZERO, 123, 77);
+  p.cursor = 200;
+  expect (&asking, PASS_DATA, 200, 64);
+}
+
 Test (pass, zeroes_at_an_odd_end_reach_it)
 {
   setup ();
   bitmap_set (r, REGION_DIRTY, 0, BLOCKS);
-  const struct endpoint_extent x[] = { { DISK - 9000 * (uint64_t)BLOCK, true, false } };
+  const struct endpoint_extent x[] = { { .length = DISK - 9000 * (uint64_t)BLOCK, .zero = true } };
   p.cursor = 9000;
   pass_set_hints (&p, 9000 * (uint64_t)BLOCK, DISK - 9000 * (uint64_t)BLOCK, x, 1);
   expect (&asking, PASS_ZERO, 9000, 1000);
@@ -220,8 +242,10 @@ Test (pass, random_walks_cover_exactly_the_dirty_blocks)
     enum pass_kind k;
     while ((k = pass_next (&p, r, &asking, &f, &n)) != PASS_END) {
       if (k == PASS_ASK) {
-        struct endpoint_extent x[2]
-            = { { n / 2 * BLOCK + 1, random () % 2, false }, { n * BLOCK, random () % 2, true } };
+        struct endpoint_extent x[2] = {
+          { .length = n / 2 * BLOCK + 1, .zero = random () % 2 },
+          { .length = n * BLOCK, .zero = random () % 2, .allocated = true },
+        };
         pass_set_hints (&p, f * BLOCK, n * BLOCK, x, 2);
         continue;
       }
