@@ -11,6 +11,7 @@
 
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
+#include "cmd/image.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -43,6 +44,8 @@ static const struct cmd_option options[] = {
     "the destination reads as zero all over: do not write zeroes that may be holes" },
   { "target-is-zero", OPT_DEST_IS_ZERO, NULL, NULL },
   { "allocated", OPT_ALLOCATED, NULL, "the same as --sparse never" },
+  WORKER_SOURCE_FORMAT_OPTION,
+  WORKER_DEST_FORMAT_OPTION,
   WORKER_OPTIONS,
   { "connections", 'C', "N", "" },
   { "flush", OPT_FLUSH, NULL, "" },
@@ -90,6 +93,7 @@ struct arguments {
   struct worker_settings settings;
   struct copy_options copy;
   bool no_progress, dest_is_zero;
+  struct image source_image, dest_image;
 };
 
 /* 0, or EXIT_USAGE. */
@@ -128,11 +132,12 @@ is_word (const struct cmd_operand *op, const char *word)
   return op->nr_args == 1 && strcmp (op->argv[0], word) == 0;
 }
 
-/* Are SOURCE and DEST what they can be?  0, or EXIT_USAGE. */
+/* Are SOURCE and DEST what they can be?  An image becomes the command that serves it.  0, or an
+ * exit status. */
 static int
-check_places (struct cmd_line *line, const struct arguments *a)
+check_places (struct cmd_line *line, struct arguments *a)
 {
-  const struct cmd_operand *source = &line->operands[0], *dest = &line->operands[1];
+  struct cmd_operand *source = &line->operands[0], *dest = &line->operands[1];
   bool from_stream = is_word (source, STREAM_NAME), to_stream = is_word (dest, STREAM_NAME);
 
   if (is_word (source, ENDPOINT_NULL))
@@ -147,9 +152,19 @@ check_places (struct cmd_line *line, const struct arguments *a)
     return cmd_usage_error ("--give-up-after: a stream cannot be read or written twice");
   if ((from_stream || to_stream) && a->settings.sync.mode != ENGINE_SYNC_FULL)
     return cmd_usage_error ("--sync: all of a stream is copied");
-  if (!from_stream && !cmd_place_ok (line, source))
+  if (from_stream && a->settings.source_format != NULL)
+    return cmd_usage_error ("--source-format: a stream is a raw disk");
+  if (to_stream && a->settings.dest_format != NULL)
+    return cmd_usage_error ("--dest-format: a stream is a raw disk");
+  if (!from_stream
+      && (!cmd_place_ok (line, source)
+          || !image_place (line, source, "--source-format", a->settings.source_format, false,
+                           &a->source_image)))
     return line->status;
-  if (!to_stream && !is_word (dest, ENDPOINT_NULL) && !cmd_place_ok (line, dest))
+  if (!to_stream && !is_word (dest, ENDPOINT_NULL)
+      && (!cmd_place_ok (line, dest)
+          || !image_place (line, dest, "--dest-format", a->settings.dest_format, true,
+                           &a->dest_image)))
     return line->status;
   return 0;
 }

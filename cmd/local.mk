@@ -1,6 +1,8 @@
 bin_PROGRAMS += nbdmirror
 nbdmirror_SOURCES = \
 	cmd/cmd.h \
+	cmd/container.c \
+	cmd/container.h \
 	cmd/control-query.c \
 	cmd/control-query.h \
 	cmd/completion.c \
@@ -9,6 +11,8 @@ nbdmirror_SOURCES = \
 	cmd/help.c \
 	cmd/hooks.c \
 	cmd/hooks.h \
+	cmd/image.c \
+	cmd/image.h \
 	cmd/main.c \
 	cmd/mirror.c \
 	cmd/options.c \

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "cmd/cmd.h"
 #include "cmd/hooks.h"
+#include "cmd/image.h"
 #include "cmd/show-forecast.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
@@ -66,6 +67,7 @@ static const struct cmd_option options[] = {
     "how long to wait before blocks of a lost session are copied again (default 2s)" },
   { "no-limit-while-holding", OPT_UNLIMITED_HOLD, NULL,
     "the bandwidth limit does not hold while the guest waits" },
+  WORKER_DEST_FORMAT_OPTION,
   WORKER_OPTIONS,
   HOOK_READY_OPTION,
   HOOK_OPTIONS,
@@ -293,6 +295,7 @@ run (struct cmd_line *line)
              .max_write_delay_ms = JOB_MAX_WRITE_DELAY_MS,
              .policy = POLICY_SYNC },
   };
+  struct image dest_image;
   int c, status = 0;
 
   while ((c = cmd_getopt (line)) != -1) {
@@ -307,7 +310,9 @@ run (struct cmd_line *line)
     return line->status;
   if (line->operands[0].nr_args != 1)
     return cmd_usage_error ("CONTROL is the path of a control socket, not a command");
-  if (!cmd_place_ok (line, &line->operands[1]))
+  if (!cmd_place_ok (line, &line->operands[1])
+      || !image_place (line, &line->operands[1], "--dest-format", a.settings.dest_format, true,
+                       &dest_image))
     return line->status;
   a.job.control = line->operands[0].argv[0];
   a.hooks.controls = line->operands[0].argv;

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/image.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -24,6 +25,8 @@ static const struct cmd_option options[] = {
   { "json", 'j', NULL, "print a JSON object" },
   { "bytes", OPT_BYTES, NULL, "read both disks, though their servers serve digests" },
   { "quiet", OPT_QUIET, NULL, "print nothing but errors" },
+  WORKER_SOURCE_FORMAT_OPTION,
+  WORKER_DEST_FORMAT_OPTION,
   WORKER_TIMEOUT_OPTIONS,
   CMD_OPTIONS_END,
 };
@@ -130,6 +133,7 @@ run (struct cmd_line *line)
   struct worker w = { .ready_fd = -1 };
   struct worker_settings s = { 0 };
   struct verify_options o = { 0 };
+  struct image source_image, dest_image;
   bool quiet = false;
   int c, status = 0;
 
@@ -146,7 +150,11 @@ run (struct cmd_line *line)
       return status;
   }
   if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST") || !cmd_place_ok (line, &line->operands[0])
-      || !cmd_place_ok (line, &line->operands[1]))
+      || !cmd_place_ok (line, &line->operands[1])
+      || !image_place (line, &line->operands[0], "--source-format", s.source_format, false,
+                       &source_image)
+      || !image_place (line, &line->operands[1], "--dest-format", s.dest_format, false,
+                       &dest_image))
     return line->status;
   o.endpoint = s.dest.endpoint;
   return compare (line, &o, w.json, quiet);

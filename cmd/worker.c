@@ -182,6 +182,12 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   case WORKER_OPT_BASE_FORMAT:
     s->sync.base_format = optarg;
     break;
+  case WORKER_OPT_SOURCE_FORMAT:
+    s->source_format = optarg;
+    break;
+  case WORKER_OPT_DEST_FORMAT:
+    s->dest_format = optarg;
+    break;
   case WORKER_OPT_GIVE_UP:
     if (!strcmp (optarg, "never"))
       s->give_up_ns = UINT64_MAX;

@@ -36,6 +36,8 @@ enum {
   WORKER_OPT_SPARSE,
   WORKER_OPT_BASE,
   WORKER_OPT_BASE_FORMAT,
+  WORKER_OPT_SOURCE_FORMAT,
+  WORKER_OPT_DEST_FORMAT,
   WORKER_OPT_TRUST_BASE
 };
 #define WORKER_TIMEOUT_OPTIONS                                                                     \
@@ -58,6 +60,16 @@ enum {
     "trust-base", WORKER_OPT_TRUST_BASE, NULL,                                                     \
         "where the destination does not tell the digest of its base, compare 1,000 random blocks " \
         "only"                                                                                     \
+  }
+#define WORKER_SOURCE_FORMAT_OPTION                                                                \
+  {                                                                                                \
+    "source-format", WORKER_OPT_SOURCE_FORMAT, "FORMAT",                                           \
+        "the format of SOURCE, a local image: raw, or another one that qemu-nbd knows"             \
+  }
+#define WORKER_DEST_FORMAT_OPTION                                                                  \
+  {                                                                                                \
+    "dest-format", WORKER_OPT_DEST_FORMAT, "FORMAT",                                               \
+        "the format of DEST, a local image: raw, or another one that qemu-nbd knows"               \
   }
 #define WORKER_SPARSE_OPTION                                                                       \
   {                                                                                                \
@@ -88,6 +100,7 @@ struct worker_settings {
   uint64_t give_up_ns;
   struct session_options dest;
   struct sync_options sync;
+  const char *source_format, *dest_format; /* as for qemu-nbd; NULL: not said */
   enum engine_sparse sparse;
 };
 

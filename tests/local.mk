@@ -29,6 +29,7 @@ unit_tests = \
 	tests/unit/test-engine \
 	tests/unit/test-engine-urgent \
 	tests/unit/test-units \
+	tests/unit/test-container \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
@@ -66,6 +67,7 @@ tests_sim_table_SOURCES = tests/sim/table.c $(simulator)
 tests_sim_table_LDADD = libmirror.la -lm
 
 # What is tested here is in no library.
+tests_unit_test_container_SOURCES = tests/unit/test-container.c cmd/container.c
 tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
 tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate/plan.c
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
@@ -126,6 +128,7 @@ blackbox_tests = \
 	tests/blackbox/synchronous-faults.sh \
 	tests/blackbox/dest-refused.sh \
 	tests/blackbox/dest-faults.sh \
+	tests/blackbox/formats.sh \
 	tests/blackbox/difference-copy.sh \
 	tests/blackbox/difference-live.sh \
 	tests/blackbox/dest-lasting.sh \

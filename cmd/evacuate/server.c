@@ -154,8 +154,9 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
     nr++;
   char *uri = text_printf ("mirror-uri=%s", o->uri);
   const char *const words[]
-      = { "nbdmirror", "serve",        n->disk,     "--socket", sock,       "--control", control,
-          "--export",  o->export_name, "--pidfile", pidfile,    "--detach", "--",        uri };
+      = { "nbdmirror", "serve",     n->disk, "--format", "raw",          "--socket",
+          sock,        "--control", control, "--export", o->export_name, "--pidfile",
+          pidfile,     "--detach",  "--",    uri };
   const unsigned nr_words = sizeof words / sizeof words[0];
   char **argv = calloc (nr_words + nr + 1, sizeof *argv);
   if (argv == NULL)

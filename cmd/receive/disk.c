@@ -31,6 +31,7 @@
 #include "base/fd.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/image.h"
 #include "cmd/receive/disk.h"
 #include "cmd/serve/paths.h"
 #include "cmd/units.h"
@@ -395,6 +396,11 @@ receive_disk_prepare (struct receive_disk *d)
   if (r != EXIT_DONE || (r = check_backing (d)) != EXIT_DONE)
     return r;
   bool exists = stat (d->name, &st) == 0, device = exists && S_ISBLK (st.st_mode);
+  /* A session over ssh comes back to a disk which its own first session has found to be raw. */
+  bool comes_back = d->displace && !d->read_only;
+  if (exists && go_on && !d->format_said && !comes_back
+      && (r = image_refuse_container (d->name, "--format")) != EXIT_DONE)
+    return r;
   if (!exists && errno != ENOENT)
     return failed (d, "cannot be looked at");
   if (exists && (r = check_existing (d, &st)) != EXIT_DONE)

@@ -15,6 +15,7 @@ struct receive_disk {
   /* What the user said. */
   const char *name;
   bool qcow2;
+  bool format_said;           /* else it is raw, unless it looks otherwise */
   const char *backing;        /* or NULL */
   const char *backing_format; /* NULL: by the name */
   bool have_size;

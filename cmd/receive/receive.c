@@ -105,6 +105,7 @@ take_disk_option (struct arguments *a, int c)
     return why == NULL ? 0 : cmd_usage_error ("--size %s: %s", optarg, why);
   case OPT_FORMAT:
     a->disk.qcow2 = strcmp (optarg, "qcow2") == 0;
+    a->disk.format_said = true;
     return a->disk.qcow2 || strcmp (optarg, "raw") == 0
                ? 0
                : cmd_usage_error ("--format %s: must be raw or qcow2", optarg);

@@ -19,13 +19,15 @@
 
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/image.h"
 #include "cmd/serve/nbdkit-args.h"
 #include "cmd/serve/nbdkit-run.h"
 #include "cmd/serve/paths.h"
 
 struct serve {
-  const char *disk; /* as given */
-  char *disk_path;  /* absolute, links resolved; owned, as all char * here */
+  const char *disk;   /* as given */
+  const char *format; /* as for qemu-nbd; NULL: raw, and not said */
+  char *disk_path;    /* absolute, links resolved; owned, as all char * here */
   const char *socket_arg, *control_arg, *pidfile_arg, *export_name;
   char *socket, *control, *pidfile;
   char *filter; /* a path, or "mirror" for nbdkit to find */
@@ -61,6 +63,21 @@ check_disk (struct serve *s)
   return 0;
 }
 
+static bool
+is_raw (const struct serve *s)
+{
+  return s->format == NULL || strcmp (s->format, "raw") == 0;
+}
+
+/* EXIT_DONE, or an exit status after a message. */
+static int
+check_format (const struct serve *s)
+{
+  if (s->format == NULL)
+    return image_refuse_container (s->disk_path, "--format");
+  return is_raw (s) ? EXIT_DONE : image_check (s->disk_path, s->format);
+}
+
 /* ---- the command line ----------------------------------------------------------------------- */
 
 __attribute__ ((format (printf, 2, 3))) static void
@@ -85,10 +102,28 @@ add_mirror_parameters (struct serve *s)
     add_word (s, "mirror-uri=nbd%s+unix:///%s?socket=%s", s->args.tls_required ? "s" : "", name,
               path);
   /* With other filters between, the file's bytes need not be those that the guest sees. */
-  if (!s->args.has_filter && !s->args.has_direct)
+  if (!s->args.has_filter && !s->args.has_direct && is_raw (s))
     add_word (s, "mirror-direct=%s", s->disk_path);
   text_free (name);
   text_free (path);
+}
+
+/* The plugin: the file itself, or a qemu-nbd that nbdkit starts and that ends with its only
+ * connection.  The worker reads through this server, too: what qemu-nbd has in its memory is lost
+ * with it, and then it is lost for all. */
+static void
+add_plugin (struct serve *s)
+{
+  if (is_raw (s)) {
+    add_word (s, "file");
+    add_word (s, "file=%s", s->disk_path);
+    return;
+  }
+  add_word (s, "nbd");
+  add_word (s, "command=qemu-nbd");
+  add_word (s, "arg=--format=%s", s->format);
+  add_word (s, "arg=%s", s->args.read_only ? "--read-only" : "--discard=unmap");
+  add_word (s, "arg=%s", s->disk_path);
 }
 
 static void
@@ -119,8 +154,7 @@ build_command_line (struct serve *s)
   add_word (s, "--filter=%s", s->filter);
   for (i = 0; i < s->args.nr_options; i++)
     add_word (s, "%s", s->args.options[i]);
-  add_word (s, "file");
-  add_word (s, "file=%s", s->disk_path);
+  add_plugin (s);
   for (i = 0; i < s->args.nr_parameters; i++)
     add_word (s, "%s", s->args.parameters[i]);
   add_mirror_parameters (s);
@@ -188,6 +222,9 @@ serve (struct serve *s)
 {
   if (check_disk (s) == -1)
     return EXIT_ERROR;
+  int status = check_format (s);
+  if (status != EXIT_DONE)
+    return status;
   if ((s->socket = server_socket_path ("--socket", s->socket_arg, s->print)) == NULL
       || (s->control = server_socket_path ("--control", s->control_arg, s->print)) == NULL)
     return EXIT_ERROR;
@@ -216,11 +253,22 @@ serve (struct serve *s)
   return s->detach ? nbdkit_run_detached (&run) : nbdkit_become (&run);
 }
 
-enum { OPT_SOCKET = 0x100, OPT_CONTROL, OPT_STATE, OPT_DETACH, OPT_EXPORT, OPT_PRINT, OPT_PIDFILE };
+enum {
+  OPT_SOCKET = 0x100,
+  OPT_FORMAT,
+  OPT_CONTROL,
+  OPT_STATE,
+  OPT_DETACH,
+  OPT_EXPORT,
+  OPT_PRINT,
+  OPT_PIDFILE
+};
 
 static const struct cmd_option options[] = {
   { "socket", OPT_SOCKET, "PATH", "the Unix socket on which the disk is served" },
   { "control", OPT_CONTROL, "PATH", "the control socket, for the other subcommands" },
+  { "format", OPT_FORMAT, "FORMAT",
+    "the format of DISK: raw (default), or another one that qemu-nbd knows, for instance qcow2" },
   { "export", OPT_EXPORT, "NAME", "the name of the export (default: the empty name)" },
   { "detach", OPT_DETACH, NULL, "go to the background, and return when both sockets are ready" },
   { "pidfile", OPT_PIDFILE, "FILE",
@@ -253,6 +301,9 @@ parse (struct cmd_line *line, struct serve *s)
     case OPT_STATE:
       cmd_usage_error ("--state %s: this release keeps no sidecar file; leave it out", optarg);
       return false;
+    case OPT_FORMAT:
+      s->format = optarg;
+      break;
     case OPT_DETACH:
       s->detach = true;
       break;
@@ -304,7 +355,8 @@ const struct subcommand subcommand_serve = {
   "serve",
   "DISK --socket PATH --control PATH [OPTIONS] [-- NBDKIT-ARGS]",
   "Serve a disk over NBD with its changes tracked.",
-  "DISK is a file or a block device with the guest's raw disk.  The guest connects to the\n"
+  "DISK is a file or a block device with the guest's disk, raw unless --format says otherwise.  "
+  "The guest connects to the\n"
   "socket; mirroring is started and watched through the control socket.\n",
   options,
   NULL,

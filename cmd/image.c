@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See image.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "base/child.h"
+#include "base/fd.h"
+#include "cmd/container.h"
+#include "cmd/image.h"
+#include "mirror/endpoint/uri.h"
+
+int
+image_refuse_container (const char *path, const char *option)
+{
+  uint8_t head[CONTAINER_HEAD];
+  struct stat st;
+
+  /* Looked at before it is opened: opening a fifo would wait. */
+  if (stat (path, &st) == -1 || (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)))
+    return EXIT_DONE;
+  int fd = open (path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+  ssize_t n = fd == -1 ? -1 : pread (fd, head, sizeof head, 0);
+  fd_close (&fd);
+  const char *format = n > 0 ? container_format (head, (size_t)n) : NULL;
+  if (format == NULL)
+    return EXIT_DONE;
+  cmd_say ("%s: begins like a container in the format %s, which is not a raw disk: give %s %s if "
+           "it is one, or %s raw if these bytes are the disk's own",
+           path, format, option, format, option);
+  return EXIT_REFUSED;
+}
+
+int
+image_check (const char *path, const char *format)
+{
+  const char *const words[]
+      = { "qemu-img", "info", "--force-share", "--output=json", "-f", format, path, NULL };
+  char *output = NULL;
+
+  int r = child_run (words, &output);
+  json_t *info = r == 0 && output != NULL ? json_loads (output, 0, NULL) : NULL;
+  free (output);
+  if (info == NULL) {
+    if (r == -1 || r == 127)
+      cmd_say ("%s: qemu-img cannot be run: is qemu-utils installed?", path);
+    else
+      cmd_say ("%s: qemu-img cannot read it as %s", path, format);
+    return EXIT_ERROR;
+  }
+  const char *base = json_string_value (json_object_get (info, "backing-filename"));
+  bool guess = base != NULL && json_object_get (info, "backing-filename-format") == NULL;
+  if (guess)
+    cmd_say ("%s: the format of its base %s is not recorded, and it is not guessed: record it with "
+             "'qemu-img rebase -u -b %s -F FORMAT %s'",
+             path, base, base, path);
+  json_decref (info);
+  return guess ? EXIT_REFUSED : EXIT_DONE;
+}
+
+static void
+fill (struct image *image, const char *format, bool writable)
+{
+  const char *const words[IMAGE_WORDS] = { "[",
+                                           "qemu-nbd",
+                                           "--format",
+                                           format,
+                                           "--persistent",
+                                           "--shared=0",
+                                           writable ? "--discard=unmap" : "--read-only",
+                                           image->path,
+                                           "]" };
+
+  for (unsigned i = 0; i < IMAGE_WORDS; i++)
+    image->words[i] = (char *)words[i]; /* exec leaves them alone */
+}
+
+bool
+image_place (struct cmd_line *line, struct cmd_operand *op, const char *option, const char *format,
+             bool writable, struct image *image)
+{
+  bool local = op->nr_args == 1 && uri_kind (op->argv[0]) == URI_NONE;
+
+  if (!local && format != NULL)
+    line->status = cmd_usage_error ("%s is for a local image; the server of %s knows its format",
+                                    option, op->argv[0]);
+  else if (!local || (format != NULL && strcmp (format, "raw") == 0))
+    return true;
+  else if (format == NULL) {
+    line->status = image_refuse_container (op->argv[0], option);
+    return line->status == EXIT_DONE;
+  } else if (realpath (op->argv[0], image->path) == NULL) {
+    cmd_say ("%s: %s%s", op->argv[0], strerror (errno),
+             errno == ENOENT && writable ? ": make it first, with 'qemu-img create'" : "");
+    line->status = EXIT_ERROR;
+  } else
+    line->status = image_check (image->path, format);
+  if (line->status != EXIT_DONE)
+    return false;
+  fill (image, format, writable);
+  op->argv = image->words;
+  op->nr_args = IMAGE_WORDS;
+  return true;
+}

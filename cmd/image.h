@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * SOURCE and DEST as local images in another format than raw: --source-format, --dest-format and
+ * `serve --format`.  qemu-nbd reads and writes them.
+ */
+
+#ifndef NBDMIRROR_CMD_IMAGE_H
+#define NBDMIRROR_CMD_IMAGE_H
+
+#include <limits.h>
+#include <stdbool.h>
+
+#include "cmd/cmd.h"
+
+#define IMAGE_WORDS 9
+
+/* Room for the command that stands for an image. */
+struct image {
+  char path[PATH_MAX];
+  char *words[IMAGE_WORDS];
+};
+
+/* Does PATH, a regular file or a block device, begin like a container?  Returns EXIT_DONE if not,
+ * or if it cannot be read: whoever opens it next says why.  Else EXIT_REFUSED, after a message that
+ * names both ways out: OPTION raw and OPTION with the format's name. */
+int image_refuse_container (const char *path, const char *option);
+
+/* OPTION says that OP is in FORMAT (NULL: it says nothing).  A local image in another format than
+ * raw becomes the command of a qemu-nbd that serves it; IMAGE holds that command, and must live as
+ * long as OP.  A local file that begins like a container is refused if FORMAT is NULL.  True, or
+ * false after a message, with line->status. */
+bool image_place (struct cmd_line *line, struct cmd_operand *op, const char *option,
+                  const char *format, bool writable, struct image *image);
+
+/* Can PATH be opened in FORMAT, without a guess at the format of anything below it?  An overlay
+ * whose base has no recorded format is refused: QEMU would look at the base's first block, which is
+ * a guest's.  EXIT_DONE, or an exit status after a message. */
+int image_check (const char *path, const char *format);
+
+#endif

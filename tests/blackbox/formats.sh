@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that the format of a disk is never guessed: what begins like a container is refused until
+# the user says which it is.  Then a qcow2 overlay is served, mirrored while a guest writes to it,
+# copied and verified, and its base stays as it was.  A qemu-nbd that is killed ends the job, and
+# nothing is ever said to be complete without it.
+. "$(dirname "$0")/lib.sh"
+need qemu-img qemu-nbd
+nbdkit nbd --dump-plugin >/dev/null 2>&1 || skip "nbdkit has no nbd plugin"
+
+size=$((32 << 20))
+
+# refused STATUS WORD COMMAND...: with this exit status, and a message that has WORD.
+refused () {
+  local want=$1 word=$2 got=0; shift 2
+  nbdmirror "$@" >"$tmp/out" 2>&1 </dev/null || got=$?
+  [ "$got" = "$want" ] || fail "$*: exit status $got instead of $want: $(cat "$tmp/out")"
+  grep -q -- "$word" "$tmp/out" || fail "$*: no '$word' in: $(cat "$tmp/out")"
+}
+
+# ---- a container is no raw disk ----
+
+truncate -s "$size" "$tmp/raw"
+start_server src "$tmp/raw"
+for format in qcow2 vmdk vdi vpc vhdx; do
+  image=$tmp/disk.$format
+  qemu-img create -q -f $format "$image" "$size"
+  before=$(sha256sum <"$image")
+  refused 7 "--format $format" serve "$image" --socket "$tmp/s" --control "$tmp/c"
+  refused 7 "--format raw" serve "$image" --socket "$tmp/s" --control "$tmp/c"
+  refused 7 "--source-format $format" copy "$image" "$tmp/new"
+  refused 7 "--dest-format $format" copy "$tmp/raw" "$image"
+  refused 7 "--source-format $format" verify "$image" "$tmp/raw"
+  refused 7 "--dest-format $format" verify "$tmp/raw" "$image"
+  refused 7 "--dest-format $format" mirror "${control[src]}" "$image"
+  refused 7 "--format $format" receive "$image" --resume --socket "$tmp/s"
+  [ ! -e "$tmp/new" ] || fail "$format: a refused copy has made a file"
+  [ "$(sha256sum <"$image")" = "$before" ] || fail "$format: the image was changed"
+done
+stop src
+
+# The user's word is enough.
+nbdmirror copy "$tmp/disk.qcow2" "$tmp/bytes" --source-format raw 2>/dev/null </dev/null ||
+  fail "--source-format raw: exit status $?"
+cmp "$tmp/disk.qcow2" "$tmp/bytes" || fail "--source-format raw: the bytes differ"
+
+# What is no image, or none of this format, is named.
+refused 1 "cannot read it as qcow2" copy "$tmp/raw" "$tmp/new" --source-format qcow2
+refused 1 "cannot read it as qcow2" serve "$tmp/raw" --format qcow2 --socket "$tmp/s" \
+  --control "$tmp/c"
+refused 1 "make it first" copy "$tmp/raw" "$tmp/new" --dest-format qcow2
+refused 2 "is for a local image" copy "$tmp/raw" nbd://localhost/ --dest-format qcow2
+refused 2 "a stream is a raw disk" copy - "$tmp/new" --source-format qcow2
+
+# A base whose format is not recorded would have to be guessed.
+random_disk "$tmp/base" "$size"
+qemu-img create -q -f qcow2 -b "$tmp/base" -F raw "$tmp/vm.qcow2"
+cp "$tmp/vm.qcow2" "$tmp/guess.qcow2"
+qemu-img rebase -u -f qcow2 -b "$tmp/base" -F "" "$tmp/guess.qcow2" 2>/dev/null || :
+if ! qemu-img info "$tmp/guess.qcow2" | grep -q 'backing file format'; then
+  refused 7 "is not recorded" serve "$tmp/guess.qcow2" --format qcow2 --socket "$tmp/s" \
+    --control "$tmp/c"
+fi
+
+# ---- copy and verify ----
+
+qemu-img create -q -f qcow2 "$tmp/copy.qcow2" "$size"
+nbdmirror copy "$tmp/base" "$tmp/copy.qcow2" --dest-format qcow2 2>"$tmp/log" </dev/null ||
+  fail "copy to qcow2: $(cat "$tmp/log")"
+qemu-img compare -q -f raw -F qcow2 "$tmp/base" "$tmp/copy.qcow2" || fail "copy to qcow2 differs"
+nbdmirror verify "$tmp/vm.qcow2" "$tmp/copy.qcow2" --source-format qcow2 --dest-format qcow2 \
+  >"$tmp/log" 2>&1 </dev/null || fail "verify: $(cat "$tmp/log")"
+qemu-io -f qcow2 -c "write -P 7 1M 512" "$tmp/copy.qcow2" >/dev/null
+refused 5 "offset 1048576" verify "$tmp/vm.qcow2" "$tmp/copy.qcow2" --source-format qcow2 \
+  --dest-format qcow2
+
+# ---- an overlay is mirrored while its guest writes ----
+
+base=$(sha256sum <"$tmp/base")
+cp "$tmp/base" "$tmp/shadow"
+start_server vm "$tmp/vm.qcow2" --format qcow2
+start_dest dst file "$size"
+start_guest guest "${uri[vm]}" --shadow "$tmp/shadow"
+nbdmirror mirror "${control[vm]}" "${uri[dst]}" --max-downtime 1s --bandwidth 20M \
+  --on-ready complete --report "$tmp/report" 2>"$tmp/mirror.log" </dev/null ||
+  fail "mirror: $(tail -n 1 "$tmp/mirror.log")"
+ends_well guest 20
+[ "$(field fenced <"$tmp/guest.json")" = true ] || fail "the guest was not refused at the end"
+equal "${uri[vm]}" "${uri[dst]}"
+compare "$tmp/shadow" "${uri[dst]}" || fail "the destination is not what the guest wrote"
+qemu_nbd=$(child_of vm qemu-nbd)
+stop vm
+wait_for 10 eval '! kill -0 '"$qemu_nbd"' 2>/dev/null'
+qemu-img check -q "$tmp/vm.qcow2" || fail "the overlay is damaged"
+qemu-img compare -q -f qcow2 -F raw "$tmp/vm.qcow2" "$tmp/dst.img" || fail "the overlay differs"
+[ "$(sha256sum <"$tmp/base")" = "$base" ] || fail "the base was written to"
+rm -f "$tmp/vm.control.fence"
+
+# ---- a killed qemu-nbd, and a killed nbdkit ----
+
+start_server vm "$tmp/vm.qcow2" --format qcow2
+spawn mirror nbdmirror mirror "${control[vm]}" "${uri[dst]}" --restart --bandwidth 8M \
+  --give-up-after 1s --on-ready complete
+wait_state "${control[vm]}" copying 10
+kill -KILL "$(child_of vm qemu-nbd)"
+wait_exit mirror 30
+[ "$status" != 0 ] || fail "the job says that it is done, and its source is dead"
+[ "$(status_of "${control[vm]}" gate)" = open ] || fail "the gate is not open"
+"$python" - "${uri[vm]}" <<'EOF' || fail "a dead disk answers writes"
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+try:
+    h.pwrite(b"x" * 512, 0)
+except nbd.Error:
+    sys.exit(0)
+sys.exit(1)
+EOF
+stop vm
+
+start_server vm "$tmp/vm.qcow2" --format qcow2
+qemu_nbd=$(child_of vm qemu-nbd)
+[ -n "$qemu_nbd" ] || fail "no qemu-nbd was started"
+kill -KILL "${pid[vm]}"
+wait_exit vm 10
+wait_for 10 eval '! kill -0 '"$qemu_nbd"' 2>/dev/null'
+qemu-img check -q "$tmp/vm.qcow2" || fail "the image is damaged"
