@@ -35,8 +35,11 @@
 /* The text is one line, followed by zero bytes.  Its first word says how far it is:
  *   computing DONE SIZE     bytes
  *   done DIGEST
- *   failed REASON */
+ *   failed REASON
+ * A second line, "written", follows if the disk may hold something else than its base: it is no new
+ * image, or a client has changed it.  Whoever tells the text keeps that as the byte behind it. */
 #define DIGEST_BASE_SIZE 512u
+#define DIGEST_BASE_WRITTEN "written\n"
 
 /* One request may ask for the digests of so many bytes of the disk. */
 #define DIGEST_REQUEST_MAX (64u << 20)

@@ -268,7 +268,8 @@ receive_start_digest (struct receive_server *s)
   s->base_fd = s->disk->backing != NULL ? memfd_create ("nbdmirror-base", MFD_CLOEXEC) : -1;
   if (s->disk->backing == NULL)
     return 0;
-  if (s->base_fd == -1 || ftruncate (s->base_fd, DIGEST_BASE_SIZE) == -1) {
+  if (s->base_fd == -1 || ftruncate (s->base_fd, DIGEST_BASE_SIZE + 1) == -1
+      || (s->disk->resume && pwrite (s->base_fd, "w", 1, DIGEST_BASE_SIZE) == -1)) {
     cmd_say ("%s", strerror (errno));
     return -1;
   }

@@ -58,7 +58,8 @@ on_progress (void *opaque, uint64_t done, uint64_t size)
 
 /* Wait until the destination has computed its digest.  CH reads what it tells. */
 static enum job_result
-wait_for_theirs (struct proving *v, struct channel *ch, char text[DIGEST_WHOLE_TEXT], char **error)
+wait_for_theirs (struct proving *v, struct channel *ch, char text[DIGEST_WHOLE_TEXT], bool *written,
+                 char **error)
 {
   const struct base_proof *p = v->p;
   _Alignas(4096) char told[4096];
@@ -78,6 +79,7 @@ wait_for_theirs (struct proving *v, struct channel *ch, char text[DIGEST_WHOLE_T
         && length == 5 + DIGEST_WHOLE_TEXT - 1) {
       memcpy (text, told + 5, DIGEST_WHOLE_TEXT - 1);
       text[DIGEST_WHOLE_TEXT - 1] = '\0';
+      *written = strcmp (told + length + 1, DIGEST_BASE_WRITTEN) == 0;
       return JOB_COMPLETED;
     }
     if (told[length] == '\n' && strncmp (told, "failed ", 7) == 0) {
@@ -101,7 +103,7 @@ prove_by_digests (struct proving *v, struct endpoint *theirs, char **error)
   const struct image_digest_options o
       = { .path = p->sync->base, .format = format, .opaque = v, .progress = on_progress };
   char our_text[DIGEST_WHOLE_TEXT], their_text[DIGEST_WHOLE_TEXT];
-  bool kept;
+  bool kept, written = false;
 
   struct channel *ch = channel_open (theirs, NULL, error);
   if (ch == NULL)
@@ -111,13 +113,21 @@ prove_by_digests (struct proving *v, struct endpoint *theirs, char **error)
   if (image_digest (p->base, &o, our_text, &kept, error) == -1)
     result = atomic_load (p->signal) != 0 ? JOB_CANCELLED : JOB_FAILED;
   else
-    result = wait_for_theirs (v, ch, their_text, error);
+    result = wait_for_theirs (v, ch, their_text, &written, error);
   channel_close (ch);
   if (result == JOB_COMPLETED && strcmp (our_text, their_text) != 0) {
     text_error (error,
                 "refused: the destination has another base image: the digest of %s is %s, the"
                 " destination's base has %s",
                 p->sync->base, our_text, their_text);
+    return JOB_REFUSED;
+  }
+  /* What an earlier job has sent is found by its own resumed workers alone (REGION_VISITED). */
+  if (result == JOB_COMPLETED && written && !p->resumed) {
+    text_error (error,
+                "refused: %s has its base, but may hold more: it is no new image, or was written to"
+                " since; use --sync compare",
+                p->dest_argv[0]);
     return JOB_REFUSED;
   }
   return result;

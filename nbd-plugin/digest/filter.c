@@ -251,12 +251,37 @@ refuse (struct handle *h, uint32_t count, int *err)
 static int
 read_base (void *buf, uint32_t count, uint64_t offset, int *err)
 {
-  memset (buf, 0, count);
-  if (pread (base_fd, buf, count, (off_t)offset) != -1)
+  char text[DIGEST_BASE_SIZE + 1] = "";
+
+  if (pread (base_fd, text, sizeof text, 0) == -1) {
+    *err = errno;
+    nbdkit_error ("the digest of the base image cannot be read: %m");
+    return -1;
+  }
+  bool written = text[DIGEST_BASE_SIZE] != '\0';
+  text[DIGEST_BASE_SIZE] = '\0';
+  size_t length = strlen (text);
+  if (written && length + sizeof DIGEST_BASE_WRITTEN <= DIGEST_BASE_SIZE)
+    memcpy (text + length, DIGEST_BASE_WRITTEN, sizeof DIGEST_BASE_WRITTEN);
+  memcpy (buf, text + offset, count);
+  return 0;
+}
+
+/* The disk is going to be changed: from now on it holds more than its base.  0, or -1 with *ERR. */
+static int
+note_written (int *err)
+{
+  static _Atomic bool noted;
+
+  if (base_fd == -1 || atomic_load (&noted))
     return 0;
-  *err = errno;
-  nbdkit_error ("the digest of the base image cannot be read: %m");
-  return -1;
+  if (pwrite (base_fd, "w", 1, DIGEST_BASE_SIZE) != 1) {
+    *err = EIO;
+    nbdkit_error ("that the disk is written to cannot be noted: %m");
+    return -1;
+  }
+  atomic_store (&noted, true);
+  return 0;
 }
 
 static int
@@ -366,6 +391,32 @@ digest_extents (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset
   return 0;
 }
 
+/* ---- changes --------------------------------------------------------------------------------- */
+
+static int
+digest_pwrite (nbdkit_next *next, void *handle, const void *buf, uint32_t count, uint64_t offset,
+               uint32_t flags, int *err)
+{
+  (void)handle;
+  return note_written (err) == -1 ? -1 : next->pwrite (next, buf, count, offset, flags, err);
+}
+
+static int
+digest_trim (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+             int *err)
+{
+  (void)handle;
+  return note_written (err) == -1 ? -1 : next->trim (next, count, offset, flags, err);
+}
+
+static int
+digest_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+             int *err)
+{
+  (void)handle;
+  return note_written (err) == -1 ? -1 : next->zero (next, count, offset, flags, err);
+}
+
 static struct nbdkit_filter filter = {
   .name = "digest",
   .longname = "nbdkit digest filter",
@@ -381,6 +432,9 @@ static struct nbdkit_filter filter = {
   .can_write = digest_can_write,
   .can_cache = digest_can_cache,
   .pread = digest_pread,
+  .pwrite = digest_pwrite,
+  .trim = digest_trim,
+  .zero = digest_zero,
   .extents = digest_extents,
 };
 

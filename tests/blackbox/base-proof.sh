@@ -83,6 +83,22 @@ has_to_exit 0 nbdmirror rollback "${control[src]}" --destination-stopped \
 [ "$(stat -c '%Y %Z %s %i' "$tmp/there/base.qcow2")" = "$(cut -d ' ' -f 5-8 <<<"$before")" ] ||
   fail "the base was changed"
 
+# The right base, but an overlay that an earlier job has written to: the guest has turned back since
+# what that job sent, and nothing but the overlay tells.
+received dst "$tmp/there/base.qcow2" qcow2
+has_to_exit 0 nbdmirror copy "$tmp/disk" "${uri[dst]}" --sync base --base "$tmp/base"
+for again in same-server resumed; do
+  has_to_exit 7 nbdmirror copy "$tmp/base" "${uri[dst]}" --sync base --base "$tmp/base"
+  grep -q -- '--sync compare' "$tmp/err" || fail "$again: wrong reason: $(cat "$tmp/err")"
+  [ $again = resumed ] && break
+  stop dst
+  start_receive dst "$tmp/there/disk.qcow2" --format qcow2 --resume \
+    --backing "$tmp/there/base.qcow2" --backing-format qcow2
+done
+has_to_exit 0 nbdmirror copy "$tmp/base" "${uri[dst]}" --sync compare
+equal "$tmp/base" "${uri[dst]}"
+stop dst
+
 # One byte that differs in the destination's base.
 cp "$tmp/base" "$tmp/there/wrong"
 poke "$tmp/there/wrong" 20000000
