@@ -355,9 +355,9 @@ const struct subcommand subcommand_serve = {
   "serve",
   "DISK --socket PATH --control PATH [OPTIONS] [-- NBDKIT-ARGS]",
   "Serve a disk over NBD with its changes tracked.",
-  "DISK is a file or a block device with the guest's disk, raw unless --format says otherwise.  "
-  "The guest connects to the\n"
-  "socket; mirroring is started and watched through the control socket.\n",
+  "DISK is a file or a block device with the guest's disk, raw unless --format is given.\n"
+  "The guest connects to the socket; mirroring is started and watched through the control\n"
+  "socket.\n",
   options,
   NULL,
   "NBDKIT-ARGS are further options of nbdkit and KEY=VALUE parameters for it, its file plugin\n"
