@@ -194,6 +194,8 @@ connect_message (const char *path, int err)
 {
   struct stat st;
 
+  if (err == ENOENT && strstr (path, "://") != NULL)
+    return text_printf ("%s: this is a URI, not a control socket (CONTROL comes first)", path);
   if (err == ENOENT)
     return text_printf ("%s: no such control socket (is the server running?)", path);
   if (err == ECONNREFUSED && stat (path, &st) == 0 && !S_ISSOCK (st.st_mode))

@@ -297,6 +297,7 @@ control_test (client, nobody_there)
   char *error;
 
   expect_no_connection (fx.path, 1000, "no such control socket (is the server running?)");
+  expect_no_connection ("nbd://hostb/", 1000, "this is a URI, not a control socket");
   cr_assert_eq (wire_address (fx.path, &sa, &error), 0);
   cr_assert_eq (bind (sock, (struct sockaddr *)&sa, sizeof sa), 0);
   expect_no_connection (fx.path, 1000, "nobody is listening (the server has ended)");
