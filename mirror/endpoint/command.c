@@ -280,6 +280,10 @@ command_ended (struct command *cmd)
   if (WIFSIGNALED (cmd->wait_status))
     return text_printf ("the command was ended by signal %d (%s)", WTERMSIG (cmd->wait_status),
                         strsignal (WTERMSIG (cmd->wait_status)));
+  /* A server that is made for one connection ends in order when that is closed. */
+  if (!cmd->stdio && WEXITSTATUS (cmd->wait_status) == 0)
+    return text_copy ("the command ended with status 0 before it was stopped; does it serve one "
+                      "connection only? (qemu-nbd needs -t)");
   return text_printf ("the command ended with status %d", WEXITSTATUS (cmd->wait_status));
 }
 

@@ -129,7 +129,8 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
   if (opts.digests || opts.base_digest) {
     opts.writable = opts.will_write = opts.create = opts.ask_digests = false;
     if (nr_args != 1 || kind == URI_NONE) {
-      endpoint_fail (errnum, error, ENOTSUP, "%s: there is no server to ask for digests", argv[0]);
+      endpoint_fail (errnum, error, ENOTSUP, "%s: there is no server to ask for digests",
+                     nr_args == 1 ? argv[0] : argv[1]);
       return NULL;
     }
   }
