@@ -124,6 +124,7 @@ extern const struct subcommand subcommand_cancel;
 extern const struct subcommand subcommand_complete;
 extern const struct subcommand subcommand_migrate;
 extern const struct subcommand subcommand_rollback;
+extern const struct subcommand subcommand_state;
 extern const struct subcommand subcommand_verify;
 extern const struct subcommand subcommand_digest;
 extern const struct subcommand subcommand_evacuate;

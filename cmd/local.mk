@@ -25,6 +25,7 @@ nbdmirror_SOURCES = \
 	cmd/show-forecast.h \
 	cmd/show-progress.c \
 	cmd/show-progress.h \
+	cmd/state.c \
 	cmd/status.c \
 	cmd/units.c \
 	cmd/units.h \

@@ -267,6 +267,23 @@ bitmap_empty (const struct region *r, enum region_array a)
   return atomic_load (&r->hdr->clears_begun[a]) == begun;
 }
 
+bool
+bitmap_or_words (const struct region *r, enum region_array a, uint64_t w, uint64_t count,
+                 uint64_t *words)
+{
+  aword *summary = summary_of (r, a);
+
+  /* In this order, as in bitmap_empty(). */
+  uint64_t done = atomic_load (&r->hdr->clears_done[a]);
+  uint64_t begun = atomic_load (&r->hdr->clears_begun[a]);
+  if (begun != done)
+    return false;
+  for (uint64_t i = 0; i < count; i++, w++)
+    if ((atomic_load (&summary[w / 64]) >> (w % 64) & 1) != 0)
+      words[i] |= word_from (r, a, w, 0);
+  return atomic_load (&r->hdr->clears_begun[a]) == begun;
+}
+
 void
 bitmap_clear_all (struct region *r, enum region_array a)
 {

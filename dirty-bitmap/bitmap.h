@@ -54,6 +54,13 @@ uint64_t bitmap_count (const struct region *r, enum region_array a);
  * false of an empty array.  O(summary). */
 bool bitmap_empty (const struct region *r, enum region_array a);
 
+/* OR the COUNT 64-bit words from word W on into WORDS.  Looks at the bits through the summary, so
+ * that untouched memory stays untouched.  False, and WORDS may lack bits, if a clearer was at work:
+ * try again later.  A bit whose setter had returned before the call, and that stayed set throughout
+ * it, is there otherwise. */
+bool bitmap_or_words (const struct region *r, enum region_array a, uint64_t w, uint64_t count,
+                      uint64_t *words);
+
 /* Clear every bit of the array, and correct the counter by what was cleared.  O(summary). */
 void bitmap_clear_all (struct region *r, enum region_array a);
 

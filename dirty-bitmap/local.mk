@@ -5,4 +5,8 @@ libdirtybitmap_la_SOURCES = \
 	dirty-bitmap/claims.h dirty-bitmap/claims.c \
 	dirty-bitmap/samples.h dirty-bitmap/samples.c \
 	dirty-bitmap/urgent.h dirty-bitmap/urgent.c \
+	dirty-bitmap/state/format.h dirty-bitmap/state/format.c \
+	dirty-bitmap/state/recover.c \
+	dirty-bitmap/state/state.h dirty-bitmap/state/state.c \
+	dirty-bitmap/state/work.c \
 	dirty-bitmap/watch.h dirty-bitmap/watch.c

@@ -6,7 +6,8 @@ pods = \
 	docs/nbdmirror-migrate.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdkit-digest-filter.pod \
-	docs/nbdmirror-control.pod
+	docs/nbdmirror-control.pod \
+	docs/nbdmirror-state.pod
 EXTRA_DIST += $(pods) docs/design.md docs/where.md \
 	docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
 
@@ -17,7 +18,8 @@ man_MANS += \
 	docs/nbdmirror-migrate.1 \
 	docs/nbdkit-mirror-filter.1 \
 	docs/nbdkit-digest-filter.1 \
-	docs/nbdmirror-control.7
+	docs/nbdmirror-control.7 \
+	docs/nbdmirror-state.5
 CLEANFILES += $(man_MANS)
 
 pod2man_section = $(POD2MAN) --utf8 --errors=die --center="nbdmirror" \
@@ -26,6 +28,9 @@ pod2man_section = $(POD2MAN) --utf8 --errors=die --center="nbdmirror" \
 docs/nbdmirror.1: docs/nbdmirror.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror \
 	  $(srcdir)/docs/nbdmirror.pod $@.tmp && mv $@.tmp $@
+docs/nbdmirror-state.5: docs/nbdmirror-state.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=5 --name=nbdmirror-state \
+	  $(srcdir)/docs/nbdmirror-state.pod $@.tmp && mv $@.tmp $@
 docs/nbdmirror-migrate.1: docs/nbdmirror-migrate.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror-migrate \
 	  $(srcdir)/docs/nbdmirror-migrate.pod $@.tmp && mv $@.tmp $@

@@ -88,6 +88,14 @@ tests_unit_test_endpoint_file_SOURCES = tests/unit/test-endpoint-file.c $(endpoi
 tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
 EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h
 
+# ---- crash states of the state file -------------------------------------------------
+
+check_PROGRAMS += tests/crash/crash
+tests_crash_crash_LDADD = libdirtybitmap.la libbase.la
+crash_tests = tests/crash/crash tests/crash/mutations.sh
+TESTS += $(crash_tests)
+EXTRA_DIST += tests/crash/mutations.sh
+
 # ---- black-box tests --------------------------------------------------------------
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
 
@@ -136,6 +144,7 @@ blackbox_tests = \
 	tests/blackbox/quarantine-busy.sh \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/serve.sh \
+	tests/blackbox/state-file.sh \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/busy-server.sh \

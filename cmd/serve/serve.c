@@ -28,7 +28,7 @@ struct serve {
   const char *disk;   /* as given */
   const char *format; /* as for qemu-nbd; NULL: raw, and not said */
   char *disk_path;    /* absolute, links resolved; owned, as all char * here */
-  const char *socket_arg, *control_arg, *pidfile_arg, *export_name;
+  const char *socket_arg, *control_arg, *state_arg, *pidfile_arg, *export_name;
   char *socket, *control, *pidfile;
   char *filter; /* a path, or "mirror" for nbdkit to find */
   bool detach, print;
@@ -96,6 +96,8 @@ add_mirror_parameters (struct serve *s)
   char *name = server_escape (s->export_name), *path = server_escape (s->socket);
 
   add_word (s, "mirror-control=%s", s->control);
+  if (s->state_arg != NULL)
+    add_word (s, "mirror-state=%s", s->state_arg);
   if (s->export_name[0] != '\0')
     add_word (s, "mirror-export=%s", s->export_name);
   if (!s->args.has_uri)
@@ -277,7 +279,7 @@ static const struct cmd_option options[] = {
   { "print", OPT_PRINT, NULL, "print the nbdkit command line and do nothing" },
   { "dry-run", OPT_PRINT, NULL, NULL },
   { "state", OPT_STATE, "FILE",
-    "reserved for tracking that survives a crash; refused in this release" },
+    "keep the mirror job in FILE, so that it survives a crash of the server or the host" },
   CMD_OPTIONS_END,
 };
 
@@ -299,8 +301,8 @@ parse (struct cmd_line *line, struct serve *s)
       s->control_arg = optarg;
       break;
     case OPT_STATE:
-      cmd_usage_error ("--state %s: this release keeps no sidecar file; leave it out", optarg);
-      return false;
+      s->state_arg = optarg;
+      break;
     case OPT_FORMAT:
       s->format = optarg;
       break;

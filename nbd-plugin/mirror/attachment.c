@@ -98,6 +98,7 @@ attachment_drop_region (struct mirror *m)
 
   if (old == NULL)
     return;
+  persist_region (m, NULL);
   pace_end (&m->pace); /* waiters sleep on words of the region */
   tracker_remove (&m->tracker, old);
   a->region = NULL;
@@ -142,6 +143,11 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
     return NULL;
   }
   *resumed = old != NULL && strcmp (start, "resume") == 0;
+  if (!*resumed && persist_begin (m, &geo, error) == -1) {
+    tracker_remove (&m->tracker, fresh);
+    region_free (fresh);
+    return NULL;
+  }
   if (*resumed)
     region_merge (fresh, old);
   else {
@@ -153,6 +159,7 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
   }
   if (a->ghost != NULL)
     claims_quarantine_from (fresh, a->ghost);
+  persist_region (m, fresh);
   pace_end (&m->pace);
   region_free (a->ghost);
   a->ghost = NULL;

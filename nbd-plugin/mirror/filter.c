@@ -43,6 +43,7 @@ NBDKIT_DLL_PUBLIC int mirror_debug_gate = 0;
  */
 struct handle {
   unsigned shard;
+  bool flushes_all; /* its flushes cover what other connections have written */
 };
 
 static void
@@ -60,12 +61,14 @@ mirror_unload (void)
 {
   if (--mirror.loaded > 0)
     return;
+  persist_close (&mirror);
   attachment_free (&mirror);
   fence_close (&mirror.fence);
   pace_destroy (&mirror.pace);
   tracker_destroy (&mirror.tracker);
   free (mirror.config.control);
   free (mirror.config.direct);
+  free (mirror.persist.path);
 }
 
 static int
@@ -130,10 +133,12 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
     mirror.config.serialized = yes == 1;
     return yes == -1 ? -1 : 0;
   }
-  if (strcmp (key, "mirror-state") == 0) {
-    nbdkit_error ("mirror-state: this version keeps no state across restarts; leave the parameter"
-                  " out");
-    return -1;
+  if (strcmp (key, "mirror-state") == 0)
+    return absolute_path (key, value, &mirror.persist.path);
+  if (strcmp (key, "mirror-state-volatile") == 0) {
+    int yes = nbdkit_parse_bool (value);
+    mirror.persist.is_volatile = yes == 1;
+    return yes == -1 ? -1 : 0;
   }
   return next (nxdata, key, value);
 }
@@ -216,6 +221,8 @@ mirror_get_ready (int thread_model)
   if (mirror.fence.state != FENCE_NONE)
     gate_fence (&mirror.gate, mirror.fence.record.generation);
 
+  if (persist_open (&mirror, &error) == -1)
+    goto failed;
   mirror.server = control_server_new (mirror.config.control, PACKAGE_NAME " " PACKAGE_VERSION,
                                       &mirror_server_ops, &mirror, &error);
   if (mirror.server == NULL)
@@ -236,7 +243,7 @@ mirror_after_fork (nbdkit_backend *backend)
   (void)backend;
   mirror.serving = true;
   mirror.socket_owner = getpid ();
-  if (mirror_thread_start (&mirror) == -1) {
+  if (persist_start (&mirror) == -1 || mirror_thread_start (&mirror) == -1) {
     nbdkit_error ("pthread_create: %m");
     return -1;
   }
@@ -250,6 +257,7 @@ mirror_cleanup (nbdkit_backend *backend)
   mirror_thread_stop (&mirror);
   mirror.socket_owner = 0;
   measurement_end (&mirror);
+  persist_close (&mirror);
   attachment_free (&mirror);
   gate_destroy (&mirror.gate);
 }
@@ -286,11 +294,13 @@ mirror_prepare (nbdkit_next *next, void *handle, int readonly)
 {
   char *error = NULL;
 
-  (void)handle;
+  struct handle *h = handle;
+
   (void)readonly;
   int64_t size = next->get_size (next);
   if (size == -1)
     return -1;
+  h->flushes_all = mirror.persist.open && next->can_multi_conn (next) == 1;
   if (tracker_opened (&mirror.tracker, (uint64_t)size, mirror.config.block_size, &error) == 0)
     return 0;
   nbdkit_error ("%s", error);
@@ -320,12 +330,24 @@ log_refusal (void)
     nbdkit_error ("this disk was handed over: writes are refused until a rollback (logged once)");
 }
 
+/* A mutation that is under way. */
+struct mutation {
+  uint64_t offset;
+  uint32_t count, flags;
+  bool noted; /* state_leave() is owed */
+};
+
 /* 0 if the mutation may go on and is counted, else -1 with *ERR. */
 static int
-enter (struct handle *h, int *err)
+enter (struct handle *h, struct mutation *m, int *err)
 {
   int r = gate_enter (&mirror.gate, h->shard, probe, NULL);
 
+  if (r == 0 && mirror.persist.open) {
+    r = state_enter (&mirror.persist.state, m->offset, m->count, probe, NULL, &m->noted);
+    if (r != 0)
+      gate_leave (&mirror.gate, h->shard);
+  }
   if (r == 0)
     return 0;
   if (r == EPERM)
@@ -335,12 +357,14 @@ enter (struct handle *h, int *err)
 }
 
 static void
-leave (struct handle *h, uint64_t offset, uint32_t count, uint32_t flags)
+leave (struct handle *h, const struct mutation *m)
 {
-  uint64_t dirtied = tracker_mark (&mirror.tracker, offset, count);
+  uint64_t dirtied = tracker_mark (&mirror.tracker, m->offset, m->count);
+  if (m->noted)
+    state_leave (&mirror.persist.state, m->offset, m->count);
   gate_leave (&mirror.gate, h->shard);
-  uint32_t kind = URGENT_WRITE | ((flags & NBDKIT_FLAG_FUA) != 0 ? URGENT_FLUSH : 0);
-  pace_after (&mirror.pace, kind, offset, count, dirtied, probe, NULL);
+  uint32_t kind = URGENT_WRITE | ((m->flags & NBDKIT_FLAG_FUA) != 0 ? URGENT_FLUSH : 0);
+  pace_after (&mirror.pace, kind, m->offset, m->count, dirtied, probe, NULL);
 }
 
 static int
@@ -348,11 +372,12 @@ mirror_pwrite (nbdkit_next *next, void *handle, const void *buf, uint32_t count,
                uint32_t flags, int *err)
 {
   struct handle *h = handle;
+  struct mutation m = { .offset = offset, .count = count, .flags = flags };
 
-  if (enter (h, err) == -1)
+  if (enter (h, &m, err) == -1)
     return -1;
   int r = next->pwrite (next, buf, count, offset, flags, err);
-  leave (h, offset, count, flags);
+  leave (h, &m);
   return r;
 }
 
@@ -361,11 +386,12 @@ mirror_trim (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, u
              int *err)
 {
   struct handle *h = handle;
+  struct mutation m = { .offset = offset, .count = count, .flags = flags };
 
-  if (enter (h, err) == -1)
+  if (enter (h, &m, err) == -1)
     return -1;
   int r = next->trim (next, count, offset, flags, err);
-  leave (h, offset, count, flags);
+  leave (h, &m);
   return r;
 }
 
@@ -374,19 +400,23 @@ mirror_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, u
              int *err)
 {
   struct handle *h = handle;
+  struct mutation m = { .offset = offset, .count = count, .flags = flags };
 
-  if (enter (h, err) == -1)
+  if (enter (h, &m, err) == -1)
     return -1;
   int r = next->zero (next, count, offset, flags, err);
-  leave (h, offset, count, flags);
+  leave (h, &m);
   return r;
 }
 
 static int
 mirror_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
 {
-  (void)handle;
+  struct handle *h = handle;
+  uint32_t begun = mirror.persist.open ? state_flush_begins (&mirror.persist.state) : 0;
   int r = next->flush (next, flags, err);
+  if (r == 0 && begun != 0 && h->flushes_all)
+    state_flush_ended (&mirror.persist.state, begun);
   pace_after (&mirror.pace, URGENT_FLUSH, 0, 0, 0, probe, NULL);
   return r;
 }

@@ -12,6 +12,7 @@
  *   gate, pace, tracker, fence, process, relay,  know nothing of each other, except that the pace
  *   shutdown                                     uses a type of the gate
  *   attachment, measurement                      the worker and its region; a region for onlookers
+ *   persist                                      the job in a file
  *   participant                                  this disk's part in a hand-off
  *   status, events                               what clients are told; they change nothing
  *   thread, commands                             call all of the above
@@ -41,6 +42,7 @@
 #include "nbd-plugin/mirror/measurement.h"
 #include "nbd-plugin/mirror/pace.h"
 #include "nbd-plugin/mirror/participant.h"
+#include "nbd-plugin/mirror/persist.h"
 #include "nbd-plugin/mirror/tracker.h"
 
 #define DEFAULT_ID "mirror"
@@ -68,6 +70,8 @@ struct mirror {
   struct pace pace;
   _Atomic unsigned next_shard;     /* of the gate's counter, for the next connection */
   _Atomic uint64_t refusal_logged; /* generation of the fence that was told of, + 1 */
+
+  struct persist persist;
 
   struct fence fence;
   struct control_server *server;

@@ -147,6 +147,15 @@ gate_wait (struct gate *g, unsigned shard, gate_probe *probe, void *opaque)
   }
 }
 
+bool
+gate_all_passed (const struct gate *g, uint32_t *seen)
+{
+  for (unsigned i = 0; i < GATE_SHARDS; i++)
+    if (atomic_load (&g->in_flight[i].n) == 0)
+      *seen |= 1u << i;
+  return *seen == ALL_SHARDS;
+}
+
 uint64_t
 gate_in_flight (const struct gate *g)
 {

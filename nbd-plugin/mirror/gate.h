@@ -109,6 +109,9 @@ gate_leave (struct gate *g, unsigned shard)
     gate_wake (g);
 }
 
+/* Has every mutation that was below when *SEEN was set to 0 ended?  Call it again until it has. */
+bool gate_all_passed (const struct gate *g, uint32_t *seen);
+
 /* Mutations below now; a sum of looks at different instants, for status only. */
 uint64_t gate_in_flight (const struct gate *g);
 

@@ -19,6 +19,8 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/pace.h \
 	nbd-plugin/mirror/participant.c \
 	nbd-plugin/mirror/participant.h \
+	nbd-plugin/mirror/persist.c \
+	nbd-plugin/mirror/persist.h \
 	nbd-plugin/mirror/process.c \
 	nbd-plugin/mirror/process.h \
 	nbd-plugin/mirror/relay.c \

@@ -197,6 +197,7 @@ mirror_status (struct mirror *m)
   add_region (o, a->region);
   add_gate (o, m);
   add_pace (o, m);
+  persist_status (m, o);
   json_object_set_new (o, "version", json_string (PACKAGE_VERSION));
   return o;
 }

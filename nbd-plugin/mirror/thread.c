@@ -43,6 +43,7 @@ mirror_tick (struct mirror *m)
   if (relay_expire (&m->attachment.relays))
     participant_abort (m, "GenericError", "worker does not answer");
   participant_tick (m);
+  persist_tick (m);
   pace_tick (&m->pace, (int64_t)clock_ns ());
   mirror_tell (m);
 }
@@ -56,7 +57,8 @@ is_idle (const struct mirror *m, const struct pace_view *pace)
   const struct attachment *a = &m->attachment;
 
   return !m->participant.active && m->fence.state != FENCE_DRAFT && a->relays.first == NULL
-         && a->hold.peer == NULL && a->attach.peer == NULL && pace->mode == PACE_OPEN
+         && a->hold.peer == NULL && a->attach.peer == NULL
+         && !(m->persist.open && a->region != NULL) && pace->mode == PACE_OPEN
          && (a->process.fd != -1 || a->process.start_time == 0);
 }
 

@@ -83,6 +83,14 @@ static const char *const reserved[] = { "id",
                                         "missed-writes",
                                         "max-write-delay-ms",
                                         "longest-write-delay-ms",
+                                        "state-file",
+                                        "state-status",
+                                        "state-reason",
+                                        "state-hot-extents",
+                                        "state-hot-limit",
+                                        "state-recovery",
+                                        "state-recovered-bytes",
+                                        "state-over-marked-bytes",
                                         NULL };
 
 static bool

@@ -55,7 +55,6 @@ refused 2 '--socket is missing' serve disk --control c.sock
 refused 2 '--control is missing' serve disk --socket s.sock
 refused 2 "'--socket' needs a value" serve disk --socket
 refused 2 "extra argument 'extra'" serve disk extra "${s[@]}"
-refused 2 '--state f: ' serve disk --state f "${s[@]}"
 refused 2 'the same path' serve disk --socket s.sock --control ./s.sock
 refused 2 "'word' is neither" serve disk "${s[@]}" -- word
 refused 2 'use --socket' serve disk "${s[@]}" -- -U other

@@ -271,7 +271,12 @@ def refuses_bad_parameters():
     f = "--filter=" + filter_path()
     bad = [
         ([f, "memory", "1M"], "mirror-control"),
-        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-state=/x"], "mirror-state"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-state=/dev/null"],
+         "not a regular file"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-state=/dev/shm/x.state"],
+         "in memory"),
+        ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-state=" + s.disk],
+         "it is not a state file"),
         ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-block-size=5k"],
          "mirror-block-size=5k"),
         ([f, "memory", "1M", "mirror-control=" + s.control, "mirror-block-size=2M"],

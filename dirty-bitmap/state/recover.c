@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Reading a state file, and saying what its job must take for dirty.  See state.h.
+ *
+ * Whatever cannot be read, or does not fit, counts as dirty: a page of L2 that is torn makes its
+ * extents dirty, and a page of L1 of which both copies are torn all of its.  One torn copy of an L1
+ * page is what an interrupted write leaves: the other one is what was durable before, and no write
+ * that needed the torn one has begun.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "dirty-bitmap/samples.h"
+#include "dirty-bitmap/state/state.h"
+
+static int
+read_at (int fd, void *data, size_t length, uint64_t offset)
+{
+  for (size_t done = 0; done < length;) {
+    ssize_t n = pread (fd, (char *)data + done, length - done, (off_t)(offset + done));
+    if (n == -1 && errno == EINTR)
+      continue;
+    if (n == 0)
+      errno = EIO; /* shorter than it was */
+    if (n <= 0)
+      return -1;
+    done += (size_t)n;
+  }
+  return 0;
+}
+
+void
+state_boot_id (uint8_t boot[16])
+{
+  char text[64] = "";
+  unsigned n = 0;
+  int fd = open ("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+
+  memset (boot, 0, 16);
+  if (fd == -1)
+    return;
+  ssize_t got = read (fd, text, sizeof text - 1);
+  close (fd);
+  for (const char *p = text; got > 0 && n < 16 && *p != '\0'; p++) {
+    unsigned byte;
+    if (*p != '-' && sscanf (p, "%2x", &byte) == 1) {
+      boot[n++] = (uint8_t)byte;
+      p++;
+    }
+  }
+}
+
+void
+state_identity_of (int fd, struct state_identity *id)
+{
+  struct stat st;
+
+  memset (id, 0, sizeof *id);
+  if (fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))
+    return; /* a device's times say nothing about its contents */
+  id->known = true;
+  id->device = st.st_dev;
+  id->inode = st.st_ino;
+  id->size = (uint64_t)st.st_size;
+  id->mtime_ns = st.st_mtim.tv_sec * NS_PER_S + st.st_mtim.tv_nsec;
+  id->ctime_ns = st.st_ctim.tv_sec * NS_PER_S + st.st_ctim.tv_nsec;
+}
+
+/* The newer of the two superblocks.  0, or -1 with *ERROR. */
+static int
+find_super (int fd, struct state_super *s, char **error)
+{
+  uint8_t page[STATE_PAGE];
+  bool found = false;
+
+  for (unsigned copy = 0; copy < 2; copy++) {
+    struct state_super one;
+    if (read_at (fd, page, sizeof page, copy * STATE_PAGE) == -1)
+      return text_error (error, "the superblock cannot be read: %s", strerror (errno));
+    switch (state_super_decode (page, &one)) {
+    case STATE_SUPER_UNKNOWN:
+      return text_error (error, "it was written by a later version of nbdmirror");
+    case STATE_SUPER_GOOD:
+      if (!found || one.sequence > s->sequence)
+        *s = one;
+      found = true;
+      break;
+    case STATE_SUPER_BAD:
+      break;
+    }
+  }
+  return found ? 0 : text_error (error, "it is not a state file, or its superblocks are damaged");
+}
+
+static bool
+zero_id (const uint8_t id[16])
+{
+  static const uint8_t zero[16];
+  return memcmp (id, zero, 16) == 0;
+}
+
+/* How far is the file to be believed? */
+static enum state_recovery
+trust (const struct state_super *s, const uint8_t boot[16], const struct state_identity *now,
+       char *reason)
+{
+  switch (s->status) {
+  case STATE_CLEAN:
+    if (!s->identity.known || now == NULL)
+      return STATE_FROM_CLEAN;
+    if (memcmp (&s->identity, now, sizeof *now) == 0)
+      return STATE_FROM_CLEAN;
+    snprintf (reason, STATE_REASON_MAX, "the disk was changed while it was not tracked");
+    return STATE_FROM_NOTHING;
+  case STATE_ACTIVE:
+    return !zero_id (boot) && memcmp (s->boot, boot, 16) == 0 ? STATE_FROM_LIVE : STATE_FROM_L1;
+  case STATE_INCONSISTENT:
+    break;
+  }
+  memcpy (reason, s->reason, STATE_REASON_MAX + 1);
+  return STATE_FROM_NOTHING;
+}
+
+static void
+set_bits (uint64_t *bits, uint64_t first, uint64_t count)
+{
+  for (uint64_t i = first; i < first + count; i++)
+    bits[i / 64] |= UINT64_C (1) << (i % 64);
+}
+
+static int
+find_l1 (int fd, struct state_found *f)
+{
+  const struct state_layout *l = &f->layout;
+  uint8_t pages[2][STATE_PAGE];
+
+  for (uint64_t p = 0; p < l->nr_l1_pages; p++) {
+    int best = -1;
+    if (read_at (fd, pages, sizeof pages, l->l1_offset + 2 * p * STATE_PAGE) == -1)
+      return -1;
+    for (int c = 0; c < 2; c++) {
+      uint64_t sequence;
+      switch (state_page_check (pages[c], STATE_PAGE, STATE_L1, p, f->super.uuid, &sequence)) {
+      case STATE_PAGE_GOOD:
+        if (best == -1 || sequence > f->l1_sequence[p]) {
+          best = c;
+          f->l1_sequence[p] = sequence;
+        }
+        break;
+      case STATE_PAGE_BAD:
+        f->bad_pages++;
+        break;
+      case STATE_PAGE_UNWRITTEN:
+        break;
+      }
+    }
+    f->l1_copy[p] = best == -1 ? 1 : (uint8_t)best;
+    for (uint32_t w = 0; w < STATE_PAGE_WORDS; w++)
+      f->l1[p * STATE_PAGE_WORDS + w]
+          = best == -1 ? ~UINT64_C (0) : state_page_word (pages[best], w);
+  }
+  return 0;
+}
+
+static int
+find_l2 (int fd, struct state_found *f)
+{
+  const struct state_layout *l = &f->layout;
+  uint32_t words = l->extents_per_page * l->words_per_extent;
+  uint8_t page[STATE_PAGE];
+
+  for (uint64_t p = 0; p < l->nr_l2_pages; p++) {
+    uint64_t sequence, first = p * words;
+    if (read_at (fd, page, sizeof page, l->l2_offset + p * STATE_PAGE) == -1)
+      return -1;
+    enum state_page_state is
+        = state_page_check (page, STATE_PAGE, STATE_L2, p, f->super.uuid, &sequence);
+    f->bad_pages += is == STATE_PAGE_BAD;
+    for (uint32_t w = 0; w < words && first + w < l->geo.nr_words; w++)
+      f->bits[first + w] = is == STATE_PAGE_GOOD ? state_page_word (page, w) : ~UINT64_C (0);
+  }
+  return 0;
+}
+
+/* Bits behind the last block mean nothing: never count or set them. */
+static uint64_t
+count_bits (struct state_found *f)
+{
+  const struct region_geometry *geo = &f->layout.geo;
+  uint64_t n = 0;
+
+  if (geo->nr_blocks % 64 != 0)
+    f->bits[geo->nr_words - 1] &= ~UINT64_C (0) >> (64 - geo->nr_blocks % 64);
+  for (uint64_t w = 0; w < geo->nr_words; w++)
+    n += (uint64_t)__builtin_popcountll (f->bits[w]);
+  return n;
+}
+
+static void
+spread_l1 (struct state_found *f)
+{
+  for (uint64_t e = 0; e < f->layout.nr_extents; e++) {
+    uint64_t first;
+    if ((f->l1[e / 64] >> (e % 64) & 1) == 0)
+      continue;
+    f->l1_extents++;
+    if (f->how != STATE_FROM_L1)
+      continue;
+    uint64_t count = state_extent_words (&f->layout, e, &first);
+    memset (&f->bits[first], 0xff, count * 8);
+  }
+}
+
+/* The newer of the two notes; without one the note is empty. */
+static int
+find_note (int fd, struct state_found *f)
+{
+  uint8_t note[STATE_NOTE_PAGES * STATE_PAGE];
+
+  for (uint8_t c = 0; c < 2; c++) {
+    uint64_t sequence;
+    if (read_at (fd, note, sizeof note, f->layout.note_offset + c * sizeof note) == -1)
+      return -1;
+    enum state_page_state is
+        = state_page_check (note, sizeof note, STATE_NOTE, 0, f->super.uuid, &sequence);
+    f->bad_pages += is == STATE_PAGE_BAD;
+    if (is != STATE_PAGE_GOOD || sequence <= f->note_sequence)
+      continue;
+    f->note_sequence = sequence;
+    f->note_copy = c;
+    memcpy (f->note, note + STATE_PAGE_HEADER, STATE_NOTE_MAX);
+    f->note[STATE_NOTE_MAX - 1] = '\0';
+  }
+  return 0;
+}
+
+static int
+find_job (int fd, const uint8_t boot[16], const struct state_identity *now, struct state_found *f)
+{
+  const struct state_layout *l = &f->layout;
+
+  f->bits = calloc (l->geo.nr_words + 1, 8);
+  f->l1 = calloc (l->nr_l1_pages * STATE_PAGE_WORDS + 1, 8);
+  f->l1_sequence = calloc (l->nr_l1_pages + 1, 8);
+  f->l1_copy = calloc (l->nr_l1_pages + 1, 1);
+  if (f->bits == NULL || f->l1 == NULL || f->l1_sequence == NULL || f->l1_copy == NULL)
+    return -1;
+  f->how = trust (&f->super, boot, now, f->reason);
+  if (find_l1 (fd, f) == -1 || find_note (fd, f) == -1)
+    return -1;
+  if (f->how == STATE_FROM_NOTHING)
+    set_bits (f->bits, 0, l->geo.nr_blocks);
+  else if (f->how == STATE_FROM_LIVE) {
+    if (read_at (fd, f->bits, l->geo.nr_words * 8, l->live_offset) == -1)
+      return -1;
+  } else if (find_l2 (fd, f) == -1)
+    return -1;
+  f->fine_blocks = count_bits (f);
+  spread_l1 (f);
+  f->dirty_blocks = count_bits (f);
+  return 0;
+}
+
+int
+state_find (int fd, uint64_t size, const uint8_t boot[16], const struct state_identity *now,
+            struct state_found *f, char **error)
+{
+  memset (f, 0, sizeof *f);
+  if (size == 0)
+    return 0;
+  if (size < 2 * STATE_PAGE)
+    return text_error (error, "it is not a state file");
+  if (find_super (fd, &f->super, error) == -1)
+    return -1;
+  if (!f->super.job)
+    return 0;
+  if (state_layout_init (&f->layout, f->super.disk_size, f->super.block_size) == -1
+      || size < f->layout.file_size)
+    return text_error (error, "it is shorter than its superblock says");
+  if (find_job (fd, boot, now, f) == 0)
+    return 0;
+  int saved = errno;
+  state_found_free (f);
+  return text_error (error, "it cannot be read: %s", strerror (saved));
+}
+
+void
+state_found_free (struct state_found *f)
+{
+  free (f->bits);
+  free (f->l1);
+  free (f->l1_sequence);
+  free (f->l1_copy);
+  f->bits = f->l1 = f->l1_sequence = NULL;
+  f->l1_copy = NULL;
+}
+
+bool
+state_find_sample (int fd, const struct state_found *f, unsigned i, struct sample *out)
+{
+  uint8_t page[STATE_SAMPLE_BYTES];
+  uint64_t sequence;
+
+  if (read_at (fd, page, sizeof page, f->layout.samples_offset + i * STATE_SAMPLE_BYTES) == -1
+      || state_page_check (page, sizeof page, STATE_SAMPLE, i, f->super.uuid, &sequence)
+             != STATE_PAGE_GOOD)
+    return false;
+  memcpy (out, page + STATE_PAGE_HEADER, sizeof *out);
+  return out->length >= 1 && out->length <= SAMPLE_BYTES && out->block < f->layout.geo.nr_blocks;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * dirty-bitmap/state: a job's bitmap on disk, so that it survives kill -9 and power loss.  It may
+ * use base/ and dirty-bitmap/, and knows nothing of nbdkit.
+ *
+ * Two levels.  L1 has a bit for each extent (4 MiB): "the fine bits of this extent are not to be
+ * believed".  It is durable before the first write into a cold extent begins.  L2 has the fine
+ * bits, one a block; they are written lazily, when an extent cools.  After a power loss the blocks
+ * of all extents with an L1 bit, and those with an L2 bit, are dirty.
+ *
+ * Between the two stands the live map: the fine bits in a shared mapping of the file.  It is
+ * changed by single stores and has no checksum, so it means something only as long as the page
+ * cache does: after a crash of the server, in the same boot, it is exact.
+ *
+ *   cold --first write--> committing --L1 durable--> hot --idle, or too many--> cooling --> cold
+ *                         (all writes wait)           ^   (fine bits taken from the region,|
+ *                                                     |    disk flushed, L2 durable, and   |
+ *                                                     |    then the L1 bit is dropped)     |
+ *                                                     +---- a write: the L1 bit stays -----+
+ *
+ * A hot extent is seen as hot only after its L1 bit is durable.
+ *
+ * What may clear a bit.  The truth is the worker's region: a block that is dirty, claimed or in
+ * quarantine there may be missing at the destination.  An extent is looked at while no write is in
+ * flight in it.  The bits that the region no longer has are dropped from the live map at once, and
+ * from L2 only when the source's own disk was flushed after that write: else a power loss could
+ * leave an older block here than at the destination, with nothing that says so.
+ *
+ * When the file cannot be written, nothing more is tracked in it: the state is *lost*.  That is
+ * written into the superblock, again and again until it works, and no write waits any more.
+ *
+ * Threads: guest threads call state_enter(), state_leave() and the flush functions.  One thread
+ * (state_work(), or a test) does all that writes to the file while guests run.  The control thread
+ * calls the rest.  Lock: `lock`, a leaf; no system call that may block is made under it.
+ */
+
+#ifndef NBDMIRROR_DIRTY_BITMAP_STATE_STATE_H
+#define NBDMIRROR_DIRTY_BITMAP_STATE_STATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "dirty-bitmap/region.h"
+#include "dirty-bitmap/state/format.h"
+
+#define STATE_DEFAULT_HOT 4096u /* extents */
+
+/* How the file is written; a test records it. */
+struct state_io {
+  /* Write all of LENGTH bytes at OFFSET.  0, or -1 with errno. */
+  int (*write) (void *opaque, const void *data, size_t length, uint64_t offset);
+  /* When it returns 0, all that was written before is durable; else -1 with errno. */
+  int (*sync) (void *opaque);
+  /* The same for the source's disk.  NULL: nobody can, so only the guest's flushes count. */
+  int (*sync_disk) (void *opaque);
+  void *opaque;
+};
+
+/* How a job was found at the start. */
+enum state_recovery {
+  STATE_NO_JOB,
+  STATE_FROM_CLEAN,  /* the last server ended cleanly, and the disk was not changed since */
+  STATE_FROM_LIVE,   /* it was killed, in this boot */
+  STATE_FROM_L1,     /* it was killed, or the power failed, in another boot */
+  STATE_FROM_NOTHING /* every block is dirty: `reason` says why */
+};
+
+/* What a file holds; see state_find(). */
+struct state_found {
+  struct state_super super;
+  struct state_layout layout; /* if there is a job, and so are the following */
+  enum state_recovery how;
+  char reason[STATE_REASON_MAX + 1]; /* of STATE_FROM_NOTHING */
+  uint64_t *bits;                    /* owned: nr_words of recovered fine bits */
+  uint64_t *l1;                      /* owned: a bit an extent */
+  uint64_t *l1_sequence;             /* owned: of the newest copy of each L1 page, 0: none */
+  uint8_t *l1_copy;                  /* owned: which copy that is */
+  uint64_t dirty_blocks;             /* in bits */
+  uint64_t fine_blocks;              /* those that the fine bits themselves name */
+  uint64_t l1_extents;               /* set in l1 */
+  uint64_t bad_pages;                /* torn or damaged */
+  uint64_t note_sequence;
+  uint8_t note_copy;
+  char note[STATE_NOTE_MAX]; /* "" if there is none */
+};
+
+/* Look at the file FD, of SIZE bytes, and recover what it says.  BOOT is this boot's id; NOW is
+ * what the source's disk looks like now, or NULL if that is not known.  Nothing is written.  0,
+ * also for an empty file, which has no job; or -1 with *ERROR (text_free()): the file is no state
+ * file, is of a later version, or cannot be read.  The caller calls state_found_free() after 0. */
+int state_find (int fd, uint64_t size, const uint8_t boot[16], const struct state_identity *now,
+                struct state_found *f, char **error);
+void state_found_free (struct state_found *f);
+
+/* Sample I of a file that has a job.  False if there is none. */
+struct sample;
+bool state_find_sample (int fd, const struct state_found *f, unsigned i, struct sample *out);
+
+/* The identity of the file or device FD is. */
+void state_identity_of (int fd, struct state_identity *id);
+
+/* This boot's id; zeroes where the kernel tells none, which equal nothing that was ever written. */
+void state_boot_id (uint8_t boot[16]);
+
+/* ---- tracking ---- */
+
+/* What is told to users. */
+struct state_view {
+  bool job, lost;
+  char reason[STATE_REASON_MAX + 1]; /* why it was lost */
+  uint64_t hot, hot_limit;           /* extents with an L1 bit */
+  uint64_t commits;                  /* writes of L1 that guests waited for */
+  uint64_t waits;                    /* writes that waited for one */
+};
+
+struct state {
+  struct state_layout layout;
+  struct state_io io;
+  struct state_super super; /* as it was written last */
+  _Atomic uint64_t *live;   /* the mapping, nr_words; borrowed */
+
+  /* One element an extent; allocated once, and kept until state_destroy(). */
+  _Atomic uint32_t *in_flight; /* writes */
+  _Atomic uint8_t *hot;        /* a write may begin */
+  _Atomic uint32_t *touched;   /* the tick at which a write last ended there */
+  uint8_t *pending;            /* under lock: a write waits for the L1 bit */
+
+  _Atomic bool active;      /* there is a job, and its tracking is not lost */
+  _Atomic uint32_t tick;    /* a clock of a second or so */
+  _Atomic uint32_t flushed; /* writes that ended before this tick are durable at the source */
+
+  pthread_mutex_t io_lock; /* held while the file is written; taken before `lock` */
+  pthread_mutex_t lock;
+  pthread_cond_t committed; /* pending extents became hot, or the tracking was lost */
+  pthread_cond_t work;      /* something is pending, or stop */
+
+  /* Under lock. */
+  uint64_t *l1; /* as it is to be written */
+  uint8_t *l1_page_dirty;
+  uint64_t nr_hot, hot_limit, nr_pending;
+  const struct region *region; /* the job's, borrowed; or NULL */
+  bool may_settle;             /* no write is under way that was not counted */
+  bool stop;
+  bool lost, loss_unwritten;
+  char reason[STATE_REASON_MAX + 1];
+  uint64_t commits, waits;
+  char wanted_note[STATE_NOTE_MAX];
+
+  /* Under io_lock. */
+  uint64_t *l1_sequence;
+  uint8_t *l1_copy;
+  uint8_t *l2_page_dirty;
+  uint32_t idle_ticks; /* an extent that was not written for so long is cooled */
+  uint64_t cursor;     /* where cooling goes on */
+  bool flush_owed;     /* fine bits were dropped, and the source's disk was not flushed since */
+  uint32_t owed_tick;  /* since this tick */
+  uint8_t note_copy;
+  uint64_t note_sequence;
+  char note[STATE_NOTE_MAX];
+  uint32_t *sample_crc; /* of each sample as it was written last */
+};
+
+/* Prepare S, with no job.  IO is copied. */
+void state_init (struct state *s, const struct state_io *io);
+void state_destroy (struct state *s);
+
+/* Begin a new job in which every block is dirty.  LIVE is the mapping of the file's live map
+ * (borrowed until state_destroy), which this function sets.  0, or -1 with *ERROR (text_free()).
+ * The layout must be that of earlier jobs of S. */
+int state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_t *live,
+                 const uint8_t uuid[16], const uint8_t boot[16], char **error);
+
+/* Go on with the job F that was found, in the same way.  L1 and note are taken over. */
+int state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *live,
+                    const uint8_t boot[16], char **error);
+
+/* The job is over: nothing is tracked any more.  A failure is remembered as a loss. */
+void state_end (struct state *s);
+
+/* No guest writes any more: make everything durable, and say that the end was clean.  ID is what
+ * the source's disk looks like now.  0, or -1: then the next start recovers as after a crash. */
+int state_close_clean (struct state *s, const struct state_identity *id);
+
+/* Put what was found into R, a fresh region: its dirty bits, and the same bits into quarantine,
+ * since nobody knows what was in flight (R12).  Every block counts as visited. */
+void state_fill_region (const struct state *s, struct region *r);
+
+/* From now on R is the truth (NULL: nothing may be cleared).  When it returns, the one before is
+ * not looked at any more. */
+void state_set_region (struct state *s, const struct region *r);
+
+/* Every write that was under way when the job began has ended. */
+void state_allow_settling (struct state *s);
+
+/* Keep TEXT with the job, from the next round on.  Cut at STATE_NOTE_MAX - 1 bytes. */
+void state_set_note (struct state *s, const char *text);
+
+void state_look (struct state *s, struct state_view *view);
+
+/* Nothing is tracked from now on; REASON is copied. */
+void state_lose (struct state *s, const char *reason);
+
+/* ---- guest threads ---- */
+
+/* As in gate.h: 0 to go on waiting, or an errno to give up with. */
+typedef int state_probe (void *opaque);
+
+/* Before a mutation of LENGTH bytes at OFFSET.  *COUNTED says whether state_leave() is owed.  0, or
+ * the errno that PROBE returned while the mutation waited: then it must not be done. */
+int state_enter (struct state *s, uint64_t offset, uint64_t length, state_probe *probe,
+                 void *opaque, bool *counted);
+
+/* The same without waiting.  False if it would have to wait: then its extents are to be committed
+ * by the next state_commit(). */
+bool state_try_enter (struct state *s, uint64_t offset, uint64_t length, bool *counted);
+
+/* After the mutation was marked in the region. */
+void state_leave (struct state *s, uint64_t offset, uint64_t length);
+
+/* Around a guest's flush of the whole disk that succeeds. */
+uint32_t state_flush_begins (struct state *s);
+void state_flush_ended (struct state *s, uint32_t begun);
+
+/* ---- the thread that writes ---- */
+
+/* Do all the work until state_stop().  A thread's function; S is a struct state. */
+void *state_work (void *s);
+void state_stop (struct state *s);
+
+/* Its two parts, for tests: make pending extents hot; and one round of cooling. */
+void state_commit (struct state *s);
+void state_round (struct state *s);
+
+#endif

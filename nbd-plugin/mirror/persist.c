@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The state file of a server.  See persist.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include <linux/magic.h>
+#include <nbdkit-filter.h>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
+#include "base/uuid.h"
+#include "dirty-bitmap/bitmap.h"
+#include "dirty-bitmap/samples.h"
+#include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/persist.h"
+#include "nbd-plugin/own-thread.h"
+
+#define NOTE_MS 1000 /* how often the job's figures are noted */
+
+/* ---- writing ---- */
+
+static int
+write_file (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  struct persist *p = opaque;
+
+  for (size_t done = 0; done < length;) {
+    ssize_t n = pwrite (p->fd, (const char *)data + done, length - done, (off_t)(offset + done));
+    if (n == -1 && errno != EINTR)
+      return -1;
+    done += n > 0 ? (size_t)n : 0;
+  }
+  return 0;
+}
+
+static int
+sync_file (void *opaque)
+{
+  struct persist *p = opaque;
+  return fdatasync (p->fd);
+}
+
+static int
+sync_disk (void *opaque)
+{
+  struct persist *p = opaque;
+  return fdatasync (p->disk_fd);
+}
+
+static void
+unmap (struct persist *p)
+{
+  if (p->live != NULL)
+    munmap (p->live, p->live_bytes);
+  p->live = NULL;
+}
+
+static int
+map (struct persist *p, const struct state_layout *l, char **error)
+{
+  p->live_bytes = l->file_size - l->live_offset;
+  p->live = mmap (NULL, p->live_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, p->fd,
+                  (off_t)l->live_offset);
+  if (p->live != MAP_FAILED)
+    return 0;
+  p->live = NULL;
+  return text_error (error, "%s: mmap: %s", p->path, strerror (errno));
+}
+
+/* ---- the note: the job's figures, as JSON ---- */
+
+static void
+make_note (struct mirror *m)
+{
+  const struct region *r = m->attachment.region;
+  const struct region_header *h = r->hdr;
+  json_t *o
+      = json_pack ("{s:s, s:I, s:I, s:I, s:I, s:O}", "instance", m->attachment.instance, "session",
+                   (json_int_t)atomic_load (&h->session), "dirtied-blocks",
+                   (json_int_t)atomic_load (&h->dirtied_total), "sent-bytes",
+                   (json_int_t)atomic_load (&h->sent_bytes), "zero-bytes",
+                   (json_int_t)atomic_load (&h->zero_bytes), "published", m->attachment.published);
+  char *text = o != NULL ? json_dumps (o, JSON_COMPACT) : NULL;
+
+  json_decref (o);
+  if (text != NULL && strlen (text) < STATE_NOTE_MAX)
+    state_set_note (&m->persist.state, text);
+  free (text);
+}
+
+static uint64_t
+figure (const json_t *o, const char *name)
+{
+  json_int_t v = json_integer_value (json_object_get (o, name));
+  return v > 0 ? (uint64_t)v : 0;
+}
+
+/* What the note says goes into R and the attachment.  Without one the worker must take the filter
+ * for another, and puts every block into quarantine. */
+static void
+read_note (struct mirror *m, const struct state_found *f, struct region *r)
+{
+  struct attachment *a = &m->attachment;
+  json_t *o = json_loads (f->note, 0, NULL);
+  json_t *published = json_object_get (o, "published");
+  const char *instance = json_string_value (json_object_get (o, "instance"));
+
+  if (instance != NULL && strlen (instance) == UUID_TEXT_BYTES - 1)
+    memcpy (a->instance, instance, UUID_TEXT_BYTES);
+  uint64_t session = figure (o, "session");
+  atomic_store (&r->hdr->session, (session > 0 ? session : 1) + 1);
+  atomic_store (&r->hdr->dirtied_total, figure (o, "dirtied-blocks"));
+  atomic_store (&r->hdr->sent_bytes, figure (o, "sent-bytes"));
+  atomic_store (&r->hdr->zero_bytes, figure (o, "zero-bytes"));
+  if (json_is_object (published) && attachment_publish (a, published, NULL) == -1)
+    json_object_clear (a->published);
+  json_decref (o);
+}
+
+/* ---- the start ---- */
+
+/* 0, or -1 with *ERROR. */
+static int
+open_file (struct persist *p, uint64_t *size, char **error)
+{
+  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+  struct statfs fs;
+  struct stat st;
+
+  p->fd = open (p->path, O_RDWR | O_CLOEXEC);
+  bool made = p->fd == -1 && errno == ENOENT;
+  if (made)
+    p->fd = open (p->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (p->fd == -1 || fstat (p->fd, &st) == -1 || fstatfs (p->fd, &fs) == -1)
+    return text_error (error, "mirror-state=%s: %s", p->path, strerror (errno));
+  if (!S_ISREG (st.st_mode))
+    return text_error (error, "mirror-state=%s: this is not a regular file", p->path);
+  if (!p->is_volatile && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)) {
+    if (made)
+      unlink (p->path);
+    return text_error (error,
+                       "mirror-state=%s: this file system is in memory and would not survive the"
+                       " power; choose another place, or give mirror-state-volatile=yes",
+                       p->path);
+  }
+  if (fcntl (p->fd, F_OFD_SETLK, &lock) == -1)
+    return errno == EAGAIN || errno == EACCES
+               ? text_error (error, "mirror-state=%s: another server uses it", p->path)
+               : text_error (error, "mirror-state=%s: it cannot be locked: %s", p->path,
+                             strerror (errno));
+  *size = (uint64_t)st.st_size;
+  return 0;
+}
+
+/* The job that was found becomes the attachment's, as if its worker had just been lost. */
+static int
+take_over (struct mirror *m, const struct state_found *f, const uint8_t boot[16], char **error)
+{
+  struct persist *p = &m->persist;
+  uint8_t uuid[16];
+
+  uuid_make (uuid);
+  struct region *r = region_create (&f->layout.geo, uuid, error);
+  if (r == NULL)
+    return -1;
+  int done = map (p, &f->layout, error);
+  if (done == 0 && f->how == STATE_FROM_NOTHING)
+    done = state_begin (&p->state, &f->layout, p->live, uuid, boot, error);
+  else if (done == 0)
+    done = state_continue (&p->state, f, p->live, boot, error);
+  if (done == -1 || tracker_add (&m->tracker, r) == -1) {
+    region_free (r);
+    return -1;
+  }
+  state_fill_region (&p->state, r);
+  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+    struct sample s;
+    if (state_find_sample (p->fd, f, i, &s))
+      samples_put (r, &s);
+  }
+  read_note (m, f, r);
+  m->attachment.region = r;
+  m->attachment.ended = "detached";
+  text_free (m->attachment.reason);
+  m->attachment.reason = text_copy ("the source's server was started again");
+  p->how = f->how;
+  p->recovered_bytes = region_bytes (&f->layout.geo, 0, f->dirty_blocks);
+  p->over_marked_bytes = f->dirty_blocks == f->layout.geo.nr_blocks && f->how == STATE_FROM_NOTHING
+                             ? p->recovered_bytes
+                             : (f->dirty_blocks - f->fine_blocks) << f->layout.geo.block_shift;
+  state_set_region (&p->state, r);
+  return 0;
+}
+
+int
+persist_open (struct mirror *m, char **error)
+{
+  struct persist *p = &m->persist;
+  struct state_identity now;
+  struct state_found found;
+  uint8_t boot[16];
+  uint64_t size = 0;
+  CLEANUP_TEXT char *why = NULL;
+
+  p->fd = p->disk_fd = -1;
+  if (p->path == NULL)
+    return 0;
+  if (open_file (p, &size, error) == -1)
+    return -1;
+  if (m->config.direct != NULL)
+    p->disk_fd = open (m->config.direct, O_RDONLY | O_CLOEXEC);
+  state_init (&p->state, &(struct state_io){ .write = write_file,
+                                             .sync = sync_file,
+                                             .sync_disk = p->disk_fd != -1 ? sync_disk : NULL,
+                                             .opaque = p });
+  p->open = true;
+  state_boot_id (boot);
+  state_identity_of (p->disk_fd, &now);
+  if (state_find (p->fd, size, boot, p->disk_fd != -1 ? &now : NULL, &found, &why) == -1)
+    return text_error (error,
+                       "mirror-state=%s: %s.  Remove it to begin without it: the next mirror is a"
+                       " full copy then",
+                       p->path, why);
+  int r = found.super.job ? take_over (m, &found, boot, &why) : 0;
+  if (r == -1)
+    text_error (error, "mirror-state=%s: %s", p->path, why != NULL ? why : "too many regions");
+  else if (found.how == STATE_FROM_NOTHING)
+    nbdkit_error ("mirror-state=%s: %s: the job left over copies everything again", p->path,
+                  found.reason);
+  if (found.super.job)
+    state_found_free (&found);
+  return r;
+}
+
+int
+persist_start (struct mirror *m)
+{
+  struct persist *p = &m->persist;
+
+  if (!p->open)
+    return 0;
+  if (own_thread_start (&p->thread, state_work, &p->state) == -1)
+    return -1;
+  p->thread_runs = true;
+  pthread_setname_np (p->thread, "mirror-state");
+  return 0;
+}
+
+void
+persist_close (struct mirror *m)
+{
+  struct persist *p = &m->persist;
+  struct state_identity id;
+
+  if (!p->open)
+    return;
+  if (p->thread_runs) {
+    state_stop (&p->state);
+    pthread_join (p->thread, NULL);
+    p->thread_runs = false;
+    if (m->attachment.region != NULL) {
+      make_note (m);
+      state_identity_of (p->disk_fd, &id);
+      state_close_clean (&p->state, &id);
+    }
+  }
+  state_destroy (&p->state);
+  unmap (p);
+  fd_close (&p->fd);
+  fd_close (&p->disk_fd);
+  p->open = false;
+}
+
+/* ---- jobs ---- */
+
+static void
+wait_for_old_writes (struct persist *p)
+{
+  p->settling = false;
+  p->shards_seen = 0;
+}
+
+int
+persist_begin (struct mirror *m, const struct region_geometry *geo, char **error)
+{
+  struct persist *p = &m->persist;
+  struct state_layout layout;
+  uint8_t uuid[16], boot[16];
+  struct stat st;
+  CLEANUP_TEXT char *why = NULL;
+
+  if (!p->open)
+    return 0;
+  state_set_region (&p->state, NULL);
+  if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1
+      || fstat (p->fd, &st) == -1)
+    return text_error (error, "%s: %s", p->path, strerror (errno));
+  if (p->live == NULL) {
+    int r = 0;
+    /* An empty file has no job: so a crash in between leaves none. */
+    if ((uint64_t)st.st_size != layout.file_size
+        && (ftruncate (p->fd, 0) == -1 || fsync (p->fd) == -1
+            || (r = posix_fallocate (p->fd, 0, (off_t)layout.file_size)) != 0))
+      return text_error (error, "%s: no room for the state of %llu bytes: %s", p->path,
+                         (unsigned long long)layout.file_size, strerror (r != 0 ? r : errno));
+    if (map (p, &layout, error) == -1)
+      return -1;
+  }
+  uuid_make (uuid);
+  state_boot_id (boot);
+  if (state_begin (&p->state, &layout, p->live, uuid, boot, &why) == -1)
+    return text_error (error, "%s: %s", p->path, why);
+  wait_for_old_writes (p);
+  p->how = STATE_NO_JOB;
+  return 0;
+}
+
+void
+persist_region (struct mirror *m, const struct region *r)
+{
+  struct persist *p = &m->persist;
+
+  if (!p->open)
+    return;
+  if (r == NULL)
+    state_end (&p->state);
+  else
+    state_set_region (&p->state, r);
+}
+
+/* A job that was found at the start belongs to another disk if the sizes differ. */
+static void
+compare_size (struct mirror *m)
+{
+  const struct region *r = m->attachment.region;
+  struct region_geometry geo;
+
+  if (r == NULL || !tracker_geometry (&m->tracker, &geo) || memcmp (&geo, &r->geo, sizeof geo) == 0)
+    return;
+  nbdkit_error ("mirror-state=%s: the job left over is of a disk of %llu bytes in blocks of %u,"
+                " not of this one: it is dropped",
+                m->persist.path, (unsigned long long)r->geo.disk_size, r->geo.block_size);
+  attachment_drop_region (m);
+  m->attachment.ended = "idle";
+  json_object_clear (m->attachment.published);
+}
+
+void
+persist_tick (struct mirror *m)
+{
+  struct persist *p = &m->persist;
+
+  if (!p->open || m->attachment.region == NULL)
+    return;
+  compare_size (m);
+  if (m->attachment.region == NULL)
+    return;
+  if (!p->settling && gate_all_passed (&m->gate, &p->shards_seen)) {
+    p->settling = true;
+    state_allow_settling (&p->state);
+  }
+  if (clock_ms () - p->noted_ms >= NOTE_MS) {
+    p->noted_ms = clock_ms ();
+    make_note (m);
+  }
+}
+
+void
+persist_status (struct mirror *m, json_t *o)
+{
+  static const char *const how[] = { NULL, "clean", "exact", "extents", "everything" };
+  struct persist *p = &m->persist;
+  struct state_view v;
+
+  if (!p->open)
+    return;
+  state_look (&p->state, &v);
+  const char *status = v.lost ? "inconsistent" : v.job ? "active" : "idle";
+  json_object_set_new (o, "state-file", json_string (p->path));
+  json_object_set_new (o, "state-status", json_string (status));
+  json_object_set_new (o, "state-reason", v.lost ? json_string (v.reason) : json_null ());
+  json_object_set_new (o, "state-hot-extents", json_integer ((json_int_t)v.hot));
+  json_object_set_new (o, "state-hot-limit", json_integer ((json_int_t)v.hot_limit));
+  json_object_set_new (o, "state-recovery",
+                       how[p->how] != NULL ? json_string (how[p->how]) : json_null ());
+  json_object_set_new (o, "state-recovered-bytes", json_integer ((json_int_t)p->recovered_bytes));
+  json_object_set_new (o, "state-over-marked-bytes",
+                       json_integer ((json_int_t)p->over_marked_bytes));
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * mirror-state=FILE: the job's bitmap in a file, so that the job survives the server.  What the
+ * file holds, and the order in which it is written, is in dirty-bitmap/state/; here it is opened,
+ * and tied to the attachment's region and to the guest's requests.
+ *
+ * A thread of its own writes the file (state_work), from after_fork to cleanup.  Guest threads use
+ * `state` through filter.c.  All else is the control thread's, and the main thread's before and
+ * after.
+ */
+
+#ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_PERSIST_H
+#define NBDMIRROR_NBD_PLUGIN_MIRROR_PERSIST_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <jansson.h>
+
+#include "dirty-bitmap/state/state.h"
+
+struct mirror;
+
+struct persist {
+  char *path;       /* owned, absolute; NULL: there is no such file, and nothing else is used */
+  bool is_volatile; /* a file system in memory is accepted */
+  int fd, disk_fd;  /* disk_fd: the source's own file or device, or -1 */
+  struct state state;
+  _Atomic uint64_t *live; /* the mapping, or NULL */
+  size_t live_bytes;
+  pthread_t thread;
+  bool open, thread_runs;
+  bool settling;           /* every write from before the job has ended */
+  uint32_t shards_seen;    /* of the gate, at 0 since the job began */
+  uint64_t noted_ms;       /* when the note was last made */
+  enum state_recovery how; /* how the job was found at the start */
+  uint64_t recovered_bytes, over_marked_bytes;
+};
+
+/* At the start: look what the file says, and make it the attachment's job, detached.  0, or -1 with
+ * *ERROR (text_free()). */
+int persist_open (struct mirror *m, char **error);
+int persist_start (struct mirror *m); /* the thread; 0, or -1 with errno */
+void persist_close (struct mirror *m);
+
+/* A new job begins: every block is dirty.  0, or -1 with *ERROR. */
+int persist_begin (struct mirror *m, const struct region_geometry *geo, char **error);
+
+/* The attachment's region is R now.  NULL: its job is over. */
+void persist_region (struct mirror *m, const struct region *r);
+
+void persist_tick (struct mirror *m);
+
+/* Add what users are told to O. */
+void persist_status (struct mirror *m, json_t *o);
+
+#endif
