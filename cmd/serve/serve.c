@@ -278,8 +278,7 @@ static const struct cmd_option options[] = {
     ".pid)" },
   { "print", OPT_PRINT, NULL, "print the nbdkit command line and do nothing" },
   { "dry-run", OPT_PRINT, NULL, NULL },
-  { "state", OPT_STATE, "FILE",
-    "keep the mirror job in FILE, so that it survives a crash of the server or the host" },
+  { "state", OPT_STATE, "FILE", "keep the mirror job in FILE, so that it survives a crash" },
   CMD_OPTIONS_END,
 };
 

@@ -43,7 +43,7 @@ mutate () {
 }
 
 mutate "L1 is not synced" work.c \
-  's/any && s->io.sync \(s->io.opaque\) == -1\) \{\n    free \(written\)/false) {\n    free (written)/'
+  's/any && s->io.sync \(s->io.opaque\) == -1(?=\) \{\n    free \(written\))/false/'
 mutate "hot before L1 is durable" state.c \
   's/    all_hot = false;\n/    atomic_store (&s->hot[e], 1);\n/'
 mutate "a bit is dropped before the destination has flushed" work.c \
