@@ -29,7 +29,9 @@ nbdmirror_SOURCES = \
 	cmd/status.c \
 	cmd/units.c \
 	cmd/units.h \
+	cmd/verify-live.c \
 	cmd/verify.c \
+	cmd/verify.h \
 	cmd/worker.c \
 	cmd/worker.h
 nbdmirror_CPPFLAGS = $(AM_CPPFLAGS) \

@@ -26,6 +26,7 @@ enum {
   OPT_MAX_WRITE_DELAY,
   OPT_POLICY,
   OPT_ON_READY,
+  OPT_VERIFY,
   OPT_RESUME,
   OPT_RESTART,
   OPT_DETACH,
@@ -47,6 +48,8 @@ static const struct cmd_option options[] = {
     "slow the guest down, keep trying, or end with exit status 4" },
   { "on-ready", OPT_ON_READY, "wait|complete",
     "when ready, wait for 'nbdmirror complete' (default), or complete at once" },
+  { "verify", OPT_VERIFY, NULL,
+    "when ready, verify the copy while the guest writes; with --on-ready complete: before that" },
   { "resume", OPT_RESUME, NULL,
     "go on with the job that an earlier worker left over (exit status 7 if there is none)" },
   { "restart", OPT_RESTART, NULL,
@@ -111,6 +114,9 @@ take_option (struct arguments *a, int c)
     if (strcmp (optarg, "wait") != 0 && strcmp (optarg, "complete") != 0)
       return cmd_usage_error ("--on-ready %s: must be wait or complete", optarg);
     a->job.complete_when_ready = !strcmp (optarg, "complete");
+    return 0;
+  case OPT_VERIFY:
+    a->job.verify = true;
     return 0;
   case OPT_RESUME:
   case OPT_RESTART:
@@ -195,6 +201,7 @@ run_last_hook (struct arguments *a, enum job_result result, const json_t *report
                                          [JOB_NOT_CONVERGED] = "did not converge",
                                          [JOB_CANCELLED] = "cancelled",
                                          [JOB_REFUSED] = "refused",
+                                         [JOB_DIFFERENT] = "the copy differs",
                                          [JOB_DETACHED] = "stopped" };
   bool by_user = result == JOB_CANCELLED || result == JOB_DETACHED;
   char reason[300];

@@ -16,6 +16,7 @@
 #include "cmd/image.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
+#include "cmd/verify.h"
 #include "cmd/worker.h"
 #include "mirror/verify/verify.h"
 
@@ -35,15 +36,17 @@ static const struct cmd_option options[] = {
 
 #define REDRAW_MS 100 /* on a terminal; elsewhere PROGRESS_PLAIN_MS */
 
-struct meter {
-  bool show, terminal;
-  uint64_t start_ms, last_ms;
-};
-
-static void
-show_progress (void *opaque, uint64_t done, uint64_t size)
+void
+verify_meter_begin (struct verify_meter *m, bool show)
 {
-  struct meter *m = opaque;
+  m->show = show;
+  m->terminal = isatty (STDERR_FILENO) == 1;
+  m->start_ms = m->last_ms = clock_ms ();
+}
+
+void
+verify_meter_show (struct verify_meter *m, uint64_t done, uint64_t size)
+{
   uint64_t now = clock_ms ();
   char at[UNITS_BUF], of[UNITS_BUF], rate[UNITS_BUF], left[UNITS_BUF];
 
@@ -57,6 +60,19 @@ show_progress (void *opaque, uint64_t done, uint64_t size)
            units_format_size (of, size), units_format_rate (rate, speed),
            units_format_time (left, (double)(size - done) / speed * (double)MS_PER_S),
            m->terminal ? "\033[K" : "\n");
+}
+
+void
+verify_meter_end (const struct verify_meter *m)
+{
+  if (m->show && m->terminal)
+    fprintf (stderr, "\r\033[K");
+}
+
+static void
+show_progress (void *opaque, uint64_t done, uint64_t size)
+{
+  verify_meter_show (opaque, done, size);
 }
 
 /* ---- the result ------------------------------------------------------------------------------ */
@@ -97,7 +113,7 @@ print_text (enum verify_result result, const struct verify_report *r)
 static int
 compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
 {
-  struct meter meter = { .show = !json && !quiet, .terminal = isatty (STDERR_FILENO) == 1 };
+  struct verify_meter meter;
   struct verify_report report;
   char *error;
 
@@ -109,10 +125,9 @@ compare (struct cmd_line *line, struct verify_options *o, bool json, bool quiet)
     return EXIT_ERROR;
   o->opaque = &meter;
   o->progress = show_progress;
-  meter.start_ms = meter.last_ms = clock_ms ();
+  verify_meter_begin (&meter, !json && !quiet);
   enum verify_result result = verify_run (o, &report, &error);
-  if (meter.show && meter.terminal)
-    fprintf (stderr, "\r\033[K");
+  verify_meter_end (&meter);
   if (result == VERIFY_FAILED) {
     cmd_say ("%s", error);
     text_free (error);
@@ -149,8 +164,14 @@ run (struct cmd_line *line)
     if (status)
       return status;
   }
-  if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST") || !cmd_place_ok (line, &line->operands[0])
-      || !cmd_place_ok (line, &line->operands[1])
+  if (!cmd_operands_ok (line, 1, 2, "SOURCE DEST, or CONTROL"))
+    return line->status;
+  if (line->nr_operands == 1) {
+    if (line->operands[0].nr_args != 1)
+      return cmd_usage_error ("CONTROL is the path of a control socket");
+    return verify_live (line->operands[0].argv[0], w.json, quiet);
+  }
+  if (!cmd_place_ok (line, &line->operands[0]) || !cmd_place_ok (line, &line->operands[1])
       || !image_place (line, &line->operands[0], "--source-format", s.source_format, false,
                        &source_image)
       || !image_place (line, &line->operands[1], "--dest-format", s.dest_format, false,
@@ -162,14 +183,16 @@ run (struct cmd_line *line)
 
 const struct subcommand subcommand_verify = {
   "verify",
-  "SOURCE DEST [OPTIONS]",
-  "Compare two disks.",
+  "SOURCE DEST | CONTROL [OPTIONS]",
+  "Compare two disks, or a disk with its live copy.",
   "SOURCE is compared with DEST, as far as SOURCE is long.  Both are given as for copy.  Where a\n"
   "server serves digests (nbdkit-digest-filter, nbdmirror receive), they are compared.\n"
+  "With CONTROL the copy of a live job that is ready is verified while the guest writes.\n"
   "Exit status 0: equal; 5: different (the first differing offset is printed).\n",
   options,
   NULL,
-  "Example:\n"
-  "  nbdmirror verify disk.img nbd://hostb/\n",
+  "Examples:\n"
+  "  nbdmirror verify disk.img nbd://hostb/\n"
+  "  nbdmirror verify /run/vm1.control\n",
   run,
 };

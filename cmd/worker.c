@@ -320,6 +320,8 @@ exit_status (enum job_result result)
     return EXIT_CANCELLED;
   case JOB_REFUSED:
     return EXIT_REFUSED;
+  case JOB_DIFFERENT:
+    return EXIT_DIFFERENT;
   case JOB_FAILED:
     break;
   }

@@ -121,6 +121,7 @@ blackbox_tests = \
 	tests/blackbox/limits.sh \
 	tests/blackbox/long-line.sh \
 	tests/blackbox/live-mirror.sh \
+	tests/blackbox/live-verify.sh \
 	tests/blackbox/odd-sizes.sh \
 	tests/blackbox/dry-run.sh \
 	tests/blackbox/converge.sh \

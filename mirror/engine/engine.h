@@ -8,6 +8,7 @@
  *               bandwidth limit, counters.  It outlives sessions.  This header is what the job's
  *               thread calls; task.h is what copiers call
  *   slot-…      the steps of one task, one file for each kind of task (slot.h)
+ *   untouched   what was left alone while somebody compared both sides
  *   difference  which parts of a claimed run need not be sent
  *   copier      one thread of a session, with a channel to each side
  *   session     one set of connections to the destination.  Losing any of them ends it (R5)
@@ -39,6 +40,7 @@
 #include "mirror/engine/catchup.h"
 #include "mirror/engine/pass.h"
 #include "mirror/engine/rate.h"
+#include "mirror/engine/untouched.h"
 #include "mirror/engine/urgent-queue.h"
 
 /* What need not be sent, though it is dirty (difference.h).  In each mode zeroes that the
@@ -161,6 +163,7 @@ struct engine {
   uint64_t flush_start_ns, last_flush_ns;
   uint64_t flushes_sent; /* the last one's number */
   uint64_t unflushed_bytes;
+  struct untouched *untouched; /* runs that somebody looks at (untouched.h) */
   struct sample pending[2][ENGINE_PENDING_SAMPLES]; /* by claim set; length 0: none */
 };
 

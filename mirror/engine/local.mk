@@ -35,6 +35,8 @@ libmirror_la_SOURCES += \
 	mirror/engine/task.h \
 	mirror/engine/unreadable.c \
 	mirror/engine/unreadable.h \
+	mirror/engine/untouched.c \
+	mirror/engine/untouched.h \
 	mirror/engine/urgent-queue.c \
 	mirror/engine/urgent-queue.h \
 	mirror/engine/urgent.c \

@@ -111,6 +111,7 @@ take (struct engine *e, struct engine_task *t)
   t->set = claim_enter (e->region);
   engine_drop_samples (e, t->set, t->first, t->count);
   claim_run (e->region, t->set, t->first, t->count);
+  untouched_taken (e, t->first, t->count);
   atomic_fetch_add (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
   if (!t->urgent)
     e->pass.cursor = t->first + t->count;

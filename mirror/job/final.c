@@ -164,6 +164,7 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_s
                job_state (j), (unsigned long long)engine_left_bytes (&j->engine));
     return;
   }
+  job_verify_stop (j, "a hand-off has begun");
   j->final_request = request;
   j->arm = arm;
   j->lease_ms = lease_ms;

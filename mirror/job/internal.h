@@ -30,6 +30,7 @@
 #include "mirror/job/estimate.h"
 #include "mirror/job/gate-control.h"
 #include "mirror/job/job.h"
+#include "mirror/job/live-verify.h"
 #include "mirror/job/source-errors.h"
 #include "mirror/job/stall.h"
 #include "mirror/job/worker-lock.h"
@@ -46,8 +47,20 @@ enum final_state {
   FINAL_PREPARED /* the filter took the final look; the coordinator decides */
 };
 
+/* verifying.c */
+struct job_verify {
+  struct live_verify *live;     /* NULL: none runs */
+  struct live_verify_view last; /* of the running one, or of the last one */
+  uint64_t told;                /* its mismatches that the user knows of */
+  unsigned attempts;            /* verifications begun */
+  bool good;                    /* the last one found no difference */
+  uint64_t mismatches, offset;  /* of all: blocks, and the first one's offset in bytes */
+  char *error;                  /* why the last one failed, or NULL */
+};
+
 struct job {
   const struct job_options *o;
+  struct job_verify verify;
   struct session_options dest;         /* a copy of ours: its `opened` is used up */
   char dest_session[ENDPOINT_SESSION]; /* see endpoint_options.session */
   struct control_client *control;
@@ -177,5 +190,19 @@ const char *job_state (struct job *j);
 void job_publish (struct job *j);
 /* The filter, and REPORT (may be NULL): has the destination been sealed? */
 void job_publish_sealed (struct job *j, json_t *report);
+
+/* ---- verifying.c ---- */
+
+/* Begin, unless one runs.  -1 with *ERROR (text_free()). */
+int job_verify_start (struct job *j, char **error);
+/* After this call no block is made dirty by a verification; a running one fails with WHY. */
+void job_verify_stop (struct job *j, const char *why);
+/* A verification runs, or one that the user wants has not been found good yet. */
+bool job_verify_active (const struct job *j);
+/* Often, from the loop. */
+void job_verify_step (struct job *j);
+/* At the end, before the engine is destroyed.  False if a thread still uses that and the source. */
+bool job_verify_end (struct job *j);
+void job_add_verification (struct job *j, json_t *o);
 
 #endif

@@ -248,9 +248,10 @@ is_quiet (struct job *j)
 {
   bool copying = j->supervisor.state == SUPERVISOR_COPYING;
 
-  if (j->final != FINAL_NONE || j->handing_off || j->complete_wanted || j->o->complete_when_ready
-      || j->source_errors.any || j->gate.now != JOB_GATE_OPEN || j->gate.wanted != JOB_GATE_OPEN
-      || strcmp (job_state (j), j->state) != 0 || !engine_asleep (&j->engine))
+  if (job_verify_active (j) || j->final != FINAL_NONE || j->handing_off || j->complete_wanted
+      || j->o->complete_when_ready || j->source_errors.any || j->gate.now != JOB_GATE_OPEN
+      || j->gate.wanted != JOB_GATE_OPEN || strcmp (job_state (j), j->state) != 0
+      || !engine_asleep (&j->engine))
     return false;
   if (j->paused || !copying)
     return true;
@@ -317,6 +318,9 @@ run (struct job *j)
     check_stall (j, clock_ns ());
     if (j->over)
       break;
+    job_verify_step (j);
+    if (j->over)
+      break;
     job_gate_update (j);
     job_final_step (j);
     job_handoff_poll (j);
@@ -329,7 +333,8 @@ run (struct job *j)
       take_sample (j, now);
     j->last_sample_ns = now;
     job_apply_policy (j, now);
-    if (j->ready && j->final == FINAL_NONE && (j->o->complete_when_ready || j->complete_wanted))
+    if (j->ready && j->final == FINAL_NONE
+        && (j->complete_wanted || (j->o->complete_when_ready && !job_verify_active (j))))
       job_handoff_start (j);
     report_progress (j, now);
   }
@@ -397,6 +402,7 @@ finish (struct job *j, json_t **report)
   bool stopped = true;
 
   /* The report tells the state at the end, not what taking the session down makes of the books. */
+  job_verify_stop (j, "the job has ended");
   if (j->supervising) {
     say_what_is_unreadable (j);
     job_publish (j);
@@ -416,6 +422,8 @@ finish (struct job *j, json_t **report)
   if (j->control)
     control_client_free (j->control);
   worker_lock_release (&j->lock, nothing_left (j));
+  if (!job_verify_end (j))
+    stopped = false;
   if (!stopped)
     return result; /* a connection that is still being made uses the rest until the process ends */
   if (j->engine_ready)

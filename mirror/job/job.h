@@ -46,6 +46,7 @@ enum job_result {
   JOB_NOT_CONVERGED, /* 4 */
   JOB_CANCELLED,     /* 6 */
   JOB_REFUSED,       /* 7 */
+  JOB_DIFFERENT,     /* verified, and not equal: 5 */
   JOB_DETACHED       /* SIGTERM; resumable: 3 */
 };
 
@@ -58,6 +59,7 @@ struct job_options {
   const char *control;
   struct session_options dest;
   struct sync_options sync;
+  bool verify; /* verify the copy once it is ready, and complete by itself only after that */
   enum engine_sparse sparse;
   enum job_start start;
   enum job_policy policy;

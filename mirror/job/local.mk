@@ -20,6 +20,8 @@ libmirror_la_SOURCES += \
 	mirror/job/internal.h \
 	mirror/job/job.c \
 	mirror/job/job.h \
+	mirror/job/live-verify.c \
+	mirror/job/live-verify.h \
 	mirror/job/read-test.c \
 	mirror/job/read-test.h \
 	mirror/job/requests.c \
@@ -32,5 +34,6 @@ libmirror_la_SOURCES += \
 	mirror/job/stream.h \
 	mirror/job/sync.c \
 	mirror/job/sync.h \
+	mirror/job/verifying.c \
 	mirror/job/worker-lock.c \
 	mirror/job/worker-lock.h

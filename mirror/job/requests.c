@@ -160,6 +160,27 @@ complete (struct job *j, int64_t request)
 }
 
 static void
+verify (struct job *j, int64_t request, json_t *args)
+{
+  char *error = NULL;
+
+  if (json_is_true (json_object_get (args, "stop"))) {
+    job_verify_stop (j, "stopped by the user");
+    ok (j, request);
+    return;
+  }
+  if (!j->ready || j->final != FINAL_NONE)
+    job_reply (j, request, "NotReady", "the job is not ready: it is %s", job_state (j));
+  else if (job_verify_start (j, &error) == -1)
+    job_reply (j, request, "GenericError", "%s", error);
+  else {
+    job_publish (j); /* before the answer: who asked then asks how it goes */
+    ok (j, request);
+  }
+  text_free (error);
+}
+
+static void
 prepare (struct job *j, int64_t request, json_t *args)
 {
   json_int_t lease = json_integer_value (json_object_get (args, "lease-ms"));
@@ -189,6 +210,8 @@ handle_request (struct job *j, json_t *data)
     set_paused (j, request, false);
   else if (!strcmp (name, "block-job-cancel"))
     cancel (j, request);
+  else if (!strcmp (name, "mirror-verify"))
+    verify (j, request, args);
   else if (!strcmp (name, "block-job-complete"))
     complete (j, request);
   else

@@ -116,6 +116,7 @@ own_status (struct job *j)
   job_add_convergence (j, o);
   json_object_set_new (o, "policy", json_string (job_policy_name (j->policy)));
   add_errors (j, o);
+  job_add_verification (j, o);
   json_object_set_new (o, "target", target (j));
   json_object_set_new (o, "sealed", sealed (j));
   return o;

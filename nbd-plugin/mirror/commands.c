@@ -198,6 +198,7 @@ static const struct command commands[] = {
   { "block-job-complete", "device:s", relay, false },
   { "mirror-set", "bandwidth-limit:i max-downtime-ms:n policy:s synchronous:b max-write-delay-ms:i",
     mirror_set, false },
+  { "mirror-verify", "stop:b", relay, false },
   { "mirror-measure", "", measure, false },
   { "mirror-prepare", "lease-ms:i rollback-token:s! waiters:s successor:s guest-stopped:b arm:b",
     prepare, false },

@@ -52,6 +52,12 @@ static const struct {
   { "sealed", KIND_BOOL },
   { "unreadable-bytes", KIND_COUNT },
   { "unreadable-offset", KIND_COUNT },
+  { "verify", KIND_TEXT },
+  { "verified-bytes", KIND_COUNT },
+  { "unsettled-bytes", KIND_COUNT },
+  { "mismatches", KIND_COUNT },
+  { "mismatch-offset", KIND_COUNT },
+  { "verify-error", KIND_TEXT },
 };
 
 /* Known to the filter alone: a worker must not overwrite them. */

@@ -500,3 +500,64 @@ Test (engine, synchronised_is_true_whatever_happens)
     teardown ();
   }
 }
+
+/* ---- untouched.h ---- */
+
+static bool
+left_alone (const struct untouched *u, uint64_t block)
+{
+  return untouched_is (u, block - u->first);
+}
+
+/* What is dirty, claimed or in quarantine at the beginning or at the end was not left alone. */
+Test (untouched, sees_what_is_not_clean, .init = setup, .fini = teardown)
+{
+  struct untouched u;
+
+  mark (100, 1);
+  bitmap_set (r, REGION_CLAIMED_A, 101, 1);
+  bitmap_set (r, REGION_CLAIMED_B, 102, 1);
+  bitmap_set (r, REGION_QUARANTINE, 103, 1);
+  untouched_begin (e, &u, 64, 200);
+  for (uint64_t block = 100; block < 104; block++)
+    cr_assert_not (left_alone (&u, block), "%lu at the beginning", (unsigned long)block);
+  bitmap_clear (r, REGION_DIRTY, 100, 1);
+  bitmap_clear (r, REGION_CLAIMED_A, 101, 1);
+  bitmap_clear (r, REGION_CLAIMED_B, 102, 1);
+  bitmap_clear (r, REGION_QUARANTINE, 103, 1);
+  mark (200, 1);
+  bitmap_set (r, REGION_QUARANTINE, 201, 1);
+  untouched_end (e, &u);
+  for (uint64_t block = 64; block < 264; block++)
+    cr_assert_eq (left_alone (&u, block),
+                  !(block >= 100 && block < 104) && block != 200 && block != 201, "%lu",
+                  (unsigned long)block);
+}
+
+/* What was written, copied and flushed in between looks as clean as before, and was not. */
+Test (untouched, notes_what_is_copied_in_between, .init = setup, .fini = teardown)
+{
+  struct untouched u, beside;
+  uint64_t before, after;
+
+  untouched_begin (e, &beside, 0, 100);
+  untouched_begin (e, &u, 100, UNTOUCHED_MAX);
+  mark (99, 3);
+  struct engine_task t = expect (WORK_DATA, 99, 3);
+  done (&t);
+  bitmap_clear (r, REGION_CLAIMED_A, 99, 3);
+  bitmap_clear (r, REGION_CLAIMED_B, 99, 3);
+  untouched_end (e, &u);
+  untouched_end (e, &beside);
+  cr_assert (left_alone (&beside, 98) && !left_alone (&beside, 99));
+  cr_assert (!left_alone (&u, 100) && !left_alone (&u, 101) && left_alone (&u, 102));
+
+  /* What is wrong at the destination is copied again, and nothing that was said before holds. */
+  before = atomic_load (&r->hdr->given_back);
+  untouched_copy_again (e, 500, 2);
+  after = atomic_load (&r->hdr->given_back);
+  cr_assert_eq (after, before + 1);
+  cr_assert_eq (bitmap_count (r, REGION_DIRTY), 2);
+  nap (60000000); /* between two passes */
+  expect (WORK_DATA, 500, 2);
+}
