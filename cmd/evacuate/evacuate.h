@@ -9,8 +9,8 @@
  *   4. Take over: a new server takes the socket's name, and the old one is ended with SIGKILL.  The
  *      guest's NBD client connects again and repeats what was not answered.
  *
- * Up to 3, and between 3 and the new name, every failure leaves the guest with the old server.  If
- * the command was killed it goes on where it was when it is run again.
+ * Until the new server has the socket's name, every failure leaves the guest with the old server.
+ * If the command was killed it goes on where it was when it is run again.
  *
  *   evacuate.c  the order of the steps
  *   options.c   the command line

@@ -2,16 +2,18 @@
  *
  * The way back to the source.
  *
- *   1. The disks are released: the word goes to "abort".  If it says "commit", and the guest was
- * not started at the destination, they are rolled back with the token.
+ *   1. The disks are released: the decision word that they share becomes "abort".  If it says
+ *      "commit" already, and the guest was not started at the destination, the disks are rolled
+ *      back with the token.
  *   2. The memory migration is cancelled.
  *   3. The source VM is continued, if QEMU has not done so by itself.
  *   4. The destination QEMU is ended.
  *   5. The settings of the source QEMU are restored, the mirrors that we began are cancelled, and
  *      their destinations are given up.
  *
- * Once `cont` may have been sent, 4 comes before 3.  Before that nobody can start the destination,
- * and a guest that waits need not wait for a destination that does not answer.
+ * Steps 3 and 4 change places once `cont` may have been sent to the destination: the guest must not
+ * run on both sides.  Before that nobody can start the destination.  Then the guest at the source
+ * goes on first, and does not wait for a destination that may not answer.
  */
 
 #include "config.h"
@@ -30,7 +32,7 @@
 #define END_MS 2000     /* for the destination QEMU to end */
 #define POLL_MS 20
 
-/* ERROR is stolen. */
+/* Takes ERROR, and frees it. */
 static void
 note_error (struct migrate *m, const char *what, char *error)
 {

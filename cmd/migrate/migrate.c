@@ -103,8 +103,8 @@ run_migration (struct migrate *m)
   return j->exit_status;
 }
 
-/* The rest of what a coordinator had to do that was killed.  A hook is not run twice: better not at
- * all. */
+/* The coordinator was killed, and this does the rest of its work.  Nobody knows whether it has
+ * begun to run a hook.  So no hook is run, because none may run twice. */
 static int
 run_guardian (struct migrate *m, const struct guard_death *death)
 {

@@ -41,8 +41,8 @@ written (struct urgent_queue *q, struct region *r, const struct urgent_view *v, 
   return false;
 }
 
-/* Will the first pass copy all of it, so that nobody needs to wait?  The pass would skip a busy
- * block. */
+/* Will the first pass copy all blocks of IT, so that nobody needs to wait for them?  Not if one of
+ * them is busy, because the pass would skip it. */
 static bool
 is_ahead (const struct urgent_view *v, const struct urgent_item *it)
 {

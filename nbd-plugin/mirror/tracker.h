@@ -47,8 +47,8 @@ int tracker_opened (struct tracker *t, uint64_t disk_size, uint32_t block_size, 
 bool tracker_geometry (struct tracker *t, struct region_geometry *geo);
 
 /* Mark a mutation in every region (R1, R2). To be called after the layer below has returned,
- * whatever its result, and before gate_leave().  Returns how many blocks turned from clean to dirty
- * (in the region where that were most). */
+ * whatever its result, and before gate_leave().  Returns how many blocks turned from clean to
+ * dirty: the largest such number of all regions. */
 uint64_t tracker_mark_slow (struct tracker *t, uint64_t offset, uint64_t length);
 
 static inline uint64_t
