@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a live mirror which sends only the difference loses nothing: in each mode, to a raw
-# and to a qcow2 destination, a guest writes all the while, another one turns blocks back into
-# what the base holds, and the worker is killed at random instants.  The destination is compared
+# Proves that a live mirror which sends only the difference loses nothing: in each mode, to raw and
+# qcow2 destinations and to `receive`, a guest writes all the while, another one turns blocks back
+# into what the base holds, and the worker is killed at random instants.  The destination is compared
 # byte by byte, and little more is sent than what the guests changed.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-io qemu-nbd
@@ -25,8 +25,13 @@ start_destination () {
   case $2 in
     file) cp "$tmp/base" "$tmp/dst.img" ;;
     qcow2) qemu-img create -q -f qcow2 -b "$tmp/base" -F raw "$tmp/dst.qcow2" ;;
+    receive)
+      start_receive dst "$tmp/dst.qcow2" --size "$size" --format qcow2 --backing "$tmp/base"
+      guest=${guest_uri[dst]}
+      return ;;
   esac
   start_dest dst "$2" "$size"
+  guest=${uri[dst]}
 }
 
 # start_source MODE: one that holds the shadow.
@@ -91,7 +96,7 @@ scenario () {
   dd if="$tmp/back" of="$tmp/shadow" bs=1M count=1 conv=notrunc status=none
   compare "$tmp/shadow" "${uri[src]}" ||
     fail "$mode, $kind: the source is not what the guests wrote"
-  equal "${uri[src]}" "${uri[dst]}"
+  equal "${uri[src]}" "$guest"
   sent=$(($(field sent-bytes <"$tmp/report") + $(field zero-bytes <"$tmp/report")))
   skipped=$(field skipped-bytes <"$tmp/report")
   note "$mode, $kind: $((sent / 1048576)) MiB sent, $((skipped / 1048576)) MiB skipped"
@@ -107,8 +112,10 @@ scenario () {
 
 scenario compare file
 scenario compare qcow2
+scenario compare receive
 scenario top file --trust-base
 scenario top qcow2 --trust-base
 scenario base file --base "$tmp/base" --trust-base
 qemu-img convert -q -f raw -O qcow2 "$tmp/base" "$tmp/base.qcow2"
+scenario base receive --base "$tmp/base" # receive proves its base
 scenario base qcow2 --base "$tmp/base.qcow2" --base-format qcow2 --trust-base
