@@ -35,7 +35,8 @@
 #include "dirty-bitmap/state/state.h"
 
 #define BLOCK 8192u
-#define EXTENTS 9u /* their fine bits fill more than a sector of an L2 page, so that it can tear */
+/* Their fine bits fill more than a sector of an L2 page, so that it can tear. */
+#define EXTENTS 9u
 #define PER_EXTENT 512u
 #define BLOCKS (EXTENTS * PER_EXTENT - 7) /* an odd tail */
 #define MOST_WRITES 256
