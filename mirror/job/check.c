@@ -390,13 +390,32 @@ open_destination (struct job *j, json_t *status)
   return check_destination (j, status, size, opened);
 }
 
+/* A job is left over that this one does not go on with in the same mode.  The blocks that it has
+ * not visited need not hold a base, or nobody knows any more which ones it has visited. */
+static bool
+other_job_wrote (struct job *j, json_t *status)
+{
+  const char *old = json_string_value (json_object_get (status, "sync"));
+
+  return json_is_integer (json_object_get (status, "dirty-bytes"))
+         && (!job_resumes (j) || old == NULL || strcmp (old, sync_name (j->o->sync.mode)) != 0);
+}
+
 /* Nothing is left out because of a base that the destination may not have. */
 static int
 prove_base (struct job *j, json_t *status)
 {
   const struct session_options *d = &j->dest;
+  bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
+  bool by_trust = j->o->sync.mode == ENGINE_SYNC_TOP || j->o->sync.trust_base;
   char *error = NULL;
 
+  if (by_trust && other_job_wrote (j, status))
+    return refuse_destination (
+        j, text_printf ("the job that is left over has written to its destination, so that it may"
+                        " not be as its base any more: use --sync compare; or nbdmirror cancel %s"
+                        " first if the destination is a new one",
+                        j->o->control));
   if (j->base_image == NULL || j->dry)
     return 0;
   const struct base_proof proof = {
@@ -407,7 +426,7 @@ prove_base (struct job *j, json_t *status)
     .nr_dest = d->nr_dest,
     .dest_options = &d->endpoint,
     .size = (uint64_t)json_integer_value (json_object_get (status, "size")),
-    .resumed = json_is_integer (json_object_get (status, "dirty-bytes")) && job_resumes (j),
+    .resumed = left_over && !other_job_wrote (j, status),
     .signal = j->o->signal,
     .opaque = j->o->opaque,
     .message = j->o->message,

@@ -125,6 +125,23 @@ compare "$tmp/base" "${uri[plain]}" || fail "something was written in spite of t
 has_to_exit 0 nbdmirror copy "$tmp/disk" "${uri[plain]}" --sync base --base "$tmp/base" --trust-base
 grep -q 'sample and no proof' "$tmp/err" || fail "it does not say that this is a sample"
 equal "$tmp/disk" "${uri[plain]}"
+# A job is left over that had to send everything: what it has not sent yet is no base.
+stop plain
+random_disk "$tmp/plain.img" $((size + 1))
+truncate -s $size "$tmp/plain.img"
+start_dest plain file "$size"
+spawn left "${nbdmirror_prefix[@]}" "$NBDMIRROR" mirror "${control[src]}" "${uri[plain]}" --bandwidth 1M
+wait_state "${control[src]}" copying 10
+stop left KILL
+wait_state "${control[src]}" detached 10
+for start in resume restart; do
+  has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[plain]}" --$start --sync base \
+    --base "$tmp/base" --trust-base
+  grep -q 'left over' "$tmp/err" || fail "--$start: wrong reason: $(cat "$tmp/err")"
+done
+has_to_exit 0 nbdmirror mirror "${control[src]}" "${uri[plain]}" --resume --sync compare \
+  --on-ready complete --report "$tmp/report"
+equal "$tmp/disk" "${uri[plain]}"
 stop plain
 random_disk "$tmp/plain.img" $((size + 1))      # other data
 truncate -s $size "$tmp/plain.img"
