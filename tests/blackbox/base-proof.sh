@@ -130,13 +130,14 @@ stop plain
 random_disk "$tmp/plain.img" $((size + 1))
 truncate -s $size "$tmp/plain.img"
 start_dest plain file "$size"
-spawn left "${nbdmirror_prefix[@]}" "$NBDMIRROR" mirror "${control[src]}" "${uri[plain]}" --bandwidth 1M
+spawn left "${nbdmirror_prefix[@]}" "$NBDMIRROR" mirror "${control[src]}" "${uri[plain]}" \
+  --bandwidth 1M
 wait_state "${control[src]}" copying 10
 stop left KILL
 wait_state "${control[src]}" detached 10
 for start in resume restart; do
   has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[plain]}" --$start --sync base \
-    --base "$tmp/base" --trust-base
+    --base "$tmp/base" --trust-base --on-ready complete
   grep -q 'left over' "$tmp/err" || fail "--$start: wrong reason: $(cat "$tmp/err")"
 done
 has_to_exit 0 nbdmirror mirror "${control[src]}" "${uri[plain]}" --resume --sync compare \

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a live mirror which sends only the difference loses nothing: in each mode, to raw and
 # qcow2 destinations and to `receive`, a guest writes all the while, another one turns blocks back
-# into what the base holds, and the worker is killed at random instants.  The destination is compared
-# byte by byte, and little more is sent than what the guests changed.
+# into what the base holds, and the worker is killed at random instants.  The destination is
+# compared byte by byte, and little more is sent than what the guests changed.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-io qemu-nbd
 

@@ -538,7 +538,6 @@ Test (untouched, sees_what_is_not_clean, .init = setup, .fini = teardown)
 Test (untouched, notes_what_is_copied_in_between, .init = setup, .fini = teardown)
 {
   struct untouched u, beside;
-  uint64_t before, after;
 
   untouched_begin (e, &beside, 0, 100);
   untouched_begin (e, &u, 100, UNTOUCHED_MAX);
@@ -553,9 +552,9 @@ Test (untouched, notes_what_is_copied_in_between, .init = setup, .fini = teardow
   cr_assert (!left_alone (&u, 100) && !left_alone (&u, 101) && left_alone (&u, 102));
 
   /* What is wrong at the destination is copied again, and nothing that was said before holds. */
-  before = atomic_load (&r->hdr->given_back);
+  uint64_t before = atomic_load (&r->hdr->given_back);
   untouched_copy_again (e, 500, 2);
-  after = atomic_load (&r->hdr->given_back);
+  uint64_t after = atomic_load (&r->hdr->given_back);
   cr_assert_eq (after, before + 1);
   cr_assert_eq (bitmap_count (r, REGION_DIRTY), 2);
   nap (60000000); /* between two passes */
