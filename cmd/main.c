@@ -18,11 +18,23 @@
 
 /* In the order of a job's life. */
 static const struct subcommand *const subcommands[] = {
-  &subcommand_serve,    &subcommand_receive, &subcommand_mirror,   &subcommand_status,
-  &subcommand_set,      &subcommand_pause,   &subcommand_resume,   &subcommand_cancel,
-  &subcommand_complete, &subcommand_migrate, &subcommand_rollback, &subcommand_evacuate,
-  &subcommand_copy,     &subcommand_verify,  &subcommand_digest,
-  &subcommand_state,    NULL,
+  &subcommand_serve,
+  &subcommand_receive,
+  &subcommand_mirror,
+  &subcommand_status,
+  &subcommand_set,
+  &subcommand_pause,
+  &subcommand_resume,
+  &subcommand_cancel,
+  &subcommand_complete,
+  &subcommand_migrate,
+  &subcommand_rollback,
+  &subcommand_evacuate,
+  &subcommand_copy,
+  &subcommand_verify,
+  &subcommand_digest,
+  &subcommand_state,
+  NULL,
 };
 
 static void

@@ -163,7 +163,7 @@ struct engine {
   uint64_t flush_start_ns, last_flush_ns;
   uint64_t flushes_sent; /* the last one's number */
   uint64_t unflushed_bytes;
-  struct untouched *untouched; /* runs that somebody looks at (untouched.h) */
+  struct untouched *untouched;                      /* runs that somebody looks at (untouched.h) */
   struct sample pending[2][ENGINE_PENDING_SAMPLES]; /* by claim set; length 0: none */
 };
 
