@@ -146,6 +146,7 @@ blackbox_tests = \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/state-file.sh \
+	tests/blackbox/state-loss.sh \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/busy-server.sh \

@@ -320,8 +320,17 @@ state_look (struct state *s, struct state_view *view)
 }
 
 void
+state_mark_all (struct state *s)
+{
+  for (uint64_t w = 0; s->live != NULL && w < s->layout.geo.nr_words; w++)
+    atomic_store (&s->live[w], ~UINT64_C (0));
+}
+
+void
 state_lose (struct state *s, const char *reason)
 {
+  /* Before a write goes on that is not marked any more. */
+  state_mark_all (s);
   pthread_mutex_lock (&s->lock);
   if (!s->lost) {
     s->lost = s->loss_unwritten = true;

@@ -202,6 +202,10 @@ void state_look (struct state *s, struct state_view *view);
 /* Nothing is tracked from now on; REASON is copied. */
 void state_lose (struct state *s, const char *reason);
 
+/* Every block is dirty in the live map, which needs no disk: so a server that starts in this boot
+ * takes it all for dirty, also where the superblock could not be written. */
+void state_mark_all (struct state *s);
+
 /* ---- guest threads ---- */
 
 /* As in gate.h: 0 to go on waiting, or an errno to give up with. */

@@ -412,6 +412,7 @@ write_loss (struct state *s)
   pthread_mutex_unlock (&s->lock);
   if (!unwritten || super.sequence == 0)
     return;
+  state_mark_all (s); /* again: a round that was under way may have dropped bits since */
   super.status = STATE_INCONSISTENT;
   super.sequence++;
   state_super_encode (&super, page);

@@ -357,6 +357,19 @@ compare_size (struct mirror *m)
   json_object_clear (m->attachment.published);
 }
 
+static void
+tell_loss (struct persist *p)
+{
+  struct state_view v;
+
+  state_look (&p->state, &v);
+  if (v.lost && !p->loss_told)
+    nbdkit_error ("mirror-state=%s is inconsistent: %s.  The job goes on in memory; the next server"
+                  " will take every block for dirty",
+                  p->path, v.reason);
+  p->loss_told = v.lost;
+}
+
 void
 persist_tick (struct mirror *m)
 {
@@ -364,6 +377,7 @@ persist_tick (struct mirror *m)
 
   if (!p->open || m->attachment.region == NULL)
     return;
+  tell_loss (p);
   compare_size (m);
   if (m->attachment.region == NULL)
     return;

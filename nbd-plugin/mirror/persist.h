@@ -30,6 +30,7 @@ struct persist {
   size_t live_bytes;
   pthread_t thread;
   bool open, thread_runs;
+  bool loss_told;          /* in the log */
   bool settling;           /* every write from before the job has ended */
   uint32_t shards_seen;    /* of the gate, at 0 since the job began */
   uint64_t noted_ms;       /* when the note was last made */
