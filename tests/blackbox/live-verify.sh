@@ -98,7 +98,31 @@ wait_exit mirror 20
 
 has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[plain]}" --sync compare \
   --verify --on-ready complete --report "$tmp/report"
-[ "$(field verify <"$tmp/report")" = done ] || fail "it did not verify before it completed"
+[ "$(field verify <"$tmp/report")" = "done" ] || fail "it did not verify before it completed"
 [ "$(field verified-bytes <"$tmp/report")" = $size ] || fail "it did not verify everything"
 [ "$(field mismatches <"$tmp/report")" = 0 ] || fail "a false difference"
 equal "$tmp/disk" "${uri[plain]}"
+
+# ---- a write on its way ----
+
+# It has changed the source already, and is marked 3 s later: no difference may be told meanwhile.
+head -c 1M /dev/urandom >"$tmp/slow.img"
+cp "$tmp/slow.img" "$tmp/target.img"
+start_nbdkit slow eval get_size='echo 1048576' can_write='exit 0' can_flush='exit 0' \
+  flush='exit 0' thread_model='echo parallel' \
+  pread="dd if='$tmp/slow.img' iflag=skip_bytes,count_bytes skip=\$4 count=\$3 status=none" \
+  pwrite="dd of='$tmp/slow.img' oflag=seek_bytes seek=\$4 conv=notrunc status=none; sleep 3"
+start_dest target file 1M
+spawn mirror nbdmirror mirror "${control[slow]}" "${uri[target]}" --sync compare
+wait_state "${control[slow]}" ready 60
+spawn writer "$python" -c 'import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"w" * 4096, 409600)
+h.shutdown()' "${uri[slow]}"
+printf 'w%.0s' {1..4096} >"$tmp/written"
+wait_for 10 cmp -s -i 409600:0 -n 4096 "$tmp/slow.img" "$tmp/written"
+[ "$(status_of "${control[slow]}" in-flight)" = 1 ] || fail "the write is over already"
+has_to_exit 0 nbdmirror verify "${control[slow]}"
+wait_exit writer 10
+[ "$(status_of "${control[slow]}" mismatches)" = 0 ] || fail "a write on its way is no difference"

@@ -510,10 +510,11 @@ left_alone (const struct untouched *u, uint64_t block)
 }
 
 /* What is dirty, claimed or in quarantine at the beginning or at the end was not left alone. */
-Test (untouched, sees_what_is_not_clean, .init = setup, .fini = teardown)
+Test (untouched, sees_what_is_not_clean)
 {
   struct untouched u;
 
+  setup ();
   mark (100, 1);
   bitmap_set (r, REGION_CLAIMED_A, 101, 1);
   bitmap_set (r, REGION_CLAIMED_B, 102, 1);
@@ -532,13 +533,15 @@ Test (untouched, sees_what_is_not_clean, .init = setup, .fini = teardown)
     cr_assert_eq (left_alone (&u, block),
                   !(block >= 100 && block < 104) && block != 200 && block != 201, "%lu",
                   (unsigned long)block);
+  teardown ();
 }
 
 /* What was written, copied and flushed in between looks as clean as before, and was not. */
-Test (untouched, notes_what_is_copied_in_between, .init = setup, .fini = teardown)
+Test (untouched, notes_what_is_copied_in_between)
 {
   struct untouched u, beside;
 
+  setup ();
   untouched_begin (e, &beside, 0, 100);
   untouched_begin (e, &u, 100, UNTOUCHED_MAX);
   mark (99, 3);
@@ -559,4 +562,5 @@ Test (untouched, notes_what_is_copied_in_between, .init = setup, .fini = teardow
   cr_assert_eq (bitmap_count (r, REGION_DIRTY), 2);
   nap (60000000); /* between two passes */
   expect (WORK_DATA, 500, 2);
+  teardown ();
 }
