@@ -117,6 +117,10 @@ fill (struct walk *w)
     uint64_t to_boundary = b->length - w->next % b->length, left = w->size - w->next;
     if (start_piece (b, left < to_boundary ? left : to_boundary) == -1)
       return;
+    /* What the page caches have is compared, and its buffers are free again, while the processor's
+     * cache has it. */
+    channel_run (w->side[0].ch);
+    channel_run (w->side[1].ch);
   }
 }
 
