@@ -100,7 +100,8 @@ printf x | dd of="$tmp/disk" bs=1 seek=33333 conv=notrunc status=none
 serve
 recovered_as everything "changed"
 grep -q 'changed while it was not tracked' "$tmp/src.log" || fail "a changed disk is not told"
-spawn second "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$tmp/second" --filter="$NBDMIRROR_FILTER" file "$tmp/disk" \
+spawn second "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$tmp/second" \
+  --filter="$NBDMIRROR_FILTER" file "$tmp/disk" \
   "mirror-control=$tmp/second.control" "mirror-state=$state" mirror-state-volatile=yes
 wait_exit second 5
 grep -q 'another server uses it' "$tmp/second.log" || fail "two servers have one state"
