@@ -50,6 +50,16 @@
 #define FFPOL 2         /* 0 flush again; 1 re-dirty the flushed set; 2 re-dirty both sets */
 #endif
 
+#ifndef DIFF
+#define DIFF 0          /* 0: everything is sent; 1: what equals the base is not (the base is value
+                           0, and the destination holds it at first); 2: what equals the
+                           destination is not.  Both begin with all blocks dirty, and the guest
+                           may write the base's value.  NOVIS: also blocks that were visited */
+#endif
+#if DIFF > 0
+#define VALS3
+#endif
+
 #define OPEN 0
 #define HELD 1
 #define FENCED 2
@@ -69,6 +79,9 @@ byte conn = 1;                  /* 1 up; 0 lost; 3 re-dirtied; 2 claims dropped,
 byte hst;                       /* completer: 0 - 1 held 2 drained 3 prepared 4 committed
                                  * 5,6 part checks */
 byte irb[2];
+#if DIFF > 0
+byte vis;                       /* blocks that were sent, or looked at: not looked at again */
+#endif
 byte rbs, rbv;                  /* read-back in progress: 1+b, value read     */
 byte ncrash = NCRASH, ndcrash = NDCRASH, nrecon = NRECON, natt = NATT, nerr = NERR, nff = NFF;
 #ifdef HANG
@@ -279,15 +292,33 @@ again:
 #ifdef READFIRST
 #define SEND(i)  :: atomic { UP && st[i]==2 -> CLRDIRTY(BIT(sb[i])); st[i]=3 }
 #else
+#if DIFF > 0
+/* 7: the source was read.  The look comes after the claim; in quarantine there is none. */
+#if DIFF == 1
+#define LOOK(b) 0
+#else
+#define LOOK(b) dc[b]
+#endif
+#ifdef NOVIS
+#define UNSEEN(b) !(quar & BIT(b))
+#else
+#define UNSEEN(b) !((quar | vis) & BIT(b))
+#endif
+#define SEND(i)  :: atomic { UP && st[i]==2 -> vl[i]=src[sb[i]]; st[i]=7 } \
+  :: atomic { UP && st[i]==7 -> \
+       if :: UNSEEN(sb[i]) && vl[i]==LOOK(sb[i]) -> st[i]=4 :: else -> st[i]=3 fi; \
+       vis = vis | BIT(sb[i]) }
+#else
 #define SEND(i)  :: atomic { UP && st[i]==2 -> vl[i]=src[sb[i]]; st[i]=3 }
+#endif
 #endif
 #ifdef RELREPLY
 #define REPLY(i) :: atomic { UP && st[i]==4 -> clm[ss[i]] = clm[ss[i]] & (3^BIT(sb[i])); \
                              freeslot(i) }
 #else
 #ifdef RBINLINE
-/* The read-back as slot.c does it: at once after the reply (6: read), against what was written; the
- * block leaves quarantine while it is still claimed, so that the flush comes before it is
+/* The read-back as slot-data.c does it: at once after the reply (6: read), against what was written.
+ * The block leaves quarantine while it is still claimed, so that the flush comes before it is
  * believed. */
 #if LB == 2
 #define IWHEN(i) && !LATEB(sb[i])
@@ -560,6 +591,12 @@ init { atomic {
   dcnt=2;
 #endif
 #else
+#if DIFF > 0
+  dirty=1;              /* one block is as good as two, and has a tenth of the states */
+#ifdef CNT
+  dcnt=1;
+#endif
+#endif
   ds[0]=1; ds[1]=1;
 #endif
   run worker(); run completer(); run dest(); run filter(); run faults();
