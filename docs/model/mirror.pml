@@ -317,9 +317,9 @@ again:
                              freeslot(i) }
 #else
 #ifdef RBINLINE
-/* The read-back as slot-data.c does it: at once after the reply (6: read), against what was written.
- * The block leaves quarantine while it is still claimed, so that the flush comes before it is
- * believed. */
+/* The read-back as slot-data.c does it: at once after the reply (6: read), against what was
+ * written.  The block leaves quarantine while it is still claimed, so that the flush comes before it
+ * is believed. */
 #if LB == 2
 #define IWHEN(i) && !LATEB(sb[i])
 #else
