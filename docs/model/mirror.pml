@@ -318,8 +318,8 @@ again:
 #else
 #ifdef RBINLINE
 /* The read-back as slot-data.c does it: at once after the reply (6: read), against what was
- * written.  The block leaves quarantine while it is still claimed, so that the flush comes before it
- * is believed. */
+ * written.  The block leaves quarantine while it is still claimed, so that the flush comes before
+ * it is believed. */
 #if LB == 2
 #define IWHEN(i) && !LATEB(sb[i])
 #else
