@@ -16,7 +16,7 @@ plant () { printf '\377\376' | dd of="$1" bs=1 seek="$2" conv=notrunc status=non
 # verify_beside_guests NAME: verify over and over for $seconds while guests write.
 verify_beside_guests () {
   local name=$1 rounds=0 deadline
-  start_guest "guest-$name" "${uri[src]}" --connections 3 --rate 150
+  start_guest "guest-$name" "${uri[src]}" --connections 3 --rate 150 --seconds $((seconds + 120))
   deadline=$((SECONDS + seconds))
   while [ $SECONDS -lt $deadline ]; do
     # It is ready most of the time, and not always.
