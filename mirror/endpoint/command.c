@@ -26,6 +26,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "mirror/endpoint/command-guard.h"
 #include "mirror/endpoint/command.h"
 
 #define ENDED_WAIT_MS 300
@@ -40,6 +41,7 @@ struct command {
   pthread_mutex_t lock; /* protects the next two: several threads open channels */
   pid_t pid;            /* 0: reaped */
   int wait_status;
+  struct command_guard guard;
   bool stdio;
   char dir[32];
   char socket[48];
@@ -260,6 +262,8 @@ command_start (const char *name, char *const *argv, int *errnum, char **error)
 
   close (sock);
   if (err == 0)
+    err = command_guard_start (&cmd->guard, cmd->pid, cmd->socket, cmd->dir);
+  if (err == 0)
     return cmd;
   command_stop (cmd);
   return refuse (errnum, error, err, "%s: cannot run %s: %s", name, argv[0], strerror (err));
@@ -307,6 +311,7 @@ command_stop (struct command *cmd)
       wait_for_end (cmd, STOP_WAIT_MS);
     }
   }
+  command_guard_stop (&cmd->guard);
   if (cmd->socket[0])
     unlink (cmd->socket);
   if (cmd->dir[0])

@@ -16,7 +16,7 @@
  *   open.c                             from a name to a kind; the only file that knows all kinds
  *   file*.c                            the kind for files (libaio)
  *   nbd*.c                             the kind for NBD exports (libnbd)
- *   ssh.c command.c                    the command for an ssh URI; child processes that serve NBD
+ *   ssh.c command*.c                   the command for an ssh URI; child processes that serve NBD
  *   endpoint.c internal.h              what is the same for all kinds
  *   uri.c buffers.c                    reading URIs; memory for data
  *

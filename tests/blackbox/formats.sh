@@ -3,7 +3,8 @@
 # Proves that the format of a disk is never guessed: what begins like a container is refused until
 # the user says which it is.  Then a qcow2 overlay is served, mirrored while a guest writes to it,
 # copied and verified, and its base stays as it was.  A qemu-nbd that is killed ends the job, and
-# nothing is ever said to be complete without it.
+# nothing is ever said to be complete without it.  A worker that is killed takes
+# the qemu-nbd along that it has started.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 nbdkit nbd --dump-plugin >/dev/null 2>&1 || skip "nbdkit has no nbd plugin"
@@ -73,6 +74,18 @@ nbdmirror verify "$tmp/vm.qcow2" "$tmp/copy.qcow2" --source-format qcow2 --dest-
 qemu-io -f qcow2 -c "write -P 7 1M 512" "$tmp/copy.qcow2" >/dev/null
 refused 5 "offset 1048576" verify "$tmp/vm.qcow2" "$tmp/copy.qcow2" --source-format qcow2 \
   --dest-format qcow2
+
+# A worker that is killed leaves nothing behind that would hold the image's lock.
+qemu-img create -q -f qcow2 "$tmp/copy.qcow2" "$size"
+spawn copy nbdmirror copy "$tmp/base" "$tmp/copy.qcow2" --dest-format qcow2 --bandwidth 1M
+wait_for 10 eval 'child=$(child_of copy qemu-nbd); [ -n "$child" ]'
+kill -KILL "${pid[copy]}"
+wait "${pid[copy]}" 2>/dev/null || :
+unset "pid[copy]"
+wait_for 10 eval '! kill -0 '"$child"' 2>/dev/null'
+nbdmirror copy "$tmp/base" "$tmp/copy.qcow2" --dest-format qcow2 2>"$tmp/log" </dev/null ||
+  fail "copy after a kill: $(cat "$tmp/log")"
+qemu-img compare -q -f raw -F qcow2 "$tmp/base" "$tmp/copy.qcow2" || fail "that copy differs"
 
 # ---- an overlay is mirrored while its guest writes ----
 
