@@ -99,6 +99,7 @@ nbdmirror_prefix=()
 export UBSAN_OPTIONS="print_stacktrace=1:exitcode=86"
 export ASAN_OPTIONS="detect_leaks=1:log_path=$tmp/sanitizer:exitcode=86"
 export TSAN_OPTIONS="log_path=$tmp/sanitizer:second_deadlock_stack=1:exitcode=86"
+TSAN_OPTIONS+=":atexit_sleep_ms=0" # by default it sleeps for a second, which limits.sh would see
 case $sanitizers in
   *address*) runtime=libasan.so ;;
   thread) runtime=libtsan.so ;;

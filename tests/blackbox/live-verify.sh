@@ -108,10 +108,13 @@ equal "$tmp/disk" "${uri[plain]}"
 # It has changed the source already, and is marked 3 s later: no difference may be told meanwhile.
 head -c 1M /dev/urandom >"$tmp/slow.img"
 cp "$tmp/slow.img" "$tmp/target.img"
+# What is preloaded into nbdkit is too much for dd, and ThreadSanitizer for a shell.
+[ "$sanitizers" != thread ] || exit 0
+dd="unset LD_PRELOAD; dd status=none"
 start_nbdkit slow eval get_size='echo 1048576' can_write='exit 0' can_flush='exit 0' \
   flush='exit 0' thread_model='echo parallel' \
-  pread="dd if='$tmp/slow.img' iflag=skip_bytes,count_bytes skip=\$4 count=\$3 status=none" \
-  pwrite="dd of='$tmp/slow.img' oflag=seek_bytes seek=\$4 conv=notrunc status=none; sleep 3"
+  pread="$dd if='$tmp/slow.img' iflag=skip_bytes,count_bytes skip=\$4 count=\$3" \
+  pwrite="$dd of='$tmp/slow.img' oflag=seek_bytes seek=\$4 conv=notrunc; sleep 3"
 start_dest target file 1M
 spawn mirror nbdmirror mirror "${control[slow]}" "${uri[target]}" --sync compare
 wait_state "${control[slow]}" ready 60
