@@ -25,6 +25,8 @@
 #include "base/text.h"
 #include "mirror/endpoint/nbd.h"
 
+/* Requests of one connection that a server works on at a time: nbdkit and qemu-nbd take 16. */
+#define SERVER_DEPTH 16
 #define LATEST 10
 
 struct conn {
@@ -140,14 +142,21 @@ got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entri
   return 0;
 }
 
+/* The first connection that has room for one more at its server, or else the least busy one.  On a
+ * short line one connection is enough, and to spread few requests over many costs processor time at
+ * both ends. */
 static struct conn *
-least_busy (struct nbd_channel *nc)
+choose_connection (struct nbd_channel *nc)
 {
+  unsigned most = nc->ch.ep->opts.nr_in_flight, enough = most < SERVER_DEPTH ? most : SERVER_DEPTH;
   struct conn *best = &nc->conns[0];
 
-  for (unsigned i = 1; i < nc->nr_conns; i++)
+  for (unsigned i = 0; i < nc->nr_conns; i++) {
+    if (nc->conns[i].in_flight < enough)
+      return &nc->conns[i];
     if (nc->conns[i].in_flight < best->in_flight)
       best = &nc->conns[i];
+  }
   return best;
 }
 
@@ -180,7 +189,7 @@ static int
 nbd_start (struct channel *ch, struct op *op)
 {
   struct nbd_channel *nc = (struct nbd_channel *)ch;
-  struct conn *c = least_busy (nc);
+  struct conn *c = choose_connection (nc);
 
   if (op->kind == OP_FLUSH && nc->nr_conns > 1 && !ch->ep->info.can_multi_conn) {
     errno = ENOTSUP; /* it would cover one connection of several */
