@@ -89,8 +89,10 @@ int cmd_usage_error (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)
 /* An option.  From the same table come the reading of the command line, --help, and what shells
  * complete; a test compares it with the manual. */
 struct cmd_option {
-  const char *name;  /* without its dashes; "": HELP is a heading; NULL: the table ends here */
-  int key;           /* what cmd_getopt() returns; a letter is a short option as well */
+  const char
+      *name; /* without its dashes; "": HELP is a heading; NULL: the table ends here; ",NAME":
+                ",NAME=VALUE" may follow the value of the option before it */
+  int key;   /* what cmd_getopt() returns; a letter is a short option as well */
   const char *value; /* what --help calls its value: "TIME"; "a|b" are the words it may be; NULL:
                         the option takes no value */
   const char *help;  /* broken into lines by cmd_print_help(); NULL: the option is another name of

@@ -20,7 +20,7 @@ enum value_kind { VALUE_NONE, VALUE_FREE, VALUE_CHOICE, VALUE_FILE, VALUE_COMMAN
 static enum value_kind
 value_kind (const struct cmd_option *o)
 {
-  static const char *const files[] = { "FILE", "DIR", "PATH", "SOCK" };
+  static const char *const files[] = { "FILE", "DIR", "IMAGE", "PATH", "SOCK" };
 
   if (o->value == NULL)
     return VALUE_NONE;
@@ -34,19 +34,23 @@ value_kind (const struct cmd_option *o)
   return VALUE_FREE;
 }
 
-/* The next option of a table, past its headings and what --help does not list.  NULL: there is
- * none. */
+/* The next option of a table, or the next PART (",NAME"), past headings and what --help does not
+ * list.  NULL: there is none. */
 static const struct cmd_option *
-next_option (const struct cmd_option *o)
+next_option (const struct cmd_option *o, bool part)
 {
   while (o != NULL && o->name != NULL
-         && (o->name[0] == '\0' || (o->help != NULL && o->help[0] == '\0')))
+         && (o->name[0] == '\0' || (o->name[0] == ',') != part
+             || (o->help != NULL && o->help[0] == '\0')))
     o++;
   return o != NULL && o->name != NULL ? o : NULL;
 }
 
-#define FOR_EACH_OPTION(o, table)                                                                  \
-  for (const struct cmd_option *o = next_option (table); o != NULL; o = next_option (o + 1))
+#define FOR_EACH(o, table, part)                                                                   \
+  for (const struct cmd_option *o = next_option (table, part); o != NULL;                          \
+       o = next_option (o + 1, part))
+#define FOR_EACH_OPTION(o, table) FOR_EACH (o, table, false)
+#define FOR_EACH_PART(o, table) FOR_EACH (o, table, true)
 
 /* The words "a|b|c" with blanks between. */
 static void
@@ -79,7 +83,7 @@ static const char bash_head[]
       "_nbdmirror ()\n"
       "{\n"
       "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} i\n"
-      "  local sub=${COMP_WORDS[1]} options=\"\" settings=\"\"\n"
+      "  local sub=${COMP_WORDS[1]} options=\"\" settings=\"\" parts=\"\"\n"
       "  COMPREPLY=()\n\n"
       "  # Behind `--` come nbdkit's own words.\n"
       "  for ((i = 2; i < COMP_CWORD; i++)); do\n"
@@ -90,10 +94,15 @@ static const char bash_head[]
       "    cur=\"\"\n"
       "  elif [ \"$prev\" = = ]; then\n"
       "    prev=${COMP_WORDS[COMP_CWORD-2]}\n"
-      "  fi\n";
+      "  fi\n"
+      "  # A part of a value, as in CONTROL=DEST,NAME=VALUE.\n"
+      "  [[ $prev != *,* ]] || prev=,${prev##*,}\n";
 
 static const char bash_tail[]
-    = "  if [ -n \"$settings\" ] && [ \"$COMP_CWORD\" -gt 2 ] && [[ $cur != -* ]]; then\n"
+    = "  if [ -n \"$parts\" ] && [[ $cur == *,* ]]; then\n"
+      "    compopt -o nospace\n"
+      "    mapfile -t COMPREPLY < <(compgen -P \"${cur%,*},\" -W \"$parts\" -- \"${cur##*,}\")\n"
+      "  elif [ -n \"$settings\" ] && [ \"$COMP_CWORD\" -gt 2 ] && [[ $cur != -* ]]; then\n"
       "    compopt -o nospace\n"
       "    mapfile -t COMPREPLY < <(compgen -W \"$settings\" -- \"$cur\")\n"
       "  elif [[ $cur == -* ]]; then\n"
@@ -107,9 +116,9 @@ static const char bash_tail[]
 
 /* What completes the value of each option of the subcommand SUB. */
 static void
-bash_values (const char *sub, const struct cmd_option *table, const char *dashes)
+bash_values (const char *sub, const struct cmd_option *table, const char *dashes, bool part)
 {
-  FOR_EACH_OPTION (o, table)
+  FOR_EACH (o, table, part)
   {
     enum value_kind kind = value_kind (o);
     if (kind == VALUE_NONE)
@@ -140,8 +149,9 @@ print_bash (const struct subcommand *const *subcommands)
     printf ("%s ", subcommands[i]->name);
   printf ("--help --version' -- \"$cur\")\n    return\n  fi\n  case \"$sub $prev\" in\n");
   for (size_t i = 0; subcommands[i] != NULL; i++) {
-    bash_values (subcommands[i]->name, subcommands[i]->options, "--");
-    bash_values (subcommands[i]->name, subcommands[i]->settings, "");
+    bash_values (subcommands[i]->name, subcommands[i]->options, "--", false);
+    bash_values (subcommands[i]->name, subcommands[i]->options, "", true);
+    bash_values (subcommands[i]->name, subcommands[i]->settings, "", false);
   }
   printf ("  esac\n  case $sub in\n");
   for (size_t i = 0; subcommands[i] != NULL; i++) {
@@ -151,6 +161,9 @@ print_bash (const struct subcommand *const *subcommands)
     printf ("' settings='");
     FOR_EACH_OPTION (o, subcommands[i]->settings)
     printf ("%s= ", o->name);
+    printf ("' parts='");
+    FOR_EACH_PART (o, subcommands[i]->options)
+    printf ("%s= ", o->name + 1);
     printf ("' ;;\n");
   }
   printf ("  esac\n%s", bash_tail);
@@ -158,9 +171,16 @@ print_bash (const struct subcommand *const *subcommands)
 
 /* ---- zsh ------------------------------------------------------------------------------------ */
 
+/* The option that parts follow. */
+static bool
+has_parts (const struct cmd_option *o)
+{
+  return o->name[0] != ',' && o[1].name != NULL && o[1].name[0] == ',';
+}
+
 /* What stands behind an option in _arguments and _values: [text]:name:action. */
 static void
-zsh_value (const struct cmd_option *o)
+zsh_value (const char *sub, const struct cmd_option *o)
 {
   printf ("[");
   print_phrase (o);
@@ -168,6 +188,10 @@ zsh_value (const struct cmd_option *o)
   if (o->value == NULL)
     return;
   printf (":value:");
+  if (has_parts (o)) {
+    printf ("_nbdmirror_%s_%s", sub, o->name);
+    return;
+  }
   switch (value_kind (o)) {
   case VALUE_CHOICE:
     printf ("(");
@@ -185,11 +209,40 @@ zsh_value (const struct cmd_option *o)
   }
 }
 
+/* "_values" and the settings of a table, or the parts in it. */
+static void
+zsh_values (const char *sub, const char *what, const struct cmd_option *table, bool part)
+{
+  printf ("_values -S = %s", what);
+  FOR_EACH (o, table, part)
+  {
+    printf (" \\\n          '%s", o->name + part);
+    zsh_value (sub, o);
+    printf ("'");
+  }
+}
+
+/* A function for each option that parts follow. */
+static void
+zsh_parts (const struct subcommand *sc)
+{
+  FOR_EACH_OPTION (o, sc->options)
+  {
+    if (!has_parts (o))
+      continue;
+    printf ("_nbdmirror_%s_%s ()\n{\n  if compset -P '*,'; then\n    ", sc->name, o->name);
+    zsh_values (sc->name, o->name, sc->options, true);
+    printf ("\n  else\n    _files\n  fi\n}\n\n");
+  }
+}
+
 static void
 print_zsh (const struct subcommand *const *subcommands)
 {
-  printf ("#compdef nbdmirror\n# Made by nbdmirror --print-completion zsh.\n\n"
-          "_nbdmirror ()\n{\n  local -a subcommands=(\n");
+  printf ("#compdef nbdmirror\n# Made by nbdmirror --print-completion zsh.\n\n");
+  for (size_t i = 0; subcommands[i] != NULL; i++)
+    zsh_parts (subcommands[i]);
+  printf ("_nbdmirror ()\n{\n  local -a subcommands=(\n");
   for (size_t i = 0; subcommands[i] != NULL; i++)
     printf ("    \"%s:%s\"\n", subcommands[i]->name, subcommands[i]->summary);
   printf ("  )\n  if (( CURRENT == 2 )); then\n    _describe subcommand subcommands\n"
@@ -198,21 +251,15 @@ print_zsh (const struct subcommand *const *subcommands)
   for (size_t i = 0; subcommands[i] != NULL; i++) {
     printf ("    %s)\n", subcommands[i]->name);
     if (subcommands[i]->settings != NULL) {
-      printf ("      if (( CURRENT > 2 )) && [[ $words[CURRENT] != -* ]]; then\n"
-              "        _values -S = setting");
-      FOR_EACH_OPTION (o, subcommands[i]->settings)
-      {
-        printf (" \\\n          '%s", o->name);
-        zsh_value (o);
-        printf ("'");
-      }
+      printf ("      if (( CURRENT > 2 )) && [[ $words[CURRENT] != -* ]]; then\n        ");
+      zsh_values (subcommands[i]->name, "setting", subcommands[i]->settings, false);
       printf ("\n        return\n      fi\n");
     }
     printf ("      _arguments -S");
     FOR_EACH_OPTION (o, subcommands[i]->options)
     {
       printf (" \\\n        '--%s%s", o->name, o->value != NULL ? "=" : "");
-      zsh_value (o);
+      zsh_value (subcommands[i]->name, o);
       printf ("'");
     }
     printf (" \\\n        '--help[print a help text]' '*:file:_files' ;;\n");
@@ -221,6 +268,36 @@ print_zsh (const struct subcommand *const *subcommands)
 }
 
 /* ---- fish ----------------------------------------------------------------------------------- */
+
+/* NAME=, or NAME=WORD for each word that it may be, with blanks between. */
+static void
+print_assignments (const struct cmd_option *o)
+{
+  const char *name = o->name + (o->name[0] == ',');
+
+  if (value_kind (o) != VALUE_CHOICE)
+    printf ("%s=", name);
+  else
+    for (const char *word = o->value; *word != '\0'; word += strspn (word, "|")) {
+      int len = (int)strcspn (word, "|");
+      printf ("%s%s=%.*s", word == o->value ? "" : " ", name, len, word);
+      word += len;
+    }
+}
+
+/* For a value of parts with commas between them. */
+static void
+fish_parts (const struct cmd_option *table)
+{
+  printf (" -r -F -a '(__fish_complete_list , \"string split \\\" \\\" \\\"");
+  FOR_EACH_PART (o, table)
+  {
+    print_assignments (o);
+    if (next_option (o + 1, true) != NULL)
+      printf (" ");
+  }
+  printf ("\\\"\")'");
+}
 
 static void
 fish_option (const char *sub, const struct cmd_option *o)
@@ -232,7 +309,10 @@ fish_option (const char *sub, const struct cmd_option *o)
   case VALUE_NONE:
     break;
   case VALUE_FREE:
-    printf (" -x");
+    if (has_parts (o))
+      fish_parts (o + 1);
+    else
+      printf (" -x");
     break;
   case VALUE_CHOICE:
     printf (" -x -a '");
@@ -267,14 +347,7 @@ print_fish (const struct subcommand *const *subcommands)
     FOR_EACH_OPTION (o, subcommands[i]->settings)
     {
       printf ("complete -c nbdmirror -n '__fish_seen_subcommand_from %s' -a '", sub);
-      if (value_kind (o) != VALUE_CHOICE)
-        printf ("%s=", o->name);
-      else
-        for (const char *word = o->value; *word != '\0'; word += strspn (word, "|")) {
-          int len = (int)strcspn (word, "|");
-          printf ("%s%s=%.*s", word == o->value ? "" : " ", o->name, len, word);
-          word += len;
-        }
+      print_assignments (o);
       printf ("' -d '");
       print_phrase (o);
       printf ("'\n");

@@ -14,8 +14,8 @@
 #define HELP_COLUMN 28
 #define COLUMNS 96
 
-/* What stands left of an option's text: "-j, --json", "--bandwidth RATE", "policy=POLICY".  O and
- * the entries behind it that are other names of it. */
+/* What stands left of an option's text: "-j, --json", "--bandwidth RATE", "policy=POLICY",
+ * "  ,base=IMAGE".  O and the entries behind it that are other names of it. */
 static void
 print_names (const struct cmd_option *o, bool setting, char *text, size_t size)
 {
@@ -23,13 +23,14 @@ print_names (const struct cmd_option *o, bool setting, char *text, size_t size)
 
   for (const struct cmd_option *name = o; name == o || (name->name != NULL && name->help == NULL);
        name++) {
-    const char *comma = name == o ? "" : ", ", *dashes = setting ? "" : "--";
+    bool part = name->name[0] == ',';
+    const char *comma = name == o ? "" : ", ", *dashes = part ? "  " : setting ? "" : "--";
     if (name->key < 0x80 && !setting && n < size)
       n += (size_t)snprintf (text + n, size - n, "-%c, ", name->key);
     if (n < size)
       n += (size_t)snprintf (text + n, size - n, "%s%s%s%s%s", comma, dashes, name->name,
                              name->value == NULL ? ""
-                             : setting           ? "="
+                             : setting || part   ? "="
                                                  : " ",
                              name->value != NULL ? name->value : "");
   }

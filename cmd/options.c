@@ -150,7 +150,7 @@ make_tables (struct option longopts[OPTIONS_MAX + 3], char spec[2 * OPTIONS_MAX 
   /* `-`: operands come in order.  `:`: say which fault it is. */
   char *letters = stpcpy (spec, "-:");
   for (const struct cmd_option *o = current->options; o != NULL && o->name != NULL; o++) {
-    if (o->name[0] == '\0')
+    if (o->name[0] == '\0' || o->name[0] == ',')
       continue;
     if (to == longopts + OPTIONS_MAX)
       abort ();

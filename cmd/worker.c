@@ -208,19 +208,9 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
 int
 worker_check_sync (const struct sync_options *o)
 {
-  if (o->mode == ENGINE_SYNC_BASE && o->base == NULL)
-    return cmd_usage_error ("--sync base needs --base IMAGE");
-  if (o->mode != ENGINE_SYNC_BASE && o->base != NULL)
-    return cmd_usage_error ("--base goes with --sync base");
-  if (o->base == NULL && o->base_format != NULL)
-    return cmd_usage_error ("--base-format goes with --base");
-  if (o->mode == ENGINE_SYNC_TOP)
-    return o->trust_base ? 0
-                         : cmd_usage_error ("--sync top needs --trust-base: it is not checked that "
-                                            "the destination holds the same base");
-  if (o->base == NULL && o->trust_base)
-    return cmd_usage_error ("--trust-base goes with --base");
-  return 0;
+  const char *fault = sync_fault (o);
+
+  return fault != NULL ? cmd_usage_error ("%s", fault) : 0;
 }
 
 /* ---- callbacks ---- */

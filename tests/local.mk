@@ -30,6 +30,7 @@ unit_tests = \
 	tests/unit/test-engine-urgent \
 	tests/unit/test-units \
 	tests/unit/test-container \
+	tests/unit/test-migrate-disk \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
@@ -69,6 +70,8 @@ tests_sim_table_LDADD = libmirror.la -lm
 # What is tested here is in no library.
 tests_unit_test_container_SOURCES = tests/unit/test-container.c cmd/container.c
 tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
+tests_unit_test_migrate_disk_SOURCES = tests/unit/test-migrate-disk.c \
+	cmd/migrate/disk-option.c cmd/units.c
 tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate/plan.c
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c

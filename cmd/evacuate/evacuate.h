@@ -31,12 +31,14 @@
 #include "cmd/cmd.h"
 #include "cmd/evacuate/server.h"
 #include "cmd/serve/nbdkit-args.h"
+#include "mirror/job/sync.h"
 
 struct evacuate {
   const char *control, *disk_arg;
   char *disk, *pidfile; /* absolute; owned */
   char **worker_args;   /* options for `mirror`, nr_worker_args of them; the array is owned */
   unsigned nr_worker_args;
+  struct sync_options sync; /* what WORKER_ARGS say of it; borrowed from the command line */
   unsigned lease_ms;
   bool overwrite, resume, json;
   bool created; /* the new disk is ours to remove */

@@ -22,7 +22,11 @@ enum {
   OPT_BANDWIDTH,
   OPT_DOWNTIME,
   OPT_POLICY,
-  OPT_STALLED
+  OPT_STALLED,
+  OPT_SYNC,
+  OPT_BASE,
+  OPT_BASE_FORMAT,
+  OPT_TRUST_BASE
 };
 
 static void
@@ -48,10 +52,43 @@ take_lease (struct evacuate *e)
   return 0;
 }
 
+/* What to send.  *TAKEN: OPT is such an option.  0, or EXIT_USAGE. */
+static int
+take_sync (struct evacuate *e, int opt, bool *taken)
+{
+  *taken = true;
+  switch (opt) {
+  case OPT_SYNC:
+    pass_on (e, "--sync", optarg);
+    return sync_parse (optarg, &e->sync.mode)
+               ? 0
+               : cmd_usage_error ("--sync %s: must be full, top, base or compare", optarg);
+  case OPT_BASE:
+    e->sync.base = optarg;
+    pass_on (e, "--base", optarg);
+    return 0;
+  case OPT_BASE_FORMAT:
+    e->sync.base_format = optarg;
+    pass_on (e, "--base-format", optarg);
+    return 0;
+  case OPT_TRUST_BASE:
+    e->sync.trust_base = true;
+    pass_on (e, "--trust-base", NULL);
+    return 0;
+  }
+  *taken = false;
+  return 0;
+}
+
 /* 0, or EXIT_USAGE. */
 static int
 take_option (struct evacuate *e, int opt)
 {
+  bool taken;
+  int status = take_sync (e, opt, &taken);
+
+  if (taken)
+    return status;
   switch (opt) {
   case 'j':
     e->json = true;
@@ -95,6 +132,11 @@ const struct cmd_option evacuate_options[] = {
   { "max-downtime", OPT_DOWNTIME, "TIME", "as for 'mirror'" },
   { "policy", OPT_POLICY, "sync|throttle|none|fail", "as for 'mirror'" },
   { "give-up-if-stalled", OPT_STALLED, "TIME", "as for 'mirror'" },
+  { "sync", OPT_SYNC, "full|top|base|compare",
+    "as for 'mirror'; what NEWDISK holds already (needs --overwrite) is not written again" },
+  { "base", OPT_BASE, "IMAGE", "as for 'mirror'" },
+  { "base-format", OPT_BASE_FORMAT, "FORMAT", "as for 'mirror'" },
+  { "trust-base", OPT_TRUST_BASE, NULL, "as for 'mirror'" },
   { "resume", OPT_RESUME, NULL, "as for 'mirror'" },
   { "restart", OPT_RESTART, NULL, "as for 'mirror'" },
   { "lease", OPT_LEASE, "TIME",
@@ -120,10 +162,13 @@ evacuate_parse (struct cmd_line *line, struct evacuate *e, int *status)
   *status = EXIT_USAGE;
   if (!cmd_operands_ok (line, 2, 2, "CONTROL NEWDISK"))
     return false;
+  const char *fault = sync_fault (&e->sync);
   e->control = line->operands[0].argv[0];
   e->disk_arg = line->operands[1].argv[0];
   if (line->operands[0].nr_args != 1 || line->operands[1].nr_args != 1)
     cmd_usage_error ("CONTROL is a control socket and NEWDISK a file or block device");
+  else if (fault != NULL)
+    cmd_usage_error ("%s", fault);
   else if (nbdkit_args_parse (&e->args, line->rest, line->nr_rest) == 0) {
     if (!e->args.has_filter && !e->args.has_direct && !e->args.has_uri)
       return true;

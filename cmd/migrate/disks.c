@@ -5,14 +5,17 @@
 
 #include "config.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/disks.h"
 #include "mirror/endpoint/same-place.h"
+#include "mirror/endpoint/uri.h"
 
 #define SILENT_MS 20000 /* a worker tells four times a second how it stands */
 
@@ -24,8 +27,9 @@ disks_init (struct disks *d, const struct migrate_options *o, struct journal *jo
     return -1;
   d->nr = o->nr_disks;
   for (unsigned i = 0; i < d->nr; i++) {
-    d->disk[i].control = o->controls[i];
-    d->disk[i].dest = o->dests[i];
+    d->disk[i].option = &o->disks[i];
+    d->disk[i].control = o->disks[i].control;
+    d->disk[i].dest = o->disks[i].dest;
   }
   return 0;
 }
@@ -107,14 +111,31 @@ state_of (const struct disk *d)
 static int
 check_running (struct journal *journal, const struct disk *d)
 {
-  const char *target = status_text (d->status, "target");
+  const char *target = status_text (d->status, "target"), *sync = status_text (d->status, "sync");
 
-  if (target == NULL || same_place (target, d->dest))
+  if (target == NULL || same_place (target, d->dest)) {
+    if (d->option->have_sync && sync != NULL
+        && strcmp (sync, sync_name (d->option->sync.mode)) != 0)
+      cmd_warning ("%s: a job is at work already, with --sync %s: it is used as it is", d->control,
+                   sync);
     return 0;
+  }
   return journal_fail (journal, EXIT_REFUSED,
                        "%s: a job is at work that mirrors it to %s, not to %s: 'nbdmirror"
                        " cancel' ends it",
                        d->control, target, d->dest);
+}
+
+/* The base of a job that we begin, if it is a file. */
+static int
+check_base (struct journal *journal, const struct disk *d)
+{
+  const char *base = d->option->base;
+
+  if (base == NULL || uri_kind (base) != URI_NONE || access (base, R_OK) == 0)
+    return 0;
+  return journal_fail (journal, EXIT_ERROR, "%s: base image %s: %s", d->control, base,
+                       strerror (errno));
 }
 
 static int
@@ -135,6 +156,8 @@ check_one (struct journal *journal, struct disk *d, bool resume)
                          "%s: it was handed over already: roll it back first, if the guest"
                          " really is here",
                          d->control);
+  if (check_base (journal, d) == -1)
+    return -1;
   if (strcmp (state, "detached") == 0)
     return resume ? 0
                   : journal_fail (journal, EXIT_REFUSED,
@@ -174,6 +197,60 @@ check_silence (struct journal *journal, struct disk *d)
                        SILENT_MS / 1000);
 }
 
+/* D is ready: begin its verification.  "Ready" comes and goes, so a refusal is no failure. */
+static int
+begin_verification (struct journal *journal, struct disk *d)
+{
+  char *error = NULL, *class_ = NULL;
+  struct control_call call
+      = { .command = "mirror-verify", .timeout_ms = QUERY_MS, .class_ = &class_ };
+  int r = control_client_call (d->client, &call, &error);
+  bool later = r == -1 && class_ != NULL && strcmp (class_, "NotReady") == 0;
+
+  text_free (class_);
+  if (r == 0) {
+    d->verifying = true;
+    d->mismatches = status_number (d->status, "mismatches", 0);
+  } else if (!later)
+    return journal_fail_with (journal, EXIT_ERROR, error);
+  text_free (error);
+  return 0;
+}
+
+/* How is the verification of D, which was begun?  *DONE: nothing differs. */
+static int
+look_at_verification (struct journal *journal, const struct disk *d, bool *done)
+{
+  const char *state = status_text (d->status, "verify");
+  const char *why = status_text (d->status, "verify-error");
+  double found = status_number (d->status, "mismatches", 0) - d->mismatches;
+
+  if (found > 0)
+    return journal_fail (
+        journal, EXIT_DIFFERENT, "%s: its copy differs in %.0f block%s, one of them at offset %.0f",
+        d->control, found, found == 1 ? "" : "s", status_number (d->status, "mismatch-offset", 0));
+  if (state != NULL && strcmp (state, "failed") == 0)
+    return journal_fail (journal, EXIT_ERROR, "%s: its copy could not be verified: %s", d->control,
+                         why != NULL ? why : "no reason was given");
+  *done = state != NULL && strcmp (state, "done") == 0;
+  return 0;
+}
+
+/* The same for a disk that is to be verified.  *READY becomes false while it is not. */
+static int
+verify (struct journal *journal, struct disk *d, bool *ready)
+{
+  bool done = false;
+
+  if (d->verifying) {
+    if (look_at_verification (journal, d, &done) == -1)
+      return -1;
+  } else if (strcmp (state_of (d), "ready") == 0 && begin_verification (journal, d) == -1)
+    return -1;
+  *ready = *ready && done;
+  return 0;
+}
+
 int
 disks_look (struct disks *d, bool *ready)
 {
@@ -192,6 +269,8 @@ disks_look (struct disks *d, bool *ready)
       return journal_fail (d->journal, EXIT_ERROR, "%s: its job is %s", disk->control, state);
     if (strcmp (state, "ready") != 0)
       *ready = false;
+    if (disk->option->verify && verify (d->journal, disk, ready) == -1)
+      return -1;
   }
   return 0;
 }

@@ -24,6 +24,9 @@
 
 struct disk {
   const char *control, *dest;
+  const struct disk_option *option; /* what the user said of it */
+  bool verifying;                   /* its verification was begun */
+  double mismatches;                /* what had been found before that */
   struct control_client *client;
   pid_t pid;  /* of the worker that we have started, else 0 */
   bool ours;  /* we start its job */

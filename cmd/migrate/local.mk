@@ -1,6 +1,8 @@
 nbdmirror_SOURCES += \
 	cmd/migrate/back.c \
 	cmd/migrate/check.c \
+	cmd/migrate/disk-option.c \
+	cmd/migrate/disk-option.h \
 	cmd/migrate/disks.c \
 	cmd/migrate/disks.h \
 	cmd/migrate/finish.c \

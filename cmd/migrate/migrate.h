@@ -17,7 +17,7 @@
  *   plan.c              which side has to run, as a function of what is seen; pure
  *   journal.c           log, phases, reason of the failure
  *   notes.c             what the guardian has to know, in memory that both processes share
- *   options.c           the command line
+ *   options.c disk-option.c   the command line, and what it says of one disk
  *
  * There is one commit: the decision word of the hand-off (mirror/handoff/coordinator.h).  Before it
  * every failure leads back to the source, whose disks are then writable; after it to the

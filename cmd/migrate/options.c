@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "cmd/migrate/options.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -39,31 +40,35 @@ enum {
   OPT_RECOVER
 };
 
-/* CONTROL=DEST.  TEXT is cut in two. */
-static int
-add_disk (struct migrate_options *o, char *text)
+/* Room for one disk more. */
+static bool
+make_room (struct migrate_options *o)
 {
-  char *equals = strchr (text, '=');
-
-  if (equals == NULL || equals == text || equals[1] == '\0')
-    return cmd_usage_error ("--disk %s: CONTROL=DEST", text);
-  *equals = '\0';
-  const char *dest = equals + 1;
-  for (unsigned i = 0; i < o->nr_disks; i++)
-    if (strcmp (o->controls[i], text) == 0 || strcmp (o->dests[i], dest) == 0)
-      return cmd_usage_error ("--disk %s=%s: given twice", text, dest);
   char **controls = realloc (o->controls, (o->nr_disks + 1) * sizeof *controls);
   if (controls != NULL)
     o->controls = controls;
-  const char **dests = realloc (o->dests, (o->nr_disks + 1) * sizeof *dests);
-  if (dests != NULL)
-    o->dests = dests;
-  if (controls == NULL || dests == NULL) {
+  struct disk_option *disks = realloc (o->disks, (o->nr_disks + 1) * sizeof *disks);
+  if (disks != NULL)
+    o->disks = disks;
+  return controls != NULL && disks != NULL;
+}
+
+static int
+add_disk (struct migrate_options *o, const char *text)
+{
+  if (!make_room (o)) {
     cmd_say ("out of memory");
     return EXIT_ERROR;
   }
-  controls[o->nr_disks] = text;
-  dests[o->nr_disks++] = dest;
+  struct disk_option *d = &o->disks[o->nr_disks];
+  CLEANUP_TEXT char *why = disk_option_parse (text, d);
+  o->controls[o->nr_disks++] = d->control;
+  if (why != NULL)
+    return cmd_usage_error ("--disk %s: %s", text, why);
+  for (const struct disk_option *other = o->disks; other < d; other++)
+    if (strcmp (other->control, d->control) == 0 || strcmp (other->dest, d->dest) == 0)
+      return cmd_usage_error ("--disk %s: its %s is given twice", text,
+                              strcmp (other->control, d->control) == 0 ? "CONTROL" : "DEST");
   return 0;
 }
 
@@ -192,6 +197,7 @@ const struct cmd_option migrate_option_table[] = {
   { "incoming-uri", OPT_INCOMING_URI, "URI",
     "where the destination listens for the memory, if that is another place" },
   { "disk", OPT_DISK, "CONTROL=DEST", "a disk of the guest and where it goes; once for each disk" },
+  DISK_OPTION_PARTS,
   { "max-downtime", OPT_MAX_DOWNTIME, "TIME",
     "the pause to aim at, of the disks and of the memory (default 300ms)" },
   { "bandwidth", OPT_BANDWIDTH, "RATE",
@@ -244,6 +250,8 @@ migrate_options_parse (struct migrate_options *o, struct cmd_line *line, int *st
 void
 migrate_options_free (struct migrate_options *o)
 {
+  for (unsigned i = 0; i < o->nr_disks; i++)
+    disk_option_free (&o->disks[i]);
   free (o->controls);
-  free (o->dests);
+  free (o->disks);
 }

@@ -11,11 +11,12 @@
 
 #include "cmd/cmd.h"
 #include "cmd/hooks.h"
+#include "cmd/migrate/disk-option.h"
 
 struct migrate_options {
   const char *source_qmp, *dest_qmp;
-  char **controls; /* of the disks, NR_DISKS of them; the array is owned */
-  const char **dests;
+  struct disk_option *disks; /* NR_DISKS of them, owned */
+  char **controls;           /* of each; the array is owned */
   unsigned nr_disks;
   const char *memory_uri, *incoming_uri;                       /* incoming: NULL if the same */
   const char *bandwidth, *max_downtime, *policy, *connections; /* for `mirror`, may be NULL */

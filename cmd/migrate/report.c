@@ -24,13 +24,17 @@ number_or_null (double n)
 static json_t *
 disk_report (const struct migrate *m, unsigned i)
 {
+  static const char *const keys[] = { "sync", "sent-bytes", "skipped-bytes", "verified-bytes" };
   const struct disk *d = &m->disks.disk[i];
-  json_t *sent = json_object_get (d->status, "sent-bytes");
   double pause = m->result.downtime_ms != NULL ? m->result.downtime_ms[i] : -1;
+  json_t *o = json_pack ("{s:s, s:s, s:o}", "control", d->control, "destination", d->dest,
+                         "downtime-ms", number_or_null (pause));
 
-  return json_pack ("{s:s, s:s, s:O, s:o}", "control", d->control, "destination", d->dest,
-                    "sent-bytes", sent != NULL ? sent : json_null (), "downtime-ms",
-                    number_or_null (pause));
+  for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
+    json_t *value = json_object_get (d->status, keys[k]);
+    json_object_set (o, keys[k], value != NULL ? value : json_null ());
+  }
+  return o;
 }
 
 /* Between the source's STOP and the destination's RESUME; -1: unknown. */

@@ -17,6 +17,7 @@
 #include "mirror/endpoint/seal.h"
 
 #define END_MS 5000 /* for a worker to end when it is told to */
+#define WORKER_WORDS 32
 
 /* The name of /proc/self/exe would do as well, but then the process's name is "exe". */
 static const char *
@@ -40,6 +41,32 @@ pass_on (const char **argv, unsigned n, const char *option, const char *value)
   return n + 2;
 }
 
+static unsigned
+pass_on_sync (const char **argv, unsigned n, const struct disk_option *o)
+{
+  if (!o->have_sync)
+    return n;
+  n = pass_on (argv, n, "--sync", sync_name (o->sync.mode));
+  n = pass_on (argv, n, "--base", o->base);
+  n = pass_on (argv, n, "--base-format", o->base_format);
+  if (o->sync.trust_base)
+    argv[n++] = "--trust-base";
+  return n;
+}
+
+/* The end of the command line of D's worker. */
+static void
+fill_options (const char **argv, unsigned n, const struct disk *d, const struct migrate_options *o)
+{
+  n = pass_on_sync (argv, n, d->option);
+  n = pass_on (argv, n, "--bandwidth", o->bandwidth);
+  n = pass_on (argv, n, "--max-downtime", o->max_downtime);
+  n = pass_on (argv, n, "--policy", o->policy);
+  n = pass_on (argv, n, "--connections", o->connections);
+  n = pass_on (argv, n, "--give-up-if-stalled", o->give_up_stalled);
+  argv[n] = NULL;
+}
+
 static int
 start_one (struct journal *journal, struct disk *d, const struct migrate_options *o)
 {
@@ -47,25 +74,23 @@ start_one (struct journal *journal, struct disk *d, const struct migrate_options
   const struct child_options own = { .path = own_path (path, sizeof path), .own_group = true };
   const char *state = status_text (d->status, "state");
   bool resume = state != NULL && strcmp (state, "detached") == 0;
-  const char *argv[18] = { "nbdmirror", "mirror", d->control, d->dest, "--json" };
+  const char *argv[WORKER_WORDS] = { "nbdmirror", "mirror", d->control, d->dest, "--json" };
   unsigned n = 5;
 
   if (resume)
     argv[n++] = "--resume";
-  n = pass_on (argv, n, "--bandwidth", o->bandwidth);
-  n = pass_on (argv, n, "--max-downtime", o->max_downtime);
-  n = pass_on (argv, n, "--policy", o->policy);
-  n = pass_on (argv, n, "--connections", o->connections);
-  n = pass_on (argv, n, "--give-up-if-stalled", o->give_up_stalled);
-  argv[n] = NULL;
+  fill_options (argv, n, d, o);
   d->pid = child_start ((char *const *)argv, &own);
   if (d->pid == -1) {
     d->pid = 0;
     return journal_fail (journal, EXIT_ERROR, "%s: cannot start a worker: %m", d->control);
   }
   journal_event (journal, "worker",
-                 json_pack ("{s:s, s:s, s:i, s:b}", "control", d->control, "destination", d->dest,
-                            "pid", (int)d->pid, "resume", resume));
+                 json_pack ("{s:s, s:s, s:i, s:b, s:s, s:s?, s:s?, s:b}", "control", d->control,
+                            "destination", d->dest, "pid", (int)d->pid, "resume", resume, "sync",
+                            sync_name (d->option->sync.mode), "base", d->option->base,
+                            "base-format", d->option->base_format, "trust-base",
+                            d->option->sync.trust_base));
   return 0;
 }
 

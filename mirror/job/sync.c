@@ -36,6 +36,24 @@ sync_parse (const char *name, enum engine_sync *mode)
   return false;
 }
 
+const char *
+sync_fault (const struct sync_options *o)
+{
+  if (o->mode == ENGINE_SYNC_BASE && o->base == NULL)
+    return "--sync base needs --base IMAGE";
+  if (o->mode != ENGINE_SYNC_BASE && o->base != NULL)
+    return "--base goes with --sync base";
+  if (o->base == NULL && o->base_format != NULL)
+    return "--base-format goes with --base";
+  if (o->mode == ENGINE_SYNC_TOP)
+    return o->trust_base ? NULL
+                         : "--sync top needs --trust-base: it is not checked that the destination"
+                           " holds the same base";
+  if (o->base == NULL && o->trust_base)
+    return "--trust-base goes with --base";
+  return NULL;
+}
+
 char *
 sync_refusal (const struct sync_options *o, const struct endpoint *source)
 {

@@ -23,6 +23,9 @@ const char *sync_name (enum engine_sync mode);
 /* False if NAME is no mode. */
 bool sync_parse (const char *name, enum engine_sync *mode);
 
+/* Do the options fit together?  NULL, or what is wrong, in the words of the command line. */
+const char *sync_fault (const struct sync_options *o);
+
 /* Can SOURCE, which was opened with endpoint_options.layers, be copied in this mode?  NULL, or why
  * not (base/text.h, the caller frees it): exit 7. */
 char *sync_refusal (const struct sync_options *o, const struct endpoint *source);

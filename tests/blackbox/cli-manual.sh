@@ -19,14 +19,14 @@ def complain(text):
 
 
 def in_help(sub):
-    """The names of the options and settings (NAME=) that --help lists."""
+    """The names of the options, their parts (,NAME=) and the settings (NAME=) that --help lists."""
     found = set()
     text = subprocess.run([program, sub, "--help"], capture_output=True, text=True, check=True)
     for line in text.stdout.splitlines():
-        match = re.match(r"  ((?:-\w, )?--[a-z].*?|[a-z-]+=\S+)(?:  |$)", line)
+        match = re.match(r"  ((?:-\w, )?--[a-z].*?|(?:  ,)?[a-z-]+=\S+)(?:  |$)", line)
         if match:
             found |= set(re.findall(r"(?:^|[ ,])(-\w|--[a-z-]+)", match[1]))
-            found |= set(re.findall(r"^([a-z-]+=)", match[1]))
+            found |= set(re.findall(r"^ *(,?[a-z-]+=)", match[1]))
     return found
 
 
@@ -45,7 +45,7 @@ def in_manual(sub):
     found = set()
     for item in re.findall(r"^=item (.*)$", text, re.M):
         for word in re.findall(r"B<([^>]*)>", item):
-            found |= set(re.findall(r"^(-\w$|--[a-z][a-z-]*|[a-z-]+=)", word))
+            found |= set(re.findall(r"^(-\w$|--[a-z][a-z-]*|,?[a-z-]+=)", word))
     return found
 
 
@@ -62,7 +62,7 @@ for sub in subcommands:
     for name in sorted(manual - helped):
         complain(f"{sub}: {name} is in the manual and not in --help")
     with open(f"options.{sub}", "w") as f:
-        f.write("".join(f"{name}\n" for name in sorted(helped) if len(name) > 2))
+        f.write("".join(f"{name}\n" for name in sorted(helped) if len(name) > 2 and name[0] != ","))
 if total < 90:
     complain(f"only {total} options were found: is --help read as it is printed?")
 sys.exit(wrong != 0)
@@ -102,6 +102,10 @@ is choices throttle "$(bash_offers nbdmirror mirror --policy thr)"
 is "choices behind =" throttle "$(bash_offers nbdmirror mirror --policy = thr)"
 is "nothing to offer" "" "$(bash_offers nbdmirror mirror --bandwidth some)"
 is settings policy= "$(bash_offers nbdmirror set control pol)"
+is "parts of a value" "a,sync=full,base-format=" "$(bash_offers nbdmirror migrate --disk c = \
+  a,sync=full,base-f)"
+is "no part of another option" "" "$(bash_offers nbdmirror mirror --base a,b)"
+is "values of a part" compare "$(bash_offers nbdmirror migrate --disk c = a,sync = com)"
 is "values of settings" sync "$(bash_offers nbdmirror set control policy = sy)"
 
 if command -v zsh >/dev/null; then
@@ -113,6 +117,10 @@ if command -v zsh >/dev/null; then
              file=$1; shift; words=("$@"); CURRENT=$#; source $file' zsh ./zsh "$@"
   }
   zsh_calls nbdmirror '' | grep -q '^serve:Serve a disk' || fail "zsh does not offer subcommands"
+  # shellcheck disable=SC2016
+  zsh -fc '_values () { print -rl -- "$@" } ; compset () { : }; CURRENT=2 words=(nbdmirror "")
+           _describe () { : }; source ./zsh; _nbdmirror_migrate_disk' |
+    grep -q '^sync\[.*(full top base compare)' || fail "zsh does not offer parts of a value"
   for list in options.*; do
     sub=${list#options.}
     { zsh_calls nbdmirror "$sub" -; zsh_calls nbdmirror "$sub" some ''; } |
@@ -132,5 +140,7 @@ if command -v fish >/dev/null; then
     { fish_offers "nbdmirror $sub -"; fish_offers "nbdmirror $sub control " | sed 's/=.*/=/'; } |
       offered fish "$sub"
   done
+  fish_offers 'nbdmirror migrate --disk c=a,verify=on,sync=' | grep -qx '.*,sync=top.*' ||
+    fail "fish does not offer parts of a value"
   is "fish: choices" throttle "$(fish_offers 'nbdmirror mirror --policy thr')"
 fi

@@ -127,10 +127,31 @@ refused 2 "--rollback-token '': " complete none --rollback-token ''
 refused 2 "--rollback-token '$long': " complete none --rollback-token "$long"
 refused 1 'none: ' complete none
 
+# migrate
+qmp=(--source-qmp none --dest-qmp none --memory-uri unix:none)
+refused 2 '--disk CONTROL=DEST is missing' migrate "${qmp[@]}"
+disk_refused () { refused 2 "--disk $1: $2" migrate "${qmp[@]}" --disk "$1"; }
+disk_refused 'a' 'must begin with CONTROL=DEST'
+disk_refused 'a=' 'must begin with CONTROL=DEST'
+disk_refused 'a,sync=full' 'must begin with CONTROL=DEST'
+disk_refused 'a=b,' "'' is not NAME=VALUE"
+disk_refused 'a=b,c' "'c' is not NAME=VALUE (write a comma that belongs to a name twice)"
+disk_refused 'a=b,sync=some' 'sync=some: must be full, top, base or compare'
+disk_refused 'a=b,sync=full,sync=full' 'sync is given twice'
+disk_refused 'a=b,bandwidth=1M' "'bandwidth' is unknown here"
+disk_refused 'a=b,verify=maybe' 'verify=maybe: give on or off'
+disk_refused 'a=b,sync=base' '--sync base needs --base IMAGE'
+disk_refused 'a=b,base=c' '--base goes with --sync base'
+refused 2 '--disk a=c,verify=on: its CONTROL is given twice' migrate "${qmp[@]}" --disk a=b \
+  --disk a=c,verify=on
+refused 2 '--disk b=a: its DEST is given twice' migrate "${qmp[@]}" --disk a=a --disk b=a
+
 # evacuate-disk
 refused 2 'NEWDISK is missing' evacuate-disk none
 refused 2 "--lease x: " evacuate-disk none disk --lease x
 refused 2 'further filters' evacuate-disk none disk -- --filter=log
+refused 2 '--sync some: must be' evacuate-disk none disk --sync some
+refused 2 '--sync base needs --base' evacuate-disk none disk --sync base
 refused 1 'none: ' evacuate-disk none new
 
 # rollback

@@ -16,6 +16,19 @@ migrate () {
     --memory-uri unix:/nowhere $both --log "$tmp/log" --report "$tmp/report" "$@"
 }
 
+poke () { head -c 5 /dev/urandom | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
+
+# Failures before the commit: the source goes on.
+fails () { # STATUS SOURCE DEST GATE -- QEMU-OPTIONS -- MIGRATE-OPTIONS
+  local want=$1 source=$2 dest=$3 gate=$4 options=()
+  shift 5
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do options+=("$1"); shift; done
+  [ $# = 0 ] || shift
+  qemus "${options[@]}"
+  migrate "$want" "$@"
+  ended "$source" "$dest" "$gate"
+}
+
 case="all well"
 qemus
 migrate 0 --max-downtime 100ms --memory-bandwidth 50M
@@ -38,6 +51,53 @@ assert phases == ["check", "mirror", "memory", "hold", "switch", "commit", "star
 PY
 grep -q '"text":"-S"' "$tmp/log" || fail "$case: -S was not seen"
 back_home
+# The destinations hold everything now: nothing is sent again.
+case="only the difference"
+qemus
+cp "$tmp/b.disk" "$tmp/base,1"
+for d in a b; do poke "$tmp/$d.disk" 100000; done
+plain=$both both="--disk ${control[a]}=${uri[to-a]},sync=compare,verify=on \
+  --disk ${control[b]}=${uri[to-b]},sync=base,base=$tmp/base,,1,trust-base=on"
+migrate 0
+ended postmigrate running fenced
+for d in a b; do equal "$tmp/$d.disk" "${uri[to-$d]}"; done
+"$python" - "$tmp/report" "$tmp/log" $size "$tmp/base,1" <<'PY' || fail "$case: report or log"
+import json, sys
+report, size = json.load(open(sys.argv[1])), int(sys.argv[3])
+a, b = report["disks"]
+assert (a["sync"], b["sync"]) == ("compare", "base"), (a, b)
+for d in a, b:
+    assert 0 < d["sent-bytes"] <= 65536 and d["skipped-bytes"] >= size - 65536, d
+assert a["verified-bytes"] == size and b["verified-bytes"] is None, (a, b)
+log = [json.loads(line) for line in open(sys.argv[2])]
+begun = [(e["sync"], e["base"], e["trust-base"]) for e in log if e["event"] == "worker"][-2:]
+assert begun == [("compare", None, False), ("base", sys.argv[4], True)], begun
+PY
+back_home
+case="another base"
+poke "$tmp/base,1" 0
+fails 7 running dead open -- --
+says "does not hold the base image"
+says "${control[b]}: its worker has ended with status 7"
+case="no base"
+rm "$tmp/base,1"
+qemus
+migrate 1
+says "${control[b]}: base image $tmp/base,1: No such file"
+ended running inmigrate open
+case="a copy that differs"
+both=$plain
+spawn mine nbdmirror mirror "${control[a]}" "${uri[to-a]}"
+wait_for 20 grep -q '^ready' "$tmp/mine.log"
+poke "$tmp/to-a.img" 1000000
+both="--disk ${control[a]}=${uri[to-a]},sync=compare,verify=on --disk ${control[b]}=${uri[to-b]}"
+fails 5 running dead open -- --
+says "${control[a]}: its copy differs in 1 block, one of them at offset 99[0-9]*$"
+says "a job is at work already, with --sync full: it is used as it is"
+nbdmirror cancel "${control[a]}"
+wait_exit mine 10
+both=$plain
+
 case="it cannot be seen whether the destination has -S"
 name=python3 qemus
 migrate 0
@@ -77,16 +137,6 @@ says "c.control: no disk of the source QEMU"
 stop c
 ended running inmigrate open
 
-# Failures before the commit: the source goes on.
-fails () { # STATUS SOURCE DEST GATE -- QEMU-OPTIONS -- MIGRATE-OPTIONS
-  local want=$1 source=$2 dest=$3 gate=$4 options=()
-  shift 5
-  while [ $# -gt 0 ] && [ "$1" != -- ]; do options+=("$1"); shift; done
-  [ $# = 0 ] || shift
-  qemus "${options[@]}"
-  migrate "$want" "$@"
-  ended "$source" "$dest" "$gate"
-}
 case="migration fails"
 fails 1 running dead open -- --at source:migrate:fail
 idle
