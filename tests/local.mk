@@ -182,6 +182,7 @@ guest_tests = \
 	tests/guest/libvirt.py \
 	tests/guest/manuals.py \
 	tests/guest/migrate.py \
+	tests/guest/shared-base.py \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py \
 	tests/guest/two-hosts-tls.py
