@@ -177,6 +177,27 @@ rollback (struct call *c)
     participant_rollback (c->m, c->peer, c->id, call_string (c, "rollback-token"));
 }
 
+/* While writes go around us nothing may rely on what was tracked: so there is no job meanwhile.  It
+ * outlives the client that says so, which may be killed while the writes go on. */
+static void
+bypass (struct call *c)
+{
+  struct mirror *m = c->m;
+  bool on = json_is_true (json_object_get (c->args, "on"));
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  if (on && gate.mode == GATE_FENCED)
+    control_error (c->peer, c->id, "Fenced", "this disk was handed over");
+  else if (on && (m->attachment.region != NULL || m->attachment.attach.peer != NULL))
+    control_error (c->peer, c->id, "JobExists",
+                   "there is a mirror job, which relies on every write passing here");
+  else {
+    m->bypassed = on;
+    control_reply (c->peer, c->id, NULL, -1);
+  }
+}
+
 static void
 measure (struct call *c)
 {
@@ -207,6 +228,7 @@ static const struct command commands[] = {
   { "mirror-decision", "keep:b", decision, false },
   { "mirror-release", "generation:i", release, false },
   { "mirror-rollback", "rollback-token:s! destination-stopped:b!", rollback, false },
+  { "mirror-bypass", "on:b!", bypass, false },
   { NULL, NULL, NULL, false },
 };
 

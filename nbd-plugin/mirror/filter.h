@@ -79,6 +79,7 @@ struct mirror {
   struct participant participant;
   struct measurement measurement;
   struct told told;
+  bool bypassed;      /* somebody writes to the disk without passing us: no job may begin */
   bool have_downtime; /* of the committed hand-off; unknown after a restart */
   double downtime_ms;
 
