@@ -114,6 +114,8 @@ struct subcommand {
   int (*run) (struct cmd_line *line);
 };
 
+extern const struct subcommand subcommand_adopt;
+extern const struct subcommand subcommand_give_back;
 extern const struct subcommand subcommand_serve;
 extern const struct subcommand subcommand_receive;
 extern const struct subcommand subcommand_mirror;

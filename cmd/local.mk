@@ -40,6 +40,7 @@ nbdmirror_CPPFLAGS = $(AM_CPPFLAGS) \
 nbdmirror_LDADD = libmirror.la libcontrol.la libdirtybitmap.la libbase.la \
 	$(JANSSON_LIBS) $(LIBNBD_LIBS)
 
+include cmd/adopt/local.mk
 include cmd/serve/local.mk
 include cmd/receive/local.mk
 include cmd/migrate/local.mk

@@ -34,6 +34,8 @@ static const struct subcommand *const subcommands[] = {
   &subcommand_verify,
   &subcommand_digest,
   &subcommand_state,
+  &subcommand_adopt,
+  &subcommand_give_back,
   NULL,
 };
 

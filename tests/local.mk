@@ -176,6 +176,7 @@ dist-hook:
 # to be had.  Not with sanitizers.
 
 guest_tests = \
+	tests/guest/adopt.py \
 	tests/guest/by-hand.py \
 	tests/guest/evacuate.py \
 	tests/guest/faults.py \

@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * give-back: a guest that uses its image through our server uses it by itself again, without a
+ * stop; then the server ends.  The reverse of adopt.c, with the same care:
+ *
+ *   1. the server takes no mirror job any more (mirror-bypass), and there is none
+ *   2. QEMU gets nodes on the image, as CONTROL.adopted has them, or usual ones on FILE
+ *   3. the guest is put there (pivot.h), and the node with the connection is removed
+ *   4. the server is ended, and CONTROL.adopted is removed
+ *
+ * CONTROL may also be the NBD socket of `nbdmirror receive`, which has no control socket.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
+#include "cmd/adopt/guest-disk.h"
+#include "cmd/adopt/monitor.h"
+#include "cmd/adopt/names.h"
+#include "cmd/adopt/nodes.h"
+#include "cmd/adopt/pivot.h"
+#include "cmd/adopt/record.h"
+#include "cmd/adopt/same-image.h"
+#include "cmd/adopt/served.h"
+#include "cmd/cmd.h"
+#include "cmd/serve/paths.h"
+
+struct give_back {
+  const char *qmp, *file;
+  const char *discard, *aio; /* NULL: as recorded, or QEMU's default */
+  bool under_libvirt, keep_server, json;
+
+  char *control; /* absolute */
+  struct adopt_names names;
+  struct journal quiet;
+  struct machine vm;
+  json_t *record;
+  struct served server;
+  bool is_receive; /* CONTROL is an NBD socket */
+  uint64_t took_ns;
+};
+
+static const char *
+text_of (const json_t *record, const char *key)
+{
+  const char *text = json_string_value (json_object_get (record, key));
+  return text != NULL ? text : "";
+}
+
+static int
+fail (int status, char *error)
+{
+  cmd_say ("%s", error);
+  text_free (error);
+  return status;
+}
+
+/* ---- the server ------------------------------------------------------------------------------ */
+
+/* Who listens at the socket PATH?  0: nobody, or it cannot be seen. */
+static pid_t
+listener_of (const char *path)
+{
+  struct sockaddr_un sa = { .sun_family = AF_UNIX };
+  struct ucred cred;
+  socklen_t len = sizeof cred;
+
+  if (strlen (path) >= sizeof sa.sun_path)
+    return 0;
+  strcpy (sa.sun_path, path);
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (sock == -1)
+    return 0;
+  if (connect (sock, (struct sockaddr *)&sa, sizeof sa) == -1
+      || getsockopt (sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1)
+    cred.pid = 0;
+  fd_close (&sock);
+  return cred.pid;
+}
+
+/* Is it an NBD server?  It speaks first. */
+static bool
+speaks_nbd (const char *path)
+{
+  struct sockaddr_un sa = { .sun_family = AF_UNIX };
+  const struct timeval limit = { .tv_sec = 2 };
+  char greeting[8] = "";
+
+  if (strlen (path) >= sizeof sa.sun_path)
+    return false;
+  strcpy (sa.sun_path, path);
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (sock == -1)
+    return false;
+  setsockopt (sock, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  bool nbd = connect (sock, (struct sockaddr *)&sa, sizeof sa) == 0
+             && recv (sock, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting
+             && memcmp (greeting, "NBDMAGIC", sizeof greeting) == 0;
+  fd_close (&sock);
+  return nbd;
+}
+
+static int
+find_server (struct give_back *g)
+{
+  char *error = NULL;
+
+  g->is_receive = speaks_nbd (g->control);
+  if (g->is_receive) {
+    g->server
+        = (struct served){ .pid = listener_of (g->control), .socket = text_copy (g->control) };
+    return EXIT_DONE;
+  }
+  return served_look (g->control, &g->server, &error) == 0 ? EXIT_DONE : fail (EXIT_ERROR, error);
+}
+
+/* ---- what the guest gets ----------------------------------------------------------------------
+ */
+
+/* No record: usual nodes on FILE, with the cache mode of the guest's node. */
+static int
+make_record (struct give_back *g, const struct guest_disk *d, const char *file, char **error)
+{
+  json_t *cache = json_object_get (d->inserted, "cache");
+  struct stat st;
+
+  if (stat (file, &st) == -1)
+    return text_error (error, "%s: %s", file, strerror (errno));
+  g->record = json_pack ("{s:s, s:s, s:n, s:s, s:n, s:s, s:s, s:O, s:O, s:s, s:s, s:s, s:I, s:s}",
+                         "device", d->device, "backend", d->backend, "node", "driver", "raw",
+                         "file-node", "file-driver", S_ISBLK (st.st_mode) ? "host_device" : "file",
+                         "filename", file, "direct", json_object_get (cache, "direct"), "no-flush",
+                         json_object_get (cache, "no-flush"), "detect-zeroes",
+                         text_of (d->inserted, "detect_zeroes"), "discard", "unmap", "aio",
+                         "threads", "size", (json_int_t)0, "socket", g->server.socket);
+  return g->record != NULL ? 0 : text_error (error, "QEMU does not tell enough of the disk");
+}
+
+/* The record says FILE, as the user does. */
+static int
+take_file (struct give_back *g, const struct guest_disk *d, char **error)
+{
+  char *file = g->file != NULL ? realpath (g->file, NULL) : NULL;
+
+  if (g->file != NULL && file == NULL)
+    return text_error (error, "%s: %s", g->file, strerror (errno));
+  int r = 0;
+  if (g->record == NULL) {
+    const char *its = file != NULL ? file : g->server.image;
+    if (its == NULL)
+      r = text_error (error, "the server does not tell which image it serves: name it, as FILE");
+    else
+      r = make_record (g, d, its, error);
+  } else if (file != NULL)
+    json_object_set_new (g->record, "filename", json_string (file));
+  free (file);
+  if (r == 0 && g->discard != NULL)
+    json_object_set_new (g->record, "discard", json_string (g->discard));
+  if (r == 0 && g->aio != NULL)
+    json_object_set_new (g->record, "aio", json_string (g->aio));
+  return r;
+}
+
+/* Find the guest's disk, and what it is to be. */
+static int
+look (struct give_back *g, struct guest_disk *d)
+{
+  char *error = NULL;
+
+  if (g->server.socket == NULL) {
+    cmd_say ("%s: the server does not tell its socket (mirror-uri)", g->control);
+    return EXIT_REFUSED;
+  }
+  int r = guest_disk_of_socket (&g->vm, g->server.socket, d, &error);
+  if (r == -1)
+    return fail (EXIT_ERROR, error);
+  if (r == 0) {
+    cmd_say ("%s QEMU has no disk that uses %s", g->vm.name, g->server.socket);
+    return EXIT_REFUSED;
+  }
+  if (take_file (g, d, &error) == 0
+      && image_compare (text_of (g->record, "filename"), g->server.socket, g->server.pid, &error)
+             == 0)
+    return EXIT_DONE;
+  guest_disk_free (d);
+  return fail (EXIT_REFUSED, error);
+}
+
+/* ---- the way back -----------------------------------------------------------------------------
+ */
+
+static int
+bypass (struct give_back *g, bool on)
+{
+  bool refused;
+  char *error = NULL;
+
+  if (g->is_receive || served_bypass (g->control, on, &refused, &error) == 0)
+    return EXIT_DONE;
+  return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
+}
+
+/* 0, or -1 after an error message: the guest may have moved all the same. */
+static int
+move (struct give_back *g, const struct guest_disk *d, const char **node)
+{
+  struct pivot p = { .names = &g->names, .from = d->node };
+  char *error = NULL;
+
+  int r = nodes_remove_image (&g->vm, &g->names, g->record, &error); /* of an earlier run */
+  if (r == 0)
+    r = nodes_add_image (&g->vm, &g->names, g->record, node, &error);
+  if (r == 0) {
+    p.to = *node;
+    r = pivot (&g->vm, &p, &error);
+    g->took_ns = p.took_ns;
+  }
+  return r == 0 ? 0 : fail (-1, error);
+}
+
+/* 1 if the guest's node is NODE, 0 if not, -1 after an error message. */
+static int
+guest_uses (struct give_back *g, const char *node)
+{
+  struct guest_disk d;
+  char *error = NULL;
+  int r = guest_disk_find (&g->vm, text_of (g->record, "device"), text_of (g->record, "backend"),
+                           &d, &error);
+
+  if (r == 1) {
+    r = strcmp (d.node, node) == 0;
+    guest_disk_free (&d);
+  }
+  return r == -1 ? fail (-1, error) : r;
+}
+
+static void
+report (const struct give_back *g, const char *node)
+{
+  const char *device = text_of (g->record, "backend");
+
+  if (device[0] == '\0')
+    device = text_of (g->record, "device");
+  if (g->json) {
+    json_t *o = json_pack ("{s:s, s:s, s:s, s:f}", "device", device, "image",
+                           text_of (g->record, "filename"), "node", node, "pivot-ms",
+                           (double)g->took_ns / NS_PER_MS);
+    json_dumpf (o, stdout, JSON_COMPACT | JSON_REAL_PRECISION (6));
+    putchar ('\n');
+    json_decref (o);
+  } else
+    cmd_say ("%s uses %s by itself now (%.1f ms)", device, text_of (g->record, "filename"),
+             (double)g->took_ns / NS_PER_MS);
+}
+
+/* The guest has moved from the node OLD: nothing but the server and the record is left. */
+static int
+finish (struct give_back *g, const char *old, const char *node)
+{
+  char *error = NULL;
+
+  if (old != NULL && nodes_remove (&g->vm, old, &error) == -1)
+    return fail (EXIT_ERROR, error);
+  if (!g->keep_server)
+    served_stop (g->server.pid);
+  record_remove (g->control);
+  report (g, node);
+  return EXIT_DONE;
+}
+
+/* Where an earlier run was killed after the guest had moved, only the end is missing.  *DONE: it
+ * was so. */
+static int
+go_on (struct give_back *g, bool *done)
+{
+  const char *node = json_string_value (json_object_get (g->record, "node"));
+
+  *done = false;
+  if (g->record == NULL)
+    return EXIT_DONE;
+  int r = guest_uses (g, node != NULL ? node : g->names.image);
+  if (r == -1)
+    return EXIT_ERROR;
+  *done = r == 1;
+  return r == 1 ? finish (g, g->names.node, node != NULL ? node : g->names.image) : EXIT_DONE;
+}
+
+static int
+go (struct give_back *g)
+{
+  struct guest_disk d;
+  const char *node = NULL;
+
+  int status = look (g, &d);
+  if (status != EXIT_DONE)
+    return status;
+  char *old = text_copy (d.node);
+  status = bypass (g, true);
+  if (status == EXIT_DONE) {
+    int r = move (g, &d, &node), moved = node != NULL ? guest_uses (g, node) : 0;
+    if (moved == 1)
+      status = finish (g, old, node);
+    else {
+      status = EXIT_ERROR;
+      char *ignored = NULL;
+      if (moved == 0 && nodes_remove_image (&g->vm, &g->names, g->record, &ignored) == 0)
+        bypass (g, false);
+      text_free (ignored);
+      if (r == 0)
+        cmd_say ("QEMU's job ended, and the guest still uses %s", old);
+    }
+  }
+  text_free (old);
+  guest_disk_free (&d);
+  return status;
+}
+
+static int
+give_back (struct give_back *g)
+{
+  bool refused = false, done;
+  char *error = NULL;
+
+  if (monitor_open (&g->vm, g->under_libvirt, &refused, &error) == -1)
+    return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
+  if (record_load (g->control, &g->record, &error) == -1
+      || pivot_end_leftover (&g->vm, &g->names, &error) == -1)
+    return fail (EXIT_ERROR, error);
+  /* Without a server there is nothing to end, but perhaps something to tidy. */
+  int status = access (g->control, F_OK) == 0 || g->record == NULL ? find_server (g) : EXIT_DONE;
+  if (status == EXIT_DONE)
+    status = go_on (g, &done);
+  if (status != EXIT_DONE || done)
+    return status;
+  if (g->server.pid == 0)
+    return fail (EXIT_ERROR, text_printf ("%s: no server runs; start it again first: the guest's "
+                                          "writes wait for it",
+                                          g->control));
+  return go (g);
+}
+
+enum { OPT_QMP = 0x100, OPT_DISCARD, OPT_AIO, OPT_KEEP_SERVER, OPT_LIBVIRT };
+
+static const struct cmd_option options[] = {
+  { "qmp", OPT_QMP, "SOCKET", "the guest's QEMU monitor" },
+  { "discard", OPT_DISCARD, "ignore|unmap",
+    "how the disk is to handle the guest's TRIM (default: as adopt has recorded, else unmap)" },
+  { "aio", OPT_AIO, "threads|native|io_uring",
+    "how QEMU is to do the image's I/O (default: as adopt has recorded, else threads)" },
+  { "keep-server", OPT_KEEP_SERVER, NULL,
+    "do not end the server; it must not be used to mirror the disk any more" },
+  { "libvirt", OPT_LIBVIRT, NULL,
+    "go on although libvirt manages this guest and will not know of the change" },
+  { "json", 'j', NULL, "print a JSON object" },
+  CMD_OPTIONS_END,
+};
+
+/* False: return line->status. */
+static bool
+parse (struct cmd_line *line, struct give_back *g)
+{
+  int opt;
+
+  while ((opt = cmd_getopt (line)) != -1)
+    switch (opt) {
+    case OPT_QMP:
+      g->qmp = optarg;
+      break;
+    case OPT_DISCARD:
+      g->discard = optarg;
+      break;
+    case OPT_AIO:
+      g->aio = optarg;
+      break;
+    case OPT_KEEP_SERVER:
+      g->keep_server = true;
+      break;
+    case OPT_LIBVIRT:
+      g->under_libvirt = true;
+      break;
+    case 'j':
+      g->json = true;
+      break;
+    default:
+      return false;
+    }
+  if (!cmd_operands_ok (line, 1, 2, "CONTROL"))
+    return false;
+  line->status = EXIT_USAGE;
+  if (g->qmp == NULL)
+    cmd_usage_error ("--qmp is missing");
+  else
+    return adopt_word_ok ("--discard", g->discard, "ignore|unmap")
+           && adopt_word_ok ("--aio", g->aio, "threads|native|io_uring");
+  return false;
+}
+
+static int
+run (struct cmd_line *line)
+{
+  struct give_back g = { .is_receive = false };
+
+  if (!parse (line, &g))
+    return line->status;
+  int status = EXIT_ERROR;
+  if (line->nr_operands == 2)
+    g.file = line->operands[1].argv[0];
+  g.control = server_absolute_path ("CONTROL", line->operands[0].argv[0]);
+  if (g.control != NULL) {
+    adopt_names_make (&g.names, g.control);
+    g.vm = (struct machine){ .name = "the guest's", .path = g.qmp, .journal = &g.quiet };
+    status = give_back (&g);
+  }
+  machine_free (&g.vm);
+  json_decref (g.record);
+  served_free (&g.server);
+  text_free (g.control);
+  return status;
+}
+
+const struct subcommand subcommand_give_back = {
+  "give-back",
+  "--qmp SOCKET CONTROL [FILE] [OPTIONS]",
+  "Take a running guest's disk off the tracked path.",
+  "The guest uses its raw image by itself again, without a stop, and the server ends.  CONTROL is\n"
+  "the server's control socket, or the NBD socket of `nbdmirror receive`.  FILE is the path of "
+  "the\n"
+  "image, where the server does not tell it.\n",
+  options,
+  NULL,
+  "A guest that was adopted gets the nodes that it had before, with their names.  If it was\n"
+  "killed, run it again.\n\n"
+  "Example:\n"
+  "  nbdmirror give-back --qmp /run/vm1.qmp /run/vm1.control\n",
+  run,
+};

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See guest-disk.h.
+ */
+
+#include "config.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/text.h"
+#include "cmd/adopt/guest-disk.h"
+#include "cmd/adopt/nodes.h"
+
+static const char *
+text_of (const json_t *o, const char *key)
+{
+  const char *text = json_string_value (json_object_get (o, key));
+  return text != NULL ? text : "";
+}
+
+static bool
+equal (const char *a, const char *b)
+{
+  return strcmp (a, b) == 0;
+}
+
+const char *
+guest_disk_name (const struct guest_disk *d)
+{
+  return d->backend[0] != '\0' ? d->backend : d->device[0] != '\0' ? d->device : d->node;
+}
+
+/* ---- finding ---------------------------------------------------------------------------------*/
+
+static struct guest_disk
+describe (json_t *blocks, const json_t *row)
+{
+  const json_t *inserted = json_object_get (row, "inserted");
+
+  return (struct guest_disk){ .blocks = blocks,
+                              .device = text_of (row, "qdev"),
+                              .backend = text_of (row, "device"),
+                              .node = text_of (inserted, "node-name"),
+                              .driver = text_of (inserted, "drv"),
+                              .filename = text_of (inserted, "file"),
+                              .inserted = inserted };
+}
+
+/* Is ID the device's id?  Its QOM path is /machine/peripheral/ID, perhaps with more behind it. */
+static bool
+has_id (const char *qom_path, const char *id)
+{
+  static const char parent[] = "/machine/peripheral/";
+  size_t len = strlen (id);
+
+  if (strncmp (qom_path, parent, sizeof parent - 1) != 0)
+    return false;
+  const char *its = qom_path + sizeof parent - 1;
+  return strncmp (its, id, len) == 0 && (its[len] == '\0' || its[len] == '/');
+}
+
+static bool
+is_meant (const struct guest_disk *d, const struct disk_choice *c)
+{
+  if (c->node != NULL)
+    return equal (d->node, c->node);
+  if (c->device != NULL)
+    return equal (d->backend, c->device) || equal (d->device, c->device)
+           || has_id (d->device, c->device);
+  return !json_is_true (json_object_get (d->inserted, "ro"));
+}
+
+/* "disk0 (/machine/peripheral/vd0, /srv/vm1.img), disk1 (…)" */
+static char *
+list_disks (json_t *blocks)
+{
+  char *list = text_copy ("");
+  json_t *row;
+  size_t i;
+
+  json_array_foreach (blocks, i, row)
+  {
+    struct guest_disk d = describe (blocks, row);
+    if (d.inserted == NULL)
+      continue;
+    char *longer = text_printf ("%s%s%s (device %s, %s)", list, list[0] != '\0' ? ", " : "", d.node,
+                                d.backend[0] != '\0' ? d.backend : d.device, d.filename);
+    text_free (list);
+    list = longer;
+  }
+  return list;
+}
+
+int
+guest_disk_choose (struct machine *v, const struct disk_choice *choice, struct guest_disk *d,
+                   bool *refused, char **error)
+{
+  json_t *blocks = NULL, *row;
+  unsigned found = 0;
+  bool covered = false;
+  size_t i;
+
+  *refused = false;
+
+  if (machine_call (v, "query-block", NULL, &blocks, NULL, error) == -1)
+    return -1;
+  json_array_foreach (blocks, i, row)
+  {
+    struct guest_disk it = describe (blocks, row);
+    if (it.inserted != NULL && is_meant (&it, choice) && found++ == 0)
+      *d = it;
+  }
+  if (found == 1)
+    return 0;
+  if (choice->node != NULL && nodes_exist (v, choice->node, &covered, error) == -1) {
+    json_decref (blocks);
+    return -1;
+  }
+  *refused = covered;
+  const char *wanted = choice->node != NULL ? choice->node : choice->device;
+  CLEANUP_TEXT char *list = list_disks (blocks);
+  if (covered)
+    text_error (
+        error,
+        "%s QEMU has a node '%s', which no device uses by itself: perhaps another node lies "
+        "on top, of a job for instance; its disks: %s",
+        v->name, wanted, list);
+  else if (wanted != NULL)
+    text_error (error, "%s QEMU has no disk '%s'; it has: %s", v->name, wanted, list);
+  else if (found == 0)
+    text_error (error, "%s QEMU has no disk that the guest can write to", v->name);
+  else
+    text_error (error, "%s QEMU has several disks, name one with --node or --device: %s", v->name,
+                list);
+  json_decref (blocks);
+  return -1;
+}
+
+/* 1 and D if ACCEPT is true of a disk. */
+static int
+find (struct machine *v, bool (*accept) (const struct guest_disk *d, const char *a, const char *b),
+      const char *a, const char *b, struct guest_disk *d, char **error)
+{
+  json_t *blocks = NULL, *row;
+  size_t i;
+
+  if (machine_call (v, "query-block", NULL, &blocks, NULL, error) == -1)
+    return -1;
+  json_array_foreach (blocks, i, row)
+  {
+    *d = describe (blocks, row);
+    if (d->inserted != NULL && accept (d, a, b))
+      return 1;
+  }
+  json_decref (blocks);
+  return 0;
+}
+
+static bool
+is_that (const struct guest_disk *d, const char *device, const char *backend)
+{
+  return equal (d->device, device) && equal (d->backend, backend);
+}
+
+int
+guest_disk_find (struct machine *v, const char *device, const char *backend, struct guest_disk *d,
+                 char **error)
+{
+  return find (v, is_that, device, backend, d, error);
+}
+
+/* QEMU writes nbd+unix:///EXPORT?socket=PATH. */
+static bool
+uses_socket (const struct guest_disk *d, const char *path, const char *unused)
+{
+  static const char key[] = "?socket=";
+  const char *query = strstr (d->filename, key);
+
+  (void)unused;
+  return equal (d->driver, "nbd") && query != NULL && equal (query + sizeof key - 1, path);
+}
+
+int
+guest_disk_of_socket (struct machine *v, const char *path, struct guest_disk *d, char **error)
+{
+  return find (v, uses_socket, path, NULL, d, error);
+}
+
+void
+guest_disk_free (struct guest_disk *d)
+{
+  json_decref (d->blocks);
+  d->blocks = NULL;
+}
+
+/* ---- may it be adopted? --------------------------------------------------------------------- */
+
+/* The row of query-named-block-nodes for NODE, or NULL. */
+static json_t *
+find_node (json_t *nodes, const char *node)
+{
+  json_t *o;
+  size_t i;
+
+  json_array_foreach (nodes, i, o) if (equal (text_of (o, "node-name"), node)) return o;
+  return NULL;
+}
+
+static json_int_t
+graph_id (json_t *graph, const char *name)
+{
+  json_t *o;
+  size_t i;
+
+  json_array_foreach (json_object_get (graph, "nodes"), i,
+                      o) if (equal (text_of (o, "type"), "block-driver")
+                             && equal (text_of (o, "name"),
+                                       name)) return json_integer_value (json_object_get (o, "id"));
+  return -1;
+}
+
+/* What stands at the other end of the only edge from or to node ID; -1 if there is none, -2 if
+ * there are several.  KEY and OTHER are "parent" and "child", or the other way round. */
+static json_int_t
+only_neighbour (json_t *graph, json_int_t id, const char *key, const char *other)
+{
+  json_int_t found = -1;
+  json_t *o;
+  size_t i;
+
+  json_array_foreach (json_object_get (graph, "edges"), i, o)
+  {
+    if (json_integer_value (json_object_get (o, key)) != id)
+      continue;
+    if (found != -1)
+      return -2;
+    found = json_integer_value (json_object_get (o, other));
+  }
+  return found;
+}
+
+static const char *
+graph_name (json_t *graph, json_int_t id)
+{
+  json_t *o;
+  size_t i;
+
+  json_array_foreach (json_object_get (graph, "nodes"), i,
+                      o) if (json_integer_value (json_object_get (o, "id"))
+                             == id) return text_of (o, "name");
+  return "";
+}
+
+static bool
+is_file_driver (const char *driver)
+{
+  return equal (driver, "file") || equal (driver, "host_device");
+}
+
+/* The kind of disk: *ERROR and -1 if it is none that we can serve. */
+static int
+check_kind (const struct guest_disk *d, char **error)
+{
+  const char *name = guest_disk_name (d);
+
+  if (json_is_true (json_object_get (d->inserted, "ro")))
+    return text_error (error, "%s: the guest's disk is read-only: there is nothing to track", name);
+  if (json_is_true (json_object_get (d->inserted, "encrypted")))
+    return text_error (error, "%s: its image is encrypted by QEMU", name);
+  if (equal (d->driver, "raw") || is_file_driver (d->driver))
+    return 0;
+  if (equal (d->driver, "qcow2") || equal (d->driver, "vmdk") || equal (d->driver, "vdi")
+      || equal (d->driver, "vpc") || equal (d->driver, "vhdx") || equal (d->driver, "qed"))
+    return text_error (error,
+                       "%s: its format is %s, and two programs must not open such an image at a "
+                       "time; stop the guest, and serve the image with 'nbdmirror serve --format "
+                       "%s'",
+                       name, d->driver, d->driver);
+  return text_error (error,
+                     "%s: on top of the disk there is a node '%s' of the driver '%s', which "
+                     "would be lost",
+                     name, d->node, d->driver);
+}
+
+/* The node of the file or device, and that nobody else uses either node. */
+static int
+check_users (json_t *graph, json_t *nodes, const struct guest_disk *d, struct image_node *image,
+             char **error)
+{
+  const char *name = guest_disk_name (d), *lowest = d->node;
+  json_int_t id = graph_id (graph, d->node);
+
+  if (id == -1)
+    return text_error (error, "%s: QEMU does not tell who uses the node '%s'", name, d->node);
+  if (only_neighbour (graph, id, "child", "parent") < 0)
+    return text_error (error,
+                       "%s: something else in QEMU uses the node '%s', too (an export, a job, a "
+                       "second device)",
+                       name, d->node);
+  if (!is_file_driver (d->driver)) {
+    json_int_t child = only_neighbour (graph, id, "parent", "child");
+    lowest = child < 0 ? "" : graph_name (graph, child);
+    if (child < 0 || only_neighbour (graph, child, "child", "parent") != id)
+      return text_error (error, "%s: something else in QEMU uses the file below the node '%s'",
+                         name, d->node);
+  }
+  const char *driver = text_of (find_node (nodes, lowest), "drv");
+  if (!is_file_driver (driver))
+    return text_error (error,
+                       "%s: below the node '%s' there is no file or block device, but a node '%s' "
+                       "of the driver '%s'",
+                       name, d->node, lowest, driver);
+  snprintf (image->node, sizeof image->node, "%s", lowest);
+  snprintf (image->driver, sizeof image->driver, "%s", driver);
+  return 0;
+}
+
+int
+guest_disk_check (struct machine *v, const struct guest_disk *d, struct image_node *image,
+                  bool *refused, char **error)
+{
+  json_t *graph = NULL, *nodes = NULL;
+
+  *refused = true;
+  if (check_kind (d, error) == -1)
+    return -1;
+  int r = machine_call (v, "query-named-block-nodes", json_pack ("{s:b}", "flat", 1), &nodes, NULL,
+                        error);
+  if (r == 0)
+    r = machine_call (v, "x-debug-query-block-graph", NULL, &graph, NULL, error);
+  if (r == -1)
+    *refused = false;
+  else
+    r = check_users (graph, nodes, d, image, error);
+  json_decref (graph);
+  json_decref (nodes);
+  return r;
+}

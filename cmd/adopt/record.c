@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See record.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/text.h"
+#include "cmd/adopt/record.h"
+
+static char *
+path_of (const char *control)
+{
+  return text_printf ("%s.adopted", control);
+}
+
+/* Texts that have to be there. */
+static bool
+is_complete (const json_t *r)
+{
+  static const char *const texts[] = { "device",        "backend", "file-driver", "filename",
+                                       "detect-zeroes", "discard", "aio",         "socket" };
+
+  for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+    if (!json_is_string (json_object_get (r, texts[i])))
+      return false;
+  return json_is_integer (json_object_get (r, "size"));
+}
+
+int
+record_load (const char *control, json_t **record, char **error)
+{
+  CLEANUP_TEXT char *path = path_of (control);
+  json_error_t e;
+
+  *record = NULL;
+  if (access (path, F_OK) == -1 && errno == ENOENT)
+    return 0;
+  json_t *r = json_load_file (path, JSON_REJECT_DUPLICATES, &e);
+  if (r == NULL)
+    return text_error (error, "%s: %s", path, e.text);
+  if (!is_complete (r)) {
+    json_decref (r);
+    return text_error (error, "%s: this is not a record of 'nbdmirror adopt'", path);
+  }
+  *record = r;
+  return 0;
+}
+
+static int
+sync_folder_of (const char *path)
+{
+  CLEANUP_TEXT char *copy = text_copy (path);
+  int fd = open (dirname (copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+  if (fd == -1)
+    return -1;
+  int r = fsync (fd);
+  fd_close (&fd);
+  return r;
+}
+
+static int
+write_file (const char *path, const char *text)
+{
+  int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+  if (fd == -1)
+    return -1;
+  int r = fd_write_all (fd, text, strlen (text)) == -1 || fsync (fd) == -1 ? -1 : 0;
+  fd_close (&fd);
+  return r;
+}
+
+int
+record_save (const char *control, const json_t *record, char **error)
+{
+  CLEANUP_TEXT char *path = path_of (control), *new = text_printf ("%s.new", path);
+  char *text = json_dumps (record, JSON_INDENT (1));
+  int r = text == NULL ? -1 : write_file (new, text);
+
+  if (r == 0)
+    r = rename (new, path);
+  if (r == 0)
+    r = sync_folder_of (path);
+  if (r == -1) {
+    text_error (error, "%s: %s", path, strerror (text == NULL ? ENOMEM : errno));
+    unlink (new);
+  }
+  free (text);
+  return r;
+}
+
+void
+record_remove (const char *control)
+{
+  CLEANUP_TEXT char *path = path_of (control);
+  unlink (path);
+}

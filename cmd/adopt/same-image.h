@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Is it the same image that two programs have open?
+ */
+
+#ifndef NBDMIRROR_CMD_ADOPT_SAME_IMAGE_H
+#define NBDMIRROR_CMD_ADOPT_SAME_IMAGE_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+/* Has process PID the file or device PATH open?  1, 0, or -1 if that cannot be seen. */
+int image_is_open_in (pid_t pid, const char *path);
+
+/* Do several programs hold QEMU's lock for writing to PATH, or does any hold a lock that excludes
+ * others?  As the kernel's list of locks tells. */
+bool image_is_locked_by_others (const char *path);
+
+/* Read PATH and the export of the Unix socket SOCKET at the same places, some of them random.  What
+ * differs is read again, since a guest may write meanwhile.  If SERVER is not 0, that process must
+ * have PATH open itself while it is read from.  0, or -1 with *ERROR (text_free()). */
+int image_compare (const char *path, const char *socket, pid_t server, char **error);
+
+#endif

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See served.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/child.h"
+#include "base/fd.h"
+#include "base/text.h"
+#include "cmd/adopt/served.h"
+#include "cmd/serve/tidy.h"
+#include "control/client.h"
+#include "mirror/endpoint/uri.h"
+
+#define CALL_MS 5000
+#define STOP_MS 10000 /* nbdkit flushes the image */
+
+static int
+call (const char *control, const char *command, json_t *args, json_t **ret, char **class_,
+      char **error)
+{
+  struct control_client *c = control_client_connect (control, CALL_MS, error);
+
+  if (c == NULL) {
+    json_decref (args);
+    return -1;
+  }
+  struct control_call it
+      = { .command = command, .args = args, .timeout_ms = CALL_MS, .ret = ret, .class_ = class_ };
+  int r = control_client_call (c, &it, error);
+  control_client_free (c);
+  return r;
+}
+
+/* For text_free(), or NULL. */
+static char *
+socket_in (const char *text)
+{
+  char *error = NULL;
+  struct uri *uri = uri_read (text, &error);
+  const char *socket = uri != NULL ? uri_parameter (uri, "socket") : NULL;
+  char *copy = socket != NULL ? text_copy (socket) : NULL;
+
+  uri_free (uri);
+  text_free (error);
+  return copy;
+}
+
+int
+served_look (const char *control, struct served *s, char **error)
+{
+  json_t *status = NULL;
+
+  if (call (control, "query-mirror", NULL, &status, NULL, error) == -1)
+    return -1;
+  const char *image = json_string_value (json_object_get (status, "direct"));
+  const char *uri = json_string_value (json_object_get (status, "uri"));
+  *s = (struct served){
+    .pid = (pid_t)json_integer_value (json_object_get (status, "server-pid")),
+    .image = image != NULL ? text_copy (image) : NULL,
+    .socket = uri != NULL ? socket_in (uri) : NULL,
+  };
+  json_decref (status);
+  return 0;
+}
+
+void
+served_free (struct served *s)
+{
+  text_free (s->image);
+  text_free (s->socket);
+  s->image = s->socket = NULL;
+}
+
+bool
+served_is_there (const char *control)
+{
+  return tidy_look (control) == TIDY_IN_USE;
+}
+
+int
+served_bypass (const char *control, bool on, bool *refused, char **error)
+{
+  char *class_ = NULL, *message = NULL;
+  int r = call (control, "mirror-bypass", json_pack ("{s:b}", "on", on), NULL, &class_, &message);
+
+  *refused = class_ != NULL;
+  if (r == -1)
+    text_error (error, "%s: %s", control, message);
+  text_free (message);
+  text_free (class_);
+  return r;
+}
+
+int
+served_start (const char *image, const char *socket, const char *control, char **nbdkit_args,
+              unsigned nr)
+{
+  const char *const words[] = { "nbdmirror", "serve",     image,   "--format", "raw", "--socket",
+                                socket,      "--control", control, "--detach", "--" };
+  const unsigned nr_words = sizeof words / sizeof words[0];
+  char **argv = calloc (nr_words + nr + 1, sizeof *argv);
+  if (argv == NULL)
+    abort ();
+  for (unsigned i = 0; i < nr_words; i++)
+    argv[i] = (char *)words[i]; /* exec leaves them alone */
+  for (unsigned i = 0; i < nr; i++)
+    argv[nr_words + i] = nbdkit_args[i];
+  const struct child_options o = { .path = "/proc/self/exe", .output_to_stderr = true };
+  pid_t pid = child_start (argv, &o);
+  free (argv);
+  int status = 1;
+  while (pid != -1 && !child_ended (pid, 1000, &status))
+    ;
+  return status == 0 ? 0 : -1;
+}
+
+/* Has the process ended within LIMIT_MS?  One that its parent has not waited for has ended, too. */
+static bool
+ended (int pidfd, int limit_ms)
+{
+  struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
+  return poll (&pfd, 1, limit_ms) == 1;
+}
+
+static void
+end_process (pid_t pid, bool politely)
+{
+  int pidfd = pid > 0 ? (int)syscall (SYS_pidfd_open, pid, 0) : -1;
+
+  if (pidfd == -1)
+    return;
+  if (politely)
+    kill (pid, SIGTERM);
+  if (!politely || !ended (pidfd, STOP_MS)) {
+    kill (pid, SIGKILL);
+    ended (pidfd, STOP_MS);
+  }
+  fd_close (&pidfd);
+}
+
+void
+served_stop (pid_t pid)
+{
+  end_process (pid, true);
+}
+
+void
+served_kill (pid_t pid)
+{
+  end_process (pid, false);
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Our server of the guest's image, seen through its control socket.  0, or -1 with *ERROR
+ * (text_free()).
+ */
+
+#ifndef NBDMIRROR_CMD_ADOPT_SERVED_H
+#define NBDMIRROR_CMD_ADOPT_SERVED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <jansson.h>
+
+struct served {
+  pid_t pid;
+  char *image;  /* the path of the file that is served, owned; NULL: the server does not tell */
+  char *socket; /* the Unix socket on which it is served, owned; NULL: the same */
+};
+
+/* What the server at CONTROL tells.  The caller calls served_free() after 0. */
+int served_look (const char *control, struct served *s, char **error);
+void served_free (struct served *s);
+
+/* Does a server listen at CONTROL? */
+bool served_is_there (const char *control);
+
+/* From now on (ON), or no more, the guest writes to the image without passing the server, and so no
+ * mirror job may begin there.  *REFUSED (set on -1): there is a job. */
+int served_bypass (const char *control, bool on, bool *refused, char **error);
+
+/* Start `nbdmirror serve` for IMAGE, in the background; NBDKIT_ARGS, NR of them, are added. -1
+ * after an error message of that program. */
+int served_start (const char *image, const char *socket, const char *control, char **nbdkit_args,
+                  unsigned nr);
+
+/* End the process PID with SIGTERM, or with SIGKILL if it does not end within seconds.  Returns
+ * when it has ended. */
+void served_stop (pid_t pid);
+
+/* The same at once, with SIGKILL. */
+void served_kill (pid_t pid);
+
+#endif

@@ -1,0 +1,288 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Proves that a running guest's disks are put onto the tracked path and taken off it again with no
+I/O error and no lost record: many times in a row, with `adopt` and `give-back` killed at random
+instants and run again in either direction, and with servers, jobs and locks in the way. What is
+refused, or fails before the guest has moved, leaves nodes, files and processes as they were."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import machine  # noqa: E402
+import scene  # noqa: E402
+from scene import check  # noqa: E402
+
+CYCLES = int(os.environ.get("CYCLES", "50" if scene.LONG else "3"))
+KILLS = 200 if scene.LONG else 12
+SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30)))
+
+
+class Disk:
+    """One disk of the guest, and where it is served while it is adopted."""
+
+    def __init__(self, s, name, node, image):
+        self.node, self.image = node, image
+        self.socket, self.control = s.path(name + ".nbd"), s.path(name + ".control")
+
+    def adopt(self, vm):
+        return ["adopt", "--qmp", vm.qmp_path, "--node", self.node, "--socket", self.socket,
+                "--control", self.control, "--json"]
+
+    def give_back(self, vm):
+        return ["give-back", "--qmp", vm.qmp_path, self.control, "--json"]
+
+
+def nodes(vm):
+    return sorted(n["node-name"] for n in vm.qmp("query-named-block-nodes", flat=True))
+
+
+def has_open(vm, image):
+    found = os.stat(image)
+    for fd in os.listdir(f"/proc/{vm.pid}/fd"):
+        try:
+            st = os.stat(f"/proc/{vm.pid}/fd/{fd}")
+        except OSError:
+            continue
+        if (st.st_dev, st.st_ino) == (found.st_dev, found.st_ino):
+            return True
+    return False
+
+
+def used_node(vm, disk):
+    """The name of the node that the device of DISK uses."""
+    row = vm.qmp("query-block")[disk.number]
+    return row["inserted"]["node-name"]
+
+
+def raw_node(image, number):
+    return {"driver": "raw", "file": {"driver": "file", "filename": image,
+                                      "node-name": f"file{number}"}}
+
+
+def tidy(s, vm, disks, before):
+    check(nodes(vm) == before, f"the nodes are {nodes(vm)}, they were {before}")
+    for disk in disks:
+        check(has_open(vm, disk.image), f"QEMU does not have {disk.image} open")
+        for path in (disk.socket, disk.control, disk.control + ".adopted"):
+            s.wait_for(f"the end of {path}", lambda path=path: not os.path.exists(path), 10)
+
+
+def serve_again(s, disk):
+    """After a kill, as soon as the sockets are tidied up."""
+    s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
+    s.nbdmirror("serve", disk.image, "--format", "raw", "--socket", disk.socket, "--control",
+                disk.control, "--detach")
+
+
+def cycles(s, vm, disks, before):
+    gaps = []
+    for _ in range(CYCLES):
+        for disk in disks:
+            start = time.monotonic()
+            told = json.loads(s.nbdmirror(*disk.adopt(vm)))
+            s.story.wait_for_more(10)
+            gaps.append(s.story.largest_gap(since=start))
+            check(not has_open(vm, disk.image), "QEMU still has the image open")
+            check(told["server-pid"] == s.status(disk)["server-pid"], "another server")
+            check(s.status(disk)["bypassed"] is False, "no job may begin")
+        for disk in disks:
+            start = time.monotonic()
+            s.nbdmirror(*disk.give_back(vm))
+            s.story.wait_for_more(10)
+            gaps.append(s.story.largest_gap(since=start))
+        tidy(s, vm, disks, before)
+    gaps.sort()
+    median, longest = gaps[len(gaps) // 2] * 1e3, gaps[-1] * 1e3
+    scene.note(f"{len(gaps)} moves: longest gap between two records {median:.0f} ms (median), "
+               f"{longest:.0f} ms (longest)")
+
+
+def killed(s, vm, disks, before):
+    """Kill either command anywhere; whichever is run next to its end, the result is whole."""
+    rng = random.Random(SEED)
+    scene.note(f"seed {SEED}")
+    disk = disks[0]
+    for run in range(KILLS):
+        for words in (disk.adopt(vm), disk.give_back(vm)):
+            process = subprocess.Popen([s.nbdmirror_path, *words], stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL)
+            time.sleep(rng.uniform(0, 0.12))
+            process.kill()
+            process.wait()
+            if run % 2:
+                # A give-back that was killed after its last step has nothing left to do.
+                s.nbdmirror(*words, status=None if words[0] == "give-back" else 0)
+        if not run % 2:
+            s.nbdmirror(*disk.adopt(vm))
+            check(not has_open(vm, disk.image), "adopted, and QEMU still has the image open")
+            s.nbdmirror(*disk.give_back(vm))
+        tidy(s, vm, disks, before)
+        s.story.wait_for_more(3)
+
+
+def failures(s, vm, disks, before):
+    disk = disks[0]
+    # A server that answers no write: it is killed, so is a second one, and then the guest goes on
+    # without, as long after as it would wait for a third. Where no write was under way the guest
+    # has moved before that could be seen; then it is taken back.
+    for _ in range(20):
+        start = time.monotonic()
+        process = s.spawn("adopt", [s.nbdmirror_path, *disk.adopt(vm), "--reconnect-delay", "4s",
+                                    "--", "--filter=delay", "delay-write=30"])
+        if s.wait_exit(process) == 1:
+            break
+        os.kill(s.status(disk)["server-pid"], signal.SIGKILL)
+        serve_again(s, disk)
+        s.nbdmirror(*disk.give_back(vm))
+        tidy(s, vm, disks, before)
+    else:
+        raise scene.Failed("no write was ever under way")
+    check(s.story.largest_gap(since=start) < 14, "the guest waited for the server")
+    tidy(s, vm, disks, before)
+    # A server that cannot start.
+    s.nbdmirror(*disk.adopt(vm), "--", "--filter=nosuchfilter", status=1)
+    tidy(s, vm, disks, before)
+    # Somebody ends the job: sometimes soon enough.
+    cancelled = 0
+    for _ in range(10):
+        process = subprocess.Popen([s.nbdmirror_path, *disk.adopt(vm)], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            for job in vm.qmp("query-jobs"):
+                try:
+                    vm.qmp("block-job-cancel", device=job["id"], force=True)
+                except machine.QmpError:
+                    pass  # it is over, or being completed
+        if process.returncode == 0:
+            s.nbdmirror(*disk.give_back(vm))
+        else:
+            cancelled += 1
+        tidy(s, vm, disks, before)
+    scene.note(f"{cancelled} of 10 jobs were cancelled by somebody else")
+    # A mirror job relies on the tracked path: it is not taken from under it, nor may it begin.
+    s.nbdmirror(*disk.adopt(vm))
+    dest = s.plain("dest", s.empty_disk("dest.img", disk.image))
+    mirror = s.mirror(disk, dest.uri, "--on-ready", "wait")
+    s.wait_state(disk, "ready")
+    s.nbdmirror(*disk.give_back(vm), status=7)
+    s.nbdmirror("cancel", disk.control)
+    check(s.wait_exit(mirror) == 6, "the mirror did not end as cancelled")
+    s.nbdmirror(*disk.give_back(vm))
+    tidy(s, vm, disks, before)
+
+
+def refusals(s, vm, disks, before):
+    """Nothing is changed where it would not be safe."""
+    disk = disks[0]
+    other = open(disk.image, "rb")
+    import fcntl
+    fcntl.flock(other, fcntl.LOCK_EX)
+    s.nbdmirror(*disk.adopt(vm), status=7)
+    other.close()
+    vm.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": s.path("export.sock")}})
+    vm.qmp("block-export-add", id="e", type="nbd", node_name=disk.node, name="x")
+    s.nbdmirror(*disk.adopt(vm), status=7)
+    vm.qmp("block-export-del", id="e", mode="hard")
+    vm.qmp("nbd-server-stop")
+    s.run(["qemu-img", "create", "-q", "-f", "qcow2", s.path("q.qcow2"), "64M"])
+    vm.qmp("blockdev-add", driver="qcow2", node_name="q",
+           file={"driver": "file", "filename": s.path("q.qcow2")})
+    job = {"job_id": "backup", "device": disk.node, "target": "q", "sync": "full", "speed": 1 << 16}
+    vm.qmp("blockdev-backup", **job)
+    s.nbdmirror(*disk.adopt(vm), status=7)
+    vm.qmp("block-job-cancel", device="backup", force=True)
+    s.wait_for("the job's end", lambda: not vm.qmp("query-jobs"), 10)
+    vm.qmp("blockdev-del", node_name="q")
+    vm.qmp("object-add", qom_type="iothread", id="masterKey0")
+    s.nbdmirror(*disk.adopt(vm), status=7)
+    vm.qmp("object-del", id="masterKey0")
+    words = disk.adopt(vm)
+    words[words.index("--node") + 1] = "nosuchnode"
+    s.nbdmirror(*words, status=1)
+    s.nbdmirror("adopt", "--qmp", vm.qmp_path, "--socket", disk.socket, "--control", disk.control,
+                status=1)  # which of the two?
+    s.nbdmirror("give-back", "--qmp", vm.qmp_path, disk.control, status=1)
+    tidy(s, vm, disks, before)
+
+
+def restarted(s, vm, disks, before):
+    """The server dies and is started again: the guest waits. And what has a name is named again."""
+    disk = disks[0]
+    told = json.loads(s.nbdmirror(*disk.adopt(vm)))
+    os.kill(told["server-pid"], signal.SIGKILL)
+    s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
+    s.nbdmirror(*disk.give_back(vm), status=1)  # a guest must not be moved without its server
+    serve_again(s, disk)
+    s.story.wait_for_more(10)
+    s.nbdmirror(*disk.give_back(vm))
+    tidy(s, vm, disks, before)
+
+
+def formats(s):
+    """A -drive, a file without a format node, direct I/O; and a qcow2 image, which is refused."""
+    for name in ("drive", "file", "direct"):
+        image = s.make_disk(name + ".img")
+        node, options = [], []
+        if name == "drive":
+            options = ["-drive", f"file={image},format=raw,if=none,id=drive0",
+                       "-device", "virtio-blk-pci,drive=drive0"]
+        elif name == "file":
+            node = [{"driver": "file", "filename": image}]
+        else:
+            node = [{**raw_node(image, 0), "cache": {"direct": True}}]
+            node[0]["file"] = {**node[0]["file"], "cache": {"direct": True}, "aio": "native"}
+        vm = s.vm(name, node, options=options)
+        s.story.wait_for_record(10)
+        disk = Disk(s, name, "disk0", image)
+        which = ["--device", "drive0"] if name == "drive" else ["--node", "disk0"]
+        words = ["adopt", "--qmp", vm.qmp_path, *which, "--socket", disk.socket, "--control",
+                 disk.control, "--aio", "native" if name == "direct" else "threads"]
+        was = vm.qmp("query-block")[0]["inserted"]["cache"]
+        for _ in range(2):
+            s.nbdmirror(*words)
+            check(not has_open(vm, image), "QEMU still has the image open")
+            s.story.wait_for_more(10)
+            s.nbdmirror(*disk.give_back(vm))
+            check(has_open(vm, image), "QEMU does not have the image open")
+            s.story.wait_for_more(10)
+        check(vm.qmp("query-block")[0]["inserted"]["cache"] == was, "another cache mode")
+        vm.shut_down()
+        s.check_clean(image)
+        s.check_story()
+        s.check_records(s.story.last, image)
+        s.forget()
+    image = s.path("q.qcow2")
+    s.run(["qemu-img", "convert", "-O", "qcow2", s.make_disk("q.img"), image])
+    vm = s.vm("qcow2", [{"driver": "qcow2", "file": {"driver": "file", "filename": image}}])
+    disk = Disk(s, "qcow2", "disk0", image)
+    s.nbdmirror(*disk.adopt(vm), status=7)
+    tidy(s, vm, [disk], nodes(vm))
+
+
+def test(s):
+    images = [s.make_disk(f"disk{n}.img") for n in (0, 1)]
+    vm = s.vm("a", [raw_node(image, n) for n, image in enumerate(images)], recorder="-l 200")
+    disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
+    s.story.wait_for_record(20)
+    before = nodes(vm)
+    for part in (cycles, killed, failures, refusals, restarted):
+        start = time.monotonic()
+        part(s, vm, disks, before)
+        scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
+    vm.shut_down()
+    s.check_story()
+    s.check_clean(*images)
+    s.check_records(s.story.last, *images, blocks=True)
+    s.forget()
+    formats(s)
+
+
+scene.main(test, 1800 if scene.LONG else 240)
