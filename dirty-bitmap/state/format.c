@@ -42,11 +42,15 @@ state_layout_init (struct state_layout *l, uint64_t disk_size, uint32_t block_si
   l->nr_l1_pages = round_up (l->nr_extents, STATE_PAGE_WORDS * 64) / (STATE_PAGE_WORDS * 64);
   l->nr_l2_pages = round_up (l->nr_extents, l->extents_per_page) / l->extents_per_page;
   l->note_offset = UINT64_C (2) * STATE_PAGE;
-  l->l1_offset = l->note_offset + UINT64_C (2) * STATE_NOTE_PAGES * STATE_PAGE;
+  l->l1_offset = STATE_TABLE_OFFSET + UINT64_C (2) * STATE_TABLE_PAGES * STATE_PAGE;
   l->samples_offset = l->l1_offset + 2 * l->nr_l1_pages * STATE_PAGE;
   l->l2_offset = l->samples_offset + UINT64_C (1) * SAMPLES_MAX * STATE_SAMPLE_BYTES;
   l->live_offset = round_up (l->l2_offset + l->nr_l2_pages * STATE_PAGE, LIVE_ALIGN);
-  l->file_size = round_up (l->live_offset + l->geo.nr_words * 8, LIVE_ALIGN);
+  l->live_bytes = round_up (l->geo.nr_words * 8, LIVE_ALIGN);
+  l->file_size = l->live_offset + l->live_bytes;
+  l->recordings_offset = l->file_size;
+  l->areas_offset = l->recordings_offset + 2 * l->live_bytes;
+  l->area_bytes = round_up (l->nr_l2_pages * STATE_PAGE, LIVE_ALIGN);
   return 0;
 }
 
@@ -61,36 +65,39 @@ state_extent_words (const struct state_layout *l, uint64_t e, uint64_t *first)
 
 /* ---- checksums ---- */
 
-/* One table step a byte.  A page takes 10 microseconds, a commit's fdatasync takes milliseconds. */
-uint32_t
-state_crc32c (const void *data, size_t length)
+/* One table step a nibble.  A page takes 10 microseconds, a commit's fdatasync takes milliseconds.
+ */
+static uint32_t
+crc_go_on (uint32_t crc, const uint8_t *p, size_t length)
 {
   static const uint32_t nibble[16] = {
     0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1, 0x417b1dbc, 0x5125dad3, 0x61c69362, 0x7198540d,
     0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9, 0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75,
   };
-  const uint8_t *p = data;
-  uint32_t crc = ~UINT32_C (0);
 
   for (size_t i = 0; i < length; i++) {
     crc ^= p[i];
     crc = crc >> 4 ^ nibble[crc & 15];
     crc = crc >> 4 ^ nibble[crc & 15];
   }
-  return ~crc;
+  return crc;
+}
+
+uint32_t
+state_crc32c (const void *data, size_t length)
+{
+  return ~crc_go_on (~UINT32_C (0), data, length);
 }
 
 /* The checksum over SIZE bytes in which the 4 bytes at AT count as zero. */
 static uint32_t
-checksum_without (uint8_t *page, size_t size, size_t at)
+checksum_without (const uint8_t *page, size_t size, size_t at)
 {
-  uint8_t kept[4];
+  static const uint8_t zeroes[4];
+  uint32_t crc = crc_go_on (~UINT32_C (0), page, at);
 
-  memcpy (kept, page + at, 4);
-  memset (page + at, 0, 4);
-  uint32_t crc = state_crc32c (page, size);
-  memcpy (page + at, kept, 4);
-  return crc;
+  crc = crc_go_on (crc, zeroes, 4);
+  return ~crc_go_on (crc, page + at + 4, size - at - 4);
 }
 
 /* ---- little-endian fields ---- */
@@ -151,14 +158,10 @@ enum state_page_state
 state_page_check (const uint8_t *page, size_t size, enum state_page_kind kind, uint64_t number,
                   const uint8_t uuid[16], uint64_t *sequence)
 {
-  uint8_t copy[STATE_NOTE_PAGES * STATE_PAGE];
-
   if (all_zero (page, size))
     return STATE_PAGE_UNWRITTEN;
-  assert (size <= sizeof copy);
-  memcpy (copy, page, size);
   if (get32 (page + P_MAGIC) != PAGE_MAGIC
-      || get32 (page + P_CRC) != checksum_without (copy, size, P_CRC)
+      || get32 (page + P_CRC) != checksum_without (page, size, P_CRC)
       || get32 (page + P_KIND) != (uint32_t)kind || get64 (page + P_NUMBER) != number)
     return STATE_PAGE_BAD;
   if (memcmp (page + P_UUID, uuid, 16) != 0)
@@ -203,7 +206,8 @@ enum {
   S_ID_SIZE = 104,
   S_ID_MTIME = 112,
   S_ID_CTIME = 120,
-  S_REASON = 128
+  S_REASON = 128,
+  S_EPOCH = 384
 };
 
 void
@@ -226,19 +230,18 @@ state_super_encode (const struct state_super *s, uint8_t page[STATE_PAGE])
   put64 (page + S_ID_MTIME, (uint64_t)s->identity.mtime_ns);
   put64 (page + S_ID_CTIME, (uint64_t)s->identity.ctime_ns);
   memcpy (page + S_REASON, s->reason, strnlen (s->reason, STATE_REASON_MAX));
+  memcpy (page + S_EPOCH, s->epoch, 16);
   put32 (page + S_CRC, state_crc32c (page, STATE_PAGE));
 }
 
 enum state_super_result
 state_super_decode (const uint8_t page[STATE_PAGE], struct state_super *s)
 {
-  uint8_t copy[STATE_PAGE];
   struct region_geometry geo;
 
   memset (s, 0, sizeof *s);
-  memcpy (copy, page, STATE_PAGE);
   if (memcmp (page + S_MAGIC, SUPER_MAGIC, 8) != 0
-      || get32 (page + S_CRC) != checksum_without (copy, STATE_PAGE, S_CRC))
+      || get32 (page + S_CRC) != checksum_without (page, STATE_PAGE, S_CRC))
     return STATE_SUPER_BAD;
   if (get32 (page + S_VERSION) != STATE_VERSION
       || (get32 (page + S_INCOMPAT) & ~INCOMPAT_KNOWN) != 0)
@@ -257,10 +260,156 @@ state_super_decode (const uint8_t page[STATE_PAGE], struct state_super *s)
   s->identity.mtime_ns = (int64_t)get64 (page + S_ID_MTIME);
   s->identity.ctime_ns = (int64_t)get64 (page + S_ID_CTIME);
   memcpy (s->reason, page + S_REASON, STATE_REASON_MAX);
-  if (s->status < STATE_CLEAN || s->status > STATE_INCONSISTENT
-      || (s->job
-          && (s->block_size == 0
-              || region_geometry_init (&geo, s->disk_size, s->block_size) == -1)))
+  memcpy (s->epoch, page + S_EPOCH, 16);
+  if (s->status < STATE_CLEAN || s->status > STATE_INCONSISTENT || (s->job && s->block_size == 0)
+      || (s->block_size != 0 && region_geometry_init (&geo, s->disk_size, s->block_size) == -1))
     return STATE_SUPER_BAD;
   return STATE_SUPER_GOOD;
+}
+
+/* ---- the table of checkpoints ---- */
+
+#define TABLE_BYTES (STATE_TABLE_PAGES * STATE_PAGE)
+
+enum { T_NR = STATE_PAGE_HEADER, T_SLOT = 68, T_RECORDING = 72, T_LIST = 128 };
+enum {
+  C_NAME = 0,
+  C_UUID = 112,
+  C_RECORDING = 128,
+  C_CREATED = 144,
+  C_DISK_SIZE = 152,
+  C_BLOCKS = 160,
+  C_AREA = 168,
+  C_INCONSISTENT = 172,
+  C_FAULT = 176,
+  C_BYTES = 256
+};
+_Static_assert(T_LIST + STATE_CHECKPOINTS_MAX * C_BYTES <= TABLE_BYTES, "the table fits");
+
+void
+state_table_encode (const struct state_table *t, uint8_t *pages)
+{
+  struct state_page_id id = { .kind = STATE_TABLE, .sequence = t->sequence };
+
+  memset (pages, 0, TABLE_BYTES);
+  put32 (pages + T_NR, t->nr);
+  put32 (pages + T_SLOT, t->slot);
+  put32 (pages + T_RECORDING, t->recording);
+  for (uint32_t i = 0; i < t->nr; i++) {
+    const struct state_checkpoint *c = &t->list[i];
+    uint8_t *p = pages + T_LIST + i * C_BYTES;
+    memcpy (p + C_NAME, c->name, strnlen (c->name, STATE_NAME_MAX));
+    memcpy (p + C_UUID, c->uuid, 16);
+    memcpy (p + C_RECORDING, c->recording, 16);
+    put64 (p + C_CREATED, (uint64_t)c->created_us);
+    put64 (p + C_DISK_SIZE, c->disk_size);
+    put64 (p + C_BLOCKS, c->blocks);
+    put32 (p + C_AREA, c->area);
+    put32 (p + C_INCONSISTENT, c->inconsistent);
+    memcpy (p + C_FAULT, c->fault, strnlen (c->fault, STATE_FAULT_MAX));
+  }
+  state_page_seal (pages, TABLE_BYTES, &id);
+}
+
+/* Does it make sense?  A checksum proves only that it is what somebody wrote.  A last checkpoint
+ * whose changes nobody records is inconsistent. */
+static bool
+table_ok (const struct state_table *t)
+{
+  if (t->slot > 1 || (t->recording && t->nr == 0)
+      || (!t->recording && t->nr != 0 && !t->list[t->nr - 1].inconsistent))
+    return false;
+  for (uint32_t i = 0; i < t->nr; i++)
+    if (t->list[i].area >= STATE_AREAS_MAX || state_name_fault (t->list[i].name) != NULL
+        || state_table_find (t, t->list[i].name) != (int)i)
+      return false;
+  return true;
+}
+
+enum state_page_state
+state_table_decode (const uint8_t *pages, struct state_table *t)
+{
+  static const uint8_t nobody[16];
+
+  memset (t, 0, sizeof *t);
+  enum state_page_state is
+      = state_page_check (pages, TABLE_BYTES, STATE_TABLE, 0, nobody, &t->sequence);
+  if (is != STATE_PAGE_GOOD)
+    return is;
+  uint32_t nr = get32 (pages + T_NR);
+  if (nr > STATE_CHECKPOINTS_MAX)
+    return STATE_PAGE_BAD;
+  t->nr = nr;
+  t->slot = get32 (pages + T_SLOT);
+  t->recording = get32 (pages + T_RECORDING) != 0;
+  for (uint32_t i = 0; i < nr; i++) {
+    struct state_checkpoint *c = &t->list[i];
+    const uint8_t *p = pages + T_LIST + i * C_BYTES;
+    memcpy (c->name, p + C_NAME, STATE_NAME_MAX);
+    memcpy (c->uuid, p + C_UUID, 16);
+    memcpy (c->recording, p + C_RECORDING, 16);
+    c->created_us = (int64_t)get64 (p + C_CREATED);
+    c->disk_size = get64 (p + C_DISK_SIZE);
+    c->blocks = get64 (p + C_BLOCKS);
+    c->area = get32 (p + C_AREA);
+    c->inconsistent = get32 (p + C_INCONSISTENT) != 0;
+    memcpy (c->fault, p + C_FAULT, STATE_FAULT_MAX);
+  }
+  return table_ok (t) ? STATE_PAGE_GOOD : STATE_PAGE_BAD;
+}
+
+int
+state_table_find (const struct state_table *t, const char *name)
+{
+  for (uint32_t i = 0; i < t->nr; i++)
+    if (strcmp (t->list[i].name, name) == 0)
+      return (int)i;
+  return -1;
+}
+
+/* The bytes of the UTF-8 sequence at P, or 0 if it is none. */
+static size_t
+utf8_length (const char *p)
+{
+  unsigned char c = (unsigned char)*p;
+  size_t n = c < 0x80 ? 1 : c >= 0xf0 && c < 0xf5 ? 4 : c >= 0xe0 ? 3 : c >= 0xc2 ? 2 : 0;
+
+  if (c >= 0xf5)
+    return 0;
+  for (size_t i = 1; i < n; i++)
+    if (((unsigned char)p[i] & 0xc0) != 0x80)
+      return 0;
+  unsigned char second = n > 2 ? (unsigned char)p[1] : 0;
+  bool overlong = (c == 0xe0 && second < 0xa0) || (c == 0xf0 && second < 0x90);
+  bool no_character = (c == 0xed && second > 0x9f) || (c == 0xf4 && second > 0x8f);
+  return overlong || no_character ? 0 : n;
+}
+
+const char *
+state_name_fault (const char *name)
+{
+  size_t length = strlen (name);
+
+  if (length == 0)
+    return "it is empty";
+  if (length > STATE_NAME_MAX)
+    return "it has more than 111 bytes";
+  if (name[0] == '.' || name[0] == '-')
+    return "it begins with a dot or a dash";
+  for (const char *p = name; *p != '\0'; p++)
+    if ((unsigned char)*p < 0x20 || *p == 0x7f || *p == '/')
+      return "it has a slash or a control character";
+  for (const char *p = name; *p != '\0'; p += utf8_length (p))
+    if (utf8_length (p) == 0)
+      return "it is not UTF-8";
+  return NULL;
+}
+
+int
+state_table_fault (const struct state_table *t, uint32_t from)
+{
+  for (uint32_t i = from; i < t->nr; i++)
+    if (t->list[i].inconsistent)
+      return (int)i;
+  return -1;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Reading a state file, and saying what its job must take for dirty.  See state.h.
+ * Reading a state file, and saying what its job must take for dirty, and its active recording for
+ * changed.  See state.h.
  *
  * Whatever cannot be read, or does not fit, counts as dirty: a page of L2 that is torn makes its
  * extents dirty, and a page of L1 of which both copies are torn all of its.  One torn copy of an L1
@@ -76,20 +77,24 @@ state_identity_of (int fd, struct state_identity *id)
   id->ctime_ns = st.st_ctim.tv_sec * NS_PER_S + st.st_ctim.tv_nsec;
 }
 
-/* The newer of the two superblocks.  0, or -1 with *ERROR. */
+/* The newer of the two superblocks.  0, or -1 with *ERROR.  A file that nobody has written to, but
+ * whose room was allocated, has none: s->sequence is 0 then. */
 static int
 find_super (int fd, struct state_super *s, char **error)
 {
+  static const uint8_t zeroes[STATE_PAGE];
   uint8_t page[STATE_PAGE];
-  bool found = false;
+  bool found = false, empty = true;
 
+  memset (s, 0, sizeof *s);
   for (unsigned copy = 0; copy < 2; copy++) {
     struct state_super one;
     if (read_at (fd, page, sizeof page, copy * STATE_PAGE) == -1)
       return text_error (error, "the superblock cannot be read: %s", strerror (errno));
+    empty &= memcmp (page, zeroes, sizeof page) == 0;
     switch (state_super_decode (page, &one)) {
     case STATE_SUPER_UNKNOWN:
-      return text_error (error, "it was written by a later version of nbdmirror");
+      return text_error (error, "it was written by another version of nbdmirror");
     case STATE_SUPER_GOOD:
       if (!found || one.sequence > s->sequence)
         *s = one;
@@ -99,7 +104,9 @@ find_super (int fd, struct state_super *s, char **error)
       break;
     }
   }
-  return found ? 0 : text_error (error, "it is not a state file, or its superblocks are damaged");
+  return found || empty
+             ? 0
+             : text_error (error, "it is not a state file, or its superblocks are damaged");
 }
 
 static bool
@@ -150,7 +157,7 @@ find_l1 (int fd, struct state_found *f)
       return -1;
     for (int c = 0; c < 2; c++) {
       uint64_t sequence;
-      switch (state_page_check (pages[c], STATE_PAGE, STATE_L1, p, f->super.uuid, &sequence)) {
+      switch (state_page_check (pages[c], STATE_PAGE, STATE_L1, p, f->super.epoch, &sequence)) {
       case STATE_PAGE_GOOD:
         if (best == -1 || sequence > f->l1_sequence[p]) {
           best = c;
@@ -172,37 +179,42 @@ find_l1 (int fd, struct state_found *f)
   return 0;
 }
 
+/* The pages of KIND and UUID from OFFSET on, into BITS.  What was never written counts as set in a
+ * job, and as clear in a recording, which begins with nothing. */
 static int
-find_l2 (int fd, struct state_found *f)
+find_fine (int fd, struct state_found *f, enum state_page_kind kind, const uint8_t uuid[16],
+           uint64_t offset, uint64_t *bits)
 {
   const struct state_layout *l = &f->layout;
   uint32_t words = l->extents_per_page * l->words_per_extent;
+  uint64_t unwritten = kind == STATE_L2 ? ~UINT64_C (0) : 0;
   uint8_t page[STATE_PAGE];
 
   for (uint64_t p = 0; p < l->nr_l2_pages; p++) {
     uint64_t sequence, first = p * words;
-    if (read_at (fd, page, sizeof page, l->l2_offset + p * STATE_PAGE) == -1)
+    if (read_at (fd, page, sizeof page, offset + p * STATE_PAGE) == -1)
       return -1;
-    enum state_page_state is
-        = state_page_check (page, STATE_PAGE, STATE_L2, p, f->super.uuid, &sequence);
+    enum state_page_state is = state_page_check (page, STATE_PAGE, kind, p, uuid, &sequence);
     f->bad_pages += is == STATE_PAGE_BAD;
     for (uint32_t w = 0; w < words && first + w < l->geo.nr_words; w++)
-      f->bits[first + w] = is == STATE_PAGE_GOOD ? state_page_word (page, w) : ~UINT64_C (0);
+      bits[first + w] = is == STATE_PAGE_GOOD  ? state_page_word (page, w)
+                        : is == STATE_PAGE_BAD ? ~UINT64_C (0)
+                                               : unwritten;
   }
   return 0;
 }
 
 /* Bits behind the last block mean nothing: never count or set them. */
 static uint64_t
-count_bits (struct state_found *f)
+count_bits (const struct state_found *f, uint64_t *bits)
 {
   const struct region_geometry *geo = &f->layout.geo;
   uint64_t n = 0;
 
   if (geo->nr_blocks % 64 != 0)
-    f->bits[geo->nr_words - 1] &= ~UINT64_C (0) >> (64 - geo->nr_blocks % 64);
+    bits[geo->nr_words - 1] &= ~UINT64_C (0) >> (64 - geo->nr_blocks % 64);
   for (uint64_t w = 0; w < geo->nr_words; w++)
-    n += (uint64_t)__builtin_popcountll (f->bits[w]);
+    n += (uint64_t)__builtin_popcountll (bits[w]);
   return n;
 }
 
@@ -217,7 +229,10 @@ spread_l1 (struct state_found *f)
     if (f->how != STATE_FROM_L1)
       continue;
     uint64_t count = state_extent_words (&f->layout, e, &first);
-    memset (&f->bits[first], 0xff, count * 8);
+    if (f->bits != NULL)
+      memset (&f->bits[first], 0xff, count * 8);
+    if (f->recorded != NULL)
+      memset (&f->recorded[first], 0xff, count * 8);
   }
 }
 
@@ -244,31 +259,92 @@ find_note (int fd, struct state_found *f)
   return 0;
 }
 
+/* The newer of the two tables.  Without one there are no checkpoints. */
 static int
-find_job (int fd, const uint8_t boot[16], const struct state_identity *now, struct state_found *f)
+find_table (int fd, uint64_t size, struct state_found *f)
+{
+  enum { BYTES = STATE_TABLE_PAGES * STATE_PAGE };
+  uint8_t *pages = malloc (BYTES);
+  struct state_table *one = malloc (sizeof *one);
+  int r = pages == NULL || one == NULL ? -1 : 0;
+
+  for (unsigned copy = 0; r == 0 && size >= STATE_TABLE_OFFSET + 2 * BYTES && copy < 2; copy++) {
+    r = read_at (fd, pages, BYTES, STATE_TABLE_OFFSET + copy * BYTES);
+    if (r == -1)
+      break;
+    enum state_page_state is = state_table_decode (pages, one);
+    f->bad_pages += is == STATE_PAGE_BAD;
+    if (is == STATE_PAGE_GOOD && one->sequence > f->table->sequence)
+      *f->table = *one;
+  }
+  free (one);
+  free (pages);
+  return r;
+}
+
+/* The fine bits of one bitmap: from its live map, its pages, or nothing. */
+static int
+find_bits (int fd, struct state_found *f, uint64_t live_offset, enum state_page_kind kind,
+           const uint8_t uuid[16], uint64_t pages_offset, uint64_t **bits)
+{
+  const struct region_geometry *geo = &f->layout.geo;
+
+  *bits = calloc (geo->nr_words + 1, 8);
+  if (*bits == NULL)
+    return -1;
+  if (f->how == STATE_FROM_NOTHING)
+    set_bits (*bits, 0, geo->nr_blocks);
+  else if (f->how == STATE_FROM_LIVE)
+    return read_at (fd, *bits, geo->nr_words * 8, live_offset);
+  else
+    return find_fine (fd, f, kind, uuid, pages_offset, *bits);
+  return 0;
+}
+
+static int
+find_tracked (int fd, const uint8_t boot[16], const struct state_identity *now,
+              struct state_found *f)
 {
   const struct state_layout *l = &f->layout;
+  const struct state_table *t = f->table;
 
-  f->bits = calloc (l->geo.nr_words + 1, 8);
   f->l1 = calloc (l->nr_l1_pages * STATE_PAGE_WORDS + 1, 8);
   f->l1_sequence = calloc (l->nr_l1_pages + 1, 8);
   f->l1_copy = calloc (l->nr_l1_pages + 1, 1);
-  if (f->bits == NULL || f->l1 == NULL || f->l1_sequence == NULL || f->l1_copy == NULL)
+  if (f->l1 == NULL || f->l1_sequence == NULL || f->l1_copy == NULL)
     return -1;
   f->how = trust (&f->super, boot, now, f->reason);
   if (find_l1 (fd, f) == -1 || find_note (fd, f) == -1)
     return -1;
-  if (f->how == STATE_FROM_NOTHING)
-    set_bits (f->bits, 0, l->geo.nr_blocks);
-  else if (f->how == STATE_FROM_LIVE) {
-    if (read_at (fd, f->bits, l->geo.nr_words * 8, l->live_offset) == -1)
-      return -1;
-  } else if (find_l2 (fd, f) == -1)
+  if (f->super.job
+      && find_bits (fd, f, l->live_offset, STATE_L2, f->super.uuid, l->l2_offset, &f->bits) == -1)
     return -1;
-  f->fine_blocks = count_bits (f);
+  if (t->recording) {
+    const struct state_checkpoint *c = &t->list[t->nr - 1];
+    if (find_bits (fd, f, l->recordings_offset + t->slot * l->live_bytes, STATE_RECORDING,
+                   c->recording, l->areas_offset + c->area * l->area_bytes, &f->recorded)
+        == -1)
+      return -1;
+  }
+  f->fine_blocks = f->bits != NULL ? count_bits (f, f->bits) : 0;
   spread_l1 (f);
-  f->dirty_blocks = count_bits (f);
+  f->dirty_blocks = f->bits != NULL ? count_bits (f, f->bits) : 0;
+  f->recorded_blocks = f->recorded != NULL ? count_bits (f, f->recorded) : 0;
   return 0;
+}
+
+/* How long must the file be for what it says? */
+static uint64_t
+needed_size (const struct state_found *f)
+{
+  uint64_t areas = 0;
+
+  for (uint32_t i = 0; i < f->table->nr; i++)
+    if (!f->table->list[i].inconsistent && f->table->list[i].area >= areas)
+      areas = f->table->list[i].area + UINT64_C (1);
+  if (f->table->recording && f->table->list[f->table->nr - 1].area >= areas)
+    areas = f->table->list[f->table->nr - 1].area + UINT64_C (1);
+  return areas != 0 ? f->layout.areas_offset + areas * f->layout.area_bytes : f->layout.file_size;
 }
 
 int
@@ -278,17 +354,27 @@ state_find (int fd, uint64_t size, const uint8_t boot[16], const struct state_id
   memset (f, 0, sizeof *f);
   if (size == 0)
     return 0;
-  if (size < 2 * STATE_PAGE)
+  if (size < UINT64_C (2) * STATE_PAGE)
     return text_error (error, "it is not a state file");
   if (find_super (fd, &f->super, error) == -1)
     return -1;
-  if (!f->super.job)
+  f->table = calloc (1, sizeof *f->table);
+  if (f->super.sequence == 0 && f->table != NULL)
     return 0;
-  if (state_layout_init (&f->layout, f->super.disk_size, f->super.block_size) == -1
-      || size < f->layout.file_size)
-    return text_error (error, "it is shorter than its superblock says");
-  if (find_job (fd, boot, now, f) == 0)
-    return 0;
+  if (f->table != NULL && find_table (fd, size, f) == 0) {
+    f->tracked = f->super.job || f->table->recording;
+    if (!f->tracked)
+      return 0;
+    if (f->super.block_size != 0
+        && state_layout_init (&f->layout, f->super.disk_size, f->super.block_size) == 0
+        && size >= needed_size (f)) {
+      if (find_tracked (fd, boot, now, f) == 0)
+        return 0;
+    } else {
+      state_found_free (f);
+      return text_error (error, "it is shorter than its superblock says");
+    }
+  }
   int saved = errno;
   state_found_free (f);
   return text_error (error, "it cannot be read: %s", strerror (saved));
@@ -298,10 +384,13 @@ void
 state_found_free (struct state_found *f)
 {
   free (f->bits);
+  free (f->recorded);
+  free (f->table);
   free (f->l1);
   free (f->l1_sequence);
   free (f->l1_copy);
-  f->bits = f->l1 = f->l1_sequence = NULL;
+  f->bits = f->recorded = f->l1 = f->l1_sequence = NULL;
+  f->table = NULL;
   f->l1_copy = NULL;
 }
 

@@ -1,11 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Beginning and ending a job's tracking, and what a guest's write does.  See state.h.
- *
- * A write and the one who looks at an extent, each in its order, all sequentially consistent:
- *   write:   count itself into the extent; is it hot?  If not, count out, and wait
- *   looker:  (under lock) not hot; is nobody counted?  If somebody is, hot again, and try later
- * Either the write sees "not hot", or the looker sees the write.
+ * Beginning and ending what is tracked: a job, and a checkpoint's recording.  See state.h.
  */
 
 #include "config.h"
@@ -15,13 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/text.h"
+#include "base/uuid.h"
 #include "dirty-bitmap/bitmap.h"
-#include "dirty-bitmap/state/state.h"
+#include "dirty-bitmap/state/internal.h"
 
-#define SLICE_MS 100         /* between two probes of a write that waits */
-#define ANSWER_LIMIT_MS 5000 /* a state file that takes longer is lost */
 #define DEFAULT_IDLE_TICKS 30
 
 void
@@ -57,6 +50,8 @@ state_destroy (struct state *s)
   free (s->l1_sequence);
   free (s->l1_copy);
   free (s->l2_page_dirty);
+  free (s->recorded_page_dirty);
+  free (s->table);
   free (s->sample_crc);
   pthread_cond_destroy (&s->work);
   pthread_cond_destroy (&s->committed);
@@ -64,8 +59,8 @@ state_destroy (struct state *s)
   pthread_mutex_destroy (&s->io_lock);
 }
 
-static int
-allocate (struct state *s, const struct state_layout *l, char **error)
+int
+state_allocate (struct state *s, const struct state_layout *l, char **error)
 {
   uint64_t n = l->nr_extents + 1, l1_words = l->nr_l1_pages * STATE_PAGE_WORDS + 1;
 
@@ -83,33 +78,56 @@ allocate (struct state *s, const struct state_layout *l, char **error)
   s->l1_sequence = calloc (l->nr_l1_pages + 1, 8);
   s->l1_copy = calloc (l->nr_l1_pages + 1, 1);
   s->l2_page_dirty = calloc (l->nr_l2_pages + 1, 1);
+  s->recorded_page_dirty = calloc (l->nr_l2_pages + 1, 1);
   s->sample_crc = calloc (64, sizeof *s->sample_crc);
+  if (s->table == NULL)
+    s->table = calloc (1, sizeof *s->table);
   if (s->in_flight == NULL || s->hot == NULL || s->touched == NULL || s->pending == NULL
       || s->l1 == NULL || s->l1_page_dirty == NULL || s->l1_sequence == NULL || s->l1_copy == NULL
-      || s->l2_page_dirty == NULL || s->sample_crc == NULL)
+      || s->l2_page_dirty == NULL || s->recorded_page_dirty == NULL || s->sample_crc == NULL
+      || s->table == NULL)
     return text_error (error, "out of memory");
   s->layout = *l;
   return 0;
 }
 
-/* Write SUPER into both places, one after the other: so the file never holds an older one that
- * promises more than the newer one.  Under io_lock. */
 static int
-write_super (struct state *s, struct state_super *super)
+write_both (struct state *s, const uint8_t *data, size_t size, uint64_t offset)
+{
+  for (unsigned copy = 0; copy < 2; copy++)
+    if (s->io.write (s->io.opaque, data, size, offset + copy * size) == -1
+        || s->io.sync (s->io.opaque) == -1)
+      return -1;
+  return 0;
+}
+
+int
+state_write_super (struct state *s, struct state_super *super)
 {
   uint8_t page[STATE_PAGE];
 
   super->sequence = s->super.sequence + 1;
   state_super_encode (super, page);
-  for (unsigned copy = 0; copy < 2; copy++)
-    if (s->io.write (s->io.opaque, page, sizeof page, copy * STATE_PAGE) == -1
-        || s->io.sync (s->io.opaque) == -1)
-      return -1;
+  if (write_both (s, page, sizeof page, 0) == -1)
+    return -1;
   s->super = *super;
   return 0;
 }
 
-/* Everything that is in memory only, for a job whose L1 bits are in s->l1. */
+int
+state_write_table (struct state *s, struct state_table *t)
+{
+  uint8_t pages[STATE_TABLE_PAGES * STATE_PAGE];
+
+  t->sequence = s->table->sequence + 1;
+  state_table_encode (t, pages);
+  if (write_both (s, pages, sizeof pages, STATE_TABLE_OFFSET) == -1)
+    return -1;
+  *s->table = *t;
+  return 0;
+}
+
+/* Everything that is in memory only, for what the L1 bits in s->l1 stand for. */
 static void
 start_tracking (struct state *s)
 {
@@ -131,38 +149,107 @@ start_tracking (struct state *s)
   s->reason[0] = '\0';
   pthread_mutex_unlock (&s->lock);
   memset (s->l2_page_dirty, 0, s->layout.nr_l2_pages);
+  memset (s->recorded_page_dirty, 0, s->layout.nr_l2_pages);
+  atomic_store (&s->active, true);
+}
+
+/* The same for a job, which may begin beside a recording. */
+static void
+start_job (struct state *s)
+{
+  pthread_mutex_lock (&s->lock);
+  s->region = NULL;
+  s->may_settle = false;
+  pthread_mutex_unlock (&s->lock);
+  memset (s->l2_page_dirty, 0, s->layout.nr_l2_pages);
   s->flush_owed = true; /* what an earlier server dropped from the live map may wait for it */
   s->owed_tick = atomic_load (&s->tick);
   memset (s->sample_crc, 0, 64 * sizeof *s->sample_crc);
-  atomic_store (&s->active, true);
+  atomic_store (&s->marked[0], s->live);
+}
+
+int
+state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boot[16])
+{
+  const struct state_layout *l = &s->layout;
+  uint8_t page[STATE_PAGE];
+
+  uuid_make (super->epoch);
+  memcpy (super->boot, boot, 16);
+  super->disk_size = l->geo.disk_size;
+  super->block_size = l->geo.block_size;
+  super->status = STATE_ACTIVE;
+  memset (&super->identity, 0, sizeof super->identity);
+  memset (super->reason, 0, sizeof super->reason);
+  memset (s->l1, 0, l->nr_l1_pages * STATE_PAGE_WORDS * 8);
+  memset (page, 0, sizeof page);
+  for (uint64_t p = 0; p < l->nr_l1_pages; p++) {
+    struct state_page_id id = { .kind = STATE_L1, .number = p, .sequence = 1 };
+    memcpy (id.uuid, super->epoch, 16);
+    state_page_seal (page, sizeof page, &id);
+    s->l1_sequence[p] = 1;
+    s->l1_copy[p] = 0;
+    if (s->io.write (s->io.opaque, page, sizeof page, l->l1_offset + 2 * p * STATE_PAGE) == -1)
+      return -1;
+  }
+  if (s->io.sync (s->io.opaque) == -1 || state_write_super (s, super) == -1)
+    return -1;
+  start_tracking (s);
+  return 0;
+}
+
+/* The active recording missed something. */
+static void
+make_inconsistent (struct state_table *t, const char *fault)
+{
+  if (!t->recording || t->list[t->nr - 1].inconsistent)
+    return;
+  struct state_checkpoint *c = &t->list[t->nr - 1];
+  c->inconsistent = true;
+  snprintf (c->fault, sizeof c->fault, "%.*s", (int)STATE_FAULT_MAX, fault);
+}
+
+int
+state_write_off (struct state *s)
+{
+  if (!s->lost || !s->table->recording)
+    return 0;
+  struct state_table *t = malloc (sizeof *t);
+  if (t == NULL)
+    return -1;
+  *t = *s->table;
+  make_inconsistent (t, s->reason);
+  t->recording = false;
+  int r = state_write_table (s, t);
+  free (t);
+  atomic_store (&s->marked[1], NULL);
+  atomic_store (&s->marked[2], NULL);
+  return r;
 }
 
 int
 state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_t *live,
              const uint8_t uuid[16], const uint8_t boot[16], char **error)
 {
-  struct state_super super = { .disk_size = layout->geo.disk_size,
-                               .block_size = layout->geo.block_size,
-                               .status = STATE_ACTIVE,
-                               .job = true };
   int r = -1;
 
-  memcpy (super.uuid, uuid, 16);
-  memcpy (super.boot, boot, 16);
   pthread_mutex_lock (&s->io_lock);
-  if (allocate (s, layout, error) == 0) {
+  if (state_allocate (s, layout, error) == 0) {
+    struct state_super super = s->super;
+    bool beside = atomic_load (&s->active);
+    super.job = true;
+    memcpy (super.uuid, uuid, 16);
+    atomic_store (&s->marked[0], NULL);
     s->live = live;
+    /* No page bears the new job's UUID yet, which means: everything is dirty. */
     for (uint64_t w = 0; w < layout->geo.nr_words; w++)
       atomic_store (&live[w], ~UINT64_C (0));
-    /* No page bears the new job's UUID yet, which means: everything is dirty. */
-    memset (s->l1, 0xff, layout->nr_l1_pages * STATE_PAGE_WORDS * 8);
-    memset (s->l1_sequence, 0, layout->nr_l1_pages * 8);
-    memset (s->l1_copy, 1, layout->nr_l1_pages);
     s->note_sequence = 0;
     s->note_copy = 1;
     s->note[0] = s->wanted_note[0] = '\0';
-    if (write_super (s, &super) == 0) {
-      start_tracking (s);
+    if (state_write_off (s) == 0
+        && (beside ? state_write_super (s, &super) : state_begin_epoch (s, &super, boot)) == 0) {
+      start_job (s);
       r = 0;
     } else
       text_error (error, "it cannot be written: %s", strerror (errno));
@@ -171,9 +258,47 @@ state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_
   return r;
 }
 
+/* What F says of the job, into memory. */
+static void
+continue_job (struct state *s, const struct state_found *f, _Atomic uint64_t *live)
+{
+  s->live = live;
+  for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
+    atomic_store (&live[w], f->bits[w]);
+  s->note_sequence = f->note_sequence;
+  s->note_copy = f->note_copy;
+  if (f->how != STATE_FROM_NOTHING) /* else it is not written for the job's new UUID yet */
+    memcpy (s->note, f->note, sizeof s->note);
+  memcpy (s->wanted_note, f->note, sizeof s->wanted_note);
+  start_job (s);
+}
+
+/* The same of the active recording. */
+static int
+continue_recording (struct state *s, const struct state_found *f, _Atomic uint64_t *const slots[2])
+{
+  s->slots[0] = slots[0];
+  s->slots[1] = slots[1];
+  _Atomic uint64_t *live = s->slots[s->table->slot];
+  for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
+    atomic_store (&live[w], f->recorded[w]);
+  atomic_store (&s->marked[1 + s->table->slot], live);
+  if (f->how != STATE_FROM_NOTHING)
+    return 0;
+  struct state_table *t = malloc (sizeof *t);
+  if (t == NULL)
+    return -1;
+  *t = *s->table;
+  make_inconsistent (t, f->reason);
+  int r = state_write_table (s, t);
+  free (t);
+  return r;
+}
+
 int
 state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *live,
-                const uint8_t boot[16], char **error)
+                _Atomic uint64_t *const slots[2], const uint8_t uuid[16], const uint8_t boot[16],
+                char **error)
 {
   struct state_super super = f->super;
   int r = -1;
@@ -182,21 +307,22 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
   memcpy (super.boot, boot, 16);
   memset (super.reason, 0, sizeof super.reason);
   memset (&super.identity, 0, sizeof super.identity);
+  if (f->how == STATE_FROM_NOTHING)
+    memcpy (super.uuid, uuid, 16);
   pthread_mutex_lock (&s->io_lock);
   s->super = f->super;
-  if (allocate (s, &f->layout, error) == 0) {
-    s->live = live;
-    for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
-      atomic_store (&live[w], f->bits[w]);
+  if (state_allocate (s, &f->layout, error) == 0) {
+    *s->table = *f->table;
     memcpy (s->l1, f->l1, f->layout.nr_l1_pages * STATE_PAGE_WORDS * 8);
     memcpy (s->l1_sequence, f->l1_sequence, f->layout.nr_l1_pages * 8);
     memcpy (s->l1_copy, f->l1_copy, f->layout.nr_l1_pages);
-    s->note_sequence = f->note_sequence;
-    s->note_copy = f->note_copy;
-    memcpy (s->note, f->note, sizeof s->note);
-    memcpy (s->wanted_note, f->note, sizeof s->wanted_note);
-    if (write_super (s, &super) == 0) {
+    /* The recording first: the superblock must not say that all is well before the table says what
+     * is not. */
+    if ((f->recorded == NULL || continue_recording (s, f, slots) == 0)
+        && state_write_super (s, &super) == 0) {
       start_tracking (s);
+      if (f->bits != NULL)
+        continue_job (s, f, live);
       r = 0;
     } else
       text_error (error, "it cannot be written: %s", strerror (errno));
@@ -205,11 +331,26 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
   return r;
 }
 
+int
+state_know (struct state *s, const struct state_found *f)
+{
+  s->super = f->super;
+  if (f->table == NULL)
+    return 0;
+  s->table = malloc (sizeof *s->table);
+  if (s->table == NULL)
+    return -1;
+  *s->table = *f->table;
+  return 0;
+}
+
+/* Nothing is tracked any more, unless KEEP says so. */
 static void
-stop_tracking (struct state *s)
+stop_tracking (struct state *s, bool keep)
 {
   pthread_mutex_lock (&s->lock);
-  atomic_store (&s->active, false);
+  if (!keep)
+    atomic_store (&s->active, false);
   s->region = NULL;
   pthread_cond_broadcast (&s->committed);
   pthread_mutex_unlock (&s->lock);
@@ -218,17 +359,48 @@ stop_tracking (struct state *s)
 void
 state_end (struct state *s)
 {
-  stop_tracking (s);
   pthread_mutex_lock (&s->io_lock);
+  bool recording = s->table != NULL && (s->table->recording || s->preparing);
+  stop_tracking (s, recording);
+  atomic_store (&s->marked[0], NULL);
   struct state_super super = s->super;
   super.job = false;
-  super.status = STATE_CLEAN;
-  int r = super.sequence == 0 ? 0 : write_super (s, &super);
+  if (!recording)
+    super.status = STATE_CLEAN;
+  int r = super.sequence == 0 ? 0 : state_write_super (s, &super);
   int saved = errno;
   pthread_mutex_unlock (&s->io_lock);
   pthread_mutex_lock (&s->lock);
-  s->loss_unwritten = s->lost = false;
+  if (!recording)
+    s->loss_unwritten = s->lost = false;
   pthread_mutex_unlock (&s->lock);
+  if (r == -1)
+    state_lose (s, strerror (saved));
+}
+
+void
+state_disown (struct state *s, const char *reason)
+{
+  struct state_table *t = malloc (sizeof *t);
+  int r = -1;
+
+  pthread_mutex_lock (&s->io_lock);
+  stop_tracking (s, false);
+  if (t != NULL && s->table != NULL) {
+    *t = *s->table;
+    make_inconsistent (t, reason);
+    t->recording = false;
+    for (unsigned i = 0; i < 3; i++)
+      atomic_store (&s->marked[i], NULL);
+    s->preparing = false;
+    struct state_super super = s->super;
+    super.job = false;
+    super.status = STATE_CLEAN;
+    r = state_write_table (s, t) == 0 ? state_write_super (s, &super) : -1;
+  }
+  int saved = errno;
+  free (t);
+  pthread_mutex_unlock (&s->io_lock);
   if (r == -1)
     state_lose (s, strerror (saved));
 }
@@ -259,7 +431,7 @@ state_close_clean (struct state *s, const struct state_identity *id)
   struct state_super super = s->super;
   super.status = STATE_CLEAN;
   super.identity = *id;
-  int r = write_super (s, &super);
+  int r = state_write_super (s, &super);
   pthread_mutex_unlock (&s->io_lock);
   return r;
 }
@@ -311,6 +483,8 @@ state_look (struct state *s, struct state_view *view)
   pthread_mutex_lock (&s->lock);
   view->job = atomic_load (&s->active);
   view->lost = s->lost;
+  view->recording
+      = view->job && (atomic_load (&s->marked[1]) != NULL || atomic_load (&s->marked[2]) != NULL);
   memcpy (view->reason, s->reason, sizeof view->reason);
   view->hot = view->job ? s->nr_hot : 0;
   view->hot_limit = s->hot_limit;
@@ -322,8 +496,11 @@ state_look (struct state *s, struct state_view *view)
 void
 state_mark_all (struct state *s)
 {
-  for (uint64_t w = 0; s->live != NULL && w < s->layout.geo.nr_words; w++)
-    atomic_store (&s->live[w], ~UINT64_C (0));
+  for (unsigned i = 0; i < 3; i++) {
+    _Atomic uint64_t *live = atomic_load (&s->marked[i]);
+    for (uint64_t w = 0; live != NULL && w < s->layout.geo.nr_words; w++)
+      atomic_store (&live[w], ~UINT64_C (0));
+  }
 }
 
 void
@@ -340,162 +517,4 @@ state_lose (struct state *s, const char *reason)
   pthread_cond_broadcast (&s->committed);
   pthread_cond_signal (&s->work);
   pthread_mutex_unlock (&s->lock);
-}
-
-/* ---- guest threads ---- */
-
-struct extents {
-  uint64_t first, last;
-};
-
-/* False where there is nothing to count: no job, or not a byte of the disk. */
-static bool
-extents_of (const struct state *s, uint64_t offset, uint64_t length, struct extents *x)
-{
-  const struct state_layout *l = &s->layout;
-
-  if (length == 0 || offset >= l->geo.disk_size)
-    return false;
-  uint64_t end = length < l->geo.disk_size - offset ? offset + length : l->geo.disk_size;
-  x->first = offset / l->extent_size;
-  x->last = (end - 1) / l->extent_size;
-  return true;
-}
-
-static void
-count_out (struct state *s, const struct extents *x, uint64_t end)
-{
-  for (uint64_t e = x->first; e < end; e++)
-    atomic_fetch_sub (&s->in_flight[e], 1);
-}
-
-/* Count into all extents.  False, and counted into none, if one is not hot. */
-static bool
-count_in (struct state *s, const struct extents *x)
-{
-  for (uint64_t e = x->first; e <= x->last; e++) {
-    atomic_fetch_add (&s->in_flight[e], 1);
-    if (!atomic_load (&s->hot[e])) {
-      count_out (s, x, e + 1);
-      return false;
-    }
-  }
-  return true;
-}
-
-/* Mark the blocks before they are written (R2).  A bit that is seen set stays set: bits are cleared
- * only where nobody is counted, and we are. */
-static void
-mark_live (struct state *s, uint64_t offset, uint64_t length)
-{
-  const struct region_geometry *geo = &s->layout.geo;
-  uint64_t end = length < geo->disk_size - offset ? offset + length : geo->disk_size;
-  uint64_t first = offset >> geo->block_shift, last = (end - 1) >> geo->block_shift;
-
-  for (uint64_t w = first / 64; w <= last / 64; w++) {
-    uint64_t low = w == first / 64 ? first % 64 : 0, high = w == last / 64 ? last % 64 : 63;
-    uint64_t mask = (~UINT64_C (0) << low) & (~UINT64_C (0) >> (63 - high));
-    if ((atomic_load (&s->live[w]) & mask) != mask)
-      atomic_fetch_or (&s->live[w], mask);
-  }
-}
-
-/* Ask for the L1 bits of the extents that are cold.  True if none is.  Under lock. */
-static bool
-ask (struct state *s, const struct extents *x)
-{
-  bool all_hot = true;
-
-  for (uint64_t e = x->first; e <= x->last; e++) {
-    if (atomic_load (&s->hot[e]))
-      continue;
-    if ((s->l1[e / 64] >> (e % 64) & 1) != 0 && !s->pending[e]) {
-      atomic_store (&s->hot[e], 1); /* it was cooling: its bit is still on the disk */
-      continue;
-    }
-    all_hot = false;
-    if (!s->pending[e]) {
-      s->pending[e] = 1;
-      s->nr_pending++;
-    }
-  }
-  if (!all_hot)
-    pthread_cond_signal (&s->work);
-  return all_hot;
-}
-
-bool
-state_try_enter (struct state *s, uint64_t offset, uint64_t length, bool *counted)
-{
-  struct extents x;
-
-  *counted = false;
-  if (!atomic_load (&s->active) || !extents_of (s, offset, length, &x))
-    return true;
-  if (!count_in (s, &x)) {
-    pthread_mutex_lock (&s->lock);
-    bool in = atomic_load (&s->active) && ask (s, &x) && count_in (s, &x);
-    bool over = !atomic_load (&s->active);
-    pthread_mutex_unlock (&s->lock);
-    if (!in)
-      return over;
-  }
-  mark_live (s, offset, length);
-  *counted = true;
-  return true;
-}
-
-int
-state_enter (struct state *s, uint64_t offset, uint64_t length, state_probe *probe, void *opaque,
-             bool *counted)
-{
-  if (state_try_enter (s, offset, length, counted))
-    return 0;
-  uint64_t begun = clock_ms ();
-  pthread_mutex_lock (&s->lock);
-  s->waits++;
-  pthread_mutex_unlock (&s->lock);
-  while (!state_try_enter (s, offset, length, counted)) {
-    if (clock_ms () - begun >= ANSWER_LIMIT_MS) {
-      state_lose (s, "the state file did not answer in time");
-      continue;
-    }
-    struct timespec until = clock_timespec (clock_ns () + SLICE_MS * NS_PER_MS);
-    pthread_mutex_lock (&s->lock);
-    if (s->nr_pending != 0 && atomic_load (&s->active))
-      pthread_cond_timedwait (&s->committed, &s->lock, &until);
-    pthread_mutex_unlock (&s->lock);
-    int err = probe (opaque);
-    if (err != 0)
-      return err;
-  }
-  return 0;
-}
-
-void
-state_leave (struct state *s, uint64_t offset, uint64_t length)
-{
-  struct extents x;
-
-  if (!extents_of (s, offset, length, &x))
-    return;
-  uint32_t tick = atomic_load (&s->tick);
-  for (uint64_t e = x.first; e <= x.last; e++)
-    atomic_store (&s->touched[e], tick);
-  count_out (s, &x, x.last + 1);
-}
-
-uint32_t
-state_flush_begins (struct state *s)
-{
-  return atomic_load (&s->tick);
-}
-
-void
-state_flush_ended (struct state *s, uint32_t begun)
-{
-  uint32_t flushed = atomic_load (&s->flushed);
-
-  while (begun > flushed && !atomic_compare_exchange_weak (&s->flushed, &flushed, begun))
-    ;
 }

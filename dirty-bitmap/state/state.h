@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * dirty-bitmap/state: a job's bitmap on disk, so that it survives kill -9 and power loss.  It may
- * use base/ and dirty-bitmap/, and knows nothing of nbdkit.
+ * dirty-bitmap/state: a job's bitmap and checkpoints' recordings on disk, so that they survive
+ * kill -9 and power loss.  It may use base/ and dirty-bitmap/, and knows nothing of nbdkit.
  *
  * Two levels.  L1 has a bit for each extent (4 MiB): "the fine bits of this extent are not to be
  * believed".  It is durable before the first write into a cold extent begins.  L2 has the fine
@@ -26,6 +26,16 @@
  * from L2 only when the source's own disk was flushed after that write: else a power loss could
  * leave an older block here than at the destination, with nothing that says so.
  *
+ * A recording has the same two levels and a live map of its own, and no bit of it is ever cleared.
+ * One recording at most is active.  L1 is shared with the job: an extent that is hot is to be
+ * believed for neither.  So a first touch costs one commit, however much is tracked.
+ * recordings.h says how a checkpoint freezes one recording and begins the next.
+ *
+ *   state.c       beginning, ending          recordings.c  checkpoints: add, remove
+ *   guest.c       a guest's write            changed.c     what was changed since a checkpoint
+ *   work.c        commits, cooling           recover.c     reading a file
+ *   format.c      layout, pages, table
+ *
  * When the file cannot be written, nothing more is tracked in it: the state is *lost*.  That is
  * written into the superblock, again and again until it works, and no write waits any more.
  *
@@ -49,6 +59,11 @@
 
 /* How the file is written; a test records it. */
 struct state_io {
+  /* For recordings.  Read LENGTH bytes at OFFSET; allocate the room for them, and make the file as
+   * long as that needs; give that room back (may be NULL).  0, or -1 with errno. */
+  int (*read) (void *opaque, void *data, size_t length, uint64_t offset);
+  int (*allocate) (void *opaque, uint64_t offset, uint64_t length);
+  void (*discard) (void *opaque, uint64_t offset, uint64_t length);
   /* Write all of LENGTH bytes at OFFSET.  0, or -1 with errno. */
   int (*write) (void *opaque, const void *data, size_t length, uint64_t offset);
   /* When it returns 0, all that was written before is durable; else -1 with errno. */
@@ -70,14 +85,18 @@ enum state_recovery {
 /* What a file holds; see state_find(). */
 struct state_found {
   struct state_super super;
-  struct state_layout layout; /* if there is a job, and so are the following */
+  struct state_table *table;  /* owned; of checkpoints, perhaps empty; NULL for an empty file */
+  bool tracked;               /* there is a job or an active recording, and so are the following */
+  struct state_layout layout; /* if a disk's size is known */
   enum state_recovery how;
   char reason[STATE_REASON_MAX + 1]; /* of STATE_FROM_NOTHING */
-  uint64_t *bits;                    /* owned: nr_words of recovered fine bits */
+  uint64_t *bits;                    /* owned: nr_words of recovered fine bits; NULL: no job */
+  uint64_t *recorded;                /* owned: the same of the active recording; NULL: none */
   uint64_t *l1;                      /* owned: a bit an extent */
   uint64_t *l1_sequence;             /* owned: of the newest copy of each L1 page, 0: none */
   uint8_t *l1_copy;                  /* owned: which copy that is */
   uint64_t dirty_blocks;             /* in bits */
+  uint64_t recorded_blocks;          /* in recorded */
   uint64_t fine_blocks;              /* those that the fine bits themselves name */
   uint64_t l1_extents;               /* set in l1 */
   uint64_t bad_pages;                /* torn or damaged */
@@ -108,7 +127,8 @@ void state_boot_id (uint8_t boot[16]);
 
 /* What is told to users. */
 struct state_view {
-  bool job, lost;
+  bool job, lost;                    /* job: something is tracked */
+  bool recording;                    /* a checkpoint's recording is */
   char reason[STATE_REASON_MAX + 1]; /* why it was lost */
   uint64_t hot, hot_limit;           /* extents with an L1 bit */
   uint64_t commits;                  /* writes of L1 that guests waited for */
@@ -118,8 +138,13 @@ struct state_view {
 struct state {
   struct state_layout layout;
   struct state_io io;
-  struct state_super super; /* as it was written last */
-  _Atomic uint64_t *live;   /* the mapping, nr_words; borrowed */
+  struct state_super super;   /* as it was written last */
+  _Atomic uint64_t *live;     /* the job's mapping, nr_words; borrowed */
+  _Atomic uint64_t *slots[2]; /* the same of recordings; or NULL */
+
+  /* Where a guest's write is marked: in the job's live map, and in those of recordings (1 + slot).
+   * NULL: not there. */
+  _Atomic uint64_t *_Atomic marked[3];
 
   /* One element an extent; allocated once, and kept until state_destroy(). */
   _Atomic uint32_t *in_flight; /* writes */
@@ -127,7 +152,7 @@ struct state {
   _Atomic uint32_t *touched;   /* the tick at which a write last ended there */
   uint8_t *pending;            /* under lock: a write waits for the L1 bit */
 
-  _Atomic bool active;      /* there is a job, and its tracking is not lost */
+  _Atomic bool active;      /* there is a job or a recording, and the tracking is not lost */
   _Atomic uint32_t tick;    /* a clock of a second or so */
   _Atomic uint32_t flushed; /* writes that ended before this tick are durable at the source */
 
@@ -151,11 +176,16 @@ struct state {
   /* Under io_lock. */
   uint64_t *l1_sequence;
   uint8_t *l1_copy;
-  uint8_t *l2_page_dirty;
-  uint32_t idle_ticks; /* an extent that was not written for so long is cooled */
-  uint64_t cursor;     /* where cooling goes on */
-  bool flush_owed;     /* fine bits were dropped, and the source's disk was not flushed since */
-  uint32_t owed_tick;  /* since this tick */
+  uint8_t *l2_page_dirty;       /* of the job */
+  uint8_t *recorded_page_dirty; /* of the active recording, and of the next one */
+  struct state_table *table;    /* as it was written last; owned */
+  struct state_checkpoint next; /* a checkpoint that is prepared: */
+  bool preparing;               /* there is one, */
+  uint32_t next_slot;           /* and its recording's live map */
+  uint32_t idle_ticks;          /* an extent that was not written for so long is cooled */
+  uint64_t cursor;              /* where cooling goes on */
+  bool flush_owed;    /* fine bits were dropped, and the source's disk was not flushed since */
+  uint32_t owed_tick; /* since this tick */
   uint8_t note_copy;
   uint64_t note_sequence;
   char note[STATE_NOTE_MAX];
@@ -172,12 +202,23 @@ void state_destroy (struct state *s);
 int state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_t *live,
                  const uint8_t uuid[16], const uint8_t boot[16], char **error);
 
-/* Go on with the job F that was found, in the same way.  L1 and note are taken over. */
+/* Go on with what was found in F: a job, a recording, or both (f->tracked), in the same way.  L1,
+ * note and table are taken over.  LIVE may be NULL without a job, SLOTS (borrowed as well) without
+ * a recording.  If f->how is STATE_FROM_NOTHING the job begins anew as UUID, and the recording is
+ * inconsistent from now on. */
 int state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *live,
+                    _Atomic uint64_t *const slots[2], const uint8_t uuid[16],
                     const uint8_t boot[16], char **error);
 
-/* The job is over: nothing is tracked any more.  A failure is remembered as a loss. */
+/* Nothing in F is tracked: only know its checkpoints.  -1: out of memory. */
+int state_know (struct state *s, const struct state_found *f);
+
+/* The job is over: nothing of it is tracked any more.  A failure is remembered as a loss. */
 void state_end (struct state *s);
+
+/* The recordings are of another disk: each checkpoint is inconsistent from now on, because of
+ * REASON.  A failure is remembered as a loss. */
+void state_disown (struct state *s, const char *reason);
 
 /* No guest writes any more: make everything durable, and say that the end was clean.  ID is what
  * the source's disk looks like now.  0, or -1: then the next start recovers as after a crash. */
@@ -202,7 +243,7 @@ void state_look (struct state *s, struct state_view *view);
 /* Nothing is tracked from now on; REASON is copied. */
 void state_lose (struct state *s, const char *reason);
 
-/* Every block is dirty in the live map, which needs no disk: so a server that starts in this boot
+/* Every block is dirty in the live maps, which needs no disk: so a server that starts in this boot
  * takes it all for dirty, also where the superblock could not be written. */
 void state_mark_all (struct state *s);
 

@@ -25,13 +25,13 @@
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/claims.h"
 #include "dirty-bitmap/samples.h"
-#include "dirty-bitmap/state/state.h"
+#include "dirty-bitmap/state/internal.h"
 
 #define TICK_MS 1000
 #define MOST_PAGES 2048u /* of L2 in one round */
 
-static int
-write_failed (struct state *s, const char *what)
+int
+state_write_failed (struct state *s, const char *what)
 {
   char reason[STATE_REASON_MAX + 1];
 
@@ -48,7 +48,7 @@ build_l1 (struct state *s, uint64_t p, uint8_t *page)
 {
   struct state_page_id id = { .kind = STATE_L1, .number = p, .sequence = s->l1_sequence[p] + 1 };
 
-  memcpy (id.uuid, s->super.uuid, 16);
+  memcpy (id.uuid, s->super.epoch, 16);
   state_page_put_words (page, 0, &s->l1[p * STATE_PAGE_WORDS], STATE_PAGE_WORDS);
   state_page_seal (page, STATE_PAGE, &id);
 }
@@ -64,7 +64,7 @@ write_l1 (struct state *s)
   bool any = false;
 
   if (written == NULL)
-    return write_failed (s, "L1");
+    return state_write_failed (s, "L1");
   for (uint64_t p = 0; p < l->nr_l1_pages; p++) {
     pthread_mutex_lock (&s->lock);
     bool dirty = s->l1_page_dirty[p] != 0;
@@ -78,13 +78,13 @@ write_l1 (struct state *s)
     if (s->io.write (s->io.opaque, page, sizeof page, l->l1_offset + (2 * p + copy) * STATE_PAGE)
         == -1) {
       free (written);
-      return write_failed (s, "L1");
+      return state_write_failed (s, "L1");
     }
     written[p] = any = true;
   }
   if (any && s->io.sync (s->io.opaque) == -1) {
     free (written);
-    return write_failed (s, "L1");
+    return state_write_failed (s, "L1");
   }
   for (uint64_t p = 0; p < l->nr_l1_pages; p++)
     if (written[p]) {
@@ -95,9 +95,8 @@ write_l1 (struct state *s)
   return 0;
 }
 
-/* Under io_lock. */
-static void
-commit (struct state *s)
+void
+state_commit_now (struct state *s)
 {
   uint64_t *taken = NULL, nr = 0;
 
@@ -133,7 +132,7 @@ void
 state_commit (struct state *s)
 {
   pthread_mutex_lock (&s->io_lock);
-  commit (s);
+  state_commit_now (s);
   pthread_mutex_unlock (&s->io_lock);
 }
 
@@ -156,26 +155,27 @@ region_words (const struct region *r, uint64_t first, uint64_t count, uint64_t *
 
 enum look { LOOK_BUSY, LOOK_SAME, LOOK_CHANGED };
 
-/* Look at extent E: drop from the live map what the region no longer has, unless a write is in
- * flight there.  COOL: then it is not hot any more.  NEED_DURABLE: only if what was written there
- * is durable at the source, for nobody could make it so.  *FLUSH: it is not, and some bits are
- * clear. Under lock. */
+/* Look at extent E: drop from the job's live map what the region no longer has, unless a write is
+ * in flight there.  COOL: then it is not hot any more.  NEED_DURABLE: only if what was written
+ * there is durable at the source, for nobody could make it so.  *FLUSH: it is not, and some bits
+ * are clear. Under lock. */
 static enum look
 look_at (struct state *s, uint64_t e, bool cool, bool need_durable, bool *flush)
 {
   uint64_t first, count = state_extent_words (&s->layout, e, &first), kept[64];
   uint8_t hot = atomic_exchange (&s->hot[e], 0);
-  bool changed = false;
+  bool changed = false, job = s->region != NULL;
 
   assert (count <= 64);
   bool busy = s->pending[e] || atomic_load (&s->in_flight[e]) != 0;
   bool durable = atomic_load (&s->touched[e]) < atomic_load (&s->flushed);
-  if (busy || (need_durable && !durable) || !region_words (s->region, first, count, kept)) {
+  if (busy || (need_durable && !durable)
+      || (job && !region_words (s->region, first, count, kept))) {
     atomic_store (&s->hot[e], hot);
     return LOOK_BUSY;
   }
   bool full = true;
-  for (uint64_t i = 0; i < count; i++) {
+  for (uint64_t i = 0; job && i < count; i++) {
     uint64_t old = atomic_load (&s->live[first + i]), now = old & kept[i];
     changed |= now != old;
     full &= now == ~UINT64_C (0);
@@ -202,18 +202,20 @@ step_1_extent (struct state *s, uint64_t e, uint64_t *over, struct round *round)
   uint32_t tick = atomic_load (&s->tick), touched = atomic_load (&s->touched[e]);
   bool has_l1 = (s->l1[e / 64] >> (e % 64) & 1) != 0;
   bool cool = has_l1 && (tick - touched >= s->idle_ticks || *over != 0);
-  uint8_t *page = &s->l2_page_dirty[e / s->layout.extents_per_page];
+  uint64_t p = e / s->layout.extents_per_page;
+  bool job = s->region != NULL, page_dirty = s->l2_page_dirty[p] || s->recorded_page_dirty[p];
 
   if (round->nr_cooling == round->max_cooling)
     cool = false;
   bool l2 = cool || !has_l1, flush;
-  if (l2 && *page == 0 && round->pages >= MOST_PAGES)
+  if (l2 && !page_dirty && round->pages >= MOST_PAGES)
     return;
-  enum look is = look_at (s, e, cool, l2 && s->io.sync_disk == NULL, &flush);
+  enum look is = look_at (s, e, cool, job && l2 && s->io.sync_disk == NULL, &flush);
   if (is == LOOK_BUSY || (!cool && (has_l1 || is == LOOK_SAME)))
     return;
-  round->pages += *page == 0;
-  *page = 1;
+  round->pages += !page_dirty;
+  s->l2_page_dirty[p] |= job;
+  s->recorded_page_dirty[p] |= cool; /* a recording's bits change in hot extents only */
   round->flush_needed |= flush;
   if (cool) {
     round->cooling[round->nr_cooling++] = e;
@@ -229,7 +231,7 @@ cold_and_clean (struct state *s, uint64_t e)
 
   if (atomic_load (&s->hot[e]))
     return false;
-  for (uint64_t i = 0; i < count; i++)
+  for (uint64_t i = 0; s->super.job && i < count; i++)
     if (atomic_load (&s->live[first + i]) != 0)
       return false;
   return true;
@@ -248,7 +250,7 @@ step_1 (struct state *s, struct round *round)
     if (cold_and_clean (s, e))
       continue;
     pthread_mutex_lock (&s->lock);
-    bool go_on = atomic_load (&s->active) && s->region != NULL && s->may_settle;
+    bool go_on = atomic_load (&s->active) && s->may_settle && (s->region != NULL || !s->super.job);
     if (go_on)
       step_1_extent (s, e, &over, round);
     pthread_mutex_unlock (&s->lock);
@@ -299,7 +301,7 @@ write_samples (struct state *s, bool *any)
     if (s->io.write (s->io.opaque, page, sizeof page,
                      s->layout.samples_offset + i * STATE_SAMPLE_BYTES)
         == -1)
-      return write_failed (s, "samples");
+      return state_write_failed (s, "samples");
     s->sample_crc[i] = crc;
     *any = true;
   }
@@ -327,7 +329,7 @@ write_note (struct state *s, bool *any)
   if (s->io.write (s->io.opaque, page, sizeof page,
                    s->layout.note_offset + s->note_copy * sizeof page)
       == -1)
-    return write_failed (s, "note");
+    return state_write_failed (s, "note");
   *any = true;
   return 0;
 }
@@ -337,38 +339,72 @@ step_3 (struct state *s)
 {
   bool any = false;
 
+  if (!s->super.job)
+    return 0;
   if (write_samples (s, &any) == -1 || write_note (s, &any) == -1)
     return -1;
-  return any && s->io.sync (s->io.opaque) == -1 ? write_failed (s, "samples") : 0;
+  return any && s->io.sync (s->io.opaque) == -1 ? state_write_failed (s, "samples") : 0;
 }
 
 /* ---- 4: L2 ---- */
 
-static int
-step_4 (struct state *s)
+int64_t
+state_write_page (struct state *s, const struct state_page_id *id, const _Atomic uint64_t *live,
+                  uint64_t area_offset, bool skip_empty)
 {
   const struct state_layout *l = &s->layout;
   uint32_t words = l->extents_per_page * l->words_per_extent;
+  uint64_t first = id->number * words;
   uint8_t page[STATE_PAGE];
+  int64_t set = 0;
+
+  memset (page, 0, sizeof page);
+  for (uint32_t w = 0; w < words && first + w < l->geo.nr_words; w++) {
+    uint64_t v = atomic_load (&live[first + w]);
+    state_page_put_words (page, w, &v, 1);
+    set += __builtin_popcountll (v);
+  }
+  if (set == 0 && skip_empty)
+    return 0;
+  state_page_seal (page, sizeof page, id);
+  if (s->io.write (s->io.opaque, page, sizeof page, area_offset + id->number * STATE_PAGE) == -1)
+    return -1;
+  return set;
+}
+
+/* Page P of checkpoint C's recording. */
+static int
+write_recorded (struct state *s, uint64_t p, const struct state_checkpoint *c, uint32_t slot)
+{
+  struct state_page_id id = { .kind = STATE_RECORDING, .number = p, .sequence = 1 };
+
+  memcpy (id.uuid, c->recording, 16);
+  uint64_t area = s->layout.areas_offset + c->area * s->layout.area_bytes;
+  return state_write_page (s, &id, s->slots[slot], area, false) == -1 ? -1 : 0;
+}
+
+static int
+step_4 (struct state *s)
+{
+  const struct state_table *t = s->table;
   bool any = false;
 
-  for (uint64_t p = 0; p < l->nr_l2_pages; p++) {
+  for (uint64_t p = 0; p < s->layout.nr_l2_pages; p++) {
     struct state_page_id id = { .kind = STATE_L2, .number = p, .sequence = 1 };
-    if (!s->l2_page_dirty[p])
-      continue;
-    memset (page, 0, sizeof page);
-    for (uint32_t w = 0; w < words && p * words + w < l->geo.nr_words; w++) {
-      uint64_t v = atomic_load (&s->live[p * words + w]);
-      state_page_put_words (page, w, &v, 1);
+    if (s->l2_page_dirty[p] && s->super.job) {
+      memcpy (id.uuid, s->super.uuid, 16);
+      if (state_write_page (s, &id, s->live, s->layout.l2_offset, false) == -1)
+        return state_write_failed (s, "L2");
+      any = true;
     }
-    memcpy (id.uuid, s->super.uuid, 16);
-    state_page_seal (page, sizeof page, &id);
-    if (s->io.write (s->io.opaque, page, sizeof page, l->l2_offset + p * STATE_PAGE) == -1)
-      return write_failed (s, "L2");
-    s->l2_page_dirty[p] = 0;
-    any = true;
+    if (s->recorded_page_dirty[p]
+        && ((t->recording && write_recorded (s, p, &t->list[t->nr - 1], t->slot) == -1)
+            || (s->preparing && write_recorded (s, p, &s->next, s->next_slot) == -1)))
+      return state_write_failed (s, "recording");
+    any |= s->recorded_page_dirty[p] != 0;
+    s->l2_page_dirty[p] = s->recorded_page_dirty[p] = 0;
   }
-  return any && s->io.sync (s->io.opaque) == -1 ? write_failed (s, "L2") : 0;
+  return any && s->io.sync (s->io.opaque) == -1 ? state_write_failed (s, "L2") : 0;
 }
 
 /* ---- 5: the L1 bits ---- */
@@ -438,13 +474,13 @@ state_round (struct state *s)
     round.cooling = malloc ((round.max_cooling + 1) * sizeof *round.cooling);
   if (round.cooling != NULL) {
     step_1 (s, &round);
-    commit (s);
+    state_commit_now (s);
     bool durable = step_2 (s, &round);
-    commit (s);
+    state_commit_now (s);
     if (!durable || step_3 (s) == -1 || step_4 (s) == -1)
       stay_hot (s, &round);
     else {
-      commit (s);
+      state_commit_now (s);
       step_5 (s, &round);
     }
     free (round.cooling);

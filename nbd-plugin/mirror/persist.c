@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
@@ -18,7 +17,6 @@
 #include <nbdkit-filter.h>
 
 #include "base/clock.h"
-#include "base/fd.h"
 #include "base/text.h"
 #include "base/uuid.h"
 #include "dirty-bitmap/bitmap.h"
@@ -28,56 +26,6 @@
 #include "nbd-plugin/own-thread.h"
 
 #define NOTE_MS 1000 /* how often the job's figures are noted */
-
-/* ---- writing ---- */
-
-static int
-write_file (void *opaque, const void *data, size_t length, uint64_t offset)
-{
-  struct persist *p = opaque;
-
-  for (size_t done = 0; done < length;) {
-    ssize_t n = pwrite (p->fd, (const char *)data + done, length - done, (off_t)(offset + done));
-    if (n == -1 && errno != EINTR)
-      return -1;
-    done += n > 0 ? (size_t)n : 0;
-  }
-  return 0;
-}
-
-static int
-sync_file (void *opaque)
-{
-  struct persist *p = opaque;
-  return fdatasync (p->fd);
-}
-
-static int
-sync_disk (void *opaque)
-{
-  struct persist *p = opaque;
-  return fdatasync (p->disk_fd);
-}
-
-static void
-unmap (struct persist *p)
-{
-  if (p->live != NULL)
-    munmap (p->live, p->live_bytes);
-  p->live = NULL;
-}
-
-static int
-map (struct persist *p, const struct state_layout *l, char **error)
-{
-  p->live_bytes = l->file_size - l->live_offset;
-  p->live = mmap (NULL, p->live_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, p->fd,
-                  (off_t)l->live_offset);
-  if (p->live != MAP_FAILED)
-    return 0;
-  p->live = NULL;
-  return text_error (error, "%s: mmap: %s", p->path, strerror (errno));
-}
 
 /* ---- the note: the job's figures, as JSON ---- */
 
@@ -135,15 +83,16 @@ read_note (struct mirror *m, const struct state_found *f, struct region *r)
 static int
 open_file (struct persist *p, uint64_t *size, char **error)
 {
-  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+  CLEANUP_TEXT char *why = NULL;
+  int *fd = &p->file.fd;
   struct statfs fs;
   struct stat st;
 
-  p->fd = open (p->path, O_RDWR | O_CLOEXEC);
-  bool made = p->fd == -1 && errno == ENOENT;
+  *fd = open (p->path, O_RDWR | O_CLOEXEC);
+  bool made = *fd == -1 && errno == ENOENT;
   if (made)
-    p->fd = open (p->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (p->fd == -1 || fstat (p->fd, &st) == -1 || fstatfs (p->fd, &fs) == -1)
+    *fd = open (p->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (*fd == -1 || fstat (*fd, &st) == -1 || fstatfs (*fd, &fs) == -1)
     return text_error (error, "mirror-state=%s: %s", p->path, strerror (errno));
   if (!S_ISREG (st.st_mode))
     return text_error (error, "mirror-state=%s: this is not a regular file", p->path);
@@ -155,39 +104,22 @@ open_file (struct persist *p, uint64_t *size, char **error)
                        " power; choose another place, or give mirror-state-volatile=yes",
                        p->path);
   }
-  if (fcntl (p->fd, F_OFD_SETLK, &lock) == -1)
-    return errno == EAGAIN || errno == EACCES
-               ? text_error (error, "mirror-state=%s: another server uses it", p->path)
-               : text_error (error, "mirror-state=%s: it cannot be locked: %s", p->path,
-                             strerror (errno));
+  if (state_file_lock (&p->file, NULL, &why) == -1)
+    return text_error (error, "mirror-state=%s: %s", p->path, why);
   *size = (uint64_t)st.st_size;
   return 0;
 }
 
-/* The job that was found becomes the attachment's, as if its worker had just been lost. */
-static int
-take_over (struct mirror *m, const struct state_found *f, const uint8_t boot[16], char **error)
+/* The job that was found is the attachment's, as if its worker had just been lost. */
+static void
+take_job (struct mirror *m, const struct state_found *f, struct region *r)
 {
   struct persist *p = &m->persist;
-  uint8_t uuid[16];
 
-  uuid_make (uuid);
-  struct region *r = region_create (&f->layout.geo, uuid, error);
-  if (r == NULL)
-    return -1;
-  int done = map (p, &f->layout, error);
-  if (done == 0 && f->how == STATE_FROM_NOTHING)
-    done = state_begin (&p->state, &f->layout, p->live, uuid, boot, error);
-  else if (done == 0)
-    done = state_continue (&p->state, f, p->live, boot, error);
-  if (done == -1 || tracker_add (&m->tracker, r) == -1) {
-    region_free (r);
-    return -1;
-  }
   state_fill_region (&p->state, r);
   for (unsigned i = 0; i < SAMPLES_MAX; i++) {
     struct sample s;
-    if (state_find_sample (p->fd, f, i, &s))
+    if (state_find_sample (p->file.fd, f, i, &s))
       samples_put (r, &s);
   }
   read_note (m, f, r);
@@ -201,7 +133,46 @@ take_over (struct mirror *m, const struct state_found *f, const uint8_t boot[16]
                              ? p->recovered_bytes
                              : (f->dirty_blocks - f->fine_blocks) << f->layout.geo.block_shift;
   state_set_region (&p->state, r);
+}
+
+/* Go on with what was found. */
+static int
+take_over (struct mirror *m, const struct state_found *f, const uint8_t boot[16], char **error)
+{
+  struct persist *p = &m->persist;
+  struct region *r = NULL;
+  uint8_t uuid[16];
+
+  uuid_make (uuid);
+  if (f->bits != NULL) {
+    r = region_create (&f->layout.geo, uuid, error);
+    if (r == NULL)
+      return -1;
+  }
+  int done = r != NULL ? state_file_map_job (&p->file, &f->layout, error) : 0;
+  if (done == 0 && f->recorded != NULL)
+    done = state_file_map_recordings (&p->file, &f->layout, error);
+  if (done == 0)
+    done = state_continue (&p->state, f, p->file.live, p->file.slots, uuid, boot, error);
+  if (done == 0 && r != NULL && tracker_add (&m->tracker, r) == -1)
+    done = text_error (error, "too many regions");
+  if (done == -1) {
+    region_free (r);
+    return -1;
+  }
+  if (r != NULL)
+    take_job (m, f, r);
   return 0;
+}
+
+static void
+tell_found (const struct persist *p, const struct state_found *f)
+{
+  if (f->how != STATE_FROM_NOTHING)
+    return;
+  nbdkit_error ("mirror-state=%s: %s%s%s", p->path, f->reason,
+                f->bits != NULL ? ": the job left over copies everything again" : "",
+                f->recorded != NULL ? ": the checkpoints are inconsistent" : "");
 }
 
 int
@@ -214,33 +185,29 @@ persist_open (struct mirror *m, char **error)
   uint64_t size = 0;
   CLEANUP_TEXT char *why = NULL;
 
-  p->fd = p->disk_fd = -1;
+  p->file = (struct state_file)STATE_FILE_INIT;
   if (p->path == NULL)
     return 0;
   if (open_file (p, &size, error) == -1)
     return -1;
   if (m->config.direct != NULL)
-    p->disk_fd = open (m->config.direct, O_RDONLY | O_CLOEXEC);
-  state_init (&p->state, &(struct state_io){ .write = write_file,
-                                             .sync = sync_file,
-                                             .sync_disk = p->disk_fd != -1 ? sync_disk : NULL,
-                                             .opaque = p });
+    p->file.disk_fd = open (m->config.direct, O_RDONLY | O_CLOEXEC);
+  const struct state_io io = state_file_io (&p->file);
+  state_init (&p->state, &io);
   p->open = true;
   state_boot_id (boot);
-  state_identity_of (p->disk_fd, &now);
-  if (state_find (p->fd, size, boot, p->disk_fd != -1 ? &now : NULL, &found, &why) == -1)
+  state_identity_of (p->file.disk_fd, &now);
+  if (state_find (p->file.fd, size, boot, p->file.disk_fd != -1 ? &now : NULL, &found, &why) == -1)
     return text_error (error,
                        "mirror-state=%s: %s.  Remove it to begin without it: the next mirror is a"
                        " full copy then",
                        p->path, why);
-  int r = found.super.job ? take_over (m, &found, boot, &why) : 0;
+  int r = found.tracked ? take_over (m, &found, boot, &why) : state_know (&p->state, &found);
   if (r == -1)
-    text_error (error, "mirror-state=%s: %s", p->path, why != NULL ? why : "too many regions");
-  else if (found.how == STATE_FROM_NOTHING)
-    nbdkit_error ("mirror-state=%s: %s: the job left over copies everything again", p->path,
-                  found.reason);
-  if (found.super.job)
-    state_found_free (&found);
+    text_error (error, "mirror-state=%s: %s", p->path, why != NULL ? why : "out of memory");
+  else
+    tell_found (p, &found);
+  state_found_free (&found);
   return r;
 }
 
@@ -270,26 +237,23 @@ persist_close (struct mirror *m)
     state_stop (&p->state);
     pthread_join (p->thread, NULL);
     p->thread_runs = false;
-    if (m->attachment.region != NULL) {
+    if (m->attachment.region != NULL)
       make_note (m);
-      state_identity_of (p->disk_fd, &id);
-      state_close_clean (&p->state, &id);
-    }
+    state_identity_of (p->file.disk_fd, &id);
+    state_close_clean (&p->state, &id);
   }
   state_destroy (&p->state);
-  unmap (p);
-  fd_close (&p->fd);
-  fd_close (&p->disk_fd);
+  state_file_close (&p->file);
   p->open = false;
 }
 
 /* ---- jobs ---- */
 
-static void
-wait_for_old_writes (struct persist *p)
+void
+persist_tracks (struct mirror *m)
 {
-  p->settling = false;
-  p->shards_seen = 0;
+  m->persist.settling = false;
+  m->persist.shards_seen = 0;
 }
 
 int
@@ -298,31 +262,22 @@ persist_begin (struct mirror *m, const struct region_geometry *geo, char **error
   struct persist *p = &m->persist;
   struct state_layout layout;
   uint8_t uuid[16], boot[16];
-  struct stat st;
   CLEANUP_TEXT char *why = NULL;
 
   if (!p->open)
     return 0;
   state_set_region (&p->state, NULL);
-  if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1
-      || fstat (p->fd, &st) == -1)
+  if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s: %s", p->path, strerror (errno));
-  if (p->live == NULL) {
-    int r = 0;
-    /* An empty file has no job: so a crash in between leaves none. */
-    if ((uint64_t)st.st_size != layout.file_size
-        && (ftruncate (p->fd, 0) == -1 || fsync (p->fd) == -1
-            || (r = posix_fallocate (p->fd, 0, (off_t)layout.file_size)) != 0))
-      return text_error (error, "%s: no room for the state of %llu bytes: %s", p->path,
-                         (unsigned long long)layout.file_size, strerror (r != 0 ? r : errno));
-    if (map (p, &layout, error) == -1)
-      return -1;
-  }
+  if (p->file.live == NULL && state_file_allocate (&p->file, 0, layout.file_size) == -1)
+    return text_error (error, "%s: no room for the state of %llu bytes: %s", p->path,
+                       (unsigned long long)layout.file_size, strerror (errno));
   uuid_make (uuid);
   state_boot_id (boot);
-  if (state_begin (&p->state, &layout, p->live, uuid, boot, &why) == -1)
+  if (state_file_map_job (&p->file, &layout, &why) == -1
+      || state_begin (&p->state, &layout, p->file.live, uuid, boot, &why) == -1)
     return text_error (error, "%s: %s", p->path, why);
-  wait_for_old_writes (p);
+  persist_tracks (m);
   p->how = STATE_NO_JOB;
   return 0;
 }
@@ -340,52 +295,58 @@ persist_region (struct mirror *m, const struct region *r)
     state_set_region (&p->state, r);
 }
 
-/* A job that was found at the start belongs to another disk if the sizes differ. */
+/* What was found at the start belongs to another disk if the sizes differ. */
 static void
 compare_size (struct mirror *m)
 {
-  const struct region *r = m->attachment.region;
+  struct persist *p = &m->persist;
+  const struct region_geometry *had = &p->state.layout.geo;
   struct region_geometry geo;
 
-  if (r == NULL || !tracker_geometry (&m->tracker, &geo) || memcmp (&geo, &r->geo, sizeof geo) == 0)
+  if (had->block_size == 0 || !tracker_geometry (&m->tracker, &geo)
+      || memcmp (&geo, had, sizeof geo) == 0)
     return;
-  nbdkit_error ("mirror-state=%s: the job left over is of a disk of %llu bytes in blocks of %u,"
-                " not of this one: it is dropped",
-                m->persist.path, (unsigned long long)r->geo.disk_size, r->geo.block_size);
-  attachment_drop_region (m);
-  m->attachment.ended = "idle";
-  json_object_clear (m->attachment.published);
+  if (m->attachment.region != NULL) {
+    nbdkit_error ("mirror-state=%s: the job left over is of a disk of %llu bytes in blocks of %u,"
+                  " not of this one: it is dropped",
+                  p->path, (unsigned long long)had->disk_size, had->block_size);
+    attachment_drop_region (m);
+    m->attachment.ended = "idle";
+    json_object_clear (m->attachment.published);
+  }
+  nbdkit_error ("mirror-state=%s: it is of a disk of %llu bytes in blocks of %u, not of this one",
+                p->path, (unsigned long long)had->disk_size, had->block_size);
+  state_disown (&p->state, "the disk's size, or that of its blocks, has changed");
 }
 
 static void
-tell_loss (struct persist *p)
+tell_loss (struct persist *p, const struct state_view *v)
 {
-  struct state_view v;
-
-  state_look (&p->state, &v);
-  if (v.lost && !p->loss_told)
-    nbdkit_error ("mirror-state=%s is inconsistent: %s.  The job goes on in memory; the next server"
-                  " will take every block for dirty",
-                  p->path, v.reason);
-  p->loss_told = v.lost;
+  if (v->lost && !p->loss_told)
+    nbdkit_error ("mirror-state=%s is inconsistent: %s.  A job goes on in memory; the next server"
+                  " will take every block for dirty, and no checkpoint is to be believed",
+                  p->path, v->reason);
+  p->loss_told = v->lost;
 }
 
 void
 persist_tick (struct mirror *m)
 {
   struct persist *p = &m->persist;
+  struct state_view v;
 
-  if (!p->open || m->attachment.region == NULL)
+  if (!p->open)
     return;
-  tell_loss (p);
+  state_look (&p->state, &v);
+  if (!v.job && !v.lost)
+    return;
+  tell_loss (p, &v);
   compare_size (m);
-  if (m->attachment.region == NULL)
-    return;
   if (!p->settling && gate_all_passed (&m->gate, &p->shards_seen)) {
     p->settling = true;
     state_allow_settling (&p->state);
   }
-  if (clock_ms () - p->noted_ms >= NOTE_MS) {
+  if (m->attachment.region != NULL && clock_ms () - p->noted_ms >= NOTE_MS) {
     p->noted_ms = clock_ms ();
     make_note (m);
   }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * mirror-state=FILE: the job's bitmap in a file, so that the job survives the server.  What the
- * file holds, and the order in which it is written, is in dirty-bitmap/state/; here it is opened,
- * and tied to the attachment's region and to the guest's requests.
+ * mirror-state=FILE: the job's bitmap and the checkpoints' recordings in a file, so that they
+ * survive the server.  What the file holds, and the order in which it is written, is in
+ * dirty-bitmap/state/; here it is opened, and tied to the attachment's region and to the guest's
+ * requests.
  *
  * A thread of its own writes the file (state_work), from after_fork to cleanup.  Guest threads use
  * `state` through filter.c.  All else is the control thread's, and the main thread's before and
@@ -17,6 +18,7 @@
 #include <stdint.h>
 #include <jansson.h>
 
+#include "dirty-bitmap/state/file.h"
 #include "dirty-bitmap/state/state.h"
 
 struct mirror;
@@ -24,15 +26,13 @@ struct mirror;
 struct persist {
   char *path;       /* owned, absolute; NULL: there is no such file, and nothing else is used */
   bool is_volatile; /* a file system in memory is accepted */
-  int fd, disk_fd;  /* disk_fd: the source's own file or device, or -1 */
+  struct state_file file;
   struct state state;
-  _Atomic uint64_t *live; /* the mapping, or NULL */
-  size_t live_bytes;
   pthread_t thread;
   bool open, thread_runs;
   bool loss_told;          /* in the log */
-  bool settling;           /* every write from before the job has ended */
-  uint32_t shards_seen;    /* of the gate, at 0 since the job began */
+  bool settling;           /* every write from before the tracking has ended */
+  uint32_t shards_seen;    /* of the gate, at 0 since the tracking began */
   uint64_t noted_ms;       /* when the note was last made */
   enum state_recovery how; /* how the job was found at the start */
   uint64_t recovered_bytes, over_marked_bytes;
@@ -46,6 +46,9 @@ void persist_close (struct mirror *m);
 
 /* A new job begins: every block is dirty.  0, or -1 with *ERROR. */
 int persist_begin (struct mirror *m, const struct region_geometry *geo, char **error);
+
+/* Tracking began, of a job or of a recording: what began before was not counted. */
+void persist_tracks (struct mirror *m);
 
 /* The attachment's region is R now.  NULL: its job is over. */
 void persist_region (struct mirror *m, const struct region *r);

@@ -421,7 +421,7 @@ go_on_from (const struct state_found *f, bool can_sync, const uint8_t *now)
 {
   start_state (can_sync);
   in_callback = true; /* no guest yet */
-  if (state_continue (&state, f, live, now, NULL) == -1)
+  if (state_continue (&state, f, live, state.slots, now, now, NULL) == -1)
     violation ("the recovered job cannot go on", 0);
   in_callback = false;
   state_fill_region (&state, region);

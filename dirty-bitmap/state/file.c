@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The state file itself.  See file.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/text.h"
+#include "dirty-bitmap/state/file.h"
+
+static int
+write_file (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  struct state_file *f = opaque;
+
+  for (size_t done = 0; done < length;) {
+    ssize_t n = pwrite (f->fd, (const char *)data + done, length - done, (off_t)(offset + done));
+    if (n == -1 && errno != EINTR)
+      return -1;
+    done += n > 0 ? (size_t)n : 0;
+  }
+  return 0;
+}
+
+static int
+read_file (void *opaque, void *data, size_t length, uint64_t offset)
+{
+  struct state_file *f = opaque;
+
+  for (size_t done = 0; done < length;) {
+    ssize_t n = pread (f->fd, (char *)data + done, length - done, (off_t)(offset + done));
+    if (n == 0)
+      errno = EIO; /* it is shorter than it was */
+    if (n == 0 || (n == -1 && errno != EINTR))
+      return -1;
+    done += n > 0 ? (size_t)n : 0;
+  }
+  return 0;
+}
+
+static int
+sync_file (void *opaque)
+{
+  struct state_file *f = opaque;
+  return fdatasync (f->fd);
+}
+
+static int
+sync_disk (void *opaque)
+{
+  struct state_file *f = opaque;
+  return fdatasync (f->disk_fd);
+}
+
+static int
+allocate (void *opaque, uint64_t offset, uint64_t length)
+{
+  return state_file_allocate (opaque, offset, length);
+}
+
+/* The room is given back.  What is there then reads as zeroes, which is a recording without a
+ * bit. */
+static void
+discard (void *opaque, uint64_t offset, uint64_t length)
+{
+  struct state_file *f = opaque;
+
+  if (fallocate (f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length)
+      == -1)
+    return; /* it is used again later */
+}
+
+struct state_io
+state_file_io (struct state_file *f)
+{
+  return (struct state_io){ .read = read_file,
+                            .allocate = allocate,
+                            .discard = discard,
+                            .write = write_file,
+                            .sync = sync_file,
+                            .sync_disk = f->disk_fd != -1 ? sync_disk : NULL,
+                            .opaque = f };
+}
+
+int
+state_file_allocate (struct state_file *f, uint64_t offset, uint64_t length)
+{
+  int r = posix_fallocate (f->fd, (off_t)offset, (off_t)length);
+
+  errno = r;
+  return r == 0 ? 0 : -1;
+}
+
+int
+state_file_lock (struct state_file *f, bool *busy, char **error)
+{
+  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+  if (fcntl (f->fd, F_OFD_SETLK, &lock) == 0)
+    return 0;
+  bool used = errno == EAGAIN || errno == EACCES;
+  if (busy != NULL)
+    *busy = used;
+  return used ? text_error (error, "another server uses it")
+              : text_error (error, "it cannot be locked: %s", strerror (errno));
+}
+
+static int
+map (struct state_file *f, uint64_t offset, size_t length, _Atomic uint64_t **where, char **error)
+{
+  if (*where != NULL)
+    return 0;
+  void *p = mmap (NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, (off_t)offset);
+  if (p == MAP_FAILED)
+    return text_error (error, "mmap: %s", strerror (errno));
+  *where = p;
+  f->live_bytes = length;
+  return 0;
+}
+
+int
+state_file_map_job (struct state_file *f, const struct state_layout *l, char **error)
+{
+  return map (f, l->live_offset, l->live_bytes, &f->live, error);
+}
+
+int
+state_file_map_recordings (struct state_file *f, const struct state_layout *l, char **error)
+{
+  for (unsigned i = 0; i < 2; i++)
+    if (map (f, l->recordings_offset + i * l->live_bytes, l->live_bytes, &f->slots[i], error) == -1)
+      return -1;
+  return 0;
+}
+
+static void
+unmap (const struct state_file *f, _Atomic uint64_t **where)
+{
+  if (*where != NULL)
+    munmap ((void *)*where, f->live_bytes);
+  *where = NULL;
+}
+
+void
+state_file_close (struct state_file *f)
+{
+  unmap (f, &f->live);
+  unmap (f, &f->slots[0]);
+  unmap (f, &f->slots[1]);
+  fd_close (&f->fd);
+  fd_close (&f->disk_fd);
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What a guest's write and its flush do.  See state.h.
+ *
+ * A write and the one who looks at an extent, each in its order, all sequentially consistent:
+ *   write:   count itself into the extent; is it hot?  If not, count out, and wait
+ *   looker:  (under lock) not hot; is nobody counted?  If somebody is, hot again, and try later
+ * Either the write sees "not hot", or the looker sees the write.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+
+#include "base/clock.h"
+#include "dirty-bitmap/state/state.h"
+
+#define SLICE_MS 100         /* between two probes of a write that waits */
+#define ANSWER_LIMIT_MS 5000 /* a state file that takes longer is lost */
+
+struct extents {
+  uint64_t first, last;
+};
+
+/* False where there is nothing to count: no job, or not a byte of the disk. */
+static bool
+extents_of (const struct state *s, uint64_t offset, uint64_t length, struct extents *x)
+{
+  const struct state_layout *l = &s->layout;
+
+  if (length == 0 || offset >= l->geo.disk_size)
+    return false;
+  uint64_t end = length < l->geo.disk_size - offset ? offset + length : l->geo.disk_size;
+  x->first = offset / l->extent_size;
+  x->last = (end - 1) / l->extent_size;
+  return true;
+}
+
+static void
+count_out (struct state *s, const struct extents *x, uint64_t end)
+{
+  for (uint64_t e = x->first; e < end; e++)
+    atomic_fetch_sub (&s->in_flight[e], 1);
+}
+
+/* Count into all extents.  False, and counted into none, if one is not hot. */
+static bool
+count_in (struct state *s, const struct extents *x)
+{
+  for (uint64_t e = x->first; e <= x->last; e++) {
+    atomic_fetch_add (&s->in_flight[e], 1);
+    if (!atomic_load (&s->hot[e])) {
+      count_out (s, x, e + 1);
+      return false;
+    }
+  }
+  return true;
+}
+
+/* Mark the blocks before they are written (R2).  A bit that is seen set stays set: bits are cleared
+ * only where nobody is counted, and we are. */
+static void
+mark_map (_Atomic uint64_t *live, const struct region_geometry *geo, uint64_t offset,
+          uint64_t length)
+{
+  uint64_t end = length < geo->disk_size - offset ? offset + length : geo->disk_size;
+  uint64_t first = offset >> geo->block_shift, last = (end - 1) >> geo->block_shift;
+
+  for (uint64_t w = first / 64; w <= last / 64; w++) {
+    uint64_t low = w == first / 64 ? first % 64 : 0, high = w == last / 64 ? last % 64 : 63;
+    uint64_t mask = (~UINT64_C (0) << low) & (~UINT64_C (0) >> (63 - high));
+    if ((atomic_load (&live[w]) & mask) != mask)
+      atomic_fetch_or (&live[w], mask);
+  }
+}
+
+static void
+mark_live (struct state *s, uint64_t offset, uint64_t length)
+{
+  for (unsigned i = 0; i < 3; i++) {
+    _Atomic uint64_t *live = atomic_load (&s->marked[i]);
+    if (live != NULL)
+      mark_map (live, &s->layout.geo, offset, length);
+  }
+}
+
+/* Ask for the L1 bits of the extents that are cold.  True if none is.  Under lock. */
+static bool
+ask (struct state *s, const struct extents *x)
+{
+  bool all_hot = true;
+
+  for (uint64_t e = x->first; e <= x->last; e++) {
+    if (atomic_load (&s->hot[e]))
+      continue;
+    if ((s->l1[e / 64] >> (e % 64) & 1) != 0 && !s->pending[e]) {
+      atomic_store (&s->hot[e], 1); /* it was cooling: its bit is still on the disk */
+      continue;
+    }
+    all_hot = false;
+    if (!s->pending[e]) {
+      s->pending[e] = 1;
+      s->nr_pending++;
+    }
+  }
+  if (!all_hot)
+    pthread_cond_signal (&s->work);
+  return all_hot;
+}
+
+bool
+state_try_enter (struct state *s, uint64_t offset, uint64_t length, bool *counted)
+{
+  struct extents x;
+
+  *counted = false;
+  if (!atomic_load (&s->active) || !extents_of (s, offset, length, &x))
+    return true;
+  if (!count_in (s, &x)) {
+    pthread_mutex_lock (&s->lock);
+    bool in = atomic_load (&s->active) && ask (s, &x) && count_in (s, &x);
+    bool over = !atomic_load (&s->active);
+    pthread_mutex_unlock (&s->lock);
+    if (!in)
+      return over;
+  }
+  mark_live (s, offset, length);
+  *counted = true;
+  return true;
+}
+
+int
+state_enter (struct state *s, uint64_t offset, uint64_t length, state_probe *probe, void *opaque,
+             bool *counted)
+{
+  if (state_try_enter (s, offset, length, counted))
+    return 0;
+  uint64_t begun = clock_ms ();
+  pthread_mutex_lock (&s->lock);
+  s->waits++;
+  pthread_mutex_unlock (&s->lock);
+  while (!state_try_enter (s, offset, length, counted)) {
+    if (clock_ms () - begun >= ANSWER_LIMIT_MS) {
+      state_lose (s, "the state file did not answer in time");
+      continue;
+    }
+    struct timespec until = clock_timespec (clock_ns () + SLICE_MS * NS_PER_MS);
+    pthread_mutex_lock (&s->lock);
+    if (s->nr_pending != 0 && atomic_load (&s->active))
+      pthread_cond_timedwait (&s->committed, &s->lock, &until);
+    pthread_mutex_unlock (&s->lock);
+    int err = probe (opaque);
+    if (err != 0)
+      return err;
+  }
+  return 0;
+}
+
+void
+state_leave (struct state *s, uint64_t offset, uint64_t length)
+{
+  struct extents x;
+
+  if (!extents_of (s, offset, length, &x))
+    return;
+  uint32_t tick = atomic_load (&s->tick);
+  for (uint64_t e = x.first; e <= x.last; e++)
+    atomic_store (&s->touched[e], tick);
+  count_out (s, &x, x.last + 1);
+}
+
+uint32_t
+state_flush_begins (struct state *s)
+{
+  return atomic_load (&s->tick);
+}
+
+void
+state_flush_ended (struct state *s, uint32_t begun)
+{
+  uint32_t flushed = atomic_load (&s->flushed);
+
+  while (begun > flushed && !atomic_compare_exchange_weak (&s->flushed, &flushed, begun))
+    ;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What the files of this folder share.  All of these are called under io_lock.
+ */
+
+#ifndef NBDMIRROR_DIRTY_BITMAP_STATE_INTERNAL_H
+#define NBDMIRROR_DIRTY_BITMAP_STATE_INTERNAL_H
+
+#include "dirty-bitmap/state/state.h"
+
+/* ---- state.c ---- */
+
+int state_allocate (struct state *s, const struct state_layout *l, char **error);
+
+/* SUPER into both places, one after the other: so the file never holds an older one that promises
+ * more than the newer one.  0, or -1 with errno. */
+int state_write_super (struct state *s, struct state_super *super);
+
+/* T likewise.  Then it is what s->table says. */
+int state_write_table (struct state *s, struct state_table *t);
+
+/* What was recorded until the file was lost is inconsistent from now on.  0, or -1 with errno. */
+int state_write_off (struct state *s);
+
+/* Begin to track where nothing was tracked: a new epoch of L1, in which every extent is cold.
+ * SUPER is completed and written, after L1.  0, or -1 with errno. */
+int state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boot[16]);
+
+/* ---- work.c ---- */
+
+/* The tracking is lost because of errno, when WHAT was written.  -1. */
+int state_write_failed (struct state *s, const char *what);
+
+/* Page ID->number of LIVE's bits.  AREA_OFFSET is where page 0 stands.  How many bits are set, or
+ * -1 with errno.  A page of which none is set is not written if SKIP_EMPTY. */
+int64_t state_write_page (struct state *s, const struct state_page_id *id,
+                          const _Atomic uint64_t *live, uint64_t area_offset, bool skip_empty);
+
+void state_commit_now (struct state *s);
+
+#endif
