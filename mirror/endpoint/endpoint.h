@@ -23,8 +23,8 @@
  * A struct endpoint is the place itself.  endpoint_open() describes it; after that it is constant,
  * and any thread may use it.  A struct channel is one way to it (an AIO context, or a few NBD
  * connections). It belongs to one thread, which drives it with poll().  The folder starts no
- * threads.  It has one lock, inside command.c, under which nothing else is called but waitpid() and
- * a sleep.
+ * threads but one that watches a TLS handshake (nbd-hang-up.h).  It has one lock besides, inside
+ * command.c, under which nothing else is called but waitpid() and a sleep.
  *
  * Requests are asynchronous.  A completion runs from channel_dispatch(), in the channel's thread.
  * It never runs from within the call that started the request, nor under a lock of a library, so it

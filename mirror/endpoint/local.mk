@@ -16,6 +16,8 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/internal.h \
 	mirror/endpoint/nbd-connect.c \
 	mirror/endpoint/nbd-export.c \
+	mirror/endpoint/nbd-hang-up.c \
+	mirror/endpoint/nbd-hang-up.h \
 	mirror/endpoint/nbd-digests.c \
 	mirror/endpoint/nbd-session.c \
 	mirror/endpoint/nbd-tls.c \

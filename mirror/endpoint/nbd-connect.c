@@ -3,8 +3,8 @@
  * Making connections to NBD exports, and ending them.
  *
  * libnbd has no time limits, so they are kept here.  TCP, TLS and NBD negotiation together may take
- * connect_timeout_ms, and saying goodbye GOODBYE_MS.  The C library looks up names of hosts, and
- * has limits of its own for that.
+ * connect_timeout_ms (for TLS see nbd-hang-up.h), and saying goodbye GOODBYE_MS.  The C library
+ * looks up names of hosts, and has limits of its own for that.
  */
 
 #include "config.h"
@@ -16,9 +16,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/command.h"
+#include "mirror/endpoint/nbd-hang-up.h"
 #include "mirror/endpoint/nbd.h"
 
 #define GOODBYE_MS 1000
@@ -238,6 +240,67 @@ failed:
   return -1;
 }
 
+/* Go on until H has negotiated all but the export, or all, or is over.  0, or -1 where libnbd said
+ * so, or ETIMEDOUT.  UP is NULL where no call of libnbd's waits. */
+static int
+negotiate (struct nbd_handle *h, int64_t deadline, struct nbd_hang_up *up)
+{
+  while (nbd_aio_is_negotiating (h) != 1 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
+    int64_t left = deadline - endpoint_now_ms ();
+
+    if (left <= 0)
+      return ETIMEDOUT;
+    if (up != NULL)
+      nbd_hang_up_watch (up, nbd_aio_get_fd (h));
+    if (nbd_poll_handle (h, (int)left) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* The same where there may be a TLS handshake. */
+static int
+negotiate_tls (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
+{
+  struct nbd_hang_up up;
+  int64_t left = deadline - endpoint_now_ms ();
+
+  if (nep->uri == NULL || !nep->uri->tls
+      || nbd_hang_up_start (&up, clock_ns () + (uint64_t)(left > 0 ? left : 0) * NS_PER_MS) != 0)
+    return negotiate (h, deadline, NULL);
+  int r = negotiate (h, deadline, &up);
+  return nbd_hang_up_end (&up) ? ETIMEDOUT : r;
+}
+
+/* H is being connected: do all the rest.  -1 with *ERRNUM and *ERROR. */
+static int
+finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
+                   char **error)
+{
+  int r = negotiate_tls (nep, h, deadline);
+
+  if (r == ETIMEDOUT) {
+    no_answer (nep, h, errnum, error);
+    return -1;
+  }
+  if (r == 0 && nbd_aio_is_negotiating (h) == 1
+      && choose_export (nep, h, deadline, errnum, error) == -1)
+    return -1;
+  if (r == -1 || !nbd_aio_is_ready (h)) {
+    connect_failed (nep, errnum, error);
+    return -1;
+  }
+  if (nep->uri && nep->uri->tls && nbd_get_tls_negotiated (h) != 1) {
+    endpoint_fail (errnum, error, EPROTO, "%s: the connection is not encrypted", nep->ep.name);
+    return -1;
+  }
+  if (nbd_wants_digests (nep) && !nep->has_digests) { /* a server that was not asked for a name */
+    no_digests (nep, errnum, error);
+    return -1;
+  }
+  return 0;
+}
+
 struct nbd_handle *
 nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
 {
@@ -251,35 +314,12 @@ nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
     endpoint_fail (errnum, error, nbd_reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
     return NULL;
   }
-
   int r = start_connecting (nep, h);
-  while (r == 0 && nbd_aio_is_negotiating (h) != 1 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
-    int64_t left = deadline - endpoint_now_ms ();
-
-    if (left <= 0) {
-      no_answer (nep, h, errnum, error);
-      nbd_close (h);
-      return NULL;
-    }
-    r = nbd_poll_handle (h, (int)left);
-  }
-  if (r == 0 && nbd_aio_is_negotiating (h) == 1
-      && choose_export (nep, h, deadline, errnum, error) == -1) {
-    nbd_close (h);
-    return NULL;
-  }
-  if (r == -1 || !nbd_aio_is_ready (h)) {
+  if (r == -1)
     connect_failed (nep, errnum, error);
-    nbd_close (h);
-    return NULL;
-  }
-  if (nep->uri && nep->uri->tls && nbd_get_tls_negotiated (h) != 1) {
-    endpoint_fail (errnum, error, EPROTO, "%s: the connection is not encrypted", nep->ep.name);
-    nbd_close (h);
-    return NULL;
-  }
-  if (nbd_wants_digests (nep) && !nep->has_digests) { /* a server that was not asked for a name */
-    no_digests (nep, errnum, error);
+  else
+    r = finish_connecting (nep, h, deadline, errnum, error);
+  if (r == -1) {
     nbd_close (h);
     return NULL;
   }

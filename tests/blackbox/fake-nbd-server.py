@@ -59,6 +59,7 @@ SIMPLE_MAGIC = 0x67446698
 STRUCTURED_MAGIC = 0x668E33EF
 
 OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO = 1, 2, 3, 6, 7
+OPT_STARTTLS = 5
 OPT_STRUCTURED, OPT_LIST_META, OPT_SET_META = 8, 9, 10
 REP_ACK, REP_SERVER, REP_INFO, REP_META = 1, 2, 3, 4
 REP_ERR_UNSUP, REP_ERR_INVALID = 0x80000001, 0x80000003
@@ -359,6 +360,9 @@ class Connection:
         elif opt == OPT_STRUCTURED and not self.args.no_structured:
             self.structured = True
             self.reply(opt, REP_ACK)
+        elif opt == OPT_STARTTLS and self.fault == "tls-hang":
+            self.reply(opt, REP_ACK)
+            raise Hang()
         elif opt in (OPT_SET_META, OPT_LIST_META) and self.structured:
             self.meta_context(opt, data)
         else:
@@ -509,7 +513,7 @@ def main():
     p.add_argument("--volatile", action="store_true", help="unflushed writes die with the server")
     p.add_argument("--delay", type=float, default=0, metavar="SECONDS", help="every reply is late")
     p.add_argument("--handshake", choices="refuse hang close bad-magic hello-hang hello-close "
-                                          "go-close".split())
+                                          "go-close tls-hang".split())
     p.add_argument("--connections", type=numbers, default=(1, None),
                    help="the connections that --handshake is for")
     p.add_argument("--fault", type=Fault, action="append", default=[], metavar="WHICH=ACTION")

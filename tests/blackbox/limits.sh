@@ -55,19 +55,25 @@ start_fake silent --size "$size" --handshake hang
 start_fake hello --size "$size" --handshake hello-hang
 start_fake request --size "$size" --log "$tmp/request.requests" --fault write:1=hang-all
 start_fake flush --size "$size" --log "$tmp/flush.requests" --fault flush:1=hang-all
+start_fake tls --size "$size" --handshake tls-hang
+echo 'user:0123456789abcdef0123456789abcdef' >"$tmp/psk"
+timed c-tls copy "$tmp/disk" "nbds+unix://user@/?socket=${socket[tls]}&tls-psk-file=$tmp/psk" \
+  --connect-timeout 1500ms
 timed c-silent copy "$tmp/disk" "${uri[silent]}" --connect-timeout 1s
 timed c-hello copy "$tmp/disk" "${uri[hello]}" --connect-timeout 2s
 timed c-request copy "$tmp/disk" "${uri[request]}" --request-timeout 2s
 timed c-flush copy "$tmp/disk" "${uri[flush]}" --request-timeout 700ms
+exits c-tls 3 'no connection within 1.5 s'
 exits c-silent 3 'no connection within 1 s'
 exits c-hello 3 'no connection within 2 s'
 exits c-request 3 'no reply to a write .* within 2 s'
 exits c-flush 3 'no reply to a flush within 2.1 s'
 in_time "connect, silent from the first" 1000 "$(begun c-silent)" "$(ended c-silent)"
+in_time "connect, silent in the TLS handshake" 1500 "$(begun c-tls)" "$(ended c-tls)"
 in_time "connect, silent after hello" 2000 "$(begun c-hello)" "$(ended c-hello)"
 in_time "request" 2000 "$(request_at request write)" "$(ended c-request)"
 in_time "flush" 2100 "$(request_at flush flush)" "$(ended c-flush)"
-for name in silent hello request flush; do stop $name; done
+for name in silent hello tls request flush; do stop $name; done
 
 # ---- a destination that is lost: --give-up-after ----
 

@@ -29,6 +29,23 @@ fails () { # STATUS SOURCE DEST GATE -- QEMU-OPTIONS -- MIGRATE-OPTIONS
   ended "$source" "$dest" "$gate"
 }
 
+# in_time FROM LIMIT: what began with the phase FROM was over within 10 % or 200 ms of LIMIT ms.
+in_time () {
+  "$python" - "$tmp/log" "$@" <<'PY' || fail "$case: the limit was not kept"
+import json, sys
+log = [json.loads(line) for line in open(sys.argv[1])]
+phase, limit = sys.argv[2], int(sys.argv[3])
+begun, took = 0, None
+for e in log:
+    if e["event"] == "phase" and e["phase"] == phase:
+        begun = e["ms"]
+    elif e["event"] == "phase" and e["phase"] == "roll-back":
+        took = e["ms"] - begun
+print(f"a limit of {limit} ms was kept in {took:.0f} ms")
+sys.exit(not limit - 5 <= took <= limit + max(limit / 10, 200))
+PY
+}
+
 case="all well"
 qemus
 migrate 0 --max-downtime 100ms --memory-bandwidth 50M
@@ -150,10 +167,12 @@ case="memory does not converge"
 fails 4 running dead open -- --at source:migrate:hang -- --timeout 6s
 says "copying the memory, 3.00 MiB of 96.0 MiB left, 0 B of the disks left"
 did "source migrate_cancel running open+open"
+in_time check 6000
 idle
 case="switch-over takes too long"
 fails 1 running dead open -- --at source:migrate-continue:hang -- --switchover-timeout 3s
 says "longer than 3000 ms"
+in_time switch 3000
 did "source migrate_cancel finish-migrate open+open"
 case="the user interrupts it while the disks are held"
 qemus --at source:migrate-continue:hang
