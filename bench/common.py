@@ -112,6 +112,14 @@ class Run:
             raise RuntimeError(f"{' '.join(argv)}: exit status {process.returncode}\n{self.output}")
 
 
+def call(*argv):
+    """Run it, and fail with what it has said."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)}: exit status {done.returncode}\n{done.stdout}")
+
+
 class Server:
     """A server in the foreground, ready once its socket is there; a context manager."""
 
@@ -239,6 +247,19 @@ def make_warm(path):
     with open(path, "rb", buffering=0) as f:
         while f.read(4 * MIB):
             pass
+
+
+def make_warm_data(path):
+    """The same without the holes."""
+    fd = os.open(path, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # ENXIO: no more data
+        end = 0
+        while True:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            for at in range(start, end, 4 * MIB):
+                os.pread(fd, min(4 * MIB, end - at), at)
+    os.close(fd)
 
 
 # ---- figures ---------------------------------------------------------------------------
