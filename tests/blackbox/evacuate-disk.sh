@@ -69,6 +69,23 @@ wait_exit src 10
 grep -q "\"successor\": \"$tmp/new.img\"" "${control[src]}.fence" ||
     fail "the fence record names no successor"
 
+# Nothing moves for too long, since the old disk cannot be read: the guest keeps it.
+random_disk "$tmp/bad.img" 8M
+touch "$tmp/trigger"
+start_server bad "$tmp/bad.img" -- --filter=error error-pread=EIO error-pread-rate=100% \
+  error-pread-file="$tmp/trigger"
+nbdinfo --size "${uri[bad]}" >"$tmp/size" # the guest
+begun=$SECONDS
+has_to_exit 1 evacuate "${control[bad]}" "$tmp/bad.new" --give-up-if-stalled 700ms
+[ $((SECONDS - begun)) -le 5 ] || fail "stalled: it took $((SECONDS - begun)) s"
+grep -q "given up: nothing has moved for 0.7" "$tmp/err" || fail "stalled: told: $(cat "$tmp/err")"
+[ "$(status_of "${control[bad]}" gate)" = open ] || fail "stalled: the guest is held"
+[ "$(status_of "${control[bad]}" server-pid)" = "${pid[bad]}" ] || fail "stalled: another server"
+rm "$tmp/trigger"
+has_to_exit 0 evacuate "${control[bad]}" "$tmp/bad.new" --resume
+cmp "$tmp/bad.img" "$tmp/bad.new" || fail "stalled, then resumed: the disks differ"
+kill "$(status_of "${control[bad]}" server-pid)"
+
 # The guest went on, no request failed, and what it knows of is there.
 changed=$(od -An -v -t u8 -w64 -j 4096 "$tmp/guest.json.live" | awk '{ n += $1 } END { print n }')
 wait_for 30 guest_changed guest $((changed + 20))
