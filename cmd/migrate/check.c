@@ -214,7 +214,8 @@ check_dest (struct migrate *m)
       m->machines.dest.peer.start == PEER_START_PAUSED
           ? "-S"
           : "it cannot be seen whether it has -S: it is told to stop, which means the same");
-  if (machine_call (&m->machines.dest, "stop", NULL, NULL, NULL, &error) == -1)
+  if (!m->options.dry_run
+      && machine_call (&m->machines.dest, "stop", NULL, NULL, NULL, &error) == -1)
     return journal_fail_with (&m->journal, EXIT_ERROR, error);
   return 0;
 }
@@ -263,5 +264,5 @@ migrate_check (struct migrate *m)
   if (m->options.auto_converge
       && machine_set_capabilities (&m->machines.source, &error, "auto-converge", 1, NULL) == -1)
     return journal_fail_with (&m->journal, EXIT_REFUSED, error);
-  return make_dest_listen (m);
+  return m->options.dry_run ? 0 : make_dest_listen (m);
 }

@@ -60,6 +60,15 @@ bool disks_degraded (struct disks *d);
 
 /* ---- workers.c ------------------------------------------------------------------------------ */
 
+#define WORKER_WORDS 32
+
+/* The command line of D's worker: it prints its report, and ends with NULL.  Returns how many words
+ * it has; there is room for four more. */
+unsigned worker_words (const char *words[WORKER_WORDS], const struct disk *d,
+                       const struct migrate_options *o);
+/* The path of this program, into BUF.  NULL: it is not known. */
+const char *worker_program (char *buf, size_t size);
+
 /* Start the workers that are not there yet, with O's options.  Each goes to the notes. */
 int disks_start (struct disks *d, const struct migrate_options *o, struct notes *notes);
 /* Has D's worker ended before its time?  Then -1. */

@@ -5,6 +5,7 @@ nbdmirror_SOURCES += \
 	cmd/migrate/disk-option.h \
 	cmd/migrate/disks.c \
 	cmd/migrate/disks.h \
+	cmd/migrate/dry-run.c \
 	cmd/migrate/finish.c \
 	cmd/migrate/guard.c \
 	cmd/migrate/guard.h \

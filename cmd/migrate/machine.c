@@ -245,10 +245,10 @@ machine_set_capabilities (struct machine *v, char **error, ...)
   if (r == 0)
     r = compare_capabilities (v, now, args, wanted, old, error);
   va_end (args);
-  if (r == 0 && json_array_size (wanted) > 0)
+  if (r == 0 && json_array_size (wanted) > 0 && !v->only_look)
     r = machine_call (v, "migrate-set-capabilities", json_pack ("{s:O}", "capabilities", wanted),
                       NULL, NULL, error);
-  if (r == 0 && json_array_size (old) > 0 && v->old_caps == NULL)
+  if (r == 0 && json_array_size (old) > 0 && v->old_caps == NULL && !v->only_look)
     v->old_caps = json_incref (old);
   json_decref (now);
   json_decref (wanted);

@@ -25,6 +25,7 @@ struct machine {
   const char *name; /* "source" or "destination" */
   const char *path; /* of the QMP socket */
   struct journal *journal;
+  bool only_look;                       /* nothing is changed: capabilities are checked, not set */
   struct control_client *qmp;           /* NULL: not connected, or lost */
   struct peer peer;                     /* who listens at PATH, as of the last connection */
   char migration[32];                   /* the last status that a MIGRATION event told; "" none */

@@ -149,7 +149,9 @@ work (void *opaque, const struct guard_death *death)
   struct migrate *m = opaque;
   int status = set_up (m);
 
-  if (status == EXIT_DONE) {
+  if (status == EXIT_DONE && m->options.dry_run)
+    status = migrate_dry_run (m);
+  else if (status == EXIT_DONE) {
     if (m->notes != NULL)
       guard_ready (death);
     if (m->notes != NULL && death == NULL)
@@ -206,7 +208,8 @@ run (struct cmd_line *line)
     m.machines.dest = (struct machine){ .name = "destination",
                                         .path = m.options.dest_qmp,
                                         .journal = &m.journal };
-    status = m.options.recover ? work (&m, NULL) : run_guarded (&m);
+    m.machines.source.only_look = m.machines.dest.only_look = m.options.dry_run;
+    status = m.options.recover || m.options.dry_run ? work (&m, NULL) : run_guarded (&m);
   }
   tear_down (&m);
   return status;

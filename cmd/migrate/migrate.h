@@ -8,7 +8,7 @@
  *   migrate.c           the order of the steps
  *   guard.c  recover.c  a coordinator was killed: the process that notices, what it does then
  *   report.c            what is told at the end
- *   check.c             what is looked at before anything is begun
+ *   check.c  dry-run.c  what is looked at before anything is begun, or instead of it
  *   steps.c  finish.c   mirror, memory, hold, switch, commit; then seal and start
  *   back.c              the way back to the source
  *   progress.c          the phase line
@@ -88,6 +88,10 @@ int migrate_recover (struct migrate *m);
  * EXIT_STATUS is the one of a roll-back.  *PHASE: how far the coordinator was. */
 int migrate_recover_guarded (struct migrate *m, const char *died, int exit_status,
                              enum phase *phase);
+
+/* ---- dry-run.c ---- */
+/* --dry-run.  An exit status. */
+int migrate_dry_run (struct migrate *m);
 
 /* ---- progress.c ---- */
 /* A phase begins. */

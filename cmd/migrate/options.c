@@ -37,7 +37,9 @@ enum {
   OPT_QUIT,
   OPT_AUTO_CONVERGE,
   OPT_NO_DISK_CHECK,
-  OPT_RECOVER
+  OPT_RECOVER,
+  OPT_DRY_RUN,
+  OPT_MEASURE
 };
 
 /* Room for one disk more. */
@@ -113,6 +115,9 @@ take_flag (struct migrate_options *o, int c)
   case OPT_RECOVER:
     o->recover = true;
     return true;
+  case OPT_DRY_RUN:
+    o->dry_run = true;
+    return true;
   case 'j':
     o->json = true;
     return true;
@@ -166,6 +171,9 @@ take_option (struct migrate_options *o, int c)
     return job_policy_parse (optarg, &policy)
                ? 0
                : cmd_usage_error ("--policy %s: must be sync, throttle, none or fail", optarg);
+  case OPT_MEASURE:
+    o->measure = optarg;
+    return take_time ("--measure", &ignored);
   case OPT_LOG:
     o->log = optarg;
     return 0;
@@ -184,6 +192,10 @@ check_options (const struct migrate_options *o)
     return cmd_usage_error ("%s is missing", o->source_qmp == NULL ? "--source-qmp" : "--dest-qmp");
   if (o->nr_disks == 0)
     return cmd_usage_error ("--disk CONTROL=DEST is missing, once for each disk of the guest");
+  if (o->measure != NULL && !o->dry_run)
+    return cmd_usage_error ("--measure goes with --dry-run");
+  if (o->dry_run && o->recover)
+    return cmd_usage_error ("--dry-run and --recover exclude each other");
   if (o->memory_uri == NULL && !o->recover)
     return cmd_usage_error ("--memory-uri is missing");
   return 0;
@@ -219,6 +231,10 @@ const struct cmd_option migrate_option_table[] = {
     "a roll-back does not cancel the mirrors: another try is quicker" },
   { "quit-source", OPT_QUIT, NULL, "end the source QEMU at the end (default: it is left paused)" },
   { "no-disk-check", OPT_NO_DISK_CHECK, NULL, "do not compare the QEMUs' disks with CONTROLs" },
+  { "dry-run", OPT_DRY_RUN, NULL,
+    "look at both sides, measure, and print how each disk's mirror would go; nothing is begun "
+    "(exit status 4: one would not end)" },
+  { "measure", OPT_MEASURE, "TIME", "with --dry-run: how long to measure each disk (default 5s)" },
   { "log", OPT_LOG, "FILE", "append what happens to FILE, one JSON object a line" },
   { "report", OPT_REPORT, "FILE", "write a JSON object about it all into FILE at the end" },
   { "json", 'j', NULL, "print that object on standard output, and no progress" },

@@ -21,12 +21,13 @@ struct migrate_options {
   const char *memory_uri, *incoming_uri;                       /* incoming: NULL if the same */
   const char *bandwidth, *max_downtime, *policy, *connections; /* for `mirror`, may be NULL */
   const char *give_up_stalled;                                 /* the same */
+  const char *measure;                                         /* for --dry-run, may be NULL */
   uint64_t give_up_stalled_ms;                                 /* for the memory; 0: never */
   uint64_t memory_bandwidth;                                   /* bytes a second; 0: QEMU's own */
   uint64_t max_downtime_ms;
   uint64_t timeout_ms; /* up to the hold; 0: none */
   uint64_t switch_ms;  /* the lease: from the hold to the commit */
-  bool resume, keep_mirrors, quit_source, auto_converge, no_disk_check, recover, json;
+  bool resume, keep_mirrors, quit_source, auto_converge, no_disk_check, recover, dry_run, json;
   const char *log, *report;
   struct hooks hooks;
 };

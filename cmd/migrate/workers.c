@@ -17,11 +17,10 @@
 #include "mirror/endpoint/seal.h"
 
 #define END_MS 5000 /* for a worker to end when it is told to */
-#define WORKER_WORDS 32
 
 /* The name of /proc/self/exe would do as well, but then the process's name is "exe". */
-static const char *
-own_path (char *buf, size_t size)
+const char *
+worker_program (char *buf, size_t size)
 {
   ssize_t n = readlink ("/proc/self/exe", buf, size - 1);
 
@@ -54,32 +53,46 @@ pass_on_sync (const char **argv, unsigned n, const struct disk_option *o)
   return n;
 }
 
-/* The end of the command line of D's worker. */
-static void
-fill_options (const char **argv, unsigned n, const struct disk *d, const struct migrate_options *o)
+static bool
+is_left_over (const struct disk *d)
 {
-  n = pass_on_sync (argv, n, d->option);
-  n = pass_on (argv, n, "--bandwidth", o->bandwidth);
-  n = pass_on (argv, n, "--max-downtime", o->max_downtime);
-  n = pass_on (argv, n, "--policy", o->policy);
-  n = pass_on (argv, n, "--connections", o->connections);
-  n = pass_on (argv, n, "--give-up-if-stalled", o->give_up_stalled);
-  argv[n] = NULL;
+  const char *state = status_text (d->status, "state");
+
+  return state != NULL && strcmp (state, "detached") == 0;
+}
+
+unsigned
+worker_words (const char *words[WORKER_WORDS], const struct disk *d,
+              const struct migrate_options *o)
+{
+  unsigned n = 0;
+
+  words[n++] = "nbdmirror";
+  words[n++] = "mirror";
+  words[n++] = d->control;
+  words[n++] = d->dest;
+  words[n++] = "--json";
+  if (is_left_over (d))
+    words[n++] = "--resume";
+  n = pass_on_sync (words, n, d->option);
+  n = pass_on (words, n, "--bandwidth", o->bandwidth);
+  n = pass_on (words, n, "--max-downtime", o->max_downtime);
+  n = pass_on (words, n, "--policy", o->policy);
+  n = pass_on (words, n, "--connections", o->connections);
+  n = pass_on (words, n, "--give-up-if-stalled", o->give_up_stalled);
+  words[n] = NULL;
+  return n;
 }
 
 static int
 start_one (struct journal *journal, struct disk *d, const struct migrate_options *o)
 {
   char path[4096];
-  const struct child_options own = { .path = own_path (path, sizeof path), .own_group = true };
-  const char *state = status_text (d->status, "state");
-  bool resume = state != NULL && strcmp (state, "detached") == 0;
-  const char *argv[WORKER_WORDS] = { "nbdmirror", "mirror", d->control, d->dest, "--json" };
-  unsigned n = 5;
+  const struct child_options own
+      = { .path = worker_program (path, sizeof path), .own_group = true };
+  const char *argv[WORKER_WORDS];
 
-  if (resume)
-    argv[n++] = "--resume";
-  fill_options (argv, n, d, o);
+  worker_words (argv, d, o);
   d->pid = child_start ((char *const *)argv, &own);
   if (d->pid == -1) {
     d->pid = 0;
@@ -87,8 +100,8 @@ start_one (struct journal *journal, struct disk *d, const struct migrate_options
   }
   journal_event (journal, "worker",
                  json_pack ("{s:s, s:s, s:i, s:b, s:s, s:s?, s:s?, s:b}", "control", d->control,
-                            "destination", d->dest, "pid", (int)d->pid, "resume", resume, "sync",
-                            sync_name (d->option->sync.mode), "base", d->option->base,
+                            "destination", d->dest, "pid", (int)d->pid, "resume", is_left_over (d),
+                            "sync", sync_name (d->option->sync.mode), "base", d->option->base,
                             "base-format", d->option->base_format, "trust-base",
                             d->option->sync.trust_base));
   return 0;

@@ -144,6 +144,8 @@ disk_refused 'a=b,sync=base' '--sync base needs --base IMAGE'
 disk_refused 'a=b,base=c' '--base goes with --sync base'
 refused 2 '--disk a=c,verify=on: its CONTROL is given twice' migrate "${qmp[@]}" --disk a=b \
   --disk a=c,verify=on
+refused 2 '--measure goes with' migrate "${qmp[@]}" --disk a=b --measure 1s
+refused 2 '--dry-run and --recover' migrate "${qmp[@]}" --disk a=b --dry-run --recover
 refused 2 '--disk b=a: its DEST is given twice' migrate "${qmp[@]}" --disk a=a --disk b=a
 
 # evacuate-disk

@@ -123,6 +123,31 @@ did "dest stop inmigrate open+open"
 ended postmigrate running fenced
 back_home
 
+case="dry run"
+qemus
+cp "$tmp/a.disk" "$tmp/base"
+plain=$both both="--disk ${control[a]}=${uri[to-a]},sync=base,base=$tmp/base,trust-base=on \
+  --disk ${control[b]}=${uri[to-b]}"
+before=$(md5sum "$tmp"/to-?.img)
+migrate 0 --dry-run --measure 200ms --json
+both=$plain
+[ "$(md5sum "$tmp"/to-?.img)" = "$before" ] || fail "$case: something was written"
+! grep -v ' query-\| qmp_cap' "$tmp/story" | grep '^source\|^dest' ||
+  fail "$case: a QEMU was told something"
+"$python" - "$tmp/out" "${control[a]}" "${control[b]}" <<'PY' || fail "$case: $(cat "$tmp/out")"
+import json, sys
+r = json.load(open(sys.argv[1]))
+assert (r["result"], r["exit-status"], r["error"]) == ("dry-run", 0, None), r
+assert [d["control"] for d in r["disks"]] == sys.argv[2:] and r["disks"][0]["dry-run"], r
+PY
+ended running inmigrate open
+idle idle
+case="dry run of what cannot work"
+qemus --smaller
+migrate 7 --dry-run
+says smaller
+ended running inmigrate open
+
 # What cannot work: refused, and nothing was done to anybody.
 refused () { # STATUS TEXT QEMU-OPTIONS...
   local want=$1 text=$2; shift 2
