@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * The convergence decision.  See converge.h.
+ *
+ * In the comments D is the dirty rate (how many bytes the guest turns dirty in a second), and B is
+ * the bandwidth (how many bytes the worker copies in a second).
  */
 
 #include "config.h"
@@ -11,29 +14,44 @@
 #include "base/clock.h"
 #include "mirror/job/converge.h"
 
-#define UNKNOWN_NS (10 * NS_PER_S) /* a verdict from then on, or from the second pass on */
-#define HALF 0.5                   /* a pass halves what is left if D is at most this part of B */
-/* So much of the disk may turn dirty in a pass before its end is foreseen: the price of not slowing
- * a guest down for one short burst in a copy of hours. */
+/* There is no verdict before this time has passed or the second pass has begun. */
+#define UNKNOWN_NS (10 * NS_PER_S)
+/* A pass halves what is left if D is at most this part of B. */
+#define HALF 0.5
+/* The end of a pass is foreseen only after 1/32 of the disk has turned dirty in it.  Without this a
+ * single short burst of writes would slow the guest down in a copy that takes hours. */
 #define FORESEE_PART 32
-#define BUDGET_DISKS 1.5 /* a throttle step should keep the traffic within this */
-#define OBEYED 1.5       /* D above this times the limit: throttling does not work */
-#define WANTS_LESS 0.7   /* D below this times the limit: the guest is not held back by it */
-#define CALM 0.35 /* D below this part of B: an open gate would do, if the guest wants no more */
-#define CALM_WANTS                                                                                 \
-  0.4 /* what a guest in the synchronous gate may want at most for that to be known */
-#define CALM_WAITING 0.9 /* more writes waiting than this: what it wants is not known */
-#define TRIAL_STEP                                                                                 \
-  0.4 /* of B: what it may have while that is found out.  Below HALF, whatever it wants */
-#define TRIAL_S 1.0 /* so long HALF of B makes more than it may dirty before a trial has failed */
+/* A throttle step is chosen so that the whole job sends at most this many times the disk's size. */
+#define BUDGET_DISKS 1.5
+/* Throttling does not work if D is above this many times the limit. */
+#define OBEYED 1.5
+/* The limit does not hold the guest back if D is below this part of the limit. */
+#define WANTS_LESS 0.7
+/* An open gate would do if D is below this part of B and the guest wants no more. */
+#define CALM 0.35
+/* The guest in the synchronous gate is known to want little if that is below this part of B. */
+#define CALM_WANTS 0.4
+/* Nobody knows what the guest wants while more of its writes than this wait on average. */
+#define CALM_WAITING 0.9
+/* A trial lets the guest have this part of B.  It is below HALF, so the job converges whatever the
+ * guest does with it. */
+#define TRIAL_STEP 0.4
+/* A trial can fail only after the guest has dirtied HALF of B for this time, in seconds. */
+#define TRIAL_S 1.0
+/* The guest has to be calm for this long before the gate is opened.  The time is doubled after each
+ * opening that was too early, up to the second value. */
 #define CALM_NS (5 * NS_PER_S)
 #define CALM_MAX_NS (320 * NS_PER_S)
-#define LOSING 0.95     /* D above this part of B: what is left shrinks too slowly to speak of */
-#define RECOVERED 0.85  /* D below this part of B: it converges again */
-#define SYNC_PART 0.25  /* of B goes to guest writes that wait while the rest is caught up */
-#define LIMIT_SLACK 0.1 /* the limit follows B in steps of this */
-/* D is judged over CONVERGE_WINDOW_NS; on a small disk, where that is many passes, over this part
- * of one. */
+/* The job does not converge if D is above this part of B, because what is left hardly shrinks. */
+#define LOSING 0.95
+/* It converges again when D is below this part of B. */
+#define RECOVERED 0.85
+/* This part of B goes to guest writes that wait, while the worker catches up with the rest. */
+#define SYNC_PART 0.25
+/* The limit follows B only when B has changed by this part. */
+#define LIMIT_SLACK 0.1
+/* D is measured over CONVERGE_WINDOW_NS.  On a small disk that would be many passes, so there it is
+ * measured over this part of one pass, and at least over WINDOW_MIN_NS. */
 #define WINDOW_PART 0.2
 #define WINDOW_MIN_NS (NS_PER_S * 4 / 10)
 
@@ -54,7 +72,7 @@ converge_interrupted (struct converge *c)
   c->calm_ns = 0;
 }
 
-/* How long D is to be looked at before it is judged. */
+/* The time over which D is measured. */
 static uint64_t
 window_ns (const struct converge_input *in)
 {
@@ -64,14 +82,14 @@ window_ns (const struct converge_input *in)
                                              : CONVERGE_WINDOW_NS;
 }
 
-/* Has the present gate been in effect for that long? */
+/* Has the present gate been in effect for at least that time? */
 static bool
 settled (const struct converge *c, const struct converge_input *in)
 {
   return in->bandwidth > 0 && in->now_ns - c->gate_ns >= window_ns (in);
 }
 
-/* D under the present gate. */
+/* The dirty rate since the gate was last changed. */
 static double
 rate_now (const struct converge *c, const struct converge_input *in)
 {
@@ -81,9 +99,9 @@ rate_now (const struct converge *c, const struct converge_input *in)
   return (double)(in->dirtied_bytes - c->marks[1].dirtied) / (double)ns * (double)NS_PER_S;
 }
 
-/* Until there is a whole CONVERGE_WINDOW_NS of it, rate_now() is over one to two of our own
- * windows: on a small disk D rises within the first pass, before whose cursor everything is dirty
- * already. */
+/* Note where D stands.  rate_now() needs two such marks as long as the gate is younger than
+ * CONVERGE_WINDOW_NS.  Then it measures over one to two of our own, shorter windows.  A small disk
+ * needs that: in its first pass only writes behind the cursor count, so D rises quickly. */
 static void
 mark (struct converge *c, const struct converge_input *in)
 {
@@ -93,7 +111,7 @@ mark (struct converge *c, const struct converge_input *in)
   c->marks[0] = (struct converge_mark){ in->now_ns, in->dirtied_bytes };
 }
 
-/* Everything that is known about D is about another time. */
+/* Forget D, because it was measured under other conditions. */
 static void
 mark_anew (struct converge *c, const struct converge_input *in)
 {
@@ -110,8 +128,9 @@ begin (struct converge *c, const struct converge_input *in)
   mark_anew (c, in);
 }
 
-/* Is so little left that it could be handed over, but for what the flush takes?  Then passes say
- * nothing, and no gate would help. */
+/* Could what is left be copied within the allowed downtime?  The time for the flush is taken off
+ * first, but never more than three quarters of the downtime.  If so, the lengths of passes say
+ * nothing, and no gate would make the job ready sooner. */
 static bool
 little_left (const struct converge_input *in)
 {
@@ -146,8 +165,8 @@ judge_pass (struct converge *c, const struct converge_input *in)
   return c->stuck ? CONVERGE_PASS : CONVERGE_NO_REASON;
 }
 
-/* The guest gets more than the trial's limit: its delays are bounded.  Seen as soon as a second's
- * worth was dirtied. */
+/* Does the guest dirty more than a trial allows?  It can, because each of its writes is delayed
+ * only for a bounded time. */
 static bool
 trial_failed (const struct converge *c, const struct converge_input *in)
 {
@@ -156,7 +175,7 @@ trial_failed (const struct converge *c, const struct converge_input *in)
   return dirtied > half * TRIAL_S && (dirtied > half * s || in->dirty_rate > half);
 }
 
-/* Is it clear before the end of the pass? */
+/* Can the end of the pass be foreseen?  Returns why it will not do, or CONVERGE_NO_REASON. */
 static enum converge_reason
 foresee (const struct converge *c, const struct converge_input *in)
 {
@@ -196,9 +215,8 @@ set_gate (struct converge *c, const struct converge_input *in, enum converge_gat
   c->on_trial = false;
 }
 
-/* May the guest have STEP of B for as long as it takes to copy what is left, and the traffic stay
- * within the budget?  With a dirty rate of F x B each byte that is left costs 1 / (1 - F) bytes in
- * the end. */
+/* Does the job stay within its budget if the guest gets the part STEP of B from now on?  While the
+ * guest dirties STEP x B, each byte that is left costs 1 / (1 - STEP) bytes until it is done. */
 static bool
 affordable (const struct converge_input *in, double step)
 {
@@ -206,8 +224,8 @@ affordable (const struct converge_input *in, double step)
   return total <= BUDGET_DISKS * (double)in->disk_bytes;
 }
 
-/* The gentlest step below the present one that keeps the traffic within the budget, else the last
- * one. */
+/* Choose the gentlest step below the present one that is affordable, or else the last step.  False
+ * if there is no step below the present one. */
 static bool
 choose_step (struct converge *c, const struct converge_input *in)
 {
@@ -231,14 +249,14 @@ escalate (struct converge *c, const struct converge_input *in, enum converge_rea
     return false;
   if (((c->was_opened && before == CONVERGE_OPEN) || c->on_trial)
       && c->calm_needed_ns < CALM_MAX_NS)
-    c->calm_needed_ns *= 2; /* it was opened, or tried, too early */
+    c->calm_needed_ns *= 2; /* the gate was opened too early, or the trial came too early */
   bool throttle = in->policy == POLICY_THROTTLE && why != CONVERGE_USELESS && why != CONVERGE_GUARD
                   && !c->on_trial && in->bandwidth > 0 && choose_step (c, in);
   set_gate (c, in, throttle ? CONVERGE_THROTTLED : CONVERGE_SYNCHRONOUS, why);
   return true;
 }
 
-/* Would an open gate do, if the guest wants little more than it gets? */
+/* Would an open gate do, provided that the guest wants little more than it gets now? */
 static bool
 little (const struct converge *c, const struct converge_input *in)
 {
@@ -250,10 +268,14 @@ little (const struct converge *c, const struct converge_input *in)
   return c->gate != CONVERGE_THROTTLED || rate < WANTS_LESS * (double)c->dirty_limit;
 }
 
-/* Is it known that it does not?  Throttled: it does not use what it may have.  Synchronous: with W
- * writes waiting on average at least 1 - W of its time goes to something else (Little's law), so
- * without the waits it would get at most 1 / (1 - W) times as much done.  With more than one
- * waiting it may be held back, or just have many requests at a time: nobody knows. */
+/* Is it known that the guest wants little more than it gets now?
+ *
+ * In the throttled gate it is known, since little() has seen that the guest does not use its limit.
+ *
+ * In the synchronous gate W writes wait on average.  By Little's law the guest spends at most the
+ * part W of its time waiting.  So without waiting it would get at most 1 / (1 - W) times as much
+ * done.  Where W is near one or above, nothing is known: the guest may be held back, or it may just
+ * send many requests at a time. */
 static bool
 wants_little (const struct converge *c, const struct converge_input *in)
 {
@@ -263,11 +285,13 @@ wants_little (const struct converge *c, const struct converge_input *in)
          && rate_now (c, in) / (1 - in->waiting) < CALM_WANTS * in->bandwidth;
 }
 
-/* The way to know what a guest wants is to let it have it, up to what still converges.  If it turns
- * out to be calm the gate is opened; if not it stays as it is, for the guest has more now than the
- * synchronous gate let it have.  As its waits are bounded here as they are there, a guest that
- * could get past this limit would have got as much in the synchronous gate, and would not be on
- * trial, unless it makes more requests at a time by now: then back. */
+/* Find out what the guest wants by letting it have more.  The limit of a trial is a part of B at
+ * which the job still converges.
+ *
+ * If the guest turns out to be calm, the gate is opened.  If it uses the whole limit, the gate
+ * stays throttled: the guest has more there than the synchronous gate gave it.  If it gets past the
+ * limit, which it can by sending more requests at a time than before, the gate becomes synchronous
+ * again (trial_failed()). */
 static bool
 try_out (struct converge *c, const struct converge_input *in)
 {
@@ -284,7 +308,8 @@ relax (struct converge *c, const struct converge_input *in)
 {
   if (c->gate == CONVERGE_OPEN)
     return false;
-  if (in->policy == POLICY_NONE || in->policy == POLICY_FAIL) { /* changed by the user */
+  if (in->policy == POLICY_NONE
+      || in->policy == POLICY_FAIL) { /* the user has changed the policy */
     set_gate (c, in, CONVERGE_OPEN, CONVERGE_NO_REASON);
     return true;
   }
@@ -307,7 +332,7 @@ relax (struct converge *c, const struct converge_input *in)
   return true;
 }
 
-/* B changes: the limit is a part of it. */
+/* Keep the limit at its part of B, when B changes. */
 static bool
 follow_bandwidth (struct converge *c, const struct converge_input *in)
 {
@@ -336,8 +361,8 @@ judge (struct converge *c, const struct converge_input *in, enum converge_reason
     c->verdict = CONVERGING_UNKNOWN;
     return;
   }
-  /* Under a gate D counts what is copied at once as well: what is left shrinks by B - D, whatever
-   * the gate. */
+  /* Whatever the gate is, what is left shrinks by B - D: in the synchronous gate D counts the
+   * writes that are copied at once, and B counts them as well. */
   bool losing = settled (c, in) && rate_now (c, in) >= enough;
   bool stuck = c->gate == CONVERGE_OPEN && (c->stuck || over_guard (c, in));
   c->verdict = losing || stuck ? CONVERGING_NO : CONVERGING_YES;
@@ -345,7 +370,8 @@ judge (struct converge *c, const struct converge_input *in, enum converge_reason
     c->reason = why != CONVERGE_NO_REASON ? why : c->stuck ? CONVERGE_PASS : CONVERGE_RATE;
 }
 
-/* The user has taken the gate in hand, or given it back. */
+/* Did the user choose the gate by hand just now, or leave it to the policy again?  Then what was
+ * measured before says nothing. */
 static void
 look_at_hand (struct converge *c, const struct converge_input *in)
 {
@@ -357,9 +383,10 @@ look_at_hand (struct converge *c, const struct converge_input *in)
   c->stuck = false;
 }
 
-/* Where most of what is left is in quarantine the line is used for something else, and tiny passes
- * say nothing. A little of it may stay there for as long as the guest keeps a pass from ending:
- * that must not stop the policy. */
+/* Must no decision be made now?  While most of what is left is in quarantine, the line is busy with
+ * reading back, and the passes are tiny, so they say nothing.  A smaller part in quarantine must
+ * not stop the policy, because it may stay there for as long as the guest keeps a pass from ending.
+ */
 static bool
 suspended (const struct converge_input *in)
 {
@@ -392,8 +419,9 @@ converge_decide (struct converge *c, const struct converge_input *in)
   enum converge_reason why = judge_pass (c, in);
   if (why == CONVERGE_NO_REASON)
     why = foresee (c, in);
-  if (in->by_hand) { /* D is what is copied as well, and passes are short: neither says what it does
-                        with an open gate */
+  /* With a gate that the user has chosen, D and the passes do not say what an open gate would do.
+   */
+  if (in->by_hand) {
     why = CONVERGE_NO_REASON;
     c->stuck = false;
   }

@@ -34,9 +34,12 @@
 #include "mirror/job/internal.h"
 
 #define SETTLE_NS (1000 * NS_PER_MS)
-#define SETTLE_MS 2 /* so little that another pass is not worth while */
+/* Another pass is not worth while if what is left would take no longer than this. */
+#define SETTLE_MS 2
+/* So many passes may end with no less left than the best one before. */
 #define SETTLE_VAIN 5
-#define SETTLE_SLOW_MS 10 /* so much that the guest is rather slowed down for it */
+/* The guest is rather slowed down than held, if what is left would take at least this long. */
+#define SETTLE_SLOW_MS 10
 #define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
 
 static void
@@ -48,7 +51,7 @@ back_to_copying (struct job *j)
   engine_set_hurry (&j->engine, false, false);
 }
 
-/* How long what is left would take; 0 if that is not known. */
+/* How long it would take to copy what is left; 0 if that is not known. */
 static double
 left_ms (struct job *j)
 {
@@ -56,10 +59,10 @@ left_ms (struct job *j)
   return bandwidth > 0 ? (double)engine_left_bytes (&j->engine) / bandwidth * 1000 : 0;
 }
 
-/* The guest writes too much for passes to bring down what would take MS: where the policy allows
- * it, its writes wait for the destination during the rest of the second, each for max-write-delay
- * at most.  That is better than one pause for all that is left.  job_gate_update() does it, and
- * undoes it. */
+/* What is left would take MS, and the guest writes too much for passes to bring that down.  If the
+ * policy allows it, the guest's writes wait for the destination from now on until the hold, each
+ * for at most max-write-delay.  That is better than one pause for all that is left.
+ * job_gate_update() sets the gate, and sets it back. */
 static void
 settle_synchronously (struct job *j, double ms)
 {
@@ -78,11 +81,11 @@ settle (struct job *j)
   j->settle_left = UINT64_MAX;
   j->settle_vain = 0;
   if (j->estimate.dirty_rate > j->estimate.bandwidth / 2)
-    settle_synchronously (j, left_ms (j)); /* no pass is going to halve it */
+    settle_synchronously (j, left_ms (j)); /* no pass would halve what is left */
 }
 
-/* How long the rest would take now: the last blocks, and their flush.  BANDWIDTH in bytes a second,
- * > 0. */
+/* How long a pause would be that began now: the last blocks are copied and flushed.  BANDWIDTH is
+ * in bytes a second, and above 0. */
 static double
 rest_ms (struct job *j, double bandwidth)
 {
@@ -90,8 +93,8 @@ rest_ms (struct job *j, double bandwidth)
          + (double)engine_flush_ns (&j->engine) / (double)NS_PER_MS;
 }
 
-/* The guest is stopped: what is left can only become less, and "ready" would take two samples to
- * say so. */
+/* Is so little left that a stopped guest can be handed over?  This is asked where the job is not
+ * ready, because that takes two samples, and a stopped guest can make nothing worse meanwhile. */
 static bool
 little_is_left (struct job *j)
 {
@@ -100,7 +103,7 @@ little_is_left (struct job *j)
          && rest_ms (j, j->estimate.bandwidth) <= (double)(2 * j->max_downtime_ms);
 }
 
-/* Close the gate; comes back when the filter has drained what was below it. */
+/* Have the filter close the gate.  Returns when all writes that were below it have ended. */
 static void
 hold (struct job *j)
 {
@@ -131,7 +134,7 @@ hold (struct job *j)
   j->held_ns = clock_ns ();
 }
 
-/* All is done that can be done before the hold. */
+/* Tell the coordinator that everything is done that can be done before the hold. */
 static void
 be_armed (struct job *j)
 {
@@ -171,19 +174,20 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_s
   j->settle_end_ns = clock_ns () + SETTLE_NS;
   settle (j);
   if (guest_stopped) {
-    /* What is done before the hold is for a guest that runs meanwhile. */
+    /* Passes and a flush before the hold help only a guest that runs meanwhile. */
     hold (j);
     job_final_step (j);
     return;
   }
-  /* The passes follow one another without a pause: each is shorter than the one before. */
+  /* Passes follow one another at once now, since each is shorter than the one before. */
   engine_set_hurry (&j->engine, true, false);
   job_final_step (j);
 }
 
-/* The flush has ended: is this the moment to hold?  While the guest has just written more than fits
- * the allowed pause another round may find less.  False if the hand-off was refused or goes on
- * waiting. */
+/* The flush has ended.  Would what is left fit into the allowed pause?  If not, it is tried again
+ * from SETTLE on, until SETTLE_NS are over, because the guest may just have written much at once.
+ * After that the hand-off is refused if not even the lease is long enough.  Returns true if the
+ * gate may be held now. */
 static bool
 fits (struct job *j)
 {
@@ -209,8 +213,9 @@ fits (struct job *j)
   return false;
 }
 
-/* The guest is held: let it go if the rest is not going to fit.  At first with some patience, for
- * the estimate may be a little low. */
+/* The guest is held.  Let it go if what is left will not be done within the lease.  In the first
+ * half of the lease a quarter more is allowed, because the bandwidth may be estimated a little low.
+ */
 static void
 give_up_early (struct job *j)
 {
@@ -235,7 +240,8 @@ give_up_early (struct job *j)
   job_final_abort (j, "LeaseEnded", why);
 }
 
-/* Has a pass come to its end that leaves as little as can be hoped for? */
+/* Has the time come to leave SETTLE: because little is left, or passes bring it no further down, or
+ * SETTLE_NS are over? */
 static bool
 settled (struct job *j)
 {
@@ -275,7 +281,7 @@ static bool
 unhold (struct job *j, const char *our_class, const char *why)
 {
   char *class_ = NULL, *error = NULL;
-  /* Armed, it may be held or not. */
+  /* In ARMED we do not know whether the filter holds the gate by now; 0 stands for either. */
   json_int_t generation = j->final == FINAL_ARMED ? 0 : (json_int_t)j->generation;
   struct control_call call = { .command = "mirror-unhold",
                                .args = json_pack ("{s:I, s:s, s:s}", "generation", generation,
@@ -290,7 +296,7 @@ unhold (struct job *j, const char *our_class, const char *why)
   return !late;
 }
 
-/* Stop holding because of WHY; the request that asked for it is answered with CLASS_. */
+/* Give the hand-off up because of WHY.  The request that asked for it is answered with CLASS_. */
 bool
 job_final_abort (struct job *j, const char *class_, const char *why)
 {
@@ -317,7 +323,8 @@ job_final_released (struct job *j, const char *reason)
   back_to_copying (j);
 }
 
-/* Everything is durable at the destination: ask for the final look. */
+/* Everything is durable at the destination.  Ask the filter for its final look (R3).  If that finds
+ * something left (NotEmpty), copying goes on. */
 static void
 prepare (struct job *j)
 {
@@ -416,7 +423,7 @@ job_handoff_poll (struct job *j)
     job_say (j, JOB_WARNING, "hand-off: %s", j->handoff_error ? j->handoff_error : "failed");
     j->next_handoff_ns = clock_ns () + RETRY_HANDOFF_NS;
   }
-  free (j->handoff_error);
+  text_free (j->handoff_error);
   j->handoff_error = NULL;
   coordinator_result_free (&j->handoff_result);
 }
@@ -432,7 +439,8 @@ job_seal (struct job *j)
 
   if (!j->is_receive)
     return JOB_COMPLETED;
-  /* Through ssh the server was that very session, and what it was sent was answered. */
+  /* An ssh destination is served by a process of this session alone.  If it has answered every
+   * request, nothing can be written late, and there is nothing to seal. */
   if (uri_kind (dest) != URI_SSH || j->engine.unanswered)
     r = destination_seal (dest, &error);
   j->sealed = r == 0;

@@ -435,7 +435,7 @@ finish (struct job *j, json_t **report)
   if (j->base_image)
     endpoint_close (j->base_image);
   region_free (j->region);
-  free (j->handoff_error);
+  text_free (j->handoff_error);
   coordinator_result_free (&j->handoff_result);
   free (j->token);
   free (j);
