@@ -42,6 +42,7 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
   if (e->request_blocks == 0)
     e->request_blocks = 1;
   pthread_mutex_init (&e->lock, NULL);
+  latency_init (&e->short_writes);
   pass_init (&e->pass);
   rate_init (&e->rate, options->rate_limit, clock_ns ());
   e->counting = true;
@@ -56,6 +57,7 @@ engine_destroy (struct engine *e)
   assert (e->copiers == NULL);
   fd_close (&e->notify_fd);
   pthread_mutex_destroy (&e->lock);
+  latency_destroy (&e->short_writes);
 }
 
 /* ---- waking others ---- */
@@ -113,6 +115,15 @@ engine_set_hurry (struct engine *e, bool hurry, bool ignore_rate)
   pthread_mutex_unlock (&e->lock);
 }
 
+bool
+engine_copies_in_vain (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  bool any = pass_busy_dirty (&e->pass, e->region);
+  pthread_mutex_unlock (&e->lock);
+  return any;
+}
+
 void
 engine_set_watched (struct engine *e, bool on)
 {
@@ -164,7 +175,11 @@ uint64_t
 engine_rtt_ns (struct engine *e)
 {
   uint64_t rtt = atomic_load (&e->rtt_ns), flush = atomic_load (&e->flush_ns);
-  return flush != 0 && flush < rtt ? flush : rtt;
+  uint64_t write = latency_lowest (&e->short_writes, clock_ns ());
+
+  if (flush != 0 && flush < rtt)
+    rtt = flush;
+  return write > rtt ? write : rtt;
 }
 
 uint64_t

@@ -38,6 +38,7 @@
 #include "dirty-bitmap/samples.h"
 #include "mirror/endpoint/endpoint.h"
 #include "mirror/engine/catchup.h"
+#include "mirror/engine/latency.h"
 #include "mirror/engine/pass.h"
 #include "mirror/engine/rate.h"
 #include "mirror/engine/untouched.h"
@@ -132,6 +133,7 @@ struct engine {
    * thread's.  Known when no session runs. */
   bool unanswered;
   _Atomic uint64_t flush_ns, rtt_ns; /* as last measured */
+  struct latency short_writes;       /* of requests up to ENGINE_SHORT_BYTES */
 
   pthread_mutex_t lock;                 /* everything below */
   const struct engine_copiers *copiers; /* NULL: no session */
@@ -211,9 +213,14 @@ bool engine_clean (struct engine *e);
 /* How long a flush takes: the last one, or the running one if that takes longer already. */
 uint64_t engine_flush_ns (struct engine *e);
 
-/* How long a round trip takes, as measured when the session began.  A busy server may have answered
- * that one slowly, so the last flush, which contained a round trip, is an upper limit. */
+/* How long the last blocks take at least, however few they are: one round trip, or what a short
+ * write has taken lately, if that is more.  The round trip was measured when the session began.  A
+ * busy server may have answered that one slowly, so the last flush, which contained a round trip,
+ * is an upper limit of it. */
 uint64_t engine_rtt_ns (struct engine *e);
+
+/* Is any block dirty that is being copied?  Its next copy begins only after this one has ended. */
+bool engine_copies_in_vain (struct engine *e);
 
 /* Bytes that are dirty, or claimed and not acknowledged. */
 uint64_t engine_left_bytes (struct engine *e);

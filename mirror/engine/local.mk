@@ -13,6 +13,8 @@ libmirror_la_SOURCES += \
 	mirror/engine/identity.c \
 	mirror/engine/identity.h \
 	mirror/engine/internal.h \
+	mirror/engine/latency.c \
+	mirror/engine/latency.h \
 	mirror/engine/pass.c \
 	mirror/engine/pass.h \
 	mirror/engine/rate.c \

@@ -242,6 +242,18 @@ pass_busy_any (const struct pass *p, uint64_t first, uint64_t count)
 }
 
 bool
+pass_busy_dirty (const struct pass *p, const struct region *r)
+{
+  uint64_t found;
+
+  for (unsigned i = 0; i < p->nr_busy; i++)
+    if (bitmap_next_set (r, REGION_DIRTY, p->busy[i].first, p->busy[i].first + p->busy[i].count,
+                         &found))
+      return true;
+  return false;
+}
+
+bool
 pass_busy_since (const struct pass *p, uint64_t number)
 {
   for (unsigned i = 0; i < p->nr_busy; i++)

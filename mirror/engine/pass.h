@@ -90,6 +90,8 @@ void pass_busy_remove (struct pass *p, uint64_t first);
 
 /* Is any block of the range busy? */
 bool pass_busy_any (const struct pass *p, uint64_t first, uint64_t count);
+/* Is any block of R both busy and dirty? */
+bool pass_busy_dirty (const struct pass *p, const struct region *r);
 /* Is any range busy whose number is at most NUMBER? */
 bool pass_busy_since (const struct pass *p, uint64_t number);
 

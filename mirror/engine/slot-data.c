@@ -188,6 +188,8 @@ on_written (void *opaque, int err)
   if (d->outstanding == 0 && !sl->task.urgent) {
     uint64_t now = clock_ns ();
     window_reply (&sl->of->window, now - d->sent_ns, sl->of->nr_active, now);
+    if (sl->length <= ENGINE_SHORT_BYTES)
+      latency_note (&sl->of->engine->short_writes, now - d->sent_ns, now);
   }
   if (err || d->failure)
     write_failed (sl, err);

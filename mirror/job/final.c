@@ -7,13 +7,15 @@
  *              most SETTLE_NS.  Where passes do not halve what is left, policies sync and throttle
  *              make the gate synchronous meanwhile.
  *   FLUSH      What is acknowledged becomes durable while the guest still runs.
- *   ARMED      A coordinator of several disks waits until all have come so far, and then has all
- *              gates held.  Passes go on meanwhile.  If nothing is left then, the filter finds the
- *              disk prepared by itself, and we are told of the commit or the release only.
- *   COPY       The filter has held and drained the gate.  The last blocks are copied and flushed.
- *   PREPARED   The filter took its final look (R3): nothing is in flight, and nothing is left.
- *              Then the hand-off is committed, or the gate is released (by lease, coordinator, user
- *              or a lost destination), which leads back to NONE.
+ *   AWAIT      Only on a long line: copying goes on until a moment at which no block that is being
+ *              copied has been written again.  Such a block would make the pause two latencies
+ * long. ARMED      A coordinator of several disks waits until all have come so far, and then has
+ * all gates held.  Passes go on meanwhile.  If nothing is left then, the filter finds the disk
+ * prepared by itself, and we are told of the commit or the release only. COPY       The filter has
+ * held and drained the gate.  The last blocks are copied and flushed. PREPARED   The filter took
+ * its final look (R3): nothing is in flight, and nothing is left. Then the hand-off is committed,
+ * or the gate is released (by lease, coordinator, user or a lost destination), which leads back to
+ * NONE.
  *
  * After the commit, when the session has ended, the destination is sealed.
  *
@@ -41,6 +43,10 @@
 /* The guest is rather slowed down than held, if what is left would take at least this long. */
 #define SETTLE_SLOW_MS 10
 #define RETRY_HANDOFF_NS (1000 * NS_PER_MS)
+
+/* A line is long if a write takes at least this.  AWAIT takes no longer than so many writes. */
+#define LONG_LINE_NS ((uint64_t)(5 * NS_PER_MS))
+#define AWAIT_WRITES 3
 
 static void
 back_to_copying (struct job *j)
@@ -194,7 +200,7 @@ fits (struct job *j)
   double bandwidth = j->estimate.bandwidth;
   if (bandwidth <= 0)
     return true;
-  double ms = rest_ms (j, bandwidth);
+  double ms = rest_ms (j, bandwidth) + (double)engine_rtt_ns (&j->engine) / (double)NS_PER_MS;
   if (ms <= (double)j->max_downtime_ms && ms <= (double)j->lease_ms)
     return true;
   if (clock_ns () < j->settle_end_ns) {
@@ -273,6 +279,22 @@ flush_before (struct job *j)
   j->final = FINAL_FLUSH;
   j->final_flushes = atomic_load (&e->counters.flushes);
   engine_flush (e);
+}
+
+static void
+await (struct job *j)
+{
+  uint64_t latency = engine_rtt_ns (&j->engine);
+
+  j->final = FINAL_AWAIT;
+  j->await_end_ns = clock_ns () + (latency < LONG_LINE_NS ? 0 : AWAIT_WRITES * latency);
+}
+
+/* Has AWAIT come to its end? */
+static bool
+moment_has_come (struct job *j)
+{
+  return clock_ns () >= j->await_end_ns || !engine_copies_in_vain (&j->engine);
 }
 
 /* Tell the filter to let the guest go on.  False if it is too late, because the hand-off is
@@ -366,8 +388,9 @@ job_final_step (struct job *j)
   }
   if (j->final == FINAL_SETTLE && settled (j))
     flush_before (j);
-  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes
-      && fits (j)) {
+  if (j->final == FINAL_FLUSH && atomic_load (&e->counters.flushes) > j->final_flushes && fits (j))
+    await (j);
+  if (j->final == FINAL_AWAIT && moment_has_come (j)) {
     if (j->arm)
       be_armed (j);
     else

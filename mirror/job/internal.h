@@ -42,6 +42,7 @@ enum final_state {
   FINAL_NONE,
   FINAL_SETTLE,  /* at the end of a pass the least is left: wait for one that leaves very little */
   FINAL_FLUSH,   /* the flush before the hold, so that the one in it is short */
+  FINAL_AWAIT,   /* on a long line: the moment at which nothing has to be copied twice */
   FINAL_ARMED,   /* the coordinator knows that this disk can be held; others cannot yet */
   FINAL_COPY,    /* gate held and drained: the last blocks, and their flush */
   FINAL_PREPARED /* the filter took the final look; the coordinator decides */
@@ -108,6 +109,7 @@ struct job {
   int64_t final_request; /* the relayed request to answer on failure; -1: none */
   bool arm;              /* the coordinator holds the gate, when all its disks are armed */
   uint64_t lease_ms, generation;
+  uint64_t await_end_ns;        /* when FINAL_AWAIT is over at the latest */
   uint64_t final_wraps;         /* engine.wraps when FINAL_SETTLE last looked, */
   uint64_t settle_end_ns;       /* when that is over at the latest, */
   uint64_t settle_left;         /* the least that was left at the end of a pass, */

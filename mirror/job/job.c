@@ -279,7 +279,7 @@ wait_for_something (struct job *j)
   if (other < due)
     due = other;
   int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;
-  if (j->final == FINAL_COPY && timeout > COPY_LOOK_MS)
+  if ((j->final == FINAL_COPY || j->final == FINAL_AWAIT) && timeout > COPY_LOOK_MS)
     timeout = COPY_LOOK_MS;
   struct pollfd fds[3] = {
     { .fd = control_client_fd (j->control), .events = POLLIN },

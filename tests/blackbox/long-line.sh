@@ -48,7 +48,7 @@ wait_for_socket "${socket[slow]}" slow
 start_fio guest "${uri[src]}" --rate_iops=200
 : >"$tmp/mirror.log"
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[slow]}" --on-ready complete \
-  --max-downtime 600ms --report "$tmp/report"
+  --report "$tmp/report"
 wait_exit mirror 30
 [ "$status" = 0 ] || fail "slow writes: mirror ended with $status"
 ! grep -q 'given up\|let go' "$tmp/mirror.log" || fail "slow writes: a hand-over was begun in vain"

@@ -50,6 +50,22 @@ expect (const struct pass_options *o, enum pass_kind kind, uint64_t first, uint6
   }
 }
 
+Test (pass, busy_and_dirty)
+{
+  setup ();
+  cr_assert_not (pass_busy_dirty (&p, r), "nothing is busy");
+  cr_assert (pass_busy_add (&p, 10, 4));
+  cr_assert (pass_busy_add (&p, 200, 1));
+  bitmap_set (r, REGION_DIRTY, 9, 1);
+  bitmap_set (r, REGION_DIRTY, 14, 100);
+  bitmap_set (r, REGION_DIRTY, 201, 1);
+  cr_assert_not (pass_busy_dirty (&p, r), "these lie beside what is busy");
+  bitmap_set (r, REGION_DIRTY, 13, 1);
+  cr_assert (pass_busy_dirty (&p, r));
+  pass_busy_remove (&p, 10);
+  cr_assert_not (pass_busy_dirty (&p, r));
+}
+
 Test (pass, ascending_merged_and_cut)
 {
   setup ();
