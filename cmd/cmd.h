@@ -94,7 +94,8 @@ struct cmd_option {
                 ",NAME=VALUE" may follow the value of the option before it */
   int key;   /* what cmd_getopt() returns; a letter is a short option as well */
   const char *value; /* what --help calls its value: "TIME"; "a|b" are the words it may be; NULL:
-                        the option takes no value */
+                        the option takes no value; "[LEVEL]": it may stand behind a `=`, or not at
+                        all, and then optarg is NULL */
   const char *help;  /* broken into lines by cmd_print_help(); NULL: the option is another name of
                         the one before it; "": it is not listed */
 };

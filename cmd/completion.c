@@ -22,7 +22,7 @@ value_kind (const struct cmd_option *o)
 {
   static const char *const files[] = { "FILE", "DIR", "IMAGE", "PATH", "SOCK" };
 
-  if (o->value == NULL)
+  if (o->value == NULL || o->value[0] == '[') /* what may be left out is not waited for */
     return VALUE_NONE;
   if (strchr (o->value, '|') != NULL)
     return VALUE_CHOICE;
@@ -185,7 +185,7 @@ zsh_value (const char *sub, const struct cmd_option *o)
   printf ("[");
   print_phrase (o);
   printf ("]");
-  if (o->value == NULL)
+  if (value_kind (o) == VALUE_NONE)
     return;
   printf (":value:");
   if (has_parts (o)) {
@@ -258,7 +258,7 @@ print_zsh (const struct subcommand *const *subcommands)
     printf ("      _arguments -S");
     FOR_EACH_OPTION (o, subcommands[i]->options)
     {
-      printf (" \\\n        '--%s%s", o->name, o->value != NULL ? "=" : "");
+      printf (" \\\n        '--%s%s", o->name, value_kind (o) != VALUE_NONE ? "=" : "");
       zsh_value (subcommands[i]->name, o);
       printf ("'");
     }

@@ -29,10 +29,13 @@ print_names (const struct cmd_option *o, bool setting, char *text, size_t size)
       n += (size_t)snprintf (text + n, size - n, "-%c, ", name->key);
     if (n < size)
       n += (size_t)snprintf (text + n, size - n, "%s%s%s%s%s", comma, dashes, name->name,
-                             name->value == NULL ? ""
-                             : setting || part   ? "="
-                                                 : " ",
-                             name->value != NULL ? name->value : "");
+                             name->value == NULL     ? ""
+                             : name->value[0] == '[' ? "[="
+                             : setting || part       ? "="
+                                                     : " ",
+                             name->value == NULL     ? ""
+                             : name->value[0] == '[' ? name->value + 1
+                                                     : name->value);
   }
 }
 

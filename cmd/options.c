@@ -154,7 +154,9 @@ make_tables (struct option longopts[OPTIONS_MAX + 3], char spec[2 * OPTIONS_MAX 
       continue;
     if (to == longopts + OPTIONS_MAX)
       abort ();
-    int takes = o->value != NULL ? required_argument : no_argument;
+    int takes = o->value == NULL     ? no_argument
+                : o->value[0] == '[' ? optional_argument
+                                     : required_argument;
     *to++ = (struct option){ o->name, takes, NULL, o->key };
     if (o->key < 0x80)
       letters += sprintf (letters, "%c%s", o->key, o->value != NULL ? ":" : "");

@@ -30,6 +30,7 @@ static const char *const fields[] = {
   "claimed-bytes",
   "quarantine-bytes",
   "sent-bytes",
+  "wire-bytes",
   "zero-bytes",
   "sync",
   "skipped-bytes",
@@ -200,6 +201,18 @@ print_forecast (const json_t *status)
   printf ("\n");
 }
 
+/* What the line had to carry of it, where that is less. */
+static void
+print_compressed (const json_t *status)
+{
+  if (status_number (status, "wire-bytes", 0) >= status_number (status, "sent-bytes", 0)
+      || !status_has_number (status, "wire-bytes"))
+    return;
+  printf (" (compressed to ");
+  print_size (status, "wire-bytes");
+  printf (")");
+}
+
 static void
 print_progress (const json_t *status)
 {
@@ -227,6 +240,7 @@ print_progress (const json_t *status)
   printf ("\n");
   line_start ("sent");
   print_size (status, "sent-bytes");
+  print_compressed (status);
   printf (", and zeroes for ");
   print_size (status, "zero-bytes");
   printf ("\n");

@@ -22,6 +22,9 @@
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
+#include "compress/level.h"
+
+#define COMPRESS_LEVEL 6
 
 static _Atomic int asked;
 static int signal_fd = -1;
@@ -94,6 +97,19 @@ parse_connections (const char *text, unsigned *n)
   return true;
 }
 
+static bool
+parse_level (const char *text, int *level)
+{
+  char *end;
+  long v = text != NULL ? strtol (text, &end, 10) : COMPRESS_LEVEL;
+  if (text != NULL && (*text == '\0' || *end != '\0' || v < 1 || v > LEVEL_MAX)) {
+    cmd_usage_error ("--compress=%s: must be a number from 1 to %d", text, LEVEL_MAX);
+    return false;
+  }
+  *level = (int)v;
+  return true;
+}
+
 /* Can the report be written at the end?  It would be too late to learn of a wrong directory
  * then, hours later. */
 static bool
@@ -131,11 +147,25 @@ parse_sparse (const char *text, enum engine_sparse *sparse)
   return false;
 }
 
+static bool
+parse_give_up (const char *text, uint64_t *ns)
+{
+  uint64_t ms;
+
+  if (strcmp (text, "never") == 0) {
+    *ns = UINT64_MAX;
+    return true;
+  }
+  if (!worker_parse_ms ("--give-up-after", text, &ms))
+    return false;
+  *ns = ms * NS_PER_MS;
+  return true;
+}
+
 bool
 worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
 {
   const char *why;
-  uint64_t ms;
   bool good = true;
 
   switch (c) {
@@ -145,6 +175,9 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
       cmd_usage_error ("--bandwidth %s: %s", optarg, why);
       good = false;
     }
+    break;
+  case WORKER_OPT_COMPRESS:
+    good = parse_level (optarg, &s->dest.endpoint.compress);
     break;
   case WORKER_OPT_CONNECTIONS:
     good = parse_connections (optarg, &s->nr_copiers);
@@ -189,13 +222,7 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
     s->dest_format = optarg;
     break;
   case WORKER_OPT_GIVE_UP:
-    if (!strcmp (optarg, "never"))
-      s->give_up_ns = UINT64_MAX;
-    else {
-      good = worker_parse_ms ("--give-up-after", optarg, &ms);
-      if (good)
-        s->give_up_ns = ms * NS_PER_MS;
-    }
+    good = parse_give_up (optarg, &s->give_up_ns);
     break;
   default:
     return false;

@@ -38,7 +38,8 @@ enum {
   WORKER_OPT_BASE_FORMAT,
   WORKER_OPT_SOURCE_FORMAT,
   WORKER_OPT_DEST_FORMAT,
-  WORKER_OPT_TRUST_BASE
+  WORKER_OPT_TRUST_BASE,
+  WORKER_OPT_COMPRESS
 };
 #define WORKER_TIMEOUT_OPTIONS                                                                     \
   { "connect-timeout", WORKER_OPT_CONNECT_TIMEOUT, "TIME",                                         \
@@ -83,6 +84,9 @@ enum {
     "send at most RATE bytes a second (k, M, G; 0 or none: no limit, the default)" },              \
       { "connections", WORKER_OPT_CONNECTIONS, "N",                                                \
         "open at most N connections to the destination, 1 to 4" },                                 \
+      { "compress", WORKER_OPT_COMPRESS, "[LEVEL]",                                                \
+        "compress what is sent to a server of nbdmirror receive, where that is faster; at zstd's " \
+        "LEVEL at most, 1 to 9 (default 6)" },                                                     \
       WORKER_SYNC_OPTIONS, WORKER_SPARSE_OPTION, WORKER_TIMEOUT_OPTIONS,                           \
       { "allow-unsafe-destination", WORKER_OPT_ALLOW_UNSAFE, NULL,                                 \
         "accept a destination that cannot flush: nothing that is written there is known to be "    \

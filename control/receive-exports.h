@@ -17,6 +17,9 @@
  *       The same for a client that had the session LAST before.  If another session has taken its
  *       place since, this one is read-only: two mirrors have the same destination, and must not
  *       take it from each other in turn.
+ *   "mirror+zstd", "mirror+zstd@ID", "mirror+zstd@ID.LAST"
+ *       The same three, for a client that may compress what it writes (compress/pack.h).  The first
+ *       is listed with its description, so that a client can tell beforehand.
  *   "mirror@seal"
  *       To open it ends the right of every mirror session to write, for good.  It opens when every
  *       request of theirs has ended.
@@ -33,12 +36,15 @@
 
 #define RECEIVE_MIRROR "mirror"
 #define RECEIVE_SESSION_PREFIX "mirror@"
+#define RECEIVE_PACKED "mirror+zstd"
+#define RECEIVE_PACKED_PREFIX "mirror+zstd@"
 #define RECEIVE_SEAL "mirror@seal"
 #define RECEIVE_GIVE_UP "mirror@give-up"
 #define RECEIVE_ID_MAX 64 /* characters of ID, and of LAST */
 #define RECEIVE_LAST '.'  /* between them: neither has one */
 
 #define RECEIVE_DESCRIPTION "nbdmirror-receive 1"
+#define RECEIVE_DESCRIPTION_PACKED "nbdmirror-receive zstd 1"
 #define RECEIVE_DESCRIPTION_SEALED "nbdmirror-receive 1 sealed"
 
 /* If the disk's file can have extended attributes, this one says that it was handed over to its

@@ -138,5 +138,6 @@ region_merge (struct region *fresh, const struct region *old)
   atomic_fetch_add (&fresh->hdr->sent_bytes, atomic_load (&old->hdr->sent_bytes));
   atomic_fetch_add (&fresh->hdr->zero_bytes, atomic_load (&old->hdr->zero_bytes));
   atomic_fetch_add (&fresh->hdr->skipped_bytes, atomic_load (&old->hdr->skipped_bytes));
+  atomic_fetch_add (&fresh->hdr->saved_bytes, atomic_load (&old->hdr->saved_bytes));
   samples_copy (fresh, old);
 }

@@ -73,8 +73,8 @@ void claims_quarantine_from (struct region *to, const struct region *old);
 
 /* Take over everything the OLD region still knows, into FRESH, which the filter is already marking:
  * dirty | claimed -> dirty, claimed | quarantine -> quarantine, visited -> visited, session = OLD's
- * + 1; dirtied_total, sent_bytes, zero_bytes, skipped_bytes and samples are carried over.  The old
- * worker's process has ended.  Same geometry (asserted). */
+ * + 1; dirtied_total, sent_bytes, zero_bytes, skipped_bytes, saved_bytes and samples are carried
+ * over.  The old worker's process has ended.  Same geometry (asserted). */
 void region_merge (struct region *fresh, const struct region *old);
 
 #endif

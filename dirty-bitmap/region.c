@@ -114,6 +114,15 @@ region_bytes (const struct region_geometry *geo, uint64_t first, uint64_t count)
   return end - (first << geo->block_shift);
 }
 
+uint64_t
+region_wire_bytes (const struct region *r)
+{
+  uint64_t saved = atomic_load (&r->hdr->saved_bytes); /* first: it never overtakes what was sent */
+  uint64_t sent = atomic_load (&r->hdr->sent_bytes);
+
+  return sent > saved ? sent - saved : 0;
+}
+
 /* Write everything of the header that is not zero. */
 static void
 fill_header (struct region_header *hdr, const struct region_geometry *geo, const uint8_t uuid[16])

@@ -80,6 +80,7 @@ struct region_header {
   _Atomic uint64_t sent_bytes, zero_bytes;     /* by the job's workers: payload, WRITE_ZEROES */
   _Atomic uint64_t skipped_bytes; /* the destination had them already, so they were not sent */
   _Atomic uint32_t watched;       /* the worker sleeps until a block turns dirty */
+  _Atomic uint64_t saved_bytes;   /* of sent_bytes: not on the wire, because they were compressed */
   _Alignas(64) _Atomic uint32_t active_set; /* 0 or 1 */
   _Atomic uint32_t entries[2];              /* copiers counted in each claim set (R4) */
   /* How often summary bits of each array began and ended to be taken away.  While the two differ,
@@ -118,6 +119,10 @@ uint64_t region_max_disk_size (uint32_t block_size);
 
 /* Bytes of disk covered by COUNT blocks from FIRST: the last block of a disk may be short. */
 uint64_t region_bytes (const struct region_geometry *geo, uint64_t first, uint64_t count);
+
+/* What was sent took so many bytes of the line: fewer than sent_bytes if it was compressed.  Any
+ * process, any thread. */
+uint64_t region_wire_bytes (const struct region *r);
 
 /* Create a sealed memfd (F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL) of GEO with all bits clear, and
  * map it. Returns a region to be freed with region_free(), or NULL with *ERROR set to a message

@@ -24,6 +24,8 @@ unit_tests = \
 	tests/unit/test-decision \
 	tests/sim/test-converge \
 	tests/unit/test-pass \
+	tests/unit/test-pack \
+	tests/unit/test-level \
 	tests/unit/test-unreadable \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-engine \
@@ -77,6 +79,8 @@ tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
 tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
+tests_unit_test_pack_CFLAGS = $(AM_CFLAGS) $(ZSTD_CFLAGS)
+tests_unit_test_pack_LDADD = $(LDADD) $(ZSTD_LIBS)
 tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/mirror/gate.c
 
 control_fixture = tests/unit/control-fixture.h tests/unit/control-fixture.c
@@ -109,6 +113,7 @@ blackbox_tests = \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/cli-manual.sh \
 	tests/blackbox/copy.sh \
+	tests/blackbox/compress.sh \
 	tests/blackbox/sparse.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \

@@ -243,6 +243,15 @@ channel_room (const struct channel *ch)
   return ch->error ? 0 : ch->room;
 }
 
+uint64_t
+channel_take_saved (struct channel *ch)
+{
+  uint64_t saved = ch->saved;
+
+  ch->saved = 0;
+  return saved;
+}
+
 const char *
 channel_error (const struct channel *ch)
 {

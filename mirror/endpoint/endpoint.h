@@ -8,9 +8,9 @@
  *   ssh://…                            a disk on another host (ssh.h)
  *   PATH                               a local regular file or block device
  *
- * This folder uses base/, libnbd, libaio, libxml2, digest/ (the names of exports of digests) and
- * control/receive-exports.h (the names of the exports of `nbdmirror receive`).  It knows nothing of
- * jobs.  Its parts, from the top down; none includes what stands above it:
+ * This folder uses base/, libnbd, libaio, libxml2, compress/, digest/ (the names of exports of
+ * digests) and control/receive-exports.h (the names of the exports of `nbdmirror receive`).  It
+ * knows nothing of jobs.  Its parts, from the top down; none includes what stands above it:
  *
  *   seal.c blocking.c same-place.c     what can be done with an endpoint, or with its name
  *   open.c                             from a name to a kind; the only file that knows all kinds
@@ -23,8 +23,9 @@
  * A struct endpoint is the place itself.  endpoint_open() describes it; after that it is constant,
  * and any thread may use it.  A struct channel is one way to it (an AIO context, or a few NBD
  * connections). It belongs to one thread, which drives it with poll().  The folder starts no
- * threads but one that watches a TLS handshake (nbd-hang-up.h).  It has one lock besides, inside
- * command.c, under which nothing else is called but waitpid() and a sleep.
+ * threads but those that compress (compress/compressor.h), and one that watches a TLS handshake
+ * (nbd-hang-up.h).  It has one lock besides, inside command.c, under which nothing else is called
+ * but waitpid() and a sleep.
  *
  * Requests are asynchronous.  A completion runs from channel_dispatch(), in the channel's thread.
  * It never runs from within the call that started the request, nor under a lock of a library, so it
@@ -90,6 +91,9 @@ struct endpoint_options {
    * server of `nbdmirror receive`, "" before the first.  The endpoint that is opened replaces it.
    * Only one endpoint with the same room may be opened at a time. */
   char *session;
+  /* Compress what is written, at zstd's level COMPRESS or a lower one; 0: do not.  Without a server
+   * of `nbdmirror receive` that can unpack it, endpoint_open() fails with EROFS. */
+  int compress;
   bool ask_digests; /* find out whether the server serves digests of this export as well */
   /* Not NULL: open that export of digests instead, read-only.  It need not live on.  ENOTSUP where
    * there is none. */
@@ -196,6 +200,9 @@ unsigned channel_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, 
 /* Handle what poll() returned for exactly those FDS, and run completions.  0, or -1 when the
  * channel is dead (see above). */
 int channel_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr);
+/* How many bytes less than it was given to write the channel has sent since the last call, because
+ * they were compressed. */
+uint64_t channel_take_saved (struct channel *ch);
 /* Run the completions of what is done already, as channel_dispatch() would.  Were there any? */
 bool channel_run (struct channel *ch);
 /* Why it is dead, or NULL. */

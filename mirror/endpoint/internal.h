@@ -15,6 +15,7 @@
 #include <stddef.h>
 
 #include "base/clock.h"
+#include "compress/compressor.h"
 #include "mirror/endpoint/endpoint.h"
 
 #define ENDPOINT_MAX_REQUEST (32u << 20)
@@ -42,7 +43,8 @@ struct op {
   struct endpoint_extent
       *extents; /* room for ENDPOINT_MAX_EXTENTS; kept with the op once it was needed */
   unsigned nr_extents;
-  unsigned nr_contexts; /* NBD: how many meta contexts have answered */
+  struct squeeze squeeze; /* NBD: an OP_WRITE that may be compressed */
+  unsigned nr_contexts;   /* NBD: how many meta contexts have answered */
 };
 
 struct endpoint_ops {
@@ -79,6 +81,7 @@ struct channel {
   struct op *pool; /* the memory */
   unsigned nr_ops;
   unsigned room;
+  uint64_t saved; /* see channel_take_saved() */
   struct op *free;
   struct op_list in_flight; /* in the order of submission */
   struct op_list done;

@@ -19,6 +19,7 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/nbd-hang-up.c \
 	mirror/endpoint/nbd-hang-up.h \
 	mirror/endpoint/nbd-digests.c \
+	mirror/endpoint/nbd-packed.c \
 	mirror/endpoint/nbd-session.c \
 	mirror/endpoint/nbd-tls.c \
 	mirror/endpoint/nbd.c \

@@ -84,11 +84,14 @@ nbd_is_over (struct nbd_handle *h)
   return nbd_aio_is_dead (h) == 1 || nbd_aio_is_closed (h) == 1;
 }
 
+/* A server that runs for us is asked as well, where it is to unpack what we write. */
 static bool
 looks_for_receive (const struct nbd_endpoint *nep)
 {
-  return nep->uri && (nep->ep.opts.writable || nep->ep.opts.will_write) && !nep->is_plain
-         && (nbd_uri_may_be_receive (nep->uri) || nbd_uri_may_be_guest (nep->uri));
+  if ((!nep->ep.opts.writable && !nep->ep.opts.will_write) || nep->is_plain)
+    return false;
+  return nep->uri ? nbd_uri_may_be_receive (nep->uri) || nbd_uri_may_be_guest (nep->uri)
+                  : nep->has_stdio && nep->ep.opts.compress > 0;
 }
 
 /* Only the first connection asks for digests. */
@@ -182,13 +185,70 @@ choose_digests (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline
   return -1;
 }
 
+/* Can the server unpack what we are to compress?  False with *ERRNUM and *ERROR. */
+static bool
+may_compress (const struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  if (nep->unpacks || nbd_wants_digests (nep) || nep->ep.opts.compress == 0
+      || !(nep->ep.opts.writable || nep->ep.opts.will_write))
+    return true;
+  endpoint_fail (errnum, error, EROFS,
+                 "%s: this server takes no compressed data: only the export '" RECEIVE_MIRROR "' of"
+                 " nbdmirror receive does, of a version that has --compress (leave --compress out,"
+                 " or install the same version there)",
+                 nep->ep.name);
+  return false;
+}
+
+/* The first connection: find out what the server is.  -1 with errno, or 1 with *ERRNUM and *ERROR.
+ */
+static int
+meet_server (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, enum nbd_receive *is,
+             int *errnum, char **error)
+{
+  if (nbd_look_for_receive (h, deadline, is, &nep->unpacks) == -1)
+    return -1;
+  if (*is != NBD_NO_RECEIVE && nep->uri && nbd_uri_may_be_guest (nep->uri)) {
+    endpoint_fail (errnum, error, EROFS,
+                   "%s: this is the guest's export of a server of nbdmirror receive: a mirror"
+                   " writes to the export '" RECEIVE_MIRROR "'",
+                   nep->ep.name);
+    return 1;
+  }
+  if (*is == NBD_RECEIVE_SEALED) {
+    endpoint_fail (errnum, error, EROFS,
+                   "%s: sealed: this disk was handed over to its guest, and no mirror may write to"
+                   " it any more (to receive it anew: nbdmirror receive --overwrite)",
+                   nep->ep.name);
+    return 1;
+  }
+  nep->packed = nep->unpacks && nep->ep.opts.compress > 0 && nep->ep.opts.writable;
+  if (*is == NBD_RECEIVE_OPEN && nep->uri && nep->ep.opts.writable
+      && !nbd_session_name (nep->session, nep->ep.opts.session))
+    return -1;
+  nep->is_plain = *is == NBD_NO_RECEIVE;
+  return 0;
+}
+
+/* Leave option mode with the export of this session, or with the URI's. */
+static int
+go_to_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
+{
+  char name[sizeof nep->session + sizeof RECEIVE_PACKED_PREFIX];
+  const char *prefix = nep->packed ? RECEIVE_PACKED_PREFIX : RECEIVE_SESSION_PREFIX;
+
+  if (nep->session[0] == '\0')
+    return nbd_go (h, nep->packed ? RECEIVE_PACKED : NULL, deadline);
+  snprintf (name, sizeof name, "%s%s", prefix, nep->session);
+  return nbd_go (h, name, deadline);
+}
+
 /* H has negotiated all but the export.  -1 with *ERRNUM and *ERROR. */
 static int
 choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
                char **error)
 {
   enum nbd_receive is = NBD_RECEIVE_OPEN;
-  char name[sizeof nep->session + sizeof RECEIVE_SESSION_PREFIX];
 
   if (nbd_wants_digests (nep))
     return choose_digests (nep, h, deadline, errnum, error);
@@ -201,30 +261,13 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
   if (!looks_for_receive (nep))
     is = NBD_NO_RECEIVE;
   else if (nep->session[0] == '\0') {
-    if (nbd_look_for_receive (h, deadline, &is) == -1)
+    int r = meet_server (nep, h, deadline, &is, errnum, error);
+    if (r == -1)
       goto failed;
-    if (is != NBD_NO_RECEIVE && nbd_uri_may_be_guest (nep->uri)) {
-      endpoint_fail (errnum, error, EROFS,
-                     "%s: this is the guest's export of a server of nbdmirror receive: a mirror"
-                     " writes to the export '" RECEIVE_MIRROR "'",
-                     nep->ep.name);
+    if (r == 1 || !may_compress (nep, errnum, error))
       return -1;
-    }
-    if (is == NBD_RECEIVE_SEALED) {
-      endpoint_fail (
-          errnum, error, EROFS,
-          "%s: sealed: this disk was handed over to its guest, and no mirror may write to"
-          " it any more (to receive it anew: nbdmirror receive --overwrite)",
-          nep->ep.name);
-      return -1;
-    }
-    if (is == NBD_RECEIVE_OPEN && nep->ep.opts.writable
-        && !nbd_session_name (nep->session, nep->ep.opts.session))
-      goto failed;
-    nep->is_plain = is == NBD_NO_RECEIVE;
   }
-  snprintf (name, sizeof name, RECEIVE_SESSION_PREFIX "%s", nep->session);
-  if (nbd_go (h, nep->session[0] != '\0' ? name : NULL, deadline) == 0)
+  if (go_to_export (nep, h, deadline) == 0)
     return 0;
 
 failed:
@@ -320,6 +363,10 @@ nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
   else
     r = finish_connecting (nep, h, deadline, errnum, error);
   if (r == -1) {
+    nbd_close (h);
+    return NULL;
+  }
+  if (!may_compress (nep, errnum, error)) { /* one that was not asked what it is */
     nbd_close (h);
     return NULL;
   }

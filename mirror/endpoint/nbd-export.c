@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/text.h"
+#include "compress/pack.h"
 #include "mirror/endpoint/command.h"
 #include "mirror/endpoint/nbd.h"
 
@@ -28,6 +29,13 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     endpoint_fail (errnum, error, nbd_reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
     return -1;
   }
+  if (nep->packed && (uint64_t)size < PACK_OFFSET) {
+    endpoint_fail (errnum, error, EPROTO, "%s: the server's export for compressed writes is none",
+                   nep->ep.name);
+    return -1;
+  }
+  if (nep->packed)
+    size -= (int64_t)PACK_OFFSET;
   if (min <= 0)
     min = 1;
   if (max <= 0 || max > ENDPOINT_MAX_REQUEST)
@@ -185,6 +193,7 @@ nbd_endpoint_close (struct endpoint *ep)
     close (atomic_load (&nep->stdio));
   if (nep->command)
     command_stop (nep->command);
+  compressor_free (nep->compressor);
   uri_free (nep->uri);
   free (ep->name);
   free (nep);
@@ -232,7 +241,7 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
   atomic_store (&nep->first, nbd_connect (nep, errnum, error));
   struct nbd_handle *h = atomic_load (&nep->first);
   if (h && describe (nep, h, &nep->ep.info, errnum, error) == 0
-      && try_flush (nep, h, errnum, error) == 0)
+      && try_flush (nep, h, errnum, error) == 0 && nbd_packed_start (nep, errnum, error))
     return &nep->ep;
 
 fail:

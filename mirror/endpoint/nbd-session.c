@@ -56,6 +56,7 @@ nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last)
 struct option {
   unsigned users;
   enum nbd_receive is;
+  bool unpacks;
   bool done;
   int error;
 };
@@ -88,6 +89,8 @@ on_export (void *opaque, const char *name, const char *description)
     o->is = strcmp (description, RECEIVE_DESCRIPTION) == 0          ? NBD_RECEIVE_OPEN
             : strcmp (description, RECEIVE_DESCRIPTION_SEALED) == 0 ? NBD_RECEIVE_SEALED
                                                                     : NBD_NO_RECEIVE;
+  if (strcmp (name, RECEIVE_PACKED) == 0)
+    o->unpacks = strcmp (description, RECEIVE_DESCRIPTION_PACKED) == 0;
   return 0;
 }
 
@@ -133,7 +136,7 @@ not_started (struct option *o)
 }
 
 int
-nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is)
+nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is, bool *unpacks)
 {
   struct option *o = option_new (2);
   nbd_list_callback each = { .callback = on_export, .free = option_unref, .user_data = o };
@@ -142,11 +145,13 @@ nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *
   if (o == NULL)
     return -1;
   if (nbd_aio_opt_list (h, each, done) == -1) {
+    *unpacks = false;
     *is = NBD_NO_RECEIVE; /* it may not even know options ("fixed newstyle") */
     return not_started (o) == -1 && errno == ENOTSUP ? 0 : -1;
   }
   int r = drive (h, o, deadline);
   int err = errno;
+  *unpacks = o->unpacks;
   *is = o->is; /* a server that does not list its exports is none of ours */
   option_unref (o);
   errno = err;

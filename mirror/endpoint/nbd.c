@@ -40,7 +40,8 @@ struct conn {
 struct nbd_channel {
   struct channel ch;
   bool stopping;
-  uint64_t status_ask; /* how much status to ask for: less where the answers are too long */
+  uint64_t status_ask;         /* how much status to ask for: less where the answers are too long */
+  struct squeeze_queue *queue; /* where writes are compressed; or NULL */
   unsigned nr_conns;
   struct conn conns[CHANNEL_MAX_FDS];
 };
@@ -66,6 +67,8 @@ completed (void *opaque, int *error)
   /* What libnbd says of requests that were in flight when the connection broke. */
   if (err == ENOTCONN)
     err = ESHUTDOWN;
+  if (op->kind == OP_WRITE && nc->queue)
+    squeeze_end (nc->queue, &op->squeeze, err == 0);
   op_done (op, err);
   return 1;
 }
@@ -170,6 +173,8 @@ submit (struct nbd_channel *nc, struct conn *c, struct op *op)
   case OP_READ:
     return nbd_aio_pread (c->h, op->buf, op->len, op->offset, done, 0);
   case OP_WRITE:
+    if (nc->queue)
+      return nbd_packed_write (c->h, op, done);
     return nbd_aio_pwrite (c->h, op->buf, op->len, op->offset, done, 0);
   case OP_ZERO:
     return nbd_aio_zero (c->h, op->len, op->offset, done,
@@ -185,10 +190,11 @@ submit (struct nbd_channel *nc, struct conn *c, struct op *op)
   return -1;
 }
 
+/* Give OP to a connection.  -1 with errno. */
 static int
-nbd_start (struct channel *ch, struct op *op)
+send_op (struct nbd_channel *nc, struct op *op)
 {
-  struct nbd_channel *nc = (struct nbd_channel *)ch;
+  struct channel *ch = &nc->ch;
   struct conn *c = choose_connection (nc);
 
   if (op->kind == OP_FLUSH && nc->nr_conns > 1 && !ch->ep->info.can_multi_conn) {
@@ -222,6 +228,37 @@ nbd_start (struct channel *ch, struct op *op)
   }
   errno = err ? err : EIO;
   return -1;
+}
+
+static int
+nbd_start (struct channel *ch, struct op *op)
+{
+  struct nbd_channel *nc = (struct nbd_channel *)ch;
+
+  if (op->kind != OP_WRITE || !nc->queue)
+    return send_op (nc, op);
+  if (nbd_packed_begin (nc->queue, op))
+    return 0;
+  if (send_op (nc, op) == 0)
+    return 0;
+  int err = errno;
+  squeeze_end (nc->queue, &op->squeeze, false);
+  errno = err;
+  return -1;
+}
+
+/* Send what the compressor is done with. */
+static void
+send_packed (struct nbd_channel *nc)
+{
+  struct op *op;
+
+  while (!nc->ch.error && (op = nbd_packed_next (nc->queue)))
+    if (send_op (nc, op) == -1) {
+      int err = errno;
+      squeeze_end (nc->queue, &op->squeeze, false);
+      op_done (op, err);
+    }
 }
 
 static const char *
@@ -269,7 +306,7 @@ late_op (const struct nbd_channel *nc, int64_t now)
   for (struct op *op = nc->ch.in_flight.first; op; op = op->next) {
     const struct conn *c = op->private;
 
-    if (now >= op->started + LATEST * timeout || now >= c->heard + patience (nc, c))
+    if (now >= op->started + LATEST * timeout || (c && now >= c->heard + patience (nc, c)))
       return op;
   }
   return NULL;
@@ -317,6 +354,8 @@ nbd_pollfds (struct channel *ch, struct pollfd *fds, unsigned max, int64_t now, 
     if (fds[nr].fd == -1)
       lower_timeout (timeout_ms, 0); /* it broke while a request was started */
   }
+  if (nc->queue && nr < max)
+    fds[nr++] = (struct pollfd){ .fd = squeeze_queue_fd (nc->queue), .events = POLLIN };
   return nr;
 }
 
@@ -356,6 +395,8 @@ nbd_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t
       return;
     }
   }
+  if (nr > nc->nr_conns && fds[nc->nr_conns].revents)
+    send_packed (nc);
   check_time (nc, now);
 }
 
@@ -372,6 +413,12 @@ nbd_stop (struct channel *ch)
   for (unsigned i = 0; i < nc->nr_conns; i++)
     nbd_close_handle (nc->conns[i].h, idle);
   nc->nr_conns = 0;
+  /* What the compressor and libnbd had of them is in use no more. */
+  squeeze_queue_free (nc->queue);
+  for (struct op *op = nc->queue ? ch->in_flight.first : NULL; op; op = op->next)
+    if (op->kind == OP_WRITE)
+      squeeze_drop (&op->squeeze);
+  nc->queue = NULL;
 }
 
 static void
@@ -424,8 +471,12 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
   }
   nc->ch.ep = ep;
   nc->status_ask = ENDPOINT_MAX_STATUS - ENDPOINT_MAX_STATUS % ep->info.min_block;
+  if (nep->compressor && nr == CHANNEL_MAX_FDS)
+    nr--; /* the compressor's descriptor needs a place as well */
   if (connect_all (nep, nc, nr, errnum, error) == 0) {
-    if (channel_init (&nc->ch, ep, nc->nr_conns * ep->opts.nr_in_flight) == 0)
+    nc->queue = nep->compressor ? squeeze_queue_new (nep->compressor) : NULL;
+    if ((nc->queue || !nep->compressor)
+        && channel_init (&nc->ch, ep, nc->nr_conns * ep->opts.nr_in_flight) == 0)
       return &nc->ch;
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
   }

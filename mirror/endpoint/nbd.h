@@ -2,7 +2,7 @@
  *
  * What the parts of the NBD endpoint share: nbd-export.c opens and describes an export,
  * nbd-connect.c makes and ends connections, nbd-tls.c and nbd-session.c are about whom one connects
- * to, nbd.c does requests.
+ * to, nbd.c does requests, nbd-packed.c compresses what is written.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_NBD_H
@@ -42,6 +42,9 @@ struct nbd_endpoint {
   struct uri *uri;                    /* NULL for a command */
   char session[2 * ENDPOINT_SESSION]; /* "": the export of the URI; else mirror@SESSION
                                          (nbd-session.c).  Set by endpoint_open()'s connection */
+  bool unpacks; /* that one has seen that it is one, which can unpack what is compressed */
+  bool packed;  /* so its exports for compressed writes are used: see compress/pack.h */
+  struct compressor *compressor; /* if packed */
   bool is_plain; /* that one has seen that the server is none of `nbdmirror receive` */
 
   struct command *command; /* NULL for a URI */
@@ -91,15 +94,27 @@ bool nbd_uri_may_be_guest (const struct uri *uri);
 /* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may
  * be NULL) is replaced by the new ID.  False with errno. */
 bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);
-/* H negotiates (option mode): ask what its server is, until DEADLINE (endpoint_now_ms()).  -1 with
- * errno. */
-int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is);
+/* H negotiates (option mode): ask what its server is, until DEADLINE (endpoint_now_ms()), and
+ * whether it unpacks what is compressed.  -1 with errno. */
+int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is,
+                          bool *unpacks);
 /* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the
  * server has refused. */
 int nbd_go (struct nbd_handle *h, const char *name, int64_t deadline);
 /* H negotiates (option mode): ask about the export NAME.  0: libnbd's questions about the export
  * are about this one now.  -1 with errno. */
 int nbd_ask_about (struct nbd_handle *h, const char *name, int64_t deadline);
+
+/* ---- nbd-packed.c ---- */
+
+/* Start the compressor of an endpoint that is open.  False with *ERRNUM and *ERROR. */
+bool nbd_packed_start (struct nbd_endpoint *nep, int *errnum, char **error);
+/* OP is a write.  True: it is being compressed, and comes back through nbd_packed_next(). */
+bool nbd_packed_begin (struct squeeze_queue *queue, struct op *op);
+/* The next write that may be sent now, or NULL. */
+struct op *nbd_packed_next (struct squeeze_queue *queue);
+/* Send OP, a write, over H, as a pack if it is one.  As libnbd's calls. */
+int64_t nbd_packed_write (struct nbd_handle *h, struct op *op, nbd_completion_callback done);
 
 /* ---- nbd-digests.c ---- */
 

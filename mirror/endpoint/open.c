@@ -136,6 +136,12 @@ endpoint_open (char *const *argv, unsigned nr_args, const struct endpoint_option
   }
   if (nr_args != 1 || strcmp (argv[0], "[") == 0)
     return open_command (argv, nr_args, &opts, errnum, error);
+  if (kind == URI_NONE && opts.compress > 0 && (opts.writable || opts.will_write)) {
+    endpoint_fail (
+        errnum, error, EROFS,
+        "%s: --compress is for a server of nbdmirror receive: there is no line to a file", argv[0]);
+    return NULL;
+  }
   if (kind != URI_NONE)
     return open_uri (argv[0], &opts, errnum, error);
   return endpoint_file_open (argv[0], &opts, errnum, error);

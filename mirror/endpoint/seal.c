@@ -82,6 +82,7 @@ open_known_export (const struct uri *place, const char *uri, const char *name, b
 {
   int64_t deadline = endpoint_now_ms () + SEAL_TIMEOUT_MS;
   enum nbd_receive is;
+  bool unpacks;
 
   if (!nbd_uri_may_be_receive (place))
     return 1;
@@ -92,7 +93,7 @@ open_known_export (const struct uri *place, const char *uri, const char *name, b
     nbd_close_handle (*h, true);
     return 1;
   }
-  if (nbd_look_for_receive (*h, deadline, &is) == -1)
+  if (nbd_look_for_receive (*h, deadline, &is, &unpacks) == -1)
     return errno == ETIMEDOUT ? too_late (*h, uri, error) : failed (*h, uri, error);
   if (is == NBD_NO_RECEIVE) {
     nbd_close_handle (*h, true);

@@ -167,6 +167,9 @@ turn (struct copier *c, uint64_t wait_ns)
     ss->target->fail (ss->target->opaque, channel_error (ss->dest));
     return -1;
   }
+  uint64_t saved = channel_take_saved (ss->dest);
+  if (saved > 0)
+    engine_saved (ss->engine, saved);
   return 0;
 }
 

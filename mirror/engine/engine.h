@@ -228,6 +228,10 @@ uint64_t engine_left_bytes (struct engine *e);
 /* For how long, in all, something was being copied. */
 uint64_t engine_busy_ns (struct engine *e);
 
+/* BYTES of what was sent need not cross the line, because they were compressed: the bandwidth limit
+ * does not count them.  Any thread. */
+void engine_saved (struct engine *e, uint64_t bytes);
+
 /* Wake the job's thread.  Any thread. */
 void engine_notify (struct engine *e);
 

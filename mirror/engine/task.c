@@ -403,6 +403,13 @@ engine_task_unread (struct engine *e, const struct engine_task *t, int err)
 }
 
 void
+engine_saved (struct engine *e, uint64_t bytes)
+{
+  atomic_fetch_add (&e->region->hdr->saved_bytes, bytes);
+  engine_refund (e, bytes);
+}
+
+void
 engine_refund (struct engine *e, uint64_t bytes)
 {
   pthread_mutex_lock (&e->lock);

@@ -182,6 +182,7 @@ make_status (struct copy *c, const char *state)
       (double)(clock_ns () - c->start_ns) / NS_PER_S);
   if (o == NULL)
     return NULL;
+  json_object_set_new (o, "wire-bytes", json_integer ((json_int_t)region_wire_bytes (r)));
   json_object_set_new (o, "sync", json_string (sync_name (c->o->sync.mode)));
   json_object_set_new (o, "skipped-bytes",
                        json_integer ((json_int_t)atomic_load (&r->hdr->skipped_bytes)));

@@ -106,6 +106,7 @@ own_status (struct job *j)
     return NULL;
   json_object_set_new (o, "reconnects",
                        json_integer ((json_int_t)(j->base.reconnects + j->supervisor.reconnects)));
+  json_object_set_new (o, "wire-bytes", json_integer ((json_int_t)region_wire_bytes (j->region)));
   json_object_set_new (o, "sync", json_string (sync_name (j->o->sync.mode)));
   json_object_set_new (o, "skipped-bytes",
                        json_integer ((json_int_t)atomic_load (&j->region->hdr->skipped_bytes)));

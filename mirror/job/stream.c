@@ -65,7 +65,7 @@ struct stream {
   bool ended;      /* the stream, or the endpoint that is read */
   bool zero_last;  /* the last piece was written as zeroes */
   bool extended, flush_asked, flushed;
-  uint64_t sent, zeroes, start_ns;
+  uint64_t sent, saved, zeroes, start_ns;
   enum job_result result; /* if ERROR */
   char *error;
 };
@@ -346,9 +346,10 @@ make_status (const struct stream *s, const char *state)
                               : json_null ();
   json_t *rate = total > 0 ? json_real ((double)done / total) : json_null ();
 
-  return json_pack ("{s:s, s:I, s:o, s:o, s:I, s:I, s:I, s:o, s:f}", "state", state, "pass",
+  return json_pack ("{s:s, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:o, s:f}", "state", state, "pass",
                     (json_int_t)1, "size", size, "dirty-bytes", left, "sent-bytes",
-                    (json_int_t)s->sent, "zero-bytes", (json_int_t)s->zeroes, "bandwidth-limit",
+                    (json_int_t)s->sent, "wire-bytes", (json_int_t)(s->sent - s->saved),
+                    "zero-bytes", (json_int_t)s->zeroes, "bandwidth-limit",
                     (json_int_t)s->o->rate_limit, "bandwidth", rate, "total-s", total);
 }
 
@@ -442,6 +443,9 @@ turn (struct stream *s)
   }
   if (channel_dispatch (s->ch, fds + 2, n) == -1)
     fail (s, endpoint_fault (s), "%s", channel_error (s->ch));
+  uint64_t saved = channel_take_saved (s->ch);
+  s->saved += saved;
+  rate_give (&s->rate, saved);
   if (s->error == NULL && fds[1].revents != 0) {
     if (s->to_stream)
       send_to_stream (s);

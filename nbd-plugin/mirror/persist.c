@@ -35,10 +35,11 @@ make_note (struct mirror *m)
   const struct region *r = m->attachment.region;
   const struct region_header *h = r->hdr;
   json_t *o
-      = json_pack ("{s:s, s:I, s:I, s:I, s:I, s:O}", "instance", m->attachment.instance, "session",
-                   (json_int_t)atomic_load (&h->session), "dirtied-blocks",
+      = json_pack ("{s:s, s:I, s:I, s:I, s:I, s:I, s:O}", "instance", m->attachment.instance,
+                   "session", (json_int_t)atomic_load (&h->session), "dirtied-blocks",
                    (json_int_t)atomic_load (&h->dirtied_total), "sent-bytes",
-                   (json_int_t)atomic_load (&h->sent_bytes), "zero-bytes",
+                   (json_int_t)atomic_load (&h->sent_bytes), "saved-bytes",
+                   (json_int_t)atomic_load (&h->saved_bytes), "zero-bytes",
                    (json_int_t)atomic_load (&h->zero_bytes), "published", m->attachment.published);
   char *text = o != NULL ? json_dumps (o, JSON_COMPACT) : NULL;
 
@@ -71,6 +72,7 @@ read_note (struct mirror *m, const struct state_found *f, struct region *r)
   atomic_store (&r->hdr->session, (session > 0 ? session : 1) + 1);
   atomic_store (&r->hdr->dirtied_total, figure (o, "dirtied-blocks"));
   atomic_store (&r->hdr->sent_bytes, figure (o, "sent-bytes"));
+  atomic_store (&r->hdr->saved_bytes, figure (o, "saved-bytes"));
   atomic_store (&r->hdr->zero_bytes, figure (o, "zero-bytes"));
   if (json_is_object (published) && attachment_publish (a, published, NULL) == -1)
     json_object_clear (a->published);

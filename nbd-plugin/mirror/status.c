@@ -119,6 +119,7 @@ add_region (json_t *o, const struct region *r)
   if (known) {
     /* Newer than what a worker published before it died. */
     json_object_set_new (o, "sent-bytes", count (atomic_load (&r->hdr->sent_bytes)));
+    json_object_set_new (o, "wire-bytes", count (region_wire_bytes (r)));
     json_object_set_new (o, "zero-bytes", count (atomic_load (&r->hdr->zero_bytes)));
     json_object_set_new (o, "skipped-bytes", count (atomic_load (&r->hdr->skipped_bytes)));
   }
@@ -164,12 +165,12 @@ json_t *
 mirror_status (struct mirror *m)
 {
   static const char *const of_the_worker[]
-      = { "pass",         "sent-bytes",      "zero-bytes",      "bandwidth",
-          "dirty-rate",   "bandwidth-limit", "max-downtime-ms", "expected-downtime-ms",
-          "eta-s",        "converging",      "synchronised",    "reconnects",
-          "degraded-s",   "total-s",         "passes",          "error",
-          "target",       "policy",          "sealed",          "sync",
-          "skipped-bytes" };
+      = { "pass",          "sent-bytes",      "zero-bytes",      "bandwidth",
+          "dirty-rate",    "bandwidth-limit", "max-downtime-ms", "expected-downtime-ms",
+          "eta-s",         "converging",      "synchronised",    "reconnects",
+          "degraded-s",    "total-s",         "passes",          "error",
+          "target",        "policy",          "sealed",          "sync",
+          "skipped-bytes", "wire-bytes" };
   struct attachment *a = &m->attachment;
   struct region_geometry geo;
   bool known = tracker_geometry (&m->tracker, &geo);

@@ -31,6 +31,7 @@ static const struct {
   { "state", KIND_STATE },
   { "pass", KIND_COUNT },
   { "sent-bytes", KIND_COUNT },
+  { "wire-bytes", KIND_COUNT },
   { "zero-bytes", KIND_COUNT },
   { "skipped-bytes", KIND_COUNT },
   { "sync", KIND_TEXT },

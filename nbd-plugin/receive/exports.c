@@ -138,14 +138,21 @@ export_give_up (struct receive *r)
   return 0;
 }
 
+bool
+export_is_packed (const char *name)
+{
+  return strcmp (name, RECEIVE_PACKED) == 0
+         || strncmp (name, RECEIVE_PACKED_PREFIX, strlen (RECEIVE_PACKED_PREFIX)) == 0;
+}
+
 int
 export_open (struct receive *r, struct handle *h, const char *name)
 {
-  size_t prefix = strlen (RECEIVE_SESSION_PREFIX);
+  size_t prefix = strlen (RECEIVE_SESSION_PREFIX), packed = strlen (RECEIVE_PACKED_PREFIX);
 
   if (name[0] == '\0')
     h->kind = EXPORT_GUEST;
-  else if (strcmp (name, RECEIVE_MIRROR) == 0)
+  else if (strcmp (name, RECEIVE_MIRROR) == 0 || strcmp (name, RECEIVE_PACKED) == 0)
     h->kind = EXPORT_ALONE;
   else if (strcmp (name, RECEIVE_SEAL) == 0) {
     h->kind = EXPORT_SEAL;
@@ -156,6 +163,9 @@ export_open (struct receive *r, struct handle *h, const char *name)
   } else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
     h->kind = EXPORT_SESSION;
     return open_session (r, h, name + prefix);
+  } else if (strncmp (name, RECEIVE_PACKED_PREFIX, packed) == 0) {
+    h->kind = EXPORT_SESSION;
+    return open_session (r, h, name + packed);
   } else {
     nbdkit_error ("no export \"%s\": \"" RECEIVE_MIRROR "\" is the mirror's, \"\" the guest's",
                   name);

@@ -92,7 +92,8 @@ receive_list_exports (nbdkit_next_list_exports *next, nbdkit_backend *nxdata, in
   (void)next, (void)nxdata, (void)readonly, (void)is_tls;
   if (nbdkit_add_export (exports, RECEIVE_MIRROR,
                          closed ? RECEIVE_DESCRIPTION_SEALED : RECEIVE_DESCRIPTION)
-      == -1)
+          == -1
+      || nbdkit_add_export (exports, RECEIVE_PACKED, RECEIVE_DESCRIPTION_PACKED) == -1)
     return -1;
   return nbdkit_add_export (exports, "", "for the guest");
 }
@@ -115,9 +116,15 @@ receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, con
     nbdkit_error ("calloc: %m");
     return NULL;
   }
+  if (export_is_packed (exportname) && (h->packed = packed_new ()) == NULL) {
+    nbdkit_error ("%m");
+    free (h);
+    return NULL;
+  }
   if (export_open (&receive, h, exportname) == -1 || next (context, readonly, "") == -1
       || export_check_disk (&receive) == -1
       || (h->kind == EXPORT_GIVE_UP && export_give_up (&receive) == -1)) {
+    packed_free (h->packed);
     free (h);
     return NULL;
   }
@@ -135,7 +142,17 @@ receive_close (void *handle)
     atomic_store (&receive.guest_left_ms, clock_ms ());
     atomic_fetch_sub (&receive.nr_guests, 1);
   }
+  packed_free (h->packed);
   free (handle);
+}
+
+static int64_t
+receive_get_size (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+  int64_t size = next->get_size (next);
+
+  return h->packed != NULL && size != -1 ? packed_size (h->packed, size) : size;
 }
 
 static int
@@ -174,9 +191,12 @@ refuse (struct handle *h, int error, int *err)
 
 /* A mutation begins: 0, or -1 with *ERR. */
 static int
-enter (struct handle *h, int *err)
+enter (struct handle *h, uint32_t count, uint64_t offset, int *err)
 {
   int error = 0;
+
+  if (h->packed != NULL && !packed_in_disk (h->packed, count, offset, err))
+    return -1;
 
   if (h->kind == EXPORT_GUEST) {
     /* Without limit, as its disk is: an error would be the guest's, and nothing is wrong with it.
@@ -192,6 +212,8 @@ enter (struct handle *h, int *err)
   }
   if (h->kind == EXPORT_ALONE)
     error = admission_join_alone (&receive.admission, &h->generation, export_pause, NULL);
+  if (error == 0 && h->packed != NULL && packed_is_broken (h->packed))
+    error = ESHUTDOWN;
   if (error == 0)
     error = admission_enter (&receive.admission, atomic_load (&h->generation));
   return error == 0 ? 0 : refuse (h, error, err);
@@ -206,10 +228,15 @@ leave (struct handle *h)
 
 /* A request that changes nothing: 0, or -1 with *ERR. */
 static int
-check (struct handle *h, int *err)
+check (struct handle *h, uint32_t count, uint64_t offset, int *err)
 {
+  if (h->packed != NULL && !packed_in_disk (h->packed, count, offset, err))
+    return -1;
+
   uint64_t generation = atomic_load (&h->generation);
   int error = generation != 0 ? admission_check (&receive.admission, generation) : 0;
+  if (error == 0 && h->packed != NULL && packed_is_broken (h->packed))
+    error = ESHUTDOWN;
 
   return error == 0 ? 0 : refuse (h, error, err);
 }
@@ -218,38 +245,56 @@ static int
 receive_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count, uint64_t offset,
                uint32_t flags, int *err)
 {
-  return check (handle, err) == -1 ? -1 : next->pread (next, buf, count, offset, flags, err);
+  return check (handle, count, offset, err) == -1
+             ? -1
+             : next->pread (next, buf, count, offset, flags, err);
 }
 
 static int
 receive_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
 {
-  return check (handle, err) == -1 ? -1 : next->flush (next, flags, err);
+  return check (handle, 0, 0, err) == -1 ? -1 : next->flush (next, flags, err);
 }
 
 static int
 receive_extents (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                  struct nbdkit_extents *extents, int *err)
 {
-  return check (handle, err) == -1 ? -1 : next->extents (next, count, offset, flags, extents, err);
+  return check (handle, count, offset, err) == -1
+             ? -1
+             : next->extents (next, count, offset, flags, extents, err);
 }
 
 static int
 receive_pwrite (nbdkit_next *next, void *handle, const void *buf, uint32_t count, uint64_t offset,
                 uint32_t flags, int *err)
 {
-  if (enter (handle, err) == -1)
+  struct handle *h = handle;
+  bool is_pack = h->packed != NULL && offset >= PACK_OFFSET;
+
+  /* Where the content of a pack goes is looked at once it is unpacked. */
+  if (enter (h, is_pack ? 0 : count, is_pack ? 0 : offset, err) == -1)
     return -1;
-  int r = next->pwrite (next, buf, count, offset, flags, err);
-  leave (handle);
+  int r = is_pack ? packed_write (h->packed, next, buf, count, offset, flags, err)
+                  : next->pwrite (next, buf, count, offset, flags, err);
+  leave (h);
   return r;
+}
+
+/* To be passed on it must lie in the disk, as all else. */
+static int
+receive_cache (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+               int *err)
+{
+  return check (handle, count, offset, err) == -1 ? -1
+                                                  : next->cache (next, count, offset, flags, err);
 }
 
 static int
 receive_trim (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, uint32_t flags,
               int *err)
 {
-  if (enter (handle, err) == -1)
+  if (enter (handle, count, offset, err) == -1)
     return -1;
   int r = next->trim (next, count, offset, flags, err);
   leave (handle);
@@ -262,7 +307,7 @@ receive_zero (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, 
 {
   struct handle *h = handle;
 
-  if (enter (h, err) == -1)
+  if (enter (h, count, offset, err) == -1)
     return -1;
   if (receive.config.keep_allocated && h->kind != EXPORT_GUEST)
     flags &= ~(uint32_t)NBDKIT_FLAG_MAY_TRIM;
@@ -287,12 +332,14 @@ static struct nbdkit_filter filter = {
   .close = receive_close,
   .can_write = receive_can_write,
   .can_multi_conn = receive_can_multi_conn,
+  .get_size = receive_get_size,
   .pread = receive_pread,
   .flush = receive_flush,
   .extents = receive_extents,
   .pwrite = receive_pwrite,
   .trim = receive_trim,
   .zero = receive_zero,
+  .cache = receive_cache,
 };
 
 NBDKIT_REGISTER_FILTER (filter)

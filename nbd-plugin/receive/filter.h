@@ -3,7 +3,7 @@
  * nbdkit-mirror-receive-filter, the destination's side of a mirror: what its parts share.
  * `nbdmirror receive` puts it in front of the disk.
  *
- * It may use control/receive-exports.h, base/ and nbdkit's filter API.
+ * It may use control/receive-exports.h, compress/, base/ and nbdkit's filter API.
  *
  * One disk, several exports (control/receive-exports.h lists them).  Of the mirror's export one
  * session at a time may write (admission.h).  The guest's first mutation through its own export
@@ -27,6 +27,7 @@
 #include <stdint.h>
 
 #include "nbd-plugin/receive/admission.h"
+#include "nbd-plugin/receive/packed.h"
 
 /* What the command line says; constant after get_ready.  Descriptors are -1 if they were not
  * given. */
@@ -64,6 +65,7 @@ struct handle {
   enum export_kind kind;
   _Atomic uint64_t generation; /* SESSION, and ALONE once it has written; else 0 */
   _Atomic bool refusal_logged;
+  struct packed *packed; /* NULL: its writes are never compressed */
 };
 
 /* config.c: take a parameter.  1: it was ours, 0: it is not, -1: it is wrong, and was logged. */
@@ -75,6 +77,9 @@ extern const char receive_help[];
 /* Open the export NAME: sets H's kind and, for a session, its right to write, for which it may
  * wait.  0, or -1 with the reason logged. */
 int export_open (struct receive *r, struct handle *h, const char *name);
+
+/* May what is written to the export NAME be compressed? */
+bool export_is_packed (const char *name);
 
 /* The last step of opening a GIVE_UP export: the disk may be gone in a moment.  0 or -1. */
 int export_give_up (struct receive *r);

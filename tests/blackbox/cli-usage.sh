@@ -89,6 +89,10 @@ for value in '' 0 50 -1ms x 11s; do
   refused 2 "max-write-delay=$value: " set none "max-write-delay=$value"
   refused 2 "--max-write-delay" mirror none dest --max-write-delay "$value"
 done
+for value in '' 0 10 -1 3x fast; do
+  refused 2 "--compress=$value: " mirror none dest "--compress=$value"
+  refused 2 "--compress=$value: " copy none dest "--compress=$value"
+done
 refused 2 'policy=hope: ' set none policy=hope
 refused 2 'synchronous=maybe: ' set none synchronous=maybe
 refused 2 'policy=hope: ' set none bandwidth=1M policy=hope

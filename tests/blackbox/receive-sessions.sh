@@ -73,7 +73,8 @@ def listed(where):
     h.opt_abort()
     return found
 
-assert listed(dst) == {"mirror": "nbdmirror-receive 1", "": "for the guest"}, listed(dst)
+assert listed(dst) == {"mirror": "nbdmirror-receive 1", "mirror+zstd": "nbdmirror-receive zstd 1",
+                       "": "for the guest"}, listed(dst)
 
 # A session of two connections, and the next one.
 a, a2 = connect("mirror@a"), connect("mirror@a")

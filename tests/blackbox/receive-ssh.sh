@@ -73,6 +73,13 @@ has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "$dest&overwrite"
 has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$dest" "$tmp/back"
 cmp "$tmp/disk" "$tmp/back" || fail "copied back through ssh: differs"
 
+# Compressed.
+seq 500000 >"$tmp/text"
+has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/text" "$host/text?$program" --compress --json
+[ "$(field wire-bytes <"$tmp/out")" -lt "$(field sent-bytes <"$tmp/out")" ] ||
+  fail "--compress through ssh has compressed nothing: $(cat "$tmp/out")"
+cmp "$tmp/text" "$tmp/there/text" || fail "copied with --compress through ssh: differs"
+
 # A mirror that loses its connection, then its server.
 session () { ps -eo pid=,args= |
   awk -v path="$disk_there" '/ receive --stdio / && index ($0, path) && !/sh -c/ { print $1 }'; }

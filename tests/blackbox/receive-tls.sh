@@ -92,6 +92,17 @@ cmp -n 16777216 "$tmp/there" /dev/zero || fail "somebody without a certificate w
 ! grep '^clear' "$tmp/seen" || fail "in the clear"
 : >"$tmp/seen"
 
+# Compressed, inside TLS.
+seq 500000 >"$tmp/text"
+receive_tls zipped --tls-verify-peer "$tmp/zipped" --size "$(stat -c %s "$tmp/text")"
+has_to_exit 0 timeout 30 "$NBDMIRROR" copy "$tmp/text" "${uri[zipped]}/client" --compress --json
+[ "$(field wire-bytes <"$tmp/out")" -lt "$(field sent-bytes <"$tmp/out")" ] ||
+  fail "--compress inside TLS has compressed nothing: $(cat "$tmp/out")"
+cmp "$tmp/text" "$tmp/zipped" || fail "copied with --compress inside TLS: differs"
+! grep '^clear' "$tmp/seen" || fail "--compress: in the clear"
+stop zipped-relay
+stop zipped
+
 # The mirror; its server is killed in between, and the new one demands TLS as well.
 spawn mirror nbdmirror mirror "${control[src]}" "$(with client)" --bandwidth 4M \
   --on-ready complete --quarantine-grace 100ms \
