@@ -80,6 +80,11 @@ evacuate_prepare_disk (struct evacuate *e, double size)
       cmd_say ("%s: %s", e->disk, strerror (errno));
       return EXIT_ERROR;
     }
+    if (e->sync.mode == ENGINE_SYNC_TOP || e->sync.mode == ENGINE_SYNC_BASE) {
+      cmd_say ("%s: does not exist, so it does not hold the base: copy the base there first",
+               e->disk);
+      return EXIT_REFUSED;
+    }
     return create_disk (e, size) == 0 ? 0 : EXIT_ERROR;
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {

@@ -304,7 +304,7 @@ leads_back (struct job *j, json_int_t before)
 static int
 prepare_sync (struct job *j)
 {
-  char *error = sync_refusal (&j->o->sync, j->source);
+  char *error = sync_refusal (&j->o->sync, j->source, j->o->dest.dest, j->o->dest.nr_dest);
 
   if (error != NULL) {
     job_say (j, JOB_ERROR, "refused: %s", error);

@@ -8,8 +8,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/text.h"
+#include "mirror/endpoint/uri.h"
 #include "mirror/job/sync.h"
 
 static const char *const names[] = {
@@ -54,13 +56,33 @@ sync_fault (const struct sync_options *o)
   return NULL;
 }
 
+/* A file that we would make holds nothing, so no base either.  A sample of a base that is nearly
+ * empty would not notice. */
+static char *
+refuse_new_file (char *const *dest, unsigned nr_dest)
+{
+  struct stat st;
+
+  if (nr_dest != 1 || uri_kind (dest[0]) != URI_NONE)
+    return NULL;
+  bool there = stat (dest[0], &st) == 0;
+  if (there ? S_ISREG (st.st_mode) && st.st_size == 0 : errno == ENOENT)
+    return text_printf ("%s %s, so it does not hold the base: make it an overlay on the base, or a"
+                        " copy of it, first",
+                        dest[0], there ? "is empty" : "does not exist");
+  return NULL;
+}
+
 char *
-sync_refusal (const struct sync_options *o, const struct endpoint *source)
+sync_refusal (const struct sync_options *o, const struct endpoint *source, char *const *dest,
+              unsigned nr_dest)
 {
   if (o->mode == ENGINE_SYNC_TOP && !endpoint_info (source)->can_layers)
     return text_printf ("%s does not tell its layers apart, which --sync top needs: serve the disk "
                         "with qemu-nbd --allocation-depth",
                         endpoint_name (source));
+  if (o->mode == ENGINE_SYNC_TOP || o->mode == ENGINE_SYNC_BASE)
+    return refuse_new_file (dest, nr_dest);
   return NULL;
 }
 

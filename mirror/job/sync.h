@@ -26,9 +26,11 @@ bool sync_parse (const char *name, enum engine_sync *mode);
 /* Do the options fit together?  NULL, or what is wrong, in the words of the command line. */
 const char *sync_fault (const struct sync_options *o);
 
-/* Can SOURCE, which was opened with endpoint_options.layers, be copied in this mode?  NULL, or why
- * not (base/text.h, the caller frees it): exit 7. */
-char *sync_refusal (const struct sync_options *o, const struct endpoint *source);
+/* Can SOURCE, which was opened with endpoint_options.layers, be copied in this mode to DEST,
+ * NR_DEST words as for endpoint_open(), which is not opened yet?  NULL, or why not (base/text.h,
+ * the caller frees it): exit 7. */
+char *sync_refusal (const struct sync_options *o, const struct endpoint *source, char *const *dest,
+                    unsigned nr_dest);
 
 /* Open the base image for reading, if the mode needs one.  A format other than raw is read through
  * a qemu-nbd of ours, which ends with the endpoint.  EO: time limits.  0 with *BASE, which may be

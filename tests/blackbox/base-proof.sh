@@ -117,6 +117,23 @@ stop dst
 
 # ---- other servers ----
 
+# A file that is made for the copy holds no base.  No sample finds that of a base that is nearly
+# empty.
+truncate -s 1G "$tmp/sparse-base"
+poke "$tmp/sparse-base" 12345678
+cp --sparse=always "$tmp/sparse-base" "$tmp/sparse"
+for there in 'does not exist' 'is empty'; do
+  for what in "copy $tmp/sparse" "mirror ${control[src]}"; do
+    # shellcheck disable=SC2086
+    has_to_exit 7 nbdmirror $what "$tmp/new.img" --sync base --base "$tmp/sparse-base" --trust-base
+    grep -q "$there" "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+  done
+  [ "$there" = 'is empty' ] || [ ! -e "$tmp/new.img" ] || fail "a refused file was left over"
+  : >"$tmp/new.img"
+done
+[ ! -s "$tmp/new.img" ] || fail "something was written in spite of the refusal"
+rm "$tmp/new.img"
+
 cp "$tmp/base" "$tmp/plain.img"
 start_dest plain file "$size"
 has_to_exit 7 nbdmirror copy "$tmp/disk" "${uri[plain]}" --sync base --base "$tmp/base"

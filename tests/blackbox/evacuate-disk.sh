@@ -95,6 +95,26 @@ stop front
 equal "$tmp/shadow" "${uri[src]}"
 note "guest: $(cat "$tmp/guest.json")"
 
+# On to a disk that holds nearly everything.  What it holds is not looked at where the mode says
+# what that is: so a base that it does not hold is found out.
+cp "$tmp/shadow" "$tmp/near.img"
+cp "$tmp/shadow" "$tmp/base"
+for at in 1000 20000000; do
+  printf 'older' | dd of="$tmp/near.img" bs=1 seek=$at conv=notrunc status=none
+done
+has_to_exit 7 evacuate "${control[src]}" "$tmp/near.img" --sync compare
+grep -q 'with --overwrite' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+base=(--sync base --base "$tmp/base" --trust-base)
+has_to_exit 7 evacuate "${control[src]}" "$tmp/none.img" "${base[@]}"
+grep -q 'does not exist' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+[ ! -e "$tmp/none.img" ] || fail "a refused disk was left over"
+truncate -s 32M "$tmp/empty.img"
+has_to_exit 7 evacuate "${control[src]}" "$tmp/empty.img" --overwrite "${base[@]}"
+grep -q 'does not hold the base image' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+has_to_exit 0 evacuate "${control[src]}" "$tmp/near.img" --sync compare --overwrite
+equal "$tmp/shadow" "${uri[src]}"
+[ "$(status_of "${control[src]}" direct)" = "$tmp/near.img" ] || fail "it was not moved again"
+
 # Handed over by somebody else meanwhile: then the new disk is not this command's to remove.
 random_disk "$tmp/third.img" 8M
 start_server third "$tmp/third.img"
