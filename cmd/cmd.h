@@ -130,6 +130,8 @@ extern const struct subcommand subcommand_complete;
 extern const struct subcommand subcommand_migrate;
 extern const struct subcommand subcommand_rollback;
 extern const struct subcommand subcommand_state;
+extern const struct subcommand subcommand_checkpoint;
+extern const struct subcommand subcommand_dirty_map;
 extern const struct subcommand subcommand_verify;
 extern const struct subcommand subcommand_digest;
 extern const struct subcommand subcommand_evacuate;

@@ -46,6 +46,7 @@ include cmd/receive/local.mk
 include cmd/migrate/local.mk
 include cmd/evacuate/local.mk
 include cmd/complete/local.mk
+include cmd/checkpoint/local.mk
 
 # Completion for shells is made from the program's own tables of options.  A program of a cross
 # compiler does not run here.

@@ -34,6 +34,8 @@ static const struct subcommand *const subcommands[] = {
   &subcommand_verify,
   &subcommand_digest,
   &subcommand_state,
+  &subcommand_checkpoint,
+  &subcommand_dirty_map,
   &subcommand_adopt,
   &subcommand_give_back,
   NULL,

@@ -16,6 +16,7 @@ unit_tests = \
 	tests/unit/test-claims \
 	tests/unit/test-urgent \
 	tests/unit/test-samples \
+	tests/unit/test-state \
 	tests/unit/test-rate \
 	tests/unit/test-window \
 	tests/unit/test-estimate \
@@ -153,6 +154,7 @@ blackbox_tests = \
 	tests/blackbox/quarantine-busy.sh \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/serve.sh \
+	tests/blackbox/checkpoints.sh \
 	tests/blackbox/state-file.sh \
 	tests/blackbox/state-loss.sh \
 	tests/blackbox/fence.sh \

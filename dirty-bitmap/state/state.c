@@ -209,22 +209,42 @@ make_inconsistent (struct state_table *t, const char *fault)
   snprintf (c->fault, sizeof c->fault, "%.*s", (int)STATE_FAULT_MAX, fault);
 }
 
-int
-state_write_off (struct state *s)
+/* The active recording is inconsistent, and, unless GO_ON, not active any more.  0, or -1 with
+ * errno. */
+static int
+break_recording (struct state *s, const char *fault, bool go_on)
 {
-  if (!s->lost || !s->table->recording)
+  if (!s->table->recording)
     return 0;
   struct state_table *t = malloc (sizeof *t);
   if (t == NULL)
     return -1;
   *t = *s->table;
-  make_inconsistent (t, s->reason);
-  t->recording = false;
+  make_inconsistent (t, fault);
+  t->recording = go_on;
   int r = state_write_table (s, t);
   free (t);
+  return r;
+}
+
+int
+state_write_off (struct state *s)
+{
+  if (!s->lost)
+    return 0;
   atomic_store (&s->marked[1], NULL);
   atomic_store (&s->marked[2], NULL);
-  return r;
+  return break_recording (s, s->reason, false);
+}
+
+void
+state_break (struct state *s, const char *reason)
+{
+  pthread_mutex_lock (&s->io_lock);
+  int r = s->table != NULL ? break_recording (s, reason, true) : 0, saved = errno;
+  pthread_mutex_unlock (&s->io_lock);
+  if (r == -1)
+    state_lose (s, strerror (saved));
 }
 
 int
@@ -283,16 +303,7 @@ continue_recording (struct state *s, const struct state_found *f, _Atomic uint64
   for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
     atomic_store (&live[w], f->recorded[w]);
   atomic_store (&s->marked[1 + s->table->slot], live);
-  if (f->how != STATE_FROM_NOTHING)
-    return 0;
-  struct state_table *t = malloc (sizeof *t);
-  if (t == NULL)
-    return -1;
-  *t = *s->table;
-  make_inconsistent (t, f->reason);
-  int r = state_write_table (s, t);
-  free (t);
-  return r;
+  return f->how == STATE_FROM_NOTHING ? break_recording (s, f->reason, true) : 0;
 }
 
 int
@@ -381,25 +392,18 @@ state_end (struct state *s)
 void
 state_disown (struct state *s, const char *reason)
 {
-  struct state_table *t = malloc (sizeof *t);
-  int r = -1;
-
   pthread_mutex_lock (&s->io_lock);
   stop_tracking (s, false);
-  if (t != NULL && s->table != NULL) {
-    *t = *s->table;
-    make_inconsistent (t, reason);
-    t->recording = false;
-    for (unsigned i = 0; i < 3; i++)
-      atomic_store (&s->marked[i], NULL);
-    s->preparing = false;
-    struct state_super super = s->super;
-    super.job = false;
-    super.status = STATE_CLEAN;
-    r = state_write_table (s, t) == 0 ? state_write_super (s, &super) : -1;
-  }
+  for (unsigned i = 0; i < 3; i++)
+    atomic_store (&s->marked[i], NULL);
+  s->preparing = false;
+  struct state_super super = s->super;
+  super.job = false;
+  super.status = STATE_CLEAN;
+  int r = s->table == NULL || break_recording (s, reason, false) == 0
+              ? state_write_super (s, &super)
+              : -1;
   int saved = errno;
-  free (t);
   pthread_mutex_unlock (&s->io_lock);
   if (r == -1)
     state_lose (s, strerror (saved));

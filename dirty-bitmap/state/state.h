@@ -220,6 +220,10 @@ void state_end (struct state *s);
  * REASON.  A failure is remembered as a loss. */
 void state_disown (struct state *s, const char *reason);
 
+/* Something was not recorded: the active recording, if there is one, is inconsistent from now on,
+ * because of REASON.  A failure is remembered as a loss. */
+void state_break (struct state *s, const char *reason);
+
 /* No guest writes any more: make everything durable, and say that the end was clean.  ID is what
  * the source's disk looks like now.  0, or -1: then the next start recovers as after a crash. */
 int state_close_clean (struct state *s, const struct state_identity *id);

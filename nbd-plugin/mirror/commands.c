@@ -194,8 +194,44 @@ bypass (struct call *c)
                    "there is a mirror job, which relies on every write passing here");
   else {
     m->bypassed = on;
+    if (on)
+      persist_bypassed (m);
     control_reply (c->peer, c->id, NULL, -1);
   }
+}
+
+static void
+checkpoint_prepare (struct call *c)
+{
+  if (!call_lease_ok (c))
+    return;
+  int fd = c->fd;
+  c->fd = -1;
+  checkpoints_prepare (c->m, c->peer, c->id, c->args, fd);
+}
+
+static void
+checkpoint_finish (struct call *c)
+{
+  checkpoints_finish (c->m, c->peer, c->id);
+}
+
+static void
+checkpoint_remove (struct call *c)
+{
+  checkpoints_remove (c->m, c->peer, c->id, call_string (c, "name"));
+}
+
+static void
+query_checkpoints (struct call *c)
+{
+  checkpoints_list (c->m, c->peer, c->id, (uint64_t)call_integer (c, "from", 0));
+}
+
+static void
+query_map (struct call *c)
+{
+  checkpoints_map (c->m, c->peer, c->id, call_string (c, "since"));
 }
 
 static void
@@ -229,6 +265,11 @@ static const struct command commands[] = {
   { "mirror-release", "generation:i", release, false },
   { "mirror-rollback", "rollback-token:s! destination-stopped:b!", rollback, false },
   { "mirror-bypass", "on:b!", bypass, false },
+  { "mirror-checkpoint-prepare", "name:s! lease-ms:i", checkpoint_prepare, false },
+  { "mirror-checkpoint-finish", "", checkpoint_finish, false },
+  { "mirror-checkpoint-remove", "name:s!", checkpoint_remove, false },
+  { "query-mirror-checkpoints", "from:i", query_checkpoints, false },
+  { "query-mirror-map", "since:s", query_map, false },
   { NULL, NULL, NULL, false },
 };
 
@@ -376,6 +417,7 @@ on_closed (void *opaque, struct control_peer *peer)
     participant_worker_gone (m, "detached", "the worker's connection closed");
   attachment_peer_closed (&m->attachment, peer);
   measurement_peer_closed (m, peer);
+  checkpoints_peer_closed (m, peer);
 }
 
 const struct control_server_ops mirror_server_ops = {

@@ -12,7 +12,8 @@
  *   gate, pace, tracker, fence, process, relay,  know nothing of each other, except that the pace
  *   shutdown                                     uses a type of the gate
  *   attachment, measurement                      the worker and its region; a region for onlookers
- *   persist                                      the job in a file
+ *   persist                                      the job and the recordings in a file
+ *   checkpoints                                  what users do with recordings
  *   participant                                  this disk's part in a hand-off
  *   status, events                               what clients are told; they change nothing
  *   thread, commands                             call all of the above
@@ -36,6 +37,7 @@
 #include "base/clock.h"
 #include "control/server.h"
 #include "nbd-plugin/mirror/attachment.h"
+#include "nbd-plugin/mirror/checkpoints.h"
 #include "nbd-plugin/mirror/events.h"
 #include "nbd-plugin/mirror/fence.h"
 #include "nbd-plugin/mirror/gate.h"
@@ -77,6 +79,7 @@ struct mirror {
   struct control_server *server;
   struct attachment attachment;
   struct participant participant;
+  struct checkpointing checkpointing;
   struct measurement measurement;
   struct told told;
   bool bypassed;      /* somebody writes to the disk without passing us: no job may begin */

@@ -258,6 +258,13 @@ persist_tracks (struct mirror *m)
   m->persist.shards_seen = 0;
 }
 
+void
+persist_bypassed (struct mirror *m)
+{
+  if (m->persist.open)
+    state_break (&m->persist.state, "the disk was written to without passing the server");
+}
+
 int
 persist_begin (struct mirror *m, const struct region_geometry *geo, char **error)
 {
@@ -368,6 +375,7 @@ persist_status (struct mirror *m, json_t *o)
   json_object_set_new (o, "state-file", json_string (p->path));
   json_object_set_new (o, "state-status", json_string (status));
   json_object_set_new (o, "state-reason", v.lost ? json_string (v.reason) : json_null ());
+  json_object_set_new (o, "state-recording", json_boolean (v.recording));
   json_object_set_new (o, "state-hot-extents", json_integer ((json_int_t)v.hot));
   json_object_set_new (o, "state-hot-limit", json_integer ((json_int_t)v.hot_limit));
   json_object_set_new (o, "state-recovery",

@@ -47,6 +47,9 @@ void persist_close (struct mirror *m);
 /* A new job begins: every block is dirty.  0, or -1 with *ERROR. */
 int persist_begin (struct mirror *m, const struct region_geometry *geo, char **error);
 
+/* Somebody writes to the disk without passing us: what is recorded is inconsistent. */
+void persist_bypassed (struct mirror *m);
+
 /* Tracking began, of a job or of a recording: what began before was not counted. */
 void persist_tracks (struct mirror *m);
 

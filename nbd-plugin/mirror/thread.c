@@ -44,6 +44,7 @@ mirror_tick (struct mirror *m)
     participant_abort (m, "GenericError", "worker does not answer");
   participant_tick (m);
   persist_tick (m);
+  checkpoints_tick (m);
   pace_tick (&m->pace, (int64_t)clock_ns ());
   mirror_tell (m);
 }
@@ -56,10 +57,10 @@ is_idle (const struct mirror *m, const struct pace_view *pace)
 {
   const struct attachment *a = &m->attachment;
 
-  return !m->participant.active && m->fence.state != FENCE_DRAFT && a->relays.first == NULL
-         && a->hold.peer == NULL && a->attach.peer == NULL
-         && !(m->persist.open && a->region != NULL) && pace->mode == PACE_OPEN
-         && (a->process.fd != -1 || a->process.start_time == 0);
+  return !m->participant.active && m->checkpointing.decision == NULL
+         && m->fence.state != FENCE_DRAFT && a->relays.first == NULL && a->hold.peer == NULL
+         && a->attach.peer == NULL && !(m->persist.open && a->region != NULL)
+         && pace->mode == PACE_OPEN && (a->process.fd != -1 || a->process.start_time == 0);
 }
 
 static int
@@ -83,7 +84,8 @@ next_timeout (struct mirror *m)
   /* The worker tells in shared memory that it has caught up, which wakes nobody. */
   bool waits = pace.mode == PACE_SYNCHRONOUS || m->attachment.hold.peer != NULL
                || m->attachment.attach.peer != NULL
-               || (m->participant.generation != 0 && !m->participant.prepared);
+               || (m->participant.generation != 0 && !m->participant.prepared)
+               || (m->checkpointing.decision != NULL && !m->checkpointing.prepared);
   return waits && ms > SOON_MS ? SOON_MS : (int)ms;
 }
 
@@ -112,6 +114,7 @@ shut_down (struct mirror *m)
   gate_stop (&m->gate);
   pace_end (&m->pace);
   participant_shutdown (m);
+  checkpoints_shutdown (m);
   mirror_tell (m);
   if (m->attachment.worker != NULL)
     control_event (m->server, m->attachment.worker, "MIRROR_SHUTDOWN", NULL);

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What the files of `nbdmirror checkpoint` and `dirty-map` share.
+ */
+
+#ifndef NBDMIRROR_CMD_CHECKPOINT_CHECKPOINT_H
+#define NBDMIRROR_CMD_CHECKPOINT_CHECKPOINT_H
+
+#include <stdbool.h>
+#include <jansson.h>
+
+/* add.c: add checkpoint NAME to the NR disks of CONTROLS at one instant.  An exit status, after
+ * messages.  *UUIDS is set on success, to an object: a UUID for each control. */
+int checkpoint_add (char *const *controls, unsigned nr, const char *name, json_t **uuids);
+
+/* Is PATH a socket, so that it can be a control?  If not it may be a state file. */
+bool checkpoint_is_control (const char *path);
+
+#endif

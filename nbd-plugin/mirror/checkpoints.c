@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Commands about checkpoints.  See checkpoints.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <nbdkit-filter.h>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
+#include "base/uuid.h"
+#include "dirty-bitmap/bitmap.h"
+#include "dirty-bitmap/state/recordings.h"
+#include "nbd-plugin/mirror/checkpoints.h"
+#include "nbd-plugin/mirror/filter.h"
+
+#define DEFAULT_LIMIT_MS 10000
+#define LIST_MAX 64  /* checkpoints in one answer, which fits in a line */
+#define COUNT_MS 200 /* how long the list may take to add up recordings */
+
+static const char no_state_file[] = "this server keeps no state file: start it with --state FILE"
+                                    " (mirror-state=)";
+
+/* ---- adding ---- */
+
+static void
+finish (struct checkpointing *c)
+{
+  json_decref (c->id);
+  decision_free (c->decision);
+  memset (c, 0, sizeof *c);
+}
+
+static void
+give_up (struct mirror *m, const char *class_, const char *reason)
+{
+  struct checkpointing *c = &m->checkpointing;
+
+  state_checkpoint_abort (&m->persist.state);
+  if (c->peer != NULL && c->id != NULL)
+    control_error (c->peer, c->id, class_, "the checkpoint was given up: %s", reason);
+  finish (c);
+}
+
+/* Room for the live maps, and the mappings. */
+static int
+map_recordings (struct persist *p, const struct state_layout *l, char **error)
+{
+  if (p->file.slots[0] == NULL
+      && (state_file_allocate (&p->file, 0, l->file_size) == -1
+          || state_file_allocate (&p->file, l->recordings_offset, 2 * l->live_bytes) == -1))
+    return text_error (error, "there is no room for recordings: %s", strerror (errno));
+  return state_file_map_recordings (&p->file, l, error);
+}
+
+/* Begin to mark the next recording.  0, or -1 with *ERROR. */
+static int
+begin (struct mirror *m, const char *name, const struct region_geometry *geo, char **error)
+{
+  struct persist *p = &m->persist;
+  struct checkpointing *c = &m->checkpointing;
+  struct state_layout layout;
+  struct state_view before;
+  uint8_t boot[16];
+
+  state_look (&p->state, &before);
+  state_boot_id (boot);
+  uuid_make (c->uuid);
+  if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
+    return text_error (error, "%s", strerror (errno));
+  if (map_recordings (p, &layout, error) == -1
+      || state_checkpoint_prepare (&p->state, &layout, p->file.slots, boot, name, c->uuid, error)
+             == -1)
+    return -1;
+  if (!before.job)
+    persist_tracks (m);
+  return 0;
+}
+
+void
+checkpoints_prepare (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args, int fd)
+{
+  struct checkpointing *c = &m->checkpointing;
+  const char *name = json_string_value (json_object_get (args, "name"));
+  json_t *limit = json_object_get (args, "lease-ms");
+  CLEANUP_TEXT char *error = NULL;
+  struct decision *word = NULL;
+  struct region_geometry geo;
+
+  if (!m->persist.open)
+    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+  else if (fd == -1)
+    control_error (peer, id, "GenericError", "no descriptor of a decision word was passed");
+  else if (c->decision != NULL)
+    control_error (peer, id, "Busy", "a checkpoint is being added already");
+  else if (m->bypassed)
+    control_error (peer, id, "Bypassed", "somebody writes to the disk without passing this server");
+  else if (!tracker_geometry (&m->tracker, &geo))
+    control_error (peer, id, "NoDisk",
+                   "the disk's size is not known: open an NBD connection to the export first");
+  else if ((word = decision_map (fd, &error)) == NULL)
+    control_error (peer, id, "GenericError", "%s", error);
+  else if (begin (m, name, &geo, &error) == -1)
+    control_error (peer, id, "GenericError", "%s", error);
+  else {
+    c->peer = peer;
+    c->id = json_incref (id);
+    c->decision = word;
+    word = NULL;
+    int64_t ms = limit != NULL ? json_integer_value (limit) : DEFAULT_LIMIT_MS;
+    c->limit_ns = (int64_t)clock_ns () + ms * NS_PER_MS;
+  }
+  decision_free (word);
+  fd_close (&fd);
+}
+
+/* The word says "commit", and everybody was prepared then. */
+static int
+commit (struct mirror *m, char **error)
+{
+  int r = state_checkpoint_commit (&m->persist.state, error);
+
+  if (r == -1)
+    nbdkit_error ("mirror-state=%s: the checkpoint was not added: %s", m->persist.path, *error);
+  finish (&m->checkpointing);
+  return r;
+}
+
+void
+checkpoints_finish (struct mirror *m, struct control_peer *peer, json_t *id)
+{
+  struct checkpointing *c = &m->checkpointing;
+  CLEANUP_TEXT char *error = NULL;
+  char uuid[UUID_TEXT_BYTES];
+
+  if (c->decision == NULL || c->peer != peer || !c->prepared) {
+    control_error (peer, id, "DeviceNotActive", "no checkpoint of this connection's is prepared");
+    return;
+  }
+  uuid_text (c->uuid, uuid);
+  if (decision_get (c->decision) != DECISION_COMMIT)
+    control_error (peer, id, "NotDecided", "the decision word does not say commit");
+  else if (commit (m, &error) == -1)
+    control_error (peer, id, "GenericError", "%s", error);
+  else
+    control_reply (peer, id, json_pack ("{s:s}", "uuid", uuid), -1);
+}
+
+void
+checkpoints_tick (struct mirror *m)
+{
+  struct checkpointing *c = &m->checkpointing;
+  CLEANUP_TEXT char *error = NULL;
+
+  if (c->decision == NULL)
+    return;
+  if (!c->prepared && gate_all_passed (&m->gate, &c->shards_seen)) {
+    char uuid[UUID_TEXT_BYTES];
+    uuid_text (c->uuid, uuid);
+    c->prepared = true;
+    if (c->peer != NULL)
+      control_reply (c->peer, c->id, json_pack ("{s:s}", "uuid", uuid), -1);
+    json_decref (c->id);
+    c->id = NULL;
+  }
+  bool gone = c->peer == NULL, late = (int64_t)clock_ns () >= c->limit_ns;
+  if (!c->prepared && decision_get (c->decision) == DECISION_COMMIT) {
+    nbdkit_error ("mirror: a checkpoint was committed before this disk was prepared: it has none");
+    give_up (m, "GenericError", "it was committed too early");
+  } else if (gone || late || decision_get (c->decision) == DECISION_ABORT) {
+    if (decision_try (c->decision, DECISION_ABORT) == DECISION_COMMIT)
+      commit (m, &error);
+    else
+      give_up (m, late ? "LeaseEnded" : "GenericError",
+               late ? "writes that began before it did not end in time" : "it was aborted");
+  }
+}
+
+void
+checkpoints_peer_closed (struct mirror *m, struct control_peer *peer)
+{
+  if (m->checkpointing.peer == peer)
+    m->checkpointing.peer = NULL;
+}
+
+void
+checkpoints_shutdown (struct mirror *m)
+{
+  struct checkpointing *c = &m->checkpointing;
+  CLEANUP_TEXT char *error = NULL;
+
+  if (c->decision == NULL)
+    return;
+  if (c->prepared && decision_try (c->decision, DECISION_ABORT) == DECISION_COMMIT)
+    commit (m, &error);
+  else {
+    decision_try (c->decision, DECISION_ABORT);
+    give_up (m, "GenericError", "the server stops");
+  }
+}
+
+/* ---- removing ---- */
+
+void
+checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id, const char *name)
+{
+  CLEANUP_TEXT char *error = NULL;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  if (!m->persist.open)
+    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+  else if (gate.mode == GATE_HELD) /* merging recordings takes long */
+    control_error (peer, id, "Busy", "a hand-off is under way");
+  else if (state_checkpoint_remove (&m->persist.state, name, &error) == -1)
+    control_error (peer, id, "GenericError", "%s", error);
+  else
+    control_reply (peer, id, NULL, -1);
+}
+
+/* ---- looking ---- */
+
+static uint64_t
+count_blocks (const struct state *s, const uint64_t *bits)
+{
+  const struct region_geometry *geo = &s->layout.geo;
+  uint64_t n = 0;
+
+  for (uint64_t w = 0; w < geo->nr_words; w++)
+    n += (uint64_t)__builtin_popcountll (bits[w]);
+  return n < geo->nr_blocks ? n : geo->nr_blocks;
+}
+
+/* How many blocks were changed since checkpoint FROM of T, by adding its recording to BITS, which
+ * has what the later ones have.  -1: not known. */
+static int64_t
+add_recording (struct state *s, const struct state_table *t, uint32_t from, uint64_t *bits)
+{
+  CLEANUP_TEXT char *error = NULL;
+  uint64_t bad;
+
+  if (state_table_fault (t, from) != -1 || !atomic_load (&s->active))
+    return -1;
+  if (from + 1 == t->nr)
+    for (uint64_t w = 0; w < s->layout.geo.nr_words; w++)
+      bits[w] = atomic_load (&s->slots[t->slot][w]);
+  else if (state_read_recording (&s->layout, &t->list[from], s->io.read, s->io.opaque, bits, &bad,
+                                 &error)
+           == -1)
+    return -1;
+  return (int64_t)count_blocks (s, bits);
+}
+
+/* CHANGED[i]: blocks changed since checkpoint i of T, or -1 where that is not known, or would take
+ * too long to find out. */
+static void
+count_changes (struct mirror *m, const struct state_table *t, int64_t *changed)
+{
+  struct state *s = &m->persist.state;
+  uint64_t begun = clock_ms ();
+  uint64_t *bits = s->layout.geo.nr_words != 0 ? calloc (s->layout.geo.nr_words, 8) : NULL;
+
+  for (uint32_t i = t->nr; i-- > 0;) {
+    changed[i] = -1;
+    if (bits != NULL && clock_ms () - begun < COUNT_MS)
+      changed[i] = add_recording (s, t, i, bits);
+    if (changed[i] == -1) {
+      free (bits); /* what comes before is not known either */
+      bits = NULL;
+    }
+  }
+  free (bits);
+}
+
+static json_t *
+bytes_or_null (const struct state *s, int64_t blocks)
+{
+  return blocks == -1 ? json_null ()
+                      : json_integer ((json_int_t)blocks << s->layout.geo.block_shift);
+}
+
+static json_t *
+describe (const struct state *s, const struct state_table *t, uint32_t i, int64_t changed)
+{
+  const struct state_checkpoint *c = &t->list[i];
+  int fault = state_table_fault (t, i);
+  bool active = t->recording && i + 1 == t->nr;
+  char uuid[UUID_TEXT_BYTES];
+
+  uuid_text (c->uuid, uuid);
+  if (fault == -1 && s->lost)
+    return json_pack ("{s:s, s:s, s:o, s:I, s:I, s:b, s:s, s:s, s:o}", "name", c->name, "uuid",
+                      uuid, "parent", i > 0 ? json_string (t->list[i - 1].name) : json_null (),
+                      "created-us", (json_int_t)c->created_us, "size", (json_int_t)c->disk_size,
+                      "recording", active, "status", "inconsistent", "reason", s->reason,
+                      "changed-bytes", json_null ());
+  return json_pack ("{s:s, s:s, s:o, s:I, s:I, s:b, s:s, s:o, s:o}", "name", c->name, "uuid", uuid,
+                    "parent", i > 0 ? json_string (t->list[i - 1].name) : json_null (),
+                    "created-us", (json_int_t)c->created_us, "size", (json_int_t)c->disk_size,
+                    "recording", active, "status", fault == -1 ? "consistent" : "inconsistent",
+                    "reason", fault == -1 ? json_null () : json_string (t->list[fault].fault),
+                    "changed-bytes", bytes_or_null (s, changed));
+}
+
+void
+checkpoints_list (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t from)
+{
+  struct state *s = &m->persist.state;
+
+  if (!m->persist.open) {
+    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+    return;
+  }
+  int64_t changed[STATE_CHECKPOINTS_MAX];
+  json_t *list = json_array ();
+  const struct state_table *t = s->table; /* only our thread changes it */
+  uint32_t nr = t != NULL ? t->nr : 0;
+
+  if (t != NULL)
+    count_changes (m, t, changed);
+  for (uint64_t i = from; i < nr && i - from < LIST_MAX; i++)
+    json_array_append_new (list, describe (s, t, (uint32_t)i, changed[i]));
+  control_reply (peer, id, json_pack ("{s:o, s:I}", "checkpoints", list, "total", (json_int_t)nr),
+                 -1);
+}
+
+/* What the destination of the job that is under way, or left over, may lack. */
+static int
+job_bits (struct mirror *m, uint64_t *bits, char **error)
+{
+  const struct region *r = m->attachment.region;
+
+  if (r == NULL)
+    return text_error (error, "there is no job '%s', and no checkpoint is named", DEFAULT_ID);
+  /* In the order that finds a block which is being claimed.  One that a clearer hides for a moment
+   * was asked for too early: try again. */
+  for (unsigned tries = 0; tries < 1000; tries++) {
+    uint64_t given_back = atomic_load (&r->hdr->given_back);
+    bool complete = true;
+    for (int a = REGION_DIRTY; a <= REGION_QUARANTINE; a++)
+      complete &= bitmap_or_words (r, (enum region_array)a, 0, r->geo.nr_words, bits);
+    if (complete && atomic_load (&r->hdr->given_back) == given_back)
+      return 0;
+  }
+  return text_error (error, "the job is too busy to be looked at");
+}
+
+/* Is there such a checkpoint, and not to be believed? */
+static bool
+is_inconsistent (const struct mirror *m, const char *name)
+{
+  const struct state *s = &m->persist.state;
+  int i = name != NULL && s->table != NULL ? state_table_find (s->table, name) : -1;
+
+  return i != -1 && (s->lost || state_table_fault (s->table, (uint32_t)i) != -1);
+}
+
+void
+checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const char *since)
+{
+  CLEANUP_TEXT char *error = NULL;
+  struct region_geometry geo = { 0 };
+  CLEANUP_FD int fd = memfd_create ("nbdmirror-map", MFD_CLOEXEC);
+
+  if (since != NULL && !m->persist.open) {
+    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+    return;
+  }
+  if (since != NULL)
+    geo = m->persist.state.layout.geo;
+  else if (m->attachment.region != NULL)
+    geo = m->attachment.region->geo;
+  size_t bytes = geo.nr_words * 8 + 8; /* never empty */
+  if (fd == -1 || ftruncate (fd, (off_t)bytes) == -1) {
+    control_error (peer, id, "GenericError", "memfd_create: %s", strerror (errno));
+    return;
+  }
+  uint64_t *bits = mmap (NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (bits == MAP_FAILED) {
+    control_error (peer, id, "GenericError", "mmap: %s", strerror (errno));
+    return;
+  }
+  int r = since != NULL ? state_changed_now (&m->persist.state, since, bits, &error)
+                        : job_bits (m, bits, &error);
+  munmap (bits, bytes);
+  if (r == -1)
+    control_error (peer, id, is_inconsistent (m, since) ? "Inconsistent" : "GenericError", "%s",
+                   error);
+  else
+    control_reply (peer, id,
+                   json_pack ("{s:I, s:I, s:I}", "size", (json_int_t)geo.disk_size, "block-size",
+                              (json_int_t)geo.block_size, "blocks", (json_int_t)geo.nr_blocks),
+                   fd);
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Checkpoints of this disk, for users.  dirty-bitmap/state/recordings.h says what one is.
+ *
+ * A checkpoint of several disks has one instant, or there is none on any of them.  As in a hand-off
+ * (participant.h) the client gives every disk's filter the same decision word:
+ *
+ *   none --prepare--> marking both --older writes have ended--> prepared
+ *     ^                    |                                       |   |
+ *     +---- abort: the word goes to "abort" first, at the limit ---+   |
+ *     +---- the word says "commit": the checkpoint is durable ---------+
+ *
+ * No guest is held meanwhile.  All disks are prepared when the word is decided, so that moment is
+ * the common instant.
+ *
+ * Control thread only.
+ */
+
+#ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_CHECKPOINTS_H
+#define NBDMIRROR_NBD_PLUGIN_MIRROR_CHECKPOINTS_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "control/decision.h"
+#include "control/server.h"
+
+struct mirror;
+
+struct checkpointing {
+  struct control_peer *peer; /* NULL: none is under way, or its client has gone */
+  json_t *id;                /* of mirror-checkpoint-prepare, until it is answered; owned */
+  struct decision *decision; /* owned; NULL: none is under way */
+  uint8_t uuid[16];
+  uint32_t shards_seen; /* of the gate, at 0 since both are marked */
+  bool prepared;
+  int64_t limit_ns; /* clock_ns() at which it is given up */
+};
+
+/* mirror-checkpoint-prepare.  FD is the decision word's, owned by the callee, or -1.  Answers, at
+ * once or when it is prepared. */
+void checkpoints_prepare (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args,
+                          int fd);
+
+/* mirror-checkpoint-finish, mirror-checkpoint-remove, query-mirror-checkpoints, query-mirror-map.
+ * Answer. */
+void checkpoints_finish (struct mirror *m, struct control_peer *peer, json_t *id);
+void checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id, const char *name);
+void checkpoints_list (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t from);
+void checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const char *since);
+
+void checkpoints_peer_closed (struct mirror *m, struct control_peer *peer);
+void checkpoints_tick (struct mirror *m);
+
+/* The server stops: what is not decided is given up. */
+void checkpoints_shutdown (struct mirror *m);
+
+#endif
