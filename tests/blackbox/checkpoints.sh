@@ -116,19 +116,19 @@ cp "$tmp/log" "$tmp/log1"
 cp "$tmp/disk" "$tmp/before"
 cat >"$tmp/guest.py" <<'EOF'
 import nbd, os, random, sys, threading, time
-until = time.monotonic() + 1.5
+until, writes = time.monotonic() + 1.5, []
 def write(seed):
-    rng, h, writes = random.Random(seed), nbd.NBD(), []
+    rng, h = random.Random(seed), nbd.NBD()
     h.connect_uri(sys.argv[1])
     while time.monotonic() < until:
         offset = rng.randrange(2048) * 4096 + (seed << 24)
         writes.append(f"{time.time()} {offset} 4096")
         h.pwrite(os.urandom(4096), offset)
     h.shutdown()
-    print("\n".join(writes))
 threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
 for t in threads: t.start()
 for t in threads: t.join()
+print("\n".join(writes))
 EOF
 spawn guest "$python" "$tmp/guest.py" "${uri[src]}"
 wait_for 5 cmp_differs
