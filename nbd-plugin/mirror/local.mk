@@ -19,6 +19,8 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/measurement.h \
 	nbd-plugin/mirror/pace.c \
 	nbd-plugin/mirror/pace.h \
+	nbd-plugin/mirror/participant-end.c \
+	nbd-plugin/mirror/participant-internal.h \
 	nbd-plugin/mirror/participant.c \
 	nbd-plugin/mirror/participant.h \
 	nbd-plugin/mirror/persist.c \

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What participant.c and participant-end.c share.  Control thread only.
+ */
+
+#ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_PARTICIPANT_INTERNAL_H
+#define NBDMIRROR_NBD_PLUGIN_MIRROR_PARTICIPANT_INTERNAL_H
+
+#include <stdbool.h>
+
+struct mirror;
+struct participant;
+
+/* No hand-off is active any more. */
+void participant_finish (struct participant *p);
+
+/* Answer the coordinator, if it still waits, with an error. */
+void participant_refuse (struct mirror *m, const char *class_, const char *reason);
+
+/* Remove the draft of the fence record.  One that cannot be removed would fence the next server, so
+ * that is logged, and tried again later. */
+void participant_drop_draft (struct mirror *m);
+
+/* The gate is fenced in memory: make that durable and tell everybody.  False if the record cannot
+ * be written now; then it is tried again. */
+bool participant_commit (struct mirror *m);
+
+/* The message for an error class of the final look. */
+const char *participant_look_message (const char *class_);
+
+#endif
