@@ -16,6 +16,9 @@
 
 #include "dirty-bitmap/region.h"
 
+/* What a file begins with, up to its NUL, from when it gets its room to the first superblock. */
+#define STATE_BEGUN "nbdmirror state file, not begun"
+
 #define STATE_PAGE 4096u
 #define STATE_PAGE_HEADER 64u
 #define STATE_PAGE_WORDS ((STATE_PAGE - STATE_PAGE_HEADER) / 8) /* 504 */

@@ -77,21 +77,25 @@ state_identity_of (int fd, struct state_identity *id)
   id->ctime_ns = st.st_ctim.tv_sec * NS_PER_S + st.st_ctim.tv_nsec;
 }
 
-/* The newer of the two superblocks.  0, or -1 with *ERROR.  A file that nobody has written to, but
- * whose room was allocated, has none: s->sequence is 0 then. */
+/* The newer of the two superblocks.  0, or -1 with *ERROR.  A file that has its room, but no
+ * superblock yet, begins with STATE_BEGUN: s->sequence is 0 then.  Nothing but zeroes is not taken
+ * for a state file, because it may be a new disk that was named by mistake. */
 static int
 find_super (int fd, struct state_super *s, char **error)
 {
   static const uint8_t zeroes[STATE_PAGE];
   uint8_t page[STATE_PAGE];
-  bool found = false, empty = true;
+  bool found = false, begun = false;
 
   memset (s, 0, sizeof *s);
   for (unsigned copy = 0; copy < 2; copy++) {
     struct state_super one;
     if (read_at (fd, page, sizeof page, copy * STATE_PAGE) == -1)
       return text_error (error, "the superblock cannot be read: %s", strerror (errno));
-    empty &= memcmp (page, zeroes, sizeof page) == 0;
+    if (copy == 0)
+      begun = memcmp (page, STATE_BEGUN, sizeof STATE_BEGUN) == 0;
+    else
+      begun = begun && memcmp (page, zeroes, sizeof page) == 0;
     switch (state_super_decode (page, &one)) {
     case STATE_SUPER_UNKNOWN:
       return text_error (error, "it was written by another version of nbdmirror");
@@ -104,7 +108,7 @@ find_super (int fd, struct state_super *s, char **error)
       break;
     }
   }
-  return found || empty
+  return found || begun
              ? 0
              : text_error (error, "it is not a state file, or its superblocks are damaged");
 }
