@@ -128,6 +128,24 @@ reap (struct disk *d, int ms)
     d->ended = child_ended (d->pid, ms, &d->wait_status);
 }
 
+/* Its own message, on our standard error, says more. */
+static const char *
+why_ended (int exit_status)
+{
+  switch (exit_status) {
+  case EXIT_DEST_FAILED:
+    return ": its destination failed, or is stalled";
+  case EXIT_NOT_CONVERGED:
+    return ": the disk does not converge";
+  case EXIT_CANCELLED:
+    return ": the mirror was cancelled";
+  case EXIT_REFUSED:
+    return ": the mirror was refused, and the worker's message says why";
+  default:
+    return "";
+  }
+}
+
 int
 worker_look (struct journal *journal, struct disk *d)
 {
@@ -138,8 +156,10 @@ worker_look (struct journal *journal, struct disk *d)
   if (WIFSIGNALED (status))
     return journal_fail (journal, EXIT_ERROR, "%s: its worker was killed by signal %d", d->control,
                          WTERMSIG (status));
-  return journal_fail (journal, WEXITSTATUS (status) != 0 ? WEXITSTATUS (status) : EXIT_ERROR,
-                       "%s: its worker has ended with status %d", d->control, WEXITSTATUS (status));
+  int code = WEXITSTATUS (status);
+  return journal_fail (journal, code != 0 ? code : EXIT_ERROR,
+                       "%s: its worker has ended with status %d%s", d->control, code,
+                       why_ended (code));
 }
 
 void

@@ -95,7 +95,7 @@ case="another base"
 poke "$tmp/base,1" 0
 fails 7 running dead open -- --
 says "does not hold the base image"
-says "${control[b]}: its worker has ended with status 7"
+says "${control[b]}: its worker has ended with status 7: the mirror was refused"
 case="no base"
 rm "$tmp/base,1"
 qemus
