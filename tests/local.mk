@@ -105,6 +105,10 @@ TESTS += $(crash_tests)
 EXTRA_DIST += tests/crash/mutations.sh
 
 # ---- black-box tests --------------------------------------------------------------
+# In a build with sanitizers lib.sh makes some helpers once.
+clean-local:
+	-rm -rf tests/sanitizer-helpers
+
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
 
 blackbox_tests = \
@@ -196,6 +200,18 @@ guest_tests = \
 	tests/guest/two-hosts-tls.py
 TESTS += $(guest_tests)
 EXTRA_DIST += tests/guest
+
+# What depends on the nbdkit, libnbd and QEMU of this machine.  All the rest is code of our own,
+# which is the same everywhere.
+linked_tests = $(blackbox_tests) $(guest_tests)
+linked_programs = bench/relay
+if HAVE_CRITERION
+linked_programs += tests/unit/test-endpoint-nbd tests/unit/test-endpoint-uri
+linked_tests += tests/unit/test-endpoint-nbd tests/unit/test-endpoint-uri
+endif
+.PHONY: check-linked
+check-linked: all $(linked_programs)
+	$(MAKE) $(AM_MAKEFLAGS) check-TESTS TESTS='$(linked_tests)'
 
 # Faults and instants at random: FAULT_RUNS (200) of them, about 10 s each.
 .PHONY: check-guest

@@ -5,6 +5,7 @@
 # refused before anything is written.  The digest is kept, and computed anew when the base may have
 # changed.  For other servers --trust-base looks at a sample, and says so.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need qemu-img qemu-nbd
 
 digest () { nbdmirror digest "$@" | cut -d ' ' -f 1; }

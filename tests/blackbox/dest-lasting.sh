@@ -5,6 +5,8 @@
 # recovers, too; a destination that takes every connection and then fails is given up after the time
 # asked for, and the guest never sees any of it.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
+proves_nothing_under thread
 . "$srcdir/tests/blackbox/faults.sh"
 
 # ---- it goes wrong for good: given up after the time asked for ----

@@ -6,6 +6,7 @@
 # nothing is ever said to be complete without it.  A worker that is killed takes
 # the qemu-nbd along that it has started.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need qemu-img qemu-nbd
 nbdkit nbd --dump-plugin >/dev/null 2>&1 || skip "nbdkit has no nbd plugin"
 

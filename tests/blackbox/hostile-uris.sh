@@ -6,6 +6,7 @@
 # once made the program and libnbd look at different parameters, or could do so.  The last
 # destination of a job, which `complete` seals, is such a URI as well.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need certtool
 
 # authority DIR, and certificate DIR HOST of it, with the file names of libnbd and nbdkit.

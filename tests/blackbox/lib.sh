@@ -49,6 +49,13 @@ need_fio_nbd () {
   need fio
   fio --enghelp 2>/dev/null | grep -qw nbd || skip "this fio has no NBD engine"
 }
+# proves_nothing_under SANITIZER: for a test whose programs have one thread (thread), or that is
+# about times (both): other tests run the same code under that sanitizer.
+proves_nothing_under () {
+  case $sanitizers in
+    *"$1"*) skip "proves nothing more with -fsanitize=$sanitizers" ;;
+  esac
+}
 long_test () {
   [ "${SHORT:-0}" = 0 ] || skip "takes long, and this is a short run"
 }
@@ -105,22 +112,20 @@ case $sanitizers in
   thread) runtime=libtsan.so ;;
   *) runtime= ;;
 esac
-if [ -n "$runtime" ]; then
-  cc=$(make_var CC); cc=${cc%% *}
-  runtime=$("${cc:-gcc}" "-print-file-name=$runtime")
-  [ -f "$runtime" ] || fail "${cc:-gcc} has no ${runtime##*/}"
+# make_helpers DIR: programs that all tests of a sanitizer build need.
+make_helpers () {
   # With either runtime nbdkit hangs at its exit once it has logged an errno, even without our
   # filter: GnuTLS's p11-kit frees a locale then, and waits for a lock of glibc's that is off by
   # one.  If freelocale() does nothing, nbdkit ends.
   echo 'void freelocale (void *l); void freelocale (void *l) { (void) l; }' |
-    "${cc:-gcc}" -x c -shared -fPIC -o "$tmp/freelocale.so" -
+    "${cc:-gcc}" -x c -shared -fPIC -o "$1/freelocale.so" -
   # A server may start QEMU's programs, and these use coroutines that the runtime does not
   # understand. So a program stands before each of them that takes the runtime away.  It is linked
   # statically, so that the runtime is not loaded into it either.
-  mkdir "$tmp/bin"
+  mkdir "$1/bin"
   for prog in qemu-img qemu-nbd; do
     real=$(command -v $prog) || continue
-    "${cc:-gcc}" -x c -static -o "$tmp/bin/$prog" - <<END
+    "${cc:-gcc}" -x c -static -o "$1/bin/$prog" - <<END
 #include <stdlib.h>
 #include <unistd.h>
 int main (int argc, char **argv) {
@@ -128,8 +133,22 @@ int main (int argc, char **argv) {
 }
 END
   done
-  PATH=$tmp/bin:$PATH
-  server_env=(env "LD_PRELOAD=$runtime $tmp/freelocale.so" \
+}
+if [ -n "$runtime" ]; then
+  cc=$(make_var CC); cc=${cc%% *}
+  runtime=$("${cc:-gcc}" "-print-file-name=$runtime")
+  [ -f "$runtime" ] || fail "${cc:-gcc} has no ${runtime##*/}"
+  # They are made once for a build; who comes first wins.
+  helpers=$(cd "$builddir" && pwd)/tests/sanitizer-helpers
+  if [ ! -d "$helpers" ]; then
+    mkdir "$tmp/helpers"
+    make_helpers "$tmp/helpers"
+    mkdir -p "$builddir/tests"
+    cp -r "$tmp/helpers" "$helpers.$$"
+    mv -T "$helpers.$$" "$helpers" 2>/dev/null || rm -rf "$helpers.$$"
+  fi
+  PATH=$helpers/bin:$PATH
+  server_env=(env "LD_PRELOAD=$runtime $helpers/freelocale.so" \
     "ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0")
 fi
 # With some kernels ThreadSanitizer needs an address space whose layout is not random.

@@ -6,6 +6,8 @@
 # this is known, is gone after every end in order, stays while there is doubt, and where it cannot
 # be had the mirror goes on with a warning.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
+proves_nothing_under thread
 
 size=$(bytes 16M)
 lock=$tmp/src.control.worker

@@ -4,6 +4,7 @@
 # mirror whose connection is cut, whose server there is killed, and whose old session there is still
 # alive when the new one comes: that one is ended first (R12).
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need ssh ssh-keygen
 sshd=$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v sshd) ||
   skip "sshd is not installed (openssh-server)"

@@ -6,6 +6,7 @@
 # certificate, or with one of another CA, and a client does not talk to a server of another CA or
 # another name.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need certtool
 
 # The manual's own words; this host plays hostb.
