@@ -104,6 +104,16 @@ crash_tests = tests/crash/crash tests/crash/mutations.sh
 TESTS += $(crash_tests)
 EXTRA_DIST += tests/crash/mutations.sh
 
+# ---- bytes that nobody wrote ---------------------------------------------------------
+# state.sh runs the inputs that are kept, and then libFuzzer, if clang is there.
+
+check_PROGRAMS += tests/fuzz/state-replay
+tests_fuzz_state_replay_SOURCES = tests/fuzz/replay.c tests/fuzz/state.c tests/fuzz/state.h \
+	tests/fuzz/state-file.c cmd/state.c cmd/options.c cmd/help.c cmd/units.c
+tests_fuzz_state_replay_LDADD = libdirtybitmap.la libbase.la $(JANSSON_LIBS)
+TESTS += tests/fuzz/state.sh
+EXTRA_DIST += tests/fuzz/state.sh tests/fuzz/state-corpus
+
 # ---- black-box tests --------------------------------------------------------------
 # In a build with sanitizers lib.sh makes some helpers once.
 clean-local:

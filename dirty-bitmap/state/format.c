@@ -167,7 +167,7 @@ state_page_check (const uint8_t *page, size_t size, enum state_page_kind kind, u
   if (memcmp (page + P_UUID, uuid, 16) != 0)
     return STATE_PAGE_UNWRITTEN;
   *sequence = get64 (page + P_SEQUENCE);
-  return STATE_PAGE_GOOD;
+  return *sequence != UINT64_MAX ? STATE_PAGE_GOOD : STATE_PAGE_BAD; /* nothing could follow */
 }
 
 void
@@ -183,6 +183,40 @@ state_page_word (const uint8_t *page, uint32_t at)
 {
   assert (at < STATE_PAGE_WORDS);
   return get64 (page + STATE_PAGE_HEADER + at * 8);
+}
+
+/* ---- texts ---- */
+
+/* The bytes of the UTF-8 sequence at P, or 0 if it is none. */
+static size_t
+utf8_length (const char *p)
+{
+  unsigned char c = (unsigned char)*p;
+  size_t n = c < 0x80 ? 1 : c >= 0xf0 && c < 0xf5 ? 4 : c >= 0xe0 ? 3 : c >= 0xc2 ? 2 : 0;
+
+  if (c >= 0xf5)
+    return 0;
+  for (size_t i = 1; i < n; i++)
+    if (((unsigned char)p[i] & 0xc0) != 0x80)
+      return 0;
+  unsigned char second = n > 2 ? (unsigned char)p[1] : 0;
+  bool overlong = (c == 0xe0 && second < 0xa0) || (c == 0xf0 && second < 0x90);
+  bool no_character = (c == 0xed && second > 0x9f) || (c == 0xf4 && second > 0x8f);
+  return overlong || no_character ? 0 : n;
+}
+
+/* Users see TEXT on a terminal and in JSON: what is no character of a line becomes '?'. */
+static void
+clean_text (char *text)
+{
+  for (char *p = text; *p != '\0';) {
+    size_t n = utf8_length (p);
+    if (n == 0 || (n == 1 && ((unsigned char)*p < 0x20 || *p == 0x7f))) {
+      *p = '?';
+      n = 1;
+    }
+    p += n;
+  }
 }
 
 /* ---- the superblock ---- */
@@ -260,8 +294,10 @@ state_super_decode (const uint8_t page[STATE_PAGE], struct state_super *s)
   s->identity.mtime_ns = (int64_t)get64 (page + S_ID_MTIME);
   s->identity.ctime_ns = (int64_t)get64 (page + S_ID_CTIME);
   memcpy (s->reason, page + S_REASON, STATE_REASON_MAX);
+  clean_text (s->reason);
   memcpy (s->epoch, page + S_EPOCH, 16);
-  if (s->status < STATE_CLEAN || s->status > STATE_INCONSISTENT || (s->job && s->block_size == 0)
+  if (s->sequence == 0 || s->sequence == UINT64_MAX || s->status < STATE_CLEAN
+      || s->status > STATE_INCONSISTENT || (s->job && s->block_size == 0)
       || (s->block_size != 0 && region_geometry_init (&geo, s->disk_size, s->block_size) == -1))
     return STATE_SUPER_BAD;
   return STATE_SUPER_GOOD;
@@ -354,6 +390,7 @@ state_table_decode (const uint8_t *pages, struct state_table *t)
     c->area = get32 (p + C_AREA);
     c->inconsistent = get32 (p + C_INCONSISTENT) != 0;
     memcpy (c->fault, p + C_FAULT, STATE_FAULT_MAX);
+    clean_text (c->fault);
   }
   return table_ok (t) ? STATE_PAGE_GOOD : STATE_PAGE_BAD;
 }
@@ -365,24 +402,6 @@ state_table_find (const struct state_table *t, const char *name)
     if (strcmp (t->list[i].name, name) == 0)
       return (int)i;
   return -1;
-}
-
-/* The bytes of the UTF-8 sequence at P, or 0 if it is none. */
-static size_t
-utf8_length (const char *p)
-{
-  unsigned char c = (unsigned char)*p;
-  size_t n = c < 0x80 ? 1 : c >= 0xf0 && c < 0xf5 ? 4 : c >= 0xe0 ? 3 : c >= 0xc2 ? 2 : 0;
-
-  if (c >= 0xf5)
-    return 0;
-  for (size_t i = 1; i < n; i++)
-    if (((unsigned char)p[i] & 0xc0) != 0x80)
-      return 0;
-  unsigned char second = n > 2 ? (unsigned char)p[1] : 0;
-  bool overlong = (c == 0xe0 && second < 0xa0) || (c == 0xf0 && second < 0x90);
-  bool no_character = (c == 0xed && second > 0x9f) || (c == 0xf4 && second > 0x8f);
-  return overlong || no_character ? 0 : n;
 }
 
 const char *

@@ -6,7 +6,8 @@
  * Whatever cannot be read, or does not fit, counts as dirty: a page of L2 that is torn makes its
  * extents dirty, and a page of L1 of which both copies are torn all of its.  One torn copy of an L1
  * page is what an interrupted write leaves: the other one is what was durable before, and no write
- * that needed the torn one has begun.
+ * that needed the torn one has begun.  But it may as well be the newer one, which was damaged
+ * later; so what it still says is believed, too.
  */
 
 #include "config.h"
@@ -156,7 +157,7 @@ find_l1 (int fd, struct state_found *f)
   uint8_t pages[2][STATE_PAGE];
 
   for (uint64_t p = 0; p < l->nr_l1_pages; p++) {
-    int best = -1;
+    int best = -1, bad = -1;
     if (read_at (fd, pages, sizeof pages, l->l1_offset + 2 * p * STATE_PAGE) == -1)
       return -1;
     for (int c = 0; c < 2; c++) {
@@ -170,6 +171,7 @@ find_l1 (int fd, struct state_found *f)
         break;
       case STATE_PAGE_BAD:
         f->bad_pages++;
+        bad = c;
         break;
       case STATE_PAGE_UNWRITTEN:
         break;
@@ -178,7 +180,9 @@ find_l1 (int fd, struct state_found *f)
     f->l1_copy[p] = best == -1 ? 1 : (uint8_t)best;
     for (uint32_t w = 0; w < STATE_PAGE_WORDS; w++)
       f->l1[p * STATE_PAGE_WORDS + w]
-          = best == -1 ? ~UINT64_C (0) : state_page_word (pages[best], w);
+          = best == -1 ? ~UINT64_C (0)
+                       : state_page_word (pages[best], w)
+                             | (bad != -1 ? state_page_word (pages[bad], w) : 0);
   }
   return 0;
 }
