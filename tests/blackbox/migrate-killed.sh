@@ -6,6 +6,8 @@
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under thread
 . "$srcdir/tests/blackbox/migrate-lib.sh"
+# The guardian and --recover read the same words.  The destinations hold anything.
+both="--disk ${control[a]}=${uri[to-a]},sync=compare --disk ${control[b]}=${uri[to-b]},sync=full"
 
 begin () { # STEP QEMU-OPTIONS... [-- MIGRATE-OPTIONS...]: until "SIDE COMMAND" is in the story
   local at=$1 options=(); shift
