@@ -175,6 +175,7 @@ blackbox_tests = \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/busy-server.sh \
 	tests/blackbox/evacuate-disk.sh \
+	tests/blackbox/in-doubt.sh \
 	tests/blackbox/receive-sessions.sh \
 	tests/blackbox/receive-disk.sh \
 	tests/blackbox/receive-mirror.sh \

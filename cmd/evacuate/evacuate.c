@@ -135,6 +135,28 @@ block_signals (int how)
   sigprocmask (how, &set, NULL);
 }
 
+/* Was the hand-over never decided, as far as the old server knows?  It was restarted then, with no
+ * more than the draft of a record.  Blocks may be left that were not copied, and the new server is
+ * started only when the record is there: so the old disk is the guest's. */
+static bool
+take_back_undecided (struct evacuate *e)
+{
+  json_t *decision = NULL;
+  int r = query_call (e->old.client, e->old.control, "mirror-decision", NULL, &decision, NULL);
+  const char *word = status_text (decision, "decision");
+  bool undecided = r == 0 && word != NULL && strcmp (word, "in-doubt") == 0;
+
+  if (undecided
+      && query_call (e->old.client, e->old.control, "mirror-release",
+                     json_pack ("{s:O?}", "generation", json_object_get (decision, "generation")),
+                     NULL, NULL)
+             == 0)
+    cmd_say ("the old server was killed before the hand-over was recorded: the guest goes on with "
+             "the old disk; to move it, run this again with --overwrite");
+  json_decref (decision);
+  return undecided;
+}
+
 /* The disk was handed over by a run that did not get to the end. */
 static int
 finish_earlier (struct evacuate *e, const json_t *status)
@@ -147,6 +169,8 @@ finish_earlier (struct evacuate *e, const json_t *status)
              successor != NULL ? ", to " : "", successor != NULL ? successor : "");
     return EXIT_REFUSED;
   }
+  if (!e->old.aside && take_back_undecided (e))
+    return EXIT_ERROR;
   cmd_say ("the hand-over was committed already; going on from there");
   block_signals (SIG_BLOCK);
   return take_over (e, token != NULL ? token : "", 0);

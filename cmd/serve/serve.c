@@ -201,20 +201,16 @@ is_successor (const char *path, const char *disk)
 }
 
 /* The filter obeys the record by itself.  The warning tells the user why the guest cannot write.
- */
+ * (Of a hand-off that was not decided, the filter tells.) */
 static void
 warn_of_fence (const char *control, const char *disk)
 {
-  static const char *const suffixes[] = { ".fence", ".fence.draft" };
+  CLEANUP_TEXT char *path = text_printf ("%s.fence", control);
 
-  for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
-    CLEANUP_TEXT char *path = text_printf ("%s%s", control, suffixes[i]);
-    if (access (path, F_OK) == 0 && (i > 0 || !is_successor (path, disk)))
-      cmd_warning ("%s is there: the disk %s, and its writes are refused until 'nbdmirror "
-                   "rollback'; remove the "
-                   "file only if it is about another disk",
-                   path, i == 0 ? "was handed over" : "was about to be handed over");
-  }
+  if (access (path, F_OK) == 0 && !is_successor (path, disk))
+    cmd_warning ("%s is there: the disk was handed over, and its writes are refused until "
+                 "'nbdmirror rollback'; remove the file only if it is about another disk",
+                 path);
 }
 
 /* ---- putting it together ------------------------------------------------------------------- */

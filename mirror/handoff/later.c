@@ -13,7 +13,10 @@
  *   none takes part                                    NONE
  *
  * A disk is in doubt when its server was restarted after it was prepared.  That server refuses
- * writes, so nothing was written to the disk since, and it may still be committed.
+ * writes, so nothing was written to the disk since, and it may still be committed.  After a restart
+ * of the host a disk that was not prepared yet looks the same.  So whoever commits must know that
+ * all disks were prepared: --commit needs the token, which is told only then, and `migrate` looks
+ * at the destination.
  */
 
 #include "config.h"

@@ -18,11 +18,17 @@
 
 #include "base/fd.h"
 #include "base/text.h"
+#include "base/uuid.h"
+#include "dirty-bitmap/state/state.h"
 #include "nbd-plugin/mirror/fence.h"
 
 #define FORMAT "nbdmirror-fence"
 #define FORMAT_VERSION 1
 #define MAX_RECORD 16384
+
+/* The mark: both texts have the same length, and can stand nowhere else in the record. */
+#define NOT_PREPARED "\"prepared\": false"
+#define PREPARED "\"prepared\": true "
 
 bool
 fence_token_valid (const char *token)
@@ -31,15 +37,38 @@ fence_token_valid (const char *token)
   return n >= 1 && n <= FENCE_TOKEN_MAX && token[n] == '\0';
 }
 
+/* "" if it is not known. */
+static void
+boot_text (char text[UUID_TEXT_BYTES])
+{
+  static const uint8_t unknown[16];
+  uint8_t boot[16];
+
+  state_boot_id (boot);
+  text[0] = '\0';
+  if (memcmp (boot, unknown, sizeof boot) != 0)
+    uuid_text (boot, text);
+}
+
+static bool
+is_this_boot (const char *boot)
+{
+  char ours[UUID_TEXT_BYTES];
+
+  boot_text (ours);
+  return ours[0] != '\0' && strcmp (ours, boot) == 0;
+}
+
 static bool
 parse (json_t *o, struct fence_record *r)
 {
-  const char *format, *token, *successor = "";
+  const char *format, *token, *successor = "", *boot = "";
   json_int_t version, generation, size;
+  int prepared = 1; /* a record of an earlier version does not tell */
 
-  if (json_unpack (o, "{s:s, s:I, s:s, s:I, s:I, s?s}", "format", &format, "version", &version,
-                   "rollback-token", &token, "generation", &generation, "size", &size, "successor",
-                   &successor)
+  if (json_unpack (o, "{s:s, s:I, s:s, s:I, s:I, s?s, s?s, s?b}", "format", &format, "version",
+                   &version, "rollback-token", &token, "generation", &generation, "size", &size,
+                   "successor", &successor, "boot-id", &boot, "prepared", &prepared)
       == -1)
     return false;
   if (strcmp (format, FORMAT) != 0 || version != FORMAT_VERSION || generation < 1 || size < 0
@@ -49,6 +78,7 @@ parse (json_t *o, struct fence_record *r)
   snprintf (r->successor, sizeof r->successor, "%s", successor);
   r->generation = (uint64_t)generation;
   r->disk_size = (uint64_t)size;
+  r->prepared = prepared || !is_this_boot (boot);
   return true;
 }
 
@@ -163,22 +193,46 @@ write_durably (const char *path, const char *text, char **error)
 int
 fence_draft (struct fence *f, const struct fence_record *record, char **error)
 {
-  json_t *o = json_pack ("{s:s, s:i, s:s, s:I, s:I, s:I, s:s*}", "format", FORMAT, "version",
-                         FORMAT_VERSION, "rollback-token", record->token, "generation",
-                         (json_int_t)record->generation, "size", (json_int_t)record->disk_size,
-                         "time", (json_int_t)time (NULL), "successor",
-                         record->successor[0] != '\0' ? record->successor : NULL);
+  char boot[UUID_TEXT_BYTES];
+
+  boot_text (boot);
+  json_t *o
+      = json_pack ("{s:s, s:i, s:b, s:s, s:s, s:I, s:I, s:I, s:s*}", "format", FORMAT, "version",
+                   FORMAT_VERSION, "prepared", 0, "boot-id", boot, "rollback-token", record->token,
+                   "generation", (json_int_t)record->generation, "size",
+                   (json_int_t)record->disk_size, "time", (json_int_t)time (NULL), "successor",
+                   record->successor[0] != '\0' ? record->successor : NULL);
   char *text = o == NULL ? NULL : json_dumps (o, JSON_INDENT (2) | JSON_PRESERVE_ORDER);
   json_decref (o);
   if (text == NULL)
     return text_error (error, "no memory");
   int r = write_durably (f->draft_path, text, error);
-  free (text);
   if (r == 0) {
     f->record = *record;
+    f->record.prepared = false;
     f->state = FENCE_DRAFT;
+    f->mark_offset = strstr (text, NOT_PREPARED) - text;
   }
+  free (text);
   return r;
+}
+
+int
+fence_mark_prepared (struct fence *f, char **error)
+{
+  if (f->record.prepared)
+    return 0;
+  int fd = open (f->draft_path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+  ssize_t n = fd == -1 ? -1 : pwrite (fd, PREPARED, strlen (PREPARED), f->mark_offset);
+  if (n != (ssize_t)strlen (PREPARED)) {
+    text_error (error, "cannot write the fence record %s: %s", f->draft_path,
+                n == -1 ? strerror (errno) : "it is incomplete");
+    fd_close (&fd);
+    return -1;
+  }
+  fd_close (&fd);
+  f->record.prepared = true;
+  return 0;
 }
 
 int

@@ -11,6 +11,11 @@
  * it hears of it. So a draft found at start is a hand-off in doubt, and as good as a fence until
  * somebody who knows how it ended says so.  Committing is a rename, which needs no new disk space.
  *
+ * Before "prepared" nothing can have been committed, and blocks may be left that were never copied.
+ * So the draft is marked just before the disk is called prepared.  The mark is not made durable,
+ * since the guest would wait for that: it outlives a server that is killed, but perhaps not the
+ * host.  A draft of this boot without the mark is therefore none; one of another boot is in doubt.
+ *
  * A disk that was moved to other storage of this host keeps its control socket (nbdmirror
  * evacuate-disk).  The record then names the successor: a server of that very file or device is not
  * meant by it.
@@ -23,6 +28,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define FENCE_TOKEN_MAX 64
 #define FENCE_SUCCESSOR_MAX 1023
@@ -34,6 +40,7 @@ struct fence_record {
   uint64_t generation;
   uint64_t disk_size;
   char successor[FENCE_SUCCESSOR_MAX + 1]; /* absolute path, or "" */
+  bool prepared; /* the disk may have been called prepared, and so may be committed */
 };
 
 struct fence {
@@ -41,6 +48,7 @@ struct fence {
   char *draft_path; /* owned */
   enum fence_state state;
   struct fence_record record; /* valid unless NONE */
+  off_t mark_offset;          /* of the mark in a draft that we have written */
   bool superseded;            /* a record is there, but of the disk that this one succeeds */
 };
 
@@ -57,6 +65,8 @@ void fence_close (struct fence *f); /* leaves the files alone */
 
 /* All: 0, or -1 with *ERROR (text_free); the state changes only on success. */
 int fence_draft (struct fence *f, const struct fence_record *record, char **error);
+/* The disk is about to be called prepared.  Does not wait for the medium. */
+int fence_mark_prepared (struct fence *f, char **error);
 int fence_commit (struct fence *f, char **error);
 int fence_remove (struct fence *f, char **error); /* draft and record; durable */
 

@@ -214,11 +214,13 @@ mirror_get_ready (int thread_model)
   if (warning != NULL)
     nbdkit_error ("%s", warning);
   text_free (warning);
-  if (mirror.fence.state == FENCE_DRAFT && mirror.fence.record.token[0] != '\0')
+  bool is_draft = mirror.fence.state == FENCE_DRAFT && mirror.fence.record.token[0] != '\0';
+  bool never_prepared = is_draft && !mirror.fence.record.prepared;
+  if (is_draft && !never_prepared)
     nbdkit_error ("this disk's last server ended while a hand-off was being decided: writes are"
                   " refused until a rollback with token %s",
                   mirror.fence.record.token);
-  if (mirror.fence.state != FENCE_NONE)
+  if (mirror.fence.state != FENCE_NONE && !never_prepared)
     gate_fence (&mirror.gate, mirror.fence.record.generation);
 
   if (persist_open (&mirror, &error) == -1)
@@ -226,6 +228,9 @@ mirror_get_ready (int thread_model)
   mirror.server = control_server_new (mirror.config.control, PACKAGE_NAME " " PACKAGE_VERSION,
                                       &mirror_server_ops, &mirror, &error);
   if (mirror.server == NULL)
+    goto failed;
+  /* Only now is it certain that no other server of this disk runs, whose draft that would be. */
+  if (never_prepared && fence_remove (&mirror.fence, &error) == -1)
     goto failed;
   mirror.socket_owner = getpid ();
   pthread_atfork (NULL, forked_in_parent, NULL);

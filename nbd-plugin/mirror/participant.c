@@ -123,6 +123,19 @@ final_look (struct mirror *m, uint64_t generation, uint64_t session)
   return gate_drained (&m->gate, generation) == 0 ? NULL : "StaleGeneration";
 }
 
+/* The draft was made durable before this hold began (participant_draft).  Once the disk is prepared
+ * the next server must know that it may have been committed. */
+static int
+mark_draft (struct mirror *m, char **error)
+{
+  if (m->fence.state != FENCE_DRAFT || m->fence.record.generation != m->participant.generation)
+    return text_error (error, "the fence record of this hand-off is not there");
+  if (fence_mark_prepared (&m->fence, error) == 0)
+    return 0;
+  nbdkit_error ("mirror: %s", *error);
+  return -1;
+}
+
 /* The disk is prepared: whoever waits for that is told. */
 static void
 answer_now (struct mirror *m)
@@ -164,9 +177,9 @@ participant_prepared (struct mirror *m, struct control_peer *peer, json_t *id, u
     control_error (peer, id, class_, "%s", participant_look_message (class_));
     return;
   }
-  /* The draft was made durable before this hold began (participant_draft). */
-  if (m->fence.state != FENCE_DRAFT || m->fence.record.generation != generation) {
-    control_error (peer, id, "GenericError", "the fence record of this hand-off is not there");
+  CLEANUP_TEXT char *error = NULL;
+  if (mark_draft (m, &error) == -1) {
+    control_error (peer, id, "GenericError", "%s", error);
     return;
   }
   if (gate_prepare (&m->gate, generation, p->decision, p->keep_waiters) != 0) {
@@ -202,6 +215,7 @@ static void
 look_now (struct mirror *m)
 {
   struct participant *p = &m->participant;
+  CLEANUP_TEXT char *error = NULL;
 
   if (!p->now_owed || p->told_worker || gate_drained (&m->gate, p->generation) != 0)
     return;
@@ -210,7 +224,9 @@ look_now (struct mirror *m)
     p->told_worker = true;
     control_event (m->server, m->attachment.worker, "MIRROR_HELD",
                    json_pack ("{s:I}", "generation", (json_int_t)p->generation));
-  } else if (gate_prepare (&m->gate, p->generation, p->decision, p->keep_waiters) == 0) {
+  } else if (mark_draft (m, &error) == -1)
+    participant_abort (m, "GenericError", "no fence record");
+  else if (gate_prepare (&m->gate, p->generation, p->decision, p->keep_waiters) == 0) {
     p->prepared = true;
     answer_now (m);
   }

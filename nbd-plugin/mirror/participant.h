@@ -19,8 +19,7 @@
  *
  * The draft of the fence record is made durable before the gate is held, since that takes tens of
  * milliseconds on a busy disk and the guest would wait for it.  It is needed from "prepared" on
- * only; a server that dies between the two leaves a hand-off in doubt that in truth was not decided
- * yet, which is the safe side.
+ * only, so it is marked then (fence.h): a server that dies before leaves no hand-off in doubt.
  *
  * Control thread only; the gate may leave a prepared hold by itself at any time (gate.h), which is
  * noticed in participant_tick().

@@ -8,6 +8,7 @@ usage: filter-protocol.py [-v] [NAME...]      (from the build directory, or with
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -1084,16 +1085,26 @@ def waiters_keep():
     s.close()
 
 
+def edit(path, pattern, text):
+    with open(path) as f:
+        before = f.read()
+    after = re.sub(pattern, text, before)
+    assert after != before
+    with open(path, "w") as f:
+        f.write(after)
+
+
 @test
 def killed_in_doubt():
-    """The server is killed while it holds, or while prepared: the next one does not know how it was
-    decided, and refuses writes until somebody says."""
-    for answer in "finalize", "release", "rollback", "held only":
+    """The server is killed while prepared: the next one does not know how it was decided, and
+    refuses writes until somebody says.  Killed while it only held, nothing can have been decided,
+    unless the host was restarted, which may have lost the mark "prepared" of the draft."""
+    for answer in "finalize", "release", "rollback", "held only", "held only, other boot":
         s = Server()
         h = s.guest()
         w, region, info = attach(s, start="new")
         region.clean()
-        if answer == "held only":
+        if answer.startswith("held only"):
             k = s.client()
             k.start("mirror-prepare", fd=Word().fd, lease_ms=60000, rollback_token="tok-1")
             w.event("MIRROR_REQUEST")
@@ -1102,7 +1113,16 @@ def killed_in_doubt():
             k, generation = prepare_all(s, w, Word())
         s.stop(signal.SIGKILL)
         s.hang_up()
+        if answer == "held only, other boot":
+            edit(s.control + ".fence.draft", r'("boot-id": ")[^"]*', r"\g<1>0")
         s.start()
+        if answer == "held only":
+            s.guest().pwrite(b"x", 0)
+            refused("NotFenced", s.client().call, "mirror-rollback", rollback_token="tok-1",
+                    destination_stopped=True)
+            assert not os.path.exists(s.control + ".fence.draft")
+            s.close()
+            continue
         assert "rollback with token tok-1" in s.log()
         h, c = s.guest(), s.client()
         try:
