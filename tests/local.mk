@@ -162,6 +162,7 @@ blackbox_tests = \
 	tests/blackbox/dest-faults.sh \
 	tests/blackbox/formats.sh \
 	tests/blackbox/difference-copy.sh \
+	tests/blackbox/difference-digests.sh \
 	tests/blackbox/difference-live.sh \
 	tests/blackbox/dest-lasting.sh \
 	tests/blackbox/server-killed.sh \

@@ -33,14 +33,14 @@ copier_init (struct copier *c, struct engine *e, struct target *target, unsigned
 void
 copier_close (struct copier *c)
 {
-  /* The base comes first: what it fails to answer is sent to the destination as a whole. */
-  if (c->slots.base)
-    channel_close (c->slots.base);
+  /* This one comes first: what it fails to answer is sent to the destination as a whole. */
+  if (c->slots.beside)
+    channel_close (c->slots.beside);
   if (c->slots.dest)
     channel_close (c->slots.dest);
   if (c->slots.source)
     channel_close (c->slots.source);
-  c->slots.dest = c->slots.source = c->slots.base = NULL;
+  c->slots.dest = c->slots.source = c->slots.beside = NULL;
 }
 
 void
@@ -110,7 +110,7 @@ may_start (const struct copier *c)
   const struct slots *ss = &c->slots;
   return ss->waiting == NULL && !atomic_load (&ss->target->draining)
          && !atomic_load (&ss->target->stop) && channel_room (ss->source) > 0
-         && channel_room (ss->dest) > 0 && (ss->base == NULL || channel_room (ss->base) > 0);
+         && channel_room (ss->dest) > 0 && (ss->beside == NULL || channel_room (ss->beside) > 0);
 }
 
 /* Start as much as there is room for.  Returns for how long (ns) there is nothing more to start. */
@@ -146,7 +146,7 @@ turn (struct copier *c, uint64_t wait_ns)
   unsigned ns = channel_pollfds (ss->source, fds + 1, CHANNEL_MAX_FDS, &timeout);
   unsigned nd = channel_pollfds (ss->dest, fds + 1 + ns, CHANNEL_MAX_FDS, &timeout);
   unsigned nb
-      = ss->base ? channel_pollfds (ss->base, fds + 1 + ns + nd, CHANNEL_MAX_FDS, &timeout) : 0;
+      = ss->beside ? channel_pollfds (ss->beside, fds + 1 + ns + nd, CHANNEL_MAX_FDS, &timeout) : 0;
   if (poll (fds, 1 + ns + nd + nb, timeout) == -1 && errno != EINTR) {
     ss->target->fail (ss->target->opaque, strerror (errno));
     return -1;
@@ -158,9 +158,9 @@ turn (struct copier *c, uint64_t wait_ns)
     ss->target->fail (ss->target->opaque, channel_error (ss->source));
     return -1;
   }
-  if (ss->base && channel_dispatch (ss->base, fds + 1 + ns + nd, nb) == -1) {
-    atomic_store (&ss->target->source_lost, true);
-    ss->target->fail (ss->target->opaque, channel_error (ss->base));
+  if (ss->beside && channel_dispatch (ss->beside, fds + 1 + ns + nd, nb) == -1) {
+    atomic_store (&ss->target->source_lost, ss->target->digests == NULL);
+    ss->target->fail (ss->target->opaque, channel_error (ss->beside));
     return -1;
   }
   if (channel_dispatch (ss->dest, fds + 1 + ns, nd) == -1) {

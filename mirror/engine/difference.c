@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The difference, by the source's layers and by reading.  See difference.h.
+ * The difference, by the source's layers, by reading and by digests.  See difference.h.
  */
 
 #include "config.h"
@@ -17,12 +17,13 @@ struct difference_ops {
   void (*end) (struct slot *sl);
 };
 
-static const struct difference_ops difference_ops[];
+static const struct difference_ops difference_ops[], by_digests;
 
 static const struct difference_ops *
 ops_of (const struct slot *sl)
 {
-  return &difference_ops[sl->of->engine->options.sync];
+  return sl->of->target->digests != NULL ? &by_digests
+                                         : &difference_ops[sl->of->engine->options.sync];
 }
 
 /* ---- by reading ---- */
@@ -74,7 +75,7 @@ read_some (struct slot *sl)
   struct endpoint *base = ss->engine->options.base;
 
   if (base != NULL)
-    read_from (sl, ss->base, endpoint_info (base));
+    read_from (sl, ss->beside, endpoint_info (base));
   else
     read_from (sl, ss->dest, endpoint_info (ss->target->endpoint));
 }
@@ -96,6 +97,46 @@ compare_buffers (struct slot *sl)
     if (memcmp (sl->buf + at, sl->second + at, n) == 0)
       sl->data.same |= UINT64_C (1) << at / unit;
   }
+}
+
+/* ---- by digests ---- */
+
+/* A slot has at most 64 units (slots_unit()). */
+#define UNITS 64
+
+static void
+on_digests (void *opaque, int err)
+{
+  struct slot *sl = opaque;
+
+  sl->data.look_failed = err != 0;
+  sl->data.looked (sl);
+}
+
+/* The digest export has the digests of all blocks one behind the other. */
+static void
+begin_digests (struct slot *sl)
+{
+  const struct digest_key *key = &sl->of->target->key;
+  uint32_t n = (uint32_t)digest_count (key, sl->length) * DIGEST_SIZE;
+
+  slot_take_second (sl);
+  if (channel_read (sl->of->beside, sl->second, n, sl->offset / key->block * DIGEST_SIZE,
+                    on_digests, sl)
+      == -1)
+    on_digests (sl, errno);
+}
+
+static void
+compare_digests (struct slot *sl)
+{
+  const struct digest_key *key = &sl->of->target->key;
+  uint8_t ours[UNITS * DIGEST_SIZE];
+
+  digest_blocks (key, sl->buf, sl->length, ours);
+  for (uint64_t u = 0; u < digest_count (key, sl->length); u++)
+    if (memcmp (ours + u * DIGEST_SIZE, sl->second + u * DIGEST_SIZE, DIGEST_SIZE) == 0)
+      sl->data.same |= UINT64_C (1) << u;
 }
 
 /* ---- by the source's layers ---- */
@@ -166,6 +207,9 @@ static const struct difference_ops difference_ops[] = {
   = { .when = DIFFERENCE_BESIDE, .costs = true, .begin = begin_reading, .end = compare_buffers },
 };
 
+static const struct difference_ops by_digests
+    = { .when = DIFFERENCE_BESIDE, .begin = begin_digests, .end = compare_digests };
+
 /* The first block from FIRST on that is visited, or END. */
 static uint64_t
 unvisited_end (const struct region *r, uint64_t first, uint64_t end)
@@ -221,7 +265,7 @@ difference_end (struct slot *sl)
 }
 
 bool
-difference_costs (const struct engine *e)
+difference_costs (const struct slot *sl)
 {
-  return difference_ops[e->options.sync].costs;
+  return ops_of (sl)->costs;
 }

@@ -6,7 +6,8 @@
  *   top      the source's top layer does not hold the part, so it is still as in the base, which
  *            the destination has below it.  The source's server tells (qemu:allocation-depth)
  *   base     it equals the base image, which is read beside the source
- *   compare  it equals what the destination holds, which is read
+ *   compare  it equals what the destination holds.  Its digests are compared if the destination
+ *            serves them, else it is read
  *
  * What is found to be the same is released by the same flush as what was written (R4), so nothing
  * else in the engine knows of the difference.  Why this is safe:
@@ -39,6 +40,6 @@ void difference_end (struct slot *sl);
 
 /* Has the look moved as many bytes over the line to the destination as sending them would?  The
  * bandwidth limit counts them then. */
-bool difference_costs (const struct engine *e);
+bool difference_costs (const struct slot *sl);
 
 #endif

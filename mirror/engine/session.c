@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -177,19 +178,73 @@ warn_if_full (struct session *s)
   }
 }
 
-/* The channel to the base image, if there is one.  NULL, or why not, with *PROBLEM. */
+/* The channel to the base image or to the destination's digests, if there is one.  NULL, or why
+ * not, with *PROBLEM. */
 static char *
-open_base (struct copier *c, enum session_problem *problem)
+open_beside (struct copier *c, enum session_problem *problem)
 {
   struct endpoint *base = c->slots.engine->options.base;
+  struct endpoint *beside = base != NULL ? base : c->slots.target->digests;
   char *error = NULL;
 
-  if (base == NULL)
+  if (beside == NULL)
     return NULL;
-  c->slots.base = channel_open (base, NULL, &error);
-  if (c->slots.base == NULL)
+  c->slots.beside = channel_open (beside, NULL, &error);
+  if (c->slots.beside == NULL && base != NULL)
     *problem = SESSION_SOURCE;
   return error;
+}
+
+/* May the destination be compared by digests?  They come over connections of their own, and one
+ * flush has to cover what all of them have shown.  So it must offer multi-conn. */
+static bool
+may_have_digests (const struct session *s, const struct session_options *o, uint32_t unit)
+{
+  const struct endpoint_info *info = endpoint_info (s->target.endpoint);
+
+  return s->engine->options.sync == ENGINE_SYNC_COMPARE && info->is_nbd && info->can_multi_conn
+         && o->nr_dest == 1 && unit >= DIGEST_BLOCK_MIN && unit <= DIGEST_BLOCK_MAX
+         && unit <= s->engine->region->geo.block_size;
+}
+
+/* Look for digests of the destination's blocks.  The seed is ours, and new for each session, so the
+ * guest cannot prepare two blocks with one digest.  Without digests the destination is read. */
+static void
+open_digests (struct session *s, const struct session_options *o)
+{
+  uint32_t unit = slots_unit (s->engine, &s->target);
+  struct endpoint_options eo = { .connect_timeout_ms = o->endpoint.connect_timeout_ms,
+                                 .request_timeout_ms = o->endpoint.request_timeout_ms,
+                                 .digests = &s->target.key };
+  char *why = NULL;
+
+  if (!may_have_digests (s, o, unit)
+      || getrandom (&s->target.key.seed, sizeof s->target.key.seed, 0)
+             != (ssize_t)sizeof s->target.key.seed)
+    return;
+  s->target.key.block = unit;
+  s->target.digests = endpoint_open (o->dest, o->nr_dest, &eo, NULL, &why);
+  text_free (why);
+  if (s->target.digests != NULL
+      && endpoint_info (s->target.digests)->digests_of < s->engine->region->geo.disk_size) {
+    endpoint_close (s->target.digests);
+    s->target.digests = NULL;
+  }
+}
+
+/* Comparing moves the whole disk then, which the user should know once. */
+static void
+tell_of_reading (struct session *s)
+{
+  if (s->engine->options.sync != ENGINE_SYNC_COMPARE || s->target.digests != NULL
+      || !endpoint_info (s->target.endpoint)->is_nbd || s->engine->grace_end_ns != 0)
+    return;
+  char *before = s->warning;
+  s->warning
+      = text_printf ("%s%s%s serves no digests (nbdkit-digest-filter(1)): it is read to be "
+                     "compared",
+                     before ? before : "", before ? "; " : "", endpoint_name (s->target.endpoint));
+  text_free (before);
 }
 
 /* Make the copiers, with their channels.  NULL, or why not, with *PROBLEM. */
@@ -220,7 +275,7 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
       c->slots.dest = chs.dest[i];
       c->slots.source = chs.source[i];
       if (error == NULL)
-        error = open_base (c, problem);
+        error = open_beside (c, problem);
     } else {
       channel_close (chs.dest[i]);
       channel_close (chs.source[i]);
@@ -301,6 +356,8 @@ prepare (struct session *s, struct session_options *o, enum session_problem *pro
   char *error = check_destination (s, o);
   if (error == NULL) {
     *problem = SESSION_UNREACHABLE;
+    open_digests (s, o);
+    tell_of_reading (s);
     error = make_copiers (s, o, problem);
   }
   if (error == NULL)
@@ -428,6 +485,8 @@ session_end (struct session *s)
     engine_session_over (s->engine);
   for (unsigned i = 0; i < s->nr_copiers; i++)
     copier_destroy (&s->copiers[i]);
+  if (s->target.digests)
+    endpoint_close (s->target.digests);
   if (s->target.endpoint)
     endpoint_close (s->target.endpoint);
   pthread_mutex_destroy (&s->lock);

@@ -237,7 +237,7 @@ skip_piece (struct slot *sl, uint64_t n)
   sl->data.pos += n;
   sl->data.skipped += n;
   atomic_fetch_add (&e->region->hdr->skipped_bytes, n);
-  if (!difference_costs (e))
+  if (!difference_costs (sl))
     engine_refund (e, n);
 }
 

@@ -68,6 +68,17 @@ make_list (struct slots *ss, struct slot *sl, unsigned nr, bool is_short, uint8_
   return list;
 }
 
+uint32_t
+slots_unit (const struct engine *e, const struct target *target)
+{
+  uint64_t request = e->request_blocks << e->region->geo.block_shift;
+  uint32_t unit = ALIGNMENT;
+
+  while (unit < target->min_block || unit * UINT64_C (64) < request)
+    unit *= 2;
+  return unit;
+}
+
 int
 slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned nr_copiers)
 {
@@ -81,8 +92,7 @@ slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned 
                         .target = target,
                         .long_size = request,
                         .short_size = no_short ? 0 : ENGINE_SHORT_BYTES };
-  for (ss->unit = ALIGNMENT; ss->unit < target->min_block || ss->unit * UINT64_C (64) < request;)
-    ss->unit *= 2;
+  ss->unit = slots_unit (e, target);
   /* Each long buffer has room for the destination's minimum block behind an odd tail, or the
    * base's.  Short ones have it only where the disk has such a tail. */
   uint32_t base_block = e->options.base ? endpoint_info (e->options.base)->min_block : 1;

@@ -24,6 +24,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "digest/hash.h"
 #include "mirror/engine/task.h"
 #include "mirror/engine/window.h"
 
@@ -33,7 +34,9 @@ struct target {
   struct endpoint *endpoint;
   bool have_flush;
   uint32_t min_block;
-  uint8_t *tail_pad; /* what the destination holds behind our end, up to its minimum block */
+  struct endpoint *digests; /* of its blocks, for the difference; NULL: it is read instead */
+  struct digest_key key;    /* of these */
+  uint8_t *tail_pad;        /* what the destination holds behind our end, up to its minimum block */
   uint32_t tail_pad_len;
   _Atomic bool draining;    /* start nothing new, and end when everything was answered */
   _Atomic bool stop;        /* end at once */
@@ -108,7 +111,7 @@ struct slots {
   struct engine *engine;
   struct target *target;
   struct channel *source, *dest;
-  struct channel *base; /* NULL: there is none */
+  struct channel *beside; /* to the base image, or to the destination's digests; or NULL */
   struct slot *slots;
   struct slot *free_long, *free_short; /* lists */
   uint32_t long_size, short_size;      /* what each is for; SHORT_SIZE 0: there are none */
@@ -121,6 +124,9 @@ struct slots {
   uint8_t *seconds[ENGINE_DEPTH]; /* the free second buffers; each is as a long slot's */
   unsigned nr_seconds;
 };
+
+/* The size of the pieces in which the difference is left out (unit, below), in bytes. */
+uint32_t slots_unit (const struct engine *e, const struct target *target);
 
 /* Make the slots of one of NR_COPIERS copiers of TARGET.  0, or -1 with errno. */
 int slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned nr_copiers);
