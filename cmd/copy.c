@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "budget/budget.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 #include "cmd/image.h"
@@ -237,7 +238,10 @@ run (struct cmd_line *line)
     return EXIT_ERROR;
   if (!a.worker.json && !a.no_progress)
     a.worker.progress = progress_new (stderr, NULL);
+  if (!worker_join_budget (&a.settings, o->dest.dest[0], &o->budget))
+    return EXIT_ERROR;
   enum job_result result = copy (&a, &report);
+  budget_leave (o->budget);
   if (!a.worker.json)
     say_end (&a, result, report);
   return worker_finish (&a.worker, result, report);

@@ -1,5 +1,6 @@
 bin_PROGRAMS += nbdmirror
 nbdmirror_SOURCES = \
+	cmd/budget.c \
 	cmd/cmd.h \
 	cmd/container.c \
 	cmd/container.h \

@@ -18,13 +18,17 @@
 
 /* In the order of a job's life. */
 static const struct subcommand *const subcommands[] = {
-  &subcommand_serve,   &subcommand_receive,    &subcommand_mirror,
-  &subcommand_status,  &subcommand_set,        &subcommand_pause,
-  &subcommand_resume,  &subcommand_cancel,     &subcommand_complete,
-  &subcommand_migrate, &subcommand_rollback,   &subcommand_evacuate,
-  &subcommand_copy,    &subcommand_verify,     &subcommand_digest,
-  &subcommand_state,   &subcommand_checkpoint, &subcommand_dirty_map,
-  &subcommand_adopt,   &subcommand_give_back,  NULL,
+  &subcommand_serve,     &subcommand_receive,
+  &subcommand_mirror,    &subcommand_status,
+  &subcommand_set,       &subcommand_pause,
+  &subcommand_resume,    &subcommand_cancel,
+  &subcommand_complete,  &subcommand_migrate,
+  &subcommand_rollback,  &subcommand_evacuate,
+  &subcommand_copy,      &subcommand_budget,
+  &subcommand_verify,    &subcommand_digest,
+  &subcommand_state,     &subcommand_checkpoint,
+  &subcommand_dirty_map, &subcommand_adopt,
+  &subcommand_give_back, NULL,
 };
 
 static void

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "budget/budget.h"
 #include "cmd/cmd.h"
 #include "cmd/hooks.h"
 #include "cmd/image.h"
@@ -279,6 +280,8 @@ run_job (struct arguments *a)
   if (!w->json && !a->detach)
     w->progress = progress_new (stderr, NULL);
 
+  if (!worker_join_budget (&a->settings, a->job.control, &a->job.budget))
+    return EXIT_ERROR;
   a->job.opaque = a;
   a->job.message = worker_message;
   if (w->progress != NULL || a->hooks.command[HOOK_READY] != NULL)
@@ -286,6 +289,7 @@ run_job (struct arguments *a)
   a->job.started = worker_started;
   a->job.before_hold = before_hold;
   enum job_result result = job_run (&a->job, &report);
+  budget_leave (a->job.budget);
   run_last_hook (a, result, report);
   if (!w->json)
     say_end (a, result, report);

@@ -18,6 +18,8 @@
 
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/text.h"
+#include "budget/budget.h"
 #include "cmd/control-query.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
@@ -97,8 +99,8 @@ parse_connections (const char *text, unsigned *n)
   return true;
 }
 
-static bool
-parse_level (const char *text, int *level)
+bool
+worker_parse_level (const char *text, int *level)
 {
   char *end;
   long v = text != NULL ? strtol (text, &end, 10) : COMPRESS_LEVEL;
@@ -147,6 +149,31 @@ parse_sparse (const char *text, enum engine_sparse *sparse)
   return false;
 }
 
+/* NAME, or NAME:WEIGHT. */
+static bool
+parse_budget (char *text, struct worker_settings *s)
+{
+  char *colon = strchr (text, ':'), *end = NULL;
+  long weight = colon != NULL ? strtol (colon + 1, &end, 10) : 1;
+
+  if (colon != NULL
+      && (colon[1] == '\0' || *end != '\0' || weight < 1 || weight > BUDGET_WEIGHT_MAX)) {
+    cmd_usage_error ("--budget %s: the weight must be a number from 1 to %d", text,
+                     BUDGET_WEIGHT_MAX);
+    return false;
+  }
+  if (colon != NULL)
+    *colon = '\0';
+  const char *problem = budget_name_problem (text);
+  if (problem != NULL) {
+    cmd_usage_error ("--budget %s: %s", text, problem);
+    return false;
+  }
+  s->budget = text;
+  s->budget_weight = (unsigned)weight;
+  return true;
+}
+
 static bool
 parse_give_up (const char *text, uint64_t *ns)
 {
@@ -176,8 +203,11 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
       good = false;
     }
     break;
+  case WORKER_OPT_BUDGET:
+    good = parse_budget (optarg, s);
+    break;
   case WORKER_OPT_COMPRESS:
-    good = parse_level (optarg, &s->dest.endpoint.compress);
+    good = worker_parse_level (optarg, &s->dest.endpoint.compress);
     break;
   case WORKER_OPT_CONNECTIONS:
     good = parse_connections (optarg, &s->nr_copiers);
@@ -230,6 +260,20 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   if (!good)
     *status = EXIT_USAGE;
   return true;
+}
+
+bool
+worker_join_budget (const struct worker_settings *s, const char *label, struct budget **b)
+{
+  CLEANUP_TEXT char *error = NULL;
+
+  *b = NULL;
+  if (s->budget == NULL)
+    return true;
+  *b = budget_join (s->budget, s->budget_weight, label, &error);
+  if (*b == NULL)
+    cmd_say ("%s", error);
+  return *b != NULL;
 }
 
 int

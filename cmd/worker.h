@@ -39,7 +39,8 @@ enum {
   WORKER_OPT_SOURCE_FORMAT,
   WORKER_OPT_DEST_FORMAT,
   WORKER_OPT_TRUST_BASE,
-  WORKER_OPT_COMPRESS
+  WORKER_OPT_COMPRESS,
+  WORKER_OPT_BUDGET
 };
 #define WORKER_TIMEOUT_OPTIONS                                                                     \
   { "connect-timeout", WORKER_OPT_CONNECT_TIMEOUT, "TIME",                                         \
@@ -84,6 +85,9 @@ enum {
     "send at most RATE bytes a second (k, M, G; 0 or none: no limit, the default)" },              \
       { "connections", WORKER_OPT_CONNECTIONS, "N",                                                \
         "open at most N connections to the destination, 1 to 4" },                                 \
+      { "budget", WORKER_OPT_BUDGET, "NAME[:WEIGHT]",                                              \
+        "share the budget NAME with other jobs of this host (see 'nbdmirror budget'), with a "     \
+        "weight of 1 to 100 (default 1)" },                                                        \
       { "compress", WORKER_OPT_COMPRESS, "[LEVEL]",                                                \
         "compress what is sent to a server of nbdmirror receive, where that is faster; at zstd's " \
         "LEVEL at most, 1 to 9 (default 6)" },                                                     \
@@ -104,6 +108,8 @@ struct worker_settings {
   uint64_t give_up_ns;
   struct session_options dest;
   struct sync_options sync;
+  char *budget; /* its name, in argv; NULL: none */
+  unsigned budget_weight;
   const char *source_format, *dest_format; /* as for qemu-nbd; NULL: not said */
   enum engine_sparse sparse;
 };
@@ -114,6 +120,13 @@ bool worker_option (int c, struct worker *w, struct worker_settings *s, int *sta
 
 /* All options were read: do --sync and --base fit together?  0, or EXIT_USAGE after a message. */
 int worker_check_sync (const struct sync_options *o);
+
+/* Parse the value of --compress; NULL: the default.  False: a usage error was printed. */
+bool worker_parse_level (const char *text, int *level);
+
+/* Join the budget of --budget, if there is one; LABEL tells people what the job is.  False: it
+ * could not be done, and a message was printed. */
+bool worker_join_budget (const struct worker_settings *s, const char *label, struct budget **b);
 
 /* Parse a time option; false: a usage error was printed. */
 bool worker_parse_ms (const char *option, const char *text, uint64_t *ms);

@@ -2,7 +2,7 @@
 noinst_LTLIBRARIES += libmirror.la
 libmirror_la_SOURCES =
 
-libmirror_la_LIBADD = libdigest.la libcompress.la libbase.la \
+libmirror_la_LIBADD = libdigest.la libcompress.la libbudget.la libbase.la \
 	$(LIBNBD_LIBS) $(LIBXML_LIBS) $(LIBAIO_LIBS) $(JANSSON_LIBS)
 
 include mirror/endpoint/local.mk

@@ -27,6 +27,7 @@ unit_tests = \
 	tests/unit/test-pass \
 	tests/unit/test-pack \
 	tests/unit/test-level \
+	tests/unit/test-budget \
 	tests/unit/test-unreadable \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-engine \
@@ -80,6 +81,7 @@ tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
 tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
+tests_unit_test_budget_LDADD = libbudget.la libbase.la $(CRITERION_LIBS) -lm
 tests_unit_test_pack_CFLAGS = $(AM_CFLAGS) $(ZSTD_CFLAGS)
 tests_unit_test_pack_LDADD = $(LDADD) $(ZSTD_LIBS)
 tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/mirror/gate.c
@@ -129,6 +131,7 @@ blackbox_tests = \
 	tests/blackbox/cli-manual.sh \
 	tests/blackbox/copy.sh \
 	tests/blackbox/compress.sh \
+	tests/blackbox/budget.sh \
 	tests/blackbox/sparse.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \

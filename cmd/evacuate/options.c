@@ -23,6 +23,7 @@ enum {
   OPT_DOWNTIME,
   OPT_POLICY,
   OPT_STALLED,
+  OPT_BUDGET,
   OPT_SYNC,
   OPT_BASE,
   OPT_BASE_FORMAT,
@@ -107,6 +108,9 @@ take_option (struct evacuate *e, int opt)
   case OPT_BANDWIDTH:
     pass_on (e, "--bandwidth", optarg);
     break;
+  case OPT_BUDGET:
+    pass_on (e, "--budget", optarg);
+    break;
   case OPT_DOWNTIME:
     pass_on (e, "--max-downtime", optarg);
     break;
@@ -129,6 +133,7 @@ take_option (struct evacuate *e, int opt)
 const struct cmd_option evacuate_options[] = {
   { "overwrite", OPT_OVERWRITE, NULL, "use a NEWDISK that is not empty, or a block device" },
   { "bandwidth", OPT_BANDWIDTH, "RATE", "as for 'mirror'" },
+  { "budget", OPT_BUDGET, "NAME[:WEIGHT]", "as for 'mirror'" },
   { "max-downtime", OPT_DOWNTIME, "TIME", "as for 'mirror'" },
   { "policy", OPT_POLICY, "sync|throttle|none|fail", "as for 'mirror'" },
   { "give-up-if-stalled", OPT_STALLED, "TIME", "as for 'mirror'" },

@@ -5,6 +5,7 @@
 
 #include "config.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,7 +40,9 @@ enum {
   OPT_NO_DISK_CHECK,
   OPT_RECOVER,
   OPT_DRY_RUN,
-  OPT_MEASURE
+  OPT_MEASURE,
+  OPT_COMPRESS,
+  OPT_BUDGET
 };
 
 /* Room for one disk more. */
@@ -90,6 +93,17 @@ take_rate (const char *option, uint64_t *rate)
   const char *why = units_parse_rate (optarg, rate);
 
   return why != NULL ? cmd_usage_error ("%s %s: %s", option, optarg, why) : 0;
+}
+
+static int
+take_compress (struct migrate_options *o)
+{
+  int level;
+
+  if (!worker_parse_level (optarg, &level))
+    return EXIT_USAGE;
+  snprintf (o->compress, sizeof o->compress, "--compress=%d", level);
+  return 0;
 }
 
 /* True: C is an option without an argument, and it was taken. */
@@ -151,6 +165,11 @@ take_option (struct migrate_options *o, int c)
   case OPT_BANDWIDTH:
     o->bandwidth = optarg;
     return take_rate ("--bandwidth", &ignored);
+  case OPT_BUDGET:
+    o->budget = optarg;
+    return 0;
+  case OPT_COMPRESS:
+    return take_compress (o);
   case OPT_CONNECTIONS:
     o->connections = optarg;
     return 0;
@@ -214,6 +233,8 @@ const struct cmd_option migrate_option_table[] = {
     "the pause to aim at, of the disks and of the memory (default 300ms)" },
   { "bandwidth", OPT_BANDWIDTH, "RATE",
     "the limit of each disk's mirror (k, M, G; bytes a second)" },
+  { "budget", OPT_BUDGET, "NAME[:WEIGHT]", "a budget for the mirrors, as for 'mirror'" },
+  { "compress", OPT_COMPRESS, "[LEVEL]", "compress what the mirrors send, as for 'mirror'" },
   { "memory-bandwidth", OPT_MEMORY_BANDWIDTH, "RATE", "the limit of the memory" },
   { "policy", OPT_POLICY, "sync|throttle|none|fail",
     "what to do when a disk does not converge, as for 'mirror'" },

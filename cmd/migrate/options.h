@@ -20,7 +20,8 @@ struct migrate_options {
   unsigned nr_disks;
   const char *memory_uri, *incoming_uri;                       /* incoming: NULL if the same */
   const char *bandwidth, *max_downtime, *policy, *connections; /* for `mirror`, may be NULL */
-  const char *give_up_stalled;                                 /* the same */
+  const char *give_up_stalled, *budget;                        /* the same */
+  char compress[32];                                           /* the whole word, or "" */
   const char *measure;                                         /* for --dry-run, may be NULL */
   uint64_t give_up_stalled_ms;                                 /* for the memory; 0: never */
   uint64_t memory_bandwidth;                                   /* bytes a second; 0: QEMU's own */

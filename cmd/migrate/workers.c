@@ -76,6 +76,9 @@ worker_words (const char *words[WORKER_WORDS], const struct disk *d,
     words[n++] = "--resume";
   n = pass_on_sync (words, n, d->option);
   n = pass_on (words, n, "--bandwidth", o->bandwidth);
+  n = pass_on (words, n, "--budget", o->budget);
+  if (o->compress[0] != '\0')
+    words[n++] = o->compress;
   n = pass_on (words, n, "--max-downtime", o->max_downtime);
   n = pass_on (words, n, "--policy", o->policy);
   n = pass_on (words, n, "--connections", o->connections);

@@ -1,4 +1,6 @@
 libmirror_la_SOURCES += \
+	mirror/engine/allowance.c \
+	mirror/engine/allowance.h \
 	mirror/engine/bell.c \
 	mirror/engine/bell.h \
 	mirror/engine/catchup.c \

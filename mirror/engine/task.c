@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "mirror/engine/allowance.h"
 #include "dirty-bitmap/watch.h"
 #include "mirror/engine/internal.h"
 
@@ -124,7 +125,7 @@ take (struct engine *e, struct engine_task *t)
 static bool
 rate_allows (struct engine *e, struct engine_task *t, uint64_t now)
 {
-  uint64_t wait = e->rate_off ? 0 : rate_wait (&e->rate, now);
+  uint64_t wait = allowance_wait (e, now);
   t->limited = wait > 0;
   if (!t->limited)
     return true;
@@ -137,10 +138,9 @@ rate_allows (struct engine *e, struct engine_task *t, uint64_t now)
 }
 
 static void
-pay (struct engine *e, const struct engine_task *t)
+pay (struct engine *e, const struct engine_task *t, uint64_t now)
 {
-  if (!e->rate_off)
-    rate_take (&e->rate, region_bytes (&e->region->geo, t->first, t->count));
+  allowance_take (e, region_bytes (&e->region->geo, t->first, t->count), now);
 }
 
 /* ---- the background ---- */
@@ -244,7 +244,7 @@ next_background (struct engine *e, const struct engine_room *room, struct engine
     return WORK_NONE;
   }
   if (costs)
-    pay (e, t);
+    pay (e, t, now);
   return work[kind];
 }
 
@@ -263,7 +263,7 @@ next_urgent (struct engine *e, const struct engine_room *room, struct engine_tas
     return WORK_NONE;
   t->urgent = true;
   if (take (e, t)) {
-    pay (e, t);
+    pay (e, t, now);
     return WORK_DATA;
   }
   t->urgent = false;
@@ -413,6 +413,6 @@ void
 engine_refund (struct engine *e, uint64_t bytes)
 {
   pthread_mutex_lock (&e->lock);
-  rate_give (&e->rate, bytes);
+  allowance_give (e, bytes);
   pthread_mutex_unlock (&e->lock);
 }

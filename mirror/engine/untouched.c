@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "mirror/engine/internal.h"
+#include "mirror/engine/allowance.h"
 #include "mirror/engine/untouched.h"
 
 static void
@@ -96,9 +97,9 @@ uint64_t
 untouched_pay (struct engine *e, uint64_t bytes)
 {
   pthread_mutex_lock (&e->lock);
-  uint64_t wait = e->rate_off ? 0 : rate_wait (&e->rate, clock_ns ());
-  if (wait == 0 && !e->rate_off)
-    rate_take (&e->rate, bytes);
+  uint64_t now = clock_ns (), wait = allowance_wait (e, now);
+  if (wait == 0)
+    allowance_take (e, bytes, now);
   pthread_mutex_unlock (&e->lock);
   return wait;
 }

@@ -12,6 +12,7 @@
 #include "config.h"
 
 #include "base/clock.h"
+#include "mirror/engine/allowance.h"
 #include "mirror/engine/internal.h"
 
 /* One background request takes at most this part of the time that a guest's write may wait. */
@@ -148,9 +149,11 @@ engine_urgent_lost (struct engine *e)
 uint64_t
 engine_request_blocks (const struct engine *e)
 {
-  if (!e->catchup.on || e->rate.rate == 0 || e->rate_off)
+  uint64_t rate = allowance_rate (e, e->rate.rate);
+
+  if (!e->catchup.on || rate == 0 || e->rate_off)
     return e->request_blocks;
-  double bytes = (double)e->rate.rate * (double)e->write_delay_ns / 1e9 / SHARE_OF_DELAY;
+  double bytes = (double)rate * (double)e->write_delay_ns / 1e9 / SHARE_OF_DELAY;
   double blocks = bytes / e->region->geo.block_size;
   return blocks >= (double)e->request_blocks ? e->request_blocks
          : blocks < 1                        ? 1

@@ -185,6 +185,7 @@ job_attach (struct job *j)
   const struct engine_options eo = {
     .nr_copiers = j->o->nr_copiers,
     .rate_limit = j->rate_limit,
+    .budget = j->o->budget,
     .grace_ns = j->o->grace_ns,
     .sync = j->o->sync.mode,
     .sparse = j->o->sparse,

@@ -21,6 +21,7 @@
 #include "mirror/engine/engine.h"
 #include "mirror/engine/supervisor.h"
 #include "mirror/job/base-proof.h"
+#include "mirror/job/budget-status.h"
 #include "mirror/job/copy.h"
 #include "mirror/job/estimate.h"
 #include "mirror/job/source-errors.h"
@@ -151,6 +152,7 @@ make_region (struct copy *c)
   const struct engine_options eo = {
     .nr_copiers = c->o->nr_copiers,
     .rate_limit = c->o->rate_limit,
+    .budget = c->o->budget,
     .offline = true,
     .sync = c->o->sync.mode,
     .sparse = c->o->sparse,
@@ -182,6 +184,7 @@ make_status (struct copy *c, const char *state)
       (double)(clock_ns () - c->start_ns) / NS_PER_S);
   if (o == NULL)
     return NULL;
+  budget_status_add (o, c->o->budget);
   json_object_set_new (o, "wire-bytes", json_integer ((json_int_t)region_wire_bytes (r)));
   json_object_set_new (o, "sync", json_string (sync_name (c->o->sync.mode)));
   json_object_set_new (o, "skipped-bytes",

@@ -16,10 +16,11 @@ struct copy_options {
   struct session_options dest;
   struct sync_options sync;
   enum engine_sparse sparse;
-  bool dest_is_zero;   /* the user says so */
-  uint64_t rate_limit; /* bytes a second; 0: none */
-  uint64_t give_up_ns; /* 0: a lost destination ends the copy; UINT64_MAX: never give up */
-  unsigned nr_copiers; /* 0: default */
+  bool dest_is_zero;     /* the user says so */
+  uint64_t rate_limit;   /* bytes a second; 0: none */
+  struct budget *budget; /* besides; borrowed, or NULL */
+  uint64_t give_up_ns;   /* 0: a lost destination ends the copy; UINT64_MAX: never give up */
+  unsigned nr_copiers;   /* 0: default */
 
   /* As in struct job_options. */
   void *opaque;

@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "mirror/engine/allowance.h"
 #include "mirror/job/internal.h"
 
 #define SAMPLE_NS (100 * NS_PER_MS)
@@ -71,6 +72,17 @@ job_end (struct job *j, enum job_result result)
 
 /* ---- decisions ---- */
 
+/* How many bytes of the disk a second the limit lets through: more than it says, if they are
+ * compressed. */
+static uint64_t
+content_limit (const struct job *j)
+{
+  uint64_t limit = allowance_rate (&j->engine, j->rate_limit), wire = region_wire_bytes (j->region);
+  uint64_t sent = atomic_load (&j->region->hdr->sent_bytes);
+
+  return wire > 0 && sent > wire ? (uint64_t)((double)limit * (double)sent / (double)wire) : limit;
+}
+
 static struct estimate_sample
 look (struct job *j, uint64_t now)
 {
@@ -83,7 +95,7 @@ look (struct job *j, uint64_t now)
     .dirtied_bytes = atomic_load (&r->hdr->dirtied_total) << r->geo.block_shift,
     .left_bytes = engine_left_bytes (e),
     .busy_ns = engine_busy_ns (e),
-    .limit = j->rate_limit,
+    .limit = content_limit (j),
     .quarantine_bytes = bitmap_count (r, REGION_QUARANTINE) << r->geo.block_shift,
   };
 }
@@ -206,7 +218,8 @@ check_stall (struct job *j, uint64_t now)
                && bitmap_count (j->region, REGION_QUARANTINE) > 0;
   bool due = !j->paused && !grace && engine_left_bytes (e) > 0;
   uint64_t ns = stall_look (&j->stall, moved, due, now);
-  uint64_t limit = stall_limit_ns (j->o->give_up_stalled_ns, ENGINE_REQUEST_BYTES, j->rate_limit);
+  uint64_t limit = stall_limit_ns (j->o->give_up_stalled_ns, ENGINE_REQUEST_BYTES,
+                                   allowance_rate (e, j->rate_limit));
 
   if (j->o->give_up_stalled_ns == 0 || ns < limit)
     return;

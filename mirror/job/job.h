@@ -66,6 +66,7 @@ struct job_options {
   uint64_t max_downtime_ms;
   uint64_t max_write_delay_ms; /* longest wait of a guest's write, throttled or synchronous */
   uint64_t rate_limit;         /* bytes a second; 0: none */
+  struct budget *budget;       /* besides; borrowed, or NULL */
   uint64_t give_up_ns;         /* without destination or source; UINT64_MAX: never */
   uint64_t give_up_stalled_ns; /* while nothing moves; 0: never */
   uint64_t grace_ns;           /* of quarantine; 0: default */

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "mirror/job/budget-status.h"
 #include "mirror/job/internal.h"
 
 #define REPORT_TIMEOUT_MS 1000
@@ -106,6 +107,7 @@ own_status (struct job *j)
     return NULL;
   json_object_set_new (o, "reconnects",
                        json_integer ((json_int_t)(j->base.reconnects + j->supervisor.reconnects)));
+  budget_status_add (o, j->o->budget);
   json_object_set_new (o, "wire-bytes", json_integer ((json_int_t)region_wire_bytes (j->region)));
   json_object_set_new (o, "sync", json_string (sync_name (j->o->sync.mode)));
   json_object_set_new (o, "skipped-bytes",

@@ -27,11 +27,13 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "budget/budget.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/buffers.h"
 #include "mirror/endpoint/null.h"
 #include "mirror/engine/rate.h"
 #include "mirror/engine/session.h"
+#include "mirror/job/budget-status.h"
 #include "mirror/job/stream.h"
 
 #define PIECE_BYTES (256u << 10)
@@ -95,6 +97,25 @@ request_failed (struct stream *s, const char *what, uint64_t offset, int err)
 {
   fail (s, endpoint_fault (s), "%s: %s at offset %" PRIu64 ": %s", endpoint_name (s->ep), what,
         offset, channel_error (s->ch) != NULL ? channel_error (s->ch) : strerror (err));
+}
+
+/* ---- the limits ------------------------------------------------------------------------------ */
+
+static uint64_t
+wait_ns (struct stream *s)
+{
+  uint64_t now = clock_ns (), wait = rate_wait (&s->rate, now);
+  uint64_t shared = s->o->budget != NULL ? budget_wait (s->o->budget, now) : 0;
+
+  return wait > shared ? wait : shared;
+}
+
+static void
+pay (struct stream *s, uint64_t bytes)
+{
+  rate_take (&s->rate, bytes);
+  if (s->o->budget != NULL && bytes > 0)
+    budget_take (s->o->budget, bytes, clock_ns ());
 }
 
 /* ---- from a stream -------------------------------------------------------------------------- */
@@ -171,7 +192,7 @@ send_piece (struct stream *s, struct piece *p)
     return;
   s->zero_last = zero;
   *(zero ? &s->zeroes : &s->sent) += p->len;
-  rate_take (&s->rate, zero ? 0 : p->len);
+  pay (s, zero ? 0 : p->len);
   s->offset += p->len;
   s->next = (s->next + 1) % PIECES;
 }
@@ -306,7 +327,7 @@ advance_to_stream (struct stream *s)
   uint64_t size = endpoint_info (s->ep)->size;
 
   while (s->offset < size && s->pieces[s->next].state == PIECE_FREE && channel_room (s->ch) > 0
-         && rate_wait (&s->rate, clock_ns ()) == 0) {
+         && wait_ns (s) == 0) {
     struct piece *p = &s->pieces[s->next];
     uint64_t left = size - s->offset;
     *p = (struct piece){ .of = s,
@@ -319,7 +340,7 @@ advance_to_stream (struct stream *s)
       on_read (p, errno);
       return false;
     }
-    rate_take (&s->rate, p->len);
+    pay (s, p->len);
     s->offset += p->len;
     s->next = (s->next + 1) % PIECES;
   }
@@ -346,11 +367,13 @@ make_status (const struct stream *s, const char *state)
                               : json_null ();
   json_t *rate = total > 0 ? json_real ((double)done / total) : json_null ();
 
-  return json_pack ("{s:s, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:o, s:f}", "state", state, "pass",
-                    (json_int_t)1, "size", size, "dirty-bytes", left, "sent-bytes",
-                    (json_int_t)s->sent, "wire-bytes", (json_int_t)(s->sent - s->saved),
-                    "zero-bytes", (json_int_t)s->zeroes, "bandwidth-limit",
-                    (json_int_t)s->o->rate_limit, "bandwidth", rate, "total-s", total);
+  json_t *o = json_pack ("{s:s, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:o, s:f}", "state", state,
+                         "pass", (json_int_t)1, "size", size, "dirty-bytes", left, "sent-bytes",
+                         (json_int_t)s->sent, "wire-bytes", (json_int_t)(s->sent - s->saved),
+                         "zero-bytes", (json_int_t)s->zeroes, "bandwidth-limit",
+                         (json_int_t)s->o->rate_limit, "bandwidth", rate, "total-s", total);
+  budget_status_add (o, s->o->budget);
+  return o;
 }
 
 /* Open the endpoint.  False: s->error says why not. */
@@ -428,12 +451,12 @@ static void
 turn (struct stream *s)
 {
   struct pollfd fds[2 + CHANNEL_MAX_FDS];
-  uint64_t wait_ns = rate_wait (&s->rate, clock_ns ());
+  uint64_t wait = wait_ns (s);
   int timeout = TICK_MS;
-  bool ready = s->to_stream ? may_send (s) : wait_ns == 0 && may_receive (s);
+  bool ready = s->to_stream ? may_send (s) : wait == 0 && may_receive (s);
 
-  if (wait_ns > 0 && wait_ns < TICK_MS * NS_PER_MS)
-    timeout = (int)(wait_ns / NS_PER_MS) + 1;
+  if (wait > 0 && wait < TICK_MS * NS_PER_MS)
+    timeout = (int)(wait / NS_PER_MS) + 1;
   fds[0] = (struct pollfd){ .fd = s->o->signal_fd, .events = POLLIN };
   fds[1] = (struct pollfd){ .fd = ready ? s->fd : -1, .events = s->to_stream ? POLLOUT : POLLIN };
   unsigned n = channel_pollfds (s->ch, fds + 2, CHANNEL_MAX_FDS, &timeout);
@@ -446,6 +469,8 @@ turn (struct stream *s)
   uint64_t saved = channel_take_saved (s->ch);
   s->saved += saved;
   rate_give (&s->rate, saved);
+  if (s->o->budget != NULL && saved > 0)
+    budget_give (s->o->budget, saved);
   if (s->error == NULL && fds[1].revents != 0) {
     if (s->to_stream)
       send_to_stream (s);

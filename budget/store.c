@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The file of a budget.  See store.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/text.h"
+#include "budget/store.h"
+
+#define OTHERS (S_IRWXG | S_IRWXO)
+
+/* ---- the directory ---- */
+
+static char *
+directory_name (void)
+{
+  const char *given = getenv ("NBDMIRROR_BUDGETS");
+
+  return given != NULL && given[0] != '\0' ? text_copy (given)
+                                           : text_printf ("/dev/shm/nbdmirror-%u", geteuid ());
+}
+
+/* Is it ours alone?  Else *ERROR says what is wrong. */
+static bool
+is_ours (const char *path, const struct stat *st, char **error)
+{
+  if (st->st_uid != geteuid ())
+    text_error (error, "%s belongs to another user (%u)", path, st->st_uid);
+  else if ((st->st_mode & OTHERS) != 0)
+    text_error (error,
+                "%s is open to other users (mode %03o): budgets need a directory of mode 700", path,
+                st->st_mode & 0777);
+  else
+    return true;
+  return false;
+}
+
+int
+budget_directory (bool create, int *fd, char **error)
+{
+  CLEANUP_TEXT char *path = directory_name ();
+  struct stat st;
+
+  *fd = -1;
+  if (create && mkdir (path, 0700) == -1 && errno != EEXIST)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  *fd = open (path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (*fd == -1 && errno == ENOENT)
+    return create ? text_error (error, "%s: it was removed meanwhile", path) : 1;
+  if (*fd == -1 || fstat (*fd, &st) == -1)
+    text_error (error, "%s: %s", path,
+                errno == ELOOP || errno == ENOTDIR ? "it is no directory" : strerror (errno));
+  else if (is_ours (path, &st, error))
+    return 0;
+  fd_close (fd);
+  return -1;
+}
+
+/* ---- a file ---- */
+
+static bool
+check_file (int fd, const char *name, char **error)
+{
+  struct stat st;
+
+  if (fstat (fd, &st) == -1)
+    text_error (error, "budget %s: %s", name, strerror (errno));
+  else if (!S_ISREG (st.st_mode) || st.st_size != sizeof (struct budget_memory))
+    text_error (error, "budget %s: its file is none of nbdmirror, or of another version", name);
+  else
+    return is_ours (name, &st, error);
+  return false;
+}
+
+static bool
+map_file (struct budget_file *f)
+{
+  void *p = mmap (NULL, sizeof *f->memory, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, 0);
+
+  f->memory = p != MAP_FAILED ? p : NULL;
+  return f->memory != NULL;
+}
+
+static bool
+check_memory (const struct budget_memory *m, const char *name, char **error)
+{
+  if (memcmp (m->magic, BUDGET_MAGIC, sizeof m->magic) == 0 && m->version == BUDGET_VERSION
+      && m->nr_slots == BUDGET_SLOTS)
+    return true;
+  text_error (error, "budget %s: its file is none of nbdmirror, or of another version", name);
+  return false;
+}
+
+int
+budget_file_open (int dir, const char *name, struct budget_file *f, char **error)
+{
+  *f = (struct budget_file){ .fd = -1 };
+  f->fd = openat (dir, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (f->fd == -1 && errno == ENOENT)
+    return 1;
+  if (f->fd == -1)
+    return text_error (error, "budget %s: %s", name,
+                       errno == ELOOP ? "its file is a symbolic link" : strerror (errno));
+  if (check_file (f->fd, name, error)) {
+    if (!map_file (f))
+      text_error (error, "budget %s: %s", name, strerror (errno));
+    else if (check_memory (f->memory, name, error))
+      return 0;
+  }
+  budget_file_close (f);
+  return -1;
+}
+
+/* Make FD the file of a new budget. */
+static bool
+fill (int fd, uint64_t rate)
+{
+  struct budget_file f = { .fd = fd };
+
+  if (ftruncate (fd, sizeof *f.memory) == -1 || !map_file (&f))
+    return false;
+  memcpy (f.memory->magic, BUDGET_MAGIC, sizeof f.memory->magic);
+  f.memory->version = BUDGET_VERSION;
+  f.memory->nr_slots = BUDGET_SLOTS;
+  atomic_store (&f.memory->rate, rate);
+  munmap (f.memory, sizeof *f.memory);
+  return true;
+}
+
+/* Nobody sees it before it is complete. */
+int
+budget_file_create (int dir, const char *name, uint64_t rate, char **error)
+{
+  CLEANUP_FD int fd = openat (dir, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  char path[40];
+
+  if (fd == -1 || !fill (fd, rate))
+    return text_error (error, "budget %s: it cannot be created: %s", name, strerror (errno));
+  snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
+  if (linkat (AT_FDCWD, path, dir, name, AT_SYMLINK_FOLLOW) == 0)
+    return 0;
+  if (errno == EEXIST)
+    return 1;
+  return text_error (error, "budget %s: it cannot be created: %s", name, strerror (errno));
+}
+
+void
+budget_file_set_rate (struct budget_file *f, uint64_t rate, uint64_t now_ns)
+{
+  struct budget_memory *m = f->memory;
+  uint64_t old = atomic_exchange (&m->rate, rate), paid = atomic_load (&m->paid_ns);
+
+  if (old != 0 && rate != 0 && paid > now_ns) {
+    uint64_t scaled = now_ns + (uint64_t)((double)(paid - now_ns) * (double)old / (double)rate);
+    /* Who spends meanwhile makes this fail, and then the old debt is served: no harm. */
+    atomic_compare_exchange_strong (&m->paid_ns, &paid, scaled);
+  }
+}
+
+void
+budget_file_close (struct budget_file *f)
+{
+  if (f->memory != NULL)
+    munmap (f->memory, sizeof *f->memory);
+  f->memory = NULL;
+  fd_close (&f->fd);
+}
+
+/* ---- slots ---- */
+
+bool
+budget_lock (int fd, unsigned first, unsigned count)
+{
+  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = count };
+
+  return fcntl (fd, F_OFD_SETLK, &fl) == 0;
+}
+
+bool
+budget_is_locked (int fd, unsigned slot)
+{
+  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = slot, .l_len = 1 };
+
+  return fcntl (fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+}

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Budgets: two jobs share one fairly and by weight, and together send no faster; a member that is
+# stopped or killed at any instant is no longer counted, and holds nobody up; a change is seen by
+# running jobs, and the status tells it; a budget that is missing, or not ours, is refused before
+# anything is written; compressed bytes are counted as they cross the line.
+. "$(dirname "$0")/lib.sh"
+
+export NBDMIRROR_BUDGETS=$tmp/budgets
+head -c $((10 << 20)) /dev/urandom >"$tmp/disk"
+budget () { nbdmirror budget "$@"; }
+# of MEMBER FIELD: a figure of the member whose job is called so.
+of () {
+  budget vms --json | "$python" -c '
+import json, sys
+for m in json.load(sys.stdin)["members"]:
+    if m["job"] == sys.argv[1]:
+        print(m[sys.argv[2]])' "$1" "$2"
+}
+members () { budget vms --json | grep -c '"pid"'; }
+start_copy () { # NAME BUDGET
+  local name=$1
+  spawn "$name" nbdmirror copy "$tmp/disk" "$tmp/$name.out" --budget "$2" --report \
+    "$tmp/$name.report"
+}
+has_sent () { local n; n=$(of "$tmp/$1.out" bytes) && [ "${n:-0}" -gt "$2" ]; }
+
+# ---- what is refused ----
+
+for wrong in '' .x x/y 'x y' "$(printf 'x%.0s' {1..65})"; do
+  has_to_exit 2 "$NBDMIRROR" budget "$wrong" 1M
+  has_to_exit 2 "$NBDMIRROR" copy "$tmp/disk" "$tmp/new" --budget "$wrong"
+done
+for wrong in x: x:0 x:101 x:y; do
+  has_to_exit 2 "$NBDMIRROR" copy "$tmp/disk" "$tmp/new" --budget "$wrong"
+done
+for wrong in fast 1k -1M; do has_to_exit 2 "$NBDMIRROR" budget vms "$wrong"; done
+has_to_exit 1 "$NBDMIRROR" copy "$tmp/disk" "$tmp/new" --budget vms
+grep -q "there is no budget vms: 'nbdmirror budget vms RATE' makes it" "$tmp/err" ||
+  fail "another reason: $(cat "$tmp/err")"
+has_to_exit 1 "$NBDMIRROR" budget vms
+budget vms 8M
+for what in "chmod 770 $tmp/budgets" "chmod 666 $tmp/budgets/vms" \
+  "chown 65534 $tmp/budgets/vms" "chown 65534 $tmp/budgets"; do
+  case $what in chown*) [ "$(id -u)" = 0 ] || continue ;; esac
+  $what
+  has_to_exit 1 "$NBDMIRROR" copy "$tmp/disk" "$tmp/new" --budget vms
+  grep -q 'other user\|another user' "$tmp/err" || fail "$what: $(cat "$tmp/err")"
+  has_to_exit 1 "$NBDMIRROR" budget vms 1G
+  chmod 700 "$tmp/budgets"; chmod 600 "$tmp/budgets/vms"
+  [ "$(id -u)" != 0 ] || chown 0 "$tmp/budgets" "$tmp/budgets/vms"
+done
+[ ! -e "$tmp/new" ] || fail "something was written without the budget"
+
+# ---- two share, and keep the sum ----
+
+start=$("$python" -c 'import time; print(time.monotonic ())')
+start_copy one vms
+start_copy two vms:3
+wait_for 10 has_sent one 0
+wait_for 20 has_sent two $((6 << 20))
+one=$(of "$tmp/one.out" bytes) two=$(of "$tmp/two.out" bytes)
+if [ $((one * 2)) -gt "$two" ] || [ $((one * 5)) -lt "$two" ]; then
+  fail "weights of 1 and 3, and $one and $two bytes"
+fi
+[ "$(members)" = 2 ] || fail "$(members) members"
+has_to_exit 1 "$NBDMIRROR" budget vms --remove
+ends_well two 30
+ends_well one 30
+"$python" - "$start" $((20 << 20)) $((8 << 20)) <<'PY' || fail "see above"
+import sys, time
+start, sent, rate = map(float, sys.argv[1:])
+least = (sent - 3 * 262144) / rate - 0.1
+assert time.monotonic() - start >= least, "the sum was sent too fast"
+PY
+for copy in one two; do
+  cmp "$tmp/disk" "$tmp/$copy.out" || fail "the copies differ"
+done
+[ "$(field budget <"$tmp/one.report")" = vms ] || fail "the report does not tell the budget"
+[ "$(field bytes < <(budget vms --json))" = $((20 << 20)) ] || fail "bytes: $(budget vms --json)"
+
+# ---- one is stopped, one is killed; the rate changes ----
+
+start_copy three vms:100
+wait_for 10 has_sent three 0
+kill -STOP "${pid[three]}"
+start_server src "$tmp/disk"
+budget vms 4M
+spawn mirror nbdmirror mirror "${control[src]}" "$tmp/mirror.out" --budget vms
+is () { [ "$(status_of "${control[src]}" "$1")" = "$2" ]; }
+alone () { local n; n=$(status_of "${control[src]}" budget-share) && [ "${n:-0}" -gt 4000000 ]; }
+wait_for 10 alone
+is budget vms || fail "the status does not tell the budget"
+budget vms 16M
+wait_for 10 is budget-limit $((16 << 20))
+kill -KILL "${pid[three]}"
+wait "${pid[three]}" || :
+wait_state "${control[src]}" ready 20
+[ "$(members)" = 1 ] || fail "a killed member is still there: $(budget vms)"
+budget vms none
+budget | grep -q '^vms: no limit' || fail "$(budget)"
+stop mirror
+wait_for 10 budget vms --remove
+[ -z "$(budget)" ] || fail "it was removed and is still there"
+
+# ---- what crosses the line is counted ----
+
+seq 1500000 >"$tmp/text"
+budget vms 1G
+start_receive dst "$tmp/dst.img" --size "$(stat -c %s "$tmp/text")"
+nbdmirror copy "$tmp/text" "${uri[dst]}" --compress --budget vms --report "$tmp/report" \
+  2>"$tmp/log" || fail "copy: $(cat "$tmp/log")"
+wire=$(field wire-bytes <"$tmp/report")
+[ "$wire" -lt "$(field sent-bytes <"$tmp/report")" ] || fail "nothing was compressed"
+[ "$(field bytes < <(budget vms --json))" = "$wire" ] ||
+  fail "the budget counts $(budget vms --json), and the wire had $wire"
