@@ -3,7 +3,7 @@
 EXTRA_DIST += bench/README.md bench/run bench/common.py bench/idle.py bench/overhead.py \
 	bench/large.py bench/load.py bench/load_guest.py bench/load_plot.py bench/load_systems.py \
 	bench/qmp.py bench/handoff.py bench/many.py bench/difference.py \
-	bench/difference_systems.py
+	bench/difference_systems.py bench/line.py
 
 .PHONY: bench
 bench: all
@@ -14,6 +14,7 @@ bench: all
 	$(srcdir)/bench/run load --long
 	$(srcdir)/bench/run handoff
 	$(srcdir)/bench/run many
+	$(srcdir)/bench/run line
 	$(srcdir)/bench/run difference
 
 TESTS += tests/blackbox/bench-smoke.sh
