@@ -19,6 +19,7 @@ unit_tests = \
 	tests/unit/test-state \
 	tests/unit/test-rate \
 	tests/unit/test-window \
+	tests/unit/test-latency \
 	tests/unit/test-estimate \
 	tests/unit/test-converge \
 	tests/unit/test-forecast \

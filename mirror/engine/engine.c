@@ -42,7 +42,6 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
   if (e->request_blocks == 0)
     e->request_blocks = 1;
   pthread_mutex_init (&e->lock, NULL);
-  latency_init (&e->short_writes);
   pass_init (&e->pass);
   rate_init (&e->rate, options->rate_limit, clock_ns ());
   e->counting = true;
@@ -57,7 +56,6 @@ engine_destroy (struct engine *e)
   assert (e->copiers == NULL);
   fd_close (&e->notify_fd);
   pthread_mutex_destroy (&e->lock);
-  latency_destroy (&e->short_writes);
 }
 
 /* ---- waking others ---- */
@@ -175,10 +173,16 @@ uint64_t
 engine_rtt_ns (struct engine *e)
 {
   uint64_t rtt = atomic_load (&e->rtt_ns), flush = atomic_load (&e->flush_ns);
-  uint64_t write = latency_lowest (&e->short_writes, clock_ns ());
+  return flush != 0 && flush < rtt ? flush : rtt;
+}
 
-  if (flush != 0 && flush < rtt)
-    rtt = flush;
+uint64_t
+engine_write_ns (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  uint64_t write = latency_ns (&e->latency);
+  pthread_mutex_unlock (&e->lock);
+  uint64_t rtt = engine_rtt_ns (e);
   return write > rtt ? write : rtt;
 }
 
@@ -249,5 +253,7 @@ engine_session_over (struct engine *e)
   engine_drop_samples (e, 0, 0, UINT64_MAX);
   engine_drop_samples (e, 1, 0, UINT64_MAX);
   atomic_store (&e->counters.in_copy_bytes, 0);
+  atomic_store (&e->counters.writing_bytes, 0);
+  e->latency = (struct latency){ .low_end_ns = 0 }; /* the next one may go another way */
   pthread_mutex_unlock (&e->lock);
 }

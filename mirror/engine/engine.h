@@ -3,7 +3,8 @@
  * mirror/engine: the copy engine.  It moves the dirty blocks of a region from a source endpoint to
  * a destination, for the live mirror and for the offline copy alike.  From the bottom to the top:
  *
- *   pass, rate, window, catchup, urgent-queue   decisions: plain values in, plain values out
+ *   pass, rate, window, latency, catchup, urgent-queue
+ *               decisions: plain values in, plain values out
  *   engine      one job in this process: what is copied next, claims and their flush turns, the
  *               bandwidth limit, counters.  It outlives sessions.  This header is what the job's
  *               thread calls; task.h is what copiers call
@@ -83,12 +84,15 @@ struct engine_options {
 #define ENGINE_IN_FLIGHT (ENGINE_SHORT_SLOTS + ENGINE_MAX_DEPTH)
 #define ENGINE_GRACE_NS UINT64_C (2000000000)
 
-/* Counters that any thread may read at any time.  All but in_copy_bytes only grow.  What was sent
- * is counted in the region's header instead, where the figure outlives a killed worker. */
+/* Counters that any thread may read at any time.  All but in_copy_bytes and writing_bytes only
+ * grow.  What was sent is counted in the region's header instead, where the figure outlives a
+ * killed worker. */
 struct engine_counters {
   _Atomic uint64_t acked_bytes;  /* read, sent and acknowledged; includes zeroes found on the way */
   _Atomic uint64_t passed_bytes; /* done without sending them, or as zeroes by block status */
   _Atomic uint64_t in_copy_bytes; /* claimed, and not acknowledged yet */
+  _Atomic uint64_t written_bytes; /* data that the destination has acknowledged; no zeroes */
+  _Atomic uint64_t writing_bytes; /* data that was sent, and not acknowledged yet */
   _Atomic uint64_t mismatches;    /* quarantined blocks that did not read back as written */
   _Atomic uint64_t flushes;
 };
@@ -134,7 +138,6 @@ struct engine {
    * thread's.  Known when no session runs. */
   bool unanswered;
   _Atomic uint64_t flush_ns, rtt_ns; /* as last measured */
-  struct latency short_writes;       /* of requests up to ENGINE_SHORT_BYTES */
 
   pthread_mutex_t lock;                 /* everything below */
   const struct engine_copiers *copiers; /* NULL: no session */
@@ -142,6 +145,7 @@ struct engine {
   struct rate_limit rate;
   struct urgent_queue urgent;
   struct catchup catchup;
+  struct latency latency;
   uint64_t write_delay_ns;         /* how long a guest's write waits at most */
   uint64_t busy_ns, busy_since_ns; /* time with anything busy; the present such span's beginning */
   bool rate_off;                   /* the user lets the last phase ignore the limit */
@@ -214,14 +218,15 @@ bool engine_clean (struct engine *e);
 /* How long a flush takes: the last one, or the running one if that takes longer already. */
 uint64_t engine_flush_ns (struct engine *e);
 
-/* How long the last blocks take at least, however few they are: one round trip, or what a short
- * write has taken lately, if that is more.  The round trip was measured when the session began.  A
- * busy server may have answered that one slowly, so the last flush, which contained a round trip,
- * is an upper limit of it. */
+/* How long a round trip takes, as measured when the session began.  A busy server may have answered
+ * that one slowly, so the last flush, which contained a round trip, is an upper limit. */
 uint64_t engine_rtt_ns (struct engine *e);
 
 /* Is any block dirty that is being copied?  Its next copy begins only after this one has ended. */
 bool engine_copies_in_vain (struct engine *e);
+
+/* How long a write takes that waits behind no other (latency.h), and a round trip at least. */
+uint64_t engine_write_ns (struct engine *e);
 
 /* Bytes that are dirty, or claimed and not acknowledged. */
 uint64_t engine_left_bytes (struct engine *e);

@@ -175,6 +175,31 @@ write_failed (struct slot *sl, int err)
     slot_dest_failed (sl, "write", sl->data.failure);
 }
 
+/* All that was sent is answered. */
+static void
+note_reply (struct slot *sl)
+{
+  struct slot_data *d = &sl->data;
+  struct slots *ss = sl->of;
+  struct engine_counters *c = &ss->engine->counters;
+  uint64_t now = clock_ns (), took = now - d->sent_ns;
+
+  /* Urgent requests are short: what they take says nothing about the others. */
+  if (!sl->task.urgent)
+    window_reply (&ss->window, took, ss->nr_active, now);
+  if (d->data_bytes == 0)
+    return;
+  atomic_fetch_sub (&c->writing_bytes, d->data_bytes);
+  uint64_t written = atomic_fetch_add (&c->written_bytes, d->data_bytes) + d->data_bytes;
+  sl->task.reply = (struct latency_reply){
+    .took_ns = took,
+    .queued = d->queued + d->data_bytes,
+    .delivered = written - d->written,
+    .pressed = ss->nr_active >= ss->window.depth,
+  };
+  d->data_bytes = 0;
+}
+
 static void
 on_written (void *opaque, int err)
 {
@@ -184,13 +209,8 @@ on_written (void *opaque, int err)
   d->outstanding--;
   if (!err)
     engine_progress (sl->of->engine);
-  /* Urgent requests are short: what they take says nothing about the others. */
-  if (d->outstanding == 0 && !sl->task.urgent) {
-    uint64_t now = clock_ns ();
-    window_reply (&sl->of->window, now - d->sent_ns, sl->of->nr_active, now);
-    if (sl->length <= ENGINE_SHORT_BYTES)
-      latency_note (&sl->of->engine->short_writes, now - d->sent_ns, now);
-  }
+  if (d->outstanding == 0)
+    note_reply (sl);
   if (err || d->failure)
     write_failed (sl, err);
   else if (d->pos == sl->length && d->outstanding == 0)
@@ -225,6 +245,8 @@ send_piece (struct slot *sl, uint64_t n, enum piece kind)
   if (channel_write (ss->dest, data, (uint32_t)with_pad, offset, on_written, sl) == -1)
     return -1;
   atomic_fetch_add (&e->region->hdr->sent_bytes, n);
+  atomic_fetch_add (&e->counters.writing_bytes, n);
+  sl->data.data_bytes += n;
   return 0;
 }
 
@@ -257,12 +279,16 @@ send_pieces (struct slot *sl)
       slot_wait_for_room (sl, send_pieces);
       return;
     }
+    if (d->outstanding == 0) {
+      d->sent_ns = clock_ns ();
+      d->queued = atomic_load (&sl->of->engine->counters.writing_bytes);
+      d->written = atomic_load (&sl->of->engine->counters.written_bytes);
+    }
     if (send_piece (sl, n, kind) == -1) {
       write_failed (sl, errno);
       return;
     }
-    if (d->outstanding++ == 0)
-      d->sent_ns = clock_ns ();
+    d->outstanding++;
     d->pos += n;
   }
   if (d->failure == 0 && d->outstanding == 0)

@@ -83,7 +83,10 @@ struct slot {
       uint64_t pos;         /* relative: up to here it is placed, sent, or read back */
       uint64_t skipped;     /* bytes that were not sent */
       unsigned outstanding; /* requests at the destination */
-      uint64_t sent_ns;     /* when the first of them was sent */
+      uint64_t sent_ns;     /* when the first of them was sent, */
+      uint64_t queued;      /* bytes in flight before it, */
+      uint64_t written;     /* and counters.written_bytes */
+      uint64_t data_bytes;  /* of the outstanding requests; zeroes do not count */
       int failure;          /* errno of the read; or of a write: send no more */
     } data;
     struct slot_zeroes { /* slot-zeroes.c; all are relative to offset */

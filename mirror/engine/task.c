@@ -382,6 +382,7 @@ engine_task_done (struct engine *e, const struct engine_task *t, const void *dat
   if (length > 0)
     engine_propose_sample (e, t, data, length);
   unreadable_copied (&e->pass.unreadable, t->first, t->count);
+  latency_add (&e->latency, &t->reply, clock_ns ());
   leave (e, t);
   pthread_mutex_unlock (&e->lock);
 }

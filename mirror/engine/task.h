@@ -28,11 +28,12 @@ enum engine_work {
 };
 
 struct engine_task {
-  uint64_t first, count; /* blocks */
-  unsigned set;          /* the claim set of a claimed run */
-  bool urgent;           /* a guest's write waits for it */
-  uint64_t wait_ns;      /* WORK_NONE */
-  bool limited;          /* WORK_NONE: there is work, but the bandwidth limit lets it wait */
+  uint64_t first, count;      /* blocks */
+  unsigned set;               /* the claim set of a claimed run */
+  bool urgent;                /* a guest's write waits for it */
+  uint64_t wait_ns;           /* WORK_NONE */
+  bool limited;               /* WORK_NONE: there is work, but the bandwidth limit lets it wait */
+  struct latency_reply reply; /* set by the copier before the end: how long its data took */
 };
 
 /* What a copier has room for. */

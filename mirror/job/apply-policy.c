@@ -8,11 +8,13 @@
 
 #include <string.h>
 
+#include "base/clock.h"
 #include "dirty-bitmap/urgent.h"
 #include "mirror/job/internal.h"
 
 #define MIB 1048576.0
-#define WAITING_WEIGHT 0.1 /* of one look in the average: about the last second */
+#define TOO_LONG_NS (3 * NS_PER_S) /* one slow flush is not worth a word */
+#define WAITING_WEIGHT 0.1         /* of one look in the average: about the last second */
 
 /* How many guest writes wait in the synchronous gate, on average over the last looks. */
 static double
@@ -56,6 +58,8 @@ look (struct job *j, uint64_t now_ns)
     .bandwidth = est->bandwidth,
     .dirty_rate = est->dirty_rate,
     .fixed_ms = est->fixed_ms,
+    .trip_ms = est->trip_ms,
+    .max_write_delay_ms = (double)j->gate.max_write_delay_ms,
     .max_downtime_ms = (double)j->max_downtime_ms,
     .waiting = count_waiting (j),
     .ready = j->ready,
@@ -106,6 +110,28 @@ tell_verdict (struct job *j)
            (double)est->last.left_bytes / MIB, action (j, text, sizeof text));
 }
 
+/* Little is left, and still no hand-over would fit: no policy can help, only the user. */
+static void
+tell_too_long (struct job *j, uint64_t now_ns)
+{
+  const struct estimate *est = &j->estimate;
+
+  if (est->fixed_ms <= (double)j->max_downtime_ms || j->converge.verdict != CONVERGING_YES) {
+    j->too_long_ns = 0;
+    j->told_too_long = j->told_too_long && !j->ready;
+    return;
+  }
+  if (j->too_long_ns == 0)
+    j->too_long_ns = now_ns;
+  if (j->told_too_long || now_ns - j->too_long_ns < TOO_LONG_NS)
+    return;
+  j->told_too_long = true;
+  job_say (j, JOB_WARNING,
+           "not ready: one write to the destination takes %.0f ms and a flush %.0f ms, together "
+           "longer than the pause of %llu ms that --max-downtime allows",
+           est->trip_ms, est->fixed_ms - est->trip_ms, (unsigned long long)j->max_downtime_ms);
+}
+
 void
 job_apply_policy (struct job *j, uint64_t now_ns)
 {
@@ -121,6 +147,7 @@ job_apply_policy (struct job *j, uint64_t now_ns)
       tell_gate (j, before);
   }
   tell_verdict (j);
+  tell_too_long (j, now_ns);
   if (c->give_up)
     job_end (j, JOB_NOT_CONVERGED);
 }

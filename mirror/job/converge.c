@@ -55,6 +55,9 @@
 #define WINDOW_PART 0.2
 #define WINDOW_MIN_NS (NS_PER_S * 4 / 10)
 
+/* A guest's write that waits takes a trip to the destination, and some time in queues. */
+#define FAR 1.25
+
 static const double steps[] = { 0.8, 0.6, 0.4, 0.2 };
 #define NR_STEPS (sizeof steps / sizeof steps[0])
 
@@ -250,9 +253,12 @@ escalate (struct converge *c, const struct converge_input *in, enum converge_rea
   if (((c->was_opened && before == CONVERGE_OPEN) || c->on_trial)
       && c->calm_needed_ns < CALM_MAX_NS)
     c->calm_needed_ns *= 2; /* the gate was opened too early, or the trial came too early */
-  bool throttle = in->policy == POLICY_THROTTLE && why != CONVERGE_USELESS && why != CONVERGE_GUARD
-                  && !c->on_trial && in->bandwidth > 0 && choose_step (c, in);
-  set_gate (c, in, throttle ? CONVERGE_THROTTLED : CONVERGE_SYNCHRONOUS, why);
+  bool far = in->policy == POLICY_SYNC && c->far;
+  bool throttle = (in->policy == POLICY_THROTTLE || far) && why != CONVERGE_USELESS
+                  && why != CONVERGE_GUARD && !c->on_trial && in->bandwidth > 0
+                  && choose_step (c, in);
+  set_gate (c, in, throttle ? CONVERGE_THROTTLED : CONVERGE_SYNCHRONOUS,
+            throttle && far ? CONVERGE_FAR : why);
   return true;
 }
 
@@ -413,6 +419,7 @@ converge_decide (struct converge *c, const struct converge_input *in)
   }
   if (!c->begun)
     begin (c, in);
+  c->far = converge_is_far (in->trip_ms, in->max_write_delay_ms);
   mark (c, in);
 
   look_at_hand (c, in);
@@ -440,15 +447,21 @@ converge_decide (struct converge *c, const struct converge_input *in)
 
 /* ---- in words ---- */
 
+bool
+converge_is_far (double trip_ms, double max_delay_ms)
+{
+  return max_delay_ms > 0 && trip_ms * FAR > max_delay_ms;
+}
+
 double
 converge_expected_rate (const struct converge *c, enum job_policy policy, double bandwidth,
                         double dirty_rate)
 {
   double most = dirty_rate;
   if (c->gate == CONVERGE_OPEN && dirty_rate > HALF * bandwidth) {
-    if (policy == POLICY_SYNC)
+    if (policy == POLICY_SYNC && !c->far)
       most = SYNC_PART * bandwidth;
-    else if (policy == POLICY_THROTTLE)
+    else if (policy == POLICY_THROTTLE || policy == POLICY_SYNC)
       most = steps[NR_STEPS - 1] * bandwidth;
   }
   return most < dirty_rate ? most : dirty_rate;
@@ -470,6 +483,9 @@ converge_reason_text (enum converge_reason r)
     return "the guest is calm";
   case CONVERGE_TRIAL:
     return "the guest changes little, and may want no more";
+  case CONVERGE_FAR:
+    return "the guest changes blocks too fast, and the destination answers too late for its writes "
+           "to wait for it";
   case CONVERGE_NO_REASON:
     break;
   }
@@ -492,11 +508,11 @@ converge_action (const struct converge *c, enum job_policy policy, double max_de
               max_delay_ms, no ? "; it is not enough" : "");
   else if (!no)
     snprintf (buf, size, "nothing is needed");
-  else if (policy == POLICY_SYNC)
+  else if (policy == POLICY_SYNC && !c->far)
     snprintf (buf, size,
               "guest writes are going to wait for the destination, for at most %.0f ms each",
               max_delay_ms);
-  else if (policy == POLICY_THROTTLE)
+  else if (policy == POLICY_THROTTLE || policy == POLICY_SYNC)
     snprintf (buf, size, "guest writes are going to be slowed down, by at most %.0f ms each",
               max_delay_ms);
   else if (policy == POLICY_FAIL)

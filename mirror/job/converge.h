@@ -22,7 +22,11 @@
  * is not moved to and fro.
  *
  * By policy: sync goes to SYNCHRONOUS at once, throttle by steps, none and fail leave the gate
- * open.
+ * open.  Where one write to the destination takes about as long as a guest's write may wait, it
+ * would wait in vain each time, and the destination would not have it any sooner.  There the line
+ * is called far, and sync goes by steps as well.  SYNCHRONOUS is still the last resort: the guest's
+ * writes then wait as long as they may, which slows the guest down, whatever it is that they wait
+ * for.
  *
  * Words, all in bytes a second: B, what the destination acknowledges; D, what the guest turns from
  * clean to dirty.  A pass leaves D / B of what it began with, so it halves what was left if D <= B
@@ -51,7 +55,9 @@ enum converge_reason {
   CONVERGE_USELESS, /* the guest is faster than the throttled gate lets it be: its delays are
                        bounded */
   CONVERGE_CALM,    /* the guest wants little */
-  CONVERGE_TRIAL    /* it may want little: it gets as much as still converges, and is watched */
+  CONVERGE_TRIAL,   /* it may want little: it gets as much as still converges, and is watched */
+  CONVERGE_FAR      /* policy sync: D is too high, and waiting for the destination would be in
+                       vain */
 };
 
 /* Guards: what may be spent on becoming ready.  Being ready starts them anew, and so does a new
@@ -72,6 +78,8 @@ struct converge_input {
   double bandwidth;                 /* B; 0: not known */
   double dirty_rate;                /* D, over the last CONVERGE_WINDOW_NS */
   double fixed_ms;                  /* of the expected pause: flush and round trips */
+  double trip_ms;                   /* one write to the destination that waits behind no other */
+  double max_write_delay_ms;        /* how long a guest's write may wait */
   double max_downtime_ms;
   double waiting; /* guest writes that wait in the synchronous gate, on average; < 0: not known */
   bool ready;
@@ -113,6 +121,7 @@ struct converge {
   uint64_t calm_needed_ns;           /* for how long it must, before the gate is opened */
   bool was_opened;                   /* since the first escalation */
   bool by_hand;                      /* as last seen */
+  bool far;                          /* the line: policy sync goes by steps */
 };
 
 void converge_init (struct converge *c);
@@ -135,5 +144,9 @@ const char *converge_action (const struct converge *c, enum job_policy policy, d
                              char *buf, size_t size);
 
 const char *converge_reason_text (enum converge_reason r);
+
+/* Would a guest's write that may wait for MAX_DELAY_MS wait in vain, if the destination takes
+ * TRIP_MS for a write? */
+bool converge_is_far (double trip_ms, double max_delay_ms);
 
 #endif

@@ -199,7 +199,7 @@ static void
 sample (struct copy *c)
 {
   struct engine *e = &c->engine;
-  const struct estimate_costs costs = { 0, 0 };
+  const struct estimate_costs costs = { .flush_ns = 0 };
   const struct estimate_sample s = {
     .now_ns = clock_ns (),
     .acked_bytes = atomic_load (&e->counters.acked_bytes),

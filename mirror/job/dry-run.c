@@ -191,6 +191,8 @@ make_report (struct job *j, const struct measured *m, double bandwidth, const st
 
   converge_init (&c);
   c.verdict = f->converges ? CONVERGING_YES : CONVERGING_NO;
+  c.far = converge_is_far ((double)m->dest.rtt_ns / (double)NS_PER_MS,
+                           (double)j->gate.max_write_delay_ms);
   json_t *o = json_pack (
       "{s:b, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:I, s:I, s:s}", "dry-run", 1, "control",
       j->o->control, "target", j->o->dest.dest[j->o->dest.nr_dest > 1 ? 1 : 0], "size",
@@ -228,6 +230,7 @@ make_forecast (struct job *j, const struct measured *m)
   double bandwidth = smaller (
       smaller (read_test_rate (&m->source), m->have_dest ? read_test_rate (&m->dest) : 0),
       (double)j->o->rate_limit);
+  const double trip_ms = (double)m->dest.rtt_ns / (double)NS_PER_MS;
   const struct forecast_input in = {
     .disk_bytes = size,
     .data_bytes = data_bytes (m, size),
@@ -236,7 +239,10 @@ make_forecast (struct job *j, const struct measured *m)
     .policy = j->o->policy,
     .max_downtime_ms = (double)j->o->max_downtime_ms,
     /* One for the last blocks, and one for the flush at least. */
-    .fixed_ms = 2 * (double)m->dest.rtt_ns / (double)NS_PER_MS,
+    .fixed_ms = 2 * trip_ms,
+    .trip_ms = trip_ms,
+    .scattered = forecast_scattered (j->region->geo.block_size, trip_ms),
+    .max_write_delay_ms = (double)j->gate.max_write_delay_ms,
   };
   const struct forecast f = forecast_make (&in);
   j->result = f.ends || bandwidth <= 0 ? JOB_COMPLETED : JOB_NOT_CONVERGED;

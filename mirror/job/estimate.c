@@ -90,12 +90,15 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
   e->last = *s;
   e->have_last = true;
 
-  /* The last blocks are sent one behind the other, so they take one round trip and their bytes.
-   * The flush was measured with the round trip that it takes. */
-  double fixed_ms = (double)(costs->flush_ns + costs->rtt_ns) / NS_PER_MS;
-  e->fixed_ms = fixed_ms;
+  /* The last blocks are sent one behind the other, so they take the latency of one write and their
+   * bytes.  The flush was measured with the round trip that it takes.  Where nobody writes there
+   * are no last blocks; what was measured of writes is not renewed then, and must not count. */
+  bool writes = s->left_bytes > 0 || e->dirty_rate > 0;
+  uint64_t trip_ns = writes && costs->write_ns > costs->rtt_ns ? costs->write_ns : costs->rtt_ns;
+  e->trip_ms = (double)trip_ns / NS_PER_MS;
+  e->fixed_ms = (double)costs->flush_ns / NS_PER_MS + e->trip_ms;
   e->pause_known = s->left_bytes == 0 || e->bandwidth > 0;
-  e->expected_pause_ms = fixed_ms;
+  e->expected_pause_ms = e->fixed_ms;
   if (s->left_bytes > 0 && e->bandwidth > 0)
     e->expected_pause_ms += (double)s->left_bytes / e->bandwidth * 1000;
 

@@ -40,6 +40,7 @@ struct estimate_span {
 struct estimate_costs {
   uint64_t flush_ns; /* one destination flush */
   uint64_t rtt_ns;   /* one round trip */
+  uint64_t write_ns; /* one write that waits behind no other (engine_write_ns()) */
 };
 
 struct estimate {
@@ -56,6 +57,7 @@ struct estimate {
   double move_rate;  /* bytes/s of the disk that are dealt with, holes included */
   bool pause_known;
   double fixed_ms; /* of the expected pause: what does not depend on how much is left */
+  double trip_ms;  /* of that: what the last blocks take, however few they are */
   double expected_pause_ms;
   bool ready;
 };

@@ -8,14 +8,14 @@
  *              make the gate synchronous meanwhile.
  *   FLUSH      What is acknowledged becomes durable while the guest still runs.
  *   AWAIT      Only on a long line: copying goes on until a moment at which no block that is being
- *              copied has been written again.  Such a block would make the pause two latencies
- * long. ARMED      A coordinator of several disks waits until all have come so far, and then has
- * all gates held.  Passes go on meanwhile.  If nothing is left then, the filter finds the disk
- * prepared by itself, and we are told of the commit or the release only. COPY       The filter has
- * held and drained the gate.  The last blocks are copied and flushed. PREPARED   The filter took
- * its final look (R3): nothing is in flight, and nothing is left. Then the hand-off is committed,
- * or the gate is released (by lease, coordinator, user or a lost destination), which leads back to
- * NONE.
+ *              copied has been written again.  Such a block would make the pause two writes long.
+ *   ARMED      A coordinator of several disks waits until all have come so far, and then has all
+ *              gates held.  Passes go on meanwhile.  If nothing is left then, the filter finds the
+ *              disk prepared by itself, and we are told of the commit or the release only.
+ *   COPY       The filter has held and drained the gate.  The last blocks are copied and flushed.
+ *   PREPARED   The filter took its final look (R3): nothing is in flight, and nothing is left.
+ *              Then the hand-off is committed, or the gate is released (by lease, coordinator, user
+ *              or a lost destination), which leads back to NONE.
  *
  * After the commit, when the session has ended, the destination is sealed.
  *
@@ -90,12 +90,15 @@ settle (struct job *j)
     settle_synchronously (j, left_ms (j)); /* no pass would halve what is left */
 }
 
-/* How long a pause would be that began now: the last blocks are copied and flushed.  BANDWIDTH is
- * in bytes a second, and above 0. */
+/* How long a pause would be that began now, or has begun HELD_MS ago: the last blocks are copied
+ * and flushed.  BANDWIDTH is in bytes a second, and above 0. */
 static double
-rest_ms (struct job *j, double bandwidth)
+rest_ms (struct job *j, double bandwidth, double held_ms)
 {
-  return (double)engine_left_bytes (&j->engine) / bandwidth * 1000
+  double left = (double)engine_left_bytes (&j->engine);
+  double write = (double)engine_write_ns (&j->engine) / (double)NS_PER_MS - held_ms;
+
+  return left / bandwidth * 1000 + (left > 0 && write > 0 ? write : 0)
          + (double)engine_flush_ns (&j->engine) / (double)NS_PER_MS;
 }
 
@@ -106,7 +109,7 @@ little_is_left (struct job *j)
 {
   return j->supervisor.state == SUPERVISOR_COPYING && !j->source_errors.any
          && j->estimate.bandwidth > 0
-         && rest_ms (j, j->estimate.bandwidth) <= (double)(2 * j->max_downtime_ms);
+         && rest_ms (j, j->estimate.bandwidth, 0) <= (double)(2 * j->max_downtime_ms);
 }
 
 /* Have the filter close the gate.  Returns when all writes that were below it have ended. */
@@ -200,7 +203,7 @@ fits (struct job *j)
   double bandwidth = j->estimate.bandwidth;
   if (bandwidth <= 0)
     return true;
-  double ms = rest_ms (j, bandwidth) + (double)engine_rtt_ns (&j->engine) / (double)NS_PER_MS;
+  double ms = rest_ms (j, bandwidth, 0);
   if (ms <= (double)j->max_downtime_ms && ms <= (double)j->lease_ms)
     return true;
   if (clock_ns () < j->settle_end_ns) {
@@ -236,7 +239,7 @@ give_up_early (struct job *j)
 
   if (bandwidth <= 0)
     return;
-  double ms = rest_ms (j, bandwidth);
+  double ms = rest_ms (j, bandwidth, held_ms);
   if (held_ms + ms <= (held_ms < lease / 2 ? 1.25 * lease : lease))
     return;
   snprintf (
@@ -284,7 +287,7 @@ flush_before (struct job *j)
 static void
 await (struct job *j)
 {
-  uint64_t latency = engine_rtt_ns (&j->engine);
+  uint64_t latency = engine_write_ns (&j->engine);
 
   j->final = FINAL_AWAIT;
   j->await_end_ns = clock_ns () + (latency < LONG_LINE_NS ? 0 : AWAIT_WRITES * latency);

@@ -5,6 +5,7 @@
 
 #include "config.h"
 
+#include "mirror/engine/engine.h"
 #include "mirror/job/forecast.h"
 
 /* As in converge.c: above this a pass does not halve what is left, and the policy acts. */
@@ -13,15 +14,27 @@
 #define SYNC_PART 0.25
 #define LOWEST_STEP 0.2
 
-static double
-ratio_under_policy (const struct forecast_input *in, struct forecast *f)
+double
+forecast_scattered (uint32_t block_size, double trip_ms)
 {
-  double rho = in->dirty_rate / in->bandwidth;
+  uint32_t request = block_size > ENGINE_SHORT_BYTES ? block_size : ENGINE_SHORT_BYTES;
+  unsigned requests = ENGINE_SHORT_SLOTS;
+
+  if (request > ENGINE_SHORT_BYTES && requests > ENGINE_BUFFER_BYTES / request)
+    requests = ENGINE_BUFFER_BYTES / request;
+  return trip_ms > 0 ? (double)requests * block_size * 1000 / trip_ms : 0;
+}
+
+static double
+ratio_under_policy (const struct forecast_input *in, struct forecast *f, double bandwidth)
+{
+  double rho = in->dirty_rate / bandwidth;
 
   if (rho <= HALF || in->policy == POLICY_NONE || in->policy == POLICY_FAIL)
     return rho;
-  f->gate = in->policy == POLICY_SYNC ? CONVERGE_SYNCHRONOUS : CONVERGE_THROTTLED;
-  return in->policy == POLICY_SYNC ? SYNC_PART : LOWEST_STEP;
+  bool waits = in->policy == POLICY_SYNC && !converge_is_far (in->trip_ms, in->max_write_delay_ms);
+  f->gate = waits ? CONVERGE_SYNCHRONOUS : CONVERGE_THROTTLED;
+  return waits ? SYNC_PART : LOWEST_STEP;
 }
 
 struct forecast
@@ -31,9 +44,10 @@ forecast_make (const struct forecast_input *in)
 
   if (in->bandwidth <= 0)
     return f;
-  f.converges = in->dirty_rate <= HALF * in->bandwidth;
-  double rho = ratio_under_policy (in, &f);
-  double fits = in->bandwidth * (in->max_downtime_ms - in->fixed_ms) / 1000;
+  double later = in->scattered > 0 && in->scattered < in->bandwidth ? in->scattered : in->bandwidth;
+  f.converges = in->dirty_rate <= HALF * later;
+  double rho = ratio_under_policy (in, &f, later), trip_s = in->trip_ms / 1000;
+  double fits = later * (in->max_downtime_ms - in->fixed_ms) / 1000;
   double left = (double)in->data_bytes;
   if (rho >= TOO_NEAR || fits < 0)
     return f;
@@ -42,14 +56,16 @@ forecast_make (const struct forecast_input *in)
   while (left > fits && f.passes < CONVERGE_MAX_PASSES) {
     f.passes++;
     f.sent_bytes += left;
-    f.seconds += left / in->bandwidth;
-    left *= rho;
+    double bandwidth = f.passes == 1 ? in->bandwidth : later;
+    f.seconds += left / bandwidth + trip_s;
+    /* What is dirtied in this pass, as a part of what a later one carries in that time. */
+    left = (left / bandwidth + trip_s) * rho * later;
     if (left > (double)in->disk_bytes)
       left = (double)in->disk_bytes;
   }
   f.ends = left <= fits && (in->policy != POLICY_FAIL || f.converges);
   f.sent_bytes += left;
-  f.pause_ms = left / in->bandwidth * 1000 + in->fixed_ms;
+  f.pause_ms = left / later * 1000 + in->fixed_ms;
   if (!f.ends)
     f.seconds = f.pause_ms = -1;
   return f;

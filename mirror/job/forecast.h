@@ -3,6 +3,9 @@
  * What a job is going to be like, from rates that were measured before it: the arithmetic of "Will
  * it converge?" in nbdmirror(1).  Pure.
  *
+ * A long line costs each pass a round trip, and passes over blocks that lie apart may carry less
+ * than the first one.
+ *
  * It takes every write for one that turns a clean block dirty behind the cursor, so it tells the
  * most that is sent and the longest that it takes; guests that write to the same blocks again, or
  * ahead of the first pass, cost less.
@@ -18,7 +21,10 @@ struct forecast_input {
   double bandwidth, dirty_rate;    /* bytes a second */
   enum job_policy policy;
   double max_downtime_ms;
-  double fixed_ms; /* of the final pause: flush and round trips */
+  double fixed_ms;           /* of the final pause: flush and round trips */
+  double trip_ms;            /* one round trip */
+  double scattered;          /* bytes a second of blocks that lie apart; 0: as much as BANDWIDTH */
+  double max_write_delay_ms; /* how long a guest's write may wait */
 };
 
 struct forecast {
@@ -30,6 +36,11 @@ struct forecast {
   double sent_bytes;
   double pause_ms; /* if it is handed over then; < 0: not known */
 };
+
+/* What a pass over blocks of BLOCK_SIZE bytes that lie apart can carry at most, with as many
+ * requests in flight as there may be, each of which takes TRIP_MS: bytes a second; 0: no limit but
+ * the line's. */
+double forecast_scattered (uint32_t block_size, double trip_ms);
 
 struct forecast forecast_make (const struct forecast_input *in);
 

@@ -102,6 +102,9 @@ struct job {
   bool rested;    /* nothing has happened since the last sample */
   char state[16]; /* as last published */
   bool told_not_converging;
+  uint64_t
+      too_long_ns; /* since when a write and a flush alone exceed max-downtime; 0: they do not */
+  bool told_too_long;
   bool warned_larger;
   bool complained; /* about a command that the filter refused */
 

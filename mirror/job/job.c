@@ -108,8 +108,9 @@ take_sample (struct job *j, uint64_t now)
 
   s.queue_full = !engine_was_idle (e);
 
-  const struct estimate_costs costs
-      = { .flush_ns = engine_flush_ns (e), .rtt_ns = engine_rtt_ns (e) };
+  const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),
+                                        .rtt_ns = engine_rtt_ns (e),
+                                        .write_ns = engine_write_ns (e) };
   estimate_add (&j->estimate, &s, &costs, (double)j->max_downtime_ms);
   j->last_sample_ns = now;
 

@@ -390,6 +390,8 @@ sample (struct sim *s, bool suspended)
     .bandwidth = s->estimate.bandwidth,
     .dirty_rate = s->estimate.dirty_rate,
     .fixed_ms = s->estimate.fixed_ms,
+    .trip_ms = s->estimate.trip_ms,
+    .max_write_delay_ms = o->max_write_delay_ms,
     .max_downtime_ms = o->max_downtime_ms,
     .waiting = s->waiting,
     .ready = s->estimate.ready,
@@ -400,6 +402,7 @@ sample (struct sim *s, bool suspended)
       s->epoch++;
     s->result.switches += s->gate != s->converge.gate;
     s->gate = s->converge.gate;
+    s->result.waited = s->result.waited || s->gate == CONVERGE_SYNCHRONOUS;
     s->limit = (double)s->converge.dirty_limit;
     if (s->result.first_slowed_s < 0)
       s->result.first_slowed_s = s->now / 1000;

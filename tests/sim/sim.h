@@ -77,6 +77,7 @@ struct sim_result {
   double kept;             /* part of the writes that it wanted which the guest got done */
   double longest_delay_ms;
   unsigned switches; /* of the gate */
+  bool waited;       /* the gate was synchronous at some time */
   double unready_s;  /* after it was ready for the first time */
   double calm_kept;  /* as kept, from calm_after_s on */
 };

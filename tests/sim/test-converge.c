@@ -72,6 +72,24 @@ Test (converge, a_line_slower_than_the_delay)
   ends_well (&o, 1.6);
 }
 
+/* Where one round trip is about what a guest's write may wait, waiting would be in vain: policy
+ * sync goes by steps there, and ends.  A nearer line is not taken for a far one. */
+Test (converge, sync_on_a_far_line)
+{
+  static const double rtts[] = { 0.1, 10, 39, 41, 100, 200 };
+
+  for (unsigned i = 0; i < 6; i++) {
+    struct sim_options o = options (POLICY_SYNC, SIM_UNIFORM, 30000);
+    o.disk_bytes /= 4;
+    o.rtt_ms = rtts[i];
+    struct sim_result r = sim_run (&o);
+    cr_assert (r.ended, "%g ms", rtts[i]);
+    cr_assert_leq (r.pause_ms, SETTLED_MS);
+    cr_assert_eq (r.waited, rtts[i] < 40, "%g ms", rtts[i]);
+    cr_assert_geq (r.switches, 1);
+  }
+}
+
 Test (converge, none_goes_on_and_says_that_it_does_not_converge)
 {
   struct sim_options o = options (POLICY_NONE, SIM_UNIFORM, 50000);

@@ -116,6 +116,30 @@ Test (estimate, flush_and_round_trip_belong_to_the_pause)
   cr_assert_not (e.ready);
 }
 
+/* A destination that takes its time for each write counts while somebody writes, and not on a calm
+ * disk, where it would never be measured again. */
+Test (estimate, the_latency_of_a_write_belongs_to_the_pause)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 0 };
+  const struct estimate_costs costs
+      = { .flush_ns = 40 * MS, .rtt_ns = 20 * MS, .write_ns = 200 * MS };
+  estimate_init (&e);
+  for (unsigned i = 0; i < 5; i++) {
+    s.now_ns += 100 * MS;
+    s.dirtied_bytes += MIB;
+    estimate_add (&e, &s, &costs, 230);
+  }
+  cr_assert_float_eq (e.expected_pause_ms, 240, 0.001);
+  cr_assert_not (e.ready);
+  for (unsigned i = 0; i < 25; i++) {
+    s.now_ns += 100 * MS;
+    estimate_add (&e, &s, &costs, 230);
+  }
+  cr_assert_float_eq (e.expected_pause_ms, 60, 0.001);
+  cr_assert (e.ready);
+}
+
 Test (estimate, a_lost_session_is_not_ready_and_keeps_the_bandwidth)
 {
   struct estimate e;

@@ -70,6 +70,39 @@ Test (forecast, what_the_policy_makes_of_a_fast_guest)
   }
 }
 
+/* A long line: each pass and the hand-over take a round trip more, and scattered blocks carry less
+ * than whole requests do. */
+Test (forecast, a_long_line)
+{
+  struct forecast_input in = input (POLICY_NONE, 30);
+  in.trip_ms = 100;
+  in.fixed_ms = 200;
+  in.max_downtime_ms = 800;
+  in.max_write_delay_ms = 50;
+  in.scattered = forecast_scattered (4096, in.trip_ms); /* 1024 blocks each 100 ms: 40 MiB/s */
+  cr_assert_float_eq (in.scattered, RATE (40), 1);
+  struct forecast f = forecast_make (&in);
+  cr_assert (!f.converges && f.ends && f.gate == CONVERGE_OPEN);
+  /* 10.1 s leave 303 MiB, that takes 7.675 s and leaves 230.25, and so on. */
+  cr_assert_gt (f.passes, 5);
+  cr_assert_gt (f.seconds, 25);
+  in.policy = POLICY_SYNC;
+  f = forecast_make (&in);
+  cr_assert (f.ends && f.gate == CONVERGE_THROTTLED, "waiting would be in vain");
+  in.max_write_delay_ms = 200;
+  cr_assert_eq (forecast_make (&in).gate, CONVERGE_SYNCHRONOUS);
+  in.dirty_rate = RATE (15);
+  cr_assert (forecast_make (&in).converges);
+  in.fixed_ms = 801;
+  cr_assert_not (forecast_make (&in).ends);
+}
+
+Test (forecast, blocks_as_long_as_requests)
+{
+  cr_assert_float_eq (forecast_scattered (65536, 10), 512 * 65536.0 * 100, 1, "32 MiB of buffers");
+  cr_assert_float_eq (forecast_scattered (4096, 0), 0, 0.1);
+}
+
 Test (forecast, nothing_known_and_nothing_possible)
 {
   struct forecast_input in = input (POLICY_SYNC, 10);

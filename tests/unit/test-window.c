@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * The window of requests in flight: far destinations get all of it, near ones only what they use.
- * And the lowest latency of late.
  */
 
 #include "config.h"
 
 #include "tests/unit/unit.h"
 
-#include "mirror/engine/latency.h"
 #include "mirror/engine/window.h"
 
 #define MS UINT64_C (1000000)
@@ -143,23 +141,4 @@ Test (window, takes_a_latency_of_nothing)
   window_init (&w, 16, 16);
   replies (&w, 1000, 0, &now);
   cr_assert_eq (w.depth, 16);
-}
-
-Test (latency, the_lowest_of_this_second_and_the_one_before)
-{
-  struct latency l;
-  const uint64_t s = 1000 * MS;
-
-  latency_init (&l);
-  cr_assert_eq (latency_lowest (&l, 10 * s), 0, "nothing is known");
-  latency_note (&l, 200 * MS, 10 * s);
-  latency_note (&l, 300 * MS, 10 * s + MS);
-  cr_assert_eq (latency_lowest (&l, 10 * s + 2 * MS), 200 * MS);
-  latency_note (&l, 250 * MS, 11 * s);
-  cr_assert_eq (latency_lowest (&l, 11 * s + MS), 200 * MS, "the second before counts");
-  cr_assert_eq (latency_lowest (&l, 12 * s), 250 * MS, "the one before that does not");
-  cr_assert_eq (latency_lowest (&l, 14 * s), 0, "what is old is forgotten");
-  latency_note (&l, 0, 14 * s);
-  cr_assert_eq (latency_lowest (&l, 14 * s), 1, "0 would stand for nothing");
-  latency_destroy (&l);
 }
