@@ -15,48 +15,29 @@
 
 #include "config.h"
 
-#include <limits.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
-#include "cmd/adopt/guest-disk.h"
+#include "cmd/adopt/adopt.h"
 #include "cmd/adopt/monitor.h"
-#include "cmd/adopt/names.h"
 #include "cmd/adopt/nodes.h"
 #include "cmd/adopt/pivot.h"
 #include "cmd/adopt/record.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
 #include "cmd/cmd.h"
-#include "cmd/serve/paths.h"
-#include "cmd/units.h"
 
-#define RECONNECT_S 60
-#define RECONNECT_MAX_MS (UINT64_C (24) * 3600 * 1000)
-
-struct adopt {
-  const char *qmp, *socket_arg, *control_arg;
-  struct disk_choice choice;
-  const char *discard, *aio;
-  unsigned reconnect_s;
-  bool under_libvirt, json;
-  char **nbdkit_args;
-  unsigned nr_nbdkit_args;
-
-  char *socket, *control; /* absolute */
-  struct adopt_names names;
-  struct journal quiet;
-  struct machine vm;
-  json_t *record;
-  bool started; /* the server, by this run or by one that was killed */
-  pid_t server; /* its process */
-  uint64_t took_ns;
-};
+#define LEFTOVER_TRIES 100
+#define LEFTOVER_PAUSE_MS 20
+#define REVIVE_TRIES 5
+#define REVIVE_PAUSE_MS 500
 
 static const char *
 text_of (const json_t *record, const char *key)
@@ -110,6 +91,24 @@ make_record (const struct adopt *a, const struct guest_disk *d, const struct ima
              : text_error (error, "%s: QEMU does not tell enough of the disk", guest_disk_name (d));
 }
 
+/* The guest must find a disk of the same size: QEMU rounds up to sectors, and a raw node may be a
+ * part of a file. */
+static int
+check_size (const struct adopt *a, const struct guest_disk *d, char **error)
+{
+  const char *path = text_of (a->record, "filename");
+  json_int_t size = json_integer_value (json_object_get (a->record, "size"));
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  off_t its = fd != -1 ? lseek (fd, 0, SEEK_END) : -1;
+
+  if (its == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  if (its == size)
+    return 0;
+  return text_error (error, "%s: %s has %jd bytes, and the guest's disk has %jd",
+                     guest_disk_name (d), path, (intmax_t)its, (intmax_t)size);
+}
+
 /* The image is one that can be served, and QEMU's and ours. */
 static int
 check_image (struct adopt *a, const struct guest_disk *d, char **error)
@@ -122,7 +121,7 @@ check_image (struct adopt *a, const struct guest_disk *d, char **error)
                        guest_disk_name (d), (long)qemu, path);
   if (image_is_locked_by_others (path))
     return text_error (error, "%s: another program has locked %s", guest_disk_name (d), path);
-  return 0;
+  return check_size (a, d, error);
 }
 
 /* Look at the guest's disk, and write down what it is like. */
@@ -157,10 +156,14 @@ check_server (struct adopt *a)
 
   if (served_look (a->control, &s, &error) == -1)
     return fail (EXIT_ERROR, error);
-  if (!a->started && (s.image == NULL || strcmp (s.image, image) != 0))
+  /* A copy of the image would look the same. */
+  if (s.image != NULL ? strcmp (s.image, image) != 0 : !a->started)
     text_error (&error, "the server at %s serves %s, not %s", a->control,
                 s.image != NULL ? s.image : "another disk", image);
-  else if (image_compare (image, a->socket, 0, &error) == 0) {
+  else if (s.socket != NULL && strcmp (s.socket, a->socket) != 0)
+    text_error (&error, "the server at %s listens at %s, not at %s", a->control, s.socket,
+                a->socket);
+  else if (image_compare (image, a->socket, s.image == NULL ? s.pid : 0, &error) == 0) {
     a->server = s.pid;
     served_free (&s);
     return EXIT_DONE;
@@ -172,8 +175,26 @@ check_server (struct adopt *a)
 static int
 launch_server (struct adopt *a)
 {
+  a->launched = true;
   return served_start (text_of (a->record, "filename"), a->socket, a->control, a->nbdkit_args,
                        a->nr_nbdkit_args);
+}
+
+/* A run that was killed may have left a server that was only about to start, and has the socket
+ * now.
+ */
+static bool
+leftover_server_comes (const struct adopt *a)
+{
+  bool there = false;
+
+  for (int tries = 0; tries < LEFTOVER_TRIES && a->had_record && !there; tries++) {
+    clock_sleep_ms (LEFTOVER_PAUSE_MS);
+    there = served_is_there (a->control);
+  }
+  if (there)
+    cmd_say ("the server that an earlier run has started is used");
+  return there;
 }
 
 static int
@@ -182,17 +203,16 @@ start_server (struct adopt *a)
   bool refused;
   char *error = NULL;
 
-  if (!served_is_there (a->control)) {
-    if (launch_server (a) == -1)
-      return EXIT_ERROR;
-  }
+  if (!served_is_there (a->control) && launch_server (a) == -1 && !leftover_server_comes (a))
+    return EXIT_ERROR;
   int status = check_server (a);
   if (status == EXIT_DONE && served_bypass (a->control, true, &refused, &error) == -1)
     status = fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
   return status;
 }
 
-/* The guest stays where it was: so must everything else. */
+/* The guest stays where it was: so must everything else.  A server that was refused is not ours to
+ * end. */
 static void
 undo (struct adopt *a)
 {
@@ -200,6 +220,11 @@ undo (struct adopt *a)
   char *ignored = NULL;
   bool refused;
 
+  if (!a->launched && a->server == 0) {
+    if (!a->had_record)
+      record_remove (a->control);
+    return;
+  }
   nodes_remove (&a->vm, a->names.node, &ignored);
   if (a->started && served_look (a->control, &s, &ignored) == 0) {
     served_stop (s.pid);
@@ -256,15 +281,24 @@ replace_server (void *opaque, unsigned attempt)
 }
 
 static int
+add_server_node (void *opaque, char **error)
+{
+  struct adopt *a = opaque;
+
+  return nodes_add_server (&a->vm, &a->names, a->record, a->reconnect_s, error);
+}
+
+static int
 move (struct adopt *a, const struct guest_disk *d)
 {
   char *error = NULL;
-  struct pivot p = {
-    .names = &a->names, .from = d->node, .to = a->names.node, .stuck = replace_server, .opaque = a
-  };
+  struct pivot p = { .names = &a->names,
+                     .from = d->node,
+                     .to = a->names.node,
+                     .add_node = add_server_node,
+                     .stuck = replace_server,
+                     .opaque = a };
   int r = nodes_remove (&a->vm, a->names.node, &error); /* of an earlier run */
-  if (r == 0)
-    r = nodes_add_server (&a->vm, &a->names, a->record, a->reconnect_s, &error);
   if (r == 0)
     r = pivot (&a->vm, &p, &error);
   a->took_ns = p.took_ns;
@@ -317,6 +351,17 @@ report (const struct adopt *a, const struct served *s)
              a->socket, (double)a->took_ns / NS_PER_MS);
 }
 
+/* The guest waits for its server, if that was killed: by us, or since an earlier run. */
+static void
+revive_server (struct adopt *a)
+{
+  bool ours = a->started || json_is_true (json_object_get (a->record, "started"));
+
+  for (int tries = 0; ours && tries < REVIVE_TRIES && !served_is_there (a->control); tries++)
+    if (launch_server (a) == -1)
+      clock_sleep_ms (REVIVE_PAUSE_MS);
+}
+
 static int
 finish (struct adopt *a)
 {
@@ -324,6 +369,7 @@ finish (struct adopt *a)
   bool refused;
   char *error = NULL;
 
+  revive_server (a);
   int status = remove_old (a);
   if (status != EXIT_DONE)
     return status;
@@ -362,180 +408,81 @@ go (struct adopt *a, const struct guest_disk *d)
   return status != EXIT_DONE ? status : finish (a);
 }
 
+/* Is D what the record is about?  The control socket may be another disk's, or another guest's,
+ * which goes on through the server there. */
+static bool
+is_recorded (struct adopt *a, const struct guest_disk *d)
+{
+  const char *recorded = text_of (a->record, "filename");
+  char *path = realpath (d->filename, NULL);
+  bool same = path != NULL && strcmp (path, recorded) == 0;
+
+  free (path);
+  if (!same)
+    cmd_say ("%s.adopted says that %s is in use for another disk, %s: name another --control and "
+             "--socket; or, if no guest uses that disk through %s any more, remove %s.adopted",
+             a->control, a->control, recorded, text_of (a->record, "socket"), a->control);
+  return same;
+}
+
+/* The guest's disk D was adopted.  Is it the one that the user means? */
+static bool
+is_wanted (struct adopt *a, const struct guest_disk *d)
+{
+  const char *node = a->choice.node, *before = text_of (a->record, "node");
+  struct disk_choice device = { .device = a->choice.device };
+
+  /* A name that QEMU had made up is gone. */
+  bool is_node = node != NULL
+                 && (strcmp (node, before) == 0 || strcmp (node, d->node) == 0
+                     || (before[0] == '\0' && node[0] == '#'));
+  if (is_node || (node == NULL && guest_disk_is_meant (d, &device)))
+    return true;
+  cmd_say ("%s is in use for another disk of this guest, %s: name another --control and --socket",
+           a->control, text_of (a->record, "filename"));
+  return false;
+}
+
+/* What an earlier run has left.  *DONE: the guest had moved, and the exit status is returned. */
 static int
-adopt (struct adopt *a)
+go_on (struct adopt *a, bool *done)
 {
   struct guest_disk d;
   char *error = NULL;
-  bool refused = false;
+  int r = guest_disk_find (&a->vm, text_of (a->record, "device"), text_of (a->record, "backend"),
+                           &d, &error);
+
+  *done = true;
+  if (r == -1)
+    return fail (EXIT_ERROR, error);
+  *done = r == 1 && strcmp (d.node, a->names.node) == 0;
+  int status = *done && !is_wanted (a, &d) ? EXIT_REFUSED : EXIT_DONE;
+  if (r == 1)
+    guest_disk_free (&d);
+  return *done && status == EXIT_DONE ? finish (a) : status;
+}
+
+int
+adopt_disk (struct adopt *a)
+{
+  struct guest_disk d;
+  char *error = NULL;
+  bool refused = false, done = false;
 
   if (monitor_open (&a->vm, a->under_libvirt, &refused, &error) == -1)
     return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
   if (record_load (a->control, &a->record, &error) == -1
       || pivot_end_leftover (&a->vm, &a->names, &error) == -1)
     return fail (EXIT_ERROR, error);
-  if (a->record != NULL) {
-    int r = guest_disk_find (&a->vm, text_of (a->record, "device"), text_of (a->record, "backend"),
-                             &d, &error);
-    if (r == -1)
-      return fail (EXIT_ERROR, error);
-    bool moved = r == 1 && strcmp (d.node, a->names.node) == 0;
-    if (r == 1)
-      guest_disk_free (&d);
-    if (moved)
-      return finish (a);
+  a->had_record = a->record != NULL;
+  if (a->had_record) {
+    int status = go_on (a, &done);
+    if (done)
+      return status;
   }
   if (guest_disk_choose (&a->vm, &a->choice, &d, &refused, &error) == -1)
     return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
-  int status = go (a, &d);
+  int status = a->had_record && !is_recorded (a, &d) ? EXIT_REFUSED : go (a, &d);
   guest_disk_free (&d);
   return status;
 }
-
-enum {
-  OPT_QMP = 0x100,
-  OPT_NODE,
-  OPT_DEVICE,
-  OPT_SOCKET,
-  OPT_CONTROL,
-  OPT_DISCARD,
-  OPT_AIO,
-  OPT_RECONNECT,
-  OPT_LIBVIRT
-};
-
-static const struct cmd_option options[] = {
-  { "qmp", OPT_QMP, "SOCKET", "the guest's QEMU monitor" },
-  { "device", OPT_DEVICE, "ID", "the guest's disk: the id of its device, or of its -drive" },
-  { "node", OPT_NODE, "NODE", "the same, by the name of the block node that it uses" },
-  { "socket", OPT_SOCKET, "PATH", "the Unix socket on which the disk will be served" },
-  { "control", OPT_CONTROL, "PATH", "the control socket, for the other subcommands" },
-  { "discard", OPT_DISCARD, "ignore|unmap",
-    "how the disk handles the guest's TRIM now, which QEMU does not tell (default ignore, as "
-    "QEMU's)" },
-  { "aio", OPT_AIO, "threads|native|io_uring",
-    "how QEMU does the image's I/O now, for give-back (default threads, as QEMU's)" },
-  { "reconnect-delay", OPT_RECONNECT, "TIME",
-    "how long the guest waits for a server that is restarted (default 60s)" },
-  { "libvirt", OPT_LIBVIRT, NULL,
-    "go on although libvirt manages this guest and will not know of the change" },
-  { "json", 'j', NULL, "print a JSON object" },
-  CMD_OPTIONS_END,
-};
-
-/* False: return line->status. */
-static bool
-read_option (struct cmd_line *line, struct adopt *a, int opt)
-{
-  const char *problem;
-  uint64_t ms;
-
-  switch (opt) {
-  case OPT_QMP:
-    a->qmp = optarg;
-    break;
-  case OPT_NODE:
-    a->choice.node = optarg;
-    break;
-  case OPT_DEVICE:
-    a->choice.device = optarg;
-    break;
-  case OPT_SOCKET:
-    a->socket_arg = optarg;
-    break;
-  case OPT_CONTROL:
-    a->control_arg = optarg;
-    break;
-  case OPT_DISCARD:
-    a->discard = optarg;
-    break;
-  case OPT_AIO:
-    a->aio = optarg;
-    break;
-  case OPT_RECONNECT:
-    problem = units_parse_time (optarg, &ms);
-    if (problem == NULL && ms > RECONNECT_MAX_MS)
-      problem = "more than a day";
-    if (problem != NULL) {
-      line->status = cmd_usage_error ("--reconnect-delay '%s': %s", optarg, problem);
-      return false;
-    }
-    a->reconnect_s = (unsigned)((ms + MS_PER_S - 1) / MS_PER_S);
-    break;
-  case OPT_LIBVIRT:
-    a->under_libvirt = true;
-    break;
-  case 'j':
-    a->json = true;
-    break;
-  default:
-    return false;
-  }
-  return true;
-}
-
-/* False: return line->status. */
-static bool
-parse (struct cmd_line *line, struct adopt *a)
-{
-  int opt;
-
-  line->keep_rest = true;
-  while ((opt = cmd_getopt (line)) != -1)
-    if (!read_option (line, a, opt))
-      return false;
-  line->status = EXIT_USAGE;
-  a->nbdkit_args = line->rest;
-  a->nr_nbdkit_args = line->nr_rest;
-  if (line->nr_operands > 0)
-    cmd_usage_error ("'%s' is no option of adopt", line->operands[0].argv[0]);
-  else if (a->qmp == NULL)
-    cmd_usage_error ("--qmp is missing");
-  else if (a->socket_arg == NULL)
-    cmd_usage_error ("--socket is missing");
-  else if (a->control_arg == NULL)
-    cmd_usage_error ("--control is missing");
-  else if (a->choice.node != NULL && a->choice.device != NULL)
-    cmd_usage_error ("--node and --device name the same thing: give one of them");
-  else
-    return adopt_word_ok ("--discard", a->discard, "ignore|unmap")
-           && adopt_word_ok ("--aio", a->aio, "threads|native|io_uring");
-  return false;
-}
-
-static int
-run (struct cmd_line *line)
-{
-  struct adopt a = { .discard = "ignore", .aio = "threads", .reconnect_s = RECONNECT_S };
-
-  if (!parse (line, &a))
-    return line->status;
-  int status = EXIT_ERROR;
-  a.socket = server_absolute_path ("--socket", a.socket_arg);
-  if (a.socket != NULL && (a.control = server_absolute_path ("--control", a.control_arg)) != NULL) {
-    adopt_names_make (&a.names, a.control);
-    a.vm = (struct machine){ .name = "the guest's", .path = a.qmp, .journal = &a.quiet };
-    status = adopt (&a);
-  }
-  machine_free (&a.vm);
-  json_decref (a.record);
-  text_free (a.socket);
-  text_free (a.control);
-  return status;
-}
-
-const struct subcommand subcommand_adopt = {
-  "adopt",
-  "--qmp SOCKET --socket PATH --control PATH [OPTIONS] [-- NBDKIT-ARGS]",
-  "Put a running guest's disk onto the tracked path.",
-  "The guest's raw image is served by `nbdmirror serve`, and QEMU uses that server from then on,\n"
-  "without a stop of the guest.  Then it can be mirrored and migrated as any other disk.\n"
-  "`nbdmirror give-back` is the way back.\n",
-  options,
-  NULL,
-  "What fails before the guest has moved leaves everything as it was.  If it was killed, run it\n"
-  "again with the same arguments, or run give-back.\n\n"
-  "Example:\n"
-  "  nbdmirror adopt --qmp /run/vm1.qmp --socket /run/vm1.nbd --control /run/vm1.control\n",
-  run,
-};

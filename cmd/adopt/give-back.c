@@ -8,7 +8,8 @@
  *   3. the guest is put there (pivot.h), and the node with the connection is removed
  *   4. the server is ended, and CONTROL.adopted is removed
  *
- * CONTROL may also be the NBD socket of `nbdmirror receive`, which has no control socket.
+ * CONTROL may also be the NBD socket of `nbdmirror receive`, which has no control socket.  Instead
+ * of step 1 its disk is sealed.
  */
 
 #include "config.h"
@@ -35,6 +36,8 @@
 #include "cmd/adopt/served.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/paths.h"
+#include "control/receive-exports.h"
+#include "mirror/endpoint/seal.h"
 
 struct give_back {
   const char *qmp, *file;
@@ -197,6 +200,32 @@ look (struct give_back *g, struct guest_disk *d)
   return fail (EXIT_REFUSED, error);
 }
 
+/* The server of `nbdmirror receive` lets no mirror write any more: the guest is going to write to
+ * the image without passing it.  Any other NBD server may have a mirror job that relies on every
+ * write passing there. */
+static int
+seal_received (struct give_back *g)
+{
+  CLEANUP_TEXT char *escaped = server_escape (g->server.socket);
+  CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///" RECEIVE_MIRROR "?socket=%s", escaped);
+  char status[32], *error = NULL;
+
+  machine_status (&g->vm, status);
+  if (strcmp (status, "inmigrate") == 0) {
+    cmd_say ("%s guest has not arrived yet (%s): wait for the end of its migration", g->vm.name,
+             status);
+    return EXIT_REFUSED;
+  }
+  int r = destination_seal (uri, &error);
+  if (r == -1)
+    return fail (EXIT_ERROR, error);
+  if (r == 0)
+    return EXIT_DONE;
+  cmd_say ("%s is no server of 'nbdmirror receive': name the control socket of its server",
+           g->control);
+  return EXIT_REFUSED;
+}
+
 /* ---- the way back -----------------------------------------------------------------------------
  */
 
@@ -306,7 +335,7 @@ go (struct give_back *g)
   if (status != EXIT_DONE)
     return status;
   char *old = text_copy (d.node);
-  status = bypass (g, true);
+  status = g->is_receive ? seal_received (g) : bypass (g, true);
   if (status == EXIT_DONE) {
     int r = move (g, &d, &node), moved = node != NULL ? guest_uses (g, node) : 0;
     if (moved == 1)

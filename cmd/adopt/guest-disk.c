@@ -60,8 +60,8 @@ has_id (const char *qom_path, const char *id)
   return strncmp (its, id, len) == 0 && (its[len] == '\0' || its[len] == '/');
 }
 
-static bool
-is_meant (const struct guest_disk *d, const struct disk_choice *c)
+bool
+guest_disk_is_meant (const struct guest_disk *d, const struct disk_choice *c)
 {
   if (c->node != NULL)
     return equal (d->node, c->node);
@@ -108,7 +108,7 @@ guest_disk_choose (struct machine *v, const struct disk_choice *choice, struct g
   json_array_foreach (blocks, i, row)
   {
     struct guest_disk it = describe (blocks, row);
-    if (it.inserted != NULL && is_meant (&it, choice) && found++ == 0)
+    if (it.inserted != NULL && guest_disk_is_meant (&it, choice) && found++ == 0)
       *d = it;
   }
   if (found == 1)

@@ -34,6 +34,9 @@ struct guest_disk {
 /* How messages name the guest's device. */
 const char *guest_disk_name (const struct guest_disk *d);
 
+/* Is D a disk that CHOICE means? */
+bool guest_disk_is_meant (const struct guest_disk *d, const struct disk_choice *choice);
+
 /* Find the disk that CHOICE means.  0, or -1 with *ERROR (text_free()), which names the disks that
  * there are; *REFUSED is set as by guest_disk_check().  The caller calls guest_disk_free() after
  * 0. */

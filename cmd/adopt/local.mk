@@ -1,5 +1,7 @@
 nbdmirror_SOURCES += \
+	cmd/adopt/adopt-options.c \
 	cmd/adopt/adopt.c \
+	cmd/adopt/adopt.h \
 	cmd/adopt/give-back.c \
 	cmd/adopt/guest-disk.c \
 	cmd/adopt/guest-disk.h \

@@ -178,7 +178,8 @@ watch (void *opaque)
 
   pthread_mutex_lock (&w->lock);
   for (unsigned attempt = 1; attempt <= 2 && !w->over; attempt++) {
-    struct timespec limit = clock_timespec (clock_ns () + PIVOT_STUCK_MS * (uint64_t)NS_PER_MS);
+    uint64_t ms = attempt == 1 ? PIVOT_STUCK_MS : PIVOT_STUCK_AGAIN_MS;
+    struct timespec limit = clock_timespec (clock_ns () + ms * (uint64_t)NS_PER_MS);
     while (!w->over && pthread_cond_timedwait (&w->ended, &w->lock, &limit) == 0)
       ;
     if (w->over)
@@ -220,11 +221,13 @@ int
 pivot (struct machine *v, struct pivot *p, char **error)
 {
   struct watch w = { .pivot = p };
-  uint64_t start = clock_ns ();
 
   if (p->stuck != NULL && watch_start (&w) != 0)
     return text_error (error, "cannot start a thread");
-  int r = run_job (v, p, error);
+  int r = p->add_node != NULL ? p->add_node (p->opaque, error) : 0;
+  uint64_t start = clock_ns ();
+  if (r == 0)
+    r = run_job (v, p, error);
   p->took_ns = clock_ns () - start;
   if (p->stuck != NULL)
     watch_end (&w);

@@ -21,14 +21,20 @@ struct pivot {
   const char *from, *to; /* names of nodes */
   uint64_t took_ns;      /* from the start of the job to its end */
 
-  /* Called in a thread of its own when the pivot takes longer than PIVOT_STUCK_MS, and once more
-   * after as long again (ATTEMPT is 1, then 2).  While QEMU completes the job the guest and the
-   * monitor wait for the writes that are under way at both nodes, so only somebody else can help:
-   * by killing a server that does not answer.  NULL: nobody can. */
+  /* Adds the node TO, at the beginning.  0, or -1 with *ERROR.  NULL: it is there. */
+  int (*add_node) (void *opaque, char **error);
+
+  /* Called in a thread of its own when all this takes longer than PIVOT_STUCK_MS, and once more
+   * after PIVOT_STUCK_AGAIN_MS (ATTEMPT is 1, then 2).  While QEMU connects to a server, the guest
+   * and the monitor wait for its greeting; while it completes the job, for the writes that are
+   * under way at both nodes.  So only somebody else can help: by killing a server that does not
+   * answer.  NULL: nobody can. */
   void (*stuck) (void *opaque, unsigned attempt);
   void *opaque;
 };
 #define PIVOT_STUCK_MS 1000
+/* QEMU tries to connect at once, and again after one second. */
+#define PIVOT_STUCK_AGAIN_MS 3000
 
 /* 0, or -1 with *ERROR (text_free()): then the guest uses the same node as before, unless QEMU is
  * lost.  Takes PIVOT_LIMIT_MS at most, or what QEMU's monitor takes. */

@@ -17,7 +17,9 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import machine  # noqa: E402
+import moves  # noqa: E402
 import scene  # noqa: E402
+from qmp_proxy import QmpProxy  # noqa: E402
 from scene import check  # noqa: E402
 
 CYCLES = int(os.environ.get("CYCLES", "50" if scene.LONG else "3"))
@@ -179,6 +181,28 @@ def failures(s, vm, disks, before):
     tidy(s, vm, disks, before)
 
 
+def stopped(s, vm, disks, before):
+    """The server is stopped just before QEMU connects to it, or just before the end of QEMU's job:
+    QEMU waits for it then, with the guest and its monitor. So it is killed, and where the guest has
+    moved another one is there."""
+    disk = disks[0]
+    for step, status in (("blockdev-add", 1), ("block-job-complete", 0)):
+        proxy = QmpProxy(vm, like_qemu=False)
+        proxy.before[step] = lambda: os.kill(s.status(disk)["server-pid"], signal.SIGSTOP)
+        words = disk.adopt(vm)
+        words[words.index("--qmp") + 1] = proxy.path
+        start = time.monotonic()
+        s.nbdmirror(*words, status=status)
+        proxy.close()
+        check(not proxy.errors, f"{step}: {proxy.errors}")
+        s.story.wait_for_more(5, 20)
+        gap = s.story.largest_gap(since=start)
+        check(gap < 8, f"{step}: the guest waited for {gap:.1f} s")
+        if status == 0:
+            s.nbdmirror(*disk.give_back(vm))
+        tidy(s, vm, disks, before)
+
+
 def refusals(s, vm, disks, before):
     """Nothing is changed where it would not be safe."""
     disk = disks[0]
@@ -222,8 +246,88 @@ def restarted(s, vm, disks, before):
     s.nbdmirror(*disk.give_back(vm), status=1)  # a guest must not be moved without its server
     serve_again(s, disk)
     s.story.wait_for_more(10)
+    # adopt, run again, starts it as well.
+    os.kill(s.status(disk)["server-pid"], signal.SIGKILL)
+    s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
+    s.nbdmirror(*disk.adopt(vm))
+    s.story.wait_for_more(10)
     s.nbdmirror(*disk.give_back(vm))
     tidy(s, vm, disks, before)
+
+
+def others(s, vm, disks, before):
+    """A control socket that is in use for one disk is not to be had for another one, of the same
+    guest or of another: both go on, and the first can be given back."""
+    told = json.loads(s.nbdmirror(*disks[0].adopt(vm)))
+    record = open(disks[0].control + ".adopted").read()
+    other = s.make_disk("other.img")
+    story = machine.Story()
+    second = machine.Vm(s.boot, s.tmp, "b", story, [raw_node(other, 0)])
+    s.machines.append(second)
+    story.wait_for_record(10)
+    wrong = Disk(s, "d0", "disk1", disks[1].image)
+    s.nbdmirror(*wrong.adopt(vm), status=7)
+    of_other = Disk(s, "d0", "disk0", other)
+    before_other = nodes(second)
+    s.nbdmirror(*of_other.adopt(second), status=7)
+    # As if there were no record: the server itself tells that it is another disk's.
+    os.rename(disks[0].control + ".adopted", s.path("kept"))
+    s.nbdmirror(*of_other.adopt(second), status=7)
+    check(not os.path.exists(disks[0].control + ".adopted"), "a record of what was refused")
+    os.rename(s.path("kept"), disks[0].control + ".adopted")
+    tidy(s, second, [], before_other)
+    check(open(disks[0].control + ".adopted").read() == record, "another record")
+    check(s.status(disks[0])["server-pid"] == told["server-pid"], "another server")
+    check(not has_open(second, disks[0].image), "the second guest has the first one's disk")
+    s.story.wait_for_more(10, machine="a")
+    s.nbdmirror(*disks[0].adopt(vm))
+    s.nbdmirror(*disks[0].give_back(vm))
+    story.wait_for_more(10)
+    second.kill()
+    story.close()
+    tidy(s, vm, disks, before)
+
+
+def received(s):
+    """A guest leaves the server of `nbdmirror receive`: no mirror writes under it any more.  The
+    NBD socket of a tracked server will not do in place of its control socket: a mirror job relies
+    on that server."""
+    image = s.make_disk("r.img")
+    source = s.serve("r", image)
+    dest = moves.receive(s, "received", os.path.getsize(image))
+    story = machine.Story()
+    vm = machine.Vm(s.boot, s.tmp, "source", story, [source.socket])
+    s.machines.append(vm)
+    mirror = s.mirror(source, dest.uri)
+    story.wait_for_record(10)
+    s.wait_state(source, "ready")
+    words = ["give-back", "--qmp", vm.qmp_path, source.socket, image]
+    s.nbdmirror(*words, "--keep-server", status=7)
+    s.nbdmirror(*words, status=7)
+    check(s.status(source)["state"] == "ready", "the mirror job is gone")
+    vm.shut_down()
+    story.close()
+    s.wait_state(source, "ready")
+    vm = s.vm("dest", [dest.guest], options=["-S"])
+    s.nbdmirror("give-back", "--qmp", vm.qmp_path, dest.guest, dest.disk, "--keep-server")
+    check(has_open(vm, dest.disk), "QEMU does not have the image open")
+    nbd_write(source.socket)
+    check(s.wait_exit(mirror, 20) == 7, "the mirror was not refused")
+    vm.qmp("cont")
+    s.story.wait_for_more(10)
+    s.end(dest)
+    vm.shut_down()
+    s.check_clean(dest.disk)
+    s.check_story()
+    s.forget()
+
+
+def nbd_write(path):
+    import nbd
+    handle = nbd.NBD()
+    handle.connect_unix(path)
+    handle.pwrite(b"x" * 512, 0)
+    handle.shutdown()
 
 
 def formats(s):
@@ -261,10 +365,14 @@ def formats(s):
         s.forget()
     image = s.path("q.qcow2")
     s.run(["qemu-img", "convert", "-O", "qcow2", s.make_disk("q.img"), image])
-    vm = s.vm("qcow2", [{"driver": "qcow2", "file": {"driver": "file", "filename": image}}])
-    disk = Disk(s, "qcow2", "disk0", image)
-    s.nbdmirror(*disk.adopt(vm), status=7)
-    tidy(s, vm, [disk], nodes(vm))
+    odd = s.make_disk("odd.img")
+    os.truncate(odd, os.path.getsize(odd) + 100)
+    vm = s.vm("qcow2", [{"driver": "qcow2", "file": {"driver": "file", "filename": image}},
+                        raw_node(odd, 1)])
+    disks = [Disk(s, "qcow2", "disk0", image), Disk(s, "odd", "disk1", odd)]
+    for disk in disks:
+        s.nbdmirror(*disk.adopt(vm), status=7)
+    tidy(s, vm, disks, nodes(vm))
 
 
 def test(s):
@@ -273,7 +381,7 @@ def test(s):
     disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
     s.story.wait_for_record(20)
     before = nodes(vm)
-    for part in (cycles, killed, failures, refusals, restarted):
+    for part in (cycles, killed, failures, stopped, refusals, restarted, others):
         start = time.monotonic()
         part(s, vm, disks, before)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
@@ -282,6 +390,7 @@ def test(s):
     s.check_clean(*images)
     s.check_records(s.story.last, *images, blocks=True)
     s.forget()
+    received(s)
     formats(s)
 
 

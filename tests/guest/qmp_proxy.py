@@ -20,14 +20,14 @@ import threading
 
 
 class QmpProxy:
-    def __init__(self, vm):
+    def __init__(self, vm, like_qemu=True):
         self.vm = vm
         self.path = vm.path("qmp3")
         self.before, self.after, self.event = {}, {}, {}
         self.seen = []   # commands, in their order
         self.errors = []
         with open("/proc/self/comm", "w") as name:
-            name.write("qemu-proxy")
+            name.write("qemu-proxy" if like_qemu else "proxy")
         self.listener = socket.socket(socket.AF_UNIX)
         if os.path.exists(self.path):
             os.unlink(self.path)
