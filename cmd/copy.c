@@ -29,7 +29,8 @@ enum {
   OPT_QUEUE_SIZE,
   OPT_SYNCHRONOUS,
   OPT_NO_EXTENTS,
-  OPT_BLKHASH
+  OPT_BLKHASH,
+  OPT_STATE
 };
 
 static const struct cmd_option options[] = {
@@ -45,6 +46,8 @@ static const struct cmd_option options[] = {
     "the destination reads as zero all over: do not write zeroes that may be holes" },
   { "target-is-zero", OPT_DEST_IS_ZERO, NULL, NULL },
   { "allocated", OPT_ALLOCATED, NULL, "the same as --sparse never" },
+  { "state", OPT_STATE, "FILE",
+    "for --sync incremental: the state file of the server that served SOURCE, and is stopped" },
   WORKER_SOURCE_FORMAT_OPTION,
   WORKER_DEST_FORMAT_OPTION,
   WORKER_OPTIONS,
@@ -115,6 +118,9 @@ take_option (struct arguments *a, int c)
     return 0;
   case OPT_ALLOCATED:
     a->settings.sparse = ENGINE_SPARSE_NEVER;
+    return 0;
+  case OPT_STATE:
+    a->settings.sync.state = optarg;
     return 0;
   case OPT_FLUSH: /* nbdcopy's: always done here */
     return 0;
@@ -219,6 +225,9 @@ run (struct cmd_line *line)
     return status;
   if (worker_check_sync (&a.settings.sync) != 0)
     return EXIT_USAGE;
+  if (a.settings.sync.since != NULL && a.settings.sync.state == NULL)
+    return cmd_usage_error ("--sync incremental needs --state FILE; of a disk that is served, "
+                            "'nbdmirror mirror' sends what was changed");
   *o = (struct copy_options){ .source = line->operands[0].argv,
                               .nr_source = line->operands[0].nr_args,
                               .dest = a.settings.dest,

@@ -189,6 +189,36 @@ parse_give_up (const char *text, uint64_t *ns)
   return true;
 }
 
+/* What to send.  False: C is another option. */
+static bool
+take_sync_option (int c, struct sync_options *o, bool *good)
+{
+  switch (c) {
+  case WORKER_OPT_SYNC:
+    *good = sync_parse (optarg, &o->mode);
+    if (!*good)
+      cmd_usage_error ("--sync %s: must be full, top, base, compare or incremental", optarg);
+    return true;
+  case WORKER_OPT_BASE:
+    o->base = optarg;
+    return true;
+  case WORKER_OPT_TRUST_BASE:
+    o->trust_base = true;
+    return true;
+  case WORKER_OPT_BASE_FORMAT:
+    o->base_format = optarg;
+    return true;
+  case WORKER_OPT_SINCE:
+    o->since = optarg;
+    return true;
+  case WORKER_OPT_TRUST_DEST:
+    o->trust_dest = true;
+    return true;
+  default:
+    return false;
+  }
+}
+
 bool
 worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
 {
@@ -231,20 +261,6 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
   case WORKER_OPT_SPARSE:
     good = parse_sparse (optarg, &s->sparse);
     break;
-  case WORKER_OPT_SYNC:
-    good = sync_parse (optarg, &s->sync.mode);
-    if (!good)
-      cmd_usage_error ("--sync %s: must be full, top, base or compare", optarg);
-    break;
-  case WORKER_OPT_BASE:
-    s->sync.base = optarg;
-    break;
-  case WORKER_OPT_TRUST_BASE:
-    s->sync.trust_base = true;
-    break;
-  case WORKER_OPT_BASE_FORMAT:
-    s->sync.base_format = optarg;
-    break;
   case WORKER_OPT_SOURCE_FORMAT:
     s->source_format = optarg;
     break;
@@ -255,7 +271,8 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
     good = parse_give_up (optarg, &s->give_up_ns);
     break;
   default:
-    return false;
+    if (!take_sync_option (c, &s->sync, &good))
+      return false;
   }
   if (!good)
     *status = EXIT_USAGE;

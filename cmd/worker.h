@@ -39,6 +39,8 @@ enum {
   WORKER_OPT_SOURCE_FORMAT,
   WORKER_OPT_DEST_FORMAT,
   WORKER_OPT_TRUST_BASE,
+  WORKER_OPT_SINCE,
+  WORKER_OPT_TRUST_DEST,
   WORKER_OPT_COMPRESS,
   WORKER_OPT_BUDGET
 };
@@ -50,9 +52,14 @@ enum {
         "how long a server may take to answer a request (default 30s)"                             \
   }
 #define WORKER_SYNC_OPTIONS                                                                        \
-  { "sync", WORKER_OPT_SYNC, "full|top|base|compare",                                              \
+  { "sync", WORKER_OPT_SYNC, "full|top|base|compare|incremental",                                  \
     "what to send: everything (default), only what the source's top layer holds, only what "       \
-    "differs from --base, or only what differs from what the destination holds" },                 \
+    "differs from --base, only what differs from what the destination holds, or only what was "    \
+    "changed --since a checkpoint" },                                                              \
+      { "since", WORKER_OPT_SINCE, "NAME",                                                         \
+        "the checkpoint for --sync incremental, at which the destination stands" },                \
+      { "trust-destination", WORKER_OPT_TRUST_DEST, NULL,                                          \
+        "whether the destination stands at that checkpoint, compare 1,000 random blocks only" },   \
       { "base", WORKER_OPT_BASE, "IMAGE",                                                          \
         "the base for --sync base: a local image or an NBD URI; the destination must hold the "    \
         "same, and nothing else" },                                                                \

@@ -174,6 +174,7 @@ blackbox_tests = \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/serve.sh \
 	tests/blackbox/checkpoints.sh \
+	tests/blackbox/incremental.sh \
 	tests/blackbox/state-file.sh \
 	tests/blackbox/state-loss.sh \
 	tests/blackbox/fence.sh \

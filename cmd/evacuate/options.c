@@ -61,7 +61,7 @@ take_sync (struct evacuate *e, int opt, bool *taken)
   switch (opt) {
   case OPT_SYNC:
     pass_on (e, "--sync", optarg);
-    return sync_parse (optarg, &e->sync.mode)
+    return sync_parse (optarg, &e->sync.mode) && e->sync.mode != ENGINE_SYNC_INCREMENTAL
                ? 0
                : cmd_usage_error ("--sync %s: must be full, top, base or compare", optarg);
   case OPT_BASE:

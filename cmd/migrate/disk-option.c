@@ -69,7 +69,7 @@ take_part (struct disk_option *d, int part, const char *name, const char *value)
   switch (part) {
   case DISK_OPTION_SYNC:
     d->have_sync = true;
-    return sync_parse (value, &d->sync.mode)
+    return sync_parse (value, &d->sync.mode) && d->sync.mode != ENGINE_SYNC_INCREMENTAL
                ? NULL
                : text_printf ("sync=%s: must be full, top, base or compare", value);
   case DISK_OPTION_BASE:

@@ -86,27 +86,17 @@ state_changed_since (const struct state_layout *l, const struct state_table *t, 
 int
 state_changed_now (struct state *s, const char *since, uint64_t *bits, char **error)
 {
-  struct state_table *t = calloc (1, sizeof *t);
-  int from = -1, r = -1;
+  const struct state_table *t = s->table; /* only our thread changes it and its recordings */
+  int from = t != NULL ? state_table_find (t, since) : -1;
 
-  if (t == NULL)
-    return text_error (error, "out of memory");
-  /* Only our thread changes the table and its recordings.  So a guest that waits for io_lock need
-   * not wait until all of them have been read. */
-  pthread_mutex_lock (&s->io_lock);
-  if (s->table != NULL) {
-    *t = *s->table;
-    from = state_table_find (t, since);
-  }
-  pthread_mutex_unlock (&s->io_lock);
   if (from == -1)
-    text_error (error, "there is no checkpoint '%s'", since);
-  else if (t->recording && !atomic_load (&s->active))
-    text_error (error, "checkpoint '%s' is inconsistent: the state file was lost", since);
-  else
-    r = state_changed_since (&s->layout, t, (uint32_t)from, s->io.read, s->io.opaque, bits, error);
-  for (uint64_t w = 0; r == 0 && w < s->layout.geo.nr_words; w++)
+    return text_error (error, "there is no checkpoint '%s'", since);
+  if (t->recording && !atomic_load (&s->active))
+    return text_error (error, "checkpoint '%s' is inconsistent: the state file was lost", since);
+  if (state_changed_since (&s->layout, t, (uint32_t)from, s->io.read, s->io.opaque, bits, error)
+      == -1)
+    return -1;
+  for (uint64_t w = 0; w < s->layout.geo.nr_words; w++)
     bits[w] |= atomic_load (&s->slots[t->slot][w]);
-  free (t);
-  return r;
+  return 0;
 }

@@ -74,10 +74,12 @@ mark_map (_Atomic uint64_t *live, const struct region_geometry *geo, uint64_t of
   }
 }
 
+/* Recordings first: a job that begins with what was recorded takes over each mark of a write that
+ * did not see the job's own map. */
 static void
 mark_live (struct state *s, uint64_t offset, uint64_t length)
 {
-  for (unsigned i = 0; i < 3; i++) {
+  for (unsigned i = 3; i-- > 0;) {
     _Atomic uint64_t *live = atomic_load (&s->marked[i]);
     if (live != NULL)
       mark_map (live, &s->layout.geo, offset, length);

@@ -155,6 +155,23 @@ state_checkpoint_prepare (struct state *s, const struct state_layout *layout,
   return r;
 }
 
+/* What was written before the checkpoint, and is not durable, may be something older after a power
+ * failure.  The old recording knows of it, the next one does not.  So the disk is flushed first,
+ * or, where nobody can do that, such extents are in the next one as a whole. */
+static void
+record_volatile (struct state *s)
+{
+  _Atomic uint64_t *live = s->slots[s->next_slot];
+
+  for (uint64_t e = 0; e < s->layout.nr_extents; e++) {
+    uint64_t first, count = state_extent_words (&s->layout, e, &first);
+    if (atomic_load (&s->touched[e]) < atomic_load (&s->flushed))
+      continue;
+    for (uint64_t i = 0; i < count; i++)
+      atomic_store (&live[first + i], ~UINT64_C (0));
+  }
+}
+
 /* 0, or -1 with errno. */
 static int
 commit (struct state *s)
@@ -165,7 +182,11 @@ commit (struct state *s)
     return -1;
   *t = *s->table;
   int r = 0;
-  if (t->recording)
+  if (s->io.sync_disk == NULL) {
+    record_volatile (s);
+    r = write_recording (s, s->slots[s->next_slot], &s->next);
+  }
+  if (r == 0 && t->recording)
     r = write_recording (s, s->slots[t->slot], &t->list[t->nr - 1]);
   if (r == 0) {
     t->list[t->nr++] = s->next;
@@ -186,6 +207,12 @@ state_checkpoint_commit (struct state *s, char **error)
 {
   int r = -1;
 
+  /* No guest waits for this. */
+  if (s->io.sync_disk != NULL && s->io.sync_disk (s->io.opaque) == -1) {
+    text_error (error, "the disk cannot be flushed: %s", strerror (errno));
+    state_checkpoint_abort (s);
+    return -1;
+  }
   pthread_mutex_lock (&s->io_lock);
   if (!s->preparing)
     text_error (error, "no checkpoint is prepared");

@@ -7,8 +7,8 @@
  *
  *   prepare   the next recording is marked as well as the active one
  *   (drain)   the caller waits until each write that began before has ended
- *   commit    the active recording is written and made durable, then the table that names the new
- *             checkpoint; then the old one is not marked any more
+ *   commit    the disk is flushed; the active recording is written and made durable, then the table
+ *             that names the new checkpoint; then the old one is not marked any more
  *
  * The checkpoint is any instant between the drain and the commit.  A write that ended before it is
  * marked in the old recording; one that began before and ended after it, or came later, was counted
@@ -33,7 +33,7 @@ int state_checkpoint_prepare (struct state *s, const struct state_layout *layout
                               const char *name, const uint8_t uuid[16], char **error);
 
 /* Each write that began before the last prepare has ended.  If it fails no checkpoint was added,
- * and the tracking is lost. */
+ * and the tracking may be lost. */
 int state_checkpoint_commit (struct state *s, char **error);
 void state_checkpoint_abort (struct state *s);
 

@@ -14,6 +14,7 @@
 #include "base/uuid.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/state/internal.h"
+#include "dirty-bitmap/state/recordings.h"
 
 #define DEFAULT_IDLE_TICKS 30
 
@@ -247,32 +248,71 @@ state_break (struct state *s, const char *reason)
     state_lose (s, strerror (saved));
 }
 
+/* The live map of a job that begins has what was changed since checkpoint SINCE.  Until the
+ * superblock says that there is a job it means nothing to anybody who reads the file; so an older
+ * job has to be gone from it. */
+static int
+take_changes (struct state *s, const char *since, char **error)
+{
+  uint64_t nr_words = s->layout.geo.nr_words;
+  struct state_super super = s->super;
+
+  super.job = false;
+  if (s->super.job && state_write_super (s, &super) == -1)
+    return text_error (error, "it cannot be written: %s", strerror (errno));
+  uint64_t *bits = calloc (nr_words + 1, 8);
+  if (bits == NULL)
+    return text_error (error, "out of memory");
+  for (uint64_t w = 0; w < nr_words; w++)
+    atomic_store (&s->live[w], 0);
+  atomic_store (&s->marked[0], s->live); /* before the recordings are looked at (guest.c) */
+  int r = state_changed_now (s, since, bits, error);
+  for (uint64_t w = 0; r == 0 && w < nr_words; w++)
+    if (bits[w] != 0)
+      atomic_fetch_or (&s->live[w], bits[w]);
+  if (r == -1)
+    atomic_store (&s->marked[0], NULL);
+  free (bits);
+  return r;
+}
+
+static int
+begin_job (struct state *s, const uint8_t uuid[16], const uint8_t boot[16], const char *since,
+           char **error)
+{
+  atomic_store (&s->marked[0], NULL);
+  /* No page bears the new job's UUID yet, which means: everything is dirty. */
+  for (uint64_t w = 0; since == NULL && w < s->layout.geo.nr_words; w++)
+    atomic_store (&s->live[w], ~UINT64_C (0));
+  s->note_sequence = 0;
+  s->note_copy = 1;
+  s->note[0] = s->wanted_note[0] = '\0';
+  if (since != NULL && take_changes (s, since, error) == -1)
+    return -1;
+  struct state_super super = s->super;
+  bool beside = atomic_load (&s->active);
+  super.job = true;
+  memcpy (super.uuid, uuid, 16);
+  if (state_write_off (s) == -1
+      || (beside ? state_write_super (s, &super) : state_begin_epoch (s, &super, boot)) == -1)
+    return text_error (error, "it cannot be written: %s", strerror (errno));
+  start_job (s);
+  /* What is clear has to be written, for an unwritten page is all dirty. */
+  if (since != NULL)
+    memset (s->l2_page_dirty, 1, s->layout.nr_l2_pages);
+  return 0;
+}
+
 int
 state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_t *live,
-             const uint8_t uuid[16], const uint8_t boot[16], char **error)
+             const uint8_t uuid[16], const uint8_t boot[16], const char *since, char **error)
 {
   int r = -1;
 
   pthread_mutex_lock (&s->io_lock);
   if (state_allocate (s, layout, error) == 0) {
-    struct state_super super = s->super;
-    bool beside = atomic_load (&s->active);
-    super.job = true;
-    memcpy (super.uuid, uuid, 16);
-    atomic_store (&s->marked[0], NULL);
     s->live = live;
-    /* No page bears the new job's UUID yet, which means: everything is dirty. */
-    for (uint64_t w = 0; w < layout->geo.nr_words; w++)
-      atomic_store (&live[w], ~UINT64_C (0));
-    s->note_sequence = 0;
-    s->note_copy = 1;
-    s->note[0] = s->wanted_note[0] = '\0';
-    if (state_write_off (s) == 0
-        && (beside ? state_write_super (s, &super) : state_begin_epoch (s, &super, boot)) == 0) {
-      start_job (s);
-      r = 0;
-    } else
-      text_error (error, "it cannot be written: %s", strerror (errno));
+    r = begin_job (s, uuid, boot, since, error);
   }
   pthread_mutex_unlock (&s->io_lock);
   return r;
@@ -460,6 +500,17 @@ state_fill_region (const struct state *s, struct region *r)
 void
 state_set_region (struct state *s, const struct region *r)
 {
+  uint64_t nr_words = r != NULL && s->super.job ? r->geo.nr_words : 0, words[64];
+
+  for (uint64_t w = 0; w < nr_words; w += 64) {
+    uint64_t n = nr_words - w < 64 ? nr_words - w : 64;
+    memset (words, 0, sizeof words);
+    if (!bitmap_or_words (r, REGION_QUARANTINE, w, n, words))
+      memset (words, 0xff, sizeof words);
+    for (uint64_t i = 0; i < n; i++)
+      if (words[i] != 0)
+        atomic_fetch_or (&s->live[w + i], words[i]);
+  }
   pthread_mutex_lock (&s->lock);
   s->region = r;
   pthread_mutex_unlock (&s->lock);

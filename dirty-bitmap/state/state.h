@@ -196,11 +196,12 @@ struct state {
 void state_init (struct state *s, const struct state_io *io);
 void state_destroy (struct state *s);
 
-/* Begin a new job in which every block is dirty.  LIVE is the mapping of the file's live map
- * (borrowed until state_destroy), which this function sets.  0, or -1 with *ERROR (text_free()).
- * The layout must be that of earlier jobs of S. */
+/* Begin a new job in which every block is dirty, or (SINCE not NULL) only what was changed since
+ * that checkpoint.  LIVE is the mapping of the file's live map (borrowed until state_destroy),
+ * which this function sets.  0, or -1 with *ERROR (text_free()). The layout must be that of earlier
+ * jobs of S. */
 int state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_t *live,
-                 const uint8_t uuid[16], const uint8_t boot[16], char **error);
+                 const uint8_t uuid[16], const uint8_t boot[16], const char *since, char **error);
 
 /* Go on with what was found in F: a job, a recording, or both (f->tracked), in the same way.  L1,
  * note and table are taken over.  LIVE may be NULL without a job, SLOTS (borrowed as well) without
@@ -232,8 +233,8 @@ int state_close_clean (struct state *s, const struct state_identity *id);
  * since nobody knows what was in flight (R12).  Every block counts as visited. */
 void state_fill_region (const struct state *s, struct region *r);
 
-/* From now on R is the truth (NULL: nothing may be cleared).  When it returns, the one before is
- * not looked at any more. */
+/* From now on R is the truth (NULL: nothing may be cleared); what it has in quarantine is dirty in
+ * the file too.  When it returns, the one before is not looked at any more. */
 void state_set_region (struct state *s, const struct region *r);
 
 /* Every write that was under way when the job began has ended. */

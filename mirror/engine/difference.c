@@ -200,6 +200,7 @@ nothing_more (struct slot *sl)
 
 static const struct difference_ops difference_ops[] = {
   [ENGINE_SYNC_FULL] = { .when = DIFFERENCE_NO_LOOK },
+  [ENGINE_SYNC_INCREMENTAL] = { .when = DIFFERENCE_NO_LOOK },
   [ENGINE_SYNC_TOP] = { .when = DIFFERENCE_FIRST, .begin = ask_some, .end = nothing_more },
   [ENGINE_SYNC_BASE]
   = { .when = DIFFERENCE_BESIDE, .begin = begin_reading, .end = compare_buffers },

@@ -48,10 +48,12 @@
 /* What need not be sent, though it is dirty (difference.h).  In each mode zeroes that the
  * destination has already stay unsent. */
 enum engine_sync {
-  ENGINE_SYNC_FULL,   /* nothing else */
-  ENGINE_SYNC_TOP,    /* what the source's top layer does not hold */
-  ENGINE_SYNC_BASE,   /* what a base image, beside the source, holds as well */
-  ENGINE_SYNC_COMPARE /* what the destination holds as well */
+  ENGINE_SYNC_FULL,        /* nothing else */
+  ENGINE_SYNC_INCREMENTAL, /* nothing else; but less is dirty when the job begins: what was changed
+                              since a checkpoint at which the destination stands */
+  ENGINE_SYNC_TOP,         /* what the source's top layer does not hold */
+  ENGINE_SYNC_BASE,        /* what a base image, beside the source, holds as well */
+  ENGINE_SYNC_COMPARE      /* what the destination holds as well */
 };
 
 /* Where zeroes are written, may they become holes? */

@@ -104,12 +104,13 @@ static json_t *
 ask_filter (struct job *j, const char *start, int *fd, char **class_, char **error)
 {
   json_t *ret = NULL;
-  struct control_call call = { .command = "mirror-attach",
-                               .args = json_pack ("{s:s}", "start", start),
-                               .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
-                               .ret = &ret,
-                               .got_fd = fd,
-                               .class_ = class_ };
+  struct control_call call
+      = { .command = "mirror-attach",
+          .args = json_pack ("{s:s, s:s*}", "start", start, "since", j->o->sync.since),
+          .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
+          .ret = &ret,
+          .got_fd = fd,
+          .class_ = class_ };
   return control_client_call (j->control, &call, error) == 0 ? ret : NULL;
 }
 
@@ -118,7 +119,7 @@ static void
 say_refusal (struct job *j, char *class_, char *error)
 {
   static const char *const refusals[]
-      = { "JobExists", "WorkerAttached", "Fenced", "NothingToResume" };
+      = { "JobExists", "WorkerAttached", "Fenced", "NothingToResume", "NoCheckpoint" };
 
   j->result = JOB_FAILED;
   for (size_t i = 0; class_ != NULL && i < sizeof refusals / sizeof refusals[0]; i++)
@@ -161,13 +162,16 @@ attach (struct job *j)
   if (resumed)
     take_over_counters (j, json_object_get (ret, "job"));
   else if (job_resumes (j))
-    job_say (j, JOB_NOTICE, "%s: nothing to resume: starting a full copy", j->o->control);
+    job_say (j, JOB_NOTICE, "%s: nothing to resume: starting %s", j->o->control,
+             j->o->sync.since != NULL ? "with what was changed" : "a full copy");
   if (job_take_region (j, fd) == -1) {
     json_decref (ret);
     return -1;
   }
   take_over_the_past (j, json_string_value (json_object_get (ret, "instance")));
   json_decref (ret);
+  if (!resumed)
+    incremental_keep_samples (&j->incremental, j->region);
   return check_geometry (j);
 }
 

@@ -376,7 +376,8 @@ open_destination (struct job *j, json_t *status)
   j->dest.endpoint.session = j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
-  j->dest.endpoint.create = !j->dry && !(left_over && job_resumes (j));
+  j->dest.endpoint.create
+      = !j->dry && !(left_over && job_resumes (j)) && j->o->sync.mode != ENGINE_SYNC_INCREMENTAL;
   j->dest.endpoint.create_size = size;
   int errnum = 0;
   json_int_t opened = opened_so_far (j);
@@ -440,6 +441,31 @@ prove_base (struct job *j, json_t *status)
   return -1;
 }
 
+/* Nothing is left out because of a checkpoint at which the destination may not stand. */
+static int
+prove_checkpoint (struct job *j, json_t *status)
+{
+  bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
+  struct incremental *inc = &j->incremental;
+  char *error = NULL;
+
+  /* A resumed job knows what is left, and recognises its destination. */
+  if (j->o->sync.mode != ENGINE_SYNC_INCREMENTAL || (left_over && job_resumes (j)))
+    return 0;
+  inc->sync = &j->o->sync;
+  inc->control = j->control;
+  enum job_result result = incremental_ask (inc, &error);
+  if (result == JOB_COMPLETED)
+    result
+        = incremental_prove (inc, j->source, j->dest.opened, j->o->opaque, j->o->message, &error);
+  if (result == JOB_COMPLETED)
+    return 0;
+  job_say (j, JOB_ERROR, "%s", error);
+  text_free (error);
+  j->result = result;
+  return -1;
+}
+
 int
 job_check (struct job *j, json_t **status)
 {
@@ -465,7 +491,8 @@ job_check (struct job *j, json_t **status)
   /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that
    * could be late. */
   if (ours && attach_foreseen (j, *status) && (j->dry || alone (j)) && prepare_sync (j) == 0
-      && open_destination (j, *status) == 0 && prove_base (j, *status) == 0)
+      && open_destination (j, *status) == 0 && prove_base (j, *status) == 0
+      && prove_checkpoint (j, *status) == 0)
     return 0;
   return -1;
 }

@@ -23,6 +23,7 @@
 #include "mirror/job/base-proof.h"
 #include "mirror/job/budget-status.h"
 #include "mirror/job/copy.h"
+#include "mirror/job/incremental.h"
 #include "mirror/job/estimate.h"
 #include "mirror/job/source-errors.h"
 
@@ -33,6 +34,8 @@ struct copy {
   struct session_options dest;
   struct endpoint *source;
   struct endpoint *base; /* NULL unless o->sync needs one */
+  struct incremental incremental;
+  int state_lock; /* keeps servers away from the state file, or -1 */
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;
@@ -72,6 +75,26 @@ prove_base (struct copy *c)
   return result == JOB_COMPLETED ? result : complain (c, result, error);
 }
 
+/* What was changed since the checkpoint, and does the destination stand there? */
+static enum job_result
+prove_checkpoint (struct copy *c)
+{
+  const struct copy_options *o = c->o;
+  struct incremental *inc = &c->incremental;
+  char *error = NULL;
+
+  inc->sync = &o->sync;
+  enum job_result result = incremental_read (inc, o->source[0], &c->state_lock, &error);
+  if (result == JOB_COMPLETED && inc->size != endpoint_info (c->source)->size) {
+    text_error (&error, "refused: %s is of a disk of %" PRIu64 " bytes, not of %s", o->sync.state,
+                inc->size, endpoint_name (c->source));
+    result = JOB_REFUSED;
+  }
+  if (result == JOB_COMPLETED)
+    result = incremental_prove (inc, c->source, c->dest.opened, o->opaque, o->message, &error);
+  return result == JOB_COMPLETED ? result : complain (c, result, error);
+}
+
 /* Open both sides: the source first, so that a wrong name creates nothing. */
 static enum job_result
 open_both (struct copy *c)
@@ -105,7 +128,8 @@ open_both (struct copy *c)
   c->dest = o->dest;
   c->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
   c->dest.endpoint.nr_multi = session_connections_each (o->nr_copiers);
-  c->dest.endpoint.writable = c->dest.endpoint.create = true;
+  c->dest.endpoint.writable = true;
+  c->dest.endpoint.create = o->sync.mode != ENGINE_SYNC_INCREMENTAL;
   c->dest.endpoint.create_size = endpoint_info (c->source)->size;
   int errnum = 0;
   bool null = o->dest.nr_dest == 1 && strcmp (o->dest.dest[0], ENDPOINT_NULL) == 0;
@@ -115,6 +139,8 @@ open_both (struct copy *c)
   if (c->dest.opened == NULL)
     return complain (
         c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);
+  if (o->sync.mode == ENGINE_SYNC_INCREMENTAL)
+    return prove_checkpoint (c);
   return c->base != NULL ? prove_base (c) : JOB_COMPLETED;
 }
 
@@ -146,7 +172,10 @@ make_region (struct copy *c)
   c->region = region_create (&geo, uuid, &error);
   if (c->region == NULL)
     return complain (c, JOB_FAILED, error);
-  bitmap_set (c->region, REGION_DIRTY, 0, geo.nr_blocks);
+  if (c->incremental.bits != NULL)
+    incremental_fill (&c->incremental, c->region);
+  else
+    bitmap_set (c->region, REGION_DIRTY, 0, geo.nr_blocks);
   atomic_store (&c->region->hdr->session, 1);
 
   const struct engine_options eo = {
@@ -341,6 +370,7 @@ copy_run (const struct copy_options *o, json_t **report)
     return JOB_FAILED;
   }
   c->o = o;
+  c->state_lock = -1;
   c->start_ns = clock_ns ();
   estimate_init (&c->estimate);
   enum job_result result = open_both (c);
@@ -363,6 +393,8 @@ copy_run (const struct copy_options *o, json_t **report)
     endpoint_close (c->source);
   if (c->base)
     endpoint_close (c->base);
+  incremental_free (&c->incremental);
+  fd_close (&c->state_lock);
   region_free (c->region);
   free (c);
   return result;

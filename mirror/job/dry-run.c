@@ -260,6 +260,7 @@ clean_up (struct job *j)
     endpoint_close (j->source);
   if (j->base_image)
     endpoint_close (j->base_image);
+  incremental_free (&j->incremental);
   region_free (j->region);
   free (j);
 }

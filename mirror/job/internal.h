@@ -30,6 +30,7 @@
 #include "mirror/job/estimate.h"
 #include "mirror/job/gate-control.h"
 #include "mirror/job/job.h"
+#include "mirror/job/incremental.h"
 #include "mirror/job/live-verify.h"
 #include "mirror/job/source-errors.h"
 #include "mirror/job/stall.h"
@@ -70,6 +71,7 @@ struct job {
   bool unknown_past;
   struct endpoint *source;
   struct endpoint *base_image; /* NULL unless o->sync needs one */
+  struct incremental incremental;
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;

@@ -448,6 +448,7 @@ finish (struct job *j, json_t **report)
     endpoint_close (j->source);
   if (j->base_image)
     endpoint_close (j->base_image);
+  incremental_free (&j->incremental);
   region_free (j->region);
   text_free (j->handoff_error);
   coordinator_result_free (&j->handoff_result);

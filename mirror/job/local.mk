@@ -19,6 +19,8 @@ libmirror_la_SOURCES += \
 	mirror/job/forecast.h \
 	mirror/job/gate-control.c \
 	mirror/job/gate-control.h \
+	mirror/job/incremental.c \
+	mirror/job/incremental.h \
 	mirror/job/internal.h \
 	mirror/job/job.c \
 	mirror/job/job.h \
@@ -27,6 +29,8 @@ libmirror_la_SOURCES += \
 	mirror/job/read-test.c \
 	mirror/job/read-test.h \
 	mirror/job/requests.c \
+	mirror/job/sampling.c \
+	mirror/job/sampling.h \
 	mirror/job/source-errors.c \
 	mirror/job/source-errors.h \
 	mirror/job/stall.c \

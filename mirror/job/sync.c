@@ -19,6 +19,7 @@ static const char *const names[] = {
   [ENGINE_SYNC_TOP] = "top",
   [ENGINE_SYNC_BASE] = "base",
   [ENGINE_SYNC_COMPARE] = "compare",
+  [ENGINE_SYNC_INCREMENTAL] = "incremental",
 };
 
 const char *
@@ -53,13 +54,17 @@ sync_fault (const struct sync_options *o)
                            " holds the same base";
   if (o->base == NULL && o->trust_base)
     return "--trust-base goes with --base";
+  if (o->mode == ENGINE_SYNC_INCREMENTAL && o->since == NULL)
+    return "--sync incremental needs --since NAME";
+  if (o->mode != ENGINE_SYNC_INCREMENTAL && (o->since != NULL || o->state != NULL || o->trust_dest))
+    return "--since, --state and --trust-destination go with --sync incremental";
   return NULL;
 }
 
 /* A file that we would make holds nothing, so no base either.  A sample of a base that is nearly
  * empty would not notice. */
 static char *
-refuse_new_file (char *const *dest, unsigned nr_dest)
+refuse_new_file (char *const *dest, unsigned nr_dest, const char *what)
 {
   struct stat st;
 
@@ -67,9 +72,8 @@ refuse_new_file (char *const *dest, unsigned nr_dest)
     return NULL;
   bool there = stat (dest[0], &st) == 0;
   if (there ? S_ISREG (st.st_mode) && st.st_size == 0 : errno == ENOENT)
-    return text_printf ("%s %s, so it does not hold the base: make it an overlay on the base, or a"
-                        " copy of it, first",
-                        dest[0], there ? "is empty" : "does not exist");
+    return text_printf ("%s %s, so it does not hold %s", dest[0],
+                        there ? "is empty" : "does not exist", what);
   return NULL;
 }
 
@@ -82,7 +86,10 @@ sync_refusal (const struct sync_options *o, const struct endpoint *source, char 
                         "with qemu-nbd --allocation-depth",
                         endpoint_name (source));
   if (o->mode == ENGINE_SYNC_TOP || o->mode == ENGINE_SYNC_BASE)
-    return refuse_new_file (dest, nr_dest);
+    return refuse_new_file (dest, nr_dest,
+                            "the base: make it an overlay on the base, or a copy of it, first");
+  if (o->mode == ENGINE_SYNC_INCREMENTAL)
+    return refuse_new_file (dest, nr_dest, "what the disk held at the checkpoint");
   return NULL;
 }
 

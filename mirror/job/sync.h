@@ -17,6 +17,9 @@ struct sync_options {
   const char *base;        /* ENGINE_SYNC_BASE: path or NBD URI; else NULL */
   const char *base_format; /* as for qemu-nbd; NULL: raw */
   bool trust_base;         /* a destination that does not tell its base's digest is sampled */
+  const char *since;       /* ENGINE_SYNC_INCREMENTAL: a checkpoint's name; else NULL */
+  const char *state;       /* the same without a server: the state file; else NULL */
+  bool trust_dest;         /* whether the destination stands at that checkpoint is sampled */
 };
 
 const char *sync_name (enum engine_sync mode);

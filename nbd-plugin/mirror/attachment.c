@@ -123,9 +123,10 @@ attachment_default_lease_ms (const struct attachment *a)
   return ms >= (double)MAX_LEASE_MS ? MAX_LEASE_MS : ms < 1 ? 1 : (int64_t)ms;
 }
 
-/* A fresh region in the tracker's table, holding what START says.  The old one is gone then. */
+/* A fresh region in the tracker's table, holding what START says, and in a job that begins only
+ * what was changed since the checkpoint SINCE, if that is not NULL.  The old one is gone then. */
 static struct region *
-fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
+fresh_region (struct mirror *m, const char *start, const char *since, bool *resumed, char **error)
 {
   struct attachment *a = &m->attachment;
   struct region *old = a->region;
@@ -143,7 +144,9 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
     return NULL;
   }
   *resumed = old != NULL && strcmp (start, "resume") == 0;
-  if (!*resumed && persist_begin (m, &geo, error) == -1) {
+  if (!*resumed
+      && ((since != NULL && persist_fill (m, since, fresh, error) == -1)
+          || persist_begin (m, &geo, since, error) == -1)) {
     tracker_remove (&m->tracker, fresh);
     region_free (fresh);
     return NULL;
@@ -151,7 +154,8 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
   if (*resumed)
     region_merge (fresh, old);
   else {
-    bitmap_set (fresh, REGION_DIRTY, 0, geo.nr_blocks);
+    if (since == NULL)
+      bitmap_set (fresh, REGION_DIRTY, 0, geo.nr_blocks);
     atomic_store (&fresh->hdr->session, 1);
     if (old != NULL)
       claims_quarantine_from (fresh,
@@ -159,6 +163,8 @@ fresh_region (struct mirror *m, const char *start, bool *resumed, char **error)
   }
   if (a->ghost != NULL)
     claims_quarantine_from (fresh, a->ghost);
+  /* Only what is copied leaves quarantine. */
+  bitmap_or (fresh, REGION_DIRTY, fresh, REGION_QUARANTINE);
   persist_region (m, fresh);
   pace_end (&m->pace);
   region_free (a->ghost);
@@ -195,10 +201,11 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
                    strerror (errno));
     return;
   }
-  struct region *r = fresh_region (m, start, &resumed, &error);
+  const char *since = json_string_value (json_object_get (args, "since"));
+  struct region *r = fresh_region (m, start, since, &resumed, &error);
   if (r == NULL) {
     process_forget (&process);
-    control_error (peer, id, "GenericError", "%s", error);
+    control_error (peer, id, since != NULL ? "NoCheckpoint" : "GenericError", "%s", error);
     text_free (error);
     return;
   }

@@ -216,7 +216,7 @@ detach (struct call *c)
 }
 
 const struct command worker_commands[] = {
-  { "mirror-attach", "start:s waiters:s", attach, false },
+  { "mirror-attach", "start:s waiters:s since:s", attach, false },
   { "mirror-progress", "", progress, true },
   { "mirror-gate", "mode:s! dirty-limit:i max-write-delay-ms:n", set_gate, true },
   { "mirror-hold", "lease-ms:i", hold, true },

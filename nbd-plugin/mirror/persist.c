@@ -21,6 +21,7 @@
 #include "base/uuid.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/samples.h"
+#include "dirty-bitmap/state/recordings.h"
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/persist.h"
 #include "nbd-plugin/own-thread.h"
@@ -266,7 +267,7 @@ persist_bypassed (struct mirror *m)
 }
 
 int
-persist_begin (struct mirror *m, const struct region_geometry *geo, char **error)
+persist_begin (struct mirror *m, const struct region_geometry *geo, const char *since, char **error)
 {
   struct persist *p = &m->persist;
   struct state_layout layout;
@@ -284,11 +285,34 @@ persist_begin (struct mirror *m, const struct region_geometry *geo, char **error
   uuid_make (uuid);
   state_boot_id (boot);
   if (state_file_map_job (&p->file, &layout, &why) == -1
-      || state_begin (&p->state, &layout, p->file.live, uuid, boot, &why) == -1)
+      || state_begin (&p->state, &layout, p->file.live, uuid, boot, since, &why) == -1)
     return text_error (error, "%s: %s", p->path, why);
   persist_tracks (m);
   p->how = STATE_NO_JOB;
   return 0;
+}
+
+int
+persist_fill (struct mirror *m, const char *since, struct region *r, char **error)
+{
+  struct state *s = &m->persist.state;
+
+  if (!m->persist.open)
+    return text_error (error, "this server keeps no state file, so it has no checkpoint");
+  uint64_t *bits = calloc (r->geo.nr_words + 1, 8);
+  if (bits == NULL)
+    return text_error (error, "out of memory");
+  int done = state_changed_now (s, since, bits, error);
+  for (uint64_t b = 0, run = 0; done == 0 && b <= r->geo.nr_blocks; b++) {
+    if (b < r->geo.nr_blocks && (bits[b / 64] >> (b % 64) & 1) != 0) {
+      run++;
+      continue;
+    }
+    bitmap_set (r, REGION_DIRTY, b - run, run);
+    run = 0;
+  }
+  free (bits);
+  return done;
 }
 
 void

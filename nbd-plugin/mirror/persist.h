@@ -44,8 +44,14 @@ int persist_open (struct mirror *m, char **error);
 int persist_start (struct mirror *m); /* the thread; 0, or -1 with errno */
 void persist_close (struct mirror *m);
 
-/* A new job begins: every block is dirty.  0, or -1 with *ERROR. */
-int persist_begin (struct mirror *m, const struct region_geometry *geo, char **error);
+/* A new job begins: every block is dirty, or what was changed since the checkpoint SINCE.  0, or -1
+ * with *ERROR. */
+int persist_begin (struct mirror *m, const struct region_geometry *geo, const char *since,
+                   char **error);
+
+/* Set what was changed since the checkpoint SINCE dirty in R, in which every mutation is marked
+ * already.  0, or -1 with *ERROR. */
+int persist_fill (struct mirror *m, const char *since, struct region *r, char **error);
 
 /* Somebody writes to the disk without passing us: what is recorded is inconsistent. */
 void persist_bypassed (struct mirror *m);

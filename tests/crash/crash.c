@@ -534,7 +534,7 @@ one_run (void)
   /* Until the job's first superblock is durable there is no job, and nothing to look at. */
   state.io.write = first_write;
   state.io.sync = first_sync;
-  if (state_begin (&state, &layout, live, uuid, boot, NULL) == -1)
+  if (state_begin (&state, &layout, live, uuid, boot, NULL, NULL) == -1)
     violation ("a job cannot begin", 0);
   state.io.write = file_write;
   state.io.sync = file_sync;

@@ -37,6 +37,8 @@ start (void)
   cr_assert (state_layout_init (&layout, DISK, BLOCK) == 0);
   if (file.fd == -1)
     file.fd = memfd_create ("state", MFD_CLOEXEC);
+  if (file.disk_fd == -1)
+    file.disk_fd = memfd_create ("disk", MFD_CLOEXEC);
   const struct state_io io = state_file_io (&file);
   state_init (&state, &io);
   off_t size = lseek (file.fd, 0, SEEK_END);
@@ -348,12 +350,66 @@ Test (state, a_job_beside)
   add ("a");
   write_block (1);
   uuid_make (uuid);
-  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, &error) == 0, "%s", error);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, NULL, &error) == 0, "%s", error);
   write_block (2);
   CHANGED ("a", 1, 2);
   state_end (&state);
   write_block (3);
   CHANGED ("a", 1, 2, 3);
+  end ();
+}
+
+/* Where nobody can flush the disk, what the guest has not flushed may be older after a power
+ * failure, so it counts as changed. */
+Test (state, what_is_not_durable_is_in_the_next_one)
+{
+  uint64_t *bits = calloc (16384 / 64 + 1, 8);
+  char *error = NULL;
+
+  start ();
+  state.io.sync_disk = NULL;
+  add ("a"); /* nothing was flushed yet */
+  cr_assert (state_changed_now (&state, "a", bits, &error) == 0 && bits[16384 / 64 - 1] != 0);
+  state_round (&state); /* the clock goes on */
+  state_flush_ended (&state, state_flush_begins (&state));
+  write_block (9000);
+  add ("b");
+  memset (bits, 0, 16384 / 8);
+  cr_assert (state_changed_now (&state, "b", bits, &error) == 0);
+  for (uint64_t b = 0; b < 16384; b++)
+    cr_assert ((bits[b / 64] >> (b % 64) & 1) == (b / 1024 == 9000 / 1024), "block %llu",
+               (unsigned long long)b);
+  free (bits);
+  end ();
+}
+
+/* A job that begins with what was changed, and what becomes of it. */
+Test (state, a_job_since_a_checkpoint)
+{
+  char *error = NULL;
+  struct state_found f;
+  uint8_t uuid[16];
+
+  start ();
+  add ("a");
+  write_block (1);
+  add ("b");
+  write_block (2);
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, "none", &error) == -1);
+  text_free (error);
+  cr_assert (!state.super.job);
+  error = NULL;
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, "a", &error) == 0, "%s", error);
+  write_block (3);
+  cr_assert (file.live[0] == 0xe && file.live[1] == 0);
+  end ();
+  start ();
+  cr_assert (file.live[0] == 0xe && file.live[1] == 0, "killed");
+  /* Nothing of it was written yet, and the power fails: everything is dirty. */
+  find_after_power_failure (&f);
+  cr_assert (f.super.job && f.dirty_blocks == 16384);
+  state_found_free (&f);
   end ();
 }
 

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * --sync incremental: only what was changed since a checkpoint is dirty when the job begins.  The
+ * filter does that (mirror-attach with "since"), and a copy without a server does it here.
+ *
+ * The destination must hold, for each block that was not changed since, what the disk held at the
+ * checkpoint.  So it stands at the checkpoint, or at any later instant: a mirror or copy that began
+ * after the checkpoint was added, and sent everything, is good.  A destination cannot tell that by
+ * itself.  A sample finds most that are wrong, and proves nothing, so the user must trust it.  What
+ * was compared then serves as samples in the region, so that a reconnection to another destination
+ * is noticed before anything was flushed (R13).
+ */
+
+#ifndef NBDMIRROR_MIRROR_JOB_INCREMENTAL_H
+#define NBDMIRROR_MIRROR_JOB_INCREMENTAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "control/client.h"
+#include "dirty-bitmap/region.h"
+#include "dirty-bitmap/samples.h"
+#include "mirror/job/job.h"
+
+#define INCREMENTAL_SAMPLES 32
+
+/* What was changed since the checkpoint, and where that comes from. */
+struct incremental {
+  const struct sync_options *sync;
+  struct control_client *control; /* of a live disk, borrowed; or NULL */
+  uint64_t *bits;                 /* owned: a bit a block */
+  uint64_t size, block_size, nr_blocks;
+  struct sample *samples; /* owned: of the destination, INCREMENTAL_SAMPLES */
+  unsigned nr_samples;
+};
+
+/* Ask the filter what was changed by now.  JOB_REFUSED or JOB_FAILED with *ERROR (base/text.h): the
+ * checkpoint is not there, or inconsistent. */
+enum job_result incremental_ask (struct incremental *inc, char **error);
+
+/* The same from the state file sync->state of a server that is stopped.  SOURCE is the disk's path.
+ * *LOCK is a descriptor that keeps servers away until it is closed. */
+enum job_result incremental_read (struct incremental *inc, const char *source, int *lock,
+                                  char **error);
+
+/* Compare a sample of what was not changed.  MESSAGE as in struct job_options. */
+enum job_result incremental_prove (
+    struct incremental *inc, struct endpoint *source, struct endpoint *dest, void *opaque,
+    void (*message) (void *opaque, enum job_message kind, const char *text), char **error);
+
+/* Set what was changed dirty in R, whose blocks may have another size, and keep the samples. */
+void incremental_fill (const struct incremental *inc, struct region *r);
+
+/* The samples into R, in which the guest's writes are marked already. */
+void incremental_keep_samples (const struct incremental *inc, struct region *r);
+
+void incremental_free (struct incremental *inc);
+
+#endif
