@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that --sync incremental sends what was changed since a checkpoint and nothing else, and
-# that the destination is equal in the end: with a guest that writes all the while, a worker and a server
-# that are killed, and resumed jobs.  A destination that does not stand at the checkpoint is
+# that the destination is equal in the end: with a guest that writes all the while, a worker and a
+# server that are killed, and resumed jobs.  A destination that does not stand at the checkpoint is
 # refused, also when it takes the right one's place later.
 . "$(dirname "$0")/lib.sh"
 
