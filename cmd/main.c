@@ -68,14 +68,15 @@ finish_output (int status)
 }
 
 /* Whoever starts us may have closed some of 0, 1 and 2.  No disk, lock or pipe may take such a
- * number: a child's standard streams would be put in its place.  Writing still fails. */
+ * number: a child's standard streams would be put in its place.  Reading from 0 still fails, and so
+ * does writing to the others. */
 static void
 fill_standard_streams (void)
 {
   int fd;
 
   do
-    fd = open ("/dev/null", O_RDONLY);
+    fd = open ("/dev/null", fcntl (STDIN_FILENO, F_GETFD) == -1 ? O_WRONLY : O_RDONLY);
   while (fd >= 0 && fd <= STDERR_FILENO);
   if (fd >= 0)
     close (fd);

@@ -35,6 +35,10 @@ with_input zero-end 0 nbdmirror copy - zeroes
 cmp zero-end zeroes
 with_input /dev/null 0 nbdmirror copy - nothing
 [ -f nothing ] && [ ! -s nothing ] || fail "an empty stream made $(ls -l nothing)"
+# No input is not an empty one.
+got=0
+nbdmirror copy - nothing <&- 2>err || got=$?
+[ "$got" = 1 ] || fail "standard input is closed: exit status $got"
 
 # To and from a server; one with large blocks; one that is too small.
 start_dest nbd file 8M
