@@ -12,6 +12,11 @@ has all destinations, as files on tmpfs.  Everything runs on this host, the dest
   pause ms    of the disk that was held longest: from its hold until it knew of the commit
   median ms   of all disks
   command ms  the whole of `nbdmirror complete`: checks, hand-over, fence records made durable
+  copy s      processor time of a worker until all are ready
+
+With --budget RATE all jobs share a budget of that rate; "copy s" then has what sharing costs, and
+"sum" is what they sent together, divided by what the rate allows in that time.  With --waves N the
+disks are handed over in N groups, one after the other.
 
 Times of threads are read to the nanosecond, so idle processes can be told apart.
 """
@@ -34,6 +39,9 @@ def add_options(parser):
                         help="of a disk (%(default)s)")
     parser.add_argument("--data", type=int, default=4, metavar="MIB",
                         help="of random data in it (%(default)s)")
+    parser.add_argument("--budget", metavar="RATE", help="share this rate, e.g. 100M")
+    parser.add_argument("--waves", type=int, default=1, metavar="N",
+                        help="hand over in so many groups (%(default)s)")
     parser.add_argument("--idle", type=float, default=10, metavar="S",
                         help="how long to look at ready jobs (%(default)s)")
 
@@ -107,6 +115,31 @@ def end(processes):
             process.wait()
 
 
+def share(setup, args):
+    """Make the budget.  The options for a worker."""
+    if not args.budget:
+        return []
+    os.environ["NBDMIRROR_BUDGETS"] = os.path.join(setup.tmp, "budgets")
+    subprocess.run([setup.nbdmirror, "budget", "many", args.budget], check=True)
+    return ["--budget", "many"]
+
+
+def spent(setup):
+    """(bytes, bytes a second that are allowed)"""
+    out = subprocess.run([setup.nbdmirror, "budget", "many", "--json"], check=True,
+                         capture_output=True).stdout
+    told = json.loads(out)
+    return told["bytes"], told["limit"]
+
+
+def in_waves(setup, controls, nr):
+    """hand_over() of NR groups: the longest and all pauses, and the time of all commands."""
+    groups = [hand_over(setup, controls[i::nr]) for i in range(nr)]
+    pauses = sorted(p for g in groups for p in g["pauses-ms"])
+    return {"pause-ms": pauses[-1], "median-ms": median(pauses), "pauses-ms": pauses,
+            "command-ms": sum(g["command-ms"] for g in groups)}
+
+
 def hand_over(setup, controls):
     start = time.monotonic()
     done = subprocess.run([setup.nbdmirror, "complete", "--json", *controls], capture_output=True,
@@ -134,22 +167,28 @@ def one(setup, args, nr):
         dest = common.nbdkit(setup, "dest", "file", f"dir={dests}", options=["-t", "4"])
         servers.append(dest)
         controls = [s.control for s in servers[:-1]]
+        options = share(setup, args)
+        before = spent(setup)[0] if options else 0
         start = time.monotonic()
         with open(os.path.join(setup.tmp, "workers.log"), "w") as log:
             for name, control in zip(names, controls):
                 to = f"nbd+unix:///{name}?socket={dest.sock}"
                 workers.append(subprocess.Popen(
-                    [setup.nbdmirror, "mirror", control, to, "--json"], stdin=subprocess.DEVNULL,
+                    [setup.nbdmirror, "mirror", control, to, "--json", *options], stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL, stderr=log))
         wait_ready(setup, controls, workers, 60 + nr)
         figures = {"disks": nr, "ready-s": time.monotonic() - start}
+        figures["copy-s"] = sum(Cost(w.pid).cpu for w in workers) / nr
+        if options:
+            after, rate = spent(setup)
+            figures["sum"] = (after - before) / rate / figures["ready-s"]
         time.sleep(2 if not setup.smoke else 0)
         pids = [w.pid for w in workers], [s.pid for s in servers[:-1]]
         for what, those in zip(("worker", "server"), pids):
             cpu, wakes, memory = look_idle(those, args.idle / 2)
             figures.update({f"{what}-percent": cpu, f"{what}-wakes": wakes,
                             f"{what}-bytes": memory})
-        figures.update(hand_over(setup, controls))
+        figures.update(in_waves(setup, controls, min(args.waves, nr)))
         return figures
     finally:
         end(workers)
@@ -190,6 +229,8 @@ def show(results, counts):
         rows.append([nr, of("ready-s"), f"{of('worker-percent'):.3f}", of("worker-wakes"),
                      of("worker-bytes", MIB), f"{of('server-percent'):.3f}", of("server-wakes"),
                      of("server-bytes", MIB), of("pause-ms"), worst, of("median-ms"),
-                     of("command-ms")])
+                     of("command-ms"), f"{of('copy-s'):.3f}",
+                     *([f"{of('sum'):.2f}"] if "sum" in results[0] else [])])
     print(table(["disks", "ready s", "worker %", "wakes/s", "MiB", "server %", "wakes/s", "MiB",
-                 "pause ms", "most", "median ms", "command ms"], rows))
+                 "pause ms", "most", "median ms", "command ms", "copy s",
+                 *(["sum"] if "sum" in results[0] else [])], rows))
