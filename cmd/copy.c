@@ -245,10 +245,10 @@ run (struct cmd_line *line)
   o->signal_fd = worker_signals (&o->signal);
   if (o->signal_fd == -1)
     return EXIT_ERROR;
-  if (!a.worker.json && !a.no_progress)
-    a.worker.progress = progress_new (stderr, NULL);
   if (!worker_join_budget (&a.settings, o->dest.dest[0], &o->budget))
     return EXIT_ERROR;
+  if (!a.worker.json && !a.no_progress)
+    a.worker.progress = progress_new (stderr, NULL);
   enum job_result result = copy (&a, &report);
   budget_leave (o->budget);
   if (!a.worker.json)

@@ -277,11 +277,11 @@ run_job (struct arguments *a)
   a->job.signal_fd = worker_signals (&a->job.signal);
   if (a->job.signal_fd == -1)
     return EXIT_ERROR;
+  if (!worker_join_budget (&a->settings, a->job.control, &a->job.budget))
+    return EXIT_ERROR;
   if (!w->json && !a->detach)
     w->progress = progress_new (stderr, NULL);
 
-  if (!worker_join_budget (&a->settings, a->job.control, &a->job.budget))
-    return EXIT_ERROR;
   a->job.opaque = a;
   a->job.message = worker_message;
   if (w->progress != NULL || a->hooks.command[HOOK_READY] != NULL)

@@ -87,11 +87,12 @@ Test (share, adds_up)
 
 /* ---- members ---- */
 
-static char dir[] = "/tmp/nbdmirror-budget-XXXXXX";
+static char dir[40];
 
 static void
 set_up (void)
 {
+  strcpy (dir, "/tmp/nbdmirror-budget-XXXXXX");
   cr_assert_not_null (mkdtemp (dir));
   setenv ("NBDMIRROR_BUDGETS", dir, 1);
   cr_assert_eq (budget_set ("b", RATE, NULL), 0);
@@ -106,7 +107,16 @@ tear_down (void)
   cr_assert_eq (system (command), 0);
 }
 
-TestSuite (budget, .init = set_up, .fini = tear_down);
+/* A test with a directory of its own, and the budget "b" in it. */
+#define BUDGET_TEST(name)                                                                          \
+  static void test_##name (void);                                                                  \
+  Test (budget, name)                                                                              \
+  {                                                                                                \
+    set_up ();                                                                                     \
+    test_##name ();                                                                                \
+    tear_down ();                                                                                  \
+  }                                                                                                \
+  static void test_##name (void)
 
 struct member {
   struct budget *b;
@@ -160,7 +170,7 @@ leave (struct member *members, unsigned nr)
     budget_leave (members[i].b);
 }
 
-Test (budget, one_gets_it_all_and_no_more)
+BUDGET_TEST (one_gets_it_all_and_no_more)
 {
   struct member m;
   uint64_t now = 1000 * SECOND;
@@ -172,7 +182,7 @@ Test (budget, one_gets_it_all_and_no_more)
   leave (&m, 1);
 }
 
-Test (budget, fair_by_weight_and_exact_in_sum)
+BUDGET_TEST (fair_by_weight_and_exact_in_sum)
 {
   struct member m[MANY];
   uint64_t now = 1000 * SECOND;
@@ -190,7 +200,7 @@ Test (budget, fair_by_weight_and_exact_in_sum)
   leave (m, MANY);
 }
 
-Test (budget, what_one_leaves_is_for_the_others)
+BUDGET_TEST (what_one_leaves_is_for_the_others)
 {
   struct member m[3];
   uint64_t now = 1000 * SECOND;
@@ -209,7 +219,7 @@ Test (budget, what_one_leaves_is_for_the_others)
 }
 
 /* One is stopped, or dead, at any instant: also with all that it had paid for unsent. */
-Test (budget, nobody_waits_for_one_that_is_gone)
+BUDGET_TEST (nobody_waits_for_one_that_is_gone)
 {
   struct member m[2];
   uint64_t now = 1000 * SECOND;
@@ -233,7 +243,7 @@ Test (budget, nobody_waits_for_one_that_is_gone)
   }
 }
 
-Test (budget, what_is_given_back_can_be_spent)
+BUDGET_TEST (what_is_given_back_can_be_spent)
 {
   struct member m;
   uint64_t now = 1000 * SECOND, kept = 0;
@@ -249,7 +259,7 @@ Test (budget, what_is_given_back_can_be_spent)
   leave (&m, 1);
 }
 
-Test (budget, changes_while_it_is_used)
+BUDGET_TEST (changes_while_it_is_used)
 {
   struct member m[2];
   struct budget_file f;
@@ -278,7 +288,7 @@ Test (budget, changes_while_it_is_used)
 }
 
 /* What only a fault or an attack on one's own file could write must not stop the job. */
-Test (budget, an_account_far_in_the_future_is_not_believed)
+BUDGET_TEST (an_account_far_in_the_future_is_not_believed)
 {
   struct member m;
   struct budget_file f;
@@ -312,7 +322,7 @@ assert_not_joined (const char *name, const char *why)
   text_free (error);
 }
 
-Test (budget, what_is_planted_is_refused)
+BUDGET_TEST (what_is_planted_is_refused)
 {
   char path[100], other[100];
 
@@ -350,7 +360,7 @@ Test (budget, what_is_planted_is_refused)
   leave (&m, 1);
 }
 
-Test (budget, is_not_removed_while_it_is_used)
+BUDGET_TEST (is_not_removed_while_it_is_used)
 {
   struct member m;
   char *error = NULL;
@@ -364,7 +374,7 @@ Test (budget, is_not_removed_while_it_is_used)
   assert_not_joined ("b", "there is no budget b");
 }
 
-Test (budget, has_room_for_many_and_says_when_it_is_full)
+BUDGET_TEST (has_room_for_many_and_says_when_it_is_full)
 {
   static struct member m[BUDGET_SLOTS];
   struct budget_view v;
@@ -384,7 +394,7 @@ Test (budget, has_room_for_many_and_says_when_it_is_full)
 }
 
 /* Members that are killed while they spend as fast as they can, again and again. */
-Test (budget, survives_kills)
+BUDGET_TEST (survives_kills)
 {
   struct member m;
   uint64_t now = clock_ns ();
