@@ -174,8 +174,8 @@ def one(setup, args, nr):
             for name, control in zip(names, controls):
                 to = f"nbd+unix:///{name}?socket={dest.sock}"
                 workers.append(subprocess.Popen(
-                    [setup.nbdmirror, "mirror", control, to, "--json", *options], stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, stderr=log))
+                    [setup.nbdmirror, "mirror", control, to, "--json", *options],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log))
         wait_ready(setup, controls, workers, 60 + nr)
         figures = {"disks": nr, "ready-s": time.monotonic() - start}
         figures["copy-s"] = sum(Cost(w.pid).cpu for w in workers) / nr
