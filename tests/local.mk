@@ -101,9 +101,13 @@ EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h
 
 # ---- crash states of the state file -------------------------------------------------
 
-check_PROGRAMS += tests/crash/crash
+check_PROGRAMS += tests/crash/crash tests/crash/checkpoints
+crash_medium = tests/crash/medium.c tests/crash/medium.h
+tests_crash_crash_SOURCES = tests/crash/crash.c $(crash_medium)
 tests_crash_crash_LDADD = libdirtybitmap.la libbase.la
-crash_tests = tests/crash/crash tests/crash/mutations.sh
+tests_crash_checkpoints_SOURCES = tests/crash/checkpoints.c $(crash_medium)
+tests_crash_checkpoints_LDADD = libdirtybitmap.la libbase.la
+crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/mutations.sh
 TESTS += $(crash_tests)
 EXTRA_DIST += tests/crash/mutations.sh
 

@@ -93,7 +93,7 @@ int
 state_file_allocate (struct state_file *f, uint64_t offset, uint64_t length)
 {
   if (offset == 0 && lseek (f->fd, 0, SEEK_END) == 0
-      && write_file (f, STATE_BEGUN, sizeof STATE_BEGUN, 0) == -1)
+      && (write_file (f, STATE_BEGUN, sizeof STATE_BEGUN, 0) == -1 || fdatasync (f->fd) == -1))
     return -1;
   int r = posix_fallocate (f->fd, (off_t)offset, (off_t)length);
 

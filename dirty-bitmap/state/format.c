@@ -264,8 +264,14 @@ enum {
   S_ID_MTIME = 112,
   S_ID_CTIME = 120,
   S_REASON = 128,
-  S_EPOCH = 384
+  S_EPOCH = 384,
+  S_END = 400
 };
+
+/* Both copies are written in place, one after the other.  A disk writes a sector as a whole, and
+ * what follows the first one is zero in each version; so a superblock that was being written is the
+ * old one or the new one, and is never torn. */
+_Static_assert(S_END <= 512, "the superblock's fields are in one sector");
 
 void
 state_super_encode (const struct state_super *s, uint8_t page[STATE_PAGE])

@@ -282,8 +282,10 @@ find_table (int fd, uint64_t size, struct state_found *f)
       break;
     enum state_page_state is = state_table_decode (pages, one);
     f->bad_pages += is == STATE_PAGE_BAD;
-    if (is == STATE_PAGE_GOOD && one->sequence > f->table->sequence)
+    if (is == STATE_PAGE_GOOD && one->sequence > f->table->sequence) {
       *f->table = *one;
+      f->table_copy = (uint8_t)copy;
+    }
   }
   free (one);
   free (pages);

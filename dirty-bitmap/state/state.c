@@ -122,8 +122,16 @@ state_write_table (struct state *s, struct state_table *t)
 
   t->sequence = s->table->sequence + 1;
   state_table_encode (t, pages);
-  if (write_both (s, pages, sizeof pages, STATE_TABLE_OFFSET) == -1)
-    return -1;
+  /* Begin with the older copy.  A server that was killed between the two left only one that is new;
+   * if that were torn now, the old table would count again. */
+  for (unsigned i = 0; i < 2; i++) {
+    uint8_t copy = s->table_copy ^ 1u;
+    if (s->io.write (s->io.opaque, pages, sizeof pages, STATE_TABLE_OFFSET + copy * sizeof pages)
+            == -1
+        || s->io.sync (s->io.opaque) == -1)
+      return -1;
+    s->table_copy = copy;
+  }
   *s->table = *t;
   return 0;
 }
@@ -364,6 +372,7 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
   s->super = f->super;
   if (state_allocate (s, &f->layout, error) == 0) {
     *s->table = *f->table;
+    s->table_copy = f->table_copy;
     memcpy (s->l1, f->l1, f->layout.nr_l1_pages * STATE_PAGE_WORDS * 8);
     memcpy (s->l1_sequence, f->l1_sequence, f->layout.nr_l1_pages * 8);
     memcpy (s->l1_copy, f->l1_copy, f->layout.nr_l1_pages);
@@ -392,6 +401,7 @@ state_know (struct state *s, const struct state_found *f)
   if (s->table == NULL)
     return -1;
   *s->table = *f->table;
+  s->table_copy = f->table_copy;
   return 0;
 }
 

@@ -24,7 +24,8 @@
  * quarantine there may be missing at the destination.  An extent is looked at while no write is in
  * flight in it.  The bits that the region no longer has are dropped from the live map at once, and
  * from L2 only when the source's own disk was flushed after that write: else a power loss could
- * leave an older block here than at the destination, with nothing that says so.
+ * leave an older block here than at the destination, with nothing that says so.  For the same
+ * reason nothing cools while it is recorded, before what was written there is durable.
  *
  * A recording has the same two levels and a live map of its own, and no bit of it is ever cleared.
  * One recording at most is active.  L1 is shared with the job: an extent that is hot is to be
@@ -86,6 +87,7 @@ enum state_recovery {
 struct state_found {
   struct state_super super;
   struct state_table *table;  /* owned; of checkpoints, perhaps empty; NULL for an empty file */
+  uint8_t table_copy;         /* which copy that is */
   bool tracked;               /* there is a job or an active recording, and so are the following */
   struct state_layout layout; /* if a disk's size is known */
   enum state_recovery how;
@@ -179,6 +181,7 @@ struct state {
   uint8_t *l2_page_dirty;       /* of the job */
   uint8_t *recorded_page_dirty; /* of the active recording, and of the next one */
   struct state_table *table;    /* as it was written last; owned */
+  uint8_t table_copy;           /* which copy was written last */
   struct state_checkpoint next; /* a checkpoint that is prepared: */
   bool preparing;               /* there is one, */
   uint32_t next_slot;           /* and its recording's live map */

@@ -25,7 +25,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/text.h"
@@ -33,50 +32,18 @@
 #include "dirty-bitmap/claims.h"
 #include "dirty-bitmap/samples.h"
 #include "dirty-bitmap/state/state.h"
+#include "tests/crash/medium.h"
 
 #define BLOCK 8192u
 /* Their fine bits fill more than a sector of an L2 page, so that it can tear. */
 #define EXTENTS 9u
 #define PER_EXTENT 512u
 #define BLOCKS (EXTENTS * PER_EXTENT - 7) /* an odd tail */
-#define MOST_WRITES 256
 #define MOST_GUESTS 4
-#define MOST_VERSIONS 64
-
-static uint64_t rng;
-
-static uint64_t
-random_below (uint64_t n)
-{
-  rng ^= rng << 13;
-  rng ^= rng >> 7;
-  rng ^= rng << 17;
-  return rng % n;
-}
-
-/* ---- the file ---- */
-
-static struct {
-  int fd;           /* a memfd that holds what is durable */
-  uint8_t *durable; /* its mapping */
-  uint8_t *cached;  /* what a reader sees: all writes */
-  struct {
-    uint64_t offset;
-    size_t length;
-    uint8_t *data;
-  } late[MOST_WRITES]; /* since the last sync */
-  unsigned nr_late;
-} file;
 
 /* ---- the disk and the destination ---- */
 
-struct versions {
-  uint32_t durable;
-  uint32_t late[MOST_VERSIONS]; /* written, or being written, since the last flush */
-  unsigned nr;
-};
-static struct versions disk[BLOCKS];
-static uint32_t completed[BLOCKS]; /* what a reader of the disk sees */
+static struct medium_block disk[BLOCKS];
 static uint32_t newest;
 
 static struct {
@@ -109,30 +76,6 @@ static void __attribute__ ((noreturn)) violation (const char *what, uint64_t blo
 /* ---- crash states ---- */
 
 static void
-apply_part (uint8_t *to, unsigned i, bool all)
-{
-  for (size_t at = 0; at < file.late[i].length; at += 512)
-    if (all || random_below (2) == 0)
-      memcpy (to + file.late[i].offset + at, file.late[i].data + at, 512);
-}
-
-/* Put a random state of the file into file.durable.  The old contents come back with undo(). */
-static void
-cut_file (void)
-{
-  for (unsigned i = 0; i < file.nr_late; i++)
-    switch (random_below (3)) {
-    case 0:
-      break;
-    case 1:
-      apply_part (file.durable, i, true);
-      break;
-    default:
-      apply_part (file.durable, i, false);
-    }
-}
-
-static void
 check_found (const struct state_found *f, bool same_boot)
 {
   for (uint64_t b = 0; b < BLOCKS; b++) {
@@ -144,14 +87,15 @@ check_found (const struct state_found *f, bool same_boot)
       violation ("clean, but the disk may hold what was durable", b);
     for (unsigned i = 0; i < disk[b].nr; i++)
       if (disk[b].late[i] != dest[b].flushed
-          && !(same_boot && disk[b].late[i] != completed[b] && disk[b].late[i] < completed[b]))
+          && !(same_boot && disk[b].late[i] != disk[b].completed
+               && disk[b].late[i] < disk[b].completed))
         violation ("clean, but the disk may hold something else", b);
   }
-  if (random_below (16) != 0)
+  if (medium_random (16) != 0)
     return; /* reading the samples takes long */
   for (unsigned i = 0; i < SAMPLES_MAX; i++) {
     struct sample s;
-    if (!state_find_sample (file.fd, f, i, &s) || (f->bits[s.block / 64] >> (s.block % 64) & 1))
+    if (!state_find_sample (medium.fd, f, i, &s) || (f->bits[s.block / 64] >> (s.block % 64) & 1))
       continue;
     uint32_t version;
     memcpy (&version, s.data, sizeof version);
@@ -165,7 +109,7 @@ look_at_file (const uint8_t *now, struct state_found *f, bool same_boot)
 {
   char *error = NULL;
 
-  if (state_find (file.fd, layout.file_size, now, NULL, f, &error) == -1) {
+  if (state_find (medium.fd, layout.file_size, now, NULL, f, &error) == -1) {
     printf ("%s\n", error);
     violation ("the file is refused", 0);
   }
@@ -179,77 +123,22 @@ look_at_file (const uint8_t *now, struct state_found *f, bool same_boot)
 static void
 cut_here (void)
 {
-  static uint8_t *saved;
   struct state_found f;
 
-  if (saved == NULL)
-    saved = malloc (layout.file_size);
   for (unsigned n = 0; n < 3; n++) {
-    for (unsigned i = 0; i < file.nr_late; i++)
-      memcpy (saved + file.late[i].offset, file.durable + file.late[i].offset, file.late[i].length);
-    cut_file ();
+    medium_cut_begin ();
     look_at_file (other_boot, &f, false);
     state_found_free (&f);
-    for (unsigned i = 0; i < file.nr_late; i++)
-      memcpy (file.durable + file.late[i].offset, saved + file.late[i].offset, file.late[i].length);
+    medium_cut_undo ();
   }
 }
 
-static void play (void);
-
-static int
-file_write (void *opaque, const void *data, size_t length, uint64_t offset)
-{
-  (void)opaque;
-  if (file.nr_late == MOST_WRITES)
-    violation ("too many writes without a sync", 0);
-  file.late[file.nr_late].offset = offset;
-  file.late[file.nr_late].length = length;
-  file.late[file.nr_late].data = malloc (length);
-  memcpy (file.late[file.nr_late++].data, data, length);
-  memcpy (file.cached + offset, data, length);
-  cut_here ();
-  play ();
-  return 0;
-}
-
-static void
-settle_file (void)
-{
-  for (unsigned i = 0; i < file.nr_late; i++) {
-    memcpy (file.durable + file.late[i].offset, file.late[i].data, file.late[i].length);
-    free (file.late[i].data);
-  }
-  file.nr_late = 0;
-}
-
-static int
-file_sync (void *opaque)
-{
-  (void)opaque;
-  unsigned before = file.nr_late;
-  cut_here ();
-  play ();
-  if (file.nr_late != before)
-    violation ("two threads write", 0);
-  settle_file ();
-  cut_here ();
-  return 0;
-}
-
-/* What was completed becomes durable; what is being written may be either way. */
 static int
 disk_sync (void *opaque)
 {
   (void)opaque;
-  for (uint64_t b = 0; b < BLOCKS; b++) {
-    unsigned kept = 0;
-    disk[b].durable = completed[b];
-    for (unsigned i = 0; i < disk[b].nr; i++)
-      if (disk[b].late[i] > completed[b])
-        disk[b].late[kept++] = disk[b].late[i];
-    disk[b].nr = kept;
-  }
+  for (uint64_t b = 0; b < BLOCKS; b++)
+    medium_block_flush (&disk[b]);
   return 0;
 }
 
@@ -258,14 +147,14 @@ disk_sync (void *opaque)
 static void
 guest_begins (void)
 {
-  struct guest_write *g = &guests[random_below (MOST_GUESTS)];
+  struct guest_write *g = &guests[medium_random (MOST_GUESTS)];
 
   if (g->active)
     return;
   /* Most writes stay in two extents, so that others get cold. */
-  uint64_t extent = random_below (4) != 0 ? random_below (2) : random_below (EXTENTS);
-  g->first = extent * PER_EXTENT + random_below (8) * 63;
-  g->count = 1 + random_below (3);
+  uint64_t extent = medium_random (4) != 0 ? medium_random (2) : medium_random (EXTENTS);
+  g->first = extent * PER_EXTENT + medium_random (8) * 63;
+  g->count = 1 + medium_random (3);
   if (g->first + g->count > BLOCKS)
     g->count = BLOCKS - g->first;
   for (unsigned i = 0; i < MOST_GUESTS; i++) /* a guest does not write a block twice at a time */
@@ -286,15 +175,12 @@ guest_goes_on (struct guest_write *g)
       return;
     g->entered = true;
     g->version = ++newest;
-    for (uint64_t b = g->first; b < g->first + g->count; b++) {
-      if (disk[b].nr == MOST_VERSIONS)
-        disk_sync (NULL);
-      disk[b].late[disk[b].nr++] = g->version;
-    }
+    for (uint64_t b = g->first; b < g->first + g->count; b++)
+      medium_block_begin (&disk[b], g->version);
     return;
   }
   for (uint64_t b = g->first; b < g->first + g->count; b++)
-    completed[b] = g->version;
+    disk[b].completed = g->version;
   bitmap_mark (region, g->first * BLOCK, g->count * BLOCK);
   if (g->counted)
     state_leave (&state, g->first * BLOCK, g->count * BLOCK);
@@ -317,11 +203,11 @@ worker_copies (void)
   uint64_t first, count;
   unsigned set = claim_enter (region);
 
-  if (bitmap_next_run (region, REGION_DIRTY, random_below (BLOCKS), 1 + random_below (600), &first,
-                       &count)) {
+  if (bitmap_next_run (region, REGION_DIRTY, medium_random (BLOCKS), 1 + medium_random (600),
+                       &first, &count)) {
     claim_run (region, set, first, count);
     for (uint64_t b = first; b < first + count; b++) {
-      dest[b].written = completed[b];
+      dest[b].written = disk[b].completed;
       dest[b].late = true;
       bitmap_clear (region, REGION_QUARANTINE, b, 1);
     }
@@ -348,7 +234,7 @@ worker_flushes (void)
   for (unsigned n = 0; n < 3; n++) {
     uint64_t b;
     struct sample s = { .length = sizeof dest[0].flushed };
-    if (!bitmap_next_set (region, claim_array (old), random_below (BLOCKS), UINT64_MAX, &b)
+    if (!bitmap_next_set (region, claim_array (old), medium_random (BLOCKS), UINT64_MAX, &b)
         || dest[b].late)
       continue;
     s.block = b;
@@ -365,8 +251,8 @@ play (void)
   if (in_callback)
     return;
   in_callback = true;
-  for (uint64_t n = random_below (4); n > 0; n--)
-    switch (random_below (8)) {
+  for (uint64_t n = medium_random (4); n > 0; n--)
+    switch (medium_random (8)) {
     case 0:
     case 1:
       guest_begins ();
@@ -374,7 +260,7 @@ play (void)
     case 2:
     case 3:
     case 4:
-      guest_goes_on (&guests[random_below (MOST_GUESTS)]);
+      guest_goes_on (&guests[medium_random (MOST_GUESTS)]);
       break;
     case 5:
       worker_copies ();
@@ -383,9 +269,9 @@ play (void)
       worker_flushes ();
       break;
     default:
-      if (random_below (8) == 0)
+      if (medium_random (8) == 0)
         guest_flushes ();
-      else if (random_below (40) == 0)
+      else if (medium_random (40) == 0)
         claims_revoke (region);
     }
   in_callback = false;
@@ -397,7 +283,7 @@ static void
 start_state (bool can_sync)
 {
   const struct state_io io
-      = { .write = file_write, .sync = file_sync, .sync_disk = can_sync ? disk_sync : NULL };
+      = { .write = medium_write, .sync = medium_sync, .sync_disk = can_sync ? disk_sync : NULL };
   uint8_t uuid[16];
 
   state_init (&state, &io);
@@ -427,7 +313,7 @@ go_on_from (const struct state_found *f, bool can_sync, const uint8_t *now)
   state_fill_region (&state, region);
   for (unsigned i = 0; i < SAMPLES_MAX; i++) {
     struct sample s;
-    if (state_find_sample (file.fd, f, i, &s))
+    if (state_find_sample (medium.fd, f, i, &s))
       samples_put (region, &s);
   }
   state_set_region (&state, region);
@@ -439,7 +325,7 @@ static void
 settle_destination (void)
 {
   for (uint64_t b = 0; b < BLOCKS; b++)
-    if (dest[b].late && random_below (2) == 0)
+    if (dest[b].late && medium_random (2) == 0)
       dest[b].flushed = dest[b].written;
     else
       dest[b].written = dest[b].flushed;
@@ -452,19 +338,11 @@ power_fails (bool can_sync)
 {
   struct state_found f;
 
-  cut_file ();
-  for (unsigned i = 0; i < file.nr_late; i++)
-    free (file.late[i].data);
-  file.nr_late = 0;
-  memcpy (file.cached, file.durable, layout.file_size);
+  medium_cut_for_good ();
   look_at_file (other_boot, &f, false);
   end_server ();
-  for (uint64_t b = 0; b < BLOCKS; b++) {
-    if (disk[b].nr != 0 && random_below (2) == 0)
-      disk[b].durable = disk[b].late[random_below (disk[b].nr)];
-    completed[b] = disk[b].durable;
-    disk[b].nr = 0;
-  }
+  for (uint64_t b = 0; b < BLOCKS; b++)
+    medium_block_cut (&disk[b]);
   settle_destination ();
   uuid_make (boot);
   go_on_from (&f, can_sync, boot);
@@ -477,21 +355,15 @@ server_is_killed (bool can_sync)
 {
   struct state_found f;
 
-  settle_file (); /* for a reader; what is durable is not asked in this run any more */
+  medium_settle (); /* for a reader; what is durable is not asked in this run any more */
   for (uint64_t w = 0; w < layout.geo.nr_words; w++) {
     uint64_t v = live[w];
-    memcpy (file.durable + layout.live_offset + w * 8, &v, 8);
+    memcpy (medium.durable + layout.live_offset + w * 8, &v, 8);
   }
   look_at_file (boot, &f, true);
   end_server ();
   for (uint64_t b = 0; b < BLOCKS; b++)
-    for (unsigned i = 0; i < disk[b].nr; i++)
-      if (disk[b].late[i] > completed[b]) {
-        if (random_below (2) == 0)
-          completed[b] = disk[b].late[i];
-        else
-          disk[b].late[i] = completed[b]; /* it never reached the cache */
-      }
+    medium_block_killed (&disk[b]);
   settle_destination ();
   go_on_from (&f, can_sync, boot);
   state_found_free (&f);
@@ -501,8 +373,8 @@ static int
 first_write (void *opaque, const void *data, size_t length, uint64_t offset)
 {
   (void)opaque;
-  memcpy (file.durable + offset, data, length);
-  memcpy (file.cached + offset, data, length);
+  memcpy (medium.durable + offset, data, length);
+  memcpy (medium.cached + offset, data, length);
   return 0;
 }
 
@@ -516,18 +388,16 @@ first_sync (void *opaque)
 static void
 one_run (void)
 {
-  bool can_sync = random_below (4) != 0;
+  bool can_sync = medium_random (4) != 0;
   uint8_t uuid[16];
 
   nr_runs++;
   memset (disk, 0, sizeof disk);
-  memset (completed, 0, sizeof completed);
   memset (dest, 0, sizeof dest);
-  memset (file.durable, 0, layout.file_size);
-  memset (file.cached, 0, layout.file_size);
+  medium_clear ();
   newest = 1;
   for (uint64_t b = 0; b < BLOCKS; b++)
-    disk[b].durable = completed[b] = newest;
+    disk[b].durable = disk[b].completed = newest;
   uuid_make (boot);
   uuid_make (uuid);
   start_state (can_sync);
@@ -536,14 +406,14 @@ one_run (void)
   state.io.sync = first_sync;
   if (state_begin (&state, &layout, live, uuid, boot, NULL, NULL) == -1)
     violation ("a job cannot begin", 0);
-  state.io.write = file_write;
-  state.io.sync = file_sync;
+  state.io.write = medium_write;
+  state.io.sync = medium_sync;
   bitmap_set (region, REGION_DIRTY, 0, BLOCKS);
   state_set_region (&state, region);
   state_allow_settling (&state);
   for (unsigned step = 0; step < 400 && nr_states < wanted_states; step++) {
     play ();
-    switch (random_below (12)) {
+    switch (medium_random (12)) {
     case 0:
     case 1:
       state_round (&state);
@@ -554,11 +424,11 @@ one_run (void)
       state_commit (&state);
       break;
     case 5:
-      if (random_below (20) == 0)
+      if (medium_random (20) == 0)
         power_fails (can_sync);
       break;
     case 6:
-      if (random_below (40) == 0)
+      if (medium_random (40) == 0)
         server_is_killed (can_sync);
       break;
     default:
@@ -566,9 +436,6 @@ one_run (void)
     }
   }
   end_server ();
-  for (unsigned i = 0; i < file.nr_late; i++)
-    free (file.late[i].data);
-  file.nr_late = 0;
 }
 
 int
@@ -588,16 +455,14 @@ main (int argc, char **argv)
       fprintf (stderr, "usage: %s [-n STATES] [-s SEED]\n", argv[0]);
       return 2;
     }
-  rng = seed * UINT64_C (0x9e3779b97f4a7c15) + 1;
-  if (state_layout_init (&layout, (uint64_t)BLOCKS * BLOCK - 512, BLOCK) == -1)
+  medium_seed (seed);
+  if (state_layout_init (&layout, (uint64_t)BLOCKS * BLOCK - 512, BLOCK) == -1
+      || medium_open (layout.file_size) == -1)
     return 1;
-  file.fd = memfd_create ("state", MFD_CLOEXEC);
-  if (file.fd == -1 || ftruncate (file.fd, (off_t)layout.file_size) == -1)
-    return 1;
-  file.durable = mmap (NULL, layout.file_size, PROT_READ | PROT_WRITE, MAP_SHARED, file.fd, 0);
-  file.cached = calloc (1, layout.file_size);
+  medium.cut = cut_here;
+  medium.others = play;
   live = calloc (layout.geo.nr_words, 8);
-  if (file.durable == MAP_FAILED || file.cached == NULL || live == NULL)
+  if (live == NULL)
     return 1;
   uuid_make (other_boot);
   while (nr_states < wanted_states)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that the crash test (crash.c) can fail: each rule of the state file is taken out of a copy
-# of the source in turn, and each time the test must find a violation.
+# Proves that the crash tests (crash.c, checkpoints.c) can fail: each rule of the state file is taken
+# out of a copy of the source in turn, and each time the test must find a violation.
 set -eu
 [ "${SHORT:-0}" = 0 ] || exit 77 # it takes a minute
 export LC_ALL=C
@@ -13,28 +13,54 @@ trap 'rm -rf "$tmp"' EXIT
 cc=$(sed -n 's/^CC *= *//p' "$builddir/Makefile" | head -n 1)
 state=dirty-bitmap/state
 
-# build: the test with the sources in $tmp/$state, as $tmp/crash.
-build () {
-  $cc -O1 -std=gnu11 -w -D_GNU_SOURCE -I"$builddir" -I"$tmp" -I"$srcdir" \
-    -o "$tmp/crash" \
-    "$srcdir/tests/crash/crash.c" "$tmp/$state"/*.c \
-    "$srcdir"/dirty-bitmap/{region,bitmap,claims,samples,urgent,watch}.c \
-    "$srcdir"/base/{clock,fd,text,uuid}.c -lpthread
+# compile SOURCE DIR: one object file; those that no mutation changes are compiled once.
+compile () {
+  $cc -O1 -std=gnu11 -w -D_GNU_SOURCE -I"$builddir" -I"$tmp" -I"$srcdir" -c "$1" \
+    -o "$2/$(basename "$1" .c).o"
 }
 
+# prepare: copies of the sources, and all objects, in $tmp/whole.
+prepare () {
+  mkdir -p "$tmp/$state" "$tmp/tests/crash" "$tmp/whole" "$tmp/mutant"
+  restore
+  for source in "$tmp/$state"/*.c "$tmp"/tests/crash/*.c \
+    "$srcdir"/dirty-bitmap/{region,bitmap,claims,samples,urgent,watch}.c \
+    "$srcdir"/base/{clock,fd,text,uuid}.c; do
+    compile "$source" "$tmp/whole"
+  done
+}
+
+restore () {
+  cp "$srcdir/$state"/*.[ch] "$tmp/$state"
+  cp "$srcdir"/tests/crash/*.[ch] "$tmp/tests/crash"
+}
+
+# build PROGRAM: tests/crash/PROGRAM with what was changed, as $tmp/crash.
+build () {
+  rm -f "$tmp/mutant"/*
+  cp "$tmp/whole"/*.o "$tmp/mutant"
+  for source in "$tmp/$state"/*.c "$tmp"/tests/crash/*.c; do
+    cmp -s "$source" "$srcdir/${source#"$tmp/"}" || compile "$source" "$tmp/mutant"
+  done
+  if [ "$1" = crash ]; then rm "$tmp/mutant/checkpoints.o"; else rm "$tmp/mutant/crash.o"; fi
+  $cc -o "$tmp/crash" "$tmp/mutant"/*.o -lpthread
+}
+
+prepare
 failed=0
+program=crash
 # mutate NAME FILE PERL: with that change the test must fail.
 mutate () {
-  rm -rf "${tmp:?}/$state"
-  mkdir -p "$tmp/$state"
-  cp "$srcdir/$state"/*.[ch] "$tmp/$state"
-  perl -0pi -e "$3" "$tmp/$state/$2"
-  if cmp -s "$tmp/$state/$2" "$srcdir/$state/$2"; then
+  restore
+  file=$state/$2
+  [ -e "$srcdir/$file" ] || file=$2
+  perl -0pi -e "$3" "$tmp/$file"
+  if cmp -s "$tmp/$file" "$srcdir/$file"; then
     echo "mutations: FAIL: $1: the source has changed, nothing was taken out"
     failed=1
     return
   fi
-  build
+  build "$program"
   for seed in 1 2 3 4; do
     "$tmp/crash" -n 20000 -s $seed >"$tmp/out" 2>&1 || return 0
   done
@@ -65,4 +91,33 @@ mutate "the live map is not marked" guest.c \
 mutate "a returned write is cooled all the same" work.c \
   's/atomic_load \(&s->hot\[e\]\) \|\| s->pending\[e\]\)\n      continue/false)\n      continue/'
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
+program=checkpoints
+mutate "one superblock, in place, in two sectors" state.c \
+  's/copy < 2; copy\+\+\)\n    if \(s->io.write \(s->io.opaque, data/copy < 1; copy++)\n    if (s->io.write (s->io.opaque, data/;
+   BEGIN { system ("perl", "-pi", "-e",
+     "s/S_EPOCH = 384/S_EPOCH = 600/; s/^_Static_assert ?\\(S_END.*//", "'"$tmp/$state/format.c"'") }'
+mutate "a checkpoint does not wait for writes that began before" tests/crash/checkpoints.c \
+  's/if \(guests\[i\].waited_for\)/if (false)/'
+# shellcheck disable=SC2016
+mutate "the next recording is marked only after the commit" recordings.c \
+  's/  atomic_store \(&s->marked\[1 \+ s->next_slot\], live\);\n//;
+   s/(    r = state_write_table \(s, t\);\n)/$1    atomic_store (&s->marked[1 + s->next_slot], s->slots[s->next_slot]);\n/'
+mutate "the table is written before the recording is durable" recordings.c \
+  's/return s->io.sync \(s->io.opaque\);/return 0;/'
+mutate "the newer copy of the table is overwritten first" state.c \
+  's/uint8_t copy = s->table_copy \^ 1u;/uint8_t copy = (uint8_t)i;/'
+mutate "an extent cools that may go back" work.c 's/ \|\| \(cool && records \(s\)\)\)/)/'
+mutate "the first recording begins on what may go back" recordings.c 's/if \(durable\)/if (true)/'
+mutate "an extent cools without the recording" work.c \
+  's/s->recorded_page_dirty\[p\] \|= cool;/;/'
+mutate "an extent cools without the recording that is prepared" work.c \
+  's/\|\| \(s->preparing && write_recorded \(.*?\) == -1\)/|| false/'
+mutate "the parent recording is forgotten" recordings.c \
+  's/atomic_fetch_or \(&live\[w\], bits\[w\]\)/;/'
+mutate "two frozen recordings are not merged" recordings.c \
+  's/, parent\) == -1\)\n    return -1;\n  drop/, parent) == -1)\n    return -1;\n  parent->blocks = 0;\n  parent->area = t->list[i].area;\n  memcpy (parent->recording, t->list[i].recording, 16);\n  drop/'
+mutate "L1 is not spread out over the recording" recover.c \
+  's/if \(f->recorded != NULL\)\n      memset/if (false)\n      memset/'
+mutate "L1 is dropped before the recording is durable" work.c \
+  's/\|\| step_4 \(s\) == -1/|| step_5 (s, &round) == -1 || step_4 (s) == -1/'
 exit $failed
