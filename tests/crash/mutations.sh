@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that the crash tests (crash.c, checkpoints.c) can fail: each rule of the state file is taken
-# out of a copy of the source in turn, and each time the test must find a violation.
+# Proves that the crash tests (crash.c, checkpoints.c) can fail: each rule of the state file is
+# taken out of a copy of the source in turn, and each time the test must find a violation.
 set -eu
 [ "${SHORT:-0}" = 0 ] || exit 77 # it takes a minute
 export LC_ALL=C
@@ -93,15 +93,16 @@ mutate "a returned write is cooled all the same" work.c \
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 program=checkpoints
 mutate "one superblock, in place, in two sectors" state.c \
-  's/copy < 2; copy\+\+\)\n    if \(s->io.write \(s->io.opaque, data/copy < 1; copy++)\n    if (s->io.write (s->io.opaque, data/;
+  's/copy < 2; (copy\+\+\)\n    if \(s->io.write \(s->io.opaque, data)/copy < 1; $1/;
    BEGIN { system ("perl", "-pi", "-e",
-     "s/S_EPOCH = 384/S_EPOCH = 600/; s/^_Static_assert ?\\(S_END.*//", "'"$tmp/$state/format.c"'") }'
+     "s/S_EPOCH = 384/S_EPOCH = 600/; s/^_Static_assert ?\\(S_END.*//",
+     "'"$tmp/$state/format.c"'") }'
 mutate "a checkpoint does not wait for writes that began before" tests/crash/checkpoints.c \
   's/if \(guests\[i\].waited_for\)/if (false)/'
 # shellcheck disable=SC2016
 mutate "the next recording is marked only after the commit" recordings.c \
-  's/  atomic_store \(&s->marked\[1 \+ s->next_slot\], live\);\n//;
-   s/(    r = state_write_table \(s, t\);\n)/$1    atomic_store (&s->marked[1 + s->next_slot], s->slots[s->next_slot]);\n/'
+  's/  (atomic_store \(&s->marked\[1 \+ s->next_slot\], )live\);\n//; my $mark = $1;
+   s/(    r = state_write_table \(s, t\);\n)/$1    $mark s->slots[s->next_slot]);\n/'
 mutate "the table is written before the recording is durable" recordings.c \
   's/return s->io.sync \(s->io.opaque\);/return 0;/'
 mutate "the newer copy of the table is overwritten first" state.c \
@@ -114,8 +115,12 @@ mutate "an extent cools without the recording that is prepared" work.c \
   's/\|\| \(s->preparing && write_recorded \(.*?\) == -1\)/|| false/'
 mutate "the parent recording is forgotten" recordings.c \
   's/atomic_fetch_or \(&live\[w\], bits\[w\]\)/;/'
+# shellcheck disable=SC2016
 mutate "two frozen recordings are not merged" recordings.c \
-  's/, parent\) == -1\)\n    return -1;\n  drop/, parent) == -1)\n    return -1;\n  parent->blocks = 0;\n  parent->area = t->list[i].area;\n  memcpy (parent->recording, t->list[i].recording, 16);\n  drop/'
+  's/(, parent\) == -1\)\n    return -1;\n)  drop/$1  parent->blocks = 0;
+  parent->area = t->list[i].area;
+  memcpy (parent->recording, t->list[i].recording, 16);
+  drop/'
 mutate "L1 is not spread out over the recording" recover.c \
   's/if \(f->recorded != NULL\)\n      memset/if (false)\n      memset/'
 mutate "L1 is dropped before the recording is durable" work.c \
