@@ -24,8 +24,7 @@
  * quarantine there may be missing at the destination.  An extent is looked at while no write is in
  * flight in it.  The bits that the region no longer has are dropped from the live map at once, and
  * from L2 only when the source's own disk was flushed after that write: else a power loss could
- * leave an older block here than at the destination, with nothing that says so.  For the same
- * reason nothing cools while it is recorded, before what was written there is durable.
+ * leave an older block here than at the destination, with nothing that says so.
  *
  * A recording has the same two levels and a live map of its own, and no bit of it is ever cleared.
  * One recording at most is active.  L1 is shared with the job: an extent that is hot is to be

@@ -92,6 +92,7 @@ mutate "a returned write is cooled all the same" work.c \
   's/atomic_load \(&s->hot\[e\]\) \|\| s->pending\[e\]\)\n      continue/false)\n      continue/'
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 program=checkpoints
+# shellcheck disable=SC2016
 mutate "one superblock, in place, in two sectors" state.c \
   's/copy < 2; (copy\+\+\)\n    if \(s->io.write \(s->io.opaque, data)/copy < 1; $1/;
    BEGIN { system ("perl", "-pi", "-e",
@@ -107,8 +108,9 @@ mutate "the table is written before the recording is durable" recordings.c \
   's/return s->io.sync \(s->io.opaque\);/return 0;/'
 mutate "the newer copy of the table is overwritten first" state.c \
   's/uint8_t copy = s->table_copy \^ 1u;/uint8_t copy = (uint8_t)i;/'
-mutate "an extent cools that may go back" work.c 's/ \|\| \(cool && records \(s\)\)\)/)/'
-mutate "the first recording begins on what may go back" recordings.c 's/if \(durable\)/if (true)/'
+mutate "a checkpoint does not flush the disk" recordings.c \
+  's/s->io.sync_disk != NULL && s->io.sync_disk \(s->io.opaque\) == -1/false/'
+mutate "a checkpoint forgets what may go back" recordings.c 's/    record_volatile \(s\);//'
 mutate "an extent cools without the recording" work.c \
   's/s->recorded_page_dirty\[p\] \|= cool;/;/'
 mutate "an extent cools without the recording that is prepared" work.c \
