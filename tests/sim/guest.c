@@ -11,7 +11,8 @@
 
 #define ZIPF_EXPONENT 1.1
 #define SCATTER                                                                                    \
-  UINT64_C (0x9e3779b97f4a7c15) /* odd: a bijection modulo a power of two, near enough else */
+  UINT64_C (0x9e3779b97f4a7c15) /* odd, so that no two blocks meet where their number is a power   \
+                                   of two */
 #define REWRITE_BYTES (UINT64_C (4) << 20)
 #define HOT_PART 20   /* 1/20 of the disk ... */
 #define HOT_WRITES 10 /* ... gets all but 1/10 of the writes */
@@ -56,7 +57,7 @@ guest_init (struct guest *g, const struct sim_options *o)
   g->zipf_norm = 1 - pow ((double)g->nr_blocks, 1 - ZIPF_EXPONENT);
 }
 
-/* Rank by the continuous distribution's inverse, then scattered over the disk. */
+/* Draw a rank from the continuous distribution, then scatter the ranks over the disk. */
 static uint64_t
 zipf (struct guest *g)
 {

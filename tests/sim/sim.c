@@ -15,12 +15,12 @@
 
 #define STEP_S 0.001
 #define SAMPLE_MS 100
-#define SOON_MS 20       /* with nothing left, as job.c */
-#define PASS_PAUSE_MS 50 /* as engine.c */
+#define SOON_MS 20       /* between two samples when nothing is left; as in job.c */
+#define PASS_PAUSE_MS 50 /* as in engine.c */
 #define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
 #define BURST_S 0.1    /* as rate.c */
 #define SETTLE_MS 1000 /* as mirror/job/final.c */
-/* Of background requests, before each urgent one on a line without a limit. */
+/* On a line without a limit so many background requests lie before each urgent one. */
 #define LINE_QUEUE_BYTES (2.0 * 1048576)
 #define URGENT_CATCHING_UP 0.25
 #define URGENT_SYNCHRONISED 0.5
@@ -154,7 +154,7 @@ pay (struct sim *s, struct thread *t, unsigned turned)
     s->bucket_ms = s->now;
   s->bucket_ms += turned * (double)SIM_BLOCK / s->limit * 1000;
   if (s->bucket_ms > most)
-    s->bucket_ms = most; /* the rest is forgiven */
+    s->bucket_ms = most; /* what goes beyond that is not charged */
   t->wait = WAITS_THROTTLED;
   t->until = s->bucket_ms;
 }
@@ -188,7 +188,8 @@ run_guest (struct sim *s)
   for (unsigned i = 0; i < s->o->threads; i++) {
     struct thread *t = &s->threads[i];
     if (t->wait != NOT_WAITING && s->now >= t->until) {
-      if (t->wait == WAITS_URGENT) { /* a miss; it leaves the queue when the line comes to it */
+      if (t->wait
+          == WAITS_URGENT) { /* it was missed, and leaves the queue when the line comes to it */
         s->epoch++;
         s->synchronised = false;
       }
@@ -196,7 +197,7 @@ run_guest (struct sim *s)
     }
     free += t->wait == NOT_WAITING;
   }
-  unsigned kept = 0; /* those that gave up */
+  unsigned kept = 0; /* threads that go on waiting */
   for (unsigned k = 0; k < s->nr_queue; k++)
     if (s->threads[s->queue[k]].wait == WAITS_URGENT)
       s->queue[kept++] = s->queue[k];
@@ -298,7 +299,7 @@ next_block (struct sim *s)
 static void
 run_background (struct sim *s)
 {
-  bool again = false; /* once round is enough: the clock stands still */
+  bool again = false; /* the clock stands still here, so one round is enough */
 
   while (s->budget > 0) {
     if (s->nr_dirty == 0 && s->cursor > 0)
@@ -344,7 +345,7 @@ run_line (struct sim *s)
     s->synchronised = s->gate == CONVERGE_SYNCHRONOUS;
   run_urgent (s, &s->credit);
   run_background (s);
-  double rest = s->budget; /* nothing else to do */
+  double rest = s->budget; /* there is nothing else to do with it */
   run_urgent (s, &rest);
   if (s->acked > before)
     s->busy_ms += 1;

@@ -24,7 +24,7 @@ options (enum job_policy policy, enum sim_guest guest, double writes_per_s)
   return o;
 }
 
-/* Issue "Converge": 1 GiB, 100 MiB/s, uniform 4 KiB writes. */
+/* The usual case: a disk of 1 GiB, 100 MiB/s, and uniform writes of 4 KiB. */
 Test (converge, light_guests_need_no_policy)
 {
   static const struct {
@@ -61,8 +61,8 @@ ends_well (const struct sim_options *o, double most)
   cr_assert_not (r.said_no);
 }
 
-/* Each request waits on the line for longer than a guest's write may: all of them are missed, and
- * it ends all the same. */
+/* On this line each request waits for longer than a guest's write may.  So every write is missed,
+ * and the job must end all the same. */
 Test (converge, a_line_slower_than_the_delay)
 {
   struct sim_options o = options (POLICY_SYNC, SIM_UNIFORM, 50000);
@@ -112,7 +112,7 @@ Test (converge, fail_gives_up_and_not_too_early)
   cr_assert (r.ended && !r.gave_up);
 }
 
-/* No pass is long enough for anything to be judged, and nothing may be divided by zero. */
+/* No pass is long enough to judge anything by.  Nothing may be divided by zero. */
 Test (converge, small_disks)
 {
   for (uint64_t blocks = 1; blocks <= 1024; blocks *= 4)
@@ -124,8 +124,8 @@ Test (converge, small_disks)
     }
 }
 
-/* The destination's flush alone takes longer than is allowed: no gate can help, so the guest is
- * left alone. */
+/* The destination's flush alone takes longer than the allowed downtime.  No gate can help there, so
+ * the guest must be left alone. */
 Test (converge, a_slow_flush_is_no_reason_to_slow_the_guest)
 {
   struct sim_options o = options (POLICY_SYNC, SIM_UNIFORM, 2000);
@@ -136,13 +136,13 @@ Test (converge, a_slow_flush_is_no_reason_to_slow_the_guest)
   cr_assert (r.gate == CONVERGE_OPEN && r.first_slowed_s < 0);
 }
 
-#ifndef UNIT_THREAD_SANITIZER /* there is one thread: it would find nothing, and take minutes */
+#ifndef UNIT_THREAD_SANITIZER /* it has one thread, so nothing would be found, in minutes */
 
 static const double rhos[]
     = { 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.625, 0.8, 0.95, 1.05, 1.5, 2, 3, 5 };
 #define NR_RHOS (sizeof rhos / sizeof rhos[0])
 
-/* The same job on a smaller disk, all rates with it: less to compute. */
+/* The same job with a smaller disk and smaller rates, which takes less to compute. */
 static void
 scale (struct sim_options *o, unsigned by)
 {
@@ -177,7 +177,8 @@ Test (converge, heavy_guests_end_within_the_traffic)
       }
 }
 
-/* Copied in about a second, which is less than the dirty rate is measured over elsewhere. */
+/* A disk that is copied in about a second.  Elsewhere the dirty rate is measured over a longer
+ * time. */
 Test (converge, small_disks_with_heavy_guests)
 {
   static const enum sim_guest guests[] = { SIM_UNIFORM, SIM_ZIPF, SIM_HOT_SPOT, SIM_BURSTY };
@@ -219,8 +220,8 @@ staying (enum job_policy policy, enum sim_guest guest, double rho, double rtt_ms
   return o;
 }
 
-/* After a storm the guest wants 200 writes/s, over a line so long that several of them wait at any
- * time: it is not kept waiting for ever. */
+/* After a storm the guest wants 200 writes a second.  The line is so long that several of them wait
+ * at any time.  They must not be kept waiting for ever. */
 Test (converge, a_calm_guest_is_let_go)
 {
   static const double rtts[] = { 2, 10, 30 };
@@ -246,7 +247,7 @@ Test (converge, a_calm_guest_is_let_go)
   cr_assert_gt (slowed, 20);
 }
 
-/* One that needs the gate is not moved to and fro, and stays ready. */
+/* A guest that needs the gate keeps it, and the job stays ready. */
 Test (converge, the_gate_is_not_moved_to_and_fro)
 {
   static const double few[] = { 0.2, 0.4, 0.625, 1, 5 };
@@ -270,7 +271,7 @@ Test (converge, the_gate_is_not_moved_to_and_fro)
         }
 }
 
-/* The worst for it: storms, and calms that are long enough to believe in, for an hour. */
+/* The worst case for that: for an hour, storms, and calms that last long enough to be believed. */
 Test (converge, storms_and_calms_do_not_move_it_for_ever)
 {
   static const double on_s[] = { 5, 15, 60, 120 };
@@ -294,9 +295,9 @@ Test (converge, storms_and_calms_do_not_move_it_for_ever)
   cr_assert_gt (most, 6);
 }
 
-/* Waits are bounded, so a guest with many large requests gets through whatever the gate: threads x
- * request / max-write-delay bytes a second.  Below B it must end; else it need not, but must say
- * so. */
+/* Each wait is bounded.  So a guest with many large requests writes threads x request /
+ * max-write-delay bytes a second, whatever the gate is.  If that is below B, the job must end.  If
+ * not, it need not end, but it must say so. */
 Test (converge, sync_ends_where_it_can_and_says_where_it_does_not)
 {
   static const unsigned threads[] = { 1, 4, 16, 64 };
