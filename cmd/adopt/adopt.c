@@ -351,11 +351,14 @@ report (const struct adopt *a, const struct served *s)
              a->socket, (double)a->took_ns / NS_PER_MS);
 }
 
-/* The guest waits for its server, if that was killed: by us, or since an earlier run. */
+/* The guest waits for its server, if that was killed: by us, or since an earlier run.  A disk that
+ * was handed over or moved to other storage since is not to be served from this image. */
 static void
 revive_server (struct adopt *a)
 {
-  bool ours = a->started || json_is_true (json_object_get (a->record, "started"));
+  CLEANUP_TEXT char *fence = text_printf ("%s.fence", a->control);
+  bool ours = (a->started || json_is_true (json_object_get (a->record, "started")))
+              && access (fence, F_OK) == -1;
 
   for (int tries = 0; ours && tries < REVIVE_TRIES && !served_is_there (a->control); tries++)
     if (launch_server (a) == -1)
@@ -459,7 +462,12 @@ go_on (struct adopt *a, bool *done)
   int status = *done && !is_wanted (a, &d) ? EXIT_REFUSED : EXIT_DONE;
   if (r == 1)
     guest_disk_free (&d);
-  return *done && status == EXIT_DONE ? finish (a) : status;
+  if (!*done || status != EXIT_DONE)
+    return status;
+  /* That is where the guest looks for its server. */
+  text_free (a->socket);
+  a->socket = text_copy (text_of (a->record, "socket"));
+  return finish (a);
 }
 
 int

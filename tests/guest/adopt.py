@@ -246,10 +246,17 @@ def restarted(s, vm, disks, before):
     s.nbdmirror(*disk.give_back(vm), status=1)  # a guest must not be moved without its server
     serve_again(s, disk)
     s.story.wait_for_more(10)
-    # adopt, run again, starts it as well.
+    # adopt, run again, starts it as well: at the guest's socket, and unless the disk was handed
+    # over.
     os.kill(s.status(disk)["server-pid"], signal.SIGKILL)
     s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
-    s.nbdmirror(*disk.adopt(vm))
+    with open(disk.control + ".fence", "w"):
+        s.nbdmirror(*disk.adopt(vm), status=1)
+    check(not os.path.exists(disk.control), "a server of a disk that was handed over")
+    os.unlink(disk.control + ".fence")
+    words = disk.adopt(vm)
+    words[words.index("--socket") + 1] = s.path("wrong.nbd")
+    s.nbdmirror(*words)
     s.story.wait_for_more(10)
     s.nbdmirror(*disk.give_back(vm))
     tidy(s, vm, disks, before)
