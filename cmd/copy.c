@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "budget/budget.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
@@ -176,6 +177,21 @@ check_places (struct cmd_line *line, struct arguments *a)
   return 0;
 }
 
+/* --sync top of an image that names its base itself: that one is to be proved. */
+static int
+find_base (struct arguments *a, char **base, char **base_format)
+{
+  struct sync_options *sync = &a->settings.sync;
+
+  if (sync->mode != ENGINE_SYNC_TOP || sync->base != NULL || a->source_image.path[0] == '\0')
+    return 0;
+  int status = image_base (a->source_image.path, a->settings.source_format, base, base_format);
+  sync->base = *base;
+  sync->base_format = *base_format;
+  sync->base_is_known = true;
+  return status;
+}
+
 static enum job_result
 copy (struct arguments *a, json_t **report)
 {
@@ -221,6 +237,10 @@ run (struct cmd_line *line)
   if (!cmd_operands_ok (line, 2, 2, "SOURCE DEST"))
     return line->status;
   int status = check_places (line, &a);
+  if (status != 0)
+    return status;
+  CLEANUP_TEXT char *base = NULL, *base_format = NULL;
+  status = find_base (&a, &base, &base_format);
   if (status != 0)
     return status;
   if (worker_check_sync (&a.settings.sync) != 0)

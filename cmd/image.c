@@ -16,6 +16,7 @@
 
 #include "base/child.h"
 #include "base/fd.h"
+#include "base/text.h"
 #include "cmd/container.h"
 #include "cmd/image.h"
 #include "mirror/endpoint/uri.h"
@@ -41,8 +42,9 @@ image_refuse_container (const char *path, const char *option)
   return EXIT_REFUSED;
 }
 
-int
-image_check (const char *path, const char *format)
+/* What qemu-img tells of it, a new reference; or NULL after a message. */
+static json_t *
+describe (const char *path, const char *format)
 {
   const char *const words[]
       = { "qemu-img", "info", "--force-share", "--output=json", "-f", format, path, NULL };
@@ -56,8 +58,16 @@ image_check (const char *path, const char *format)
       cmd_say ("%s: qemu-img cannot be run: is qemu-utils installed?", path);
     else
       cmd_say ("%s: qemu-img cannot read it as %s", path, format);
-    return EXIT_ERROR;
   }
+  return info;
+}
+
+int
+image_check (const char *path, const char *format)
+{
+  json_t *info = describe (path, format);
+  if (info == NULL)
+    return EXIT_ERROR;
   const char *base = json_string_value (json_object_get (info, "backing-filename"));
   bool guess = base != NULL && json_object_get (info, "backing-filename-format") == NULL;
   if (guess)
@@ -66,6 +76,26 @@ image_check (const char *path, const char *format)
              path, base, base, path);
   json_decref (info);
   return guess ? EXIT_REFUSED : EXIT_DONE;
+}
+
+int
+image_base (const char *path, const char *format, char **base, char **base_format)
+{
+  json_t *info = describe (path, format);
+  if (info == NULL)
+    return EXIT_ERROR;
+  const char *name = json_string_value (json_object_get (info, "full-backing-filename"));
+  if (name == NULL)
+    name = json_string_value (json_object_get (info, "backing-filename"));
+  const char *its_format = json_string_value (json_object_get (info, "backing-filename-format"));
+  bool known = name != NULL && its_format != NULL;
+  if (known) {
+    *base = text_copy (name);
+    *base_format = text_copy (its_format);
+  } else
+    cmd_say ("refused: %s has no base below it, which --sync top needs", path);
+  json_decref (info);
+  return known ? EXIT_DONE : EXIT_REFUSED;
 }
 
 static void
@@ -77,6 +107,7 @@ fill (struct image *image, const char *format, bool writable)
                                            format,
                                            "--persistent",
                                            "--shared=0",
+                                           "--allocation-depth",
                                            writable ? "--discard=unmap" : "--read-only",
                                            image->path,
                                            "]" };

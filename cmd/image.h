@@ -12,7 +12,7 @@
 
 #include "cmd/cmd.h"
 
-#define IMAGE_WORDS 9
+#define IMAGE_WORDS 10
 
 /* Room for the command that stands for an image. */
 struct image {
@@ -31,6 +31,11 @@ int image_refuse_container (const char *path, const char *option);
  * false after a message, with line->status. */
 bool image_place (struct cmd_line *line, struct cmd_operand *op, const char *option,
                   const char *format, bool writable, struct image *image);
+
+/* The image below PATH, a local image in FORMAT, and its format, as PATH records them.  EXIT_DONE
+ * with *BASE and *BASE_FORMAT (base/text.h, the caller frees them), or an exit status after a
+ * message. */
+int image_base (const char *path, const char *format, char **base, char **base_format);
 
 /* Can PATH be opened in FORMAT, without a guess at the format of anything below it?  An overlay
  * whose base has no recorded format is refused: QEMU would look at the base's first block, which is

@@ -61,8 +61,8 @@ enum {
       { "trust-destination", WORKER_OPT_TRUST_DEST, NULL,                                          \
         "whether the destination stands at that checkpoint, compare 1,000 random blocks only" },   \
       { "base", WORKER_OPT_BASE, "IMAGE",                                                          \
-        "the base for --sync base: a local image or an NBD URI; the destination must hold the "    \
-        "same, and nothing else" },                                                                \
+        "the base for --sync base and top: a local image or an NBD URI; the destination must "     \
+        "hold the same, and nothing else" },                                                       \
       { "base-format", WORKER_OPT_BASE_FORMAT, "FORMAT",                                           \
         "the format of the base, for instance qcow2 (default raw)" },                              \
   {                                                                                                \

@@ -142,6 +142,7 @@ blackbox_tests = \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \
 	tests/blackbox/base-proof.sh \
+	tests/blackbox/top-proof.sh \
 	tests/blackbox/digest-filter.sh \
 	tests/blackbox/verify-digests.sh \
 	tests/blackbox/handoff-coordinator.sh \

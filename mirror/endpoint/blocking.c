@@ -14,6 +14,7 @@
 struct wait {
   bool done;
   int error;
+  struct endpoint_extent first; /* of a status */
 };
 
 static void
@@ -24,21 +25,46 @@ on_done (void *opaque, int error)
   w->error = error;
 }
 
-int
-sync_read (struct channel *ch, void *buf, uint32_t len, uint64_t offset)
+static void
+on_status (void *opaque, int error, const struct endpoint_extent *extents, unsigned nr)
 {
-  struct wait w = { .done = false };
+  struct wait *w = opaque;
 
-  if (channel_read (ch, buf, len, offset, on_done, &w) == -1)
-    return errno;
-  while (!w.done) {
+  if (nr > 0)
+    w->first = extents[0];
+  on_done (w, error);
+}
+
+/* Until the request that was started is done.  0, or a positive errno. */
+static int
+wait_for (struct channel *ch, struct wait *w)
+{
+  while (!w->done) {
     struct pollfd fds[CHANNEL_MAX_FDS];
     int timeout = 1000;
     unsigned n = channel_pollfds (ch, fds, CHANNEL_MAX_FDS, &timeout);
     if (poll (fds, n, timeout) == -1 && errno != EINTR)
       return errno;
-    if (channel_dispatch (ch, fds, n) == -1 && !w.done)
+    if (channel_dispatch (ch, fds, n) == -1 && !w->done)
       return ESHUTDOWN;
   }
-  return w.error;
+  return w->error;
+}
+
+int
+sync_read (struct channel *ch, void *buf, uint32_t len, uint64_t offset)
+{
+  struct wait w = { .done = false };
+
+  return channel_read (ch, buf, len, offset, on_done, &w) == -1 ? errno : wait_for (ch, &w);
+}
+
+int
+sync_status (struct channel *ch, uint64_t len, uint64_t offset, struct endpoint_extent *first)
+{
+  struct wait w = { .done = false };
+  int err = channel_status (ch, len, offset, on_status, &w) == -1 ? errno : wait_for (ch, &w);
+
+  *first = w.first;
+  return err;
 }

@@ -15,4 +15,8 @@
  * 0, or a positive errno. */
 int sync_read (struct channel *ch, void *buf, uint32_t len, uint64_t offset);
 
+/* Ask for the status of LEN bytes and wait in the same way.  *FIRST is the first extent, which may
+ * be shorter than LEN.  0, or a positive errno. */
+int sync_status (struct channel *ch, uint64_t len, uint64_t offset, struct endpoint_extent *first);
+
 #endif

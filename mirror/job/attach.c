@@ -193,7 +193,7 @@ job_attach (struct job *j)
     .grace_ns = j->o->grace_ns,
     .sync = j->o->sync.mode,
     .sparse = j->o->sparse,
-    .base = j->base_image,
+    .base = j->o->sync.mode == ENGINE_SYNC_BASE ? j->base_image : NULL,
   };
   if (engine_init (&j->engine, j->region, j->source, &eo, &error) == -1) {
     job_say (j, JOB_ERROR, "%s", error);

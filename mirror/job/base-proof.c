@@ -89,25 +89,41 @@ wait_for_theirs (struct proving *v, struct channel *ch, char text[DIGEST_WHOLE_T
   return JOB_CANCELLED;
 }
 
+/* The digest of our base, which must be the one that the job began with.  The destination computes
+ * meanwhile. */
 static enum job_result
-prove_by_digests (struct proving *v, struct endpoint *theirs, char **error)
+compute_ours (struct proving *v, char *digest, char **error)
 {
   const struct base_proof *p = v->p;
   const char *format = p->sync->base_format != NULL ? p->sync->base_format : "raw";
   const struct image_digest_options o
       = { .path = p->sync->base, .format = format, .opaque = v, .progress = on_progress };
-  char our_text[DIGEST_WHOLE_TEXT], their_text[DIGEST_WHOLE_TEXT];
-  bool kept, written = false;
+  bool kept;
+
+  if (image_digest (p->base, &o, digest, &kept, error) == -1)
+    return atomic_load (p->signal) != 0 ? JOB_CANCELLED : JOB_FAILED;
+  /* What is not visited yet was left as in that base, and nothing says so but this record. */
+  bool needed = p->resumed && (p->recorded != NULL || p->sync->mode == ENGINE_SYNC_BASE);
+  if (!needed || (p->recorded != NULL && strcmp (digest, p->recorded) == 0))
+    return JOB_COMPLETED;
+  text_error (error,
+              "refused: the job that is left over was begun with another base image: the digest of"
+              " %s is %s, that of the job's base was %s",
+              p->sync->base, digest, p->recorded != NULL ? p->recorded : "not recorded");
+  return JOB_REFUSED;
+}
+
+static enum job_result
+prove_by_digests (struct proving *v, struct endpoint *theirs, const char *our_text, char **error)
+{
+  const struct base_proof *p = v->p;
+  char their_text[DIGEST_WHOLE_TEXT];
+  bool written = false;
 
   struct channel *ch = channel_open (theirs, NULL, error);
   if (ch == NULL)
     return JOB_DEST_FAILED;
-  /* The destination computes meanwhile. */
-  enum job_result result = JOB_COMPLETED;
-  if (image_digest (p->base, &o, our_text, &kept, error) == -1)
-    result = atomic_load (p->signal) != 0 ? JOB_CANCELLED : JOB_FAILED;
-  else
-    result = wait_for_theirs (v, ch, their_text, &written, error);
+  enum job_result result = wait_for_theirs (v, ch, their_text, &written, error);
   channel_close (ch);
   if (result == JOB_COMPLETED && strcmp (our_text, their_text) != 0) {
     text_error (error,
@@ -156,30 +172,35 @@ prove_by_sample (struct proving *v, char **error)
 /* ---------------------------------------------------------------------------------------------- */
 
 enum job_result
-base_prove (const struct base_proof *p, char **error)
+base_prove (const struct base_proof *p, char *digest, char **error)
 {
   struct proving v = { .p = p, .told_ms = clock_ms () };
   struct endpoint_options options = { .connect_timeout_ms = p->dest_options->connect_timeout_ms,
                                       .request_timeout_ms = p->dest_options->request_timeout_ms,
                                       .base_digest = true };
   int errnum = 0;
-  char *why = NULL;
+  char *why = NULL, ours[DIGEST_WHOLE_TEXT];
+  enum job_result result = JOB_COMPLETED;
 
   struct endpoint *theirs = endpoint_open (p->dest_argv, p->nr_dest, &options, &errnum, &why);
-  if (theirs != NULL) {
-    enum job_result result = prove_by_digests (&v, theirs, error);
-    endpoint_close (theirs);
-    return result;
+  if (theirs == NULL && !p->sync->trust_base) {
+    text_error (
+        error,
+        "refused: whether the destination has the same base image is not known (%s); nbdmirror"
+        " receive --backing tells it; --trust-base goes on after a look at %d random blocks",
+        why, SAMPLING_BLOCKS);
+    result = JOB_REFUSED;
   }
-  if (p->sync->trust_base) {
-    text_free (why);
-    return p->resumed ? JOB_COMPLETED : prove_by_sample (&v, error);
-  }
-  text_error (
-      error,
-      "refused: whether the destination has the same base image is not known (%s); nbdmirror"
-      " receive --backing tells it; --trust-base goes on after a look at %d random blocks",
-      why, SAMPLING_BLOCKS);
+  if (result == JOB_COMPLETED && p->sync->mode == ENGINE_SYNC_TOP && !p->sync->base_is_known)
+    result = source_base_sample (p, error);
+  if (result == JOB_COMPLETED && (theirs != NULL || digest != NULL))
+    result = compute_ours (&v, digest != NULL ? digest : ours, error);
+  if (result == JOB_COMPLETED && theirs != NULL)
+    result = prove_by_digests (&v, theirs, digest != NULL ? digest : ours, error);
+  else if (result == JOB_COMPLETED && !p->resumed)
+    result = prove_by_sample (&v, error);
   text_free (why);
-  return JOB_REFUSED;
+  if (theirs != NULL)
+    endpoint_close (theirs);
+  return result;
 }

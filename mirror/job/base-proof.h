@@ -12,26 +12,38 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "digest/whole.h"
 #include "mirror/endpoint/endpoint.h"
 #include "mirror/job/job.h"
 
 struct base_proof {
   const struct sync_options *sync;
-  struct endpoint *base; /* sync->base, opened */
-  struct endpoint *dest; /* opened, nothing was written */
+  struct endpoint *base;   /* sync->base, opened */
+  struct endpoint *source; /* the disk, opened */
+  struct endpoint *dest;   /* opened, nothing was written */
   char *const *dest_argv;
   unsigned nr_dest;
   const struct endpoint_options *dest_options; /* its time limits are taken */
   uint64_t size; /* of the disk that is copied: what the destination holds after it is nobody's */
   bool resumed;  /* an earlier worker has written there: a sample would say nothing */
-  _Atomic int *signal; /* not 0: stop */
+  const char *recorded; /* the digest of the base that it went by; NULL: none */
+  _Atomic int *signal;  /* not 0: stop */
   void *opaque;
   void (*message) (void *opaque, enum job_message kind, const char *text);
 };
 
 /* JOB_COMPLETED: it is the same base, or the user trusts that it is.  Else JOB_REFUSED,
  * JOB_DEST_FAILED, JOB_FAILED or JOB_CANCELLED, with *ERROR (the caller frees it with text_free()).
- * Takes as long as the bases are read, on both sides at the same time. */
-enum job_result base_prove (const struct base_proof *p, char **error);
+ * DIGEST is set to the base's, to be recorded in the job: a worker that resumes it must go by the
+ * same.  It may be NULL where no job remains, and then is computed only where the destination tells
+ * its own.  Takes as long as the bases are read, on both sides at the same time. */
+enum job_result base_prove (const struct base_proof *p, char *digest, char **error);
+
+/* ---- source-base.c ---- */
+
+/* With ENGINE_SYNC_TOP the user says what the source's lower layers hold.  That is left out unread,
+ * so a wrong base would be noticed by nobody: a sample of the source is compared with it.  Results
+ * as above. */
+enum job_result source_base_sample (const struct base_proof *p, char **error);
 
 #endif

@@ -408,10 +408,9 @@ prove_base (struct job *j, json_t *status)
 {
   const struct session_options *d = &j->dest;
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
-  bool by_trust = j->o->sync.mode == ENGINE_SYNC_TOP || j->o->sync.trust_base;
   char *error = NULL;
 
-  if (by_trust && other_job_wrote (j, status))
+  if (j->o->sync.trust_base && other_job_wrote (j, status))
     return refuse_destination (
         j, text_printf ("the job that is left over has written to its destination, so that it may"
                         " not be as its base any more: use --sync compare; or nbdmirror cancel %s"
@@ -422,17 +421,19 @@ prove_base (struct job *j, json_t *status)
   const struct base_proof proof = {
     .sync = &j->o->sync,
     .base = j->base_image,
+    .source = j->source,
     .dest = d->opened,
     .dest_argv = d->dest,
     .nr_dest = d->nr_dest,
     .dest_options = &d->endpoint,
     .size = (uint64_t)json_integer_value (json_object_get (status, "size")),
     .resumed = left_over && !other_job_wrote (j, status),
+    .recorded = json_string_value (json_object_get (status, "base-digest")),
     .signal = j->o->signal,
     .opaque = j->o->opaque,
     .message = j->o->message,
   };
-  enum job_result result = base_prove (&proof, &error);
+  enum job_result result = base_prove (&proof, j->base_digest, &error);
   if (result == JOB_COMPLETED)
     return 0;
   job_say (j, JOB_ERROR, "%s", error);

@@ -61,6 +61,7 @@ prove_base (struct copy *c)
   const struct copy_options *o = c->o;
   const struct base_proof proof = { .sync = &o->sync,
                                     .base = c->base,
+                                    .source = c->source,
                                     .dest = c->dest.opened,
                                     .dest_argv = o->dest.dest,
                                     .nr_dest = o->dest.nr_dest,
@@ -71,7 +72,7 @@ prove_base (struct copy *c)
                                     .message = o->message };
   char *error = NULL;
 
-  enum job_result result = base_prove (&proof, &error);
+  enum job_result result = base_prove (&proof, NULL, &error);
   return result == JOB_COMPLETED ? result : complain (c, result, error);
 }
 
@@ -186,7 +187,7 @@ make_region (struct copy *c)
     .sync = c->o->sync.mode,
     .sparse = c->o->sparse,
     .dest_is_zero = c->o->dest_is_zero,
-    .base = c->base,
+    .base = c->o->sync.mode == ENGINE_SYNC_BASE ? c->base : NULL,
   };
   if (engine_init (&c->engine, c->region, c->source, &eo, &error) == -1)
     return complain (c, JOB_FAILED, error);

@@ -22,6 +22,7 @@
 #include <stdatomic.h>
 
 #include "control/client.h"
+#include "digest/whole.h"
 #include "mirror/engine/bell.h"
 #include "mirror/engine/engine.h"
 #include "mirror/engine/supervisor.h"
@@ -70,7 +71,8 @@ struct job {
   /* An old worker's requests may come late, anywhere: all blocks began in quarantine. */
   bool unknown_past;
   struct endpoint *source;
-  struct endpoint *base_image; /* NULL unless o->sync needs one */
+  struct endpoint *base_image;         /* NULL unless o->sync names one */
+  char base_digest[DIGEST_WHOLE_TEXT]; /* of it; "" */
   struct incremental incremental;
   struct region *region;
   struct engine engine;

@@ -31,6 +31,7 @@ libmirror_la_SOURCES += \
 	mirror/job/requests.c \
 	mirror/job/sampling.c \
 	mirror/job/sampling.h \
+	mirror/job/source-base.c \
 	mirror/job/source-errors.c \
 	mirror/job/source-errors.h \
 	mirror/job/stall.c \

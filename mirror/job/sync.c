@@ -44,14 +44,15 @@ sync_fault (const struct sync_options *o)
 {
   if (o->mode == ENGINE_SYNC_BASE && o->base == NULL)
     return "--sync base needs --base IMAGE";
-  if (o->mode != ENGINE_SYNC_BASE && o->base != NULL)
-    return "--base goes with --sync base";
+  if (o->mode != ENGINE_SYNC_BASE && o->mode != ENGINE_SYNC_TOP && o->base != NULL)
+    return "--base goes with --sync base or --sync top";
   if (o->base == NULL && o->base_format != NULL)
     return "--base-format goes with --base";
   if (o->mode == ENGINE_SYNC_TOP)
-    return o->trust_base ? NULL
-                         : "--sync top needs --trust-base: it is not checked that the destination"
-                           " holds the same base";
+    return o->base != NULL || o->trust_base
+               ? NULL
+               : "--sync top needs --base IMAGE, so that it can be checked that the destination has"
+                 " the same base; with --trust-base alone nothing is checked";
   if (o->base == NULL && o->trust_base)
     return "--trust-base goes with --base";
   if (o->mode == ENGINE_SYNC_INCREMENTAL && o->since == NULL)
@@ -121,7 +122,7 @@ sync_open_base (const struct sync_options *o, const struct endpoint_options *eo,
   char *why = NULL;
 
   *base = NULL;
-  if (o->mode != ENGINE_SYNC_BASE)
+  if (o->base == NULL)
     return 0;
   *base = o->base_format != NULL && strcmp (o->base_format, "raw") != 0
               ? open_image (o, &reading, &why)

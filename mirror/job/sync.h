@@ -14,8 +14,9 @@
 
 struct sync_options {
   enum engine_sync mode;
-  const char *base;        /* ENGINE_SYNC_BASE: path or NBD URI; else NULL */
+  const char *base;        /* path or NBD URI; NULL: none, and the mode is not ENGINE_SYNC_BASE */
   const char *base_format; /* as for qemu-nbd; NULL: raw */
+  bool base_is_known;      /* ENGINE_SYNC_TOP: the source's own header names the base */
   bool trust_base;         /* a destination that does not tell its base's digest is sampled */
   const char *since;       /* ENGINE_SYNC_INCREMENTAL: a checkpoint's name; else NULL */
   const char *state;       /* the same without a server: the state file; else NULL */
@@ -35,7 +36,7 @@ const char *sync_fault (const struct sync_options *o);
 char *sync_refusal (const struct sync_options *o, const struct endpoint *source, char *const *dest,
                     unsigned nr_dest);
 
-/* Open the base image for reading, if the mode needs one.  A format other than raw is read through
+/* Open the base image for reading, if there is one.  A format other than raw is read through
  * a qemu-nbd of ours, which ends with the endpoint.  EO: time limits.  0 with *BASE, which may be
  * NULL; or -1 with *ERROR.  Blocks as endpoint_open(). */
 int sync_open_base (const struct sync_options *o, const struct endpoint_options *eo,

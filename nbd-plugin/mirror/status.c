@@ -170,7 +170,7 @@ mirror_status (struct mirror *m)
           "eta-s",         "converging",      "synchronised",    "reconnects",
           "degraded-s",    "total-s",         "passes",          "error",
           "target",        "policy",          "sealed",          "sync",
-          "skipped-bytes", "wire-bytes" };
+          "skipped-bytes", "wire-bytes",      "base-digest" };
   struct attachment *a = &m->attachment;
   struct region_geometry geo;
   bool known = tracker_geometry (&m->tracker, &geo);

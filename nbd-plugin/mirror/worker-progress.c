@@ -35,6 +35,7 @@ static const struct {
   { "zero-bytes", KIND_COUNT },
   { "skipped-bytes", KIND_COUNT },
   { "sync", KIND_TEXT },
+  { "base-digest", KIND_TEXT },
   { "bandwidth", KIND_NUMBER },
   { "dirty-rate", KIND_NUMBER },
   { "bandwidth-limit", KIND_COUNT },

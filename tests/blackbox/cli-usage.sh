@@ -145,7 +145,7 @@ disk_refused 'a=b,sync=full,sync=full' 'sync is given twice'
 disk_refused 'a=b,bandwidth=1M' "'bandwidth' is unknown here"
 disk_refused 'a=b,verify=maybe' 'verify=maybe: give on or off'
 disk_refused 'a=b,sync=base' '--sync base needs --base IMAGE'
-disk_refused 'a=b,base=c' '--base goes with --sync base'
+disk_refused 'a=b,base=c' '--base goes with --sync base or --sync top'
 refused 2 '--disk a=c,verify=on: its CONTROL is given twice' migrate "${qmp[@]}" --disk a=b \
   --disk a=c,verify=on
 refused 2 '--measure goes with' migrate "${qmp[@]}" --disk a=b --measure 1s

@@ -140,10 +140,10 @@ refused () {
 }
 refused 2 'must be full, top, base, compare or incremental' --sync nothing
 refused 2 'needs --base' --sync base
-refused 2 'goes with --sync base' --sync compare --base "$tmp/base"
+refused 2 'goes with --sync base or --sync top' --sync compare --base "$tmp/base"
 refused 2 'goes with --base' --base-format qcow2
 refused 2 'goes with --base' --trust-base
 refused 1 "base image: $tmp/none: No such file" --sync base --base "$tmp/none"
 refused 1 "base image: " --sync base --base "$tmp/none" --base-format qcow2
 refused 7 'does not tell its layers apart' --sync top --trust-base
-refused 2 'needs --trust-base' --sync top
+refused 2 'needs --base IMAGE' --sync top
