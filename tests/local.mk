@@ -25,6 +25,7 @@ unit_tests = \
 	tests/unit/test-forecast \
 	tests/unit/test-decision \
 	tests/sim/test-converge \
+	tests/sim/test-line \
 	tests/unit/test-pass \
 	tests/unit/test-pack \
 	tests/unit/test-level \
@@ -66,6 +67,8 @@ LDADD = libmirror.la libcontrol.la libdirtybitmap.la libbase.la $(CRITERION_LIBS
 simulator = tests/sim/sim.c tests/sim/sim.h tests/sim/guest.c tests/sim/guest.h
 tests_sim_test_converge_SOURCES = tests/sim/test-converge.c $(simulator)
 tests_sim_test_converge_LDADD = $(LDADD) -lm
+tests_sim_test_line_SOURCES = tests/sim/test-line.c tests/sim/line.c tests/sim/line.h
+tests_sim_test_line_LDADD = $(LDADD) -lm
 tests_unit_test_forecast_SOURCES = tests/unit/test-forecast.c $(simulator)
 tests_unit_test_forecast_LDADD = $(LDADD) -lm
 EXTRA_PROGRAMS = tests/sim/table

@@ -54,7 +54,7 @@ uint64_t
 latency_ns (const struct latency *l)
 {
   double fastest = l->fastest[0] > l->fastest[1] ? l->fastest[0] : l->fastest[1];
-  double lowest = -1;
+  double lowest = -1, shortest = -1;
 
   if (fastest <= 0)
     return 0;
@@ -63,8 +63,12 @@ latency_ns (const struct latency *l)
     if (s->took_ns == 0)
       continue;
     double took = (double)s->took_ns, rest = took - (double)s->queued / fastest * NS_PER_S;
+    if (shortest < 0 || took < shortest)
+      shortest = took;
     if (rest >= took * PART && (lowest < 0 || rest < lowest))
       lowest = rest;
   }
+  if (lowest > shortest)
+    lowest = shortest;
   return lowest > 0 ? (uint64_t)lowest : 0;
 }

@@ -8,10 +8,11 @@
  * that is most of it, and it says nothing about the last blocks, whose bytes are counted anyway. So
  * from each measured time the part is taken off that the bytes in flight need at the fastest rate
  * that was seen.  The lowest of what remains counts, but only from replies of which four fifths
- * remain.  The others cannot be told from those of a line that was full, by its own rate, and say
- * nothing.  None of this can be done when the reply comes: the first request of a job is alone, and
- * its own bytes by its own time are the fastest rate so far.  Therefore the shortest time is kept
- * for each order of magnitude of bytes in flight, and the rest is done when somebody asks.
+ * remain.  The others cannot be told from those of a line that was full, by its own rate.  They say
+ * no more than that the latency is not above what they took.  None of this can be done when the
+ * reply comes: the first request of a job is alone, and its own bytes by its own time are the
+ * fastest rate so far.  Therefore the shortest time is kept for each order of magnitude of bytes in
+ * flight, and the rest is done when somebody asks.
  *
  * Both figures are forgotten after two periods, for lines change.  The fastest rate is forgotten
  * only while there is always something to send: a calm guest does not show what a line can do.

@@ -51,11 +51,21 @@ Test (latency, a_thin_line_has_none)
   cr_assert_eq (latency_ns (&l), 0);
 }
 
+/* A stall leaves one reply that stands out; shorter ones are mostly queue, and still tell. */
+Test (latency, no_longer_than_the_shortest)
+{
+  struct latency l = { .low_end_ns = 0 };
+
+  reply (&l, 1, 16 * KIB, true, 1000);
+  reply (&l, 200, 32 * KIB, false, 1001);
+  cr_assert_leq (latency_ns (&l), 1 * MS);
+}
+
 Test (latency, a_fast_server_is_found_again)
 {
   struct latency l = { .low_end_ns = 0 };
 
-  reply (&l, 100, 16 * MIB, true, 1000);
+  reply (&l, 500, 80 * MIB, true, 1000);
   reply (&l, 400, 4 * KIB, false, 2000);
   cr_assert_geq (latency_ns (&l), 399 * MS);
   reply (&l, 3, 4 * KIB, false, 2001);

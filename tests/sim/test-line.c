@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Proves, over modelled lines (line.h), that the window fills a line without filling its buffers,
+ * that scattered writes keep up with a guest that the line can carry, and that the latency, the
+ * expected pause and "ready" are what the line makes of them.
+ */
+
+#include "config.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "tests/unit/unit.h"
+
+#include "mirror/engine/engine.h"
+#include "tests/sim/line.h"
+
+#define MIB 1048576.0
+#define MBIT 125000.0
+
+static const double rtts[] = { 0.1, 1, 10, 50, 100, 300 };
+static const double rates[] = { 1 * MBIT, 10 * MBIT, 100 * MBIT, 1000 * MBIT, 40000 * MBIT };
+static const unsigned threads[] = { 1, 16, 64 };
+#define NR(a) (sizeof (a) / sizeof (a)[0])
+
+/* The disk takes the line some seconds and many round trips, whatever the line. */
+static struct line_model
+model (double rtt_ms, double rate, unsigned nr_threads)
+{
+  double whole = rate * 4, trips = 60 * (rtt_ms + 0.2) / 1000 * 300 * MIB;
+  double most = 64.0 * ENGINE_REQUEST_BYTES / ((rtt_ms + 0.2) / 1000) * 4;
+  double bytes = whole > trips && rtt_ms >= 10 ? trips : whole;
+
+  if (bytes > most)
+    bytes = most;
+  return (struct line_model){
+    .rtt_ms = rtt_ms,
+    .rate = rate,
+    .threads = nr_threads,
+    .service_ms = 0.1,
+    .max_downtime_ms = 300,
+    .disk_bytes = (uint64_t)(bytes < 4 * MIB ? 4 * MIB : bytes),
+    .after_s = 5 + 2 * ENGINE_DEPTH * ENGINE_REQUEST_BYTES / rate, /* its queue is gone */
+    .seed = 1
+  };
+}
+
+/* What the line and the server carry, in requests of BYTES of which MOST may be in flight. */
+static double
+capacity (const struct line_model *m, double bytes, double most)
+{
+  double by_server = m->threads / (m->service_ms / 1000) * bytes;
+  double by_window = most * bytes / (line_alone_ms (m, bytes) / 1000);
+  double c = m->rate < by_server ? m->rate : by_server;
+  return c < by_window ? c : by_window;
+}
+
+static const char *
+name (const struct line_model *m)
+{
+  static char text[160];
+  snprintf (text, sizeof text,
+            "%g ms, %g Mbit/s, %u threads of %g ms, stalls %g ms, %.0f writes/s, seed %u",
+            m->rtt_ms, m->rate / MBIT, m->threads, m->service_ms, m->stall_ms, m->writes, m->seed);
+  return text;
+}
+
+/* What holds for each model. */
+static void
+check (const struct line_model *m)
+{
+  struct line_result r = line_run (m);
+  double whole = capacity (m, ENGINE_REQUEST_BYTES, ENGINE_MAX_DEPTH);
+  double alone = m->rtt_ms + m->service_ms, stalls = m->stall_ms;
+
+  /* It is filled ... */
+  if (stalls == 0)
+    cr_assert_geq (r.pass_rate, 0.7 * whole, "%s: %.2f of %.2f MiB/s", name (m), r.pass_rate / MIB,
+                   whole / MIB);
+  /* ... and its buffer is not. */
+  double queue = ENGINE_DEPTH * ENGINE_REQUEST_BYTES / whole * 1000;
+  cr_assert_leq (r.pass_latency_ms, 2 * alone + queue + stalls,
+                 "%s: a request takes %.1f ms, a lone one %.1f", name (m), r.pass_latency_ms,
+                 alone);
+  /* The queue of our own is no latency. */
+  cr_assert_leq (r.latency_ms, 1.6 * alone + 4096 / m->rate * 1000, "%s: %.1f ms", name (m),
+                 r.latency_ms);
+  double request = ENGINE_REQUEST_BYTES / m->rate * 1000;
+  cr_assert_leq (r.pass_told_ms, 1.6 * alone + stalls + 0.1 * request, "%s: %.1f ms", name (m),
+                 r.pass_told_ms);
+  /* The guest's writes are sent as fast as it makes them, */
+  cr_assert_leq (r.behind_bytes, m->writes * 4096 * (4 * alone + 2 * stalls + 100) / 1000,
+                 "%s: %.0f KiB behind", name (m), r.behind_bytes / 1024);
+  /* the pause is what was expected, */
+  if (stalls == 0) {
+    cr_assert_leq (r.pause_ms, 1.6 * r.expected_ms + 5 + 2 * 4096 / m->rate * 1000,
+                   "%s: paused for %.1f ms, expected %.1f", name (m), r.pause_ms, r.expected_ms);
+    /* and the job is ready where, and only where, that is allowed. */
+    double least = m->rtt_ms + alone;
+    if (least > m->max_downtime_ms)
+      cr_assert_not (r.ready, "%s: ready", name (m));
+    if (least * 2 + 20 < m->max_downtime_ms)
+      cr_assert (r.ready, "%s: not ready, expecting %.1f ms", name (m), r.expected_ms);
+  }
+}
+
+/* Every line with every server, and a guest that wants a fifth of what they carry. */
+Test (line, every_line_ends_as_the_rule_says)
+{
+  for (unsigned i = 0; i < NR (rtts); i++)
+    for (unsigned k = 0; k < NR (rates); k++)
+      for (unsigned t = 0; t < NR (threads); t++) {
+        struct line_model m = model (rtts[i], rates[k], threads[t]);
+        double most = rtts[i] < 2 ? ENGINE_DEPTH : ENGINE_SHORT_SLOTS;
+        m.writes = capacity (&m, 4096, most) / 4096 / 5;
+        if (m.writes > 10000)
+          m.writes = 10000;
+        check (&m);
+      }
+}
+
+Test (line, loss_as_stalls)
+{
+  for (unsigned i = 0; i < NR (rtts); i++)
+    for (unsigned k = 1; k < 4; k++) {
+      struct line_model m = model (rtts[i], rates[k], 16);
+      m.stall_every_s = 0.7;
+      m.stall_ms = 200;
+      m.writes = 100;
+      check (&m);
+    }
+}
+
+/* The server answers late, however little is asked of it. */
+Test (line, a_slow_server)
+{
+  for (unsigned k = 2; k < NR (rates); k++) {
+    struct line_model m = model (0.1, rates[k], 64);
+    m.service_ms = 200;
+    m.disk_bytes = (uint64_t)(32 * MIB);
+    m.writes = 20;
+    struct line_result r = line_run (&m);
+    cr_assert_geq (r.latency_ms, 75, "%s: %.1f ms", name (&m), r.latency_ms);
+    cr_assert_leq (r.latency_ms, 300, "%s: %.1f ms", name (&m), r.latency_ms);
+    cr_assert (r.ready);
+    m.max_downtime_ms = 70;
+    cr_assert_not (line_run (&m).ready, "%s", name (&m));
+  }
+}
+
+/* Lines at random; the message has the seed. */
+Test (line, lines_at_random)
+{
+  unsigned x = 2463534242;
+
+  for (unsigned seed = 1; seed <= 100; seed++) {
+    double u[3];
+    for (unsigned i = 0; i < 3; i++) {
+      x ^= x << 13, x ^= x >> 17, x ^= x << 5;
+      u[i] = x / 4294967296.0;
+    }
+    struct line_model m
+        = model (0.1 * pow (3000, u[0]), MBIT * pow (10000, u[1]), threads[(unsigned)(u[2] * 3)]);
+    double most = m.rtt_ms < 2 ? ENGINE_DEPTH : ENGINE_SHORT_SLOTS;
+    m.seed = seed;
+    m.writes = fmin (capacity (&m, 4096, most) / 4096 / 5, 5000);
+    check (&m);
+  }
+}
