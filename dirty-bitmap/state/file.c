@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -99,6 +100,14 @@ state_file_allocate (struct state_file *f, uint64_t offset, uint64_t length)
 
   errno = r;
   return r == 0 ? 0 : -1;
+}
+
+bool
+state_file_mark_disk (int disk_fd, const uint8_t mark[16])
+{
+  if (mark == NULL)
+    return fremovexattr (disk_fd, STATE_MARK_ATTRIBUTE) == 0 || errno == ENODATA;
+  return fsetxattr (disk_fd, STATE_MARK_ATTRIBUTE, mark, 16, 0) == 0 && fsync (disk_fd) == 0;
 }
 
 int

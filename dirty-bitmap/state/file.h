@@ -36,6 +36,10 @@ int state_file_map_recordings (struct state_file *f, const struct state_layout *
 /* Allocate LENGTH bytes at OFFSET, which may be behind the end.  0, or -1 with errno. */
 int state_file_allocate (struct state_file *f, uint64_t offset, uint64_t length);
 
+/* Mark the disk's file with MARK, or (NULL) take the mark away, after which the state file of no
+ * earlier server is believed.  False: it cannot have one. */
+bool state_file_mark_disk (int disk_fd, const uint8_t mark[16]);
+
 /* How to write it; F is borrowed. */
 struct state_io state_file_io (struct state_file *f);
 

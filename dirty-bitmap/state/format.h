@@ -34,6 +34,8 @@
 #define STATE_FAULT_MAX 79u /* bytes of the reason why a recording is inconsistent */
 #define STATE_AREAS_MAX (STATE_CHECKPOINTS_MAX + 2) /* one for the next, one for a merged one */
 
+#define STATE_MARK_ATTRIBUTE "user.nbdmirror.tracked" /* of the disk's file */
+
 #define STATE_MIN_EXTENT (UINT64_C (4) << 20)
 
 /* Where the parts stand; follows from the disk's geometry alone. */
@@ -107,7 +109,10 @@ enum state_status { STATE_CLEAN = 1, STATE_ACTIVE, STATE_INCONSISTENT };
 
 /* What tells whether the raw image was changed behind the tracker's back. */
 struct state_identity {
-  bool known;
+  /* An extended attribute of the file, which a server without a state file removes.  Zeroes: there
+   * is none.  It is known while the file is in use, too. */
+  uint8_t mark[16];
+  bool known; /* the following are */
   uint64_t device, inode, size;
   int64_t mtime_ns, ctime_ns; /* since 1970 */
 };

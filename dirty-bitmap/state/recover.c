@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -70,6 +71,8 @@ state_identity_of (int fd, struct state_identity *id)
   memset (id, 0, sizeof *id);
   if (fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))
     return; /* a device's times say nothing about its contents */
+  if (fgetxattr (fd, STATE_MARK_ATTRIBUTE, id->mark, sizeof id->mark) != (ssize_t)sizeof id->mark)
+    memset (id->mark, 0, sizeof id->mark);
   id->known = true;
   id->device = st.st_dev;
   id->inode = st.st_ino;
@@ -135,6 +138,11 @@ trust (const struct state_super *s, const uint8_t boot[16], const struct state_i
     snprintf (reason, STATE_REASON_MAX, "the disk was changed while it was not tracked");
     return STATE_FROM_NOTHING;
   case STATE_ACTIVE:
+    if (!zero_id (s->identity.mark) && now != NULL
+        && memcmp (s->identity.mark, now->mark, sizeof now->mark) != 0) {
+      snprintf (reason, STATE_REASON_MAX, "the disk was served without this state file");
+      return STATE_FROM_NOTHING;
+    }
     return !zero_id (boot) && memcmp (s->boot, boot, 16) == 0 ? STATE_FROM_LIVE : STATE_FROM_L1;
   case STATE_INCONSISTENT:
     break;

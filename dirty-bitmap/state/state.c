@@ -189,6 +189,7 @@ state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boo
   super->block_size = l->geo.block_size;
   super->status = STATE_ACTIVE;
   memset (&super->identity, 0, sizeof super->identity);
+  memcpy (super->identity.mark, s->mark, 16);
   memset (super->reason, 0, sizeof super->reason);
   memset (s->l1, 0, l->nr_l1_pages * STATE_PAGE_WORDS * 8);
   memset (page, 0, sizeof page);
@@ -366,6 +367,7 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
   memcpy (super.boot, boot, 16);
   memset (super.reason, 0, sizeof super.reason);
   memset (&super.identity, 0, sizeof super.identity);
+  memcpy (super.identity.mark, s->mark, 16);
   if (f->how == STATE_FROM_NOTHING)
     memcpy (super.uuid, uuid, 16);
   pthread_mutex_lock (&s->io_lock);

@@ -140,6 +140,7 @@ struct state {
   struct state_layout layout;
   struct state_io io;
   struct state_super super;   /* as it was written last */
+  uint8_t mark[16];           /* of the disk's file, for the superblock; set before it begins */
   _Atomic uint64_t *live;     /* the job's mapping, nr_words; borrowed */
   _Atomic uint64_t *slots[2]; /* the same of recordings; or NULL */
 

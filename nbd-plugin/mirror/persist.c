@@ -17,6 +17,7 @@
 #include <nbdkit-filter.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "base/uuid.h"
 #include "dirty-bitmap/bitmap.h"
@@ -178,6 +179,43 @@ tell_found (const struct persist *p, const struct state_found *f)
                 f->recorded != NULL ? ": the checkpoints are inconsistent" : "");
 }
 
+/* The disk's file bears a mark that the superblock knows.  If it has the right one it keeps it, so
+ * that a server which is killed in between leaves no wrong one. */
+static void
+mark_disk (struct persist *p, const struct state_found *f, const struct state_identity *now)
+{
+  static const uint8_t none[16];
+  uint8_t mark[16];
+
+  if (!now->known)
+    return;
+  memcpy (mark, now->mark, sizeof mark);
+  if (memcmp (mark, none, 16) == 0 || memcmp (mark, f->super.identity.mark, 16) != 0) {
+    uuid_make (mark);
+    if (!state_file_mark_disk (p->file.disk_fd, mark))
+      return;
+  }
+  memcpy (p->state.mark, mark, sizeof mark);
+}
+
+/* This server does not track: what an earlier one's state file says of the disk is not to be
+ * believed from now on, also if that server was killed. */
+static void
+unmark_disk (const char *direct)
+{
+  struct state_identity id;
+  CLEANUP_FD int fd = direct != NULL ? open (direct, O_RDONLY | O_CLOEXEC) : -1;
+
+  if (fd == -1)
+    return;
+  state_identity_of (fd, &id);
+  static const uint8_t none[16];
+  if (id.known && memcmp (id.mark, none, 16) != 0 && !state_file_mark_disk (fd, NULL))
+    nbdkit_error ("%s: it was tracked with a state file, which cannot be told that this server"
+                  " does not: remove that file: %s",
+                  direct, strerror (errno));
+}
+
 int
 persist_open (struct mirror *m, char **error)
 {
@@ -189,8 +227,10 @@ persist_open (struct mirror *m, char **error)
   CLEANUP_TEXT char *why = NULL;
 
   p->file = (struct state_file)STATE_FILE_INIT;
-  if (p->path == NULL)
+  if (p->path == NULL) {
+    unmark_disk (m->config.direct);
     return 0;
+  }
   if (open_file (p, &size, error) == -1)
     return -1;
   if (m->config.direct != NULL)
@@ -205,6 +245,7 @@ persist_open (struct mirror *m, char **error)
                        "mirror-state=%s: %s.  Remove it to begin without it: the next mirror is a"
                        " full copy then",
                        p->path, why);
+  mark_disk (p, &found, &now);
   int r = found.tracked ? take_over (m, &found, boot, &why) : state_know (&p->state, &found);
   if (r == -1)
     text_error (error, "mirror-state=%s: %s", p->path, why != NULL ? why : "out of memory");

@@ -222,6 +222,23 @@ checkpoint add "${control[src]}" five
 : >"$tmp/log"
 change 5
 check five 4096 "${control[src]}"
+
+# Served without the state file after a crash.
+"$python" -c 'import os, sys; os.getxattr(sys.argv[1], "user.nbdmirror.tracked")' "$tmp/disk" \
+  2>/dev/null && marked=1 || marked=0
+if [ $marked = 1 ]; then
+  kill_server src
+  check five 4096 "$tmp/src.state" --disk "$tmp/disk"
+  start_server other "$tmp/disk"
+  stop other
+  serve src "$tmp/disk"
+  [ "$(names "${control[src]}")" = "two! both! five!" ] ||
+    fail "a server without the state file was not noticed"
+  checkpoint remove "${control[src]}" five
+  checkpoint add "${control[src]}" five
+else
+  note "no extended attributes here: a server without the state file is not tried"
+fi
 checkpoint remove "${control[src]}" both
 checkpoint remove "${control[src]}" two
 [ "$(names "${control[src]}")" = five ] || fail "the inconsistent ones stay"
