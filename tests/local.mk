@@ -144,6 +144,7 @@ blackbox_tests = \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \
+	tests/blackbox/back-again.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/top-proof.sh \
 	tests/blackbox/digest-filter.sh \

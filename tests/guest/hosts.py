@@ -150,7 +150,8 @@ pems = {}
 
 
 def certificates(a, b):
-    """Made at A with the commands of nbdmirror(1), once, and given to both as it says."""
+    """Made at A with the commands of nbdmirror(1), once, and given to both as it says. A has a
+    server's certificate as well, for the way back."""
     import machine
     import scene
     if not shutil.which("certtool"):
@@ -159,13 +160,18 @@ def certificates(a, b):
         with open(os.path.join(scene.SRCDIR, "docs/nbdmirror.pod")) as f:
             steps = re.search(r"^B<1. Certificates.>.*?\n\n(.*?)^F<", f.read(), re.M | re.S)[1]
         a.run("mkdir pki && cd pki\n" + steps)
-        for name in "ca-cert", "client-cert", "client-key", "server-cert", "server-key":
+        back = re.search(r"^ certtool --generate-privkey --outfile server-key.*?server-cert.pem$",
+                         steps, re.M | re.S)[0]
+        a.run("cd pki\n" + back.replace("hostb", "hosta").replace("server-", "back-"))
+        for name in ("ca-cert", "client-cert", "client-key", "server-cert", "server-key",
+                     "back-cert", "back-key"):
             with open(a.path(f"/root/pki/{name}.pem")) as f:
                 pems[name] = f.read()
     for host in (a, b):
         host.run("mkdir -p -m 700 /etc/pki/nbdmirror")
         for name, pem in pems.items():
-            if host is b or "server" not in name:
+            if ("server" if host is a else "back") not in name:
+                name = name.replace("back", "server")
                 with open(host.path(f"/etc/pki/nbdmirror/{name}.pem"), "w") as f:
                     f.write(pem)
 

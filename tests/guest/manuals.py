@@ -32,11 +32,11 @@ class Reader:
             f.truncate(SIZE)
             f.write(os.urandom(8 * scene.MIB))
 
-    def state(self):
-        return json.loads(self.a.run(f"nbdmirror status {CONTROL} --json"))["state"]
+    def state(self, host):
+        return json.loads(host.run(f"nbdmirror status {CONTROL} --json"))["state"]
 
-    def wait(self, state):
-        self.s.wait_for(state, lambda: self.state() == state)
+    def wait(self, host, state):
+        self.s.wait_for(state, lambda: self.state(host) == state)
 
     def guest_writes(self, host):
         """To the export at /run/vm1.nbd, while somebody may mirror it."""
@@ -56,21 +56,21 @@ class Reader:
                 "TOKEN", str(
                     self.token))
         if "--watch" in command:
-            return self.wait(re.search(r"# until (\w+)", command)[1])
+            return self.wait(host, re.search(r"# until (\w+)", command)[1])
         # "goes on": in another terminal
         if "nbdmirror mirror" in command and "--detach" not in command:
             self.s.spawn("mirror", [*host.prefix, "sh", "-c", command])
-            return self.wait("ready")
+            return self.wait(host, "ready")
         if "nbdmirror complete" in command:
-            self.wait("ready")
-            self.guest_writes(self.a)
+            self.wait(host, "ready")
+            self.guest_writes(host)
         said = host.run(command)
         if '"pid"' in said:
             self.pid = json.loads(said.splitlines()[-1])["pid"]
         if "rollback token" in said:
             self.token = re.search(r"rollback token: (\w+)", said)[1]
             self.same()
-            self.s.check_refuses(scene.Server(None, self.a.path("/run/vm1.nbd")))
+            self.s.check_refuses(scene.Server(None, host.path("/run/vm1.nbd")))
         return said
 
     def follow(self, page, section, unless=""):
@@ -96,6 +96,9 @@ def test(s):
     r.follow("nbdmirror-receive.pod", "TWO HOSTS", unless="cancel|--give-up|--seal")
     r.guest_writes(r.b)
     scene.check(r.token, "nothing was handed over")
+    # The way back, with what was changed at hostb.
+    r.follow("nbdmirror-receive.pod", "BACK AGAIN")
+    r.guest_writes(r.a)
     s.forget()
     r = Reader(s)
     r.follow("nbdmirror-receive.pod", "TWO HOSTS",
