@@ -38,6 +38,13 @@ for wrong in fast 1k -1M; do has_to_exit 2 "$NBDMIRROR" budget vms "$wrong"; don
 has_to_exit 1 "$NBDMIRROR" copy "$tmp/disk" "$tmp/new" --budget vms
 grep -q "there is no budget vms: 'nbdmirror budget vms RATE' makes it" "$tmp/err" ||
   fail "another reason: $(cat "$tmp/err")"
+start_server other "$tmp/disk"
+nbdmirror copy "${uri[other]}" null: 2>"$tmp/log" || fail "it cannot be opened"
+nbdmirror evacuate-disk "${control[other]}" "$tmp/new" --budget vms >"$tmp/log" 2>&1 &&
+  fail "evacuate-disk does without the budget"
+grep -q "there is no budget vms" "$tmp/log" || fail "evacuate-disk: $(cat "$tmp/log")"
+rm -f "$tmp/new"
+stop other
 has_to_exit 1 "$NBDMIRROR" budget vms
 budget vms 5M
 for what in "chmod 770 $tmp/budgets" "chmod 666 $tmp/budgets/vms" \

@@ -200,6 +200,19 @@ BUDGET_TEST (fair_by_weight_and_exact_in_sum)
   leave (m, MANY);
 }
 
+/* Nobody knows of the others yet: only the account keeps the sum. */
+BUDGET_TEST (many_that_begin_at_once_keep_the_sum)
+{
+  struct member m[MANY];
+  uint64_t now = 1000 * SECOND;
+
+  for (unsigned i = 0; i < MANY; i++)
+    join (&m[i], 1);
+  uint64_t sent = run (m, MANY, &now, 45 * MS);
+  cr_assert_leq (sent, RATE * 45 / 1000 + RATE / 10 + 2 * REQUEST);
+  leave (m, MANY);
+}
+
 BUDGET_TEST (what_one_leaves_is_for_the_others)
 {
   struct member m[3];
