@@ -5,11 +5,13 @@ libdirtybitmap_la_SOURCES = \
 	dirty-bitmap/claims.h dirty-bitmap/claims.c \
 	dirty-bitmap/samples.h dirty-bitmap/samples.c \
 	dirty-bitmap/urgent.h dirty-bitmap/urgent.c \
+	dirty-bitmap/state/begin.c \
 	dirty-bitmap/state/changed.c \
 	dirty-bitmap/state/file.h dirty-bitmap/state/file.c \
 	dirty-bitmap/state/format.h dirty-bitmap/state/format.c \
 	dirty-bitmap/state/guest.c \
 	dirty-bitmap/state/internal.h \
+	dirty-bitmap/state/note.c \
 	dirty-bitmap/state/recordings.h dirty-bitmap/state/recordings.c \
 	dirty-bitmap/state/recover.c \
 	dirty-bitmap/state/state.h dirty-bitmap/state/state.c \

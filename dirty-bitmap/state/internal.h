@@ -19,12 +19,25 @@ int state_write_super (struct state *s, struct state_super *super);
 /* T likewise.  Then it is what s->table says. */
 int state_write_table (struct state *s, struct state_table *t);
 
+/* The active recording is inconsistent, and, unless GO_ON, not active any more.  0, or -1 with
+ * errno. */
+int state_break_recording (struct state *s, const char *fault, bool go_on);
+
 /* What was recorded until the file was lost is inconsistent from now on.  0, or -1 with errno. */
 int state_write_off (struct state *s);
+
+/* ---- begin.c ---- */
 
 /* Begin to track where nothing was tracked: a new epoch of L1, in which every extent is cold.
  * SUPER is completed and written, after L1.  0, or -1 with errno. */
 int state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boot[16]);
+
+/* ---- note.c ---- */
+
+/* What has changed of the samples, and of the note.  *ANY: something was written, and is to be
+ * synced.  0; or -1, and the tracking is lost. */
+int state_write_samples (struct state *s, bool *any);
+int state_write_note (struct state *s, bool *any);
 
 /* ---- work.c ---- */
 

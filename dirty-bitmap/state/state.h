@@ -31,10 +31,11 @@
  * believed for neither.  So a first touch costs one commit, however much is tracked.
  * recordings.h says how a checkpoint freezes one recording and begins the next.
  *
- *   state.c       beginning, ending          recordings.c  checkpoints: add, remove
- *   guest.c       a guest's write            changed.c     what was changed since a checkpoint
- *   work.c        commits, cooling           recover.c     reading a file
- *   format.c      layout, pages, table
+ *   begin.c   a job, or what a file says, begins   recordings.c  checkpoints: add, remove
+ *   state.c   ending, losing, looking              changed.c     what was changed since one
+ *   guest.c   a guest's write                      recover.c     reading a file
+ *   work.c    commits, cooling                     format.c      layout, pages, table
+ *   note.c    samples and note of a job            file.c        the file itself
  *
  * When the file cannot be written, nothing more is tracked in it: the state is *lost*.  That is
  * written into the superblock, again and again until it works, and no write waits any more.

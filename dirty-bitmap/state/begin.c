@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Beginning what is tracked: a new job, or what a file says.  See state.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/text.h"
+#include "base/uuid.h"
+#include "dirty-bitmap/state/internal.h"
+#include "dirty-bitmap/state/recordings.h"
+
+/* Everything that is in memory only, for what the L1 bits in s->l1 stand for. */
+static void
+start_tracking (struct state *s)
+{
+  pthread_mutex_lock (&s->lock);
+  s->nr_hot = 0;
+  for (uint64_t e = 0; e < s->layout.nr_extents; e++) {
+    bool hot = (s->l1[e / 64] >> (e % 64) & 1) != 0;
+    s->nr_hot += hot;
+    atomic_store (&s->hot[e], hot);
+    /* What is in a cache may not be durable, whoever wrote it. */
+    atomic_store (&s->touched[e], atomic_load (&s->tick));
+    s->pending[e] = 0;
+  }
+  s->nr_pending = 0;
+  memset (s->l1_page_dirty, 0, s->layout.nr_l1_pages);
+  s->region = NULL;
+  s->may_settle = false;
+  s->lost = s->loss_unwritten = false;
+  s->reason[0] = '\0';
+  pthread_mutex_unlock (&s->lock);
+  memset (s->l2_page_dirty, 0, s->layout.nr_l2_pages);
+  memset (s->recorded_page_dirty, 0, s->layout.nr_l2_pages);
+  atomic_store (&s->active, true);
+}
+
+/* The same for a job, which may begin beside a recording. */
+static void
+start_job (struct state *s)
+{
+  pthread_mutex_lock (&s->lock);
+  s->region = NULL;
+  s->may_settle = false;
+  pthread_mutex_unlock (&s->lock);
+  memset (s->l2_page_dirty, 0, s->layout.nr_l2_pages);
+  s->flush_owed = true; /* what an earlier server dropped from the live map may wait for it */
+  s->owed_tick = atomic_load (&s->tick);
+  memset (s->sample_crc, 0, 64 * sizeof *s->sample_crc);
+  atomic_store (&s->marked[0], s->live);
+}
+
+int
+state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boot[16])
+{
+  const struct state_layout *l = &s->layout;
+  uint8_t page[STATE_PAGE];
+
+  uuid_make (super->epoch);
+  memcpy (super->boot, boot, 16);
+  super->disk_size = l->geo.disk_size;
+  super->block_size = l->geo.block_size;
+  super->status = STATE_ACTIVE;
+  memset (&super->identity, 0, sizeof super->identity);
+  memcpy (super->identity.mark, s->mark, 16);
+  memset (super->reason, 0, sizeof super->reason);
+  memset (s->l1, 0, l->nr_l1_pages * STATE_PAGE_WORDS * 8);
+  memset (page, 0, sizeof page);
+  for (uint64_t p = 0; p < l->nr_l1_pages; p++) {
+    struct state_page_id id = { .kind = STATE_L1, .number = p, .sequence = 1 };
+    memcpy (id.uuid, super->epoch, 16);
+    state_page_seal (page, sizeof page, &id);
+    s->l1_sequence[p] = 1;
+    s->l1_copy[p] = 0;
+    if (s->io.write (s->io.opaque, page, sizeof page, l->l1_offset + 2 * p * STATE_PAGE) == -1)
+      return -1;
+  }
+  if (s->io.sync (s->io.opaque) == -1 || state_write_super (s, super) == -1)
+    return -1;
+  start_tracking (s);
+  return 0;
+}
+
+/* The live map of a job that begins has what was changed since checkpoint SINCE.  Until the
+ * superblock says that there is a job it means nothing to anybody who reads the file; so an older
+ * job has to be gone from it. */
+static int
+take_changes (struct state *s, const char *since, char **error)
+{
+  uint64_t nr_words = s->layout.geo.nr_words;
+  struct state_super super = s->super;
+
+  super.job = false;
+  if (s->super.job && state_write_super (s, &super) == -1)
+    return text_error (error, "it cannot be written: %s", strerror (errno));
+  uint64_t *bits = calloc (nr_words + 1, 8);
+  if (bits == NULL)
+    return text_error (error, "out of memory");
+  for (uint64_t w = 0; w < nr_words; w++)
+    atomic_store (&s->live[w], 0);
+  atomic_store (&s->marked[0], s->live); /* before the recordings are looked at (guest.c) */
+  int r = state_changed_now (s, since, bits, error);
+  for (uint64_t w = 0; r == 0 && w < nr_words; w++)
+    if (bits[w] != 0)
+      atomic_fetch_or (&s->live[w], bits[w]);
+  if (r == -1)
+    atomic_store (&s->marked[0], NULL);
+  free (bits);
+  return r;
+}
+
+static int
+begin_job (struct state *s, const uint8_t uuid[16], const uint8_t boot[16], const char *since,
+           char **error)
+{
+  atomic_store (&s->marked[0], NULL);
+  /* No page bears the new job's UUID yet, which means: everything is dirty. */
+  for (uint64_t w = 0; since == NULL && w < s->layout.geo.nr_words; w++)
+    atomic_store (&s->live[w], ~UINT64_C (0));
+  s->note_sequence = 0;
+  s->note_copy = 1;
+  s->note[0] = s->wanted_note[0] = '\0';
+  if (since != NULL && take_changes (s, since, error) == -1)
+    return -1;
+  struct state_super super = s->super;
+  bool beside = atomic_load (&s->active);
+  super.job = true;
+  memcpy (super.uuid, uuid, 16);
+  if (state_write_off (s) == -1
+      || (beside ? state_write_super (s, &super) : state_begin_epoch (s, &super, boot)) == -1)
+    return text_error (error, "it cannot be written: %s", strerror (errno));
+  start_job (s);
+  /* What is clear has to be written, for an unwritten page is all dirty. */
+  if (since != NULL)
+    memset (s->l2_page_dirty, 1, s->layout.nr_l2_pages);
+  return 0;
+}
+
+int
+state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_t *live,
+             const uint8_t uuid[16], const uint8_t boot[16], const char *since, char **error)
+{
+  int r = -1;
+
+  pthread_mutex_lock (&s->io_lock);
+  if (state_allocate (s, layout, error) == 0) {
+    s->live = live;
+    r = begin_job (s, uuid, boot, since, error);
+  }
+  pthread_mutex_unlock (&s->io_lock);
+  return r;
+}
+
+/* What F says of the job, into memory. */
+static void
+continue_job (struct state *s, const struct state_found *f, _Atomic uint64_t *live)
+{
+  s->live = live;
+  for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
+    atomic_store (&live[w], f->bits[w]);
+  s->note_sequence = f->note_sequence;
+  s->note_copy = f->note_copy;
+  if (f->how != STATE_FROM_NOTHING) /* else it is not written for the job's new UUID yet */
+    memcpy (s->note, f->note, sizeof s->note);
+  memcpy (s->wanted_note, f->note, sizeof s->wanted_note);
+  start_job (s);
+}
+
+/* The same of the active recording. */
+static int
+continue_recording (struct state *s, const struct state_found *f, _Atomic uint64_t *const slots[2])
+{
+  s->slots[0] = slots[0];
+  s->slots[1] = slots[1];
+  _Atomic uint64_t *live = s->slots[s->table->slot];
+  for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
+    atomic_store (&live[w], f->recorded[w]);
+  atomic_store (&s->marked[1 + s->table->slot], live);
+  return f->how == STATE_FROM_NOTHING ? state_break_recording (s, f->reason, true) : 0;
+}
+
+int
+state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *live,
+                _Atomic uint64_t *const slots[2], const uint8_t uuid[16], const uint8_t boot[16],
+                char **error)
+{
+  struct state_super super = f->super;
+  int r = -1;
+
+  super.status = STATE_ACTIVE;
+  memcpy (super.boot, boot, 16);
+  memset (super.reason, 0, sizeof super.reason);
+  memset (&super.identity, 0, sizeof super.identity);
+  memcpy (super.identity.mark, s->mark, 16);
+  if (f->how == STATE_FROM_NOTHING)
+    memcpy (super.uuid, uuid, 16);
+  pthread_mutex_lock (&s->io_lock);
+  s->super = f->super;
+  if (state_allocate (s, &f->layout, error) == 0) {
+    *s->table = *f->table;
+    s->table_copy = f->table_copy;
+    memcpy (s->l1, f->l1, f->layout.nr_l1_pages * STATE_PAGE_WORDS * 8);
+    memcpy (s->l1_sequence, f->l1_sequence, f->layout.nr_l1_pages * 8);
+    memcpy (s->l1_copy, f->l1_copy, f->layout.nr_l1_pages);
+    /* The recording first: the superblock must not say that all is well before the table says what
+     * is not. */
+    if ((f->recorded == NULL || continue_recording (s, f, slots) == 0)
+        && state_write_super (s, &super) == 0) {
+      start_tracking (s);
+      if (f->bits != NULL)
+        continue_job (s, f, live);
+      r = 0;
+    } else
+      text_error (error, "it cannot be written: %s", strerror (errno));
+  }
+  pthread_mutex_unlock (&s->io_lock);
+  return r;
+}
+
+int
+state_know (struct state *s, const struct state_found *f)
+{
+  s->super = f->super;
+  if (f->table == NULL)
+    return 0;
+  s->table = malloc (sizeof *s->table);
+  if (s->table == NULL)
+    return -1;
+  *s->table = *f->table;
+  s->table_copy = f->table_copy;
+  return 0;
+}
