@@ -245,6 +245,12 @@ check-guest:
 	NBDMIRROR_LONG=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='$(guest_tests)'
 	@grep -h ' runs, ' tests/guest/faults.py.log
 
+# Each way to send only the difference, to each kind of destination.
+.PHONY: difference-matrix
+difference-matrix: all
+	DIFFERENCE_MATRIX=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS=tests/blackbox/difference-live.sh
+	@grep 'MiB sent' tests/blackbox/difference-live.sh.log
+
 # The same with more rounds and larger disks.
 .PHONY: check-long
 check-long:

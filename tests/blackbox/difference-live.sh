@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a live mirror which sends only the difference loses nothing: in each mode, to raw and
-# qcow2 destinations and to `receive`, a guest writes all the while, another one turns blocks back
-# into what the base holds, and the worker is killed at random instants.  The destination is
-# compared byte by byte, and little more is sent than what the guests changed.
+# Proves that a live mirror which sends only the difference loses nothing: in each mode, with disks in
+# raw and qcow2, to nbdkit with and without digests, to qemu-nbd and to `receive`, a guest writes all
+# the while, another one turns blocks back into what the base holds, and the worker is killed at
+# random instants.  The destination is compared byte by byte, and what it had is not sent.
+# A few combinations at random are tried, or all of them with DIFFERENCE_MATRIX (`make
+# difference-matrix`), or those in CASES, for instance CASES="top:qcow2:receive base:raw:file".
+[ -z "${DIFFERENCE_MATRIX:-}" ] || TEST_TIMEOUT=3600
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-io qemu-nbd
 
@@ -19,26 +22,49 @@ head -c 32M /dev/urandom | dd of="$tmp/base" bs=1M seek=128 conv=notrunc status=
 
 attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 
-# start_destination MODE KIND: one that holds the base.
-start_destination () {
+# make_destination FORMAT SERVER: a new one that holds the base, as a copy of it or an overlay on it.
+make_destination () {
   rm -f "$tmp/dst.img" "$tmp/dst.qcow2"
-  case $2 in
-    file) cp "$tmp/base" "$tmp/dst.img" ;;
-    qcow2) qemu-img create -q -f qcow2 -b "$tmp/base" -F raw "$tmp/dst.qcow2" ;;
-    receive)
+  case $2:$1 in
+    receive:qcow2)
       start_receive dst "$tmp/dst.qcow2" --size "$size" --format qcow2 --backing "$tmp/base"
-      guest=${guest_uri[dst]}
       return ;;
+    *:qcow2) qemu-img create -q -f qcow2 -b "$tmp/base" -F raw "$tmp/dst.qcow2" ;;
+    *) cp "$tmp/base" "$tmp/dst.img" ;;
   esac
-  start_dest dst "$2" "$size"
-  guest=${uri[dst]}
+  if [ "$1" = qcow2 ] && [ "$2" != qemu-nbd ]; then
+    spawn below qemu-nbd -t -e 0 -k "$tmp/below.sock" -f qcow2 "$tmp/dst.qcow2"
+    wait_for_socket "$tmp/below.sock" below
+  fi
+  serve_destination "$1" "$2"
 }
 
-# start_source MODE: one that holds the shadow.
+# serve_destination FORMAT SERVER: also again, when a worker that was killed took its server along.
+serve_destination () {
+  local plugin=(file "$tmp/dst.img") file=$tmp/dst.img
+  [ "$1" = raw ] || plugin=(nbd "socket=$tmp/below.sock") file=$tmp/dst.qcow2
+  if [ "$2" = receive ]; then
+    start_receive dst "$file" --resume
+    return
+  fi
+  server_paths dst
+  rm -f "${socket[dst]}"
+  case $2 in
+    file) spawn dst nbdkit -f -U "${socket[dst]}" "${plugin[@]}" ;;
+    digests)
+      spawn dst "${server_env[@]}" nbdkit -f -U "${socket[dst]}" \
+        --filter="$NBDMIRROR_DIGEST_FILTER" "${plugin[@]}" ;;
+    qemu-nbd) spawn dst qemu-nbd -t -e 8 -k "${socket[dst]}" -f "$1" "$file" ;;
+  esac
+  wait_for_socket "${socket[dst]}" dst
+}
+
+# start_source MODE FORMAT: one that holds the shadow.
 start_source () {
   if [ "$1" != top ]; then
-    cp "$tmp/shadow" "$tmp/disk"
-    start_server src "$tmp/disk"
+    rm -f "$tmp/disk.$2"
+    qemu-img convert -q -f raw -O "$2" "$tmp/shadow" "$tmp/disk.$2"
+    start_server src "$tmp/disk.$2" --format "$2"
     return
   fi
   rm -f "$tmp/disk.qcow2"
@@ -52,15 +78,25 @@ start_source () {
     "mirror-direct=nbd+unix:///?socket=$tmp/layers.sock"
 }
 
-# scenario MODE KIND OPTIONS...
+# scenario MODE FORMAT SERVER
 scenario () {
-  local mode=$1 kind=$2 i resume='' sent skipped; shift 2
-  start_destination "$mode" "$kind"
+  local mode=$1 format=$2 kind="$2 at $3" server=$3 i resume='' sent skipped guest
+  case $mode:$format:$server in
+    base:qcow2:receive | top:qcow2:receive) set -- --base "$tmp/base" ;; # it is proved
+    base:qcow2:*)
+      set -- --base "$tmp/base.qcow2" --base-format qcow2 --trust-base ;;
+    base:*) set -- --base "$tmp/base" --trust-base ;;
+    top:*) set -- --trust-base ;;
+    *) set -- ;;
+  esac
+  make_destination "$format" "$server"
+  guest=${uri[dst]}
+  [ "$server" != receive ] || guest=${guest_uri[dst]}
   cp "$tmp/base" "$tmp/shadow"
   # An old difference: data, and 2 MiB that became zero.
   head -c 1M /dev/urandom | dd of="$tmp/shadow" bs=1M seek=60 conv=notrunc status=none
   fallocate -p -o 70M -l 2M "$tmp/shadow"
-  start_source "$mode"
+  start_source "$mode" "$format"
   start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 15 --from "$(bytes 128M)" \
     --seconds 600
   # Its shadow is another file, as each guest writes its own in the end.
@@ -82,7 +118,7 @@ scenario () {
     wait_state "${control[src]}" detached 5
     # nbdkit 1.32.4 to 1.33.9 may go with its client, a moment later.
     sleep 0.3
-    running dst || start_dest dst "$kind" "$size"
+    running dst || serve_destination "$format" "$server"
   done
   nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync "$mode" "$@" \
     --policy none --max-downtime 2s --bandwidth 256M --quarantine-grace 100ms \
@@ -102,20 +138,42 @@ scenario () {
   note "$mode, $kind: $((sent / 1048576)) MiB sent, $((skipped / 1048576)) MiB skipped"
   [ "$(field sync <"$tmp/report")" = "$mode" ] || fail "the report does not name the mode"
   # What a killed worker had not flushed is sent, also what it had found to be the same.
-  [ "$sent" -lt "$size" ] || fail "$mode, $kind: $sent bytes were sent"
-  [ "$skipped" -gt $((size / 2)) ] || fail "$mode, $kind: only $skipped bytes were skipped"
+  if [ "$mode" != full ]; then
+    [ "$sent" -lt "$size" ] || fail "$mode, $kind: $sent bytes were sent"
+    [ "$skipped" -gt $((size / 2)) ] || fail "$mode, $kind: only $skipped bytes were skipped"
+  fi
   stop src
   stop dst
   [ "$mode" != top ] || stop layers
-  rm -f "${control[src]}.fence" "${socket[src]}" "$tmp/layers.sock"
+  [ -z "${pid[below]:-}" ] || stop below
+  rm -f "${control[src]}.fence" "${socket[src]}" "$tmp/layers.sock" "$tmp/below.sock"
 }
 
-scenario compare file
-scenario compare qcow2
-scenario compare receive
-scenario top file --trust-base
-scenario top qcow2 --trust-base
-scenario base file --base "$tmp/base" --trust-base
 qemu-img convert -q -f raw -O qcow2 "$tmp/base" "$tmp/base.qcow2"
-scenario base receive --base "$tmp/base" # receive proves its base
-scenario base qcow2 --base "$tmp/base.qcow2" --base-format qcow2 --trust-base
+all=()
+for mode in full top base compare; do
+  for format in raw qcow2; do
+    for server in file digests qemu-nbd receive; do
+      all+=("$mode:$format:$server")
+    done
+  done
+done
+if [ -n "${CASES:-}" ]; then
+  read -r -a cases <<<"$CASES"
+elif [ -n "${DIFFERENCE_MATRIX:-}" ]; then
+  cases=("${all[@]}")
+else
+  # One of each mode with a difference, in each format: what is left to chance is the server.
+  cases=()
+  servers=(file digests qemu-nbd receive)
+  for mode in top base compare; do
+    for format in raw qcow2; do
+      cases+=("$mode:$format:${servers[RANDOM % 4]}")
+    done
+  done
+fi
+note "CASES=\"${cases[*]}\""
+for case in "${cases[@]}"; do
+  IFS=: read -r mode format server <<<"$case"
+  scenario "$mode" "$format" "$server"
+done
