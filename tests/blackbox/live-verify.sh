@@ -130,3 +130,13 @@ wait_for 10 cmp -s -i 409600:0 -n 4096 "$tmp/slow.img" "$tmp/written"
 has_to_exit 0 nbdmirror verify "${control[slow]}"
 wait_exit writer 10
 [ "$(status_of "${control[slow]}" mismatches)" = 0 ] || fail "a write on its way is no difference"
+
+# ---- a command has no connection to spare, and says so ----
+
+random_disk "$tmp/small" 1M
+start_server small "$tmp/small"
+spawn command nbdmirror mirror "${control[small]}" [ nbdkit memory 1M ]
+wait_state "${control[small]}" ready 60
+has_to_exit 1 nbdmirror verify "${control[small]}"
+grep -q 'a command has one connection only' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+[ "$(status_of "${control[small]}" state)" = ready ] || fail "the mirror did not go on"

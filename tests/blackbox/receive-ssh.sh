@@ -107,6 +107,12 @@ stop src
 start_server late "$tmp/disk"
 spawn mirror nbdmirror mirror "${control[late]}" "$dest&overwrite"
 wait_state "${control[late]}" ready 30
+# A live copy is verified through ssh, too.
+has_to_exit 0 timeout 30 "$NBDMIRROR" verify "${control[late]}"
+printf 'planted' | dd of="$disk_there" bs=1 seek=5000000 conv=notrunc status=none
+wait_state "${control[late]}" ready 30
+has_to_exit 5 timeout 30 "$NBDMIRROR" verify "${control[late]}"
+wait_state "${control[late]}" ready 30
 until nbdmirror complete --prepare-only --lease 60s --json "${control[late]}" \
   >"$tmp/prepared"; do sleep 0.2; done
 kill -STOP "${pid[mirror]}"
