@@ -10,7 +10,7 @@
 #include "mirror/engine/engine.h"
 
 /* It looks this often without being woken: while guest writes wait for us, and otherwise. */
-#define LOOK_NS (100 * NS_PER_MS)
+#define LOOK_NS NS_PER_S
 #define SLEEP_NS (600 * NS_PER_S)
 
 static void *

@@ -295,7 +295,8 @@ fall_asleep (struct engine *e)
 }
 
 /* Nothing can be copied now.  For how long is that so, unless somebody wakes the copiers?  A bell
- * that nobody listens to, a synchronous gate, or busy runs in the way: that cannot be told. */
+ * that nobody listens to, a synchronous gate that is not caught up, or busy runs in the way: that
+ * cannot be told. */
 static uint64_t
 rest_ns (struct engine *e, uint64_t now)
 {
@@ -303,7 +304,7 @@ rest_ns (struct engine *e, uint64_t now)
 
   if (e->paused)
     return fall_asleep (e);
-  if (e->catchup.on || !e->watched)
+  if (!e->watched || (e->catchup.on && !catchup_synchronised (&e->catchup, e->region)))
     return e->hurry ? HURRY_NS : IDLE_NS;
   if (unreadable_suspended (&e->pass.unreadable, now))
     return e->pass.unreadable.source.retry_ns - now;

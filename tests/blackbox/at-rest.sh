@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a job that is ready, or paused, and a server sleep while the guest writes nothing:
-# no thread of theirs wakes up by itself more often than once in a second.  And that the guest's
-# next write wakes the worker at once.
+# no thread of theirs wakes up by itself more often than once in a second, and few times where the
+# gate is synchronous.  And that the guest's next write wakes the worker at once.
 . "$(dirname "$0")/lib.sh"
 [ -z "$runtime" ] || skip "sanitizers have threads of their own"
 [ "${VALGRIND:-0}" = 0 ] || skip "valgrind is a program of its own"
@@ -58,6 +58,14 @@ sleep 1
 rests "paused worker" "$worker" 7
 nbdmirror resume "${control[src]}"
 wait_state "${control[src]}" ready 20
+# While the gate is synchronous the worker watches how calm the guest is, ten times a second, and
+# its copiers sleep.
+synchronised () { [ "$(status_of "${control[src]}" synchronised)" = true ]; }
+nbdmirror set "${control[src]}" synchronous=on
+wait_for 10 synchronised
+sleep 1
+rests "synchronous worker" "$worker" 120
+
 nbdmirror complete "${control[src]}" --lease 10s
 ends_well mirror 10
 equal "$tmp/disk" "${uri[dst]}"
