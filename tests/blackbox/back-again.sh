@@ -18,10 +18,10 @@ change () {
     -c "write -z $((90 + $2))M 512k" -c flush "$1" >"$tmp/io.log"
 }
 
-# moves CONTROL DEST LIMIT OPTIONS...: it is handed over, and at most LIMIT bytes were sent.
+# moves FROM DEST LIMIT OPTIONS...: it is handed over, and at most LIMIT bytes were sent.
 moves () {
-  local control=$1 dest=$2 limit=$3; shift 3
-  has_to_exit 0 nbdmirror mirror "$control" "$dest" --on-ready complete --report "$tmp/report" "$@"
+  local from=$1 dest=$2 limit=$3; shift 3
+  has_to_exit 0 nbdmirror mirror "$from" "$dest" --on-ready complete --report "$tmp/report" "$@"
   [ "$(sent)" -le "$limit" ] || fail "$(sent) bytes were sent, and at most $limit had to be"
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a live mirror which sends only the difference loses nothing: in each mode, with disks in
-# raw and qcow2, to nbdkit with and without digests, to qemu-nbd and to `receive`, a guest writes all
-# the while, another one turns blocks back into what the base holds, and the worker is killed at
-# random instants.  The destination is compared byte by byte, and what it had is not sent.
-# A few combinations at random are tried, or all of them with DIFFERENCE_MATRIX (`make
+# Proves that a live mirror which sends only the difference loses nothing: in each mode, with disks
+# in raw and qcow2, to nbdkit with and without digests, to qemu-nbd and to `receive`, a guest writes
+# all the while, another one turns blocks back into what the base holds, and the worker is killed at
+# random instants.  The destination is compared byte by byte, and what it had is not sent.  A few
+# combinations at random are tried, or all of them with DIFFERENCE_MATRIX (`make
 # difference-matrix`), or those in CASES, for instance CASES="top:qcow2:receive base:raw:file".
 [ -z "${DIFFERENCE_MATRIX:-}" ] || TEST_TIMEOUT=3600
 . "$(dirname "$0")/lib.sh"
@@ -22,7 +22,7 @@ head -c 32M /dev/urandom | dd of="$tmp/base" bs=1M seek=128 conv=notrunc status=
 
 attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 
-# make_destination FORMAT SERVER: a new one that holds the base, as a copy of it or an overlay on it.
+# make_destination FORMAT SERVER: a new one that holds the base: a copy of it or an overlay on it.
 make_destination () {
   rm -f "$tmp/dst.img" "$tmp/dst.qcow2"
   case $2:$1 in
