@@ -186,6 +186,7 @@ blackbox_tests = \
 	tests/blackbox/incremental.sh \
 	tests/blackbox/state-file.sh \
 	tests/blackbox/state-loss.sh \
+	tests/blackbox/state-command.sh \
 	tests/blackbox/fence.sh \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/busy-server.sh \

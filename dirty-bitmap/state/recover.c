@@ -85,11 +85,12 @@ state_identity_of (int fd, struct state_identity *id)
  * superblock yet, begins with STATE_BEGUN: s->sequence is 0 then.  Nothing but zeroes is not taken
  * for a state file, because it may be a new disk that was named by mistake. */
 static int
-find_super (int fd, struct state_super *s, char **error)
+find_super (int fd, struct state_super *s, uint64_t *bad, char **error)
 {
   static const uint8_t zeroes[STATE_PAGE];
   uint8_t page[STATE_PAGE];
   bool found = false, begun = false;
+  unsigned damaged = 0;
 
   memset (s, 0, sizeof *s);
   for (unsigned copy = 0; copy < 2; copy++) {
@@ -109,9 +110,11 @@ find_super (int fd, struct state_super *s, char **error)
       found = true;
       break;
     case STATE_SUPER_BAD:
+      damaged += memcmp (page, zeroes, sizeof page) != 0;
       break;
     }
   }
+  *bad = found ? damaged : 0;
   return found || begun
              ? 0
              : text_error (error, "it is not a state file, or its superblocks are damaged");
@@ -374,7 +377,7 @@ state_find (int fd, uint64_t size, const uint8_t boot[16], const struct state_id
     return 0;
   if (size < UINT64_C (2) * STATE_PAGE)
     return text_error (error, "it is not a state file");
-  if (find_super (fd, &f->super, error) == -1)
+  if (find_super (fd, &f->super, &f->bad_pages, error) == -1)
     return -1;
   f->table = calloc (1, sizeof *f->table);
   if (f->super.sequence == 0 && f->table != NULL)
