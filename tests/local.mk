@@ -114,6 +114,13 @@ crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/mutations.sh
 TESTS += $(crash_tests)
 EXTRA_DIST += tests/crash/mutations.sh
 
+# A million states, in minutes: CRASH_SEED names other ones.
+CRASH_SEED = 1
+.PHONY: check-crash
+check-crash: tests/crash/crash tests/crash/checkpoints
+	tests/crash/crash -n 500000 -s $(CRASH_SEED)
+	tests/crash/checkpoints -n 500000 -s $(CRASH_SEED)
+
 # ---- bytes that nobody wrote ---------------------------------------------------------
 # state.sh runs the inputs that are kept, and then libFuzzer, if clang is there.
 
