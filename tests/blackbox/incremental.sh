@@ -22,7 +22,7 @@ serve () {
 }
 kill_all () {
   local name
-  for name; do kill -KILL "${pid[$name]}"; done
+  for name; do kill -KILL "${pid[$name]}" 2>/dev/null || :; done # the guest may have ended
   for name; do wait "${pid[$name]}" 2>/dev/null || :; unset "pid[$name]"; done
 }
 
@@ -54,7 +54,7 @@ sent_at_most () {
   sent=$(($(field sent-bytes <"$tmp/report") + $(field zero-bytes <"$tmp/report")))
   [ "$sent" -le $(($1 * 105 / 100)) ] || fail "$sent bytes were sent for $1"
 }
-copying () { grep -q left "$tmp/mirror.log"; }
+copying () { grep -q "pass 1" "$tmp/mirror.log"; }
 attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 
 serve
