@@ -117,7 +117,9 @@ start_nbdkit slow eval get_size='echo 1048576' can_write='exit 0' can_flush='exi
   pread="$dd if='$tmp/slow.img' iflag=skip_bytes,count_bytes skip=\$4 count=\$3" \
   pwrite="$dd of='$tmp/slow.img' oflag=seek_bytes seek=\$4 conv=notrunc; sleep 3"
 start_dest target file 1M
-spawn mirror nbdmirror mirror "${control[slow]}" "${uri[target]}" --sync compare
+# Ready for as long as this takes, however slow the machine is.
+spawn mirror nbdmirror mirror "${control[slow]}" "${uri[target]}" --sync compare \
+  --max-downtime 20s
 wait_state "${control[slow]}" ready 60
 spawn writer "$python" -c 'import nbd, sys
 h = nbd.NBD()
