@@ -184,6 +184,26 @@ continue_recording (struct state *s, const struct state_found *f, _Atomic uint64
   return f->how == STATE_FROM_NOTHING ? state_break_recording (s, f->reason, true) : 0;
 }
 
+/* state_bury() the pages of L1 that are torn. */
+static int
+bury_torn_l1 (struct state *s)
+{
+  const struct state_layout *l = &s->layout;
+  uint8_t page[STATE_PAGE];
+  uint64_t sequence;
+
+  for (uint64_t p = 0; p < l->nr_l1_pages; p++) {
+    uint64_t offset = l->l1_offset + (2 * p + (s->l1_copy[p] ^ 1u)) * STATE_PAGE;
+    if (s->io.read (s->io.opaque, page, sizeof page, offset) == -1)
+      return -1;
+    if (state_page_check (page, sizeof page, STATE_L1, p, s->super.epoch, &sequence)
+            == STATE_PAGE_BAD
+        && state_bury (s, offset) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 int
 state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *live,
                 _Atomic uint64_t *const slots[2], const uint8_t uuid[16], const uint8_t boot[16],
@@ -209,7 +229,7 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
     memcpy (s->l1_copy, f->l1_copy, f->layout.nr_l1_pages);
     /* The recording first: the superblock must not say that all is well before the table says what
      * is not. */
-    if ((f->recorded == NULL || continue_recording (s, f, slots) == 0)
+    if (bury_torn_l1 (s) == 0 && (f->recorded == NULL || continue_recording (s, f, slots) == 0)
         && state_write_super (s, &super) == 0) {
       start_tracking (s);
       if (f->bits != NULL)

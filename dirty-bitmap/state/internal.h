@@ -16,6 +16,12 @@ int state_allocate (struct state *s, const struct state_layout *l, char **error)
  * more than the newer one.  0, or -1 with errno. */
 int state_write_super (struct state *s, struct state_super *super);
 
+/* Before the page at OFFSET is written, which may be torn: a page that was torn by a power failure
+ * has sectors of a version that nobody was told of.  If its next version were torn as well, both
+ * together could make up that version, whole and with a good checksum.  So what is in its first
+ * sector, which has the checksum, goes first.  0, or -1 with errno. */
+int state_bury (struct state *s, uint64_t offset);
+
 /* T likewise.  Then it is what s->table says. */
 int state_write_table (struct state *s, struct state_table *t);
 

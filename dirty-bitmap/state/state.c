@@ -114,6 +114,18 @@ state_write_super (struct state *s, struct state_super *super)
 }
 
 int
+state_bury (struct state *s, uint64_t offset)
+{
+  uint8_t sector[512];
+
+  memset (sector, 0xff, sizeof sector);
+  return s->io.write (s->io.opaque, sector, sizeof sector, offset) == 0
+                 && s->io.sync (s->io.opaque) == 0
+             ? 0
+             : -1;
+}
+
+int
 state_write_table (struct state *s, struct state_table *t)
 {
   uint8_t pages[STATE_TABLE_PAGES * STATE_PAGE];
@@ -124,8 +136,9 @@ state_write_table (struct state *s, struct state_table *t)
    * if that were torn now, the old table would count again. */
   for (unsigned i = 0; i < 2; i++) {
     uint8_t copy = s->table_copy ^ 1u;
-    if (s->io.write (s->io.opaque, pages, sizeof pages, STATE_TABLE_OFFSET + copy * sizeof pages)
-            == -1
+    uint64_t offset = STATE_TABLE_OFFSET + copy * sizeof pages;
+    if (state_bury (s, offset) == -1
+        || s->io.write (s->io.opaque, pages, sizeof pages, offset) == -1
         || s->io.sync (s->io.opaque) == -1)
       return -1;
     s->table_copy = copy;

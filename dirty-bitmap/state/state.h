@@ -60,7 +60,7 @@
 
 /* How the file is written; a test records it. */
 struct state_io {
-  /* For recordings.  Read LENGTH bytes at OFFSET; allocate the room for them, and make the file as
+  /* Read LENGTH bytes at OFFSET; allocate the room for them, and make the file as
    * long as that needs; give that room back (may be NULL).  0, or -1 with errno. */
   int (*read) (void *opaque, void *data, size_t length, uint64_t offset);
   int (*allocate) (void *opaque, uint64_t offset, uint64_t length);

@@ -282,8 +282,10 @@ play (void)
 static void
 start_state (bool can_sync)
 {
-  const struct state_io io
-      = { .write = medium_write, .sync = medium_sync, .sync_disk = can_sync ? disk_sync : NULL };
+  const struct state_io io = { .read = medium_read,
+                               .write = medium_write,
+                               .sync = medium_sync,
+                               .sync_disk = can_sync ? disk_sync : NULL };
   uint8_t uuid[16];
 
   state_init (&state, &io);
