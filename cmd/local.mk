@@ -26,6 +26,8 @@ nbdmirror_SOURCES = \
 	cmd/show-forecast.h \
 	cmd/show-progress.c \
 	cmd/show-progress.h \
+	cmd/show-status.c \
+	cmd/show-status.h \
 	cmd/state.c \
 	cmd/status.c \
 	cmd/units.c \
