@@ -166,8 +166,11 @@ state_leave (struct state *s, uint64_t offset, uint64_t length)
   if (!extents_of (s, offset, length, &x))
     return;
   uint32_t tick = atomic_load (&s->tick);
-  for (uint64_t e = x.first; e <= x.last; e++)
-    atomic_store (&s->touched[e], tick);
+  for (uint64_t e = x.first; e <= x.last; e++) {
+    uint32_t old = atomic_load (&s->touched[e]);
+    while (old < tick && !atomic_compare_exchange_weak (&s->touched[e], &old, tick))
+      ;
+  }
   count_out (s, &x, x.last + 1);
 }
 

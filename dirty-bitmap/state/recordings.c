@@ -163,9 +163,12 @@ record_volatile (struct state *s)
 {
   _Atomic uint64_t *live = s->slots[s->next_slot];
 
+  pthread_mutex_lock (&s->lock);
+  bool counted = s->may_settle; /* else nobody knows when the last write ended */
+  pthread_mutex_unlock (&s->lock);
   for (uint64_t e = 0; e < s->layout.nr_extents; e++) {
     uint64_t first, count = state_extent_words (&s->layout, e, &first);
-    if (atomic_load (&s->touched[e]) < atomic_load (&s->flushed))
+    if (counted && atomic_load (&s->touched[e]) < atomic_load (&s->flushed))
       continue;
     for (uint64_t i = 0; i < count; i++)
       atomic_store (&live[first + i], ~UINT64_C (0));

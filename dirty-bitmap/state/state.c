@@ -248,13 +248,26 @@ state_disown (struct state *s, const char *reason)
     state_lose (s, strerror (saved));
 }
 
+void
+state_allow_settling (struct state *s)
+{
+  uint32_t tick = atomic_load (&s->tick);
+
+  pthread_mutex_lock (&s->lock);
+  /* Those writes were not counted: a flush that began before now may have missed them. */
+  for (uint64_t e = 0; !s->may_settle && s->touched != NULL && e < s->layout.nr_extents; e++)
+    atomic_store (&s->touched[e], tick);
+  s->may_settle = true;
+  pthread_mutex_unlock (&s->lock);
+}
+
 int
 state_close_clean (struct state *s, const struct state_identity *id)
 {
   if (!atomic_load (&s->active))
     return -1;
+  state_allow_settling (s); /* there are no writes any more */
   pthread_mutex_lock (&s->lock);
-  s->may_settle = true; /* there are no writes any more */
   uint64_t limit = s->hot_limit;
   s->hot_limit = 0;
   pthread_mutex_unlock (&s->lock);
@@ -312,14 +325,6 @@ state_set_region (struct state *s, const struct region *r)
   }
   pthread_mutex_lock (&s->lock);
   s->region = r;
-  pthread_mutex_unlock (&s->lock);
-}
-
-void
-state_allow_settling (struct state *s)
-{
-  pthread_mutex_lock (&s->lock);
-  s->may_settle = true;
   pthread_mutex_unlock (&s->lock);
 }
 

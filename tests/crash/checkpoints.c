@@ -498,6 +498,15 @@ begin_job (void)
   if (medium.off)
     return;
   state_set_region (&state, region);
+}
+
+/* All writes that began before the tracking have ended. */
+static void
+allow_settling (void)
+{
+  for (unsigned i = 0; i < GUESTS; i++)
+    if (guests[i].active && guests[i].entered && !guests[i].counted)
+      return;
   state_allow_settling (&state);
 }
 
@@ -512,7 +521,7 @@ one_step (bool can_sync)
     state_commit (&state);
   else if (what < 56)
     prepare ();
-  else if (what < 70 && preparing)
+  else if (what < 62 && preparing)
     commit ();
   else if (what < 73)
     remove_one ();
@@ -522,6 +531,8 @@ one_step (bool can_sync)
     cut_after = 1 + medium_random (60);
   else if (what == 75 && medium_random (2) == 0)
     state.super.job ? state_end (&state) : begin_job ();
+  else if (what < 82)
+    allow_settling ();
 }
 
 static void

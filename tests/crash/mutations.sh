@@ -47,7 +47,7 @@ build () {
 }
 
 prepare
-failed=0
+failed=0 states=20000
 program=crash
 # mutate NAME FILE PERL: with that change the test must fail.
 mutate () {
@@ -62,7 +62,7 @@ mutate () {
   fi
   build "$program"
   for seed in 1 2 3 4 5 6 7 8 9; do
-    "$tmp/crash" -n 20000 -s $seed >"$tmp/out" 2>&1 || return 0
+    "$tmp/crash" -n $states -s $seed >"$tmp/out" 2>&1 || return 0
   done
   echo "mutations: FAIL: $1 was not noticed"
   failed=1
@@ -110,15 +110,11 @@ mutate "the table is written before the recording is durable" recordings.c \
      "s/state_bury \\(s, offset\\) == -1\\n +\\|\\| (?=s)//", "'"$tmp/$state/state.c"'") }'
 mutate "the newer copy of the table is overwritten first" state.c \
   's/uint8_t copy = s->table_copy \^ 1u;/uint8_t copy = (uint8_t)i;/'
-mutate "a torn table is written over" state.c \
-  's/state_bury \(s, offset\) == -1\n +\|\| (?=s)//'
 mutate "a checkpoint does not flush the disk" recordings.c \
   's/s->io.sync_disk != NULL && s->io.sync_disk \(s->io.opaque\) == -1/false/'
 mutate "a checkpoint forgets what may go back" recordings.c 's/    record_volatile \(s\);//'
 mutate "an extent cools without the recording" work.c \
   's/s->recorded_page_dirty\[p\] \|= cool;/;/'
-mutate "an extent cools without the recording that is prepared" work.c \
-  's/\|\| \(s->preparing && write_recorded \(.*?\) == -1\)/|| false/'
 mutate "the parent recording is forgotten" recordings.c \
   's/atomic_fetch_or \(&live\[w\], bits\[w\]\)/;/'
 # shellcheck disable=SC2016
@@ -131,4 +127,11 @@ mutate "L1 is not spread out over the recording" recover.c \
   's/if \(f->recorded != NULL\)\n      memset/if (false)\n      memset/'
 mutate "L1 is dropped before the recording is durable" work.c \
   's/\|\| step_4 \(s\) == -1/|| step_5 (s, &round) == -1 || step_4 (s) == -1/'
+if [ -n "${NBDMIRROR_LONG:-}" ]; then # what finds these is rare
+  states=500000
+  mutate "an extent cools without the recording that is prepared" work.c \
+    's/\|\| \(s->preparing && write_recorded \(.*?\) == -1\)/|| false/'
+  mutate "a torn table is written over" state.c \
+    's/state_bury \(s, offset\) == -1\n +\|\| (?=s)//'
+fi
 exit $failed
