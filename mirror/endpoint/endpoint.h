@@ -13,7 +13,7 @@
  * knows nothing of jobs.  Its parts, from the top down; none includes what stands above it:
  *
  *   seal.c blocking.c same-place.c     what can be done with an endpoint, or with its name
- *   open.c                             from a name to a kind; the only file that knows all kinds
+ *   open.c                             from a name to a kind; it opens all kinds but null:
  *   file*.c                            the kind for files (libaio)
  *   nbd*.c                             the kind for NBD exports (libnbd)
  *   ssh.c command*.c                   the command for an ssh URI; child processes that serve NBD

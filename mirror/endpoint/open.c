@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * From a name to an endpoint of its kind.  This is the only file of the folder that knows all
- * kinds.
+ * From a name to an endpoint of its kind.  It opens all kinds but the null endpoint, which has no
+ * name of this sort (null.h).
  */
 
 #include "config.h"
