@@ -56,7 +56,8 @@ static struct checkpoint list[MOST + 1];
 static unsigned nr_list;
 static bool adding;    /* the last one of the list may be missing */
 static int removing;   /* this one may be missing; -1: none */
-static bool preparing; /* a checkpoint is prepared */
+static bool preparing; /* a checkpoint is prepared; */
+static bool drained;   /* and every write that began before has ended */
 
 static struct state state;
 static struct region *region;
@@ -308,21 +309,29 @@ snapshot (uint32_t *at)
     at[u] = disk[u].completed;
 }
 
+/* Has everything ended that began before?  From now on the checkpoint's instant may be: other disks
+ * of the same checkpoint may take longer. */
+static void
+drain (void)
+{
+  for (unsigned i = 0; i < GUESTS; i++)
+    if (guests[i].waited_for)
+      return;
+  snapshot (list[nr_list].at_first);
+  drained = true;
+}
+
 static void
 commit (void)
 {
   struct checkpoint *c = &list[nr_list];
   char *error = NULL;
 
-  for (unsigned i = 0; i < GUESTS; i++)
-    if (guests[i].waited_for)
-      return;
-  preparing = false;
+  preparing = drained = false;
   if (medium_random (5) == 0) {
     state_checkpoint_abort (&state);
     return;
   }
-  snapshot (c->at_first);
   snapshot (c->at_last);
   nr_list++;
   adding = true;
@@ -379,7 +388,7 @@ end_server (void)
   region_free (region);
   state_destroy (&state);
   memset (guests, 0, sizeof guests);
-  preparing = false;
+  preparing = drained = false;
 }
 
 /* The list is what the file says. */
@@ -469,6 +478,7 @@ server_ends (bool can_sync, bool clean)
         guest_goes_on (&guests[i]);
     if (preparing)
       state_checkpoint_abort (&state);
+    preparing = drained = false;
     busy = true;
     state_close_clean (&state, &unknown);
     busy = false;
@@ -521,8 +531,10 @@ one_step (bool can_sync)
     state_commit (&state);
   else if (what < 56)
     prepare ();
-  else if (what < 62 && preparing)
+  else if (what < 62 && drained)
     commit ();
+  else if (what < 70 && preparing && !drained)
+    drain ();
   else if (what < 73)
     remove_one ();
   else if (what == 73)
@@ -545,7 +557,7 @@ one_run (void)
   medium_clear ();
   memcpy (medium.durable, STATE_BEGUN, sizeof STATE_BEGUN);
   memcpy (medium.cached, STATE_BEGUN, sizeof STATE_BEGUN);
-  medium.off = adding = preparing = false;
+  medium.off = adding = preparing = drained = false;
   removing = -1;
   nr_list = 0;
   newest = 1;
