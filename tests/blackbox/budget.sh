@@ -40,7 +40,8 @@ grep -q "there is no budget vms: 'nbdmirror budget vms RATE' makes it" "$tmp/err
   fail "another reason: $(cat "$tmp/err")"
 start_server other "$tmp/disk"
 nbdmirror copy "${uri[other]}" null: 2>"$tmp/log" || fail "it cannot be opened"
-nbdmirror evacuate-disk "${control[other]}" "$tmp/new" --budget vms >"$tmp/log" 2>&1 &&
+"${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk "${control[other]}" \
+  "$tmp/new" --budget vms >"$tmp/log" 2>&1 &&
   fail "evacuate-disk does without the budget"
 grep -q "there is no budget vms" "$tmp/log" || fail "evacuate-disk: $(cat "$tmp/log")"
 rm -f "$tmp/new"

@@ -123,8 +123,8 @@ wait_exit mirror 30
 "$python" - "${uri[vm]}" <<'EOF' || fail "a dead disk answers writes"
 import nbd, sys
 h = nbd.NBD()
-h.connect_uri(sys.argv[1])
 try:
+    h.connect_uri(sys.argv[1])
     h.pwrite(b"x" * 512, 0)
 except nbd.Error:
     sys.exit(0)
