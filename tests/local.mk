@@ -138,41 +138,25 @@ clean-local:
 
 # Each is one script, tests/blackbox/NAME.sh; 77 means skipped.
 
-blackbox_tests = \
+linked_blackbox_tests = \
 	tests/blackbox/smoke.sh \
-	tests/blackbox/at-rest.sh \
-	tests/blackbox/slow-flush.sh \
-	tests/blackbox/cli-usage.sh \
-	tests/blackbox/cli-manual.sh \
 	tests/blackbox/copy.sh \
 	tests/blackbox/compress.sh \
-	tests/blackbox/budget.sh \
 	tests/blackbox/sparse.sh \
 	tests/blackbox/filter-protocol.py \
 	tests/blackbox/filter-pace.py \
 	tests/blackbox/filter-messages.sh \
-	tests/blackbox/back-again.sh \
-	tests/blackbox/base-proof.sh \
-	tests/blackbox/top-proof.sh \
 	tests/blackbox/digest-filter.sh \
 	tests/blackbox/verify-digests.sh \
-	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-many.sh \
-	tests/blackbox/handoff-phases.sh \
 	tests/blackbox/migrate.sh \
-	tests/blackbox/migrate-killed.sh \
-	tests/blackbox/limits.sh \
 	tests/blackbox/long-line.sh \
 	tests/blackbox/live-mirror.sh \
-	tests/blackbox/live-verify.sh \
 	tests/blackbox/odd-sizes.sh \
-	tests/blackbox/dry-run.sh \
 	tests/blackbox/converge.sh \
 	tests/blackbox/no-direct.sh \
-	tests/blackbox/settle.sh \
 	tests/blackbox/odd-destinations.sh \
 	tests/blackbox/kill-worker.sh \
-	tests/blackbox/kill-destination.sh \
 	tests/blackbox/kill-holding.sh \
 	tests/blackbox/source-errors.sh \
 	tests/blackbox/stop-worker.sh \
@@ -183,22 +167,12 @@ blackbox_tests = \
 	tests/blackbox/formats.sh \
 	tests/blackbox/difference-copy.sh \
 	tests/blackbox/difference-digests.sh \
-	tests/blackbox/difference-live.sh \
-	tests/blackbox/dest-lasting.sh \
 	tests/blackbox/server-killed.sh \
 	tests/blackbox/quarantine-busy.sh \
-	tests/blackbox/old-worker.sh \
 	tests/blackbox/serve.sh \
-	tests/blackbox/checkpoints.sh \
-	tests/blackbox/incremental.sh \
-	tests/blackbox/state-file.sh \
-	tests/blackbox/state-loss.sh \
-	tests/blackbox/state-command.sh \
 	tests/blackbox/fence.sh \
-	tests/blackbox/job-commands.sh \
 	tests/blackbox/busy-server.sh \
 	tests/blackbox/evacuate-disk.sh \
-	tests/blackbox/in-doubt.sh \
 	tests/blackbox/receive-sessions.sh \
 	tests/blackbox/receive-disk.sh \
 	tests/blackbox/receive-mirror.sh \
@@ -208,6 +182,35 @@ blackbox_tests = \
 	tests/blackbox/rekey.sh \
 	tests/blackbox/receive-tls.sh \
 	tests/blackbox/thin.sh
+# These are about code of our own only, which is the same with every nbdkit, libnbd and QEMU.
+own_tests = \
+	tests/blackbox/at-rest.sh \
+	tests/blackbox/slow-flush.sh \
+	tests/blackbox/cli-usage.sh \
+	tests/blackbox/cli-manual.sh \
+	tests/blackbox/budget.sh \
+	tests/blackbox/back-again.sh \
+	tests/blackbox/base-proof.sh \
+	tests/blackbox/top-proof.sh \
+	tests/blackbox/handoff-coordinator.sh \
+	tests/blackbox/handoff-phases.sh \
+	tests/blackbox/migrate-killed.sh \
+	tests/blackbox/limits.sh \
+	tests/blackbox/live-verify.sh \
+	tests/blackbox/dry-run.sh \
+	tests/blackbox/settle.sh \
+	tests/blackbox/kill-destination.sh \
+	tests/blackbox/difference-live.sh \
+	tests/blackbox/dest-lasting.sh \
+	tests/blackbox/old-worker.sh \
+	tests/blackbox/checkpoints.sh \
+	tests/blackbox/incremental.sh \
+	tests/blackbox/state-file.sh \
+	tests/blackbox/state-loss.sh \
+	tests/blackbox/state-command.sh \
+	tests/blackbox/job-commands.sh \
+	tests/blackbox/in-doubt.sh
+blackbox_tests = $(linked_blackbox_tests) $(own_tests)
 TESTS += $(blackbox_tests)
 
 # The scripts, and all that they use.  What running them leaves in these folders is not for others.
@@ -235,9 +238,8 @@ guest_tests = \
 TESTS += $(guest_tests)
 EXTRA_DIST += tests/guest
 
-# What depends on the nbdkit, libnbd and QEMU of this machine.  All the rest is code of our own,
-# which is the same everywhere.
-linked_tests = $(blackbox_tests) $(guest_tests)
+# What depends on the nbdkit, libnbd and QEMU of this machine.
+linked_tests = $(linked_blackbox_tests) $(guest_tests)
 linked_programs = bench/relay
 if HAVE_CRITERION
 linked_programs += tests/unit/test-endpoint-nbd tests/unit/test-endpoint-uri

@@ -71,12 +71,12 @@ got = set()
 for r in ranges:
     if r["type"]:
         got.update(range(r["offset"] // 4096, (r["offset"] + r["length"] - 1) // 4096 + 1))
-want, most = set(), set()
+want, units = set(), set()
 for line in open(sys.argv[2]):
     offset, length = map(int, line.split())
     want.update(range(offset // 4096, (offset + length - 1) // 4096 + 1))
-    for u in range(offset // unit, (offset + length - 1) // unit + 1):
-        most.update(range(u * unit // 4096, (u + 1) * unit // 4096))
+    units.update(range(offset // unit, (offset + length - 1) // unit + 1))
+most = {b for u in units for b in range(u * unit // 4096, (u + 1) * unit // 4096)}
 print(len(want), len(got), "blocks")
 assert want <= got, f"{len(want - got)} changed blocks are missing"
 assert got <= most, f"{len(got - most)} blocks were not changed"

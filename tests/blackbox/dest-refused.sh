@@ -5,6 +5,7 @@
 # reason, in bounded time, nothing written and the guest untouched; and that one which merely cannot
 # do everything is written all the same, and equal at the end.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
 proves_nothing_under thread
 . "$srcdir/tests/blackbox/faults.sh"
 

@@ -5,6 +5,7 @@
 # refused until the user chooses, complete before ready is refused, and nothing of it disturbs the
 # guest.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
 proves_nothing_under thread
 
 random_disk "$tmp/disk" 64M

@@ -6,6 +6,7 @@
 # or as another disk, the job is refused (exit 7), also with --resume, and not one byte is written
 # there.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
 
 kills=4 size=$(bytes 48M)
 [ -z "${NBDMIRROR_LONG:-}" ] || kills=20 size=$(bytes 256M)

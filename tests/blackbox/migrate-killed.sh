@@ -4,6 +4,7 @@
 # one side runs at the end, with its disks, and never both, and nobody had to do anything; that
 # --recover is enough where both were killed; and that two recoveries at the same time do not hurt.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
 proves_nothing_under thread
 . "$srcdir/tests/blackbox/migrate-lib.sh"
 # The guardian and --recover read the same words.  The destinations hold anything.

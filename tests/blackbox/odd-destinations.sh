@@ -8,6 +8,7 @@
 # It gets through to a server, too, that admits fewer connections than it offers, and to one that
 # is older than the options of the handshake.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
 proves_nothing_under thread
 
 random_disk "$tmp/disk" 16M
