@@ -275,13 +275,13 @@ discard (void *opaque, uint64_t offset, uint64_t length)
 /* ---- checkpoints ---- */
 
 static void
-must (int r, const char *what, char *error)
+must (int r, const char *what, char **error)
 {
   if (r == -1 && !medium.off) {
-    printf ("%s\n", error != NULL ? error : strerror (errno));
+    printf ("%s\n", *error != NULL ? *error : strerror (errno));
     violation (what, 0);
   }
-  text_free (error);
+  text_free (*error);
 }
 
 static void
@@ -296,7 +296,7 @@ prepare (void)
   snprintf (c->name, sizeof c->name, "c%llu", (unsigned long long)nr_names++);
   uuid_make (uuid);
   must (state_checkpoint_prepare (&state, &layout, slots, boot, c->name, uuid, &error),
-        "a checkpoint cannot be prepared", error);
+        "a checkpoint cannot be prepared", &error);
   preparing = !medium.off;
   for (unsigned i = 0; i < GUESTS; i++)
     guests[i].waited_for = guests[i].active;
@@ -335,7 +335,7 @@ commit (void)
   snapshot (c->at_last);
   nr_list++;
   adding = true;
-  must (state_checkpoint_commit (&state, &error), "a checkpoint cannot be added", error);
+  must (state_checkpoint_commit (&state, &error), "a checkpoint cannot be added", &error);
   if (medium.off)
     return;
   adding = false;
@@ -352,7 +352,7 @@ remove_one (void)
     return;
   removing = (int)medium_random (nr_list);
   must (state_checkpoint_remove (&state, list[removing].name, &error),
-        "a checkpoint cannot be removed", error);
+        "a checkpoint cannot be removed", &error);
   if (medium.off)
     return;
   memmove (&list[removing], &list[removing + 1],
@@ -504,7 +504,8 @@ begin_job (void)
   if (preparing)
     return;
   uuid_make (uuid);
-  must (state_begin (&state, &layout, live, uuid, boot, NULL, &error), "a job cannot begin", error);
+  must (state_begin (&state, &layout, live, uuid, boot, NULL, &error), "a job cannot begin",
+        &error);
   if (medium.off)
     return;
   state_set_region (&state, region);
