@@ -521,6 +521,14 @@ allow_settling (void)
   state_allow_settling (&state);
 }
 
+/* The power often fails while the table is written, since that is what may be torn twice. */
+static void
+maybe_cut_soon (void)
+{
+  if (medium_random (4) == 0)
+    cut_after = 1 + medium_random (6);
+}
+
 static void
 one_step (bool can_sync)
 {
@@ -532,13 +540,15 @@ one_step (bool can_sync)
     state_commit (&state);
   else if (what < 56)
     prepare ();
-  else if (what < 62 && drained)
+  else if (what < 62 && drained) {
+    maybe_cut_soon ();
     commit ();
-  else if (what < 70 && preparing && !drained)
+  } else if (what < 70 && preparing && !drained)
     drain ();
-  else if (what < 73)
+  else if (what < 73) {
+    maybe_cut_soon ();
     remove_one ();
-  else if (what == 73)
+  } else if (what == 73)
     server_ends (can_sync, medium_random (2) == 0);
   else if (what == 74)
     cut_after = 1 + medium_random (60);
