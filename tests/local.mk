@@ -149,7 +149,6 @@ linked_blackbox_tests = \
 	tests/blackbox/digest-filter.sh \
 	tests/blackbox/verify-digests.sh \
 	tests/blackbox/handoff-many.sh \
-	tests/blackbox/migrate.sh \
 	tests/blackbox/long-line.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
@@ -194,6 +193,7 @@ own_tests = \
 	tests/blackbox/top-proof.sh \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-phases.sh \
+	tests/blackbox/migrate.sh \
 	tests/blackbox/migrate-killed.sh \
 	tests/blackbox/limits.sh \
 	tests/blackbox/live-verify.sh \
