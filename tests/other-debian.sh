@@ -13,7 +13,7 @@
 set -eu
 export LC_ALL=C
 builddir=$1
-command=${2-make -s -j2 check-linked VERBOSE=1}
+command=${2-make -s -j3 check-linked VERBOSE=1}
 results=$builddir/other-debian
 rm -rf "$results"
 unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
