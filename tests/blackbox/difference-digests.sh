@@ -76,10 +76,12 @@ serve
 start_server src "$tmp/disk"
 cp "$tmp/disk" "$tmp/shadow"
 start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --rate 300 --seconds 100
+attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 resume=
 for _ in 1 2 3; do
   spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync compare --bandwidth 20M \
     $resume
+  wait_for 20 attached
   resume=--resume
   sleep "0.$((RANDOM % 8 + 1))"
   kill -KILL "${pid[mirror]}"
