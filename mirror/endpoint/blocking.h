@@ -19,4 +19,8 @@ int sync_read (struct channel *ch, void *buf, uint32_t len, uint64_t offset);
  * be shorter than LEN.  0, or a positive errno. */
 int sync_status (struct channel *ch, uint64_t len, uint64_t offset, struct endpoint_extent *first);
 
+/* Wait until *OUTSTANDING, which the completions of CH's requests count down, is 0.  0, or a
+ * positive errno if the channel died and left some unanswered. */
+int sync_drain (struct channel *ch, const unsigned *outstanding);
+
 #endif

@@ -149,7 +149,8 @@ static enum job_result
 prove_by_sample (struct proving *v, char **error)
 {
   const struct base_proof *p = v->p;
-  const struct sampling s = { .ours = p->base, .dest = p->dest, .size = p->size };
+  const struct sampling s
+      = { .ours = p->base, .dest = p->dest, .size = p->size, .prefer_data = true };
   struct sampled found;
   enum job_result result = sampling_compare (&s, &found, error);
 

@@ -198,7 +198,7 @@ check_source (struct job *j)
   CLEANUP_TEXT char *why = source_errors_text (errors, &j->engine);
   j->ready = false;
   if (give_up) {
-    job_say (j, JOB_ERROR, "source: given up after %g s: %s",
+    job_say (j, JOB_ERROR, "source: given up after %.1f s: %s",
              (double)j->o->give_up_ns / (double)NS_PER_S, why);
     job_end (j, JOB_FAILED);
   } else
@@ -228,8 +228,8 @@ check_stall (struct job *j, uint64_t now)
   CLEANUP_TEXT char *unread
       = j->source_errors.any ? source_errors_text (&j->source_errors, e) : NULL;
   const char *why = lost ? lost : unread ? unread : "the destination does not answer";
-  job_say (j, JOB_ERROR, "given up: nothing has moved for %g s: %s", (double)ns / (double)NS_PER_S,
-           why);
+  job_say (j, JOB_ERROR, "given up: nothing has moved for %.1f s: %s",
+           (double)ns / (double)NS_PER_S, why);
   /* Its requests are not waited for. */
   if (j->supervisor.session)
     session_fail (j->supervisor.session, why);

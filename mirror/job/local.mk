@@ -31,6 +31,8 @@ libmirror_la_SOURCES += \
 	mirror/job/requests.c \
 	mirror/job/sampling.c \
 	mirror/job/sampling.h \
+	mirror/job/sampling-data.c \
+	mirror/job/sampling-data.h \
 	mirror/job/source-base.c \
 	mirror/job/source-errors.c \
 	mirror/job/source-errors.h \

@@ -6,7 +6,6 @@
 #include "config.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -14,11 +13,12 @@
 #include "base/text.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/buffers.h"
+#include "mirror/job/sampling-data.h"
 #include "mirror/job/sampling.h"
 
 #define SAMPLE_BLOCK 4096u
-#define BATCH 32
-#define PICKS 16 /* to find one block that is neither left out nor zero */
+#define BATCH SAMPLING_MAX_SPOTS
+#define ROUNDS 16 /* to find blocks that are neither left out nor zero */
 
 struct batch {
   const struct sampling *s;
@@ -77,46 +77,98 @@ is_zero (const uint8_t *p, size_t n)
   return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
 }
 
-/* The next block to compare.  False: there is none. */
-static bool
-pick (struct batch *b, uint64_t *offset)
+/* The next blocks to look at, at most MAX.  Returns how many; 0: there is none. */
+static unsigned
+pick (struct batch *b, struct sampling_spot *spots, unsigned max)
 {
-  uint64_t random = b->taken;
+  unsigned n = 0;
 
-  if (b->blocks <= SAMPLING_BLOCKS) {
-    if (b->taken++ >= b->blocks)
-      return false;
-  } else if (getrandom (&random, sizeof random, 0) != (ssize_t)sizeof random)
-    random = (b->taken += UINT64_C (0x9e3779b97f4a7c15)); /* no secret is needed */
-  *offset = random % b->blocks * b->block;
-  return true;
+  for (; n < max; n++) {
+    uint64_t random = b->taken;
+    if (b->blocks <= SAMPLING_BLOCKS) {
+      if (b->taken++ >= b->blocks)
+        break;
+    } else if (getrandom (&random, sizeof random, 0) != (ssize_t)sizeof random)
+      random = (b->taken += UINT64_C (0x9e3779b97f4a7c15)); /* no secret is needed */
+    spots[n] = (struct sampling_spot){ .offset = random % b->blocks * b->block };
+  }
+  return n;
 }
 
-/* Choose sample I and read what it should be.  1, 0 if there is none, or -1 with errno. */
+/* Move the spots that are wanted to where CH, a channel of EP, has data; look ROUNDS times. */
 static int
-choose (struct batch *b, unsigned i)
+find_data (struct batch *b, const struct endpoint *ep, struct channel *ch,
+           struct sampling_spot *spots, unsigned nr, unsigned rounds)
+{
+  const struct endpoint_info *info = endpoint_info (ep);
+  uint64_t size = info->size < b->size ? info->size : b->size;
+  bool more = info->can_status;
+  int err = 0;
+
+  for (unsigned i = 0; i < nr; i++)
+    spots[i].wanted = spots[i].wanted && spots[i].offset < size;
+  for (unsigned round = 0; round < rounds && more && err == 0; round++) {
+    more = false;
+    for (unsigned i = 0; i < nr; i++)
+      more = more || spots[i].wanted;
+    err = more ? sampling_find_data (ch, spots, nr, size, b->block) : 0;
+  }
+  return err;
+}
+
+/* What is wrong may be where ours holds nothing: half of the samples are taken where the
+ * destination holds data.  Its line may be long, so it is asked once a batch: in the FIRST round.
+ */
+static int
+prefer_data (struct batch *b, struct sampling_spot *spots, unsigned nr, bool first,
+             const struct endpoint **who)
+{
+  *who = b->s->ours;
+  for (unsigned i = 0; i < nr; i++)
+    spots[i].wanted = !first || i % 2 == 0;
+  int err = find_data (b, b->s->ours, b->ours, spots, nr, ROUNDS);
+  if (err || !first)
+    return err;
+  *who = b->s->dest;
+  for (unsigned i = 0; i < nr; i++)
+    spots[i].wanted = i % 2 == 1;
+  return find_data (b, b->s->dest, b->dest, spots, nr, 1);
+}
+
+/* Choose up to MAX samples and read what they should be.  *MORE: there may be more after them. */
+static enum job_result
+choose (struct batch *b, unsigned max, bool *more, char **error)
 {
   const struct sampling *s = b->s;
-  bool chosen = false;
+  bool prefer = s->prefer_data && b->blocks > SAMPLING_BLOCKS;
 
-  for (unsigned tries = 0; tries < PICKS; tries++) {
-    uint64_t offset;
-    if (!pick (b, &offset))
+  b->nr = 0;
+  for (unsigned round = 0; round < ROUNDS && b->nr < max; round++) {
+    struct sampling_spot spots[BATCH];
+    const struct endpoint *who = s->ours;
+    unsigned n = pick (b, spots, max - b->nr);
+    *more = n > 0;
+    if (n == 0)
       break;
-    if (s->leave_out != NULL
-        && s->leave_out (s->opaque, offset, length_at (b, b->size, offset), false))
-      continue;
-    b->offset[i] = offset;
-    int err = read_ours (b, i);
-    if (err) {
-      errno = err;
-      return -1;
+    int err = prefer ? prefer_data (b, spots, n, round == 0, &who) : 0;
+    for (unsigned i = 0; i < n && err == 0; i++) {
+      uint64_t offset = spots[i].offset;
+      bool theirs = round == 0 && i % 2 == 1;
+      if (s->leave_out != NULL
+          && s->leave_out (s->opaque, offset, length_at (b, b->size, offset), false))
+        continue;
+      b->offset[b->nr] = offset;
+      err = read_ours (b, b->nr);
+      who = err ? s->ours : who;
+      bool empty = prefer && !theirs && is_zero (ours_of (b, b->nr), b->block);
+      b->nr += !empty || round == ROUNDS - 1;
     }
-    chosen = true;
-    if (!s->prefer_data || b->blocks <= SAMPLING_BLOCKS || !is_zero (ours_of (b, i), b->block))
-      break;
+    if (err) {
+      text_error (error, "%s: %s", endpoint_name (who), strerror (err));
+      return who == s->ours ? JOB_FAILED : JOB_DEST_FAILED;
+    }
   }
-  return chosen;
+  return JOB_COMPLETED;
 }
 
 /* ---- comparing ---- */
@@ -142,16 +194,8 @@ read_theirs (struct batch *b)
     if (channel_read (b->dest, theirs_of (b, i), n, b->offset[i], on_read, b) == -1)
       on_read (b, errno);
   }
-  while (b->outstanding > 0) {
-    struct pollfd fds[CHANNEL_MAX_FDS];
-    int timeout = 1000;
-    unsigned n = channel_pollfds (b->dest, fds, CHANNEL_MAX_FDS, &timeout);
-    if (poll (fds, n, timeout) == -1 && errno != EINTR)
-      b->error = errno;
-    if (channel_dispatch (b->dest, fds, n) == -1)
-      return b->error = ESHUTDOWN;
-  }
-  return b->error;
+  int err = sync_drain (b->dest, &b->outstanding);
+  return err ? err : b->error;
 }
 
 /* False with FOUND->where if one differs. */
@@ -178,14 +222,12 @@ static enum job_result
 compare (struct batch *b, struct sampled *found, char **error)
 {
   for (bool more = true; more && found->compared < SAMPLING_BLOCKS;) {
-    for (b->nr = 0; b->nr < BATCH && more && found->compared + b->nr < SAMPLING_BLOCKS;) {
-      int r = choose (b, b->nr);
-      if (r == -1)
-        return text_error (error, "%s: %s", endpoint_name (b->s->ours), strerror (errno)),
-               JOB_FAILED;
-      more = r == 1;
-      b->nr += more;
-    }
+    uint64_t left = SAMPLING_BLOCKS - found->compared;
+    enum job_result result = choose (b, left < BATCH ? (unsigned)left : BATCH, &more, error);
+    if (result != JOB_COMPLETED)
+      return result;
+    if (b->nr == 0)
+      break;
     int err = read_theirs (b);
     if (err)
       return text_error (error, "%s: %s", endpoint_name (b->s->dest), strerror (err)),

@@ -20,7 +20,7 @@ struct sampling {
   struct endpoint *ours; /* what it should be; where this ends, zeroes follow */
   struct endpoint *dest; /* opened, nothing was written */
   uint64_t size;         /* of the disk, bytes */
-  /* Look for blocks that are not zero: on a disk that is mostly empty any other empty disk would
+  /* Look where either side holds data: on a disk that is mostly empty any other empty disk would
    * pass. */
   bool prefer_data;
   /* Is this range to be left out, because it may differ?  Also asked when one has differed, LATE,

@@ -87,6 +87,21 @@ tell_mismatches (struct job *j)
   v->told = v->last.mismatches;
 }
 
+/* A job that completes by itself does not do so unverified. */
+static void
+give_up_if_spent (struct job *j)
+{
+  struct job_verify *v = &j->verify;
+
+  if (v->good || !j->o->verify || v->attempts < VERIFY_ATTEMPTS || !j->o->complete_when_ready)
+    return;
+  job_say (j, JOB_ERROR,
+           "%d verifications, and none without a difference or an error: not handed"
+           " over",
+           VERIFY_ATTEMPTS);
+  job_end (j, v->mismatches > 0 ? JOB_DIFFERENT : JOB_FAILED);
+}
+
 /* It has ended. */
 static void
 settle (struct job *j)
@@ -107,13 +122,7 @@ settle (struct job *j)
                  ? "; the rest was never at rest, because the guest writes there all the time"
                  : "");
   job_publish (j);
-  if (v->good || !j->o->verify || v->attempts < VERIFY_ATTEMPTS || !j->o->complete_when_ready)
-    return;
-  job_say (j, JOB_ERROR,
-           "%d verifications, and none without a difference or an error: not handed"
-           " over",
-           VERIFY_ATTEMPTS);
-  job_end (j, v->mismatches > 0 ? JOB_DIFFERENT : JOB_FAILED);
+  give_up_if_spent (j);
 }
 
 void
@@ -128,6 +137,7 @@ job_verify_step (struct job *j)
       job_say (j, JOB_WARNING, "verification: %s", error);
       text_free (error);
       v->attempts = VERIFY_ATTEMPTS;
+      give_up_if_spent (j); /* else it would wait for a verification that never runs */
     }
     return;
   }

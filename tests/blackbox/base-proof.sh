@@ -135,6 +135,25 @@ done
 [ ! -s "$tmp/new.img" ] || fail "something was written in spite of the refusal"
 rm "$tmp/new.img"
 
+# The sample looks where either side holds data: a few blocks in a thin disk are found.
+for wrong in 'lacks it' 'has more'; do
+  truncate -s 0 "$tmp/thin.img"
+  truncate -s 1G "$tmp/thin.img"
+  poke "$tmp/thin.img" 700000000
+  [ "$wrong" = 'lacks it' ] || poke "$tmp/thin.img" 12345678
+  for dest in "$tmp/thin.img" server; do
+    if [ "$dest" = server ]; then
+      start_dest thin file 1G
+      dest=${uri[thin]}
+    fi
+    has_to_exit 7 nbdmirror copy "$tmp/sparse" "$dest" --sync base --base "$tmp/sparse-base" \
+      --trust-base
+    grep -q 'differs from .* in the block' "$tmp/err" || fail "$wrong: $(cat "$tmp/err")"
+  done
+  stop thin
+done
+rm "$tmp/thin.img"
+
 cp "$tmp/base" "$tmp/plain.img"
 start_dest plain file "$size"
 has_to_exit 7 nbdmirror copy "$tmp/disk" "${uri[plain]}" --sync base --base "$tmp/base"
