@@ -174,6 +174,11 @@ check_places (struct cmd_line *line, struct arguments *a)
           || !image_place (line, dest, "--dest-format", a->settings.dest_format, true,
                            &a->dest_image)))
     return line->status;
+  if (from_stream && a->dest_image.path[0] != '\0' && access (a->dest_image.path, F_OK) == -1) {
+    cmd_say ("%s: make it first, with 'qemu-img create': a stream does not tell its length",
+             dest->argv[0]);
+    return EXIT_ERROR;
+  }
   return 0;
 }
 
@@ -260,6 +265,7 @@ run (struct cmd_line *line)
                               .opaque = &a.worker,
                               .message = worker_message,
                               .progress = worker_progress };
+  image_to_create (&a.dest_image, a.settings.dest_format, &o->dest.endpoint);
   o->dest.dest = line->operands[1].argv;
   o->dest.nr_dest = line->operands[1].nr_args;
   o->signal_fd = worker_signals (&o->signal);

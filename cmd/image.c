@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -116,12 +117,46 @@ fill (struct image *image, const char *format, bool writable)
     image->words[i] = (char *)words[i]; /* exec leaves them alone */
 }
 
+/* The absolute path of a file that may be missing.  False with errno. */
+static bool
+absolute_path (const char *path, bool may_be_missing, char absolute[PATH_MAX])
+{
+  if (realpath (path, absolute) != NULL)
+    return true;
+  if (errno != ENOENT || !may_be_missing)
+    return false;
+  const char *slash = strrchr (path, '/'), *name = slash ? slash + 1 : path;
+  CLEANUP_TEXT char *folder
+      = slash ? text_printf ("%.*s", (int)(slash - path) + 1, path) : text_copy (".");
+  struct stat st;
+  if (realpath (folder, absolute) == NULL)
+    return false;
+  size_t used = strlen (absolute);
+  int n = snprintf (absolute + used, PATH_MAX - used, "/%s", name);
+  if (*name == '\0' || lstat (path, &st) == 0) { /* a dangling link */
+    errno = ENOENT;
+    return false;
+  }
+  errno = ENAMETOOLONG;
+  return n > 0 && (size_t)n < PATH_MAX - used;
+}
+
+void
+image_to_create (const struct image *image, const char *format, struct endpoint_options *opts)
+{
+  if (image->path[0] == '\0')
+    return;
+  opts->image = image->path;
+  opts->image_format = format;
+}
+
 bool
 image_place (struct cmd_line *line, struct cmd_operand *op, const char *option, const char *format,
              bool writable, struct image *image)
 {
   bool local = op->nr_args == 1 && uri_kind (op->argv[0]) == URI_NONE;
 
+  image->path[0] = '\0';
   if (!local && format != NULL)
     line->status = cmd_usage_error ("%s is for a local image; the server of %s knows its format",
                                     option, op->argv[0]);
@@ -130,11 +165,10 @@ image_place (struct cmd_line *line, struct cmd_operand *op, const char *option, 
   else if (format == NULL) {
     line->status = image_refuse_container (op->argv[0], option);
     return line->status == EXIT_DONE;
-  } else if (realpath (op->argv[0], image->path) == NULL) {
-    cmd_say ("%s: %s%s", op->argv[0], strerror (errno),
-             errno == ENOENT && writable ? ": make it first, with 'qemu-img create'" : "");
+  } else if (!absolute_path (op->argv[0], writable, image->path)) {
+    cmd_say ("%s: %s", op->argv[0], strerror (errno));
     line->status = EXIT_ERROR;
-  } else
+  } else if (access (image->path, F_OK) == 0 || errno != ENOENT)
     line->status = image_check (image->path, format);
   if (line->status != EXIT_DONE)
     return false;

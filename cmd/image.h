@@ -11,12 +11,13 @@
 #include <stdbool.h>
 
 #include "cmd/cmd.h"
+#include "mirror/endpoint/endpoint.h"
 
 #define IMAGE_WORDS 10
 
 /* Room for the command that stands for an image. */
 struct image {
-  char path[PATH_MAX];
+  char path[PATH_MAX]; /* absolute; "" where there is no such command */
   char *words[IMAGE_WORDS];
 };
 
@@ -27,10 +28,14 @@ int image_refuse_container (const char *path, const char *option);
 
 /* OPTION says that OP is in FORMAT (NULL: it says nothing).  A local image in another format than
  * raw becomes the command of a qemu-nbd that serves it; IMAGE holds that command, and must live as
- * long as OP.  A local file that begins like a container is refused if FORMAT is NULL.  True, or
- * false after a message, with line->status. */
+ * long as OP.  A local file that begins like a container is refused if FORMAT is NULL.  A file that
+ * is missing is no fault if it is WRITABLE.  True, or false after a message, with line->status. */
 bool image_place (struct cmd_line *line, struct cmd_operand *op, const char *option,
                   const char *format, bool writable, struct image *image);
+
+/* Tell OPTS, of the endpoint that is opened by the command of IMAGE, which image it is, so that it
+ * can be created.  IMAGE and FORMAT must live as long as the endpoint. */
+void image_to_create (const struct image *image, const char *format, struct endpoint_options *opts);
 
 /* The image below PATH, a local image in FORMAT, and its format, as PATH records them.  EXIT_DONE
  * with *BASE and *BASE_FORMAT (base/text.h, the caller frees them), or an exit status after a

@@ -333,6 +333,7 @@ run (struct cmd_line *line)
   a.job.sync = a.settings.sync;
   a.job.sparse = a.settings.sparse;
   a.job.dest = a.settings.dest;
+  image_to_create (&dest_image, a.settings.dest_format, &a.job.dest.endpoint);
   a.job.dest.dest = line->operands[1].argv;
   a.job.dest.nr_dest = line->operands[1].nr_args;
   a.job.rate_limit = a.settings.rate_limit;

@@ -24,6 +24,8 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/nbd-tls.c \
 	mirror/endpoint/nbd.c \
 	mirror/endpoint/nbd.h \
+	mirror/endpoint/new-image.c \
+	mirror/endpoint/new-image.h \
 	mirror/endpoint/null.c \
 	mirror/endpoint/null.h \
 	mirror/endpoint/open.c \

@@ -9,11 +9,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/text.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/file.h"
 #include "mirror/endpoint/nbd.h"
+#include "mirror/endpoint/new-image.h"
 #include "mirror/endpoint/ssh.h"
 #include "mirror/endpoint/uri.h"
 
@@ -61,7 +63,11 @@ open_command (char *const *argv, unsigned nr_args, const struct endpoint_options
   else {
     memcpy (command, argv + 1, (nr_args - 2) * sizeof *command);
     const struct nbd_place place = { .name = name, .argv = command };
-    ep = endpoint_nbd_open (&place, opts, errnum, error);
+    bool made;
+    if (new_image_make (opts, &made, errnum, error) == 0)
+      ep = endpoint_nbd_open (&place, opts, errnum, error);
+    if (ep == NULL && made)
+      unlink (opts->image);
   }
   free (command);
   free (name);

@@ -31,6 +31,7 @@
 #define COMPARE_ALSO (UINT64_C (1) << 20)
 #define COMPARE_ATTEMPTS 5
 /* A worker that has lost its server waits 2 s for answers to its requests, and then ends. */
+#define WOULD_BE_CREATED "%s does not exist: it would be created"
 #define OLD_WORKER_MS 3000
 #define SELF_PROBES 4
 
@@ -255,7 +256,7 @@ foresee_file (struct job *j, uint64_t size)
   text_free (error);
   uint64_t have = j->dest.opened ? endpoint_info (j->dest.opened)->size : 0;
   if (j->dest.opened == NULL)
-    job_say (j, JOB_NOTICE, "%s does not exist: it would be created", path);
+    job_say (j, JOB_NOTICE, WOULD_BE_CREATED, path);
   else if (have < size)
     job_say (j, JOB_NOTICE, "%s is shorter than the disk: it would be extended", path);
   if (have < size && statvfs (where, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < size - have)
@@ -304,7 +305,7 @@ leads_back (struct job *j, json_int_t before)
 static int
 prepare_sync (struct job *j)
 {
-  char *error = sync_refusal (&j->o->sync, j->source, j->o->dest.dest, j->o->dest.nr_dest);
+  char *error = sync_refusal (&j->o->sync, j->source, &j->o->dest);
 
   if (error != NULL) {
     job_say (j, JOB_ERROR, "refused: %s", error);
@@ -370,6 +371,11 @@ open_destination (struct job *j, json_t *status)
   bool file = d->nr_dest == 1 && uri_kind (d->dest[0]) == URI_NONE;
   if (j->dry && file)
     return foresee_file (j, size);
+  const char *image = j->dest.endpoint.image;
+  if (j->dry && image != NULL && access (image, F_OK) == -1 && errno == ENOENT) {
+    job_say (j, JOB_NOTICE, WOULD_BE_CREATED, image);
+    return 0;
+  }
   /* An NBD server that is asked for a writable session may end another one for it. */
   j->dest.endpoint.writable = !j->dry;
   j->dest.endpoint.will_write = j->dry;

@@ -117,7 +117,7 @@ open_both (struct copy *c)
   c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
   if (c->source == NULL)
     return complain (c, JOB_FAILED, error);
-  char *why = sync_refusal (&o->sync, c->source, o->dest.dest, o->dest.nr_dest);
+  char *why = sync_refusal (&o->sync, c->source, &o->dest);
   if (why) {
     text_error (&error, "refused: %s", why);
     text_free (why);

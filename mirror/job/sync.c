@@ -65,32 +65,36 @@ sync_fault (const struct sync_options *o)
 /* A file that we would make holds nothing, so no base either.  A sample of a base that is nearly
  * empty would not notice. */
 static char *
-refuse_new_file (char *const *dest, unsigned nr_dest, const char *what)
+refuse_new_file (const struct session_options *dest, const char *what)
 {
+  const char *path = dest->endpoint.image;
   struct stat st;
 
-  if (nr_dest != 1 || uri_kind (dest[0]) != URI_NONE)
-    return NULL;
-  bool there = stat (dest[0], &st) == 0;
+  if (path == NULL) {
+    if (dest->nr_dest != 1 || uri_kind (dest->dest[0]) != URI_NONE)
+      return NULL;
+    path = dest->dest[0];
+  }
+  bool there = stat (path, &st) == 0;
   if (there ? S_ISREG (st.st_mode) && st.st_size == 0 : errno == ENOENT)
-    return text_printf ("%s %s, so it does not hold %s", dest[0],
+    return text_printf ("%s %s, so it does not hold %s", path,
                         there ? "is empty" : "does not exist", what);
   return NULL;
 }
 
 char *
-sync_refusal (const struct sync_options *o, const struct endpoint *source, char *const *dest,
-              unsigned nr_dest)
+sync_refusal (const struct sync_options *o, const struct endpoint *source,
+              const struct session_options *dest)
 {
   if (o->mode == ENGINE_SYNC_TOP && !endpoint_info (source)->can_layers)
     return text_printf ("%s does not tell its layers apart, which --sync top needs: serve the disk "
                         "with qemu-nbd --allocation-depth",
                         endpoint_name (source));
   if (o->mode == ENGINE_SYNC_TOP || o->mode == ENGINE_SYNC_BASE)
-    return refuse_new_file (dest, nr_dest,
+    return refuse_new_file (dest,
                             "the base: make it an overlay on the base, or a copy of it, first");
   if (o->mode == ENGINE_SYNC_INCREMENTAL)
-    return refuse_new_file (dest, nr_dest, "what the disk held at the checkpoint");
+    return refuse_new_file (dest, "what the disk held at the checkpoint");
   return NULL;
 }
 

@@ -11,6 +11,7 @@
 
 #include "mirror/endpoint/endpoint.h"
 #include "mirror/engine/engine.h"
+#include "mirror/engine/session.h"
 
 struct sync_options {
   enum engine_sync mode;
@@ -30,11 +31,10 @@ bool sync_parse (const char *name, enum engine_sync *mode);
 /* Do the options fit together?  NULL, or what is wrong, in the words of the command line. */
 const char *sync_fault (const struct sync_options *o);
 
-/* Can SOURCE, which was opened with endpoint_options.layers, be copied in this mode to DEST,
- * NR_DEST words as for endpoint_open(), which is not opened yet?  NULL, or why not (base/text.h,
- * the caller frees it): exit 7. */
-char *sync_refusal (const struct sync_options *o, const struct endpoint *source, char *const *dest,
-                    unsigned nr_dest);
+/* Can SOURCE, which was opened with endpoint_options.layers, be copied in this mode to DEST, which
+ * is not opened yet?  NULL, or why not (base/text.h, the caller frees it): exit 7. */
+char *sync_refusal (const struct sync_options *o, const struct endpoint *source,
+                    const struct session_options *dest);
 
 /* Open the base image for reading, if there is one.  A format other than raw is read through
  * a qemu-nbd of ours, which ends with the endpoint.  EO: time limits.  0 with *BASE, which may be

@@ -50,7 +50,12 @@ cmp "$tmp/disk.qcow2" "$tmp/bytes" || fail "--source-format raw: the bytes diffe
 refused 1 "cannot read it as qcow2" copy "$tmp/raw" "$tmp/new" --source-format qcow2
 refused 1 "cannot read it as qcow2" serve "$tmp/raw" --format qcow2 --socket "$tmp/s" \
   --control "$tmp/c"
-refused 1 "make it first" copy "$tmp/raw" "$tmp/new" --dest-format qcow2
+refused 1 "make it first" copy - "$tmp/new" --dest-format qcow2 <"$tmp/raw"
+refused 1 "No such file" copy "$tmp/raw" "$tmp/none/new" --dest-format qcow2
+refused 1 "No such file" verify "$tmp/raw" "$tmp/new" --dest-format qcow2
+refused 7 "does not hold" copy "$tmp/raw" "$tmp/new" --dest-format qcow2 --sync base \
+  --base "$tmp/raw" --trust-base
+[ ! -e "$tmp/new" ] || fail "a refused image was left over"
 refused 2 "is for a local image" copy "$tmp/raw" nbd://localhost/ --dest-format qcow2
 refused 2 "a stream is a raw disk" copy - "$tmp/new" --source-format qcow2
 
@@ -66,7 +71,7 @@ fi
 
 # ---- copy and verify ----
 
-qemu-img create -q -f qcow2 "$tmp/copy.qcow2" "$size"
+# An image that is missing is made.
 nbdmirror copy "$tmp/base" "$tmp/copy.qcow2" --dest-format qcow2 2>"$tmp/log" </dev/null ||
   fail "copy to qcow2: $(cat "$tmp/log")"
 qemu-img compare -q -f raw -F qcow2 "$tmp/base" "$tmp/copy.qcow2" || fail "copy to qcow2 differs"
@@ -75,6 +80,17 @@ nbdmirror verify "$tmp/vm.qcow2" "$tmp/copy.qcow2" --source-format qcow2 --dest-
 qemu-io -f qcow2 -c "write -P 7 1M 512" "$tmp/copy.qcow2" >/dev/null
 refused 5 "offset 1048576" verify "$tmp/vm.qcow2" "$tmp/copy.qcow2" --source-format qcow2 \
   --dest-format qcow2
+
+start_server src "$tmp/base"
+nbdmirror mirror "${control[src]}" "$tmp/new.qcow2" --dest-format qcow2 --dry-run \
+  >"$tmp/log" 2>&1 </dev/null || fail "dry run: $(cat "$tmp/log")"
+grep -q "new.qcow2 does not exist: it would be created" "$tmp/log" ||
+  fail "dry run: $(cat "$tmp/log")"
+[ ! -e "$tmp/new.qcow2" ] || fail "a dry run made the image"
+nbdmirror mirror "${control[src]}" "$tmp/new.qcow2" --dest-format qcow2 --on-ready complete \
+  >"$tmp/log" 2>&1 </dev/null || fail "mirror to a new image: $(cat "$tmp/log")"
+stop src
+qemu-img compare -q -f raw -F qcow2 "$tmp/base" "$tmp/new.qcow2" || fail "that mirror differs"
 
 # A worker that is killed leaves nothing behind that would hold the image's lock.
 qemu-img create -q -f qcow2 "$tmp/copy.qcow2" "$size"

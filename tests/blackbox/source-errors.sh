@@ -84,7 +84,7 @@ wait_exit mirror 10
 took=$(((${EPOCHREALTIME/./} - begun) / 1000))
 [ "$status" = 1 ] || fail "mirror ended with $status instead of 1"
 [ $took -le 3300 ] || fail "given up after $took ms instead of 3000"
-grep -q "given up after 3 s: .*cannot read 4096 bytes at offset $bad: Input/output error" \
+grep -q "given up after 3.0 s: .*cannot read 4096 bytes at offset $bad: Input/output error" \
   "$tmp/mirror.log" ||
   fail "the message does not name the block"
 ! grep -q 'ready' <(grep -v 'not ready before' "$tmp/mirror.log") ||
