@@ -205,6 +205,7 @@ own_tests = \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/checkpoints.sh \
 	tests/blackbox/incremental.sh \
+	tests/blackbox/state-alone.sh \
 	tests/blackbox/state-file.sh \
 	tests/blackbox/state-loss.sh \
 	tests/blackbox/state-command.sh \

@@ -66,8 +66,8 @@ state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boo
   super->disk_size = l->geo.disk_size;
   super->block_size = l->geo.block_size;
   super->status = STATE_ACTIVE;
-  memset (&super->identity, 0, sizeof super->identity);
-  memcpy (super->identity.mark, s->mark, 16);
+  super->identity = s->disk;
+  memset (super->next_mark, 0, sizeof super->next_mark);
   memset (super->reason, 0, sizeof super->reason);
   memset (s->l1, 0, l->nr_l1_pages * STATE_PAGE_WORDS * 8);
   memset (page, 0, sizeof page);
@@ -215,8 +215,8 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
   super.status = STATE_ACTIVE;
   memcpy (super.boot, boot, 16);
   memset (super.reason, 0, sizeof super.reason);
-  memset (&super.identity, 0, sizeof super.identity);
-  memcpy (super.identity.mark, s->mark, 16);
+  memset (super.next_mark, 0, sizeof super.next_mark);
+  super.identity = s->disk;
   if (f->how == STATE_FROM_NOTHING)
     memcpy (super.uuid, uuid, 16);
   pthread_mutex_lock (&s->io_lock);
@@ -238,6 +238,20 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
     } else
       text_error (error, "it cannot be written: %s", strerror (errno));
   }
+  pthread_mutex_unlock (&s->io_lock);
+  return r;
+}
+
+int
+state_announce_mark (struct state *s, struct state_found *f, const uint8_t mark[16])
+{
+  struct state_super super = f->super;
+
+  memcpy (super.next_mark, mark, 16);
+  pthread_mutex_lock (&s->io_lock);
+  s->super = f->super;
+  int r = state_write_super (s, &super);
+  f->super = s->super;
   pthread_mutex_unlock (&s->io_lock);
   return r;
 }

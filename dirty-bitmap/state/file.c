@@ -106,7 +106,8 @@ bool
 state_file_mark_disk (int disk_fd, const uint8_t mark[16])
 {
   if (mark == NULL)
-    return fremovexattr (disk_fd, STATE_MARK_ATTRIBUTE) == 0 || errno == ENODATA;
+    return fremovexattr (disk_fd, STATE_MARK_ATTRIBUTE) == 0 ? fsync (disk_fd) == 0
+                                                             : errno == ENODATA;
   return fsetxattr (disk_fd, STATE_MARK_ATTRIBUTE, mark, 16, 0) == 0 && fsync (disk_fd) == 0;
 }
 

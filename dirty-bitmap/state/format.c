@@ -266,7 +266,8 @@ enum {
   S_REASON = 128,
   S_EPOCH = 384,
   S_MARK = 400,
-  S_END = 416
+  S_NEXT_MARK = 416,
+  S_END = 432
 };
 
 /* Both copies are written in place, one after the other.  A disk writes a sector as a whole, and
@@ -296,6 +297,7 @@ state_super_encode (const struct state_super *s, uint8_t page[STATE_PAGE])
   memcpy (page + S_REASON, s->reason, strnlen (s->reason, STATE_REASON_MAX));
   memcpy (page + S_EPOCH, s->epoch, 16);
   memcpy (page + S_MARK, s->identity.mark, 16);
+  memcpy (page + S_NEXT_MARK, s->next_mark, 16);
   put32 (page + S_CRC, state_crc32c (page, STATE_PAGE));
 }
 
@@ -328,6 +330,7 @@ state_super_decode (const uint8_t page[STATE_PAGE], struct state_super *s)
   clean_text (s->reason);
   memcpy (s->epoch, page + S_EPOCH, 16);
   memcpy (s->identity.mark, page + S_MARK, 16);
+  memcpy (s->next_mark, page + S_NEXT_MARK, 16);
   if (s->sequence == 0 || s->sequence == UINT64_MAX || s->status < STATE_CLEAN
       || s->status > STATE_INCONSISTENT || (s->job && s->block_size == 0)
       || (s->block_size != 0 && region_geometry_init (&geo, s->disk_size, s->block_size) == -1))

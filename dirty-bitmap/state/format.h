@@ -109,11 +109,13 @@ enum state_status { STATE_CLEAN = 1, STATE_ACTIVE, STATE_INCONSISTENT };
 
 /* What tells whether the raw image was changed behind the tracker's back. */
 struct state_identity {
-  /* An extended attribute of the file, which a server without a state file removes.  Zeroes: there
-   * is none.  It is known while the file is in use, too. */
+  /* An extended attribute of the file: a new one for each server that begins to track it.  A server
+   * without a state file removes it.  Zeroes: there is none. */
   uint8_t mark[16];
+  /* The mark and the inode are known while the file is in use, too; 0: the inode is not. */
+  uint64_t inode;
   bool known; /* the following are */
-  uint64_t device, inode, size;
+  uint64_t device, size;
   int64_t mtime_ns, ctime_ns; /* since 1970 */
 };
 
@@ -127,6 +129,7 @@ struct state_super {
   enum state_status status;
   bool job; /* there is one; recordings are in the table */
   struct state_identity identity;
+  uint8_t next_mark[16]; /* the disk may have this one already; zeroes: no server is starting */
   char reason[STATE_REASON_MAX + 1]; /* why it is inconsistent */
 };
 

@@ -127,6 +127,24 @@ zero_id (const uint8_t id[16])
   return memcmp (id, zero, 16) == 0;
 }
 
+/* Is what S knows of the disk what it looks like NOW?  All of it after a clean end; else what is
+ * known of a disk that is in use. */
+static bool
+same_disk (const struct state_super *s, const struct state_identity *now)
+{
+  const struct state_identity *id = &s->identity;
+  bool clean = s->status == STATE_CLEAN;
+  bool starting = !zero_id (s->next_mark) && memcmp (s->next_mark, now->mark, 16) == 0;
+
+  if (!starting && (clean || !zero_id (id->mark)) && memcmp (id->mark, now->mark, 16) != 0)
+    return false;
+  if (id->inode != 0 && id->inode != now->inode)
+    return false;
+  return !clean
+         || (id->device == now->device && id->size == now->size && id->mtime_ns == now->mtime_ns
+             && (starting || id->ctime_ns == now->ctime_ns)); /* a new mark changes it */
+}
+
 /* How far is the file to be believed? */
 static enum state_recovery
 trust (const struct state_super *s, const uint8_t boot[16], const struct state_identity *now,
@@ -136,14 +154,14 @@ trust (const struct state_super *s, const uint8_t boot[16], const struct state_i
   case STATE_CLEAN:
     if (!s->identity.known || now == NULL)
       return STATE_FROM_CLEAN;
-    if (memcmp (&s->identity, now, sizeof *now) == 0)
+    if (now->known && same_disk (s, now))
       return STATE_FROM_CLEAN;
     snprintf (reason, STATE_REASON_MAX, "the disk was changed while it was not tracked");
     return STATE_FROM_NOTHING;
   case STATE_ACTIVE:
-    if (!zero_id (s->identity.mark) && now != NULL
-        && memcmp (s->identity.mark, now->mark, sizeof now->mark) != 0) {
-      snprintf (reason, STATE_REASON_MAX, "the disk was served without this state file");
+    if (now != NULL && !same_disk (s, now)) {
+      snprintf (reason, STATE_REASON_MAX,
+                "the disk was served without this state file, or is another one");
       return STATE_FROM_NOTHING;
     }
     return !zero_id (boot) && memcmp (s->boot, boot, 16) == 0 ? STATE_FROM_LIVE : STATE_FROM_L1;

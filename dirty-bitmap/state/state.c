@@ -161,7 +161,7 @@ make_inconsistent (struct state_table *t, const char *fault)
 int
 state_break_recording (struct state *s, const char *fault, bool go_on)
 {
-  if (!s->table->recording)
+  if (!s->table->recording || (go_on && s->table->list[s->table->nr - 1].inconsistent))
     return 0;
   struct state_table *t = malloc (sizeof *t);
   if (t == NULL)

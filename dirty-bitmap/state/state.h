@@ -141,7 +141,7 @@ struct state {
   struct state_layout layout;
   struct state_io io;
   struct state_super super;   /* as it was written last */
-  uint8_t mark[16];           /* of the disk's file, for the superblock; set before it begins */
+  struct state_identity disk; /* its mark and inode, for the superblock; set before it begins */
   _Atomic uint64_t *live;     /* the job's mapping, nr_words; borrowed */
   _Atomic uint64_t *slots[2]; /* the same of recordings; or NULL */
 
@@ -214,6 +214,10 @@ int state_begin (struct state *s, const struct state_layout *layout, _Atomic uin
 int state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *live,
                     _Atomic uint64_t *const slots[2], const uint8_t uuid[16],
                     const uint8_t boot[16], char **error);
+
+/* Say in the file that the disk is about to bear MARK.  From then on it is believed with the mark
+ * that F knows and with this one, until the tracking goes on.  0, or -1 with errno. */
+int state_announce_mark (struct state *s, struct state_found *f, const uint8_t mark[16]);
 
 /* Nothing in F is tracked: only know its checkpoints.  -1: out of memory. */
 int state_know (struct state *s, const struct state_found *f);

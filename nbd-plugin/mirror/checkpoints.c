@@ -321,6 +321,7 @@ checkpoints_list (struct mirror *m, struct control_peer *peer, json_t *id, uint6
   }
   int64_t changed[STATE_CHECKPOINTS_MAX];
   json_t *list = json_array ();
+  persist_check_disk (m);
   const struct state_table *t = s->table; /* only our thread changes it */
   uint32_t nr = t != NULL ? t->nr : 0;
 
@@ -378,6 +379,8 @@ checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const 
     geo = m->persist.state.layout.geo;
   else if (m->attachment.region != NULL)
     geo = m->attachment.region->geo;
+  if (since != NULL)
+    persist_check_disk (m);
   size_t bytes = geo.nr_words * 8 + 8; /* never empty */
   if (fd == -1 || ftruncate (fd, (off_t)bytes) == -1) {
     control_error (peer, id, "GenericError", "memfd_create: %s", strerror (errno));

@@ -54,6 +54,7 @@ mirror_load (void)
   tracker_init (&mirror.tracker);
   pace_init (&mirror.pace);
   attachment_init (&mirror.attachment);
+  mirror.persist.file = (struct state_file)STATE_FILE_INIT;
 }
 
 static void

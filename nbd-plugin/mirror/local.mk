@@ -23,6 +23,8 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/participant-internal.h \
 	nbd-plugin/mirror/participant.c \
 	nbd-plugin/mirror/participant.h \
+	nbd-plugin/mirror/persist-disk.c \
+	nbd-plugin/mirror/persist-disk.h \
 	nbd-plugin/mirror/persist.c \
 	nbd-plugin/mirror/persist.h \
 	nbd-plugin/mirror/process.c \

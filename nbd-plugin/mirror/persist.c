@@ -24,10 +24,13 @@
 #include "dirty-bitmap/samples.h"
 #include "dirty-bitmap/state/recordings.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/persist-disk.h"
 #include "nbd-plugin/mirror/persist.h"
 #include "nbd-plugin/own-thread.h"
 
 #define NOTE_MS 1000 /* how often the job's figures are noted */
+
+static const char another_server[] = "another server has served the disk meanwhile";
 
 /* ---- the note: the job's figures, as JSON ---- */
 
@@ -179,43 +182,6 @@ tell_found (const struct persist *p, const struct state_found *f)
                 f->recorded != NULL ? ": the checkpoints are inconsistent" : "");
 }
 
-/* The disk's file bears a mark that the superblock knows.  If it has the right one it keeps it, so
- * that a server which is killed in between leaves no wrong one. */
-static void
-mark_disk (struct persist *p, const struct state_found *f, const struct state_identity *now)
-{
-  static const uint8_t none[16];
-  uint8_t mark[16];
-
-  if (!now->known)
-    return;
-  memcpy (mark, now->mark, sizeof mark);
-  if (memcmp (mark, none, 16) == 0 || memcmp (mark, f->super.identity.mark, 16) != 0) {
-    uuid_make (mark);
-    if (!state_file_mark_disk (p->file.disk_fd, mark))
-      return;
-  }
-  memcpy (p->state.mark, mark, sizeof mark);
-}
-
-/* This server does not track: what an earlier one's state file says of the disk is not to be
- * believed from now on, also if that server was killed. */
-static void
-unmark_disk (const char *direct)
-{
-  struct state_identity id;
-  CLEANUP_FD int fd = direct != NULL ? open (direct, O_RDONLY | O_CLOEXEC) : -1;
-
-  if (fd == -1)
-    return;
-  state_identity_of (fd, &id);
-  static const uint8_t none[16];
-  if (id.known && memcmp (id.mark, none, 16) != 0 && !state_file_mark_disk (fd, NULL))
-    nbdkit_error ("%s: it was tracked with a state file, which cannot be told that this server"
-                  " does not: remove that file: %s",
-                  direct, strerror (errno));
-}
-
 int
 persist_open (struct mirror *m, char **error)
 {
@@ -226,15 +192,13 @@ persist_open (struct mirror *m, char **error)
   uint64_t size = 0;
   CLEANUP_TEXT char *why = NULL;
 
-  p->file = (struct state_file)STATE_FILE_INIT;
+  if (p->path != NULL && open_file (p, &size, error) == -1)
+    return -1;
+  persist_disk_open (p, m->config.direct);
   if (p->path == NULL) {
-    unmark_disk (m->config.direct);
+    persist_disk_unmark (p, m->config.direct);
     return 0;
   }
-  if (open_file (p, &size, error) == -1)
-    return -1;
-  if (m->config.direct != NULL)
-    p->file.disk_fd = open (m->config.direct, O_RDONLY | O_CLOEXEC);
   const struct state_io io = state_file_io (&p->file);
   state_init (&p->state, &io);
   p->open = true;
@@ -245,8 +209,9 @@ persist_open (struct mirror *m, char **error)
                        "mirror-state=%s: %s.  Remove it to begin without it: the next mirror is a"
                        " full copy then",
                        p->path, why);
-  mark_disk (p, &found, &now);
-  int r = found.tracked ? take_over (m, &found, boot, &why) : state_know (&p->state, &found);
+  int r = persist_disk_mark (p, &found, &now, &why);
+  if (r == 0)
+    r = found.tracked ? take_over (m, &found, boot, &why) : state_know (&p->state, &found);
   if (r == -1)
     text_error (error, "mirror-state=%s: %s", p->path, why != NULL ? why : "out of memory");
   else
@@ -275,8 +240,10 @@ persist_close (struct mirror *m)
   struct persist *p = &m->persist;
   struct state_identity id;
 
-  if (!p->open)
+  if (!p->open) {
+    fd_close (&p->file.disk_fd);
     return;
+  }
   if (p->thread_runs) {
     state_stop (&p->state);
     pthread_join (p->thread, NULL);
@@ -284,7 +251,11 @@ persist_close (struct mirror *m)
     if (m->attachment.region != NULL)
       make_note (m);
     state_identity_of (p->file.disk_fd, &id);
-    state_close_clean (&p->state, &id);
+    if (persist_disk_is_ours (p))
+      state_close_clean (&p->state, &id);
+    else if (atomic_load (&p->state.active))
+      nbdkit_error ("mirror-state=%s: %s; the next server takes every block for changed", p->path,
+                    another_server);
   }
   state_destroy (&p->state);
   state_file_close (&p->file);
@@ -298,6 +269,15 @@ persist_tracks (struct mirror *m)
 {
   m->persist.settling = false;
   m->persist.shards_seen = 0;
+}
+
+void
+persist_check_disk (struct mirror *m)
+{
+  struct persist *p = &m->persist;
+
+  if (p->open && !persist_disk_is_ours (p))
+    state_break (&p->state, another_server);
 }
 
 void
@@ -343,6 +323,7 @@ persist_fill (struct mirror *m, const char *since, struct region *r, char **erro
   uint64_t *bits = calloc (r->geo.nr_words + 1, 8);
   if (bits == NULL)
     return text_error (error, "out of memory");
+  persist_check_disk (m);
   int done = state_changed_now (s, since, bits, error);
   for (uint64_t b = 0, run = 0; done == 0 && b <= r->geo.nr_blocks; b++) {
     if (b < r->geo.nr_blocks && (bits[b / 64] >> (b % 64) & 1) != 0) {

@@ -30,6 +30,7 @@ struct persist {
   struct state state;
   pthread_t thread;
   bool open, thread_runs;
+  bool shared;             /* another server had the disk's file when we began */
   bool loss_told;          /* in the log */
   bool settling;           /* every write from before the tracking has ended */
   uint32_t shards_seen;    /* of the gate, at 0 since the tracking began */
@@ -52,6 +53,9 @@ int persist_begin (struct mirror *m, const struct region_geometry *geo, const ch
 /* Set what was changed since the checkpoint SINCE dirty in R, in which every mutation is marked
  * already.  0, or -1 with *ERROR. */
 int persist_fill (struct mirror *m, const char *since, struct region *r, char **error);
+
+/* If another server has served the disk since we began, what is recorded is inconsistent. */
+void persist_check_disk (struct mirror *m);
 
 /* Somebody writes to the disk without passing us: what is recorded is inconsistent. */
 void persist_bypassed (struct mirror *m);
