@@ -9,6 +9,11 @@
 #include <string.h>
 #include <xxhash.h>
 
+/* It makes XXH3_128bits_withSeed() choose the fastest version that this processor can run. */
+#if defined HAVE_XXH_X86DISPATCH_H && defined HAVE_XXH3_128BITS_WITHSEED_DISPATCH
+#include <xxh_x86dispatch.h>
+#endif
+
 #include "digest/hash.h"
 
 /* memcmp() gives up at the first byte that is not zero, so this costs nothing where there is data,
