@@ -3,9 +3,9 @@
  * A member of a budget.  See budget.h.
  *
  * The account is a time: what was spent so far is paid for then.  To spend is to move it on, by one
- * compare-and-swap, so nobody can be killed in the middle.  It may lie in the future only by what
- * was sent meanwhile.  A time further away was never written by a member that works, and counts as
- * now.
+ * compare-and-swap, so nobody can be killed in the middle.  All members may look before one of them
+ * pays, so it may lie in the future by a request of each.  A time further away was never written by
+ * a member that works, and counts as now.
  */
 
 #include "config.h"
@@ -26,7 +26,7 @@
 #include "budget/share.h"
 
 #define BURST_NS ((uint64_t)(100 * NS_PER_MS)) /* unspent for longer is lost */
-#define MAX_DEBT_NS ((uint64_t)(60 * NS_PER_S))
+#define MAX_REQUEST (2u << 20)                 /* bytes; more than anybody pays for at once */
 #define LOOK_NS ((uint64_t)(50 * NS_PER_MS))
 #define ABSENT_NS ((uint64_t)NS_PER_S)
 #define MAX_WAIT_NS ((uint64_t)(100 * NS_PER_MS))
@@ -202,40 +202,52 @@ look (struct budget *b, uint64_t now)
   double share = rate == 0 ? 0 : work_out_share (b, rate, now);
   uint64_t new = rate != 0 && share < 1 ? 1 : (uint64_t)share,
            old = atomic_exchange (&b->share, new);
-  /* A debt stays, in bytes. */
-  if (b->paid_ns > now && old != 0 && new != 0)
+  /* A debt stays, in bytes, until there is no limit for a while. */
+  if (new == 0)
+    b->paid_ns = now;
+  else if (b->paid_ns > now && old != 0)
     b->paid_ns = now + (uint64_t)((double)(b->paid_ns - now) * (double)old / (double)new);
 }
 
 /* ---- spending ---- */
 
-/* Until an account that is paid at PAID is not in debt. */
+/* When the account is paid, or now if that is too far away. */
+static uint64_t
+believed (const struct budget_memory *m, uint64_t paid, uint64_t rate, uint64_t now)
+{
+  uint32_t top = atomic_load (&m->top);
+  double requests = top < BUDGET_SLOTS ? top : BUDGET_SLOTS;
+  double most = requests * MAX_REQUEST * NS_PER_S / (double)rate + NS_PER_S;
+
+  return paid > now && (double)(paid - now) > most ? now : paid;
+}
+
+/* Until what is paid at PAID is no debt any more. */
 static uint64_t
 debt (uint64_t paid, uint64_t now)
 {
-  return paid <= now || paid - now > MAX_DEBT_NS ? 0 : paid - now;
+  return paid <= now ? 0 : paid - now;
 }
 
 /* PAID after BYTES more at RATE. */
 static uint64_t
 spend (uint64_t paid, uint64_t now, uint64_t bytes, uint64_t rate)
 {
-  uint64_t from = paid;
+  uint64_t from = paid + BURST_NS < now ? now - BURST_NS : paid;
 
-  if (paid + BURST_NS < now)
-    from = now - BURST_NS;
-  else if (paid > now && paid - now > MAX_DEBT_NS)
-    from = now;
   return from + (uint64_t)((double)bytes * NS_PER_S / (double)rate);
 }
 
 uint64_t
 budget_wait (struct budget *b, uint64_t now_ns)
 {
+  const struct budget_memory *m = b->file.memory;
+
   look (b, now_ns);
-  if (budget_rate (b) == 0)
+  uint64_t rate = budget_rate (b);
+  if (rate == 0)
     return 0;
-  uint64_t all = debt (atomic_load (&b->file.memory->paid_ns), now_ns);
+  uint64_t all = debt (believed (m, atomic_load (&m->paid_ns), rate, now_ns), now_ns);
   uint64_t ours = debt (b->paid_ns, now_ns), wait = all > ours ? all : ours;
   if (wait == 0)
     return 0;
@@ -255,7 +267,8 @@ budget_take (struct budget *b, uint64_t bytes, uint64_t now_ns)
   if (rate == 0)
     return;
   uint64_t paid = atomic_load (&m->paid_ns);
-  while (!atomic_compare_exchange_weak (&m->paid_ns, &paid, spend (paid, now_ns, bytes, rate)))
+  while (!atomic_compare_exchange_weak (
+      &m->paid_ns, &paid, spend (believed (m, paid, rate, now_ns), now_ns, bytes, rate)))
     ;
   b->paid_ns = spend (b->paid_ns, now_ns, bytes, share > 0 ? share : rate);
 }

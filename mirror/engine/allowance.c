@@ -32,6 +32,8 @@ allowance_take (struct engine *e, uint64_t bytes, uint64_t now_ns)
 void
 allowance_give (struct engine *e, uint64_t bytes)
 {
+  if (e->rate_off)
+    return;
   rate_give (&e->rate, bytes);
   if (e->options.budget != NULL)
     budget_give (e->options.budget, bytes);

@@ -213,6 +213,38 @@ BUDGET_TEST (many_that_begin_at_once_keep_the_sum)
   leave (m, MANY);
 }
 
+/* The least budget, for many who send much at a time: a debt lasts for an hour.  All of them look
+ * before anybody pays, as processes may. */
+BUDGET_TEST (many_keep_a_small_budget)
+{
+  enum { NR = 200, LARGE = 1 << 20 };
+  static struct member m[NR];
+  static bool may[NR];
+  uint64_t now = 1000 * SECOND, sent = 0, begun = now;
+
+  cr_assert_eq (budget_set ("b", BUDGET_RATE_MIN, NULL), 0);
+  for (unsigned i = 0; i < NR; i++)
+    join (&m[i], 1);
+  for (; now < begun + 5000 * SECOND; now += SECOND / 2) {
+    for (unsigned i = 0; i < NR; i++)
+      may[i] = budget_wait (m[i].b, now) == 0;
+    for (unsigned i = 0; i < NR; i++)
+      if (may[i]) {
+        budget_take (m[i].b, LARGE, now);
+        sent += LARGE;
+      }
+  }
+  cr_assert_leq (sent, BUDGET_RATE_MIN * 5000.0 + NR * (double)LARGE);
+  cr_assert_geq (sent, BUDGET_RATE_MIN * 4500.0);
+  /* Who may send without limit owes nothing afterwards. */
+  cr_assert_eq (budget_set ("b", 0, NULL), 0);
+  cr_assert_eq (budget_wait (m[0].b, now), 0);
+  cr_assert_eq (budget_set ("b", RATE, NULL), 0);
+  now += 2 * SECOND;
+  cr_assert_eq (budget_wait (m[0].b, now), 0);
+  leave (m, NR);
+}
+
 BUDGET_TEST (what_one_leaves_is_for_the_others)
 {
   struct member m[3];
