@@ -83,9 +83,14 @@ check_file (int fd, const char *name, char **error)
   return false;
 }
 
+/* With room for all of it: in a full file system the first touch of a page would be a SIGBUS, for
+ * whoever joins last.  False with errno. */
 static bool
 map_file (struct budget_file *f)
 {
+  errno = posix_fallocate (f->fd, 0, sizeof *f->memory);
+  if (errno != 0)
+    return false;
   void *p = mmap (NULL, sizeof *f->memory, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, 0);
 
   f->memory = p != MAP_FAILED ? p : NULL;
@@ -128,7 +133,7 @@ fill (int fd, uint64_t rate)
 {
   struct budget_file f = { .fd = fd };
 
-  if (ftruncate (fd, sizeof *f.memory) == -1 || !map_file (&f))
+  if (!map_file (&f))
     return false;
   memcpy (f.memory->magic, BUDGET_MAGIC, sizeof f.memory->magic);
   f.memory->version = BUDGET_VERSION;

@@ -129,3 +129,35 @@ wire=$(field wire-bytes <"$tmp/report")
 [ "$wire" -lt "$(field sent-bytes <"$tmp/report")" ] || fail "nothing was compressed"
 [ "$(field bytes < <(budget vms --json))" = "$wire" ] ||
   fail "the budget counts $(budget vms --json), and the wire had $wire"
+
+# ---- a file system that is full ----
+
+if unshare -m true 2>/dev/null; then
+  mkdir -m 700 "$tmp/full"
+  export builddir tmp NBDMIRROR
+  # shellcheck disable=SC2016
+  unshare -m bash -euc '
+    mount -t tmpfs -o size=256k,mode=700 none "$tmp/full"
+    export NBDMIRROR_BUDGETS=$tmp/full
+    "$NBDMIRROR" budget one 1M
+    dd if=/dev/zero of="$tmp/full/rest" bs=4k 2>/dev/null || :
+    result=0
+    "$NBDMIRROR" budget two 1M 2>"$tmp/err" || result=$?
+    [ $result = 1 ] && grep -q "budget two: .*No space left" "$tmp/err"
+    # A budget that an older version left, of which only the first page is there.
+    rm "$tmp/full/one"
+    truncate -s 8 "$tmp/full/rest"
+    "$NBDMIRROR" budget one 1M
+    head -c 4096 "$tmp/full/one" >"$tmp/head"
+    size=$(stat -c %s "$tmp/full/one")
+    rm "$tmp/full/one"
+    install -m 600 "$tmp/head" "$tmp/full/one"
+    truncate -s "$size" "$tmp/full/one"
+    dd if=/dev/zero of="$tmp/full/rest" bs=4k 2>/dev/null || :
+    result=0
+    "$NBDMIRROR" copy /dev/null null: --budget one 2>"$tmp/err" || result=$?
+    [ $result = 1 ] && grep -q "budget one: .*No space left" "$tmp/err"
+  ' || fail "a full file system: $(cat "$tmp/err")"
+else
+  note "no full file system: mount is not allowed"
+fi
