@@ -86,11 +86,11 @@ state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boo
   return 0;
 }
 
-/* The live map of a job that begins has what was changed since checkpoint SINCE.  Until the
- * superblock says that there is a job it means nothing to anybody who reads the file; so an older
- * job has to be gone from it. */
+/* The live map of a job that begins has what was changed since checkpoint SINCE: BITS, which has
+ * that of the frozen recordings, and the active one.  Until the superblock says that there is a job
+ * it means nothing to anybody who reads the file; so an older job has to be gone from it. */
 static int
-take_changes (struct state *s, const char *since, char **error)
+take_changes (struct state *s, const char *since, uint64_t *bits, char **error)
 {
   uint64_t nr_words = s->layout.geo.nr_words;
   struct state_super super = s->super;
@@ -98,25 +98,21 @@ take_changes (struct state *s, const char *since, char **error)
   super.job = false;
   if (s->super.job && state_write_super (s, &super) == -1)
     return text_error (error, "it cannot be written: %s", strerror (errno));
-  uint64_t *bits = calloc (nr_words + 1, 8);
-  if (bits == NULL)
-    return text_error (error, "out of memory");
   for (uint64_t w = 0; w < nr_words; w++)
     atomic_store (&s->live[w], 0);
-  atomic_store (&s->marked[0], s->live); /* before the recordings are looked at (guest.c) */
-  int r = state_changed_now (s, since, bits, error);
+  atomic_store (&s->marked[0], s->live); /* before the active recording is looked at (guest.c) */
+  int r = state_add_active (s, since, bits, error);
   for (uint64_t w = 0; r == 0 && w < nr_words; w++)
     if (bits[w] != 0)
       atomic_fetch_or (&s->live[w], bits[w]);
   if (r == -1)
     atomic_store (&s->marked[0], NULL);
-  free (bits);
   return r;
 }
 
 static int
 begin_job (struct state *s, const uint8_t uuid[16], const uint8_t boot[16], const char *since,
-           char **error)
+           uint64_t *changes, char **error)
 {
   atomic_store (&s->marked[0], NULL);
   /* No page bears the new job's UUID yet, which means: everything is dirty. */
@@ -125,7 +121,7 @@ begin_job (struct state *s, const uint8_t uuid[16], const uint8_t boot[16], cons
   s->note_sequence = 0;
   s->note_copy = 1;
   s->note[0] = s->wanted_note[0] = '\0';
-  if (since != NULL && take_changes (s, since, error) == -1)
+  if (since != NULL && take_changes (s, since, changes, error) == -1)
     return -1;
   struct state_super super = s->super;
   bool beside = atomic_load (&s->active);
@@ -145,14 +141,22 @@ int
 state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_t *live,
              const uint8_t uuid[16], const uint8_t boot[16], const char *since, char **error)
 {
-  int r = -1;
+  uint64_t *changes = since != NULL ? calloc (layout->geo.nr_words + 1, 8) : NULL;
 
+  if (since != NULL && changes == NULL)
+    return text_error (error, "out of memory");
   pthread_mutex_lock (&s->io_lock);
-  if (state_allocate (s, layout, error) == 0) {
-    s->live = live;
-    r = begin_job (s, uuid, boot, since, error);
-  }
+  int r = state_allocate (s, layout, error);
   pthread_mutex_unlock (&s->io_lock);
+  if (r == 0 && since != NULL)
+    r = state_frozen_since (s, since, changes, error);
+  if (r == 0) {
+    pthread_mutex_lock (&s->io_lock);
+    s->live = live;
+    r = begin_job (s, uuid, boot, since, changes, error);
+    pthread_mutex_unlock (&s->io_lock);
+  }
+  free (changes);
   return r;
 }
 

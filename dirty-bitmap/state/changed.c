@@ -84,19 +84,30 @@ state_changed_since (const struct state_layout *l, const struct state_table *t, 
 }
 
 int
-state_changed_now (struct state *s, const char *since, uint64_t *bits, char **error)
+state_frozen_since (struct state *s, const char *since, uint64_t *bits, char **error)
 {
   const struct state_table *t = s->table; /* only our thread changes it and its recordings */
   int from = t != NULL ? state_table_find (t, since) : -1;
 
   if (from == -1)
     return text_error (error, "there is no checkpoint '%s'", since);
-  if (t->recording && !atomic_load (&s->active))
+  return state_changed_since (&s->layout, t, (uint32_t)from, s->io.read, s->io.opaque, bits, error);
+}
+
+int
+state_add_active (struct state *s, const char *since, uint64_t *bits, char **error)
+{
+  if (!atomic_load (&s->active))
     return text_error (error, "checkpoint '%s' is inconsistent: the state file was lost", since);
-  if (state_changed_since (&s->layout, t, (uint32_t)from, s->io.read, s->io.opaque, bits, error)
-      == -1)
-    return -1;
   for (uint64_t w = 0; w < s->layout.geo.nr_words; w++)
-    bits[w] |= atomic_load (&s->slots[t->slot][w]);
+    bits[w] |= atomic_load (&s->slots[s->table->slot][w]);
   return 0;
+}
+
+int
+state_changed_now (struct state *s, const char *since, uint64_t *bits, char **error)
+{
+  return state_frozen_since (s, since, bits, error) == -1
+             ? -1
+             : state_add_active (s, since, bits, error);
 }

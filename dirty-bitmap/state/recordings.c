@@ -292,12 +292,34 @@ merge_frozen (struct state *s, struct state_table *t, uint32_t i, const uint64_t
   return 0;
 }
 
-/* Checkpoint I, which has a parent, in T.  0, or -1 with *ERROR; nothing was removed then. */
+/* What is to be merged where checkpoint I is removed: the frozen recordings of it and its parent.
+ * *BITS (owned by the caller) stays NULL if there is nothing to merge.  A guest's first touch does
+ * not wait for it: only our thread changes what is frozen.  0, or -1 with *ERROR. */
 static int
-merge (struct state *s, struct state_table *t, uint32_t i, char **error)
+read_both (struct state *s, uint32_t i, uint64_t **bits, char **error)
 {
-  int fault = state_table_fault (t, i - 1), r = -1;
+  const struct state_table *t = s->table;
   uint64_t bad;
+  int r = 0;
+
+  *bits = NULL;
+  if (i == 0 || state_table_fault (t, i - 1) != -1)
+    return 0;
+  *bits = calloc (s->layout.geo.nr_words + 1, 8);
+  if (*bits == NULL)
+    return text_error (error, "out of memory");
+  for (uint32_t k = i - 1; r == 0 && k <= i && k + 1 < t->nr; k++)
+    r = state_read_recording (&s->layout, &t->list[k], s->io.read, s->io.opaque, *bits, &bad,
+                              error);
+  return r;
+}
+
+/* Checkpoint I, which has a parent, in T.  BITS is what read_both() has found.  0, or -1 with
+ * *ERROR; nothing was removed then. */
+static int
+merge (struct state *s, struct state_table *t, uint32_t i, uint64_t *bits, char **error)
+{
+  int fault = state_table_fault (t, i - 1);
 
   if (fault != -1) {
     struct state_checkpoint *parent = &t->list[i - 1];
@@ -309,36 +331,15 @@ merge (struct state *s, struct state_table *t, uint32_t i, char **error)
     drop_entry (t, i);
     return 0;
   }
-  bool active = i + 1 == t->nr;
-  uint64_t *bits = calloc (s->layout.geo.nr_words + 1, 8);
-  if (bits == NULL)
-    return text_error (error, "out of memory");
-  if (state_read_recording (&s->layout, &t->list[i - 1], s->io.read, s->io.opaque, bits, &bad,
-                            error)
-          == 0
-      && (active
-          || state_read_recording (&s->layout, &t->list[i], s->io.read, s->io.opaque, bits, &bad,
-                                   error)
-                 == 0)) {
-    r = active ? merge_active (s, t, i, bits) : merge_frozen (s, t, i, bits);
-    if (r == -1)
-      text_error (error, "it cannot be written: %s", strerror (errno));
-  }
-  free (bits);
-  return r;
+  int r = i + 1 == t->nr ? merge_active (s, t, i, bits) : merge_frozen (s, t, i, bits);
+  return r == 0 ? 0 : text_error (error, "it cannot be written: %s", strerror (errno));
 }
 
+/* Remove checkpoint I, with T as room for the new table. */
 static int
-remove_it (struct state *s, const char *name, struct state_table *t, char **error)
+remove_it (struct state *s, int i, struct state_table *t, uint64_t *bits, char **error)
 {
-  int i = -1;
-
-  if (s->table != NULL) {
-    *t = *s->table;
-    i = state_table_find (t, name);
-  }
-  if (i == -1)
-    return text_error (error, "there is no checkpoint '%s'", name);
+  *t = *s->table;
   if (s->preparing)
     return text_error (error, "a checkpoint is being added");
   if (s->lost)
@@ -346,7 +347,7 @@ remove_it (struct state *s, const char *name, struct state_table *t, char **erro
   uint32_t areas[2] = { t->list[i].area, i > 0 ? t->list[i - 1].area : t->list[i].area };
   bool recorded = t->recording;
   if (i > 0) {
-    if (merge (s, t, (uint32_t)i, error) == -1)
+    if (merge (s, t, (uint32_t)i, bits, error) == -1)
       return -1;
   } else {
     t->recording &= t->nr > 1;
@@ -369,13 +370,21 @@ remove_it (struct state *s, const char *name, struct state_table *t, char **erro
 int
 state_checkpoint_remove (struct state *s, const char *name, char **error)
 {
-  struct state_table *t = malloc (sizeof *t);
+  int i = s->table != NULL ? state_table_find (s->table, name) : -1;
 
+  if (i == -1)
+    return text_error (error, "there is no checkpoint '%s'", name);
+  struct state_table *t = malloc (sizeof *t);
   if (t == NULL)
     return text_error (error, "out of memory");
-  pthread_mutex_lock (&s->io_lock);
-  int r = remove_it (s, name, t, error);
-  pthread_mutex_unlock (&s->io_lock);
+  uint64_t *bits;
+  int r = read_both (s, (uint32_t)i, &bits, error);
+  if (r == 0) {
+    pthread_mutex_lock (&s->io_lock);
+    r = remove_it (s, i, t, bits, error);
+    pthread_mutex_unlock (&s->io_lock);
+  }
+  free (bits);
   free (t);
   return r;
 }

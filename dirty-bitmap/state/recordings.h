@@ -58,7 +58,13 @@ int state_read_recording (const struct state_layout *l, const struct state_check
 int state_changed_since (const struct state_layout *l, const struct state_table *t, uint32_t from,
                          state_reader *read, void *opaque, uint64_t *bits, char **error);
 
-/* The same for S, with the active recording.  The control thread's. */
+/* The same for S, with the active recording.  It may take seconds, so io_lock is not held: a
+ * guest's first touch of an extent would wait for it.  The control thread's. */
 int state_changed_now (struct state *s, const char *since, uint64_t *bits, char **error);
+
+/* Its two steps: the frozen recordings, which nobody changes; then the active one, which also fails
+ * if the tracking was lost.  That one is quick. */
+int state_frozen_since (struct state *s, const char *since, uint64_t *bits, char **error);
+int state_add_active (struct state *s, const char *since, uint64_t *bits, char **error);
 
 #endif

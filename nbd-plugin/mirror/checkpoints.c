@@ -369,6 +369,7 @@ checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const 
 {
   CLEANUP_TEXT char *error = NULL;
   struct region_geometry geo = { 0 };
+  struct gate_view gate;
   CLEANUP_FD int fd = memfd_create ("nbdmirror-map", MFD_CLOEXEC);
 
   if (since != NULL && !m->persist.open) {
@@ -379,6 +380,11 @@ checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const 
     geo = m->persist.state.layout.geo;
   else if (m->attachment.region != NULL)
     geo = m->attachment.region->geo;
+  gate_look (&m->gate, &gate);
+  if (since != NULL && gate.mode == GATE_HELD) { /* to read recordings takes long */
+    control_error (peer, id, "Busy", "a hand-off is under way");
+    return;
+  }
   if (since != NULL)
     persist_check_disk (m);
   size_t bytes = geo.nr_words * 8 + 8; /* never empty */

@@ -242,5 +242,15 @@ fi
 checkpoint remove "${control[src]}" both
 checkpoint remove "${control[src]}" two
 [ "$(names "${control[src]}")" = five ] || fail "the inconsistent ones stay"
+
+# A guest that is held does not wait for recordings to be read.
+spawn mirror nbdmirror mirror "${control[src]}" "$tmp/held.img"
+wait_state "${control[src]}" ready 20
+nbdmirror complete "${control[src]}" --prepare-only --lease 20s >/dev/null
+has_to_exit 1 nbdmirror dirty-map "${control[src]}" --since five
+grep -q "a hand-off is under way" "$tmp/err" || fail "while it is held: $(cat "$tmp/err")"
+has_to_exit 1 nbdmirror checkpoint remove "${control[src]}" five
+nbdmirror cancel "${control[src]}"
+wait_exit mirror 10
 stop src
 stop dst

@@ -424,6 +424,36 @@ Test (state, a_job_since_a_checkpoint)
   end ();
 }
 
+/* As the file's own, where nobody keeps a guest's first touch of an extent waiting. */
+static int
+read_beside_guests (void *opaque, void *data, size_t length, uint64_t offset)
+{
+  cr_assert (pthread_mutex_trylock (&state.io_lock) == 0, "a guest would wait for this");
+  pthread_mutex_unlock (&state.io_lock);
+  return state_file_io (opaque).read (opaque, data, length, offset);
+}
+
+/* A disk may have 256 recordings of 32 MiB, and to read them takes seconds. */
+Test (state, no_guest_waits_while_recordings_are_read)
+{
+  uint8_t uuid[16];
+  char *error = NULL;
+
+  begin ();
+  for (unsigned i = 0; i < 4; i++) {
+    add ((const char *[]){ "a", "b", "c", "d" }[i]);
+    write_block (i * 1000);
+  }
+  state.io.read = read_beside_guests;
+  drop ("b");
+  drop ("d");
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, "a", &error) == 0, "%s", error);
+  CHANGED ("a", 0, 1000, 2000, 3000);
+  CHANGED ("c", 2000, 3000);
+  end ();
+}
+
 Test (state, damage_is_never_clean)
 {
   uint64_t *bits = calloc (16384 / 64 + 1, 8);
