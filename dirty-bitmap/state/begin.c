@@ -82,6 +82,8 @@ state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boo
   }
   if (s->io.sync (s->io.opaque) == -1 || state_write_super (s, super) == -1)
     return -1;
+  if (s->unmarked && s->io.mark_disk (s->io.opaque, s->disk.mark) == 0)
+    s->unmarked = false;
   start_tracking (s);
   return 0;
 }

@@ -61,6 +61,13 @@ sync_disk (void *opaque)
 }
 
 static int
+mark_disk (void *opaque, const uint8_t mark[16])
+{
+  struct state_file *f = opaque;
+  return state_file_mark_disk (f->disk_fd, mark) ? 0 : -1;
+}
+
+static int
 allocate (void *opaque, uint64_t offset, uint64_t length)
 {
   return state_file_allocate (opaque, offset, length);
@@ -87,6 +94,7 @@ state_file_io (struct state_file *f)
                             .write = write_file,
                             .sync = sync_file,
                             .sync_disk = f->disk_fd != -1 ? sync_disk : NULL,
+                            .mark_disk = f->disk_fd != -1 ? mark_disk : NULL,
                             .opaque = f };
 }
 

@@ -38,7 +38,9 @@
  *   note.c    samples and note of a job            file.c        the file itself
  *
  * When the file cannot be written, nothing more is tracked in it: the state is *lost*.  That is
- * written into the superblock, again and again until it works, and no write waits any more.
+ * written into the superblock, again and again until it works, and no write waits any more.  If it
+ * does not work at once, the disk loses its mark, so that nobody believes the file who does not
+ * know of the loss.
  *
  * Threads: guest threads call state_enter(), state_leave() and the flush functions.  One thread
  * (state_work(), or a test) does all that writes to the file while guests run.  The control thread
@@ -71,6 +73,9 @@ struct state_io {
   int (*sync) (void *opaque);
   /* The same for the source's disk.  NULL: nobody can, so only the guest's flushes count. */
   int (*sync_disk) (void *opaque);
+  /* Give the source's disk MARK, or (NULL) take its mark away; durable when it returns 0.  NULL:
+   * nobody can. */
+  int (*mark_disk) (void *opaque, const uint8_t mark[16]);
   void *opaque;
 };
 
@@ -142,6 +147,7 @@ struct state {
   struct state_io io;
   struct state_super super;   /* as it was written last */
   struct state_identity disk; /* its mark and inode, for the superblock; set before it begins */
+  bool unmarked;              /* under io_lock: the mark was taken away because of a loss */
   _Atomic uint64_t *live;     /* the job's mapping, nr_words; borrowed */
   _Atomic uint64_t *slots[2]; /* the same of recordings; or NULL */
 

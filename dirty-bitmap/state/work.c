@@ -378,6 +378,16 @@ stay_hot (struct state *s, const struct round *round)
   pthread_mutex_unlock (&s->lock);
 }
 
+/* The file does not say what was lost: say it on the disk, which is often elsewhere. */
+static void
+unmark_disk (struct state *s)
+{
+  static const uint8_t none[16];
+
+  if (!s->unmarked && s->io.mark_disk != NULL && memcmp (s->disk.mark, none, 16) != 0)
+    s->unmarked = s->io.mark_disk (s->io.opaque, NULL) == 0;
+}
+
 /* Is a loss to be written?  It says INCONSISTENT, which is as good as all dirty. */
 static void
 write_loss (struct state *s)
@@ -397,8 +407,10 @@ write_loss (struct state *s)
   state_super_encode (&super, page);
   for (unsigned copy = 0; copy < 2; copy++)
     if (s->io.write (s->io.opaque, page, sizeof page, copy * STATE_PAGE) == -1
-        || s->io.sync (s->io.opaque) == -1)
+        || s->io.sync (s->io.opaque) == -1) {
+      unmark_disk (s);
       return; /* tried again */
+    }
   s->super = super;
   pthread_mutex_lock (&s->lock);
   s->loss_unwritten = false;

@@ -120,8 +120,8 @@ stop src
 # A server that is killed while it starts costs nothing: what is known stays exact.
 begin
 for i in {1..6}; do
-  rm -f "$tmp"/early.*
   killed src
+  rm -f "$tmp"/early.*
   spawn src "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$tmp/early.sock" \
     --filter="$NBDMIRROR_FILTER" file "$tmp/disk" "mirror-control=$tmp/early.control" \
     "mirror-direct=$tmp/disk" "mirror-state=$tmp/a.state" mirror-state-volatile=yes
