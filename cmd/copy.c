@@ -79,7 +79,7 @@ refuse_habit (int c)
     { 'S', "-S", "zeroes are looked for in pieces of 4 KiB; --sparse says what becomes of them" },
     { 'T', "--threads", "there is one thread for each connection: give --connections" },
     { OPT_REQUEST_SIZE, "--request-size", "requests have 256 KiB, as nbdcopy's have by default" },
-    { OPT_QUEUE_SIZE, "--queue-size", "all buffers together have 32 MiB" },
+    { OPT_QUEUE_SIZE, "--queue-size", "all buffers together have 96 MiB at most" },
     { OPT_SYNCHRONOUS, "--synchronous", "use --bandwidth to go easy on a slow server" },
     { OPT_NO_EXTENTS, "--no-extents",
       "block status is believed only where it says that a range reads as zero; leave it out" },

@@ -182,6 +182,13 @@ op_call (struct op *op)
 
 /* ---- Channels --------------------------------------------------------------------------- */
 
+void
+endpoint_connect_ahead (struct endpoint *ep, unsigned nr)
+{
+  if (ep->ops->connect_ahead != NULL)
+    ep->ops->connect_ahead (ep, nr);
+}
+
 struct channel *
 channel_open (struct endpoint *ep, int *errnum, char **error)
 {

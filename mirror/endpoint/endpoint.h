@@ -124,7 +124,9 @@ struct endpoint_info {
   bool can_status;     /* ZERO can be asked for */
   bool can_layers;     /* what lies in a lower layer can be asked for as well */
   bool is_rotational;
-  bool has_digests;    /* with ask_digests: it can be opened with `digests` as well */
+  bool has_digests; /* with ask_digests: it can be opened with `digests` as well */
+  /* NBD: no round trip is longer, as far as the handshake and the first flush tell; 0: unknown. */
+  uint64_t rtt_ns;
   uint64_t digests_of; /* of an export of digests: the size of the disk, bytes */
   bool direct;         /* files: O_DIRECT is in use */
   char *note;          /* something worth telling the user once, or NULL (O_DIRECT refused …) */
@@ -161,6 +163,11 @@ bool endpoint_is_full (const struct endpoint *ep);
 const char *endpoint_name (const struct endpoint *ep); /* for messages */
 void endpoint_close (
     struct endpoint *ep); /* after all its channels; ends a command, which may take seconds */
+
+/* The next NR channels are opened one after the other: make the connections that they will need
+ * now, all at the same time.  What goes wrong is told by channel_open().  Call it at most once,
+ * before the first channel is opened.  Blocks up to connect_timeout_ms. */
+void endpoint_connect_ahead (struct endpoint *ep, unsigned nr);
 
 /* Open a channel for the calling thread.  The first channel of an NBD endpoint takes over the
  * connection that endpoint_open() made, the others connect (blocking up to connect_timeout_ms);

@@ -49,6 +49,8 @@ struct op {
 
 struct endpoint_ops {
   void (*close) (struct endpoint *ep);
+  /* Make the connections of so many channels ahead; NULL: there is nothing to make. */
+  void (*connect_ahead) (struct endpoint *ep, unsigned nr_channels);
   struct channel *(*channel_open) (struct endpoint *ep, int *errnum, char **error);
   /* Stop all I/O: no memory of a request is in use afterwards.  Requests are still in flight. */
   void (*stop) (struct channel *ch);

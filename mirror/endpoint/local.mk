@@ -14,6 +14,8 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/file.c \
 	mirror/endpoint/file.h \
 	mirror/endpoint/internal.h \
+	mirror/endpoint/nbd-ahead.c \
+	mirror/endpoint/nbd-ahead.h \
 	mirror/endpoint/nbd-connect.c \
 	mirror/endpoint/nbd-export.c \
 	mirror/endpoint/nbd-hang-up.c \

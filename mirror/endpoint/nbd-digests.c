@@ -79,6 +79,7 @@ nbd_go_digests (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline
 {
   const struct digest_key *key = nep->ep.opts.digests;
   char name[NAME_MAX_NBD + 1];
+  uint64_t of;
 
   if (!name_digests (nep, key, name)) {
     errno = ENAMETOOLONG;
@@ -86,8 +87,11 @@ nbd_go_digests (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline
   }
   if (nbd_go (h, name, deadline) == -1)
     return -1;
-  if (is_digests (h, key, &nep->digests_of)) {
-    nep->has_digests = true;
+  if (is_digests (h, key, &of)) {
+    if (!nep->has_digests) { /* the first connection: others may be made at the same time */
+      nep->digests_of = of;
+      nep->has_digests = true;
+    }
     return 0;
   }
   errno = ENOTSUP;

@@ -10,10 +10,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "compress/pack.h"
 #include "mirror/endpoint/command.h"
 #include "mirror/endpoint/nbd.h"
+
+/* Round trips of a handshake, at least: connecting, the greeting, three options. */
+#define HANDSHAKE_TRIPS 5
 
 /* ---- What the export is ----------------------------------------------------------------- */
 
@@ -161,9 +165,13 @@ try_flush (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char **e
     return 0;
 
   int timeout_ms = NBD_FLUSH_TIMES * o->request_timeout_ms;
+  uint64_t begin = clock_ns (), *rtt_ns = &nep->ep.info.rtt_ns;
   int err = flush_and_wait (h, timeout_ms);
-  if (err == 0)
+  if (err == 0) {
+    uint64_t took = clock_ns () - begin;
+    *rtt_ns = *rtt_ns == 0 || took < *rtt_ns ? took : *rtt_ns;
     return 0;
+  }
   if (endpoint_error_lasts (err)) {
     nep->ep.info.can_flush = false;
     nep->ep.info.flush_error = err;
@@ -189,6 +197,7 @@ nbd_endpoint_close (struct endpoint *ep)
 
   if (h)
     nbd_close_handle (h, true);
+  nbd_ahead_close (&nep->ahead);
   if (atomic_load (&nep->stdio) != -1)
     close (atomic_load (&nep->stdio));
   if (nep->command)
@@ -238,10 +247,14 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
   atomic_store (&nep->stdio, -1);
   if (!nep->uri && !start_command (nep, place, errnum, error))
     goto fail;
+  uint64_t begin = clock_ns ();
   atomic_store (&nep->first, nbd_connect (nep, errnum, error));
   struct nbd_handle *h = atomic_load (&nep->first);
-  if (h && describe (nep, h, &nep->ep.info, errnum, error) == 0
-      && try_flush (nep, h, errnum, error) == 0 && nbd_packed_start (nep, errnum, error))
+  bool described = h && describe (nep, h, &nep->ep.info, errnum, error) == 0;
+  /* A command has to start first. */
+  if (nep->uri)
+    nep->ep.info.rtt_ns = (clock_ns () - begin) / HANDSHAKE_TRIPS;
+  if (described && try_flush (nep, h, errnum, error) == 0 && nbd_packed_start (nep, errnum, error))
     return &nep->ep;
 
 fail:

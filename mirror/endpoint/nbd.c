@@ -428,6 +428,22 @@ nbd_channel_free (struct channel *ch)
   free (ch);
 }
 
+/* The connection that endpoint_open() made, one that was made ahead, or a new one. */
+static struct nbd_handle *
+take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
+{
+  struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
+  struct nbd_attempt attempt;
+
+  if (h != NULL)
+    return h;
+  if (!nbd_ahead_take (&nep->ahead, &attempt))
+    return nbd_connect_again (nep, errnum, error);
+  *errnum = attempt.errnum;
+  *error = attempt.error;
+  return attempt.h;
+}
+
 /* Connect NR times, or less often where the server admits no more.  -1 with *ERRNUM and *ERROR. */
 static int
 connect_all (struct nbd_endpoint *nep, struct nbd_channel *nc, unsigned nr, int *errnum,
@@ -437,10 +453,7 @@ connect_all (struct nbd_endpoint *nep, struct nbd_channel *nc, unsigned nr, int 
   int err = 0;
 
   while (nc->nr_conns < nr) {
-    struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
-
-    if (!h)
-      h = nbd_connect_again (nep, &err, &why);
+    struct nbd_handle *h = take_connection (nep, &err, &why);
     if (!h)
       break;
     nc->conns[nc->nr_conns++].h = h;
@@ -454,25 +467,46 @@ connect_all (struct nbd_endpoint *nep, struct nbd_channel *nc, unsigned nr, int 
   return -1;
 }
 
-static struct channel *
-nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
+/* How many connections does a channel have? */
+static unsigned
+connections_each (const struct nbd_endpoint *nep)
 {
-  struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
-  struct nbd_channel *nc = calloc (1, sizeof *nc);
+  const struct endpoint *ep = &nep->ep;
   unsigned nr = ep->opts.nr_connections;
 
   if (nr == 0 && ep->info.can_multi_conn)
     nr = ep->opts.nr_multi;
   if (nr == 0)
     nr = ep->opts.nr_in_flight == 1 && ep->info.can_multi_conn ? 4 : 1;
+  /* The compressor's descriptor needs a place as well. */
+  return nep->compressor && nr == CHANNEL_MAX_FDS ? nr - 1 : nr;
+}
+
+static void
+nbd_connections_ahead (struct endpoint *ep, unsigned nr_channels)
+{
+  struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
+  unsigned nr = nr_channels * connections_each (nep), have = atomic_load (&nep->first) != NULL;
+
+  if (nr > CHANNEL_MAX_FDS)
+    nr = CHANNEL_MAX_FDS;
+  if (nr > have && !nep->has_stdio)
+    nbd_ahead_connect (nep, nr - have);
+}
+
+static struct channel *
+nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
+{
+  struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
+  struct nbd_channel *nc = calloc (1, sizeof *nc);
+  unsigned nr = connections_each (nep);
+
   if (!nc) {
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
     return NULL;
   }
   nc->ch.ep = ep;
   nc->status_ask = ENDPOINT_MAX_STATUS - ENDPOINT_MAX_STATUS % ep->info.min_block;
-  if (nep->compressor && nr == CHANNEL_MAX_FDS)
-    nr--; /* the compressor's descriptor needs a place as well */
   if (connect_all (nep, nc, nr, errnum, error) == 0) {
     nc->queue = nep->compressor ? squeeze_queue_new (nep->compressor) : NULL;
     if ((nc->queue || !nep->compressor)
@@ -487,6 +521,7 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
 
 const struct endpoint_ops nbd_ops = {
   .close = nbd_endpoint_close,
+  .connect_ahead = nbd_connections_ahead,
   .channel_open = nbd_channel_open,
   .stop = nbd_stop,
   .channel_free = nbd_channel_free,

@@ -13,6 +13,7 @@
 
 #include "digest/hash.h"
 #include "mirror/endpoint/internal.h"
+#include "mirror/endpoint/nbd-ahead.h"
 #include "mirror/endpoint/uri.h"
 
 #define ALLOCATION "base:allocation"
@@ -58,6 +59,7 @@ struct nbd_endpoint {
   bool has_digests;          /* a connection has found some */
 
   _Atomic (struct nbd_handle *) first; /* endpoint_open()'s connection, for the first channel */
+  struct nbd_ahead ahead;              /* and those that were made for the others */
 };
 
 extern const struct endpoint_ops nbd_ops;

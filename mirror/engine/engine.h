@@ -75,13 +75,13 @@ struct engine_options {
   struct endpoint *base; /* ENGINE_SYNC_BASE: the image, borrowed; else NULL */
 };
 
-#define ENGINE_REQUEST_BYTES (256u * 1024)      /* one data request (or one block, if larger) */
-#define ENGINE_SHORT_BYTES (8u * 1024)          /* a request for a few scattered blocks */
-#define ENGINE_BUFFER_BYTES (32u * 1024 * 1024) /* all buffers together, at most */
-#define ENGINE_SHORT_SLOTS 1024                 /* short requests in flight, of all copiers */
+#define ENGINE_REQUEST_BYTES (256u * 1024) /* one data request (or one block, if larger) */
+#define ENGINE_SHORT_BYTES (8u * 1024)     /* a request for a few scattered blocks */
+#define ENGINE_BUFFER_BYTES (96u * 1024 * 1024)
+#define ENGINE_SHORT_SLOTS 1024 /* short requests in flight, of all copiers */
 /* Requests in flight for one copier where the line is short; whole requests where it is long. */
 #define ENGINE_DEPTH 16
-#define ENGINE_MAX_DEPTH 64
+#define ENGINE_MAX_DEPTH 160
 /* What the destination's connection must be able to have in flight. */
 #define ENGINE_IN_FLIGHT (ENGINE_SHORT_SLOTS + ENGINE_MAX_DEPTH)
 #define ENGINE_GRACE_NS UINT64_C (2000000000)

@@ -140,6 +140,9 @@ open_channels (struct session *s, struct channels *chs, unsigned wanted,
   char *error = NULL;
   int errnum = 0;
 
+  endpoint_connect_ahead (s->target.endpoint, wanted);
+  if (s->target.digests != NULL)
+    endpoint_connect_ahead (s->target.digests, wanted);
   for (chs->nr = 0; chs->nr < wanted; chs->nr++) {
     struct channel *dest = channel_open (s->target.endpoint, &errnum, &error), *source = NULL;
     if (dest != NULL)
@@ -415,7 +418,11 @@ session_start (struct session *s, char **error)
   engine_session_begin (s->engine, &s->wakers);
   s->begun = true;
 
+  uint64_t rtt_ns = atomic_load (&s->engine->rtt_ns);
+  if (rtt_ns == 0)
+    rtt_ns = endpoint_info (s->target.endpoint)->rtt_ns;
   for (unsigned i = 0; i < s->nr_copiers; i++) {
+    window_expect (&s->copiers[i].slots.window, rtt_ns);
     int err = pthread_create (&s->copiers[i].thread, NULL, copier_run, &s->copiers[i]);
     if (err != 0)
       return text_error (error, "cannot start a thread: %s", strerror (err));

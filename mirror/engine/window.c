@@ -12,6 +12,8 @@
 #define PERIOD_NS ((uint64_t)(5 * NS_PER_S))
 /* Over a line like this, growth by one each round trip would take seconds. */
 #define LONG_LINE_NS ((uint64_t)(2 * NS_PER_MS))
+/* What to begin with there: a request for each of these, which is 80 MiB/s a copier. */
+#define LONG_FIRST_NS ((uint64_t)(3 * NS_PER_MS))
 #define LONG_SLACK 0.25 /* of what is in flight may wait, where the latency varies by itself */
 #define QUEUE_MIN 2     /* fewer of them wait: one more may be in flight */
 #define QUEUE_MAX 4     /* more of them wait: one less */
@@ -22,6 +24,16 @@ window_init (struct window *w, unsigned short_max, unsigned max)
   *w = (struct window){ .depth = max < WINDOW_MIN ? max : WINDOW_MIN,
                         .short_max = short_max < max ? short_max : max,
                         .max = max };
+}
+
+void
+window_expect (struct window *w, uint64_t rtt_ns)
+{
+  uint64_t first = rtt_ns / LONG_FIRST_NS;
+
+  if (rtt_ns < LONG_LINE_NS || first <= w->depth)
+    return;
+  w->depth = first < w->max ? (unsigned)first : w->max;
 }
 
 static uint64_t

@@ -34,6 +34,9 @@ struct window {
 
 /* At most MAX requests, and at most SHORT_MAX where replies take less than 2 ms. */
 void window_init (struct window *w, unsigned short_max, unsigned max);
+/* No request was sent yet, and a round trip takes RTT_NS (0: unknown).  Over a long line the window
+ * begins wider, since each doubling takes a round trip. */
+void window_expect (struct window *w, uint64_t rtt_ns);
 /* A request was answered at NOW_NS, LATENCY_NS after it was sent; IN_FLIGHT were in flight, with
  * it. */
 void window_reply (struct window *w, uint64_t latency_ns, unsigned in_flight, uint64_t now_ns);

@@ -27,6 +27,7 @@
 #include "mirror/job/estimate.h"
 #include "mirror/job/source-errors.h"
 
+#define NEARLY_DONE (UINT64_C (32) << 20) /* bytes: from here on it looks each millisecond */
 #define TICK_MS 100
 
 struct copy {
@@ -331,7 +332,7 @@ pause_ms (struct copy *c)
 {
   uint64_t now = clock_ns (), due = supervisor_due_ns (&c->supervisor);
 
-  if (c->flush_asked || engine_left_bytes (&c->engine) < ENGINE_BUFFER_BYTES)
+  if (c->flush_asked || engine_left_bytes (&c->engine) < NEARLY_DONE)
     return 1;
   if (due >= now + TICK_MS * NS_PER_MS)
     return TICK_MS;

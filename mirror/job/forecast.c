@@ -20,6 +20,9 @@ forecast_scattered (uint32_t block_size, double trip_ms)
   uint32_t request = block_size > ENGINE_SHORT_BYTES ? block_size : ENGINE_SHORT_BYTES;
   unsigned requests = ENGINE_SHORT_SLOTS;
 
+  /* Such blocks take whole buffers. */
+  if (request > ENGINE_SHORT_BYTES && request < ENGINE_REQUEST_BYTES)
+    request = ENGINE_REQUEST_BYTES;
   if (request > ENGINE_SHORT_BYTES && requests > ENGINE_BUFFER_BYTES / request)
     requests = ENGINE_BUFFER_BYTES / request;
   return trip_ms > 0 ? (double)requests * block_size * 1000 / trip_ms : 0;

@@ -15,6 +15,7 @@ Faults of the handshake, on the connections given by --connections (all, "1", "2
               bad-magic    says something that is not NBD
               hello-hang   says hello, then nothing
               hello-close  says hello, then closes
+              hello-together  says hello to none of them (A-B) before all have come
               go-close     closes after the answer to GO: before the first request
 
 Faults of requests, --fault WHICH=ACTION, any number of them:
@@ -228,6 +229,8 @@ class Server:
         self.counts = {}
         self.nr_connections = 0
         self.hang_all = False
+        first, last = args.connections
+        self.together = threading.Barrier(last - first + 1 if last else 1)
         self.log_file = open(args.log, "a", buffering=1) if args.log else None
 
     def log(self, **what):
@@ -318,6 +321,8 @@ class Connection:
         if self.fault == "bad-magic":
             self.send(b"220 mail.example.org ESMTP ready\r\n")
             raise Hang()
+        if self.fault == "hello-together":
+            self.server.together.wait()
         self.send(struct.pack(">QQH", NBDMAGIC, IHAVEOPT, 3))  # fixed newstyle, no zeroes
         if self.fault == "hello-hang":
             raise Hang()
@@ -513,7 +518,7 @@ def main():
     p.add_argument("--volatile", action="store_true", help="unflushed writes die with the server")
     p.add_argument("--delay", type=float, default=0, metavar="SECONDS", help="every reply is late")
     p.add_argument("--handshake", choices="refuse hang close bad-magic hello-hang hello-close "
-                                          "go-close tls-hang".split())
+                                          "hello-together go-close tls-hang".split())
     p.add_argument("--connections", type=numbers, default=(1, None),
                    help="the connections that --handshake is for")
     p.add_argument("--fault", type=Fault, action="append", default=[], metavar="WHICH=ACTION")

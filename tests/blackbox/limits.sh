@@ -120,7 +120,7 @@ given_up gone 3000
 given_up hangs 2000
 given_up errors 4500
 given_up mute 3500
-exits m-stalls 3 'nothing has moved for 2.5'
+exits m-stalls 3 'nothing has moved for 2.[56] s'
 in_time "stalled" 2500 "$(request_at stalls write)" "$(ended m-stalls)"
 # A job that has nothing to do, or may not do it, is not stalled.
 start_dest d-idle file "$size"

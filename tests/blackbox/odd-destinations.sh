@@ -97,6 +97,13 @@ start_fake silent --size 16M --multi-conn --connections 2- --handshake hello-han
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[silent]}" --connect-timeout 1s
 [ "$(nproc)" = 1 ] || warned "$tmp/err"
 
+# The connections after the first are made at the same time.
+if [ "$(nproc)" != 1 ]; then
+  start_fake together --size 16M --multi-conn --connections 2-4 --handshake hello-together
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[together]}" --connect-timeout 5s
+  ! grep 'admits fewer' "$tmp/err" || fail "the connections were made one after the other"
+fi
+
 start_fake small --file "$tmp/disk" --max-block 64k
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "${uri[small]}" "$tmp/copied"
 cmp "$tmp/disk" "$tmp/copied" || fail "copied from a source that takes 64 KiB a request: differs"

@@ -99,7 +99,7 @@ Test (forecast, a_long_line)
 
 Test (forecast, blocks_as_long_as_requests)
 {
-  cr_assert_float_eq (forecast_scattered (65536, 10), 512 * 65536.0 * 100, 1, "32 MiB of buffers");
+  cr_assert_float_eq (forecast_scattered (65536, 10), 384 * 65536.0 * 100, 1, "96 MiB of buffers");
   cr_assert_float_eq (forecast_scattered (4096, 0), 0, 0.1);
 }
 

@@ -78,6 +78,22 @@ Test (window, fills_a_long_line_within_a_few_round_trips)
   cr_assert_eq (w.depth, 512);
 }
 
+Test (window, begins_wider_over_a_long_line)
+{
+  struct window w;
+
+  window_init (&w, 16, 512);
+  window_expect (&w, MS);
+  cr_assert_eq (w.depth, WINDOW_MIN);
+  window_expect (&w, 5 * MS);
+  cr_assert_eq (w.depth, WINDOW_MIN);
+  window_expect (&w, 96 * MS);
+  cr_assert_eq (w.depth, 32);
+  window_init (&w, 16, 20);
+  window_expect (&w, 96 * MS);
+  cr_assert_eq (w.depth, 20);
+}
+
 Test (window, does_not_grow_where_it_is_not_filled)
 {
   struct window w;
