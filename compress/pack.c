@@ -12,6 +12,10 @@
 
 #include "compress/pack.h"
 
+/* Frames of RFC 8878 begin with it.  The library may read those of versions before 1.0, too, and
+ * does not look at their checksum. */
+static const uint8_t magic[] = { 0x28, 0xb5, 0x2f, 0xfd };
+
 /* The byte behind the magic number describes the header (RFC 8878, 3.1.1.1.1). */
 #define DESCRIPTOR 4
 #define HAS_CHECKSUM 0x04
@@ -109,7 +113,7 @@ unpack (struct unpacker *u, const void *from, size_t size, const void **content,
   const uint8_t *bytes = from;
   unsigned long long n = ZSTD_getFrameContentSize (from, size);
 
-  if (n == ZSTD_CONTENTSIZE_ERROR)
+  if (n == ZSTD_CONTENTSIZE_ERROR || memcmp (bytes, magic, sizeof magic) != 0)
     return "it is no zstd frame";
   if (n == ZSTD_CONTENTSIZE_UNKNOWN || n == 0)
     return "it does not tell the length of its content";

@@ -164,6 +164,15 @@ Test (pack, bombs)
   assert_refused (packed, n, "a frame without a checksum");
 }
 
+/* It may be read by the library, with a checksum (here a wrong one) that nobody looks at. */
+Test (pack, a_frame_of_version_0_7)
+{
+  static const uint8_t old[]
+      = { 0x27, 0xb5, 0x2f, 0xfd, 0x24, 8, 0x40, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0xc0, 0, 0 };
+
+  assert_refused (old, sizeof old, "a frame of an old version");
+}
+
 Test (pack, a_bomb_that_lies_about_its_length)
 {
   size_t n = frame_of_zeroes (4u << 20, 1, 1);
