@@ -31,6 +31,7 @@ static void
 receive_unload (void)
 {
   orphan_watch_stop ();
+  packed_unload ();
   admission_destroy (&receive.admission);
   free (receive.config.disk_path);
 }

@@ -2,9 +2,9 @@
  *
  * A connection whose writes may be compressed.  See packed.h.
  *
- * An unpacker is needed for as long as a write takes, so there are as many as nbdkit works on
- * requests of one connection (16, if it was not told otherwise).  They are kept until the
- * connection ends.
+ * An unpacker is needed for as long as a write takes.  It holds up to PACK_MAX_CONTENT bytes, which
+ * a client may ask for with a pack of 54.  So all connections share a limited number of them, and a
+ * write waits for one until another write has ended.
  */
 
 #include "config.h"
@@ -16,6 +16,8 @@
 
 #include "nbd-plugin/receive/packed.h"
 
+#define UNPACKERS_MAX 64u /* what nbdkit works on of four connections */
+
 struct idle {
   struct idle *next;
   struct unpacker *unpacker;
@@ -24,33 +26,36 @@ struct idle {
 struct packed {
   _Atomic bool broken;
   _Atomic uint64_t disk_size; /* bytes; packed_size() is called before any request */
-  pthread_mutex_t lock;
-  struct idle *idle; /* under the lock */
 };
+
+static struct {
+  pthread_mutex_t lock; /* all below */
+  pthread_cond_t freed;
+  struct idle *idle;
+  unsigned nr; /* idle and at work */
+} unpackers = { .lock = PTHREAD_MUTEX_INITIALIZER, .freed = PTHREAD_COND_INITIALIZER };
 
 struct packed *
 packed_new (void)
 {
-  struct packed *p = calloc (1, sizeof *p);
-
-  if (p != NULL)
-    pthread_mutex_init (&p->lock, NULL);
-  return p;
+  return calloc (1, sizeof (struct packed));
 }
 
 void
 packed_free (struct packed *p)
 {
-  if (p == NULL)
-    return;
-  while (p->idle != NULL) {
-    struct idle *i = p->idle;
-    p->idle = i->next;
+  free (p);
+}
+
+void
+packed_unload (void)
+{
+  while (unpackers.idle != NULL) {
+    struct idle *i = unpackers.idle;
+    unpackers.idle = i->next;
     unpacker_free (i->unpacker);
     free (i);
   }
-  pthread_mutex_destroy (&p->lock);
-  free (p);
 }
 
 int64_t
@@ -86,16 +91,10 @@ packed_in_disk (struct packed *p, uint32_t count, uint64_t offset, int *err)
 /* ---- unpackers ---- */
 
 static struct idle *
-borrow (struct packed *p)
+make_unpacker (void)
 {
-  pthread_mutex_lock (&p->lock);
-  struct idle *i = p->idle;
-  if (i != NULL)
-    p->idle = i->next;
-  pthread_mutex_unlock (&p->lock);
-  if (i != NULL)
-    return i;
-  i = calloc (1, sizeof *i);
+  struct idle *i = calloc (1, sizeof *i);
+
   if (i != NULL)
     i->unpacker = unpacker_new ();
   if (i != NULL && i->unpacker != NULL)
@@ -104,13 +103,35 @@ borrow (struct packed *p)
   return NULL;
 }
 
+/* I, or NULL for one that could not be made, is nobody's any more. */
 static void
-give_back (struct packed *p, struct idle *i)
+give_back (struct idle *i)
 {
-  pthread_mutex_lock (&p->lock);
-  i->next = p->idle;
-  p->idle = i;
-  pthread_mutex_unlock (&p->lock);
+  pthread_mutex_lock (&unpackers.lock);
+  if (i != NULL) {
+    i->next = unpackers.idle;
+    unpackers.idle = i;
+  } else
+    unpackers.nr--;
+  pthread_cond_signal (&unpackers.freed);
+  pthread_mutex_unlock (&unpackers.lock);
+}
+
+static struct idle *
+borrow (void)
+{
+  pthread_mutex_lock (&unpackers.lock);
+  while (unpackers.idle == NULL && unpackers.nr == UNPACKERS_MAX)
+    pthread_cond_wait (&unpackers.freed, &unpackers.lock);
+  struct idle *i = unpackers.idle;
+  if (i != NULL)
+    unpackers.idle = i->next;
+  else
+    unpackers.nr++;
+  pthread_mutex_unlock (&unpackers.lock);
+  if (i == NULL && (i = make_unpacker ()) == NULL)
+    give_back (NULL);
+  return i;
 }
 
 /* ---- writing ---- */
@@ -140,7 +161,7 @@ int
 packed_write (struct packed *p, nbdkit_next *next, const void *pack, uint32_t count,
               uint64_t offset, uint32_t flags, int *err)
 {
-  struct idle *i = borrow (p);
+  struct idle *i = borrow ();
 
   if (i == NULL) {
     nbdkit_error ("there is not enough memory to unpack a compressed write");
@@ -148,6 +169,6 @@ packed_write (struct packed *p, nbdkit_next *next, const void *pack, uint32_t co
     return -1;
   }
   int r = write_content (p, i, next, pack, count, offset - PACK_OFFSET, flags, err);
-  give_back (p, i);
+  give_back (i);
   return r;
 }

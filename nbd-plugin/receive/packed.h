@@ -25,6 +25,8 @@ struct packed;
 /* NULL with errno. */
 struct packed *packed_new (void);
 void packed_free (struct packed *p); /* NULL is allowed */
+/* The filter ends: no connection is left. */
+void packed_unload (void);
 
 /* The size of the export of a disk of SIZE bytes.  -1, and it was logged, if that is too large. */
 int64_t packed_size (struct packed *p, int64_t size);

@@ -89,8 +89,9 @@ start_receive killed "$tmp/killed.img" --size "$size"
 moved () { local n; n=$(status_of "${control[src]}" wire-bytes) && [ "$n" -gt $((1 << 20)) ]; }
 spawn worker nbdmirror mirror "${control[src]}" "${uri[killed]}" --compress --bandwidth 8M --restart
 wait_for 20 moved
-before=$(status_of "${control[src]}" wire-bytes)
-saved=$(($(status_of "${control[src]}" sent-bytes) - before))
+nbdmirror status "${control[src]}" --json >"$tmp/before" # both figures of one instant
+before=$(field wire-bytes <"$tmp/before")
+saved=$(($(field sent-bytes <"$tmp/before") - before))
 kill -KILL "${pid[worker]}"
 wait "${pid[worker]}" || :
 nbdmirror mirror "${control[src]}" "${uri[killed]}" --compress --resume --quarantine-grace 100ms \
@@ -132,7 +133,8 @@ refused "a file" "$tmp/new.img"
 # ---- hostile clients ----
 
 start_receive dst "$tmp/dst.img" --size "$size" -- --filter=log "logfile=$tmp/hostile"
-timeout 60 "$python" - "${socket[dst]}" "$size" <<'PY' || fail "see above"
+server=$(pgrep -P "${pid[dst]}" -f nbdkit | head -n 1)
+timeout 60 "$python" - "${socket[dst]}" "$size" "$server" ${runtime:+sanitizer} <<'PY' ||
 import ctypes, errno, nbd, sys
 where, size = sys.argv[1], int(sys.argv[2])
 PACK = 1 << 62
@@ -213,6 +215,21 @@ for what, data in bad.items():
     h = connect()
     assert bytes(h.pread(len(good), 12345)) == good, what
 
+# Many connections that send much in a few bytes, all at a time.
+many = [connect("mirror+zstd@many") for i in range(40)]
+large = bytes(1 << 20)
+buffer = nbd.Buffer.from_bytearray(bytearray(pack(large)))
+for h in many:
+    for i in range(16):
+        h.aio_pwrite(buffer, PACK + (i % 13 << 20))
+for h in many:
+    while h.aio_in_flight() > 0:
+        h.poll(-1)
+assert bytes(many[0].pread(1 << 20, 0)) == large
+with open("/proc/%s/status" % sys.argv[3]) as f:
+    most = int(f.read().split("VmHWM:")[1].split()[0])
+assert most < 200 * 1024 or "sanitizer" in sys.argv, "%d KiB were used" % most
+
 # A session that was revoked stays so, whatever it sends.
 a, b = connect("mirror+zstd@a"), connect("mirror@b")
 fails("a revoked session", errno.ESHUTDOWN, a.pwrite, pack(good), PACK)
@@ -222,5 +239,6 @@ assert bytes(b.pread(5, 12345)) == b"newer"
 connect("").pwrite(b"guest", 0)
 fails("a sealed disk", errno.EPERM, b.pwrite, b"x", 0)
 PY
+  fail "see above"
 stop dst
 ! grep -q "started again" "$tmp/dst.log" || fail "a hostile client has ended the server"
