@@ -7,6 +7,7 @@ pods = \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdkit-digest-filter.pod \
 	docs/nbdmirror-control.pod \
+	docs/nbdmirror-repository.pod \
 	docs/nbdmirror-state.pod
 EXTRA_DIST += $(pods) docs/design.md docs/where.md \
 	docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
@@ -19,6 +20,7 @@ man_MANS += \
 	docs/nbdkit-mirror-filter.1 \
 	docs/nbdkit-digest-filter.1 \
 	docs/nbdmirror-control.7 \
+	docs/nbdmirror-repository.5 \
 	docs/nbdmirror-state.5
 CLEANFILES += $(man_MANS)
 
@@ -28,6 +30,9 @@ pod2man_section = $(POD2MAN) --utf8 --errors=die --center="nbdmirror" \
 docs/nbdmirror.1: docs/nbdmirror.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror \
 	  $(srcdir)/docs/nbdmirror.pod $@.tmp && mv $@.tmp $@
+docs/nbdmirror-repository.5: docs/nbdmirror-repository.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=5 --name=nbdmirror-repository \
+	  $(srcdir)/docs/nbdmirror-repository.pod $@.tmp && mv $@.tmp $@
 docs/nbdmirror-state.5: docs/nbdmirror-state.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=5 --name=nbdmirror-state \
 	  $(srcdir)/docs/nbdmirror-state.pod $@.tmp && mv $@.tmp $@

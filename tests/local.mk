@@ -29,6 +29,7 @@ unit_tests = \
 	tests/unit/test-pass \
 	tests/unit/test-pack \
 	tests/unit/test-level \
+	tests/unit/test-backup \
 	tests/unit/test-budget \
 	tests/unit/test-unreadable \
 	tests/unit/test-urgent-queue \
@@ -85,6 +86,7 @@ tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
 tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
+tests_unit_test_backup_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 tests_unit_test_budget_LDADD = libbudget.la libbase.la $(CRITERION_LIBS) -lm
 tests_unit_test_pack_CFLAGS = $(AM_CFLAGS) $(ZSTD_CFLAGS)
 tests_unit_test_pack_LDADD = $(LDADD) $(ZSTD_LIBS)

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * A run that has begun.  Before it makes any file it writes backups/NAME.begun, which names its
+ * disks, and it removes that again when its manifest is there.  So the files of a run that was
+ * interrupted are known, by whoever tidies up: there is a NAME.begun, no NAME.json, and nobody
+ * holds the disks' locks.  A file that belongs to no such run is never removed.
+ *
+ *   lock the disks; NAME.begun; the files; NAME.json; remove NAME.begun; unlock
+ */
+
+#ifndef NBDMIRROR_BACKUP_BEGUN_H
+#define NBDMIRROR_BACKUP_BEGUN_H
+
+#include <stdint.h>
+
+#include "backup/names.h"
+
+struct repository;
+
+/* Choose a name for a backup that begins at US, and write NAME.begun for the disks IDS, whose locks
+ * the caller holds.  Takes the lock of the index meanwhile.  0, or -1 with *ERROR (base/text.h). */
+int backup_begin (const struct repository *r, int64_t us, char *const ids[], unsigned nr,
+                  char name[BACKUP_NAME_MAX], char **error);
+
+/* The manifest of NAME is written: remove NAME.begun.  A failure harms nothing. */
+void backup_begun_end (const struct repository *r, const char *name);
+
+/* Remove the files that the run NAME has made of the disks IDS, and NAME.begun; it has no manifest,
+ * and the caller holds the locks of these disks. */
+void backup_give_up (const struct repository *r, const char *name, char *const ids[], unsigned nr);
+
+/* Remove what interrupted runs have left.  The caller holds the locks of the disks HELD and of no
+ * other one.  TOLD is called for each run that was tidied up. */
+void backup_tidy (const struct repository *r, char *const held[], unsigned nr_held,
+                  void (*told) (void *opaque, const char *name), void *opaque);
+
+#endif

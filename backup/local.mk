@@ -1,0 +1,18 @@
+# Repositories of backups.
+noinst_LTLIBRARIES += libbackup.la
+libbackup_la_SOURCES = \
+	backup/begun.c \
+	backup/begun.h \
+	backup/chain.c \
+	backup/chain.h \
+	backup/lock.c \
+	backup/lock.h \
+	backup/manifest.c \
+	backup/manifest.h \
+	backup/names.c \
+	backup/names.h \
+	backup/plan.c \
+	backup/plan.h \
+	backup/repository.c \
+	backup/repository.h
+libbackup_la_LIBADD = libbase.la $(JANSSON_LIBS)

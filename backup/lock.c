@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The locks of a repository.  See lock.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "backup/lock.h"
+#include "backup/repository.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
+
+#define WAIT_MS 30000
+#define LOOK_MS 50
+
+char *
+repository_host (void)
+{
+  char name[256] = "";
+
+  if (gethostname (name, sizeof name - 1) == -1 || name[0] == '\0')
+    return text_copy ("unknown");
+  return text_copy (name);
+}
+
+char *
+repository_host_id (void)
+{
+  char text[64];
+  CLEANUP_FD int fd = open ("/etc/machine-id", O_RDONLY | O_CLOEXEC);
+
+  if (fd == -1 || fd_read_text (fd, text, sizeof text) <= 0)
+    return repository_host ();
+  text[strcspn (text, "\n")] = '\0';
+  return text_copy (text);
+}
+
+/* Tell people who has the lock. */
+static void
+sign (int fd)
+{
+  CLEANUP_TEXT char *host = repository_host (), *id = repository_host_id ();
+  CLEANUP_TEXT char *text
+      = text_printf ("process %ld on host %s (%s)\n", (long)getpid (), host, id);
+
+  if (ftruncate (fd, 0) == 0)
+    (void)(pwrite (fd, text, strlen (text), 0) == 0); /* it is only a note */
+}
+
+static int
+busy (const char *what, int fd, char **error)
+{
+  char who[300] = "";
+
+  if (lseek (fd, 0, SEEK_SET) == 0)
+    fd_read_text (fd, who, sizeof who);
+  who[strcspn (who, "\n")] = '\0';
+  return text_error (error, "%s is being written to by %s", what,
+                     who[0] != '\0' ? who : "another process");
+}
+
+int
+repository_lock (const struct repository *r, const char *disk, int *result, char **error)
+{
+  CLEANUP_TEXT char *path = disk != NULL ? text_printf ("%s/%s/.lock", r->path, disk)
+                                         : text_printf ("%s/.lock", r->path);
+  CLEANUP_TEXT char *what = disk != NULL ? text_printf ("%s: disk '%s'", r->path, disk)
+                                         : text_printf ("%s: the list of backups", r->path);
+  CLEANUP_FD int fd = open (path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+  uint64_t end = clock_ms () + (disk != NULL ? 0 : WAIT_MS);
+
+  if (fd == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  while (fcntl (fd, F_OFD_SETLK, &lock) == -1) {
+    if (errno != EAGAIN && errno != EACCES)
+      return text_error (error, "%s: cannot be locked: %s", path, strerror (errno));
+    if (clock_ms () >= end)
+      return busy (what, fd, error);
+    clock_sleep_ms (LOOK_MS);
+  }
+  sign (fd);
+  *result = fd;
+  fd = -1;
+  return 0;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Names in a repository.  See names.h.
+ */
+
+#include "config.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "backup/names.h"
+#include "base/clock.h"
+#include "base/text.h"
+
+#define TIME_LENGTH 16 /* 20260131T235959Z */
+#define UUID_PART 8    /* characters of a repository's UUID in the names of its checkpoints */
+
+/* How many bytes the UTF-8 character at S has; 0: it is none. */
+static unsigned
+utf8_length (const unsigned char *s)
+{
+  unsigned n = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+
+  if (s[0] > 0xf4)
+    return 0;
+  for (unsigned i = 1; i < n; i++)
+    if ((s[i] & 0xc0) != 0x80)
+      return 0;
+  /* Longer forms than needed, surrogates, and what lies beyond Unicode. */
+  if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] >= 0xa0)
+      || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] >= 0x90))
+    return 0;
+  return n;
+}
+
+const char *
+backup_disk_id_fault (const char *id)
+{
+  if (id[0] == '\0')
+    return "it is empty";
+  if (strlen (id) > BACKUP_DISK_ID_MAX)
+    return "it has more than 200 bytes";
+  if (id[0] == '.')
+    return "it begins with a dot";
+  if (strcmp (id, "backups") == 0 || strncmp (id, "nbdmirror-repository", 20) == 0)
+    return "the repository itself uses that name";
+  for (const unsigned char *s = (const unsigned char *)id; *s != '\0';) {
+    unsigned n = utf8_length (s);
+    if (n == 0)
+      return "it is not UTF-8";
+    if (*s == '/')
+      return "it has a slash";
+    if (*s < 0x20 || *s == 0x7f)
+      return "it has a control character";
+    s += n;
+  }
+  return NULL;
+}
+
+bool
+backup_name_ok (const char *name)
+{
+  static const char form[] = "00000000T000000Z";
+
+  if (strlen (name) >= BACKUP_NAME_MAX)
+    return false;
+  for (unsigned i = 0; i < TIME_LENGTH; i++)
+    if (form[i] == '0' ? name[i] < '0' || name[i] > '9' : name[i] != form[i])
+      return false;
+  name += TIME_LENGTH;
+  if (*name == '\0')
+    return true;
+  size_t digits = strspn (name + 1, "0123456789");
+  return *name == '-' && digits > 0 && name[1] != '0' && name[1 + digits] == '\0';
+}
+
+void
+backup_name_make (char name[BACKUP_NAME_MAX], int64_t us, unsigned nr)
+{
+  time_t s = (time_t)(us / US_PER_S);
+  struct tm tm;
+
+  gmtime_r (&s, &tm);
+  size_t n = strftime (name, BACKUP_NAME_MAX, "%Y%m%dT%H%M%SZ", &tm);
+  if (nr > 0)
+    snprintf (name + n, BACKUP_NAME_MAX - n, "-%u", nr);
+}
+
+char *
+backup_file_path (const char *disk, const char *name, bool full)
+{
+  return text_printf ("%s/%s-%s.qcow2", disk, name, full ? "full" : "inc");
+}
+
+bool
+backup_file_is_of (const char *file, const char *disk, const char *name)
+{
+  CLEANUP_TEXT char *full = backup_file_path (disk, name, true);
+  CLEANUP_TEXT char *inc = backup_file_path (disk, name, false);
+
+  return strcmp (file, full) == 0 || strcmp (file, inc) == 0;
+}
+
+char *
+backup_disk_id_from_path (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+  const char *last = slash != NULL ? slash + 1 : path;
+  const char *dot = strrchr (last, '.');
+  int length = dot != NULL && dot != last ? (int)(dot - last) : (int)strlen (last);
+
+  return text_printf ("%.*s", length, last);
+}
+
+char *
+backup_checkpoint_name (const char *uuid, const char *name)
+{
+  return text_printf ("backup-%.*s-%s", UUID_PART, uuid, name);
+}
+
+bool
+backup_checkpoint_is_ours (const char *checkpoint, const char *uuid)
+{
+  CLEANUP_TEXT char *prefix = backup_checkpoint_name (uuid, "");
+  size_t n = strlen (prefix);
+
+  return strncmp (checkpoint, prefix, n) == 0 && backup_name_ok (checkpoint + n);
+}
