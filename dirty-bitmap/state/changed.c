@@ -28,7 +28,8 @@ take_page (const struct state_layout *l, const struct state_checkpoint *c, const
     return 0;
   for (uint32_t w = 0; w < words && first + w < l->geo.nr_words; w++) {
     uint64_t v = is == STATE_PAGE_GOOD ? state_page_word (at, w) : ~UINT64_C (0);
-    bits[first + w] |= v;
+    if (v != 0) /* what is not touched takes no memory */
+      bits[first + w] |= v;
     set += __builtin_popcountll (v);
   }
   return is == STATE_PAGE_GOOD ? set : -1;
@@ -99,8 +100,11 @@ state_add_active (struct state *s, const char *since, uint64_t *bits, char **err
 {
   if (!atomic_load (&s->active))
     return text_error (error, "checkpoint '%s' is inconsistent: the state file was lost", since);
-  for (uint64_t w = 0; w < s->layout.geo.nr_words; w++)
-    bits[w] |= atomic_load (&s->slots[s->table->slot][w]);
+  for (uint64_t w = 0; w < s->layout.geo.nr_words; w++) {
+    uint64_t v = atomic_load (&s->slots[s->table->slot][w]);
+    if (v != 0)
+      bits[w] |= v;
+  }
   return 0;
 }
 
