@@ -386,12 +386,24 @@ needed_size (const struct state_found *f)
   return areas != 0 ? f->layout.areas_offset + areas * f->layout.area_bytes : f->layout.file_size;
 }
 
+/* A server that was killed before it gave the file its room left no more than this. */
+static bool
+has_only_begun (int fd, uint64_t size)
+{
+  char text[sizeof STATE_BEGUN];
+
+  return size >= sizeof text && read_at (fd, text, sizeof text, 0) == 0
+         && memcmp (text, STATE_BEGUN, sizeof text) == 0;
+}
+
 int
 state_find (int fd, uint64_t size, const uint8_t boot[16], const struct state_identity *now,
             struct state_found *f, char **error)
 {
   memset (f, 0, sizeof *f);
   if (size == 0)
+    return 0;
+  if (size < UINT64_C (2) * STATE_PAGE && has_only_begun (fd, size))
     return 0;
   if (size < UINT64_C (2) * STATE_PAGE)
     return text_error (error, "it is not a state file");

@@ -424,6 +424,27 @@ Test (state, a_job_since_a_checkpoint)
   end ();
 }
 
+/* A server is killed between its first two writes to a new file. */
+Test (state, a_file_without_its_room)
+{
+  struct state_found f;
+  char *error = NULL;
+
+  begin ();
+  end ();
+  for (off_t size = sizeof STATE_BEGUN; size < 2 * (off_t)STATE_PAGE; size += 997) {
+    cr_assert (ftruncate (file.fd, 0) == 0);
+    cr_assert (pwrite (file.fd, STATE_BEGUN, sizeof STATE_BEGUN, 0) == sizeof STATE_BEGUN);
+    cr_assert (ftruncate (file.fd, size) == 0);
+    cr_assert (state_find (file.fd, (uint64_t)size, boot, NULL, &f, &error) == 0, "%s", error);
+    cr_assert (!f.tracked);
+    state_found_free (&f);
+  }
+  cr_assert (pwrite (file.fd, "x", 1, 0) == 1);
+  cr_assert (state_find (file.fd, 1000, boot, NULL, &f, &error) == -1);
+  text_free (error);
+}
+
 /* As the file's own, where nobody keeps a guest's first touch of an extent waiting. */
 static int
 read_beside_guests (void *opaque, void *data, size_t length, uint64_t offset)
