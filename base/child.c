@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 
 #define MAX_OUTPUT (1u << 20)
 #define POLL_MS 10
+#define LISTEN_FD 3 /* SD_LISTEN_FDS_START, see sd_listen_fds(3) */
 
 /* In the child.  A handler of ours that is called there would see a copy of our memory. */
 static void
@@ -103,16 +105,66 @@ child_run (const char *const *words, char **output)
   return WEXITSTATUS (status) == 127 ? -1 : WEXITSTATUS (status);
 }
 
-/* In the child.  Why the program cannot be executed goes to ERR_FD. */
+/* ENVIRONMENT with what socket activation adds to it.  LISTEN_PID, which has room for the child's
+ * process id, is the first variable.  NULL with errno. */
+static char **
+activation_environment (char *const *environment, char *listen_pid)
+{
+  static char listen_fds[] = "LISTEN_FDS=1";
+  size_t nr = 0, n = 0;
+
+  while (environment[nr] != NULL)
+    nr++;
+  char **env = calloc (nr + 3, sizeof *env);
+  if (env == NULL)
+    return NULL;
+  env[n++] = listen_pid;
+  env[n++] = listen_fds;
+  for (size_t i = 0; i < nr; i++)
+    if (strncmp (environment[i], "LISTEN_", 7) != 0)
+      env[n++] = environment[i];
+  return env;
+}
+
+/* In the child: append our process id to TEXT.  printf() is not safe here. */
+static void
+append_pid (char *text)
+{
+  char digits[24];
+  size_t n = 0;
+  char *p = text + strlen (text);
+
+  for (pid_t pid = getpid (); pid > 0; pid /= 10)
+    digits[n++] = (char)('0' + pid % 10);
+  while (n > 0)
+    *p++ = digits[--n];
+  *p = '\0';
+}
+
+/* In the child: put the socket where socket activation wants it. */
+static bool
+place_listener (int fd)
+{
+  return fd == LISTEN_FD ? fcntl (fd, F_SETFD, 0) == 0 : dup2 (fd, LISTEN_FD) == LISTEN_FD;
+}
+
+/* In the child.  Why the program cannot be executed goes to ERR_FD.  ENV is what
+ * activation_environment() made, or NULL. */
 __attribute__ ((noreturn)) static void
-become (char *const *words, const struct child_options *o, int err_fd)
+become (char *const *words, const struct child_options *o, int err_fd, char **env)
 {
   default_signals ();
   if (o->own_group)
     setpgid (0, 0);
   if (o->end_with_us)
     prctl (PR_SET_PDEATHSIG, SIGKILL);
-  if (!o->our_stdio) {
+  /* The error pipe must not be where the socket goes. */
+  if (env != NULL && err_fd == LISTEN_FD)
+    err_fd = fcntl (err_fd, F_DUPFD_CLOEXEC, LISTEN_FD + 1);
+  if (o->stdio_fd > 0) {
+    dup2 (o->stdio_fd, STDIN_FILENO);
+    dup2 (o->stdio_fd, STDOUT_FILENO);
+  } else if (!o->our_stdio) {
     int null = open ("/dev/null", O_RDWR | O_CLOEXEC);
     dup2 (null, STDIN_FILENO);
     dup2 (o->output_to_stderr ? STDERR_FILENO : null, STDOUT_FILENO);
@@ -120,8 +172,13 @@ become (char *const *words, const struct child_options *o, int err_fd)
   for (int i = 0; i < CHILD_KEEP; i++)
     if (o->keep[i] > 0)
       fcntl (o->keep[i], F_SETFD, 0);
-  execvpe (o->path != NULL ? o->path : words[0], words,
-           o->environment != NULL ? o->environment : environ);
+  if (env != NULL)
+    append_pid (env[0]);
+  if (env == NULL || place_listener (o->listen_fd))
+    execvpe (o->path != NULL ? o->path : words[0], words,
+             env != NULL              ? env
+             : o->environment != NULL ? o->environment
+                                      : environ);
   int err = errno;
   if (write (err_fd, &err, sizeof err) == -1)
     _exit (126);
@@ -131,13 +188,22 @@ become (char *const *words, const struct child_options *o, int err_fd)
 pid_t
 child_start (char *const *words, const struct child_options *o)
 {
+  char listen_pid[40] = "LISTEN_PID=";
   int fds[2], err = 0;
+  char **env = NULL;
 
-  if (pipe2 (fds, O_CLOEXEC) == -1)
+  if (o->listen_fd > 0) {
+    env = activation_environment (o->environment != NULL ? o->environment : environ, listen_pid);
+    if (env == NULL)
+      return -1;
+  }
+  if (pipe2 (fds, O_CLOEXEC) == -1) {
+    free (env);
     return -1;
+  }
   pid_t pid = fork ();
   if (pid == 0)
-    become (words, o, fds[1]);
+    become (words, o, fds[1], env);
   if (pid == -1)
     err = errno;
   close (fds[1]);
@@ -146,6 +212,7 @@ child_start (char *const *words, const struct child_options *o)
   while (pid != -1 && (n = read (fds[0], &err, sizeof err)) == -1 && errno == EINTR)
     ;
   close (fds[0]);
+  free (env);
   if (pid != -1 && n != sizeof err)
     return pid;
   if (pid != -1)

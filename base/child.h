@@ -27,6 +27,9 @@ struct child_options {
   bool our_stdio;           /* standard input and output are ours */
   bool output_to_stderr;    /* standard output goes to our standard error */
   int keep[CHILD_KEEP];     /* descriptors to pass on by their numbers; 0 or -1: none */
+  int listen_fd;            /* a listening socket, passed on as systemd's socket activation does
+                               (LISTEN_FDS=1, descriptor 3); 0 or -1: none.  Not with KEEP. */
+  int stdio_fd;             /* standard input and output are this; 0 or -1: none */
   bool own_group;           /* it leads a process group, so a Ctrl-C reaches us alone, and kill()
                                with its negative number reaches all that it started */
   bool end_with_us;         /* the kernel kills it when the thread that started it ends */

@@ -27,6 +27,16 @@ int fd_write_all (int fd, const void *data, size_t len);
  * the number of bytes without the NUL; or -1 with errno, and TEXT is "".  FD is a blocking one. */
 ssize_t fd_read_text (int fd, char *text, size_t size);
 
+/* A listening Unix socket in a new directory below /tmp, which only this user may enter.  DIR and
+ * PATH get the names of the directory and of the socket, which the caller removes; DIR is "" where
+ * there is none.  -1 with errno. */
+#define FD_LISTEN_DIR_SIZE 32
+#define FD_LISTEN_PATH_SIZE 48
+int fd_listen (char dir[FD_LISTEN_DIR_SIZE], char path[FD_LISTEN_PATH_SIZE]);
+
+/* Connect to the Unix socket at PATH.  The connection, or -1 with errno. */
+int fd_connect (const char *path);
+
 /* A wake-up: a descriptor that poll() finds readable from fd_wake() to the next fd_wake_clear(),
  * however often it was woken meanwhile.  -1 with errno if there can be none. */
 int fd_wake_new (void);

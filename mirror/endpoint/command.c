@@ -10,21 +10,20 @@
 #include "config.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/child.h"
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "mirror/endpoint/command-guard.h"
 #include "mirror/endpoint/command.h"
@@ -33,9 +32,6 @@
 #define POLL_MS 5
 #define STOP_WAIT_MS 5000
 #define STDIO_WAIT_MS 2000 /* through ssh the end of its command comes a round trip later */
-#define FIRST_FD 3         /* SD_LISTEN_FDS_START */
-
-extern char **environ;
 
 struct command {
   pthread_mutex_t lock; /* protects the next two: several threads open channels */
@@ -43,8 +39,8 @@ struct command {
   int wait_status;
   struct command_guard guard;
   bool stdio;
-  char dir[32];
-  char socket[48];
+  char dir[FD_LISTEN_DIR_SIZE];
+  char socket[FD_LISTEN_PATH_SIZE];
 };
 
 /* Wait up to MS for the end.  True if it has ended. */
@@ -67,128 +63,6 @@ wait_for_end (struct command *cmd, unsigned ms)
   bool ended = cmd->pid <= 0;
   pthread_mutex_unlock (&cmd->lock);
   return ended;
-}
-
-/* The environment of the child: ours, with LISTEN_FDS, and room for LISTEN_PID in the first place.
- */
-static char **
-make_environment (char *listen_pid)
-{
-  static char listen_fds[] = "LISTEN_FDS=1";
-  size_t nr = 0, n = 0;
-
-  while (environ[nr])
-    nr++;
-
-  char **env = calloc (nr + 3, sizeof *env);
-  if (!env)
-    return NULL;
-  env[n++] = listen_pid;
-  env[n++] = listen_fds;
-  for (size_t i = 0; i < nr; i++)
-    if (strncmp (environ[i], "LISTEN_", 7) != 0)
-      env[n++] = environ[i];
-  return env;
-}
-
-/* Run in the child, between fork and exec.  It does only what is safe in a copy of a process with
- * threads. */
-static void
-run_child (const struct command *cmd, int sock, int err_fd, char *const *argv, char **env,
-           char *listen_pid)
-{
-  char digits[24];
-  size_t n = 0;
-  char *p = listen_pid + strlen (listen_pid);
-  sigset_t none;
-
-  for (pid_t pid = getpid (); pid > 0; pid /= 10)
-    digits[n++] = (char)('0' + pid % 10);
-  while (n > 0)
-    *p++ = digits[--n];
-  *p = '\0';
-
-  /* The error pipe must not be where the socket goes. */
-  if (err_fd == FIRST_FD)
-    err_fd = fcntl (err_fd, F_DUPFD_CLOEXEC, FIRST_FD + 1);
-  if (cmd->stdio) {
-    setpgid (0, 0);
-    if (dup2 (sock, STDIN_FILENO) == -1 || dup2 (sock, STDOUT_FILENO) == -1)
-      goto fail;
-  } else if (sock == FIRST_FD) {
-    if (fcntl (sock, F_SETFD, 0) == -1)
-      goto fail;
-  } else if (dup2 (sock, FIRST_FD) == -1)
-    goto fail;
-  sigemptyset (&none);
-  sigprocmask (SIG_SETMASK, &none, NULL);
-  signal (SIGPIPE, SIG_DFL);
-  execvpe (argv[0], argv, cmd->stdio ? environ : env);
-fail:;
-  int err = errno;
-  if (write (err_fd, &err, sizeof err) == -1)
-    _exit (126);
-  _exit (127);
-}
-
-/* Fork and exec.  0 or an errno. */
-static int
-spawn (struct command *cmd, int sock, char *const *argv)
-{
-  char listen_pid[40] = "LISTEN_PID=";
-  char **env = make_environment (listen_pid);
-  int pipe_fds[2], err = 0;
-
-  if (!env || pipe2 (pipe_fds, O_CLOEXEC) == -1) {
-    err = errno;
-    free (env);
-    return err;
-  }
-  cmd->pid = fork ();
-  if (cmd->pid == 0)
-    run_child (cmd, sock, pipe_fds[1], argv, env, listen_pid);
-  if (cmd->pid == -1)
-    err = errno;
-  close (pipe_fds[1]);
-  if (cmd->pid > 0) {
-    ssize_t r;
-
-    /* Ends when exec closes the pipe, or with the reason why it failed. */
-    do
-      r = read (pipe_fds[0], &err, sizeof err);
-    while (r == -1 && errno == EINTR);
-    if (r != sizeof err)
-      err = 0;
-  }
-  close (pipe_fds[0]);
-  free (env);
-  return err;
-}
-
-static int
-listen_on (struct command *cmd)
-{
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-
-  strcpy (cmd->dir, "/tmp/nbdmirror-XXXXXX");
-  if (!mkdtemp (cmd->dir)) {
-    cmd->dir[0] = '\0';
-    return -1;
-  }
-  snprintf (cmd->socket, sizeof cmd->socket, "%s/nbd", cmd->dir);
-  strcpy (addr.sun_path, cmd->socket);
-
-  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (sock == -1)
-    return -1;
-  if (bind (sock, (struct sockaddr *)&addr, sizeof addr) == -1 || listen (sock, SOMAXCONN) == -1) {
-    int err = errno;
-
-    close (sock);
-    errno = err;
-    return -1;
-  }
-  return sock;
 }
 
 /* NULL, with *ERRNUM and *ERROR (either may be NULL). */
@@ -217,6 +91,16 @@ command_new (void)
   return cmd;
 }
 
+/* 0 or an errno. */
+static int
+start (struct command *cmd, char *const *argv, const struct child_options *o)
+{
+  pid_t pid = child_start (argv, o);
+
+  cmd->pid = pid == -1 ? 0 : pid;
+  return pid == -1 ? errno : 0;
+}
+
 struct command *
 command_start_stdio (const char *name, char *const *argv, int *fd, int *errnum, char **error)
 {
@@ -232,7 +116,8 @@ command_start_stdio (const char *name, char *const *argv, int *fd, int *errnum, 
   }
   cmd->stdio = true;
 
-  int err = spawn (cmd, fds[1], argv);
+  const struct child_options o = { .stdio_fd = fds[1], .own_group = true };
+  int err = start (cmd, argv, &o);
 
   close (fds[1]);
   if (err == 0) {
@@ -248,7 +133,7 @@ struct command *
 command_start (const char *name, char *const *argv, int *errnum, char **error)
 {
   struct command *cmd = command_new ();
-  int sock = cmd != NULL ? listen_on (cmd) : -1;
+  int sock = cmd != NULL ? fd_listen (cmd->dir, cmd->socket) : -1;
 
   if (sock == -1) {
     int err = errno;
@@ -258,7 +143,8 @@ command_start (const char *name, char *const *argv, int *errnum, char **error)
     return refuse (errnum, error, err, "%s: cannot make a socket for it: %s", name, strerror (err));
   }
 
-  int err = spawn (cmd, sock, argv);
+  const struct child_options o = { .our_stdio = true, .listen_fd = sock };
+  int err = start (cmd, argv, &o);
 
   close (sock);
   if (err == 0)
