@@ -38,7 +38,7 @@ nbdmirror_SOURCES = \
 	cmd/worker.c \
 	cmd/worker.h
 nbdmirror_CPPFLAGS = $(AM_CPPFLAGS) \
-	-DFILTERDIR='"$(filterdir)"'
+	-DFILTERDIR='"$(filterdir)"' -DPLUGINDIR='"$(plugindir)"'
 
 nbdmirror_LDADD = libmirror.la libcontrol.la libdirtybitmap.la libbase.la \
 	$(JANSSON_LIBS) $(LIBNBD_LIBS)

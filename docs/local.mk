@@ -6,6 +6,7 @@ pods = \
 	docs/nbdmirror-migrate.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdkit-digest-filter.pod \
+	docs/nbdkit-image-plugin.pod \
 	docs/nbdmirror-control.pod \
 	docs/nbdmirror-repository.pod \
 	docs/nbdmirror-state.pod
@@ -19,6 +20,7 @@ man_MANS += \
 	docs/nbdmirror-migrate.1 \
 	docs/nbdkit-mirror-filter.1 \
 	docs/nbdkit-digest-filter.1 \
+	docs/nbdkit-image-plugin.1 \
 	docs/nbdmirror-control.7 \
 	docs/nbdmirror-repository.5 \
 	docs/nbdmirror-state.5
@@ -48,6 +50,9 @@ docs/nbdkit-mirror-filter.1: docs/nbdkit-mirror-filter.pod
 docs/nbdkit-digest-filter.1: docs/nbdkit-digest-filter.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdkit-digest-filter \
 	  $(srcdir)/docs/nbdkit-digest-filter.pod $@.tmp && mv $@.tmp $@
+docs/nbdkit-image-plugin.1: docs/nbdkit-image-plugin.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdkit-image-plugin \
+	  $(srcdir)/docs/nbdkit-image-plugin.pod $@.tmp && mv $@.tmp $@
 docs/nbdmirror-control.7: docs/nbdmirror-control.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=7 --name=nbdmirror-control \
 	  $(srcdir)/docs/nbdmirror-control.pod $@.tmp && mv $@.tmp $@

@@ -15,7 +15,8 @@ import sys
 
 # The libraries by their headers; all other system headers are libc's.
 LIBRARIES = {"jansson.h": "jansson", "libaio.h": "libaio", "libnbd.h": "libnbd",
-             "nbdkit-filter.h": "nbdkit", "xxhash.h": "libxxhash", "zstd.h": "libzstd"}
+             "nbdkit-filter.h": "nbdkit", "nbdkit-plugin.h": "nbdkit",
+             "xxhash.h": "libxxhash", "zstd.h": "libzstd"}
 
 tree = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 

@@ -42,6 +42,7 @@ unit_tests = \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
 	tests/unit/test-digest \
+	tests/unit/test-image-log \
 	tests/unit/test-ssh \
 	tests/unit/test-pace \
 	tests/unit/test-progress \
@@ -87,6 +88,8 @@ tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
 tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
 tests_unit_test_backup_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
+tests_unit_test_image_log_SOURCES = tests/unit/test-image-log.c nbd-plugin/image/log.c
+tests_unit_test_image_log_LDADD = $(CRITERION_LIBS)
 tests_unit_test_budget_LDADD = libbudget.la libbase.la $(CRITERION_LIBS) -lm
 tests_unit_test_pack_CFLAGS = $(AM_CFLAGS) $(ZSTD_CFLAGS)
 tests_unit_test_pack_LDADD = $(LDADD) $(ZSTD_LIBS)
@@ -166,6 +169,7 @@ linked_blackbox_tests = \
 	tests/blackbox/dest-refused.sh \
 	tests/blackbox/dest-faults.sh \
 	tests/blackbox/formats.sh \
+	tests/blackbox/image-killed.sh \
 	tests/blackbox/difference-copy.sh \
 	tests/blackbox/difference-digests.sh \
 	tests/blackbox/server-killed.sh \

@@ -67,8 +67,9 @@ server_socket_path (const char *option, const char *path, bool print)
   return NULL;
 }
 
-char *
-server_find_filter (const char *name, const char *variable)
+/* KIND is "filter" or "plugin", and DIR is where it is installed. */
+static char *
+find_module (const char *name, const char *kind, const char *dir, const char *variable)
 {
   const char *env = getenv (variable);
   if (env != NULL && env[0] != '\0')
@@ -78,16 +79,28 @@ server_find_filter (const char *name, const char *variable)
   ssize_t n = readlink ("/proc/self/exe", exe, sizeof exe - 1);
   if (n > 0) {
     exe[n] = '\0';
-    char *built = text_printf ("%s/nbd-plugin/.libs/nbdkit-%s-filter.so", dirname (exe), name);
+    char *built = text_printf ("%s/nbd-plugin/.libs/nbdkit-%s-%s.so", dirname (exe), name, kind);
     if (access (built, R_OK) == 0)
       return built;
     text_free (built);
   }
-  char *installed = text_printf (FILTERDIR "/nbdkit-%s-filter.so", name);
+  char *installed = text_printf ("%s/nbdkit-%s-%s.so", dir, name, kind);
   if (access (installed, R_OK) == 0)
     return installed;
   text_free (installed);
   return text_copy (name);
+}
+
+char *
+server_find_filter (const char *name, const char *variable)
+{
+  return find_module (name, "filter", FILTERDIR, variable);
+}
+
+char *
+server_find_plugin (const char *name, const char *variable)
+{
+  return find_module (name, "plugin", PLUGINDIR, variable);
 }
 
 char *

@@ -21,6 +21,9 @@ char *server_socket_path (const char *option, const char *path, bool print);
  * NULL after an error message. */
 char *server_find_filter (const char *name, const char *variable);
 
+/* The same for our plugin NAME ("image"). */
+char *server_find_plugin (const char *name, const char *variable);
+
 /* Percent-encode all but what may stand in a path and a query.  Never NULL.  For
  * text_free(). */
 char *server_escape (const char *text);

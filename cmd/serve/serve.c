@@ -31,6 +31,7 @@ struct serve {
   const char *socket_arg, *control_arg, *state_arg, *pidfile_arg, *export_name;
   char *socket, *control, *pidfile;
   char *filter; /* a path, or "mirror" for nbdkit to find */
+  char *plugin; /* a path, or "image" for nbdkit to find; NULL where DISK is raw */
   bool detach, print;
   struct nbdkit_args args;
   char **words; /* the command line, NULL at the end; each owned */
@@ -110,9 +111,8 @@ add_mirror_parameters (struct serve *s)
   text_free (path);
 }
 
-/* The plugin: the file itself, or a qemu-nbd that nbdkit starts and that ends with its only
- * connection.  The worker reads through this server, too: what qemu-nbd has in its memory is lost
- * with it, and then it is lost for all. */
+/* The plugin: the file itself, or our plugin, which runs qemu-nbd.  The worker reads through this
+ * server, too: where a qemu-nbd has died, the plugin lets nobody read before all is there again. */
 static void
 add_plugin (struct serve *s)
 {
@@ -121,11 +121,11 @@ add_plugin (struct serve *s)
     add_word (s, "file=%s", s->disk_path);
     return;
   }
-  add_word (s, "nbd");
-  add_word (s, "command=qemu-nbd");
-  add_word (s, "arg=--format=%s", s->format);
-  add_word (s, "arg=%s", s->args.read_only ? "--read-only" : "--discard=unmap");
-  add_word (s, "arg=%s", s->disk_path);
+  add_word (s, "%s", s->plugin);
+  add_word (s, "image=%s", s->disk_path);
+  add_word (s, "image-format=%s", s->format);
+  if (s->args.read_only)
+    add_word (s, "image-read-only=yes");
 }
 
 static void
@@ -234,6 +234,8 @@ serve (struct serve *s)
   } else if (s->detach)
     s->pidfile = text_printf ("%s.pid", s->socket);
   if ((s->filter = server_find_filter ("mirror", "NBDMIRROR_FILTER")) == NULL)
+    return EXIT_ERROR;
+  if (!is_raw (s) && (s->plugin = server_find_plugin ("image", "NBDMIRROR_IMAGE_PLUGIN")) == NULL)
     return EXIT_ERROR;
   build_command_line (s);
   if (s->print) {
@@ -345,6 +347,7 @@ run (struct cmd_line *line)
   text_free (s.control);
   text_free (s.pidfile);
   text_free (s.filter);
+  text_free (s.plugin);
   return r;
 }
 

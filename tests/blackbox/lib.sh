@@ -80,6 +80,7 @@ python=/usr/bin/python3         # Debian's: another one in PATH may lack the nbd
 export NBDMIRROR_FILTER=${NBDMIRROR_FILTER:-$builddir/nbd-plugin/.libs/nbdkit-mirror-filter.so}
 filters=$builddir/nbd-plugin/.libs
 export NBDMIRROR_DIGEST_FILTER=${NBDMIRROR_DIGEST_FILTER:-$filters/nbdkit-digest-filter.so}
+export NBDMIRROR_IMAGE_PLUGIN=${NBDMIRROR_IMAGE_PLUGIN:-$filters/nbdkit-image-plugin.so}
 if [ -z "${NBDMIRROR:-}" ]; then
   NBDMIRROR=$builddir/nbdmirror
   [ -x "$NBDMIRROR" ] || NBDMIRROR=$builddir/cmd/nbdmirror

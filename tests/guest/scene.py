@@ -93,6 +93,8 @@ class Scene:
             self.builddir, "nbd-plugin/.libs/nbdkit-mirror-receive-filter.so"))
         os.environ.setdefault("NBDMIRROR_DIGEST_FILTER", os.path.join(
             self.builddir, "nbd-plugin/.libs/nbdkit-digest-filter.so"))
+        os.environ.setdefault("NBDMIRROR_IMAGE_PLUGIN", os.path.join(
+            self.builddir, "nbd-plugin/.libs/nbdkit-image-plugin.so"))
         # The paths of sockets must be short.
         self.tmp = tempfile.mkdtemp(prefix=f"nbdmirror-{NAME}.", dir="/tmp")
         self.disks = disks or self.tmp

@@ -1,0 +1,502 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See image.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <nbdkit-plugin.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "nbd-plugin/image/image.h"
+#include "nbd-plugin/image/log.h"
+#include "nbd-plugin/image/requests.h"
+
+#define FIRST_PAUSE_MS 50 /* between two tries to start the server */
+#define LAST_PAUSE_MS 1000
+#define MAX_REPEATS 10 /* of one request: it may be what the server dies of */
+#define LEAVE_MS 60000 /* for the server to write what it has in memory */
+
+enum image_state { RUNS, RECOVERS, LOST };
+
+struct image {
+  struct image_options options;
+  struct image_facts facts; /* constant */
+  struct stat file;         /* constant: the image when it was opened */
+
+  pthread_mutex_t lock; /* protects all below */
+  pthread_cond_t free_connection;
+  pthread_cond_t changed; /* the state, the log, or the number of users */
+  enum image_state state;
+  uint64_t generation;        /* how many servers there were */
+  struct image_server server; /* while it recovers, it belongs to the thread that does that */
+  struct nbd_handle *idle[SERVER_CONNECTIONS]; /* a stack */
+  unsigned nr_idle, users;
+  struct change_log log;
+  bool flushing;   /* a thread flushes because of the log's size */
+  int flush_error; /* of a flush that the guest has not asked for; 0: none failed */
+};
+
+/* ---- one try --------------------------------------------------------------------------------- */
+
+/* A request on its way. */
+struct
+try {
+  struct image_request *request;
+  struct change *change; /* under way in the log; NULL: no change, or it has ended */
+  bool flush_after;      /* in place of FUA */
+  struct nbd_handle *connection;
+  uint64_t generation; /* of the connection */
+  bool lost;           /* the connection has failed */
+};
+
+/* Take a connection.  0, or EIO where there will be none any more. */
+static int
+take_connection (struct image *i, struct try *t)
+{
+  pthread_mutex_lock (&i->lock);
+  while (i->state == RECOVERS || (i->state == RUNS && i->nr_idle == 0))
+    pthread_cond_wait (&i->free_connection, &i->lock);
+  bool runs = i->state == RUNS;
+  if (runs) {
+    t->connection = i->idle[--i->nr_idle];
+    t->generation = i->generation;
+    i->users++;
+  }
+  pthread_mutex_unlock (&i->lock);
+  return runs ? 0 : EIO;
+}
+
+/* The change of T has ended; the lock is held.  Returns what the caller frees. */
+static struct change *
+end_change (struct image *i, struct try *t, bool keep)
+{
+  struct change *c = t->change;
+
+  t->change = NULL;
+  if (c == NULL)
+    return NULL;
+  log_end (&i->log, c, keep);
+  pthread_cond_broadcast (&i->changed);
+  return keep ? NULL : c;
+}
+
+static void
+give_connection_back (struct image *i, struct try *t, int err)
+{
+  struct change *gone = NULL;
+
+  pthread_mutex_lock (&i->lock);
+  if (!t->lost) {
+    bool durable = t->flush_after || (t->request->flags & LIBNBD_CMD_FLAG_FUA) != 0;
+    gone = end_change (i, t, err == 0 && !durable);
+  }
+  i->idle[i->nr_idle++] = t->connection;
+  i->users--;
+  if (i->state == RECOVERS)
+    pthread_cond_broadcast (&i->changed);
+  else
+    pthread_cond_signal (&i->free_connection);
+  pthread_mutex_unlock (&i->lock);
+  change_free (gone);
+}
+
+/* Flush on the connection of T, and let the log forget what is durable now.  0 or an errno, and
+ * t->lost. */
+static int
+flush (struct image *i, struct try *t)
+{
+  struct image_request r = { .action = IMAGE_FLUSH };
+
+  pthread_mutex_lock (&i->lock);
+  uint64_t mark = log_mark (&i->log);
+  pthread_mutex_unlock (&i->lock);
+  int err = request_send (t->connection, &r);
+  t->lost = err != 0 && server_is_lost (t->connection, err);
+  if (err != 0)
+    return err;
+  pthread_mutex_lock (&i->lock);
+  struct change *gone = log_flushed (&i->log, mark);
+  if (gone != NULL)
+    pthread_cond_broadcast (&i->changed);
+  pthread_mutex_unlock (&i->lock);
+  change_free (gone);
+  return 0;
+}
+
+static void
+remember_flush_error (struct image *i, int err)
+{
+  pthread_mutex_lock (&i->lock);
+  i->flush_error = err;
+  pthread_mutex_unlock (&i->lock);
+}
+
+/* A change has failed on a connection that works. */
+static void
+settle_failed_change (struct image *i, struct try *t, int err)
+{
+  if (err == ENOTSUP) /* a fast zero that would not be fast, and has changed nothing */
+    return;
+  int flush_err = flush (i, t);
+  if (flush_err != 0 && !t->lost)
+    remember_flush_error (i, flush_err);
+}
+
+/* 0 or an errno, and t->lost. */
+static int
+send_once (struct image *i, struct try *t)
+{
+  struct image_request *r = t->request;
+
+  t->lost = false;
+  int err = take_connection (i, t);
+  if (err != 0)
+    return err;
+  if (r->action == IMAGE_FLUSH)
+    err = flush (i, t);
+  else {
+    struct image_request without_fua = *r;
+    without_fua.flags &= ~LIBNBD_CMD_FLAG_FUA;
+    err = request_send (t->connection, t->flush_after ? &without_fua : r);
+    t->lost = err != 0 && server_is_lost (t->connection, err);
+    if (err == 0 && t->flush_after)
+      err = flush (i, t);
+    else if (err != 0 && !t->lost && t->change != NULL)
+      settle_failed_change (i, t, err);
+  }
+  give_connection_back (i, t, err);
+  return err;
+}
+
+/* ---- the recovery ---------------------------------------------------------------------------- */
+
+/* Is it still the same file or device that stands at the path? */
+static bool
+is_same_file (const struct image *i)
+{
+  struct stat st;
+
+  return stat (i->options.path, &st) == 0 && st.st_dev == i->file.st_dev
+         && st.st_ino == i->file.st_ino && st.st_rdev == i->file.st_rdev;
+}
+
+/* Does the new server tell what the old one told? */
+static bool
+is_same_image (const struct image_facts *a, const struct image_facts *b)
+{
+  return a->size == b->size && a->read_only == b->read_only && a->trim == b->trim
+         && a->zero == b->zero && a->fua == b->fua && a->cache == b->cache
+         && a->extents == b->extents && a->maximum == b->maximum;
+}
+
+/* Send all that is kept, in order, and make it durable.  No other thread changes the log now. */
+static int
+replay (struct image *i, unsigned *nr)
+{
+  struct nbd_handle *h = i->server.connection[0];
+
+  *nr = 0;
+  for (const struct change *c = i->log.first; c != NULL; c = c->next, ++*nr) {
+    int err = request_repeat (h, c);
+    if (err != 0)
+      return err;
+  }
+  struct image_request r = { .action = IMAGE_FLUSH };
+  return i->facts.read_only ? 0 : request_send (h, &r);
+}
+
+/* Start a server and replay.  True, or false after a message. */
+static bool
+start_again (struct image *i)
+{
+  char *error = NULL;
+  unsigned nr;
+
+  if (!is_same_file (i)) {
+    nbdkit_error ("%s: another file is there now, or none", i->options.path);
+    return false;
+  }
+  if (server_start (&i->server, &i->options, &error) == -1) {
+    nbdkit_error ("%s", error);
+    text_free (error);
+    return false;
+  }
+  int err = 0;
+  if (!is_same_file (i) || !is_same_image (&i->server.facts, &i->facts))
+    nbdkit_error ("%s: it is another image now, or another qemu-nbd", i->options.path);
+  else if ((err = replay (i, &nr)) != 0)
+    nbdkit_error ("%s: change %u of those that were not durable cannot be repeated: %s",
+                  i->options.path, nr + 1, strerror (err));
+  else {
+    nbdkit_error ("%s: qemu-nbd runs again, and %u changes that were not durable were repeated",
+                  i->options.path, nr);
+    return true;
+  }
+  server_kill (&i->server);
+  server_bury (&i->server);
+  return false;
+}
+
+static void
+tell_end (const struct image *i)
+{
+  int status = i->server.end_status;
+
+  if (WIFSIGNALED (status))
+    nbdkit_error ("%s: qemu-nbd was ended by signal %d (%s): it is started again", i->options.path,
+                  WTERMSIG (status), strsignal (WTERMSIG (status)));
+  else
+    nbdkit_error ("%s: qemu-nbd ended with status %d: it is started again", i->options.path,
+                  WEXITSTATUS (status));
+}
+
+/* The lock is not held, and nobody else uses the server or changes the log. */
+static bool
+start_until_it_runs (struct image *i)
+{
+  uint64_t end = clock_ms () + RECOVERY_MS;
+  unsigned pause = FIRST_PAUSE_MS;
+
+  server_bury (&i->server);
+  tell_end (i);
+  while (!start_again (i)) {
+    if (clock_ms () + pause >= end) {
+      nbdkit_error ("%s: given up after %d s: all requests fail until this server is started"
+                    " again",
+                    i->options.path, RECOVERY_MS / 1000);
+      return false;
+    }
+    clock_sleep_ms (pause);
+    pause = pause * 2 < LAST_PAUSE_MS ? pause * 2 : LAST_PAUSE_MS;
+  }
+  return true;
+}
+
+static void
+use_server (struct image *i)
+{
+  for (unsigned n = 0; n < i->server.nr_connections; n++)
+    i->idle[n] = i->server.connection[n];
+  i->nr_idle = i->server.nr_connections;
+}
+
+/* A connection to the server GENERATION has failed.  Returns when there is a new one, or will be
+ * none. */
+static void
+recover (struct image *i, uint64_t generation)
+{
+  struct change *gone = NULL;
+
+  pthread_mutex_lock (&i->lock);
+  if (i->state == RUNS && i->generation == generation) {
+    i->state = RECOVERS;
+    server_kill (&i->server);
+    while (i->users > 0)
+      pthread_cond_wait (&i->changed, &i->lock);
+    pthread_mutex_unlock (&i->lock);
+    bool runs = start_until_it_runs (i);
+    pthread_mutex_lock (&i->lock);
+    i->nr_idle = 0;
+    if (runs) {
+      use_server (i);
+      gone = log_flushed (&i->log, log_mark (&i->log));
+    }
+    i->generation++;
+    i->state = runs ? RUNS : LOST;
+    pthread_cond_broadcast (&i->changed);
+    pthread_cond_broadcast (&i->free_connection);
+  }
+  while (i->state == RECOVERS)
+    pthread_cond_wait (&i->changed, &i->lock);
+  pthread_mutex_unlock (&i->lock);
+  change_free (gone);
+}
+
+/* 0 or an errno. */
+static int
+send_until_done (struct image *i, struct try *t)
+{
+  for (unsigned times = 0;; times++) {
+    int err = send_once (i, t);
+    if (!t->lost)
+      return err;
+    recover (i, t->generation);
+    if (times == MAX_REPEATS) {
+      nbdkit_error ("%s: qemu-nbd has ended %u times during one request at offset %" PRIu64
+                    ": that request fails",
+                    i->options.path, times + 1, t->request->offset);
+      return EIO;
+    }
+  }
+}
+
+/* ---- changes --------------------------------------------------------------------------------- */
+
+/* The lock is held, and this thread has set i->flushing.  0 or an errno. */
+static int
+flush_for_room (struct image *i)
+{
+  struct image_request r = { .action = IMAGE_FLUSH };
+  struct try t = { .request = &r };
+
+  pthread_mutex_unlock (&i->lock);
+  int err = send_until_done (i, &t);
+  pthread_mutex_lock (&i->lock);
+  i->flushing = false;
+  if (err != 0)
+    i->flush_error = err;
+  pthread_cond_broadcast (&i->changed);
+  return err;
+}
+
+/* Wait until C may begin.  0 or an errno. */
+static int
+begin_change (struct image *i, struct try *t, struct change *c)
+{
+  int err = 0;
+
+  pthread_mutex_lock (&i->lock);
+  while (err == 0) {
+    bool has_room = log_has_room (&i->log, c, LOG_LIMIT);
+    if (i->state == LOST)
+      err = EIO;
+    else if (has_room && !log_collides (&i->log, c->offset, c->count))
+      break;
+    else if (!has_room && !i->flushing && i->log.first != NULL) {
+      i->flushing = true;
+      err = flush_for_room (i);
+    } else
+      pthread_cond_wait (&i->changed, &i->lock);
+  }
+  if (err == 0) {
+    log_begin (&i->log, c);
+    t->change = c;
+    t->flush_after = (t->request->flags & LIBNBD_CMD_FLAG_FUA) != 0
+                     && log_overlaps (&i->log, c->offset, c->count);
+  }
+  pthread_mutex_unlock (&i->lock);
+  return err;
+}
+
+/* A change has ended well. */
+static void
+keep_log_short (struct image *i)
+{
+  pthread_mutex_lock (&i->lock);
+  if (i->log.size > LOG_LIMIT / 2 && !i->flushing && i->log.first != NULL) {
+    i->flushing = true;
+    flush_for_room (i);
+  }
+  pthread_mutex_unlock (&i->lock);
+}
+
+static int
+change (struct image *i, struct image_request *r)
+{
+  struct try t = { .request = r };
+  struct change *c = request_change (r);
+
+  if (c == NULL)
+    return ENOMEM;
+  int err = begin_change (i, &t, c);
+  if (err != 0) {
+    change_free (c);
+    return err;
+  }
+  err = send_until_done (i, &t);
+  if (t.change != NULL) { /* given up */
+    pthread_mutex_lock (&i->lock);
+    c = end_change (i, &t, false);
+    pthread_mutex_unlock (&i->lock);
+    change_free (c);
+  }
+  if (err == 0)
+    keep_log_short (i);
+  return err;
+}
+
+static int
+flush_for_guest (struct image *i, struct image_request *r)
+{
+  struct try t = { .request = r };
+  int err = send_until_done (i, &t);
+
+  pthread_mutex_lock (&i->lock);
+  if (err == 0)
+    err = i->flush_error;
+  i->flush_error = 0;
+  pthread_mutex_unlock (&i->lock);
+  return err;
+}
+
+int
+image_do (struct image *i, struct image_request *r)
+{
+  struct try t = { .request = r };
+
+  if (r->action == IMAGE_WRITE || r->action == IMAGE_ZERO || r->action == IMAGE_TRIM)
+    return change (i, r);
+  return r->action == IMAGE_FLUSH ? flush_for_guest (i, r) : send_until_done (i, &t);
+}
+
+/* ---- beginning and end ----------------------------------------------------------------------- */
+
+struct image *
+image_open (const struct image_options *o, char **error)
+{
+  struct image *i = calloc (1, sizeof *i);
+
+  if (i == NULL) {
+    text_error (error, "%s: %s", o->path, strerror (errno));
+    return NULL;
+  }
+  i->options = *o;
+  int r = stat (o->path, &i->file) == 0 ? server_start (&i->server, o, error)
+                                        : text_error (error, "%s: %s", o->path, strerror (errno));
+  if (r == -1) {
+    free (i);
+    return NULL;
+  }
+  i->facts = i->server.facts;
+  pthread_mutex_init (&i->lock, NULL);
+  pthread_cond_init (&i->free_connection, NULL);
+  pthread_cond_init (&i->changed, NULL);
+  use_server (i);
+  return i;
+}
+
+void
+image_close (struct image *i)
+{
+  struct image_request r = { .action = IMAGE_FLUSH };
+
+  /* The server may have died after the last request. */
+  int err = i->state == RUNS && i->log.first != NULL ? image_do (i, &r) : 0;
+  if (err != 0)
+    nbdkit_error ("%s: the last flush failed: %s", i->options.path, strerror (err));
+  if (i->state == RUNS && !server_leave (&i->server, LEAVE_MS))
+    nbdkit_error ("%s: qemu-nbd still writes after %d s, it is left alone", i->options.path,
+                  LEAVE_MS / 1000);
+  change_free (i->log.first);
+  pthread_cond_destroy (&i->changed);
+  pthread_cond_destroy (&i->free_connection);
+  pthread_mutex_destroy (&i->lock);
+  free (i);
+}
+
+const struct image_facts *
+image_facts (const struct image *i)
+{
+  return &i->facts;
+}

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a qemu-nbd that is killed under `serve --format qcow2` is started again, and that the
+# guest notices nothing but a pause: over many kills at random instants, while several connections
+# write, zero, trim and flush, no request fails, all that is read back is what was acknowledged, and
+# in the end the image holds exactly that.  A mirror job at the same time ends equal.  A qemu-nbd
+# that cannot be started again ends in errors, not in a hang, and none of ours outlives nbdkit.
+. "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
+need qemu-img qemu-nbd
+
+size=$((32 << 20))
+kills=10
+[ "${NBDMIRROR_LONG:-0}" = 0 ] || kills=${KILLS:-100}
+seed=${SEED:-$RANDOM}
+RANDOM=$seed
+note "SEED=$seed"
+
+qemu_nbd () { child_of vm qemu-nbd; }
+
+# is_replaced OLD: is there another one, or no guest any more whose requests would need one?
+is_replaced () {
+  local new
+  new=$(qemu_nbd)
+  ! running guest || { [ -n "$new" ] && [ "$new" != "$1" ]; }
+}
+
+# kill_once: kill the qemu-nbd of vm, and wait until there is another one.
+kill_once () {
+  local old
+  old=$(qemu_nbd)
+  [ -n "$old" ] || fail "there is no qemu-nbd to kill"
+  kill -KILL "$old"
+  wait_for 20 is_replaced "$old"
+}
+
+# kill_often N: at random instants, up to half a second apart.
+kill_often () {
+  local n
+  for ((n = 0; n < $1; n++)); do
+    sleep "0.$(printf %03d $((RANDOM % 500)))"
+    kill_once
+  done
+}
+
+# sound IMAGE: no error in it.  Clusters that nothing points to (status 3) are what any qcow2 image
+# keeps from a writer that was killed.
+sound () {
+  local status=0
+  qemu-img check -q "$1" >"$tmp/check" 2>&1 || status=$?
+  [ "$status" = 0 ] || [ "$status" = 3 ] || fail "$1 is damaged: $(cat "$tmp/check")"
+}
+
+# ---- a guest that checks all that it reads, and a job beside it ----
+
+random_disk "$tmp/base" "$size"
+cp "$tmp/base" "$tmp/shadow"
+# Small clusters, so that qemu-nbd keeps much in its memory: where each of them is.
+qemu-img create -q -f qcow2 -o cluster_size=4k -b "$tmp/base" -F raw "$tmp/vm.qcow2"
+base=$(sha256sum <"$tmp/base")
+start_server vm "$tmp/vm.qcow2" --format qcow2
+start_dest dst file "$size"
+start_guest guest "${uri[vm]}" --shadow "$tmp/shadow" --rate 2000 --seed "$seed"
+spawn mirror nbdmirror mirror "${control[vm]}" "${uri[dst]}" --bandwidth 16M --max-downtime 2s
+kill_often "$kills"
+stop guest
+[ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
+note "$(cat "$tmp/guest.json")"
+
+# The last kill finds what was acknowledged and never flushed, and no request notices it.
+kill -KILL "$(qemu_nbd)"
+compare "$tmp/shadow" "${uri[vm]}" || fail "the disk is not what the guest was told"
+wait_state "${control[vm]}" ready 60
+nbdmirror complete "${control[vm]}" 2>"$tmp/complete.log" </dev/null ||
+  fail "complete: $(cat "$tmp/complete.log")"
+ends_well mirror 20
+compare "$tmp/shadow" "${uri[dst]}" || fail "the destination is not what the guest was told"
+
+# So does one that comes just before the server ends.
+kill -KILL "$(qemu_nbd)"
+stop vm
+grep -q 'changes that were not durable were repeated' "$tmp/vm.log" || fail "nothing was repeated"
+sound "$tmp/vm.qcow2"
+qemu-img compare -q -f qcow2 -F raw "$tmp/vm.qcow2" "$tmp/shadow" ||
+  fail "the image is not what the guest was told"
+[ "$(sha256sum <"$tmp/base")" = "$base" ] || fail "the base was written to"
+rm -f "$tmp/vm.control.fence"
+
+# ---- more than the log holds ----
+
+# 48 MiB without a flush: the plugin flushes by itself, and its memory is bounded.
+qemu-img create -q -f qcow2 "$tmp/vm.qcow2" 64M
+start_server vm "$tmp/vm.qcow2" --format qcow2
+random_disk "$tmp/shadow" 48M
+truncate -s 64M "$tmp/shadow"
+"$python" - "${uri[vm]}" "$tmp/shadow" <<'EOF' || fail "writing 48 MiB failed"
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+with open(sys.argv[2], "rb") as f:
+    for offset in range(0, 48 << 20, 256 << 10):
+        h.pwrite(f.read(256 << 10), offset)
+EOF
+kill -KILL "$(qemu_nbd)"
+compare "$tmp/shadow" "${uri[vm]}" || fail "48 MiB are not what was written"
+repeated=$(sed -n 's/.* \([0-9]*\) changes that were not durable.*/\1/p' "$tmp/vm.log" | tail -n 1)
+[ "$repeated" -le 128 ] || fail "$repeated changes of 256 KiB were kept, and 32 MiB is the limit"
+
+# ---- nbdkit is killed ----
+
+child=$(qemu_nbd)
+stop vm KILL
+wait_for 10 eval '! kill -0 '"$child"' 2>/dev/null'
+sound "$tmp/vm.qcow2"
+
+# ---- one that does not come back ----
+
+if [ "${NBDMIRROR_LONG:-0}" != 0 ]; then
+  start_server vm "$tmp/vm.qcow2" --format qcow2
+  # A copy in its place is not the image: it may be older.
+  mv "$tmp/vm.qcow2" "$tmp/away.qcow2"
+  cp "$tmp/away.qcow2" "$tmp/vm.qcow2"
+  kill -KILL "$(qemu_nbd)"
+  "$python" - "${uri[vm]}" <<'EOF' || fail "a disk without a server does not fail in time"
+import errno, nbd, sys, time
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+begin = time.monotonic()
+try:
+    h.pread(512, 0)
+except nbd.Error as e:
+    sys.exit(0 if e.errnum == errno.EIO and 20 < time.monotonic() - begin < 40 else 1)
+sys.exit(1)
+EOF
+  stop vm
+fi
