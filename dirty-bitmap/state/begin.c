@@ -249,10 +249,16 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
 }
 
 int
-state_announce_mark (struct state *s, struct state_found *f, const uint8_t mark[16])
+state_announce_mark (struct state *s, struct state_found *f, const struct state_identity *now,
+                     const uint8_t mark[16])
 {
   struct state_super super = f->super;
 
+  if (f->how == STATE_FROM_NOTHING)
+    return 0;
+  /* It may be the one that a server announced which was killed at its start. */
+  memcpy (super.identity.mark, now->mark, 16);
+  super.identity.ctime_ns = now->ctime_ns;
   memcpy (super.next_mark, mark, 16);
   pthread_mutex_lock (&s->io_lock);
   s->super = f->super;

@@ -221,9 +221,11 @@ int state_continue (struct state *s, const struct state_found *f, _Atomic uint64
                     _Atomic uint64_t *const slots[2], const uint8_t uuid[16],
                     const uint8_t boot[16], char **error);
 
-/* Say in the file that the disk is about to bear MARK.  From then on it is believed with the mark
- * that F knows and with this one, until the tracking goes on.  0, or -1 with errno. */
-int state_announce_mark (struct state *s, struct state_found *f, const uint8_t mark[16]);
+/* Say in the file that the disk, which looks like NOW, is about to bear MARK.  From then on the
+ * file is believed with the mark that the disk has and with this one, until the tracking goes on.
+ * If F is not believed nothing is said, and the new mark keeps it so.  0, or -1 with errno. */
+int state_announce_mark (struct state *s, struct state_found *f, const struct state_identity *now,
+                         const uint8_t mark[16]);
 
 /* Nothing in F is tracked: only know its checkpoints.  -1: out of memory. */
 int state_know (struct state *s, const struct state_found *f);

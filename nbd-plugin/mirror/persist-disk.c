@@ -59,7 +59,7 @@ persist_disk_mark (struct persist *p, struct state_found *f, const struct state_
   p->state.disk.inode = now->inode;
   uuid_make (mark);
   /* The state file knows it first: a server that is killed in between leaves no wrong mark. */
-  if (f->tracked && state_announce_mark (&p->state, f, mark) == -1)
+  if (f->tracked && state_announce_mark (&p->state, f, now, mark) == -1)
     return text_error (why, "it cannot be written: %s", strerror (errno));
   if (state_file_mark_disk (p->file.disk_fd, mark))
     memcpy (p->state.disk.mark, mark, sizeof mark);

@@ -445,6 +445,56 @@ Test (state, a_file_without_its_room)
   text_free (error);
 }
 
+static bool
+believed (uint8_t mark)
+{
+  const struct state_identity now = { .mark = { mark }, .inode = 7, .known = true };
+  struct state_found f;
+  char *error = NULL;
+  off_t size = lseek (file.fd, 0, SEEK_END);
+
+  cr_assert (state_find (file.fd, (uint64_t)size, boot, &now, &f, &error) == 0, "%s", error);
+  bool is = f.how != STATE_FROM_NOTHING;
+  state_found_free (&f);
+  return is;
+}
+
+/* A server finds the disk with mark NOW, announces NEXT, and is killed then. */
+static void
+announce (uint8_t now_mark, uint8_t next)
+{
+  const struct state_identity now = { .mark = { now_mark }, .inode = 7, .known = true };
+  const uint8_t mark[16] = { next };
+  struct state_found f;
+  char *error = NULL;
+  off_t size = lseek (file.fd, 0, SEEK_END);
+
+  cr_assert (state_find (file.fd, (uint64_t)size, boot, &now, &f, &error) == 0, "%s", error);
+  cr_assert (state_announce_mark (&state, &f, &now, mark) == 0);
+  state_found_free (&f);
+}
+
+/* The disk is given a new mark: whenever the server is killed, the file is believed with the disk
+ * as it is then, and a disk that somebody else has served never is. */
+Test (state, a_new_mark)
+{
+  begin ();
+  state.disk = (struct state_identity){ .mark = { 1 }, .inode = 7 };
+  add ("a");
+  cr_assert (believed (1) && !believed (2));
+  announce (1, 2);
+  cr_assert (believed (1) && believed (2) && !believed (0));
+  announce (2, 3); /* the server before had marked it */
+  cr_assert (!believed (1) && believed (2) && believed (3));
+  announce (2, 4); /* the one before had not */
+  cr_assert (believed (2) && !believed (3) && believed (4));
+  announce (0, 5); /* it was served without the file */
+  cr_assert (!believed (0) && !believed (5));
+  announce (9, 6);
+  cr_assert (!believed (9) && !believed (6));
+  end ();
+}
+
 /* As the file's own, where nobody keeps a guest's first touch of an extent waiting. */
 static int
 read_beside_guests (void *opaque, void *data, size_t length, uint64_t offset)
