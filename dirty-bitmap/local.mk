@@ -15,5 +15,6 @@ libdirtybitmap_la_SOURCES = \
 	dirty-bitmap/state/recordings.h dirty-bitmap/state/recordings.c \
 	dirty-bitmap/state/recover.c \
 	dirty-bitmap/state/state.h dirty-bitmap/state/state.c \
+	dirty-bitmap/state/cool.c \
 	dirty-bitmap/state/work.c \
 	dirty-bitmap/watch.h dirty-bitmap/watch.c

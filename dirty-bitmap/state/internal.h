@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the files of this folder share.  All of these are called under io_lock.
+ * What the files of this folder share.  Where nothing else is said they are called under io_lock.
  */
 
 #ifndef NBDMIRROR_DIRTY_BITMAP_STATE_INTERNAL_H
@@ -45,7 +45,18 @@ int state_begin_epoch (struct state *s, struct state_super *super, const uint8_t
 int state_write_samples (struct state *s, bool *any);
 int state_write_note (struct state *s, bool *any);
 
-/* ---- work.c ---- */
+/* ---- work.c, and cool.c ---- */
+
+/* Flush the source's disk; not under io_lock.  When it fails the tracking is lost: what was in its
+ * caches may be gone, and another flush would prove nothing (R5).  0, or -1 with errno. */
+int state_sync_disk (struct state *s);
+
+/* Write every L1 page that changed, into the copy that does not hold what is durable now; then
+ * sync.  0; or -1, and the tracking is lost. */
+int state_write_l1 (struct state *s);
+
+/* Is a loss to be written?  The file says INCONSISTENT then, which is as good as all dirty. */
+void state_write_loss (struct state *s);
 
 /* The tracking is lost because of errno, when WHAT was written.  -1. */
 int state_write_failed (struct state *s, const char *what);

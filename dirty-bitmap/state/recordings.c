@@ -132,6 +132,7 @@ prepare (struct state *s, const struct state_layout *layout, _Atomic uint64_t *c
       && (state_write_off (s) == -1 || state_begin_epoch (s, &super, boot) == -1))
     return text_error (error, "it cannot be written: %s", strerror (errno));
   s->preparing = true;
+  s->changes++;
   atomic_store (&s->marked[1 + s->next_slot], live);
   return 0;
 }
@@ -211,7 +212,7 @@ state_checkpoint_commit (struct state *s, char **error)
   int r = -1;
 
   /* No guest waits for this. */
-  if (s->io.sync_disk != NULL && s->io.sync_disk (s->io.opaque) == -1) {
+  if (s->io.sync_disk != NULL && state_sync_disk (s) == -1) {
     text_error (error, "the disk cannot be flushed: %s", strerror (errno));
     state_checkpoint_abort (s);
     return -1;
@@ -229,6 +230,7 @@ state_checkpoint_commit (struct state *s, char **error)
   else
     r = 0;
   s->preparing = false;
+  s->changes++;
   pthread_mutex_unlock (&s->io_lock);
   return r;
 }
@@ -239,6 +241,7 @@ state_checkpoint_abort (struct state *s)
   pthread_mutex_lock (&s->io_lock);
   if (s->preparing) {
     s->preparing = false;
+    s->changes++;
     atomic_store (&s->marked[1 + s->next_slot], NULL);
     if (atomic_load (&s->active) && !s->table->recording && end_recording (s) == -1)
       state_write_failed (s, "superblock");

@@ -14,7 +14,7 @@
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/state/internal.h"
 
-#define DEFAULT_IDLE_TICKS 30
+#define DEFAULT_IDLE_TICKS (30 * STATE_TICKS_A_SECOND)
 
 void
 state_init (struct state *s, const struct state_io *io)
@@ -29,11 +29,13 @@ state_init (struct state *s, const struct state_io *io)
   atomic_init (&s->tick, 1);
   atomic_init (&s->flushed, 0);
   pthread_mutex_init (&s->io_lock, NULL);
+  pthread_mutex_init (&s->disk_lock, NULL);
   pthread_mutex_init (&s->lock, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&s->committed, &attr);
   pthread_cond_init (&s->work, &attr);
+  pthread_cond_init (&s->cool, &attr);
   pthread_condattr_destroy (&attr);
 }
 
@@ -52,9 +54,11 @@ state_destroy (struct state *s)
   free (s->recorded_page_dirty);
   free (s->table);
   free (s->sample_crc);
+  pthread_cond_destroy (&s->cool);
   pthread_cond_destroy (&s->work);
   pthread_cond_destroy (&s->committed);
   pthread_mutex_destroy (&s->lock);
+  pthread_mutex_destroy (&s->disk_lock);
   pthread_mutex_destroy (&s->io_lock);
 }
 
@@ -105,12 +109,25 @@ state_write_super (struct state *s, struct state_super *super)
 {
   uint8_t page[STATE_PAGE];
 
+  s->changes++;
   super->sequence = s->super.sequence + 1;
   state_super_encode (super, page);
   if (write_both (s, page, sizeof page, 0) == -1)
     return -1;
   s->super = *super;
   return 0;
+}
+
+int
+state_sync_disk (struct state *s)
+{
+  pthread_mutex_lock (&s->disk_lock);
+  int r = s->io.sync_disk (s->io.opaque), saved = errno;
+  if (r == -1)
+    state_write_failed (s, "the disk cannot be flushed");
+  pthread_mutex_unlock (&s->disk_lock);
+  errno = saved;
+  return r;
 }
 
 int
@@ -130,6 +147,7 @@ state_write_table (struct state *s, struct state_table *t)
 {
   uint8_t pages[STATE_TABLE_PAGES * STATE_PAGE];
 
+  s->changes++;
   t->sequence = s->table->sequence + 1;
   state_table_encode (t, pages);
   /* Begin with the older copy.  A server that was killed between the two left only one that is new;

@@ -34,17 +34,21 @@
  *   begin.c   a job, or what a file says, begins   recordings.c  checkpoints: add, remove
  *   state.c   ending, losing, looking              changed.c     what was changed since one
  *   guest.c   a guest's write                      recover.c     reading a file
- *   work.c    commits, cooling                     format.c      layout, pages, table
- *   note.c    samples and note of a job            file.c        the file itself
+ *   work.c    commits                              format.c      layout, pages, table
+ *   cool.c    rounds of cooling                    file.c        the file itself
+ *   note.c    samples and note of a job
  *
  * When the file cannot be written, nothing more is tracked in it: the state is *lost*.  That is
  * written into the superblock, again and again until it works, and no write waits any more.  If it
  * does not work at once, the disk loses its mark, so that nobody believes the file who does not
  * know of the loss.
  *
- * Threads: guest threads call state_enter(), state_leave() and the flush functions.  One thread
- * (state_work(), or a test) does all that writes to the file while guests run.  The control thread
- * calls the rest.  Lock: `lock`, a leaf; no system call that may block is made under it.
+ * Threads: guest threads call state_enter(), state_leave() and the flush functions.  Two threads,
+ * or a test, write to the file while guests run: state_work() commits first touches and waits for
+ * nothing but the file; state_cool() makes rounds of cooling, and waits for the disk as well.  The
+ * control thread calls the rest.  Locks: `io_lock` while the file is written, and `disk_lock` while
+ * the disk is flushed; neither is taken under the other.  `lock` is a leaf; no system call that may
+ * block is made under it.
  */
 
 #ifndef NBDMIRROR_DIRTY_BITMAP_STATE_STATE_H
@@ -58,7 +62,8 @@
 #include "dirty-bitmap/region.h"
 #include "dirty-bitmap/state/format.h"
 
-#define STATE_DEFAULT_HOT 4096u /* extents */
+#define STATE_DEFAULT_HOT 4096u  /* extents */
+#define STATE_TICKS_A_SECOND 16u /* at least; more where many extents have to cool */
 
 /* How the file is written; a test records it. */
 struct state_io {
@@ -162,13 +167,15 @@ struct state {
   uint8_t *pending;            /* under lock: a write waits for the L1 bit */
 
   _Atomic bool active;      /* there is a job or a recording, and the tracking is not lost */
-  _Atomic uint32_t tick;    /* a clock of a second or so */
+  _Atomic uint32_t tick;    /* a clock; a round at least lies between two ticks */
   _Atomic uint32_t flushed; /* writes that ended before this tick are durable at the source */
 
-  pthread_mutex_t io_lock; /* held while the file is written; taken before `lock` */
+  pthread_mutex_t io_lock;   /* held while the file is written; taken before `lock` */
+  pthread_mutex_t disk_lock; /* held while the disk is flushed; taken before `lock` */
   pthread_mutex_t lock;
   pthread_cond_t committed; /* pending extents became hot, or the tracking was lost */
-  pthread_cond_t work;      /* something is pending, or stop */
+  pthread_cond_t work;      /* something is pending, or a loss is to be written, or stop */
+  pthread_cond_t cool;      /* hurry, or stop */
 
   /* Under lock. */
   uint64_t *l1; /* as it is to be written */
@@ -176,6 +183,7 @@ struct state {
   uint64_t nr_hot, hot_limit, nr_pending;
   const struct region *region; /* the job's, borrowed; or NULL */
   bool may_settle;             /* no write is under way that was not counted */
+  bool hurry;                  /* almost too many extents are hot */
   bool stop;
   bool lost, loss_unwritten;
   char reason[STATE_REASON_MAX + 1];
@@ -183,6 +191,7 @@ struct state {
   char wanted_note[STATE_NOTE_MAX];
 
   /* Under io_lock. */
+  uint64_t changes; /* counted up when a job or a recording begins, changes, or ends */
   uint64_t *l1_sequence;
   uint8_t *l1_copy;
   uint8_t *l2_page_dirty;       /* of the job */
@@ -289,10 +298,12 @@ void state_leave (struct state *s, uint64_t offset, uint64_t length);
 uint32_t state_flush_begins (struct state *s);
 void state_flush_ended (struct state *s, uint32_t begun);
 
-/* ---- the thread that writes ---- */
+/* ---- the threads that write ---- */
 
-/* Do all the work until state_stop().  A thread's function; S is a struct state. */
+/* Commit, and cool, until state_stop(), which ends both.  Threads' functions; S is a struct state.
+ */
 void *state_work (void *s);
+void *state_cool (void *s);
 void state_stop (struct state *s);
 
 /* Its two parts, for tests: make pending extents hot; and one round of cooling. */

@@ -227,11 +227,30 @@ persist_start (struct mirror *m)
 
   if (!p->open)
     return 0;
-  if (own_thread_start (&p->thread, state_work, &p->state) == -1)
+  if (own_thread_start (&p->worker, state_work, &p->state) == -1)
     return -1;
-  p->thread_runs = true;
-  pthread_setname_np (p->thread, "mirror-state");
+  p->worker_runs = true;
+  pthread_setname_np (p->worker, "mirror-state");
+  if (own_thread_start (&p->cooler, state_cool, &p->state) == -1)
+    return -1;
+  p->cooler_runs = true;
+  pthread_setname_np (p->cooler, "mirror-cool");
   return 0;
+}
+
+/* False if they did not run. */
+static bool
+end_threads (struct persist *p)
+{
+  bool ran = p->worker_runs && p->cooler_runs;
+
+  state_stop (&p->state);
+  if (p->worker_runs)
+    pthread_join (p->worker, NULL);
+  if (p->cooler_runs)
+    pthread_join (p->cooler, NULL);
+  p->worker_runs = p->cooler_runs = false;
+  return ran;
 }
 
 void
@@ -244,10 +263,7 @@ persist_close (struct mirror *m)
     fd_close (&p->file.disk_fd);
     return;
   }
-  if (p->thread_runs) {
-    state_stop (&p->state);
-    pthread_join (p->thread, NULL);
-    p->thread_runs = false;
+  if (end_threads (p)) {
     if (m->attachment.region != NULL)
       make_note (m);
     state_identity_of (p->file.disk_fd, &id);

@@ -5,8 +5,8 @@
  * dirty-bitmap/state/; here it is opened, and tied to the attachment's region and to the guest's
  * requests.
  *
- * A thread of its own writes the file (state_work), from after_fork to cleanup.  Guest threads use
- * `state` through filter.c.  All else is the control thread's, and the main thread's before and
+ * Two threads write the file (state_work, state_cool), from after_fork to cleanup.  Guest threads
+ * use `state` through filter.c.  All else is the control thread's, and the main thread's before and
  * after.
  */
 
@@ -28,8 +28,8 @@ struct persist {
   bool is_volatile; /* a file system in memory is accepted */
   struct state_file file;
   struct state state;
-  pthread_t thread;
-  bool open, thread_runs;
+  pthread_t worker, cooler;
+  bool open, worker_runs, cooler_runs;
   bool shared;             /* another server had the disk's file when we began */
   bool loss_told;          /* in the log */
   bool settling;           /* every write from before the tracking has ended */

@@ -65,7 +65,8 @@ static struct state_layout layout;
 static _Atomic uint64_t *live, *slots[2];
 static uint8_t boot[16], other_boot[16];
 static uint64_t nr_states, wanted_states = 20000, seed = 1, nr_runs, nr_names, nr_kinds[5];
-static bool busy; /* others must not go on */
+static bool busy;     /* others must not go on */
+static bool in_round; /* of cooling */
 
 static void __attribute__ ((noreturn)) violation (const char *what, uint64_t block)
 {
@@ -220,20 +221,18 @@ guest_goes_on (struct guest_write *g)
   g->active = g->waited_for = false;
 }
 
-static int
-disk_sync (void *opaque)
+static void
+disk_flush (void)
 {
-  (void)opaque;
   for (unsigned u = 0; u < USED; u++)
     medium_block_flush (&disk[u]);
-  return 0;
 }
 
 static void
 guest_flushes (void)
 {
   uint32_t begun = state_flush_begins (&state);
-  disk_sync (NULL);
+  disk_flush ();
   state_flush_ended (&state, begun);
 }
 
@@ -359,6 +358,67 @@ remove_one (void)
            (nr_list - (unsigned)removing - 1) * sizeof list[0]);
   nr_list--;
   removing = -1;
+}
+
+/* ---- the flush of the disk ---- */
+
+static void begin_job (void);
+
+/* The control thread does something while a round waits for the disk. */
+static void
+control (void)
+{
+  switch (medium_random (8)) {
+  case 0:
+    prepare ();
+    break;
+  case 1:
+    if (preparing && !drained)
+      drain ();
+    break;
+  case 2:
+    if (drained)
+      commit ();
+    break;
+  case 3:
+    remove_one ();
+    break;
+  case 4:
+    if (state.super.job && medium_random (2) == 0)
+      state_end (&state);
+    if (!state.super.job && !medium.off)
+      begin_job ();
+    break;
+  default:
+    state_commit (&state);
+  }
+}
+
+/* The flush that a round, or a checkpoint, asks for takes long: others go on, first touches are
+ * committed, and checkpoints come and go.  It makes durable what was completed before it began, and
+ * perhaps more. */
+static int
+disk_sync (void *opaque)
+{
+  static bool inside;
+
+  (void)opaque;
+  bool early = medium_random (2) == 0;
+  if (early)
+    disk_flush ();
+  for (uint64_t n = medium_random (3); n > 0 && !busy && !medium.off; n--) {
+    others ();
+    if (in_round && !inside) {
+      inside = true;
+      pthread_mutex_unlock (&state.disk_lock); /* there is only one thread here */
+      control ();
+      pthread_mutex_lock (&state.disk_lock);
+      inside = false;
+    }
+  }
+  if (!early && !medium.off)
+    disk_flush ();
+  return 0;
 }
 
 /* ---- servers ---- */
@@ -529,14 +589,31 @@ maybe_cut_soon (void)
     cut_after = 1 + medium_random (6);
 }
 
+/* The bound of hot extents goes by their number. */
+static void
+check_hot (void)
+{
+  uint64_t nr = 0;
+
+  if (!atomic_load (&state.active) || medium.off)
+    return;
+  for (uint64_t e = 0; e < layout.nr_extents; e++)
+    nr += state.l1[e / 64] >> (e % 64) & 1;
+  if (nr != state.nr_hot)
+    violation ("the number of hot extents is wrong", state.nr_hot);
+}
+
 static void
 one_step (bool can_sync)
 {
   uint64_t what = medium_random (100);
 
-  if (what < 20)
+  if (what < 20) {
+    in_round = true;
     state_round (&state);
-  else if (what < 50)
+    in_round = false;
+    check_hot ();
+  } else if (what < 50)
     state_commit (&state);
   else if (what < 56)
     prepare ();
