@@ -18,7 +18,7 @@ chain_newest (const struct backup_list *list, const char *id, const struct manif
 {
   for (unsigned i = list->nr; i-- > 0;) {
     const struct manifest_disk *d = manifest_find_disk (&list->list[i].manifest, id);
-    if (d != NULL && d->file != NULL) {
+    if (d != NULL && d->file != NULL && !list->list[i].manifest.is_dropped) {
       *disk = d;
       return &list->list[i];
     }
@@ -37,7 +37,7 @@ file_fault (const struct repository *r, const struct manifest_disk *d)
     return text_printf ("%s: %s", d->file, strerror (errno));
   if (!S_ISREG (st.st_mode))
     return text_printf ("%s is no regular file", d->file);
-  if ((uint64_t)st.st_size != d->file_bytes)
+  if (d->file_digest != NULL && (uint64_t)st.st_size != d->file_bytes)
     return text_printf ("%s has %jd bytes, and %" PRIu64 " were written", d->file,
                         (intmax_t)st.st_size, d->file_bytes);
   return NULL;
@@ -57,7 +57,11 @@ chain_fault (const struct repository *r, const struct backup_list *list, const c
     if (e->fault != NULL)
       return text_printf ("backup %s: %s", name, e->fault);
     const struct manifest_disk *d = manifest_find_disk (&e->manifest, id);
-    if (d == NULL || d->file == NULL || (expected != NULL && strcmp (d->file, expected) != 0))
+    /* The two manifests cannot be replaced at one instant, while the lower one gets another file.
+     */
+    bool other = expected != NULL && d != NULL && d->file != NULL && d->file_digest != NULL
+                 && strcmp (d->file, expected) != 0;
+    if (d == NULL || d->file == NULL || other)
       return text_printf ("backup %s does not hold what the next one is built upon", name);
     char *fault = file_fault (r, d);
     if (fault != NULL || d->full)

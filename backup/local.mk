@@ -5,6 +5,8 @@ libbackup_la_SOURCES = \
 	backup/begun.h \
 	backup/chain.c \
 	backup/chain.h \
+	backup/drop-plan.c \
+	backup/drop-plan.h \
 	backup/lock.c \
 	backup/lock.h \
 	backup/manifest.c \
@@ -14,5 +16,7 @@ libbackup_la_SOURCES = \
 	backup/plan.c \
 	backup/plan.h \
 	backup/repository.c \
-	backup/repository.h
+	backup/repository.h \
+	backup/retention.c \
+	backup/retention.h
 libbackup_la_LIBADD = libbase.la $(JANSSON_LIBS)

@@ -163,12 +163,13 @@ manifest_to_json (const struct manifest *m)
            == 0;
   }
   json_t *o = json_pack (
-      "{s:s, s:i, s:[], s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:o, s:o, s:o}", "format",
-      FORMAT, "version", MANIFEST_VERSION, "requires", "name", m->name, "sequence",
+      "{s:s, s:i, s:[], s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:b, s:o, s:o, s:o}",
+      "format", FORMAT, "version", MANIFEST_VERSION, "requires", "name", m->name, "sequence",
       (json_int_t)m->sequence, "repository", m->repository, "program", m->program, "host", m->host,
       "host-id", m->host_id, "begun-us", (json_int_t)m->begun_us, "ended-us",
       (json_int_t)m->ended_us, "consistency", m->guest_frozen ? "guest-frozen" : "crash-consistent",
-      "protected", m->is_protected, "disks", disks, "includes", includes, "hooks", hooks);
+      "protected", m->is_protected, "dropped", m->is_dropped, "disks", disks, "includes", includes,
+      "hooks", hooks);
   if (good || o == NULL)
     return o;
   json_decref (o);
@@ -351,6 +352,7 @@ manifest_from_json (struct manifest *m, const json_t *o, const char *name, char 
   m->ended_us = (int64_t)take_number (&r, o, "ended-us");
   m->guest_frozen = take_word (&r, o, "consistency", "guest-frozen", "crash-consistent");
   m->is_protected = json_is_true (json_object_get (o, "protected"));
+  m->is_dropped = json_is_true (json_object_get (o, "dropped"));
   take_lists (&r, m, o);
   if (m->name != NULL && strcmp (m->name, name) != 0)
     fault (&r, "name", "is not the file's");

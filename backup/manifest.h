@@ -32,7 +32,8 @@ struct manifest_disk {
   uint64_t file_bytes;   /* of the file */
   uint64_t copied_bytes; /* that were sent into it */
   char *digest;          /* of the whole disk (digest/whole.h); NULL where the disk has failed */
-  char *file_digest;     /* of the file, in the same way */
+  char *file_digest;     /* of the file, in the same way; NULL: the file is being rewritten, so
+                            file_bytes may be wrong, too */
   double pause_ms;       /* for which the guest was held; -1: not known */
   char *error;           /* NULL, or why this disk has no backup */
 };
@@ -59,6 +60,7 @@ struct manifest {
   int64_t begun_us, ended_us;
   bool guest_frozen; /* else crash-consistent */
   bool is_protected; /* it is not to be pruned */
+  bool is_dropped;   /* it is being pruned, and cannot be restored any more */
   struct manifest_disk *disks;
   unsigned nr_disks;
   struct manifest_include *includes;

@@ -136,5 +136,12 @@ extern const struct subcommand subcommand_dirty_map;
 extern const struct subcommand subcommand_verify;
 extern const struct subcommand subcommand_digest;
 extern const struct subcommand subcommand_evacuate;
+extern const struct subcommand subcommand_backup_list;
+extern const struct subcommand subcommand_backup_verify;
+extern const struct subcommand subcommand_backup_prune;
+extern const struct subcommand subcommand_backup_merge;
+extern const struct subcommand subcommand_backup_protect;
+extern const struct subcommand subcommand_restore;
+extern const struct subcommand subcommand_serve_backup;
 
 #endif

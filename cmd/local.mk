@@ -40,7 +40,7 @@ nbdmirror_SOURCES = \
 nbdmirror_CPPFLAGS = $(AM_CPPFLAGS) \
 	-DFILTERDIR='"$(filterdir)"' -DPLUGINDIR='"$(plugindir)"'
 
-nbdmirror_LDADD = libmirror.la libcontrol.la libdirtybitmap.la libbase.la \
+nbdmirror_LDADD = libmirror.la libcontrol.la libdirtybitmap.la libbackup.la libbase.la \
 	$(JANSSON_LIBS) $(LIBNBD_LIBS)
 
 include cmd/adopt/local.mk
@@ -50,6 +50,7 @@ include cmd/migrate/local.mk
 include cmd/evacuate/local.mk
 include cmd/complete/local.mk
 include cmd/checkpoint/local.mk
+include cmd/repository/local.mk
 
 # Completion for shells is made from the program's own tables of options.  A program of a cross
 # compiler does not run here.

@@ -19,6 +19,8 @@ unit_tests = \
 	tests/unit/test-state \
 	tests/unit/test-rate \
 	tests/unit/test-window \
+	tests/unit/test-retention \
+	tests/unit/test-drop-plan \
 	tests/unit/test-latency \
 	tests/unit/test-estimate \
 	tests/unit/test-converge \
@@ -90,6 +92,8 @@ tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
 tests_unit_test_backup_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 tests_unit_test_image_log_SOURCES = tests/unit/test-image-log.c nbd-plugin/image/log.c
 tests_unit_test_image_log_LDADD = $(CRITERION_LIBS)
+tests_unit_test_drop_plan_LDADD = libbackup.la $(CRITERION_LIBS)
+tests_unit_test_retention_LDADD = libbackup.la $(CRITERION_LIBS)
 tests_unit_test_budget_LDADD = libbudget.la libbase.la $(CRITERION_LIBS) -lm
 tests_unit_test_pack_CFLAGS = $(AM_CFLAGS) $(ZSTD_CFLAGS)
 tests_unit_test_pack_LDADD = $(LDADD) $(ZSTD_LIBS)
@@ -196,6 +200,7 @@ own_tests = \
 	tests/blackbox/budget.sh \
 	tests/blackbox/back-again.sh \
 	tests/blackbox/base-proof.sh \
+	tests/blackbox/repository.sh \
 	tests/blackbox/top-proof.sh \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-phases.sh \

@@ -153,6 +153,9 @@ compute (struct reader *r, const struct image_digest_options *o, struct digest_w
          char **error)
 {
   uint64_t size = endpoint_info (r->ep)->size, zeroes;
+
+  if (o->size != 0 && o->size < size)
+    size = o->size;
   uint32_t block = digest_whole_key.block;
 
   while (r->window < size) {
@@ -207,7 +210,7 @@ int
 image_digest (struct endpoint *ep, const struct image_digest_options *o,
               char text[DIGEST_WHOLE_TEXT], bool *kept, char **error)
 {
-  struct image_record *before = image_record_look (o->path, o->format);
+  struct image_record *before = o->path ? image_record_look (o->path, o->format) : NULL;
 
   *kept = before != NULL && image_record_read (before, text);
   if (*kept) {

@@ -20,8 +20,9 @@
 #include "mirror/endpoint/endpoint.h"
 
 struct image_digest_options {
-  const char *path;   /* of the image, or a URI */
+  const char *path; /* of the image, or a URI; NULL: what was kept is neither looked at nor made */
   const char *format; /* as qemu-nbd names it; "raw" */
+  uint64_t size;      /* bytes of a disk in a larger place, all that counts; 0: all of it */
   void *opaque;
   /* Called now and then while it is computed; false: stop. */
   bool (*progress) (void *opaque, uint64_t done, uint64_t size); /* bytes */

@@ -95,7 +95,7 @@ for list in options.*; do
   { bash_offers nbdmirror "$sub" -; bash_offers nbdmirror "$sub" some ''; } | offered bash "$sub"
   is "the value of --help" "" "$(bash_offers nbdmirror "$sub" -- --he)"
 done
-is subcommands serve "$(bash_offers nbdmirror ser)"
+is subcommands evacuate-disk "$(bash_offers nbdmirror ev)"
 is files some-file "$(bash_offers nbdmirror copy some)"
 is "a file as a value" some-file "$(bash_offers nbdmirror copy --report some)"
 is choices throttle "$(bash_offers nbdmirror mirror --policy thr)"
@@ -134,7 +134,7 @@ if command -v fish >/dev/null; then
   fish_offers () {
     HOME=$tmp fish --no-config -c 'source ./fish; complete -C $argv[1]' "$1" | cut -f1
   }
-  is "fish: subcommands" serve "$(fish_offers 'nbdmirror ser')"
+  is "fish: subcommands" evacuate-disk "$(fish_offers 'nbdmirror ev')"
   for list in options.*; do
     sub=${list#options.}
     { fish_offers "nbdmirror $sub -"; fish_offers "nbdmirror $sub control " | sed 's/=.*/=/'; } |

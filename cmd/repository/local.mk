@@ -1,0 +1,11 @@
+nbdmirror_SOURCES += \
+	cmd/repository/drop.c \
+	cmd/repository/list.c \
+	cmd/repository/opened.c \
+	cmd/repository/prune.c \
+	cmd/repository/repository.h \
+	cmd/repository/restore.c \
+	cmd/repository/rewrite.c \
+	cmd/repository/rewrite.h \
+	cmd/repository/serve-backup.c \
+	cmd/repository/verify.c

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdmirror serve-backup: a backup as an NBD export, by a qemu-nbd of ours.  It is read-only; or,
+ * with --overlay, what is written goes to a temporary file that is removed at the end.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backup/chain.h"
+#include "base/child.h"
+#include "base/clock.h"
+#include "base/text.h"
+#include "cmd/repository/repository.h"
+#include "cmd/worker.h"
+
+#define START_MS 10000
+#define POLL_MS 20
+#define IDLE_MS 1000
+#define END_MS 5000
+
+enum { OPT_AT = 0x200, OPT_DISK, OPT_SOCKET, OPT_OVERLAY };
+
+static const struct cmd_option options[] = {
+  { "at", OPT_AT, "NAME|TIME",
+    "which backup: its name, or the last one that had ended by TIME (default the last one)" },
+  { "disk", OPT_DISK, "DISK", "which disk; not needed if the backup holds only one" },
+  { "socket", OPT_SOCKET, "PATH", "serve it on this Unix socket; needed" },
+  { "overlay", OPT_OVERLAY, NULL, "let clients write, to a place that is forgotten at the end" },
+  { "json", 'j', NULL, "print a JSON object when it is ready, instead of the URI" },
+  CMD_OPTIONS_END,
+};
+
+struct serving {
+  const char *socket;
+  bool overlay, json;
+  _Atomic int *signal;
+};
+
+/* An overlay on IMAGE in a new directory below $TMPDIR.  NULL after a message; to be removed with
+ * remove_overlay(). */
+static char *
+make_overlay (const char *image)
+{
+  const char *tmp = getenv ("TMPDIR");
+  CLEANUP_TEXT char *dir
+      = text_printf ("%s/nbdmirror-overlay-XXXXXX", tmp != NULL && *tmp ? tmp : "/var/tmp");
+
+  if (mkdtemp (dir) == NULL) {
+    cmd_say ("%s: %s", dir, strerror (errno));
+    return NULL;
+  }
+  char *path = text_printf ("%s/overlay.qcow2", dir);
+  const char *const words[]
+      = { "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, path, NULL };
+  int r = child_run (words, NULL);
+  if (r == 0)
+    return path;
+  cmd_say ("%s: qemu-img cannot make an overlay (%d)", path, r);
+  rmdir (dir);
+  text_free (path);
+  return NULL;
+}
+
+static void
+remove_overlay (char *path)
+{
+  if (path == NULL)
+    return;
+  unlink (path);
+  *strrchr (path, '/') = '\0';
+  rmdir (path);
+  text_free (path);
+}
+
+static bool
+is_there (const char *socket)
+{
+  struct stat st;
+
+  return stat (socket, &st) == 0 && S_ISSOCK (st.st_mode);
+}
+
+static void
+say_ready (const struct serving *s, const struct selected *which)
+{
+  if (s->json)
+    printf ("{\"uri\": \"nbd+unix:///?socket=%s\", \"backup\": \"%s\", \"size\": %llu,"
+            " \"read-only\": %s, \"pid\": %ld}\n",
+            s->socket, which->entry->name, (unsigned long long)which->disk->size,
+            s->overlay ? "false" : "true", (long)getpid ());
+  else
+    printf ("nbd+unix:///?socket=%s\n", s->socket);
+  fflush (stdout);
+}
+
+/* Run qemu-nbd until we are told to end, or it ends. */
+static int
+serve (const struct serving *s, const struct selected *which, const char *image)
+{
+  char *socket_word = text_printf ("--socket=%s", s->socket);
+  char *words[] = { (char *)"qemu-nbd",
+                    (char *)"--format=qcow2",
+                    (char *)"--persistent",
+                    (char *)"--shared=0",
+                    socket_word,
+                    (char *)(s->overlay ? "--discard=unmap" : "--read-only"),
+                    (char *)image,
+                    NULL };
+  const struct child_options how = { .own_group = true, .end_with_us = true };
+  uint64_t begin = clock_ms ();
+  bool ready = false;
+  int ended = 0;
+
+  pid_t pid = child_start (words, &how);
+  text_free (socket_word);
+  if (pid == -1) {
+    cmd_say ("qemu-nbd: %s", strerror (errno));
+    return EXIT_ERROR;
+  }
+  while (atomic_load (s->signal) == 0) {
+    if (child_ended (pid, ready ? IDLE_MS : POLL_MS, &ended)) {
+      cmd_say ("qemu-nbd has ended");
+      unlink (s->socket);
+      return EXIT_ERROR;
+    }
+    if (!ready && is_there (s->socket)) {
+      ready = true;
+      say_ready (s, which);
+    }
+    if (!ready && clock_ms () - begin > START_MS) {
+      cmd_say ("qemu-nbd does not serve within %d s", START_MS / 1000);
+      break;
+    }
+  }
+  kill (-pid, SIGTERM);
+  if (!child_ended (pid, END_MS, &ended)) {
+    kill (-pid, SIGKILL);
+    child_ended (pid, END_MS, &ended);
+  }
+  unlink (s->socket);
+  return ready ? EXIT_DONE : EXIT_ERROR;
+}
+
+static int
+serve_selected (const struct serving *s, const struct opened *o, const struct selected *which)
+{
+  CLEANUP_TEXT char *fault = chain_fault (&o->repo, &o->list, which->entry->name, which->disk->id);
+  CLEANUP_TEXT char *path = repository_path (&o->repo, which->disk->file);
+
+  if (fault != NULL) {
+    cmd_say ("backup %s is broken: %s", which->entry->name, fault);
+    return EXIT_ERROR;
+  }
+  char *overlay = s->overlay ? make_overlay (path) : NULL;
+  int status = EXIT_ERROR;
+  if (!s->overlay || overlay != NULL)
+    status = serve (s, which, s->overlay ? overlay : path);
+  remove_overlay (overlay);
+  return status;
+}
+
+static int
+run (struct cmd_line *line)
+{
+  struct serving s = { .socket = NULL };
+  const char *at = NULL, *disk = NULL;
+  struct selected which;
+  struct opened o;
+  int c;
+
+  while ((c = cmd_getopt (line)) != -1)
+    switch (c) {
+    case OPT_AT:
+      at = optarg;
+      break;
+    case OPT_DISK:
+      disk = optarg;
+      break;
+    case OPT_SOCKET:
+      s.socket = optarg;
+      break;
+    case OPT_OVERLAY:
+      s.overlay = true;
+      break;
+    case 'j':
+      s.json = true;
+      break;
+    default:
+      return line->status;
+    }
+  if (!cmd_operands_ok (line, 1, 1, "REPO"))
+    return line->status;
+  if (s.socket == NULL)
+    return cmd_usage_error ("--socket PATH is needed");
+  if (access (s.socket, F_OK) == 0) {
+    cmd_say ("%s exists: another server may use it", s.socket);
+    return EXIT_ERROR;
+  }
+  if (worker_signals (&s.signal) == -1)
+    return EXIT_ERROR;
+  int status = opened_open (&o, line->operands[0].argv[0]);
+  if (status == EXIT_DONE)
+    status = opened_select (&o, at, disk, &which);
+  if (status == EXIT_DONE)
+    status = serve_selected (&s, &o, &which);
+  opened_close (&o);
+  return status;
+}
+
+const struct subcommand subcommand_serve_backup = {
+  "serve-backup",
+  "REPO --socket PATH [OPTIONS]",
+  "Serve a backup as an NBD export.",
+  "Serves a disk of a backup in REPO read-only, so that a file can be taken out of it, or with\n"
+  "--overlay so that a guest can be started from it at once.  The URI is printed when it is "
+  "ready.\n"
+  "It ends with SIGTERM or Ctrl-C.\n",
+  options,
+  NULL,
+  "Examples:\n"
+  "  nbdmirror serve-backup /srv/backup --socket /run/backup.sock\n"
+  "  nbdmirror serve-backup /srv/backup --at 2026-01-31 --socket /run/vm.sock --overlay\n",
+  run,
+};

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdmirror backup-verify: can every backup be restored to what it was?
+ *
+ * Each file is looked at once, however many backups need it: its structure (qemu-img check) and its
+ * digest.  Then each disk is read through its whole chain, and the digest compared with the one
+ * that was recorded when the backup was made.
+ */
+
+#include "config.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup/chain.h"
+#include "base/child.h"
+#include "base/text.h"
+#include "cmd/repository/repository.h"
+#include "cmd/worker.h"
+
+enum { OPT_AT = 0x200, OPT_DISK, OPT_QUICK };
+
+static const struct cmd_option options[] = {
+  { "at", OPT_AT, "NAME|TIME",
+    "only this backup: its name, or the last one that had ended by TIME" },
+  { "disk", OPT_DISK, "DISK", "only this disk" },
+  { "quick", OPT_QUICK, NULL, "read no contents: look at manifests, files and their sizes only" },
+  { "json", 'j', NULL, "print a JSON array, and no progress" },
+  CMD_OPTIONS_END,
+};
+
+/* A file that was looked at. */
+struct looked {
+  const char *file; /* of a manifest */
+  char *fault;      /* owned; NULL: it is good */
+};
+
+struct verifying {
+  struct opened o;
+  struct selected only; /* entry NULL: all */
+  const char *disk;     /* NULL: all */
+  bool quick, json;
+  _Atomic int *signal;
+  struct looked *looked; /* owned */
+  unsigned nr_looked;
+  json_t *report;
+  unsigned nr_good, nr_bad;
+  int status; /* of an error that ends it, or EXIT_DONE */
+};
+
+/* ---- files ---- */
+
+/* What is wrong with the structure of PATH, or NULL. */
+static char *
+structure_fault (const char *path)
+{
+  const char *const words[] = { "qemu-img", "check", "-q", "-f", "qcow2", path, NULL };
+  char *output = NULL;
+  int r = child_run (words, &output);
+
+  free (output);
+  if (r == 0 || r == 3) /* 3: clusters are lost, which costs room and nothing else */
+    return NULL;
+  return r == -1 || r == 127 ? text_copy ("qemu-img cannot be run: is qemu-utils installed?")
+                             : text_printf ("qemu-img check says that it is damaged (%d)", r);
+}
+
+/* The same of the file of D, whatever is below it. */
+static char *
+look_at_file (struct verifying *v, const struct manifest_disk *d)
+{
+  CLEANUP_TEXT char *path = repository_path (&v->o.repo, d->file);
+  char digest[DIGEST_WHOLE_TEXT];
+  char *fault = structure_fault (path);
+
+  if (fault != NULL || d->file_digest == NULL)
+    return fault;
+  int status = digest_of (path, "raw", false, v->signal, digest);
+  if (status == EXIT_CANCELLED)
+    v->status = status;
+  if (status != EXIT_DONE)
+    return text_copy ("it cannot be read");
+  return strcmp (digest, d->file_digest) != 0
+             ? text_copy ("its bytes are not those that were written")
+             : NULL;
+}
+
+/* NULL, or what is wrong with the file of D (borrowed). */
+static const char *
+file_fault (struct verifying *v, const struct manifest_disk *d)
+{
+  for (unsigned i = 0; i < v->nr_looked; i++)
+    if (strcmp (v->looked[i].file, d->file) == 0)
+      return v->looked[i].fault;
+  struct looked *more = realloc (v->looked, (v->nr_looked + 1) * sizeof *more);
+  if (more == NULL) {
+    v->status = EXIT_ERROR;
+    return "out of memory";
+  }
+  v->looked = more;
+  more[v->nr_looked] = (struct looked){ .file = d->file, .fault = look_at_file (v, d) };
+  return more[v->nr_looked++].fault;
+}
+
+/* ---- a disk ---- */
+
+/* Of every file in the chain, which chain_fault() found to be complete: NULL, or the first fault.
+ */
+static char *
+files_fault (struct verifying *v, const struct backup_entry *e, const struct manifest_disk *d)
+{
+  while (d != NULL && v->status == EXIT_DONE) {
+    const char *fault = file_fault (v, d);
+    if (fault != NULL)
+      return text_printf ("%s: %s", d->file, fault);
+    if (d->full)
+      return NULL;
+    e = repository_find (&v->o.list, d->parent_backup);
+    d = e != NULL ? manifest_find_disk (&e->manifest, d->id) : NULL;
+  }
+  return NULL;
+}
+
+static char *
+contents_fault (struct verifying *v, const struct manifest_disk *d)
+{
+  CLEANUP_TEXT char *path = repository_path (&v->o.repo, d->file);
+  char digest[DIGEST_WHOLE_TEXT];
+
+  if (d->digest == NULL)
+    return text_copy ("no digest of it was recorded");
+  int status = digest_of (path, "qcow2", !v->json, v->signal, digest);
+  if (status == EXIT_CANCELLED)
+    v->status = status;
+  if (status != EXIT_DONE)
+    return text_copy ("it cannot be read");
+  if (strcmp (digest, d->digest) == 0)
+    return NULL;
+  return text_printf ("it holds other data than were backed up: its digest is %s, and was %s",
+                      digest, d->digest);
+}
+
+static char *
+disk_fault (struct verifying *v, const struct backup_entry *e, const struct manifest_disk *d)
+{
+  if (d->file == NULL)
+    return text_copy (d->error);
+  char *fault = chain_fault (&v->o.repo, &v->o.list, e->name, d->id);
+  if (fault == NULL && !v->quick)
+    fault = files_fault (v, e, d);
+  if (fault == NULL && !v->quick)
+    fault = contents_fault (v, d);
+  return fault;
+}
+
+/* ---- backups ---- */
+
+static void
+tell (struct verifying *v, const char *backup, const char *disk, const char *fault)
+{
+  if (fault != NULL)
+    v->nr_bad++;
+  else
+    v->nr_good++;
+  if (v->json)
+    json_array_append_new (v->report, json_pack ("{s:s, s:s?, s:b, s:s?}", "backup", backup, "disk",
+                                                 disk, "good", fault == NULL, "fault", fault));
+  else
+    printf ("%s%s%s: %s\n", backup, disk != NULL ? " " : "", disk != NULL ? disk : "",
+            fault != NULL ? fault : "good");
+  fflush (stdout);
+}
+
+static void
+verify_entry (struct verifying *v, const struct backup_entry *e)
+{
+  if (e->fault != NULL) {
+    tell (v, e->name, NULL, e->fault);
+    return;
+  }
+  for (unsigned i = 0; i < e->manifest.nr_disks && v->status == EXIT_DONE; i++) {
+    const struct manifest_disk *d = &e->manifest.disks[i];
+    if (v->disk != NULL && strcmp (v->disk, d->id) != 0)
+      continue;
+    CLEANUP_TEXT char *fault = disk_fault (v, e, d);
+    if (v->status == EXIT_DONE)
+      tell (v, e->name, d->id, fault);
+  }
+}
+
+static int
+verify_all (struct verifying *v)
+{
+  v->report = json_array ();
+  for (unsigned i = 0; i < v->o.list.nr && v->status == EXIT_DONE; i++) {
+    const struct backup_entry *e = &v->o.list.list[i];
+    if (!e->manifest.is_dropped && (v->only.entry == NULL || v->only.entry == e))
+      verify_entry (v, e);
+  }
+  if (v->status != EXIT_DONE)
+    return v->status;
+  if (v->json) {
+    json_dumpf (v->report, stdout, JSON_INDENT (2));
+    putchar ('\n');
+  }
+  if (v->nr_good + v->nr_bad == 0) {
+    cmd_say ("%s: there is no backup%s%s", v->o.repo.path, v->disk ? " of the disk " : "",
+             v->disk ? v->disk : "");
+    return EXIT_ERROR;
+  }
+  return v->nr_bad > 0 ? EXIT_DIFFERENT : EXIT_DONE;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+static int
+run (struct cmd_line *line)
+{
+  struct verifying v = { .status = EXIT_DONE };
+  const char *at = NULL;
+  int c;
+
+  while ((c = cmd_getopt (line)) != -1)
+    switch (c) {
+    case OPT_AT:
+      at = optarg;
+      break;
+    case OPT_DISK:
+      v.disk = optarg;
+      break;
+    case OPT_QUICK:
+      v.quick = true;
+      break;
+    case 'j':
+      v.json = true;
+      break;
+    default:
+      return line->status;
+    }
+  if (!cmd_operands_ok (line, 1, 1, "REPO"))
+    return line->status;
+  if (worker_signals (&v.signal) == -1)
+    return EXIT_ERROR;
+  int status = opened_open (&v.o, line->operands[0].argv[0]);
+  if (status == EXIT_DONE && at != NULL)
+    status = opened_select_any (&v.o, at, v.disk, &v.only);
+  if (status == EXIT_DONE)
+    status = verify_all (&v);
+  for (unsigned i = 0; i < v.nr_looked; i++)
+    text_free (v.looked[i].fault);
+  free (v.looked);
+  json_decref (v.report);
+  opened_close (&v.o);
+  return status;
+}
+
+const struct subcommand subcommand_backup_verify = {
+  "backup-verify",
+  "REPO [OPTIONS]",
+  "Check that backups can be restored.",
+  "Reads each backup in REPO through its whole chain of files, and compares it with the digest "
+  "that\n"
+  "was recorded when it was made.  Each file is checked as well, its structure and its bytes.  A\n"
+  "file that is damaged is named for each backup that needs it.  Exit status 5: there is one.\n",
+  options,
+  NULL,
+  "Examples:\n"
+  "  nbdmirror backup-verify /srv/backup\n"
+  "  nbdmirror backup-verify /srv/backup --at 2026-01-31 --quick\n",
+  run,
+};
