@@ -294,6 +294,24 @@ fall_asleep (struct engine *e)
   return SLEEP_NS;
 }
 
+/* For how long (ns) is everything that is dirty left alone, because it could not be read?  Then the
+ * copiers sleep until something else turns dirty, or that time is over.  0: there is more to do. */
+static uint64_t
+left_alone_ns (struct engine *e, uint64_t now)
+{
+  uint64_t until = now, blocks = unreadable_left_alone (&e->pass.unreadable, now, &until);
+
+  if (blocks == 0 || e->pass.hint_pending || e->pass.nr_busy > 0)
+    return 0;
+  /* It is dirty, so the answer is no; but whatever else turns dirty rings the bell now.  The filter
+   * counts a block before it rings, so either it is counted here, or the bell is still to come. */
+  (void)watch_begin (e->region);
+  if (bitmap_count (e->region, REGION_DIRTY) != blocks)
+    return 0;
+  e->asleep = true;
+  return until - now;
+}
+
 /* Nothing can be copied now.  For how long is that so, unless somebody wakes the copiers?  A bell
  * that nobody listens to, a synchronous gate that is not caught up, or busy runs in the way: that
  * cannot be told. */
@@ -308,6 +326,9 @@ rest_ns (struct engine *e, uint64_t now)
     return e->hurry ? HURRY_NS : IDLE_NS;
   if (unreadable_suspended (&e->pass.unreadable, now))
     return e->pass.unreadable.source.retry_ns - now;
+  uint64_t alone_ns = left_alone_ns (e, now);
+  if (alone_ns > 0)
+    return alone_ns;
   if (dirty > 0 || e->pass.hint_pending)
     return e->hurry ? HURRY_NS : IDLE_NS;
   if (!e->hurry && now - e->active_ns < QUIET_NS)

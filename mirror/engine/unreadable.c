@@ -96,6 +96,22 @@ unreadable_suspended (const struct unreadable *u, uint64_t now_ns)
   return now_ns < u->source.retry_ns;
 }
 
+uint64_t
+unreadable_left_alone (const struct unreadable *u, uint64_t now_ns, uint64_t *until_ns)
+{
+  uint64_t blocks = 0;
+
+  for (unsigned i = 0; i < u->nr; i++) {
+    uint64_t retry_ns = u->runs[i].w.retry_ns;
+    if (now_ns >= retry_ns)
+      continue;
+    if (blocks == 0 || retry_ns < *until_ns)
+      *until_ns = retry_ns;
+    blocks += u->runs[i].count;
+  }
+  return blocks;
+}
+
 bool
 unreadable_may_read (const struct unreadable *u, uint64_t now_ns, uint64_t *first, uint64_t *count)
 {

@@ -49,6 +49,10 @@ void unreadable_copied (struct unreadable *u, uint64_t first, uint64_t count);
 /* Is the source as a whole left alone at NOW_NS? */
 bool unreadable_suspended (const struct unreadable *u, uint64_t now_ns);
 
+/* How many single blocks are left alone at NOW_NS.  If there are any, *UNTIL_NS is when the first
+ * of them may be read again. */
+uint64_t unreadable_left_alone (const struct unreadable *u, uint64_t now_ns, uint64_t *until_ns);
+
 /* May the run of *COUNT blocks at *FIRST be read at NOW_NS?  If so *COUNT is cut to what may be
  * read in one request.  If not *FIRST moves behind the blocks that are left alone. */
 bool unreadable_may_read (const struct unreadable *u, uint64_t now_ns, uint64_t *first,

@@ -274,11 +274,12 @@ is_quiet (struct job *j)
 }
 
 /* When the next sample is to be taken: soon if all that is missing is a second one that fits as
- * well, or nothing is left. */
+ * well, or nothing is left.  While something cannot be read no sample makes the job ready. */
 static uint64_t
 sample_due_ns (struct job *j)
 {
-  bool soon = !j->ready && !j->paused && j->supervisor.state == SUPERVISOR_COPYING
+  bool soon = !j->ready && !j->paused && !j->source_errors.any
+              && j->supervisor.state == SUPERVISOR_COPYING
               && (j->estimate.fitting > 0 || engine_left_bytes (&j->engine) == 0);
   return j->last_sample_ns + (soon ? SAMPLE_SOON_NS : SAMPLE_NS);
 }

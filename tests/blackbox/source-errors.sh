@@ -100,6 +100,24 @@ spawn mirror nbdmirror mirror "${control[two]}" "${uri[far]}" --resume
 attached () { [ "$(status_of "${control[two]}" worker)" = attached ]; }
 wait_for 10 attached
 wait_state "${control[two]}" degraded 10
+wait_for 10 only_it_is_left
+
+# Until it is tried again there is nothing to do, so the copiers sleep; and a write wakes them.
+switches () {
+  cat "/proc/$1"/task/*/status | awk '/^voluntary_ctxt_switches/ { n += $2 } END { print n }'
+}
+before=$(switches "${pid[mirror]}")
+sleep 1
+woken=$(($(switches "${pid[mirror]}") - before))
+note "one bad block is left: $woken wake-ups in a second"
+[ $woken -le 60 ] || fail "one bad block is left: $woken wake-ups in a second"
+copied=$(status_of "${control[two]}" sent-bytes)
+"$python" -c 'import nbd, sys
+h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.pwrite(b"x" * 4096, 0)' "${uri[two]}"
+more_was_copied () {
+  [ "$(status_of "${control[two]}" sent-bytes)" -gt "$copied" ] && only_it_is_left
+}
+wait_for 1 more_was_copied
 nbdmirror cancel "${control[two]}"
 wait_exit mirror 10
 [ "$status" = 6 ] || fail "cancelled: mirror ended with $status instead of 6"

@@ -241,6 +241,26 @@ Test (engine, waiting_for_the_limit_is_progress)
   teardown ();
 }
 
+/* Nothing is to be done until the block may be tried again, unless another one turns dirty. */
+Test (engine, sleeps_while_all_that_is_dirty_cannot_be_read)
+{
+  setup ();
+  engine_set_watched (e, true);
+  mark (5, 1);
+  struct engine_task t = expect (WORK_DATA, 5, 1);
+  engine_task_unread (e, &t, EIO);
+  t = expect (WORK_NONE, 0, 0);
+  cr_assert_gt (t.wait_ns, UINT64_C (250000000));
+  cr_assert (atomic_load (&r->hdr->watched), "nobody would tell of another block");
+  mark (9, 1);
+  cr_assert_not (atomic_load (&r->hdr->watched), "the bell did not ring");
+  engine_rung (e);
+  nap (UINT64_C (60000000)); /* a pass waits for so long after the last one */
+  t = expect (WORK_DATA, 9, 1);
+  done (&t);
+  teardown ();
+}
+
 /* What was acknowledged and not flushed is lost with the session.  The filter is told so before the
  * gate is opened, which may take until the last copier has come back from a slow source. */
 Test (engine, not_synchronised_after_a_lost_session)

@@ -107,3 +107,19 @@ Test (unreadable, more_than_can_be_remembered)
   unreadable_copied (&u, 0, 1000);
   cr_assert_eq (u.since_ns, 0);
 }
+
+Test (unreadable, what_is_left_alone_is_counted)
+{
+  setup ();
+  uint64_t until = 0;
+  cr_assert_eq (unreadable_left_alone (&u, 1, &until), 0);
+  unreadable_failed (&u, 0, 8, EIO, 1); /* to be read block by block, at once */
+  cr_assert_eq (unreadable_left_alone (&u, 1, &until), 0);
+  unreadable_failed (&u, 3, 1, EIO, 1000);
+  unreadable_failed (&u, 5, 1, EIO, 2000);
+  cr_assert_eq (unreadable_left_alone (&u, 2000, &until), 2);
+  cr_assert_eq (until, 1000 + NS_PER_S / 2, "the first one's turn comes first");
+  cr_assert_eq (unreadable_left_alone (&u, until, &until), 1);
+  cr_assert_eq (until, 2000 + NS_PER_S / 2);
+  cr_assert_eq (unreadable_left_alone (&u, until, &until), 0);
+}
