@@ -230,14 +230,17 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
 
   if (a->worker.progress)
     progress_break (a->worker.progress);
-  if ((result == JOB_COMPLETED || result == JOB_NOT_SEALED) && report)
+  const char *token = json_string_value (json_object_get (report, "rollback-token"));
+  if (result == JOB_COMPLETED && report && token == NULL)
+    cmd_say ("completed: the copy stands at one instant, and the guest goes on at the source");
+  else if ((result == JOB_COMPLETED || result == JOB_NOT_SEALED) && report)
     cmd_say (
         "completed: %s sent in %s, pause %.1f ms, rollback token %s",
         units_format_size (sent,
                            (uint64_t)json_integer_value (json_object_get (report, "sent-bytes"))),
         units_format_time (took, 1000 * json_number_value (json_object_get (report, "total-s"))),
         json_number_value (json_object_get (report, "downtime-ms")),
-        json_string_value (json_object_get (report, "rollback-token")));
+        token != NULL ? token : "unknown");
   else if (result == JOB_CANCELLED)
     cmd_say ("cancelled: the guest goes on at the source; the destination is incomplete");
   else if (result == JOB_DETACHED)

@@ -117,6 +117,9 @@ coordinator_new (char *const controls[], unsigned nr, const struct coordinator_o
     c->disks[i].waiters = opts->waiters != NULL ? opts->waiters : "error";
     c->disks[i].successor = opts->successor;
     c->disks[i].guest_stopped = opts->guest_stopped;
+    c->disks[i].release = opts->release;
+    c->disks[i].checkpoint
+        = opts->checkpointed != NULL && opts->checkpointed[i] ? opts->checkpoint : NULL;
     c->disks[i].lease_ms
         = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime, nr);
   }
@@ -186,6 +189,8 @@ coordinator_prepare (struct coordinator *c, bool *not_ready, char **error)
   if (fresh_word (c, error) == -1)
     return -1;
   coordinator_all_disks (c->disks, c->nr, coordinator_disk_prepare);
+  if (!coordinator_any_error (c->disks, c->nr))
+    coordinator_checkpoint_prepare (c->disks, c->nr);
   if (!c->disks[0].guest_stopped && !coordinator_any_error (c->disks, c->nr))
     coordinator_prepare_now (c->disks, c->nr);
   if (!coordinator_any_error (c->disks, c->nr))
@@ -223,8 +228,9 @@ coordinator_commit (struct coordinator *c, char **error)
   if (c->disks[0].lease_ms == 0) /* another process chose it */
     text_error (error, "the lease ended before the commit: nothing was handed over");
   else
-    text_error (error, "a lease of %u ms ended before the commit: nothing was handed over",
-                c->disks[0].lease_ms);
+    text_error (error, "a lease of %u ms ended before the commit: %s", c->disks[0].lease_ms,
+                c->disks[0].release ? "the disks have no common instant"
+                                    : "nothing was handed over");
   coordinator_release (c);
   return -1;
 }

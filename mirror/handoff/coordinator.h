@@ -13,10 +13,17 @@
  * Whatever goes wrong before 3 turns the word to "abort" and releases every disk.  What goes wrong
  * after 3 is reported, and changes nothing: a filter that cannot be told obeys the word by itself.
  *
+ * With `release` the disks are not handed over: at the commit each job ends, nothing is fenced, and
+ * all guests go on.  So all copies stand at one instant.  A checkpoint can be added at the same
+ * instant: it has the same decision word, is prepared when all disks are armed, and is made durable
+ * after the guests go on.
+ *
  * The folder:
  *
  *   coordinator.c  the steps
  *   disk.c         what is done to one disk
+ *   checkpoint-disks.c
+ *                  checkpoints at the same instant
  *   later.c        to finish a hand-off that another process prepared
  *   seal-disks.c   after the commit: seal the destinations
  *
@@ -46,9 +53,12 @@ struct coordinator_options {
   const char *token;   /* rollback token to use; NULL: a random one */
   const char *successor; /* absolute path of the disk that takes this one's place on this host, for
                             the fence record; NULL: none.  Only with one disk. */
-  bool guest_stopped;  /* no guest writes any more: the disks need not be ready, if little is left,
-                          and nothing is done in advance to shorten the hold */
-  unsigned timeout_ms; /* for all of step 2; 0: HANDOFF_TIMEOUT_MS */
+  bool guest_stopped; /* no guest writes any more: the disks need not be ready, if little is left,
+                         and nothing is done in advance to shorten the hold */
+  bool release;       /* at the commit every guest goes on where it is, see above */
+  const char *checkpoint;   /* with `release`: its name, added to those disks that have a true in */
+  const bool *checkpointed; /* (borrowed); NULL: none is added */
+  unsigned timeout_ms;      /* for all of step 2; 0: HANDOFF_TIMEOUT_MS */
   /* Called by coordinator_run() before step 2, may be NULL.  -1 with *ERROR (a text of base/text.h)
    * gives the hand-off up. */
   int (*before_hold) (void *opaque, char **error);
@@ -100,6 +110,14 @@ int coordinator_commit (struct coordinator *c, char **error);
 int coordinator_finalize (struct coordinator *c, struct coordinator_result *result, char **error);
 /* Give it up, unless it is committed.  Returns what the word says. */
 enum decision_value coordinator_release (struct coordinator *c);
+
+/* After step 4: make the checkpoints durable.  If it fails, disks whose UUID is not known have
+ * none, as far as can be told. */
+int coordinator_checkpoint_finish (struct coordinator *c, char **error);
+/* The UUID of a disk's checkpoint, "" if it has none. */
+const char *coordinator_checkpoint_uuid (const struct coordinator *c, unsigned disk);
+/* NULL, or what went wrong with a disk in the last step. */
+const char *coordinator_disk_fault (const struct coordinator *c, unsigned disk);
 
 enum decision_value
 coordinator_decided (const struct coordinator *c); /* any time: has a lease ended? */

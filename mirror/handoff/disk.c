@@ -104,8 +104,8 @@ coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime)
 }
 
 /* The disk was refused, or has not answered.  CLASS_ and MESSAGE are stolen. */
-static void
-prepare_failed (struct coordinator_disk *d, char *class_, char *message)
+void
+coordinator_disk_refused (struct coordinator_disk *d, char *class_, char *message)
 {
   decision_try (d->decision, DECISION_ABORT);
   if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0) {
@@ -129,7 +129,7 @@ take_prepared (struct coordinator_disk *d, json_t *ret)
   if (json_is_integer (generation))
     d->generation = json_integer_value (generation);
   else if (!json_is_true (json_object_get (ret, "armed")))
-    prepare_failed (d, NULL, text_copy ("mirror-prepare answered without a generation"));
+    coordinator_disk_refused (d, NULL, text_copy ("mirror-prepare answered without a generation"));
   json_decref (ret);
 }
 
@@ -159,6 +159,8 @@ coordinator_disk_prepare (void *opaque)
                    d->token, "waiters", d->waiters, "successor", d->successor);
 
   json_object_set_new (args, d->guest_stopped ? "guest-stopped" : "arm", json_true ());
+  if (d->release)
+    json_object_set_new (args, "release", json_true ());
 
   struct control_call call = { .command = "mirror-prepare",
                                .args = args,
@@ -173,7 +175,7 @@ coordinator_disk_prepare (void *opaque)
       message
           = text_printf ("not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms);
     }
-    prepare_failed (d, class_, message);
+    coordinator_disk_refused (d, class_, message);
     return NULL;
   }
   take_prepared (d, ret);
@@ -193,7 +195,7 @@ coordinator_prepare_now (struct coordinator_disk *disks, unsigned nr)
     call.timeout_ms = (int)disks[i].lease_ms + HANDOFF_CALL_MS;
     disks[i].begun = control_client_begin (disks[i].client, &call, &message) == 0;
     if (!disks[i].begun)
-      prepare_failed (&disks[i], NULL, message);
+      coordinator_disk_refused (&disks[i], NULL, message);
   }
   for (unsigned i = 0; i < nr; i++) {
     if (!disks[i].begun)
@@ -201,7 +203,7 @@ coordinator_prepare_now (struct coordinator_disk *disks, unsigned nr)
     if (control_client_finish (disks[i].client, &call, &message) == 0)
       take_prepared (&disks[i], ret);
     else
-      prepare_failed (&disks[i], class_, message);
+      coordinator_disk_refused (&disks[i], class_, message);
   }
 }
 

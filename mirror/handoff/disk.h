@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <jansson.h>
 
+#include "base/uuid.h"
 #include "control/client.h"
 #include "control/decision.h"
 #include "mirror/handoff/coordinator.h"
@@ -34,8 +35,11 @@ struct coordinator_disk {
   const char *token, *waiters, *successor;
   unsigned lease_ms, timeout_ms;
   bool guest_stopped;
-  bool begun;     /* a call to it was sent */
-  bool finalized; /* and answered: it has recorded the commit */
+  bool release;                          /* the guest goes on at the commit */
+  const char *checkpoint;                /* to be added at the commit, or NULL */
+  char checkpoint_uuid[UUID_TEXT_BYTES]; /* once it is durable, else "" */
+  bool begun;                            /* a call to it was sent */
+  bool finalized;                        /* and answered: it has recorded the commit */
   pthread_t thread;
   bool started;
   json_int_t generation;
@@ -64,6 +68,14 @@ void *coordinator_disk_prepare (void *opaque);
 void *coordinator_disk_keep (void *opaque);
 void *coordinator_disk_finalize (void *opaque);
 void *coordinator_disk_release (void *opaque);
+
+/* All disks are armed: prepare the checkpoints of those that shall have one, all at the same time.
+ * Errors go to the disks (checkpoint-disks.c). */
+void coordinator_checkpoint_prepare (struct coordinator_disk *disks, unsigned nr);
+
+/* Note that D, which has MESSAGE and CLASS_ (both stolen, CLASS_ may be NULL), ends the hand-off.
+ */
+void coordinator_disk_refused (struct coordinator_disk *d, char *class_, char *message);
 
 /* All disks are armed: hold them, all at the same time.  Errors go to the disks. */
 void coordinator_prepare_now (struct coordinator_disk *disks, unsigned nr);

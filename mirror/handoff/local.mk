@@ -1,4 +1,5 @@
 libmirror_la_SOURCES += \
+	mirror/handoff/checkpoint-disks.c \
 	mirror/handoff/coordinator.c \
 	mirror/handoff/coordinator.h \
 	mirror/handoff/disk.c \

@@ -125,6 +125,7 @@ struct job {
   uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
   uint64_t final_flushes;       /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
+  bool released;   /* the job has ended with an instant, and the guest goes on here */
   bool is_receive; /* the destination is to be sealed after the commit (seal.h) */
   bool sealed;
   double downtime_ms;

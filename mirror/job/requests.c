@@ -225,7 +225,8 @@ handle_committed (struct job *j, json_t *data)
 {
   const char *token = json_string_value (json_object_get (data, "rollback-token"));
 
-  j->committed = true;
+  j->released = json_is_true (json_object_get (data, "released"));
+  j->committed = !j->released;
   j->downtime_ms = json_number_value (json_object_get (data, "downtime-ms"));
   free (j->token);
   j->token = token ? strdup (token) : NULL;

@@ -18,7 +18,7 @@
 const char *
 job_state (struct job *j)
 {
-  if (j->committed)
+  if (j->committed || j->released)
     return "completed";
   if (j->final == FINAL_PREPARED)
     return "prepared";
@@ -180,6 +180,7 @@ job_status (struct job *j)
       "quarantine-bytes", bytes_of (r, bitmap_count (r, REGION_QUARANTINE)), "session",
       (json_int_t)atomic_load (&r->hdr->session), "gate",
       j->committed             ? "fenced"
+      : j->released            ? "open"
       : j->final >= FINAL_COPY ? "held"
                                : job_gate_name (job_gate_now (j)),
       "worker", "attached");
@@ -189,7 +190,8 @@ job_status (struct job *j)
                            ? json_integer ((json_int_t)j->gate.limit)
                            : json_null ());
   json_object_set_new (o, "synchronised", json_boolean (job_gate_synchronised (j)));
-  json_object_set_new (o, "downtime-ms", number_or_null (j->committed, j->downtime_ms));
+  json_object_set_new (o, "downtime-ms",
+                       number_or_null (j->committed || j->released, j->downtime_ms));
   json_object_set_new (o, "rollback-token", j->token ? json_string (j->token) : json_null ());
   return o;
 }

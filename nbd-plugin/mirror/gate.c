@@ -25,7 +25,7 @@ gate_init (struct gate *g)
   g->generation = 0;
   g->held_ns = g->lease_end_ns = 0;
   g->seen_empty = 0;
-  g->prepared = g->keep = g->stopping = false;
+  g->prepared = g->releases = g->keep = g->stopping = false;
   g->decision = NULL;
   g->reason = NULL;
   g->waiting = 0;
@@ -64,7 +64,7 @@ mode_of (const struct gate *g)
 static void
 end_hold (struct gate *g, enum gate_mode mode, const char *reason)
 {
-  g->prepared = false;
+  g->prepared = g->releases = false;
   g->decision = NULL;
   g->reason = reason;
   atomic_store (&g->word, (uint32_t)mode);
@@ -82,7 +82,10 @@ settle (struct gate *g, int64_t now)
     enum decision_value v = decision_get (g->decision);
     if (v == DECISION_UNDECIDED && now >= g->lease_end_ns)
       v = decision_try (g->decision, DECISION_ABORT);
-    if (v == DECISION_COMMIT)
+    if (v == DECISION_COMMIT && g->releases) {
+      if (now >= g->lease_end_ns)
+        end_hold (g, GATE_OPEN, "lease ended");
+    } else if (v == DECISION_COMMIT)
       end_hold (g, GATE_FENCED, "committed");
     else if (v != DECISION_UNDECIDED)
       end_hold (g, GATE_OPEN, now >= g->lease_end_ns ? "lease ended" : "aborted");
@@ -217,8 +220,8 @@ gate_drained (struct gate *g, uint64_t generation)
   return r;
 }
 
-int
-gate_prepare (struct gate *g, uint64_t generation, struct decision *word, bool keep)
+static int
+prepare (struct gate *g, uint64_t generation, struct decision *word, bool keep, bool releases)
 {
   pthread_mutex_lock (&g->lock);
   int r = drained (g, generation);
@@ -226,9 +229,35 @@ gate_prepare (struct gate *g, uint64_t generation, struct decision *word, bool k
     g->decision = word;
     g->prepared = true;
     g->keep = keep;
+    g->releases = releases;
   }
   pthread_mutex_unlock (&g->lock);
   return r;
+}
+
+int
+gate_prepare (struct gate *g, uint64_t generation, struct decision *word, bool keep)
+{
+  return prepare (g, generation, word, keep, false);
+}
+
+int
+gate_prepare_release (struct gate *g, uint64_t generation, struct decision *word)
+{
+  return prepare (g, generation, word, false, true);
+}
+
+int
+gate_release_committed (struct gate *g, uint64_t generation)
+{
+  pthread_mutex_lock (&g->lock);
+  settle (g, (int64_t)clock_ns ());
+  bool ours = mode_of (g) == GATE_HELD && g->generation == generation && g->prepared && g->releases
+              && decision_get (g->decision) == DECISION_COMMIT;
+  if (ours && !g->stopping)
+    end_hold (g, GATE_OPEN, "committed");
+  pthread_mutex_unlock (&g->lock);
+  return ours ? 0 : ESTALE;
 }
 
 void
@@ -251,12 +280,13 @@ gate_release (struct gate *g, uint64_t generation, const char *reason)
   else if (mode_of (g) != GATE_HELD || (generation != 0 && generation != g->generation))
     r = ESTALE;
   else if (g->prepared && decision_try (g->decision, DECISION_ABORT) == DECISION_COMMIT) {
-    end_hold (g, GATE_FENCED, "committed");
+    if (!g->releases)
+      end_hold (g, GATE_FENCED, "committed");
     r = EALREADY;
   } else if (!g->stopping)
     end_hold (g, GATE_OPEN, reason);
   else {
-    g->prepared = false; /* aborted; held until the end */
+    g->prepared = g->releases = false; /* aborted; held until the end */
     g->decision = NULL;
   }
   pthread_mutex_unlock (&g->lock);

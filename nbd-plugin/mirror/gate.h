@@ -11,6 +11,10 @@
  *    +------------------+                                        |
  *    +-----------------------------------------------------------+  rollback
  *
+ * A hold that was prepared to be released is not fenced at the commit: the gate stays held until
+ * the control thread has taken the job's region away and calls gate_release_committed(), so that
+ * nothing that comes after the commit is copied any more.  Its lease goes on meanwhile.
+ *
  * A hold is a lease: whoever looks at the gate after the lease's end, a waiting guest thread or the
  * control thread, ends it, so that a control thread that is stuck in a slow file system keeps no
  * guest waiting.  Each hold has a generation, never used again.  A prepared hold ends only through
@@ -61,6 +65,7 @@ struct gate {
   int64_t lease_end_ns;
   uint32_t seen_empty; /* a bit for each shard that was seen at 0 in this hold */
   bool prepared;
+  bool releases; /* at the commit it is released and not fenced */
   bool keep;     /* at the commit waiters go on waiting, and who comes later joins them */
   bool stopping; /* the server ends: waiters give up, the gate stays as it is */
   struct decision *decision; /* borrowed while prepared */
@@ -127,11 +132,19 @@ int gate_drained (struct gate *g, uint64_t generation);
  * drained). WORD must live until the hold has ended. */
 int gate_prepare (struct gate *g, uint64_t generation, struct decision *word, bool keep);
 
+/* The same, but at the commit the gate is released and not fenced. */
+int gate_prepare_release (struct gate *g, uint64_t generation, struct decision *word);
+
+/* The word of that hold says "commit", and nothing marks the job's region any more: open the gate.
+ * 0, or ESTALE: the hold was over before, so the guest may have written since. */
+int gate_release_committed (struct gate *g, uint64_t generation);
+
 /* Look at the lease and at the word, and do what they say. */
 void gate_settle (struct gate *g);
 
 /* End a hold early. GENERATION 0 means whichever runs.  REASON is a constant.  0: the gate is open;
- * EALREADY: it is fenced, or the word said "commit" and so it is now; ESTALE: another generation,
+ * EALREADY: it is fenced, or the word said "commit" and so it is now, or is owed
+ * gate_release_committed(); ESTALE: another generation,
  * or not held. */
 int gate_release (struct gate *g, uint64_t generation, const char *reason);
 

@@ -56,6 +56,38 @@ participant_drop_draft (struct mirror *m)
   m->participant.retry_ns = (int64_t)clock_ns () + RETRY_NS;
 }
 
+/* The word says "commit" of a hold that is to be released.  The state file is written after the
+ * guest goes on: until then it takes the job for one that is left over, which does no harm. */
+static bool
+let_go (struct mirror *m)
+{
+  struct participant *p = &m->participant;
+  uint64_t generation = p->generation;
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  double ms = (double)((int64_t)clock_ns () - gate.held_ns) / NS_PER_MS;
+  if (gate.mode != GATE_HELD || gate.generation != generation) {
+    participant_refuse (m, "LeaseEnded", "the lease ended");
+    participant_finish (p);
+    return false;
+  }
+  if (m->attachment.region != NULL)
+    tracker_remove (&m->tracker, m->attachment.region);
+  bool good = gate_release_committed (&m->gate, generation) == 0;
+  m->downtime_ms = ms;
+  m->have_downtime = good;
+  participant_refuse (m, "GenericError", "it is over");
+  control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
+  if (good && m->attachment.worker != NULL)
+    control_event (m->server, m->attachment.worker, "MIRROR_COMMITTED",
+                   json_pack ("{s:I, s:f, s:b}", "generation", (json_int_t)generation,
+                              "downtime-ms", ms, "released", 1));
+  attachment_drop_region (m);
+  participant_finish (p);
+  return good;
+}
+
 bool
 participant_commit (struct mirror *m)
 {
@@ -63,6 +95,8 @@ participant_commit (struct mirror *m)
   struct gate_view gate;
   char *error = NULL;
 
+  if (p->releases)
+    return let_go (m);
   if (!p->committed) {
     gate_look (&m->gate, &gate);
     m->downtime_ms = (double)((int64_t)clock_ns () - gate.held_ns) / NS_PER_MS;
@@ -164,7 +198,13 @@ participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, u
                      participant_look_message ("StaleGeneration"));
     else if (decision_get (p->decision) != DECISION_COMMIT)
       control_error (peer, id, "NotDecided", "the decision word does not say commit");
-    else {
+    else if (p->releases) {
+      if (participant_commit (m))
+        control_reply (peer, id, json_pack ("{s:f}", "downtime-ms", m->downtime_ms), -1);
+      else
+        control_error (peer, id, "LeaseEnded",
+                       "the guest was let go by the end of the lease, before the job had ended");
+    } else {
       gate_settle (&m->gate);
       p->retry_ns = 0;
       if (participant_commit (m))

@@ -21,8 +21,10 @@ void participant_refuse (struct mirror *m, const char *class_, const char *reaso
  * that is logged, and tried again later. */
 void participant_drop_draft (struct mirror *m);
 
-/* The gate is fenced in memory: make that durable and tell everybody.  False if the record cannot
- * be written now; then it is tried again. */
+/* The word says "commit".  The gate is fenced in memory: make that durable and tell everybody.
+ * False if the record cannot be written now; then it is tried again.  Or the guest is to be
+ * released: do that.  False if it was let go before, by the end of the lease; no hand-off is active
+ * any more in either case. */
 bool participant_commit (struct mirror *m);
 
 /* The message for an error class of the final look. */

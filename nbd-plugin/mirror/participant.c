@@ -60,6 +60,7 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
     snprintf (p->token, sizeof p->token, "%s", token);
     snprintf (p->successor, sizeof p->successor, "%s", successor != NULL ? successor : "");
     p->keep_waiters = waiters != NULL ? strcmp (waiters, "keep") == 0 : m->attachment.keep_waiters;
+    p->releases = json_is_true (json_object_get (args, "release"));
     p->arm = json_is_true (json_object_get (args, "arm"));
     p->lease_ms
         = lease != NULL ? json_integer_value (lease) : attachment_default_lease_ms (&m->attachment);
@@ -85,6 +86,8 @@ participant_draft (struct mirror *m, char **error)
   struct region_geometry geo;
   struct gate_view gate;
 
+  if (p->releases)
+    return 0;
   gate_look (&m->gate, &gate);
   record.generation = gate.generation + 1; /* only this thread holds the gate */
   if (tracker_geometry (&m->tracker, &geo))
@@ -128,12 +131,25 @@ final_look (struct mirror *m, uint64_t generation, uint64_t session)
 static int
 mark_draft (struct mirror *m, char **error)
 {
+  if (m->participant.releases)
+    return 0;
   if (m->fence.state != FENCE_DRAFT || m->fence.record.generation != m->participant.generation)
     return text_error (error, "the fence record of this hand-off is not there");
   if (fence_mark_prepared (&m->fence, error) == 0)
     return 0;
   nbdkit_error ("mirror: %s", *error);
   return -1;
+}
+
+/* From now on the word decides. */
+static int
+hold_for_word (struct mirror *m)
+{
+  struct participant *p = &m->participant;
+
+  if (p->releases)
+    return gate_prepare_release (&m->gate, p->generation, p->decision);
+  return gate_prepare (&m->gate, p->generation, p->decision, p->keep_waiters);
 }
 
 /* The disk is prepared: whoever waits for that is told. */
@@ -182,7 +198,7 @@ participant_prepared (struct mirror *m, struct control_peer *peer, json_t *id, u
     control_error (peer, id, "GenericError", "%s", error);
     return;
   }
-  if (gate_prepare (&m->gate, generation, p->decision, p->keep_waiters) != 0) {
+  if (hold_for_word (m) != 0) {
     control_error (peer, id, "StaleGeneration", "%s", participant_look_message ("StaleGeneration"));
     return;
   }
@@ -226,7 +242,7 @@ look_now (struct mirror *m)
                    json_pack ("{s:I}", "generation", (json_int_t)p->generation));
   } else if (mark_draft (m, &error) == -1)
     participant_abort (m, "GenericError", "no fence record");
-  else if (gate_prepare (&m->gate, p->generation, p->decision, p->keep_waiters) == 0) {
+  else if (hold_for_word (m) == 0) {
     p->prepared = true;
     answer_now (m);
   }
@@ -332,7 +348,8 @@ participant_tick (struct mirror *m)
   look_now (m);
   gate_look (&m->gate, &gate);
   bool held = gate.mode == GATE_HELD && gate.generation == p->generation;
-  if (p->prepared && gate.mode == GATE_FENCED)
+  bool release = p->releases && held && decision_get (p->decision) == DECISION_COMMIT;
+  if (p->prepared && (gate.mode == GATE_FENCED || release))
     participant_commit (m);
   else if (p->generation != 0 && !held) {
     bool late = gate.reason != NULL && strcmp (gate.reason, "lease ended") == 0;

@@ -21,6 +21,11 @@
  * milliseconds on a busy disk and the guest would wait for it.  It is needed from "prepared" on
  * only, so it is marked then (fence.h): a server that dies before leaves no hand-off in doubt.
  *
+ * With "release" nothing is handed over: the commit ends the job and lets the guest go on.  So the
+ * destination stays as the disk was at that instant.  There is no fence record then.  The region is
+ * taken out of the tracker before the gate opens, so the worker finds nothing to copy that was
+ * written later, whenever it hears of the commit.
+ *
  * Control thread only; the gate may leave a prepared hold by itself at any time (gate.h), which is
  * noticed in participant_tick().
  */
@@ -46,6 +51,7 @@ struct participant {
   char token[FENCE_TOKEN_MAX + 1];
   char successor[FENCE_SUCCESSOR_MAX + 1]; /* for the fence record; "" none */
   bool keep_waiters;
+  bool releases; /* at the commit the guest goes on here: nothing is fenced */
   int64_t lease_ms;
   uint64_t generation; /* of its hold, 0: none yet */
   bool arm;            /* in two steps */
