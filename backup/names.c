@@ -102,6 +102,25 @@ backup_file_is_of (const char *file, const char *disk, const char *name)
   return strcmp (file, full) == 0 || strcmp (file, inc) == 0;
 }
 
+bool
+backup_target_is_backup (const char *target)
+{
+  static const char *const ends[] = { "-full.qcow2 ]", "-inc.qcow2 ]" };
+  size_t n = strlen (target);
+  const char *slash = strrchr (target, '/');
+
+  if (strncmp (target, "[ qemu-nbd ", 11) != 0 || slash == NULL)
+    return false;
+  for (unsigned i = 0; i < 2; i++) {
+    size_t end = strlen (ends[i]);
+    if (n <= end || strcmp (target + n - end, ends[i]) != 0 || target + n - end <= slash)
+      continue;
+    CLEANUP_TEXT char *name = text_printf ("%.*s", (int)(target + n - end - slash - 1), slash + 1);
+    return backup_name_ok (name);
+  }
+  return false;
+}
+
 char *
 backup_disk_id_from_path (const char *path)
 {

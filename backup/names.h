@@ -30,6 +30,10 @@ char *backup_file_path (const char *disk, const char *name, bool full);
 /* Is FILE the path of a file that a backup NAME of DISK may have made? */
 bool backup_file_is_of (const char *file, const char *disk, const char *name);
 
+/* Is TARGET, the destination of a job as its status tells it, a file that a backup writes?  No
+ * other program has a reason to end a job that copies there. */
+bool backup_target_is_backup (const char *target);
+
 /* A name for a disk that the user has not named: the last part of its control socket's path,
  * without what follows the last dot.  For text_free(). */
 char *backup_disk_id_from_path (const char *path);

@@ -121,6 +121,7 @@ extern const struct subcommand subcommand_serve;
 extern const struct subcommand subcommand_receive;
 extern const struct subcommand subcommand_mirror;
 extern const struct subcommand subcommand_copy;
+extern const struct subcommand subcommand_backup;
 extern const struct subcommand subcommand_budget;
 extern const struct subcommand subcommand_status;
 extern const struct subcommand subcommand_set;

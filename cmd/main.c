@@ -39,6 +39,7 @@ static const struct subcommand *const subcommands[] = {
   &subcommand_dirty_map,
   &subcommand_adopt,
   &subcommand_give_back,
+  &subcommand_backup,
   &subcommand_backup_list,
   &subcommand_backup_verify,
   &subcommand_backup_prune,

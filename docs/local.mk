@@ -3,6 +3,7 @@
 pods = \
 	docs/nbdmirror.pod \
 	docs/nbdmirror-receive.pod \
+	docs/nbdmirror-backup.pod \
 	docs/nbdmirror-migrate.pod \
 	docs/nbdkit-mirror-filter.pod \
 	docs/nbdkit-digest-filter.pod \
@@ -17,6 +18,7 @@ if HAVE_POD2MAN
 man_MANS += \
 	docs/nbdmirror.1 \
 	docs/nbdmirror-receive.1 \
+	docs/nbdmirror-backup.1 \
 	docs/nbdmirror-migrate.1 \
 	docs/nbdkit-mirror-filter.1 \
 	docs/nbdkit-digest-filter.1 \
@@ -38,6 +40,9 @@ docs/nbdmirror-repository.5: docs/nbdmirror-repository.pod
 docs/nbdmirror-state.5: docs/nbdmirror-state.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=5 --name=nbdmirror-state \
 	  $(srcdir)/docs/nbdmirror-state.pod $@.tmp && mv $@.tmp $@
+docs/nbdmirror-backup.1: docs/nbdmirror-backup.pod
+	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror-backup \
+	  $(srcdir)/docs/nbdmirror-backup.pod $@.tmp && mv $@.tmp $@
 docs/nbdmirror-migrate.1: docs/nbdmirror-migrate.pod
 	$(AM_V_GEN)$(MKDIR_P) docs && $(pod2man_section) --section=1 --name=nbdmirror-migrate \
 	  $(srcdir)/docs/nbdmirror-migrate.pod $@.tmp && mv $@.tmp $@

@@ -27,14 +27,13 @@ struct disk {
   bool begun;
 };
 
-/* A filter learns the disk's size when a client opens the export.  0, or -1 after a message. */
-static int
-open_export (const struct disk *d)
+int
+checkpoint_open_export (const char *control, struct control_client *client)
 {
   CLEANUP_TEXT char *error = NULL;
   json_t *status = NULL;
 
-  if (query_call (d->client, d->control, "query-mirror", NULL, &status, NULL) == -1)
+  if (query_call (client, control, "query-mirror", NULL, &status, NULL) == -1)
     return -1;
   char *uri = (char *)status_text (status, "uri");
   if (status_has_number (status, "size")) {
@@ -46,7 +45,7 @@ open_export (const struct disk *d)
   if (uri == NULL)
     cmd_say ("%s: no client has opened the disk yet, and the server does not say how to reach it"
              " (mirror-uri=)",
-             d->control);
+             control);
   else if ((ep = endpoint_open (&uri, 1, &opts, NULL, &error)) == NULL)
     cmd_say ("%s", error);
   json_decref (status);
@@ -136,7 +135,8 @@ checkpoint_add (char *const *controls, unsigned nr, const char *name, json_t **u
   for (; disks != NULL && ready < nr; ready++) {
     disks[ready].control = controls[ready];
     disks[ready].client = query_connect (controls[ready]);
-    if (disks[ready].client == NULL || open_export (&disks[ready]) == -1)
+    if (disks[ready].client == NULL
+        || checkpoint_open_export (controls[ready], disks[ready].client) == -1)
       break;
   }
   if (disks == NULL)

@@ -13,6 +13,11 @@
  * messages.  *UUIDS is set on success, to an object: a UUID for each control. */
 int checkpoint_add (char *const *controls, unsigned nr, const char *name, json_t **uuids);
 
+/* A filter learns the disk's size when a client opens the export: do that, if nobody has.  CLIENT
+ * is connected to CONTROL.  0, or -1 after a message. */
+struct control_client;
+int checkpoint_open_export (const char *control, struct control_client *client);
+
 /* Is PATH a socket, so that it can be a control?  If not it may be a state file. */
 bool checkpoint_is_control (const char *path);
 

@@ -191,6 +191,7 @@ detach (struct call *c)
   struct mirror *m = c->m;
   const char *state = call_string (c, "state"), *reason = call_string (c, "reason");
   json_t *event = mirror_block_job_event (m);
+  struct gate_view gate;
 
   if (strcmp (state, "cancelled") == 0) {
     participant_worker_gone (m, "cancelled", reason);
@@ -203,7 +204,10 @@ detach (struct call *c)
     control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", event);
   } else if (strcmp (state, "detached") == 0 || strcmp (state, "completed") == 0) {
     json_decref (event);
-    participant_worker_gone (m, "detached", reason);
+    gate_look (&m->gate, &gate);
+    /* Without a fence and without a region it has ended at an instant, and nothing is left over. */
+    bool released = m->attachment.region == NULL && gate.mode == GATE_OPEN;
+    participant_worker_gone (m, released ? "completed" : "detached", reason);
     if (m->attachment.region == NULL) /* committed: nothing is left to write to anything */
       attachment_finished (m);
   } else {

@@ -84,6 +84,7 @@ struct mirror {
   struct told told;
   bool bypassed;      /* somebody writes to the disk without passing us: no job may begin */
   bool have_downtime; /* of the committed hand-off; unknown after a restart */
+  uint64_t released;  /* generation of the last hold whose commit was a release; 0: none */
   double downtime_ms;
 
   unsigned loaded; /* how many times --filter=mirror was given */

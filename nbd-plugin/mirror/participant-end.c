@@ -77,6 +77,8 @@ let_go (struct mirror *m)
   bool good = gate_release_committed (&m->gate, generation) == 0;
   m->downtime_ms = ms;
   m->have_downtime = good;
+  if (good)
+    m->released = generation;
   participant_refuse (m, "GenericError", "it is over");
   control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
   if (good && m->attachment.worker != NULL)
@@ -186,6 +188,12 @@ reply_committed (struct mirror *m, struct control_peer *peer, json_t *id)
                  -1);
 }
 
+static void
+reply_released (struct mirror *m, struct control_peer *peer, json_t *id)
+{
+  control_reply (peer, id, json_pack ("{s:f}", "downtime-ms", m->downtime_ms), -1);
+}
+
 void
 participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
 {
@@ -200,7 +208,7 @@ participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, u
       control_error (peer, id, "NotDecided", "the decision word does not say commit");
     else if (p->releases) {
       if (participant_commit (m))
-        control_reply (peer, id, json_pack ("{s:f}", "downtime-ms", m->downtime_ms), -1);
+        reply_released (m, peer, id);
       else
         control_error (peer, id, "LeaseEnded",
                        "the guest was let go by the end of the lease, before the job had ended");
@@ -213,7 +221,9 @@ participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, u
         control_error (peer, id, "GenericError", "handed over, but not recorded: %s",
                        p->record_error);
     }
-  } else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
+  } else if (generation != 0 && generation == m->released)
+    reply_released (m, peer, id);
+  else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
     control_error (peer, id, "StaleGeneration", "no hand-off of generation %llu is known",
                    (unsigned long long)generation);
   else if (fence_commit (&m->fence, &error) == -1) { /* it was in doubt: now we know */

@@ -32,7 +32,7 @@ def in_help(sub):
 
 def in_manual(sub):
     """Those that are items: in the page of the subcommand, else in its section of nbdmirror.pod."""
-    if sub in ("receive", "migrate"):
+    if sub in ("backup", "receive", "migrate"):
         text = open(f"{docs}/nbdmirror-{sub}.pod", encoding="utf-8").read()
     else:
         text = open(f"{docs}/nbdmirror.pod", encoding="utf-8").read()

@@ -89,6 +89,11 @@ Test (backup, checkpoint_names)
   cr_assert (!backup_checkpoint_is_ours (mine, "91234567-aaaa-bbbb-cccc-ddddeeeeffff"));
   cr_assert (!backup_checkpoint_is_ours ("backup-01234567-monday",
                                          "01234567-aaaa-bbbb-cccc-ddddeeeeffff"));
+  cr_assert (
+      backup_target_is_backup ("[ qemu-nbd --shared=0 /r/a b/20261128T013000Z-1-inc.qcow2 ]"));
+  cr_assert (backup_target_is_backup ("[ qemu-nbd x=/r/20261128T013000Z-full.qcow2 ]"));
+  cr_assert (!backup_target_is_backup ("[ qemu-nbd --shared=0 /r/a/mine-full.qcow2 ]"));
+  cr_assert (!backup_target_is_backup ("nbd://h/20261128T013000Z-full.qcow2"));
   CLEANUP_TEXT char *id = backup_disk_id_from_path ("/run/vm 1/vda.control");
   cr_assert (strcmp (id, "vda") == 0);
 }

@@ -170,6 +170,39 @@ Test (gate, hold_drains)
   gate_destroy (&g);
 }
 
+/* A hold whose commit is a release stays until the control thread has taken the region away; only
+ * the end of its lease opens it without that, and then it counts as broken. */
+Test (gate, released_at_the_commit)
+{
+  struct mutation m;
+  struct gate g;
+
+  for (int late = 0; late < 2; late++) {
+    struct decision *word = new_word ();
+    cr_assert_eq (gate_init (&g), 0);
+    uint64_t n = hold (&g, LONG_LEASE);
+    cr_assert_eq (gate_drained (&g, n), 0);
+    cr_assert_eq (gate_prepare_release (&g, n, word), 0);
+    cr_assert_eq (gate_release_committed (&g, n), ESTALE, "released before the commit");
+    start (&m, &g, no_shutdown);
+    cr_assert_eq (decision_try (word, DECISION_COMMIT), DECISION_COMMIT);
+    gate_settle (&g);
+    cr_assert_eq (mode (&g), GATE_HELD, "it was not left to the control thread");
+    cr_assert_eq (gate_release (&g, n, "test"), EALREADY);
+    cr_assert_eq (mode (&g), GATE_HELD);
+    cr_assert_eq (atomic_load (&m.result), -1, "a guest wrote before the region was taken away");
+    cr_assert_eq (gate_release_committed (&g, n + 1), ESTALE);
+    if (late)
+      expire (&g);
+    cr_assert_eq (gate_release_committed (&g, n), late ? ESTALE : 0);
+    cr_assert_eq (result (&m), 0);
+    cr_assert_eq (mode (&g), GATE_OPEN);
+    cr_assert_eq (gate_release_committed (&g, n), ESTALE);
+    gate_destroy (&g);
+    decision_free (word);
+  }
+}
+
 Test (gate, lease_ends_without_a_control_thread)
 {
   struct gate g;

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * nbdmirror backup: what its files share.
+ *
+ *   backup.c    options, and the order of the steps
+ *   facts.c     asks each disk's server, and plans: full or incremental
+ *   serve.c     a disk that nobody serves: a server of ours, for the time of the backup
+ *   workers.c   a new qcow2 file and a worker for each disk, until all are ready
+ *   instant.c   all disks at one instant, with the user's commands around it
+ *   thaw.c      the process that lets the guest thaw, whatever becomes of us
+ *   seal.c      digests, the manifest, and the checkpoints that are not needed any more
+ *   tell.c      what people and programs are told at the end
+ *
+ * The order keeps an interrupted run harmless: the files and the checkpoints are new ones, and the
+ * old checkpoints are removed only when the manifest that makes them superfluous is on the disk.
+ * One thread does everything.
+ */
+
+#ifndef NBDMIRROR_CMD_BACKUP_BACKUP_H
+#define NBDMIRROR_CMD_BACKUP_BACKUP_H
+
+#include <jansson.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "backup/names.h"
+#include "backup/plan.h"
+#include "backup/repository.h"
+#include "cmd/cmd.h"
+#include "control/client.h"
+
+struct backup_disk {
+  const char *operand; /* as the user has named it */
+  char *control;       /* the control socket, absolute */
+  char *place;         /* what the manifest calls it: the control socket, or the image */
+  const char *state;   /* --state of an image that nobody serves; NULL: none */
+  pid_t server;        /* that we have started for it; 0: none */
+  char *id;
+  int lock; /* -1: not taken */
+  struct control_client *client;
+  uint64_t size;
+  bool has_state;  /* its server has a state file, so checkpoints can be added */
+  bool restart;    /* a job of an interrupted backup is left over */
+  int64_t changed; /* bytes that an incremental backup would read; -1: not known */
+  bool full;
+  char *reason;
+  char *parent_backup, *parent_file; /* of an incremental one */
+  char *since;                       /* its checkpoint */
+  char *file;                        /* relative to the repository */
+  pid_t worker;                      /* 0: it has ended */
+  bool ready;
+  uint64_t copied;
+  double pause_ms; /* -1: not known */
+  char checkpoint_uuid[UUID_TEXT_BYTES];
+  char *error; /* why it has no backup; NULL: all is well */
+  int status;  /* the exit status for that */
+};
+
+struct backup_run {
+  struct repository repository;
+  struct backup_disk *disks;
+  unsigned nr_disks;
+  enum backup_mode mode;
+  char name[BACKUP_NAME_MAX];
+  char *checkpoint; /* the name of the one that is added */
+  char folder[64];  /* a temporary one, for sockets and logs */
+  const char *policy, *bandwidth, *budget, *max_downtime, *before_hold, *after_release;
+  uint64_t max_duration_ms, hook_ms; /* 0: no limit; of the commands, and of the time between */
+  const char **includes;
+  unsigned nr_includes;
+  bool compress, dry_run, json;
+  const char *report, *metrics;
+  uint64_t begun_ms;
+  int64_t begun_us;
+  bool begun;  /* there is a NAME.begun */
+  bool frozen; /* the guest was frozen at the instant */
+  struct manifest manifest;
+};
+
+/* The signal that asks us to end, or 0. */
+extern volatile sig_atomic_t backup_signal;
+
+/* D fails: note why, in words, unless something is noted already. */
+void backup_fail (struct backup_disk *d, int status, const char *fmt, ...)
+    __attribute__ ((format (printf, 3, 4)));
+
+/* facts.c: connect to the disk's server, and learn its size and what can be incremental.  Errors go
+ * to D. */
+void backup_ask (struct backup_disk *d);
+/* Full or incremental?  Fills in D's plan. */
+void backup_decide (struct backup_run *run, struct backup_disk *d, const struct backup_list *list);
+/* All checkpoints of D's disk: a new reference, or NULL with D->has_state false, or with an error
+ * in D. */
+json_t *backup_checkpoints (struct backup_disk *d);
+
+/* serve.c */
+void backup_serve (struct backup_run *run, struct backup_disk *d, unsigned nr);
+void backup_stop_server (struct backup_disk *d);
+
+/* workers.c: make the file and start the worker; wait until every worker is ready or has ended.  An
+ * exit status is returned where all of it has to end (a signal, or --max-duration). */
+void backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr);
+int backup_wait_ready (struct backup_run *run);
+/* End it with SIG (0: it ends by itself), and take over its report. */
+void backup_end_worker (struct backup_run *run, struct backup_disk *d, unsigned nr, int sig);
+
+/* instant.c: all disks that are ready, at one instant.  0, or an exit status after a message. */
+int backup_instant (struct backup_run *run);
+
+/* thaw.c */
+struct backup_thaw;
+/* From now on COMMAND is run once: when backup_thaw_end() is called, after LIMIT_MS, or when this
+ * process ends.  NULL with *ERROR (base/text.h). */
+struct backup_thaw *backup_thaw_start (const struct backup_run *run, char **error);
+/* Run it now, and wait for its end.  0: it was run now, and succeeded.  -1 with *ERROR: it failed,
+ * or the limit was reached before. */
+int backup_thaw_end (struct backup_thaw *t, char **error);
+/* The environment and the words of a command of the user's; runs it within the limit.  0, or -1
+ * with *ERROR. */
+int backup_hook (const struct backup_run *run, const char *event, const char *command,
+                 char **error);
+
+/* seal.c: an exit status, after a message. */
+int backup_seal (struct backup_run *run);
+
+/* tell.c */
+void backup_tell_plan (const struct backup_run *run);
+int backup_tell_end (struct backup_run *run, int status);
+
+#endif

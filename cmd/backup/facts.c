@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backup: what the servers of the disks say, and what follows from it: full or incremental.
+ */
+
+#include "config.h"
+
+#include <string.h>
+
+#include "backup/chain.h"
+#include "base/text.h"
+#include "cmd/backup/backup.h"
+#include "cmd/checkpoint/checkpoint.h"
+#include "cmd/control-query.h"
+
+#define ASK_MS 30000
+
+/* Call COMMAND of D's server.  0 with *RET (NULL allowed), or -1 with an error in D, but where the
+ * server keeps no state file. */
+static int
+ask (struct backup_disk *d, const char *command, json_t *args, json_t **ret)
+{
+  CLEANUP_TEXT char *class_ = NULL, *error = NULL;
+  const struct control_call call
+      = { .command = command, .args = args, .timeout_ms = ASK_MS, .ret = ret, .class_ = &class_ };
+
+  if (control_client_call (d->client, &call, &error) == 0)
+    return 0;
+  if (class_ != NULL && strcmp (class_, "NoStateFile") == 0)
+    d->has_state = false;
+  else
+    backup_fail (d, EXIT_ERROR, "%s", error);
+  return -1;
+}
+
+/* A job of an interrupted backup may be taken away; one of somebody else may not. */
+static void
+look_at_job (struct backup_disk *d, const json_t *status)
+{
+  const char *worker = status_text (status, "worker"), *target = status_text (status, "target");
+  const char *state = status_text (status, "state"), *gate = status_text (status, "gate");
+  bool attached = worker != NULL && strcmp (worker, "attached") == 0;
+  bool left = state != NULL
+              && (strcmp (state, "detached") == 0 || strcmp (state, "failed") == 0
+                  || strcmp (state, "in-doubt") == 0);
+
+  if (gate != NULL && strcmp (gate, "fenced") == 0)
+    backup_fail (d, EXIT_REFUSED, "the disk was handed over, so the guest does not run on it");
+  else if (attached)
+    backup_fail (d, EXIT_REFUSED, "another job is under way: it copies the disk to %s",
+                 target != NULL ? target : "another place");
+  else if (left && target != NULL && backup_target_is_backup (target))
+    d->restart = true;
+  else if (left)
+    backup_fail (d, EXIT_REFUSED,
+                 "a job to %s is left over: end it with 'nbdmirror cancel', or let it go on",
+                 target != NULL ? target : "another place");
+}
+
+void
+backup_ask (struct backup_disk *d)
+{
+  CLEANUP_TEXT char *error = NULL;
+  json_t *status = NULL;
+
+  d->client = control_client_connect (d->control, QUERY_MS, &error);
+  if (d->client == NULL) {
+    backup_fail (d, EXIT_ERROR, "%s", error);
+    return;
+  }
+  if (checkpoint_open_export (d->control, d->client) == -1) {
+    backup_fail (d, EXIT_ERROR, "its server cannot be reached");
+    return;
+  }
+  if (ask (d, "query-mirror", NULL, &status) == -1)
+    return;
+  d->size = (uint64_t)status_number (status, "size", 0);
+  look_at_job (d, status);
+  json_decref (status);
+}
+
+json_t *
+backup_checkpoints (struct backup_disk *d)
+{
+  json_t *all = json_array (), *ret = NULL;
+  size_t total = 1;
+
+  d->has_state = true;
+  while (json_array_size (all) < total) {
+    json_t *args = json_pack ("{s:I}", "from", (json_int_t)json_array_size (all));
+    if (ask (d, "query-mirror-checkpoints", args, &ret) == -1) {
+      json_decref (all);
+      return NULL;
+    }
+    json_t *part = json_object_get (ret, "checkpoints");
+    total = json_array_size (part) != 0 ? (size_t)status_number (ret, "total", 0) : 0;
+    json_array_extend (all, part);
+    json_decref (ret);
+  }
+  return all;
+}
+
+/* What is recorded at D of the checkpoint that the last backup has added. */
+static void
+look_at_checkpoint (struct backup_disk *d, const json_t *all, const struct manifest_disk *last,
+                    struct backup_facts *facts, char **reason)
+{
+  size_t i;
+  json_t *c;
+
+  facts->checkpoint = CHECKPOINT_MISSING;
+  json_array_foreach (all, i, c)
+  {
+    const char *name = status_text (c, "name"), *uuid = status_text (c, "uuid");
+    const char *status = status_text (c, "status");
+    if (name == NULL || uuid == NULL || strcmp (name, last->checkpoint) != 0)
+      continue;
+    bool good = status != NULL && strcmp (status, "consistent") == 0;
+    facts->checkpoint = strcmp (uuid, last->checkpoint_uuid) != 0 ? CHECKPOINT_OTHER
+                        : good                                    ? CHECKPOINT_GOOD
+                                                                  : CHECKPOINT_INCONSISTENT;
+    if (!good && status_text (c, "reason") != NULL)
+      *reason = text_copy (status_text (c, "reason"));
+    d->changed = (int64_t)status_number (c, "changed-bytes", -1);
+  }
+}
+
+void
+backup_decide (struct backup_run *run, struct backup_disk *d, const struct backup_list *list)
+{
+  CLEANUP_TEXT char *why = NULL;
+  CLEANUP_TEXT char *fault = NULL;
+  struct backup_facts facts = { .mode = run->mode, .size = d->size };
+  const struct manifest_disk *last = NULL;
+
+  d->changed = -1;
+  json_t *all = backup_checkpoints (d);
+  const struct backup_entry *e = chain_newest (list, d->id, &last);
+  facts.checkpoint = d->has_state ? CHECKPOINT_MISSING : CHECKPOINT_NO_STATE;
+  if (e != NULL) {
+    fault = chain_fault (&run->repository, list, e->name, d->id);
+    facts.parent = e->name;
+    facts.chain_fault = fault;
+    facts.parent_size = last->size;
+    facts.parent_checkpoint = last->checkpoint;
+  }
+  if (e != NULL && last->checkpoint != NULL && all != NULL)
+    look_at_checkpoint (d, all, last, &facts, &why);
+  facts.checkpoint_reason = why;
+  json_decref (all);
+  d->full = !backup_plan (&facts, &d->reason);
+  if (d->full && run->mode == BACKUP_INCREMENTAL)
+    backup_fail (d, EXIT_REFUSED, "it cannot be incremental: %s", d->reason);
+  if (d->full)
+    return;
+  d->parent_backup = text_copy (e->name);
+  d->parent_file = text_copy (last->file);
+  d->since = text_copy (last->checkpoint);
+}

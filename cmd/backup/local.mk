@@ -1,0 +1,10 @@
+nbdmirror_SOURCES += \
+	cmd/backup/backup.c \
+	cmd/backup/backup.h \
+	cmd/backup/facts.c \
+	cmd/backup/instant.c \
+	cmd/backup/seal.c \
+	cmd/backup/serve.c \
+	cmd/backup/tell.c \
+	cmd/backup/thaw.c \
+	cmd/backup/workers.c

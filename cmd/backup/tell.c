@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backup: what it is going to be, and what has become of it: for people in one line, for programs
+ * as JSON, and for Prometheus as a text file.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "cmd/backup/backup.h"
+#include "cmd/control-query.h"
+#include "cmd/units.h"
+
+/* ---- the plan (--dry-run) ---- */
+
+static json_t *
+plan_of (const struct backup_disk *d)
+{
+  return json_pack ("{s:s, s:s, s:s, s:I, s:o, s:o}", "id", d->id, "kind",
+                    d->full ? "full" : "incremental", "reason", d->reason, "size",
+                    (json_int_t)d->size, "changed-bytes",
+                    d->full || d->changed < 0 ? json_null () : json_integer (d->changed), "parent",
+                    d->parent_backup != NULL ? json_string (d->parent_backup) : json_null ());
+}
+
+static void
+print_plan (const struct backup_disk *d)
+{
+  char size[UNITS_BUF], changed[UNITS_BUF];
+
+  units_format_size (size, d->size);
+  if (d->full)
+    printf ("%s: full, what is not zero of %s: %s\n", d->id, size, d->reason);
+  else if (d->changed >= 0)
+    printf ("%s: incremental, %s of %s: %s\n", d->id,
+            units_format_size (changed, (uint64_t)d->changed), size, d->reason);
+  else
+    printf ("%s: incremental, a part of %s: %s\n", d->id, size, d->reason);
+}
+
+void
+backup_tell_plan (const struct backup_run *run)
+{
+  json_t *disks = json_array ();
+
+  for (unsigned i = 0; i < run->nr_disks; i++)
+    if (run->disks[i].error == NULL) {
+      json_array_append_new (disks, plan_of (&run->disks[i]));
+      if (!run->json)
+        print_plan (&run->disks[i]);
+    }
+  if (run->json) {
+    json_t *o = json_pack ("{s:s, s:O}", "repository", run->repository.path, "disks", disks);
+    json_dumpf (o, stdout, JSON_INDENT (2));
+    putchar ('\n');
+    json_decref (o);
+  }
+  json_decref (disks);
+}
+
+/* ---- the end ---- */
+
+/* One line that says it all, fit for the subject or the text of a mail. */
+static void
+print_line (const struct backup_run *run, unsigned good)
+{
+  char size[UNITS_BUF], took[UNITS_BUF], pause[UNITS_BUF];
+  CLEANUP_TEXT char *disks = text_copy ("");
+  double longest = -1;
+
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    const struct backup_disk *d = &run->disks[i];
+    const struct manifest_disk *m = manifest_find_disk (&run->manifest, d->id);
+    char *more
+        = d->error != NULL || m == NULL
+              ? text_printf ("%s, %s FAILED", disks, d->id)
+              : text_printf ("%s, %s %s %s%s%s%s", disks, d->id, d->full ? "full" : "incremental",
+                             units_format_size (size, m->file_bytes), d->full ? " (" : "",
+                             d->full ? d->reason : "", d->full ? ")" : "");
+    text_free (disks);
+    disks = more;
+    longest = d->pause_ms > longest ? d->pause_ms : longest;
+  }
+  units_format_time (took, (double)(clock_ms () - run->begun_ms));
+  printf ("backup %s: %s of %u disks done%s; %s, pause %s, took %s\n", run->name,
+          good == run->nr_disks ? "all" : "only some", run->nr_disks, disks,
+          run->frozen ? "guest frozen" : "crash-consistent",
+          longest >= 0 ? units_format_time (pause, longest) : "unknown", took);
+}
+
+/* A label's value as Prometheus reads it. */
+static char *
+label (const char *text)
+{
+  char *out = text_copy ("");
+
+  for (; *text != '\0'; text++) {
+    const char *escape = *text == '\\' ? "\\\\" : *text == '"' ? "\\\"" : NULL;
+    char *more
+        = escape != NULL ? text_printf ("%s%s", out, escape) : text_printf ("%s%c", out, *text);
+    text_free (out);
+    out = more;
+  }
+  return out;
+}
+
+static void
+print_metrics (FILE *f, const struct backup_run *run, bool success)
+{
+  static const char *const names[] = { "success", "bytes", "full", "end_timestamp_seconds" };
+  static const char *const helps[]
+      = { "Did the last backup of the disk succeed?", "Size of the file that it has written.",
+          "Was it a full one?", "When it ended." };
+  double seconds = (double)(clock_ms () - run->begun_ms) / MS_PER_S;
+
+  fprintf (f, "# HELP nbdmirror_backup_duration_seconds How long the last run took.\n"
+              "# TYPE nbdmirror_backup_duration_seconds gauge\n");
+  fprintf (f, "nbdmirror_backup_duration_seconds %.3f\n", seconds);
+  for (unsigned n = 0; n < sizeof names / sizeof names[0]; n++) {
+    fprintf (f, "# HELP nbdmirror_backup_%s %s\n# TYPE nbdmirror_backup_%s gauge\n", names[n],
+             helps[n], names[n]);
+    for (unsigned i = 0; i < run->nr_disks; i++) {
+      const struct backup_disk *d = &run->disks[i];
+      const struct manifest_disk *m = manifest_find_disk (&run->manifest, d->id);
+      bool good = success && d->error == NULL && m != NULL;
+      CLEANUP_TEXT char *id = label (d->id);
+      const int64_t values[]
+          = { good, good ? (int64_t)m->file_bytes : 0, d->full, clock_date_us () / US_PER_S };
+      fprintf (f, "nbdmirror_backup_%s{disk=\"%s\"} %" PRId64 "\n", names[n], id, values[n]);
+    }
+  }
+}
+
+static int
+write_metrics (const struct backup_run *run, bool success)
+{
+  CLEANUP_TEXT char *temporary = text_printf ("%s.tmp", run->metrics);
+  FILE *f = fopen (temporary, "we");
+
+  if (f == NULL)
+    return -1;
+  print_metrics (f, run, success);
+  bool bad = ferror (f) != 0;
+  if (fclose (f) != 0 || bad || rename (temporary, run->metrics) == -1) {
+    unlink (temporary);
+    return -1;
+  }
+  return 0;
+}
+
+int
+backup_tell_end (struct backup_run *run, int status)
+{
+  unsigned good = 0;
+
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    const struct backup_disk *d = &run->disks[i];
+    good += d->error == NULL;
+    if (d->error != NULL)
+      cmd_say ("%s: %s", d->id != NULL ? d->id : d->operand, d->error);
+    if (d->error != NULL && status == EXIT_DONE)
+      status = d->status;
+  }
+  bool written = run->manifest.sequence > 0;
+  json_t *o = written ? manifest_to_json (&run->manifest) : NULL;
+  if (o != NULL && run->json) {
+    json_dumpf (o, stdout, JSON_INDENT (2));
+    putchar ('\n');
+  } else if (written)
+    print_line (run, good);
+  if (o != NULL && run->report != NULL && report_write (run->report, o) == -1) {
+    cmd_say ("%s: %s", run->report, strerror (errno));
+    status = status == EXIT_DONE ? EXIT_ERROR : status;
+  }
+  json_decref (o);
+  if (run->metrics != NULL && write_metrics (run, written) == -1) {
+    cmd_say ("%s: %s", run->metrics, strerror (errno));
+    status = status == EXIT_DONE ? EXIT_ERROR : status;
+  }
+  return status;
+}

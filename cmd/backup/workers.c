@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * backup: a new file and a worker for each disk.  A worker is `nbdmirror mirror` in a process of
+ * its own, which writes the file through a qemu-nbd of its own.  If we are killed it detaches, and
+ * the next backup takes its job away.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/child.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
+#include "cmd/backup/backup.h"
+#include "cmd/control-query.h"
+#include "cmd/units.h"
+
+#define LOOK_MS 20
+#define TELL_MS 5000
+#define END_MS 30000
+#define SECTOR 512
+#define WORDS_MAX 40
+
+static char *
+log_of (const struct backup_run *run, unsigned nr, const char *suffix)
+{
+  return text_printf ("%s/%u.%s", run->folder, nr, suffix);
+}
+
+/* ---- the file ---- */
+
+static int
+make_file (const struct backup_run *run, const struct backup_disk *d, const char *path)
+{
+  const char *slash = d->parent_file != NULL ? strrchr (d->parent_file, '/') : NULL;
+  CLEANUP_TEXT char *size = text_printf ("%" PRIu64, (d->size + SECTOR - 1) / SECTOR * SECTOR);
+  const char *words[16] = { "qemu-img", "create", "-q", "-f", "qcow2" };
+  unsigned n = 5;
+
+  if (run->compress) {
+    words[n++] = "-o";
+    words[n++] = "compression_type=zstd";
+  }
+  if (slash != NULL) {
+    words[n++] = "-b"; /* by its file name alone, so that the repository can be moved */
+    words[n++] = slash + 1;
+    words[n++] = "-F";
+    words[n++] = "qcow2";
+  }
+  words[n++] = path;
+  words[n++] = size;
+  return child_run (words, NULL);
+}
+
+/* What qemu-nbd is given for PATH with --compress: a comma in a name is written twice. */
+static char *
+compressed_image (const char *path)
+{
+  char *text
+      = text_copy ("driver=compress,file.driver=qcow2,file.discard=unmap,file.file.driver=file,"
+                   "file.file.filename=");
+
+  for (const char *s = path; *s != '\0';) {
+    int n = (int)strcspn (s, ",");
+    bool comma = s[n] == ',';
+    char *more = text_printf ("%s%.*s%s", text, n, s, comma ? ",," : "");
+    text_free (text);
+    text = more;
+    s += n + comma;
+  }
+  return text;
+}
+
+/* ---- the worker ---- */
+
+/* In the child. */
+static void
+become_worker (char *const *words, const char *log, pid_t parent)
+{
+  int fd = open (log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+  prctl (PR_SET_PDEATHSIG, SIGTERM); /* it leaves, and the next backup takes over */
+  if (getppid () != parent || fd == -1)
+    _exit (EXIT_ERROR);
+  setpgid (0, 0); /* a Ctrl-C is ours to pass on */
+  signal (SIGINT, SIG_DFL);
+  signal (SIGTERM, SIG_DFL);
+  dup2 (fd, STDOUT_FILENO);
+  dup2 (fd, STDERR_FILENO);
+  execv ("/proc/self/exe", words);
+  _exit (127);
+}
+
+static unsigned
+worker_words (const struct backup_run *run, const struct backup_disk *d, const char *report,
+              const char *path, const char *image, const char **words)
+{
+  unsigned n = 0;
+
+  words[n++] = "nbdmirror";
+  words[n++] = "mirror";
+  words[n++] = d->control;
+  words[n++] = "--policy";
+  words[n++] = run->policy;
+  words[n++] = "--max-downtime";
+  words[n++] = run->max_downtime;
+  words[n++] = "--report";
+  words[n++] = report;
+  if (run->bandwidth != NULL) {
+    words[n++] = "--bandwidth";
+    words[n++] = run->bandwidth;
+  }
+  if (run->budget != NULL) {
+    words[n++] = "--budget";
+    words[n++] = run->budget;
+  }
+  if (d->restart)
+    words[n++] = "--restart";
+  if (!d->full) {
+    words[n++] = "--sync";
+    words[n++] = "incremental";
+    words[n++] = "--since";
+    words[n++] = d->since;
+    words[n++] = "--trust-destination"; /* the manifest proves it; a sample is looked at besides */
+  }
+  words[n++] = "[";
+  words[n++] = "qemu-nbd";
+  words[n++] = "--persistent";
+  words[n++] = "--shared=0";
+  if (image != NULL) {
+    words[n++] = "--image-opts";
+    words[n++] = image;
+  } else {
+    words[n++] = "--format=qcow2";
+    words[n++] = "--discard=unmap";
+    words[n++] = path;
+  }
+  words[n++] = "]";
+  words[n] = NULL;
+  return n;
+}
+
+void
+backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
+{
+  CLEANUP_TEXT char *log = log_of (run, nr, "log"), *report = log_of (run, nr, "json");
+  CLEANUP_TEXT char *error = NULL;
+  const char *words[WORDS_MAX];
+
+  d->file = backup_file_path (d->id, run->name, d->full);
+  CLEANUP_TEXT char *path = repository_path (&run->repository, d->file);
+  CLEANUP_TEXT char *image = run->compress ? compressed_image (path) : NULL;
+  int r = make_file (run, d, path);
+  if (r != 0) {
+    backup_fail (d, EXIT_ERROR, "%s: %s", path,
+                 r == -1 || r == 127 ? "qemu-img cannot be run: is qemu-utils installed?"
+                                     : "qemu-img cannot make it");
+    return;
+  }
+  worker_words (run, d, report, path, image, words);
+  fflush (NULL);
+  pid_t parent = getpid ();
+  d->worker = fork ();
+  if (d->worker == 0)
+    become_worker ((char *const *)words, log, parent);
+  if (d->worker == -1) {
+    d->worker = 0;
+    backup_fail (d, EXIT_ERROR, "fork: %s", strerror (errno));
+  }
+}
+
+/* The last thing that the worker has said, without its own name.  For text_free(). */
+static char *
+last_words (const struct backup_run *run, unsigned nr)
+{
+  CLEANUP_TEXT char *log = log_of (run, nr, "log");
+  CLEANUP_FD int fd = open (log, O_RDONLY | O_CLOEXEC);
+  static const char prefix[] = "nbdmirror: mirror: ";
+  char text[4096] = "";
+  struct stat st;
+
+  if (fd == -1 || fstat (fd, &st) == -1)
+    return text_copy ("the worker said nothing");
+  if ((size_t)st.st_size >= sizeof text)
+    lseek (fd, -(off_t)(sizeof text - 1), SEEK_END);
+  fd_read_text (fd, text, sizeof text);
+  char *best = NULL;
+  for (char *line = strtok (text, "\n"); line != NULL; line = strtok (NULL, "\n"))
+    if (strncmp (line, prefix, strlen (prefix)) == 0
+        && strstr (line, "gave up: changes go on") == NULL)
+      best = line + strlen (prefix);
+  return text_copy (best != NULL ? best : "the worker has ended without a reason");
+}
+
+static void
+take_report (const struct backup_run *run, struct backup_disk *d, unsigned nr)
+{
+  CLEANUP_TEXT char *path = log_of (run, nr, "json");
+  json_t *o = json_load_file (path, 0, NULL);
+
+  d->copied = (uint64_t)status_number (o, "sent-bytes", 0);
+  json_decref (o);
+}
+
+/* Has the worker ended?  Then its status and reason are noted. */
+static bool
+has_ended (const struct backup_run *run, struct backup_disk *d, unsigned nr, int wait_ms)
+{
+  int status;
+
+  if (d->worker == 0)
+    return true;
+  if (!child_ended (d->worker, wait_ms, &status))
+    return false;
+  d->worker = 0;
+  take_report (run, d, nr);
+  if (!WIFEXITED (status))
+    backup_fail (d, EXIT_ERROR, "the worker was killed by signal %d", WTERMSIG (status));
+  else if (WEXITSTATUS (status) != 0) {
+    CLEANUP_TEXT char *why = last_words (run, nr);
+    backup_fail (d, WEXITSTATUS (status), "%s", why);
+  }
+  return true;
+}
+
+void
+backup_end_worker (struct backup_run *run, struct backup_disk *d, unsigned nr, int sig)
+{
+  if (d->worker == 0)
+    return;
+  if (sig != 0)
+    kill (d->worker, sig);
+  if (has_ended (run, d, nr, END_MS))
+    return;
+  kill (d->worker, SIGKILL);
+  backup_fail (d, EXIT_ERROR, "the worker does not end, so it was killed");
+  has_ended (run, d, nr, END_MS);
+}
+
+/* ---- until all are ready ---- */
+
+static bool
+is_ready (struct backup_disk *d, char **line)
+{
+  CLEANUP_TEXT char *error = NULL;
+  json_t *status = NULL;
+  const struct control_call call
+      = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
+  char left[UNITS_BUF];
+
+  if (control_client_call (d->client, &call, &error) == -1) {
+    backup_fail (d, EXIT_ERROR, "%s", error);
+    return false;
+  }
+  const char *state = status_text (status, "state");
+  bool ours = (pid_t)status_number (status, "worker-pid", 0) == d->worker;
+  bool ready = ours && state != NULL && strcmp (state, "ready") == 0;
+  double bytes = status_left (status);
+  text_free (*line);
+  *line = text_printf ("%s: %s, %.0f %% done, %s left", d->id,
+                       ours && state != NULL ? state : "beginning", status_percent (status),
+                       bytes >= 0 ? units_format_size (left, (uint64_t)bytes) : "?");
+  json_decref (status);
+  return ready;
+}
+
+/* Look at each worker.  The number of those that are neither ready nor at their end. */
+static unsigned
+look (struct backup_run *run, bool tell)
+{
+  unsigned waiting = 0;
+
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    struct backup_disk *d = &run->disks[i];
+    CLEANUP_TEXT char *line = NULL;
+    if (d->error != NULL || has_ended (run, d, i, 0)) {
+      if (d->error == NULL)
+        backup_fail (d, EXIT_ERROR, "the worker ended too early");
+      continue;
+    }
+    d->ready = is_ready (d, &line);
+    waiting += d->error == NULL && !d->ready;
+    if (tell && line != NULL && !d->ready)
+      cmd_say ("%s", line);
+  }
+  return waiting;
+}
+
+int
+backup_wait_ready (struct backup_run *run)
+{
+  uint64_t told = clock_ms ();
+
+  for (;;) {
+    bool tell = !run->json && clock_ms () - told >= TELL_MS;
+    if (tell)
+      told = clock_ms ();
+    if (look (run, tell) == 0)
+      return 0;
+    if (backup_signal != 0) {
+      cmd_say ("cancelled: the guest goes on, and the earlier backups are as they were");
+      return EXIT_CANCELLED;
+    }
+    if (run->max_duration_ms != 0 && clock_ms () - run->begun_ms >= run->max_duration_ms) {
+      cmd_say ("not done within --max-duration: the guest goes on, and the earlier backups are as"
+               " they were");
+      return EXIT_NOT_CONVERGED;
+    }
+    clock_sleep_ms (LOOK_MS);
+  }
+}
