@@ -12,7 +12,8 @@ pods = \
 	docs/nbdmirror-repository.pod \
 	docs/nbdmirror-state.pod
 EXTRA_DIST += $(pods) docs/design.md docs/where.md \
-	docs/model/mirror.pml docs/model/synchronous.pml docs/model/run.sh
+	docs/model/mirror.pml docs/model/synchronous.pml docs/model/state.pml \
+	docs/model/run.sh
 
 if HAVE_POD2MAN
 man_MANS += \
