@@ -200,6 +200,7 @@ own_tests = \
 	tests/blackbox/budget.sh \
 	tests/blackbox/back-again.sh \
 	tests/blackbox/base-proof.sh \
+	tests/blackbox/backup-drill.sh \
 	tests/blackbox/repository.sh \
 	tests/blackbox/top-proof.sh \
 	tests/blackbox/handoff-coordinator.sh \

@@ -1,4 +1,6 @@
 nbdmirror_SOURCES += \
+	cmd/repository/boot.c \
+	cmd/repository/boot.h \
 	cmd/repository/drop.c \
 	cmd/repository/list.c \
 	cmd/repository/opened.c \

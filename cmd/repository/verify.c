@@ -17,16 +17,24 @@
 #include "backup/chain.h"
 #include "base/child.h"
 #include "base/text.h"
+#include "cmd/repository/boot.h"
 #include "cmd/repository/repository.h"
 #include "cmd/worker.h"
 
-enum { OPT_AT = 0x200, OPT_DISK, OPT_QUICK };
+#define BOOT_LIMIT_MS 120000
+
+enum { OPT_AT = 0x200, OPT_DISK, OPT_QUICK, OPT_BOOT, OPT_MARK, OPT_LIMIT };
 
 static const struct cmd_option options[] = {
   { "at", OPT_AT, "NAME|TIME",
     "only this backup: its name, or the last one that had ended by TIME" },
   { "disk", OPT_DISK, "DISK", "only this disk" },
   { "quick", OPT_QUICK, NULL, "read no contents: look at manifests, files and their sizes only" },
+  { "boot", OPT_BOOT, "COMMAND",
+    "start a guest from each backup: run COMMAND with /bin/sh, which finds the disks' URIs in its "
+    "environment, and wait for --mark in what it prints" },
+  { "mark", OPT_MARK, "TEXT", "what COMMAND prints when the guest is up" },
+  { "boot-limit", OPT_LIMIT, "TIME", "how long that may take (default 120s)" },
   { "json", 'j', NULL, "print a JSON array, and no progress" },
   CMD_OPTIONS_END,
 };
@@ -42,6 +50,7 @@ struct verifying {
   struct selected only; /* entry NULL: all */
   const char *disk;     /* NULL: all */
   bool quick, json;
+  struct boot boot;
   _Atomic int *signal;
   struct looked *looked; /* owned */
   unsigned nr_looked;
@@ -174,12 +183,25 @@ tell (struct verifying *v, const char *backup, const char *disk, const char *fau
 }
 
 static void
+boot_entry (struct verifying *v, const struct backup_entry *e)
+{
+  char *fault = boot_backup (&v->boot, e);
+
+  if (fault == NULL && !v->json)
+    printf ("%s: booted\n", e->name);
+  if (fault != NULL)
+    tell (v, e->name, NULL, fault);
+  text_free (fault);
+}
+
+static void
 verify_entry (struct verifying *v, const struct backup_entry *e)
 {
   if (e->fault != NULL) {
     tell (v, e->name, NULL, e->fault);
     return;
   }
+  unsigned bad = v->nr_bad;
   for (unsigned i = 0; i < e->manifest.nr_disks && v->status == EXIT_DONE; i++) {
     const struct manifest_disk *d = &e->manifest.disks[i];
     if (v->disk != NULL && strcmp (v->disk, d->id) != 0)
@@ -188,6 +210,8 @@ verify_entry (struct verifying *v, const struct backup_entry *e)
     if (v->status == EXIT_DONE)
       tell (v, e->name, d->id, fault);
   }
+  if (v->status == EXIT_DONE && v->boot.command != NULL && v->nr_bad == bad)
+    boot_entry (v, e);
 }
 
 static int
@@ -218,7 +242,7 @@ verify_all (struct verifying *v)
 static int
 run (struct cmd_line *line)
 {
-  struct verifying v = { .status = EXIT_DONE };
+  struct verifying v = { .status = EXIT_DONE, .boot = { .limit_ms = BOOT_LIMIT_MS } };
   const char *at = NULL;
   int c;
 
@@ -233,6 +257,16 @@ run (struct cmd_line *line)
     case OPT_QUICK:
       v.quick = true;
       break;
+    case OPT_BOOT:
+      v.boot.command = optarg;
+      break;
+    case OPT_MARK:
+      v.boot.mark = optarg;
+      break;
+    case OPT_LIMIT:
+      if (!worker_parse_ms ("--boot-limit", optarg, &v.boot.limit_ms))
+        return EXIT_USAGE;
+      break;
     case 'j':
       v.json = true;
       break;
@@ -241,8 +275,12 @@ run (struct cmd_line *line)
     }
   if (!cmd_operands_ok (line, 1, 1, "REPO"))
     return line->status;
+  if ((v.boot.command == NULL) != (v.boot.mark == NULL) || (v.boot.mark && *v.boot.mark == '\0'))
+    return cmd_usage_error ("--boot COMMAND and --mark TEXT go together");
   if (worker_signals (&v.signal) == -1)
     return EXIT_ERROR;
+  v.boot.repository = line->operands[0].argv[0];
+  v.boot.signal = v.signal;
   int status = opened_open (&v.o, line->operands[0].argv[0]);
   if (status == EXIT_DONE && at != NULL)
     status = opened_select_any (&v.o, at, v.disk, &v.only);
@@ -268,6 +306,8 @@ const struct subcommand subcommand_backup_verify = {
   NULL,
   "Examples:\n"
   "  nbdmirror backup-verify /srv/backup\n"
-  "  nbdmirror backup-verify /srv/backup --at 2026-01-31 --quick\n",
+  "  nbdmirror backup-verify /srv/backup --at 2026-01-31 --quick\n"
+  "  nbdmirror backup-verify /srv/backup --mark login: \\\n"
+  "    --boot 'qemu-system-x86_64 -m 1G -nographic -drive format=raw,file=$NBDMIRROR_URI'\n",
   run,
 };

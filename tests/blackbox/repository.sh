@@ -69,6 +69,20 @@ for overlay in '' --overlay; do
 done
 same "$tmp/r" "${names[4]}" vda
 
+# Is a guest seen to start?  The command writes to its disk, which is forgotten.
+# shellcheck disable=SC2016
+boot='set -- $NBDMIRROR_URIS; [ $# = 2 ] && [ "$1" = "$NBDMIRROR_URI" ] || exit 1
+  for uri; do qemu-io -f raw -c "write -P 7 0 4096" "$uri" || exit 1; done
+  echo "the login"; sleep 1; echo ": is here"; sleep 100'
+has_to_exit 0 nbdmirror backup-verify "$tmp/r" --at "${names[4]}" --boot "$boot" --mark 'login
+: is'
+grep -q "^${names[4]}: booted" "$tmp/out" || fail "it was not booted: $(cat "$tmp/out")"
+has_to_exit 5 nbdmirror backup-verify "$tmp/r" --at "${names[4]}" --boot 'echo no' --mark login
+has_to_exit 5 nbdmirror backup-verify "$tmp/r" --at "${names[4]}" --boot 'sleep 100' --mark login \
+  --boot-limit 500ms
+has_to_exit 2 nbdmirror backup-verify "$tmp/r" --boot 'sleep 100'
+same "$tmp/r" "${names[4]}" vda
+
 # Other people's tools, after the repository was moved.
 mv "$tmp/r" "$tmp/moved"
 file=$tmp/moved/vda/${names[4]}-inc.qcow2

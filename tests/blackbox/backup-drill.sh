@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# A restore drill.  A disk that is served is a real disk of this kernel (nbdfuse, loop), with ext4
+# and an SQLite database that commits all the time.  It is backed up again and again, with kills in
+# between, and pruned.  Then every backup is restored and mounted: the database must be sound, have
+# every transaction that was acknowledged before the backup began, and no gap.  BACKUPS backups (4);
+# with NBDMIRROR_LONG 60.
+[ "${NBDMIRROR_LONG:-0}" = 0 ] || TEST_TIMEOUT=3600
+. "$(dirname "$0")/lib.sh"
+proves_nothing_under thread address
+need qemu-img qemu-nbd nbdfuse losetup mkfs.ext4
+[ "$(id -u)" = 0 ] || skip "only root can mount"
+"$python" -c 'import sqlite3' 2>/dev/null || skip "there is no SQLite for $python"
+[ -e /dev/fuse ] && losetup -f >/dev/null 2>&1 || skip "there is no FUSE, or no loop device"
+unshare --mount true 2>/dev/null || skip "this environment does not allow mounts"
+
+backups=${BACKUPS:-4}
+[ "${NBDMIRROR_LONG:-0}" = 0 ] || backups=60
+loop=
+detach () {
+  ! mountpoint -q "$tmp/fs" || umount -l "$tmp/fs" || :
+  [ -z "$loop" ] || losetup -d "$loop" || :
+  ! mountpoint -q "$tmp/fuse" || umount -l "$tmp/fuse" || :
+}
+at_exit detach
+mkdir "$tmp/fs" "$tmp/fuse"
+
+# ---- the guest ----
+
+truncate -s 192M "$tmp/disk"
+start_server src "$tmp/disk" --state "$tmp/state"
+spawn fuse nbdfuse "$tmp/fuse/disk" "${uri[src]}"
+wait_for 10 test -e "$tmp/fuse/disk"
+loop=$(losetup -f --show "$tmp/fuse/disk") || skip "no loop device can be made"
+mkfs.ext4 -q "$loop"
+mount "$loop" "$tmp/fs" || skip "ext4 cannot be mounted"
+
+cat >"$tmp/guest.py" <<'PY'
+"""Commit transactions one after the other, and note each one that is acknowledged."""
+import os, sqlite3, sys
+path, acknowledged = sys.argv[1:]
+db = sqlite3.connect(path)
+db.execute("PRAGMA synchronous = FULL")
+db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)")
+db.commit()
+number = 0
+with open(acknowledged, "w", buffering=1) as notes:
+    while True:
+        number += 1
+        db.execute("INSERT INTO t VALUES (?, ?)", (number, os.urandom(3000)))
+        if number > 200:  # what is deleted and trimmed is a change as well
+            db.execute("UPDATE t SET data = NULL WHERE id = ?", (number - 200,))
+        db.commit()
+        notes.write(f"{number}\n")
+PY
+spawn guest "$python" "$tmp/guest.py" "$tmp/fs/db" "$tmp/acknowledged"
+wait_for 20 test -s "$tmp/acknowledged"
+
+# ---- backups, some of which are killed ----
+
+declare -A before=()
+made=0
+killed=0
+while [ $made -lt "$backups" ]; do
+  acknowledged=$(tail -n 1 "$tmp/acknowledged")
+  rm -f "$tmp/report"
+  spawn backup nbdmirror backup "${control[src]}" "$tmp/repo" --report "$tmp/report" \
+    --max-downtime 1s
+  if [ $((RANDOM % 2)) = 0 ] && [ $killed -lt $((backups * 2)) ]; then
+    sleep "0.$(printf %03d $((RANDOM % 900)))"
+    kill -KILL "${pid[backup]}" 2>/dev/null || :
+    wait "${pid[backup]}" 2>/dev/null || :
+    unset "pid[backup]"
+    killed=$((killed + 1))
+    [ -s "$tmp/report" ] || continue
+  else
+    wait_exit backup 60
+    [ "$status" = 0 ] || fail "backup ended with $status"
+  fi
+  before[$(field name <"$tmp/report")]=$acknowledged
+  made=$((made + 1))
+  running guest || fail "the guest has failed: $(cat "$tmp/guest.log")"
+done
+stop guest KILL
+note "$made backups and $killed kills beside $(tail -n 1 "$tmp/acknowledged") transactions"
+umount "$tmp/fs"
+losetup -d "$loop"
+loop=
+umount "$tmp/fuse"
+stop fuse
+stop src
+
+# ---- the drill ----
+
+# drill NAME: restore the backup, start its file system, and look at its database.
+drill () {
+  local acknowledged=${before[$1]} at
+  rm -f "$tmp/restored"
+  nbdmirror restore "$tmp/repo" "$tmp/restored" --at "$1" 2>"$tmp/err" ||
+    fail "restore of $1: $? $(cat "$tmp/err")"
+  at=$(losetup -f --show "$tmp/restored")
+  loop=$at
+  mount "$at" "$tmp/fs" || fail "$1: its file system cannot be mounted"
+  "$python" - "$tmp/fs/db" "$acknowledged" <<'PY' || fail "$1: its database is damaged"
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+count, last = db.execute("SELECT count(*), max(id) FROM t").fetchone()
+assert count == last >= int(sys.argv[2]), (count, last, sys.argv[2])
+PY
+  umount "$tmp/fs"
+  losetup -d "$at"
+  loop=
+  e2fsck -fn "$tmp/restored" >"$tmp/fsck" 2>&1 || fail "$1: $(cat "$tmp/fsck")"
+}
+has_to_exit 0 nbdmirror backup-verify "$tmp/repo"
+mapfile -t names < <(printf '%s\n' "${!before[@]}" | sort)
+for name in "${names[@]}"; do drill "$name"; done
+has_to_exit 0 nbdmirror backup-prune "$tmp/repo" --keep-last 2
+for name in "${names[@]: -2}"; do drill "$name"; done
