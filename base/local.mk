@@ -3,6 +3,8 @@ noinst_LTLIBRARIES += libbase.la
 libbase_la_SOURCES = \
 	base/child.c \
 	base/child.h \
+	base/child-guard.c \
+	base/child-guard.h \
 	base/clock.c \
 	base/clock.h \
 	base/fd.c \

@@ -21,11 +21,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/child-guard.h"
 #include "base/child.h"
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
-#include "mirror/endpoint/command-guard.h"
 #include "mirror/endpoint/command.h"
 
 #define ENDED_WAIT_MS 300
@@ -37,7 +37,7 @@ struct command {
   pthread_mutex_t lock; /* protects the next two: several threads open channels */
   pid_t pid;            /* 0: reaped */
   int wait_status;
-  struct command_guard guard;
+  struct child_guard guard;
   bool stdio;
   char dir[FD_LISTEN_DIR_SIZE];
   char socket[FD_LISTEN_PATH_SIZE];
@@ -148,7 +148,7 @@ command_start (const char *name, char *const *argv, int *errnum, char **error)
 
   close (sock);
   if (err == 0)
-    err = command_guard_start (&cmd->guard, cmd->pid, cmd->socket, cmd->dir);
+    err = child_guard_start (&cmd->guard, cmd->pid, cmd->socket, cmd->dir);
   if (err == 0)
     return cmd;
   command_stop (cmd);
@@ -197,7 +197,7 @@ command_stop (struct command *cmd)
       wait_for_end (cmd, STOP_WAIT_MS);
     }
   }
-  command_guard_stop (&cmd->guard);
+  child_guard_stop (&cmd->guard);
   if (cmd->socket[0])
     unlink (cmd->socket);
   if (cmd->dir[0])

@@ -3,8 +3,6 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/blocking.h \
 	mirror/endpoint/buffers.c \
 	mirror/endpoint/buffers.h \
-	mirror/endpoint/command-guard.c \
-	mirror/endpoint/command-guard.h \
 	mirror/endpoint/command.c \
 	mirror/endpoint/command.h \
 	mirror/endpoint/endpoint.c \

@@ -36,8 +36,11 @@ run (struct image_server *s, const struct image_options *o, int listen_fd)
       = { .listen_fd = listen_fd, .output_to_stderr = true, .own_group = true };
 
   pid_t pid = child_start (words, &options);
-  s->pid = pid == -1 ? 0 : pid;
-  return pid == -1 ? -1 : 0;
+  if (pid == -1)
+    return -1;
+  s->pid = pid;
+  errno = child_guard_start (&s->guard, pid, "", "");
+  return errno == 0 ? 0 : -1;
 }
 
 /* Connect, wherever FDS are, and run the server.  0, or -1 with errno. */
@@ -164,6 +167,7 @@ server_bury (struct image_server *s)
   while (s->pid > 0 && waitpid (s->pid, &s->end_status, 0) == -1 && errno == EINTR)
     ;
   s->pid = 0;
+  child_guard_stop (&s->guard);
 }
 
 bool
@@ -172,10 +176,11 @@ server_leave (struct image_server *s, int timeout_ms)
   for (unsigned i = 0; i < s->nr_connections; i++)
     nbd_shutdown (s->connection[i], 0); /* a server that is dead is closed all the same */
   close_connections (s);
-  if (s->pid > 0 && !child_ended (s->pid, timeout_ms, &s->end_status))
-    return false;
-  s->pid = 0;
-  return true;
+  bool ended = s->pid == 0 || child_ended (s->pid, timeout_ms, &s->end_status);
+  if (ended)
+    s->pid = 0;
+  child_guard_stop (&s->guard);
+  return ended;
 }
 
 bool

@@ -3,9 +3,9 @@
  * One qemu-nbd that serves an image, and the connections to it.
  *
  * The connections are made before qemu-nbd begins, and wait in the queue of the listening socket
- * that it gets.  Then the socket's name is removed.  So nobody else can connect, all connections
- * lead to this one process, and it ends by itself when they are closed, also where nbdkit is
- * killed.
+ * that it gets.  Then the socket's name is removed.  So nobody else can connect, and all
+ * connections lead to this one process.  It ends by itself when they are closed, unless that is
+ * in the middle of the handshakes; so where nbdkit is killed, a guard ends it (base/child-guard.h).
  *
  * Each connection has one request under way at most, made by the thread that has taken it.
  */
@@ -18,6 +18,8 @@
 #include <sys/types.h>
 
 #include <libnbd.h>
+
+#include "base/child-guard.h"
 
 /* As many requests as nbdkit makes for one client by default. */
 #define SERVER_CONNECTIONS 16
@@ -38,6 +40,7 @@ struct image_facts {
 struct image_server {
   pid_t pid;      /* 0: there is none */
   int end_status; /* as from waitpid(), when it has ended */
+  struct child_guard guard;
   struct nbd_handle *connection[SERVER_CONNECTIONS];
   unsigned nr_connections;
   struct image_facts facts;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * See command-guard.h.
+ * See child-guard.h.
  *
  * The guard is a copy of a process with threads, so it makes system calls only.  It holds none of
  * our descriptors but two: the pipe, whose other end is in this process alone, and the server's
@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
-#include "mirror/endpoint/command-guard.h"
+#include "base/child-guard.h"
 
 #define ALIVE_FD 0
 #define SERVER_FD 1
@@ -71,11 +71,11 @@ move_up (int fd)
 }
 
 int
-command_guard_start (struct command_guard *g, pid_t server, const char *socket, const char *dir)
+child_guard_start (struct child_guard *g, pid_t server, const char *socket, const char *dir)
 {
   int fds[2] = { -1, -1 };
 
-  *g = (struct command_guard){ .alive_fd = -1 };
+  *g = (struct child_guard){ .alive_fd = -1 };
   CLEANUP_FD int server_fd = move_up ((int)syscall (SYS_pidfd_open, server, 0));
   if (server_fd == -1 || pipe2 (fds, O_CLOEXEC) == -1)
     return errno;
@@ -94,7 +94,7 @@ command_guard_start (struct command_guard *g, pid_t server, const char *socket, 
 }
 
 void
-command_guard_stop (struct command_guard *g)
+child_guard_stop (struct child_guard *g)
 {
   if (g->pid == 0)
     return;

@@ -6,22 +6,21 @@
  * this one, however it comes, and then ends the server and removes its socket.
  */
 
-#ifndef NBDMIRROR_MIRROR_ENDPOINT_COMMAND_GUARD_H
-#define NBDMIRROR_MIRROR_ENDPOINT_COMMAND_GUARD_H
+#ifndef NBDMIRROR_BASE_CHILD_GUARD_H
+#define NBDMIRROR_BASE_CHILD_GUARD_H
 
 #include <sys/types.h>
 
-struct command_guard {
+struct child_guard {
   pid_t pid;    /* 0: there is none */
   int alive_fd; /* it is closed with this process */
 };
 
 /* Guard SERVER, a child that nobody has waited for yet, with its SOCKET in the directory DIR.  The
- * strings are copied with the process.  0, or an errno. */
-int command_guard_start (struct command_guard *g, pid_t server, const char *socket,
-                         const char *dir);
+ * strings are copied with the process; "" where there is nothing to remove.  0, or an errno. */
+int child_guard_start (struct child_guard *g, pid_t server, const char *socket, const char *dir);
 
 /* The server was ended in order, or is going to be: leave it alone from now on. */
-void command_guard_stop (struct command_guard *g);
+void child_guard_stop (struct child_guard *g);
 
 #endif
