@@ -182,6 +182,7 @@ linked_blackbox_tests = \
 	tests/blackbox/fence.sh \
 	tests/blackbox/busy-server.sh \
 	tests/blackbox/evacuate-disk.sh \
+	tests/blackbox/evacuate-format.sh \
 	tests/blackbox/receive-sessions.sh \
 	tests/blackbox/receive-disk.sh \
 	tests/blackbox/receive-mirror.sh \

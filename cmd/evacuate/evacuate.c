@@ -14,6 +14,7 @@
 #include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/evacuate/evacuate.h"
+#include "cmd/image.h"
 #include "cmd/serve/nbdkit-run.h"
 #include "cmd/units.h"
 #include "mirror/handoff/coordinator.h"
@@ -259,11 +260,14 @@ look_and_evacuate (struct evacuate *e, struct cmd_line *line)
   if (r == 0) {
     if (e->pidfile == NULL)
       e->pidfile = text_printf ("%s.pid", e->old.socket);
-    e->new = (struct new_server){ .disk = e->disk,
-                                  .pidfile = e->pidfile,
-                                  .args = line->nr_rest > 0 ? line->rest : no_args };
+    e->new.disk = e->disk;
+    e->new.pidfile = e->pidfile;
+    e->new.args = line->nr_rest > 0 ? line->rest : no_args;
     catch_signals ();
-    r = evacuate (e, status);
+    /* Also where an earlier run has handed over: the new server must not guess the format. */
+    r = e->new.format == NULL ? image_refuse_container (e->disk, "--format") : EXIT_DONE;
+    if (r == EXIT_DONE)
+      r = evacuate (e, status);
   }
   json_decref (status);
   return r;

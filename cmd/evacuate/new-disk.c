@@ -7,12 +7,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/child.h"
 #include "base/text.h"
 #include "cmd/evacuate/evacuate.h"
 #include "cmd/units.h"
@@ -39,6 +41,27 @@ has_room (const struct evacuate *e, double size)
   return true;
 }
 
+/* Make a new, empty file a disk of SIZE bytes.  -1 after an error message. */
+static int
+give_size (const struct evacuate *e, int fd, uint64_t size)
+{
+  const char *format = e->new.format;
+  if (format == NULL || strcmp (format, "raw") == 0) {
+    if (ftruncate (fd, (off_t)size) == 0)
+      return 0;
+    cmd_say ("%s: %s", e->disk, strerror (errno));
+    return -1;
+  }
+  CLEANUP_TEXT char *bytes = text_printf ("%" PRIu64, size);
+  const char *const words[] = { "qemu-img", "create", "-q", "-f", format, e->disk, bytes, NULL };
+  int r = child_run (words, NULL);
+  if (r == -1)
+    cmd_say ("%s: qemu-img cannot be run: is qemu-utils installed?", e->disk);
+  else if (r != 0)
+    cmd_say ("%s: qemu-img cannot make it as %s", e->disk, format);
+  return r == 0 ? 0 : -1;
+}
+
 /* Made like the old one: the same size, owner and mode. */
 static int
 create_disk (struct evacuate *e, double size)
@@ -53,8 +76,7 @@ create_disk (struct evacuate *e, double size)
     return -1;
   }
   e->created = true;
-  if (ftruncate (fd, (off_t)size) == -1) {
-    cmd_say ("%s: %s", e->disk, strerror (errno));
+  if (give_size (e, fd, (uint64_t)size) == -1) {
     close (fd);
     return -1;
   }
@@ -85,7 +107,10 @@ evacuate_prepare_disk (struct evacuate *e, double size)
                e->disk);
       return EXIT_REFUSED;
     }
-    return create_disk (e, size) == 0 ? 0 : EXIT_ERROR;
+    if (create_disk (e, size) == 0)
+      return 0;
+    evacuate_remove_disk (e);
+    return EXIT_ERROR;
   }
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
     cmd_say ("%s: neither a regular file nor a block device", e->disk);

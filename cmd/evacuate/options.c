@@ -27,7 +27,8 @@ enum {
   OPT_SYNC,
   OPT_BASE,
   OPT_BASE_FORMAT,
-  OPT_TRUST_BASE
+  OPT_TRUST_BASE,
+  OPT_FORMAT
 };
 
 static void
@@ -94,6 +95,10 @@ take_option (struct evacuate *e, int opt)
   case 'j':
     e->json = true;
     break;
+  case OPT_FORMAT:
+    e->new.format = optarg;
+    pass_on (e, "--dest-format", optarg);
+    break;
   case OPT_OVERWRITE:
     e->overwrite = true;
     break;
@@ -131,6 +136,9 @@ take_option (struct evacuate *e, int opt)
 }
 
 const struct cmd_option evacuate_options[] = {
+  { "format", OPT_FORMAT, "FORMAT",
+    "the format of NEWDISK: raw (default), or another one that qemu-nbd knows, for instance "
+    "qcow2" },
   { "overwrite", OPT_OVERWRITE, NULL, "use a NEWDISK that is not empty, or a block device" },
   { "bandwidth", OPT_BANDWIDTH, "RATE", "as for 'mirror'" },
   { "budget", OPT_BUDGET, "NAME[:WEIGHT]", "as for 'mirror'" },

@@ -83,7 +83,9 @@ static int
 read_status (struct old_server *o, const json_t *status)
 {
   const char *uri = status_text (status, "uri"), *name = status_text (status, "export");
-  const char *direct = status_text (status, "direct");
+  const char *disk = status_text (status, "disk");
+  if (disk == NULL) /* an older server's */
+    disk = status_text (status, "direct");
 
   o->socket = uri != NULL ? socket_of_uri (uri) : NULL;
   if (o->socket == NULL || o->socket[0] != '/') {
@@ -95,7 +97,7 @@ read_status (struct old_server *o, const json_t *status)
   }
   o->uri = strdup (uri);
   o->export_name = strdup (name != NULL ? name : "");
-  o->disk = direct != NULL ? strdup (direct) : NULL;
+  o->disk = disk != NULL ? strdup (disk) : NULL;
   return 0;
 }
 
@@ -153,10 +155,22 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   while (n->args[nr] != NULL)
     nr++;
   char *uri = text_printf ("mirror-uri=%s", o->uri);
-  const char *const words[]
-      = { "nbdmirror", "serve",     n->disk, "--format", "raw",          "--socket",
-          sock,        "--control", control, "--export", o->export_name, "--pidfile",
-          pidfile,     "--detach",  "--",    uri };
+  const char *const words[] = { "nbdmirror",
+                                "serve",
+                                n->disk,
+                                "--format",
+                                n->format != NULL ? n->format : "raw",
+                                "--socket",
+                                sock,
+                                "--control",
+                                control,
+                                "--export",
+                                o->export_name,
+                                "--pidfile",
+                                pidfile,
+                                "--detach",
+                                "--",
+                                uri };
   const unsigned nr_words = sizeof words / sizeof words[0];
   char **argv = calloc (nr_words + nr + 1, sizeof *argv);
   if (argv == NULL)

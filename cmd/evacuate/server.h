@@ -38,6 +38,7 @@ void old_server_free (struct old_server *o);
 
 struct new_server {
   const char *disk;    /* absolute, links resolved */
+  const char *format;  /* as for qemu-nbd; NULL: raw, and not said */
   const char *pidfile; /* absolute */
   char **args;         /* NBDKIT-ARGS, with a NULL at the end */
 };

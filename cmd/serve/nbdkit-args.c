@@ -46,6 +46,7 @@ static const struct {
   { "mirror-control", "use --control" },
   { "mirror-export", "use --export" },
   { "mirror-state", "use --state" },
+  { "mirror-disk", "give DISK" },
   { "file", "give DISK" },
 };
 

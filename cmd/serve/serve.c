@@ -107,6 +107,8 @@ add_mirror_parameters (struct serve *s)
   /* With other filters between, the file's bytes need not be those that the guest sees. */
   if (!s->args.has_filter && !s->args.has_direct && is_raw (s))
     add_word (s, "mirror-direct=%s", s->disk_path);
+  else
+    add_word (s, "mirror-disk=%s", s->disk_path);
   text_free (name);
   text_free (path);
 }

@@ -332,7 +332,8 @@ names_the_source (const struct session_options *d, json_t *status)
 {
   return d->nr_dest == 1
          && (same_place (d->dest[0], json_string_value (json_object_get (status, "uri")))
-             || same_place (d->dest[0], json_string_value (json_object_get (status, "direct"))));
+             || same_place (d->dest[0], json_string_value (json_object_get (status, "direct")))
+             || same_place (d->dest[0], json_string_value (json_object_get (status, "disk"))));
 }
 
 /* The destination is open, and the export had had OPENED connections before. */

@@ -127,7 +127,7 @@ read_record (const char *path, bool never_used_if_empty, struct fence_record *r,
 }
 
 int
-fence_open (struct fence *f, const char *control, const char *direct, char **warning, char **error)
+fence_open (struct fence *f, const char *control, const char *disk, char **warning, char **error)
 {
   *warning = NULL;
   f->state = FENCE_NONE;
@@ -136,7 +136,7 @@ fence_open (struct fence *f, const char *control, const char *direct, char **war
   f->draft_path = text_printf ("%s.fence.draft", control);
 
   int r = read_record (f->path, false, &f->record, warning, error);
-  if (r == 1 && direct != NULL && strcmp (f->record.successor, direct) == 0) {
+  if (r == 1 && disk != NULL && strcmp (f->record.successor, disk) == 0) {
     f->superseded = true;
     r = 0;
   }

@@ -55,11 +55,11 @@ struct fence {
 /* 1 to 64 characters of [A-Za-z0-9._-] */
 bool fence_token_valid (const char *token);
 
-/* Look what is there for the control socket CONTROL, whose disk is the file or device DIRECT
- * (absolute; NULL: not known).  0, and the state is set; *WARNING (text_free) is set to a
- * message where the record is damaged: it counts as a fence then.  -1 with *ERROR (text_free).
+/* Look what is there for the control socket CONTROL, whose disk is kept in the file or
+ * device DISK (absolute; NULL: not known).  0, and the state is set; *WARNING (text_free) is set to
+ * a message where the record is damaged: it counts as a fence then.  -1 with *ERROR (text_free).
  */
-int fence_open (struct fence *f, const char *control, const char *direct, char **warning,
+int fence_open (struct fence *f, const char *control, const char *disk, char **warning,
                 char **error);
 void fence_close (struct fence *f); /* leaves the files alone */
 

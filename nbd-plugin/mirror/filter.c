@@ -69,6 +69,7 @@ mirror_unload (void)
   tracker_destroy (&mirror.tracker);
   free (mirror.config.control);
   free (mirror.config.direct);
+  free (mirror.config.disk);
   free (mirror.persist.path);
 }
 
@@ -119,6 +120,8 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
     return absolute_path (key, value, &mirror.config.control);
   if (strcmp (key, "mirror-direct") == 0)
     return path_or_uri (key, value, &mirror.config.direct);
+  if (strcmp (key, "mirror-disk") == 0)
+    return absolute_path (key, value, &mirror.config.disk);
   if (strcmp (key, "mirror-uri") == 0) {
     mirror.config.uri = nbdkit_strdup_intern (value);
     return mirror.config.uri != NULL ? 0 : -1;
@@ -148,6 +151,7 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
   "mirror-control=<PATH>    (required) Unix socket for workers and nbdmirror(1).\n"                \
   "mirror-uri=<URI>         How a worker reaches this export.\n"                                   \
   "mirror-direct=<FILE>     The file or block device below, or its server, for direct reads.\n"    \
+  "mirror-disk=<FILE>       The file or block device that holds the disk, where that is not it.\n" \
   "mirror-block-size=<SIZE> Tracking granularity, 4k to 1M (default: 4k or more).\n"               \
   "mirror-export=<NAME>     The export that is tracked (default \"\").\n"                          \
   "mirror-serialized=<BOOL> Accept a layer below that serves one request at a time."
@@ -158,6 +162,14 @@ mirror_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdat
   if (mirror.config.control == NULL) {
     nbdkit_error ("the mirror filter needs mirror-control=PATH");
     return -1;
+  }
+  if (mirror.config.disk == NULL && mirror.config.direct != NULL
+      && mirror.config.direct[0] == '/') {
+    mirror.config.disk = strdup (mirror.config.direct);
+    if (mirror.config.disk == NULL) {
+      nbdkit_error ("mirror-direct: %m");
+      return -1;
+    }
   }
   return next (nxdata);
 }
@@ -209,8 +221,7 @@ mirror_get_ready (int thread_model)
     nbdkit_error ("eventfd: %m");
     return -1;
   }
-  if (fence_open (&mirror.fence, mirror.config.control, mirror.config.direct, &warning, &error)
-      == -1)
+  if (fence_open (&mirror.fence, mirror.config.control, mirror.config.disk, &warning, &error) == -1)
     goto failed;
   if (warning != NULL)
     nbdkit_error ("%s", warning);

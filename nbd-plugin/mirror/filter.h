@@ -59,6 +59,7 @@
 struct mirror_config {
   char *control;       /* owned, absolute */
   char *direct;        /* owned, absolute, or NULL */
+  char *disk;          /* owned, absolute, or NULL: where the disk is kept, in whatever format */
   const char *uri;     /* or NULL */
   const char *export;  /* never NULL */
   uint32_t block_size; /* 0: default */

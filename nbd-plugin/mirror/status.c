@@ -189,6 +189,8 @@ mirror_status (struct mirror *m)
   set (o, "uri", m->config.uri != NULL, m->config.uri != NULL ? json_string (m->config.uri) : NULL);
   set (o, "direct", m->config.direct != NULL,
        m->config.direct != NULL ? json_string (m->config.direct) : NULL);
+  set (o, "disk", m->config.disk != NULL,
+       m->config.disk != NULL ? json_string (m->config.disk) : NULL);
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
   json_object_set_new (o, "bypassed", json_boolean (m->bypassed));
   json_object_set_new (o, "server-pid", json_integer (getpid ()));

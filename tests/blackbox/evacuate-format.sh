@@ -34,12 +34,12 @@ chmod 640 "$tmp/old.img"
 has_to_exit 0 evacuate "${control[moved]}" "$tmp/evac.qcow2" --format qcow2
 [ "$(stat -c %a "$tmp/evac.qcow2")" = 640 ] || fail "the new disk has not the old one's mode"
 qemu-img info --force-share -f qcow2 "$tmp/evac.qcow2" >/dev/null || fail "the new disk is no qcow2"
-has_to_exit 0 evacuate "${control[moved]}" "$tmp/evac.qcow2" --format qcow2
-grep -q "nothing to do" "$tmp/err" || fail "a disk is moved to itself: $(cat "$tmp/err")"
 # The new server has the log, too.
 kill -KILL "$(pgrep -P "$(cat "$tmp/moved.sock.pid")" qemu-nbd)"
 changed=$(od -An -v -t u8 -w64 -j 4096 "$tmp/guest.json.live" | awk '{ n += $1 } END { print n }')
 wait_for 30 guest_changed guest $((changed + 20))
+has_to_exit 0 evacuate "${control[moved]}" "$tmp/evac.qcow2" --format qcow2
+grep -q "nothing to do" "$tmp/err" || fail "a disk is moved to itself: $(cat "$tmp/err")"
 has_to_exit 0 evacuate "${control[moved]}" "$tmp/back.img"
 wait_for 30 guest_changed guest $((changed + 40))
 stop guest INT
