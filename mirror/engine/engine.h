@@ -82,6 +82,7 @@ struct engine_options {
 /* Requests in flight for one copier where the line is short; whole requests where it is long. */
 #define ENGINE_DEPTH 16
 #define ENGINE_MAX_DEPTH 160
+#define ENGINE_MAX_SECONDS 64 /* second buffers of one copier */
 /* What the destination's connection must be able to have in flight. */
 #define ENGINE_IN_FLIGHT (ENGINE_SHORT_SLOTS + ENGINE_MAX_DEPTH)
 #define ENGINE_GRACE_NS UINT64_C (2000000000)

@@ -24,9 +24,10 @@ struct division {
   unsigned nr_long, nr_short, nr_seconds;
 };
 
-/* A quarter of the memory is for short requests, at most.  Usually there are few second buffers:
- * what is in quarantine, and is read back into them, gets few slots at a time.  FOR_EACH: every
- * slot compares what it copies with something else, so each has a second buffer. */
+/* A quarter of the memory is for short requests, at most.  A quarter of the long buffers are second
+ * ones: what is in quarantine is read back into them, and over a long line that takes many requests
+ * in flight as well.  FOR_EACH: every slot compares what it copies with something else, so each has
+ * a second buffer.  Only buffers that the window lets be used take memory. */
 static struct division
 divide (size_t memory, unsigned nr_copiers, size_t long_bytes, size_t short_bytes, bool for_each)
 {
@@ -34,7 +35,7 @@ divide (size_t memory, unsigned nr_copiers, size_t long_bytes, size_t short_byte
 
   if (for_each) {
     size_t pairs = memory / long_bytes / 2;
-    d.nr_long = pairs < 2 ? 2 : pairs > ENGINE_DEPTH ? ENGINE_DEPTH : (unsigned)pairs;
+    d.nr_long = pairs < 2 ? 2 : pairs > ENGINE_MAX_SECONDS ? ENGINE_MAX_SECONDS : (unsigned)pairs;
     d.nr_seconds = d.nr_long;
     return d;
   }
@@ -43,8 +44,8 @@ divide (size_t memory, unsigned nr_copiers, size_t long_bytes, size_t short_byte
   if (d.nr_short > ENGINE_SHORT_SLOTS / nr_copiers)
     d.nr_short = ENGINE_SHORT_SLOTS / nr_copiers;
   size_t fit = (memory - d.nr_short * short_bytes) / long_bytes;
-  size_t seconds = fit < 10 ? 1 : fit / 5;
-  d.nr_seconds = seconds > ENGINE_DEPTH / 4 ? ENGINE_DEPTH / 4 : (unsigned)seconds;
+  size_t seconds = fit < 8 ? 1 : fit / 4;
+  d.nr_seconds = seconds > ENGINE_MAX_SECONDS ? ENGINE_MAX_SECONDS : (unsigned)seconds;
   size_t rest = fit < 3 ? 2 : fit - d.nr_seconds;
   d.nr_long = rest < ENGINE_MAX_DEPTH ? (unsigned)rest : ENGINE_MAX_DEPTH;
   return d;

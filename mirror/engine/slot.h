@@ -123,8 +123,8 @@ struct slots {
   struct slot *waiting;                /* slots with something to send and no room, oldest first */
   struct window window;                /* in requests */
   uint8_t *buffers;
-  uint32_t unit;                  /* bytes: what is the same is left out in pieces of this size */
-  uint8_t *seconds[ENGINE_DEPTH]; /* the free second buffers; each is as a long slot's */
+  uint32_t unit; /* bytes: what is the same is left out in pieces of this size */
+  uint8_t *seconds[ENGINE_MAX_SECONDS]; /* the free second buffers; each is as a long slot's */
   unsigned nr_seconds;
 };
 

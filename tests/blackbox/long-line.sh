@@ -4,7 +4,8 @@
 # to spare.  Over a round trip of 50 ms scattered writes of the guest are copied as fast as it makes
 # them, with no help from a policy, and the pause is a few round trips.  A server that takes 200 ms
 # for each write gets a hand-over as well, and none is given up on the way; where that alone is
-# longer than the allowed pause, the user is told so.
+# longer than the allowed pause, the user is told so.  What an earlier worker left in doubt is read
+# back with as many requests in flight as the line takes.
 . "$(dirname "$0")/lib.sh"
 need_fio_nbd
 relay=$builddir/bench/relay
@@ -39,6 +40,37 @@ stop guest INT
 equal "$tmp/disk" "${uri[near]}"
 stop relay
 stop near
+roll_back "${control[src]}"
+
+# ---- everything is read back, over 150 ms ----
+
+# A worker and its server that were killed leave a destination behind to which writes may still
+# come, so the next job reads back what it copies.  That fills the line as well: eight requests at a
+# time would take 16 times two round trips.
+server_paths past
+spawn past nbdkit -f -U "${socket[past]}" -t 64 memory "$size"
+wait_for_socket "${socket[past]}" past
+# shellcheck disable=SC2016
+spawn relay sh -c 'exec "$@" >"$0"' "$tmp/relay.ready" "$relay" --listen "$tmp/past.far" \
+  --connect "${socket[past]}" --delay 75
+wait_for 10 grep -q ready "$tmp/relay.ready"
+spawn mirror nbdmirror mirror "${control[src]}" "nbd+unix:///?socket=$tmp/past.far" --bandwidth 1M
+wait_state "${control[src]}" copying 10
+sleep 1
+stop mirror KILL
+stop src KILL
+start_server src "$tmp/disk"
+spawn mirror nbdmirror mirror "${control[src]}" "nbd+unix:///?socket=$tmp/past.far" \
+  --quarantine-grace 0 --max-downtime 2s --on-ready complete --report "$tmp/report"
+wait_exit mirror 30
+[ "$status" = 0 ] || fail "reading back: mirror ended with $status"
+grep -q 'everything is read back' "$tmp/mirror.log" || fail "nothing was to be read back"
+took=$(field total-s <"$tmp/report")
+note "round trip 150 ms: copied and read back after $took s"
+[ "${took%.*}" -lt 4 ] || fail "reading back: $took s"
+equal "$tmp/disk" "${uri[past]}"
+stop relay
+stop past
 roll_back "${control[src]}"
 
 # ---- 200 ms for each write ----

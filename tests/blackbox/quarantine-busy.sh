@@ -3,8 +3,8 @@
 # Proves that quarantine is emptied while a busy guest keeps every pass supplied with other blocks,
 # over a destination that answers slowly: worker and source's server are killed, so that the whole
 # disk is in quarantine and has to be read back; the new job becomes ready all the same, with
-# several read-backs in flight in each connection, but not more than four; and what it hands over is
-# right.
+# many read-backs in flight in each connection, but not more than it has buffers for; and what it
+# hands over is right.
 . "$(dirname "$0")/lib.sh"
 
 connections=2
@@ -66,5 +66,5 @@ for line in open(sys.argv[1], errors="replace"):
         now -= 1
 print(most)' "$tmp/requests")
 note "at most $most read-backs in flight"
-[ "$most" -gt $((connections + 1)) ] || fail "at most $most read-backs were in flight"
-[ "$most" -le $((connections * 4)) ] || fail "$most read-backs were in flight"
+[ "$most" -gt $((connections * 2)) ] || fail "at most $most read-backs were in flight"
+[ "$most" -le $((connections * 64)) ] || fail "$most read-backs were in flight"
