@@ -44,6 +44,7 @@ nbdmirror_LDADD = libmirror.la libcontrol.la libdirtybitmap.la libbackup.la libb
 	$(JANSSON_LIBS) $(LIBNBD_LIBS)
 
 include cmd/adopt/local.mk
+include cmd/tracked/local.mk
 include cmd/serve/local.mk
 include cmd/receive/local.mk
 include cmd/migrate/local.mk

@@ -16,6 +16,7 @@
 #include "cmd/image.h"
 #include "cmd/show-forecast.h"
 #include "cmd/show-progress.h"
+#include "cmd/tracked/mirror-qmp.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
 #include "mirror/job/job.h"
@@ -85,8 +86,21 @@ struct arguments {
   struct hooks hooks;
   pthread_t ready_thread; /* runs the hook: the job must not wait for it */
   bool detach, dry_run, was_ready, has_ready_thread;
-  uint64_t measure_ns; /* 0: not given */
+  uint64_t measure_ns;     /* 0: not given */
+  const char *only_served; /* the last option that is for a disk that is served by us, or NULL */
 };
+
+/* QEMU itself tracks its own disks: what our filter does is not to be had there. */
+static void
+note_only_served (struct arguments *a, int c)
+{
+  if (c == OPT_MAX_DOWNTIME || c == OPT_ON_READY
+      || (c == OPT_POLICY && a->job.policy != POLICY_SYNC && a->job.policy != POLICY_THROTTLE))
+    return;
+  for (const struct cmd_option *o = options; o->name != NULL; o++)
+    if (o->key == c)
+      a->only_served = o->name;
+}
 
 /* One option of ours.  0, or EXIT_USAGE. */
 static int
@@ -299,6 +313,22 @@ run_job (struct arguments *a)
   return worker_finish (w, result, report);
 }
 
+/* A disk that QEMU has open by itself. */
+static int
+run_qmp (struct arguments *a, const char *source)
+{
+  struct copy_options o = { .dest = a->job.dest,
+                            .sync = a->settings.sync,
+                            .sparse = a->settings.sparse,
+                            .rate_limit = a->settings.rate_limit,
+                            .nr_copiers = a->settings.nr_copiers,
+                            .give_up_ns = a->settings.give_up_ns,
+                            .max_downtime_ms = a->job.max_downtime_ms,
+                            .complete_when_ready = a->job.complete_when_ready,
+                            .fail_if_slow = a->job.policy == POLICY_FAIL };
+  return mirror_qmp_run (source, &a->worker, &a->settings, &o);
+}
+
 static int
 run (struct cmd_line *line)
 {
@@ -315,8 +345,10 @@ run (struct cmd_line *line)
   while ((c = cmd_getopt (line)) != -1) {
     if (c == CMD_OPT_STOP)
       return line->status;
-    if (!worker_option (c, &a.worker, &a.settings, &status))
+    if (!worker_option (c, &a.worker, &a.settings, &status)) {
       status = take_option (&a, c);
+      note_only_served (&a, c);
+    }
     if (status)
       return status;
   }
@@ -324,6 +356,11 @@ run (struct cmd_line *line)
     return line->status;
   if (line->operands[0].nr_args != 1)
     return cmd_usage_error ("CONTROL is the path of a control socket, not a command");
+  bool of_qemu = mirror_qmp_is_meant (line->operands[0].argv[0]);
+  if (of_qemu && a.only_served != NULL)
+    return cmd_usage_error ("--%s: not for a disk that QEMU has open by itself", a.only_served);
+  if (of_qemu && a.settings.sync.mode != ENGINE_SYNC_FULL)
+    return cmd_usage_error ("--sync: all of a disk that QEMU has open by itself is sent");
   if (!cmd_place_ok (line, &line->operands[1])
       || !image_place (line, &line->operands[1], "--dest-format", a.settings.dest_format, true,
                        &dest_image))
@@ -342,6 +379,8 @@ run (struct cmd_line *line)
   a.job.rate_limit = a.settings.rate_limit;
   a.job.nr_copiers = a.settings.nr_copiers;
   a.job.give_up_ns = a.settings.give_up_ns;
+  if (of_qemu)
+    return run_qmp (&a, line->operands[0].argv[0]);
   if (a.measure_ns && !a.dry_run)
     return cmd_usage_error ("--measure goes with --dry-run");
   if (a.dry_run && a.detach)
@@ -357,13 +396,16 @@ const struct subcommand subcommand_mirror = {
   "until\n"
   "what is left can be copied within the allowed downtime; then the job stays ready, or hands "
   "over.\n\n"
-  "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.\n",
+  "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.  In "
+  "place of\n"
+  "CONTROL, qmp:SOCKET/NODE is a disk that a running QEMU has open by itself.\n",
   options,
   NULL,
   "Ctrl-C cancels the job.  SIGTERM ends this worker only (exit status 3): --resume goes on "
   "later.\n\n"
   "Examples:\n"
   "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
-  "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n",
+  "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n"
+  "  nbdmirror mirror qmp:/run/vm1.qmp/disk0 nbd://hostb/ --on-ready complete\n",
   run,
 };

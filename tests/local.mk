@@ -246,6 +246,7 @@ guest_tests = \
 	tests/guest/libvirt.py \
 	tests/guest/manuals.py \
 	tests/guest/migrate.py \
+	tests/guest/qcow2-running.py \
 	tests/guest/shared-base.py \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py \

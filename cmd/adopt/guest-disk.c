@@ -274,9 +274,8 @@ check_kind (const struct guest_disk *d, char **error)
       || equal (d->driver, "vpc") || equal (d->driver, "vhdx") || equal (d->driver, "qed"))
     return text_error (error,
                        "%s: its format is %s, and two programs must not open such an image at a "
-                       "time; stop the guest, and serve the image with 'nbdmirror serve --format "
-                       "%s'",
-                       name, d->driver, d->driver);
+                       "time; 'nbdmirror mirror qmp:SOCKET/%s DEST' mirrors it as it is",
+                       name, d->driver, d->node);
   return text_error (error,
                      "%s: on top of the disk there is a node '%s' of the driver '%s', which "
                      "would be lost",

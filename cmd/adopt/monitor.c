@@ -56,7 +56,7 @@ check_libvirt (struct machine *v, bool *refused, char **error)
   *refused = true;
   return text_error (error,
                      "%s: libvirt manages this guest, and would not know of the change; see "
-                     "nbdmirror-migrate(1) for the way with libvirt, or give --libvirt",
+                     "nbdmirror-migrate(1) for the way with libvirt",
                      v->path);
 }
 

@@ -9,6 +9,8 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/endpoint.h \
 	mirror/endpoint/file-cache.c \
 	mirror/endpoint/file-open.c \
+	mirror/endpoint/frozen-bitmap.c \
+	mirror/endpoint/frozen-bitmap.h \
 	mirror/endpoint/file.c \
 	mirror/endpoint/file.h \
 	mirror/endpoint/internal.h \

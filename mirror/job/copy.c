@@ -18,35 +18,12 @@
 #include "base/text.h"
 #include "mirror/endpoint/null.h"
 #include "mirror/endpoint/same-place.h"
-#include "mirror/engine/engine.h"
-#include "mirror/engine/supervisor.h"
 #include "mirror/job/base-proof.h"
 #include "mirror/job/budget-status.h"
-#include "mirror/job/copy.h"
-#include "mirror/job/incremental.h"
-#include "mirror/job/estimate.h"
-#include "mirror/job/source-errors.h"
+#include "mirror/job/copy-internal.h"
 
 #define NEARLY_DONE (UINT64_C (32) << 20) /* bytes: from here on it looks each millisecond */
 #define TICK_MS 100
-
-struct copy {
-  const struct copy_options *o;
-  struct session_options dest;
-  struct endpoint *source;
-  struct endpoint *base; /* NULL unless o->sync needs one */
-  struct incremental incremental;
-  int state_lock; /* keeps servers away from the state file, or -1 */
-  struct region *region;
-  struct engine engine;
-  struct supervisor supervisor;
-  struct source_errors source_errors;
-  struct estimate estimate;
-  uint64_t start_ns;
-  bool flush_asked; /* the last one, in this session */
-  uint64_t flushes_before;
-  bool warned;
-};
 
 static enum job_result
 complain (struct copy *c, enum job_result result, char *error)
@@ -113,7 +90,7 @@ open_both (struct copy *c)
   so.layers = o->sync.mode == ENGINE_SYNC_TOP;
   /* The server may be an nbdkit that a killed client would take down, and may serve somebody
    * else. */
-  if (o->nr_source == 1)
+  if (o->nr_source == 1 && o->tracker == NULL)
     so.nr_in_flight = 1;
   c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
   if (c->source == NULL)
@@ -184,7 +161,7 @@ make_region (struct copy *c)
     .nr_copiers = c->o->nr_copiers,
     .rate_limit = c->o->rate_limit,
     .budget = c->o->budget,
-    .offline = true,
+    .offline = c->o->tracker == NULL,
     .sync = c->o->sync.mode,
     .sparse = c->o->sparse,
     .dest_is_zero = c->o->dest_is_zero,
@@ -192,6 +169,10 @@ make_region (struct copy *c)
   };
   if (engine_init (&c->engine, c->region, c->source, &eo, &error) == -1)
     return complain (c, JOB_FAILED, error);
+  if (c->o->tracker != NULL && tracked_begin (c, &error) == -1) {
+    engine_destroy (&c->engine);
+    return complain (c, JOB_FAILED, error);
+  }
   return JOB_COMPLETED;
 }
 
@@ -206,9 +187,9 @@ make_status (struct copy *c, const char *state)
 
   json_t *o = json_pack (
       "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", state, "pass",
-      (json_int_t)1, "size", (json_int_t)size, "block-size", (json_int_t)r->geo.block_size,
-      "dirty-bytes", (json_int_t)(dirty < size ? dirty : size), "sent-bytes",
-      (json_int_t)atomic_load (&c->region->hdr->sent_bytes), "zero-bytes",
+      (json_int_t)c->tracked.passes + 1, "size", (json_int_t)size, "block-size",
+      (json_int_t)r->geo.block_size, "dirty-bytes", (json_int_t)(dirty < size ? dirty : size),
+      "sent-bytes", (json_int_t)atomic_load (&c->region->hdr->sent_bytes), "zero-bytes",
       (json_int_t)atomic_load (&c->region->hdr->zero_bytes), "bandwidth-limit",
       (json_int_t)c->o->rate_limit, "reconnects", (json_int_t)c->supervisor.reconnects,
       "degraded-s", (double)supervisor_degraded_ns (&c->supervisor) / NS_PER_S, "total-s",
@@ -216,6 +197,8 @@ make_status (struct copy *c, const char *state)
   if (o == NULL)
     return NULL;
   budget_status_add (o, c->o->budget);
+  if (c->tracked.pause_ns > 0)
+    json_object_set_new (o, "downtime-ms", json_real ((double)c->tracked.pause_ns / NS_PER_MS));
   json_object_set_new (o, "wire-bytes", json_integer ((json_int_t)region_wire_bytes (r)));
   json_object_set_new (o, "sync", json_string (sync_name (c->o->sync.mode)));
   json_object_set_new (o, "skipped-bytes",
@@ -240,15 +223,14 @@ sample (struct copy *c)
   };
   estimate_add (&c->estimate, &s, &costs, 0);
   if (c->o->progress) {
-    json_t *status = make_status (c, c->supervisor.lost_ns == 0 ? "copying" : "degraded");
+    json_t *status = make_status (c, c->supervisor.lost_ns == 0 ? tracked_state (c) : "degraded");
     c->o->progress (c->o->opaque, status);
     json_decref (status);
   }
 }
 
-/* All blocks acknowledged, and the flush that came after that has succeeded? */
-static bool
-all_done (struct copy *c)
+bool
+copy_all_done (struct copy *c)
 {
   struct engine *e = &c->engine;
 
@@ -315,11 +297,14 @@ step (struct copy *c, enum job_result *result)
     *result = complain (c, JOB_FAILED, source_errors_text (&c->source_errors, &c->engine));
     return true;
   }
-  if (atomic_load (c->o->signal) != JOB_SIGNAL_NONE) {
+  int signal = atomic_load (c->o->signal);
+  if (signal == JOB_SIGNAL_CANCEL || signal == JOB_SIGNAL_DETACH) {
     *result = JOB_CANCELLED;
     return true;
   }
-  if (all_done (c)) {
+  if (c->o->tracker != NULL)
+    return tracked_step (c, result);
+  if (copy_all_done (c)) {
     *result = JOB_COMPLETED;
     return true;
   }
@@ -332,7 +317,9 @@ pause_ms (struct copy *c)
 {
   uint64_t now = clock_ns (), due = supervisor_due_ns (&c->supervisor);
 
-  if (c->flush_asked || engine_left_bytes (&c->engine) < NEARLY_DONE)
+  if (tracked_rests (c))
+    due = due < c->tracked.look_ns ? due : c->tracked.look_ns;
+  else if (c->flush_asked || engine_left_bytes (&c->engine) < NEARLY_DONE)
     return 1;
   if (due >= now + TICK_MS * NS_PER_MS)
     return TICK_MS;
@@ -350,8 +337,10 @@ run (struct copy *c)
       { .fd = c->engine.notify_fd, .events = POLLIN },
       { .fd = c->o->signal_fd, .events = POLLIN },
     };
-    if (poll (fds, 2, pause_ms (c)) > 0 && fds[0].revents)
+    if (poll (fds, 2, pause_ms (c)) > 0) {
       fd_wake_clear (c->engine.notify_fd);
+      fd_wake_clear (c->o->signal_fd);
+    }
     if (clock_ns () >= next) {
       sample (c);
       next = clock_ns () + TICK_MS * NS_PER_MS;
@@ -382,6 +371,7 @@ copy_run (const struct copy_options *o, json_t **report)
   if (opened && result == JOB_COMPLETED) {
     supervisor_init (&c->supervisor, &c->engine, &c->dest, o->give_up_ns);
     result = run (c);
+    tracked_release (c);
     *report = make_status (c, result == JOB_COMPLETED ? "completed" : "failed");
     stopped = supervisor_stop (&c->supervisor);
     if (stopped)

@@ -2,6 +2,8 @@
  *
  * The offline copy: one pass of the engine over a disk that nobody writes to meanwhile, between any
  * two endpoints.  Its region is private.
+ *
+ * With a tracker the same over a disk in use, pass after pass, up to the hand-over.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_COPY_H
@@ -9,6 +11,7 @@
 
 #include "mirror/job/job.h"
 #include "mirror/job/sync.h"
+#include "mirror/job/tracker.h"
 
 struct copy_options {
   char *const *source; /* as for endpoint_open(); the destination may be `null:` as well */
@@ -22,6 +25,12 @@ struct copy_options {
   uint64_t give_up_ns;   /* 0: a lost destination ends the copy; UINT64_MAX: never give up */
   unsigned nr_copiers;   /* 0: default */
 
+  /* NULL: nobody writes to the source.  Else it is in use, and these are about the hand-over. */
+  const struct tracker *tracker;
+  uint64_t max_downtime_ms;
+  bool complete_when_ready; /* else at JOB_SIGNAL_COMPLETE */
+  bool fail_if_slow;        /* JOB_NOT_CONVERGED instead of trying on */
+
   /* As in struct job_options. */
   void *opaque;
   void (*message) (void *opaque, enum job_message kind, const char *text);
@@ -30,8 +39,8 @@ struct copy_options {
   int signal_fd;
 };
 
-/* JOB_COMPLETED only after the destination's flush succeeded.  *REPORT: a new reference, or NULL.
- */
+/* JOB_COMPLETED only after the destination's flush succeeded; with a tracker the guest is stopped
+ * then, and else it is not held.  *REPORT: a new reference, or NULL. */
 enum job_result copy_run (const struct copy_options *o, json_t **report);
 
 #endif

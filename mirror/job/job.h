@@ -51,7 +51,12 @@ enum job_result {
 };
 
 /* What a signal handler asks for. */
-enum job_signal { JOB_SIGNAL_NONE, JOB_SIGNAL_CANCEL, JOB_SIGNAL_DETACH };
+enum job_signal {
+  JOB_SIGNAL_NONE,
+  JOB_SIGNAL_CANCEL,
+  JOB_SIGNAL_DETACH,
+  JOB_SIGNAL_COMPLETE /* only a tracked copy asks for it (copy.h) */
+};
 
 enum job_message { JOB_NOTICE, JOB_WARNING, JOB_ERROR };
 

@@ -11,6 +11,7 @@ libmirror_la_SOURCES += \
 	mirror/job/converge.h \
 	mirror/job/copy.c \
 	mirror/job/copy.h \
+	mirror/job/copy-internal.h \
 	mirror/job/dry-run.c \
 	mirror/job/estimate.c \
 	mirror/job/estimate.h \
@@ -43,6 +44,8 @@ libmirror_la_SOURCES += \
 	mirror/job/stream.h \
 	mirror/job/sync.c \
 	mirror/job/sync.h \
+	mirror/job/tracked.c \
+	mirror/job/tracker.h \
 	mirror/job/verifying.c \
 	mirror/job/worker-lock.c \
 	mirror/job/worker-lock.h

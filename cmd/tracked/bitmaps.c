@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See bitmaps.h.
+ */
+
+#include "config.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/text.h"
+#include "cmd/adopt/monitor.h"
+#include "cmd/tracked/bitmaps.h"
+#include "mirror/endpoint/frozen-bitmap.h"
+
+#define NR_BITMAPS 2
+#define READ_TIMEOUT_MS 20000
+#define REMOVE_TRIES 200
+#define REMOVE_PAUSE_MS 10
+
+static const char *const bitmap_names[NR_BITMAPS]
+    = { "nbdmirror-changes-0", "nbdmirror-changes-1" };
+
+/* An ID of QEMU's has only letters, digits and "-._", and the name of a node may have more. */
+static void
+make_id (char id[BITMAPS_ID_BYTES], const char *prefix, const char *node)
+{
+  size_t n = (size_t)snprintf (id, BITMAPS_ID_BYTES, "%s", prefix);
+
+  for (; *node != '\0' && n + 4 < BITMAPS_ID_BYTES; node++)
+    n += (size_t)snprintf (id + n, 4, isalnum ((unsigned char)*node) ? "%c" : "_%02x",
+                           (unsigned char)*node);
+}
+
+void
+bitmaps_init (struct bitmaps *b, const char *qmp, const char *node)
+{
+  *b = (struct bitmaps){ .node = node, .socket = text_printf ("%s.nbdmirror", qmp) };
+  make_id (b->data, "nbdmirror-data-", node);
+  make_id (b->changes, "nbdmirror-changes-", node);
+}
+
+bool
+bitmaps_is_ours (const struct bitmaps *b, const char *id)
+{
+  return strcmp (id, b->data) == 0 || strcmp (id, b->changes) == 0;
+}
+
+/* ---- QEMU's NBD server -------------------------------------------------------------------- */
+
+/* Does VM itself listen at the socket that is ours? */
+static bool
+server_is_ours (const struct bitmaps *b, const struct machine *vm)
+{
+  struct sockaddr_un sa = { .sun_family = AF_UNIX };
+  struct ucred cred;
+  socklen_t len = sizeof cred;
+
+  if (strlen (b->socket) >= sizeof sa.sun_path)
+    return false;
+  strcpy (sa.sun_path, b->socket);
+  CLEANUP_FD int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (sock == -1 || connect (sock, (struct sockaddr *)&sa, sizeof sa) == -1
+      || getsockopt (sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1)
+    return false;
+  pid_t pid = monitor_process (vm);
+  return pid == 0 || pid == cred.pid;
+}
+
+static int
+start_server (const struct bitmaps *b, struct machine *vm, bool *refused, char **error)
+{
+  struct sockaddr_un sa;
+  bool answered;
+
+  if (strlen (b->socket) >= sizeof sa.sun_path) {
+    *refused = true;
+    return text_error (error, "%s is too long for the path of a socket", b->socket);
+  }
+  if (server_is_ours (b, vm))
+    return 0;
+  json_t *args
+      = json_pack ("{s:{s:s, s:{s:s}}}", "addr", "type", "unix", "data", "path", b->socket);
+  if (machine_call (vm, "nbd-server-start", args, NULL, &answered, error) == 0)
+    return 0;
+  *refused = answered;
+  return -1;
+}
+
+static int
+add_export (const struct bitmaps *b, struct machine *vm, const char *id, const char *bitmap,
+            char **error)
+{
+  json_t *args = json_pack ("{s:s, s:s, s:s, s:s, s:b}", "type", "nbd", "id", id, "node-name",
+                            b->node, "name", id, "writable", 0);
+  if (bitmap != NULL)
+    json_object_set_new (args, "bitmaps", json_pack ("[s]", bitmap));
+  return machine_call (vm, "block-export-add", args, NULL, NULL, error);
+}
+
+int
+bitmaps_export (struct bitmaps *b, struct machine *vm, bool *refused, char **error)
+{
+  *refused = false;
+  if (start_server (b, vm, refused, error) == -1)
+    return -1;
+  return add_export (b, vm, b->data, NULL, error);
+}
+
+/* ---- removing ------------------------------------------------------------------------------- */
+
+/* *FOUND: is there an export ID (NULL: any of an NBD server)? */
+static int
+find_export (struct machine *vm, const char *id, bool *found, char **error)
+{
+  json_t *list = NULL, *o;
+  size_t i;
+
+  *found = false;
+  if (machine_call (vm, "query-block-exports", NULL, &list, NULL, error) == -1)
+    return -1;
+  json_array_foreach (list, i, o)
+  {
+    const char *its = json_string_value (json_object_get (o, id != NULL ? "id" : "type"));
+    *found = *found || (its != NULL && strcmp (its, id != NULL ? id : "nbd") == 0);
+  }
+  json_decref (list);
+  return 0;
+}
+
+/* QEMU removes an export some time after it was asked to. */
+static int
+remove_export (struct machine *vm, const char *id, char **error)
+{
+  for (int tries = 0; tries < REMOVE_TRIES; tries++) {
+    bool found;
+    if (find_export (vm, id, &found, error) == -1)
+      return -1;
+    if (!found)
+      return 0;
+    char *refusal = NULL; /* asked before: it is shutting down */
+    machine_call (vm, "block-export-del", json_pack ("{s:s, s:s}", "id", id, "mode", "hard"), NULL,
+                  NULL, &refusal);
+    text_free (refusal);
+    if (tries > 0)
+      clock_sleep_ms (REMOVE_PAUSE_MS);
+  }
+  return text_error (error, "QEMU does not remove its export %s", id);
+}
+
+/* *FOUND: does the node have the bitmap NAME? */
+static int
+find_bitmap (const struct bitmaps *b, struct machine *vm, const char *name, bool *found,
+             char **error)
+{
+  json_t *list = NULL, *o, *bitmap;
+  size_t i, k;
+
+  *found = false;
+  if (machine_call (vm, "query-named-block-nodes", json_pack ("{s:b}", "flat", 1), &list, NULL,
+                    error)
+      == -1)
+    return -1;
+  json_array_foreach (list, i, o)
+  {
+    const char *node = json_string_value (json_object_get (o, "node-name"));
+    if (node == NULL || strcmp (node, b->node) != 0)
+      continue;
+    json_array_foreach (json_object_get (o, "dirty-bitmaps"), k, bitmap)
+    {
+      const char *its = json_string_value (json_object_get (bitmap, "name"));
+      *found = *found || (its != NULL && strcmp (its, name) == 0);
+    }
+  }
+  json_decref (list);
+  return 0;
+}
+
+static int
+remove_bitmap (const struct bitmaps *b, struct machine *vm, const char *name, char **error)
+{
+  return machine_call (vm, "block-dirty-bitmap-remove",
+                       json_pack ("{s:s, s:s}", "node", b->node, "name", name), NULL, NULL, error);
+}
+
+int
+bitmaps_remove (const struct bitmaps *b, struct machine *vm, char **error)
+{
+  bool found;
+
+  if (remove_export (vm, b->changes, error) == -1 || remove_export (vm, b->data, error) == -1)
+    return -1;
+  for (unsigned i = 0; i < NR_BITMAPS; i++) {
+    if (find_bitmap (b, vm, bitmap_names[i], &found, error) == -1)
+      return -1;
+    if (found && remove_bitmap (b, vm, bitmap_names[i], error) == -1)
+      return -1;
+  }
+  if (!server_is_ours (b, vm))
+    return 0;
+  if (find_export (vm, NULL, &found, error) == -1)
+    return -1;
+  return found ? 0 : machine_call (vm, "nbd-server-stop", NULL, NULL, NULL, error);
+}
+
+/* ---- the bitmaps ---------------------------------------------------------------------------- */
+
+static json_t *
+bitmap_to_add (const struct bitmaps *b, const char *name)
+{
+  return json_pack ("{s:s, s:s, s:I, s:b}", "node", b->node, "name", name, "granularity",
+                    (json_int_t)b->granularity, "persistent", 0);
+}
+
+int
+bitmaps_start (struct bitmaps *b, struct machine *vm, uint32_t granularity, char **error)
+{
+  b->granularity = granularity;
+  b->current = 0;
+  return machine_call (vm, "block-dirty-bitmap-add", bitmap_to_add (b, bitmap_names[0]), NULL, NULL,
+                       error);
+}
+
+int
+bitmaps_turn (struct bitmaps *b, struct machine *vm, uint64_t size,
+              void (*mark) (void *opaque, uint64_t offset, uint64_t length), void *opaque,
+              char **error)
+{
+  const char *old = bitmap_names[b->current], *new = bitmap_names[!b->current];
+  json_t *add
+      = json_pack ("{s:s, s:o}", "type", "block-dirty-bitmap-add", "data", bitmap_to_add (b, new));
+  json_t *freeze = json_pack ("{s:s, s:{s:s, s:s}}", "type", "block-dirty-bitmap-disable", "data",
+                              "node", b->node, "name", old);
+
+  if (machine_call (vm, "transaction", json_pack ("{s:[o, o]}", "actions", add, freeze), NULL, NULL,
+                    error)
+      == -1)
+    return -1;
+  b->current = !b->current;
+  if (add_export (b, vm, b->changes, old, error) == -1
+      || frozen_bitmap_read (b->socket, b->changes, old, size, READ_TIMEOUT_MS, mark, opaque, error)
+             == -1
+      || remove_export (vm, b->changes, error) == -1)
+    return -1;
+  return remove_bitmap (b, vm, old, error);
+}

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See qemu-tracker.h.
+ */
+
+#include "config.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/text.h"
+#include "cmd/adopt/guest-disk.h"
+#include "cmd/adopt/monitor.h"
+#include "cmd/tracked/qemu-tracker.h"
+
+static const char *
+text_of (const json_t *o, const char *key)
+{
+  const char *text = json_string_value (json_object_get (o, key));
+  return text != NULL ? text : "";
+}
+
+/* ---- nobody else may write ------------------------------------------------------------------ */
+
+/* A job in QEMU may write to the node, or give the guest another one, while the guest is stopped.
+ */
+static int
+check_jobs (struct qemu_tracker *t, bool *refused, char **error)
+{
+  json_t *list = NULL, *o;
+  int r = 0;
+  size_t i;
+
+  if (machine_call (&t->vm, "query-jobs", NULL, &list, NULL, error) == -1)
+    return -1;
+  json_array_foreach (list, i, o)
+  {
+    const char *status = text_of (o, "status"), *type = text_of (o, "type");
+    if (r == -1 || strcmp (status, "concluded") == 0 || strcmp (status, "null") == 0)
+      continue;
+    *refused = true;
+    r = text_error (error, "a job of QEMU's runs (%s, %s), and may write to %s", text_of (o, "id"),
+                    type, t->node);
+  }
+  json_decref (list);
+  return r;
+}
+
+static int
+check_exports (struct qemu_tracker *t, bool *refused, char **error)
+{
+  json_t *list = NULL, *o;
+  int r = 0;
+  size_t i;
+
+  if (machine_call (&t->vm, "query-block-exports", NULL, &list, NULL, error) == -1)
+    return -1;
+  json_array_foreach (list, i, o)
+  {
+    if (r == -1 || strcmp (text_of (o, "node-name"), t->node) != 0
+        || bitmaps_is_ours (&t->bitmaps, text_of (o, "id")))
+      continue;
+    *refused = true;
+    r = text_error (error, "QEMU exports %s (%s), and a client may write to it", t->node,
+                    text_of (o, "id"));
+  }
+  json_decref (list);
+  return r;
+}
+
+/* Does the device still use this node, and not an overlay on it, whose changes nobody would tell?
+ */
+static int
+check_device (struct qemu_tracker *t, char **error)
+{
+  struct guest_disk d;
+
+  int r = guest_disk_find (&t->vm, t->device, t->backend, &d, error);
+  if (r == -1)
+    return -1;
+  if (r == 0)
+    return text_error (error, "the guest has lost the disk with the node %s", t->node);
+  r = strcmp (d.node, t->node) == 0
+          ? 0
+          : text_error (error, "the guest's disk has another node now: %s instead of %s", d.node,
+                        t->node);
+  guest_disk_free (&d);
+  return r;
+}
+
+/* ---- the beginning and the end -------------------------------------------------------------- */
+
+static int
+look_at_disk (struct qemu_tracker *t, bool *refused, char **error)
+{
+  const struct disk_choice choice = { .node = t->node };
+  struct guest_disk d;
+
+  if (guest_disk_choose (&t->vm, &choice, &d, refused, error) == -1)
+    return -1;
+  t->device = text_copy (d.device);
+  t->backend = text_copy (d.backend);
+  json_t *size = json_object_get (json_object_get (d.inserted, "image"), "virtual-size");
+  t->size = (uint64_t)json_integer_value (size);
+  guest_disk_free (&d);
+  if (check_jobs (t, refused, error) == -1)
+    return -1;
+  return check_exports (t, refused, error);
+}
+
+static char *
+make_uri (const struct bitmaps *b)
+{
+  char *path = malloc (3 * strlen (b->socket) + 1), *to = path;
+  static const char digits[] = "0123456789ABCDEF";
+
+  if (path == NULL)
+    abort ();
+  for (const unsigned char *c = (const unsigned char *)b->socket; *c != '\0'; c++)
+    if (isalnum (*c) || strchr ("/-._", *c) != NULL)
+      *to++ = (char)*c;
+    else {
+      *to++ = '%';
+      *to++ = digits[*c >> 4];
+      *to++ = digits[*c & 15];
+    }
+  *to = '\0';
+  char *uri = text_printf ("nbd+unix:///%s?socket=%s", b->data, path);
+  free (path);
+  return uri;
+}
+
+int
+qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, bool *refused,
+                    char **error)
+{
+  *t = (struct qemu_tracker){ .node = node, .guardian = { .fd = -1 } };
+  t->vm = (struct machine){ .name = "the guest's", .path = qmp, .journal = &t->quiet };
+  *refused = false;
+  bitmaps_init (&t->bitmaps, qmp, node);
+  if (monitor_open (&t->vm, false, refused, error) == -1 || look_at_disk (t, refused, error) == -1)
+    return -1;
+  /* QEMU serves one client of a monitor at a time, and the guardian must not keep ours. */
+  machine_close (&t->vm);
+  if (guardian_start (&t->guardian, qmp, node, error) == -1)
+    return -1;
+  if (bitmaps_remove (&t->bitmaps, &t->vm, error) == -1)
+    return -1;
+  t->made = true;
+  t->uri = make_uri (&t->bitmaps);
+  return bitmaps_export (&t->bitmaps, &t->vm, refused, error);
+}
+
+int
+qemu_tracker_end (struct qemu_tracker *t, char **error)
+{
+  int r = t->made && !machine_is_dead (&t->vm) ? bitmaps_remove (&t->bitmaps, &t->vm, error) : 0;
+
+  machine_free (&t->vm);
+  guardian_end (&t->guardian);
+  text_free (t->bitmaps.socket);
+  text_free (t->device);
+  text_free (t->backend);
+  text_free (t->uri);
+  return r;
+}
+
+/* ---- the tracker's functions ---------------------------------------------------------------- */
+
+static int
+start (void *opaque, uint64_t size, uint32_t block_size, char **error)
+{
+  struct qemu_tracker *t = opaque;
+
+  if (size != t->size)
+    return text_error (error, "the disk of %s has another size now", t->node);
+  return bitmaps_start (&t->bitmaps, &t->vm, block_size, error);
+}
+
+static int
+take (void *opaque, tracker_mark *mark, void *region, char **error)
+{
+  struct qemu_tracker *t = opaque;
+  return bitmaps_turn (&t->bitmaps, &t->vm, t->size, mark, region, error);
+}
+
+static int
+query_running (struct qemu_tracker *t, bool *running, char **error)
+{
+  json_t *ret = NULL;
+
+  if (machine_call (&t->vm, "query-status", NULL, &ret, NULL, error) == -1)
+    return -1;
+  *running = json_is_true (json_object_get (ret, "running"));
+  json_decref (ret);
+  return 0;
+}
+
+static int
+hold (void *opaque, uint64_t lease_ms, char **error)
+{
+  struct qemu_tracker *t = opaque;
+  bool running;
+
+  if (query_running (t, &running, error) == -1)
+    return -1;
+  if (running) {
+    if (guardian_hold (&t->guardian, lease_ms, error) == -1)
+      return -1;
+    t->stopped = true;
+    if (machine_call (&t->vm, "stop", NULL, NULL, NULL, error) == -1)
+      return -1;
+  }
+  if (machine_events (&t->vm) == -1)
+    return text_error (error, "the connection to QEMU's monitor was lost");
+  t->vm.resume_ns = 0;
+  return 0;
+}
+
+static int
+release (void *opaque, char **error)
+{
+  struct qemu_tracker *t = opaque;
+
+  if (!t->stopped)
+    return 0;
+  /* If this fails the guardian tries on, since it was not told. */
+  if (machine_call (&t->vm, "cont", NULL, NULL, NULL, error) == -1)
+    return -1;
+  t->stopped = false;
+  return guardian_release (&t->guardian, error);
+}
+
+static int
+commit (void *opaque, char **error)
+{
+  struct qemu_tracker *t = opaque;
+  bool running, refused;
+
+  if (check_device (t, error) == -1 || check_jobs (t, &refused, error) == -1
+      || check_exports (t, &refused, error) == -1 || query_running (t, &running, error) == -1)
+    return -1;
+  if (machine_events (&t->vm) == -1)
+    return text_error (error, "the connection to QEMU's monitor was lost");
+  if (running || t->vm.resume_ns != 0)
+    return text_error (error, "somebody else has let the guest go on");
+  if (t->stopped && guardian_commit (&t->guardian, error) == -1)
+    return -1;
+  t->stopped = false;
+  return 0;
+}
+
+struct tracker
+qemu_tracker_functions (struct qemu_tracker *t)
+{
+  return (struct tracker){
+    .opaque = t, .start = start, .take = take, .hold = hold, .release = release, .commit = commit
+  };
+}
