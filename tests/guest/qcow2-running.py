@@ -20,7 +20,7 @@ import machine  # noqa: E402
 import scene  # noqa: E402
 from scene import check  # noqa: E402
 
-KILLS = 100 if scene.LONG else 4
+KILLS = 100 if scene.LONG else 3
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30)))
 
 
@@ -108,7 +108,7 @@ def killed(s, vm, dest):
     for run in range(KILLS):
         process = start(s, vm, dest, "--on-ready", "complete")
         guardian = wait_guardian(s, process)
-        time.sleep(rng.uniform(0, 0.6))
+        time.sleep(rng.uniform(0, 0.5))
         process.kill()
         status = s.wait_exit(process)
         s.wait_for("the guardian's end", lambda guardian=guardian: gone(guardian), 30)
@@ -133,7 +133,7 @@ def held(s, vm, raw):
     it is seen. A client that dies takes nbdkit 1.32 down, so each gets a destination of its own."""
     for number, deadline in ((signal.SIGKILL, 8), (signal.SIGSTOP, 20)):
         slow = slow_server(s, f"slow{number}", raw)
-        process = start(s, vm, slow, "--on-ready", "complete", "--max-downtime", "3s")
+        process = start(s, vm, slow, "--on-ready", "complete", "--max-downtime", "1s")
         s.wait_for("the hold", lambda: vm.qmp("query-status")["status"] == "paused", 60)
         process.send_signal(number)
         s.wait_for("the guest", lambda: vm.running, deadline)
