@@ -27,6 +27,16 @@
  *       To open it says that the migration is given up: the server ends, and what it created is
  *       removed.  It is refused once the disk is sealed.
  *
+ *   "checkpoint"
+ *       Only listed.  Its description is RECEIVE_DESCRIPTION_STANDING and the UUID of the
+ *       checkpoint at which the disk stands, or "none".
+ *   "checkpoint+since@ID.FROM.TO"
+ *       To open it says: the session ID writes only what was changed since checkpoint TO, which is
+ *       FROM or an earlier one.  It is refused unless the disk stands at FROM.
+ *   "checkpoint+at@ID.UUID"
+ *       To open it says: session ID has sent and flushed everything, and the disk stands at
+ *       checkpoint UUID.  It opens when that is recorded.
+ *
  * A new session revokes the old one at once.  It is let in when every request of the old one has
  * ended.
  */
@@ -40,16 +50,25 @@
 #define RECEIVE_PACKED_PREFIX "mirror+zstd@"
 #define RECEIVE_SEAL "mirror@seal"
 #define RECEIVE_GIVE_UP "mirror@give-up"
+#define RECEIVE_STANDING "checkpoint"
+#define RECEIVE_SINCE_PREFIX "checkpoint+since@"
+#define RECEIVE_AT_PREFIX "checkpoint+at@"
 #define RECEIVE_ID_MAX 64 /* characters of ID, and of LAST */
 #define RECEIVE_LAST '.'  /* between them: neither has one */
 
 #define RECEIVE_DESCRIPTION "nbdmirror-receive 1"
 #define RECEIVE_DESCRIPTION_PACKED "nbdmirror-receive zstd 1"
+#define RECEIVE_DESCRIPTION_STANDING "nbdmirror-receive checkpoint 1 "
+#define RECEIVE_STANDING_NOWHERE "none"
 #define RECEIVE_DESCRIPTION_SEALED "nbdmirror-receive 1 sealed"
 
 /* If the disk's file can have extended attributes, this one says that it was handed over to its
  * guest. */
 #define RECEIVE_ATTRIBUTE "user.nbdmirror.sealed"
+
+/* The checkpoint at which the disk stands: "1 UUID SIZE INODE TIME", the time of modification in
+ * nanoseconds since 1970.  All four must be as they are now. */
+#define RECEIVE_STANDING_ATTRIBUTE "user.nbdmirror.checkpoint"
 
 /* One byte each, from the filter to the process that supervises the server (receive-notify-fd=). */
 #define RECEIVE_NOTE_SEALED 'S'

@@ -218,6 +218,7 @@ own_tests = \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/checkpoints.sh \
 	tests/blackbox/incremental.sh \
+	tests/blackbox/stands-at.sh \
 	tests/blackbox/state-alone.sh \
 	tests/blackbox/state-file.sh \
 	tests/blackbox/state-loss.sh \

@@ -206,8 +206,12 @@ static int
 meet_server (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, enum nbd_receive *is,
              int *errnum, char **error)
 {
-  if (nbd_look_for_receive (h, deadline, is, &nep->unpacks) == -1)
+  struct nbd_server server;
+
+  if (nbd_look_for_receive (h, deadline, &server) == -1)
     return -1;
+  *is = server.is;
+  nep->unpacks = server.unpacks;
   if (*is != NBD_NO_RECEIVE && nep->uri && nbd_uri_may_be_guest (nep->uri)) {
     endpoint_fail (errnum, error, EROFS,
                    "%s: this is the guest's export of a server of nbdmirror receive: a mirror"

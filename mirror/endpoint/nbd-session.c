@@ -55,8 +55,7 @@ nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last)
  * is closed: so this lives until libnbd has let go of it as well. */
 struct option {
   unsigned users;
-  enum nbd_receive is;
-  bool unpacks;
+  struct nbd_server server;
   bool done;
   int error;
 };
@@ -83,14 +82,18 @@ option_unref (void *opaque)
 static int
 on_export (void *opaque, const char *name, const char *description)
 {
-  struct option *o = opaque;
+  static const char standing[] = RECEIVE_DESCRIPTION_STANDING;
+  const size_t prefix = sizeof standing - 1;
+  struct nbd_server *s = &((struct option *)opaque)->server;
 
   if (strcmp (name, RECEIVE_MIRROR) == 0)
-    o->is = strcmp (description, RECEIVE_DESCRIPTION) == 0          ? NBD_RECEIVE_OPEN
+    s->is = strcmp (description, RECEIVE_DESCRIPTION) == 0          ? NBD_RECEIVE_OPEN
             : strcmp (description, RECEIVE_DESCRIPTION_SEALED) == 0 ? NBD_RECEIVE_SEALED
                                                                     : NBD_NO_RECEIVE;
   if (strcmp (name, RECEIVE_PACKED) == 0)
-    o->unpacks = strcmp (description, RECEIVE_DESCRIPTION_PACKED) == 0;
+    s->unpacks = strcmp (description, RECEIVE_DESCRIPTION_PACKED) == 0;
+  if (strcmp (name, RECEIVE_STANDING) == 0 && strncmp (description, standing, prefix) == 0)
+    snprintf (s->standing, sizeof s->standing, "%s", description + prefix);
   return 0;
 }
 
@@ -136,7 +139,7 @@ not_started (struct option *o)
 }
 
 int
-nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is, bool *unpacks)
+nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, struct nbd_server *server)
 {
   struct option *o = option_new (2);
   nbd_list_callback each = { .callback = on_export, .free = option_unref, .user_data = o };
@@ -145,14 +148,14 @@ nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *
   if (o == NULL)
     return -1;
   if (nbd_aio_opt_list (h, each, done) == -1) {
-    *unpacks = false;
-    *is = NBD_NO_RECEIVE; /* it may not even know options ("fixed newstyle") */
+    *server = (struct nbd_server){
+      .is = NBD_NO_RECEIVE
+    }; /* it may not even know options ("fixed newstyle") */
     return not_started (o) == -1 && errno == ENOTSUP ? 0 : -1;
   }
   int r = drive (h, o, deadline);
   int err = errno;
-  *unpacks = o->unpacks;
-  *is = o->is; /* a server that does not list its exports is none of ours */
+  *server = o->server; /* a server that does not list its exports is none of ours */
   option_unref (o);
   errno = err;
   return r;

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 #include "digest/hash.h"
+#include "base/uuid.h"
 #include "mirror/endpoint/internal.h"
 #include "mirror/endpoint/nbd-ahead.h"
 #include "mirror/endpoint/uri.h"
@@ -96,10 +97,16 @@ bool nbd_uri_may_be_guest (const struct uri *uri);
 /* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may
  * be NULL) is replaced by the new ID.  False with errno. */
 bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);
-/* H negotiates (option mode): ask what its server is, until DEADLINE (endpoint_now_ms()), and
- * whether it unpacks what is compressed.  -1 with errno. */
-int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, enum nbd_receive *is,
-                          bool *unpacks);
+/* What its list of exports says of a server. */
+struct nbd_server {
+  enum nbd_receive is;
+  bool unpacks;                   /* what is compressed */
+  char standing[UUID_TEXT_BYTES]; /* the checkpoint at which its disk stands; or
+                                   * RECEIVE_STANDING_NOWHERE; or "": it does not tell */
+};
+/* H negotiates (option mode): ask what its server is, until DEADLINE (endpoint_now_ms()).  -1 with
+ * errno. */
+int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, struct nbd_server *server);
 /* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the
  * server has refused. */
 int nbd_go (struct nbd_handle *h, const char *name, int64_t deadline);

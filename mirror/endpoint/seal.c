@@ -75,14 +75,14 @@ wait_for_end (struct nbd_handle *h)
 }
 
 /* Open the export NAME.  0, 1 or -1 as in seal.h; with 0 the connection is in *H.  MAY_END: a
- * server that ends before it has answered has done what it was asked. */
+ * server that ends before it has answered has done what it was asked.  STANDING not NULL: only look
+ * at which checkpoint its disk stands; 1: it does not tell. */
 static int
 open_known_export (const struct uri *place, const char *uri, const char *name, bool may_end,
-                   struct nbd_handle **h, char **error)
+                   char *standing, struct nbd_handle **h, char **error)
 {
   int64_t deadline = endpoint_now_ms () + SEAL_TIMEOUT_MS;
-  enum nbd_receive is;
-  bool unpacks;
+  struct nbd_server server;
 
   if (!nbd_uri_may_be_receive (place))
     return 1;
@@ -93,13 +93,15 @@ open_known_export (const struct uri *place, const char *uri, const char *name, b
     nbd_close_handle (*h, true);
     return 1;
   }
-  if (nbd_look_for_receive (*h, deadline, &is, &unpacks) == -1)
+  if (nbd_look_for_receive (*h, deadline, &server) == -1)
     return errno == ETIMEDOUT ? too_late (*h, uri, error) : failed (*h, uri, error);
-  if (is == NBD_NO_RECEIVE) {
+  if (standing != NULL)
+    strcpy (standing, server.standing);
+  if (server.is == NBD_NO_RECEIVE || standing != NULL) {
     nbd_close_handle (*h, true);
-    return 1;
+    return standing != NULL && server.standing[0] != '\0' ? 0 : 1;
   }
-  if (may_end && is == NBD_RECEIVE_SEALED) {
+  if (may_end && server.is == NBD_RECEIVE_SEALED) {
     nbd_close_handle (*h, true);
     endpoint_fail (
         NULL, error, 0,
@@ -120,7 +122,8 @@ open_known_export (const struct uri *place, const char *uri, const char *name, b
 
 /* The same for a URI that was not read yet.  A file has nothing that could be sealed. */
 static int
-open_export (const char *uri, const char *name, bool may_end, struct nbd_handle **h, char **error)
+open_export (const char *uri, const char *name, bool may_end, char *standing, struct nbd_handle **h,
+             char **error)
 {
   char *problem = NULL;
 
@@ -132,7 +135,7 @@ open_export (const char *uri, const char *name, bool may_end, struct nbd_handle 
     text_free (problem);
     return -1;
   }
-  int r = open_known_export (place, uri, name, may_end, h, error);
+  int r = open_known_export (place, uri, name, may_end, standing, h, error);
   uri_free (place);
   return r;
 }
@@ -170,7 +173,7 @@ destination_seal (const char *uri, char **error)
 
   if (uri_kind (uri) == URI_SSH)
     return end_ssh_session (uri, error);
-  int r = open_export (uri, RECEIVE_SEAL, false, &h, error);
+  int r = open_export (uri, RECEIVE_SEAL, false, NULL, &h, error);
 
   if (r == 0)
     nbd_close_handle (h, true);
@@ -181,7 +184,7 @@ int
 destination_give_up (const char *uri, char **error)
 {
   struct nbd_handle *h;
-  int r = open_export (uri, RECEIVE_GIVE_UP, true, &h, error);
+  int r = open_export (uri, RECEIVE_GIVE_UP, true, NULL, &h, error);
 
   if (r != 0)
     return r;
@@ -192,4 +195,42 @@ destination_give_up (const char *uri, char **error)
   }
   nbd_close (h);
   return r;
+}
+
+int
+destination_standing (const char *uri, char standing[UUID_TEXT_BYTES], char **error)
+{
+  struct nbd_handle *h;
+
+  standing[0] = '\0';
+  int r = uri_kind (uri) == URI_SSH ? 1 : open_export (uri, NULL, false, standing, &h, error);
+  if (strcmp (standing, RECEIVE_STANDING_NOWHERE) == 0)
+    standing[0] = '\0';
+  return r;
+}
+
+/* Open the export NAME (text_free()), which is all. */
+static int
+say (const char *uri, char *name, char **error)
+{
+  struct nbd_handle *h;
+  int r = open_export (uri, name, false, NULL, &h, error);
+
+  if (r == 0)
+    nbd_close_handle (h, true);
+  text_free (name);
+  return r;
+}
+
+int
+destination_say_since (const char *uri, const char *session, const char *from, const char *to,
+                       char **error)
+{
+  return say (uri, text_printf (RECEIVE_SINCE_PREFIX "%s.%s.%s", session, from, to), error);
+}
+
+int
+destination_say_at (const char *uri, const char *session, const char *uuid, char **error)
+{
+  return say (uri, text_printf (RECEIVE_AT_PREFIX "%s.%s", session, uuid), error);
 }

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What is said to a destination of `nbdmirror receive` at the end of a mirror.  Both calls make a
- * connection of their own and wait for the answer, for SEAL_TIMEOUT_MS at most (for ssh: the limit
- * of its connection).  They may be made from any thread.
+ * What is said to a destination of `nbdmirror receive` at the end of a mirror, and about
+ * checkpoints.  Each call makes a connection of its own and waits for the answer, for
+ * SEAL_TIMEOUT_MS at most (for ssh: the limit of its connection).  It may be made from any thread.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_SEAL_H
 #define NBDMIRROR_MIRROR_ENDPOINT_SEAL_H
 
 #include <stdbool.h>
+
+#include "base/uuid.h"
 
 /* A server waits 10 s at most for the last requests of a mirror's. */
 #define SEAL_TIMEOUT_MS 12000
@@ -35,5 +37,19 @@ int destination_seal (const char *uri, char **error);
 /* Before the commit, when the migration is given up: the server is to end, and to remove the disk
  * if it has created it.  Returns when that is done.  As above; -1 if it is sealed. */
 int destination_give_up (const char *uri, char **error);
+
+/* ---- checkpoints, control/receive-exports.h ---- */
+
+/* At which checkpoint of its source does the disk stand?  0 with its UUID, or "" for none.  1 and
+ * -1 as above; 1 also for ssh and for a server that does not tell. */
+int destination_standing (const char *uri, char standing[UUID_TEXT_BYTES], char **error);
+
+/* SESSION, which is open, writes only what was changed since checkpoint TO.  The disk stands at
+ * FROM, which is TO or a later checkpoint.  As above. */
+int destination_say_since (const char *uri, const char *session, const char *from, const char *to,
+                           char **error);
+
+/* SESSION has sent and flushed everything, and sends nothing more: the disk stands at UUID. */
+int destination_say_at (const char *uri, const char *session, const char *uuid, char **error);
 
 #endif

@@ -169,10 +169,13 @@ attach (struct job *j)
     return -1;
   }
   take_over_the_past (j, json_string_value (json_object_get (ret, "instance")));
-  json_decref (ret);
   if (!resumed)
     incremental_keep_samples (&j->incremental, j->region);
-  return check_geometry (j);
+  int r = check_geometry (j);
+  if (r == 0)
+    r = job_checkpoint_begin (j, resumed ? json_object_get (ret, "job") : NULL);
+  json_decref (ret);
+  return r;
 }
 
 int

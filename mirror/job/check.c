@@ -464,8 +464,9 @@ prove_checkpoint (struct job *j, json_t *status)
   inc->control = j->control;
   enum job_result result = incremental_ask (inc, &error);
   if (result == JOB_COMPLETED)
-    result
-        = incremental_prove (inc, j->source, j->dest.opened, j->o->opaque, j->o->message, &error);
+    result = incremental_prove (inc, j->source, j->dest.opened,
+                                j->dest.nr_dest == 1 ? j->dest.dest[0] : NULL, j->o->opaque,
+                                j->o->message, &error);
   if (result == JOB_COMPLETED)
     return 0;
   job_say (j, JOB_ERROR, "%s", error);

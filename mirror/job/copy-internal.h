@@ -41,7 +41,8 @@ struct copy {
   struct endpoint *source;
   struct endpoint *base; /* NULL unless o->sync needs one */
   struct incremental incremental;
-  int state_lock; /* keeps servers away from the state file, or -1 */
+  char session[ENDPOINT_SESSION]; /* see endpoint_options.session */
+  int state_lock;                 /* keeps servers away from the state file, or -1 */
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;

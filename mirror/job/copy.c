@@ -18,9 +18,11 @@
 #include "base/text.h"
 #include "mirror/endpoint/null.h"
 #include "mirror/endpoint/same-place.h"
+#include "mirror/endpoint/seal.h"
 #include "mirror/job/base-proof.h"
 #include "mirror/job/budget-status.h"
 #include "mirror/job/copy-internal.h"
+#include "mirror/job/standing.h"
 
 #define NEARLY_DONE (UINT64_C (32) << 20) /* bytes: from here on it looks each millisecond */
 #define TICK_MS 100
@@ -54,6 +56,36 @@ prove_base (struct copy *c)
   return result == JOB_COMPLETED ? result : complain (c, result, error);
 }
 
+/* The destination as the user named it, or NULL if that is not one word. */
+static const char *
+dest_uri (const struct copy *c)
+{
+  return c->o->dest.nr_dest == 1 ? c->o->dest.dest[0] : NULL;
+}
+
+/* It is over, and source and destination are equal.  No server could change the source meanwhile,
+ * so the destination stands at its latest checkpoint. */
+static void
+say_checkpoint (struct copy *c, json_t *report)
+{
+  const json_t *list = c->incremental.checkpoints;
+  const json_t *last = json_array_get (list, json_array_size (list) - 1);
+  const char *name = json_string_value (json_object_get (last, "name"));
+  const char *uuid = json_string_value (json_object_get (last, "uuid"));
+  CLEANUP_TEXT char *error = NULL;
+
+  if (!c->incremental.proved || c->o->tracker != NULL || uuid == NULL)
+    return;
+  if (destination_say_at (dest_uri (c), c->session, uuid, &error) == 0) {
+    json_object_set_new (report, "stands-at", json_string (name));
+    return;
+  }
+  CLEANUP_TEXT char *text
+      = text_printf ("%s cannot keep that it stands at checkpoint '%s': %s", dest_uri (c), name,
+                     error != NULL ? error : "it is no server of nbdmirror receive any more");
+  c->o->message (c->o->opaque, JOB_WARNING, text);
+}
+
 /* What was changed since the checkpoint, and does the destination stand there? */
 static enum job_result
 prove_checkpoint (struct copy *c)
@@ -70,7 +102,16 @@ prove_checkpoint (struct copy *c)
     result = JOB_REFUSED;
   }
   if (result == JOB_COMPLETED)
-    result = incremental_prove (inc, c->source, c->dest.opened, o->opaque, o->message, &error);
+    result = incremental_prove (inc, c->source, c->dest.opened, dest_uri (c), o->opaque, o->message,
+                                &error);
+  if (result == JOB_COMPLETED && inc->proved
+      && destination_say_since (dest_uri (c), c->session, inc->from,
+                                standing_uuid (inc->checkpoints, o->sync.since), &error)
+             != 0) {
+    if (error == NULL)
+      text_error (&error, "refused: %s does not tell any more where it stands", dest_uri (c));
+    result = JOB_REFUSED;
+  }
   return result == JOB_COMPLETED ? result : complain (c, result, error);
 }
 
@@ -108,6 +149,7 @@ open_both (struct copy *c)
   c->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
   c->dest.endpoint.nr_multi = session_connections_each (o->nr_copiers);
   c->dest.endpoint.writable = true;
+  c->dest.endpoint.session = c->session;
   c->dest.endpoint.create = o->sync.mode != ENGINE_SYNC_INCREMENTAL;
   c->dest.endpoint.create_size = endpoint_info (c->source)->size;
   int errnum = 0;
@@ -374,6 +416,8 @@ copy_run (const struct copy_options *o, json_t **report)
     tracked_release (c);
     *report = make_status (c, result == JOB_COMPLETED ? "completed" : "failed");
     stopped = supervisor_stop (&c->supervisor);
+    if (stopped && result == JOB_COMPLETED && !c->engine.unanswered)
+      say_checkpoint (c, *report);
     if (stopped)
       engine_destroy (&c->engine);
   }

@@ -21,6 +21,7 @@
 #include "dirty-bitmap/state/recordings.h"
 #include "mirror/job/incremental.h"
 #include "mirror/job/sampling.h"
+#include "mirror/job/standing.h"
 
 #define ASK_MS 30000
 
@@ -29,6 +30,8 @@ incremental_free (struct incremental *inc)
 {
   free (inc->bits);
   free (inc->samples);
+  json_decref (inc->checkpoints);
+  inc->checkpoints = NULL;
   inc->bits = NULL;
   inc->samples = NULL;
 }
@@ -94,6 +97,20 @@ incremental_ask (struct incremental *inc, char **error)
 
 /* ---- reading a state file ---- */
 
+/* As standing_list(). */
+static json_t *
+list_table (const struct state_table *t)
+{
+  json_t *list = json_array ();
+
+  for (uint32_t i = 0; i < t->nr; i++) {
+    char uuid[UUID_TEXT_BYTES];
+    uuid_text (t->list[i].uuid, uuid);
+    json_array_append_new (list, json_pack ("{s:s, s:s}", "name", t->list[i].name, "uuid", uuid));
+  }
+  return list;
+}
+
 /* FOUND's changes since the checkpoint, ORed into inc->bits. */
 static int
 take_found (struct incremental *inc, const struct state_found *found, struct state_io *io,
@@ -117,6 +134,7 @@ take_found (struct incremental *inc, const struct state_found *found, struct sta
     return -1;
   for (uint64_t w = 0; w < nr_words; w++)
     inc->bits[w] |= found->recorded[w];
+  inc->checkpoints = list_table (found->table);
   inc->size = found->layout.geo.disk_size;
   inc->block_size = found->layout.geo.block_size;
   inc->nr_blocks = found->layout.geo.nr_blocks;
@@ -206,9 +224,28 @@ keep (void *opaque, uint64_t offset, const uint8_t *data, uint32_t length)
   memcpy (s->data, data, s->length);
 }
 
+/* What does its server know?  Sets inc->proved, or refuses. */
+static enum job_result
+ask_destination (struct incremental *inc, const char *uri, char **error)
+{
+  CLEANUP_TEXT char *why = NULL;
+
+  if (inc->checkpoints == NULL)
+    inc->checkpoints = standing_list (inc->control, error);
+  if (inc->checkpoints == NULL)
+    return JOB_FAILED;
+  enum job_result result
+      = standing_prove (inc->checkpoints, inc->sync->since, uri, inc->from, &why);
+  inc->proved = result == JOB_COMPLETED;
+  if (inc->proved || inc->sync->trust_dest)
+    return JOB_COMPLETED;
+  text_error (error, "%s", why);
+  return result;
+}
+
 enum job_result
 incremental_prove (struct incremental *inc, struct endpoint *source, struct endpoint *dest,
-                   void *opaque,
+                   const char *uri, void *opaque,
                    void (*message) (void *opaque, enum job_message kind, const char *text),
                    char **error)
 {
@@ -222,19 +259,15 @@ incremental_prove (struct incremental *inc, struct endpoint *source, struct endp
                               .opaque = &p };
   struct sampled found;
 
-  if (!inc->sync->trust_dest) {
-    text_error (error,
-                "refused: whether %s stands at checkpoint '%s' is not known; --trust-destination"
-                " goes on after a look at %d random blocks; --sync compare needs no trust",
-                endpoint_name (dest), inc->sync->since, SAMPLING_BLOCKS);
-    return JOB_REFUSED;
-  }
+  enum job_result result = ask_destination (inc, uri, error);
+  if (result != JOB_COMPLETED)
+    return result;
   inc->samples = calloc (INCREMENTAL_SAMPLES, sizeof *inc->samples);
   if (inc->samples == NULL) {
     text_error (error, "out of memory");
     return JOB_FAILED;
   }
-  enum job_result result = sampling_compare (&s, &found, error);
+  result = sampling_compare (&s, &found, error);
   if (result == JOB_REFUSED && !p.failed)
     text_error (error,
                 "refused: %s does not stand at checkpoint '%s': it differs in the block at offset"
@@ -246,6 +279,8 @@ incremental_prove (struct incremental *inc, struct endpoint *source, struct endp
   }
   if (result != JOB_COMPLETED)
     return result;
+  if (inc->proved)
+    return JOB_COMPLETED;
   CLEANUP_TEXT char *text
       = text_printf ("--trust-destination: %" PRIu64 " blocks that were not changed since '%s' were"
                      " compared, and are equal: this is a sample and no proof",

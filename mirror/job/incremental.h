@@ -5,10 +5,11 @@
  *
  * The destination must hold, for each block that was not changed since, what the disk held at the
  * checkpoint.  So it stands at the checkpoint, or at any later instant: a mirror or copy that began
- * after the checkpoint was added, and sent everything, is good.  A destination cannot tell that by
- * itself.  A sample finds most that are wrong, and proves nothing, so the user must trust it.  What
- * was compared then serves as samples in the region, so that a reconnection to another destination
- * is noticed before anything was flushed (R13).
+ * after the checkpoint was added, and sent everything, is good.  A server of `nbdmirror receive`
+ * knows where its disk stands (standing.h).  Others cannot tell.  A sample finds most that are
+ * wrong, and proves nothing, so the user must trust it.  What was compared then serves as samples
+ * in the region, so that a reconnection to another destination is noticed before anything was
+ * flushed (R13).
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_INCREMENTAL_H
@@ -17,6 +18,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/uuid.h"
 #include "control/client.h"
 #include "dirty-bitmap/region.h"
 #include "dirty-bitmap/samples.h"
@@ -32,6 +34,9 @@ struct incremental {
   uint64_t size, block_size, nr_blocks;
   struct sample *samples; /* owned: of the destination, INCREMENTAL_SAMPLES */
   unsigned nr_samples;
+  json_t *checkpoints; /* owned: as standing_list() */
+  bool proved;         /* the destination stands at the checkpoint, by what its server knows, */
+  char from[UUID_TEXT_BYTES]; /* which is this one, or a later one */
 };
 
 /* Ask the filter what was changed by now.  JOB_REFUSED or JOB_FAILED with *ERROR (base/text.h): the
@@ -43,10 +48,14 @@ enum job_result incremental_ask (struct incremental *inc, char **error);
 enum job_result incremental_read (struct incremental *inc, const char *source, int *lock,
                                   char **error);
 
-/* Compare a sample of what was not changed.  MESSAGE as in struct job_options. */
-enum job_result incremental_prove (
-    struct incremental *inc, struct endpoint *source, struct endpoint *dest, void *opaque,
-    void (*message) (void *opaque, enum job_message kind, const char *text), char **error);
+/* Does the destination stand at the checkpoint?  Its server may know (standing.h); else the user
+ * trusts it.  Then a sample of what was not changed is compared.  URI: the destination as the user
+ * named it, NULL if that is not one word.  MESSAGE as in struct job_options. */
+enum job_result incremental_prove (struct incremental *inc, struct endpoint *source,
+                                   struct endpoint *dest, const char *uri, void *opaque,
+                                   void (*message) (void *opaque, enum job_message kind,
+                                                    const char *text),
+                                   char **error);
 
 /* Set what was changed dirty in R, whose blocks may have another size, and keep the samples. */
 void incremental_fill (const struct incremental *inc, struct region *r);

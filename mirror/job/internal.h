@@ -10,6 +10,7 @@
  *   apply-policy.c   what the convergence policy decides, applied to the gate and told
  *   gate-control.c   throttled and synchronous writes of the guest
  *   final.c          hold, last blocks, prepared, committed, sealed
+ *   checkpoint.c     what the destination is told of checkpoints
  *   status.c         the status object
  *
  * Everything here belongs to the job's thread.
@@ -74,6 +75,7 @@ struct job {
   struct endpoint *base_image;         /* NULL unless o->sync names one */
   char base_digest[DIGEST_WHOLE_TEXT]; /* of it; "" */
   struct incremental incremental;
+  bool dest_proved; /* what the region does not have as left is equal, and nobody had to trust */
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;
@@ -200,6 +202,14 @@ const char *job_state (struct job *j);
 void job_publish (struct job *j);
 /* The filter, and REPORT (may be NULL): has the destination been sealed? */
 void job_publish_sealed (struct job *j, json_t *report);
+
+/* checkpoint.c: before anything is written.  OLD: the left-over job's status if it is resumed, else
+ * NULL.  0, or -1 with j->result set and the message said. */
+int job_checkpoint_begin (struct job *j, const json_t *old);
+/* At the end: flush what was sent, so that it is not left.  Blocks for two seconds at most. */
+void job_checkpoint_flush (struct job *j);
+/* After that, when nobody copies any more.  REPORT may be NULL. */
+void job_checkpoint_end (struct job *j, json_t *report);
 
 /* ---- verifying.c ---- */
 

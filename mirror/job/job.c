@@ -420,11 +420,16 @@ finish (struct job *j, json_t **report)
   job_verify_stop (j, "the job has ended");
   if (j->supervising) {
     say_what_is_unreadable (j);
+    if (!j->committed && j->supervisor.state == SUPERVISOR_COPYING)
+      job_checkpoint_flush (j);
     job_publish (j);
     *report = job_report (j);
     job_gate_end (j);
     bell_stop (&j->bell);
+    bool copying = j->supervisor.state == SUPERVISOR_COPYING;
     stopped = supervisor_stop (&j->supervisor);
+    if (stopped && copying && !j->committed)
+      job_checkpoint_end (j, *report);
     if (j->committed) {
       result = job_seal (j);
       job_publish_sealed (j, *report);

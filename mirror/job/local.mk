@@ -7,6 +7,7 @@ libmirror_la_SOURCES += \
 	mirror/job/budget-status.h \
 	mirror/job/check.c \
 	mirror/job/check.h \
+	mirror/job/checkpoint.c \
 	mirror/job/converge.c \
 	mirror/job/converge.h \
 	mirror/job/copy.c \
@@ -39,6 +40,8 @@ libmirror_la_SOURCES += \
 	mirror/job/source-errors.h \
 	mirror/job/stall.c \
 	mirror/job/stall.h \
+	mirror/job/standing.c \
+	mirror/job/standing.h \
 	mirror/job/status.c \
 	mirror/job/stream.c \
 	mirror/job/stream.h \

@@ -112,6 +112,7 @@ own_status (struct job *j)
   json_object_set_new (o, "sync", json_string (sync_name (j->o->sync.mode)));
   json_object_set_new (o, "base-digest",
                        j->base_digest[0] != '\0' ? json_string (j->base_digest) : json_null ());
+  json_object_set_new (o, "destination-proved", json_boolean (j->dest_proved));
   json_object_set_new (o, "skipped-bytes",
                        json_integer ((json_int_t)atomic_load (&j->region->hdr->skipped_bytes)));
   json_object_set_new (o, "bandwidth", number_or_null (est->bandwidth > 0, est->bandwidth));

@@ -36,6 +36,7 @@ static const struct {
   { "skipped-bytes", KIND_COUNT },
   { "sync", KIND_TEXT },
   { "base-digest", KIND_TEXT },
+  { "destination-proved", KIND_BOOL },
   { "bandwidth", KIND_NUMBER },
   { "dirty-rate", KIND_NUMBER },
   { "bandwidth-limit", KIND_COUNT },

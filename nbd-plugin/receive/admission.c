@@ -149,6 +149,16 @@ admission_leave (struct admission *a)
 }
 
 bool
+admission_is_current (struct admission *a, const char *id, uint64_t *generation)
+{
+  pthread_mutex_lock (&a->lock);
+  bool is = id[0] != '\0' && strcmp (a->id, id) == 0 && !atomic_load (&a->sealed);
+  *generation = atomic_load (&a->generation);
+  pthread_mutex_unlock (&a->lock);
+  return is;
+}
+
+bool
 admission_seal (struct admission *a)
 {
   pthread_mutex_lock (&a->lock);

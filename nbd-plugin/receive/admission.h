@@ -65,6 +65,9 @@ void admission_leave (struct admission *a);
 /* May it still?  As admission_enter(), for requests that change nothing. */
 int admission_check (struct admission *a, uint64_t generation);
 
+/* Is ID's session the one that may write?  True with its GENERATION. */
+bool admission_is_current (struct admission *a, const char *id, uint64_t *generation);
+
 /* No mirror session may write any more.  True if that is new: then admission_drain() is still to
  * come.  False, and it has no effect, if the disk was given up. */
 bool admission_seal (struct admission *a);

@@ -81,6 +81,8 @@ open_session (struct receive *r, struct handle *h, const char *name)
   switch (err) {
   case 0:
     atomic_store (&h->generation, generation);
+    if (last != NULL)
+      standing_follow (&r->standing, id, last, generation);
     return 0;
   case EBUSY:
     nbdkit_error (
@@ -118,6 +120,53 @@ open_seal (struct receive *r)
   return -1;
 }
 
+/* Divide NAME, which has three parts at most, at its dots.  Parts that are missing are "". */
+static bool
+divide (const char *name, char parts[3][RECEIVE_ID_MAX + 1])
+{
+  for (unsigned i = 0; i < 3; i++) {
+    size_t len = strcspn (name, (char[]){ RECEIVE_LAST, '\0' });
+    if (len > RECEIVE_ID_MAX)
+      return false;
+    memcpy (parts[i], name, len);
+    parts[i][len] = '\0';
+    name += len;
+    if (name[0] != '\0')
+      name++;
+  }
+  return name[0] == '\0';
+}
+
+static bool
+is_uuid (const char *text)
+{
+  return strlen (text) == UUID_TEXT_BYTES - 1
+         && strspn (text, "0123456789abcdef-") == UUID_TEXT_BYTES - 1;
+}
+
+/* "checkpoint+since@..." or, if AT, "checkpoint+at@..."; NAME is what follows. */
+static int
+open_checkpoint (struct receive *r, const char *name, bool at)
+{
+  char part[3][RECEIVE_ID_MAX + 1];
+
+  if (!divide (name, part) || !is_uuid (part[1]) || is_uuid (part[2]) == at) {
+    nbdkit_error ("\"%s\" is no session and checkpoint", name);
+    return -1;
+  }
+  int err = at ? standing_record (&r->standing, part[0], part[1])
+               : standing_declare (&r->standing, part[0], part[1], part[2]);
+  if (err == 0)
+    return 0;
+  nbdkit_error ("checkpoint %s: %s", part[1],
+                err == ESHUTDOWN ? "the session is not the one that may write"
+                : err == ESTALE  ? "the disk does not stand there"
+                : err == ENOTSUP ? "only a regular file that can have extended attributes keeps at"
+                                   " which checkpoint it stands"
+                                 : strerror (err));
+  return -1;
+}
+
 static int
 open_give_up (const struct receive *r)
 {
@@ -149,6 +198,7 @@ int
 export_open (struct receive *r, struct handle *h, const char *name)
 {
   size_t prefix = strlen (RECEIVE_SESSION_PREFIX), packed = strlen (RECEIVE_PACKED_PREFIX);
+  size_t since = strlen (RECEIVE_SINCE_PREFIX), at = strlen (RECEIVE_AT_PREFIX);
 
   if (name[0] == '\0')
     h->kind = EXPORT_GUEST;
@@ -160,6 +210,12 @@ export_open (struct receive *r, struct handle *h, const char *name)
   } else if (strcmp (name, RECEIVE_GIVE_UP) == 0) {
     h->kind = EXPORT_GIVE_UP;
     return open_give_up (r);
+  } else if (strncmp (name, RECEIVE_SINCE_PREFIX, since) == 0) {
+    h->kind = EXPORT_CHECKPOINT;
+    return open_checkpoint (r, name + since, false);
+  } else if (strncmp (name, RECEIVE_AT_PREFIX, at) == 0) {
+    h->kind = EXPORT_CHECKPOINT;
+    return open_checkpoint (r, name + at, true);
   } else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
     h->kind = EXPORT_SESSION;
     return open_session (r, h, name + prefix);

@@ -6,6 +6,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,6 +26,7 @@ static void
 receive_load (void)
 {
   admission_init (&receive.admission);
+  standing_init (&receive.standing, &receive.admission);
 }
 
 static void
@@ -32,6 +34,7 @@ receive_unload (void)
 {
   orphan_watch_stop ();
   packed_unload ();
+  standing_unload (&receive.standing);
   admission_destroy (&receive.admission);
   free (receive.config.disk_path);
 }
@@ -50,6 +53,7 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
 static int
 receive_get_ready (int thread_model)
 {
+  standing_load (&receive.standing, receive.config.disk_fd);
   if (receive.config.sealed) {
     admission_seal (&receive.admission);
     export_record_seal (&receive);
@@ -89,12 +93,17 @@ receive_list_exports (nbdkit_next_list_exports *next, nbdkit_backend *nxdata, in
                       int is_tls, struct nbdkit_exports *exports)
 {
   bool closed = atomic_load (&receive.admission.sealed);
+  char uuid[UUID_TEXT_BYTES], standing[sizeof RECEIVE_DESCRIPTION_STANDING + UUID_TEXT_BYTES];
 
   (void)next, (void)nxdata, (void)readonly, (void)is_tls;
+  standing_look (&receive.standing, uuid);
+  snprintf (standing, sizeof standing, "%s%s", RECEIVE_DESCRIPTION_STANDING,
+            uuid[0] != '\0' ? uuid : RECEIVE_STANDING_NOWHERE);
   if (nbdkit_add_export (exports, RECEIVE_MIRROR,
                          closed ? RECEIVE_DESCRIPTION_SEALED : RECEIVE_DESCRIPTION)
           == -1
-      || nbdkit_add_export (exports, RECEIVE_PACKED, RECEIVE_DESCRIPTION_PACKED) == -1)
+      || nbdkit_add_export (exports, RECEIVE_PACKED, RECEIVE_DESCRIPTION_PACKED) == -1
+      || nbdkit_add_export (exports, RECEIVE_STANDING, standing) == -1)
     return -1;
   return nbdkit_add_export (exports, "", "for the guest");
 }
@@ -161,7 +170,8 @@ receive_can_write (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  if (h->kind == EXPORT_SEAL || h->kind == EXPORT_GIVE_UP || h->kind == EXPORT_SUPERSEDED
+  if (h->kind == EXPORT_SEAL || h->kind == EXPORT_CHECKPOINT || h->kind == EXPORT_GIVE_UP
+      || h->kind == EXPORT_SUPERSEDED
       || (h->kind == EXPORT_ALONE && atomic_load (&receive.admission.sealed)))
     return 0;
   return next->can_write (next);
@@ -207,6 +217,8 @@ enter (struct handle *h, uint32_t count, uint64_t offset, int *err)
     if (error == 0 && !atomic_load (&receive.guest_has_written)
         && !atomic_exchange (&receive.guest_has_written, true))
       export_notify (&receive, RECEIVE_NOTE_WRITTEN);
+    if (error == 0)
+      error = standing_mutates (&receive.standing, 0);
     if (error != 0)
       *err = error;
     return error != 0 ? -1 : 0;
@@ -217,7 +229,14 @@ enter (struct handle *h, uint32_t count, uint64_t offset, int *err)
     error = ESHUTDOWN;
   if (error == 0)
     error = admission_enter (&receive.admission, atomic_load (&h->generation));
-  return error == 0 ? 0 : refuse (h, error, err);
+  if (error != 0)
+    return refuse (h, error, err);
+  error = standing_mutates (&receive.standing, atomic_load (&h->generation));
+  if (error == 0)
+    return 0;
+  admission_leave (&receive.admission);
+  *err = error;
+  return -1;
 }
 
 static void

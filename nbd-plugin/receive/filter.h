@@ -28,6 +28,7 @@
 
 #include "nbd-plugin/receive/admission.h"
 #include "nbd-plugin/receive/packed.h"
+#include "nbd-plugin/receive/standing.h"
 
 /* What the command line says; constant after get_ready.  Descriptors are -1 if they were not
  * given. */
@@ -44,19 +45,21 @@ struct receive_options {
 struct receive {
   struct receive_options config;
   struct admission admission;
+  struct standing standing;
   _Atomic bool guest_has_written;
   _Atomic unsigned nr_guests;     /* connections */
   _Atomic uint64_t guest_left_ms; /* clock_ms() when the last one was closed; 0: there was none */
 };
 
 /* GUEST, the mirror's with a SESSION of several connections, one whose place another mirror has
- * taken, the mirror's ALONE, and two whose being opened is the request. */
+ * taken, the mirror's ALONE, and three whose being opened is the request. */
 enum export_kind {
   EXPORT_GUEST,
   EXPORT_SESSION,
   EXPORT_SUPERSEDED,
   EXPORT_ALONE,
   EXPORT_SEAL,
+  EXPORT_CHECKPOINT,
   EXPORT_GIVE_UP
 };
 

@@ -10,7 +10,9 @@ nbd_plugin_nbdkit_mirror_receive_filter_la_SOURCES = \
 	nbd-plugin/receive/orphan.c \
 	nbd-plugin/receive/orphan.h \
 	nbd-plugin/receive/packed.c \
-	nbd-plugin/receive/packed.h
+	nbd-plugin/receive/packed.h \
+	nbd-plugin/receive/standing.c \
+	nbd-plugin/receive/standing.h
 nbd_plugin_nbdkit_mirror_receive_filter_la_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
 nbd_plugin_nbdkit_mirror_receive_filter_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
 	-Wl,--version-script=$(srcdir)/nbd-plugin/filter.map

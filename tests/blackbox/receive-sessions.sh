@@ -74,6 +74,7 @@ def listed(where):
     return found
 
 assert listed(dst) == {"mirror": "nbdmirror-receive 1", "mirror+zstd": "nbdmirror-receive zstd 1",
+                       "checkpoint": "nbdmirror-receive checkpoint 1 none",
                        "": "for the guest"}, listed(dst)
 
 # A session of two connections, and the next one.
