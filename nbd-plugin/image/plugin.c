@@ -23,6 +23,8 @@
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 #define MAX_REQUEST (32u << 20) /* what qemu-nbd takes, if it does not say */
+/* One that fills the log could begin only while there is no other change, so perhaps never. */
+#define MAX_PIECE ((uint32_t)LOG_LIMIT / 4)
 
 /* Static, because nbdkit's callbacks before open() get no pointer.  Constant after config(), but
  * for IMAGE, which exists from after_fork() to cleanup(). */
@@ -223,14 +225,15 @@ perform (struct image_request *r, const char *what)
   return err == 0 ? 0 : failed (r, what, err);
 }
 
-/* The same for a request whose length qemu-nbd limits.  nbdkit's clients may send longer ones. */
+/* The same for a request whose length qemu-nbd or the log limits. */
 static int
 perform_in_pieces (struct image_request *r, const char *what)
 {
   uint64_t left = r->count;
 
   while (left > 0) {
-    r->count = left < max_request () ? (uint32_t)left : max_request ();
+    uint32_t most = max_request () < MAX_PIECE ? max_request () : MAX_PIECE;
+    r->count = left < most ? (uint32_t)left : most;
     int err = image_do (image, r);
     if (err != 0)
       return failed (r, what, err);
