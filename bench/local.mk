@@ -3,7 +3,7 @@
 EXTRA_DIST += bench/README.md bench/run bench/common.py bench/idle.py bench/overhead.py \
 	bench/large.py bench/load.py bench/load_guest.py bench/load_plot.py bench/load_systems.py \
 	bench/qmp.py bench/handoff.py bench/many.py bench/difference.py \
-	bench/difference_systems.py bench/line.py
+	bench/difference_systems.py bench/line.py bench/state.py bench/slow-sync.c
 
 .PHONY: bench
 bench: all

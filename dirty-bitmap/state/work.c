@@ -15,7 +15,9 @@
 #include "base/clock.h"
 #include "dirty-bitmap/state/internal.h"
 
-#define RETRY_MS 1000 /* until a loss is written */
+#define RETRY_MS 1000  /* until a loss is written */
+#define MOST_AHEAD 8u  /* extents */
+#define MOST_WAIT_MS 2 /* for more writes to share a commit */
 
 int
 state_write_failed (struct state *s, const char *what)
@@ -80,12 +82,46 @@ state_write_l1 (struct state *s)
   return 0;
 }
 
+/* A guest that writes in order comes to the next extents soon.  So they become hot together with E,
+ * if it follows hot ones: as many as those are, and at most MOST_AHEAD.  They are pending, or
+ * somebody would take their L1 bit, which is not durable yet, for that of an extent that cools.
+ * Under lock. */
+static void
+ask_ahead (struct state *s, uint64_t e)
+{
+  uint64_t ahead = 0;
+
+  while (ahead < MOST_AHEAD && ahead < e && atomic_load (&s->hot[e - ahead - 1]))
+    ahead++;
+  for (uint64_t i = e + 1; i <= e + ahead && i < s->layout.nr_extents; i++) {
+    if (s->pending[i] || (s->l1[i / 64] >> (i % 64) & 1) != 0 || s->nr_hot >= s->hot_limit / 2)
+      return;
+    s->pending[i] = 1;
+    s->nr_pending++;
+  }
+}
+
+/* The same for each extent that a guest waits for. */
+static void
+look_ahead (struct state *s)
+{
+  uint64_t left = s->nr_pending;
+
+  for (uint64_t e = s->layout.nr_extents; left > 0 && e-- > 0;) /* not those that are added */
+    if (s->pending[e]) {
+      left--;
+      ask_ahead (s, e);
+    }
+}
+
 void
 state_commit_now (struct state *s)
 {
   uint64_t *taken = NULL, nr = 0;
 
   pthread_mutex_lock (&s->lock);
+  if (atomic_load (&s->active))
+    look_ahead (s);
   if (atomic_load (&s->active) && s->nr_pending != 0)
     taken = malloc (s->nr_pending * sizeof *taken);
   for (uint64_t e = 0; taken != NULL && nr < s->nr_pending; e++) {
@@ -163,11 +199,25 @@ state_write_loss (struct state *s)
   pthread_mutex_unlock (&s->lock);
 }
 
+/* Writes that shared the last commit, NR of them, come again at about the same time.  The first of
+ * them does not begin the next commit at once, or the others would have to wait for it and for one
+ * more.  It waits for them, for a quarter of the time that the last commit took.  Under lock. */
+static void
+gather (struct state *s, uint64_t nr, uint64_t took_ns)
+{
+  uint64_t wait = took_ns / 4 < MOST_WAIT_MS * NS_PER_MS ? took_ns / 4 : MOST_WAIT_MS * NS_PER_MS;
+  uint64_t end = clock_ns () + wait;
+  struct timespec until = clock_timespec (end);
+
+  while (!s->stop && s->nr_pending < nr && clock_ns () < end)
+    pthread_cond_timedwait (&s->work, &s->lock, &until);
+}
+
 void *
 state_work (void *opaque)
 {
   struct state *s = opaque;
-  uint64_t next = 0;
+  uint64_t next = 0, nr = 0, took_ns = 0;
 
   pthread_mutex_lock (&s->lock);
   while (!s->stop) {
@@ -177,10 +227,16 @@ state_work (void *opaque)
       pthread_cond_timedwait (&s->work, &s->lock, &until);
       continue;
     }
-    bool lost = s->loss_unwritten;
-    pthread_mutex_unlock (&s->lock);
     if (pending)
+      gather (s, nr, took_ns);
+    bool lost = s->loss_unwritten;
+    nr = s->nr_pending;
+    pthread_mutex_unlock (&s->lock);
+    if (pending) {
+      uint64_t begun = clock_ns ();
       state_commit (s);
+      took_ns = clock_ns () - begun;
+    }
     if (lost) {
       pthread_mutex_lock (&s->io_lock);
       state_write_loss (s);

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Check the protocol models: run.sh [mirror|synchronous|state [-DNAME=VALUE...]]   (Debian packages: spin,
-# gcc; minutes, up to 9 GiB)
+# Check the protocol models: run.sh [mirror|synchronous|state [-DNAME=VALUE...]]
+# (Debian packages: spin, gcc; minutes, up to 9 GiB)
 #
 # Without arguments all:
 #   mirror       the data-safety rules, with a quarantine that is read back as the worker does it,

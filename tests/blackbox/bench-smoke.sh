@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 [ -z "$runtime" ] || skip "benchmarks are of the ordinary build"
 
-for what in idle overhead large load handoff many line difference; do
+for what in idle overhead large load handoff many line difference state; do
   TMPDIR=$tmp timeout 120 "$srcdir/bench/run" "$what" --smoke --build "$builddir" \
     --output "$tmp/$what.json" >"$tmp/$what.log" 2>&1 || {
     status=$?

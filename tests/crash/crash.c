@@ -306,7 +306,7 @@ start_state (bool can_sync)
   uint8_t uuid[16];
 
   state_init (&state, &io);
-  state.hot_limit = 3;
+  state.hot_limit = medium_random (2) == 0 ? 3 : 12; /* many: extents ahead become hot, too */
   state.idle_ticks = 3;
   uuid_make (uuid);
   region = region_create (&layout.geo, uuid, NULL);

@@ -91,6 +91,9 @@ mutate "the live map is not marked" guest.c \
 mutate "a returned write is cooled all the same" cool.c \
   's/atomic_load \(&s->hot\[e\]\) \|\| s->pending\[e\]\)\n      continue/false)\n      continue/'
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
+mutate "an extent ahead is taken for one that cools" work.c \
+  's/s->pending\[i\] = 1;\n    s->nr_pending\+\+;/s->l1[i \/ 64] |= UINT64_C (1) << (i % 64);
+     s->l1_page_dirty[0] = 1; s->nr_hot++;/'
 program=checkpoints
 # shellcheck disable=SC2016
 mutate "one superblock, in place, in two sectors" state.c \
