@@ -246,6 +246,10 @@ state_work (void *opaque)
     pthread_mutex_lock (&s->lock);
   }
   pthread_mutex_unlock (&s->lock);
+  /* The live maps say it in this boot only. */
+  pthread_mutex_lock (&s->io_lock);
+  state_write_loss (s);
+  pthread_mutex_unlock (&s->io_lock);
   return NULL;
 }
 
