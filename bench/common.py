@@ -141,8 +141,13 @@ class Server:
     def pid(self):
         return self.process.pid
 
-    def cpu(self):
-        return process_cpu(self.pid)
+    def cpu(self, children=False):
+        """Processor time in seconds, with that of the processes that it has started if CHILDREN."""
+        seconds = process_cpu(self.pid)
+        if children:
+            with open(f"/proc/{self.pid}/task/{self.pid}/children") as f:
+                seconds += sum(process_cpu(int(pid)) for pid in f.read().split())
+        return seconds
 
     def stop(self):
         if self.process.poll() is None:
@@ -177,14 +182,14 @@ def nbdkit(setup, name, *args, options=()):
     return Server(setup, ["nbdkit", "-f", "-U", sock, *options, *args], sock)
 
 
-def serve(setup, name, disk):
+def serve(setup, name, disk, *options):
     """`nbdmirror serve`; the server gets the member control."""
     sock = os.path.join(setup.tmp, name + ".sock")
     control = os.path.join(setup.tmp, name + ".control")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(control + ".fence")  # of a hand-over in an earlier run
-    server = Server(setup, [setup.nbdmirror, "serve", disk, "--socket", sock, "--control", control],
-                    sock)
+    server = Server(setup, [setup.nbdmirror, "serve", disk, "--socket", sock, "--control", control,
+                            *options], sock)
     server.control = control
     deadline = time.monotonic() + 10
     while not os.path.exists(control) and time.monotonic() < deadline:

@@ -9,6 +9,10 @@ nbdkit with the same plugin in these ways, all of them alive at the same time:
   copying   with the filter and a worker that copies what is written, 20 MiB/s at most (it needs
             processor time of its own; on few cores that is what is seen here)
 
+For the plugin qcow2, the plain ways are a qemu-nbd that serves a qcow2 image without us, and the
+others are what `serve --format qcow2` runs: nbdkit, the filter, the image plugin and a qemu-nbd.
+There the server's processor time is that of nbdkit and of its qemu-nbd together.
+
 Many short runs in turns; medians, and medians of the ratios to the plain ones of the same round.
 Where perf is installed (and allowed), one more run of each way with the filter tells which part of
 the server's processor time is spent in the filter's own code: a figure that other load does not
@@ -29,7 +33,7 @@ WAYS = ("plain", "plain2", "idle", "tracking", "copying")
 
 def add_options(parser):
     parser.add_argument("--plugin", default="file,memory", metavar="LIST",
-                        help="of file (on tmpfs), disk (a file in --dir), memory")
+                        help="of file (on tmpfs), disk (a file in --dir), memory, qcow2 (on tmpfs)")
     parser.add_argument("--ways", default=",".join(WAYS), metavar="LIST")
     parser.add_argument("--seconds", type=float, default=2, help="of each run (2)")
     parser.add_argument("--size", type=int, default=256, metavar="MIB", help="of the disk (256)")
@@ -38,6 +42,8 @@ def add_options(parser):
 
 def start(setup, way, plugin, size):
     """A server: with the filter it has a control socket."""
+    if plugin == "qcow2":
+        return start_qcow2(setup, way, size)
     if plugin in ("file", "disk"):
         path = os.path.join(setup.shm if plugin == "file" else setup.disks, way + ".img")
         with open(path, "wb") as f:
@@ -55,6 +61,19 @@ def start(setup, way, plugin, size):
                            options=["--filter=" + setup.filter])
     server.control = control
     return server
+
+
+def start_qcow2(setup, way, size):
+    """The same for an image whose clusters are all there already."""
+    path = os.path.join(setup.shm, way + ".qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, str(size)], check=True)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 1 0 {size}", path], check=True,
+                   stdout=subprocess.DEVNULL)
+    if way in ("plain", "plain2"):
+        sock = os.path.join(setup.tmp, way + ".sock")
+        return common.Server(setup, ["qemu-nbd", "--persistent", "--shared=0", "--format=qcow2",
+                                     "--discard=unmap", "--socket=" + sock, path], sock)
+    return common.serve(setup, way, path, "--format", "qcow2")
 
 
 def start_job(setup, server, way, dest, size):
@@ -86,12 +105,12 @@ def status(setup, server):
 
 def fio(setup, server, args, seconds):
     """IOPS, p99 in microseconds, and the server's CPU time for a thousand writes in ms."""
-    before = server.cpu()
+    before = server.cpu(children=True)
     run = Run(["fio", "--output-format=json", "--name=guest", "--ioengine=nbd",
                "--uri=" + server.uri,
                "--rw=randwrite", "--bs=4k", f"--iodepth={args.iodepth}", f"--size={args.size}m",
                "--norandommap", "--randrepeat=0", "--time_based", f"--runtime={seconds}"])
-    cpu = server.cpu() - before
+    cpu = server.cpu(children=True) - before
     # Older versions talk before the JSON begins.
     write = json.loads(run.output[run.output.index("{"):])["jobs"][0]["write"]
     return {
@@ -160,6 +179,8 @@ def end_worker(worker):
 
 def run(setup, args):
     common.need("nbdkit", "fio")
+    if "qcow2" in args.plugin.split(","):
+        common.need("qemu-nbd", "qemu-img", "qemu-io")
     if "nbd" not in subprocess.run(["fio", "--enghelp"], capture_output=True,
                                    text=True).stdout.split():
         raise common.Unavailable("this fio has no NBD engine")

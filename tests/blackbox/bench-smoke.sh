@@ -7,8 +7,11 @@
 . "$(dirname "$0")/lib.sh"
 [ -z "$runtime" ] || skip "benchmarks are of the ordinary build"
 
-for what in idle overhead large load handoff many line difference state; do
-  TMPDIR=$tmp timeout 120 "$srcdir/bench/run" "$what" --smoke --build "$builddir" \
+for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large load handoff many line \
+  difference state; do
+  what=${words%% *}
+  # shellcheck disable=SC2086
+  TMPDIR=$tmp timeout 120 "$srcdir/bench/run" $words --smoke --build "$builddir" \
     --output "$tmp/$what.json" >"$tmp/$what.log" 2>&1 || {
     status=$?
     [ $status != 77 ] || { note "$what: $(tail -n 1 "$tmp/$what.log")"; continue; }
