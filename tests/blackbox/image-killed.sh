@@ -6,7 +6,6 @@
 # in the end the image holds exactly that.  A mirror job at the same time ends equal.  A qemu-nbd
 # that cannot be started again ends in errors, not in a hang, and none of ours outlives nbdkit.
 . "$(dirname "$0")/lib.sh"
-proves_nothing_under thread
 need qemu-img qemu-nbd
 
 size=$((32 << 20))
