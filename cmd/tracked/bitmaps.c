@@ -5,7 +5,6 @@
 
 #include "config.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,36 +20,28 @@
 #include "mirror/endpoint/frozen-bitmap.h"
 
 #define NR_BITMAPS 2
+#define PREFIX "nbdmirror-"
 #define READ_TIMEOUT_MS 20000
 #define REMOVE_TRIES 200
 #define REMOVE_PAUSE_MS 10
 
-static const char *const bitmap_names[NR_BITMAPS]
-    = { "nbdmirror-changes-0", "nbdmirror-changes-1" };
-
-/* An ID of QEMU's has only letters, digits and "-._", and the name of a node may have more. */
-static void
-make_id (char id[BITMAPS_ID_BYTES], const char *prefix, const char *node)
-{
-  size_t n = (size_t)snprintf (id, BITMAPS_ID_BYTES, "%s", prefix);
-
-  for (; *node != '\0' && n + 4 < BITMAPS_ID_BYTES; node++)
-    n += (size_t)snprintf (id + n, 4, isalnum ((unsigned char)*node) ? "%c" : "_%02x",
-                           (unsigned char)*node);
-}
-
 void
 bitmaps_init (struct bitmaps *b, const char *qmp, const char *node)
 {
+  char run[64];
+
   *b = (struct bitmaps){ .node = node, .socket = text_printf ("%s.nbdmirror", qmp) };
-  make_id (b->data, "nbdmirror-data-", node);
-  make_id (b->changes, "nbdmirror-changes-", node);
+  snprintf (run, sizeof run, "%llx-%lx", (unsigned long long)clock_date_us (), (long)getpid ());
+  snprintf (b->data, sizeof b->data, PREFIX "data-%s", run);
+  snprintf (b->changes, sizeof b->changes, PREFIX "changes-%s", run);
+  for (unsigned i = 0; i < NR_BITMAPS; i++)
+    snprintf (b->bitmap[i], sizeof b->bitmap[i], PREFIX "bitmap-%s-%u", run, i);
 }
 
 bool
-bitmaps_is_ours (const struct bitmaps *b, const char *id)
+bitmaps_is_ours (const char *id)
 {
-  return strcmp (id, b->data) == 0 || strcmp (id, b->changes) == 0;
+  return strncmp (id, PREFIX, sizeof PREFIX - 1) == 0;
 }
 
 /* ---- QEMU's NBD server -------------------------------------------------------------------- */
@@ -74,12 +65,13 @@ server_is_ours (const struct bitmaps *b, const struct machine *vm)
   return pid == 0 || pid == cred.pid;
 }
 
-static int
-start_server (const struct bitmaps *b, struct machine *vm, bool *refused, char **error)
+int
+bitmaps_start_server (const struct bitmaps *b, struct machine *vm, bool *refused, char **error)
 {
   struct sockaddr_un sa;
   bool answered;
 
+  *refused = false;
   if (strlen (b->socket) >= sizeof sa.sun_path) {
     *refused = true;
     return text_error (error, "%s is too long for the path of a socket", b->socket);
@@ -108,8 +100,7 @@ add_export (const struct bitmaps *b, struct machine *vm, const char *id, const c
 int
 bitmaps_export (struct bitmaps *b, struct machine *vm, bool *refused, char **error)
 {
-  *refused = false;
-  if (start_server (b, vm, refused, error) == -1)
+  if (bitmaps_start_server (b, vm, refused, error) == -1)
     return -1;
   return add_export (b, vm, b->data, NULL, error);
 }
@@ -155,15 +146,51 @@ remove_export (struct machine *vm, const char *id, char **error)
   return text_error (error, "QEMU does not remove its export %s", id);
 }
 
-/* *FOUND: does the node have the bitmap NAME? */
 static int
-find_bitmap (const struct bitmaps *b, struct machine *vm, const char *name, bool *found,
-             char **error)
+remove_bitmap (struct machine *vm, const char *node, const char *name, char **error)
+{
+  return machine_call (vm, "block-dirty-bitmap-remove",
+                       json_pack ("{s:s, s:s}", "node", node, "name", name), NULL, NULL, error);
+}
+
+/* Is NAME this job's, or one of an EARLIER one? */
+static bool
+is_meant (const struct bitmaps *b, const char *name, bool earlier)
+{
+  if (earlier)
+    return bitmaps_is_ours (name);
+  return strcmp (name, b->data) == 0 || strcmp (name, b->changes) == 0
+         || strcmp (name, b->bitmap[0]) == 0 || strcmp (name, b->bitmap[1]) == 0;
+}
+
+/* An export moves to the overlay with the guest, when somebody makes one, so its node is not looked
+ * at. */
+static int
+remove_exports (const struct bitmaps *b, struct machine *vm, bool earlier, char **error)
+{
+  json_t *list = NULL, *o;
+  int r = 0;
+  size_t i;
+
+  if (machine_call (vm, "query-block-exports", NULL, &list, NULL, error) == -1)
+    return -1;
+  json_array_foreach (list, i, o)
+  {
+    const char *id = json_string_value (json_object_get (o, "id"));
+    if (r == 0 && id != NULL && is_meant (b, id, earlier))
+      r = remove_export (vm, id, error);
+  }
+  json_decref (list);
+  return r;
+}
+
+static int
+remove_bitmaps (const struct bitmaps *b, struct machine *vm, bool earlier, char **error)
 {
   json_t *list = NULL, *o, *bitmap;
+  int r = 0;
   size_t i, k;
 
-  *found = false;
   if (machine_call (vm, "query-named-block-nodes", json_pack ("{s:b}", "flat", 1), &list, NULL,
                     error)
       == -1)
@@ -171,38 +198,24 @@ find_bitmap (const struct bitmaps *b, struct machine *vm, const char *name, bool
   json_array_foreach (list, i, o)
   {
     const char *node = json_string_value (json_object_get (o, "node-name"));
-    if (node == NULL || strcmp (node, b->node) != 0)
-      continue;
     json_array_foreach (json_object_get (o, "dirty-bitmaps"), k, bitmap)
     {
-      const char *its = json_string_value (json_object_get (bitmap, "name"));
-      *found = *found || (its != NULL && strcmp (its, name) == 0);
+      const char *name = json_string_value (json_object_get (bitmap, "name"));
+      if (r == 0 && node != NULL && name != NULL && is_meant (b, name, earlier))
+        r = remove_bitmap (vm, node, name, error);
     }
   }
   json_decref (list);
-  return 0;
-}
-
-static int
-remove_bitmap (const struct bitmaps *b, struct machine *vm, const char *name, char **error)
-{
-  return machine_call (vm, "block-dirty-bitmap-remove",
-                       json_pack ("{s:s, s:s}", "node", b->node, "name", name), NULL, NULL, error);
+  return r;
 }
 
 int
-bitmaps_remove (const struct bitmaps *b, struct machine *vm, char **error)
+bitmaps_remove (const struct bitmaps *b, struct machine *vm, bool earlier, char **error)
 {
   bool found;
 
-  if (remove_export (vm, b->changes, error) == -1 || remove_export (vm, b->data, error) == -1)
+  if (remove_exports (b, vm, earlier, error) == -1 || remove_bitmaps (b, vm, earlier, error) == -1)
     return -1;
-  for (unsigned i = 0; i < NR_BITMAPS; i++) {
-    if (find_bitmap (b, vm, bitmap_names[i], &found, error) == -1)
-      return -1;
-    if (found && remove_bitmap (b, vm, bitmap_names[i], error) == -1)
-      return -1;
-  }
   if (!server_is_ours (b, vm))
     return 0;
   if (find_export (vm, NULL, &found, error) == -1)
@@ -224,7 +237,7 @@ bitmaps_start (struct bitmaps *b, struct machine *vm, uint32_t granularity, char
 {
   b->granularity = granularity;
   b->current = 0;
-  return machine_call (vm, "block-dirty-bitmap-add", bitmap_to_add (b, bitmap_names[0]), NULL, NULL,
+  return machine_call (vm, "block-dirty-bitmap-add", bitmap_to_add (b, b->bitmap[0]), NULL, NULL,
                        error);
 }
 
@@ -233,7 +246,7 @@ bitmaps_turn (struct bitmaps *b, struct machine *vm, uint64_t size,
               void (*mark) (void *opaque, uint64_t offset, uint64_t length), void *opaque,
               char **error)
 {
-  const char *old = bitmap_names[b->current], *new = bitmap_names[!b->current];
+  const char *old = b->bitmap[b->current], *new = b->bitmap[!b->current];
   json_t *add
       = json_pack ("{s:s, s:o}", "type", "block-dirty-bitmap-add", "data", bitmap_to_add (b, new));
   json_t *freeze = json_pack ("{s:s, s:{s:s, s:s}}", "type", "block-dirty-bitmap-disable", "data",
@@ -249,5 +262,5 @@ bitmaps_turn (struct bitmaps *b, struct machine *vm, uint64_t size,
              == -1
       || remove_export (vm, b->changes, error) == -1)
     return -1;
-  return remove_bitmap (b, vm, old, error);
+  return remove_bitmap (vm, b->node, old, error);
 }

@@ -2,7 +2,8 @@
  *
  * What a job makes in a guest's QEMU to learn what the guest changes: an export to read the disk
  * from, two bitmaps in turn, an export for the one that is read, and a server for these exports.
- * All names are made from the node's, so a second run finds what a killed one has left.
+ * All names begin alike, so a second run finds what a killed one has left; and each run has names
+ * of its own, so that none takes the bitmap of another for its own.
  *
  * Functions return 0, or -1 with *ERROR (text_free()).  They block as machine_call() does.
  */
@@ -21,18 +22,23 @@ struct bitmaps {
   const char *node;                                       /* borrowed */
   char *socket;                                           /* of QEMU's NBD server; text_free() */
   char data[BITMAPS_ID_BYTES], changes[BITMAPS_ID_BYTES]; /* the IDs of both exports */
-  uint32_t granularity;                                   /* bytes */
-  unsigned current;                                       /* the bitmap that the guest marks */
+  char bitmap[2][BITMAPS_ID_BYTES];
+  uint32_t granularity; /* bytes */
+  unsigned current;     /* the bitmap that the guest marks */
 };
 
 /* B is for NODE of the QEMU whose monitor is at QMP.  Free B->socket at the end. */
 void bitmaps_init (struct bitmaps *b, const char *qmp, const char *node);
 
-/* Is ID the name of an export that a job for B's node makes? */
-bool bitmaps_is_ours (const struct bitmaps *b, const char *id);
+/* Is ID the name of an export or a bitmap that such a job makes, whichever one? */
+bool bitmaps_is_ours (const char *id);
 
-/* Export the node for reading, with QEMU's NBD server, which is started unless it runs.  One that
- * listens at another address than ours is refused (*REFUSED). */
+/* Start QEMU's NBD server, unless it runs.  One that listens at another address than ours is
+ * refused
+ * (*REFUSED). */
+int bitmaps_start_server (const struct bitmaps *b, struct machine *vm, bool *refused, char **error);
+
+/* Export the node for reading; starts the server as well. */
 int bitmaps_export (struct bitmaps *b, struct machine *vm, bool *refused, char **error);
 
 /* Begin to mark what the guest changes, in blocks of GRANULARITY bytes, a power of two. */
@@ -44,8 +50,8 @@ int bitmaps_turn (struct bitmaps *b, struct machine *vm, uint64_t size,
                   void (*mark) (void *opaque, uint64_t offset, uint64_t length), void *opaque,
                   char **error);
 
-/* Remove all that this or an earlier job has made for the node, and the server if nobody else uses
- * it.  It is no error if there is nothing. */
-int bitmaps_remove (const struct bitmaps *b, struct machine *vm, char **error);
+/* Remove all that this job has made, with EARLIER also what earlier ones have, for whichever node;
+ * and the server if nobody else uses it.  It is no error if there is nothing. */
+int bitmaps_remove (const struct bitmaps *b, struct machine *vm, bool earlier, char **error);
 
 #endif

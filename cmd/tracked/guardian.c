@@ -18,7 +18,6 @@
 #include "base/fd.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
-#include "cmd/tracked/bitmaps.h"
 #include "cmd/tracked/guardian.h"
 
 #define CONT_TRIES 30
@@ -36,11 +35,10 @@ struct message {
 
 /* The worker has ended.  Let the guest go on, if it was held, and remove what is left. */
 static void
-tidy_up (const char *qmp, const char *node, bool held)
+tidy_up (const char *qmp, const struct bitmaps *b, bool held)
 {
   struct journal quiet = { .log = NULL };
   struct machine vm = { .name = "the guest's", .path = qmp, .journal = &quiet };
-  struct bitmaps b;
   char *error = NULL;
 
   for (int tries = 0; held && tries < CONT_TRIES; tries++) {
@@ -57,12 +55,10 @@ tidy_up (const char *qmp, const char *node, bool held)
   }
   text_free (error);
   error = NULL;
-  bitmaps_init (&b, qmp, node);
-  if (!machine_is_dead (&vm) && bitmaps_remove (&b, &vm, &error) == -1) {
+  if (!machine_is_dead (&vm) && bitmaps_remove (b, &vm, false, &error) == -1) {
     cmd_warning ("left over in QEMU until the next run: %s", error);
     text_free (error);
   }
-  text_free (b.socket);
   machine_free (&vm);
 }
 
@@ -76,7 +72,7 @@ time_left (bool held, uint64_t end_ms)
 }
 
 static void
-watch_over (int fd, pid_t worker, const char *qmp, const char *node)
+watch_over (int fd, pid_t worker, const char *qmp, const struct bitmaps *b)
 {
   bool held = false;
   uint64_t end_ms = 0;
@@ -100,13 +96,13 @@ watch_over (int fd, pid_t worker, const char *qmp, const char *node)
     if (send (fd, &m.order, sizeof m.order, MSG_NOSIGNAL) == -1 && m.order == ORDER_HOLD)
       break;
   }
-  tidy_up (qmp, node, held);
+  tidy_up (qmp, b, held);
 }
 
 /* ---- the worker ----------------------------------------------------------------------------- */
 
 int
-guardian_start (struct guardian *g, const char *qmp, const char *node, char **error)
+guardian_start (struct guardian *g, const char *qmp, const struct bitmaps *b, char **error)
 {
   int fds[2];
   pid_t worker = getpid ();
@@ -126,7 +122,7 @@ guardian_start (struct guardian *g, const char *qmp, const char *node, char **er
     signal (SIGTERM, SIG_IGN);
     signal (SIGHUP, SIG_IGN);
     signal (SIGUSR1, SIG_IGN);
-    watch_over (fds[1], worker, qmp, node);
+    watch_over (fds[1], worker, qmp, b);
     _exit (0);
   }
   close (fds[1]);

@@ -18,13 +18,16 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "cmd/tracked/bitmaps.h"
+
 struct guardian {
   pid_t pid; /* 0: there is none */
   int fd;    /* the worker's end */
 };
 
-/* Start it, before this process has a thread or a connection.  0, or -1 with *ERROR. */
-int guardian_start (struct guardian *g, const char *qmp, const char *node, char **error);
+/* Start it, before this process has a thread or a connection.  B is what it removes from the QEMU
+ * whose monitor is at QMP.  0, or -1 with *ERROR. */
+int guardian_start (struct guardian *g, const char *qmp, const struct bitmaps *b, char **error);
 
 /* The guest is about to be stopped, for LEASE_MS at most.  0, or -1 with *ERROR: do not stop it. */
 int guardian_hold (struct guardian *g, uint64_t lease_ms, char **error);

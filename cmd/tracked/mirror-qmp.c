@@ -115,7 +115,7 @@ mirror_qmp_run (const char *source, struct worker *w, const struct worker_settin
         "of a node",
         source);
   *slash = '\0';
-  if (qemu_tracker_begin (&t, qmp, slash + 1, &refused, &error) == 0)
+  if (qemu_tracker_begin (&t, qmp, slash + 1, o->dest.dest[0], &refused, &error) == 0)
     status = run_job (&t, w, settings, o);
   else {
     cmd_say ("%s%s", refused ? "refused: " : "", error);

@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "cmd/adopt/guest-disk.h"
 #include "cmd/adopt/monitor.h"
+#include "cmd/adopt/same-image.h"
 #include "cmd/tracked/qemu-tracker.h"
 
 static const char *
@@ -59,7 +60,7 @@ check_exports (struct qemu_tracker *t, bool *refused, char **error)
   json_array_foreach (list, i, o)
   {
     if (r == -1 || strcmp (text_of (o, "node-name"), t->node) != 0
-        || bitmaps_is_ours (&t->bitmaps, text_of (o, "id")))
+        || bitmaps_is_ours (text_of (o, "id")))
       continue;
     *refused = true;
     r = text_error (error, "QEMU exports %s (%s), and a client may write to it", t->node,
@@ -132,8 +133,8 @@ make_uri (const struct bitmaps *b)
 }
 
 int
-qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, bool *refused,
-                    char **error)
+qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, const char *dest,
+                    bool *refused, char **error)
 {
   *t = (struct qemu_tracker){ .node = node, .guardian = { .fd = -1 } };
   t->vm = (struct machine){ .name = "the guest's", .path = qmp, .journal = &t->quiet };
@@ -141,13 +142,20 @@ qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, b
   bitmaps_init (&t->bitmaps, qmp, node);
   if (monitor_open (&t->vm, false, refused, error) == -1 || look_at_disk (t, refused, error) == -1)
     return -1;
+  if (image_is_open_in (monitor_process (&t->vm), dest) == 1) {
+    *refused = true;
+    return text_error (error, "%s is open in the guest's QEMU, so it is no destination", dest);
+  }
   /* QEMU serves one client of a monitor at a time, and the guardian must not keep ours. */
   machine_close (&t->vm);
-  if (guardian_start (&t->guardian, qmp, node, error) == -1)
+  if (guardian_start (&t->guardian, qmp, &t->bitmaps, error) == -1)
     return -1;
-  if (bitmaps_remove (&t->bitmaps, &t->vm, error) == -1)
+  /* First of all, so that a job that runs through another monitor is not disturbed. */
+  if (bitmaps_start_server (&t->bitmaps, &t->vm, refused, error) == -1)
     return -1;
   t->made = true;
+  if (bitmaps_remove (&t->bitmaps, &t->vm, true, error) == -1)
+    return -1;
   t->uri = make_uri (&t->bitmaps);
   return bitmaps_export (&t->bitmaps, &t->vm, refused, error);
 }
@@ -155,7 +163,8 @@ qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, b
 int
 qemu_tracker_end (struct qemu_tracker *t, char **error)
 {
-  int r = t->made && !machine_is_dead (&t->vm) ? bitmaps_remove (&t->bitmaps, &t->vm, error) : 0;
+  int r = t->made && !machine_is_dead (&t->vm) ? bitmaps_remove (&t->bitmaps, &t->vm, false, error)
+                                               : 0;
 
   machine_free (&t->vm);
   guardian_end (&t->guardian);
@@ -205,6 +214,9 @@ hold (void *opaque, uint64_t lease_ms, char **error)
 
   if (query_running (t, &running, error) == -1)
     return -1;
+  if (machine_events (&t->vm) == -1)
+    return text_error (error, "the connection to QEMU's monitor was lost");
+  t->vm.resume_ns = 0; /* commit() wants to know of later ones */
   if (running) {
     if (guardian_hold (&t->guardian, lease_ms, error) == -1)
       return -1;
@@ -212,9 +224,6 @@ hold (void *opaque, uint64_t lease_ms, char **error)
     if (machine_call (&t->vm, "stop", NULL, NULL, NULL, error) == -1)
       return -1;
   }
-  if (machine_events (&t->vm) == -1)
-    return text_error (error, "the connection to QEMU's monitor was lost");
-  t->vm.resume_ns = 0;
   return 0;
 }
 

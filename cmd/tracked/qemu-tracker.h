@@ -26,11 +26,12 @@ struct qemu_tracker {
 };
 
 /* Look at the disk whose node is NODE, of the QEMU whose monitor is at QMP; remove what an earlier
- * job has left there, and export it at T->uri.  To be called before this process has a thread.
+ * job has left there, and export it at T->uri.  DEST is refused if it is a local file that QEMU has
+ * open.  To be called before this process has a thread.
  * 0, or -1 with *ERROR (text_free()); *REFUSED tells a refusal from a failure.  qemu_tracker_end()
  * is called in either case. */
-int qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, bool *refused,
-                        char **error);
+int qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, const char *dest,
+                        bool *refused, char **error);
 
 /* Its functions, for copy_options. */
 struct tracker qemu_tracker_functions (struct qemu_tracker *t);

@@ -150,6 +150,7 @@ def others(s, vm, disk, dest):
     check([e["id"] for e in vm.qmp("query-block-exports")] == ["theirs"], "their export is gone")
     vm.qmp("nbd-server-stop")
     s.nbdmirror("mirror", f"qmp:{vm.qmp_path}/nosuchnode", dest.uri, status=1)
+    s.nbdmirror("mirror", f"qmp:{vm.qmp_path}/disk0", vm.path("console"), status=7)
     for option in ("--verify", "--resume", "--policy=sync", "--sync=compare"):
         s.nbdmirror("mirror", f"qmp:{vm.qmp_path}/disk0", dest.uri, option, status=2)
     tidy(s, vm)
@@ -177,6 +178,28 @@ def slow_server(s, name, raw):
                                "delay-write=300ms"])
     s.wait_listening(process, sock)
     return scene.Server(process, sock, disk=disk)
+
+
+def twice(s, vm, dest):
+    """A second job through another monitor is refused, and the first one goes on. It ends when
+    somebody removes its bitmap."""
+    process = start(s, vm, dest)
+    s.wait_for("the copy", lambda: bitmaps(vm), 20)
+    vm.qmp.close()
+    other = ["mirror", f"qmp:{vm.path('qmp')}/disk0", s.path("second.img")]
+    s.nbdmirror(*other, status=7)  # QEMU's NBD server listens for the first one
+    vm.qmp = machine.Qmp(vm.path("qmp"))
+    check(process.poll() is None, "the first job has ended")
+
+    def removed():
+        try:
+            vm.qmp("block-dirty-bitmap-remove", node="disk0", name=bitmaps(vm)[-1])
+        except machine.QmpError:
+            return False  # it is being read
+        return True
+    s.wait_for("the removal", removed, 10)
+    check(s.wait_exit(process) == 1, "its bitmap was removed, and the job went on")
+    tidy(s, vm)
 
 
 def lost(s, vm):
@@ -207,6 +230,7 @@ def test(s):
     held(s, vm, raw)
     lost(s, vm)
     others(s, vm, disk, dest)
+    twice(s, vm, dest)
     complete(s, vm, disk, dest)
 
     process = start(s, vm, dest)
