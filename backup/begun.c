@@ -111,17 +111,39 @@ remove_files (const struct repository *r, const char *name)
   }
 }
 
+/* Does a manifest name FILE?  A later backup may have become the full one, in the file of an
+ * earlier one that was pruned.  A manifest that cannot be read may name any file. */
+static bool
+is_named (const struct backup_list *list, const char *file)
+{
+  for (unsigned i = 0; i < list->nr; i++) {
+    const struct manifest *m = &list->list[i].manifest;
+    if (list->list[i].fault != NULL)
+      return true;
+    for (unsigned d = 0; d < m->nr_disks; d++)
+      if ((m->disks[d].file != NULL && strcmp (m->disks[d].file, file) == 0)
+          || (m->disks[d].parent_file != NULL && strcmp (m->disks[d].parent_file, file) == 0))
+        return true;
+  }
+  return false;
+}
+
 void
 backup_give_up (const struct repository *r, const char *name, char *const ids[], unsigned nr)
 {
   CLEANUP_TEXT char *half = path_of (r, name, ".json.tmp");
+  struct backup_list list;
 
+  if (repository_list (r, &list, NULL) == -1)
+    return; /* the next run tries it again */
   for (unsigned i = 0; i < nr; i++)
     for (int full = 0; full < 2; full++) {
       CLEANUP_TEXT char *file = backup_file_path (ids[i], name, full != 0);
       CLEANUP_TEXT char *path = repository_path (r, file);
-      unlink (path);
+      if (!is_named (&list, file))
+        unlink (path);
     }
+  repository_list_free (&list);
   remove_files (r, name);
   unlink (half);
   backup_begun_end (r, name);

@@ -13,6 +13,7 @@
 #include "base/text.h"
 
 #define FORMAT "nbdmirror-backup"
+#define MAX_SEQUENCE (UINT64_C (1) << 53) /* the next backup gets a larger one */
 
 /* ---- data ---- */
 
@@ -225,20 +226,26 @@ take_word (struct reading *r, const json_t *o, const char *key, const char *yes,
   return word != NULL && strcmp (word, yes) == 0;
 }
 
-/* A path below the repository: no part of it leads out of it. */
+/* The path of a file of DISK: prune may remove it, so it must be one that a backup has made. */
 static void
-check_path (struct reading *r, const char *key, const char *path)
+check_disk_file (struct reading *r, const char *key, const char *file, const char *disk)
 {
-  if (path == NULL)
+  if (file != NULL && disk != NULL && !backup_file_is_of_disk (file, disk))
+    fault (r, key, "is no file of a backup of this disk");
+}
+
+/* The same for a file that was kept beside the disks of the backup NAME. */
+static void
+check_include (struct reading *r, const char *file, const char *name)
+{
+  CLEANUP_TEXT char *folder = text_printf ("backups/%s.files/", name);
+  size_t n = strlen (folder);
+
+  if (file == NULL)
     return;
-  if (path[0] == '/' || path[0] == '\0')
-    fault (r, key, "is no path below the repository");
-  for (const char *part = path; part != NULL;) {
-    size_t n = strcspn (part, "/");
-    if (n == 0 || part[0] == '.')
-      fault (r, key, "is no path below the repository");
-    part = part[n] == '/' ? part + n + 1 : NULL;
-  }
+  if (strncmp (file, folder, n) != 0 || file[n] == '\0' || file[n] == '.'
+      || strchr (file + n, '/') != NULL)
+    fault (r, "file", "is no file that was kept beside the disks of this backup");
 }
 
 static void
@@ -270,8 +277,8 @@ take_disk (struct reading *r, struct manifest_disk *d, const json_t *o)
   }
   if (d->id != NULL && backup_disk_id_fault (d->id) != NULL)
     fault (r, "id", backup_disk_id_fault (d->id));
-  check_path (r, "file", d->file);
-  check_path (r, "parent", d->parent_file);
+  check_disk_file (r, "file", d->file, d->id);
+  check_disk_file (r, "parent", d->parent_file, d->id);
   if (d->file == NULL && d->error == NULL)
     fault (r, "file", "is missing, and no error says why");
   if (d->file != NULL && (d->full ? d->parent_file != NULL : d->parent_file == NULL))
@@ -314,7 +321,7 @@ take_lists (struct reading *r, struct manifest *m, const json_t *o)
     x->file = take_text (r, f, "file", false);
     x->bytes = take_number (r, f, "bytes");
     x->digest = take_text (r, f, "digest", false);
-    check_path (r, "file", x->file);
+    check_include (r, x->file, m->name);
   }
   for (size_t i = 0; r->error == NULL && i < json_array_size (hooks); i++) {
     const json_t *h = json_array_get (hooks, i);
@@ -344,6 +351,8 @@ manifest_from_json (struct manifest *m, const json_t *o, const char *name, char 
     return text_error (error, "it was written by a later version of nbdmirror");
   m->name = take_text (&r, o, "name", false);
   m->sequence = take_number (&r, o, "sequence");
+  if (m->sequence > MAX_SEQUENCE)
+    fault (&r, "sequence", "is too large");
   m->repository = take_text (&r, o, "repository", false);
   m->program = take_text (&r, o, "program", false);
   m->host = take_text (&r, o, "host", false);
@@ -353,9 +362,10 @@ manifest_from_json (struct manifest *m, const json_t *o, const char *name, char 
   m->guest_frozen = take_word (&r, o, "consistency", "guest-frozen", "crash-consistent");
   m->is_protected = json_is_true (json_object_get (o, "protected"));
   m->is_dropped = json_is_true (json_object_get (o, "dropped"));
-  take_lists (&r, m, o);
   if (m->name != NULL && strcmp (m->name, name) != 0)
     fault (&r, "name", "is not the file's");
+  if (r.error == NULL)
+    take_lists (&r, m, o);
   if (r.error == NULL)
     return 0;
   text_error (error, "%s", r.error);

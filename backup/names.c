@@ -5,6 +5,7 @@
 
 #include "config.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -119,6 +120,20 @@ backup_target_is_backup (const char *target)
     return backup_name_ok (name);
   }
   return false;
+}
+
+bool
+backup_file_is_of_disk (const char *file, const char *disk)
+{
+  size_t n = strlen (disk), length = strlen (file);
+  const char *end = strrchr (file, '-');
+
+  if (end == NULL || length <= n || strncmp (file, disk, n) != 0 || file[n] != '/'
+      || end < file + n + 1)
+    return false;
+  CLEANUP_TEXT char *name
+      = text_printf ("%.*s", (int)(end - file - (ptrdiff_t)n - 1), file + n + 1);
+  return backup_name_ok (name) && backup_file_is_of (file, disk, name);
 }
 
 char *

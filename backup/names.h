@@ -34,6 +34,9 @@ bool backup_file_is_of (const char *file, const char *disk, const char *name);
  * other program has a reason to end a job that copies there. */
 bool backup_target_is_backup (const char *target);
 
+/* The same for any backup. */
+bool backup_file_is_of_disk (const char *file, const char *disk);
+
 /* A name for a disk that the user has not named: the last part of its control socket's path,
  * without what follows the last dot.  For text_free(). */
 char *backup_disk_id_from_path (const char *path);

@@ -202,6 +202,7 @@ own_tests = \
 	tests/blackbox/back-again.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/backup-drill.sh \
+	tests/blackbox/repository-careless.sh \
 	tests/blackbox/repository.sh \
 	tests/blackbox/top-proof.sh \
 	tests/blackbox/handoff-coordinator.sh \

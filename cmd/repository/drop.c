@@ -25,12 +25,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backup/begun.h"
 #include "backup/chain.h"
 #include "backup/drop-plan.h"
 #include "backup/lock.h"
 #include "backup/names.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "cmd/repository/drop-check.h"
 #include "cmd/repository/repository.h"
 #include "cmd/repository/rewrite.h"
 
@@ -60,17 +62,28 @@ fail (char *error)
   return EXIT_ERROR;
 }
 
-/* Replace the manifest of E. */
+/* Replace the manifest of E.  The disks' locks keep all others from changing it, but for
+ * backup-protect, which may have done so since it was read. */
 static int
 write_entry (struct dropping *x, struct backup_entry *e)
 {
   CLEANUP_FD int lock = -1;
+  struct backup_list now = { .nr = 0 };
   char *error = NULL;
+  int result = -1;
 
   if (repository_lock (&x->o->repo, NULL, &lock, &error) == 0
-      && repository_write (&x->o->repo, &e->manifest, &error) == 0)
-    return EXIT_DONE;
-  return fail (error);
+      && repository_list (&x->o->repo, &now, &error) == 0) {
+    const struct backup_entry *same = repository_find (&now, e->name);
+    if (same != NULL && same->fault == NULL)
+      e->manifest.is_protected = same->manifest.is_protected;
+    if (e->manifest.is_protected && e->manifest.is_dropped)
+      text_error (&error, "nothing more was pruned: backup %s was protected meanwhile", e->name);
+    else
+      result = repository_write (&x->o->repo, &e->manifest, &error);
+  }
+  repository_list_free (&now);
+  return result == 0 ? EXIT_DONE : fail (error);
 }
 
 static void
@@ -174,6 +187,9 @@ fill_line (struct dropping *x, struct line *l)
     l->disk[l->nr] = d;
     l->links[l->nr++] = (struct drop_link){ .full = d->full, .kept = !e->manifest.is_dropped };
   }
+  int status = drop_check_order (l->id, l->entry, l->disk, l->links, l->nr);
+  if (status != EXIT_DONE)
+    return status;
   l->nr_steps = drop_plan (l->links, l->nr, l->steps);
   for (size_t i = 0; i < l->nr_steps; i++) {
     const struct backup_entry *top = l->entry[l->steps[i].top];
@@ -376,6 +392,7 @@ remove_dropped (struct dropping *x)
     CLEANUP_TEXT char *files = text_printf ("%s/%s.files", folder, e->name);
     CLEANUP_TEXT char *manifest = text_printf ("backups/%s.json", e->name);
     rmdir (files);
+    backup_begun_end (&x->o->repo, e->name); /* else its files are taken for a broken run's */
     remove_file (x, manifest);
   }
   return repository_sync (folder, &error) == 0 ? EXIT_DONE : fail (error);
@@ -426,6 +443,11 @@ begin (struct dropping *x, char *const *names, size_t nr_names, bool **drop)
     return status;
   if (repository_list (&x->o->repo, &now, &error) == -1)
     return fail (error);
+  status = drop_check_list (list, &now);
+  if (status != EXIT_DONE) {
+    repository_list_free (&now);
+    return status;
+  }
   *drop = calloc (now.nr + 1, sizeof **drop);
   for (unsigned i = 0; *drop != NULL && i < now.nr; i++) {
     for (size_t n = 0; n < nr_names; n++)

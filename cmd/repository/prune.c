@@ -335,6 +335,8 @@ protect (struct opened *o, const char *name, bool on)
       text_error (&error, "%s: there is no backup %s", o->repo.path, name);
     else if (e->fault != NULL)
       text_error (&error, "backup %s: %s", name, e->fault);
+    else if (e->manifest.is_dropped)
+      text_error (&error, "backup %s is being pruned: it cannot be protected any more", name);
     else {
       e->manifest.is_protected = on;
       if (repository_write (&o->repo, &e->manifest, &error) == 0)

@@ -250,6 +250,10 @@ Test (backup, chain)
   close_place (&p);
 }
 
+#define FILE_WORD "\"d/20261128T013000Z-full.qcow2\""
+#define INCLUDE(file)                                                                              \
+  "\"includes\":[{\"source\":\"/x\",\"file\":\"" file "\",\"bytes\":1,\"digest\":\"d\"}]"
+
 /* Manifests that must not be read. */
 Test (backup, bad_manifests)
 {
@@ -258,18 +262,26 @@ Test (backup, bad_manifests)
         "\"sequence\":1,\"repository\":\"r\",\"program\":\"p\",\"host\":\"h\",\"host-id\":\"i\","
         "\"begun-us\":1,\"ended-us\":2,\"consistency\":\"crash-consistent\",\"includes\":[],"
         "\"hooks\":[],\"disks\":[{\"id\":\"d\",\"kind\":\"full\",\"reason\":null,"
-        "\"file\":\"d/f\",\"parent\":null,\"control\":null,\"tracker\":null,"
+        "\"file\":\"d/"
+        "20261128T013000Z-full.qcow2\",\"parent\":null,\"control\":null,\"tracker\":null,"
         "\"checkpoint\":null,\"size\":1,\"file-bytes\":1,\"copied-bytes\":1,\"digest\":null,"
         "\"file-digest\":null,\"pause-ms\":null,\"error\":null}]}";
   static const char *const changes[][2] = {
     { "\"version\":1", "\"version\":2" },
     { "\"requires\":[]", "\"requires\":[\"x\"]" },
     { "\"name\":\"n\"", "\"name\":\"m\"" },
-    { "\"d/f\"", "\"../f\"" },
-    { "\"d/f\"", "\"/f\"" },
-    { "\"d/f\"", "\"d//f\"" },
-    { "\"d/f\"", "\"d/../f\"" },
-    { "\"d/f\"", "null" },
+    { FILE_WORD, "\"../20261128T013000Z-full.qcow2\"" },
+    { FILE_WORD, "\"/20261128T013000Z-full.qcow2\"" },
+    { FILE_WORD, "\"d//20261128T013000Z-full.qcow2\"" },
+    { FILE_WORD, "\"d/../20261128T013000Z-full.qcow2\"" },
+    { FILE_WORD, "\"e/20261128T013000Z-full.qcow2\"" }, /* another disk's */
+    { FILE_WORD, "\"d/notes.txt\"" },
+    { FILE_WORD, "\"nbdmirror-repository.json\"" },
+    { "\"includes\":[]", INCLUDE ("backups/m.files/x") },
+    { "\"includes\":[]", INCLUDE ("backups/n.files/../x") },
+    { "\"includes\":[]", INCLUDE ("backups/n.files/") },
+    { "\"sequence\":1", "\"sequence\":9223372036854775807" },
+    { FILE_WORD, "null" },
     { "\"kind\":\"full\"", "\"kind\":\"incremental\"" },
     { "\"kind\":\"full\"", "\"kind\":\"other\"" },
     { "\"id\":\"d\"", "\"id\":\"..\"" },
@@ -337,5 +349,14 @@ Test (backup, tidying)
   backup_tidy (&p.r, ids, 1, count, &nr);
   cr_assert (nr == 1 && is_there (&p, file) && is_there (&p, "backups/20261128T013000Z.json"));
   cr_assert (!is_there (&p, "backups/20261128T013000Z.begun"));
+  /* Its file may have become that of a later backup, after it was pruned. */
+  cr_assert (backup_begin (&p.r, INT64_C (1795829400000001), ids, 1, name, NULL) == 0);
+  CLEANUP_TEXT char *taken = backup_file_path ("a disk", name, true);
+  add_backup (&p, name, NULL);
+  add_backup (&p, "20261129T013000Z", name);
+  CLEANUP_TEXT char *pruned = text_printf ("%s/backups/%s.json", p.r.path, name);
+  cr_assert (unlink (pruned) == 0);
+  backup_tidy (&p.r, ids, 1, count, &nr);
+  cr_assert (nr == 2 && is_there (&p, taken), "a file that a backup needs was removed");
   close_place (&p);
 }
