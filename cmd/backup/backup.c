@@ -156,6 +156,9 @@ take_option (struct backup_run *run, struct names *names, int c)
   case OPT_AUTO:
   case OPT_FULL:
   case OPT_INCREMENTAL:
+    if (run->mode_given != 0 && run->mode_given != c)
+      return cmd_usage_error ("--auto, --full and --incremental exclude each other");
+    run->mode_given = c;
     run->mode = c == OPT_FULL          ? BACKUP_FULL
                 : c == OPT_INCREMENTAL ? BACKUP_INCREMENTAL
                                        : BACKUP_AUTO;

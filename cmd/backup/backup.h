@@ -63,6 +63,7 @@ struct backup_run {
   struct backup_disk *disks;
   unsigned nr_disks;
   enum backup_mode mode;
+  int mode_given; /* the option that has set it; 0: none */
   char name[BACKUP_NAME_MAX];
   char *checkpoint; /* the name of the one that is added */
   char folder[64];  /* a temporary one, for sockets and logs */
