@@ -256,7 +256,9 @@ say_end (struct arguments *a, enum job_result result, const json_t *report)
         json_number_value (json_object_get (report, "downtime-ms")),
         token != NULL ? token : "unknown");
   else if (result == JOB_CANCELLED)
-    cmd_say ("cancelled: the guest goes on at the source; the destination is incomplete");
+    cmd_say ("cancelled: the guest goes on at the source; the destination is %s",
+             json_object_get (report, "stands-at") != NULL ? "good for --sync incremental"
+                                                           : "incomplete");
   else if (result == JOB_DETACHED)
     cmd_say ("stopped: changes go on being tracked; --resume goes on from here");
   else if (result == JOB_DEST_FAILED && report) /* no report: there was no job yet */
@@ -365,6 +367,11 @@ run (struct cmd_line *line)
       || !image_place (line, &line->operands[1], "--dest-format", a.settings.dest_format, true,
                        &dest_image))
     return line->status;
+  if (a.job.verify && line->operands[1].nr_args > 1)
+    return cmd_usage_error (
+        "--verify needs a second connection to DEST, and the server that is run "
+        "for %s has one only",
+        a.settings.dest_format != NULL ? "--dest-format" : "[ COMMAND ]");
   a.job.control = line->operands[0].argv[0];
   a.hooks.controls = line->operands[0].argv;
   a.hooks.nr_controls = 1;

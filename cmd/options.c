@@ -216,7 +216,7 @@ cmd_operands_ok (struct cmd_line *line, unsigned min, unsigned max, const char *
 
     for (unsigned i = 0; i < line->nr_operands && strchr (name, ' ') != NULL; i++)
       name = strchr (name, ' ') + 1;
-    line->status = cmd_usage_error ("%s is missing", name);
+    line->status = cmd_usage_error ("%.*s is missing", (int)strcspn (name, " "), name);
     return false;
   }
   if (max != 0 && line->nr_operands > max) {

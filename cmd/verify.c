@@ -164,7 +164,7 @@ run (struct cmd_line *line)
     if (status)
       return status;
   }
-  if (!cmd_operands_ok (line, 1, 2, "SOURCE DEST, or CONTROL"))
+  if (!cmd_operands_ok (line, 1, 2, "SOURCE|CONTROL"))
     return line->status;
   if (line->nr_operands == 1) {
     if (line->operands[0].nr_args != 1)

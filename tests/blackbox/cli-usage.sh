@@ -95,6 +95,14 @@ for value in '' 0 10 -1 3x fast; do
 done
 refused 2 'policy=hope: ' set none policy=hope
 refused 2 'synchronous=maybe: ' set none synchronous=maybe
+refused 2 'backup: CONTROL is missing' backup
+refused 2 'backup: REPOSITORY is missing' backup none
+refused 2 'exclude each other' backup none repo --full --incremental
+refused 2 'exclude each other' backup none repo --auto --full
+qemu-img create -q -f qcow2 vm.qcow2 1M
+refused 2 'run for --dest-format' mirror none vm.qcow2 --dest-format qcow2 --verify
+rm vm.qcow2
+refused 2 'run for [ COMMAND ]' mirror none [ true ] --verify
 refused 2 'policy=hope: ' set none bandwidth=1M policy=hope
 refused 1 'none: ' set none bandwidth=1M
 

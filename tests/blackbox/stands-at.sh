@@ -45,6 +45,9 @@ night () {
   wait_for 20 grep -q "^ready" "$tmp/mirror.log"
   nbdmirror cancel "${control[src]}"
   wait_exit mirror 10
+  ! grep -q "stands at" "$tmp/mirror.log" ||
+    grep -q "good for --sync incremental" "$tmp/mirror.log" ||
+    fail "the last line does not fit: $(cat "$tmp/mirror.log")"
 }
 uuid_of () {
   nbdmirror checkpoint list "${control[src]}" --json | "$python" -c '
