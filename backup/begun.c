@@ -129,7 +129,8 @@ is_named (const struct backup_list *list, const char *file)
 }
 
 void
-backup_give_up (const struct repository *r, const char *name, char *const ids[], unsigned nr)
+backup_give_up (const struct repository *r, const char *name, char *const ids[], unsigned nr,
+                bool keep_mark)
 {
   CLEANUP_TEXT char *half = path_of (r, name, ".json.tmp");
   struct backup_list list;
@@ -146,7 +147,8 @@ backup_give_up (const struct repository *r, const char *name, char *const ids[],
   repository_list_free (&list);
   remove_files (r, name);
   unlink (half);
-  backup_begun_end (r, name);
+  if (!keep_mark)
+    backup_begun_end (r, name);
 }
 
 /* ---- tidying up ---- */
@@ -204,7 +206,7 @@ tidy_one (const struct repository *r, const char *name, char *const held[], unsi
   if (over && done)
     backup_begun_end (r, name);
   else if (over && errno == ENOENT)
-    backup_give_up (r, name, ids, nr);
+    backup_give_up (r, name, ids, nr, false);
   for (unsigned i = 0; locks != NULL && i < nr; i++)
     fd_close (&locks[i]);
   free (locks);
@@ -213,21 +215,54 @@ tidy_one (const struct repository *r, const char *name, char *const held[], unsi
   return over && !done;
 }
 
+/* The name of the run whose mark is E.  For text_free(); NULL: it is no mark. */
+static char *
+name_of_mark (const struct dirent *e)
+{
+  size_t n = strlen (e->d_name), suffix = strlen (SUFFIX);
+
+  if (n <= suffix || strcmp (e->d_name + n - suffix, SUFFIX) != 0)
+    return NULL;
+  char *name = text_printf ("%.*s", (int)(n - suffix), e->d_name);
+  if (backup_name_ok (name))
+    return name;
+  text_free (name);
+  return NULL;
+}
+
+bool
+backup_was_begun (const struct repository *r, const char *id)
+{
+  CLEANUP_TEXT char *path = repository_path (r, "backups");
+  DIR *d = opendir (path);
+  const struct dirent *e;
+  bool found = false;
+
+  while (d != NULL && !found && (e = readdir (d)) != NULL) {
+    CLEANUP_TEXT char *name = name_of_mark (e);
+    unsigned nr = 0;
+    json_t *o = NULL;
+    char **ids = name != NULL ? read_begun (r, name, &o, &nr) : NULL;
+    found = ids != NULL && is_in (id, ids, nr);
+    free (ids);
+    json_decref (o);
+  }
+  if (d != NULL)
+    closedir (d);
+  return found;
+}
+
 void
-backup_tidy (const struct repository *r, char *const held[], unsigned nr_held,
+backup_tidy (const struct repository *r, const char *ours, char *const held[], unsigned nr_held,
              void (*told) (void *opaque, const char *name), void *opaque)
 {
   CLEANUP_TEXT char *path = repository_path (r, "backups");
   DIR *d = opendir (path);
   const struct dirent *e;
-  size_t suffix = strlen (SUFFIX);
 
   while (d != NULL && (e = readdir (d)) != NULL) {
-    size_t n = strlen (e->d_name);
-    if (n <= suffix || strcmp (e->d_name + n - suffix, SUFFIX) != 0)
-      continue;
-    CLEANUP_TEXT char *name = text_printf ("%.*s", (int)(n - suffix), e->d_name);
-    if (backup_name_ok (name) && tidy_one (r, name, held, nr_held))
+    CLEANUP_TEXT char *name = name_of_mark (e);
+    if (name != NULL && strcmp (name, ours) != 0 && tidy_one (r, name, held, nr_held))
       told (opaque, name);
   }
   if (d != NULL)

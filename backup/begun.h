@@ -11,6 +11,7 @@
 #ifndef NBDMIRROR_BACKUP_BEGUN_H
 #define NBDMIRROR_BACKUP_BEGUN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "backup/names.h"
@@ -25,13 +26,19 @@ int backup_begin (const struct repository *r, int64_t us, char *const ids[], uns
 /* The manifest of NAME is written: remove NAME.begun.  A failure harms nothing. */
 void backup_begun_end (const struct repository *r, const char *name);
 
-/* Remove the files that the run NAME has made of the disks IDS, and NAME.begun; it has no manifest,
- * and the caller holds the locks of these disks. */
-void backup_give_up (const struct repository *r, const char *name, char *const ids[], unsigned nr);
+/* Remove the files that the run NAME has made of the disks IDS; it has no manifest, and the caller
+ * holds the locks of these disks.  NAME.begun is removed too, unless KEEP_MARK: a job of the run
+ * may be left over at a server that cannot be asked. */
+void backup_give_up (const struct repository *r, const char *name, char *const ids[], unsigned nr,
+                     bool keep_mark);
 
-/* Remove what interrupted runs have left.  The caller holds the locks of the disks HELD and of no
- * other one.  TOLD is called for each run that was tidied up. */
-void backup_tidy (const struct repository *r, char *const held[], unsigned nr_held,
-                  void (*told) (void *opaque, const char *name), void *opaque);
+/* Has a run with the disk ID begun that has not ended?  If the caller holds the disk's lock, it was
+ * interrupted. */
+bool backup_was_begun (const struct repository *r, const char *id);
+
+/* Remove what interrupted runs have left, but not the run OURS.  The caller holds the locks of the
+ * disks HELD and of no other one.  TOLD is called for each run that was tidied up. */
+void backup_tidy (const struct repository *r, const char *ours, char *const held[],
+                  unsigned nr_held, void (*told) (void *opaque, const char *name), void *opaque);
 
 #endif

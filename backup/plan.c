@@ -16,6 +16,8 @@ why_full (const struct backup_facts *f)
 {
   if (f->mode == BACKUP_FULL)
     return text_copy ("asked for");
+  if (f->size == 0)
+    return text_copy ("a disk of 0 bytes has nothing to record");
   if (f->checkpoint == CHECKPOINT_NO_STATE)
     return text_copy ("the server keeps no state file, so nothing is recorded");
   if (f->parent == NULL)

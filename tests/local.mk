@@ -121,10 +121,14 @@ tests_crash_checkpoints_SOURCES = tests/crash/checkpoints.c $(crash_medium)
 tests_crash_checkpoints_LDADD = libdirtybitmap.la libbase.la
 crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/mutations.sh
 TESTS += $(crash_tests)
-EXTRA_DIST += tests/crash/mutations.sh
+EXTRA_DIST += tests/crash/mutations.sh tests/blackbox/newest-backup.py
 
 # A million states, in minutes: CRASH_SEED names other ones.
 CRASH_SEED = 1
+.PHONY: check-backup
+check-backup: all
+	BACKUP_KILLS=500 $(srcdir)/tests/blackbox/backup-kill.sh
+
 .PHONY: check-crash
 check-crash: tests/crash/crash tests/crash/checkpoints
 	tests/crash/crash -n 500000 -s $(CRASH_SEED)
@@ -200,6 +204,9 @@ own_tests = \
 	tests/blackbox/cli-manual.sh \
 	tests/blackbox/budget.sh \
 	tests/blackbox/back-again.sh \
+	tests/blackbox/backup.sh \
+	tests/blackbox/backup-cases.sh \
+	tests/blackbox/backup-kill.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/backup-drill.sh \
 	tests/blackbox/repository-careless.sh \

@@ -286,7 +286,8 @@ lock_disks (struct backup_run *run)
     if (repository_make_disk (&run->repository, d->id, &error) == -1)
       backup_fail (d, EXIT_DEST_FAILED, "%s", error);
     else if (repository_lock (&run->repository, d->id, &d->lock, &error) == -1)
-      backup_fail (d, EXIT_REFUSED, "%s", error);
+      backup_fail (d, access (run->repository.path, W_OK) == 0 ? EXIT_REFUSED : EXIT_DEST_FAILED,
+                   "%s", error);
   }
 }
 
@@ -331,12 +332,15 @@ plan (struct backup_run *run)
     if (d->error == NULL && strcmp (d->place, d->control) != 0)
       backup_serve (run, d, i);
     if (d->error == NULL)
-      backup_ask (d);
+      backup_ask (run, d);
   }
   if (repository_list (&run->repository, &list, &error) == -1) {
     cmd_say ("%s", error);
     return EXIT_ERROR;
   }
+  for (unsigned i = 0; i < list.nr; i++)
+    if (list.list[i].fault != NULL)
+      cmd_warning ("backup %s: %s", list.list[i].name, list.list[i].fault);
   for (unsigned i = 0; i < run->nr_disks; i++)
     if (run->disks[i].error == NULL)
       backup_decide (run, &run->disks[i], &list);
@@ -382,7 +386,7 @@ run_locked (struct backup_run *run)
 
   if (ids == NULL)
     cmd_say ("out of memory");
-  else if (backup_tidy (&run->repository, ids, nr, on_tidied, NULL), (status = plan (run)) == 0) {
+  else if ((status = plan (run)) == 0) {
     tell_reasons (run);
     if (any_left (run)
         && backup_begin (&run->repository, run->begun_us, ids, nr, run->name, &error) == -1) {
@@ -390,12 +394,17 @@ run_locked (struct backup_run *run)
       status = EXIT_DEST_FAILED;
     } else if (any_left (run)) {
       run->begun = true;
+      /* Only now: as long as a mark is there, the job that is left over is known as a backup's. */
+      backup_tidy (&run->repository, run->name, ids, nr, on_tidied, NULL);
       run->checkpoint = backup_checkpoint_name (run->repository.uuid, run->name);
       status = copy (run);
       if (status == 0)
         status = backup_seal (run);
+      bool left = false;
+      for (unsigned i = 0; run->begun && i < run->nr_disks; i++)
+        left |= run->disks[i].file != NULL && backup_job_is_left (&run->disks[i]);
       if (run->begun)
-        backup_give_up (&run->repository, run->name, ids, nr);
+        backup_give_up (&run->repository, run->name, ids, nr, left);
     }
   }
   free (ids);

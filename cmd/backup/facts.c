@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "backup/begun.h"
 #include "backup/chain.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
@@ -33,9 +34,11 @@ ask (struct backup_disk *d, const char *command, json_t *args, json_t **ret)
   return -1;
 }
 
-/* A job of an interrupted backup may be taken away; one of somebody else may not. */
+/* A job of an interrupted backup may be taken away; one of somebody else may not.  A server that
+ * was killed as well does not know any more where its job went to: then the mark of an interrupted
+ * backup of this disk tells. */
 static void
-look_at_job (struct backup_disk *d, const json_t *status)
+look_at_job (const struct backup_run *run, struct backup_disk *d, const json_t *status)
 {
   const char *worker = status_text (status, "worker"), *target = status_text (status, "target");
   const char *state = status_text (status, "state"), *gate = status_text (status, "gate");
@@ -49,7 +52,9 @@ look_at_job (struct backup_disk *d, const json_t *status)
   else if (attached)
     backup_fail (d, EXIT_REFUSED, "another job is under way: it copies the disk to %s",
                  target != NULL ? target : "another place");
-  else if (left && target != NULL && backup_target_is_backup (target))
+  else if (left
+           && (target != NULL ? backup_target_is_backup (target)
+                              : backup_was_begun (&run->repository, d->id)))
     d->restart = true;
   else if (left)
     backup_fail (d, EXIT_REFUSED,
@@ -58,7 +63,7 @@ look_at_job (struct backup_disk *d, const json_t *status)
 }
 
 void
-backup_ask (struct backup_disk *d)
+backup_ask (const struct backup_run *run, struct backup_disk *d)
 {
   CLEANUP_TEXT char *error = NULL;
   json_t *status = NULL;
@@ -75,8 +80,29 @@ backup_ask (struct backup_disk *d)
   if (ask (d, "query-mirror", NULL, &status) == -1)
     return;
   d->size = (uint64_t)status_number (status, "size", 0);
-  look_at_job (d, status);
+  look_at_job (run, d, status);
   json_decref (status);
+}
+
+bool
+backup_job_is_left (const struct backup_disk *d)
+{
+  CLEANUP_TEXT char *error = NULL;
+  struct control_client *c = control_client_connect (d->control, QUERY_MS, &error);
+  json_t *status = NULL;
+  const struct control_call call
+      = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
+  bool left = true;
+
+  if (c != NULL && control_client_call (c, &call, &error) == 0) {
+    const char *state = status_text (status, "state");
+    left = state == NULL
+           || (strcmp (state, "idle") != 0 && strcmp (state, "cancelled") != 0
+               && strcmp (state, "completed") != 0);
+  }
+  json_decref (status);
+  control_client_free (c);
+  return left;
 }
 
 json_t *
@@ -148,6 +174,7 @@ backup_decide (struct backup_run *run, struct backup_disk *d, const struct backu
     look_at_checkpoint (d, all, last, &facts, &why);
   facts.checkpoint_reason = why;
   json_decref (all);
+  d->has_state &= d->size > 0; /* a server adds no checkpoint to a disk without blocks */
   d->full = !backup_plan (&facts, &d->reason);
   if (d->full && run->mode == BACKUP_INCREMENTAL)
     backup_fail (d, EXIT_REFUSED, "it cannot be incremental: %s", d->reason);

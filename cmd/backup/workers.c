@@ -116,6 +116,10 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
   words[n++] = run->policy;
   words[n++] = "--max-downtime";
   words[n++] = run->max_downtime;
+  words[n++] = "--give-up-after"; /* a repository that is full, or gone */
+  words[n++] = "5s";
+  words[n++] = "--give-up-if-stalled";
+  words[n++] = "60s";
   words[n++] = "--report";
   words[n++] = report;
   if (run->bandwidth != NULL) {
@@ -126,8 +130,6 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
     words[n++] = "--budget";
     words[n++] = run->budget;
   }
-  if (d->restart)
-    words[n++] = "--restart";
   if (!d->full) {
     words[n++] = "--sync";
     words[n++] = "incremental";
@@ -152,6 +154,22 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
   return n;
 }
 
+/* End the job that an interrupted backup has left over.  What it had still to copy would be copied
+ * by the new one as well. */
+static bool
+end_left_job (struct backup_disk *d)
+{
+  CLEANUP_TEXT char *error = NULL;
+  const struct control_call call = { .command = "block-job-cancel",
+                                     .args = json_pack ("{s:s}", "device", "mirror"),
+                                     .timeout_ms = QUERY_MS };
+
+  if (control_client_call (d->client, &call, &error) == 0)
+    return true;
+  backup_fail (d, EXIT_ERROR, "the job that is left over cannot be ended: %s", error);
+  return false;
+}
+
 void
 backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
 {
@@ -169,6 +187,8 @@ backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
                                      : "qemu-img cannot make it");
     return;
   }
+  if (d->restart && !end_left_job (d))
+    return;
   worker_words (run, d, report, path, image, words);
   fflush (NULL);
   pid_t parent = getpid ();

@@ -128,6 +128,8 @@ Test (backup, full_or_incremental)
   cr_assert (!plan (&f, "no earlier"));
   f = good, f.chain_fault = "x is missing";
   cr_assert (!plan (&f, "x is missing"));
+  f = good, f.size = f.parent_size = 0;
+  cr_assert (!plan (&f, "0 bytes"));
   f = good, f.size = 8192;
   cr_assert (!plan (&f, "8192 now"));
   f = good, f.parent_checkpoint = NULL;
@@ -335,10 +337,13 @@ Test (backup, tidying)
   put_file (&p, file);
   put_file (&p, "a disk/20201128T013000Z-full.qcow2"); /* nobody's */
   put_file (&p, "a disk/notes.txt");
-  backup_tidy (&p.r, NULL, 0, count, &nr);
+  backup_tidy (&p.r, "", NULL, 0, count, &nr);
   cr_assert (nr == 0 && is_there (&p, file), "a run that goes on was tidied up");
+  cr_assert (backup_was_begun (&p.r, "a disk") && !backup_was_begun (&p.r, "disk"));
   fd_close (&lock);
-  backup_tidy (&p.r, NULL, 0, count, &nr);
+  backup_tidy (&p.r, name, NULL, 0, count, &nr);
+  cr_assert (nr == 0 && is_there (&p, file), "our own run was tidied up");
+  backup_tidy (&p.r, "", NULL, 0, count, &nr);
   cr_assert (nr == 1 && !is_there (&p, file), "an interrupted run was not tidied up");
   cr_assert (is_there (&p, "a disk/20201128T013000Z-full.qcow2")
              && is_there (&p, "a disk/notes.txt"));
@@ -346,7 +351,7 @@ Test (backup, tidying)
   cr_assert (backup_begin (&p.r, INT64_C (1795829400000000), ids, 1, name, NULL) == 0);
   cr_assert (strcmp (name, "20261128T013000Z") == 0, "the name is not free again: %s", name);
   add_backup (&p, name, NULL);
-  backup_tidy (&p.r, ids, 1, count, &nr);
+  backup_tidy (&p.r, "", ids, 1, count, &nr);
   cr_assert (nr == 1 && is_there (&p, file) && is_there (&p, "backups/20261128T013000Z.json"));
   cr_assert (!is_there (&p, "backups/20261128T013000Z.begun"));
   /* Its file may have become that of a later backup, after it was pruned. */
