@@ -151,6 +151,15 @@ look_at_checkpoint (struct backup_disk *d, const json_t *all, const struct manif
   }
 }
 
+/* Is the state file of a disk of another size?  Then no checkpoint can be added to it. */
+static bool
+of_other_size (const struct backup_disk *d, const json_t *all)
+{
+  const json_t *c = json_array_get (all, 0);
+
+  return c != NULL && (uint64_t)status_number (c, "size", (double)d->size) != d->size;
+}
+
 void
 backup_decide (struct backup_run *run, struct backup_disk *d, const struct backup_list *list)
 {
@@ -173,6 +182,12 @@ backup_decide (struct backup_run *run, struct backup_disk *d, const struct backu
   if (e != NULL && last->checkpoint != NULL && all != NULL)
     look_at_checkpoint (d, all, last, &facts, &why);
   facts.checkpoint_reason = why;
+  if (of_other_size (d, all)) {
+    cmd_warning ("%s: its state file is of the disk's size before, so each backup is full: begin a"
+                 " new state file, and restart the server",
+                 d->id);
+    d->has_state = false;
+  }
   json_decref (all);
   d->has_state &= d->size > 0; /* a server adds no checkpoint to a disk without blocks */
   d->full = !backup_plan (&facts, &d->reason);
