@@ -123,6 +123,7 @@ run 0 'a: incremental:' "$A" "$B" "$repo"
 same b "$tmp/b"
 stop b
 truncate -s 10M "$tmp/b"
+rm "$tmp/b.state" # a state file is of one size
 serve b "$tmp/b" --state "$tmp/b.state"
 run 0 'b: full: the disk had 9437184 bytes at the last backup and has 10485760 now' "$A" "$B" "$repo"
 grep -q 'a: incremental' "$tmp/out" || fail "the other disk is not incremental: $(cat "$tmp/out")"
