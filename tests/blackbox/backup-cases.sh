@@ -100,8 +100,8 @@ run 0 'guest frozen' "$A" "$repo" "${hooks[@]}"
 run 0 'crash-consistent' "$A" "$repo" --before-hold-exec false
 run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook-limit 200ms
 : >"$tmp/hooks"
-spawn killed "$NBDMIRROR" backup "$A" "$repo" --before-hold-exec "echo before >>'$tmp/hooks'; sleep 1" \
-  --after-release-exec "echo after >>'$tmp/hooks'"
+spawn killed "$NBDMIRROR" backup "$A" "$repo" \
+  --before-hold-exec "echo before >>'$tmp/hooks'; sleep 1" --after-release-exec "echo after >>'$tmp/hooks'"
 wait_for 20 grep -q before "$tmp/hooks"
 kill -KILL "${pid[killed]}"
 wait_exit killed 20

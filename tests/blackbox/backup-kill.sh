@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a backup may be killed at any instant, and so may its worker and the disk's server:
-# every backup that has a manifest keeps its digests, the guest goes on, and the next backup is equal
-# to the disk.  BACKUP_KILLS is how many kills there are (500 in `make check-backup`).
+# every backup that has a manifest keeps its digests, the guest goes on, and the next backup is
+# equal to the disk.  BACKUP_KILLS is how many kills there are (500 in `make check-backup`).
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a backup of two disks in use stands at one instant on both, whatever is written
-# meanwhile; that an incremental one is equal to the disk, small, and leaves the earlier ones as they
-# were; that trims shrink it and thin stays thin; that sizes may be odd or 0 and names any; and that
+# meanwhile; that an incremental one is equal to the disk, small, and leaves the earlier ones as
+# they were; that trims shrink it and thin stays thin; that sizes may be odd or 0 and names any; and that
 # a server that was restarted loses nothing.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
