@@ -39,6 +39,28 @@ opened_close (struct opened *o)
   repository_close (&o->repo);
 }
 
+bool
+opened_still_good (const struct opened *o, const struct selected *s)
+{
+  struct backup_list now;
+  char *error = NULL;
+
+  if (repository_list (&o->repo, &now, &error) == -1) {
+    cmd_say ("%s", error);
+    text_free (error);
+    return false;
+  }
+  const struct backup_entry *e = repository_find (&now, s->entry->name);
+  const struct manifest_disk *d = e != NULL ? manifest_find_disk (&e->manifest, s->disk->id) : NULL;
+  bool good = d != NULL && !e->manifest.is_dropped && d->file != NULL
+              && strcmp (d->file, s->disk->file) == 0;
+  if (!good)
+    cmd_say ("backup %s was pruned or merged meanwhile, so what was read may be something else",
+             s->entry->name);
+  repository_list_free (&now);
+  return good;
+}
+
 /* ---- times ---- */
 
 bool

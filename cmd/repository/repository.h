@@ -39,6 +39,11 @@ int opened_select (const struct opened *o, const char *at, const char *disk, str
 int opened_select_any (const struct opened *o, const char *at, const char *disk,
                        struct selected *s);
 
+/* Is S still what it was?  A prune may have begun between the choice and the opening of the files,
+ * and then they may hold something else; once qemu-nbd has them open no prune writes into them.
+ * False after a message. */
+bool opened_still_good (const struct opened *o, const struct selected *s);
+
 /* Parse a time as people write it: 2026-01-31, 2026-01-31 23:59[:59], with a T in between, and a Z
  * for UTC.  A day alone stands for its end.  Microseconds since 1970, or false. */
 bool parse_backup_time (const char *text, int64_t *us);

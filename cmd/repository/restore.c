@@ -223,6 +223,8 @@ restore (struct restoring *r, const struct cmd_operand *dest)
   int status = worker_finish (&r->worker, result, report);
   if (status == EXIT_DONE && !r->no_verify)
     status = compare (r, dest);
+  else if (status == EXIT_DONE && !opened_still_good (&r->o, &r->which))
+    status = EXIT_ERROR;
   if (status == EXIT_DONE && r->included != NULL)
     status = restore_included (r);
   if (status == EXIT_DONE && !r->worker.json)

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <libnbd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,12 +82,20 @@ remove_overlay (char *path)
   text_free (path);
 }
 
+/* Does qemu-nbd serve the image?  It makes the socket before it opens the files. */
 static bool
-is_there (const char *socket)
+answers (const char *socket)
 {
   struct stat st;
 
-  return stat (socket, &st) == 0 && S_ISSOCK (st.st_mode);
+  if (stat (socket, &st) == -1 || !S_ISSOCK (st.st_mode))
+    return false;
+  struct nbd_handle *h = nbd_create ();
+  bool good = h != NULL && nbd_connect_unix (h, socket) == 0;
+  if (good)
+    nbd_shutdown (h, 0);
+  nbd_close (h);
+  return good;
 }
 
 static void
@@ -104,7 +113,8 @@ say_ready (const struct serving *s, const struct selected *which)
 
 /* Run qemu-nbd until we are told to end, or it ends. */
 static int
-serve (const struct serving *s, const struct selected *which, const char *image)
+serve (const struct serving *s, const struct opened *o, const struct selected *which,
+       const char *image)
 {
   char *socket_word = text_printf ("--socket=%s", s->socket);
   char *words[] = { (char *)"qemu-nbd",
@@ -132,7 +142,9 @@ serve (const struct serving *s, const struct selected *which, const char *image)
       unlink (s->socket);
       return EXIT_ERROR;
     }
-    if (!ready && is_there (s->socket)) {
+    if (!ready && answers (s->socket)) {
+      if (!opened_still_good (o, which))
+        break;
       ready = true;
       say_ready (s, which);
     }
@@ -163,7 +175,7 @@ serve_selected (const struct serving *s, const struct opened *o, const struct se
   char *overlay = s->overlay ? make_overlay (path) : NULL;
   int status = EXIT_ERROR;
   if (!s->overlay || overlay != NULL)
-    status = serve (s, which, s->overlay ? overlay : path);
+    status = serve (s, o, which, s->overlay ? overlay : path);
   remove_overlay (overlay);
   return status;
 }

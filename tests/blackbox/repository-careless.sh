@@ -75,3 +75,26 @@ ends_well prune 20
 has_to_exit 0 nbdmirror backup-prune "$repo" --keep-last 1
 same "${names[2]}"
 same "${names[3]}"
+
+# A backup is pruned between its choice and the opening of its files: they hold another one then.
+make_repository --backups 4
+rm "$tmp/go"
+printf '#!/bin/sh\nwhile [ ! -e %s ]; do sleep 0.05; done\nexec %s "$@"\n' \
+  "$tmp/go" "$(command -v qemu-nbd)" >"$tmp/bin/qemu-nbd"
+chmod +x "$tmp/bin/qemu-nbd"
+rm "$tmp/bin/qemu-img" "$tmp/restored"
+full=$repo/vda/${names[0]}-full.qcow2
+PATH=$tmp/bin:$PATH spawn restore nbdmirror restore "$repo" "$tmp/restored" --at "${names[0]}" \
+  --no-verify
+PATH=$tmp/bin:$PATH spawn serve nbdmirror serve-backup "$repo" --at "${names[0]}" --socket "$tmp/s"
+wait_for 10 child_of restore qemu-nbd
+wait_for 10 child_of serve qemu-nbd
+has_to_exit 0 nbdmirror backup-merge "$repo" "${names[0]}"
+[ -e "$full" ] || fail "this is about a file that holds another backup"
+touch "$tmp/go"
+for name in restore serve; do
+  got=0
+  wait "${pid[$name]}" || got=$?
+  unset "pid[$name]"
+  [ $got = 1 ] || fail "$name of another backup than was asked for: $got $(cat "$tmp/$name.log")"
+done
