@@ -101,7 +101,8 @@ run 0 'crash-consistent' "$A" "$repo" --before-hold-exec false
 run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook-limit 200ms
 : >"$tmp/hooks"
 spawn killed "$NBDMIRROR" backup "$A" "$repo" \
-  --before-hold-exec "echo before >>'$tmp/hooks'; sleep 1" --after-release-exec "echo after >>'$tmp/hooks'"
+  --before-hold-exec "echo before >>'$tmp/hooks'; sleep 1" \
+  --after-release-exec "echo after >>'$tmp/hooks'"
 wait_for 20 grep -q before "$tmp/hooks"
 kill -KILL "${pid[killed]}"
 wait_exit killed 20
@@ -125,6 +126,7 @@ stop b
 truncate -s 10M "$tmp/b"
 rm "$tmp/b.state" # a state file is of one size
 serve b "$tmp/b" --state "$tmp/b.state"
-run 0 'b: full: the disk had 9437184 bytes at the last backup and has 10485760 now' "$A" "$B" "$repo"
+run 0 'b: full: the disk had 9437184 bytes at the last backup and has 10485760 now' "$A" "$B" \
+  "$repo"
 grep -q 'a: incremental' "$tmp/out" || fail "the other disk is not incremental: $(cat "$tmp/out")"
 same b "$tmp/b"

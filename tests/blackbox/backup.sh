@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a backup of two disks in use stands at one instant on both, whatever is written
 # meanwhile; that an incremental one is equal to the disk, small, and leaves the earlier ones as
-# they were; that trims shrink it and thin stays thin; that sizes may be odd or 0 and names any; and that
-# a server that was restarted loses nothing.
+# they were; that trims shrink it and thin stays thin; that sizes may be odd or 0 and names any; and
+# that a server that was restarted loses nothing.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
@@ -112,7 +112,8 @@ serve odd "$tmp/odd"
 start_server none "$tmp/none"
 for round in full incremental; do
   nbdmirror backup "${control[odd]}" "${control[none]}" "$repo" --include "$tmp/out" \
-    --disk-name "${control[odd]}=für, my disk" >"$tmp/line" 2>"$tmp/err" || fail "$(cat "$tmp/err")"
+    --disk-name "${control[odd]}=für, my disk" >"$tmp/line" 2>"$tmp/err" ||
+    fail "$(cat "$tmp/err")"
   [ "$(what kind none)" = full ] || fail "none: $(what kind none)"
   [ "$(what kind "für, my disk")" = $round ] || fail "odd: $(what reason "für, my disk")"
   same "für, my disk" "$tmp/odd"
