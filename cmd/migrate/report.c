@@ -24,7 +24,8 @@ number_or_null (double n)
 static json_t *
 disk_report (const struct migrate *m, unsigned i)
 {
-  static const char *const keys[] = { "sync", "sent-bytes", "skipped-bytes", "verified-bytes" };
+  static const char *const keys[]
+      = { "sync", "sent-bytes", "wire-bytes", "skipped-bytes", "verified-bytes" };
   const struct disk *d = &m->disks.disk[i];
   double pause = m->result.downtime_ms != NULL ? m->result.downtime_ms[i] : -1;
   json_t *o = json_pack ("{s:s, s:s, s:o}", "control", d->control, "destination", d->dest,

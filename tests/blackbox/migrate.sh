@@ -273,3 +273,36 @@ back_home
 case="source dies, the destination is whole"
 fails 0 dead running fenced -- --at source:migrate-continue:source-dies
 back_home
+
+case="a budget"
+export NBDMIRROR_BUDGETS=$tmp/budgets
+nbdmirror budget moves 50M
+qemus
+migrate 0 --budget moves:2
+ended postmigrate running fenced
+[ "$(nbdmirror budget moves --json | field bytes)" -ge "$size" ] ||
+  fail "$case: the disks did not go by it: $(nbdmirror budget moves --json)"
+back_home
+case="compressed"
+fails 7 running dead open -- -- --compress
+says "takes no compressed data"
+both=
+for d in a b; do
+  head -c "$size" /dev/zero | tr '\0' 'x' >"$tmp/$d.text"
+  nbdmirror copy "$tmp/$d.text" "${uri[$d]}" 2>/dev/null
+  start_receive "packed-$d" "$tmp/packed-$d.img" --size "$size"
+  both+=" --disk ${control[$d]}=${uri[packed-$d]}"
+done
+qemus
+migrate 0 --compress=3 --bandwidth 1M
+ended postmigrate running fenced
+for d in a b; do
+  equal "$tmp/$d.text" "${guest_uri[packed-$d]}"
+  stop "packed-$d"
+done
+"$python" - "$tmp/report" <<'PY' || fail "$case: report"
+import json, sys
+for d in json.load(open(sys.argv[1]))["disks"]:
+    assert 0 < d["wire-bytes"] < d["sent-bytes"] * 3 / 4, d
+PY
+back_home
