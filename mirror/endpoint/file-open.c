@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -23,6 +24,10 @@
 #include "base/fd.h"
 #include "base/text.h"
 #include "mirror/endpoint/file.h"
+
+/* block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE and, behind it, RAW_LOCK_SHARED_BASE. */
+#define QEMU_LOCKS 100
+#define QEMU_LOCKS_LENGTH 200
 
 #define FILE_BLOCK 4096u /* aligned enough for direct I/O to any file system's files */
 
@@ -106,6 +111,39 @@ open_fd (const char *path, const struct endpoint_options *opts, bool *created, s
     return -1;
   }
   return fd;
+}
+
+/* Who has FD's file open, so that nobody else may write to it?  Servers of ours lock it with
+ * flock(); QEMU and its tools lock single bytes, from these on.  Other programs lock nothing. NULL:
+ * nobody, as far as can be told. */
+static const char *
+who_uses (int fd)
+{
+  struct flock bytes = {
+    .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = QEMU_LOCKS, .l_len = QEMU_LOCKS_LENGTH
+  };
+
+  if (flock (fd, LOCK_EX | LOCK_NB) == -1)
+    return errno == EWOULDBLOCK ? "a server of nbdmirror, as its lock says" : NULL;
+  flock (fd, LOCK_UN);
+  if (fcntl (fd, F_OFD_GETLK, &bytes) == 0 && bytes.l_type != F_UNLCK)
+    return "QEMU or a tool of its, as its lock says";
+  return NULL;
+}
+
+/* Is it to be written to, and in use?  Then -1 with *ERRNUM and *ERROR. */
+static int
+refuse_used (const struct file_endpoint *fep, int *errnum, char **error)
+{
+  const char *who = fep->ep.opts.writable ? who_uses (fep->fd) : NULL;
+
+  if (who == NULL)
+    return 0;
+  endpoint_fail (errnum, error, EROFS,
+                 "refused: %s is in use by %s: what is written would be lost, or"
+                 " harm its user",
+                 fep->ep.name, who);
+  return -1;
 }
 
 /* Find the size, extending the file if that was asked for.  -1 with *ERRNUM and *ERROR. */
@@ -207,7 +245,8 @@ endpoint_file_open (const char *path, const struct endpoint_options *opts, int *
   fep->ep.opts = *opts;
   fep->direct_fd = -1;
   fep->fd = open_fd (path, opts, &created, &st, errnum, error);
-  if (fep->fd == -1 || find_size (fep, &st, errnum, error) == -1) {
+  if (fep->fd == -1 || refuse_used (fep, errnum, error) == -1
+      || find_size (fep, &st, errnum, error) == -1) {
     if (created)
       unlink (path);
     file_close (&fep->ep);

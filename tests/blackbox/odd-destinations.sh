@@ -146,3 +146,17 @@ has_to_exit 7 timeout 60 "$NBDMIRROR" mirror "${control[wrong]}" "$tmp/from-othe
 grep -q 'mirror-uri= is wrong' "$tmp/err" ||
   fail "another disk was read: wrong message: $(cat "$tmp/err")"
 [ ! -e "$tmp/from-other" ] || fail "another disk was copied"
+
+# A local disk that somebody uses is not written to.
+cp "$tmp/disk" "$tmp/used.img"
+start_server used "$tmp/used.img"
+has_to_exit 7 nbdmirror copy "$tmp/zero" "$tmp/used.img"
+grep -q 'used.img is in use by a server of nbdmirror' "$tmp/err" || fail "told: $(cat "$tmp/err")"
+stop used
+spawn used qemu-nbd -f raw -t -k "$tmp/used.sock" "$tmp/used.img"
+wait_for_socket "$tmp/used.sock" used
+has_to_exit 7 nbdmirror copy "$tmp/zero" "$tmp/used.img"
+grep -q 'used.img is in use by QEMU' "$tmp/err" || fail "told: $(cat "$tmp/err")"
+cmp "$tmp/disk" "$tmp/used.img" || fail "a disk in use was written to"
+stop used
+has_to_exit 0 nbdmirror copy "$tmp/zero" "$tmp/used.img"

@@ -361,7 +361,7 @@ Test (backup, tidying)
   add_backup (&p, "20261129T013000Z", name);
   CLEANUP_TEXT char *pruned = text_printf ("%s/backups/%s.json", p.r.path, name);
   cr_assert (unlink (pruned) == 0);
-  backup_tidy (&p.r, ids, 1, count, &nr);
+  backup_tidy (&p.r, "", ids, 1, count, &nr);
   cr_assert (nr == 2 && is_there (&p, taken), "a file that a backup needs was removed");
   close_place (&p);
 }
