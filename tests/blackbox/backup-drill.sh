@@ -7,11 +7,12 @@
 # with NBDMIRROR_LONG 60.
 [ "${NBDMIRROR_LONG:-0}" = 0 ] || TEST_TIMEOUT=3600
 . "$(dirname "$0")/lib.sh"
-proves_nothing_under thread address
+proves_nothing_under thread
+proves_nothing_under address
 need qemu-img qemu-nbd nbdfuse losetup mkfs.ext4
 [ "$(id -u)" = 0 ] || skip "only root can mount"
 "$python" -c 'import sqlite3' 2>/dev/null || skip "there is no SQLite for $python"
-[ -e /dev/fuse ] && losetup -f >/dev/null 2>&1 || skip "there is no FUSE, or no loop device"
+{ [ -e /dev/fuse ] && losetup -f >/dev/null 2>&1; } || skip "there is no FUSE, or no loop device"
 unshare --mount true 2>/dev/null || skip "this environment does not allow mounts"
 
 backups=${BACKUPS:-4}

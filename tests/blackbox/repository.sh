@@ -10,6 +10,7 @@ proves_nothing_under thread
 need qemu-img qemu-io qemu-nbd
 
 rounds=${ROUNDS:-6}
+[ "${SHORT:-0}" = 0 ] || rounds=2
 [ "${NBDMIRROR_LONG:-0}" = 0 ] || rounds=200
 shadow=$tmp/shadow
 # make_repository NAME [OPTIONS...]: sets `names`, the backups in it.

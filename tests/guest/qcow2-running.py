@@ -20,7 +20,7 @@ import machine  # noqa: E402
 import scene  # noqa: E402
 from scene import check  # noqa: E402
 
-KILLS = 100 if scene.LONG else 3
+KILLS = 100 if scene.LONG else 1
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30)))
 
 
