@@ -139,7 +139,7 @@ for ((round = 0; round < rounds; round++)); do
   make_repository k --backups 7 --full $((RANDOM % 5 + 3)) --size 2097152 --seed $seed
   keep=$((RANDOM % 3 + 1))
   note "round $round: seed $seed, keep $keep"
-  for try in 1 2 3; do
+  for _ in 1 2 3; do
     spawn prune nbdmirror backup-prune "$tmp/k" --keep-last $keep
     sleep "0.$(printf %03d $((RANDOM % 250)))"
     kill -KILL "${pid[prune]}" 2>/dev/null || :
