@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <jansson.h>
-#include <libnbd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,10 +21,12 @@
 #include "base/text.h"
 #include "cmd/repository/repository.h"
 #include "cmd/worker.h"
+#include "mirror/endpoint/endpoint.h"
 
 #define START_MS 10000
 #define POLL_MS 20
 #define IDLE_MS 1000
+#define ANSWER_MS 1000
 #define END_MS 5000
 
 enum { OPT_AT = 0x200, OPT_DISK, OPT_SOCKET, OPT_OVERLAY };
@@ -90,12 +91,12 @@ answers (const char *socket)
 
   if (stat (socket, &st) == -1 || !S_ISSOCK (st.st_mode))
     return false;
-  struct nbd_handle *h = nbd_create ();
-  bool good = h != NULL && nbd_connect_unix (h, socket) == 0;
-  if (good)
-    nbd_shutdown (h, 0);
-  nbd_close (h);
-  return good;
+  CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", socket);
+  const struct endpoint_options eo = { .connect_timeout_ms = ANSWER_MS };
+  struct endpoint *ep = endpoint_open (&uri, 1, &eo, NULL, NULL);
+  if (ep != NULL)
+    endpoint_close (ep);
+  return ep != NULL;
 }
 
 static void
