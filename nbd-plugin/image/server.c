@@ -15,9 +15,13 @@
 #include <libnbd.h>
 
 #include "base/child.h"
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
 #include "nbd-plugin/image/server.h"
+
+/* A qemu-nbd may never answer: one that gets SIGTERM while it starts runs on and accepts nobody. */
+#define START_MS 12000
 
 /* Run qemu-nbd with LISTEN_FD, and set s->pid.  0, or -1 with errno. */
 static int
@@ -65,8 +69,20 @@ connect_and_run (struct image_server *s, const struct image_options *o, int fds[
   return r == 0 ? run (s, o, listen_fd) : -1;
 }
 
+/* Until END on base/clock.h's clock in ms.  0 or -1. */
+static int
+finish_handshake (struct nbd_handle *h, uint64_t end)
+{
+  while (nbd_aio_is_connecting (h) == 1) {
+    uint64_t now = clock_ms ();
+    if (now >= end || nbd_poll (h, (int)(end - now)) == -1)
+      return -1;
+  }
+  return nbd_aio_is_ready (h) == 1 ? 0 : -1;
+}
+
 static struct nbd_handle *
-shake_hands (int *fd)
+shake_hands (int *fd, uint64_t end)
 {
   struct nbd_handle *h = nbd_create ();
 
@@ -75,7 +91,7 @@ shake_hands (int *fd)
   int taken = *fd;
   *fd = -1; /* libnbd closes it in every case */
   if (nbd_add_meta_context (h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0
-      && nbd_connect_socket (h, taken) == 0)
+      && nbd_aio_connect_socket (h, taken) == 0 && finish_handshake (h, end) == 0)
     return h;
   nbd_close (h);
   return NULL;
@@ -113,6 +129,7 @@ int
 server_start (struct image_server *s, const struct image_options *o, char **error)
 {
   int fds[SERVER_CONNECTIONS];
+  uint64_t end = clock_ms () + START_MS;
 
   *s = (struct image_server){ 0 };
   for (unsigned i = 0; i < SERVER_CONNECTIONS; i++)
@@ -121,9 +138,10 @@ server_start (struct image_server *s, const struct image_options *o, char **erro
   if (r == -1)
     text_error (error, "%s: qemu-nbd cannot be started: %s", o->path, strerror (errno));
   for (unsigned i = 0; r == 0 && i < SERVER_CONNECTIONS; i++) {
-    struct nbd_handle *h = shake_hands (&fds[i]);
+    struct nbd_handle *h = shake_hands (&fds[i], end);
     if (h == NULL)
-      r = text_error (error, "%s: qemu-nbd does not serve it: %s", o->path, nbd_get_error ());
+      r = text_error (error, "%s: qemu-nbd does not serve it: %s", o->path,
+                      clock_ms () >= end ? "it does not answer" : nbd_get_error ());
     else
       s->connection[s->nr_connections++] = h;
     /* Without this promise a flush covers only the connection on which it is sent. */

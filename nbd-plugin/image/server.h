@@ -46,7 +46,7 @@ struct image_server {
   struct image_facts facts;
 };
 
-/* Start one.  0; or -1 with *ERROR (base/text.h) and nothing left of it. */
+/* Start one, within 12 s.  0; or -1 with *ERROR (base/text.h) and nothing left of it. */
 int server_start (struct image_server *s, const struct image_options *o, char **error);
 
 /* Kill it.  Requests under way fail soon after. */

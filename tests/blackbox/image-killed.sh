@@ -118,8 +118,8 @@ printf '#!/bin/sh\nwhile [ ! -e %s ]; do sleep 0.05; done\nexec %s "$@"\n' "$tmp
   "$(command -v qemu-nbd)" >"$tmp/bin/qemu-nbd"
 chmod +x "$tmp/bin/qemu-nbd"
 rm -f "${socket[vm]}" "${control[vm]}"
-PATH=$tmp/bin:$PATH spawn vm nbdmirror serve "$tmp/vm.qcow2" --format qcow2 \
-  --socket "${socket[vm]}" --control "${control[vm]}"
+PATH=$tmp/bin:$PATH spawn vm "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve \
+  "$tmp/vm.qcow2" --format qcow2 --socket "${socket[vm]}" --control "${control[vm]}"
 # shellcheck disable=SC2016 # wait_for evaluates it
 wait_for 10 eval '[ -n "$(qemu_nbd)" ]'
 child=$(qemu_nbd)
@@ -146,5 +146,17 @@ except nbd.Error as e:
     sys.exit(0 if e.errnum == errno.EIO and 20 < time.monotonic() - begin < 40 else 1)
 sys.exit(1)
 EOF
+  stop vm
+
+  # One that never answers is killed, and the next one serves.
+  cp "$tmp/away.qcow2" "$tmp/vm.qcow2"
+  printf '#!/bin/sh\nrm %s && exec sleep 60\nexec %s "$@"\n' "$tmp/mute" \
+    "$(command -v qemu-nbd)" >"$tmp/bin/qemu-nbd"
+  PATH=$tmp/bin:$PATH start_server vm "$tmp/vm.qcow2" --format qcow2
+  touch "$tmp/mute"
+  kill -KILL "$(qemu_nbd)"
+  timeout 25 qemu-io -f raw -r -c 'read 0 512' "${uri[vm]}" >"$tmp/out" 2>&1 ||
+    fail "a qemu-nbd that never answers hangs the guest: $(cat "$tmp/out")"
+  [ ! -e "$tmp/mute" ] || fail "the qemu-nbd that never answers was not started"
   stop vm
 fi
