@@ -18,14 +18,14 @@
 #define DAY (24 * HOUR)
 #define NOON INT64_C (1735732800) /* 2025-01-01 12:00:00 UTC, a Wednesday */
 
+/* As retention_apply(), in UTC. */
 static void
-use_utc (void)
+apply (struct retention_backup *backups, size_t nr, const unsigned keep[RETENTION_RULES])
 {
   setenv ("TZ", "UTC", 1);
   tzset ();
+  retention_apply (backups, nr, keep);
 }
-
-TestSuite (retention, .init = use_utc);
 
 static size_t
 count (const struct retention_backup *b, size_t nr, enum retention_rule rule)
@@ -52,11 +52,11 @@ Test (retention, nothing_asked_for_keeps_nothing)
 
   series (b, 3, NOON, DAY);
   b[1].protected = true;
-  retention_apply (b, 3, keep);
+  apply (b, 3, keep);
   cr_assert_eq (b[0].kept_by, RETENTION_NONE);
   cr_assert_eq (b[1].kept_by, RETENTION_PROTECTED);
   cr_assert_eq (b[2].kept_by, RETENTION_NONE);
-  retention_apply (b, 0, keep);
+  apply (b, 0, keep);
 }
 
 Test (retention, one_of_each_day_is_the_newest)
@@ -65,7 +65,7 @@ Test (retention, one_of_each_day_is_the_newest)
   const unsigned keep[RETENTION_RULES] = { [RETENTION_DAILY] = 2 };
 
   series (b, 48, NOON, HOUR); /* the last one at noon, the days before until 23:00 */
-  retention_apply (b, 48, keep);
+  apply (b, 48, keep);
   cr_assert_eq (count (b, 48, RETENTION_DAILY), 2);
   cr_assert_eq (b[47].kept_by, RETENTION_DAILY);
   cr_assert_eq (b[47 - 13].kept_by, RETENTION_DAILY, "23:00 of the day before");
@@ -78,7 +78,7 @@ Test (retention, rules_add_up)
       = { [RETENTION_DAILY] = 14, [RETENTION_MONTHLY] = 6, [RETENTION_YEARLY] = 1 };
 
   series (b, 365, NOON + 364 * (int64_t)DAY, DAY); /* each day of 2025 */
-  retention_apply (b, 365, keep);
+  apply (b, 365, keep);
   cr_assert_eq (count (b, 365, RETENTION_DAILY), 14);
   for (size_t i = 365 - 14; i < 365; i++)
     cr_assert_eq (b[i].kept_by, RETENTION_DAILY);
@@ -100,11 +100,11 @@ Test (retention, weeks_are_those_of_iso)
   series (b, 3, NOON, DAY);
   b[0].time_s = NOON - 3 * DAY;
   b[1].time_s = NOON - 2 * DAY;
-  retention_apply (b, 3, keep);
+  apply (b, 3, keep);
   cr_assert_eq (b[2].kept_by, RETENTION_WEEKLY);
   cr_assert_eq (b[1].kept_by, RETENTION_NONE, "the same week");
   const unsigned two[RETENTION_RULES] = { [RETENTION_WEEKLY] = 2 };
-  retention_apply (b, 3, two);
+  apply (b, 3, two);
   cr_assert_eq (b[0].kept_by, RETENTION_WEEKLY);
 }
 
@@ -115,7 +115,7 @@ Test (retention, a_clock_that_was_set_back)
 
   series (b, 4, NOON, DAY);
   b[1].time_s = NOON + 10 * (int64_t)DAY; /* made by a clock that was wrong */
-  retention_apply (b, 4, keep);
+  apply (b, 4, keep);
   cr_assert_eq (b[3].kept_by, RETENTION_LAST, "the newest is the one that was made last");
   cr_assert_eq (b[2].kept_by, RETENTION_LAST);
   cr_assert_eq (b[1].kept_by, RETENTION_NONE);
@@ -138,7 +138,7 @@ Test (retention, what_always_holds)
     }
     for (unsigned r = 0; r < RETENTION_RULES; r++)
       sum += keep[r] = rand () % 2 ? (unsigned)rand () % 20 : 0;
-    retention_apply (b, nr, keep);
+    apply (b, nr, keep);
     size_t kept = nr - count (b, nr, RETENTION_NONE);
     cr_assert_leq (kept, sum + protected + 1);
     if (sum > 0)
