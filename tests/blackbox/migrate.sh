@@ -17,6 +17,14 @@ migrate () {
     --memory-uri unix:/nowhere $both --log "$tmp/log" --report "$tmp/report" "$@"
 }
 
+# The filter sees the end of a worker a moment later.
+detached () { # DISKS...
+  local d
+  for d; do
+    wait_for 10 eval '[ "$(status_of "${control['"$d"']}" worker)" = detached ]'
+  done
+}
+
 poke () { head -c 5 /dev/urandom | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
 
 # Failures before the commit: the source goes on.
@@ -114,6 +122,7 @@ says "${control[a]}: its copy differs in 1 block, one of them at offset 99[0-9]*
 says "a job is at work already, with --sync full: it is used as it is"
 nbdmirror cancel "${control[a]}"
 wait_exit mine 10
+detached a
 both=$plain
 
 case="it cannot be seen whether the destination has -S"
@@ -247,6 +256,7 @@ fails 1 running dead open -- --at source:migrate:fail -- --keep-mirrors
 [ "$(status_of "${control[b]}" state)" = ready ] || fail "$case: the mirror of b was not kept"
 nbdmirror cancel "${control[a]}"; nbdmirror cancel "${control[b]}"
 wait_exit mine 10
+detached a b
 
 # At and after the commit.  As long as the destination has not run there is a way back.
 case="cont is refused"
