@@ -10,16 +10,7 @@ size=96M
 random_disk "$tmp/disk" $size
 cp "$tmp/disk" "$tmp/dst.img"
 
-serve () {
-  server_paths src
-  rm -f "${socket[src]}" "${control[src]}"
-  spawn src "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "${socket[src]}" \
-    --filter="$NBDMIRROR_FILTER" file "$tmp/disk" "mirror-control=${control[src]}" \
-    "mirror-uri=${uri[src]}" "mirror-direct=$tmp/disk" "mirror-state=$tmp/state" \
-    mirror-state-volatile=yes
-  wait_for_socket "${socket[src]}" src
-  wait_for_socket "${control[src]}" src
-}
+serve () { start_stateful src "$tmp/disk" "$tmp/state"; }
 kill_all () {
   local name
   for name; do kill -KILL "${pid[$name]}" 2>/dev/null || :; done # the guest may have ended

@@ -385,6 +385,20 @@ start_nbdkit () {
   wait_for_socket "${control[$name]}" "$name"
 }
 
+# start_stateful NAME DISK STATE: nbdkit with the mirror filter on the raw DISK, with the state file
+# STATE, which may lie on a tmpfs.  To start it anew after a kill, call it again.
+start_stateful () {
+  local name=$1 disk=$2 state=$3
+  server_paths "$name"
+  rm -f "${socket[$name]}" "${control[$name]}"
+  spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "${socket[$name]}" \
+    --filter="$NBDMIRROR_FILTER" file "$disk" "mirror-control=${control[$name]}" \
+    "mirror-uri=${uri[$name]}" "mirror-direct=$disk" "mirror-state=$state" \
+    mirror-state-volatile=yes
+  wait_for_socket "${socket[$name]}" "$name"
+  wait_for_socket "${control[$name]}" "$name"
+}
+
 # start_dest NAME KIND WHAT [ARGS...]: a destination export without tracking.  KIND WHAT is
 #   file SIZE    nbdkit file, on the new or left over file $tmp/NAME.img
 #   memory SIZE  nbdkit memory

@@ -12,16 +12,7 @@ random_disk "$tmp/disk" $size
 "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.test", b"x")' "$tmp/disk" ||
   skip "no extended attributes in $tmp"
 
-serve () {
-  server_paths src
-  rm -f "${socket[src]}" "${control[src]}"
-  spawn src "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "${socket[src]}" \
-    --filter="$NBDMIRROR_FILTER" file "$tmp/disk" "mirror-control=${control[src]}" \
-    "mirror-uri=${uri[src]}" "mirror-direct=$tmp/disk" "mirror-state=$tmp/state" \
-    mirror-state-volatile=yes
-  wait_for_socket "${socket[src]}" src
-  wait_for_socket "${control[src]}" src
-}
+serve () { start_stateful src "$tmp/disk" "$tmp/state"; }
 # change SEED [URI]: a guest writes 40 blocks here and there.
 change () {
   "$python" - "${2-${uri[src]}}" "$1" <<'PY'
