@@ -137,11 +137,12 @@ scenario () {
   skipped=$(field skipped-bytes <"$tmp/report")
   note "$mode, $kind: $((sent / 1048576)) MiB sent, $((skipped / 1048576)) MiB skipped"
   [ "$(field sync <"$tmp/report")" = "$mode" ] || fail "the report does not name the mode"
-  # What a killed worker had not flushed is sent, also what it had found to be the same.
-  if [ "$mode" != full ]; then
-    [ "$sent" -lt "$size" ] || fail "$mode, $kind: $sent bytes were sent"
-    [ "$skipped" -gt $((size / 2)) ] || fail "$mode, $kind: only $skipped bytes were skipped"
-  fi
+  # Each block is looked at once at least.  What was sent has no bound here: whatever a killed
+  # worker had not flushed is in doubt and is sent, also what it had found to be the same, and on a
+  # busy machine that may be all.  difference-copy.sh and top-proof.sh count what is sent without
+  # kills.
+  [ "$mode" = full ] || [ "$skipped" -gt $((size / 2)) ] ||
+    fail "$mode, $kind: only $skipped bytes were skipped"
   stop src
   stop dst
   [ "$mode" != top ] || stop layers

@@ -78,7 +78,7 @@ start_server bad "$tmp/bad.img" -- --filter=error error-pread=EIO error-pread-ra
 nbdinfo --size "${uri[bad]}" >"$tmp/size" # the guest
 begun=$SECONDS
 has_to_exit 1 evacuate "${control[bad]}" "$tmp/bad.new" --give-up-if-stalled 700ms
-[ $((SECONDS - begun)) -le 5 ] || fail "stalled: it took $((SECONDS - begun)) s"
+within $((SECONDS - begun)) 5 "stalled: it took $((SECONDS - begun)) s"
 grep -q "given up: nothing has moved for " "$tmp/err" || fail "stalled: told: $(cat "$tmp/err")"
 [ "$(status_of "${control[bad]}" gate)" = open ] || fail "stalled: the guest is held"
 [ "$(status_of "${control[bad]}" server-pid)" = "${pid[bad]}" ] || fail "stalled: another server"

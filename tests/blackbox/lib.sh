@@ -56,6 +56,14 @@ proves_nothing_under () {
     *"$1"*) skip "proves nothing more with -fsanitize=$sanitizers" ;;
   esac
 }
+# measures_times: for a test that compares times with limits.  Where it fails beside other tests,
+# ./quickstart check runs it once more, alone, and says so.
+measures_times () { :; }
+# within N LIMIT MESSAGE: a time is at most a limit, both whole numbers.  It is not asked in a build
+# with a sanitizer: that is several times slower, and how much so depends on the machine.
+within () {
+  [ -n "$sanitizers" ] || [ "$1" -le "$2" ] || fail "$3"
+}
 long_test () {
   [ "${SHORT:-0}" = 0 ] || skip "takes long, and this is a short run"
 }

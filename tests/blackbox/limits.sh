@@ -5,6 +5,7 @@
 # request, a flush), --give-up-after (destination gone, silent, refusing writes),
 # --give-up-if-stalled, --lease, --timeout, --max-write-delay, and a hold that nobody ends.
 . "$(dirname "$0")/lib.sh"
+measures_times
 proves_nothing_under address
 proves_nothing_under thread
 

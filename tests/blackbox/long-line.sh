@@ -7,6 +7,7 @@
 # longer than the allowed pause, the user is told so.  What an earlier worker left in doubt is read
 # back with as many requests in flight as the line takes.
 . "$(dirname "$0")/lib.sh"
+measures_times
 need_fio_nbd
 relay=$builddir/bench/relay
 [ -x "$relay" ] || skip "bench/relay is not built"
@@ -34,7 +35,7 @@ sent=$(field sent-bytes <"$tmp/report") pause=$(field downtime-ms <"$tmp/report"
 note "round trip 50 ms: ready and handed over after $(field total-s <"$tmp/report") s," \
   "$((sent >> 20)) MiB sent of $((size >> 20)), pause $pause ms"
 # Three round trips are the aim; the machine may be busy.
-[ "${pause%.*}" -le 350 ] || fail "long line: a pause of $pause ms"
+within "${pause%.*}" 350 "long line: a pause of $pause ms"
 [ "$sent" -le $((size * 2)) ] || fail "long line: $sent bytes were sent"
 stop guest INT
 equal "$tmp/disk" "${uri[near]}"
@@ -67,7 +68,7 @@ wait_exit mirror 30
 grep -q 'everything is read back' "$tmp/mirror.log" || fail "nothing was to be read back"
 took=$(field total-s <"$tmp/report")
 note "round trip 150 ms: copied and read back after $took s"
-[ "${took%.*}" -lt 4 ] || fail "reading back: $took s"
+within "${took%.*}" 3 "reading back: $took s"
 equal "$tmp/disk" "${uri[past]}"
 stop relay
 stop past
@@ -93,6 +94,6 @@ wait_exit mirror 30
 note "200 ms for each write: handed over after $(field total-s <"$tmp/report") s," \
   "pause $(field downtime-ms <"$tmp/report") ms"
 pause=$(field downtime-ms <"$tmp/report")
-[ "${pause%.*}" -le 340 ] || fail "slow writes: a pause of $pause ms with 300 allowed"
+within "${pause%.*}" 340 "slow writes: a pause of $pause ms with 300 allowed"
 stop guest INT
 equal "$tmp/disk" "${uri[slow]}"

@@ -5,6 +5,7 @@
 # is named in status, event, message and report, the job is never ready, and it ends when
 # --give-up-after says so.
 . "$(dirname "$0")/lib.sh"
+measures_times
 
 size=$(bytes 8M) bad=1052672
 random_disk "$tmp/disk" "$size"
@@ -83,7 +84,7 @@ wait_for 2 only_it_is_left
 wait_exit mirror 10
 took=$(((${EPOCHREALTIME/./} - begun) / 1000))
 [ "$status" = 1 ] || fail "mirror ended with $status instead of 1"
-[ $took -le 3300 ] || fail "given up after $took ms instead of 3000"
+within $took 3300 "given up after $took ms instead of 3000"
 grep -q "given up after 3.0 s: .*cannot read 4096 bytes at offset $bad: Input/output error" \
   "$tmp/mirror.log" ||
   fail "the message does not name the block"
