@@ -7,6 +7,8 @@ libbase_la_SOURCES = \
 	base/child-guard.h \
 	base/clock.c \
 	base/clock.h \
+	base/durable.c \
+	base/durable.h \
 	base/fd.c \
 	base/fd.h \
 	base/text.c \

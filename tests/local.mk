@@ -203,6 +203,7 @@ own_tests = \
 	tests/blackbox/cli-usage.sh \
 	tests/blackbox/cli-manual.sh \
 	tests/blackbox/budget.sh \
+	tests/blackbox/bypass.sh \
 	tests/blackbox/back-again.sh \
 	tests/blackbox/backup.sh \
 	tests/blackbox/backup-cases.sh \

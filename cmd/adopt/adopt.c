@@ -212,13 +212,13 @@ start_server (struct adopt *a)
 }
 
 /* The guest stays where it was: so must everything else.  A server that was refused is not ours to
- * end. */
+ * end.  One that the user had started goes on, and stays bypassed, because the guest still writes
+ * past it. */
 static void
 undo (struct adopt *a)
 {
   struct served s;
   char *ignored = NULL;
-  bool refused;
 
   if (!a->launched && a->server == 0) {
     if (!a->had_record)
@@ -226,11 +226,13 @@ undo (struct adopt *a)
     return;
   }
   nodes_remove (&a->vm, a->names.node, &ignored);
-  if (a->started && served_look (a->control, &s, &ignored) == 0) {
-    served_stop (s.pid);
-    served_free (&s);
-  } else if (!a->started)
-    served_bypass (a->control, false, &refused, &ignored);
+  if (a->started) {
+    if (served_look (a->control, &s, &ignored) == 0) {
+      served_stop (s.pid);
+      served_free (&s);
+    }
+    served_forget_bypass (a->control);
+  }
   record_remove (a->control);
   text_free (ignored);
 }

@@ -301,8 +301,10 @@ finish (struct give_back *g, const char *old, const char *node)
 
   if (old != NULL && nodes_remove (&g->vm, old, &error) == -1)
     return fail (EXIT_ERROR, error);
-  if (!g->keep_server)
+  if (!g->keep_server) {
     served_stop (g->server.pid);
+    served_forget_bypass (g->control);
+  }
   record_remove (g->control);
   report (g, node);
   return EXIT_DONE;

@@ -6,14 +6,12 @@
 #include "config.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <libgen.h>
-#include <stdio.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/fd.h"
+#include "base/durable.h"
 #include "base/text.h"
 #include "cmd/adopt/record.h"
 
@@ -56,46 +54,14 @@ record_load (const char *control, json_t **record, char **error)
   return 0;
 }
 
-static int
-sync_folder_of (const char *path)
-{
-  CLEANUP_TEXT char *copy = text_copy (path);
-  int fd = open (dirname (copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-  if (fd == -1)
-    return -1;
-  int r = fsync (fd);
-  fd_close (&fd);
-  return r;
-}
-
-static int
-write_file (const char *path, const char *text)
-{
-  int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-
-  if (fd == -1)
-    return -1;
-  int r = fd_write_all (fd, text, strlen (text)) == -1 || fsync (fd) == -1 ? -1 : 0;
-  fd_close (&fd);
-  return r;
-}
-
 int
 record_save (const char *control, const json_t *record, char **error)
 {
-  CLEANUP_TEXT char *path = path_of (control), *new = text_printf ("%s.new", path);
+  CLEANUP_TEXT char *path = path_of (control);
   char *text = json_dumps (record, JSON_INDENT (1));
-  int r = text == NULL ? -1 : write_file (new, text);
+  int r = text != NULL ? durable_replace (path, text, error)
+                       : text_error (error, "%s: out of memory", path);
 
-  if (r == 0)
-    r = rename (new, path);
-  if (r == 0)
-    r = sync_folder_of (path);
-  if (r == -1) {
-    text_error (error, "%s: %s", path, strerror (text == NULL ? ENOMEM : errno));
-    unlink (new);
-  }
   free (text);
   return r;
 }

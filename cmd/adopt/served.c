@@ -14,9 +14,11 @@
 #include <unistd.h>
 
 #include "base/child.h"
+#include "base/durable.h"
 #include "base/fd.h"
 #include "base/text.h"
 #include "cmd/adopt/served.h"
+#include "cmd/cmd.h"
 #include "cmd/serve/tidy.h"
 #include "control/client.h"
 #include "mirror/endpoint/uri.h"
@@ -99,6 +101,15 @@ served_bypass (const char *control, bool on, bool *refused, char **error)
   text_free (message);
   text_free (class_);
   return r;
+}
+
+void
+served_forget_bypass (const char *control)
+{
+  CLEANUP_TEXT char *path = text_printf ("%s.bypass", control), *error = NULL;
+
+  if (durable_remove (path, &error) == -1)
+    cmd_warning ("%s", error);
 }
 
 int

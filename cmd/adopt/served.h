@@ -29,6 +29,10 @@ bool served_is_there (const char *control);
  * mirror job may begin there.  *REFUSED (set on -1): there is a job. */
 int served_bypass (const char *control, bool on, bool *refused, char **error);
 
+/* The server of a bypassed image has ended, and what was tracked there is written off: the next
+ * server at CONTROL may track again. */
+void served_forget_bypass (const char *control);
+
 /* Start `nbdmirror serve` for IMAGE, in the background; NBDKIT_ARGS, NR of them, are added. -1
  * after an error message of that program. */
 int served_start (const char *image, const char *socket, const char *control, char **nbdkit_args,

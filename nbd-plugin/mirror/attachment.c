@@ -246,10 +246,8 @@ attach_allowed (struct mirror *m, struct control_peer *peer, json_t *id, json_t 
   if (gate.mode == GATE_FENCED)
     control_error (peer, id, "Fenced",
                    "this disk was handed over: writes are refused until a rollback");
-  else if (m->bypassed)
-    control_error (peer, id, "Bypassed",
-                   "the guest is being put onto this server, or taken off it ('nbdmirror adopt', "
-                   "'give-back'): run that to its end first");
+  else if (m->bypass.on)
+    control_error (peer, id, "Bypassed", BYPASSED, m->bypass.path);
   else if (m->attachment.worker != NULL)
     control_error (peer, id, "WorkerAttached", "a worker is attached: process %ld",
                    (long)m->attachment.process.pid);

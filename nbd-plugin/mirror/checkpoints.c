@@ -101,8 +101,8 @@ checkpoints_prepare (struct mirror *m, struct control_peer *peer, json_t *id, js
     control_error (peer, id, "GenericError", "no descriptor of a decision word was passed");
   else if (c->decision != NULL)
     control_error (peer, id, "Busy", "a checkpoint is being added already");
-  else if (m->bypassed)
-    control_error (peer, id, "Bypassed", "somebody writes to the disk without passing this server");
+  else if (m->bypass.on)
+    control_error (peer, id, "Bypassed", BYPASSED, m->bypass.path);
   else if (!tracker_geometry (&m->tracker, &geo))
     control_error (peer, id, "NoDisk",
                    "the disk's size is not known: open an NBD connection to the export first");

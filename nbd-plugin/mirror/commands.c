@@ -12,6 +12,7 @@
 #include <nbdkit-filter.h>
 
 #include "base/fd.h"
+#include "base/text.h"
 #include "nbd-plugin/mirror/commands.h"
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/status.h"
@@ -193,7 +194,11 @@ bypass (struct call *c)
     control_error (c->peer, c->id, "JobExists",
                    "there is a mirror job, which relies on every write passing here");
   else {
-    m->bypassed = on;
+    CLEANUP_TEXT char *error = NULL;
+    if (bypass_set (&m->bypass, on, &error) == -1) {
+      control_error (c->peer, c->id, "GenericError", "%s", error);
+      return;
+    }
     if (on)
       persist_bypassed (m);
     control_reply (c->peer, c->id, NULL, -1);

@@ -16,6 +16,7 @@
 
 #include <jansson.h>
 
+#include "base/durable.h"
 #include "base/fd.h"
 #include "base/text.h"
 #include "base/uuid.h"
@@ -159,22 +160,6 @@ fence_close (struct fence *f)
 }
 
 static int
-sync_directory (const char *path, char **error)
-{
-  char *dir CLEANUP_TEXT = text_copy (path);
-  char *slash = strrchr (dir, '/');
-  if (slash == NULL)
-    return text_error (error, "%s: not an absolute path", path);
-  slash[slash == dir] = '\0';
-  int fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  int r = fd == -1 ? -1 : fsync (fd);
-  if (r == -1)
-    text_error (error, "%s: cannot make the directory durable: %s", dir, strerror (errno));
-  fd_close (&fd);
-  return r;
-}
-
-static int
 write_durably (const char *path, const char *text, char **error)
 {
   int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -182,7 +167,7 @@ write_durably (const char *path, const char *text, char **error)
     return text_error (error, "cannot create the fence record %s: %s", path, strerror (errno));
   bool ok = fd_write_all (fd, text, strlen (text)) == 0 && fsync (fd) == 0;
   fd_close (&fd);
-  if (ok && sync_directory (path, error) == 0)
+  if (ok && durable_folder (path, error) == 0)
     return 0;
   if (!ok)
     text_error (error, "cannot write the fence record %s: %s", path, strerror (errno));
@@ -244,7 +229,7 @@ fence_commit (struct fence *f, char **error)
   if (rename (f->draft_path, f->path) == -1 && !(errno == ENOENT && access (f->path, F_OK) == 0))
     return text_error (error, "cannot rename %s to %s: %s", f->draft_path, f->path,
                        strerror (errno));
-  if (sync_directory (f->path, error) == -1)
+  if (durable_folder (f->path, error) == -1)
     return -1;
   f->state = FENCE_COMMITTED;
   f->superseded = false; /* the new record took the old one's place */
@@ -261,7 +246,7 @@ fence_remove (struct fence *f, char **error)
   if ((!draft_only && unlink (f->path) == -1 && errno != ENOENT)
       || (unlink (f->draft_path) == -1 && errno != ENOENT))
     return text_error (error, "cannot remove the fence record %s: %s", f->path, strerror (errno));
-  if (sync_directory (f->path, error) == -1)
+  if (durable_folder (f->path, error) == -1)
     return -1;
   f->state = FENCE_NONE;
   memset (&f->record, 0, sizeof f->record);

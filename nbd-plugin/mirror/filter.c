@@ -65,6 +65,7 @@ mirror_unload (void)
   persist_close (&mirror);
   attachment_free (&mirror);
   fence_close (&mirror.fence);
+  bypass_close (&mirror.bypass);
   pace_destroy (&mirror.pace);
   tracker_destroy (&mirror.tracker);
   free (mirror.config.control);
@@ -235,14 +236,20 @@ mirror_get_ready (int thread_model)
   if (mirror.fence.state != FENCE_NONE && !never_prepared)
     gate_fence (&mirror.gate, mirror.fence.record.generation);
 
+  bypass_open (&mirror.bypass, mirror.config.control);
   if (persist_open (&mirror, &error) == -1)
     goto failed;
+  if (mirror.bypass.was)
+    persist_bypassed (&mirror);
   mirror.server = control_server_new (mirror.config.control, PACKAGE_NAME " " PACKAGE_VERSION,
                                       &mirror_server_ops, &mirror, &error);
   if (mirror.server == NULL)
     goto failed;
   /* Only now is it certain that no other server of this disk runs, whose draft that would be. */
   if (never_prepared && fence_remove (&mirror.fence, &error) == -1)
+    goto failed;
+  /* The state file knows it now. */
+  if (mirror.bypass.was && !mirror.bypass.on && bypass_set (&mirror.bypass, false, &error) == -1)
     goto failed;
   mirror.socket_owner = getpid ();
   pthread_atfork (NULL, forked_in_parent, NULL);

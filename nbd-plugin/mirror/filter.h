@@ -9,8 +9,8 @@
  * the static variable of filter.c, and everything else gets a pointer to it or to a part of it.
  *
  * The parts stand in this order; none of them includes one that stands below it:
- *   gate, pace, tracker, fence, process, relay,  know nothing of each other, except that the pace
- *   shutdown                                     uses a type of the gate
+ *   gate, pace, tracker, fence, bypass,          know nothing of each other, except that the pace
+ *   process, relay, shutdown                     uses a type of the gate
  *   attachment, measurement                      the worker and its region; a region for onlookers
  *   persist                                      the job and the recordings in a file
  *   checkpoints                                  what users do with recordings
@@ -37,6 +37,7 @@
 #include "base/clock.h"
 #include "control/server.h"
 #include "nbd-plugin/mirror/attachment.h"
+#include "nbd-plugin/mirror/bypass.h"
 #include "nbd-plugin/mirror/checkpoints.h"
 #include "nbd-plugin/mirror/events.h"
 #include "nbd-plugin/mirror/fence.h"
@@ -77,13 +78,13 @@ struct mirror {
   struct persist persist;
 
   struct fence fence;
+  struct bypass bypass;
   struct control_server *server;
   struct attachment attachment;
   struct participant participant;
   struct checkpointing checkpointing;
   struct measurement measurement;
   struct told told;
-  bool bypassed;      /* somebody writes to the disk without passing us: no job may begin */
   bool have_downtime; /* of the committed hand-off; unknown after a restart */
   uint64_t released;  /* generation of the last hold whose commit was a release; 0: none */
   double downtime_ms;

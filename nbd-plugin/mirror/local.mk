@@ -2,6 +2,8 @@ filter_LTLIBRARIES += nbd-plugin/nbdkit-mirror-filter.la
 nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/attachment.c \
 	nbd-plugin/mirror/attachment.h \
+	nbd-plugin/mirror/bypass.c \
+	nbd-plugin/mirror/bypass.h \
 	nbd-plugin/mirror/checkpoints.c \
 	nbd-plugin/mirror/checkpoints.h \
 	nbd-plugin/mirror/commands-worker.c \

@@ -192,7 +192,7 @@ mirror_status (struct mirror *m)
   set (o, "disk", m->config.disk != NULL,
        m->config.disk != NULL ? json_string (m->config.disk) : NULL);
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
-  json_object_set_new (o, "bypassed", json_boolean (m->bypassed));
+  json_object_set_new (o, "bypassed", json_boolean (m->bypass.on));
   json_object_set_new (o, "server-pid", json_integer (getpid ()));
   json_object_set_new (o, "nbdkit-version", json_string (NBDKIT_VERSION_STRING));
   json_object_set_new (o, "worker", json_string (a->worker != NULL ? "attached" : "detached"));

@@ -73,7 +73,8 @@ def tidy(s, vm, disks, before):
     check(nodes(vm) == before, f"the nodes are {nodes(vm)}, they were {before}")
     for disk in disks:
         check(has_open(vm, disk.image), f"QEMU does not have {disk.image} open")
-        for path in (disk.socket, disk.control, disk.control + ".adopted"):
+        for path in (disk.socket, disk.control, disk.control + ".adopted",
+                     disk.control + ".bypass"):
             s.wait_for(f"the end of {path}", lambda path=path: not os.path.exists(path), 10)
 
 
@@ -262,6 +263,30 @@ def restarted(s, vm, disks, before):
     tidy(s, vm, disks, before)
 
 
+def kept(s, vm, disks, before):
+    """A server that goes on without the guest knows it, also after a restart and after an adopt
+    that fails: no mirror may begin. An adopt that succeeds ends that."""
+    disk = disks[0]
+    s.nbdmirror(*disk.adopt(vm))
+    s.nbdmirror(*disk.give_back(vm), "--keep-server")
+    s.run(["kill", str(s.status(disk)["server-pid"])])
+    serve_again(s, disk)
+    check(s.status(disk)["bypassed"], "the server has forgotten the guest")
+    proxy = QmpProxy(vm, like_qemu=False)
+    proxy.before["blockdev-mirror"] = lambda: [
+        vm.qmp("blockdev-del", node_name=node) for node in nodes(vm) if "-server-" in node]
+    words = disk.adopt(vm)
+    words[words.index("--qmp") + 1] = proxy.path
+    s.nbdmirror(*words, status=1)
+    proxy.close()
+    check(not proxy.errors, f"{proxy.errors}")
+    check(s.status(disk)["bypassed"], "after an adopt that failed the guest is forgotten")
+    s.nbdmirror(*disk.adopt(vm))
+    check(not s.status(disk)["bypassed"], "no job may begin")
+    s.nbdmirror(*disk.give_back(vm))
+    tidy(s, vm, disks, before)
+
+
 def others(s, vm, disks, before):
     """A control socket that is in use for one disk is not to be had for another one, of the same
     guest or of another: both go on, and the first can be given back."""
@@ -388,7 +413,7 @@ def test(s):
     disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
     s.story.wait_for_record(20)
     before = nodes(vm)
-    for part in (cycles, killed, failures, stopped, refusals, restarted, others):
+    for part in (cycles, killed, failures, stopped, refusals, restarted, kept, others):
         start = time.monotonic()
         part(s, vm, disks, before)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
