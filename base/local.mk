@@ -13,5 +13,7 @@ libbase_la_SOURCES = \
 	base/fd.h \
 	base/text.c \
 	base/text.h \
+	base/tracked-mark.c \
+	base/tracked-mark.h \
 	base/uuid.c \
 	base/uuid.h

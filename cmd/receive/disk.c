@@ -30,6 +30,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "base/tracked-mark.h"
 #include "cmd/cmd.h"
 #include "cmd/image.h"
 #include "cmd/receive/disk.h"
@@ -376,6 +377,9 @@ make_or_measure (struct receive_disk *d, bool go_on, bool device)
 
   if (r != EXIT_DONE)
     return r;
+  /* The disk may have been a tracked one.  A state file knows nothing of what a mirror writes. */
+  if (!d->read_only && tracked_mark_remove (d->fd) == -1)
+    return failed (d, "the mark of its state file cannot be removed");
   if (go_on)
     return d->qcow2 ? measure_qcow2 (d) : measure_raw (d);
   if (!d->qcow2)

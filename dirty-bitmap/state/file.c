@@ -14,6 +14,7 @@
 
 #include "base/fd.h"
 #include "base/text.h"
+#include "base/tracked-mark.h"
 #include "dirty-bitmap/state/file.h"
 
 static int
@@ -114,9 +115,9 @@ bool
 state_file_mark_disk (int disk_fd, const uint8_t mark[16])
 {
   if (mark == NULL)
-    return fremovexattr (disk_fd, STATE_MARK_ATTRIBUTE) == 0 ? fsync (disk_fd) == 0
-                                                             : errno == ENODATA;
-  return fsetxattr (disk_fd, STATE_MARK_ATTRIBUTE, mark, 16, 0) == 0 && fsync (disk_fd) == 0;
+    return fremovexattr (disk_fd, TRACKED_MARK_ATTRIBUTE) == 0 ? fsync (disk_fd) == 0
+                                                               : errno == ENODATA;
+  return fsetxattr (disk_fd, TRACKED_MARK_ATTRIBUTE, mark, 16, 0) == 0 && fsync (disk_fd) == 0;
 }
 
 int

@@ -34,8 +34,6 @@
 #define STATE_FAULT_MAX 79u /* bytes of the reason why a recording is inconsistent */
 #define STATE_AREAS_MAX (STATE_CHECKPOINTS_MAX + 2) /* one for the next, one for a merged one */
 
-#define STATE_MARK_ATTRIBUTE "user.nbdmirror.tracked" /* of the disk's file */
-
 #define STATE_MIN_EXTENT (UINT64_C (4) << 20)
 
 /* Where the parts stand; follows from the disk's geometry alone. */

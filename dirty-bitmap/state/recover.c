@@ -23,6 +23,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "base/tracked-mark.h"
 #include "dirty-bitmap/samples.h"
 #include "dirty-bitmap/state/state.h"
 
@@ -71,7 +72,7 @@ state_identity_of (int fd, struct state_identity *id)
   memset (id, 0, sizeof *id);
   if (fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))
     return; /* a device's times say nothing about its contents */
-  if (fgetxattr (fd, STATE_MARK_ATTRIBUTE, id->mark, sizeof id->mark) != (ssize_t)sizeof id->mark)
+  if (fgetxattr (fd, TRACKED_MARK_ATTRIBUTE, id->mark, sizeof id->mark) != (ssize_t)sizeof id->mark)
     memset (id->mark, 0, sizeof id->mark);
   id->known = true;
   id->device = st.st_dev;
@@ -161,7 +162,7 @@ trust (const struct state_super *s, const uint8_t boot[16], const struct state_i
   case STATE_ACTIVE:
     if (now != NULL && !same_disk (s, now)) {
       snprintf (reason, STATE_REASON_MAX,
-                "the disk was served without this state file, or is another one");
+                "the disk was used without this state file, or is another one");
       return STATE_FROM_NOTHING;
     }
     return !zero_id (boot) && memcmp (s->boot, boot, 16) == 0 ? STATE_FROM_LIVE : STATE_FROM_L1;

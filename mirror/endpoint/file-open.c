@@ -23,6 +23,7 @@
 
 #include "base/fd.h"
 #include "base/text.h"
+#include "base/tracked-mark.h"
 #include "mirror/endpoint/file.h"
 
 /* block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE and, behind it, RAW_LOCK_SHARED_BASE. */
@@ -146,6 +147,18 @@ refuse_used (const struct file_endpoint *fep, int *errnum, char **error)
   return -1;
 }
 
+/* It is about to be written to: it is not what a state file knows of it any more.  -1 with *ERRNUM
+ * and *ERROR. */
+static int
+forget_tracking (const struct file_endpoint *fep, int *errnum, char **error)
+{
+  if (!fep->ep.opts.writable || tracked_mark_remove (fep->fd) == 0)
+    return 0;
+  endpoint_fail (errnum, error, errno, "%s: the mark of its state file cannot be removed: %s",
+                 fep->ep.name, strerror (errno));
+  return -1;
+}
+
 /* Find the size, extending the file if that was asked for.  -1 with *ERRNUM and *ERROR. */
 static int
 find_size (struct file_endpoint *fep, const struct stat *st, int *errnum, char **error)
@@ -246,7 +259,7 @@ endpoint_file_open (const char *path, const struct endpoint_options *opts, int *
   fep->direct_fd = -1;
   fep->fd = open_fd (path, opts, &created, &st, errnum, error);
   if (fep->fd == -1 || refuse_used (fep, errnum, error) == -1
-      || find_size (fep, &st, errnum, error) == -1) {
+      || forget_tracking (fep, errnum, error) == -1 || find_size (fep, &st, errnum, error) == -1) {
     if (created)
       unlink (path);
     file_close (&fep->ep);

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that no change is missed where the state file was not alone with its disk: it is an older
-# copy, another server has served the same disk meanwhile, or the disk is an older one that was put
-# back with its attributes.  Each time the map since a checkpoint either has what was written, or is
-# refused.
+# copy, another server has served the same disk meanwhile, the disk was a destination meanwhile, or
+# it is an older one that was put back with its attributes.  Each time the map since a checkpoint
+# either has what was written, or is refused.
 . "$(dirname "$0")/lib.sh"
 
 size=32M
@@ -115,6 +115,31 @@ killed src
 mv "$tmp/older" "$tmp/disk"
 serve src a.state
 has src 9 "an older disk"
+stop src
+
+# A program of ours writes to the disk after a crash.
+begin
+cp "$tmp/disk" "$tmp/other"
+"$python" -c 'import os, sys; os.pwrite(os.open(sys.argv[1], os.O_WRONLY), b"x", 9 << 20)' \
+  "$tmp/other"
+killed src
+nbdmirror copy "$tmp/other" "$tmp/disk" 2>"$tmp/err" || fail "copy: $(cat "$tmp/err")"
+serve src a.state
+has src 9 "after a copy"
+stop src
+begin
+killed src
+start_receive dst "$tmp/disk" --resume
+"$python" -c '
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"y", 11 << 20)
+h.flush()
+h.shutdown()' "${guest_uri[dst]}"
+stop dst
+serve src a.state
+has src 11 "after a receive"
 stop src
 
 # A server that is killed while it starts costs nothing: what is known stays exact.
