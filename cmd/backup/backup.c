@@ -14,10 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backup/begun.h"
-#include "backup/lock.h"
 #include "base/clock.h"
-#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
 #include "cmd/checkpoint/checkpoint.h"
@@ -98,6 +95,12 @@ static void
 on_signal (int sig)
 {
   backup_signal = sig;
+}
+
+static bool
+go_on (void)
+{
+  return backup_signal == 0;
 }
 
 void
@@ -240,7 +243,7 @@ name_disk (struct backup_run *run, unsigned nr, const struct cmd_operand *op,
     return cmd_usage_error ("a disk is a control socket or an image, not a command");
   const char *operand = op->argv[0];
   const char *id = value_for (names->disk_names, names->nr_disk_names, operand);
-  *d = (struct backup_disk){ .operand = operand, .lock = -1, .pause_ms = -1, .changed = -1 };
+  *d = (struct backup_disk){ .operand = operand, .pause_ms = -1, .changed = -1 };
   d->id = id != NULL ? text_copy (id) : backup_disk_id_from_path (operand);
   const char *fault = backup_disk_id_fault (d->id);
   if (fault != NULL)
@@ -283,11 +286,10 @@ lock_disks (struct backup_run *run)
   for (unsigned i = 0; i < run->nr_disks; i++) {
     struct backup_disk *d = &run->disks[i];
     CLEANUP_TEXT char *error = NULL;
-    if (repository_make_disk (&run->repository, d->id, &error) == -1)
-      backup_fail (d, EXIT_DEST_FAILED, "%s", error);
-    else if (repository_lock (&run->repository, d->id, &d->lock, &error) == -1)
-      backup_fail (d, access (run->repository.path, W_OK) == 0 ? EXIT_REFUSED : EXIT_DEST_FAILED,
-                   "%s", error);
+    int status;
+    d->locked = store_lock (&run->store, d->id, &status, &error) == 0;
+    if (!d->locked)
+      backup_fail (d, status, "%s", error);
   }
 }
 
@@ -308,7 +310,7 @@ locked_ids (const struct backup_run *run, unsigned *nr)
 
   *nr = 0;
   for (unsigned i = 0; ids != NULL && i < run->nr_disks; i++)
-    if (run->disks[i].lock != -1)
+    if (run->disks[i].locked)
       ids[(*nr)++] = run->disks[i].id;
   return ids;
 }
@@ -334,7 +336,7 @@ plan (struct backup_run *run)
     if (d->error == NULL)
       backup_ask (run, d);
   }
-  if (repository_list (&run->repository, &list, &error) == -1) {
+  if (store_list (&run->store, &list, &error) == -1) {
     cmd_say ("%s", error);
     return EXIT_ERROR;
   }
@@ -389,14 +391,14 @@ run_locked (struct backup_run *run)
   else if ((status = plan (run)) == 0) {
     tell_reasons (run);
     if (any_left (run)
-        && backup_begin (&run->repository, run->begun_us, ids, nr, run->name, &error) == -1) {
+        && store_begin (&run->store, run->begun_us, ids, nr, run->name, &error) == -1) {
       cmd_say ("%s", error);
       status = EXIT_DEST_FAILED;
     } else if (any_left (run)) {
       run->begun = true;
       /* Only now: as long as a mark is there, the job that is left over is known as a backup's. */
-      backup_tidy (&run->repository, run->name, ids, nr, on_tidied, NULL);
-      run->checkpoint = backup_checkpoint_name (run->repository.uuid, run->name);
+      store_tidy (&run->store, run->name, ids, nr, on_tidied, NULL);
+      run->checkpoint = backup_checkpoint_name (run->store.repo.uuid, run->name);
       status = copy (run);
       if (status == 0)
         status = backup_seal (run);
@@ -404,7 +406,7 @@ run_locked (struct backup_run *run)
       for (unsigned i = 0; run->begun && i < run->nr_disks; i++)
         left |= run->disks[i].file != NULL && backup_job_is_left (&run->disks[i]);
       if (run->begun)
-        backup_give_up (&run->repository, run->name, ids, nr, left);
+        store_give_up (&run->store, run->name, ids, nr, left);
     }
   }
   free (ids);
@@ -431,7 +433,6 @@ free_run (struct backup_run *run)
     struct backup_disk *d = &run->disks[i];
     control_client_free (d->client);
     backup_stop_server (d);
-    fd_close (&d->lock);
     text_free (d->id);
     text_free (d->control);
     text_free (d->place);
@@ -446,7 +447,7 @@ free_run (struct backup_run *run)
     remove_folder (run);
   manifest_clear (&run->manifest);
   text_free (run->checkpoint);
-  repository_close (&run->repository);
+  store_close (&run->store);
 }
 
 /* The operands are known: do it. */
@@ -460,7 +461,8 @@ run_backup (struct backup_run *run, const char *path)
   sigaction (SIGINT, &act, NULL);
   sigaction (SIGTERM, &act, NULL);
   sigaction (SIGHUP, &act, NULL);
-  if (repository_open (&run->repository, path, !run->dry_run, &error) == -1) {
+  run->store.go_on = go_on;
+  if (store_open (&run->store, path, !run->dry_run, &error) == -1) {
     cmd_say ("%s", error);
     return EXIT_DEST_FAILED;
   }

@@ -9,6 +9,7 @@
  *   instant.c   all disks at one instant, with the user's commands around it
  *   thaw.c      the process that lets the guest thaw, whatever becomes of us
  *   seal.c      digests, the manifest, and the checkpoints that are not needed any more
+ *   store.c     what is done in the repository, where that is (store.h)
  *   tell.c      what people and programs are told at the end
  *
  * The order keeps an interrupted run harmless: the files and the checkpoints are new ones, and the
@@ -27,7 +28,7 @@
 
 #include "backup/names.h"
 #include "backup/plan.h"
-#include "backup/repository.h"
+#include "cmd/backup/store.h"
 #include "cmd/cmd.h"
 #include "control/client.h"
 
@@ -38,7 +39,7 @@ struct backup_disk {
   const char *state;   /* --state of an image that nobody serves; NULL: none */
   pid_t server;        /* that we have started for it; 0: none */
   char *id;
-  int lock; /* -1: not taken */
+  bool locked; /* we hold its lock */
   struct control_client *client;
   uint64_t size;
   bool has_state;  /* its server has a state file, so checkpoints can be added */
@@ -59,7 +60,7 @@ struct backup_disk {
 };
 
 struct backup_run {
-  struct repository repository;
+  struct store store;
   struct backup_disk *disks;
   unsigned nr_disks;
   enum backup_mode mode;
@@ -89,7 +90,7 @@ void backup_fail (struct backup_disk *d, int status, const char *fmt, ...)
 
 /* facts.c: connect to the disk's server, and learn its size and what can be incremental.  Errors go
  * to D. */
-void backup_ask (const struct backup_run *run, struct backup_disk *d);
+void backup_ask (struct backup_run *run, struct backup_disk *d);
 /* May a job of ours be left over at the server of D, or can it not be asked? */
 bool backup_job_is_left (const struct backup_disk *d);
 /* Full or incremental?  Fills in D's plan. */

@@ -7,7 +7,6 @@
 
 #include <string.h>
 
-#include "backup/begun.h"
 #include "backup/chain.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
@@ -38,7 +37,7 @@ ask (struct backup_disk *d, const char *command, json_t *args, json_t **ret)
  * was killed as well does not know any more where its job went to: then the mark of an interrupted
  * backup of this disk tells. */
 static void
-look_at_job (const struct backup_run *run, struct backup_disk *d, const json_t *status)
+look_at_job (struct backup_run *run, struct backup_disk *d, const json_t *status)
 {
   const char *worker = status_text (status, "worker"), *target = status_text (status, "target");
   const char *state = status_text (status, "state"), *gate = status_text (status, "gate");
@@ -54,7 +53,7 @@ look_at_job (const struct backup_run *run, struct backup_disk *d, const json_t *
                  target != NULL ? target : "another place");
   else if (left
            && (target != NULL ? backup_target_is_backup (target)
-                              : backup_was_begun (&run->repository, d->id)))
+                              : store_was_begun (&run->store, d->id)))
     d->restart = true;
   else if (left)
     backup_fail (d, EXIT_REFUSED,
@@ -63,7 +62,7 @@ look_at_job (const struct backup_run *run, struct backup_disk *d, const json_t *
 }
 
 void
-backup_ask (const struct backup_run *run, struct backup_disk *d)
+backup_ask (struct backup_run *run, struct backup_disk *d)
 {
   CLEANUP_TEXT char *error = NULL;
   json_t *status = NULL;
@@ -173,7 +172,7 @@ backup_decide (struct backup_run *run, struct backup_disk *d, const struct backu
   const struct backup_entry *e = chain_newest (list, d->id, &last);
   facts.checkpoint = d->has_state ? CHECKPOINT_MISSING : CHECKPOINT_NO_STATE;
   if (e != NULL) {
-    fault = chain_fault (&run->repository, list, e->name, d->id);
+    fault = store_chain_fault (&run->store, list, e->name, d->id);
     facts.parent = e->name;
     facts.chain_fault = fault;
     facts.parent_size = last->size;

@@ -5,6 +5,8 @@ nbdmirror_SOURCES += \
 	cmd/backup/instant.c \
 	cmd/backup/seal.c \
 	cmd/backup/serve.c \
+	cmd/backup/store.c \
+	cmd/backup/store.h \
 	cmd/backup/tell.c \
 	cmd/backup/thaw.c \
 	cmd/backup/workers.c

@@ -40,7 +40,7 @@ backup_hook (const struct backup_run *run, const char *event, const char *comman
 
   setenv ("NBDMIRROR_EVENT", event, 1);
   setenv ("NBDMIRROR_BACKUP", run->name, 1);
-  setenv ("NBDMIRROR_REPOSITORY", run->repository.path, 1);
+  setenv ("NBDMIRROR_REPOSITORY", run->store.repo.path, 1);
   pid_t pid = child_start (words, &o);
   if (pid == -1)
     return text_error (error, "--%s-exec: %s", event, strerror (errno));

@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,38 +29,12 @@
 #define LOOK_MS 20
 #define TELL_MS 5000
 #define END_MS 30000
-#define SECTOR 512
 #define WORDS_MAX 40
 
 static char *
 log_of (const struct backup_run *run, unsigned nr, const char *suffix)
 {
   return text_printf ("%s/%u.%s", run->folder, nr, suffix);
-}
-
-/* ---- the file ---- */
-
-static int
-make_file (const struct backup_run *run, const struct backup_disk *d, const char *path)
-{
-  const char *slash = d->parent_file != NULL ? strrchr (d->parent_file, '/') : NULL;
-  CLEANUP_TEXT char *size = text_printf ("%" PRIu64, (d->size + SECTOR - 1) / SECTOR * SECTOR);
-  const char *words[16] = { "qemu-img", "create", "-q", "-f", "qcow2" };
-  unsigned n = 5;
-
-  if (run->compress) {
-    words[n++] = "-o";
-    words[n++] = "compression_type=zstd";
-  }
-  if (slash != NULL) {
-    words[n++] = "-b"; /* by its file name alone, so that the repository can be moved */
-    words[n++] = slash + 1;
-    words[n++] = "-F";
-    words[n++] = "qcow2";
-  }
-  words[n++] = path;
-  words[n++] = size;
-  return child_run (words, NULL);
 }
 
 /* What qemu-nbd is given for PATH with --compress: a comma in a name is written twice. */
@@ -178,13 +151,11 @@ backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
   const char *words[WORDS_MAX];
 
   d->file = backup_file_path (d->id, run->name, d->full);
-  CLEANUP_TEXT char *path = repository_path (&run->repository, d->file);
+  CLEANUP_TEXT char *path = repository_path (&run->store.repo, d->file);
   CLEANUP_TEXT char *image = run->compress ? compressed_image (path) : NULL;
-  int r = make_file (run, d, path);
-  if (r != 0) {
-    backup_fail (d, EXIT_ERROR, "%s: %s", path,
-                 r == -1 || r == 127 ? "qemu-img cannot be run: is qemu-utils installed?"
-                                     : "qemu-img cannot make it");
+  if (store_make_file (&run->store, d->file, d->parent_file, d->size, run->compress, &error)
+      == -1) {
+    backup_fail (d, EXIT_ERROR, "%s", error);
     return;
   }
   if (d->restart && !end_left_job (d))

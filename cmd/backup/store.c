@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * What a backup does in its repository.  See store.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backup/begun.h"
+#include "backup/chain.h"
+#include "backup/lock.h"
+#include "base/child.h"
+#include "base/fd.h"
+#include "base/text.h"
+#include "cmd/backup/store.h"
+#include "cmd/cmd.h"
+#include "mirror/endpoint/endpoint.h"
+#include "mirror/verify/image-digest.h"
+
+#define SECTOR 512
+
+int
+store_open (struct store *s, const char *place, bool make, char **error)
+{
+  return repository_open (&s->repo, place, make, error);
+}
+
+void
+store_close (struct store *s)
+{
+  for (unsigned i = 0; i < s->nr_locks; i++)
+    fd_close (&s->locks[i]);
+  free (s->locks);
+  s->locks = NULL;
+  s->nr_locks = 0;
+  repository_close (&s->repo);
+}
+
+int
+store_lock (struct store *s, const char *id, int *status, char **error)
+{
+  int *more = realloc (s->locks, (s->nr_locks + 1) * sizeof *more);
+
+  *status = EXIT_DEST_FAILED;
+  if (more == NULL)
+    return text_error (error, "out of memory");
+  s->locks = more;
+  if (repository_make_disk (&s->repo, id, error) == -1)
+    return -1;
+  if (repository_lock (&s->repo, id, &s->locks[s->nr_locks], error) == -1) {
+    if (access (s->repo.path, W_OK) == 0)
+      *status = EXIT_REFUSED;
+    return -1;
+  }
+  s->nr_locks++;
+  return 0;
+}
+
+int
+store_list (struct store *s, struct backup_list *list, char **error)
+{
+  return repository_list (&s->repo, list, error);
+}
+
+char *
+store_chain_fault (struct store *s, const struct backup_list *list, const char *name,
+                   const char *id)
+{
+  return chain_fault (&s->repo, list, name, id);
+}
+
+bool
+store_was_begun (struct store *s, const char *id)
+{
+  return backup_was_begun (&s->repo, id);
+}
+
+int
+store_begin (struct store *s, int64_t us, char *const ids[], unsigned nr,
+             char name[BACKUP_NAME_MAX], char **error)
+{
+  return backup_begin (&s->repo, us, ids, nr, name, error);
+}
+
+void
+store_tidy (struct store *s, const char *ours, char *const held[], unsigned nr_held,
+            void (*told) (void *opaque, const char *name), void *opaque)
+{
+  backup_tidy (&s->repo, ours, held, nr_held, told, opaque);
+}
+
+void
+store_give_up (struct store *s, const char *name, char *const ids[], unsigned nr, bool keep_mark)
+{
+  backup_give_up (&s->repo, name, ids, nr, keep_mark);
+}
+
+/* ---- the file of a disk ---- */
+
+int
+store_make_file (struct store *s, const char *file, const char *parent, uint64_t bytes,
+                 bool compress, char **error)
+{
+  const char *slash = parent != NULL ? strrchr (parent, '/') : NULL;
+  CLEANUP_TEXT char *path = repository_path (&s->repo, file);
+  CLEANUP_TEXT char *size = text_printf ("%" PRIu64, (bytes + SECTOR - 1) / SECTOR * SECTOR);
+  const char *words[16] = { "qemu-img", "create", "-q", "-f", "qcow2" };
+  unsigned n = 5;
+
+  if (compress) {
+    words[n++] = "-o";
+    words[n++] = "compression_type=zstd";
+  }
+  if (slash != NULL) {
+    words[n++] = "-b"; /* by its file name alone, so that the repository can be moved */
+    words[n++] = slash + 1;
+    words[n++] = "-F";
+    words[n++] = "qcow2";
+  }
+  words[n++] = path;
+  words[n++] = size;
+  int r = child_run (words, NULL);
+  if (r == 0)
+    return 0;
+  return text_error (error, "%s: %s", path,
+                     r == -1 || r == 127 ? "qemu-img cannot be run: is qemu-utils installed?"
+                                         : "qemu-img cannot make it");
+}
+
+void
+store_remove_file (struct store *s, const char *file)
+{
+  CLEANUP_TEXT char *path = repository_path (&s->repo, file);
+
+  unlink (path);
+}
+
+/* ---- digests ---- */
+
+static bool
+on_progress (void *opaque, uint64_t done, uint64_t size)
+{
+  const struct store *s = opaque;
+
+  (void)done, (void)size;
+  return s->go_on == NULL || s->go_on ();
+}
+
+/* The digest of the endpoint WORDS.  NULL with *ERROR. */
+static char *
+digest_of_endpoint (struct store *s, char *const *words, unsigned nr, char **error)
+{
+  const struct endpoint_options opts = { .writable = false };
+  const struct image_digest_options o = {
+    .path = "", .format = "raw", .opaque = s, .progress = on_progress
+  }; /* nothing is kept beside the image */
+  struct endpoint *ep = endpoint_open (words, nr, &opts, NULL, error);
+  char text[DIGEST_WHOLE_TEXT];
+  bool kept;
+
+  if (ep == NULL)
+    return NULL;
+  int r = image_digest (ep, &o, text, &kept, error);
+  endpoint_close (ep);
+  return r == 0 ? text_copy (text) : NULL;
+}
+
+int
+store_seal (struct store *s, struct manifest_disk *m, char **error)
+{
+  CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
+  CLEANUP_TEXT char *folder = repository_path (&s->repo, m->id);
+  CLEANUP_TEXT char *why = NULL;
+  char *const words[] = { (char *)"[",
+                          (char *)"qemu-nbd",
+                          (char *)"--format=qcow2",
+                          (char *)"--persistent",
+                          (char *)"--shared=0",
+                          (char *)"--read-only",
+                          path,
+                          (char *)"]" };
+  struct stat st;
+
+  if (repository_sync (path, error) == -1 || repository_sync (folder, error) == -1)
+    return -1;
+  m->digest = digest_of_endpoint (s, words, sizeof words / sizeof words[0], &why);
+  if (m->digest != NULL)
+    m->file_digest = digest_of_endpoint (s, &(char *){ path }, 1, &why);
+  if (m->digest == NULL || m->file_digest == NULL)
+    return text_error (error, "the file cannot be read back: %s", why);
+  if (stat (path, &st) == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  m->file_bytes = (uint64_t)st.st_size;
+  return 0;
+}
+
+/* ---- included files ---- */
+
+static int
+copy_file (const char *from, const char *to, uint64_t *bytes, char **error)
+{
+  CLEANUP_FD int in = open (from, O_RDONLY | O_CLOEXEC);
+  CLEANUP_FD int out = open (to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  char buffer[65536];
+  ssize_t n = 0;
+
+  if (in == -1)
+    return text_error (error, "--include %s: %s", from, strerror (errno));
+  if (out == -1)
+    return text_error (error, "%s: %s", to, strerror (errno));
+  *bytes = 0;
+  while ((n = read (in, buffer, sizeof buffer)) > 0) {
+    if (fd_write_all (out, buffer, (size_t)n) == -1)
+      return text_error (error, "%s: %s", to, strerror (errno));
+    *bytes += (uint64_t)n;
+  }
+  if (n == -1)
+    return text_error (error, "--include %s: %s", from, strerror (errno));
+  return fsync (out) == 0 ? 0 : text_error (error, "%s: %s", to, strerror (errno));
+}
+
+int
+store_include (struct store *s, const char *from, struct manifest_include *m, char **error)
+{
+  CLEANUP_TEXT char *to = repository_path (&s->repo, m->file);
+  CLEANUP_TEXT char *folder = text_printf ("%.*s", (int)(strrchr (to, '/') - to), to);
+
+  if (mkdir (folder, 0777) == -1 && errno != EEXIST)
+    return text_error (error, "%s: %s", folder, strerror (errno));
+  if (copy_file (from, to, &m->bytes, error) == -1 || repository_sync (folder, error) == -1)
+    return -1;
+  m->digest = digest_of_endpoint (s, &(char *){ to }, 1, error);
+  return m->digest != NULL ? 0 : -1;
+}
+
+/* ---- the manifest ---- */
+
+int
+store_write (struct store *s, struct manifest *m, char **error)
+{
+  CLEANUP_FD int lock = -1;
+
+  if (repository_lock (&s->repo, NULL, &lock, error) == -1
+      || repository_write (&s->repo, m, error) == -1)
+    return -1;
+  backup_begun_end (&s->repo, m->name);
+  return 0;
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The repository that a backup writes to, and all that is done in it.
+ *
+ * A path goes into the manifests, files are flushed, and locks are held by a process: so all of
+ * this happens on the host that holds the directory.
+ *
+ * One thread.  Functions return 0, or -1 with *ERROR (base/text.h).
+ */
+
+#ifndef NBDMIRROR_CMD_BACKUP_STORE_H
+#define NBDMIRROR_CMD_BACKUP_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backup/names.h"
+#include "backup/repository.h"
+
+struct store {
+  struct repository repo;
+  int *locks; /* of disks, owned */
+  unsigned nr_locks;
+  bool (*go_on) (void); /* NULL, or asked now and then by what takes long; false: stop */
+};
+
+/* Open the repository at PLACE.  With MAKE one that is missing is made.  To be closed in either
+ * case, which gives up the locks. */
+int store_open (struct store *s, const char *place, bool make, char **error);
+void store_close (struct store *s);
+
+/* Take the lock of the disk ID, whose folder is made if it is missing.  *STATUS: the exit status
+ * that fits the error. */
+int store_lock (struct store *s, const char *id, int *status, char **error);
+
+/* As repository_list(), chain_fault(), and the functions of backup/begun.h. */
+int store_list (struct store *s, struct backup_list *list, char **error);
+char *store_chain_fault (struct store *s, const struct backup_list *list, const char *name,
+                         const char *id);
+bool store_was_begun (struct store *s, const char *id);
+int store_begin (struct store *s, int64_t us, char *const ids[], unsigned nr,
+                 char name[BACKUP_NAME_MAX], char **error);
+void store_tidy (struct store *s, const char *ours, char *const held[], unsigned nr_held,
+                 void (*told) (void *opaque, const char *name), void *opaque);
+void store_give_up (struct store *s, const char *name, char *const ids[], unsigned nr,
+                    bool keep_mark);
+
+/* Make the empty qcow2 file FILE for a disk of SIZE bytes, on PARENT (NULL: none). */
+int store_make_file (struct store *s, const char *file, const char *parent, uint64_t size,
+                     bool compress, char **error);
+void store_remove_file (struct store *s, const char *file);
+
+/* Nobody writes to the file of M any more: make it durable, and read it.  M has id and file, and
+ * gets its digests and file_bytes. */
+int store_seal (struct store *s, struct manifest_disk *m, char **error);
+
+/* Copy FROM, a file of this host, into the repository as M->file, whose folder is made if it is
+ * missing.  M gets its bytes and digest. */
+int store_include (struct store *s, const char *from, struct manifest_include *m, char **error);
+
+/* Write the manifest of the run, which has thereby ended. */
+int store_write (struct store *s, struct manifest *m, char **error);
+
+#endif
