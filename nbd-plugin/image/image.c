@@ -16,6 +16,7 @@
 
 #include <nbdkit-plugin.h>
 
+#include "base/child.h"
 #include "base/clock.h"
 #include "base/text.h"
 #include "nbd-plugin/image/image.h"
@@ -216,9 +217,31 @@ replay (struct image *i, unsigned *nr)
   return i->facts.read_only ? 0 : request_send (h, &r);
 }
 
-/* Start a server and replay.  True, or false after a message. */
+/* What the server that died had allocated and not made durable belongs to nobody now, and a replay
+ * takes its room again.  Where there is none, that has to be given back first. */
+static void
+give_room_back (const struct image *i, uint64_t end)
+{
+  CLEANUP_TEXT char *path = text_copy (i->options.path), *format = text_copy (i->options.format);
+  char *const words[]
+      = { (char *)"qemu-img", (char *)"check", (char *)"-q", (char *)"-r", (char *)"leaks",
+          (char *)"-f",       format,          path,         NULL };
+  const struct child_options options = { .output_to_stderr = true, .end_with_us = true };
+  uint64_t now = clock_ms ();
+  int status;
+
+  pid_t pid = child_start (words, &options);
+  if (pid == -1 || child_ended (pid, end > now ? (int)(end - now) : 0, &status))
+    return;
+  kill (pid, SIGKILL); /* leaks are left then, and nothing worse */
+  while (!child_ended (pid, LAST_PAUSE_MS, &status))
+    ;
+}
+
+/* Start a server and replay, until END on base/clock.h's clock in ms.  True, or false after a
+ * message. */
 static bool
-start_again (struct image *i)
+start_again (struct image *i, uint64_t end)
 {
   char *error = NULL;
   unsigned nr;
@@ -245,6 +268,8 @@ start_again (struct image *i)
   }
   server_kill (&i->server);
   server_bury (&i->server);
+  if (err == ENOSPC)
+    give_room_back (i, end);
   return false;
 }
 
@@ -270,7 +295,7 @@ start_until_it_runs (struct image *i)
 
   server_bury (&i->server);
   tell_end (i);
-  while (!start_again (i)) {
+  while (!start_again (i, end)) {
     if (clock_ms () + pause >= end) {
       nbdkit_error ("%s: given up after %d s: all requests fail until this server is started"
                     " again",

@@ -26,6 +26,9 @@
  *     it is followed by a flush before its error is told.  If the server dies before that flush,
  *     the change is tried again.
  *
+ * Where there is no room for the replay, the clusters that the dead server had allocated and not
+ * made durable are freed (qemu-img check -r leaks), since the replay needs just as many again.
+ *
  * The log takes LOG_LIMIT bytes at most.  When it is half full, the next change that ends flushes
  * before it is told; when it is full, changes wait for that flush.  If a flush fails that the guest
  * has not asked for, the guest's next flush fails.

@@ -4,7 +4,8 @@
 # guest notices nothing but a pause: over many kills at random instants, while several connections
 # write, zero, trim and flush, no request fails, all that is read back is what was acknowledged, and
 # in the end the image holds exactly that.  A mirror job at the same time ends equal.  A qemu-nbd
-# that cannot be started again ends in errors, not in a hang, and none of ours outlives nbdkit.
+# that cannot be started again ends in errors, not in a hang, and none of ours outlives nbdkit.  A
+# full device does not hinder it.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 
@@ -115,7 +116,7 @@ sound "$tmp/vm.qcow2"
 # It is killed before qemu-nbd has answered: that waits for nobody then, with the image's lock.  (A
 # shell does not run with a preloaded sanitizer.)
 mkdir "$tmp/bin"
-if [ -z "$sanitizers" ]; then
+if [ -z "$runtime" ]; then
   printf '#!/bin/sh\nwhile [ ! -e %s ]; do sleep 0.05; done\nexec %s "$@"\n' "$tmp/go" \
     "$(command -v qemu-nbd)" >"$tmp/bin/qemu-nbd"
   chmod +x "$tmp/bin/qemu-nbd"
@@ -128,6 +129,50 @@ if [ -z "$sanitizers" ]; then
   stop vm KILL
   touch "$tmp/go"
   wait_for 10 eval '! kill -0 '"$child"' 2>/dev/null'
+fi
+
+# ---- a full device ----
+
+# What the dead qemu-nbd had allocated for changes that were not durable is nobody's room, and the
+# replay has to get it back.  The image lies in a device of 8 MiB here: raw's size.  The clusters
+# that it had left are made such ones before the next qemu-nbd starts.
+if [ -z "$runtime" ]; then
+  qemu-img create -q -f qcow2 "$tmp/full.qcow2" 16M
+  truncate -s 8M "$tmp/full.qcow2"
+  cat >"$tmp/lose-room.py" <<'END'
+import struct, sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(48)
+    f.seek(struct.unpack(">Q", f.read(8))[0])  # the refcount table
+    block = struct.unpack(">Q", f.read(8))[0]
+    for cluster in range(8 << 20 >> 16):
+        f.seek(block + 2 * cluster)
+        if f.read(2) == bytes(2):
+            f.seek(block + 2 * cluster)
+            f.write(b"\0\1")
+END
+  cat >"$tmp/bin/qemu-nbd" <<END
+#!/bin/sh
+rm "$tmp/lose" 2>/dev/null && "$python" "$tmp/lose-room.py" "$tmp/full.qcow2"
+file=driver=qcow2,file.driver=raw,file.size=8M,file.file.driver=file
+exec $(command -v qemu-nbd) --shared=0 --image-opts "\$file,file.file.filename=$tmp/full.qcow2"
+END
+  chmod +x "$tmp/bin/qemu-nbd"
+  rm -f "${socket[vm]}" "${control[vm]}"
+  PATH=$tmp/bin:$PATH start_server vm "$tmp/full.qcow2" --format qcow2
+  "$python" - "${uri[vm]}" <<'END'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for mib in range(4):
+    h.pwrite(b"\7" * (1 << 20), mib << 20)
+END
+  touch "$tmp/lose"
+  kill -KILL "$(qemu_nbd)"
+  qemu-io -f raw -c 'read -q -P 7 0 4M' "${uri[vm]}" >"$tmp/out" 2>&1 || :
+  ! grep -q . "$tmp/out" || fail "a full device: $(cat "$tmp/out")"
+  grep -q 'cannot be repeated: No space left' "$tmp/vm.log" || fail "the device was not full"
+  stop vm
 fi
 
 # ---- one that does not come back ----
