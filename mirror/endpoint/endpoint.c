@@ -182,17 +182,16 @@ op_call (struct op *op)
 
 /* ---- Channels --------------------------------------------------------------------------- */
 
-void
-endpoint_connect_ahead (struct endpoint *ep, unsigned nr)
-{
-  if (ep->ops->connect_ahead != NULL)
-    ep->ops->connect_ahead (ep, nr);
-}
-
 struct channel *
 channel_open (struct endpoint *ep, int *errnum, char **error)
 {
   return ep->ops->channel_open (ep, errnum, error);
+}
+
+int
+channel_widen (struct channel *ch, int *errnum, char **error)
+{
+  return ch->ep->ops->widen != NULL ? ch->ep->ops->widen (ch, errnum, error) : 0;
 }
 
 /* Stop the I/O of a dead channel and complete what was in flight. */

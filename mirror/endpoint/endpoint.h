@@ -90,6 +90,11 @@ struct endpoint_options {
   unsigned nr_connections;
   /* The same where the server offers multi-conn and nr_connections is 0; 0: as without it. */
   unsigned nr_multi;
+  /* NBD, where the server offers multi-conn: so many channels will be opened.  endpoint_open()
+   * begins to make all their connections at once, and does not wait for them: channel_open() and
+   * channel_widen() do, and tell what went wrong.  endpoint_close() waits for them as well, for up
+   * to connect_timeout_ms.  0: each connection is made when its channel is opened. */
+  unsigned nr_channels;
   /* NULL, or room for ENDPOINT_SESSION characters: the ID of the last session that was tried at a
    * server of `nbdmirror receive`, "" before the first.  The endpoint that is opened replaces it.
    * Only one endpoint with the same room may be opened at a time. */
@@ -164,16 +169,15 @@ const char *endpoint_name (const struct endpoint *ep); /* for messages */
 void endpoint_close (
     struct endpoint *ep); /* after all its channels; ends a command, which may take seconds */
 
-/* The next NR channels are opened one after the other: make the connections that they will need
- * now, all at the same time.  What goes wrong is told by channel_open().  Call it at most once,
- * before the first channel is opened.  Blocks up to connect_timeout_ms. */
-void endpoint_connect_ahead (struct endpoint *ep, unsigned nr);
-
 /* Open a channel for the calling thread.  The first channel of an NBD endpoint takes over the
  * connection that endpoint_open() made, the others connect (blocking up to connect_timeout_ms);
  * each new connection must find the same size and flags.  A channel of several connections has
  * fewer where the server admits no more.  NULL with *ERROR and *ERRNUM. */
 struct channel *channel_open (struct endpoint *ep, int *errnum, char **error);
+/* With nr_channels the first channel has one connection only until this is called: wait for its
+ * other ones, and add them.  Nothing else may be done with the channel meanwhile.  -1 with *ERROR
+ * and *ERRNUM. */
+int channel_widen (struct channel *ch, int *errnum, char **error);
 /* Closes; requests still in flight are completed with ESHUTDOWN first (file endpoints wait for the
  * kernel, because their buffers are in use).  NBD: disconnects politely only if idle and alive. */
 void channel_close (struct channel *ch);

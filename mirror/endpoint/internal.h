@@ -49,9 +49,9 @@ struct op {
 
 struct endpoint_ops {
   void (*close) (struct endpoint *ep);
-  /* Make the connections of so many channels ahead; NULL: there is nothing to make. */
-  void (*connect_ahead) (struct endpoint *ep, unsigned nr_channels);
   struct channel *(*channel_open) (struct endpoint *ep, int *errnum, char **error);
+  /* As channel_widen(); NULL: a channel is never narrow. */
+  int (*widen) (struct channel *ch, int *errnum, char **error);
   /* Stop all I/O: no memory of a request is in use afterwards.  Requests are still in flight. */
   void (*stop) (struct channel *ch);
   void (*channel_free) (struct channel *ch);

@@ -5,62 +5,63 @@
 
 #include "config.h"
 
-#include <pthread.h>
-#include <stdlib.h>
-
 #include "base/text.h"
 #include "mirror/endpoint/nbd-ahead.h"
 #include "mirror/endpoint/nbd.h"
 
-struct connecting {
-  struct nbd_endpoint *nep;
-  struct nbd_attempt attempt;
-  pthread_t thread;
-  bool started;
-};
-
 static void *
 run (void *opaque)
 {
-  struct connecting *c = opaque;
+  struct nbd_connecting *c = opaque;
 
   c->attempt.h = nbd_connect_again (c->nep, &c->attempt.errnum, &c->attempt.error);
   return NULL;
 }
 
 void
-nbd_ahead_connect (struct nbd_endpoint *nep, unsigned nr)
+nbd_ahead_begin (struct nbd_endpoint *nep, unsigned nr)
 {
-  struct connecting all[CHANNEL_MAX_FDS];
   struct nbd_ahead *a = &nep->ahead;
 
-  for (unsigned i = 0; i < nr; i++) {
-    all[i] = (struct connecting){ .nep = nep };
-    all[i].started = pthread_create (&all[i].thread, NULL, run, &all[i]) == 0;
+  for (a->nr = 0; a->nr < nr; a->nr++) {
+    struct nbd_connecting *c = &a->all[a->nr];
+
+    *c = (struct nbd_connecting){ .nep = nep };
+    c->started = pthread_create (&c->thread, NULL, run, c) == 0;
   }
-  for (unsigned i = 0; i < nr; i++)
-    if (all[i].started)
-      pthread_join (all[i].thread, NULL);
+}
+
+bool
+nbd_ahead_has (const struct nbd_ahead *a)
+{
+  return a->taken < a->nr;
+}
+
+/* Wait until each connection is made or has failed. */
+static void
+join_all (struct nbd_ahead *a)
+{
+  for (unsigned i = 0; i < a->nr; i++)
+    if (a->all[i].started)
+      pthread_join (a->all[i].thread, NULL);
     else
-      run (&all[i]);
-  for (unsigned i = 0; i < nr; i++)
-    if (all[i].attempt.h != NULL)
-      a->attempts[a->nr++] = all[i].attempt;
-  for (unsigned i = 0; i < nr; i++)
-    if (all[i].attempt.h == NULL)
-      a->attempts[a->nr++] = all[i].attempt;
+      run (&a->all[i]);
+  for (unsigned i = 0; i < a->nr; i++)
+    if (a->all[i].attempt.h != NULL)
+      a->made[a->nr_made++] = a->all[i].attempt;
+  for (unsigned i = 0; i < a->nr; i++)
+    if (a->all[i].attempt.h == NULL)
+      a->made[a->nr_made++] = a->all[i].attempt;
 }
 
 bool
 nbd_ahead_take (struct nbd_ahead *a, struct nbd_attempt *attempt)
 {
-  unsigned taken = atomic_load (&a->taken);
-
-  do
-    if (taken >= a->nr)
-      return false;
-  while (!atomic_compare_exchange_weak (&a->taken, &taken, taken + 1));
-  *attempt = a->attempts[taken];
+  if (!nbd_ahead_has (a))
+    return false;
+  if (a->nr_made == 0)
+    join_all (a);
+  *attempt = a->made[a->taken++];
   return true;
 }
 

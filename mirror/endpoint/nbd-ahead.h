@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Several connections to one export, made at the same time.  A handshake takes three to five round
- * trips, so that four connections one after the other take over a second on a line of 100 ms.
+ * The connections to one export beside its first one, made at the same time and in the background.
+ * A handshake takes three to five round trips, so four connections one after the other take over a
+ * second on a line of 100 ms.  Meanwhile the first connection is of use already.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_NBD_AHEAD_H
 #define NBDMIRROR_MIRROR_ENDPOINT_NBD_AHEAD_H
 
-#include <stdatomic.h>
+#include <pthread.h>
 
 #include "mirror/endpoint/endpoint.h"
 
@@ -21,18 +22,29 @@ struct nbd_attempt {
   char *error;          /* base/text.h */
 };
 
-/* All zero: nothing was made ahead. */
-struct nbd_ahead {
-  struct nbd_attempt attempts[CHANNEL_MAX_FDS]; /* the good ones first */
-  unsigned nr;
-  _Atomic unsigned taken;
+struct nbd_connecting {
+  struct nbd_endpoint *nep;
+  struct nbd_attempt attempt;
+  pthread_t thread;
+  bool started;
 };
 
-/* Make NR connections more (at most CHANNEL_MAX_FDS), each with a thread of its own, and wait for
- * all: at most connect_timeout_ms.  Once for an endpoint, before its channels are opened. */
-void nbd_ahead_connect (struct nbd_endpoint *nep, unsigned nr);
+/* All zero: nothing is made ahead. */
+struct nbd_ahead {
+  struct nbd_connecting all[CHANNEL_MAX_FDS];
+  struct nbd_attempt made[CHANNEL_MAX_FDS]; /* when all have ended; the good ones first */
+  unsigned nr, nr_made, taken;
+};
 
-/* Take the next one.  False: there are no more, or there were none.  Any thread. */
+/* Begin to make NR connections more (at most CHANNEL_MAX_FDS), each with a thread of its own.  Once
+ * for an endpoint that is described, before its channels are opened. */
+void nbd_ahead_begin (struct nbd_endpoint *nep, unsigned nr);
+
+/* Are there connections that nobody has taken, made or being made? */
+bool nbd_ahead_has (const struct nbd_ahead *a);
+
+/* Take the next one; the first time wait for all: at most connect_timeout_ms.  False: there are no
+ * more.  One thread at a time. */
 bool nbd_ahead_take (struct nbd_ahead *a, struct nbd_attempt *attempt);
 
 /* Close those that nobody has taken. */

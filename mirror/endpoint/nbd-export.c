@@ -93,7 +93,7 @@ is_not_admitted (int err)
 struct nbd_handle *
 nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
 {
-  const struct endpoint_info *first = &nep->ep.info;
+  const struct endpoint_info *first = &nep->offered;
   struct nbd_handle *h = NULL;
   struct endpoint_info info;
 
@@ -112,7 +112,6 @@ nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
     nbd_close (h);
     return NULL;
   }
-  info.can_flush = info.can_flush && first->flush_error == 0;
   if (info.size != first->size)
     endpoint_fail (errnum, error, ESTALE, "%s: the export's size was %llu bytes and is %llu now",
                    nep->ep.name, (unsigned long long)first->size, (unsigned long long)info.size);
@@ -225,6 +224,32 @@ start_command (struct nbd_endpoint *nep, const struct nbd_place *place, int *err
   return nep->command != NULL;
 }
 
+unsigned
+nbd_connections_each (const struct nbd_endpoint *nep)
+{
+  const struct endpoint_options *o = &nep->ep.opts;
+  unsigned nr = o->nr_connections;
+
+  if (nr == 0 && nep->offered.can_multi_conn)
+    nr = o->nr_multi;
+  if (nr == 0)
+    nr = o->nr_in_flight == 1 && nep->offered.can_multi_conn ? 4 : 1;
+  /* The compressor's descriptor needs a place as well. */
+  return nep->packed && nr == CHANNEL_MAX_FDS ? nr - 1 : nr;
+}
+
+/* Begin to make the connections beside the first one, if there are to be some. */
+static void
+connect_others (struct nbd_endpoint *nep)
+{
+  unsigned nr = nep->ep.opts.nr_channels * nbd_connections_each (nep);
+
+  if (nr > CHANNEL_MAX_FDS)
+    nr = CHANNEL_MAX_FDS;
+  if (nr > 1 && nep->offered.can_multi_conn && !nep->has_stdio)
+    nbd_ahead_begin (nep, nr - 1);
+}
+
 struct endpoint *
 endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options *opts, int *errnum,
                    char **error)
@@ -254,6 +279,9 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
   /* A command has to start first. */
   if (nep->uri)
     nep->ep.info.rtt_ns = (clock_ns () - begin) / HANDSHAKE_TRIPS;
+  nep->offered = nep->ep.info;
+  if (described)
+    connect_others (nep);
   if (described && try_flush (nep, h, errnum, error) == 0 && nbd_packed_start (nep, errnum, error))
     return &nep->ep;
 

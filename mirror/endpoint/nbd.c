@@ -467,31 +467,16 @@ connect_all (struct nbd_endpoint *nep, struct nbd_channel *nc, unsigned nr, int 
   return -1;
 }
 
-/* How many connections does a channel have? */
-static unsigned
-connections_each (const struct nbd_endpoint *nep)
+static int
+nbd_widen (struct channel *ch, int *errnum, char **error)
 {
-  const struct endpoint *ep = &nep->ep;
-  unsigned nr = ep->opts.nr_connections;
+  struct nbd_channel *nc = (struct nbd_channel *)ch;
+  struct nbd_endpoint *nep = (struct nbd_endpoint *)ch->ep;
+  unsigned have = nc->nr_conns;
+  int r = connect_all (nep, nc, nbd_connections_each (nep), errnum, error);
 
-  if (nr == 0 && ep->info.can_multi_conn)
-    nr = ep->opts.nr_multi;
-  if (nr == 0)
-    nr = ep->opts.nr_in_flight == 1 && ep->info.can_multi_conn ? 4 : 1;
-  /* The compressor's descriptor needs a place as well. */
-  return nep->compressor && nr == CHANNEL_MAX_FDS ? nr - 1 : nr;
-}
-
-static void
-nbd_connections_ahead (struct endpoint *ep, unsigned nr_channels)
-{
-  struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
-  unsigned nr = nr_channels * connections_each (nep), have = atomic_load (&nep->first) != NULL;
-
-  if (nr > CHANNEL_MAX_FDS)
-    nr = CHANNEL_MAX_FDS;
-  if (nr > have && !nep->has_stdio)
-    nbd_ahead_connect (nep, nr - have);
+  ch->room += (nc->nr_conns - have) * ch->ep->opts.nr_in_flight;
+  return r;
 }
 
 static struct channel *
@@ -499,7 +484,7 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
 {
   struct nbd_endpoint *nep = (struct nbd_endpoint *)ep;
   struct nbd_channel *nc = calloc (1, sizeof *nc);
-  unsigned nr = connections_each (nep);
+  unsigned nr = nbd_connections_each (nep);
 
   if (!nc) {
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
@@ -507,11 +492,15 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
   }
   nc->ch.ep = ep;
   nc->status_ask = ENDPOINT_MAX_STATUS - ENDPOINT_MAX_STATUS % ep->info.min_block;
-  if (connect_all (nep, nc, nr, errnum, error) == 0) {
+  /* The others are being made: there is no need to wait for them. */
+  bool narrow = atomic_load (&nep->first) != NULL && nbd_ahead_has (&nep->ahead);
+  if (connect_all (nep, nc, narrow ? 1 : nr, errnum, error) == 0) {
     nc->queue = nep->compressor ? squeeze_queue_new (nep->compressor) : NULL;
     if ((nc->queue || !nep->compressor)
-        && channel_init (&nc->ch, ep, nc->nr_conns * ep->opts.nr_in_flight) == 0)
+        && channel_init (&nc->ch, ep, nr * ep->opts.nr_in_flight) == 0) {
+      nc->ch.room = nc->nr_conns * ep->opts.nr_in_flight;
       return &nc->ch;
+    }
     endpoint_fail (errnum, error, ENOMEM, "%s: %s", ep->name, strerror (ENOMEM));
   }
   nbd_stop (&nc->ch);
@@ -521,8 +510,8 @@ nbd_channel_open (struct endpoint *ep, int *errnum, char **error)
 
 const struct endpoint_ops nbd_ops = {
   .close = nbd_endpoint_close,
-  .connect_ahead = nbd_connections_ahead,
   .channel_open = nbd_channel_open,
+  .widen = nbd_widen,
   .stop = nbd_stop,
   .channel_free = nbd_channel_free,
   .start = nbd_start,

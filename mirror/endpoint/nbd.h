@@ -59,8 +59,9 @@ struct nbd_endpoint {
   uint64_t digests_of;       /* with that: the size of the disk */
   bool has_digests;          /* a connection has found some */
 
-  _Atomic (struct nbd_handle *) first; /* endpoint_open()'s connection, for the first channel */
-  struct nbd_ahead ahead;              /* and those that were made for the others */
+  struct endpoint_info offered;        /* what the first connection was told; constant */
+  _Atomic (struct nbd_handle *) first; /* that connection, for the first channel */
+  struct nbd_ahead ahead;              /* and those that are made beside it */
 };
 
 extern const struct endpoint_ops nbd_ops;
@@ -78,6 +79,8 @@ struct nbd_handle *nbd_connect (struct nbd_endpoint *nep, int *errnum, char **er
 /* Another connection for a channel: to the same export, as far as can be told.  NULL with *ERRNUM
  * and *ERROR. */
 struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error);
+/* How many connections does a channel have? */
+unsigned nbd_connections_each (const struct nbd_endpoint *nep);
 /* Say goodbye, if POLITE and if it can be done (nothing is in flight), and close. */
 void nbd_close_handle (struct nbd_handle *h, bool polite);
 /* ---- nbd-tls.c ---- */

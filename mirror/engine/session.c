@@ -115,14 +115,24 @@ session_connections_each (unsigned limit)
   return (limit != 0 ? limit : MAX_COPIERS) / most_copiers (limit);
 }
 
+unsigned
+session_channels (unsigned limit, const struct endpoint *offline_source)
+{
+  const struct endpoint_info *src = offline_source ? endpoint_info (offline_source) : NULL;
+
+  if (src != NULL && src->is_nbd && !src->can_multi_conn)
+    return 1; /* a server that is not ours, and may take only one client */
+  return most_copiers (limit);
+}
+
 static unsigned
 how_many_copiers (const struct session *s)
 {
-  const struct endpoint_info *src = endpoint_info (s->engine->source);
-  if (s->engine->options.offline && src->is_nbd && !src->can_multi_conn)
-    return 1; /* a server that is not ours, and may take only one client */
-  unsigned n = most_copiers (s->engine->options.nr_copiers);
-  return endpoint_info (s->target.endpoint)->can_multi_conn ? n : 1;
+  const struct engine_options *o = &s->engine->options;
+
+  if (!endpoint_info (s->target.endpoint)->can_multi_conn)
+    return 1;
+  return session_channels (o->nr_copiers, o->offline ? s->engine->source : NULL);
 }
 
 /* The channels of the copiers, before there are copiers. */
@@ -130,6 +140,41 @@ struct channels {
   struct channel *dest[MAX_COPIERS], *source[MAX_COPIERS];
   unsigned nr;
 };
+
+static char *
+prove_identity (struct session *s, struct channel *dest, enum session_problem *problem)
+{
+  /* The first session of a copy has written nothing yet that could be compared, and a destination
+   * that cannot be read will do. */
+  if (s->engine->options.offline && s->engine->grace_end_ns == 0)
+    return NULL;
+  char *error;
+  uint64_t rtt;
+  enum identity id = identity_check (dest, s->target.endpoint, s->engine->region, &rtt, &error);
+  if (id == IDENTITY_SAME) {
+    atomic_store (&s->engine->rtt_ns, rtt);
+    return NULL;
+  }
+  if (id == IDENTITY_OTHER)
+    *problem = SESSION_REFUSED;
+  return error;
+}
+
+/* Open the first channel to the destination.  Its identity is proved while its other connections
+ * are being made.  NULL with *ERRNUM, *ERROR and *PROBLEM. */
+static struct channel *
+open_first (struct session *s, enum session_problem *problem, int *errnum, char **error)
+{
+  struct channel *dest = channel_open (s->target.endpoint, errnum, error);
+
+  if (dest == NULL)
+    return NULL;
+  *error = prove_identity (s, dest, problem);
+  if (*error == NULL && channel_widen (dest, errnum, error) == 0)
+    return dest;
+  channel_close (dest);
+  return NULL;
+}
 
 /* Open WANTED pairs of channels, or fewer where a server takes no more connections.  NULL, or why
  * not even one, with *PROBLEM. */
@@ -140,11 +185,10 @@ open_channels (struct session *s, struct channels *chs, unsigned wanted,
   char *error = NULL;
   int errnum = 0;
 
-  endpoint_connect_ahead (s->target.endpoint, wanted);
-  if (s->target.digests != NULL)
-    endpoint_connect_ahead (s->target.digests, wanted);
   for (chs->nr = 0; chs->nr < wanted; chs->nr++) {
-    struct channel *dest = channel_open (s->target.endpoint, &errnum, &error), *source = NULL;
+    struct channel *source = NULL;
+    struct channel *dest = chs->nr == 0 ? open_first (s, problem, &errnum, &error)
+                                        : channel_open (s->target.endpoint, &errnum, &error);
     if (dest != NULL)
       source = channel_open (s->engine->source, &errnum, &error);
     if (source != NULL) {
@@ -218,6 +262,7 @@ open_digests (struct session *s, const struct session_options *o)
   uint32_t unit = slots_unit (s->engine, &s->target);
   struct endpoint_options eo = { .connect_timeout_ms = o->endpoint.connect_timeout_ms,
                                  .request_timeout_ms = o->endpoint.request_timeout_ms,
+                                 .nr_channels = how_many_copiers (s),
                                  .digests = &s->target.key };
   char *why = NULL;
 
@@ -263,7 +308,7 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
   char *error = open_channels (s, &chs, wanted, problem);
   /* A server that left us waiting would do so at each reconnection. */
   if (chs.nr > 0 && chs.nr < wanted && clock_ns () - begin > NS_PER_S)
-    o->nr_admitted = chs.nr;
+    o->nr_admitted = o->endpoint.nr_channels = chs.nr;
   if (error == NULL)
     warn_if_full (s);
   s->copiers = calloc (MAX_COPIERS, sizeof *s->copiers);
@@ -284,26 +329,6 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
       channel_close (chs.source[i]);
     }
   }
-  return error;
-}
-
-static char *
-prove_identity (struct session *s, enum session_problem *problem)
-{
-  /* The first session of a copy has written nothing yet that could be compared, and a destination
-   * that cannot be read will do. */
-  if (s->engine->options.offline && s->engine->grace_end_ns == 0)
-    return NULL;
-  char *error;
-  uint64_t rtt;
-  enum identity id = identity_check (s->copiers[0].slots.dest, s->target.endpoint,
-                                     s->engine->region, &rtt, &error);
-  if (id == IDENTITY_SAME) {
-    atomic_store (&s->engine->rtt_ns, rtt);
-    return NULL;
-  }
-  if (id == IDENTITY_OTHER)
-    *problem = SESSION_REFUSED;
   return error;
 }
 
@@ -363,8 +388,6 @@ prepare (struct session *s, struct session_options *o, enum session_problem *pro
     tell_of_reading (s);
     error = make_copiers (s, o, problem);
   }
-  if (error == NULL)
-    error = prove_identity (s, problem);
   if (error == NULL)
     error = read_tail_pad (s);
   return error;

@@ -65,6 +65,11 @@ char *session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t
  * time, so one that takes long for each gets more done over more of them. */
 unsigned session_connections_each (unsigned limit);
 
+/* How many channels to the destination a session opens where the server offers multi-conn and LIMIT
+ * is as above: the caller's endpoint_options.nr_channels.  OFFLINE_SOURCE is the source where no
+ * filter of ours serves it, else NULL. */
+unsigned session_channels (unsigned limit, const struct endpoint *offline_source);
+
 /* Returns NULL with *PROBLEM and *ERROR (base/text.h, the caller frees it). */
 struct session *session_connect (struct engine *e, struct session_options *o,
                                  enum session_problem *problem, char **error);

@@ -287,10 +287,12 @@ leads_back (struct job *j, json_int_t before)
   const struct endpoint_info *info = endpoint_info (d->opened);
   if (before < 0 || !info->is_nbd || info->is_receive || opened_so_far (j) <= before)
     return false;
+  struct endpoint_options probe = d->endpoint;
+  probe.nr_channels = 0;
   for (unsigned i = 0; i < SELF_PROBES; i++) {
     char *error = NULL;
     before = opened_so_far (j);
-    struct endpoint *again = endpoint_open (d->dest, d->nr_dest, &d->endpoint, NULL, &error);
+    struct endpoint *again = endpoint_open (d->dest, d->nr_dest, &probe, NULL, &error);
     text_free (error);
     bool rose = opened_so_far (j) > before;
     if (again != NULL)
@@ -380,6 +382,7 @@ open_destination (struct job *j, json_t *status)
   /* An NBD server that is asked for a writable session may end another one for it. */
   j->dest.endpoint.writable = !j->dry;
   j->dest.endpoint.will_write = j->dry;
+  j->dest.endpoint.nr_channels = j->dry ? 0 : session_channels (j->o->nr_copiers, NULL);
   j->dest.endpoint.session = j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));

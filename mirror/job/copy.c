@@ -148,6 +148,8 @@ open_both (struct copy *c)
   c->dest = o->dest;
   c->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
   c->dest.endpoint.nr_multi = session_connections_each (o->nr_copiers);
+  c->dest.endpoint.nr_channels
+      = session_channels (o->nr_copiers, o->tracker == NULL ? c->source : NULL);
   c->dest.endpoint.writable = true;
   c->dest.endpoint.session = c->session;
   c->dest.endpoint.create = o->sync.mode != ENGINE_SYNC_INCREMENTAL;
