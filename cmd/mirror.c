@@ -10,8 +10,10 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/text.h"
 #include "budget/budget.h"
 #include "cmd/cmd.h"
+#include "cmd/control-query.h"
 #include "cmd/hooks.h"
 #include "cmd/image.h"
 #include "cmd/show-forecast.h"
@@ -331,6 +333,31 @@ run_qmp (struct arguments *a, const char *source)
   return mirror_qmp_run (source, &a->worker, &a->settings, &o);
 }
 
+/* --sync top of an image whose format its server tells: its own header names the base that is to be
+ * proved. */
+static int
+find_base (const char *control, struct sync_options *sync, char **base, char **base_format)
+{
+  json_t *disk = NULL;
+
+  if (sync->mode != ENGINE_SYNC_TOP || sync->base != NULL)
+    return 0;
+  struct control_client *c = query_connect (control);
+  if (c == NULL)
+    return EXIT_ERROR;
+  int status = query_call (c, control, "query-mirror", NULL, &disk, NULL) == 0 ? 0 : EXIT_ERROR;
+  control_client_free (c);
+  const char *path = status_text (disk, "disk"), *format = status_text (disk, "disk-format");
+  if (path != NULL && format != NULL) {
+    status = image_base (path, format, base, base_format);
+    sync->base = *base;
+    sync->base_format = *base_format;
+    sync->base_is_known = true;
+  }
+  json_decref (disk);
+  return status;
+}
+
 static int
 run (struct cmd_line *line)
 {
@@ -375,6 +402,10 @@ run (struct cmd_line *line)
   a.job.control = line->operands[0].argv[0];
   a.hooks.controls = line->operands[0].argv;
   a.hooks.nr_controls = 1;
+  CLEANUP_TEXT char *base = NULL, *base_format = NULL;
+  status = find_base (a.job.control, &a.settings.sync, &base, &base_format);
+  if (status != 0)
+    return status;
   if (worker_check_sync (&a.settings.sync) != 0)
     return EXIT_USAGE;
   a.job.sync = a.settings.sync;

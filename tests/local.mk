@@ -44,6 +44,7 @@ unit_tests = \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
 	tests/unit/test-digest \
+	tests/unit/test-image-extents \
 	tests/unit/test-image-log \
 	tests/unit/test-ssh \
 	tests/unit/test-pace \
@@ -90,6 +91,9 @@ tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
 tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
 tests_unit_test_backup_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
+tests_unit_test_image_extents_SOURCES = tests/unit/test-image-extents.c \
+	nbd-plugin/image/extents.c
+tests_unit_test_image_extents_LDADD = $(CRITERION_LIBS)
 tests_unit_test_image_log_SOURCES = tests/unit/test-image-log.c nbd-plugin/image/log.c
 tests_unit_test_image_log_LDADD = $(CRITERION_LIBS)
 tests_unit_test_drop_plan_LDADD = libbackup.la $(CRITERION_LIBS)
@@ -212,6 +216,7 @@ own_tests = \
 	tests/blackbox/backup-drill.sh \
 	tests/blackbox/repository-careless.sh \
 	tests/blackbox/repository.sh \
+	tests/blackbox/top-live.sh \
 	tests/blackbox/top-proof.sh \
 	tests/blackbox/handoff-coordinator.sh \
 	tests/blackbox/handoff-phases.sh \

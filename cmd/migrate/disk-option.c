@@ -138,7 +138,9 @@ disk_option_parse (const char *text, struct disk_option *d)
   }
   if (why != NULL)
     return why;
-  const char *fault = sync_fault (&d->sync);
+  /* Whether the image itself names the base that --sync top needs, its worker finds out. */
+  bool base_may_be_known = d->sync.mode == ENGINE_SYNC_TOP && d->base_format == NULL;
+  const char *fault = base_may_be_known ? NULL : sync_fault (&d->sync);
   return fault != NULL ? text_copy (fault) : NULL;
 }
 

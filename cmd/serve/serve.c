@@ -23,6 +23,7 @@
 #include "cmd/serve/nbdkit-args.h"
 #include "cmd/serve/nbdkit-run.h"
 #include "cmd/serve/paths.h"
+#include "control/layers-export.h"
 
 struct serve {
   const char *disk;   /* as given */
@@ -91,6 +92,13 @@ add_word (struct serve *s, const char *fmt, ...)
   va_end (ap);
 }
 
+/* With other filters between, what the image's layers hold need not be what the guest sees. */
+static bool
+tells_layers (const struct serve *s)
+{
+  return !is_raw (s) && !s->args.has_filter;
+}
+
 static void
 add_mirror_parameters (struct serve *s)
 {
@@ -109,6 +117,10 @@ add_mirror_parameters (struct serve *s)
     add_word (s, "mirror-direct=%s", s->disk_path);
   else
     add_word (s, "mirror-disk=%s", s->disk_path);
+  if (!is_raw (s))
+    add_word (s, "mirror-disk-format=%s", s->format);
+  if (tells_layers (s))
+    add_word (s, "mirror-layers=%s" LAYERS_SUFFIX, s->export_name);
   text_free (name);
   text_free (path);
 }
@@ -128,6 +140,8 @@ add_plugin (struct serve *s)
   add_word (s, "image-format=%s", s->format);
   if (s->args.read_only)
     add_word (s, "image-read-only=yes");
+  if (tells_layers (s))
+    add_word (s, "image-layers=%s" LAYERS_SUFFIX, s->export_name);
 }
 
 static void

@@ -69,6 +69,9 @@ struct endpoint_options {
    * would be. */
   bool will_write;
   bool layers; /* ask a server of QEMU's to tell the image's layers apart (can_layers) */
+  /* The same of a server that tells it in an export of its own (control/layers-export.h): open this
+   * one instead, read-only.  ENOTSUP where it is none.  It need not live on. */
+  const char *layers_export;
   /* A local file that is missing is created; one that is shorter than create_size bytes is
    * extended. */
   bool create;

@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "control/layers-export.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/command.h"
 #include "mirror/endpoint/nbd-hang-up.h"
@@ -109,11 +110,12 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_add_meta_context (h, ALLOCATION) == -1
       || (nep->ep.opts.layers && nbd_add_meta_context (h, LAYERS) == -1))
     return -1;
-  if ((looks_for_receive (nep) || looks_for_digests (nep) || nbd_wants_digests (nep))
+  bool named = nbd_wants_digests (nep) || nep->layers_export != NULL;
+  if ((looks_for_receive (nep) || looks_for_digests (nep) || named)
       && nbd_set_opt_mode (h, true) == -1)
     return -1;
   /* The description is part of what is only told when it is asked for. */
-  if ((looks_for_digests (nep) || nbd_wants_digests (nep)) && nbd_set_full_info (h, true) == -1)
+  if ((looks_for_digests (nep) || named) && nbd_set_full_info (h, true) == -1)
     return -1;
   if (nep->uri)
     return nbd_aio_connect_uri (h, nep->ep.name);
@@ -242,7 +244,7 @@ go_to_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
   const char *prefix = nep->packed ? RECEIVE_PACKED_PREFIX : RECEIVE_SESSION_PREFIX;
 
   if (nep->session[0] == '\0')
-    return nbd_go (h, nep->packed ? RECEIVE_PACKED : NULL, deadline);
+    return nbd_go (h, nep->packed ? RECEIVE_PACKED : nep->layers_export, deadline);
   snprintf (name, sizeof name, "%s%s", prefix, nep->session);
   return nbd_go (h, name, deadline);
 }
@@ -319,6 +321,18 @@ negotiate_tls (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
   return nbd_hang_up_end (&up) ? ETIMEDOUT : r;
 }
 
+/* H is ready: is its export what opts.layers_export wants, if that wants any? */
+static bool
+is_layers (const struct nbd_endpoint *nep, struct nbd_handle *h)
+{
+  if (nep->layers_export == NULL)
+    return true;
+  char *description = nbd_get_export_description (h);
+  bool is = description != NULL && strcmp (description, LAYERS_DESCRIPTION) == 0;
+  free (description);
+  return is;
+}
+
 /* H is being connected: do all the rest.  -1 with *ERRNUM and *ERROR. */
 static int
 finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
@@ -343,6 +357,11 @@ finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadl
   }
   if (nbd_wants_digests (nep) && !nep->has_digests) { /* a server that was not asked for a name */
     no_digests (nep, errnum, error);
+    return -1;
+  }
+  if (!is_layers (nep, h)) {
+    endpoint_fail (errnum, error, ENOTSUP, "%s: the export %s does not tell layers apart",
+                   nep->ep.name, nep->layers_export);
     return -1;
   }
   return 0;

@@ -62,8 +62,9 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
     .can_zero = nbd_can_zero (h) == 1,
     .can_multi_conn = nbd_can_multi_conn (h) == 1,
     .can_status = nbd_can_meta_context (h, ALLOCATION) == 1,
-    .can_layers = nep->ep.opts.layers && nbd_can_meta_context (h, ALLOCATION) == 1
-                  && nbd_can_meta_context (h, LAYERS) == 1,
+    .can_layers = nbd_can_meta_context (h, ALLOCATION) == 1
+                  && (nep->layers_export != NULL
+                      || (nep->ep.opts.layers && nbd_can_meta_context (h, LAYERS) == 1)),
     .is_rotational = nbd_is_rotational (h) == 1,
     .has_digests = nep->has_digests,
     .digests_of = nep->digests_of,
@@ -203,6 +204,7 @@ nbd_endpoint_close (struct endpoint *ep)
     command_stop (nep->command);
   compressor_free (nep->compressor);
   uri_free (nep->uri);
+  text_free (nep->layers_export);
   free (ep->name);
   free (nep);
 }
@@ -269,6 +271,8 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
     nep->digests = *opts->digests;
     nep->ep.opts.digests = &nep->digests;
   }
+  if (opts->layers_export)
+    nep->ep.opts.layers_export = nep->layers_export = text_copy (opts->layers_export);
   atomic_store (&nep->stdio, -1);
   if (!nep->uri && !start_command (nep, place, errnum, error))
     goto fail;

@@ -112,6 +112,7 @@ got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entri
   struct op *op = opaque;
   struct nbd_channel *nc = (struct nbd_channel *)op->ch;
   bool layers = strcmp (context, LAYERS) == 0, room = true;
+  bool by_holes = nc->ch.ep->opts.layers_export != NULL; /* control/layers-export.h */
   struct endpoint_extent old[ENDPOINT_MAX_EXTENTS];
   unsigned nr_old = op->nr_extents;
   uint64_t at = 0;
@@ -129,10 +130,11 @@ got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entri
   for (size_t i = 0; i + 1 < nr_entries && at < all && entries[i] > 0 && room; i += 2) {
     bool zero = !layers && (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
     bool hole = (entries[i + 1] & LIBNBD_STATE_HOLE) != 0;
-    struct endpoint_extent x = { .length = entries[i] < all - at ? entries[i] : all - at,
-                                 .zero = zero,
-                                 .allocated = zero && !hole,
-                                 .lower = layers && entries[i + 1] >= FIRST_LOWER_LAYER };
+    struct endpoint_extent x
+        = { .length = entries[i] < all - at ? entries[i] : all - at,
+            .zero = zero,
+            .allocated = zero && !hole,
+            .lower = layers ? entries[i + 1] >= FIRST_LOWER_LAYER : by_holes && hole && !zero };
     room = nr_old > 0 ? add_both (op, old, nr_old, at, x) : op_add_extent (op, x);
     at += x.length;
   }

@@ -55,6 +55,7 @@ struct nbd_endpoint {
   bool has_stdio;    /* the command has one connection only */
   _Atomic int stdio; /* that connection until it is used; else -1 */
 
+  char *layers_export;       /* opts.layers_export, for as long as this lives; owned */
   struct digest_key digests; /* opts.digests, for as long as this lives */
   uint64_t digests_of;       /* with that: the size of the disk */
   bool has_digests;          /* a connection has found some */

@@ -88,7 +88,7 @@ sync_refusal (const struct sync_options *o, const struct endpoint *source,
 {
   if (o->mode == ENGINE_SYNC_TOP && !endpoint_info (source)->can_layers)
     return text_printf ("%s does not tell its layers apart, which --sync top needs: serve the disk "
-                        "with qemu-nbd --allocation-depth",
+                        "with nbdmirror serve --format, or with qemu-nbd --allocation-depth",
                         endpoint_name (source));
   if (o->mode == ENGINE_SYNC_TOP || o->mode == ENGINE_SYNC_BASE)
     return refuse_new_file (dest,

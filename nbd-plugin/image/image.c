@@ -198,7 +198,7 @@ is_same_image (const struct image_facts *a, const struct image_facts *b)
 {
   return a->size == b->size && a->read_only == b->read_only && a->trim == b->trim
          && a->zero == b->zero && a->fua == b->fua && a->cache == b->cache
-         && a->extents == b->extents && a->maximum == b->maximum;
+         && a->extents == b->extents && a->layers == b->layers && a->maximum == b->maximum;
 }
 
 /* Send all that is kept, in order, and make it durable.  No other thread changes the log now. */

@@ -43,6 +43,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "nbd-plugin/image/extents.h"
 #include "nbd-plugin/image/server.h"
 
 #define LOG_LIMIT ((size_t)32 << 20)
@@ -58,17 +59,6 @@ enum image_action {
   IMAGE_FLUSH,
   IMAGE_STATUS,
   IMAGE_CACHE
-};
-
-/* Block status, as the server told it. */
-struct image_extents {
-  uint64_t end; /* of the range that was asked for */
-  struct image_extent {
-    uint64_t offset, length;
-    uint32_t type;
-  } * extent;
-  size_t nr, room;
-  bool failed; /* memory has run out */
 };
 
 struct image_request {

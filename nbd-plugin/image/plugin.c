@@ -19,6 +19,7 @@
 #include <nbdkit-plugin.h>
 
 #include "base/text.h"
+#include "control/layers-export.h"
 #include "nbd-plugin/image/image.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -29,8 +30,12 @@
 /* Static, because nbdkit's callbacks before open() get no pointer.  Constant after config(), but
  * for IMAGE, which exists from after_fork() to cleanup(). */
 static struct image_options options;
-static char *path; /* owned */
+static char *path;              /* owned */
+static const char *layers_name; /* of the export that tells layers apart; NULL: there is none */
 static struct image *image;
+
+/* What a connection is to.  Only the addresses count. */
+static char disk_handle, layers_handle;
 
 static int
 image_config (const char *key, const char *value)
@@ -50,6 +55,11 @@ image_config (const char *key, const char *value)
     options.read_only = yes == 1;
     return yes == -1 ? -1 : 0;
   }
+  if (strcmp (key, "image-layers") == 0) {
+    options.layers = true;
+    layers_name = nbdkit_strdup_intern (value);
+    return layers_name != NULL ? 0 : -1;
+  }
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }
@@ -66,7 +76,8 @@ image_config_complete (void)
 #define image_config_help                                                                          \
   "image=<PATH>             (required) The image.\n"                                               \
   "image-format=<FORMAT>    (required) Its format, for instance qcow2; it is never guessed.\n"     \
-  "image-read-only=<BOOL>   Open it for reading only."
+  "image-read-only=<BOOL>   Open it for reading only.\n"                                           \
+  "image-layers=<NAME>      A second export, which tells the image's layers apart."
 
 static int
 image_after_fork (void)
@@ -98,8 +109,24 @@ image_unload (void)
 static void *
 image_opened (int readonly)
 {
+  const char *name = nbdkit_export_name ();
+
   (void)readonly;
-  return NBDKIT_HANDLE_NOT_NEEDED;
+  if (name == NULL)
+    return NULL;
+  if (layers_name == NULL || strcmp (name, layers_name) != 0)
+    return &disk_handle;
+  if (!image_facts (image)->layers || !image_facts (image)->extents) {
+    nbdkit_error ("%s: qemu-nbd does not tell its layers apart", options.path);
+    return NULL;
+  }
+  return &layers_handle;
+}
+
+static const char *
+image_export_description (void *handle)
+{
+  return handle == &layers_handle ? LAYERS_DESCRIPTION : NULL;
 }
 
 /* ---- what the image can do ------------------------------------------------------------------- */
@@ -134,8 +161,7 @@ image_block_size (void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t
 static int
 image_can_write (void *handle)
 {
-  (void)handle;
-  return !image_facts (image)->read_only;
+  return handle != &layers_handle && !image_facts (image)->read_only;
 }
 
 static int
@@ -316,6 +342,12 @@ image_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 }
 
 static int
+tell_extent (void *opaque, uint64_t offset, uint64_t length, uint32_t type)
+{
+  return nbdkit_add_extent (opaque, offset, length, type);
+}
+
+static int
 image_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                struct nbdkit_extents *extents)
 {
@@ -326,16 +358,11 @@ image_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                              .flags = flags_of (flags),
                              .extents = &list };
 
-  (void)handle;
   int err = image_do (image, &r);
-  if (err == 0 && list.failed)
-    err = ENOMEM;
-  int result = err == 0 ? 0 : failed (&r, "block status", err);
-  for (size_t i = 0; result == 0 && i < list.nr; i++)
-    result = nbdkit_add_extent (extents, list.extent[i].offset, list.extent[i].length,
-                                list.extent[i].type);
-  free (list.extent);
-  return result;
+  if (err == 0)
+    err = extents_tell (&list, handle == &layers_handle, tell_extent, extents);
+  extents_free (&list);
+  return err == 0 ? 0 : failed (&r, "block status", err);
 }
 
 static struct nbdkit_plugin plugin = {
@@ -351,6 +378,7 @@ static struct nbdkit_plugin plugin = {
   .after_fork = image_after_fork,
   .cleanup = image_cleanup,
   .open = image_opened,
+  .export_description = image_export_description,
   .get_size = image_get_size,
   .block_size = image_block_size,
   .can_write = image_can_write,

@@ -11,44 +11,27 @@
 
 #include "nbd-plugin/image/requests.h"
 
-/* libnbd's callback.  What is told beyond the range that was asked for is left out. */
+/* libnbd's callback. */
 static int
 take_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entries, size_t nr,
               int *error)
 {
-  struct image_extents *e = opaque;
-
-  (void)error;
-  if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0)
-    return 0;
-  for (size_t n = 0; n + 1 < nr && offset < e->end; n += 2) {
-    if (e->nr == e->room) {
-      size_t room = e->room == 0 ? 64 : 2 * e->room;
-      struct image_extent *more = realloc (e->extent, room * sizeof *more);
-      if (more == NULL) {
-        e->failed = true;
-        return 0;
-      }
-      e->extent = more;
-      e->room = room;
-    }
-    e->extent[e->nr++] = (struct image_extent){ offset, entries[n], entries[n + 1] };
-    offset += entries[n];
-  }
+  (void)offset, (void)error;
+  if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0)
+    extents_take (opaque, EXTENTS_ALLOCATION, entries, nr);
+  else if (strcmp (context, SERVER_DEPTH_CONTEXT) == 0)
+    extents_take (opaque, EXTENTS_DEPTH, entries, nr);
   return 0;
 }
 
 static int
 ask_status (struct nbd_handle *h, struct image_request *r)
 {
-  struct image_extents *e = r->extents;
-
-  e->nr = 0; /* what a server has told that died since */
-  e->failed = false;
-  e->end = r->offset + r->count;
-  return nbd_block_status (h, r->count, r->offset,
-                           (nbd_extent_callback){ .callback = take_extents, .user_data = e },
-                           r->flags);
+  /* Anew: a server may have told something that has died since. */
+  extents_begin (r->extents, r->offset, r->offset + r->count);
+  return nbd_block_status (
+      h, r->count, r->offset,
+      (nbd_extent_callback){ .callback = take_extents, .user_data = r->extents }, r->flags);
 }
 
 static int

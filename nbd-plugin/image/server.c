@@ -34,6 +34,7 @@ run (struct image_server *s, const struct image_options *o, int listen_fd)
                           format,
                           (char *)(o->read_only ? "--read-only" : "--discard=unmap"),
                           path,
+                          (char *)(o->layers ? "--allocation-depth" : NULL),
                           NULL };
   /* A group of its own, so that a Ctrl-C reaches nbdkit alone. */
   const struct child_options options
@@ -82,7 +83,7 @@ finish_handshake (struct nbd_handle *h, uint64_t end)
 }
 
 static struct nbd_handle *
-shake_hands (int *fd, uint64_t end)
+shake_hands (const struct image_options *o, int *fd, uint64_t end)
 {
   struct nbd_handle *h = nbd_create ();
 
@@ -91,6 +92,7 @@ shake_hands (int *fd, uint64_t end)
   int taken = *fd;
   *fd = -1; /* libnbd closes it in every case */
   if (nbd_add_meta_context (h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0
+      && (!o->layers || nbd_add_meta_context (h, SERVER_DEPTH_CONTEXT) == 0)
       && nbd_aio_connect_socket (h, taken) == 0 && finish_handshake (h, end) == 0)
     return h;
   nbd_close (h);
@@ -118,6 +120,7 @@ ask (struct nbd_handle *h, struct image_facts *f)
     .fua = nbd_can_fua (h) == 1,
     .cache = nbd_can_cache (h) == 1,
     .extents = nbd_can_meta_context (h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1,
+    .layers = nbd_can_meta_context (h, SERVER_DEPTH_CONTEXT) == 1,
     .rotational = nbd_is_rotational (h) == 1,
     .minimum = block_size (h, LIBNBD_SIZE_MINIMUM),
     .preferred = block_size (h, LIBNBD_SIZE_PREFERRED),
@@ -138,7 +141,7 @@ server_start (struct image_server *s, const struct image_options *o, char **erro
   if (r == -1)
     text_error (error, "%s: qemu-nbd cannot be started: %s", o->path, strerror (errno));
   for (unsigned i = 0; r == 0 && i < SERVER_CONNECTIONS; i++) {
-    struct nbd_handle *h = shake_hands (&fds[i], end);
+    struct nbd_handle *h = shake_hands (o, &fds[i], end);
     if (h == NULL)
       r = text_error (error, "%s: qemu-nbd does not serve it: %s", o->path,
                       clock_ms () >= end ? "it does not answer" : nbd_get_error ());

@@ -24,16 +24,20 @@
 /* As many requests as nbdkit makes for one client by default. */
 #define SERVER_CONNECTIONS 16
 
+/* How qemu-nbd calls the block status that tells layers apart. */
+#define SERVER_DEPTH_CONTEXT "qemu:allocation-depth"
+
 struct image_options {
   const char *path;   /* absolute */
   const char *format; /* as for qemu-nbd */
   bool read_only;
+  bool layers; /* it is to tell the image's layers apart */
 };
 
 /* What the server tells of the image. */
 struct image_facts {
   int64_t size;
-  bool read_only, flush, trim, zero, fast_zero, fua, cache, extents, rotational;
+  bool read_only, flush, trim, zero, fast_zero, fua, cache, extents, layers, rotational;
   uint32_t minimum, preferred, maximum; /* bytes of a request; 0: not told */
 };
 

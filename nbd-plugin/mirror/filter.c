@@ -131,6 +131,14 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
     mirror.config.export = nbdkit_strdup_intern (value);
     return mirror.config.export != NULL ? 0 : -1;
   }
+  if (strcmp (key, "mirror-layers") == 0) {
+    mirror.config.layers = nbdkit_strdup_intern (value);
+    return mirror.config.layers != NULL ? 0 : -1;
+  }
+  if (strcmp (key, "mirror-disk-format") == 0) {
+    mirror.config.format = nbdkit_strdup_intern (value);
+    return mirror.config.format != NULL ? 0 : -1;
+  }
   if (strcmp (key, "mirror-block-size") == 0)
     return set_block_size (value);
   if (strcmp (key, "mirror-serialized") == 0) {
@@ -153,6 +161,8 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
   "mirror-uri=<URI>         How a worker reaches this export.\n"                                   \
   "mirror-direct=<FILE>     The file or block device below, or its server, for direct reads.\n"    \
   "mirror-disk=<FILE>       The file or block device that holds the disk, where that is not it.\n" \
+  "mirror-disk-format=<FORMAT> The format of that file, for instance qcow2.\n"                     \
+  "mirror-layers=<NAME>     The export of the image plugin that tells layers apart.\n"             \
   "mirror-block-size=<SIZE> Tracking granularity, 4k to 1M (default: 4k or more).\n"               \
   "mirror-export=<NAME>     The export that is tracked (default \"\").\n"                          \
   "mirror-serialized=<BOOL> Accept a layer below that serves one request at a time."
@@ -162,6 +172,10 @@ mirror_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdat
 {
   if (mirror.config.control == NULL) {
     nbdkit_error ("the mirror filter needs mirror-control=PATH");
+    return -1;
+  }
+  if (mirror.config.layers != NULL && strcmp (mirror.config.layers, mirror.config.export) == 0) {
+    nbdkit_error ("mirror-layers: that is the export that is tracked");
     return -1;
   }
   if (mirror.config.disk == NULL && mirror.config.direct != NULL
@@ -291,12 +305,13 @@ mirror_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, cons
              int is_tls)
 {
   (void)is_tls;
-  if (strcmp (exportname, mirror.config.export) != 0) {
+  bool layers = mirror.config.layers != NULL && strcmp (exportname, mirror.config.layers) == 0;
+  if (strcmp (exportname, mirror.config.export) != 0 && !layers) {
     nbdkit_error ("export \"%s\" is not the one that is tracked: this server has mirror-export=%s",
                   exportname, mirror.config.export);
     return NULL;
   }
-  if (next (context, readonly, exportname) == -1)
+  if (next (context, readonly || layers, exportname) == -1)
     return NULL;
   struct handle *h = malloc (sizeof *h);
   if (h == NULL) {

@@ -63,6 +63,8 @@ struct mirror_config {
   char *disk;          /* owned, absolute, or NULL: where the disk is kept, in whatever format */
   const char *uri;     /* or NULL */
   const char *export;  /* never NULL */
+  const char *layers;  /* or NULL: another export of the same disk, control/layers-export.h */
+  const char *format;  /* or NULL: of what `disk` holds, as for qemu-nbd */
   uint32_t block_size; /* 0: default */
   bool serialized;     /* a layer below that serves one request at a time is accepted */
 };

@@ -191,6 +191,10 @@ mirror_status (struct mirror *m)
        m->config.direct != NULL ? json_string (m->config.direct) : NULL);
   set (o, "disk", m->config.disk != NULL,
        m->config.disk != NULL ? json_string (m->config.disk) : NULL);
+  set (o, "disk-format", m->config.format != NULL,
+       m->config.format != NULL ? json_string (m->config.format) : NULL);
+  set (o, "layers-export", m->config.layers != NULL,
+       m->config.layers != NULL ? json_string (m->config.layers) : NULL);
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
   json_object_set_new (o, "bypassed", json_boolean (m->bypass.on));
   json_object_set_new (o, "server-pid", json_integer (getpid ()));

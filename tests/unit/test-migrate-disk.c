@@ -73,6 +73,7 @@ Test (migrate_disk, parts)
            .mode = ENGINE_SYNC_COMPARE, .verify = true);
   IS_READ ("a=b,verify=off,trust-base=on,sync=top", .control = "a", .dest = "b", .have_sync = true,
            .mode = ENGINE_SYNC_TOP, .trust_base = true);
+  IS_READ ("a=b,sync=top", .control = "a", .dest = "b", .have_sync = true, .mode = ENGINE_SYNC_TOP);
   IS_READ ("a=b,base=/x=1,,2,base-format=qcow2,sync=base,trust-base=off", .control = "a",
            .dest = "b", .have_sync = true, .mode = ENGINE_SYNC_BASE, .base = "/x=1,2",
            .base_format = "qcow2");
