@@ -209,3 +209,16 @@ units_format_time (char buf[UNITS_BUF], double ms)
     snprintf (buf, UNITS_BUF, "%llu d %02llu h", s / 86400, s / 3600 % 24);
   return buf;
 }
+
+bool
+units_is_word (const char *value, const char *words)
+{
+  size_t len = strlen (value);
+
+  for (const char *w = words; w != NULL; w = strchr (w, '|')) {
+    w += *w == '|';
+    if (len > 0 && strncmp (w, value, len) == 0 && (w[len] == '|' || w[len] == '\0'))
+      return true;
+  }
+  return false;
+}

@@ -9,6 +9,7 @@
 #ifndef NBDMIRROR_CMD_UNITS_H
 #define NBDMIRROR_CMD_UNITS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* A number with an optional fraction and k, M, G, T (or KiB, MiB, GiB, TiB): powers of 1024. */
@@ -30,5 +31,8 @@ char *units_format_size (char buf[UNITS_BUF], uint64_t bytes);
 char *units_format_rate (char buf[UNITS_BUF], double bytes_per_second);
 /* "3.2 ms", "450 ms", "12.5 s", "4 min 05 s", "3 h 20 min", "2 d 04 h". */
 char *units_format_time (char buf[UNITS_BUF], double ms);
+
+/* Is VALUE one of WORDS, which are separated by bars? */
+bool units_is_word (const char *value, const char *words);
 
 #endif

@@ -18,19 +18,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/adopt/guest-disk.h"
 #include "cmd/adopt/monitor.h"
 #include "cmd/adopt/names.h"
 #include "cmd/adopt/nodes.h"
 #include "cmd/adopt/pivot.h"
+#include "cmd/adopt/received.h"
 #include "cmd/adopt/record.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
@@ -71,58 +69,15 @@ fail (int status, char *error)
 
 /* ---- the server ------------------------------------------------------------------------------ */
 
-/* Who listens at the socket PATH?  0: nobody, or it cannot be seen. */
-static pid_t
-listener_of (const char *path)
-{
-  struct sockaddr_un sa = { .sun_family = AF_UNIX };
-  struct ucred cred;
-  socklen_t len = sizeof cred;
-
-  if (strlen (path) >= sizeof sa.sun_path)
-    return 0;
-  strcpy (sa.sun_path, path);
-  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (sock == -1)
-    return 0;
-  if (connect (sock, (struct sockaddr *)&sa, sizeof sa) == -1
-      || getsockopt (sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1)
-    cred.pid = 0;
-  fd_close (&sock);
-  return cred.pid;
-}
-
-/* Is it an NBD server?  It speaks first. */
-static bool
-speaks_nbd (const char *path)
-{
-  struct sockaddr_un sa = { .sun_family = AF_UNIX };
-  const struct timeval limit = { .tv_sec = 2 };
-  char greeting[8] = "";
-
-  if (strlen (path) >= sizeof sa.sun_path)
-    return false;
-  strcpy (sa.sun_path, path);
-  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (sock == -1)
-    return false;
-  setsockopt (sock, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-  bool nbd = connect (sock, (struct sockaddr *)&sa, sizeof sa) == 0
-             && recv (sock, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting
-             && memcmp (greeting, "NBDMAGIC", sizeof greeting) == 0;
-  fd_close (&sock);
-  return nbd;
-}
-
 static int
 find_server (struct give_back *g)
 {
   char *error = NULL;
 
-  g->is_receive = speaks_nbd (g->control);
+  g->is_receive = received_speaks_nbd (g->control);
   if (g->is_receive) {
-    g->server
-        = (struct served){ .pid = listener_of (g->control), .socket = text_copy (g->control) };
+    g->server = (struct served){ .pid = received_listener (g->control),
+                                 .socket = text_copy (g->control) };
     return EXIT_DONE;
   }
   return served_look (g->control, &g->server, &error) == 0 ? EXIT_DONE : fail (EXIT_ERROR, error);
@@ -302,12 +257,31 @@ finish (struct give_back *g, const char *old, const char *node)
   if (old != NULL && nodes_remove (&g->vm, old, &error) == -1)
     return fail (EXIT_ERROR, error);
   if (!g->keep_server) {
-    served_stop (g->server.pid);
+    served_stop (g->is_receive ? received_keeper (g->server.pid) : g->server.pid);
     served_forget_bypass (g->control);
   }
   record_remove (g->control);
   report (g, node);
   return EXIT_DONE;
+}
+
+/* The same where a guest of `receive` had moved: there is no record, but the node has our name. */
+static int
+go_on_received (struct give_back *g, bool *done)
+{
+  const struct disk_choice choice = { .node = g->names.image };
+  struct guest_disk d;
+  char *error = NULL;
+  bool refused;
+
+  *done = guest_disk_choose (&g->vm, &choice, &d, &refused, &error) == 0;
+  text_free (error);
+  if (!*done)
+    return EXIT_DONE;
+  int status = take_file (g, &d, &error) == 0 ? finish (g, NULL, g->names.image)
+                                              : fail (EXIT_ERROR, error);
+  guest_disk_free (&d);
+  return status;
 }
 
 /* Where an earlier run was killed after the guest had moved, only the end is missing.  *DONE: it
@@ -318,6 +292,8 @@ go_on (struct give_back *g, bool *done)
   const char *node = json_string_value (json_object_get (g->record, "node"));
 
   *done = false;
+  if (g->record == NULL && g->is_receive)
+    return go_on_received (g, done);
   if (g->record == NULL)
     return EXIT_DONE;
   int r = guest_uses (g, node != NULL ? node : g->names.image);

@@ -13,6 +13,8 @@ nbdmirror_SOURCES += \
 	cmd/adopt/nodes.h \
 	cmd/adopt/pivot.c \
 	cmd/adopt/pivot.h \
+	cmd/adopt/received.c \
+	cmd/adopt/received.h \
 	cmd/adopt/record.c \
 	cmd/adopt/record.h \
 	cmd/adopt/same-image.c \

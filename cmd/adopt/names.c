@@ -12,6 +12,7 @@
 
 #include "cmd/adopt/names.h"
 #include "cmd/cmd.h"
+#include "cmd/units.h"
 #include "digest/hash.h"
 
 #define TAG_BYTES 6
@@ -38,14 +39,8 @@ adopt_names_make (struct adopt_names *n, const char *control)
 bool
 adopt_word_ok (const char *option, const char *value, const char *words)
 {
-  if (value == NULL)
+  if (value == NULL || units_is_word (value, words))
     return true;
-  size_t len = strlen (value);
-  for (const char *w = words; w != NULL; w = strchr (w, '|')) {
-    w += *w == '|';
-    if (len > 0 && strncmp (w, value, len) == 0 && (w[len] == '|' || w[len] == '\0'))
-      return true;
-  }
   cmd_usage_error ("%s '%s': must be one of %s", option, value, words);
   return false;
 }

@@ -10,6 +10,7 @@
  *   4. The destination QEMU is ended.
  *   5. The settings of the source QEMU are restored, the mirrors that we began are cancelled, and
  *      their destinations are given up.
+ *   6. Disks that we have adopted are taken off the tracked path.
  *
  * Steps 3 and 4 change places once `cont` may have been sent to the destination: the guest must not
  * run on both sides.  Before that nobody can start the destination.  Then the guest at the source
@@ -24,6 +25,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/control-query.h"
+#include "cmd/migrate/adopted.h"
 #include "cmd/migrate/migrate.h"
 #include "cmd/migrate/plan.h"
 
@@ -210,8 +212,13 @@ migrate_back (struct migrate *m, bool dest_first)
     end_dest (m);
   m->unresolved = !runs;
   restore_settings (m);
-  if (!m->options.keep_mirrors)
+  if (!m->options.keep_mirrors) {
     disks_cancel (&m->disks);
+    if (runs && m->options.adopt != NULL) {
+      progress_phase (m, PHASE_RETURN);
+      adopted_end (m);
+    }
+  }
   progress_phase (m, PHASE_FAILED);
   return runs;
 }

@@ -244,12 +244,17 @@ make_dest_listen (struct migrate *m)
 }
 
 int
-migrate_check (struct migrate *m)
+migrate_check_machines (struct migrate *m)
+{
+  return check_source (m) == -1 || check_dest (m) == -1 ? -1 : 0;
+}
+
+int
+migrate_check_disks (struct migrate *m)
 {
   char *error = NULL;
 
-  if (check_source (m) == -1 || check_dest (m) == -1 || disks_connect (&m->disks) == -1
-      || disks_check (&m->disks, m->options.resume) == -1)
+  if (disks_connect (&m->disks) == -1 || disks_check (&m->disks, m->options.resume) == -1)
     return -1;
   if (!m->options.no_disk_check && check_disks (m) == -1)
     return -1;

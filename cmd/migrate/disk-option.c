@@ -63,6 +63,16 @@ keep (char **where, const char *value)
   *where = text_copy (value);
 }
 
+/* WORDS are separated by bars. */
+static char *
+take_word (const char *name, const char *value, const char *words, char **to)
+{
+  if (!units_is_word (value, words))
+    return text_printf ("%s=%s: must be one of %s", name, value, words);
+  keep (to, value);
+  return NULL;
+}
+
 static char *
 take_part (struct disk_option *d, int part, const char *name, const char *value)
 {
@@ -84,10 +94,18 @@ take_part (struct disk_option *d, int part, const char *name, const char *value)
     return take_switch (name, value, &d->sync.trust_base);
   case DISK_OPTION_VERIFY:
     return take_switch (name, value, &d->verify);
+  case DISK_OPTION_IMAGE:
+    keep (&d->image, value);
+    return NULL;
+  case DISK_OPTION_DISCARD:
+    return take_word (name, value, "ignore|unmap", &d->discard);
+  case DISK_OPTION_AIO:
+    return take_word (name, value, "threads|native|io_uring", &d->aio);
   default:
-    return text_printf ("'%s' is unknown here; use sync, base, base-format, trust-base or verify"
-                        " (write a comma that belongs to a name twice)",
-                        name);
+    return text_printf (
+        "'%s' is unknown here; use sync, base, base-format, trust-base, verify, image,"
+        " discard or aio (write a comma that belongs to a name twice)",
+        name);
   }
 }
 
@@ -151,4 +169,8 @@ disk_option_free (struct disk_option *d)
   text_free (d->dest);
   text_free (d->base);
   text_free (d->base_format);
+  text_free (d->name);
+  text_free (d->image);
+  text_free (d->discard);
+  text_free (d->aio);
 }

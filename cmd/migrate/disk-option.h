@@ -18,7 +18,9 @@
 
 struct disk_option {
   char *control, *dest;
-  char *base, *base_format; /* what SYNC points to; NULL: not given */
+  char *name;                  /* with --adopt: of the guest's device; else NULL */
+  char *image, *discard, *aio; /* for --adopt and --give-back; NULL: not given */
+  char *base, *base_format;    /* what SYNC points to; NULL: not given */
   struct sync_options sync;
   bool have_sync; /* it was given */
   bool verify;    /* the copy is verified before the guest moves */
@@ -31,6 +33,9 @@ enum {
   DISK_OPTION_BASE_FORMAT,
   DISK_OPTION_TRUST_BASE,
   DISK_OPTION_VERIFY,
+  DISK_OPTION_IMAGE,
+  DISK_OPTION_DISCARD,
+  DISK_OPTION_AIO,
   DISK_OPTION_END
 };
 #define DISK_OPTION_PARTS                                                                          \
@@ -40,9 +45,13 @@ enum {
       { ",base-format", DISK_OPTION_BASE_FORMAT, "FORMAT", "the base's format (default raw)" },    \
       { ",trust-base", DISK_OPTION_TRUST_BASE, "on|off",                                           \
         "where the destination does not tell the digest of its base, go on after a sample" },      \
+      { ",verify", DISK_OPTION_VERIFY, "on|off",                                                   \
+        "verify the copy before the guest moves; a difference rolls back (exit status 5)" },       \
+      { ",image", DISK_OPTION_IMAGE, "FILE",                                                       \
+        "with --give-back: the image that the destination's 'receive' writes" },                   \
+      { ",discard", DISK_OPTION_DISCARD, "ignore|unmap", "as for 'adopt' and 'give-back'" },       \
   {                                                                                                \
-    ",verify", DISK_OPTION_VERIFY, "on|off",                                                       \
-        "verify the copy before the guest moves; a difference rolls back (exit status 5)"          \
+    ",aio", DISK_OPTION_AIO, "threads|native|io_uring", "as for 'adopt' and 'give-back'"           \
   }
 
 /* Read TEXT into *D.  NULL, or the reason why it is refused (base/text.h, the caller frees it).

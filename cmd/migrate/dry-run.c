@@ -89,7 +89,7 @@ migrate_dry_run (struct migrate *m)
   json_t *disks = NULL;
 
   progress_phase (m, PHASE_CHECK);
-  if (migrate_check (m) == -1) {
+  if (migrate_check_machines (m) == -1 || migrate_check_disks (m) == -1) {
     status = m->journal.exit_status;
     cmd_say ("%s", m->journal.reason);
   } else {

@@ -24,6 +24,7 @@ static const struct {
   const char *name, *text;
 } phases[] = {
   [PHASE_CHECK] = { "check", "looking at both sides" },
+  [PHASE_ADOPT] = { "adopt", "putting the disks onto the tracked path" },
   [PHASE_MIRROR] = { "mirror", "copying the disks" },
   [PHASE_MEMORY] = { "memory", "copying the memory" },
   [PHASE_HOLD] = { "hold", "the guest is stopped: last blocks of the disks" },
@@ -32,6 +33,7 @@ static const struct {
   [PHASE_START] = { "start", "starting the guest at the destination" },
   [PHASE_DONE] = { "done", "the guest runs at the destination" },
   [PHASE_BACK] = { "roll-back", "rolling back" },
+  [PHASE_RETURN] = { "give-back", "taking the disks off the tracked path" },
   [PHASE_FAILED] = { "failed", "failed" },
 };
 

@@ -1,4 +1,6 @@
 nbdmirror_SOURCES += \
+	cmd/migrate/adopted.c \
+	cmd/migrate/adopted.h \
 	cmd/migrate/back.c \
 	cmd/migrate/check.c \
 	cmd/migrate/disk-option.c \

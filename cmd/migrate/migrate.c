@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "cmd/migrate/adopted.h"
 #include "cmd/migrate/guard.h"
 #include "cmd/migrate/migrate.h"
 #include "cmd/worker.h"
@@ -26,16 +27,35 @@ run_ready_hook (struct migrate *m)
   return 0;
 }
 
+/* The disks have control sockets: at once, or with --adopt from now on. */
+static int
+check_all (struct migrate *m)
+{
+  return migrate_check_machines (m) == -1
+                 || (m->options.adopt == NULL && migrate_check_disks (m) == -1)
+             ? -1
+             : 0;
+}
+
+static int
+adopt_all (struct migrate *m)
+{
+  if (m->options.adopt == NULL)
+    return 0;
+  progress_phase (m, PHASE_ADOPT);
+  return adopted_begin (m) == -1 || migrate_check_disks (m) == -1 ? -1 : 0;
+}
+
 static int
 up_to_commit (struct migrate *m)
 {
   static const struct {
     enum phase phase;
     int (*step) (struct migrate *m);
-  } steps[] = { { PHASE_CHECK, migrate_check },   { PHASE_MIRROR, step_mirror },
-                { PHASE_MIRROR, run_ready_hook }, { PHASE_MEMORY, step_memory },
-                { PHASE_HOLD, step_hold },        { PHASE_SWITCH, step_switch },
-                { PHASE_COMMIT, step_commit } };
+  } steps[] = { { PHASE_CHECK, check_all },    { PHASE_CHECK, adopt_all },
+                { PHASE_MIRROR, step_mirror }, { PHASE_MIRROR, run_ready_hook },
+                { PHASE_MEMORY, step_memory }, { PHASE_HOLD, step_hold },
+                { PHASE_SWITCH, step_switch }, { PHASE_COMMIT, step_commit } };
 
   for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
     if (i == 0 || steps[i].phase != steps[i - 1].phase)
@@ -55,15 +75,32 @@ quit_source (struct migrate *m)
     cmd_warning ("%s", error);
 }
 
+/* The guest runs at the destination. */
+static int
+tidy_up (struct migrate *m)
+{
+  int status = EXIT_DONE;
+
+  report_collect (m);
+  if (m->options.quit_source)
+    quit_source (m);
+  if (m->options.give_back && !adopted_give_back (m))
+    status = EXIT_ERROR;
+  if (m->options.adopt != NULL && m->options.quit_source)
+    adopted_forget (m);
+  /* A hook may use the monitors, which have one client at a time. */
+  machine_close (&m->machines.source);
+  machine_close (&m->machines.dest);
+  return status;
+}
+
 /* Returns whether the guest runs at the destination. */
 static bool
 go_on_at_destination (struct migrate *m)
 {
   if (finish_hand_over (m, finish_start) == 0) {
     progress_phase (m, PHASE_DONE);
-    report_collect (m);
-    if (m->options.quit_source)
-      quit_source (m);
+    m->journal.exit_status = tidy_up (m);
     hook_run_warn (&m->options.hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
     return true;
   }
@@ -91,9 +128,11 @@ run_migration (struct migrate *m)
   }
   if (up_to_commit (m) == 0) {
     if (go_on_at_destination (m))
-      return EXIT_DONE;
+      return j->exit_status;
   }
-  /* Refused before anything was done: both machines are left as they are. */
+  /* Refused before anything was begun: both machines are left as they are. */
+  else if (j->phase == PHASE_ADOPT)
+    adopted_end (m);
   else if (j->phase != PHASE_CHECK)
     migrate_back (m, m->committed);
   if (j->exit_status == EXIT_DONE)
@@ -116,9 +155,7 @@ run_guardian (struct migrate *m, const struct guard_death *death)
   if (status == EXIT_DONE && j->phase == PHASE_DONE) {
     text_free (j->reason);
     j->reason = NULL;
-    report_collect (m);
-    if (m->options.quit_source)
-      quit_source (m);
+    status = tidy_up (m);
     if (phase != PHASE_DONE)
       hook_run_warn (&m->options.hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
     return status;

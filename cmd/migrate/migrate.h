@@ -8,6 +8,7 @@
  *   migrate.c           the order of the steps
  *   guard.c  recover.c  a coordinator was killed: the process that notices, what it does then
  *   report.c            what is told at the end
+ *   adopted.c           --adopt and --give-back: the disks are tracked only meanwhile
  *   check.c  dry-run.c  what is looked at before anything is begun, or instead of it
  *   steps.c  finish.c   mirror, memory, hold, switch, commit; then seal and start
  *   back.c              the way back to the source
@@ -61,7 +62,8 @@ struct migrate {
 };
 
 /* ---- check.c ---- */
-int migrate_check (struct migrate *m);
+int migrate_check_machines (struct migrate *m);
+int migrate_check_disks (struct migrate *m); /* and what the machines are able to do */
 
 /* ---- steps.c ---- */
 int step_mirror (struct migrate *m);

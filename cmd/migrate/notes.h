@@ -22,6 +22,7 @@
 
 enum phase {
   PHASE_CHECK,  /* looking at both sides */
+  PHASE_ADOPT,  /* --adopt: the disks are put onto the tracked path */
   PHASE_MIRROR, /* the disks are copied until all are ready */
   PHASE_MEMORY, /* the memory is copied, the disks are kept in step */
   PHASE_HOLD,   /* the guest is stopped; hold, drain, flush every disk */
@@ -29,7 +30,8 @@ enum phase {
   PHASE_COMMIT, /* every disk is fenced */
   PHASE_START,  /* the guest is started at the destination */
   PHASE_DONE,
-  PHASE_BACK, /* roll-back */
+  PHASE_BACK,   /* roll-back */
+  PHASE_RETURN, /* --adopt: that is done, and the disks are taken off the tracked path */
   PHASE_FAILED,
   PHASES
 };

@@ -11,9 +11,12 @@
 
 #include "base/text.h"
 #include "cmd/migrate/options.h"
+#include "cmd/serve/paths.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
+#include "mirror/endpoint/uri.h"
 
+#define ADOPT_FOLDER "/var/lib/nbdmirror"
 #define SWITCH_MS 30000
 #define MAX_DOWNTIME_MS 300
 
@@ -42,7 +45,9 @@ enum {
   OPT_DRY_RUN,
   OPT_MEASURE,
   OPT_COMPRESS,
-  OPT_BUDGET
+  OPT_BUDGET,
+  OPT_ADOPT,
+  OPT_GIVE_BACK
 };
 
 /* Room for one disk more. */
@@ -132,6 +137,9 @@ take_flag (struct migrate_options *o, int c)
   case OPT_DRY_RUN:
     o->dry_run = true;
     return true;
+  case OPT_GIVE_BACK:
+    o->give_back = true;
+    return true;
   case 'j':
     o->json = true;
     return true;
@@ -193,6 +201,10 @@ take_option (struct migrate_options *o, int c)
   case OPT_MEASURE:
     o->measure = optarg;
     return take_time ("--measure", &ignored);
+  case OPT_ADOPT:
+    text_free (o->adopt);
+    o->adopt = server_absolute_path ("--adopt", optarg != NULL ? optarg : ADOPT_FOLDER);
+    return o->adopt != NULL ? 0 : EXIT_ERROR;
   case OPT_LOG:
     o->log = optarg;
     return 0;
@@ -217,7 +229,50 @@ check_options (const struct migrate_options *o)
     return cmd_usage_error ("--dry-run and --recover exclude each other");
   if (o->memory_uri == NULL && !o->recover)
     return cmd_usage_error ("--memory-uri is missing");
+  if (o->dry_run && o->adopt != NULL)
+    return cmd_usage_error ("--dry-run and --adopt exclude each other: nothing may be adopted");
   return 0;
+}
+
+/* With --adopt a disk is named by its device, and its control socket by that. */
+static int
+name_disk (struct migrate_options *o, unsigned i)
+{
+  struct disk_option *d = &o->disks[i];
+
+  if (d->control[0] == '.' || strchr (d->control, '/') != NULL)
+    return cmd_usage_error ("--disk %s=%s: with --adopt this begins with the id of a device, or of "
+                            "its -drive or node",
+                            d->control, d->dest);
+  d->name = d->control;
+  o->controls[i] = d->control = text_printf ("%s/%s.control", o->adopt, d->name);
+  return 0;
+}
+
+/* What --adopt and --give-back need of disk I. */
+static int
+check_path_options (struct migrate_options *o, unsigned i)
+{
+  const struct disk_option *d = &o->disks[i];
+  const char *name = d->control;
+
+  if (o->give_back && d->image == NULL)
+    return cmd_usage_error ("--disk %s=%s: --give-back needs its ,image=FILE", name, d->dest);
+  if (!o->give_back && d->image != NULL)
+    return cmd_usage_error ("--disk %s=%s: ,image=FILE goes with --give-back", name, d->dest);
+  if (!o->give_back && o->adopt == NULL && (d->discard != NULL || d->aio != NULL))
+    return cmd_usage_error ("--disk %s=%s: ,discard and ,aio go with --adopt or --give-back", name,
+                            d->dest);
+  if (o->give_back) {
+    struct uri *uri = uri_read (d->dest, NULL);
+    bool local = uri != NULL && uri_parameter (uri, "socket") != NULL;
+    uri_free (uri);
+    if (!local)
+      return cmd_usage_error ("--disk %s=%s: --give-back needs a destination at a Unix socket of "
+                              "this host",
+                              name, d->dest);
+  }
+  return o->adopt != NULL ? name_disk (o, i) : 0;
 }
 
 const struct cmd_option migrate_option_table[] = {
@@ -229,6 +284,12 @@ const struct cmd_option migrate_option_table[] = {
     "where the destination listens for the memory, if that is another place" },
   { "disk", OPT_DISK, "CONTROL=DEST", "a disk of the guest and where it goes; once for each disk" },
   DISK_OPTION_PARTS,
+  { "adopt", OPT_ADOPT, "[DIR]",
+    "the guest was started without a server: CONTROL is the id of a device, or of its -drive or "
+    "node, and is put onto the tracked path for the move (sockets in DIR, default " ADOPT_FOLDER
+    ")" },
+  { "give-back", OPT_GIVE_BACK, NULL,
+    "in the end the guest uses its images at the destination by itself; needs ,image=FILE" },
   { "max-downtime", OPT_MAX_DOWNTIME, "TIME",
     "the pause to aim at, of the disks and of the memory (default 300ms)" },
   { "bandwidth", OPT_BANDWIDTH, "RATE",
@@ -279,6 +340,8 @@ migrate_options_parse (struct migrate_options *o, struct cmd_line *line, int *st
   }
   *status = line->nr_operands > 0 ? cmd_usage_error ("'%s' is no option", line->operands[0].argv[0])
                                   : check_options (o);
+  for (unsigned i = 0; i < o->nr_disks && *status == 0; i++)
+    *status = check_path_options (o, i);
   o->hooks.controls = o->controls;
   o->hooks.nr_controls = o->nr_disks;
   return *status == 0;
@@ -291,4 +354,5 @@ migrate_options_free (struct migrate_options *o)
     disk_option_free (&o->disks[i]);
   free (o->controls);
   free (o->disks);
+  text_free (o->adopt);
 }

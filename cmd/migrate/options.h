@@ -29,6 +29,8 @@ struct migrate_options {
   uint64_t timeout_ms; /* up to the hold; 0: none */
   uint64_t switch_ms;  /* the lease: from the hold to the commit */
   bool resume, keep_mirrors, quit_source, auto_converge, no_disk_check, recover, dry_run, json;
+  char *adopt;    /* --adopt: the folder of the disks' sockets, absolute, owned; else NULL */
+  bool give_back; /* --give-back */
   const char *log, *report;
   struct hooks hooks;
 };

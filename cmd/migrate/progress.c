@@ -85,7 +85,7 @@ progress_phase (struct migrate *m, enum phase phase)
   notes_phase (m->notes, phase);
   /* While the guest is stopped nothing may wait for a slow terminal; and a failure has a message of
    * its own. */
-  if (phase < PHASE_HOLD || phase == PHASE_BACK)
+  if (phase < PHASE_HOLD || phase == PHASE_BACK || phase == PHASE_RETURN)
     show (m);
 }
 

@@ -12,6 +12,8 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "cmd/adopt/served.h"
+#include "cmd/migrate/adopted.h"
 #include "cmd/migrate/migrate.h"
 #include "cmd/migrate/plan.h"
 
@@ -135,10 +137,49 @@ recover (struct migrate *m, const struct known *known)
   return status;
 }
 
+/* The guest runs at the source, and every disk that was adopted is given back there.  Where an
+ * earlier try was killed in between, some servers have ended already. */
+static int
+recover_adopted (struct migrate *m)
+{
+  char status[32];
+
+  machine_status (&m->machines.source, status);
+  if (strcmp (status, "running") != 0) {
+    cmd_say ("the source VM is '%s', and a disk's server does not answer: see "
+             "nbdmirror-migrate(1), FAILURES",
+             status[0] != '\0' ? status : "gone");
+    return EXIT_ERROR;
+  }
+  progress_phase (m, PHASE_RETURN);
+  bool all = adopted_end (m);
+  progress_phase (m, PHASE_FAILED);
+  return all ? EXIT_DONE : EXIT_ERROR;
+}
+
+/* Does every disk's server answer? */
+static bool
+servers_answer (struct migrate *m)
+{
+  for (unsigned i = 0; i < m->disks.nr; i++)
+    if (!served_is_there (m->disks.disk[i].control))
+      return false;
+  return true;
+}
+
 int
 migrate_recover (struct migrate *m)
 {
-  return recover (m, NULL);
+  bool adopted = m->options.adopt != NULL;
+
+  if (adopted && !servers_answer (m))
+    return recover_adopted (m);
+  int status = recover (m, NULL);
+  if (status != EXIT_DONE)
+    return status;
+  if (m->journal.phase == PHASE_DONE)
+    return m->options.give_back && !adopted_give_back (m) ? EXIT_ERROR : EXIT_DONE;
+  return adopted && adopted_any (m) && !m->options.keep_mirrors ? recover_adopted (m) : EXIT_DONE;
 }
 
 /* ---- the guardian --------------------------------------------------------------------------- */
@@ -171,6 +212,25 @@ take_notes (struct migrate *m, struct known *known)
   disks_adopt (&m->disks, m->notes);
 }
 
+/* With --adopt there are times at which a disk has no server, and needs none. */
+static int
+try_once (struct migrate *m, const struct known *known)
+{
+  bool adopted = m->options.adopt != NULL;
+
+  if (adopted && (known->phase <= PHASE_ADOPT || known->phase == PHASE_RETURN))
+    return recover_adopted (m);
+  if (adopted && known->phase == PHASE_FAILED && !adopted_any (m))
+    return EXIT_DONE;
+  if (adopted && known->phase == PHASE_DONE && !servers_answer (m)) {
+    m->committed = true;
+    strcpy (m->result.token, known->token);
+    m->journal.phase = PHASE_DONE;
+    return EXIT_DONE;
+  }
+  return recover (m, known);
+}
+
 int
 migrate_recover_guarded (struct migrate *m, const char *died, int exit_status, enum phase *phase)
 {
@@ -186,7 +246,7 @@ migrate_recover_guarded (struct migrate *m, const char *died, int exit_status, e
   for (try = 1; try <= TRIES; try++) {
     journal_event (&m->journal, "guardian", json_pack ("{s:i}", "try", try));
     forget_try (m, &known);
-    status = recover (m, &known);
+    status = try_once (m, &known);
     if (status == EXIT_DONE || try == TRIES || clock_ms () > end
         || atomic_load (m->machines.signal) != 0)
       break;

@@ -158,6 +158,14 @@ refused 2 '--disk a=c,verify=on: its CONTROL is given twice' migrate "${qmp[@]}"
   --disk a=c,verify=on
 refused 2 '--measure goes with' migrate "${qmp[@]}" --disk a=b --measure 1s
 refused 2 '--dry-run and --recover' migrate "${qmp[@]}" --disk a=b --dry-run --recover
+refused 2 '--disk a=b: --give-back needs its ,image=FILE' migrate "${qmp[@]}" --disk a=b --give-back
+refused 2 '--disk a=b: --give-back needs a destination at a Unix socket' migrate "${qmp[@]}" \
+  --disk a=b,image=c --give-back
+refused 2 '--disk a=b: ,image=FILE goes with --give-back' migrate "${qmp[@]}" --disk a=b,image=c
+refused 2 '--disk a=b: ,discard and ,aio go with' migrate "${qmp[@]}" --disk a=b,aio=native
+refused 2 '--disk /a=b: with --adopt this begins with the id' migrate "${qmp[@]}" --adopt=/tmp \
+  --disk /a=b
+refused 2 '--dry-run and --adopt' migrate "${qmp[@]}" --disk a=b --dry-run --adopt=/tmp
 refused 2 '--disk b=a: its DEST is given twice' migrate "${qmp[@]}" --disk a=a --disk b=a
 
 # evacuate-disk

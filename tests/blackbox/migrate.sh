@@ -46,7 +46,8 @@ log = [json.loads(line) for line in open(sys.argv[1])]
 phase, limit = sys.argv[2], int(sys.argv[3])
 begun, took = 0, None
 for e in log:
-    if e["event"] == "phase" and e["phase"] == phase:
+    # --timeout counts from the start of the program, and so does "ms".
+    if e["event"] == "phase" and e["phase"] == phase and phase != "check":
         begun = e["ms"]
     elif e["event"] == "phase" and e["phase"] == "roll-back":
         took = e["ms"] - begun

@@ -391,7 +391,7 @@ class Vm:
                 node = {**server, "node-name": f"disk{number}"} if isinstance(server, dict) else \
                     nbd_node(f"disk{number}", server, reconnect_delay)
                 argv += ["-blockdev", json.dumps(node),
-                         "-device", f"virtio-blk-pci,drive=disk{number}"]
+                         "-device", f"virtio-blk-pci,id=vd{number},drive=disk{number}"]
             if incoming:
                 argv += ["-incoming", "defer"] + ["-S"] * stopped
             self.log = open(self.path("log"), "w")

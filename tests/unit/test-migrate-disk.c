@@ -95,6 +95,8 @@ Test (migrate_disk, refused)
   is_refused ("a=b,Sync=full", "'Sync' is unknown");
   is_refused ("a=b,syn=full", "'syn' is unknown");
   is_refused ("a=b,verify=on,verify=on", "verify is given twice");
+  is_refused ("a=b,discard=maybe", "discard=maybe: must be one of ignore|unmap");
+  is_refused ("a=b,aio=some", "aio=some: must be one of threads|native|io_uring");
   is_refused ("a=b,verify=2", "verify=2: ");
   is_refused ("a=b,trust-base=perhaps", "trust-base=perhaps: ");
 }

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See received.h.
+ */
+
+#include "config.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "cmd/adopt/received.h"
+
+static bool
+process_name (long pid, char name[16])
+{
+  char path[64];
+
+  snprintf (path, sizeof path, "/proc/%ld/comm", pid);
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  return fd != -1 && fd_read_text (fd, name, 16) > 0;
+}
+
+pid_t
+received_listener (const char *path)
+{
+  struct sockaddr_un sa = { .sun_family = AF_UNIX };
+  struct ucred cred;
+  socklen_t len = sizeof cred;
+
+  if (strlen (path) >= sizeof sa.sun_path)
+    return 0;
+  strcpy (sa.sun_path, path);
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (sock == -1)
+    return 0;
+  if (connect (sock, (struct sockaddr *)&sa, sizeof sa) == -1
+      || getsockopt (sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1)
+    cred.pid = 0;
+  fd_close (&sock);
+  return cred.pid;
+}
+
+pid_t
+received_keeper (pid_t pid)
+{
+  char path[64], text[512], name[16], own[16];
+  long parent = 0;
+
+  snprintf (path, sizeof path, "/proc/%ld/stat", (long)pid);
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  if (fd == -1 || fd_read_text (fd, text, sizeof text) == -1)
+    return pid;
+  const char *behind = strrchr (text, ')'); /* the name may have any character in it */
+  if (behind == NULL || sscanf (behind, ") %*c %ld", &parent) != 1)
+    return pid;
+  return process_name (parent, name) && process_name (getpid (), own) && strcmp (name, own) == 0
+             ? (pid_t)parent
+             : pid;
+}
+
+bool
+received_speaks_nbd (const char *path)
+{
+  struct sockaddr_un sa = { .sun_family = AF_UNIX };
+  const struct timeval limit = { .tv_sec = 2 };
+  char greeting[8] = "";
+
+  if (strlen (path) >= sizeof sa.sun_path)
+    return false;
+  strcpy (sa.sun_path, path);
+  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (sock == -1)
+    return false;
+  setsockopt (sock, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  bool nbd = connect (sock, (struct sockaddr *)&sa, sizeof sa) == 0
+             && recv (sock, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting
+             && memcmp (greeting, "NBDMAGIC", sizeof greeting) == 0;
+  fd_close (&sock);
+  return nbd;
+}

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * See adopted.h.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/child.h"
+#include "base/clock.h"
+#include "base/text.h"
+#include "cmd/adopt/guest-disk.h"
+#include "cmd/adopt/record.h"
+#include "cmd/adopt/served.h"
+#include "cmd/control-query.h"
+#include "cmd/migrate/adopted.h"
+#include "mirror/endpoint/uri.h"
+
+#define WORDS 20
+#define JOB_END_MS 10000
+#define JOB_LOOK_MS 20
+
+/* Run this program with WORDS, which use the monitor of V.  Its exit status; its messages go to our
+ * standard error. */
+static int
+run_command (struct migrate *m, struct machine *v, const char *const words[], const char *disk)
+{
+  char path[4096];
+  const struct child_options own = { .path = worker_program (path, sizeof path),
+                                     .output_to_stderr = true,
+                                     .own_group = true,
+                                     .end_with_us = true };
+  int status = 0;
+
+  machine_close (v);
+  journal_break (&m->journal);
+  pid_t pid = child_start ((char *const *)words, &own);
+  while (pid != -1 && !child_ended (pid, 1000, &status))
+    ;
+  int code = pid == -1 || !WIFEXITED (status) ? EXIT_ERROR : WEXITSTATUS (status);
+  journal_event (&m->journal, words[1],
+                 json_pack ("{s:s, s:s, s:i}", "side", v->name, "disk", disk, "exit-status", code));
+  return code;
+}
+
+static unsigned
+add_option (const char *words[], unsigned n, const char *option, const char *value)
+{
+  if (value == NULL)
+    return n;
+  words[n] = option;
+  words[n + 1] = value;
+  return n + 2;
+}
+
+/* ---- at the source --------------------------------------------------------------------------- */
+
+/* The disk's name is that of its device, or of the node that it uses. */
+static const char *
+kind_of_name (struct migrate *m, const char *name)
+{
+  const struct disk_choice choice = { .device = name };
+  struct guest_disk d;
+  char *error = NULL;
+  bool refused;
+
+  if (guest_disk_choose (&m->machines.source, &choice, &d, &refused, &error) == 0) {
+    guest_disk_free (&d);
+    return "--device";
+  }
+  text_free (error);
+  return "--node";
+}
+
+static int
+adopt_one (struct migrate *m, const struct disk *d)
+{
+  const struct disk_option *o = d->option;
+  CLEANUP_TEXT char *socket = text_printf ("%s/%s.nbd", m->options.adopt, o->name);
+  const char *words[WORDS] = { "nbdmirror", "adopt" };
+  unsigned n = 2;
+
+  n = add_option (words, n, "--qmp", m->options.source_qmp);
+  n = add_option (words, n, kind_of_name (m, o->name), o->name);
+  n = add_option (words, n, "--socket", socket);
+  n = add_option (words, n, "--control", d->control);
+  n = add_option (words, n, "--discard", o->discard);
+  n = add_option (words, n, "--aio", o->aio);
+  words[n] = NULL;
+  int status = run_command (m, &m->machines.source, words, o->name);
+  return status == EXIT_DONE
+             ? 0
+             : journal_fail (&m->journal, status, "the disk %s could not be adopted", o->name);
+}
+
+int
+adopted_begin (struct migrate *m)
+{
+  char *error = NULL;
+
+  if (mkdir (m->options.adopt, 0700) == -1 && errno != EEXIST)
+    return journal_fail (&m->journal, EXIT_ERROR, "--adopt=%s: %s", m->options.adopt,
+                         strerror (errno));
+  for (unsigned i = 0; i < m->disks.nr; i++) {
+    if (atomic_load (m->machines.signal) != 0)
+      return journal_fail (&m->journal, EXIT_CANCELLED, "cancelled");
+    if (adopt_one (m, &m->disks.disk[i]) == -1)
+      return -1;
+  }
+  return machine_connect (&m->machines.source, &error) == 0
+             ? 0
+             : journal_fail_with (&m->journal, EXIT_ERROR, error);
+}
+
+static bool
+has_record (const struct disk *d)
+{
+  CLEANUP_TEXT char *path = text_printf ("%s.adopted", d->control);
+
+  return access (path, F_OK) == 0;
+}
+
+bool
+adopted_any (const struct migrate *m)
+{
+  for (unsigned i = 0; i < m->disks.nr; i++)
+    if (has_record (&m->disks.disk[i]))
+      return true;
+  return false;
+}
+
+static bool
+job_is_over (const char *state)
+{
+  return state != NULL
+         && (strcmp (state, "cancelled") == 0 || strcmp (state, "idle") == 0
+             || strcmp (state, "failed") == 0);
+}
+
+/* Both processes of an earlier try were killed, and its workers have gone on. */
+static void
+end_job (struct migrate *m, struct disk *d)
+{
+  struct control_call cancel = { .command = "block-job-cancel", .timeout_ms = QUERY_MS };
+  uint64_t end = clock_ms () + JOB_END_MS;
+  char *error = NULL;
+  bool works = true;
+
+  if (d->client == NULL)
+    d->client = control_client_connect (d->control, QUERY_MS, &error);
+  if (d->client != NULL && control_client_call (d->client, &cancel, &error) == 0)
+    journal_rolled_back (&m->journal, "%s: the mirror was cancelled", d->option->name);
+  while (d->client != NULL && works && clock_ms () < end) {
+    json_t *status = NULL;
+    struct control_call look
+        = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
+
+    text_free (error);
+    error = NULL;
+    works = control_client_call (d->client, &look, &error) == 0
+            && !job_is_over (status_text (status, "state"));
+    json_decref (status);
+    if (works)
+      clock_sleep_ms (JOB_LOOK_MS);
+  }
+  text_free (error); /* give-back says what is wrong */
+}
+
+bool
+adopted_end (struct migrate *m)
+{
+  bool all = true;
+
+  for (unsigned i = 0; i < m->disks.nr; i++) {
+    struct disk *d = &m->disks.disk[i];
+    const char *words[]
+        = { "nbdmirror", "give-back", "--qmp", m->options.source_qmp, d->control, NULL };
+
+    if (!has_record (d))
+      continue;
+    if (m->options.recover && served_is_there (d->control))
+      end_job (m, d);
+    if (run_command (m, &m->machines.source, words, d->option->name) == EXIT_DONE)
+      journal_rolled_back (&m->journal, "%s: off the tracked path again", d->option->name);
+    else {
+      cmd_say ("the disk %s is still on the tracked path: 'nbdmirror give-back --qmp %s %s' takes "
+               "it off",
+               d->option->name, m->options.source_qmp, d->control);
+      all = false;
+    }
+  }
+  return all;
+}
+
+void
+adopted_forget (struct migrate *m)
+{
+  for (unsigned i = 0; i < m->disks.nr; i++) {
+    const char *control = m->disks.disk[i].control;
+    struct served s;
+    char *ignored = NULL;
+
+    if (served_look (control, &s, &ignored) == 0) {
+      served_stop (s.pid);
+      served_free (&s);
+    }
+    text_free (ignored);
+    record_remove (control);
+  }
+}
+
+/* ---- at the destination ---------------------------------------------------------------------- */
+
+static bool
+give_back_one (struct migrate *m, const struct disk *d, const char *socket)
+{
+  const struct disk_option *o = d->option;
+  const char *words[WORDS] = { "nbdmirror", "give-back" };
+  unsigned n = 2;
+
+  n = add_option (words, n, "--qmp", m->options.dest_qmp);
+  n = add_option (words, n, "--discard", o->discard);
+  n = add_option (words, n, "--aio", o->aio);
+  words[n++] = socket;
+  words[n++] = o->image;
+  words[n] = NULL;
+  if (run_command (m, &m->machines.dest, words, d->dest) == EXIT_DONE)
+    return true;
+  cmd_say ("the guest runs at the destination and still uses %s through %s: 'nbdmirror give-back "
+           "--qmp %s %s %s' takes it off that",
+           o->image, socket, m->options.dest_qmp, socket, o->image);
+  return false;
+}
+
+bool
+adopted_give_back (struct migrate *m)
+{
+  bool all = true;
+
+  for (unsigned i = 0; i < m->disks.nr; i++) {
+    const struct disk *d = &m->disks.disk[i];
+    struct uri *uri = uri_read (d->dest, NULL);
+    const char *socket = uri != NULL ? uri_parameter (uri, "socket") : NULL;
+
+    /* The server removes it at its end, which is the last step of an earlier give-back. */
+    if (socket != NULL && access (socket, F_OK) == 0)
+      all = give_back_one (m, d, socket) && all;
+    uri_free (uri);
+  }
+  return all;
+}
