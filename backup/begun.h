@@ -6,6 +6,9 @@
  * holds the disks' locks.  A file that belongs to no such run is never removed.
  *
  *   lock the disks; NAME.begun; the files; NAME.json; remove NAME.begun; unlock
+ *
+ * Where a job may be left over at the server of a disk that has failed, NAME.begun stays for the
+ * next run: it says whose job that is.
  */
 
 #ifndef NBDMIRROR_BACKUP_BEGUN_H

@@ -402,11 +402,8 @@ run_locked (struct backup_run *run)
       status = copy (run);
       if (status == 0)
         status = backup_seal (run);
-      bool left = false;
-      for (unsigned i = 0; run->begun && i < run->nr_disks; i++)
-        left |= run->disks[i].file != NULL && backup_job_is_left (&run->disks[i]);
       if (run->begun)
-        store_give_up (&run->store, run->name, ids, nr, left);
+        store_give_up (&run->store, run->name, ids, nr, backup_job_is_left (run));
     }
   }
   free (ids);

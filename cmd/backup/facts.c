@@ -83,8 +83,8 @@ backup_ask (struct backup_run *run, struct backup_disk *d)
   json_decref (status);
 }
 
-bool
-backup_job_is_left (const struct backup_disk *d)
+static bool
+has_job_left (const struct backup_disk *d)
 {
   CLEANUP_TEXT char *error = NULL;
   struct control_client *c = control_client_connect (d->control, QUERY_MS, &error);
@@ -101,6 +101,17 @@ backup_job_is_left (const struct backup_disk *d)
   }
   json_decref (status);
   control_client_free (c);
+  return left;
+}
+
+bool
+backup_job_is_left (const struct backup_run *run)
+{
+  bool left = false;
+
+  for (unsigned i = 0; i < run->nr_disks && !left; i++)
+    left = run->disks[i].file != NULL && run->disks[i].error != NULL
+           && has_job_left (&run->disks[i]);
   return left;
 }
 

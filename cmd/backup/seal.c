@@ -79,7 +79,8 @@ write_manifest (struct backup_run *run, char **error)
   m->begun_us = run->begun_us;
   m->ended_us = clock_date_us ();
   m->guest_frozen = run->frozen;
-  if (store_write (&run->store, m, error) == -1)
+  /* With the mark, the next backup knows a job that is left over for a backup's. */
+  if (store_write (&run->store, m, backup_job_is_left (run), error) == -1)
     return -1;
   run->begun = false;
   return 0;

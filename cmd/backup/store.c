@@ -243,13 +243,14 @@ store_include (struct store *s, const char *from, struct manifest_include *m, ch
 /* ---- the manifest ---- */
 
 int
-store_write (struct store *s, struct manifest *m, char **error)
+store_write (struct store *s, struct manifest *m, bool keep_mark, char **error)
 {
   CLEANUP_FD int lock = -1;
 
   if (repository_lock (&s->repo, NULL, &lock, error) == -1
       || repository_write (&s->repo, m, error) == -1)
     return -1;
-  backup_begun_end (&s->repo, m->name);
+  if (!keep_mark)
+    backup_begun_end (&s->repo, m->name);
   return 0;
 }

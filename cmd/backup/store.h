@@ -58,7 +58,8 @@ int store_seal (struct store *s, struct manifest_disk *m, char **error);
  * missing.  M gets its bytes and digest. */
 int store_include (struct store *s, const char *from, struct manifest_include *m, char **error);
 
-/* Write the manifest of the run, which has thereby ended. */
-int store_write (struct store *s, struct manifest *m, char **error);
+/* Write the manifest of the run, which has thereby ended.  With KEEP_MARK it still counts as begun,
+ * as for store_give_up(), until the next backup of its disks. */
+int store_write (struct store *s, struct manifest *m, bool keep_mark, char **error);
 
 #endif

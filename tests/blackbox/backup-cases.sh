@@ -77,6 +77,16 @@ wait_exit slow 20
 run 0 'a: incremental:' "$A" "$repo"
 same a "$tmp/a"
 
+# ---- the server of one disk is killed, and the other disk has a backup ---------------------------
+spawn slow "$NBDMIRROR" backup "$A" "$B" "$repo" --full --bandwidth 4M
+wait_for 20 is_copying
+stop a KILL
+wait_exit slow 60
+[ "$status" = 1 ] || fail "exit status $status after a server was killed: $(cat "$tmp/slow.log")"
+serve a "$tmp/a" --state "$tmp/a.state"
+run 0 'a full' "$A" "$B" "$repo" --full
+[ -z "$(find "$repo" -name '*.begun')" ] || fail "a mark was left"
+
 # ---- a repository that is full, and one that is read-only ----------------------------------------
 if mkdir "$tmp/small" && mount -t tmpfs -o size=7m none "$tmp/small" 2>/dev/null; then
   end_small () { umount -l "$tmp/small"; }
