@@ -21,6 +21,7 @@
 #include "cmd/tracked/mirror-qmp.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
+#include "control/name.h"
 #include "mirror/job/job.h"
 
 #define MEASURE_NS UINT64_C (5000000000)
@@ -385,7 +386,7 @@ run (struct cmd_line *line)
     return line->status;
   if (line->operands[0].nr_args != 1)
     return cmd_usage_error ("CONTROL is the path of a control socket, not a command");
-  bool of_qemu = mirror_qmp_is_meant (line->operands[0].argv[0]);
+  bool of_qemu = control_is_of_qemu (line->operands[0].argv[0]);
   if (of_qemu && a.only_served != NULL)
     return cmd_usage_error ("--%s: not for a disk that QEMU has open by itself", a.only_served);
   if (of_qemu && a.settings.sync.mode != ENGINE_SYNC_FULL)

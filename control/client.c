@@ -22,6 +22,7 @@
 #include "base/text.h"
 #include "control/client.h"
 #include "control/link.h"
+#include "control/name.h"
 #include "control/wire.h"
 
 #define SEND_MS 5000       /* control_client_send: for the server to take the line */
@@ -194,6 +195,8 @@ connect_message (const char *path, int err)
 {
   struct stat st;
 
+  if ((err == ENOENT || err == ECONNREFUSED) && control_is_of_qemu (path))
+    return text_printf ("%s: no worker mirrors this disk", path);
   if (err == ENOENT && strstr (path, "://") != NULL)
     return text_printf ("%s: this is a URI, not a control socket (CONTROL comes first)", path);
   if (err == ENOENT)
@@ -275,14 +278,29 @@ await_greeting (struct control_client *c, int64_t deadline, char **error)
   return 0;
 }
 
+bool
+control_nobody_listens (const char *name)
+{
+  CLEANUP_TEXT char *path = control_name_path (name);
+  CLEANUP_TEXT char *error = NULL;
+  struct sockaddr_un sa;
+
+  if (wire_address (path, &sa, &error) == -1)
+    return false;
+  CLEANUP_FD int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  return sock != -1 && connect (sock, (const struct sockaddr *)&sa, sizeof sa) == -1
+         && (errno == ECONNREFUSED || errno == ENOENT);
+}
+
 struct control_client *
 control_client_connect (const char *path, int timeout_ms, char **error)
 {
   int64_t deadline = link_deadline (timeout_ms);
+  CLEANUP_TEXT char *place = control_name_path (path);
   struct sockaddr_un sa;
 
   *error = NULL;
-  if (wire_address (path, &sa, error) == -1)
+  if (wire_address (place, &sa, error) == -1)
     return NULL;
   struct control_client *c = client_new (path);
   if (c == NULL) {

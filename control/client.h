@@ -12,10 +12,14 @@
 
 struct control_client;
 
-/* Connect to PATH, read the greeting, and negotiate.  NULL with *ERROR set (the caller frees it
- * with text_free()); the message names PATH and the reason. */
+/* Connect to PATH, read the greeting, and negotiate.  PATH may be the name of a disk that QEMU has
+ * open by itself (name.h).  NULL with *ERROR set (the caller frees it with text_free()); the
+ * message names PATH and the reason. */
 struct control_client *control_client_connect (const char *path, int timeout_ms, char **error);
 void control_client_free (struct control_client *c);
+
+/* Is it certain that no process listens at NAME, which is as above? */
+bool control_nobody_listens (const char *name);
 
 /* Take lines of up to BYTES from now on.  Before that the limit is FRAME_MAX_LINE, and QEMU's
  * answers may be longer. */

@@ -263,6 +263,7 @@ guest_tests = \
 	tests/guest/manuals.py \
 	tests/guest/migrate.py \
 	tests/guest/qcow2-running.py \
+	tests/guest/qmp-jobs.py \
 	tests/guest/shared-base.py \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py \

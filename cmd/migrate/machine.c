@@ -10,8 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -135,18 +133,7 @@ machine_call (struct machine *v, const char *command, json_t *args, json_t **ret
 bool
 machine_is_dead (const struct machine *v)
 {
-  struct sockaddr_un sa = { .sun_family = AF_UNIX };
-
-  if (strlen (v->path) >= sizeof sa.sun_path)
-    return false;
-  strcpy (sa.sun_path, v->path);
-  int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (sock == -1)
-    return false;
-  bool dead = connect (sock, (struct sockaddr *)&sa, sizeof sa) == -1
-              && (errno == ECONNREFUSED || errno == ENOENT);
-  close (sock);
-  return dead;
+  return control_nobody_listens (v->path);
 }
 
 /* RAM is query-migrate's, or NULL. */

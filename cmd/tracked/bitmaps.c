@@ -5,6 +5,7 @@
 
 #include "config.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,6 +26,16 @@
 #define REMOVE_TRIES 200
 #define REMOVE_PAUSE_MS 10
 
+/* QEMU's own names of nodes begin with '#', which no export's ID may hold. */
+static void
+plain_name (const char *node, char plain[BITMAPS_NODE_BYTES])
+{
+  snprintf (plain, BITMAPS_NODE_BYTES, "%s", node);
+  for (char *c = plain; *c != '\0'; c++)
+    if (!isalnum ((unsigned char)*c) && strchr ("-._", *c) == NULL)
+      *c = '_';
+}
+
 void
 bitmaps_init (struct bitmaps *b, const char *qmp, const char *node)
 {
@@ -32,10 +43,11 @@ bitmaps_init (struct bitmaps *b, const char *qmp, const char *node)
 
   *b = (struct bitmaps){ .node = node, .socket = text_printf ("%s.nbdmirror", qmp) };
   snprintf (run, sizeof run, "%llx-%lx", (unsigned long long)clock_date_us (), (long)getpid ());
-  snprintf (b->data, sizeof b->data, PREFIX "data-%s", run);
-  snprintf (b->changes, sizeof b->changes, PREFIX "changes-%s", run);
+  plain_name (node, b->end);
+  snprintf (b->data, sizeof b->data, PREFIX "data-%s-%s", run, b->end);
+  snprintf (b->changes, sizeof b->changes, PREFIX "changes-%s-%s", run, b->end);
   for (unsigned i = 0; i < NR_BITMAPS; i++)
-    snprintf (b->bitmap[i], sizeof b->bitmap[i], PREFIX "bitmap-%s-%u", run, i);
+    snprintf (b->bitmap[i], sizeof b->bitmap[i], PREFIX "bitmap%u-%s-%s", i, run, b->end);
 }
 
 bool
@@ -76,6 +88,8 @@ bitmaps_start_server (const struct bitmaps *b, struct machine *vm, bool *refused
     *refused = true;
     return text_error (error, "%s is too long for the path of a socket", b->socket);
   }
+  if (vm->qmp == NULL && machine_connect (vm, error) == -1)
+    return -1;
   if (server_is_ours (b, vm))
     return 0;
   json_t *args
@@ -153,12 +167,26 @@ remove_bitmap (struct machine *vm, const char *node, const char *name, char **er
                        json_pack ("{s:s, s:s}", "node", node, "name", name), NULL, NULL, error);
 }
 
+/* Does NAME, one of a job's, end with the node's name?  Before that are what it is for, a date and
+ * a process. */
+static bool
+is_of_node (const struct bitmaps *b, const char *name)
+{
+  const char *end = name + sizeof PREFIX - 1;
+
+  for (int i = 0; i < 3 && end != NULL; i++) {
+    end = strchr (end, '-');
+    end = end != NULL ? end + 1 : NULL;
+  }
+  return end != NULL && strcmp (end, b->end) == 0;
+}
+
 /* Is NAME this job's, or one of an EARLIER one? */
 static bool
 is_meant (const struct bitmaps *b, const char *name, bool earlier)
 {
   if (earlier)
-    return bitmaps_is_ours (name);
+    return bitmaps_is_ours (name) && is_of_node (b, name);
   return strcmp (name, b->data) == 0 || strcmp (name, b->changes) == 0
          || strcmp (name, b->bitmap[0]) == 0 || strcmp (name, b->bitmap[1]) == 0;
 }
@@ -239,6 +267,32 @@ bitmaps_start (struct bitmaps *b, struct machine *vm, uint32_t granularity, char
   b->current = 0;
   return machine_call (vm, "block-dirty-bitmap-add", bitmap_to_add (b, b->bitmap[0]), NULL, NULL,
                        error);
+}
+
+int
+bitmaps_count (const struct bitmaps *b, struct machine *vm, uint64_t *changed, char **error)
+{
+  json_t *list = NULL, *o, *bitmap;
+  bool found = false;
+  size_t i, k;
+
+  if (machine_call (vm, "query-named-block-nodes", json_pack ("{s:b}", "flat", 1), &list, NULL,
+                    error)
+      == -1)
+    return -1;
+  json_array_foreach (list, i, o)
+  {
+    json_array_foreach (json_object_get (o, "dirty-bitmaps"), k, bitmap)
+    {
+      const char *name = json_string_value (json_object_get (bitmap, "name"));
+      if (name == NULL || strcmp (name, b->bitmap[b->current]) != 0)
+        continue;
+      found = true;
+      *changed = (uint64_t)json_integer_value (json_object_get (bitmap, "count"));
+    }
+  }
+  json_decref (list);
+  return found ? 0 : text_error (error, "QEMU has lost the bitmap %s", b->bitmap[b->current]);
 }
 
 int

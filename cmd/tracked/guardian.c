@@ -19,17 +19,29 @@
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/tracked/guardian.h"
+#include "control/decision.h"
 
 #define CONT_TRIES 30
 #define CONT_PAUSE_MS 1000
 #define ANSWER_MS 10000
+#define GUARDIAN_FD 3
 
 enum order { ORDER_HOLD, ORDER_RELEASE, ORDER_COMMIT };
 
 struct message {
   enum order order;
   uint64_t lease_ms;
+  bool stopped; /* by somebody else: it is not ours to let it go on */
 };
+
+/* What is held now. */
+struct held {
+  bool is, stopped;
+  uint64_t end_ms;
+  struct decision *decision; /* owned; NULL: the worker alone commits */
+};
+
+#define FD_SPACE CMSG_SPACE (sizeof (int))
 
 /* ---- the guardian --------------------------------------------------------------------------- */
 
@@ -64,39 +76,87 @@ tidy_up (const char *qmp, const struct bitmaps *b, bool held)
 
 /* How long poll() may wait, in ms. */
 static int
-time_left (bool held, uint64_t end_ms)
+time_left (const struct held *h)
 {
   uint64_t now = clock_ms ();
 
-  return !held ? -1 : end_ms > now ? (int)(end_ms - now) : 0;
+  return !h->is ? -1 : h->end_ms > now ? (int)(h->end_ms - now) : 0;
+}
+
+/* Is the guest handed over, by the word that several disks share?  If not, it never will be. */
+static bool
+is_committed (struct held *h)
+{
+  return h->is && h->decision != NULL
+         && decision_try (h->decision, DECISION_ABORT) == DECISION_COMMIT;
+}
+
+/* False: the worker is gone. */
+static bool
+receive (int fd, struct message *m, int *word)
+{
+  union {
+    char buf[FD_SPACE];
+    struct cmsghdr align;
+  } control;
+  struct iovec iov = { .iov_base = m, .iov_len = sizeof *m };
+  struct msghdr msg = { .msg_iov = &iov,
+                        .msg_iovlen = 1,
+                        .msg_control = control.buf,
+                        .msg_controllen = sizeof control.buf };
+
+  *word = -1;
+  if (recvmsg (fd, &msg, MSG_CMSG_CLOEXEC) != sizeof *m)
+    return false;
+  const struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
+  if (c != NULL && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+    memcpy (word, CMSG_DATA (c), sizeof *word);
+  return true;
+}
+
+/* Take in an order.  False: it cannot be obeyed, and the worker learns that by our end. */
+static bool
+obey (struct held *h, const struct message *m, int word)
+{
+  CLEANUP_TEXT char *error = NULL;
+
+  decision_free (h->decision);
+  *h = (struct held){ .is = m->order == ORDER_HOLD,
+                      .stopped = m->stopped,
+                      .end_ms = clock_ms () + m->lease_ms };
+  if (word != -1)
+    h->decision = decision_map (word, &error);
+  return word == -1 || h->decision != NULL;
 }
 
 static void
 watch_over (int fd, pid_t worker, const char *qmp, const struct bitmaps *b)
 {
-  bool held = false;
-  uint64_t end_ms = 0;
+  struct held held = { .is = false };
 
   for (;;) {
     struct pollfd p = { .fd = fd, .events = POLLIN };
     struct message m;
-    int r = poll (&p, 1, time_left (held, end_ms));
+    int r = poll (&p, 1, time_left (&held));
     if (r == -1 && errno == EINTR)
       continue;
+    if (r == 0 && is_committed (&held)) {
+      held.is = false;
+      continue;
+    }
     if (r == 0) {
       cmd_warning ("the worker holds the guest for too long: killing it");
       if (getppid () == worker)
         kill (worker, SIGKILL);
       break;
     }
-    if (recv (fd, &m, sizeof m, 0) != sizeof m)
-      break;
-    held = m.order == ORDER_HOLD;
-    end_ms = clock_ms () + m.lease_ms;
-    if (send (fd, &m.order, sizeof m.order, MSG_NOSIGNAL) == -1 && m.order == ORDER_HOLD)
+    CLEANUP_FD int word = -1;
+    if (!receive (fd, &m, &word) || !obey (&held, &m, word)
+        || (send (fd, &m.order, sizeof m.order, MSG_NOSIGNAL) == -1 && held.is))
       break;
   }
-  tidy_up (qmp, b, held);
+  tidy_up (qmp, b, held.is && !is_committed (&held) && !held.stopped);
+  decision_free (held.decision);
 }
 
 /* ---- the worker ----------------------------------------------------------------------------- */
@@ -117,12 +177,14 @@ guardian_start (struct guardian *g, const char *qmp, const struct bitmaps *b, ch
     return text_error (error, "fork: %s", strerror (errno));
   }
   if (g->pid == 0) {
-    close (fds[0]);
+    /* The worker's sockets are to close when it ends. */
+    dup2 (fds[1], GUARDIAN_FD);
+    close_range (GUARDIAN_FD + 1, ~0U, 0);
     setsid (); /* Ctrl-C is for the worker */
     signal (SIGTERM, SIG_IGN);
     signal (SIGHUP, SIG_IGN);
     signal (SIGUSR1, SIG_IGN);
-    watch_over (fds[1], worker, qmp, b);
+    watch_over (GUARDIAN_FD, worker, qmp, b);
     _exit (0);
   }
   close (fds[1]);
@@ -130,13 +192,37 @@ guardian_start (struct guardian *g, const char *qmp, const struct bitmaps *b, ch
   return 0;
 }
 
+/* WORD is passed along, unless it is -1. */
+static bool
+send_order (int fd, const struct message *m, int word)
+{
+  union {
+    char buf[FD_SPACE];
+    struct cmsghdr align;
+  } control;
+  struct iovec iov = { .iov_base = (void *)m, .iov_len = sizeof *m };
+  struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+  if (word != -1) {
+    memset (&control, 0, sizeof control);
+    msg.msg_control = control.buf;
+    msg.msg_controllen = sizeof control.buf;
+    struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN (sizeof word);
+    memcpy (CMSG_DATA (c), &word, sizeof word);
+  }
+  return sendmsg (fd, &msg, MSG_NOSIGNAL) == sizeof *m;
+}
+
 static int
-order (struct guardian *g, const struct message *m, char **error)
+order (struct guardian *g, const struct message *m, int word, char **error)
 {
   struct pollfd p = { .fd = g->fd, .events = POLLIN };
   enum order answer;
 
-  if (send (g->fd, m, sizeof *m, MSG_NOSIGNAL) == sizeof *m) {
+  if (send_order (g->fd, m, word)) {
     int r;
     while ((r = poll (&p, 1, ANSWER_MS)) == -1 && errno == EINTR)
       ;
@@ -148,24 +234,24 @@ order (struct guardian *g, const struct message *m, char **error)
 }
 
 int
-guardian_hold (struct guardian *g, uint64_t lease_ms, char **error)
+guardian_hold (struct guardian *g, const struct tracker_hold *hold, bool stopped, char **error)
 {
-  const struct message m = { .order = ORDER_HOLD, .lease_ms = lease_ms };
-  return order (g, &m, error);
+  const struct message m = { .order = ORDER_HOLD, .lease_ms = hold->lease_ms, .stopped = stopped };
+  return order (g, &m, hold->decision != NULL ? hold->decision->fd : -1, error);
 }
 
 int
 guardian_release (struct guardian *g, char **error)
 {
   const struct message m = { .order = ORDER_RELEASE };
-  return order (g, &m, error);
+  return order (g, &m, -1, error);
 }
 
 int
 guardian_commit (struct guardian *g, char **error)
 {
   const struct message m = { .order = ORDER_COMMIT };
-  return order (g, &m, error);
+  return order (g, &m, -1, error);
 }
 
 void

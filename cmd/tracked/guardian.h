@@ -10,6 +10,9 @@
  *
  * The guardian alone decides between the last two, so a worker that was too late learns it before
  * it says that the hand-over is complete.  Its own end makes hold and commit fail.
+ *
+ * In a hand-over of several disks the word that they share decides instead.  The guardian turns it
+ * to "abort" before the guest goes on, and if it says "commit" the guest stays stopped.
  */
 
 #ifndef NBDMIRROR_CMD_TRACKED_GUARDIAN_H
@@ -19,6 +22,7 @@
 #include <sys/types.h>
 
 #include "cmd/tracked/bitmaps.h"
+#include "mirror/job/tracker.h"
 
 struct guardian {
   pid_t pid; /* 0: there is none */
@@ -29,8 +33,9 @@ struct guardian {
  * whose monitor is at QMP.  0, or -1 with *ERROR. */
 int guardian_start (struct guardian *g, const char *qmp, const struct bitmaps *b, char **error);
 
-/* The guest is about to be stopped, for LEASE_MS at most.  0, or -1 with *ERROR: do not stop it. */
-int guardian_hold (struct guardian *g, uint64_t lease_ms, char **error);
+/* The guest is about to be stopped, or it was STOPPED by somebody else, who lets it go on as well.
+ * 0, or -1 with *ERROR: do not stop it. */
+int guardian_hold (struct guardian *g, const struct tracker_hold *hold, bool stopped, char **error);
 
 /* The guest goes on again.  0, or -1 with *ERROR. */
 int guardian_release (struct guardian *g, char **error);

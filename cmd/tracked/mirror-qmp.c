@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/fd.h"
 #include "base/text.h"
@@ -19,17 +18,12 @@
 #include "cmd/tracked/mirror-qmp.h"
 #include "cmd/tracked/qemu-tracker.h"
 #include "cmd/units.h"
-
-#define SCHEME "qmp:"
+#include "control/client.h"
+#include "control/name.h"
+#include "mirror/job/copy-server.h"
 
 static _Atomic int *asked;
 static int asked_fd;
-
-bool
-mirror_qmp_is_meant (const char *source)
-{
-  return strncmp (source, SCHEME, sizeof SCHEME - 1) == 0;
-}
 
 /* A later SIGINT or SIGTERM counts more, an earlier one as well. */
 static void
@@ -65,7 +59,7 @@ say_end (struct worker *w, enum job_result result, const json_t *report)
 
   if (w->progress)
     progress_break (w->progress);
-  if (result == JOB_COMPLETED && report)
+  if ((result == JOB_COMPLETED || result == JOB_NOT_SEALED) && report)
     cmd_say ("completed: %s sent in %s, pause %.1f ms; the guest is stopped, for the destination",
              units_format_size (sent, (uint64_t)status_number (report, "sent-bytes", 0)),
              units_format_time (took, 1000 * status_number (report, "total-s", 0)),
@@ -74,15 +68,14 @@ say_end (struct worker *w, enum job_result result, const json_t *report)
     cmd_say ("cancelled: the guest goes on at the source; the destination is incomplete");
 }
 
-static int
+static enum job_result
 run_job (struct qemu_tracker *t, struct worker *w, const struct worker_settings *settings,
-         struct copy_options *o)
+         struct copy_options *o, json_t **report)
 {
   const struct tracker functions = qemu_tracker_functions (t);
-  json_t *report;
 
   if (!take_signals (o) || !worker_join_budget (settings, t->node, &o->budget))
-    return EXIT_ERROR;
+    return JOB_FAILED;
   o->source = &t->uri;
   o->nr_source = 1;
   o->tracker = &functions;
@@ -91,37 +84,44 @@ run_job (struct qemu_tracker *t, struct worker *w, const struct worker_settings 
   o->progress = worker_progress;
   if (!w->json)
     w->progress = progress_new (stderr, NULL);
-  enum job_result result = copy_run (o, &report);
+  enum job_result result = copy_run (o, report);
   budget_leave (o->budget);
   if (!w->json)
-    say_end (w, result, report);
-  return worker_finish (w, result, report);
+    say_end (w, result, *report);
+  return result;
 }
 
 int
 mirror_qmp_run (const char *source, struct worker *w, const struct worker_settings *settings,
                 struct copy_options *o)
 {
-  CLEANUP_TEXT char *qmp = text_copy (source + sizeof SCHEME - 1);
-  CLEANUP_TEXT char *error = NULL, *left = NULL;
-  char *slash = strrchr (qmp, '/');
+  CLEANUP_TEXT char *qmp = NULL, *error = NULL, *left = NULL;
+  const char *node;
   struct qemu_tracker t;
-  bool refused;
-  int status;
+  enum job_result result = JOB_FAILED;
+  json_t *report = NULL;
+  bool refused = false;
 
-  if (slash == NULL || slash == qmp || slash[1] == '\0')
+  if (!control_name_split (source, &qmp, &node))
     return cmd_usage_error (
         "%s: must be qmp:SOCKET/NODE, the path of a monitor socket and the name "
         "of a node",
         source);
-  *slash = '\0';
-  if (qemu_tracker_begin (&t, qmp, slash + 1, o->dest.dest[0], &refused, &error) == 0)
-    status = run_job (&t, w, settings, o);
+  CLEANUP_TEXT char *path = control_name_path (source);
+  /* First of all: what is left over in QEMU may be the job's that listens here. */
+  o->server = copy_server_new (path, &error);
+  if (o->server != NULL
+      && qemu_tracker_begin (&t, qmp, node, o->dest.dest[0], &refused, &error) == 0)
+    result = run_job (&t, w, settings, o, &report);
   else {
+    refused = refused || (o->server == NULL && !control_nobody_listens (source));
     cmd_say ("%s%s", refused ? "refused: " : "", error);
-    status = refused ? EXIT_REFUSED : EXIT_ERROR;
+    result = refused ? JOB_REFUSED : JOB_FAILED;
   }
-  if (qemu_tracker_end (&t, &left) == -1)
+  if (o->server != NULL && qemu_tracker_end (&t, &left) == -1)
     cmd_warning ("left over in QEMU until the next run: %s", left);
-  return status;
+  if (report != NULL)
+    copy_server_linger (o->server, report, o->signal, o->signal_fd);
+  copy_server_free (o->server);
+  return worker_finish (w, result, report);
 }

@@ -6,13 +6,8 @@
 #ifndef NBDMIRROR_CMD_TRACKED_MIRROR_QMP_H
 #define NBDMIRROR_CMD_TRACKED_MIRROR_QMP_H
 
-#include <stdbool.h>
-
 #include "cmd/worker.h"
 #include "mirror/job/copy.h"
-
-/* Does SOURCE begin as such a disk does? */
-bool mirror_qmp_is_meant (const char *source);
 
 /* Run the whole job, and return the exit status.  O has the destination and the settings, but not
  * the source, the tracker, the signals and the callbacks. */

@@ -157,7 +157,9 @@ qemu_tracker_begin (struct qemu_tracker *t, const char *qmp, const char *node, c
   if (bitmaps_remove (&t->bitmaps, &t->vm, true, error) == -1)
     return -1;
   t->uri = make_uri (&t->bitmaps);
-  return bitmaps_export (&t->bitmaps, &t->vm, refused, error);
+  int r = bitmaps_export (&t->bitmaps, &t->vm, refused, error);
+  machine_close (&t->vm);
+  return r;
 }
 
 int
@@ -175,7 +177,11 @@ qemu_tracker_end (struct qemu_tracker *t, char **error)
   return r;
 }
 
-/* ---- the tracker's functions ---------------------------------------------------------------- */
+/* ---- the tracker's functions ------------------------------------------------------------------
+ *
+ * QEMU serves one client of a monitor at a time.  So each of these ends with the connection, and
+ * others (the workers of other disks, `migrate`, the user) have their turn.
+ */
 
 static int
 start (void *opaque, uint64_t size, uint32_t block_size, char **error)
@@ -184,14 +190,19 @@ start (void *opaque, uint64_t size, uint32_t block_size, char **error)
 
   if (size != t->size)
     return text_error (error, "the disk of %s has another size now", t->node);
-  return bitmaps_start (&t->bitmaps, &t->vm, block_size, error);
+  int r = bitmaps_start (&t->bitmaps, &t->vm, block_size, error);
+  machine_close (&t->vm);
+  return r;
 }
 
 static int
 take (void *opaque, tracker_mark *mark, void *region, char **error)
 {
   struct qemu_tracker *t = opaque;
-  return bitmaps_turn (&t->bitmaps, &t->vm, t->size, mark, region, error);
+
+  int r = bitmaps_turn (&t->bitmaps, &t->vm, t->size, mark, region, error);
+  machine_close (&t->vm);
+  return r;
 }
 
 static int
@@ -207,24 +218,29 @@ query_running (struct qemu_tracker *t, bool *running, char **error)
 }
 
 static int
-hold (void *opaque, uint64_t lease_ms, char **error)
+stop_guest (struct qemu_tracker *t, const struct tracker_hold *h, char **error)
 {
-  struct qemu_tracker *t = opaque;
   bool running;
 
   if (query_running (t, &running, error) == -1)
     return -1;
-  if (machine_events (&t->vm) == -1)
-    return text_error (error, "the connection to QEMU's monitor was lost");
-  t->vm.resume_ns = 0; /* commit() wants to know of later ones */
-  if (running) {
-    if (guardian_hold (&t->guardian, lease_ms, error) == -1)
-      return -1;
-    t->stopped = true;
-    if (machine_call (&t->vm, "stop", NULL, NULL, NULL, error) == -1)
-      return -1;
-  }
-  return 0;
+  if (running && h->stopped)
+    return text_error (error, "the guest runs, which was said to be stopped");
+  if (guardian_hold (&t->guardian, h, !running, error) == -1)
+    return -1;
+  t->watched = true;
+  t->stopped = running;
+  return running ? machine_call (&t->vm, "stop", NULL, NULL, NULL, error) : 0;
+}
+
+static int
+hold (void *opaque, const struct tracker_hold *h, char **error)
+{
+  struct qemu_tracker *t = opaque;
+
+  int r = stop_guest (t, h, error);
+  machine_close (&t->vm);
+  return r;
 }
 
 static int
@@ -232,38 +248,75 @@ release (void *opaque, char **error)
 {
   struct qemu_tracker *t = opaque;
 
-  if (!t->stopped)
+  if (!t->watched)
     return 0;
-  /* If this fails the guardian tries on, since it was not told. */
-  if (machine_call (&t->vm, "cont", NULL, NULL, NULL, error) == -1)
-    return -1;
-  t->stopped = false;
+  if (t->stopped) {
+    /* If this fails the guardian tries on, since it was not told. */
+    int r = machine_call (&t->vm, "cont", NULL, NULL, NULL, error);
+    machine_close (&t->vm);
+    if (r == -1)
+      return -1;
+  }
+  t->stopped = t->watched = false;
   return guardian_release (&t->guardian, error);
+}
+
+/* Is the guest stopped, and has it been since the last take()? */
+static int
+check_stopped (struct qemu_tracker *t, char **error)
+{
+  bool running;
+  uint64_t changed;
+
+  if (query_running (t, &running, error) == -1
+      || bitmaps_count (&t->bitmaps, &t->vm, &changed, error) == -1)
+    return -1;
+  return running || changed > 0 ? text_error (error, "somebody else has let the guest go on") : 0;
+}
+
+static int
+check (void *opaque, char **error)
+{
+  struct qemu_tracker *t = opaque;
+  bool refused;
+
+  int r = check_device (t, error) == 0 && check_jobs (t, &refused, error) == 0
+                  && check_exports (t, &refused, error) == 0
+              ? check_stopped (t, error)
+              : -1;
+  machine_close (&t->vm);
+  return r;
 }
 
 static int
 commit (void *opaque, char **error)
 {
   struct qemu_tracker *t = opaque;
-  bool running, refused;
 
-  if (check_device (t, error) == -1 || check_jobs (t, &refused, error) == -1
-      || check_exports (t, &refused, error) == -1 || query_running (t, &running, error) == -1)
+  if (guardian_commit (&t->guardian, error) == -1)
     return -1;
-  if (machine_events (&t->vm) == -1)
-    return text_error (error, "the connection to QEMU's monitor was lost");
-  if (running || t->vm.resume_ns != 0)
-    return text_error (error, "somebody else has let the guest go on");
-  if (t->stopped && guardian_commit (&t->guardian, error) == -1)
-    return -1;
-  t->stopped = false;
-  return 0;
+  t->stopped = t->watched = false;
+  int r = check_stopped (t, error);
+  machine_close (&t->vm);
+  /* A QEMU that has ended runs no guest. */
+  if (r == -1 && machine_is_dead (&t->vm)) {
+    text_free (*error);
+    *error = NULL;
+    r = 0;
+  }
+  return r;
 }
 
 struct tracker
 qemu_tracker_functions (struct qemu_tracker *t)
 {
   return (struct tracker){
-    .opaque = t, .start = start, .take = take, .hold = hold, .release = release, .commit = commit
+    .opaque = t,
+    .start = start,
+    .take = take,
+    .hold = hold,
+    .check = check,
+    .release = release,
+    .commit = commit,
   };
 }

@@ -22,6 +22,7 @@ struct qemu_tracker {
   char *uri;              /* the source to copy from */
   uint64_t size;          /* bytes */
   bool made;              /* there is something in QEMU to be removed */
+  bool watched;           /* by the guardian: the guest is held */
   bool stopped;           /* by us */
 };
 

@@ -2,8 +2,11 @@
  *
  * What the files of a copy share (copy.h):
  *
- *   copy.c      opens both sides, runs the engine, tells the progress, ends
- *   tracked.c   the same copy of a disk in use: passes, ready, the hand-over
+ *   copy.c           opens both sides, runs the engine, ends
+ *   copy-status.c    how it stands
+ *   tracked.c        the same copy of a disk in use: passes, ready, the hand-over
+ *   copy-server.c    its control socket
+ *   copy-handoff.c   a hand-over that a coordinator asks for there
  *
  * Everything here belongs to the job's thread.
  */
@@ -11,9 +14,12 @@
 #ifndef NBDMIRROR_MIRROR_JOB_COPY_INTERNAL_H
 #define NBDMIRROR_MIRROR_JOB_COPY_INTERNAL_H
 
+#include <poll.h>
+
 #include "mirror/engine/engine.h"
 #include "mirror/engine/supervisor.h"
 #include "mirror/job/copy.h"
+#include "mirror/job/copy-handoff.h"
 #include "mirror/job/estimate.h"
 #include "mirror/job/incremental.h"
 #include "mirror/job/source-errors.h"
@@ -32,6 +38,8 @@ struct tracked {
   uint64_t held_ns;
   uint64_t retry_ns; /* no hold before then: the last one did not end in time */
   uint64_t pause_ns; /* how long the guest was stopped at the commit */
+  double dirty_rate; /* bytes a second, between the last two looks */
+  bool paused;       /* by the user */
   bool told_slow, told_wait;
 };
 
@@ -48,7 +56,11 @@ struct copy {
   struct supervisor supervisor;
   struct source_errors source_errors;
   struct estimate estimate;
-  struct tracked tracked; /* with o->tracker */
+  struct tracked tracked;               /* with o->tracker */
+  uint64_t rate_limit, max_downtime_ms; /* as in the options, or as was set since */
+  bool fail_if_slow;
+  bool is_receive; /* a server of nbdmirror receive is the destination */
+  bool sealed;
   uint64_t start_ns;
   bool flush_asked; /* the last one, in this session */
   uint64_t flushes_before;
@@ -59,12 +71,34 @@ struct copy {
  * the flush.  It is asked for anew once something was dirty. */
 bool copy_all_done (struct copy *c);
 
+/* copy-status.c */
+
+/* A new reference, or NULL. */
+json_t *copy_status (struct copy *c, const char *state);
+/* The same of a copy that runs. */
+json_t *copy_status_now (struct copy *c);
+
+/* copy-server.c.  S may be NULL: no control socket. */
+
+/* The copy C runs from now on; NULL: it has ended. */
+void copy_server_begin (struct copy_server *s, struct copy *c);
+/* That is what is told from now on.  STATUS is borrowed, and completed. */
+void copy_server_tell (struct copy_server *s, json_t *status);
+/* As poll() of EXTRA, and answer meanwhile. */
+int copy_server_poll (struct copy_server *s, int timeout_ms, struct pollfd *extra,
+                      unsigned nr_extra);
+struct copy_handoff *copy_server_handoff (struct copy_server *s);
+
 /* tracked.c */
 
 /* Begin to track, before anything is read. */
 int tracked_begin (struct copy *c, char **error);
 /* Returns true when it is over, with *RESULT; errors were told. */
 bool tracked_step (struct copy *c, enum job_result *result);
+/* It is over: let the guest go on, unless it is handed over in this very moment.  *RESULT changes
+ * then. */
+void tracked_end (struct copy *c, enum job_result *result);
+void tracked_set_paused (struct copy *c, bool paused);
 /* The guest goes on, if it is held. */
 void tracked_release (struct copy *c);
 /* Is nothing to be done until tracked.look_ns? */

@@ -19,9 +19,10 @@
 #include "mirror/endpoint/null.h"
 #include "mirror/endpoint/same-place.h"
 #include "mirror/endpoint/seal.h"
+#include "mirror/endpoint/uri.h"
 #include "mirror/job/base-proof.h"
-#include "mirror/job/budget-status.h"
 #include "mirror/job/copy-internal.h"
+#include "mirror/job/copy-server.h"
 #include "mirror/job/standing.h"
 
 #define NEARLY_DONE (UINT64_C (32) << 20) /* bytes: from here on it looks each millisecond */
@@ -162,6 +163,7 @@ open_both (struct copy *c)
   if (c->dest.opened == NULL)
     return complain (
         c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);
+  c->is_receive = endpoint_info (c->dest.opened)->is_receive;
   if (o->sync.mode == ENGINE_SYNC_INCREMENTAL)
     return prove_checkpoint (c);
   return c->base != NULL ? prove_base (c) : JOB_COMPLETED;
@@ -203,7 +205,7 @@ make_region (struct copy *c)
 
   const struct engine_options eo = {
     .nr_copiers = c->o->nr_copiers,
-    .rate_limit = c->o->rate_limit,
+    .rate_limit = c->rate_limit,
     .budget = c->o->budget,
     .offline = c->o->tracker == NULL,
     .sync = c->o->sync.mode,
@@ -220,39 +222,6 @@ make_region (struct copy *c)
   return JOB_COMPLETED;
 }
 
-static json_t *
-make_status (struct copy *c, const char *state)
-{
-  const struct region *r = c->region;
-  const struct estimate *est = &c->estimate;
-  uint64_t dirty = bitmap_count (r, REGION_DIRTY) << r->geo.block_shift;
-  uint64_t size = r->geo.disk_size;
-  double eta = estimate_eta_s (est, 0, 0);
-
-  json_t *o = json_pack (
-      "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "state", state, "pass",
-      (json_int_t)c->tracked.passes + 1, "size", (json_int_t)size, "block-size",
-      (json_int_t)r->geo.block_size, "dirty-bytes", (json_int_t)(dirty < size ? dirty : size),
-      "sent-bytes", (json_int_t)atomic_load (&c->region->hdr->sent_bytes), "zero-bytes",
-      (json_int_t)atomic_load (&c->region->hdr->zero_bytes), "bandwidth-limit",
-      (json_int_t)c->o->rate_limit, "reconnects", (json_int_t)c->supervisor.reconnects,
-      "degraded-s", (double)supervisor_degraded_ns (&c->supervisor) / NS_PER_S, "total-s",
-      (double)(clock_ns () - c->start_ns) / NS_PER_S);
-  if (o == NULL)
-    return NULL;
-  budget_status_add (o, c->o->budget);
-  if (c->tracked.pause_ns > 0)
-    json_object_set_new (o, "downtime-ms", json_real ((double)c->tracked.pause_ns / NS_PER_MS));
-  json_object_set_new (o, "wire-bytes", json_integer ((json_int_t)region_wire_bytes (r)));
-  json_object_set_new (o, "sync", json_string (sync_name (c->o->sync.mode)));
-  json_object_set_new (o, "skipped-bytes",
-                       json_integer ((json_int_t)atomic_load (&r->hdr->skipped_bytes)));
-  json_object_set_new (o, "bandwidth",
-                       est->bandwidth > 0 ? json_real (est->bandwidth) : json_null ());
-  json_object_set_new (o, "eta-s", eta >= 0 ? json_real (eta) : json_null ());
-  return o;
-}
-
 static void
 sample (struct copy *c)
 {
@@ -267,7 +236,7 @@ sample (struct copy *c)
   };
   estimate_add (&c->estimate, &s, &costs, 0);
   if (c->o->progress) {
-    json_t *status = make_status (c, c->supervisor.lost_ns == 0 ? tracked_state (c) : "degraded");
+    json_t *status = copy_status_now (c);
     c->o->progress (c->o->opaque, status);
     json_decref (status);
   }
@@ -341,6 +310,8 @@ step (struct copy *c, enum job_result *result)
     *result = complain (c, JOB_FAILED, source_errors_text (&c->source_errors, &c->engine));
     return true;
   }
+  if (copy_handoff_step (copy_server_handoff (c->o->server), result))
+    return true;
   int signal = atomic_load (c->o->signal);
   if (signal == JOB_SIGNAL_CANCEL || signal == JOB_SIGNAL_DETACH) {
     *result = JOB_CANCELLED;
@@ -361,6 +332,8 @@ pause_ms (struct copy *c)
 {
   uint64_t now = clock_ns (), due = supervisor_due_ns (&c->supervisor);
 
+  if (c->tracked.paused)
+    return TICK_MS;
   if (tracked_rests (c))
     due = due < c->tracked.look_ns ? due : c->tracked.look_ns;
   else if (c->flush_asked || engine_left_bytes (&c->engine) < NEARLY_DONE)
@@ -381,7 +354,7 @@ run (struct copy *c)
       { .fd = c->engine.notify_fd, .events = POLLIN },
       { .fd = c->o->signal_fd, .events = POLLIN },
     };
-    if (poll (fds, 2, pause_ms (c)) > 0) {
+    if (copy_server_poll (c->o->server, pause_ms (c), fds, 2) > 0) {
       fd_wake_clear (c->engine.notify_fd);
       fd_wake_clear (c->o->signal_fd);
     }
@@ -391,6 +364,37 @@ run (struct copy *c)
     }
   }
   return result;
+}
+
+static const char *
+end_name (enum job_result result)
+{
+  return result == JOB_COMPLETED || result == JOB_NOT_SEALED ? "completed"
+         : result == JOB_CANCELLED                           ? "cancelled"
+                                                             : "failed";
+}
+
+/* Handed over: no request of ours may be applied late, under the guest at the destination. */
+static enum job_result
+seal (struct copy *c, bool stopped)
+{
+  const char *dest = dest_uri (c);
+  char *error = NULL;
+  int r = 0;
+
+  if (!c->is_receive || dest == NULL)
+    return JOB_COMPLETED;
+  if (uri_kind (dest) != URI_SSH || !stopped || c->engine.unanswered)
+    r = destination_seal (dest, &error);
+  c->sealed = r == 0;
+  if (c->sealed)
+    return JOB_COMPLETED;
+  CLEANUP_TEXT char *text
+      = text_printf (DESTINATION_UNSEALED, endpoint_name (c->source), dest,
+                     r == 1 ? "it is no server of nbdmirror receive any more" : error, dest);
+  c->o->message (c->o->opaque, JOB_WARNING, text);
+  text_free (error);
+  return JOB_NOT_SEALED;
 }
 
 enum job_result
@@ -406,6 +410,9 @@ copy_run (const struct copy_options *o, json_t **report)
   }
   c->o = o;
   c->state_lock = -1;
+  c->rate_limit = o->rate_limit;
+  c->max_downtime_ms = o->max_downtime_ms;
+  c->fail_if_slow = o->fail_if_slow;
   c->start_ns = clock_ns ();
   estimate_init (&c->estimate);
   enum job_result result = open_both (c);
@@ -414,10 +421,16 @@ copy_run (const struct copy_options *o, json_t **report)
     result = make_region (c);
   if (opened && result == JOB_COMPLETED) {
     supervisor_init (&c->supervisor, &c->engine, &c->dest, o->give_up_ns);
+    if (o->server != NULL)
+      copy_server_begin (o->server, c);
     result = run (c);
-    tracked_release (c);
-    *report = make_status (c, result == JOB_COMPLETED ? "completed" : "failed");
+    tracked_end (c, &result);
     stopped = supervisor_stop (&c->supervisor);
+    if (o->tracker != NULL && result == JOB_COMPLETED)
+      result = seal (c, stopped);
+    *report = copy_status (c, end_name (result));
+    if (o->server != NULL)
+      copy_server_begin (o->server, NULL);
     if (stopped && result == JOB_COMPLETED && !c->engine.unanswered)
       say_checkpoint (c, *report);
     if (stopped)

@@ -9,6 +9,7 @@
 #ifndef NBDMIRROR_MIRROR_JOB_COPY_H
 #define NBDMIRROR_MIRROR_JOB_COPY_H
 
+#include "mirror/job/copy-server.h"
 #include "mirror/job/job.h"
 #include "mirror/job/sync.h"
 #include "mirror/job/tracker.h"
@@ -28,8 +29,9 @@ struct copy_options {
   /* NULL: nobody writes to the source.  Else it is in use, and these are about the hand-over. */
   const struct tracker *tracker;
   uint64_t max_downtime_ms;
-  bool complete_when_ready; /* else at JOB_SIGNAL_COMPLETE */
-  bool fail_if_slow;        /* JOB_NOT_CONVERGED instead of trying on */
+  bool complete_when_ready;   /* else at JOB_SIGNAL_COMPLETE */
+  bool fail_if_slow;          /* JOB_NOT_CONVERGED instead of trying on */
+  struct copy_server *server; /* its control socket, borrowed; NULL: it has none */
 
   /* As in struct job_options. */
   void *opaque;
@@ -40,7 +42,8 @@ struct copy_options {
 };
 
 /* JOB_COMPLETED only after the destination's flush succeeded; with a tracker the guest is stopped
- * then, and else it is not held.  *REPORT: a new reference, or NULL. */
+ * then (and if it is JOB_NOT_SEALED), and else it is not held.  *REPORT: a new reference, or NULL.
+ */
 enum job_result copy_run (const struct copy_options *o, json_t **report);
 
 #endif

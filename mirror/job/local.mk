@@ -12,7 +12,12 @@ libmirror_la_SOURCES += \
 	mirror/job/converge.h \
 	mirror/job/copy.c \
 	mirror/job/copy.h \
+	mirror/job/copy-handoff.c \
+	mirror/job/copy-handoff.h \
 	mirror/job/copy-internal.h \
+	mirror/job/copy-server.c \
+	mirror/job/copy-server.h \
+	mirror/job/copy-status.c \
 	mirror/job/dry-run.c \
 	mirror/job/estimate.c \
 	mirror/job/estimate.h \

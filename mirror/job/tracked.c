@@ -7,7 +7,8 @@
  * pass is what the guest has changed in it, so the length of a pass foretells the pause.
  *
  * The hand-over begins at the end of a pass: the guest is stopped, a last pass is copied and
- * flushed, and the tracker must find nothing more before it commits.
+ * flushed, and the tracker must find nothing more before it commits.  A coordinator of several
+ * disks says itself when it begins, and commits it (copy-handoff.h).
  */
 
 #include "config.h"
@@ -65,12 +66,14 @@ look (struct copy *c)
   struct tracked *p = &c->tracked;
   char *error = NULL;
 
-  p->pass_ns = clock_ns ();
+  uint64_t now = clock_ns ();
   p->changed_bytes = 0;
   if (t->take (t->opaque, mark, c, &error) == -1) {
     tell (c, JOB_ERROR, error);
     return -1;
   }
+  p->dirty_rate = (double)p->changed_bytes * NS_PER_S / (double)(now - p->pass_ns);
+  p->pass_ns = now;
   p->pass_runs = true;
   p->look_ns = clock_ns () + LOOK_MS * NS_PER_MS;
   c->flush_asked = false;
@@ -88,7 +91,7 @@ end_pass (struct copy *c)
   p->pass_runs = false;
   p->passes++;
   p->last_pass_ns = clock_ns () - p->pass_ns;
-  bool fits = p->passes > 1 && p->last_pass_ns <= c->o->max_downtime_ms * (uint64_t)NS_PER_MS;
+  bool fits = p->passes > 1 && p->last_pass_ns <= c->max_downtime_ms * NS_PER_MS;
   p->fitting = fits ? p->fitting + 1 : 0;
   p->ready = p->fitting >= FITTING_PASSES;
 }
@@ -104,18 +107,20 @@ does_not_converge (struct copy *c)
       || (p->passes < MOST_PASSES && sent / MOST_SENT < c->region->geo.disk_size))
     return false;
   p->told_slow = true;
-  tell (c, c->o->fail_if_slow ? JOB_ERROR : JOB_WARNING,
+  tell (c, c->fail_if_slow ? JOB_ERROR : JOB_WARNING,
         text_printf ("not converging: pass %u took %.0f ms, and the allowed pause is %.0f ms",
-                     p->passes, (double)p->last_pass_ns / NS_PER_MS,
-                     (double)c->o->max_downtime_ms));
-  return c->o->fail_if_slow;
+                     p->passes, (double)p->last_pass_ns / NS_PER_MS, (double)c->max_downtime_ms));
+  return c->fail_if_slow;
 }
 
 static bool
 wants_to_complete (struct copy *c)
 {
   bool asked = atomic_load (c->o->signal) == JOB_SIGNAL_COMPLETE;
+  const struct copy_handoff *h = copy_server_handoff (c->o->server);
 
+  if (h != NULL && h->active)
+    return false;
   if (asked && !c->tracked.ready && !c->tracked.told_wait) {
     c->tracked.told_wait = true;
     tell (c, JOB_NOTICE, text_copy ("not ready yet: the hand-over begins as soon as it is"));
@@ -145,6 +150,10 @@ give_up_hold (struct copy *c, char *why)
 {
   struct tracked *p = &c->tracked;
 
+  if (!copy_handoff_give_up (copy_server_handoff (c->o->server), "GenericError", why)) {
+    text_free (why); /* it was committed in this very moment */
+    return;
+  }
   tracked_release (c);
   p->fitting = 0;
   p->ready = false;
@@ -153,15 +162,23 @@ give_up_hold (struct copy *c, char *why)
 }
 
 static bool
-hold (struct copy *c, enum job_result *result)
+hold_guest (struct copy *c, enum job_result *result)
 {
   const struct tracker *t = c->o->tracker;
+  struct copy_handoff *h = copy_server_handoff (c->o->server);
+  bool asked = h != NULL && h->active;
+  uint64_t lease_ms = asked ? h->lease_ms : 2 * c->max_downtime_ms;
+  const struct tracker_hold hold = { .lease_ms = lease_ms + LEASE_MARGIN_MS,
+                                     .decision = asked ? h->decision : NULL,
+                                     .stopped = asked && h->guest_stopped };
   char *error = NULL;
 
   *result = JOB_FAILED;
   c->tracked.held_ns = clock_ns ();
   c->tracked.held = true; /* an error may come after the guest was stopped */
-  if (t->hold (t->opaque, 2 * c->o->max_downtime_ms + LEASE_MARGIN_MS, &error) == -1) {
+  if (asked)
+    h->end_ns = c->tracked.held_ns + lease_ms * NS_PER_MS;
+  if (t->hold (t->opaque, &hold, &error) == -1) {
     give_up_hold (c, text_printf ("the guest goes on: %s", error));
     text_free (error);
     return false;
@@ -175,6 +192,7 @@ static bool
 commit (struct copy *c, enum job_result *result)
 {
   const struct tracker *t = c->o->tracker;
+  struct copy_handoff *h = copy_server_handoff (c->o->server);
   char *error = NULL;
 
   if (look (c) == -1) {
@@ -184,8 +202,14 @@ commit (struct copy *c, enum job_result *result)
   if (c->tracked.changed_bytes > 0)
     return false;
   *result = JOB_FAILED;
-  if (t->commit (t->opaque, &error) == -1) {
+  bool good = t->check (t->opaque, &error) == 0;
+  if (good && h != NULL && h->active) {
+    copy_handoff_prepared (h);
+    return false;
+  }
+  if (!good || t->commit (t->opaque, &error) == -1) {
     tell (c, JOB_ERROR, text_printf ("not handed over, and the guest goes on: %s", error));
+    copy_handoff_give_up (h, "GenericError", error);
     text_free (error);
     return true;
   }
@@ -198,9 +222,12 @@ commit (struct copy *c, enum job_result *result)
 static bool
 held_step (struct copy *c, enum job_result *result)
 {
-  uint64_t limit = 2 * c->o->max_downtime_ms * (uint64_t)NS_PER_MS;
+  const struct copy_handoff *h = copy_server_handoff (c->o->server);
+  uint64_t limit = 2 * c->max_downtime_ms * NS_PER_MS;
 
-  if (clock_ns () - c->tracked.held_ns > limit) {
+  if (h != NULL && h->prepared)
+    return false;
+  if ((h == NULL || !h->active) && clock_ns () - c->tracked.held_ns > limit) {
     give_up_hold (c, text_copy ("the last pass took longer than twice the allowed pause: the guest "
                                 "goes on, and it is tried again"));
     return false;
@@ -230,6 +257,10 @@ tracked_step (struct copy *c, enum job_result *result)
   }
   if (p->held)
     return held_step (c, result);
+  if (p->paused)
+    return false;
+  if (copy_handoff_wants_hold (copy_server_handoff (c->o->server)))
+    return hold_guest (c, result);
   if (p->pass_runs) {
     if (!copy_all_done (c))
       return false;
@@ -239,10 +270,30 @@ tracked_step (struct copy *c, enum job_result *result)
       return true;
     }
     if (wants_to_complete (c) && clock_ns () >= p->retry_ns)
-      return hold (c, result);
+      return hold_guest (c, result);
   }
   *result = JOB_FAILED;
   return clock_ns () >= p->look_ns && look (c) == -1;
+}
+
+void
+tracked_end (struct copy *c, enum job_result *result)
+{
+  struct copy_handoff *h = copy_server_handoff (c->o->server);
+
+  if (!copy_handoff_give_up (h, "GenericError", "the job has ended"))
+    copy_handoff_step (h, result);
+  tracked_release (c);
+}
+
+void
+tracked_set_paused (struct copy *c, bool paused)
+{
+  c->tracked.paused = paused;
+  c->tracked.fitting = 0;
+  c->tracked.ready = false;
+  engine_set_paused (&c->engine, paused);
+  estimate_lost (&c->estimate);
 }
 
 bool
@@ -255,5 +306,8 @@ tracked_rests (const struct copy *c)
 const char *
 tracked_state (const struct copy *c)
 {
-  return c->tracked.held ? "holding" : c->tracked.ready ? "ready" : "copying";
+  return c->tracked.held     ? "holding"
+         : c->tracked.paused ? "paused"
+         : c->tracked.ready  ? "ready"
+                             : "copying";
 }

@@ -19,6 +19,15 @@
 
 typedef void tracker_mark (void *region, uint64_t offset, uint64_t length);
 
+struct decision;
+
+/* How to hold a guest. */
+struct tracker_hold {
+  uint64_t lease_ms;
+  struct decision *decision; /* borrowed; NULL: the worker alone commits */
+  bool stopped;              /* it is stopped already; if not, that is an error */
+};
+
 struct tracker {
   void *opaque;
 
@@ -29,14 +38,20 @@ struct tracker {
    * may be lost: the job cannot go on. */
   int (*take) (void *opaque, tracker_mark *mark, void *region, char **error);
 
-  /* Stop the guest.  It goes on by itself when this process dies, or after LEASE_MS. */
-  int (*hold) (void *opaque, uint64_t lease_ms, char **error);
+  /* Stop the guest.  It goes on by itself when this process dies, or after the lease.  Where there
+   * is a decision, that turns to "abort" before; and if it says "commit", the guest stays stopped.
+   */
+  int (*hold) (void *opaque, const struct tracker_hold *hold, char **error);
+
+  /* While it is held, after the last take(): is the guest stopped, was nothing changed since, and
+   * can nobody else write?  If not, that is an error. */
+  int (*check) (void *opaque, char **error);
 
   /* Let the guest go on. */
   int (*release) (void *opaque, char **error);
 
-  /* The guest is to stay stopped, for the destination.  It was held all the time since hold(), and
-   * nobody else could have written: else -1, and it has to be released. */
+  /* The guest is to stay stopped, for the destination.  -1: it has to be released; or the decision
+   * says "commit", and the guest has run in spite of that. */
   int (*commit) (void *opaque, char **error);
 };
 

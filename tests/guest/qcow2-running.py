@@ -19,14 +19,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import machine  # noqa: E402
 import scene  # noqa: E402
 from scene import check  # noqa: E402
+from tracked import SEED, bitmaps, tidy  # noqa: E402
 
 KILLS = 100 if scene.LONG else 1
-SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30)))
-
-
-def bitmaps(vm):
-    return [b["name"] for n in vm.qmp("query-named-block-nodes", flat=True)
-            for b in n.get("dirty-bitmaps", [])]
 
 
 def words(s, vm, dest, *options):
@@ -54,16 +49,6 @@ def gone(pid):
             return f.read().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
         return True
-
-
-def tidy(s, vm):
-    """The guest goes on, and QEMU is as it was."""
-    s.wait_for("the end of our bitmaps", lambda: not bitmaps(vm), 20)
-    s.wait_for("the end of our exports", lambda: not vm.qmp("query-block-exports"), 20)
-    s.wait_for("the end of QEMU's NBD server",
-               lambda: not os.path.exists(vm.qmp_path + ".nbdmirror"), 20)
-    s.wait_for("the guest", lambda: vm.running, 20)
-    s.story.wait_for_more(3)
 
 
 def equal(s, disk, dest):
