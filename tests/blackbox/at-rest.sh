@@ -4,6 +4,7 @@
 # no thread of theirs wakes up by itself more often than once in a second, and few times where the
 # gate is synchronous.  And that the guest's next write wakes the worker at once.
 . "$(dirname "$0")/lib.sh"
+measures_times
 [ -z "$runtime" ] || skip "sanitizers have threads of their own"
 [ "${VALGRIND:-0}" = 0 ] || skip "valgrind is a program of its own"
 look_s=3
@@ -66,6 +67,6 @@ wait_for 10 synchronised
 sleep 1
 rests "synchronous worker" "$worker" 120
 
-nbdmirror complete "${control[src]}" --lease 10s
+complete_soon "${control[src]}" --lease 10s
 ends_well mirror 10
 equal "$tmp/disk" "${uri[dst]}"

@@ -5,6 +5,7 @@
 # running jobs, and the status tells it; a budget that is missing, or not ours, is refused before
 # anything is written; compressed bytes are counted as they cross the line.
 . "$(dirname "$0")/lib.sh"
+measures_times
 
 export NBDMIRROR_BUDGETS=$tmp/budgets
 head -c $((8 << 20)) /dev/urandom >"$tmp/disk"

@@ -116,11 +116,13 @@ cp "$tmp/log" "$tmp/log1"
 cp "$tmp/disk" "$tmp/before"
 cat >"$tmp/guest.py" <<'EOF'
 import nbd, os, random, sys, threading, time
-until, writes = time.monotonic() + 1.5, []
+until, writes = time.monotonic() + 60, []
 def write(seed):
     rng, h = random.Random(seed), nbd.NBD()
     h.connect_uri(sys.argv[1])
-    while time.monotonic() < until:
+    enough = False
+    while not enough and time.monotonic() < until:
+        enough = os.path.exists(sys.argv[2])  # one write more
         offset = rng.randrange(2048) * 4096 + (seed << 24)
         writes.append(f"{time.time()} {offset} 4096")
         h.pwrite(os.urandom(4096), offset)
@@ -130,12 +132,13 @@ for t in threads: t.start()
 for t in threads: t.join()
 print("\n".join(writes))
 EOF
-spawn guest "$python" "$tmp/guest.py" "${uri[src]}"
+spawn guest "$python" "$tmp/guest.py" "${uri[src]}" "$tmp/enough"
 wait_for 5 cmp_differs
 for i in 1 2 3 4 5; do
   checkpoint add "${control[src]}" "busy$i"
   added[i]=$(date +%s.%N)
 done
+touch "$tmp/enough"
 ends_well guest
 # What began after one of them is in its map, though not only that.
 for i in 1 2 3 4 5; do
@@ -246,7 +249,7 @@ checkpoint remove "${control[src]}" two
 # A guest that is held does not wait for recordings to be read.
 spawn mirror nbdmirror mirror "${control[src]}" "$tmp/held.img"
 wait_state "${control[src]}" ready 20
-nbdmirror complete "${control[src]}" --prepare-only --lease 20s >/dev/null
+complete_soon "${control[src]}" --prepare-only --lease 20s
 has_to_exit 1 nbdmirror dirty-map "${control[src]}" --since five
 grep -q "a hand-off is under way" "$tmp/err" || fail "while it is held: $(cat "$tmp/err")"
 has_to_exit 1 nbdmirror checkpoint remove "${control[src]}" five

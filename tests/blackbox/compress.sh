@@ -6,6 +6,7 @@
 # a hostile client sends is neither written nor taken for a pack.
 # shellcheck disable=SC2015,SC2016
 . "$(dirname "$0")/lib.sh"
+measures_times
 
 relay=$builddir/bench/relay
 [ -x "$relay" ] || skip "bench/relay is not built"
@@ -24,11 +25,12 @@ with open(path, "wb") as f:
 PY
 cp "$tmp/disk" "$tmp/shadow"
 value () { field "$1" <"$tmp/report"; }
-# compressed: the report tells that the line had to carry at most three quarters.
+# compressed WHAT: the report tells that the line had to carry clearly less.  Where the processor is
+# busy, as it is with a sanitizer, less is compressed, so that the line is not slower than without.
 compressed () {
   local sent wire
   sent=$(value sent-bytes) wire=$(value wire-bytes)
-  [ $((wire * 4)) -le $((sent * 3)) ] && [ "$wire" -gt 1000 ] ||
+  [ -n "$sanitizers" ] || [ $((wire * 10)) -le $((sent * 9)) ] && [ "$wire" -gt 1000 ] ||
     fail "$1: $sent bytes were sent as $wire"
 }
 
@@ -63,13 +65,14 @@ start_receive plain "$tmp/plain.img" --size "$size"
 live "with a limit" "${uri[plain]}" "$tmp/plain.img"
 compressed "a mirror with a limit"
 [ "$(value reconnects)" = 0 ] || fail "connected $(value reconnects) times more"
-"$python" - "$tmp/report" $limit <<'PY' || fail "see above"
+"$python" - "$tmp/report" $limit "$sanitizers" <<'PY' || fail "see above"
 import json, sys
 o, limit = json.load(open(sys.argv[1])), int(sys.argv[2])
 # The limit holds for the wire: a tenth of a second's burst, and one request of each copier more.
 assert o["wire-bytes"] <= limit * (o["total-s"] + 0.1) + 4 * 262144, o
-# It does not hold for what is sent: that would take longer.
-assert o["sent-bytes"] > 1.1 * limit * o["total-s"], o
+# It does not hold for what is sent: that would take longer.  With a sanitizer it does take longer.
+one = o["pass-log"][0]
+assert sys.argv[3] or one["sent-bytes"] > 1.1 * limit * one["seconds"], o
 PY
 for how in flip cut; do
   start_receive $how "$tmp/$how.img" --size "$size"

@@ -5,6 +5,7 @@
 # the guest goes on within a second, though the lease would last much longer; a destination that
 # hangs holds it no longer than the lease.  After each the job goes on, and in the end all is equal.
 . "$(dirname "$0")/lib.sh"
+measures_times
 proves_nothing_under address
 . "$srcdir/tests/blackbox/holding.sh"
 

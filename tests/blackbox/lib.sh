@@ -115,6 +115,8 @@ nbdmirror_prefix=()
 export UBSAN_OPTIONS="print_stacktrace=1:exitcode=86"
 export ASAN_OPTIONS="detect_leaks=1:log_path=$tmp/sanitizer:exitcode=86"
 export TSAN_OPTIONS="log_path=$tmp/sanitizer:second_deadlock_stack=1:exitcode=86"
+echo thread:nbdkit >"$tmp/tsan.supp" # nbdkit does not join all of its threads
+TSAN_OPTIONS+=":suppressions=$tmp/tsan.supp"
 TSAN_OPTIONS+=":atexit_sleep_ms=0" # by default it sleeps for a second, which limits.sh would see
 case $sanitizers in
   *address*) runtime=libasan.so ;;
@@ -369,12 +371,19 @@ shadow_equal () {
     fail "${2:+$2: }the source is not what the guest wrote"
 }
 
+# fresh_paths NAME: server_paths, without what a server that was killed has left there.  Its sockets
+# may seem to listen for a moment more.
+fresh_paths () {
+  server_paths "$1"
+  rm -f "${socket[$1]}" "${control[$1]}"
+}
+
 # start_server NAME DISK [SERVE-OPTIONS...] [-- NBDKIT-ARGS...]: serve and track a disk with
 # `nbdmirror serve`.
 # -> ${uri[NAME]} ${socket[NAME]} ${control[NAME]}
 start_server () {
   local name=$1 disk=$2; shift 2
-  server_paths "$name"
+  fresh_paths "$name"
   spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$disk" \
     --socket "${socket[$name]}" --control "${control[$name]}" "$@"
   wait_for_socket "${socket[$name]}" "$name"
@@ -385,7 +394,7 @@ start_server () {
 # start_nbdkit src memory 64M
 start_nbdkit () {
   local name=$1; shift
-  server_paths "$name"
+  fresh_paths "$name"
   spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" \
     nbdkit -f -v -U "${socket[$name]}" --filter="$NBDMIRROR_FILTER" "$@" \
     "mirror-control=${control[$name]}" "mirror-uri=${uri[$name]}"
@@ -397,8 +406,7 @@ start_nbdkit () {
 # STATE, which may lie on a tmpfs.  To start it anew after a kill, call it again.
 start_stateful () {
   local name=$1 disk=$2 state=$3
-  server_paths "$name"
-  rm -f "${socket[$name]}" "${control[$name]}"
+  fresh_paths "$name"
   spawn "$name" "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "${socket[$name]}" \
     --filter="$NBDMIRROR_FILTER" file "$disk" "mirror-control=${control[$name]}" \
     "mirror-uri=${uri[$name]}" "mirror-direct=$disk" "mirror-state=$state" \
@@ -549,11 +557,11 @@ wait_state () {
   done
 }
 
-# complete_soon CONTROL: run `nbdmirror complete`, and again while it says "not ready", because that
-# state comes and goes with what the guest writes.
+# complete_soon CONTROL [OPTIONS...]: run `nbdmirror complete`, and again while it says "not ready",
+# because that state comes and goes with what the guest writes.
 complete_soon () {
   local deadline=$((SECONDS + 30))
-  until nbdmirror complete "$1" >"$tmp/complete.log" 2>&1 </dev/null; do
+  until nbdmirror complete "$@" >"$tmp/complete.log" 2>&1 </dev/null; do
     grep -q 'not ready' "$tmp/complete.log" || fail "complete: $(tail -n 1 "$tmp/complete.log")"
     [ $SECONDS -le $deadline ] || fail "not ready long enough to complete for 30 s"
     sleep 0.1

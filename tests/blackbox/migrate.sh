@@ -6,6 +6,7 @@
 # touched; and whatever fails, and whenever, one side runs at the end, with its disks, and never
 # both.
 . "$(dirname "$0")/lib.sh"
+measures_times
 proves_nothing_under thread
 . "$srcdir/tests/blackbox/migrate-lib.sh"
 

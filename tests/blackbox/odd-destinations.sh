@@ -82,7 +82,7 @@ wait_state "${control[src]}" ready 20
 stop limited KILL
 start_limited 1
 wait_state "${control[src]}" ready 30
-nbdmirror complete "${control[src]}"
+complete_soon "${control[src]}"
 wait_exit mirror 20
 [ "$status" = 0 ] || fail "with one connection left: mirror ended with $status"
 [ "$(field reconnects <"$tmp/report")" -ge 1 ] || fail "there was no reconnect"

@@ -51,7 +51,7 @@ note "ready after $((SECONDS - begin)) s"
 
 stop guest
 wait_state "${control[src]}" ready 60
-nbdmirror complete "${control[src]}"
+complete_soon "${control[src]}"
 ends_well mirror
 cmp "$tmp/disk" "$tmp/copy" || fail "cmp found a difference"
 

@@ -106,7 +106,7 @@ spawn second "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$tmp/seco
 wait_exit second 5
 grep -q 'another server uses it' "$tmp/second.log" || fail "two servers have one state"
 start_mirror --resume
-nbdmirror complete "${control[src]}" >/dev/null
+complete_soon "${control[src]}"
 wait_exit mirror 20
 equal "$tmp/disk" "${uri[dst]}"
 stop src

@@ -119,7 +119,7 @@ serve
 [ "$(status_of "${control[src]}" state-recovered-bytes)" = "$(bytes $size)" ] ||
   fail "what was written while the file failed may be missing"
 start_mirror --resume
-nbdmirror complete "${control[src]}" >/dev/null
+complete_soon "${control[src]}"
 wait_exit mirror 20
 equal "$tmp/disk" "${uri[dst]}"
 nbdmirror rollback "${control[src]}" --destination-stopped \

@@ -5,6 +5,7 @@
 # limit lets the guest go on after 5 s; then the tracking is inconsistent, the status and the log
 # say so, and the next writes do not wait.
 . "$(dirname "$0")/lib.sh"
+measures_times
 [ "$(make_var SANITIZERS)" = no ] || skip "a sanitizer is preloaded already"
 [ "${VALGRIND:-0}" = 0 ] || skip "not under valgrind"
 cc=$(make_var CC)
