@@ -5,7 +5,11 @@ libdigest_la_SOURCES = \
 	digest/export-name.h \
 	digest/hash.c \
 	digest/hash.h \
+	digest/list-format.h \
+	digest/list-read.c \
+	digest/list.c \
+	digest/list.h \
 	digest/whole.c \
 	digest/whole.h
 libdigest_la_CFLAGS = $(AM_CFLAGS) $(XXHASH_CFLAGS)
-libdigest_la_LIBADD = $(XXHASH_LIBS)
+libdigest_la_LIBADD = libbase.la $(XXHASH_LIBS)

@@ -45,6 +45,7 @@ unit_tests = \
 	tests/unit/test-admission \
 	tests/unit/test-digest \
 	tests/unit/test-image-extents \
+	tests/unit/test-digest-list \
 	tests/unit/test-image-log \
 	tests/unit/test-ssh \
 	tests/unit/test-pace \
@@ -90,6 +91,7 @@ tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c
 tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
+tests_unit_test_digest_list_LDADD = libdigest.la libbase.la $(CRITERION_LIBS)
 tests_unit_test_backup_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 tests_unit_test_image_extents_SOURCES = tests/unit/test-image-extents.c \
 	nbd-plugin/image/extents.c
