@@ -26,6 +26,12 @@ struct image_digest_options {
   void *opaque;
   /* Called now and then while it is computed; false: stop. */
   bool (*progress) (void *opaque, uint64_t done, uint64_t size); /* bytes */
+  /* NULL, or called with the digests of the next NR blocks (digest_whole_key), in ascending order;
+   * DIGESTS is NULL if they are zero.  With a path, what was kept is enough and nothing is read. */
+  void (*blocks) (void *opaque, uint64_t first, const uint8_t *digests, uint64_t nr);
+  /* Read only what the image's top layer holds, whose server must tell it (`layers`), and pass over
+   * the blocks below: `blocks` gets no others, and the digest means nothing. */
+  bool top_only;
 };
 
 /* EP is the image, opened for reading.  *KEPT: it did not have to be computed.  0, or -1 with
