@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "backup/begun.h"
+#include "backup/digests.h"
 #include "backup/lock.h"
 #include "backup/repository.h"
 #include "base/fd.h"
@@ -144,6 +145,8 @@ backup_give_up (const struct repository *r, const char *name, char *const ids[],
       if (!is_named (&list, file))
         unlink (path);
     }
+  for (unsigned i = 0; i < nr; i++)
+    digests_tidy (r, &list, ids[i], name, false);
   repository_list_free (&list);
   remove_files (r, name);
   unlink (half);

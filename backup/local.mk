@@ -5,6 +5,8 @@ libbackup_la_SOURCES = \
 	backup/begun.h \
 	backup/chain.c \
 	backup/chain.h \
+	backup/digests.c \
+	backup/digests.h \
 	backup/drop-plan.c \
 	backup/drop-plan.h \
 	backup/lock.c \
@@ -19,4 +21,4 @@ libbackup_la_SOURCES = \
 	backup/repository.h \
 	backup/retention.c \
 	backup/retention.h
-libbackup_la_LIBADD = libbase.la $(JANSSON_LIBS)
+libbackup_la_LIBADD = libdigest.la libbase.la $(JANSSON_LIBS)

@@ -31,6 +31,8 @@ clear_disk (struct manifest_disk *d)
   text_free (d->checkpoint_uuid);
   text_free (d->digest);
   text_free (d->file_digest);
+  text_free (d->digests_file);
+  text_free (d->digests_own);
   text_free (d->error);
 }
 
@@ -130,15 +132,19 @@ disk_to_json (const struct manifest_disk *d)
   json_t *checkpoint = d->checkpoint != NULL ? json_pack ("{s:s, s:s}", "name", d->checkpoint,
                                                           "uuid", d->checkpoint_uuid)
                                              : json_null ();
+  json_t *digests = d->digests_file != NULL ? json_pack ("{s:s, s:s}", "file", d->digests_file,
+                                                         "digest", d->digests_own)
+                                            : json_null ();
 
   return json_pack (
-      "{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "id", d->id,
-      "kind", d->full ? "full" : "incremental", "reason", text_or_null (d->reason), "file",
+      "{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "id",
+      d->id, "kind", d->full ? "full" : "incremental", "reason", text_or_null (d->reason), "file",
       text_or_null (d->file), "parent", parent, "control", text_or_null (d->control), "tracker",
       text_or_null (d->tracker), "checkpoint", checkpoint, "size", (json_int_t)d->size,
       "file-bytes", (json_int_t)d->file_bytes, "copied-bytes", (json_int_t)d->copied_bytes,
-      "digest", text_or_null (d->digest), "file-digest", text_or_null (d->file_digest), "pause-ms",
-      d->pause_ms >= 0 ? json_real (d->pause_ms) : json_null (), "error", text_or_null (d->error));
+      "digest", text_or_null (d->digest), "file-digest", text_or_null (d->file_digest), "digests",
+      digests, "pause-ms", d->pause_ms >= 0 ? json_real (d->pause_ms) : json_null (), "error",
+      text_or_null (d->error));
 }
 
 json_t *
@@ -252,7 +258,7 @@ static void
 take_disk (struct reading *r, struct manifest_disk *d, const json_t *o)
 {
   const json_t *parent = json_object_get (o, "parent"), *kept = json_object_get (o, "checkpoint");
-  const json_t *pause = json_object_get (o, "pause-ms");
+  const json_t *pause = json_object_get (o, "pause-ms"), *list = json_object_get (o, "digests");
 
   d->id = take_text (r, o, "id", false);
   d->full = take_word (r, o, "kind", "full", "incremental");
@@ -275,10 +281,16 @@ take_disk (struct reading *r, struct manifest_disk *d, const json_t *o)
     d->checkpoint = take_text (r, kept, "name", false);
     d->checkpoint_uuid = take_text (r, kept, "uuid", false);
   }
+  if (json_is_object (list)) {
+    d->digests_file = take_text (r, list, "file", false);
+    d->digests_own = take_text (r, list, "digest", false);
+  }
   if (d->id != NULL && backup_disk_id_fault (d->id) != NULL)
     fault (r, "id", backup_disk_id_fault (d->id));
   check_disk_file (r, "file", d->file, d->id);
   check_disk_file (r, "parent", d->parent_file, d->id);
+  if (d->digests_file != NULL && d->id != NULL && !backup_is_digests (d->digests_file, d->id, NULL))
+    fault (r, "digests", "is no list of digests of this disk");
   if (d->file == NULL && d->error == NULL)
     fault (r, "file", "is missing, and no error says why");
   if (d->file != NULL && (d->full ? d->parent_file != NULL : d->parent_file == NULL))

@@ -34,8 +34,11 @@ struct manifest_disk {
   char *digest;          /* of the whole disk (digest/whole.h); NULL where the disk has failed */
   char *file_digest;     /* of the file, in the same way; NULL: the file is being rewritten, so
                             file_bytes may be wrong, too */
-  double pause_ms;       /* for which the guest was held; -1: not known */
-  char *error;           /* NULL, or why this disk has no backup */
+  /* A list of digests (backup/digests.h): its path, relative to the repository, and its own digest;
+   * NULL: there is none. */
+  char *digests_file, *digests_own;
+  double pause_ms; /* for which the guest was held; -1: not known */
+  char *error;     /* NULL, or why this disk has no backup */
 };
 
 /* A file that is kept beside the disks (--include). */

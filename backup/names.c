@@ -15,6 +15,7 @@
 #include "base/text.h"
 
 #define TIME_LENGTH 16 /* 20260131T235959Z */
+#define OWN_PART 16    /* characters of a list's own digest in its name */
 #define UUID_PART 8    /* characters of a repository's UUID in the names of its checkpoints */
 
 /* How many bytes the UTF-8 character at S has; 0: it is none. */
@@ -94,6 +95,15 @@ backup_file_path (const char *disk, const char *name, bool full)
   return text_printf ("%s/%s-%s.qcow2", disk, name, full ? "full" : "inc");
 }
 
+char *
+backup_name_of_file (const char *file)
+{
+  const char *slash = strrchr (file, '/'), *begin = slash != NULL ? slash + 1 : file;
+  const char *end = strrchr (begin, '-');
+
+  return text_printf ("%.*s", end != NULL ? (int)(end - begin) : 0, begin);
+}
+
 bool
 backup_file_is_of (const char *file, const char *disk, const char *name)
 {
@@ -134,6 +144,30 @@ backup_file_is_of_disk (const char *file, const char *disk)
   CLEANUP_TEXT char *name
       = text_printf ("%.*s", (int)(end - file - (ptrdiff_t)n - 1), file + n + 1);
   return backup_name_ok (name) && backup_file_is_of (file, disk, name);
+}
+
+char *
+backup_digests_path (const char *disk, const char *name, const char *own)
+{
+  return own != NULL ? text_printf ("%s/%s.%.*s.digests", disk, name, OWN_PART, own)
+                     : text_printf ("%s/%s.digests.tmp", disk, name);
+}
+
+bool
+backup_is_digests (const char *file, const char *disk, const char *name)
+{
+  size_t n = strlen (disk);
+  const char *begin = file + n + 1, *dot;
+
+  if (strncmp (file, disk, n) != 0 || file[n] != '/' || (dot = strchr (begin, '.')) == NULL)
+    return false;
+  CLEANUP_TEXT char *of = text_printf ("%.*s", (int)(dot - begin), begin);
+  if (!backup_name_ok (of) || (name != NULL && strcmp (of, name) != 0))
+    return false;
+  if (strcmp (dot, ".digests.tmp") == 0)
+    return true;
+  return strspn (dot + 1, "0123456789abcdef") == OWN_PART
+         && strcmp (dot + 1 + OWN_PART, ".digests") == 0;
 }
 
 char *

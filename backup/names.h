@@ -27,6 +27,9 @@ void backup_name_make (char name[BACKUP_NAME_MAX], int64_t us, unsigned nr);
 /* The path of a disk's file below the repository.  For text_free(). */
 char *backup_file_path (const char *disk, const char *name, bool full);
 
+/* The name of the backup that has made FILE, the path of a disk's file.  For text_free(). */
+char *backup_name_of_file (const char *file);
+
 /* Is FILE the path of a file that a backup NAME of DISK may have made? */
 bool backup_file_is_of (const char *file, const char *disk, const char *name);
 
@@ -36,6 +39,13 @@ bool backup_target_is_backup (const char *target);
 
 /* The same for any backup. */
 bool backup_file_is_of_disk (const char *file, const char *disk);
+
+/* The path of a list of the disk's digests, which has the digest OWN itself; NULL: it is being
+ * written.  For text_free(). */
+char *backup_digests_path (const char *disk, const char *name, const char *own);
+
+/* Is FILE the path of such a list of DISK, in the backup NAME or (NULL) any? */
+bool backup_is_digests (const char *file, const char *disk, const char *name);
 
 /* A name for a disk that the user has not named: the last part of its control socket's path,
  * without what follows the last dot.  For text_free(). */

@@ -9,6 +9,7 @@
  *   lock.h        who may write
  *   begun.h       what an interrupted run has left, and its removal
  *   chain.h       which files a backup needs, and are they there?
+ *   digests.h     digests of the disks' blocks, so that not all is read each time
  *   plan.h        full or incremental, and why? (pure)
  *
  * Readers take no lock.  They see each manifest whole, as it was before or after a change, since it

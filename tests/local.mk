@@ -213,6 +213,7 @@ own_tests = \
 	tests/blackbox/back-again.sh \
 	tests/blackbox/backup.sh \
 	tests/blackbox/backup-cases.sh \
+	tests/blackbox/backup-digests.sh \
 	tests/blackbox/backup-kill.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/backup-drill.sh \

@@ -8,7 +8,8 @@
  *   workers.c   a new qcow2 file and a worker for each disk, until all are ready
  *   instant.c   all disks at one instant, with the user's commands around it
  *   thaw.c      the process that lets the guest thaw, whatever becomes of us
- *   seal.c      digests, the manifest, and the checkpoints that are not needed any more
+ *   seal.c      the manifest, and the checkpoints that are not needed any more
+ *   digests.c   reads what was written, for the digests
  *   store.c     what is done in the repository, where that is (store.h)
  *   tell.c      what people and programs are told at the end
  *

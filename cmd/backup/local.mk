@@ -1,6 +1,7 @@
 nbdmirror_SOURCES += \
 	cmd/backup/backup.c \
 	cmd/backup/backup.h \
+	cmd/backup/digests.c \
 	cmd/backup/facts.c \
 	cmd/backup/instant.c \
 	cmd/backup/seal.c \

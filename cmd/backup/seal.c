@@ -31,6 +31,13 @@ include (struct backup_run *run, unsigned nr, char **error)
 /* ---- the manifest ---- */
 
 static void
+forget (char **text)
+{
+  text_free (*text);
+  *text = NULL;
+}
+
+static void
 describe_disk (struct backup_run *run, struct backup_disk *d)
 {
   struct manifest_disk *m = manifest_add_disk (&run->manifest);
@@ -49,17 +56,18 @@ describe_disk (struct backup_run *run, struct backup_disk *d)
   m->pause_ms = d->pause_ms;
   if (d->error == NULL) {
     m->file = text_copy (d->file);
+    m->parent_backup = d->parent_backup != NULL ? text_copy (d->parent_backup) : NULL;
+    m->parent_file = d->parent_file != NULL ? text_copy (d->parent_file) : NULL;
     if (store_seal (&run->store, m, &error) == -1)
       backup_fail (d, EXIT_DEST_FAILED, "%s", error);
   }
   if (d->error != NULL) {
-    text_free (m->file);
-    m->file = NULL;
     m->error = text_copy (d->error);
+    forget (&m->file);
+    forget (&m->parent_backup);
+    forget (&m->parent_file);
     return;
   }
-  m->parent_backup = d->parent_backup != NULL ? text_copy (d->parent_backup) : NULL;
-  m->parent_file = d->parent_file != NULL ? text_copy (d->parent_file) : NULL;
   if (d->checkpoint_uuid[0] != '\0') {
     m->checkpoint = text_copy (run->checkpoint);
     m->checkpoint_uuid = text_copy (d->checkpoint_uuid);

@@ -21,8 +21,6 @@
 #include "base/text.h"
 #include "cmd/backup/store.h"
 #include "cmd/cmd.h"
-#include "mirror/endpoint/endpoint.h"
-#include "mirror/verify/image-digest.h"
 
 #define SECTOR 512
 
@@ -142,63 +140,34 @@ store_remove_file (struct store *s, const char *file)
   unlink (path);
 }
 
-/* ---- digests ---- */
-
-static bool
-on_progress (void *opaque, uint64_t done, uint64_t size)
-{
-  const struct store *s = opaque;
-
-  (void)done, (void)size;
-  return s->go_on == NULL || s->go_on ();
-}
-
-/* The digest of the endpoint WORDS.  NULL with *ERROR. */
-static char *
-digest_of_endpoint (struct store *s, char *const *words, unsigned nr, char **error)
-{
-  const struct endpoint_options opts = { .writable = false };
-  const struct image_digest_options o = {
-    .path = "", .format = "raw", .opaque = s, .progress = on_progress
-  }; /* nothing is kept beside the image */
-  struct endpoint *ep = endpoint_open (words, nr, &opts, NULL, error);
-  char text[DIGEST_WHOLE_TEXT];
-  bool kept;
-
-  if (ep == NULL)
-    return NULL;
-  int r = image_digest (ep, &o, text, &kept, error);
-  endpoint_close (ep);
-  return r == 0 ? text_copy (text) : NULL;
-}
-
 int
 store_seal (struct store *s, struct manifest_disk *m, char **error)
 {
   CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *folder = repository_path (&s->repo, m->id);
   CLEANUP_TEXT char *why = NULL;
-  char *const words[] = { (char *)"[",
-                          (char *)"qemu-nbd",
-                          (char *)"--format=qcow2",
-                          (char *)"--persistent",
-                          (char *)"--shared=0",
-                          (char *)"--read-only",
-                          path,
-                          (char *)"]" };
   struct stat st;
+  int r = 0;
 
-  if (repository_sync (path, error) == -1 || repository_sync (folder, error) == -1)
+  if (repository_sync (path, error) == -1)
     return -1;
-  m->digest = digest_of_endpoint (s, words, sizeof words / sizeof words[0], &why);
+  m->digest = store_digest_of_disk (s, m, &why);
   if (m->digest != NULL)
-    m->file_digest = digest_of_endpoint (s, &(char *){ path }, 1, &why);
-  if (m->digest == NULL || m->file_digest == NULL)
-    return text_error (error, "the file cannot be read back: %s", why);
-  if (stat (path, &st) == -1)
-    return text_error (error, "%s: %s", path, strerror (errno));
-  m->file_bytes = (uint64_t)st.st_size;
-  return 0;
+    m->file_digest = store_digest_of_file (s, path, &why);
+  if (m->file_digest == NULL)
+    r = text_error (error, "the file cannot be read back: %s", why);
+  else if (repository_sync (folder, error) == -1)
+    r = -1;
+  else if (stat (path, &st) == -1)
+    r = text_error (error, "%s: %s", path, strerror (errno));
+  else
+    m->file_bytes = (uint64_t)st.st_size;
+  if (r == -1 && m->digests_file != NULL) {
+    store_remove_file (s, m->digests_file);
+    text_free (m->digests_file);
+    m->digests_file = NULL;
+  }
+  return r;
 }
 
 /* ---- included files ---- */
@@ -236,7 +205,7 @@ store_include (struct store *s, const char *from, struct manifest_include *m, ch
     return text_error (error, "%s: %s", folder, strerror (errno));
   if (copy_file (from, to, &m->bytes, error) == -1 || repository_sync (folder, error) == -1)
     return -1;
-  m->digest = digest_of_endpoint (s, &(char *){ to }, 1, error);
+  m->digest = store_digest_of_file (s, to, error);
   return m->digest != NULL ? 0 : -1;
 }
 

@@ -50,9 +50,14 @@ int store_make_file (struct store *s, const char *file, const char *parent, uint
                      bool compress, char **error);
 void store_remove_file (struct store *s, const char *file);
 
-/* Nobody writes to the file of M any more: make it durable, and read it.  M has id and file, and
- * gets its digests and file_bytes. */
+/* Nobody writes to the file of M any more: make it durable, and read it.  M has what it has but the
+ * digests, the list of digests, and file_bytes; it gets these. */
 int store_seal (struct store *s, struct manifest_disk *m, char **error);
+
+/* digests.c: for text_free(), or NULL with *ERROR. */
+char *store_digest_of_file (struct store *s, const char *path, char **error);
+/* The digest of the disk M as its new file holds it.  M gets the list of its blocks' digests. */
+char *store_digest_of_disk (struct store *s, struct manifest_disk *m, char **error);
 
 /* Copy FROM, a file of this host, into the repository as M->file, whose folder is made if it is
  * missing.  M gets its bytes and digest. */

@@ -27,12 +27,14 @@
 
 #include "backup/begun.h"
 #include "backup/chain.h"
+#include "backup/digests.h"
 #include "backup/drop-plan.h"
 #include "backup/lock.h"
 #include "backup/names.h"
 #include "base/fd.h"
 #include "base/text.h"
 #include "cmd/repository/drop-check.h"
+#include "cmd/repository/drop-digests.h"
 #include "cmd/repository/repository.h"
 #include "cmd/repository/rewrite.h"
 
@@ -256,7 +258,9 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
   struct manifest_disk *top = l->disk[step->top], *base = l->disk[step->base];
   CLEANUP_TEXT char *top_path = repository_path (&x->o->repo, top->file);
   CLEANUP_TEXT char *base_path = repository_path (&x->o->repo, base->file);
+  CLEANUP_TEXT char *old_list = NULL;
   const char *parent = l->entry[step->base]->name;
+  size_t from = step->base + (step->kind == DROP_REBASE); /* whose lists TOP's takes over */
   int status = EXIT_DONE;
 
   switch (step->kind) {
@@ -280,6 +284,11 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
   }
   if (status != EXIT_DONE)
     return status;
+  /* An interrupted call may have done all of this. */
+  if (step->kind == DROP_BECOME
+      || (step->kind == DROP_REBASE && strcmp (top->parent_backup, parent) != 0))
+    drop_digests (&x->o->repo, l->entry[step->top]->name, l->disk + from, step->top - from + 1,
+                  step->kind == DROP_BECOME, &old_list);
   set_text (&top->parent_backup, parent);
   set_text (&top->parent_file, parent != NULL ? base->file : NULL);
   status = look_at_file (x, top);
@@ -288,6 +297,10 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
   status = write_entry (x, l->entry[step->top]);
   if (status == EXIT_DONE && step->kind == DROP_BECOME)
     unlink (top_path); /* nothing lies on it any more */
+  if (status == EXIT_DONE && old_list != NULL) {
+    CLEANUP_TEXT char *path = repository_path (&x->o->repo, old_list);
+    unlink (path);
+  }
   return status;
 }
 
@@ -378,6 +391,8 @@ remove_dropped (struct dropping *x)
   for (unsigned i = 0; i < list->nr; i++)
     if (!list->list[i].manifest.is_dropped && list->list[i].fault == NULL)
       remove_old_file (x, &list->list[i]);
+  for (size_t i = 0; i < x->nr_lines; i++)
+    digests_tidy (&x->o->repo, list, x->lines[i].id, NULL, true);
   if (repository_lock (&x->o->repo, NULL, &lock, &error) == -1)
     return fail (error);
   for (unsigned i = 0; i < list->nr; i++) {

@@ -3,6 +3,8 @@ nbdmirror_SOURCES += \
 	cmd/repository/boot.h \
 	cmd/repository/drop-check.c \
 	cmd/repository/drop-check.h \
+	cmd/repository/drop-digests.c \
+	cmd/repository/drop-digests.h \
 	cmd/repository/drop.c \
 	cmd/repository/list.c \
 	cmd/repository/opened.c \

@@ -20,6 +20,7 @@
 #include "cmd/repository/boot.h"
 #include "cmd/repository/repository.h"
 #include "cmd/worker.h"
+#include "digest/list.h"
 
 #define BOOT_LIMIT_MS 120000
 
@@ -151,6 +152,21 @@ contents_fault (struct verifying *v, const struct manifest_disk *d)
                       digest, d->digest);
 }
 
+/* A list of digests that is damaged harms no backup. */
+static void
+look_at_list (const struct verifying *v, const struct manifest_disk *d)
+{
+  CLEANUP_TEXT char *path = repository_path (&v->o.repo, d->digests_file);
+  const struct digest_list_kept list = { .path = path, .own = d->digests_own };
+  CLEANUP_TEXT char *error = NULL;
+  uint64_t blocks;
+  bool complete;
+
+  if (digest_list_check (&list, &complete, &blocks, &error) == -1)
+    cmd_warning ("a list of digests cannot be used, so the next backup reads all of '%s': %s",
+                 d->id, error);
+}
+
 static char *
 disk_fault (struct verifying *v, const struct backup_entry *e, const struct manifest_disk *d)
 {
@@ -161,6 +177,8 @@ disk_fault (struct verifying *v, const struct backup_entry *e, const struct mani
     fault = files_fault (v, e, d);
   if (fault == NULL && !v->quick)
     fault = contents_fault (v, d);
+  if (!v->quick && d->digests_file != NULL)
+    look_at_list (v, d);
   return fault;
 }
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """newest-backup.py REPOSITORY DISK KEY: what the last manifest that has DISK says of it.
 
-For the key "file" the absolute path is printed, and for "manifest" the path of the manifest.
+For the key "file" the absolute path is printed, for "manifest" the path of the manifest, and for
+"list" that of the list of digests, or None.
 """
 
 import glob
@@ -23,4 +24,5 @@ for path in glob.glob(glob.escape(repository) + "/backups/*.json"):
 sequence, path, entry = max(found, key=lambda x: x[0])
 entry["manifest"] = path
 entry["file"] = f"{repository}/{entry['file']}"
+entry["list"] = f"{repository}/{entry['digests']['file']}" if entry.get("digests") else None
 print(entry[key])
