@@ -18,6 +18,7 @@
 
 #include "base/child.h"
 #include "base/clock.h"
+#include "base/fd.h"
 
 #define MAX_OUTPUT (1u << 20)
 #define POLL_MS 10
@@ -148,16 +149,67 @@ place_listener (int fd)
   return fd == LISTEN_FD ? fcntl (fd, F_SETFD, 0) == 0 : dup2 (fd, LISTEN_FD) == LISTEN_FD;
 }
 
+/* The pipe through which a child learns that it may go on. */
+struct gate {
+  int fd[2]; /* -1: there is none */
+};
+
+/* Make one, if O needs it.  -1 with errno. */
+static int
+gate_make (struct gate *g, const struct child_options *o)
+{
+  g->fd[0] = g->fd[1] = -1;
+  return o->before != NULL ? pipe2 (g->fd, O_CLOEXEC) : 0;
+}
+
+static void
+gate_free (struct gate *g)
+{
+  fd_close (&g->fd[0]);
+  fd_close (&g->fd[1]);
+}
+
+/* Open it to the child PID, or let that end.  0 or an errno. */
+static int
+gate_open (struct gate *g, const struct child_options *o, pid_t pid)
+{
+  int err = o->before != NULL ? o->before (o->opaque, pid) : 0;
+
+  if (err == 0 && o->before != NULL && fd_write_all (g->fd[1], "x", 1) == -1)
+    err = errno;
+  gate_free (g);
+  return err;
+}
+
+/* In the child. */
+static void
+gate_pass (const struct gate *g)
+{
+  char byte;
+  ssize_t n;
+
+  if (g->fd[0] == -1)
+    return;
+  close (g->fd[1]); /* or the end of this process's parent would not show */
+  do
+    n = read (g->fd[0], &byte, 1);
+  while (n == -1 && errno == EINTR);
+  if (n != 1)
+    _exit (127);
+}
+
 /* In the child.  Why the program cannot be executed goes to ERR_FD.  ENV is what
  * activation_environment() made, or NULL. */
 __attribute__ ((noreturn)) static void
-become (char *const *words, const struct child_options *o, int err_fd, char **env)
+become (char *const *words, const struct child_options *o, const struct gate *gate, int err_fd,
+        char **env)
 {
   default_signals ();
   if (o->own_group)
     setpgid (0, 0);
   if (o->end_with_us)
     prctl (PR_SET_PDEATHSIG, SIGKILL);
+  gate_pass (gate);
   /* The error pipe must not be where the socket goes. */
   if (env != NULL && err_fd == LISTEN_FD)
     err_fd = fcntl (err_fd, F_DUPFD_CLOEXEC, LISTEN_FD + 1);
@@ -189,31 +241,34 @@ pid_t
 child_start (char *const *words, const struct child_options *o)
 {
   char listen_pid[40] = "LISTEN_PID=";
-  int fds[2], err = 0;
+  int fds[2];
   char **env = NULL;
+  struct gate gate;
 
   if (o->listen_fd > 0) {
     env = activation_environment (o->environment != NULL ? o->environment : environ, listen_pid);
     if (env == NULL)
       return -1;
   }
-  if (pipe2 (fds, O_CLOEXEC) == -1) {
+  if (gate_make (&gate, o) == -1 || pipe2 (fds, O_CLOEXEC) == -1) {
+    gate_free (&gate);
     free (env);
     return -1;
   }
   pid_t pid = fork ();
   if (pid == 0)
-    become (words, o, fds[1], env);
-  if (pid == -1)
-    err = errno;
+    become (words, o, &gate, fds[1], env);
   close (fds[1]);
+  int gate_err = pid == -1 ? errno : gate_open (&gate, o, pid);
+  gate_free (&gate);
+  int err = gate_err;
   ssize_t n = 0;
   /* Ends when exec closes the pipe, or with the reason why it failed. */
   while (pid != -1 && (n = read (fds[0], &err, sizeof err)) == -1 && errno == EINTR)
     ;
   close (fds[0]);
   free (env);
-  if (pid != -1 && n != sizeof err)
+  if (pid != -1 && n != sizeof err && gate_err == 0)
     return pid;
   if (pid != -1)
     wait_for (pid);

@@ -33,6 +33,10 @@ struct child_options {
   bool own_group;           /* it leads a process group, so a Ctrl-C reaches us alone, and kill()
                                with its negative number reaches all that it started */
   bool end_with_us;         /* the kernel kills it when the thread that started it ends */
+  /* Not NULL: called with the child's process id before the program runs.  It never runs where this
+   * process ends before the call does, or where the call returns an errno and not 0. */
+  int (*before) (void *opaque, pid_t pid);
+  void *opaque;
 };
 
 /* Start a program; WORDS end with NULL.  Returns its process id, or -1 with errno, also where it

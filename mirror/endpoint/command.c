@@ -129,6 +129,15 @@ command_start_stdio (const char *name, char *const *argv, int *fd, int *errnum, 
   return refuse (errnum, error, err, "%s: cannot run %s: %s", name, argv[0], strerror (err));
 }
 
+/* Before the command begins. */
+static int
+guard (void *opaque, pid_t pid)
+{
+  struct command *cmd = opaque;
+
+  return child_guard_start (&cmd->guard, pid, cmd->socket, cmd->dir);
+}
+
 struct command *
 command_start (const char *name, char *const *argv, int *errnum, char **error)
 {
@@ -143,12 +152,11 @@ command_start (const char *name, char *const *argv, int *errnum, char **error)
     return refuse (errnum, error, err, "%s: cannot make a socket for it: %s", name, strerror (err));
   }
 
-  const struct child_options o = { .our_stdio = true, .listen_fd = sock };
+  const struct child_options o
+      = { .our_stdio = true, .listen_fd = sock, .before = guard, .opaque = cmd };
   int err = start (cmd, argv, &o);
 
   close (sock);
-  if (err == 0)
-    err = child_guard_start (&cmd->guard, cmd->pid, cmd->socket, cmd->dir);
   if (err == 0)
     return cmd;
   command_stop (cmd);

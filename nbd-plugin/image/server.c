@@ -20,8 +20,14 @@
 #include "base/text.h"
 #include "nbd-plugin/image/server.h"
 
-/* A qemu-nbd may never answer: one that gets SIGTERM while it starts runs on and accepts nobody. */
-#define START_MS 12000
+/* Before qemu-nbd begins: where nbdkit is killed, it would stay behind with the image's lock. */
+static int
+guard (void *opaque, pid_t pid)
+{
+  struct image_server *s = opaque;
+
+  return child_guard_start (&s->guard, pid, "", "");
+}
 
 /* Run qemu-nbd with LISTEN_FD, and set s->pid.  0, or -1 with errno. */
 static int
@@ -37,15 +43,15 @@ run (struct image_server *s, const struct image_options *o, int listen_fd)
                           (char *)(o->layers ? "--allocation-depth" : NULL),
                           NULL };
   /* A group of its own, so that a Ctrl-C reaches nbdkit alone. */
-  const struct child_options options
-      = { .listen_fd = listen_fd, .output_to_stderr = true, .own_group = true };
+  const struct child_options options = { .listen_fd = listen_fd,
+                                         .output_to_stderr = true,
+                                         .own_group = true,
+                                         .before = guard,
+                                         .opaque = s };
 
   pid_t pid = child_start (words, &options);
-  if (pid == -1)
-    return -1;
-  s->pid = pid;
-  errno = child_guard_start (&s->guard, pid, "", "");
-  return errno == 0 ? 0 : -1;
+  s->pid = pid == -1 ? 0 : pid;
+  return pid == -1 ? -1 : 0;
 }
 
 /* Connect, wherever FDS are, and run the server.  0, or -1 with errno. */
@@ -129,10 +135,9 @@ ask (struct nbd_handle *h, struct image_facts *f)
 }
 
 int
-server_start (struct image_server *s, const struct image_options *o, char **error)
+server_start (struct image_server *s, const struct image_options *o, uint64_t end, char **error)
 {
   int fds[SERVER_CONNECTIONS];
-  uint64_t end = clock_ms () + START_MS;
 
   *s = (struct image_server){ 0 };
   for (unsigned i = 0; i < SERVER_CONNECTIONS; i++)
