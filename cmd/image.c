@@ -80,6 +80,20 @@ image_check (const char *path, const char *format)
 }
 
 int
+image_unused (const char *path, const char *format)
+{
+  const char *const words[] = { "qemu-img", "info", "-f", format, path, NULL };
+  char *output = NULL;
+
+  int r = child_run (words, &output);
+  free (output);
+  if (r == 0)
+    return EXIT_DONE;
+  cmd_say ("%s: in use, as qemu-img says: end the program that has it open first", path);
+  return EXIT_ERROR;
+}
+
+int
 image_base (const char *path, const char *format, char **base, char **base_format)
 {
   json_t *info = describe (path, format);

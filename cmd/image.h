@@ -47,4 +47,8 @@ int image_base (const char *path, const char *format, char **base, char **base_f
  * a guest's.  EXIT_DONE, or an exit status after a message. */
 int image_check (const char *path, const char *format);
 
+/* Does no other program write to PATH, which image_check() could read?  As far as qemu's locks tell
+ * now.  EXIT_DONE, or an exit status after a message. */
+int image_unused (const char *path, const char *format);
+
 #endif

@@ -1,4 +1,6 @@
 nbdmirror_SOURCES += \
+	cmd/serve/nbdkit-answers.c \
+	cmd/serve/nbdkit-answers.h \
 	cmd/serve/nbdkit-args.c \
 	cmd/serve/nbdkit-args.h \
 	cmd/serve/nbdkit-run.c \

@@ -19,10 +19,12 @@
 
 #include "base/clock.h"
 #include "cmd/cmd.h"
+#include "cmd/serve/nbdkit-answers.h"
 #include "cmd/serve/nbdkit-run.h"
 #include "cmd/serve/tidy.h"
 
-#define DETACH_MS 15000 /* how long the server may take to be ready */
+#define DETACH_MS 15000 /* how long nbdkit may take to go to the background */
+#define SERVE_MS 75000  /* and then to serve; the image plugin waits 60 s for qemu-nbd */
 #define POLL_MS 10
 #define WARNED "NBDMIRROR_WARNED" /* environment: the warning about nbdkit was given */
 
@@ -131,23 +133,23 @@ wait_for_pidfile (const char *path)
   return -1;
 }
 
-/* nbdkit listens on its socket before it goes to the background; the filter opens its control
- * socket after that. */
+/* nbdkit and the filter listen before nbdkit goes to the background.  But they serve only when the
+ * plugin has opened the disk, for which it may have to start qemu-nbd. */
 static int
-wait_for_control (const struct nbdkit_run *r, pid_t server)
+wait_until_it_serves (const struct nbdkit_run *r, pid_t server)
 {
-  for (int waited = 0; waited < DETACH_MS; waited += POLL_MS) {
-    if (tidy_look (r->control) == TIDY_IN_USE)
-      return EXIT_DONE;
-    if (kill (server, 0) == -1) {
-      cmd_say ("the server ended before it listened at %s (its messages are in the system log; "
-               "without --detach they are shown)",
-               r->control);
-      return EXIT_ERROR;
-    }
-    clock_sleep_ms (POLL_MS);
+  switch (nbdkit_answers (r->socket, server, SERVE_MS)) {
+  case NBDKIT_ANSWERS:
+    return EXIT_DONE;
+  case NBDKIT_ENDED:
+    cmd_say ("the server ended before it served the disk at %s (its messages are in the system "
+             "log; without --detach they are shown)",
+             r->socket);
+    return EXIT_ERROR;
+  case NBDKIT_SILENT:
+    break;
   }
-  cmd_say ("the server does not listen at %s after %d s", r->control, DETACH_MS / 1000);
+  cmd_say ("the server does not answer at %s after %d s", r->socket, SERVE_MS / 1000);
   kill (server, SIGTERM);
   return EXIT_ERROR;
 }
@@ -179,7 +181,7 @@ nbdkit_run_detached (const struct nbdkit_run *r)
     return EXIT_ERROR;
   }
   start_tidying (r, server);
-  return wait_for_control (r, server);
+  return wait_until_it_serves (r, server);
 }
 
 int

@@ -77,7 +77,11 @@ check_format (const struct serve *s)
 {
   if (s->format == NULL)
     return image_refuse_container (s->disk_path, "--format");
-  return is_raw (s) ? EXIT_DONE : image_check (s->disk_path, s->format);
+  if (is_raw (s))
+    return EXIT_DONE;
+  int status = image_check (s->disk_path, s->format);
+  /* qemu-nbd would find it, but only when nbdkit is in the background. */
+  return status == EXIT_DONE && !s->print ? image_unused (s->disk_path, s->format) : status;
 }
 
 /* ---- the command line ----------------------------------------------------------------------- */

@@ -23,6 +23,11 @@
 #include "nbd-plugin/image/log.h"
 #include "nbd-plugin/image/requests.h"
 
+#define FIRST_START_MS 60000 /* for the server to answer, when nbdkit starts */
+/* The same when it is started again, at the first time: a qemu-nbd that gets SIGTERM while it
+ * starts runs on and accepts nobody.  One that is slow gets all the time that is left after that.
+ */
+#define START_AGAIN_MS 12000
 #define FIRST_PAUSE_MS 50 /* between two tries to start the server */
 #define LAST_PAUSE_MS 1000
 #define MAX_REPEATS 10 /* of one request: it may be what the server dies of */
@@ -238,11 +243,12 @@ give_room_back (const struct image *i, uint64_t end)
     ;
 }
 
-/* Start a server and replay, until END on base/clock.h's clock in ms.  True, or false after a
- * message. */
+/* Start a server within START_MS and replay, until END on base/clock.h's clock in ms.  True, or
+ * false after a message. */
 static bool
-start_again (struct image *i, uint64_t end)
+start_again (struct image *i, uint64_t start_ms, uint64_t end)
 {
+  uint64_t start_end = clock_ms () + start_ms;
   char *error = NULL;
   unsigned nr;
 
@@ -250,7 +256,7 @@ start_again (struct image *i, uint64_t end)
     nbdkit_error ("%s: another file is there now, or none", i->options.path);
     return false;
   }
-  if (server_start (&i->server, &i->options, &error) == -1) {
+  if (server_start (&i->server, &i->options, start_end < end ? start_end : end, &error) == -1) {
     nbdkit_error ("%s", error);
     text_free (error);
     return false;
@@ -291,11 +297,12 @@ static bool
 start_until_it_runs (struct image *i)
 {
   uint64_t end = clock_ms () + RECOVERY_MS;
-  unsigned pause = FIRST_PAUSE_MS;
+  unsigned pause = FIRST_PAUSE_MS, start_ms = START_AGAIN_MS;
 
   server_bury (&i->server);
   tell_end (i);
-  while (!start_again (i, end)) {
+  while (!start_again (i, start_ms, end)) {
+    start_ms = RECOVERY_MS;
     if (clock_ms () + pause >= end) {
       nbdkit_error ("%s: given up after %d s: all requests fail until this server is started"
                     " again",
@@ -487,8 +494,9 @@ image_open (const struct image_options *o, char **error)
     return NULL;
   }
   i->options = *o;
-  int r = stat (o->path, &i->file) == 0 ? server_start (&i->server, o, error)
-                                        : text_error (error, "%s: %s", o->path, strerror (errno));
+  int r = stat (o->path, &i->file) == 0
+              ? server_start (&i->server, o, clock_ms () + FIRST_START_MS, error)
+              : text_error (error, "%s: %s", o->path, strerror (errno));
   if (r == -1) {
     free (i);
     return NULL;

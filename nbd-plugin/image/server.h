@@ -50,8 +50,10 @@ struct image_server {
   struct image_facts facts;
 };
 
-/* Start one, within 12 s.  0; or -1 with *ERROR (base/text.h) and nothing left of it. */
-int server_start (struct image_server *s, const struct image_options *o, char **error);
+/* Start one, until END on base/clock.h's clock in ms.  0; or -1 with *ERROR (base/text.h) and
+ * nothing left of it. */
+int server_start (struct image_server *s, const struct image_options *o, uint64_t end,
+                  char **error);
 
 /* Kill it.  Requests under way fail soon after. */
 void server_kill (const struct image_server *s);

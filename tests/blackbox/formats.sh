@@ -125,6 +125,28 @@ qemu-img compare -q -f qcow2 -F raw "$tmp/vm.qcow2" "$tmp/dst.img" || fail "the 
 [ "$(sha256sum <"$tmp/base")" = "$base" ] || fail "the base was written to"
 rm -f "$tmp/vm.control.fence"
 
+# ---- an image that is in use ----
+
+qemu-img create -q -f qcow2 "$tmp/used.qcow2" "$size"
+spawn user qemu-nbd -t -k "$tmp/user.sock" -f qcow2 "$tmp/used.qcow2"
+wait_for_socket "$tmp/user.sock" user
+for detach in '' --detach; do
+  # shellcheck disable=SC2086
+  refused 1 'in use' serve "$tmp/used.qcow2" --format qcow2 --socket "$tmp/s" --control "$tmp/c" \
+    $detach
+done
+stop user
+# One that is taken a moment later, when nbdkit is in the background already.
+mkdir "$tmp/bin"
+printf '#!/bin/sh\necho "is taken now" >&2\nsleep 0.3\nexit 1\n' >"$tmp/bin/qemu-nbd"
+chmod +x "$tmp/bin/qemu-nbd"
+if [ -z "$sanitizers" ]; then   # a shell does not run with a preloaded one
+  PATH=$tmp/bin:$PATH refused 1 'ended before it served' serve "$tmp/used.qcow2" --format qcow2 \
+    --socket "$tmp/s" --control "$tmp/c" --detach
+fi
+# A server that was never ready leaves nothing behind.
+wait_for 10 eval '[ ! -e "$tmp/s" ] && [ ! -e "$tmp/c" ] && [ ! -e "$tmp/s.pid" ]'
+
 # ---- a killed nbdkit ----
 
 start_server vm "$tmp/vm.qcow2" --format qcow2
