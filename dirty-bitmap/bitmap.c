@@ -285,6 +285,26 @@ bitmap_or_words (const struct region *r, enum region_array a, uint64_t w, uint64
 }
 
 void
+bitmap_set_words (struct region *r, enum region_array a, uint64_t w, uint64_t count,
+                  const uint64_t *words)
+{
+  aword *out = words_of (r, a), *summary = summary_of (r, a);
+  uint64_t changed = 0;
+
+  assert (w <= r->geo.nr_words && count <= r->geo.nr_words - w);
+  for (uint64_t i = 0; i < count; i++, w++) {
+    uint64_t v = words[i];
+
+    if (v == 0)
+      continue;
+    v &= mask_in_word (w, 0, r->geo.nr_blocks);
+    changed += popcount (~atomic_fetch_or (&out[w], v) & v);
+    atomic_fetch_or (&summary[w / 64], UINT64_C (1) << (w % 64));
+  }
+  add_count (r, a, changed);
+}
+
+void
 bitmap_clear_all (struct region *r, enum region_array a)
 {
   aword *words = words_of (r, a), *summary = summary_of (r, a);

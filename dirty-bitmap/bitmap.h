@@ -27,6 +27,11 @@ uint64_t bitmap_set (struct region *r, enum region_array a, uint64_t first, uint
 /* Clear COUNT bits from FIRST.  Returns how many were set before.  O(words). */
 uint64_t bitmap_clear (struct region *r, enum region_array a, uint64_t first, uint64_t count);
 
+/* Set the bits of WORDS, which are the COUNT 64-bit words from word W on.  Bits beyond the last
+ * block do not matter.  O(words), and a word without a bit costs a look only. */
+void bitmap_set_words (struct region *r, enum region_array a, uint64_t w, uint64_t count,
+                       const uint64_t *words);
+
 /* Is this bit set? */
 bool bitmap_test (const struct region *r, enum region_array a, uint64_t block);
 

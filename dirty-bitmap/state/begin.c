@@ -101,7 +101,8 @@ take_changes (struct state *s, const char *since, uint64_t *bits, char **error)
   if (s->super.job && state_write_super (s, &super) == -1)
     return text_error (error, "it cannot be written: %s", strerror (errno));
   for (uint64_t w = 0; w < nr_words; w++)
-    atomic_store (&s->live[w], 0);
+    if (atomic_load (&s->live[w]) != 0) /* a page that is only read need not be written again */
+      atomic_store (&s->live[w], 0);
   atomic_store (&s->marked[0], s->live); /* before the active recording is looked at (guest.c) */
   int r = state_add_active (s, since, bits, error);
   for (uint64_t w = 0; r == 0 && w < nr_words; w++)

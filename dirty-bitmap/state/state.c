@@ -313,17 +313,15 @@ state_close_clean (struct state *s, const struct state_identity *id)
 void
 state_fill_region (const struct state *s, struct region *r)
 {
-  uint64_t run = 0, n = r->geo.nr_blocks;
+  uint64_t words[64];
 
-  bitmap_set (r, REGION_VISITED, 0, n);
-  for (uint64_t b = 0; b <= n; b++) {
-    if (b < n && (atomic_load (&s->live[b / 64]) >> (b % 64) & 1) != 0) {
-      run++;
-      continue;
-    }
-    bitmap_set (r, REGION_QUARANTINE, b - run, run);
-    bitmap_set (r, REGION_DIRTY, b - run, run);
-    run = 0;
+  bitmap_set (r, REGION_VISITED, 0, r->geo.nr_blocks);
+  for (uint64_t w = 0; w < r->geo.nr_words; w += 64) {
+    uint64_t n = r->geo.nr_words - w < 64 ? r->geo.nr_words - w : 64;
+    for (uint64_t i = 0; i < n; i++)
+      words[i] = atomic_load (&s->live[w + i]);
+    bitmap_set_words (r, REGION_QUARANTINE, w, n, words);
+    bitmap_set_words (r, REGION_DIRTY, w, n, words);
   }
 }
 

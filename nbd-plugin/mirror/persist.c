@@ -341,14 +341,8 @@ persist_fill (struct mirror *m, const char *since, struct region *r, char **erro
     return text_error (error, "out of memory");
   persist_check_disk (m);
   int done = state_changed_now (s, since, bits, error);
-  for (uint64_t b = 0, run = 0; done == 0 && b <= r->geo.nr_blocks; b++) {
-    if (b < r->geo.nr_blocks && (bits[b / 64] >> (b % 64) & 1) != 0) {
-      run++;
-      continue;
-    }
-    bitmap_set (r, REGION_DIRTY, b - run, run);
-    run = 0;
-  }
+  if (done == 0)
+    bitmap_set_words (r, REGION_DIRTY, 0, r->geo.nr_words, bits);
   free (bits);
   return done;
 }

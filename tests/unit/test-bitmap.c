@@ -120,6 +120,23 @@ Test (bitmap, edges)
   region_free (r);
 }
 
+/* Some words from word W on, half of them empty.  In the last one there are bits beyond the last
+ * block. */
+static void
+put_words (struct region *r, enum region_array a, struct model *m, uint64_t w, uint64_t *rnd)
+{
+  uint64_t words[70], left = r->geo.nr_words - w, count = left < 70 ? left : 70;
+
+  for (uint64_t i = 0; i < count; i++) {
+    words[i] = fixture_random (rnd) % 2 == 0 ? 0 : fixture_random (rnd) & fixture_random (rnd);
+    if (w + i == r->geo.nr_words - 1)
+      words[i] |= UINT64_C (1) << 63;
+    for (uint64_t b = (w + i) * 64; b < (w + i + 1) * 64 && b < NR; b++)
+      m->bit[b] |= (words[i] >> (b % 64) & 1) != 0;
+  }
+  bitmap_set_words (r, a, w, count, words);
+}
+
 /* Random calls on all arrays do what they do to the model. */
 Test (bitmap, model)
 {
@@ -156,7 +173,10 @@ Test (bitmap, model)
     case 3:
       compare (r, a, &m[a]);
       break;
-    case 4 ... 25:
+    case 4:
+      put_words (r, a, &m[a], first / 64, &rnd);
+      break;
+    case 5 ... 25:
       cr_assert_eq (bitmap_set (r, a, first, count), model_put (&m[a], first, count, true));
       break;
     case 26 ... 47:
