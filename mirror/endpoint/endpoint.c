@@ -395,9 +395,9 @@ channel_zero_allocated (struct channel *ch, uint64_t len, uint64_t offset, chann
   return start_zero (ch, len, offset, true, done, opaque);
 }
 
-int
-channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_status_done done,
-                void *opaque)
+static int
+start_status (struct channel *ch, uint64_t len, uint64_t offset, bool first_only,
+              channel_status_done done, void *opaque)
 {
   if (!ch->ep->info.can_status) {
     errno = ENOTSUP;
@@ -408,6 +408,7 @@ channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_statu
   if (!op)
     return -1;
   op->status_done = done;
+  op->first_only = first_only;
   op->nr_extents = 0;
   if (op->len > ENDPOINT_MAX_STATUS)
     op->len = ENDPOINT_MAX_STATUS;
@@ -420,6 +421,20 @@ channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_statu
     return -1;
   }
   return op_start (op);
+}
+
+int
+channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_status_done done,
+                void *opaque)
+{
+  return start_status (ch, len, offset, false, done, opaque);
+}
+
+int
+channel_first_extent (struct channel *ch, uint64_t len, uint64_t offset, channel_status_done done,
+                      void *opaque)
+{
+  return start_status (ch, len, offset, true, done, opaque);
 }
 
 int

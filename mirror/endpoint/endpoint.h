@@ -205,6 +205,10 @@ int channel_zero_allocated (struct channel *ch, uint64_t len, uint64_t offset, c
                             void *opaque);
 int channel_status (struct channel *ch, uint64_t len, uint64_t offset, channel_status_done done,
                     void *opaque);
+/* The same where the first extent will do: the answer may end after it.  This saves both sides the
+ * work of a long list. */
+int channel_first_extent (struct channel *ch, uint64_t len, uint64_t offset,
+                          channel_status_done done, void *opaque);
 /* Everything answered on this channel (with can_multi_conn: on every channel) before this call is
  * durable when it completes without error. */
 int channel_flush (struct channel *ch, channel_done done, void *opaque);

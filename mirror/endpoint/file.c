@@ -357,7 +357,7 @@ status (const struct file_endpoint *fep, struct op *op)
     if (!add_zeroes (fep, op, pos, to))
       return 0;
     pos = to;
-    if (pos == end)
+    if (pos == end || (op->first_only && op->nr_extents > 0))
       return 0;
 
     off_t hole = lseek (fep->fd, (off_t)pos, SEEK_HOLE);
@@ -366,6 +366,8 @@ status (const struct file_endpoint *fep, struct op *op)
      * with a look from here, and say "data" where nothing can be told. */
     to = hole == -1 || (uint64_t)hole > end ? end : (uint64_t)hole;
     if (to > pos && !op_add_extent (op, (struct endpoint_extent){ .length = to - pos }))
+      return 0;
+    if (op->first_only && op->nr_extents > 0)
       return 0;
     pos = to;
   }

@@ -36,6 +36,7 @@ struct op {
   uint64_t len;
   void *buf;       /* never written to by OP_WRITE */
   bool allocate;   /* OP_ZERO: without making a hole */
+  bool first_only; /* OP_STATUS: the first extent will do */
   int64_t started; /* endpoint_now_ms() */
   channel_done done;
   channel_status_done status_done;

@@ -139,6 +139,8 @@ got_extents (void *opaque, const char *context, uint64_t offset, uint32_t *entri
     at += x.length;
   }
   /* A server that lists a fragmented disk does work for extents that have no room here. */
+  if (op->first_only)
+    return 0;
   if (!room)
     nc->status_ask = op->len / 2 > 1048576 ? op->len / 2 & ~UINT64_C (65535) : 1048576;
   else if (op->nr_extents < ENDPOINT_MAX_EXTENTS / 4 && nc->status_ask < ENDPOINT_MAX_STATUS)
@@ -185,7 +187,8 @@ submit (struct nbd_channel *nc, struct conn *c, struct op *op)
     if (op->len > nc->status_ask)
       op->len = nc->status_ask;
     op->nr_contexts = 0;
-    return nbd_aio_block_status (c->h, op->len, op->offset, extents, done, 0);
+    return nbd_aio_block_status (c->h, op->len, op->offset, extents, done,
+                                 op->first_only ? LIBNBD_CMD_FLAG_REQ_ONE : 0);
   case OP_FLUSH:
     return nbd_aio_flush (c->h, done, 0);
   }

@@ -304,6 +304,10 @@ incremental_fill (const struct incremental *inc, struct region *r)
   uint64_t run = 0;
 
   for (uint64_t b = 0; b <= inc->nr_blocks; b++) {
+    if (b % 64 == 0 && run == 0 && b < inc->nr_blocks && inc->bits[b / 64] == 0) {
+      b += 63;
+      continue;
+    }
     if (b < inc->nr_blocks && (inc->bits[b / 64] >> (b % 64) & 1) != 0) {
       run++;
       continue;

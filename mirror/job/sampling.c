@@ -111,7 +111,7 @@ find_data (struct batch *b, const struct endpoint *ep, struct channel *ch,
     more = false;
     for (unsigned i = 0; i < nr; i++)
       more = more || spots[i].wanted;
-    err = more ? sampling_find_data (ch, spots, nr, size, b->block) : 0;
+    err = more ? sampling_find_data (ch, spots, nr, size, b->block, rounds > 1) : 0;
   }
   return err;
 }

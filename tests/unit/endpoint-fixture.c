@@ -168,6 +168,9 @@ start (struct channel *ch, enum what what, void *buf, uint64_t len, uint64_t off
   case STATUS:
     r = channel_status (ch, len, offset, note_status, a);
     break;
+  case FIRST_EXTENT:
+    r = channel_first_extent (ch, len, offset, note_status, a);
+    break;
   }
   a->inside = false;
   return r;

@@ -63,7 +63,7 @@ struct answer {
   struct endpoint_extent extents[64];
 };
 
-enum what { READ, WRITE, ZERO, ZERO_ALLOCATED, FLUSH, STATUS };
+enum what { READ, WRITE, ZERO, ZERO_ALLOCATED, FLUSH, STATUS, FIRST_EXTENT };
 
 /* Drive CH until A has NR completions; false when it is dead. */
 bool drive (struct channel *ch, struct answer *a, unsigned nr);

@@ -233,6 +233,10 @@ ENDPOINT_TEST (file_zero_and_status)
   cr_assert (a.extents[2].length == (1 << 20) - 196608 && !a.extents[2].zero);
   cr_assert (start (ch, STATUS, NULL, 4096, 131072, &a) == 0 && drive (ch, &a, 2));
   cr_assert (a.nr_extents == 1 && a.extents[0].length == 4096 && a.extents[0].zero);
+  cr_assert (start (ch, FIRST_EXTENT, NULL, 1 << 20, 0, &a) == 0 && drive (ch, &a, 3));
+  cr_assert (a.nr_extents == 1 && a.extents[0].length == 131072 && !a.extents[0].zero);
+  cr_assert (start (ch, FIRST_EXTENT, NULL, 1 << 19, 131072, &a) == 0 && drive (ch, &a, 4));
+  cr_assert (a.nr_extents == 1 && a.extents[0].length == 65536 && a.extents[0].zero);
 
   cr_assert (request (ch, READ, buf, 1 << 20, 0) == 0);
   cr_assert (buf[4] != 0 && buf[5] == 0 && buf[14] == 0 && buf[15] != 0);

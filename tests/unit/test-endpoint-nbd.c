@@ -65,6 +65,8 @@ ENDPOINT_TEST (nbd_zero_and_status)
   cr_assert (a.extents[0].length == 65536 && a.extents[0].zero);
   cr_assert (a.extents[1].length == 65536 && !a.extents[1].zero);
   cr_assert (a.extents[2].length <= UINT64_C (2) << 30 && a.extents[2].zero);
+  cr_assert (start (ch, FIRST_EXTENT, NULL, 1 << 20, 0, &a) == 0 && drive (ch, &a, 2));
+  cr_assert (a.nr_extents == 1 && a.extents[0].length == 65536 && a.extents[0].zero);
   cr_assert (request (ch, ZERO, NULL, 1 << 30, 0) == 0);
   cr_assert (request (ch, READ, buf, 65536, 65536) == 0);
   for (unsigned i = 0; i < 65536; i++)
