@@ -3,7 +3,8 @@
 EXTRA_DIST += bench/README.md bench/run bench/common.py bench/idle.py bench/overhead.py \
 	bench/large.py bench/load.py bench/load_guest.py bench/load_plot.py bench/load_systems.py \
 	bench/qmp.py bench/handoff.py bench/many.py bench/difference.py \
-	bench/difference_systems.py bench/line.py bench/state.py bench/slow-sync.c
+	bench/difference_systems.py bench/line.py bench/incremental.py bench/state.py \
+	bench/slow-sync.c
 
 .PHONY: bench
 bench: all
@@ -16,6 +17,7 @@ bench: all
 	$(srcdir)/bench/run many
 	$(srcdir)/bench/run line
 	$(srcdir)/bench/run difference
+	$(srcdir)/bench/run incremental
 
 TESTS += tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh
