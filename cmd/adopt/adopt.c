@@ -39,13 +39,6 @@
 #define REVIVE_TRIES 5
 #define REVIVE_PAUSE_MS 500
 
-static const char *
-text_of (const json_t *record, const char *key)
-{
-  const char *text = json_string_value (json_object_get (record, key));
-  return text != NULL ? text : "";
-}
-
 /* STATUS after the message ERROR, which is freed. */
 static int
 fail (int status, char *error)
@@ -83,8 +76,8 @@ make_record (const struct adopt *a, const struct guest_disk *d, const struct ima
       has_format ? json_string (d->driver) : json_null (), "file-node", given_name (image->node),
       "file-driver", image->driver, "filename", path, "direct", json_object_get (cache, "direct"),
       "no-flush", json_object_get (cache, "no-flush"), "detect-zeroes",
-      text_of (d->inserted, "detect_zeroes"), "discard", a->discard, "aio", a->aio, "size", size,
-      "socket", a->socket, "started", a->started);
+      record_text (d->inserted, "detect_zeroes"), "discard", a->discard, "aio", a->aio, "size",
+      size, "socket", a->socket, "started", a->started);
   free (path);
   return *record != NULL
              ? 0
@@ -96,7 +89,7 @@ make_record (const struct adopt *a, const struct guest_disk *d, const struct ima
 static int
 check_size (const struct adopt *a, const struct guest_disk *d, char **error)
 {
-  const char *path = text_of (a->record, "filename");
+  const char *path = record_text (a->record, "filename");
   json_int_t size = json_integer_value (json_object_get (a->record, "size"));
   CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
   off_t its = fd != -1 ? lseek (fd, 0, SEEK_END) : -1;
@@ -113,7 +106,7 @@ check_size (const struct adopt *a, const struct guest_disk *d, char **error)
 static int
 check_image (struct adopt *a, const struct guest_disk *d, char **error)
 {
-  const char *path = text_of (a->record, "filename");
+  const char *path = record_text (a->record, "filename");
   pid_t qemu = monitor_process (&a->vm);
 
   if (qemu > 0 && image_is_open_in (qemu, path) == 0)
@@ -150,7 +143,7 @@ look (struct adopt *a, const struct guest_disk *d)
 static int
 check_server (struct adopt *a)
 {
-  const char *image = text_of (a->record, "filename");
+  const char *image = record_text (a->record, "filename");
   struct served s;
   char *error = NULL;
 
@@ -176,7 +169,7 @@ static int
 launch_server (struct adopt *a)
 {
   a->launched = true;
-  return served_start (text_of (a->record, "filename"), a->socket, a->control, a->nbdkit_args,
+  return served_start (record_text (a->record, "filename"), a->socket, a->control, a->nbdkit_args,
                        a->nr_nbdkit_args);
 }
 
@@ -260,7 +253,8 @@ guest_has_moved (struct adopt *a, const char *device, const char *backend)
 
 /* The guest's writes wait for the server, which does not answer.  A new one gets them again, since
  * QEMU's node connects again.  If that does not help, the job fails without a server, and the guest
- * stays where it was. */
+ * stays where it was.  One that the user has started gets more time, since we cannot start it anew:
+ * only he knows its arguments. */
 static void
 replace_server (void *opaque, unsigned attempt)
 {
@@ -268,13 +262,17 @@ replace_server (void *opaque, unsigned attempt)
   bool refused;
   char *ignored = NULL;
 
-  if (!a->started)
+  if (!a->started && attempt == 1)
     return;
   served_kill (a->server);
-  cmd_warning ("the server (process %ld) does not answer and was killed", (long)a->server);
+  if (a->server != 0)
+    cmd_warning ("the server (process %ld) does not answer, so the guest would wait for it: it was "
+                 "killed%s",
+                 (long)a->server, a->started ? "" : "; start it again yourself");
   a->server = 0;
   struct served s;
-  if (attempt == 1 && launch_server (a) == 0 && served_look (a->control, &s, &ignored) == 0) {
+  if (attempt == 1 && a->started && launch_server (a) == 0
+      && served_look (a->control, &s, &ignored) == 0) {
     a->server = s.pid;
     served_free (&s);
     served_bypass (a->control, true, &refused, &ignored);
@@ -318,7 +316,7 @@ remove_old (struct adopt *a)
 {
   const char *nodes[] = { json_string_value (json_object_get (a->record, "node")),
                           json_string_value (json_object_get (a->record, "file-node")) };
-  const char *path = text_of (a->record, "filename");
+  const char *path = record_text (a->record, "filename");
   pid_t qemu = monitor_process (&a->vm);
   char *error = NULL;
 
@@ -336,20 +334,20 @@ remove_old (struct adopt *a)
 static void
 report (const struct adopt *a, const struct served *s)
 {
-  const char *device = text_of (a->record, "backend");
+  const char *device = record_text (a->record, "backend");
 
   if (device[0] == '\0')
-    device = text_of (a->record, "device");
+    device = record_text (a->record, "device");
   if (a->json) {
     json_t *o = json_pack ("{s:s, s:s, s:s, s:s, s:s, s:i, s:f}", "device", device, "image",
-                           text_of (a->record, "filename"), "node", a->names.node, "socket",
+                           record_text (a->record, "filename"), "node", a->names.node, "socket",
                            a->socket, "control", a->control, "server-pid", (int)s->pid, "pivot-ms",
                            (double)a->took_ns / NS_PER_MS);
     json_dumpf (o, stdout, JSON_COMPACT | JSON_REAL_PRECISION (6));
     putchar ('\n');
     json_decref (o);
   } else
-    cmd_say ("%s uses %s through %s now (%.1f ms)", device, text_of (a->record, "filename"),
+    cmd_say ("%s uses %s through %s now (%.1f ms)", device, record_text (a->record, "filename"),
              a->socket, (double)a->took_ns / NS_PER_MS);
 }
 
@@ -379,7 +377,8 @@ finish (struct adopt *a)
   if (status != EXIT_DONE)
     return status;
   if (served_look (a->control, &s, &error) == -1
-      || image_compare (text_of (a->record, "filename"), a->socket, 0, &error) == -1
+      || (s.image != NULL && record_take_image (a->control, a->record, s.image, &error) == -1)
+      || image_compare (record_text (a->record, "filename"), a->socket, 0, &error) == -1
       || served_bypass (a->control, false, &refused, &error) == -1)
     return fail (EXIT_ERROR, error);
   report (a, &s);
@@ -418,7 +417,7 @@ go (struct adopt *a, const struct guest_disk *d)
 static bool
 is_recorded (struct adopt *a, const struct guest_disk *d)
 {
-  const char *recorded = text_of (a->record, "filename");
+  const char *recorded = record_text (a->record, "filename");
   char *path = realpath (d->filename, NULL);
   bool same = path != NULL && strcmp (path, recorded) == 0;
 
@@ -426,7 +425,7 @@ is_recorded (struct adopt *a, const struct guest_disk *d)
   if (!same)
     cmd_say ("%s.adopted says that %s is in use for another disk, %s: name another --control and "
              "--socket; or, if no guest uses that disk through %s any more, remove %s.adopted",
-             a->control, a->control, recorded, text_of (a->record, "socket"), a->control);
+             a->control, a->control, recorded, record_text (a->record, "socket"), a->control);
   return same;
 }
 
@@ -434,7 +433,7 @@ is_recorded (struct adopt *a, const struct guest_disk *d)
 static bool
 is_wanted (struct adopt *a, const struct guest_disk *d)
 {
-  const char *node = a->choice.node, *before = text_of (a->record, "node");
+  const char *node = a->choice.node, *before = record_text (a->record, "node");
   struct disk_choice device = { .device = a->choice.device };
 
   /* A name that QEMU had made up is gone. */
@@ -444,7 +443,7 @@ is_wanted (struct adopt *a, const struct guest_disk *d)
   if (is_node || (node == NULL && guest_disk_is_meant (d, &device)))
     return true;
   cmd_say ("%s is in use for another disk of this guest, %s: name another --control and --socket",
-           a->control, text_of (a->record, "filename"));
+           a->control, record_text (a->record, "filename"));
   return false;
 }
 
@@ -454,8 +453,8 @@ go_on (struct adopt *a, bool *done)
 {
   struct guest_disk d;
   char *error = NULL;
-  int r = guest_disk_find (&a->vm, text_of (a->record, "device"), text_of (a->record, "backend"),
-                           &d, &error);
+  int r = guest_disk_find (&a->vm, record_text (a->record, "device"),
+                           record_text (a->record, "backend"), &d, &error);
 
   *done = true;
   if (r == -1)
@@ -468,7 +467,7 @@ go_on (struct adopt *a, bool *done)
     return status;
   /* That is where the guest looks for its server. */
   text_free (a->socket);
-  a->socket = text_copy (text_of (a->record, "socket"));
+  a->socket = text_copy (record_text (a->record, "socket"));
   return finish (a);
 }
 

@@ -52,13 +52,6 @@ struct give_back {
   uint64_t took_ns;
 };
 
-static const char *
-text_of (const json_t *record, const char *key)
-{
-  const char *text = json_string_value (json_object_get (record, key));
-  return text != NULL ? text : "";
-}
-
 static int
 fail (int status, char *error)
 {
@@ -97,10 +90,10 @@ make_record (struct give_back *g, const struct guest_disk *d, const char *file, 
     return text_error (error, "%s: %s", file, strerror (errno));
   g->record = json_pack ("{s:s, s:s, s:n, s:s, s:n, s:s, s:s, s:O, s:O, s:s, s:s, s:s, s:I, s:s}",
                          "device", d->device, "backend", d->backend, "node", "driver", "raw",
-                         "file-node", "file-driver", S_ISBLK (st.st_mode) ? "host_device" : "file",
-                         "filename", file, "direct", json_object_get (cache, "direct"), "no-flush",
+                         "file-node", "file-driver", record_file_driver (&st), "filename", file,
+                         "direct", json_object_get (cache, "direct"), "no-flush",
                          json_object_get (cache, "no-flush"), "detect-zeroes",
-                         text_of (d->inserted, "detect_zeroes"), "discard", "unmap", "aio",
+                         record_text (d->inserted, "detect_zeroes"), "discard", "unmap", "aio",
                          "threads", "size", (json_int_t)0, "socket", g->server.socket);
   return g->record != NULL ? 0 : text_error (error, "QEMU does not tell enough of the disk");
 }
@@ -122,6 +115,8 @@ take_file (struct give_back *g, const struct guest_disk *d, char **error)
       r = make_record (g, d, its, error);
   } else if (file != NULL)
     json_object_set_new (g->record, "filename", json_string (file));
+  else if (g->server.image != NULL)
+    r = record_take_image (g->control, g->record, g->server.image, error);
   free (file);
   if (r == 0 && g->discard != NULL)
     json_object_set_new (g->record, "discard", json_string (g->discard));
@@ -148,7 +143,8 @@ look (struct give_back *g, struct guest_disk *d)
     return EXIT_REFUSED;
   }
   if (take_file (g, d, &error) == 0
-      && image_compare (text_of (g->record, "filename"), g->server.socket, g->server.pid, &error)
+      && image_compare (record_text (g->record, "filename"), g->server.socket, g->server.pid,
+                        &error)
              == 0)
     return EXIT_DONE;
   guest_disk_free (d);
@@ -219,8 +215,8 @@ guest_uses (struct give_back *g, const char *node)
 {
   struct guest_disk d;
   char *error = NULL;
-  int r = guest_disk_find (&g->vm, text_of (g->record, "device"), text_of (g->record, "backend"),
-                           &d, &error);
+  int r = guest_disk_find (&g->vm, record_text (g->record, "device"),
+                           record_text (g->record, "backend"), &d, &error);
 
   if (r == 1) {
     r = strcmp (d.node, node) == 0;
@@ -232,19 +228,19 @@ guest_uses (struct give_back *g, const char *node)
 static void
 report (const struct give_back *g, const char *node)
 {
-  const char *device = text_of (g->record, "backend");
+  const char *device = record_text (g->record, "backend");
 
   if (device[0] == '\0')
-    device = text_of (g->record, "device");
+    device = record_text (g->record, "device");
   if (g->json) {
     json_t *o = json_pack ("{s:s, s:s, s:s, s:f}", "device", device, "image",
-                           text_of (g->record, "filename"), "node", node, "pivot-ms",
+                           record_text (g->record, "filename"), "node", node, "pivot-ms",
                            (double)g->took_ns / NS_PER_MS);
     json_dumpf (o, stdout, JSON_COMPACT | JSON_REAL_PRECISION (6));
     putchar ('\n');
     json_decref (o);
   } else
-    cmd_say ("%s uses %s by itself now (%.1f ms)", device, text_of (g->record, "filename"),
+    cmd_say ("%s uses %s by itself now (%.1f ms)", device, record_text (g->record, "filename"),
              (double)g->took_ns / NS_PER_MS);
 }
 

@@ -66,6 +66,33 @@ record_save (const char *control, const json_t *record, char **error)
   return r;
 }
 
+const char *
+record_text (const json_t *record, const char *key)
+{
+  const char *text = json_string_value (json_object_get (record, key));
+  return text != NULL ? text : "";
+}
+
+const char *
+record_file_driver (const struct stat *st)
+{
+  return S_ISBLK (st->st_mode) ? "host_device" : "file";
+}
+
+int
+record_take_image (const char *control, json_t *record, const char *image, char **error)
+{
+  struct stat st;
+
+  if (strcmp (image, record_text (record, "filename")) == 0)
+    return 0;
+  if (stat (image, &st) == -1)
+    return text_error (error, "%s: %s", image, strerror (errno));
+  json_object_set_new (record, "filename", json_string (image));
+  json_object_set_new (record, "file-driver", json_string (record_file_driver (&st)));
+  return record_save (control, record, error);
+}
+
 void
 record_remove (const char *control)
 {

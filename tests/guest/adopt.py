@@ -204,6 +204,41 @@ def stopped(s, vm, disks, before):
         tidy(s, vm, disks, before)
 
 
+def of_the_user(s, vm, disks, before):
+    """The same with a server that the user has started: QEMU does not wait for it for ever."""
+    disk = disks[0]
+    s.nbdmirror("serve", disk.image, "--format", "raw", "--socket", disk.socket, "--control",
+                disk.control, "--detach")
+    proxy = QmpProxy(vm, like_qemu=False)
+    proxy.before["blockdev-add"] = lambda: os.kill(s.status(disk)["server-pid"], signal.SIGSTOP)
+    words = disk.adopt(vm)
+    words[words.index("--qmp") + 1] = proxy.path
+    s.nbdmirror(*words, status=1)
+    proxy.close()
+    check(not proxy.errors, f"{proxy.errors}")
+    s.story.wait_for_more(5, 20)
+    serve_again(s, disk)
+    check(s.status(disk)["bypassed"], "the guest is forgotten")
+    s.nbdmirror(*disk.adopt(vm))
+    check(not s.status(disk)["bypassed"], "no job may begin")
+    s.nbdmirror(*disk.give_back(vm))
+    tidy(s, vm, disks, before)
+
+
+def evacuated(s, vm, disks, before):
+    """An adopted disk moves to other storage of this host: that is what the guest gets back."""
+    disk, old = disks[1], disks[1].image
+    s.nbdmirror(*disk.adopt(vm))
+    disk.image = s.path("moved.img")
+    s.nbdmirror("evacuate-disk", disk.control, disk.image)
+    told = json.loads(s.nbdmirror(*disk.adopt(vm)))
+    check(told["image"] == disk.image, "adopt, run again, names the old image")
+    s.nbdmirror(*disk.give_back(vm))
+    check(not has_open(vm, old), "QEMU has the old image open")
+    os.unlink(old)
+    tidy(s, vm, disks, before)
+
+
 def refusals(s, vm, disks, before):
     """Nothing is changed where it would not be safe."""
     disk = disks[0]
@@ -413,12 +448,14 @@ def test(s):
     disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
     s.story.wait_for_record(20)
     before = nodes(vm)
-    for part in (cycles, killed, failures, stopped, refusals, restarted, kept, others):
+    for part in (cycles, killed, failures, stopped, *[of_the_user] * scene.LONG, evacuated,
+                 refusals, restarted, kept, others):
         start = time.monotonic()
         part(s, vm, disks, before)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
     vm.shut_down()
     s.check_story()
+    images = [disk.image for disk in disks]
     s.check_clean(*images)
     s.check_records(s.story.last, *images, blocks=True)
     s.forget()
