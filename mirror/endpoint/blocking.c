@@ -50,6 +50,12 @@ sync_drain (struct channel *ch, const unsigned *outstanding)
   return 0;
 }
 
+int
+sync_room (struct channel *ch, const unsigned *outstanding)
+{
+  return channel_room (ch) == 0 ? sync_drain (ch, outstanding) : 0;
+}
+
 /* Until the request that was started is done.  0, or a positive errno. */
 static int
 wait_for (struct channel *ch, struct wait *w)

@@ -23,4 +23,7 @@ int sync_status (struct channel *ch, uint64_t len, uint64_t offset, struct endpo
  * positive errno if the channel died and left some unanswered. */
 int sync_drain (struct channel *ch, const unsigned *outstanding);
 
+/* Wait until CH takes one more request.  *OUTSTANDING counts all that it has.  As sync_drain(). */
+int sync_room (struct channel *ch, const unsigned *outstanding);
+
 #endif

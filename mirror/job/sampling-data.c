@@ -74,6 +74,9 @@ sampling_find_data (struct channel *ch, struct sampling_spot *spots, unsigned nr
       spots[i].wanted = false;
     if (!spots[i].wanted)
       continue;
+    int err = sync_room (ch, &s.outstanding);
+    if (err)
+      return err;
     questions[i] = (struct question){ .search = &s, .spot = &spots[i] };
     s.outstanding++;
     uint64_t length = whole < LONGEST_QUESTION ? whole : LONGEST_QUESTION;

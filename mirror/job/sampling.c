@@ -190,6 +190,9 @@ read_theirs (struct batch *b)
   for (unsigned i = 0; i < b->nr; i++) {
     /* Where the destination is larger than the disk, its minimum block may reach beyond that. */
     uint32_t n = (length_at (b, b->size, b->offset[i]) + b->min - 1) / b->min * b->min;
+    int err = sync_room (b->dest, &b->outstanding);
+    if (err)
+      return err;
     b->outstanding++;
     if (channel_read (b->dest, theirs_of (b, i), n, b->offset[i], on_read, b) == -1)
       on_read (b, errno);

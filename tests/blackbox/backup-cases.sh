@@ -87,6 +87,15 @@ serve a "$tmp/a" --state "$tmp/a.state"
 run 0 'a full' "$A" "$B" "$repo" --full
 [ -z "$(find "$repo" -name '*.begun')" ] || fail "a mark was left"
 
+# ---- a disk that is no raw file ------------------------------------------------------------------
+qemu-img convert -O qcow2 "$tmp/a" "$tmp/c"
+serve c "$tmp/c" --format qcow2 --state "$tmp/c.state"
+run 0 'c: full: there is no earlier backup' "${control[c]}" "$repo"
+qemu-io -f raw -c 'write -q -P 5 1M 64k' "${uri[c]}"
+run 0 'c: incremental:' "${control[c]}" "$repo"
+stop c
+qemu-img compare -q -f qcow2 -F qcow2 "$(newest c)" "$tmp/c" || fail "c differs"
+
 # ---- a repository that is full, and one that is read-only ----------------------------------------
 if mkdir "$tmp/small" && mount -t tmpfs -o size=7m none "$tmp/small" 2>/dev/null; then
   end_small () { umount -l "$tmp/small"; }
