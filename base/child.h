@@ -18,7 +18,7 @@
  * goes to our standard error. */
 int child_run (const char *const *words, char **output);
 
-#define CHILD_KEEP 5
+#define CHILD_KEEP 7
 
 /* All zero: standard input and output are /dev/null, standard error is ours. */
 struct child_options {

@@ -32,3 +32,24 @@ uuid_text (const uint8_t uuid[16], char text[UUID_TEXT_BYTES])
   for (unsigned i = 0; i < 16; i++)
     at += sprintf (at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
 }
+
+static int
+digit (char c)
+{
+  return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+bool
+uuid_parse (const char *text, uint8_t uuid[16])
+{
+  for (unsigned i = 0; i < 16; i++) {
+    if ((i == 4 || i == 6 || i == 8 || i == 10) && *text++ != '-')
+      return false;
+    int high = digit (text[0]), low = high == -1 ? -1 : digit (text[1]);
+    if (low == -1)
+      return false;
+    uuid[i] = (uint8_t)(high << 4 | low);
+    text += 2;
+  }
+  return *text == '\0';
+}

@@ -250,9 +250,10 @@ run (struct cmd_line *line)
     return status;
   if (worker_check_sync (&a.settings.sync) != 0)
     return EXIT_USAGE;
-  if (a.settings.sync.since != NULL && a.settings.sync.state == NULL)
-    return cmd_usage_error ("--sync incremental needs --state FILE; of a disk that is served, "
-                            "'nbdmirror mirror' sends what was changed");
+  const struct sync_options *sync = &a.settings.sync;
+  if (sync->mode == ENGINE_SYNC_INCREMENTAL && (sync->since == NULL || sync->state == NULL))
+    return cmd_usage_error ("--sync incremental needs --since NAME and --state FILE; of a disk that"
+                            " is served, 'nbdmirror mirror' sends what was changed");
   *o = (struct copy_options){ .source = line->operands[0].argv,
                               .nr_source = line->operands[0].nr_args,
                               .dest = a.settings.dest,

@@ -195,9 +195,9 @@ take_sync_option (int c, struct sync_options *o, bool *good)
 {
   switch (c) {
   case WORKER_OPT_SYNC:
-    *good = sync_parse (optarg, &o->mode);
+    *good = sync_take (optarg, o);
     if (!*good)
-      cmd_usage_error ("--sync %s: must be full, top, base, compare or incremental", optarg);
+      cmd_usage_error ("--sync %s: must be full, top, base, compare, incremental or auto", optarg);
     return true;
   case WORKER_OPT_BASE:
     o->base = optarg;

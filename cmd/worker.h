@@ -52,12 +52,13 @@ enum {
         "how long a server may take to answer a request (default 30s)"                             \
   }
 #define WORKER_SYNC_OPTIONS                                                                        \
-  { "sync", WORKER_OPT_SYNC, "full|top|base|compare|incremental",                                  \
+  { "sync", WORKER_OPT_SYNC, "full|top|base|compare|incremental|auto",                             \
     "what to send: everything (default), only what the source's top layer holds, only what "       \
-    "differs from --base, only what differs from what the destination holds, or only what was "    \
-    "changed --since a checkpoint" },                                                              \
+    "differs from --base, only what differs from what the destination holds, only what was "       \
+    "changed since a checkpoint, or that where it is proved to be enough and else everything" },   \
       { "since", WORKER_OPT_SINCE, "NAME",                                                         \
-        "the checkpoint for --sync incremental, at which the destination stands" },                \
+        "the checkpoint for --sync incremental (default: the one at which the destination "        \
+        "stands, by what its server knows)" },                                                     \
       { "trust-destination", WORKER_OPT_TRUST_DEST, NULL,                                          \
         "whether the destination stands at that checkpoint, compare 1,000 random blocks only" },   \
       { "base", WORKER_OPT_BASE, "IMAGE",                                                          \

@@ -36,6 +36,12 @@
  *   "checkpoint+at@ID.UUID"
  *       To open it says: session ID has sent and flushed everything, and the disk stands at
  *       checkpoint UUID.  It opens when that is recorded.
+ *   "checkpoint+return"
+ *       Only listed, with RECEIVE_DESCRIPTION_RETURN, by a server that records what the guest
+ *       changes once the disk is its own.
+ *   "checkpoint+return@ID.UUID"
+ *       To open it says: if the disk is sealed while session ID is the one that may write, what the
+ *       guest changes from then on is recorded since checkpoint UUID.
  *
  * A new session revokes the old one at once.  It is let in when every request of the old one has
  * ended.
@@ -53,6 +59,8 @@
 #define RECEIVE_STANDING "checkpoint"
 #define RECEIVE_SINCE_PREFIX "checkpoint+since@"
 #define RECEIVE_AT_PREFIX "checkpoint+at@"
+#define RECEIVE_RETURN "checkpoint+return"
+#define RECEIVE_RETURN_PREFIX "checkpoint+return@"
 #define RECEIVE_ID_MAX 64 /* characters of ID, and of LAST */
 #define RECEIVE_LAST '.'  /* between them: neither has one */
 
@@ -60,6 +68,7 @@
 #define RECEIVE_DESCRIPTION_PACKED "nbdmirror-receive zstd 1"
 #define RECEIVE_DESCRIPTION_STANDING "nbdmirror-receive checkpoint 1 "
 #define RECEIVE_STANDING_NOWHERE "none"
+#define RECEIVE_DESCRIPTION_RETURN "nbdmirror-receive return 1"
 #define RECEIVE_DESCRIPTION_SEALED "nbdmirror-receive 1 sealed"
 
 /* If the disk's file can have extended attributes, this one says that it was handed over to its

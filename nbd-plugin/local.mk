@@ -3,7 +3,11 @@ EXTRA_DIST += nbd-plugin/filter.map nbd-plugin/plugin.map
 
 # What the filters share.
 noinst_LTLIBRARIES += libnbdplugin.la
-libnbdplugin_la_SOURCES = nbd-plugin/own-thread.c nbd-plugin/own-thread.h
+libnbdplugin_la_SOURCES = \
+	nbd-plugin/own-thread.c \
+	nbd-plugin/own-thread.h \
+	nbd-plugin/standing-record.c \
+	nbd-plugin/standing-record.h
 
 include nbd-plugin/digest/local.mk
 include nbd-plugin/image/local.mk

@@ -43,6 +43,7 @@ unit_tests = \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
+	tests/unit/test-hand-over \
 	tests/unit/test-digest \
 	tests/unit/test-child \
 	tests/unit/test-image-extents \
@@ -106,6 +107,9 @@ tests_unit_test_budget_LDADD = libbudget.la libbase.la $(CRITERION_LIBS) -lm
 tests_unit_test_pack_CFLAGS = $(AM_CFLAGS) $(ZSTD_CFLAGS)
 tests_unit_test_pack_LDADD = $(LDADD) $(ZSTD_LIBS)
 tests_unit_test_gate_SOURCES = tests/unit/test-gate.c nbd-plugin/mirror/gate.c
+
+tests_unit_test_hand_over_SOURCES = tests/unit/test-hand-over.c nbd-plugin/receive/admission.c
+tests_unit_test_hand_over_CFLAGS = $(AM_CFLAGS) $(NBDKIT_CFLAGS)
 
 control_fixture = tests/unit/control-fixture.h tests/unit/control-fixture.c
 tests_unit_test_control_SOURCES = tests/unit/test-control.c $(control_fixture)
@@ -237,6 +241,7 @@ own_tests = \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/checkpoints.sh \
 	tests/blackbox/incremental.sh \
+	tests/blackbox/return.sh \
 	tests/blackbox/stands-at.sh \
 	tests/blackbox/state-alone.sh \
 	tests/blackbox/state-file.sh \

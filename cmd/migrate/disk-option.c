@@ -79,9 +79,10 @@ take_part (struct disk_option *d, int part, const char *name, const char *value)
   switch (part) {
   case DISK_OPTION_SYNC:
     d->have_sync = true;
-    return sync_parse (value, &d->sync.mode) && d->sync.mode != ENGINE_SYNC_INCREMENTAL
+    return sync_take (value, &d->sync)
                ? NULL
-               : text_printf ("sync=%s: must be full, top, base or compare", value);
+               : text_printf ("sync=%s: must be full, top, base, compare, incremental or auto",
+                              value);
   case DISK_OPTION_BASE:
     keep (&d->base, value);
     d->sync.base = d->base;

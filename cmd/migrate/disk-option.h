@@ -39,7 +39,7 @@ enum {
   DISK_OPTION_END
 };
 #define DISK_OPTION_PARTS                                                                          \
-  { ",sync", DISK_OPTION_SYNC, "full|top|base|compare",                                            \
+  { ",sync", DISK_OPTION_SYNC, "full|top|base|compare|incremental|auto",                           \
     "what to send of this disk, as with --sync of 'mirror'" },                                     \
       { ",base", DISK_OPTION_BASE, "IMAGE", "the base for sync=base" },                            \
       { ",base-format", DISK_OPTION_BASE_FORMAT, "FORMAT", "the base's format (default raw)" },    \

@@ -114,7 +114,7 @@ check_running (struct journal *journal, const struct disk *d)
   const char *target = status_text (d->status, "target"), *sync = status_text (d->status, "sync");
 
   if (target == NULL || same_place (target, d->dest)) {
-    if (d->option->have_sync && sync != NULL
+    if (d->option->have_sync && !d->option->sync.automatic && sync != NULL
         && strcmp (sync, sync_name (d->option->sync.mode)) != 0)
       cmd_warning ("%s: a job is at work already, with --sync %s: it is used as it is", d->control,
                    sync);

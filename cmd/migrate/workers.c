@@ -45,7 +45,7 @@ pass_on_sync (const char **argv, unsigned n, const struct disk_option *o)
 {
   if (!o->have_sync)
     return n;
-  n = pass_on (argv, n, "--sync", sync_name (o->sync.mode));
+  n = pass_on (argv, n, "--sync", sync_word (&o->sync));
   n = pass_on (argv, n, "--base", o->base);
   n = pass_on (argv, n, "--base-format", o->base_format);
   if (o->sync.trust_base)
@@ -104,7 +104,7 @@ start_one (struct journal *journal, struct disk *d, const struct migrate_options
   journal_event (journal, "worker",
                  json_pack ("{s:s, s:s, s:i, s:b, s:s, s:s?, s:s?, s:b}", "control", d->control,
                             "destination", d->dest, "pid", (int)d->pid, "resume", is_left_over (d),
-                            "sync", sync_name (d->option->sync.mode), "base", d->option->base,
+                            "sync", sync_word (&d->option->sync), "base", d->option->base,
                             "base-format", d->option->base_format, "trust-base",
                             d->option->sync.trust_base));
   return 0;

@@ -377,8 +377,9 @@ make_or_measure (struct receive_disk *d, bool go_on, bool device)
 
   if (r != EXIT_DONE)
     return r;
-  /* The disk may have been a tracked one.  A state file knows nothing of what a mirror writes. */
-  if (!d->read_only && tracked_mark_remove (d->fd) == -1)
+  /* The disk may have been a tracked one.  A state file knows nothing of what a mirror writes,
+   * unless it is that of our own server. */
+  if (!d->read_only && !(d->resume && d->tracked) && tracked_mark_remove (d->fd) == -1)
     return failed (d, "the mark of its state file cannot be removed");
   if (go_on)
     return d->qcow2 ? measure_qcow2 (d) : measure_raw (d);

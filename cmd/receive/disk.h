@@ -24,6 +24,7 @@ struct receive_disk {
   bool overcommit; /* a thin disk may be larger than the room there is */
   bool overwrite;  /* what is there may be given up */
   bool resume;     /* what is there is gone on with */
+  bool tracked;    /* its server has a state file */
   bool
       sealed; /* with resume: it is a guest's already.  Found out as well, where the file says so */
   bool read_only;

@@ -27,6 +27,7 @@
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
+#include "cmd/serve/paths.h"
 #include "cmd/serve/tidy.h"
 #include "digest/export-name.h"
 
@@ -96,6 +97,41 @@ add_listening (struct words *w, const struct receive_server *s)
     add (w, "--tls-verify-peer");
 }
 
+/* How a worker reaches the guest's export from this host. */
+static void
+add_guest_uri (struct words *w, const struct receive_server *s)
+{
+  const char *tls = s->tls_certificates != NULL || s->tls_psk != NULL ? "s" : "";
+  const char *host = s->address != NULL ? s->address : "localhost";
+
+  if (s->socket != NULL) {
+    CLEANUP_TEXT char *path = server_escape (s->socket);
+    add (w, "mirror-uri=nbd%s+unix:///?socket=%s", tls, path);
+  } else
+    add (w,
+         strchr (host, ':') != NULL ? "mirror-uri=nbd%s://[%s]:%s/" : "mirror-uri=nbd%s://%s:%s/",
+         tls, host, s->port);
+}
+
+static void
+add_tracking (struct words *w, const struct receive_server *s)
+{
+  add (w, "receive-take-over-fd=%d", s->page_fd);
+  add (w, "mirror-take-over-fd=%d", s->page_fd);
+  if (s->fenced)
+    add (w, "receive-fenced=true");
+  add (w, "mirror-control=%s", s->control);
+  if (s->state != NULL)
+    add (w, "mirror-state=%s", s->state);
+  if (!s->args->has_uri)
+    add_guest_uri (w, s);
+  /* With other filters between, the file's bytes need not be those that the guest sees. */
+  if (!s->args->has_filter && !s->args->has_direct && !s->disk->qcow2)
+    add (w, "mirror-direct=%s", s->disk->path);
+  else
+    add (w, "mirror-disk=%s", s->disk->path);
+}
+
 static void
 nbdkit_words (struct words *w, const struct receive_server *s)
 {
@@ -104,6 +140,8 @@ nbdkit_words (struct words *w, const struct receive_server *s)
   /* The outermost filter is named first: this one gives the exports' names on to the other. */
   add (w, "--filter=%s", s->digest_filter);
   add (w, "--filter=%s", s->filter);
+  if (s->control != NULL)
+    add (w, "--filter=%s", s->mirror_filter);
   for (unsigned i = 0; i < s->args->nr_options; i++)
     add (w, "%s", s->args->options[i]);
   if (s->disk->qcow2) {
@@ -126,6 +164,8 @@ nbdkit_words (struct words *w, const struct receive_server *s)
     add (w, "receive-sealed=true");
   if (s->base_fd != -1)
     add (w, "digest-base-fd=%d", s->base_fd);
+  if (s->control != NULL)
+    add_tracking (w, s);
 }
 
 static void
@@ -208,8 +248,9 @@ start (struct receive_server *s, struct words *w, bool is_nbdkit)
 {
   const struct child_options o = {
     .our_stdio = is_nbdkit && s->stdio,
-    .keep = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1,
-              is_nbdkit ? s->qemu_nbd_fd : -1, is_nbdkit ? s->base_fd : -1 },
+    .keep
+    = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1, is_nbdkit ? s->qemu_nbd_fd : -1,
+        is_nbdkit ? s->base_fd : -1, is_nbdkit ? s->page_fd : -1, is_nbdkit ? s->wake_fd : -1 },
     .end_with_us = s->stdio,
   };
   pid_t pid = child_start (w->word, &o);
@@ -306,6 +347,9 @@ receive_launch (struct receive_server *s)
     return 0;
   forget_pid_file (s, "nbdkit");
   bool keep = remove_socket (s, &owner);
+  if (s->control != NULL && tidy_look (s->control) == TIDY_STALE)
+    unlink (s->control);
+  receive_track_again (s);
   nbdkit_words (&w, s);
   s->nbdkit = start (s, &w, true);
   if (s->nbdkit == 0)

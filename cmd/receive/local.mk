@@ -5,4 +5,5 @@ nbdmirror_SOURCES += \
 	cmd/receive/launch.c \
 	cmd/receive/receive.c \
 	cmd/receive/server.c \
-	cmd/receive/server.h
+	cmd/receive/server.h \
+	cmd/receive/tracked.c

@@ -45,6 +45,8 @@ enum {
   OPT_DETACH,
   OPT_SEALED,
   OPT_SEAL,
+  OPT_CONTROL,
+  OPT_STATE,
   OPT_GIVE_UP
 };
 
@@ -73,6 +75,12 @@ static const struct cmd_option options[] = {
   { "tls-psk", OPT_TLS_PSK, "FILE", "demand TLS, with these pre-shared keys" },
   { "tls-verify-peer", OPT_TLS_VERIFY_PEER, NULL,
     "with --tls-certificates: demand a certificate of the clients too" },
+  { "control", OPT_CONTROL, "PATH",
+    "track the disk as 'serve' does, so that it can be mirrored on, or back; PATH is its control "
+    "socket" },
+  { "state", OPT_STATE, "FILE",
+    "with --control: keep checkpoints in FILE, and begin one at the hand-over, so that the way "
+    "back is short" },
   { "detach", OPT_DETACH, NULL, "return once the disk is served" },
   { "", 0, NULL, "For a server that runs; PATH is the URI of its mirror export:" },
   { "seal", OPT_SEAL, NULL,
@@ -85,7 +93,7 @@ struct arguments {
   struct receive_disk disk;
   struct receive_server server;
   struct nbdkit_args args;
-  const char *socket, *certificates, *psk; /* as given */
+  const char *socket, *certificates, *psk, *control, *state; /* as given */
   bool detach, keep, seal, give_up;
 };
 
@@ -178,6 +186,12 @@ take_option (struct arguments *a, int c)
   case OPT_DETACH:
     a->detach = true;
     return 0;
+  case OPT_CONTROL:
+    a->control = optarg;
+    return 0;
+  case OPT_STATE:
+    a->state = optarg;
+    return 0;
   case OPT_SEAL:
     a->seal = true;
     return 0;
@@ -208,6 +222,10 @@ check_options (const struct arguments *a)
     return cmd_usage_error ("--tls-verify-peer goes with --tls-certificates");
   if (d->read_only && !s->stdio)
     return cmd_usage_error ("--read-only goes with --stdio");
+  if (s->stdio && a->control != NULL)
+    return cmd_usage_error ("--control does not go with --stdio");
+  if (a->state != NULL && a->control == NULL)
+    return cmd_usage_error ("--state goes with --control");
   if (d->overwrite && d->resume)
     return cmd_usage_error ("--overwrite and --resume exclude each other");
   if (d->sealed && (!d->resume || s->stdio))
@@ -263,6 +281,8 @@ print_line (const struct arguments *a)
                          (json_int_t)d->size, "created", d->created, "sealed", d->sealed, "pid",
                          (json_int_t)getpid ());
 
+  if (a->server.control != NULL)
+    json_object_set_new (o, "control", json_string (a->server.control));
   bool good = o != NULL && json_dumpf (o, stdout, JSON_COMPACT) == 0 && putchar ('\n') != EOF
               && fflush (stdout) == 0;
   if (!good)
@@ -331,12 +351,16 @@ prepare_and_serve (struct arguments *a)
 {
   struct worker w = { .ready_fd = -1 };
   struct receive_server *s = &a->server;
-  char *socket = NULL, *certificates = NULL, *psk = NULL;
+  char *socket = NULL, *certificates = NULL, *psk = NULL, *control = NULL, *state = NULL;
   int status = EXIT_ERROR;
 
   s->filter = server_find_filter ("mirror-receive", "NBDMIRROR_RECEIVE_FILTER");
   s->digest_filter = server_find_filter ("digest", "NBDMIRROR_DIGEST_FILTER");
-  if (s->filter == NULL || s->digest_filter == NULL
+  s->mirror_filter = server_find_filter ("mirror", "NBDMIRROR_FILTER");
+  if (s->filter == NULL || s->digest_filter == NULL || s->mirror_filter == NULL
+      || (a->control != NULL
+          && (control = server_socket_path ("--control", a->control, false)) == NULL)
+      || (a->state != NULL && (state = server_absolute_path ("--state", a->state)) == NULL)
       || (a->socket != NULL && (socket = server_socket_path ("--socket", a->socket, false)) == NULL)
       || (a->certificates != NULL
           && (certificates = existing_path ("--tls-certificates", a->certificates)) == NULL)
@@ -344,13 +368,20 @@ prepare_and_serve (struct arguments *a)
       || (a->detach && !worker_detach (&w)))
     goto out;
   s->socket = socket;
+  s->control = control;
+  a->disk.tracked = state != NULL;
+  s->state = state;
   s->tls_certificates = certificates;
   s->tls_psk = psk;
   s->disk = &a->disk;
   s->args = &a->args;
   a->disk.displace = s->stdio && !a->disk.read_only;
   /* This comes after --detach, because the lock must belong to the process that stays. */
-  status = receive_disk_prepare (&a->disk);
+  status = receive_track_allowed (s);
+  if (status == EXIT_DONE)
+    status = receive_disk_prepare (&a->disk);
+  if (status == EXIT_DONE && (status = receive_track_allowed (s)) != EXIT_DONE)
+    receive_disk_close (&a->disk);
   if (status == EXIT_DONE) {
     if (a->disk.sealed)
       cmd_say ("%s: sealed: it was handed over to its guest, and no mirror may write to it",
@@ -363,7 +394,10 @@ prepare_and_serve (struct arguments *a)
 out:
   text_free (s->filter);
   text_free (s->digest_filter);
+  text_free (s->mirror_filter);
   text_free (socket);
+  text_free (control);
+  text_free (state);
   free (certificates);
   free (psk);
   return status;

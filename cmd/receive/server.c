@@ -148,7 +148,7 @@ make_channels (struct receive_server *s, bool background)
   s->nbdkit = s->qemu_nbd = 0;
   s->sealed = s->disk->sealed;
   s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->base_fd
-      = s->qemu_nbd_fd = -1;
+      = s->qemu_nbd_fd = s->page_fd = s->wake_fd = -1;
   sigemptyset (&set);
   sigaddset (&set, SIGCHLD);
   sigaddset (&set, SIGTERM);
@@ -162,7 +162,7 @@ make_channels (struct receive_server *s, bool background)
   }
   s->note_fd = fds[0];
   s->note_write_fd = fds[1];
-  if (receive_dir_make (s) == -1)
+  if (receive_dir_make (s) == -1 || receive_track (s) == -1)
     return -1;
   if (background && take_stderr (s) == -1) {
     cmd_say ("pipe: %s", strerror (errno));
@@ -276,6 +276,7 @@ receive_server_free (struct receive_server *s)
     unlink (s->socket);
   receive_dir_remove (s);
   fd_close (&s->base_fd);
+  receive_track_free (s);
   pass_on (s);
   if (s->log_to != -1)
     dup2 (s->log_to, STDERR_FILENO);

@@ -20,6 +20,7 @@
 
 #include "cmd/serve/nbdkit-args.h"
 #include "cmd/receive/disk.h"
+#include "control/take-over.h"
 
 struct receive_server {
   struct receive_disk *disk;      /* prepared */
@@ -27,11 +28,13 @@ struct receive_server {
   const char *socket;             /* absolute; or NULL, and then */
   const char *port, *address;     /* PORT, and ADDRESS or NULL for all; or */
   bool stdio;                     /* one connection, on stdin and stdout */
+  const char *control, *state;    /* absolute, or NULL: the disk is tracked */
   const char *tls_certificates;   /* absolute directory, or NULL */
   const char *tls_psk;            /* absolute file, or NULL */
   bool tls_verify_peer;
   char *filter;        /* our filter, for --filter= */
   char *digest_filter; /* the one in front of it */
+  char *mirror_filter; /* the one behind it, with CONTROL */
 
   /* The rest is the server's own. */
   char dir[40];           /* private: pid files and qemu-nbd's socket; */
@@ -39,12 +42,15 @@ struct receive_server {
   int qemu_nbd_fd;        /* pidfd; -1 */
   pid_t nbdkit, qemu_nbd; /* 0: does not run */
   pid_t digest;           /* of the base image: computed meanwhile; 0 */
-  int base_fd;            /* a memory file with what it tells; -1: there is no base */
-  int nbdkit_status;      /* of the last one that ended */
+  struct take_over_page *page; /* with CONTROL: what both filters share, */
+  int page_fd, wake_fd;        /* its memory file, and an eventfd; -1 */
+  int base_fd;                 /* a memory file with what it tells; -1: there is no base */
+  int nbdkit_status;           /* of the last one that ended */
   int signal_fd, note_fd, note_write_fd;
   int log_fd, log_to; /* background: what the servers say, and the stderr of before; -1 */
   bool launched;      /* it has served */
   bool sealed, written, given_up;
+  bool fenced;    /* only the mirror can seal it */
   int stopped_by; /* the signal, or 0 */
 };
 
@@ -68,6 +74,15 @@ void receive_server_free (struct receive_server *s);
 /* dir.c: make s->dir, and remove those that nobody uses any more.  -1 after an error message. */
 int receive_dir_make (struct receive_server *s);
 void receive_dir_remove (struct receive_server *s);
+
+/* tracked.c: may the disk, which is prepared or about to be, be received behind this CONTROL?  An
+ * exit status, after a message. */
+int receive_track_allowed (const struct receive_server *s);
+/* With CONTROL: make what the filters share.  -1 after an error message. */
+int receive_track (struct receive_server *s);
+/* A server is about to be started. */
+void receive_track_again (struct receive_server *s);
+void receive_track_free (struct receive_server *s);
 
 /* launch.c: begin to compute the digest of the base image, if there is one.  -1 after an error
  * message. */

@@ -19,11 +19,13 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/fd.h"
 #include "base/text.h"
 #include "base/tracked-mark.h"
+#include "control/receive-exports.h"
 #include "mirror/endpoint/file.h"
 
 /* block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE and, behind it, RAW_LOCK_SHARED_BASE. */
@@ -147,14 +149,17 @@ refuse_used (const struct file_endpoint *fep, int *errnum, char **error)
   return -1;
 }
 
-/* It is about to be written to: it is not what a state file knows of it any more.  -1 with *ERRNUM
- * and *ERROR. */
+/* It is about to be written to: it is not what a state file knows of it any more, and stands at no
+ * checkpoint.  -1 with *ERRNUM and *ERROR. */
 static int
 forget_tracking (const struct file_endpoint *fep, int *errnum, char **error)
 {
-  if (!fep->ep.opts.writable || tracked_mark_remove (fep->fd) == 0)
+  if (!fep->ep.opts.writable)
     return 0;
-  endpoint_fail (errnum, error, errno, "%s: the mark of its state file cannot be removed: %s",
+  bool stood = fremovexattr (fep->fd, RECEIVE_STANDING_ATTRIBUTE) == 0;
+  if ((!stood || fsync (fep->fd) == 0) && tracked_mark_remove (fep->fd) == 0)
+    return 0;
+  endpoint_fail (errnum, error, errno, "%s: that it was tracked cannot be forgotten: %s",
                  fep->ep.name, strerror (errno));
   return -1;
 }

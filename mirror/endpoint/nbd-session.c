@@ -92,6 +92,8 @@ on_export (void *opaque, const char *name, const char *description)
                                                                     : NBD_NO_RECEIVE;
   if (strcmp (name, RECEIVE_PACKED) == 0)
     s->unpacks = strcmp (description, RECEIVE_DESCRIPTION_PACKED) == 0;
+  if (strcmp (name, RECEIVE_RETURN) == 0)
+    s->returns = strcmp (description, RECEIVE_DESCRIPTION_RETURN) == 0;
   if (strcmp (name, RECEIVE_STANDING) == 0 && strncmp (description, standing, prefix) == 0)
     snprintf (s->standing, sizeof s->standing, "%s", description + prefix);
   return 0;

@@ -105,6 +105,7 @@ bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);
 struct nbd_server {
   enum nbd_receive is;
   bool unpacks;                   /* what is compressed */
+  bool returns;                   /* it begins a checkpoint when the disk is sealed */
   char standing[UUID_TEXT_BYTES]; /* the checkpoint at which its disk stands; or
                                    * RECEIVE_STANDING_NOWHERE; or "": it does not tell */
 };

@@ -97,7 +97,11 @@ open_known_export (const struct uri *place, const char *uri, const char *name, b
     return errno == ETIMEDOUT ? too_late (*h, uri, error) : failed (*h, uri, error);
   if (standing != NULL)
     strcpy (standing, server.standing);
-  if (server.is == NBD_NO_RECEIVE || standing != NULL) {
+  bool unknown
+      = strncmp (name != NULL ? name : "", RECEIVE_RETURN_PREFIX, strlen (RECEIVE_RETURN_PREFIX))
+            == 0
+        && !server.returns;
+  if (server.is == NBD_NO_RECEIVE || standing != NULL || unknown) {
     nbd_close_handle (*h, true);
     return standing != NULL && server.standing[0] != '\0' ? 0 : 1;
   }
@@ -233,4 +237,10 @@ int
 destination_say_at (const char *uri, const char *session, const char *uuid, char **error)
 {
   return say (uri, text_printf (RECEIVE_AT_PREFIX "%s.%s", session, uuid), error);
+}
+
+int
+destination_say_return (const char *uri, const char *session, const char *uuid, char **error)
+{
+  return say (uri, text_printf (RECEIVE_RETURN_PREFIX "%s.%s", session, uuid), error);
 }

@@ -52,4 +52,8 @@ int destination_say_since (const char *uri, const char *session, const char *fro
 /* SESSION has sent and flushed everything, and sends nothing more: the disk stands at UUID. */
 int destination_say_at (const char *uri, const char *session, const char *uuid, char **error);
 
+/* If the disk is sealed while SESSION is the one that may write there, it begins the checkpoint
+ * UUID.  As above; 1 also if the server cannot begin one. */
+int destination_say_return (const char *uri, const char *session, const char *uuid, char **error);
+
 #endif

@@ -505,7 +505,8 @@ job_check (struct job *j, json_t **status)
   json_decref (before);
   /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that
    * could be late. */
-  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j)) && prepare_sync (j) == 0
+  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j))
+      && job_choose_since (j, *status) == 0 && prepare_sync (j) == 0
       && open_destination (j, *status) == 0 && prove_base (j, *status) == 0
       && prove_checkpoint (j, *status) == 0)
     return 0;

@@ -6,6 +6,9 @@
  * stands.  At the end: where it stands then.  Two things are needed for the second.  What the
  * region does not have as left has to be equal, and not by trust (dest_proved, which a resumed job
  * takes over).  And what it has as left has to be changed since that checkpoint.
+ *
+ * In between: which checkpoint begins there if the disk is handed over.  The filter gets its
+ * identity as well, with the status, and keeps it in the source's disk after the commit.
  */
 
 #include "config.h"
@@ -93,6 +96,27 @@ job_checkpoint_begin (struct job *j, const json_t *old)
            j->o->sync.since, r == 1 ? "it is no server of nbdmirror receive any more" : error);
   j->result = JOB_REFUSED;
   return -1;
+}
+
+/* Each job has an identity of its own, and each session tells it anew: the destination forgets it
+ * when another session begins. */
+void
+job_checkpoint_session (struct job *j)
+{
+  const char *uri = keeper (j);
+  CLEANUP_TEXT char *error = NULL;
+  uint8_t uuid[16];
+
+  j->return_uuid[0] = '\0';
+  if (uri == NULL || !j->dest_proved)
+    return;
+  uuid_make (uuid);
+  uuid_text (uuid, j->return_uuid);
+  int r = destination_say_return (uri, j->dest_session, j->return_uuid, &error);
+  if (r != 0)
+    j->return_uuid[0] = '\0';
+  if (r == -1)
+    job_say (j, JOB_WARNING, "%s begins no checkpoint at the hand-over: %s", uri, error);
 }
 
 void

@@ -262,6 +262,7 @@ clean_up (struct job *j)
     endpoint_close (j->base_image);
   incremental_free (&j->incremental);
   region_free (j->region);
+  text_free (j->since);
   free (j);
 }
 
@@ -277,7 +278,8 @@ job_dry_run (const struct job_options *o, uint64_t measure_ns, json_t **report)
     o->message (o->opaque, JOB_ERROR, "out of memory");
     return JOB_FAILED;
   }
-  j->o = o;
+  j->options = *o;
+  j->o = &j->options;
   j->dry = true;
   j->gate.max_write_delay_ms = o->max_write_delay_ms;
   bool checked = job_check (j, &status) == 0;

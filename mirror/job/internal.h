@@ -4,6 +4,7 @@
  *
  *   job.c            the main loop: samples, decisions, signals, the end
  *   check.c          the checks before it begins, opening source and destination
+ *   since.c          incremental, since which checkpoint?
  *   attach.c         attaching to the filter: region, counters, the past
  *   dry-run.c        the same checks, some seconds of measuring, a forecast
  *   requests.c       what users ask for through the filter, and the filter's events
@@ -63,7 +64,8 @@ struct job_verify {
 };
 
 struct job {
-  const struct job_options *o;
+  const struct job_options *o; /* `options` */
+  struct job_options options;  /* the user's; what is sent may be decided here (since.c) */
   struct job_verify verify;
   struct session_options dest;         /* a copy of ours: its `opened` is used up */
   char dest_session[ENDPOINT_SESSION]; /* see endpoint_options.session */
@@ -75,6 +77,8 @@ struct job {
   struct endpoint *base_image;         /* NULL unless o->sync names one */
   char base_digest[DIGEST_WHOLE_TEXT]; /* of it; "" */
   struct incremental incremental;
+  char *since;                       /* o->sync.since, if we have chosen it */
+  char return_uuid[UUID_TEXT_BYTES]; /* of the checkpoint that begins there at the commit; "" */
   bool dest_proved; /* what the region does not have as left is equal, and nobody had to trust */
   struct region *region;
   struct engine engine;
@@ -155,6 +159,10 @@ void job_end (struct job *j, enum job_result result);
 /* Is a job that is left over to be gone on with? */
 bool job_resumes (const struct job *j);
 
+/* since.c: with --sync incremental and auto, where no checkpoint is named: since which one?  STATUS
+ * is the filter's.  0, or -1 with j->result set and the message said. */
+int job_choose_since (struct job *j, const json_t *status);
+
 /* attach.c: check, attach, prepare the engine.  0, or -1 with j->result set and the message said.
  */
 int job_attach (struct job *j);
@@ -206,6 +214,9 @@ void job_publish_sealed (struct job *j, json_t *report);
 /* checkpoint.c: before anything is written.  OLD: the left-over job's status if it is resumed, else
  * NULL.  0, or -1 with j->result set and the message said. */
 int job_checkpoint_begin (struct job *j, const json_t *old);
+/* A session begins: tell the destination which checkpoint begins there if the job is handed over in
+ * it.  Blocks for as long as a connection takes. */
+void job_checkpoint_session (struct job *j);
 /* At the end: flush what was sent, so that it is not left.  Blocks for two seconds at most. */
 void job_checkpoint_flush (struct job *j);
 /* After that, when nobody copies any more.  REPORT may be NULL. */

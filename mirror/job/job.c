@@ -148,6 +148,7 @@ supervise (struct job *j)
     switch (s->state) {
     case SUPERVISOR_COPYING:
       begin_estimate (j);
+      job_checkpoint_session (j);
       if (s->session->warning && !j->warned_larger) {
         job_say (j, JOB_WARNING, "%s", s->session->warning);
         j->warned_larger = true;
@@ -165,6 +166,7 @@ supervise (struct job *j)
                s->problem == SESSION_SOURCE ? "source" : "destination",
                (double)(s->retry_ns - clock_ns ()) / (double)NS_PER_S, s->error);
       j->ready = false;
+      j->return_uuid[0] = '\0';
       estimate_lost (&j->estimate);
       break;
     case SUPERVISOR_ENDED:
@@ -459,6 +461,7 @@ finish (struct job *j, json_t **report)
   text_free (j->handoff_error);
   coordinator_result_free (&j->handoff_result);
   free (j->token);
+  text_free (j->since);
   free (j);
   return result;
 }
@@ -473,7 +476,8 @@ job_run (const struct job_options *o, json_t **report)
     o->message (o->opaque, JOB_ERROR, "out of memory");
     return JOB_FAILED;
   }
-  j->o = o;
+  j->options = *o;
+  j->o = &j->options;
   j->policy = o->policy;
   j->max_downtime_ms = o->max_downtime_ms;
   j->gate.max_write_delay_ms

@@ -45,6 +45,7 @@ libmirror_la_SOURCES += \
 	mirror/job/source-errors.h \
 	mirror/job/stall.c \
 	mirror/job/stall.h \
+	mirror/job/since.c \
 	mirror/job/standing.c \
 	mirror/job/standing.h \
 	mirror/job/status.c \

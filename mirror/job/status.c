@@ -125,6 +125,8 @@ own_status (struct job *j)
   job_add_verification (j, o);
   json_object_set_new (o, "target", target (j));
   json_object_set_new (o, "sealed", sealed (j));
+  json_object_set_new (o, "return-checkpoint",
+                       j->return_uuid[0] != '\0' ? json_string (j->return_uuid) : json_null ());
   return o;
 }
 

@@ -39,6 +39,22 @@ sync_parse (const char *name, enum engine_sync *mode)
   return false;
 }
 
+bool
+sync_take (const char *name, struct sync_options *o)
+{
+  o->automatic = strcmp (name, "auto") == 0;
+  if (!o->automatic)
+    return sync_parse (name, &o->mode);
+  o->mode = ENGINE_SYNC_INCREMENTAL;
+  return true;
+}
+
+const char *
+sync_word (const struct sync_options *o)
+{
+  return o->automatic ? "auto" : sync_name (o->mode);
+}
+
 const char *
 sync_fault (const struct sync_options *o)
 {
@@ -55,9 +71,10 @@ sync_fault (const struct sync_options *o)
                  " the same base; with --trust-base alone nothing is checked";
   if (o->base == NULL && o->trust_base)
     return "--trust-base goes with --base";
-  if (o->mode == ENGINE_SYNC_INCREMENTAL && o->since == NULL)
-    return "--sync incremental needs --since NAME";
-  if (o->mode != ENGINE_SYNC_INCREMENTAL && (o->since != NULL || o->state != NULL || o->trust_dest))
+  if (o->mode == ENGINE_SYNC_INCREMENTAL && o->since == NULL && o->trust_dest)
+    return "--trust-destination needs --since NAME";
+  if ((o->mode != ENGINE_SYNC_INCREMENTAL || o->automatic)
+      && (o->since != NULL || o->state != NULL || o->trust_dest))
     return "--since, --state and --trust-destination go with --sync incremental";
   return NULL;
 }

@@ -19,7 +19,9 @@ struct sync_options {
   const char *base_format; /* as for qemu-nbd; NULL: raw */
   bool base_is_known;      /* ENGINE_SYNC_TOP: the source's own header names the base */
   bool trust_base;         /* a destination that does not tell its base's digest is sampled */
-  const char *since;       /* ENGINE_SYNC_INCREMENTAL: a checkpoint's name; else NULL */
+  const char *since;       /* ENGINE_SYNC_INCREMENTAL: a checkpoint's name; NULL: the one at which
+                              the destination stands */
+  bool automatic;          /* the same, and if that is not proved everything is sent */
   const char *state;       /* the same without a server: the state file; else NULL */
   bool trust_dest;         /* whether the destination stands at that checkpoint is sampled */
 };
@@ -27,6 +29,11 @@ struct sync_options {
 const char *sync_name (enum engine_sync mode);
 /* False if NAME is no mode. */
 bool sync_parse (const char *name, enum engine_sync *mode);
+
+/* The same for a live mirror, which knows "auto" as well. */
+bool sync_take (const char *name, struct sync_options *o);
+/* Its name for O. */
+const char *sync_word (const struct sync_options *o);
 
 /* Do the options fit together?  NULL, or what is wrong, in the words of the command line. */
 const char *sync_fault (const struct sync_options *o);

@@ -19,6 +19,7 @@
 #include "dirty-bitmap/claims.h"
 #include "nbd-plugin/mirror/attachment.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/receiving.h"
 
 void
 attachment_init (struct attachment *a)
@@ -219,6 +220,7 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
     json_object_clear (a->published);
     pace_reset_counters (&m->pace);
   }
+  json_object_del (a->published, "return-checkpoint"); /* the last worker's session has told it */
   json_object_set_new (a->published, "state", json_string ("copying"));
   m->have_downtime = false;
   control_peer_set_worker (peer, true);
@@ -246,6 +248,8 @@ attach_allowed (struct mirror *m, struct control_peer *peer, json_t *id, json_t 
   if (gate.mode == GATE_FENCED)
     control_error (peer, id, "Fenced",
                    "this disk was handed over: writes are refused until a rollback");
+  else if (receiving_is (m))
+    control_error (peer, id, "Receiving", "%s", RECEIVING_REFUSAL);
   else if (m->bypass.on)
     control_error (peer, id, "Bypassed", BYPASSED, m->bypass.path);
   else if (m->attachment.worker != NULL)

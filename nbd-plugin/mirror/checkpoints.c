@@ -21,6 +21,7 @@
 #include "dirty-bitmap/state/recordings.h"
 #include "nbd-plugin/mirror/checkpoints.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/receiving.h"
 
 #define DEFAULT_LIMIT_MS 10000
 #define LIST_MAX 64  /* checkpoints in one answer, which fits in a line */
@@ -63,7 +64,8 @@ map_recordings (struct persist *p, const struct state_layout *l, char **error)
 
 /* Begin to mark the next recording.  0, or -1 with *ERROR. */
 static int
-begin (struct mirror *m, const char *name, const struct region_geometry *geo, char **error)
+begin (struct mirror *m, const char *name, const uint8_t uuid[16],
+       const struct region_geometry *geo, char **error)
 {
   struct persist *p = &m->persist;
   struct checkpointing *c = &m->checkpointing;
@@ -73,7 +75,7 @@ begin (struct mirror *m, const char *name, const struct region_geometry *geo, ch
 
   state_look (&p->state, &before);
   state_boot_id (boot);
-  uuid_make (c->uuid);
+  memcpy (c->uuid, uuid, sizeof c->uuid);
   if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s", strerror (errno));
   if (map_recordings (p, &layout, error) == -1
@@ -94,13 +96,17 @@ checkpoints_prepare (struct mirror *m, struct control_peer *peer, json_t *id, js
   CLEANUP_TEXT char *error = NULL;
   struct decision *word = NULL;
   struct region_geometry geo;
+  uint8_t uuid[16];
 
+  uuid_make (uuid);
   if (!m->persist.open)
     control_error (peer, id, "NoStateFile", "%s", no_state_file);
   else if (fd == -1)
     control_error (peer, id, "GenericError", "no descriptor of a decision word was passed");
   else if (c->decision != NULL)
     control_error (peer, id, "Busy", "a checkpoint is being added already");
+  else if (receiving_is (m))
+    control_error (peer, id, "Receiving", "%s", RECEIVING_REFUSAL);
   else if (m->bypass.on)
     control_error (peer, id, "Bypassed", BYPASSED, m->bypass.path);
   else if (!tracker_geometry (&m->tracker, &geo))
@@ -108,7 +114,7 @@ checkpoints_prepare (struct mirror *m, struct control_peer *peer, json_t *id, js
                    "the disk's size is not known: open an NBD connection to the export first");
   else if ((word = decision_map (fd, &error)) == NULL)
     control_error (peer, id, "GenericError", "%s", error);
-  else if (begin (m, name, &geo, &error) == -1)
+  else if (begin (m, name, uuid, &geo, &error) == -1)
     control_error (peer, id, "GenericError", "%s", error);
   else {
     c->peer = peer;
@@ -205,6 +211,34 @@ checkpoints_shutdown (struct mirror *m)
     decision_try (c->decision, DECISION_ABORT);
     give_up (m, "GenericError", "the server stops");
   }
+}
+
+/* ---- the checkpoint of a hand-over ---- */
+
+int
+checkpoints_replace (struct mirror *m, const char *name, const uint8_t uuid[16], char **error)
+{
+  struct region_geometry geo;
+  const struct state_table *t = m->persist.state.table;
+
+  if (!m->persist.open)
+    return text_error (error, "%s", no_state_file);
+  if (!tracker_geometry (&m->tracker, &geo))
+    return text_error (error, "the disk's size is not known");
+  persist_check_disk (m);
+  if (t != NULL && state_table_find (t, name) != -1
+      && state_checkpoint_remove (&m->persist.state, name, error) == -1)
+    return -1;
+  return begin (m, name, uuid, &geo, error);
+}
+
+int
+checkpoints_replaced (struct mirror *m, bool commit, char **error)
+{
+  if (commit)
+    return state_checkpoint_commit (&m->persist.state, error);
+  state_checkpoint_abort (&m->persist.state);
+  return 0;
 }
 
 /* ---- removing ---- */

@@ -50,6 +50,13 @@ void checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id
 void checkpoints_list (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t from);
 void checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const char *since);
 
+/* The disk is its guest's from now on: begin the checkpoint NAME, UUID in place of an earlier one
+ * of this name.  When it returns, each mutation that begins is recorded; no mutation is in flight.
+ * After 0 the caller owes checkpoints_replaced(), with COMMIT false if a mutation was missed.  0,
+ * or -1 with *ERROR. */
+int checkpoints_replace (struct mirror *m, const char *name, const uint8_t uuid[16], char **error);
+int checkpoints_replaced (struct mirror *m, bool commit, char **error);
+
 void checkpoints_peer_closed (struct mirror *m, struct control_peer *peer);
 void checkpoints_tick (struct mirror *m);
 

@@ -30,6 +30,7 @@
 #include "dirty-bitmap/urgent.h"
 #include "nbd-plugin/mirror/commands.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/receiving.h"
 #include "nbd-plugin/mirror/shutdown.h"
 #include "nbd-plugin/mirror/thread.h"
 
@@ -115,6 +116,19 @@ set_block_size (const char *value)
 }
 
 static int
+take_over_fd (const char *key, const char *value)
+{
+  int fd;
+
+  if (nbdkit_parse_int (key, value, &fd) == -1)
+    return -1;
+  if (receiving_open (&mirror, fd) == 0)
+    return 0;
+  nbdkit_error ("%s=%s: %m", key, value);
+  return -1;
+}
+
+static int
 mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key, const char *value)
 {
   if (strcmp (key, "mirror-control") == 0)
@@ -146,6 +160,8 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
     mirror.config.serialized = yes == 1;
     return yes == -1 ? -1 : 0;
   }
+  if (strcmp (key, "mirror-take-over-fd") == 0)
+    return take_over_fd (key, value);
   if (strcmp (key, "mirror-state") == 0)
     return absolute_path (key, value, &mirror.persist.path);
   if (strcmp (key, "mirror-state-volatile") == 0) {
@@ -247,7 +263,11 @@ mirror_get_ready (int thread_model)
     nbdkit_error ("this disk's last server ended while a hand-off was being decided: writes are"
                   " refused until a rollback with token %s",
                   mirror.fence.record.token);
-  if (mirror.fence.state != FENCE_NONE && !never_prepared)
+  if (is_draft && mirror.take_over != NULL && !never_prepared) {
+    text_error (&error, "it is to be received, but nobody knows whether it was handed over");
+    goto failed;
+  }
+  if (mirror.fence.state != FENCE_NONE && !never_prepared && mirror.take_over == NULL)
     gate_fence (&mirror.gate, mirror.fence.record.generation);
 
   bypass_open (&mirror.bypass, mirror.config.control);
@@ -255,6 +275,10 @@ mirror_get_ready (int thread_model)
     goto failed;
   if (mirror.bypass.was)
     persist_bypassed (&mirror);
+  if (mirror.fence.state != FENCE_COMMITTED && mirror.take_over == NULL)
+    handed_over_forget_old (&mirror);
+  if (mirror.fence.state == FENCE_COMMITTED && mirror.take_over == NULL)
+    handed_over_unseal (&mirror);
   mirror.server = control_server_new (mirror.config.control, PACKAGE_NAME " " PACKAGE_VERSION,
                                       &mirror_server_ops, &mirror, &error);
   if (mirror.server == NULL)
@@ -295,6 +319,7 @@ mirror_cleanup (nbdkit_backend *backend)
   mirror_thread_stop (&mirror);
   mirror.socket_owner = 0;
   measurement_end (&mirror);
+  handed_over_end (&mirror);
   persist_close (&mirror);
   attachment_free (&mirror);
   gate_destroy (&mirror.gate);

@@ -13,7 +13,9 @@
  *   process, relay, shutdown                     uses a type of the gate
  *   attachment, measurement                      the worker and its region; a region for onlookers
  *   persist                                      the job and the recordings in a file
+ *   receiving                                    a disk that has no guest yet
  *   checkpoints                                  what users do with recordings
+ *   handed-over                                  what the disk's file says after a hand-off
  *   participant                                  this disk's part in a hand-off
  *   status, events                               what clients are told; they change nothing
  *   thread, commands                             call all of the above
@@ -42,6 +44,7 @@
 #include "nbd-plugin/mirror/events.h"
 #include "nbd-plugin/mirror/fence.h"
 #include "nbd-plugin/mirror/gate.h"
+#include "nbd-plugin/mirror/handed-over.h"
 #include "nbd-plugin/mirror/measurement.h"
 #include "nbd-plugin/mirror/pace.h"
 #include "nbd-plugin/mirror/participant.h"
@@ -78,9 +81,11 @@ struct mirror {
   _Atomic uint64_t refusal_logged; /* generation of the fence that was told of, + 1 */
 
   struct persist persist;
+  struct take_over_page *take_over; /* NULL: this disk was not received here; see receiving.h */
 
   struct fence fence;
   struct bypass bypass;
+  struct handed_over handed_over;
   struct control_server *server;
   struct attachment attachment;
   struct participant participant;

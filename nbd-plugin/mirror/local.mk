@@ -17,6 +17,8 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/filter.h \
 	nbd-plugin/mirror/gate.c \
 	nbd-plugin/mirror/gate.h \
+	nbd-plugin/mirror/handed-over.c \
+	nbd-plugin/mirror/handed-over.h \
 	nbd-plugin/mirror/measurement.c \
 	nbd-plugin/mirror/measurement.h \
 	nbd-plugin/mirror/pace.c \
@@ -31,6 +33,8 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/persist.h \
 	nbd-plugin/mirror/process.c \
 	nbd-plugin/mirror/process.h \
+	nbd-plugin/mirror/receiving.c \
+	nbd-plugin/mirror/receiving.h \
 	nbd-plugin/mirror/relay.c \
 	nbd-plugin/mirror/relay.h \
 	nbd-plugin/mirror/shutdown.c \

@@ -127,6 +127,8 @@ participant_commit (struct mirror *m)
     control_event (m->server, m->attachment.worker, "MIRROR_COMMITTED",
                    json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t)p->generation,
                               "downtime-ms", m->downtime_ms, "rollback-token", p->token));
+  const json_t *checkpoint = json_object_get (m->attachment.published, "return-checkpoint");
+  handed_over_record (m, json_string_value (checkpoint));
   attachment_drop_region (m);
   participant_finish (p);
   return true;
@@ -290,7 +292,7 @@ participant_rollback (struct mirror *m, struct control_peer *peer, json_t *id, c
                    m->fence.path);
   else if (strcmp (token, m->fence.record.token) != 0)
     control_error (peer, id, "WrongToken", "that is not this hand-off's rollback token");
-  else if (fence_remove (&m->fence, &error) == -1)
+  else if (handed_over_take_back (m, &error) == -1 || fence_remove (&m->fence, &error) == -1)
     control_error (peer, id, "GenericError", "%s", error);
   else {
     participant_finish (&m->participant);

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "dirty-bitmap/bitmap.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/receiving.h"
 #include "nbd-plugin/mirror/status.h"
 
 /* State names are constants, so that they can be kept and compared after the JSON has changed. */
@@ -170,7 +171,7 @@ mirror_status (struct mirror *m)
           "eta-s",         "converging",      "synchronised",    "reconnects",
           "degraded-s",    "total-s",         "passes",          "error",
           "target",        "policy",          "sealed",          "sync",
-          "skipped-bytes", "wire-bytes",      "base-digest" };
+          "skipped-bytes", "wire-bytes",      "base-digest",     "return-checkpoint" };
   struct attachment *a = &m->attachment;
   struct region_geometry geo;
   bool known = tracker_geometry (&m->tracker, &geo);
@@ -197,6 +198,9 @@ mirror_status (struct mirror *m)
        m->config.layers != NULL ? json_string (m->config.layers) : NULL);
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
   json_object_set_new (o, "bypassed", json_boolean (m->bypass.on));
+  json_object_set_new (o, "receiving", json_boolean (receiving_is (m)));
+  const char *at = handed_over_look (m);
+  set (o, "stands-at", at != NULL, at != NULL ? json_string (at) : NULL);
   json_object_set_new (o, "server-pid", json_integer (getpid ()));
   json_object_set_new (o, "nbdkit-version", json_string (NBDKIT_VERSION_STRING));
   json_object_set_new (o, "worker", json_string (a->worker != NULL ? "attached" : "detached"));

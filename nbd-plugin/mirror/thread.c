@@ -3,9 +3,9 @@
  * The control thread.  See thread.h.
  *
  * It is woken by clients, by the gate and by signals (wake_fd), by the end of the worker's process
- * (pidfd), and by time: every POLL_MS while something has a time limit; when the lease of a hold
- * ends; every PREPARED_POLL_MS while it is prepared, since the decision word changes without any
- * message; and every two seconds or more otherwise.
+ * (pidfd), when a disk that is received is sealed, and by time: every POLL_MS while something has a
+ * time limit; when the lease of a hold ends; every PREPARED_POLL_MS while it is prepared, since the
+ * decision word changes without any message; and every two seconds or more otherwise.
  */
 
 #include "config.h"
@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/receiving.h"
 #include "nbd-plugin/mirror/shutdown.h"
 #include "nbd-plugin/mirror/thread.h"
 #include "nbd-plugin/own-thread.h"
@@ -44,6 +45,7 @@ mirror_tick (struct mirror *m)
     participant_abort (m, "GenericError", "worker does not answer");
   participant_tick (m);
   persist_tick (m);
+  receiving_tick (m);
   checkpoints_tick (m);
   pace_tick (&m->pace, (int64_t)clock_ns ());
   mirror_tell (m);
@@ -92,11 +94,13 @@ next_timeout (struct mirror *m)
 static void
 wait_for_something (struct mirror *m)
 {
-  struct pollfd extra[2] = {
-    { .fd = m->gate.wake_fd, .events = POLLIN },
-    { .fd = m->attachment.process.fd, .events = POLLIN },
-  };
-  unsigned nr_extra = m->attachment.process.fd != -1 ? 2 : 1;
+  struct pollfd extra[3] = { { .fd = m->gate.wake_fd, .events = POLLIN } };
+  const int others[2] = { m->attachment.process.fd, receiving_wake_fd (m) };
+  unsigned nr_extra = 1;
+
+  for (unsigned i = 0; i < 2; i++)
+    if (others[i] != -1)
+      extra[nr_extra++] = (struct pollfd){ .fd = others[i], .events = POLLIN };
 
   if (control_server_poll (m->server, next_timeout (m), extra, nr_extra) == -1) {
     nbdkit_error ("mirror: control socket %s: %m", m->config.control);

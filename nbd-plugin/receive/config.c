@@ -18,7 +18,8 @@ const char receive_help[]
     = "receive-keep-allocated=<BOOL>  Zeroes that the mirror writes leave no holes.\n"
       "receive-sealed=<BOOL>          Sealed from the beginning.\n"
       "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>, "
-      "receive-backend-fd=<FD>\n"
+      "receive-backend-fd=<FD>,\n"
+      "receive-take-over-fd=<FD>, receive-fenced=<BOOL>\n"
       "                               For nbdmirror receive, which locks the disk and supervises "
       "the server.";
 
@@ -58,6 +59,10 @@ receive_parameter (struct receive_options *c, const char *key, const char *value
     c->disk_path = strdup (value);
     return c->disk_path == NULL ? -1 : 1;
   }
+  if (strcmp (key, "receive-take-over-fd") == 0)
+    return take_descriptor (key, value, &c->take_over_fd);
+  if (strcmp (key, "receive-fenced") == 0)
+    return take_bool (value, &c->fenced);
   if (strcmp (key, "receive-sealed") == 0)
     return take_bool (value, &c->sealed);
   if (strcmp (key, "receive-keep-allocated") == 0)

@@ -49,17 +49,36 @@ export_pause (void *opaque)
   return nbdkit_nanosleep (0, (unsigned)PAUSE_NS) == -1 ? errno : 0;
 }
 
+static void
+record_and_tell (struct receive *r, const char *who)
+{
+  if (atomic_exchange (&r->seal_recorded, true))
+    return;
+  export_record_seal (r);
+  export_notify (r, RECEIVE_NOTE_SEALED);
+  nbdkit_debug ("sealed by %s", who);
+}
+
+/* If the disk was handed over from here before, its fence record has to go first: a disk with both
+ * is one that was handed over after it had been sealed. */
 int
 export_seal (struct receive *r, int64_t limit_ms, const char *who)
 {
-  if (admission_seal (&r->admission)) {
-    export_record_seal (r);
-    export_notify (r, RECEIVE_NOTE_SEALED);
-    nbdkit_debug ("sealed by %s", who);
-  } else if (atomic_load (&r->admission.given_up))
+  if (!admission_seal (&r->admission) && atomic_load (&r->admission.given_up))
     return ESHUTDOWN;
-  return admission_drain (&r->admission, atomic_load (&r->admission.generation), limit_ms,
-                          export_pause, NULL);
+  if (!r->config.fenced)
+    record_and_tell (r, who);
+  int err = admission_drain (&r->admission, atomic_load (&r->admission.generation), limit_ms,
+                             export_pause, NULL);
+  if (err != 0)
+    return err;
+  hand_over_begin (&r->hand_over, &r->admission);
+  if (!r->config.fenced)
+    return 0;
+  err = hand_over_wait (&r->hand_over, &r->admission, export_pause, NULL);
+  if (err == 0)
+    record_and_tell (r, who);
+  return err;
 }
 
 static int
@@ -140,8 +159,9 @@ divide (const char *name, char parts[3][RECEIVE_ID_MAX + 1])
 static bool
 is_uuid (const char *text)
 {
-  return strlen (text) == UUID_TEXT_BYTES - 1
-         && strspn (text, "0123456789abcdef-") == UUID_TEXT_BYTES - 1;
+  uint8_t uuid[16];
+
+  return uuid_parse (text, uuid);
 }
 
 /* "checkpoint+since@..." or, if AT, "checkpoint+at@..."; NAME is what follows. */
@@ -163,6 +183,24 @@ open_checkpoint (struct receive *r, const char *name, bool at)
                 : err == ESTALE  ? "the disk does not stand there"
                 : err == ENOTSUP ? "only a regular file that can have extended attributes keeps at"
                                    " which checkpoint it stands"
+                                 : strerror (err));
+  return -1;
+}
+
+/* "checkpoint+return@..."; NAME is what follows. */
+static int
+open_return (struct receive *r, const char *name)
+{
+  char part[3][RECEIVE_ID_MAX + 1];
+
+  int err = divide (name, part) && part[2][0] == '\0'
+                ? hand_over_tell (&r->hand_over, &r->admission, part[0], part[1])
+                : EINVAL;
+  if (err == 0)
+    return 0;
+  nbdkit_error ("the checkpoint of a hand-over: %s",
+                err == ESHUTDOWN ? "the session is not the one that may write"
+                : err == ENOTSUP ? "there is no state file here"
                                  : strerror (err));
   return -1;
 }
@@ -199,6 +237,7 @@ export_open (struct receive *r, struct handle *h, const char *name)
 {
   size_t prefix = strlen (RECEIVE_SESSION_PREFIX), packed = strlen (RECEIVE_PACKED_PREFIX);
   size_t since = strlen (RECEIVE_SINCE_PREFIX), at = strlen (RECEIVE_AT_PREFIX);
+  size_t back = strlen (RECEIVE_RETURN_PREFIX);
 
   if (name[0] == '\0')
     h->kind = EXPORT_GUEST;
@@ -216,6 +255,9 @@ export_open (struct receive *r, struct handle *h, const char *name)
   } else if (strncmp (name, RECEIVE_AT_PREFIX, at) == 0) {
     h->kind = EXPORT_CHECKPOINT;
     return open_checkpoint (r, name + at, true);
+  } else if (strncmp (name, RECEIVE_RETURN_PREFIX, back) == 0) {
+    h->kind = EXPORT_CHECKPOINT;
+    return open_return (r, name + back);
   } else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
     h->kind = EXPORT_SESSION;
     return open_session (r, h, name + prefix);

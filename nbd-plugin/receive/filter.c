@@ -19,7 +19,7 @@
 #define GUEST_BACK_MS (10 * MS_PER_S) /* a guest that lost its connection comes back by then */
 
 static struct receive receive = {
-  .config = { .notify_fd = -1, .backend_fd = -1, .disk_fd = -1 },
+  .config = { .notify_fd = -1, .backend_fd = -1, .disk_fd = -1, .take_over_fd = -1 },
 };
 
 static void
@@ -27,6 +27,7 @@ receive_load (void)
 {
   admission_init (&receive.admission);
   standing_init (&receive.standing, &receive.admission);
+  hand_over_init (&receive.hand_over);
 }
 
 static void
@@ -35,6 +36,7 @@ receive_unload (void)
   orphan_watch_stop ();
   packed_unload ();
   standing_unload (&receive.standing);
+  hand_over_destroy (&receive.hand_over);
   admission_destroy (&receive.admission);
   free (receive.config.disk_path);
 }
@@ -53,9 +55,16 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
 static int
 receive_get_ready (int thread_model)
 {
+  int page = receive.config.take_over_fd;
+
+  if (page != -1 && (receive.hand_over.page = take_over_map (page)) == NULL) {
+    nbdkit_error ("receive-take-over-fd=%d: %m", page);
+    return -1;
+  }
   standing_load (&receive.standing, receive.config.disk_fd);
   if (receive.config.sealed) {
     admission_seal (&receive.admission);
+    atomic_store (&receive.seal_recorded, true);
     export_record_seal (&receive);
   }
   if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
@@ -103,7 +112,9 @@ receive_list_exports (nbdkit_next_list_exports *next, nbdkit_backend *nxdata, in
                          closed ? RECEIVE_DESCRIPTION_SEALED : RECEIVE_DESCRIPTION)
           == -1
       || nbdkit_add_export (exports, RECEIVE_PACKED, RECEIVE_DESCRIPTION_PACKED) == -1
-      || nbdkit_add_export (exports, RECEIVE_STANDING, standing) == -1)
+      || nbdkit_add_export (exports, RECEIVE_STANDING, standing) == -1
+      || (hand_over_records (&receive.hand_over)
+          && nbdkit_add_export (exports, RECEIVE_RETURN, RECEIVE_DESCRIPTION_RETURN) == -1))
     return -1;
   return nbdkit_add_export (exports, "", "for the guest");
 }
@@ -200,6 +211,16 @@ refuse (struct handle *h, int error, int *err)
   return -1;
 }
 
+static int
+refuse_guest (int *err)
+{
+  if (!atomic_exchange (&receive.refusal_logged, true))
+    nbdkit_error ("this disk was handed over, and is on its way back: the guest's writes are"
+                  " refused until the mirror hands it over (logged once)");
+  *err = EPERM;
+  return -1;
+}
+
 /* A mutation begins: 0, or -1 with *ERR. */
 static int
 enter (struct handle *h, uint32_t count, uint64_t offset, int *err)
@@ -210,10 +231,14 @@ enter (struct handle *h, uint32_t count, uint64_t offset, int *err)
     return -1;
 
   if (h->kind == EXPORT_GUEST) {
+    if (receive.config.fenced && !atomic_load (&receive.admission.sealed))
+      return refuse_guest (err);
     /* Without limit, as its disk is: an error would be the guest's, and nothing is wrong with it.
      */
     if (!admission_is_over (&receive.admission))
       error = export_seal (&receive, -1, "the guest's first write");
+    if (error == 0)
+      error = hand_over_guest_mutates (&receive.hand_over, &receive.admission, export_pause, NULL);
     if (error == 0 && !atomic_load (&receive.guest_has_written)
         && !atomic_exchange (&receive.guest_has_written, true))
       export_notify (&receive, RECEIVE_NOTE_WRITTEN);

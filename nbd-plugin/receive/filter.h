@@ -3,7 +3,8 @@
  * nbdkit-mirror-receive-filter, the destination's side of a mirror: what its parts share.
  * `nbdmirror receive` puts it in front of the disk.
  *
- * It may use control/receive-exports.h, compress/, base/ and nbdkit's filter API.
+ * It may use control/receive-exports.h, control/take-over.h, compress/, base/ and nbdkit's filter
+ * API.
  *
  * One disk, several exports (control/receive-exports.h lists them).  Of the mirror's export one
  * session at a time may write (admission.h).  The guest's first mutation through its own export
@@ -27,6 +28,7 @@
 #include <stdint.h>
 
 #include "nbd-plugin/receive/admission.h"
+#include "nbd-plugin/receive/hand-over.h"
 #include "nbd-plugin/receive/packed.h"
 #include "nbd-plugin/receive/standing.h"
 
@@ -40,12 +42,18 @@ struct receive_options {
   bool keep_allocated; /* zeroes of the mirror are written, not punched */
   bool sealed;         /* the guest's, from the beginning */
   bool one_client;     /* nbdkit -s: nobody else can come */
+  int take_over_fd;    /* control/take-over.h */
+  bool fenced;         /* it was handed over from here once: only the mirror's seal, and not the
+                          guest's first mutation, makes it the guest's again */
 };
 
 struct receive {
   struct receive_options config;
   struct admission admission;
   struct standing standing;
+  struct hand_over hand_over;
+  _Atomic bool seal_recorded;
+  _Atomic bool refusal_logged; /* of a guest, because of `fenced` */
   _Atomic bool guest_has_written;
   _Atomic unsigned nr_guests;     /* connections */
   _Atomic uint64_t guest_left_ms; /* clock_ms() when the last one was closed; 0: there was none */

@@ -7,6 +7,8 @@ nbd_plugin_nbdkit_mirror_receive_filter_la_SOURCES = \
 	nbd-plugin/receive/exports.c \
 	nbd-plugin/receive/filter.c \
 	nbd-plugin/receive/filter.h \
+	nbd-plugin/receive/hand-over.c \
+	nbd-plugin/receive/hand-over.h \
 	nbd-plugin/receive/orphan.c \
 	nbd-plugin/receive/orphan.h \
 	nbd-plugin/receive/packed.c \

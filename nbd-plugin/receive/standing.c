@@ -11,22 +11,13 @@
 #include "config.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/xattr.h>
-#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
-#include "base/clock.h"
 #include "nbd-plugin/receive/standing.h"
-
-#define RECORD_BYTES 160
-/* File systems take times from a clock that moves every few milliseconds.  A change that comes
- * later than this after the last one has another time. */
-#define TIME_STEP_US 50000
+#include "nbd-plugin/standing-record.h"
 
 void
 standing_init (struct standing *s, struct admission *a)
@@ -37,44 +28,21 @@ standing_init (struct standing *s, struct admission *a)
   s->fd = -1;
 }
 
-/* When the contents were changed last, nanoseconds since 1970. */
-static int64_t
-changed_ns (const struct stat *st)
-{
-  return (int64_t)st->st_mtim.tv_sec * (int64_t)NS_PER_S + (int64_t)st->st_mtim.tv_nsec;
-}
-
-/* What the record of UUID has to say as long as nobody has changed the file.  0 or -1. */
-static int
-compose (int fd, const char *uuid, char text[RECORD_BYTES])
-{
-  struct stat st;
-
-  if (fstat (fd, &st) == -1)
-    return -1;
-  snprintf (text, RECORD_BYTES, "1 %s %" PRIu64 " %" PRIu64 " %" PRId64, uuid, (uint64_t)st.st_size,
-            (uint64_t)st.st_ino, changed_ns (&st));
-  return 0;
-}
-
 void
 standing_load (struct standing *s, int fd)
 {
-  char text[RECORD_BYTES] = "", now[RECORD_BYTES], uuid[UUID_TEXT_BYTES];
+  char uuid[UUID_TEXT_BYTES];
   struct stat st;
 
   if (fd == -1 || fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))
     return;
   pthread_mutex_lock (&s->lock);
   s->fd = fd;
-  ssize_t n = fgetxattr (fd, RECEIVE_STANDING_ATTRIBUTE, text, sizeof text - 1);
-  if (n > 0 && sscanf (text, "1 %36[0-9a-f-]", uuid) == 1 && strlen (uuid) == UUID_TEXT_BYTES - 1
-      && compose (fd, uuid, now) == 0 && strcmp (text, now) == 0) {
+  if (standing_record_read (fd, uuid)) {
     memcpy (s->uuid, uuid, sizeof s->uuid);
     s->recorded = true;
     atomic_store (&s->known, true);
-  } else if (n >= 0)
-    nbdkit_debug ("the disk was changed since its checkpoint was recorded");
+  }
   pthread_mutex_unlock (&s->lock);
 }
 
@@ -82,14 +50,13 @@ standing_load (struct standing *s, int fd)
 static int
 erase (struct standing *s)
 {
-  if ((fremovexattr (s->fd, RECEIVE_STANDING_ATTRIBUTE) == 0 || errno == ENODATA)
-      && fsync (s->fd) == 0) {
+  int err = standing_record_erase (s->fd);
+
+  if (err != 0)
+    nbdkit_error ("that the disk leaves its checkpoint cannot be recorded in its file: %s",
+                  strerror (err));
+  else
     s->recorded = false;
-    return 0;
-  }
-  int err = errno;
-  nbdkit_error ("that the disk leaves its checkpoint cannot be recorded in its file: %s",
-                strerror (err));
   return err;
 }
 
@@ -157,39 +124,12 @@ standing_follow (struct standing *s, const char *id, const char *last, uint64_t 
   pthread_mutex_unlock (&s->lock);
 }
 
-/* Wait until a change of the file would give it another time. */
-static int
-outlast_time (int fd)
-{
-  struct stat st;
-
-  for (int tries = 0; tries < 100; tries++) {
-    if (fstat (fd, &st) == -1)
-      return errno;
-    if (clock_date_us () - changed_ns (&st) / NS_PER_US > TIME_STEP_US)
-      return 0;
-    clock_sleep_ms (10);
-  }
-  return ETIME; /* the file is from the future */
-}
-
 /* Under lock, and no mutation is in flight: write the record of s->uuid.  0 or an errno. */
 static int
 write_record (struct standing *s)
 {
-  char text[RECORD_BYTES];
-  int err = outlast_time (s->fd);
-
-  if (err != 0)
-    return err;
-  if (fsync (s->fd) == -1 || compose (s->fd, s->uuid, text) == -1)
-    return errno;
-  s->recorded = true; /* whatever happens next, the attribute may be there */
-  if (fsetxattr (s->fd, RECEIVE_STANDING_ATTRIBUTE, text, strlen (text), 0) == 0
-      && fsync (s->fd) == 0)
-    return 0;
-  err = errno;
-  return err;
+  s->recorded = true; /* whatever happens, the attribute may be there */
+  return standing_record_write (s->fd, s->uuid);
 }
 
 int

@@ -120,7 +120,8 @@ if command -v zsh >/dev/null; then
   # shellcheck disable=SC2016
   zsh -fc '_values () { print -rl -- "$@" } ; compset () { : }; CURRENT=2 words=(nbdmirror "")
            _describe () { : }; source ./zsh; _nbdmirror_migrate_disk' |
-    grep -q '^sync\[.*(full top base compare)' || fail "zsh does not offer parts of a value"
+    grep -q '^sync\[.*(full top base compare incremental auto)' ||
+    fail "zsh does not offer parts of a value"
   for list in options.*; do
     sub=${list#options.}
     { zsh_calls nbdmirror "$sub" -; zsh_calls nbdmirror "$sub" some ''; } |

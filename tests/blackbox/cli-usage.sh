@@ -148,7 +148,7 @@ disk_refused 'a=' 'must begin with CONTROL=DEST'
 disk_refused 'a,sync=full' 'must begin with CONTROL=DEST'
 disk_refused 'a=b,' "'' is not NAME=VALUE"
 disk_refused 'a=b,c' "'c' is not NAME=VALUE (write a comma that belongs to a name twice)"
-disk_refused 'a=b,sync=some' 'sync=some: must be full, top, base or compare'
+disk_refused 'a=b,sync=some' 'sync=some: must be full, top, base, compare, incremental or auto'
 disk_refused 'a=b,sync=full,sync=full' 'sync is given twice'
 disk_refused 'a=b,bandwidth=1M' "'bandwidth' is unknown here"
 disk_refused 'a=b,verify=maybe' 'verify=maybe: give on or off'

@@ -55,7 +55,10 @@ change 1 300
 one=$(changed one)
 
 # What is refused, before anything is written.
-has_to_exit 2 nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync incremental
+has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync incremental
+grep -q "does not tell at which checkpoint" "$tmp/err" || fail "since when? $(cat "$tmp/err")"
+has_to_exit 2 nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync incremental \
+  --trust-destination
 has_to_exit 2 nbdmirror mirror "${control[src]}" "${uri[dst]}" --since one
 has_to_exit 7 mirror --since none
 grep -q "there is no checkpoint 'none'" "$tmp/err" || fail "no such checkpoint: $(cat "$tmp/err")"

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * A disk that is received goes over to its guest.  See receiving.h.
+ */
+
+#include "config.h"
+
+#include <string.h>
+
+#include <nbdkit-filter.h>
+
+#include "base/fd.h"
+#include "base/text.h"
+#include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/receiving.h"
+
+int
+receiving_open (struct mirror *m, int fd)
+{
+  m->take_over = take_over_map (fd);
+  return m->take_over != NULL && fd_close_on_exec (m->take_over->wake_fd, true) == 0 ? 0 : -1;
+}
+
+bool
+receiving_is (const struct mirror *m)
+{
+  return m->take_over != NULL && atomic_load (&m->take_over->state) < TAKE_OVER_DONE;
+}
+
+int
+receiving_wake_fd (const struct mirror *m)
+{
+  return receiving_is (m) ? m->take_over->wake_fd : -1;
+}
+
+/* Begin the checkpoint, of which the guest's first mutation must know, and make it durable, for
+ * which the guest does not wait.  0, or -1 with *ERROR. */
+static int
+begin_checkpoint (struct mirror *m, char **error)
+{
+  static const uint8_t none[16];
+  struct take_over_page *p = m->take_over;
+
+  if (memcmp (p->uuid, none, sizeof none) == 0)
+    return text_error (error, "the mirror has told no identity for it, or another one came after"
+                              " the mirror that did");
+  if (checkpoints_replace (m, TAKE_OVER_CHECKPOINT, p->uuid, error) == -1)
+    return -1;
+  if (!take_over_change (p, TAKE_OVER_ASKED, TAKE_OVER_DONE)) {
+    checkpoints_replaced (m, false, NULL);
+    return text_error (error, "the guest did not wait for it any longer");
+  }
+  return checkpoints_replaced (m, true, error);
+}
+
+void
+receiving_tick (struct mirror *m)
+{
+  struct take_over_page *p = m->take_over;
+  CLEANUP_TEXT char *error = NULL;
+
+  if (p == NULL || atomic_load (&p->state) != TAKE_OVER_ASKED)
+    return;
+  fd_wake_clear (p->wake_fd);
+  if (fence_remove (&m->fence, &error) == -1) {
+    nbdkit_error ("this disk is its guest's again, but its fence record is left: %s: remove it"
+                  " before the next start",
+                  error);
+    text_free (error);
+    error = NULL;
+  }
+  if (p->records != 0 && begin_checkpoint (m, &error) == -1)
+    nbdkit_error ("the checkpoint '%s' does not begin, so the way back will be a whole copy: %s",
+                  TAKE_OVER_CHECKPOINT, error);
+  take_over_change (p, TAKE_OVER_ASKED, TAKE_OVER_DONE);
+}

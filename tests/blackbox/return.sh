@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a disk that was handed over to `nbdmirror receive --control --state` comes back with
+# what was changed since, and that needs no trust: A to B, back to A, and once more to B, with kills
+# of B's server and of the host's memory of it in between.  On its way back the guest is kept out of
+# the old disk until the hand-over.  What makes the old disk another one, a rollback, a program that
+# writes to it, another mirror to B, makes it a whole copy.  Each time the disks are compared.
+. "$(dirname "$0")/lib.sh"
+
+size=16M
+at_a=$tmp/a.img at_b=$tmp/b.img
+random_disk "$at_a" $size
+"$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.test", b"x")' "$at_a" ||
+  skip "no extended attributes in $tmp"
+
+# receive NAME DISK OPTIONS...: NAME is tracked as well.
+receive () {
+  local name=$1 disk=$2; shift 2
+  control[$name]=$tmp/$name.control
+  rm -f "$tmp/$name.log"
+  start_receive "$name" "$disk" --control "${control[$name]}" --state "$tmp/$name.state" "$@" \
+    -- mirror-state-volatile=yes
+}
+# kill_server NAME: `receive` and its server, as if the host had gone.
+kill_server () {
+  local server
+  server=$(child_of "$1" nbdkit)
+  kill -KILL "${pid[$1]}" "$server"
+  wait "${pid[$1]}" 2>/dev/null || :
+  unset "pid[$1]"
+  while kill -0 "$server" 2>/dev/null; do sleep 0.02; done
+}
+# write_blocks URI SEED COUNT [BYTES]: a guest writes blocks here and there in the first BYTES.
+write_blocks () {
+  "$python" - "$@" <<'PY'
+import nbd, os, random, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+rng = random.Random(int(sys.argv[2]))
+size = int(sys.argv[4]) if len(sys.argv) > 4 else h.get_size()
+for i in range(int(sys.argv[3])):
+    h.pwrite(os.urandom(4096), rng.randrange(size // 4096) * 4096)
+h.shutdown()
+PY
+}
+sent () { echo $(($(field sent-bytes <"$tmp/report") + $(field zero-bytes <"$tmp/report"))); }
+# moves FROM TO OPTIONS...: FROM's disk is handed over to TO.
+moves () {
+  local from=$1 to=$2; shift 2
+  rm -f "$tmp/report" "$tmp/moves.log"
+  nbdmirror mirror "${control[$from]}" "${uri[$to]}" --on-ready complete --report "$tmp/report" \
+    "$@" >"$tmp/moves.log" 2>&1 || fail "$from to $to: $(cat "$tmp/moves.log")"
+}
+# sent_blocks NUMBER: the last move sent so many blocks at most.
+sent_blocks () {
+  [ "$(sent)" -le $(($1 * 4096)) ] || fail "$(sent) bytes were sent, and $1 blocks are enough"
+}
+# Does the disk of NAME, which was handed over, say where it stands?
+stands () { [ "$(status_of "${control[$1]}" stands-at)" != null ]; }
+has_checkpoint () { nbdmirror checkpoint list "${control[$1]}" | grep -q "^received .*consistent"; }
+
+# There.  What is told too early is refused.
+start_stateful a "$at_a" "$tmp/a.state"
+receive b "$at_b" --size $size
+[ "$(field control <"$tmp/b.json")" = "${control[b]}" ] || fail "the control is not told"
+has_to_exit 1 nbdmirror mirror "${control[b]}" "$tmp/none" --on-ready complete
+grep -q "being received" "$tmp/err" || fail "a disk without a guest was mirrored: $(cat "$tmp/err")"
+has_to_exit 1 nbdmirror checkpoint add "${control[b]}" early
+grep -q "being received" "$tmp/err" || fail "a checkpoint without a guest: $(cat "$tmp/err")"
+moves a b
+compare "$at_a" "$at_b" || fail "the disks differ after the first move"
+wait_for 20 stands a
+wait_for 20 has_checkpoint b
+first=$(nbdmirror checkpoint list "${control[b]}" --json | field uuid)
+[ "$(status_of "${control[a]}" stands-at)" = "$first" ] || fail "the two know different checkpoints"
+write_blocks "${guest_uri[b]}" 1 64 "$(bytes 4M)"
+stop a
+
+# B's server is killed, and its host as well: the state file knows what was changed.
+kill_server b
+"$python" "$srcdir/tests/blackbox/other-boot.py" "$tmp/b.state"
+receive b "$at_b" --resume
+has_checkpoint b || fail "the checkpoint did not survive"
+write_blocks "${guest_uri[b]}" 2 64 "$(bytes 4M)"
+
+# Back.  Until then no guest may write to the old disk, and that does not seal it either.
+has_to_exit 7 nbdmirror receive "$at_a" --overwrite --size $size --socket "$tmp/none.sock" \
+  --control "${control[a]}"
+grep -q "handed over" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
+receive a "$at_a" --resume
+has_to_exit 1 write_blocks "${guest_uri[a]}" 3 1
+grep -qi "not permitted" "$tmp/err" || fail "the old disk took a guest's write"
+start_guest guest "${guest_uri[b]}" --rate 50 --seconds 60 --from "$(bytes 1M)" --to "$(bytes 2M)"
+moves b a --sync incremental
+grep -q "stands at checkpoint 'received'" "$tmp/moves.log" || fail "no reason is told"
+wait_exit guest 20
+[ "$status" = 0 ] || fail "the guest saw an error"
+compare "$at_b" "$at_a" || fail "the disks differ after the way back"
+# Extents of 4 MiB count as a whole after the power failed.
+[ "$(sent)" -lt $((8 << 20)) ] || fail "$(sent) bytes were sent back"
+[ ! -e "${control[a]}.fence" ] || fail "the old fence is left"
+[ -e "${control[b]}.fence" ] || fail "there is no fence at B"
+write_blocks "${guest_uri[a]}" 4 32
+wait_for 20 stands b
+wait_for 20 has_checkpoint a
+stop b
+
+# Once more, with servers that live: only what was changed.
+receive b "$at_b" --resume
+moves a b --sync auto
+grep -q "incremental" "$tmp/moves.log" || fail "auto was not incremental: $(cat "$tmp/moves.log")"
+sent_blocks 40
+compare "$at_a" "$at_b" || fail "the disks differ after the third move"
+wait_for 20 stands a
+wait_for 20 has_checkpoint b
+write_blocks "${guest_uri[b]}" 5 32
+
+# A program writes to the old disk while nobody looks.
+stop a
+printf x | dd of="$at_a" bs=1 seek=3000000 conv=notrunc status=none
+receive a "$at_a" --resume
+has_to_exit 7 nbdmirror mirror "${control[b]}" "${uri[a]}" --sync incremental
+grep -q "stands at no checkpoint" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
+moves b a --sync auto
+grep -q "full: the destination stands at no checkpoint" "$tmp/moves.log" ||
+  fail "no reason is told: $(cat "$tmp/moves.log")"
+compare "$at_b" "$at_a" || fail "the disks differ after a whole copy"
+wait_for 20 stands b
+
+# A rollback: the disk at B is its guest's again.
+roll_back "${control[b]}"
+stands b && fail "a disk that was taken back stands at a checkpoint"
+write_blocks "${guest_uri[b]}" 6 16
+stop a
+stop b
+receive b "$at_b" --resume
+grep -q "sealed" "$tmp/b.log" || fail "a disk that was taken back is not its guest's"
