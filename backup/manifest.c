@@ -123,8 +123,8 @@ text_or_null (const char *text)
   return text != NULL ? json_string (text) : json_null ();
 }
 
-static json_t *
-disk_to_json (const struct manifest_disk *d)
+json_t *
+manifest_disk_to_json (const struct manifest_disk *d)
 {
   json_t *parent = d->parent_file != NULL ? json_pack ("{s:s, s:s}", "backup", d->parent_backup,
                                                        "file", d->parent_file)
@@ -154,7 +154,7 @@ manifest_to_json (const struct manifest *m)
   bool good = true;
 
   for (unsigned i = 0; i < m->nr_disks; i++)
-    good &= json_array_append_new (disks, disk_to_json (&m->disks[i])) == 0;
+    good &= json_array_append_new (disks, manifest_disk_to_json (&m->disks[i])) == 0;
   for (unsigned i = 0; i < m->nr_includes; i++) {
     const struct manifest_include *f = &m->includes[i];
     good &= json_array_append_new (includes, json_pack ("{s:s, s:s, s:I, s:s}", "source", f->source,
@@ -346,6 +346,24 @@ take_lists (struct reading *r, struct manifest *m, const json_t *o)
     x->command = take_text (r, h, "command", false);
     x->error = take_text (r, h, "error", true);
   }
+}
+
+int
+manifest_disk_from_json (struct manifest_disk *d, const json_t *o, char **error)
+{
+  struct manifest_disk found = { .id = NULL };
+  struct reading r = { NULL };
+
+  take_disk (&r, &found, o);
+  if (r.error != NULL) {
+    clear_disk (&found);
+    text_error (error, "%s", r.error);
+    text_free (r.error);
+    return -1;
+  }
+  clear_disk (d);
+  *d = found;
+  return 0;
 }
 
 int

@@ -86,10 +86,13 @@ struct manifest_disk *manifest_find_disk (const struct manifest *m, const char *
 
 /* A new reference.  NULL: out of memory, or a text is not UTF-8. */
 json_t *manifest_to_json (const struct manifest *m);
+json_t *manifest_disk_to_json (const struct manifest_disk *d);
 
 /* Read O, checking everything that others rely on: paths stay below the repository, names and disks
  * are valid.  NAME is what the file is called.  0, or -1 with *ERROR (base/text.h), and then M is
  * zero. */
 int manifest_from_json (struct manifest *m, const json_t *o, const char *name, char **error);
+/* The same for one disk: O replaces what D, all zero at first, holds.  After -1 D is as before. */
+int manifest_disk_from_json (struct manifest_disk *d, const json_t *o, char **error);
 
 #endif

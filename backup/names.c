@@ -116,15 +116,18 @@ backup_file_is_of (const char *file, const char *disk, const char *name)
 bool
 backup_target_is_backup (const char *target)
 {
-  static const char *const ends[] = { "-full.qcow2 ]", "-inc.qcow2 ]" };
-  size_t n = strlen (target);
-  const char *slash = strrchr (target, '/');
+  static const char *const local[] = { "-full.qcow2 ]", "-inc.qcow2 ]" };
+  static const char *const far[] = { "-full.qcow2", "-inc.qcow2" };
+  bool is_far = strncmp (target, "ssh://", 6) == 0;
+  const char *const *ends = is_far ? far : local;
+  size_t n = is_far ? strcspn (target, "?") : strlen (target);
+  const char *slash = memrchr (target, '/', n);
 
-  if (strncmp (target, "[ qemu-nbd ", 11) != 0 || slash == NULL)
+  if ((!is_far && strncmp (target, "[ qemu-nbd ", 11) != 0) || slash == NULL)
     return false;
   for (unsigned i = 0; i < 2; i++) {
     size_t end = strlen (ends[i]);
-    if (n <= end || strcmp (target + n - end, ends[i]) != 0 || target + n - end <= slash)
+    if (n <= end || strncmp (target + n - end, ends[i], end) != 0 || target + n - end <= slash)
       continue;
     CLEANUP_TEXT char *name = text_printf ("%.*s", (int)(target + n - end - slash - 1), slash + 1);
     return backup_name_ok (name);

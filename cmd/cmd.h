@@ -122,6 +122,7 @@ extern const struct subcommand subcommand_receive;
 extern const struct subcommand subcommand_mirror;
 extern const struct subcommand subcommand_copy;
 extern const struct subcommand subcommand_backup;
+extern const struct subcommand subcommand_backup_agent;
 extern const struct subcommand subcommand_budget;
 extern const struct subcommand subcommand_status;
 extern const struct subcommand subcommand_set;

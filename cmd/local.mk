@@ -52,6 +52,7 @@ include cmd/evacuate/local.mk
 include cmd/complete/local.mk
 include cmd/checkpoint/local.mk
 include cmd/backup/local.mk
+include cmd/far/local.mk
 include cmd/repository/local.mk
 
 # Completion for shells is made from the program's own tables of options.  A program of a cross

@@ -18,6 +18,7 @@
 #include "base/text.h"
 #include "cmd/backup/backup.h"
 #include "cmd/checkpoint/checkpoint.h"
+#include "cmd/far/far.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
 
@@ -98,8 +99,9 @@ on_signal (int sig)
 }
 
 static bool
-go_on (void)
+go_on (void *opaque)
 {
+  (void)opaque;
   return backup_signal == 0;
 }
 
@@ -458,10 +460,15 @@ run_backup (struct backup_run *run, const char *path)
   sigaction (SIGINT, &act, NULL);
   sigaction (SIGTERM, &act, NULL);
   sigaction (SIGHUP, &act, NULL);
+  if (run->compress && far_is_meant (path))
+    return cmd_usage_error (
+        "--compress compresses the files of a local directory: run backup on the"
+        " host of %s, or compress the line (-C in NBDMIRROR_SSH)",
+        path);
   run->store.go_on = go_on;
   if (store_open (&run->store, path, !run->dry_run, &error) == -1) {
     cmd_say ("%s", error);
-    return EXIT_DEST_FAILED;
+    return backup_signal != 0 ? EXIT_CANCELLED : EXIT_DEST_FAILED;
   }
   if (run->dry_run) {
     status = plan (run);
@@ -493,7 +500,7 @@ read_line (struct cmd_line *line, struct backup_run *run, struct names *names, i
     *status = cmd_usage_error ("REPOSITORY is a directory, not a command");
     return false;
   }
-  *status = 0;
+  *status = far_check (line->operands[line->nr_operands - 1].argv[0]);
   for (unsigned i = 0; *status == 0 && i + 1 < line->nr_operands; i++) {
     run->nr_disks = i + 1;
     *status = name_disk (run, i, &line->operands[i], names);

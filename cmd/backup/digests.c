@@ -28,7 +28,7 @@ on_progress (void *opaque, uint64_t done, uint64_t size)
   const struct store *s = ((const struct reading *)opaque)->store;
 
   (void)done, (void)size;
-  return s->go_on == NULL || s->go_on ();
+  return s->go_on == NULL || s->go_on (s->opaque);
 }
 
 static void

@@ -6,6 +6,8 @@ nbdmirror_SOURCES += \
 	cmd/backup/instant.c \
 	cmd/backup/seal.c \
 	cmd/backup/serve.c \
+	cmd/backup/store-far.c \
+	cmd/backup/store-far.h \
 	cmd/backup/store.c \
 	cmd/backup/store.h \
 	cmd/backup/tell.c \

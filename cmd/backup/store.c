@@ -17,22 +17,31 @@
 #include "backup/chain.h"
 #include "backup/lock.h"
 #include "base/child.h"
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "cmd/backup/store-far.h"
 #include "cmd/backup/store.h"
 #include "cmd/cmd.h"
+#include "cmd/far/far.h"
 
 #define SECTOR 512
+#define WRITER_MS 30000
+#define LOOK_MS 20
 
 int
 store_open (struct store *s, const char *place, bool make, char **error)
 {
+  if (far_is_meant (place))
+    return store_far_open (s, place, make, error);
   return repository_open (&s->repo, place, make, error);
 }
 
 void
 store_close (struct store *s)
 {
+  far_close (s->far);
+  s->far = NULL;
   for (unsigned i = 0; i < s->nr_locks; i++)
     fd_close (&s->locks[i]);
   free (s->locks);
@@ -44,6 +53,8 @@ store_close (struct store *s)
 int
 store_lock (struct store *s, const char *id, int *status, char **error)
 {
+  if (s->far != NULL)
+    return store_far_lock (s, id, status, error);
   int *more = realloc (s->locks, (s->nr_locks + 1) * sizeof *more);
 
   *status = EXIT_DEST_FAILED;
@@ -64,6 +75,8 @@ store_lock (struct store *s, const char *id, int *status, char **error)
 int
 store_list (struct store *s, struct backup_list *list, char **error)
 {
+  if (s->far != NULL)
+    return store_far_list (s, list, error);
   return repository_list (&s->repo, list, error);
 }
 
@@ -71,12 +84,16 @@ char *
 store_chain_fault (struct store *s, const struct backup_list *list, const char *name,
                    const char *id)
 {
+  if (s->far != NULL)
+    return store_far_chain_fault (s, name, id);
   return chain_fault (&s->repo, list, name, id);
 }
 
 bool
 store_was_begun (struct store *s, const char *id)
 {
+  if (s->far != NULL)
+    return store_far_was_begun (s, id);
   return backup_was_begun (&s->repo, id);
 }
 
@@ -84,6 +101,8 @@ int
 store_begin (struct store *s, int64_t us, char *const ids[], unsigned nr,
              char name[BACKUP_NAME_MAX], char **error)
 {
+  if (s->far != NULL)
+    return store_far_begin (s, us, ids, nr, name, error);
   return backup_begin (&s->repo, us, ids, nr, name, error);
 }
 
@@ -91,13 +110,19 @@ void
 store_tidy (struct store *s, const char *ours, char *const held[], unsigned nr_held,
             void (*told) (void *opaque, const char *name), void *opaque)
 {
-  backup_tidy (&s->repo, ours, held, nr_held, told, opaque);
+  if (s->far != NULL)
+    store_far_tidy (s, told, opaque);
+  else
+    backup_tidy (&s->repo, ours, held, nr_held, told, opaque);
 }
 
 void
 store_give_up (struct store *s, const char *name, char *const ids[], unsigned nr, bool keep_mark)
 {
-  backup_give_up (&s->repo, name, ids, nr, keep_mark);
+  if (s->far != NULL)
+    store_far_give_up (s, keep_mark);
+  else
+    backup_give_up (&s->repo, name, ids, nr, keep_mark);
 }
 
 /* ---- the file of a disk ---- */
@@ -106,6 +131,8 @@ int
 store_make_file (struct store *s, const char *file, const char *parent, uint64_t bytes,
                  bool compress, char **error)
 {
+  if (s->far != NULL)
+    return store_far_make_file (s, file, parent, bytes, compress, error);
   const char *slash = parent != NULL ? strrchr (parent, '/') : NULL;
   CLEANUP_TEXT char *path = repository_path (&s->repo, file);
   CLEANUP_TEXT char *size = text_printf ("%" PRIu64, (bytes + SECTOR - 1) / SECTOR * SECTOR);
@@ -137,19 +164,50 @@ store_remove_file (struct store *s, const char *file)
 {
   CLEANUP_TEXT char *path = repository_path (&s->repo, file);
 
-  unlink (path);
+  if (s->far != NULL)
+    store_far_remove_file (s, file);
+  else
+    unlink (path);
+}
+
+char *
+store_endpoint (const struct store *s, const char *file)
+{
+  return s->far != NULL ? far_endpoint (s->repo.path, file, "&resume")
+                        : repository_path (&s->repo, file);
+}
+
+/* The server that has written PATH for a worker on another host ends after the worker. */
+static int
+wait_for_writer (const char *path, char **error)
+{
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  uint64_t end = clock_ms () + WRITER_MS;
+
+  if (fd == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  for (;;) {
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    if (fcntl (fd, F_OFD_GETLK, &lock) == -1 || lock.l_type == F_UNLCK)
+      return 0;
+    if (clock_ms () >= end)
+      return text_error (error, "%s is still being written to", path);
+    clock_sleep_ms (LOOK_MS);
+  }
 }
 
 int
 store_seal (struct store *s, struct manifest_disk *m, char **error)
 {
+  if (s->far != NULL)
+    return store_far_seal (s, m, error);
   CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *folder = repository_path (&s->repo, m->id);
   CLEANUP_TEXT char *why = NULL;
   struct stat st;
   int r = 0;
 
-  if (repository_sync (path, error) == -1)
+  if (wait_for_writer (path, error) == -1 || repository_sync (path, error) == -1)
     return -1;
   m->digest = store_digest_of_disk (s, m, &why);
   if (m->digest != NULL)
@@ -172,41 +230,56 @@ store_seal (struct store *s, struct manifest_disk *m, char **error)
 
 /* ---- included files ---- */
 
+/* Copy FROM to TO, which must not be there, and is not there after an error either. */
 static int
 copy_file (const char *from, const char *to, uint64_t *bytes, char **error)
 {
   CLEANUP_FD int in = open (from, O_RDONLY | O_CLOEXEC);
-  CLEANUP_FD int out = open (to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  CLEANUP_FD int out = in != -1 ? open (to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
   char buffer[65536];
   ssize_t n = 0;
+  int r = 0;
 
-  if (in == -1)
-    return text_error (error, "--include %s: %s", from, strerror (errno));
-  if (out == -1)
-    return text_error (error, "%s: %s", to, strerror (errno));
+  if (in == -1 || out == -1)
+    return text_error (error, "%s: %s", in == -1 ? from : to, strerror (errno));
   *bytes = 0;
-  while ((n = read (in, buffer, sizeof buffer)) > 0) {
-    if (fd_write_all (out, buffer, (size_t)n) == -1)
-      return text_error (error, "%s: %s", to, strerror (errno));
+  while (r == 0 && (n = read (in, buffer, sizeof buffer)) > 0) {
+    r = fd_write_all (out, buffer, (size_t)n);
     *bytes += (uint64_t)n;
   }
   if (n == -1)
-    return text_error (error, "--include %s: %s", from, strerror (errno));
-  return fsync (out) == 0 ? 0 : text_error (error, "%s: %s", to, strerror (errno));
+    text_error (error, "%s: %s", from, strerror (errno));
+  else if (r == -1 || fsync (out) == -1)
+    text_error (error, "%s: %s", to, strerror (errno));
+  else
+    return 0;
+  unlink (to);
+  return -1;
+}
+
+int
+store_include_end (struct store *s, struct manifest_include *m, char **error)
+{
+  CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
+  CLEANUP_TEXT char *folder = text_printf ("%.*s", (int)(strrchr (path, '/') - path), path);
+
+  if (repository_sync (path, error) == -1 || repository_sync (folder, error) == -1)
+    return -1;
+  m->digest = store_digest_of_file (s, path, error);
+  return m->digest != NULL ? 0 : -1;
 }
 
 int
 store_include (struct store *s, const char *from, struct manifest_include *m, char **error)
 {
+  if (s->far != NULL)
+    return store_far_include (s, from, m, error);
   CLEANUP_TEXT char *to = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *folder = text_printf ("%.*s", (int)(strrchr (to, '/') - to), to);
 
   if (mkdir (folder, 0777) == -1 && errno != EEXIST)
     return text_error (error, "%s: %s", folder, strerror (errno));
-  if (copy_file (from, to, &m->bytes, error) == -1 || repository_sync (folder, error) == -1)
-    return -1;
-  m->digest = store_digest_of_file (s, to, error);
-  return m->digest != NULL ? 0 : -1;
+  return copy_file (from, to, &m->bytes, error) == 0 ? store_include_end (s, m, error) : -1;
 }
 
 /* ---- the manifest ---- */
@@ -214,6 +287,8 @@ store_include (struct store *s, const char *from, struct manifest_include *m, ch
 int
 store_write (struct store *s, struct manifest *m, bool keep_mark, char **error)
 {
+  if (s->far != NULL)
+    return store_far_write (s, m, keep_mark, error);
   CLEANUP_FD int lock = -1;
 
   if (repository_lock (&s->repo, NULL, &lock, error) == -1
@@ -222,4 +297,17 @@ store_write (struct store *s, struct manifest *m, bool keep_mark, char **error)
   if (!keep_mark)
     backup_begun_end (&s->repo, m->name);
   return 0;
+}
+
+/* ---- reading ---- */
+
+int
+store_fetch (struct store *s, const struct manifest_include *m, const char *to, char **error)
+{
+  CLEANUP_TEXT char *from = repository_path (&s->repo, m->file);
+  uint64_t bytes;
+
+  if (s->far != NULL)
+    return store_far_fetch (s, m, to, error);
+  return copy_file (from, to, &bytes, error);
 }

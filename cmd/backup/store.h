@@ -2,8 +2,9 @@
  *
  * The repository that a backup writes to, and all that is done in it.
  *
- * A path goes into the manifests, files are flushed, and locks are held by a process: so all of
- * this happens on the host that holds the directory.
+ * Files are flushed and locks are held on the host that holds the directory: so all of this happens
+ * there.  If that is another host, each function asks an agent to call the same function there
+ * (cmd/far/).  If the line to it is lost, what was not finished is removed there.
  *
  * One thread.  Functions return 0, or -1 with *ERROR (base/text.h).
  */
@@ -17,15 +18,20 @@
 #include "backup/names.h"
 #include "backup/repository.h"
 
+struct far;
+
 struct store {
   struct repository repo;
   int *locks; /* of disks, owned */
   unsigned nr_locks;
-  bool (*go_on) (void); /* NULL, or asked now and then by what takes long; false: stop */
+  struct far *far; /* NULL: it is here; else on the host that repo.path, a URI, names */
+  /* NULL, or called with OPAQUE now and then by what takes long; false: stop. */
+  bool (*go_on) (void *);
+  void *opaque;
 };
 
-/* Open the repository at PLACE.  With MAKE one that is missing is made.  To be closed in either
- * case, which gives up the locks. */
+/* Open the repository at PLACE, a directory or an ssh URI.  With MAKE one that is missing is made.
+ * To be closed in either case, which gives up the locks. */
 int store_open (struct store *s, const char *place, bool make, char **error);
 void store_close (struct store *s);
 
@@ -49,6 +55,8 @@ void store_give_up (struct store *s, const char *name, char *const ids[], unsign
 int store_make_file (struct store *s, const char *file, const char *parent, uint64_t size,
                      bool compress, char **error);
 void store_remove_file (struct store *s, const char *file);
+/* What FILE is as an endpoint: its path, or a URI.  For text_free(). */
+char *store_endpoint (const struct store *s, const char *file);
 
 /* Nobody writes to the file of M any more: make it durable, and read it.  M has what it has but the
  * digests, the list of digests, and file_bytes; it gets these. */
@@ -62,9 +70,15 @@ char *store_digest_of_disk (struct store *s, struct manifest_disk *m, char **err
 /* Copy FROM, a file of this host, into the repository as M->file, whose folder is made if it is
  * missing.  M gets its bytes and digest. */
 int store_include (struct store *s, const char *from, struct manifest_include *m, char **error);
+/* The same for M->file of a local repository, whose data is there already. */
+int store_include_end (struct store *s, struct manifest_include *m, char **error);
 
 /* Write the manifest of the run, which has thereby ended.  With KEEP_MARK it still counts as begun,
  * as for store_give_up(), until the next backup of its disks. */
 int store_write (struct store *s, struct manifest *m, bool keep_mark, char **error);
+
+/* Copy M->file, which a backup has kept, to the file TO of this host, which must not be there.  Its
+ * digest is not looked at. */
+int store_fetch (struct store *s, const struct manifest_include *m, const char *to, char **error);
 
 #endif

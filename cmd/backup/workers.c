@@ -89,8 +89,8 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
   words[n++] = run->policy;
   words[n++] = "--max-downtime";
   words[n++] = run->max_downtime;
-  words[n++] = "--give-up-after"; /* a repository that is full, or gone */
-  words[n++] = "5s";
+  words[n++] = "--give-up-after";                     /* a repository that is full, or gone */
+  words[n++] = run->store.far != NULL ? "30s" : "5s"; /* a login takes longer than a file */
   words[n++] = "--give-up-if-stalled";
   words[n++] = "60s";
   words[n++] = "--report";
@@ -109,6 +109,11 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
     words[n++] = "--since";
     words[n++] = d->since;
     words[n++] = "--trust-destination"; /* the manifest proves it; a sample is looked at besides */
+  }
+  if (run->store.far != NULL) {
+    words[n++] = path;
+    words[n] = NULL;
+    return n;
   }
   words[n++] = "[";
   words[n++] = "qemu-nbd";
@@ -151,7 +156,7 @@ backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
   const char *words[WORDS_MAX];
 
   d->file = backup_file_path (d->id, run->name, d->full);
-  CLEANUP_TEXT char *path = repository_path (&run->store.repo, d->file);
+  CLEANUP_TEXT char *path = store_endpoint (&run->store, d->file);
   CLEANUP_TEXT char *image = run->compress ? compressed_image (path) : NULL;
   if (store_make_file (&run->store, d->file, d->parent_file, d->size, run->compress, &error)
       == -1) {

@@ -74,15 +74,15 @@ write_entry (struct dropping *x, struct backup_entry *e)
   char *error = NULL;
   int result = -1;
 
-  if (repository_lock (&x->o->repo, NULL, &lock, &error) == 0
-      && repository_list (&x->o->repo, &now, &error) == 0) {
+  if (repository_lock (&x->o->store.repo, NULL, &lock, &error) == 0
+      && repository_list (&x->o->store.repo, &now, &error) == 0) {
     const struct backup_entry *same = repository_find (&now, e->name);
     if (same != NULL && same->fault == NULL)
       e->manifest.is_protected = same->manifest.is_protected;
     if (e->manifest.is_protected && e->manifest.is_dropped)
       text_error (&error, "nothing more was pruned: backup %s was protected meanwhile", e->name);
     else
-      result = repository_write (&x->o->repo, &e->manifest, &error);
+      result = repository_write (&x->o->store.repo, &e->manifest, &error);
   }
   repository_list_free (&now);
   return result == 0 ? EXIT_DONE : fail (error);
@@ -138,7 +138,7 @@ add_line (struct dropping *x, const char *id)
     return fail (text_copy ("out of memory"));
   x->lines = more;
   x->lines[x->nr_lines++] = (struct line){ .id = id, .lock = -1 };
-  if (repository_lock (&x->o->repo, id, &x->lines[x->nr_lines - 1].lock, &error) == 0)
+  if (repository_lock (&x->o->store.repo, id, &x->lines[x->nr_lines - 1].lock, &error) == 0)
     return EXIT_DONE;
   return fail (error);
 }
@@ -195,7 +195,7 @@ fill_line (struct dropping *x, struct line *l)
   l->nr_steps = drop_plan (l->links, l->nr, l->steps);
   for (size_t i = 0; i < l->nr_steps; i++) {
     const struct backup_entry *top = l->entry[l->steps[i].top];
-    CLEANUP_TEXT char *fault = chain_fault (&x->o->repo, list, top->name, l->id);
+    CLEANUP_TEXT char *fault = chain_fault (&x->o->store.repo, list, top->name, l->id);
     if (fault == NULL)
       continue;
     cmd_say ("nothing was pruned: backup %s of '%s' has to be kept and is broken: %s", top->name,
@@ -238,7 +238,7 @@ mark_all (struct dropping *x, const bool *drop)
 static int
 look_at_file (struct dropping *x, struct manifest_disk *d)
 {
-  CLEANUP_TEXT char *path = repository_path (&x->o->repo, d->file);
+  CLEANUP_TEXT char *path = repository_path (&x->o->store.repo, d->file);
   char digest[DIGEST_WHOLE_TEXT];
   struct stat st;
 
@@ -256,8 +256,8 @@ static int
 carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
 {
   struct manifest_disk *top = l->disk[step->top], *base = l->disk[step->base];
-  CLEANUP_TEXT char *top_path = repository_path (&x->o->repo, top->file);
-  CLEANUP_TEXT char *base_path = repository_path (&x->o->repo, base->file);
+  CLEANUP_TEXT char *top_path = repository_path (&x->o->store.repo, top->file);
+  CLEANUP_TEXT char *base_path = repository_path (&x->o->store.repo, base->file);
   CLEANUP_TEXT char *old_list = NULL;
   const char *parent = l->entry[step->base]->name;
   size_t from = step->base + (step->kind == DROP_REBASE); /* whose lists TOP's takes over */
@@ -287,8 +287,8 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
   /* An interrupted call may have done all of this. */
   if (step->kind == DROP_BECOME
       || (step->kind == DROP_REBASE && strcmp (top->parent_backup, parent) != 0))
-    drop_digests (&x->o->repo, l->entry[step->top]->name, l->disk + from, step->top - from + 1,
-                  step->kind == DROP_BECOME, &old_list);
+    drop_digests (&x->o->store.repo, l->entry[step->top]->name, l->disk + from,
+                  step->top - from + 1, step->kind == DROP_BECOME, &old_list);
   set_text (&top->parent_backup, parent);
   set_text (&top->parent_file, parent != NULL ? base->file : NULL);
   status = look_at_file (x, top);
@@ -298,7 +298,7 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
   if (status == EXIT_DONE && step->kind == DROP_BECOME)
     unlink (top_path); /* nothing lies on it any more */
   if (status == EXIT_DONE && old_list != NULL) {
-    CLEANUP_TEXT char *path = repository_path (&x->o->repo, old_list);
+    CLEANUP_TEXT char *path = repository_path (&x->o->store.repo, old_list);
     unlink (path);
   }
   return status;
@@ -358,7 +358,7 @@ is_needed (const struct dropping *x, const struct backup_entry *e, const char *f
 static void
 remove_file (const struct dropping *x, const char *file)
 {
-  CLEANUP_TEXT char *path = repository_path (&x->o->repo, file);
+  CLEANUP_TEXT char *path = repository_path (&x->o->store.repo, file);
 
   if (unlink (path) == -1 && errno != ENOENT)
     cmd_warning ("%s: %s", path, strerror (errno));
@@ -384,7 +384,7 @@ static int
 remove_dropped (struct dropping *x)
 {
   struct backup_list *list = &x->o->list;
-  CLEANUP_TEXT char *folder = repository_path (&x->o->repo, "backups");
+  CLEANUP_TEXT char *folder = repository_path (&x->o->store.repo, "backups");
   CLEANUP_FD int lock = -1;
   char *error = NULL;
 
@@ -392,8 +392,8 @@ remove_dropped (struct dropping *x)
     if (!list->list[i].manifest.is_dropped && list->list[i].fault == NULL)
       remove_old_file (x, &list->list[i]);
   for (size_t i = 0; i < x->nr_lines; i++)
-    digests_tidy (&x->o->repo, list, x->lines[i].id, NULL, true);
-  if (repository_lock (&x->o->repo, NULL, &lock, &error) == -1)
+    digests_tidy (&x->o->store.repo, list, x->lines[i].id, NULL, true);
+  if (repository_lock (&x->o->store.repo, NULL, &lock, &error) == -1)
     return fail (error);
   for (unsigned i = 0; i < list->nr; i++) {
     const struct backup_entry *e = &list->list[i];
@@ -407,7 +407,7 @@ remove_dropped (struct dropping *x)
     CLEANUP_TEXT char *files = text_printf ("%s/%s.files", folder, e->name);
     CLEANUP_TEXT char *manifest = text_printf ("backups/%s.json", e->name);
     rmdir (files);
-    backup_begun_end (&x->o->repo, e->name); /* else its files are taken for a broken run's */
+    backup_begun_end (&x->o->store.repo, e->name); /* else its files are taken for a broken run's */
     remove_file (x, manifest);
   }
   return repository_sync (folder, &error) == 0 ? EXIT_DONE : fail (error);
@@ -422,7 +422,7 @@ taken_up (const struct dropping *x)
   int64_t sum = 0;
 
   for (size_t i = 0; i < x->nr_lines; i++) {
-    CLEANUP_TEXT char *path = repository_path (&x->o->repo, x->lines[i].id);
+    CLEANUP_TEXT char *path = repository_path (&x->o->store.repo, x->lines[i].id);
     DIR *d = opendir (path);
     const struct dirent *e;
     struct stat st;
@@ -456,7 +456,7 @@ begin (struct dropping *x, char *const *names, size_t nr_names, bool **drop)
     status = add_neighbours (x);
   if (status != EXIT_DONE)
     return status;
-  if (repository_list (&x->o->repo, &now, &error) == -1)
+  if (repository_list (&x->o->store.repo, &now, &error) == -1)
     return fail (error);
   status = drop_check_list (list, &now);
   if (status != EXIT_DONE) {

@@ -13,6 +13,7 @@
 
 #include "backup/chain.h"
 #include "base/text.h"
+#include "cmd/far/far.h"
 #include "cmd/repository/repository.h"
 #include "cmd/units.h"
 
@@ -27,7 +28,7 @@ disk_fault (const struct opened *o, const struct backup_entry *e, const struct m
 {
   if (d->file == NULL)
     return text_copy (d->error != NULL ? d->error : "it was not backed up");
-  return chain_fault (&o->repo, &o->list, e->name, d->id);
+  return chain_fault (&o->store.repo, &o->list, e->name, d->id);
 }
 
 /* ---- JSON ---- */
@@ -104,7 +105,10 @@ run (struct cmd_line *line)
     }
   if (!cmd_operands_ok (line, 1, 1, "REPO"))
     return line->status;
-  int status = opened_open (&o, line->operands[0].argv[0]);
+  int status;
+  if (far_pass_on (line, &status))
+    return status;
+  status = opened_open (&o, line->operands[0].argv[0]);
   json_t *all = json_array ();
   for (unsigned i = 0; status == EXIT_DONE && i < o.list.nr; i++)
     if (json)

@@ -6,6 +6,8 @@ nbdmirror_SOURCES += \
 	cmd/repository/drop-digests.c \
 	cmd/repository/drop-digests.h \
 	cmd/repository/drop.c \
+	cmd/repository/far-export.c \
+	cmd/repository/far-export.h \
 	cmd/repository/list.c \
 	cmd/repository/opened.c \
 	cmd/repository/prune.c \

@@ -13,6 +13,7 @@
 #include "backup/names.h"
 #include "base/clock.h"
 #include "base/text.h"
+#include "cmd/far/far.h"
 #include "cmd/repository/repository.h"
 #include "cmd/verify.h"
 #include "mirror/job/sync.h"
@@ -24,8 +25,11 @@ opened_open (struct opened *o, const char *path)
   char *error = NULL;
 
   memset (o, 0, sizeof *o);
-  if (repository_open (&o->repo, path, false, &error) == 0
-      && repository_list (&o->repo, &o->list, &error) == 0)
+  int status = far_check (path);
+  if (status != EXIT_DONE)
+    return status;
+  if (store_open (&o->store, path, false, &error) == 0
+      && store_list (&o->store, &o->list, &error) == 0)
     return EXIT_DONE;
   cmd_say ("%s", error);
   text_free (error);
@@ -36,16 +40,16 @@ void
 opened_close (struct opened *o)
 {
   repository_list_free (&o->list);
-  repository_close (&o->repo);
+  store_close (&o->store);
 }
 
 bool
-opened_still_good (const struct opened *o, const struct selected *s)
+opened_still_good (struct opened *o, const struct selected *s)
 {
   struct backup_list now;
   char *error = NULL;
 
-  if (repository_list (&o->repo, &now, &error) == -1) {
+  if (store_list (&o->store, &now, &error) == -1) {
     cmd_say ("%s", error);
     text_free (error);
     return false;
@@ -132,11 +136,12 @@ complain (const struct opened *o, const char *at, const char *disk)
   else if (named != NULL && disk != NULL)
     cmd_say ("backup %s does not hold a disk '%s'", at, disk);
   else if (at != NULL && backup_name_ok (at))
-    cmd_say ("%s: there is no backup %s", o->repo.path, at);
+    cmd_say ("%s: there is no backup %s", o->store.repo.path, at);
   else
-    cmd_say ("%s: there is no backup%s%s%s%s%s", o->repo.path, disk != NULL ? " of the disk '" : "",
-             disk != NULL ? disk : "", disk != NULL ? "'" : "",
-             at != NULL ? " that had ended by " : "", at != NULL ? at : "");
+    cmd_say ("%s: there is no backup%s%s%s%s%s", o->store.repo.path,
+             disk != NULL ? " of the disk '" : "", disk != NULL ? disk : "",
+             disk != NULL ? "'" : "", at != NULL ? " that had ended by " : "",
+             at != NULL ? at : "");
   return EXIT_ERROR;
 }
 

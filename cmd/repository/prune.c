@@ -14,6 +14,7 @@
 #include "backup/retention.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "cmd/far/far.h"
 #include "cmd/repository/repository.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -204,11 +205,14 @@ run_prune (struct cmd_line *line)
       return line->status;
   if (!cmd_operands_ok (line, 1, 1, "REPO"))
     return line->status;
+  int status;
+  if (far_pass_on (line, &status))
+    return status;
   if (!any)
     return cmd_usage_error ("say what to keep, for instance --keep-daily 7 --keep-weekly 4");
   if (worker_signals (&p.signal) == -1)
     return EXIT_ERROR;
-  int status = opened_open (&p.o, line->operands[0].argv[0]);
+  status = opened_open (&p.o, line->operands[0].argv[0]);
   if (status == EXIT_DONE)
     status = prune (&p);
   free (p.kept_by);
@@ -262,7 +266,7 @@ merge (struct opened *o, const char *name, _Atomic int *signal)
   int64_t freed = 0;
 
   if (e == NULL)
-    cmd_say ("%s: there is no backup %s", o->repo.path, name);
+    cmd_say ("%s: there is no backup %s", o->store.repo.path, name);
   else if (e->fault != NULL)
     cmd_say ("backup %s: %s", name, e->fault);
   else if (e->manifest.is_protected)
@@ -290,9 +294,12 @@ run_merge (struct cmd_line *line)
     return line->status;
   if (!cmd_operands_ok (line, 2, 2, "REPO NAME"))
     return line->status;
+  int status;
+  if (far_pass_on (line, &status))
+    return status;
   if (worker_signals (&signal) == -1)
     return EXIT_ERROR;
-  int status = opened_open (&o, line->operands[0].argv[0]);
+  status = opened_open (&o, line->operands[0].argv[0]);
   if (status == EXIT_DONE)
     status = merge (&o, line->operands[1].argv[0], signal);
   opened_close (&o);
@@ -328,18 +335,18 @@ protect (struct opened *o, const char *name, bool on)
   struct backup_list now = { .nr = 0 };
   int status = EXIT_ERROR;
 
-  if (repository_lock (&o->repo, NULL, &lock, &error) == 0
-      && repository_list (&o->repo, &now, &error) == 0) {
+  if (repository_lock (&o->store.repo, NULL, &lock, &error) == 0
+      && repository_list (&o->store.repo, &now, &error) == 0) {
     struct backup_entry *e = repository_find (&now, name);
     if (e == NULL)
-      text_error (&error, "%s: there is no backup %s", o->repo.path, name);
+      text_error (&error, "%s: there is no backup %s", o->store.repo.path, name);
     else if (e->fault != NULL)
       text_error (&error, "backup %s: %s", name, e->fault);
     else if (e->manifest.is_dropped)
       text_error (&error, "backup %s is being pruned: it cannot be protected any more", name);
     else {
       e->manifest.is_protected = on;
-      if (repository_write (&o->repo, &e->manifest, &error) == 0)
+      if (repository_write (&o->store.repo, &e->manifest, &error) == 0)
         status = EXIT_DONE;
     }
   }
@@ -364,7 +371,10 @@ run_protect (struct cmd_line *line)
   }
   if (!cmd_operands_ok (line, 2, 2, "REPO NAME"))
     return line->status;
-  int status = opened_open (&o, line->operands[0].argv[0]);
+  int status;
+  if (far_pass_on (line, &status))
+    return status;
+  status = opened_open (&o, line->operands[0].argv[0]);
   if (status == EXIT_DONE)
     status = protect (&o, line->operands[1].argv[0], on);
   opened_close (&o);

@@ -10,18 +10,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "backup/repository.h"
+#include "cmd/backup/store.h"
 #include "cmd/cmd.h"
 #include "digest/whole.h"
 
 /* A repository that is open, and its backups as they were then. */
 struct opened {
-  struct repository repo;
+  struct store store;
   struct backup_list list;
 };
 
-/* Open the repository at PATH and read its manifests.  EXIT_DONE, or an exit status after a
- * message.  To be closed in either case. */
+/* Open the repository at PATH, a directory or an ssh URI, and read its manifests.  EXIT_DONE, or an
+ * exit status after a message.  To be closed in either case. */
 int opened_open (struct opened *o, const char *path);
 void opened_close (struct opened *o);
 
@@ -42,7 +42,7 @@ int opened_select_any (const struct opened *o, const char *at, const char *disk,
 /* Is S still what it was?  A prune may have begun between the choice and the opening of the files,
  * and then they may hold something else; once qemu-nbd has them open no prune writes into them.
  * False after a message. */
-bool opened_still_good (const struct opened *o, const struct selected *s);
+bool opened_still_good (struct opened *o, const struct selected *s);
 
 /* Parse a time as people write it: 2026-01-31, 2026-01-31 23:59[:59], with a T in between, and a Z
  * for UTC.  A day alone stands for its end.  Microseconds since 1970, or false. */

@@ -6,14 +6,11 @@
 #include "config.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backup/chain.h"
-#include "base/fd.h"
 #include "base/text.h"
 #include "budget/budget.h"
 #include "cmd/control-query.h"
@@ -73,6 +70,7 @@ struct restoring {
 static enum job_result
 copy (struct restoring *r, const struct cmd_operand *dest, const char *file, json_t **report)
 {
+  char *const far[] = { (char *)file };
   char *const source[] = { (char *)"[",
                            (char *)"qemu-nbd",
                            (char *)"--format=qcow2",
@@ -81,8 +79,10 @@ copy (struct restoring *r, const struct cmd_operand *dest, const char *file, jso
                            (char *)"--shared=0",
                            (char *)file,
                            (char *)"]" };
-  struct copy_options o = { .source = source,
-                            .nr_source = sizeof source / sizeof source[0],
+  bool is_far = r->o.store.far != NULL;
+  struct copy_options o = { .source = is_far ? far : source,
+                            .nr_source = is_far ? 1 : sizeof source / sizeof source[0],
+                            .source_only = r->which.disk->size,
                             .dest = r->settings.dest,
                             .sync = r->settings.sync,
                             .sparse = r->settings.sparse,
@@ -151,39 +151,27 @@ compare (struct restoring *r, const struct cmd_operand *dest)
 
 /* ---- files beside the disk ---- */
 
-/* Copy the file FROM, whose digest is to be DIGEST, to TO, which must not be there. */
+/* Copy the file M to TO, which must not be there. */
 static int
-copy_file (const char *from, const char *to, const char *digest)
+fetch (struct restoring *r, const struct manifest_include *m, const char *to)
 {
-  char data[65536], found[DIGEST_WHOLE_TEXT];
-  CLEANUP_FD int in = open (from, O_RDONLY | O_CLOEXEC);
-  CLEANUP_FD int out = in != -1 ? open (to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
-  ssize_t n = -1;
+  char found[DIGEST_WHOLE_TEXT];
+  CLEANUP_TEXT char *error = NULL;
 
-  if (in == -1 || out == -1) {
-    cmd_say ("%s: %s", in == -1 ? from : to, strerror (errno));
-    return EXIT_ERROR;
-  }
-  while ((n = read (in, data, sizeof data)) > 0)
-    if (fd_write_all (out, data, (size_t)n) == -1) {
-      n = -1;
-      break;
-    }
-  if (n == -1 || fsync (out) == -1) {
-    cmd_say ("%s: %s", to, strerror (errno));
-    unlink (to);
+  if (store_fetch (&r->o.store, m, to, &error) == -1) {
+    cmd_say ("%s", error);
     return EXIT_ERROR;
   }
   int status = digest_of (to, "raw", false, NULL, found);
-  if (status == EXIT_DONE && strcmp (found, digest) != 0) {
-    cmd_say ("%s is not what was backed up: its digest is %s, and was %s", to, found, digest);
+  if (status == EXIT_DONE && strcmp (found, m->digest) != 0) {
+    cmd_say ("%s is not what was backed up: its digest is %s, and was %s", to, found, m->digest);
     status = EXIT_DIFFERENT;
   }
   return status;
 }
 
 static int
-restore_included (const struct restoring *r)
+restore_included (struct restoring *r)
 {
   const struct manifest *m = &r->which.entry->manifest;
   int status = EXIT_DONE;
@@ -195,9 +183,8 @@ restore_included (const struct restoring *r)
   for (unsigned i = 0; i < m->nr_includes && status == EXIT_DONE; i++) {
     const struct manifest_include *f = &m->includes[i];
     const char *slash = strrchr (f->file, '/');
-    CLEANUP_TEXT char *from = repository_path (&r->o.repo, f->file);
     CLEANUP_TEXT char *to = text_printf ("%s/%s", r->included, slash != NULL ? slash + 1 : f->file);
-    status = copy_file (from, to, f->digest);
+    status = fetch (r, f, to);
   }
   return status;
 }
@@ -208,8 +195,8 @@ static int
 restore (struct restoring *r, const struct cmd_operand *dest)
 {
   CLEANUP_TEXT char *fault
-      = chain_fault (&r->o.repo, &r->o.list, r->which.entry->name, r->which.disk->id);
-  CLEANUP_TEXT char *file = repository_path (&r->o.repo, r->which.disk->file);
+      = store_chain_fault (&r->o.store, &r->o.list, r->which.entry->name, r->which.disk->id);
+  CLEANUP_TEXT char *file = store_endpoint (&r->o.store, r->which.disk->file);
   char size[UNITS_BUF];
   json_t *report = NULL;
 

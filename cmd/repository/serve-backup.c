@@ -7,6 +7,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,15 +16,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backup/chain.h"
 #include "base/child.h"
 #include "base/clock.h"
 #include "base/text.h"
+#include "cmd/repository/far-export.h"
 #include "cmd/repository/repository.h"
 #include "cmd/worker.h"
 #include "mirror/endpoint/endpoint.h"
 
 #define START_MS 10000
+#define FAR_MS 40000 /* the same through ssh, which has to log in */
 #define POLL_MS 20
 #define IDLE_MS 1000
 #define ANSWER_MS 1000
@@ -47,10 +49,10 @@ struct serving {
   _Atomic int *signal;
 };
 
-/* An overlay on IMAGE in a new directory below $TMPDIR.  NULL after a message; to be removed with
- * remove_overlay(). */
+/* An overlay on IMAGE, in FORMAT, in a new directory below $TMPDIR.  NULL after a message; to be
+ * removed with remove_overlay(). */
 static char *
-make_overlay (const char *image)
+make_overlay (const char *image, const char *format)
 {
   const char *tmp = getenv ("TMPDIR");
   CLEANUP_TEXT char *dir
@@ -62,7 +64,7 @@ make_overlay (const char *image)
   }
   char *path = text_printf ("%s/overlay.qcow2", dir);
   const char *const words[]
-      = { "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, path, NULL };
+      = { "qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", image, path, NULL };
   int r = child_run (words, NULL);
   if (r == 0)
     return path;
@@ -85,14 +87,14 @@ remove_overlay (char *path)
 
 /* Does qemu-nbd serve the image?  It makes the socket before it opens the files. */
 static bool
-answers (const char *socket)
+answers (const char *socket, bool far)
 {
   struct stat st;
 
   if (stat (socket, &st) == -1 || !S_ISSOCK (st.st_mode))
     return false;
   CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", socket);
-  const struct endpoint_options eo = { .connect_timeout_ms = ANSWER_MS };
+  const struct endpoint_options eo = { .connect_timeout_ms = far ? FAR_MS : ANSWER_MS };
   struct endpoint *ep = endpoint_open (&uri, 1, &eo, NULL, NULL);
   if (ep != NULL)
     endpoint_close (ep);
@@ -112,10 +114,9 @@ say_ready (const struct serving *s, const struct selected *which)
   fflush (stdout);
 }
 
-/* Run qemu-nbd until we are told to end, or it ends. */
-static int
-serve (const struct serving *s, const struct opened *o, const struct selected *which,
-       const char *image)
+/* Start a qemu-nbd that serves IMAGE.  -1 with errno. */
+static pid_t
+start_qemu_nbd (const struct serving *s, const char *image)
 {
   char *socket_word = text_printf ("--socket=%s", s->socket);
   char *words[] = { (char *)"qemu-nbd",
@@ -127,58 +128,105 @@ serve (const struct serving *s, const struct opened *o, const struct selected *w
                     (char *)image,
                     NULL };
   const struct child_options how = { .own_group = true, .end_with_us = true };
-  uint64_t begin = clock_ms ();
-  bool ready = false;
-  int ended = 0;
 
   pid_t pid = child_start (words, &how);
   text_free (socket_word);
-  if (pid == -1) {
-    cmd_say ("qemu-nbd: %s", strerror (errno));
-    return EXIT_ERROR;
-  }
-  while (atomic_load (s->signal) == 0) {
-    if (child_ended (pid, ready ? IDLE_MS : POLL_MS, &ended)) {
-      cmd_say ("qemu-nbd has ended");
-      unlink (s->socket);
-      return EXIT_ERROR;
-    }
-    if (!ready && answers (s->socket)) {
-      if (!opened_still_good (o, which))
-        break;
-      ready = true;
-      say_ready (s, which);
-    }
-    if (!ready && clock_ms () - begin > START_MS) {
-      cmd_say ("qemu-nbd does not serve within %d s", START_MS / 1000);
-      break;
-    }
-  }
+  return pid;
+}
+
+static void
+end_server (pid_t pid)
+{
+  int ended;
+
   kill (-pid, SIGTERM);
   if (!child_ended (pid, END_MS, &ended)) {
     kill (-pid, SIGKILL);
     child_ended (pid, END_MS, &ended);
   }
+}
+
+/* PID serves the disk: wait until we are told to end, or it ends. */
+static int
+serve (const struct serving *s, struct opened *o, const struct selected *which, pid_t pid)
+{
+  uint64_t begin = clock_ms (), limit_ms = o->store.far != NULL ? FAR_MS : START_MS;
+  bool ready = false;
+  int ended = 0;
+
+  while (atomic_load (s->signal) == 0) {
+    if (child_ended (pid, ready ? IDLE_MS : POLL_MS, &ended)) {
+      cmd_say ("the server has ended");
+      unlink (s->socket);
+      return EXIT_ERROR;
+    }
+    if (!ready && answers (s->socket, o->store.far != NULL)) {
+      if (!opened_still_good (o, which))
+        break;
+      ready = true;
+      say_ready (s, which);
+    }
+    if (!ready && clock_ms () - begin > limit_ms) {
+      cmd_say ("the disk is not served within %" PRIu64 " s", limit_ms / 1000);
+      break;
+    }
+  }
+  end_server (pid);
   unlink (s->socket);
   return ready ? EXIT_DONE : EXIT_ERROR;
 }
 
+/* With the overlay, or without one, IMAGE in FORMAT.  An exit status. */
 static int
-serve_selected (const struct serving *s, const struct opened *o, const struct selected *which)
+serve_image (const struct serving *s, struct opened *o, const struct selected *which,
+             const char *image, const char *format)
 {
-  CLEANUP_TEXT char *fault = chain_fault (&o->repo, &o->list, which->entry->name, which->disk->id);
-  CLEANUP_TEXT char *path = repository_path (&o->repo, which->disk->file);
+  char *overlay = s->overlay ? make_overlay (image, format) : NULL;
+  int status = EXIT_ERROR;
+
+  if (!s->overlay || overlay != NULL) {
+    pid_t pid = start_qemu_nbd (s, s->overlay ? overlay : image);
+    if (pid == -1)
+      cmd_say ("qemu-nbd: %s", strerror (errno));
+    else
+      status = serve (s, o, which, pid);
+  }
+  remove_overlay (overlay);
+  return status;
+}
+
+/* A disk on another host: each client gets a connection of its own there; an overlay is here. */
+static int
+serve_far (const struct serving *s, struct opened *o, const struct selected *which)
+{
+  struct far_export x;
+  int status = EXIT_ERROR;
+
+  if (far_export_start (&x, o->store.repo.path, which->disk->file, s->overlay ? NULL : s->socket)
+      == -1)
+    return EXIT_ERROR;
+  if (s->overlay) {
+    CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", x.socket);
+    status = serve_image (s, o, which, uri, "raw");
+    end_server (x.pid);
+  } else
+    status = serve (s, o, which, x.pid);
+  far_export_tidy (&x);
+  return status;
+}
+
+static int
+serve_selected (const struct serving *s, struct opened *o, const struct selected *which)
+{
+  CLEANUP_TEXT char *fault
+      = store_chain_fault (&o->store, &o->list, which->entry->name, which->disk->id);
+  CLEANUP_TEXT char *path = repository_path (&o->store.repo, which->disk->file);
 
   if (fault != NULL) {
     cmd_say ("backup %s is broken: %s", which->entry->name, fault);
     return EXIT_ERROR;
   }
-  char *overlay = s->overlay ? make_overlay (path) : NULL;
-  int status = EXIT_ERROR;
-  if (!s->overlay || overlay != NULL)
-    status = serve (s, o, which, s->overlay ? overlay : path);
-  remove_overlay (overlay);
-  return status;
+  return o->store.far != NULL ? serve_far (s, o, which) : serve_image (s, o, which, path, "qcow2");
 }
 
 static int

@@ -17,6 +17,7 @@
 #include "backup/chain.h"
 #include "base/child.h"
 #include "base/text.h"
+#include "cmd/far/far.h"
 #include "cmd/repository/boot.h"
 #include "cmd/repository/repository.h"
 #include "cmd/worker.h"
@@ -81,7 +82,7 @@ structure_fault (const char *path)
 static char *
 look_at_file (struct verifying *v, const struct manifest_disk *d)
 {
-  CLEANUP_TEXT char *path = repository_path (&v->o.repo, d->file);
+  CLEANUP_TEXT char *path = repository_path (&v->o.store.repo, d->file);
   char digest[DIGEST_WHOLE_TEXT];
   char *fault = structure_fault (path);
 
@@ -136,7 +137,7 @@ files_fault (struct verifying *v, const struct backup_entry *e, const struct man
 static char *
 contents_fault (struct verifying *v, const struct manifest_disk *d)
 {
-  CLEANUP_TEXT char *path = repository_path (&v->o.repo, d->file);
+  CLEANUP_TEXT char *path = repository_path (&v->o.store.repo, d->file);
   char digest[DIGEST_WHOLE_TEXT];
 
   if (d->digest == NULL)
@@ -156,7 +157,7 @@ contents_fault (struct verifying *v, const struct manifest_disk *d)
 static void
 look_at_list (const struct verifying *v, const struct manifest_disk *d)
 {
-  CLEANUP_TEXT char *path = repository_path (&v->o.repo, d->digests_file);
+  CLEANUP_TEXT char *path = repository_path (&v->o.store.repo, d->digests_file);
   const struct digest_list_kept list = { .path = path, .own = d->digests_own };
   CLEANUP_TEXT char *error = NULL;
   uint64_t blocks;
@@ -172,7 +173,7 @@ disk_fault (struct verifying *v, const struct backup_entry *e, const struct mani
 {
   if (d->file == NULL)
     return text_copy (d->error);
-  char *fault = chain_fault (&v->o.repo, &v->o.list, e->name, d->id);
+  char *fault = chain_fault (&v->o.store.repo, &v->o.list, e->name, d->id);
   if (fault == NULL && !v->quick)
     fault = files_fault (v, e, d);
   if (fault == NULL && !v->quick)
@@ -248,7 +249,7 @@ verify_all (struct verifying *v)
     putchar ('\n');
   }
   if (v->nr_good + v->nr_bad == 0) {
-    cmd_say ("%s: there is no backup%s%s", v->o.repo.path, v->disk ? " of the disk " : "",
+    cmd_say ("%s: there is no backup%s%s", v->o.store.repo.path, v->disk ? " of the disk " : "",
              v->disk ? v->disk : "");
     return EXIT_ERROR;
   }
@@ -295,11 +296,17 @@ run (struct cmd_line *line)
     return line->status;
   if ((v.boot.command == NULL) != (v.boot.mark == NULL) || (v.boot.mark && *v.boot.mark == '\0'))
     return cmd_usage_error ("--boot COMMAND and --mark TEXT go together");
+  const char *place = line->operands[0].argv[0];
+  if (v.boot.command != NULL && far_is_meant (place))
+    return cmd_usage_error ("--boot: run it on the host of %s, where COMMAND has to run", place);
+  int status;
+  if (far_pass_on (line, &status))
+    return status;
   if (worker_signals (&v.signal) == -1)
     return EXIT_ERROR;
   v.boot.repository = line->operands[0].argv[0];
   v.boot.signal = v.signal;
-  int status = opened_open (&v.o, line->operands[0].argv[0]);
+  status = opened_open (&v.o, line->operands[0].argv[0]);
   if (status == EXIT_DONE && at != NULL)
     status = opened_select_any (&v.o, at, v.disk, &v.only);
   if (status == EXIT_DONE)

@@ -235,6 +235,7 @@ channel_close (struct channel *ch)
 {
   if (!ch)
     return;
+  ch->was_alive = ch->error == NULL;
   channel_die (ch, "%s: closed", ch->ep->name);
   if (!ch->stopped)
     bury (ch);

@@ -79,6 +79,8 @@ struct endpoint_options {
   /* A `[` command is a qemu-nbd that serves this local image: one that is missing is created, of
    * create_size bytes, but none is extended.  NULL: it serves anything else.  Borrowed for ever. */
   const char *image, *image_format;
+  /* Of an NBD export: only so many bytes from its beginning are meant; 0: all of it. */
+  uint64_t only;
   bool grows; /* a regular file may be written to behind its end, and grows then */
   /* An earlier endpoint has flushed there.  Else endpoint_open() does so once, if it is writable,
    * to see whether a flush that is offered is also done. */

@@ -81,6 +81,7 @@ struct channel {
   struct endpoint *ep;
   char *error;     /* dead, and why */
   bool stopped;    /* dead, and ops->stop() was called */
+  bool was_alive;  /* until channel_close() */
   struct op *pool; /* the memory */
   unsigned nr_ops;
   unsigned room;

@@ -40,6 +40,8 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
   }
   if (nep->packed)
     size -= (int64_t)PACK_OFFSET;
+  if (nep->ep.opts.only > 0 && (uint64_t)size > nep->ep.opts.only)
+    size = (int64_t)nep->ep.opts.only;
   if (min <= 0)
     min = 1;
   if (max <= 0 || max > ENDPOINT_MAX_REQUEST)

@@ -405,6 +405,17 @@ nbd_dispatch (struct channel *ch, const struct pollfd *fds, unsigned nr, int64_t
   check_time (nc, now);
 }
 
+/* A command's stdin and stdout are its only connection, so the next channel needs it again. */
+static bool
+hand_back (struct nbd_channel *nc)
+{
+  struct nbd_endpoint *nep = (struct nbd_endpoint *)nc->ch.ep;
+  struct nbd_handle *none = NULL;
+
+  return nep->has_stdio && nc->nr_conns == 1 && nc->ch.was_alive && !nbd_is_over (nc->conns[0].h)
+         && atomic_compare_exchange_strong (&nep->first, &none, nc->conns[0].h);
+}
+
 static void
 nbd_stop (struct channel *ch)
 {
@@ -415,6 +426,8 @@ nbd_stop (struct channel *ch)
   for (unsigned i = 0; i < nc->nr_conns; i++)
     if (nc->conns[i].in_flight > 0)
       idle = false;
+  if (idle && hand_back (nc))
+    nc->nr_conns = 0;
   for (unsigned i = 0; i < nc->nr_conns; i++)
     nbd_close_handle (nc->conns[i].h, idle);
   nc->nr_conns = 0;

@@ -61,7 +61,8 @@ struct nbd_endpoint {
   bool has_digests;          /* a connection has found some */
 
   struct endpoint_info offered;        /* what the first connection was told; constant */
-  _Atomic (struct nbd_handle *) first; /* that connection, for the first channel */
+  _Atomic (struct nbd_handle *) first; /* that connection, for the first channel; that
+ of a command with one connection comes back */
   struct nbd_ahead ahead;              /* and those that are made beside it */
 };
 

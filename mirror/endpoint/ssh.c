@@ -69,7 +69,7 @@ remote_command (const struct uri *uri, const struct endpoint_options *opts)
   add_pair (&line, "--format", uri_parameter (uri, "format"));
   if (!opts->writable)
     add_quoted (&line, "--read-only");
-  else if (!opts->create)
+  else if (!opts->create || uri_has (uri, "resume"))
     add_quoted (&line, "--resume");
   else {
     snprintf (size, sizeof size, "%" PRIu64, opts->create_size);
@@ -111,8 +111,9 @@ add_program (char **argv, unsigned *n)
   free (words);
 }
 
-char **
-ssh_command (const struct uri *uri, const struct endpoint_options *opts)
+/* REMOTE is what a shell there is given; it is owned from now on. */
+static char **
+command_with (const struct uri *uri, char *remote)
 {
   char **argv = calloc (MAX_WORDS + 1, sizeof *argv), port[32];
   unsigned n = 0;
@@ -130,8 +131,28 @@ ssh_command (const struct uri *uri, const struct endpoint_options *opts)
     add_word (argv, &n, "-l", uri->user);
   add_word (argv, &n, "", "--");
   add_word (argv, &n, "", uri->host);
-  argv[n++] = remote_command (uri, opts);
+  argv[n++] = remote;
   return argv;
+}
+
+char **
+ssh_command (const struct uri *uri, const struct endpoint_options *opts)
+{
+  return command_with (uri, remote_command (uri, opts));
+}
+
+char **
+ssh_command_for (const struct uri *uri, const char *const *words)
+{
+  const char *program = uri_parameter (uri, "program");
+  char *line = calloc (1, 1);
+
+  if (line == NULL)
+    abort ();
+  add_quoted (&line, program != NULL ? program : "nbdmirror");
+  for (; *words != NULL; words++)
+    add_quoted (&line, *words);
+  return command_with (uri, line);
 }
 
 const char *

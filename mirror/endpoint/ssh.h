@@ -5,6 +5,7 @@
  *
  *   format=raw|qcow2  backing=FILE  backing-format=F  preallocate  overcommit  overwrite
  *                     as the options of receive; they count when the disk is made
+ *   resume            the disk is there, whatever else is said, and is not made
  *   program=FILE      nbdmirror on that host (default: nbdmirror, in PATH)
  *
  * The environment variable NBDMIRROR_SSH is the command to use, with options, separated by spaces
@@ -21,7 +22,9 @@
  * with ssh_command_free().  With OPTS->create the disk is made; else the mirror goes on with the
  * one that is there, or without OPTS->writable only reads it.  Pure but for the environment. */
 char **ssh_command (const struct uri *uri, const struct endpoint_options *opts);
-void ssh_command_free (char **argv);
+/* The command that runs nbdmirror there with the arguments WORDS, NULL at the end; the same. */
+char **ssh_command_for (const struct uri *uri, const char *const *words);
+void ssh_command_free (char **argv); /* NULL is allowed */
 
 /* Why a command that ended with STATUS did so; NULL where its exit status does not tell.  Sets *ERR
  * if an errno fits better than that of the broken connection.  What ssh itself or the other host's

@@ -204,7 +204,7 @@ static const char *const nbd_parameters[] = {
   NULL,
 };
 static const char *const ssh_values[] = { "format", "backing", "backing-format", "program", NULL };
-static const char *const ssh_flags[] = { "preallocate", "overcommit", "overwrite", NULL };
+static const char *const ssh_flags[] = { "preallocate", "overcommit", "overwrite", "resume", NULL };
 
 static bool
 is_one_of (const char *name, const char *const *list)

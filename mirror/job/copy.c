@@ -129,6 +129,7 @@ open_both (struct copy *c)
     return complain (c, JOB_REFUSED, error);
   }
   so.writable = so.create = false;
+  so.only = o->source_only;
   so.layers = o->sync.mode == ENGINE_SYNC_TOP;
   /* The server may be an nbdkit that a killed client would take down, and may serve somebody
    * else. */

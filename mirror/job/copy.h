@@ -18,6 +18,7 @@ struct copy_options {
   char *const *source; /* as for endpoint_open(); the destination may be `null:` as well */
   unsigned nr_source;
   struct session_options dest;
+  uint64_t source_only; /* bytes from the beginning of an NBD source; 0: all of it */
   struct sync_options sync;
   enum engine_sparse sparse;
   bool dest_is_zero;     /* the user says so */

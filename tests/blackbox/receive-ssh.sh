@@ -5,52 +5,13 @@
 # alive when the new one comes: that one is ended first (R12).
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under thread
-need ssh ssh-keygen
-sshd=$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v sshd) ||
-  skip "sshd is not installed (openssh-server)"
-
-# As root sshd wants its directory.
-[ "$(id -u)" != 0 ] || mkdir -p /run/sshd
-umask 077
-mkdir "$tmp/ssh" "$tmp/there"
-ssh-keygen -q -t ed25519 -N '' -f "$tmp/ssh/host"
-ssh-keygen -q -t ed25519 -N '' -f "$tmp/ssh/user"
-port=$(free_port)
-cat >"$tmp/ssh/sshd_config" <<END
-Port $port
-ListenAddress 127.0.0.1
-HostKey $tmp/ssh/host
-AuthorizedKeysFile $tmp/ssh/user.pub
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-PermitRootLogin prohibit-password
-END
-echo "[127.0.0.1]:$port $(cut -d' ' -f1,2 "$tmp/ssh/host.pub")" >"$tmp/ssh/known_hosts"
-spawn sshd "$sshd" -D -e -f "$tmp/ssh/sshd_config"
-NBDMIRROR_SSH="ssh -F none -i $tmp/ssh/user -o IdentitiesOnly=yes"
-export NBDMIRROR_SSH="$NBDMIRROR_SSH -o UserKnownHostsFile=$tmp/ssh/known_hosts"
+. "$srcdir/tests/blackbox/sshd.sh"
 # The host there: a directory with a name that a shell would take apart.
 mkdir "$tmp/there/it's \$HOME"
 disk_there="$tmp/there/it's \$HOME/disk"
-{
-  echo '#!/bin/sh'
-  printf 'exec %s "$@"\n' \
-    "$(printf "'%s' " "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR")"
-} >"$tmp/there/nbdmirror"
-chmod +x "$tmp/there/nbdmirror"
 host="ssh://127.0.0.1:$port$tmp/there"
 program="program=$tmp/there/nbdmirror"
 dest="$host/it's%20\$HOME/disk?$program"
-answers () { $NBDMIRROR_SSH -o BatchMode=yes -p "$port" 127.0.0.1 true; }
-deadline=$((SECONDS + 20))
-until answers 2>"$tmp/ssh.log"; do
-  running sshd || skip "this sshd does not run here: $(tail -n 1 "$tmp/sshd.log")"
-  [ $SECONDS -le $deadline ] ||
-    skip "this account cannot log in by ssh: $(tail -n 1 "$tmp/ssh.log")"
-  sleep 0.2
-done
 
 random_disk "$tmp/disk" 16M+513
 

@@ -93,6 +93,9 @@ Test (backup, checkpoint_names)
       backup_target_is_backup ("[ qemu-nbd --shared=0 /r/a b/20261128T013000Z-1-inc.qcow2 ]"));
   cr_assert (backup_target_is_backup ("[ qemu-nbd x=/r/20261128T013000Z-full.qcow2 ]"));
   cr_assert (!backup_target_is_backup ("[ qemu-nbd --shared=0 /r/a/mine-full.qcow2 ]"));
+  cr_assert (backup_target_is_backup (
+      "ssh://h/r/a%20b/20261128T013000Z-1-inc.qcow2?format=qcow2&program=/x/y&resume"));
+  cr_assert (!backup_target_is_backup ("ssh://h/r/a/mine-inc.qcow2?format=qcow2"));
   cr_assert (!backup_target_is_backup ("nbd://h/20261128T013000Z-full.qcow2"));
   CLEANUP_TEXT char *id = backup_disk_id_from_path ("/run/vm 1/vda.control");
   cr_assert (strcmp (id, "vda") == 0);

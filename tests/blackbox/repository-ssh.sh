@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a repository behind ssh is one like any other: backups, full and incremental, with
+# files beside them, are listed, verified, restored, served and pruned there; what is wrong is said;
+# and a line that is cut at any instant leaves the earlier backups as they were and nothing
+# half-done.  ROUNDS cuts (2); with NBDMIRROR_LONG 60, and a real sshd.
+[ "${NBDMIRROR_LONG:-0}" != 0 ] || export SSH_STAND_IN="${SSH_STAND_IN:-1}"
+. "$(dirname "$0")/lib.sh"
+need qemu-img qemu-nbd
+proves_nothing_under thread
+proves_nothing_under address
+. "$srcdir/tests/blackbox/sshd.sh"
+
+rounds=${ROUNDS:-2}
+[ "${NBDMIRROR_LONG:-0}" = 0 ] || rounds=60
+repo="$tmp/there/it's a repo"
+far="ssh://127.0.0.1:$port$tmp/there/it's%20a%20repo?program=$tmp/there/nbdmirror"
+disk='für, my disk'
+random_disk "$tmp/a" 12M+513
+start_server a "$tmp/a" --state "$tmp/a.state" -- mirror-state-volatile=yes
+# put BYTE: change some of the disk.
+put () {
+  "$python" -c 'import nbd, random, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(bytes([int(sys.argv[2])]) * 65536, random.randrange(180) * 65536)
+h.shutdown()' "${uri[a]}" "$1"
+}
+backup () { nbdmirror backup "${control[a]}" "$far" --disk-name "${control[a]}=$disk" "$@"; }
+# what KEY: of the last backup.
+what () { "$python" "$srcdir/tests/blackbox/newest-backup.py" "$repo" "$disk" "$1"; }
+kind () { what kind; }
+# restored [AT]: does the backup AT restore to $tmp/shadow-AT, or the last one to the disk?
+restored () {
+  rm -f "$tmp/back"
+  has_to_exit 0 nbdmirror restore "$far" "$tmp/back" ${1:+--at "$1"}
+  cmp "$tmp/back" "${1:+$tmp/shadow-}${1:-$tmp/a}" || fail "restored: it differs"
+}
+newest () { what file | sed 's/.*\///; s/-full.*//; s/-inc.*//'; }
+
+# ---- all commands --------------------------------------------------------------------------------
+has_to_exit 2 nbdmirror backup "${control[a]}" "$far&format=raw"
+has_to_exit 2 backup --compress
+has_to_exit 3 nbdmirror backup "${control[a]}" "ssh://127.0.0.1:$port$tmp/none?program=/nonexistent"
+grep -q 'not found there' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+has_to_exit 1 nbdmirror backup-list "$far"
+has_to_exit 3 backup --dry-run
+[ ! -e "$repo" ] || fail "--dry-run made a repository"
+
+seq 100000 >"$tmp/notes.txt"
+has_to_exit 0 backup --include "$tmp/notes.txt"
+[ "$(kind)" = full ] || fail "the first one is $(kind)"
+first=$(newest)
+cp "$tmp/a" "$tmp/shadow-$first"
+put 7
+has_to_exit 0 backup --include "$tmp/notes.txt" --json
+[ "$(kind)" = incremental ] || fail "the second one is $(kind)"
+[ "$(what copied-bytes)" -le 131072 ] || fail "more than was changed: $(what copied-bytes)"
+restored
+restored "$first"
+has_to_exit 0 nbdmirror restore "$far" "$tmp/back" --sync compare --included "$tmp/inc"
+cmp "$tmp/inc/1-notes.txt" "$tmp/notes.txt" || fail "--included: it differs"
+has_to_exit 0 nbdmirror restore "$far" "ssh://127.0.0.1:$port$tmp/there/back?${far#*\?}"
+cmp "$tmp/there/back" "$tmp/a" || fail "restored through ssh: it differs"
+# Other people's tools, there.
+qemu-img compare -q -f qcow2 -F raw "$repo/$disk/$(newest)-inc.qcow2" "$tmp/a" || fail "qemu-img"
+has_to_exit 0 nbdmirror backup-list "$far"
+[ "$(grep -c ': full\|: incremental' "$tmp/out")" = 2 ] || fail "list: $(cat "$tmp/out")"
+has_to_exit 0 nbdmirror backup-verify "$far"
+[ "$(grep -c ': good$' "$tmp/out")" = 2 ] || fail "verify: $(cat "$tmp/out")"
+has_to_exit 2 nbdmirror backup-verify "$far" --boot true --mark x
+for overlay in '' --overlay; do
+  rm -f "$tmp/serve.log"
+  # shellcheck disable=SC2086
+  spawn serve nbdmirror serve-backup "$far" --socket "$tmp/s" $overlay
+  wait_for 40 grep -q '^nbd+unix' "$tmp/serve.log"
+  equal "$tmp/a" "nbd+unix:///?socket=$tmp/s"
+  got=0
+  qemu-io -f raw -c 'write -P 9 0 4096' "nbd+unix:///?socket=$tmp/s" >"$tmp/out" 2>&1 || got=$?
+  [ $((got == 0)) = $((${#overlay} > 0)) ] || fail "a write: $got $(cat "$tmp/out")"
+  stop serve
+  [ ! -e "$tmp/s" ] || fail "the socket was left"
+done
+restored
+
+# ---- two at once ---------------------------------------------------------------------------------
+spawn slow nbdmirror backup "${control[a]}" "$far" --disk-name "${control[a]}=$disk" --full \
+  --bandwidth 1M
+begun () { ls "$repo/backups/"*.begun; }
+wait_for 20 begun
+has_to_exit 7 backup
+kill -INT "${pid[slow]}"
+wait_exit slow 30
+[ "$status" = 6 ] || fail "cancelled: $status"
+no_marks () { [ -z "$(find "$repo" -name '*.begun')" ]; }
+wait_for 20 no_marks
+[ "$(find "$repo/$disk" -name '*.qcow2' | wc -l)" = 2 ] || fail "files were left"
+
+# ---- the line is cut -----------------------------------------------------------------------------
+# lines: the processes that carry lines of ours.
+lines () { ps -eo pid=,args= |
+  awk -v tmp="$tmp" 'index ($0, tmp) && / -- 127\.0\.0\.1 / { print $1 }'; }
+seed=${SEED:-$RANDOM}
+RANDOM=$seed
+for ((i = 1; i <= rounds; i++)); do
+  put "$((i % 250))"
+  # Every other one takes so long that the copy is cut.
+  spawn backup nbdmirror backup "${control[a]}" "$far" --disk-name "${control[a]}=$disk" \
+    $([ $((i % 2)) = 0 ] || echo --full --bandwidth 8M)
+  sleep "0.$(printf %03d $((RANDOM % 900)))"
+  mapfile -t victims < <(lines)
+  [ ${#victims[@]} = 0 ] || kill -KILL "${victims[RANDOM % ${#victims[@]}]}" 2>/dev/null || :
+  wait_exit backup 120
+  note "seed $seed, cut $i of ${#victims[@]} lines: $status"
+  if [ "$status" = 0 ]; then restored; fi
+  restored "$first"
+  # What the agent there has not removed yet, the next backup does.
+  for try in 1 2 3 4 5; do
+    backup >"$tmp/out" 2>&1 && break
+    [ $try != 5 ] || fail "seed $seed, cut $i: $(cat "$tmp/out")"
+    sleep 1
+  done
+  restored
+  no_marks || fail "seed $seed, cut $i: a mark was left"
+  json=$(find "$repo/backups" -name '*.json' | wc -l)
+  [ "$(find "$repo/$disk" -name '*.qcow2' | wc -l)" = "$json" ] || fail "files were left"
+done
+has_to_exit 0 nbdmirror backup-verify "$far"
+
+# ---- pruned --------------------------------------------------------------------------------------
+has_to_exit 0 nbdmirror backup-protect "$far" "$first"
+has_to_exit 7 nbdmirror backup-merge "$far" "$first"
+has_to_exit 0 nbdmirror backup-protect "$far" "$first" --off
+has_to_exit 0 nbdmirror backup-prune "$far" --keep-last 1
+restored
+has_to_exit 0 nbdmirror backup-verify "$far"
+[ "$(grep -c ': good$' "$tmp/out")" = 1 ] || fail "pruned: $(cat "$tmp/out")"
+put 99
+has_to_exit 0 backup
+[ "$(kind)" = incremental ] || fail "after pruning: $(kind)"
+restored
