@@ -275,6 +275,7 @@ guest_tests = \
 	tests/guest/migrate.py \
 	tests/guest/qcow2-running.py \
 	tests/guest/qmp-jobs.py \
+	tests/guest/qmp-migrate.py \
 	tests/guest/shared-base.py \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py \

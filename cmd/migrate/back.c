@@ -28,6 +28,7 @@
 #include "cmd/migrate/adopted.h"
 #include "cmd/migrate/migrate.h"
 #include "cmd/migrate/plan.h"
+#include "control/name.h"
 
 #define CANCEL_MS 20000 /* for QEMU to cancel a migration */
 #define RUN_MS 20000    /* for the source VM to run again */
@@ -66,6 +67,8 @@ uncommit (struct migrate *m)
     struct disk *d = &m->disks.disk[i];
     char *error = NULL, *class_ = NULL;
 
+    if (control_is_of_qemu (d->control)) /* nothing but the stopped guest keeps it */
+      continue;
     if (d->client == NULL)
       d->client = control_client_connect (d->control, QUERY_MS, &error);
     text_free (error);
@@ -196,6 +199,7 @@ restore_settings (struct migrate *m)
 bool
 migrate_back (struct migrate *m, bool dest_first)
 {
+  migrate_share_monitor (m);
   progress_phase (m, PHASE_BACK);
   if (!free_disks (m)) {
     m->unresolved = true;

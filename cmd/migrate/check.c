@@ -12,10 +12,12 @@
 
 #include <string.h>
 
+#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/migrate.h"
 #include "cmd/migrate/plan.h"
+#include "control/name.h"
 #include "mirror/endpoint/uri.h"
 
 /* ---- which of QEMU's disks is which ------------------------------------------------------------
@@ -104,9 +106,57 @@ check_dest_size (struct migrate *m, const struct disk *d, const json_t *device, 
   return 0;
 }
 
-static int
-check_disk (struct migrate *m, const struct disk *d, json_t *at_source, json_t *at_dest)
+/* The device of the list that uses NODE. */
+static json_t *
+find_by_node (json_t *devices, const char *node)
 {
+  json_t *device;
+  size_t i;
+
+  json_array_foreach (devices, i, device)
+  {
+    const char *its = inserted_text (device, "node-name");
+
+    if (its != NULL && strcmp (its, node) == 0)
+      return device;
+  }
+  return NULL;
+}
+
+/* A disk that the source QEMU has open by itself: it must be this QEMU that the disk's worker
+ * asks. */
+static int
+check_own_disk (struct migrate *m, struct disk *d, json_t *at_source, json_t *at_dest)
+{
+  CLEANUP_TEXT char *monitor = NULL;
+  const struct peer *source = &m->machines.source.peer;
+  const char *node = "";
+  struct peer its = { .is_qemu = false };
+
+  control_name_split (d->control, &monitor, &node);
+  CLEANUP_FD int sock = fd_connect (monitor);
+  if (sock != -1)
+    peer_look (sock, &its);
+  if (source->is_qemu && its.is_qemu && source->pid != its.pid)
+    return journal_fail (&m->journal, EXIT_REFUSED, "%s: this is the monitor of another QEMU",
+                         d->control);
+  json_t *device = find_by_node (at_source, node);
+  if (device == NULL)
+    return journal_fail (&m->journal, EXIT_REFUSED,
+                         "%s: no disk of the source QEMU has a node '%s'", d->control, node);
+  json_object_set_new (device, "is-moved", json_true ());
+  json_t *size = json_object_get (json_object_get (json_object_get (device, "inserted"), "image"),
+                                  "virtual-size");
+  if (status_number (d->status, "size", -1) < 0 && size != NULL)
+    json_object_set (d->status, "size", size);
+  return check_dest_size (m, d, device, at_dest);
+}
+
+static int
+check_disk (struct migrate *m, struct disk *d, json_t *at_source, json_t *at_dest)
+{
+  if (control_is_of_qemu (d->control))
+    return check_own_disk (m, d, at_source, at_dest);
   const char *uri = status_text (d->status, "uri");
   bool hidden = uri == NULL;
   json_t *device = uri != NULL ? find_device (at_source, uri, &hidden) : NULL;

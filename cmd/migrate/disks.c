@@ -14,6 +14,7 @@
 #include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/disks.h"
+#include "control/name.h"
 #include "mirror/endpoint/same-place.h"
 #include "mirror/endpoint/uri.h"
 
@@ -44,12 +45,21 @@ disks_free (struct disks *d)
   free (d->disk);
 }
 
+/* A disk that QEMU has open by itself has a control socket only while it is mirrored. */
+static bool
+has_no_worker (const struct disk *d)
+{
+  return control_is_of_qemu (d->control) && control_nobody_listens (d->control);
+}
+
 int
 disks_connect (struct disks *d)
 {
   for (unsigned i = 0; i < d->nr; i++) {
     char *error = NULL;
 
+    if (has_no_worker (&d->disk[i]))
+      continue;
     d->disk[i].client = control_client_connect (d->disk[i].control, QUERY_MS, &error);
     if (d->disk[i].client == NULL)
       return journal_fail_with (d->journal, EXIT_ERROR, error);
@@ -76,6 +86,11 @@ look (struct journal *journal, struct disk *d)
 {
   char *error = NULL;
 
+  if (d->client == NULL && has_no_worker (d)) {
+    json_decref (d->status);
+    d->status = json_pack ("{s:s}", "state", "idle");
+    return 0;
+  }
   for (int try = 0; try < 2; try++) {
     text_free (error);
     error = NULL;

@@ -127,7 +127,15 @@ machine_call (struct machine *v, const char *command, json_t *args, json_t **ret
     text_free (message);
   }
   text_free (class_);
+  if (v->brief)
+    machine_close (v);
   return r;
+}
+
+bool
+machine_is_lost (const struct machine *v)
+{
+  return v->qmp == NULL && !v->brief;
 }
 
 bool

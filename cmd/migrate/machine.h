@@ -26,6 +26,7 @@ struct machine {
   const char *path; /* of the QMP socket */
   struct journal *journal;
   bool only_look;                       /* nothing is changed: capabilities are checked, not set */
+  bool brief;                           /* each call ends with the connection, for others' turn */
   struct control_client *qmp;           /* NULL: not connected, or lost */
   struct peer peer;                     /* who listens at PATH, as of the last connection */
   char migration[32];                   /* the last status that a MIGRATION event told; "" none */
@@ -41,7 +42,8 @@ void machine_close (struct machine *v);
 void machine_free (struct machine *v); /* closes, too */
 
 /* Run a command; steals ARGS.  0, or -1 with *ERROR.  *REFUSED (may be NULL) tells whether QEMU has
- * answered with an error.  A connection that is lost is closed; the next call connects again. */
+ * answered with an error.  A connection that is lost, or brief, is closed; the next call connects
+ * again. */
 int machine_call (struct machine *v, const char *command, json_t *args, json_t **ret, bool *refused,
                   char **error);
 
@@ -50,6 +52,9 @@ int machine_events (struct machine *v);
 
 /* Is nobody listening at the socket any more?  Then QEMU has ended, if its socket is local. */
 bool machine_is_dead (const struct machine *v);
+
+/* Was the connection closed by the other side? */
+bool machine_is_lost (const struct machine *v);
 
 /* What query-status and query-migrate say, into BUF; "" if it cannot be asked. */
 void machine_status (struct machine *v, char buf[32]);

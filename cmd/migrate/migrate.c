@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -16,6 +17,7 @@
 #include "cmd/migrate/guard.h"
 #include "cmd/migrate/migrate.h"
 #include "cmd/worker.h"
+#include "control/name.h"
 
 static int
 run_ready_hook (struct migrate *m)
@@ -232,6 +234,32 @@ tear_down (struct migrate *m)
   migrate_options_free (&m->options);
 }
 
+/* Do the workers of disks that QEMU has open by itself use the monitor that we use? */
+static bool
+is_shared (const struct migrate_options *o)
+{
+  struct stat ours, its;
+
+  if (stat (o->source_qmp, &ours) == -1)
+    return false;
+  for (unsigned i = 0; i < o->nr_disks; i++) {
+    CLEANUP_TEXT char *monitor = NULL;
+    const char *node;
+    if (control_name_split (o->disks[i].control, &monitor, &node) && stat (monitor, &its) == 0
+        && its.st_dev == ours.st_dev && its.st_ino == ours.st_ino)
+      return true;
+  }
+  return false;
+}
+
+void
+migrate_share_monitor (struct migrate *m)
+{
+  m->machines.source.brief = m->shared;
+  if (m->shared)
+    machine_close (&m->machines.source);
+}
+
 static int
 run (struct cmd_line *line)
 {
@@ -245,6 +273,8 @@ run (struct cmd_line *line)
     m.machines.dest = (struct machine){ .name = "destination",
                                         .path = m.options.dest_qmp,
                                         .journal = &m.journal };
+    m.shared = is_shared (&m.options);
+    migrate_share_monitor (&m);
     m.machines.source.only_look = m.machines.dest.only_look = m.options.dry_run;
     status = m.options.recover || m.options.dry_run ? work (&m, NULL) : run_guarded (&m);
   }

@@ -54,6 +54,7 @@ struct migrate {
   struct coordinator *coordinator; /* NULL before the hold is prepared */
   struct coordinator_result result;
   bool held, committed, cont_sent;
+  bool shared; /* workers use the source's monitor as well */
 
   bool recovering;         /* this process finishes what another one has begun */
   bool unresolved;         /* nobody knows whether the guest runs */
@@ -94,6 +95,10 @@ int migrate_recover_guarded (struct migrate *m, const char *died, int exit_statu
 /* ---- dry-run.c ---- */
 /* --dry-run.  An exit status. */
 int migrate_dry_run (struct migrate *m);
+
+/* ---- migrate.c ---- */
+/* From now on leave the source's monitor to their workers after each call, if they need it. */
+void migrate_share_monitor (struct migrate *m);
 
 /* ---- progress.c ---- */
 /* A phase begins. */

@@ -14,6 +14,7 @@
 #include "cmd/serve/paths.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
+#include "control/name.h"
 #include "mirror/endpoint/uri.h"
 
 #define ADOPT_FOLDER "/var/lib/nbdmirror"
@@ -249,6 +250,29 @@ name_disk (struct migrate_options *o, unsigned i)
   return 0;
 }
 
+/* What a disk that QEMU has open by itself cannot have. */
+static int
+check_own_disk_options (const struct migrate_options *o, const struct disk_option *d)
+{
+  CLEANUP_TEXT char *monitor = NULL;
+  const char *node;
+  const char *not_had = o->dry_run                   ? "--dry-run"
+                        : d->verify                  ? ",verify=on"
+                        : o->give_up_stalled != NULL ? "--give-up-if-stalled"
+                                                     : NULL;
+
+  if (!control_is_of_qemu (d->control))
+    return 0;
+  if (!control_name_split (d->control, &monitor, &node))
+    return cmd_usage_error ("--disk %s=%s: it begins with qmp:SOCKET/NODE, the path of a monitor "
+                            "socket and the name of a node",
+                            d->control, d->dest);
+  return not_had == NULL
+             ? 0
+             : cmd_usage_error ("--disk %s=%s: %s is not for a disk that QEMU has open by itself",
+                                d->control, d->dest, not_had);
+}
+
 /* What --adopt and --give-back need of disk I. */
 static int
 check_path_options (struct migrate_options *o, unsigned i)
@@ -340,8 +364,11 @@ migrate_options_parse (struct migrate_options *o, struct cmd_line *line, int *st
   }
   *status = line->nr_operands > 0 ? cmd_usage_error ("'%s' is no option", line->operands[0].argv[0])
                                   : check_options (o);
-  for (unsigned i = 0; i < o->nr_disks && *status == 0; i++)
+  for (unsigned i = 0; i < o->nr_disks && *status == 0; i++) {
     *status = check_path_options (o, i);
+    if (*status == 0)
+      *status = check_own_disk_options (o, &o->disks[i]);
+  }
   o->hooks.controls = o->controls;
   o->hooks.nr_controls = o->nr_disks;
   return *status == 0;

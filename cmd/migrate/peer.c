@@ -84,6 +84,7 @@ peer_look (int fd, struct peer *peer)
   bool waits, stopped;
   bool qemu = has_qemu_arguments (cred.pid, &waits, &stopped);
   peer->is_qemu = qemu || has_qemu_comm (cred.pid);
+  peer->pid = cred.pid;
   if (qemu && waits)
     peer->start = stopped ? PEER_START_PAUSED : PEER_START_RUNS;
 }

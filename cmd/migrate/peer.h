@@ -10,6 +10,7 @@
 #define NBDMIRROR_CMD_MIGRATE_PEER_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 /* What a QEMU that waits for a migration does when that has come. */
 enum peer_start {
@@ -19,7 +20,8 @@ enum peer_start {
 };
 
 struct peer {
-  bool is_qemu; /* it is a QEMU for certain */
+  bool is_qemu; /* it is a QEMU for certain, */
+  pid_t pid;    /* this process */
   enum peer_start start;
 };
 

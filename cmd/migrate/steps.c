@@ -56,7 +56,7 @@ step_mirror (struct migrate *m)
   for (bool ready = false; !ready;) {
     if (check_interrupted (m) == -1 || disks_look (&m->disks, &ready) == -1)
       return -1;
-    if (m->machines.dest.qmp == NULL || m->machines.source.qmp == NULL)
+    if (m->machines.dest.qmp == NULL || machine_is_lost (&m->machines.source))
       return journal_fail (&m->journal, EXIT_ERROR, "the %s QEMU has closed its monitor",
                            m->machines.dest.qmp == NULL ? "destination" : "source");
     progress_update (m);
@@ -172,9 +172,11 @@ step_memory (struct migrate *m)
 
   if (begin_memory (m) == -1)
     return -1;
-  uint64_t asked = 0, disks_asked = 0;
+  uint64_t asked = 0, disks_asked = 0, looked = clock_ns (), before = looked;
   struct stall stall = { 0, 0 };
   while (strcmp (source->migration, "pre-switchover") != 0) {
+    before = looked;
+    looked = clock_ns ();
     if (check_interrupted (m) == -1 || look_at_migration (m, &asked) == -1)
       return -1;
     if (has_failed (source))
@@ -197,8 +199,12 @@ step_memory (struct migrate *m)
         return -1;
     }
     progress_update (m);
-    machines_wait (&m->machines, EVENT_MS);
+    if (strcmp (source->migration, "pre-switchover") != 0)
+      machines_wait (&m->machines, EVENT_MS);
   }
+  /* Nobody has listened to its events: it ran when we asked the last time but one. */
+  if (source->brief)
+    m->machines.source.stop_ns = before;
   return 0;
 }
 
@@ -287,6 +293,7 @@ step_switch (struct migrate *m)
   bool refused;
 
   m->machines.source.migration[0] = '\0';
+  m->machines.source.brief = false; /* what happens here has to be known at once */
   if (machine_call (&m->machines.source, "migrate-continue",
                     json_pack ("{s:s}", "state", "pre-switchover"), NULL, &refused, &error)
           == -1
@@ -319,6 +326,7 @@ step_commit (struct migrate *m)
 {
   char *error = NULL;
 
+  migrate_share_monitor (m);
   if (m->machines.dest.qmp == NULL || machine_events (&m->machines.dest) == -1)
     return journal_fail (&m->journal, EXIT_ERROR,
                          "the destination QEMU was lost before the hand-over");

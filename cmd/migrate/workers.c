@@ -14,6 +14,7 @@
 #include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/disks.h"
+#include "control/name.h"
 #include "mirror/endpoint/seal.h"
 
 #define END_MS 5000 /* for a worker to end when it is told to */
@@ -53,6 +54,13 @@ pass_on_sync (const char **argv, unsigned n, const struct disk_option *o)
   return n;
 }
 
+/* QEMU delays no write, so the other policies are for the other disks. */
+static bool
+is_for_qemu (const char *policy)
+{
+  return policy != NULL && (strcmp (policy, "none") == 0 || strcmp (policy, "fail") == 0);
+}
+
 static bool
 is_left_over (const struct disk *d)
 {
@@ -80,7 +88,8 @@ worker_words (const char *words[WORKER_WORDS], const struct disk *d,
   if (o->compress[0] != '\0')
     words[n++] = o->compress;
   n = pass_on (words, n, "--max-downtime", o->max_downtime);
-  n = pass_on (words, n, "--policy", o->policy);
+  if (!control_is_of_qemu (d->control) || is_for_qemu (o->policy))
+    n = pass_on (words, n, "--policy", o->policy);
   n = pass_on (words, n, "--connections", o->connections);
   n = pass_on (words, n, "--give-up-if-stalled", o->give_up_stalled);
   words[n] = NULL;
@@ -239,6 +248,9 @@ disks_reap (struct disks *d)
   for (unsigned i = 0; i < d->nr; i++) {
     struct disk *disk = &d->disk[i];
 
+    /* It waits for a while, for those who might have to finish the hand-over: nobody has to. */
+    if (control_is_of_qemu (disk->control) && disk->pid > 0 && !disk->ended)
+      kill (disk->pid, SIGTERM);
     reap (disk, END_MS);
     if (disk->pid > 0 && !disk->ended)
       cmd_warning ("%s: its worker, process %ld, has not ended yet", disk->control,

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/text.h"
+#include "control/name.h"
 #include "mirror/handoff/internal.h"
 
 static enum handoff_standing
@@ -54,6 +55,11 @@ ask (void *opaque)
   double ignored = 0;
   int fd = -1;
 
+  /* Its worker has ended, and nothing else keeps the disk of a QEMU. */
+  if (control_is_of_qemu (d->control) && control_nobody_listens (d->control)) {
+    d->standing = STANDING_NONE;
+    return NULL;
+  }
   if (coordinator_disk_connect (d, &ignored) == -1)
     return NULL;
   struct control_call call = { .command = "mirror-decision",
