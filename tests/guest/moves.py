@@ -73,11 +73,11 @@ class Move:
 
 def receive(s, name, size, *options, prefix=(), where=None):
     """`nbdmirror receive`: the process, with uri and guest_uri, and guest, the place for a QEMU's
-    disk."""
+    disk.  SIZE None: the disk is there."""
     where = where or ["--socket", s.path(name + ".sock")]
     path = s.path(name + ".img")
-    process = s.spawn(name, [*prefix, s.nbdmirror_path, "receive", path, "--size", str(size),
-                             *where, *options],
+    new = ["--size", str(size)] if size is not None else ["--resume"]
+    process = s.spawn(name, [*prefix, s.nbdmirror_path, "receive", path, *new, *where, *options],
                       stdout=subprocess.PIPE)
     line = process.stdout.readline()
     check(line, f"receive {name} told nothing")
