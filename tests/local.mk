@@ -247,6 +247,7 @@ own_tests = \
 	tests/blackbox/state-alone.sh \
 	tests/blackbox/state-file.sh \
 	tests/blackbox/state-loss.sh \
+	tests/blackbox/state-size.sh \
 	tests/blackbox/state-slow.sh \
 	tests/blackbox/state-command.sh \
 	tests/blackbox/job-commands.sh \

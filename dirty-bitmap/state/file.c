@@ -105,7 +105,7 @@ state_file_allocate (struct state_file *f, uint64_t offset, uint64_t length)
   if (offset == 0 && lseek (f->fd, 0, SEEK_END) == 0
       && (write_file (f, STATE_BEGUN, sizeof STATE_BEGUN, 0) == -1 || fdatasync (f->fd) == -1))
     return -1;
-  int r = posix_fallocate (f->fd, (off_t)offset, (off_t)length);
+  int r = length != 0 ? posix_fallocate (f->fd, (off_t)offset, (off_t)length) : 0;
 
   errno = r;
   return r == 0 ? 0 : -1;
@@ -137,13 +137,19 @@ state_file_lock (struct state_file *f, bool *busy, char **error)
 static int
 map (struct state_file *f, uint64_t offset, size_t length, _Atomic uint64_t **where, char **error)
 {
+  static _Atomic uint64_t nothing; /* what the maps of an empty disk are */
+
   if (*where != NULL)
     return 0;
+  f->live_bytes = length;
+  if (length == 0) {
+    *where = &nothing;
+    return 0;
+  }
   void *p = mmap (NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, (off_t)offset);
   if (p == MAP_FAILED)
     return text_error (error, "mmap: %s", strerror (errno));
   *where = p;
-  f->live_bytes = length;
   return 0;
 }
 
@@ -165,7 +171,7 @@ state_file_map_recordings (struct state_file *f, const struct state_layout *l, c
 static void
 unmap (const struct state_file *f, _Atomic uint64_t **where)
 {
-  if (*where != NULL)
+  if (*where != NULL && f->live_bytes != 0)
     munmap ((void *)*where, f->live_bytes);
   *where = NULL;
 }

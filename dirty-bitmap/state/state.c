@@ -69,7 +69,10 @@ state_allocate (struct state *s, const struct state_layout *l, char **error)
 
   if (s->in_flight != NULL) {
     if (memcmp (&s->layout, l, sizeof *l) != 0)
-      return text_error (error, "the disk's size or its blocks have changed");
+      return text_error (error,
+                         "this state file is of a disk of another size, or in other blocks: stop"
+                         " the server, remove the file, which has nothing to tell of this disk, and"
+                         " start the server again");
     return 0;
   }
   s->in_flight = calloc (n, sizeof *s->in_flight);

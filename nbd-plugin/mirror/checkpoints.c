@@ -300,7 +300,7 @@ count_changes (struct mirror *m, const struct state_table *t, int64_t *changed)
 {
   struct state *s = &m->persist.state;
   uint64_t begun = clock_ms ();
-  uint64_t *bits = s->layout.geo.nr_words != 0 ? calloc (s->layout.geo.nr_words, 8) : NULL;
+  uint64_t *bits = calloc (s->layout.geo.nr_words + 1, 8);
 
   for (uint32_t i = t->nr; i-- > 0;) {
     changed[i] = -1;
