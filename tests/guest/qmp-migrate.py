@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Proves that `nbdmirror migrate` moves a guest with a qcow2 disk that its QEMU has open by itself
 and a second disk that is served and tracked, over the one monitor that all of them share: no record
-that the guest has acknowledged is lost. Where the destination's QEMU, a worker or the coordinator is
-killed before the commit, the guest goes on at the source, and nothing is left in its QEMU; where
+that the guest has acknowledged is lost. Where the destination's QEMU, a worker or the coordinator
+is killed before the commit, the guest goes on at the source, and nothing is left in its QEMU; where
 the coordinator is killed later, it goes on at one side only."""
 
 import json
