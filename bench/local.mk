@@ -1,6 +1,7 @@
 # Benchmarks are run by hand: bench/run, or make bench.  make check only proves that they run.
 
-EXTRA_DIST += bench/README.md bench/run bench/common.py bench/idle.py bench/overhead.py \
+EXTRA_DIST += bench/README.md bench/run bench/adopt.py bench/common.py bench/idle.py \
+	bench/overhead.py \
 	bench/large.py bench/load.py bench/load_guest.py bench/load_plot.py bench/load_systems.py \
 	bench/qmp.py bench/handoff.py bench/many.py bench/difference.py \
 	bench/difference_systems.py bench/line.py bench/incremental.py bench/state.py \
@@ -18,6 +19,7 @@ bench: all
 	$(srcdir)/bench/run line
 	$(srcdir)/bench/run difference
 	$(srcdir)/bench/run incremental
+	$(srcdir)/bench/run adopt
 
 TESTS += tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh

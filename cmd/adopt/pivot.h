@@ -32,13 +32,13 @@ struct pivot {
   void (*stuck) (void *opaque, unsigned attempt);
   void *opaque;
 };
-#define PIVOT_STUCK_MS 1000
+#define PIVOT_STUCK_MS 2000 /* a busy host may need a second for it all */
 /* QEMU tries to connect at once, and again after one second. */
-#define PIVOT_STUCK_AGAIN_MS 3000
+#define PIVOT_STUCK_AGAIN_MS 4000
 
 /* 0, or -1 with *ERROR (text_free()): then the guest uses the same node as before, unless QEMU is
- * lost.  Takes PIVOT_LIMIT_MS at most, or what QEMU's monitor takes. */
-#define PIVOT_LIMIT_MS 3000
+ * lost.  Takes about twice PIVOT_LIMIT_MS at most, or what QEMU's monitor takes. */
+#define PIVOT_LIMIT_MS 10000
 int pivot (struct machine *v, struct pivot *p, char **error);
 
 /* End the job that a killed process may have left: the guest stays where it is, or, if the job was
