@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Preloaded into a server by bench/run state: each fdatasync takes $SYNC_MS more, as on a device
- * that is slow to flush, and those of $SYNC_FILE are counted in the first 8 bytes of $SYNC_COUNT.
+ * Preloaded into a server by bench/run state: each fdatasync, and each durable pwritev2, takes
+ * $SYNC_MS more, as on a device that is slow to flush.  Those of $SYNC_FILE are counted in the
+ * first 8 bytes of $SYNC_COUNT.
  */
 
 #include "config.h"
@@ -14,9 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static int (*real) (int);
+static ssize_t (*real_writev) (int, const struct iovec *, int, off_t, int);
 static _Atomic uint64_t *count;
 static const char *file;
 static useconds_t delay_us;
@@ -27,6 +30,8 @@ static void __attribute__ ((constructor)) begin (void)
   int fd = path != NULL ? open (path, O_RDWR | O_CLOEXEC) : -1;
 
   real = (int (*) (int))dlsym (RTLD_NEXT, "fdatasync");
+  real_writev
+      = (ssize_t (*) (int, const struct iovec *, int, off_t, int))dlsym (RTLD_NEXT, "pwritev2");
   file = getenv ("SYNC_FILE");
   delay_us = ms != NULL ? (useconds_t)(atof (ms) * 1000) : 0;
   if (fd == -1)
@@ -36,8 +41,8 @@ static void __attribute__ ((constructor)) begin (void)
   close (fd);
 }
 
-int
-fdatasync (int fd)
+static void
+delay (int fd)
 {
   char link[64], path[4096];
 
@@ -48,5 +53,19 @@ fdatasync (int fd)
     atomic_fetch_add (count, 1);
   if (delay_us != 0)
     usleep (delay_us);
+}
+
+int
+fdatasync (int fd)
+{
+  delay (fd);
   return real (fd);
+}
+
+ssize_t
+pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset, int flags)
+{
+  if (flags & RWF_DSYNC)
+    delay (fd);
+  return real_writev (fd, iov, nr, offset, flags);
 }

@@ -9,8 +9,12 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+
+#include <linux/magic.h>
 
 #include "base/fd.h"
 #include "base/text.h"
@@ -54,6 +58,33 @@ sync_file (void *opaque)
   return fdatasync (f->fd);
 }
 
+/* A commit must not wait for the pages of the live maps, which fdatasync() would write as well. */
+static int
+write_durable (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  struct state_file *f = opaque;
+
+  for (size_t done = 0; done < length;) {
+    struct iovec iov = { .iov_base = (char *)data + done, .iov_len = length - done };
+    ssize_t n = pwritev2 (f->fd, &iov, 1, (off_t)(offset + done), RWF_DSYNC);
+    if (n == -1 && errno != EINTR)
+      return -1;
+    done += n > 0 ? (size_t)n : 0;
+  }
+  return 0;
+}
+
+/* Other file systems may take the flag and not heed it (FUSE did for years). */
+static bool
+heeds_dsync (int fd)
+{
+  struct statfs fs;
+
+  return fd != -1 && fstatfs (fd, &fs) == 0
+         && (fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == XFS_SUPER_MAGIC
+             || fs.f_type == BTRFS_SUPER_MAGIC);
+}
+
 static int
 sync_disk (void *opaque)
 {
@@ -94,6 +125,7 @@ state_file_io (struct state_file *f)
                             .discard = discard,
                             .write = write_file,
                             .sync = sync_file,
+                            .write_durable = heeds_dsync (f->fd) ? write_durable : NULL,
                             .sync_disk = f->disk_fd != -1 ? sync_disk : NULL,
                             .mark_disk = f->disk_fd != -1 ? mark_disk : NULL,
                             .opaque = f };

@@ -40,7 +40,7 @@ int state_file_allocate (struct state_file *f, uint64_t offset, uint64_t length)
  * earlier server is believed.  False: it cannot have one. */
 bool state_file_mark_disk (int disk_fd, const uint8_t mark[16]);
 
-/* How to write it; F is borrowed. */
+/* How to write it, once it is open; F is borrowed. */
 struct state_io state_file_io (struct state_file *f);
 
 /* Unmap, and close both. */

@@ -76,6 +76,9 @@ struct state_io {
   int (*write) (void *opaque, const void *data, size_t length, uint64_t offset);
   /* When it returns 0, all that was written before is durable; else -1 with errno. */
   int (*sync) (void *opaque);
+  /* Write all of LENGTH bytes at OFFSET; when it returns 0 these are durable, and nothing else need
+   * be.  NULL: there is only write() and sync(). */
+  int (*write_durable) (void *opaque, const void *data, size_t length, uint64_t offset);
   /* The same for the source's disk.  NULL: nobody can, so only the guest's flushes count. */
   int (*sync_disk) (void *opaque);
   /* Give the source's disk MARK, or (NULL) take its mark away; durable when it returns 0.  NULL:

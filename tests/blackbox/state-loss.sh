@@ -20,6 +20,7 @@ cat >"$tmp/fault.c" <<'EOF'
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static int
@@ -43,6 +44,15 @@ pwrite (int fd, const void *data, size_t length, off_t offset)
   if (!real)
     real = dlsym (RTLD_NEXT, "pwrite");
   return faulty (fd) ? -1 : real (fd, data, length, offset);
+}
+
+ssize_t
+pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset, int flags)
+{
+  static ssize_t (*real) (int, const struct iovec *, int, off_t, int);
+  if (!real)
+    real = dlsym (RTLD_NEXT, "pwritev2");
+  return faulty (fd) ? -1 : real (fd, iov, nr, offset, flags);
 }
 
 int

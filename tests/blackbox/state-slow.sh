@@ -13,36 +13,54 @@ need "${cc%% *}"
 
 size=256M state=$tmp/state
 
-# fdatasync of the file PATH waits while there is a file PATH.slow.  PATH.waits says that it does.
+# To make the file PATH durable waits while there is a file PATH.slow. PATH.waits says so.
 cat >"$tmp/slow.c" <<'EOF'
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-int
-fdatasync (int fd)
+static void
+wait_for (int fd)
 {
-  static int (*real) (int);
   char link[64], path[4096];
 
-  if (!real)
-    real = dlsym (RTLD_NEXT, "fdatasync");
   snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
   ssize_t n = readlink (link, path, sizeof path - 10);
   if (n < 0)
-    return real (fd);
+    return;
   for (;;) {
     strcpy (path + n, ".slow");
     if (access (path, F_OK) != 0)
-      return real (fd);
+      return;
     strcpy (path + n, ".waits");
     FILE *f = fopen (path, "w");
     if (f)
       fclose (f);
     usleep (10000);
   }
+}
+
+int
+fdatasync (int fd)
+{
+  static int (*real) (int);
+  if (!real)
+    real = dlsym (RTLD_NEXT, "fdatasync");
+  wait_for (fd);
+  return real (fd);
+}
+
+ssize_t
+pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset, int flags)
+{
+  static ssize_t (*real) (int, const struct iovec *, int, off_t, int);
+  if (!real)
+    real = dlsym (RTLD_NEXT, "pwritev2");
+  wait_for (fd);
+  return real (fd, iov, nr, offset, flags);
 }
 EOF
 $cc -shared -fPIC -O1 -w -o "$tmp/slow.so" "$tmp/slow.c" -ldl || fail "the shim does not build"

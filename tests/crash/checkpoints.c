@@ -426,12 +426,14 @@ disk_sync (void *opaque)
 static void
 start_state (bool can_sync)
 {
-  const struct state_io io = { .read = medium_read,
-                               .allocate = allocate,
-                               .discard = discard,
-                               .write = medium_write,
-                               .sync = medium_sync,
-                               .sync_disk = can_sync ? disk_sync : NULL };
+  const struct state_io io
+      = { .read = medium_read,
+          .allocate = allocate,
+          .discard = discard,
+          .write = medium_write,
+          .sync = medium_sync,
+          .write_durable = medium_random (2) == 0 ? medium_write_durable : NULL,
+          .sync_disk = can_sync ? disk_sync : NULL };
   uint8_t uuid[16];
 
   state_init (&state, &io);

@@ -299,10 +299,12 @@ disk_sync (void *opaque)
 static void
 start_state (bool can_sync)
 {
-  const struct state_io io = { .read = medium_read,
-                               .write = medium_write,
-                               .sync = medium_sync,
-                               .sync_disk = can_sync ? disk_sync : NULL };
+  const struct state_io io
+      = { .read = medium_read,
+          .write = medium_write,
+          .sync = medium_sync,
+          .write_durable = medium_random (2) == 0 ? medium_write_durable : NULL,
+          .sync_disk = can_sync ? disk_sync : NULL };
   uint8_t uuid[16];
 
   state_init (&state, &io);
@@ -421,12 +423,12 @@ one_run (void)
   uuid_make (uuid);
   start_state (can_sync);
   /* Until the job's first superblock is durable there is no job, and nothing to look at. */
+  const struct state_io io = state.io;
   state.io.write = first_write;
   state.io.sync = first_sync;
   if (state_begin (&state, &layout, live, uuid, boot, NULL, NULL) == -1)
     violation ("a job cannot begin", 0);
-  state.io.write = medium_write;
-  state.io.sync = medium_sync;
+  state.io = io;
   bitmap_set (region, REGION_DIRTY, 0, BLOCKS);
   state_set_region (&state, region);
   state_allow_settling (&state);

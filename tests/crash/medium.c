@@ -149,6 +149,46 @@ medium_write (void *opaque, const void *data, size_t length, uint64_t offset)
   return medium.off ? no_power () : 0;
 }
 
+/* The newest late write is durable, and what it has overwritten does not come back. */
+static void
+settle_newest (void)
+{
+  unsigned newest = medium.nr_late - 1, kept = 0;
+  uint64_t offset = medium.late[newest].offset;
+  size_t length = medium.late[newest].length;
+
+  memcpy (medium.durable + offset, medium.late[newest].data, length);
+  for (unsigned i = 0; i < medium.nr_late; i++) {
+    uint64_t begin = medium.late[i].offset, end = begin + medium.late[i].length;
+    bool within = begin >= offset && end <= offset + length;
+    if (!within && begin < offset + length && end > offset) {
+      printf ("a durable write of a part of what is late\n");
+      exit (1);
+    }
+    if (within)
+      free (medium.late[i].data);
+    else
+      medium.late[kept++] = medium.late[i];
+  }
+  medium.nr_late = kept;
+}
+
+int
+medium_write_durable (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  unsigned before = medium.nr_late;
+
+  if (medium_write (opaque, data, length, offset) == -1)
+    return -1;
+  if (medium.nr_late != before + 1) {
+    printf ("two threads write\n");
+    exit (1);
+  }
+  settle_newest ();
+  medium.cut ();
+  return 0;
+}
+
 int
 medium_sync (void *opaque)
 {

@@ -59,6 +59,7 @@ void medium_clear (void);
 /* For struct state_io. */
 int medium_read (void *opaque, void *data, size_t length, uint64_t offset);
 int medium_write (void *opaque, const void *data, size_t length, uint64_t offset);
+int medium_write_durable (void *opaque, const void *data, size_t length, uint64_t offset);
 int medium_sync (void *opaque);
 
 /* Put a random state that a cut allows into medium.durable.  Undo brings back what was. */

@@ -68,8 +68,9 @@ mutate () {
   failed=1
 }
 
-mutate "L1 is not synced" work.c \
-  's/any && s->io.sync \(s->io.opaque\) == -1(?=\) \{\n    free \(written\))/false/'
+mutate "L1 is not synced" work.c 's/!alone && s->io.sync \(s->io.opaque\) == -1/false/'
+mutate "a single page of L1 is not durable" work.c \
+  's/alone \? s->io.write_durable/alone ? s->io.write/'
 mutate "hot before L1 is durable" guest.c \
   's/    all_hot = false;\n/    atomic_store (&s->hot[e], 1);\n/'
 mutate "a bit is dropped before the destination has flushed" cool.c \
