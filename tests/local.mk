@@ -301,6 +301,12 @@ check-guest:
 	NBDMIRROR_LONG=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='$(guest_tests)'
 	@grep -h ' runs, ' tests/guest/faults.py.log
 
+# A guest that is put onto the tracked path and taken off it 1,000 times: an hour and more.
+.PHONY: adopt-cycles
+adopt-cycles: all
+	CYCLES=1000 NBDMIRROR_LONG=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS=tests/guest/adopt.py
+	@grep ' moves: ' tests/guest/adopt.py.log
+
 # Each way to send only the difference, to each kind of destination.
 .PHONY: difference-matrix
 difference-matrix: all

@@ -16,14 +16,21 @@
 #include "base/fd.h"
 #include "cmd/adopt/received.h"
 
+/* Is it `nbdmirror receive`?  Another program of ours may be the parent of a server that was left
+ * over. */
 static bool
-process_name (long pid, char name[16])
+is_receive (long pid)
 {
-  char path[64];
+  char path[64], text[512];
 
-  snprintf (path, sizeof path, "/proc/%ld/comm", pid);
+  snprintf (path, sizeof path, "/proc/%ld/cmdline", pid);
   CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
-  return fd != -1 && fd_read_text (fd, name, 16) > 0;
+  ssize_t n = fd != -1 ? fd_read_text (fd, text, sizeof text) : -1;
+  if (n <= 0)
+    return false;
+  const char *name = strrchr (text, '/'), *second = text + strlen (text) + 1;
+  return strcmp (name != NULL ? name + 1 : text, "nbdmirror") == 0 && second < text + n
+         && strcmp (second, "receive") == 0;
 }
 
 pid_t
@@ -49,7 +56,7 @@ received_listener (const char *path)
 pid_t
 received_keeper (pid_t pid)
 {
-  char path[64], text[512], name[16], own[16];
+  char path[64], text[512];
   long parent = 0;
 
   snprintf (path, sizeof path, "/proc/%ld/stat", (long)pid);
@@ -59,9 +66,7 @@ received_keeper (pid_t pid)
   const char *behind = strrchr (text, ')'); /* the name may have any character in it */
   if (behind == NULL || sscanf (behind, ") %*c %ld", &parent) != 1)
     return pid;
-  return process_name (parent, name) && process_name (getpid (), own) && strcmp (name, own) == 0
-             ? (pid_t)parent
-             : pid;
+  return is_receive (parent) ? (pid_t)parent : pid;
 }
 
 bool

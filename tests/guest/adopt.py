@@ -87,7 +87,7 @@ def serve_again(s, disk):
 
 def cycles(s, vm, disks, before):
     gaps = []
-    for _ in range(CYCLES):
+    for cycle in range(1, CYCLES + 1):
         for disk in disks:
             start = time.monotonic()
             told = json.loads(s.nbdmirror(*disk.adopt(vm)))
@@ -102,6 +102,8 @@ def cycles(s, vm, disks, before):
             s.story.wait_for_more(10)
             gaps.append(s.story.largest_gap(since=start))
         tidy(s, vm, disks, before)
+        if cycle % 50 == 0:
+            scene.note(f"{cycle} cycles, {s.story.last} records")
     gaps.sort()
     median, longest = gaps[len(gaps) // 2] * 1e3, gaps[-1] * 1e3
     scene.note(f"{len(gaps)} moves: longest gap between two records {median:.0f} ms (median), "
@@ -463,4 +465,4 @@ def test(s):
     formats(s)
 
 
-scene.main(test, 1800 if scene.LONG else 240)
+scene.main(test, max(1800, 10 * CYCLES) if scene.LONG else 240)
