@@ -21,6 +21,8 @@ libmirror_la_SOURCES += \
 	mirror/engine/pass.h \
 	mirror/engine/rate.c \
 	mirror/engine/rate.h \
+	mirror/engine/session-prepare.c \
+	mirror/engine/session-prepare.h \
 	mirror/engine/session.c \
 	mirror/engine/session.h \
 	mirror/engine/slot-data.c \

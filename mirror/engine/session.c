@@ -1,336 +1,22 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * A session: connecting to the destination, starting and stopping the copiers.  See session.h.
+ * A session's life: starting and stopping the copiers.  See session.h.
  */
 
 #include "config.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
-#include "mirror/endpoint/blocking.h"
-#include "mirror/engine/identity.h"
+#include "mirror/engine/session-prepare.h"
 #include "mirror/engine/session.h"
 
-#define MAX_COPIERS 4
 #define DRAIN_NS (2 * NS_PER_S)
-
-char *
-session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block_size,
-                 bool allow_no_flush)
-{
-  const struct endpoint_info *info = endpoint_info (dest);
-  const char *name = endpoint_name (dest);
-
-  if (info->read_only)
-    return text_printf ("%s is read-only", name);
-  if (info->size < disk_size)
-    return text_printf ("%s is too small: %" PRIu64 " bytes, and the source has %" PRIu64, name,
-                        info->size, disk_size);
-  if (info->flush_error != 0 && !allow_no_flush)
-    return text_printf ("%s offers to flush and refuses it (%s), so nothing written there is ever "
-                        "known to be safe (--allow-unsafe-destination accepts that)",
-                        name, strerror (info->flush_error));
-  if (!info->can_flush && !allow_no_flush)
-    return text_printf ("%s cannot flush, so nothing written there is ever known to be safe "
-                        "(--allow-unsafe-destination accepts that)",
-                        name);
-  if (info->min_block > block_size)
-    return text_printf ("%s takes requests of at least %" PRIu32 " bytes, but blocks of %" PRIu32
-                        " bytes are tracked: choose a larger block size (mirror-block-size=)",
-                        name, info->min_block, block_size);
-  uint32_t unit = info->min_block > SAMPLE_BYTES ? info->min_block : SAMPLE_BYTES;
-  if (info->max_request < unit)
-    return text_printf ("%s takes requests of at most %" PRIu32
-                        " bytes, and needs to take %" PRIu32,
-                        name, info->max_request, unit);
-  uint64_t tail = disk_size % info->min_block;
-  if (tail != 0 && info->size < disk_size - tail + info->min_block)
-    return text_printf ("%s takes only multiples of %" PRIu32
-                        " bytes, too large for the end of the disk",
-                        name, info->min_block);
-  return NULL;
-}
-
-/* Look at the destination of a session that is being made.  This is done at each reconnect. */
-static char *
-check_destination (struct session *s, const struct session_options *o)
-{
-  const struct region_geometry *geo = &s->engine->region->geo;
-  const struct endpoint_info *info = endpoint_info (s->target.endpoint);
-
-  s->target.min_block = info->min_block;
-  s->target.have_flush = info->can_flush;
-  if (info->size > geo->disk_size)
-    s->warning = text_printf ("%s is larger than the source (%" PRIu64 " > %" PRIu64
-                              " bytes): what lies behind the end is left alone",
-                              endpoint_name (s->target.endpoint), info->size, geo->disk_size);
-  return session_refusal (s->target.endpoint, geo->disk_size, geo->block_size, o->allow_no_flush);
-}
-
-/* Read what follows an odd tail, to write it back unchanged with each write of the tail. */
-static char *
-read_tail_pad (struct session *s)
-{
-  uint64_t size = s->engine->region->geo.disk_size;
-  uint32_t used = (uint32_t)(size % s->target.min_block);
-  if (used == 0)
-    return NULL;
-  uint8_t *buf;
-  if (posix_memalign ((void **)&buf, 4096, s->target.min_block > 4096 ? s->target.min_block : 4096)
-      != 0)
-    return text_copy ("out of memory");
-  int err = sync_read (s->copiers[0].slots.dest, buf, s->target.min_block, size - used);
-  if (err) {
-    free (buf);
-    return text_printf ("%s: cannot read the last block: %s", endpoint_name (s->target.endpoint),
-                        strerror (err));
-  }
-  s->target.tail_pad_len = s->target.min_block - used;
-  memmove (buf, buf + used, s->target.tail_pad_len);
-  s->target.tail_pad = buf;
-  return NULL;
-}
-
-/* Copiers where nothing is against it. */
-static unsigned
-most_copiers (unsigned limit)
-{
-  long cores = sysconf (_SC_NPROCESSORS_ONLN);
-  unsigned n = cores < 1 ? 1 : cores > MAX_COPIERS ? MAX_COPIERS : (unsigned)cores;
-  return limit != 0 && n > limit ? limit : n;
-}
-
-unsigned
-session_connections_each (unsigned limit)
-{
-  return (limit != 0 ? limit : MAX_COPIERS) / most_copiers (limit);
-}
-
-unsigned
-session_channels (unsigned limit, const struct endpoint *offline_source)
-{
-  const struct endpoint_info *src = offline_source ? endpoint_info (offline_source) : NULL;
-
-  if (src != NULL && src->is_nbd && !src->can_multi_conn)
-    return 1; /* a server that is not ours, and may take only one client */
-  return most_copiers (limit);
-}
-
-static unsigned
-how_many_copiers (const struct session *s)
-{
-  const struct engine_options *o = &s->engine->options;
-
-  if (!endpoint_info (s->target.endpoint)->can_multi_conn)
-    return 1;
-  return session_channels (o->nr_copiers, o->offline ? s->engine->source : NULL);
-}
-
-/* The channels of the copiers, before there are copiers. */
-struct channels {
-  struct channel *dest[MAX_COPIERS], *source[MAX_COPIERS];
-  unsigned nr;
-};
-
-static char *
-prove_identity (struct session *s, struct channel *dest, enum session_problem *problem)
-{
-  /* The first session of a copy has written nothing yet that could be compared, and a destination
-   * that cannot be read will do. */
-  if (s->engine->options.offline && s->engine->grace_end_ns == 0)
-    return NULL;
-  char *error;
-  uint64_t rtt;
-  enum identity id = identity_check (dest, s->target.endpoint, s->engine->region, &rtt, &error);
-  if (id == IDENTITY_SAME) {
-    atomic_store (&s->engine->rtt_ns, rtt);
-    return NULL;
-  }
-  if (id == IDENTITY_OTHER)
-    *problem = SESSION_REFUSED;
-  return error;
-}
-
-/* Open the first channel to the destination.  Its identity is proved while its other connections
- * are being made.  NULL with *ERRNUM, *ERROR and *PROBLEM. */
-static struct channel *
-open_first (struct session *s, enum session_problem *problem, int *errnum, char **error)
-{
-  struct channel *dest = channel_open (s->target.endpoint, errnum, error);
-
-  if (dest == NULL)
-    return NULL;
-  *error = prove_identity (s, dest, problem);
-  if (*error == NULL && channel_widen (dest, errnum, error) == 0)
-    return dest;
-  channel_close (dest);
-  return NULL;
-}
-
-/* Open WANTED pairs of channels, or fewer where a server takes no more connections.  NULL, or why
- * not even one, with *PROBLEM. */
-static char *
-open_channels (struct session *s, struct channels *chs, unsigned wanted,
-               enum session_problem *problem)
-{
-  char *error = NULL;
-  int errnum = 0;
-
-  for (chs->nr = 0; chs->nr < wanted; chs->nr++) {
-    struct channel *source = NULL;
-    struct channel *dest = chs->nr == 0 ? open_first (s, problem, &errnum, &error)
-                                        : channel_open (s->target.endpoint, &errnum, &error);
-    if (dest != NULL)
-      source = channel_open (s->engine->source, &errnum, &error);
-    if (source != NULL) {
-      chs->dest[chs->nr] = dest;
-      chs->source[chs->nr] = source;
-      continue;
-    }
-    channel_close (dest);
-    if (chs->nr > 0 && errnum == ENDPOINT_FULL) {
-      text_free (error);
-      return NULL;
-    }
-    if (dest != NULL)
-      *problem = SESSION_SOURCE;
-    return error;
-  }
-  return NULL;
-}
-
-/* The user would wonder why it is slow. */
-static void
-warn_if_full (struct session *s)
-{
-  const struct endpoint *both[] = { s->target.endpoint, s->engine->source };
-
-  for (unsigned i = 0; i < 2; i++) {
-    if (!endpoint_is_full (both[i]))
-      continue;
-    char *before = s->warning;
-    s->warning = text_printf ("%s%s%s admits fewer connections than it offers: going on with those "
-                              "that there are",
-                              before ? before : "", before ? "; " : "", endpoint_name (both[i]));
-    text_free (before);
-  }
-}
-
-/* The channel to the base image or to the destination's digests, if there is one.  NULL, or why
- * not, with *PROBLEM. */
-static char *
-open_beside (struct copier *c, enum session_problem *problem)
-{
-  struct endpoint *base = c->slots.engine->options.base;
-  struct endpoint *beside = base != NULL ? base : c->slots.target->digests;
-  char *error = NULL;
-
-  if (beside == NULL)
-    return NULL;
-  c->slots.beside = channel_open (beside, NULL, &error);
-  if (c->slots.beside == NULL && base != NULL)
-    *problem = SESSION_SOURCE;
-  return error;
-}
-
-/* May the destination be compared by digests?  They come over connections of their own, and one
- * flush has to cover what all of them have shown.  So it must offer multi-conn. */
-static bool
-may_have_digests (const struct session *s, const struct session_options *o, uint32_t unit)
-{
-  const struct endpoint_info *info = endpoint_info (s->target.endpoint);
-
-  return s->engine->options.sync == ENGINE_SYNC_COMPARE && info->is_nbd && info->can_multi_conn
-         && o->nr_dest == 1 && unit >= DIGEST_BLOCK_MIN && unit <= DIGEST_BLOCK_MAX
-         && unit <= s->engine->region->geo.block_size;
-}
-
-/* Look for digests of the destination's blocks.  The seed is ours, and new for each session, so the
- * guest cannot prepare two blocks with one digest.  Without digests the destination is read. */
-static void
-open_digests (struct session *s, const struct session_options *o)
-{
-  uint32_t unit = slots_unit (s->engine, &s->target);
-  struct endpoint_options eo = { .connect_timeout_ms = o->endpoint.connect_timeout_ms,
-                                 .request_timeout_ms = o->endpoint.request_timeout_ms,
-                                 .nr_channels = how_many_copiers (s),
-                                 .digests = &s->target.key };
-  char *why = NULL;
-
-  if (!may_have_digests (s, o, unit)
-      || getrandom (&s->target.key.seed, sizeof s->target.key.seed, 0)
-             != (ssize_t)sizeof s->target.key.seed)
-    return;
-  s->target.key.block = unit;
-  s->target.digests = endpoint_open (o->dest, o->nr_dest, &eo, NULL, &why);
-  text_free (why);
-  if (s->target.digests != NULL
-      && endpoint_info (s->target.digests)->digests_of < s->engine->region->geo.disk_size) {
-    endpoint_close (s->target.digests);
-    s->target.digests = NULL;
-  }
-}
-
-/* Comparing moves the whole disk then, which the user should know once. */
-static void
-tell_of_reading (struct session *s)
-{
-  if (s->engine->options.sync != ENGINE_SYNC_COMPARE || s->target.digests != NULL
-      || !endpoint_info (s->target.endpoint)->is_nbd || s->engine->grace_end_ns != 0)
-    return;
-  char *before = s->warning;
-  s->warning
-      = text_printf ("%s%s%s serves no digests (nbdkit-digest-filter(1)): it is read to be "
-                     "compared",
-                     before ? before : "", before ? "; " : "", endpoint_name (s->target.endpoint));
-  text_free (before);
-}
-
-/* Make the copiers, with their channels.  NULL, or why not, with *PROBLEM. */
-static char *
-make_copiers (struct session *s, struct session_options *o, enum session_problem *problem)
-{
-  struct channels chs = { .nr = 0 };
-  unsigned wanted = how_many_copiers (s);
-  uint64_t begin = clock_ns ();
-
-  if (o->nr_admitted != 0 && wanted > o->nr_admitted)
-    wanted = o->nr_admitted;
-  char *error = open_channels (s, &chs, wanted, problem);
-  /* A server that left us waiting would do so at each reconnection. */
-  if (chs.nr > 0 && chs.nr < wanted && clock_ns () - begin > NS_PER_S)
-    o->nr_admitted = o->endpoint.nr_channels = chs.nr;
-  if (error == NULL)
-    warn_if_full (s);
-  s->copiers = calloc (MAX_COPIERS, sizeof *s->copiers);
-  if (error == NULL && s->copiers == NULL)
-    error = text_copy ("out of memory");
-  for (unsigned i = 0; i < chs.nr; i++) {
-    struct copier *c = s->copiers != NULL ? &s->copiers[i] : NULL;
-    if (error == NULL && c != NULL) {
-      s->nr_copiers++;
-      if (copier_init (c, s->engine, &s->target, chs.nr, i == 0) == -1)
-        error = text_printf ("cannot make a copier: %s", strerror (errno));
-      c->slots.dest = chs.dest[i];
-      c->slots.source = chs.source[i];
-      if (error == NULL)
-        error = open_beside (c, problem);
-    } else {
-      channel_close (chs.dest[i]);
-      channel_close (chs.source[i]);
-    }
-  }
-  return error;
-}
 
 /* ---- what the copiers and the engine tell the session ---- */
 
@@ -376,23 +62,6 @@ fail (void *opaque, const char *why)
 
 /* ---- beginning ---- */
 
-/* Look at the destination, which is open, and connect.  NULL, or why not, with *PROBLEM. */
-static char *
-prepare (struct session *s, struct session_options *o, enum session_problem *problem)
-{
-  *problem = SESSION_REFUSED;
-  char *error = check_destination (s, o);
-  if (error == NULL) {
-    *problem = SESSION_UNREACHABLE;
-    open_digests (s, o);
-    tell_of_reading (s);
-    error = make_copiers (s, o, problem);
-  }
-  if (error == NULL)
-    error = read_tail_pad (s);
-  return error;
-}
-
 struct session *
 session_connect (struct engine *e, struct session_options *o, enum session_problem *problem,
                  char **error)
@@ -420,7 +89,7 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
     session_end (s);
     return NULL;
   }
-  *error = prepare (s, o, problem);
+  *error = session_prepare (s, o, problem);
   if (*error != NULL) {
     session_end (s);
     return NULL;
