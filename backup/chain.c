@@ -6,11 +6,15 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "backup/chain.h"
+#include "backup/names.h"
+#include "backup/qcow2-head.h"
+#include "base/fd.h"
 #include "base/text.h"
 
 const struct backup_entry *
@@ -33,7 +37,7 @@ file_fault (const struct repository *r, const struct manifest_disk *d)
   CLEANUP_TEXT char *path = repository_path (r, d->file);
   struct stat st;
 
-  if (stat (path, &st) == -1)
+  if (lstat (path, &st) == -1)
     return text_printf ("%s: %s", d->file, strerror (errno));
   if (!S_ISREG (st.st_mode))
     return text_printf ("%s is no regular file", d->file);
@@ -43,9 +47,44 @@ file_fault (const struct repository *r, const struct manifest_disk *d)
   return NULL;
 }
 
-char *
-chain_fault (const struct repository *r, const struct backup_list *list, const char *name,
-             const char *id)
+/* NULL, or what is wrong with what the files say of each other, from FILE on down: QEMU believes
+ * them, and not the manifests.  All of them lie in the folder of the disk ID, and at most MAX. */
+static char *
+heads_fault (const struct repository *r, const char *file, const char *id, unsigned max)
+{
+  CLEANUP_TEXT char *folder = repository_path (r, id);
+  CLEANUP_FD int dir = open (folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  CLEANUP_TEXT char *next = text_copy (file);
+  char backing[QCOW2_NAME_MAX + 1], *error = NULL;
+
+  if (dir == -1)
+    return text_printf ("%s: %s", folder,
+                        errno == ELOOP || errno == ENOTDIR ? "it is no directory of its own"
+                                                           : strerror (errno));
+  for (unsigned i = 0; i < max; i++) {
+    if (qcow2_head_read (dir, strrchr (next, '/') + 1, backing, &error) == -1) {
+      char *fault = text_printf ("%s/%s", id, error);
+      text_free (error);
+      return fault;
+    }
+    if (backing[0] == '\0')
+      return NULL;
+    char *below = text_printf ("%s/%s", id, backing);
+    if (!backup_file_is_of_disk (below, id)) {
+      text_free (below);
+      return text_printf ("%s names '%s' as its backing file, which is no backup of this disk",
+                          next, backing);
+    }
+    text_free (next);
+    next = below;
+  }
+  return text_printf ("%s: its backing files do not end", file);
+}
+
+/* The same of the manifests, and of the files that they name. */
+static char *
+manifests_fault (const struct repository *r, const struct backup_list *list, const char *name,
+                 const char *id)
 {
   const char *expected = NULL;
 
@@ -70,4 +109,16 @@ chain_fault (const struct repository *r, const struct backup_list *list, const c
     expected = d->parent_file;
   }
   return text_copy ("the manifests name each other in a ring");
+}
+
+char *
+chain_fault (const struct repository *r, const struct backup_list *list, const char *name,
+             const char *id)
+{
+  char *fault = manifests_fault (r, list, name, id);
+
+  if (fault != NULL)
+    return fault;
+  const struct backup_entry *e = repository_find (list, name);
+  return heads_fault (r, manifest_find_disk (&e->manifest, id)->file, id, list->nr + 1);
 }

@@ -13,7 +13,9 @@ const struct backup_entry *chain_newest (const struct backup_list *list, const c
                                          const struct manifest_disk **disk);
 
 /* NULL, or what is missing of the disk ID in the backup NAME (for text_free()): a manifest, a file,
- * or a file that has not the size that was recorded.  The files are looked at, but not read. */
+ * a
+ * file that has not the size that was recorded, or one whose head names a file that is no backup of
+ * this disk.  Only the heads of the files are read.  QEMU may open the chain only after this. */
 char *chain_fault (const struct repository *r, const struct backup_list *list, const char *name,
                    const char *id);
 

@@ -73,7 +73,7 @@ repository_lock (const struct repository *r, const char *disk, int *result, char
                                          : text_printf ("%s/.lock", r->path);
   CLEANUP_TEXT char *what = disk != NULL ? text_printf ("%s: disk '%s'", r->path, disk)
                                          : text_printf ("%s: the list of backups", r->path);
-  CLEANUP_FD int fd = open (path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  CLEANUP_FD int fd = open (path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
   struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
   uint64_t end = clock_ms () + (disk != NULL ? 0 : WAIT_MS);
 

@@ -62,7 +62,7 @@ repository_write_json (const char *path, const json_t *o, char **error)
 
   if (text == NULL)
     return text_error (error, "%s: what is to be written is no valid text", path);
-  CLEANUP_FD int fd = open (temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  CLEANUP_FD int fd = open (temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd != -1 && fd_write_all (fd, text, strlen (text)) == 0 && fd_write_all (fd, "\n", 1) == 0
       && fsync (fd) == 0 && rename (temporary, path) == 0)
     r = sync_parent (path, error);
@@ -185,7 +185,10 @@ repository_make_disk (const struct repository *r, const char *id, char **error)
 
   if (mkdir (path, 0777) == 0)
     return repository_sync (r->path, error);
-  return errno == EEXIST ? 0 : text_error (error, "%s: %s", path, strerror (errno));
+  struct stat st;
+  if (errno != EEXIST || lstat (path, &st) == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  return S_ISDIR (st.st_mode) ? 0 : text_error (error, "%s is no directory of its own", path);
 }
 
 /* ---- backups ---- */

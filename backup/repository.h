@@ -11,6 +11,7 @@
  *   chain.h       which files a backup needs, and are they there?
  *   digests.h     digests of the disks' blocks, so that not all is read each time
  *   plan.h        full or incremental, and why? (pure)
+ *   qcow2-head.h  which files does a qcow2 file name?
  *
  * Readers take no lock.  They see each manifest whole, as it was before or after a change, since it
  * is replaced by a rename.  A file that a manifest names is complete and durable before the

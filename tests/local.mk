@@ -224,6 +224,7 @@ own_tests = \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/backup-drill.sh \
 	tests/blackbox/repository-careless.sh \
+	tests/blackbox/repository-hostile.sh \
 	tests/blackbox/repository-ssh.sh \
 	tests/blackbox/repository.sh \
 	tests/blackbox/top-live.sh \

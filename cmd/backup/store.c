@@ -305,9 +305,12 @@ int
 store_fetch (struct store *s, const struct manifest_include *m, const char *to, char **error)
 {
   CLEANUP_TEXT char *from = repository_path (&s->repo, m->file);
+  struct stat st;
   uint64_t bytes;
 
   if (s->far != NULL)
     return store_far_fetch (s, m, to, error);
+  if (lstat (from, &st) == -1 || !S_ISREG (st.st_mode))
+    return text_error (error, "%s is no regular file", from);
   return copy_file (from, to, &bytes, error);
 }

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -50,12 +49,11 @@ listen_at (const struct far_export *x)
 
 /* In the child: a command for each client. */
 __attribute__ ((noreturn)) static void
-serve_clients (int listener, char *const *words, pid_t parent)
+serve_clients (struct far_export *x, int listener, char *const *words, pid_t parent)
 {
   struct pollfd p = { .fd = listener, .events = POLLIN };
 
   setpgid (0, 0);
-  prctl (PR_SET_PDEATHSIG, SIGTERM);
   signal (SIGTERM, SIG_DFL);
   signal (SIGINT, SIG_DFL);
   while (getppid () == parent) {
@@ -69,6 +67,7 @@ serve_clients (int listener, char *const *words, pid_t parent)
       cmd_say ("%s: %s", words[0], strerror (errno));
     fd_close (&client);
   }
+  far_export_tidy (x); /* it was killed */
   _exit (EXIT_DONE);
 }
 
@@ -94,7 +93,7 @@ far_export_start (struct far_export *x, const char *place, const char *file, con
     fflush (NULL);
     x->pid = fork ();
     if (x->pid == 0)
-      serve_clients (listener, words, parent);
+      serve_clients (x, listener, words, parent);
     if (x->pid == -1)
       cmd_say ("fork: %s", strerror (errno));
     else

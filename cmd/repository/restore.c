@@ -6,6 +6,9 @@
 #include "config.h"
 
 #include <errno.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdlib.h>
 #include <jansson.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -20,6 +23,7 @@
 #include "cmd/units.h"
 #include "cmd/verify.h"
 #include "cmd/worker.h"
+#include "mirror/endpoint/uri.h"
 #include "mirror/job/copy.h"
 #include "mirror/verify/image-digest.h"
 
@@ -58,6 +62,7 @@ struct restoring {
   struct worker_settings settings;
   struct opened o;
   struct selected which;
+  const char *dest;     /* as the user has named it */
   const char *included; /* NULL: not asked for */
   bool no_verify;
   struct image dest_image;
@@ -191,6 +196,33 @@ restore_included (struct restoring *r)
 
 /* ---------------------------------------------------------------------------------------------- */
 
+/* Is DEST in the repository, or one of its files under another name? */
+static bool
+is_in_repository (const struct restoring *r, const char *dest)
+{
+  const char *path = r->o.store.repo.path;
+  size_t n = strcspn (path, "?");
+  char full[PATH_MAX];
+  struct stat st, its;
+
+  if (uri_kind (dest) != URI_NONE)
+    return strncmp (dest, path, n) == 0 && dest[n] == '/';
+  CLEANUP_TEXT char *copy = text_copy (dest);
+  if ((realpath (dest, full) != NULL || realpath (dirname (copy), full) != NULL)
+      && strncmp (full, path, n) == 0 && (full[n] == '/' || full[n] == '\0'))
+    return true;
+  if (r->o.store.far != NULL || stat (dest, &st) == -1)
+    return false;
+  for (unsigned i = 0; i < r->o.list.nr; i++)
+    for (unsigned d = 0; d < r->o.list.list[i].manifest.nr_disks; d++) {
+      const char *file = r->o.list.list[i].manifest.disks[d].file;
+      CLEANUP_TEXT char *name = repository_path (&r->o.store.repo, file != NULL ? file : "");
+      if (stat (name, &its) == 0 && its.st_dev == st.st_dev && its.st_ino == st.st_ino)
+        return true;
+    }
+  return false;
+}
+
 static int
 restore (struct restoring *r, const struct cmd_operand *dest)
 {
@@ -200,6 +232,10 @@ restore (struct restoring *r, const struct cmd_operand *dest)
   char size[UNITS_BUF];
   json_t *report = NULL;
 
+  if (is_in_repository (r, r->dest)) {
+    cmd_say ("refused: %s is in the repository: its backups would be lost", r->dest);
+    return EXIT_REFUSED;
+  }
   if (fault != NULL) {
     cmd_say ("backup %s is broken: %s", r->which.entry->name, fault);
     return EXIT_ERROR;
@@ -227,6 +263,7 @@ check_line (struct cmd_line *line, struct restoring *r)
 {
   struct cmd_operand *dest = &line->operands[1];
 
+  r->dest = dest->argv[0];
   if (line->operands[0].nr_args != 1)
     return cmd_usage_error ("REPO is the path of a directory");
   if (r->settings.sync.mode != ENGINE_SYNC_FULL && r->settings.sync.mode != ENGINE_SYNC_COMPARE)

@@ -6,21 +6,26 @@
 
 #include "config.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/child.h"
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/repository/far-export.h"
 #include "cmd/repository/repository.h"
+#include "cmd/serve/tidy.h"
 #include "cmd/worker.h"
 #include "mirror/endpoint/endpoint.h"
 
@@ -49,41 +54,100 @@ struct serving {
   _Atomic int *signal;
 };
 
-/* An overlay on IMAGE, in FORMAT, in a new directory below $TMPDIR.  NULL after a message; to be
- * removed with remove_overlay(). */
-static char *
-make_overlay (const char *image, const char *format)
-{
-  const char *tmp = getenv ("TMPDIR");
-  CLEANUP_TEXT char *dir
-      = text_printf ("%s/nbdmirror-overlay-XXXXXX", tmp != NULL && *tmp ? tmp : "/var/tmp");
+/* ---- overlays ----
+ *
+ * Each lies in a directory of its own, on which its process holds a lock.  So what a process has
+ * left that was killed is known, and the next one removes it. */
 
-  if (mkdtemp (dir) == NULL) {
-    cmd_say ("%s: %s", dir, strerror (errno));
-    return NULL;
-  }
-  char *path = text_printf ("%s/overlay.qcow2", dir);
-  const char *const words[]
-      = { "qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", image, path, NULL };
-  int r = child_run (words, NULL);
-  if (r == 0)
-    return path;
-  cmd_say ("%s: qemu-img cannot make an overlay (%d)", path, r);
-  rmdir (dir);
-  text_free (path);
-  return NULL;
+#define OVERLAY "nbdmirror-overlay-"
+#define TRIES 10
+
+struct overlay {
+  char *dir, *path;
+  int lock; /* on the directory */
+};
+
+/* Take the lock of DIR, if it is the directory that the name means, and a user's own. */
+static bool
+lock_overlay (const char *dir, int *fd)
+{
+  struct stat ours, its;
+
+  *fd = open (dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (*fd != -1 && flock (*fd, LOCK_EX | LOCK_NB) == 0 && fstat (*fd, &ours) == 0
+      && lstat (dir, &its) == 0 && ours.st_ino == its.st_ino && ours.st_dev == its.st_dev
+      && ours.st_uid == geteuid ())
+    return true;
+  fd_close (fd);
+  return false;
 }
 
 static void
-remove_overlay (char *path)
+remove_overlay (struct overlay *v)
 {
-  if (path == NULL)
-    return;
-  unlink (path);
-  *strrchr (path, '/') = '\0';
-  rmdir (path);
-  text_free (path);
+  if (v->path != NULL)
+    unlink (v->path);
+  if (v->dir != NULL)
+    rmdir (v->dir);
+  fd_close (&v->lock);
+  text_free (v->path);
+  text_free (v->dir);
 }
+
+/* Remove what killed processes have left in WHERE. */
+static void
+tidy_overlays (const char *where)
+{
+  DIR *d = opendir (where);
+  const struct dirent *e;
+
+  while (d != NULL && (e = readdir (d)) != NULL) {
+    if (strncmp (e->d_name, OVERLAY, strlen (OVERLAY)) != 0)
+      continue;
+    struct overlay v = { .dir = text_printf ("%s/%s", where, e->d_name) };
+    v.path = text_printf ("%s/overlay.qcow2", v.dir);
+    if (lock_overlay (v.dir, &v.lock))
+      remove_overlay (&v);
+    else {
+      text_free (v.path);
+      text_free (v.dir);
+    }
+  }
+  if (d != NULL)
+    closedir (d);
+}
+
+/* An overlay on IMAGE, in FORMAT, in a new directory below $TMPDIR.  False after a message; to be
+ * removed in either case. */
+static bool
+make_overlay (struct overlay *v, const char *image, const char *format)
+{
+  const char *tmp = getenv ("TMPDIR"), *where = tmp != NULL && *tmp ? tmp : "/var/tmp";
+
+  *v = (struct overlay){ .lock = -1 };
+  tidy_overlays (where);
+  /* Another process may have tidied it up before it was locked. */
+  for (unsigned i = 0; v->lock == -1; i++) {
+    text_free (v->dir);
+    v->dir = text_printf ("%s/" OVERLAY "XXXXXX", where);
+    if (i == TRIES || mkdtemp (v->dir) == NULL) {
+      cmd_say ("%s: %s", v->dir, i == TRIES ? "it cannot be locked" : strerror (errno));
+      text_free (v->dir);
+      v->dir = NULL;
+      return false;
+    }
+    lock_overlay (v->dir, &v->lock);
+  }
+  v->path = text_printf ("%s/overlay.qcow2", v->dir);
+  const char *const words[]
+      = { "qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", image, v->path, NULL };
+  int r = child_run (words, NULL);
+  if (r != 0)
+    cmd_say ("%s: qemu-img cannot make an overlay (%d)", v->path, r);
+  return r == 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
 
 /* Does qemu-nbd serve the image?  It makes the socket before it opens the files. */
 static bool
@@ -181,17 +245,17 @@ static int
 serve_image (const struct serving *s, struct opened *o, const struct selected *which,
              const char *image, const char *format)
 {
-  char *overlay = s->overlay ? make_overlay (image, format) : NULL;
+  struct overlay overlay = { .lock = -1 };
   int status = EXIT_ERROR;
 
-  if (!s->overlay || overlay != NULL) {
-    pid_t pid = start_qemu_nbd (s, s->overlay ? overlay : image);
+  if (!s->overlay || make_overlay (&overlay, image, format)) {
+    pid_t pid = start_qemu_nbd (s, s->overlay ? overlay.path : image);
     if (pid == -1)
       cmd_say ("qemu-nbd: %s", strerror (errno));
     else
       status = serve (s, o, which, pid);
   }
-  remove_overlay (overlay);
+  remove_overlay (&overlay);
   return status;
 }
 
@@ -262,6 +326,8 @@ run (struct cmd_line *line)
     return line->status;
   if (s.socket == NULL)
     return cmd_usage_error ("--socket PATH is needed");
+  if (tidy_look (s.socket) == TIDY_STALE)
+    unlink (s.socket); /* of a process that was killed */
   if (access (s.socket, F_OK) == 0) {
     cmd_say ("%s exists: another server may use it", s.socket);
     return EXIT_ERROR;

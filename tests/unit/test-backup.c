@@ -173,14 +173,17 @@ close_place (struct place *p)
   cr_assert (system (command) == 0);
 }
 
-/* A file of 3 bytes in the repository. */
+#define HEAD_BYTES 80
+
+/* A file in the repository: the head of a qcow2 file without a backing file. */
 static void
 put_file (const struct place *p, const char *name)
 {
   CLEANUP_TEXT char *path = repository_path (&p->r, name);
   CLEANUP_FD int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 
-  cr_assert (fd != -1 && write (fd, "abc", 3) == 3, "%s", path);
+  const char head[HEAD_BYTES] = "QFI\xfb\0\0\0\2";
+  cr_assert (fd != -1 && write (fd, head, sizeof head) == HEAD_BYTES, "%s", path);
 }
 
 static bool
@@ -208,7 +211,7 @@ add_backup (const struct place *p, const char *name, const char *parent)
   d->file = backup_file_path ("a disk", name, d->full);
   d->reason = text_copy ("why");
   d->size = 1000;
-  d->file_bytes = 3;
+  d->file_bytes = HEAD_BYTES;
   d->digest = text_copy (DIGEST);
   d->file_digest = text_copy (DIGEST);
   d->checkpoint = text_copy ("k");
