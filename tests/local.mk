@@ -241,6 +241,7 @@ own_tests = \
 	tests/blackbox/difference-live.sh \
 	tests/blackbox/dest-lasting.sh \
 	tests/blackbox/old-worker.sh \
+	tests/blackbox/checkpoint-verify.sh \
 	tests/blackbox/checkpoints.sh \
 	tests/blackbox/incremental.sh \
 	tests/blackbox/return.sh \

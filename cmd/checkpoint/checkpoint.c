@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * nbdmirror checkpoint: add, list and remove checkpoints.
+ * nbdmirror checkpoint: add, list, remove and verify checkpoints.
  */
 
 #include "config.h"
@@ -192,6 +192,17 @@ run_remove (const struct args *a, char *const *disks, unsigned nr, const char *n
   return status;
 }
 
+/* ---- verify ---- */
+
+static int
+run_verify (const struct args *a, struct cmd_line *line)
+{
+  if (!cmd_operands_ok (line, 4, 4, "verify CONTROL NAME COPY"))
+    return line->status;
+  return checkpoint_verify (line->operands[1].argv[0], a->disk, line->operands[2].argv[0],
+                            line->operands[3].argv[0], a->json);
+}
+
 static int
 run (struct cmd_line *line)
 {
@@ -209,12 +220,14 @@ run (struct cmd_line *line)
     default:
       return line->status;
     }
-  if (!cmd_operands_ok (line, 2, 0, "add|list|remove CONTROL"))
+  if (!cmd_operands_ok (line, 2, 0, "add|list|remove|verify CONTROL"))
     return line->status;
   const char *what = line->operands[0].argv[0];
+  if (strcmp (what, "verify") == 0)
+    return run_verify (&a, line);
   bool list = strcmp (what, "list") == 0, add = strcmp (what, "add") == 0;
   if (!list && !add && strcmp (what, "remove") != 0)
-    return cmd_usage_error ("'%s': add, list or remove a checkpoint?", what);
+    return cmd_usage_error ("'%s': add, list, remove or verify a checkpoint?", what);
   if (!list && !cmd_operands_ok (line, 3, 0, "add|remove CONTROL NAME"))
     return line->status;
   char **words = calloc (line->nr_operands, sizeof *words);
@@ -232,14 +245,16 @@ run (struct cmd_line *line)
 
 const struct subcommand subcommand_checkpoint = {
   "checkpoint",
-  "add|list|remove CONTROL... [NAME] [OPTIONS]",
+  "add|list|remove|verify CONTROL... [NAME] [COPY] [OPTIONS]",
   "Remember an instant of a disk, and what changes after it.",
   "The server of CONTROL needs --state FILE.  From 'add' on it records which blocks the guest\n"
   "changes.  Checkpoints survive the server, its crash, and that of the host.  Several disks get\n"
   "theirs at one instant, or none does.  'remove' forgets NAME; what changed since the checkpoint\n"
   "before it stays known.  For 'list' and 'remove', CONTROL may be the state file of a server "
   "that\n"
-  "is stopped.  A disk has at most 256.  A name has no slash and no dot at its beginning.\n",
+  "is stopped.  A disk has at most 256.  A name has no slash and no dot at its beginning.\n"
+  "'verify' compares the disk with COPY, which holds what the disk held at NAME, and tells what\n"
+  "differs and is not recorded (exit status 5): the tracking has missed it.\n",
   options,
   NULL,
   "Example:\n"

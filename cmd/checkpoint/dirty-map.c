@@ -29,11 +29,6 @@ static const struct cmd_option options[] = {
   CMD_OPTIONS_END,
 };
 
-struct map {
-  uint64_t *bits; /* owned */
-  uint64_t size, block_size;
-};
-
 /* Copy the words that came as FD. */
 static int
 take_words (struct map *m, int fd, const char *control)
@@ -106,6 +101,13 @@ look_up (struct map *m, const char *path, const char *disk, const char *since)
   return m->bits != NULL ? EXIT_DONE : refused ? EXIT_REFUSED : EXIT_ERROR;
 }
 
+int
+checkpoint_map (struct map *m, const char *place, const char *disk, const char *since)
+{
+  *m = (struct map){ .bits = NULL };
+  return checkpoint_is_control (place) ? ask (m, place, since) : look_up (m, place, disk, since);
+}
+
 static bool
 is_dirty (const struct map *m, uint64_t block)
 {
@@ -144,7 +146,7 @@ static int
 run (struct cmd_line *line)
 {
   const char *since = NULL, *disk = NULL;
-  struct map m = { NULL, 0, 0 };
+  struct map m;
   bool json = false;
   int c;
 
@@ -164,9 +166,7 @@ run (struct cmd_line *line)
     }
   if (!cmd_operands_ok (line, 1, 1, "CONTROL|STATE-FILE"))
     return line->status;
-  const char *place = line->operands[0].argv[0];
-  int status
-      = checkpoint_is_control (place) ? ask (&m, place, since) : look_up (&m, place, disk, since);
+  int status = checkpoint_map (&m, line->operands[0].argv[0], disk, since);
   if (status == EXIT_DONE)
     print (&m, json);
   free (m.bits);

@@ -4,4 +4,5 @@ nbdmirror_SOURCES += \
 	cmd/checkpoint/checkpoint.h \
 	cmd/checkpoint/dirty-map.c \
 	cmd/checkpoint/offline.c \
-	cmd/checkpoint/offline.h
+	cmd/checkpoint/offline.h \
+	cmd/checkpoint/verify.c

@@ -34,13 +34,17 @@ struct by_bytes {
 static void
 compare (struct walk *w, const struct piece *p)
 {
-  if (memcmp (p->buf[0], p->buf[1], p->length) == 0)
-    return;
-  uint32_t i = 0;
-  while (p->buf[0][i] == p->buf[1][i])
-    i++;
-  if (p->offset + i < w->differs)
-    w->differs = p->offset + i;
+  for (uint32_t at = 0, n; at < p->length; at += n) {
+    n = w->note != NULL ? VERIFY_UNIT - (uint32_t)((p->offset + at) % VERIFY_UNIT) : p->length;
+    if (n > p->length - at)
+      n = p->length - at;
+    if (memcmp (p->buf[0] + at, p->buf[1] + at, n) == 0)
+      continue;
+    uint32_t i = at;
+    while (p->buf[0][i] == p->buf[1][i])
+      i++;
+    walk_differs (w, p->offset + at, n, p->offset + i);
+  }
 }
 
 static void

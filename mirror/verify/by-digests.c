@@ -60,10 +60,9 @@ compare (struct by_digests *d, const struct chunk *c)
   for (uint64_t i = 0; i < digest_count (&d->key, c->length); i++)
     if (memcmp (c->digests[0] + i * DIGEST_SIZE, c->digests[1] + i * DIGEST_SIZE, DIGEST_SIZE)
         != 0) {
-      uint64_t offset = c->offset + i * d->key.block;
-      if (offset < w->differs)
-        w->differs = offset;
-      return;
+      uint64_t offset = c->offset + i * d->key.block, left = c->length - i * d->key.block;
+      if (!walk_differs (w, offset, left < d->key.block ? left : d->key.block, offset))
+        return;
     }
 }
 

@@ -32,6 +32,11 @@ struct verification {
   struct channel *digest_ch[2];
   struct digest_key key;
   struct walk walk;
+  struct range { /* o->differs: what the walk has noted */
+    uint64_t offset, length;
+  } * noted;
+  size_t nr_noted;
+  bool no_memory;
 };
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -88,6 +93,24 @@ can_be_digested (const struct verification *v, unsigned side)
   return info->min_block <= BLOCK && info->max_request >= BLOCK;
 }
 
+/* ---- differences ----------------------------------------------------------------------------- */
+
+static void
+note (void *opaque, uint64_t offset, uint64_t length)
+{
+  struct verification *v = opaque;
+
+  if (v->nr_noted % 1024 == 0) {
+    struct range *more = realloc (v->noted, (v->nr_noted + 1024) * sizeof *more);
+    if (more == NULL) {
+      v->no_memory = true;
+      return;
+    }
+    v->noted = more;
+  }
+  v->noted[v->nr_noted++] = (struct range){ offset, length };
+}
+
 /* ---- the walk -------------------------------------------------------------------------------- */
 
 static void
@@ -109,7 +132,11 @@ run_walk (struct verification *v, uint64_t size, bool by_digests, char **error)
   struct walk *w = &v->walk;
   uint32_t piece = PIECE;
 
-  *w = (struct walk){ .size = size, .unit = by_digests ? BLOCK : UNIT, .differs = UINT64_MAX };
+  *w = (struct walk){ .size = size,
+                      .unit = by_digests ? BLOCK : UNIT,
+                      .differs = UINT64_MAX,
+                      .note = v->o->differs != NULL ? note : NULL,
+                      .opaque = v };
   for (unsigned side = 0; side < 2; side++) {
     set_side (v, side);
     const struct endpoint_info *info = endpoint_info (w->side[side].ep);
@@ -130,7 +157,24 @@ run_walk (struct verification *v, uint64_t size, bool by_digests, char **error)
 
 /* ---- bytes of one block ---------------------------------------------------------------------- */
 
-/* Read LENGTH bytes at OFFSET (of a block) from both sides and find the first that differs. */
+/* Tell each piece of LENGTH bytes at OFFSET that differs.  True if there is one. */
+static bool
+tell (const struct verification *v, uint8_t *buf[2], uint64_t offset, uint32_t length)
+{
+  bool any = false;
+
+  for (uint32_t at = 0; at < length; at += VERIFY_UNIT) {
+    uint32_t n = length - at < VERIFY_UNIT ? length - at : VERIFY_UNIT;
+    if (memcmp (buf[0] + at, buf[1] + at, n) == 0)
+      continue;
+    any = true;
+    v->o->differs (v->o->opaque, offset + at, n);
+  }
+  return any;
+}
+
+/* Read LENGTH bytes at OFFSET (of a block) from both sides and find the first that differs, or
+ * tell all that do. */
 static enum verify_result
 compare_block (struct verification *v, uint64_t offset, uint32_t length, char **error)
 {
@@ -153,6 +197,10 @@ compare_block (struct verification *v, uint64_t offset, uint32_t length, char **
     }
   }
   result = VERIFY_EQUAL;
+  if (v->o->differs != NULL) {
+    result = tell (v, buf, offset, length) ? VERIFY_DIFFERENT : VERIFY_EQUAL;
+    goto out;
+  }
   for (uint32_t i = 0; i < length; i++)
     if (buf[0][i] != buf[1][i]) {
       v->report->offset = offset + i;
@@ -215,6 +263,11 @@ compare (struct verification *v, char **error)
   r->digests_a = v->digest_ch[0] != NULL;
   r->digests_b = v->digest_ch[1] != NULL;
   uint64_t size = r->size < r->size_b ? r->size : r->size_b;
+  if (v->o->differs != NULL && r->size != r->size_b) {
+    text_error (error, "%s and %s do not have the same size", endpoint_name (v->ep[0]),
+                endpoint_name (v->ep[1]));
+    return VERIFY_FAILED;
+  }
   enum verify_result result = r->digests_a || r->digests_b ? compare_by_digests (v, size, error)
                                                            : compare_by_bytes (v, size, error);
   if (result == VERIFY_EQUAL && r->size_b < r->size) {
@@ -222,6 +275,26 @@ compare (struct verification *v, char **error)
     result = VERIFY_DIFFERENT;
   }
   return result;
+}
+
+/* o->differs: the walk has noted where it is worth to look. */
+static enum verify_result
+look_at_noted (struct verification *v, enum verify_result result, char **error)
+{
+  bool any = false;
+
+  if (v->no_memory) {
+    text_error (error, "out of memory");
+    return VERIFY_FAILED;
+  }
+  for (size_t i = 0; i < v->nr_noted && (result == VERIFY_EQUAL || result == VERIFY_DIFFERENT);
+       i++) {
+    result = compare_block (v, v->noted[i].offset, (uint32_t)v->noted[i].length, error);
+    any |= result == VERIFY_DIFFERENT;
+    if (atomic_load (v->o->signal))
+      result = VERIFY_CANCELLED;
+  }
+  return any && result == VERIFY_EQUAL ? VERIFY_DIFFERENT : result;
 }
 
 enum verify_result
@@ -236,6 +309,9 @@ verify_run (const struct verify_options *o, struct verify_report *report, char *
     text_error (error, "no random number: %s", strerror (errno));
   else if (open_disk (&v, 0, error) == 0 && open_disk (&v, 1, error) == 0)
     result = compare (&v, error);
+  if (o->differs != NULL && result == VERIFY_EQUAL)
+    result = look_at_noted (&v, result, error);
+  free (v.noted);
   for (unsigned side = 0; side < 2; side++) {
     /* Closing a channel completes what is in flight: the walk's memory is still there. */
     if (v.digest_ch[side])

@@ -19,6 +19,8 @@
 
 enum verify_result { VERIFY_EQUAL, VERIFY_DIFFERENT, VERIFY_FAILED, VERIFY_CANCELLED };
 
+#define VERIFY_UNIT 4096u
+
 struct verify_options {
   char *const *a, *const *b; /* as for endpoint_open() */
   unsigned nr_a, nr_b;
@@ -27,6 +29,9 @@ struct verify_options {
   _Atomic int *signal; /* not 0: stop */
   void *opaque;
   void (*progress) (void *opaque, uint64_t done, uint64_t size); /* bytes */
+  /* Not NULL: go on after a difference, and tell each piece of VERIFY_UNIT bytes that differs, in
+   * any order.  The disks must have the same size. */
+  void (*differs) (void *opaque, uint64_t offset, uint64_t length);
 };
 
 struct verify_report {

@@ -21,6 +21,18 @@ walk_goes_on (const struct walk *w)
   return w->next < w->size && w->error == 0 && w->differs == UINT64_MAX;
 }
 
+bool
+walk_differs (struct walk *w, uint64_t offset, uint64_t length, uint64_t at)
+{
+  if (w->note != NULL) {
+    w->note (w->opaque, offset, length);
+    return true;
+  }
+  if (at < w->differs)
+    w->differs = at;
+  return false;
+}
+
 void
 walk_error (struct walk *w, unsigned side, uint64_t offset, int error)
 {

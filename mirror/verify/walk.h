@@ -42,12 +42,15 @@ struct walk_method {
 struct walk {
   const struct walk_method *method;
   struct walk_side side[2];
-  void *pieces;            /* of the method */
-  unsigned active;         /* pieces that were started and have not ended */
-  uint64_t size;           /* to compare, bytes */
-  uint32_t unit;           /* next is a multiple of this */
-  uint64_t next;           /* the first byte that was not dealt with yet */
-  uint64_t differs;        /* the lowest offset known to differ; UINT64_MAX: none */
+  void *pieces;     /* of the method */
+  unsigned active;  /* pieces that were started and have not ended */
+  uint64_t size;    /* to compare, bytes */
+  uint32_t unit;    /* next is a multiple of this */
+  uint64_t next;    /* the first byte that was not dealt with yet */
+  uint64_t differs; /* the lowest offset known to differ; UINT64_MAX: none */
+  /* Not NULL: each range that differs is told, and `differs` stays. */
+  void (*note) (void *opaque, uint64_t offset, uint64_t length);
+  void *opaque;
   uint64_t compared_bytes; /* of the disk, on each side */
   int error;               /* the first one; an errno */
   unsigned error_side;
@@ -60,6 +63,9 @@ bool walk_goes_on (const struct walk *w);
 /* Pass over what is zero on both sides.  How many bytes from next on are then to be looked at (at
  * most to where that changes); 0: that is not known yet, or everything is dealt with. */
 uint64_t walk_skip_zeroes (struct walk *w);
+
+/* The blocks of LENGTH bytes at OFFSET differ, first in the byte AT.  True: go on looking. */
+bool walk_differs (struct walk *w, uint64_t offset, uint64_t length, uint64_t at);
 
 /* Note that side SIDE cannot be read at OFFSET. */
 void walk_error (struct walk *w, unsigned side, uint64_t offset, int error);
