@@ -389,8 +389,10 @@ run (struct cmd_line *line)
   bool of_qemu = control_is_of_qemu (line->operands[0].argv[0]);
   if (of_qemu && a.only_served != NULL)
     return cmd_usage_error ("--%s: not for a disk that QEMU has open by itself", a.only_served);
-  if (of_qemu && a.settings.sync.mode != ENGINE_SYNC_FULL)
-    return cmd_usage_error ("--sync: all of a disk that QEMU has open by itself is sent");
+  if (of_qemu && a.settings.sync.mode == ENGINE_SYNC_INCREMENTAL)
+    return cmd_usage_error (
+        "--sync incremental needs a server that keeps checkpoints, and QEMU has "
+        "this disk open by itself");
   if (!cmd_place_ok (line, &line->operands[1])
       || !image_place (line, &line->operands[1], "--dest-format", a.settings.dest_format, true,
                        &dest_image))
@@ -404,7 +406,7 @@ run (struct cmd_line *line)
   a.hooks.controls = line->operands[0].argv;
   a.hooks.nr_controls = 1;
   CLEANUP_TEXT char *base = NULL, *base_format = NULL;
-  status = find_base (a.job.control, &a.settings.sync, &base, &base_format);
+  status = of_qemu ? 0 : find_base (a.job.control, &a.settings.sync, &base, &base_format);
   if (status != 0)
     return status;
   if (worker_check_sync (&a.settings.sync) != 0)

@@ -108,6 +108,8 @@ add_export (const struct bitmaps *b, struct machine *vm, const char *id, const c
                             b->node, "name", id, "writable", 0);
   if (bitmap != NULL)
     json_object_set_new (args, "bitmaps", json_pack ("[s]", bitmap));
+  else /* which layer holds it, for --sync top */
+    json_object_set_new (args, "allocation-depth", json_true ());
   return machine_call (vm, "block-export-add", args, NULL, NULL, error);
 }
 

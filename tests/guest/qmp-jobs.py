@@ -3,9 +3,9 @@
 """Proves that `status`, `set`, `pause`, `resume`, `cancel` and `complete` drive the jobs of two
 qcow2 disks that one QEMU has open by itself, over its only free monitor: both are handed over at
 one instant, with one stop of the guest, and each destination holds every record that the guest has
-acknowledged. Until the commit the guest goes on whatever fails: a lease that ends, a coordinator or
-a worker that is killed, a slow destination. A guest that somebody lets go on in between is
-noticed."""
+acknowledged. With --sync top, base and compare only what differs is sent. Until the commit the
+guest goes on whatever fails: a lease that ends, a coordinator or a worker that is killed, a slow
+destination. A guest that somebody lets go on in between is noticed."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import scene  # noqa: E402
 from scene import check  # noqa: E402
 from tracked import Disks  # noqa: E402
 
-ROUNDS = 50 if scene.LONG else 1
+ROUNDS = 100 if scene.LONG else 1
 
 
 def driven(s, jobs):
@@ -109,9 +109,29 @@ def in_steps(s, jobs):
     jobs.go_on()
 
 
+def differences(s, jobs):
+    """The second disk lies on a base, which its destination holds: what is equal is not sent."""
+    base = ("--base", jobs.raws[1], "--trust-base")
+    for options in (("top", *base), ("base", *base), ("compare",)):
+        jobs.start(1, ("--sync", *options), like_base=True)
+        jobs.wait_ready(1)
+        status = jobs.status(1)
+        check(status["sync"] == options[0] and status["sent-bytes"] < 3 * scene.MIB
+              and status["skipped-bytes"] > 0, f"--sync {options[0]}: {status}")
+        s.nbdmirror("complete", "--lease", "20s", jobs.controls[1])
+        check(s.wait_exit(jobs.workers[1]) == 0, "the hand-over failed")
+        s.run(["qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", jobs.images[1],
+               jobs.dests[1].disk])
+        jobs.go_on()
+    mirror = ("mirror", jobs.controls[1])
+    s.nbdmirror(*mirror, jobs.dests[1].uri, "--sync", "top", status=2)
+    s.nbdmirror(*mirror, jobs.dests[1].uri, "--sync", "incremental", "--since", "c", status=2)
+    s.nbdmirror(*mirror, s.path("nothing.img"), "--sync", "base", *base, status=7)
+
+
 def killed(s, jobs):
     """The coordinator, or a worker, at any instant: all disks are handed over, or none is."""
-    for number in range(2 * ROUNDS):
+    for number in range(ROUNDS):
         jobs.start()
         jobs.wait_ready()
         process = s.spawn("complete", [s.nbdmirror_path, "complete", *jobs.controls])
@@ -137,6 +157,7 @@ def test(s):
     driven(s, jobs)
     handed_over(s, jobs)
     in_steps(s, jobs)
+    differences(s, jobs)
     killed(s, jobs)
     s.check_story()
 

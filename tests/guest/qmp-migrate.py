@@ -145,11 +145,8 @@ def test(s):
     worker_killed(s, move)
     for _ in range(RUNS):
         dest_killed(s, Move(s, a, served, size))
-        move = Move(s, a, served, size)
-        coordinator_killed(s, move, "memory")
-        move.went_back(1)
 
-    for phase in ("hold", "switch", "commit", "start") if scene.LONG else ():
+    for phase in ("memory", "hold", "switch", "commit", "start") if scene.LONG else ():
         move = Move(s, a, served, size)
         coordinator_killed(s, move, phase)
         scene.note(f"killed in {phase}: exit status {s.wait_exit(move.process, 120)}")

@@ -39,8 +39,10 @@ class Disks:
         self.raws = [s.make_disk(f"{name}{n}.raw", data=(8 >> n) * scene.MIB)
                      for n in range(number)]
         self.images = [s.path(f"{name}{n}.qcow2") for n in range(number)]
-        for raw, image in zip(self.raws, self.images):
-            s.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image])
+        # The second disk lies on a base.
+        for n, (raw, image) in enumerate(zip(self.raws, self.images)):
+            s.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", image] if n
+                  else ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image])
         self.vm = s.vm(name, [{"driver": "qcow2", "discard": "unmap",
                                "file": {"driver": "file", "filename": image}}
                               for image in self.images], recorder=recorder)
@@ -49,9 +51,9 @@ class Disks:
         self.workers = [None] * number
         self.starts = 0
 
-    def start(self, only=None, options=()):
+    def start(self, only=None, options=(), like_base=False):
         """The jobs of all disks, each to a destination of its own: a client that dies takes nbdkit
-        1.32 down."""
+        1.32 down. It is empty, or holds what the base does."""
         for n, control in enumerate(self.controls):
             if only not in (None, n):
                 continue
@@ -60,7 +62,10 @@ class Disks:
             if self.dests[n] is not None:
                 self.s.end(self.dests[n].process)
                 os.unlink(self.dests[n].disk)
-            self.dests[n] = self.s.plain(name, self.s.empty_disk(name + ".img", self.raws[n]))
+            disk = self.s.empty_disk(name + ".img", self.raws[n])
+            if like_base:
+                shutil.copyfile(self.raws[n], disk)
+            self.dests[n] = self.s.plain(name, disk)
             self.workers[n] = self.s.spawn(f"worker{n}", [
                 self.s.nbdmirror_path, "mirror", control, self.dests[n].uri, "--json",
                 "--max-downtime", "2s", *options])
@@ -74,8 +79,8 @@ class Disks:
                           status=None)
         return told and json.loads(told)["state"] == "ready"
 
-    def wait_ready(self):
-        for n in range(len(self.controls)):
+    def wait_ready(self, only=None):
+        for n in range(len(self.controls)) if only is None else [only]:
             self.s.wait_for(f"disk {n} to be ready", lambda n=n: self.is_ready(n), 60)
 
     def check_contents(self):
