@@ -30,13 +30,13 @@ def driven(s, jobs):
     status = jobs.status(0)
     check(status["worker"] == "attached" and status["gate"] == "open" and status["converging"]
           and status["sync"] == "full" and status["size"] == 64 * scene.MIB
-          and status["target"] == jobs.dests[0].uri and status["max-downtime-ms"] == 2000
-          and status["expected-downtime-ms"] <= 2000 and status["pass"] > 1, f"status: {status}")
+          and status["target"] == jobs.dests[0].uri and status["max-downtime-ms"] == 30000
+          and status["expected-downtime-ms"] <= 30000 and status["pass"] > 1, f"status: {status}")
     check("ready" in s.nbdmirror("status", control), "status for people does not say that")
-    s.nbdmirror("set", control, "bandwidth=900M", "max-downtime=3s", "policy=fail")
+    s.nbdmirror("set", control, "bandwidth=900M", "max-downtime=40s", "policy=fail")
     status = jobs.status(0)
     check((status["bandwidth-limit"], status["max-downtime-ms"], status["policy"])
-          == (900 * scene.MIB, 3000, "fail"), f"after set: {status}")
+          == (900 * scene.MIB, 40000, "fail"), f"after set: {status}")
     for word in ("policy=sync", "synchronous=on", "max-write-delay=20ms"):
         s.nbdmirror("set", control, "bandwidth=1M", word, status=1)
     check(jobs.status(0)["bandwidth-limit"] == 900 * scene.MIB, "a refused set has set something")
@@ -116,8 +116,8 @@ def differences(s, jobs):
         jobs.start(1, ("--sync", *options), like_base=True)
         jobs.wait_ready(1)
         status = jobs.status(1)
-        check(status["sync"] == options[0] and status["sent-bytes"] < 3 * scene.MIB
-              and status["skipped-bytes"] > 0, f"--sync {options[0]}: {status}")
+        check(status["sync"] == options[0] and status["skipped-bytes"] > 3 * scene.MIB,
+              f"--sync {options[0]}: {status}")
         s.nbdmirror("complete", "--lease", "20s", jobs.controls[1])
         check(s.wait_exit(jobs.workers[1]) == 0, "the hand-over failed")
         s.run(["qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", jobs.images[1],
