@@ -263,11 +263,11 @@ mirror_get_ready (int thread_model)
     nbdkit_error ("this disk's last server ended while a hand-off was being decided: writes are"
                   " refused until a rollback with token %s",
                   mirror.fence.record.token);
-  if (is_draft && mirror.take_over != NULL && !never_prepared) {
+  if (is_draft && receiving_is (&mirror) && !never_prepared) {
     text_error (&error, "it is to be received, but nobody knows whether it was handed over");
     goto failed;
   }
-  if (mirror.fence.state != FENCE_NONE && !never_prepared && mirror.take_over == NULL)
+  if (mirror.fence.state != FENCE_NONE && !never_prepared && !receiving_is (&mirror))
     gate_fence (&mirror.gate, mirror.fence.record.generation);
 
   bypass_open (&mirror.bypass, mirror.config.control);
@@ -275,9 +275,9 @@ mirror_get_ready (int thread_model)
     goto failed;
   if (mirror.bypass.was)
     persist_bypassed (&mirror);
-  if (mirror.fence.state != FENCE_COMMITTED && mirror.take_over == NULL)
+  if (mirror.fence.state != FENCE_COMMITTED && !receiving_is (&mirror))
     handed_over_forget_old (&mirror);
-  if (mirror.fence.state == FENCE_COMMITTED && mirror.take_over == NULL)
+  if (mirror.fence.state == FENCE_COMMITTED && !receiving_is (&mirror))
     handed_over_unseal (&mirror);
   mirror.server = control_server_new (mirror.config.control, PACKAGE_NAME " " PACKAGE_VERSION,
                                       &mirror_server_ops, &mirror, &error);

@@ -135,3 +135,20 @@ stop a
 stop b
 receive b "$at_b" --resume
 grep -q "sealed" "$tmp/b.log" || fail "a disk that was taken back is not its guest's"
+
+# A disk that was handed on before its guest wrote: a server that is started again refuses writes.
+receive c "$tmp/c.img" --size $size
+moves b c
+wait_for 20 has_checkpoint c
+start_dest plain file $size
+moves c plain
+old=$(child_of c nbdkit)
+kill -KILL "$old"
+restarted () {
+  local now
+  now=$(child_of c nbdkit)
+  [ -n "$now" ] && [ "$now" != "$old" ] && listening "${socket[c]}"
+}
+wait_for 20 restarted
+has_to_exit 1 write_blocks "${guest_uri[c]}" 7 1
+grep -qi "not permitted" "$tmp/err" || fail "a disk that was handed on took a write"
