@@ -142,8 +142,10 @@ backup_give_up (const struct repository *r, const char *name, char *const ids[],
     for (int full = 0; full < 2; full++) {
       CLEANUP_TEXT char *file = backup_file_path (ids[i], name, full != 0);
       CLEANUP_TEXT char *path = repository_path (r, file);
+      CLEANUP_TEXT char *compressed = text_printf ("%s.tmp", path);
       if (!is_named (&list, file))
         unlink (path);
+      unlink (compressed);
     }
   for (unsigned i = 0; i < nr; i++)
     digests_tidy (r, &list, ids[i], name, false);

@@ -221,6 +221,7 @@ own_tests = \
 	tests/blackbox/backup-cases.sh \
 	tests/blackbox/backup-digests.sh \
 	tests/blackbox/backup-kill.sh \
+	tests/blackbox/backup-options.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/backup-drill.sh \
 	tests/blackbox/repository-careless.sh \

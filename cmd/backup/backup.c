@@ -446,6 +446,7 @@ free_run (struct backup_run *run)
     remove_folder (run);
   manifest_clear (&run->manifest);
   text_free (run->checkpoint);
+  text_free (run->place);
   store_close (&run->store);
 }
 
@@ -460,17 +461,12 @@ run_backup (struct backup_run *run, const char *path)
   sigaction (SIGINT, &act, NULL);
   sigaction (SIGTERM, &act, NULL);
   sigaction (SIGHUP, &act, NULL);
-  if (run->compress && far_is_meant (path))
-    return cmd_usage_error (
-        "--compress compresses the files of a local directory: run backup on the"
-        " host of %s, or compress the line (-C in NBDMIRROR_SSH)",
-        path);
   run->store.go_on = go_on;
+  run->place = far_is_meant (path) ? text_copy (path) : absolute (path);
   if (store_open (&run->store, path, !run->dry_run, &error) == -1) {
     cmd_say ("%s", error);
-    return backup_signal != 0 ? EXIT_CANCELLED : EXIT_DEST_FAILED;
-  }
-  if (run->dry_run) {
+    status = backup_signal != 0 ? EXIT_CANCELLED : EXIT_DEST_FAILED;
+  } else if (run->dry_run) {
     status = plan (run);
     if (status == 0)
       backup_tell_plan (run);

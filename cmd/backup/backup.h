@@ -10,8 +10,10 @@
  *   thaw.c      the process that lets the guest thaw, whatever becomes of us
  *   seal.c      the manifest, and the checkpoints that are not needed any more
  *   digests.c   reads what was written, for the digests
+ *   compress.c  compresses a file that is complete (--compress)
  *   store.c     what is done in the repository, where that is (store.h)
  *   tell.c      what people and programs are told at the end
+ *   metrics.c   what Prometheus is told
  *
  * The order keeps an interrupted run harmless: the files and the checkpoints are new ones, and the
  * old checkpoints are removed only when the manifest that makes them superfluous is on the disk.
@@ -62,6 +64,7 @@ struct backup_disk {
 
 struct backup_run {
   struct store store;
+  char *place; /* the repository, absolute */
   struct backup_disk *disks;
   unsigned nr_disks;
   enum backup_mode mode;
@@ -132,6 +135,9 @@ int backup_hook (const struct backup_run *run, const char *event, const char *co
 int backup_seal (struct backup_run *run);
 
 /* tell.c */
+/* metrics.c: write the file for Prometheus; SUCCESS: there is a manifest.  0, or -1 with errno. */
+int backup_write_metrics (const struct backup_run *run, bool success);
+
 void backup_tell_plan (const struct backup_run *run);
 int backup_tell_end (struct backup_run *run, int status);
 

@@ -207,7 +207,8 @@ store_seal (struct store *s, struct manifest_disk *m, char **error)
   struct stat st;
   int r = 0;
 
-  if (wait_for_writer (path, error) == -1 || repository_sync (path, error) == -1)
+  if (wait_for_writer (path, error) == -1 || repository_sync (path, error) == -1
+      || store_compress (s, m, error) == -1)
     return -1;
   m->digest = store_digest_of_disk (s, m, &why);
   if (m->digest != NULL)

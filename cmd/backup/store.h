@@ -62,6 +62,9 @@ char *store_endpoint (const struct store *s, const char *file);
  * digests, the list of digests, and file_bytes; it gets these. */
 int store_seal (struct store *s, struct manifest_disk *m, char **error);
 
+/* compress.c: if the file of M was made to be compressed, do it.  Nobody has it open. */
+int store_compress (const struct store *s, const struct manifest_disk *m, char **error);
+
 /* digests.c: for text_free(), or NULL with *ERROR. */
 char *store_digest_of_file (struct store *s, const char *path, char **error);
 /* The digest of the disk M as its new file holds it.  M gets the list of its blocks' digests. */

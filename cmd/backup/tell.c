@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * backup: what it is going to be, and what has become of it: for people in one line, for programs
- * as JSON, and for Prometheus as a text file.
+ * as JSON.
  */
 
 #include "config.h"
@@ -96,66 +96,6 @@ print_line (const struct backup_run *run, unsigned good)
           longest >= 0 ? units_format_time (pause, longest) : "unknown", took);
 }
 
-/* A label's value as Prometheus reads it. */
-static char *
-label (const char *text)
-{
-  char *out = text_copy ("");
-
-  for (; *text != '\0'; text++) {
-    const char *escape = *text == '\\' ? "\\\\" : *text == '"' ? "\\\"" : NULL;
-    char *more
-        = escape != NULL ? text_printf ("%s%s", out, escape) : text_printf ("%s%c", out, *text);
-    text_free (out);
-    out = more;
-  }
-  return out;
-}
-
-static void
-print_metrics (FILE *f, const struct backup_run *run, bool success)
-{
-  static const char *const names[] = { "success", "bytes", "full", "end_timestamp_seconds" };
-  static const char *const helps[]
-      = { "Did the last backup of the disk succeed?", "Size of the file that it has written.",
-          "Was it a full one?", "When it ended." };
-  double seconds = (double)(clock_ms () - run->begun_ms) / MS_PER_S;
-
-  fprintf (f, "# HELP nbdmirror_backup_duration_seconds How long the last run took.\n"
-              "# TYPE nbdmirror_backup_duration_seconds gauge\n");
-  fprintf (f, "nbdmirror_backup_duration_seconds %.3f\n", seconds);
-  for (unsigned n = 0; n < sizeof names / sizeof names[0]; n++) {
-    fprintf (f, "# HELP nbdmirror_backup_%s %s\n# TYPE nbdmirror_backup_%s gauge\n", names[n],
-             helps[n], names[n]);
-    for (unsigned i = 0; i < run->nr_disks; i++) {
-      const struct backup_disk *d = &run->disks[i];
-      const struct manifest_disk *m = manifest_find_disk (&run->manifest, d->id);
-      bool good = success && d->error == NULL && m != NULL;
-      CLEANUP_TEXT char *id = label (d->id);
-      const int64_t values[]
-          = { good, good ? (int64_t)m->file_bytes : 0, d->full, clock_date_us () / US_PER_S };
-      fprintf (f, "nbdmirror_backup_%s{disk=\"%s\"} %" PRId64 "\n", names[n], id, values[n]);
-    }
-  }
-}
-
-static int
-write_metrics (const struct backup_run *run, bool success)
-{
-  CLEANUP_TEXT char *temporary = text_printf ("%s.tmp", run->metrics);
-  FILE *f = fopen (temporary, "we");
-
-  if (f == NULL)
-    return -1;
-  print_metrics (f, run, success);
-  bool bad = ferror (f) != 0;
-  if (fclose (f) != 0 || bad || rename (temporary, run->metrics) == -1) {
-    unlink (temporary);
-    return -1;
-  }
-  return 0;
-}
-
 int
 backup_tell_end (struct backup_run *run, int status)
 {
@@ -181,7 +121,7 @@ backup_tell_end (struct backup_run *run, int status)
     status = status == EXIT_DONE ? EXIT_ERROR : status;
   }
   json_decref (o);
-  if (run->metrics != NULL && write_metrics (run, written) == -1) {
+  if (run->metrics != NULL && !run->dry_run && backup_write_metrics (run, written) == -1) {
     cmd_say ("%s: %s", run->metrics, strerror (errno));
     status = status == EXIT_DONE ? EXIT_ERROR : status;
   }

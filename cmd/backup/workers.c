@@ -37,25 +37,6 @@ log_of (const struct backup_run *run, unsigned nr, const char *suffix)
   return text_printf ("%s/%u.%s", run->folder, nr, suffix);
 }
 
-/* What qemu-nbd is given for PATH with --compress: a comma in a name is written twice. */
-static char *
-compressed_image (const char *path)
-{
-  char *text
-      = text_copy ("driver=compress,file.driver=qcow2,file.discard=unmap,file.file.driver=file,"
-                   "file.file.filename=");
-
-  for (const char *s = path; *s != '\0';) {
-    int n = (int)strcspn (s, ",");
-    bool comma = s[n] == ',';
-    char *more = text_printf ("%s%.*s%s", text, n, s, comma ? ",," : "");
-    text_free (text);
-    text = more;
-    s += n + comma;
-  }
-  return text;
-}
-
 /* ---- the worker ---- */
 
 /* In the child. */
@@ -78,7 +59,7 @@ become_worker (char *const *words, const char *log, pid_t parent)
 
 static unsigned
 worker_words (const struct backup_run *run, const struct backup_disk *d, const char *report,
-              const char *path, const char *image, const char **words)
+              const char *path, const char **words)
 {
   unsigned n = 0;
 
@@ -119,14 +100,9 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
   words[n++] = "qemu-nbd";
   words[n++] = "--persistent";
   words[n++] = "--shared=0";
-  if (image != NULL) {
-    words[n++] = "--image-opts";
-    words[n++] = image;
-  } else {
-    words[n++] = "--format=qcow2";
-    words[n++] = "--discard=unmap";
-    words[n++] = path;
-  }
+  words[n++] = "--format=qcow2";
+  words[n++] = "--discard=unmap";
+  words[n++] = path;
   words[n++] = "]";
   words[n] = NULL;
   return n;
@@ -157,7 +133,6 @@ backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
 
   d->file = backup_file_path (d->id, run->name, d->full);
   CLEANUP_TEXT char *path = store_endpoint (&run->store, d->file);
-  CLEANUP_TEXT char *image = run->compress ? compressed_image (path) : NULL;
   if (store_make_file (&run->store, d->file, d->parent_file, d->size, run->compress, &error)
       == -1) {
     backup_fail (d, EXIT_ERROR, "%s", error);
@@ -165,7 +140,7 @@ backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
   }
   if (d->restart && !end_left_job (d))
     return;
-  worker_words (run, d, report, path, image, words);
+  worker_words (run, d, report, path, words);
   fflush (NULL);
   pid_t parent = getpid ();
   d->worker = fork ();

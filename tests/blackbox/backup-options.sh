@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves what the options of a backup do besides copying: --compress makes smaller files that QEMU
+# reads, --budget keeps the host's limit, --metrics tells Prometheus of successes and failures, the
+# line for the mail is one line, and the examples of the manual for systemd and cron are right.
+. "$(dirname "$0")/lib.sh"
+need qemu-img qemu-nbd
+proves_nothing_under thread
+proves_nothing_under address
+
+repo="$tmp/the \"repo"
+export NBDMIRROR_BUDGETS=$tmp/budgets
+for ((i = 0; i < 65536; i++)); do echo "line $i of a text that is easily compressed, again and again"
+done | head -c 4M >"$tmp/vda"
+start_server vda "$tmp/vda" --state "$tmp/vda.state" -- mirror-state-volatile=yes
+A=${control[vda]}
+newest () { "$python" "$srcdir/tests/blackbox/newest-backup.py" "$repo" vda "$1"; }
+same () {
+  qemu-img check -q "$(newest file)" || fail "qemu-img check"
+  qemu-img compare -q -f qcow2 -F raw "$(newest file)" "$tmp/vda" || fail "the backup differs"
+}
+back_up () { # back_up STATUS OPTIONS...: the line for the mail is in $tmp/mail.
+  local want=$1 got=0; shift
+  nbdmirror backup "$A" "$repo" "$@" >"$tmp/mail" 2>"$tmp/err" || got=$?
+  [ $got = "$want" ] || fail "exit status $got instead of $want: $(cat "$tmp/err")"
+}
+write () { # write BYTE OFFSET LENGTH
+  "$python" -c '
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(bytes([int(sys.argv[2])]) * int(sys.argv[4]), int(sys.argv[3]))
+h.shutdown()' "${uri[vda]}" "$@"
+}
+
+# ---- --compress, and the metrics of a success ----------------------------------------------------
+metric () { # metric NAME: its value for the disk
+  sed -n "s|^nbdmirror_backup_$1{repository=\".*/the ..repo\",disk=\"vda\"} ||p" "$tmp/vm.prom"
+}
+back_up 0 --compress --metrics "$tmp/vm.prom"
+same
+[ "$(wc -l <"$tmp/mail")" = 1 ] || fail "the mail has not one line: $(cat "$tmp/mail")"
+grep -q 'all of 1 disks done, vda full .* crash-consistent, pause' "$tmp/mail" ||
+  fail "the mail: $(cat "$tmp/mail")"
+bytes=$(stat -c %s "$(newest file)")
+[ "$bytes" -lt $((2 << 20)) ] || fail "4 MiB of text take $bytes bytes"
+qemu-img info "$(newest file)" | grep -q 'compression type: zstd' || fail "it is not zstd"
+[ "$(metric success) $(metric full) $(metric bytes)" = "1 1 $bytes" ] ||
+  fail "metrics: $(cat "$tmp/vm.prom")"
+grep -q '^nbdmirror_backup_duration_seconds{repository="[^{]*"} [0-9.]*$' "$tmp/vm.prom" ||
+  fail "metrics: $(cat "$tmp/vm.prom")"
+write 7 1000000 300000
+back_up 0 --compress --incremental
+same
+
+# ---- the metrics of a failure keep the last success ----------------------------------------------
+success=$(metric last_success_timestamp_seconds)
+[ "$success" = "$(metric end_timestamp_seconds)" ] || fail "metrics: $(cat "$tmp/vm.prom")"
+sed -i "s/$success/1234567/" "$tmp/vm.prom"
+back_up 0 --dry-run --metrics "$tmp/vm.prom"
+[ "$(metric success)" = 1 ] || fail "a dry run has changed the metrics"
+mv "$repo/nbdmirror-repository.json" "$tmp/away"
+back_up 3 --metrics "$tmp/vm.prom"
+mv "$tmp/away" "$repo/nbdmirror-repository.json"
+[ "$(metric success) $(metric last_success_timestamp_seconds)" = "0 1234567" ] ||
+  fail "metrics of a failure: $(cat "$tmp/vm.prom")"
+back_up 0 --metrics "$tmp/vm.prom"
+if [ "$(metric full)" != 0 ] || [ "$(metric last_success_timestamp_seconds)" -le 1234567 ]; then
+  fail "metrics: $(cat "$tmp/vm.prom")"
+fi
+has_to_exit 1 nbdmirror backup "$A" "$repo" --metrics "$tmp/none/vm.prom"
+grep -q "none/vm.prom" "$tmp/err" || fail "metrics that cannot be written: $(cat "$tmp/err")"
+
+# ---- --budget: 4 MiB at 2 MiB/s take more than a second, however fast or slow this machine is ----
+nbdmirror budget vms 2M
+begun=${EPOCHREALTIME/./}
+back_up 0 --full --budget vms
+took=$(((${EPOCHREALTIME/./} - begun) / 1000))
+[ $took -ge 1000 ] || fail "4 MiB with a budget of 2 MiB/s took $took ms"
+back_up 1 --full --budget nobody
+grep -q 'there is no budget nobody' "$tmp/err" || fail "a missing budget: $(cat "$tmp/err")"
+same
+
+# ---- the examples of the manual ------------------------------------------------------------------
+# example N: the Nth indented block after SCHEDULES, with the names of this test.
+example () {
+  awk -v n="$1" '/^=head1/ { on = /SCHEDULES/ }
+    on && /^  / { if (!inside) { count++; inside = 1 } if (count == n) print substr($0, 3); next }
+    on && /^[^ ]/ { inside = 0 }' "$srcdir/docs/nbdmirror-backup.pod" |
+    sed "s|nbdmirror backup|$NBDMIRROR backup|; s|/run/vm/vda.control|$A|; s|/backup/vm|$tmp/vm|
+      s|/var/lib/prometheus/node-exporter|$tmp|"
+}
+mkdir "$tmp/units"
+example 1 >"$tmp/units/backup-vm.service"
+example 2 >"$tmp/units/backup-vm.timer"
+if command -v systemd-analyze >/dev/null; then
+  systemd-analyze verify "$tmp/units/backup-vm.timer" "$tmp/units/backup-vm.service" \
+    >"$tmp/out" 2>&1 || fail "systemd-analyze verify: $(cat "$tmp/out")"
+  ! grep -q backup-vm "$tmp/out" || fail "systemd-analyze verify: $(cat "$tmp/out")"
+else
+  note "there is no systemd-analyze: the units are not verified"
+fi
+# What the service and the line for cron run.
+sed -n '/^ExecStart=/,$s/^ExecStart=//; /nbdmirror backup/,$p' "$tmp/units/backup-vm.service" |
+  awk '!seen[$0]++' >"$tmp/service.sh"
+example 3 | sed 's/^[0-9*]* [0-9*]* [0-9*]* [0-9*]* [0-9*]* root //' >"$tmp/cron.sh"
+for script in service cron; do
+  PATH=$(dirname "$NBDMIRROR"):$PATH sh -e "$tmp/$script.sh" >"$tmp/mail" 2>"$tmp/err" ||
+    fail "the example for $script: $(cat "$tmp/err")"
+  [ "$(wc -l <"$tmp/mail")" = 1 ] || fail "the mail of $script: $(cat "$tmp/mail")"
+done
+grep -q 'vda incremental' "$tmp/mail" || fail "the second example: $(cat "$tmp/mail")"
+[ -s "$tmp/vm.prom" ] || fail "the service has written no metrics"
