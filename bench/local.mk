@@ -5,7 +5,7 @@ EXTRA_DIST += bench/README.md bench/run bench/adopt.py bench/common.py bench/idl
 	bench/large.py bench/load.py bench/load_guest.py bench/load_plot.py bench/load_systems.py \
 	bench/qmp.py bench/handoff.py bench/many.py bench/difference.py \
 	bench/difference_systems.py bench/line.py bench/incremental.py bench/state.py \
-	bench/slow-sync.c
+	bench/slow-sync.c bench/backup.py bench/backup_systems.py bench/pull.py
 
 .PHONY: bench
 bench: all
@@ -20,6 +20,7 @@ bench: all
 	$(srcdir)/bench/run difference
 	$(srcdir)/bench/run incremental
 	$(srcdir)/bench/run adopt
+	$(srcdir)/bench/run backup
 
 TESTS += tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh
