@@ -120,7 +120,9 @@ def beside_guest(setup, disk, name, rate, limit, seconds):
             log = guest.stop()
         finally:
             guest.kill()
-        pause = systems.manifest(system.repo)["disks"][0]["pause-ms"] if name == "nbdmirror" else None
+        pause = None
+        if name == "nbdmirror":
+            pause = systems.manifest(system.repo)["disks"][0]["pause-ms"]
     finally:
         system.close()
     return {"before": log.figures(log.start(), begun), "during": log.figures(begun, ended),

@@ -10,8 +10,7 @@ proves_nothing_under address
 
 repo="$tmp/the \"repo"
 export NBDMIRROR_BUDGETS=$tmp/budgets
-for ((i = 0; i < 65536; i++)); do echo "line $i of a text that is easily compressed, again and again"
-done | head -c 4M >"$tmp/vda"
+head -c 4M <(seq -f 'line %.0f of a text that is easily compressed' 100000) >"$tmp/vda"
 start_server vda "$tmp/vda" --state "$tmp/vda.state" -- mirror-state-volatile=yes
 A=${control[vda]}
 newest () { "$python" "$srcdir/tests/blackbox/newest-backup.py" "$repo" vda "$1"; }
