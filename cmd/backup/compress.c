@@ -58,7 +58,7 @@ run (const struct store *s, char *const *words, char **error)
   if (pid == -1)
     return text_error (error, "qemu-img cannot be run: %s", strerror (errno));
   while (!child_ended (pid, LOOK_MS, &status))
-    if (s->go_on != NULL && !s->go_on ())
+    if (s->go_on != NULL && !s->go_on (s->opaque))
       kill (pid, SIGKILL);
   if (WIFEXITED (status) && WEXITSTATUS (status) == 0)
     return 0;

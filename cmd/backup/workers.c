@@ -113,12 +113,15 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
 static bool
 end_left_job (struct backup_disk *d)
 {
-  CLEANUP_TEXT char *error = NULL;
+  CLEANUP_TEXT char *class_ = NULL, *error = NULL;
   const struct control_call call = { .command = "block-job-cancel",
                                      .args = json_pack ("{s:s}", "device", "mirror"),
-                                     .timeout_ms = QUERY_MS };
+                                     .timeout_ms = QUERY_MS,
+                                     .class_ = &class_ };
 
-  if (control_client_call (d->client, &call, &error) == 0)
+  /* It may have ended since the status was asked for. */
+  if (control_client_call (d->client, &call, &error) == 0
+      || (class_ != NULL && strcmp (class_, "DeviceNotActive") == 0))
     return true;
   backup_fail (d, EXIT_ERROR, "the job that is left over cannot be ended: %s", error);
   return false;

@@ -40,7 +40,6 @@ newest () { what file | sed 's/.*\///; s/-full.*//; s/-inc.*//'; }
 
 # ---- all commands --------------------------------------------------------------------------------
 has_to_exit 2 nbdmirror backup "${control[a]}" "$far&format=raw"
-has_to_exit 2 backup --compress
 has_to_exit 3 nbdmirror backup "${control[a]}" "ssh://127.0.0.1:$port$tmp/none?program=/nonexistent"
 grep -q 'not found there' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
 has_to_exit 1 nbdmirror backup-list "$far"
