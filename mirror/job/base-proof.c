@@ -143,6 +143,35 @@ prove_by_digests (struct proving *v, struct endpoint *theirs, const char *our_te
   return result;
 }
 
+/* ---- by the digests of all blocks ------------------------------------------------------------ */
+
+static void
+on_their_progress (void *opaque, uint64_t done)
+{
+  struct proving *v = opaque;
+
+  tell (v, "the destination's", done, v->p->size);
+}
+
+/* The destination is to be a copy of the base.  What an earlier worker has written there is not. */
+static enum job_result
+prove_copy (struct proving *v, struct endpoint *digests, const char *our_text, char **error)
+{
+  const struct base_proof *p = v->p;
+  char their_text[DIGEST_WHOLE_TEXT];
+
+  if (p->resumed)
+    return JOB_COMPLETED; /* compute_ours() has compared with the base that was proved then */
+  enum job_result result = copied_base_digest (p, digests, on_their_progress, v, their_text, error);
+  if (result != JOB_COMPLETED || strcmp (our_text, their_text) == 0)
+    return result;
+  text_error (error,
+              "refused: the destination does not hold the base image: the digest of %s is %s, that"
+              " of what the destination holds is %s",
+              p->sync->base, our_text, their_text);
+  return JOB_REFUSED;
+}
+
 /* ---- by a sample ----------------------------------------------------------------------------- */
 
 static enum job_result
@@ -184,7 +213,12 @@ base_prove (const struct base_proof *p, char *digest, char **error)
   enum job_result result = JOB_COMPLETED;
 
   struct endpoint *theirs = endpoint_open (p->dest_argv, p->nr_dest, &options, &errnum, &why);
-  if (theirs == NULL && !p->sync->trust_base) {
+  struct endpoint *copy = NULL;
+  /* Of a job that is resumed only its record says that there was a proof. */
+  if (theirs == NULL && !p->sync->trust_base && !p->other_wrote
+      && (!p->resumed || p->recorded != NULL))
+    copy = copied_base_open (p);
+  if (theirs == NULL && copy == NULL && !p->sync->trust_base) {
     text_error (
         error,
         "refused: whether the destination has the same base image is not known (%s); nbdmirror"
@@ -194,14 +228,19 @@ base_prove (const struct base_proof *p, char *digest, char **error)
   }
   if (result == JOB_COMPLETED && p->sync->mode == ENGINE_SYNC_TOP && !p->sync->base_is_known)
     result = source_base_sample (p, error);
-  if (result == JOB_COMPLETED && (theirs != NULL || digest != NULL))
-    result = compute_ours (&v, digest != NULL ? digest : ours, error);
+  char *text = digest != NULL ? digest : ours;
+  if (result == JOB_COMPLETED && (theirs != NULL || copy != NULL || digest != NULL))
+    result = compute_ours (&v, text, error);
   if (result == JOB_COMPLETED && theirs != NULL)
-    result = prove_by_digests (&v, theirs, digest != NULL ? digest : ours, error);
+    result = prove_by_digests (&v, theirs, text, error);
+  else if (result == JOB_COMPLETED && copy != NULL)
+    result = prove_copy (&v, copy, text, error);
   else if (result == JOB_COMPLETED && !p->resumed)
     result = prove_by_sample (&v, error);
   text_free (why);
   if (theirs != NULL)
     endpoint_close (theirs);
+  if (copy != NULL)
+    endpoint_close (copy);
   return result;
 }

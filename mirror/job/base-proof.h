@@ -2,8 +2,9 @@
  *
  * Before anything is left out because the destination's base image holds it, both bases are proved
  * to be the same: by the digests of their whole contents (digest/whole.h), which each side computes
- * once and keeps.  `nbdmirror receive --backing` tells its own.  For other servers the user may
- * accept a sample, which finds a wrong base but proves nothing.
+ * once and keeps.  `nbdmirror receive --backing` tells its own.  A destination that is a copy of
+ * the base, and whose server serves digests of its blocks, is read by that server for this.  For
+ * other servers the user may accept a sample, which finds a wrong base but proves nothing.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_BASE_PROOF_H
@@ -26,6 +27,8 @@ struct base_proof {
   const struct endpoint_options *dest_options; /* its time limits are taken */
   uint64_t size; /* of the disk that is copied: what the destination holds after it is nobody's */
   bool resumed;  /* an earlier worker has written there: a sample would say nothing */
+  bool other_wrote; /* a job is left over there that this one does not go on with: late requests of
+                       its worker may still change what was compared */
   const char *recorded; /* the digest of the base that it went by; NULL: none */
   _Atomic int *signal;  /* not 0: stop */
   void *opaque;
@@ -38,6 +41,17 @@ struct base_proof {
  * same.  It may be NULL where no job remains, and then is computed only where the destination tells
  * its own.  Takes as long as the bases are read, on both sides at the same time. */
 enum job_result base_prove (const struct base_proof *p, char *digest, char **error);
+
+/* ---- copied-base.c ---- */
+
+/* The digests of the destination's blocks, or NULL where its server serves none. */
+struct endpoint *copied_base_open (const struct base_proof *p);
+
+/* With these: the digest of what the destination holds, as if it were a base image.  PROGRESS is
+ * told the bytes that were read.  JOB_COMPLETED with TEXT, or as base_prove(). */
+enum job_result copied_base_digest (const struct base_proof *p, struct endpoint *digests,
+                                    void (*progress) (void *opaque, uint64_t done), void *opaque,
+                                    char text[DIGEST_WHOLE_TEXT], char **error);
 
 /* ---- source-base.c ---- */
 

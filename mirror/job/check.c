@@ -441,6 +441,7 @@ prove_base (struct job *j, json_t *status)
     .dest_options = &d->endpoint,
     .size = (uint64_t)json_integer_value (json_object_get (status, "size")),
     .resumed = left_over && !other_job_wrote (j, status),
+    .other_wrote = left_over && other_job_wrote (j, status),
     .recorded = json_string_value (json_object_get (status, "base-digest")),
     .signal = j->o->signal,
     .opaque = j->o->opaque,

@@ -3,6 +3,7 @@ libmirror_la_SOURCES += \
 	mirror/job/attach.c \
 	mirror/job/base-proof.c \
 	mirror/job/base-proof.h \
+	mirror/job/copied-base.c \
 	mirror/job/budget-status.c \
 	mirror/job/budget-status.h \
 	mirror/job/check.c \

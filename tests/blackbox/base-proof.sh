@@ -154,6 +154,27 @@ for wrong in 'lacks it' 'has more'; do
 done
 rm "$tmp/thin.img"
 
+# A copy of the base, not an overlay on it: its server's digests tell, up to a size that is no
+# multiple of theirs.  Then one byte differs, the first or the last.
+for byte in none 0 $((size - 5)); do
+  cp "$tmp/base" "$tmp/there/copy.img"
+  [ $byte = none ] || poke "$tmp/there/copy.img" $byte
+  cp "$tmp/there/copy.img" "$tmp/saved.img"
+  start_receive copy "$tmp/there/copy.img" --resume
+  if [ $byte = none ]; then
+    has_to_exit 0 nbdmirror copy "$tmp/disk" "${uri[copy]}" --sync base --base "$tmp/base" \
+      --report "$tmp/report"
+    [ "$(field sent-bytes <"$tmp/report")" -le 16384 ] || fail "it has sent what the copy holds"
+    equal "$tmp/disk" "${uri[copy]}"
+  else
+    has_to_exit 7 nbdmirror copy "$tmp/disk" "${uri[copy]}" --sync base --base "$tmp/base"
+    grep -q "does not hold the base.*$(digest "$tmp/base").*$(digest "$tmp/saved.img")" \
+      "$tmp/err" || fail "it does not tell both digests: $(cat "$tmp/err")"
+    cmp "$tmp/there/copy.img" "$tmp/saved.img" || fail "written to in spite of the refusal"
+  fi
+  stop copy
+done
+
 cp "$tmp/base" "$tmp/plain.img"
 start_dest plain file "$size"
 has_to_exit 7 nbdmirror copy "$tmp/disk" "${uri[plain]}" --sync base --base "$tmp/base"

@@ -95,6 +95,22 @@ has_to_exit 7 nbdmirror mirror "${control[vm]}" "${uri[dst]}" --sync top
 grep -q 'another base image' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
 stop dst
 
+# A copy of the base, which a worker has begun with, and which another one goes on with.
+cp "$tmp/base" "$tmp/copy.img"
+truncate -s "$size" "$tmp/copy.img"
+start_receive dst "$tmp/copy.img" --resume
+spawn worker nbdmirror mirror "${control[vm]}" "${uri[dst]}" --sync top
+wait_state "${control[vm]}" ready 30
+stop worker KILL
+wait_state "${control[vm]}" detached 10
+has_to_exit 7 nbdmirror mirror "${control[vm]}" "${uri[dst]}" --sync top --restart
+has_to_exit 0 nbdmirror mirror "${control[vm]}" "${uri[dst]}" --sync top --resume \
+  --quarantine-grace 100ms --on-ready complete --report "$tmp/report"
+[ "$(field skipped-bytes <"$tmp/report")" -gt $((size / 2)) ] || fail "the base was sent"
+equal "${uri[vm]}" "${guest_uri[dst]}"
+stop dst
+roll_back "${control[vm]}" 2>"$tmp/log" || fail "rollback: $(cat "$tmp/log")"
+
 received "$tmp/base"
 has_to_exit 0 nbdmirror mirror "${control[vm]}" "${uri[dst]}" --sync top --on-ready complete \
   --report "$tmp/report"
