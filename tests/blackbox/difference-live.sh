@@ -72,10 +72,7 @@ start_source () {
   dd if="$tmp/shadow" of="$tmp/part" bs=1M skip=60 count=1 status=none
   qemu-io -f qcow2 -c "write -s $tmp/part 60M 1M" -c 'write -z 70M 2M' "$tmp/disk.qcow2" \
     >"$tmp/io.log"
-  spawn layers qemu-nbd -A -t -e 0 -k "$tmp/layers.sock" -f qcow2 "$tmp/disk.qcow2"
-  wait_for_socket "$tmp/layers.sock" layers
-  start_nbdkit src nbd "socket=$tmp/layers.sock" \
-    "mirror-direct=nbd+unix:///?socket=$tmp/layers.sock"
+  start_server src "$tmp/disk.qcow2" --format qcow2
 }
 
 # scenario MODE FORMAT SERVER
@@ -145,9 +142,8 @@ scenario () {
     fail "$mode, $kind: only $skipped bytes were skipped"
   stop src
   stop dst
-  [ "$mode" != top ] || stop layers
   [ -z "${pid[below]:-}" ] || stop below
-  rm -f "${control[src]}.fence" "${socket[src]}" "$tmp/layers.sock" "$tmp/below.sock"
+  rm -f "${control[src]}.fence" "${socket[src]}" "$tmp/below.sock"
 }
 
 qemu-img convert -q -f raw -O qcow2 "$tmp/base" "$tmp/base.qcow2"
