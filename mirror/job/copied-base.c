@@ -35,11 +35,11 @@ add_tail (struct reading *r, uint64_t offset)
   const struct endpoint_info *info = endpoint_info (r->p->dest);
   uint32_t block = digest_whole_key.block, n = (uint32_t)(r->p->size - offset);
   uint32_t asked = (n + info->min_block - 1) / info->min_block * info->min_block;
-  uint8_t digest[DIGEST_SIZE], *buf;
+  uint8_t digest[DIGEST_SIZE];
 
   if (asked > block)
     return EINVAL;
-  buf = aligned_alloc (4096, block);
+  uint8_t *buf = aligned_alloc (4096, block);
   if (buf == NULL)
     return ENOMEM;
   int err = sync_read (r->disk, buf, asked, offset);
