@@ -224,6 +224,7 @@ own_tests = \
 	tests/blackbox/backup-options.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/backup-drill.sh \
+	tests/blackbox/guest-agent.sh \
 	tests/blackbox/repository-careless.sh \
 	tests/blackbox/repository-hostile.sh \
 	tests/blackbox/repository-ssh.sh \
