@@ -153,8 +153,8 @@ check_PROGRAMS += tests/fuzz/state-replay
 tests_fuzz_state_replay_SOURCES = tests/fuzz/replay.c tests/fuzz/state.c tests/fuzz/state.h \
 	tests/fuzz/state-file.c cmd/state.c cmd/options.c cmd/help.c cmd/units.c
 tests_fuzz_state_replay_LDADD = libdirtybitmap.la libbase.la $(JANSSON_LIBS)
-TESTS += tests/fuzz/state.sh
-EXTRA_DIST += tests/fuzz/state.sh tests/fuzz/state-corpus
+TESTS += tests/fuzz/state.sh tests/model.sh
+EXTRA_DIST += tests/model.sh tests/fuzz/state.sh tests/fuzz/state-corpus
 
 # ---- black-box tests --------------------------------------------------------------
 # In a build with sanitizers lib.sh makes some helpers once.
