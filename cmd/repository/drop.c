@@ -404,6 +404,17 @@ remove_dropped (struct dropping *x)
         remove_file (x, e->manifest.disks[d].file);
     for (unsigned f = 0; f < e->manifest.nr_includes; f++)
       remove_file (x, e->manifest.includes[f].file);
+  }
+  /* After a power cut there must be no file whose manifest is gone: nobody would remove it. */
+  for (size_t i = 0; i < x->nr_lines; i++) {
+    CLEANUP_TEXT char *path = repository_path (&x->o->store.repo, x->lines[i].id);
+    if (repository_sync (path, &error) == -1)
+      return fail (error);
+  }
+  for (unsigned i = 0; i < list->nr; i++) {
+    const struct backup_entry *e = &list->list[i];
+    if (!e->manifest.is_dropped)
+      continue;
     CLEANUP_TEXT char *files = text_printf ("%s/%s.files", folder, e->name);
     CLEANUP_TEXT char *manifest = text_printf ("backups/%s.json", e->name);
     rmdir (files);

@@ -57,6 +57,14 @@ grep -q 'a: full: ' "$tmp/out" || fail "a damaged manifest: $(cat "$tmp/out")"
 same a "$tmp/a"
 run 0 'a: incremental:' "$A" "$repo"
 
+# ---- a clock that was set back: the order of backups is not that of their times ------------------
+sed -i 's/"\(begun\|ended\)-us": [0-9]*/"\1-us": 4102444800000000/' "$(newest a manifest)"
+run 0 'a: incremental:' "$A" "$repo"
+same a "$tmp/a"
+rm -f "$tmp/restored"
+nbdmirror restore "$repo" "$tmp/restored" --disk a 2>/dev/null || fail "restore ended with $?"
+cmp "$tmp/a" "$tmp/restored" || fail "another backup than the last one was restored"
+
 # ---- two repositories ----------------------------------------------------------------------------
 run 0 'a: full: there is no earlier backup' "$A" "$tmp/other"
 run 0 'a: incremental:' "$A" "$repo"

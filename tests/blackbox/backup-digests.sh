@@ -101,8 +101,17 @@ put 9
 back_up
 ! read_whole || fail "after one in the middle was merged: $(cat "$tmp/said")"
 has_to_exit 0 nbdmirror backup-verify "$repo"
-nbdmirror backup-prune "$repo" --keep-last 1 >"$tmp/out" 2>&1 || fail "prune: $(cat "$tmp/out")"
+traced=()
+! strace -o /dev/null true 2>/dev/null ||
+  traced=(strace -f -y -o "$tmp/trace" -e 'trace=unlink,fsync')
+"${traced[@]}" "$NBDMIRROR" backup-prune "$repo" --keep-last 1 >"$tmp/out" 2>&1 ||
+  fail "prune: $(cat "$tmp/out")"
 lists
+# The names of files are gone for good before the manifests are removed that name them.
+[ ${#traced[@]} = 0 ] || awk '
+  /unlink\(.*\.qcow2"/ { open = 1 } /fsync\(.*\/a>\)/ { open = 0 }
+  /unlink\(.*backups\/[^"]*\.json"/ { seen = 1; if (open) exit 1 }
+  END { if (!seen) exit 1 }' "$tmp/trace" || fail "a manifest went first: $(cat "$tmp/trace")"
 put 10
 back_up
 ! read_whole || fail "after all were pruned but one: $(cat "$tmp/said")"
