@@ -21,7 +21,7 @@
 #   state        what the state file says after a power failure; in a minute, with each rule dropped
 #                in turn, which must find a counterexample.  The rules stand at the head of
 #                state.pml.
-#   short        the same within its two smallest bounds, with four of the rules dropped, in seconds:
+#   short        the same within its two smallest bounds, with four rules dropped, in seconds:
 #                tests/model.sh runs it.
 set -e
 dir=$(cd "$(dirname "$0")" && pwd)
