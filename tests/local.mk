@@ -226,6 +226,7 @@ own_tests = \
 	tests/blackbox/backup-drill.sh \
 	tests/blackbox/guest-agent.sh \
 	tests/blackbox/repository-careless.sh \
+	tests/blackbox/repository-full.sh \
 	tests/blackbox/repository-hostile.sh \
 	tests/blackbox/repository-ssh.sh \
 	tests/blackbox/repository.sh \

@@ -3,7 +3,7 @@
 # Proves that a repository behind ssh is one like any other: backups, full and incremental, with
 # files beside them, are listed, verified, restored, served and pruned there; what is wrong is said;
 # and a line that is cut at any instant leaves the earlier backups as they were and nothing
-# half-done.  ROUNDS cuts (2); with NBDMIRROR_LONG 60, and a real sshd.
+# half-done.  ROUNDS cuts (1); with NBDMIRROR_LONG 60, and a real sshd.
 [ "${NBDMIRROR_LONG:-0}" != 0 ] || export SSH_STAND_IN="${SSH_STAND_IN:-1}"
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
@@ -11,7 +11,7 @@ proves_nothing_under thread
 proves_nothing_under address
 . "$srcdir/tests/blackbox/sshd.sh"
 
-rounds=${ROUNDS:-2}
+rounds=${ROUNDS:-1}
 [ "${NBDMIRROR_LONG:-0}" = 0 ] || rounds=60
 repo="$tmp/there/it's a repo"
 far="ssh://127.0.0.1:$port$tmp/there/it's%20a%20repo?program=$tmp/there/nbdmirror"
