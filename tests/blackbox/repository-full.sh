@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a prune or a merge that has no room left, at whatever it writes, loses no backup that
-# is kept, says so, and is finished by the next call.  The limit is that of a file's size, so that no
+# is kept, says so, and is finished by the next call.  The limit is on the size of each file, so no
 # mount is needed.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-io qemu-nbd
