@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -25,13 +26,14 @@ struct seen {
   bool had_run; /* when it was prepared */
 };
 
-static char dir[] = "/tmp/nbdmirror-child-XXXXXX";
+static char dir[32];
 static char *mark; /* the program makes this file */
 static struct seen *seen;
 
 static void
 setup (void)
 {
+  strcpy (dir, "/tmp/nbdmirror-child-XXXXXX");
   cr_assert_not_null (mkdtemp (dir));
   mark = text_printf ("%s/mark", dir);
   seen = mmap (NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -85,30 +87,35 @@ start (int (*before) (void *opaque, pid_t pid), void *opaque)
   return child_start (words, &options);
 }
 
-Test (child, runs_when_it_is_prepared, .init = setup, .fini = teardown)
+Test (child, runs_when_it_is_prepared)
 {
   int result = 0, status;
 
+  setup ();
   pid_t pid = start (prepare, &result);
   cr_assert (pid > 0 && seen->pid == pid && !seen->had_run);
   cr_assert (child_ended (pid, 10000, &status) && WIFEXITED (status) && WEXITSTATUS (status) == 0);
   cr_assert (has_run ());
+  teardown ();
 }
 
-Test (child, does_not_run_if_that_fails, .init = setup, .fini = teardown)
+Test (child, does_not_run_if_that_fails)
 {
   int result = EMFILE;
 
+  setup ();
   cr_assert_eq (start (prepare, &result), -1);
   cr_assert_eq (errno, EMFILE);
   cr_assert_eq (waitpid (seen->pid, NULL, WNOHANG), -1, "it is left behind");
   cr_assert (!has_run ());
+  teardown ();
 }
 
-Test (child, does_not_run_if_we_die, .init = setup, .fini = teardown)
+Test (child, does_not_run_if_we_die)
 {
   int status;
 
+  setup ();
   cr_assert_eq (prctl (PR_SET_CHILD_SUBREAPER, 1), 0);
   pid_t pid = fork ();
   if (pid == 0) {
@@ -119,6 +126,7 @@ Test (child, does_not_run_if_we_die, .init = setup, .fini = teardown)
   cr_assert_eq (waitpid (seen->pid, &status, 0), seen->pid, "it is not our child");
   cr_assert (WIFEXITED (status) && WEXITSTATUS (status) == 127);
   cr_assert (!has_run ());
+  teardown ();
 }
 
 Test (child, tells_why_it_cannot_run)
