@@ -31,6 +31,7 @@ END
 }
 # refused WHAT: everything that would open the chain says WHAT, and opens nothing.
 mkdir "$tmp/bin"
+# shellcheck disable=SC2016
 printf '#!/bin/sh\necho "$0 $*" >>%s\nexit 1\n' "$tmp/opened" >"$tmp/bin/qemu-nbd"
 cp "$tmp/bin/qemu-nbd" "$tmp/bin/qemu-img"
 chmod +x "$tmp/bin/"*

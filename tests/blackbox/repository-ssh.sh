@@ -26,6 +26,7 @@ h.connect_uri(sys.argv[1])
 h.pwrite(bytes([int(sys.argv[2])]) * 65536, random.randrange(180) * 65536)
 h.shutdown()' "${uri[a]}" "$1"
 }
+# shellcheck disable=SC2120
 backup () { nbdmirror backup "${control[a]}" "$far" --disk-name "${control[a]}=$disk" "$@"; }
 # what KEY: of the last backup.
 what () { "$python" "$srcdir/tests/blackbox/newest-backup.py" "$repo" "$disk" "$1"; }
@@ -104,8 +105,10 @@ RANDOM=$seed
 for ((i = 1; i <= rounds; i++)); do
   put "$((i % 250))"
   # Every other one takes so long that the copy is cut.
+  slow=()
+  [ $((i % 2)) = 0 ] || slow=(--full --bandwidth 8M)
   spawn backup nbdmirror backup "${control[a]}" "$far" --disk-name "${control[a]}=$disk" \
-    $([ $((i % 2)) = 0 ] || echo --full --bandwidth 8M)
+    "${slow[@]}"
   sleep "0.$(printf %03d $((RANDOM % 900)))"
   mapfile -t victims < <(lines)
   [ ${#victims[@]} = 0 ] || kill -KILL "${victims[RANDOM % ${#victims[@]}]}" 2>/dev/null || :
@@ -115,6 +118,7 @@ for ((i = 1; i <= rounds; i++)); do
   restored "$first"
   # What the agent there has not removed yet, the next backup does.
   for try in 1 2 3 4 5; do
+    # shellcheck disable=SC2119
     backup >"$tmp/out" 2>&1 && break
     [ $try != 5 ] || fail "seed $seed, cut $i: $(cat "$tmp/out")"
     sleep 1
