@@ -84,6 +84,8 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
     words[n++] = "--budget";
     words[n++] = run->budget;
   }
+  if (d->restart)
+    words[n++] = "--restart";
   if (!d->full) {
     words[n++] = "--sync";
     words[n++] = "incremental";
@@ -119,9 +121,12 @@ end_left_job (struct backup_disk *d)
                                      .timeout_ms = QUERY_MS,
                                      .class_ = &class_ };
 
-  /* It may have ended since the status was asked for. */
-  if (control_client_call (d->client, &call, &error) == 0
-      || (class_ != NULL && strcmp (class_, "DeviceNotActive") == 0))
+  d->restart = false;
+  if (control_client_call (d->client, &call, &error) == 0)
+    return true;
+  /* It has ended since the status was asked for, or is in the state file only: the worker sees. */
+  d->restart = class_ != NULL && strcmp (class_, "DeviceNotActive") == 0;
+  if (d->restart)
     return true;
   backup_fail (d, EXIT_ERROR, "the job that is left over cannot be ended: %s", error);
   return false;
