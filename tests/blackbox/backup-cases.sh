@@ -134,6 +134,8 @@ wait_for 20 grep -q before "$tmp/hooks"
 kill -KILL "${pid[killed]}"
 wait_exit killed 20
 wait_for 20 grep -q after "$tmp/hooks"
+is_detached () { [ "$(status_of "$A" worker)" != attached ]; } # its worker ends by itself
+wait_for 20 is_detached
 run 0 'what it has left was removed' "$A" "$repo"
 same a "$tmp/a"
 
