@@ -80,7 +80,8 @@ class Incremental(System):
     def __init__(self, setup, base):
         super().__init__(setup, base)
         self.state = self.disk + ".state"
-        self.server = common.serve(setup, "source", self.disk, "--state", self.state)
+        self.server = common.serve(setup, "source", self.disk, "--state", self.state, "--",
+                                   "mirror-state-volatile=yes")  # --dir may be in memory
         self.guest_uri = self.server.uri
         common.call(setup.nbdmirror, "checkpoint", "add", self.server.control, "one")
 
