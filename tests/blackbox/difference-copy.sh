@@ -138,7 +138,7 @@ refused () {
   grep -q -- "$message" "$tmp/refused.log" ||
     fail "copy $*: does not say '$message': $(cat "$tmp/refused.log")"
 }
-refused 2 'must be full, top, base, compare or incremental' --sync nothing
+refused 2 'must be full, top, base, compare, incremental or auto' --sync nothing
 refused 2 'needs --base' --sync base
 refused 2 'goes with --sync base or --sync top' --sync compare --base "$tmp/base"
 refused 2 'goes with --base' --base-format qcow2
