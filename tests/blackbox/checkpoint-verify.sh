@@ -4,6 +4,8 @@
 # else: while a guest writes, by reading and by the digests of the copy's server, and with the state
 # file of a server that is stopped.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
+proves_nothing_under thread
 
 size=$((8 * 1048576 + 512))
 random_disk "$tmp/disk" $size

@@ -4,8 +4,11 @@
 # what was changed since, and that needs no trust: A to B, back to A, and once more to B, with kills
 # of B's server and of the host's memory of it in between.  On its way back the guest is kept out of
 # the old disk until the hand-over.  What makes the old disk another one, a rollback, a program that
-# writes to it, another mirror to B, makes it a whole copy.  Each time the disks are compared.
+# writes to it, makes it a whole copy.  A disk that was handed on stays fenced when its server is
+# started again.  Each time the disks are compared.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
+proves_nothing_under thread
 
 size=16M
 at_a=$tmp/a.img at_b=$tmp/b.img
@@ -90,7 +93,7 @@ grep -q "handed over" "$tmp/err" || fail "refused for another reason: $(cat "$tm
 receive a "$at_a" --resume
 has_to_exit 1 write_blocks "${guest_uri[a]}" 3 1
 grep -qi "not permitted" "$tmp/err" || fail "the old disk took a guest's write"
-start_guest guest "${guest_uri[b]}" --rate 50 --seconds 60 --from "$(bytes 1M)" --to "$(bytes 2M)"
+start_guest guest "${guest_uri[b]}" --rate 10 --seconds 60 --from "$(bytes 1M)" --to "$(bytes 2M)"
 moves b a --sync incremental
 grep -q "stands at checkpoint 'received'" "$tmp/moves.log" || fail "no reason is told"
 wait_exit guest 20

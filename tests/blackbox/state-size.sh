@@ -4,6 +4,8 @@
 # after a restart, and that a disk whose size has changed is told apart from the one of its state
 # file, with the way out.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
+proves_nothing_under thread
 
 # Nothing at all.
 : >"$tmp/none"

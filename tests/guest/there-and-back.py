@@ -13,6 +13,7 @@ import sys
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import machine  # noqa: E402
 import scene  # noqa: E402
 from moves import Move, receive  # noqa: E402
 
@@ -54,6 +55,10 @@ def go(s, name, a, b, sources, dests, part=""):
 
 def test(s):
     disks = [s.make_disk(f"a{n}.img", data=4 * scene.MIB) for n in (0, 1)]
+    try:
+        os.setxattr(disks[0], "user.test", b"x")
+    except OSError as e:
+        raise machine.Unavailable(f"no extended attributes: {e}") from e
     at_a = [s.serve(f"a{n}", disks[n], "--state", s.path(f"a{n}.state"), "--",
                     "mirror-state-volatile=yes") for n in (0, 1)]
     size = os.path.getsize(disks[0])
