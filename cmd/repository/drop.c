@@ -5,7 +5,8 @@
  * all other backups readable and a later call able to go on:
  *
  *   1  lock the disks
- *   2  mark the manifests that go ("dropped"), and forget the digests of files that will change
+ *   2  mark the manifests that go ("dropped"), and forget the digests of files that will change,
+ *      and remove the files of chains that go as a whole
  *   3  carry out the steps; after each one write the manifest of the backup that it concerns
  *   4  remove the files that no backup needs any more, then the manifests
  *
@@ -35,6 +36,7 @@
 #include "base/text.h"
 #include "cmd/repository/drop-check.h"
 #include "cmd/repository/drop-digests.h"
+#include "cmd/repository/drop-unused.h"
 #include "cmd/repository/repository.h"
 #include "cmd/repository/rewrite.h"
 
@@ -507,6 +509,8 @@ drop_backups (struct opened *o, char *const *names, size_t nr_names, _Atomic int
   *freed = taken_up (&x);
   if (status == EXIT_DONE)
     status = mark_all (&x, drop);
+  if (status == EXIT_DONE)
+    drop_unused (&o->store.repo, &o->list);
   if (status == EXIT_DONE)
     status = carry_out_all (&x);
   if (status == EXIT_DONE)

@@ -5,6 +5,8 @@ nbdmirror_SOURCES += \
 	cmd/repository/drop-check.h \
 	cmd/repository/drop-digests.c \
 	cmd/repository/drop-digests.h \
+	cmd/repository/drop-unused.c \
+	cmd/repository/drop-unused.h \
 	cmd/repository/drop.c \
 	cmd/repository/far-export.c \
 	cmd/repository/far-export.h \

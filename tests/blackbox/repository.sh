@@ -133,6 +133,20 @@ same "$tmp/p" "${names[6]}" vda
 has_to_exit 0 nbdmirror backup-verify "$tmp/p"
 [ "$(find "$tmp/p/vda" -name '*.qcow2' | wc -l)" = 3 ] || fail "files left: $(ls "$tmp/p/vda")"
 
+# A repository that is full: what goes as a whole makes room, also if the rest cannot be done yet.
+make_repository f --backups 6 --full 3
+mkdir "$tmp/bin"
+printf '#!/bin/sh\n[ "$1" != commit ] || exit 1\nexec %s "$@"\n' "$(command -v qemu-img)" \
+  >"$tmp/bin/qemu-img"
+chmod +x "$tmp/bin/qemu-img"
+PATH=$tmp/bin:$PATH has_to_exit 1 nbdmirror backup-prune "$tmp/f" --keep-last 2
+[ "$(find "$tmp/f/vda" -name '*.qcow2' | wc -l)" = 3 ] || fail "no room was made: $(ls "$tmp/f/vda")"
+for name in "${names[@]:4}"; do same "$tmp/f" "$name" vda; done
+has_to_exit 0 nbdmirror backup-prune "$tmp/f" --keep-last 2
+for name in "${names[@]:4}"; do same "$tmp/f" "$name" vda; done
+has_to_exit 0 nbdmirror backup-verify "$tmp/f"
+[ "$(grep -c ': good$' "$tmp/out")" = 2 ] || fail "after a failed prune: $(cat "$tmp/out")"
+
 # Killed at any instant: all that is kept reads as before, and the next call comes to its end.
 for ((round = 0; round < rounds; round++)); do
   seed=$((RANDOM * 32768 + RANDOM))
