@@ -441,6 +441,9 @@ const struct subcommand subcommand_backup_agent = {
   "reason to start it yourself.\n",
   NULL,
   NULL,
-  "With -- SUBCOMMAND ARGS it runs that, and ends it when its standard input is closed.\n",
+  "With -- SUBCOMMAND ARGS it runs that, and ends it when its standard input is closed.\n"
+  "\n"
+  "Example, as it is started by backup-list ssh://HOST/srv/backups:\n"
+  "  nbdmirror backup-agent -- backup-list /srv/backups\n",
   run,
 };

@@ -97,7 +97,7 @@ def test(s):
     r.guest_writes(r.b)
     scene.check(r.token, "nothing was handed over")
     # The way back, with what was changed at hostb.
-    r.follow("nbdmirror-receive.pod", "BACK AGAIN")
+    r.follow("nbdmirror-receive.pod", "By comparing")
     r.guest_writes(r.a)
     s.forget()
     r = Reader(s)
