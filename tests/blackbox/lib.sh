@@ -108,6 +108,7 @@ cd "$tmp"                       # where programs leave what they leave: core dum
 # nbdkit and its plugins keep memory to the end, so leaks are not looked for there.  The worker is a
 # program of our own, and is checked for leaks.
 sanitizers=${SANITIZERS:-$(make_var SANITIZERS)}
+[ "$sanitizers" != no ] || sanitizers=
 server_env=()
 nbdmirror_prefix=()
 # Beside AddressSanitizer, UBSan reports to stderr, whatever its log_path says.  So cleanup() looks

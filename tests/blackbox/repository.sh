@@ -140,7 +140,8 @@ printf '#!/bin/sh\n[ "$1" != commit ] || exit 1\nexec %s "$@"\n' "$(command -v q
   >"$tmp/bin/qemu-img"
 chmod +x "$tmp/bin/qemu-img"
 PATH=$tmp/bin:$PATH has_to_exit 1 nbdmirror backup-prune "$tmp/f" --keep-last 2
-[ "$(find "$tmp/f/vda" -name '*.qcow2' | wc -l)" = 3 ] || fail "no room was made: $(ls "$tmp/f/vda")"
+[ "$(find "$tmp/f/vda" -name '*.qcow2' | wc -l)" = 3 ] ||
+  fail "no room was made: $(ls "$tmp/f/vda")"
 for name in "${names[@]:4}"; do same "$tmp/f" "$name" vda; done
 has_to_exit 0 nbdmirror backup-prune "$tmp/f" --keep-last 2
 for name in "${names[@]:4}"; do same "$tmp/f" "$name" vda; done

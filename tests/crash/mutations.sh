@@ -49,7 +49,9 @@ build () {
 prepare
 failed=0
 program=crash
-# mutate NAME FILE PERL: with that change the test must fail.
+# mutate NAME FILE PERL [SEED]: with that change the test must fail.  SEED is one that shows a fault
+# that is rarely met.  Where the test has changed, so that its random numbers are used up in another
+# order, look for another one: those here were the first of 50 that did.
 mutate () {
   restore
   file=$state/$2
@@ -61,7 +63,7 @@ mutate () {
     return
   fi
   build "$program"
-  for seed in 1 2 3 4 5 6 7 8 9; do
+  for seed in ${4:-} 1 2 3 4 5 6 7 8 9; do
     "$tmp/crash" -n 20000 -s $seed >"$tmp/out" 2>&1 || return 0
   done
   echo "mutations: FAIL: $1 was not noticed"
@@ -94,7 +96,7 @@ mutate "a returned write is cooled all the same" cool.c \
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 mutate "an extent ahead is taken for one that cools" work.c \
   's/s->pending\[i\] = 1;\n    s->nr_pending\+\+;/s->l1[i \/ 64] |= UINT64_C (1) << (i % 64);
-     s->l1_page_dirty[0] = 1; s->nr_hot++;/'
+     s->l1_page_dirty[0] = 1; s->nr_hot++;/' 28
 program=checkpoints
 # shellcheck disable=SC2016
 mutate "one superblock, in place, in two sectors" state.c \
@@ -130,7 +132,7 @@ mutate "two frozen recordings are not merged" recordings.c \
   's/(, parent\) == -1\)\n    return -1;\n)  drop/$1  parent->blocks = 0;
   parent->area = t->list[i].area;
   memcpy (parent->recording, t->list[i].recording, 16);
-  drop/'
+  drop/' 48
 mutate "L1 is not spread out over the recording" recover.c \
   's/if \(f->recorded != NULL\)\n      memset/if (false)\n      memset/'
 mutate "L1 is dropped before the recording is durable" cool.c \
