@@ -25,6 +25,7 @@
 #include "base/text.h"
 #include "cmd/repository/far-export.h"
 #include "cmd/repository/repository.h"
+#include "cmd/serve/paths.h"
 #include "cmd/serve/tidy.h"
 #include "cmd/worker.h"
 #include "mirror/endpoint/endpoint.h"
@@ -157,7 +158,8 @@ answers (const char *socket, bool far)
 
   if (stat (socket, &st) == -1 || !S_ISSOCK (st.st_mode))
     return false;
-  CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", socket);
+  CLEANUP_TEXT char *escaped = server_escape (socket);
+  CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", escaped);
   const struct endpoint_options eo = { .connect_timeout_ms = far ? FAR_MS : ANSWER_MS };
   struct endpoint *ep = endpoint_open (&uri, 1, &eo, NULL, NULL);
   if (ep != NULL)
@@ -168,13 +170,15 @@ answers (const char *socket, bool far)
 static void
 say_ready (const struct serving *s, const struct selected *which)
 {
+  CLEANUP_TEXT char *socket = server_escape (s->socket);
+
   if (s->json)
     printf ("{\"uri\": \"nbd+unix:///?socket=%s\", \"backup\": \"%s\", \"size\": %llu,"
             " \"read-only\": %s, \"pid\": %ld}\n",
-            s->socket, which->entry->name, (unsigned long long)which->disk->size,
+            socket, which->entry->name, (unsigned long long)which->disk->size,
             s->overlay ? "false" : "true", (long)getpid ());
   else
-    printf ("nbd+unix:///?socket=%s\n", s->socket);
+    printf ("nbd+unix:///?socket=%s\n", socket);
   fflush (stdout);
 }
 
@@ -270,7 +274,8 @@ serve_far (const struct serving *s, struct opened *o, const struct selected *whi
       == -1)
     return EXIT_ERROR;
   if (s->overlay) {
-    CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", x.socket);
+    CLEANUP_TEXT char *escaped = server_escape (x.socket);
+    CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", escaped);
     status = serve_image (s, o, which, uri, "raw");
     end_server (x.pid);
   } else
@@ -326,6 +331,11 @@ run (struct cmd_line *line)
     return line->status;
   if (s.socket == NULL)
     return cmd_usage_error ("--socket PATH is needed");
+  /* qemu-nbd takes no relative one. */
+  CLEANUP_TEXT char *here = s.socket[0] != '/' ? getcwd (NULL, 0) : NULL;
+  CLEANUP_TEXT char *absolute = here != NULL ? text_printf ("%s/%s", here, s.socket) : NULL;
+  if (absolute != NULL)
+    s.socket = absolute;
   if (tidy_look (s.socket) == TIDY_STALE)
     unlink (s.socket); /* of a process that was killed */
   if (access (s.socket, F_OK) == 0) {

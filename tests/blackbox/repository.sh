@@ -52,21 +52,25 @@ has_to_exit 2 nbdmirror restore "$tmp/r" "$tmp/none" --disk vda --at yesterday
 has_to_exit 1 nbdmirror backup-list "$tmp"
 [ ! -e "$tmp/none" ] || fail "a refused restore left a file"
 
+mkdir "$tmp/a b"
 for overlay in '' --overlay; do
   rm -f "$tmp/serve.log"
+  cd "$tmp/a b"
   # shellcheck disable=SC2086
-  spawn serve nbdmirror serve-backup "$tmp/r" --disk vda --socket "$tmp/s" $overlay
+  spawn serve nbdmirror serve-backup "$tmp/r" --disk vda --socket s $overlay
+  cd "$OLDPWD"
   wait_for 10 grep -q '^nbd+unix' "$tmp/serve.log"
-  equal "$shadow/${names[4]}.vda" "nbd+unix:///?socket=$tmp/s"
+  uri=$(grep '^nbd+unix' "$tmp/serve.log")
+  equal "$shadow/${names[4]}.vda" "$uri"
   got=0
-  qemu-io -f raw -c 'write -P 9 0 4096' "nbd+unix:///?socket=$tmp/s" >"$tmp/out" 2>&1 || got=$?
+  qemu-io -f raw -c 'write -P 9 0 4096' "$uri" >"$tmp/out" 2>&1 || got=$?
   if [ -n "$overlay" ]; then
     [ $got = 0 ] || fail "it cannot be written to: $(cat "$tmp/out")"
   else
     [ $got != 0 ] || fail "a backup could be written to"
   fi
   stop serve
-  [ ! -e "$tmp/s" ] || fail "the socket was left"
+  [ ! -e "$tmp/a b/s" ] || fail "the socket was left"
 done
 same "$tmp/r" "${names[4]}" vda
 
