@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
+#include "mirror/endpoint/file.h"
 
 #define START_MS 30000
 #define END_MS 30000
@@ -58,6 +59,14 @@ backup_serve (struct backup_run *run, struct backup_disk *d, unsigned nr)
   if (d->state != NULL) {
     words[7] = (char *)"--state";
     words[8] = (char *)d->state;
+  }
+  const char *who = file_used_by (d->place);
+  if (who != NULL) {
+    backup_fail (d, EXIT_REFUSED,
+                 "%s is in use by %s: a backup would be no instant of it (name the control socket"
+                 " of its server, or shut its guest down)",
+                 d->place, who);
+    return;
   }
   pid_t pid = child_start (words, &o);
   if (pid == -1) {

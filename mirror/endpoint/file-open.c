@@ -134,6 +134,14 @@ who_uses (int fd)
   return NULL;
 }
 
+const char *
+file_used_by (const char *path)
+{
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+  return fd == -1 ? NULL : who_uses (fd);
+}
+
 /* Is it to be written to, and in use?  Then -1 with *ERRNUM and *ERROR. */
 static int
 refuse_used (const struct file_endpoint *fep, int *errnum, char **error)

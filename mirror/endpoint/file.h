@@ -39,6 +39,9 @@ bool file_read_cached (const struct file_endpoint *fep, void *buf, uint64_t len,
 /* Open PATH.  OPTS have their defaults filled in.  NULL with *ERRNUM and *ERROR. */
 struct endpoint *endpoint_file_open (const char *path, const struct endpoint_options *opts,
                                      int *errnum, char **error);
+/* Who has the file at PATH open, so that it may change at any time?  A phrase, or NULL: nobody, or
+ * it cannot be told, since most programs lock nothing.  Any thread. */
+const char *file_used_by (const char *path);
 /* endpoint_close(). */
 void file_close (struct endpoint *ep);
 

@@ -142,6 +142,10 @@ same a "$tmp/a"
 # ---- a disk of another size, and a guest that is off ---------------------------------------------
 stop a
 stop b
+spawn user qemu-nbd -t -e 0 -k "$tmp/user.sock" -f raw "$tmp/a"
+wait_for_socket "$tmp/user.sock" user
+run 7 'is in use by QEMU' "$tmp/a" "$repo"
+stop user
 if [ "$(stat -f -c %T "$tmp")" != tmpfs ]; then
   run 0 'a: incremental:' "$tmp/a" "$repo" --state "$tmp/a=$tmp/a.state"
   same a "$tmp/a"
