@@ -129,7 +129,8 @@ missed (struct found *f, const struct map *m, uint64_t *bytes)
   uint64_t end = UINT64_MAX;
 
   *bytes = 0;
-  qsort (f->offsets, f->nr, sizeof f->offsets[0], by_offset);
+  if (f->nr > 0)
+    qsort (f->offsets, f->nr, sizeof f->offsets[0], by_offset);
   for (size_t i = 0; i < f->nr; i++) {
     uint64_t offset = f->offsets[i], left = m->size - offset;
     uint64_t length = left < VERIFY_UNIT ? left : VERIFY_UNIT;

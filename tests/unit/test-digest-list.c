@@ -18,13 +18,14 @@
 
 #define LISTS 5
 
-static char folder[] = "/tmp/nbdmirror-test-list.XXXXXX";
+static char folder[32];
 static char paths[LISTS][64], own[LISTS][DIGEST_WHOLE_TEXT];
 static struct digest_list_kept kept[LISTS];
 
 static void
 set_up (void)
 {
+  strcpy (folder, "/tmp/nbdmirror-test-list.XXXXXX");
   cr_assert_not_null (mkdtemp (folder));
   for (unsigned i = 0; i < LISTS; i++) {
     snprintf (paths[i], sizeof paths[i], "%s/%u", folder, i);
@@ -39,8 +40,6 @@ tear_down (void)
     unlink (paths[i]);
   rmdir (folder);
 }
-
-TestSuite (digest_list, .init = set_up, .fini = tear_down);
 
 static struct digest_list *
 begin (unsigned nr, bool complete, uint64_t blocks)
@@ -99,6 +98,7 @@ Test (digest_list, lists_are_combined_as_block_by_block)
   bool complete;
   uint64_t size;
 
+  set_up ();
   memset (changes, 0xff, blocks);
   srand (7);
   for (unsigned n = 0; n < LISTS; n++) {
@@ -127,18 +127,21 @@ Test (digest_list, lists_are_combined_as_block_by_block)
   free (all);
   free (changes);
   free (digests);
+  tear_down ();
 }
 
 Test (digest_list, one_that_is_empty_tells_zeroes_or_nothing)
 {
   const uint8_t zeroes[3] = { 0 }, nothing[3] = { 0xff, 0xff, 0xff };
 
+  set_up ();
   end (begin (0, true, 3), 0);
   end (begin (1, false, 3), 1);
   compare (0, 1, zeroes, 3);
   compare (1, 1, nothing, 3);
   end (begin (2, true, 0), 2);
   compare (2, 1, zeroes, 0);
+  tear_down ();
 }
 
 /* Each byte of a list is covered by its own digest; and what lists must be to be combined. */
@@ -149,6 +152,7 @@ Test (digest_list, damage_is_refused)
   bool complete;
   uint64_t blocks;
 
+  set_up ();
   memset (digest, 7, sizeof digest);
   struct digest_list *l = begin (0, true, 10);
   digest_list_add (l, 3, digest, 1);
@@ -174,6 +178,7 @@ Test (digest_list, damage_is_refused)
   cr_assert_eq (unlink (paths[0]), 0);
   cr_assert_eq (digest_list_check (&kept[0], &complete, &blocks, &error), -1);
   text_free (error);
+  tear_down ();
 }
 
 static void
@@ -187,6 +192,7 @@ Test (digest_list, only_what_fits_is_combined)
   uint8_t digest[DIGEST_SIZE] = { 1 };
   char *error = NULL;
 
+  set_up ();
   end (begin (0, true, 10), 0);
   end (begin (1, true, 10), 1);
   cr_assert_eq (digest_list_combine (kept, 2, on_any, NULL, &error), -1); /* two complete ones */
@@ -205,4 +211,5 @@ Test (digest_list, only_what_fits_is_combined)
   cr_assert_eq (truncate (paths[1], 24 + 16 + 15), 0); /* within a run */
   cr_assert_eq (digest_list_combine (kept, 2, on_any, NULL, &error), -1);
   text_free (error);
+  tear_down ();
 }

@@ -101,56 +101,68 @@ sealed_with (const char *uuid)
   cr_assert_str_eq (text, uuid);
 }
 
-Test (hand_over, the_last_session_has_told_it, .init = begin, .fini = end)
+Test (hand_over, the_last_session_has_told_it)
 {
+  begin ();
   session ("a");
   cr_assert_eq (hand_over_tell (&hand_over, &admission, "b", one), ESHUTDOWN);
   cr_assert_eq (hand_over_tell (&hand_over, &admission, "a", "x"), EINVAL);
   cr_assert_eq (hand_over_tell (&hand_over, &admission, "a", one), 0);
   session ("a"); /* another connection of it */
   sealed_with (one);
+  end ();
 }
 
-Test (hand_over, another_session_came_after_it, .init = begin, .fini = end)
+Test (hand_over, another_session_came_after_it)
 {
+  begin ();
   session ("a");
   cr_assert_eq (hand_over_tell (&hand_over, &admission, "a", one), 0);
   session ("b");
   sealed_with (zero);
+  end ();
 }
 
-Test (hand_over, nobody_tells_it_after_the_seal, .init = begin, .fini = end)
+Test (hand_over, nobody_tells_it_after_the_seal)
 {
+  begin ();
   session ("a");
   sealed_with (zero);
   cr_assert_eq (hand_over_tell (&hand_over, &admission, "a", one), ESHUTDOWN);
+  end ();
 }
 
-Test (hand_over, without_a_state_file, .init = begin, .fini = end)
+Test (hand_over, without_a_state_file)
 {
+  begin ();
   page.records = 0;
   session ("a");
   cr_assert_eq (hand_over_tell (&hand_over, &admission, "a", one), ENOTSUP);
   hand_over.page = NULL;
   cr_assert_eq (hand_over_tell (&hand_over, &admission, "a", one), ENOTSUP);
   cr_assert_eq (hand_over_guest_mutates (&hand_over, &admission, no_pause, NULL), 0);
+  end ();
 }
 
-Test (hand_over, a_guest_waits, .init = begin, .fini = end)
+Test (hand_over, a_guest_waits)
 {
+  begin ();
   /* Who has sealed is slow: the guest asks itself. */
   cr_assert (admission_seal (&admission));
   cr_assert_eq (hand_over_guest_mutates (&hand_over, &admission, client_has_gone, NULL), ESHUTDOWN);
   cr_assert_eq (atomic_load (&page.state), TAKE_OVER_ASKED);
   cr_assert_eq (hand_over_guest_mutates (&hand_over, &admission, records_meanwhile, NULL), 0);
   cr_assert_eq (atomic_load (&page.state), TAKE_OVER_DONE);
+  end ();
 }
 
-Test (hand_over, a_guest_does_not_wait_for_ever, .init = begin, .fini = end)
+Test (hand_over, a_guest_does_not_wait_for_ever)
 {
+  begin ();
   cr_assert (admission_seal (&admission));
   cr_assert_eq (hand_over_guest_mutates (&hand_over, &admission, no_pause, NULL), 0);
   cr_assert_eq (atomic_load (&page.state), TAKE_OVER_MISSED);
   /* The mirror filter, which comes too late, finds that out. */
   cr_assert_not (take_over_change (&page, TAKE_OVER_ASKED, TAKE_OVER_DONE));
+  end ();
 }
