@@ -126,9 +126,10 @@ def adopted(s, disk, empty, case):
     b = s.vm("b", [dest], incoming=True)
     handoff.settle(s)
     start = time.monotonic()
-    s.nbdmirror("migrate", "--adopt=" + s.path("adopted"), "--give-back", "--source-qmp",
-                a.qmp_path, "--dest-qmp", b.qmp_path, "--memory-uri", "unix:" + s.path("memory"),
-                "--memory-bandwidth", "1G", "--disk", f"vd0={uri},image={empty}",
+    s.nbdmirror("migrate", "--adopt=" + s.path("adopted"), "--give-back", "--quit-source",
+                "--source-qmp", a.qmp_path, "--dest-qmp", b.qmp_path,
+                "--memory-uri", "unix:" + s.path("memory"), "--memory-bandwidth", "1G",
+                "--disk", f"vd0={uri},image={empty}",
                 "--report", s.path("report.json"), "--log", s.path("events.log"))
     total = time.monotonic() - start
     with open(s.path("report.json")) as f:

@@ -455,6 +455,7 @@ def test(s):
         start = time.monotonic()
         part(s, vm, disks, before)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
+    s.story.wait_for_line("LOADED")  # else some blocks were never written
     vm.shut_down()
     s.check_story()
     images = [disk.image for disk in disks]

@@ -216,6 +216,7 @@ def test(s):
         start = time.monotonic()
         a, images = part(s, a, images) or (a, images)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
+    s.story.wait_for_line("LOADED")  # else some blocks were never written
     a.shut_down()
     s.check_story()
     s.check_clean(*images)
