@@ -2,7 +2,9 @@
  *
  * nbdmirror backup: what its files share.
  *
- *   backup.c    options, and the order of the steps
+ *   options.c   the options and the operands
+ *   backup.c    the order of the steps
+ *   disk.c      what every step uses: a disk that fails, and the signal
  *   facts.c     asks each disk's server, and plans: full or incremental
  *   serve.c     a disk that nobody serves: a server of ours, for the time of the backup
  *   workers.c   a new qcow2 file and a worker for each disk, until all are ready
@@ -85,8 +87,18 @@ struct backup_run {
   struct manifest manifest;
 };
 
-/* The signal that asks us to end, or 0. */
+/* backup.c: back up the disks of RUN into the repository at PATH.  Says what is wrong; an exit
+ * status. */
+int backup_run_steps (struct backup_run *run, const char *path);
+/* Free what RUN points to, end its servers, and remove its folder. */
+void backup_free_run (struct backup_run *run);
+
+/* disk.c: the signal that asks us to end, or 0, after backup_catch_signals(). */
 extern volatile sig_atomic_t backup_signal;
+void backup_catch_signals (void);
+
+/* The absolute path of PATH, which may be missing.  For text_free(). */
+char *backup_absolute (const char *path);
 
 /* D fails: note why, in words, unless something is noted already. */
 void backup_fail (struct backup_disk *d, int status, const char *fmt, ...)

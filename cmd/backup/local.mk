@@ -3,9 +3,11 @@ nbdmirror_SOURCES += \
 	cmd/backup/backup.h \
 	cmd/backup/compress.c \
 	cmd/backup/digests.c \
+	cmd/backup/disk.c \
 	cmd/backup/facts.c \
 	cmd/backup/instant.c \
 	cmd/backup/metrics.c \
+	cmd/backup/options.c \
 	cmd/backup/seal.c \
 	cmd/backup/serve.c \
 	cmd/backup/store-far.c \
