@@ -8,10 +8,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
+
+bool
+query_is_control (const char *path)
+{
+  struct stat st;
+
+  return stat (path, &st) != 0 || S_ISSOCK (st.st_mode);
+}
 
 void
 query_failed (const char *control, const char *message)

@@ -14,6 +14,10 @@
 
 #define QUERY_MS 10000 /* how long a filter or its worker may take for a short command */
 
+/* Can PATH be a control socket: is it a socket, or missing?  If not it may be an image, or a state
+ * file. */
+bool query_is_control (const char *path);
+
 /* Connect to CONTROL.  NULL after an error message. */
 struct control_client *query_connect (const char *control);
 /* The same, with a time limit of its own. */

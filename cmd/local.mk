@@ -33,6 +33,8 @@ nbdmirror_SOURCES = \
 	cmd/units.c \
 	cmd/units.h \
 	cmd/verify-live.c \
+	cmd/verify-meter.c \
+	cmd/verify-meter.h \
 	cmd/verify.c \
 	cmd/verify.h \
 	cmd/worker.c \

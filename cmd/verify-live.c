@@ -16,6 +16,7 @@
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 #include "cmd/units.h"
+#include "cmd/verify-meter.h"
 #include "cmd/verify.h"
 #include "cmd/worker.h"
 

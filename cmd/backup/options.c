@@ -13,7 +13,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
-#include "cmd/checkpoint/checkpoint.h"
+#include "cmd/control-query.h"
 #include "cmd/far/far.h"
 #include "cmd/units.h"
 #include "cmd/worker.h"
@@ -209,7 +209,7 @@ name_disk (struct backup_run *run, unsigned nr, const struct cmd_operand *op,
           run->disks[i].operand, operand, d->id);
   d->place = backup_absolute (operand);
   d->state = value_for (names->states, names->nr_states, operand);
-  bool is_image = !checkpoint_is_control (operand);
+  bool is_image = !query_is_control (operand);
   if (!is_image && d->state != NULL)
     return cmd_usage_error ("--state: %s is a control socket, and its server has the state file",
                             operand);

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -33,14 +32,6 @@ struct args {
   bool json;
 };
 
-bool
-checkpoint_is_control (const char *path)
-{
-  struct stat st;
-
-  return stat (path, &st) != 0 || S_ISSOCK (st.st_mode);
-}
-
 static void
 print_json (json_t *o)
 {
@@ -59,7 +50,7 @@ run_add (const struct args *a, char *const *disks, unsigned nr, const char *name
   if (fault != NULL)
     return cmd_usage_error ("'%s' cannot be a checkpoint's name: %s", name, fault);
   for (unsigned i = 0; i < nr; i++)
-    if (!checkpoint_is_control (disks[i]))
+    if (!query_is_control (disks[i]))
       return cmd_usage_error ("%s is not a control socket: a checkpoint is added by a running"
                               " server",
                               disks[i]);
@@ -106,7 +97,7 @@ ask_list (const char *control)
 static json_t *
 list_of (const struct args *a, const char *disk)
 {
-  if (checkpoint_is_control (disk))
+  if (query_is_control (disk))
     return ask_list (disk);
   struct offline *o = offline_open (disk, a->disk, true);
   json_t *list = o != NULL ? offline_list (o) : NULL;
@@ -167,7 +158,7 @@ run_list (const struct args *a, char *const *disks, unsigned nr)
 static int
 remove_from (const struct args *a, const char *disk, const char *name)
 {
-  if (!checkpoint_is_control (disk)) {
+  if (!query_is_control (disk)) {
     struct offline *o = offline_open (disk, a->disk, false);
     int r = o != NULL ? offline_remove (o, name) : -1;
     offline_close (o);

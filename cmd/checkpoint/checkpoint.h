@@ -33,7 +33,4 @@ int checkpoint_map (struct map *m, const char *place, const char *disk, const ch
 int checkpoint_verify (const char *place, const char *disk, const char *name, const char *copy,
                        bool json);
 
-/* Is PATH a socket, so that it can be a control?  If not it may be a state file. */
-bool checkpoint_is_control (const char *path);
-
 #endif

@@ -105,7 +105,7 @@ int
 checkpoint_map (struct map *m, const char *place, const char *disk, const char *since)
 {
   *m = (struct map){ .bits = NULL };
-  return checkpoint_is_control (place) ? ask (m, place, since) : look_up (m, place, disk, since);
+  return query_is_control (place) ? ask (m, place, since) : look_up (m, place, disk, since);
 }
 
 static bool

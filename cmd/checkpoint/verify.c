@@ -19,7 +19,7 @@
 #include "cmd/checkpoint/checkpoint.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
-#include "cmd/verify.h"
+#include "cmd/verify-meter.h"
 #include "cmd/worker.h"
 #include "mirror/verify/verify.h"
 
@@ -200,7 +200,7 @@ checkpoint_verify (const char *place, const char *disk, const char *name, const 
   CLEANUP_TEXT char *uri = NULL;
   struct map m;
 
-  bool live = checkpoint_is_control (place);
+  bool live = query_is_control (place);
   if (!live && disk == NULL)
     return cmd_usage_error ("with a state file, verify needs --disk FILE");
   /* Before anything is read: is there such a checkpoint, and is it to be believed? */

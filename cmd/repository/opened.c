@@ -15,7 +15,7 @@
 #include "base/text.h"
 #include "cmd/far/far.h"
 #include "cmd/repository/repository.h"
-#include "cmd/verify.h"
+#include "cmd/verify-meter.h"
 #include "mirror/job/sync.h"
 #include "mirror/verify/image-digest.h"
 

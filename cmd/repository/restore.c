@@ -21,7 +21,7 @@
 #include "cmd/repository/repository.h"
 #include "cmd/show-progress.h"
 #include "cmd/units.h"
-#include "cmd/verify.h"
+#include "cmd/verify-meter.h"
 #include "cmd/worker.h"
 #include "mirror/endpoint/uri.h"
 #include "mirror/job/copy.h"
