@@ -30,14 +30,13 @@
 #include "cmd/adopt/nodes.h"
 #include "cmd/adopt/pivot.h"
 #include "cmd/adopt/record.h"
+#include "cmd/adopt/revive.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
 #include "cmd/cmd.h"
 
 #define LEFTOVER_TRIES 100
 #define LEFTOVER_PAUSE_MS 20
-#define REVIVE_TRIES 5
-#define REVIVE_PAUSE_MS 500
 
 /* STATUS after the message ERROR, which is freed. */
 static int
@@ -57,6 +56,16 @@ given_name (const char *node)
   return node[0] == '#' ? json_null () : json_string (node);
 }
 
+static json_t *
+nbdkit_args (const struct adopt *a)
+{
+  json_t *list = json_array ();
+
+  for (unsigned i = 0; i < a->nr_nbdkit_args; i++)
+    json_array_append_new (list, json_string (a->nbdkit_args[i]));
+  return list;
+}
+
 /* *RECORD: how D is attached now. */
 static int
 make_record (const struct adopt *a, const struct guest_disk *d, const struct image_node *image,
@@ -71,13 +80,13 @@ make_record (const struct adopt *a, const struct guest_disk *d, const struct ima
     return text_error (error, "%s: %s: no such file here, as QEMU names it", guest_disk_name (d),
                        d->filename);
   *record = json_pack (
-      "{s:s, s:s, s:o, s:o, s:o, s:s, s:s, s:O, s:O, s:s, s:s, s:s, s:O, s:s, s:b}", "device",
+      "{s:s, s:s, s:o, s:o, s:o, s:s, s:s, s:O, s:O, s:s, s:s, s:s, s:O, s:s, s:b, s:o}", "device",
       d->device, "backend", d->backend, "node", given_name (d->node), "driver",
       has_format ? json_string (d->driver) : json_null (), "file-node", given_name (image->node),
       "file-driver", image->driver, "filename", path, "direct", json_object_get (cache, "direct"),
       "no-flush", json_object_get (cache, "no-flush"), "detect-zeroes",
       record_text (d->inserted, "detect_zeroes"), "discard", a->discard, "aio", a->aio, "size",
-      size, "socket", a->socket, "started", a->started);
+      size, "socket", a->socket, "started", a->started, "nbdkit-args", nbdkit_args (a));
   free (path);
   return *record != NULL
              ? 0
@@ -169,8 +178,7 @@ static int
 launch_server (struct adopt *a)
 {
   a->launched = true;
-  return served_start (record_text (a->record, "filename"), a->socket, a->control, a->nbdkit_args,
-                       a->nr_nbdkit_args);
+  return revive_start (a->control, a->record);
 }
 
 /* A run that was killed may have left a server that was only about to start, and has the socket
@@ -351,20 +359,6 @@ report (const struct adopt *a, const struct served *s)
              a->socket, (double)a->took_ns / NS_PER_MS);
 }
 
-/* The guest waits for its server, if that was killed: by us, or since an earlier run.  A disk that
- * was handed over or moved to other storage since is not to be served from this image. */
-static void
-revive_server (struct adopt *a)
-{
-  CLEANUP_TEXT char *fence = text_printf ("%s.fence", a->control);
-  bool ours = (a->started || json_is_true (json_object_get (a->record, "started")))
-              && access (fence, F_OK) == -1;
-
-  for (int tries = 0; ours && tries < REVIVE_TRIES && !served_is_there (a->control); tries++)
-    if (launch_server (a) == -1)
-      clock_sleep_ms (REVIVE_PAUSE_MS);
-}
-
 static int
 finish (struct adopt *a)
 {
@@ -372,7 +366,8 @@ finish (struct adopt *a)
   bool refused;
   char *error = NULL;
 
-  revive_server (a);
+  /* It may have been killed: by us, or since an earlier run. */
+  revive (a->control, a->record, NULL, false);
   int status = remove_old (a);
   if (status != EXIT_DONE)
     return status;

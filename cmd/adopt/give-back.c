@@ -30,6 +30,7 @@
 #include "cmd/adopt/pivot.h"
 #include "cmd/adopt/received.h"
 #include "cmd/adopt/record.h"
+#include "cmd/adopt/revive.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
 #include "cmd/cmd.h"
@@ -329,28 +330,47 @@ go (struct give_back *g)
   return status;
 }
 
+/* The server, as far as there is one: without it there is nothing to end, but perhaps something to
+ * tidy. */
+static int
+find_recorded (struct give_back *g)
+{
+  return g->record == NULL || served_is_there (g->control) ? find_server (g) : EXIT_DONE;
+}
+
+/* The guest is on the tracked path, and waits there. */
+static int
+restart_server (struct give_back *g)
+{
+  if (revive (g->control, g->record, NULL, false))
+    return find_server (g);
+  cmd_say ("%s: no server runs; start it again first: the guest's writes wait for it", g->control);
+  return EXIT_ERROR;
+}
+
 static int
 give_back (struct give_back *g)
 {
   bool refused = false, done;
   char *error = NULL;
 
+  if (record_load (g->control, &g->record, &error) == -1)
+    return fail (EXIT_ERROR, error);
+  /* QEMU may answer again only when its guest gets an answer. */
+  if (g->record != NULL)
+    revive (g->control, g->record, g->qmp, false);
   if (monitor_open (&g->vm, g->under_libvirt, &refused, &error) == -1)
     return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
-  if (record_load (g->control, &g->record, &error) == -1
-      || pivot_end_leftover (&g->vm, &g->names, &error) == -1)
+  if (pivot_end_leftover (&g->vm, &g->names, &error) == -1)
     return fail (EXIT_ERROR, error);
-  /* Without a server there is nothing to end, but perhaps something to tidy. */
-  int status = access (g->control, F_OK) == 0 || g->record == NULL ? find_server (g) : EXIT_DONE;
+  int status = find_recorded (g);
   if (status == EXIT_DONE)
     status = go_on (g, &done);
   if (status != EXIT_DONE || done)
     return status;
   if (g->server.pid == 0)
-    return fail (EXIT_ERROR, text_printf ("%s: no server runs; start it again first: the guest's "
-                                          "writes wait for it",
-                                          g->control));
-  return go (g);
+    status = restart_server (g);
+  return status == EXIT_DONE ? go (g) : status;
 }
 
 enum { OPT_QMP = 0x100, OPT_DISCARD, OPT_AIO, OPT_KEEP_SERVER, OPT_LIBVIRT };

@@ -17,6 +17,8 @@ nbdmirror_SOURCES += \
 	cmd/adopt/received.h \
 	cmd/adopt/record.c \
 	cmd/adopt/record.h \
+	cmd/adopt/revive.c \
+	cmd/adopt/revive.h \
 	cmd/adopt/same-image.c \
 	cmd/adopt/same-image.h \
 	cmd/adopt/served.c \

@@ -16,6 +16,8 @@
 #include "base/fd.h"
 #include "cmd/adopt/received.h"
 
+#define LISTENER_S 2
+
 /* Is it `nbdmirror receive`?  Another program of ours may be the parent of a server that was left
  * over. */
 static bool
@@ -37,6 +39,7 @@ pid_t
 received_listener (const char *path)
 {
   struct sockaddr_un sa = { .sun_family = AF_UNIX };
+  const struct timeval limit = { .tv_sec = LISTENER_S };
   struct ucred cred;
   socklen_t len = sizeof cred;
 
@@ -46,6 +49,8 @@ received_listener (const char *path)
   int sock = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (sock == -1)
     return 0;
+  /* One that accepts nobody keeps us waiting as soon as some wait already. */
+  setsockopt (sock, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   if (connect (sock, (struct sockaddr *)&sa, sizeof sa) == -1
       || getsockopt (sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1)
     cred.pid = 0;

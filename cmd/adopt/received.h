@@ -12,7 +12,8 @@
 /* Does an NBD server listen at the socket PATH?  It speaks first.  Takes up to two seconds. */
 bool received_speaks_nbd (const char *path);
 
-/* The process that listens at the socket PATH.  0: nobody, or it cannot be seen. */
+/* The process that listens at the socket PATH.  0: nobody, or it cannot be seen.  Takes up to two
+ * seconds. */
 pid_t received_listener (const char *path);
 
 /* The `nbdmirror receive` whose server the process PID is, and which would start that anew; PID

@@ -8,7 +8,8 @@
  *     "file-node": "file0", "file-driver": "file", "filename": "/srv/vm1.img",
  *     "direct": false, "no-flush": false, "detect-zeroes": "off", "discard": "ignore",
  *     "aio": "threads", "size": 1073741824, "socket": "/run/vm1.nbd",
- *     "started": true }                          adopt has started the server
+ *     "started": true,                           adopt has started the server
+ *     "nbdkit-args": [] }                        with these arguments for nbdkit
  *
  * The names of nodes are null where QEMU has made them up by itself.  The file is replaced as a
  * whole, and is durable before anything is changed in QEMU.

@@ -13,9 +13,11 @@
 
 #include "base/child.h"
 #include "base/clock.h"
+#include "base/durable.h"
 #include "base/text.h"
 #include "cmd/adopt/guest-disk.h"
 #include "cmd/adopt/record.h"
+#include "cmd/adopt/revive.h"
 #include "cmd/adopt/served.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/adopted.h"
@@ -132,6 +134,41 @@ adopted_any (const struct migrate *m)
     if (has_record (&m->disks.disk[i]))
       return true;
   return false;
+}
+
+/* A server that found the draft would refuse the guest's writes until it is told how it ended. */
+static void
+drop_draft (const char *control)
+{
+  CLEANUP_TEXT char *path = text_printf ("%s.fence.draft", control), *error = NULL;
+
+  if (durable_remove (path, &error) == -1)
+    cmd_warning ("%s", error);
+}
+
+unsigned
+adopted_revive (struct migrate *m, bool aborted, bool fenced_too)
+{
+  unsigned nr = 0;
+
+  for (unsigned i = 0; m->options.adopt != NULL && i < m->disks.nr; i++) {
+    const struct disk *d = &m->disks.disk[i];
+    CLEANUP_TEXT char *error = NULL;
+    json_t *record;
+
+    if (served_is_there (d->control) || record_load (d->control, &record, &error) == -1
+        || record == NULL)
+      continue;
+    if (aborted)
+      drop_draft (d->control);
+    if (revive (d->control, record, m->options.source_qmp, fenced_too)) {
+      cmd_warning ("%s: its server was lost, and was started again", d->option->name);
+      journal_text (&m->journal, "server-started", d->option->name);
+      nr++;
+    }
+    json_decref (record);
+  }
+  return nr;
 }
 
 static bool

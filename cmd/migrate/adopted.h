@@ -24,6 +24,12 @@ int adopted_begin (struct migrate *m);
  * may be called again. */
 bool adopted_end (struct migrate *m);
 
+/* Start servers again that were killed: the guest waits for them, and so may QEMU's monitor.  Call
+ * it before anything is asked of the source QEMU afterwards.  ABORTED: this hand-over's decision is
+ * "abort", so a draft of its fence means nothing.  FENCED_TOO: as for revive().  Returns how many
+ * it has started. */
+unsigned adopted_revive (struct migrate *m, bool aborted, bool fenced_too);
+
 /* Is any disk still on it, as far as this host knows? */
 bool adopted_any (const struct migrate *m);
 

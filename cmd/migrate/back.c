@@ -5,7 +5,8 @@
  *   1. The disks are released: the decision word that they share becomes "abort".  If it says
  *      "commit" already, and the guest was not started at the destination, the disks are rolled
  *      back with the token.
- *   2. The memory migration is cancelled.
+ *   2. Servers of adopted disks that were killed are started again: QEMU cannot be told anything
+ *      while it waits for the guest's requests.  The memory migration is cancelled.
  *   3. The source VM is continued, if QEMU has not done so by itself.
  *   4. The destination QEMU is ended.
  *   5. The settings of the source QEMU are restored, the mirrors that we began are cancelled, and
@@ -92,12 +93,17 @@ uncommit (struct migrate *m)
 static bool
 free_disks (struct migrate *m)
 {
-  if (m->committed)
+  if (m->committed) {
+    adopted_revive (m, false, true);
     return uncommit (m);
-  if (m->coordinator == NULL)
+  }
+  if (m->coordinator == NULL) {
+    adopted_revive (m, false, false);
     return true;
+  }
   if (coordinator_release (m->coordinator) == DECISION_COMMIT) /* nobody but us decides so */
     return false;
+  adopted_revive (m, coordinator_decided (m->coordinator) == DECISION_ABORT, false);
   if (m->held)
     journal_rolled_back (&m->journal, "every disk was released");
   m->held = false;

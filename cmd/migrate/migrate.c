@@ -77,12 +77,25 @@ quit_source (struct migrate *m)
     cmd_warning ("%s", error);
 }
 
+/* A disk's server was killed before it has heard of the commit: the source QEMU would not answer,
+ * nor end, and the record of the hand-over is not there yet. */
+static void
+tell_lost_servers (struct migrate *m)
+{
+  CLEANUP_TEXT char *error = NULL;
+
+  if (adopted_revive (m, false, true) > 0 && m->coordinator != NULL
+      && coordinator_finalize (m->coordinator, &m->result, &error) == -1)
+    cmd_warning ("%s", error);
+}
+
 /* The guest runs at the destination. */
 static int
 tidy_up (struct migrate *m)
 {
   int status = EXIT_DONE;
 
+  tell_lost_servers (m);
   report_collect (m);
   if (m->options.quit_source)
     quit_source (m);

@@ -172,6 +172,7 @@ migrate_recover (struct migrate *m)
 {
   bool adopted = m->options.adopt != NULL;
 
+  adopted_revive (m, false, false);
   if (adopted && !servers_answer (m))
     return recover_adopted (m);
   int status = recover (m, NULL);
@@ -228,6 +229,7 @@ try_once (struct migrate *m, const struct known *known)
     m->journal.phase = PHASE_DONE;
     return EXIT_DONE;
   }
+  adopted_revive (m, false, false);
   return recover (m, known);
 }
 

@@ -58,10 +58,9 @@ def has_open(vm, image):
     return False
 
 
-def used_node(vm, disk):
-    """The name of the node that the device of DISK uses."""
-    row = vm.qmp("query-block")[disk.number]
-    return row["inserted"]["node-name"]
+def proc_words(pid):
+    with open(f"/proc/{pid}/cmdline") as f:
+        return f.read().split("\0")
 
 
 def raw_node(image, number):
@@ -223,6 +222,11 @@ def of_the_user(s, vm, disks, before):
     check(s.status(disk)["bypassed"], "the guest is forgotten")
     s.nbdmirror(*disk.adopt(vm))
     check(not s.status(disk)["bypassed"], "no job may begin")
+    # It is his to start again, too.
+    os.kill(s.status(disk)["server-pid"], signal.SIGKILL)
+    s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
+    s.nbdmirror(*disk.give_back(vm), status=1)
+    serve_again(s, disk)
     s.nbdmirror(*disk.give_back(vm))
     tidy(s, vm, disks, before)
 
@@ -278,11 +282,19 @@ def refusals(s, vm, disks, before):
 def restarted(s, vm, disks, before):
     """The server dies and is started again: the guest waits. And what has a name is named again."""
     disk = disks[0]
-    told = json.loads(s.nbdmirror(*disk.adopt(vm)))
+    told = json.loads(s.nbdmirror(*disk.adopt(vm), "--", "--threads=7"))
     os.kill(told["server-pid"], signal.SIGKILL)
-    s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
-    s.nbdmirror(*disk.give_back(vm), status=1)  # a guest must not be moved without its server
-    serve_again(s, disk)
+    # A guest must not be moved without its server.
+    proxy = QmpProxy(vm, like_qemu=False)
+    proxy.before["blockdev-add"] = lambda: check(
+        "--threads=7" in proc_words(s.status(disk)["server-pid"]), "started with other arguments")
+    words = disk.give_back(vm)
+    words[words.index("--qmp") + 1] = proxy.path
+    s.nbdmirror(*words)
+    proxy.close()
+    check(not proxy.errors, f"{proxy.errors}")
+    tidy(s, vm, disks, before)
+    s.nbdmirror(*disk.adopt(vm))
     s.story.wait_for_more(10)
     # adopt, run again, starts it as well: at the guest's socket, and unless the disk was handed
     # over.

@@ -3,9 +3,9 @@
 """Proves that `migrate --adopt --give-back` moves a guest that was started without us, with two
 disks, there and back: before and after QEMU has the images open itself, no server and no record is
 left, and no record of the guest's is lost. If it fails before the commit the guest uses its images
-at the source by itself again: a server that cannot start, a destination QEMU that is killed; and in
-the long form a worker that is killed, both processes (--recover), and the coordinator at random
-instants."""
+at the source by itself again: a server that cannot start, a destination QEMU that is killed, a
+server that is killed while the memory is copied; and in the long form at other instants as well, a
+worker that is killed, both processes (--recover), and the coordinator at random instants."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from scene import check  # noqa: E402
 KILLS = int(os.environ.get("KILLS", 60))
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30)))
 NUMBERS = (0, 1)
+LATE = "migrate-continue"  # every disk is prepared: the move may go on to the destination
 
 
 def raw_node(image, number):
@@ -140,6 +141,25 @@ def by_a_hook(s, a, images):
     return move.arrived()
 
 
+def server_killed(s, a, images, table, instant):
+    """The first disk's: the guest waits for it, and QEMU's monitor for the guest. It is started
+    again before the monitor is needed."""
+    move = Move(s, a, images)
+
+    def kill():
+        status = json.loads(s.nbdmirror("status", move.folder + "/vd0.control", "--json"))
+        os.kill(status["server-pid"], signal.SIGKILL)
+    getattr(move.source, table)[instant] = kill
+    move.start()
+    move.end(*(0, 1, 3) if instant == LATE else (1, 3))
+    check(any(e["event"] == "server-started" for e in move.events()), "no server was started")
+    check("no answer" not in str(move.events()), "a command waited for QEMU's monitor in vain")
+    if move.process.returncode == 0:
+        return move.arrived()
+    move.stayed()
+    return a, images
+
+
 def failures(s, a, images):
     # The second disk's server cannot start: the first one's guest goes back.
     move = Move(s, a, images)
@@ -156,8 +176,11 @@ def failures(s, a, images):
     move.start()
     move.end(1, 3)
     move.stayed()
+    server_killed(s, a, images, "before", "migrate")
     if not scene.LONG:
-        return
+        return a, images
+    for instant in "active", "pre-switchover":
+        server_killed(s, a, images, "event", instant)
     # A worker dies.
     move = Move(s, a, images)
     move.source.before["migrate"] = lambda: os.kill(
@@ -182,6 +205,9 @@ def failures(s, a, images):
         move.source.close()
         move.dest.close()
         move.stayed()
+    for table in "before", "after":
+        a, images = server_killed(s, a, images, table, LATE)
+    return a, images
 
 
 def kills(s, a, images):
@@ -214,7 +240,7 @@ def test(s):
     s.story.wait_for_record(20)
     for part in (failures, there, by_a_hook, *[kills] * scene.LONG):
         start = time.monotonic()
-        a, images = part(s, a, images) or (a, images)
+        a, images = part(s, a, images)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
     s.story.wait_for_line("LOADED")  # else some blocks were never written
     a.shut_down()
