@@ -219,6 +219,7 @@ own_tests = \
 	tests/blackbox/back-again.sh \
 	tests/blackbox/backup.sh \
 	tests/blackbox/backup-cases.sh \
+	tests/blackbox/backup-compare.sh \
 	tests/blackbox/backup-digests.sh \
 	tests/blackbox/backup-kill.sh \
 	tests/blackbox/backup-options.sh \

@@ -19,17 +19,18 @@
 #include "cmd/units.h"
 #include "dirty-bitmap/state/format.h"
 
-enum { OPT_DISK = 0x100 };
+enum { OPT_DISK = 0x100, OPT_MARK };
 
 static const struct cmd_option options[] = {
   { "disk", OPT_DISK, "FILE", "with a state file: its disk, to see if it was changed meanwhile" },
+  { "mark", OPT_MARK, NULL, "with verify: record what was missed" },
   { "json", 'j', NULL, "print JSON" },
   CMD_OPTIONS_END,
 };
 
 struct args {
   const char *disk;
-  bool json;
+  bool mark, json;
 };
 
 static void
@@ -63,9 +64,8 @@ run_add (const struct args *a, char *const *disks, unsigned nr, const char *name
 
 /* ---- list ---- */
 
-/* All checkpoints that the server of CONTROL has; NULL after a message. */
-static json_t *
-ask_list (const char *control)
+json_t *
+checkpoint_ask_list (const char *control)
 {
   struct control_client *c = query_connect (control);
   json_t *all = json_array (), *ret = NULL;
@@ -98,7 +98,7 @@ static json_t *
 list_of (const struct args *a, const char *disk)
 {
   if (query_is_control (disk))
-    return ask_list (disk);
+    return checkpoint_ask_list (disk);
   struct offline *o = offline_open (disk, a->disk, true);
   json_t *list = o != NULL ? offline_list (o) : NULL;
   offline_close (o);
@@ -191,7 +191,7 @@ run_verify (const struct args *a, struct cmd_line *line)
   if (!cmd_operands_ok (line, 4, 4, "verify CONTROL NAME COPY"))
     return line->status;
   return checkpoint_verify (line->operands[1].argv[0], a->disk, line->operands[2].argv[0],
-                            line->operands[3].argv[0], a->json);
+                            line->operands[3].argv[0], a->mark, a->json);
 }
 
 static int
@@ -205,6 +205,9 @@ run (struct cmd_line *line)
     case OPT_DISK:
       a.disk = optarg;
       break;
+    case OPT_MARK:
+      a.mark = true;
+      break;
     case 'j':
       a.json = true;
       break;
@@ -216,6 +219,8 @@ run (struct cmd_line *line)
   const char *what = line->operands[0].argv[0];
   if (strcmp (what, "verify") == 0)
     return run_verify (&a, line);
+  if (a.mark)
+    return cmd_usage_error ("--mark goes with verify");
   bool list = strcmp (what, "list") == 0, add = strcmp (what, "add") == 0;
   if (!list && !add && strcmp (what, "remove") != 0)
     return cmd_usage_error ("'%s': add, list, remove or verify a checkpoint?", what);

@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include <jansson.h>
 
+/* All checkpoints that the server of CONTROL has, a new reference; NULL after a message. */
+json_t *checkpoint_ask_list (const char *control);
+
 /* add.c: add checkpoint NAME to the NR disks of CONTROLS at one instant.  An exit status, after
  * messages.  *UUIDS is set on success, to an object: a UUID for each control. */
 int checkpoint_add (char *const *controls, unsigned nr, const char *name, json_t **uuids);
@@ -29,8 +32,27 @@ struct map {
  * status, after a message. */
 int checkpoint_map (struct map *m, const char *place, const char *disk, const char *since);
 
-/* verify.c: an exit status, after messages. */
+/* verify.c: compare a disk with a copy of it as it was at a checkpoint.  What differs and is not
+ * recorded was missed. */
+struct checkpoint_scrub {
+  const char *place, *disk; /* as for checkpoint_map() */
+  const char *name;         /* of the checkpoint */
+  char **copy;              /* the words of an endpoint */
+  unsigned nr_copy;
+  bool padded;         /* it is filled up to whole sectors */
+  bool mark;           /* have the server of PLACE record what was missed */
+  bool show;           /* progress */
+  _Atomic int *signal; /* not 0: stop */
+  /* What was found. */
+  uint64_t different_bytes, missed_bytes;
+  json_t *missed; /* owned by the caller: an array of objects with `offset` and `length` */
+};
+/* An exit status, after a message; EXIT_DONE also if something was missed. */
+int checkpoint_scrub (struct checkpoint_scrub *x);
+void checkpoint_print_missed (const json_t *missed);
+
+/* The subcommand.  An exit status, after messages. */
 int checkpoint_verify (const char *place, const char *disk, const char *name, const char *copy,
-                       bool json);
+                       bool mark_it, bool json);
 
 #endif

@@ -24,6 +24,7 @@
 #include "mirror/verify/verify.h"
 
 #define TOLD_MAX 100 /* ranges that are printed */
+#define MARK_BYTES (4u << 20)
 
 struct found {
   uint64_t *offsets; /* of pieces of VERIFY_UNIT bytes */
@@ -78,22 +79,23 @@ source_of (const char *control)
 }
 
 static int
-compare (const char *source, const char *copy, struct found *f, bool show)
+compare (const char *source, const struct checkpoint_scrub *x, struct found *f)
 {
-  char *a[] = { (char *)source, NULL }, *b[] = { (char *)copy, NULL };
+  char *a[] = { (char *)source, NULL };
   struct verify_options o = { .a = a,
                               .nr_a = 1,
-                              .b = b,
-                              .nr_b = 1,
+                              .b = x->copy,
+                              .nr_b = x->nr_copy,
+                              .bytes = x->padded,
+                              .padded = x->padded,
+                              .signal = x->signal,
                               .opaque = f,
                               .progress = on_progress,
                               .differs = on_difference };
   struct verify_report report;
   CLEANUP_TEXT char *error = NULL;
 
-  if (worker_signals (&o.signal) == -1)
-    return EXIT_ERROR;
-  verify_meter_begin (&f->meter, show);
+  verify_meter_begin (&f->meter, x->show);
   enum verify_result result = verify_run (&o, &report, &error);
   verify_meter_end (&f->meter);
   if (result == VERIFY_CANCELLED)
@@ -121,22 +123,23 @@ is_recorded (const struct map *m, uint64_t offset)
   return offset < m->size && (m->bits[block / 64] >> (block % 64) & 1) != 0;
 }
 
-/* Those that are not in M, joined: an array of objects. */
+/* Count them; those that are not in M, joined: an array of objects. */
 static json_t *
-missed (struct found *f, const struct map *m, uint64_t *bytes)
+missed (struct found *f, const struct map *m, struct checkpoint_scrub *x)
 {
   json_t *list = json_array (), *last = NULL;
   uint64_t end = UINT64_MAX;
 
-  *bytes = 0;
+  x->different_bytes = x->missed_bytes = 0;
   if (f->nr > 0)
     qsort (f->offsets, f->nr, sizeof f->offsets[0], by_offset);
   for (size_t i = 0; i < f->nr; i++) {
     uint64_t offset = f->offsets[i], left = m->size - offset;
     uint64_t length = left < VERIFY_UNIT ? left : VERIFY_UNIT;
+    x->different_bytes += length;
     if (is_recorded (m, offset))
       continue;
-    *bytes += length;
+    x->missed_bytes += length;
     if (offset == end) {
       json_int_t had = json_integer_value (json_object_get (last, "length"));
       json_object_set_new (last, "length", json_integer (had + (json_int_t)length));
@@ -149,74 +152,133 @@ missed (struct found *f, const struct map *m, uint64_t *bytes)
   return list;
 }
 
-static void
-print (const char *name, const json_t *list, uint64_t bytes, uint64_t different)
+/* ---- setting dirty what was missed ---- */
+
+/* LENGTH bytes at OFFSET, in pieces that a guest could write as well. */
+static int
+mark_range (struct control_client *c, const char *control, uint64_t offset, uint64_t length)
+{
+  while (length > 0) {
+    uint64_t n = length < MARK_BYTES ? length : MARK_BYTES;
+    json_t *args = json_pack ("{s:I, s:I}", "offset", (json_int_t)offset, "length", (json_int_t)n);
+    if (query_call (c, control, "mirror-mark", args, NULL, NULL) == -1)
+      return -1;
+    offset += n;
+    length -= n;
+  }
+  return 0;
+}
+
+static int
+mark (const char *control, const json_t *missed)
+{
+  struct control_client *c = json_array_size (missed) > 0 ? query_connect (control) : NULL;
+  const json_t *o;
+  size_t i;
+  int r = c != NULL || json_array_size (missed) == 0 ? 0 : -1;
+
+  json_array_foreach (missed, i, o)
+  {
+    if (r == 0)
+      r = mark_range (c, control, (uint64_t)json_integer_value (json_object_get (o, "offset")),
+                      (uint64_t)json_integer_value (json_object_get (o, "length")));
+  }
+  control_client_free (c);
+  return r == 0 ? EXIT_DONE : EXIT_ERROR;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+void
+checkpoint_print_missed (const json_t *missed)
 {
   const json_t *o;
   size_t i;
 
-  json_array_foreach (list, i, o)
+  json_array_foreach (missed, i, o)
   {
     if (i == TOLD_MAX) {
-      printf ("... and %zu more ranges\n", json_array_size (list) - i);
+      printf ("... and %zu more ranges\n", json_array_size (missed) - i);
       break;
     }
     printf ("not recorded: %lld bytes at offset %lld\n",
             (long long)json_integer_value (json_object_get (o, "length")),
             (long long)json_integer_value (json_object_get (o, "offset")));
   }
-  if (bytes == 0)
-    printf ("good: %" PRIu64 " bytes differ, and all of them are recorded since '%s'\n", different,
-            name);
-  else
-    printf ("missed: %" PRIu64 " of %" PRIu64 " bytes that differ are not recorded since '%s'\n",
-            bytes, different, name);
-}
-
-static int
-report (struct found *f, const struct map *m, const char *name, bool json)
-{
-  uint64_t bytes, different = f->nr * (uint64_t)VERIFY_UNIT;
-  json_t *list = missed (f, m, &bytes);
-
-  if (json) {
-    json_t *o
-        = json_pack ("{s:s, s:I, s:I, s:O}", "checkpoint", name, "different-bytes",
-                     (json_int_t)different, "missed-bytes", (json_int_t)bytes, "missed", list);
-    json_dumpf (o, stdout, JSON_INDENT (2));
-    putchar ('\n');
-    json_decref (o);
-  } else
-    print (name, list, bytes, different);
-  json_decref (list);
-  return bytes == 0 ? EXIT_DONE : EXIT_DIFFERENT;
 }
 
 int
-checkpoint_verify (const char *place, const char *disk, const char *name, const char *copy,
-                   bool json)
+checkpoint_scrub (struct checkpoint_scrub *x)
 {
   struct found f = { .nr = 0 };
   CLEANUP_TEXT char *uri = NULL;
   struct map m;
 
-  bool live = query_is_control (place);
-  if (!live && disk == NULL)
-    return cmd_usage_error ("with a state file, verify needs --disk FILE");
+  bool live = query_is_control (x->place);
+  x->missed = NULL;
   /* Before anything is read: is there such a checkpoint, and is it to be believed? */
-  int status = checkpoint_map (&m, place, disk, name);
+  int status = checkpoint_map (&m, x->place, x->disk, x->name);
   free (m.bits);
   if (status != EXIT_DONE)
     return status;
-  if (live && (uri = source_of (place)) == NULL)
+  if (live && (uri = source_of (x->place)) == NULL)
     return EXIT_ERROR;
-  status = compare (live ? uri : disk, copy, &f, !json);
+  status = compare (live ? uri : x->disk, x, &f);
   m.bits = NULL;
   if (status == EXIT_DONE)
-    status = checkpoint_map (&m, place, disk, name);
-  if (status == EXIT_DONE)
-    status = report (&f, &m, name, json);
+    status = checkpoint_map (&m, x->place, x->disk, x->name);
+  if (status == EXIT_DONE) {
+    x->missed = missed (&f, &m, x);
+    if (x->mark)
+      status = mark (x->place, x->missed);
+  }
   free (m.bits);
   free (f.offsets);
   return status;
+}
+
+static void
+print (const struct checkpoint_scrub *x)
+{
+  checkpoint_print_missed (x->missed);
+  if (x->missed_bytes == 0)
+    printf ("good: %" PRIu64 " bytes differ, and all of them are recorded since '%s'\n",
+            x->different_bytes, x->name);
+  else
+    printf ("missed: %" PRIu64 " of %" PRIu64 " bytes that differ are not recorded since '%s'%s\n",
+            x->missed_bytes, x->different_bytes, x->name, x->mark ? "; they are now" : "");
+}
+
+int
+checkpoint_verify (const char *place, const char *disk, const char *name, const char *copy,
+                   bool mark_it, bool json)
+{
+  char *words[] = { (char *)copy, NULL };
+  struct checkpoint_scrub x = { .place = place,
+                                .disk = disk,
+                                .name = name,
+                                .copy = words,
+                                .nr_copy = 1,
+                                .mark = mark_it,
+                                .show = !json };
+
+  if (!query_is_control (place) && disk == NULL)
+    return cmd_usage_error ("with a state file, verify needs --disk FILE");
+  if (!query_is_control (place) && mark_it)
+    return cmd_usage_error ("--mark: %s is not a control socket: only a running server can mark",
+                            place);
+  if (worker_signals (&x.signal) == -1)
+    return EXIT_ERROR;
+  int status = checkpoint_scrub (&x);
+  if (status == EXIT_DONE && json) {
+    json_t *o = json_pack ("{s:s, s:I, s:I, s:O}", "checkpoint", name, "different-bytes",
+                           (json_int_t)x.different_bytes, "missed-bytes",
+                           (json_int_t)x.missed_bytes, "missed", x.missed);
+    json_dumpf (o, stdout, JSON_INDENT (2));
+    putchar ('\n');
+    json_decref (o);
+  } else if (status == EXIT_DONE)
+    print (&x);
+  json_decref (x.missed);
+  return status == EXIT_DONE && x.missed_bytes > 0 ? EXIT_DIFFERENT : status;
 }

@@ -1,6 +1,8 @@
 nbdmirror_SOURCES += \
 	cmd/repository/boot.c \
 	cmd/repository/boot.h \
+	cmd/repository/compare.c \
+	cmd/repository/compare.h \
 	cmd/repository/drop-check.c \
 	cmd/repository/drop-check.h \
 	cmd/repository/drop-digests.c \

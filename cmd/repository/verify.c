@@ -19,13 +19,23 @@
 #include "base/text.h"
 #include "cmd/far/far.h"
 #include "cmd/repository/boot.h"
+#include "cmd/repository/compare.h"
 #include "cmd/repository/repository.h"
 #include "cmd/worker.h"
 #include "digest/list.h"
 
 #define BOOT_LIMIT_MS 120000
 
-enum { OPT_AT = 0x200, OPT_DISK, OPT_QUICK, OPT_BOOT, OPT_MARK, OPT_LIMIT };
+enum {
+  OPT_AT = 0x200,
+  OPT_DISK,
+  OPT_QUICK,
+  OPT_BOOT,
+  OPT_MARK,
+  OPT_LIMIT,
+  OPT_COMPARE,
+  OPT_CONTROL
+};
 
 static const struct cmd_option options[] = {
   { "at", OPT_AT, "NAME|TIME",
@@ -37,6 +47,11 @@ static const struct cmd_option options[] = {
     "environment, and wait for --mark in what it prints" },
   { "mark", OPT_MARK, "TEXT", "what COMMAND prints when the guest is up" },
   { "boot-limit", OPT_LIMIT, "TIME", "how long that may take (default 120s)" },
+  { "compare", OPT_COMPARE, NULL,
+    "read no old backups: compare each disk with its last backup, and tell and record what the "
+    "tracking has missed" },
+  { "control", OPT_CONTROL, "DISK=CONTROL",
+    "with --compare: the control socket of DISK, if it is not that of the backup" },
   { "json", 'j', NULL, "print a JSON array, and no progress" },
   CMD_OPTIONS_END,
 };
@@ -258,64 +273,125 @@ verify_all (struct verifying *v)
 
 /* ---------------------------------------------------------------------------------------------- */
 
-static int
-run (struct cmd_line *line)
+/* What the command line says. */
+struct request {
+  const char *at;
+  bool compare;
+  char **controls; /* for --compare; in argv */
+  unsigned nr_controls;
+};
+
+/* False: *STATUS is the exit status. */
+static bool
+read_line (struct cmd_line *line, struct verifying *v, struct request *q, int *status)
 {
-  struct verifying v = { .status = EXIT_DONE, .boot = { .limit_ms = BOOT_LIMIT_MS } };
-  const char *at = NULL;
   int c;
 
   while ((c = cmd_getopt (line)) != -1)
     switch (c) {
     case OPT_AT:
-      at = optarg;
+      q->at = optarg;
       break;
     case OPT_DISK:
-      v.disk = optarg;
+      v->disk = optarg;
       break;
     case OPT_QUICK:
-      v.quick = true;
+      v->quick = true;
       break;
     case OPT_BOOT:
-      v.boot.command = optarg;
+      v->boot.command = optarg;
       break;
     case OPT_MARK:
-      v.boot.mark = optarg;
+      v->boot.mark = optarg;
       break;
     case OPT_LIMIT:
-      if (!worker_parse_ms ("--boot-limit", optarg, &v.boot.limit_ms))
-        return EXIT_USAGE;
+      if (!worker_parse_ms ("--boot-limit", optarg, &v->boot.limit_ms)) {
+        *status = EXIT_USAGE;
+        return false;
+      }
+      break;
+    case OPT_COMPARE:
+      q->compare = true;
+      break;
+    case OPT_CONTROL:
+      if (strchr (optarg, '=') == NULL) {
+        *status = cmd_usage_error ("--control %s: must be DISK=CONTROL", optarg);
+        return false;
+      }
+      q->controls[q->nr_controls++] = optarg;
       break;
     case 'j':
-      v.json = true;
+      v->json = true;
       break;
     default:
-      return line->status;
+      *status = line->status;
+      return false;
     }
-  if (!cmd_operands_ok (line, 1, 1, "REPO"))
-    return line->status;
-  if ((v.boot.command == NULL) != (v.boot.mark == NULL) || (v.boot.mark && *v.boot.mark == '\0'))
+  bool good = cmd_operands_ok (line, 1, 1, "REPO");
+  *status = line->status;
+  return good;
+}
+
+/* 0: the options go together; else the exit status. */
+static int
+check (const struct verifying *v, const struct request *q, const char *place)
+{
+  const struct boot *b = &v->boot;
+
+  if ((b->command == NULL) != (b->mark == NULL) || (b->mark != NULL && *b->mark == '\0'))
     return cmd_usage_error ("--boot COMMAND and --mark TEXT go together");
-  const char *place = line->operands[0].argv[0];
-  if (v.boot.command != NULL && far_is_meant (place))
+  if (b->command != NULL && far_is_meant (place))
     return cmd_usage_error ("--boot: run it on the host of %s, where COMMAND has to run", place);
-  int status;
-  if (far_pass_on (line, &status))
-    return status;
-  if (worker_signals (&v.signal) == -1)
+  if (q->compare && (q->at != NULL || v->quick || b->command != NULL))
+    return cmd_usage_error ("--compare goes with --disk, --control and --json only: it is about the"
+                            " last backup of each disk");
+  if (!q->compare && q->nr_controls > 0)
+    return cmd_usage_error ("--control goes with --compare");
+  return 0;
+}
+
+static int
+verify (struct verifying *v, const struct request *q, const char *place)
+{
+  if (worker_signals (&v->signal) == -1)
     return EXIT_ERROR;
-  v.boot.repository = line->operands[0].argv[0];
-  v.boot.signal = v.signal;
-  status = opened_open (&v.o, line->operands[0].argv[0]);
-  if (status == EXIT_DONE && at != NULL)
-    status = opened_select_any (&v.o, at, v.disk, &v.only);
+  const struct compare how = { .disk = v->disk,
+                               .controls = q->controls,
+                               .nr_controls = q->nr_controls,
+                               .json = v->json,
+                               .signal = v->signal };
+  v->boot.repository = place;
+  v->boot.signal = v->signal;
+  int status = opened_open (&v->o, place);
+  if (status == EXIT_DONE && q->at != NULL)
+    status = opened_select_any (&v->o, q->at, v->disk, &v->only);
   if (status == EXIT_DONE)
-    status = verify_all (&v);
-  for (unsigned i = 0; i < v.nr_looked; i++)
-    text_free (v.looked[i].fault);
-  free (v.looked);
-  json_decref (v.report);
-  opened_close (&v.o);
+    status = q->compare ? compare_disks (&v->o, &how) : verify_all (v);
+  for (unsigned i = 0; i < v->nr_looked; i++)
+    text_free (v->looked[i].fault);
+  free (v->looked);
+  json_decref (v->report);
+  opened_close (&v->o);
+  return status;
+}
+
+static int
+run (struct cmd_line *line)
+{
+  struct verifying v = { .status = EXIT_DONE, .boot = { .limit_ms = BOOT_LIMIT_MS } };
+  struct request q = { .controls = calloc ((size_t)line->argc, sizeof *q.controls) };
+  int status = EXIT_ERROR;
+
+  if (q.controls == NULL)
+    cmd_say ("out of memory");
+  else if (read_line (line, &v, &q, &status)) {
+    const char *place = line->operands[0].argv[0];
+    status = check (&v, &q, place);
+    /* The disks' servers are on this host, wherever the repository is. */
+    if (status == 0 && (q.compare || !far_pass_on (line, &status)))
+      status = verify (&v, &q, place);
+  }
+  free (q.controls);
   return status;
 }
 

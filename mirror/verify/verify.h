@@ -30,8 +30,10 @@ struct verify_options {
   void *opaque;
   void (*progress) (void *opaque, uint64_t done, uint64_t size); /* bytes */
   /* Not NULL: go on after a difference, and tell each piece of VERIFY_UNIT bytes that differs, in
-   * any order.  The disks must have the same size. */
+   * any order.  The disks must have the same size, but with PADDED B may be filled up to whole
+   * sectors of 512 bytes. */
   void (*differs) (void *opaque, uint64_t offset, uint64_t length);
+  bool padded;
 };
 
 struct verify_report {

@@ -260,6 +260,45 @@ checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id, con
     control_reply (peer, id, NULL, -1);
 }
 
+/* ---- marking ---- */
+
+static int
+wait_on (void *opaque)
+{
+  (void)opaque;
+  return 0; /* the state file is given up before that takes long */
+}
+
+/* In the order of a guest's write, but that nothing is written. */
+void
+checkpoints_mark (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t offset,
+                  uint64_t length)
+{
+  struct state *s = &m->persist.state;
+  struct gate_view gate;
+  struct region_geometry geo;
+  bool counted = false;
+
+  gate_look (&m->gate, &gate);
+  if (m->persist.open)
+    persist_check_disk (m);
+  if (!m->persist.open)
+    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+  else if (gate.mode != GATE_OPEN)
+    control_error (peer, id, "Busy", "a hand-off is under way, or the disk was handed over");
+  else if (!tracker_geometry (&m->tracker, &geo) || length == 0 || length > CHECKPOINTS_MARK_MAX
+           || offset >= geo.disk_size || length > geo.disk_size - offset)
+    control_error (peer, id, "GenericError", "no such range of the disk, or more than %u bytes",
+                   CHECKPOINTS_MARK_MAX);
+  else if (state_enter (s, offset, length, wait_on, NULL, &counted) != 0 || !counted)
+    control_error (peer, id, "Inconsistent", "nothing is recorded of this disk");
+  else {
+    tracker_mark (&m->tracker, offset, length);
+    state_leave (s, offset, length);
+    control_reply (peer, id, NULL, -1);
+  }
+}
+
 /* ---- looking ---- */
 
 static uint64_t

@@ -50,6 +50,12 @@ void checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id
 void checkpoints_list (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t from);
 void checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const char *since);
 
+/* mirror-mark: LENGTH bytes at OFFSET, at most CHECKPOINTS_MARK_MAX, count as changed now, in all
+ * that is recorded.  It may wait for the state file, as a guest's write does.  Answers. */
+#define CHECKPOINTS_MARK_MAX (64u << 20)
+void checkpoints_mark (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t offset,
+                       uint64_t length);
+
 /* The disk is its guest's from now on: begin the checkpoint NAME, UUID in place of an earlier one
  * of this name.  When it returns, each mutation that begins is recorded; no mutation is in flight.
  * After 0 the caller owes checkpoints_replaced(), with COMMIT false if a mutation was missed.  0,

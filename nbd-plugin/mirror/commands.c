@@ -228,6 +228,13 @@ checkpoint_remove (struct call *c)
 }
 
 static void
+mark (struct call *c)
+{
+  checkpoints_mark (c->m, c->peer, c->id, (uint64_t)call_integer (c, "offset", 0),
+                    (uint64_t)call_integer (c, "length", 0));
+}
+
+static void
 query_checkpoints (struct call *c)
 {
   checkpoints_list (c->m, c->peer, c->id, (uint64_t)call_integer (c, "from", 0));
@@ -274,6 +281,7 @@ static const struct command commands[] = {
   { "mirror-checkpoint-prepare", "name:s! lease-ms:i", checkpoint_prepare, false },
   { "mirror-checkpoint-finish", "", checkpoint_finish, false },
   { "mirror-checkpoint-remove", "name:s!", checkpoint_remove, false },
+  { "mirror-mark", "offset:i! length:i!", mark, false },
   { "query-mirror-checkpoints", "from:i", query_checkpoints, false },
   { "query-mirror-map", "since:s", query_map, false },
   { NULL, NULL, NULL, false },
