@@ -102,8 +102,11 @@ looks_for_digests (const struct nbd_endpoint *nep)
   return nep->ep.opts.ask_digests && !nep->ep.info.is_nbd && (nep->uri || nep->has_stdio);
 }
 
+/* H is BESIDE the endpoint's first connection, or NULL.  Such a one always waits in option mode,
+ * until the first one has found out which export it is to be. */
 static int
-start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
+start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h,
+                  const struct nbd_connecting *beside)
 {
   nbd_set_pread_initialize (h, false);
   /* Certificates are named in the URI.  nbds:// makes libnbd require TLS. */
@@ -111,11 +114,12 @@ start_connecting (struct nbd_endpoint *nep, struct nbd_handle *h)
       || (nep->ep.opts.layers && nbd_add_meta_context (h, LAYERS) == -1))
     return -1;
   bool named = nbd_wants_digests (nep) || nep->layers_export != NULL;
-  if ((looks_for_receive (nep) || looks_for_digests (nep) || named)
+  bool asks_digests = beside == NULL && looks_for_digests (nep);
+  if ((beside != NULL || asks_digests || named || looks_for_receive (nep))
       && nbd_set_opt_mode (h, true) == -1)
     return -1;
   /* The description is part of what is only told when it is asked for. */
-  if ((looks_for_digests (nep) || named) && nbd_set_full_info (h, true) == -1)
+  if ((asks_digests || named) && nbd_set_full_info (h, true) == -1)
     return -1;
   if (nep->uri)
     return nbd_aio_connect_uri (h, nep->ep.name);
@@ -289,10 +293,20 @@ failed:
   return -1;
 }
 
+/* The server has answered H, the endpoint's first connection: the others may come.  Were they
+ * earlier, then a server that serves one client after another could take one of them first. */
+static void
+begin_others (struct nbd_endpoint *nep, struct nbd_handle *h)
+{
+  if (!nep->ep.info.is_nbd && nep->uri != NULL && nbd_get_protocol (h) != NULL)
+    nbd_ahead_begin (&nep->ahead, nep, nbd_connections_beside (nep, true));
+}
+
 /* Go on until H has negotiated all but the export, or all, or is over.  0, or -1 where libnbd said
  * so, or ETIMEDOUT.  UP is NULL where no call of libnbd's waits. */
 static int
-negotiate (struct nbd_handle *h, int64_t deadline, struct nbd_hang_up *up)
+negotiate (struct nbd_endpoint *nep, struct nbd_handle *h, const struct nbd_connecting *beside,
+           int64_t deadline, struct nbd_hang_up *up)
 {
   while (nbd_aio_is_negotiating (h) != 1 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
     int64_t left = deadline - endpoint_now_ms ();
@@ -303,6 +317,8 @@ negotiate (struct nbd_handle *h, int64_t deadline, struct nbd_hang_up *up)
       nbd_hang_up_watch (up, nbd_aio_get_fd (h));
     if (nbd_poll_handle (h, (int)left) == -1)
       return -1;
+    if (beside == NULL)
+      begin_others (nep, h);
   }
   return 0;
 }
@@ -316,8 +332,8 @@ negotiate_tls (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
 
   if (nep->uri == NULL || !nep->uri->tls
       || nbd_hang_up_start (&up, clock_ns () + (uint64_t)(left > 0 ? left : 0) * NS_PER_MS) != 0)
-    return negotiate (h, deadline, NULL);
-  int r = negotiate (h, deadline, &up);
+    return negotiate (nep, h, NULL, deadline, NULL);
+  int r = negotiate (nep, h, NULL, deadline, &up);
   return nbd_hang_up_end (&up) ? ETIMEDOUT : r;
 }
 
@@ -335,13 +351,18 @@ is_layers (const struct nbd_endpoint *nep, struct nbd_handle *h)
 
 /* H is being connected: do all the rest.  -1 with *ERRNUM and *ERROR. */
 static int
-finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
-                   char **error)
+finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_connecting *beside,
+                   int64_t deadline, int *errnum, char **error)
 {
-  int r = negotiate_tls (nep, h, deadline);
+  int r = beside != NULL ? negotiate (nep, h, beside, deadline, &beside->hang_up)
+                         : negotiate_tls (nep, h, deadline);
 
   if (r == ETIMEDOUT) {
     no_answer (nep, h, errnum, error);
+    return -1;
+  }
+  if (r == 0 && !nbd_is_over (h) && beside != NULL && !nbd_ahead_is_wanted (beside)) {
+    endpoint_fail (errnum, error, ECANCELED, "%s: one connection less is used", nep->ep.name);
     return -1;
   }
   if (r == 0 && nbd_aio_is_negotiating (h) == 1
@@ -368,9 +389,11 @@ finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadl
 }
 
 struct nbd_handle *
-nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
+nbd_connect (struct nbd_endpoint *nep, struct nbd_connecting *beside, int *errnum, char **error)
 {
-  int64_t deadline = endpoint_now_ms () + nep->ep.opts.connect_timeout_ms;
+  /* Beside the first one it is nbd-ahead.c that keeps the time. */
+  int64_t deadline
+      = endpoint_now_ms () + (beside != NULL ? INT32_MAX : nep->ep.opts.connect_timeout_ms);
 
   if (nep->uri && !nbd_tls_knows_server (nep->uri, nep->ep.name, errnum, error))
     return NULL;
@@ -380,13 +403,13 @@ nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error)
     endpoint_fail (errnum, error, nbd_reason_errno (), "%s: %s", nep->ep.name, nbd_reason ());
     return NULL;
   }
-  int r = start_connecting (nep, h);
+  int r = start_connecting (nep, h, beside);
   if (r == -1)
     connect_failed (nep, errnum, error);
   else
-    r = finish_connecting (nep, h, deadline, errnum, error);
+    r = finish_connecting (nep, h, beside, deadline, errnum, error);
   if (r == -1) {
-    nbd_close (h);
+    nbd_close_handle (h, beside != NULL);
     return NULL;
   }
   if (!may_compress (nep, errnum, error)) { /* one that was not asked what it is */
@@ -404,7 +427,9 @@ nbd_close_handle (struct nbd_handle *h, bool polite)
 {
   int64_t until = endpoint_now_ms () + GOODBYE_MS;
 
-  if (polite && nbd_aio_is_ready (h) == 1 && nbd_aio_disconnect (h, 0) == 0)
+  if (polite
+      && ((nbd_aio_is_ready (h) == 1 && nbd_aio_disconnect (h, 0) == 0)
+          || (nbd_aio_is_negotiating (h) == 1 && nbd_aio_opt_abort (h) == 0)))
     while (!nbd_is_over (h) && endpoint_now_ms () < until)
       if (nbd_poll_handle (h, GOODBYE_MS) == -1)
         break;

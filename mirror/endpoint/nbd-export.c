@@ -94,7 +94,8 @@ is_not_admitted (int err)
 }
 
 struct nbd_handle *
-nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
+nbd_connect_again (struct nbd_endpoint *nep, struct nbd_connecting *beside, int *errnum,
+                   char **error)
 {
   const struct endpoint_info *first = &nep->offered;
   struct nbd_handle *h = NULL;
@@ -103,7 +104,7 @@ nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error)
   if (nep->has_stdio)
     endpoint_fail (errnum, error, EBUSY, "%s: has one connection only", nep->ep.name);
   else
-    h = nbd_connect (nep, errnum, error);
+    h = nbd_connect (nep, beside, errnum, error);
   if (!h) {
     if (errnum && is_not_admitted (*errnum)) {
       atomic_store (&nep->ep.full, true);
@@ -199,7 +200,7 @@ nbd_endpoint_close (struct endpoint *ep)
 
   if (h)
     nbd_close_handle (h, true);
-  nbd_ahead_close (&nep->ahead);
+  nbd_ahead_destroy (&nep->ahead);
   if (atomic_load (&nep->stdio) != -1)
     close (atomic_load (&nep->stdio));
   if (nep->command)
@@ -228,30 +229,34 @@ start_command (struct nbd_endpoint *nep, const struct nbd_place *place, int *err
   return nep->command != NULL;
 }
 
-unsigned
-nbd_connections_each (const struct nbd_endpoint *nep)
+static unsigned
+connections_each (const struct nbd_endpoint *nep, bool multi_conn)
 {
   const struct endpoint_options *o = &nep->ep.opts;
   unsigned nr = o->nr_connections;
 
-  if (nr == 0 && nep->offered.can_multi_conn)
+  if (nr == 0 && multi_conn)
     nr = o->nr_multi;
   if (nr == 0)
-    nr = o->nr_in_flight == 1 && nep->offered.can_multi_conn ? 4 : 1;
+    nr = o->nr_in_flight == 1 && multi_conn ? 4 : 1;
   /* The compressor's descriptor needs a place as well. */
   return nep->packed && nr == CHANNEL_MAX_FDS ? nr - 1 : nr;
 }
 
-/* Begin to make the connections beside the first one, if there are to be some. */
-static void
-connect_others (struct nbd_endpoint *nep)
+unsigned
+nbd_connections_each (const struct nbd_endpoint *nep)
 {
-  unsigned nr = nep->ep.opts.nr_channels * nbd_connections_each (nep);
+  return connections_each (nep, nep->offered.can_multi_conn);
+}
 
-  if (nr > CHANNEL_MAX_FDS)
-    nr = CHANNEL_MAX_FDS;
-  if (nr > 1 && nep->offered.can_multi_conn && !nep->has_stdio)
-    nbd_ahead_begin (nep, nr - 1);
+unsigned
+nbd_connections_beside (const struct nbd_endpoint *nep, bool multi_conn)
+{
+  unsigned nr = nep->ep.opts.nr_channels * connections_each (nep, multi_conn);
+
+  if (nr <= 1 || !multi_conn || nep->has_stdio)
+    return 0;
+  return (nr > CHANNEL_MAX_FDS ? CHANNEL_MAX_FDS : nr) - 1;
 }
 
 struct endpoint *
@@ -276,10 +281,11 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
   if (opts->layers_export)
     nep->ep.opts.layers_export = nep->layers_export = text_copy (opts->layers_export);
   atomic_store (&nep->stdio, -1);
+  nbd_ahead_init (&nep->ahead);
   if (!nep->uri && !start_command (nep, place, errnum, error))
     goto fail;
   uint64_t begin = clock_ns ();
-  atomic_store (&nep->first, nbd_connect (nep, errnum, error));
+  atomic_store (&nep->first, nbd_connect (nep, NULL, errnum, error));
   struct nbd_handle *h = atomic_load (&nep->first);
   bool described = h && describe (nep, h, &nep->ep.info, errnum, error) == 0;
   /* A command has to start first. */
@@ -287,7 +293,7 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
     nep->ep.info.rtt_ns = (clock_ns () - begin) / HANDSHAKE_TRIPS;
   nep->offered = nep->ep.info;
   if (described)
-    connect_others (nep);
+    nbd_ahead_decide (&nep->ahead, nep, nbd_connections_beside (nep, nep->offered.can_multi_conn));
   if (described && try_flush (nep, h, errnum, error) == 0 && nbd_packed_start (nep, errnum, error))
     return &nep->ep;
 

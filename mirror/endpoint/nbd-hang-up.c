@@ -19,14 +19,16 @@ static void *
 wait_for_limit (void *opaque)
 {
   struct nbd_hang_up *u = opaque;
-  struct timespec limit = clock_timespec (u->limit_ns);
 
   pthread_mutex_lock (&u->lock);
-  while (!u->over && pthread_cond_timedwait (&u->ended, &u->lock, &limit) == 0)
-    ;
-  if (!u->over && u->fd != -1) {
-    shutdown (u->fd, SHUT_RDWR);
+  while (!u->over && clock_ns () < u->limit_ns) {
+    struct timespec limit = clock_timespec (u->limit_ns);
+    pthread_cond_timedwait (&u->changed, &u->lock, &limit);
+  }
+  if (!u->over) {
     u->done = true;
+    if (u->fd != -1)
+      shutdown (u->fd, SHUT_RDWR);
   }
   pthread_mutex_unlock (&u->lock);
   return NULL;
@@ -41,14 +43,23 @@ nbd_hang_up_start (struct nbd_hang_up *u, uint64_t limit_ns)
   pthread_mutex_init (&u->lock, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&u->ended, &attr);
+  pthread_cond_init (&u->changed, &attr);
   pthread_condattr_destroy (&attr);
   int err = pthread_create (&u->thread, NULL, wait_for_limit, u);
   if (err != 0) {
-    pthread_cond_destroy (&u->ended);
+    pthread_cond_destroy (&u->changed);
     pthread_mutex_destroy (&u->lock);
   }
   return err;
+}
+
+void
+nbd_hang_up_limit (struct nbd_hang_up *u, uint64_t limit_ns)
+{
+  pthread_mutex_lock (&u->lock);
+  u->limit_ns = limit_ns;
+  pthread_cond_signal (&u->changed);
+  pthread_mutex_unlock (&u->lock);
 }
 
 void
@@ -64,6 +75,8 @@ nbd_hang_up_watch (struct nbd_hang_up *u, int fd)
     u->fd = fcntl (fd, F_DUPFD_CLOEXEC, 0);
     u->socket = st.st_ino;
   }
+  if (u->done && u->fd != -1)
+    shutdown (u->fd, SHUT_RDWR);
   pthread_mutex_unlock (&u->lock);
 }
 
@@ -72,11 +85,11 @@ nbd_hang_up_end (struct nbd_hang_up *u)
 {
   pthread_mutex_lock (&u->lock);
   u->over = true;
-  pthread_cond_signal (&u->ended);
+  pthread_cond_signal (&u->changed);
   pthread_mutex_unlock (&u->lock);
   pthread_join (u->thread, NULL);
   fd_close (&u->fd);
-  pthread_cond_destroy (&u->ended);
+  pthread_cond_destroy (&u->changed);
   pthread_mutex_destroy (&u->lock);
   return u->done;
 }

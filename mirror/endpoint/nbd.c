@@ -456,7 +456,7 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
   if (h != NULL)
     return h;
   if (!nbd_ahead_take (&nep->ahead, &attempt))
-    return nbd_connect_again (nep, errnum, error);
+    return nbd_connect_again (nep, NULL, errnum, error);
   *errnum = attempt.errnum;
   *error = attempt.error;
   return attempt.h;

@@ -76,14 +76,21 @@ int nbd_reason_errno (void);
 bool nbd_is_over (struct nbd_handle *h);
 /* Poll for H once.  0, or -1 when there is nothing to wait for any more. */
 int nbd_poll_handle (struct nbd_handle *h, int timeout_ms);
-/* A connection that is ready for requests.  NULL with *ERRNUM and *ERROR. */
-struct nbd_handle *nbd_connect (struct nbd_endpoint *nep, int *errnum, char **error);
+/* A connection that is ready for requests.  BESIDE is NULL, or which one it is of those that are
+ * made ahead.  The endpoint's first connection begins these.  NULL with *ERRNUM and *ERROR. */
+struct nbd_handle *nbd_connect (struct nbd_endpoint *nep, struct nbd_connecting *beside,
+                                int *errnum, char **error);
 /* Another connection for a channel: to the same export, as far as can be told.  NULL with *ERRNUM
  * and *ERROR. */
-struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, int *errnum, char **error);
+struct nbd_handle *nbd_connect_again (struct nbd_endpoint *nep, struct nbd_connecting *beside,
+                                      int *errnum, char **error);
 /* How many connections does a channel have? */
 unsigned nbd_connections_each (const struct nbd_endpoint *nep);
-/* Say goodbye, if POLITE and if it can be done (nothing is in flight), and close. */
+/* How many connections are to be made beside the first one, with nr_channels?  MULTI_CONN: does the
+ * server offer it? */
+unsigned nbd_connections_beside (const struct nbd_endpoint *nep, bool multi_conn);
+/* Say goodbye, if POLITE and if it can be done (nothing is in flight, or the export was not chosen
+ * yet), and close. */
 void nbd_close_handle (struct nbd_handle *h, bool polite);
 /* ---- nbd-tls.c ---- */
 
