@@ -102,6 +102,28 @@ if [ "$(nproc)" != 1 ]; then
   start_fake together --size 16M --multi-conn --connections 2-4 --handshake hello-together
   has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[together]}" --connect-timeout 5s
   ! grep 'admits fewer' "$tmp/err" || fail "the connections were made one after the other"
+
+  # They are made before it is known whether they are wanted.  A server that does not offer several
+  # connections sees them go without a request, and one that takes a single client is not kept.
+  start_fake single --size 16M --log "$tmp/single.log"
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[single]}"
+  [ "$(grep -c '"connect"' "$tmp/single.log")" = 4 ] || fail "there were not four connections"
+  ! grep '"request"' "$tmp/single.log" | grep -v '"connection": 1,' ||
+    fail "a connection that is not wanted was used"
+  if command -v qemu-nbd >/dev/null; then
+    server_paths one
+    spawn one qemu-nbd -t -k "${socket[one]}" -f raw "$tmp/limited.img"
+    wait_for_socket "${socket[one]}" one
+    for ((i = 0; i < 2; i++)); do
+      has_to_exit 0 timeout 20 "$NBDMIRROR" copy "$tmp/disk" "${uri[one]}" --connect-timeout 60s
+    done
+    stop one
+    cmp "$tmp/disk" "$tmp/limited.img" || fail "a server of a single client: differs"
+  fi
+  # Those that are not made yet keep nobody waiting when the first one has failed.
+  start_fake mute --size 16M --multi-conn --connections 2- --handshake hello-hang \
+    --fault flush:1=close
+  has_to_exit 3 timeout 30 "$NBDMIRROR" copy "$tmp/disk" "${uri[mute]}" --connect-timeout 60s
 fi
 
 start_fake small --file "$tmp/disk" --max-block 64k
