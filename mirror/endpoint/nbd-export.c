@@ -106,10 +106,8 @@ nbd_connect_again (struct nbd_endpoint *nep, struct nbd_connecting *beside, int 
   else
     h = nbd_connect (nep, beside, errnum, error);
   if (!h) {
-    if (errnum && is_not_admitted (*errnum)) {
-      atomic_store (&nep->ep.full, true);
+    if (errnum && is_not_admitted (*errnum))
       *errnum = ENDPOINT_FULL;
-    }
     return NULL;
   }
   if (describe (nep, h, &info, errnum, error) == -1) {

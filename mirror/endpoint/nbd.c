@@ -455,11 +455,15 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
 
   if (h != NULL)
     return h;
-  if (!nbd_ahead_take (&nep->ahead, &attempt))
-    return nbd_connect_again (nep, NULL, errnum, error);
-  *errnum = attempt.errnum;
-  *error = attempt.error;
-  return attempt.h;
+  if (nbd_ahead_take (&nep->ahead, &attempt)) {
+    h = attempt.h;
+    *errnum = attempt.errnum;
+    *error = attempt.error;
+  } else
+    h = nbd_connect_again (nep, NULL, errnum, error);
+  if (h == NULL && *errnum == ENDPOINT_FULL)
+    atomic_store (&nep->ep.full, true);
+  return h;
 }
 
 /* Connect NR times, or less often where the server admits no more.  -1 with *ERRNUM and *ERROR. */

@@ -107,6 +107,7 @@ if [ "$(nproc)" != 1 ]; then
   # connections sees them go without a request, and one that takes a single client is not kept.
   start_fake single --size 16M --log "$tmp/single.log"
   has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[single]}"
+  ! grep 'admits fewer' "$tmp/err" || fail "a server of one connection is said to take fewer"
   [ "$(grep -c '"connect"' "$tmp/single.log")" = 4 ] || fail "there were not four connections"
   ! grep '"request"' "$tmp/single.log" | grep -v '"connection": 1,' ||
     fail "a connection that is not wanted was used"
