@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "mirror/endpoint/aio-pool.h"
 #include "mirror/endpoint/file.h"
 
 #define FILE_ROOM 64u
@@ -104,16 +105,14 @@ direct_length (const struct op *op)
   return 0;
 }
 
-/* The context is made when it is first needed: its end takes tens of milliseconds (io_destroy()
- * waits for all processors), and what is in the page cache needs none.  Where the system has no
- * more of them
- * (/proc/sys/fs/aio-max-nr) requests are done one at a time. */
+/* The context is made when it is first needed; what is in the page cache needs none.  Where the
+ * system has no more of them (/proc/sys/fs/aio-max-nr) requests are done one at a time. */
 static bool
 have_aio (struct file_channel *fc)
 {
-  if (!fc->aio && !fc->no_aio && io_setup ((int)(fc->ch.nr_ops * MAX_PIECES), &fc->aio) < 0) {
-    fc->aio = NULL;
-    fc->no_aio = true;
+  if (!fc->aio && !fc->no_aio) {
+    fc->aio = aio_pool_take ((int)(fc->ch.nr_ops * MAX_PIECES));
+    fc->no_aio = fc->aio == NULL;
   }
   return !fc->no_aio;
 }
@@ -443,7 +442,7 @@ file_channel_free (struct channel *ch)
 
   fd_close (&fc->event_fd);
   if (fc->aio)
-    io_destroy (fc->aio);
+    aio_pool_give (fc->aio, (int)(fc->ch.nr_ops * MAX_PIECES));
   free (fc->iocbs);
   free (fc->pieces);
   channel_uninit (ch);

@@ -1,4 +1,6 @@
 libmirror_la_SOURCES += \
+	mirror/endpoint/aio-pool.c \
+	mirror/endpoint/aio-pool.h \
 	mirror/endpoint/blocking.c \
 	mirror/endpoint/blocking.h \
 	mirror/endpoint/buffers.c \

@@ -186,8 +186,8 @@ copier_run (void *opaque)
     if (atomic_load (&target->stop) || turn (c, wait_ns) == -1)
       break;
   }
-  /* Each copier does this for itself, because io_destroy() waits for all processors, tens of
-   * milliseconds. */
+  /* Each copier does this for itself: to take a context of libaio down may take tens of
+   * milliseconds (aio-pool.h). */
   copier_close (c);
   return NULL;
 }
