@@ -85,6 +85,9 @@ void
 estimate_add (struct estimate *e, const struct estimate_sample *s,
               const struct estimate_costs *costs, double max_downtime_ms)
 {
+  /* Nothing is left, and the guest has written nothing since the last look: what a second sample
+   * would guard against, that the guest is faster than the line, is not there. */
+  bool calm = e->have_last && s->left_bytes == 0 && s->dirtied_bytes == e->last.dirtied_bytes;
   if (e->have_last)
     add_rates (e, s);
   e->last = *s;
@@ -103,7 +106,7 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
     e->expected_pause_ms += (double)s->left_bytes / e->bandwidth * 1000;
 
   if (e->pause_known && e->expected_pause_ms <= max_downtime_ms && s->quarantine_bytes == 0)
-    e->fitting++;
+    e->fitting += calm ? SAMPLES_TO_BE_READY : 1;
   else
     e->fitting = 0;
   e->ready = e->fitting >= SAMPLES_TO_BE_READY;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * What the worker believes about the near future, from samples of its counters:
- * bandwidth, dirty rate, the pause that a hand-off would take now, and whether that fits ("ready").
- * Whether it converges is converge.h's question.  Plain values in, plain values out: no clock, no
- * I/O.
+ * What the worker believes about the near future, from samples of its counters: bandwidth, dirty
+ * rate, the pause that a hand-off would take now, and whether that fits ("ready").  A pause that
+ * fits makes it ready when the second sample in a row says so, or the first one if nothing is left
+ * and the guest has written nothing since the last look.  Whether it converges is converge.h's
+ * question.  Plain values in, plain values out: no clock, no I/O.
  *
  * Bandwidth is what was acknowledged while there was work all the time.  A small or calm disk never
  * keeps the copiers busy for a whole sample: there it is bytes by the time in which anything was

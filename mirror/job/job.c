@@ -275,14 +275,19 @@ is_quiet (struct job *j)
          && j->estimate.dirty_rate <= 0 && j->estimate.move_rate <= 0;
 }
 
-/* When the next sample is to be taken: soon if all that is missing is a second one that fits as
- * well, or nothing is left.  While something cannot be read no sample makes the job ready. */
+/* When the next sample is to be taken: at once if the last one saw something left and now nothing
+ * is; soon if all that is missing is a second one that fits as well, or still nothing is left.
+ * While something cannot be read no sample makes the job ready. */
 static uint64_t
 sample_due_ns (struct job *j)
 {
-  bool soon = !j->ready && !j->paused && !j->source_errors.any
-              && j->supervisor.state == SUPERVISOR_COPYING
-              && (j->estimate.fitting > 0 || engine_left_bytes (&j->engine) == 0);
+  bool may_be_ready = !j->ready && !j->paused && !j->source_errors.any
+                      && j->supervisor.state == SUPERVISOR_COPYING;
+  bool done = may_be_ready && engine_left_bytes (&j->engine) == 0;
+
+  if (done && j->estimate.last.left_bytes > 0)
+    return j->last_sample_ns;
+  bool soon = done || (may_be_ready && j->estimate.fitting > 0);
   return j->last_sample_ns + (soon ? SAMPLE_SOON_NS : SAMPLE_NS);
 }
 

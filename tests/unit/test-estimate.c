@@ -90,6 +90,33 @@ Test (estimate, ready_needs_two_fitting_samples_running)
   cr_assert_not (e.ready);
 }
 
+Test (estimate, one_sample_is_enough_if_nothing_is_left_and_the_guest_is_calm)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = MIB };
+  estimate_init (&e);
+  estimate_begin (&e, s);
+  s.left_bytes = 0;
+  feed (&e, &s, 1, 1, 1, true, 300); /* the guest has written meanwhile */
+  cr_assert_not (e.ready);
+  estimate_lost (&e);
+  feed (&e, &s, 1, 0, 0, false, 300); /* nothing to compare with */
+  cr_assert_not (e.ready);
+  estimate_lost (&e);
+  estimate_begin (&e, s);
+  s.quarantine_bytes = 4096;
+  feed (&e, &s, 1, 1, 0, true, 300);
+  cr_assert_not (e.ready);
+  s.quarantine_bytes = 0;
+  feed (&e, &s, 1, 1, 0, true, 300);
+  cr_assert (e.ready);
+  estimate_lost (&e);
+  s.left_bytes = 4096; /* something is left: two samples, however little it is */
+  estimate_begin (&e, s);
+  feed (&e, &s, 1, 1, 0, true, 300);
+  cr_assert_not (e.ready);
+}
+
 Test (estimate, never_ready_with_quarantine)
 {
   struct estimate e;
