@@ -14,22 +14,17 @@
 #include <unistd.h>
 
 #include "base/text.h"
-#include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/same-place.h"
 #include "mirror/endpoint/uri.h"
 #include "mirror/job/base-proof.h"
 #include "mirror/job/check.h"
 #include "mirror/job/internal.h"
+#include "mirror/job/same-content.h"
 
 /* nbdkit 1.32.4 to 1.33.9 ends when a client dies with several requests in flight. */
 #define ABORT_BUG_FIRST 1032004
 #define ABORT_BUG_LAST 1033009
 #define SOURCE_CONNECTIONS 4 /* of each copier, where each takes one request */
-#define COMPARE_PLACES 64
-/* Where the first file system usually begins: clones of one template differ there, if nowhere else.
- */
-#define COMPARE_ALSO (UINT64_C (1) << 20)
-#define COMPARE_ATTEMPTS 5
 /* A worker that has lost its server waits 2 s for answers to its requests, and then ends. */
 #define WOULD_BE_CREATED "%s does not exist: it would be created"
 #define OLD_WORKER_MS 3000
@@ -57,34 +52,6 @@ query (struct job *j)
     text_free (error);
   }
   return ret;
-}
-
-/* Does the plain file hold what the export shows?  The guest may write between the two reads, so a
- * difference counts only if it stays. */
-static bool
-same_content (struct endpoint *a, struct endpoint *b)
-{
-  uint64_t size = endpoint_info (a)->size;
-  uint8_t *buf = NULL;
-  struct channel *ca = channel_open (a, NULL, NULL), *cb = channel_open (b, NULL, NULL);
-  bool same = ca != NULL && cb != NULL && endpoint_info (b)->size == size
-              && posix_memalign ((void **)&buf, 4096, 8192) == 0;
-
-  for (unsigned i = 0; same && size > 0 && i < COMPARE_PLACES; i++) {
-    uint64_t offset = i == 1 && size > COMPARE_ALSO ? COMPARE_ALSO
-                                                    : size / COMPARE_PLACES * i & ~UINT64_C (4095);
-    uint32_t n = size - offset < 4096 ? (uint32_t)(size - offset) : 4096;
-    same = false;
-    for (unsigned k = 0; !same && k < COMPARE_ATTEMPTS; k++)
-      same = sync_read (ca, buf, n, offset) == 0 && sync_read (cb, buf + 4096, n, offset) == 0
-             && memcmp (buf, buf + 4096, n) == 0;
-  }
-  if (ca)
-    channel_close (ca);
-  if (cb)
-    channel_close (cb);
-  free (buf);
-  return same;
 }
 
 /* Read the plain file below the export instead of the export, if the filter says that there is one

@@ -39,6 +39,8 @@ libmirror_la_SOURCES += \
 	mirror/job/requests.c \
 	mirror/job/sampling.c \
 	mirror/job/sampling.h \
+	mirror/job/same-content.c \
+	mirror/job/same-content.h \
 	mirror/job/sampling-data.c \
 	mirror/job/sampling-data.h \
 	mirror/job/source-base.c \
