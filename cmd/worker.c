@@ -25,8 +25,10 @@
 #include "cmd/units.h"
 #include "cmd/worker.h"
 #include "compress/level.h"
+#include "mirror/job/sampling.h"
 
 #define COMPRESS_LEVEL 6
+#define TRUST_BLOCKS_MAX 1000000
 
 static _Atomic int asked;
 static int signal_fd = -1;
@@ -189,6 +191,21 @@ parse_give_up (const char *text, uint64_t *ns)
   return true;
 }
 
+/* TEXT: how many blocks are compared; NULL: the default. */
+static bool
+parse_trusted (const char *text, struct sync_options *o)
+{
+  char *end = NULL;
+  long blocks = text != NULL ? strtol (text, &end, 10) : SAMPLING_BLOCKS;
+
+  o->trust_dest = true;
+  o->trust_blocks = (unsigned)blocks;
+  if (text == NULL || (end != text && *end == '\0' && blocks >= 1 && blocks <= TRUST_BLOCKS_MAX))
+    return true;
+  cmd_usage_error ("--trust-destination=%s: must be a number from 1 to %d", text, TRUST_BLOCKS_MAX);
+  return false;
+}
+
 /* What to send.  False: C is another option. */
 static bool
 take_sync_option (int c, struct sync_options *o, bool *good)
@@ -212,7 +229,7 @@ take_sync_option (int c, struct sync_options *o, bool *good)
     o->since = optarg;
     return true;
   case WORKER_OPT_TRUST_DEST:
-    o->trust_dest = true;
+    *good = parse_trusted (optarg, o);
     return true;
   default:
     return false;

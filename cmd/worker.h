@@ -59,8 +59,9 @@ enum {
       { "since", WORKER_OPT_SINCE, "NAME",                                                         \
         "the checkpoint for --sync incremental (default: the one at which the destination "        \
         "stands, by what its server knows)" },                                                     \
-      { "trust-destination", WORKER_OPT_TRUST_DEST, NULL,                                          \
-        "whether the destination stands at that checkpoint, compare 1,000 random blocks only" },   \
+      { "trust-destination", WORKER_OPT_TRUST_DEST, "[BLOCKS]",                                    \
+        "whether the destination stands at that checkpoint, compare so many random blocks only "   \
+        "(default 1,000)" },                                                                       \
       { "base", WORKER_OPT_BASE, "IMAGE",                                                          \
         "the base for --sync base and top: a local image or an NBD URI; the destination must "     \
         "hold the same, and nothing else" },                                                       \

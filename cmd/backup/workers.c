@@ -91,7 +91,8 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
     words[n++] = "incremental";
     words[n++] = "--since";
     words[n++] = d->since;
-    words[n++] = "--trust-destination"; /* the manifest proves it; a sample is looked at besides */
+    /* The manifest proves it; a sample is looked at besides. */
+    words[n++] = "--trust-destination=64";
   }
   if (run->store.far != NULL) {
     words[n++] = path;

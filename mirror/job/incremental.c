@@ -250,18 +250,19 @@ incremental_prove (struct incremental *inc, struct endpoint *source, struct endp
                    char **error)
 {
   struct proving p = { .inc = inc };
-  const struct sampling s = { .ours = source,
-                              .dest = dest,
-                              .size = inc->size,
-                              .prefer_data = true,
-                              .leave_out = leave_out,
-                              .equal = keep,
-                              .opaque = &p };
+  struct sampling s = { .ours = source,
+                        .dest = dest,
+                        .size = inc->size,
+                        .prefer_data = true,
+                        .leave_out = leave_out,
+                        .equal = keep,
+                        .opaque = &p };
   struct sampled found;
 
   enum job_result result = ask_destination (inc, uri, error);
   if (result != JOB_COMPLETED)
     return result;
+  s.most = inc->proved ? INCREMENTAL_PROVED_BLOCKS : inc->sync->trust_blocks;
   inc->samples = calloc (INCREMENTAL_SAMPLES, sizeof *inc->samples);
   if (inc->samples == NULL) {
     text_error (error, "out of memory");

@@ -24,7 +24,10 @@
 #include "dirty-bitmap/samples.h"
 #include "mirror/job/job.h"
 
-#define INCREMENTAL_SAMPLES 32
+#define INCREMENTAL_SAMPLES 32 /* that are kept */
+/* How many blocks are compared where the destination is known to stand at the checkpoint: as many
+ * as find out that all was a mistake. */
+#define INCREMENTAL_PROVED_BLOCKS 64
 
 /* What was changed since the checkpoint, and where that comes from. */
 struct incremental {

@@ -63,7 +63,7 @@ on_status (void *opaque, int err, const struct endpoint_extent *extents, unsigne
 
 int
 sampling_find_data (struct channel *ch, struct sampling_spot *spots, unsigned nr, uint64_t size,
-                    uint32_t block, bool first_only)
+                    uint32_t block)
 {
   struct search s = { .size = size, .block = block };
   struct question questions[SAMPLING_MAX_SPOTS];
@@ -80,10 +80,7 @@ sampling_find_data (struct channel *ch, struct sampling_spot *spots, unsigned nr
     questions[i] = (struct question){ .search = &s, .spot = &spots[i] };
     s.outstanding++;
     uint64_t length = whole < LONGEST_QUESTION ? whole : LONGEST_QUESTION;
-    int r = first_only
-                ? channel_first_extent (ch, length, spots[i].offset, on_status, &questions[i])
-                : channel_status (ch, length, spots[i].offset, on_status, &questions[i]);
-    if (r == -1)
+    if (channel_first_extent (ch, length, spots[i].offset, on_status, &questions[i]) == -1)
       on_status (&questions[i], errno, NULL, 0);
   }
   int err = sync_drain (ch, &s.outstanding);

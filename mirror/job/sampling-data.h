@@ -12,7 +12,7 @@
 
 #include "mirror/endpoint/endpoint.h"
 
-#define SAMPLING_MAX_SPOTS 32 /* at a time */
+#define SAMPLING_MAX_SPOTS 256 /* at a time */
 
 /* Where to look for data. */
 struct sampling_spot {
@@ -20,13 +20,12 @@ struct sampling_spot {
   bool wanted;     /* it is to be moved; false once it has been */
 };
 
-/* Ask CH, at which nothing else is going on, what it holds at and after each offset that is wanted
- * (FIRST_ONLY: the first extent of that, so data is found in the second round), all questions at a
- * time, and move the offset to a random block of BLOCK bytes in the first data
- * that it tells of, below SIZE.  An offset without data within the answer moves to the end of that,
- * and stays wanted: ask again.  At most SAMPLING_MAX_SPOTS.  The endpoint has can_status.  Blocks
- * for one round trip.  0, or a positive errno. */
+/* Ask CH, at which nothing else is going on, for the first extent at each offset that is wanted,
+ * all questions at a time.  If that is data, move the offset to a random block of BLOCK bytes in
+ * it, below SIZE.  An offset without data moves to the end of the extent and stays wanted: ask
+ * again. At most SAMPLING_MAX_SPOTS.  The endpoint has can_status.  Blocks for one round trip for
+ * each channel_room() of questions.  0, or a positive errno. */
 int sampling_find_data (struct channel *ch, struct sampling_spot *spots, unsigned nr, uint64_t size,
-                        uint32_t block, bool first_only);
+                        uint32_t block);
 
 #endif

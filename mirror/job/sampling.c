@@ -18,7 +18,9 @@
 
 #define SAMPLE_BLOCK 4096u
 #define BATCH SAMPLING_MAX_SPOTS
-#define ROUNDS 16 /* to find blocks that are neither left out nor zero */
+#define MEMORY_BYTES ((size_t)64 << 20) /* of a batch, at most */
+#define ROUNDS 16                       /* to find blocks that are neither left out nor zero */
+#define DEST_ROUNDS 2                   /* a hole, and then the data behind it */
 
 struct batch {
   const struct sampling *s;
@@ -29,15 +31,18 @@ struct batch {
   uint32_t min;    /* the destination's minimum block */
   uint8_t *memory; /* of the destination, then ours */
   uint64_t taken;  /* while all blocks of a small disk are taken in turn */
+  uint64_t most;   /* samples of all batches */
+  unsigned max;    /* of one batch, at most BATCH */
   uint64_t offset[BATCH];
+  bool theirs[BATCH]; /* chosen because the destination has data there */
   unsigned nr, outstanding;
-  int error; /* of the destination's */
+  int error; /* the first one of the reads */
 };
 
 static uint8_t *
 ours_of (const struct batch *b, unsigned i)
 {
-  return b->memory + (size_t)(BATCH + i) * b->block;
+  return b->memory + (size_t)(b->max + i) * b->block;
 }
 
 static uint8_t *
@@ -56,18 +61,58 @@ length_at (const struct batch *b, uint64_t size, uint64_t offset)
 
 /* ---- choosing ---- */
 
-/* What ours has at the offset of sample I.  0, or an errno. */
-static int
-read_ours (struct batch *b, unsigned i)
+static void
+on_read (void *opaque, int err)
 {
-  uint64_t offset = b->offset[i];
-  uint32_t length = length_at (b, b->size, offset), have = length_at (b, b->our_size, offset);
-  uint8_t *buf = ours_of (b, i);
+  struct batch *b = opaque;
 
-  memset (buf, 0, b->block);
-  int err = have > 0 ? sync_read (b->ours, buf, have, offset) : 0;
-  if (have > length) /* the disk ends within this block */
-    memset (buf + length, 0, b->block - length);
+  b->outstanding--;
+  if (err && b->error == 0)
+    b->error = err;
+}
+
+/* 0, or an errno of the first read that failed, once all that were sent to CH have ended. */
+static int
+await_reads (struct batch *b, struct channel *ch)
+{
+  int err = sync_drain (ch, &b->outstanding);
+
+  return err ? err : b->error;
+}
+
+/* Send a read to CH.  0, or an errno. */
+static int
+send_read (struct batch *b, struct channel *ch, uint8_t *buf, uint32_t n, uint64_t offset)
+{
+  int err = sync_room (ch, &b->outstanding);
+
+  if (err)
+    return err;
+  b->outstanding++;
+  if (channel_read (ch, buf, n, offset, on_read, b) == -1)
+    on_read (b, errno);
+  return 0;
+}
+
+/* Read what ours has at the offsets of the samples from FIRST on, all at a time.  0, or an errno.
+ */
+static int
+read_ours (struct batch *b, unsigned first)
+{
+  int err = 0;
+
+  for (unsigned i = first; i < b->nr && err == 0; i++) {
+    uint32_t have = length_at (b, b->our_size, b->offset[i]);
+    memset (ours_of (b, i), 0, b->block);
+    if (have > 0)
+      err = send_read (b, b->ours, ours_of (b, i), have, b->offset[i]);
+  }
+  if (err == 0)
+    err = await_reads (b, b->ours);
+  for (unsigned i = first; err == 0 && i < b->nr; i++) { /* the disk may end within this block */
+    uint32_t length = length_at (b, b->size, b->offset[i]);
+    memset (ours_of (b, i) + length, 0, b->block - length);
+  }
   return err;
 }
 
@@ -85,7 +130,7 @@ pick (struct batch *b, struct sampling_spot *spots, unsigned max)
 
   for (; n < max; n++) {
     uint64_t random = b->taken;
-    if (b->blocks <= SAMPLING_BLOCKS) {
+    if (b->blocks <= b->most) {
       if (b->taken++ >= b->blocks)
         break;
     } else if (getrandom (&random, sizeof random, 0) != (ssize_t)sizeof random)
@@ -111,14 +156,15 @@ find_data (struct batch *b, const struct endpoint *ep, struct channel *ch,
     more = false;
     for (unsigned i = 0; i < nr; i++)
       more = more || spots[i].wanted;
-    err = more ? sampling_find_data (ch, spots, nr, size, b->block, rounds > 1) : 0;
+    err = more ? sampling_find_data (ch, spots, nr, size, b->block) : 0;
   }
   return err;
 }
 
 /* What is wrong may be where ours holds nothing: half of the samples are taken where the
- * destination holds data.  Its line may be long, so it is asked once a batch: in the FIRST round.
- */
+ * destination holds data.  Its line may be long, so it is asked in the FIRST round of a batch only;
+ * and its server may have to walk through a whole hole, or all data, for each extent that it tells
+ * of, so only for one at a time. */
 static int
 prefer_data (struct batch *b, struct sampling_spot *spots, unsigned nr, bool first,
              const struct endpoint **who)
@@ -132,56 +178,76 @@ prefer_data (struct batch *b, struct sampling_spot *spots, unsigned nr, bool fir
   *who = b->s->dest;
   for (unsigned i = 0; i < nr; i++)
     spots[i].wanted = i % 2 == 1;
-  return find_data (b, b->s->dest, b->dest, spots, nr, 1);
+  return find_data (b, b->s->dest, b->dest, spots, nr, DEST_ROUNDS);
+}
+
+/* Leave out what may differ, and read the rest of the N spots.  FIRST: every second one was chosen
+ * by what the destination holds. */
+static int
+take_spots (struct batch *b, const struct sampling_spot *spots, unsigned n, bool first)
+{
+  const struct sampling *s = b->s;
+  unsigned old = b->nr;
+
+  for (unsigned i = 0; i < n; i++) {
+    uint64_t offset = spots[i].offset;
+    if (s->leave_out != NULL
+        && s->leave_out (s->opaque, offset, length_at (b, b->size, offset), false))
+      continue;
+    b->theirs[b->nr] = first && i % 2 == 1;
+    b->offset[b->nr++] = offset;
+  }
+  return read_ours (b, old);
+}
+
+/* Forget the samples from FIRST on that are zero and were not chosen for what the destination
+ * holds: they say little. */
+static void
+drop_zeroes (struct batch *b, unsigned first)
+{
+  unsigned kept = first;
+
+  for (unsigned i = first; i < b->nr; i++) {
+    if (!b->theirs[i] && is_zero (ours_of (b, i), b->block))
+      continue;
+    if (kept != i)
+      memcpy (ours_of (b, kept), ours_of (b, i), b->block);
+    b->theirs[kept] = b->theirs[i];
+    b->offset[kept++] = b->offset[i];
+  }
+  b->nr = kept;
 }
 
 /* Choose up to MAX samples and read what they should be.  *MORE: there may be more after them. */
 static enum job_result
 choose (struct batch *b, unsigned max, bool *more, char **error)
 {
-  const struct sampling *s = b->s;
-  bool prefer = s->prefer_data && b->blocks > SAMPLING_BLOCKS;
+  bool prefer = b->s->prefer_data && b->blocks > b->most;
 
   b->nr = 0;
   for (unsigned round = 0; round < ROUNDS && b->nr < max; round++) {
     struct sampling_spot spots[BATCH];
-    const struct endpoint *who = s->ours;
-    unsigned n = pick (b, spots, max - b->nr);
+    const struct endpoint *who = b->s->ours;
+    unsigned old = b->nr, n = pick (b, spots, max - old);
     *more = n > 0;
     if (n == 0)
       break;
     int err = prefer ? prefer_data (b, spots, n, round == 0, &who) : 0;
-    for (unsigned i = 0; i < n && err == 0; i++) {
-      uint64_t offset = spots[i].offset;
-      bool theirs = round == 0 && i % 2 == 1;
-      if (s->leave_out != NULL
-          && s->leave_out (s->opaque, offset, length_at (b, b->size, offset), false))
-        continue;
-      b->offset[b->nr] = offset;
-      err = read_ours (b, b->nr);
-      who = err ? s->ours : who;
-      bool empty = prefer && !theirs && is_zero (ours_of (b, b->nr), b->block);
-      b->nr += !empty || round == ROUNDS - 1;
+    if (err == 0) {
+      who = b->s->ours;
+      err = take_spots (b, spots, n, round == 0);
     }
     if (err) {
       text_error (error, "%s: %s", endpoint_name (who), strerror (err));
-      return who == s->ours ? JOB_FAILED : JOB_DEST_FAILED;
+      return who == b->s->ours ? JOB_FAILED : JOB_DEST_FAILED;
     }
+    if (prefer && round < ROUNDS - 1)
+      drop_zeroes (b, old);
   }
   return JOB_COMPLETED;
 }
 
 /* ---- comparing ---- */
-
-static void
-on_read (void *opaque, int err)
-{
-  struct batch *b = opaque;
-
-  b->outstanding--;
-  if (err && b->error == 0)
-    b->error = err;
-}
 
 /* Read the samples of the destination, all at a time: its line may be long. */
 static int
@@ -190,15 +256,11 @@ read_theirs (struct batch *b)
   for (unsigned i = 0; i < b->nr; i++) {
     /* Where the destination is larger than the disk, its minimum block may reach beyond that. */
     uint32_t n = (length_at (b, b->size, b->offset[i]) + b->min - 1) / b->min * b->min;
-    int err = sync_room (b->dest, &b->outstanding);
+    int err = send_read (b, b->dest, theirs_of (b, i), n, b->offset[i]);
     if (err)
       return err;
-    b->outstanding++;
-    if (channel_read (b->dest, theirs_of (b, i), n, b->offset[i], on_read, b) == -1)
-      on_read (b, errno);
   }
-  int err = sync_drain (b->dest, &b->outstanding);
-  return err ? err : b->error;
+  return await_reads (b, b->dest);
 }
 
 /* False with FOUND->where if one differs. */
@@ -224,9 +286,9 @@ all_equal (struct batch *b, struct sampled *found)
 static enum job_result
 compare (struct batch *b, struct sampled *found, char **error)
 {
-  for (bool more = true; more && found->compared < SAMPLING_BLOCKS;) {
-    uint64_t left = SAMPLING_BLOCKS - found->compared;
-    enum job_result result = choose (b, left < BATCH ? (unsigned)left : BATCH, &more, error);
+  for (bool more = true; more && found->compared < b->most;) {
+    uint64_t left = b->most - found->compared;
+    enum job_result result = choose (b, left < b->max ? (unsigned)left : b->max, &more, error);
     if (result != JOB_COMPLETED)
       return result;
     if (b->nr == 0)
@@ -248,13 +310,16 @@ sampling_compare (const struct sampling *s, struct sampled *found, char **error)
   struct batch b = { .s = s,
                      .our_size = endpoint_info (s->ours)->size,
                      .size = s->size < info->size ? s->size : info->size,
+                     .most = s->most != 0 ? s->most : SAMPLING_BLOCKS,
                      .min = info->min_block };
   enum job_result result = JOB_FAILED;
 
   b.block = info->min_block > SAMPLE_BLOCK ? info->min_block : SAMPLE_BLOCK;
   b.blocks = (b.size + b.block - 1) / b.block;
   *found = (struct sampled){ .blocks = b.blocks };
-  b.memory = buffers_new ((size_t)2 * BATCH * b.block);
+  size_t room = MEMORY_BYTES / 2 / b.block;
+  b.max = room > BATCH ? BATCH : room > 0 ? (unsigned)room : 1;
+  b.memory = buffers_new ((size_t)2 * b.max * b.block);
   if (b.memory == NULL)
     text_error (error, "out of memory");
   else if ((b.ours = channel_open (s->ours, NULL, error)) != NULL) {

@@ -24,6 +24,7 @@ struct sync_options {
   bool automatic;          /* the same, and if that is not proved everything is sent */
   const char *state;       /* the same without a server: the state file; else NULL */
   bool trust_dest;         /* whether the destination stands at that checkpoint is sampled */
+  unsigned trust_blocks;   /* in so many blocks */
 };
 
 const char *sync_name (enum engine_sync mode);

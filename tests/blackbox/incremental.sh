@@ -74,16 +74,23 @@ has_to_exit 7 timeout 10 "$NBDMIRROR" mirror "${control[src]}" "${uri[other]}" \
   --sync incremental --since one --trust-destination
 grep -q "does not stand at checkpoint 'one'" "$tmp/err" || fail "other: $(cat "$tmp/err")"
 cmp "$tmp/other.img" "$tmp/other.copy" || fail "a wrong destination was written to"
+# As many as the user says: 200 blocks find out as well.
+has_to_exit 7 timeout 10 "$NBDMIRROR" mirror "${control[src]}" "${uri[other]}" \
+  --sync incremental --since one --trust-destination=200
+cmp "$tmp/other.img" "$tmp/other.copy" || fail "a wrong destination was written to"
+has_to_exit 2 mirror --since one --trust-destination=0
+has_to_exit 2 mirror --since one --trust-destination=64k
 stop other
 [ "$(status_of "${control[src]}" state)" = idle ] || fail "a refused job is left over"
 
 # A quiet guest.
 nbdmirror checkpoint add "${control[src]}" two
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync incremental \
-  --trust-destination --since one --report "$tmp/report"
+  --trust-destination=200 --since one --report "$tmp/report"
 wait_state "${control[src]}" ready 20
 nbdmirror cancel "${control[src]}"
 wait_exit mirror 10
+grep -q "trust-destination: 200 blocks" "$tmp/mirror.log" || fail "$(cat "$tmp/mirror.log")"
 sent_at_most "$one"
 cmp "$tmp/disk" "$tmp/dst.img" || fail "the destination differs"
 
