@@ -98,6 +98,7 @@ def receive(disk, *options):
     sock = os.path.join(setup.tmp, "receive.sock")
     with open(os.path.join(setup.tmp, "receive.log"), "w") as log:
         process = subprocess.Popen([setup.nbdmirror, "receive", disk, "--socket", sock, "--keep",
+                                    "--overcommit",  # the disks are sparse
                                     *options],
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
     try:
