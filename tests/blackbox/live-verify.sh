@@ -89,6 +89,7 @@ spawn mirror nbdmirror mirror "${control[src]}" "${uri[plain]}" --sync compare -
 wait_state "${control[src]}" ready 60
 verify_beside_guests bytes
 nbdmirror set "${control[src]}" bandwidth=64M
+wait_state "${control[src]}" ready 60
 SECONDS=0
 has_to_exit 0 nbdmirror verify "${control[src]}"
 [ $SECONDS -ge 2 ] || fail "192 MiB were read in $SECONDS s with a limit of 64 MiB/s"
