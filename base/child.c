@@ -8,11 +8,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -276,12 +279,26 @@ child_start (char *const *words, const struct child_options *o)
   return -1;
 }
 
+/* Wait until END for the end of the process PIDFD, or, where there are no pidfds, for a moment. */
+static void
+wait_for_end (int pidfd, uint64_t end)
+{
+  uint64_t now = clock_ms ();
+  struct pollfd p = { .fd = pidfd, .events = POLLIN };
+
+  if (pidfd == -1)
+    clock_sleep_ms (POLL_MS);
+  else if (now < end)
+    poll (&p, 1, end - now < INT_MAX ? (int)(end - now) : INT_MAX);
+}
+
 bool
 child_ended (pid_t pid, int timeout_ms, int *status)
 {
+  CLEANUP_FD int pidfd = -1;
   uint64_t end = clock_ms () + (uint64_t)timeout_ms;
 
-  for (;;) {
+  for (bool asked = false;; asked = true) {
     pid_t r = waitpid (pid, status, WNOHANG);
     if (r == pid)
       return true;
@@ -291,6 +308,8 @@ child_ended (pid_t pid, int timeout_ms, int *status)
     }
     if (clock_ms () >= end)
       return false;
-    clock_sleep_ms (POLL_MS);
+    if (!asked)
+      pidfd = (int)syscall (SYS_pidfd_open, pid, 0);
+    wait_for_end (pidfd, end);
   }
 }

@@ -23,13 +23,11 @@
 
 #include "base/child-guard.h"
 #include "base/child.h"
-#include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
 #include "mirror/endpoint/command.h"
 
 #define ENDED_WAIT_MS 300
-#define POLL_MS 5
 #define STOP_WAIT_MS 5000
 #define STDIO_WAIT_MS 2000 /* through ssh the end of its command comes a round trip later */
 
@@ -47,19 +45,9 @@ struct command {
 static bool
 wait_for_end (struct command *cmd, unsigned ms)
 {
-  uint64_t deadline = clock_ms () + ms;
-
   pthread_mutex_lock (&cmd->lock);
-  while (cmd->pid > 0) {
-    pid_t r = waitpid (cmd->pid, &cmd->wait_status, WNOHANG);
-
-    if (r == cmd->pid || (r == -1 && errno != EINTR))
-      cmd->pid = 0;
-    else if (clock_ms () >= deadline)
-      break;
-    else
-      clock_sleep_ms (POLL_MS);
-  }
+  if (cmd->pid > 0 && child_ended (cmd->pid, (int)ms, &cmd->wait_status))
+    cmd->pid = 0;
   bool ended = cmd->pid <= 0;
   pthread_mutex_unlock (&cmd->lock);
   return ended;
