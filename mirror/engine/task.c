@@ -392,7 +392,10 @@ leave (struct engine *e, const struct engine_task *t)
   atomic_fetch_sub (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
   if (claim_leave (e->region, t->set) && e->flush == FLUSH_DRAIN && t->set == e->flush_set)
     engine_wake_flusher (e);
-  if (e->hurry && e->pass.nr_busy == 0)
+  /* The last block of all may be what the job's thread waits for. */
+  bool last = e->pass.nr_busy == 0
+              && (e->hurry || (e->counting && bitmap_count (e->region, REGION_DIRTY) == 0));
+  if (last)
     engine_notify (e);
 }
 
