@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,7 @@
 #include "cmd/control-query.h"
 #include "cmd/units.h"
 
-#define LOOK_MS 20
+#define LOOK_MS 50 /* for signals, the time limit, and workers that end early */
 #define TELL_MS 5000
 #define END_MS 30000
 #define WORDS_MAX 40
@@ -256,6 +257,45 @@ is_ready (struct backup_disk *d, char **line)
   return ready;
 }
 
+/* Take what D's server has told unasked.  True if that was anything: it may be that the job is
+ * ready, which is asked for then. */
+static bool
+take_events (struct backup_disk *d)
+{
+  CLEANUP_TEXT char *error = NULL; /* a server that is lost is found out by the next question */
+  json_t *data = NULL;
+  char *name = NULL;
+  bool any = false;
+
+  while (control_client_next_event (d->client, 0, &name, &data, &error) == 1) {
+    free (name);
+    json_decref (data);
+    any = true;
+  }
+  return any;
+}
+
+/* Until a server tells something, or it is time to look. */
+static void
+wait_for_news (struct backup_run *run)
+{
+  struct pollfd *fds = calloc (run->nr_disks, sizeof *fds);
+  bool any = false;
+  nfds_t nr = 0;
+
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    struct backup_disk *d = &run->disks[i];
+    if (d->error != NULL)
+      continue;
+    any |= take_events (d);
+    if (fds != NULL)
+      fds[nr++] = (struct pollfd){ .fd = control_client_fd (d->client), .events = POLLIN };
+  }
+  if (!any)
+    poll (fds, nr, LOOK_MS);
+  free (fds);
+}
+
 /* Look at each worker.  The number of those that are neither ready nor at their end. */
 static unsigned
 look (struct backup_run *run, bool tell)
@@ -298,6 +338,6 @@ backup_wait_ready (struct backup_run *run)
                " they were");
       return EXIT_NOT_CONVERGED;
     }
-    clock_sleep_ms (LOOK_MS);
+    wait_for_news (run);
   }
 }
