@@ -275,6 +275,7 @@ dist-hook:
 guest_tests = \
 	tests/guest/adopt.py \
 	tests/guest/adopted-move.py \
+	tests/guest/backup.py \
 	tests/guest/by-hand.py \
 	tests/guest/evacuate.py \
 	tests/guest/faults.py \
