@@ -53,6 +53,33 @@ fd_write_all (int fd, const void *data, size_t len)
 }
 
 ssize_t
+fd_send (int sock, const void *data, size_t len, int pass_fd, int flags)
+{
+  union {
+    char buf[CMSG_SPACE (sizeof (int))];
+    struct cmsghdr align;
+  } control;
+  struct iovec iov = { .iov_base = (void *)data, .iov_len = len };
+  struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+  ssize_t n;
+
+  if (pass_fd != -1) {
+    memset (&control, 0, sizeof control);
+    msg.msg_control = control.buf;
+    msg.msg_controllen = sizeof control.buf;
+    struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN (sizeof pass_fd);
+    memcpy (CMSG_DATA (c), &pass_fd, sizeof pass_fd);
+  }
+  do
+    n = sendmsg (sock, &msg, flags | MSG_NOSIGNAL);
+  while (n == -1 && errno == EINTR);
+  return n;
+}
+
+ssize_t
 fd_read_text (int fd, char *text, size_t size)
 {
   size_t got = 0;

@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "base/text.h"
 #include "control/wire.h"
 
@@ -97,28 +98,7 @@ wire_recv (int sock, void *buf, size_t size, int *got_fd, bool *fd_lost)
 ssize_t
 wire_send (int sock, const void *buf, size_t len, int pass_fd)
 {
-  union {
-    char buf[CMSG_SPACE (sizeof (int))];
-    struct cmsghdr align;
-  } control;
-  struct iovec iov = { .iov_base = (void *)buf, .iov_len = len };
-  struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-  ssize_t n;
-
-  if (pass_fd != -1) {
-    memset (&control, 0, sizeof control);
-    msg.msg_control = control.buf;
-    msg.msg_controllen = sizeof control.buf;
-    struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN (sizeof (int));
-    memcpy (CMSG_DATA (c), &pass_fd, sizeof pass_fd);
-  }
-  do
-    n = sendmsg (sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-  while (n == -1 && errno == EINTR);
-  return n;
+  return fd_send (sock, buf, len, pass_fd, MSG_DONTWAIT);
 }
 
 json_t *

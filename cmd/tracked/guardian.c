@@ -192,37 +192,13 @@ guardian_start (struct guardian *g, const char *qmp, const struct bitmaps *b, ch
   return 0;
 }
 
-/* WORD is passed along, unless it is -1. */
-static bool
-send_order (int fd, const struct message *m, int word)
-{
-  union {
-    char buf[FD_SPACE];
-    struct cmsghdr align;
-  } control;
-  struct iovec iov = { .iov_base = (void *)m, .iov_len = sizeof *m };
-  struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-  if (word != -1) {
-    memset (&control, 0, sizeof control);
-    msg.msg_control = control.buf;
-    msg.msg_controllen = sizeof control.buf;
-    struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN (sizeof word);
-    memcpy (CMSG_DATA (c), &word, sizeof word);
-  }
-  return sendmsg (fd, &msg, MSG_NOSIGNAL) == sizeof *m;
-}
-
 static int
 order (struct guardian *g, const struct message *m, int word, char **error)
 {
   struct pollfd p = { .fd = g->fd, .events = POLLIN };
   enum order answer;
 
-  if (send_order (g->fd, m, word)) {
+  if (fd_send (g->fd, m, sizeof *m, word, 0) == sizeof *m) {
     int r;
     while ((r = poll (&p, 1, ANSWER_MS)) == -1 && errno == EINTR)
       ;
