@@ -214,8 +214,12 @@ remove_exports (const struct bitmaps *b, struct machine *vm, bool earlier, char 
   return r;
 }
 
+/* Call SEE for each bitmap of each node, until it returns -1. */
 static int
-remove_bitmaps (const struct bitmaps *b, struct machine *vm, bool earlier, char **error)
+each_bitmap (struct machine *vm,
+             int (*see) (void *opaque, const char *node, const char *name, const json_t *bitmap,
+                         char **error),
+             void *opaque, char **error)
 {
   json_t *list = NULL, *o, *bitmap;
   int r = 0;
@@ -231,12 +235,38 @@ remove_bitmaps (const struct bitmaps *b, struct machine *vm, bool earlier, char 
     json_array_foreach (json_object_get (o, "dirty-bitmaps"), k, bitmap)
     {
       const char *name = json_string_value (json_object_get (bitmap, "name"));
-      if (r == 0 && node != NULL && name != NULL && is_meant (b, name, earlier))
-        r = remove_bitmap (vm, node, name, error);
+      if (r == 0 && node != NULL && name != NULL)
+        r = see (opaque, node, name, bitmap, error);
     }
   }
   json_decref (list);
   return r;
+}
+
+struct removal {
+  const struct bitmaps *of;
+  struct machine *vm;
+  bool earlier;
+};
+
+static int
+remove_if_meant (void *opaque, const char *node, const char *name, const json_t *bitmap,
+                 char **error)
+{
+  const struct removal *removal = opaque;
+
+  (void)bitmap;
+  return is_meant (removal->of, name, removal->earlier)
+             ? remove_bitmap (removal->vm, node, name, error)
+             : 0;
+}
+
+static int
+remove_bitmaps (const struct bitmaps *b, struct machine *vm, bool earlier, char **error)
+{
+  struct removal removal = { .of = b, .vm = vm, .earlier = earlier };
+
+  return each_bitmap (vm, remove_if_meant, &removal, error);
 }
 
 int
@@ -271,30 +301,37 @@ bitmaps_start (struct bitmaps *b, struct machine *vm, uint32_t granularity, char
                        error);
 }
 
+struct count {
+  const char *name;
+  bool found;
+  uint64_t bytes;
+};
+
+static int
+take_count (void *opaque, const char *node, const char *name, const json_t *bitmap, char **error)
+{
+  struct count *count = opaque;
+
+  (void)node;
+  (void)error;
+  if (strcmp (name, count->name) == 0) {
+    count->found = true;
+    count->bytes = (uint64_t)json_integer_value (json_object_get (bitmap, "count"));
+  }
+  return 0;
+}
+
 int
 bitmaps_count (const struct bitmaps *b, struct machine *vm, uint64_t *changed, char **error)
 {
-  json_t *list = NULL, *o, *bitmap;
-  bool found = false;
-  size_t i, k;
+  struct count count = { .name = b->bitmap[b->current] };
 
-  if (machine_call (vm, "query-named-block-nodes", json_pack ("{s:b}", "flat", 1), &list, NULL,
-                    error)
-      == -1)
+  if (each_bitmap (vm, take_count, &count, error) == -1)
     return -1;
-  json_array_foreach (list, i, o)
-  {
-    json_array_foreach (json_object_get (o, "dirty-bitmaps"), k, bitmap)
-    {
-      const char *name = json_string_value (json_object_get (bitmap, "name"));
-      if (name == NULL || strcmp (name, b->bitmap[b->current]) != 0)
-        continue;
-      found = true;
-      *changed = (uint64_t)json_integer_value (json_object_get (bitmap, "count"));
-    }
-  }
-  json_decref (list);
-  return found ? 0 : text_error (error, "QEMU has lost the bitmap %s", b->bitmap[b->current]);
+  if (!count.found)
+    return text_error (error, "QEMU has lost the bitmap %s", count.name);
+  *changed = count.bytes;
+  return 0;
 }
 
 int
