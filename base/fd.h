@@ -27,8 +27,8 @@ int fd_write_all (int fd, const void *data, size_t len);
  * the number of bytes without the NUL; or -1 with errno, and TEXT is "".  FD is a blocking one. */
 ssize_t fd_read_text (int fd, char *text, size_t size);
 
-/* Send LEN bytes through the Unix socket SOCK, with the descriptor PASS_FD unless that is -1.  FLAGS
- * are sendmsg()'s; no SIGPIPE is raised.  How many bytes were sent, or -1 with errno. */
+/* Send LEN bytes through the Unix socket SOCK, with the descriptor PASS_FD unless that is -1.
+ * FLAGS are sendmsg()'s; no SIGPIPE is raised.  How many bytes were sent, or -1 with errno. */
 ssize_t fd_send (int sock, const void *data, size_t len, int pass_fd, int flags);
 
 /* A listening Unix socket in a new directory below /tmp, which only this user may enter.  DIR and

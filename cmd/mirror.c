@@ -387,6 +387,9 @@ run (struct cmd_line *line)
   if (line->operands[0].nr_args != 1)
     return cmd_usage_error ("CONTROL is the path of a control socket, not a command");
   bool of_qemu = control_is_of_qemu (line->operands[0].argv[0]);
+  if (of_qemu && a.only_served != NULL && strcmp (a.only_served, "policy") == 0)
+    return cmd_usage_error ("--policy: of a disk that QEMU has open by itself only none and fail "
+                            "are possible, since QEMU delays no write of the guest");
   if (of_qemu && a.only_served != NULL)
     return cmd_usage_error ("--%s: not for a disk that QEMU has open by itself", a.only_served);
   if (of_qemu && a.settings.sync.mode == ENGINE_SYNC_INCREMENTAL)

@@ -166,6 +166,7 @@ clean-local:
 linked_blackbox_tests = \
 	tests/blackbox/smoke.sh \
 	tests/blackbox/copy.sh \
+	tests/blackbox/monitors.sh \
 	tests/blackbox/compress.sh \
 	tests/blackbox/sparse.sh \
 	tests/blackbox/filter-protocol.py \

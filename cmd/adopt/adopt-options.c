@@ -30,7 +30,7 @@ enum {
 };
 
 static const struct cmd_option options[] = {
-  { "qmp", OPT_QMP, "SOCKET", "the guest's QEMU monitor" },
+  { "qmp", OPT_QMP, "SOCKET|libvirt:NAME", "the guest's QEMU monitor, or libvirt's guest NAME" },
   { "device", OPT_DEVICE, "ID", "the guest's disk: the id of its device, or of its -drive" },
   { "node", OPT_NODE, "NODE", "the same, by the name of the block node that it uses" },
   { "socket", OPT_SOCKET, "PATH", "the Unix socket on which the disk will be served" },

@@ -376,7 +376,7 @@ give_back (struct give_back *g)
 enum { OPT_QMP = 0x100, OPT_DISCARD, OPT_AIO, OPT_KEEP_SERVER, OPT_LIBVIRT };
 
 static const struct cmd_option options[] = {
-  { "qmp", OPT_QMP, "SOCKET", "the guest's QEMU monitor" },
+  { "qmp", OPT_QMP, "SOCKET|libvirt:NAME", "the guest's QEMU monitor, or libvirt's guest NAME" },
   { "discard", OPT_DISCARD, "ignore|unmap",
     "how the disk is to handle the guest's TRIM (default: as adopt has recorded, else unmap)" },
   { "aio", OPT_AIO, "threads|native|io_uring",

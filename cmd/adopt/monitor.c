@@ -6,10 +6,10 @@
 #include "config.h"
 
 #include <string.h>
-#include <sys/socket.h>
 
 #include "base/text.h"
 #include "cmd/adopt/monitor.h"
+#include "cmd/migrate/libvirt-monitor.h"
 
 /* blockdev-mirror with a name for its node (4.1), and a cancel that reaches a server that is not
  * there (6.1). */
@@ -26,7 +26,14 @@ check_version (struct machine *v, bool *refused, char **error)
   json_t *qemu = json_object_get (ret, "qemu");
   int major = (int)json_integer_value (json_object_get (qemu, "major"));
   int minor = (int)json_integer_value (json_object_get (qemu, "minor"));
+  const char *package = json_string_value (json_object_get (ret, "package"));
+  bool ours = package != NULL && strncmp (package, "nbdmirror", strlen ("nbdmirror")) == 0;
   json_decref (ret);
+  if (ours) {
+    *refused = true;
+    return text_error (
+        error, "%s: this is a control socket of nbdmirror's, and no monitor of QEMU's", v->path);
+  }
   if (major > QEMU_MAJOR || (major == QEMU_MAJOR && minor >= QEMU_MINOR))
     return 0;
   *refused = true;
@@ -63,20 +70,19 @@ check_libvirt (struct machine *v, bool *refused, char **error)
 int
 monitor_open (struct machine *v, bool under_libvirt, bool *refused, char **error)
 {
-  *refused = false;
+  *refused = libvirt_owns (v->path);
+  if (*refused)
+    return text_error (error,
+                       "%s: libvirt keeps this monitor to itself: name the guest, as "
+                       "libvirt:NAME, in its place",
+                       v->path);
   if (machine_connect (v, error) == -1 || check_version (v, refused, error) == -1)
     return -1;
-  return under_libvirt ? 0 : check_libvirt (v, refused, error);
+  return under_libvirt || libvirt_is_meant (v->path) ? 0 : check_libvirt (v, refused, error);
 }
 
 pid_t
 monitor_process (const struct machine *v)
 {
-  struct ucred cred;
-  socklen_t len = sizeof cred;
-
-  if (v->qmp == NULL || !v->peer.is_qemu
-      || getsockopt (control_client_fd (v->qmp), SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1)
-    return 0;
-  return cred.pid;
+  return v->peer.is_qemu ? v->peer.pid : 0;
 }

@@ -15,6 +15,7 @@
 #include "cmd/adopt/revive.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
+#include "cmd/migrate/libvirt-monitor.h"
 
 #define TRIES 5
 #define PAUSE_MS 500
@@ -45,7 +46,7 @@ may_be_elsewhere (const char *control, const json_t *record, const char *qmp)
 
   if (qmp == NULL || access (bypass, F_OK) == 0)
     return false;
-  pid_t qemu = received_listener (qmp);
+  pid_t qemu = libvirt_is_meant (qmp) ? libvirt_process (qmp) : received_listener (qmp);
   return qemu > 0 && image_is_open_in (qemu, record_text (record, "filename")) == 1;
 }
 

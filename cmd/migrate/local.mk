@@ -13,6 +13,8 @@ nbdmirror_SOURCES += \
 	cmd/migrate/guard.h \
 	cmd/migrate/journal.c \
 	cmd/migrate/journal.h \
+	cmd/migrate/libvirt-monitor.c \
+	cmd/migrate/libvirt-monitor.h \
 	cmd/migrate/machine.c \
 	cmd/migrate/machine.h \
 	cmd/migrate/machines.c \

@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "cmd/migrate/libvirt-monitor.h"
 #include "cmd/migrate/machine.h"
 
 #define MAX_LINE (16u * 1024 * 1024) /* query-block of a machine with many disks */
@@ -24,6 +25,11 @@ machine_connect (struct machine *v, char **error)
   char *message = NULL;
 
   machine_close (v);
+  if (libvirt_is_meant (v->path)) { /* a connection for each command */
+    v->peer = (struct peer){ .pid = libvirt_process (v->path) };
+    v->peer.is_qemu = v->peer.pid > 0;
+    return 0;
+  }
   v->qmp = control_client_connect (v->path, MACHINE_CONNECT_MS, &message);
   if (v->qmp == NULL) {
     /* The client's own words are for a disk's control socket. */
@@ -110,7 +116,8 @@ machine_call (struct machine *v, const char *command, json_t *args, json_t **ret
   struct control_call call = {
     .command = command, .args = args, .timeout_ms = MACHINE_CALL_MS, .ret = ret, .class_ = &class_
   };
-  int r = control_client_call (v->qmp, &call, &message);
+  int r = libvirt_is_meant (v->path) ? libvirt_call (v->path, command, args, ret, &class_, &message)
+                                     : control_client_call (v->qmp, &call, &message);
   /* Questions are asked all the time, so the log does without them. */
   if (r == -1 || strncmp (command, "query-", 6) != 0)
     journal_event (

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/text.h"
+#include "cmd/migrate/libvirt-monitor.h"
 #include "cmd/migrate/options.h"
 #include "cmd/serve/paths.h"
 #include "cmd/units.h"
@@ -222,6 +223,9 @@ check_options (const struct migrate_options *o)
 {
   if (o->source_qmp == NULL || o->dest_qmp == NULL)
     return cmd_usage_error ("%s is missing", o->source_qmp == NULL ? "--source-qmp" : "--dest-qmp");
+  if (libvirt_is_meant (o->source_qmp) || libvirt_is_meant (o->dest_qmp))
+    return cmd_usage_error ("%s: migrate needs the monitor itself; see nbdmirror(1), WITH LIBVIRT",
+                            libvirt_is_meant (o->source_qmp) ? o->source_qmp : o->dest_qmp);
   if (o->nr_disks == 0)
     return cmd_usage_error ("--disk CONTROL=DEST is missing, once for each disk of the guest");
   if (o->measure != NULL && !o->dry_run)

@@ -8,6 +8,8 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
 
 #include "base/fd.h"
 #include "base/text.h"
@@ -91,6 +93,15 @@ run_job (struct qemu_tracker *t, struct worker *w, const struct worker_settings 
   return result;
 }
 
+/* Is all of SOURCE behind "qmp:" a socket, and so no node named? */
+static bool
+is_monitor (const char *source)
+{
+  struct stat st;
+
+  return stat (strchr (source, ':') + 1, &st) == 0 && S_ISSOCK (st.st_mode);
+}
+
 int
 mirror_qmp_run (const char *source, struct worker *w, const struct worker_settings *settings,
                 struct copy_options *o)
@@ -107,6 +118,8 @@ mirror_qmp_run (const char *source, struct worker *w, const struct worker_settin
         "%s: must be qmp:SOCKET/NODE, the path of a monitor socket and the name "
         "of a node",
         source);
+  if (is_monitor (source))
+    return cmd_usage_error ("%s: the name of the node is missing: give %s/NODE", source, source);
   CLEANUP_TEXT char *path = control_name_path (source);
   /* First of all: what is left over in QEMU may be the job's that listens here. */
   o->server = copy_server_new (path, &error);

@@ -5,7 +5,8 @@ libvirt each, a running guest is moved with `virsh migrate --suspend` and `compl
 on counting at hostb, every record that it has acknowledged is there, the disks are equal at the
 commit, and the old one takes no write. Then the same with a worker that is killed when the guest's
 memory has gone: `complete` fails, the guest stays paused, and another worker and another `complete`
-do it.
+do it. And the same from a guest that libvirt has started on its image: it is adopted, given back,
+adopted again, and moved.
 
 Where there is no libvirt, or no right to make namespaces, it is skipped."""
 
@@ -45,6 +46,9 @@ random.trust_cpu=on RECORDER="-l 50"</cmdline>
   </devices>
 </domain>
 """
+FILE = """<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>
+  <source file='/srv/vm1.img'/><target dev='vda' bus='virtio'/></disk>"""
+ADOPTED = "libvirt: a guest that was started on its image"
 
 
 def disk_of_the_manual():
@@ -102,13 +106,13 @@ def status(s, host, control):
     return json.loads(host.run(f"{s.nbdmirror_path} status {control} --json"))
 
 
-def move(s, a, b, before_complete=None):
+def move(s, a, b, before_complete=None, section="WITH LIBVIRT"):
     """The recipe. BEFORE_COMPLETE is called when the guest's memory is at hostb. Returns the last
     record before the commit."""
     control, told = "/var/lib/nbdmirror/vm1.control", []
     same = f"--after-commit-exec 'cmp {a.path('/srv/vm1.img')} {b.path('/srv/vm1.img')} && "
     waiting = iter(("ready", "synchronised"))
-    for host, command in hosts.recipe("nbdmirror.pod", "WITH LIBVIRT"):
+    for host, command in hosts.recipe("nbdmirror.pod", section):
         host, command = {"hosta": a, "hostb": b}[host], command.replace("20G", "64M")
         if "--watch" in command:
             what = next(waiting)
@@ -128,9 +132,19 @@ def move(s, a, b, before_complete=None):
                 before_complete(command)
             command = command.replace("--after-commit-exec '", same)
         host.run(command)
+        if "dumpxml" in command:
+            put_disk(a, command.split(">")[1])
         if "virsh start" in command:
             s.story.wait_for_line("LOADED")
     return told[0]
+
+
+def put_disk(a, path):
+    """What the manual leaves to its reader."""
+    with open(a.path(path)) as f:
+        definition = re.sub("<disk .*?</disk>", disk_of_the_manual(), f.read(), flags=re.S)
+    with open(a.path(path), "w") as f:
+        f.write(definition)
 
 
 def at_its_end(s, a, b, words, told):
@@ -147,7 +161,7 @@ def at_its_end(s, a, b, words, told):
     s.check_records(s.story.last, b.path("/srv/vm1.img"), blocks=True)
 
 
-def prepare(s):
+def prepare(s, disk):
     if not all(map(shutil.which, ("virsh", "libvirtd", "virtlogd"))):
         raise machine.Unavailable(
             "libvirt is not installed (libvirt-daemon-system, libvirt-clients)")
@@ -160,7 +174,7 @@ def prepare(s):
         start_libvirt(s, host)
     os.rename(s.make_disk("vm1.img", data=8 * scene.MIB), a.path("/srv/vm1.img"))
     with open(a.path("/root/vm1.xml"), "w") as f:
-        f.write(DOMAIN.replace("DISK", disk_of_the_manual()).replace("SERIAL", words.path))
+        f.write(DOMAIN.replace("DISK", disk).replace("SERIAL", words.path))
     a.run("virsh define /root/vm1.xml")
     return a, b, words
 
@@ -181,18 +195,44 @@ def killed_worker(s, a, b, complete):
     s.wait_for("ready", lambda: status(s, a, control)["state"] == "ready")
 
 
+def start_on_image(s, a, b):
+    """libvirt starts the guest without us. Its own monitor is refused. The guest is adopted, and
+    given back, and then libvirt's commands on its disk work as before."""
+    for host in (a, b):
+        host.run("mkdir -p -m 700 /var/lib/nbdmirror; mkdir -p -m 755 /run/nbdmirror")
+    a.run("virsh start vm1")
+    s.story.wait_for_line("LOADED")
+    first = [c for h, c in hosts.recipe("nbdmirror.pod", ADOPTED) if h == "hosta"][:3]
+    told = a.run(first[2].replace(
+        "libvirt:vm1", "/var/lib/libvirt/qemu/domain-1-vm1/monitor.sock"), status=7)
+    scene.check("libvirt keeps this monitor" in told, told)
+    for command in first:
+        a.run(command)
+    scene.check("file-node" in a.run("cat /var/lib/nbdmirror/vm1.control.adopted"), "no record")
+    s.story.wait_for_more(20)
+    told = a.run("virsh blockresize vm1 vda 64M", status=1)
+    scene.check("libvirt-1-format" in told, f"libvirt found its node: {told}")
+    a.run(f"{s.nbdmirror_path} give-back --qmp libvirt:vm1 /var/lib/nbdmirror/vm1.control")
+    s.story.wait_for_more(20)
+    a.run("virsh blockresize vm1 vda 64M")
+    scene.check("custom-monitor" in a.run("cat /var/log/libvirt/qemu/vm1.log"), "not tainted")
+
+
 def test(s):
     if not scene.LONG:
         raise machine.Unavailable("takes long: NBDMIRROR_LONG=1")
-    for case in None, killed_worker:
-        a, b, words = prepare(s)
-        told = move(s, a, b, case and (lambda command: case(s, a, b, command)))
+    for case, section in ((None, "WITH LIBVIRT"), (killed_worker, "WITH LIBVIRT"), (None, ADOPTED)):
+        adopted = section == ADOPTED
+        a, b, words = prepare(s, FILE if adopted else disk_of_the_manual())
+        if adopted:
+            start_on_image(s, a, b)
+        told = move(s, a, b, case and (lambda command, case=case: case(s, a, b, command)), section)
         at_its_end(s, a, b, words, told)
         scene.note(
-            f"{case.__name__ if case else 'as printed'}: {s.story.last} records, "
+            f"{section}, {case.__name__ if case else 'as printed'}: {s.story.last} records, "
             f"{told} of them at hosta")
         s.forget()
 
 
 if __name__ == "__main__":
-    scene.main(test, 400)
+    scene.main(test, 500)
