@@ -54,6 +54,30 @@ claim_run (struct region *r, unsigned set, uint64_t first, uint64_t count)
   return bitmap_clear (r, REGION_DIRTY, first, count);
 }
 
+uint64_t
+claim_mixed_run (struct region *r, unsigned set, uint64_t first, uint64_t count)
+{
+  uint64_t clean = 0, at = first, end = first + count;
+
+  assert (count <= 64);
+  while (at < end) {
+    uint64_t dirty = end, n = 0;
+    bitmap_next_set (r, REGION_DIRTY, at, end, &dirty);
+    if (dirty > at) {
+      n = dirty - at;
+      /* One that has turned dirty since that look is claimed as such. */
+      if (claim_run (r, set, at, n) == 0)
+        clean |= (n == 64 ? UINT64_MAX : (UINT64_C (1) << n) - 1) << (at - first);
+    } else {
+      if (!bitmap_next_run (r, REGION_DIRTY, at, end - at, &dirty, &n) || dirty != at)
+        n = 1; /* never: only the worker clears dirty bits */
+      claim_run (r, set, at, n);
+    }
+    at += n;
+  }
+  return clean;
+}
+
 void
 claim_give_back (struct region *r, unsigned set, uint64_t first, uint64_t count)
 {

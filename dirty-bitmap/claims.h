@@ -43,6 +43,11 @@ bool claim_leave (struct region *r, unsigned set);
  * dirty bits.  Returns how many dirty bits were cleared.  The caller is counted in SET. */
 uint64_t claim_run (struct region *r, unsigned set, uint64_t first, uint64_t count);
 
+/* The same for a run of at most 64 blocks of which some may be clean: they are sent along between
+ * dirty ones, and protected like these.  Returns a bit for each block that was clean, bit 0 for
+ * FIRST. */
+uint64_t claim_mixed_run (struct region *r, unsigned set, uint64_t first, uint64_t count);
+
 /* Give a run back that was claimed by the caller and not, or not successfully, copied (R7): sets
  * dirty, then clears the claimed bits of SET.  The caller is still counted in SET. */
 void claim_give_back (struct region *r, unsigned set, uint64_t first, uint64_t count);

@@ -18,6 +18,7 @@ unit_tests = \
 	tests/unit/test-samples \
 	tests/unit/test-state \
 	tests/unit/test-rate \
+	tests/unit/test-neighbours \
 	tests/unit/test-window \
 	tests/unit/test-retention \
 	tests/unit/test-drop-plan \
@@ -121,7 +122,7 @@ tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(cont
 endpoint_fixture = tests/unit/endpoint-fixture.h tests/unit/endpoint-fixture.c
 tests_unit_test_endpoint_file_SOURCES = tests/unit/test-endpoint-file.c $(endpoint_fixture)
 tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
-EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h
+EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/unit/engine-fixture.h
 
 # ---- crash states of the state file -------------------------------------------------
 

@@ -279,9 +279,20 @@ again:
        sb[i]=b; ss[i]=cur; st[i]=5 } \
   :: atomic { UP && st[i]==5 && sb[i]==b -> clm[ss[i]] = clm[ss[i]] | BIT(b); st[i]=1 }
 #else
+#ifdef NEIGHBOURS
+/* A clean block may be sent along at any time, claimed like the others.  NOCLAIM: it is not. */
+#define DUE(b) ((dirty&BIT(b)) || !(quar&BIT(b)))
+#else
+#define DUE(b) (dirty&BIT(b))
+#endif
+#ifdef NOCLAIM
+#define CLAIMED(b) (dirty&BIT(b))
+#else
+#define CLAIMED(b) BIT(b)
+#endif
 #define CLAIM(i,b) \
-  :: atomic { UP && st[i]==0 && SYM(i) && (dirty&BIT(b)) && NOTBUSY(1-i,b) && QOK(b) -> \
-       clm[cur] = clm[cur] | BIT(b); sb[i]=b; ss[i]=cur; st[i]=1 }
+  :: atomic { UP && st[i]==0 && SYM(i) && DUE(b) && NOTBUSY(1-i,b) && QOK(b) -> \
+       clm[cur] = clm[cur] | CLAIMED(b); sb[i]=b; ss[i]=cur; st[i]=1 }
 #endif
 #ifdef READFIRST
 #define CLEAR(i) :: atomic { RUN && st[i]==1 -> vl[i]=src[sb[i]]; st[i]=2 }

@@ -14,7 +14,9 @@
 #                -DDIFF=1 and -DDIFF=2 (mirror --sync base, compare) leave out what need not be
 #                sent.  With -DDIFF=1 -DNOVIS this is also done where the block was sent before,
 #                which finds a counterexample: the guest turns a block back into what the base
-#                holds.  These have many more states, so they are checked with one fault at a time.
+#                holds.  -DNEIGHBOURS sends clean blocks along; with -DNOCLAIM they are not claimed,
+#                which finds a counterexample.  These have many more states, so they are checked
+#                with one fault at a time.
 #   synchronous  "synchronised" is said only while nothing that the guest was told of is missing at
 #                the destination.  Each of these finds a counterexample, in seconds with -DCOPIES=2:
 #                -DNOWAIT, -DNOTAIL, -DNOGIVEN, -DNOEPOCH, -DAHEAD=2, -DMODELATE.
@@ -81,10 +83,10 @@ check_state () {
 case ${1:-all} in
   all)
     check mirror -DW=2 -DGATEINC -DCNT -DRECOUNT -DR12=2 -DLB=2 -DRBINLINE
-    for diff in 1 2; do
+    for what in DIFF=1 DIFF=2 NEIGHBOURS; do
       for no in '-DNDCRASH=0 -DNRECON=0' '-DNCRASH=0 -DNRECON=0' '-DNCRASH=0 -DNDCRASH=0'; do
         # shellcheck disable=SC2086
-        check mirror -DW=2 -DGATEINC -DCNT -DRECOUNT -DR12=2 -DLB=2 -DRBINLINE -DDIFF=$diff $no
+        check mirror -DW=2 -DGATEINC -DCNT -DRECOUNT -DR12=2 -DLB=2 -DRBINLINE -D$what $no
       done
     done
     check synchronous

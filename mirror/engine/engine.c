@@ -255,5 +255,6 @@ engine_session_over (struct engine *e)
   atomic_store (&e->counters.in_copy_bytes, 0);
   atomic_store (&e->counters.writing_bytes, 0);
   e->latency = (struct latency){ .low_end_ns = 0 }; /* the next one may go another way */
+  e->neighbours = (struct neighbours){ .long_rate = 0 };
   pthread_mutex_unlock (&e->lock);
 }

@@ -3,7 +3,7 @@
  * mirror/engine: the copy engine.  It moves the dirty blocks of a region from a source endpoint to
  * a destination, for the live mirror and for the offline copy alike.  From the bottom to the top:
  *
- *   pass, rate, window, latency, catchup, urgent-queue
+ *   pass, rate, window, latency, neighbours, catchup, urgent-queue
  *               decisions: plain values in, plain values out
  *   engine      one job in this process: what is copied next, claims and their flush turns, the
  *               bandwidth limit, counters.  It outlives sessions.  This header is what the job's
@@ -40,6 +40,7 @@
 #include "mirror/endpoint/endpoint.h"
 #include "mirror/engine/catchup.h"
 #include "mirror/engine/latency.h"
+#include "mirror/engine/neighbours.h"
 #include "mirror/engine/pass.h"
 #include "mirror/engine/rate.h"
 #include "mirror/engine/untouched.h"
@@ -68,6 +69,7 @@ struct engine_options {
   uint64_t rate_limit;   /* bytes a second; 0: none */
   struct budget *budget; /* shared with other jobs, borrowed; or NULL */
   uint64_t grace_ns;     /* quarantined blocks wait this long from a session's first reply (R12) */
+  bool neighbours;       /* clean blocks may be sent along (neighbours.h) */
   bool offline;          /* nobody tracks the source: the destination is flushed seldom */
   enum engine_sync sync;
   enum engine_sparse sparse;
@@ -149,6 +151,7 @@ struct engine {
   struct urgent_queue urgent;
   struct catchup catchup;
   struct latency latency;
+  struct neighbours neighbours;
   uint64_t write_delay_ns;         /* how long a guest's write waits at most */
   uint64_t busy_ns, busy_since_ns; /* time with anything busy; the present such span's beginning */
   bool rate_off;                   /* the user lets the last phase ignore the limit */

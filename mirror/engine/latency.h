@@ -31,9 +31,11 @@
 /* A write that was answered. */
 struct latency_reply {
   uint64_t took_ns;   /* 0: there was none, and nothing below is set */
+  uint64_t bytes;     /* of it */
   uint64_t queued;    /* bytes that were in flight when it was sent, its own included */
   uint64_t delivered; /* bytes that were answered since then, its own included */
   bool pressed;       /* there was more to send than could be in flight */
+  bool doubling;      /* more could be in flight a moment later (window.h) */
 };
 
 struct latency_sample {

@@ -17,6 +17,8 @@ libmirror_la_SOURCES += \
 	mirror/engine/internal.h \
 	mirror/engine/latency.c \
 	mirror/engine/latency.h \
+	mirror/engine/neighbours.c \
+	mirror/engine/neighbours.h \
 	mirror/engine/pass.c \
 	mirror/engine/pass.h \
 	mirror/engine/rate.c \

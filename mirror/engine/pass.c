@@ -157,6 +157,47 @@ whole_run (const struct pass *p, const struct region *r, uint64_t first, uint64_
   return count;
 }
 
+/* Of MAX blocks from FIRST on, how many can be copied now as ordinary data?  FIRST is one. */
+static uint64_t
+plain_run (const struct pass *p, const struct region *r, const struct pass_options *o,
+           uint64_t first, uint64_t max)
+{
+  uint64_t at = first, count = max;
+
+  avoid_busy (p, &at, &count);
+  cut_at_quarantine (r, first, &count);
+  unreadable_may_read (&p->unreadable, o->now_ns, &at, &count);
+  return count;
+}
+
+/* COUNT blocks from FIRST on are dirty, and go as one request.  How many blocks is it with those
+ * near them, of at most MAX?  At most half of the blocks are clean, so that no pass sends more than
+ * twice of what it must. */
+static uint64_t
+with_neighbours (const struct pass *p, const struct region *r, const struct pass_options *o,
+                 uint64_t first, uint64_t count, uint64_t max)
+{
+  uint64_t clean = 0;
+
+  if (max > r->geo.nr_blocks - first)
+    max = r->geo.nr_blocks - first;
+  if (count < max)
+    max = plain_run (p, r, o, first, max);
+  while (count < max) {
+    uint64_t end = first + count, look = o->max_gap + 1, at, n;
+    if (look > max - count)
+      look = max - count;
+    if (!bitmap_next_set (r, REGION_DIRTY, end, end + look, &at)
+        || clean + (at - end) > count - clean)
+      break;
+    if (!bitmap_next_run (r, REGION_DIRTY, at, first + max - at, &at, &n) || at >= end + look)
+      break;
+    clean += at - end;
+    count = at + n - first;
+  }
+  return count;
+}
+
 static enum pass_kind
 find_next (const struct pass *p, const struct region *r, const struct pass_options *o,
            uint64_t *first, uint64_t *count)
@@ -208,9 +249,15 @@ find_next (const struct pass *p, const struct region *r, const struct pass_optio
     }
     if (n < *count)
       *count = n;
+    if (n < max)
+      max = n;
   }
-  if (*count > o->max_data)
-    *count = o->max_data;
+  if (max > o->max_data)
+    max = o->max_data;
+  if (*count > max)
+    *count = max;
+  if (o->max_gap > 0 && o->longest == 0)
+    *count = with_neighbours (p, r, o, *first, *count, max);
   return PASS_DATA;
 }
 

@@ -47,7 +47,7 @@ struct pass {
 
 enum pass_kind {
   PASS_END,    /* nothing between the cursor and the end of the disk */
-  PASS_DATA,   /* read and write this run */
+  PASS_DATA,   /* read and write this run, which max_gap lets have clean blocks in it */
   PASS_VERIFY, /* the same, and read it back: it is in quarantine (R12) */
   /* The source's hint says zero, or in a lower layer: claim, ask again, write zeroes. */
   PASS_ZERO,
@@ -69,6 +69,7 @@ struct pass_options {
   /* The grace time is over, so blocks in quarantine may be copied.  Else they are skipped. */
   bool quarantine_ready;
   uint64_t longest; /* blocks that the caller has a buffer for now; 0: any number */
+  uint64_t max_gap; /* so many clean blocks may be sent along between two dirty ones; 0: none */
   /* The caller has no room for PASS_VERIFY at this moment.  The pass waits in front of such a
    * block.  If it went past it, most of the quarantine would be left to later passes, and a busy
    * guest always has other blocks ready for those. */

@@ -47,7 +47,7 @@ static void
 finish (struct slot *sl)
 {
   struct engine *e = sl->of->engine;
-  atomic_fetch_add (&e->counters.acked_bytes, sl->length - sl->data.skipped);
+  atomic_fetch_add (&e->counters.acked_bytes, engine_task_bytes (e, &sl->task) - sl->data.skipped);
   atomic_fetch_add (&e->counters.passed_bytes, sl->data.skipped);
   engine_task_done (e, &sl->task, sl->buf, sample_length (sl));
   slot_end (sl);
@@ -193,9 +193,11 @@ note_reply (struct slot *sl)
   uint64_t written = atomic_fetch_add (&c->written_bytes, d->data_bytes) + d->data_bytes;
   sl->task.reply = (struct latency_reply){
     .took_ns = took,
+    .bytes = d->data_bytes,
     .queued = d->queued + d->data_bytes,
     .delivered = written - d->written,
     .pressed = ss->nr_active >= ss->window.depth,
+    .doubling = ss->window.doubling,
   };
   d->data_bytes = 0;
 }

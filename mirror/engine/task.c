@@ -96,6 +96,15 @@ end_pass_without_dirt (struct engine *e, uint64_t now)
 
 /* ---- taking a run ---- */
 
+uint64_t
+engine_task_bytes (const struct engine *e, const struct engine_task *t)
+{
+  uint64_t clean = (uint64_t)__builtin_popcountll (t->clean);
+
+  /* The disk's last block, which may be short, is the last of its run, and that one is dirty. */
+  return region_bytes (&e->region->geo, t->first, t->count) - (clean << e->region->geo.block_shift);
+}
+
 /* Take a run for copying: busy first (R6), then counted and claimed (R4).  False if the table of
  * busy runs is full. */
 static bool
@@ -111,9 +120,12 @@ take (struct engine *e, struct engine_task *t)
     e->busy_since_ns = e->active_ns;
   t->set = claim_enter (e->region);
   engine_drop_samples (e, t->set, t->first, t->count);
-  claim_run (e->region, t->set, t->first, t->count);
+  if (t->mixed)
+    t->clean = claim_mixed_run (e->region, t->set, t->first, t->count);
+  else
+    claim_run (e->region, t->set, t->first, t->count);
   untouched_taken (e, t->first, t->count);
-  atomic_fetch_add (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
+  atomic_fetch_add (&e->counters.in_copy_bytes, engine_task_bytes (e, t));
   if (!t->urgent)
     e->pass.cursor = t->first + t->count;
   if (e->catchup.on)
@@ -176,6 +188,17 @@ short_blocks (const struct engine *e)
   return ENGINE_SHORT_BYTES >> e->region->geo.block_shift;
 }
 
+/* How many clean blocks may be sent along between two dirty ones?  None where bandwidth is limited,
+ * and none where the guest waits for us: its write to such a block would wait as well. */
+static uint64_t
+gap_blocks (const struct engine *e, uint64_t now)
+{
+  if (!e->options.neighbours || e->catchup.on || e->hurry || e->request_blocks > 64
+      || allowance_rate (e, e->rate.rate) != 0)
+    return 0;
+  return neighbours_gap (&e->neighbours, now) >> e->region->geo.block_shift;
+}
+
 /* The next run of the pass that goes on or begins.  PASS_END: there is none now. */
 static enum pass_kind
 find (struct engine *e, const struct engine_room *room, struct engine_task *t, uint64_t now)
@@ -191,6 +214,7 @@ find (struct engine *e, const struct engine_room *room, struct engine_task *t, u
     .quarantine_ready = e->grace_end_ns != 0 && now >= e->grace_end_ns,
     .verify_full = !room->verify,
     .longest = room->only_short ? short_blocks (e) : 0,
+    .max_gap = gap_blocks (e, now),
   };
 
   if (e->pass.hint_pending)
@@ -204,6 +228,7 @@ find (struct engine *e, const struct engine_room *room, struct engine_task *t, u
     wrap (e, now);
     kind = look_from_cursor (e, &o, t);
   }
+  t->mixed = kind == PASS_DATA && o.max_gap > 0;
   return kind;
 }
 
@@ -389,7 +414,7 @@ leave (struct engine *e, const struct engine_task *t)
     engine_urgent_settle (e, t);
   if (e->pass.nr_busy == 0)
     e->busy_ns += clock_ns () - e->busy_since_ns;
-  atomic_fetch_sub (&e->counters.in_copy_bytes, region_bytes (&e->region->geo, t->first, t->count));
+  atomic_fetch_sub (&e->counters.in_copy_bytes, engine_task_bytes (e, t));
   if (claim_leave (e->region, t->set) && e->flush == FLUSH_DRAIN && t->set == e->flush_set)
     engine_wake_flusher (e);
   /* The last block of all may be what the job's thread waits for. */
@@ -407,19 +432,40 @@ engine_task_done (struct engine *e, const struct engine_task *t, const void *dat
   if (length > 0)
     engine_propose_sample (e, t, data, length);
   unreadable_copied (&e->pass.unreadable, t->first, t->count);
-  latency_add (&e->latency, &t->reply, clock_ns ());
+  uint64_t now = clock_ns ();
+  latency_add (&e->latency, &t->reply, now);
+  if (!t->urgent)
+    neighbours_reply (&e->neighbours, &t->reply, now);
   leave (e, t);
   pthread_mutex_unlock (&e->lock);
+}
+
+/* Make T's blocks dirty again, but for those that are only sent along: nothing was sent, so the
+ * destination still has them.  Their claims go with the next flush. */
+static void
+give_back (struct engine *e, const struct engine_task *t)
+{
+  if (t->clean == 0) {
+    claim_give_back (e->region, t->set, t->first, t->count);
+    return;
+  }
+  for (uint64_t i = 0; i < t->count; i++)
+    if ((t->clean >> i & 1) == 0)
+      claim_give_back (e->region, t->set, t->first + i, 1);
 }
 
 void
 engine_task_unread (struct engine *e, const struct engine_task *t, int err)
 {
   pthread_mutex_lock (&e->lock);
-  claim_give_back (e->region, t->set, t->first, t->count);
+  give_back (e, t);
   leave (e, t);
   if (err != ESHUTDOWN) {
-    unreadable_failed (&e->pass.unreadable, t->first, t->count, err, clock_ns ());
+    /* A clean block that cannot be read is nobody's loss: the dirty ones are read without it. */
+    if (t->clean != 0)
+      neighbours_unread (&e->neighbours, clock_ns ());
+    else
+      unreadable_failed (&e->pass.unreadable, t->first, t->count, err, clock_ns ());
     /* Back to it at once, to find the bad blocks in it. */
     if (t->count > 1 && t->first > 0 && t->first < e->pass.cursor)
       e->pass.cursor = t->first;

@@ -30,6 +30,8 @@ enum engine_work {
 struct engine_task {
   uint64_t first, count;      /* blocks */
   unsigned set;               /* the claim set of a claimed run */
+  uint64_t clean;             /* a bit for each block that is clean, and only sent along */
+  bool mixed;                 /* there may be such blocks */
   bool urgent;                /* a guest's write waits for it */
   uint64_t wait_ns;           /* WORK_NONE */
   bool limited;               /* WORK_NONE: there is work, but the bandwidth limit lets it wait */
@@ -48,6 +50,9 @@ struct engine_room {
 /* What comes next? */
 enum engine_work engine_next (struct engine *e, const struct engine_room *room,
                               struct engine_task *task);
+
+/* How many bytes of TASK's run are work: all but those that are only sent along. */
+uint64_t engine_task_bytes (const struct engine *e, const struct engine_task *task);
 
 /* A claimed task has ended well: every block of it was acknowledged, or was given back by
  * claim_give_back().  DATA is what was written from the task's first byte on, LENGTH bytes of it;

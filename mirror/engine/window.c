@@ -89,10 +89,12 @@ window_reply (struct window *w, uint64_t latency_ns, unsigned in_flight, uint64_
     return;
 
   double mean_ns = (double)w->sum_ns / w->replies;
+  unsigned before = w->depth;
   if (lowest (w) >= LONG_LINE_NS)
     judge_long (w, mean_ns);
   else
     judge_short (w, mean_ns);
+  w->doubling = w->depth > before + 1;
   w->replies = 0;
   w->sum_ns = w->sum_flight = 0;
 }

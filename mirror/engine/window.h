@@ -19,15 +19,17 @@
 #ifndef NBDMIRROR_MIRROR_ENGINE_WINDOW_H
 #define NBDMIRROR_MIRROR_ENGINE_WINDOW_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define WINDOW_MIN 4
 
 struct window {
   unsigned depth, short_max, max;
-  unsigned replies;      /* since depth was last looked at */
-  uint64_t sum_ns;       /* of their latencies */
-  uint64_t sum_flight;   /* of the requests in flight when they came */
+  bool doubling;       /* it has just been: what is in flight says little of what the line can do */
+  unsigned replies;    /* since depth was last looked at */
+  uint64_t sum_ns;     /* of their latencies */
+  uint64_t sum_flight; /* of the requests in flight when they came */
   uint64_t lowest_ns[2]; /* latency, of this period and of the one before; 0: none seen */
   uint64_t period_end_ns;
 };

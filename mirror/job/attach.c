@@ -168,6 +168,7 @@ attach (struct job *j)
     json_decref (ret);
     return -1;
   }
+  j->persistent = !json_is_false (json_object_get (ret, "persistent"));
   take_over_the_past (j, json_string_value (json_object_get (ret, "instance")));
   if (!resumed)
     incremental_keep_samples (&j->incremental, j->region);
@@ -194,6 +195,9 @@ job_attach (struct job *j)
     .rate_limit = j->rate_limit,
     .budget = j->o->budget,
     .grace_ns = j->o->grace_ns,
+    /* In the other modes what is clean was never looked at, or is to stay as it is.  What a state
+     * file knows after a crash is what was dirty: a late write of a clean block is not in it. */
+    .neighbours = j->o->sync.mode == ENGINE_SYNC_FULL && !j->persistent,
     .sync = j->o->sync.mode,
     .sparse = j->o->sparse,
     .base = j->o->sync.mode == ENGINE_SYNC_BASE ? j->base_image : NULL,

@@ -98,8 +98,9 @@ struct job {
   bool paused;
   struct job_gate_state gate;
 
-  bool dry;   /* a dry run: nothing is created, locked or written */
-  bool fresh; /* a full job that begins here, not a resumed one */
+  bool dry;        /* a dry run: nothing is created, locked or written */
+  bool persistent; /* the filter has a state file; or it does not say */
+  bool fresh;      /* a full job that begins here, not a resumed one */
   uint64_t start_ns;
   struct { /* counters of the job's earlier workers */
     uint64_t reconnects, passes;

@@ -226,9 +226,10 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
   control_peer_set_worker (peer, true);
   control_reply (
       peer, id,
-      json_pack ("{s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:s, s:s, s:s, s:I}", "size",
+      json_pack ("{s:I, s:I, s:I, s:b, s:b, s:o, s:o, s:o, s:s, s:s, s:s, s:I}", "size",
                  (json_int_t)r->geo.disk_size, "block-size", (json_int_t)r->geo.block_size,
-                 "session", (json_int_t)atomic_load (&r->hdr->session), "resumed", resumed, "job",
+                 "session", (json_int_t)atomic_load (&r->hdr->session), "resumed", resumed,
+                 "persistent", m->persist.path != NULL, "job",
                  resumed ? json_deep_copy (a->published) : json_null (), "uri",
                  string_or_null (m->config.uri), "direct", string_or_null (m->config.direct),
                  "export", m->config.export, "nbdkit-version", NBDKIT_VERSION_STRING, "instance",

@@ -5,11 +5,13 @@
 
 #include "config.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
 #include "mirror/engine/engine.h"
 #include "mirror/engine/latency.h"
+#include "mirror/engine/neighbours.h"
 #include "mirror/engine/window.h"
 #include "mirror/job/estimate.h"
 #include "tests/sim/line.h"
@@ -29,12 +31,16 @@ struct line_sim {
   const struct line_model *m;
   struct window window;
   struct latency latency;
+  struct neighbours neighbours;
   struct estimate estimate;
   double now, free_at, thread_free[MAX_THREADS];
   struct flying flying[MAX_FLIGHT];
   unsigned nr_flying;
   double flying_bytes, acked, disk_left;
   double dirtied, waiting; /* bytes; WAITING: of the guest's, not sent yet */
+  unsigned scattered;      /* dirty blocks that line_scattered() has not sent yet */
+  double density, sent;
+  bool join;
   double next_write, next_sample, busy_s;
   bool had_nothing; /* since the last sample */
   bool stopped;     /* the guest */
@@ -92,6 +98,33 @@ send_request (struct line_sim *s, double bytes)
     .delivered = s->acked,
   };
   s->flying_bytes += bytes;
+  s->sent += bytes;
+}
+
+/* How many clean blocks follow a dirty one? */
+static double
+random_gap (struct line_sim *s)
+{
+  return s->density < 1 ? floor (log (1 - random_unit (s)) / log (1 - s->density)) : 0;
+}
+
+/* The next scattered blocks that go as one request, as pass.c takes them. */
+static void
+send_scattered (struct line_sim *s)
+{
+  uint64_t now_ns = (uint64_t)(s->now * NS_PER_S);
+  double most = s->join ? (double)neighbours_gap (&s->neighbours, now_ns) / BLOCK : 0;
+  double dirty = 1, clean = 0;
+
+  while (--s->scattered > 0) {
+    double gap = random_gap (s);
+    if (gap > most || clean + gap > dirty
+        || (dirty + clean + gap + 1) * BLOCK > ENGINE_REQUEST_BYTES)
+      break;
+    clean += gap;
+    dirty++;
+  }
+  send_request (s, (dirty + clean) * BLOCK);
 }
 
 /* Send what the window lets go. */
@@ -106,7 +139,9 @@ fill (struct line_sim *s)
     } else if (s->disk_left <= 0 && s->waiting >= BLOCK) {
       s->waiting -= BLOCK;
       send_request (s, BLOCK);
-    } else
+    } else if (s->disk_left <= 0 && s->scattered > 0)
+      send_scattered (s);
+    else
       break;
   }
   if (s->disk_left <= 0 && s->waiting < BLOCK)
@@ -123,11 +158,14 @@ take_reply (struct line_sim *s, unsigned i)
   s->flying_bytes -= f.bytes;
   const struct latency_reply r = {
     .took_ns = took,
+    .bytes = (uint64_t)f.bytes,
     .queued = (uint64_t)f.queued,
     .delivered = (uint64_t)(s->acked - f.delivered),
     .pressed = s->nr_flying >= s->window.depth,
+    .doubling = s->window.doubling,
   };
   latency_add (&s->latency, &r, now_ns);
+  neighbours_reply (&s->neighbours, &r, now_ns);
   window_reply (&s->window, took, s->nr_flying, now_ns);
   s->flying[i] = s->flying[--s->nr_flying];
 }
@@ -203,14 +241,13 @@ first_pass (struct line_sim *s, struct line_result *r)
   r->pass_latency_ms = flying_s / (s->now - at) / (r->pass_rate / ENGINE_REQUEST_BYTES) * 1000;
 }
 
-struct line_result
-line_run (const struct line_model *m)
+static struct line_sim *
+begin (const struct line_model *m)
 {
-  struct line_result r = { .ready = false };
   struct line_sim *s = calloc (1, sizeof *s);
 
   if (s == NULL)
-    return r;
+    abort ();
   s->m = m;
   s->random = m->seed * UINT64_C (7919) + 12345;
   s->disk_left = (double)m->disk_bytes;
@@ -220,6 +257,15 @@ line_run (const struct line_model *m)
   estimate_init (&s->estimate);
   estimate_begin (&s->estimate, (struct estimate_sample){ .left_bytes = m->disk_bytes });
   fill (s);
+  return s;
+}
+
+struct line_result
+line_run (const struct line_model *m)
+{
+  struct line_result r = { .ready = false };
+  struct line_sim *s = begin (m);
+
   first_pass (s, &r);
   for (double end = s->now + m->after_s; s->now < end;)
     step (s);
@@ -235,4 +281,25 @@ line_run (const struct line_model *m)
   r.pause_ms = (s->now - held) * 1000 + m->rtt_ms;
   free (s);
   return r;
+}
+
+struct line_pass
+line_scattered (const struct line_model *m, double density, unsigned nr_dirty, bool join)
+{
+  struct line_sim *s = begin (m);
+
+  s->next_write = NEVER;
+  while (s->disk_left > 0 || s->nr_flying > 0)
+    step (s);
+  double began = s->now;
+  s->sent = 0;
+  s->scattered = nr_dirty;
+  s->density = density;
+  s->join = join;
+  fill (s);
+  while (s->nr_flying > 0)
+    step (s);
+  struct line_pass p = { .seconds = s->now - began, .sent_bytes = s->sent };
+  free (s);
+  return p;
 }

@@ -2,7 +2,8 @@
  *
  * A model of a line with a server behind it, under a virtual clock.  One copier sends requests over
  * it, driven by the real window (mirror/engine/window.c), the real latency
- * (mirror/engine/latency.c) and the real estimates (mirror/job/estimate.c).
+ * (mirror/engine/latency.c), the real rule for neighbours (mirror/engine/neighbours.c) and the real
+ * estimates (mirror/job/estimate.c).
  *
  * Requests go onto the line one after the other, at its rate, and wait for each other in a buffer
  * without a limit: whoever fills it sees only that replies come later.  While the line stalls, as
@@ -45,5 +46,16 @@ struct line_result {
 double line_alone_ms (const struct line_model *m, double bytes);
 
 struct line_result line_run (const struct line_model *m);
+
+/* A pass over scattered blocks, after one over the whole disk. */
+struct line_pass {
+  double seconds, sent_bytes;
+};
+
+/* A pass over a disk on which the share DENSITY of the blocks is dirty, NR_DIRTY of them, at
+ * random.  JOIN: by the real rule (mirror/engine/neighbours.c); else only what is adjacent goes as
+ * one request. */
+struct line_pass line_scattered (const struct line_model *m, double density, unsigned nr_dirty,
+                                 bool join);
 
 #endif

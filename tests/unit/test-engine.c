@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The engine, driven by hand: there is no session, there are no threads, and nothing is copied. The
- * test plays the guest and the filter (it marks, posts, and reads answers) and the copiers (it
- * takes tasks, and says that they have ended), in orders that a busy machine and a slow destination
- * produce now and then.
+ * The engine, driven by hand.  The test plays the guest and the filter (it marks, posts, and reads
+ * answers) and the copiers (it takes tasks, and says that they have ended), in orders that a busy
+ * machine and a slow destination produce now and then.
  */
 
 #include "config.h"
@@ -13,78 +12,17 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "tests/unit/fixture.h"
-
-#include "mirror/engine/task.h"
+#include "tests/unit/engine-fixture.h"
 
 #define BLOCKS 20000u
 #define DELAY_NS UINT64_C (50000000)
 
-static struct engine *e;
-static struct region *r;
-
-static const struct engine_room anything
-    = { .flusher = true, .verify = true, .background = true, .urgent = true };
 static const struct engine_room urgent_only = { .urgent = true };
-
-static void
-setup_of (uint64_t nr_blocks)
-{
-  char name[] = "/tmp/nbdmirror-test-engine.XXXXXX";
-  const struct engine_options options = { .nr_copiers = 1 };
-  char *error = NULL, *argv[] = { name };
-  int fd = mkstemp (name);
-
-  r = fixture_region (nr_blocks);
-  cr_assert (fd != -1 && ftruncate (fd, (off_t)r->geo.disk_size) == 0);
-  close (fd);
-  struct endpoint *source
-      = endpoint_open (argv, 1, &(struct endpoint_options){ .writable = false }, NULL, &error);
-  cr_assert_not_null (source, "%s", error != NULL ? error : "?");
-  unlink (name);
-  e = calloc (1, sizeof *e);
-  cr_assert_eq (engine_init (e, r, source, &options, &error), 0);
-}
 
 static void
 setup (void)
 {
-  setup_of (BLOCKS);
-}
-
-static void
-teardown (void)
-{
-  endpoint_close (e->source);
-  engine_destroy (e);
-  free (e);
-  region_free (r);
-}
-
-static void
-mark (uint64_t first, uint64_t count)
-{
-  bitmap_mark (r, first << r->geo.block_shift, count << r->geo.block_shift);
-}
-
-static struct engine_task
-expect (enum engine_work work, uint64_t first, uint64_t count)
-{
-  struct engine_task t;
-  enum engine_work w = engine_next (e, &anything, &t);
-
-  cr_assert_eq (w, work, "work %d instead of %d", (int)w, (int)work);
-  if (work != WORK_FLUSH && work != WORK_NONE)
-    cr_assert (t.first == first && t.count == count, "%lu + %lu instead of %lu + %lu",
-               (unsigned long)t.first, (unsigned long)t.count, (unsigned long)first,
-               (unsigned long)count);
-  return t;
-}
-
-static void
-done (const struct engine_task *t)
-{
-  engine_task_done (e, t, NULL, 0);
+  engine_setup (BLOCKS, false);
 }
 
 /* What the filter does, and then the worker. */
@@ -506,7 +444,7 @@ Test (engine, synchronised_is_true_whatever_happens)
   for (unsigned round = 0; round < 6; round++) {
     memset (&world, 0, sizeof world);
     world.rnd = 12345 + round;
-    setup_of (FEW);
+    engine_setup (FEW, false);
     engine_set_hurry (e, true, false); /* no pauses between passes */
     bitmap_set (r, REGION_DIRTY, 0, FEW);
     e->grace_end_ns = 1;
