@@ -58,8 +58,8 @@ serve_destination () {
   esac
   wait_for_socket "${socket[dst]}" dst
 }
+
 # checkpoint_of_what_is_there: add one since which nothing was changed.  Only a guest flushes a
-# disk that is no file, so what was not flushed since the first checkpoint counts as changed.
 # disk that is no file, and what was not flushed since the first checkpoint counts as changed.
 checkpoint_of_what_is_there () {
   qemu-io -f raw -c flush "${uri[src]}"

@@ -6,7 +6,6 @@ gone on after, while the guest runs. Every record that the guest acknowledged is
 overlays are equal at the commit and whole afterwards, what the base holds was not sent, and neither
 base was touched."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,24 +16,10 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import machine  # noqa: E402
 import scene  # noqa: E402
+from images import Base, whole  # noqa: E402
 from moves import Move, receive  # noqa: E402
 
 DATA = 8 * scene.MIB
-
-
-class Base:
-    """An image that must stay as it is."""
-
-    def __init__(self, path):
-        self.path, self.before = path, self.look(path)
-
-    @staticmethod
-    def look(path):
-        with open(path, "rb") as f:
-            return hashlib.sha256(f.read()).hexdigest(), os.stat(path).st_mtime_ns
-
-    def check(self):
-        scene.check(self.look(self.path) == self.before, f"{self.path} has changed")
 
 
 def destination(s, name, base, size):
@@ -79,14 +64,6 @@ def killed_worker(s, src, a, base, dst):
     status = move.wait()
     scene.check(status == 1, f"killed worker: migrate ended with {status} instead of 1")
     goes_on(s, a)
-
-
-def whole(s, overlay, name):
-    """The overlay's own structures, and the path of its contents."""
-    s.run(["qemu-img", "check", "-q", "-f", "qcow2", overlay])
-    raw = s.path(name)
-    s.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", overlay, raw])
-    return raw
 
 
 def test(s):
