@@ -26,10 +26,11 @@ is_replaced () {
 }
 
 # kill_once: kill the qemu-nbd of vm, and wait until there is another one.
+# There is none for a moment where the last kill met one that was just replaying.
+there_is_one () { old=$(qemu_nbd); [ -n "$old" ]; }
 kill_once () {
   local old
-  old=$(qemu_nbd)
-  [ -n "$old" ] || fail "there is no qemu-nbd to kill"
+  wait_for 20 there_is_one
   kill -KILL "$old"
   wait_for 20 is_replaced "$old"
 }
