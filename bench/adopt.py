@@ -26,7 +26,7 @@ import common
 import handoff
 from common import MIB, median, table, turned
 
-sys.path.insert(0, os.path.join(common.SRCDIR, "tests/guest"))
+sys.path.append(os.path.join(common.SRCDIR, "tests/guest"))
 import machine  # noqa: E402
 import scene  # noqa: E402
 
