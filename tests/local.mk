@@ -224,6 +224,7 @@ own_tests = \
 	tests/blackbox/backup-cases.sh \
 	tests/blackbox/backup-compare.sh \
 	tests/blackbox/backup-digests.sh \
+	tests/blackbox/backup-faults.sh \
 	tests/blackbox/backup-kill.sh \
 	tests/blackbox/backup-options.sh \
 	tests/blackbox/base-proof.sh \

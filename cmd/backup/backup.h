@@ -107,8 +107,8 @@ void backup_fail (struct backup_disk *d, int status, const char *fmt, ...)
 /* facts.c: connect to the disk's server, and learn its size and what can be incremental.  Errors go
  * to D. */
 void backup_ask (struct backup_run *run, struct backup_disk *d);
-/* May a job of ours be left over at the server of a disk that has failed, or can one of them not be
- * asked? */
+/* End the jobs that are left over at the servers of disks that have failed.  True: there may be one
+ * still, since a server cannot be asked, for instance. */
 bool backup_job_is_left (const struct backup_run *run);
 /* Full or incremental?  Fills in D's plan. */
 void backup_decide (struct backup_run *run, struct backup_disk *d, const struct backup_list *list);

@@ -34,17 +34,18 @@ ask (struct backup_disk *d, const char *command, json_t *args, json_t **ret)
 }
 
 /* A job of an interrupted backup may be taken away; one of somebody else may not.  A server that
- * was killed as well does not know any more where its job went to: then the mark of an interrupted
- * backup of this disk tells. */
+ * was killed as well, within a second, does not know any more where its job went to.  Such a job
+ * has copied next to nothing, and has to begin anew in any case, so it may be taken away as well,
+ * unless it was being handed over: then the mark of an interrupted backup of this disk tells. */
 static void
 look_at_job (struct backup_run *run, struct backup_disk *d, const json_t *status)
 {
   const char *worker = status_text (status, "worker"), *target = status_text (status, "target");
   const char *state = status_text (status, "state"), *gate = status_text (status, "gate");
   bool attached = worker != NULL && strcmp (worker, "attached") == 0;
+  bool detached = state != NULL && strcmp (state, "detached") == 0;
   bool left = state != NULL
-              && (strcmp (state, "detached") == 0 || strcmp (state, "failed") == 0
-                  || strcmp (state, "in-doubt") == 0);
+              && (detached || strcmp (state, "failed") == 0 || strcmp (state, "in-doubt") == 0);
 
   if (gate != NULL && strcmp (gate, "fenced") == 0)
     backup_fail (d, EXIT_REFUSED, "the disk was handed over, so the guest does not run on it");
@@ -53,7 +54,7 @@ look_at_job (struct backup_run *run, struct backup_disk *d, const json_t *status
                  target != NULL ? target : "another place");
   else if (left
            && (target != NULL ? backup_target_is_backup (target)
-                              : store_was_begun (&run->store, d->id)))
+                              : detached || store_was_begun (&run->store, d->id)))
     d->restart = true;
   else if (left)
     backup_fail (d, EXIT_REFUSED,
@@ -83,6 +84,24 @@ backup_ask (struct backup_run *run, struct backup_disk *d)
   json_decref (status);
 }
 
+/* End the job to D's file, which its worker has left.  What it had still to copy stays recorded.
+ * False: there may be one. */
+static bool
+end_job (const struct backup_disk *d, struct control_client *c, const json_t *status)
+{
+  CLEANUP_TEXT char *error = NULL;
+  const char *state = status_text (status, "state"), *target = status_text (status, "target");
+  const struct control_call cancel = { .command = "block-job-cancel",
+                                       .args = json_pack ("{s:s}", "device", "mirror"),
+                                       .timeout_ms = QUERY_MS };
+
+  bool over = state != NULL && (strcmp (state, "detached") == 0 || strcmp (state, "failed") == 0);
+  if (over && target != NULL && strstr (target, strrchr (d->file, '/')) != NULL)
+    return control_client_call (c, &cancel, &error) == 0;
+  json_decref (cancel.args);
+  return false;
+}
+
 static bool
 has_job_left (const struct backup_disk *d)
 {
@@ -98,6 +117,7 @@ has_job_left (const struct backup_disk *d)
     left = state == NULL
            || (strcmp (state, "idle") != 0 && strcmp (state, "cancelled") != 0
                && strcmp (state, "completed") != 0);
+    left = left && !end_job (d, c, status);
   }
   json_decref (status);
   control_client_free (c);

@@ -130,18 +130,24 @@ report (const struct pruning *p)
   return json_pack ("{s:b, s:o, s:o}", "dry-run", p->dry_run, "kept", kept, "dropped", dropped);
 }
 
-static void
-print_report (const struct pruning *p)
+/* A line for each backup; for text_free(). */
+static char *
+report_text (const struct pruning *p)
 {
+  char *text = text_copy ("");
+
   for (unsigned i = 0; i < p->o.list.nr; i++) {
     const struct backup_entry *e = &p->o.list.list[i];
+    CLEANUP_TEXT char *before = text;
     if (!is_readable (e))
-      printf ("%s: %s\n", e->name, e->fault != NULL ? e->fault : "being pruned");
+      text = text_printf ("%s%s: %s\n", before, e->name,
+                          e->fault != NULL ? e->fault : "being pruned");
     else if (p->kept_by[i] == RETENTION_NONE)
-      printf ("%s: %s\n", e->name, p->dry_run ? "would be pruned" : "pruned");
+      text = text_printf ("%s%s: %s\n", before, e->name, p->dry_run ? "would be pruned" : "pruned");
     else
-      printf ("%s: kept (%s)\n", e->name, retention_name (p->kept_by[i]));
+      text = text_printf ("%s%s: kept (%s)\n", before, e->name, retention_name (p->kept_by[i]));
   }
+  return text;
 }
 
 static int
@@ -157,17 +163,15 @@ prune (struct pruning *p)
     return EXIT_ERROR;
   }
   json_t *all = report (p);
-  if (p->dry_run && !p->json)
-    print_report (p);
+  CLEANUP_TEXT char *text = report_text (p); /* of the list as it is before */
   int status = EXIT_DONE;
+  if (p->dry_run && !p->json)
+    printf ("%s", text);
   if (!p->dry_run) {
-    if (!p->json)
-      print_report (p);
-    fflush (stdout);
     status = drop_backups (&p->o, names, nr, p->signal, &freed);
     json_object_set_new (all, "freed-bytes", json_integer ((json_int_t)freed));
     if (status == EXIT_DONE && !p->json)
-      printf ("%zu backup%s pruned, %s freed\n", nr, nr == 1 ? "" : "s",
+      printf ("%s%zu backup%s pruned, %s freed\n", text, nr, nr == 1 ? "" : "s",
               units_format_size (freed_text, freed > 0 ? (uint64_t)freed : 0));
   }
   if (p->json && status == EXIT_DONE) {

@@ -73,7 +73,8 @@ struct verifying {
   unsigned nr_looked;
   json_t *report;
   unsigned nr_good, nr_bad;
-  int status; /* of an error that ends it, or EXIT_DONE */
+  unsigned nr_failed; /* when they were made */
+  int status;         /* of an error that ends it, or EXIT_DONE */
 };
 
 /* ---- files ---- */
@@ -186,8 +187,6 @@ look_at_list (const struct verifying *v, const struct manifest_disk *d)
 static char *
 disk_fault (struct verifying *v, const struct backup_entry *e, const struct manifest_disk *d)
 {
-  if (d->file == NULL)
-    return text_copy (d->error);
   char *fault = chain_fault (&v->o.store.repo, &v->o.list, e->name, d->id);
   if (fault == NULL && !v->quick)
     fault = files_fault (v, e, d);
@@ -216,6 +215,20 @@ tell (struct verifying *v, const char *backup, const char *disk, const char *fau
   fflush (stdout);
 }
 
+/* The disk D has failed when the backup was made.  That was told then, and nothing is damaged: it
+ * counts only if this backup is asked for. */
+static void
+tell_failed (struct verifying *v, const char *backup, const struct manifest_disk *d)
+{
+  CLEANUP_TEXT char *why = text_printf ("it was not backed up: %s", d->error);
+
+  tell (v, backup, d->id, why);
+  if (v->only.entry == NULL) {
+    v->nr_bad--;
+    v->nr_failed++;
+  }
+}
+
 static void
 boot_entry (struct verifying *v, const struct backup_entry *e)
 {
@@ -240,6 +253,10 @@ verify_entry (struct verifying *v, const struct backup_entry *e)
     const struct manifest_disk *d = &e->manifest.disks[i];
     if (v->disk != NULL && strcmp (v->disk, d->id) != 0)
       continue;
+    if (d->file == NULL) {
+      tell_failed (v, e->name, d);
+      continue;
+    }
     CLEANUP_TEXT char *fault = disk_fault (v, e, d);
     if (v->status == EXIT_DONE)
       tell (v, e->name, d->id, fault);
@@ -263,7 +280,7 @@ verify_all (struct verifying *v)
     json_dumpf (v->report, stdout, JSON_INDENT (2));
     putchar ('\n');
   }
-  if (v->nr_good + v->nr_bad == 0) {
+  if (v->nr_good + v->nr_bad + v->nr_failed == 0) {
     cmd_say ("%s: there is no backup%s%s", v->o.store.repo.path, v->disk ? " of the disk " : "",
              v->disk ? v->disk : "");
     return EXIT_ERROR;

@@ -139,6 +139,8 @@ restored
 has_to_exit 0 nbdmirror backup-verify "$far"
 [ "$(grep -c ': good$' "$tmp/out")" = 1 ] || fail "pruned: $(cat "$tmp/out")"
 put 99
-has_to_exit 0 backup
+has_to_exit 0 backup --compress
+qemu-img info "$(what file)" | grep -q 'compression type: zstd' || fail "no file for zstd"
+qemu-img check "$(what file)" | grep -q ' [1-9][0-9.]*% compressed' || fail "it is not compressed"
 [ "$(kind)" = incremental ] || fail "after pruning: $(kind)"
 restored

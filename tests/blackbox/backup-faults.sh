@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves what a backup does where it cannot go on, and what it leaves: two backups of one disk at
+# once and the job of another are refused; a disk's server that is killed costs that disk only; a
+# repository that is full or read-only fails and stays as it was, and no job is left; a backup that
+# was killed, even with the disk's server, does not block those into another repository; the command
+# that thaws runs always.
+. "$(dirname "$0")/lib.sh"
+need qemu-img qemu-nbd
+proves_nothing_under thread
+proves_nothing_under address
+. "$srcdir/tests/blackbox/backup-lib.sh"
+repo=$tmp/repo
+
+random_disk "$tmp/a" 8M
+random_disk "$tmp/b" 8M
+serve a "$tmp/a" --state "$tmp/a.state"
+serve b "$tmp/b"
+A=${control[a]} B=${control[b]}
+
+run 0 'a full' "$A" "$B" "$repo"
+run 0 'a: incremental:' "$A" "$B" "$repo"
+
+# ---- two at once, and jobs of others -------------------------------------------------------------
+spawn slow "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
+is_copying () { [ "$(status_of "$A" state)" = copying ]; }
+wait_for 20 is_copying
+run 7 'is being written to by process' "$A" "$repo"
+run 7 'another job is under way' "$A" "$tmp/other"
+has_to_exit 1 nbdmirror backup-prune "$repo" --keep-last 1
+[ ! -s "$tmp/out" ] || fail "a prune without its lock told what it did not do: $(cat "$tmp/out")"
+run 0 'b full' "$B" "$repo"
+kill -INT "${pid[slow]}"
+wait_exit slow 20
+[ $status = 6 ] || fail "exit status $status after SIGINT"
+[ -z "$(find "$repo" -name '*.begun')" ] || fail "a cancelled backup has left its mark"
+run 0 'a: incremental:' "$A" "$repo"
+same a "$tmp/a"
+
+# ---- the server of one disk is killed, and the other disk has a backup ---------------------------
+spawn slow "$NBDMIRROR" backup "$A" "$B" "$repo" --full --bandwidth 8M
+wait_for 20 is_copying
+stop a KILL
+wait_exit slow 60
+[ "$status" = 1 ] || fail "exit status $status after a server was killed: $(cat "$tmp/slow.log")"
+name=$(basename "$(newest b manifest)" .json)
+has_to_exit 0 nbdmirror backup-verify "$repo" # it is known, and nothing is damaged
+grep -q "^$name a: it was not backed up: " "$tmp/out" || fail "not told: $(cat "$tmp/out")"
+has_to_exit 5 nbdmirror backup-verify "$repo" --at "$name"
+serve a "$tmp/a" --state "$tmp/a.state"
+run 0 'a full' "$A" "$B" "$repo" --full
+[ -z "$(find "$repo" -name '*.begun')" ] || fail "a mark was left"
+
+# ---- a repository that is full, and one that is read-only ----------------------------------------
+if mkdir "$tmp/small" && mount -t tmpfs -o size=7m none "$tmp/small" 2>/dev/null; then
+  end_small () { umount -l "$tmp/small"; }
+  at_exit end_small
+  run 0 'a full' "$A" "$tmp/small"
+  before=$(sha256sum "$tmp/small"/a/*.qcow2)
+  run 3 'a: ' "$A" "$tmp/small" --full
+  [ "$before" = "$(sha256sum "$tmp/small"/a/*.qcow2)" ] || fail "a full repository was changed"
+  [ -z "$(find "$tmp/small" -name '*.begun')" ] || fail "a mark was left though nothing else was"
+  case $(status_of "$A" state) in
+    failed | detached) fail "a job is left at the disk's server" ;;
+  esac
+  run 0 'a: incremental:' "$A" "$repo"
+  mount -o remount,ro "$tmp/small"
+  run 3 'Read-only file system' "$A" "$tmp/small"
+else
+  note "no file system can be mounted: a full and a read-only repository are not tested"
+fi
+
+# ---- the commands around the instant -------------------------------------------------------------
+hooks=(--before-hold-exec "echo before >>'$tmp/hooks'" --after-release-exec
+  "echo after >>'$tmp/hooks'")
+run 0 'guest frozen' "$A" "$repo" "${hooks[@]}"
+[ "$(tr '\n' ' ' <"$tmp/hooks")" = "before after " ] || fail "hooks: $(cat "$tmp/hooks")"
+run 0 'crash-consistent' "$A" "$repo" --before-hold-exec false
+run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook-limit 200ms
+: >"$tmp/hooks"
+spawn killed "$NBDMIRROR" backup "$A" "$repo" \
+  --before-hold-exec "echo before >>'$tmp/hooks'; sleep 1" \
+  --after-release-exec "echo after >>'$tmp/hooks'"
+wait_for 20 grep -q before "$tmp/hooks"
+kill -KILL "${pid[killed]}"
+wait_exit killed 20
+wait_for 20 grep -q after "$tmp/hooks"
+is_detached () { [ "$(status_of "$A" worker)" != attached ]; } # its worker ends by itself
+wait_for 20 is_detached
+run 0 'a full' "$A" "$tmp/other"
+run 0 'what it has left was removed' "$A" "$repo"
+same a "$tmp/a"
+
+# ---- a backup and the disk's server are killed, and the next one goes elsewhere ------------------
+spawn killed "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
+wait_for 20 is_copying
+kill -KILL "${pid[killed]}" "${pid[a]}"
+wait_exit killed 20
+wait_exit a 20
+serve a "$tmp/a" --state "$tmp/a.state"
+run 0 'a: incremental:' "$A" "$tmp/other"
+run 0 'what it has left was removed' "$A" "$repo"
+same a "$tmp/a"
