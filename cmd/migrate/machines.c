@@ -5,8 +5,6 @@
 
 #include "config.h"
 
-#include <poll.h>
-
 #include "base/clock.h"
 #include "cmd/migrate/machines.h"
 
@@ -20,18 +18,26 @@ fd_of (const struct machine *v)
 }
 
 void
-machines_wait (struct machines *m, int ms)
+machines_wait_with (struct machines *m, struct pollfd *fds, unsigned nr, int ms)
 {
   /* poll() does not see what has been read already. */
   machine_events (&m->source);
   machine_events (&m->dest);
-  struct pollfd fds[3]
-      = { { .fd = fd_of (&m->source), .events = POLLIN },
-          { .fd = fd_of (&m->dest), .events = POLLIN },
-          { .fd = atomic_load (m->signal) == 0 ? m->signal_fd : -1, .events = POLLIN } };
-  poll (fds, 3, ms);
+  fds[nr] = (struct pollfd){ .fd = fd_of (&m->source), .events = POLLIN };
+  fds[nr + 1] = (struct pollfd){ .fd = fd_of (&m->dest), .events = POLLIN };
+  fds[nr + 2]
+      = (struct pollfd){ .fd = atomic_load (m->signal) == 0 ? m->signal_fd : -1, .events = POLLIN };
+  poll (fds, nr + MACHINES_FDS, ms);
   machine_events (&m->source);
   machine_events (&m->dest);
+}
+
+void
+machines_wait (struct machines *m, int ms)
+{
+  struct pollfd fds[MACHINES_FDS];
+
+  machines_wait_with (m, fds, 0, ms);
 }
 
 bool

@@ -16,6 +16,7 @@
 
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -26,7 +27,7 @@
 #define EVENT_MS 20         /* longest sleep while the guest is stopped */
 #define ASK_MS 250          /* how often query-migrate is asked, beside the events */
 #define DEST_WHOLE_MS 10000 /* from the source's "completed" to the destination's "paused" */
-#define LOOK_MS 100         /* how often the disks are looked at before they are ready */
+#define LOOK_MS 100         /* how often the disks are looked at, beside their events */
 #define NOT_READY_MS 1000   /* the stopped guest waits at least so long for a disk to be ready */
 
 /* Has the user, or the time, ended it?  -1 then. */
@@ -46,6 +47,42 @@ check_interrupted (struct migrate *m)
   return 0;
 }
 
+/* Take in what D's control socket has told by itself: that is only a reason to look at it. */
+static void
+drop_events (struct disk *d)
+{
+  char *name, *error = NULL;
+  json_t *data;
+
+  while (d->client != NULL && control_client_next_event (d->client, 0, &name, &data, &error) == 1) {
+    free (name);
+    json_decref (data);
+  }
+  text_free (error); /* disks_look() finds that it is lost */
+}
+
+/* Wait for up to MS, or until a disk or a machine tells something. */
+static void
+wait_for_news (struct migrate *m, int ms)
+{
+  unsigned nr = m->disks.nr;
+  struct pollfd *fds = calloc (nr + MACHINES_FDS, sizeof *fds);
+
+  if (fds == NULL) {
+    machines_wait (&m->machines, ms);
+    return;
+  }
+  for (unsigned i = 0; i < nr; i++) {
+    const struct disk *d = &m->disks.disk[i];
+    fds[i] = (struct pollfd){ .fd = d->client != NULL ? control_client_fd (d->client) : -1,
+                              .events = POLLIN };
+  }
+  machines_wait_with (&m->machines, fds, nr, ms);
+  for (unsigned i = 0; i < nr; i++)
+    drop_events (&m->disks.disk[i]);
+  free (fds);
+}
+
 /* ---- mirror --------------------------------------------------------------------------------- */
 
 int
@@ -61,7 +98,7 @@ step_mirror (struct migrate *m)
                            m->machines.dest.qmp == NULL ? "destination" : "source");
     progress_update (m);
     if (!ready)
-      machines_wait (&m->machines, LOOK_MS);
+      wait_for_news (m, LOOK_MS);
   }
   return 0;
 }
@@ -236,7 +273,7 @@ step_hold (struct migrate *m)
     error = NULL;
     if (check_interrupted (m) == -1)
       return -1;
-    machines_wait (&m->machines, EVENT_MS);
+    wait_for_news (m, EVENT_MS);
     if (has_failed (&m->machines.source))
       return migration_failed (m);
   }
