@@ -210,27 +210,48 @@ def failures(s, a, images):
     return a, images
 
 
+def victim(move, kind, number):
+    """The process id of disk NUMBER's, or None: there is none now."""
+    if kind == "coordinator":
+        return move.coordinator()
+    if kind == "destination":  # once it was told to run, the guest would die with it
+        return None if "cont" in move.dest.seen else move.b.pid
+    if kind == "worker":
+        pids = [e["pid"] for e in move.events() if e["event"] == "worker"]
+        return pids[number] if number < len(pids) else None
+    try:
+        with open(f"{move.folder}/vd{number}.nbd.pid") as f:
+            return int(f.read())
+    except (OSError, ValueError):
+        return None
+
+
 def kills(s, a, images):
-    """The coordinator, anywhere: its guardian goes back, or on."""
+    """One of its processes, or the coordinator and another one, anywhere: it goes back, or on."""
     rng = random.Random(SEED)
     scene.note(f"seed {SEED}")
-    went = 0
+    went, killed = 0, dict.fromkeys(("coordinator", "destination", "worker", "server"), 0)
     for _ in range(KILLS):
         move = Move(s, a, images)
         move.start()
-        pid = move.coordinator()
+        move.coordinator()
         time.sleep(rng.uniform(0, 2.5))
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        move.end(0, 1)
+        kinds = [rng.choice(list(killed))] + ["coordinator"] * (rng.random() < 0.2)
+        for kind in kinds:
+            pid = victim(move, kind, rng.choice(NUMBERS))
+            if pid is not None:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    killed[kind] += 1
+                except ProcessLookupError:
+                    pass
+        move.end(0, 1, 3)
         if move.process.returncode == 0:
             a, images = move.arrived()
             went += 1
         else:
             move.stayed()
-    scene.note(f"{went} of {KILLS} went on")
+    scene.note(f"{went} of {KILLS} went on; killed: {killed}")
     return a, images
 
 
