@@ -209,7 +209,7 @@ idle
 case="switch-over takes too long"
 fails 1 running dead open -- --at source:migrate-continue:hang -- --switchover-timeout 3s
 says "longer than 3000 ms"
-in_time switch 3000
+in_time hold 3000 # the lease begins there
 did "source migrate_cancel finish-migrate open+open"
 case="the user interrupts it while the disks are held"
 qemus --at source:migrate-continue:hang
