@@ -173,10 +173,15 @@ backup_instant (struct backup_run *run)
     status = fail_all (&t, EXIT_ERROR, error);
   else {
     freeze (run, &thaw);
-    int r = hold (run, c, &error);
+    int r = run->require_frozen && !run->frozen
+                ? text_error (&error, "the guest was not frozen, and --require-frozen was given")
+                : hold (run, c, &error);
     if (r == 0)
       take_results (&t, c);
     thaw_now (run, thaw);
+    if (r == 0 && run->require_frozen && !run->frozen)
+      r = text_error (&error, "the guest may have been thawed too early, and --require-frozen was"
+                              " given");
     if (r == -1)
       status = fail_all (&t, backup_signal != 0 ? EXIT_CANCELLED : EXIT_NOT_CONVERGED, error);
     coordinator_free (c);

@@ -90,6 +90,9 @@ print_metrics (FILE *f, const struct backup_run *run, bool success)
   print_help (f, "nbdmirror_backup_duration_seconds", "How long the last run took.");
   fprintf (f, "nbdmirror_backup_duration_seconds{repository=\"%s\"} %.3f\n", repository,
            (double)(clock_ms () - run->begun_ms) / MS_PER_S);
+  print_help (f, "nbdmirror_backup_guest_frozen", "Was the guest frozen at the instant?");
+  fprintf (f, "nbdmirror_backup_guest_frozen{repository=\"%s\"} %d\n", repository,
+           success && run->frozen);
   for (unsigned n = 0; n < sizeof names / sizeof names[0]; n++) {
     print_help (f, names[n], helps[n]);
     for (unsigned i = 0; i < run->nr_disks; i++) {

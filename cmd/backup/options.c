@@ -35,6 +35,7 @@ enum {
   OPT_BEFORE_HOLD,
   OPT_AFTER_RELEASE,
   OPT_HOOK_LIMIT,
+  OPT_REQUIRE_FROZEN,
   OPT_INCLUDE,
   OPT_DRY_RUN,
   OPT_REPORT,
@@ -72,6 +73,8 @@ static const struct cmd_option options[] = {
   { "hook-limit", OPT_HOOK_LIMIT, "TIME",
     "kill such a command after TIME, and run the second one at the latest TIME after the first "
     "began (default 30s)" },
+  { "require-frozen", OPT_REQUIRE_FROZEN, NULL,
+    "make no backup (exit status 4) if the first command fails" },
   { "dry-run", OPT_DRY_RUN, NULL, "only say what each disk would be, and how many bytes" },
   { "report", OPT_REPORT, "FILE", "write the manifest into FILE as well" },
   { "metrics", OPT_METRICS, "FILE",
@@ -149,6 +152,9 @@ take_option (struct backup_run *run, struct names *names, int c)
     return take_time ("--hook-limit", &run->hook_ms);
   case OPT_COMPRESS:
     run->compress = true;
+    return 0;
+  case OPT_REQUIRE_FROZEN:
+    run->require_frozen = true;
     return 0;
   case OPT_DRY_RUN:
     run->dry_run = true;
@@ -248,6 +254,10 @@ read_line (struct cmd_line *line, struct backup_run *run, struct names *names, i
   }
   if (line->operands[line->nr_operands - 1].nr_args != 1) {
     *status = cmd_usage_error ("REPOSITORY is a directory, not a command");
+    return false;
+  }
+  if (run->require_frozen && run->before_hold == NULL) {
+    *status = cmd_usage_error ("--require-frozen goes with --before-hold-exec");
     return false;
   }
   *status = far_check (line->operands[line->nr_operands - 1].argv[0]);

@@ -92,7 +92,9 @@ print_line (const struct backup_run *run, unsigned good)
   units_format_time (took, (double)(clock_ms () - run->begun_ms));
   printf ("backup %s: %s of %u disks done%s; %s, pause %s, took %s\n", run->name,
           good == run->nr_disks ? "all" : "only some", run->nr_disks, disks,
-          run->frozen ? "guest frozen" : "crash-consistent",
+          run->frozen                ? "guest frozen"
+          : run->before_hold != NULL ? "guest NOT frozen, crash-consistent"
+                                     : "crash-consistent",
           longest >= 0 ? units_format_time (pause, longest) : "unknown", took);
 }
 

@@ -75,7 +75,18 @@ hooks=(--before-hold-exec "echo before >>'$tmp/hooks'" --after-release-exec
   "echo after >>'$tmp/hooks'")
 run 0 'guest frozen' "$A" "$repo" "${hooks[@]}"
 [ "$(tr '\n' ' ' <"$tmp/hooks")" = "before after " ] || fail "hooks: $(cat "$tmp/hooks")"
-run 0 'crash-consistent' "$A" "$repo" --before-hold-exec false
+run 0 'guest NOT frozen, crash-consistent' "$A" "$repo" --before-hold-exec false
+before=$(find "$repo" -name '*.json' -o -name '*.qcow2' | sort)
+: >"$tmp/hooks"
+run 4 'the guest was not frozen' "$A" "$repo" --require-frozen \
+  --before-hold-exec false "${hooks[@]:2}"
+[ "$(cat "$tmp/hooks")" = after ] || fail "not thawed: $(cat "$tmp/hooks")"
+run 4 'thawed too early' "$A" "$repo" --require-frozen --before-hold-exec true \
+  --after-release-exec false
+[ "$before" = "$(find "$repo" -name '*.json' -o -name '*.qcow2' | sort)" ] || fail "files are left"
+run 2 'goes with --before-hold-exec' "$A" "$repo" --require-frozen
+run 0 'a: incremental:' "$A" "$repo" --require-frozen "${hooks[@]}"
+same a "$tmp/a"
 run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook-limit 200ms
 : >"$tmp/hooks"
 spawn killed "$NBDMIRROR" backup "$A" "$repo" \
