@@ -308,6 +308,7 @@ run_job (struct arguments *a)
   a->job.message = worker_message;
   if (w->progress != NULL || a->hooks.command[HOOK_READY] != NULL)
     a->job.progress = on_progress;
+  a->job.progress_is_watched = w->progress != NULL && progress_is_on_terminal (w->progress);
   a->job.started = worker_started;
   a->job.before_hold = before_hold;
   enum job_result result = job_run (&a->job, &report);

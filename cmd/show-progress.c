@@ -229,6 +229,12 @@ progress_new (FILE *fp, const char *name)
   return p;
 }
 
+bool
+progress_is_on_terminal (const struct progress *p)
+{
+  return p->terminal;
+}
+
 void
 progress_break (struct progress *p)
 {

@@ -9,6 +9,7 @@
 #define NBDMIRROR_CMD_SHOW_PROGRESS_H
 
 #include <stdint.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <jansson.h>
 
@@ -16,6 +17,8 @@ struct progress;
 
 /* Lines go to FP (borrowed).  NAME (copied) starts each line, or NULL. */
 struct progress *progress_new (FILE *fp, const char *name);
+/* Is it on a terminal? */
+bool progress_is_on_terminal (const struct progress *p);
 /* Ends a line that is still open on a terminal. */
 void progress_free (struct progress *p);
 

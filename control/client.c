@@ -182,6 +182,8 @@ control_client_next_event (struct control_client *c, int timeout_ms, char **name
       *error = link_lost_message (c);
       return -1;
     }
+    if (timeout_ms == 0)
+      return 0;
     int r = link_wait (c, POLLIN, deadline);
     if (r == 0 || (r == -1 && errno == EINTR))
       return 0;

@@ -27,7 +27,7 @@
 #define PUBLISH_NS (250 * NS_PER_MS)
 /* So often while nothing happens that anybody would not tell us: to show that we are there. */
 #define QUIET_NS (5 * NS_PER_S)
-#define QUIET_SHOWN_NS NS_PER_S /* where somebody looks at the progress */
+#define QUIET_SHOWN_NS NS_PER_S /* where the progress is on a terminal */
 #define COPY_LOOK_MS 10         /* in FINAL_COPY: will it fit in the lease? */
 
 static const char *const policy_names[] = { "sync", "throttle", "none", "fail" };
@@ -297,7 +297,7 @@ wait_for_something (struct job *j)
   j->rested = is_quiet (j);
   uint64_t now = clock_ns (), due = sample_due_ns (j), other = supervisor_due_ns (&j->supervisor);
   if (j->rested)
-    due = j->last_sample_ns + (uint64_t)(j->o->progress ? QUIET_SHOWN_NS : QUIET_NS);
+    due = j->last_sample_ns + (uint64_t)(j->o->progress_is_watched ? QUIET_SHOWN_NS : QUIET_NS);
   if (other < due)
     due = other;
   int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;

@@ -83,7 +83,8 @@ struct job_options {
   void *opaque;
   void (*message) (void *opaque, enum job_message kind, const char *text);
   void (*progress) (void *opaque, json_t *status); /* about ten times a second */
-  void (*started) (void *opaque);                  /* attached and copying */
+  bool progress_is_watched;       /* and each second where nothing happens, not only each 5 s */
+  void (*started) (void *opaque); /* attached and copying */
   /* Before a hand-off of the job's own accord, in a thread of its own; may be NULL.  -1 with *ERROR
    * (the job frees it with text_free()): the hand-off is given up, and tried again. */
   int (*before_hold) (void *opaque, char **error);
