@@ -280,10 +280,10 @@ again:
   :: atomic { UP && st[i]==5 && sb[i]==b -> clm[ss[i]] = clm[ss[i]] | BIT(b); st[i]=1 }
 #else
 #ifdef NEIGHBOURS
-/* A clean block may be sent along at any time, claimed like the others.  NOCLAIM: it is not. */
-#define DUE(b) ((dirty&BIT(b)) || !(quar&BIT(b)))
+/* A clean block may be sent along with another, claimed like that.  NOCLAIM: it is not. */
+#define DUE(i,b) ((dirty&BIT(b)) || ((i)==1 && !(quar&BIT(b))))
 #else
-#define DUE(b) (dirty&BIT(b))
+#define DUE(i,b) (dirty&BIT(b))
 #endif
 #ifdef NOCLAIM
 #define CLAIMED(b) (dirty&BIT(b))
@@ -291,7 +291,7 @@ again:
 #define CLAIMED(b) BIT(b)
 #endif
 #define CLAIM(i,b) \
-  :: atomic { UP && st[i]==0 && SYM(i) && DUE(b) && NOTBUSY(1-i,b) && QOK(b) -> \
+  :: atomic { UP && st[i]==0 && SYM(i) && DUE(i,b) && NOTBUSY(1-i,b) && QOK(b) -> \
        clm[cur] = clm[cur] | CLAIMED(b); sb[i]=b; ss[i]=cur; st[i]=1 }
 #endif
 #ifdef READFIRST
