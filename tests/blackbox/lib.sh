@@ -307,11 +307,20 @@ wait_for () {
 
 # listening PATH: does somebody listen there?  It is looked up in /proc, because a connection would
 # count as a client.  Between bind and listen the socket is there and refuses connections.  Such a
-# socket has no flags and is in state 1 (unconnected).
+# socket has no flags and is in state 1 (unconnected).  A socket that was renamed is in /proc by its
+# old name, and one that was left over is not there at all: connecting by datagrams reaches neither
+# server, and its error tells whether there is one.
 listening () {
-  [ -S "$1" ] &&
-    awk -v path="$1" '$8 == path && $4 == 0 && $6 == 1 { bound = 1 } END { exit bound }' \
-    /proc/net/unix
+  [ -S "$1" ] || return 1
+  local found=0
+  awk -v path="$1" '$8 != path { next }
+    $4 == 0 && $6 == 1 { bound = 1 }
+    $4 != 0 { listens = 1 }
+    END { exit bound ? 1 : listens ? 0 : 2 }' /proc/net/unix || found=$?
+  [ $found = 2 ] || return $found
+  "$python" -c 'import errno, socket, sys
+sys.exit(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).connect_ex(sys.argv[1])
+         != errno.EPROTOTYPE)' "$1"
 }
 
 # wait_for_socket PATH NAME: wait until the server NAME listens there.  If it ended instead, the
