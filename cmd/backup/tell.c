@@ -68,6 +68,17 @@ backup_tell_plan (const struct backup_run *run)
 
 /* ---- the end ---- */
 
+/* "1 disk done", "all 3 disks done", "only 1 of 3 disks done".  To be freed. */
+static char *
+how_many (unsigned good, unsigned all)
+{
+  const char *disks = all == 1 ? "disk" : "disks";
+
+  if (good < all)
+    return text_printf ("only %u of %u %s done", good, all, disks);
+  return text_printf ("%s%u %s done", all == 1 ? "" : "all ", all, disks);
+}
+
 /* One line that says it all, fit for the subject or the text of a mail. */
 static void
 print_line (const struct backup_run *run, unsigned good)
@@ -90,8 +101,8 @@ print_line (const struct backup_run *run, unsigned good)
     longest = d->pause_ms > longest ? d->pause_ms : longest;
   }
   units_format_time (took, (double)(clock_ms () - run->begun_ms));
-  printf ("backup %s: %s of %u disks done%s; %s, pause %s, took %s\n", run->name,
-          good == run->nr_disks ? "all" : "only some", run->nr_disks, disks,
+  CLEANUP_TEXT char *done = how_many (good, run->nr_disks);
+  printf ("backup %s: %s%s; %s, pause %s, took %s\n", run->name, done, disks,
           run->frozen                ? "guest frozen"
           : run->before_hold != NULL ? "guest NOT frozen, crash-consistent"
                                      : "crash-consistent",

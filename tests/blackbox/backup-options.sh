@@ -39,7 +39,7 @@ metric () { # metric NAME: its value for the disk
 back_up 0 --compress --metrics "$tmp/vm.prom"
 same
 [ "$(wc -l <"$tmp/mail")" = 1 ] || fail "the mail has not one line: $(cat "$tmp/mail")"
-grep -q 'all of 1 disks done, vda full .* crash-consistent, pause' "$tmp/mail" ||
+grep -q 'backup [0-9TZ]*: 1 disk done, vda full .* crash-consistent, pause' "$tmp/mail" ||
   fail "the mail: $(cat "$tmp/mail")"
 bytes=$(stat -c %s "$(newest file)")
 [ "$bytes" -lt $((2 << 20)) ] || fail "4 MiB of text take $bytes bytes"

@@ -120,6 +120,6 @@ for round in full incremental; do
   same none "$tmp/none"
   put "${uri[odd]}" 99990 11 5
 done
-grep -q 'all of 2 disks done' "$tmp/line" || fail "$(cat "$tmp/line")"
+grep -q 'all 2 disks done' "$tmp/line" || fail "$(cat "$tmp/line")"
 cmp "$tmp/out" "$(find "$repo/backups" -name '1-out' | head -n 1)" || fail "--include"
 [ -z "$(find "$repo" -name '*.begun')" ] || fail "a mark was left"
