@@ -11,7 +11,10 @@ nbdkit with the same plugin in these ways, all of them alive at the same time:
 
 For the plugin qcow2, the plain ways are a qemu-nbd that serves a qcow2 image without us, and the
 others are what `serve --format qcow2` runs: nbdkit, the filter, the image plugin and a qemu-nbd.
-There the server's processor time is that of nbdkit and of its qemu-nbd together.
+There the server's processor time is that of nbdkit and of its qemu-nbd together. One more way shows
+what it costs that an nbdkit stands in between, whatever it does there:
+
+  through   nbdkit's own nbd plugin in front of a qemu-nbd, without anything of ours
 
 Many short runs in turns; medians, and medians of the ratios to the plain ones of the same round.
 Where perf is installed (and allowed), one more run of each way with the filter tells which part of
@@ -69,11 +72,29 @@ def start_qcow2(setup, way, size):
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, str(size)], check=True)
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 1 0 {size}", path], check=True,
                    stdout=subprocess.DEVNULL)
-    if way in ("plain", "plain2"):
-        sock = os.path.join(setup.tmp, way + ".sock")
-        return common.Server(setup, ["qemu-nbd", "--persistent", "--shared=0", "--format=qcow2",
-                                     "--discard=unmap", "--socket=" + sock, path], sock)
-    return common.serve(setup, way, path, "--format", "qcow2")
+    if way not in ("plain", "plain2", "through"):
+        return common.serve(setup, way, path, "--format", "qcow2")
+    sock = os.path.join(setup.tmp, way + "-qemu.sock")
+    server = common.Server(setup, ["qemu-nbd", "--persistent", "--shared=0", "--format=qcow2",
+                                   "--discard=unmap", "--socket=" + sock, path], sock)
+    return Through(setup, way, server) if way == "through" else server
+
+
+class Through(common.Server):
+    """An nbdkit in front of the server BELOW, which ends with it."""
+
+    def __init__(self, setup, name, below):
+        self.below = below
+        sock = os.path.join(setup.tmp, name + ".sock")
+        super().__init__(setup, ["nbdkit", "-f", "-U", sock, "nbd", "shared=true",
+                                 "socket=" + below.sock], sock)
+
+    def cpu(self, children=False):
+        return super().cpu(children) + self.below.cpu()
+
+    def stop(self):
+        super().stop()
+        self.below.stop()
 
 
 def start_job(setup, server, way, dest, size):
@@ -104,7 +125,8 @@ def status(setup, server):
 
 
 def fio(setup, server, args, seconds):
-    """IOPS, p99 in microseconds, and the server's CPU time for a thousand writes in ms."""
+    """IOPS, p99 in microseconds, and the CPU time of the server, and of server and client together,
+    for a thousand writes in ms."""
     before = server.cpu(children=True)
     run = Run(["fio", "--output-format=json", "--name=guest", "--ioengine=nbd",
                "--uri=" + server.uri,
@@ -117,6 +139,7 @@ def fio(setup, server, args, seconds):
         "iops": write["iops"],
         "p99-us": write["clat_ns"]["percentile"]["99.000000"] / 1000,
         "server-cpu-ms": 1e6 * cpu / max(1, write["total_ios"]),
+        "all-cpu-ms": 1e6 * (cpu + run.cpu) / max(1, write["total_ios"]),
     }
 
 
@@ -195,16 +218,17 @@ def run(setup, args):
         for way in ways:
             r = {"plugin": plugin, "way": way, "runs": figures[way],
                  "filter-percent": shares.get(way)}
-            for key in ("iops", "p99-us", "server-cpu-ms"):
+            for key in ("iops", "p99-us", "server-cpu-ms", "all-cpu-ms"):
                 column = [f[key] for f in figures[way]]
                 r[key] = median(column)
                 r[key + " / plain"] = ratio(column, [f[key] for f in plain])
             results.append(r)
             rows.append([plugin, way, round(r["iops"]), round(r["p99-us"]), r["server-cpu-ms"],
-                         three(r["iops / plain"]), three(r["p99-us / plain"]),
-                         three(r["server-cpu-ms / plain"]), r["filter-percent"]])
-    print(table(["plugin", "way", "IOPS", "p99 us", "server CPU ms/1000", "IOPS/plain", "p99/plain",
-                 "CPU/plain", "filter %"], rows))
+                         r["all-cpu-ms"], three(r["iops / plain"]), three(r["p99-us / plain"]),
+                         three(r["server-cpu-ms / plain"]), three(r["all-cpu-ms / plain"]),
+                         r["filter-percent"]])
+    print(table(["plugin", "way", "IOPS", "p99 us", "server CPU ms/1000", "all CPU",
+                 "IOPS/plain", "p99/plain", "CPU/plain", "all/plain", "filter %"], rows))
     return results
 
 

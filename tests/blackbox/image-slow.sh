@@ -51,7 +51,7 @@ chmod +x "$tmp/bin/qemu-nbd"
 random_disk "$tmp/shadow" "$size"
 qemu-img convert -f raw -O qcow2 -o cluster_size=4k "$tmp/shadow" "$tmp/vm.qcow2"
 PATH=$tmp/bin:$PATH start_server vm "$tmp/vm.qcow2" --format qcow2
-start_guest guest "${uri[vm]}" --shadow "$tmp/shadow" --rate 2000
+start_guest guest "${uri[vm]}" --shadow "$tmp/shadow" --rate 2000 --seconds 3600
 wait_for 20 guest_changed guest 100
 
 # ---- in the middle of the guest's requests ----
