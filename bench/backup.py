@@ -18,8 +18,9 @@ restored disk is compared with the source.
   grown    by how many MiB the backups have grown, and what was changed
 
 Then the same with a guest that writes (fio, 4 KiB at random, --rate a second): a full backup,
-limited to --limit MiB/s where that can be said, and the guest's p99 before and during it.  And the
-pause of three disks with such guests, by nbdmirror."""
+limited to --limit MiB/s where that can be said, and the guest's p99 before and during it (goal: at
+most twice as long).  And the pause of three disks with such guests, by nbdmirror (goal: at most 30
+ms).  `--systems ''` leaves the first part out."""
 
 import os
 import random
@@ -170,6 +171,10 @@ def mib(n):
     return None if n is None else round(n / MIB, 1)
 
 
+def times(a, b):
+    return a / b if a is not None and b else None
+
+
 def tell(results, names, steps):
     rows = []
     for step in steps:
@@ -202,11 +207,12 @@ def run(setup, args):
     results = []
     for n in range(runs):
         results.append({})
-        for name in common.turned(names, n):
+        for name in common.turned(names, n) if names else []:
             results[-1][name] = one_system(setup, disk, name, changed, PIECES[args.piece], rng)
             common.say(f"{size_text(size)}, {name}: " + ", ".join(
                 f"{step} {r['seconds']:.2f} s" for step, r in results[-1][name].items()))
-    tell(results, names, ["full", *changed, "restore"])
+    if names:
+        tell(results, names, ["full", *changed, "restore"])
     beside = {}
     if guests:
         load_guest.check()
@@ -214,11 +220,14 @@ def run(setup, args):
             beside[name] = beside_guest(setup, disk, name, rate, args.limit * MIB,
                                         1 if setup.smoke else 5)
         print()
-        print(table(["full, beside a guest", "seconds", "p99 before, ms", "during", "longest"],
+        print(table(["full, beside a guest", "seconds", "p99 before, ms", "during", "÷ before",
+                     "longest"],
                     [[name, b["seconds"], b["before"]["p99-ms"], b["during"]["p99-ms"],
-                      b["during"]["max-ms"]] for name, b in beside.items()]))
+                      times(b["during"]["p99-ms"], b["before"]["p99-ms"]), b["during"]["max-ms"]]
+                     for name, b in beside.items()]))
     os.unlink(disk.path)
     pauses = three_disks(setup, 64 * MIB, rate) if guests and not setup.smoke else []
     if pauses:
-        print(f"\npause of three disks, ms: {', '.join(f'{p:.2f}' for p in pauses)}")
+        print(f"\npause of three disks, ms: median {median(pauses):.2f}, longest"
+              f" {max(pauses):.2f} of {len(pauses)}")
     return {"rounds": results, "guests": beside, "pauses-ms": pauses}

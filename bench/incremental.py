@@ -3,7 +3,10 @@
 against the size of the disk, which is sparse.
 
   incremental  `nbdmirror mirror --sync incremental --since NAME --on-ready complete`: the hand-over
-               is in the time.  The state file has the checkpoint
+               is in the time.  The state file has the checkpoint.  1,000 blocks of the
+               destination are compared before it is written to
+  few          the same with --trust-destination=64, which are as many as are compared where
+               `nbdmirror receive` or a backup's manifest proves where the destination stands
   qemu         qemu-storage-daemon, `blockdev-backup sync=incremental`, by a dirty bitmap with its
                own granularity
   nbdcopy      sends everything, from an nbdkit
@@ -44,7 +47,7 @@ def add_options(parser):
     parser.add_argument("--data", type=int, default=256, metavar="MIB",
                         help="random data at the checkpoint (%(default)s)")
     parser.add_argument("--most", type=int, default=2048, metavar="MIB", help="(%(default)s)")
-    parser.add_argument("--systems", default="incremental,qemu,nbdcopy", metavar="LIST",
+    parser.add_argument("--systems", default="incremental,few,qemu,nbdcopy", metavar="LIST",
                         help="(%(default)s)")
 
 
@@ -57,6 +60,8 @@ def written_by(server):
 class System:
     """One server of a copy of the base.  The guest changes it, each block once at most.  Then it is
     copied any number of times."""
+
+    report = None  # what the job says of the last run, where there is a report
 
     def __init__(self, setup, base):
         self.setup = setup
@@ -77,10 +82,12 @@ class System:
 
 
 class Incremental(System):
+    blocks = 1000
+
     def __init__(self, setup, base):
         super().__init__(setup, base)
         self.state = self.disk + ".state"
-        self.server = common.serve(setup, "source", self.disk, "--state", self.state, "--",
+        self.server = common.serve(setup, type(self).__name__, self.disk, "--state", self.state, "--",
                                    "mirror-state-volatile=yes")  # --dir may be in memory
         self.guest_uri = self.server.uri
         common.call(setup.nbdmirror, "checkpoint", "add", self.server.control, "one")
@@ -88,10 +95,11 @@ class Incremental(System):
     def copy(self, dest):
         report = os.path.join(self.setup.tmp, "incremental.report")
         run = Run([self.setup.nbdmirror, "mirror", self.server.control, dest.uri, "--sync",
-                   "incremental", "--since", "one", "--trust-destination", "--on-ready", "complete",
-                   "--report", report], 3600)
+                   "incremental", "--since", "one", f"--trust-destination={self.blocks}", "--on-ready",
+                   "complete", "--report", report], 3600)
         with open(report) as f:
-            token = json.load(f)["rollback-token"]
+            self.report = json.load(f)
+        token = self.report["rollback-token"]
         common.call(self.setup.nbdmirror, "rollback", self.server.control, "--token", token,
                     "--destination-stopped")
         return run.seconds
@@ -99,6 +107,10 @@ class Incremental(System):
     def close(self):
         super().close()
         os.unlink(self.state)
+
+
+class Few(Incremental):
+    blocks = 64
 
 
 class Qemu(System):
@@ -157,7 +169,7 @@ class Nbdcopy(System):
         return Run(["nbdcopy", "--flush", self.guest_uri, dest.uri], 3600).seconds
 
 
-SYSTEMS = {"incremental": Incremental, "qemu": Qemu, "nbdcopy": Nbdcopy}
+SYSTEMS = {"incremental": Incremental, "few": Few, "qemu": Qemu, "nbdcopy": Nbdcopy}
 NEEDS = {"qemu": "qemu-storage-daemon", "nbdcopy": "nbdcopy"}
 
 
@@ -176,7 +188,8 @@ def one_run(setup, base, system, prove):
             common.call("qemu-img", "compare", "-q", "-f", "raw", "-F", "raw", system.disk, path)
     finally:
         os.unlink(path)
-    return {"seconds": seconds, "sent": sent, "memory": common.memory_of(system.server.pid)["anon"]}
+    return {"seconds": seconds, "sent": sent, "memory": common.memory_of(system.server.pid)["anon"],
+            "report": system.report}
 
 
 def one_case(setup, base, names, size, piece, amount, runs):
