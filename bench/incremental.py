@@ -87,16 +87,16 @@ class Incremental(System):
     def __init__(self, setup, base):
         super().__init__(setup, base)
         self.state = self.disk + ".state"
-        self.server = common.serve(setup, type(self).__name__, self.disk, "--state", self.state, "--",
-                                   "mirror-state-volatile=yes")  # --dir may be in memory
+        self.server = common.serve(setup, type(self).__name__, self.disk, "--state", self.state,
+                                   "--", "mirror-state-volatile=yes")  # --dir may be in memory
         self.guest_uri = self.server.uri
         common.call(setup.nbdmirror, "checkpoint", "add", self.server.control, "one")
 
     def copy(self, dest):
         report = os.path.join(self.setup.tmp, "incremental.report")
         run = Run([self.setup.nbdmirror, "mirror", self.server.control, dest.uri, "--sync",
-                   "incremental", "--since", "one", f"--trust-destination={self.blocks}", "--on-ready",
-                   "complete", "--report", report], 3600)
+                   "incremental", "--since", "one", f"--trust-destination={self.blocks}",
+                   "--on-ready", "complete", "--report", report], 3600)
         with open(report) as f:
             self.report = json.load(f)
         token = self.report["rollback-token"]
