@@ -264,7 +264,12 @@ mirror_get_ready (int thread_model)
                   " refused until a rollback with token %s",
                   mirror.fence.record.token);
   if (is_draft && receiving_is (&mirror) && !never_prepared) {
-    text_error (&error, "it is to be received, but nobody knows whether it was handed over");
+    text_error (
+        &error,
+        "it is to be received, but nobody knows whether it was handed over: start 'nbdmirror"
+        " serve' with the same disk and control socket, say 'nbdmirror complete CONTROL"
+        " --commit --token %s' if it was, and begin again",
+        mirror.fence.record.token);
     goto failed;
   }
   if (mirror.fence.state != FENCE_NONE && !never_prepared && !receiving_is (&mirror))

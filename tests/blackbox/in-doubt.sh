@@ -72,6 +72,11 @@ stop src
 rm "$tmp/new.img"
 kill_all "other boot"
 sed -i 's/\("boot-id": "\)[^"]*/\10/' "${control[src]}.fence.draft"
+# Nobody can receive it before that is decided, and the message says how to decide.
+has_to_exit 1 nbdmirror receive "$tmp/old.img" --resume --socket "${socket[src]}" \
+  --control "${control[src]}"
+grep -q 'complete CONTROL --commit --token test. if it was' "$tmp/err" ||
+  fail "received in doubt: $(cat "$tmp/err")"
 start_server src "$tmp/old.img"
 [ "$(status_of "${control[src]}" gate)" = fenced ] || fail "other boot: not fenced"
 has_to_exit 1 evacuate "${control[src]}" "$tmp/new.img"
