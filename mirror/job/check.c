@@ -111,9 +111,14 @@ open_source (struct job *j, json_t *status)
     eo.nr_connections = SOURCE_CONNECTIONS;
   }
   char *argv[] = { (char *)uri, NULL };
-  j->source = endpoint_open (argv, 1, &eo, NULL, &error);
+  int errnum = 0;
+  j->source = endpoint_open (argv, 1, &eo, &errnum, &error);
   if (j->source == NULL) {
-    job_say (j, JOB_ERROR, "source: %s", error);
+    /* nbdkit answers so where the filter or the plugin does not open the disk. */
+    job_say (j, JOB_ERROR, "source: %s%s", error,
+             errnum == ENOENT ? " (if its socket is there, the server does not open the disk, and"
+                                " its log says why: was the disk resized?)"
+                              : "");
     text_free (error);
     return -1;
   }

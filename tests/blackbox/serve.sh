@@ -91,3 +91,13 @@ h = nbd.NBD(); h.set_export_name("a b"); h.connect_unix(sys.argv[1]); h.shutdown
 kill "$(cat "$tmp/my.pid")"
 wait_for 10 gone
 wait_for 5 test ! -e "$tmp/my.pid"
+
+# ---- a disk that was resized is not mirrored, and the message says where to look -----------------
+truncate -s 4M "$tmp/grows.img"
+start_server grows "$tmp/grows.img"
+nbdinfo --size "${uri[grows]}" >"$tmp/size"
+truncate -s 8M "$tmp/grows.img"
+has_to_exit 1 nbdmirror mirror "${control[grows]}" "$tmp/copy.img"
+grep -q 'source: .*was the disk resized?' "$tmp/err" || fail "resized: $(cat "$tmp/err")"
+stop grows
+grep -q 'size changed from 4194304 to 8388608' "$tmp/grows.log" || fail "$(cat "$tmp/grows.log")"
