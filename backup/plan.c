@@ -19,7 +19,7 @@ why_full (const struct backup_facts *f)
   if (f->size == 0)
     return text_copy ("a disk of 0 bytes has nothing to record");
   if (f->checkpoint == CHECKPOINT_NO_STATE)
-    return text_copy ("the server keeps no state file, so nothing is recorded");
+    return text_copy ("no state file is kept (see --state), so nothing is recorded");
   if (f->parent == NULL)
     return text_copy ("there is no earlier backup of this disk");
   if (f->chain_fault != NULL)

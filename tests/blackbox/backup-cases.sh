@@ -20,9 +20,9 @@ A=${control[a]} B=${control[b]}
 # ---- full, and why -------------------------------------------------------------------------------
 run 7 'a: it cannot be incremental: there is no earlier backup' "$A" "$repo" --incremental
 [ -z "$(find "$repo/backups" -name '*.json')" ] || fail "a refused backup has left one"
-run 0 'b: full: the server keeps no state file' "$A" "$B" "$repo"
+run 0 'b: full: no state file is kept (see --state)' "$A" "$B" "$repo"
 run 0 'a: incremental:' "$A" "$B" "$repo"
-grep -qF 'b: full: the server keeps no state file' "$tmp/out" || fail "b: $(cat "$tmp/out")"
+grep -qF 'b: full: no state file is kept (see --state)' "$tmp/out" || fail "b: $(cat "$tmp/out")"
 run 0 'a: full: asked for' "$A" "$repo" --full
 run 0 'a: incremental:' "$A" "$repo" --incremental
 name=$(nbdmirror checkpoint list "$A" | grep -o '^backup-[^ ]*')
