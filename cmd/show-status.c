@@ -220,10 +220,12 @@ print_notes (const json_t *status, const char *control)
               || is_state (status, "cancelled");
 
   if (is_state (status, "degraded"))
-    print_note ("the destination is gone (%s in all so far): %s; changes go on being tracked, "
-                "reconnecting",
-                units_format_time (buf, 1000 * status_number (status, "degraded-s", 0)),
-                reason != NULL ? reason : "reason unknown");
+    print_note (
+        "the destination cannot be used (%s in all so far): %s; changes go on being "
+        "tracked, and it is tried again until it works, --give-up-after (never, by default) "
+        "has passed, or 'cancel' gives up",
+        units_format_time (buf, 1000 * status_number (status, "degraded-s", 0)),
+        reason != NULL ? reason : "reason unknown");
   else if (reason != NULL)
     print_note ("%s", reason);
   if (why != NULL && why[0] != '\0' && !is_state (status, "idle"))

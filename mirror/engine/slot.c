@@ -212,9 +212,11 @@ slot_dest_failed (struct slot *sl, const char *what, int err)
    * server that shuts down answers ESHUTDOWN on a connection that lives. */
   if (channel_error (sl->of->dest) == NULL) {
     CLEANUP_TEXT char *why
-        = sl->length == 0 ? text_printf ("%s: %s: %s", name, what, strerror (err))
-                          : text_printf ("%s: %s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
-                                         name, what, sl->length, sl->offset, strerror (err));
+        = sl->length == 0
+              ? text_printf ("%s: %s: %s", name, what, strerror (err))
+              : text_printf ("%s: %s of %" PRIu64 " bytes at offset %" PRIu64 ": %s%s", name, what,
+                             sl->length, sl->offset, strerror (err),
+                             err == ENOSPC || err == EDQUOT ? " (make room there)" : "");
     if (endpoint_error_lasts (err))
       atomic_store (&target->refused_with, err);
     target->fail (target->opaque, why);

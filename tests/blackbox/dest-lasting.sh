@@ -11,7 +11,7 @@ proves_nothing_under thread
 
 # ---- it goes wrong for good: given up after the time asked for ----
 run_both "EIO for ever" 3 3 'Input/output error' --fault write:5-=error:EIO
-run_both "ENOSPC for ever" 3 3 'No space left' --fault write:5-=error:ENOSPC
+run_both "ENOSPC for ever" 3 3 'No space left.*make room there' --fault write:5-=error:ENOSPC
 run_both "never flushes" 3 3 'Input/output error' --fault flush:1-=error:EIO
 # These will never pass: that is known after a few tries, however patient one is.
 extra=(--give-up-after 1h)
