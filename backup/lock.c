@@ -91,3 +91,19 @@ repository_lock (const struct repository *r, const char *disk, int *result, char
   fd = -1;
   return 0;
 }
+
+bool
+repository_wait_unused (const char *path, uint64_t limit_ms)
+{
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  uint64_t end = clock_ms () + limit_ms;
+
+  for (;;) {
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    if (fcntl (fd, F_OFD_GETLK, &lock) == -1 || lock.l_type == F_UNLCK)
+      return true;
+    if (clock_ms () >= end)
+      return false;
+    clock_sleep_ms (LOOK_MS);
+  }
+}

@@ -14,6 +14,7 @@
 #define NBDMIRROR_BACKUP_LOCK_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 struct repository;
 
@@ -25,5 +26,9 @@ int repository_lock (const struct repository *r, const char *disk, int *fd, char
 /* This host, in a way that does not change with its name.  For text_free(). */
 char *repository_host_id (void);
 char *repository_host (void); /* its name; the same */
+
+/* Wait until no program has the image PATH open with QEMU's locks, for at most LIMIT_MS.  False:
+ * one still has.  A file that cannot be looked at counts as unused. */
+bool repository_wait_unused (const char *path, uint64_t limit_ms);
 
 #endif

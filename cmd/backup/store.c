@@ -27,7 +27,6 @@
 
 #define SECTOR 512
 #define WRITER_MS 30000
-#define LOOK_MS 20
 
 int
 store_open (struct store *s, const char *place, bool make, char **error)
@@ -181,19 +180,9 @@ store_endpoint (const struct store *s, const char *file)
 static int
 wait_for_writer (const char *path, char **error)
 {
-  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
-  uint64_t end = clock_ms () + WRITER_MS;
-
-  if (fd == -1)
-    return text_error (error, "%s: %s", path, strerror (errno));
-  for (;;) {
-    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    if (fcntl (fd, F_OFD_GETLK, &lock) == -1 || lock.l_type == F_UNLCK)
-      return 0;
-    if (clock_ms () >= end)
-      return text_error (error, "%s is still being written to", path);
-    clock_sleep_ms (LOOK_MS);
-  }
+  if (repository_wait_unused (path, WRITER_MS))
+    return 0;
+  return text_error (error, "%s is still being written to", path);
 }
 
 int

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#include "backup/lock.h"
 #include "backup/repository.h"
 #include "base/child.h"
 #include "base/text.h"
@@ -16,6 +17,7 @@
 #include "cmd/repository/rewrite.h"
 
 #define POLL_MS 1000
+#define READER_MS 10000 /* a reader that was killed, or has just ended */
 
 static const char *
 name_of (const char *path)
@@ -40,12 +42,15 @@ run_locked (const char *const *words)
   return WIFEXITED (status) ? WEXITSTATUS (status) : 128 + WTERMSIG (status);
 }
 
-/* Run WORDS, which write into PATH, and make that durable. */
+/* Run WORDS, which write into PATH and look at OTHER, and make that durable. */
 static int
-run (const char *const *words, const char *path)
+run (const char *const *words, const char *path, const char *other)
 {
-  int r = run_locked (words);
   char *error = NULL;
+
+  repository_wait_unused (path, READER_MS);
+  repository_wait_unused (other, READER_MS);
+  int r = run_locked (words);
 
   if (r == 0 && repository_sync (path, &error) == 0)
     return EXIT_DONE;
@@ -67,7 +72,7 @@ rewrite_rebase (const char *top, const char *base)
   const char *const words[] = { "qemu-img", "rebase", "-q",           "-f", "qcow2", "-F",
                                 "qcow2",    "-b",     name_of (base), top,  NULL };
 
-  return run (words, top);
+  return run (words, top, base);
 }
 
 int
@@ -76,7 +81,7 @@ rewrite_commit (const char *top, const char *base)
   const char *const words[]
       = { "qemu-img", "commit", "-q", "-d", "-f", "qcow2", "-b", base, top, NULL };
 
-  return run (words, base);
+  return run (words, base, top);
 }
 
 int
@@ -85,5 +90,5 @@ rewrite_relink (const char *top, const char *base)
   const char *const words[] = { "qemu-img", "rebase", "-q", "-u",           "-f", "qcow2",
                                 "-F",       "qcow2",  "-b", name_of (base), top,  NULL };
 
-  return run (words, top);
+  return run (words, top, base);
 }

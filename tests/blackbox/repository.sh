@@ -137,6 +137,19 @@ same "$tmp/p" "${names[6]}" vda
 has_to_exit 0 nbdmirror backup-verify "$tmp/p"
 [ "$(find "$tmp/p/vda" -name '*.qcow2' | wc -l)" = 3 ] || fail "files left: $(ls "$tmp/p/vda")"
 
+# A reader that is about to end makes a prune wait.
+make_repository w --backups 3 --full 3
+spawn reader qemu-nbd -r -t -e 0 -k "$tmp/reader.sock" -f qcow2 "$tmp/w/vda/${names[2]}-inc.qcow2"
+wait_for_socket "$tmp/reader.sock" reader
+spawn prune "$NBDMIRROR" backup-prune "$tmp/w" --keep-last 1
+is_marked () { grep -q '"dropped": true' "$tmp/w/backups/${names[0]}.json"; }
+wait_for 20 is_marked
+sleep 1
+stop reader
+wait_exit prune 30
+[ "$status" = 0 ] || fail "a prune beside a reader that ends: $(cat "$tmp/prune.log")"
+same "$tmp/w" "${names[2]}" vda
+
 # A repository that is full: what goes as a whole makes room, also if the rest cannot be done yet.
 make_repository f --backups 6 --full 3
 mkdir "$tmp/bin"

@@ -183,7 +183,7 @@ def start_from_files(s, newest, told):
     s.story.close()
     s.story = machine.Story()
     s.vm("b", [{"driver": "qcow2", "file": {"driver": "file", "filename": overlay}}], memory=MEMORY)
-    s.story.wait_for_line("LOADED")
+    s.story.wait_for_line("LOADED", 300)
     s.story.wait_for_more(3)
     scene.check(s.story.records[0][2] > told, "the guest has forgotten transactions")
 
