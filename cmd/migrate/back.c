@@ -32,6 +32,7 @@
 #include "control/name.h"
 
 #define CANCEL_MS 20000 /* for QEMU to cancel a migration */
+#define WAKE_MS 500     /* a cancelled migration that goes on so long is woken */
 #define RUN_MS 20000    /* for the source VM to run again */
 #define END_MS 2000     /* for the destination QEMU to end */
 #define POLL_MS 20
@@ -113,10 +114,23 @@ free_disks (struct migrate *m)
 /* ---- the machines -----------------------------------------------------------------------------
  */
 
+/* QEMU's thread may have been about to stop before the switch when it was told to cancel, and then
+ * waits there for ever, with the guest stopped (seen with 7.2: migration_maybe_pause() looks at the
+ * state, and waits even where it has changed since).  A thread that does not wait takes no notice.
+ */
+static void
+wake_cancelled (struct migrate *m)
+{
+  CLEANUP_TEXT char *ignored = NULL;
+
+  machine_call (&m->machines.source, "migrate-continue", json_pack ("{s:s}", "state", "cancelling"),
+                NULL, NULL, &ignored);
+}
+
 static void
 cancel_memory (struct migrate *m)
 {
-  uint64_t end = clock_ms () + CANCEL_MS;
+  uint64_t wake = clock_ms () + WAKE_MS, end = clock_ms () + CANCEL_MS;
   char status[32];
   char *error = NULL;
 
@@ -128,6 +142,10 @@ cancel_memory (struct migrate *m)
   do {
     machines_wait (&m->machines, POLL_MS);
     machine_migration (&m->machines.source, status);
+    if (strcmp (status, "cancelling") == 0 && clock_ms () >= wake) {
+      wake_cancelled (m);
+      wake = clock_ms () + WAKE_MS;
+    }
   } while (migration_is_active (status) && clock_ms () < end);
   journal_rolled_back (&m->journal, "the migration of the memory is %s",
                        status[0] != '\0' ? status : "gone");

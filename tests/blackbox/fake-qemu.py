@@ -17,7 +17,7 @@ Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be gi
   fail     the migration fails: the source resumes by itself
   tunnel-dies   like die-after, but the process lives on: its monitor was forwarded, and that
                 has gone
-  hang     the migration stays where it is
+  hang     the migration stays where it is (with migrate_cancel: "cancelling", until it is woken)
   slow     done a second later
   source-dies   with migrate-continue: everything arrives, but the source dies before it says
                 "completed"
@@ -160,6 +160,9 @@ class Side:
     def migrate_continue(self, state):
         if self.migration != state:
             raise ValueError(f"Migration not in expected state: {state}")
+        if state == "cancelling":  # it has slept, and did not see that it was cancelled
+            self.cancelled()
+            return {}
         self.set_migration("device")
         self.world.later(self.complete)
         return {}

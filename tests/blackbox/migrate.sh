@@ -211,8 +211,8 @@ fails 1 running dead open -- --at source:migrate-continue:hang -- --switchover-t
 says "longer than 3000 ms"
 in_time hold 3000 # the lease begins there
 did "source migrate_cancel finish-migrate open+open"
-case="the user interrupts it while the disks are held"
-qemus --at source:migrate-continue:hang
+case="the user interrupts it while the disks are held, and QEMU sleeps when it is cancelled"
+qemus --at source:migrate-continue:hang --at source:migrate_cancel:hang
 # shellcheck disable=SC2086
 spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
     --memory-uri unix:/nowhere $both
