@@ -97,8 +97,9 @@ struct endpoint_options {
   unsigned nr_multi;
   /* NBD, where the server offers multi-conn: so many channels will be opened.  endpoint_open()
    * begins to make all their connections at once, and does not wait for them: channel_open() and
-   * channel_widen() do, and tell what went wrong.  endpoint_close() waits for them as well, for up
-   * to connect_timeout_ms.  0: each connection is made when its channel is opened. */
+   * channel_widen() do, and tell what went wrong.  endpoint_close() ends those that are not made
+   * yet.  A server at a URI that does not offer it sees connections that leave before they open
+   * its export.  0: each connection is made when its channel is opened. */
   unsigned nr_channels;
   /* NULL, or room for ENDPOINT_SESSION characters: the ID of the last session that was tried at a
    * server of `nbdmirror receive`, "" before the first.  The endpoint that is opened replaces it.

@@ -62,7 +62,11 @@ run (void *opaque)
   if (enter (a, c))
     c->attempt.h = nbd_connect_again (c->nep, c, &c->attempt.errnum, &c->attempt.error);
   leave (a, c);
-  nbd_hang_up_end (&c->hang_up);
+  if (nbd_hang_up_end (&c->hang_up) && c->attempt.h != NULL) { /* at the last moment */
+    nbd_close_handle (c->attempt.h, false);
+    c->attempt = (struct nbd_attempt){ .errnum = ENDPOINT_FULL };
+    text_error (&c->attempt.error, "%s: a connection took too long", c->nep->ep.name);
+  }
   return NULL;
 }
 
