@@ -164,6 +164,21 @@ image_to_create (const struct image *image, const char *format, struct endpoint_
   opts->image_format = format;
 }
 
+/* A new file is raw unless a format is given, which its name may belie. */
+static void
+warn_of_name (const char *path, const char *option)
+{
+  static const char *const suffixes[] = { ".qcow2", ".qed", ".vmdk", ".vdi", ".vhdx" };
+  const char *suffix = strrchr (path, '.');
+
+  if (suffix == NULL || access (path, F_OK) == 0)
+    return;
+  for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++)
+    if (strcmp (suffix, suffixes[i]) == 0)
+      cmd_warning ("%s is going to be a raw file, whatever its name says: '%s %s' makes an image",
+                   path, option, suffix + 1);
+}
+
 bool
 image_place (struct cmd_line *line, struct cmd_operand *op, const char *option, const char *format,
              bool writable, struct image *image)
@@ -178,6 +193,8 @@ image_place (struct cmd_line *line, struct cmd_operand *op, const char *option, 
     return true;
   else if (format == NULL) {
     line->status = image_refuse_container (op->argv[0], option);
+    if (line->status == EXIT_DONE && writable)
+      warn_of_name (op->argv[0], option);
     return line->status == EXIT_DONE;
   } else if (!absolute_path (op->argv[0], writable, image->path)) {
     cmd_say ("%s: %s", op->argv[0], strerror (errno));

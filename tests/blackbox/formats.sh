@@ -70,6 +70,11 @@ fi
 
 # ---- copy and verify ----
 
+# A raw file may have such a name, with a warning.
+has_to_exit 0 nbdmirror copy "$tmp/base" "$tmp/raw.qcow2"
+grep -q "raw.qcow2 is going to be a raw file.*'--dest-format qcow2'" "$tmp/err" ||
+  fail "a raw file named .qcow2: $(cat "$tmp/err")"
+
 # An image that is missing is made.
 nbdmirror copy "$tmp/base" "$tmp/copy.qcow2" --dest-format qcow2 2>"$tmp/log" </dev/null ||
   fail "copy to qcow2: $(cat "$tmp/log")"
