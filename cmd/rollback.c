@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
+#include "control/name.h"
 #include "mirror/handoff/coordinator.h"
 
 enum { OPT_TOKEN = 0x100, OPT_DESTINATION_STOPPED };
@@ -58,6 +59,12 @@ run (struct cmd_line *line)
         "--destination-stopped is missing: stop the guest at the destination first, "
         "and say so with it");
   const char *control = line->operands[0].argv[0];
+  if (control_is_of_qemu (control)) {
+    cmd_say ("%s: refused: a disk that QEMU has open by itself has no fence to open; the command"
+             " 'cont' to QEMU's monitor lets the guest go on",
+             control);
+    return EXIT_REFUSED;
+  }
   struct control_client *c = query_connect (control);
   if (c == NULL)
     return EXIT_ERROR;

@@ -181,6 +181,7 @@ refused 2 '--token is missing' rollback none --destination-stopped
 refused 2 '--destination-stopped is missing' rollback none --token t
 refused 2 "--token 'a/b': " rollback none --token a/b --destination-stopped
 refused 1 'none: ' rollback none --token t --destination-stopped
+refused 7 'no fence to open' rollback qmp:none/disk --token t --destination-stopped
 
 # A slip in a name must not become a local file (the last check below: nothing new is there).
 for sub in "mirror none" "copy disk" "verify disk"; do
