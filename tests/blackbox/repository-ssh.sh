@@ -144,3 +144,9 @@ qemu-img info "$(what file)" | grep -q 'compression type: zstd' || fail "no file
 qemu-img check "$(what file)" | grep -q ' [1-9][0-9.]*% compressed' || fail "it is not compressed"
 [ "$(kind)" = incremental ] || fail "after pruning: $(kind)"
 restored
+has_to_exit 0 nbdmirror backup-verify "$far" --compare
+grep -q "^$disk: good: 0 bytes differ" "$tmp/out" || fail "compared: $(cat "$tmp/out")"
+printf 'behind' | dd of="$tmp/a" bs=1 seek=500000 conv=notrunc status=none
+has_to_exit 5 nbdmirror backup-verify "$far" --compare
+has_to_exit 0 backup
+restored
