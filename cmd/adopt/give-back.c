@@ -50,6 +50,7 @@ struct give_back {
   json_t *record;
   struct served server;
   bool is_receive; /* CONTROL is an NBD socket */
+  bool revived;    /* this run has started the server */
   uint64_t took_ns;
 };
 
@@ -141,6 +142,8 @@ look (struct give_back *g, struct guest_disk *d)
     return fail (EXIT_ERROR, error);
   if (r == 0) {
     cmd_say ("%s QEMU has no disk that uses %s", g->vm.name, g->server.socket);
+    if (g->revived) /* the record is an old one, and another guest may use the image */
+      served_stop (g->server.pid);
     return EXIT_REFUSED;
   }
   if (take_file (g, d, &error) == 0
@@ -358,7 +361,7 @@ give_back (struct give_back *g)
     return fail (EXIT_ERROR, error);
   /* QEMU may answer again only when its guest gets an answer. */
   if (g->record != NULL)
-    revive (g->control, g->record, g->qmp, false);
+    g->revived = revive (g->control, g->record, g->qmp, false);
   if (monitor_open (&g->vm, g->under_libvirt, &refused, &error) == -1)
     return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
   if (pivot_end_leftover (&g->vm, &g->names, &error) == -1)
