@@ -221,9 +221,10 @@ state_write_loss (struct state *s)
   pthread_mutex_unlock (&s->lock);
 }
 
-/* Writes that shared the last commit, NR of them, come again at about the same time.  The first of
- * them does not begin the next commit at once, or the others would have to wait for it and for one
- * more.  It waits for them, for a quarter of the time that the last commit took.  Under lock. */
+/* The guests that write all the time, NR of them, shared the last commit or came while it was made.
+ * They come again at about the same time.  The first of them does not begin the next commit at
+ * once, or the others would have to wait for it and for one more.  It waits for them, for a quarter
+ * of the time that the last commit took.  Under lock. */
 static void
 gather (struct state *s, uint64_t nr, uint64_t took_ns)
 {
@@ -266,6 +267,7 @@ state_work (void *opaque)
       next = clock_ms () + RETRY_MS;
     }
     pthread_mutex_lock (&s->lock);
+    nr += pending ? s->nr_pending : 0;
   }
   pthread_mutex_unlock (&s->lock);
   /* The live maps say it in this boot only. */
