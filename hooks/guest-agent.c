@@ -205,8 +205,10 @@ thaw (struct agent *a)
   for (;;) {
     text_free (error);
     error = NULL;
-    /* An agent that does not answer may do so on another connection. */
-    a->end_ms = clock_ms () + (end - clock_ms ()) / 2 + AGAIN_MS;
+    /* An agent that does not answer may do so on another connection.  This process may have been
+     * stopped beyond the end. */
+    uint64_t now = clock_ms ();
+    a->end_ms = now + (now < end ? end - now : 0) / 2 + AGAIN_MS;
     if (thaw_once (a, &error) == 0)
       return EXIT_SUCCESS;
     if (clock_ms () + AGAIN_MS >= end)

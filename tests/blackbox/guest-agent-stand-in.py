@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What qemu-ga says of a guest's file systems: guest-agent-stand-in.py SOCKET LOG [hang].  Every
-freeze and thaw is a line of LOG.  With `hang` it freezes and does not answer.  Each connection
-begins with an answer to an older question."""
+"""What qemu-ga says of a guest's file systems: guest-agent-stand-in.py SOCKET LOG [hang|silent].
+Every freeze and thaw is a line of LOG.  With `hang` it freezes and does not answer.  With `silent`
+it hangs up on the first connection, and never answers on the others.  Each connection begins with
+an answer to an older question."""
 
 import json
 import socket
@@ -54,5 +55,11 @@ def serve(connection):
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(path)
 listener.listen()
+if "silent" in sys.argv:
+    listener.accept()[0].close()
+    note("hung-up")
+    unanswered = []
+    while True:
+        unanswered.append(listener.accept()[0])
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()

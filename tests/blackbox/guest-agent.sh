@@ -15,7 +15,7 @@ done
 has_to_exit 1 "$ga" thaw "$tmp/nobody" 1
 grep -q 'not thawed: .*No such file' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
 
-# agent NAME [hang]
+# agent NAME [hang|silent]
 agent () {
   spawn "$1" "$python" "$srcdir/tests/blackbox/guest-agent-stand-in.py" "$tmp/$1.s" "$tmp/$1.did" \
     ${2:+"$2"}
@@ -38,6 +38,17 @@ wait_for 10 twice
 stop freeze
 [ "$status" = 1 ] || fail "interrupted: $status"
 [ "$(did hangs)" = 'freeze thaw freeze thaw' ] || fail "interrupted: $(did hangs)"
+
+# A thaw that was stopped between two tries, until after its end, still ends.
+agent silent silent
+spawn thaw "$ga" thaw "$tmp/silent.s" 1
+hung_up () { grep -qs hung-up "$tmp/silent.did"; }
+wait_for 10 hung_up
+kill -STOP "${pid[thaw]}"
+sleep 1.6
+kill -CONT "${pid[thaw]}"
+wait_exit thaw 10
+[ "$status" = 1 ] || fail "a thaw that was stopped: $status"
 
 # In a backup.
 random_disk "$tmp/disk" 4M
