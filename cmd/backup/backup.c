@@ -136,6 +136,8 @@ run_locked (struct backup_run *run)
       if (status == 0)
         status = backup_seal (run);
       if (run->begun)
+        backup_drop_checkpoints (run);
+      if (run->begun)
         store_give_up (&run->store, run->name, ids, nr, backup_job_is_left (run));
     }
   }

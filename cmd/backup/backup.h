@@ -145,6 +145,9 @@ int backup_hook (const struct backup_run *run, const char *event, const char *co
 
 /* seal.c: an exit status, after a message. */
 int backup_seal (struct backup_run *run);
+/* There is no manifest: remove the checkpoints that were added, since a backup in the same second
+ * gets the same name.  What was recorded stays recorded since the checkpoint before. */
+void backup_drop_checkpoints (const struct backup_run *run);
 
 /* tell.c */
 /* metrics.c: write the file for Prometheus; SUCCESS: there is a manifest.  0, or -1 with errno. */

@@ -118,6 +118,23 @@ remove_checkpoints (const struct backup_run *run, struct backup_disk *d)
   json_decref (all);
 }
 
+void
+backup_drop_checkpoints (const struct backup_run *run)
+{
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    const struct backup_disk *d = &run->disks[i];
+    CLEANUP_TEXT char *error = NULL;
+    if (d->checkpoint_uuid[0] == '\0')
+      continue;
+    const struct control_call call = { .command = "mirror-checkpoint-remove",
+                                       .args = json_pack ("{s:s}", "name", run->checkpoint),
+                                       .timeout_ms = QUERY_MS };
+    if (control_client_call (d->client, &call, &error) == -1)
+      cmd_warning ("checkpoint '%s' was not removed; the next backup tries again: %s",
+                   run->checkpoint, error);
+  }
+}
+
 int
 backup_seal (struct backup_run *run)
 {
