@@ -446,6 +446,23 @@ state_found_free (struct state_found *f)
   f->l1_copy = NULL;
 }
 
+/* Does the file itself say that BLOCK is clean, whatever the live map says? */
+static bool
+is_clean_in_pages (int fd, const struct state_found *f, uint64_t block)
+{
+  const struct state_layout *l = &f->layout;
+  uint64_t w = block / 64, e = w / l->words_per_extent, p = e / l->extents_per_page, sequence;
+  uint8_t page[STATE_PAGE];
+
+  if ((f->l1[e / 64] >> (e % 64) & 1) != 0
+      || read_at (fd, page, sizeof page, l->l2_offset + p * STATE_PAGE) == -1
+      || state_page_check (page, STATE_PAGE, STATE_L2, p, f->super.uuid, &sequence)
+             != STATE_PAGE_GOOD)
+    return false;
+  uint64_t in_page = w - p * l->extents_per_page * l->words_per_extent;
+  return (state_page_word (page, (uint32_t)in_page) >> (block % 64) & 1) == 0;
+}
+
 bool
 state_find_sample (int fd, const struct state_found *f, unsigned i, struct sample *out)
 {
@@ -457,5 +474,9 @@ state_find_sample (int fd, const struct state_found *f, unsigned i, struct sampl
              != STATE_PAGE_GOOD)
     return false;
   memcpy (out, page + STATE_PAGE_HEADER, sizeof *out);
-  return out->length >= 1 && out->length <= SAMPLE_BYTES && out->block < f->layout.geo.nr_blocks;
+  if (out->length < 1 || out->length > SAMPLE_BYTES || out->block >= f->layout.geo.nr_blocks)
+    return false;
+  /* The live map lets go of a block as soon as it is flushed, and the samples in the file follow
+   * only later in the round: a server that is killed in between leaves an old one. */
+  return f->how != STATE_FROM_LIVE || is_clean_in_pages (fd, f, out->block);
 }

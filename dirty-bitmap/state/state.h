@@ -128,7 +128,7 @@ int state_find (int fd, uint64_t size, const uint8_t boot[16], const struct stat
                 struct state_found *f, char **error);
 void state_found_free (struct state_found *f);
 
-/* Sample I of a file that has a job.  False if there is none. */
+/* Sample I of a file that has a job.  False if there is none, or if it may be an old one. */
 struct sample;
 bool state_find_sample (int fd, const struct state_found *f, unsigned i, struct sample *out);
 
