@@ -14,6 +14,8 @@
 
 #include "base/text.h"
 #include "base/uuid.h"
+#include "dirty-bitmap/bitmap.h"
+#include "dirty-bitmap/samples.h"
 #include "dirty-bitmap/state/file.h"
 #include "dirty-bitmap/state/recordings.h"
 #include "tests/unit/unit.h"
@@ -367,6 +369,61 @@ Test (state, a_job_beside)
   write_block (3);
   CHANGED ("a", 1, 2, 3);
   end ();
+}
+
+/* What a server that was killed has left: is BLOCK clean, and is there a sample of it? */
+static void
+left (uint64_t block, bool *clean, bool *sampled)
+{
+  struct state_found f;
+  char *error = NULL;
+
+  cr_assert (state_find (file.fd, layout.file_size, boot, NULL, &f, &error) == 0, "%s", error);
+  cr_assert (f.how == STATE_FROM_LIVE);
+  *clean = (f.bits[block / 64] >> (block % 64) & 1) == 0;
+  *sampled = false;
+  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+    struct sample s;
+    *sampled |= state_find_sample (file.fd, &f, i, &s) && s.block == block;
+  }
+  state_found_free (&f);
+}
+
+/* The live map forgets a block before the file forgets its old sample.  A server that is killed in
+ * between must not leave a sample by which the right destination is refused. */
+Test (state, no_old_sample_of_a_clean_block)
+{
+  const struct sample sample = { .block = 5, .length = 4, .data = "old" };
+  char *error = NULL;
+  uint8_t uuid[16];
+  bool clean, sampled;
+
+  begin ();
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, NULL, &error) == 0, "%s", error);
+  struct region *r = region_create (&layout.geo, uuid, &error);
+  state_set_region (&state, r);
+  state_allow_settling (&state);
+  samples_put (r, &sample);
+  for (unsigned i = 0; i < 3; i++)
+    state_round (&state);
+  left (5, &clean, &sampled);
+  cr_assert (clean && sampled);
+  write_block (5); /* copied and flushed at once: the region has neither the block nor the sample */
+  bitmap_set (r, REGION_CLAIMED_A, 5, 1);
+  samples_drop_in (r, REGION_CLAIMED_A);
+  bitmap_clear (r, REGION_CLAIMED_A, 5, 1);
+  /* As after a recovery: the guest has not flushed yet and nobody else can.  The round is given up.
+   */
+  state.io.sync_disk = NULL;
+  state.flush_owed = true;
+  state.owed_tick = UINT32_MAX;
+  state_round (&state);
+  left (5, &clean, &sampled);
+  cr_assert (clean, "the test is about the time after that");
+  cr_assert_not (sampled);
+  end ();
+  region_free (r);
 }
 
 /* Where nobody can flush the disk, what the guest has not flushed may be older after a power
