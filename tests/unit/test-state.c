@@ -640,6 +640,31 @@ Test (state, what_was_missed_is_inconsistent)
   end ();
 }
 
+/* The hot set is bounded: what was not written for the longest time cools first. */
+Test (state, the_least_recently_used_cool)
+{
+  enum { EXTENT = 1024, LIMIT = 8 }; /* blocks; see choose_age() for when how many cool */
+
+  begin ();
+  add ("a");
+  state_allow_settling (&state);
+  state.hot_limit = LIMIT;
+  state.idle_ticks = 1000;
+  for (unsigned e = 0; e < LIMIT - 1; e++) {
+    write_block (e * EXTENT);
+    state_round (&state); /* the clock goes on */
+  }
+  cr_assert_eq (state.nr_hot, LIMIT - 1);
+  write_block (0); /* the first one again, which is hot, and then one more */
+  write_block ((LIMIT - 1) * EXTENT);
+  cr_assert_eq (state.nr_hot, LIMIT);
+  state_round (&state);
+  cr_assert_eq (state.nr_hot, LIMIT - LIMIT / 4);
+  for (unsigned e = 0; e < LIMIT; e++)
+    cr_assert_eq (state.hot[e] != 0, e != 1 && e != 2, "extent %u", e);
+  end ();
+}
+
 Test (state, at_most_256)
 {
   char *error = NULL, name[16];
