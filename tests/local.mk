@@ -17,6 +17,7 @@ unit_tests = \
 	tests/unit/test-urgent \
 	tests/unit/test-samples \
 	tests/unit/test-state \
+	tests/unit/test-state-job \
 	tests/unit/test-rate \
 	tests/unit/test-neighbours \
 	tests/unit/test-window \
@@ -122,7 +123,8 @@ tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(cont
 endpoint_fixture = tests/unit/endpoint-fixture.h tests/unit/endpoint-fixture.c
 tests_unit_test_endpoint_file_SOURCES = tests/unit/test-endpoint-file.c $(endpoint_fixture)
 tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
-EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/unit/engine-fixture.h
+EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/unit/engine-fixture.h \
+	tests/unit/state-fixture.h
 
 # ---- crash states of the state file -------------------------------------------------
 

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The state file's library: a job in it, what of it cools, and what a server that was killed leaves
+ * to the next one.
+ */
+
+#include "config.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/unit/state-fixture.h"
+
+/* A job begins and ends beside a recording, which knows nothing of it. */
+Test (state, a_job_beside)
+{
+  char *error = NULL;
+  uint8_t uuid[16];
+
+  begin ();
+  add ("a");
+  write_block (1);
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, NULL, &error) == 0, "%s", error);
+  write_block (2);
+  CHANGED ("a", 1, 2);
+  state_end (&state);
+  write_block (3);
+  CHANGED ("a", 1, 2, 3);
+  end ();
+}
+
+/* What a server that was killed has left: is BLOCK clean, and is there a sample of it? */
+static void
+left (uint64_t block, bool *clean, bool *sampled)
+{
+  struct state_found f;
+  char *error = NULL;
+
+  cr_assert (state_find (file.fd, layout.file_size, boot, NULL, &f, &error) == 0, "%s", error);
+  cr_assert (f.how == STATE_FROM_LIVE);
+  *clean = (f.bits[block / 64] >> (block % 64) & 1) == 0;
+  *sampled = false;
+  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+    struct sample s;
+    *sampled |= state_find_sample (file.fd, &f, i, &s) && s.block == block;
+  }
+  state_found_free (&f);
+}
+
+/* The live map forgets a block before the file forgets its old sample.  A server that is killed in
+ * between must not leave a sample by which the right destination is refused. */
+Test (state, no_old_sample_of_a_clean_block)
+{
+  const struct sample sample = { .block = 5, .length = 4, .data = "old" };
+  char *error = NULL;
+  uint8_t uuid[16];
+  bool clean, sampled;
+
+  begin ();
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, NULL, &error) == 0, "%s", error);
+  struct region *r = region_create (&layout.geo, uuid, &error);
+  state_set_region (&state, r);
+  state_allow_settling (&state);
+  samples_put (r, &sample);
+  for (unsigned i = 0; i < 3; i++)
+    state_round (&state);
+  left (5, &clean, &sampled);
+  cr_assert (clean && sampled);
+  write_block (5); /* copied and flushed at once: the region has neither the block nor the sample */
+  bitmap_set (r, REGION_CLAIMED_A, 5, 1);
+  samples_drop_in (r, REGION_CLAIMED_A);
+  bitmap_clear (r, REGION_CLAIMED_A, 5, 1);
+  /* As after a recovery: the guest has not flushed yet and nobody else can.  The round is given up.
+   */
+  state.io.sync_disk = NULL;
+  state.flush_owed = true;
+  state.owed_tick = UINT32_MAX;
+  state_round (&state);
+  left (5, &clean, &sampled);
+  cr_assert (clean, "the test is about the time after that");
+  cr_assert_not (sampled);
+  end ();
+  region_free (r);
+}
+
+/* A job that begins with what was changed, and what becomes of it. */
+Test (state, a_job_since_a_checkpoint)
+{
+  char *error = NULL;
+  struct state_found f;
+  uint8_t uuid[16];
+
+  begin ();
+  add ("a");
+  write_block (1);
+  add ("b");
+  write_block (2);
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, "none", &error) == -1);
+  text_free (error);
+  cr_assert (!state.super.job);
+  error = NULL;
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, "a", &error) == 0, "%s", error);
+  write_block (3);
+  cr_assert (file.live[0] == 0xe && file.live[1] == 0);
+  end ();
+  start ();
+  cr_assert (file.live[0] == 0xe && file.live[1] == 0, "killed");
+  /* Nothing of it was written yet, and the power fails: everything is dirty. */
+  find_after_power_failure (&f);
+  cr_assert (f.super.job && f.dirty_blocks == 16384);
+  state_found_free (&f);
+  end ();
+}
+
+/* A server is killed between its first two writes to a new file. */
+Test (state, a_file_without_its_room)
+{
+  struct state_found f;
+  char *error = NULL;
+
+  begin ();
+  end ();
+  for (off_t size = sizeof STATE_BEGUN; size < 2 * (off_t)STATE_PAGE; size += 997) {
+    cr_assert (ftruncate (file.fd, 0) == 0);
+    cr_assert (pwrite (file.fd, STATE_BEGUN, sizeof STATE_BEGUN, 0) == sizeof STATE_BEGUN);
+    cr_assert (ftruncate (file.fd, size) == 0);
+    cr_assert (state_find (file.fd, (uint64_t)size, boot, NULL, &f, &error) == 0, "%s", error);
+    cr_assert (!f.tracked);
+    state_found_free (&f);
+  }
+  cr_assert (pwrite (file.fd, "x", 1, 0) == 1);
+  cr_assert (state_find (file.fd, 1000, boot, NULL, &f, &error) == -1);
+  text_free (error);
+}
+
+static bool
+believed (uint8_t mark)
+{
+  const struct state_identity now = { .mark = { mark }, .inode = 7, .known = true };
+  struct state_found f;
+  char *error = NULL;
+  off_t size = lseek (file.fd, 0, SEEK_END);
+
+  cr_assert (state_find (file.fd, (uint64_t)size, boot, &now, &f, &error) == 0, "%s", error);
+  bool is = f.how != STATE_FROM_NOTHING;
+  state_found_free (&f);
+  return is;
+}
+
+/* A server finds the disk with mark NOW, announces NEXT, and is killed then. */
+static void
+announce (uint8_t now_mark, uint8_t next)
+{
+  const struct state_identity now = { .mark = { now_mark }, .inode = 7, .known = true };
+  const uint8_t mark[16] = { next };
+  struct state_found f;
+  char *error = NULL;
+  off_t size = lseek (file.fd, 0, SEEK_END);
+
+  cr_assert (state_find (file.fd, (uint64_t)size, boot, &now, &f, &error) == 0, "%s", error);
+  cr_assert (state_announce_mark (&state, &f, &now, mark) == 0);
+  state_found_free (&f);
+}
+
+/* The disk is given a new mark: whenever the server is killed, the file is believed with the disk
+ * as it is then, and a disk that somebody else has served never is. */
+Test (state, a_new_mark)
+{
+  begin ();
+  state.disk = (struct state_identity){ .mark = { 1 }, .inode = 7 };
+  add ("a");
+  cr_assert (believed (1) && !believed (2));
+  announce (1, 2);
+  cr_assert (believed (1) && believed (2) && !believed (0));
+  announce (2, 3); /* the server before had marked it */
+  cr_assert (!believed (1) && believed (2) && believed (3));
+  announce (2, 4); /* the one before had not */
+  cr_assert (believed (2) && !believed (3) && believed (4));
+  announce (0, 5); /* it was served without the file */
+  cr_assert (!believed (0) && !believed (5));
+  announce (9, 6);
+  cr_assert (!believed (9) && !believed (6));
+  end ();
+}
+
+/* The hot set is bounded: what was not written for the longest time cools first. */
+Test (state, the_least_recently_used_cool)
+{
+  enum { EXTENT = 1024, LIMIT = 8 }; /* blocks; see choose_age() for when how many cool */
+
+  begin ();
+  add ("a");
+  state_allow_settling (&state);
+  state.hot_limit = LIMIT;
+  state.idle_ticks = 1000;
+  for (unsigned e = 0; e < LIMIT - 1; e++) {
+    write_block (e * EXTENT);
+    state_round (&state); /* the clock goes on */
+  }
+  cr_assert_eq (state.nr_hot, LIMIT - 1);
+  write_block (0); /* the first one again, which is hot, and then one more */
+  write_block ((LIMIT - 1) * EXTENT);
+  cr_assert_eq (state.nr_hot, LIMIT);
+  state_round (&state);
+  cr_assert_eq (state.nr_hot, LIMIT - LIMIT / 4);
+  for (unsigned e = 0; e < LIMIT; e++)
+    cr_assert_eq (state.hot[e] != 0, e != 1 && e != 2, "extent %u", e);
+  end ();
+}
