@@ -73,8 +73,8 @@ rm "$tmp/new.img"
 kill_all "other boot"
 sed -i 's/\("boot-id": "\)[^"]*/\10/' "${control[src]}.fence.draft"
 # Nobody can receive it before that is decided, and the message says how to decide.
-has_to_exit 1 nbdmirror receive "$tmp/old.img" --resume --socket "${socket[src]}" \
-  --control "${control[src]}"
+has_to_exit 1 "${server_env[@]}" "$NBDMIRROR" receive "$tmp/old.img" --resume \
+  --socket "${socket[src]}" --control "${control[src]}"
 grep -q 'complete CONTROL --commit --token test. if it was' "$tmp/err" ||
   fail "received in doubt: $(cat "$tmp/err")"
 start_server src "$tmp/old.img"
