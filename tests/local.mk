@@ -1,3 +1,6 @@
+# By default ThreadSanitizer sleeps for a second at the end of each process.
+AM_TESTS_ENVIRONMENT = TSAN_OPTIONS=atexit_sleep_ms=0; export TSAN_OPTIONS;
+
 # ---- the tree itself -------------------------------------------------------------
 # How it is written, which names it has, and which folder uses which.
 
@@ -28,8 +31,6 @@ unit_tests = \
 	tests/unit/test-converge \
 	tests/unit/test-forecast \
 	tests/unit/test-decision \
-	tests/sim/test-converge \
-	tests/sim/test-line \
 	tests/unit/test-pass \
 	tests/unit/test-pack \
 	tests/unit/test-level \
@@ -63,6 +64,10 @@ unit_tests = \
 	tests/unit/test-endpoint-file \
 	tests/unit/test-endpoint-nbd \
 	tests/unit/test-endpoint-uri
+if !HAVE_TSAN
+# These have one thread: ThreadSanitizer would only make them slow.
+unit_tests += tests/sim/test-converge tests/sim/test-line
+endif
 check_PROGRAMS += $(unit_tests)
 TESTS += $(unit_tests)
 else
@@ -135,7 +140,9 @@ tests_crash_crash_LDADD = libdirtybitmap.la libbase.la
 tests_crash_checkpoints_SOURCES = tests/crash/checkpoints.c $(crash_medium)
 tests_crash_checkpoints_LDADD = libdirtybitmap.la libbase.la
 crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/mutations.sh
+if !HAVE_TSAN
 TESTS += $(crash_tests)
+endif
 EXTRA_DIST += tests/crash/mutations.sh tests/blackbox/newest-backup.py
 
 # A million states, in minutes: CRASH_SEED names other ones.
