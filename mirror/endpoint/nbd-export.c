@@ -86,10 +86,14 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
 }
 
 /* Is that how a server behaves that takes no more connections?  It may also have gone: its other
- * connections will tell. */
+ * connections will tell.  A server that has taken the connection may refuse the export, which the
+ * first connection has: nbdkit 1.42 with a limit says ENOENT, and a policy is EPERM.  `receive`
+ * refuses one where it refuses the session, which is no matter of their number. */
 static bool
-is_not_admitted (int err)
+is_not_admitted (const struct nbd_endpoint *nep, int err)
 {
+  if (nep->session[0] == '\0' && (err == ENOENT || err == EPERM))
+    return true;
   return err == ECONNREFUSED || err == ECONNRESET || err == ETIMEDOUT || err == EAGAIN;
 }
 
@@ -106,7 +110,7 @@ nbd_connect_again (struct nbd_endpoint *nep, struct nbd_connecting *beside, int 
   else
     h = nbd_connect (nep, beside, errnum, error);
   if (!h) {
-    if (errnum && is_not_admitted (*errnum))
+    if (errnum && is_not_admitted (nep, *errnum))
       *errnum = ENDPOINT_FULL;
     return NULL;
   }
