@@ -11,6 +11,8 @@ libbase_la_SOURCES = \
 	base/durable.h \
 	base/fd.c \
 	base/fd.h \
+	base/pid-file.c \
+	base/pid-file.h \
 	base/text.c \
 	base/text.h \
 	base/tracked-mark.c \

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/pid-file.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
@@ -201,25 +202,11 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   return status == 0 ? 0 : -1;
 }
 
-static pid_t
-read_pidfile (const char *path)
-{
-  FILE *fp = fopen (path, "re");
-  long pid = 0;
-
-  if (fp == NULL)
-    return 0;
-  if (fscanf (fp, "%ld", &pid) != 1)
-    pid = 0;
-  fclose (fp);
-  return (pid_t)pid;
-}
-
 /* End the server of PIDFILE and wait for it; it has no clients. */
 static void
 stop (const char *pidfile)
 {
-  pid_t pid = read_pidfile (pidfile);
+  pid_t pid = pid_file_read (pidfile);
   int pidfd = pid > 0 ? (int)syscall (SYS_pidfd_open, pid, 0) : -1;
 
   if (pidfd != -1) {
@@ -323,7 +310,7 @@ takeover (struct old_server *o, const struct new_server *n, bool *taken)
   if (end_old (o) == -1)
     return -1;
   unlink (o->control_aside);
-  tidy_start (read_pidfile (n->pidfile), paths); /* serve looks after the name that was given up */
+  tidy_start (pid_file_read (n->pidfile), paths); /* serve looks after the name that was given up */
   return 0;
 }
 
@@ -332,7 +319,7 @@ takeover_undo (struct old_server *o, const struct new_server *n)
 {
   char *sock = text_printf ("%s.new", o->socket);
 
-  if (read_pidfile (n->pidfile) != o->pid)
+  if (pid_file_read (n->pidfile) != o->pid)
     stop (n->pidfile);
   unlink (sock);
   text_free (sock);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/child.h"
+#include "base/pid-file.h"
 #include "base/text.h"
 #include "cmd/migrate/libvirt-monitor.h"
 
@@ -43,15 +44,8 @@ pid_t
 libvirt_process (const char *path)
 {
   CLEANUP_TEXT char *name = text_printf ("/run/libvirt/qemu/%s.pid", guest_of (path));
-  FILE *fp = strchr (guest_of (path), '/') == NULL ? fopen (name, "re") : NULL;
-  long pid = 0;
 
-  if (fp == NULL)
-    return 0;
-  if (fscanf (fp, "%ld", &pid) != 1)
-    pid = 0;
-  fclose (fp);
-  return (pid_t)pid;
+  return strchr (guest_of (path), '/') == NULL ? pid_file_read (name) : 0;
 }
 
 /* Take ANSWER apart, which is QEMU's. */

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/pid-file.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/nbdkit-answers.h"
 #include "cmd/serve/nbdkit-run.h"
@@ -118,16 +119,9 @@ static pid_t
 wait_for_pidfile (const char *path)
 {
   for (int waited = 0; waited < DETACH_MS; waited += POLL_MS) {
-    FILE *fp = fopen (path, "re");
-    char text[32] = "";
-
-    if (fp != NULL) {
-      if (fgets (text, sizeof text, fp) == NULL)
-        text[0] = '\0';
-      fclose (fp);
-      if (strchr (text, '\n') != NULL && atol (text) > 0)
-        return (pid_t)atol (text);
-    }
+    pid_t pid = pid_file_read (path);
+    if (pid > 0)
+      return pid;
     clock_sleep_ms (POLL_MS);
   }
   return -1;

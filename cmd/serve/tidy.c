@@ -24,6 +24,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/pid-file.h"
 #include "cmd/serve/tidy.h"
 
 #define LOOK_MS 20      /* how often to look for sockets that are not there yet */
@@ -87,19 +88,6 @@ remove_socket (const char *path, const struct noted *noted)
 }
 
 static void
-remove_pidfile (const char *path, pid_t server)
-{
-  FILE *fp = fopen (path, "re");
-  long pid = -1;
-
-  if (fp == NULL)
-    return;
-  if (fscanf (fp, "%ld", &pid) == 1 && pid == server)
-    unlink (path);
-  fclose (fp);
-}
-
-static void
 remove_all (pid_t server, const struct tidy_path *paths, const struct noted *noted)
 {
   for (unsigned i = 0; i < TIDY_PATHS_MAX; i++)
@@ -107,8 +95,8 @@ remove_all (pid_t server, const struct tidy_path *paths, const struct noted *not
       continue;
     else if (paths[i].is_socket)
       remove_socket (paths[i].path, &noted[i]);
-    else
-      remove_pidfile (paths[i].path, server);
+    else if (pid_file_read (paths[i].path) == server)
+      unlink (paths[i].path);
 }
 
 static void

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * base/: the clock, texts that are never NULL, and descriptors.
+ * base/: the clock, texts that are never NULL, descriptors, and pid files.
  */
 
 #include "config.h"
@@ -17,6 +17,7 @@
 
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/pid-file.h"
 #include "base/text.h"
 #include "tests/unit/unit.h"
 
@@ -212,4 +213,28 @@ Test (fd, wake)
   cr_assert_eq (is_readable (fd), 0);
   fd_wake_clear (fd);
   fd_close (&fd);
+}
+
+/* ---- process ids in files ---- */
+
+/* Proves: only a whole process id counts; no file, an empty one and other texts are 0. */
+Test (pid_file, read)
+{
+  char path[] = "/tmp/nbdmirror-pid-XXXXXX";
+  static const struct {
+    const char *text;
+    pid_t pid;
+  } files[] = { { "", 0 }, { "4711\n", 4711 }, { "4711", 4711 }, { "x\n", 0 }, { "-5\n", 0 } };
+  int fd = mkstemp (path);
+
+  cr_assert_neq (fd, -1);
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    cr_assert_eq (ftruncate (fd, 0), 0);
+    cr_assert_eq (pwrite (fd, files[i].text, strlen (files[i].text), 0),
+                  (ssize_t)strlen (files[i].text));
+    cr_assert_eq (pid_file_read (path), files[i].pid, "\"%s\"", files[i].text);
+  }
+  close (fd);
+  unlink (path);
+  cr_assert_eq (pid_file_read (path), 0);
 }

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Files in which a server writes its process id.
+ */
+
+#ifndef NBDMIRROR_BASE_PID_FILE_H
+#define NBDMIRROR_BASE_PID_FILE_H
+
+#include <sys/types.h>
+
+/* The process id in the file PATH; 0 if there is no such file, or no process id in it (yet).
+ * nbdkit and libvirt write theirs with one write(), so half a number is never seen.  Whether the
+ * process still runs is not looked at.  Any thread. */
+pid_t pid_file_read (const char *path);
+
+#endif
