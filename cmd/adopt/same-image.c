@@ -20,6 +20,7 @@
 
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/qemu-lock.h"
 #include "base/text.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/serve/paths.h"
@@ -61,9 +62,6 @@ image_is_open_in (pid_t pid, const char *path)
   return found;
 }
 
-/* QEMU locks single bytes of an image.  This one says: I write to it. */
-#define QEMU_WRITE_BYTE 101
-
 bool
 image_is_locked_by_others (const char *path)
 {
@@ -87,7 +85,7 @@ image_is_locked_by_others (const char *path)
     uint64_t end = strcmp (end_text, "EOF") == 0 ? UINT64_MAX : strtoull (end_text, NULL, 10);
     if (strcmp (mode, "WRITE") == 0)
       excluded = true;
-    else if (strcmp (type, "OFDLCK") == 0 && start <= QEMU_WRITE_BYTE && end >= QEMU_WRITE_BYTE)
+    else if (strcmp (type, "OFDLCK") == 0 && start <= QEMU_LOCK_WRITES && end >= QEMU_LOCK_WRITES)
       writers++;
   }
   fclose (fp);

@@ -116,8 +116,9 @@ int
 served_start (const char *image, const char *socket, const char *control, char **nbdkit_args,
               unsigned nr)
 {
-  const char *const words[] = { "nbdmirror", "serve",     image,   "--format", "raw", "--socket",
-                                socket,      "--control", control, "--detach", "--" };
+  const char *const words[]
+      = { "nbdmirror", "serve", image,       "--force-share", "--format", "raw",
+          "--socket",  socket,  "--control", control,         "--detach", "--" };
   const unsigned nr_words = sizeof words / sizeof words[0];
   char **argv = calloc (nr_words + nr + 1, sizeof *argv);
   if (argv == NULL)

@@ -7,6 +7,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,6 +18,8 @@
 
 #include <jansson.h>
 
+#include "base/fd.h"
+#include "base/qemu-lock.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/image.h"
@@ -33,7 +36,7 @@ struct serve {
   char *socket, *control, *pidfile;
   char *filter; /* a path, or "mirror" for nbdkit to find */
   char *plugin; /* a path, or "image" for nbdkit to find; NULL where DISK is raw */
-  bool detach, print;
+  bool detach, print, force_share;
   struct nbdkit_args args;
   char **words; /* the command line, NULL at the end; each owned */
   unsigned nr_words;
@@ -71,14 +74,32 @@ is_raw (const struct serve *s)
   return s->format == NULL || strcmp (s->format, "raw") == 0;
 }
 
+/* A file has no other guard: nbdkit's file plugin asks for no lock.  EXIT_DONE, or an exit status
+ * after a message. */
+static int
+check_unused (const struct serve *s)
+{
+  CLEANUP_FD int fd = open (s->disk_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+  if (fd == -1 || !qemu_lock_excludes_writers (fd))
+    return EXIT_DONE;
+  cmd_say ("%s: in use by QEMU or a tool of its: what is written there past this server would not "
+           "be tracked ('nbdmirror adopt' takes the disk over from a running QEMU)",
+           s->disk);
+  return EXIT_REFUSED;
+}
+
 /* EXIT_DONE, or an exit status after a message. */
 static int
 check_format (const struct serve *s)
 {
-  if (s->format == NULL)
-    return image_refuse_container (s->disk_path, "--format");
+  if (s->format == NULL) {
+    int status = image_refuse_container (s->disk_path, "--format");
+    if (status != EXIT_DONE)
+      return status;
+  }
   if (is_raw (s))
-    return EXIT_DONE;
+    return s->print || s->force_share ? EXIT_DONE : check_unused (s);
   int status = image_check (s->disk_path, s->format);
   /* qemu-nbd would find it, but only when nbdkit is in the background. */
   return status == EXIT_DONE && !s->print ? image_unused (s->disk_path, s->format) : status;
@@ -281,7 +302,8 @@ enum {
   OPT_DETACH,
   OPT_EXPORT,
   OPT_PRINT,
-  OPT_PIDFILE
+  OPT_PIDFILE,
+  OPT_FORCE_SHARE
 };
 
 static const struct cmd_option options[] = {
@@ -294,6 +316,8 @@ static const struct cmd_option options[] = {
   { "pidfile", OPT_PIDFILE, "FILE",
     "write the server's process id into FILE (with --detach the default is the socket's path with "
     ".pid)" },
+  { "force-share", OPT_FORCE_SHARE, NULL,
+    "serve a raw DISK that QEMU has open as well; what that QEMU writes is not tracked" },
   { "print", OPT_PRINT, NULL, "print the nbdkit command line and do nothing" },
   { "dry-run", OPT_PRINT, NULL, NULL },
   { "state", OPT_STATE, "FILE", "keep the mirror job in FILE, so that it survives a crash" },
@@ -331,6 +355,9 @@ parse (struct cmd_line *line, struct serve *s)
       break;
     case OPT_PIDFILE:
       s->pidfile_arg = optarg;
+      break;
+    case OPT_FORCE_SHARE:
+      s->force_share = true;
       break;
     case OPT_PRINT:
       s->print = true;

@@ -23,14 +23,11 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/qemu-lock.h"
 #include "base/text.h"
 #include "base/tracked-mark.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/file.h"
-
-/* block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE and, behind it, RAW_LOCK_SHARED_BASE. */
-#define QEMU_LOCKS 100
-#define QEMU_LOCKS_LENGTH 200
 
 #define FILE_BLOCK 4096u /* aligned enough for direct I/O to any file system's files */
 
@@ -117,19 +114,15 @@ open_fd (const char *path, const struct endpoint_options *opts, bool *created, s
 }
 
 /* Who has FD's file open, so that nobody else may write to it?  Servers of ours lock it with
- * flock(); QEMU and its tools lock single bytes, from these on.  Other programs lock nothing. NULL:
- * nobody, as far as can be told. */
+ * flock(), and QEMU as base/qemu-lock.h says.  Other programs lock nothing.  NULL: nobody, as far
+ * as can be told. */
 static const char *
 who_uses (int fd)
 {
-  struct flock bytes = {
-    .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = QEMU_LOCKS, .l_len = QEMU_LOCKS_LENGTH
-  };
-
   if (flock (fd, LOCK_EX | LOCK_NB) == -1)
     return errno == EWOULDBLOCK ? "a server of nbdmirror, as its lock says" : NULL;
   flock (fd, LOCK_UN);
-  if (fcntl (fd, F_OFD_GETLK, &bytes) == 0 && bytes.l_type != F_UNLCK)
+  if (qemu_lock_is_held (fd))
     return "QEMU or a tool of its, as its lock says";
   return NULL;
 }

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves what `nbdmirror serve` promises beside serving: it becomes nbdkit (same pid), returns from
 # --detach when both sockets answer, leaves no socket and no pid file behind however the server
-# ends, replaces stale sockets, keeps its hands off those in use, and the export name and block size
-# reach the filter.
+# ends, replaces stale sockets, keeps its hands off those in use and off a disk that QEMU has
+# open, and the export name and block size reach the filter.
 . "$(dirname "$0")/lib.sh"
+need qemu-nbd
 
 truncate -s 1M "$tmp/disk"
 s=$tmp/s.sock c=$tmp/c.sock p=$tmp/s.sock.pid
@@ -51,6 +52,17 @@ sleep 0.5 # time for anybody who wrongly removed the new server's sockets
 { [ -S "$s" ] && [ -S "$c" ]; } || fail "the sockets of the new server were removed"
 stop fg
 wait_for 5 gone
+
+# A disk that QEMU writes to is refused, as QEMU's lock tells; --force-share serves it all the same.
+
+spawn holder qemu-nbd -f raw -k "$tmp/holder" -t "$tmp/disk"
+wait_for_socket "$tmp/holder" holder
+has_to_exit 7 "${serve[@]}"
+grep -q "$tmp/disk: in use by QEMU" "$tmp/err" || fail "a disk in use: $(cat "$tmp/err")"
+spawn fg "${serve[@]}" --force-share
+wait_for 10 nbdmirror status "$c"
+stop fg
+stop holder
 
 # Stale sockets, from a machine that crashed, are replaced.
 "$python" -c 'import socket, sys

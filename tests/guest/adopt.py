@@ -77,11 +77,11 @@ def tidy(s, vm, disks, before):
             s.wait_for(f"the end of {path}", lambda path=path: not os.path.exists(path), 10)
 
 
-def serve_again(s, disk):
+def serve_again(s, disk, *options):
     """After a kill, as soon as the sockets are tidied up."""
     s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
     s.nbdmirror("serve", disk.image, "--format", "raw", "--socket", disk.socket, "--control",
-                disk.control, "--detach")
+                disk.control, "--detach", *options)
 
 
 def cycles(s, vm, disks, before):
@@ -319,7 +319,7 @@ def kept(s, vm, disks, before):
     s.nbdmirror(*disk.adopt(vm))
     s.nbdmirror(*disk.give_back(vm), "--keep-server")
     s.run(["kill", str(s.status(disk)["server-pid"])])
-    serve_again(s, disk)
+    serve_again(s, disk, "--force-share")
     check(s.status(disk)["bypassed"], "the server has forgotten the guest")
     proxy = QmpProxy(vm, like_qemu=False)
     proxy.before["blockdev-mirror"] = lambda: [
