@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,6 +143,17 @@ make (const struct repository *r, const char *index, char **error)
   int result = repository_write_json (index, o, error);
   json_decref (o);
   return result == 0 ? sync_parent (r->path, error) : -1;
+}
+
+bool
+repository_is_missing (const char *path)
+{
+  CLEANUP_TEXT char *index = text_printf ("%s/" INDEX, path), *copy = text_copy (path);
+  struct stat st;
+
+  if (stat (path, &st) == 0)
+    return S_ISDIR (st.st_mode) && access (index, F_OK) == -1 && errno == ENOENT && is_empty (path);
+  return errno == ENOENT && stat (dirname (copy), &st) == 0 && S_ISDIR (st.st_mode);
 }
 
 int

@@ -37,6 +37,10 @@ struct repository {
   char uuid[UUID_TEXT_BYTES];
 };
 
+/* Is there no repository at PATH, but a place for one: a directory that is empty, or one in which a
+ * directory PATH can be made? */
+bool repository_is_missing (const char *path);
+
 /* Open the repository at PATH.  With MAKE one that is missing is made there: PATH is then missing
  * too, or an empty directory. */
 int repository_open (struct repository *r, const char *path, bool make, char **error);

@@ -55,6 +55,19 @@ on_tidied (void *opaque, const char *name)
   cmd_say ("backup %s was interrupted: what it has left was removed", name);
 }
 
+/* Can the disks be backed up at all?  It may be asked again. */
+static void
+ask (struct backup_run *run)
+{
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    struct backup_disk *d = &run->disks[i];
+    if (d->error == NULL && d->server == 0 && strcmp (d->place, d->control) != 0)
+      backup_serve (run, d, i);
+    if (d->error == NULL)
+      backup_ask (run, d);
+  }
+}
+
 /* Learn what each disk is to be.  0, or an exit status after a message. */
 static int
 plan (struct backup_run *run)
@@ -62,13 +75,7 @@ plan (struct backup_run *run)
   CLEANUP_TEXT char *error = NULL;
   struct backup_list list;
 
-  for (unsigned i = 0; i < run->nr_disks; i++) {
-    struct backup_disk *d = &run->disks[i];
-    if (d->error == NULL && strcmp (d->place, d->control) != 0)
-      backup_serve (run, d, i);
-    if (d->error == NULL)
-      backup_ask (run, d);
-  }
+  ask (run);
   if (store_list (&run->store, &list, &error) == -1) {
     cmd_say ("%s", error);
     return EXIT_ERROR;
@@ -190,23 +197,41 @@ go_on (void *opaque)
   return backup_signal == 0;
 }
 
+/* Open the repository, and make one that is missing once it is known that a disk will be backed up:
+ * a run that is refused leaves none.  0, or an exit status after a message. */
+static int
+open_store (struct backup_run *run, const char *path)
+{
+  CLEANUP_TEXT char *error = NULL;
+  int status = EXIT_DONE;
+
+  bool good = store_look (&run->store, path, &error) == 0;
+  if (good && run->store.missing && !run->dry_run) {
+    if (run->mode == BACKUP_INCREMENTAL)
+      status = plan (run); /* which refuses all of them, with the reason */
+    else
+      ask (run);
+    if (status == EXIT_DONE && any_left (run))
+      good = store_make (&run->store, &error) == 0;
+  }
+  if (good)
+    return status;
+  cmd_say ("%s", error);
+  return backup_signal != 0 ? EXIT_CANCELLED : EXIT_DEST_FAILED;
+}
+
 int
 backup_run_steps (struct backup_run *run, const char *path)
 {
-  CLEANUP_TEXT char *error = NULL;
-  int status;
-
   backup_catch_signals ();
   run->store.go_on = go_on;
   run->place = far_is_meant (path) ? text_copy (path) : backup_absolute (path);
-  if (store_open (&run->store, path, !run->dry_run, &error) == -1) {
-    cmd_say ("%s", error);
-    status = backup_signal != 0 ? EXIT_CANCELLED : EXIT_DEST_FAILED;
-  } else if (run->dry_run) {
+  int status = open_store (run, path);
+  if (status == EXIT_DONE && run->dry_run) {
     status = plan (run);
-    if (status == 0)
+    if (status == EXIT_DONE)
       backup_tell_plan (run);
-  } else {
+  } else if (status == EXIT_DONE && !run->store.missing) {
     lock_disks (run);
     status = any_left (run) ? run_locked (run) : EXIT_DONE;
   }

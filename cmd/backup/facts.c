@@ -5,7 +5,9 @@
 
 #include "config.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backup/chain.h"
 #include "base/text.h"
@@ -47,6 +49,7 @@ look_at_job (struct backup_run *run, struct backup_disk *d, const json_t *status
   bool left = state != NULL
               && (detached || strcmp (state, "failed") == 0 || strcmp (state, "in-doubt") == 0);
 
+  d->restart = false;
   if (gate != NULL && strcmp (gate, "fenced") == 0)
     backup_fail (d, EXIT_REFUSED, "the disk was handed over, so the guest does not run on it");
   else if (attached)
@@ -68,7 +71,15 @@ backup_ask (struct backup_run *run, struct backup_disk *d)
   CLEANUP_TEXT char *error = NULL;
   json_t *status = NULL;
 
-  d->client = control_client_connect (d->control, QUERY_MS, &error);
+  if (access (d->control, F_OK) == -1 && errno == ENOENT) {
+    backup_fail (d, EXIT_ERROR,
+                 "%s: there is no such control socket (is the server running?), and"
+                 " no such image",
+                 d->operand);
+    return;
+  }
+  if (d->client == NULL)
+    d->client = control_client_connect (d->control, QUERY_MS, &error);
   if (d->client == NULL) {
     backup_fail (d, EXIT_ERROR, "%s", error);
     return;

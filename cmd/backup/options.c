@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/text.h"
@@ -216,7 +217,7 @@ name_disk (struct backup_run *run, unsigned nr, const struct cmd_operand *op,
   d->place = backup_absolute (operand);
   d->state = value_for (names->states, names->nr_states, operand);
   bool is_image = !query_is_control (operand);
-  if (!is_image && d->state != NULL)
+  if (!is_image && d->state != NULL && access (operand, F_OK) == 0)
     return cmd_usage_error ("--state: %s is a control socket, and its server has the state file",
                             operand);
   d->control = is_image ? text_printf ("%s/%u.control", run->folder, nr) : text_copy (d->place);

@@ -63,22 +63,37 @@ text_in (const json_t *o, const char *key)
   return json_string_value (json_object_get (o, key));
 }
 
-int
-store_far_open (struct store *s, const char *place, bool make, char **error)
+/* Have the agent open the repository, as WHAT says. */
+static int
+open_there (struct store *s, const char *what, char **error)
 {
   json_t *ret = NULL;
 
-  s->repo.path = text_copy (place);
-  s->far = far_open (place, s->go_on, s->opaque, error);
-  if (s->far == NULL
-      || far_call (s->far, "open", json_pack ("{s:b}", "make", make), &ret, NULL, error) == -1)
+  if (far_call (s->far, what, json_object (), &ret, NULL, error) == -1)
     return -1;
   const char *uuid = text_in (ret, "uuid");
   bool good = uuid != NULL && strlen (uuid) == UUID_TEXT_BYTES - 1;
+  s->missing = json_is_true (json_object_get (ret, "missing"));
   if (good)
     memcpy (s->repo.uuid, uuid, UUID_TEXT_BYTES);
   json_decref (ret);
-  return good ? 0 : text_error (error, "%s: the agent there does not tell the UUID", place);
+  if (good || s->missing)
+    return 0;
+  return text_error (error, "%s: the agent there does not tell the UUID", s->repo.path);
+}
+
+int
+store_far_open (struct store *s, const char *place, bool look, char **error)
+{
+  s->repo.path = text_copy (place);
+  s->far = far_open (place, s->go_on, s->opaque, error);
+  return s->far != NULL ? open_there (s, look ? "look" : "open", error) : -1;
+}
+
+int
+store_far_make (struct store *s, char **error)
+{
+  return open_there (s, "make", error);
 }
 
 int

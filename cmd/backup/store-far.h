@@ -11,7 +11,8 @@
 /* Bytes of a file in one message. */
 #define STORE_PART 65536
 
-int store_far_open (struct store *s, const char *place, bool make, char **error);
+int store_far_open (struct store *s, const char *place, bool look, char **error);
+int store_far_make (struct store *s, char **error);
 int store_far_lock (struct store *s, const char *id, int *status, char **error);
 int store_far_list (struct store *s, struct backup_list *list, char **error);
 char *store_far_chain_fault (struct store *s, const char *name, const char *id);

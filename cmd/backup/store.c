@@ -29,11 +29,34 @@
 #define WRITER_MS 30000
 
 int
-store_open (struct store *s, const char *place, bool make, char **error)
+store_open (struct store *s, const char *place, char **error)
 {
   if (far_is_meant (place))
-    return store_far_open (s, place, make, error);
-  return repository_open (&s->repo, place, make, error);
+    return store_far_open (s, place, false, error);
+  return repository_open (&s->repo, place, false, error);
+}
+
+int
+store_look (struct store *s, const char *place, char **error)
+{
+  if (far_is_meant (place))
+    return store_far_open (s, place, true, error);
+  s->missing = repository_is_missing (place);
+  if (!s->missing)
+    return repository_open (&s->repo, place, false, error);
+  s->repo.path = text_copy (place);
+  return 0;
+}
+
+int
+store_make (struct store *s, char **error)
+{
+  if (s->far != NULL)
+    return store_far_make (s, error);
+  CLEANUP_TEXT char *place = s->repo.path;
+
+  s->missing = false;
+  return repository_open (&s->repo, place, true, error);
 }
 
 void
@@ -74,6 +97,9 @@ store_lock (struct store *s, const char *id, int *status, char **error)
 int
 store_list (struct store *s, struct backup_list *list, char **error)
 {
+  memset (list, 0, sizeof *list);
+  if (s->missing)
+    return 0;
   if (s->far != NULL)
     return store_far_list (s, list, error);
   return repository_list (&s->repo, list, error);
@@ -91,6 +117,8 @@ store_chain_fault (struct store *s, const struct backup_list *list, const char *
 bool
 store_was_begun (struct store *s, const char *id)
 {
+  if (s->missing)
+    return false;
   if (s->far != NULL)
     return store_far_was_begun (s, id);
   return backup_was_begun (&s->repo, id);

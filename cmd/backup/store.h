@@ -25,14 +25,20 @@ struct store {
   int *locks; /* of disks, owned */
   unsigned nr_locks;
   struct far *far; /* NULL: it is here; else on the host that repo.path, a URI, names */
+  bool missing;    /* there is none yet: see store_look() */
   /* NULL, or called with OPAQUE now and then by what takes long; false: stop. */
   bool (*go_on) (void *);
   void *opaque;
 };
 
-/* Open the repository at PLACE, a directory or an ssh URI.  With MAKE one that is missing is made.
- * To be closed in either case, which gives up the locks. */
-int store_open (struct store *s, const char *place, bool make, char **error);
+/* Open the repository at PLACE, a directory or an ssh URI.  To be closed in either case, which
+ * gives up the locks. */
+int store_open (struct store *s, const char *place, char **error);
+/* The same; or, where there is none yet but could be one, S is `missing`: no backup is in it, and
+ * it may be made, or closed. */
+int store_look (struct store *s, const char *place, char **error);
+/* Make the one that is missing, unless somebody else has made it meanwhile. */
+int store_make (struct store *s, char **error);
 void store_close (struct store *s);
 
 /* Take the lock of the disk ID, whose folder is made if it is missing.  *STATUS: the exit status

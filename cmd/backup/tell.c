@@ -58,7 +58,7 @@ backup_tell_plan (const struct backup_run *run)
         print_plan (&run->disks[i]);
     }
   if (run->json) {
-    json_t *o = json_pack ("{s:s, s:O}", "repository", run->store.repo.path, "disks", disks);
+    json_t *o = json_pack ("{s:s, s:O}", "repository", run->place, "disks", disks);
     json_dumpf (o, stdout, JSON_INDENT (2));
     putchar ('\n');
     json_decref (o);

@@ -28,6 +28,8 @@
 #include "cmd/far/line.h"
 #include "cmd/far/run-there.h"
 
+#define CALLS_TO_OPEN 3
+
 struct agent {
   const char *path;
   struct store store;
@@ -61,11 +63,35 @@ wrong (char **error)
 static json_t *
 do_open (struct agent *a, const json_t *with, char **error)
 {
-  bool make = json_is_true (json_object_get (with, "make"));
-
-  if (a->is_open || far_is_meant (a->path))
+  (void)with;
+  if (a->is_open || a->store.missing || far_is_meant (a->path))
     return wrong (error);
-  if (store_open (&a->store, a->path, make, error) == -1)
+  if (store_open (&a->store, a->path, error) == -1)
+    return NULL;
+  a->is_open = true;
+  return json_pack ("{s:s}", "uuid", a->store.repo.uuid);
+}
+
+static json_t *
+do_look (struct agent *a, const json_t *with, char **error)
+{
+  (void)with;
+  if (a->is_open || a->store.missing || far_is_meant (a->path))
+    return wrong (error);
+  if (store_look (&a->store, a->path, error) == -1)
+    return NULL;
+  a->is_open = !a->store.missing;
+  return a->is_open ? json_pack ("{s:s}", "uuid", a->store.repo.uuid)
+                    : json_pack ("{s:b}", "missing", true);
+}
+
+static json_t *
+do_make (struct agent *a, const json_t *with, char **error)
+{
+  (void)with;
+  if (!a->store.missing)
+    return wrong (error);
+  if (store_make (&a->store, error) == -1)
     return NULL;
   a->is_open = true;
   return json_pack ("{s:s}", "uuid", a->store.repo.uuid);
@@ -338,7 +364,9 @@ static const struct {
   const char *name;
   json_t *(*run) (struct agent *a, const json_t *with, char **error);
 } calls[] = {
-  { "open", do_open },
+  { "open", do_open }, /* the first CALLS_TO_OPEN are those to begin with */
+  { "look", do_look },
+  { "make", do_make },
   { "lock", do_lock },
   { "list", do_list },
   { "chain", do_chain },
@@ -366,7 +394,7 @@ answer (struct agent *a, const json_t *call)
 
   a->status = EXIT_DEST_FAILED;
   for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++)
-    if (what != NULL && strcmp (calls[i].name, what) == 0 && (a->is_open || i == 0))
+    if (what != NULL && strcmp (calls[i].name, what) == 0 && (a->is_open || i < CALLS_TO_OPEN))
       o = calls[i].run (a, json_object_get (call, "with"), &error);
   if (o == NULL && error == NULL)
     wrong (&error);

@@ -9,17 +9,16 @@ need qemu-img qemu-nbd
 proves_nothing_under thread
 proves_nothing_under address
 . "$srcdir/tests/blackbox/backup-lib.sh"
-repo=$tmp/repo
-
-random_disk "$tmp/a" 8M
-random_disk "$tmp/b" 8M
-serve a "$tmp/a" --state "$tmp/a.state"
-serve b "$tmp/b"
-A=${control[a]} B=${control[b]}
+two_disks
 
 # ---- full, and why -------------------------------------------------------------------------------
+# A run that is refused makes no repository.
 run 7 'a: it cannot be incremental: there is no earlier backup' "$A" "$repo" --incremental
-[ -z "$(find "$repo/backups" -name '*.json')" ] || fail "a refused backup has left one"
+run 1 "a.image: there is no such control socket" "$tmp/a.image" "$repo"
+run 1 'and no such image' "$tmp/a.image" "$repo" --state "$tmp/a.image=$tmp/a.state"
+run 0 'a: full, what is not zero of 8.00 MiB: there is no earlier backup' "$A" "$repo" --dry-run
+[ ! -e "$repo" ] || fail "a refused backup has left a repository"
+run 3 'No such file or directory' "$A" "$repo/none" --dry-run
 run 0 'b: full: no state file is kept (see --state)' "$A" "$B" "$repo"
 run 0 'a: incremental:' "$A" "$B" "$repo"
 grep -qF 'b: full: no state file is kept (see --state)' "$tmp/out" || fail "b: $(cat "$tmp/out")"

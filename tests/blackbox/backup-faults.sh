@@ -10,13 +10,7 @@ need qemu-img qemu-nbd
 proves_nothing_under thread
 proves_nothing_under address
 . "$srcdir/tests/blackbox/backup-lib.sh"
-repo=$tmp/repo
-
-random_disk "$tmp/a" 8M
-random_disk "$tmp/b" 8M
-serve a "$tmp/a" --state "$tmp/a.state"
-serve b "$tmp/b"
-A=${control[a]} B=${control[b]}
+two_disks
 
 run 0 'a full' "$A" "$B" "$repo"
 run 0 'a: incremental:' "$A" "$B" "$repo"

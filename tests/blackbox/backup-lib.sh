@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2034,SC2154
 # Common to the tests of single cases of a backup, into $repo: source it after lib.sh.
+repo=$tmp/repo
 
+# Serve the disks a, which has a state file, and b at the control sockets $A and $B.
+two_disks () {
+  random_disk "$tmp/a" 8M
+  random_disk "$tmp/b" 8M
+  serve a "$tmp/a" --state "$tmp/a.state"
+  serve b "$tmp/b"
+  A=${control[a]} B=${control[b]}
+}
 serve () { # serve NAME DISK [OPTIONS]
   local name=$1 disk=$2; shift 2
   rm -f "$tmp/$name.sock" "$tmp/$name.control"

@@ -44,8 +44,10 @@ has_to_exit 2 nbdmirror backup "${control[a]}" "$far&format=raw"
 has_to_exit 3 nbdmirror backup "${control[a]}" "ssh://127.0.0.1:$port$tmp/none?program=/nonexistent"
 grep -q 'not found there' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
 has_to_exit 1 nbdmirror backup-list "$far"
-has_to_exit 3 backup --dry-run
-[ ! -e "$repo" ] || fail "--dry-run made a repository"
+has_to_exit 0 backup --dry-run
+grep -q "^$disk: full, " "$tmp/out" || fail "the plan: $(cat "$tmp/out")"
+has_to_exit 7 backup --incremental
+[ ! -e "$repo" ] || fail "a dry run or a refused backup made a repository"
 
 seq 100000 >"$tmp/notes.txt"
 has_to_exit 0 backup --include "$tmp/notes.txt"
