@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves which disks of a backup are full, alone, and for which reason: a disk without a record, a
 # checkpoint, file or manifest that is missing, a damaged manifest, a disk of another size; that two
-# repositories do not disturb each other, that a clock that was set back changes nothing, and that a
-# guest that is off is incremental by its state file.
+# repositories do not disturb each other, that checkpoints go that no backup needs any more, that a
+# clock that was set back changes nothing, and that a guest that is off is incremental by its state
+# file.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
 proves_nothing_under address
 . "$srcdir/tests/blackbox/backup-lib.sh"
+repo=$tmp/repo
 two_disks
 
 # ---- full, and why -------------------------------------------------------------------------------
@@ -51,7 +53,22 @@ cmp "$tmp/a" "$tmp/restored" || fail "another backup than the last one was resto
 run 0 'a: full: there is no earlier backup' "$A" "$tmp/other"
 run 0 'a: incremental:' "$A" "$repo"
 run 0 'a: incremental:' "$A" "$tmp/other"
-[ "$(nbdmirror checkpoint list "$A" | grep -c '^backup-')" = 2 ] || fail "two checkpoints expected"
+checkpoints () { nbdmirror checkpoint list "$A" | grep -o '^backup-[^ ]*' | sort; }
+[ "$(checkpoints | wc -l)" = 2 ] || fail "two checkpoints expected: $(checkpoints)"
+
+# ---- what a prune has dropped, and what a killed run has left, is dropped from the disk ----------
+has_to_exit 0 nbdmirror backup-prune "$tmp/other" --keep-last 1
+for one in $(checkpoints); do # one more of each repository
+  nbdmirror checkpoint add "$A" "${one:0:15}-20200101T000000Z" >"$tmp/out" 2>&1 ||
+    fail "checkpoint add: $(cat "$tmp/out")"
+done
+kept=$(checkpoints | grep "^$(newest a checkpoint | grep -o 'backup-........')")
+run 0 'a: incremental:' "$A" "$tmp/other"
+[ "$(checkpoints | wc -l)" = 3 ] || fail "one checkpoint has to go: $(checkpoints)"
+for one in $kept; do checkpoints | grep -qx "$one" || fail "the other repository's went"; done
+run 0 'a: incremental:' "$A" "$repo"
+same a "$tmp/a"
+[ "$(checkpoints | wc -l)" = 2 ] || fail "two checkpoints expected: $(checkpoints)"
 
 # ---- a disk that is no raw file ------------------------------------------------------------------
 qemu-img convert -O qcow2 "$tmp/a" "$tmp/c"

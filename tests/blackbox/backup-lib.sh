@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash disable=SC2034,SC2154
 # Common to the tests of single cases of a backup, into $repo: source it after lib.sh.
-repo=$tmp/repo
 
 # Serve the disks a, which has a state file, and b at the control sockets $A and $B.
 two_disks () {
