@@ -28,6 +28,7 @@
 /* Requests of one connection that a server works on at a time: nbdkit and qemu-nbd take 16. */
 #define SERVER_DEPTH 16
 #define LATEST 10
+#define DRAIN_MS 300 /* of what the server has to answer when it is not wanted any more */
 
 struct conn {
   struct nbd_handle *h;
@@ -56,9 +57,9 @@ completed (void *opaque, int *error)
   struct conn *c = op->private;
   int err = *error;
 
+  c->in_flight--;
   if (nc->stopping)
     return 1;
-  c->in_flight--;
   if (op->kind == OP_FLUSH)
     c->flushes--;
   c->replies++;
@@ -416,6 +417,24 @@ hand_back (struct nbd_channel *nc)
          && atomic_compare_exchange_strong (&nep->first, &none, nc->conns[0].h);
 }
 
+/* Wait for the answers that are on their way, so that the server is not left in the middle of one:
+ * qemu-nbd complains of each.  They are dropped.  False: not all have come. */
+static bool
+drain (struct nbd_channel *nc)
+{
+  int64_t until = endpoint_now_ms () + DRAIN_MS;
+
+  for (unsigned i = 0; i < nc->nr_conns; i++) {
+    struct conn *c = &nc->conns[i];
+    while (c->in_flight > 0) {
+      int64_t left = until - endpoint_now_ms ();
+      if (left <= 0 || nbd_is_over (c->h) || nbd_poll_handle (c->h, (int)left) == -1)
+        return false;
+    }
+  }
+  return true;
+}
+
 static void
 nbd_stop (struct channel *ch)
 {
@@ -426,6 +445,9 @@ nbd_stop (struct channel *ch)
   for (unsigned i = 0; i < nc->nr_conns; i++)
     if (nc->conns[i].in_flight > 0)
       idle = false;
+  /* Only what is read: nothing more may be written by a channel that was given up. */
+  if (!idle && ch->was_alive && !ch->ep->opts.writable)
+    idle = drain (nc);
   if (idle && hand_back (nc))
     nc->nr_conns = 0;
   for (unsigned i = 0; i < nc->nr_conns; i++)

@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves what a backup does where it cannot go on, and what it leaves: two backups of one disk at
 # once and the job of another are refused; a disk's server that is killed costs that disk only; a
-# repository that is full or read-only fails and stays as it was, and no job is left; a backup that
-# was killed, even with the disk's server, does not block those into another repository; the command
+# repository that is full or read-only fails and stays as it was, and no job is left; a restore to a
+# full disk says why in one line; a backup that was killed, even with the disk's server, does not block those into another repository; the command
 # that thaws runs always.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
 proves_nothing_under address
 . "$srcdir/tests/blackbox/backup-lib.sh"
+repo=$tmp/repo
 two_disks
 
 run 0 'a full' "$A" "$B" "$repo"
@@ -58,6 +59,9 @@ if mkdir "$tmp/small" && mount -t tmpfs -o size=7m none "$tmp/small" 2>/dev/null
     failed | detached) fail "a job is left at the disk's server" ;;
   esac
   run 0 'a: incremental:' "$A" "$repo"
+  has_to_exit 3 nbdmirror restore "$repo" "$tmp/small/disk" --disk a # one reason, and no others
+  [ "$(grep -v '^copying' "$tmp/err" | sed 's/.*No space left.*/full/')" = full ] ||
+    fail "a restore to a full disk: $(cat "$tmp/err")"
   mount -o remount,ro "$tmp/small"
   run 3 'Read-only file system' "$A" "$tmp/small"
 else
