@@ -3,8 +3,8 @@
 # Proves what a backup does where it cannot go on, and what it leaves: two backups of one disk at
 # once and the job of another are refused; a disk's server that is killed costs that disk only; a
 # repository that is full or read-only fails and stays as it was, and no job is left; a restore to a
-# full disk says why in one line; a backup that was killed, even with the disk's server, does not block those into another repository; the command
-# that thaws runs always.
+# full disk says why in one line; a backup that was killed, even with the disk's server, does not
+# block those into another repository; the command that thaws runs always.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
