@@ -28,8 +28,7 @@ opened_open (struct opened *o, const char *path)
   int status = far_check (path);
   if (status != EXIT_DONE)
     return status;
-  if (store_open (&o->store, path, &error) == 0
-      && store_list (&o->store, &o->list, &error) == 0)
+  if (store_open (&o->store, path, &error) == 0 && store_list (&o->store, &o->list, &error) == 0)
     return EXIT_DONE;
   cmd_say ("%s", error);
   text_free (error);
