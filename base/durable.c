@@ -42,7 +42,7 @@ write_whole (const char *path, const char *text)
 int
 durable_replace (const char *path, const char *text, char **error)
 {
-  CLEANUP_TEXT char *new = text_printf ("%s.new", path);
+  CLEANUP_TEXT char *new = text_printf ("%s" DURABLE_DRAFT, path);
 
   if (write_whole (new, text) == -1 || rename (new, path) == -1) {
     text_error (error, "%s: %s", path, strerror (errno));

@@ -9,7 +9,9 @@
 #define NBDMIRROR_BASE_DURABLE_H
 
 /* The file PATH has the contents TEXT.  Whatever happens, it has either these or those that it had
- * before, or is missing as before.  Only this user may read it. */
+ * before, or is missing as before.  Only this user may read it.  A process that is killed meanwhile
+ * may leave PATH with this behind it: */
+#define DURABLE_DRAFT ".new"
 int durable_replace (const char *path, const char *text, char **error);
 
 /* The file PATH is gone.  It is no error if there was none. */

@@ -97,5 +97,8 @@ void
 record_remove (const char *control)
 {
   CLEANUP_TEXT char *path = path_of (control);
+  CLEANUP_TEXT char *draft = text_printf ("%s" DURABLE_DRAFT, path); /* of one that was killed */
+
   unlink (path);
+  unlink (draft);
 }

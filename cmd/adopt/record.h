@@ -39,7 +39,7 @@ int record_take_image (const char *control, json_t *record, const char *image, c
 /* QEMU's driver for what ST is of. */
 const char *record_file_driver (const struct stat *st);
 
-/* Remove it, if there is one. */
+/* Remove it, if there is one, and what a process that was killed has left of one. */
 void record_remove (const char *control);
 
 #endif

@@ -218,8 +218,10 @@ adopted_end (struct migrate *m)
     const char *words[]
         = { "nbdmirror", "give-back", "--qmp", m->options.source_qmp, d->control, NULL };
 
-    if (!has_record (d))
+    if (!has_record (d)) {
+      record_remove (d->control); /* what an adopt that was killed had begun to write */
       continue;
+    }
     if (m->options.recover && served_is_there (d->control))
       end_job (m, d);
     if (run_command (m, &m->machines.source, words, d->option->name) == EXIT_DONE)

@@ -68,12 +68,15 @@ up_to_commit (struct migrate *m)
   return 0;
 }
 
+/* QEMU flushes its disks before it ends, and waits for the server of one that was killed. */
 static void
 quit_source (struct migrate *m)
 {
   CLEANUP_TEXT char *error = NULL;
 
-  if (machine_call (&m->machines.source, "quit", NULL, NULL, NULL, &error) == -1)
+  if (machine_call (&m->machines.source, "quit", NULL, NULL, NULL, &error) == 0)
+    return;
+  if (adopted_revive (m, false, true) == 0)
     cmd_warning ("%s", error);
 }
 

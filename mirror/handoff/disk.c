@@ -240,9 +240,10 @@ coordinator_disk_finalize (void *opaque)
     return NULL;
   }
   for (int try = 0; try < FINALIZE_TRIES; try++) {
-    if (try > 0) {
+    if (try > 0 || d->client == NULL) { /* an earlier call may have lost it for good */
       control_client_free (d->client);
-      clock_sleep_ms (FINALIZE_PAUSE_MS);
+      if (try > 0)
+        clock_sleep_ms (FINALIZE_PAUSE_MS);
       text_free (message);
       message = NULL;
       d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);

@@ -86,6 +86,8 @@ class Move:
         errors = self.source.errors + self.dest.errors
         check(not errors, f"in the test's own actions: {errors}")
         check(got in statuses, f"{self.name}: exit status {got}, not {statuses}")
+        with open(self.s.path(self.name + ".log")) as f:
+            check("by signal 11" not in f.read(), f"{self.name}: a process crashed")
         self.source.close()
         self.dest.close()
 
