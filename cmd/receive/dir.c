@@ -2,7 +2,7 @@
  *
  * The private directory of a receive server.  See server.h.
  *
- * The lock belongs to the open file description, which the servers inherit.  So a directory that
+ * The lock belongs to the open file description, which the server inherits.  So a directory that
  * can be locked is in use by nobody any more: all its processes were killed.
  */
 
@@ -25,15 +25,7 @@
 #define PREFIX "nbdmirror-receive-"
 #define RANDOM 6
 #define TRIES 10
-
-static const char *const names[] = { "nbdkit.pid", "qemu-nbd.pid", "qemu-nbd.sock" };
-
-static void
-empty (int fd)
-{
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-    unlinkat (fd, names[i], 0);
-}
+#define PID_FILE "nbdkit.pid"
 
 /* Open PATH, a directory of our own, and lock it.  -1: it is in use, or none. */
 static int
@@ -64,14 +56,14 @@ read_file (int dir_fd, const char *name, char *text, size_t size)
   return n;
 }
 
-/* Is the process whose number is in the file NAME one that was started for PATH?  It may be a
- * server of another version, which locks nothing. */
+/* Is the process whose number is in the file one that was started for PATH?  It may be a server of
+ * another version, which locks nothing. */
 static bool
-names_a_server (int dir_fd, const char *name, const char *path)
+names_a_server (int dir_fd, const char *path)
 {
   char text[32] = "", proc[48], words[8192];
 
-  if (read_file (dir_fd, name, text, sizeof text - 1) <= 0)
+  if (read_file (dir_fd, PID_FILE, text, sizeof text - 1) <= 0)
     return false;
   snprintf (proc, sizeof proc, "/proc/%ld/cmdline", strtol (text, NULL, 10));
   ssize_t n = read_file (AT_FDCWD, proc, words, sizeof words);
@@ -94,8 +86,8 @@ remove_stale (void)
     int fd = lock_dir (path);
     if (fd == -1)
       continue;
-    if (!names_a_server (fd, "nbdkit.pid", path) && !names_a_server (fd, "qemu-nbd.pid", path)) {
-      empty (fd);
+    if (!names_a_server (fd, path)) {
+      unlinkat (fd, PID_FILE, 0);
       rmdir (path); /* unless there is something in it that is not ours */
     }
     close (fd);
@@ -127,7 +119,7 @@ receive_dir_remove (struct receive_server *s)
 {
   if (s->dir[0] == '\0')
     return;
-  empty (s->dir_fd);
+  unlinkat (s->dir_fd, PID_FILE, 0);
   rmdir (s->dir);
   close (s->dir_fd);
   s->dir[0] = '\0';

@@ -137,12 +137,11 @@ lock (int fd, int command, off_t where)
 }
 
 /* Does another program lock a part of it, as QEMU does with an image that it has open?  A qemu-nbd
- * of an earlier server may have released our lock and not its own yet, so look again for a while.
- */
+ * of an earlier server may have it for a moment yet, so look again for LIMIT_MS. */
 static bool
-is_locked_by_others (int fd)
+is_locked_by_others (int fd, int limit_ms)
 {
-  for (int waited = 0; waited < OTHERS_MS; waited += DISPLACE_POLL_MS) {
+  for (int waited = 0; waited < limit_ms; waited += DISPLACE_POLL_MS) {
     struct flock fl
         = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = LOCK_SERVER };
     if (fcntl (fd, F_OFD_GETLK, &fl) == -1 || fl.l_type == F_UNLCK)
@@ -202,7 +201,7 @@ lock_disk (struct receive_disk *d)
       return EXIT_REFUSED;
     }
   }
-  if (is_locked_by_others (d->fd)) {
+  if (is_locked_by_others (d->fd, OTHERS_MS)) {
     cmd_say ("%s: in use: another program has locked it (QEMU locks the images that it has open)",
              d->name);
     return EXIT_REFUSED;
@@ -431,6 +430,12 @@ receive_disk_prepare (struct receive_disk *d)
     receive_disk_close (d);
   }
   return r;
+}
+
+bool
+receive_disk_wait_unused (const struct receive_disk *d, int limit_ms)
+{
+  return !is_locked_by_others (d->fd, limit_ms);
 }
 
 bool

@@ -45,6 +45,9 @@ int receive_disk_prepare (struct receive_disk *d);
 /* Does its path still lead to what was prepared? */
 bool receive_disk_is_there (const struct receive_disk *d);
 
+/* Wait for at most LIMIT_MS until no program holds QEMU's locks on it.  False: one still does. */
+bool receive_disk_wait_unused (const struct receive_disk *d, int limit_ms);
+
 /* Remove the file if it was created here and is still the same.  True if it was. */
 bool receive_disk_remove (struct receive_disk *d);
 

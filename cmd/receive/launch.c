@@ -2,8 +2,7 @@
  *
  * Starting and ending the processes of a receive server.  See server.h.
  *
- * Both servers write their process id into a file once they listen, so nobody has to connect to
- * find out.
+ * nbdkit writes its process id into a file once it listens, so nobody has to connect to find out.
  */
 
 #include "config.h"
@@ -31,7 +30,8 @@
 #include "cmd/serve/tidy.h"
 #include "digest/export-name.h"
 
-#define READY_MS 20000 /* how long a server may take to listen */
+#define READY_MS 75000    /* for the server to listen; the image plugin waits 60 s for qemu-nbd */
+#define QEMU_NBD_MS 10000 /* for the qemu-nbd of a server that has ended */
 #define POLL_MS 5
 
 /* ---- command lines --------------------------------------------------------------------------- */
@@ -145,8 +145,11 @@ nbdkit_words (struct words *w, const struct receive_server *s)
   for (unsigned i = 0; i < s->args->nr_options; i++)
     add (w, "%s", s->args->options[i]);
   if (s->disk->qcow2) {
-    add (w, "nbd");
-    add (w, "socket=%s/qemu-nbd.sock", s->dir);
+    add (w, "%s", s->image_plugin);
+    add (w, "image=%s", s->disk->path);
+    add (w, "image-format=qcow2");
+    if (s->disk->read_only)
+      add (w, "image-read-only=yes");
   } else {
     add (w, "file");
     add (w, "file=%s", s->disk->path);
@@ -158,29 +161,12 @@ nbdkit_words (struct words *w, const struct receive_server *s)
   add (w, "receive-disk-path=%s", s->disk->path);
   if (s->disk->preallocate)
     add (w, "receive-keep-allocated=true");
-  if (s->qemu_nbd_fd != -1)
-    add (w, "receive-backend-fd=%d", s->qemu_nbd_fd);
   if (s->sealed)
     add (w, "receive-sealed=true");
   if (s->base_fd != -1)
     add (w, "digest-base-fd=%d", s->base_fd);
   if (s->control != NULL)
     add_tracking (w, s);
-}
-
-static void
-qemu_nbd_words (struct words *w, const struct receive_server *s)
-{
-  add (w, "qemu-nbd");
-  add (w, "--persistent");
-  add (w, "--shared=0");
-  add (w, "--socket=%s/qemu-nbd.sock", s->dir);
-  add (w, "--pid-file=%s/qemu-nbd.pid", s->dir);
-  add (w, "--format=qcow2");
-  add (w, "--discard=unmap");
-  if (s->disk->read_only)
-    add (w, "--read-only");
-  add (w, "%s", s->disk->path);
 }
 
 /* ---- children -------------------------------------------------------------------------------- */
@@ -206,51 +192,44 @@ receive_reap (struct receive_server *s)
     if (pid == s->nbdkit) {
       s->nbdkit = 0;
       s->nbdkit_status = status;
-    } else if (pid == s->qemu_nbd)
-      s->qemu_nbd = 0;
-    else if (pid == s->digest)
+    } else if (pid == s->digest)
       digest_ended (s, status);
 }
 
-/* Until *PID writes its file in DIR.  -1 after an error message. */
-static int
-wait_until_ready (struct receive_server *s, pid_t *pid, const char *name)
+static void
+pid_file (const struct receive_server *s, char path[RECEIVE_PID_FILE])
 {
-  char path[sizeof s->dir + 20];
+  snprintf (path, RECEIVE_PID_FILE, "%s/nbdkit.pid", s->dir);
+}
+
+/* Until nbdkit writes its file.  -1 after an error message. */
+static int
+wait_until_ready (struct receive_server *s)
+{
+  char path[RECEIVE_PID_FILE];
   struct stat st;
 
-  snprintf (path, sizeof path, "%s/%s.pid", s->dir, name);
+  pid_file (s, path);
   for (int waited = 0; waited < READY_MS; waited += POLL_MS) {
     if (stat (path, &st) == 0 && st.st_size > 0)
       return 0;
     receive_reap (s);
-    if (*pid == 0) {
-      cmd_say ("%s ended before it served the disk", name);
+    if (s->nbdkit == 0) {
+      cmd_say ("nbdkit ended before it served the disk");
       return -1;
     }
     clock_sleep_ms (POLL_MS);
   }
-  cmd_say ("%s does not serve the disk after %d s", name, READY_MS / 1000);
+  cmd_say ("nbdkit does not serve the disk after %d s", READY_MS / 1000);
   return -1;
 }
 
-static void
-forget_pid_file (const struct receive_server *s, const char *name)
-{
-  char path[sizeof s->dir + 20];
-
-  snprintf (path, sizeof path, "%s/%s.pid", s->dir, name);
-  unlink (path);
-}
-
 static pid_t
-start (struct receive_server *s, struct words *w, bool is_nbdkit)
+start (struct receive_server *s, struct words *w)
 {
   const struct child_options o = {
-    .our_stdio = is_nbdkit && s->stdio,
-    .keep
-    = { s->disk->fd, s->dir_fd, is_nbdkit ? s->note_write_fd : -1, is_nbdkit ? s->qemu_nbd_fd : -1,
-        is_nbdkit ? s->base_fd : -1, is_nbdkit ? s->page_fd : -1, is_nbdkit ? s->wake_fd : -1 },
+    .our_stdio = s->stdio,
+    .keep = { s->disk->fd, s->dir_fd, s->note_write_fd, s->base_fd, s->page_fd, s->wake_fd },
     .end_with_us = s->stdio,
   };
   pid_t pid = child_start (w->word, &o);
@@ -259,24 +238,6 @@ start (struct receive_server *s, struct words *w, bool is_nbdkit)
     cmd_say ("%s cannot be run: %s", w->word[0], strerror (errno));
   free_words (w);
   return pid == -1 ? 0 : pid;
-}
-
-static int
-launch_qemu_nbd (struct receive_server *s)
-{
-  struct words w = { 0 };
-  char path[sizeof s->dir + 20];
-
-  snprintf (path, sizeof path, "%s/qemu-nbd.sock", s->dir);
-  unlink (path);
-  forget_pid_file (s, "qemu-nbd");
-  qemu_nbd_words (&w, s);
-  fd_close (&s->qemu_nbd_fd);
-  s->qemu_nbd = start (s, &w, false);
-  s->qemu_nbd_fd = s->qemu_nbd != 0 ? (int)syscall (SYS_pidfd_open, s->qemu_nbd, 0) : -1;
-  if (s->qemu_nbd_fd != -1)
-    fcntl (s->qemu_nbd_fd, F_SETFD, FD_CLOEXEC);
-  return s->qemu_nbd == 0 ? -1 : wait_until_ready (s, &s->qemu_nbd, "qemu-nbd");
 }
 
 /* Remove the socket of the last server, which has ended.  Returns true if the next socket must get
@@ -335,26 +296,24 @@ int
 receive_launch (struct receive_server *s)
 {
   struct words w = { 0 };
+  char path[RECEIVE_PID_FILE];
   struct stat owner;
 
   if (!receive_disk_is_there (s->disk)) {
     cmd_say ("%s: this is another file now: it is not served", s->disk->path);
     return -1;
   }
-  if (s->disk->qcow2 && s->qemu_nbd == 0 && launch_qemu_nbd (s) == -1)
-    return -1;
-  if (s->nbdkit != 0)
-    return 0;
-  forget_pid_file (s, "nbdkit");
+  pid_file (s, path);
+  unlink (path);
   bool keep = remove_socket (s, &owner);
   if (s->control != NULL && tidy_look (s->control) == TIDY_STALE)
     unlink (s->control);
   receive_track_again (s);
   nbdkit_words (&w, s);
-  s->nbdkit = start (s, &w, true);
+  s->nbdkit = start (s, &w);
   if (s->nbdkit == 0)
     return -1;
-  if (!s->stdio && wait_until_ready (s, &s->nbdkit, "nbdkit") == -1)
+  if (!s->stdio && wait_until_ready (s) == -1)
     return -1;
   if (keep)
     give_socket (s, &owner);
@@ -362,29 +321,23 @@ receive_launch (struct receive_server *s)
   return 0;
 }
 
-static void
-wait_for_end (struct receive_server *s, pid_t *pid, int patience_ms)
-{
-  if (*pid == 0)
-    return;
-  kill (*pid, SIGTERM);
-  for (int waited = 0; *pid != 0 && waited < patience_ms; waited += POLL_MS) {
-    clock_sleep_ms (POLL_MS);
-    receive_reap (s);
-  }
-  if (*pid != 0)
-    kill (*pid, SIGKILL);
-  while (*pid != 0) { /* its last system calls, however long they take */
-    clock_sleep_ms (POLL_MS);
-    receive_reap (s);
-  }
-}
-
 void
 receive_end_children (struct receive_server *s, int patience_ms)
 {
   receive_reap (s);
-  wait_for_end (s, &s->nbdkit, patience_ms);
-  /* qemu-nbd writes some of its data into the qcow2 file only when it ends in order. */
-  wait_for_end (s, &s->qemu_nbd, patience_ms > 0 ? 10000 : 0);
+  if (s->nbdkit != 0)
+    kill (s->nbdkit, SIGTERM);
+  for (int waited = 0; s->nbdkit != 0 && waited < patience_ms; waited += POLL_MS) {
+    clock_sleep_ms (POLL_MS);
+    receive_reap (s);
+  }
+  if (s->nbdkit != 0)
+    kill (s->nbdkit, SIGKILL);
+  while (s->nbdkit != 0) { /* its last system calls, however long they take */
+    clock_sleep_ms (POLL_MS);
+    receive_reap (s);
+  }
+  /* The qemu-nbd of an nbdkit that was killed ends in order, and writes what it has in memory. */
+  if (s->disk->qcow2 && !receive_disk_wait_unused (s->disk, QEMU_NBD_MS))
+    cmd_warning ("%s: a qemu-nbd still has it open after %d s", s->disk->name, QEMU_NBD_MS / 1000);
 }

@@ -357,7 +357,9 @@ prepare_and_serve (struct arguments *a)
   s->filter = server_find_filter ("mirror-receive", "NBDMIRROR_RECEIVE_FILTER");
   s->digest_filter = server_find_filter ("digest", "NBDMIRROR_DIGEST_FILTER");
   s->mirror_filter = server_find_filter ("mirror", "NBDMIRROR_FILTER");
+  s->image_plugin = server_find_plugin ("image", "NBDMIRROR_IMAGE_PLUGIN");
   if (s->filter == NULL || s->digest_filter == NULL || s->mirror_filter == NULL
+      || s->image_plugin == NULL
       || (a->control != NULL
           && (control = server_socket_path ("--control", a->control, false)) == NULL)
       || (a->state != NULL && (state = server_absolute_path ("--state", a->state)) == NULL)
@@ -395,6 +397,7 @@ out:
   text_free (s->filter);
   text_free (s->digest_filter);
   text_free (s->mirror_filter);
+  text_free (s->image_plugin);
   text_free (socket);
   text_free (control);
   text_free (state);

@@ -145,10 +145,10 @@ make_channels (struct receive_server *s, bool background)
   sigset_t set;
   int fds[2];
 
-  s->nbdkit = s->qemu_nbd = 0;
+  s->nbdkit = 0;
   s->sealed = s->disk->sealed;
   s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->base_fd
-      = s->qemu_nbd_fd = s->page_fd = s->wake_fd = -1;
+      = s->page_fd = s->wake_fd = -1;
   sigemptyset (&set);
   sigaddset (&set, SIGCHLD);
   sigaddset (&set, SIGTERM);
@@ -187,23 +187,21 @@ describe_end (const struct receive_server *s, char *text, size_t size)
 {
   int status = s->nbdkit_status;
 
-  if (s->nbdkit != 0)
-    snprintf (text, size, "qemu-nbd ended");
-  else if (WIFSIGNALED (status))
+  if (WIFSIGNALED (status))
     snprintf (text, size, "the server was ended by signal %d (%s)", WTERMSIG (status),
               strsignal (WTERMSIG (status)));
   else
     snprintf (text, size, "the server ended with status %d", WEXITSTATUS (status));
 }
 
-/* One of the servers has ended by itself.  Returns true if they serve again. */
+/* The server has ended by itself.  Returns true if it serves again. */
 static bool
 start_again (struct receive_server *s, uint64_t *started, unsigned *short_lives)
 {
   char why[100];
 
   describe_end (s, why, sizeof why);
-  /* End both, so that no request of the old servers can come late. */
+  /* With its qemu-nbd, so that no request of the old server can come late. */
   receive_end_children (s, SESSION_PATIENCE_MS);
   read_notes (s);
   if (s->written) {
@@ -241,7 +239,7 @@ receive_server_run (struct receive_server *s)
   enum receive_end end = RECEIVE_STOPPED;
 
   for (;;) {
-    bool running = s->nbdkit != 0 && (!s->disk->qcow2 || s->qemu_nbd != 0);
+    bool running = s->nbdkit != 0;
     if (s->stopped_by != 0 || s->given_up)
       break;
     if (!running && s->stdio)
@@ -270,7 +268,7 @@ receive_server_run (struct receive_server *s)
 void
 receive_server_free (struct receive_server *s)
 {
-  if (s->nbdkit != 0 || s->qemu_nbd != 0)
+  if (s->nbdkit != 0)
     receive_end_children (s, 0);
   if (s->socket != NULL && tidy_look (s->socket) == TIDY_STALE)
     unlink (s->socket);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * The server of `nbdmirror receive`: nbdkit with the mirror-receive filter, on the raw disk or, for
- * qcow2, on a qemu-nbd of its own; and this process, which supervises them.
+ * qcow2, on our image plugin, which has a qemu-nbd of its own; and this process, which supervises
+ * it.
  *
  *   starting → serving → stopped by a signal: the disk stays
  *                    └→ given up by SIGINT or by the mirror: the caller removes the disk
@@ -22,6 +23,8 @@
 #include "cmd/receive/disk.h"
 #include "control/take-over.h"
 
+#define RECEIVE_PID_FILE 60 /* bytes of its path */
+
 struct receive_server {
   struct receive_disk *disk;      /* prepared */
   const struct nbdkit_args *args; /* what the user adds */
@@ -35,13 +38,13 @@ struct receive_server {
   char *filter;        /* our filter, for --filter= */
   char *digest_filter; /* the one in front of it */
   char *mirror_filter; /* the one behind it, with CONTROL */
+  char *image_plugin;  /* for qcow2 */
 
   /* The rest is the server's own. */
-  char dir[40];           /* private: pid files and qemu-nbd's socket; */
-  int dir_fd;             /* locked (flock) by us and the servers, as long as one of us lives */
-  int qemu_nbd_fd;        /* pidfd; -1 */
-  pid_t nbdkit, qemu_nbd; /* 0: does not run */
-  pid_t digest;           /* of the base image: computed meanwhile; 0 */
+  char dir[40];                /* private: the pid file; */
+  int dir_fd;                  /* locked (flock) by us and the server, as long as one of us lives */
+  pid_t nbdkit;                /* 0: does not run */
+  pid_t digest;                /* of the base image: computed meanwhile; 0 */
   struct take_over_page *page; /* with CONTROL: what both filters share, */
   int page_fd, wake_fd;        /* its memory file, and an eventfd; -1 */
   int base_fd;                 /* a memory file with what it tells; -1: there is no base */
@@ -87,11 +90,11 @@ void receive_track_free (struct receive_server *s);
 /* launch.c: begin to compute the digest of the base image, if there is one.  -1 after an error
  * message. */
 int receive_start_digest (struct receive_server *s);
-/* Start what is not running.  -1 after an error message. */
+/* Start it.  -1 after an error message. */
 int receive_launch (struct receive_server *s);
 /* Take note of children that have ended. */
 void receive_reap (struct receive_server *s);
-/* End the children, kindly for at most PATIENCE_MS, and wait until they are gone. */
+/* End the server, kindly for at most PATIENCE_MS, and wait until it is gone, with its qemu-nbd. */
 void receive_end_children (struct receive_server *s, int patience_ms);
 
 #endif

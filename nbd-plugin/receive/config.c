@@ -18,7 +18,6 @@ const char receive_help[]
     = "receive-keep-allocated=<BOOL>  Zeroes that the mirror writes leave no holes.\n"
       "receive-sealed=<BOOL>          Sealed from the beginning.\n"
       "receive-disk-fd=<FD>, receive-disk-path=<PATH>, receive-notify-fd=<FD>, "
-      "receive-backend-fd=<FD>,\n"
       "receive-take-over-fd=<FD>, receive-fenced=<BOOL>\n"
       "                               For nbdmirror receive, which locks the disk and supervises "
       "the server.";
@@ -52,8 +51,6 @@ receive_parameter (struct receive_options *c, const char *key, const char *value
   }
   if (strcmp (key, "receive-disk-fd") == 0)
     return take_descriptor (key, value, &c->disk_fd);
-  if (strcmp (key, "receive-backend-fd") == 0)
-    return take_descriptor (key, value, &c->backend_fd);
   if (strcmp (key, "receive-disk-path") == 0) {
     free (c->disk_path);
     c->disk_path = strdup (value);

@@ -19,7 +19,7 @@
 #define GUEST_BACK_MS (10 * MS_PER_S) /* a guest that lost its connection comes back by then */
 
 static struct receive receive = {
-  .config = { .notify_fd = -1, .backend_fd = -1, .disk_fd = -1, .take_over_fd = -1 },
+  .config = { .notify_fd = -1, .disk_fd = -1, .take_over_fd = -1 },
 };
 
 static void
@@ -91,7 +91,7 @@ receive_after_fork (nbdkit_backend *backend)
   (void)backend;
   if (receive.config.notify_fd == -1 || receive.config.one_client)
     return 0;
-  if (orphan_watch_start (receive.config.notify_fd, receive.config.backend_fd, guest_uses_it) == 0)
+  if (orphan_watch_start (receive.config.notify_fd, guest_uses_it) == 0)
     return 0;
   nbdkit_error ("a thread cannot be started: %m");
   return -1;

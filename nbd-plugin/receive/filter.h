@@ -36,7 +36,6 @@
  * given. */
 struct receive_options {
   int notify_fd;       /* to the supervisor, see receive-exports.h */
-  int backend_fd;      /* a pidfd of the process that the plugin is a client of */
   int disk_fd;         /* what was prepared, and is locked */
   char *disk_path;     /* where the plugin opens it, anew for each connection; owned, or NULL */
   bool keep_allocated; /* zeroes of the mirror are written, not punched */

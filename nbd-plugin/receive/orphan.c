@@ -11,7 +11,6 @@
 #include <signal.h>
 #include <stdint.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
@@ -26,10 +25,10 @@
 /* nbdkit's process has one supervisor, so there is one watch a process. */
 static struct {
   pthread_t thread;
-  bool runs, is_orphan;
-  int supervisor_fd, backend_fd, stop_fd;
+  bool runs;
+  int supervisor_fd, stop_fd;
   bool (*in_use) (void);
-} orphan = { .backend_fd = -1, .stop_fd = -1 };
+} orphan = { .stop_fd = -1 };
 
 static bool
 told_to_stop (int timeout_ms)
@@ -37,17 +36,6 @@ told_to_stop (int timeout_ms)
   struct pollfd fd = { .fd = orphan.stop_fd, .events = POLLIN };
 
   return poll (&fd, 1, timeout_ms) > 0;
-}
-
-static void
-end_backend (void)
-{
-#ifdef SYS_pidfd_send_signal
-  if (orphan.backend_fd != -1 && orphan.is_orphan
-      && syscall (SYS_pidfd_send_signal, orphan.backend_fd, SIGTERM, NULL, 0) == -1
-      && errno != ESRCH)
-    nbdkit_error ("the process behind this server cannot be ended: %m");
-#endif
 }
 
 /* No events are asked for: a pipe that nobody reads any more says POLLERR. */
@@ -73,20 +61,17 @@ watch (void *opaque)
   while (orphan.in_use ())
     if (told_to_stop (LOOK_MS))
       return NULL;
-  orphan.is_orphan = true;
   nbdkit_shutdown ();
   if (told_to_stop (PATIENCE_MS))
     return NULL;
-  end_backend ();
   kill (getpid (), SIGKILL);
   return NULL;
 }
 
 int
-orphan_watch_start (int notify_fd, int backend_fd, bool (*in_use) (void))
+orphan_watch_start (int notify_fd, bool (*in_use) (void))
 {
   orphan.supervisor_fd = notify_fd;
-  orphan.backend_fd = backend_fd;
   orphan.in_use = in_use;
   /* nbdkit 1.32 (with -f) would end at once, also under a guest.  We are in the thread that has
    * asked for it. */
@@ -108,6 +93,5 @@ orphan_watch_stop (void)
     pthread_join (orphan.thread, NULL);
     orphan.runs = false;
   }
-  end_backend (); /* after the last request */
   fd_close (&orphan.stop_fd);
 }

@@ -12,9 +12,8 @@
 
 /* Begin to watch, in a thread of its own; to be called in the server's first thread.  NOTIFY_FD is
  * the pipe to the supervisor.  When that has gone, and from then on as soon as IN_USE says no, the
- * server is shut down; clients that do not leave are cut off 3 s later.  BACKEND_FD is a pidfd of a
- * process that is to end with us, or -1.  -1 with errno. */
-int orphan_watch_start (int notify_fd, int backend_fd, bool (*in_use) (void));
+ * server is shut down; clients that do not leave are cut off 3 s later.  -1 with errno. */
+int orphan_watch_start (int notify_fd, bool (*in_use) (void));
 /* At the end of the server. */
 void orphan_watch_stop (void);
 

@@ -488,6 +488,10 @@ start_receive () {
 child_of () { ps -o pid=,args= --ppid "${pid[$1]}" |
   awk -v name="(^|[ /])$2( |\$)" '$0 ~ name { print $1 }'; }
 
+# qemu_nbd_of NAME: the process id of the qemu-nbd behind the `receive` NAME.
+qemu_nbd_of () { ps -o pid=,comm= --ppid "$(child_of "$1" nbdkit)" |
+  awk '$2 == "qemu-nbd" { print $1 }'; }
+
 # start_fake NAME [OPTIONS...]: a destination that goes wrong, see fake-nbd-server.py.
 start_fake () {
   local name=$1; shift
