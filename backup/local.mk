@@ -17,6 +17,8 @@ libbackup_la_SOURCES = \
 	backup/names.h \
 	backup/plan.c \
 	backup/plan.h \
+	backup/qcow2-digests.c \
+	backup/qcow2-digests.h \
 	backup/qcow2-head.c \
 	backup/qcow2-head.h \
 	backup/repository.c \

@@ -86,7 +86,10 @@ store_compress (const struct store *s, const struct manifest_disk *m, char **err
   }
   words[n++] = path;
   words[n++] = temporary;
-  int r = run (s, (char *const *)words, error);
+  /* What the disk did not take could be read back as something else. */
+  int r = repository_sync (path, error);
+  if (r == 0)
+    r = run (s, (char *const *)words, error);
   if (r == 0)
     r = repository_sync (temporary, error);
   if (r == 0 && rename (temporary, path) == -1)

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * backup: the digest of the disk as the new file holds it, and the list of its blocks' digests.
+ * backup: the digests of the new file and of the disk as the file holds it, and the list of the
+ * digests of the disk's blocks.
  *
- * A full file is read whole.  Of an incremental one only what it holds itself is read, through the
- * whole chain, and the lists of the earlier backups tell the rest.  What they tell is what was
- * backed up then: if a file below has been damaged since, backup-verify finds out.
+ * The file is read once, which gives both (backup/qcow2-digests.h).  A file that was compressed is
+ * read a second time, through a qemu-nbd, for the digest of the disk.  An incremental file holds
+ * only what was changed, and the lists of the earlier backups tell the rest.  What they tell is
+ * what was backed up then: if a file below has been damaged since, backup-verify finds out. Without
+ * lists the whole disk is read, through the chain.
  */
 
 #include "config.h"
 
 #include "backup/digests.h"
 #include "backup/names.h"
+#include "backup/qcow2-digests.h"
 #include "base/text.h"
 #include "cmd/backup/store.h"
 #include "cmd/cmd.h"
@@ -19,22 +23,35 @@
 
 struct reading {
   struct store *store;
-  struct digest_list *list; /* NULL: none is made */
+  struct digest_list *list;   /* NULL: none is made */
+  struct digest_whole *whole; /* the same */
 };
+
+static bool
+go_on (void *opaque)
+{
+  const struct store *s = ((const struct reading *)opaque)->store;
+
+  return s->go_on == NULL || s->go_on (s->opaque);
+}
 
 static bool
 on_progress (void *opaque, uint64_t done, uint64_t size)
 {
-  const struct store *s = ((const struct reading *)opaque)->store;
-
   (void)done, (void)size;
-  return s->go_on == NULL || s->go_on (s->opaque);
+  return go_on (opaque);
 }
 
 static void
 on_blocks (void *opaque, uint64_t first, const uint8_t *digests, uint64_t nr)
 {
-  digest_list_add (((struct reading *)opaque)->list, first, digests, nr);
+  const struct reading *r = opaque;
+
+  digest_list_add (r->list, first, digests, nr);
+  if (r->whole != NULL && digests != NULL)
+    digest_whole_add (r->whole, digests, nr);
+  else if (r->whole != NULL)
+    digest_whole_add_zeroes (r->whole, nr);
 }
 
 char *
@@ -55,6 +72,40 @@ store_digest_of_file (struct store *s, const char *path, char **error)
   }
   text_free (word);
   return r == 0 ? text_copy (text) : NULL;
+}
+
+/* Read the new file of M, for which FD is open, and put the digests of the blocks that it holds
+ * into a new list of the backup NAME.  M gets the list and the file's digest, and TEXT the disk's,
+ * if the file is a full one.  1; 0: the file has to be read in another way; -1 with *ERROR. */
+static int
+read_file (struct store *s, int fd, const char *name, struct manifest_disk *m,
+           char text[DIGEST_WHOLE_TEXT], char **error)
+{
+  CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
+  struct reading reading = { .store = s, .whole = digest_whole_new () };
+  const struct qcow2_digests o = {
+    .size = m->size, .complete = m->full, .blocks = on_blocks, .go_on = go_on, .opaque = &reading
+  };
+  struct digests_new new;
+  char file[DIGEST_WHOLE_TEXT];
+
+  if (reading.whole == NULL)
+    return text_error (error, "out of memory");
+  uint64_t blocks = digest_count (&digest_whole_key, m->size);
+  int r = digests_begin (&new, &s->repo, m->id, name, m->full, blocks, error);
+  if (r == 0) {
+    reading.list = new.list;
+    r = qcow2_digests (fd, path, &o, file, error);
+    if (r == 1 && digests_end (&new, m, error) == -1)
+      r = -1;
+    digests_drop (&new);
+  }
+  if (r == 1) {
+    m->file_digest = text_copy (file);
+    digest_whole_text (reading.whole, text);
+  }
+  digest_whole_free (reading.whole);
+  return r;
 }
 
 /* Read the image at PATH, all of it or only its own layer, and put its digests into a new list of
@@ -138,8 +189,8 @@ find_lists (const struct store *s, const struct manifest_disk *m, struct digests
   return false;
 }
 
-char *
-store_digest_of_disk (struct store *s, struct manifest_disk *m, char **error)
+int
+store_digests (struct store *s, int fd, struct manifest_disk *m, char **error)
 {
   CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *name = backup_name_of_file (m->file);
@@ -147,9 +198,15 @@ store_digest_of_disk (struct store *s, struct manifest_disk *m, char **error)
   char text[DIGEST_WHOLE_TEXT];
 
   bool top_only = !m->full && find_lists (s, m, &chain);
-  int r = read_image (s, path, name, top_only, m, text, error);
-  if (r == 0 && top_only)
-    r = combine (s, &chain, m, text, error);
+  int r = m->full || top_only ? read_file (s, fd, name, m, text, error) : 0;
+  if (r == 0 && (r = read_image (s, path, name, top_only, m, text, error)) == 0) {
+    m->file_digest = store_digest_of_file (s, path, error);
+    r = m->file_digest != NULL ? 1 : -1;
+  }
+  if (r == 1 && top_only && combine (s, &chain, m, text, error) == -1)
+    r = -1;
   digests_chain_free (&chain);
-  return r == 0 ? text_copy (text) : NULL;
+  if (r == 1)
+    m->digest = text_copy (text);
+  return r == 1 ? 0 : -1;
 }

@@ -213,6 +213,26 @@ wait_for_writer (const char *path, char **error)
   return text_error (error, "%s is still being written to", path);
 }
 
+/* Nobody writes to the file any more.  While its data are on their way to the disk they are read
+ * from the page cache; what the disk says of them is what fsync() returns. */
+static int
+seal_file (struct store *s, const char *path, struct manifest_disk *m, char **error)
+{
+  CLEANUP_TEXT char *why = NULL;
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  struct stat st;
+
+  if (fd == -1 || fstat (fd, &st) == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  sync_file_range (fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+  if (store_digests (s, fd, m, &why) == -1)
+    return text_error (error, "the file cannot be read back: %s", why);
+  if (fsync (fd) == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  m->file_bytes = (uint64_t)st.st_size;
+  return 0;
+}
+
 int
 store_seal (struct store *s, struct manifest_disk *m, char **error)
 {
@@ -220,30 +240,17 @@ store_seal (struct store *s, struct manifest_disk *m, char **error)
     return store_far_seal (s, m, error);
   CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *folder = repository_path (&s->repo, m->id);
-  CLEANUP_TEXT char *why = NULL;
-  struct stat st;
-  int r = 0;
 
-  if (wait_for_writer (path, error) == -1 || repository_sync (path, error) == -1
-      || store_compress (s, m, error) == -1)
+  if (wait_for_writer (path, error) == -1 || store_compress (s, m, error) == -1)
     return -1;
-  m->digest = store_digest_of_disk (s, m, &why);
-  if (m->digest != NULL)
-    m->file_digest = store_digest_of_file (s, path, &why);
-  if (m->file_digest == NULL)
-    r = text_error (error, "the file cannot be read back: %s", why);
-  else if (repository_sync (folder, error) == -1)
-    r = -1;
-  else if (stat (path, &st) == -1)
-    r = text_error (error, "%s: %s", path, strerror (errno));
-  else
-    m->file_bytes = (uint64_t)st.st_size;
-  if (r == -1 && m->digests_file != NULL) {
+  if (seal_file (s, path, m, error) == 0 && repository_sync (folder, error) == 0)
+    return 0;
+  if (m->digests_file != NULL) {
     store_remove_file (s, m->digests_file);
     text_free (m->digests_file);
     m->digests_file = NULL;
   }
-  return r;
+  return -1;
 }
 
 /* ---- included files ---- */

@@ -73,8 +73,9 @@ int store_compress (const struct store *s, const struct manifest_disk *m, char *
 
 /* digests.c: for text_free(), or NULL with *ERROR. */
 char *store_digest_of_file (struct store *s, const char *path, char **error);
-/* The digest of the disk M as its new file holds it.  M gets the list of its blocks' digests. */
-char *store_digest_of_disk (struct store *s, struct manifest_disk *m, char **error);
+/* The digests of the new file of M, for which FD is open, and of the disk as the file holds it.  M
+ * gets both, and the list of the digests of the disk's blocks. */
+int store_digests (struct store *s, int fd, struct manifest_disk *m, char **error);
 
 /* Copy FROM, a file of this host, into the repository as M->file, whose folder is made if it is
  * missing.  M gets its bytes and digest. */

@@ -58,9 +58,17 @@ print(json.load(sys.stdin)[int(sys.argv[1])]["name"])' "$1")
 }
 
 # ---- only what was changed is read: the full file is damaged before the digest is computed -------
-back_up
+# And each file is read once, by us: the only qemu-nbd is the one that writes it.
+mkdir "$tmp/bin"
+printf '#!/bin/sh\necho "$$" >>%q\nexec %q "$@"\n' "$tmp/started" "$(type -P qemu-nbd)" \
+  >"$tmp/bin/qemu-nbd"
+chmod +x "$tmp/bin/qemu-nbd"
+PATH=$tmp/bin:$PATH back_up
 full=$(newest file)
 put 1
+PATH=$tmp/bin:$PATH back_up
+[ "$(wc -l <"$tmp/started")" = 2 ] || fail "2 backups started $(wc -l <"$tmp/started") qemu-nbd"
+put 11
 cp "$full" "$tmp/good"
 at=$(qemu-img map --output=json "$full" | "$python" -c '
 import json, sys
