@@ -100,7 +100,7 @@ def one_system(setup, disk, name, changed, piece, rng):
             results[percent] = timed(system, system.back_up, False)
             results[percent]["changed"] = different
         results["restore"] = timed(system, system.restore, restored)
-        common.call("cmp", disk.path, restored)
+        common.call("qemu-img", "compare", "-q", "-f", "raw", "-F", "raw", disk.path, restored)
     finally:
         system.close()
         if os.path.exists(restored):
