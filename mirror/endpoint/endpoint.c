@@ -194,6 +194,18 @@ channel_widen (struct channel *ch, int *errnum, char **error)
   return ch->ep->ops->widen != NULL ? ch->ep->ops->widen (ch, errnum, error) : 0;
 }
 
+unsigned
+channel_connections (const struct channel *ch)
+{
+  return ch->nr_connections > 0 ? ch->nr_connections : 1;
+}
+
+void
+channel_in_turn (struct channel *ch, bool in_turn)
+{
+  ch->in_turn = in_turn;
+}
+
 /* Stop the I/O of a dead channel and complete what was in flight. */
 static void
 bury (struct channel *ch)

@@ -184,6 +184,11 @@ struct channel *channel_open (struct endpoint *ep, int *errnum, char **error);
  * other ones, and add them.  Nothing else may be done with the channel meanwhile.  -1 with *ERROR
  * and *ERRNUM. */
 int channel_widen (struct channel *ch, int *errnum, char **error);
+/* How many connections does the channel have now?  1 where there are none. */
+unsigned channel_connections (const struct channel *ch);
+/* From now on each request goes to the connection after the one that had the last request, whatever
+ * they are doing; or, with false, to one that has time again. */
+void channel_in_turn (struct channel *ch, bool in_turn);
 /* Closes; requests still in flight are completed with ESHUTDOWN first (file endpoints wait for the
  * kernel, because their buffers are in use).  NBD: disconnects politely only if idle and alive. */
 void channel_close (struct channel *ch);

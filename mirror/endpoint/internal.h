@@ -85,7 +85,9 @@ struct channel {
   struct op *pool; /* the memory */
   unsigned nr_ops;
   unsigned room;
-  uint64_t saved; /* see channel_take_saved() */
+  unsigned nr_connections; /* NBD; else 0 */
+  bool in_turn;            /* see channel_in_turn() */
+  uint64_t saved;          /* see channel_take_saved() */
   struct op *free;
   struct op_list in_flight; /* in the order of submission */
   struct op_list done;

@@ -24,6 +24,8 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/nbd-hang-up.h \
 	mirror/endpoint/nbd-digests.c \
 	mirror/endpoint/nbd-packed.c \
+	mirror/endpoint/nbd-peer.c \
+	mirror/endpoint/nbd-peer.h \
 	mirror/endpoint/nbd-session.c \
 	mirror/endpoint/nbd-tls.c \
 	mirror/endpoint/nbd.c \

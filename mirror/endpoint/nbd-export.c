@@ -104,6 +104,7 @@ nbd_connect_again (struct nbd_endpoint *nep, struct nbd_connecting *beside, int 
   const struct endpoint_info *first = &nep->offered;
   struct nbd_handle *h = NULL;
   struct endpoint_info info;
+  struct nbd_peer peer;
 
   if (nep->has_stdio)
     endpoint_fail (errnum, error, EBUSY, "%s: has one connection only", nep->ep.name);
@@ -118,7 +119,11 @@ nbd_connect_again (struct nbd_endpoint *nep, struct nbd_connecting *beside, int 
     nbd_close (h);
     return NULL;
   }
-  if (info.size != first->size)
+  nbd_peer_of (nbd_aio_get_fd (h), &peer);
+  /* That the two have one disk is not known, and to do without the second is no loss of data. */
+  if (!nbd_peer_equal (&peer, &nep->peer))
+    endpoint_fail (errnum, error, ENDPOINT_FULL, "%s: another server answers", nep->ep.name);
+  else if (info.size != first->size)
     endpoint_fail (errnum, error, ESTALE, "%s: the export's size was %llu bytes and is %llu now",
                    nep->ep.name, (unsigned long long)first->size, (unsigned long long)info.size);
   else if (info.min_block != first->min_block || info.max_request != first->max_request
@@ -294,6 +299,8 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
   if (nep->uri)
     nep->ep.info.rtt_ns = (clock_ns () - begin) / HANDSHAKE_TRIPS;
   nep->offered = nep->ep.info;
+  if (described)
+    nbd_peer_of (nbd_aio_get_fd (h), &nep->peer);
   if (described)
     nbd_ahead_decide (&nep->ahead, nep, nbd_connections_beside (nep, nep->offered.can_multi_conn));
   if (described && try_flush (nep, h, errnum, error) == 0 && nbd_packed_start (nep, errnum, error))

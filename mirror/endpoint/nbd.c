@@ -44,6 +44,7 @@ struct nbd_channel {
   uint64_t status_ask;         /* how much status to ask for: less where the answers are too long */
   struct squeeze_queue *queue; /* where writes are compressed; or NULL */
   unsigned nr_conns;
+  unsigned turn; /* the next one, where they take turns */
   struct conn conns[CHANNEL_MAX_FDS];
 };
 
@@ -159,6 +160,8 @@ choose_connection (struct nbd_channel *nc)
   unsigned most = nc->ch.ep->opts.nr_in_flight, enough = most < SERVER_DEPTH ? most : SERVER_DEPTH;
   struct conn *best = &nc->conns[0];
 
+  if (nc->ch.in_turn)
+    return &nc->conns[nc->turn++ % nc->nr_conns];
   for (unsigned i = 0; i < nc->nr_conns; i++) {
     if (nc->conns[i].in_flight < enough)
       return &nc->conns[i];
@@ -502,6 +505,7 @@ connect_all (struct nbd_endpoint *nep, struct nbd_channel *nc, unsigned nr, int 
       break;
     nc->conns[nc->nr_conns++].h = h;
   }
+  nc->ch.nr_connections = nc->nr_conns;
   if (nc->nr_conns == nr || (nc->nr_conns > 0 && err == ENDPOINT_FULL)) {
     text_free (why);
     return 0;

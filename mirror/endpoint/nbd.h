@@ -15,6 +15,7 @@
 #include "base/uuid.h"
 #include "mirror/endpoint/internal.h"
 #include "mirror/endpoint/nbd-ahead.h"
+#include "mirror/endpoint/nbd-peer.h"
 #include "mirror/endpoint/uri.h"
 
 #define ALLOCATION "base:allocation"
@@ -61,6 +62,7 @@ struct nbd_endpoint {
   bool has_digests;          /* a connection has found some */
 
   struct endpoint_info offered;        /* what the first connection was told; constant */
+  struct nbd_peer peer;                /* and by whom; constant */
   _Atomic (struct nbd_handle *) first; /* that connection, for the first channel; that
  of a command with one connection comes back */
   struct nbd_ahead ahead;              /* and those that are made beside it */

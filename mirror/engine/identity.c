@@ -18,6 +18,9 @@
 #include "mirror/endpoint/buffers.h"
 #include "mirror/engine/identity.h"
 
+/* So many samples are read over each connection: even one of another server's is hardly equal. */
+#define EACH_SAMPLES 8u
+
 /* A sample that is read back. */
 struct probe {
   struct probes *all;
@@ -29,17 +32,21 @@ struct probe {
 
 /* All of them are read at the same time: one after the other they would take 64 round trips. */
 struct probes {
-  struct probe *list; /* room for SAMPLES_MAX */
+  struct probe *list;
   unsigned nr, in_flight;
   uint8_t *memory;
 };
 
+/* For up to MOST probes of DEST. */
 static bool
-probes_init (struct probes *p, size_t room)
+probes_init (struct probes *p, unsigned most, const struct endpoint *dest)
 {
-  *p = (struct probes){ .list = calloc (SAMPLES_MAX, sizeof *p->list),
-                        .memory = buffers_new (SAMPLES_MAX * room) };
-  for (unsigned i = 0; p->list != NULL && p->memory != NULL && i < SAMPLES_MAX; i++) {
+  const struct endpoint_info *info = endpoint_info (dest);
+  size_t room = info->min_block > SAMPLE_BYTES ? info->min_block : SAMPLE_BYTES;
+
+  *p = (struct probes){ .list = calloc (most, sizeof *p->list),
+                        .memory = buffers_new (most * room) };
+  for (unsigned i = 0; p->list != NULL && p->memory != NULL && i < most; i++) {
     p->list[i].all = p;
     p->list[i].buf = p->memory + i * room;
   }
@@ -56,12 +63,11 @@ probes_free (struct probes *p)
   free (p->memory);
 }
 
-/* The samples that can be compared, or else the beginning of the disk, of which nothing is known.
- */
+/* Up to MOST samples that can be compared. */
 static void
-choose (struct probes *p, const struct region *r)
+choose_samples (struct probes *p, unsigned most, const struct region *r)
 {
-  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+  for (unsigned i = 0; i < SAMPLES_MAX && p->nr < most; i++) {
     struct probe *one = &p->list[p->nr];
 
     if (!samples_get (r, i, &one->sample) || bitmap_test (r, REGION_QUARANTINE, one->sample.block))
@@ -69,6 +75,13 @@ choose (struct probes *p, const struct region *r)
     one->offset = one->sample.block << r->geo.block_shift;
     p->nr++;
   }
+}
+
+/* All of them, or else the beginning of the disk, of which nothing is known. */
+static void
+choose (struct probes *p, const struct region *r)
+{
+  choose_samples (p, SAMPLES_MAX, r);
   if (p->nr > 0 || r->geo.disk_size == 0)
     return;
   p->list[0].sample.length = 0;
@@ -143,27 +156,13 @@ compare (const struct probes *p, const struct probe **worst, uint64_t *rtt_ns)
   return result;
 }
 
-enum identity
-identity_check (struct channel *ch, const struct endpoint *dest, const struct region *r,
-                uint64_t *rtt_ns, char **error)
+/* Say in *ERROR why RESULT is not IDENTITY_SAME.  WORST may be NULL: then it is ERR. */
+static void
+tell (enum identity result, const struct probe *worst, int err, struct channel *ch,
+      const struct endpoint *dest, char **error)
 {
-  const struct endpoint_info *info = endpoint_info (dest);
-  enum identity result = IDENTITY_UNKNOWN;
-  const struct probe *worst = NULL;
-  struct probes all;
-  int err = ENOMEM;
-
-  *error = NULL;
-  *rtt_ns = UINT64_MAX;
-  if (probes_init (&all, info->min_block > SAMPLE_BYTES ? info->min_block : SAMPLE_BYTES)) {
-    choose (&all, r);
-    err = read_all (&all, ch, info, r);
-    if (err == 0)
-      result = compare (&all, &worst, rtt_ns);
-  }
-  if (*rtt_ns == UINT64_MAX)
-    *rtt_ns = 0;
   uint64_t offset = worst != NULL ? worst->offset : 0;
+
   if (result == IDENTITY_UNKNOWN)
     text_error (error, "%s: cannot read at offset %" PRIu64 ": %s", endpoint_name (dest), offset,
                 channel_error (ch) ? channel_error (ch) : strerror (worst ? worst->err : err));
@@ -172,6 +171,105 @@ identity_check (struct channel *ch, const struct endpoint *dest, const struct re
                 "%s is not the destination that this job has been writing to: "
                 "the data at offset %" PRIu64 " is not what was stored there",
                 endpoint_name (dest), offset);
+}
+
+enum identity
+identity_check (struct channel *ch, const struct endpoint *dest, const struct region *r,
+                uint64_t *rtt_ns, char **error)
+{
+  enum identity result = IDENTITY_UNKNOWN;
+  const struct probe *worst = NULL;
+  struct probes all;
+  int err = ENOMEM;
+
+  *error = NULL;
+  *rtt_ns = UINT64_MAX;
+  if (probes_init (&all, SAMPLES_MAX, dest)) {
+    choose (&all, r);
+    err = read_all (&all, ch, endpoint_info (dest), r);
+    if (err == 0)
+      result = compare (&all, &worst, rtt_ns);
+  }
+  if (*rtt_ns == UINT64_MAX)
+    *rtt_ns = 0;
+  tell (result, worst, err, ch, dest, error);
   probes_free (&all);
+  return result;
+}
+
+/* ---- over each connection ---- */
+
+/* Begin to read each of the samples that P has over each connection of CH.  P has room for them. */
+static void
+begin_each (struct probes *p, struct channel *ch, const struct endpoint_info *info)
+{
+  unsigned nr_conns = channel_connections (ch);
+  int err = 0;
+
+  p->nr *= nr_conns;
+  for (unsigned i = p->nr; i-- > 0;) {
+    p->list[i].sample = p->list[i / nr_conns].sample;
+    p->list[i].offset = p->list[i / nr_conns].offset;
+  }
+  channel_in_turn (ch, true);
+  for (unsigned i = 0; i < p->nr; i++) {
+    struct probe *one = &p->list[i];
+
+    if (err == 0)
+      err = begin (ch, info, one, one->sample.length);
+    one->err = err;
+  }
+  channel_in_turn (ch, false);
+}
+
+/* Wait for the answers, and tell what they say. */
+static enum identity
+end_each (struct probes *p, struct channel *ch, const struct endpoint *dest, char **error)
+{
+  int err = p->memory != NULL ? sync_drain (ch, &p->in_flight) : ENOMEM;
+  enum identity result = IDENTITY_UNKNOWN;
+  const struct probe *worst = NULL;
+  uint64_t rtt_ns = UINT64_MAX;
+
+  if (err == 0)
+    result = compare (p, &worst, &rtt_ns);
+  tell (result, worst, err, ch, dest, error);
+  return result;
+}
+
+enum identity
+identity_check_each (struct channel *const *chs, unsigned nr, const struct endpoint *dest,
+                     const struct region *r, char **error)
+{
+  enum identity result = IDENTITY_SAME;
+  struct probes *each = calloc (nr, sizeof *each);
+
+  *error = NULL;
+  if (each == NULL) {
+    text_error (error, "out of memory");
+    return IDENTITY_UNKNOWN;
+  }
+  for (unsigned i = 0; i < nr; i++) {
+    unsigned nr_conns = channel_connections (chs[i]), most = channel_room (chs[i]) / nr_conns;
+
+    if (most > EACH_SAMPLES)
+      most = EACH_SAMPLES;
+    if (!probes_init (&each[i], most * nr_conns, dest))
+      continue;
+    choose_samples (&each[i], most, r);
+    begin_each (&each[i], chs[i], endpoint_info (dest));
+  }
+  for (unsigned i = 0; i < nr; i++) {
+    CLEANUP_TEXT char *why = NULL;
+    enum identity one = end_each (&each[i], chs[i], dest, &why);
+
+    if (one != IDENTITY_SAME && result != IDENTITY_OTHER) {
+      result = one;
+      text_free (*error);
+      *error = text_copy (why);
+    }
+    probes_free (&each[i]);
+  }
+  free (each);
   return result;
 }

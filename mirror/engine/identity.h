@@ -25,4 +25,10 @@ enum identity {
 enum identity identity_check (struct channel *ch, const struct endpoint *dest,
                               const struct region *r, uint64_t *rtt_ns, char **error);
 
+/* The same over each connection of the NR channels CHS of DEST, with fewer samples: another server
+ * may have answered one of them.  Nothing is read where there is no sample yet. */
+enum identity identity_check_each (struct channel *const *chs, unsigned nr,
+                                   const struct endpoint *dest, const struct region *r,
+                                   char **error);
+
 #endif

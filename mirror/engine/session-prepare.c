@@ -206,6 +206,21 @@ open_channels (struct session *s, struct channels *chs, unsigned wanted,
   return NULL;
 }
 
+/* The first connection's server is the right one.  Is that of each other one the same?  NULL, or
+ * why not, with *PROBLEM. */
+static char *
+prove_each (struct session *s, const struct channels *chs, enum session_problem *problem)
+{
+  char *error = NULL;
+
+  if (chs->nr == 1 && channel_connections (chs->dest[0]) == 1)
+    return NULL;
+  if (identity_check_each (chs->dest, chs->nr, s->target.endpoint, s->engine->region, &error)
+      == IDENTITY_OTHER)
+    *problem = SESSION_REFUSED;
+  return error;
+}
+
 /* The user would wonder why it is slow. */
 static void
 warn_if_full (struct session *s)
@@ -307,6 +322,8 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
   /* A server that left us waiting would do so at each reconnection. */
   if (chs.nr > 0 && chs.nr < wanted && clock_ns () - begin > NS_PER_S)
     o->nr_admitted = o->endpoint.nr_channels = chs.nr;
+  if (error == NULL)
+    error = prove_each (s, &chs, problem);
   if (error == NULL)
     warn_if_full (s);
   s->copiers = calloc (MAX_COPIERS, sizeof *s->copiers);

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that nothing is written to another server that comes into the destination's place after the
+# first connection was made: neither where the worker can see that it is another one, nor, when a
+# job goes on, where it has to look at what the disk holds.
+. "$(dirname "$0")/lib.sh"
+
+size=16M
+head -c "$(bytes $size)" /dev/urandom >"$tmp/disk"
+start_server src "$tmp/disk"
+head -c "$(bytes $size)" /dev/urandom >"$tmp/other.img"
+cp "$tmp/other.img" "$tmp/other.copy"
+
+# relay NAME OPTIONS...: from ${uri[NAME]} to the servers dst and other.
+relay () {
+  local name=$1; shift
+  server_paths "$name"
+  spawn "$name" "$python" "$srcdir/tests/blackbox/split-relay.py" "${socket[$name]}" \
+    "${socket[dst]}" "${socket[other]}" "$@"
+  wait_for 20 grep -q ready "$tmp/$name.log"
+}
+untouched () { cmp "$tmp/other.img" "$tmp/other.copy" || fail "$1: another disk was written to"; }
+
+# Its socket takes the place of the first one's.
+start_dest dst file $size
+start_dest other file $size
+relay renamed --rename
+nbdmirror copy "$tmp/disk" "${uri[renamed]}" >"$tmp/out" 2>"$tmp/err" || fail "$(cat "$tmp/err")"
+untouched "another socket"
+cmp "$tmp/disk" "$tmp/dst.img" || fail "another socket: the copy differs"
+grep -q "admits fewer connections" "$tmp/err" || fail "nothing is told: $(cat "$tmp/err")"
+stop renamed
+stop other
+stop dst
+rm "$tmp/dst.img"
+
+# A relay, or an address that several servers share: nothing shows but what is read.
+start_dest dst file $size
+start_dest other file $size
+relay shared
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[shared]}"
+wait_state "${control[src]}" ready 20
+# What is not flushed is in quarantine afterwards, and proves nothing.
+flushed () { [ "$(status_of "${control[src]}" claimed-bytes)" = 0 ]; }
+wait_for 20 flushed
+kill -KILL "${pid[mirror]}"
+wait "${pid[mirror]}" 2>/dev/null || :
+unset 'pid[mirror]'
+wait_state "${control[src]}" detached 20
+"$python" -c '
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for i in range(64):
+    h.pwrite(os.urandom(131072), i * 262144)
+h.shutdown()' "${uri[src]}"
+kill -USR1 "${pid[shared]}"
+has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[shared]}" --resume \
+  --quarantine-grace 100ms
+grep -q "is not the destination" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
+untouched "another server"
