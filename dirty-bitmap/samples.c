@@ -17,6 +17,11 @@
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/samples.h"
 
+/* These entries keep their sample until its block is written anew.  Else the samples of a guest
+ * that writes to a small part of its disk would all be of that part after a while, and be in
+ * quarantine when a worker is killed: nothing could be compared, and any destination would do. */
+#define SAMPLES_KEPT (SAMPLES_MAX / 2)
+
 /* Same size as struct sample, with the length as the atomic that publishes the rest. */
 struct shared_sample {
   uint64_t block;
@@ -75,7 +80,7 @@ samples_get (const struct region *r, unsigned i, struct sample *out)
 static unsigned
 choose (const struct sample_table *t, uint64_t block)
 {
-  unsigned oldest = 0, unused = SAMPLES_MAX;
+  unsigned oldest = SAMPLES_KEPT, unused = SAMPLES_MAX;
 
   for (unsigned i = 0; i < SAMPLES_MAX; i++) {
     if (atomic_load (&t->entry[i].length) == 0) {
@@ -83,7 +88,7 @@ choose (const struct sample_table *t, uint64_t block)
         unused = i;
     } else if (t->entry[i].block == block)
       return i;
-    if (t->age[i] < t->age[oldest])
+    if (i >= SAMPLES_KEPT && t->age[i] < t->age[oldest])
       oldest = i;
   }
   return unused < SAMPLES_MAX ? unused : oldest;

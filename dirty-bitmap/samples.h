@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Samples: what some recently flushed blocks of the destination begin with, kept in the shared
+ * Samples: what some flushed blocks of the destination begin with, kept in the shared
  * region so that the next worker can tell whether a destination is the one that this bitmap was
  * counting against (rule R13).  A sample is compared only while its block is neither claimed nor in
  * quarantine: then the destination must hold exactly what was flushed.
@@ -32,7 +32,8 @@ struct sample {
 bool samples_get (const struct region *r, unsigned i, struct sample *out);
 
 /* Store S: over the entry of the same block if there is one, else over an unused one, else over the
- * oldest (the table is a ring). */
+ * oldest of the second half.  So half of the samples are of blocks that nobody writes to, as long
+ * as there are such, and half are of what was written lately. */
 void samples_put (struct region *r, const struct sample *s);
 
 /* Remove every sample whose block has its bit set in array A. */
