@@ -64,20 +64,20 @@ room (const struct copier *c)
 {
   const struct slots *ss = &c->slots;
   bool synchronous = atomic_load (&ss->engine->synchronous);
-  unsigned limit = ss->window.depth;
-  if (!c->at_once && !synchronous && limit < ENGINE_DEPTH)
-    limit = ENGINE_DEPTH;
+  bool more = windows_filled (&ss->windows, &ss->sent) < 1
+              && (windows_filled (&ss->windows, &ss->active) < 1
+                  || (!c->at_once && !synchronous && ss->nr_active < ENGINE_DEPTH));
   struct engine_room r = { .flusher = c->flusher, .verify = ss->nr_seconds > 0 };
 
   if (ss->free_long == NULL && ss->free_short == NULL)
     return r;
   r.only_short = ss->free_long == NULL;
   if (!synchronous) {
-    r.background = r.urgent = ss->nr_active < limit;
+    r.background = r.urgent = more;
     return r;
   }
   unsigned half = ss->nr / 2;
-  r.background = ss->nr_active - ss->nr_urgent < (limit < ss->nr - half ? limit : ss->nr - half);
+  r.background = more && ss->nr_active - ss->nr_urgent < ss->nr - half;
   r.urgent = ss->nr_urgent < half;
   return r;
 }

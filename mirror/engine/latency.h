@@ -35,7 +35,7 @@ struct latency_reply {
   uint64_t queued;    /* bytes that were in flight when it was sent, its own included */
   uint64_t delivered; /* bytes that were answered since then, its own included */
   bool pressed;       /* there was more to send than could be in flight */
-  bool doubling;      /* more could be in flight a moment later (window.h) */
+  bool doubling;      /* as many could not be in flight all the time (window.h) */
 };
 
 struct latency_sample {

@@ -114,7 +114,7 @@ session_start (struct session *s, char **error)
   if (rtt_ns == 0)
     rtt_ns = endpoint_info (s->target.endpoint)->rtt_ns;
   for (unsigned i = 0; i < s->nr_copiers; i++) {
-    window_expect (&s->copiers[i].slots.window, rtt_ns);
+    window_expect (&s->copiers[i].slots.windows.whole, rtt_ns);
     int err = pthread_create (&s->copiers[i].thread, NULL, copier_run, &s->copiers[i]);
     if (err != 0)
       return text_error (error, "cannot start a thread: %s", strerror (err));

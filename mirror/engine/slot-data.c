@@ -184,9 +184,12 @@ note_reply (struct slot *sl)
   struct engine_counters *c = &ss->engine->counters;
   uint64_t now = clock_ns (), took = now - d->sent_ns;
 
+  bool pressed = windows_filled (&ss->windows, &ss->active) >= 1;
   /* Urgent requests are short: what they take says nothing about the others. */
-  if (!sl->task.urgent)
-    window_reply (&ss->window, took, ss->nr_active, now);
+  if (!sl->task.urgent) {
+    windows_reply (&ss->windows, sl->length, took, d->in_flight, now);
+    windows_remove (&ss->windows, &ss->sent, sl->length);
+  }
   if (d->data_bytes == 0)
     return;
   atomic_fetch_sub (&c->writing_bytes, d->data_bytes);
@@ -196,8 +199,8 @@ note_reply (struct slot *sl)
     .bytes = d->data_bytes,
     .queued = d->queued + d->data_bytes,
     .delivered = written - d->written,
-    .pressed = ss->nr_active >= ss->window.depth,
-    .doubling = ss->window.doubling,
+    .pressed = pressed,
+    .doubling = windows_change (&ss->windows, sl->length),
   };
   d->data_bytes = 0;
 }
@@ -282,11 +285,16 @@ send_pieces (struct slot *sl)
       return;
     }
     if (d->outstanding == 0) {
+      if (!sl->task.urgent)
+        windows_add (&sl->of->windows, &sl->of->sent, sl->length);
+      d->in_flight = windows_in_flight (&sl->of->windows, &sl->of->sent, sl->length);
       d->sent_ns = clock_ns ();
       d->queued = atomic_load (&sl->of->engine->counters.writing_bytes);
       d->written = atomic_load (&sl->of->engine->counters.written_bytes);
     }
     if (send_piece (sl, n, kind) == -1) {
+      if (d->outstanding == 0 && !sl->task.urgent)
+        windows_remove (&sl->of->windows, &sl->of->sent, sl->length);
       write_failed (sl, errno);
       return;
     }

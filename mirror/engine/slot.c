@@ -119,7 +119,8 @@ slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned 
       = make_list (ss, ss->slots + d.nr_long, d.nr_short, true, ss->buffers + first, short_bytes);
   for (unsigned i = 0; i < d.nr_seconds; i++)
     ss->seconds[ss->nr_seconds++] = ss->buffers + (d.nr_long + i) * long_bytes;
-  window_init (&ss->window, ENGINE_DEPTH, d.nr_long + d.nr_short);
+  windows_init (&ss->windows, target->lowest, request, ss->short_size, ENGINE_DEPTH, d.nr_long,
+                d.nr_short);
   return 0;
 }
 
@@ -165,6 +166,8 @@ slot_begin (struct slot *sl)
   sl->in_use = true;
   ss->nr_active++;
   ss->nr_urgent += sl->task.urgent;
+  if (!sl->task.urgent)
+    windows_add (&ss->windows, &ss->active, sl->length);
 }
 
 void
@@ -176,6 +179,8 @@ slot_end (struct slot *sl)
   sl->second = NULL;
   ss->nr_active--;
   ss->nr_urgent -= sl->task.urgent;
+  if (!sl->task.urgent)
+    windows_remove (&ss->windows, &ss->active, sl->length);
   sl->in_use = false;
   struct slot **list = sl->is_short ? &ss->free_short : &ss->free_long;
   sl->next = *list;

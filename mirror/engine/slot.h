@@ -29,14 +29,15 @@
 #include "mirror/engine/window.h"
 
 /* The destination of one session, as its copiers see it.  Constant once they run, but for the
- * flags, which any thread may set. */
+ * latencies and the flags, which any thread may set. */
 struct target {
   struct endpoint *endpoint;
   bool have_flush;
   uint32_t min_block;
-  struct endpoint *digests; /* of its blocks, for the difference; NULL: it is read instead */
-  struct digest_key key;    /* of these */
-  uint8_t *tail_pad;        /* what the destination holds behind our end, up to its minimum block */
+  struct endpoint *digests;       /* of its blocks, for the difference; NULL: it is read instead */
+  struct digest_key key;          /* of these */
+  struct window_lowest lowest[2]; /* latencies, shared by the copiers (window.h) */
+  uint8_t *tail_pad; /* what the destination holds behind our end, up to its minimum block */
   uint32_t tail_pad_len;
   _Atomic bool draining;    /* start nothing new, and end when everything was answered */
   _Atomic bool stop;        /* end at once */
@@ -84,6 +85,7 @@ struct slot {
       uint64_t skipped;     /* bytes that were not sent */
       unsigned outstanding; /* requests at the destination */
       uint64_t sent_ns;     /* when the first of them was sent, */
+      double in_flight;     /* requests, with it (window.h), */
       uint64_t queued;      /* bytes in flight before it, */
       uint64_t written;     /* and counters.written_bytes */
       uint64_t data_bytes;  /* of the outstanding requests; zeroes do not count */
@@ -121,7 +123,9 @@ struct slots {
   unsigned nr;                         /* slots */
   unsigned nr_active, nr_urgent;       /* slots in use; of these for urgent blocks */
   struct slot *waiting;                /* slots with something to send and no room, oldest first */
-  struct window window;                /* in requests */
+  struct windows windows;
+  struct window_load active; /* the slots in use, but those for urgent blocks */
+  struct window_load sent;   /* of these, what the destination has been sent */
   uint8_t *buffers;
   uint32_t unit; /* bytes: what is the same is left out in pieces of this size */
   uint8_t *seconds[ENGINE_MAX_SECONDS]; /* the free second buffers; each is as a long slot's */

@@ -24,12 +24,14 @@
 
 struct flying {
   double sent, answered; /* seconds */
-  double bytes, queued, delivered;
+  double bytes, queued, delivered, in_flight;
 };
 
 struct line_sim {
   const struct line_model *m;
-  struct window window;
+  struct window_lowest lowest[2];
+  struct windows windows;
+  struct window_load load;
   struct latency latency;
   struct neighbours neighbours;
   struct estimate estimate;
@@ -90,12 +92,14 @@ send_request (struct line_sim *s, double bytes)
       best = i;
   double start = arrives > s->thread_free[best] ? arrives : s->thread_free[best];
   s->thread_free[best] = start + m->service_ms / 1000 * (0.5 + random_unit (s));
+  windows_add (&s->windows, &s->load, (uint64_t)bytes);
   s->flying[s->nr_flying++] = (struct flying){
     .sent = s->now,
     .answered = s->thread_free[best] + m->rtt_ms / 2000,
     .bytes = bytes,
     .queued = s->flying_bytes + bytes,
     .delivered = s->acked,
+    .in_flight = windows_in_flight (&s->windows, &s->load, (uint64_t)bytes),
   };
   s->flying_bytes += bytes;
   s->sent += bytes;
@@ -131,7 +135,7 @@ send_scattered (struct line_sim *s)
 static void
 fill (struct line_sim *s)
 {
-  while (s->nr_flying < s->window.depth) {
+  while (windows_filled (&s->windows, &s->load) < 1 && s->nr_flying < MAX_FLIGHT) {
     if (s->disk_left > 0 && s->nr_flying < ENGINE_MAX_DEPTH) {
       double n = s->disk_left < ENGINE_REQUEST_BYTES ? s->disk_left : ENGINE_REQUEST_BYTES;
       s->disk_left -= n;
@@ -161,12 +165,13 @@ take_reply (struct line_sim *s, unsigned i)
     .bytes = (uint64_t)f.bytes,
     .queued = (uint64_t)f.queued,
     .delivered = (uint64_t)(s->acked - f.delivered),
-    .pressed = s->nr_flying >= s->window.depth,
-    .doubling = s->window.doubling,
+    .pressed = windows_filled (&s->windows, &s->load) >= 1,
+    .doubling = windows_change (&s->windows, (uint64_t)f.bytes),
   };
   latency_add (&s->latency, &r, now_ns);
   neighbours_reply (&s->neighbours, &r, now_ns);
-  window_reply (&s->window, took, s->nr_flying, now_ns);
+  windows_reply (&s->windows, (uint64_t)f.bytes, took, f.in_flight, now_ns);
+  windows_remove (&s->windows, &s->load, (uint64_t)f.bytes);
   s->flying[i] = s->flying[--s->nr_flying];
 }
 
@@ -253,7 +258,8 @@ begin (const struct line_model *m)
   s->disk_left = (double)m->disk_bytes;
   s->next_sample = SAMPLE_S;
   s->next_write = m->writes > 0 ? 0 : NEVER;
-  window_init (&s->window, ENGINE_DEPTH, MAX_FLIGHT);
+  windows_init (&s->windows, s->lowest, ENGINE_REQUEST_BYTES, ENGINE_SHORT_BYTES, ENGINE_DEPTH,
+                ENGINE_MAX_DEPTH, ENGINE_SHORT_SLOTS);
   estimate_init (&s->estimate);
   estimate_begin (&s->estimate, (struct estimate_sample){ .left_bytes = m->disk_bytes });
   fill (s);
@@ -302,4 +308,23 @@ line_scattered (const struct line_model *m, double density, unsigned nr_dirty, b
   struct line_pass p = { .seconds = s->now - began, .sent_bytes = s->sent };
   free (s);
   return p;
+}
+
+double
+line_change (const struct line_model *m, unsigned nr_dirty)
+{
+  struct line_sim *s = begin (m);
+
+  s->next_write = NEVER;
+  while (s->disk_left > 0)
+    step (s);
+  double began = s->now, bytes = s->flying_bytes + nr_dirty * BLOCK;
+  s->scattered = nr_dirty;
+  s->density = 1e-9;
+  fill (s);
+  while (s->nr_flying > 0)
+    step (s);
+  double part = (bytes / m->rate + line_alone_ms (m, BLOCK) / 1000) / (s->now - began);
+  free (s);
+  return part;
 }

@@ -58,4 +58,9 @@ struct line_pass {
 struct line_pass line_scattered (const struct line_model *m, double density, unsigned nr_dirty,
                                  bool join);
 
+/* How much of the line a pass over NR_DIRTY scattered blocks makes use of, from the moment at which
+ * all of the first pass is in flight until all of the second one is answered: the time that the
+ * bytes take at RATE, and one round trip, as a part of the time that they took. */
+double line_change (const struct line_model *m, unsigned nr_dirty);
+
 #endif

@@ -133,6 +133,36 @@ Test (line, loss_as_stalls)
     }
 }
 
+/* A pass for many minutes does not fill the line's buffer little by little. */
+Test (line, a_long_pass)
+{
+  for (unsigned i = 1; i < 5; i++)
+    for (unsigned k = 1; k < 4; k++) {
+      struct line_model m = model (rtts[i], rates[k], 16);
+      m.disk_bytes = (uint64_t)(rates[k] * 300);
+      struct line_result r = line_run (&m);
+      double request = ENGINE_REQUEST_BYTES / rates[k] * 1000;
+      cr_assert_leq (r.pass_latency_ms, 1.5 * (m.rtt_ms + m.service_ms) + 4 * request + 60,
+                     "%s: a request takes %.1f ms", name (&m), r.pass_latency_ms);
+      cr_assert_geq (r.pass_rate, 0.95 * rates[k], "%s: %.2f MiB/s", name (&m), r.pass_rate / MIB);
+    }
+}
+
+/* Where a pass of whole requests ends and one of scattered blocks begins, the line stays full. */
+Test (line, from_whole_requests_to_scattered_blocks)
+{
+  for (unsigned i = 0; i < 5; i++)
+    for (unsigned k = 1; k < 4; k++) {
+      struct line_model m = model (rtts[i], rates[k], 16);
+      unsigned n = (unsigned)(rates[k] * (0.3 + 5 * rtts[i] / 1000) / 4096);
+      double part = line_change (&m, n);
+      unsigned most = rtts[i] < 2 ? ENGINE_DEPTH : ENGINE_SHORT_SLOTS;
+      if (rates[k] * rtts[i] / 1000 > most * 4096.0)
+        continue; /* more than may be in flight */
+      cr_assert_geq (part, 0.85, "%s, %u blocks: %.2f", name (&m), n, part);
+    }
+}
+
 /* The server answers late, however little is asked of it. */
 Test (line, a_slow_server)
 {
