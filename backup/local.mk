@@ -21,6 +21,8 @@ libbackup_la_SOURCES = \
 	backup/qcow2-digests.h \
 	backup/qcow2-head.c \
 	backup/qcow2-head.h \
+	backup/qcow2-new.c \
+	backup/qcow2-new.h \
 	backup/repository.c \
 	backup/repository.h \
 	backup/retention.c \

@@ -95,7 +95,7 @@ read_head (struct reading *r, char **error)
          && be32toh (h.cluster_bits) == CLUSTER_BITS && be64toh (h.size) == r->size
          && h.encryption == 0 && h.nr_snapshots == 0 && h.incompatible == 0
          && (h.backing_offset == 0) == r->o->complete && be32toh (h.l1_entries) >= r->nr_tables
-         && r->l1_offset % CLUSTER == 0 && r->l1_offset < r->bytes
+         && r->l1_offset % CLUSTER == 0 && r->l1_offset <= r->bytes
          && r->nr_tables * 8 <= r->bytes - r->l1_offset;
 }
 

@@ -52,6 +52,7 @@ unit_tests = \
 	tests/unit/test-image-extents \
 	tests/unit/test-digest-list \
 	tests/unit/test-qcow2-digests \
+	tests/unit/test-qcow2-new \
 	tests/unit/test-image-log \
 	tests/unit/test-ssh \
 	tests/unit/test-pace \
@@ -104,6 +105,7 @@ tests_unit_test_digest_LDADD = libdigest.la $(CRITERION_LIBS)
 tests_unit_test_digest_list_LDADD = libdigest.la libbase.la $(CRITERION_LIBS)
 tests_unit_test_backup_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 tests_unit_test_qcow2_digests_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
+tests_unit_test_qcow2_new_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 tests_unit_test_child_LDADD = libbase.la $(CRITERION_LIBS)
 tests_unit_test_image_extents_SOURCES = tests/unit/test-image-extents.c \
 	nbd-plugin/image/extents.c

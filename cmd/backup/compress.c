@@ -13,7 +13,6 @@
 
 #include <endian.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,7 +20,6 @@
 #include <unistd.h>
 
 #include "base/child.h"
-#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/backup/store.h"
 
@@ -34,13 +32,12 @@
 #define ZSTD 1
 
 static bool
-is_for_zstd (const char *path)
+is_for_zstd (int fd)
 {
-  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
   uint8_t header[COMPRESSION_TYPE_AT + 1];
   uint64_t incompatible;
 
-  if (fd == -1 || pread (fd, header, sizeof header, 0) != (ssize_t)sizeof header)
+  if (pread (fd, header, sizeof header, 0) != (ssize_t)sizeof header)
     return false;
   memcpy (&incompatible, header + INCOMPATIBLE_AT, sizeof incompatible);
   return (be64toh (incompatible) & COMPRESSION_TYPE_BIT) != 0
@@ -66,7 +63,7 @@ run (const struct store *s, char *const *words, char **error)
 }
 
 int
-store_compress (const struct store *s, const struct manifest_disk *m, char **error)
+store_compress (const struct store *s, const struct manifest_disk *m, int fd, char **error)
 {
   CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *temporary = text_printf ("%s.tmp", path);
@@ -76,7 +73,7 @@ store_compress (const struct store *s, const struct manifest_disk *m, char **err
                             "qcow2",    "-o",      "compression_type=zstd" };
   unsigned n = 9;
 
-  if (!is_for_zstd (path))
+  if (!is_for_zstd (fd))
     return 0;
   if (slash != NULL) {
     words[n++] = "-F";
@@ -87,7 +84,7 @@ store_compress (const struct store *s, const struct manifest_disk *m, char **err
   words[n++] = path;
   words[n++] = temporary;
   /* What the disk did not take could be read back as something else. */
-  int r = repository_sync (path, error);
+  int r = fsync (fd) == 0 ? 0 : text_error (error, "%s: %s", path, strerror (errno));
   if (r == 0)
     r = run (s, (char *const *)words, error);
   if (r == 0)
@@ -96,5 +93,5 @@ store_compress (const struct store *s, const struct manifest_disk *m, char **err
     r = text_error (error, "%s: %s", temporary, strerror (errno));
   if (r == -1)
     unlink (temporary);
-  return r;
+  return r == 0 ? 1 : -1;
 }

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -16,7 +15,7 @@
 #include "backup/begun.h"
 #include "backup/chain.h"
 #include "backup/lock.h"
-#include "base/child.h"
+#include "backup/qcow2-new.h"
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
@@ -25,7 +24,6 @@
 #include "cmd/cmd.h"
 #include "cmd/far/far.h"
 
-#define SECTOR 512
 #define WRITER_MS 30000
 
 int
@@ -69,6 +67,13 @@ store_close (struct store *s)
   free (s->locks);
   s->locks = NULL;
   s->nr_locks = 0;
+  for (unsigned i = 0; i < s->nr_files; i++) {
+    text_free (s->files[i].file);
+    fd_close (&s->files[i].fd);
+  }
+  free (s->files);
+  s->files = NULL;
+  s->nr_files = 0;
   repository_close (&s->repo);
 }
 
@@ -162,28 +167,27 @@ store_make_file (struct store *s, const char *file, const char *parent, uint64_t
     return store_far_make_file (s, file, parent, bytes, compress, error);
   const char *slash = parent != NULL ? strrchr (parent, '/') : NULL;
   CLEANUP_TEXT char *path = repository_path (&s->repo, file);
-  CLEANUP_TEXT char *size = text_printf ("%" PRIu64, (bytes + SECTOR - 1) / SECTOR * SECTOR);
-  const char *words[16] = { "qemu-img", "create", "-q", "-f", "qcow2" };
-  unsigned n = 5;
+  struct store_file *more = realloc (s->files, (s->nr_files + 1) * sizeof *more);
 
-  if (compress) {
-    words[n++] = "-o";
-    words[n++] = "compression_type=zstd";
-  }
-  if (slash != NULL) {
-    words[n++] = "-b"; /* by its file name alone, so that the repository can be moved */
-    words[n++] = slash + 1;
-    words[n++] = "-F";
-    words[n++] = "qcow2";
-  }
-  words[n++] = path;
-  words[n++] = size;
-  int r = child_run (words, NULL);
-  if (r == 0)
-    return 0;
-  return text_error (error, "%s: %s", path,
-                     r == -1 || r == 127 ? "qemu-img cannot be run: is qemu-utils installed?"
-                                         : "qemu-img cannot make it");
+  if (more == NULL)
+    return text_error (error, "out of memory");
+  s->files = more;
+  /* The parent by its file name alone, so that the repository can be moved. */
+  int fd = qcow2_new (path, slash != NULL ? slash + 1 : NULL, bytes, compress, error);
+  if (fd == -1)
+    return -1;
+  s->files[s->nr_files++] = (struct store_file){ .file = text_copy (file), .fd = fd };
+  return 0;
+}
+
+/* The descriptor that was opened when FILE was made, so that no error of writing it is missed. */
+static int
+fd_of (const struct store *s, const char *file)
+{
+  for (unsigned i = 0; i < s->nr_files; i++)
+    if (strcmp (s->files[i].file, file) == 0)
+      return s->files[i].fd;
+  return -1;
 }
 
 void
@@ -216,10 +220,9 @@ wait_for_writer (const char *path, char **error)
 /* Nobody writes to the file any more.  While its data are on their way to the disk they are read
  * from the page cache; what the disk says of them is what fsync() returns. */
 static int
-seal_file (struct store *s, const char *path, struct manifest_disk *m, char **error)
+seal_file (struct store *s, const char *path, int fd, struct manifest_disk *m, char **error)
 {
   CLEANUP_TEXT char *why = NULL;
-  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
   struct stat st;
 
   if (fd == -1 || fstat (fd, &st) == -1)
@@ -240,10 +243,18 @@ store_seal (struct store *s, struct manifest_disk *m, char **error)
     return store_far_seal (s, m, error);
   CLEANUP_TEXT char *path = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *folder = repository_path (&s->repo, m->id);
+  CLEANUP_FD int other = -1;
+  int fd = fd_of (s, m->file), compressed = -1;
 
-  if (wait_for_writer (path, error) == -1 || store_compress (s, m, error) == -1)
+  if (fd == -1)
+    return text_error (error, "%s was not made by this backup", path);
+  if (wait_for_writer (path, error) == 0)
+    compressed = store_compress (s, m, fd, error);
+  if (compressed == -1)
     return -1;
-  if (seal_file (s, path, m, error) == 0 && repository_sync (folder, error) == 0)
+  if (compressed == 1)
+    fd = other = open (path, O_RDONLY | O_CLOEXEC);
+  if (seal_file (s, path, fd, m, error) == 0 && repository_sync (folder, error) == 0)
     return 0;
   if (m->digests_file != NULL) {
     store_remove_file (s, m->digests_file);

@@ -20,10 +20,18 @@
 
 struct far;
 
+/* A new file of a disk, relative to the repository.  Owned. */
+struct store_file {
+  char *file;
+  int fd;
+};
+
 struct store {
   struct repository repo;
   int *locks; /* of disks, owned */
   unsigned nr_locks;
+  struct store_file *files; /* that were made, owned */
+  unsigned nr_files;
   struct far *far; /* NULL: it is here; else on the host that repo.path, a URI, names */
   bool missing;    /* there is none yet: see store_look() */
   /* NULL, or called with OPAQUE now and then by what takes long; false: stop. */
@@ -68,8 +76,9 @@ char *store_endpoint (const struct store *s, const char *file);
  * digests, the list of digests, and file_bytes; it gets these. */
 int store_seal (struct store *s, struct manifest_disk *m, char **error);
 
-/* compress.c: if the file of M was made to be compressed, do it.  Nobody has it open. */
-int store_compress (const struct store *s, const struct manifest_disk *m, char **error);
+/* compress.c: if the file of M, for which FD is open, was made to be compressed, do it.  Nobody
+ * writes to it.  1: there is another file in its place, which is durable; 0: it is the same. */
+int store_compress (const struct store *s, const struct manifest_disk *m, int fd, char **error);
 
 /* digests.c: for text_free(), or NULL with *ERROR. */
 char *store_digest_of_file (struct store *s, const char *path, char **error);
