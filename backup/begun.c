@@ -85,6 +85,14 @@ backup_begin (const struct repository *r, int64_t us, char *const ids[], unsigne
   return result;
 }
 
+bool
+backup_is_marked (const struct repository *r, const char *name)
+{
+  CLEANUP_TEXT char *path = path_of (r, name, SUFFIX);
+
+  return access (path, F_OK) == 0 || errno != ENOENT;
+}
+
 void
 backup_begun_end (const struct repository *r, const char *name)
 {

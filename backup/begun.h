@@ -26,6 +26,9 @@ struct repository;
 int backup_begin (const struct repository *r, int64_t us, char *const ids[], unsigned nr,
                   char name[BACKUP_NAME_MAX], char **error);
 
+/* Is NAME.begun still there?  False: another run has taken this one for interrupted. */
+bool backup_is_marked (const struct repository *r, const char *name);
+
 /* The manifest of NAME is written: remove NAME.begun.  A failure harms nothing. */
 void backup_begun_end (const struct repository *r, const char *name);
 

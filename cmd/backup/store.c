@@ -327,8 +327,14 @@ store_write (struct store *s, struct manifest *m, bool keep_mark, char **error)
     return store_far_write (s, m, keep_mark, error);
   CLEANUP_FD int lock = -1;
 
-  if (repository_lock (&s->repo, NULL, &lock, error) == -1
-      || repository_write (&s->repo, m, error) == -1)
+  if (repository_lock (&s->repo, NULL, &lock, error) == -1)
+    return -1;
+  /* A file server may give a lock to another host, if it has lost sight of this one. */
+  if (!backup_is_marked (&s->repo, m->name))
+    return text_error (error,
+                       "%s: another run has removed what backup %s has made, so its lock was lost",
+                       s->repo.path, m->name);
+  if (repository_write (&s->repo, m, error) == -1)
     return -1;
   if (!keep_mark)
     backup_begun_end (&s->repo, m->name);

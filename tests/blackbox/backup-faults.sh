@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves what a backup does where it cannot go on, and what it leaves: two backups of one disk at
-# once and the job of another are refused; a disk's server that is killed costs that disk only; a
-# repository that is full or read-only fails and stays as it was, and no job is left; a restore to a
-# full disk says why in one line; a backup that was killed, even with the disk's server, does not
-# block those into another repository; the command that thaws runs always.
+# once, of two hosts, and the job of another are refused; one that has lost its lock fails; a disk's
+# server that is killed costs that disk only; a repository that is full or read-only fails and stays
+# as it was, and no job is left; a restore to a full disk says why in one line; a backup that was
+# killed, even with the disk's server, does not block those into another repository; the command
+# that thaws runs always.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
@@ -17,10 +18,16 @@ run 0 'a full' "$A" "$B" "$repo"
 run 0 'a: incremental:' "$A" "$B" "$repo"
 
 # ---- two at once, and jobs of others -------------------------------------------------------------
-spawn slow "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
+elsewhere=() there=$(uname -n) # as another host, where that can be played
+if unshare --uts true 2>/dev/null; then
+  there=other-host
+  # shellcheck disable=SC2016
+  elsewhere=(unshare --uts sh -c 'hostname other-host; exec "$@"' sh)
+fi
+spawn slow "${elsewhere[@]}" "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
 is_copying () { [ "$(status_of "$A" state)" = copying ]; }
 wait_for 20 is_copying
-run 7 'is being written to by process' "$A" "$repo"
+run 7 "disk 'a' is being written to by process ${pid[slow]} on host $there" "$A" "$repo"
 run 7 'another job is under way' "$A" "$tmp/other"
 has_to_exit 1 nbdmirror backup-prune "$repo" --keep-last 1
 [ ! -s "$tmp/out" ] || fail "a prune without its lock told what it did not do: $(cat "$tmp/out")"
@@ -29,6 +36,10 @@ kill -INT "${pid[slow]}"
 wait_exit slow 20
 [ $status = 6 ] || fail "exit status $status after SIGINT"
 [ -z "$(find "$repo" -name '*.begun')" ] || fail "a cancelled backup has left its mark"
+run 0 'a: incremental:' "$A" "$repo"
+same a "$tmp/a"
+# A file server gave the lock away, and another run has taken this one for dead.
+run 3 'so its lock was lost' "$A" "$repo" --before-hold-exec "rm '$repo/backups/'*.begun"
 run 0 'a: incremental:' "$A" "$repo"
 same a "$tmp/a"
 
