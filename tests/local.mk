@@ -241,6 +241,7 @@ own_tests = \
 	tests/blackbox/backup-faults.sh \
 	tests/blackbox/backup-kill.sh \
 	tests/blackbox/backup-options.sh \
+	tests/blackbox/backup-vanish.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/backup-drill.sh \
 	tests/blackbox/guest-agent.sh \

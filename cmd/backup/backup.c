@@ -59,6 +59,7 @@ on_tidied (void *opaque, const char *name)
 static void
 ask (struct backup_run *run)
 {
+  backup_watch (false, false);
   for (unsigned i = 0; i < run->nr_disks; i++) {
     struct backup_disk *d = &run->disks[i];
     if (d->error == NULL && d->server == 0 && strcmp (d->place, d->control) != 0)
@@ -66,6 +67,7 @@ ask (struct backup_run *run)
     if (d->error == NULL)
       backup_ask (run, d);
   }
+  backup_watch (true, true);
 }
 
 /* Learn what each disk is to be.  0, or an exit status after a message. */
@@ -106,6 +108,7 @@ copy (struct backup_run *run)
   for (unsigned i = 0; i < run->nr_disks; i++)
     if (run->disks[i].error == NULL)
       backup_start_worker (run, &run->disks[i], i);
+  backup_watch (false, false);
   int status = backup_wait_ready (run);
   if (status == 0)
     status = backup_instant (run);
@@ -114,6 +117,7 @@ copy (struct backup_run *run)
     bool good = status == 0 && d->error == NULL;
     backup_end_worker (run, d, i, good ? 0 : SIGINT);
   }
+  backup_watch (true, status != 0);
   return status;
 }
 
@@ -140,6 +144,7 @@ run_locked (struct backup_run *run)
       store_tidy (&run->store, run->name, ids, nr, on_tidied, NULL);
       run->checkpoint = backup_checkpoint_name (run->store.repo.uuid, run->name);
       status = copy (run);
+      backup_tell_errors (run);
       if (status == 0)
         status = backup_seal (run);
       if (run->begun)
@@ -152,8 +157,8 @@ run_locked (struct backup_run *run)
   return status;
 }
 
-static void
-remove_folder (const struct backup_run *run)
+void
+backup_remove_folder (const struct backup_run *run)
 {
   static const char *const suffixes[] = { "log", "json", "sock", "control", "control.fence" };
 
@@ -183,7 +188,7 @@ backup_free_run (struct backup_run *run)
     text_free (d->error);
   }
   if (run->folder[0] != '\0')
-    remove_folder (run);
+    backup_remove_folder (run);
   manifest_clear (&run->manifest);
   text_free (run->checkpoint);
   text_free (run->place);
@@ -194,7 +199,10 @@ static bool
 go_on (void *opaque)
 {
   (void)opaque;
-  return backup_signal == 0;
+  if (backup_signal != 0)
+    return false;
+  backup_watch_alive ();
+  return true;
 }
 
 /* Open the repository, and make one that is missing once it is known that a disk will be backed up:
@@ -224,6 +232,8 @@ int
 backup_run_steps (struct backup_run *run, const char *path)
 {
   backup_catch_signals ();
+  backup_watch_start (run);
+  backup_watch (true, true);
   run->store.go_on = go_on;
   run->place = far_is_meant (path) ? text_copy (path) : backup_absolute (path);
   int status = open_store (run, path);
@@ -235,5 +245,8 @@ backup_run_steps (struct backup_run *run, const char *path)
     lock_disks (run);
     status = any_left (run) ? run_locked (run) : EXIT_DONE;
   }
-  return backup_tell_end (run, status);
+  backup_watch (false, false);
+  status = backup_tell_end (run, status);
+  backup_watch_end ();
+  return status;
 }

@@ -16,10 +16,11 @@
  *   store.c     what is done in the repository, where that is (store.h)
  *   tell.c      what people and programs are told at the end
  *   metrics.c   what Prometheus is told
+ *   watch.c     a repository that does not answer
  *
  * The order keeps an interrupted run harmless: the files and the checkpoints are new ones, and the
  * old checkpoints are removed only when the manifest that makes them superfluous is on the disk.
- * One thread does everything.
+ * One thread does everything, and another one watches it (watch.c).
  */
 
 #ifndef NBDMIRROR_CMD_BACKUP_BACKUP_H
@@ -61,6 +62,7 @@ struct backup_disk {
   double pause_ms; /* -1: not known */
   char checkpoint_uuid[UUID_TEXT_BYTES];
   char *error; /* why it has no backup; NULL: all is well */
+  bool told;   /* the user knows it */
   int status;  /* the exit status for that */
 };
 
@@ -92,6 +94,7 @@ struct backup_run {
 int backup_run_steps (struct backup_run *run, const char *path);
 /* Free what RUN points to, end its servers, and remove its folder. */
 void backup_free_run (struct backup_run *run);
+void backup_remove_folder (const struct backup_run *run);
 
 /* disk.c: the signal that asks us to end, or 0, after backup_catch_signals(). */
 extern volatile sig_atomic_t backup_signal;
@@ -149,11 +152,21 @@ int backup_seal (struct backup_run *run);
  * gets the same name.  What was recorded stays recorded since the checkpoint before. */
 void backup_drop_checkpoints (const struct backup_run *run);
 
+/* watch.c: watch the thread that calls this, while it uses the repository: it has to come back to
+ * backup_watch (ON) or backup_watch_alive() now and then.  LIMITED: --max-duration counts.  RUN has
+ * to live until backup_watch_end(). */
+void backup_watch_start (const struct backup_run *run);
+void backup_watch_end (void);
+void backup_watch (bool on, bool limited);
+void backup_watch_alive (void);
+
 /* tell.c */
 /* metrics.c: write the file for Prometheus; SUCCESS: there is a manifest.  0, or -1 with errno. */
 int backup_write_metrics (const struct backup_run *run, bool success);
 
 void backup_tell_plan (const struct backup_run *run);
+/* Why disks have failed, once.  A repository that does not answer may delay the end for long. */
+void backup_tell_errors (struct backup_run *run);
 int backup_tell_end (struct backup_run *run, int status);
 
 #endif

@@ -16,4 +16,5 @@ nbdmirror_SOURCES += \
 	cmd/backup/store.h \
 	cmd/backup/tell.c \
 	cmd/backup/thaw.c \
+	cmd/backup/watch.c \
 	cmd/backup/workers.c

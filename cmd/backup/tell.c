@@ -109,16 +109,26 @@ print_line (const struct backup_run *run, unsigned good)
           longest >= 0 ? units_format_time (pause, longest) : "unknown", took);
 }
 
+void
+backup_tell_errors (struct backup_run *run)
+{
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    struct backup_disk *d = &run->disks[i];
+    if (d->error != NULL && !d->told)
+      cmd_say ("%s: %s", d->id != NULL ? d->id : d->operand, d->error);
+    d->told = d->error != NULL;
+  }
+}
+
 int
 backup_tell_end (struct backup_run *run, int status)
 {
   unsigned good = 0;
 
+  backup_tell_errors (run);
   for (unsigned i = 0; i < run->nr_disks; i++) {
     const struct backup_disk *d = &run->disks[i];
     good += d->error == NULL;
-    if (d->error != NULL)
-      cmd_say ("%s: %s", d->id != NULL ? d->id : d->operand, d->error);
     if (d->error != NULL && status == EXIT_DONE)
       status = d->status;
   }
