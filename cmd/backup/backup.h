@@ -57,6 +57,7 @@ struct backup_disk {
   char *since;                       /* its checkpoint */
   char *file;                        /* relative to the repository */
   pid_t worker;                      /* 0: it has ended */
+  uint64_t stopped_ms;               /* since when it is stopped; 0: it is not */
   bool ready;
   uint64_t copied;
   double pause_ms; /* -1: not known */

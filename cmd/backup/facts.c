@@ -35,19 +35,18 @@ ask (struct backup_disk *d, const char *command, json_t *args, json_t **ret)
   return -1;
 }
 
-/* A job of an interrupted backup may be taken away; one of somebody else may not.  A server that
- * was killed as well, within a second, does not know any more where its job went to.  Such a job
- * has copied next to nothing, and has to begin anew in any case, so it may be taken away as well,
- * unless it was being handed over: then the mark of an interrupted backup of this disk tells. */
+/* A job of an interrupted backup may be taken away; one of somebody else may not.  Its target tells
+ * whose it is.  A server that was killed as well, within a second, does not know it any more: then
+ * the mark of an interrupted backup of this disk has to tell. */
 static void
 look_at_job (struct backup_run *run, struct backup_disk *d, const json_t *status)
 {
   const char *worker = status_text (status, "worker"), *target = status_text (status, "target");
   const char *state = status_text (status, "state"), *gate = status_text (status, "gate");
   bool attached = worker != NULL && strcmp (worker, "attached") == 0;
-  bool detached = state != NULL && strcmp (state, "detached") == 0;
   bool left = state != NULL
-              && (detached || strcmp (state, "failed") == 0 || strcmp (state, "in-doubt") == 0);
+              && (strcmp (state, "detached") == 0 || strcmp (state, "failed") == 0
+                  || strcmp (state, "in-doubt") == 0);
 
   d->restart = false;
   if (gate != NULL && strcmp (gate, "fenced") == 0)
@@ -57,7 +56,7 @@ look_at_job (struct backup_run *run, struct backup_disk *d, const json_t *status
                  target != NULL ? target : "another place");
   else if (left
            && (target != NULL ? backup_target_is_backup (target)
-                              : detached || store_was_begun (&run->store, d->id)))
+                              : store_was_begun (&run->store, d->id)))
     d->restart = true;
   else if (left)
     backup_fail (d, EXIT_REFUSED,

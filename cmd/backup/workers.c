@@ -30,6 +30,7 @@
 #define LOOK_MS 50 /* for signals, the time limit, and workers that end early */
 #define TELL_MS 5000
 #define END_MS 30000
+#define STOPPED_MS 5000
 #define WORDS_MAX 40
 
 static char *
@@ -296,6 +297,26 @@ wait_for_news (struct backup_run *run)
   free (fds);
 }
 
+/* Somebody has stopped the worker (SIGSTOP), and may let it go on.  If not, the backup would wait
+ * for ever: then it is killed.  Its job is taken away with the others that have failed. */
+static void
+look_if_stopped (struct backup_run *run, struct backup_disk *d, unsigned nr)
+{
+  siginfo_t info = { .si_pid = 0 };
+  bool stopped = waitid (P_PID, (id_t)d->worker, &info, WSTOPPED | WNOHANG | WNOWAIT) == 0
+                 && info.si_pid != 0;
+
+  if (!stopped)
+    d->stopped_ms = 0;
+  else if (d->stopped_ms == 0)
+    d->stopped_ms = clock_ms ();
+  else if (clock_ms () - d->stopped_ms >= STOPPED_MS) {
+    backup_fail (d, EXIT_ERROR, "its worker was stopped by a signal for %d s, so it was killed",
+                 STOPPED_MS / 1000);
+    backup_end_worker (run, d, nr, SIGKILL);
+  }
+}
+
 /* Look at each worker.  The number of those that are neither ready nor at their end. */
 static unsigned
 look (struct backup_run *run, bool tell)
@@ -310,6 +331,9 @@ look (struct backup_run *run, bool tell)
         backup_fail (d, EXIT_ERROR, "the worker ended too early");
       continue;
     }
+    look_if_stopped (run, d, i);
+    if (d->error != NULL)
+      continue;
     d->ready = is_ready (d, &line);
     waiting += d->error == NULL && !d->ready;
     if (tell && line != NULL && !d->ready)

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves what a backup does where it cannot go on, and what it leaves: two backups of one disk at
-# once, of two hosts, and the job of another are refused; one that has lost its lock fails; a disk's
-# server that is killed costs that disk only; a repository that is full or read-only fails and stays
-# as it was, and no job is left; a restore to a full disk says why in one line; a backup that was
-# killed, even with the disk's server, does not block those into another repository; the command
-# that thaws runs always.
+# once, of two hosts, and the job of another are refused, even if nobody knows where that goes; one
+# that has lost its lock fails; a disk's server that is killed costs that disk only; a worker that
+# is stopped, and a repository that is full or read-only, make it fail, the repository stays as it
+# was, and no job is left; a restore to a full disk says why in one line; a backup that was killed,
+# even with the disk's server, does not block those into another repository; the command that thaws
+# runs always.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
@@ -40,6 +41,31 @@ run 0 'a: incremental:' "$A" "$repo"
 same a "$tmp/a"
 # A file server gave the lock away, and another run has taken this one for dead.
 run 3 'so its lock was lost' "$A" "$repo" --before-hold-exec "rm '$repo/backups/'*.begun"
+run 0 'a: incremental:' "$A" "$repo"
+same a "$tmp/a"
+
+# ---- somebody's job whose destination cannot be told stays ---------------------------------------
+spawn users "$NBDMIRROR" mirror "$A" "$tmp/name"$'\xff' --bandwidth 1M
+wait_for 20 is_copying
+kill -KILL "${pid[users]}"
+wait_exit users 20
+has_left_job () { [ "$(status_of "$A" state)/$(status_of "$A" target)" = "detached/null" ]; }
+wait_for 20 has_left_job
+run 7 'a job to another place is left over' "$A" "$repo"
+has_left_job || fail "somebody's job was taken away"
+nbdmirror cancel "$A" >/dev/null || fail "cancel"
+
+# ---- a worker that is stopped (SIGSTOP) does not hold a backup for ever --------------------------
+before=$(find "$repo" | sort)
+spawn slow "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
+wait_for 20 is_copying
+kill -STOP "$(status_of "$A" worker-pid)"
+wait_exit slow 60
+[ "$status" = 1 ] || fail "exit status $status after a worker was stopped: $(cat "$tmp/slow.log")"
+grep -q 'its worker was stopped by a signal for 5 s' "$tmp/slow.log" ||
+  fail "a stopped worker is not told: $(cat "$tmp/slow.log")"
+[ "$before" = "$(find "$repo" | sort)" ] || fail "a stopped worker has left files"
+[ "$(status_of "$A" state)" = cancelled ] || fail "its job was left"
 run 0 'a: incremental:' "$A" "$repo"
 same a "$tmp/a"
 
@@ -118,6 +144,10 @@ kill -KILL "${pid[killed]}" "${pid[a]}"
 wait_exit killed 20
 wait_exit a 20
 serve a "$tmp/a" --state "$tmp/a.state"
-run 0 'a: incremental:' "$A" "$tmp/other"
+if [ "$(status_of "$A" target)" = null ]; then # killed before the target was in the state file
+  run 7 'a job to another place is left over' "$A" "$tmp/other"
+else
+  run 0 'a: incremental:' "$A" "$tmp/other"
+fi
 run 0 'what it has left was removed' "$A" "$repo"
 same a "$tmp/a"
