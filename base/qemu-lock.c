@@ -30,6 +30,12 @@ qemu_lock_is_held (int fd)
 }
 
 bool
+qemu_lock_is_written (int fd)
+{
+  return is_locked (fd, QEMU_LOCK_WRITES, 1);
+}
+
+bool
 qemu_lock_excludes_writers (int fd)
 {
   return is_locked (fd, QEMU_LOCK_WRITES, 1) || is_locked (fd, QEMU_LOCK_NO_WRITERS, 1);

@@ -18,6 +18,9 @@
 /* Does another program hold any of these locks on FD's file?  It has the image open, then. */
 bool qemu_lock_is_held (int fd);
 
+/* Does another program hold the first one above? */
+bool qemu_lock_is_written (int fd);
+
 /* Does another program hold one of the two above? */
 bool qemu_lock_excludes_writers (int fd);
 

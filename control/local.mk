@@ -10,6 +10,7 @@ libcontrol_la_SOURCES = \
 	control/name.h control/name.c \
 	control/decision.h control/decision.c \
 	control/layers-export.h \
+	control/lend-export.h \
 	control/receive-exports.h control/take-over.h
 
 libcontrol_la_LIBADD = $(JANSSON_LIBS)

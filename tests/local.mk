@@ -301,6 +301,7 @@ guest_tests = \
 	tests/guest/manuals.py \
 	tests/guest/migrate.py \
 	tests/guest/qcow2-back.py \
+	tests/guest/qcow2-lent.py \
 	tests/guest/qcow2-running.py \
 	tests/guest/qmp-jobs.py \
 	tests/guest/qmp-migrate.py \

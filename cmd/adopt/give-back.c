@@ -8,13 +8,18 @@
  *   3. the guest is put there (pivot.h), and the node with the connection is removed
  *   4. the server is ended, and CONTROL.adopted is removed
  *
- * CONTROL may also be the NBD socket of `nbdmirror receive`, which has no control socket.  Instead
- * of step 1 its disk is sealed.
+ * CONTROL may also be the NBD socket of `nbdmirror receive`.  Then its disk is sealed as well, and
+ * step 1 is left out where it is not tracked.
+ *
+ * Where the server has the image open through a qemu-nbd, lent.c does the steps 2 and 3, and the
+ * guest is stopped meanwhile.
  */
 
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +27,9 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
+#include "cmd/adopt/give-back.h"
 #include "cmd/adopt/guest-disk.h"
 #include "cmd/adopt/monitor.h"
 #include "cmd/adopt/names.h"
@@ -34,25 +41,10 @@
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
 #include "cmd/cmd.h"
+#include "cmd/container.h"
 #include "cmd/serve/paths.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/seal.h"
-
-struct give_back {
-  const char *qmp, *file;
-  const char *discard, *aio; /* NULL: as recorded, or QEMU's default */
-  bool under_libvirt, keep_server, json;
-
-  char *control; /* absolute */
-  struct adopt_names names;
-  struct journal quiet;
-  struct machine vm;
-  json_t *record;
-  struct served server;
-  bool is_receive; /* CONTROL is an NBD socket */
-  bool revived;    /* this run has started the server */
-  uint64_t took_ns;
-};
 
 static int
 fail (int status, char *error)
@@ -73,6 +65,7 @@ find_server (struct give_back *g)
   if (g->is_receive) {
     g->server = (struct served){ .pid = received_listener (g->control),
                                  .socket = text_copy (g->control) };
+    g->tracked = received_control (g->server.pid);
     return EXIT_DONE;
   }
   return served_look (g->control, &g->server, &error) == 0 ? EXIT_DONE : fail (EXIT_ERROR, error);
@@ -127,6 +120,24 @@ take_file (struct give_back *g, const struct guest_disk *d, char **error)
   return r;
 }
 
+/* Does the server have the image that the record says? */
+static int
+check_image (struct give_back *g, char **error)
+{
+  const char *path = record_text (g->record, "filename");
+  uint8_t head[CONTAINER_HEAD];
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd != -1 ? read (fd, head, sizeof head) : -1;
+
+  if (n == -1)
+    return text_error (error, "%s: %s", path, strerror (errno));
+  /* A raw disk may begin so, too: its guest has written that. */
+  const char *format = container_format (head, (size_t)n);
+  if (format != NULL && lent_check (g, format, error) == -1)
+    return -1;
+  return g->lent ? 0 : image_compare (path, g->server.socket, g->server.pid, error);
+}
+
 /* Find the guest's disk, and what it is to be. */
 static int
 look (struct give_back *g, struct guest_disk *d)
@@ -146,10 +157,7 @@ look (struct give_back *g, struct guest_disk *d)
       served_stop (g->server.pid);
     return EXIT_REFUSED;
   }
-  if (take_file (g, d, &error) == 0
-      && image_compare (record_text (g->record, "filename"), g->server.socket, g->server.pid,
-                        &error)
-             == 0)
+  if (take_file (g, d, &error) == 0 && check_image (g, &error) == 0)
     return EXIT_DONE;
   guest_disk_free (d);
   return fail (EXIT_REFUSED, error);
@@ -190,7 +198,9 @@ bypass (struct give_back *g, bool on)
   bool refused;
   char *error = NULL;
 
-  if (g->is_receive || served_bypass (g->control, on, &refused, &error) == 0)
+  const char *control = g->is_receive ? g->tracked : g->control;
+
+  if (control == NULL || served_bypass (control, on, &refused, &error) == 0)
     return EXIT_DONE;
   return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
 }
@@ -237,30 +247,40 @@ report (const struct give_back *g, const char *node)
   if (device[0] == '\0')
     device = record_text (g->record, "device");
   if (g->json) {
-    json_t *o = json_pack ("{s:s, s:s, s:s, s:f}", "device", device, "image",
+    json_t *o = json_pack ("{s:s, s:s, s:s, s:f, s:f}", "device", device, "image",
                            record_text (g->record, "filename"), "node", node, "pivot-ms",
-                           (double)g->took_ns / NS_PER_MS);
+                           (double)g->took_ns / NS_PER_MS, "stopped-ms",
+                           (double)g->stopped_ns / NS_PER_MS);
     json_dumpf (o, stdout, JSON_COMPACT | JSON_REAL_PRECISION (6));
     putchar ('\n');
     json_decref (o);
   } else
-    cmd_say ("%s uses %s by itself now (%.1f ms)", device, record_text (g->record, "filename"),
-             (double)g->took_ns / NS_PER_MS);
+    cmd_say (g->stopped_ns > 0 ? "%s uses %s by itself now (the guest was stopped for %.1f ms)"
+                               : "%s uses %s by itself now (%.1f ms)",
+             device, record_text (g->record, "filename"),
+             (double)(g->stopped_ns > 0 ? g->stopped_ns : g->took_ns) / NS_PER_MS);
 }
 
 /* The guest has moved from the node OLD: nothing but the server and the record is left. */
 static int
 finish (struct give_back *g, const char *old, const char *node)
 {
+  const char *control = g->is_receive ? g->tracked : g->control;
   char *error = NULL;
 
+  if (g->lent)
+    lent_go_on (g);
   if (old != NULL && nodes_remove (&g->vm, old, &error) == -1)
     return fail (EXIT_ERROR, error);
+  loan_return (g->loan); /* nobody asks the server for anything any more */
+  g->loan = NULL;
   if (!g->keep_server) {
     served_stop (g->is_receive ? received_keeper (g->server.pid) : g->server.pid);
-    served_forget_bypass (g->control);
+    if (control != NULL)
+      served_forget_bypass (control);
   }
   record_remove (g->control);
+  stopped_guest_end (&g->guard);
   report (g, node);
   return EXIT_DONE;
 }
@@ -284,23 +304,69 @@ go_on_received (struct give_back *g, bool *done)
   return status;
 }
 
-/* Where an earlier run was killed after the guest had moved, only the end is missing.  *DONE: it
- * was so. */
-static int
-go_on (struct give_back *g, bool *done)
+const char *
+give_back_node (const struct give_back *g)
 {
   const char *node = json_string_value (json_object_get (g->record, "node"));
 
+  return node != NULL ? node : g->names.image;
+}
+
+/* The guest has not moved, and everything is as it was before. */
+static void
+undo (struct give_back *g)
+{
+  char *error = NULL;
+
+  if (nodes_remove_image (&g->vm, &g->names, g->record, &error) == -1)
+    cmd_warning ("%s", error); /* the server waits for the image, and the next run repairs it */
+  else if (!g->lent)
+    bypass (g, false);
+  else {
+    lent_undo (g);
+    bypass (g, false);
+    record_remove (g->control);
+  }
+  text_free (error);
+  stopped_guest_end (&g->guard);
+}
+
+int
+give_back_go_on (struct give_back *g, bool *done)
+{
   *done = false;
   if (g->record == NULL && g->is_receive)
     return go_on_received (g, done);
   if (g->record == NULL)
     return EXIT_DONE;
-  int r = guest_uses (g, node != NULL ? node : g->names.image);
+  g->lent = json_is_true (json_object_get (g->record, "lent"));
+  int r = guest_uses (g, give_back_node (g));
   if (r == -1)
     return EXIT_ERROR;
   *done = r == 1;
-  return r == 1 ? finish (g, g->names.node, node != NULL ? node : g->names.image) : EXIT_DONE;
+  if (*done)
+    return finish (g, g->names.node, give_back_node (g));
+  if (g->lent) {
+    undo (g);
+    json_decref (g->record);
+    g->record = NULL;
+    g->lent = false;
+  }
+  return EXIT_DONE;
+}
+
+/* The server takes no mirror job any more. */
+static int
+close_server (struct give_back *g)
+{
+  int status = bypass (g, true);
+
+  if (status == EXIT_DONE && g->is_receive) {
+    status = seal_received (g);
+    if (status != EXIT_DONE)
+      bypass (g, false);
+  }
+  return status;
 }
 
 static int
@@ -313,17 +379,16 @@ go (struct give_back *g)
   if (status != EXIT_DONE)
     return status;
   char *old = text_copy (d.node);
-  status = g->is_receive ? seal_received (g) : bypass (g, true);
+  status = close_server (g);
   if (status == EXIT_DONE) {
-    int r = move (g, &d, &node), moved = node != NULL ? guest_uses (g, node) : 0;
+    int r = g->lent ? lent_move (g, &d, &node) : move (g, &d, &node);
+    int moved = node != NULL ? guest_uses (g, node) : 0;
     if (moved == 1)
       status = finish (g, old, node);
     else {
       status = EXIT_ERROR;
-      char *ignored = NULL;
-      if (moved == 0 && nodes_remove_image (&g->vm, &g->names, g->record, &ignored) == 0)
-        bypass (g, false);
-      text_free (ignored);
+      if (moved == 0)
+        undo (g);
       if (r == 0)
         cmd_say ("QEMU's job ended, and the guest still uses %s", old);
     }
@@ -351,7 +416,7 @@ restart_server (struct give_back *g)
   return EXIT_ERROR;
 }
 
-static int
+int
 give_back (struct give_back *g)
 {
   bool refused = false, done;
@@ -368,106 +433,10 @@ give_back (struct give_back *g)
     return fail (EXIT_ERROR, error);
   int status = find_recorded (g);
   if (status == EXIT_DONE)
-    status = go_on (g, &done);
+    status = give_back_go_on (g, &done);
   if (status != EXIT_DONE || done)
     return status;
   if (g->server.pid == 0)
     status = restart_server (g);
   return status == EXIT_DONE ? go (g) : status;
 }
-
-enum { OPT_QMP = 0x100, OPT_DISCARD, OPT_AIO, OPT_KEEP_SERVER, OPT_LIBVIRT };
-
-static const struct cmd_option options[] = {
-  { "qmp", OPT_QMP, "SOCKET|libvirt:NAME", "the guest's QEMU monitor, or libvirt's guest NAME" },
-  { "discard", OPT_DISCARD, "ignore|unmap",
-    "how the disk is to handle the guest's TRIM (default: as adopt has recorded, else unmap)" },
-  { "aio", OPT_AIO, "threads|native|io_uring",
-    "how QEMU is to do the image's I/O (default: as adopt has recorded, else threads)" },
-  { "keep-server", OPT_KEEP_SERVER, NULL,
-    "do not end the server; it must not be used to mirror the disk any more" },
-  { "libvirt", OPT_LIBVIRT, NULL,
-    "go on although libvirt manages this guest and will not know of the change" },
-  { "json", 'j', NULL, "print a JSON object" },
-  CMD_OPTIONS_END,
-};
-
-/* False: return line->status. */
-static bool
-parse (struct cmd_line *line, struct give_back *g)
-{
-  int opt;
-
-  while ((opt = cmd_getopt (line)) != -1)
-    switch (opt) {
-    case OPT_QMP:
-      g->qmp = optarg;
-      break;
-    case OPT_DISCARD:
-      g->discard = optarg;
-      break;
-    case OPT_AIO:
-      g->aio = optarg;
-      break;
-    case OPT_KEEP_SERVER:
-      g->keep_server = true;
-      break;
-    case OPT_LIBVIRT:
-      g->under_libvirt = true;
-      break;
-    case 'j':
-      g->json = true;
-      break;
-    default:
-      return false;
-    }
-  if (!cmd_operands_ok (line, 1, 2, "CONTROL"))
-    return false;
-  line->status = EXIT_USAGE;
-  if (g->qmp == NULL)
-    cmd_usage_error ("--qmp is missing");
-  else
-    return adopt_word_ok ("--discard", g->discard, "ignore|unmap")
-           && adopt_word_ok ("--aio", g->aio, "threads|native|io_uring");
-  return false;
-}
-
-static int
-run (struct cmd_line *line)
-{
-  struct give_back g = { .is_receive = false };
-
-  if (!parse (line, &g))
-    return line->status;
-  int status = EXIT_ERROR;
-  if (line->nr_operands == 2)
-    g.file = line->operands[1].argv[0];
-  g.control = server_absolute_path ("CONTROL", line->operands[0].argv[0]);
-  if (g.control != NULL) {
-    adopt_names_make (&g.names, g.control);
-    g.vm = (struct machine){ .name = "the guest's", .path = g.qmp, .journal = &g.quiet };
-    status = give_back (&g);
-  }
-  machine_free (&g.vm);
-  json_decref (g.record);
-  served_free (&g.server);
-  text_free (g.control);
-  return status;
-}
-
-const struct subcommand subcommand_give_back = {
-  "give-back",
-  "--qmp SOCKET CONTROL [FILE] [OPTIONS]",
-  "Take a running guest's disk off the tracked path.",
-  "The guest uses its raw image by itself again, without a stop, and the server ends.  CONTROL is\n"
-  "the server's control socket, or the NBD socket of `nbdmirror receive`.  FILE is the path of "
-  "the\n"
-  "image, where the server does not tell it.\n",
-  options,
-  NULL,
-  "A guest that was adopted gets the nodes that it had before, with their names.  If it was\n"
-  "killed, run it again.\n\n"
-  "Example:\n"
-  "  nbdmirror give-back --qmp /run/vm1.qmp /run/vm1.control\n",
-  run,
-};

@@ -2,9 +2,12 @@ nbdmirror_SOURCES += \
 	cmd/adopt/adopt-options.c \
 	cmd/adopt/adopt.c \
 	cmd/adopt/adopt.h \
+	cmd/adopt/give-back-options.c \
 	cmd/adopt/give-back.c \
+	cmd/adopt/give-back.h \
 	cmd/adopt/guest-disk.c \
 	cmd/adopt/guest-disk.h \
+	cmd/adopt/lent.c \
 	cmd/adopt/monitor.c \
 	cmd/adopt/monitor.h \
 	cmd/adopt/names.c \
@@ -22,4 +25,6 @@ nbdmirror_SOURCES += \
 	cmd/adopt/same-image.c \
 	cmd/adopt/same-image.h \
 	cmd/adopt/served.c \
-	cmd/adopt/served.h
+	cmd/adopt/served.h \
+	cmd/adopt/stopped-guest.c \
+	cmd/adopt/stopped-guest.h

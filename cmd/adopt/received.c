@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/text.h"
 #include "cmd/adopt/received.h"
 
 #define LISTENER_S 2
@@ -58,8 +59,23 @@ received_listener (const char *path)
   return cred.pid;
 }
 
+char *
+received_control (pid_t pid)
+{
+  static const char key[] = "mirror-control=";
+  char path[64], text[8192];
+
+  snprintf (path, sizeof path, "/proc/%ld/cmdline", (long)pid);
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd != -1 ? fd_read_text (fd, text, sizeof text) : -1;
+  for (const char *word = text; n > 0 && word < text + n; word += strlen (word) + 1)
+    if (strncmp (word, key, sizeof key - 1) == 0)
+      return text_copy (word + sizeof key - 1);
+  return NULL;
+}
+
 pid_t
-received_keeper (pid_t pid)
+received_parent (pid_t pid)
 {
   char path[64], text[512];
   long parent = 0;
@@ -67,11 +83,17 @@ received_keeper (pid_t pid)
   snprintf (path, sizeof path, "/proc/%ld/stat", (long)pid);
   CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
   if (fd == -1 || fd_read_text (fd, text, sizeof text) == -1)
-    return pid;
+    return 0;
   const char *behind = strrchr (text, ')'); /* the name may have any character in it */
-  if (behind == NULL || sscanf (behind, ") %*c %ld", &parent) != 1)
-    return pid;
-  return is_receive (parent) ? (pid_t)parent : pid;
+  return behind != NULL && sscanf (behind, ") %*c %ld", &parent) == 1 ? (pid_t)parent : 0;
+}
+
+pid_t
+received_keeper (pid_t pid)
+{
+  pid_t parent = received_parent (pid);
+
+  return parent != 0 && is_receive (parent) ? parent : pid;
 }
 
 bool

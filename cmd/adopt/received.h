@@ -16,6 +16,13 @@ bool received_speaks_nbd (const char *path);
  * seconds. */
 pid_t received_listener (const char *path);
 
+/* The control socket of the server PID, where its disk is tracked (`receive --control`).  For
+ * text_free(); NULL: it is not. */
+char *received_control (pid_t pid);
+
+/* The process that has started PID; 0: it cannot be seen. */
+pid_t received_parent (pid_t pid);
+
 /* The `nbdmirror receive` whose server the process PID is, and which would start that anew; PID
  * itself if there is none. */
 pid_t received_keeper (pid_t pid);

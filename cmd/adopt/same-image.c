@@ -22,6 +22,7 @@
 #include "base/fd.h"
 #include "base/qemu-lock.h"
 #include "base/text.h"
+#include "cmd/adopt/received.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/serve/paths.h"
 #include "mirror/endpoint/blocking.h"
@@ -90,6 +91,32 @@ image_is_locked_by_others (const char *path)
   }
   fclose (fp);
   return excluded || writers > 1;
+}
+
+bool
+image_has_writer (const char *path)
+{
+  CLEANUP_FD int fd = open (path, O_RDONLY | O_CLOEXEC);
+
+  return fd != -1 && qemu_lock_is_written (fd);
+}
+
+int
+image_is_open_below (pid_t pid, const char *path)
+{
+  struct dirent *entry;
+  int found = 0;
+
+  DIR *dir = opendir ("/proc");
+  if (dir == NULL)
+    return -1;
+  while (found != 1 && (entry = readdir (dir)) != NULL) {
+    pid_t child = (pid_t)strtol (entry->d_name, NULL, 10);
+    if (child > 0 && received_parent (child) == pid)
+      found = image_is_open_in (child, path);
+  }
+  closedir (dir);
+  return found;
 }
 
 /* ---- contents -------------------------------------------------------------------------------- */
@@ -202,5 +229,29 @@ image_compare (const char *path, const char *socket, pid_t server, char **error)
   if (ep != NULL)
     endpoint_close (ep);
   fd_close (&c.fd);
+  return r;
+}
+
+int
+image_wake (const char *socket, char **error)
+{
+  CLEANUP_TEXT char *escaped = server_escape (socket);
+  CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", escaped);
+  const struct endpoint_options options = { .nr_in_flight = 1, .nr_connections = 1 };
+  uint8_t *buf = NULL;
+  int r = -1;
+
+  struct endpoint *ep = endpoint_open (&uri, 1, &options, NULL, error);
+  struct channel *ch = ep != NULL ? channel_open (ep, NULL, error) : NULL;
+  if (ch != NULL && posix_memalign ((void **)&buf, SAMPLE_BYTES, SAMPLE_BYTES) == 0) {
+    uint64_t size = endpoint_info (ep)->size;
+    int err = sync_read (ch, buf, size < SAMPLE_BYTES ? (uint32_t)size : SAMPLE_BYTES, 0);
+    r = err == 0 ? 0 : text_error (error, "%s: %s", socket, strerror (err));
+  }
+  free (buf);
+  if (ch != NULL)
+    channel_close (ch);
+  if (ep != NULL)
+    endpoint_close (ep);
   return r;
 }

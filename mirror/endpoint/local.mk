@@ -37,6 +37,8 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/open.c \
 	mirror/endpoint/same-place.c \
 	mirror/endpoint/same-place.h \
+	mirror/endpoint/lend.c \
+	mirror/endpoint/lend.h \
 	mirror/endpoint/seal.c \
 	mirror/endpoint/seal.h \
 	mirror/endpoint/ssh.c \

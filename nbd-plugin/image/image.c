@@ -29,11 +29,12 @@
  */
 #define START_AGAIN_MS 12000
 #define FIRST_PAUSE_MS 50 /* between two tries to start the server */
-#define LAST_PAUSE_MS 1000
+#define LAST_PAUSE_MS 500
 #define MAX_REPEATS 10 /* of one request: it may be what the server dies of */
 #define LEAVE_MS 60000 /* for the server to write what it has in memory */
+#define LEND_MS 10000  /* the same while somebody waits for the image */
 
-enum image_state { RUNS, RECOVERS, LOST };
+enum image_state { RUNS, RECOVERS, LENT, RETURNED, LOST };
 
 struct image {
   struct image_options options;
@@ -66,21 +67,23 @@ try {
   bool lost;           /* the connection has failed */
 };
 
-/* Take a connection.  0, or EIO where there will be none any more. */
+/* Take a connection.  0; or EIO where there will be none any more; or ESHUTDOWN and t->lost: the
+ * image was returned, and a server has to be started. */
 static int
 take_connection (struct image *i, struct try *t)
 {
   pthread_mutex_lock (&i->lock);
-  while (i->state == RECOVERS || (i->state == RUNS && i->nr_idle == 0))
+  while (i->state == RECOVERS || i->state == LENT || (i->state == RUNS && i->nr_idle == 0))
     pthread_cond_wait (&i->free_connection, &i->lock);
   bool runs = i->state == RUNS;
+  t->lost = i->state == RETURNED;
+  t->generation = i->generation;
   if (runs) {
     t->connection = i->idle[--i->nr_idle];
-    t->generation = i->generation;
     i->users++;
   }
   pthread_mutex_unlock (&i->lock);
-  return runs ? 0 : EIO;
+  return runs ? 0 : t->lost ? ESHUTDOWN : EIO;
 }
 
 /* The change of T has ended; the lock is held.  Returns what the caller frees. */
@@ -109,10 +112,10 @@ give_connection_back (struct image *i, struct try *t, int err)
   }
   i->idle[i->nr_idle++] = t->connection;
   i->users--;
-  if (i->state == RECOVERS)
-    pthread_cond_broadcast (&i->changed);
-  else
+  if (i->state == RUNS)
     pthread_cond_signal (&i->free_connection);
+  else
+    pthread_cond_broadcast (&i->changed);
   pthread_mutex_unlock (&i->lock);
   change_free (gone);
 }
@@ -294,22 +297,27 @@ tell_end (const struct image *i)
 
 /* The lock is not held, and nobody else uses the server or changes the log. */
 static bool
-start_until_it_runs (struct image *i)
+start_until_it_runs (struct image *i, bool returned)
 {
   uint64_t end = clock_ms () + RECOVERY_MS;
   unsigned pause = FIRST_PAUSE_MS, start_ms = START_AGAIN_MS;
 
   server_bury (&i->server);
-  tell_end (i);
+  if (!returned)
+    tell_end (i);
   while (!start_again (i, start_ms, end)) {
     start_ms = RECOVERY_MS;
-    if (clock_ms () + pause >= end) {
+    if (returned) { /* whoever had it may still have it open, for as long as he likes */
+      if (nbdkit_nanosleep (0, pause * NS_PER_MS) == -1)
+        return false;
+      end = clock_ms () + RECOVERY_MS;
+    } else if (clock_ms () + pause >= end) {
       nbdkit_error ("%s: given up after %d s: all requests fail until this server is started"
                     " again",
                     i->options.path, RECOVERY_MS / 1000);
       return false;
-    }
-    clock_sleep_ms (pause);
+    } else
+      clock_sleep_ms (pause);
     pause = pause * 2 < LAST_PAUSE_MS ? pause * 2 : LAST_PAUSE_MS;
   }
   return true;
@@ -323,21 +331,31 @@ use_server (struct image *i)
   i->nr_idle = i->server.nr_connections;
 }
 
-/* A connection to the server GENERATION has failed.  Returns when there is a new one, or will be
- * none. */
+/* The lock is held. */
+static void
+change_state (struct image *i, enum image_state state)
+{
+  i->state = state;
+  pthread_cond_broadcast (&i->changed);
+  pthread_cond_broadcast (&i->free_connection);
+}
+
+/* A connection to the server GENERATION has failed, or it was lent and returned.  Returns when
+ * there is a new one, or will be none. */
 static void
 recover (struct image *i, uint64_t generation)
 {
   struct change *gone = NULL;
 
   pthread_mutex_lock (&i->lock);
-  if (i->state == RUNS && i->generation == generation) {
+  bool returned = i->state == RETURNED;
+  if ((i->state == RUNS || returned) && i->generation == generation) {
     i->state = RECOVERS;
     server_kill (&i->server);
     while (i->users > 0)
       pthread_cond_wait (&i->changed, &i->lock);
     pthread_mutex_unlock (&i->lock);
-    bool runs = start_until_it_runs (i);
+    bool runs = start_until_it_runs (i, returned);
     pthread_mutex_lock (&i->lock);
     i->nr_idle = 0;
     if (runs) {
@@ -345,9 +363,7 @@ recover (struct image *i, uint64_t generation)
       gone = log_flushed (&i->log, log_mark (&i->log));
     }
     i->generation++;
-    i->state = runs ? RUNS : LOST;
-    pthread_cond_broadcast (&i->changed);
-    pthread_cond_broadcast (&i->free_connection);
+    change_state (i, runs ? RUNS : returned ? RETURNED : LOST);
   }
   while (i->state == RECOVERS)
     pthread_cond_wait (&i->changed, &i->lock);
@@ -458,11 +474,21 @@ change (struct image *i, struct image_request *r)
   return err;
 }
 
+/* No server has the image: then everything that was acknowledged is durable. */
+static bool
+is_away (struct image *i)
+{
+  pthread_mutex_lock (&i->lock);
+  bool away = i->state == LENT || i->state == RETURNED;
+  pthread_mutex_unlock (&i->lock);
+  return away;
+}
+
 static int
 flush_for_guest (struct image *i, struct image_request *r)
 {
   struct try t = { .request = r };
-  int err = send_until_done (i, &t);
+  int err = is_away (i) ? 0 : send_until_done (i, &t);
 
   pthread_mutex_lock (&i->lock);
   if (err == 0)
@@ -480,6 +506,64 @@ image_do (struct image *i, struct image_request *r)
   if (r->action == IMAGE_WRITE || r->action == IMAGE_ZERO || r->action == IMAGE_TRIM)
     return change (i, r);
   return r->action == IMAGE_FLUSH ? flush_for_guest (i, r) : send_until_done (i, &t);
+}
+
+/* ---- lending --------------------------------------------------------------------------------- */
+
+/* Make everything durable, and end the server.  Nobody else uses it.  *ENDED: it has ended, and all
+ * is durable.  0 or an errno. */
+static int
+end_server (struct image *i, bool *ended)
+{
+  struct image_request r = { .action = IMAGE_FLUSH };
+  int err = i->facts.read_only ? 0 : request_send (i->server.connection[0], &r);
+
+  *ended = err == 0;
+  if (err != 0 || server_leave (&i->server, LEND_MS))
+    return err;
+  server_kill (&i->server);
+  server_bury (&i->server);
+  return ETIMEDOUT;
+}
+
+int
+image_lend (struct image *i)
+{
+  struct change *gone = NULL;
+  bool ended = false;
+
+  pthread_mutex_lock (&i->lock);
+  while (i->state == RECOVERS)
+    pthread_cond_wait (&i->changed, &i->lock);
+  bool runs = i->state == RUNS;
+  int err = i->state == LENT ? EBUSY : i->state == LOST ? EIO : 0;
+  if (err == 0)
+    i->state = LENT; /* no request begins */
+  if (err == 0 && runs) {
+    while (i->users > 0)
+      pthread_cond_wait (&i->changed, &i->lock);
+    pthread_mutex_unlock (&i->lock);
+    err = end_server (i, &ended);
+    pthread_mutex_lock (&i->lock);
+    if (ended) {
+      gone = log_flushed (&i->log, log_mark (&i->log));
+      i->nr_idle = 0;
+      i->generation++;
+    }
+    if (err != 0) /* a server that is lost is noticed by the next request */
+      change_state (i, ended ? RETURNED : RUNS);
+  }
+  pthread_mutex_unlock (&i->lock);
+  change_free (gone);
+  return err;
+}
+
+void
+image_take_back (struct image *i)
+{
+  pthread_mutex_lock (&i->lock);
+  change_state (i, RETURNED);
+  pthread_mutex_unlock (&i->lock);
 }
 
 /* ---- beginning and end ----------------------------------------------------------------------- */

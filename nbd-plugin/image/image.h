@@ -29,6 +29,16 @@
  * Where there is no room for the replay, the clusters that the dead server had allocated and not
  * made durable are freed (qemu-img check -r leaks), since the replay needs just as many again.
  *
+ * The image may be lent to another program, which has it open meanwhile:
+ *
+ *   RUNS --image_lend(): flushed, the server has ended--> LENT --image_take_back()--> RETURNED
+ *    ^                                                                                    |
+ *    +--RECOVERS <--the next request; it waits as long as the image is locked-------------+
+ *
+ * While it is lent all requests wait but flushes, which have nothing to do: QEMU sends one when it
+ * takes a node away.  Nothing is kept in the log then, so nothing is put over what the other
+ * program has written.
+ *
  * The log takes LOG_LIMIT bytes at most.  When it is half full, the next change that ends flushes
  * before it is told; when it is full, changes wait for that flush.  If a flush fails that the guest
  * has not asked for, the guest's next flush fails.
@@ -79,6 +89,13 @@ struct image *image_open (const struct image_options *o, char **error);
 void image_close (struct image *i);
 
 const struct image_facts *image_facts (const struct image *i);
+
+/* Let go of the image: everything is durable, and no process of ours has it open when this returns
+ * 0.  EBUSY: it is lent already.  Another errno: it is not lent, and requests go on. */
+int image_lend (struct image *i);
+
+/* After image_lend() was successful. */
+void image_take_back (struct image *i);
 
 /* Do it, however many servers that takes.  0 or an errno.  COUNT is at most facts.maximum, where
  * that is told. */

@@ -20,6 +20,7 @@
 
 #include "base/text.h"
 #include "control/layers-export.h"
+#include "control/lend-export.h"
 #include "nbd-plugin/image/image.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -35,7 +36,7 @@ static const char *layers_name; /* of the export that tells layers apart; NULL: 
 static struct image *image;
 
 /* What a connection is to.  Only the addresses count. */
-static char disk_handle, layers_handle;
+static char disk_handle, layers_handle, lend_handle;
 
 static int
 image_config (const char *key, const char *value)
@@ -107,6 +108,18 @@ image_unload (void)
 }
 
 static void *
+open_lent (void)
+{
+  int err = image_lend (image);
+
+  if (err == 0)
+    return &lend_handle;
+  nbdkit_error ("%s: it cannot be lent: %s", options.path,
+                err == EBUSY ? "somebody has it already" : strerror (err));
+  return NULL;
+}
+
+static void *
 image_opened (int readonly)
 {
   const char *name = nbdkit_export_name ();
@@ -114,6 +127,8 @@ image_opened (int readonly)
   (void)readonly;
   if (name == NULL)
     return NULL;
+  if (strcmp (name, LEND_EXPORT) == 0)
+    return open_lent ();
   if (layers_name == NULL || strcmp (name, layers_name) != 0)
     return &disk_handle;
   if (!image_facts (image)->layers || !image_facts (image)->extents) {
@@ -123,9 +138,18 @@ image_opened (int readonly)
   return &layers_handle;
 }
 
+static void
+image_closed (void *handle)
+{
+  if (handle == &lend_handle)
+    image_take_back (image);
+}
+
 static const char *
 image_export_description (void *handle)
 {
+  if (handle == &lend_handle)
+    return nbdkit_printf_intern (LEND_DESCRIPTION "%s", options.format);
   return handle == &layers_handle ? LAYERS_DESCRIPTION : NULL;
 }
 
@@ -161,14 +185,13 @@ image_block_size (void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t
 static int
 image_can_write (void *handle)
 {
-  return handle != &layers_handle && !image_facts (image)->read_only;
+  return handle == &disk_handle && !image_facts (image)->read_only;
 }
 
 static int
 image_can_flush (void *handle)
 {
-  (void)handle;
-  return image_facts (image)->flush;
+  return handle != &lend_handle && image_facts (image)->flush;
 }
 
 static int
@@ -218,15 +241,14 @@ image_can_multi_conn (void *handle)
 static int
 image_can_cache (void *handle)
 {
-  (void)handle;
-  return image_facts (image)->cache ? NBDKIT_CACHE_NATIVE : NBDKIT_CACHE_NONE;
+  return handle != &lend_handle && image_facts (image)->cache ? NBDKIT_CACHE_NATIVE
+                                                              : NBDKIT_CACHE_NONE;
 }
 
 static int
 image_can_extents (void *handle)
 {
-  (void)handle;
-  return image_facts (image)->extents;
+  return handle != &lend_handle && image_facts (image)->extents;
 }
 
 /* ---- requests -------------------------------------------------------------------------------- */
@@ -286,7 +308,9 @@ image_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t 
 {
   struct image_request r = { .action = IMAGE_READ, .buf = buf, .count = count, .offset = offset };
 
-  (void)handle, (void)flags;
+  (void)flags;
+  if (handle == &lend_handle)
+    return failed (&r, "read of what is lent", EPERM);
   return perform_in_pieces (&r, "read");
 }
 
@@ -378,6 +402,7 @@ static struct nbdkit_plugin plugin = {
   .after_fork = image_after_fork,
   .cleanup = image_cleanup,
   .open = image_opened,
+  .close = image_closed,
   .export_description = image_export_description,
   .get_size = image_get_size,
   .block_size = image_block_size,

@@ -7,12 +7,13 @@
  * CONTROL.bypass, which holds the id of this boot: after another boot the writer is gone, but what
  * it wrote was not tracked.  A file that cannot be read counts as one of this boot.
  *
- * Used by one thread (main thread before the fork, then the control thread).
+ * Used by one thread (main thread before the fork, then the control thread); any may read `on`.
  */
 
 #ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_BYPASS_H
 #define NBDMIRROR_NBD_PLUGIN_MIRROR_BYPASS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 /* The refusal, for the path of the file. */
@@ -22,9 +23,9 @@
   "any more, end this server, remove %s and start it again"
 
 struct bypass {
-  char *path; /* owned */
-  bool on;    /* somebody does */
-  bool was;   /* somebody does, or did in an earlier boot */
+  char *path;      /* owned */
+  _Atomic bool on; /* somebody does */
+  bool was;        /* somebody does, or did in an earlier boot */
 };
 
 /* Look what is there for the control socket CONTROL. */

@@ -27,6 +27,7 @@
 #include <nbdkit-filter.h>
 
 #include "base/text.h"
+#include "control/lend-export.h"
 #include "dirty-bitmap/urgent.h"
 #include "nbd-plugin/mirror/commands.h"
 #include "nbd-plugin/mirror/filter.h"
@@ -336,12 +337,19 @@ mirror_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, cons
 {
   (void)is_tls;
   bool layers = mirror.config.layers != NULL && strcmp (exportname, mirror.config.layers) == 0;
-  if (strcmp (exportname, mirror.config.export) != 0 && !layers) {
+  bool lend = strcmp (exportname, LEND_EXPORT) == 0;
+  if (lend && !atomic_load (&mirror.bypass.on)) {
+    nbdkit_error (
+        "the image cannot be lent: it is tracked, and nobody has said (mirror-bypass) that"
+        " writes may go around this server");
+    return NULL;
+  }
+  if (strcmp (exportname, mirror.config.export) != 0 && !layers && !lend) {
     nbdkit_error ("export \"%s\" is not the one that is tracked: this server has mirror-export=%s",
                   exportname, mirror.config.export);
     return NULL;
   }
-  if (next (context, readonly || layers, exportname) == -1)
+  if (next (context, readonly || layers || lend, exportname) == -1)
     return NULL;
   struct handle *h = malloc (sizeof *h);
   if (h == NULL) {

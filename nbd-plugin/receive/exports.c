@@ -15,6 +15,7 @@
 #include <nbdkit-filter.h>
 
 #include "base/clock.h"
+#include "control/lend-export.h"
 #include "nbd-plugin/receive/filter.h"
 
 #define PAUSE_NS (1 * NS_PER_MS)
@@ -205,6 +206,16 @@ open_return (struct receive *r, const char *name)
   return -1;
 }
 
+/* Nobody but the guest may write to an image that is lent. */
+static int
+open_lend (struct receive *r)
+{
+  if (admission_is_over (&r->admission))
+    return 0;
+  nbdkit_error ("the image cannot be lent: the disk was not handed over to its guest yet");
+  return -1;
+}
+
 static int
 open_give_up (const struct receive *r)
 {
@@ -249,6 +260,9 @@ export_open (struct receive *r, struct handle *h, const char *name)
   } else if (strcmp (name, RECEIVE_GIVE_UP) == 0) {
     h->kind = EXPORT_GIVE_UP;
     return open_give_up (r);
+  } else if (strcmp (name, LEND_EXPORT) == 0) {
+    h->kind = EXPORT_LEND;
+    return open_lend (r);
   } else if (strncmp (name, RECEIVE_SINCE_PREFIX, since) == 0) {
     h->kind = EXPORT_CHECKPOINT;
     return open_checkpoint (r, name + since, false);

@@ -142,7 +142,8 @@ receive_open (nbdkit_next_open *next, nbdkit_context *context, int readonly, con
     free (h);
     return NULL;
   }
-  if (export_open (&receive, h, exportname) == -1 || next (context, readonly, "") == -1
+  if (export_open (&receive, h, exportname) == -1
+      || next (context, readonly, h->kind == EXPORT_LEND ? exportname : "") == -1
       || export_check_disk (&receive) == -1
       || (h->kind == EXPORT_GIVE_UP && export_give_up (&receive) == -1)) {
     packed_free (h->packed);
@@ -182,7 +183,7 @@ receive_can_write (nbdkit_next *next, void *handle)
   struct handle *h = handle;
 
   if (h->kind == EXPORT_SEAL || h->kind == EXPORT_CHECKPOINT || h->kind == EXPORT_GIVE_UP
-      || h->kind == EXPORT_SUPERSEDED
+      || h->kind == EXPORT_SUPERSEDED || h->kind == EXPORT_LEND
       || (h->kind == EXPORT_ALONE && atomic_load (&receive.admission.sealed)))
     return 0;
   return next->can_write (next);

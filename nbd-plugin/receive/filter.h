@@ -59,7 +59,8 @@ struct receive {
 };
 
 /* GUEST, the mirror's with a SESSION of several connections, one whose place another mirror has
- * taken, the mirror's ALONE, and three whose being opened is the request. */
+ * taken, the mirror's ALONE, three whose being opened is the request, and that of the plugin's by
+ * which an image is lent. */
 enum export_kind {
   EXPORT_GUEST,
   EXPORT_SESSION,
@@ -67,7 +68,8 @@ enum export_kind {
   EXPORT_ALONE,
   EXPORT_SEAL,
   EXPORT_CHECKPOINT,
-  EXPORT_GIVE_UP
+  EXPORT_GIVE_UP,
+  EXPORT_LEND
 };
 
 /* A connection. */

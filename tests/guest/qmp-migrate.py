@@ -4,7 +4,8 @@
 and a second disk that is served and tracked, over the one monitor that all of them share: no record
 that the guest has acknowledged is lost. Where the destination's QEMU, a worker or the coordinator
 is killed before the commit, the guest goes on at the source, and nothing is left in its QEMU; where
-the coordinator is killed later, it goes on at one side only."""
+the coordinator is killed later, it goes on at one side only. With --give-back the guest has a qcow2
+image and a raw one by itself in the end, and nothing of ours is left."""
 
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import scene  # noqa: E402
+from images import whole  # noqa: E402
 from moves import receive  # noqa: E402
 from scene import check  # noqa: E402
 from tracked import SEED, bitmaps, tidy  # noqa: E402
@@ -26,20 +28,23 @@ class Move:
 
     count = 0
 
-    def __init__(self, s, a, served, size):
+    def __init__(self, s, a, served, size, back=False):
         Move.count += 1
-        self.s, self.a, self.served = s, a, served
-        self.dests = [receive(s, f"dst{Move.count}-{n}", size) for n in range(2)]
+        self.s, self.a, self.served, self.back = s, a, served, back
+        formats = ("qcow2" if back else "raw", "raw")
+        self.dests = [receive(s, f"dst{Move.count}-{n}", size, "--format", formats[n])
+                      for n in range(2)]
         self.b = s.vm(f"b{Move.count}", [d.guest for d in self.dests], incoming=True)
         self.log = s.path(f"move{Move.count}.log")
         self.process = None
 
     def words(self):
+        images = [f",image={d.disk},discard=unmap" if self.back else "" for d in self.dests]
         return [self.s.nbdmirror_path, "migrate", "--source-qmp", self.a.qmp_path, "--dest-qmp",
                 self.b.qmp_path, "--memory-uri", "unix:" + self.s.path(f"memory{Move.count}"),
-                "--disk", f"qmp:{self.a.qmp_path}/disk0={self.dests[0].uri}",
-                "--disk", f"{self.served.control}={self.dests[1].uri}",
-                "--max-downtime", "2s", "--log", self.log]
+                "--disk", f"qmp:{self.a.qmp_path}/disk0={self.dests[0].uri}{images[0]}",
+                "--disk", f"{self.served.control}={self.dests[1].uri}{images[1]}",
+                "--max-downtime", "2s", "--log", self.log, *["--give-back"] * self.back]
 
     def start(self):
         self.process = self.s.spawn(f"migrate{Move.count}", self.words())
@@ -72,9 +77,17 @@ class Move:
         s.story.wait_for_more(20, machine=self.b.name)
         check(not self.a.running, "the source runs as well")
         s.wait_for("the end of our bitmaps", lambda: not bitmaps(self.a), 20)
+        disks = [d.disk for d in self.dests]
+        if self.back:
+            drivers = [row["inserted"]["drv"] for row in self.b.qmp("query-block")]
+            check(drivers == ["qcow2", "raw"], f"the guest uses {drivers}")
+            for dest in self.dests:
+                s.wait_exit(dest, 20)
         self.b.shut_down()
         s.check_story()
-        s.check_records(s.story.last, *[d.disk for d in self.dests], blocks=True)
+        if self.back:
+            disks[0] = whole(s, disks[0], "whole.raw")
+        s.check_records(s.story.last, *disks, blocks=True)
 
 
 def worker_of(move):
@@ -154,7 +167,7 @@ def test(s):
             move.went()
             return
         move.went_back(1)
-    move = Move(s, a, served, size)
+    move = Move(s, a, served, size, back=True)
     move.start()
     check(s.wait_exit(move.process) == 0, "migrate has failed")
     report = [e for e in move.events() if e["event"] == "report"][0]
