@@ -21,7 +21,7 @@ unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
 packages="gcc make libc6-dev pkgconf perl xz-utils nbdkit nbdkit-plugin-dev libnbd-dev
 libxml2-dev libaio-dev libjansson-dev libxxhash-dev libzstd-dev libcriterion-dev python3
 python3-libnbd libnbd-bin fio procps qemu-utils qemu-system-x86 e2fsprogs
-openssh-client openssh-server gnutls-bin"
+openssh-client openssh-server gnutls-bin sqlite3"
 
 # shellcheck disable=SC1091
 . /etc/os-release

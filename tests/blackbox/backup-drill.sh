@@ -22,6 +22,7 @@ detach () {
   ! mountpoint -q "$tmp/fs" || umount -l "$tmp/fs" || :
   [ -z "$loop" ] || losetup -d "$loop" || :
   ! mountpoint -q "$tmp/fuse" || umount -l "$tmp/fuse" || :
+  umount -l "$tmp/look" 2>/dev/null || :
 }
 at_exit detach
 mkdir "$tmp/fs" "$tmp/fuse"
@@ -93,22 +94,26 @@ stop src
 
 # ---- the drill ----
 
-# drill NAME: restore the backup, start its file system, and look at its database.
-drill () {
-  local acknowledged=${before[$1]} at
-  rm -f "$tmp/restored"
-  nbdmirror restore "$tmp/repo" "$tmp/restored" --at "$1" 2>"$tmp/err" ||
-    fail "restore of $1: $? $(cat "$tmp/err")"
-  at=$(losetup -f --show "$tmp/restored")
-  loop=$at
-  mount "$at" "$tmp/fs" || fail "$1: its file system cannot be mounted"
-  "$python" - "$tmp/fs/db" "$acknowledged" <<'PY' || fail "$1: its database is damaged"
+# database FOLDER NAME: it is sound, and has what was acknowledged before the backup began.
+database () {
+  "$python" - "$1/db" "${before[$2]}" <<'PY' || fail "$2: its database is damaged"
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1])
 assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 count, last = db.execute("SELECT count(*), max(id) FROM t").fetchone()
 assert count == last >= int(sys.argv[2]), (count, last, sys.argv[2])
 PY
+}
+# drill NAME: restore the backup, start its file system, and look at its database.
+drill () {
+  local at
+  rm -f "$tmp/restored"
+  nbdmirror restore "$tmp/repo" "$tmp/restored" --at "$1" 2>"$tmp/err" ||
+    fail "restore of $1: $? $(cat "$tmp/err")"
+  at=$(losetup -f --show "$tmp/restored")
+  loop=$at
+  mount "$at" "$tmp/fs" || fail "$1: its file system cannot be mounted"
+  database "$tmp/fs" "$1"
   umount "$tmp/fs"
   losetup -d "$at"
   loop=
@@ -117,5 +122,28 @@ PY
 has_to_exit 0 nbdmirror backup-verify "$tmp/repo"
 mapfile -t names < <(printf '%s\n' "${!before[@]}" | sort)
 for name in "${names[@]}"; do drill "$name"; done
+
+# ---- files out of a backup, by the manual's recipe: a disk that was in use, without partitions ---
+mapfile -t recipe < <(
+  awk '/^=head2 nbdmirror serve-backup/ { on = 1 } on && /^    / { print; seen = 1 }
+    on && seen && !/^    / { exit }' "$srcdir/docs/nbdmirror.pod" |
+    sed "s|nbdmirror|exec '$NBDMIRROR'|; s|nbdfuse|exec nbdfuse|; s|/srv/backup|$tmp/repo|
+      s|/run/backup|$tmp/look|g; s|,offset=1048576||; s|/mnt|$tmp/fs|; s|&\$||"
+)
+[ ${#recipe[@]} = 4 ] || fail "the recipe has other lines: ${recipe[*]}"
+spawn look bash -c "${recipe[0]}"
+wait_for 20 grep -q '^nbd+unix' "$tmp/look.log"
+eval "${recipe[1]}"
+spawn look-fuse bash -c "${recipe[2]}"
+wait_for 10 test -e "$tmp/look/disk"
+eval "${recipe[3]}" || fail "the recipe's mount"
+mkdir "$tmp/taken"
+cp "$tmp/fs/"db* "$tmp/taken"
+umount "$tmp/fs"
+umount "$tmp/look"
+stop look-fuse
+stop look
+database "$tmp/taken" "${names[-1]}"
+
 has_to_exit 0 nbdmirror backup-prune "$tmp/repo" --keep-last 2
 for name in "${names[@]: -2}"; do drill "$name"; done
