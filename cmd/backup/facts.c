@@ -10,12 +10,15 @@
 #include <unistd.h>
 
 #include "backup/chain.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
 #include "cmd/checkpoint/checkpoint.h"
 #include "cmd/control-query.h"
 
 #define ASK_MS 30000
+#define LEAVE_MS 10000 /* a worker gives its destination a moment to end */
+#define LOOK_MS 50
 
 /* Call COMMAND of D's server.  0 with *RET (NULL allowed), or -1 with an error in D, but where the
  * server keeps no state file. */
@@ -64,6 +67,18 @@ look_at_job (struct backup_run *run, struct backup_disk *d, const json_t *status
                  target != NULL ? target : "another place");
 }
 
+/* Is there a worker at D's disk that is about to leave, since its backup was killed?  We hold that
+ * one's lock, and its mark is there. */
+static bool
+is_leaving (struct backup_run *run, const struct backup_disk *d, const json_t *status)
+{
+  const char *worker = status_text (status, "worker"), *target = status_text (status, "target");
+
+  return d->locked && worker != NULL && strcmp (worker, "attached") == 0
+         && (target == NULL || backup_target_is_backup (target))
+         && store_was_begun (&run->store, d->id);
+}
+
 void
 backup_ask (struct backup_run *run, struct backup_disk *d)
 {
@@ -87,7 +102,14 @@ backup_ask (struct backup_run *run, struct backup_disk *d)
     backup_fail (d, EXIT_ERROR, "its server cannot be reached");
     return;
   }
-  if (ask (d, "query-mirror", NULL, &status) == -1)
+  uint64_t end = clock_ms () + LEAVE_MS;
+  while (ask (d, "query-mirror", NULL, &status) == 0 && is_leaving (run, d, status)
+         && clock_ms () < end && backup_signal == 0) {
+    json_decref (status);
+    status = NULL;
+    clock_sleep_ms (LOOK_MS);
+  }
+  if (status == NULL)
     return;
   d->size = (uint64_t)status_number (status, "size", 0);
   look_at_job (run, d, status);
