@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -16,9 +15,9 @@
 
 #include <nbdkit-plugin.h>
 
-#include "base/child.h"
 #include "base/clock.h"
 #include "base/text.h"
+#include "nbd-plugin/image/check.h"
 #include "nbd-plugin/image/image.h"
 #include "nbd-plugin/image/log.h"
 #include "nbd-plugin/image/requests.h"
@@ -225,27 +224,6 @@ replay (struct image *i, unsigned *nr)
   return i->facts.read_only ? 0 : request_send (h, &r);
 }
 
-/* What the server that died had allocated and not made durable belongs to nobody now, and a replay
- * takes its room again.  Where there is none, that has to be given back first. */
-static void
-give_room_back (const struct image *i, uint64_t end)
-{
-  CLEANUP_TEXT char *path = text_copy (i->options.path), *format = text_copy (i->options.format);
-  char *const words[]
-      = { (char *)"qemu-img", (char *)"check", (char *)"-q", (char *)"-r", (char *)"leaks",
-          (char *)"-f",       format,          path,         NULL };
-  const struct child_options options = { .output_to_stderr = true, .end_with_us = true };
-  uint64_t now = clock_ms ();
-  int status;
-
-  pid_t pid = child_start (words, &options);
-  if (pid == -1 || child_ended (pid, end > now ? (int)(end - now) : 0, &status))
-    return;
-  kill (pid, SIGKILL); /* leaks are left then, and nothing worse */
-  while (!child_ended (pid, LAST_PAUSE_MS, &status))
-    ;
-}
-
 /* Start a server within START_MS and replay, until END on base/clock.h's clock in ms.  True, or
  * false after a message. */
 static bool
@@ -277,8 +255,10 @@ start_again (struct image *i, uint64_t start_ms, uint64_t end)
   }
   server_kill (&i->server);
   server_bury (&i->server);
+  /* What the server that died had allocated and not made durable belongs to nobody now, and a
+   * replay takes its room again. */
   if (err == ENOSPC)
-    give_room_back (i, end);
+    check_frees_leaks (&i->options, end);
   return false;
 }
 
@@ -295,6 +275,18 @@ tell_end (const struct image *i)
                   WEXITSTATUS (status));
 }
 
+/* Has the server's end done harm?  Tells it. */
+static bool
+is_damaged (const struct image *i, uint64_t end)
+{
+  if (i->facts.read_only || !check_finds_errors (&i->options, end))
+    return false;
+  nbdkit_error ("%s: the image is damaged, as 'qemu-img check' says: all requests fail until it is"
+                " repaired and this server is started again",
+                i->options.path);
+  return true;
+}
+
 /* The lock is not held, and nobody else uses the server or changes the log. */
 static bool
 start_until_it_runs (struct image *i, bool returned)
@@ -305,6 +297,8 @@ start_until_it_runs (struct image *i, bool returned)
   server_bury (&i->server);
   if (!returned)
     tell_end (i);
+  if (!returned && is_damaged (i, end - RECOVERY_MS / 2))
+    return false;
   while (!start_again (i, start_ms, end)) {
     start_ms = RECOVERY_MS;
     if (returned) { /* whoever had it may still have it open, for as long as he likes */

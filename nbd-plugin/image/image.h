@@ -5,7 +5,8 @@
  *
  *   RUNS --a connection fails--> RECOVERS --replayed and flushed--> RUNS
  *                                    |
- *                                    +--not within RECOVERY_MS--> LOST (every request gets EIO)
+ *                                    +--not within RECOVERY_MS,
+ *                                       or the image is damaged--> LOST (every request gets EIO)
  *
  * Why this is exact:
  *   - A server's connections all lead to one process (server.h).  When one of them fails, that
@@ -25,6 +26,9 @@
  *   - A change that failed may have changed a part of its range, which somebody may have seen.  So
  *     it is followed by a flush before its error is told.  If the server dies before that flush,
  *     the change is tried again.
+ *
+ * Nothing is repeated on an image in which qemu-img check finds errors (check.h): parts of the disk
+ * may have changed that the log knows nothing of, and each change could damage more.
  *
  * Where there is no room for the replay, the clusters that the dead server had allocated and not
  * made durable are freed (qemu-img check -r leaks), since the replay needs just as many again.

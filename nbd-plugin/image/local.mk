@@ -1,6 +1,8 @@
 # Disk images in qemu-nbd's formats, with a qemu-nbd that may die.
 plugin_LTLIBRARIES += nbd-plugin/nbdkit-image-plugin.la
 nbd_plugin_nbdkit_image_plugin_la_SOURCES = \
+	nbd-plugin/image/check.c \
+	nbd-plugin/image/check.h \
 	nbd-plugin/image/extents.c \
 	nbd-plugin/image/extents.h \
 	nbd-plugin/image/image.c \

@@ -175,6 +175,33 @@ END
   stop vm
 fi
 
+# ---- a damaged image ----
+
+# A cluster that is in use is counted as free: that is what QEMU has left of some killed images.
+# Then nothing is read or written any more until it is repaired.
+qemu-img create -q -f qcow2 "$tmp/damaged.qcow2" 4M
+start_server vm "$tmp/damaged.qcow2" --format qcow2
+write () { qemu-io -f raw -c "write -q -P 7 0 1M" -c flush "${uri[vm]}" >"$tmp/out" 2>&1; }
+write
+cp "$tmp/damaged.qcow2" "$tmp/copy.qcow2"
+"$python" - "$tmp/damaged.qcow2" <<'END'
+import struct, sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(48)
+    f.seek(struct.unpack(">Q", f.read(8))[0])  # the refcount table
+    block = struct.unpack(">Q", f.read(8))[0]
+    f.seek(0, 2)
+    f.seek(block + 2 * (f.tell() // 65536 - 1))
+    f.write(bytes(2))
+END
+kill -KILL "$(qemu_nbd)"
+write || :
+grep -qi 'input/output error' "$tmp/out" || fail "a damaged image was written to: $(cat "$tmp/out")"
+grep -q 'the image is damaged' "$tmp/vm.log" || fail "nobody says that it is damaged"
+stop vm
+qemu-img check -q -r all "$tmp/damaged.qcow2" >"$tmp/out" 2>&1 || fail "$(cat "$tmp/out")"
+qemu-img compare -q "$tmp/damaged.qcow2" "$tmp/copy.qcow2" || fail "a damaged image was changed"
+
 # ---- one that does not come back ----
 
 if [ "${NBDMIRROR_LONG:-0}" != 0 ]; then
