@@ -206,6 +206,7 @@ linked_blackbox_tests = \
 	tests/blackbox/dest-faults.sh \
 	tests/blackbox/formats.sh \
 	tests/blackbox/image-killed.sh \
+	tests/blackbox/image-lent.sh \
 	tests/blackbox/image-slow.sh \
 	tests/blackbox/difference-copy.sh \
 	tests/blackbox/difference-digests.sh \

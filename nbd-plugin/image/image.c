@@ -33,7 +33,8 @@
 #define LEAVE_MS 60000 /* for the server to write what it has in memory */
 #define LEND_MS 10000  /* the same while somebody waits for the image */
 
-enum image_state { RUNS, RECOVERS, LENT, RETURNED, LOST };
+/* LENDING: the last requests end, and everything is made durable. */
+enum image_state { RUNS, RECOVERS, LENDING, LENT, RETURNED, LOST };
 
 struct image {
   struct image_options options;
@@ -72,7 +73,8 @@ static int
 take_connection (struct image *i, struct try *t)
 {
   pthread_mutex_lock (&i->lock);
-  while (i->state == RECOVERS || i->state == LENT || (i->state == RUNS && i->nr_idle == 0))
+  while (i->state == RECOVERS || i->state == LENDING || i->state == LENT
+         || (i->state == RUNS && i->nr_idle == 0))
     pthread_cond_wait (&i->free_connection, &i->lock);
   bool runs = i->state == RUNS;
   t->lost = i->state == RETURNED;
@@ -473,6 +475,8 @@ static bool
 is_away (struct image *i)
 {
   pthread_mutex_lock (&i->lock);
+  while (i->state == LENDING)
+    pthread_cond_wait (&i->changed, &i->lock);
   bool away = i->state == LENT || i->state == RETURNED;
   pthread_mutex_unlock (&i->lock);
   return away;
@@ -530,10 +534,11 @@ image_lend (struct image *i)
   while (i->state == RECOVERS)
     pthread_cond_wait (&i->changed, &i->lock);
   bool runs = i->state == RUNS;
-  int err = i->state == LENT ? EBUSY : i->state == LOST ? EIO : 0;
-  if (err == 0)
-    i->state = LENT; /* no request begins */
-  if (err == 0 && runs) {
+  int err = i->state == LENDING || i->state == LENT ? EBUSY : i->state == LOST ? EIO : 0;
+  bool begun = err == 0;
+  if (begun)
+    i->state = LENDING; /* no request begins */
+  if (begun && runs) {
     while (i->users > 0)
       pthread_cond_wait (&i->changed, &i->lock);
     pthread_mutex_unlock (&i->lock);
@@ -544,9 +549,10 @@ image_lend (struct image *i)
       i->nr_idle = 0;
       i->generation++;
     }
-    if (err != 0) /* a server that is lost is noticed by the next request */
-      change_state (i, ended ? RETURNED : RUNS);
   }
+  /* A server that is lost is noticed by the next request. */
+  if (begun)
+    change_state (i, err == 0 ? LENT : ended ? RETURNED : RUNS);
   pthread_mutex_unlock (&i->lock);
   change_free (gone);
   return err;

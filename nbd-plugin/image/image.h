@@ -35,9 +35,10 @@
  *
  * The image may be lent to another program, which has it open meanwhile:
  *
- *   RUNS --image_lend(): flushed, the server has ended--> LENT --image_take_back()--> RETURNED
- *    ^                                                                                    |
- *    +--RECOVERS <--the next request; it waits as long as the image is locked-------------+
+ *   RUNS --image_lend()--> LENDING --flushed, the server has ended--> LENT
+ *    ^                                                                 | image_take_back()
+ *    +--RECOVERS <--the next request; it waits--RETURNED <-------------+
+ *                   as long as the image is locked
  *
  * While it is lent all requests wait but flushes, which have nothing to do: QEMU sends one when it
  * takes a node away.  Nothing is kept in the log then, so nothing is put over what the other

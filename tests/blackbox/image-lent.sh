@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that no flush is answered while an image is about to be lent, before everything is durable:
+# a qemu-nbd that is stopped has made nothing durable yet.
+. "$(dirname "$0")/lib.sh"
+need qemu-img qemu-nbd
+proves_nothing_under address
+proves_nothing_under thread
+
+qemu-img create -q -f qcow2 "$tmp/vm.qcow2" 4M
+server_paths vm
+spawn vm nbdkit -f -v -U "${socket[vm]}" "$NBDMIRROR_IMAGE_PLUGIN" "image=$tmp/vm.qcow2" \
+  image-format=qcow2
+wait_for_socket "${socket[vm]}" vm
+qemu_nbd=$(child_of vm qemu-nbd)
+
+# A guest: it writes, says so, and flushes when it is told to.
+spawn guest "$python" -c '
+import nbd, os, sys, time
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"\7" * 65536, 0)
+open("written", "w").close()
+while not os.path.exists("flush"):
+    time.sleep(0.01)
+open("flushing", "w").close()
+h.flush()
+open("flushed", "w").close()
+' "${uri[vm]}"
+wait_for 20 test -e "$tmp/written"
+kill -STOP "$qemu_nbd"
+spawn borrower "$python" -c '
+import nbd, sys
+h = nbd.NBD()
+h.set_export_name("image@lend")
+h.connect_unix(sys.argv[1])
+open("lent", "w").close()
+h.shutdown()' "${socket[vm]}"
+wait_for 20 grep -q 'open.*image@lend' "$tmp/vm.log"
+touch "$tmp/flush"
+wait_for 20 test -e "$tmp/flushing"
+sleep 0.5
+[ ! -e "$tmp/lent" ] || fail "the image was lent by a server that is stopped"
+[ ! -e "$tmp/flushed" ] || fail "a flush was answered, and nothing was durable"
+kill -CONT "$qemu_nbd"
+ends_well guest
+ends_well borrower
+stop vm
+qemu-io -f qcow2 -c 'read -q -P 7 0 64k' "$tmp/vm.qcow2" || fail "what was written is not there"
