@@ -61,6 +61,7 @@ wait_for 20 test -s "$tmp/acknowledged"
 # ---- backups, some of which are killed ----
 
 declare -A before=()
+names=() # in their order, which is not that of the names within a second
 made=0
 killed=0
 after_kill=0 # a worker that was about to attach then refuses the next backup
@@ -86,7 +87,8 @@ while [ $made -lt "$backups" ]; do
     fi
     after_kill=0
   fi
-  before[$(field name <"$tmp/report")]=$acknowledged
+  names+=("$(field name <"$tmp/report")")
+  before[${names[-1]}]=$acknowledged
   made=$((made + 1))
   running guest || fail "the guest has failed: $(cat "$tmp/guest.log")"
 done
@@ -127,7 +129,6 @@ drill () {
   e2fsck -fn "$tmp/restored" >"$tmp/fsck" 2>&1 || fail "$1: $(cat "$tmp/fsck")"
 }
 has_to_exit 0 nbdmirror backup-verify "$tmp/repo"
-mapfile -t names < <(printf '%s\n' "${!before[@]}" | sort)
 for name in "${names[@]}"; do drill "$name"; done
 
 # ---- files out of a backup, by the manual's recipe: a disk that was in use, without partitions ---

@@ -165,7 +165,7 @@ def test(s):
     scene.check("'LOADED' was not seen" in told, f"a guest that does not start: {told}")
 
     # QEMU's own tools, on the files as they are.
-    newest = os.path.join(repository, manifests(repository)[max(known)]["file"])
+    newest = os.path.join(repository, manifests(repository)[list(known)[-1]]["file"])
     converted = s.path("converted")
     s.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", newest, converted])
     s.check_same(restored, converted)
@@ -173,7 +173,7 @@ def test(s):
     chain = json.loads(s.run(["qemu-img", "info", "--backing-chain", "--output=json", newest]))
     scene.check(len(chain) == len(known), f"the chain has {len(chain)} files")
     if scene.LONG:
-        start_from_files(s, newest, known[max(known)])
+        start_from_files(s, newest, known[list(known)[-1]])
 
 
 def start_from_files(s, newest, told):
