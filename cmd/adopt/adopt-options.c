@@ -26,6 +26,7 @@ enum {
   OPT_DISCARD,
   OPT_AIO,
   OPT_RECONNECT,
+  OPT_STATE,
   OPT_LIBVIRT
 };
 
@@ -35,6 +36,8 @@ static const struct cmd_option options[] = {
   { "node", OPT_NODE, "NODE", "the same, by the name of the block node that it uses" },
   { "socket", OPT_SOCKET, "PATH", "the Unix socket on which the disk will be served" },
   { "control", OPT_CONTROL, "PATH", "the control socket, for the other subcommands" },
+  { "state", OPT_STATE, "FILE",
+    "keep checkpoints in FILE, as 'serve' does; what was recorded before counts no more" },
   { "discard", OPT_DISCARD, "ignore|unmap",
     "how the disk handles the guest's TRIM now, which QEMU does not tell (default ignore, as "
     "QEMU's)" },
@@ -70,6 +73,9 @@ read_option (struct cmd_line *line, struct adopt *a, int opt)
     break;
   case OPT_CONTROL:
     a->control_arg = optarg;
+    break;
+  case OPT_STATE:
+    a->state_arg = optarg;
     break;
   case OPT_DISCARD:
     a->discard = optarg;
@@ -137,7 +143,9 @@ run (struct cmd_line *line)
     return line->status;
   int status = EXIT_ERROR;
   a.socket = server_absolute_path ("--socket", a.socket_arg);
-  if (a.socket != NULL && (a.control = server_absolute_path ("--control", a.control_arg)) != NULL) {
+  if (a.socket != NULL && (a.control = server_absolute_path ("--control", a.control_arg)) != NULL
+      && (a.state_arg == NULL
+          || (a.state = server_absolute_path ("--state", a.state_arg)) != NULL)) {
     adopt_names_make (&a.names, a.control);
     a.vm = (struct machine){ .name = "the guest's", .path = a.qmp, .journal = &a.quiet };
     status = adopt_disk (&a);
@@ -146,6 +154,7 @@ run (struct cmd_line *line)
   json_decref (a.record);
   text_free (a.socket);
   text_free (a.control);
+  text_free (a.state);
   return status;
 }
 

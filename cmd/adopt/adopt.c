@@ -80,13 +80,14 @@ make_record (const struct adopt *a, const struct guest_disk *d, const struct ima
     return text_error (error, "%s: %s: no such file here, as QEMU names it", guest_disk_name (d),
                        d->filename);
   *record = json_pack (
-      "{s:s, s:s, s:o, s:o, s:o, s:s, s:s, s:O, s:O, s:s, s:s, s:s, s:O, s:s, s:b, s:o}", "device",
-      d->device, "backend", d->backend, "node", given_name (d->node), "driver",
+      "{s:s, s:s, s:o, s:o, s:o, s:s, s:s, s:O, s:O, s:s, s:s, s:s, s:O, s:s, s:b, s:o, s:s?}",
+      "device", d->device, "backend", d->backend, "node", given_name (d->node), "driver",
       has_format ? json_string (d->driver) : json_null (), "file-node", given_name (image->node),
       "file-driver", image->driver, "filename", path, "direct", json_object_get (cache, "direct"),
       "no-flush", json_object_get (cache, "no-flush"), "detect-zeroes",
       record_text (d->inserted, "detect_zeroes"), "discard", a->discard, "aio", a->aio, "size",
-      size, "socket", a->socket, "started", a->started, "nbdkit-args", nbdkit_args (a));
+      size, "socket", a->socket, "started", a->started, "nbdkit-args", nbdkit_args (a), "state",
+      a->state);
   free (path);
   return *record != NULL
              ? 0
@@ -121,7 +122,7 @@ check_image (struct adopt *a, const struct guest_disk *d, char **error)
   if (qemu > 0 && image_is_open_in (qemu, path) == 0)
     return text_error (error, "%s: QEMU (process %ld) has another file open than %s",
                        guest_disk_name (d), (long)qemu, path);
-  if (image_is_locked_by_others (path))
+  if (image_is_locked_by_others (path, served_has_state (a->control)))
     return text_error (error, "%s: another program has locked %s", guest_disk_name (d), path);
   return check_size (a, d, error);
 }
@@ -145,8 +146,7 @@ look (struct adopt *a, const struct guest_disk *d)
   return record_save (a->control, a->record, &error) == -1 ? fail (EXIT_ERROR, error) : EXIT_DONE;
 }
 
-/* ---- the way there ----------------------------------------------------------------------------
- */
+/* ---- the way there --------------------------------------------------------------------------- */
 
 /* A server that runs already must be one of this image. */
 static int
@@ -165,6 +165,9 @@ check_server (struct adopt *a)
   else if (s.socket != NULL && strcmp (s.socket, a->socket) != 0)
     text_error (&error, "the server at %s listens at %s, not at %s", a->control, s.socket,
                 a->socket);
+  else if (a->state != NULL && (s.state == NULL || strcmp (s.state, a->state) != 0))
+    text_error (&error, "the server at %s keeps %s, not the state file %s", a->control,
+                s.state != NULL ? s.state : "no state file", a->state);
   else if (image_compare (image, a->socket, s.image == NULL ? s.pid : 0, &error) == 0) {
     a->server = s.pid;
     served_free (&s);
@@ -177,7 +180,13 @@ check_server (struct adopt *a)
 static int
 launch_server (struct adopt *a)
 {
+  char *error = NULL;
+
   a->launched = true;
+  /* From its first moment on, so that nobody relies on it if we are killed, nor on its state file.
+   */
+  if (served_bypass_next (a->control, &error) == -1)
+    return fail (-1, error);
   return revive_start (a->control, a->record);
 }
 
@@ -315,8 +324,7 @@ move (struct adopt *a, const struct guest_disk *d)
   return EXIT_DONE;
 }
 
-/* ---- the guest is there -----------------------------------------------------------------------
- */
+/* ---- the guest is there ---------------------------------------------------------------------- */
 
 /* Remove what the guest has used before, and see that it is gone. */
 static int
@@ -381,8 +389,7 @@ finish (struct adopt *a)
   return EXIT_DONE;
 }
 
-/* ---- putting it together ----------------------------------------------------------------------
- */
+/* ---- putting it together --------------------------------------------------------------------- */
 
 /* The guest's disk, when nothing has been done yet, or was undone. */
 static int

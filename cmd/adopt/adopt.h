@@ -16,7 +16,7 @@
 #include "cmd/adopt/names.h"
 
 struct adopt {
-  const char *qmp, *socket_arg, *control_arg;
+  const char *qmp, *socket_arg, *control_arg, *state_arg;
   struct disk_choice choice;
   const char *discard, *aio;
   unsigned reconnect_s;
@@ -25,6 +25,7 @@ struct adopt {
   unsigned nr_nbdkit_args;
 
   char *socket, *control; /* absolute */
+  char *state;            /* the same; NULL: the server keeps no state file */
   struct adopt_names names;
   struct journal quiet;
   struct machine vm;

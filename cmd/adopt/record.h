@@ -9,7 +9,8 @@
  *     "direct": false, "no-flush": false, "detect-zeroes": "off", "discard": "ignore",
  *     "aio": "threads", "size": 1073741824, "socket": "/run/vm1.nbd",
  *     "started": true,                           adopt has started the server
- *     "nbdkit-args": [] }                        with these arguments for nbdkit
+ *     "nbdkit-args": [],                         with these arguments for nbdkit
+ *     "state": null }                            and this state file
  *
  * The names of nodes are null where QEMU has made them up by itself.  The file is replaced as a
  * whole, and is durable before anything is changed in QEMU.

@@ -32,7 +32,7 @@ revive_start (const char *control, const json_t *record)
   for (unsigned i = 0; i < nr; i++)
     args[i] = (char *)json_string_value (json_array_get (list, i)); /* exec leaves them alone */
   int r = served_start (record_text (record, "filename"), record_text (record, "socket"), control,
-                        args, nr);
+                        json_string_value (json_object_get (record, "state")), args, nr);
   free (args);
   return r;
 }

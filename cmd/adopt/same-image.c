@@ -64,7 +64,7 @@ image_is_open_in (pid_t pid, const char *path)
 }
 
 bool
-image_is_locked_by_others (const char *path)
+image_is_locked_by_others (const char *path, bool by_server)
 {
   char type[16], mode[16], end_text[24], line[256];
   uint64_t start, inode;
@@ -85,7 +85,7 @@ image_is_locked_by_others (const char *path)
       continue;
     uint64_t end = strcmp (end_text, "EOF") == 0 ? UINT64_MAX : strtoull (end_text, NULL, 10);
     if (strcmp (mode, "WRITE") == 0)
-      excluded = true;
+      excluded = excluded || !by_server || strcmp (type, "FLOCK") != 0;
     else if (strcmp (type, "OFDLCK") == 0 && start <= QEMU_LOCK_WRITES && end >= QEMU_LOCK_WRITES)
       writers++;
   }

@@ -66,10 +66,12 @@ served_look (const char *control, struct served *s, char **error)
     return -1;
   const char *image = json_string_value (json_object_get (status, "direct"));
   const char *uri = json_string_value (json_object_get (status, "uri"));
+  const char *state = json_string_value (json_object_get (status, "state-file"));
   *s = (struct served){
     .pid = (pid_t)json_integer_value (json_object_get (status, "server-pid")),
     .image = image != NULL ? text_copy (image) : NULL,
     .socket = uri != NULL ? socket_in (uri) : NULL,
+    .state = state != NULL ? text_copy (state) : NULL,
   };
   json_decref (status);
   return 0;
@@ -80,7 +82,21 @@ served_free (struct served *s)
 {
   text_free (s->image);
   text_free (s->socket);
-  s->image = s->socket = NULL;
+  text_free (s->state);
+  s->image = s->socket = s->state = NULL;
+}
+
+bool
+served_has_state (const char *control)
+{
+  CLEANUP_TEXT char *ignored = NULL;
+  struct served s;
+
+  if (!served_is_there (control) || served_look (control, &s, &ignored) == -1)
+    return false;
+  bool has = s.state != NULL;
+  served_free (&s);
+  return has;
 }
 
 bool
@@ -103,6 +119,15 @@ served_bypass (const char *control, bool on, bool *refused, char **error)
   return r;
 }
 
+/* The filter takes whatever it cannot read for a note of this boot. */
+int
+served_bypass_next (const char *control, char **error)
+{
+  CLEANUP_TEXT char *path = text_printf ("%s.bypass", control);
+
+  return durable_replace (path, "", error);
+}
+
 void
 served_forget_bypass (const char *control)
 {
@@ -113,18 +138,23 @@ served_forget_bypass (const char *control)
 }
 
 int
-served_start (const char *image, const char *socket, const char *control, char **nbdkit_args,
-              unsigned nr)
+served_start (const char *image, const char *socket, const char *control, const char *state,
+              char **nbdkit_args, unsigned nr)
 {
   const char *const words[]
       = { "nbdmirror", "serve", image,       "--force-share", "--format", "raw",
-          "--socket",  socket,  "--control", control,         "--detach", "--" };
-  const unsigned nr_words = sizeof words / sizeof words[0];
-  char **argv = calloc (nr_words + nr + 1, sizeof *argv);
+          "--socket",  socket,  "--control", control,         "--detach" };
+  unsigned nr_words = sizeof words / sizeof words[0];
+  char **argv = calloc (nr_words + nr + 4, sizeof *argv);
   if (argv == NULL)
     abort ();
   for (unsigned i = 0; i < nr_words; i++)
     argv[i] = (char *)words[i]; /* exec leaves them alone */
+  if (state != NULL) {
+    argv[nr_words++] = (char *)"--state";
+    argv[nr_words++] = (char *)state;
+  }
+  argv[nr_words++] = (char *)"--";
   for (unsigned i = 0; i < nr; i++)
     argv[nr_words + i] = nbdkit_args[i];
   const struct child_options o = { .path = "/proc/self/exe", .output_to_stderr = true };

@@ -16,11 +16,15 @@ struct served {
   pid_t pid;
   char *image;  /* the path of the file that is served, owned; NULL: the server does not tell */
   char *socket; /* the Unix socket on which it is served, owned; NULL: the same */
+  char *state;  /* its state file, owned; NULL: it keeps none */
 };
 
 /* What the server at CONTROL tells.  The caller calls served_free() after 0. */
 int served_look (const char *control, struct served *s, char **error);
 void served_free (struct served *s);
+
+/* Does a server with a state file listen at CONTROL? */
+bool served_has_state (const char *control);
 
 /* Does a server listen at CONTROL? */
 bool served_is_there (const char *control);
@@ -29,14 +33,17 @@ bool served_is_there (const char *control);
  * mirror job may begin there.  *REFUSED (set on -1): there is a job. */
 int served_bypass (const char *control, bool on, bool *refused, char **error);
 
+/* The same before there is a server: the next one at CONTROL begins so.  It is durable. */
+int served_bypass_next (const char *control, char **error);
+
 /* The server of a bypassed image has ended, and what was tracked there is written off: the next
  * server at CONTROL may track again. */
 void served_forget_bypass (const char *control);
 
-/* Start `nbdmirror serve` for IMAGE, in the background; NBDKIT_ARGS, NR of them, are added. -1
- * after an error message of that program. */
-int served_start (const char *image, const char *socket, const char *control, char **nbdkit_args,
-                  unsigned nr);
+/* Start `nbdmirror serve` for IMAGE, in the background, with the state file STATE unless that is
+ * NULL; NBDKIT_ARGS, NR of them, are added.  -1 after an error message of that program. */
+int served_start (const char *image, const char *socket, const char *control, const char *state,
+                  char **nbdkit_args, unsigned nr);
 
 /* End the process PID with SIGTERM, or with SIGKILL if it does not end within seconds.  Returns
  * when it has ended. */

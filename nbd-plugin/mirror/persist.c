@@ -296,13 +296,6 @@ persist_check_disk (struct mirror *m)
     state_break (&p->state, another_server);
 }
 
-void
-persist_bypassed (struct mirror *m)
-{
-  if (m->persist.open)
-    state_break (&m->persist.state, "the disk was written to without passing the server");
-}
-
 int
 persist_begin (struct mirror *m, const struct region_geometry *geo, const char *since, char **error)
 {
@@ -360,6 +353,30 @@ persist_region (struct mirror *m, const struct region *r)
     state_set_region (&p->state, r);
 }
 
+static void
+drop_job (struct mirror *m)
+{
+  attachment_drop_region (m);
+  m->attachment.ended = "idle";
+  json_object_clear (m->attachment.published);
+}
+
+void
+persist_bypassed (struct mirror *m)
+{
+  struct persist *p = &m->persist;
+
+  if (!p->open)
+    return;
+  if (m->attachment.region != NULL) { /* of an earlier server: nobody else could have begun it */
+    nbdkit_error ("mirror-state=%s: the job left over has missed what was written to the disk"
+                  " without passing the server: it is dropped",
+                  p->path);
+    drop_job (m);
+  }
+  state_break (&p->state, "the disk was written to without passing the server");
+}
+
 /* What was found at the start belongs to another disk if the sizes differ. */
 static void
 compare_size (struct mirror *m)
@@ -375,9 +392,7 @@ compare_size (struct mirror *m)
     nbdkit_error ("mirror-state=%s: the job left over is of a disk of %llu bytes in blocks of %u,"
                   " not of this one: it is dropped",
                   p->path, (unsigned long long)had->disk_size, had->block_size);
-    attachment_drop_region (m);
-    m->attachment.ended = "idle";
-    json_object_clear (m->attachment.published);
+    drop_job (m);
   }
   nbdkit_error ("mirror-state=%s: it is of a disk of %llu bytes in blocks of %u, not of this one",
                 p->path, (unsigned long long)had->disk_size, had->block_size);

@@ -57,7 +57,8 @@ int persist_fill (struct mirror *m, const char *since, struct region *r, char **
 /* If another server has served the disk since we began, what is recorded is inconsistent. */
 void persist_check_disk (struct mirror *m);
 
-/* Somebody writes to the disk without passing us: what is recorded is inconsistent. */
+/* Somebody writes to the disk without passing us: what is recorded is inconsistent, and a job that
+ * was left over is dropped. */
 void persist_bypassed (struct mirror *m);
 
 /* Tracking began, of a job or of a recording: what began before was not counted. */

@@ -245,6 +245,42 @@ def evacuated(s, vm, disks, before):
     tidy(s, vm, disks, before)
 
 
+def stated(s, vm, disks, before):
+    """With --state there are checkpoints, also after a kill of the server. What was recorded counts
+    no more once the guest has written without the server; nor does a job that was left over."""
+    disk, state = disks[0], s.path("d0.state")
+    volatile = ["--state", state, "--", "mirror-state-volatile=yes"]
+
+    def consistent():
+        listed = json.loads(s.nbdmirror("checkpoint", "list", disk.control, "--json"))
+        return {c["name"]: c["status"] == "consistent" for c in listed}
+    s.nbdmirror("serve", disk.image, "--force-share", "--format", "raw", "--socket", disk.socket,
+                "--control", disk.control, "--detach", *volatile)
+    dest = s.plain("dest", s.empty_disk("dest.img", disk.image))
+    mirror = s.mirror(disk, dest.uri, "--on-ready", "wait")
+    s.wait_state(disk, "ready")
+    check(s.end(mirror) == 3, "the job cannot be resumed")
+    os.kill(s.status(disk)["server-pid"], signal.SIGTERM)
+    s.wait_for("the server's end", lambda: not os.path.exists(disk.control), 10)
+
+    words = [*disk.adopt(vm), *volatile]
+    told = json.loads(s.nbdmirror(*words))
+    check(s.status(disk)["state"] == "idle", "the job that was left over is believed")
+    s.nbdmirror("checkpoint", "add", disk.control, "one")
+    s.story.wait_for_more(5)
+    os.kill(told["server-pid"], signal.SIGKILL)
+    s.wait_for("the sockets' end", lambda: not os.path.exists(disk.control), 10)
+    s.nbdmirror(*words)
+    check(consistent() == {"one": True}, f"after a kill of the server: {consistent()}")
+    s.nbdmirror(*disk.give_back(vm))
+    s.story.wait_for_more(5)
+    s.nbdmirror(*words)
+    s.nbdmirror("checkpoint", "add", disk.control, "two")
+    check(consistent() == {"one": False, "two": True}, f"adopted again: {consistent()}")
+    s.nbdmirror(*disk.give_back(vm))
+    tidy(s, vm, disks, before)
+
+
 def refusals(s, vm, disks, before):
     """Nothing is changed where it would not be safe."""
     disk = disks[0]
@@ -462,8 +498,8 @@ def test(s):
     disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
     s.story.wait_for_record(20)
     before = nodes(vm)
-    for part in (cycles, killed, failures, stopped, *[of_the_user] * scene.LONG, evacuated,
-                 refusals, restarted, kept, others):
+    for part in (cycles, killed, failures, stopped, *[of_the_user] * scene.LONG, stated,
+                 evacuated, refusals, restarted, kept, others):
         start = time.monotonic()
         part(s, vm, disks, before)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
