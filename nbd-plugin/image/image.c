@@ -32,6 +32,7 @@
 #define MAX_REPEATS 10 /* of one request: it may be what the server dies of */
 #define LEAVE_MS 60000 /* for the server to write what it has in memory */
 #define LEND_MS 10000  /* the same while somebody waits for the image */
+#define LENT_LOOK_MS 200
 
 /* LENDING: the last requests end, and everything is made durable. */
 enum image_state { RUNS, RECOVERS, LENDING, LENT, RETURNED, LOST };
@@ -67,24 +68,41 @@ try {
   bool lost;           /* the connection has failed */
 };
 
-/* Take a connection.  0; or EIO where there will be none any more; or ESHUTDOWN and t->lost: the
- * image was returned, and a server has to be started. */
+/* The lock is held: wait for a change while the image is lent.  False: the server is about to end,
+ * or the client has gone.  nbdkit closes no connection then, so nobody says that the image is back.
+ */
+static bool
+wait_for_return (struct image *i)
+{
+  struct timespec limit = clock_timespec (clock_ns () + LENT_LOOK_MS * NS_PER_MS);
+
+  pthread_cond_clockwait (&i->free_connection, &i->lock, CLOCK_MONOTONIC, &limit);
+  return i->state != LENT || nbdkit_nanosleep (0, 0) == 0;
+}
+
+/* Take a connection.  0; or EIO where there will be none any more; or ESHUTDOWN, and with t->lost:
+ * the image was returned, and a server has to be started. */
 static int
 take_connection (struct image *i, struct try *t)
 {
   pthread_mutex_lock (&i->lock);
   while (i->state == RECOVERS || i->state == LENDING || i->state == LENT
-         || (i->state == RUNS && i->nr_idle == 0))
-    pthread_cond_wait (&i->free_connection, &i->lock);
+         || (i->state == RUNS && i->nr_idle == 0)) {
+    if (i->state != LENT)
+      pthread_cond_wait (&i->free_connection, &i->lock);
+    else if (!wait_for_return (i))
+      break;
+  }
   bool runs = i->state == RUNS;
-  t->lost = i->state == RETURNED;
+  enum image_state state = i->state;
+  t->lost = state == RETURNED;
   t->generation = i->generation;
   if (runs) {
     t->connection = i->idle[--i->nr_idle];
     i->users++;
   }
   pthread_mutex_unlock (&i->lock);
-  return runs ? 0 : t->lost ? ESHUTDOWN : EIO;
+  return runs ? 0 : state == LOST ? EIO : ESHUTDOWN;
 }
 
 /* The change of T has ended; the lock is held.  Returns what the caller frees. */

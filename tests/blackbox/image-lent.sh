@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that no flush is answered while an image is about to be lent, before everything is durable:
-# a qemu-nbd that is stopped has made nothing durable yet.
+# a qemu-nbd that is stopped has made nothing durable yet.  And that a server ends whose image is
+# lent while a request waits for it.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under address
@@ -29,13 +30,19 @@ open("flushed", "w").close()
 ' "${uri[vm]}"
 wait_for 20 test -e "$tmp/written"
 kill -STOP "$qemu_nbd"
-spawn borrower "$python" -c '
-import nbd, sys
+# borrow SECONDS: somebody has the image for so long.
+borrow () {
+  rm -f "$tmp/lent"
+  spawn borrower "$python" -c '
+import nbd, sys, time
 h = nbd.NBD()
 h.set_export_name("image@lend")
 h.connect_unix(sys.argv[1])
 open("lent", "w").close()
-h.shutdown()' "${socket[vm]}"
+time.sleep(int(sys.argv[2]))
+h.shutdown()' "${socket[vm]}" "$1"
+}
+borrow 0
 wait_for 20 grep -q 'open.*image@lend' "$tmp/vm.log"
 touch "$tmp/flush"
 wait_for 20 test -e "$tmp/flushing"
@@ -45,5 +52,16 @@ sleep 0.5
 kill -CONT "$qemu_nbd"
 ends_well guest
 ends_well borrower
-stop vm
+
+borrow 60
+wait_for 20 test -e "$tmp/lent"
+writes () { grep -c ' pwrite ' "$tmp/vm.log"; }
+before=$(writes)
+spawn writer qemu-io -f raw -c 'write -q -P 8 64k 64k' "${uri[vm]}"
+# shellcheck disable=SC2016 # wait_for evaluates it
+wait_for 20 eval '[ "$(writes)" -gt "$before" ]'
+kill "${pid[vm]}"
+stop borrower KILL
+wait_exit vm 20
+wait_exit writer 20
 qemu-io -f qcow2 -c 'read -q -P 7 0 64k' "$tmp/vm.qcow2" || fail "what was written is not there"
