@@ -380,7 +380,7 @@ finish (struct adopt *a)
   if (status != EXIT_DONE)
     return status;
   if (served_look (a->control, &s, &error) == -1
-      || (s.image != NULL && record_take_image (a->control, a->record, s.image, &error) == -1)
+      || (s.image != NULL && record_take_image (a->control, a->record, &s, &error) == -1)
       || image_compare (record_text (a->record, "filename"), a->socket, 0, &error) == -1
       || served_bypass (a->control, false, &refused, &error) == -1)
     return fail (EXIT_ERROR, error);

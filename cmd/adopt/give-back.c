@@ -111,7 +111,7 @@ take_file (struct give_back *g, const struct guest_disk *d, char **error)
   } else if (file != NULL)
     json_object_set_new (g->record, "filename", json_string (file));
   else if (g->server.image != NULL)
-    r = record_take_image (g->control, g->record, g->server.image, error);
+    r = record_take_image (g->control, g->record, &g->server, error);
   free (file);
   if (r == 0 && g->discard != NULL)
     json_object_set_new (g->record, "discard", json_string (g->discard));

@@ -100,8 +100,8 @@ stop_guest (struct give_back *g, char **error)
   bool runs = strcmp (status, "running") == 0;
   json_object_set_new (g->record, "lent", json_true ());
   json_object_set_new (g->record, "stopped", json_boolean (runs));
-  if (record_save (g->control, g->record, error) == -1
-      || stopped_guest_start (&g->guard, settle, g, error) == -1)
+  if (stopped_guest_start (&g->guard, settle, g, error) == -1
+      || record_save (g->control, g->record, error) == -1)
     return -1;
   g->stop_ns = clock_ns ();
   return runs ? machine_call (&g->vm, "stop", NULL, NULL, NULL, error) : 0;

@@ -80,8 +80,9 @@ record_file_driver (const struct stat *st)
 }
 
 int
-record_take_image (const char *control, json_t *record, const char *image, char **error)
+record_take_image (const char *control, json_t *record, const struct served *server, char **error)
 {
+  const char *image = server->image;
   struct stat st;
 
   if (strcmp (image, record_text (record, "filename")) == 0)
@@ -89,6 +90,8 @@ record_take_image (const char *control, json_t *record, const char *image, char 
   if (stat (image, &st) == -1)
     return text_error (error, "%s: %s", image, strerror (errno));
   json_object_set_new (record, "filename", json_string (image));
+  json_object_set_new (record, "state",
+                       server->state != NULL ? json_string (server->state) : json_null ());
   json_object_set_new (record, "file-driver", json_string (record_file_driver (&st)));
   return record_save (control, record, error);
 }

@@ -22,6 +22,8 @@
 #include <jansson.h>
 #include <sys/stat.h>
 
+#include "cmd/adopt/served.h"
+
 /* *RECORD: a new reference, or NULL if there is none.  0, or -1 with *ERROR (text_free()) if it
  * cannot be read or is none of ours.  CONTROL is an absolute path, as below. */
 int record_load (const char *control, json_t **record, char **error);
@@ -32,10 +34,11 @@ int record_save (const char *control, const json_t *record, char **error);
 /* The text KEY of RECORD, or "" if there is none; RECORD may be NULL. */
 const char *record_text (const json_t *record, const char *key);
 
-/* The server at CONTROL says that it serves IMAGE.  Where that is another one than RECORD says, the
+/* SERVER, at CONTROL, tells which image it serves.  Where that is another one than RECORD says, the
  * disk was moved to other storage since (evacuate-disk), and the record is brought up to date.  0,
  * or -1 with *ERROR. */
-int record_take_image (const char *control, json_t *record, const char *image, char **error);
+int record_take_image (const char *control, json_t *record, const struct served *server,
+                       char **error);
 
 /* QEMU's driver for what ST is of. */
 const char *record_file_driver (const struct stat *st);

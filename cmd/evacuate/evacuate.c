@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "base/text.h"
@@ -198,6 +199,18 @@ give_up (struct evacuate *e)
   json_decref (status);
 }
 
+/* What a file says that is there is about another disk. */
+static bool
+state_is_new (const struct evacuate *e)
+{
+  struct stat st;
+
+  if (e->state == NULL || stat (e->state, &st) == -1 || st.st_size == 0)
+    return true;
+  cmd_say ("--state %s: not empty: what it says is of another disk; name a new file", e->state);
+  return false;
+}
+
 static int
 evacuate (struct evacuate *e, const json_t *status)
 {
@@ -212,6 +225,8 @@ evacuate (struct evacuate *e, const json_t *status)
              e->control);
     return EXIT_ERROR;
   }
+  if (!state_is_new (e))
+    return EXIT_REFUSED;
   int r = evacuate_prepare_disk (e, size);
   if (r != 0)
     return r == -1 ? EXIT_DONE : r;
@@ -262,6 +277,7 @@ look_and_evacuate (struct evacuate *e, struct cmd_line *line)
       e->pidfile = text_printf ("%s.pid", e->old.socket);
     e->new.disk = e->disk;
     e->new.pidfile = e->pidfile;
+    e->new.state = e->state;
     e->new.args = line->nr_rest > 0 ? line->rest : no_args;
     catch_signals ();
     /* Also where an earlier run has handed over: the new server must not guess the format. */
@@ -289,6 +305,7 @@ run (struct cmd_line *line)
   free (e.worker_args);
   free (e.disk);
   text_free (e.pidfile);
+  text_free (e.state);
   return r;
 }
 

@@ -36,6 +36,7 @@
 struct evacuate {
   const char *control, *disk_arg;
   char *disk, *pidfile; /* absolute; owned */
+  char *state;          /* the same; NULL: the new server keeps no state file */
   char **worker_args;   /* options for `mirror`, nr_worker_args of them; the array is owned */
   unsigned nr_worker_args;
   struct sync_options sync; /* what WORKER_ARGS say of it; borrowed from the command line */

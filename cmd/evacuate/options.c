@@ -17,6 +17,7 @@ enum {
   OPT_OVERWRITE = 0x100,
   OPT_LEASE,
   OPT_PIDFILE,
+  OPT_STATE,
   OPT_RESUME,
   OPT_RESTART,
   OPT_BANDWIDTH,
@@ -129,6 +130,10 @@ take_option (struct evacuate *e, int opt)
     text_free (e->pidfile);
     e->pidfile = server_absolute_path ("--pidfile", optarg);
     return e->pidfile != NULL ? 0 : EXIT_USAGE;
+  case OPT_STATE:
+    text_free (e->state);
+    e->state = server_absolute_path ("--state", optarg);
+    return e->state != NULL ? 0 : EXIT_USAGE;
   case OPT_LEASE:
     return take_lease (e);
   }
@@ -157,6 +162,7 @@ const struct cmd_option evacuate_options[] = {
     "max-downtime, at least 200ms)" },
   { "pidfile", OPT_PIDFILE, "FILE",
     "the file for the new server's process id (default: the socket's path with .pid)" },
+  { "state", OPT_STATE, "FILE", "the new server keeps checkpoints in FILE, a new file" },
   { "json", 'j', NULL, "print a JSON object at the end" },
   CMD_OPTIONS_END,
 };

@@ -149,35 +149,30 @@ old_server_free (struct old_server *o)
 /* `nbdmirror serve --detach`, in a process of its own.  0 when it serves, or -1. */
 static int
 start (const struct old_server *o, const struct new_server *n, const char *sock,
-       const char *control, const char *pidfile)
+       const char *control, const char *pidfile, const char *state)
 {
   unsigned nr = 0;
 
   while (n->args[nr] != NULL)
     nr++;
   char *uri = text_printf ("mirror-uri=%s", o->uri);
-  const char *const words[] = { "nbdmirror",
-                                "serve",
-                                n->disk,
-                                "--format",
-                                n->format != NULL ? n->format : "raw",
-                                "--socket",
-                                sock,
-                                "--control",
-                                control,
-                                "--export",
-                                o->export_name,
-                                "--pidfile",
-                                pidfile,
-                                "--detach",
-                                "--",
-                                uri };
-  const unsigned nr_words = sizeof words / sizeof words[0];
-  char **argv = calloc (nr_words + nr + 1, sizeof *argv);
+  const char *const words[] = {
+    "nbdmirror",    "serve",     n->disk,     "--format", n->format != NULL ? n->format : "raw",
+    "--socket",     sock,        "--control", control,    "--export",
+    o->export_name, "--pidfile", pidfile,     "--detach"
+  };
+  unsigned nr_words = sizeof words / sizeof words[0];
+  char **argv = calloc (nr_words + nr + 5, sizeof *argv);
   if (argv == NULL)
     abort ();
   for (unsigned i = 0; i < nr_words; i++)
     argv[i] = (char *)words[i]; /* exec leaves them alone */
+  if (state != NULL) {
+    argv[nr_words++] = (char *)"--state";
+    argv[nr_words++] = (char *)state;
+  }
+  argv[nr_words++] = (char *)"--";
+  argv[nr_words++] = uri;
   memcpy (argv + nr_words, n->args, nr * sizeof *argv);
 
   fflush (NULL);
@@ -224,11 +219,15 @@ new_server_try (const struct old_server *o, const struct new_server *n)
 {
   char *sock = text_printf ("%s.try", o->socket), *control = text_printf ("%s.try", o->control);
   char *pidfile = text_printf ("%s.try.pid", o->socket);
-  int r = start (o, n, sock, control, pidfile);
+  char *state = n->state != NULL ? text_printf ("%s.try", n->state) : NULL;
+  int r = start (o, n, sock, control, pidfile, state);
 
   stop (pidfile);
   unlink (sock);
   unlink (control);
+  if (state != NULL)
+    unlink (state);
+  text_free (state);
   text_free (sock);
   text_free (control);
   text_free (pidfile);
@@ -270,7 +269,7 @@ start_new (struct old_server *o, const struct new_server *n, const char *sock)
   }
   if (tidy_look (o->control) == TIDY_IN_USE) /* by an earlier run */
     return 0;
-  if (start (o, n, sock, o->control, n->pidfile) == 0)
+  if (start (o, n, sock, o->control, n->pidfile, n->state) == 0)
     return 0;
   cmd_say ("the server of %s could not be started", n->disk);
   return -1;

@@ -40,6 +40,7 @@ struct new_server {
   const char *disk;    /* absolute, links resolved */
   const char *format;  /* as for qemu-nbd; NULL: raw, and not said */
   const char *pidfile; /* absolute */
+  const char *state;   /* absolute; NULL: it keeps no state file */
   char **args;         /* NBDKIT-ARGS, with a NULL at the end */
 };
 

@@ -112,9 +112,15 @@ grep -q 'does not exist' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
 truncate -s 32M "$tmp/empty.img"
 has_to_exit 7 evacuate "${control[src]}" "$tmp/empty.img" --overwrite "${base[@]}"
 grep -q 'does not hold the base image' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
-has_to_exit 0 evacuate "${control[src]}" "$tmp/near.img" --sync compare --overwrite
+# The new server has checkpoints; what a state file of another disk says is not taken over.
+has_to_exit 7 evacuate "${control[src]}" "$tmp/near.img" --overwrite --state "$tmp/base"
+grep -q 'is of another disk' "$tmp/err" || fail "wrong reason: $(cat "$tmp/err")"
+has_to_exit 0 evacuate "${control[src]}" "$tmp/near.img" --sync compare --overwrite \
+  --state "$tmp/near.state" -- mirror-state-volatile=yes
 equal "$tmp/shadow" "${uri[src]}"
 [ "$(status_of "${control[src]}" direct)" = "$tmp/near.img" ] || fail "it was not moved again"
+has_to_exit 0 nbdmirror checkpoint add "${control[src]}" moved
+[ ! -e "$tmp/near.state.try" ] || fail "a state file was left over"
 
 # Handed over by somebody else meanwhile: then the new disk is not this command's to remove.
 random_disk "$tmp/third.img" 8M
