@@ -52,8 +52,8 @@ ask_qemu (const char *name, const char *backing, uint64_t size, bool zstd)
         "cd \"$1\" && qemu-img check -q \"$2\" || exit 2\n"
         "qemu-img create -q -f qcow2 -o \"compression_type=$4\" ${5:+-b \"$5\" -F qcow2}"
         " other.qcow2 \"$3\" || exit 3\n"
-        "tell () { qemu-img info --output=json \"$1\" |"
-        " grep -v -e '\"actual-size\"' -e '\"filename\"' -e '\"file-length\"'; }\n"
+        "tell () { qemu-img info \"$1\" | sed '/^Child node/,$d' |"
+        " grep -v -e '^image:' -e '^disk size:'; }\n"
         "tell \"$2\" >a; tell other.qcow2 >b; cmp a b || { diff a b; false; }\n"
         "status=$?; rm -f a b other.qcow2; exit $status\n";
   CLEANUP_TEXT char *bytes = text_printf ("%llu", (unsigned long long)size);
