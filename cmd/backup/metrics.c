@@ -75,6 +75,20 @@ print_help (FILE *f, const char *name, const char *help)
   fprintf (f, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name);
 }
 
+/* A text can only be a label. */
+static void
+print_reasons (FILE *f, const struct backup_run *run, bool success, const char *repository)
+{
+  print_help (f, "nbdmirror_backup_full_reason", "Why it was a full one.");
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    const struct backup_disk *d = &run->disks[i];
+    CLEANUP_TEXT char *id = label (d->id), *reason = label (d->reason != NULL ? d->reason : "");
+    if (success && d->error == NULL && d->full)
+      fprintf (f, "nbdmirror_backup_full_reason{repository=\"%s\",disk=\"%s\",reason=\"%s\"} 1\n",
+               repository, id, reason);
+  }
+}
+
 static void
 print_metrics (FILE *f, const struct backup_run *run, bool success)
 {
@@ -106,6 +120,7 @@ print_metrics (FILE *f, const struct backup_run *run, bool success)
         fprintf (f, "%s%s %" PRId64 "\n", names[n], labels, values[n]);
     }
   }
+  print_reasons (f, run, success, repository);
 }
 
 int

@@ -282,6 +282,7 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
     top->full = true;
     parent = NULL;
     set_text (&top->file, base->file);
+    set_text (&top->reason, "the full backup before it was pruned");
     break;
   }
   if (status != EXIT_DONE)

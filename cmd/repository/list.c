@@ -59,8 +59,10 @@ print_disk (const struct opened *o, const struct backup_entry *e, const struct m
   CLEANUP_TEXT char *fault = disk_fault (o, e, d);
 
   if (d->file != NULL)
-    printf ("  %s: %s, %s of %s\n", d->id, d->full ? "full" : "incremental",
-            units_format_size (file, d->file_bytes), units_format_size (size, d->size));
+    printf ("  %s: %s, %s of %s%s%s\n", d->id, d->full ? "full" : "incremental",
+            units_format_size (file, d->file_bytes), units_format_size (size, d->size),
+            d->full && d->reason != NULL ? ": " : "",
+            d->full && d->reason != NULL ? d->reason : "");
   else
     printf ("  %s:\n", d->id);
   if (fault != NULL)

@@ -4,7 +4,7 @@
 # checkpoint, file or manifest that is missing, a damaged manifest, a disk of another size; that two
 # repositories do not disturb each other, that checkpoints go that no backup needs any more, that a
 # clock that was set back changes nothing, and that a guest that is off is incremental by its state
-# file.
+# file.  A disk that was written to behind its server's back, or added, is full, and others are not.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
@@ -103,3 +103,17 @@ run 0 'b: full: the disk had 9437184 bytes at the last backup and has 10485760 n
   "$repo"
 grep -q 'a: incremental' "$tmp/out" || fail "the other disk is not incremental: $(cat "$tmp/out")"
 same b "$tmp/b"
+
+# ---- one disk was written to behind its server's back, another one was added ---------------------
+stop a
+printf 'behind' | dd of="$tmp/a" bs=1 seek=70000 conv=notrunc status=none
+serve a "$tmp/a" --state "$tmp/a.state"
+random_disk "$tmp/added" 1M
+serve added "$tmp/added" --state "$tmp/added.state"
+run 0 'is inconsistent: ' "$A" "$B" "${control[added]}" "$repo"
+for disk in a b added; do same $disk "$tmp/$disk"; done
+nbdmirror backup-list "$repo" | tail -n 3 >"$tmp/out"
+grep -q '^  a: full, .*: checkpoint .* is inconsistent' "$tmp/out" || fail "list: $(cat "$tmp/out")"
+grep -q '^  b: incremental, [^:]*$' "$tmp/out" || fail "list: $(cat "$tmp/out")"
+grep -q '^  added: full, .*: there is no earlier' "$tmp/out" || fail "list: $(cat "$tmp/out")"
+run 0 'added: incremental:' "$A" "$B" "${control[added]}" "$repo"

@@ -47,6 +47,8 @@ bytes=$(stat -c %s "$(newest file)")
 qemu-img info "$(newest file)" | grep -q 'compression type: zstd' || fail "it is not zstd"
 [ "$(metric success) $(metric full) $(metric bytes)" = "1 1 $bytes" ] ||
   fail "metrics: $(cat "$tmp/vm.prom")"
+grep -q '^nbdmirror_backup_full_reason{.*,disk="vda",reason="there is no earlier backup' \
+  "$tmp/vm.prom" || fail "metrics: $(cat "$tmp/vm.prom")"
 grep -q '^nbdmirror_backup_duration_seconds{repository="[^{]*"} [0-9.]*$' "$tmp/vm.prom" ||
   fail "metrics: $(cat "$tmp/vm.prom")"
 write 7 1000000 300000
@@ -65,7 +67,8 @@ mv "$tmp/away" "$repo/nbdmirror-repository.json"
 [ "$(metric success) $(metric last_success_timestamp_seconds)" = "0 1234567" ] ||
   fail "metrics of a failure: $(cat "$tmp/vm.prom")"
 back_up 0 --metrics "$tmp/vm.prom"
-if [ "$(metric full)" != 0 ] || [ "$(metric last_success_timestamp_seconds)" -le 1234567 ]; then
+if [ "$(metric full)" != 0 ] || grep -q 'reason=' "$tmp/vm.prom" ||
+  [ "$(metric last_success_timestamp_seconds)" -le 1234567 ]; then
   fail "metrics: $(cat "$tmp/vm.prom")"
 fi
 has_to_exit 1 nbdmirror backup "$A" "$repo" --metrics "$tmp/none/vm.prom"

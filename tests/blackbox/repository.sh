@@ -130,6 +130,9 @@ kept=$(nbdmirror backup-list "$tmp/p" --json | "$python" -c '
 import json, sys
 print(*(b["name"] for b in json.load(sys.stdin)))')
 [ "$kept" = "${names[1]} ${names[5]} ${names[6]} ${names[7]}" ] || fail "kept: $kept"
+has_to_exit 0 nbdmirror backup-list "$tmp/p"
+grep -q '^  vda: full, .*: the full backup before it was pruned$' "$tmp/out" ||
+  fail "the reason is not listed: $(cat "$tmp/out")"
 for name in $kept; do same "$tmp/p" "$name" vda; done
 has_to_exit 0 nbdmirror backup-verify "$tmp/p"
 has_to_exit 0 nbdmirror backup-merge "$tmp/p" "${names[5]}"
