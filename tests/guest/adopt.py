@@ -209,7 +209,7 @@ def of_the_user(s, vm, disks, before):
     """The same with a server that the user has started: QEMU does not wait for it for ever."""
     disk = disks[0]
     s.nbdmirror("serve", disk.image, "--format", "raw", "--socket", disk.socket, "--control",
-                disk.control, "--detach")
+                disk.control, "--force-share", "--detach")
     proxy = QmpProxy(vm, like_qemu=False)
     proxy.before["blockdev-add"] = lambda: os.kill(s.status(disk)["server-pid"], signal.SIGSTOP)
     words = disk.adopt(vm)
@@ -218,7 +218,7 @@ def of_the_user(s, vm, disks, before):
     proxy.close()
     check(not proxy.errors, f"{proxy.errors}")
     s.story.wait_for_more(5, 20)
-    serve_again(s, disk)
+    serve_again(s, disk, "--force-share")
     check(s.status(disk)["bypassed"], "the guest is forgotten")
     s.nbdmirror(*disk.adopt(vm))
     check(not s.status(disk)["bypassed"], "no job may begin")
