@@ -13,10 +13,13 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
+#include "cmd/control-query.h"
 #include "mirror/handoff/coordinator.h"
 
 #define TRIES 50
 #define AGAIN_MS 100
+#define LOST_MS 1000
+#define LOOK_MS 50
 
 /* The disks that take part. */
 struct taking_part {
@@ -59,6 +62,36 @@ fail_all (const struct taking_part *t, int status, const char *why)
   for (unsigned i = 0; i < t->nr; i++)
     backup_fail (t->disks[i], status, "%s", why);
   return status;
+}
+
+static bool
+has_lost_file (const struct backup_disk *d)
+{
+  CLEANUP_TEXT char *error = NULL;
+  json_t *status = NULL;
+  const struct control_call call
+      = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
+
+  if (control_client_call (d->client, &call, &error) == -1)
+    return false;
+  const char *state = status_text (status, "state");
+  bool lost = state != NULL && (strcmp (state, "degraded") == 0 || strcmp (state, "failed") == 0);
+  json_decref (status);
+  return lost;
+}
+
+/* The exit status.  Where the disks could not be held, a worker that was ready may have lost its
+ * file just then, in a full repository for instance; it tells its server a moment later. */
+static int
+status_of_failure (const struct taking_part *t, bool not_held)
+{
+  for (unsigned ms = 0; not_held && ms < LOST_MS && backup_signal == 0; ms += LOOK_MS) {
+    for (unsigned i = 0; i < t->nr; i++)
+      if (has_lost_file (t->disks[i]))
+        return EXIT_DEST_FAILED;
+    clock_sleep_ms (LOOK_MS);
+  }
+  return backup_signal != 0 ? EXIT_CANCELLED : EXIT_NOT_CONVERGED;
 }
 
 static bool
@@ -173,17 +206,19 @@ backup_instant (struct backup_run *run)
     status = fail_all (&t, EXIT_ERROR, error);
   else {
     freeze (run, &thaw);
-    int r = run->require_frozen && !run->frozen
+    bool refused = run->require_frozen && !run->frozen;
+    int r = refused
                 ? text_error (&error, "the guest was not frozen, and --require-frozen was given")
                 : hold (run, c, &error);
-    if (r == 0)
+    bool held = r == 0;
+    if (held)
       take_results (&t, c);
     thaw_now (run, thaw);
-    if (r == 0 && run->require_frozen && !run->frozen)
+    if (held && run->require_frozen && !run->frozen)
       r = text_error (&error, "the guest may have been thawed too early, and --require-frozen was"
                               " given");
     if (r == -1)
-      status = fail_all (&t, backup_signal != 0 ? EXIT_CANCELLED : EXIT_NOT_CONVERGED, error);
+      status = fail_all (&t, status_of_failure (&t, !held && !refused), error);
     coordinator_free (c);
   }
   forget (&t);
