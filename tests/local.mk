@@ -141,7 +141,8 @@ check_PROGRAMS += tests/crash/crash tests/crash/checkpoints
 crash_medium = tests/crash/medium.c tests/crash/medium.h
 tests_crash_crash_SOURCES = tests/crash/crash.c $(crash_medium)
 tests_crash_crash_LDADD = libdirtybitmap.la libbase.la
-tests_crash_checkpoints_SOURCES = tests/crash/checkpoints.c $(crash_medium)
+tests_crash_checkpoints_SOURCES = tests/crash/checkpoints.c tests/crash/play.c \
+	tests/crash/play.h $(crash_medium)
 tests_crash_checkpoints_LDADD = libdirtybitmap.la libbase.la
 crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/mutations.sh
 if !HAVE_TSAN

@@ -42,7 +42,10 @@ build () {
   for source in "$tmp/$state"/*.c "$tmp"/tests/crash/*.c; do
     cmp -s "$source" "$srcdir/${source#"$tmp/"}" || compile "$source" "$tmp/mutant"
   done
-  if [ "$1" = crash ]; then rm "$tmp/mutant/checkpoints.o"; else rm "$tmp/mutant/crash.o"; fi
+  for other in crash checkpoints; do
+    [ "$other" = "$1" ] || rm "$tmp/mutant/$other.o"
+  done
+  [ "$1" = checkpoints ] || rm "$tmp/mutant/play.o"
   $cc -o "$tmp/crash" "$tmp/mutant"/*.o -lpthread
 }
 
@@ -105,7 +108,7 @@ mutate "one superblock, in place, in two sectors" state.c \
      "s/S_EPOCH = 384/S_EPOCH = 600/; s/^_Static_assert ?\\(S_END.*//",
      "'"$tmp/$state/format.c"'") }'
 mutate "a checkpoint does not wait for writes that began before" tests/crash/checkpoints.c \
-  's/if \(guests\[i\].waited_for\)/if (false)/'
+  's/if \(p->writes\[i\].waited_for\)/if (false)/'
 # shellcheck disable=SC2016
 mutate "the next recording is marked only after the commit" recordings.c \
   's/  (atomic_store \(&s->marked\[1 \+ s->next_slot\], )live\);\n//; my $mark = $1;
