@@ -137,14 +137,17 @@ EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/unit/engine-fixture.h
 
 # ---- crash states of the state file -------------------------------------------------
 
-check_PROGRAMS += tests/crash/crash tests/crash/checkpoints
+check_PROGRAMS += tests/crash/crash tests/crash/checkpoints tests/crash/torn
 crash_medium = tests/crash/medium.c tests/crash/medium.h
 tests_crash_crash_SOURCES = tests/crash/crash.c $(crash_medium)
 tests_crash_crash_LDADD = libdirtybitmap.la libbase.la
 tests_crash_checkpoints_SOURCES = tests/crash/checkpoints.c tests/crash/play.c \
 	tests/crash/play.h $(crash_medium)
 tests_crash_checkpoints_LDADD = libdirtybitmap.la libbase.la
-crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/mutations.sh
+tests_crash_torn_SOURCES = tests/crash/torn.c $(crash_medium)
+tests_crash_torn_LDADD = libdirtybitmap.la libbase.la
+crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/torn \
+	tests/crash/mutations.sh
 if !HAVE_TSAN
 TESTS += $(crash_tests)
 endif

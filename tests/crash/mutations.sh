@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that the crash tests (crash.c, checkpoints.c) can fail: each rule of the state file is
+# Proves that the crash tests (crash.c, checkpoints.c, torn.c) can fail: each rule of the state file is
 # taken out of a copy of the source in turn, and each time the test must find a violation.
 set -eu
 [ "${SHORT:-0}" = 0 ] || exit 77 # it takes a minute
@@ -42,7 +42,7 @@ build () {
   for source in "$tmp/$state"/*.c "$tmp"/tests/crash/*.c; do
     cmp -s "$source" "$srcdir/${source#"$tmp/"}" || compile "$source" "$tmp/mutant"
   done
-  for other in crash checkpoints; do
+  for other in crash checkpoints torn; do
     [ "$other" = "$1" ] || rm "$tmp/mutant/$other.o"
   done
   [ "$1" = checkpoints ] || rm "$tmp/mutant/play.o"
@@ -100,6 +100,8 @@ mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 mutate "an extent ahead is taken for one that cools" work.c \
   's/s->pending\[i\] = 1;\n    s->nr_pending\+\+;/s->l1[i \/ 64] |= UINT64_C (1) << (i % 64);
      s->l1_page_dirty[0] = 1; s->nr_hot++;/' 28
+program=torn
+mutate "a torn page is not buried" begin.c 's/if \(bury_torn_l1 \(s\) == 0 && /if (/'
 program=checkpoints
 # shellcheck disable=SC2016
 mutate "one superblock, in place, in two sectors" state.c \
