@@ -279,6 +279,7 @@ own_tests = \
 	tests/blackbox/state-loss.sh \
 	tests/blackbox/state-size.sh \
 	tests/blackbox/state-slow.sh \
+	tests/blackbox/state-unflushed.sh \
 	tests/blackbox/state-command.sh \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/in-doubt.sh

@@ -52,11 +52,12 @@ region_words (const struct region *r, uint64_t first, uint64_t count, uint64_t *
 enum look { LOOK_BUSY, LOOK_SAME, LOOK_CHANGED };
 
 /* Look at extent E: drop from the job's live map what the region no longer has, unless a write is
- * in flight there.  COOL: then it is not hot any more.  NEED_DURABLE: only if what was written
- * there is durable at the source, for nobody could make it so.  *FLUSH: it is not, and some bits
- * are clear. Under lock. */
+ * in flight there.  COOL: then it is not hot any more.  *FLUSH: what was written there is not
+ * durable at the source, and some bits are clear.  If nobody can flush the disk, nothing is dropped
+ * before the guest has.  The live map then must know of it too: what is below us may keep writes in
+ * its own memory, and lose them if it is killed with us.  Under lock. */
 static enum look
-look_at (struct state *s, uint64_t e, bool cool, bool need_durable, bool *flush)
+look_at (struct state *s, uint64_t e, bool cool, bool *flush)
 {
   uint64_t first, count = state_extent_words (&s->layout, e, &first), kept[64];
   uint8_t hot = atomic_exchange (&s->hot[e], 0);
@@ -65,7 +66,7 @@ look_at (struct state *s, uint64_t e, bool cool, bool need_durable, bool *flush)
   assert (count <= 64);
   bool busy = s->pending[e] || atomic_load (&s->in_flight[e]) != 0;
   bool durable = atomic_load (&s->touched[e]) < atomic_load (&s->flushed);
-  if (busy || (need_durable && !durable)
+  if (busy || (job && s->io.sync_disk == NULL && !durable)
       || (job && !region_words (s->region, first, count, kept))) {
     atomic_store (&s->hot[e], hot);
     return LOOK_BUSY;
@@ -143,7 +144,7 @@ step_1_extent (struct state *s, uint64_t e, struct round *round)
   bool l2 = cool || !has_l1, flush;
   if (l2 && !page_dirty && round->pages >= MOST_PAGES)
     return;
-  enum look is = look_at (s, e, cool, job && l2 && s->io.sync_disk == NULL, &flush);
+  enum look is = look_at (s, e, cool, &flush);
   if (is == LOOK_BUSY || (!cool && (has_l1 || is == LOOK_SAME)))
     return;
   round->pages += !page_dirty;

@@ -24,7 +24,10 @@
  * quarantine there may be missing at the destination.  An extent is looked at while no write is in
  * flight in it.  The bits that the region no longer has are dropped from the live map at once, and
  * from L2 only when the source's own disk was flushed after that write: else a power loss could
- * leave an older block here than at the destination, with nothing that says so.
+ * leave an older block here than at the destination, with nothing that says so.  Where we cannot
+ * flush the disk ourselves we do not know what is below us.  It may lose what was not flushed when
+ * it is killed with us, so that nothing is dropped from the live map either before the guest's
+ * flush.
  *
  * A recording has the same two levels and a live map of its own, and no bit of it is ever cleared.
  * One recording at most is active.  L1 is shared with the job: an extent that is hot is to be

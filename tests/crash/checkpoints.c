@@ -302,7 +302,8 @@ save_live (const struct play *p, const _Atomic uint64_t *from, uint64_t offset)
   }
 }
 
-/* kill -9, or a clean end: the caches stay. */
+/* kill -9, or a clean end: the caches stay.  But a disk that nobody can sync may be in the server's
+ * own memory: then what was not flushed is lost. */
 static void
 server_ends (struct play *p, bool clean)
 {
@@ -326,7 +327,7 @@ server_ends (struct play *p, bool clean)
   for (unsigned i = 0; i < 2; i++)
     save_live (p, p->slots[i], p->layout.recordings_offset + i * p->layout.live_bytes);
   end_server (p);
-  play_lose (p, false);
+  play_lose (p, !p->can_sync);
   next_server (p, p->boot, true);
 }
 

@@ -371,7 +371,8 @@ power_fails (bool can_sync)
   state_found_free (&f);
 }
 
-/* kill -9: the caches stay; writes under way were done or not. */
+/* kill -9: the caches stay; writes under way were done or not.  But a disk that nobody can sync may
+ * be in the server's own memory: then what was not flushed is lost. */
 static void
 server_is_killed (bool can_sync)
 {
@@ -382,10 +383,13 @@ server_is_killed (bool can_sync)
     uint64_t v = live[w];
     memcpy (medium.durable + layout.live_offset + w * 8, &v, 8);
   }
-  look_at_file (boot, &f, true);
+  look_at_file (boot, &f, can_sync);
   end_server ();
   for (uint64_t b = 0; b < BLOCKS; b++)
-    medium_block_killed (&disk[b]);
+    if (can_sync)
+      medium_block_killed (&disk[b]);
+    else
+      medium_block_cut (&disk[b]);
   settle_destination ();
   go_on_from (&f, can_sync, boot);
   state_found_free (&f);
