@@ -7,6 +7,7 @@ libdirtybitmap_la_SOURCES = \
 	dirty-bitmap/urgent.h dirty-bitmap/urgent.c \
 	dirty-bitmap/state/begin.c \
 	dirty-bitmap/state/changed.c \
+	dirty-bitmap/state/check.h dirty-bitmap/state/check.c \
 	dirty-bitmap/state/file.h dirty-bitmap/state/file.c \
 	dirty-bitmap/state/format.h dirty-bitmap/state/format.c \
 	dirty-bitmap/state/guest.c \

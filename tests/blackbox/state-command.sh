@@ -28,7 +28,21 @@ field () {
 }
 is () { [ "$(field "$1")" = "$2" ] || fail "$1 is $(field "$1"), not $2"; }
 
+# change MEBIBYTE: a guest writes two blocks.
+change () {
+  "$python" -c '
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(os.urandom(8192), int(sys.argv[2]) << 20)
+h.shutdown()' "${uri[src]}" "$1"
+}
+
 state 0 "$tmp/state" && says 'no job'
+for name in one two three; do
+  nbdmirror checkpoint add "${control[src]}" $name
+  change 40
+done
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}"
 wait_state "${control[src]}" ready 40
 sleep 2.5 # a round or two: note and L2 are written
@@ -39,6 +53,20 @@ state 0 "$tmp/state" --json
 is job True; is in-use False; is status active; is recovery exact; is bad-pages 0
 is size 67108864; is block-size 4096
 exact=$(field dirty-blocks)
+samples=$(field samples)
+[ "$samples" -gt 1 ] || fail "$samples samples"
+
+# checkpoints JSON-EXPRESSION: what it is of the list of checkpoints, c.
+checkpoints () {
+  "$python" -c '
+import json, sys
+c = json.load(sys.stdin)["checkpoints"]
+sys.exit(not eval(sys.argv[1]))' "$1" <"$tmp/out" || { cat "$tmp/out"; fail "not so: $1"; }
+}
+checkpoints '[k["name"] for k in c] == ["one", "two", "three"]'
+checkpoints '[k["recording"] for k in c] == ["frozen", "frozen", "active"]'
+checkpoints 'all(k["recorded-blocks"] == 2 and k["bad-pages"] == 0 for k in c)'
+state 0 "$tmp/state" && says "^samples  *$samples$" && says 'checkpoint   two: frozen, 8.*recorded'
 
 # damage OFFSET...: a copy in which these bytes are others.
 damage () {
@@ -47,7 +75,7 @@ damage () {
     printf 'damage' | dd of="$tmp/damaged" bs=1 seek="$at" conv=notrunc status=none
   done
 }
-l1=221184 l2=$((221184 + 8192 + 64 * 8192))
+note=8192 table=81920 l1=221184 samples_at=$((221184 + 8192)) l2=$((221184 + 8192 + 64 * 8192))
 damage 100;             state 1 "$tmp/damaged" --json; is bad-pages 1; is dirty-blocks "$exact"
 damage 4200;            state 1 "$tmp/damaged" --json; is bad-pages 1; is dirty-blocks "$exact"
 damage 100 4200;        state 1 "$tmp/damaged"; says 'its superblocks are damaged'
@@ -55,6 +83,27 @@ damage $((l1 + 100)) $((l1 + 4196)); state 1 "$tmp/damaged" --json; is hot-exten
 truncate -s 500000 "$tmp/damaged"; state 1 "$tmp/damaged"; says 'shorter than'
 head -c 9000 /dev/urandom >"$tmp/random"; state 1 "$tmp/random"; says 'not a state file'
 state 1 "$tmp/nothing"; says 'No such file'
+
+# Every kind of page: the note, the table, a sample, and frozen recordings.
+damage $((note + 100));  state 1 "$tmp/damaged" --json; is bad-pages 1; is dirty-blocks "$exact"
+damage $((table + 300)); state 1 "$tmp/damaged" --json; is bad-pages 1
+checkpoints 'len(c) == 3'
+damage $((samples_at + 8192 + 5000)); state 1 "$tmp/damaged" --json
+is bad-pages 1; is samples $((samples - 1)); is dirty-blocks "$exact"
+# area NUMBER: where that recording's pages begin.  64 MiB in blocks of 4 KiB: one page each.
+area () { echo $(((l2 + 4096 + 65535) / 65536 * 65536 + 3 * 65536 + $1 * 65536)); }
+for i in 0 1; do
+  damage $(($(area $i) + 2000)); state 1 "$tmp/damaged" --json
+  is bad-pages 1; is dirty-blocks "$exact"
+  checkpoints "c[$i]['recording'] == 'damaged' and c[$i]['recorded-blocks'] == 16384"
+  checkpoints "c[1 - $i]['recording'] == 'frozen' and c[1 - $i]['bad-pages'] == 0"
+  state 1 "$tmp/damaged"; says 'damaged, 64.0 MiB recorded: 1 pages are damaged'
+done
+# A page that is missing.
+cp "$tmp/state" "$tmp/damaged"
+dd if=/dev/zero of="$tmp/damaged" bs=4k seek=$(($(area 1) / 4096)) count=1 conv=notrunc status=none
+state 1 "$tmp/damaged"; says "two: damaged, .*it has 0 of 2 blocks"
+state 1 "$tmp/damaged" --json; is bad-pages 0
 
 # In another boot L2 counts, and what is hot.
 cp "$tmp/state" "$tmp/damaged"
