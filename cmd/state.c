@@ -270,8 +270,8 @@ const struct subcommand subcommand_state = {
   "FILE [OPTIONS]",
   "Show a state file, and check it.",
   "FILE is what --state of serve, or mirror-state= of the filter, named.\n"
-  "Every checksum is checked, also those of checkpoints and samples.  Told is what the next server "
-  "would take for dirty.  Nothing is changed.\n"
+  "Every checksum is checked, also those of checkpoints and samples.\n"
+  "Told is what the next server would take for dirty.  Nothing is changed.\n"
   "Exit status 0: all is well; 1: it is damaged, inconsistent, or no state file.\n",
   options,
   NULL,
