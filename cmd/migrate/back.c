@@ -127,28 +127,49 @@ wake_cancelled (struct migrate *m)
                 NULL, NULL, &ignored);
 }
 
+/* Tell QEMU to cancel.  False: its monitor was lost before it answered. */
+static bool
+tell_to_cancel (struct migrate *m)
+{
+  bool refused;
+  char *error = NULL;
+
+  if (machine_call (&m->machines.source, "migrate_cancel", NULL, NULL, &refused, &error) == 0)
+    return true;
+  if (refused)
+    note_error (m, "migrate_cancel", error);
+  else
+    text_free (error);
+  return refused;
+}
+
+/* A monitor that does not answer is asked again: QEMU may wait for a disk's server that was only
+ * just started again, and its migration would go on afterwards, with the guest stopped. */
 static void
 cancel_memory (struct migrate *m)
 {
-  uint64_t wake = clock_ms () + WAKE_MS, end = clock_ms () + CANCEL_MS;
+  struct machine *source = &m->machines.source;
+  uint64_t wake = 0, end = clock_ms () + CANCEL_MS;
   char status[32];
-  char *error = NULL;
+  bool told = false;
 
-  machine_migration (&m->machines.source, status);
-  if (!migration_is_active (status))
-    return;
-  if (machine_call (&m->machines.source, "migrate_cancel", NULL, NULL, NULL, &error) == -1)
-    note_error (m, "migrate_cancel", error);
-  do {
-    machines_wait (&m->machines, POLL_MS);
-    machine_migration (&m->machines.source, status);
-    if (strcmp (status, "cancelling") == 0 && clock_ms () >= wake) {
+  for (;;) {
+    machine_migration (source, status);
+    bool unknown = status[0] == '\0' && !machine_is_dead (source);
+    if ((!unknown && !migration_is_active (status)) || clock_ms () >= end)
+      break;
+    if (!unknown && !told) {
+      told = tell_to_cancel (m);
+      wake = clock_ms () + WAKE_MS;
+    } else if (strcmp (status, "cancelling") == 0 && clock_ms () >= wake) {
       wake_cancelled (m);
       wake = clock_ms () + WAKE_MS;
     }
-  } while (migration_is_active (status) && clock_ms () < end);
-  journal_rolled_back (&m->journal, "the migration of the memory is %s",
-                       status[0] != '\0' ? status : "gone");
+    machines_wait (&m->machines, POLL_MS);
+  }
+  if (told)
+    journal_rolled_back (&m->journal, "the migration of the memory is %s",
+                         status[0] != '\0' ? status : "gone");
 }
 
 /* It must not run any more, ever.  One that only waits for a migration that will not come is ended

@@ -162,6 +162,16 @@ def server_killed(s, a, images, table, instant):
     return a, images
 
 
+def monitor_lost(s, a, images):
+    """QEMU's monitor is lost before the switch, and answers nobody for longer than a connection is
+    waited for: the migration has to be cancelled afterwards, or it waits with a stopped guest."""
+    move = Move(s, a, images)
+    move.source.event["pre-switchover"] = lambda: move.source.go_deaf(22)
+    move.start()
+    move.end(1, 3)
+    move.stayed()
+
+
 def failures(s, a, images):
     # The second disk's server cannot start: the first one's guest goes back.
     move = Move(s, a, images)
@@ -183,6 +193,7 @@ def failures(s, a, images):
         return a, images
     for instant in "active", "pre-switchover":
         server_killed(s, a, images, "event", instant)
+    monitor_lost(s, a, images)
     # A worker dies.
     move = Move(s, a, images)
     move.source.before["migrate"] = lambda: os.kill(

@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import threading
+import time
 
 
 class QmpProxy:
@@ -26,6 +27,7 @@ class QmpProxy:
         self.before, self.after, self.event = {}, {}, {}
         self.seen = []   # commands, in their order
         self.errors = []
+        self.deaf_until = 0  # time.monotonic(): until then nobody is answered
         with open("/proc/self/comm", "w") as name:
             name.write("qemu-proxy" if like_qemu else "proxy")
         self.listener = socket.socket(socket.AF_UNIX)
@@ -46,6 +48,7 @@ class QmpProxy:
             if not ready:
                 continue
             client = self.listener.accept()[0]
+            time.sleep(max(0, self.deaf_until - time.monotonic()))
             upstream = socket.socket(socket.AF_UNIX)
             try:
                 upstream.connect(self.vm.qmp_path)
@@ -84,6 +87,8 @@ class QmpProxy:
                         upstream.sendall(line + b"\n")
                     else:
                         self.answer(json.loads(line), running)
+                        if self.deaf_until > time.monotonic():
+                            return
                         client.sendall(line + b"\n")
 
     def command(self, message, running):
@@ -99,6 +104,11 @@ class QmpProxy:
             self.act(self.event, status or message["event"])
         else:
             self.act(self.after, running.pop(str(message.get("id")), None))
+
+    def go_deaf(self, seconds):
+        """For an action: the client loses its connection, and for so long no other one is
+        answered."""
+        self.deaf_until = time.monotonic() + seconds
 
     def act(self, table, name):
         function = table.pop(name, None)
