@@ -193,6 +193,9 @@ bypass (struct call *c)
   else if (on && (m->attachment.region != NULL || m->attachment.attach.peer != NULL))
     control_error (c->peer, c->id, "JobExists",
                    "there is a mirror job, which relies on every write passing here");
+  else if (on && m->checkpointing.decision != NULL)
+    control_error (c->peer, c->id, "Busy",
+                   "a checkpoint is being added, which relies on every write passing here");
   else {
     CLEANUP_TEXT char *error = NULL;
     if (bypass_set (&m->bypass, on, &error) == -1) {

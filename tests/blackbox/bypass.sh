@@ -41,7 +41,20 @@ inconsistent () {
 start_stateful src "$tmp/disk" "$tmp/state"
 [ "$record" = "${control[src]}.bypass" ] || fail "the control socket has another name"
 nbdmirror checkpoint add "${control[src]}" one
-bypass true
+
+# Not between the two steps of a checkpoint: it would not know of what goes around.
+PYTHONPATH=$srcdir/tests/blackbox "$python" -c 'import sys, filter_client as f
+adding, other, word = f.Client(sys.argv[1]), f.Client(sys.argv[1]), f.Word()
+adding.call("mirror-checkpoint-prepare", fd=word.fd, name="late")
+try:
+    other.call("mirror-bypass", on=True)
+    sys.exit("not refused")
+except f.Refused as e:
+    assert "a checkpoint is being added" in str(e), e
+adding.close()' "${control[src]}" || fail "a checkpoint was being added"
+late_is_gone () { ! nbdmirror checkpoint list "${control[src]}" | grep -q late; }
+wait_for 5 late_is_gone
+wait_for 5 bypass true
 is_bypassed "at once"
 restart KILL
 is_bypassed "after a kill"

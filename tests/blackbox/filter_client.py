@@ -66,7 +66,7 @@ class Client:
         line, self.data = self.data.split(b"\n", 1)
         return json.loads(line)
 
-    def start(self, name, fd=None, **args):
+    def start(self, name, /, fd=None, **args):
         self.last_id += 1
         line = json.dumps({"execute": name, "id": self.last_id,
                            "arguments": {k.replace("_", "-"): v for k, v in args.items()}})
@@ -102,7 +102,7 @@ class Client:
             pass
         return id_ in self.answers
 
-    def call(self, name, fd=None, timeout=10, **args):
+    def call(self, name, /, fd=None, timeout=10, **args):
         return self.finish(self.start(name, fd, **args), timeout)
 
     def event(self, name, timeout=5, **wanted):
