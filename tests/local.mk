@@ -51,8 +51,6 @@ unit_tests = \
 	tests/unit/test-child \
 	tests/unit/test-image-extents \
 	tests/unit/test-digest-list \
-	tests/unit/test-qcow2-digests \
-	tests/unit/test-qcow2-new \
 	tests/unit/test-image-log \
 	tests/unit/test-ssh \
 	tests/unit/test-pace \
@@ -68,7 +66,8 @@ unit_tests = \
 	tests/unit/test-endpoint-uri
 if !HAVE_TSAN
 # These have one thread: ThreadSanitizer would only make them slow.
-unit_tests += tests/sim/test-converge tests/sim/test-line
+unit_tests += tests/sim/test-converge tests/sim/test-line tests/unit/test-qcow2-digests \
+	tests/unit/test-qcow2-new
 endif
 check_PROGRAMS += $(unit_tests)
 TESTS += $(unit_tests)
