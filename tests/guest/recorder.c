@@ -6,10 +6,11 @@
  *
  *   recorder write [OPTIONS] DIR [DIR]     in the guest; a command "quit" on standard input ends it
  *     -i MS    wait so long between two records (default 2)
- *     -l N     also overwrite 4 KiB blocks at random, N a second, in a file of 16 MiB on the first
- * disk -m MIB   also dirty so much memory, all the time, as fast as it goes recorder check N FILE
- * [FILE]           on the host, with the files taken out of the disks recorder blocks FILE the same
- * for the file of -l
+ *     -l N     also overwrite 4 KiB blocks at random, N a second, in a file of 16 MiB on the
+ *              first disk
+ *     -m MIB   also dirty so much memory, all the time, as fast as it goes
+ *   recorder check N FILE [FILE]   on the host, with the files taken out of the disks
+ *   recorder blocks FILE           the same for the file of -l
  *
  * With two disks record N goes to the first, fsync, then to the second, fsync.  So at any instant
  * the first has as many records as the second, or one more: "check" sees whether two disks are of
