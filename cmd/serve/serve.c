@@ -368,7 +368,9 @@ parse (struct cmd_line *line, struct serve *s)
   if (!cmd_operands_ok (line, 1, 1, "DISK"))
     return false;
   s->disk = line->operands[0].argv[0];
-  if (s->socket_arg == NULL)
+  if (s->disk[0] == '\0')
+    cmd_usage_error ("an empty name, where a disk is wanted");
+  else if (s->socket_arg == NULL)
     cmd_usage_error ("--socket is missing");
   else if (s->control_arg == NULL)
     cmd_usage_error ("--control is missing");

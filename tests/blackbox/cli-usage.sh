@@ -51,6 +51,7 @@ refused 2 "option '--help' takes no value" status --help=1
 
 # serve
 refused 2 'DISK is missing' serve
+refused 2 'an empty name, where a disk is wanted' serve '' "${s[@]}"
 refused 2 '--socket is missing' serve disk --control c.sock
 refused 2 '--control is missing' serve disk --socket s.sock
 refused 2 "'--socket' needs a value" serve disk --socket
