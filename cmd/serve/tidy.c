@@ -108,8 +108,15 @@ wait_and_remove (int pidfd, pid_t server, const struct tidy_path *paths)
   int r, times = 0;
 
   do {
-    if (!all && times++ < LOOK_TIMES)
-      note_sockets (paths, noted, &all);
+    if (!all && times++ < LOOK_TIMES) {
+      struct noted looked[TIDY_PATHS_MAX];
+      memcpy (looked, noted, sizeof looked);
+      note_sockets (paths, looked, &all);
+      /* If it has ended, the next server may have made what is there now. */
+      if (poll (&pfd, 1, 0) == 1)
+        break;
+      memcpy (noted, looked, sizeof looked);
+    }
     r = poll (&pfd, 1, all || times >= LOOK_TIMES ? -1 : LOOK_MS);
   } while (r == 0 || (r == -1 && errno == EINTR));
   remove_all (server, paths, noted);
