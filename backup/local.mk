@@ -21,6 +21,7 @@ libbackup_la_SOURCES = \
 	backup/qcow2-digests.h \
 	backup/qcow2-head.c \
 	backup/qcow2-head.h \
+	backup/qcow2-layout.h \
 	backup/qcow2-new.c \
 	backup/qcow2-new.h \
 	backup/repository.c \

@@ -13,12 +13,11 @@
 #include <unistd.h>
 
 #include "backup/qcow2-digests.h"
+#include "backup/qcow2-layout.h"
 #include "base/text.h"
 
-#define MAGIC 0x514649fbU
 #define VERSION_3 3
-#define CLUSTER_BITS 16
-#define CLUSTER (UINT64_C (1) << CLUSTER_BITS) /* as a block of digest_whole_key */
+#define CLUSTER QCOW2_CLUSTER /* as a block of digest_whole_key */
 #define SECTOR 512
 
 #define ENTRIES (CLUSTER / 8) /* of a table of the second level */
@@ -28,19 +27,6 @@
 
 #define PIECE 4                          /* blocks that are read at once: they stay in the cache */
 #define BLOCKS_MAX (UINT64_C (16) << 20) /* of the file: 1 TiB */
-
-/* The head of a file, version 3, big-endian. */
-struct head {
-  uint32_t magic, version;
-  uint64_t backing_offset;
-  uint32_t backing_length, cluster_bits;
-  uint64_t size;
-  uint32_t encryption, l1_entries;
-  uint64_t l1_offset, refcounts_offset;
-  uint32_t refcounts_clusters, nr_snapshots;
-  uint64_t snapshots_offset, incompatible, compatible, autoclear;
-  uint32_t refcount_order, length;
-};
 
 struct reading {
   const struct qcow2_digests *o;
@@ -83,7 +69,7 @@ read_at (const struct reading *r, void *to, size_t length, uint64_t at, char **e
 static int
 read_head (struct reading *r, char **error)
 {
-  struct head h;
+  struct qcow2_fields h;
 
   if (read_at (r, &h, sizeof h, 0, error) == -1)
     return -1;
@@ -91,8 +77,8 @@ read_head (struct reading *r, char **error)
   r->clusters = digest_count (&digest_whole_key, r->size);
   r->nr_tables = (r->clusters + ENTRIES - 1) / ENTRIES;
   r->l1_offset = be64toh (h.l1_offset);
-  return be32toh (h.magic) == MAGIC && be32toh (h.version) == VERSION_3
-         && be32toh (h.cluster_bits) == CLUSTER_BITS && be64toh (h.size) == r->size
+  return be32toh (h.magic) == QCOW2_MAGIC && be32toh (h.version) == VERSION_3
+         && be32toh (h.cluster_bits) == QCOW2_CLUSTER_BITS && be64toh (h.size) == r->size
          && h.encryption == 0 && h.nr_snapshots == 0 && h.incompatible == 0
          && (h.backing_offset == 0) == r->o->complete && be32toh (h.l1_entries) >= r->nr_tables
          && r->l1_offset % CLUSTER == 0 && r->l1_offset <= r->bytes

@@ -15,14 +15,12 @@
 #include <unistd.h>
 
 #include "backup/qcow2-head.h"
+#include "backup/qcow2-layout.h"
 #include "base/fd.h"
 #include "base/text.h"
 
-#define MAGIC 0x514649fbU
 #define HEAD_2 72U /* bytes of a head of version 2 */
 #define OTHER_DATA_FILE UINT64_C (4)
-#define EXTENSION_END 0U
-#define EXTENSION_FORMAT 0xe2792acaU
 #define EXTENSION_DATA_FILE 0x44415441U
 #define EXTENSIONS_MAX 65536U /* the head and its extensions lie in the first cluster */
 
@@ -54,13 +52,13 @@ read_extensions (const struct head *h, size_t at, const char *file, bool *is_qco
   while (at + 8 <= h->nr) {
     uint32_t type = number (h, at), length = number (h, at + 4);
     const uint8_t *data = h->bytes + at + 8;
-    if (type == EXTENSION_END)
+    if (type == QCOW2_EXTENSION_END)
       return 0;
     if (length > h->nr - at - 8)
       break;
     if (type == EXTENSION_DATA_FILE)
       return text_error (error, "%s keeps its data in another file", file);
-    if (type == EXTENSION_FORMAT)
+    if (type == QCOW2_EXTENSION_FORMAT)
       *is_qcow2 = length == 5 && memcmp (data, "qcow2", 5) == 0;
     at += 8 + (((size_t)length + 7) & ~(size_t)7);
   }
@@ -104,7 +102,7 @@ qcow2_head_read (int dir, const char *file, char backing[QCOW2_NAME_MAX + 1], ch
     return text_error (error, "%s is no regular file", file);
   ssize_t n = pread (fd, h.bytes, sizeof h.bytes, 0);
   h.nr = n > 0 ? (size_t)n : 0;
-  if (h.nr < HEAD_2 || number (&h, 0) != MAGIC)
+  if (h.nr < HEAD_2 || number (&h, 0) != QCOW2_MAGIC)
     return text_error (error, "%s is no qcow2 file", file);
   uint32_t version = number (&h, 4), length = HEAD_2;
   if (version == 3 && h.nr >= 104) {

@@ -14,13 +14,12 @@
 #include <unistd.h>
 
 #include "backup/qcow2-head.h"
+#include "backup/qcow2-layout.h"
 #include "backup/qcow2-new.h"
 #include "base/fd.h"
 #include "base/text.h"
 
-#define MAGIC 0x514649fbU
-#define CLUSTER_BITS 16
-#define CLUSTER (UINT64_C (1) << CLUSTER_BITS)
+#define CLUSTER QCOW2_CLUSTER
 #define SECTOR 512
 #define L1_ENTRY_BYTES (CLUSTER / 8 * CLUSTER) /* of the disk */
 #define L1_ENTRIES_MAX (32U << 20 >> 3)        /* what QEMU opens */
@@ -32,18 +31,9 @@
 
 #define COMPRESSION_TYPE_BIT (UINT64_C (1) << 3)
 #define ZSTD 1
-#define EXTENSION_FORMAT 0xe2792acaU
 
 struct head {
-  uint32_t magic, version;
-  uint64_t backing_offset;
-  uint32_t backing_length, cluster_bits;
-  uint64_t size;
-  uint32_t encryption, l1_entries;
-  uint64_t l1_offset, refcounts_offset;
-  uint32_t refcounts_clusters, nr_snapshots;
-  uint64_t snapshots_offset, incompatible, compatible, autoclear;
-  uint32_t refcount_order, length;
+  struct qcow2_fields fields;
   uint8_t compression, reserved[7];
   /* The extensions: the format of the backing file, and their end. */
   uint32_t format_type, format_length;
@@ -57,25 +47,25 @@ _Static_assert(offsetof (struct head, format_type) == 112, "the head has no gaps
 static void
 fill_head (struct head *h, const char *backing, uint64_t size, uint32_t entries, bool zstd)
 {
-  *h = (struct head){ .magic = htobe32 (MAGIC),
-                      .version = htobe32 (3),
-                      .cluster_bits = htobe32 (CLUSTER_BITS),
-                      .size = htobe64 (size),
-                      .l1_entries = htobe32 (entries),
-                      .l1_offset = htobe64 (L1_AT),
-                      .refcounts_offset = htobe64 (REFCOUNTS_AT),
-                      .refcounts_clusters = htobe32 (1),
-                      .incompatible = htobe64 (zstd ? COMPRESSION_TYPE_BIT : 0),
-                      .refcount_order = htobe32 (REFCOUNT_ORDER),
-                      .length = htobe32 (offsetof (struct head, format_type)),
-                      .compression = zstd ? ZSTD : 0 };
+  *h = (struct head){ .compression = zstd ? ZSTD : 0 };
+  h->fields = (struct qcow2_fields){ .magic = htobe32 (QCOW2_MAGIC),
+                                     .version = htobe32 (3),
+                                     .cluster_bits = htobe32 (QCOW2_CLUSTER_BITS),
+                                     .size = htobe64 (size),
+                                     .l1_entries = htobe32 (entries),
+                                     .l1_offset = htobe64 (L1_AT),
+                                     .refcounts_offset = htobe64 (REFCOUNTS_AT),
+                                     .refcounts_clusters = htobe32 (1),
+                                     .incompatible = htobe64 (zstd ? COMPRESSION_TYPE_BIT : 0),
+                                     .refcount_order = htobe32 (REFCOUNT_ORDER),
+                                     .length = htobe32 (offsetof (struct head, format_type)) };
   if (backing == NULL)
     return;
-  h->format_type = htobe32 (EXTENSION_FORMAT);
+  h->format_type = htobe32 (QCOW2_EXTENSION_FORMAT);
   h->format_length = htobe32 (strlen ("qcow2"));
   memcpy (h->format, "qcow2", strlen ("qcow2"));
-  h->backing_offset = htobe64 (offsetof (struct head, backing));
-  h->backing_length = htobe32 ((uint32_t)strlen (backing));
+  h->fields.backing_offset = htobe64 (offsetof (struct head, backing));
+  h->fields.backing_length = htobe32 ((uint32_t)strlen (backing));
   memcpy (h->backing, backing, strlen (backing));
 }
 
