@@ -216,7 +216,7 @@ linked_blackbox_tests = \
 	tests/blackbox/server-killed.sh \
 	tests/blackbox/quarantine-busy.sh \
 	tests/blackbox/serve.sh \
-	tests/blackbox/fence.sh \
+	tests/blackbox/fence.sh tests/blackbox/fence-state.sh \
 	tests/blackbox/busy-server.sh \
 	tests/blackbox/evacuate-disk.sh \
 	tests/blackbox/evacuate-format.sh \

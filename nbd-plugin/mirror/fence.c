@@ -11,10 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <jansson.h>
+#include <linux/magic.h>
 
 #include "base/durable.h"
 #include "base/fd.h"
@@ -234,6 +236,14 @@ fence_commit (struct fence *f, char **error)
   f->state = FENCE_COMMITTED;
   f->superseded = false; /* the new record took the old one's place */
   return 0;
+}
+
+bool
+fence_in_memory (const struct fence *f)
+{
+  struct statfs fs;
+
+  return statfs (f->path, &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
 }
 
 int

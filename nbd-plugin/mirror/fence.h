@@ -70,4 +70,7 @@ int fence_mark_prepared (struct fence *f, char **error);
 int fence_commit (struct fence *f, char **error);
 int fence_remove (struct fence *f, char **error); /* draft and record; durable */
 
+/* Is the committed record in a file system in memory, and lost with the power? */
+bool fence_in_memory (const struct fence *f);
+
 #endif

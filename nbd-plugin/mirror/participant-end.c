@@ -127,6 +127,10 @@ participant_commit (struct mirror *m)
     control_event (m->server, m->attachment.worker, "MIRROR_COMMITTED",
                    json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t)p->generation,
                               "downtime-ms", m->downtime_ms, "rollback-token", p->token));
+  if (fence_in_memory (&m->fence))
+    nbdkit_error ("mirror: this disk is handed over, but %s is in memory: after the host's next"
+                  " boot nothing refuses writes to it",
+                  m->fence.path);
   const json_t *checkpoint = json_object_get (m->attachment.published, "return-checkpoint");
   handed_over_record (m, json_string_value (checkpoint));
   attachment_drop_region (m);
