@@ -20,6 +20,7 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/nbd-ahead.h \
 	mirror/endpoint/nbd-connect.c \
 	mirror/endpoint/nbd-export.c \
+	mirror/endpoint/nbd-extents.c \
 	mirror/endpoint/nbd-hang-up.c \
 	mirror/endpoint/nbd-hang-up.h \
 	mirror/endpoint/nbd-digests.c \

@@ -140,6 +140,15 @@ struct op *nbd_packed_next (struct squeeze_queue *queue);
 /* Send OP, a write, over H, as a pack if it is one.  As libnbd's calls. */
 int64_t nbd_packed_write (struct nbd_handle *h, struct op *op, nbd_completion_callback done);
 
+/* ---- nbd-extents.c ---- */
+
+/* A server has answered OP, a block status request, with these extents of CONTEXT.  Add them to
+ * those of OP; of the ranges that another context has answered for, what both say.  *STATUS_ASK
+ * becomes what the channel's next request should ask for.  As a callback of libnbd's: 0, or -1 with
+ * *ERROR. */
+int nbd_take_extents (struct op *op, uint64_t *status_ask, const char *context, uint64_t offset,
+                      const uint32_t *entries, size_t nr_entries, int *error);
+
 /* ---- nbd-digests.c ---- */
 
 /* The name of the export that is meant, "" for the default one. */
