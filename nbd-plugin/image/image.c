@@ -10,50 +10,19 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 
 #include <nbdkit-plugin.h>
 
 #include "base/clock.h"
 #include "base/text.h"
-#include "nbd-plugin/image/check.h"
 #include "nbd-plugin/image/image.h"
-#include "nbd-plugin/image/log.h"
+#include "nbd-plugin/image/internal.h"
 #include "nbd-plugin/image/requests.h"
 
 #define FIRST_START_MS 60000 /* for the server to answer, when nbdkit starts */
-/* The same when it is started again, at the first time: a qemu-nbd that gets SIGTERM while it
- * starts runs on and accepts nobody.  One that is slow gets all the time that is left after that.
- */
-#define START_AGAIN_MS 12000
-#define FIRST_PAUSE_MS 50 /* between two tries to start the server */
-#define LAST_PAUSE_MS 500
-#define MAX_REPEATS 10 /* of one request: it may be what the server dies of */
-#define LEAVE_MS 60000 /* for the server to write what it has in memory */
-#define LEND_MS 10000  /* the same while somebody waits for the image */
+#define MAX_REPEATS 10       /* of one request: it may be what the server dies of */
+#define LEAVE_MS 60000       /* for the server to write what it has in memory */
 #define LENT_LOOK_MS 200
-
-/* LENDING: the last requests end, and everything is made durable. */
-enum image_state { RUNS, RECOVERS, LENDING, LENT, RETURNED, LOST };
-
-struct image {
-  struct image_options options;
-  struct image_facts facts; /* constant */
-  struct stat file;         /* constant: the image when it was opened */
-
-  pthread_mutex_t lock; /* protects all below */
-  pthread_cond_t free_connection;
-  pthread_cond_t changed; /* the state, the log, or the number of users */
-  enum image_state state;
-  uint64_t generation;        /* how many servers there were */
-  struct image_server server; /* while it recovers, it belongs to the thread that does that */
-  struct nbd_handle *idle[SERVER_CONNECTIONS]; /* a stack */
-  unsigned nr_idle, users;
-  struct change_log log;
-  bool flushing;   /* a thread flushes because of the log's size */
-  int flush_error; /* of a flush that the guest has not asked for; 0: none failed */
-};
 
 /* ---- one try --------------------------------------------------------------------------------- */
 
@@ -209,145 +178,16 @@ send_once (struct image *i, struct try *t)
 
 /* ---- the recovery ---------------------------------------------------------------------------- */
 
-/* Is it still the same file or device that stands at the path? */
-static bool
-is_same_file (const struct image *i)
-{
-  struct stat st;
-
-  return stat (i->options.path, &st) == 0 && st.st_dev == i->file.st_dev
-         && st.st_ino == i->file.st_ino && st.st_rdev == i->file.st_rdev;
-}
-
-/* Does the new server tell what the old one told? */
-static bool
-is_same_image (const struct image_facts *a, const struct image_facts *b)
-{
-  return a->size == b->size && a->read_only == b->read_only && a->trim == b->trim
-         && a->zero == b->zero && a->fua == b->fua && a->cache == b->cache
-         && a->extents == b->extents && a->layers == b->layers && a->maximum == b->maximum;
-}
-
-/* Send all that is kept, in order, and make it durable.  No other thread changes the log now. */
-static int
-replay (struct image *i, unsigned *nr)
-{
-  struct nbd_handle *h = i->server.connection[0];
-
-  *nr = 0;
-  for (const struct change *c = i->log.first; c != NULL; c = c->next, ++*nr) {
-    int err = request_repeat (h, c);
-    if (err != 0)
-      return err;
-  }
-  struct image_request r = { .action = IMAGE_FLUSH };
-  return i->facts.read_only ? 0 : request_send (h, &r);
-}
-
-/* Start a server within START_MS and replay, until END on base/clock.h's clock in ms.  True, or
- * false after a message. */
-static bool
-start_again (struct image *i, uint64_t start_ms, uint64_t end)
-{
-  uint64_t start_end = clock_ms () + start_ms;
-  char *error = NULL;
-  unsigned nr;
-
-  if (!is_same_file (i)) {
-    nbdkit_error ("%s: another file is there now, or none", i->options.path);
-    return false;
-  }
-  if (server_start (&i->server, &i->options, start_end < end ? start_end : end, &error) == -1) {
-    nbdkit_error ("%s", error);
-    text_free (error);
-    return false;
-  }
-  int err = 0;
-  if (!is_same_file (i) || !is_same_image (&i->server.facts, &i->facts))
-    nbdkit_error ("%s: it is another image now, or another qemu-nbd", i->options.path);
-  else if ((err = replay (i, &nr)) != 0)
-    nbdkit_error ("%s: change %u of those that were not durable cannot be repeated: %s",
-                  i->options.path, nr + 1, strerror (err));
-  else {
-    nbdkit_error ("%s: qemu-nbd runs again, and %u changes that were not durable were repeated",
-                  i->options.path, nr);
-    return true;
-  }
-  server_kill (&i->server);
-  server_bury (&i->server);
-  /* What the server that died had allocated and not made durable belongs to nobody now, and a
-   * replay takes its room again. */
-  if (err == ENOSPC)
-    check_frees_leaks (&i->options, end);
-  return false;
-}
-
-static void
-tell_end (const struct image *i)
-{
-  int status = i->server.end_status;
-
-  if (WIFSIGNALED (status))
-    nbdkit_error ("%s: qemu-nbd was ended by signal %d (%s): it is started again", i->options.path,
-                  WTERMSIG (status), strsignal (WTERMSIG (status)));
-  else
-    nbdkit_error ("%s: qemu-nbd ended with status %d: it is started again", i->options.path,
-                  WEXITSTATUS (status));
-}
-
-/* Has the server's end done harm?  Tells it. */
-static bool
-is_damaged (const struct image *i, uint64_t end)
-{
-  if (i->facts.read_only || !check_finds_errors (&i->options, end))
-    return false;
-  nbdkit_error ("%s: the image is damaged, as 'qemu-img check' says: all requests fail until it is"
-                " repaired and this server is started again",
-                i->options.path);
-  return true;
-}
-
-/* The lock is not held, and nobody else uses the server or changes the log. */
-static bool
-start_until_it_runs (struct image *i, bool returned)
-{
-  uint64_t end = clock_ms () + RECOVERY_MS;
-  unsigned pause = FIRST_PAUSE_MS, start_ms = START_AGAIN_MS;
-
-  server_bury (&i->server);
-  if (!returned)
-    tell_end (i);
-  if (!returned && is_damaged (i, end - RECOVERY_MS / 2))
-    return false;
-  while (!start_again (i, start_ms, end)) {
-    start_ms = RECOVERY_MS;
-    if (returned) { /* whoever had it may still have it open, for as long as he likes */
-      if (nbdkit_nanosleep (0, pause * NS_PER_MS) == -1)
-        return false;
-      end = clock_ms () + RECOVERY_MS;
-    } else if (clock_ms () + pause >= end) {
-      nbdkit_error ("%s: given up after %d s: all requests fail until this server is started"
-                    " again",
-                    i->options.path, RECOVERY_MS / 1000);
-      return false;
-    } else
-      clock_sleep_ms (pause);
-    pause = pause * 2 < LAST_PAUSE_MS ? pause * 2 : LAST_PAUSE_MS;
-  }
-  return true;
-}
-
-static void
-use_server (struct image *i)
+void
+image_use_server (struct image *i)
 {
   for (unsigned n = 0; n < i->server.nr_connections; n++)
     i->idle[n] = i->server.connection[n];
   i->nr_idle = i->server.nr_connections;
 }
 
-/* The lock is held. */
-static void
-change_state (struct image *i, enum image_state state)
+void
+image_change_state (struct image *i, enum image_state state)
 {
   i->state = state;
   pthread_cond_broadcast (&i->changed);
@@ -369,15 +209,15 @@ recover (struct image *i, uint64_t generation)
     while (i->users > 0)
       pthread_cond_wait (&i->changed, &i->lock);
     pthread_mutex_unlock (&i->lock);
-    bool runs = start_until_it_runs (i, returned);
+    bool runs = recovery_start (i, returned);
     pthread_mutex_lock (&i->lock);
     i->nr_idle = 0;
     if (runs) {
-      use_server (i);
+      image_use_server (i);
       gone = log_flushed (&i->log, log_mark (&i->log));
     }
     i->generation++;
-    change_state (i, runs ? RUNS : returned ? RETURNED : LOST);
+    image_change_state (i, runs ? RUNS : returned ? RETURNED : LOST);
   }
   while (i->state == RECOVERS)
     pthread_cond_wait (&i->changed, &i->lock);
@@ -524,66 +364,6 @@ image_do (struct image *i, struct image_request *r)
   return r->action == IMAGE_FLUSH ? flush_for_guest (i, r) : send_until_done (i, &t);
 }
 
-/* ---- lending --------------------------------------------------------------------------------- */
-
-/* Make everything durable, and end the server.  Nobody else uses it.  *ENDED: it has ended, and all
- * is durable.  0 or an errno. */
-static int
-end_server (struct image *i, bool *ended)
-{
-  struct image_request r = { .action = IMAGE_FLUSH };
-  int err = i->facts.read_only ? 0 : request_send (i->server.connection[0], &r);
-
-  *ended = err == 0;
-  if (err != 0 || server_leave (&i->server, LEND_MS))
-    return err;
-  server_kill (&i->server);
-  server_bury (&i->server);
-  return ETIMEDOUT;
-}
-
-int
-image_lend (struct image *i)
-{
-  struct change *gone = NULL;
-  bool ended = false;
-
-  pthread_mutex_lock (&i->lock);
-  while (i->state == RECOVERS)
-    pthread_cond_wait (&i->changed, &i->lock);
-  bool runs = i->state == RUNS;
-  int err = i->state == LENDING || i->state == LENT ? EBUSY : i->state == LOST ? EIO : 0;
-  bool begun = err == 0;
-  if (begun)
-    i->state = LENDING; /* no request begins */
-  if (begun && runs) {
-    while (i->users > 0)
-      pthread_cond_wait (&i->changed, &i->lock);
-    pthread_mutex_unlock (&i->lock);
-    err = end_server (i, &ended);
-    pthread_mutex_lock (&i->lock);
-    if (ended) {
-      gone = log_flushed (&i->log, log_mark (&i->log));
-      i->nr_idle = 0;
-      i->generation++;
-    }
-  }
-  /* A server that is lost is noticed by the next request. */
-  if (begun)
-    change_state (i, err == 0 ? LENT : ended ? RETURNED : RUNS);
-  pthread_mutex_unlock (&i->lock);
-  change_free (gone);
-  return err;
-}
-
-void
-image_take_back (struct image *i)
-{
-  pthread_mutex_lock (&i->lock);
-  change_state (i, RETURNED);
-  pthread_mutex_unlock (&i->lock);
-}
-
 /* ---- beginning and end ----------------------------------------------------------------------- */
 
 struct image *
@@ -607,7 +387,7 @@ image_open (const struct image_options *o, char **error)
   pthread_mutex_init (&i->lock, NULL);
   pthread_cond_init (&i->free_connection, NULL);
   pthread_cond_init (&i->changed, NULL);
-  use_server (i);
+  image_use_server (i);
   return i;
 }
 

@@ -7,9 +7,12 @@ nbd_plugin_nbdkit_image_plugin_la_SOURCES = \
 	nbd-plugin/image/extents.h \
 	nbd-plugin/image/image.c \
 	nbd-plugin/image/image.h \
+	nbd-plugin/image/internal.h \
+	nbd-plugin/image/lending.c \
 	nbd-plugin/image/log.c \
 	nbd-plugin/image/log.h \
 	nbd-plugin/image/plugin.c \
+	nbd-plugin/image/recovery.c \
 	nbd-plugin/image/requests.c \
 	nbd-plugin/image/requests.h \
 	nbd-plugin/image/server.c \
