@@ -7,6 +7,7 @@
 # writes to it, makes it a whole copy.  A disk that was handed on stays fenced when its server is
 # started again.  Each time the disks are compared.
 . "$(dirname "$0")/lib.sh"
+. "$srcdir/tests/blackbox/return-lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
 
@@ -16,51 +17,11 @@ random_disk "$at_a" $size
 "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.test", b"x")' "$at_a" ||
   skip "no extended attributes in $tmp"
 
-# receive NAME DISK OPTIONS...: NAME is tracked as well.
-receive () {
-  local name=$1 disk=$2; shift 2
-  control[$name]=$tmp/$name.control
-  rm -f "$tmp/$name.log"
-  start_receive "$name" "$disk" --control "${control[$name]}" --state "$tmp/$name.state" "$@" \
-    -- mirror-state-volatile=yes
-}
-# kill_server NAME: `receive` and its server, as if the host had gone.
-kill_server () {
-  local server
-  server=$(child_of "$1" nbdkit)
-  kill -KILL "${pid[$1]}" "$server"
-  wait "${pid[$1]}" 2>/dev/null || :
-  unset "pid[$1]"
-  while kill -0 "$server" 2>/dev/null; do sleep 0.02; done
-}
-# write_blocks URI SEED COUNT [BYTES]: a guest writes blocks here and there in the first BYTES.
-write_blocks () {
-  "$python" - "$@" <<'PY'
-import nbd, os, random, sys
-h = nbd.NBD()
-h.connect_uri(sys.argv[1])
-rng = random.Random(int(sys.argv[2]))
-size = int(sys.argv[4]) if len(sys.argv) > 4 else h.get_size()
-for i in range(int(sys.argv[3])):
-    h.pwrite(os.urandom(4096), rng.randrange(size // 4096) * 4096)
-h.shutdown()
-PY
-}
 sent () { echo $(($(field sent-bytes <"$tmp/report") + $(field zero-bytes <"$tmp/report"))); }
-# moves FROM TO OPTIONS...: FROM's disk is handed over to TO.
-moves () {
-  local from=$1 to=$2; shift 2
-  rm -f "$tmp/report" "$tmp/moves.log"
-  nbdmirror mirror "${control[$from]}" "${uri[$to]}" --on-ready complete --report "$tmp/report" \
-    "$@" >"$tmp/moves.log" 2>&1 || fail "$from to $to: $(cat "$tmp/moves.log")"
-}
 # sent_blocks NUMBER: the last move sent so many blocks at most.
 sent_blocks () {
   [ "$(sent)" -le $(($1 * 4096)) ] || fail "$(sent) bytes were sent, and $1 blocks are enough"
 }
-# Does the disk of NAME, which was handed over, say where it stands?
-stands () { [ "$(status_of "${control[$1]}" stands-at)" != null ]; }
-has_checkpoint () { nbdmirror checkpoint list "${control[$1]}" | grep -q "^received .*consistent"; }
 
 # There.  What is told too early is refused.
 start_stateful a "$at_a" "$tmp/a.state"
