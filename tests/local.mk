@@ -62,6 +62,7 @@ unit_tests = \
 	tests/unit/test-control-limits \
 	tests/unit/test-control-client \
 	tests/unit/test-endpoint-file \
+	tests/unit/test-endpoint-late \
 	tests/unit/test-endpoint-nbd \
 	tests/unit/test-endpoint-uri
 if !HAVE_TSAN
@@ -130,6 +131,8 @@ tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(cont
 
 endpoint_fixture = tests/unit/endpoint-fixture.h tests/unit/endpoint-fixture.c
 tests_unit_test_endpoint_file_SOURCES = tests/unit/test-endpoint-file.c $(endpoint_fixture)
+tests_unit_test_endpoint_late_SOURCES = tests/unit/test-endpoint-late.c $(endpoint_fixture)
+tests_unit_test_endpoint_late_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=nbd_hang_up_end
 tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
 EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/unit/engine-fixture.h \
 	tests/unit/state-fixture.h
