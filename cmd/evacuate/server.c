@@ -296,7 +296,7 @@ int
 takeover (struct old_server *o, const struct new_server *n, bool *taken)
 {
   char *sock = text_printf ("%s.new", o->socket);
-  const struct tidy_path paths[TIDY_PATHS_MAX] = { { o->socket, true } };
+  const struct tidy_path paths[TIDY_PATHS_MAX] = { { o->socket, true, true } };
   int r = start_new (o, n, sock);
 
   *taken = false;

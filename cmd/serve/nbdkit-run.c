@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -100,11 +101,12 @@ exec_nbdkit (const struct nbdkit_run *r)
   _exit (EXIT_ERROR);
 }
 
+/* IS_BOUND: SERVER has made its sockets. */
 static void
-start_tidying (const struct nbdkit_run *r, pid_t server)
+start_tidying (const struct nbdkit_run *r, pid_t server, bool is_bound)
 {
   const struct tidy_path paths[TIDY_PATHS_MAX]
-      = { { r->socket, true }, { r->control, true }, { r->pidfile, false } };
+      = { { r->socket, true, is_bound }, { r->control, true, is_bound }, { .path = r->pidfile } };
 
   if (tidy_start (server, paths) == 0)
     return;
@@ -114,12 +116,24 @@ start_tidying (const struct nbdkit_run *r, pid_t server)
     cmd_warning ("%s will be left behind at the end: %s", r->socket, strerror (errno));
 }
 
-/* nbdkit's first process ends before the second has written the pid file. */
+static bool
+is_changed (const char *path, const struct stat *old)
+{
+  struct stat st;
+
+  return stat (path, &st) == 0
+         && (st.st_ino != old->st_ino || st.st_mtim.tv_sec != old->st_mtim.tv_sec
+             || st.st_mtim.tv_nsec != old->st_mtim.tv_nsec);
+}
+
+/* nbdkit's first process ends before the second has written the pid file.  What was there before is
+ * OLD, all zeroes if nothing was.  It is not removed: it may belong to a server that was started at
+ * the same time, and has won. */
 static pid_t
-wait_for_pidfile (const char *path)
+wait_for_pidfile (const char *path, const struct stat *old)
 {
   for (int waited = 0; waited < DETACH_MS; waited += POLL_MS) {
-    pid_t pid = pid_file_read (path);
+    pid_t pid = is_changed (path, old) ? pid_file_read (path) : 0;
     if (pid > 0)
       return pid;
     clock_sleep_ms (POLL_MS);
@@ -151,9 +165,11 @@ wait_until_it_serves (const struct nbdkit_run *r, pid_t server)
 int
 nbdkit_run_detached (const struct nbdkit_run *r)
 {
+  struct stat old;
   int status;
 
-  unlink (r->pidfile); /* an old one would be taken for the new one */
+  if (stat (r->pidfile, &old) == -1)
+    old = (struct stat){ 0 };
   fflush (NULL);
   pid_t pid = fork ();
   if (pid == -1) {
@@ -169,19 +185,19 @@ nbdkit_run_detached (const struct nbdkit_run *r)
       unlink (r->socket);
     return EXIT_ERROR; /* nbdkit has said why */
   }
-  pid_t server = wait_for_pidfile (r->pidfile);
+  pid_t server = wait_for_pidfile (r->pidfile, &old);
   if (server == -1) {
     cmd_say ("%s: nbdkit wrote no process id", r->pidfile);
     return EXIT_ERROR;
   }
-  start_tidying (r, server);
+  start_tidying (r, server, true);
   return wait_until_it_serves (r, server);
 }
 
 int
 nbdkit_become (const struct nbdkit_run *r)
 {
-  start_tidying (r, getpid ());
+  start_tidying (r, getpid (), false);
   signal (SIGPIPE, SIG_DFL);
   exec_nbdkit (r);
 }

@@ -4,12 +4,15 @@
  *
  * The next server may use the same paths the moment the old one is gone, so only what the old one
  * made is removed: a socket is recognised by device, inode and time of creation, which the child
- * notes while the server runs.  One that was never noted (the server ended at once) is removed only
- * if nobody listens there; a pid file only if it still holds that process id.
+ * notes while the server runs.  Another server may have been started at the same time, and have won
+ * the path, so only a socket that the server itself has open is noted.  One that was never noted
+ * (the server ended at once) is removed only if nobody listens there; a pid file only if it still
+ * holds that process id.
  */
 
 #include "config.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -25,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/pid-file.h"
+#include "base/text.h"
 #include "cmd/serve/tidy.h"
 
 #define LOOK_MS 20      /* how often to look for sockets that are not there yet */
@@ -55,14 +59,60 @@ tidy_look (const char *path)
   return r == ECONNREFUSED ? TIDY_STALE : TIDY_IN_USE;
 }
 
+/* Is the socket with this inode, which is not the one of its path, among the descriptors DIR? */
+static bool
+is_open_in (DIR *dir, unsigned long inode)
+{
+  char wanted[64], link[64];
+  const struct dirent *entry;
+
+  snprintf (wanted, sizeof wanted, "socket:[%lu]", inode);
+  rewinddir (dir);
+  while ((entry = readdir (dir)) != NULL) {
+    ssize_t n = readlinkat (dirfd (dir), entry->d_name, link, sizeof link - 1);
+    if (n > 0 && (size_t)n == strlen (wanted) && strncmp (link, wanted, (size_t)n) == 0)
+      return true;
+  }
+  return false;
+}
+
+/* Has SERVER bound a socket to PATH?  Nobody is connected to, which an NBD server would notice.
+ * Where /proc does not tell, it counts as its own. */
+static bool
+has_bound (pid_t server, const char *path)
+{
+  CLEANUP_TEXT char *folder = text_printf ("/proc/%ld/fd", (long)server);
+  char line[512];
+  bool found = false;
+
+  DIR *dir = opendir (folder);
+  if (dir == NULL)
+    return true;
+  FILE *fp = fopen ("/proc/net/unix", "re");
+  while (fp != NULL && !found && fgets (line, sizeof line, fp) != NULL) {
+    unsigned long inode;
+    int at = 0;
+
+    line[strcspn (line, "\n")] = '\0';
+    if (sscanf (line, "%*s %*s %*s %*s %*s %*s %lu %n", &inode, &at) == 1 && at > 0)
+      found = strcmp (line + at, path) == 0 && is_open_in (dir, inode);
+  }
+  if (fp != NULL)
+    fclose (fp);
+  closedir (dir);
+  return found || fp == NULL;
+}
+
 static void
-note_sockets (const struct tidy_path *paths, struct noted *noted, bool *all)
+note_sockets (pid_t server, const struct tidy_path *paths, struct noted *noted, bool *all)
 {
   *all = true;
   for (unsigned i = 0; i < TIDY_PATHS_MAX; i++) {
-    if (paths[i].path == NULL || !paths[i].is_socket || noted[i].seen)
+    const char *path = paths[i].path;
+    if (path == NULL || !paths[i].is_socket || noted[i].seen)
       continue;
-    if (lstat (paths[i].path, &noted[i].st) == 0 && S_ISSOCK (noted[i].st.st_mode))
+    if (lstat (path, &noted[i].st) == 0 && S_ISSOCK (noted[i].st.st_mode)
+        && (paths[i].is_bound || has_bound (server, path)))
       noted[i].seen = true;
     else
       *all = false;
@@ -111,7 +161,7 @@ wait_and_remove (int pidfd, pid_t server, const struct tidy_path *paths)
     if (!all && times++ < LOOK_TIMES) {
       struct noted looked[TIDY_PATHS_MAX];
       memcpy (looked, noted, sizeof looked);
-      note_sockets (paths, looked, &all);
+      note_sockets (server, paths, looked, &all);
       /* If it has ended, the next server may have made what is there now. */
       if (poll (&pfd, 1, 0) == 1)
         break;

@@ -15,6 +15,7 @@
 struct tidy_path {
   const char *path; /* absolute; NULL: none */
   bool is_socket;   /* else a file that holds the server's process id */
+  bool is_bound;    /* a socket that stands there already, and certainly is the server's */
 };
 
 /* Start the child that removes PATHS when process SERVER has ended.  It keeps none of our

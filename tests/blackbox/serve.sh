@@ -53,6 +53,32 @@ sleep 0.5 # time for anybody who wrongly removed the new server's sockets
 stop fg
 wait_for 5 gone
 
+# Two are started at once: the second one has looked, and found the paths free, when the first one
+# takes them. It fails, and removes nothing. (An nbdkit that waits makes it slow.)
+mkdir "$tmp/slow"
+cat >"$tmp/slow/nbdkit" <<EOF
+#!/bin/sh
+while [ ! -e "$tmp/go" ]; do sleep 0.02; done
+exec "$(command -v nbdkit)" "\$@"
+EOF
+chmod +x "$tmp/slow/nbdkit"
+for how in "" --detach; do
+  rm -f "$tmp/go"
+  spawn loser env PATH="$tmp/slow:$PATH" "${serve[@]}" $how --pidfile "$p"
+  sleep 0.3 # until it waits
+  spawn fg "${serve[@]}" --pidfile "$p"
+  wait_for 10 nbdmirror status "$c"
+  wait_for 10 test -s "$p"
+  touch "$tmp/go"
+  wait_exit loser 20
+  [ "$status" = 1 ] || fail "two servers have the same paths (${how:-in the foreground})"
+  sleep 0.3 # for whoever tidies up after it
+  { [ -S "$s" ] && [ -S "$c" ]; } || fail "a server that failed has removed another one's sockets"
+  [ -s "$p" ] || fail "a server that failed has removed another one's pid file"
+  stop fg
+  wait_for 10 gone
+done
+
 # A disk that QEMU writes to is refused, as QEMU's lock tells; --force-share serves it all the same.
 
 spawn holder qemu-nbd -f raw -k "$tmp/holder" -t "$tmp/disk"
