@@ -77,6 +77,22 @@ choose_samples (struct probes *p, unsigned most, const struct region *r)
   }
 }
 
+bool
+identity_is_provable (const struct region *r, bool *any)
+{
+  struct sample s;
+
+  *any = false;
+  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+    if (!samples_get (r, i, &s))
+      continue;
+    *any = true;
+    if (!bitmap_test (r, REGION_QUARANTINE, s.block))
+      return true;
+  }
+  return false;
+}
+
 /* All of them, or else the beginning of the disk, of which nothing is known. */
 static void
 choose (struct probes *p, const struct region *r)

@@ -6,6 +6,7 @@
 #ifndef NBDMIRROR_MIRROR_ENGINE_IDENTITY_H
 #define NBDMIRROR_MIRROR_ENGINE_IDENTITY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "dirty-bitmap/region.h"
@@ -30,5 +31,9 @@ enum identity identity_check (struct channel *ch, const struct endpoint *dest,
 enum identity identity_check_each (struct channel *const *chs, unsigned nr,
                                    const struct endpoint *dest, const struct region *r,
                                    char **error);
+
+/* Does R have a sample that can be compared?  Else any destination would have passed.  *ANY: it has
+ * samples, but what is in quarantine proves nothing.  No session may run. */
+bool identity_is_provable (const struct region *r, bool *any);
 
 #endif

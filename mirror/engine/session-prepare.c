@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "dirty-bitmap/bitmap.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/engine/identity.h"
 #include "mirror/engine/session-prepare.h"
@@ -56,6 +57,21 @@ session_refusal (const struct endpoint *dest, uint64_t disk_size, uint32_t block
                         " bytes, too large for the end of the disk",
                         name, info->min_block);
   return NULL;
+}
+
+/* Tell the user TEXT, which becomes the session's, beside what there is to be told already. */
+static void
+warn (struct session *s, char *text)
+{
+  char *before = s->warning;
+
+  if (before == NULL) {
+    s->warning = text;
+    return;
+  }
+  s->warning = text_printf ("%s; %s", before, text);
+  text_free (before);
+  text_free (text);
 }
 
 /* Look at the destination of a session that is being made.  This is done at each reconnect. */
@@ -230,11 +246,9 @@ warn_if_full (struct session *s)
   for (unsigned i = 0; i < 2; i++) {
     if (!endpoint_is_full (both[i]))
       continue;
-    char *before = s->warning;
-    s->warning = text_printf ("%s%s%s admits fewer connections than it offers: going on with those "
-                              "that there are",
-                              before ? before : "", before ? "; " : "", endpoint_name (both[i]));
-    text_free (before);
+    warn (s, text_printf ("%s admits fewer connections than it offers: going on with those that"
+                          " there are",
+                          endpoint_name (both[i])));
   }
 }
 
@@ -300,12 +314,8 @@ tell_of_reading (struct session *s)
   if (s->engine->options.sync != ENGINE_SYNC_COMPARE || s->target.digests != NULL
       || !endpoint_info (s->target.endpoint)->is_nbd || s->engine->grace_end_ns != 0)
     return;
-  char *before = s->warning;
-  s->warning
-      = text_printf ("%s%s%s serves no digests (nbdkit-digest-filter(1)): it is read to be "
-                     "compared",
-                     before ? before : "", before ? "; " : "", endpoint_name (s->target.endpoint));
-  text_free (before);
+  warn (s, text_printf ("%s serves no digests (nbdkit-digest-filter(1)): it is read to be compared",
+                        endpoint_name (s->target.endpoint)));
 }
 
 /* Make the copiers, with their channels.  NULL, or why not, with *PROBLEM. */
@@ -347,6 +357,29 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
   return error;
 }
 
+/* What was copied counts only at the destination that has it.  Where a job goes on and no sample
+ * could be compared, since all of them were being written to, this may be another one: then
+ * everything is copied again.  Where there are no samples at all, a difference to a base was left
+ * out so far, and what the destination must be was proved otherwise. */
+static void
+believe_only_what_is_proved (struct session *s)
+{
+  struct region *r = s->engine->region;
+  enum engine_sync sync = s->engine->options.sync;
+  uint64_t first = 0, dirty = 0, all = r->geo.nr_blocks;
+  bool any;
+
+  if (atomic_load (&r->hdr->session) <= 1 || identity_is_provable (r, &any)
+      || (!any && sync != ENGINE_SYNC_FULL && sync != ENGINE_SYNC_COMPARE)
+      || (bitmap_next_run (r, REGION_DIRTY, 0, all, &first, &dirty) && first == 0 && dirty == all))
+    return;
+  bitmap_set (r, REGION_VISITED, 0, all); /* nor is its zero block, or its base, to be relied on */
+  bitmap_set (r, REGION_DIRTY, 0, all);
+  warn (s, text_printf ("no block that was copied earlier can be compared now, so %s may be another"
+                        " destination: everything is copied again",
+                        endpoint_name (s->target.endpoint)));
+}
+
 /* ---- all of it ---- */
 
 char *
@@ -362,5 +395,7 @@ session_prepare (struct session *s, struct session_options *o, enum session_prob
   }
   if (error == NULL)
     error = read_tail_pad (s);
+  if (error == NULL)
+    believe_only_what_is_proved (s);
   return error;
 }

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that nothing is written to another server that comes into the destination's place after the
 # first connection was made: neither where the worker can see that it is another one, nor, when a
-# job goes on, where it has to look at what the disk holds.
+# job goes on, where it has to look at what the disk holds.  Where nothing that it holds can be
+# compared, everything is copied again.
 . "$(dirname "$0")/lib.sh"
 
 size=16M
@@ -20,6 +21,13 @@ relay () {
   wait_for 20 grep -q ready "$tmp/$name.log"
 }
 untouched () { cmp "$tmp/other.img" "$tmp/other.copy" || fail "$1: another disk was written to"; }
+
+# What is not flushed is in quarantine once the worker is killed, and proves nothing.
+flushed () { [ "$(status_of "${control[$1]}" claimed-bytes)" = 0 ]; }
+settled () {
+  wait_state "${control[${1:-src}]}" ready 20
+  wait_for 20 flushed "${1:-src}"
+}
 
 # Its socket takes the place of the first one's.
 start_dest dst file $size
@@ -39,13 +47,8 @@ start_dest dst file $size
 start_dest other file $size
 relay shared
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[shared]}"
-wait_state "${control[src]}" ready 20
-# What is not flushed is in quarantine afterwards, and proves nothing.
-flushed () { [ "$(status_of "${control[src]}" claimed-bytes)" = 0 ]; }
-wait_for 20 flushed
-kill -KILL "${pid[mirror]}"
-wait "${pid[mirror]}" 2>/dev/null || :
-unset 'pid[mirror]'
+settled
+stop mirror KILL
 wait_state "${control[src]}" detached 20
 "$python" -c '
 import nbd, os, sys
@@ -59,3 +62,29 @@ has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[src]}" "${uri[shared]}" 
   --quarantine-grace 100ms
 grep -q "is not the destination" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
 untouched "another server"
+
+# All that could be compared was being written to when the worker was killed, and an empty disk
+# comes into the destination's place.
+head -c 1M /dev/urandom >"$tmp/small"
+start_server small "$tmp/small"
+start_dest first file 1M
+spawn mirror nbdmirror mirror "${control[small]}" "${uri[first]}"
+settled small
+kill -STOP "${pid[first]}"
+"$python" -c '
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for i in range(4):
+    h.pwrite(os.urandom(4096), i * 262144)
+h.shutdown()' "${uri[small]}"
+all_in_flight () { [ "$(status_of "${control[small]}" claimed-bytes)" = 16384 ]; }
+wait_for 20 all_in_flight
+stop mirror KILL
+stop first KILL
+wait_state "${control[small]}" detached 20
+start_dest empty file 1M
+nbdmirror mirror "${control[small]}" "${uri[empty]}" --resume --quarantine-grace 100ms \
+  --on-ready complete >"$tmp/out" 2>"$tmp/err" || fail "not copied again: $(cat "$tmp/err")"
+equal "$tmp/small" "${uri[empty]}"
+grep -q "everything is copied again" "$tmp/err" || fail "nothing is told: $(cat "$tmp/err")"
