@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/pid-file.h"
 #include "base/text.h"
@@ -30,7 +31,8 @@
 #include "cmd/serve/tidy.h"
 #include "mirror/endpoint/uri.h"
 
-#define END_MS 10000 /* how long a killed server may take to be gone */
+#define END_MS 10000 /* how long a killed server may take to be gone, or a started one to serve */
+#define LOOK_MS 10
 
 /* ---- the old server -------------------------------------------------------------------------- */
 
@@ -257,6 +259,21 @@ take_name (const char *from, const char *to)
   return 0;
 }
 
+/* An earlier run, which was killed, has started the server, perhaps just now.  It listens at its
+ * control socket first, and at the one that is to be renamed before it writes its process id. */
+static void
+wait_for_started (const struct old_server *o, const struct new_server *n)
+{
+  uint64_t end = clock_ms () + END_MS;
+
+  for (;;) {
+    pid_t pid = pid_file_read (n->pidfile);
+    if ((pid > 0 && pid != o->pid) || clock_ms () >= end)
+      return;
+    clock_sleep_ms (LOOK_MS);
+  }
+}
+
 static int
 start_new (struct old_server *o, const struct new_server *n, const char *sock)
 {
@@ -267,8 +284,10 @@ start_new (struct old_server *o, const struct new_server *n, const char *sock)
     }
     o->aside = true;
   }
-  if (tidy_look (o->control) == TIDY_IN_USE) /* by an earlier run */
+  if (tidy_look (o->control) == TIDY_IN_USE) {
+    wait_for_started (o, n);
     return 0;
+  }
   if (start (o, n, sock, o->control, n->pidfile, n->state) == 0)
     return 0;
   cmd_say ("the server of %s could not be started", n->disk);
