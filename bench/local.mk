@@ -22,7 +22,7 @@ bench: all
 	$(srcdir)/bench/run adopt
 	$(srcdir)/bench/run backup
 
-TESTS += tests/blackbox/bench-smoke.sh
+bench_tests = tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh
 
 # A long line; tests use it as well.

@@ -1,10 +1,19 @@
 # By default ThreadSanitizer sleeps for a second at the end of each process.
 AM_TESTS_ENVIRONMENT = TSAN_OPTIONS=atexit_sleep_ms=0; export TSAN_OPTIONS;
 
+# All that `make check` builds before it runs the tests.
+.PHONY: check-programs
+check-programs: all
+	$(MAKE) $(AM_MAKEFLAGS) $(check_PROGRAMS)
+
+# They are started in this order: the longest first, so that none of these ends alone.
+TESTS += $(guest_tests) $(crash_tests) $(state_tests) $(bench_tests) $(blackbox_tests) \
+	$(unit_tests) $(tree_tests)
+
 # ---- the tree itself -------------------------------------------------------------
 # How it is written, which names it has, and which folder uses which.
 
-TESTS += tests/style.sh tests/names.py tests/layers.py
+tree_tests = tests/style.sh tests/names.py tests/layers.py
 EXTRA_DIST += tests/names.py tests/layers.py tests/style.sh tests/style.py tests/interfaces.py
 
 # ---- unit tests ------------------------------------------------------------------
@@ -71,7 +80,6 @@ unit_tests += tests/sim/test-converge tests/sim/test-line tests/unit/test-qcow2-
 	tests/unit/test-qcow2-new
 endif
 check_PROGRAMS += $(unit_tests)
-TESTS += $(unit_tests)
 else
 TESTS += tests/unit/no-criterion.sh
 endif
@@ -148,10 +156,8 @@ tests_crash_checkpoints_SOURCES = tests/crash/checkpoints.c tests/crash/play.c \
 tests_crash_checkpoints_LDADD = libdirtybitmap.la libbase.la
 tests_crash_torn_SOURCES = tests/crash/torn.c $(crash_medium)
 tests_crash_torn_LDADD = libdirtybitmap.la libbase.la
-crash_tests = tests/crash/crash tests/crash/checkpoints tests/crash/torn \
-	tests/crash/mutations.sh
 if !HAVE_TSAN
-TESTS += $(crash_tests)
+crash_tests = tests/crash/mutations.sh tests/crash/crash tests/crash/checkpoints tests/crash/torn
 endif
 EXTRA_DIST += tests/crash/mutations.sh tests/blackbox/newest-backup.py
 
@@ -173,7 +179,7 @@ check_PROGRAMS += tests/fuzz/state-replay
 tests_fuzz_state_replay_SOURCES = tests/fuzz/replay.c tests/fuzz/state.c tests/fuzz/state.h \
 	tests/fuzz/state-file.c cmd/state.c cmd/options.c cmd/help.c cmd/units.c
 tests_fuzz_state_replay_LDADD = libdirtybitmap.la libbase.la $(JANSSON_LIBS)
-TESTS += tests/fuzz/state.sh tests/model.sh
+state_tests = tests/fuzz/state.sh tests/model.sh
 EXTRA_DIST += tests/model.sh tests/fuzz/state.sh tests/fuzz/state-corpus
 
 # ---- black-box tests --------------------------------------------------------------
@@ -286,7 +292,6 @@ own_tests = \
 	tests/blackbox/job-commands.sh \
 	tests/blackbox/in-doubt.sh
 blackbox_tests = $(linked_blackbox_tests) $(own_tests)
-TESTS += $(blackbox_tests)
 
 # The scripts, and all that they use.  What running them leaves in these folders is not for others.
 EXTRA_DIST += tests/blackbox tests/other-debian.sh
@@ -317,11 +322,10 @@ guest_tests = \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py \
 	tests/guest/two-hosts-tls.py
-TESTS += $(guest_tests)
 EXTRA_DIST += tests/guest
 
 # What depends on the nbdkit, libnbd and QEMU of this machine.
-linked_tests = $(linked_blackbox_tests) $(guest_tests)
+linked_tests = $(guest_tests) $(linked_blackbox_tests)
 linked_programs = bench/relay
 if HAVE_CRITERION
 linked_programs += tests/unit/test-endpoint-nbd tests/unit/test-endpoint-uri

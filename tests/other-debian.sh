@@ -3,19 +3,19 @@
 #
 # other-debian.sh BUILDDIR [COMMAND]: build and test the release tarball in a root of the other
 # supported Debian release (13 on Debian 12 and everywhere else, 12 on Debian 13), so that both
-# generations of nbdkit are covered.  The test summary ends up in
-# BUILDDIR/other-debian/test-suite.log.  The tests are those of what depends on the release (make
+# generations of nbdkit are covered.  The tests are those of what depends on the release (make
 # check-linked).  With COMMAND that is run by the shell in the build directory instead.
 #
-# The root is made once by mmdebstrap and kept in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror.  Exit
-# status: that of the tests; 77 where such a root can't be had or entered.
+# The tarball is unpacked and built in BUILDDIR/other-debian, and stays there: the next run compiles
+# what has changed, and the test summary is BUILDDIR/other-debian/build/test-suite.log.  The root is
+# made once by mmdebstrap and kept in ${XDG_CACHE_HOME:-~/.cache}/nbdmirror.  Exit status: that of
+# the tests; 77 where such a root can't be had or entered.
 
 set -eu
 export LC_ALL=C
 builddir=$1
 command=${2-make -s -j3 check-linked VERBOSE=1}
-results=$builddir/other-debian
-rm -rf "$results"
+work=$builddir/other-debian
 unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
 
 packages="gcc make libc6-dev pkgconf perl xz-utils nbdkit nbdkit-plugin-dev libnbd-dev
@@ -62,9 +62,12 @@ fi
 
 rm -f "$builddir"/nbdmirror-*.tar.xz
 make -C "$builddir" -s dist
-work=$(mktemp -d "$root/tmp/nbdmirror-check.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM HUP
+# What was built in another root, of other packages, is of no use.
+[ "$(cat "$work/build/.root" 2>/dev/null)" = "$root" ] || rm -rf "$work/build"
+mkdir -p "$work/build"
+echo "$root" >"$work/build/.root"
+find "$work" -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+find "$work" \( -name '*.trs' -o -name test-suite.log \) -delete
 tar -xf "$builddir"/nbdmirror-*.tar.xz -C "$work" --strip-components=1
 
 # The kernel for test guests, where the tests outside have fetched it.
@@ -75,24 +78,17 @@ if [ -d "$cache/guest" ]; then
 fi
 
 # In a mount namespace of its own, so that nothing stays mounted, whatever happens.
-status=0
 # shellcheck disable=SC2016
-unshare --mount --propagation private --fork --kill-child sh -ec '
+exec unshare --mount --propagation private --fork --kill-child sh -ec '
   mount --rbind /proc "$1/proc"
   mount --rbind /dev "$1/dev"
+  mount --bind "$2" "$1/mnt"
   exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C SHORT="$3" \
     COMMAND="$4" \
     sh -ec "
-      cd \"$2\"
-      mkdir build && cd build
-      ../configure --quiet --enable-werror
+      cd /mnt/build
+      [ -e config.status ] || ../configure --quiet --enable-werror
       make -s -j2
       eval \"\$COMMAND\"
     "
-' sh "$root" "/tmp/${work##*/}" "${SHORT:-0}" "$command" </dev/null || status=$?
-
-mkdir -p "$results"
-(cd "$work/build" 2>/dev/null &&
-  find . -name '*.trs' -o -name '*.log' -o -path './bench/results/*') |
-  tar -C "$work/build" -cf - -T - | tar -C "$results" -xf -
-exit $status
+' sh "$root" "$work" "${SHORT:-0}" "$command" </dev/null
