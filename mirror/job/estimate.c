@@ -11,6 +11,7 @@
 #include "mirror/job/estimate.h"
 
 #define SAMPLES_TO_BE_READY 2
+#define SPAN_NS (50 * NS_PER_MS)
 #define PART_NS (10 * NS_PER_MS)        /* busy time that says something about bandwidth */
 #define PART_BYTES (UINT64_C (1) << 20) /* moved in it: also that it is not more */
 
@@ -30,6 +31,19 @@ rate_of (unsigned nr, const struct estimate_span spans[])
     b += (double)spans[i].bytes;
   }
   return t > 0 ? b * NS_PER_S / t : 0;
+}
+
+/* Add to the last span while that is short, or begin the next one. */
+static void
+add_span (unsigned *nr, struct estimate_span spans[], uint64_t ns, uint64_t bytes)
+{
+  struct estimate_span *last = *nr > 0 ? &spans[(*nr - 1) % ESTIMATE_WINDOW] : NULL;
+
+  if (last != NULL && last->ns < SPAN_NS) {
+    last->ns += ns;
+    last->bytes += bytes;
+  } else
+    spans[(*nr)++ % ESTIMATE_WINDOW] = (struct estimate_span){ ns, bytes };
 }
 
 /* Busy for a part of the sample only, for BUSY_NS. */
@@ -60,18 +74,17 @@ add_rates (struct estimate *e, const struct estimate_sample *s)
 
   uint64_t acked = s->acked_bytes - e->last.acked_bytes;
   uint64_t passed = s->passed_bytes - e->last.passed_bytes;
-  e->moved[e->nr_guest % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked + passed };
-  e->guest[e->nr_guest++ % ESTIMATE_WINDOW]
-      = (struct estimate_span){ ns, s->dirtied_bytes - e->last.dirtied_bytes };
+  add_span (&e->nr_moved, e->moved, ns, acked + passed);
+  add_span (&e->nr_guest, e->guest, ns, s->dirtied_bytes - e->last.dirtied_bytes);
   e->dirty_rate = rate_of (e->nr_guest, e->guest);
-  e->move_rate = rate_of (e->nr_guest, e->moved);
+  e->move_rate = rate_of (e->nr_moved, e->moved);
 
   /* A stretch of holes goes by without using the line: it tells little about bandwidth.  Busy all
    * the time and nothing acknowledged, as the first thing seen: a slow first reply, or a low limit.
    * That is not "no bandwidth". */
   bool holes = passed > acked;
   if (s->queue_full && !holes && (acked > 0 || e->nr_busy > 0)) {
-    e->busy[e->nr_busy++ % ESTIMATE_WINDOW] = (struct estimate_span){ ns, acked };
+    add_span (&e->nr_busy, e->busy, ns, acked);
     e->bandwidth = rate_of (e->nr_busy, e->busy);
   } else if (!holes || e->bandwidth <= 0)
     add_part (e, acked, s->busy_ns - e->last.busy_ns, s->limit);
@@ -79,6 +92,18 @@ add_rates (struct estimate *e, const struct estimate_sample *s)
    * zeroes, which it does not slow down, tell nothing about data. */
   if (s->limit > 0 && e->bandwidth > (double)s->limit)
     e->bandwidth = (double)s->limit;
+}
+
+/* How long the line needs for what is left.  What is on its way arrives while the last block is,
+ * and that trip is counted already.  But the line holds no more than it carries in a trip: the rest
+ * of what was sent waits in a queue. */
+static double
+left_ms (const struct estimate *e, const struct estimate_sample *s)
+{
+  double held = e->bandwidth * e->trip_ms / 1000, line = (double)s->line_bytes;
+  double left = (double)s->left_bytes - (line < held ? line : held);
+
+  return left > 0 ? left / e->bandwidth * 1000 : 0;
 }
 
 void
@@ -103,7 +128,7 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
   e->pause_known = s->left_bytes == 0 || e->bandwidth > 0;
   e->expected_pause_ms = e->fixed_ms;
   if (s->left_bytes > 0 && e->bandwidth > 0)
-    e->expected_pause_ms += (double)s->left_bytes / e->bandwidth * 1000;
+    e->expected_pause_ms += left_ms (e, s);
 
   if (e->pause_known && e->expected_pause_ms <= max_downtime_ms && s->quarantine_bytes == 0)
     e->fitting += calm ? SAMPLES_TO_BE_READY : 1;
@@ -125,7 +150,17 @@ estimate_lost (struct estimate *e)
   e->fitting = 0;
   e->ready = false;
   e->have_last = false; /* the time without a session says nothing about rates */
-  e->nr_guest = 0;
+  e->nr_guest = e->nr_moved = 0;
+}
+
+/* What is left shrinks by a second of the line's time in a second, at most. */
+double
+estimate_fits_in_ms (const struct estimate *e, double max_downtime_ms)
+{
+  bool may_fit = e->have_last && e->pause_known && e->fixed_ms <= max_downtime_ms;
+  double over = e->expected_pause_ms - max_downtime_ms;
+
+  return may_fit && over > 0 ? over : 0;
 }
 
 bool

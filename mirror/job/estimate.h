@@ -10,6 +10,9 @@
  * keeps the copiers busy for a whole sample: there it is bytes by the time in which anything was
  * being copied.  Few and small requests show less than the line could do, so they raise the
  * estimate, and lower it only if they moved much.
+ *
+ * Samples may come much sooner than the usual 100 ms when the job is about to be ready.  Rates are
+ * of spans of at least SPAN_NS all the same, so that they do not become those of a moment.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_ESTIMATE_H
@@ -18,7 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define ESTIMATE_WINDOW 20 /* samples; at 100 ms each: the last 2 s */
+#define ESTIMATE_WINDOW 20 /* spans; of one sample of 100 ms each: the last 2 s */
 
 /* One look at the counters. */
 struct estimate_sample {
@@ -27,6 +30,7 @@ struct estimate_sample {
   uint64_t passed_bytes;  /* holes, done by their block status alone, ever growing */
   uint64_t dirtied_bytes; /* turned from clean to dirty by the guest, ever growing */
   uint64_t left_bytes;    /* dirty, or claimed and not yet acknowledged */
+  uint64_t line_bytes;    /* of these: sent and not yet acknowledged */
   uint64_t quarantine_bytes;
   uint64_t busy_ns; /* time in which something was being copied, ever growing */
   uint64_t limit;   /* bytes a second that may be sent; 0: no limit */
@@ -48,9 +52,9 @@ struct estimate {
   struct estimate_sample last;
   bool have_last;
   struct estimate_span busy[ESTIMATE_WINDOW], guest[ESTIMATE_WINDOW], moved[ESTIMATE_WINDOW];
-  unsigned nr_busy, nr_guest; /* ever added; ring index modulo the window */
-  struct estimate_span part;  /* bytes by busy time, from samples with idle time in them */
-  unsigned fitting;           /* samples running that fit the allowed downtime */
+  unsigned nr_busy, nr_guest, nr_moved; /* ever added; ring index modulo the window */
+  struct estimate_span part; /* bytes by busy time, from samples with idle time in them */
+  unsigned fitting;          /* samples running that fit the allowed downtime */
 
   /* Results, valid after estimate_add(). */
   double bandwidth;  /* bytes/s; 0: not known yet */
@@ -74,6 +78,10 @@ void estimate_begin (struct estimate *e, struct estimate_sample first);
 
 /* A session was lost: not ready until two new samples fit.  Bandwidth is kept. */
 void estimate_lost (struct estimate *e);
+
+/* When can the job be ready at the earliest, for all that is known?  In so many ms; 0: now, or that
+ * cannot be told. */
+double estimate_fits_in_ms (const struct estimate *e, double max_downtime_ms);
 
 /* Is dirty_rate from a whole window of samples? */
 bool estimate_have_rates (const struct estimate *e);

@@ -94,6 +94,7 @@ look (struct job *j, uint64_t now)
     .passed_bytes = atomic_load (&e->counters.passed_bytes),
     .dirtied_bytes = atomic_load (&r->hdr->dirtied_total) << r->geo.block_shift,
     .left_bytes = engine_left_bytes (e),
+    .line_bytes = atomic_load (&e->counters.writing_bytes),
     .busy_ns = engine_busy_ns (e),
     .limit = content_limit (j),
     .quarantine_bytes = bitmap_count (r, REGION_QUARANTINE) << r->geo.block_shift,
@@ -276,8 +277,8 @@ is_quiet (struct job *j)
 }
 
 /* When the next sample is to be taken: at once if the last one saw something left and now nothing
- * is; soon if all that is missing is a second one that fits as well, or still nothing is left.
- * While something cannot be read no sample makes the job ready. */
+ * is; soon if all that is missing is a second one that fits as well, or still nothing is left; and
+ * when the first one may fit.  While something cannot be read no sample makes the job ready. */
 static uint64_t
 sample_due_ns (struct job *j)
 {
@@ -287,8 +288,13 @@ sample_due_ns (struct job *j)
 
   if (done && j->estimate.last.left_bytes > 0)
     return j->last_sample_ns;
-  bool soon = done || (may_be_ready && j->estimate.fitting > 0);
-  return j->last_sample_ns + (soon ? SAMPLE_SOON_NS : SAMPLE_NS);
+  if (done || (may_be_ready && j->estimate.fitting > 0))
+    return j->last_sample_ns + SAMPLE_SOON_NS;
+  uint64_t fits_ns
+      = (uint64_t)(estimate_fits_in_ms (&j->estimate, (double)j->max_downtime_ms) * NS_PER_MS);
+  if (!may_be_ready || fits_ns == 0 || fits_ns > SAMPLE_NS)
+    return j->last_sample_ns + SAMPLE_NS;
+  return j->last_sample_ns + (fits_ns > SAMPLE_SOON_NS ? fits_ns : SAMPLE_SOON_NS);
 }
 
 static void

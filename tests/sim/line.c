@@ -183,6 +183,7 @@ take_sample (struct line_sim *s)
     .acked_bytes = (uint64_t)s->acked,
     .dirtied_bytes = (uint64_t)s->dirtied,
     .left_bytes = (uint64_t)(s->disk_left + s->waiting + s->flying_bytes),
+    .line_bytes = (uint64_t)s->flying_bytes,
     .busy_ns = (uint64_t)(s->busy_s * NS_PER_S),
     .queue_full = !s->had_nothing,
   };

@@ -15,7 +15,7 @@
 
 #define STEP_S 0.001
 #define SAMPLE_MS 100
-#define SOON_MS 20       /* between two samples when nothing is left; as in job.c */
+#define SOON_MS 20       /* between two samples when it may be ready; as in job.c */
 #define PASS_PAUSE_MS 50 /* as in engine.c */
 #define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
 #define BURST_S 0.1    /* as rate.c */
@@ -445,6 +445,19 @@ hand_over (struct sim *s)
   s->result.ended = true;
 }
 
+/* How long after the last sample is the next one due?  As job.c. */
+static double
+sample_after_ms (const struct sim *s)
+{
+  double fits_ms = estimate_fits_in_ms (&s->estimate, s->o->max_downtime_ms);
+
+  if (s->nr_dirty == 0 || (s->estimate.fitting > 0 && !s->estimate.ready))
+    return SOON_MS;
+  if (fits_ms <= 0 || fits_ms > SAMPLE_MS)
+    return SAMPLE_MS;
+  return fits_ms > SOON_MS ? fits_ms : SOON_MS;
+}
+
 struct sim_result
 sim_run (const struct sim_options *o)
 {
@@ -468,17 +481,18 @@ sim_run (const struct sim_options *o)
   s->result.first_slowed_s = -1;
   estimate_begin (&s->estimate, (struct estimate_sample){ .left_bytes = o->disk_bytes });
 
-  double due = SAMPLE_MS;
+  double last_ms = 0;
   while (s->now < o->give_up_s * 1000 && !s->result.ended && !s->converge.give_up) {
     step (s);
-    if (s->now < due - (s->nr_dirty == 0 ? SAMPLE_MS - SOON_MS : 0))
+    if (s->now - last_ms < sample_after_ms (s))
       continue;
-    due = s->now + SAMPLE_MS;
+    double since_ms = s->now - last_ms;
+    last_ms = s->now;
     sample (s, false);
     if (s->estimate.ready && s->result.ready_s == 0)
       s->result.ready_s = s->now / 1000;
     if (!s->estimate.ready && s->result.ready_s > 0)
-      s->result.unready_s += SAMPLE_MS / 1000.0;
+      s->result.unready_s += since_ms / 1000.0;
     if (s->estimate.ready && s->now >= o->stay_s * 1000)
       hand_over (s);
   }

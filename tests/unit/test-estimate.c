@@ -167,6 +167,71 @@ Test (estimate, the_latency_of_a_write_belongs_to_the_pause)
   cr_assert (e.ready);
 }
 
+/* What is on its way arrives during the trip that the last block takes. */
+Test (estimate, what_is_on_the_line_is_not_counted_twice)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1000 * MIB };
+  const struct estimate_costs costs
+      = { .flush_ns = 50 * MS, .rtt_ns = 50 * MS, .write_ns = 50 * MS };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 20, 10, 0, true, 300);
+  s.left_bytes = 20 * MIB; /* 200 ms at 100 MiB/s, with a trip and a flush 300 */
+  estimate_add (&e, &s, &costs, 290);
+  cr_assert_float_eq (e.expected_pause_ms, 300, 1);
+  cr_assert_eq (e.fitting, 0);
+  s.line_bytes = 2 * MIB;
+  estimate_add (&e, &s, &costs, 290);
+  cr_assert_float_eq (e.expected_pause_ms, 280, 1);
+  cr_assert_eq (e.fitting, 1);
+  s.line_bytes = 15 * MIB; /* the line holds 5 of them, the others wait */
+  estimate_add (&e, &s, &costs, 240);
+  cr_assert_float_eq (e.expected_pause_ms, 250, 1);
+  cr_assert_eq (e.fitting, 0);
+  s.left_bytes = 4 * MIB;
+  s.line_bytes = 4 * MIB;
+  estimate_add (&e, &s, &costs, 110);
+  cr_assert_float_eq (e.expected_pause_ms, 100, 1);
+}
+
+Test (estimate, it_tells_when_it_may_fit)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1000 * MIB };
+  const struct estimate_costs slow = { .flush_ns = 400 * MS };
+  estimate_init (&e);
+  cr_assert_eq (estimate_fits_in_ms (&e, 300), 0);
+  estimate_add (&e, &s, &no_costs, 300);
+  cr_assert_eq (estimate_fits_in_ms (&e, 300), 0); /* no bandwidth is known */
+  feed (&e, &s, 20, 10, 0, true, 300);
+  s.left_bytes = 35 * MIB;
+  feed (&e, &s, 1, 10, 0, true, 300);
+  cr_assert_float_eq (estimate_fits_in_ms (&e, 300), 50, 1);
+  s.left_bytes = 30 * MIB - 1;
+  feed (&e, &s, 1, 10, 0, true, 300);
+  cr_assert_eq (estimate_fits_in_ms (&e, 300), 0); /* it does */
+  s.left_bytes = 35 * MIB;
+  estimate_add (&e, &s, &slow, 300);
+  cr_assert_eq (estimate_fits_in_ms (&e, 300), 0); /* the flush alone takes too long */
+}
+
+/* Many samples in a short time do not push out the rates of the last two seconds. */
+Test (estimate, samples_that_come_soon_share_a_span)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 1000 * MIB };
+  estimate_init (&e);
+  estimate_add (&e, &s, &no_costs, 300);
+  feed (&e, &s, 20, 10, 4, true, 300);
+  for (unsigned i = 0; i < 21; i++) { /* 420 ms in which nothing moves: 7 spans of 60 ms */
+    s.now_ns += 20 * MS;
+    estimate_add (&e, &s, &no_costs, 300);
+  }
+  cr_assert_float_eq (e.bandwidth, 13 * 10.0 * MIB / (13 * 0.1 + 7 * 0.06), 0.1 * MIB);
+  cr_assert_float_eq (e.dirty_rate, 13 * 4.0 * MIB / (13 * 0.1 + 7 * 0.06), 0.1 * MIB);
+}
+
 Test (estimate, a_lost_session_is_not_ready_and_keeps_the_bandwidth)
 {
   struct estimate e;
