@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/pid-file.h"
 #include "cmd/cmd.h"
+#include "cmd/control-query.h"
 #include "cmd/serve/nbdkit-answers.h"
 #include "cmd/serve/nbdkit-run.h"
 #include "cmd/serve/tidy.h"
@@ -162,6 +163,25 @@ wait_until_it_serves (const struct nbdkit_run *r, pid_t server)
   return EXIT_ERROR;
 }
 
+/* The server runs, but could not write its process id, which nbdkit does not notice.  Nobody would
+ * know of it, and the next one would find its sockets in use. */
+static void
+end_unnamed (const struct nbdkit_run *r)
+{
+  struct control_client *c = query_connect (r->control);
+  json_t *status = NULL;
+
+  if (c != NULL && query_call (c, r->control, "query-mirror", NULL, &status, NULL) == 0) {
+    pid_t server = (pid_t)status_number (status, "server-pid", 0);
+    if (server > 0) {
+      start_tidying (r, server, true);
+      kill (server, SIGTERM);
+    }
+  }
+  json_decref (status);
+  control_client_free (c);
+}
+
 int
 nbdkit_run_detached (const struct nbdkit_run *r)
 {
@@ -187,7 +207,10 @@ nbdkit_run_detached (const struct nbdkit_run *r)
   }
   pid_t server = wait_for_pidfile (r->pidfile, &old);
   if (server == -1) {
-    cmd_say ("%s: nbdkit wrote no process id", r->pidfile);
+    cmd_say ("%s: nbdkit could not write its process id there (is the file system full?): the"
+             " server is ended",
+             r->pidfile);
+    end_unnamed (r);
     return EXIT_ERROR;
   }
   start_tidying (r, server, true);

@@ -119,6 +119,14 @@ daemon=$(cat "$p")
 kill "$daemon"
 wait_for 10 gone
 
+# A server that cannot write its process id is not left running.  It takes 15 s to know that.
+if [ "${NBDMIRROR_LONG:-0}" != 0 ]; then
+  ln -s /dev/full "$tmp/full.pid"
+  has_to_exit 1 "${serve[@]}" --detach --pidfile "$tmp/full.pid"
+  grep -q "could not write its process id" "$tmp/err" || fail "full: $(cat "$tmp/err")"
+  wait_for 10 gone
+fi
+
 has_to_exit 0 "${serve[@]}" --detach --pidfile "$tmp/my.pid" --export 'a b' -- mirror-block-size=64k
 "$python" -c 'import nbd, sys
 h = nbd.NBD(); h.set_export_name("a b"); h.connect_unix(sys.argv[1]); h.shutdown()' "$s" ||
