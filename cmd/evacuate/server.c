@@ -199,11 +199,31 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   return status == 0 ? 0 : -1;
 }
 
-/* End the server of PIDFILE and wait for it; it has no clients. */
-static void
-stop (const char *pidfile)
+/* The process of PIDFILE that serves at SOCK; 0: there is none.  The file may be left over, and its
+ * number that of some other program by now, or even of another guest's server. */
+static pid_t
+server_at (const char *sock, const char *pidfile)
 {
+  char path[64], *word = NULL;
+  size_t size = 0;
   pid_t pid = pid_file_read (pidfile);
+  bool found = false;
+
+  snprintf (path, sizeof path, "/proc/%ld/cmdline", (long)pid);
+  FILE *fp = pid > 0 ? fopen (path, "re") : NULL;
+  while (fp != NULL && !found && getdelim (&word, &size, '\0', fp) != -1)
+    found = strcmp (word, sock) == 0;
+  if (fp != NULL)
+    fclose (fp);
+  free (word);
+  return found ? pid : 0;
+}
+
+/* End the server at SOCK and wait for it; it has no clients. */
+static void
+stop (const char *sock, const char *pidfile)
+{
+  pid_t pid = server_at (sock, pidfile);
   int pidfd = pid > 0 ? (int)syscall (SYS_pidfd_open, pid, 0) : -1;
 
   if (pidfd != -1) {
@@ -224,7 +244,7 @@ new_server_try (const struct old_server *o, const struct new_server *n)
   char *state = n->state != NULL ? text_printf ("%s.try", n->state) : NULL;
   int r = start (o, n, sock, control, pidfile, state);
 
-  stop (pidfile);
+  stop (sock, pidfile);
   unlink (sock);
   unlink (control);
   if (state != NULL)
@@ -259,19 +279,22 @@ take_name (const char *from, const char *to)
   return 0;
 }
 
+/* The old one was itself a new one where the disk has moved before. */
+static bool
+is_new (const struct old_server *o, pid_t server)
+{
+  return server > 0 && server != o->pid;
+}
+
 /* An earlier run, which was killed, has started the server, perhaps just now.  It listens at its
  * control socket first, and at the one that is to be renamed before it writes its process id. */
 static void
-wait_for_started (const struct old_server *o, const struct new_server *n)
+wait_for_started (const struct old_server *o, const struct new_server *n, const char *sock)
 {
   uint64_t end = clock_ms () + END_MS;
 
-  for (;;) {
-    pid_t pid = pid_file_read (n->pidfile);
-    if ((pid > 0 && pid != o->pid) || clock_ms () >= end)
-      return;
+  while (!is_new (o, server_at (sock, n->pidfile)) && clock_ms () < end)
     clock_sleep_ms (LOOK_MS);
-  }
 }
 
 static int
@@ -285,7 +308,7 @@ start_new (struct old_server *o, const struct new_server *n, const char *sock)
     o->aside = true;
   }
   if (tidy_look (o->control) == TIDY_IN_USE) {
-    wait_for_started (o, n);
+    wait_for_started (o, n, sock);
     return 0;
   }
   if (start (o, n, sock, o->control, n->pidfile, n->state) == 0)
@@ -337,8 +360,8 @@ takeover_undo (struct old_server *o, const struct new_server *n)
 {
   char *sock = text_printf ("%s.new", o->socket);
 
-  if (pid_file_read (n->pidfile) != o->pid)
-    stop (n->pidfile);
+  if (is_new (o, server_at (sock, n->pidfile)))
+    stop (sock, n->pidfile);
   unlink (sock);
   text_free (sock);
   if (o->aside && rename (o->control_aside, o->control) == 0)
