@@ -21,6 +21,10 @@
 /* The end of a pass is foreseen only after 1/32 of the disk has turned dirty in it.  Without this a
  * single short burst of writes would slow the guest down in a copy that takes hours. */
 #define FORESEE_PART 32
+/* What a guest does to less than this part of the disk says little about the rest of it. */
+#define CLEAN_PART 0.1
+/* D rises in the first pass if it is this many times its mean since the pass began. */
+#define RISES 1.2
 /* A throttle step is chosen so that the whole job sends at most this many times the disk's size. */
 #define BUDGET_DISKS 1.5
 /* Throttling does not work if D is above this many times the limit. */
@@ -111,7 +115,7 @@ mark (struct converge *c, const struct converge_input *in)
   if (in->bandwidth <= 0 || in->now_ns - c->marks[0].ns < window_ns (in))
     return;
   c->marks[1] = c->marks[0];
-  c->marks[0] = (struct converge_mark){ in->now_ns, in->dirtied_bytes };
+  c->marks[0] = (struct converge_mark){ in->now_ns, in->dirtied_bytes, in->left_bytes };
 }
 
 /* Forget D, because it was measured under other conditions. */
@@ -120,7 +124,8 @@ mark_anew (struct converge *c, const struct converge_input *in)
 {
   c->gate_ns = in->now_ns;
   c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
-  c->marks[0] = c->marks[1] = (struct converge_mark){ in->now_ns, in->dirtied_bytes };
+  c->marks[0] = c->marks[1]
+      = (struct converge_mark){ in->now_ns, in->dirtied_bytes, in->left_bytes };
 }
 
 static void
@@ -178,6 +183,24 @@ trial_failed (const struct converge *c, const struct converge_input *in)
   return dirtied > half * TRIAL_S && (dirtied > half * s || in->dirty_rate > half);
 }
 
+/* Will the guest dirty as fast as the worker copies, once the first pass has gone over the disk?
+ * What is dirty already cannot turn dirty, so in that pass D shows only the writes to what is
+ * clean.  D rises with that part of the disk if the guest writes everywhere.  If D does not rise,
+ * the guest writes to one part, and more clean blocks elsewhere will not change D. */
+static bool
+hopeless (const struct converge *c, const struct converge_input *in)
+{
+  const struct converge_mark *from = &c->marks[1];
+  double s = (double)(in->now_ns - from->ns), whole_s = (double)(in->now_ns - c->gate_ns);
+  double clean = 1 - ((double)in->left_bytes + (double)from->left) / 2 / (double)in->disk_bytes;
+  double dirtied = (double)(in->dirtied_bytes - from->dirtied);
+  double mean = (double)(in->dirtied_bytes - c->gate_dirtied) / whole_s * s;
+  double copied = in->bandwidth * s / (double)NS_PER_S;
+
+  return in->passes == 0 && clean >= CLEAN_PART && dirtied >= RISES * mean
+         && dirtied >= LOSING * clean * copied;
+}
+
 /* Can the end of the pass be foreseen?  Returns why it will not do, or CONVERGE_NO_REASON. */
 static enum converge_reason
 foresee (const struct converge *c, const struct converge_input *in)
@@ -192,7 +215,7 @@ foresee (const struct converge *c, const struct converge_input *in)
 
   switch (c->gate) {
   case CONVERGE_OPEN:
-    return much && rate > half ? CONVERGE_RATE : CONVERGE_NO_REASON;
+    return much && (rate > half || hopeless (c, in)) ? CONVERGE_RATE : CONVERGE_NO_REASON;
   case CONVERGE_THROTTLED:
     return rate > OBEYED * (double)c->dirty_limit && rate > half ? CONVERGE_USELESS
                                                                  : CONVERGE_NO_REASON;

@@ -30,7 +30,8 @@
  *
  * Words, all in bytes a second: B, what the destination acknowledges; D, what the guest turns from
  * clean to dirty.  A pass leaves D / B of what it began with, so it halves what was left if D <= B
- * / 2.
+ * / 2.  In the first pass D is lower than it will be, since most of the disk is dirty anyway.  That
+ * it will be as high as B is foreseen by how it rises with what is clean.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_CONVERGE_H
@@ -91,7 +92,7 @@ struct converge_input {
 #define CONVERGE_WINDOW_NS UINT64_C (2000000000)
 
 struct converge_mark {
-  uint64_t ns, dirtied;
+  uint64_t ns, dirtied, left; /* dirtied_bytes and left_bytes at that time */
 };
 
 struct converge {

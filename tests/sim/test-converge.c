@@ -72,6 +72,50 @@ Test (converge, a_line_slower_than_the_delay)
   ends_well (&o, 1.6);
 }
 
+/* A thin line: 64 MiB at 10 MiB/s, and a guest that wants to write PART of that. */
+static struct sim_options
+thin_line (enum job_policy policy, enum sim_guest guest, double part)
+{
+  struct sim_options o = options (policy, guest, part * 10 * MIB / SIM_BLOCK);
+  o.disk_bytes = 64 * (uint64_t)MIB;
+  o.bandwidth = 10 * MIB;
+  o.capped = false;
+  o.forgets = true;
+  o.rtt_ms = o.flush_ms = 10;
+  return o;
+}
+
+/* That the guest will be faster than the line is foreseen in the first pass, long before D is high:
+ * by how D rises. */
+Test (converge, a_guest_as_fast_as_the_line_is_foreseen)
+{
+  static const struct {
+    enum job_policy policy;
+    double ready_s;
+  } want[] = { { POLICY_SYNC, 7.5 }, { POLICY_THROTTLE, 8.0 } };
+
+  for (unsigned i = 0; i < 2; i++) {
+    struct sim_options o = thin_line (want[i].policy, SIM_UNIFORM, 1.5625);
+    struct sim_result r = sim_run (&o);
+    cr_assert (r.ended);
+    cr_assert_leq (r.first_slowed_s, 3, "slowed after %.2f s", r.first_slowed_s);
+    cr_assert_leq (r.ready_s, want[i].ready_s, "ready after %.2f s", r.ready_s);
+  }
+}
+
+/* But one that writes behind the first pass in order shows all that it wants: D does not rise. */
+Test (converge, a_guest_that_writes_in_order_is_not_misjudged)
+{
+  static const double parts[] = { 0.2, 0.3, 0.4, 0.45 };
+
+  for (unsigned i = 0; i < 4; i++) {
+    struct sim_options o = thin_line (POLICY_SYNC, SIM_SEQUENTIAL, parts[i]);
+    struct sim_result r = sim_run (&o);
+    cr_assert (r.ended && r.first_slowed_s < 0, "%g: slowed after %.2f s", parts[i],
+               r.first_slowed_s);
+  }
+}
+
 /* Where one round trip is about what a guest's write may wait, waiting would be in vain: policy
  * sync goes by steps there, and ends.  A nearer line is not taken for a far one. */
 Test (converge, sync_on_a_far_line)
