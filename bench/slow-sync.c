@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Preloaded into a server by bench/run state: each fdatasync, and each durable pwritev2, takes
- * $SYNC_MS more, as on a device that is slow to flush.  Those of $SYNC_FILE are counted in the
- * first 8 bytes of $SYNC_COUNT.
+ * Preloaded into a server by bench/run state: each fdatasync, and each msync, which the server does
+ * to its state file only, takes $SYNC_MS more, as on a device that is slow to flush.  Those of
+ * $SYNC_FILE are counted in the first 8 bytes of $SYNC_COUNT.
  */
 
 #include "config.h"
@@ -10,19 +10,21 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
+#include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 static int (*real) (int);
-static ssize_t (*real_writev) (int, const struct iovec *, int, off_t, int);
+static int (*real_msync) (void *, size_t, int);
 static _Atomic uint64_t *count;
 static const char *file;
-static useconds_t delay_us;
+static struct timespec slower;
 
 static void __attribute__ ((constructor)) begin (void)
 {
@@ -30,10 +32,11 @@ static void __attribute__ ((constructor)) begin (void)
   int fd = path != NULL ? open (path, O_RDWR | O_CLOEXEC) : -1;
 
   real = (int (*) (int))dlsym (RTLD_NEXT, "fdatasync");
-  real_writev
-      = (ssize_t (*) (int, const struct iovec *, int, off_t, int))dlsym (RTLD_NEXT, "pwritev2");
+  real_msync = (int (*) (void *, size_t, int))dlsym (RTLD_NEXT, "msync");
   file = getenv ("SYNC_FILE");
-  delay_us = ms != NULL ? (useconds_t)(atof (ms) * 1000) : 0;
+  double s = ms != NULL ? atof (ms) / 1000 : 0;
+  slower.tv_sec = (time_t)s;
+  slower.tv_nsec = (long)((s - (double)slower.tv_sec) * 1e9);
   if (fd == -1)
     return;
   void *p = mmap (NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -42,30 +45,31 @@ static void __attribute__ ((constructor)) begin (void)
 }
 
 static void
-delay (int fd)
+delay (bool counts)
+{
+  if (count != NULL && counts)
+    atomic_fetch_add (count, 1);
+  if (slower.tv_sec == 0 && slower.tv_nsec == 0)
+    return;
+  prctl (PR_SET_TIMERSLACK, 1UL); /* nanoseconds; it would be 50,000 */
+  nanosleep (&slower, NULL);
+}
+
+int
+fdatasync (int fd)
 {
   char link[64], path[4096];
 
   snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
   ssize_t n = readlink (link, path, sizeof path - 1);
   path[n > 0 ? n : 0] = '\0';
-  if (count != NULL && file != NULL && strcmp (path, file) == 0)
-    atomic_fetch_add (count, 1);
-  if (delay_us != 0)
-    usleep (delay_us);
-}
-
-int
-fdatasync (int fd)
-{
-  delay (fd);
+  delay (file != NULL && strcmp (path, file) == 0);
   return real (fd);
 }
 
-ssize_t
-pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset, int flags)
+int
+msync (void *data, size_t length, int flags)
 {
-  if (flags & RWF_DSYNC)
-    delay (fd);
-  return real_writev (fd, iov, nr, offset, flags);
+  delay (true);
+  return real_msync (data, length, flags);
 }

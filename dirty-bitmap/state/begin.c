@@ -55,8 +55,9 @@ start_job (struct state *s)
   atomic_store (&s->marked[0], s->live);
 }
 
-int
-state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boot[16])
+/* Under l1_lock as well. */
+static int
+begin_epoch (struct state *s, struct state_super *super, const uint8_t boot[16])
 {
   const struct state_layout *l = &s->layout;
   uint8_t page[STATE_PAGE];
@@ -69,6 +70,7 @@ state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boo
   super->identity = s->disk;
   memset (super->next_mark, 0, sizeof super->next_mark);
   memset (super->reason, 0, sizeof super->reason);
+  memcpy (s->l1_epoch, super->epoch, 16);
   memset (s->l1, 0, l->nr_l1_pages * STATE_PAGE_WORDS * 8);
   memset (page, 0, sizeof page);
   for (uint64_t p = 0; p < l->nr_l1_pages; p++) {
@@ -86,6 +88,16 @@ state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boo
     s->unmarked = false;
   start_tracking (s);
   return 0;
+}
+
+int
+state_begin_epoch (struct state *s, struct state_super *super, const uint8_t boot[16])
+{
+  pthread_mutex_lock (&s->l1_lock); /* a commit of the last epoch may be under way */
+  int r = begin_epoch (s, super, boot), saved = errno;
+  pthread_mutex_unlock (&s->l1_lock);
+  errno = saved;
+  return r;
 }
 
 /* The live map of a job that begins has what was changed since checkpoint SINCE: BITS, which has
@@ -231,6 +243,7 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
   if (state_allocate (s, &f->layout, error) == 0) {
     *s->table = *f->table;
     s->table_copy = f->table_copy;
+    memcpy (s->l1_epoch, f->super.epoch, 16);
     memcpy (s->l1, f->l1, f->layout.nr_l1_pages * STATE_PAGE_WORDS * 8);
     memcpy (s->l1_sequence, f->l1_sequence, f->layout.nr_l1_pages * 8);
     memcpy (s->l1_copy, f->l1_copy, f->layout.nr_l1_pages);

@@ -12,9 +12,11 @@
  * Samples come before L2, since a sample of a block whose bit is set is not looked at, and an old
  * sample of a clean block would say that the destination is another one.
  *
- * A disk may take long to flush.  Guests that wait for a commit do not wait for that: io_lock is
- * free meanwhile.  If the control thread has begun or ended something then, the round is given up,
- * and the next one begins with a new look.
+ * Commits go on beside all of it, but for the last step.
+ *
+ * A disk may take long to flush.  The control thread does not wait for that: io_lock is free
+ * meanwhile.  If it has begun or ended something then, the round is given up, and the next one
+ * begins with a new look.
  */
 
 #include "config.h"
@@ -109,8 +111,7 @@ age_of (struct state *s, uint64_t e)
 }
 
 /* If too many extents are hot, those that were not written for the longest time cool.  An eighth
- * more than needed do, so that not each first touch needs a round.  The L1 bits change under
- * io_lock only. */
+ * more than needed do, so that not each first touch needs a round.  Under lock. */
 static void
 choose_age (struct state *s, struct round *round)
 {
@@ -120,9 +121,9 @@ choose_age (struct state *s, struct round *round)
   round->age = OLDEST;
   if (over == 0)
     return;
-  for (uint64_t e = 0; e < s->layout.nr_extents; e++)
-    if (has_l1_bit (s, e))
-      counts[age_of (s, e)]++;
+  for (uint64_t w = 0; w <= (s->layout.nr_extents - 1) / 64; w++)
+    for (uint64_t bits = s->l1[w]; bits != 0; bits &= bits - 1)
+      counts[age_of (s, w * 64 + (unsigned)__builtin_ctzll (bits))]++;
   while (round->age != 0 && counts[round->age] < over)
     over -= counts[round->age--];
   round->more = over;
@@ -176,7 +177,9 @@ step_1 (struct state *s, struct round *round)
 {
   uint64_t n = s->layout.nr_extents;
 
+  pthread_mutex_lock (&s->lock);
   choose_age (s, round);
+  pthread_mutex_unlock (&s->lock);
   for (uint64_t i = 0; i < n; i++) {
     uint64_t e = (s->cursor + i) % n;
     if (cold_and_clean (s, e))
@@ -292,9 +295,11 @@ step_4 (struct state *s)
 
 /* ---- 5: the L1 bits ---- */
 
-static int
+/* Where guests wait, the commit that comes next writes them as well. */
+static void
 step_5 (struct state *s, const struct round *round)
 {
+  pthread_mutex_lock (&s->l1_lock);
   pthread_mutex_lock (&s->lock);
   for (uint64_t i = 0; i < round->nr_cooling; i++) {
     uint64_t e = round->cooling[i];
@@ -304,8 +309,11 @@ step_5 (struct state *s, const struct round *round)
     s->l1_page_dirty[e / (STATE_PAGE_WORDS * 64)] = 1;
     s->nr_hot--;
   }
+  bool waited_for = s->nr_pending != 0 && atomic_load (&s->active) && !s->stop;
   pthread_mutex_unlock (&s->lock);
-  return state_write_l1 (s);
+  if (!waited_for)
+    state_write_l1 (s);
+  pthread_mutex_unlock (&s->l1_lock);
 }
 
 /* Extents that were to cool and did not: where their L1 bit stands, they are as hot as before. */
@@ -333,15 +341,10 @@ state_round (struct state *s)
     round.cooling = malloc ((round.max_cooling + 1) * sizeof *round.cooling);
   if (round.cooling != NULL) {
     step_1 (s, &round);
-    state_commit_now (s);
-    bool durable = step_2 (s, &round);
-    state_commit_now (s);
-    if (!durable || step_3 (s) == -1 || step_4 (s) == -1)
+    if (!step_2 (s, &round) || step_3 (s) == -1 || step_4 (s) == -1)
       stay_hot (s, &round);
-    else {
-      state_commit_now (s);
+    else
       step_5 (s, &round);
-    }
     free (round.cooling);
   }
   pthread_mutex_unlock (&s->io_lock);

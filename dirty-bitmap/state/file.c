@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -58,25 +57,19 @@ sync_file (void *opaque)
   return fdatasync (f->fd);
 }
 
-/* A commit must not wait for the pages of the live maps, which fdatasync() would write as well. */
+/* A commit must not wait for the pages of the live maps, which fdatasync() would write as well.
+ * msync() is the one call that syncs a part of a file.  It does not matter to it that the pages
+ * were written by pwrite(). */
 static int
-write_durable (void *opaque, const void *data, size_t length, uint64_t offset)
+sync_l1 (void *opaque)
 {
   struct state_file *f = opaque;
-
-  for (size_t done = 0; done < length;) {
-    struct iovec iov = { .iov_base = (char *)data + done, .iov_len = length - done };
-    ssize_t n = pwritev2 (f->fd, &iov, 1, (off_t)(offset + done), RWF_DSYNC);
-    if (n == -1 && errno != EINTR)
-      return -1;
-    done += n > 0 ? (size_t)n : 0;
-  }
-  return 0;
+  return f->l1 != NULL ? msync (f->l1, f->l1_bytes, MS_SYNC) : fdatasync (f->fd);
 }
 
-/* Other file systems may take the flag and not heed it (FUSE did for years). */
+/* Other file systems may sync less than that (FUSE did for years). */
 static bool
-heeds_dsync (int fd)
+syncs_parts (int fd)
 {
   struct statfs fs;
 
@@ -125,7 +118,7 @@ state_file_io (struct state_file *f)
                             .discard = discard,
                             .write = write_file,
                             .sync = sync_file,
-                            .write_durable = heeds_dsync (f->fd) ? write_durable : NULL,
+                            .sync_l1 = syncs_parts (f->fd) ? sync_l1 : NULL,
                             .sync_disk = f->disk_fd != -1 ? sync_disk : NULL,
                             .mark_disk = f->disk_fd != -1 ? mark_disk : NULL,
                             .opaque = f };
@@ -185,15 +178,33 @@ map (struct state_file *f, uint64_t offset, size_t length, _Atomic uint64_t **wh
   return 0;
 }
 
+/* From the beginning, since a mapping begins with a page of the machine's. */
+static int
+map_l1 (struct state_file *f, const struct state_layout *l, char **error)
+{
+  if (f->l1 != NULL)
+    return 0;
+  f->l1_bytes = l->l1_offset + 2 * l->nr_l1_pages * STATE_PAGE;
+  void *p = mmap (NULL, f->l1_bytes, PROT_READ, MAP_SHARED, f->fd, 0);
+  if (p == MAP_FAILED)
+    return text_error (error, "mmap: %s", strerror (errno));
+  f->l1 = p;
+  return 0;
+}
+
 int
 state_file_map_job (struct state_file *f, const struct state_layout *l, char **error)
 {
+  if (map_l1 (f, l, error) == -1)
+    return -1;
   return map (f, l->live_offset, l->live_bytes, &f->live, error);
 }
 
 int
 state_file_map_recordings (struct state_file *f, const struct state_layout *l, char **error)
 {
+  if (map_l1 (f, l, error) == -1)
+    return -1;
   for (unsigned i = 0; i < 2; i++)
     if (map (f, l->recordings_offset + i * l->live_bytes, l->live_bytes, &f->slots[i], error) == -1)
       return -1;
@@ -214,6 +225,9 @@ state_file_close (struct state_file *f)
   unmap (f, &f->live);
   unmap (f, &f->slots[0]);
   unmap (f, &f->slots[1]);
+  if (f->l1 != NULL)
+    munmap (f->l1, f->l1_bytes);
+  f->l1 = NULL;
   fd_close (&f->fd);
   fd_close (&f->disk_fd);
 }

@@ -17,6 +17,8 @@ struct state_file {
   int disk_fd;                       /* of the disk itself, owned, or -1: it cannot be flushed */
   _Atomic uint64_t *live, *slots[2]; /* mappings, or NULL */
   size_t live_bytes;                 /* of each */
+  void *l1;                          /* mapping of the file up to the end of L1, or NULL */
+  size_t l1_bytes;
 };
 
 /* Nothing is open. */
@@ -28,8 +30,8 @@ struct state_file {
 /* Nobody else has it while it is open.  *BUSY (may be NULL): somebody has. */
 int state_file_lock (struct state_file *f, bool *busy, char **error);
 
-/* Map the job's live map; the two of recordings.  The file is long enough.  What is mapped
- * already stays. */
+/* Map the job's live map; the two of recordings; and L1 with either.  The file is long enough.
+ * What is mapped already stays. */
 int state_file_map_job (struct state_file *f, const struct state_layout *l, char **error);
 int state_file_map_recordings (struct state_file *f, const struct state_layout *l, char **error);
 

@@ -13,7 +13,7 @@
 #include <errno.h>
 
 #include "base/clock.h"
-#include "dirty-bitmap/state/state.h"
+#include "dirty-bitmap/state/internal.h"
 
 #define SLICE_MS 100         /* between two probes of a write that waits */
 #define ANSWER_LIMIT_MS 5000 /* a state file that takes longer is lost */
@@ -90,6 +90,7 @@ mark_live (struct state *s, uint64_t offset, uint64_t length)
 static bool
 ask (struct state *s, const struct extents *x)
 {
+  uint64_t before = s->nr_pending;
   bool all_hot = true;
 
   for (uint64_t e = x->first; e <= x->last; e++) {
@@ -100,14 +101,20 @@ ask (struct state *s, const struct extents *x)
       continue;
     }
     all_hot = false;
-    if (!s->pending[e]) {
-      s->pending[e] = 1;
-      s->nr_pending++;
-    }
+    state_ask (s, e);
   }
-  if (!all_hot)
+  if (s->nr_pending != before && s->nr_pending >= s->wake_at)
     pthread_cond_signal (&s->work);
   return all_hot;
+}
+
+/* A write enters, or its extents are asked for.  True also if it need not be counted: *COUNTED.
+ * Under lock. */
+static bool
+enter_or_ask (struct state *s, const struct extents *x, bool *counted)
+{
+  *counted = atomic_load (&s->active) && ask (s, x) && count_in (s, x);
+  return *counted || !atomic_load (&s->active);
 }
 
 bool
@@ -118,44 +125,58 @@ state_try_enter (struct state *s, uint64_t offset, uint64_t length, bool *counte
   *counted = false;
   if (!atomic_load (&s->active) || !extents_of (s, offset, length, &x))
     return true;
-  if (!count_in (s, &x)) {
+  *counted = count_in (s, &x);
+  bool in = *counted;
+  if (!in) {
     pthread_mutex_lock (&s->lock);
-    bool in = atomic_load (&s->active) && ask (s, &x) && count_in (s, &x);
-    bool over = !atomic_load (&s->active);
+    in = enter_or_ask (s, &x, counted);
     pthread_mutex_unlock (&s->lock);
-    if (!in)
-      return over;
   }
-  mark_live (s, offset, length);
-  *counted = true;
-  return true;
+  if (*counted)
+    mark_live (s, offset, length);
+  return in;
+}
+
+/* Wait until the extents are hot, or the tracking is lost.  0, or what PROBE says. */
+static int
+wait_to_enter (struct state *s, const struct extents *x, state_probe *probe, void *opaque,
+               bool *counted)
+{
+  uint64_t begun = clock_ms ();
+  int err = 0;
+
+  pthread_mutex_lock (&s->lock);
+  s->waits++;
+  while (!enter_or_ask (s, x, counted)) {
+    struct timespec until = clock_timespec (clock_ns () + SLICE_MS * NS_PER_MS);
+    if (pthread_cond_timedwait (&s->committed, &s->lock, &until) == 0)
+      continue;
+    pthread_mutex_unlock (&s->lock);
+    err = probe (opaque);
+    if (err != 0)
+      return err;
+    if (clock_ms () - begun >= ANSWER_LIMIT_MS)
+      state_lose (s, "the state file did not answer in time");
+    pthread_mutex_lock (&s->lock);
+  }
+  pthread_mutex_unlock (&s->lock);
+  return 0;
 }
 
 int
 state_enter (struct state *s, uint64_t offset, uint64_t length, state_probe *probe, void *opaque,
              bool *counted)
 {
-  if (state_try_enter (s, offset, length, counted))
+  struct extents x;
+
+  *counted = false;
+  if (!atomic_load (&s->active) || !extents_of (s, offset, length, &x))
     return 0;
-  uint64_t begun = clock_ms ();
-  pthread_mutex_lock (&s->lock);
-  s->waits++;
-  pthread_mutex_unlock (&s->lock);
-  while (!state_try_enter (s, offset, length, counted)) {
-    if (clock_ms () - begun >= ANSWER_LIMIT_MS) {
-      state_lose (s, "the state file did not answer in time");
-      continue;
-    }
-    struct timespec until = clock_timespec (clock_ns () + SLICE_MS * NS_PER_MS);
-    pthread_mutex_lock (&s->lock);
-    if (s->nr_pending != 0 && atomic_load (&s->active))
-      pthread_cond_timedwait (&s->committed, &s->lock, &until);
-    pthread_mutex_unlock (&s->lock);
-    int err = probe (opaque);
-    if (err != 0)
-      return err;
-  }
-  return 0;
+  *counted = count_in (s, &x);
+  int err = *counted ? 0 : wait_to_enter (s, &x, probe, opaque, counted);
+  if (*counted)
+    mark_live (s, offset, length);
+  return err;
 }
 
 void

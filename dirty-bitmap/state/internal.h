@@ -52,8 +52,11 @@ int state_write_note (struct state *s, bool *any);
 int state_sync_disk (struct state *s);
 
 /* Write every L1 page that changed, into the copy that does not hold what is durable now; then
- * sync.  0; or -1, and the tracking is lost. */
+ * sync.  Under l1_lock, and io_lock need not be held.  0; or -1, and the tracking is lost. */
 int state_write_l1 (struct state *s);
+
+/* Extent E is to become hot.  Under lock only. */
+void state_ask (struct state *s, uint64_t e);
 
 /* Is a loss to be written?  The file says INCONSISTENT then, which is as good as all dirty. */
 void state_write_loss (struct state *s);
@@ -65,7 +68,5 @@ int state_write_failed (struct state *s, const char *what);
  * -1 with errno.  A page of which none is set is not written if SKIP_EMPTY. */
 int64_t state_write_page (struct state *s, const struct state_page_id *id,
                           const _Atomic uint64_t *live, uint64_t area_offset, bool skip_empty);
-
-void state_commit_now (struct state *s);
 
 #endif

@@ -16,8 +16,6 @@
 #include "dirty-bitmap/state/internal.h"
 #include "dirty-bitmap/state/recordings.h"
 
-#define PAGES_BETWEEN_COMMITS 256u /* a guest's first touch does not wait for more */
-
 /* An area that no recording of T has.  There is always one. */
 static uint32_t
 free_area (const struct state_table *t)
@@ -61,8 +59,6 @@ write_recording (struct state *s, const _Atomic uint64_t *live, struct state_che
     if (set == -1)
       return -1;
     c->blocks += (uint64_t)set;
-    if (p % PAGES_BETWEEN_COMMITS == PAGES_BETWEEN_COMMITS - 1)
-      state_commit_now (s);
   }
   return s->io.sync (s->io.opaque);
 }

@@ -29,6 +29,7 @@ state_init (struct state *s, const struct state_io *io)
   atomic_init (&s->tick, 1);
   atomic_init (&s->flushed, 0);
   pthread_mutex_init (&s->io_lock, NULL);
+  pthread_mutex_init (&s->l1_lock, NULL);
   pthread_mutex_init (&s->disk_lock, NULL);
   pthread_mutex_init (&s->lock, NULL);
   pthread_condattr_init (&attr);
@@ -46,10 +47,12 @@ state_destroy (struct state *s)
   free (s->hot);
   free (s->touched);
   free (s->pending);
+  free (s->asked);
   free (s->l1);
   free (s->l1_page_dirty);
   free (s->l1_sequence);
   free (s->l1_copy);
+  free (s->l1_written);
   free (s->l2_page_dirty);
   free (s->recorded_page_dirty);
   free (s->table);
@@ -59,6 +62,7 @@ state_destroy (struct state *s)
   pthread_cond_destroy (&s->committed);
   pthread_mutex_destroy (&s->lock);
   pthread_mutex_destroy (&s->disk_lock);
+  pthread_mutex_destroy (&s->l1_lock);
   pthread_mutex_destroy (&s->io_lock);
 }
 
@@ -79,19 +83,21 @@ state_allocate (struct state *s, const struct state_layout *l, char **error)
   s->hot = calloc (n, sizeof *s->hot);
   s->touched = calloc (n, sizeof *s->touched);
   s->pending = calloc (n, 1);
+  s->asked = calloc (n, sizeof *s->asked);
   s->l1 = calloc (l1_words, 8);
   s->l1_page_dirty = calloc (l->nr_l1_pages + 1, 1);
   s->l1_sequence = calloc (l->nr_l1_pages + 1, 8);
   s->l1_copy = calloc (l->nr_l1_pages + 1, 1);
+  s->l1_written = calloc (l->nr_l1_pages + 1, 1);
   s->l2_page_dirty = calloc (l->nr_l2_pages + 1, 1);
   s->recorded_page_dirty = calloc (l->nr_l2_pages + 1, 1);
   s->sample_crc = calloc (64, sizeof *s->sample_crc);
   if (s->table == NULL)
     s->table = calloc (1, sizeof *s->table);
   if (s->in_flight == NULL || s->hot == NULL || s->touched == NULL || s->pending == NULL
-      || s->l1 == NULL || s->l1_page_dirty == NULL || s->l1_sequence == NULL || s->l1_copy == NULL
-      || s->l2_page_dirty == NULL || s->recorded_page_dirty == NULL || s->sample_crc == NULL
-      || s->table == NULL)
+      || s->asked == NULL || s->l1 == NULL || s->l1_page_dirty == NULL || s->l1_sequence == NULL
+      || s->l1_copy == NULL || s->l1_written == NULL || s->l2_page_dirty == NULL
+      || s->recorded_page_dirty == NULL || s->sample_crc == NULL || s->table == NULL)
     return text_error (error, "out of memory");
   s->layout = *l;
   return 0;

@@ -49,9 +49,10 @@
  * Threads: guest threads call state_enter(), state_leave() and the flush functions.  Two threads,
  * or a test, write to the file while guests run: state_work() commits first touches and waits for
  * nothing but the file; state_cool() makes rounds of cooling, and waits for the disk as well.  The
- * control thread calls the rest.  Locks: `io_lock` while the file is written, and `disk_lock` while
- * the disk is flushed; neither is taken under the other.  `lock` is a leaf; no system call that may
- * block is made under it.
+ * control thread calls the rest.  Locks: `io_lock` while the file is written, `l1_lock` while L1
+ * is, and `disk_lock` while the disk is flushed.  A commit takes l1_lock only, so that guests wait
+ * neither for a round nor for a checkpoint.  l1_lock may be taken under io_lock; disk_lock is taken
+ * under neither.  `lock` is a leaf; no system call that may block is made under it.
  */
 
 #ifndef NBDMIRROR_DIRTY_BITMAP_STATE_STATE_H
@@ -79,9 +80,9 @@ struct state_io {
   int (*write) (void *opaque, const void *data, size_t length, uint64_t offset);
   /* When it returns 0, all that was written before is durable; else -1 with errno. */
   int (*sync) (void *opaque);
-  /* Write all of LENGTH bytes at OFFSET; when it returns 0 these are durable, and nothing else need
-   * be.  NULL: there is only write() and sync(). */
-  int (*write_durable) (void *opaque, const void *data, size_t length, uint64_t offset);
+  /* When it returns 0, what was written before to the pages of L1 is durable, and nothing else need
+   * be.  NULL: there is only sync(). */
+  int (*sync_l1) (void *opaque);
   /* The same for the source's disk.  NULL: nobody can, so only the guest's flushes count. */
   int (*sync_disk) (void *opaque);
   /* Give the source's disk MARK, or (NULL) take its mark away; durable when it returns 0.  NULL:
@@ -170,13 +171,15 @@ struct state {
   _Atomic uint32_t *in_flight; /* writes */
   _Atomic uint8_t *hot;        /* a write may begin */
   _Atomic uint32_t *touched;   /* the tick at which a write last ended there */
-  uint8_t *pending;            /* under lock: a write waits for the L1 bit */
+  uint8_t *pending;            /* under lock: a write waits for the L1 bit, */
+  uint64_t *asked;             /* and these are those extents, nr_pending of them */
 
   _Atomic bool active;      /* there is a job or a recording, and the tracking is not lost */
   _Atomic uint32_t tick;    /* a clock; a round at least lies between two ticks */
   _Atomic uint32_t flushed; /* writes that ended before this tick are durable at the source */
 
-  pthread_mutex_t io_lock;   /* held while the file is written; taken before `lock` */
+  pthread_mutex_t io_lock;   /* held while the file is written; taken before `l1_lock` */
+  pthread_mutex_t l1_lock;   /* held while L1 is written; taken before `lock` */
   pthread_mutex_t disk_lock; /* held while the disk is flushed; taken before `lock` */
   pthread_mutex_t lock;
   pthread_cond_t committed; /* pending extents became hot, or the tracking was lost */
@@ -187,19 +190,26 @@ struct state {
   uint64_t *l1; /* as it is to be written */
   uint8_t *l1_page_dirty;
   uint64_t nr_hot, hot_limit, nr_pending;
-  const struct region *region; /* the job's, borrowed; or NULL */
-  bool may_settle;             /* no write is under way that was not counted */
-  bool hurry;                  /* almost too many extents are hot */
+  uint64_t wake_at;                /* so many extents pending wake up the thread that commits */
+  uint64_t expected;               /* extents that guests will ask for again, all together */
+  uint64_t asked_ns, committed_ns; /* when that was last */
+  const struct region *region;     /* the job's, borrowed; or NULL */
+  bool may_settle;                 /* no write is under way that was not counted */
+  bool hurry;                      /* almost too many extents are hot */
   bool stop;
   bool lost, loss_unwritten;
   char reason[STATE_REASON_MAX + 1];
   uint64_t commits, waits;
   char wanted_note[STATE_NOTE_MAX];
 
-  /* Under io_lock. */
-  uint64_t changes; /* counted up when a job or a recording begins, changes, or ends */
+  /* Under l1_lock. */
+  uint8_t l1_epoch[16]; /* of its pages */
   uint64_t *l1_sequence;
   uint8_t *l1_copy;
+  uint8_t *l1_written; /* which pages are being written */
+
+  /* Under io_lock. */
+  uint64_t changes;             /* counted up when a job or a recording begins, changes, or ends */
   uint8_t *l2_page_dirty;       /* of the job */
   uint8_t *recorded_page_dirty; /* of the active recording, and of the next one */
   struct state_table *table;    /* as it was written last; owned */

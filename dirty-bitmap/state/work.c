@@ -6,7 +6,6 @@
 
 #include "config.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,71 +36,64 @@ build_l1 (struct state *s, uint64_t p, uint8_t *page)
 {
   struct state_page_id id = { .kind = STATE_L1, .number = p, .sequence = s->l1_sequence[p] + 1 };
 
-  memcpy (id.uuid, s->super.epoch, 16);
+  memcpy (id.uuid, s->l1_epoch, 16);
   state_page_put_words (page, 0, &s->l1[p * STATE_PAGE_WORDS], STATE_PAGE_WORDS);
   state_page_seal (page, STATE_PAGE, &id);
 }
 
-/* How many pages are to be written?  Only who has io_lock makes them more or fewer. */
-static uint64_t
-dirty_l1_pages (struct state *s)
-{
-  uint64_t nr = 0;
-
-  pthread_mutex_lock (&s->lock);
-  for (uint64_t p = 0; p < s->layout.nr_l1_pages; p++)
-    nr += s->l1_page_dirty[p] != 0;
-  pthread_mutex_unlock (&s->lock);
-  return nr;
-}
-
-/* Write page P to its older copy.  ALONE: durably; else the caller makes it durable. */
+/* Write page P to its older copy, if it was changed. */
 static int
-write_l1_page (struct state *s, uint64_t p, bool alone)
+write_l1_page (struct state *s, uint64_t p, bool *changed)
 {
   uint64_t copy = s->l1_copy[p] ^ 1u;
   uint64_t offset = s->layout.l1_offset + (2 * p + copy) * STATE_PAGE;
   uint8_t page[STATE_PAGE];
 
   pthread_mutex_lock (&s->lock);
+  *changed = s->l1_page_dirty[p] != 0;
   s->l1_page_dirty[p] = 0;
-  build_l1 (s, p, page);
+  if (*changed)
+    build_l1 (s, p, page);
   pthread_mutex_unlock (&s->lock);
-  return alone ? s->io.write_durable (s->io.opaque, page, sizeof page, offset)
-               : s->io.write (s->io.opaque, page, sizeof page, offset);
+  return *changed ? s->io.write (s->io.opaque, page, sizeof page, offset) : 0;
 }
 
-/* A single page is made durable by itself: beside live maps that guests change all the time that
- * takes a tenth of what fdatasync() takes.  Several pages share one fdatasync(), because devices
- * that are slow to flush would be asked once for each of them. */
+/* Where that can be done, these pages alone are made durable: beside live maps that guests change
+ * all the time that takes a tenth of what fdatasync() takes. */
+static int
+sync_l1 (struct state *s)
+{
+  return s->io.sync_l1 != NULL ? s->io.sync_l1 (s->io.opaque) : s->io.sync (s->io.opaque);
+}
+
 int
 state_write_l1 (struct state *s)
 {
-  uint64_t nr = dirty_l1_pages (s), done = 0;
-  bool alone = nr == 1 && s->io.write_durable != NULL;
-  uint64_t *written = malloc ((nr + 1) * sizeof *written);
+  bool changed, any = false;
 
-  if (written == NULL)
-    return state_write_failed (s, "L1");
-  for (uint64_t p = 0; done < nr && p < s->layout.nr_l1_pages; p++) {
-    if (s->l1_page_dirty[p] == 0)
-      continue;
-    if (write_l1_page (s, p, alone) == -1) {
-      free (written);
+  for (uint64_t p = 0; p < s->layout.nr_l1_pages; p++) {
+    if (write_l1_page (s, p, &changed) == -1)
       return state_write_failed (s, "L1");
-    }
-    written[done++] = p;
+    s->l1_written[p] = changed;
+    any |= changed;
   }
-  if (nr != 0 && !alone && s->io.sync (s->io.opaque) == -1) {
-    free (written);
+  if (any && sync_l1 (s) == -1)
     return state_write_failed (s, "L1");
+  for (uint64_t p = 0; any && p < s->layout.nr_l1_pages; p++) {
+    s->l1_copy[p] ^= s->l1_written[p];
+    s->l1_sequence[p] += s->l1_written[p];
   }
-  for (uint64_t i = 0; i < done; i++) {
-    s->l1_copy[written[i]] ^= 1u;
-    s->l1_sequence[written[i]]++;
-  }
-  free (written);
   return 0;
+}
+
+void
+state_ask (struct state *s, uint64_t e)
+{
+  if (s->pending[e])
+    return;
+  s->pending[e] = 1;
+  s->asked[s->nr_pending++] = e;
+  s->asked_ns = clock_ns ();
 }
 
 /* A guest that writes in order comes to the next extents soon.  So they become hot together with E,
@@ -118,69 +110,69 @@ ask_ahead (struct state *s, uint64_t e)
   for (uint64_t i = e + 1; i <= e + ahead && i < s->layout.nr_extents; i++) {
     if (s->pending[i] || (s->l1[i / 64] >> (i % 64) & 1) != 0 || s->nr_hot >= s->hot_limit / 2)
       return;
-    s->pending[i] = 1;
-    s->nr_pending++;
+    state_ask (s, i);
   }
 }
 
-/* The same for each extent that a guest waits for. */
-static void
-look_ahead (struct state *s)
+/* Set the L1 bits of what guests wait for, and of what they will ask for next.  How many extents
+ * that are: the first of `asked`.  Under lock. */
+static uint64_t
+take_asked (struct state *s)
 {
-  uint64_t left = s->nr_pending;
+  uint64_t nr = s->nr_pending;
 
-  for (uint64_t e = s->layout.nr_extents; left > 0 && e-- > 0;) /* not those that are added */
-    if (s->pending[e]) {
-      left--;
-      ask_ahead (s, e);
-    }
-}
-
-void
-state_commit_now (struct state *s)
-{
-  uint64_t *taken = NULL, nr = 0;
-
-  pthread_mutex_lock (&s->lock);
-  if (atomic_load (&s->active))
-    look_ahead (s);
-  if (atomic_load (&s->active) && s->nr_pending != 0)
-    taken = malloc (s->nr_pending * sizeof *taken);
-  for (uint64_t e = 0; taken != NULL && nr < s->nr_pending; e++) {
-    assert (e < s->layout.nr_extents);
-    if (!s->pending[e])
-      continue;
-    taken[nr++] = e;
+  for (uint64_t i = 0; i < nr; i++)
+    ask_ahead (s, s->asked[i]);
+  for (uint64_t i = 0; i < s->nr_pending; i++) {
+    uint64_t e = s->asked[i];
     s->nr_hot += (s->l1[e / 64] >> (e % 64) & 1) == 0;
     s->l1[e / 64] |= UINT64_C (1) << (e % 64);
     s->l1_page_dirty[e / (STATE_PAGE_WORDS * 64)] = 1;
   }
+  return s->nr_pending;
+}
+
+/* The L1 bits of the first NR of `asked` are durable.  Under lock. */
+static void
+make_hot (struct state *s, uint64_t nr)
+{
+  for (uint64_t i = 0; i < nr; i++) {
+    s->pending[s->asked[i]] = 0;
+    atomic_store (&s->hot[s->asked[i]], 1);
+  }
+  s->nr_pending -= nr;
+  memmove (s->asked, s->asked + nr, s->nr_pending * sizeof *s->asked);
+}
+
+static void
+commit (struct state *s)
+{
+  pthread_mutex_lock (&s->lock);
+  uint64_t asked = s->nr_pending, nr = atomic_load (&s->active) ? take_asked (s) : 0;
   pthread_mutex_unlock (&s->lock);
-  if (taken == NULL)
+  if (nr == 0)
     return;
   int r = state_write_l1 (s);
   pthread_mutex_lock (&s->lock);
-  for (uint64_t i = 0; r == 0 && i < nr; i++) {
-    s->pending[taken[i]] = 0;
-    s->nr_pending--;
-    atomic_store (&s->hot[taken[i]], 1);
-  }
+  if (r == 0)
+    make_hot (s, nr);
   s->commits++;
-  pthread_cond_broadcast (&s->committed);
+  s->expected = asked + s->nr_pending;
+  s->committed_ns = clock_ns ();
   if (s->nr_hot > s->hot_limit - s->hot_limit / 8) {
     s->hurry = true;
     pthread_cond_signal (&s->cool);
   }
   pthread_mutex_unlock (&s->lock);
-  free (taken);
+  pthread_cond_broadcast (&s->committed); /* who wakes up finds the lock free */
 }
 
 void
 state_commit (struct state *s)
 {
-  pthread_mutex_lock (&s->io_lock);
-  state_commit_now (s);
-  pthread_mutex_unlock (&s->io_lock);
+  pthread_mutex_lock (&s->l1_lock);
+  commit (s);
+  pthread_mutex_unlock (&s->l1_lock);
 }
 
 /* The file does not say what was lost: say it on the disk, which is often elsewhere. */
@@ -221,45 +213,60 @@ state_write_loss (struct state *s)
   pthread_mutex_unlock (&s->lock);
 }
 
-/* The guests that write all the time, NR of them, shared the last commit or came while it was made.
- * They come again at about the same time.  The first of them does not begin the next commit at
- * once, or the others would have to wait for it and for one more.  It waits for them, for a quarter
- * of the time that the last commit took.  Under lock. */
+/* The guests that write all the time shared the last commit, or came while it was made.  They come
+ * again at about the same time.  The first of them does not begin the next commit at once, or the
+ * others would have to wait for it and for one more.  It waits for them, for a quarter of the time
+ * that the last commit took, TOOK_NS.  But where nobody has come for so long that the waiting costs
+ * all of them more than one who is late would lose, the rest has to wait for the next one.  Under
+ * lock. */
 static void
-gather (struct state *s, uint64_t nr, uint64_t took_ns)
+gather (struct state *s, uint64_t took_ns)
 {
-  uint64_t wait = took_ns / 4 < MOST_WAIT_MS * NS_PER_MS ? took_ns / 4 : MOST_WAIT_MS * NS_PER_MS;
-  uint64_t end = clock_ns () + wait;
-  struct timespec until = clock_timespec (end);
+  uint64_t most = took_ns / 4 < MOST_WAIT_MS * NS_PER_MS ? took_ns / 4 : MOST_WAIT_MS * NS_PER_MS;
+  uint64_t lull = took_ns / (s->expected + 1), latest = clock_ns () + most, now;
 
-  while (!s->stop && s->nr_pending < nr && clock_ns () < end)
+  s->wake_at = s->expected;
+  while (!s->stop && s->nr_pending < s->expected && (now = clock_ns ()) < latest) {
+    bool came = s->asked_ns > s->committed_ns;
+    if (came && now >= s->asked_ns + lull)
+      break;
+    uint64_t next = came ? s->asked_ns + lull : now + lull;
+    struct timespec until = clock_timespec (next < latest ? next : latest);
     pthread_cond_timedwait (&s->work, &s->lock, &until);
+  }
+  s->wake_at = UINT64_MAX;
+}
+
+/* Until something is asked for, a loss is to be written again, at NEXT_MS, or it is over.  Under
+ * lock. */
+static void
+wait_for_work (struct state *s, uint64_t next_ms)
+{
+  while (!s->stop && !(s->nr_pending != 0 && atomic_load (&s->active))
+         && !(s->loss_unwritten && clock_ms () >= next_ms)) {
+    struct timespec until = clock_timespec (clock_ns () + RETRY_MS * NS_PER_MS);
+    s->wake_at = 1;
+    pthread_cond_timedwait (&s->work, &s->lock, &until);
+  }
 }
 
 void *
 state_work (void *opaque)
 {
   struct state *s = opaque;
-  uint64_t next = 0, nr = 0, took_ns = 0;
+  uint64_t next = 0, took_ns = 0;
 
   pthread_mutex_lock (&s->lock);
-  while (!s->stop) {
-    struct timespec until = clock_timespec (clock_ns () + RETRY_MS * NS_PER_MS);
-    bool pending = s->nr_pending != 0 && atomic_load (&s->active);
-    if (!pending && (!s->loss_unwritten || clock_ms () < next)) {
-      pthread_cond_timedwait (&s->work, &s->lock, &until);
-      continue;
-    }
-    if (pending)
-      gather (s, nr, took_ns);
+  for (;;) {
+    wait_for_work (s, next);
+    if (s->stop)
+      break;
+    gather (s, took_ns);
     bool lost = s->loss_unwritten;
-    nr = s->nr_pending;
     pthread_mutex_unlock (&s->lock);
-    if (pending) {
-      uint64_t begun = clock_ns ();
-      state_commit (s);
-      took_ns = clock_ns () - begun;
-    }
+    uint64_t begun = clock_ns ();
+    state_commit (s);
+    took_ns = clock_ns () - begun;
     if (lost) {
       pthread_mutex_lock (&s->io_lock);
       state_write_loss (s);
@@ -267,7 +274,6 @@ state_work (void *opaque)
       next = clock_ms () + RETRY_MS;
     }
     pthread_mutex_lock (&s->lock);
-    nr += pending ? s->nr_pending : 0;
   }
   pthread_mutex_unlock (&s->lock);
   /* The live maps say it in this boot only. */

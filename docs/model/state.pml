@@ -6,10 +6,10 @@
  * checkpoint (of the changes since).  A frozen recording has what the table says that it has.
  *
  * There is one extent of NB blocks.  A guest writes block 0 W0 times, and block 1 W1 times.  A
- * worker copies and flushes.  One thread commits L1, another one cools; io_lock is theirs and the
- * control thread's.  A checkpoint K is there from the beginning; with CHECKPOINT another one, N, is
- * added.  The power fails up to CRASHES times, at any instant, and a new server goes on from what
- * is found: the job is resumed.
+ * worker copies and flushes.  One thread commits L1, another one cools; io_lock is the latter's and
+ * the control thread's, and l1_lock is held while L1 is written.  A checkpoint K is there from the
+ * beginning; with CHECKPOINT another one, N, is added.  The power fails up to CRASHES times, at any
+ * instant, and a new server goes on from what is found: the job is resumed.
  *
  * What was written to the file, and not synced, is durable or not: each value has a durable twin.
  * A copy of the table, of a page of L1, and of a superblock is never torn here (they are written in
@@ -60,7 +60,7 @@ byte written[NB], flushed[NB];
 
 /* In memory. */
 byte in_flight;
-bool hot, pending, io_lock;
+bool hot, pending, io_lock, l1_lock;
 bool live[NB], mark_old, mark_new, old[NB], new[NB];
 
 /* In the file, as written and as durable. */
@@ -79,6 +79,8 @@ bool waits[NB];            /* N waits for a write of this block */
 #endif
 #define LOCK atomic { !io_lock -> io_lock = true }
 #define UNLOCK io_lock = false
+#define LOCK_L1 atomic { !l1_lock -> l1_lock = true }
+#define UNLOCK_L1 l1_lock = false
 
 inline mark (b) {
 #ifndef NOMARK
@@ -151,8 +153,9 @@ proctype worker (byte me)
 #define KEPT(b) (dirty[b] || claimed[b])
 #endif
 
-/* state_commit_now(), under io_lock */
+/* state_commit() */
 inline commit () {
+  LOCK_L1;
   if
   :: pending ->
      l1 = true;
@@ -162,10 +165,12 @@ inline commit () {
      l1_d = true;                       /* synced */
      atomic { hot = true; pending = false }
   :: else
-  fi
+  fi;
+  UNLOCK_L1
 }
 
 inline drop_l1 () {
+  LOCK_L1;
   atomic {
 #ifdef RETURN
     l1 = false;
@@ -173,7 +178,8 @@ inline drop_l1 () {
     if :: !hot && !pending -> l1 = false :: else fi;
 #endif
   }
-  l1_d = l1
+  l1_d = l1;
+  UNLOCK_L1
 }
 
 #ifdef NOCOUNT
@@ -184,7 +190,7 @@ inline drop_l1 () {
 
 proctype committer (byte me)
 {
-  { do :: pending -> LOCK; commit (); UNLOCK od } unless { boot != me }
+  { do :: pending -> commit () od } unless { boot != me }
 }
 
 #define LOOK_ONE(b) live[b] = live[b] && KEPT (b)
@@ -224,20 +230,17 @@ proctype cooler (byte me)
 #endif
        if
        :: go ->
-          commit ();
 #ifndef NOFLUSH
           if
           :: ALL_DIRTY                  /* nothing was dropped */
           :: else -> UNLOCK; FLUSH_DISK; LOCK
           fi;
 #endif
-          commit ();
 #ifdef L1FIRST
           drop_l1 ();
 #endif
           atomic { EACH (WRITE_L2); if :: !table -> EACH (WRITE_OLD) :: else fi; EACH (WRITE_NEW) }
           atomic { EACH (SYNC_L2); EACH (SYNC_OLD); EACH (SYNC_NEW) }
-          commit ();
 #ifndef L1FIRST
           drop_l1 ()
 #endif
@@ -388,7 +391,8 @@ end:
        if :: crashes == CRASHES -> break :: else fi;
        EACH (settle);
        EACH (go_on);
-       l1 = h; l1_d = h; hot = h; pending = false; in_flight = 0; io_lock = false;
+       l1 = h; l1_d = h; hot = h; pending = false; in_flight = 0;
+       io_lock = false; l1_lock = false;
        table = t; table_d = t;
        mark_old = !t; mark_new = t;
        h = false; t = false;

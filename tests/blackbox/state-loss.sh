@@ -20,7 +20,6 @@ cat >"$tmp/fault.c" <<'EOF'
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 static int
@@ -46,15 +45,6 @@ pwrite (int fd, const void *data, size_t length, off_t offset)
   return faulty (fd) ? -1 : real (fd, data, length, offset);
 }
 
-ssize_t
-pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset, int flags)
-{
-  static ssize_t (*real) (int, const struct iovec *, int, off_t, int);
-  if (!real)
-    real = dlsym (RTLD_NEXT, "pwritev2");
-  return faulty (fd) ? -1 : real (fd, iov, nr, offset, flags);
-}
-
 int
 fdatasync (int fd)
 {
@@ -62,6 +52,16 @@ fdatasync (int fd)
   if (!real)
     real = dlsym (RTLD_NEXT, "fdatasync");
   return faulty (fd) ? -1 : real (fd);
+}
+
+int
+msync (void *data, size_t length, int flags) /* the server does it to the state file only */
+{
+  static int (*real) (void *, size_t, int);
+  if (!real)
+    real = dlsym (RTLD_NEXT, "msync");
+  errno = EIO;
+  return access (getenv ("STATE_FAULT"), F_OK) == 0 ? -1 : real (data, length, flags);
 }
 EOF
 $cc -shared -fPIC -O1 -w -o "$tmp/fault.so" "$tmp/fault.c" -ldl ||

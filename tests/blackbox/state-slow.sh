@@ -13,30 +13,25 @@ need "${cc%% *}"
 
 size=256M state=$tmp/state
 
-# To make the file PATH durable waits while there is a file PATH.slow. PATH.waits says so.
+# To make the file PATH durable waits while there is a file PATH.slow. PATH.waits says so.  What is
+# synced in memory is the state file.
 cat >"$tmp/slow.c" <<'EOF'
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 static void
-wait_for (int fd)
+wait_for (const char *path)
 {
-  char link[64], path[4096];
+  char slow[4096], waits[4096];
 
-  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
-  ssize_t n = readlink (link, path, sizeof path - 10);
-  if (n < 0)
-    return;
-  for (;;) {
-    strcpy (path + n, ".slow");
-    if (access (path, F_OK) != 0)
-      return;
-    strcpy (path + n, ".waits");
-    FILE *f = fopen (path, "w");
+  snprintf (slow, sizeof slow, "%s.slow", path);
+  snprintf (waits, sizeof waits, "%s.waits", path);
+  while (access (slow, F_OK) == 0) {
+    FILE *f = fopen (waits, "w");
     if (f)
       fclose (f);
     usleep (10000);
@@ -47,20 +42,25 @@ int
 fdatasync (int fd)
 {
   static int (*real) (int);
+  char link[64], path[4000];
+
   if (!real)
     real = dlsym (RTLD_NEXT, "fdatasync");
-  wait_for (fd);
+  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t n = readlink (link, path, sizeof path - 1);
+  path[n > 0 ? n : 0] = 0;
+  wait_for (path);
   return real (fd);
 }
 
-ssize_t
-pwritev2 (int fd, const struct iovec *iov, int nr, off_t offset, int flags)
+int
+msync (void *data, size_t length, int flags)
 {
-  static ssize_t (*real) (int, const struct iovec *, int, off_t, int);
+  static int (*real) (void *, size_t, int);
   if (!real)
-    real = dlsym (RTLD_NEXT, "pwritev2");
-  wait_for (fd);
-  return real (fd, iov, nr, offset, flags);
+    real = dlsym (RTLD_NEXT, "msync");
+  wait_for (getenv ("STATE_FILE"));
+  return real (data, length, flags);
 }
 EOF
 $cc -shared -fPIC -O1 -w -o "$tmp/slow.so" "$tmp/slow.c" -ldl || fail "the shim does not build"
@@ -89,7 +89,7 @@ EOF
 random_disk "$tmp/disk" $size
 start_dest dst memory $size
 server_paths src
-spawn src env LD_PRELOAD="$tmp/slow.so" \
+spawn src env LD_PRELOAD="$tmp/slow.so" STATE_FILE="$state" \
   nbdkit -f -U "${socket[src]}" --filter="$NBDMIRROR_FILTER" file "$tmp/disk" \
   "mirror-control=${control[src]}" "mirror-uri=${uri[src]}" "mirror-direct=$tmp/disk" \
   "mirror-state=$state" mirror-state-volatile=yes

@@ -197,15 +197,14 @@ disk_sync (void *opaque)
 static void
 start_state (struct play *p)
 {
-  const struct state_io io
-      = { .read = medium_read,
-          .allocate = allocate,
-          .discard = discard,
-          .write = medium_write,
-          .sync = medium_sync,
-          .write_durable = medium_random (2) == 0 ? medium_write_durable : NULL,
-          .sync_disk = p->can_sync ? disk_sync : NULL,
-          .opaque = p };
+  const struct state_io io = { .read = medium_read,
+                               .allocate = allocate,
+                               .discard = discard,
+                               .write = medium_write,
+                               .sync = medium_sync,
+                               .sync_l1 = medium_random (2) == 0 ? medium_sync_l1 : NULL,
+                               .sync_disk = p->can_sync ? disk_sync : NULL,
+                               .opaque = p };
   uint8_t uuid[16];
 
   state_init (&p->state, &io);
@@ -278,6 +277,13 @@ static void
 others (void)
 {
   play_act (&play);
+  if (play.alone || medium.off || pthread_mutex_trylock (&play.state.l1_lock) != 0)
+    return;
+  pthread_mutex_unlock (&play.state.l1_lock);
+  if (medium_writes_l1 ())
+    play_violation (&play, "L1 is written, and another thread may write it as well", 0);
+  if (medium_random (4) == 0)
+    state_commit (&play.state);
 }
 
 static void
@@ -442,6 +448,8 @@ set_up (struct play *p)
     return -1;
   medium.cut = cut_and_fail;
   medium.others = others;
+  medium.l1_begin = p->layout.l1_offset;
+  medium.l1_end = p->layout.samples_offset;
   p->live = calloc (3 * p->layout.geo.nr_words, 8);
   if (p->live == NULL)
     return -1;

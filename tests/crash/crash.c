@@ -2,7 +2,7 @@
  *
  * Proves by crash states that a state file never forgets a block: crash [-n STATES] [-s SEED].
  *
- * One thread plays a guest, a worker, a destination and the thread that writes the state file, in
+ * One thread plays a guest, a worker, a destination and the threads that write the state file, in
  * random order, also within the file's writes and syncs.  Every write to the file and to the
  * source's disk is recorded.  Before and after each of them the program builds the states that a
  * power cut allows: all that came before the last completed sync, and any part of what came later,
@@ -276,6 +276,20 @@ play (void)
   in_callback = false;
 }
 
+/* While a round, or a commit, writes. */
+static void
+others (void)
+{
+  play ();
+  if (in_callback || pthread_mutex_trylock (&state.l1_lock) != 0)
+    return;
+  pthread_mutex_unlock (&state.l1_lock);
+  if (medium_writes_l1 ())
+    violation ("L1 is written, and another thread may write it as well", 0);
+  if (medium_random (4) == 0)
+    state_commit (&state);
+}
+
 /* The flush that a round asks for takes long: others go on, and first touches are committed.  It
  * makes durable what was completed before it began, and perhaps more. */
 static int
@@ -300,12 +314,11 @@ disk_sync (void *opaque)
 static void
 start_state (bool can_sync)
 {
-  const struct state_io io
-      = { .read = medium_read,
-          .write = medium_write,
-          .sync = medium_sync,
-          .write_durable = medium_random (2) == 0 ? medium_write_durable : NULL,
-          .sync_disk = can_sync ? disk_sync : NULL };
+  const struct state_io io = { .read = medium_read,
+                               .write = medium_write,
+                               .sync = medium_sync,
+                               .sync_l1 = medium_random (2) == 0 ? medium_sync_l1 : NULL,
+                               .sync_disk = can_sync ? disk_sync : NULL };
   uint8_t uuid[16];
 
   state_init (&state, &io);
@@ -486,7 +499,9 @@ main (int argc, char **argv)
       || medium_open (layout.file_size) == -1)
     return 1;
   medium.cut = cut_here;
-  medium.others = play;
+  medium.others = others;
+  medium.l1_begin = layout.l1_offset;
+  medium.l1_end = layout.samples_offset;
   live = calloc (layout.geo.nr_words, 8);
   if (live == NULL)
     return 1;

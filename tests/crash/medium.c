@@ -103,12 +103,26 @@ medium_cut_for_good (void)
   memcpy (medium.cached, medium.durable, medium.size);
 }
 
+/* The first NR writes of all are durable, where they begin from BEGIN to END. */
+static void
+settle_some (uint64_t nr, uint64_t begin, uint64_t end)
+{
+  unsigned kept = 0;
+
+  for (unsigned i = 0; i < medium.nr_late; i++)
+    if (medium.late[i].number < nr && medium.late[i].offset >= begin
+        && medium.late[i].offset < end) {
+      memcpy (medium.durable + medium.late[i].offset, medium.late[i].data, medium.late[i].length);
+      free (medium.late[i].data);
+    } else
+      medium.late[kept++] = medium.late[i];
+  medium.nr_late = kept;
+}
+
 void
 medium_settle (void)
 {
-  for (unsigned i = 0; i < medium.nr_late; i++)
-    memcpy (medium.durable + medium.late[i].offset, medium.late[i].data, medium.late[i].length);
-  medium_forget_late ();
+  settle_some (UINT64_MAX, 0, UINT64_MAX);
 }
 
 int
@@ -140,6 +154,7 @@ medium_write (void *opaque, const void *data, size_t length, uint64_t offset)
   if (copy == NULL)
     return -1;
   memcpy (copy, data, length);
+  medium.late[medium.nr_late].number = medium.nr_writes++;
   medium.late[medium.nr_late].offset = offset;
   medium.late[medium.nr_late].length = length;
   medium.late[medium.nr_late++].data = copy;
@@ -149,42 +164,19 @@ medium_write (void *opaque, const void *data, size_t length, uint64_t offset)
   return medium.off ? no_power () : 0;
 }
 
-/* The newest late write is durable, and what it has overwritten does not come back. */
-static void
-settle_newest (void)
+/* What others write while it goes on may be durable or not. */
+static int
+sync_some (uint64_t begin, uint64_t end)
 {
-  unsigned newest = medium.nr_late - 1, kept = 0;
-  uint64_t offset = medium.late[newest].offset;
-  size_t length = medium.late[newest].length;
+  uint64_t nr = medium.nr_writes;
 
-  memcpy (medium.durable + offset, medium.late[newest].data, length);
-  for (unsigned i = 0; i < medium.nr_late; i++) {
-    uint64_t begin = medium.late[i].offset, end = begin + medium.late[i].length;
-    bool within = begin >= offset && end <= offset + length;
-    if (!within && begin < offset + length && end > offset) {
-      printf ("a durable write of a part of what is late\n");
-      exit (1);
-    }
-    if (within)
-      free (medium.late[i].data);
-    else
-      medium.late[kept++] = medium.late[i];
-  }
-  medium.nr_late = kept;
-}
-
-int
-medium_write_durable (void *opaque, const void *data, size_t length, uint64_t offset)
-{
-  unsigned before = medium.nr_late;
-
-  if (medium_write (opaque, data, length, offset) == -1)
-    return -1;
-  if (medium.nr_late != before + 1) {
-    printf ("two threads write\n");
-    exit (1);
-  }
-  settle_newest ();
+  if (medium.off)
+    return no_power ();
+  medium.cut ();
+  medium.others ();
+  if (medium.off)
+    return no_power ();
+  settle_some (nr, begin, end);
   medium.cut ();
   return 0;
 }
@@ -193,20 +185,21 @@ int
 medium_sync (void *opaque)
 {
   (void)opaque;
-  if (medium.off)
-    return no_power ();
-  unsigned before = medium.nr_late;
-  medium.cut ();
-  medium.others ();
-  if (medium.off)
-    return no_power ();
-  if (medium.nr_late != before) {
-    printf ("two threads write\n");
-    exit (1);
-  }
-  medium_settle ();
-  medium.cut ();
-  return 0;
+  return sync_some (0, UINT64_MAX);
+}
+
+int
+medium_sync_l1 (void *opaque)
+{
+  (void)opaque;
+  return sync_some (medium.l1_begin, medium.l1_end);
+}
+
+bool
+medium_writes_l1 (void)
+{
+  return medium.nr_late != 0 && medium.late[medium.nr_late - 1].offset >= medium.l1_begin
+         && medium.late[medium.nr_late - 1].offset < medium.l1_end;
 }
 
 /* ---- the disk ---- */

@@ -26,15 +26,18 @@ struct medium_file {
   uint8_t *cached;  /* what a reader sees: all writes */
   size_t size;
   struct {
+    uint64_t number; /* of all writes */
     uint64_t offset;
     size_t length;
     uint8_t *data;
   } late[MEDIUM_WRITES]; /* since the last sync */
   unsigned nr_late;
+  uint64_t nr_writes;
+  uint64_t l1_begin, l1_end; /* where L1 is; the same where that does not matter */
   bool off; /* the power: what is written then is lost, and the writer is told so */
 
   /* Called before and after each write and sync: look at what a cut leaves here; and let others go
-   * on meanwhile. */
+   * on meanwhile, who may write as well. */
   void (*cut) (void);
   void (*others) (void);
 };
@@ -59,8 +62,11 @@ void medium_clear (void);
 /* For struct state_io. */
 int medium_read (void *opaque, void *data, size_t length, uint64_t offset);
 int medium_write (void *opaque, const void *data, size_t length, uint64_t offset);
-int medium_write_durable (void *opaque, const void *data, size_t length, uint64_t offset);
 int medium_sync (void *opaque);
+int medium_sync_l1 (void *opaque);
+
+/* May somebody be writing L1?  For `others`. */
+bool medium_writes_l1 (void);
 
 /* Put a random state that a cut allows into medium.durable.  Undo brings back what was. */
 void medium_cut_begin (void);

@@ -269,7 +269,7 @@ commits_of_two_guests (void)
   begin ();
   add ("a");
   state.io.sync = slow_sync;
-  state.io.write_durable = NULL;
+  state.io.sync_l1 = NULL;
   extents_left = DISK / BLOCK / 1024;
   syncs = 0;
   cr_assert (pthread_create (&worker, NULL, state_work, &state) == 0);
