@@ -203,16 +203,16 @@ commit (struct state *s)
 }
 
 int
+state_checkpoint_flush (struct state *s)
+{
+  return s->io.sync_disk != NULL ? state_sync_disk (s) : 0;
+}
+
+int
 state_checkpoint_commit (struct state *s, char **error)
 {
   int r = -1;
 
-  /* No guest waits for this. */
-  if (s->io.sync_disk != NULL && state_sync_disk (s) == -1) {
-    text_error (error, "the disk cannot be flushed: %s", strerror (errno));
-    state_checkpoint_abort (s);
-    return -1;
-  }
   pthread_mutex_lock (&s->io_lock);
   if (!s->preparing)
     text_error (error, "no checkpoint is prepared");

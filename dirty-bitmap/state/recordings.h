@@ -16,8 +16,8 @@
  * instant if all of them are drained before the first one commits.  A crash finds the old table or
  * the new one, and with either no mark is missing, since both recordings have all of them.
  *
- * The control thread calls these; state_work() may run beside them.  0, or -1 with *ERROR (for
- * text_free()).
+ * The control thread calls these, but for the flush; state_work() may run beside them.  0, or -1
+ * with *ERROR (for text_free()).
  */
 
 #ifndef NBDMIRROR_DIRTY_BITMAP_STATE_RECORDINGS_H
@@ -32,8 +32,10 @@ int state_checkpoint_prepare (struct state *s, const struct state_layout *layout
                               _Atomic uint64_t *const slots[2], const uint8_t boot[16],
                               const char *name, const uint8_t uuid[16], char **error);
 
-/* Each write that began before the last prepare has ended.  If it fails no checkpoint was added,
- * and the tracking may be lost. */
+/* Each write that began before the last prepare has ended.  First the disk is flushed, which may
+ * take long, on any thread: 0, or -1 with errno, and the tracking is lost.  After that the commit.
+ * If it fails no checkpoint was added, and the tracking may be lost. */
+int state_checkpoint_flush (struct state *s);
 int state_checkpoint_commit (struct state *s, char **error);
 void state_checkpoint_abort (struct state *s);
 

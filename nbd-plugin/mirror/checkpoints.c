@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Commands about checkpoints.  See checkpoints.h.
+ * Commands about checkpoints, but for adding one.  See checkpoints.h.
  */
 
 #include "config.h"
@@ -21,225 +21,9 @@
 #include "dirty-bitmap/state/recordings.h"
 #include "nbd-plugin/mirror/checkpoints.h"
 #include "nbd-plugin/mirror/filter.h"
-#include "nbd-plugin/mirror/receiving.h"
 
-#define DEFAULT_LIMIT_MS 10000
 #define LIST_MAX 64  /* checkpoints in one answer, which fits in a line */
 #define COUNT_MS 200 /* how long the list may take to add up recordings */
-
-static const char no_state_file[] = "this server keeps no state file: start it with --state FILE"
-                                    " (mirror-state=)";
-
-/* ---- adding ---- */
-
-static void
-finish (struct checkpointing *c)
-{
-  json_decref (c->id);
-  decision_free (c->decision);
-  memset (c, 0, sizeof *c);
-}
-
-static void
-give_up (struct mirror *m, const char *class_, const char *reason)
-{
-  struct checkpointing *c = &m->checkpointing;
-
-  state_checkpoint_abort (&m->persist.state);
-  if (c->peer != NULL && c->id != NULL)
-    control_error (c->peer, c->id, class_, "the checkpoint was given up: %s", reason);
-  finish (c);
-}
-
-/* Room for the live maps, and the mappings. */
-static int
-map_recordings (struct persist *p, const struct state_layout *l, char **error)
-{
-  if (p->file.slots[0] == NULL
-      && (state_file_allocate (&p->file, 0, l->file_size) == -1
-          || state_file_allocate (&p->file, l->recordings_offset, 2 * l->live_bytes) == -1))
-    return text_error (error, "there is no room for recordings: %s", strerror (errno));
-  return state_file_map_recordings (&p->file, l, error);
-}
-
-/* Begin to mark the next recording.  0, or -1 with *ERROR. */
-static int
-begin (struct mirror *m, const char *name, const uint8_t uuid[16],
-       const struct region_geometry *geo, char **error)
-{
-  struct persist *p = &m->persist;
-  struct checkpointing *c = &m->checkpointing;
-  struct state_layout layout;
-  struct state_view before;
-  uint8_t boot[16];
-
-  state_look (&p->state, &before);
-  state_boot_id (boot);
-  memcpy (c->uuid, uuid, sizeof c->uuid);
-  if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
-    return text_error (error, "%s", strerror (errno));
-  if (map_recordings (p, &layout, error) == -1
-      || state_checkpoint_prepare (&p->state, &layout, p->file.slots, boot, name, c->uuid, error)
-             == -1)
-    return -1;
-  if (!before.job)
-    persist_tracks (m);
-  return 0;
-}
-
-void
-checkpoints_prepare (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args, int fd)
-{
-  struct checkpointing *c = &m->checkpointing;
-  const char *name = json_string_value (json_object_get (args, "name"));
-  json_t *limit = json_object_get (args, "lease-ms");
-  CLEANUP_TEXT char *error = NULL;
-  struct decision *word = NULL;
-  struct region_geometry geo;
-  uint8_t uuid[16];
-
-  uuid_make (uuid);
-  if (!m->persist.open)
-    control_error (peer, id, "NoStateFile", "%s", no_state_file);
-  else if (fd == -1)
-    control_error (peer, id, "GenericError", "no descriptor of a decision word was passed");
-  else if (c->decision != NULL)
-    control_error (peer, id, "Busy", "a checkpoint is being added already");
-  else if (receiving_is (m))
-    control_error (peer, id, "Receiving", "%s", RECEIVING_REFUSAL);
-  else if (m->bypass.on)
-    control_error (peer, id, "Bypassed", BYPASSED, m->bypass.path);
-  else if (!tracker_geometry (&m->tracker, &geo))
-    control_error (peer, id, "NoDisk",
-                   "the disk's size is not known: open an NBD connection to the export first");
-  else if ((word = decision_map (fd, &error)) == NULL)
-    control_error (peer, id, "GenericError", "%s", error);
-  else if (begin (m, name, uuid, &geo, &error) == -1)
-    control_error (peer, id, "GenericError", "%s", error);
-  else {
-    c->peer = peer;
-    c->id = json_incref (id);
-    c->decision = word;
-    word = NULL;
-    int64_t ms = limit != NULL ? json_integer_value (limit) : DEFAULT_LIMIT_MS;
-    c->limit_ns = (int64_t)clock_ns () + ms * NS_PER_MS;
-  }
-  decision_free (word);
-  fd_close (&fd);
-}
-
-/* The word says "commit", and everybody was prepared then. */
-static int
-commit (struct mirror *m, char **error)
-{
-  int r = state_checkpoint_commit (&m->persist.state, error);
-
-  if (r == -1)
-    nbdkit_error ("mirror-state=%s: the checkpoint was not added: %s", m->persist.path, *error);
-  finish (&m->checkpointing);
-  return r;
-}
-
-void
-checkpoints_finish (struct mirror *m, struct control_peer *peer, json_t *id)
-{
-  struct checkpointing *c = &m->checkpointing;
-  CLEANUP_TEXT char *error = NULL;
-  char uuid[UUID_TEXT_BYTES];
-
-  if (c->decision == NULL || c->peer != peer || !c->prepared) {
-    control_error (peer, id, "DeviceNotActive", "no checkpoint of this connection's is prepared");
-    return;
-  }
-  uuid_text (c->uuid, uuid);
-  if (decision_get (c->decision) != DECISION_COMMIT)
-    control_error (peer, id, "NotDecided", "the decision word does not say commit");
-  else if (commit (m, &error) == -1)
-    control_error (peer, id, "GenericError", "%s", error);
-  else
-    control_reply (peer, id, json_pack ("{s:s}", "uuid", uuid), -1);
-}
-
-void
-checkpoints_tick (struct mirror *m)
-{
-  struct checkpointing *c = &m->checkpointing;
-  CLEANUP_TEXT char *error = NULL;
-
-  if (c->decision == NULL)
-    return;
-  if (!c->prepared && gate_all_passed (&m->gate, &c->shards_seen)) {
-    char uuid[UUID_TEXT_BYTES];
-    uuid_text (c->uuid, uuid);
-    c->prepared = true;
-    if (c->peer != NULL)
-      control_reply (c->peer, c->id, json_pack ("{s:s}", "uuid", uuid), -1);
-    json_decref (c->id);
-    c->id = NULL;
-  }
-  bool gone = c->peer == NULL, late = (int64_t)clock_ns () >= c->limit_ns;
-  if (!c->prepared && decision_get (c->decision) == DECISION_COMMIT) {
-    nbdkit_error ("mirror: a checkpoint was committed before this disk was prepared: it has none");
-    give_up (m, "GenericError", "it was committed too early");
-  } else if (gone || late || decision_get (c->decision) == DECISION_ABORT) {
-    if (decision_try (c->decision, DECISION_ABORT) == DECISION_COMMIT)
-      commit (m, &error);
-    else
-      give_up (m, late ? "LeaseEnded" : "GenericError",
-               late ? "writes that began before it did not end in time" : "it was aborted");
-  }
-}
-
-void
-checkpoints_peer_closed (struct mirror *m, struct control_peer *peer)
-{
-  if (m->checkpointing.peer == peer)
-    m->checkpointing.peer = NULL;
-}
-
-void
-checkpoints_shutdown (struct mirror *m)
-{
-  struct checkpointing *c = &m->checkpointing;
-  CLEANUP_TEXT char *error = NULL;
-
-  if (c->decision == NULL)
-    return;
-  if (c->prepared && decision_try (c->decision, DECISION_ABORT) == DECISION_COMMIT)
-    commit (m, &error);
-  else {
-    decision_try (c->decision, DECISION_ABORT);
-    give_up (m, "GenericError", "the server stops");
-  }
-}
-
-/* ---- the checkpoint of a hand-over ---- */
-
-int
-checkpoints_replace (struct mirror *m, const char *name, const uint8_t uuid[16], char **error)
-{
-  struct region_geometry geo;
-  const struct state_table *t = m->persist.state.table;
-
-  if (!m->persist.open)
-    return text_error (error, "%s", no_state_file);
-  if (!tracker_geometry (&m->tracker, &geo))
-    return text_error (error, "the disk's size is not known");
-  persist_check_disk (m);
-  if (t != NULL && state_table_find (t, name) != -1
-      && state_checkpoint_remove (&m->persist.state, name, error) == -1)
-    return -1;
-  return begin (m, name, uuid, &geo, error);
-}
-
-int
-checkpoints_replaced (struct mirror *m, bool commit, char **error)
-{
-  if (commit)
-    return state_checkpoint_commit (&m->persist.state, error);
-  state_checkpoint_abort (&m->persist.state);
-  return 0;
-}
 
 /* ---- removing ---- */
 
@@ -251,7 +35,7 @@ checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id, con
 
   gate_look (&m->gate, &gate);
   if (!m->persist.open)
-    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+    control_error (peer, id, "NoStateFile", "%s", NO_STATE_FILE);
   else if (gate.mode == GATE_HELD) /* merging recordings takes long */
     control_error (peer, id, "Busy", "a hand-off is under way");
   else if (state_checkpoint_remove (&m->persist.state, name, &error) == -1)
@@ -283,7 +67,7 @@ checkpoints_mark (struct mirror *m, struct control_peer *peer, json_t *id, uint6
   if (m->persist.open)
     persist_check_disk (m);
   if (!m->persist.open)
-    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+    control_error (peer, id, "NoStateFile", "%s", NO_STATE_FILE);
   else if (gate.mode != GATE_OPEN)
     control_error (peer, id, "Busy", "a hand-off is under way, or the disk was handed over");
   else if (!tracker_geometry (&m->tracker, &geo) || length == 0 || length > CHECKPOINTS_MARK_MAX
@@ -389,7 +173,7 @@ checkpoints_list (struct mirror *m, struct control_peer *peer, json_t *id, uint6
   struct state *s = &m->persist.state;
 
   if (!m->persist.open) {
-    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+    control_error (peer, id, "NoStateFile", "%s", NO_STATE_FILE);
     return;
   }
   int64_t changed[STATE_CHECKPOINTS_MAX];
@@ -446,7 +230,7 @@ checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const 
   CLEANUP_FD int fd = memfd_create ("nbdmirror-map", MFD_CLOEXEC);
 
   if (since != NULL && !m->persist.open) {
-    control_error (peer, id, "NoStateFile", "%s", no_state_file);
+    control_error (peer, id, "NoStateFile", "%s", NO_STATE_FILE);
     return;
   }
   if (since != NULL)

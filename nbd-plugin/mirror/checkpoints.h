@@ -8,18 +8,21 @@
  *   none --prepare--> marking both --older writes have ended--> prepared
  *     ^                    |                                       |   |
  *     +---- abort: the word goes to "abort" first, at the limit ---+   |
- *     +---- the word says "commit": the checkpoint is durable ---------+
+ *     +---- durable <---- the disk is flushed <---- "commit" ----------+
  *
- * No guest is held meanwhile.  All disks are prepared when the word is decided, so that moment is
- * the common instant.
+ * A disk may take long to flush, so that is done by a thread of its own, and the control thread
+ * serves its clients.  No guest is held meanwhile.  All disks are prepared when the word is
+ * decided, so that moment is the common instant.
  *
- * Control thread only.
+ * The control thread's, but for the flush.
  */
 
 #ifndef NBDMIRROR_NBD_PLUGIN_MIRROR_CHECKPOINTS_H
 #define NBDMIRROR_NBD_PLUGIN_MIRROR_CHECKPOINTS_H
 
 #include <jansson.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -28,6 +31,10 @@
 
 struct mirror;
 
+#define NO_STATE_FILE "this server keeps no state file: start it with --state FILE (mirror-state=)"
+
+#define CHECKPOINT_FLUSHES (-1)
+
 struct checkpointing {
   struct control_peer *peer; /* NULL: none is under way, or its client has gone */
   json_t *id;                /* of mirror-checkpoint-prepare, until it is answered; owned */
@@ -35,7 +42,12 @@ struct checkpointing {
   uint8_t uuid[16];
   uint32_t shards_seen; /* of the gate, at 0 since both are marked */
   bool prepared;
-  int64_t limit_ns; /* clock_ns() at which it is given up */
+  bool committing;         /* the word says "commit", */
+  json_t *finish_id;       /* mirror-checkpoint-finish asked for it (owned), or NULL, */
+  bool has_flusher;        /* and this thread, to be joined, */
+  pthread_t flusher;       /* flushes the disk: */
+  _Atomic int flush_errno; /* CHECKPOINT_FLUSHES, then 0 or why it failed */
+  int64_t limit_ns;        /* clock_ns() at which it is given up */
 };
 
 /* mirror-checkpoint-prepare.  FD is the decision word's, owned by the callee, or -1.  Answers, at

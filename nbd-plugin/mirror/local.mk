@@ -5,6 +5,7 @@ nbd_plugin_nbdkit_mirror_filter_la_SOURCES = \
 	nbd-plugin/mirror/bypass.c \
 	nbd-plugin/mirror/bypass.h \
 	nbd-plugin/mirror/checkpoints.c \
+	nbd-plugin/mirror/checkpoints-add.c \
 	nbd-plugin/mirror/checkpoints.h \
 	nbd-plugin/mirror/commands-worker.c \
 	nbd-plugin/mirror/commands.c \

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves what a slow sync does with a state file.  A flush of the disk that takes longer than the
-# limit of 5 s delays no first touch and costs no tracking.  A commit that takes longer than the
-# limit lets the guest go on after 5 s; then the tracking is inconsistent, the status and the log
-# say so, and the next writes do not wait.
+# limit of 5 s delays no first touch and costs no tracking.  While a new checkpoint waits for one,
+# the control socket answers.  A commit that takes longer than the limit lets the guest go on after
+# 5 s; then the tracking is inconsistent, the status and the log say so, and the next writes do not
+# wait.
 . "$(dirname "$0")/lib.sh"
 measures_times
 [ "$(make_var SANITIZERS)" = no ] || skip "a sanitizer is preloaded already"
@@ -104,7 +105,16 @@ touch "$tmp/disk.slow"
 wait_for 40 test -e "$tmp/disk.waits"
 write_blocks 32M 16 0 3
 status_is state-status active || fail "a slow flush of the disk has cost the tracking"
+# A checkpoint that is added then waits for a flush as well, and the control socket does not.
+spawn add nbdmirror checkpoint add "${control[src]}" slow
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+  spawn look nbdmirror status "${control[src]}"
+  ends_well look 5 "during a flush"
+done
+running add || fail "a checkpoint was added before the disk was flushed"
 rm "$tmp/disk.slow"
+ends_well add
+nbdmirror checkpoint list "${control[src]}" | grep -q slow || fail "the checkpoint is not there"
 
 touch "$state.slow"
 write_blocks 128M 1 4.9 8

@@ -106,6 +106,7 @@ commit (struct play *p)
   play_snapshot (p, c->at_last);
   p->nr_list++;
   p->adding = true;
+  must (p, state_checkpoint_flush (&p->state), "the disk cannot be flushed", &error);
   must (p, state_checkpoint_commit (&p->state, &error), "a checkpoint cannot be added", &error);
   if (medium.off)
     return;

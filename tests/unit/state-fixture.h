@@ -102,6 +102,7 @@ commit (void)
 {
   char *error = NULL;
 
+  cr_assert (state_checkpoint_flush (&state) == 0);
   cr_assert (state_checkpoint_commit (&state, &error) == 0, "%s", error);
 }
 
