@@ -66,17 +66,15 @@ progress (void *opaque, uint64_t done, uint64_t size)
 static int
 digest_image (struct digesting *d, const char *path, const char *format)
 {
-  const struct sync_options image
-      = { .mode = ENGINE_SYNC_BASE, .base = path, .base_format = format };
   const struct image_digest_options o
       = { .path = path, .format = format, .opaque = d, .progress = progress };
   const struct endpoint_options eo = { .writable = false };
   char text[DIGEST_WHOLE_TEXT], *error = NULL;
-  struct endpoint *ep;
   bool kept;
+  int r = -1;
 
-  int r = sync_open_base (&image, &eo, &ep, &error);
-  if (r == 0) {
+  struct endpoint *ep = sync_open_image (path, format, &eo, &error);
+  if (ep != NULL) {
     r = image_digest (ep, &o, text, &kept, &error);
     endpoint_close (ep);
   }

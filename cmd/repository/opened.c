@@ -211,17 +211,15 @@ int
 digest_of (const char *path, const char *format, bool show, _Atomic int *signal,
            char text[DIGEST_WHOLE_TEXT])
 {
-  const struct sync_options image
-      = { .mode = ENGINE_SYNC_BASE, .base = path, .base_format = format };
   const struct endpoint_options eo = { .writable = false };
   struct progress p = { .signal = signal };
   const struct image_digest_options io = { .opaque = &p, .progress = on_progress };
-  struct endpoint *ep = NULL;
   char *error = NULL;
   bool kept;
+  int r = -1;
 
-  int r = sync_open_base (&image, &eo, &ep, &error);
-  if (r == 0) {
+  struct endpoint *ep = sync_open_image (path, format, &eo, &error);
+  if (ep != NULL) {
     verify_meter_begin (&p.meter, show);
     r = image_digest (ep, &io, text, &kept, &error);
     verify_meter_end (&p.meter);

@@ -10,16 +10,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/child.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/nbdkit-args.h"
 
 static const char short_with_value[] = "DegipPtuU";
 
 static const char *const long_with_value[] = {
-  "debug",   "exportname",    "export-name",    "filter",   "group",   "ip-addr",
-  "ipaddr",  "log",           "mask-handshake", "pid-file", "pidfile", "port",
-  "run",     "selinux-label", "threads",        "timeout",  "tls",     "tls-certificates",
-  "tls-psk", "unix",          "user",
+  "debug",    "exportname", "export-name", "filter",           "group",
+  "ip-addr",  "ipaddr",     "log",         "mask-handshake",   "pid-file",
+  "pidfile",  "port",       "run",         "selinux-label",    "threads",
+  "time-out", "timeout",    "tls",         "tls-certificates", "tls-psk",
+  "unix",     "user",
 };
 
 /* What serve sets itself, and what to tell a user who gives it. */
@@ -82,6 +84,28 @@ advice_for_option (const char *name, size_t len)
   return NULL;
 }
 
+/* Does an option begin with these LEN characters, in what nbdkit prints for LIST_OPTION?  The
+ * nbdkit that is installed is asked, because releases differ.  It would answer an option that it
+ * does not know with its whole synopsis. */
+static bool
+is_known (const char *list_option, const char *text, size_t len)
+{
+  const char *const words[] = { "nbdkit", list_option, NULL };
+  char *list = NULL;
+
+  /* Where it cannot be run, nbdkit_check() says so later. */
+  bool known = child_run (words, &list) != 0 || list == NULL;
+  for (const char *line = list; line != NULL && !known; line = strchr (line, '\n')) {
+    line += *line == '\n';
+    known = strncmp (line, text, len) == 0;
+  }
+  free (list);
+  if (!known)
+    cmd_usage_error ("NBDKIT-ARGS: %.*s: the nbdkit that is installed has no such option", (int)len,
+                     text);
+  return known;
+}
+
 /* --NAME or --NAME=VALUE.  Returns how many words it takes, 0 after an error. */
 static unsigned
 take_long (struct nbdkit_args *a, char **words, unsigned nr)
@@ -96,6 +120,8 @@ take_long (struct nbdkit_args *a, char **words, unsigned nr)
     cmd_usage_error ("NBDKIT-ARGS: --%.*s: %s", (int)len, name, advice);
     return 0;
   }
+  if (!is_known ("--long-options", words[0], len + 2))
+    return 0;
   if (value != NULL)
     value++;
   else
@@ -127,6 +153,9 @@ take_short (struct nbdkit_args *a, char **words, unsigned nr)
       cmd_usage_error ("NBDKIT-ARGS: -%c: %s", *p, advice);
       return 0;
     }
+    const char letter[] = { '-', *p };
+    if (!is_known ("--short-options", letter, sizeof letter))
+      return 0;
     if (*p == 'r')
       a->read_only = true;
     if (strchr (short_with_value, *p) == NULL)

@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/child.h"
 #include "base/clock.h"
 #include "base/pid-file.h"
 #include "cmd/cmd.h"
@@ -38,57 +39,29 @@ has_abort_bug (unsigned major, unsigned minor, unsigned release)
   return major == 1 && ((minor == 32 && release >= 4) || (minor == 33 && release <= 9));
 }
 
-/* What `nbdkit --dump-config` prints, to read from; its process in *PID.  NULL with errno. (popen()
- * would need a shell.) */
-static FILE *
-dump_config (pid_t *pid)
-{
-  int fds[2];
-
-  if (pipe2 (fds, O_CLOEXEC) == -1)
-    return NULL;
-  *pid = fork ();
-  if (*pid == 0) {
-    dup2 (fds[1], STDOUT_FILENO);
-    execlp ("nbdkit", "nbdkit", "--dump-config", (char *)NULL);
-    _exit (127);
-  }
-  close (fds[1]);
-  if (*pid == -1) {
-    close (fds[0]);
-    return NULL;
-  }
-  return fdopen (fds[0], "r");
-}
-
 /* Is there an nbdkit, and is it one with the bug? */
 int
 nbdkit_check (void)
 {
+  const char *const words[] = { "nbdkit", "--dump-config", NULL };
   unsigned major = 0, minor = 0, release = 0;
-  char text[512], version[64] = "";
-  int status = -1;
-  pid_t pid;
-  FILE *fp = dump_config (&pid);
+  char *config = NULL, version[64] = "";
 
-  if (fp == NULL) {
-    cmd_say ("nbdkit: %s", strerror (errno));
-    return -1;
-  }
-  while (fgets (text, sizeof text, fp) != NULL)
-    if (sscanf (text, "version=%63s", version) == 1)
+  int status = child_run (words, &config);
+  for (const char *line = config; line != NULL; line = strchr (line, '\n')) {
+    line += *line == '\n';
+    if (sscanf (line, "version=%63s", version) == 1)
       sscanf (version, "%u.%u.%u", &major, &minor, &release);
-  fclose (fp);
-  while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
-    ;
+  }
+  free (config);
   if (status != 0) {
     cmd_say ("nbdkit cannot be run: is it installed and in PATH?");
     return -1;
   }
   if (has_abort_bug (major, minor, release) && getenv (WARNED) == NULL) {
     setenv (WARNED, "1", 1); /* `evacuate-disk` runs `serve`, twice */
-    cmd_warning ("nbdkit %s has a bug (fixed in 1.33.10): a client that dies with several requests "
-                 "in flight, a crashing guest for one, ends this server; see nbdmirror(1), CAVEATS",
+    cmd_warning ("this server, nbdkit %s, ends if a client dies with several requests in flight; "
+                 "see nbdmirror(1), CAVEATS",
                  version);
   }
   return 0;

@@ -117,37 +117,46 @@ sync_refusal (const struct sync_options *o, const struct endpoint *source,
 
 /* Through qemu-nbd, which takes any number of connections, and none but reads. */
 static struct endpoint *
-open_image (const struct sync_options *o, const struct endpoint_options *eo, char **error)
+open_through_qemu_nbd (const char *image, const char *format, const struct endpoint_options *eo,
+                       char **error)
 {
-  char *path = realpath (o->base, NULL);
+  char *path = realpath (image, NULL);
   if (path == NULL) {
-    text_error (error, "base image %s: %s", o->base, strerror (errno));
+    text_error (error, "%s: %s", image, strerror (errno));
     return NULL;
   }
-  CLEANUP_TEXT char *format = text_printf ("--format=%s", o->base_format);
+  CLEANUP_TEXT char *option = text_printf ("--format=%s", format);
   const char *argv[]
-      = { "[", "qemu-nbd", "--read-only", "--persistent", "--shared=0", format, path, "]" };
+      = { "[", "qemu-nbd", "--read-only", "--persistent", "--shared=0", option, path, "]" };
   struct endpoint *ep
       = endpoint_open ((char *const *)argv, sizeof argv / sizeof argv[0], eo, NULL, error);
   free (path);
   return ep;
 }
 
+struct endpoint *
+sync_open_image (const char *image, const char *format, const struct endpoint_options *eo,
+                 char **error)
+{
+  struct endpoint_options reading = { .connect_timeout_ms = eo->connect_timeout_ms,
+                                      .request_timeout_ms = eo->request_timeout_ms };
+  char *name[] = { (char *)image, NULL };
+
+  return format != NULL && strcmp (format, "raw") != 0
+             ? open_through_qemu_nbd (image, format, &reading, error)
+             : endpoint_open (name, 1, &reading, NULL, error);
+}
+
 int
 sync_open_base (const struct sync_options *o, const struct endpoint_options *eo,
                 struct endpoint **base, char **error)
 {
-  struct endpoint_options reading = { .connect_timeout_ms = eo->connect_timeout_ms,
-                                      .request_timeout_ms = eo->request_timeout_ms };
-  char *name[] = { (char *)o->base, NULL };
   char *why = NULL;
 
   *base = NULL;
   if (o->base == NULL)
     return 0;
-  *base = o->base_format != NULL && strcmp (o->base_format, "raw") != 0
-              ? open_image (o, &reading, &why)
-              : endpoint_open (name, 1, &reading, NULL, &why);
+  *base = sync_open_image (o->base, o->base_format, eo, &why);
   if (*base != NULL)
     return 0;
   text_error (error, "base image: %s", why);

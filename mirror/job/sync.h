@@ -44,9 +44,12 @@ const char *sync_fault (const struct sync_options *o);
 char *sync_refusal (const struct sync_options *o, const struct endpoint *source,
                     const struct session_options *dest);
 
-/* Open the base image for reading, if there is one.  A format other than raw is read through
- * a qemu-nbd of ours, which ends with the endpoint.  EO: time limits.  0 with *BASE, which may be
- * NULL; or -1 with *ERROR.  Blocks as endpoint_open(). */
+/* Open an image for reading.  A FORMAT other than raw (or NULL) is read through a qemu-nbd of ours,
+ * which ends with the endpoint.  EO: time limits.  NULL with *ERROR.  Blocks as endpoint_open(). */
+struct endpoint *sync_open_image (const char *image, const char *format,
+                                  const struct endpoint_options *eo, char **error);
+
+/* The same for the base image of O, if there is one.  0 with *BASE, which may be NULL; or -1. */
 int sync_open_base (const struct sync_options *o, const struct endpoint_options *eo,
                     struct endpoint **base, char **error);
 

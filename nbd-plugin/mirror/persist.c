@@ -108,7 +108,8 @@ open_file (struct persist *p, uint64_t *size, char **error)
       unlink (p->path);
     return text_error (error,
                        "mirror-state=%s: this file system is in memory and would not survive the"
-                       " power; choose another place, or give mirror-state-volatile=yes",
+                       " power; choose another place, or give mirror-state-volatile=yes (to"
+                       " nbdmirror serve after --)",
                        p->path);
   }
   if (state_file_lock (&p->file, NULL, &why) == -1)

@@ -60,6 +60,8 @@ refused 2 'the same path' serve disk --socket s.sock --control ./s.sock
 refused 2 "'word' is neither" serve disk "${s[@]}" -- word
 refused 2 'use --socket' serve disk "${s[@]}" -- -U other
 refused 2 'use --socket' serve disk "${s[@]}" -- --unix=other
+refused 2 '--nosuch: the nbdkit that is installed has no' serve disk "${s[@]}" -- --nosuch=1
+refused 2 '-Q: the nbdkit that is installed has no' serve disk "${s[@]}" -- -vQ
 refused 2 '--filter needs a value' serve disk "${s[@]}" -- --filter
 refused 2 'use --control' serve disk "${s[@]}" -- mirror-control=x
 refused 2 'use --pidfile' serve disk "${s[@]}" -- -vP x
@@ -68,6 +70,8 @@ refused 1 'folder: neither' serve folder "${s[@]}"
 refused 1 'nbd://host/' serve nbd://host/ "${s[@]}"
 refused 1 'no/s.sock: No such file' serve disk --socket no/s.sock --control c.sock
 refused 1 'no/c.sock: No such file' serve disk --socket s.sock --control no/c.sock
+refused 1 'digest: missing: No such file' digest missing
+refused 1 'digest: folder: this is a directory' digest folder
 refused 1 'exists and is not a socket' serve disk --socket plain --control c.sock
 refused 1 'exists and is not a socket' serve disk --socket s.sock --control dir
 refused 1 'not the name of a file' serve disk --socket s.sock --control dir/
