@@ -16,8 +16,8 @@
  * turn, and recover.c finds the other one; tests/crash tears them); a torn page of L2 counts as
  * set, which is no worse.
  *
- * The server can flush the disk here (mirror-direct).  Where it cannot, nothing is dropped before the
- * guest has flushed; tests/crash plays that as well.
+ * The server can flush the disk here (mirror-direct).  Where it cannot, nothing is dropped before
+ * the guest has flushed; tests/crash plays that as well.
  *
  * What look_at() of cool.c does is one step here, as it is there under `lock`; and so is ask() of
  * guest.c.
