@@ -324,6 +324,19 @@ move (struct adopt *a, const struct guest_disk *d)
   return EXIT_DONE;
 }
 
+/* A job whose start or end QEMU could not tell goes on, and would move the guest after we have
+ * looked where it is.  -1 after an error message: so it may be. */
+static int
+end_job (struct adopt *a)
+{
+  char *error = NULL;
+
+  if (pivot_end_leftover (&a->vm, &a->names, &error) == 0)
+    return 0;
+  fail (0, error);
+  return -1;
+}
+
 /* ---- the guest is there ---------------------------------------------------------------------- */
 
 /* Remove what the guest has used before, and see that it is gone. */
@@ -398,8 +411,11 @@ go (struct adopt *a, const struct guest_disk *d)
   int status = look (a, d);
   if (status == EXIT_DONE) {
     status = start_server (a);
-    if (status == EXIT_DONE)
+    if (status == EXIT_DONE) {
       status = move (a, d);
+      if (status != EXIT_DONE && end_job (a) == -1)
+        return status;
+    }
     /* QEMU itself says what has become of it. */
     int moved = guest_has_moved (a, d->device, d->backend);
     if (moved == 1)

@@ -382,7 +382,12 @@ go (struct give_back *g)
   status = close_server (g);
   if (status == EXIT_DONE) {
     int r = g->lent ? lent_move (g, &d, &node) : move (g, &d, &node);
-    int moved = node != NULL ? guest_uses (g, node) : 0;
+    /* A job whose start or end QEMU could not tell goes on, and would move the guest later on. */
+    char *error = NULL;
+    bool over = r == 0 || pivot_end_leftover (&g->vm, &g->names, &error) == 0;
+    if (!over)
+      fail (-1, error);
+    int moved = !over ? -1 : node != NULL ? guest_uses (g, node) : 0;
     if (moved == 1)
       status = finish (g, old, node);
     else {

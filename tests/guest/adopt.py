@@ -132,6 +132,23 @@ def killed(s, vm, disks, before):
         s.story.wait_for_more(3)
 
 
+def answers_lost(s, vm, disks, before):
+    """Of the commands that begin and end QEMU's job. It does not go on behind our back."""
+    disk = disks[0]
+    for words in disk.adopt, disk.give_back:
+        for command in "blockdev-mirror", "block-job-complete":
+            proxy = QmpProxy(vm, like_qemu=False)
+            proxy.before[command] = lambda proxy=proxy: proxy.go_deaf(0.2)
+            s.nbdmirror(*[proxy.path if word == vm.qmp_path else word for word in words(vm)],
+                        status=None)
+            proxy.close()
+            check(command in proxy.seen, f"{words(vm)[0]}: no {command}")
+            check(not vm.qmp("query-jobs"), f"{words(vm)[0]}, {command}: a job is left")
+        if words == disk.adopt:
+            s.nbdmirror(*words(vm))
+    tidy(s, vm, disks, before)
+
+
 def failures(s, vm, disks, before):
     disk = disks[0]
     # In the long form: a server that answers no write: it is killed, so is a second one, and then
@@ -498,8 +515,8 @@ def test(s):
     disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
     s.story.wait_for_record(20)
     before = nodes(vm)
-    for part in (cycles, killed, failures, stopped, *[of_the_user] * scene.LONG, stated,
-                 evacuated, refusals, restarted, kept, others):
+    for part in (cycles, killed, answers_lost, failures, stopped, *[of_the_user] * scene.LONG,
+                 stated, evacuated, refusals, restarted, kept, others):
         start = time.monotonic()
         part(s, vm, disks, before)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
