@@ -144,18 +144,19 @@ tell_to_cancel (struct migrate *m)
 }
 
 /* A monitor that does not answer is asked again: QEMU may wait for a disk's server that was only
- * just started again, and its migration would go on afterwards, with the guest stopped. */
-static void
+ * just started again, and its migration would go on afterwards, with the guest stopped.  False: it
+ * has not answered. */
+static bool
 cancel_memory (struct migrate *m)
 {
   struct machine *source = &m->machines.source;
   uint64_t wake = 0, end = clock_ms () + CANCEL_MS;
   char status[32];
-  bool told = false;
+  bool told = false, unknown;
 
   for (;;) {
     machine_migration (source, status);
-    bool unknown = status[0] == '\0' && !machine_is_dead (source);
+    unknown = status[0] == '\0' && !machine_is_dead (source);
     if ((!unknown && !migration_is_active (status)) || clock_ms () >= end)
       break;
     if (!unknown && !told) {
@@ -170,6 +171,7 @@ cancel_memory (struct migrate *m)
   if (told)
     journal_rolled_back (&m->journal, "the migration of the memory is %s",
                          status[0] != '\0' ? status : "gone");
+  return !unknown;
 }
 
 /* It must not run any more, ever.  One that only waits for a migration that will not come is ended
@@ -191,8 +193,10 @@ end_dest (struct migrate *m)
     machines_wait (&m->machines, POLL_MS);
 }
 
+/* CANCELLED: the migration of the memory goes on no more.  Else it is cancelled as soon as the
+ * monitor answers: it would stop the guest later on, with nobody there to continue it. */
 static bool
-run_source (struct migrate *m)
+run_source (struct migrate *m, bool cancelled)
 {
   uint64_t end = clock_ms () + RUN_MS;
   char status[32];
@@ -202,6 +206,12 @@ run_source (struct migrate *m)
     char *error = NULL;
 
     machine_status (&m->machines.source, status);
+    if (status[0] != '\0' && !cancelled) {
+      cancelled = cancel_memory (m);
+      if (cancelled)
+        end = clock_ms () + RUN_MS;
+      continue;
+    }
     if (strcmp (status, "running") == 0) {
       journal_rolled_back (&m->journal, "the source VM runs");
       return true;
@@ -253,10 +263,10 @@ migrate_back (struct migrate *m, bool dest_first)
              " nbdmirror-migrate(1)");
     return false;
   }
-  cancel_memory (m);
+  bool cancelled = cancel_memory (m);
   if (dest_first)
     end_dest (m);
-  bool runs = run_source (m);
+  bool runs = run_source (m, cancelled);
   if (!dest_first)
     end_dest (m);
   m->unresolved = !runs;

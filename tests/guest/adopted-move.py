@@ -162,11 +162,11 @@ def server_killed(s, a, images, table, instant):
     return a, images
 
 
-def monitor_lost(s, a, images):
+def monitor_lost(s, a, images, seconds):
     """QEMU's monitor is lost before the switch, and answers nobody for longer than a connection is
     waited for: the migration has to be cancelled afterwards, or it waits with a stopped guest."""
     move = Move(s, a, images)
-    move.source.event["pre-switchover"] = lambda: move.source.go_deaf(22)
+    move.source.event["pre-switchover"] = lambda: move.source.go_deaf(seconds)
     move.start()
     move.end(1, 3)
     move.stayed()
@@ -193,7 +193,8 @@ def failures(s, a, images):
         return a, images
     for instant in "active", "pre-switchover":
         server_killed(s, a, images, "event", instant)
-    monitor_lost(s, a, images)
+    for seconds in 22, 36:  # the second time nobody waits any more for it to be cancelled
+        monitor_lost(s, a, images, seconds)
     # A worker dies.
     move = Move(s, a, images)
     move.source.before["migrate"] = lambda: os.kill(
