@@ -83,9 +83,13 @@ check_unused (const struct serve *s)
 
   if (fd == -1 || !qemu_lock_excludes_writers (fd))
     return EXIT_DONE;
-  cmd_say ("%s: in use by QEMU or a tool of its: what is written there past this server would not "
-           "be tracked ('nbdmirror adopt' takes the disk over from a running QEMU)",
-           s->disk);
+  if (qemu_lock_is_written (fd))
+    cmd_say (
+        "%s: in use by QEMU or a tool of its: what is written there past this server would not "
+        "be tracked ('nbdmirror adopt' takes the disk over from a running QEMU)",
+        s->disk);
+  else
+    cmd_say ("%s: in use by QEMU or a tool of its, which reads it and lets nobody write", s->disk);
   return EXIT_REFUSED;
 }
 
