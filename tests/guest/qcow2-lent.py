@@ -162,4 +162,5 @@ def test(s):
     t.base.check()
 
 
-scene.main(test, 1800 if scene.LONG else 240)
+# A new guest starts after every second kill.
+scene.main(test, 600 + 60 * KILLS if scene.LONG else 240)
