@@ -305,6 +305,7 @@ dist-hook:
 
 guest_tests = \
 	tests/guest/adopt.py \
+	tests/guest/adopt-starts.py \
 	tests/guest/adopted-move.py \
 	tests/guest/backup.py \
 	tests/guest/by-hand.py \

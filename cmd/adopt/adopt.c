@@ -33,10 +33,8 @@
 #include "cmd/adopt/revive.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
+#include "cmd/adopt/starting.h"
 #include "cmd/cmd.h"
-
-#define LEFTOVER_TRIES 100
-#define LEFTOVER_PAUSE_MS 20
 
 /* STATUS after the message ERROR, which is freed. */
 static int
@@ -190,30 +188,13 @@ launch_server (struct adopt *a)
   return revive_start (a->control, a->record);
 }
 
-/* A run that was killed may have left a server that was only about to start, and has the socket
- * now.
- */
-static bool
-leftover_server_comes (const struct adopt *a)
-{
-  bool there = false;
-
-  for (int tries = 0; tries < LEFTOVER_TRIES && a->had_record && !there; tries++) {
-    clock_sleep_ms (LEFTOVER_PAUSE_MS);
-    there = served_is_there (a->control);
-  }
-  if (there)
-    cmd_say ("the server that an earlier run has started is used");
-  return there;
-}
-
 static int
 start_server (struct adopt *a)
 {
   bool refused;
   char *error = NULL;
 
-  if (!served_is_there (a->control) && launch_server (a) == -1 && !leftover_server_comes (a))
+  if (!served_is_there (a->control) && launch_server (a) == -1)
     return EXIT_ERROR;
   int status = check_server (a);
   if (status == EXIT_DONE && served_bypass (a->control, true, &refused, &error) == -1)
@@ -503,6 +484,7 @@ adopt_disk (struct adopt *a)
     return fail (EXIT_ERROR, error);
   a->had_record = a->record != NULL;
   if (a->had_record) {
+    starting_wait (a->control);
     int status = go_on (a, &done);
     if (done)
       return status;

@@ -40,6 +40,7 @@
 #include "cmd/adopt/revive.h"
 #include "cmd/adopt/same-image.h"
 #include "cmd/adopt/served.h"
+#include "cmd/adopt/starting.h"
 #include "cmd/cmd.h"
 #include "cmd/container.h"
 #include "cmd/serve/paths.h"
@@ -430,8 +431,10 @@ give_back (struct give_back *g)
   if (record_load (g->control, &g->record, &error) == -1)
     return fail (EXIT_ERROR, error);
   /* QEMU may answer again only when its guest gets an answer. */
-  if (g->record != NULL)
+  if (g->record != NULL) {
+    starting_wait (g->control);
     g->revived = revive (g->control, g->record, g->qmp, false);
+  }
   if (monitor_open (&g->vm, g->under_libvirt, &refused, &error) == -1)
     return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
   if (pivot_end_leftover (&g->vm, &g->names, &error) == -1)

@@ -26,5 +26,7 @@ nbdmirror_SOURCES += \
 	cmd/adopt/same-image.h \
 	cmd/adopt/served.c \
 	cmd/adopt/served.h \
+	cmd/adopt/starting.c \
+	cmd/adopt/starting.h \
 	cmd/adopt/stopped-guest.c \
 	cmd/adopt/stopped-guest.h

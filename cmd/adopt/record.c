@@ -14,6 +14,7 @@
 #include "base/durable.h"
 #include "base/text.h"
 #include "cmd/adopt/record.h"
+#include "cmd/adopt/starting.h"
 
 static char *
 path_of (const char *control)
@@ -104,4 +105,5 @@ record_remove (const char *control)
 
   unlink (path);
   unlink (draft);
+  starting_forget (control);
 }

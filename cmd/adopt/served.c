@@ -18,6 +18,7 @@
 #include "base/fd.h"
 #include "base/text.h"
 #include "cmd/adopt/served.h"
+#include "cmd/adopt/starting.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/tidy.h"
 #include "control/client.h"
@@ -157,7 +158,9 @@ served_start (const char *image, const char *socket, const char *control, const 
   argv[nr_words++] = (char *)"--";
   for (unsigned i = 0; i < nr; i++)
     argv[nr_words + i] = nbdkit_args[i];
-  const struct child_options o = { .path = "/proc/self/exe", .output_to_stderr = true };
+  CLEANUP_FD int lock = starting_begin (control);
+  const struct child_options o
+      = { .path = "/proc/self/exe", .output_to_stderr = true, .keep = { lock } };
   pid_t pid = child_start (argv, &o);
   free (argv);
   int status = 1;

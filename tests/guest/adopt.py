@@ -531,4 +531,5 @@ def test(s):
     formats(s)
 
 
-scene.main(test, max(1800, 10 * CYCLES) if scene.LONG else 240)
+if __name__ == "__main__":
+    scene.main(test, max(1800, 10 * CYCLES) if scene.LONG else 240)
