@@ -317,6 +317,7 @@ guest_tests = \
 	tests/guest/qcow2-back.py \
 	tests/guest/qcow2-lent.py \
 	tests/guest/qcow2-running.py \
+	tests/guest/qcow2-served.py \
 	tests/guest/qmp-jobs.py \
 	tests/guest/qmp-migrate.py \
 	tests/guest/shared-base.py \

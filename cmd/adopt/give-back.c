@@ -104,7 +104,9 @@ take_file (struct give_back *g, const struct guest_disk *d, char **error)
     return text_error (error, "%s: %s", g->file, strerror (errno));
   int r = 0;
   if (g->record == NULL) {
-    const char *its = file != NULL ? file : g->server.image;
+    const char *its = file != NULL              ? file
+                      : g->server.image != NULL ? g->server.image
+                                                : g->server.container;
     if (its == NULL)
       r = text_error (error, "the server does not tell which image it serves: name it, as FILE");
     else

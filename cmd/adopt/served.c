@@ -66,11 +66,14 @@ served_look (const char *control, struct served *s, char **error)
   if (call (control, "query-mirror", NULL, &status, NULL, error) == -1)
     return -1;
   const char *image = json_string_value (json_object_get (status, "direct"));
+  const char *format = json_string_value (json_object_get (status, "disk-format"));
+  const char *disk = format != NULL ? json_string_value (json_object_get (status, "disk")) : NULL;
   const char *uri = json_string_value (json_object_get (status, "uri"));
   const char *state = json_string_value (json_object_get (status, "state-file"));
   *s = (struct served){
     .pid = (pid_t)json_integer_value (json_object_get (status, "server-pid")),
     .image = image != NULL ? text_copy (image) : NULL,
+    .container = disk != NULL ? text_copy (disk) : NULL,
     .socket = uri != NULL ? socket_in (uri) : NULL,
     .state = state != NULL ? text_copy (state) : NULL,
   };
@@ -82,9 +85,10 @@ void
 served_free (struct served *s)
 {
   text_free (s->image);
+  text_free (s->container);
   text_free (s->socket);
   text_free (s->state);
-  s->image = s->socket = s->state = NULL;
+  *s = (struct served){ .pid = s->pid };
 }
 
 bool

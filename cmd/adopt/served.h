@@ -14,9 +14,10 @@
 
 struct served {
   pid_t pid;
-  char *image;  /* the path of the file that is served, owned; NULL: the server does not tell */
-  char *socket; /* the Unix socket on which it is served, owned; NULL: the same */
-  char *state;  /* its state file, owned; NULL: it keeps none */
+  char *image;     /* the path of the file that is served, owned; NULL: the server does not tell */
+  char *container; /* the file that holds the disk in another format, owned; NULL: none is told */
+  char *socket;    /* the Unix socket on which it is served, owned; NULL: the same */
+  char *state;     /* its state file, owned; NULL: it keeps none */
 };
 
 /* What the server at CONTROL tells.  The caller calls served_free() after 0. */
