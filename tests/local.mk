@@ -320,6 +320,7 @@ guest_tests = \
 	tests/guest/qcow2-served.py \
 	tests/guest/qmp-jobs.py \
 	tests/guest/qmp-migrate.py \
+	tests/guest/raw-node-back.py \
 	tests/guest/shared-base.py \
 	tests/guest/there-and-back.py \
 	tests/guest/two-hosts.py \

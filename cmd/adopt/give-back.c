@@ -11,6 +11,8 @@
  * CONTROL may also be the NBD socket of `nbdmirror receive`.  Then its disk is sealed as well, and
  * step 1 is left out where it is not tracked.
  *
+ * Where the guest's node is a raw one on top of the connection, that one stays (exchange.h).
+ *
  * Where the server has the image open through a qemu-nbd, lent.c does the steps 2 and 3, and the
  * guest is stopped meanwhile.
  */
@@ -29,6 +31,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "cmd/adopt/exchange.h"
 #include "cmd/adopt/give-back.h"
 #include "cmd/adopt/guest-disk.h"
 #include "cmd/adopt/monitor.h"
@@ -91,7 +94,11 @@ make_record (struct give_back *g, const struct guest_disk *d, const char *file, 
                          json_object_get (cache, "no-flush"), "detect-zeroes",
                          record_text (d->inserted, "detect_zeroes"), "discard", "unmap", "aio",
                          "threads", "size", (json_int_t)0, "socket", g->server.socket);
-  return g->record != NULL ? 0 : text_error (error, "QEMU does not tell enough of the disk");
+  if (g->record == NULL)
+    return text_error (error, "QEMU does not tell enough of the disk");
+  if (g->kept)
+    exchange_note (g->record, d, &g->below, g->discard);
+  return 0;
 }
 
 /* The record says FILE, as the user does. */
@@ -103,6 +110,10 @@ take_file (struct give_back *g, const struct guest_disk *d, char **error)
   if (g->file != NULL && file == NULL)
     return text_error (error, "%s: %s", g->file, strerror (errno));
   int r = 0;
+  if (g->kept) { /* the record is of an older life of this guest's */
+    json_decref (g->record);
+    g->record = NULL;
+  }
   if (g->record == NULL) {
     const char *its = file != NULL              ? file
                       : g->server.image != NULL ? g->server.image
@@ -160,10 +171,14 @@ look (struct give_back *g, struct guest_disk *d)
       served_stop (g->server.pid);
     return EXIT_REFUSED;
   }
-  if (take_file (g, d, &error) == 0 && check_image (g, &error) == 0)
+  bool refused = true, is_raw = strcmp (d->driver, "raw") == 0;
+  g->kept
+      = is_raw && d->node[0] != '#'; /* else QEMU has made it up, and opens it anew for nobody */
+  if ((!is_raw || guest_disk_check_below (&g->vm, d, &g->below, &refused, &error) == 0)
+      && take_file (g, d, &error) == 0 && check_image (g, &error) == 0)
     return EXIT_DONE;
   guest_disk_free (d);
-  return fail (EXIT_REFUSED, error);
+  return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
 }
 
 /* The server of `nbdmirror receive` lets no mirror write any more: the guest is going to write to
@@ -226,12 +241,34 @@ move (struct give_back *g, const struct guest_disk *d, const char **node)
   return r == 0 ? 0 : fail (-1, error);
 }
 
+/* The same where the guest's node stays. */
+static int
+exchange (struct give_back *g, const char **node)
+{
+  char *error = NULL;
+
+  if (record_save (g->control, g->record, &error) == -1)
+    return fail (-1, error);
+  *node = exchange_kept (g->record);
+  uint64_t start = clock_ns ();
+  int r = exchange_for_image (&g->vm, &g->names, g->record, &error);
+  g->took_ns = clock_ns () - start;
+  return r == 0 ? 0 : fail (-1, error);
+}
+
 /* 1 if the guest's node is NODE, 0 if not, -1 after an error message. */
 static int
 guest_uses (struct give_back *g, const char *node)
 {
   struct guest_disk d;
   char *error = NULL;
+  bool away = false;
+
+  if (g->kept) {
+    if (exchange_is_away (&g->vm, &g->names, g->record, &away, &error) == -1)
+      return fail (-1, error);
+    return away;
+  }
   int r = guest_disk_find (&g->vm, record_text (g->record, "device"),
                            record_text (g->record, "backend"), &d, &error);
 
@@ -312,6 +349,8 @@ give_back_node (const struct give_back *g)
 {
   const char *node = json_string_value (json_object_get (g->record, "node"));
 
+  if (g->kept)
+    return exchange_kept (g->record);
   return node != NULL ? node : g->names.image;
 }
 
@@ -323,15 +362,32 @@ undo (struct give_back *g)
 
   if (nodes_remove_image (&g->vm, &g->names, g->record, &error) == -1)
     cmd_warning ("%s", error); /* the server waits for the image, and the next run repairs it */
-  else if (!g->lent)
-    bypass (g, false);
   else {
-    lent_undo (g);
+    if (g->lent)
+      lent_undo (g);
     bypass (g, false);
-    record_remove (g->control);
+    if (g->lent || g->kept)
+      record_remove (g->control);
   }
   text_free (error);
   stopped_guest_end (&g->guard);
+}
+
+/* The guest has moved, and OLD was its node.  Where that stays, there may be steps left. */
+static int
+finish_move (struct give_back *g, const char *old)
+{
+  char *error = NULL;
+
+  if (g->kept && !g->lent && exchange_for_image (&g->vm, &g->names, g->record, &error) == -1) {
+    fail (0, error);
+    cmd_say ("the guest uses %s by itself; run the same command again, for what is left",
+             record_text (g->record, "filename"));
+    return EXIT_ERROR;
+  }
+  if (g->kept)
+    old = g->lent ? json_string_value (json_object_get (g->record, "below")) : NULL;
+  return finish (g, old, give_back_node (g));
 }
 
 int
@@ -343,17 +399,18 @@ give_back_go_on (struct give_back *g, bool *done)
   if (g->record == NULL)
     return EXIT_DONE;
   g->lent = json_is_true (json_object_get (g->record, "lent"));
+  g->kept = exchange_kept (g->record) != NULL;
   int r = guest_uses (g, give_back_node (g));
   if (r == -1)
     return EXIT_ERROR;
   *done = r == 1;
   if (*done)
-    return finish (g, g->names.node, give_back_node (g));
-  if (g->lent) {
+    return finish_move (g, g->names.node);
+  if (g->lent || g->kept) {
     undo (g);
     json_decref (g->record);
     g->record = NULL;
-    g->lent = false;
+    g->lent = g->kept = false;
   }
   return EXIT_DONE;
 }
@@ -384,7 +441,9 @@ go (struct give_back *g)
   char *old = text_copy (d.node);
   status = close_server (g);
   if (status == EXIT_DONE) {
-    int r = g->lent ? lent_move (g, &d, &node) : move (g, &d, &node);
+    int r = g->lent   ? lent_move (g, &d, &node)
+            : g->kept ? exchange (g, &node)
+                      : move (g, &d, &node);
     /* A job whose start or end QEMU could not tell goes on, and would move the guest later on. */
     char *error = NULL;
     bool over = r == 0 || pivot_end_leftover (&g->vm, &g->names, &error) == 0;
@@ -392,7 +451,7 @@ go (struct give_back *g)
       fail (-1, error);
     int moved = !over ? -1 : node != NULL ? guest_uses (g, node) : 0;
     if (moved == 1)
-      status = finish (g, old, node);
+      status = finish_move (g, old);
     else {
       status = EXIT_ERROR;
       if (moved == 0)

@@ -4,6 +4,7 @@
  *
  *   give-back-options.c  the command line
  *   give-back.c          the order of the steps
+ *   exchange.c           a raw node of the guest's stays, and what is below it is exchanged
  *   lent.c               an image that QEMU can open only when the server lets go of it (qcow2)
  *   stopped-guest.c      a process that sees to it that no guest stays stopped
  */
@@ -37,6 +38,8 @@ struct give_back {
   char *tracked;   /* the control socket of that server, owned; NULL: it has none */
   bool revived;    /* this run has started the server */
   uint64_t took_ns;
+  bool kept;               /* the guest's node is a raw one on top of the connection, and stays */
+  struct image_node below; /* then: the connection */
 
   /* lent.c */
   bool lent;         /* the server has to let go of the image */

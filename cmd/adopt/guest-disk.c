@@ -170,15 +170,20 @@ guest_disk_find (struct machine *v, const char *device, const char *backend, str
   return find (v, is_that, device, backend, d, error);
 }
 
-/* QEMU writes nbd+unix:///EXPORT?socket=PATH. */
+/* QEMU writes nbd+unix:///EXPORT?socket=PATH, for a raw node on top as well, and json:{…} for one
+ * that shows a part of what is below. */
 static bool
 uses_socket (const struct guest_disk *d, const char *path, const char *unused)
 {
   static const char key[] = "?socket=";
   const char *query = strstr (d->filename, key);
+  CLEANUP_TEXT char *member = text_printf ("\"path\": \"%s\"", path);
 
   (void)unused;
-  return equal (d->driver, "nbd") && query != NULL && equal (query + sizeof key - 1, path);
+  if (equal (d->driver, "raw") && strncmp (d->filename, "json:", 5) == 0)
+    return strstr (d->filename, member) != NULL;
+  return (equal (d->driver, "nbd") || equal (d->driver, "raw")) && query != NULL
+         && equal (query + sizeof key - 1, path);
 }
 
 int
@@ -205,6 +210,37 @@ find_node (json_t *nodes, const char *node)
 
   json_array_foreach (nodes, i, o) if (equal (text_of (o, "node-name"), node)) return o;
   return NULL;
+}
+
+static json_int_t
+virtual_size (const json_t *inserted)
+{
+  return json_integer_value (json_object_get (json_object_get (inserted, "image"), "virtual-size"));
+}
+
+/* All nodes, and who uses whom. */
+struct graph {
+  json_t *nodes, *graph;
+};
+
+static void
+graph_free (struct graph *g)
+{
+  json_decref (g->graph);
+  json_decref (g->nodes);
+}
+
+static int
+graph_take (struct machine *v, struct graph *g, char **error)
+{
+  *g = (struct graph){ .nodes = NULL };
+  if (machine_call (v, "query-named-block-nodes", json_pack ("{s:b}", "flat", 1), &g->nodes, NULL,
+                    error)
+          == 0
+      && machine_call (v, "x-debug-query-block-graph", NULL, &g->graph, NULL, error) == 0)
+    return 0;
+  graph_free (g);
+  return -1;
 }
 
 static json_int_t
@@ -282,57 +318,119 @@ check_kind (const struct guest_disk *d, char **error)
                      name, d->node, d->driver);
 }
 
-/* The node of the file or device, and that nobody else uses either node. */
+static bool
+is_connection (const char *driver)
+{
+  return equal (driver, "nbd");
+}
+
+/* What has to be below the guest's node. */
+struct lowest {
+  bool (*is_it) (const char *driver);
+  const char *what;
+};
+
+static const struct lowest on_image = { is_file_driver, "file or block device" };
+static const struct lowest on_server = { is_connection, "connection to a server" };
+
+/* The lowest node, and that nobody else uses it or the guest's node. */
 static int
-check_users (json_t *graph, json_t *nodes, const struct guest_disk *d, struct image_node *image,
-             char **error)
+check_users (const struct graph *g, const struct guest_disk *d, const struct lowest *wanted,
+             struct image_node *image, char **error)
 {
   const char *name = guest_disk_name (d), *lowest = d->node;
-  json_int_t id = graph_id (graph, d->node);
+  json_int_t id = graph_id (g->graph, d->node);
 
   if (id == -1)
     return text_error (error, "%s: QEMU does not tell who uses the node '%s'", name, d->node);
-  if (only_neighbour (graph, id, "child", "parent") < 0)
+  if (only_neighbour (g->graph, id, "child", "parent") < 0)
     return text_error (error,
                        "%s: something else in QEMU uses the node '%s', too (an export, a job, a "
                        "second device)",
                        name, d->node);
-  if (!is_file_driver (d->driver)) {
-    json_int_t child = only_neighbour (graph, id, "parent", "child");
-    lowest = child < 0 ? "" : graph_name (graph, child);
-    if (child < 0 || only_neighbour (graph, child, "child", "parent") != id)
-      return text_error (error, "%s: something else in QEMU uses the file below the node '%s'",
-                         name, d->node);
+  if (!wanted->is_it (d->driver)) {
+    json_int_t child = only_neighbour (g->graph, id, "parent", "child");
+    lowest = child < 0 ? "" : graph_name (g->graph, child);
+    if (child < 0 || only_neighbour (g->graph, child, "child", "parent") != id)
+      return text_error (error, "%s: something else in QEMU uses the %s below the node '%s'", name,
+                         wanted->what, d->node);
   }
-  const char *driver = text_of (find_node (nodes, lowest), "drv");
-  if (!is_file_driver (driver))
+  const char *driver = text_of (find_node (g->nodes, lowest), "drv");
+  if (!wanted->is_it (driver))
     return text_error (error,
-                       "%s: below the node '%s' there is no file or block device, but a node '%s' "
-                       "of the driver '%s'",
-                       name, d->node, lowest, driver);
+                       "%s: below the node '%s' there is no %s, but a node '%s' of the driver '%s'",
+                       name, d->node, wanted->what, lowest, driver);
   snprintf (image->node, sizeof image->node, "%s", lowest);
   snprintf (image->driver, sizeof image->driver, "%s", driver);
   return 0;
+}
+
+/* The node on top may be a part of what is below. */
+static int
+check_whole (const struct graph *g, const struct guest_disk *d, const struct image_node *below,
+             char **error)
+{
+  const json_t *node = find_node (g->nodes, below->node);
+  json_int_t size = virtual_size (d->inserted), whole = virtual_size (node);
+
+  if (size == whole)
+    return 0;
+  return text_error (error,
+                     "%s: the guest's disk has %jd bytes, which is a part of the server's disk "
+                     "only: that has %jd",
+                     guest_disk_name (d), (intmax_t)size, (intmax_t)whole);
 }
 
 int
 guest_disk_check (struct machine *v, const struct guest_disk *d, struct image_node *image,
                   bool *refused, char **error)
 {
-  json_t *graph = NULL, *nodes = NULL;
+  struct graph g;
 
   *refused = true;
   if (check_kind (d, error) == -1)
     return -1;
-  int r = machine_call (v, "query-named-block-nodes", json_pack ("{s:b}", "flat", 1), &nodes, NULL,
-                        error);
-  if (r == 0)
-    r = machine_call (v, "x-debug-query-block-graph", NULL, &graph, NULL, error);
-  if (r == -1)
-    *refused = false;
-  else
-    r = check_users (graph, nodes, d, image, error);
-  json_decref (graph);
-  json_decref (nodes);
+  *refused = false;
+  if (graph_take (v, &g, error) == -1)
+    return -1;
+  *refused = true;
+  int r = check_users (&g, d, &on_image, image, error);
+  graph_free (&g);
   return r;
+}
+
+int
+guest_disk_check_below (struct machine *v, const struct guest_disk *d, struct image_node *below,
+                        bool *refused, char **error)
+{
+  struct graph g;
+
+  *refused = false;
+  if (graph_take (v, &g, error) == -1)
+    return -1;
+  *refused = true;
+  int r = check_users (&g, d, &on_server, below, error);
+  if (r == 0)
+    r = check_whole (&g, d, below, error);
+  graph_free (&g);
+  return r;
+}
+
+int
+guest_disk_below (struct machine *v, const char *node, struct image_node *below, char **error)
+{
+  struct graph g;
+
+  *below = (struct image_node){ .node = "" };
+  if (graph_take (v, &g, error) == -1)
+    return -1;
+  json_int_t id = graph_id (g.graph, node);
+  json_int_t child = id != -1 ? only_neighbour (g.graph, id, "parent", "child") : -1;
+  if (child >= 0) {
+    snprintf (below->node, sizeof below->node, "%s", graph_name (g.graph, child));
+    snprintf (below->driver, sizeof below->driver, "%s",
+              text_of (find_node (g.nodes, below->node), "drv"));
+  }
+  graph_free (&g);
+  return 0;
 }

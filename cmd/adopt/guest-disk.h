@@ -48,12 +48,13 @@ int guest_disk_choose (struct machine *v, const struct disk_choice *choice, stru
 int guest_disk_find (struct machine *v, const char *device, const char *backend,
                      struct guest_disk *d, char **error);
 
-/* Find the disk that is connected to the NBD server at the Unix socket PATH.  As above. */
+/* Find the disk that is connected to the NBD server at the Unix socket PATH, perhaps through a raw
+ * node.  As above. */
 int guest_disk_of_socket (struct machine *v, const char *path, struct guest_disk *d, char **error);
 
 void guest_disk_free (struct guest_disk *d);
 
-/* The file or device below the guest's node. */
+/* What is below the guest's node: the file or device, or the connection to a server. */
 struct image_node {
   char node[32]; /* its name, perhaps one that QEMU made up */
   char driver[16];
@@ -63,5 +64,14 @@ struct image_node {
  * -1 with *ERROR.  *REFUSED (set on -1) tells a refusal from a failure. */
 int guest_disk_check (struct machine *v, const struct guest_disk *d, struct image_node *image,
                       bool *refused, char **error);
+
+/* D is a raw node on top of a connection to a server, as guest_disk_of_socket() has found it: may
+ * another node come below it, in place of that connection?  As above. */
+int guest_disk_check_below (struct machine *v, const struct guest_disk *d, struct image_node *below,
+                            bool *refused, char **error);
+
+/* The only node below NODE, or "" where there is none or NODE itself is not there.  0, or -1 with
+ * *ERROR. */
+int guest_disk_below (struct machine *v, const char *node, struct image_node *below, char **error);
 
 #endif

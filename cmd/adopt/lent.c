@@ -22,6 +22,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "cmd/adopt/exchange.h"
 #include "cmd/adopt/give-back.h"
 #include "cmd/adopt/monitor.h"
 #include "cmd/adopt/nodes.h"
@@ -180,7 +181,7 @@ lent_move (struct give_back *g, const struct guest_disk *d, const char **node)
       || nodes_add_image (&g->vm, &g->names, g->record, node, &error) == -1)
     return failed (error);
   p.to = *node;
-  int r = pivot (&g->vm, &p, &error);
+  int r = g->kept ? exchange_for (&g->vm, g->record, *node, &error) : pivot (&g->vm, &p, &error);
   g->took_ns = p.took_ns;
   return r == 0 ? 0 : failed (error);
 }

@@ -2,6 +2,8 @@ nbdmirror_SOURCES += \
 	cmd/adopt/adopt-options.c \
 	cmd/adopt/adopt.c \
 	cmd/adopt/adopt.h \
+	cmd/adopt/exchange.c \
+	cmd/adopt/exchange.h \
 	cmd/adopt/give-back-options.c \
 	cmd/adopt/give-back.c \
 	cmd/adopt/give-back.h \

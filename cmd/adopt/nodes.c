@@ -108,6 +108,19 @@ begin_node (const json_t *record, const char *driver, const char *node, bool of_
 }
 
 int
+nodes_add_file (struct machine *v, const json_t *record, const char *node, bool locked,
+                char **error)
+{
+  json_t *o = begin_node (record, text_of (record, "file-driver"), node, false);
+
+  json_object_set (o, "filename", json_object_get (record, "filename"));
+  json_object_set (o, "aio", json_object_get (record, "aio"));
+  if (!locked)
+    json_object_set_new (o, "locking", json_string ("off"));
+  return machine_call (v, "blockdev-add", o, NULL, NULL, error);
+}
+
+int
 nodes_add_image (struct machine *v, const struct adopt_names *names, const json_t *record,
                  const char **node, char **error)
 {

@@ -21,6 +21,10 @@ int nodes_add_server (struct machine *v, const struct adopt_names *names, const 
 int nodes_add_image (struct machine *v, const struct adopt_names *names, const json_t *record,
                      const char **node, char **error);
 
+/* The file or device alone, as NODE.  LOCKED: with QEMU's lock. */
+int nodes_add_file (struct machine *v, const json_t *record, const char *node, bool locked,
+                    char **error);
+
 /* Remove those two nodes of RECORD's image again. */
 int nodes_remove_image (struct machine *v, const struct adopt_names *names, const json_t *record,
                         char **error);

@@ -12,6 +12,8 @@
  *     "nbdkit-args": [],                         with these arguments for nbdkit
  *     "state": null }                            and this state file
  *
+ * What `give-back` adds for itself is in lent.c and exchange.h.
+ *
  * The names of nodes are null where QEMU has made them up by itself.  The file is replaced as a
  * whole, and is durable before anything is changed in QEMU.
  */

@@ -6,7 +6,8 @@ on counting at hostb, every record that it has acknowledged is there, the disks 
 commit, and the old one takes no write. Then the same with a worker that is killed when the guest's
 memory has gone: `complete` fails, the guest stays paused, and another worker and another `complete`
 do it. And the same from a guest that libvirt has started on its image: it is adopted, given back,
-adopted again, and moved.
+adopted again, and moved. After each move the guest gets its image at hostb, and libvirt's commands
+on that disk work.
 
 Where there is no libvirt, or no right to make namespaces, it is skipped."""
 
@@ -49,6 +50,7 @@ random.trust_cpu=on RECORDER="-l 50"</cmdline>
 FILE = """<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>
   <source file='/srv/vm1.img'/><target dev='vda' bus='virtio'/></disk>"""
 ADOPTED = "libvirt: a guest that was started on its image"
+BY_ITSELF = "libvirt: the guest uses its image by itself at hostb"
 
 
 def disk_of_the_manual():
@@ -147,9 +149,28 @@ def put_disk(a, path):
         f.write(definition)
 
 
+def by_itself(s, b):
+    """Take it off the server of `receive`. The names of the nodes are libvirt's."""
+    for host, command in hosts.recipe("nbdmirror.pod", BY_ITSELF):
+        scene.check(host == "hostb", f"{BY_ITSELF}: {command} at {host}")
+        if "virsh edit" not in command:  # of the persistent definition: the next start's
+            b.run(command)
+    s.story.wait_for_more(30, machine="b")
+    answer = json.loads(b.run("virsh qemu-monitor-command vm1 '{\"execute\": "
+                              "\"query-named-block-nodes\", \"arguments\": {\"flat\": true}}'"))
+    nodes = {node["node-name"]: node["drv"] for node in answer["return"]}
+    scene.check(sorted(nodes.values()) == ["file", "raw"] and
+                all(name.startswith("libvirt-1-") for name in nodes), f"the nodes are {nodes}")
+    b.run("virsh blockresize vm1 vda 64M")
+    scene.check("67108864" in b.run("virsh domblkinfo vm1 vda"), "libvirt does not find the image")
+    scene.check("vm1.nbd" in b.run("virsh dumpxml vm1"), "libvirt knows more than is written")
+    scene.check(not os.path.exists(b.path("/run/nbdmirror/vm1.nbd")), "the server has not ended")
+
+
 def at_its_end(s, a, b, words, told):
     s.story.wait_for_more(30, machine="b")
     scene.check("running" in b.run("virsh domstate vm1"), "the guest does not run at hostb")
+    by_itself(s, b)
     server = scene.Server(None, a.path("/run/nbdmirror/vm1.nbd"))
     s.check_refuses(server)
     s.check_records(told, a.path("/srv/vm1.img"), blocks=True)
