@@ -177,7 +177,7 @@ uses_socket (const struct guest_disk *d, const char *path, const char *unused)
 {
   static const char key[] = "?socket=";
   const char *query = strstr (d->filename, key);
-  CLEANUP_TEXT char *member = text_printf ("\"path\": \"%s\"", path);
+  CLEANUP_TEXT char *member = text_printf ("path\": \"%s\"", path); /* or server.path */
 
   (void)unused;
   if (equal (d->driver, "raw") && strncmp (d->filename, "json:", 5) == 0)

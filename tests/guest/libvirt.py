@@ -7,7 +7,7 @@ commit, and the old one takes no write. Then the same with a worker that is kill
 memory has gone: `complete` fails, the guest stays paused, and another worker and another `complete`
 do it. And the same from a guest that libvirt has started on its image: it is adopted, given back,
 adopted again, and moved. After each move the guest gets its image at hostb, and libvirt's commands
-on that disk work.
+on that disk work; then libvirt is told where the disk is.
 
 Where there is no libvirt, or no right to make namespaces, it is skipped."""
 
@@ -93,15 +93,15 @@ def start_libvirt(s, host):
         conf.write(f'host_uuid = "{uuid.read().strip()}"\nauth_unix_rw = "none"\n')
     with open(host.path("/etc/libvirt/qemu.conf"), "a") as conf:
         conf.write("cgroup_controllers = []\n")  # they are not private to the host
-    for daemon in "virtlogd", "libvirtd":
-        s.spawn(f"{host.name}-{daemon}", [*host.prefix, daemon])
-    s.wait_for(
-    "libvirt",
-    lambda: "hosta" in host.run(
-        "virsh -c qemu:///system hostname",
-        status=None).replace(
-            "hostb",
-             "hosta"))
+    start_daemon(s, host, "virtlogd")
+    start_daemon(s, host, "libvirtd")
+
+
+def start_daemon(s, host, daemon):
+    s.spawn(f"{host.name}-{daemon}", [*host.prefix, daemon])
+    if daemon == "libvirtd":
+        s.wait_for("libvirt", lambda: "host" in host.run("virsh -c qemu:///system hostname",
+                                                         status=None))
 
 
 def status(s, host, control):
@@ -167,10 +167,34 @@ def by_itself(s, b):
     scene.check(not os.path.exists(b.path("/run/nbdmirror/vm1.nbd")), "the server has not ended")
 
 
+def tell_libvirt(s, b):
+    """As the manual says; and a snapshot has the image as its base then."""
+    path = b.path("/run/libvirt/qemu/vm1.xml")
+    b.run("kill $(pidof libvirtd)")
+    s.wait_for("libvirt's end", lambda: not b.run("pidof libvirtd", status=None))
+    with open(path) as f:
+        text = f.read()
+    disk = re.search("<disk .*?</disk>", text, re.S)[0]
+    new = re.sub("<source protocol='nbd'.*?(index='[0-9]*')>", r"<source file='/srv/vm1.img' \1>",
+                 disk.replace("type='network'", "type='file'"))
+    new = re.sub("<(host|reconnect) [^>]*/>", "", new)
+    with open(path, "w") as f:
+        f.write(text.replace(disk, new))
+    start_daemon(s, b, "libvirtd")
+    scene.check("/srv/vm1.img" in b.run("virsh domblklist vm1"), "libvirt does not show the image")
+    b.run("virsh snapshot-create-as vm1 s1 --disk-only --no-metadata "
+          "--diskspec vda,file=/srv/over.qcow2")
+    scene.check("backing file: /srv/vm1.img" in b.run("qemu-img info -U /srv/over.qcow2"),
+                "the snapshot has another base")
+    s.story.wait_for_more(20, machine="b")
+    b.run("virsh blockcommit vm1 vda --active --pivot --wait")
+
+
 def at_its_end(s, a, b, words, told):
     s.story.wait_for_more(30, machine="b")
     scene.check("running" in b.run("virsh domstate vm1"), "the guest does not run at hostb")
     by_itself(s, b)
+    tell_libvirt(s, b)
     server = scene.Server(None, a.path("/run/nbdmirror/vm1.nbd"))
     s.check_refuses(server)
     s.check_records(told, a.path("/srv/vm1.img"), blocks=True)
