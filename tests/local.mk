@@ -319,6 +319,7 @@ guest_tests = \
 	tests/guest/qcow2-running.py \
 	tests/guest/qcow2-served.py \
 	tests/guest/qmp-jobs.py \
+	tests/guest/qmp-kills.py \
 	tests/guest/qmp-migrate.py \
 	tests/guest/raw-node-back.py \
 	tests/guest/shared-base.py \
