@@ -230,6 +230,7 @@ engine_session_begin (struct engine *e, const struct engine_copiers *copiers)
   pthread_mutex_lock (&e->lock);
   e->copiers = copiers;
   e->last_flush_ns = clock_ns ();
+  e->flushes_before = atomic_load (&e->counters.flushes);
   e->grace_end_ns = e->last_flush_ns + e->options.grace_ns;
   pthread_mutex_unlock (&e->lock);
 }

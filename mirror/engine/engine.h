@@ -174,7 +174,8 @@ struct engine {
   unsigned flush_set; /* the claim set that the turn is about */
   bool flush_wanted;  /* somebody has asked for one */
   uint64_t flush_start_ns, last_flush_ns;
-  uint64_t flushes_sent; /* the last one's number */
+  uint64_t flushes_sent;   /* the last one's number */
+  uint64_t flushes_before; /* done before this session */
   uint64_t unflushed_bytes;
   struct untouched *untouched;                      /* runs that somebody looks at (untouched.h) */
   struct sample pending[2][ENGINE_PENDING_SAMPLES]; /* by claim set; length 0: none */
@@ -217,6 +218,10 @@ void engine_flush (struct engine *e);
 
 /* The same, but only if nothing is dirty or being copied, and something waits for a flush. */
 void engine_flush_if_settled (struct engine *e);
+
+/* Has the destination flushed in this session, or does nothing wait for a flush?  If neither, one
+ * is asked for as by engine_flush_if_settled(). */
+bool engine_has_flushed (struct engine *e);
 
 /* Is nothing dirty, being copied, claimed or in quarantine?  A flush may be under way all the same:
  * one that the guest asked for, and that makes nothing durable which is not so already. */

@@ -94,6 +94,20 @@ engine_flush_if_settled (struct engine *e)
   pthread_mutex_unlock (&e->lock);
 }
 
+bool
+engine_has_flushed (struct engine *e)
+{
+  const struct region *r = e->region;
+  pthread_mutex_lock (&e->lock);
+  bool has = atomic_load (&e->counters.flushes) > e->flushes_before
+             || (e->pass.nr_busy == 0 && bitmap_count (r, REGION_CLAIMED_A) == 0
+                 && bitmap_count (r, REGION_CLAIMED_B) == 0);
+  pthread_mutex_unlock (&e->lock);
+  if (!has)
+    engine_flush_if_settled (e);
+  return has;
+}
+
 uint64_t
 engine_flush_ns (struct engine *e)
 {

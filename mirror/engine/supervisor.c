@@ -141,7 +141,6 @@ connect_finished (struct supervisor *s)
   }
   s->ever_copied = true;
   s->session_ns = clock_ns ();
-  s->flushes_before = atomic_load (&s->engine->counters.flushes);
   s->answered_bytes = atomic_load (&s->engine->counters.acked_bytes);
   s->answered_ns = s->session_ns;
   s->session = made;
@@ -194,7 +193,7 @@ look_at_session (struct supervisor *s)
     session_was_lost (s);
     return;
   }
-  if (atomic_load (&s->engine->counters.flushes) > s->flushes_before) {
+  if (atomic_load (&s->engine->counters.flushes) > s->engine->flushes_before) {
     s->back_off_ns = BACK_OFF_MIN_NS;
     s->trouble_ns = 0;
   }

@@ -125,7 +125,7 @@ estimate_add (struct estimate *e, const struct estimate_sample *s,
   uint64_t trip_ns = writes && costs->write_ns > costs->rtt_ns ? costs->write_ns : costs->rtt_ns;
   e->trip_ms = (double)trip_ns / NS_PER_MS;
   e->fixed_ms = (double)costs->flush_ns / NS_PER_MS + e->trip_ms;
-  e->pause_known = s->left_bytes == 0 || e->bandwidth > 0;
+  e->pause_known = !costs->no_flush_yet && (s->left_bytes == 0 || e->bandwidth > 0);
   e->expected_pause_ms = e->fixed_ms;
   if (s->left_bytes > 0 && e->bandwidth > 0)
     e->expected_pause_ms += left_ms (e, s);

@@ -46,6 +46,7 @@ struct estimate_costs {
   uint64_t flush_ns; /* one destination flush */
   uint64_t rtt_ns;   /* one round trip */
   uint64_t write_ns; /* one write that waits behind no other (engine_write_ns()) */
+  bool no_flush_yet; /* flush_ns says nothing, and the pause is not known (R9) */
 };
 
 struct estimate {

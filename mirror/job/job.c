@@ -111,7 +111,8 @@ take_sample (struct job *j, uint64_t now)
 
   const struct estimate_costs costs = { .flush_ns = engine_flush_ns (e),
                                         .rtt_ns = engine_rtt_ns (e),
-                                        .write_ns = engine_write_ns (e) };
+                                        .write_ns = engine_write_ns (e),
+                                        .no_flush_yet = !engine_has_flushed (e) };
   estimate_add (&j->estimate, &s, &costs, (double)j->max_downtime_ms);
   j->last_sample_ns = now;
 

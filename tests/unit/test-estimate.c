@@ -365,3 +365,22 @@ Test (stall, a_low_limit_needs_time_for_a_request)
   cr_assert_eq (stall_limit_ns (1000 * MS, 262144, 100 << 20), 1000 * MS);
   cr_assert_eq (stall_limit_ns (1000 * MS, 262144, 65536), 8000 * MS);
 }
+
+/* R9: while nobody knows what a flush takes, the pause is not known. */
+Test (estimate, not_ready_before_the_first_flush)
+{
+  struct estimate e;
+  struct estimate_sample s = { .left_bytes = 0 };
+  struct estimate_costs costs = { .no_flush_yet = true };
+
+  estimate_init (&e);
+  for (unsigned i = 0; i < 5; i++) {
+    s.now_ns += 100 * MS;
+    estimate_add (&e, &s, &costs, 300);
+    cr_assert (!e.ready && !e.pause_known);
+  }
+  costs = (struct estimate_costs){ .flush_ns = 10 * MS };
+  s.now_ns += 100 * MS;
+  estimate_add (&e, &s, &costs, 300);
+  cr_assert (e.ready && e.pause_known);
+}
