@@ -219,6 +219,13 @@ nbd_endpoint_close (struct endpoint *ep)
   free (nep);
 }
 
+bool
+endpoint_same_server (const struct endpoint *a, const struct endpoint *b)
+{
+  return nbd_peer_equal (&((const struct nbd_endpoint *)a)->peer,
+                         &((const struct nbd_endpoint *)b)->peer);
+}
+
 /* Start the command of PLACE.  False with *ERRNUM and *ERROR. */
 static bool
 start_command (struct nbd_endpoint *nep, const struct nbd_place *place, int *errnum, char **error)

@@ -300,8 +300,11 @@ open_digests (struct session *s, const struct session_options *o)
   s->target.key.block = unit;
   s->target.digests = endpoint_open (o->dest, o->nr_dest, &eo, NULL, &why);
   text_free (why);
-  if (s->target.digests != NULL
-      && endpoint_info (s->target.digests)->digests_of < s->engine->region->geo.disk_size) {
+  if (s->target.digests == NULL)
+    return;
+  /* R13: what another server holds says nothing about the destination. */
+  if (endpoint_info (s->target.digests)->digests_of < s->engine->region->geo.disk_size
+      || !endpoint_same_server (s->target.endpoint, s->target.digests)) {
     endpoint_close (s->target.digests);
     s->target.digests = NULL;
   }

@@ -42,6 +42,21 @@ stop other
 stop dst
 rm "$tmp/dst.img"
 
+# The server that comes has the same contents, and tells it by digests: the first one has to get it.
+start_dest dst file $size --filter="$NBDMIRROR_DIGEST_FILTER"
+cp "$tmp/other.img" "$tmp/before"
+cp "$tmp/disk" "$tmp/other.img"
+start_dest other file $size --filter="$NBDMIRROR_DIGEST_FILTER"
+relay digests --rename
+nbdmirror copy "$tmp/disk" "${uri[digests]}" --sync compare >"$tmp/out" 2>"$tmp/err" ||
+  fail "$(cat "$tmp/err")"
+cmp "$tmp/disk" "$tmp/dst.img" || fail "digests of another server: the copy differs"
+stop digests
+stop other
+stop dst
+rm "$tmp/dst.img"
+cp "$tmp/before" "$tmp/other.img"
+
 # A relay, or an address that several servers share: nothing shows but what is read.
 start_dest dst file $size
 start_dest other file $size
