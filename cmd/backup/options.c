@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
 #include "cmd/control-query.h"
@@ -238,6 +239,24 @@ check_names (const struct backup_run *run, char *const *list, unsigned nr, const
   return 0;
 }
 
+/* A wrong name is told now, and not when all has been copied.  The command before the hold may
+ * still make a file. */
+static int
+check_includes (const struct backup_run *run)
+{
+  for (unsigned i = 0; i < run->nr_includes; i++) {
+    CLEANUP_TEXT char *error = NULL;
+    if (run->before_hold != NULL && access (run->includes[i], F_OK) == -1)
+      continue;
+    CLEANUP_FD int fd = store_open_include (run->includes[i], &error);
+    if (fd != -1)
+      continue;
+    cmd_say ("%s", error);
+    return EXIT_ERROR;
+  }
+  return 0;
+}
+
 /* True: all was read.  Else *STATUS is the exit status. */
 static bool
 read_line (struct cmd_line *line, struct backup_run *run, struct names *names, int *status)
@@ -270,6 +289,8 @@ read_line (struct cmd_line *line, struct backup_run *run, struct names *names, i
     *status = check_names (run, names->disk_names, names->nr_disk_names, "--disk-name");
   if (*status == 0)
     *status = check_names (run, names->states, names->nr_states, "--state");
+  if (*status == 0)
+    *status = check_includes (run);
   return *status == 0;
 }
 

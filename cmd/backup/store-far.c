@@ -225,13 +225,13 @@ store_far_seal (struct store *s, struct manifest_disk *m, char **error)
 int
 store_far_include (struct store *s, const char *from, struct manifest_include *m, char **error)
 {
-  CLEANUP_FD int in = open (from, O_RDONLY | O_CLOEXEC);
+  CLEANUP_FD int in = store_open_include (from, error);
   char data[STORE_PART];
   json_t *ret = NULL;
   ssize_t n = 0;
 
   if (in == -1)
-    return text_error (error, "--include %s: %s", from, strerror (errno));
+    return -1;
   if (far_call (s->far, "include", json_pack ("{s:s}", "file", m->file), NULL, NULL, error) == -1)
     return -1;
   m->bytes = 0;

@@ -266,11 +266,27 @@ store_seal (struct store *s, struct manifest_disk *m, char **error)
 
 /* ---- included files ---- */
 
-/* Copy FROM to TO, which must not be there, and is not there after an error either. */
-static int
-copy_file (const char *from, const char *to, uint64_t *bytes, char **error)
+int
+store_open_include (const char *from, char **error)
 {
-  CLEANUP_FD int in = open (from, O_RDONLY | O_CLOEXEC);
+  int fd = open (from, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a FIFO would wait for a writer */
+  struct stat st;
+
+  if (fd == -1 || fstat (fd, &st) == -1)
+    text_error (error, "--include %s: %s", from, strerror (errno));
+  else if (!S_ISREG (st.st_mode))
+    text_error (error, "--include %s: it is no regular file", from);
+  else
+    return fd;
+  fd_close (&fd);
+  return -1;
+}
+
+/* Copy what IN, the file FROM, holds to TO, which must not be there, and is not there after an
+ * error either. */
+static int
+copy_file (int in, const char *from, const char *to, uint64_t *bytes, char **error)
+{
   CLEANUP_FD int out = in != -1 ? open (to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
   char buffer[65536];
   ssize_t n = 0;
@@ -312,10 +328,13 @@ store_include (struct store *s, const char *from, struct manifest_include *m, ch
     return store_far_include (s, from, m, error);
   CLEANUP_TEXT char *to = repository_path (&s->repo, m->file);
   CLEANUP_TEXT char *folder = text_printf ("%.*s", (int)(strrchr (to, '/') - to), to);
+  CLEANUP_FD int in = store_open_include (from, error);
 
+  if (in == -1)
+    return -1;
   if (mkdir (folder, 0777) == -1 && errno != EEXIST)
     return text_error (error, "%s: %s", folder, strerror (errno));
-  return copy_file (from, to, &m->bytes, error) == 0 ? store_include_end (s, m, error) : -1;
+  return copy_file (in, from, to, &m->bytes, error) == 0 ? store_include_end (s, m, error) : -1;
 }
 
 /* ---- the manifest ---- */
@@ -354,5 +373,6 @@ store_fetch (struct store *s, const struct manifest_include *m, const char *to, 
     return store_far_fetch (s, m, to, error);
   if (lstat (from, &st) == -1 || !S_ISREG (st.st_mode))
     return text_error (error, "%s is no regular file", from);
-  return copy_file (from, to, &bytes, error);
+  CLEANUP_FD int in = open (from, O_RDONLY | O_CLOEXEC);
+  return copy_file (in, from, to, &bytes, error);
 }

@@ -86,6 +86,8 @@ char *store_digest_of_file (struct store *s, const char *path, char **error);
  * gets both, and the list of the digests of the disk's blocks. */
 int store_digests (struct store *s, int fd, struct manifest_disk *m, char **error);
 
+/* A descriptor of FROM, a regular file of this host that is to be included, or -1 with *ERROR. */
+int store_open_include (const char *from, char **error);
 /* Copy FROM, a file of this host, into the repository as M->file, whose folder is made if it is
  * missing.  M gets its bytes and digest. */
 int store_include (struct store *s, const char *from, struct manifest_include *m, char **error);

@@ -103,6 +103,8 @@ refused 2 'synchronous=maybe: ' set none synchronous=maybe
 refused 2 'backup: CONTROL is missing' backup
 refused 2 'backup: REPOSITORY is missing' backup none
 refused 2 'exclude each other' backup none repo --full --incremental
+refused 1 '--include missing: No such file' backup none repo --include missing
+refused 1 'is no regular file' backup none repo --include /dev
 refused 2 'exclude each other' backup none repo --auto --full
 qemu-img create -q -f qcow2 vm.qcow2 1M
 refused 2 'run for --dest-format' mirror none vm.qcow2 --dest-format qcow2 --verify
