@@ -127,8 +127,8 @@ def raw_image(s, disk):
         disk.process.kill()
         s.wait_exit(disk.process)
         disk.settle()
-        if disk.dest.poll() is None:
-            # One that was killed after its last step has left nothing to do.
+        # One that was killed after its last step has left nothing to do.
+        if disk.dest.poll() is None or os.path.exists(disk.dest.guest + ".adopted"):
             s.wait_exit(disk.give_back())
         disk.by_itself("raw", "file")
 
