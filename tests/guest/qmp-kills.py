@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Proves that a guest with two qcow2 disks that its QEMU has open by itself survives any kill while
-`nbdmirror migrate --give-back` moves it on, again and again: the coordinator, a worker or both
-processes of the command (then --recover), the destination QEMU, its disks' server, or the source's
+`nbdmirror migrate --give-back` moves it on, again and again: the coordinator, a worker,
+the destination QEMU, its disks' server, or the source's
 monitor, which is cut off and deaf for a while. At each end the guest runs on one side, its disks
 hold every record that it has acknowledged, and no bitmap, export, job, server or record is left.
 KILLS (100) rounds, which only the long form has; SEED chooses them."""
@@ -25,7 +25,7 @@ from scene import check  # noqa: E402
 from tracked import SEED, Disks, bitmaps  # noqa: E402
 
 KILLS = int(os.environ.get("KILLS", 100))
-KINDS = ("coordinator", "both", "worker", "destination", "server", "monitor")
+KINDS = ("coordinator", "worker", "destination", "server", "monitor")
 DISKS = (0, 1)
 
 
