@@ -29,7 +29,8 @@ int state_write_table (struct state *s, struct state_table *t);
  * errno. */
 int state_break_recording (struct state *s, const char *fault, bool go_on);
 
-/* What was recorded until the file was lost is inconsistent from now on.  0, or -1 with errno. */
+/* What was recorded until the file was lost is inconsistent from now on, and a checkpoint that was
+ * prepared then is given up: both have missed what was written since.  0, or -1 with errno. */
 int state_write_off (struct state *s);
 
 /* ---- begin.c ---- */

@@ -208,6 +208,7 @@ state_write_off (struct state *s)
     return 0;
   atomic_store (&s->marked[1], NULL);
   atomic_store (&s->marked[2], NULL);
+  s->preparing = false;
   return state_break_recording (s, s->reason, false);
 }
 

@@ -324,6 +324,29 @@ Test (state, what_was_missed_is_inconsistent)
   end ();
 }
 
+/* A checkpoint is prepared, and its disk is being flushed; then the file is lost, and a job begins
+ * anew.  What was written in between is in no map, so the checkpoint must not be added. */
+Test (state, a_checkpoint_does_not_outlive_a_loss)
+{
+  char *error = NULL;
+  uint8_t uuid[16];
+
+  begin ();
+  add ("a");
+  prepare ("b");
+  write_block (7);
+  state_lose (&state, "no luck");
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, NULL, &error) == 0, "%s", error);
+  cr_assert (state_checkpoint_commit (&state, &error) == -1);
+  text_free (error);
+  cr_assert (state.table->nr == 1 && !state.table->recording);
+  add ("c");
+  write_block (8);
+  CHANGED ("c", 8);
+  end ();
+}
+
 Test (state, at_most_256)
 {
   char *error = NULL, name[16];
