@@ -28,6 +28,7 @@
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 #include "cmd/evacuate/server.h"
+#include "cmd/serve/paths.h"
 #include "cmd/serve/tidy.h"
 #include "mirror/endpoint/uri.h"
 
@@ -36,13 +37,13 @@
 
 /* ---- the old server -------------------------------------------------------------------------- */
 
-/* The path of the socket in an NBD URI.  NULL: it has none.  The caller frees it. */
+/* The path of the socket in an NBD URI, for text_free().  NULL: it has none. */
 static char *
 socket_of_uri (const char *text)
 {
   struct uri *uri = uri_read (text, NULL);
   const char *socket = uri != NULL && uri->is_unix ? uri_parameter (uri, "socket") : NULL;
-  char *path = socket != NULL ? strdup (socket) : NULL;
+  char *path = socket != NULL ? text_copy (socket) : NULL;
 
   uri_free (uri);
   return path;
@@ -90,14 +91,18 @@ read_status (struct old_server *o, const json_t *status)
   if (disk == NULL) /* an older server's */
     disk = status_text (status, "direct");
 
-  o->socket = uri != NULL ? socket_of_uri (uri) : NULL;
-  if (o->socket == NULL || o->socket[0] != '/') {
+  CLEANUP_TEXT char *socket = uri != NULL ? socket_of_uri (uri) : NULL;
+  if (socket == NULL || socket[0] != '/') {
     cmd_say ("%s: this server is not on a Unix socket (its mirror-uri is %s): a guest could not "
              "come back to "
              "the same place",
              o->control, uri != NULL ? uri : "not set");
     return -1;
   }
+  /* `serve` follows links, and what its command line says is compared with this (server_at). */
+  o->socket = server_absolute_path ("the server's socket", socket);
+  if (o->socket == NULL)
+    return -1;
   o->uri = strdup (uri);
   o->export_name = strdup (name != NULL ? name : "");
   o->disk = disk != NULL ? strdup (disk) : NULL;
@@ -138,7 +143,7 @@ old_server_free (struct old_server *o)
 {
   control_client_free (o->client);
   fd_close (&o->pidfd);
-  free (o->socket);
+  text_free (o->socket);
   text_free (o->control);
   text_free (o->control_aside);
   free (o->uri);

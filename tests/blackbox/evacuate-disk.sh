@@ -23,8 +23,10 @@ end_server () {
 }
 at_exit end_server
 
+# The server is known by a path with a link in it, as /var/run often is one.
 random_disk "$tmp/old.img" 32M
-start_server src "$tmp/old.img"
+ln -s . "$tmp/link"
+start_server src "$tmp/old.img" -- "mirror-uri=nbd+unix:///?socket=$tmp/link/src.sock"
 server_paths front
 spawn front nbdkit -f -U "${socket[front]}" \
     --filter=retry nbd "socket=${socket[src]}" retries=20 retry-delay=1 \
