@@ -172,7 +172,7 @@ const struct endpoint_info *endpoint_info (const struct endpoint *ep);
 /* Did its server admit fewer connections than it had offered to take?  Any thread. */
 bool endpoint_is_full (const struct endpoint *ep);
 const char *endpoint_name (const struct endpoint *ep); /* for messages */
-/* Both are NBD exports.  False: another server answers at B than at A, or at another address. */
+/* False: another server answers at B than at A, or at another address; or one is no NBD export. */
 bool endpoint_same_server (const struct endpoint *a, const struct endpoint *b);
 void endpoint_close (
     struct endpoint *ep); /* after all its channels; ends a command, which may take seconds */

@@ -222,8 +222,9 @@ nbd_endpoint_close (struct endpoint *ep)
 bool
 endpoint_same_server (const struct endpoint *a, const struct endpoint *b)
 {
-  return nbd_peer_equal (&((const struct nbd_endpoint *)a)->peer,
-                         &((const struct nbd_endpoint *)b)->peer);
+  return a->info.is_nbd && b->info.is_nbd
+         && nbd_peer_equal (&((const struct nbd_endpoint *)a)->peer,
+                            &((const struct nbd_endpoint *)b)->peer);
 }
 
 /* Start the command of PLACE.  False with *ERRNUM and *ERROR. */

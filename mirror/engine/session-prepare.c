@@ -360,24 +360,45 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
   return error;
 }
 
-/* What was copied counts only at the destination that has it.  Where a job goes on and no sample
- * could be compared, since all of them were being written to, this may be another one: then
- * everything is copied again.  Where there are no samples at all, a difference to a base was left
- * out so far, and what the destination must be was proved otherwise. */
+/* Is it known that the destination holds what is not dirty, and what would be left out?  What was
+ * copied counts only at the destination that has it.  Where a job goes on and no sample could be
+ * compared, since all of them were being written to, this may be another one.  Where nothing was
+ * sent, there are no samples: what is left out was proved then, but of one connection's server. */
+static bool
+is_proved (const struct session *s)
+{
+  const struct region *r = s->engine->region;
+  enum engine_sync sync = s->engine->options.sync;
+  bool any;
+
+  if (identity_is_provable (r, &any))
+    return true;
+  if (sync == ENGINE_SYNC_FULL || sync == ENGINE_SYNC_COMPARE)
+    return atomic_load (&r->hdr->session) <= 1;
+  return s->proved && atomic_load (&r->hdr->sent_bytes) + atomic_load (&r->hdr->zero_bytes) == 0;
+}
+
+static bool
+is_full (const struct region *r, enum region_array a)
+{
+  uint64_t first = 0, count = 0, all = r->geo.nr_blocks;
+
+  return bitmap_next_run (r, a, 0, all, &first, &count) && first == 0 && count == all;
+}
+
+/* Else everything is copied again. */
 static void
 believe_only_what_is_proved (struct session *s)
 {
   struct region *r = s->engine->region;
   enum engine_sync sync = s->engine->options.sync;
-  uint64_t first = 0, dirty = 0, all = r->geo.nr_blocks;
-  bool any;
+  bool sends_all = sync == ENGINE_SYNC_FULL || sync == ENGINE_SYNC_COMPARE;
 
-  if (atomic_load (&r->hdr->session) <= 1 || identity_is_provable (r, &any)
-      || (!any && sync != ENGINE_SYNC_FULL && sync != ENGINE_SYNC_COMPARE)
-      || (bitmap_next_run (r, REGION_DIRTY, 0, all, &first, &dirty) && first == 0 && dirty == all))
+  if (is_proved (s) || (is_full (r, REGION_DIRTY) && (sends_all || is_full (r, REGION_VISITED))))
     return;
-  bitmap_set (r, REGION_VISITED, 0, all); /* nor is its zero block, or its base, to be relied on */
-  bitmap_set (r, REGION_DIRTY, 0, all);
+  /* Nor is its zero block, or its base, to be relied on. */
+  bitmap_set (r, REGION_VISITED, 0, r->geo.nr_blocks);
+  bitmap_set (r, REGION_DIRTY, 0, r->geo.nr_blocks);
   warn (s, text_printf ("no block that was copied earlier can be compared now, so %s may be another"
                         " destination: everything is copied again",
                         endpoint_name (s->target.endpoint)));

@@ -79,6 +79,7 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
   int errnum = 0;
   s->target.endpoint
       = o->opened ? o->opened : endpoint_open (o->dest, o->nr_dest, &o->endpoint, &errnum, error);
+  s->proved = o->opened != NULL && o->proved;
   o->opened = NULL;
   /* From now on a file that has vanished is a lost destination, and must not be made anew. */
   o->endpoint.create = false;

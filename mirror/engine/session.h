@@ -30,9 +30,11 @@ struct session_options {
   struct endpoint_options endpoint; /* writable */
   struct endpoint *opened; /* the destination if it is open already, else NULL: taken over by the
                               next session_connect() */
-  bool allow_no_flush;     /* --allow-unsafe-destination (R9) */
-  unsigned nr_admitted;    /* 0, or how many connections the destination admits at most: set by
-                              session_connect() where it had to wait to learn that */
+  bool proved; /* it holds what the job leaves out (--sync base, top and incremental), if nothing
+                  was sent yet: for that session_connect() only */
+  bool allow_no_flush;  /* --allow-unsafe-destination (R9) */
+  unsigned nr_admitted; /* 0, or how many connections the destination admits at most: set by
+                           session_connect() where it had to wait to learn that */
 };
 
 enum session_problem {
@@ -49,6 +51,7 @@ struct session {
   unsigned nr_copiers;
   unsigned nr_started;
   bool begun;    /* the engine knows of it */
+  bool proved;   /* as in the options */
   char *warning; /* for the user, or NULL: a larger destination … */
 
   pthread_mutex_t lock;

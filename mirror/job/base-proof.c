@@ -5,6 +5,7 @@
 
 #include "config.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -201,23 +202,38 @@ prove_by_sample (struct proving *v, char **error)
 
 /* ---------------------------------------------------------------------------------------------- */
 
+struct endpoint *
+base_open_at_dest (const struct base_proof *p, struct endpoint_options *options, int *errnum,
+                   char **error)
+{
+  options->connect_timeout_ms = p->dest_options->connect_timeout_ms;
+  options->request_timeout_ms = p->dest_options->request_timeout_ms;
+  struct endpoint *ep = endpoint_open (p->dest_argv, p->nr_dest, options, errnum, error);
+
+  if (ep == NULL || endpoint_same_server (p->dest, ep))
+    return ep;
+  text_error (error, "%s: another server answers than the one that would be written to",
+              p->dest_argv[0]);
+  *errnum = ESTALE;
+  endpoint_close (ep);
+  return NULL;
+}
+
 enum job_result
 base_prove (const struct base_proof *p, char *digest, char **error)
 {
   struct proving v = { .p = p, .told_ms = clock_ms () };
-  struct endpoint_options options = { .connect_timeout_ms = p->dest_options->connect_timeout_ms,
-                                      .request_timeout_ms = p->dest_options->request_timeout_ms,
-                                      .base_digest = true };
+  struct endpoint_options options = { .base_digest = true };
   int errnum = 0;
   char *why = NULL, ours[DIGEST_WHOLE_TEXT];
   enum job_result result = JOB_COMPLETED;
 
-  struct endpoint *theirs = endpoint_open (p->dest_argv, p->nr_dest, &options, &errnum, &why);
+  struct endpoint *theirs = base_open_at_dest (p, &options, &errnum, &why);
   struct endpoint *copy = NULL;
   /* Of a job that is resumed only its record says that there was a proof. */
   if (theirs == NULL && !p->sync->trust_base && !p->other_wrote
       && (!p->resumed || p->recorded != NULL))
-    copy = copied_base_open (p);
+    copy = copied_base_open (p, &why);
   if (theirs == NULL && copy == NULL && !p->sync->trust_base) {
     text_error (
         error,

@@ -42,10 +42,16 @@ struct base_proof {
  * its own.  Takes as long as the bases are read, on both sides at the same time. */
 enum job_result base_prove (const struct base_proof *p, char *digest, char **error);
 
+/* Open the destination once more, with OPTIONS for digests, and its time limits.  NULL with *ERROR,
+ * and *ERRNUM: ESTALE if another server answers than at p->dest, which proves nothing (R13). */
+struct endpoint *base_open_at_dest (const struct base_proof *p, struct endpoint_options *options,
+                                    int *errnum, char **error);
+
 /* ---- copied-base.c ---- */
 
-/* The digests of the destination's blocks, or NULL where its server serves none. */
-struct endpoint *copied_base_open (const struct base_proof *p);
+/* The digests of the destination's blocks, or NULL where its server serves none.  *ERROR is changed
+ * only if another server answers. */
+struct endpoint *copied_base_open (const struct base_proof *p, char **error);
 
 /* With these: the digest of what the destination holds, as if it were a base image.  PROGRESS is
  * told the bytes that were read.  JOB_COMPLETED with TEXT, or as base_prove(). */

@@ -481,7 +481,11 @@ job_check (struct job *j, json_t **status)
   if (ours && attach_foreseen (j, *status) && (j->dry || alone (j))
       && job_choose_since (j, *status) == 0 && prepare_sync (j) == 0
       && open_destination (j, *status) == 0 && prove_base (j, *status) == 0
-      && prove_checkpoint (j, *status) == 0)
+      && prove_checkpoint (j, *status) == 0) {
+    /* A resumed job has proved what it can of its base, and recognises its destination. */
+    bool left_over = json_is_integer (json_object_get (*status, "dirty-bytes"));
+    j->dest.proved = !left_over || !job_resumes (j);
     return 0;
+  }
   return -1;
 }

@@ -73,14 +73,18 @@ add_all (struct reading *r)
 }
 
 struct endpoint *
-copied_base_open (const struct base_proof *p)
+copied_base_open (const struct base_proof *p, char **error)
 {
-  struct endpoint_options options = { .connect_timeout_ms = p->dest_options->connect_timeout_ms,
-                                      .request_timeout_ms = p->dest_options->request_timeout_ms,
-                                      .digests = &digest_whole_key };
+  struct endpoint_options options = { .digests = &digest_whole_key };
+  int errnum = 0;
   char *why = NULL;
-  struct endpoint *ep = endpoint_open (p->dest_argv, p->nr_dest, &options, NULL, &why);
+  struct endpoint *ep = base_open_at_dest (p, &options, &errnum, &why);
 
+  if (ep == NULL && errnum == ESTALE) {
+    char *before = *error;
+    *error = why;
+    why = before;
+  }
   text_free (why);
   if (ep == NULL || endpoint_info (ep)->digests_of >= p->size)
     return ep;

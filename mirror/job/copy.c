@@ -165,9 +165,13 @@ open_both (struct copy *c)
     return complain (
         c, errnum == EROFS || errnum == ENDPOINT_BAD_NAME ? JOB_REFUSED : JOB_DEST_FAILED, error);
   c->is_receive = endpoint_info (c->dest.opened)->is_receive;
+  enum job_result result = JOB_COMPLETED;
   if (o->sync.mode == ENGINE_SYNC_INCREMENTAL)
-    return prove_checkpoint (c);
-  return c->base != NULL ? prove_base (c) : JOB_COMPLETED;
+    result = prove_checkpoint (c);
+  else if (c->base != NULL)
+    result = prove_base (c);
+  c->dest.proved = result == JOB_COMPLETED;
+  return result;
 }
 
 static enum job_result

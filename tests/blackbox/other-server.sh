@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that nothing is written to another server that comes into the destination's place after the
-# first connection was made: neither where the worker can see that it is another one, nor, when a
-# job goes on, where it has to look at what the disk holds.  Where nothing that it holds can be
-# compared, everything is copied again.
+# first connection was made, and that nothing is left out because of it: neither where the worker
+# can see that it is another one, nor, when a job goes on, where it has to look at what the disk
+# holds.  Where nothing that it holds can be compared, everything is copied again.
 . "$(dirname "$0")/lib.sh"
 
 size=16M
@@ -57,6 +57,27 @@ stop dst
 rm "$tmp/dst.img"
 cp "$tmp/before" "$tmp/other.img"
 
+# The same with the digest of a base image.  Nothing may be left out because another server has it.
+start_dest dst file $size --filter="$NBDMIRROR_DIGEST_FILTER"
+cp "$tmp/disk" "$tmp/other.img"
+start_dest other file $size --filter="$NBDMIRROR_DIGEST_FILTER"
+relay base --rename
+has_to_exit 7 nbdmirror copy "$tmp/disk" "${uri[base]}" --sync base --base "$tmp/disk"
+grep -q "another server answers" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
+stop base
+stop other
+rm "$tmp/other.img"
+start_receive other "$tmp/other.img" --format qcow2 --size $size --backing "$tmp/disk"
+relay backing --rename
+has_to_exit 7 nbdmirror copy "$tmp/disk" "nbd+unix:///mirror?socket=${socket[backing]}" \
+  --sync base --base "$tmp/disk"
+grep -q "another server answers" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
+stop backing
+stop other
+stop dst
+rm "$tmp/dst.img"
+cp "$tmp/before" "$tmp/other.img"
+
 # A relay, or an address that several servers share: nothing shows but what is read.
 start_dest dst file $size
 start_dest other file $size
@@ -104,3 +125,22 @@ nbdmirror mirror "${control[small]}" "${uri[empty]}" --resume --quarantine-grace
   --on-ready complete >"$tmp/out" 2>"$tmp/err" || fail "not copied again: $(cat "$tmp/err")"
 equal "$tmp/small" "${uri[empty]}"
 grep -q "everything is copied again" "$tmp/err" || fail "nothing is told: $(cat "$tmp/err")"
+stop empty
+
+# Nothing differs from the base, so nothing was sent when the server was lost, and nothing of what
+# comes in its place could be compared.
+cp "$tmp/disk" "$tmp/alike"
+cp "$tmp/disk" "$tmp/alike.base"
+start_server alike "$tmp/alike"
+cp "$tmp/disk" "$tmp/late.img"
+start_dest late file $size --filter="$NBDMIRROR_DIGEST_FILTER"
+spawn mirror nbdmirror mirror "${control[alike]}" "${uri[late]}" --sync base \
+  --base "$tmp/alike.base"
+settled alike
+stop late KILL
+rm "$tmp/late.img"
+start_dest late file $size
+wait_for 20 grep -q "everything is copied again" "$tmp/mirror.log"
+settled alike
+nbdmirror complete "${control[alike]}"
+equal "$tmp/alike" "${uri[late]}"
