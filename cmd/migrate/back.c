@@ -33,6 +33,7 @@
 
 #define CANCEL_MS 20000 /* for QEMU to cancel a migration */
 #define WAKE_MS 500     /* a cancelled migration that goes on so long is woken */
+#define SWITCH_MS 1000  /* a switch that is under way for so long is cancelled after all */
 #define RUN_MS 20000    /* for the source VM to run again */
 #define END_MS 2000     /* for the destination QEMU to end */
 #define POLL_MS 20
@@ -145,12 +146,17 @@ tell_to_cancel (struct migrate *m)
 
 /* A monitor that does not answer is asked again: QEMU may wait for a disk's server that was only
  * just started again, and its migration would go on afterwards, with the guest stopped.  False: it
- * has not answered. */
+ * has not answered.
+ *
+ * While QEMU gives its disks up, in the state "device", it must not be cancelled: it may continue
+ * the guest with disks that it has given up already, and aborts at the guest's first write (seen
+ * with 7.2).  That is over in a moment.  Then the migration has failed, or it is completed, and
+ * `cont` takes the disks back. */
 static bool
 cancel_memory (struct migrate *m)
 {
   struct machine *source = &m->machines.source;
-  uint64_t wake = 0, end = clock_ms () + CANCEL_MS;
+  uint64_t wake = 0, begun = clock_ms (), end = begun + CANCEL_MS;
   char status[32];
   bool told = false, unknown;
 
@@ -159,7 +165,8 @@ cancel_memory (struct migrate *m)
     unknown = status[0] == '\0' && !machine_is_dead (source);
     if ((!unknown && !migration_is_active (status)) || clock_ms () >= end)
       break;
-    if (!unknown && !told) {
+    bool switching = strcmp (status, "device") == 0 && clock_ms () - begun < SWITCH_MS;
+    if (!unknown && !told && !switching) {
       told = tell_to_cancel (m);
       wake = clock_ms () + WAKE_MS;
     } else if (strcmp (status, "cancelling") == 0 && clock_ms () >= wake) {

@@ -19,6 +19,7 @@ Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be gi
                 has gone
   hang     the migration stays where it is (with migrate_cancel: "cancelling", until it is woken)
   slow     done a second later
+  long     with migrate-continue: the switch takes 0.6 s
   source-dies   with migrate-continue: everything arrives, but the source dies before it says
                 "completed"
 """
@@ -259,6 +260,9 @@ class World:
             self.later(side.fail)
         elif fault == "hang":
             self.todo = []
+        elif fault == "long":
+            self.todo = []
+            self.later(side.complete, 0.6)
         elif fault == "source-dies":
             self.todo = []
             self.dest.arrive()

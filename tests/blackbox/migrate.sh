@@ -223,6 +223,19 @@ wait_exit migrate 20
 did "source migrate_cancel finish-migrate open+open"
 ended running dead open
 idle
+case="the user interrupts it while QEMU gives up its disks"
+qemus --at source:migrate-continue:long
+# shellcheck disable=SC2086
+spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
+    --memory-uri unix:/nowhere $both
+wait_for 20 grep -q '^source migrate-continue' "$tmp/story"
+kill -INT "${pid[migrate]}"
+wait_exit migrate 20
+[ "$status" = 6 ] || fail "$case: exit status $status"
+did_not "source migrate_cancel"
+did "source cont postmigrate open+open"
+ended running dead open
+idle
 case="migrate is refused"
 fails 1 running dead open -- --at source:migrate:refuse
 case="hook fails"
