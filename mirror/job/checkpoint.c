@@ -81,15 +81,18 @@ job_checkpoint_begin (struct job *j, const json_t *old)
   CLEANUP_TEXT char *error = NULL;
 
   j->dest_proved = is_proved (j, old);
-  if (uri == NULL)
-    return 0;
   /* What an earlier worker may still send makes every block dirty. */
   if (old != NULL || !inc->proved || j->unknown_past) {
-    declare_if_true (j, uri);
+    if (uri != NULL)
+      declare_if_true (j, uri);
     return 0;
   }
-  int r = destination_say_since (uri, j->dest_session, inc->from,
-                                 standing_uuid (inc->checkpoints, j->o->sync.since), &error);
+  /* The proof was another connection's.  Only the server that is written to knows the session, and
+   * it agrees only if its disk stands there (R13). */
+  int r = uri != NULL
+              ? destination_say_since (uri, j->dest_session, inc->from,
+                                       standing_uuid (inc->checkpoints, j->o->sync.since), &error)
+              : 1;
   if (r == 0)
     return 0;
   job_say (j, JOB_ERROR, "refused: the destination does not stand at checkpoint '%s' any more: %s",

@@ -78,6 +78,31 @@ stop dst
 rm "$tmp/dst.img"
 cp "$tmp/before" "$tmp/other.img"
 
+# It says that it stands at the checkpoint.  The first one says nothing, and lacks one block.
+cp "$tmp/disk" "$tmp/now"
+start_stateful now "$tmp/now" "$tmp/state"
+nbdmirror checkpoint add "${control[now]}" one
+rm "$tmp/other.img"
+start_receive other "$tmp/other.img" --size $size
+spawn mirror nbdmirror mirror "${control[now]}" "${uri[other]}"
+settled now
+nbdmirror cancel "${control[now]}"
+wait_exit mirror 10
+cp "$tmp/disk" "$tmp/dst.img"
+dd if=/dev/zero of="$tmp/dst.img" bs=4k seek=77 count=1 conv=notrunc status=none
+start_dest dst file $size
+relay standing --rename
+has_to_exit 7 timeout 30 "$NBDMIRROR" mirror "${control[now]}" \
+  "nbd+unix:///mirror?socket=${socket[standing]}" --sync incremental --since one \
+  --on-ready complete
+grep -q "does not stand at checkpoint" "$tmp/err" || fail "for another reason: $(cat "$tmp/err")"
+stop standing
+stop other
+stop now
+stop dst
+rm "$tmp/dst.img"
+cp "$tmp/before" "$tmp/other.img"
+
 # A relay, or an address that several servers share: nothing shows but what is read.
 start_dest dst file $size
 start_dest other file $size
