@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -136,19 +137,34 @@ wait_until_it_serves (const struct nbdkit_run *r, pid_t server)
   return EXIT_ERROR;
 }
 
+/* Is it nbdkit's process FIRST that has begun to listen there?  The one that serves has inherited
+ * the socket from it. */
+static bool
+has_begun (const struct control_client *c, pid_t first)
+{
+  struct ucred who;
+  socklen_t len = sizeof who;
+
+  return getsockopt (control_client_fd (c), SOL_SOCKET, SO_PEERCRED, &who, &len) == 0
+         && who.pid == first;
+}
+
 /* The server runs, but could not write its process id, which nbdkit does not notice.  Nobody would
- * know of it, and the next one would find its sockets in use. */
+ * know of it, and the next one would find its sockets in use.  But ours may have ended, and another
+ * one have come meanwhile.  FIRST was nbdkit's first process. */
 static void
-end_unnamed (const struct nbdkit_run *r)
+end_unnamed (const struct nbdkit_run *r, pid_t first)
 {
   struct control_client *c = query_connect (r->control);
   json_t *status = NULL;
 
-  if (c != NULL && query_call (c, r->control, "query-mirror", NULL, &status, NULL) == 0) {
+  if (c != NULL && has_begun (c, first)
+      && query_call (c, r->control, "query-mirror", NULL, &status, NULL) == 0) {
     pid_t server = (pid_t)status_number (status, "server-pid", 0);
     if (server > 0) {
       start_tidying (r, server, true);
       kill (server, SIGTERM);
+      cmd_say ("the server, process %ld, is ended", (long)server);
     }
   }
   json_decref (status);
@@ -180,10 +196,9 @@ nbdkit_run_detached (const struct nbdkit_run *r)
   }
   pid_t server = wait_for_pidfile (r->pidfile, &old);
   if (server == -1) {
-    cmd_say ("%s: nbdkit could not write its process id there (is the file system full?): the"
-             " server is ended",
+    cmd_say ("%s: nbdkit could not write its process id there (is the file system full?)",
              r->pidfile);
-    end_unnamed (r);
+    end_unnamed (r, pid);
     return EXIT_ERROR;
   }
   start_tidying (r, server, true);

@@ -125,6 +125,25 @@ if [ "${NBDMIRROR_LONG:-0}" != 0 ]; then
   has_to_exit 1 "${serve[@]}" --detach --pidfile "$tmp/full.pid"
   grep -q "could not write its process id" "$tmp/err" || fail "full: $(cat "$tmp/err")"
   wait_for 10 gone
+  # But another one, which has come to its sockets since it has ended by itself, goes on.
+  mkdir "$tmp/ends"
+  cat >"$tmp/ends/nbdkit" <<EOF
+#!/bin/sh
+PATH=\${PATH#*:}
+case "\$*" in --*-*) exec nbdkit "\$@" ;; esac
+touch "$tmp/ended"
+EOF
+  chmod +x "$tmp/ends/nbdkit"
+  spawn ends env PATH="$tmp/ends:$PATH" "${serve[@]}" --detach
+  wait_for 10 test -e "$tmp/ended"
+  spawn fg "${serve[@]}"
+  wait_for 10 nbdmirror status "$c"
+  wait_exit ends 30
+  [ "$status" = 1 ] || fail "no server, and exit status $status"
+  sleep 0.3 # for one that was told to end
+  running fg || fail "another server was ended"
+  stop fg
+  wait_for 10 gone
 fi
 
 has_to_exit 0 "${serve[@]}" --detach --pidfile "$tmp/my.pid" --export 'a b' -- mirror-block-size=64k
