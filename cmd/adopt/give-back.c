@@ -404,8 +404,9 @@ give_back_go_on (struct give_back *g, bool *done)
   if (r == -1)
     return EXIT_ERROR;
   *done = r == 1;
+  const char *old = record_text (g->record, "old");
   if (*done)
-    return finish_move (g, g->names.node);
+    return finish_move (g, old[0] != '\0' ? old : g->names.node);
   if (g->lent || g->kept) {
     undo (g);
     json_decref (g->record);

@@ -91,9 +91,10 @@ settle (void *opaque)
            error);
 }
 
-/* The record says whether the guest is stopped by us before it is. */
+/* The record says whether the guest is stopped by us before it is, and which node it leaves.  QEMU
+ * itself removes one that it has made up. */
 static int
-stop_guest (struct give_back *g, char **error)
+stop_guest (struct give_back *g, const char *old, char **error)
 {
   char status[32];
 
@@ -101,6 +102,8 @@ stop_guest (struct give_back *g, char **error)
   bool runs = strcmp (status, "running") == 0;
   json_object_set_new (g->record, "lent", json_true ());
   json_object_set_new (g->record, "stopped", json_boolean (runs));
+  if (old[0] != '#')
+    json_object_set_new (g->record, "old", json_string (old));
   if (stopped_guest_start (&g->guard, settle, g, error) == -1
       || record_save (g->control, g->record, error) == -1)
     return -1;
@@ -177,7 +180,7 @@ lent_move (struct give_back *g, const struct guest_disk *d, const char **node)
   char *error = NULL;
 
   if (nodes_remove_image (&g->vm, &g->names, g->record, &error) == -1 /* of an earlier run */
-      || stop_guest (g, &error) == -1 || borrow (g, &error) == -1
+      || stop_guest (g, d->node, &error) == -1 || borrow (g, &error) == -1
       || nodes_add_image (&g->vm, &g->names, g->record, node, &error) == -1)
     return failed (error);
   p.to = *node;

@@ -325,7 +325,8 @@ void
 receive_end_children (struct receive_server *s, int patience_ms)
 {
   receive_reap (s);
-  if (s->nbdkit != 0)
+  bool ran = s->nbdkit != 0;
+  if (ran)
     kill (s->nbdkit, SIGTERM);
   for (int waited = 0; s->nbdkit != 0 && waited < patience_ms; waited += POLL_MS) {
     clock_sleep_ms (POLL_MS);
@@ -337,7 +338,9 @@ receive_end_children (struct receive_server *s, int patience_ms)
     clock_sleep_ms (POLL_MS);
     receive_reap (s);
   }
-  /* The qemu-nbd of an nbdkit that was killed ends in order, and writes what it has in memory. */
-  if (s->disk->qcow2 && !receive_disk_wait_unused (s->disk, QEMU_NBD_MS))
+  /* An nbdkit that ends in order has waited for its qemu-nbd, and a guest's QEMU may have the image
+   * by now.  The qemu-nbd of one that was killed outlives it, and writes what it has in memory. */
+  bool in_order = ran && WIFEXITED (s->nbdkit_status) && WEXITSTATUS (s->nbdkit_status) == 0;
+  if (s->disk->qcow2 && !in_order && !receive_disk_wait_unused (s->disk, QEMU_NBD_MS))
     cmd_warning ("%s: a qemu-nbd still has it open after %d s", s->disk->name, QEMU_NBD_MS / 1000);
 }

@@ -80,10 +80,12 @@ class Lent:
 
     def by_itself(self):
         check(self.driver() == "qcow2", f"the guest uses {self.driver()}")
-        self.s.wait_exit(self.dest, 20)
+        self.s.wait_exit(self.dest, 8)  # it does not wait for an image that QEMU has now
         self.s.wait_for("the record's end",
                         lambda: not os.path.exists(self.dest.guest + ".adopted"))
         check(not self.vm.qmp("query-jobs"), "a job is left")
+        nodes = self.vm.qmp("query-named-block-nodes", flat=True)
+        check("nbd" not in [n["drv"] for n in nodes], "the node of the server is left")
         self.s.story.wait_for_more(10, 30)
 
     def again(self):
