@@ -2,18 +2,20 @@
  *
  * See plan.h.  No I/O, so that it is tested exhaustively.  The first row that fits counts:
  *
- *   disks              destination        source           plan
- *   -----------------  -----------------  ---------------
- * ------------------------------------------ recorded by all    running            any nothing: the
- * source is fenced committed          running            any              forward: finish the
- * commit committed          paused             any              forward: only `cont` is missing
- *   committed          else               any              operator: the guest's memory is nowhere
- *   undecided          running            any              forward: it is started after a commit
- * only else               running            any              operator: nobody starts it before a
- * commit not committed      any                cannot be asked  operator held, no word      not
- * waiting,       any              operator: they may have been committed, and not paused the guest
- * started there none takes part    gone, or waiting   running, and     nothing not migrating else
- * any                any              back
+ *   disks            destination       source           plan
+ *   ---------------  ----------------  ---------------  ---------------------------------------
+ *   recorded by all  running           any              nothing: the source is fenced
+ *   committed        running           any              forward: finish the commit
+ *   committed        paused            any              forward: only `cont` is missing
+ *   committed        else              any              operator: the memory is nowhere else
+ *   undecided        running           any              forward: it is started after a commit
+ *   else             running           any              operator: nobody starts it before one
+ *   not committed    any               cannot be asked  operator
+ *   held, no word    not waiting,      any              operator: they may be committed, and
+ *                    not paused                         the guest started there
+ *   none takes part  gone, or waiting  running, not     nothing
+ *                                      migrating
+ *   else             any               any              back
  */
 
 #include "config.h"

@@ -65,10 +65,10 @@ class Move:
         with self.starting:
             self.started = True
 
-    def words(self, *options):
+    def words(self):
         words = [self.s.nbdmirror_path, "migrate", "--source-qmp", self.source.path, "--dest-qmp",
                  self.dest.path, "--memory-uri", "unix:" + self.s.path(self.name + ".memory"),
-                 "--max-downtime", "2s", "--log", self.log, "--give-back", *options]
+                 "--max-downtime", "2s", "--log", self.log, "--give-back"]
         for node, dest in zip(nodes_of(self.a)[0], self.dests):
             words += ["--disk",
                       f"qmp:{self.source.path}/{node}={dest.uri},image={dest.disk},discard=unmap"]
@@ -96,7 +96,6 @@ class Move:
                 self.b.kill()
                 return kind
             victims = {"coordinator": lambda: [self.events()[0]["pid"]],
-                       "both": lambda: [self.process.pid, self.events()[0]["pid"]],
                        "worker": self.workers, "server": self.servers}[kind]()
             if kind in ("worker", "server"):
                 victims = [rng.choice(victims)] if victims else []
@@ -115,11 +114,8 @@ class Move:
         return [pid for dest in self.dests for child in children(dest.pid)
                 for pid in [child, *children(child)]]
 
-    def end(self, recover):
+    def end(self):
         status = self.s.wait_exit(self.process, 180)
-        if recover and status == -signal.SIGKILL:
-            self.process = self.s.spawn(self.name, self.words("--recover"))
-            status = self.s.wait_exit(self.process, 180)
         errors = self.source.errors + self.dest.errors
         check(not errors, f"in the test's own actions: {errors}")
         with open(self.s.path(self.name + ".log")) as f:
@@ -185,7 +181,7 @@ def test(s):
         time.sleep(rng.uniform(0, took))
         kinds = [rng.choice(KINDS)] + [rng.choice(KINDS)] * (rng.random() < 0.2)
         done = [move.kill(kind, rng) for kind in kinds]
-        status = move.end("both" in done)
+        status = move.end()
         if not any(done) and status == 0:
             took = max(2.0, time.monotonic() - begin)
         a, images = move.settle()
