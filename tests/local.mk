@@ -321,6 +321,7 @@ guest_tests = \
 	tests/guest/qmp-jobs.py \
 	tests/guest/qmp-kills.py \
 	tests/guest/qmp-migrate.py \
+	tests/guest/qmp-recover.py \
 	tests/guest/raw-node-back.py \
 	tests/guest/shared-base.py \
 	tests/guest/there-and-back.py \

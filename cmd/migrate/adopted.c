@@ -24,8 +24,6 @@
 #include "mirror/endpoint/uri.h"
 
 #define WORDS 20
-#define JOB_END_MS 10000
-#define JOB_LOOK_MS 20
 
 /* Run this program with WORDS, which use the monitor of V.  Its exit status; its messages go to our
  * standard error. */
@@ -171,43 +169,6 @@ adopted_revive (struct migrate *m, bool aborted, bool fenced_too)
   return nr;
 }
 
-static bool
-job_is_over (const char *state)
-{
-  return state != NULL
-         && (strcmp (state, "cancelled") == 0 || strcmp (state, "idle") == 0
-             || strcmp (state, "failed") == 0);
-}
-
-/* Both processes of an earlier try were killed, and its workers have gone on. */
-static void
-end_job (struct migrate *m, struct disk *d)
-{
-  struct control_call cancel = { .command = "block-job-cancel", .timeout_ms = QUERY_MS };
-  uint64_t end = clock_ms () + JOB_END_MS;
-  char *error = NULL;
-  bool works = true;
-
-  if (d->client == NULL)
-    d->client = control_client_connect (d->control, QUERY_MS, &error);
-  if (d->client != NULL && control_client_call (d->client, &cancel, &error) == 0)
-    journal_rolled_back (&m->journal, "%s: the mirror was cancelled", d->option->name);
-  while (d->client != NULL && works && clock_ms () < end) {
-    json_t *status = NULL;
-    struct control_call look
-        = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
-
-    text_free (error);
-    error = NULL;
-    works = control_client_call (d->client, &look, &error) == 0
-            && !job_is_over (status_text (status, "state"));
-    json_decref (status);
-    if (works)
-      clock_sleep_ms (JOB_LOOK_MS);
-  }
-  text_free (error); /* give-back says what is wrong */
-}
-
 bool
 adopted_end (struct migrate *m)
 {
@@ -223,7 +184,7 @@ adopted_end (struct migrate *m)
       continue;
     }
     if (m->options.recover && served_is_there (d->control))
-      end_job (m, d);
+      disk_end_job (&m->journal, d);
     if (run_command (m, &m->machines.source, words, d->option->name) == EXIT_DONE)
       journal_rolled_back (&m->journal, "%s: off the tracked path again", d->option->name);
     else {
@@ -276,6 +237,19 @@ give_back_one (struct migrate *m, const struct disk *d, const char *socket)
   return false;
 }
 
+/* The socket on which D's destination is served, while it is there: the server removes it at its
+ * end, which is the last step of a give-back.  For text_free(), or NULL. */
+static char *
+socket_of (const struct disk *d)
+{
+  struct uri *uri = uri_read (d->dest, NULL);
+  const char *socket = uri != NULL ? uri_parameter (uri, "socket") : NULL;
+  char *copy = socket != NULL && access (socket, F_OK) == 0 ? text_copy (socket) : NULL;
+
+  uri_free (uri);
+  return copy;
+}
+
 bool
 adopted_give_back (struct migrate *m)
 {
@@ -283,13 +257,24 @@ adopted_give_back (struct migrate *m)
 
   for (unsigned i = 0; i < m->disks.nr; i++) {
     const struct disk *d = &m->disks.disk[i];
-    struct uri *uri = uri_read (d->dest, NULL);
-    const char *socket = uri != NULL ? uri_parameter (uri, "socket") : NULL;
+    CLEANUP_TEXT char *socket = socket_of (d);
 
-    /* The server removes it at its end, which is the last step of an earlier give-back. */
-    if (socket != NULL && access (socket, F_OK) == 0)
+    if (socket != NULL)
       all = give_back_one (m, d, socket) && all;
-    uri_free (uri);
   }
   return all;
+}
+
+void
+adopted_tell_give_back (const struct migrate *m)
+{
+  for (unsigned i = 0; i < m->disks.nr; i++) {
+    const struct disk *d = &m->disks.disk[i];
+    CLEANUP_TEXT char *socket = socket_of (d);
+
+    if (socket != NULL && d->option->image != NULL)
+      cmd_say ("if the guest is right to run at the destination, 'nbdmirror give-back --qmp %s %s "
+               "%s' lets it use that image by itself",
+               m->options.dest_qmp, socket, d->option->image);
+  }
 }

@@ -36,6 +36,8 @@ bool adopted_any (const struct migrate *m);
 /* The guest runs at the destination, through the server of `nbdmirror receive`: take it off that.
  * False after an error message: it goes on through that server.  It may be called again. */
 bool adopted_give_back (struct migrate *m);
+/* Say how to do that by hand. */
+void adopted_tell_give_back (const struct migrate *m);
 
 /* The guest is gone from here, and so is its QEMU: end the servers that were started for it. */
 void adopted_forget (struct migrate *m);

@@ -77,6 +77,9 @@ int worker_look (struct journal *journal, struct disk *d);
 void disks_adopt (struct disks *d, const struct notes *notes);
 /* End the jobs that we have begun, and give up what `receive` serves for them. */
 void disks_cancel (struct disks *d);
+/* Both processes of an earlier try were killed, and D's worker has gone on: end its job.  What does
+ * not work is noticed by whoever needs the disk. */
+void disk_end_job (struct journal *journal, struct disk *d);
 /* Wait for our workers, which end by themselves after the commit. */
 void disks_reap (struct disks *d);
 

@@ -16,6 +16,7 @@
 #include "cmd/migrate/adopted.h"
 #include "cmd/migrate/migrate.h"
 #include "cmd/migrate/plan.h"
+#include "control/name.h"
 
 #define TRIES 6
 #define TRIES_MS 120000 /* no further one after this */
@@ -84,6 +85,19 @@ nothing_to_do (struct migrate *m, bool dest_runs)
   return EXIT_DONE;
 }
 
+/* A disk that QEMU has open by itself keeps no record of the commit, and its worker has ended.  But
+ * nobody except us starts the destination, which we do after the commit. */
+static bool
+went_without_record (const struct migrate *m, const char *source, const char *migration,
+                     const char *dest)
+{
+  for (unsigned i = 0; i < m->disks.nr; i++)
+    if (!control_is_of_qemu (m->disks.disk[i].control))
+      return false;
+  return strcmp (source, "postmigrate") == 0 && strcmp (migration, "completed") == 0
+         && strcmp (dest, "running") == 0;
+}
+
 static int
 look_and_recover (struct migrate *m, enum handoff_found found, const struct known *known)
 {
@@ -96,6 +110,8 @@ look_and_recover (struct migrate *m, enum handoff_found found, const struct know
   journal_event (&m->journal, "recover",
                  json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int)found, "source", source,
                             "migration", migration, "destination", dest));
+  if (found == HANDOFF_FOUND_NONE && went_without_record (m, source, migration, dest))
+    found = HANDOFF_FOUND_DONE;
   enum plan plan
       = migrate_plan (found, coordinator_has_word (m->coordinator), source, migration, dest);
   if (known != NULL)
@@ -114,6 +130,8 @@ look_and_recover (struct migrate *m, enum handoff_found found, const struct know
              " nbdmirror-migrate(1), FAILURES",
              found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE ? "" : " not",
              source[0] != '\0' ? source : "gone", dest[0] != '\0' ? dest : "gone");
+    if (m->options.give_back && strcmp (dest, "running") == 0)
+      adopted_tell_give_back (m);
     return EXIT_ERROR;
   }
 }
@@ -157,6 +175,19 @@ recover_adopted (struct migrate *m)
   return all ? EXIT_DONE : EXIT_ERROR;
 }
 
+/* The guest is at the source.  A worker of a disk that QEMU has open by itself would go on for as
+ * long as QEMU does, with its bitmaps and its export there. */
+static void
+end_jobs_in_qemu (struct migrate *m)
+{
+  for (unsigned i = 0; i < m->disks.nr; i++) {
+    struct disk *d = &m->disks.disk[i];
+
+    if (control_is_of_qemu (d->control) && !control_nobody_listens (d->control))
+      disk_end_job (&m->journal, d);
+  }
+}
+
 /* Does every disk's server answer? */
 static bool
 servers_answer (struct migrate *m)
@@ -180,7 +211,10 @@ migrate_recover (struct migrate *m)
     return status;
   if (m->journal.phase == PHASE_DONE)
     return m->options.give_back && !adopted_give_back (m) ? EXIT_ERROR : EXIT_DONE;
-  return adopted && adopted_any (m) && !m->options.keep_mirrors ? recover_adopted (m) : EXIT_DONE;
+  if (m->options.keep_mirrors)
+    return EXIT_DONE;
+  end_jobs_in_qemu (m);
+  return adopted && adopted_any (m) ? recover_adopted (m) : EXIT_DONE;
 }
 
 /* ---- the guardian --------------------------------------------------------------------------- */

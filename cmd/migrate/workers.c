@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/child.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/disks.h"
@@ -18,6 +19,8 @@
 #include "mirror/endpoint/seal.h"
 
 #define END_MS 5000 /* for a worker to end when it is told to */
+#define JOB_END_MS 10000
+#define JOB_LOOK_MS 20
 
 /* The name of /proc/self/exe would do as well, but then the process's name is "exe". */
 const char *
@@ -256,4 +259,42 @@ disks_reap (struct disks *d)
       cmd_warning ("%s: its worker, process %ld, has not ended yet", disk->control,
                    (long)disk->pid);
   }
+}
+
+/* ---- of an earlier try ---------------------------------------------------------------------- */
+
+static bool
+job_is_over (const char *state)
+{
+  return state != NULL
+         && (strcmp (state, "cancelled") == 0 || strcmp (state, "idle") == 0
+             || strcmp (state, "failed") == 0);
+}
+
+void
+disk_end_job (struct journal *journal, struct disk *d)
+{
+  struct control_call cancel = { .command = "block-job-cancel", .timeout_ms = QUERY_MS };
+  uint64_t end = clock_ms () + JOB_END_MS;
+  char *error = NULL;
+  bool works = true;
+
+  if (d->client == NULL)
+    d->client = control_client_connect (d->control, QUERY_MS, &error);
+  if (d->client != NULL && control_client_call (d->client, &cancel, &error) == 0)
+    journal_rolled_back (journal, "%s: the mirror was cancelled", d->control);
+  while (d->client != NULL && works && clock_ms () < end) {
+    json_t *status = NULL;
+    struct control_call look
+        = { .command = "query-mirror", .timeout_ms = QUERY_MS, .ret = &status };
+
+    text_free (error);
+    error = NULL;
+    works = control_client_call (d->client, &look, &error) == 0
+            && !job_is_over (status_text (status, "state"));
+    json_decref (status);
+    if (works)
+      clock_sleep_ms (JOB_LOOK_MS);
+  }
+  text_free (error);
 }

@@ -8,7 +8,8 @@
  *   ------------------------------------------------   -------------------------------------------
  *   every one is prepared, or in doubt                 UNDECIDED, or COMMITTED if the word says so
  *   one has committed, or the word says "commit"       COMMITTED: the others are finalized
- *   every one has committed                            DONE
+ *   every one has committed, but for disks that QEMU   DONE: their workers end after the commit,
+ *   has open by itself                                 and nothing records it
  *   one takes no part (any more), none has committed   BROKEN: the word can only go to "abort"
  *   none takes part                                    NONE
  *
@@ -27,9 +28,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "control/name.h"
 #include "mirror/handoff/internal.h"
+
+#define END_MS 1000
+#define END_LOOK_MS 20
 
 static enum handoff_standing
 standing_of (const char *decision, bool has_word)
@@ -45,23 +50,32 @@ standing_of (const char *decision, bool has_word)
   return STANDING_NONE; /* abort */
 }
 
-/* Ask; a word that was received goes to d->decision. */
-static void *
-ask (void *opaque)
+/* The worker of a disk that QEMU has open by itself ends soon after its job, perhaps while it is
+ * asked.  Nothing else keeps such a disk. */
+static bool
+has_no_worker (const struct coordinator_disk *d, int limit_ms)
 {
-  struct coordinator_disk *d = opaque;
+  bool none = false;
+
+  for (int waited = 0; control_is_of_qemu (d->control); waited += END_LOOK_MS) {
+    none = control_nobody_listens (d->control);
+    if (none || waited >= limit_ms)
+      break;
+    clock_sleep_ms (END_LOOK_MS);
+  }
+  return none;
+}
+
+static void
+ask_server (struct coordinator_disk *d)
+{
   char *message = NULL, *class_ = NULL;
   json_t *ret = NULL;
   double ignored = 0;
   int fd = -1;
 
-  /* Its worker has ended, and nothing else keeps the disk of a QEMU. */
-  if (control_is_of_qemu (d->control) && control_nobody_listens (d->control)) {
-    d->standing = STANDING_NONE;
-    return NULL;
-  }
   if (coordinator_disk_connect (d, &ignored) == -1)
-    return NULL;
+    return;
   struct control_call call = { .command = "mirror-decision",
                                .timeout_ms = coordinator_disk_limit (d),
                                .ret = &ret,
@@ -74,7 +88,7 @@ ask (void *opaque)
       coordinator_disk_error (d, text_copy (message));
     text_free (message);
     text_free (class_);
-    return NULL;
+    return;
   }
   d->standing = standing_of (json_string_value (json_object_get (ret, "decision")), fd != -1);
   d->generation = json_integer_value (json_object_get (ret, "generation"));
@@ -87,6 +101,23 @@ ask (void *opaque)
     close (fd);
   }
   json_decref (ret);
+}
+
+/* Ask; a word that was received goes to d->decision. */
+static void *
+ask (void *opaque)
+{
+  struct coordinator_disk *d = opaque;
+
+  if (has_no_worker (d, 0))
+    d->standing = STANDING_NONE;
+  else
+    ask_server (d);
+  if (d->error != NULL && has_no_worker (d, END_MS)) {
+    text_free (d->error);
+    d->error = NULL;
+    d->standing = STANDING_NONE;
+  }
   return NULL;
 }
 
@@ -146,20 +177,21 @@ share_token (struct coordinator *c, const char *token, char **error)
 static enum handoff_found
 judge (const struct coordinator *c, char **error)
 {
-  unsigned in = 0, done = 0;
+  unsigned in = 0, done = 0, gone = 0;
   bool committed = c->decision != NULL && decision_get (c->decision) == DECISION_COMMIT;
   const char *missing = NULL;
 
   for (unsigned i = 0; i < c->nr; i++) {
     done += c->disks[i].standing == STANDING_COMMITTED;
-    if (c->disks[i].standing == STANDING_NONE)
+    if (c->disks[i].standing == STANDING_NONE) {
       missing = c->disks[i].control;
-    else
+      gone += has_no_worker (&c->disks[i], 0);
+    } else
       in++;
   }
   if (in == 0)
     return HANDOFF_FOUND_NONE;
-  if (done == c->nr)
+  if (done > 0 && done + gone == c->nr)
     return HANDOFF_FOUND_DONE;
   if (missing != NULL)
     text_error (error, "%s takes no part in the hand-off (any more)", missing);

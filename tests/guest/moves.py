@@ -3,6 +3,8 @@
 test can act at an exact instant."""
 
 import json
+import os
+import signal
 import subprocess
 
 from qmp_proxy import QmpProxy
@@ -88,3 +90,9 @@ def receive(s, name, size, *options, prefix=(), where=None):
     return process
 
 
+def kill_both(s, guardian, coordinator):
+    """The two processes of a migrate, the one before the other can do anything."""
+    guardian.send_signal(signal.SIGSTOP)
+    os.kill(coordinator, signal.SIGKILL)
+    guardian.kill()
+    s.wait_exit(guardian)

@@ -5,7 +5,8 @@ and a second disk that is served and tracked, over the one monitor that all of t
 that the guest has acknowledged is lost. Where the destination's QEMU, a worker or the coordinator
 is killed before the commit, the guest goes on at the source, and nothing is left in its QEMU; where
 the coordinator is killed later, it goes on at one side only. With --give-back the guest has a qcow2
-image and a raw one by itself in the end, and nothing of ours is left."""
+image and a raw one by itself in the end, and nothing of ours is left; in the long form although
+both processes are killed between the two images, with --recover."""
 
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import moves  # noqa: E402
 import scene  # noqa: E402
 from images import whole  # noqa: E402
 from moves import receive  # noqa: E402
@@ -169,6 +171,12 @@ def test(s):
         move.went_back(1)
     move = Move(s, a, served, size, back=True)
     move.start()
+    if scene.LONG:
+        move.event("give-back")
+        moves.kill_both(s, move.process, move.event("coordinator")["pid"])
+        s.run([*move.words(), "--recover"])
+        move.went()
+        return
     check(s.wait_exit(move.process) == 0, "migrate has failed")
     report = [e for e in move.events() if e["event"] == "report"][0]
     check(report["pause-ms"] > 0, f"no pause was measured: {report}")
