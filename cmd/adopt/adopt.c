@@ -361,6 +361,20 @@ report (const struct adopt *a, const struct served *s)
              a->socket, (double)a->took_ns / NS_PER_MS);
 }
 
+/* One that we have started and that does not answer is replaced here as well. */
+static int
+look_at_server (struct adopt *a, struct served *s, char **error)
+{
+  if (served_look (a->control, s, error) == 0)
+    return 0;
+  if (!a->started || a->server == 0)
+    return -1;
+  text_free (*error);
+  *error = NULL;
+  replace_server (a, 1);
+  return served_look (a->control, s, error);
+}
+
 static int
 finish (struct adopt *a)
 {
@@ -373,7 +387,7 @@ finish (struct adopt *a)
   int status = remove_old (a);
   if (status != EXIT_DONE)
     return status;
-  if (served_look (a->control, &s, &error) == -1
+  if (look_at_server (a, &s, &error) == -1
       || (s.image != NULL && record_take_image (a->control, a->record, &s, &error) == -1)
       || image_compare (record_text (a->record, "filename"), a->socket, 0, &error) == -1
       || served_bypass (a->control, false, &refused, &error) == -1)
