@@ -431,16 +431,17 @@ start_stateful () {
 #   qcow2 SIZE   qemu-nbd, on the new or left over $tmp/NAME.qcow2
 # To restart one after stop, call it again.
 start_dest () {
-  local name=$1 kind=$2 size; shift 2
+  local name=$1 kind=$2 size env=(); shift 2
   size=$(bytes "$1"); shift
+  case "$*" in *"$filters"*) env=("${server_env[@]}") ;; esac # with a filter of ours
   server_paths "$name"
   rm -f "${socket[$name]}"
   case $kind in
     file)
       [ -e "$tmp/$name.img" ] || truncate -s "$size" "$tmp/$name.img"
-      spawn "$name" nbdkit -f -U "${socket[$name]}" "$@" file "$tmp/$name.img" ;;
+      spawn "$name" "${env[@]}" nbdkit -f -U "${socket[$name]}" "$@" file "$tmp/$name.img" ;;
     memory)
-      spawn "$name" nbdkit -f -U "${socket[$name]}" "$@" memory "$size" ;;
+      spawn "$name" "${env[@]}" nbdkit -f -U "${socket[$name]}" "$@" memory "$size" ;;
     qcow2)
       need qemu-img qemu-nbd
       [ -e "$tmp/$name.qcow2" ] || qemu-img create -q -f qcow2 "$tmp/$name.qcow2" "$size"
