@@ -13,6 +13,8 @@ libbase_la_SOURCES = \
 	base/fd.h \
 	base/pid-file.c \
 	base/pid-file.h \
+	base/private-dir.c \
+	base/private-dir.h \
 	base/qemu-lock.c \
 	base/qemu-lock.h \
 	base/text.c \

@@ -158,19 +158,6 @@ run_locked (struct backup_run *run)
 }
 
 void
-backup_remove_folder (const struct backup_run *run)
-{
-  static const char *const suffixes[] = { "log", "json", "sock", "control", "control.fence" };
-
-  for (unsigned i = 0; i < run->nr_disks; i++)
-    for (unsigned k = 0; k < sizeof suffixes / sizeof suffixes[0]; k++) {
-      CLEANUP_TEXT char *path = text_printf ("%s/%u.%s", run->folder, i, suffixes[k]);
-      unlink (path);
-    }
-  rmdir (run->folder);
-}
-
-void
 backup_free_run (struct backup_run *run)
 {
   for (unsigned i = 0; i < run->nr_disks; i++) {
@@ -187,8 +174,7 @@ backup_free_run (struct backup_run *run)
     text_free (d->file);
     text_free (d->error);
   }
-  if (run->folder[0] != '\0')
-    backup_remove_folder (run);
+  backup_remove_folder (run);
   manifest_clear (&run->manifest);
   text_free (run->checkpoint);
   text_free (run->place);

@@ -34,6 +34,7 @@
 
 #include "backup/names.h"
 #include "backup/plan.h"
+#include "base/private-dir.h"
 #include "cmd/backup/store.h"
 #include "cmd/cmd.h"
 #include "control/client.h"
@@ -75,8 +76,9 @@ struct backup_run {
   enum backup_mode mode;
   int mode_given; /* the option that has set it; 0: none */
   char name[BACKUP_NAME_MAX];
-  char *checkpoint; /* the name of the one that is added */
-  char folder[64];  /* a temporary one, for sockets and logs */
+  char *checkpoint;              /* the name of the one that is added */
+  char folder[PRIVATE_DIR_SIZE]; /* a temporary one, for sockets and logs; "": none */
+  int folder_fd;                 /* its lock */
   const char *policy, *bandwidth, *budget, *max_downtime, *before_hold, *after_release;
   uint64_t max_duration_ms, hook_ms; /* 0: no limit; of the commands, and of the time between */
   const char **includes;
@@ -95,6 +97,9 @@ struct backup_run {
 int backup_run_steps (struct backup_run *run, const char *path);
 /* Free what RUN points to, end its servers, and remove its folder. */
 void backup_free_run (struct backup_run *run);
+
+/* folder.c.  To make it also removes what killed backups have left.  -1 after an error message. */
+int backup_make_folder (struct backup_run *run);
 void backup_remove_folder (const struct backup_run *run);
 
 /* disk.c: the signal that asks us to end, or 0, after backup_catch_signals(). */

@@ -5,6 +5,7 @@ nbdmirror_SOURCES += \
 	cmd/backup/digests.c \
 	cmd/backup/disk.c \
 	cmd/backup/facts.c \
+	cmd/backup/folder.c \
 	cmd/backup/instant.c \
 	cmd/backup/metrics.c \
 	cmd/backup/options.c \

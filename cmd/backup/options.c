@@ -309,13 +309,9 @@ run (struct cmd_line *line)
       = { .disk_names = calloc (n, sizeof (char *)), .states = calloc (n, sizeof (char *)) };
   int status = EXIT_ERROR;
 
-  strcpy (run.folder, "/tmp/nbdmirror-backup.XXXXXX");
   if (run.disks == NULL || run.includes == NULL || names.disk_names == NULL || names.states == NULL)
     cmd_say ("out of memory");
-  else if (mkdtemp (run.folder) == NULL) {
-    cmd_say ("%s: %s", run.folder, strerror (errno));
-    run.folder[0] = '\0';
-  } else if (read_line (line, &run, &names, &status))
+  else if (backup_make_folder (&run) == 0 && read_line (line, &run, &names, &status))
     status = backup_run_steps (&run, line->operands[line->nr_operands - 1].argv[0]);
   backup_free_run (&run);
   free (run.disks);

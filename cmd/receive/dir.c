@@ -1,47 +1,22 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * The private directory of a receive server.  See server.h.
- *
- * The lock belongs to the open file description, which the server inherits.  So a directory that
- * can be locked is in use by nobody any more: all its processes were killed.
+ * The private directory of a receive server.  See server.h.  The server inherits its lock.
  */
 
 #include "config.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/private-dir.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
 
-#define PARENT "/tmp"
-#define PREFIX "nbdmirror-receive-"
-#define RANDOM 6
-#define TRIES 10
 #define PID_FILE "nbdkit.pid"
-
-/* Open PATH, a directory of our own, and lock it.  -1: it is in use, or none. */
-static int
-lock_dir (const char *path)
-{
-  struct stat ours, its;
-  int fd = open (path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-
-  if (fd == -1)
-    return -1;
-  if (fstat (fd, &ours) == 0 && ours.st_uid == geteuid () && flock (fd, LOCK_EX | LOCK_NB) == 0
-      && stat (path, &its) == 0 && its.st_ino == ours.st_ino && its.st_dev == ours.st_dev)
-    return fd;
-  close (fd);
-  return -1;
-}
 
 /* The first SIZE bytes of a file. */
 static ssize_t
@@ -70,45 +45,23 @@ names_a_server (int dir_fd, const char *path)
   return n > 0 && memmem (words, (size_t)n, path, strlen (path)) != NULL;
 }
 
-static void
-remove_stale (void)
+static bool
+clear (int fd, const char *path)
 {
-  DIR *dir = opendir (PARENT);
-  struct dirent *entry;
-
-  while (dir != NULL && (entry = readdir (dir)) != NULL) {
-    char path[sizeof PARENT + sizeof PREFIX + RANDOM];
-
-    if (strncmp (entry->d_name, PREFIX, strlen (PREFIX)) != 0
-        || strlen (entry->d_name) != strlen (PREFIX) + RANDOM)
-      continue;
-    snprintf (path, sizeof path, "%s/%.*s", PARENT, (int)(strlen (PREFIX) + RANDOM), entry->d_name);
-    int fd = lock_dir (path);
-    if (fd == -1)
-      continue;
-    if (!names_a_server (fd, path)) {
-      unlinkat (fd, PID_FILE, 0);
-      rmdir (path); /* unless there is something in it that is not ours */
-    }
-    close (fd);
-  }
-  if (dir != NULL)
-    closedir (dir);
+  if (names_a_server (fd, path))
+    return false;
+  unlinkat (fd, PID_FILE, 0);
+  return true;
 }
 
 int
 receive_dir_make (struct receive_server *s)
 {
-  remove_stale ();
-  for (int i = 0; i < TRIES; i++) {
-    strcpy (s->dir, PARENT "/" PREFIX "XXXXXX");
-    if (mkdtemp (s->dir) == NULL)
-      break;
-    s->dir_fd = lock_dir (s->dir);
-    if (s->dir_fd != -1)
-      return 0;
-    rmdir (s->dir); /* another one has taken it for a stale one, or is about to */
-  }
+  static const struct private_dir_kind kind = { "nbdmirror-receive-", clear };
+
+  s->dir_fd = private_dir_make (&kind, s->dir);
+  if (s->dir_fd != -1)
+    return 0;
   cmd_say ("%s: %s", s->dir, strerror (errno));
   s->dir[0] = '\0';
   return -1;

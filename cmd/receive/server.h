@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "base/private-dir.h"
 #include "cmd/serve/nbdkit-args.h"
 #include "cmd/receive/disk.h"
 #include "control/take-over.h"
@@ -41,7 +42,7 @@ struct receive_server {
   char *image_plugin;  /* for qcow2 */
 
   /* The rest is the server's own. */
-  char dir[40];                /* private: the pid file; */
+  char dir[PRIVATE_DIR_SIZE];  /* private: the pid file; */
   int dir_fd;                  /* locked (flock) by us and the server, as long as one of us lives */
   pid_t nbdkit;                /* 0: does not run */
   pid_t digest;                /* of the base image: computed meanwhile; 0 */

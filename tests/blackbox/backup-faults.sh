@@ -140,14 +140,20 @@ same a "$tmp/a"
 # ---- a backup and the disk's server are killed, and the next one goes elsewhere ------------------
 spawn killed "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
 wait_for 20 is_copying
+folder=$(readlink "/proc/${pid[killed]}"/fd/* | grep -x '/tmp/nbdmirror-backup-......')
 kill -KILL "${pid[killed]}" "${pid[a]}"
 wait_exit killed 20
 wait_exit a 20
+[ -e "$folder/0.log" ] || fail "no folder was left: $folder"
+ln -s "$tmp/a" "$folder/7.log"
+wait_for 20 flock -n "$folder" true # its worker has ended
 serve a "$tmp/a" --state "$tmp/a.state"
 if [ "$(status_of "$A" target)" = null ]; then # killed before the target was in the state file
   run 7 'a job to another place is left over' "$A" "$tmp/other"
 else
   run 0 'a: incremental:' "$A" "$tmp/other"
 fi
+[ ! -e "$folder" ] || fail "what the killed one had in /tmp is still there"
+[ -s "$tmp/a" ] || fail "the disk was removed"
 run 0 'what it has left was removed' "$A" "$repo"
 same a "$tmp/a"
