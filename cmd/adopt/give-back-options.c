@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * give-back: the command line.
+ * give-back: the command line, and what it prints.
  */
 
 #include "config.h"
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "cmd/adopt/give-back.h"
+#include "cmd/adopt/record.h"
 #include "cmd/cmd.h"
 #include "cmd/serve/paths.h"
 
@@ -64,6 +66,28 @@ parse (struct cmd_line *line, struct give_back *g)
     return adopt_word_ok ("--discard", g->discard, "ignore|unmap")
            && adopt_word_ok ("--aio", g->aio, "threads|native|io_uring");
   return false;
+}
+
+void
+give_back_report (const struct give_back *g, const char *node)
+{
+  const char *device = record_text (g->record, "backend");
+
+  if (device[0] == '\0')
+    device = record_text (g->record, "device");
+  if (g->json) {
+    json_t *o = json_pack ("{s:s, s:s, s:s, s:f, s:f}", "device", device, "image",
+                           record_text (g->record, "filename"), "node", node, "pivot-ms",
+                           (double)g->took_ns / NS_PER_MS, "stopped-ms",
+                           (double)g->stopped_ns / NS_PER_MS);
+    json_dumpf (o, stdout, JSON_COMPACT | JSON_REAL_PRECISION (6));
+    putchar ('\n');
+    json_decref (o);
+  } else
+    cmd_say (g->stopped_ns > 0 ? "%s uses %s by itself now (the guest was stopped for %.1f ms)"
+                               : "%s uses %s by itself now (%.1f ms)",
+             device, record_text (g->record, "filename"),
+             (double)(g->stopped_ns > 0 ? g->stopped_ns : g->took_ns) / NS_PER_MS);
 }
 
 static int

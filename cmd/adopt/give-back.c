@@ -279,28 +279,6 @@ guest_uses (struct give_back *g, const char *node)
   return r == -1 ? fail (-1, error) : r;
 }
 
-static void
-report (const struct give_back *g, const char *node)
-{
-  const char *device = record_text (g->record, "backend");
-
-  if (device[0] == '\0')
-    device = record_text (g->record, "device");
-  if (g->json) {
-    json_t *o = json_pack ("{s:s, s:s, s:s, s:f, s:f}", "device", device, "image",
-                           record_text (g->record, "filename"), "node", node, "pivot-ms",
-                           (double)g->took_ns / NS_PER_MS, "stopped-ms",
-                           (double)g->stopped_ns / NS_PER_MS);
-    json_dumpf (o, stdout, JSON_COMPACT | JSON_REAL_PRECISION (6));
-    putchar ('\n');
-    json_decref (o);
-  } else
-    cmd_say (g->stopped_ns > 0 ? "%s uses %s by itself now (the guest was stopped for %.1f ms)"
-                               : "%s uses %s by itself now (%.1f ms)",
-             device, record_text (g->record, "filename"),
-             (double)(g->stopped_ns > 0 ? g->stopped_ns : g->took_ns) / NS_PER_MS);
-}
-
 /* The guest has moved from the node OLD: nothing but the server and the record is left. */
 static int
 finish (struct give_back *g, const char *old, const char *node)
@@ -321,7 +299,7 @@ finish (struct give_back *g, const char *old, const char *node)
   }
   record_remove (g->control);
   stopped_guest_end (&g->guard);
-  report (g, node);
+  give_back_report (g, node);
   return EXIT_DONE;
 }
 

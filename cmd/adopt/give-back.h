@@ -58,6 +58,11 @@ int give_back_go_on (struct give_back *g, bool *done);
 /* Where does the guest go, as RECORD has it?  The name of a node. */
 const char *give_back_node (const struct give_back *g);
 
+/* ---- give-back-options.c ---- */
+
+/* The guest uses the image by itself, as NODE: say so. */
+void give_back_report (const struct give_back *g, const char *node);
+
 /* ---- lent.c ---- */
 
 /* Does the server have the image, which begins as one in FORMAT does, open through a qemu-nbd of
