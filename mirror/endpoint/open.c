@@ -62,7 +62,9 @@ open_command (char *const *argv, unsigned nr_args, const struct endpoint_options
                    name);
   else {
     memcpy (command, argv + 1, (nr_args - 2) * sizeof *command);
-    const struct nbd_place place = { .name = name, .argv = command };
+    /* An image is what the user has named, and not the command that opens it. */
+    const struct nbd_place place
+        = { .name = opts->image != NULL ? opts->image : name, .argv = command };
     bool made;
     if (new_image_make (opts, &made, errnum, error) == 0)
       ep = endpoint_nbd_open (&place, opts, errnum, error);

@@ -55,6 +55,9 @@ refused 1 "No such file" verify "$tmp/raw" "$tmp/new" --dest-format qcow2
 refused 7 "does not hold" copy "$tmp/raw" "$tmp/new" --dest-format qcow2 --sync base \
   --base "$tmp/raw" --trust-base
 [ ! -e "$tmp/new" ] || fail "a refused image was left over"
+qemu-img create -q -f qcow2 "$tmp/little.qcow2" 64k
+refused 7 "refused: $tmp/little.qcow2 is too small" copy "$tmp/raw" "$tmp/little.qcow2" \
+  --dest-format qcow2
 refused 2 "is for a local image" copy "$tmp/raw" nbd://localhost/ --dest-format qcow2
 refused 2 "a stream is a raw disk" copy - "$tmp/new" --source-format qcow2
 
