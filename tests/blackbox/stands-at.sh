@@ -123,8 +123,11 @@ change 5
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync incremental --since three \
   --bandwidth 20k
 wait_for 10 not_recorded
-kill -KILL "${pid[mirror]}" "$(child_of dst nbdkit)" "${pid[dst]}"
+server=$(child_of dst nbdkit)
+kill -KILL "${pid[mirror]}" "$server" "${pid[dst]}"
 for name in mirror dst; do wait "${pid[$name]}" 2>/dev/null || :; unset "pid[$name]"; done
+has_ended () { ! readlink "/proc/$server/exe" >/dev/null; }
+wait_for 10 has_ended # it is not our child
 receive --resume
 stands_at none
 night --sync incremental --since three --resume --quarantine-grace 100ms
