@@ -211,31 +211,26 @@ fails 1 running dead open -- --at source:migrate-continue:hang -- --switchover-t
 says "longer than 3000 ms"
 in_time hold 3000 # the lease begins there
 did "source migrate_cancel finish-migrate open+open"
+# interrupted FAULT...: the user interrupts it while QEMU switches.
+interrupted () {
+  qemus "$@"
+  # shellcheck disable=SC2086
+  spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
+      --memory-uri unix:/nowhere $both
+  wait_for 20 grep -q '^source migrate-continue' "$tmp/story"
+  kill -INT "${pid[migrate]}"
+  wait_exit migrate 20
+  [ "$status" = 6 ] || fail "$case: exit status $status"
+  ended running dead open
+  idle
+}
 case="the user interrupts it while the disks are held, and QEMU sleeps when it is cancelled"
-qemus --at source:migrate-continue:hang --at source:migrate_cancel:hang
-# shellcheck disable=SC2086
-spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
-    --memory-uri unix:/nowhere $both
-wait_for 20 grep -q '^source migrate-continue' "$tmp/story"
-kill -INT "${pid[migrate]}"
-wait_exit migrate 20
-[ "$status" = 6 ] || fail "$case: exit status $status"
+interrupted --at source:migrate-continue:hang --at source:migrate_cancel:hang
 did "source migrate_cancel finish-migrate open+open"
-ended running dead open
-idle
 case="the user interrupts it while QEMU gives up its disks"
-qemus --at source:migrate-continue:long
-# shellcheck disable=SC2086
-spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
-    --memory-uri unix:/nowhere $both
-wait_for 20 grep -q '^source migrate-continue' "$tmp/story"
-kill -INT "${pid[migrate]}"
-wait_exit migrate 20
-[ "$status" = 6 ] || fail "$case: exit status $status"
+interrupted --at source:migrate-continue:long
 did_not "source migrate_cancel"
 did "source cont postmigrate open+open"
-ended running dead open
-idle
 case="migrate is refused"
 fails 1 running dead open -- --at source:migrate:refuse
 case="hook fails"
