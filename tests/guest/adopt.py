@@ -201,11 +201,11 @@ def failures(s, vm, disks, before):
 
 
 def stopped(s, vm, disks, before):
-    """The server is stopped just before QEMU connects to it, just before the end of QEMU's job, or
-    when the guest has moved: QEMU waits for it then, with the guest and its monitor. So it is
-    killed, and where the guest has moved another one is there."""
+    """The server is stopped just before QEMU connects to it, or just before the end of QEMU's job:
+    QEMU waits for it then, with the guest and its monitor. So it is killed, and where the guest has
+    moved another one is there."""
     disk = disks[0]
-    for step, status in (("blockdev-add", 1), ("block-job-complete", 0), ("job-dismiss", 0)):
+    for step, status in (("blockdev-add", 1), ("block-job-complete", 0)):
         proxy = QmpProxy(vm, like_qemu=False)
         proxy.before[step] = lambda: os.kill(s.status(disk)["server-pid"], signal.SIGSTOP)
         words = disk.adopt(vm)
