@@ -28,6 +28,7 @@
 #include "cmd/adopt/adopt.h"
 #include "cmd/adopt/monitor.h"
 #include "cmd/adopt/nodes.h"
+#include "cmd/adopt/own-server.h"
 #include "cmd/adopt/pivot.h"
 #include "cmd/adopt/record.h"
 #include "cmd/adopt/revive.h"
@@ -120,7 +121,7 @@ check_image (struct adopt *a, const struct guest_disk *d, char **error)
   if (qemu > 0 && image_is_open_in (qemu, path) == 0)
     return text_error (error, "%s: QEMU (process %ld) has another file open than %s",
                        guest_disk_name (d), (long)qemu, path);
-  if (image_is_locked_by_others (path, served_has_state (a->control)))
+  if (image_stays_locked (path, served_has_state (a->control)))
     return text_error (error, "%s: another program has locked %s", guest_disk_name (d), path);
   return check_size (a, d, error);
 }
@@ -135,8 +136,7 @@ look (struct adopt *a, const struct guest_disk *d)
 
   if (guest_disk_check (&a->vm, d, &image, &refused, &error) == -1)
     return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
-  a->started
-      = !served_is_there (a->control) || json_is_true (json_object_get (a->record, "started"));
+  a->started = !served_is_there (a->control) || a->started;
   json_decref (a->record);
   a->record = NULL;
   if (make_record (a, d, &image, &a->record, &error) == -1 || check_image (a, d, &error) == -1)
@@ -176,25 +176,12 @@ check_server (struct adopt *a)
 }
 
 static int
-launch_server (struct adopt *a)
-{
-  char *error = NULL;
-
-  a->launched = true;
-  /* From its first moment on, so that nobody relies on it if we are killed, nor on its state file.
-   */
-  if (served_bypass_next (a->control, &error) == -1)
-    return fail (-1, error);
-  return revive_start (a->control, a->record);
-}
-
-static int
 start_server (struct adopt *a)
 {
   bool refused;
   char *error = NULL;
 
-  if (!served_is_there (a->control) && launch_server (a) == -1)
+  if (!served_is_there (a->control) && own_server_start (a) == -1)
     return EXIT_ERROR;
   int status = check_server (a);
   if (status == EXIT_DONE && served_bypass (a->control, true, &refused, &error) == -1)
@@ -249,35 +236,6 @@ guest_has_moved (struct adopt *a, const char *device, const char *backend)
   return r;
 }
 
-/* The guest's writes wait for the server, which does not answer.  A new one gets them again, since
- * QEMU's node connects again.  If that does not help, the job fails without a server, and the guest
- * stays where it was.  One that the user has started gets more time, since we cannot start it anew:
- * only he knows its arguments. */
-static void
-replace_server (void *opaque, unsigned attempt)
-{
-  struct adopt *a = opaque;
-  bool refused;
-  char *ignored = NULL;
-
-  if (!a->started && attempt == 1)
-    return;
-  served_kill (a->server);
-  if (a->server != 0)
-    cmd_warning ("the server (process %ld) does not answer, so the guest would wait for it: it was "
-                 "killed%s",
-                 (long)a->server, a->started ? "" : "; start it again yourself");
-  a->server = 0;
-  struct served s;
-  if (attempt == 1 && a->started && launch_server (a) == 0
-      && served_look (a->control, &s, &ignored) == 0) {
-    a->server = s.pid;
-    served_free (&s);
-    served_bypass (a->control, true, &refused, &ignored);
-  }
-  text_free (ignored);
-}
-
 static int
 add_server_node (void *opaque, char **error)
 {
@@ -294,7 +252,7 @@ move (struct adopt *a, const struct guest_disk *d)
                      .from = d->node,
                      .to = a->names.node,
                      .add_node = add_server_node,
-                     .stuck = replace_server,
+                     .stuck = own_server_stuck,
                      .opaque = a };
   int r = nodes_remove (&a->vm, a->names.node, &error); /* of an earlier run */
   if (r == 0)
@@ -316,85 +274,6 @@ end_job (struct adopt *a)
     return 0;
   fail (0, error);
   return -1;
-}
-
-/* ---- the guest is there ---------------------------------------------------------------------- */
-
-/* Remove what the guest has used before, and see that it is gone. */
-static int
-remove_old (struct adopt *a)
-{
-  const char *nodes[] = { json_string_value (json_object_get (a->record, "node")),
-                          json_string_value (json_object_get (a->record, "file-node")) };
-  const char *path = record_text (a->record, "filename");
-  pid_t qemu = monitor_process (&a->vm);
-  char *error = NULL;
-
-  for (unsigned i = 0; i < 2; i++)
-    if (nodes[i] != NULL && nodes_remove (&a->vm, nodes[i], &error) == -1)
-      return fail (EXIT_ERROR, error);
-  if (qemu > 0 && image_is_open_in (qemu, path) == 1) {
-    cmd_say ("the guest uses %s, but QEMU (process %ld) still has %s open; what holds it?",
-             a->socket, (long)qemu, path);
-    return EXIT_ERROR;
-  }
-  return EXIT_DONE;
-}
-
-static void
-report (const struct adopt *a, const struct served *s)
-{
-  const char *device = record_text (a->record, "backend");
-
-  if (device[0] == '\0')
-    device = record_text (a->record, "device");
-  if (a->json) {
-    json_t *o = json_pack ("{s:s, s:s, s:s, s:s, s:s, s:i, s:f}", "device", device, "image",
-                           record_text (a->record, "filename"), "node", a->names.node, "socket",
-                           a->socket, "control", a->control, "server-pid", (int)s->pid, "pivot-ms",
-                           (double)a->took_ns / NS_PER_MS);
-    json_dumpf (o, stdout, JSON_COMPACT | JSON_REAL_PRECISION (6));
-    putchar ('\n');
-    json_decref (o);
-  } else
-    cmd_say ("%s uses %s through %s now (%.1f ms)", device, record_text (a->record, "filename"),
-             a->socket, (double)a->took_ns / NS_PER_MS);
-}
-
-/* One that we have started and that does not answer is replaced here as well. */
-static int
-look_at_server (struct adopt *a, struct served *s, char **error)
-{
-  if (served_look (a->control, s, error) == 0)
-    return 0;
-  if (!a->started || a->server == 0)
-    return -1;
-  text_free (*error);
-  *error = NULL;
-  replace_server (a, 1);
-  return served_look (a->control, s, error);
-}
-
-static int
-finish (struct adopt *a)
-{
-  struct served s;
-  bool refused;
-  char *error = NULL;
-
-  /* It may have been killed: by us, or since an earlier run. */
-  revive (a->control, a->record, NULL, false);
-  int status = remove_old (a);
-  if (status != EXIT_DONE)
-    return status;
-  if (look_at_server (a, &s, &error) == -1
-      || (s.image != NULL && record_take_image (a->control, a->record, &s, &error) == -1)
-      || image_compare (record_text (a->record, "filename"), a->socket, 0, &error) == -1
-      || served_bypass (a->control, false, &refused, &error) == -1)
-    return fail (EXIT_ERROR, error);
-  report (a, &s);
-  served_free (&s);
-  return EXIT_DONE;
 }
 
 /* ---- putting it together --------------------------------------------------------------------- */
@@ -422,7 +301,7 @@ go (struct adopt *a, const struct guest_disk *d)
     } else
       status = EXIT_ERROR;
   }
-  return status != EXIT_DONE ? status : finish (a);
+  return status != EXIT_DONE ? status : adopt_finish (a);
 }
 
 /* Is D what the record is about?  The control socket may be another disk's, or another guest's,
@@ -481,7 +360,39 @@ go_on (struct adopt *a, bool *done)
   /* That is where the guest looks for its server. */
   text_free (a->socket);
   a->socket = text_copy (record_text (a->record, "socket"));
-  return finish (a);
+  return adopt_finish (a);
+}
+
+/* QEMU's monitor may wait for the server that an earlier run has started.  True: there is another
+ * one now. */
+static bool
+wake (struct adopt *a)
+{
+  if (!a->had_record || !a->started)
+    return false;
+  starting_wait (a->control);
+  if (revive (a->control, a->record, a->vm.path, false))
+    return true;
+  if (served_is_there (a->control))
+    own_server_stuck_later (a, 1);
+  return a->launched;
+}
+
+static int
+open_monitor (struct adopt *a)
+{
+  char *error = NULL;
+  bool refused = false;
+  int r = monitor_open (&a->vm, a->under_libvirt, &refused, &error);
+
+  if (r == -1 && !refused && wake (a)) {
+    text_free (error);
+    error = NULL;
+    r = monitor_open (&a->vm, a->under_libvirt, &refused, &error);
+  }
+  if (r == 0 && pivot_end_leftover (&a->vm, &a->names, &error) == -1)
+    r = -1;
+  return r == 0 ? EXIT_DONE : fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
 }
 
 int
@@ -491,21 +402,20 @@ adopt_disk (struct adopt *a)
   char *error = NULL;
   bool refused = false, done = false;
 
-  if (monitor_open (&a->vm, a->under_libvirt, &refused, &error) == -1)
-    return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
-  if (record_load (a->control, &a->record, &error) == -1
-      || pivot_end_leftover (&a->vm, &a->names, &error) == -1)
+  if (record_load (a->control, &a->record, &error) == -1)
     return fail (EXIT_ERROR, error);
   a->had_record = a->record != NULL;
-  if (a->had_record) {
+  a->started = json_is_true (json_object_get (a->record, "started"));
+  int status = open_monitor (a);
+  if (status == EXIT_DONE && a->had_record) {
     starting_wait (a->control);
-    int status = go_on (a, &done);
-    if (done)
-      return status;
+    status = go_on (a, &done);
   }
+  if (status != EXIT_DONE || done)
+    return status;
   if (guest_disk_choose (&a->vm, &a->choice, &d, &refused, &error) == -1)
     return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
-  int status = a->had_record && !is_recorded (a, &d) ? EXIT_REFUSED : go (a, &d);
+  status = a->had_record && !is_recorded (a, &d) ? EXIT_REFUSED : go (a, &d);
   guest_disk_free (&d);
   return status;
 }

@@ -40,4 +40,7 @@ struct adopt {
 /* Do it.  The exit status, after an error message if it is not EXIT_DONE. */
 int adopt_disk (struct adopt *a);
 
+/* The guest uses our node: the rest of it (adopt-finish.c).  The same exit status. */
+int adopt_finish (struct adopt *a);
+
 #endif

@@ -1,4 +1,5 @@
 nbdmirror_SOURCES += \
+	cmd/adopt/adopt-finish.c \
 	cmd/adopt/adopt-options.c \
 	cmd/adopt/adopt.c \
 	cmd/adopt/adopt.h \
@@ -16,6 +17,8 @@ nbdmirror_SOURCES += \
 	cmd/adopt/names.h \
 	cmd/adopt/nodes.c \
 	cmd/adopt/nodes.h \
+	cmd/adopt/own-server.c \
+	cmd/adopt/own-server.h \
 	cmd/adopt/pivot.c \
 	cmd/adopt/pivot.h \
 	cmd/adopt/received.c \
@@ -31,4 +34,6 @@ nbdmirror_SOURCES += \
 	cmd/adopt/starting.c \
 	cmd/adopt/starting.h \
 	cmd/adopt/stopped-guest.c \
-	cmd/adopt/stopped-guest.h
+	cmd/adopt/stopped-guest.h \
+	cmd/adopt/stuck.c \
+	cmd/adopt/stuck.h

@@ -5,7 +5,6 @@
 
 #include "config.h"
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,6 +12,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cmd/adopt/pivot.h"
+#include "cmd/adopt/stuck.h"
 
 #define POLL_MS 2
 /* A cancel reaches a server that is gone only once QEMU has noticed that, so it is repeated. */
@@ -160,77 +160,20 @@ run_job (struct machine *v, const struct pivot *p, char **error)
                      PIVOT_LIMIT_MS);
 }
 
-/* ---- a watch over it --------------------------------------------------------------------------
- */
-
-struct watch {
-  const struct pivot *pivot;
-  pthread_t thread;
-  pthread_mutex_t lock;
-  pthread_cond_t ended;
-  bool over; /* under lock */
-};
-
-static void *
-watch (void *opaque)
-{
-  struct watch *w = opaque;
-
-  pthread_mutex_lock (&w->lock);
-  for (unsigned attempt = 1; attempt <= 2 && !w->over; attempt++) {
-    uint64_t ms = attempt == 1 ? PIVOT_STUCK_MS : PIVOT_STUCK_AGAIN_MS;
-    struct timespec limit = clock_timespec (clock_ns () + ms * (uint64_t)NS_PER_MS);
-    while (!w->over && pthread_cond_timedwait (&w->ended, &w->lock, &limit) == 0)
-      ;
-    if (w->over)
-      break;
-    pthread_mutex_unlock (&w->lock);
-    w->pivot->stuck (w->pivot->opaque, attempt);
-    pthread_mutex_lock (&w->lock);
-  }
-  pthread_mutex_unlock (&w->lock);
-  return NULL;
-}
-
-static int
-watch_start (struct watch *w)
-{
-  pthread_condattr_t attr;
-
-  pthread_mutex_init (&w->lock, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&w->ended, &attr);
-  pthread_condattr_destroy (&attr);
-  return pthread_create (&w->thread, NULL, watch, w);
-}
-
-static void
-watch_end (struct watch *w)
-{
-  pthread_mutex_lock (&w->lock);
-  w->over = true;
-  pthread_cond_signal (&w->ended);
-  pthread_mutex_unlock (&w->lock);
-  pthread_join (w->thread, NULL);
-  pthread_cond_destroy (&w->ended);
-  pthread_mutex_destroy (&w->lock);
-}
-
 int
 pivot (struct machine *v, struct pivot *p, char **error)
 {
-  struct watch w = { .pivot = p };
+  struct stuck_watch w = { .stuck = p->stuck, .opaque = p->opaque };
 
-  if (p->stuck != NULL && watch_start (&w) != 0)
-    return text_error (error, "cannot start a thread");
+  if (p->stuck != NULL && stuck_watch_start (&w, error) == -1)
+    return -1;
   int r = p->add_node != NULL ? p->add_node (p->opaque, error) : 0;
   uint64_t start = clock_ns ();
   if (r == 0)
     r = run_job (v, p, error);
   p->took_ns = clock_ns () - start;
   if (p->stuck != NULL)
-    watch_end (&w);
+    stuck_watch_end (&w);
   return r;
 }
 

@@ -24,17 +24,12 @@ struct pivot {
   /* Adds the node TO, at the beginning.  0, or -1 with *ERROR.  NULL: it is there. */
   int (*add_node) (void *opaque, char **error);
 
-  /* Called in a thread of its own when all this takes longer than PIVOT_STUCK_MS, and once more
-   * after PIVOT_STUCK_AGAIN_MS (ATTEMPT is 1, then 2).  While QEMU connects to a server, the guest
-   * and the monitor wait for its greeting; while it completes the job, for the writes that are
-   * under way at both nodes.  So only somebody else can help: by killing a server that does not
-   * answer.  NULL: nobody can. */
+  /* For stuck.h: while QEMU connects to a server, the guest and the monitor wait for its greeting;
+   * while it completes the job, for the writes that are under way at both nodes.  NULL: nobody can
+   * help. */
   void (*stuck) (void *opaque, unsigned attempt);
   void *opaque;
 };
-#define PIVOT_STUCK_MS 2000 /* a busy host may need a second for it all */
-/* QEMU tries to connect at once, and again after one second. */
-#define PIVOT_STUCK_AGAIN_MS 4000
 
 /* 0, or -1 with *ERROR (text_free()): then the guest uses the same node as before, unless QEMU is
  * lost.  Takes about twice PIVOT_LIMIT_MS at most, or what QEMU's monitor takes. */

@@ -32,6 +32,8 @@
 #define SAMPLE_BYTES 4096u
 #define SAMPLE_TRIES 50
 #define SAMPLE_PAUSE_MS 5
+#define LOCK_TRIES 40
+#define LOCK_PAUSE_MS 50
 
 /* ---- who has it open ------------------------------------------------------------------------- */
 
@@ -63,8 +65,8 @@ image_is_open_in (pid_t pid, const char *path)
   return found;
 }
 
-bool
-image_is_locked_by_others (const char *path, bool by_server)
+static bool
+is_locked_by_others (const char *path, bool by_server)
 {
   char type[16], mode[16], end_text[24], line[256];
   uint64_t start, inode;
@@ -91,6 +93,17 @@ image_is_locked_by_others (const char *path, bool by_server)
   }
   fclose (fp);
   return excluded || writers > 1;
+}
+
+bool
+image_stays_locked (const char *path, bool by_server)
+{
+  for (int tries = 1; is_locked_by_others (path, by_server); tries++) {
+    if (tries == LOCK_TRIES)
+      return true;
+    clock_sleep_ms (LOCK_PAUSE_MS);
+  }
+  return false;
 }
 
 bool

@@ -20,8 +20,9 @@ bool image_has_writer (const char *path);
 
 /* Do several programs hold QEMU's lock for writing to PATH, or does any hold a lock that excludes
  * others?  As the kernel's list of locks tells.  BY_SERVER: one such lock of the whole file, as a
- * server with a state file has it, is our server's. */
-bool image_is_locked_by_others (const char *path, bool by_server);
+ * server with a state file has it, is our server's.  Looks for two seconds: a server that is ending
+ * has removed its sockets, and keeps its lock until it has flushed the image. */
+bool image_stays_locked (const char *path, bool by_server);
 
 /* Read PATH and the export of the Unix socket SOCKET at the same places, some of them random.  What
  * differs is read again, since a guest may write meanwhile.  If SERVER is not 0, that process must

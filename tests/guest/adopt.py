@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 sys.dont_write_bytecode = True
@@ -201,11 +202,11 @@ def failures(s, vm, disks, before):
 
 
 def stopped(s, vm, disks, before):
-    """The server is stopped just before QEMU connects to it, or just before the end of QEMU's job:
-    QEMU waits for it then, with the guest and its monitor. So it is killed, and where the guest has
-    moved another one is there."""
+    """The server is stopped just before QEMU connects to it, just before the end of QEMU's job, or
+    when the guest has moved: QEMU waits for it then, with the guest and its monitor. So it is
+    killed, and where the guest has moved another one is there."""
     disk = disks[0]
-    for step, status in (("blockdev-add", 1), ("block-job-complete", 0)):
+    for step, status in (("blockdev-add", 1), ("block-job-complete", 0), ("job-dismiss", 0)):
         proxy = QmpProxy(vm, like_qemu=False)
         proxy.before[step] = lambda: os.kill(s.status(disk)["server-pid"], signal.SIGSTOP)
         words = disk.adopt(vm)
@@ -220,6 +221,30 @@ def stopped(s, vm, disks, before):
         if status == 0:
             s.nbdmirror(*disk.give_back(vm))
         tidy(s, vm, disks, before)
+
+
+def stopped_and_killed(s, vm, disks, before):
+    """The same, and adopt is killed while QEMU waits: run again, it gets through all the same."""
+    disk = disks[0]
+    proxy = QmpProxy(vm, like_qemu=False)
+    process = []
+
+    def stop():
+        os.kill(s.status(disk)["server-pid"], signal.SIGSTOP)
+        threading.Timer(1, process[0].kill).start()
+    proxy.before["blockdev-del"] = stop
+    words = disk.adopt(vm)
+    words[words.index("--qmp") + 1] = proxy.path
+    process.append(s.spawn("adopt", [s.nbdmirror_path, *words]))
+    s.wait_exit(process[0])
+    proxy.close()
+    check(not proxy.errors, f"{proxy.errors}")
+    start = time.monotonic()
+    s.nbdmirror(*disk.adopt(vm))
+    s.story.wait_for_more(5, 20)
+    check(s.story.largest_gap(since=start) < 30, "the guest waited for its server")
+    s.nbdmirror(*disk.give_back(vm))
+    tidy(s, vm, disks, before)
 
 
 def of_the_user(s, vm, disks, before):
@@ -515,8 +540,9 @@ def test(s):
     disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
     s.story.wait_for_record(20)
     before = nodes(vm)
-    for part in (cycles, killed, answers_lost, failures, stopped, *[of_the_user] * scene.LONG,
-                 stated, evacuated, refusals, restarted, kept, others):
+    for part in (cycles, killed, answers_lost, failures, stopped,
+                 *[stopped_and_killed, of_the_user] * scene.LONG, stated, evacuated, refusals,
+                 restarted, kept, others):
         start = time.monotonic()
         part(s, vm, disks, before)
         scene.note(f"{part.__name__}: {time.monotonic() - start:.1f} s")
