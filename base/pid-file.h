@@ -13,4 +13,8 @@
  * process still runs is not looked at.  Any thread. */
 pid_t pid_file_read (const char *path);
 
+/* The same process, if WORD is one of the words of its command line; else 0.  The file may be left
+ * over, and its number that of some other program by now, or even of another guest's server. */
+pid_t pid_file_process (const char *path, const char *word);
+
 #endif

@@ -7,9 +7,10 @@
 
 #include <unistd.h>
 
+#include "base/pid-file.h"
 #include "base/text.h"
 #include "cmd/adopt/own-server.h"
-#include "cmd/adopt/received.h"
+#include "cmd/adopt/record.h"
 #include "cmd/adopt/revive.h"
 #include "cmd/adopt/served.h"
 #include "cmd/cmd.h"
@@ -78,6 +79,16 @@ was_handed_over (const struct adopt *a)
   return access (fence, F_OK) == 0;
 }
 
+/* The process that `serve` has noted; 0: there is none, or it cannot be told. */
+static pid_t
+recorded_process (const struct adopt *a)
+{
+  const char *socket = record_text (a->record, "socket");
+  CLEANUP_TEXT char *path = text_printf ("%s.pid", socket);
+
+  return pid_file_process (path, socket);
+}
+
 void
 own_server_stuck_later (void *opaque, unsigned attempt)
 {
@@ -93,10 +104,10 @@ own_server_stuck_later (void *opaque, unsigned attempt)
     served_free (&s);
     return;
   }
-  if (served_is_there (a->control)) {
-    if (a->server == 0) /* an earlier run has started it */
-      a->server = received_listener (a->control);
-    end_server (a);
-  }
+  if (a->server == 0) /* an earlier run has started it */
+    a->server = recorded_process (a);
+  if (a->server == 0 && served_is_there (a->control))
+    return; /* a new one could not listen there */
+  end_server (a);
   start_anew (a);
 }

@@ -204,31 +204,11 @@ start (const struct old_server *o, const struct new_server *n, const char *sock,
   return status == 0 ? 0 : -1;
 }
 
-/* The process of PIDFILE that serves at SOCK; 0: there is none.  The file may be left over, and its
- * number that of some other program by now, or even of another guest's server. */
-static pid_t
-server_at (const char *sock, const char *pidfile)
-{
-  char path[64], *word = NULL;
-  size_t size = 0;
-  pid_t pid = pid_file_read (pidfile);
-  bool found = false;
-
-  snprintf (path, sizeof path, "/proc/%ld/cmdline", (long)pid);
-  FILE *fp = pid > 0 ? fopen (path, "re") : NULL;
-  while (fp != NULL && !found && getdelim (&word, &size, '\0', fp) != -1)
-    found = strcmp (word, sock) == 0;
-  if (fp != NULL)
-    fclose (fp);
-  free (word);
-  return found ? pid : 0;
-}
-
 /* End the server at SOCK and wait for it; it has no clients. */
 static void
 stop (const char *sock, const char *pidfile)
 {
-  pid_t pid = server_at (sock, pidfile);
+  pid_t pid = pid_file_process (pidfile, sock);
   int pidfd = pid > 0 ? (int)syscall (SYS_pidfd_open, pid, 0) : -1;
 
   if (pidfd != -1) {
@@ -298,7 +278,7 @@ wait_for_started (const struct old_server *o, const struct new_server *n, const 
 {
   uint64_t end = clock_ms () + END_MS;
 
-  while (!is_new (o, server_at (sock, n->pidfile)) && clock_ms () < end)
+  while (!is_new (o, pid_file_process (n->pidfile, sock)) && clock_ms () < end)
     clock_sleep_ms (LOOK_MS);
 }
 
@@ -365,7 +345,7 @@ takeover_undo (struct old_server *o, const struct new_server *n)
 {
   char *sock = text_printf ("%s.new", o->socket);
 
-  if (is_new (o, server_at (sock, n->pidfile)))
+  if (is_new (o, pid_file_process (n->pidfile, sock)))
     stop (sock, n->pidfile);
   unlink (sock);
   text_free (sock);

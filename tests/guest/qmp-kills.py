@@ -153,7 +153,8 @@ class Move:
             check(not os.path.exists(dest.guest + ".adopted"), f"{self.name}: a record is left")
         images = [d.disk for d in self.dests]
         for image in self.images if here is b else images:
-            os.unlink(image)
+            if here is b or os.path.exists(image):  # `receive` removes what is given up
+                os.unlink(image)
         return here, images if here is b else self.images
 
 
