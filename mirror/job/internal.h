@@ -110,8 +110,9 @@ struct job {
   bool ready; /* the estimate says so, and nothing is in the way */
   bool started_told;
   uint64_t last_sample_ns, last_publish_ns;
-  bool rested;    /* nothing has happened since the last sample */
-  char state[16]; /* as last published */
+  bool flush_awaited; /* the last sample saw no flush of what was written */
+  bool rested;        /* nothing has happened since the last sample */
+  char state[16];     /* as last published */
   bool told_not_converging;
   uint64_t
       too_long_ns; /* since when a write and a flush alone exceed max-downtime; 0: they do not */

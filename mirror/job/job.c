@@ -114,6 +114,7 @@ take_sample (struct job *j, uint64_t now)
                                         .write_ns = engine_write_ns (e),
                                         .no_flush_yet = !engine_has_flushed (e) };
   estimate_add (&j->estimate, &s, &costs, (double)j->max_downtime_ms);
+  j->flush_awaited = costs.no_flush_yet;
   j->last_sample_ns = now;
 
   bool ready = j->estimate.ready && !j->paused && !j->source_errors.any
@@ -129,6 +130,7 @@ take_sample (struct job *j, uint64_t now)
 static void
 begin_estimate (struct job *j)
 {
+  j->flush_awaited = false;
   j->last_sample_ns = clock_ns ();
   estimate_begin (&j->estimate, look (j, j->last_sample_ns));
 }
@@ -278,8 +280,9 @@ is_quiet (struct job *j)
 }
 
 /* When the next sample is to be taken: at once if the last one saw something left and now nothing
- * is; soon if all that is missing is a second one that fits as well, or still nothing is left; and
- * when the first one may fit.  While something cannot be read no sample makes the job ready. */
+ * is, or if all that it missed was a first flush, which has come; soon if all that is missing is a
+ * second one that fits as well, or still nothing is left; and when the first one may fit.  While
+ * something cannot be read no sample makes the job ready. */
 static uint64_t
 sample_due_ns (struct job *j)
 {
@@ -287,7 +290,8 @@ sample_due_ns (struct job *j)
                       && j->supervisor.state == SUPERVISOR_COPYING;
   bool done = may_be_ready && engine_left_bytes (&j->engine) == 0;
 
-  if (done && j->estimate.last.left_bytes > 0)
+  if (done
+      && (j->estimate.last.left_bytes > 0 || (j->flush_awaited && engine_has_flushed (&j->engine))))
     return j->last_sample_ns;
   if (done || (may_be_ready && j->estimate.fitting > 0))
     return j->last_sample_ns + SAMPLE_SOON_NS;
