@@ -10,6 +10,10 @@ against the size of the disk, which is sparse.
   qemu         qemu-storage-daemon, `blockdev-backup sync=incremental`, by a dirty bitmap with its
                own granularity
   nbdcopy      sends everything, from an nbdkit
+  plain        the control, which is left out unless --systems names it: one thread reads each
+               changed block from the source's file and writes it to the destination's, by pread()
+               and pwrite(), with nothing between, and ends with fdatasync().  Which blocks these
+               are is asked before, and what is sent is not counted
 
 All serve the same disk over NBD, and fio makes the same changes in it: runs of --pieces bytes, all
 over the disk.  All write to an nbdkit with a raw file, which is made new for each run, and stands
@@ -26,6 +30,7 @@ more than --most MiB are changed: all disks lie on the same file system."""
 import json
 import os
 import shutil
+import subprocess
 import time
 
 import common
@@ -113,6 +118,26 @@ class Few(Incremental):
     blocks = 64
 
 
+class Plain(Incremental):
+    def prepare(self):
+        done = subprocess.run([self.setup.nbdmirror, "dirty-map", self.server.control, "--since",
+                               "one", "--json"], stdout=subprocess.PIPE, check=True)
+        self.changed = [e for e in json.loads(done.stdout) if e["type"] != 0]
+        self.dest = os.path.join(self.setup.disks, "dest.img")  # one_run() has made it
+
+    def copy(self, dest):
+        start = time.monotonic()
+        source, target = os.open(self.disk, os.O_RDONLY), os.open(self.dest, os.O_WRONLY)
+        for e in self.changed:
+            for offset in range(e["offset"], e["offset"] + e["length"], MIB):
+                length = min(MIB, e["offset"] + e["length"] - offset)
+                os.pwrite(target, os.pread(source, length, offset), offset)
+        os.fdatasync(target)
+        os.close(target)
+        os.close(source)
+        return time.monotonic() - start
+
+
 class Qemu(System):
     def __init__(self, setup, base):
         super().__init__(setup, base)
@@ -169,7 +194,8 @@ class Nbdcopy(System):
         return Run(["nbdcopy", "--flush", self.guest_uri, dest.uri], 3600).seconds
 
 
-SYSTEMS = {"incremental": Incremental, "few": Few, "qemu": Qemu, "nbdcopy": Nbdcopy}
+SYSTEMS = {"incremental": Incremental, "few": Few, "plain": Plain, "qemu": Qemu,
+           "nbdcopy": Nbdcopy}
 NEEDS = {"qemu": "qemu-storage-daemon", "nbdcopy": "nbdcopy"}
 
 
