@@ -229,6 +229,7 @@ read_input (struct control_peer *p, int64_t until)
       }
       return;
     }
+    p->last_input = now;
     if (frame_append (&p->in, buf, (size_t)n) == -1) {
       p->state = PEER_GONE;
       return;
@@ -265,6 +266,7 @@ peer_new (struct control_server *s, int sock, pid_t pid, uid_t uid)
   p->pid = pid;
   p->uid = uid;
   p->serial = ++s->last_serial;
+  p->last_input = clock_ms ();
   p->pending_fd = -1;
   p->out_end = &p->out;
   frame_init (&p->in);
@@ -310,6 +312,13 @@ peer_deadline (const struct control_peer *p)
   if (p->out != NULL && p->out_progress + l->output_ms < t)
     t = p->out_progress + l->output_ms;
   return t;
+}
+
+bool
+peer_is_idle (const struct control_peer *p, int64_t now)
+{
+  return p->state == PEER_OPEN && !p->worker && p->outstanding == 0 && p->out == NULL
+         && now - p->last_input >= p->server->limits.idle_ms;
 }
 
 void

@@ -30,6 +30,7 @@ enum peer_state { PEER_OPEN, PEER_CLOSING, PEER_LINGERING, PEER_GONE };
 struct control_limits {
   unsigned max_peers, reserved;
   int line_ms;       /* to finish a line */
+  int idle_ms;       /* silent for so long: it gives way to another client */
   int output_ms;     /* without progress while output waits */
   int linger_ms;     /* after our half was shut */
   int turn_ms;       /* reading from all peers in one poll */
@@ -55,6 +56,7 @@ struct control_peer {
   bool eof;             /* sends no more, may still read */
   bool deaf;            /* see peer_go_deaf() */
   unsigned outstanding; /* commands not answered yet */
+  int64_t last_input;   /* when it last sent something, or connected */
 
   struct frame_buffer in;
   int64_t line_start; /* when the unfinished line began; 0 none */
@@ -115,6 +117,10 @@ void peer_go_deaf (struct control_peer *p);
 
 /* Send what the socket takes. */
 void peer_flush (struct control_peer *p);
+
+/* Is it silent for as long as the limits say, at NOW, and waits for nothing?  The worker never is.
+ */
+bool peer_is_idle (const struct control_peer *p, int64_t now);
 
 /* Act on time limits, and on the end of the input. */
 void peer_check (struct control_peer *p, int64_t now);

@@ -30,6 +30,7 @@ static const struct control_limits default_limits = {
   .max_peers = CONTROL_MAX_PEERS,
   .reserved = CONTROL_RESERVED,
   .line_ms = CONTROL_LINE_SECONDS * 1000,
+  .idle_ms = CONTROL_IDLE_SECONDS * 1000,
   .output_ms = 5000,
   .linger_ms = 1000,
   .turn_ms = 50,
@@ -102,7 +103,44 @@ remove_peer (struct control_server *s, unsigned i)
     s->turn--;
 }
 
-/* Is there a place for a peer of this uid?  One that only lingers gives way. */
+/* The peer that has been silent for longest, of those whose place would help a peer of this uid.
+ * NULL if none may go. */
+static struct control_peer *
+longest_idle (const struct control_server *s, uid_t uid)
+{
+  bool all_taken = s->nr_peers >= s->limits.max_peers;
+  struct control_peer *found = NULL;
+  int64_t now = clock_ms ();
+
+  for (unsigned i = 0; i < s->nr_peers; i++) {
+    struct control_peer *p = s->peers[i];
+
+    if ((all_taken || uid == 0 || p->uid != 0) && peer_is_idle (p, now)
+        && (found == NULL || p->last_input < found->last_input)
+        && (s->ops->needed == NULL || !s->ops->needed (s->opaque, p)))
+      found = p;
+  }
+  return found;
+}
+
+/* Tell P why, as far as its socket takes that at once, and end it. */
+static void
+take_place (struct control_server *s, struct control_peer *p)
+{
+  unsigned i = 0;
+
+  peer_queue_error (p, NULL, "GenericError",
+                    "this connection was idle, and another client needed its place");
+  peer_flush (p);
+  p->state = PEER_GONE; /* before the callback: nothing can be queued any more */
+  s->ops->closed (s->opaque, p);
+  while (s->peers[i] != p)
+    i++;
+  remove_peer (s, i);
+}
+
+/* Is there a place for a peer of this uid?  One that only lingers gives way, and then an idle one.
+ */
 static bool
 find_place (struct control_server *s, uid_t uid)
 {
@@ -114,9 +152,13 @@ find_place (struct control_server *s, uid_t uid)
       return true;
     for (i = 0; i < s->nr_peers && s->peers[i]->state != PEER_LINGERING; i++)
       ;
-    if (i == s->nr_peers)
+    struct control_peer *idle = i == s->nr_peers ? longest_idle (s, uid) : NULL;
+    if (i < s->nr_peers)
+      remove_peer (s, i);
+    else if (idle != NULL)
+      take_place (s, idle);
+    else
       return false;
-    remove_peer (s, i);
   }
 }
 

@@ -10,8 +10,10 @@
  *
  * Limits: a line has at most 64 KiB.  There are at most CONTROL_MAX_PEERS clients, and
  * CONTROL_RESERVED of their places are kept for uid 0 and for the peer that
- * control_peer_set_worker() has marked.  A client has 5 s to finish a line that it has begun, and
- * 5 s to take buffered output.  A peer whose uid (SO_PEERCRED) is neither ours nor 0 is refused.
+ * control_peer_set_worker() has marked.  Where there is no place, the client that has been silent
+ * for longest gives way, if that is 10 s or more and nothing hangs on its connection.  A client has
+ * 5 s to finish a line that it has begun, and 5 s to take buffered output.  A peer whose uid
+ * (SO_PEERCRED) is neither ours nor 0 is refused.
  */
 
 #ifndef NBDMIRROR_CONTROL_SERVER_H
@@ -26,6 +28,7 @@
 #define CONTROL_MAX_PEERS 64
 #define CONTROL_RESERVED 4
 #define CONTROL_LINE_SECONDS 5
+#define CONTROL_IDLE_SECONDS 10
 #define CONTROL_MAX_OUTPUT (1024u * 1024)
 
 struct control_server;
@@ -39,6 +42,9 @@ struct control_server_ops {
                    json_t *id, int fd);
   /* The peer is gone (or being dropped): forget it, its pending answers too. */
   void (*closed) (void *opaque, struct control_peer *peer);
+  /* Would something end with the connection of this peer, which has been silent for a while and
+   * waits for no answer?  Then it keeps its place.  NULL: it never would. */
+  bool (*needed) (void *opaque, const struct control_peer *peer);
 };
 
 /* Bind PATH (mode 0600, from the start) and listen.  A stale socket nobody listens on is replaced;

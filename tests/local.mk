@@ -69,6 +69,7 @@ unit_tests = \
 	tests/unit/test-control-fds \
 	tests/unit/test-control-socket \
 	tests/unit/test-control-limits \
+	tests/unit/test-control-places \
 	tests/unit/test-control-client \
 	tests/unit/test-endpoint-file \
 	tests/unit/test-endpoint-late \
@@ -135,6 +136,7 @@ tests_unit_test_control_SOURCES = tests/unit/test-control.c $(control_fixture)
 tests_unit_test_control_fds_SOURCES = tests/unit/test-control-fds.c $(control_fixture)
 tests_unit_test_control_socket_SOURCES = tests/unit/test-control-socket.c $(control_fixture)
 tests_unit_test_control_limits_SOURCES = tests/unit/test-control-limits.c $(control_fixture)
+tests_unit_test_control_places_SOURCES = tests/unit/test-control-places.c $(control_fixture)
 tests_unit_test_control_client_SOURCES = tests/unit/test-control-client.c $(control_fixture)
 
 endpoint_fixture = tests/unit/endpoint-fixture.h tests/unit/endpoint-fixture.c

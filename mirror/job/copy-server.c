@@ -295,7 +295,15 @@ on_closed (void *opaque, struct control_peer *peer)
   copy_handoff_peer_closed (&s->handoff, peer);
 }
 
-static const struct control_server_ops ops = { .command = on_command, .closed = on_closed };
+static bool
+is_needed (void *opaque, const struct control_peer *peer)
+{
+  const struct copy_server *s = opaque;
+  return s->handoff.active && peer == s->handoff.peer;
+}
+
+static const struct control_server_ops ops
+    = { .command = on_command, .closed = on_closed, .needed = is_needed };
 
 /* ---- its life ------------------------------------------------------------------------------- */
 

@@ -437,7 +437,20 @@ on_closed (void *opaque, struct control_peer *peer)
   checkpoints_peer_closed (m, peer);
 }
 
+/* What on_closed() would end for PEER. */
+static bool
+is_needed (void *opaque, const struct control_peer *peer)
+{
+  const struct mirror *m = opaque;
+
+  return (m->participant.active && peer == m->participant.coordinator)
+         || peer == m->attachment.worker
+         || (m->measurement.region != NULL && peer == m->measurement.peer)
+         || (m->checkpointing.decision != NULL && peer == m->checkpointing.peer);
+}
+
 const struct control_server_ops mirror_server_ops = {
   .command = on_command,
   .closed = on_closed,
+  .needed = is_needed,
 };

@@ -43,6 +43,7 @@ const struct control_limits fixture_limits = {
   .max_peers = CONTROL_MAX_PEERS,
   .reserved = CONTROL_RESERVED,
   .line_ms = 400,
+  .idle_ms = 60000,
   .output_ms = 400,
   .linger_ms = 300,
   .turn_ms = 50,
@@ -55,6 +56,7 @@ static atomic_bool stopping;
 /* The one deferred command; only the server's thread looks at it. */
 static struct control_peer *deferred;
 static json_t *deferred_id;
+static uint64_t needed_serial; /* of the peer that has said "needed" */
 
 /* ---- the server ---- */
 
@@ -158,6 +160,9 @@ command (void *opaque, struct control_peer *peer, const char *name, json_t *args
   else if (strcmp (name, "worker") == 0) {
     control_peer_set_worker (peer, true);
     control_reply (peer, id, NULL, -1);
+  } else if (strcmp (name, "needed") == 0) {
+    needed_serial = control_peer_serial (peer);
+    control_reply (peer, id, NULL, -1);
   } else if (strcmp (name, "large") == 0)
     command_large (peer, args, id);
   else if (strcmp (name, "odd") == 0)
@@ -180,7 +185,15 @@ closed (void *opaque, struct control_peer *peer)
   atomic_fetch_add (&fx.closed, 1);
 }
 
-static const struct control_server_ops ops = { .command = command, .closed = closed };
+static bool
+needed (void *opaque, const struct control_peer *peer)
+{
+  check (opaque == &fx);
+  return control_peer_serial (peer) == needed_serial;
+}
+
+static const struct control_server_ops ops
+    = { .command = command, .closed = closed, .needed = needed };
 
 static void *
 serve (void *arg)

@@ -13,6 +13,7 @@
  *   close-serial    {"serial"}: closes another one
  *   serial          returns {"serial": N}
  *   worker          marks the sender as the worker
+ *   needed          something ends with the sender's connection
  *   large           {"size"}: returns a string of that size
  *   odd             an error whose text is not UTF-8
  *   stall           {"ms"}: the server's thread sleeps
