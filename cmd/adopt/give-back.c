@@ -223,6 +223,22 @@ bypass (struct give_back *g, bool on)
   return fail (refused ? EXIT_REFUSED : EXIT_ERROR, error);
 }
 
+/* A guest of `receive` was never adopted, so nothing else tells the next run which node is left.
+ * QEMU itself removes one whose name it has made up. */
+static int
+note_old_node (struct give_back *g, const struct guest_disk *d, char **error)
+{
+  json_object_set_new (g->record, "old", d->node[0] == '#' ? json_null () : json_string (d->node));
+  return record_save (g->control, g->record, error);
+}
+
+/* Is the record one of give-back's own, and not of adopt's? */
+static bool
+is_own_record (const struct give_back *g)
+{
+  return g->lent || g->kept || json_object_get (g->record, "old") != NULL;
+}
+
 /* 0, or -1 after an error message: the guest may have moved all the same. */
 static int
 move (struct give_back *g, const struct guest_disk *d, const char **node)
@@ -231,6 +247,8 @@ move (struct give_back *g, const struct guest_disk *d, const char **node)
   char *error = NULL;
 
   int r = nodes_remove_image (&g->vm, &g->names, g->record, &error); /* of an earlier run */
+  if (r == 0 && g->is_receive)
+    r = note_old_node (g, d, &error);
   if (r == 0)
     r = nodes_add_image (&g->vm, &g->names, g->record, node, &error);
   if (r == 0) {
@@ -344,7 +362,7 @@ undo (struct give_back *g)
     if (g->lent)
       lent_undo (g);
     bypass (g, false);
-    if (g->lent || g->kept)
+    if (is_own_record (g))
       record_remove (g->control);
   }
   text_free (error);
@@ -385,7 +403,7 @@ give_back_go_on (struct give_back *g, bool *done)
   const char *old = record_text (g->record, "old");
   if (*done)
     return finish_move (g, old[0] != '\0' ? old : g->names.node);
-  if (g->lent || g->kept) {
+  if (is_own_record (g)) {
     undo (g);
     json_decref (g->record);
     g->record = NULL;

@@ -468,7 +468,12 @@ def received(s):
     story.close()
     s.wait_state(source, "ready")
     vm = s.vm("dest", [dest.guest], options=["-S"])
-    s.nbdmirror("give-back", "--qmp", vm.qmp_path, dest.guest, dest.disk, "--keep-server")
+    words = ["give-back", "--qmp", vm.qmp_path, dest.guest, dest.disk, "--keep-server"]
+    killed_after_move(s, vm, words)
+    s.nbdmirror(*words)
+    check(not any(n["drv"] == "nbd" for n in vm.qmp("query-named-block-nodes", flat=True)),
+          "the connection to the server is left in QEMU")
+    check(not os.path.exists(dest.guest + ".adopted"), "a record is left")
     check(has_open(vm, dest.disk), "QEMU does not have the image open")
     nbd_write(source.socket)
     check(s.wait_exit(mirror, 20) == 7, "the mirror was not refused")
@@ -479,6 +484,17 @@ def received(s):
     s.check_clean(dest.disk)
     s.check_story()
     s.forget()
+
+
+def killed_after_move(s, vm, words):
+    """WORDS is killed when the guest has moved, and nothing was removed yet."""
+    proxy = QmpProxy(vm, like_qemu=False)
+    process = []
+    proxy.after["job-dismiss"] = lambda: process[0].kill()
+    words = [proxy.path if word == vm.qmp_path else word for word in words]
+    process.append(s.spawn("killed", [s.nbdmirror_path, *words]))
+    check(s.wait_exit(process[0]) == -signal.SIGKILL, "it was not killed")
+    proxy.close()
 
 
 def nbd_write(path):
