@@ -83,21 +83,16 @@ is_zero (const struct sample *s)
   return s->data[0] == 0 && memcmp (s->data, s->data + 1, s->length - 1) == 0;
 }
 
+/* An empty disk has zeroes as well.  They prove nothing even where only zeroes were sent: what was
+ * left out, being as the base, is not zero. */
 bool
-identity_is_provable (const struct region *r, bool *any)
+identity_is_provable (const struct region *r)
 {
-  /* An empty disk has zeroes as well.  They are proof enough where nothing else was sent. */
-  bool zeroes_do = atomic_load (&r->hdr->sent_bytes) == 0;
   struct sample s;
 
-  *any = false;
-  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
-    if (!samples_get (r, i, &s) || (is_zero (&s) && !zeroes_do))
-      continue;
-    *any = true;
-    if (!bitmap_test (r, REGION_QUARANTINE, s.block))
+  for (unsigned i = 0; i < SAMPLES_MAX; i++)
+    if (samples_get (r, i, &s) && !is_zero (&s) && !bitmap_test (r, REGION_QUARANTINE, s.block))
       return true;
-  }
   return false;
 }
 

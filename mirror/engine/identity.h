@@ -33,8 +33,7 @@ enum identity identity_check_each (struct channel *const *chs, unsigned nr,
                                    char **error);
 
 /* Does R have a sample that can be compared, and tells the destination from an empty disk?  Else
- * such a disk would have passed.  *ANY: it has such samples, but what is in quarantine proves
- * nothing.  No session may run. */
-bool identity_is_provable (const struct region *r, bool *any);
+ * such a disk would have passed.  What is in quarantine proves nothing.  No session may run. */
+bool identity_is_provable (const struct region *r);
 
 #endif

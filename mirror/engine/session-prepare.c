@@ -369,9 +369,8 @@ is_proved (const struct session *s)
 {
   const struct region *r = s->engine->region;
   enum engine_sync sync = s->engine->options.sync;
-  bool any;
 
-  if (identity_is_provable (r, &any))
+  if (identity_is_provable (r))
     return true;
   if (sync == ENGINE_SYNC_FULL || sync == ENGINE_SYNC_COMPARE)
     return atomic_load (&r->hdr->session) <= 1;

@@ -153,19 +153,27 @@ grep -q "everything is copied again" "$tmp/err" || fail "nothing is told: $(cat 
 stop empty
 
 # Nothing differs from the base, so nothing was sent when the server was lost, and nothing of what
-# comes in its place could be compared.
-cp "$tmp/disk" "$tmp/alike"
+# comes in its place could be compared.  Or only zeroes were sent, which an empty disk has as well.
 cp "$tmp/disk" "$tmp/alike.base"
-start_server alike "$tmp/alike"
-cp "$tmp/disk" "$tmp/late.img"
-start_dest late file $size --filter="$NBDMIRROR_DIGEST_FILTER"
-spawn mirror nbdmirror mirror "${control[alike]}" "${uri[late]}" --sync base \
-  --base "$tmp/alike.base"
-settled alike
-stop late KILL
-rm "$tmp/late.img"
-start_dest late file $size
-wait_for 20 grep -q "everything is copied again" "$tmp/mirror.log"
-settled alike
-nbdmirror complete "${control[alike]}"
-equal "$tmp/alike" "${uri[late]}"
+for sent in nothing zeroes; do
+  cp "$tmp/disk" "$tmp/alike"
+  [ $sent = nothing ] ||
+    dd if=/dev/zero of="$tmp/alike" bs=1M seek=1 count=1 conv=notrunc status=none
+  cp "$tmp/disk" "$tmp/late.img"
+  start_server $sent "$tmp/alike"
+  start_dest late file $size --filter="$NBDMIRROR_DIGEST_FILTER"
+  spawn mirror nbdmirror mirror "${control[$sent]}" "${uri[late]}" --sync base \
+    --base "$tmp/alike.base"
+  settled $sent
+  stop late KILL
+  rm "$tmp/late.img"
+  start_dest late file $size
+  wait_for 20 grep -q "everything is copied again" "$tmp/mirror.log"
+  settled $sent
+  nbdmirror complete "${control[$sent]}"
+  equal "$tmp/alike" "${uri[late]}"
+  wait_exit mirror 10
+  stop $sent
+  stop late
+  rm "$tmp/mirror.log"
+done
