@@ -282,7 +282,7 @@ own_tests = \
 	tests/blackbox/checkpoint-verify.sh \
 	tests/blackbox/checkpoints.sh \
 	tests/blackbox/incremental.sh \
-	tests/blackbox/return.sh tests/blackbox/return-killed.sh \
+	tests/blackbox/return.sh tests/blackbox/return-killed.sh tests/blackbox/return-slow.sh \
 	tests/blackbox/stands-at.sh tests/blackbox/no-attributes.sh \
 	tests/blackbox/state-alone.sh \
 	tests/blackbox/state-file.sh \

@@ -274,6 +274,7 @@ attachment_attach (struct mirror *m, struct control_peer *peer, json_t *id, json
 {
   struct attachment *a = &m->attachment;
 
+  checkpoints_settle (m);
   if (!attach_allowed (m, peer, id, args))
     return;
   if (process_ended (&a->process))

@@ -144,7 +144,7 @@ begin_commit (struct mirror *m, json_t *id)
     flush_disk (m);
 }
 
-/* The disk was flushed, or it is waited for. */
+/* The disk was flushed, or that is waited for. */
 static void
 end_commit (struct mirror *m)
 {
@@ -162,7 +162,9 @@ end_commit (struct mirror *m)
     text_error (&error, "the disk cannot be flushed: %s", strerror (failed));
     state_checkpoint_abort (&m->persist.state);
   }
-  if (r == -1)
+  if (r == -1 && c->of_hand_over)
+    nbdkit_error (RECEIVING_NO_CHECKPOINT, error);
+  else if (r == -1)
     nbdkit_error ("mirror-state=%s: the checkpoint was not added: %s", m->persist.path, error);
   uuid_text (c->uuid, uuid);
   if (c->peer != NULL && c->finish_id != NULL && r == -1)
@@ -230,11 +232,12 @@ checkpoints_shutdown (struct mirror *m)
 {
   struct checkpointing *c = &m->checkpointing;
 
-  if (c->decision == NULL)
+  if (c->committing)
+    end_commit (m);
+  else if (c->decision == NULL)
     return;
-  if (c->prepared && decision_try (c->decision, DECISION_ABORT) == DECISION_COMMIT) {
-    if (!c->committing)
-      begin_commit (m, NULL);
+  else if (c->prepared && decision_try (c->decision, DECISION_ABORT) == DECISION_COMMIT) {
+    begin_commit (m, NULL);
     end_commit (m);
   } else {
     decision_try (c->decision, DECISION_ABORT);
@@ -261,12 +264,19 @@ checkpoints_replace (struct mirror *m, const char *name, const uint8_t uuid[16],
   return begin (m, name, uuid, &geo, error);
 }
 
-int
-checkpoints_replaced (struct mirror *m, bool commit, char **error)
+void
+checkpoints_replaced (struct mirror *m, bool commit)
 {
-  if (commit && state_checkpoint_flush (&m->persist.state) == 0)
-    return state_checkpoint_commit (&m->persist.state, error);
-  int r = commit ? text_error (error, "the disk cannot be flushed: %s", strerror (errno)) : 0;
-  state_checkpoint_abort (&m->persist.state);
-  return r;
+  m->checkpointing.of_hand_over = commit;
+  if (commit)
+    begin_commit (m, NULL);
+  else
+    state_checkpoint_abort (&m->persist.state);
+}
+
+void
+checkpoints_settle (struct mirror *m)
+{
+  if (m->checkpointing.of_hand_over)
+    end_commit (m);
 }

@@ -42,7 +42,8 @@ struct checkpointing {
   uint8_t uuid[16];
   uint32_t shards_seen; /* of the gate, at 0 since both are marked */
   bool prepared;
-  bool committing;         /* the word says "commit", */
+  bool of_hand_over;       /* there is no word: the guest has gone on with it already */
+  bool committing;         /* the word says "commit", or there is none, */
   json_t *finish_id;       /* mirror-checkpoint-finish asked for it (owned), or NULL, */
   bool has_flusher;        /* and this thread, to be joined, */
   pthread_t flusher;       /* flushes the disk: */
@@ -71,9 +72,12 @@ void checkpoints_mark (struct mirror *m, struct control_peer *peer, json_t *id, 
 /* The disk is its guest's from now on: begin the checkpoint NAME, UUID in place of an earlier one
  * of this name.  When it returns, each mutation that begins is recorded; no mutation is in flight.
  * After 0 the caller owes checkpoints_replaced(), with COMMIT false if a mutation was missed.  0,
- * or -1 with *ERROR. */
+ * or -1 with *ERROR.  The checkpoint becomes durable later, once the disk is flushed aside. */
 int checkpoints_replace (struct mirror *m, const char *name, const uint8_t uuid[16], char **error);
-int checkpoints_replaced (struct mirror *m, bool commit, char **error);
+void checkpoints_replaced (struct mirror *m, bool commit);
+
+/* Wait until such a checkpoint is durable: for what must find it, or must not come between. */
+void checkpoints_settle (struct mirror *m);
 
 void checkpoints_peer_closed (struct mirror *m, struct control_peer *peer);
 void checkpoints_tick (struct mirror *m);

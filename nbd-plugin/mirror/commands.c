@@ -187,6 +187,7 @@ bypass (struct call *c)
   bool on = json_is_true (json_object_get (c->args, "on"));
   struct gate_view gate;
 
+  checkpoints_settle (m);
   gate_look (&m->gate, &gate);
   if (on && gate.mode == GATE_FENCED)
     control_error (c->peer, c->id, "Fenced", "this disk was handed over");
@@ -215,6 +216,7 @@ checkpoint_prepare (struct call *c)
     return;
   int fd = c->fd;
   c->fd = -1;
+  checkpoints_settle (c->m);
   checkpoints_prepare (c->m, c->peer, c->id, c->args, fd);
 }
 
@@ -227,6 +229,7 @@ checkpoint_finish (struct call *c)
 static void
 checkpoint_remove (struct call *c)
 {
+  checkpoints_settle (c->m);
   checkpoints_remove (c->m, c->peer, c->id, call_string (c, "name"));
 }
 
@@ -240,12 +243,14 @@ mark (struct call *c)
 static void
 query_checkpoints (struct call *c)
 {
+  checkpoints_settle (c->m);
   checkpoints_list (c->m, c->peer, c->id, (uint64_t)call_integer (c, "from", 0));
 }
 
 static void
 query_map (struct call *c)
 {
+  checkpoints_settle (c->m);
   checkpoints_map (c->m, c->peer, c->id, call_string (c, "since"));
 }
 

@@ -33,8 +33,8 @@ receiving_wake_fd (const struct mirror *m)
   return receiving_is (m) ? m->take_over->wake_fd : -1;
 }
 
-/* Begin the checkpoint, of which the guest's first mutation must know, and make it durable, for
- * which the guest does not wait.  0, or -1 with *ERROR. */
+/* Begin the checkpoint, of which the guest's first mutation must know, and have it made durable,
+ * for which nobody waits.  0, or -1 with *ERROR. */
 static int
 begin_checkpoint (struct mirror *m, char **error)
 {
@@ -46,11 +46,9 @@ begin_checkpoint (struct mirror *m, char **error)
                               " the mirror that did");
   if (checkpoints_replace (m, TAKE_OVER_CHECKPOINT, p->uuid, error) == -1)
     return -1;
-  if (!take_over_change (p, TAKE_OVER_ASKED, TAKE_OVER_DONE)) {
-    checkpoints_replaced (m, false, NULL);
-    return text_error (error, "the guest did not wait for it any longer");
-  }
-  return checkpoints_replaced (m, true, error);
+  bool waited = take_over_change (p, TAKE_OVER_ASKED, TAKE_OVER_DONE);
+  checkpoints_replaced (m, waited);
+  return waited ? 0 : text_error (error, "the guest did not wait for it any longer");
 }
 
 void
@@ -70,7 +68,6 @@ receiving_tick (struct mirror *m)
     error = NULL;
   }
   if (p->records != 0 && begin_checkpoint (m, &error) == -1)
-    nbdkit_error ("the checkpoint '%s' does not begin, so the way back will be a whole copy: %s",
-                  TAKE_OVER_CHECKPOINT, error);
+    nbdkit_error (RECEIVING_NO_CHECKPOINT, error);
   take_over_change (p, TAKE_OVER_ASKED, TAKE_OVER_DONE);
 }

@@ -19,6 +19,10 @@
 /* What clients are told that come too early. */
 #define RECEIVING_REFUSAL "this disk is being received: it has no guest yet"
 
+#define RECEIVING_NO_CHECKPOINT                                                                    \
+  "the checkpoint '" TAKE_OVER_CHECKPOINT                                                          \
+  "' does not begin, so the way back will be a whole copy: %s"
+
 struct mirror;
 
 /* mirror-take-over-fd=FD, which the receive filter has as well, and keeps.  0, or -1 with errno. */

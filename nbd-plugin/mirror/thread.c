@@ -59,7 +59,7 @@ is_idle (const struct mirror *m, const struct pace_view *pace)
 {
   const struct attachment *a = &m->attachment;
 
-  return !m->participant.active && m->checkpointing.decision == NULL
+  return !m->participant.active && m->checkpointing.decision == NULL && !m->checkpointing.committing
          && m->fence.state != FENCE_DRAFT && a->relays.first == NULL && a->hold.peer == NULL
          && a->attach.peer == NULL && !(m->persist.open && a->region != NULL)
          && pace->mode == PACE_OPEN && (a->process.fd != -1 || a->process.start_time == 0);

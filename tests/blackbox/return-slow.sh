@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that the control socket of a disk that was received answers, and that its guest writes,
+# while the disk is flushed for the checkpoint with which the guest begins.  What asks for that
+# checkpoint waits until it is there.
+. "$(dirname "$0")/lib.sh"
+. "$srcdir/tests/blackbox/return-lib.sh"
+measures_times
+[ "$(make_var SANITIZERS)" = no ] || skip "a sanitizer is preloaded already"
+[ "${VALGRIND:-0}" = 0 ] || skip "not under valgrind"
+cc=$(make_var CC)
+need "${cc%% *}"
+
+size=16M
+at_a=$tmp/a.img at_b=$tmp/b.img
+random_disk "$at_a" $size
+
+# A flush of $SLOW through a descriptor that cannot write, which is the tracker's and not the
+# guest's, waits while there is a file $SLOW.slow.
+cat >"$tmp/slow.c" <<'EOF'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int
+fdatasync (int fd)
+{
+  int (*real) (int) = dlsym (RTLD_NEXT, "fdatasync");
+  char link[64], path[4000], slow[4096];
+
+  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t n = readlink (link, path, sizeof path - 1);
+  path[n > 0 ? n : 0] = 0;
+  snprintf (slow, sizeof slow, "%s.slow", path);
+  if ((fcntl (fd, F_GETFL) & O_ACCMODE) == O_RDONLY && strcmp (path, getenv ("SLOW")) == 0)
+    while (access (slow, F_OK) == 0)
+      usleep (10000);
+  return real (fd);
+}
+EOF
+$cc -shared -fPIC -O1 -w -o "$tmp/slow.so" "$tmp/slow.c" -ldl || fail "the shim does not build"
+
+start_stateful a "$at_a" "$tmp/a.state"
+touch "$at_b.slow"
+export SLOW=$at_b LD_PRELOAD=$tmp/slow.so
+receive b "$at_b" --size $size
+unset SLOW LD_PRELOAD
+moves a b
+compare "$at_a" "$at_b" || fail "the disks differ after the move"
+write_blocks "${guest_uri[b]}" 1 8
+for _ in 1 2 3 4 5; do
+  spawn look nbdmirror status "${control[b]}"
+  ends_well look 5 "during a flush"
+done
+spawn list nbdmirror checkpoint list "${control[b]}"
+sleep 0.5
+running list || fail "the list came before the flush: $(cat "$tmp/list.log")"
+rm "$at_b.slow"
+ends_well list
+has_checkpoint b || fail "there is no checkpoint after the flush"
