@@ -99,12 +99,31 @@ worker_words (const char *words[WORKER_WORDS], const struct disk *d,
   return n;
 }
 
+struct new_worker {
+  struct notes *notes;
+  unsigned disk;
+};
+
+/* The guardian knows of the process before that does anything.  If we are killed now it never does.
+ */
 static int
-start_one (struct journal *journal, struct disk *d, const struct migrate_options *o)
+note_worker (void *opaque, pid_t pid)
+{
+  const struct new_worker *w = opaque;
+
+  notes_worker (w->notes, w->disk, pid);
+  return 0;
+}
+
+static int
+start_one (struct journal *journal, struct disk *d, const struct migrate_options *o,
+           struct new_worker *w)
 {
   char path[4096];
-  const struct child_options own
-      = { .path = worker_program (path, sizeof path), .own_group = true };
+  const struct child_options own = { .path = worker_program (path, sizeof path),
+                                     .own_group = true,
+                                     .before = note_worker,
+                                     .opaque = w };
   const char *argv[WORKER_WORDS];
 
   worker_words (argv, d, o);
@@ -126,11 +145,10 @@ int
 disks_start (struct disks *d, const struct migrate_options *o, struct notes *notes)
 {
   for (unsigned i = 0; i < d->nr; i++) {
-    if (!d->disk[i].ours)
-      continue;
-    if (start_one (d->journal, &d->disk[i], o) == -1)
+    struct new_worker w = { .notes = notes, .disk = i };
+
+    if (d->disk[i].ours && start_one (d->journal, &d->disk[i], o, &w) == -1)
       return -1;
-    notes_worker (notes, i, d->disk[i].pid);
   }
   return 0;
 }
