@@ -31,8 +31,18 @@ start_unless_running (struct migrate *m)
   return strcmp (status, "running") == 0 ? 0 : finish_start (m);
 }
 
+/* A disk that QEMU has open by itself keeps no token, but KNOWN, which the guardian has, may. */
+static void
+take_token (struct migrate *m, const struct known *known)
+{
+  const char *token = coordinator_token (m->coordinator);
+
+  snprintf (m->result.token, sizeof m->result.token, "%s",
+            token[0] == '\0' && known != NULL ? known->token : token);
+}
+
 static int
-recover_forward (struct migrate *m, bool decide)
+recover_forward (struct migrate *m, bool decide, const struct known *known)
 {
   CLEANUP_TEXT char *error = NULL;
 
@@ -41,7 +51,7 @@ recover_forward (struct migrate *m, bool decide)
     return EXIT_ERROR;
   }
   m->committed = true;
-  strcpy (m->result.token, coordinator_token (m->coordinator));
+  take_token (m, known);
   char status[32];
   machine_status (&m->machines.source, status);
   if (strcmp (status, "running") == 0
@@ -62,10 +72,7 @@ recover_back (struct migrate *m, enum handoff_found found, const struct known *k
   m->held = found == HANDOFF_FOUND_UNDECIDED || found == HANDOFF_FOUND_BROKEN;
   m->committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
   if (m->committed) {
-    const char *token = coordinator_token (m->coordinator);
-
-    snprintf (m->result.token, sizeof m->result.token, "%s",
-              token[0] == '\0' && known != NULL ? known->token : token);
+    take_token (m, known);
     cmd_say ("the destination has not run: taking the hand-over back");
   } else
     cmd_say ("nothing was handed over: going back to the source");
@@ -74,11 +81,11 @@ recover_back (struct migrate *m, enum handoff_found found, const struct known *k
 
 /* One side runs. */
 static int
-nothing_to_do (struct migrate *m, bool dest_runs)
+nothing_to_do (struct migrate *m, bool dest_runs, const struct known *known)
 {
   if (dest_runs) {
     m->committed = true;
-    strcpy (m->result.token, coordinator_token (m->coordinator));
+    take_token (m, known);
     m->journal.phase = PHASE_DONE;
   }
   cmd_say ("nothing to do: the guest runs at the %s", dest_runs ? "destination" : "source");
@@ -119,10 +126,10 @@ look_and_recover (struct migrate *m, enum handoff_found found, const struct know
                                known->dest_direct && machine_is_dead (its_dest));
   switch (plan) {
   case PLAN_NOTHING:
-    return nothing_to_do (m, strcmp (dest, "running") == 0);
+    return nothing_to_do (m, strcmp (dest, "running") == 0, known);
   case PLAN_FORWARD:
     cmd_say ("the disks are handed over: going on to the destination");
-    return recover_forward (m, found == HANDOFF_FOUND_UNDECIDED);
+    return recover_forward (m, found == HANDOFF_FOUND_UNDECIDED, known);
   case PLAN_BACK:
     return recover_back (m, found, known);
   default:

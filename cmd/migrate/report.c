@@ -91,14 +91,15 @@ make_report (const struct migrate *m)
 
   for (unsigned i = 0; i < m->disks.nr; i++)
     json_array_append_new (disks, disk_report (m, i));
-  return json_pack ("{s:s, s:i, s:f, s:o, s:o, s:o, s:I, s:o, s:o, s:O, s:o}", "result",
-                    outcome (m), "exit-status", j->exit_status, "total-s", total_s (m), "pause-ms",
-                    number_or_null (guest_pause_ms (m)), "disks-pause-ms",
-                    number_or_null (j->took_ns[PHASE_START] > 0 ? disks_pause_ms (m) : -1),
-                    "phases-ms", phases_report (m), "memory-bytes", m->memory_bytes, "disks", disks,
-                    "rollback-token", m->committed ? json_string (m->result.token) : json_null (),
-                    "rolled-back", j->rolled_back, "error",
-                    j->reason != NULL ? json_string (j->reason) : json_null ());
+  return json_pack (
+      "{s:s, s:i, s:f, s:o, s:o, s:o, s:I, s:o, s:o, s:O, s:o}", "result", outcome (m),
+      "exit-status", j->exit_status, "total-s", total_s (m), "pause-ms",
+      number_or_null (guest_pause_ms (m)), "disks-pause-ms",
+      number_or_null (j->took_ns[PHASE_START] > 0 ? disks_pause_ms (m) : -1), "phases-ms",
+      phases_report (m), "memory-bytes", m->memory_bytes, "disks", disks, "rollback-token",
+      m->committed && m->result.token[0] != '\0' ? json_string (m->result.token) : json_null (),
+      "rolled-back", j->rolled_back, "error",
+      j->reason != NULL ? json_string (j->reason) : json_null ());
 }
 
 static void
@@ -110,7 +111,9 @@ print_report (const struct migrate *m)
   if (m->journal.phase != PHASE_DONE)
     return;
   if (m->recovering) {
-    printf ("the guest runs at the destination\nrollback token: %s\n", m->result.token);
+    puts ("the guest runs at the destination");
+    if (m->result.token[0] != '\0')
+      printf ("rollback token: %s\n", m->result.token);
     return;
   }
   for (unsigned i = 0; i < m->disks.nr; i++)

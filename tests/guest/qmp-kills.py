@@ -119,7 +119,11 @@ class Move:
         errors = self.source.errors + self.dest.errors
         check(not errors, f"in the test's own actions: {errors}")
         with open(self.s.path(self.name + ".log")) as f:
-            check("by signal 11" not in f.read(), f"{self.name}: a process crashed")
+            told = f.read()
+        check("by signal 11" not in told, f"{self.name}: a process crashed")
+        committed = [e["rollback-token"] for e in self.events() if e["event"] == "committed"]
+        check(status != 0 or f"token: {committed[0]}\n" in told,
+              f"{self.name}: the rollback token is not told")
         return status
 
     def give_back_late(self):

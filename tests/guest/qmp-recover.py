@@ -52,7 +52,8 @@ class Move:
         moves.kill_both(self.s, process, self.events("coordinator")[0]["pid"])
 
     def recover(self):
-        self.s.run([*self.words, "--recover"])
+        told = self.s.run([*self.words, "--recover"])
+        check("token: \n" not in told, f"a rollback token that is empty: {told}")
 
 
 def test(s):
