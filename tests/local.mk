@@ -49,6 +49,7 @@ unit_tests = \
 	tests/unit/test-urgent-queue \
 	tests/unit/test-engine \
 	tests/unit/test-engine-urgent \
+	tests/unit/test-flush-turns \
 	tests/unit/test-units \
 	tests/unit/test-container \
 	tests/unit/test-migrate-disk \

@@ -174,6 +174,7 @@ struct engine {
   unsigned flush_set; /* the claim set that the turn is about */
   bool flush_wanted;  /* somebody has asked for one */
   uint64_t flush_start_ns, last_flush_ns;
+  uint64_t flush_queued; /* bytes that were on their way when the last one was sent */
   uint64_t flushes_sent;   /* the last one's number */
   uint64_t flushes_before; /* done before this session */
   uint64_t unflushed_bytes;
@@ -227,7 +228,9 @@ bool engine_has_flushed (struct engine *e);
  * one that the guest asked for, and that makes nothing durable which is not so already. */
 bool engine_clean (struct engine *e);
 
-/* How long a flush takes: the last one, or the running one if that takes longer already. */
+/* How long a flush takes: the last one, or the running one if that takes longer already.  Without
+ * the time that it has waited behind writes: at a hand-over those are what is left, and the time
+ * for that is counted anyway. */
 uint64_t engine_flush_ns (struct engine *e);
 
 /* How long a round trip takes, as measured when the session began.  A busy server may have answered

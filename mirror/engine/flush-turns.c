@@ -108,13 +108,26 @@ engine_has_flushed (struct engine *e)
   return has;
 }
 
+/* How long has the last flush taken by itself, up to NOW?  It cannot have taken less than a round
+ * trip, if it took as much as that.  The caller has the lock. */
+static uint64_t
+took_ns (const struct engine *e, uint64_t now)
+{
+  uint64_t took = now - e->flush_start_ns, trip = atomic_load (&e->rtt_ns);
+  uint64_t alone = latency_behind_ns (&e->latency, took, e->flush_queued);
+
+  if (alone >= trip)
+    return alone;
+  return took < trip ? took : trip;
+}
+
 uint64_t
 engine_flush_ns (struct engine *e)
 {
   uint64_t last = atomic_load (&e->flush_ns), running = 0;
   pthread_mutex_lock (&e->lock);
   if (e->flush == FLUSH_SENT)
-    running = clock_ns () - e->flush_start_ns;
+    running = took_ns (e, clock_ns ());
   pthread_mutex_unlock (&e->lock);
   return running > last ? running : last;
 }
@@ -178,6 +191,7 @@ engine_flush_begin (struct engine *e, uint64_t now)
 {
   e->flush = FLUSH_SENT;
   e->flush_start_ns = now;
+  e->flush_queued = atomic_load (&e->counters.writing_bytes);
   e->flushes_sent++;
 }
 
@@ -206,7 +220,7 @@ engine_flush_done (struct engine *e)
   e->flush = FLUSH_IDLE;
   engine_urgent_flushed (e);
   e->last_flush_ns = now;
-  atomic_store (&e->flush_ns, now - e->flush_start_ns);
+  atomic_store (&e->flush_ns, took_ns (e, now));
   atomic_fetch_add (&e->counters.flushes, 1);
   pthread_mutex_unlock (&e->lock);
   engine_notify (e);

@@ -50,11 +50,25 @@ latency_add (struct latency *l, const struct latency_reply *r, uint64_t now_ns)
     *low = (struct latency_sample){ r->took_ns, r->queued };
 }
 
+static double
+fastest_of (const struct latency *l)
+{
+  return l->fastest[0] > l->fastest[1] ? l->fastest[0] : l->fastest[1];
+}
+
+uint64_t
+latency_behind_ns (const struct latency *l, uint64_t took_ns, uint64_t queued)
+{
+  double fastest = fastest_of (l);
+  double rest = (double)took_ns - (fastest > 0 ? (double)queued / fastest * (double)NS_PER_S : 0);
+
+  return rest > 0 ? (uint64_t)rest : 0;
+}
+
 uint64_t
 latency_ns (const struct latency *l)
 {
-  double fastest = l->fastest[0] > l->fastest[1] ? l->fastest[0] : l->fastest[1];
-  double lowest = -1, shortest = -1;
+  double fastest = fastest_of (l), lowest = -1, shortest = -1;
 
   if (fastest <= 0)
     return 0;

@@ -54,4 +54,8 @@ void latency_add (struct latency *l, const struct latency_reply *r, uint64_t now
 /* Nanoseconds; 0: not known. */
 uint64_t latency_ns (const struct latency *l);
 
+/* A request has taken TOOK_NS, or is taking it.  QUEUED bytes were on their way when it was sent.
+ * How much of that time remains without the one that these took, at the fastest rate? */
+uint64_t latency_behind_ns (const struct latency *l, uint64_t took_ns, uint64_t queued);
+
 #endif

@@ -88,3 +88,16 @@ Test (latency, a_calm_guest_does_not_make_the_line_thin)
     reply (&l, 200, 160 * KIB, true, s * 1000);
   cr_assert_eq (latency_ns (&l), 0);
 }
+
+Test (latency, waiting_behind_others_can_be_told)
+{
+  struct latency l = { .low_end_ns = 0 };
+
+  cr_assert_eq (latency_behind_ns (&l, 300 * MS, 1 * MIB), 300 * MS, "nothing is known");
+  reply (&l, 100, 1 * MIB, true, 1000); /* 10 MiB a second */
+  cr_assert_eq (latency_behind_ns (&l, 300 * MS, 0), 300 * MS);
+  cr_assert_eq (latency_behind_ns (&l, 300 * MS, 1 * MIB), 200 * MS);
+  cr_assert_eq (latency_behind_ns (&l, 300 * MS, 4 * MIB), 0);
+  reply (&l, 50, 1 * MIB, true, 1100); /* it was faster than that */
+  cr_assert_eq (latency_behind_ns (&l, 300 * MS, 1 * MIB), 250 * MS);
+}

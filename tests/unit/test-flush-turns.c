@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * Flush turns: how long a flush takes, as the expected pause counts it.
+ */
+
+#include "config.h"
+
+#include "tests/unit/engine-fixture.h"
+
+#include "base/clock.h"
+
+#define MIB (UINT64_C (1) << 20)
+
+/* The line is known to carry 10 MiB a second, and a round trip to take 50 s: times are so long that
+ * a busy machine makes no difference. */
+static void
+know_line (void)
+{
+  const struct latency_reply reply
+      = { .took_ns = NS_PER_S / 10, .queued = MIB, .delivered = MIB, .pressed = true };
+
+  latency_add (&e->latency, &reply, clock_ns ());
+  atomic_store (&e->rtt_ns, 50 * (uint64_t)NS_PER_S);
+}
+
+/* A flush was sent SECONDS ago, behind so many bytes, and is answered now.  Was it of that
+ * length? */
+static void
+flush (bool line_known, uint64_t queued, uint64_t seconds, double length)
+{
+  engine_setup (1024, false);
+  if (line_known)
+    know_line ();
+  mark (7, 1);
+  const struct engine_task t = expect (WORK_DATA, 7, 1);
+  done (&t);
+  atomic_store (&e->counters.writing_bytes, queued);
+  engine_flush (e);
+  expect (WORK_FLUSH, 0, 0);
+  e->flush_start_ns = clock_ns () - seconds * (uint64_t)NS_PER_S;
+  double running = (double)engine_flush_ns (e) / NS_PER_S;
+  engine_flush_done (e);
+  double taken = (double)engine_flush_ns (e) / NS_PER_S;
+  cr_assert (running >= length - 0.1 && running < length + 10, "%f s while it ran", running);
+  cr_assert (taken >= length - 0.1 && taken < length + 10, "%f s", taken);
+  teardown ();
+}
+
+/* What it waits for are writes that a hand-over counts anyway. */
+Test (flush_turns, waiting_behind_writes_is_not_counted)
+{
+  flush (true, 0, 300, 300);
+  flush (true, 2000 * MIB, 300, 100);
+}
+
+/* The fastest rate may have been that of a moment. */
+Test (flush_turns, a_flush_takes_a_round_trip)
+{
+  flush (true, 4000 * MIB, 300, 50);
+  flush (true, 4000 * MIB, 20, 20);
+}
+
+Test (flush_turns, all_of_it_counts_while_the_line_is_not_known)
+{
+  flush (false, 2000 * MIB, 300, 300);
+}
