@@ -44,6 +44,8 @@
 #define TRIAL_S 1.0
 /* The guest has to be calm for this long before the gate is opened.  The time is doubled after each
  * opening that was too early, up to the second value. */
+/* A guest that uses most of its limit for this long, or for twice that, wants more. */
+#define BURST_NS ((uint64_t)(NS_PER_S / 2))
 #define CALM_NS (5 * NS_PER_S)
 #define CALM_MAX_NS (320 * NS_PER_S)
 /* The job does not converge if D is above this part of B, because what is left hardly shrinks. */
@@ -112,10 +114,16 @@ rate_now (const struct converge *c, const struct converge_input *in)
 static void
 mark (struct converge *c, const struct converge_input *in)
 {
+  const struct converge_mark now = { in->now_ns, in->dirtied_bytes, in->left_bytes };
+
+  if (in->now_ns - c->burst_marks[0].ns >= BURST_NS) {
+    c->burst_marks[1] = c->burst_marks[0];
+    c->burst_marks[0] = now;
+  }
   if (in->bandwidth <= 0 || in->now_ns - c->marks[0].ns < window_ns (in))
     return;
   c->marks[1] = c->marks[0];
-  c->marks[0] = (struct converge_mark){ in->now_ns, in->dirtied_bytes, in->left_bytes };
+  c->marks[0] = now;
 }
 
 /* Forget D, because it was measured under other conditions. */
@@ -124,7 +132,7 @@ mark_anew (struct converge *c, const struct converge_input *in)
 {
   c->gate_ns = in->now_ns;
   c->stretch_dirtied = c->gate_dirtied = in->dirtied_bytes;
-  c->marks[0] = c->marks[1]
+  c->marks[0] = c->marks[1] = c->burst_marks[0] = c->burst_marks[1]
       = (struct converge_mark){ in->now_ns, in->dirtied_bytes, in->left_bytes };
 }
 
@@ -285,6 +293,19 @@ escalate (struct converge *c, const struct converge_input *in, enum converge_rea
   return true;
 }
 
+/* In the throttled gate: does the guest use most of its limit, if only in bursts?  Over two seconds
+ * one that writes for one of every four seconds looks as if it wanted half of its limit.  With an
+ * open gate it would write at once what was held back, and the gate would go to and fro. */
+static bool
+uses_limit (const struct converge *c, const struct converge_input *in)
+{
+  double s = (double)(in->now_ns - c->burst_marks[1].ns) / (double)NS_PER_S;
+  double dirtied = (double)(in->dirtied_bytes - c->burst_marks[1].dirtied);
+
+  return dirtied >= WANTS_LESS * (double)c->dirty_limit * s
+         && in->now_ns - c->burst_marks[1].ns >= BURST_NS;
+}
+
 /* Would an open gate do, provided that the guest wants little more than it gets now? */
 static bool
 little (const struct converge *c, const struct converge_input *in)
@@ -294,7 +315,8 @@ little (const struct converge *c, const struct converge_input *in)
     return false;
   if (!in->ready && over_guard (c, in) && !little_left (in))
     return false;
-  return c->gate != CONVERGE_THROTTLED || rate < WANTS_LESS * (double)c->dirty_limit;
+  return c->gate != CONVERGE_THROTTLED
+         || (rate < WANTS_LESS * (double)c->dirty_limit && !uses_limit (c, in));
 }
 
 /* Is it known that the guest wants little more than it gets now?

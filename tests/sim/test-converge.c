@@ -315,6 +315,31 @@ Test (converge, the_gate_is_not_moved_to_and_fro)
         }
 }
 
+/* One that writes for one of every four seconds looks as if it wanted little, on average.  With an
+ * open gate it would not be ready in each of these seconds. */
+Test (converge, bursts_do_not_open_the_gate)
+{
+  static const double few[] = { 0.4, 0.5, 0.8, 1.1 }, rtts[] = { 0.5, 10, 50 };
+  unsigned slowed = 0;
+
+  for (unsigned i = 0; i < 4; i++)
+    for (unsigned k = 0; k < 3; k++)
+      for (unsigned p = POLICY_SYNC; p <= POLICY_THROTTLE; p++) {
+        struct sim_options o = staying ((enum job_policy)p, SIM_BURSTY, few[i], rtts[k]);
+        scale (&o, 16);
+        o.stay_s = 90;
+        o.forgets = true;
+        struct sim_result r = sim_run (&o);
+        slowed += r.first_slowed_s >= 0;
+        cr_assert (r.ended);
+        cr_assert_leq (r.switches, 3, "rho %.2f, policy %u, %.1f ms: %u switches", few[i], p,
+                       rtts[k], r.switches);
+        cr_assert_leq (r.unready_s, 1, "rho %.2f, policy %u, %.1f ms: not ready for %.1f s", few[i],
+                       p, rtts[k], r.unready_s);
+      }
+  cr_assert_eq (slowed, 24);
+}
+
 /* The worst case for that: for an hour, storms, and calms that last long enough to be believed. */
 Test (converge, storms_and_calms_do_not_move_it_for_ever)
 {
