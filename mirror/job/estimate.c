@@ -12,6 +12,8 @@
 
 #define SAMPLES_TO_BE_READY 2
 #define SPAN_NS (50 * NS_PER_MS)
+#define NEXT_NS ((uint64_t)(100 * NS_PER_MS)) /* until the next sample */
+#define NEXT_SOON_NS ((uint64_t)(10 * NS_PER_MS))
 #define PART_NS (10 * NS_PER_MS)        /* busy time that says something about bandwidth */
 #define PART_BYTES (UINT64_C (1) << 20) /* moved in it: also that it is not more */
 
@@ -161,6 +163,24 @@ estimate_fits_in_ms (const struct estimate *e, double max_downtime_ms)
   double over = e->expected_pause_ms - max_downtime_ms;
 
   return may_fit && over > 0 ? over : 0;
+}
+
+uint64_t
+estimate_next_ns (const struct estimate *e, bool may_be_ready, uint64_t left_bytes,
+                  double max_downtime_ms)
+{
+  /* Where the flush alone takes too long, no sample fits before the next flush. */
+  bool in_vain = e->pause_known && e->fixed_ms > max_downtime_ms;
+  if (!may_be_ready || in_vain)
+    return NEXT_NS;
+  if (left_bytes == 0 && e->last.left_bytes > 0)
+    return 0;
+  if (left_bytes == 0 || e->fitting > 0)
+    return NEXT_SOON_NS;
+  double fits_ns = estimate_fits_in_ms (e, max_downtime_ms) * NS_PER_MS;
+  if (fits_ns <= 0 || fits_ns >= (double)NEXT_NS)
+    return NEXT_NS;
+  return fits_ns > (double)NEXT_SOON_NS ? (uint64_t)fits_ns : NEXT_SOON_NS;
 }
 
 bool

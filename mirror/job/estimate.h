@@ -84,6 +84,13 @@ void estimate_lost (struct estimate *e);
  * cannot be told. */
 double estimate_fits_in_ms (const struct estimate *e, double max_downtime_ms);
 
+/* How long after the last sample is the next one due, if so many bytes are left now?  The usual
+ * 100 ms; at once if the last one saw something left and now nothing is; soon if all that is
+ * missing is a second one that fits as well, or still nothing is left; and when the first one may
+ * fit.  MAY_BE_READY: a sample could make the job ready, which it is not yet.  Nanoseconds. */
+uint64_t estimate_next_ns (const struct estimate *e, bool may_be_ready, uint64_t left_bytes,
+                           double max_downtime_ms);
+
 /* Is dirty_rate from a whole window of samples? */
 bool estimate_have_rates (const struct estimate *e);
 

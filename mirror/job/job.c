@@ -3,7 +3,7 @@
  * The main loop of a live mirror job.  See job.h, and internal.h for the parts.
  *
  * One thread waits for: the filter (requests, events), the engine (a lost session, a finished
- * pass), signals, and the clock.  At least every SAMPLE_NS it looks at the counters and decides.
+ * pass), signals, and the clock.  At least every 100 ms it looks at the counters and decides.
  */
 
 #include "config.h"
@@ -22,8 +22,6 @@
 #include "mirror/engine/allowance.h"
 #include "mirror/job/internal.h"
 
-#define SAMPLE_NS (100 * NS_PER_MS)
-#define SAMPLE_SOON_NS (20 * NS_PER_MS)
 #define PUBLISH_NS (250 * NS_PER_MS)
 /* So often while nothing happens that anybody would not tell us: to show that we are there. */
 #define QUIET_NS (5 * NS_PER_S)
@@ -279,27 +277,19 @@ is_quiet (struct job *j)
          && j->estimate.dirty_rate <= 0 && j->estimate.move_rate <= 0;
 }
 
-/* When the next sample is to be taken: at once if the last one saw something left and now nothing
- * is, or if all that it missed was a first flush, which has come; soon if all that is missing is a
- * second one that fits as well, or still nothing is left; and when the first one may fit.  While
- * something cannot be read no sample makes the job ready. */
+/* When the next sample is to be taken: at once if all that the last one missed was a first flush,
+ * which has come.  While something cannot be read none makes the job ready. */
 static uint64_t
 sample_due_ns (struct job *j)
 {
   bool may_be_ready = !j->ready && !j->paused && !j->source_errors.any
                       && j->supervisor.state == SUPERVISOR_COPYING;
-  bool done = may_be_ready && engine_left_bytes (&j->engine) == 0;
+  uint64_t left = engine_left_bytes (&j->engine);
 
-  if (done
-      && (j->estimate.last.left_bytes > 0 || (j->flush_awaited && engine_has_flushed (&j->engine))))
+  if (may_be_ready && left == 0 && j->flush_awaited && engine_has_flushed (&j->engine))
     return j->last_sample_ns;
-  if (done || (may_be_ready && j->estimate.fitting > 0))
-    return j->last_sample_ns + SAMPLE_SOON_NS;
-  uint64_t fits_ns
-      = (uint64_t)(estimate_fits_in_ms (&j->estimate, (double)j->max_downtime_ms) * NS_PER_MS);
-  if (!may_be_ready || fits_ns == 0 || fits_ns > SAMPLE_NS)
-    return j->last_sample_ns + SAMPLE_NS;
-  return j->last_sample_ns + (fits_ns > SAMPLE_SOON_NS ? fits_ns : SAMPLE_SOON_NS);
+  return j->last_sample_ns
+         + estimate_next_ns (&j->estimate, may_be_ready, left, (double)j->max_downtime_ms);
 }
 
 static void

@@ -14,8 +14,6 @@
 #include "tests/sim/sim.h"
 
 #define STEP_S 0.001
-#define SAMPLE_MS 100
-#define SOON_MS 20       /* between two samples when it may be ready; as in job.c */
 #define PASS_PAUSE_MS 50 /* as in engine.c */
 #define PASS_PAUSE_BYTES (UINT64_C (4) << 20)
 #define BURST_S 0.1    /* as rate.c */
@@ -426,36 +424,32 @@ step (struct sim *s)
   run_line (s);
 }
 
+/* How long the pause would be that began now. */
+static double
+pause_ms (const struct sim *s)
+{
+  const struct sim_options *o = s->o;
+
+  return (double)(s->nr_dirty * SIM_BLOCK) / o->bandwidth * 1000 + o->flush_ms + o->rtt_ms;
+}
+
 /* The running pass ends, the destination is flushed, the gate is held, what is left is copied and
- * flushed. */
+ * flushed.  Where the guest has just written too much for that, another pass comes first. */
 static void
 hand_over (struct sim *s)
 {
   const struct sim_options *o = s->o;
-  unsigned wraps = s->wraps;
   double end = s->now + SETTLE_MS;
 
-  while (s->nr_dirty > 0 && s->wraps == wraps && s->now < end)
-    step (s);
-  for (end = s->now + o->flush_ms; s->now < end;)
-    step (s);
-  s->result.pause_ms
-      = (double)(s->nr_dirty * SIM_BLOCK) / o->bandwidth * 1000 + o->flush_ms + o->rtt_ms;
+  do {
+    for (unsigned wraps = s->wraps; s->nr_dirty > 0 && s->wraps == wraps && s->now < end;)
+      step (s);
+    for (double flushed = s->now + o->flush_ms; s->now < flushed;)
+      step (s);
+  } while (pause_ms (s) > o->max_downtime_ms && s->now < end);
+  s->result.pause_ms = pause_ms (s);
   s->acked += s->nr_dirty * SIM_BLOCK;
   s->result.ended = true;
-}
-
-/* How long after the last sample is the next one due?  As job.c. */
-static double
-sample_after_ms (const struct sim *s)
-{
-  double fits_ms = estimate_fits_in_ms (&s->estimate, s->o->max_downtime_ms);
-
-  if (s->nr_dirty == 0 || (s->estimate.fitting > 0 && !s->estimate.ready))
-    return SOON_MS;
-  if (fits_ms <= 0 || fits_ms > SAMPLE_MS)
-    return SAMPLE_MS;
-  return fits_ms > SOON_MS ? fits_ms : SOON_MS;
 }
 
 struct sim_result
@@ -484,7 +478,9 @@ sim_run (const struct sim_options *o)
   double last_ms = 0;
   while (s->now < o->give_up_s * 1000 && !s->result.ended && !s->converge.give_up) {
     step (s);
-    if (s->now - last_ms < sample_after_ms (s))
+    uint64_t next_ns = estimate_next_ns (&s->estimate, !s->estimate.ready, s->nr_dirty * SIM_BLOCK,
+                                         o->max_downtime_ms);
+    if (s->now - last_ms < (double)next_ns / NS_PER_MS)
       continue;
     double since_ms = s->now - last_ms;
     last_ms = s->now;

@@ -384,3 +384,51 @@ Test (estimate, not_ready_before_the_first_flush)
   estimate_add (&e, &s, &costs, 300);
   cr_assert (e.ready && e.pause_known);
 }
+
+/* A job of 100 MiB/s that has so many MiB left after its first two seconds. */
+static void
+two_seconds (struct estimate *e, uint64_t left, double flush_ms)
+{
+  const struct estimate_costs costs = { .flush_ns = (uint64_t)(flush_ms * MS) };
+  struct estimate_sample s = { .left_bytes = left * MIB };
+
+  estimate_init (e);
+  estimate_add (e, &s, &costs, 300);
+  for (unsigned i = 0; i < 20; i++) {
+    s.now_ns += 100 * MS;
+    s.acked_bytes += 10 * MIB;
+    s.queue_full = true;
+    estimate_add (e, &s, &costs, 300);
+  }
+}
+
+Test (estimate, the_next_sample_comes_when_it_may_make_the_job_ready)
+{
+  struct estimate e;
+
+  two_seconds (&e, 1000, 0);
+  cr_assert_eq (estimate_next_ns (&e, true, 1000 * MIB, 300), 100 * MS);
+  cr_assert_eq (estimate_next_ns (&e, true, 0, 300), 0, "all of a sudden nothing is left");
+  cr_assert_eq (estimate_next_ns (&e, false, 0, 300), 100 * MS, "no sample makes it ready");
+  two_seconds (&e, 34, 0); /* 340 ms */
+  cr_assert_float_eq ((double)estimate_next_ns (&e, true, 34 * MIB, 300), 40 * MS, MS);
+  two_seconds (&e, 40, 0);
+  cr_assert_eq (estimate_next_ns (&e, true, 40 * MIB, 300), 100 * MS);
+  e.expected_pause_ms = 301;
+  cr_assert_eq (estimate_next_ns (&e, true, 30 * MIB, 300), 10 * MS, "no sooner than that");
+  e.expected_pause_ms = 1e300; /* more than any whole number holds */
+  cr_assert_eq (estimate_next_ns (&e, true, 30 * MIB, 300), 100 * MS);
+}
+
+Test (estimate, a_second_sample_comes_soon)
+{
+  struct estimate e;
+
+  two_seconds (&e, 20, 0);
+  e.fitting = 1;
+  cr_assert_eq (estimate_next_ns (&e, true, 20 * MIB, 300), 10 * MS);
+  two_seconds (&e, 0, 0);
+  cr_assert_eq (estimate_next_ns (&e, true, 0, 300), 10 * MS, "still nothing is left");
+  two_seconds (&e, 0, 400); /* a flush alone takes longer than is allowed */
+  cr_assert_eq (estimate_next_ns (&e, true, 0, 300), 100 * MS, "a worker that rests is not woken");
+}
