@@ -8,8 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -98,26 +96,6 @@ fd_read_text (int fd, char *text, size_t size)
   }
   text[got] = '\0';
   return (ssize_t)got;
-}
-
-int
-fd_listen (char dir[FD_LISTEN_DIR_SIZE], char path[FD_LISTEN_PATH_SIZE])
-{
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-
-  path[0] = '\0';
-  strcpy (dir, "/tmp/nbdmirror-XXXXXX");
-  if (mkdtemp (dir) == NULL) {
-    dir[0] = '\0';
-    return -1;
-  }
-  snprintf (path, FD_LISTEN_PATH_SIZE, "%s/nbd", dir);
-  strcpy (addr.sun_path, path);
-  int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd != -1
-      && (bind (fd, (struct sockaddr *)&addr, sizeof addr) == -1 || listen (fd, SOMAXCONN) == -1))
-    fd_close (&fd);
-  return fd;
 }
 
 int

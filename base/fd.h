@@ -31,13 +31,6 @@ ssize_t fd_read_text (int fd, char *text, size_t size);
  * FLAGS are sendmsg()'s; no SIGPIPE is raised.  How many bytes were sent, or -1 with errno. */
 ssize_t fd_send (int sock, const void *data, size_t len, int pass_fd, int flags);
 
-/* A listening Unix socket in a new directory below /tmp, which only this user may enter.  DIR and
- * PATH get the names of the directory and of the socket, which the caller removes; DIR is "" where
- * there is none.  -1 with errno. */
-#define FD_LISTEN_DIR_SIZE 32
-#define FD_LISTEN_PATH_SIZE 48
-int fd_listen (char dir[FD_LISTEN_DIR_SIZE], char path[FD_LISTEN_PATH_SIZE]);
-
 /* Connect to the Unix socket at PATH.  The connection, or -1 with errno. */
 int fd_connect (const char *path);
 

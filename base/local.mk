@@ -15,6 +15,8 @@ libbase_la_SOURCES = \
 	base/pid-file.h \
 	base/private-dir.c \
 	base/private-dir.h \
+	base/private-socket.c \
+	base/private-socket.h \
 	base/qemu-lock.c \
 	base/qemu-lock.h \
 	base/text.c \

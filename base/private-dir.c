@@ -78,3 +78,19 @@ private_dir_make (const struct private_dir_kind *kind, char path[PRIVATE_DIR_SIZ
   errno = EBUSY;
   return -1;
 }
+
+void
+private_dir_unlink (int fd, bool (*is_ours) (const char *name))
+{
+  int copy = openat (fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  DIR *dir = copy != -1 ? fdopendir (copy) : NULL;
+  struct dirent *entry;
+
+  while (dir != NULL && (entry = readdir (dir)) != NULL)
+    if (is_ours (entry->d_name))
+      unlinkat (fd, entry->d_name, 0);
+  if (dir != NULL)
+    closedir (dir);
+  else if (copy != -1)
+    close (copy);
+}

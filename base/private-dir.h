@@ -25,4 +25,7 @@ struct private_dir_kind {
  * or -1 with errno. */
 int private_dir_make (const struct private_dir_kind *kind, char path[PRIVATE_DIR_SIZE]);
 
+/* For clear(): unlink the files in the directory FD whose names are ours. */
+void private_dir_unlink (int fd, bool (*is_ours) (const char *name));
+
 #endif

@@ -79,7 +79,7 @@ unit_tests = \
 if !HAVE_TSAN
 # These have one thread: ThreadSanitizer would only make them slow.
 unit_tests += tests/sim/test-converge tests/sim/test-line tests/unit/test-qcow2-digests \
-	tests/unit/test-qcow2-new
+	tests/unit/test-qcow2-new tests/unit/test-private-dir
 endif
 check_PROGRAMS += $(unit_tests)
 else
@@ -117,6 +117,7 @@ tests_unit_test_backup_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSS
 tests_unit_test_qcow2_digests_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 tests_unit_test_qcow2_new_LDADD = libbackup.la libbase.la $(CRITERION_LIBS) $(JANSSON_LIBS)
 tests_unit_test_child_LDADD = libbase.la $(CRITERION_LIBS)
+tests_unit_test_private_dir_LDADD = libbase.la $(CRITERION_LIBS)
 tests_unit_test_image_extents_SOURCES = tests/unit/test-image-extents.c \
 	nbd-plugin/image/extents.c
 tests_unit_test_image_extents_LDADD = $(CRITERION_LIBS)

@@ -5,7 +5,6 @@
 
 #include "config.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -30,18 +29,8 @@ is_ours (const char *name)
 static bool
 clear (int fd, const char *path)
 {
-  int copy = openat (fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  DIR *dir = copy != -1 ? fdopendir (copy) : NULL;
-  struct dirent *entry;
-
   (void)path;
-  while (dir != NULL && (entry = readdir (dir)) != NULL)
-    if (is_ours (entry->d_name))
-      unlinkat (fd, entry->d_name, 0);
-  if (dir != NULL)
-    closedir (dir);
-  else if (copy != -1)
-    close (copy);
+  private_dir_unlink (fd, is_ours);
   return true;
 }
 

@@ -17,6 +17,7 @@
 #include "base/child.h"
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/private-dir.h"
 #include "base/text.h"
 #include "cmd/repository/boot.h"
 
@@ -26,11 +27,27 @@
 
 struct booting {
   const struct boot *b;
-  char *dir;
+  char dir[PRIVATE_DIR_SIZE];
+  int lock; /* of the directory; -1: there is none */
   pid_t *servers;
   char **sockets;
   unsigned nr;
 };
+
+/* A socket is named after its disk's number. */
+static bool
+is_socket (const char *name)
+{
+  return name[strspn (name, "0123456789")] == '\0';
+}
+
+static bool
+clear (int fd, const char *path)
+{
+  (void)path;
+  private_dir_unlink (fd, is_socket);
+  return true;
+}
 
 /* Serve disk I of the backup.  False: *ERROR says why. */
 static bool
@@ -153,21 +170,25 @@ end_servers (struct booting *x)
     }
     text_free (x->sockets[i]);
   }
+  if (x->lock == -1)
+    return;
   rmdir (x->dir);
+  close (x->lock);
 }
 
 char *
 boot_backup (const struct boot *b, const struct backup_entry *e)
 {
-  CLEANUP_TEXT char *dir = text_copy ("/tmp/nbdmirror-boot-XXXXXX");
-  struct booting x = { .b = b, .dir = dir };
+  static const struct private_dir_kind kind = { "nbdmirror-boot-", clear };
+  struct booting x = { .b = b };
   char *error = NULL;
 
   x.servers = calloc (e->manifest.nr_disks + 1, sizeof *x.servers);
   x.sockets = calloc (e->manifest.nr_disks + 1, sizeof *x.sockets);
-  bool good = x.servers != NULL && x.sockets != NULL && mkdtemp (dir) != NULL;
+  x.lock = private_dir_make (&kind, x.dir);
+  bool good = x.servers != NULL && x.sockets != NULL && x.lock != -1;
   if (!good)
-    text_error (&error, "%s: %s", dir, strerror (errno));
+    text_error (&error, "%s: %s", x.dir, strerror (errno));
   for (unsigned i = 0; good && i < e->manifest.nr_disks; i++)
     if (e->manifest.disks[i].file != NULL)
       good = serve_disk (&x, e, i, &error);

@@ -27,22 +27,32 @@
 #define BACKLOG 16
 #define LOOK_MS 1000
 
-/* A socket that listens at X->socket.  -1 after a message. */
+/* A socket that listens at PATH, or at a temporary place (NULL).  -1 after a message. */
 static int
-listen_at (const struct far_export *x)
+listen_at (struct far_export *x, const char *path)
 {
   struct sockaddr_un address = { .sun_family = AF_UNIX };
-  int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int fd;
 
-  if (strlen (x->socket) >= sizeof address.sun_path)
+  if (path == NULL) {
+    fd = private_socket_listen (&x->temporary);
+    snprintf (x->socket, sizeof x->socket, "%s", x->temporary.path);
+    if (fd == -1)
+      cmd_say ("a socket in /tmp: %s", strerror (errno));
+    return fd;
+  }
+  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (strlen (path) >= sizeof address.sun_path)
     errno = ENAMETOOLONG;
   else {
-    strcpy (address.sun_path, x->socket);
+    strcpy (address.sun_path, path);
     if (fd != -1 && bind (fd, (struct sockaddr *)&address, sizeof address) == 0
-        && listen (fd, BACKLOG) == 0)
+        && listen (fd, BACKLOG) == 0) {
+      strcpy (x->socket, path);
       return fd;
+    }
   }
-  cmd_say ("%s: %s", x->socket, strerror (errno));
+  cmd_say ("%s: %s", path, strerror (errno));
   fd_close (&fd);
   return -1;
 }
@@ -75,18 +85,7 @@ int
 far_export_start (struct far_export *x, const char *place, const char *file, const char *socket)
 {
   *x = (struct far_export){ .pid = -1 };
-  if (socket == NULL) {
-    strcpy (x->dir, "/tmp/nbdmirror-export.XXXXXX");
-    if (mkdtemp (x->dir) == NULL) {
-      cmd_say ("%s: %s", x->dir, strerror (errno));
-      return -1;
-    }
-  }
-  snprintf (x->socket, sizeof x->socket, "%s%s", socket != NULL ? socket : x->dir,
-            socket != NULL ? "" : "/s");
-  CLEANUP_FD int listener = listen_at (x);
-  if (listener == -1)
-    x->socket[0] = '\0'; /* it may be another server's */
+  CLEANUP_FD int listener = listen_at (x, socket);
   char **words = listener != -1 ? far_serve_command (place, file) : NULL;
   if (words != NULL) {
     pid_t parent = getpid ();
@@ -109,8 +108,7 @@ far_export_start (struct far_export *x, const char *place, const char *file, con
 void
 far_export_tidy (struct far_export *x)
 {
-  if (x->socket[0] != '\0')
+  if (x->temporary.dir[0] == '\0' && x->socket[0] != '\0')
     unlink (x->socket);
-  if (x->dir[0] != '\0')
-    rmdir (x->dir);
+  private_socket_remove (&x->temporary);
 }

@@ -10,10 +10,12 @@
 #include <limits.h>
 #include <sys/types.h>
 
+#include "base/private-socket.h"
+
 struct far_export {
   pid_t pid; /* of the process that listens; it leads a process group, with all that it starts */
   char socket[PATH_MAX];
-  char dir[PATH_MAX]; /* a temporary one, where the socket is; "": it is where the caller wanted */
+  struct private_socket temporary; /* the same one, unless the caller has said where */
 };
 
 /* Serve the file FILE of the repository PLACE at SOCKET (NULL: in a temporary directory), which

@@ -24,6 +24,7 @@
 #include "base/child-guard.h"
 #include "base/child.h"
 #include "base/fd.h"
+#include "base/private-socket.h"
 #include "base/text.h"
 #include "mirror/endpoint/command.h"
 
@@ -37,8 +38,7 @@ struct command {
   int wait_status;
   struct child_guard guard;
   bool stdio;
-  char dir[FD_LISTEN_DIR_SIZE];
-  char socket[FD_LISTEN_PATH_SIZE];
+  struct private_socket socket;
 };
 
 /* Wait up to MS for the end.  True if it has ended. */
@@ -123,14 +123,14 @@ guard (void *opaque, pid_t pid)
 {
   struct command *cmd = opaque;
 
-  return child_guard_start (&cmd->guard, pid, cmd->socket, cmd->dir);
+  return child_guard_start (&cmd->guard, pid, cmd->socket.path, cmd->socket.dir);
 }
 
 struct command *
 command_start (const char *name, char *const *argv, int *errnum, char **error)
 {
   struct command *cmd = command_new ();
-  int sock = cmd != NULL ? fd_listen (cmd->dir, cmd->socket) : -1;
+  int sock = cmd != NULL ? private_socket_listen (&cmd->socket) : -1;
 
   if (sock == -1) {
     int err = errno;
@@ -154,7 +154,7 @@ command_start (const char *name, char *const *argv, int *errnum, char **error)
 const char *
 command_socket (const struct command *cmd)
 {
-  return cmd->socket;
+  return cmd->socket.path;
 }
 
 char *
@@ -194,10 +194,7 @@ command_stop (struct command *cmd)
     }
   }
   child_guard_stop (&cmd->guard);
-  if (cmd->socket[0])
-    unlink (cmd->socket);
-  if (cmd->dir[0])
-    rmdir (cmd->dir);
+  private_socket_remove (&cmd->socket);
   pthread_mutex_destroy (&cmd->lock);
   free (cmd);
 }

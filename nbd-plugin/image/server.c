@@ -17,6 +17,7 @@
 #include "base/child.h"
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/private-socket.h"
 #include "base/text.h"
 #include "nbd-plugin/image/server.h"
 
@@ -58,21 +59,16 @@ run (struct image_server *s, const struct image_options *o, int listen_fd)
 static int
 connect_and_run (struct image_server *s, const struct image_options *o, int fds[SERVER_CONNECTIONS])
 {
-  char dir[FD_LISTEN_DIR_SIZE], path[FD_LISTEN_PATH_SIZE];
-  CLEANUP_FD int listen_fd = fd_listen (dir, path);
+  struct private_socket socket = { .dir = "" };
+  CLEANUP_FD int listen_fd = private_socket_listen (&socket);
   int r = listen_fd == -1 ? -1 : 0;
 
   for (unsigned i = 0; r == 0 && i < SERVER_CONNECTIONS; i++) {
-    fds[i] = fd_connect (path);
+    fds[i] = fd_connect (socket.path);
     if (fds[i] == -1)
       r = -1;
   }
-  int err = errno;
-  if (path[0] != '\0')
-    unlink (path);
-  if (dir[0] != '\0')
-    rmdir (dir);
-  errno = err;
+  private_socket_remove (&socket);
   return r == 0 ? run (s, o, listen_fd) : -1;
 }
 

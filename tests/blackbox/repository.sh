@@ -85,6 +85,16 @@ grep -q "^${names[4]}: booted" "$tmp/out" || fail "it was not booted: $(cat "$tm
 has_to_exit 5 nbdmirror backup-verify "$tmp/r" --at "${names[4]}" --boot 'echo no' --mark login
 has_to_exit 5 nbdmirror backup-verify "$tmp/r" --at "${names[4]}" --boot 'sleep 100' --mark login \
   --boot-limit 500ms
+# What a killed one has left in /tmp is removed by the next one.
+spawn killed "$NBDMIRROR" backup-verify "$tmp/r" --at "${names[4]}" \
+  --boot 'touch up; sleep 99' --mark login
+wait_for 20 test -e up
+folder=$(readlink "/proc/${pid[killed]}"/fd/* | grep -x '/tmp/nbdmirror-boot-......')
+kill -KILL "${pid[killed]}"
+wait_exit killed 20
+[ -e "$folder" ] || fail "no folder was left: $folder"
+has_to_exit 5 nbdmirror backup-verify "$tmp/r" --at "${names[4]}" --boot 'echo no' --mark login
+[ ! -e "$folder" ] || fail "what the killed one had in /tmp is still there"
 has_to_exit 2 nbdmirror backup-verify "$tmp/r" --boot 'sleep 100'
 same "$tmp/r" "${names[4]}" vda
 
