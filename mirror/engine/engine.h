@@ -174,7 +174,7 @@ struct engine {
   unsigned flush_set; /* the claim set that the turn is about */
   bool flush_wanted;  /* somebody has asked for one */
   uint64_t flush_start_ns, last_flush_ns;
-  uint64_t flush_queued; /* bytes that were on their way when the last one was sent */
+  uint64_t flush_queued;   /* bytes that were on their way when the last one was sent */
   uint64_t flushes_sent;   /* the last one's number */
   uint64_t flushes_before; /* done before this session */
   uint64_t unflushed_bytes;
