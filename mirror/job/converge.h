@@ -113,7 +113,7 @@ struct converge {
   bool on_trial;            /* THROTTLED to find out what the guest wants */
   uint64_t stretch_dirtied; /* dirtied_bytes when the pass or the gate began */
   uint64_t gate_dirtied;    /* when the gate began */
-  struct converge_mark marks[2];     /* of late, the last one first; none from before the gate */
+  struct converge_mark marks[2];       /* of late, the last one first; none from before the gate */
   struct converge_mark burst_marks[2]; /* the same, closer together */
   uint64_t last_sent, sent_unjudged; /* the latter: before this worker, up to the last time of being
                                         ready, or suspended */
