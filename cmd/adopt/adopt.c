@@ -73,7 +73,8 @@ make_record (const struct adopt *a, const struct guest_disk *d, const struct ima
   bool has_format = strcmp (d->driver, image->driver) != 0;
   json_t *cache = json_object_get (d->inserted, "cache");
   json_t *size = json_object_get (json_object_get (d->inserted, "image"), "virtual-size");
-  char *path = realpath (d->filename, NULL);
+  CLEANUP_TEXT char *named = guest_disk_path (&a->vm, d->filename);
+  char *path = realpath (named, NULL);
 
   if (path == NULL)
     return text_error (error, "%s: %s: no such file here, as QEMU names it", guest_disk_name (d),
@@ -310,7 +311,8 @@ static bool
 is_recorded (struct adopt *a, const struct guest_disk *d)
 {
   const char *recorded = record_text (a->record, "filename");
-  char *path = realpath (d->filename, NULL);
+  CLEANUP_TEXT char *named = guest_disk_path (&a->vm, d->filename);
+  char *path = realpath (named, NULL);
   bool same = path != NULL && strcmp (path, recorded) == 0;
 
   free (path);

@@ -166,7 +166,8 @@ look (struct give_back *g, struct guest_disk *d)
   if (r == -1)
     return fail (EXIT_ERROR, error);
   if (r == 0) {
-    cmd_say ("%s QEMU has no disk that uses %s", g->vm.name, g->server.socket);
+    cmd_say ("%s", error);
+    text_free (error);
     if (g->revived) /* the record is an old one, and another guest may use the image */
       served_stop (g->server.pid);
     return EXIT_REFUSED;

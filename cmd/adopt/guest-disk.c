@@ -6,10 +6,12 @@
 #include "config.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/text.h"
 #include "cmd/adopt/guest-disk.h"
+#include "cmd/adopt/monitor.h"
 #include "cmd/adopt/nodes.h"
 
 static const char *
@@ -29,6 +31,28 @@ const char *
 guest_disk_name (const struct guest_disk *d)
 {
   return d->backend[0] != '\0' ? d->backend : d->device[0] != '\0' ? d->device : d->node;
+}
+
+/* Without dots and symbolic links, where there is such a file. */
+static char *
+plain_path (const char *path)
+{
+  char *real = realpath (path, NULL);
+  char *plain = text_copy (real != NULL ? real : path);
+
+  free (real);
+  return plain;
+}
+
+char *
+guest_disk_path (const struct machine *v, const char *its)
+{
+  pid_t qemu = monitor_process (v);
+
+  if (its[0] == '/' || qemu == 0)
+    return plain_path (its);
+  CLEANUP_TEXT char *path = text_printf ("/proc/%ld/cwd/%s", (long)qemu, its);
+  return plain_path (path);
 }
 
 /* ---- finding ---------------------------------------------------------------------------------*/
@@ -71,7 +95,7 @@ guest_disk_is_meant (const struct guest_disk *d, const struct disk_choice *c)
   return !json_is_true (json_object_get (d->inserted, "ro"));
 }
 
-/* "disk0 (/machine/peripheral/vd0, /srv/vm1.img), disk1 (…)" */
+/* "disk0 (device /machine/peripheral/vd0, /srv/vm1.img), disk1 (…)", or "none" */
 static char *
 list_disks (json_t *blocks)
 {
@@ -88,6 +112,10 @@ list_disks (json_t *blocks)
                                 d.backend[0] != '\0' ? d.backend : d.device, d.filename);
     text_free (list);
     list = longer;
+  }
+  if (list[0] == '\0') {
+    text_free (list);
+    list = text_copy ("none");
   }
   return list;
 }
@@ -137,10 +165,9 @@ guest_disk_choose (struct machine *v, const struct disk_choice *choice, struct g
   return -1;
 }
 
-/* 1 and D if ACCEPT is true of a disk. */
-static int
-find (struct machine *v, bool (*accept) (const struct guest_disk *d, const char *a, const char *b),
-      const char *a, const char *b, struct guest_disk *d, char **error)
+int
+guest_disk_find (struct machine *v, const char *device, const char *backend, struct guest_disk *d,
+                 char **error)
 {
   json_t *blocks = NULL, *row;
   size_t i;
@@ -150,46 +177,49 @@ find (struct machine *v, bool (*accept) (const struct guest_disk *d, const char 
   json_array_foreach (blocks, i, row)
   {
     *d = describe (blocks, row);
-    if (d->inserted != NULL && accept (d, a, b))
+    if (d->inserted != NULL && equal (d->device, device) && equal (d->backend, backend))
       return 1;
   }
   json_decref (blocks);
   return 0;
 }
 
-static bool
-is_that (const struct guest_disk *d, const char *device, const char *backend)
-{
-  return equal (d->device, device) && equal (d->backend, backend);
-}
-
-int
-guest_disk_find (struct machine *v, const char *device, const char *backend, struct guest_disk *d,
-                 char **error)
-{
-  return find (v, is_that, device, backend, d, error);
-}
-
 /* QEMU writes nbd+unix:///EXPORT?socket=PATH, for a raw node on top as well, and json:{…} for one
  * that shows a part of what is below. */
 static bool
-uses_socket (const struct guest_disk *d, const char *path, const char *unused)
+uses_socket (const struct machine *v, const struct guest_disk *d, const char *path)
 {
   static const char key[] = "?socket=";
   const char *query = strstr (d->filename, key);
   CLEANUP_TEXT char *member = text_printf ("path\": \"%s\"", path); /* or server.path */
 
-  (void)unused;
   if (equal (d->driver, "raw") && strncmp (d->filename, "json:", 5) == 0)
     return strstr (d->filename, member) != NULL;
-  return (equal (d->driver, "nbd") || equal (d->driver, "raw")) && query != NULL
-         && equal (query + sizeof key - 1, path);
+  if ((!equal (d->driver, "nbd") && !equal (d->driver, "raw")) || query == NULL)
+    return false;
+  const char *named = query + sizeof key - 1;
+  CLEANUP_TEXT char *its = guest_disk_path (v, named), *ours = plain_path (path);
+  return equal (named, path) || equal (its, ours);
 }
 
 int
 guest_disk_of_socket (struct machine *v, const char *path, struct guest_disk *d, char **error)
 {
-  return find (v, uses_socket, path, NULL, d, error);
+  json_t *blocks = NULL, *row;
+  size_t i;
+
+  if (machine_call (v, "query-block", NULL, &blocks, NULL, error) == -1)
+    return -1;
+  json_array_foreach (blocks, i, row)
+  {
+    *d = describe (blocks, row);
+    if (d->inserted != NULL && uses_socket (v, d, path))
+      return 1;
+  }
+  CLEANUP_TEXT char *list = list_disks (blocks);
+  json_decref (blocks);
+  text_error (error, "%s QEMU has no disk that uses %s; its disks: %s", v->name, path, list);
+  return 0;
 }
 
 void
@@ -312,6 +342,11 @@ check_kind (const struct guest_disk *d, char **error)
                        "%s: its format is %s, and two programs must not open such an image at a "
                        "time; 'nbdmirror mirror qmp:SOCKET/%s DEST' mirrors it as it is",
                        name, d->driver, d->node);
+  if (equal (d->driver, "nbd"))
+    return text_error (error,
+                       "%s: the guest uses a server already, %s: a disk that was adopted is found "
+                       "by the --control and the --socket that it was adopted with",
+                       name, d->filename);
   return text_error (error,
                      "%s: on top of the disk there is a node '%s' of the driver '%s', which "
                      "would be lost",

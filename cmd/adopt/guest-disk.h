@@ -48,8 +48,12 @@ int guest_disk_choose (struct machine *v, const struct disk_choice *choice, stru
 int guest_disk_find (struct machine *v, const char *device, const char *backend,
                      struct guest_disk *d, char **error);
 
+/* The path that V's QEMU calls ITS: a relative one begins at its working directory.  Without dots
+ * and symbolic links, if it exists.  For text_free(). */
+char *guest_disk_path (const struct machine *v, const char *its);
+
 /* Find the disk that is connected to the NBD server at the Unix socket PATH, perhaps through a raw
- * node.  As above. */
+ * node.  As above, but *ERROR is set with 0 as well, and names the disks that there are. */
 int guest_disk_of_socket (struct machine *v, const char *path, struct guest_disk *d, char **error);
 
 void guest_disk_free (struct guest_disk *d);

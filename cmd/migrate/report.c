@@ -139,7 +139,8 @@ report_collect (struct migrate *m)
   CLEANUP_TEXT char *error = NULL;
 
   m->collected = true;
-  if (source->qmp != NULL && machine_call (source, "query-migrate", NULL, &ret, NULL, &error) == 0)
+  if (!machine_is_lost (source)
+      && machine_call (source, "query-migrate", NULL, &ret, NULL, &error) == 0)
     m->memory_bytes
         = json_integer_value (json_object_get (json_object_get (ret, "ram"), "transferred"));
   json_decref (ret);

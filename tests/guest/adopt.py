@@ -506,12 +506,13 @@ def nbd_write(path):
 
 
 def formats(s):
-    """A -drive, a file without a format node, direct I/O; and a qcow2 image, which is refused."""
+    """A -drive, whose path is relative to QEMU's directory and not to ours; a file without a format
+    node; direct I/O; and a qcow2 image, which is refused."""
     for name in ("drive", "file", "direct"):
         image = s.make_disk(name + ".img")
         node, options = [], []
         if name == "drive":
-            options = ["-drive", f"file={image},format=raw,if=none,id=drive0",
+            options = ["-drive", f"file={os.path.relpath(image)},format=raw,if=none,id=drive0",
                        "-device", "virtio-blk-pci,drive=drive0"]
         elif name == "file":
             node = [{"driver": "file", "filename": image}]
@@ -526,7 +527,7 @@ def formats(s):
                  disk.control, "--aio", "native" if name == "direct" else "threads"]
         was = vm.qmp("query-block")[0]["inserted"]["cache"]
         for _ in range(2):
-            s.nbdmirror(*words)
+            s.nbdmirror(*words, cwd="/")
             check(not has_open(vm, image), "QEMU still has the image open")
             s.story.wait_for_more(10)
             s.nbdmirror(*disk.give_back(vm))

@@ -15,6 +15,7 @@ import sys
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import machine  # noqa: E402
 import moves  # noqa: E402
 import scene  # noqa: E402
 from images import whole  # noqa: E402
@@ -36,7 +37,11 @@ class Move:
         formats = ("qcow2" if back else "raw", "raw")
         self.dests = [receive(s, f"dst{Move.count}-{n}", size, "--format", formats[n])
                       for n in range(2)]
-        self.b = s.vm(f"b{Move.count}", [d.guest for d in self.dests], incoming=True)
+        # give-back finds a socket that QEMU was told by a relative path, too.
+        nodes = [machine.nbd_node(f"disk{n}", self.dests[n].guest, 10) for n in range(2)]
+        for node in nodes:
+            node["server"]["path"] = os.path.relpath(node["server"]["path"])
+        self.b = s.vm(f"b{Move.count}", nodes, incoming=True)
         self.log = s.path(f"move{Move.count}.log")
         self.process = None
 
@@ -180,6 +185,7 @@ def test(s):
     check(s.wait_exit(move.process) == 0, "migrate has failed")
     report = [e for e in move.events() if e["event"] == "report"][0]
     check(report["pause-ms"] > 0, f"no pause was measured: {report}")
+    check(report["memory-bytes"] > 1 << 20, f"what was sent of the memory: {report}")
     scene.note(f"pause {report['pause-ms']} ms, {report['disks-pause-ms']} ms of it for the disks")
     move.went()
 
