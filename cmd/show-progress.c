@@ -293,7 +293,9 @@ progress_print (struct progress *p, json_t *status, uint64_t now_ms)
   if (state == NULL)
     state = "unknown";
   uint64_t stalled = stalled_for (p, status, state, now_ms);
-  bool changed = !p->printed || strcmp (p->state, state) != 0 || pass != p->pass;
+  /* A job that is ready may begin a pass every few milliseconds. */
+  bool changed = !p->printed || strcmp (p->state, state) != 0
+                 || (is_moving_state (state) && pass != p->pass);
   if (!changed && now_ms - p->last_print < (p->terminal ? REDRAW_MS : PROGRESS_PLAIN_MS))
     return;
   snprintf (p->state, sizeof p->state, "%s", state);

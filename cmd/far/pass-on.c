@@ -39,9 +39,10 @@ remote_words (const struct cmd_line *line, const char *path)
   return words;
 }
 
-/* Run WORDS, whose standard input is open for as long as this process lives. */
+/* Run WORDS, whose standard input is open for as long as this process lives.  They are about the
+ * repository at PLACE. */
 static int
-run (char *const *words)
+run (const char *place, char *const *words)
 {
   const struct child_options how = { .our_stdio = true };
   int ends[2], status = 0, err = 0;
@@ -63,7 +64,7 @@ run (char *const *words)
   const char *why = ssh_why_ended (WEXITSTATUS (status), &err);
   if (why == NULL || WEXITSTATUS (status) <= EXIT_REFUSED)
     return WEXITSTATUS (status);
-  cmd_say ("%s", why);
+  cmd_say ("%s: %s", place, why);
   return EXIT_ERROR;
 }
 
@@ -84,7 +85,7 @@ far_pass_on (const struct cmd_line *line, int *status)
     *status = EXIT_ERROR;
   } else {
     char **words = ssh_command_for (uri, remote);
-    *status = run (words);
+    *status = run (place, words);
     ssh_command_free (words);
   }
   free (remote);

@@ -85,11 +85,12 @@ check_unused (const struct serve *s)
     return EXIT_DONE;
   if (qemu_lock_is_written (fd))
     cmd_say (
-        "%s: in use by QEMU or a tool of its: what is written there past this server would not "
+        "%s: in use by QEMU or one of its tools: what is written there past this server would not "
         "be tracked ('nbdmirror adopt' takes the disk over from a running QEMU)",
         s->disk);
   else
-    cmd_say ("%s: in use by QEMU or a tool of its, which reads it and lets nobody write", s->disk);
+    cmd_say ("%s: in use by QEMU or one of its tools, which reads it and lets nobody write",
+             s->disk);
   return EXIT_REFUSED;
 }
 

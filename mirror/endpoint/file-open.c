@@ -123,7 +123,7 @@ who_uses (int fd)
     return errno == EWOULDBLOCK ? "a server of nbdmirror, as its lock says" : NULL;
   flock (fd, LOCK_UN);
   if (qemu_lock_is_held (fd))
-    return "QEMU or a tool of its, as its lock says";
+    return "QEMU or one of its tools, as its lock says";
   return NULL;
 }
 

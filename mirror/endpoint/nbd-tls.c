@@ -33,15 +33,31 @@ has_ca (const char *directory, const char *sub)
          && access (path, R_OK) == 0;
 }
 
+/* Without a name libnbd takes that of the login, which a service does not have. */
+static bool
+key_has_user (const struct uri *uri, const char *name, int *errnum, char **error)
+{
+  char login[LOGIN_NAME_MAX];
+
+  if (uri->user != NULL || getlogin_r (login, sizeof login) == 0)
+    return true;
+  endpoint_fail (errnum, error, EPROTO,
+                 "%s: the user of the key is missing: name it before the host, as in"
+                 " nbds://USER@HOST/",
+                 name);
+  return false;
+}
+
 bool
 nbd_tls_knows_server (const struct uri *uri, const char *name, int *errnum, char **error)
 {
   const char *directory = uri_parameter (uri, "tls-certificates");
   const char *home = getenv ("HOME");
 
-  /* A key is secret to both ends. */
-  if (!uri->tls || uri_parameter (uri, "tls-psk-file") != NULL)
+  if (!uri->tls)
     return true;
+  if (uri_parameter (uri, "tls-psk-file") != NULL) /* a key is secret to both ends */
+    return key_has_user (uri, name, errnum, error);
   if (directory != NULL) {
     if (has_ca (directory, "."))
       return true;

@@ -278,7 +278,10 @@ on_command (void *opaque, struct control_peer *peer, const char *name, json_t *a
 
   while (i < NR_COMMANDS && strcmp (commands[i].name, name) != 0)
     i++;
-  if (i == NR_COMMANDS)
+  if (i == NR_COMMANDS && strcmp (name, "mirror-verify") == 0)
+    control_error (peer, id, "CommandNotFound",
+                   "a disk that QEMU has open by itself cannot be verified while it is mirrored");
+  else if (i == NR_COMMANDS)
     control_error (peer, id, "CommandNotFound",
                    "the worker of a disk that QEMU has open by itself does not know '%s'", name);
   else if (commands[i].needs_job && r.c == NULL)

@@ -144,6 +144,30 @@ Test (progress, plain_lines_and_stall)
   free (out);
 }
 
+/* A job that is ready may begin a pass every few milliseconds: that is no reason for a line. */
+Test (progress, passes_of_a_ready_job)
+{
+  FILE *fp = tmpfile ();
+  struct progress *p = progress_new (fp, NULL);
+  char out[8192];
+  unsigned lines = 0;
+
+  for (int pass = 0; pass < 100; pass++) {
+    json_t *s = copying (0, 100);
+    json_object_set_new (s, "state", json_string ("ready"));
+    json_object_set_new (s, "pass", json_integer (pass));
+    progress_print (p, s, (uint64_t)pass * 100);
+    json_decref (s);
+  }
+  progress_free (p);
+  rewind (fp);
+  size_t n = fread (out, 1, sizeof out, fp);
+  fclose (fp);
+  for (size_t i = 0; i < n; i++)
+    lines += out[i] == '\n';
+  cr_assert (lines == 2, "%u lines in 10 s", lines); /* at 0 and 5 s */
+}
+
 /* Holes are skipped without a byte sent: what is left shrinks, and that is movement. */
 Test (progress, skipping_holes_is_no_stall)
 {
