@@ -5,11 +5,15 @@
 
 #include "config.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "base/fd.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
@@ -122,6 +126,21 @@ status_percent (const json_t *status)
   return percent > 99.9 ? 99.9 : percent;
 }
 
+bool
+report_possible (const char *option, const char *path)
+{
+  bool exists = access (path, F_OK) == 0;
+  CLEANUP_FD int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+
+  if (fd == -1 && errno != ENXIO) { /* a fifo that nobody reads yet */
+    cmd_say ("%s %s: %s", option, path, strerror (errno));
+    return false;
+  }
+  if (!exists)
+    unlink (path);
+  return true;
+}
+
 int
 report_write (const char *path, const json_t *o)
 {
@@ -129,6 +148,9 @@ report_write (const char *path, const json_t *o)
 
   if (f == NULL)
     return -1;
-  int r = json_dumpf (o, f, JSON_INDENT (2)) == 0 && fputc ('\n', f) != EOF ? 0 : -1;
+  int r
+      = json_dumpf (o, f, JSON_INDENT (2) | JSON_REAL_PRECISION (12)) == 0 && fputc ('\n', f) != EOF
+            ? 0
+            : -1;
   return fclose (f) == 0 ? r : -1;
 }

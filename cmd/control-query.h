@@ -47,6 +47,10 @@ double status_left (const json_t *status);
 /* 0 to 100, or -1 if unknown.  Never shows 100 while anything is left. */
 double status_percent (const json_t *status);
 
+/* Can the file of OPTION be written at PATH in the end?  Hours later it would be too late to learn
+ * of a wrong directory.  False after an error message. */
+bool report_possible (const char *option, const char *path);
+
 /* A --report: O into the file PATH, ended like a line.  -1: errno. */
 int report_write (const char *path, const json_t *o);
 

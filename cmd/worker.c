@@ -114,24 +114,6 @@ worker_parse_level (const char *text, int *level)
   return true;
 }
 
-/* Can the report be written at the end?  It would be too late to learn of a wrong directory
- * then, hours later. */
-static bool
-report_possible (const char *path)
-{
-  bool exists = access (path, F_OK) == 0;
-  int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
-
-  if (fd == -1 && errno != ENXIO) { /* a fifo that nobody reads yet */
-    cmd_say ("--report %s: %s", path, strerror (errno));
-    return false;
-  }
-  fd_close (&fd);
-  if (!exists)
-    unlink (path);
-  return true;
-}
-
 static bool
 parse_sparse (const char *text, enum engine_sparse *sparse)
 {
@@ -264,7 +246,7 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
     break;
   case WORKER_OPT_REPORT:
     w->report = optarg;
-    good = report_possible (optarg);
+    good = report_possible ("--report", optarg);
     break;
   case WORKER_OPT_ALLOW_UNSAFE:
     s->dest.allow_no_flush = true;

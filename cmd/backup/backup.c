@@ -96,7 +96,7 @@ static void
 tell_reasons (const struct backup_run *run)
 {
   for (unsigned i = 0; i < run->nr_disks; i++)
-    if (run->disks[i].error == NULL && !run->json)
+    if (run->disks[i].error == NULL && !run->no_progress)
       cmd_say ("%s: %s: %s", run->disks[i].id, run->disks[i].full ? "full" : "incremental",
                run->disks[i].reason);
 }

@@ -83,7 +83,7 @@ struct backup_run {
   uint64_t max_duration_ms, hook_ms; /* 0: no limit; of the commands, and of the time between */
   const char **includes;
   unsigned nr_includes;
-  bool compress, require_frozen, dry_run, json;
+  bool compress, require_frozen, dry_run, json, no_progress;
   const char *report, *metrics;
   uint64_t begun_ms;
   int64_t begun_us;

@@ -213,7 +213,7 @@ look_at_checkpoint (struct backup_disk *d, const json_t *all, const struct manif
   }
 }
 
-/* Is the state file of a disk of another size?  Then no checkpoint can be added to it. */
+/* Is the state file of a disk of another size?  Then its server begins no job. */
 static bool
 of_other_size (const struct backup_disk *d, const json_t *all)
 {
@@ -244,13 +244,14 @@ backup_decide (struct backup_run *run, struct backup_disk *d, const struct backu
   if (e != NULL && last->checkpoint != NULL && all != NULL)
     look_at_checkpoint (d, all, last, &facts, &why);
   facts.checkpoint_reason = why;
-  if (of_other_size (d, all)) {
-    cmd_warning ("%s: its state file is of the disk's size before, so each backup is full: begin a"
-                 " new state file, and restart the server",
-                 d->id);
-    d->has_state = false;
-  }
+  bool other_size = of_other_size (d, all);
   json_decref (all);
+  if (other_size) {
+    backup_fail (d, EXIT_ERROR,
+                 "its state file is of the size that the disk had before: stop its server, remove"
+                 " that file, and start the server again; the next backup is full then");
+    return;
+  }
   d->has_state &= d->size > 0; /* a server adds no checkpoint to a disk without blocks */
   d->full = !backup_plan (&facts, &d->reason);
   if (d->full && run->mode == BACKUP_INCREMENTAL)

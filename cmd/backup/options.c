@@ -41,7 +41,8 @@ enum {
   OPT_INCLUDE,
   OPT_DRY_RUN,
   OPT_REPORT,
-  OPT_METRICS
+  OPT_METRICS,
+  OPT_NO_PROGRESS
 };
 
 static const struct cmd_option options[] = {
@@ -81,6 +82,8 @@ static const struct cmd_option options[] = {
   { "report", OPT_REPORT, "FILE", "write the manifest into FILE as well" },
   { "metrics", OPT_METRICS, "FILE",
     "write FILE for the textfile collector of Prometheus' node exporter" },
+  { "no-progress", OPT_NO_PROGRESS, NULL,
+    "print warnings, errors and the line at the end, and nothing else" },
   { "json", 'j', NULL, "print the manifest on standard output, and no progress" },
   CMD_OPTIONS_END,
 };
@@ -161,9 +164,15 @@ take_option (struct backup_run *run, struct names *names, int c)
   case OPT_DRY_RUN:
     run->dry_run = true;
     return 0;
-  case 'j':
-    run->json = true;
+  case OPT_NO_PROGRESS:
+    run->no_progress = true;
     return 0;
+  case 'j':
+    run->json = run->no_progress = true;
+    return 0;
+  case OPT_REPORT:
+    run->report = optarg;
+    return report_possible ("--report", optarg) ? 0 : EXIT_ERROR;
   default:
     break;
   }
@@ -173,7 +182,6 @@ take_option (struct backup_run *run, struct names *names, int c)
                        : c == OPT_BUDGET        ? &run->budget
                        : c == OPT_BEFORE_HOLD   ? &run->before_hold
                        : c == OPT_AFTER_RELEASE ? &run->after_release
-                       : c == OPT_REPORT        ? &run->report
                                                 : &run->metrics;
   *value = optarg;
   return 0;
@@ -239,6 +247,16 @@ check_names (const struct backup_run *run, char *const *list, unsigned nr, const
   return 0;
 }
 
+/* FILE.tmp takes the place of FILE. */
+static int
+check_metrics (const struct backup_run *run)
+{
+  if (run->metrics == NULL)
+    return 0;
+  CLEANUP_TEXT char *temporary = text_printf ("%s.tmp", run->metrics);
+  return report_possible ("--metrics", temporary) ? 0 : EXIT_ERROR;
+}
+
 /* A wrong name is told now, and not when all has been copied.  The command before the hold may
  * still make a file. */
 static int
@@ -291,6 +309,8 @@ read_line (struct cmd_line *line, struct backup_run *run, struct names *names, i
     *status = check_names (run, names->states, names->nr_states, "--state");
   if (*status == 0)
     *status = check_includes (run);
+  if (*status == 0)
+    *status = check_metrics (run);
   return *status == 0;
 }
 

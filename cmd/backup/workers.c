@@ -348,7 +348,7 @@ backup_wait_ready (struct backup_run *run)
   uint64_t told = clock_ms ();
 
   for (;;) {
-    bool tell = !run->json && clock_ms () - told >= TELL_MS;
+    bool tell = !run->no_progress && clock_ms () - told >= TELL_MS;
     if (tell)
       told = clock_ms ();
     if (look (run, tell) == 0)

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/text.h"
+#include "cmd/control-query.h"
 #include "cmd/migrate/libvirt-monitor.h"
 #include "cmd/migrate/options.h"
 #include "cmd/serve/paths.h"
@@ -212,7 +213,7 @@ take_option (struct migrate_options *o, int c)
     return 0;
   case OPT_REPORT:
     o->report = optarg;
-    return 0;
+    return report_possible ("--report", optarg) ? 0 : EXIT_ERROR;
   default:
     return take_flag (o, c) || hook_option (&o->hooks, c) ? 0 : EXIT_USAGE;
   }
@@ -226,6 +227,8 @@ check_options (const struct migrate_options *o)
   if (libvirt_is_meant (o->source_qmp) || libvirt_is_meant (o->dest_qmp))
     return cmd_usage_error ("%s: migrate needs the monitor itself; see nbdmirror(1), WITH LIBVIRT",
                             libvirt_is_meant (o->source_qmp) ? o->source_qmp : o->dest_qmp);
+  if (strcmp (o->source_qmp, o->dest_qmp) == 0)
+    return cmd_usage_error ("--source-qmp and --dest-qmp are the same socket, %s", o->dest_qmp);
   if (o->nr_disks == 0)
     return cmd_usage_error ("--disk CONTROL=DEST is missing, once for each disk of the guest");
   if (o->measure != NULL && !o->dry_run)

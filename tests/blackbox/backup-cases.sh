@@ -25,6 +25,8 @@ run 0 'b: full: no state file is kept (see --state)' "$A" "$B" "$repo"
 run 0 'a: incremental:' "$A" "$B" "$repo"
 grep -qF 'b: full: no state file is kept (see --state)' "$tmp/out" || fail "b: $(cat "$tmp/out")"
 run 0 'a: full: asked for' "$A" "$repo" --full
+run 0 'a incremental' "$A" "$repo" --no-progress
+[ "$(wc -l <"$tmp/out")" = 1 ] || fail "more than a line: $(cat "$tmp/out")"
 run 0 'a: incremental:' "$A" "$repo" --incremental
 name=$(nbdmirror checkpoint list "$A" | grep -o '^backup-[^ ]*')
 nbdmirror checkpoint remove "$A" "$name" 2>/dev/null
@@ -97,7 +99,12 @@ run 0 'a: incremental:' "$A" "$B" "$repo"
 same b "$tmp/b"
 stop b
 truncate -s 10M "$tmp/b"
-rm "$tmp/b.state" # a state file is of one size
+serve b "$tmp/b" --state "$tmp/b.state" # a state file is of one size
+run 1 'b: its state file is of the size that the disk had before' "$A" "$B" "$repo"
+grep -q "a incremental.*b FAILED" "$tmp/out" ||
+  fail "the other disk was not backed up: $(cat "$tmp/out")"
+stop b
+rm "$tmp/b.state"
 serve b "$tmp/b" --state "$tmp/b.state"
 run 0 'b: full: the disk had 9437184 bytes at the last backup and has 10485760 now' "$A" "$B" \
   "$repo"

@@ -105,6 +105,8 @@ refused 2 'backup: REPOSITORY is missing' backup none
 refused 2 'exclude each other' backup none repo --full --incremental
 refused 1 '--include missing: No such file' backup none repo --include missing
 refused 1 'is no regular file' backup none repo --include /dev
+refused 1 '--report missing/report: No such file' backup none repo --report missing/report
+refused 1 '--metrics missing/vm.prom.tmp: No such file' backup none repo --metrics missing/vm.prom
 refused 2 'exclude each other' backup none repo --auto --full
 qemu-img create -q -f qcow2 vm.qcow2 1M
 refused 2 'run for --dest-format' mirror none vm.qcow2 --dest-format qcow2 --verify
@@ -147,8 +149,10 @@ refused 2 "--rollback-token '$long': " complete none --rollback-token "$long"
 refused 1 'none: ' complete none
 
 # migrate
-qmp=(--source-qmp none --dest-qmp none --memory-uri unix:none)
+qmp=(--source-qmp none --dest-qmp other --memory-uri unix:none)
 refused 2 '--disk CONTROL=DEST is missing' migrate "${qmp[@]}"
+refused 1 '--report missing/report: No such file' migrate "${qmp[@]}" --report missing/report
+refused 2 'are the same socket, none' migrate "${qmp[@]}" --dest-qmp none --disk a=b
 disk_refused () { refused 2 "--disk $1: $2" migrate "${qmp[@]}" --disk "$1"; }
 disk_refused 'a' 'must begin with CONTROL=DEST'
 disk_refused 'a=' 'must begin with CONTROL=DEST'
