@@ -63,24 +63,27 @@ probes_free (struct probes *p)
   free (p->memory);
 }
 
-/* Up to MOST samples that can be compared. */
-static void
-choose_samples (struct probes *p, unsigned most, const struct region *r)
-{
-  for (unsigned i = 0; i < SAMPLES_MAX && p->nr < most; i++) {
-    struct probe *one = &p->list[p->nr];
-
-    if (!samples_get (r, i, &one->sample) || bitmap_test (r, REGION_QUARANTINE, one->sample.block))
-      continue;
-    one->offset = one->sample.block << r->geo.block_shift;
-    p->nr++;
-  }
-}
-
 static bool
 is_zero (const struct sample *s)
 {
   return s->data[0] == 0 && memcmp (s->data, s->data + 1, s->length - 1) == 0;
+}
+
+/* Up to MOST samples that can be compared.  Those of zeroes, which an empty disk has as well, come
+ * last: a disk that begins with zeroes has many of them. */
+static void
+choose_samples (struct probes *p, unsigned most, const struct region *r)
+{
+  for (unsigned n = 0; n < 2 * SAMPLES_MAX && p->nr < most; n++) {
+    struct probe *one = &p->list[p->nr];
+    bool zeroes = n >= SAMPLES_MAX;
+
+    if (!samples_get (r, n % SAMPLES_MAX, &one->sample) || is_zero (&one->sample) != zeroes
+        || bitmap_test (r, REGION_QUARANTINE, one->sample.block))
+      continue;
+    one->offset = one->sample.block << r->geo.block_shift;
+    p->nr++;
+  }
 }
 
 /* An empty disk has zeroes as well.  They prove nothing even where only zeroes were sent: what was
