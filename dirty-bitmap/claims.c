@@ -134,6 +134,9 @@ claims_revoke (struct region *r)
     bitmap_or (r, REGION_QUARANTINE, r, claim_array (set));
     bitmap_or (r, REGION_DIRTY, r, claim_array (set));
   }
+  /* As in claim_give_back().  Quarantine shows these blocks to a look as well, but only until the
+   * next session has copied them. */
+  atomic_fetch_add (&r->hdr->given_back, 1);
   for (unsigned set = 0; set < 2; set++) {
     bitmap_clear_all (r, claim_array (set));
     atomic_store (&r->hdr->entries[set], 0);

@@ -64,8 +64,8 @@ void claim_release (struct region *r, unsigned set);
 
 /* Are dirty, both claim sets and quarantine all empty?  The look at the arrays in rule R3: bits,
  * not counters, and in the order that finds a block which is being claimed (dirty first); a block
- * given back meanwhile makes it false.  The caller looks at in-flight before and at the session
- * after.  While others clear bits it may say false though nothing is left: ask again. */
+ * given back or revoked meanwhile makes it false.  The caller looks at in-flight before and at the
+ * session after.  While others clear bits it may say false though nothing is left: ask again. */
 bool claims_all_empty (const struct region *r);
 
 /* End of a session (R5): session number up; both claim sets into quarantine and into dirty; then

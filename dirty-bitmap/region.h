@@ -87,7 +87,7 @@ struct region_header {
    * a non-empty word may lack its summary bit: bitmap_empty() then says no. */
   _Alignas(64) _Atomic uint64_t clears_begun[REGION_NR_ARRAYS];
   _Atomic uint64_t clears_done[REGION_NR_ARRAYS];
-  _Atomic uint64_t given_back; /* claim_give_back() calls, see claims_all_empty() */
+  _Atomic uint64_t given_back; /* how often claimed blocks came back, see claims_all_empty() */
 
   /* The synchronous gate; urgent.h says what they mean. */
   _Alignas(64) _Atomic uint32_t wake_worker; /* futex: goes up at each request */

@@ -38,7 +38,10 @@
 #ifndef ORDER
 #define ORDER 0         /* final look: 0 in-flight, then dirty+claimed+quar at once;
                            1 dirty+claimed first, in-flight last; 2 in-flight, claimed, dirty;
-                           3 in-flight, dirty, claimed; 4 no in-flight at all          */
+                           3 in-flight, dirty, claimed; 4 no in-flight at all;
+                           5 as final_look() does it, array after array, and then: has a block
+                           come back from claimed (NOBACK: not asked of a session that ends), is
+                           the session the same?                                       */
 #endif
 #ifndef NERR
 #define NERR 0          /* destination write errors                          */
@@ -75,9 +78,12 @@ byte st[2], sb[2], vl[2], ss[2];/* copy slots: 0 idle 1 claimed 2 dirty cleared 
 byte cur, flst, rel;            /* flush: 0 none 1 turned 2 issued 3 answered */
 byte late[4];                   /* dead connections' requests: 0 or 1+4b+v   */
 byte alive = 1;                 /* 1 runs; 0 dead; 2 filter has cleaned up; 3 hung */
-byte conn = 1;                  /* 1 up; 0 lost; 3 re-dirtied; 2 claims dropped, ready to connect */
+byte conn = 1;                  /* 1 up; 0 lost; 4 counted; 3 re-dirtied; 2 claims dropped */
 byte hst;                       /* completer: 0 - 1 held 2 drained 3 prepared 4 committed
-                                 * 5,6 part checks */
+                                 * 5 to 8 part checks */
+#if ORDER == 5
+bit back, other;                /* since the look began: a block came back; another session */
+#endif
 byte irb[2];
 #if DIFF > 0
 byte vis;                       /* blocks that were sent, or looked at: not looked at again */
@@ -104,6 +110,18 @@ byte hid, myhid, nrehold = 1;
 #endif
 #ifdef LIVE
 bit pend[2];
+#endif
+
+#define LOOKS (hst==2 || hst>=5)
+#if ORDER == 5 && !defined(NOBACK)
+#define BACK back=LOOKS;
+#else
+#define BACK
+#endif
+#if ORDER == 5
+#define GIVEN back=LOOKS
+#else
+#define GIVEN skip
 #endif
 
 #define POP(m) (((m)&1) + (((m)>>1)&1))
@@ -339,7 +357,8 @@ again:
 #define REPLY(i) :: atomic { UP && st[i]==4 && !(quar & BIT(sb[i])) -> freeslot(i) } \
   :: atomic { UP && st[i]==4 && (quar & BIT(sb[i])) IWHEN(i) -> irb[i]=dc[sb[i]]; st[i]=6 } \
   :: atomic { UP && st[i]==6 -> if :: irb[i]==vl[i] -> quar = quar & (3^BIT(sb[i])) \
-                                   :: else -> SETDIRTY(BIT(sb[i])) fi; irb[i]=0; freeslot(i) }
+                                   :: else -> SETDIRTY(BIT(sb[i])); GIVEN fi; \
+                     irb[i]=0; freeslot(i) }
 #else
 #define REPLY(i) :: atomic { UP && st[i]==4 -> freeslot(i) }
 #endif
@@ -373,23 +392,30 @@ end: do
   :: atomic { UP && flst==3 -> clm[1-cur]=0; flst=0 }
 #endif
 #endif
-  /* R5, connection lost: re-dirty (and quarantine), then drop claims, then connect */
+  /* R5, connection lost: count the session, re-dirty (and quarantine), then drop claims, then
+   * connect */
+#if ORDER == 5
+  :: atomic { RUN && conn==0 -> other=LOOKS; conn=4 }
+#define LOST 4
+#else
+#define LOST 0
+#endif
 #ifdef CNT
-  :: atomic { RUN && conn==0 && pf==0 ->
+  :: atomic { RUN && conn==LOST && pf==0 ->
 #if R12 >= 2
        quar = quar | clm[0] | clm[1];
 #endif
        pf = 1 + POP((clm[0]|clm[1]) & (3^dirty)); dirty = dirty | clm[0] | clm[1] }
-  :: atomic { RUN && conn==0 && pf>0 -> dcnt = dcnt + pf - 1; pf=0; conn=3 }
+  :: atomic { RUN && conn==LOST && pf>0 -> dcnt = dcnt + pf - 1; pf=0; BACK conn=3 }
 #else
-  :: atomic { RUN && conn==0 ->
+  :: atomic { RUN && conn==LOST ->
 #if R12 >= 2
        quar = quar | clm[0] | clm[1];
 #endif
 #ifndef NOREDIRTY_C
        SETDIRTY(clm[0] | clm[1]);
 #endif
-       conn=3 }
+       BACK conn=3 }
 #endif
   :: atomic { RUN && conn==3 -> clm[0]=0; clm[1]=0; conn=2 }
 #if R12 == 1
@@ -446,6 +472,15 @@ end: do
   :: atomic { RUN && hst==1 && infl==0 -> hst=2 }
   :: atomic { RUN && hst==2 && DIRTY0 -> hst=5 }
   :: atomic { RUN && hst==5 && CLM0 && Q0 -> hst=3 }
+#endif
+#if ORDER == 5
+  :: atomic { RUN && hst==1 && infl==0 -> hst=2; back=0; other=0 }
+  :: atomic { RUN && hst==2 && dirty==0 -> hst=5 }      /* bits, not counters */
+  :: atomic { RUN && hst==5 && clm[0]==0 -> hst=6 }
+  :: atomic { RUN && hst==6 && clm[1]==0 -> hst=7 }
+  :: atomic { RUN && hst==7 && Q0 -> hst=8 }
+  :: atomic { RUN && hst==8 && !back && !other -> back=0; other=0; FINAL; hst=3 }
+  :: atomic { RUN && hst>=5 -> back=0; other=0; hst=1 }         /* later once more */
 #endif
 #if ORDER == 4
   :: atomic { RUN && hst==1 && DIRTY0 && CLM0 && Q0 -> hst=3 }

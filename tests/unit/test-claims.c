@@ -99,11 +99,13 @@ Test (claims, all_empty)
   region_free (r);
 }
 
-/* R5: claims go to dirty and quarantine, nothing else changes, the session goes up. */
+/* R5: claims go to dirty and quarantine, nothing else changes, the session goes up, and a look that
+ * goes on meanwhile is told. */
 Test (claims, revoke)
 {
   struct region *r = fixture_region (20000);
   uint64_t session = atomic_load (&r->hdr->session);
+  uint64_t given_back = atomic_load (&r->hdr->given_back);
 
   claim_enter (r);
   bitmap_set (r, REGION_DIRTY, 0, 10);
@@ -119,6 +121,7 @@ Test (claims, revoke)
   cr_assert (bitmap_test (r, REGION_DIRTY, 14) && !bitmap_test (r, REGION_DIRTY, 15));
   cr_assert (claim_drained (r, 0) && claim_drained (r, 1));
   cr_assert_eq (atomic_load (&r->hdr->session), session + 1);
+  cr_assert_neq (atomic_load (&r->hdr->given_back), given_back);
   check_all (r);
   region_free (r);
 }
