@@ -378,14 +378,16 @@ static void
 nbd_stop (struct channel *ch)
 {
   struct nbd_channel *nc = (struct nbd_channel *)ch;
-  bool idle = true;
+  const struct nbd_endpoint *nep = (struct nbd_endpoint *)ch->ep;
+  bool idle = true, ours = nep->command != NULL && !nep->has_stdio;
 
   nc->stopping = true;
   for (unsigned i = 0; i < nc->nr_conns; i++)
     if (nc->conns[i].in_flight > 0)
       idle = false;
-  /* Only what is read: nothing more may be written by a channel that was given up. */
-  if (!idle && ch->was_alive && !ch->ep->opts.writable)
+  /* Only what is read: a channel that was given up may write nothing more, unless its server is a
+   * command of ours, which ends with us. */
+  if (!idle && ch->was_alive && (!ch->ep->opts.writable || ours))
     idle = drain (nc);
   if (idle && hand_back (nc))
     nc->nr_conns = 0;

@@ -164,3 +164,18 @@ kill -KILL "${pid[vm]}"
 wait_exit vm 10
 wait_for 10 eval '! kill -0 '"$qemu_nbd"' 2>/dev/null'
 qemu-img check -q "$tmp/vm.qcow2" || fail "the image is damaged"
+
+# ---- a destination that fails ----
+
+# What is on its way when a write fails is waited for, so that qemu-nbd does not complain of it.
+# Not for long, which a busy machine may exceed once.
+head -c "$size" /dev/urandom >"$tmp/random"
+truncate -s "$size" "$tmp/failing"
+failing="driver=blkdebug,image.driver=file,image.filename=$tmp/failing"
+failing+=",inject-error.0.event=none,inject-error.0.iotype=write,inject-error.0.errno=28"
+failing+=",inject-error.0.sector=16384"
+for try in 1 2 3; do
+  refused 3 'No space left' copy "$tmp/random" '[' qemu-nbd -t -e 8 --image-opts "$failing" ']'
+  grep -q 'Disconnect client' "$tmp/out" || break
+  [ "$try" != 3 ] || fail "qemu-nbd complains: $(cat "$tmp/out")"
+done
