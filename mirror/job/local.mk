@@ -10,6 +10,7 @@ libmirror_la_SOURCES += \
 	mirror/job/check.h \
 	mirror/job/checkpoint.c \
 	mirror/job/converge.c \
+	mirror/job/converge-words.c \
 	mirror/job/converge.h \
 	mirror/job/copy.c \
 	mirror/job/copy.h \
