@@ -48,13 +48,14 @@ def nodes(vm):
 
 
 def has_open(vm, image):
+    """A file, or a block device."""
     found = os.stat(image)
     for fd in os.listdir(f"/proc/{vm.pid}/fd"):
         try:
             st = os.stat(f"/proc/{vm.pid}/fd/{fd}")
         except OSError:
             continue
-        if (st.st_dev, st.st_ino) == (found.st_dev, found.st_ino):
+        if st.st_rdev == found.st_rdev and (st.st_rdev != 0 or os.path.samestat(st, found)):
             return True
     return False
 
@@ -505,17 +506,34 @@ def nbd_write(path):
     handle.shutdown()
 
 
+def loop_device(s, image):
+    """A block device on IMAGE, or None."""
+    try:
+        device = s.run(["losetup", "-f", "--show", image]).strip()
+    except (OSError, scene.Failed):
+        return None
+    s.at_end.append(lambda: s.run(["losetup", "-d", device], status=None))
+    return device
+
+
 def formats(s):
     """A -drive, whose path is relative to QEMU's directory and not to ours; a file without a format
-    node; direct I/O; and a qcow2 image, which is refused."""
-    for name in ("drive", "file", "direct"):
+    node; direct I/O; a block device; and a qcow2 image, which is refused."""
+    for name in ("drive", "file", "direct", "device"):
         image = s.make_disk(name + ".img")
+        if name == "device":
+            image = loop_device(s, image)
+            if image is None:
+                scene.note("no loop device can be made: no block device was tried")
+                continue
         node, options = [], []
         if name == "drive":
             options = ["-drive", f"file={os.path.relpath(image)},format=raw,if=none,id=drive0",
                        "-device", "virtio-blk-pci,drive=drive0"]
         elif name == "file":
             node = [{"driver": "file", "filename": image}]
+        elif name == "device":
+            node = [{"driver": "raw", "file": {"driver": "host_device", "filename": image}}]
         else:
             node = [{**raw_node(image, 0), "cache": {"direct": True}}]
             node[0]["file"] = {**node[0]["file"], "cache": {"direct": True}, "aio": "native"}
@@ -552,7 +570,8 @@ def formats(s):
 
 
 def test(s):
-    images = [s.make_disk(f"disk{n}.img") for n in (0, 1)]
+    # The more cycles, the more records; on a busy machine a cycle takes many of them.
+    images = [s.make_disk(f"disk{n}.img", (64 + CYCLES // 2) * scene.MIB) for n in (0, 1)]
     vm = s.vm("a", [raw_node(image, n) for n, image in enumerate(images)], recorder="-l 200")
     disks = [Disk(s, f"d{n}", f"disk{n}", images[n]) for n in (0, 1)]
     s.story.wait_for_record(20)
