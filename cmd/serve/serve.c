@@ -13,11 +13,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <jansson.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/qemu-lock.h"
 #include "base/text.h"
@@ -27,6 +29,9 @@
 #include "cmd/serve/nbdkit-run.h"
 #include "cmd/serve/paths.h"
 #include "control/layers-export.h"
+
+#define LOCK_TRIES 20u
+#define LOCK_PAUSE_MS 50
 
 struct serve {
   const char *disk;   /* as given */
@@ -74,6 +79,25 @@ is_raw (const struct serve *s)
   return s->format == NULL || strcmp (s->format, "raw") == 0;
 }
 
+/* Our servers lock the file.  One that was killed a moment ago may have it for some time yet.  It
+ * is no error: a disk that was handed over keeps its server, which writes no more. */
+static void
+warn_of_server (const struct serve *s, int fd)
+{
+  for (unsigned tries = 0; flock (fd, LOCK_EX | LOCK_NB) == -1; tries++) {
+    if (errno != EWOULDBLOCK)
+      return;
+    if (tries == LOCK_TRIES) {
+      cmd_warning ("%s: another server of nbdmirror has this disk as well: what is written there "
+                   "is not tracked here, and two guests would damage the disk",
+                   s->disk);
+      return;
+    }
+    clock_sleep_ms (LOCK_PAUSE_MS);
+  }
+  flock (fd, LOCK_UN);
+}
+
 /* A file has no other guard: nbdkit's file plugin asks for no lock.  EXIT_DONE, or an exit status
  * after a message. */
 static int
@@ -81,8 +105,12 @@ check_unused (const struct serve *s)
 {
   CLEANUP_FD int fd = open (s->disk_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
-  if (fd == -1 || !qemu_lock_excludes_writers (fd))
+  if (fd == -1)
     return EXIT_DONE;
+  if (!qemu_lock_excludes_writers (fd)) {
+    warn_of_server (s, fd);
+    return EXIT_DONE;
+  }
   if (qemu_lock_is_written (fd))
     cmd_say (
         "%s: in use by QEMU or one of its tools: what is written there past this server would not "

@@ -90,6 +90,19 @@ wait_for 10 nbdmirror status "$c"
 stop fg
 stop holder
 
+# A disk that another server of ours has is served, with a warning: two guests would damage it.
+
+spawn fg "${serve[@]}"
+wait_for 10 nbdmirror status "$c"
+spawn second nbdmirror serve "$tmp/disk" --socket "$tmp/second" --control "$tmp/second.control"
+wait_for 10 nbdmirror status "$tmp/second.control"
+grep -q "$tmp/disk: another server of nbdmirror" "$tmp/second.log" ||
+  fail "two servers: $(cat "$tmp/second.log")"
+grep "another server" "$tmp/fg.log" && fail "the first server warns of a second one"
+stop second
+stop fg
+wait_for 5 gone
+
 # Stale sockets, from a machine that crashed, are replaced.
 "$python" -c 'import socket, sys
 for path in sys.argv[1:]: socket.socket(socket.AF_UNIX).bind(path)' "$s" "$c"
