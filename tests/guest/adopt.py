@@ -337,7 +337,8 @@ def refusals(s, vm, disks, before):
     s.nbdmirror(*disk.adopt(vm), status=7)
     vm.qmp("block-export-del", id="e", mode="hard")
     vm.qmp("nbd-server-stop")
-    s.run(["qemu-img", "create", "-q", "-f", "qcow2", s.path("q.qcow2"), "64M"])
+    s.run(["qemu-img", "create", "-q", "-f", "qcow2", s.path("q.qcow2"),
+           str(os.path.getsize(disk.image))])
     vm.qmp("blockdev-add", driver="qcow2", node_name="q",
            file={"driver": "file", "filename": s.path("q.qcow2")})
     job = {"job_id": "backup", "device": disk.node, "target": "q", "sync": "full", "speed": 1 << 16}

@@ -157,6 +157,8 @@ def test(s):
     # The last step that the guest waits for: somebody else does the rest.
     t.run({"cont": lambda: t.process.kill()}, -signal.SIGKILL)
     t.by_itself()
+    if scene.LONG:
+        s.story.wait_for_line("LOADED", 120)  # else some blocks were never written
     t.vm.shut_down()
     s.check_story()
     s.check_clean(whole(s, t.image, "whole.raw"))
