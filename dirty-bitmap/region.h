@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #define REGION_MAGIC "NBDMIRR" /* 8 bytes with the NUL */
-#define REGION_VERSION 3u
+#define REGION_VERSION 4u
 
 #define REGION_MIN_BLOCK_SIZE 4096u
 #define REGION_MAX_BLOCK_SIZE (1024u * 1024u)
@@ -81,6 +81,7 @@ struct region_header {
   _Atomic uint64_t skipped_bytes; /* the destination had them already, so they were not sent */
   _Atomic uint32_t watched;       /* the worker sleeps until a block turns dirty */
   _Atomic uint64_t saved_bytes;   /* of sent_bytes: not on the wire, because they were compressed */
+  _Atomic uint32_t sent_is_durable;         /* 1: some of what was sent was flushed (samples.h) */
   _Alignas(64) _Atomic uint32_t active_set; /* 0 or 1 */
   _Atomic uint32_t entries[2];              /* copiers counted in each claim set (R4) */
   /* How often summary bits of each array began and ended to be taken away.  While the two differ,

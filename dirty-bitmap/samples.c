@@ -17,16 +17,16 @@
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/samples.h"
 
-/* These entries keep their sample until its block is written anew.  Else the samples of a guest
+/* The entries below keep their sample until its block is written anew.  Else the samples of a guest
  * that writes to a small part of its disk would all be of that part after a while, and be in
  * quarantine when a worker is killed: nothing could be compared, and any destination would do. */
-#define SAMPLES_KEPT (SAMPLES_MAX / 2)
+#define SAMPLES_KEPT ((SAMPLES_FOUND + SAMPLES_MAX) / 2)
 
 /* Same size as struct sample, with the length as the atomic that publishes the rest. */
 struct shared_sample {
   uint64_t block;
   _Atomic uint32_t length;
-  uint32_t pad;
+  uint32_t kind;
   uint8_t data[SAMPLE_BYTES];
 };
 
@@ -68,6 +68,7 @@ samples_get (const struct region *r, unsigned i, struct sample *out)
   memset (out, 0, sizeof *out);
   out->length = atomic_load (&e->length);
   out->block = *(const volatile uint64_t *)&e->block; /* read once, then checked */
+  out->kind = *(const volatile uint32_t *)&e->kind == SAMPLE_SENT ? SAMPLE_SENT : SAMPLE_FOUND;
   if (!makes_sense (r, out->block, out->length)) {
     out->length = 0;
     return false;
@@ -76,51 +77,71 @@ samples_get (const struct region *r, unsigned i, struct sample *out)
   return true;
 }
 
-/* The entry that a sample of BLOCK goes to. */
+/* The entry that a sample of KIND goes to.  SAMPLES_MAX: there is no room. */
 static unsigned
-choose (const struct sample_table *t, uint64_t block)
+choose (const struct sample_table *t, uint32_t kind)
 {
-  unsigned oldest = SAMPLES_KEPT, unused = SAMPLES_MAX;
+  unsigned end = kind == SAMPLE_SENT ? SAMPLES_MAX : SAMPLES_FOUND;
+  unsigned oldest = SAMPLES_MAX;
 
-  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
-    if (atomic_load (&t->entry[i].length) == 0) {
-      if (unused == SAMPLES_MAX)
-        unused = i;
-    } else if (t->entry[i].block == block)
+  for (unsigned i = kind == SAMPLE_SENT ? SAMPLES_FOUND : 0; i < end; i++) {
+    if (atomic_load (&t->entry[i].length) == 0)
       return i;
-    if (i >= SAMPLES_KEPT && t->age[i] < t->age[oldest])
+    if (i >= SAMPLES_KEPT && (oldest == SAMPLES_MAX || t->age[i] < t->age[oldest]))
       oldest = i;
   }
-  return unused < SAMPLES_MAX ? unused : oldest;
+  return oldest;
+}
+
+static void
+drop_block (struct sample_table *t, uint64_t block)
+{
+  for (unsigned i = 0; i < SAMPLES_MAX; i++)
+    if (t->entry[i].block == block)
+      drop (&t->entry[i]);
 }
 
 void
 samples_put (struct region *r, const struct sample *s)
 {
   struct sample_table *t = table_of (r);
-  unsigned i = choose (t, s->block);
-  struct shared_sample *e = &t->entry[i];
 
   assert (makes_sense (r, s->block, s->length));
+  drop_block (t, s->block);
+  unsigned i = choose (t, s->kind);
+  if (i == SAMPLES_MAX)
+    return;
+  struct shared_sample *e = &t->entry[i];
   drop (e);
   atomic_signal_fence (memory_order_seq_cst); /* program order is what a killed process leaves */
   e->block = s->block;
+  e->kind = s->kind;
   memcpy (e->data, s->data, s->length);
   t->age[i] = atomic_fetch_add (&t->written, 1) + 1;
   atomic_store (&e->length, s->length);
 }
 
+/* Whoever copies sets the bit before anything is sent. */
+static bool
+is_as_found (const struct region *r, uint32_t kind, uint64_t block)
+{
+  return kind == SAMPLE_FOUND && !bitmap_test (r, REGION_VISITED, block);
+}
+
+bool
+samples_comparable (const struct region *r, const struct sample *s)
+{
+  return is_as_found (r, s->kind, s->block) || !bitmap_test (r, REGION_QUARANTINE, s->block);
+}
+
 void
 samples_drop_in (struct region *r, enum region_array a)
 {
-  struct sample_table *t = table_of (r);
+  struct sample s;
 
-  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
-    uint64_t block = t->entry[i].block;
-
-    if (makes_sense (r, block, atomic_load (&t->entry[i].length)) && bitmap_test (r, a, block))
-      drop (&t->entry[i]);
-  }
+  for (unsigned i = 0; i < SAMPLES_MAX; i++)
+    if (samples_get (r, i, &s) && bitmap_test (r, a, s.block) && !is_as_found (r, s.kind, s.block))
+      drop (&table_of (r)->entry[i]);
 }
 
 /* Oldest first, so that FRESH keeps the order of age. */
@@ -143,4 +164,5 @@ samples_copy (struct region *fresh, const struct region *old)
     if (samples_get (old, oldest, &s))
       samples_put (fresh, &s);
   }
+  atomic_fetch_or (&fresh->hdr->sent_is_durable, atomic_load (&old->hdr->sent_is_durable));
 }

@@ -210,6 +210,7 @@ linked_blackbox_tests = \
 	tests/blackbox/long-line.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh \
+	tests/blackbox/early-kill.sh \
 	tests/blackbox/other-server.sh \
 	tests/blackbox/converge.sh \
 	tests/blackbox/no-direct.sh \

@@ -253,6 +253,8 @@ engine_session_over (struct engine *e)
   e->unflushed_bytes = 0;
   engine_drop_samples (e, 0, 0, UINT64_MAX);
   engine_drop_samples (e, 1, 0, UINT64_MAX);
+  for (unsigned set = 0; set < 2; set++) /* what was sent is in quarantine now */
+    atomic_store (&e->sent_in[set], false);
   atomic_store (&e->counters.in_copy_bytes, 0);
   atomic_store (&e->counters.writing_bytes, 0);
   e->latency = (struct latency){ .low_end_ns = 0 }; /* the next one may go another way */

@@ -116,7 +116,7 @@ enum flush_state { FLUSH_IDLE, FLUSH_DRAIN, FLUSH_READY, FLUSH_SENT };
 
 /* Candidates for samples.h, taken while their claim set is active.  The last place is for zeroes:
  * they say little, but they do tell another disk. */
-#define ENGINE_PENDING_SAMPLES 3
+#define ENGINE_PENDING_SAMPLES 5
 
 /* What a session tells the engine when it begins: how to reach its copiers, and what matters of its
  * destination.  Both functions are called with the engine's lock held, and must not block. */
@@ -180,6 +180,7 @@ struct engine {
   uint64_t unflushed_bytes;
   struct untouched *untouched;                      /* runs that somebody looks at (untouched.h) */
   struct sample pending[2][ENGINE_PENDING_SAMPLES]; /* by claim set; length 0: none */
+  atomic_bool sent_in[2]; /* by claim set: something was sent, and is not flushed yet */
 };
 
 /* Prepare an engine for REGION and SOURCE.  Both are borrowed and must outlive it.  0, or -1 with

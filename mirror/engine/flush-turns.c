@@ -46,9 +46,12 @@ engine_drop_samples (struct engine *e, unsigned set, uint64_t first, uint64_t co
       e->pending[set][i].length = 0;
 }
 
+/* Each kind has places of its own, so that none is crowded out. */
+enum { PENDING_SENT = 0, PENDING_FOUND = 2, PENDING_ZERO = 4 };
+
 void
 engine_propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data,
-                       uint64_t length)
+                       uint64_t length, enum sample_kind kind)
 {
   uint64_t block = region_bytes (&e->region->geo, t->first, 1);
   if (length > block)
@@ -56,17 +59,25 @@ engine_propose_sample (struct engine *e, const struct engine_task *t, const uint
   if (length > SAMPLE_BYTES)
     length = SAMPLE_BYTES;
 
-  unsigned last = ENGINE_PENDING_SAMPLES - 1;
   bool zero = data[0] == 0 && memcmp (data, data + 1, length - 1) == 0;
-  for (unsigned i = zero ? last : 0; i < (zero ? last + 1 : last); i++) {
+  unsigned first = zero ? PENDING_ZERO : kind == SAMPLE_SENT ? PENDING_SENT : PENDING_FOUND;
+  unsigned end = zero ? ENGINE_PENDING_SAMPLES : first + 2;
+  for (unsigned i = first; i < end; i++) {
     struct sample *s = &e->pending[t->set][i];
     if (s->length == 0) {
       s->block = t->first;
       s->length = (uint32_t)length;
+      s->kind = kind;
       memcpy (s->data, data, length);
       return;
     }
   }
+}
+
+void
+engine_sends (struct engine *e, const struct engine_task *t)
+{
+  atomic_store (&e->sent_in[t->set], true);
 }
 
 /* ---- turns ---- */
@@ -201,6 +212,8 @@ commit_samples (struct engine *e, unsigned set)
 {
   struct region *r = e->region;
   samples_drop_in (r, claim_array (set));
+  if (atomic_exchange (&e->sent_in[set], false))
+    atomic_store (&r->hdr->sent_is_durable, 1);
   for (unsigned i = 0; i < ENGINE_PENDING_SAMPLES; i++) {
     struct sample *s = &e->pending[set][i];
     if (s->length > 0 && bitmap_test (r, claim_array (set), s->block))

@@ -69,8 +69,8 @@ is_zero (const struct sample *s)
   return s->data[0] == 0 && memcmp (s->data, s->data + 1, s->length - 1) == 0;
 }
 
-/* Up to MOST samples that can be compared.  Those of zeroes, which an empty disk has as well, come
- * last: a disk that begins with zeroes has many of them. */
+/* Up to MOST samples that can be compared, and those of what was sent first.  Those of zeroes,
+ * which an empty disk has as well, come last: a disk that begins with zeroes has many of them. */
 static void
 choose_samples (struct probes *p, unsigned most, const struct region *r)
 {
@@ -78,8 +78,8 @@ choose_samples (struct probes *p, unsigned most, const struct region *r)
     struct probe *one = &p->list[p->nr];
     bool zeroes = n >= SAMPLES_MAX;
 
-    if (!samples_get (r, n % SAMPLES_MAX, &one->sample) || is_zero (&one->sample) != zeroes
-        || bitmap_test (r, REGION_QUARANTINE, one->sample.block))
+    if (!samples_get (r, (SAMPLES_FOUND + n) % SAMPLES_MAX, &one->sample)
+        || is_zero (&one->sample) != zeroes || !samples_comparable (r, &one->sample))
       continue;
     one->offset = one->sample.block << r->geo.block_shift;
     p->nr++;
@@ -91,12 +91,17 @@ choose_samples (struct probes *p, unsigned most, const struct region *r)
 bool
 identity_is_provable (const struct region *r)
 {
+  /* Another destination may hold what was found at this one.  It would lack what was sent. */
+  bool data = false, sent = atomic_load (&r->hdr->sent_is_durable) == 0;
   struct sample s;
 
-  for (unsigned i = 0; i < SAMPLES_MAX; i++)
-    if (samples_get (r, i, &s) && !is_zero (&s) && !bitmap_test (r, REGION_QUARANTINE, s.block))
-      return true;
-  return false;
+  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+    if (!samples_get (r, i, &s) || !samples_comparable (r, &s))
+      continue;
+    data = data || !is_zero (&s);
+    sent = sent || s.kind == SAMPLE_SENT;
+  }
+  return data && sent;
 }
 
 /* All of them, or else the beginning of the disk, of which nothing is known. */

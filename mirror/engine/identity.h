@@ -32,8 +32,9 @@ enum identity identity_check_each (struct channel *const *chs, unsigned nr,
                                    const struct endpoint *dest, const struct region *r,
                                    char **error);
 
-/* Does R have a sample that can be compared, and tells the destination from an empty disk?  Else
- * such a disk would have passed.  What is in quarantine proves nothing.  No session may run. */
+/* Does R have a sample that can be compared, and tells the destination from an empty disk, and from
+ * what it was itself before the job sent anything that is durable by now?  Else such a disk would
+ * have passed.  What is in quarantine proves nothing.  No session may run. */
 bool identity_is_provable (const struct region *r);
 
 #endif

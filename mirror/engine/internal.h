@@ -29,9 +29,9 @@ uint64_t engine_flush_due_ns (const struct engine *e, uint64_t now);
 /* The flush is being sent. */
 void engine_flush_begin (struct engine *e, uint64_t now);
 
-/* Offer the first bytes of DATA, which T has written, as a sample of the destination. */
+/* Offer the first bytes of DATA, which T has written or found, as a sample of the destination. */
 void engine_propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data,
-                            uint64_t length);
+                            uint64_t length, enum sample_kind kind);
 
 /* Forget the samples offered in SET of the blocks [FIRST, FIRST + COUNT): these blocks are being
  * written again. */

@@ -35,21 +35,18 @@
 
 static void send_pieces (struct slot *sl);
 
-/* What was not sent is no sample of the destination, unless it was seen there. */
-static uint64_t
-sample_length (const struct slot *sl)
-{
-  bool seen = (sl->data.same & 1) == 0 || sl->of->engine->options.sync == ENGINE_SYNC_COMPARE;
-  return seen ? sl->length : 0;
-}
-
 static void
 finish (struct slot *sl)
 {
   struct engine *e = sl->of->engine;
+  bool sent = (sl->data.same & 1) == 0;
+  /* What was not sent is no sample of the destination, unless it is known to be there. */
+  bool seen = sent || e->options.sync == ENGINE_SYNC_COMPARE || e->options.sync == ENGINE_SYNC_BASE;
+
   atomic_fetch_add (&e->counters.acked_bytes, engine_task_bytes (e, &sl->task) - sl->data.skipped);
   atomic_fetch_add (&e->counters.passed_bytes, sl->data.skipped);
-  engine_task_done (e, &sl->task, sl->buf, sample_length (sl));
+  engine_task_done (e, &sl->task, sl->buf, seen ? sl->length : 0,
+                    sent ? SAMPLE_SENT : SAMPLE_FOUND);
   slot_end (sl);
 }
 
@@ -232,6 +229,7 @@ send_piece (struct slot *sl, uint64_t n, enum piece kind)
   uint8_t *data = sl->buf + sl->data.pos;
   uint64_t offset = sl->offset + sl->data.pos;
 
+  engine_sends (e, &sl->task);
   if (kind != PIECE_DATA) {
     int r = kind == PIECE_ZERO ? channel_zero (ss->dest, n, offset, on_written, sl)
                                : channel_zero_allocated (ss->dest, n, offset, on_written, sl);

@@ -36,7 +36,8 @@ finish (struct slot *sl)
 {
   static const uint8_t zeroes[SAMPLE_BYTES];
   /* A block that was left to a lower layer is no sample: nobody has seen it. */
-  engine_task_done (sl->of->engine, &sl->task, zeroes, sl->zeroes.unseen ? 0 : sizeof zeroes);
+  engine_task_done (sl->of->engine, &sl->task, zeroes, sl->zeroes.unseen ? 0 : sizeof zeroes,
+                    sl->zeroes.sent ? SAMPLE_SENT : SAMPLE_FOUND);
   slot_end (sl);
 }
 
@@ -109,6 +110,8 @@ write_some (struct slot *sl)
   uint64_t len = z->write_end - z->pos;
 
   z->state = ZEROES_WRITING;
+  z->sent = z->sent || z->pos == 0;
+  engine_sends (sl->of->engine, &sl->task);
   mark_visited (sl, len);
   int r = endpoint_info (target->endpoint)->can_zero && len >= target->min_block
               ? send_as_zeroes (sl, &len)

@@ -97,6 +97,7 @@ struct slot {
       uint64_t zero_end;  /* up to here the source is known to be zero */
       bool allocated;     /* these zeroes must not become a hole */
       bool unseen;        /* the first block is in a lower layer */
+      bool sent;          /* the first block */
       uint64_t chunk;     /* bytes from pos on that the request under way is about */
       uint64_t read_end;  /* up to here the destination is compared by reading it */
       uint64_t write_end; /* up to here the destination must be written */

@@ -425,12 +425,13 @@ leave (struct engine *e, const struct engine_task *t)
 }
 
 void
-engine_task_done (struct engine *e, const struct engine_task *t, const void *data, uint64_t length)
+engine_task_done (struct engine *e, const struct engine_task *t, const void *data, uint64_t length,
+                  enum sample_kind kind)
 {
   pthread_mutex_lock (&e->lock);
   e->unflushed_bytes += region_bytes (&e->region->geo, t->first, t->count);
   if (length > 0)
-    engine_propose_sample (e, t, data, length);
+    engine_propose_sample (e, t, data, length, kind);
   unreadable_copied (&e->pass.unreadable, t->first, t->count);
   uint64_t now = clock_ns ();
   latency_add (&e->latency, &t->reply, now);

@@ -55,10 +55,13 @@ enum engine_work engine_next (struct engine *e, const struct engine_room *room,
 uint64_t engine_task_bytes (const struct engine *e, const struct engine_task *task);
 
 /* A claimed task has ended well: every block of it was acknowledged, or was given back by
- * claim_give_back().  DATA is what was written from the task's first byte on, LENGTH bytes of it;
- * it may be NULL, with LENGTH 0. */
+ * claim_give_back().  DATA is what the destination holds from the task's first byte on, LENGTH
+ * bytes of it, and KIND how they came there.  It may be NULL, with LENGTH 0. */
 void engine_task_done (struct engine *e, const struct engine_task *task, const void *data,
-                       uint64_t length);
+                       uint64_t length, enum sample_kind kind);
+
+/* Something of TASK is being sent, which will be durable when its claims are released (R13). */
+void engine_sends (struct engine *e, const struct engine_task *task);
 
 /* A claimed task could not be read at the source, for the reason ERR (errno).  Its blocks are dirty
  * again.  ESHUTDOWN means that the session is ending, which is nobody's fault.  After any

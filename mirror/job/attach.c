@@ -170,8 +170,9 @@ attach (struct job *j)
   }
   j->persistent = !json_is_false (json_object_get (ret, "persistent"));
   take_over_the_past (j, json_string_value (json_object_get (ret, "instance")));
+  /* A worker that is killed from now on leaves a destination that can be recognised. */
   if (!resumed)
-    incremental_keep_samples (&j->incremental, j->region);
+    found_samples_keep (&j->found, j->region);
   int r = check_geometry (j);
   if (r == 0)
     r = job_checkpoint_begin (j, resumed ? json_object_get (ret, "job") : NULL);

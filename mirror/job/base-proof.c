@@ -175,27 +175,39 @@ prove_copy (struct proving *v, struct endpoint *digests, const char *our_text, c
 
 /* ---- by a sample ----------------------------------------------------------------------------- */
 
+static void
+keep (void *opaque, uint64_t offset, const uint8_t *data, uint32_t length)
+{
+  found_samples_add (opaque, offset, data, length);
+}
+
+/* Compare blocks, and keep some in FOUND.  After a proof by digests only few are needed. */
 static enum job_result
-prove_by_sample (struct proving *v, char **error)
+compare_samples (struct proving *v, bool proved, struct found_samples *found, char **error)
 {
   const struct base_proof *p = v->p;
-  const struct sampling s
-      = { .ours = p->base, .dest = p->dest, .size = p->size, .prefer_data = true };
-  struct sampled found;
-  enum job_result result = sampling_compare (&s, &found, error);
+  const struct sampling s = { .ours = p->base,
+                              .dest = p->dest,
+                              .size = p->size,
+                              .prefer_data = true,
+                              .most = proved ? FOUND_SAMPLES_COMPARED : 0,
+                              .align = proved ? p->block_size : 0,
+                              .equal = keep,
+                              .opaque = found };
+  struct sampled is;
+  enum job_result result = sampling_compare (&s, &is, error);
 
   if (result == JOB_REFUSED)
     text_error (error,
                 "refused: the destination does not hold the base image: it differs from %s"
                 " in the block at offset %" PRIu64,
-                p->sync->base, found.where);
-  if (result != JOB_COMPLETED)
+                p->sync->base, is.where);
+  if (result != JOB_COMPLETED || proved)
     return result;
-  CLEANUP_TEXT char *text
-      = text_printf ("--trust-base: %" PRIu64 " of the destination's %" PRIu64 " blocks were"
-                     " compared with the base image, and are equal%s",
-                     found.compared, found.blocks,
-                     found.compared < found.blocks ? ": this is a sample and no proof" : "");
+  CLEANUP_TEXT char *text = text_printf (
+      "--trust-base: %" PRIu64 " of the destination's %" PRIu64 " blocks were"
+      " compared with the base image, and are equal%s",
+      is.compared, is.blocks, is.compared < is.blocks ? ": this is a sample and no proof" : "");
   p->message (p->opaque, JOB_NOTICE, text);
   return JOB_COMPLETED;
 }
@@ -220,7 +232,7 @@ base_open_at_dest (const struct base_proof *p, struct endpoint_options *options,
 }
 
 enum job_result
-base_prove (const struct base_proof *p, char *digest, char **error)
+base_prove (const struct base_proof *p, char *digest, struct found_samples *found, char **error)
 {
   struct proving v = { .p = p, .told_ms = clock_ms () };
   struct endpoint_options options = { .base_digest = true };
@@ -251,8 +263,8 @@ base_prove (const struct base_proof *p, char *digest, char **error)
     result = prove_by_digests (&v, theirs, text, error);
   else if (result == JOB_COMPLETED && copy != NULL)
     result = prove_copy (&v, copy, text, error);
-  else if (result == JOB_COMPLETED && !p->resumed)
-    result = prove_by_sample (&v, error);
+  if (result == JOB_COMPLETED && !p->resumed)
+    result = compare_samples (&v, theirs != NULL || copy != NULL, found, error);
   text_free (why);
   if (theirs != NULL)
     endpoint_close (theirs);

@@ -15,6 +15,7 @@
 
 #include "digest/whole.h"
 #include "mirror/endpoint/endpoint.h"
+#include "mirror/job/found-samples.h"
 #include "mirror/job/job.h"
 
 struct base_proof {
@@ -26,7 +27,8 @@ struct base_proof {
   unsigned nr_dest;
   const struct endpoint_options *dest_options; /* its time limits are taken */
   uint64_t size; /* of the disk that is copied: what the destination holds after it is nobody's */
-  bool resumed;  /* an earlier worker has written there: a sample would say nothing */
+  uint32_t block_size; /* that is tracked, bytes */
+  bool resumed;        /* an earlier worker has written there: a sample would say nothing */
   bool other_wrote; /* a job is left over there that this one does not go on with: late requests of
                        its worker may still change what was compared */
   const char *recorded; /* the digest of the base that it went by; NULL: none */
@@ -39,8 +41,10 @@ struct base_proof {
  * JOB_DEST_FAILED, JOB_FAILED or JOB_CANCELLED, with *ERROR (the caller frees it with text_free()).
  * DIGEST is set to the base's, to be recorded in the job: a worker that resumes it must go by the
  * same.  It may be NULL where no job remains, and then is computed only where the destination tells
- * its own.  Takes as long as the bases are read, on both sides at the same time. */
-enum job_result base_prove (const struct base_proof *p, char *digest, char **error);
+ * its own.  Unless the job is resumed, FOUND gets samples of the destination.  Takes as long as the
+ * bases are read, on both sides at the same time. */
+enum job_result base_prove (const struct base_proof *p, char *digest, struct found_samples *found,
+                            char **error);
 
 /* Open the destination once more, with OPTIONS for digests, and its time limits.  NULL with *ERROR,
  * and *ERRNUM: ESTALE if another server answers than at p->dest, which proves nothing (R13). */

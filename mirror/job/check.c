@@ -412,6 +412,7 @@ prove_base (struct job *j, json_t *status)
     .nr_dest = d->nr_dest,
     .dest_options = &d->endpoint,
     .size = (uint64_t)json_integer_value (json_object_get (status, "size")),
+    .block_size = (uint32_t)json_integer_value (json_object_get (status, "block-size")),
     .resumed = left_over && !other_job_wrote (j, status),
     .other_wrote = left_over && other_job_wrote (j, status),
     .recorded = json_string_value (json_object_get (status, "base-digest")),
@@ -419,7 +420,7 @@ prove_base (struct job *j, json_t *status)
     .opaque = j->o->opaque,
     .message = j->o->message,
   };
-  enum job_result result = base_prove (&proof, j->base_digest, &error);
+  enum job_result result = base_prove (&proof, j->base_digest, &j->found, &error);
   if (result == JOB_COMPLETED)
     return 0;
   job_say (j, JOB_ERROR, "%s", error);
@@ -441,6 +442,7 @@ prove_checkpoint (struct job *j, json_t *status)
     return 0;
   inc->sync = &j->o->sync;
   inc->control = j->control;
+  inc->found = &j->found;
   enum job_result result = incremental_ask (inc, &error);
   if (result == JOB_COMPLETED)
     result = incremental_prove (inc, j->source, j->dest.opened,

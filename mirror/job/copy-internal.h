@@ -49,6 +49,7 @@ struct copy {
   struct endpoint *source;
   struct endpoint *base; /* NULL unless o->sync needs one */
   struct incremental incremental;
+  struct found_samples found;     /* at the destination, before anything was sent */
   char session[ENDPOINT_SESSION]; /* see endpoint_options.session */
   int state_lock;                 /* keeps servers away from the state file, or -1 */
   struct region *region;

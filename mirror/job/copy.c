@@ -40,6 +40,9 @@ static enum job_result
 prove_base (struct copy *c)
 {
   const struct copy_options *o = c->o;
+  uint64_t size = endpoint_info (c->source)->size;
+  struct region_geometry geo;
+  uint32_t block = region_geometry_init (&geo, size, 0) == 0 ? (uint32_t)geo.block_size : 0;
   const struct base_proof proof = { .sync = &o->sync,
                                     .base = c->base,
                                     .source = c->source,
@@ -47,13 +50,14 @@ prove_base (struct copy *c)
                                     .dest_argv = o->dest.dest,
                                     .nr_dest = o->dest.nr_dest,
                                     .dest_options = &o->dest.endpoint,
-                                    .size = endpoint_info (c->source)->size,
+                                    .size = size,
+                                    .block_size = block,
                                     .signal = o->signal,
                                     .opaque = o->opaque,
                                     .message = o->message };
   char *error = NULL;
 
-  enum job_result result = base_prove (&proof, NULL, &error);
+  enum job_result result = base_prove (&proof, NULL, &c->found, &error);
   return result == JOB_COMPLETED ? result : complain (c, result, error);
 }
 
@@ -96,6 +100,7 @@ prove_checkpoint (struct copy *c)
   char *error = NULL;
 
   inc->sync = &o->sync;
+  inc->found = &c->found;
   enum job_result result = incremental_read (inc, o->source[0], &c->state_lock, &error);
   if (result == JOB_COMPLETED && inc->size != endpoint_info (c->source)->size) {
     text_error (&error, "refused: %s is of a disk of %" PRIu64 " bytes, not of %s", o->sync.state,
@@ -207,6 +212,7 @@ make_region (struct copy *c)
   else
     bitmap_set (c->region, REGION_DIRTY, 0, geo.nr_blocks);
   atomic_store (&c->region->hdr->session, 1);
+  found_samples_keep (&c->found, c->region);
 
   const struct engine_options eo = {
     .nr_copiers = c->o->nr_copiers,

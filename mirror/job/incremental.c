@@ -29,11 +29,9 @@ void
 incremental_free (struct incremental *inc)
 {
   free (inc->bits);
-  free (inc->samples);
   json_decref (inc->checkpoints);
   inc->checkpoints = NULL;
   inc->bits = NULL;
-  inc->samples = NULL;
 }
 
 /* ---- asking the filter ---- */
@@ -213,15 +211,9 @@ leave_out (void *opaque, uint64_t offset, uint64_t length, bool late)
 static void
 keep (void *opaque, uint64_t offset, const uint8_t *data, uint32_t length)
 {
-  struct proving *p = opaque;
-  struct incremental *inc = p->inc;
+  const struct proving *p = opaque;
 
-  if (inc->nr_samples == INCREMENTAL_SAMPLES || offset % inc->block_size != 0)
-    return;
-  struct sample *s = &inc->samples[inc->nr_samples++];
-  s->block = offset / inc->block_size;
-  s->length = length < SAMPLE_BYTES ? length : SAMPLE_BYTES;
-  memcpy (s->data, data, s->length);
+  found_samples_add (p->inc->found, offset, data, length);
 }
 
 /* What does its server know?  Sets inc->proved, or refuses. */
@@ -262,12 +254,9 @@ incremental_prove (struct incremental *inc, struct endpoint *source, struct endp
   enum job_result result = ask_destination (inc, uri, error);
   if (result != JOB_COMPLETED)
     return result;
-  s.most = inc->proved ? INCREMENTAL_PROVED_BLOCKS : inc->sync->trust_blocks;
-  inc->samples = calloc (INCREMENTAL_SAMPLES, sizeof *inc->samples);
-  if (inc->samples == NULL) {
-    text_error (error, "out of memory");
-    return JOB_FAILED;
-  }
+  s.most = inc->proved ? FOUND_SAMPLES_COMPARED : inc->sync->trust_blocks;
+  /* Only the beginning of a block can be kept.  Trust asks for blocks from anywhere. */
+  s.align = inc->proved ? (uint32_t)inc->block_size : 0;
   result = sampling_compare (&s, &found, error);
   if (result == JOB_REFUSED && !p.failed)
     text_error (error,
@@ -291,15 +280,6 @@ incremental_prove (struct incremental *inc, struct endpoint *source, struct endp
 }
 
 void
-incremental_keep_samples (const struct incremental *inc, struct region *r)
-{
-  for (unsigned i = 0; i < inc->nr_samples; i++)
-    if (inc->samples[i].block < r->geo.nr_blocks
-        && !bitmap_test (r, REGION_DIRTY, inc->samples[i].block))
-      samples_put (r, &inc->samples[i]);
-}
-
-void
 incremental_fill (const struct incremental *inc, struct region *r)
 {
   uint64_t run = 0;
@@ -317,6 +297,4 @@ incremental_fill (const struct incremental *inc, struct region *r)
       bitmap_mark (r, (b - run) * inc->block_size, run * inc->block_size);
     run = 0;
   }
-  if (inc->block_size == r->geo.block_size)
-    incremental_keep_samples (inc, r);
 }

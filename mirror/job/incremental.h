@@ -21,13 +21,8 @@
 #include "base/uuid.h"
 #include "control/client.h"
 #include "dirty-bitmap/region.h"
-#include "dirty-bitmap/samples.h"
+#include "mirror/job/found-samples.h"
 #include "mirror/job/job.h"
-
-#define INCREMENTAL_SAMPLES 32 /* that are kept */
-/* How many blocks are compared where the destination is known to stand at the checkpoint: as many
- * as find out that all was a mistake. */
-#define INCREMENTAL_PROVED_BLOCKS 64
 
 /* What was changed since the checkpoint, and where that comes from. */
 struct incremental {
@@ -35,10 +30,9 @@ struct incremental {
   struct control_client *control; /* of a live disk, borrowed; or NULL */
   uint64_t *bits;                 /* owned: a bit a block */
   uint64_t size, block_size, nr_blocks;
-  struct sample *samples; /* owned: of the destination, INCREMENTAL_SAMPLES */
-  unsigned nr_samples;
-  json_t *checkpoints; /* owned: as standing_list() */
-  bool proved;         /* the destination stands at the checkpoint, by what its server knows, */
+  struct found_samples *found; /* borrowed: incremental_prove() adds what the destination holds */
+  json_t *checkpoints;         /* owned: as standing_list() */
+  bool proved; /* the destination stands at the checkpoint, by what its server knows, */
   char from[UUID_TEXT_BYTES]; /* which is this one, or a later one */
 };
 
@@ -60,11 +54,8 @@ enum job_result incremental_prove (struct incremental *inc, struct endpoint *sou
                                                     const char *text),
                                    char **error);
 
-/* Set what was changed dirty in R, whose blocks may have another size, and keep the samples. */
+/* Set what was changed dirty in R, whose blocks may have another size. */
 void incremental_fill (const struct incremental *inc, struct region *r);
-
-/* The samples into R, in which the guest's writes are marked already. */
-void incremental_keep_samples (const struct incremental *inc, struct region *r);
 
 void incremental_free (struct incremental *inc);
 

@@ -77,6 +77,7 @@ struct job {
   struct endpoint *base_image;         /* NULL unless o->sync names one */
   char base_digest[DIGEST_WHOLE_TEXT]; /* of it; "" */
   struct incremental incremental;
+  struct found_samples found;        /* at the destination, before anything was sent */
   char *since;                       /* o->sync.since, if we have chosen it */
   char return_uuid[UUID_TEXT_BYTES]; /* of the checkpoint that begins there at the commit; "" */
   bool dest_proved; /* what the region does not have as left is equal, and nobody had to trust */

@@ -28,6 +28,7 @@ libmirror_la_SOURCES += \
 	mirror/job/forecast.h \
 	mirror/job/gate-control.c \
 	mirror/job/gate-control.h \
+	mirror/job/found-samples.c \
 	mirror/job/incremental.c \
 	mirror/job/incremental.h \
 	mirror/job/internal.h \

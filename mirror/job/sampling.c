@@ -27,6 +27,7 @@ struct batch {
   struct channel *ours, *dest;
   uint64_t our_size, size; /* of ours; to choose from */
   uint64_t blocks;
+  uint32_t align;  /* where samples begin; a multiple of */
   uint32_t block;  /* bytes of a sample; a multiple of */
   uint32_t min;    /* the destination's minimum block */
   uint8_t *memory; /* of the destination, then ours */
@@ -135,7 +136,7 @@ pick (struct batch *b, struct sampling_spot *spots, unsigned max)
         break;
     } else if (getrandom (&random, sizeof random, 0) != (ssize_t)sizeof random)
       random = (b->taken += UINT64_C (0x9e3779b97f4a7c15)); /* no secret is needed */
-    spots[n] = (struct sampling_spot){ .offset = random % b->blocks * b->block };
+    spots[n] = (struct sampling_spot){ .offset = random % b->blocks * b->align };
   }
   return n;
 }
@@ -156,7 +157,7 @@ find_data (struct batch *b, const struct endpoint *ep, struct channel *ch,
     more = false;
     for (unsigned i = 0; i < nr; i++)
       more = more || spots[i].wanted;
-    err = more ? sampling_find_data (ch, spots, nr, size, b->block) : 0;
+    err = more ? sampling_find_data (ch, spots, nr, size, b->align) : 0;
   }
   return err;
 }
@@ -315,7 +316,8 @@ sampling_compare (const struct sampling *s, struct sampled *found, char **error)
   enum job_result result = JOB_FAILED;
 
   b.block = info->min_block > SAMPLE_BLOCK ? info->min_block : SAMPLE_BLOCK;
-  b.blocks = (b.size + b.block - 1) / b.block;
+  b.align = s->align > b.block ? s->align : b.block;
+  b.blocks = (b.size + b.align - 1) / b.align;
   *found = (struct sampled){ .blocks = b.blocks };
   size_t room = MEMORY_BYTES / 2 / b.block;
   b.max = room > BATCH ? BATCH : room > 0 ? (unsigned)room : 1;

@@ -23,7 +23,8 @@ struct sampling {
   /* Look where either side holds data: on a disk that is mostly empty any other empty disk would
    * pass. */
   bool prefer_data;
-  unsigned most; /* samples; 0: SAMPLING_BLOCKS */
+  unsigned most;  /* samples; 0: SAMPLING_BLOCKS */
+  uint32_t align; /* only at multiples of this, a power of two; 0: anywhere */
   /* Is this range to be left out, because it may differ?  Also asked when one has differed, LATE,
    * as it may have been changed since the first time.  NULL: none is. */
   bool (*leave_out) (void *opaque, uint64_t offset, uint64_t length, bool late);

@@ -46,6 +46,7 @@ measurement_begin (struct mirror *m, struct control_peer *peer, json_t *id)
   const struct region *job = m->attachment.region;
   if (job != NULL) { /* what proves that a destination is that of the job that is left over */
     samples_copy (r, job);
+    bitmap_or (r, REGION_VISITED, job, REGION_VISITED);
     claims_quarantine_from (r, job);
   }
   if (tracker_add (&m->tracker, r) == -1) {

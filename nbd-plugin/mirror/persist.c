@@ -79,6 +79,8 @@ read_note (struct mirror *m, const struct state_found *f, struct region *r)
   atomic_store (&r->hdr->sent_bytes, figure (o, "sent-bytes"));
   atomic_store (&r->hdr->saved_bytes, figure (o, "saved-bytes"));
   atomic_store (&r->hdr->zero_bytes, figure (o, "zero-bytes"));
+  /* The note may be older than the bits. */
+  atomic_store (&r->hdr->sent_is_durable, 1);
   if (json_is_object (published) && attachment_publish (a, published, NULL) == -1)
     json_object_clear (a->published);
   json_decref (o);

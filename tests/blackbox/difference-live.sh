@@ -161,8 +161,8 @@ scenario () {
   # worker had not flushed is in doubt and is sent, also what it had found to be the same, and on a
   # busy machine that may be all.  difference-copy.sh and top-proof.sh count what is sent without
   # kills.
-  # A worker that was killed before it had a sample of the destination is followed by one that
-  # copies everything, and says so.
+  # A worker that was killed when it had looked at everything, and flushed nothing yet, is followed
+  # by one that copies everything, and says so.
   case $mode:$log$(cat "$tmp/mirror.log") in
     full:* | *'everything is copied again'*) ;;
     incremental:*) # What was not changed is not even looked at, and kills put none of it in doubt.

@@ -151,9 +151,10 @@ nbdmirror mirror "${control[small]}" "${uri[empty]}" --resume --quarantine-grace
 equal "$tmp/small" "${uri[empty]}"
 grep -q "everything is copied again" "$tmp/err" || fail "nothing is told: $(cat "$tmp/err")"
 stop empty
+stop small
 
-# Nothing differs from the base, so nothing was sent when the server was lost, and nothing of what
-# comes in its place could be compared.  Or only zeroes were sent, which an empty disk has as well.
+# Nothing differs from the base, so nothing was sent when the server was lost.  Or only zeroes were
+# sent, which an empty disk has as well.  It does not hold the base.
 cp "$tmp/disk" "$tmp/alike.base"
 for sent in nothing zeroes; do
   cp "$tmp/disk" "$tmp/alike"
@@ -168,12 +169,44 @@ for sent in nothing zeroes; do
   stop late KILL
   rm "$tmp/late.img"
   start_dest late file $size
-  wait_for 20 grep -q "everything is copied again" "$tmp/mirror.log"
-  settled $sent
-  nbdmirror complete "${control[$sent]}"
-  equal "$tmp/alike" "${uri[late]}"
-  wait_exit mirror 10
+  wait_exit mirror 20
+  [ "$status" = 7 ] || fail "$sent was sent: an empty disk comes, and the worker ends with $status"
+  grep -q "is not the destination" "$tmp/mirror.log" || fail "$sent was sent: refused otherwise"
   stop $sent
   stop late
   rm "$tmp/mirror.log"
 done
+
+# A run of two blocks was sent, whose first one is compared.  That was being written to when the
+# worker was killed, and another copy of the base comes into the destination's place.  It holds all
+# that was found there, and lacks the second block.
+cp "$tmp/small" "$tmp/small.base"
+write_first () {
+  "$python" -c '
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(os.urandom(int(sys.argv[2])), 0)
+h.shutdown()' "${uri[again]}" "$1"
+}
+start_server again "$tmp/small"
+write_first 8192
+cp "$tmp/small.base" "$tmp/one.img"
+start_dest one file 2M --filter="$NBDMIRROR_DIGEST_FILTER"
+spawn mirror nbdmirror mirror "${control[again]}" "${uri[one]}" --sync base \
+  --base "$tmp/small.base"
+settled again
+kill -STOP "${pid[one]}"
+write_first 4096
+in_flight_again () { [ "$(status_of "${control[again]}" claimed-bytes)" = 4096 ]; }
+wait_for 20 in_flight_again
+stop mirror KILL
+stop one KILL
+wait_state "${control[again]}" detached 20
+cp "$tmp/small.base" "$tmp/one.img"
+start_dest one file 2M --filter="$NBDMIRROR_DIGEST_FILTER"
+nbdmirror mirror "${control[again]}" "${uri[one]}" --resume --sync base --base "$tmp/small.base" \
+  --quarantine-grace 100ms --on-ready complete >"$tmp/out" 2>"$tmp/err" ||
+  fail "not copied again: $(cat "$tmp/err")"
+equal "$tmp/small" "${uri[one]}"
+grep -q "everything is copied again" "$tmp/err" || fail "nothing is told: $(cat "$tmp/err")"

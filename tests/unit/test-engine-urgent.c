@@ -73,7 +73,7 @@ write_block (uint64_t block)
 static void
 done (const struct engine_task *t)
 {
-  engine_task_done (&e, t, NULL, 0);
+  engine_task_done (&e, t, NULL, 0, SAMPLE_SENT);
 }
 
 /* The source is all holes; the engine is told that they are data. */

@@ -370,7 +370,7 @@ step_copy (struct copy *c)
     memcpy (world.dest + c->t.first, c->versions, n * sizeof c->versions[0]);
     if (c->work == WORK_VERIFY)
       bitmap_clear (r, REGION_QUARANTINE, c->t.first, n);
-    engine_task_done (e, &c->t, NULL, 0);
+    engine_task_done (e, &c->t, NULL, 0, SAMPLE_SENT);
     c->state = COPY_IDLE;
   }
 }

@@ -18,7 +18,7 @@
 static void
 put (struct region *r, uint64_t block, int fill)
 {
-  struct sample s = { .block = block, .length = BLOCK };
+  struct sample s = { .block = block, .length = BLOCK, .kind = SAMPLE_SENT };
 
   memset (s.data, fill, BLOCK);
   samples_put (r, &s);
@@ -36,6 +36,24 @@ ENDPOINT_TEST (what_is_provable)
   cr_assert (identity_is_provable (r));
   bitmap_set (r, REGION_QUARANTINE, 2, 1);
   cr_assert (!identity_is_provable (r));
+  region_free (r);
+}
+
+/* What was found there proves enough until something that was sent is durable. */
+ENDPOINT_TEST (what_was_found)
+{
+  struct region *r = fixture_region (BLOCKS);
+  struct sample s = { .block = 3, .length = BLOCK, .kind = SAMPLE_FOUND };
+
+  memset (s.data, 7, BLOCK);
+  samples_put (r, &s);
+  cr_assert (identity_is_provable (r));
+  bitmap_set (r, REGION_QUARANTINE, 3, 1);
+  cr_assert (identity_is_provable (r), "nothing was sent there");
+  atomic_store (&r->hdr->sent_is_durable, 1);
+  cr_assert (!identity_is_provable (r), "another disk has that as well");
+  put (r, 4, 8);
+  cr_assert (identity_is_provable (r));
   region_free (r);
 }
 

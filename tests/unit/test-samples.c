@@ -11,10 +11,12 @@
 #include "dirty-bitmap/samples.h"
 #include "tests/unit/fixture.h"
 
+#define SENT (SAMPLES_MAX - SAMPLES_FOUND) /* entries of this kind */
+
 static struct sample
 sample_of (uint64_t block, uint32_t length, int fill)
 {
-  struct sample s = { .block = block, .length = length };
+  struct sample s = { .block = block, .length = length, .kind = SAMPLE_SENT };
 
   memset (s.data, fill, length);
   return s;
@@ -79,15 +81,15 @@ Test (samples, put_and_get)
 Test (samples, ring)
 {
   struct region *r = fixture_region (1000);
-  const unsigned half = SAMPLES_MAX / 2;
+  const unsigned half = SENT / 2;
   struct sample s;
 
-  for (unsigned i = 0; i < SAMPLES_MAX; i++)
+  for (unsigned i = 0; i < SENT; i++)
     put (r, i, 4096, 1);
-  cr_assert_eq (used (r), SAMPLES_MAX);
+  cr_assert_eq (used (r), SENT);
   put (r, half, 4096, 2); /* is the youngest now */
   put (r, 500, 4096, 3);
-  cr_assert_eq (used (r), SAMPLES_MAX);
+  cr_assert_eq (used (r), SENT);
   cr_assert_eq (find (r, half, &s), 1);
   cr_assert_eq (find (r, half + 1, &s), 0, "the oldest stayed");
   cr_assert_eq (find (r, 500, &s), 1);
@@ -95,10 +97,10 @@ Test (samples, ring)
   samples_drop_in (r, REGION_CLAIMED_A);
   put (r, 501, 4096, 4);
   cr_assert_eq (find (r, half + 2, &s), 1, "replaced, though an entry was unused");
-  cr_assert_eq (used (r), SAMPLES_MAX);
-  for (unsigned i = 0; i < 10 * SAMPLES_MAX; i++)
+  cr_assert_eq (used (r), SENT);
+  for (unsigned i = 0; i < 10 * SENT; i++)
     put (r, i, 1, 5);
-  for (unsigned i = 9 * SAMPLES_MAX + half; i < 10 * SAMPLES_MAX; i++)
+  for (unsigned i = 9 * SENT + half; i < 10 * SENT; i++)
     cr_assert_eq (find (r, i, &s), 1);
   region_free (r);
 }
@@ -111,13 +113,67 @@ Test (samples, rest_stays)
   unsigned rest = 0;
   struct sample s;
 
-  for (unsigned i = 0; i < SAMPLES_MAX; i++)
+  for (unsigned i = 0; i < SENT; i++)
     put (r, i * 1000, 4096, 1);
-  for (unsigned i = 0; i < 50 * SAMPLES_MAX; i++)
+  for (unsigned i = 0; i < 50 * SENT; i++)
     put (r, 70000 + i % 900, 4096, (int)i);
-  for (unsigned i = 0; i < SAMPLES_MAX; i++)
+  for (unsigned i = 0; i < SENT; i++)
     rest += find (r, i * 1000, &s);
-  cr_assert_eq (rest, SAMPLES_MAX / 2);
+  cr_assert_eq (rest, SENT / 2);
+  region_free (r);
+}
+
+/* What was found has a part of its own: it pushes nothing out, and nothing pushes it out. */
+Test (samples, found)
+{
+  struct region *r = fixture_region (1000), *fresh = fixture_region (1000);
+  struct sample s;
+
+  for (unsigned i = 0; i < 2 * SAMPLES_FOUND; i++) {
+    s = sample_of (i, 4096, 1);
+    s.kind = SAMPLE_FOUND;
+    samples_put (r, &s);
+  }
+  for (unsigned i = 0; i < 2 * SAMPLES_FOUND; i++)
+    cr_assert_eq (find (r, i, &s), i < SAMPLES_FOUND, "%u", i);
+  for (unsigned i = 100; i < 100 + 10 * SENT; i++)
+    put (r, i, 4096, 2);
+  cr_assert_eq (used (r), SAMPLES_MAX);
+  put (r, 3, 4096, 3); /* what was found there is gone */
+  cr_assert_eq (find (r, 3, &s), 1);
+  cr_assert (s.kind == SAMPLE_SENT && s.data[0] == 3);
+  cr_assert_eq (atomic_load (&fresh->hdr->sent_is_durable), 0);
+  atomic_store (&r->hdr->sent_is_durable, 1);
+  samples_copy (fresh, r);
+  cr_assert_eq (atomic_load (&fresh->hdr->sent_is_durable), 1);
+  cr_assert (find (fresh, 2, &s) == 1 && s.kind == SAMPLE_FOUND);
+  cr_assert (find (fresh, 3, &s) == 1 && s.kind == SAMPLE_SENT);
+  region_free (r);
+  region_free (fresh);
+}
+
+/* What was found is compared and kept, whoever claims its block, until that is visited. */
+Test (samples, visited)
+{
+  struct region *r = fixture_region (1000);
+  struct sample s = sample_of (7, 4096, 1);
+
+  s.kind = SAMPLE_FOUND;
+  samples_put (r, &s);
+  put (r, 8, 4096, 2);
+  bitmap_set (r, REGION_CLAIMED_A, 0, 100);
+  samples_drop_in (r, REGION_CLAIMED_A);
+  cr_assert_eq (find (r, 8, &s), 0);
+  cr_assert_eq (find (r, 7, &s), 1, "nothing was sent there");
+  bitmap_set (r, REGION_QUARANTINE, 0, 100);
+  cr_assert (samples_comparable (r, &s));
+  s.kind = SAMPLE_SENT;
+  cr_assert_not (samples_comparable (r, &s), "a late request may change it");
+  s.kind = SAMPLE_FOUND;
+  bitmap_set (r, REGION_VISITED, 7, 1);
+  cr_assert_not (samples_comparable (r, &s), "it may have been sent");
+  samples_drop_in (r, REGION_CLAIMED_A);
+  cr_assert_eq (find (r, 7, &s), 0);
   region_free (r);
 }
 
@@ -143,12 +199,12 @@ Test (samples, copy)
   struct region *old = fixture_region (1000), *fresh = fixture_region (1000);
   struct sample s;
 
-  const unsigned half = SAMPLES_MAX / 2;
-  for (unsigned i = 0; i < SAMPLES_MAX + 10; i++)
+  const unsigned half = SENT / 2;
+  for (unsigned i = 0; i < SENT + 10; i++)
     put (old, i, 4096, (int)i);
   region_merge (fresh, old);
-  cr_assert_eq (used (fresh), SAMPLES_MAX);
-  for (unsigned i = 0; i < SAMPLES_MAX + 10; i++) {
+  cr_assert_eq (used (fresh), SENT);
+  for (unsigned i = 0; i < SENT + 10; i++) {
     bool gone = i >= half && i < half + 10;
 
     cr_assert_eq (find (fresh, i, &s), gone ? 0 : 1, "%u", i);

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a job that leaves out what the destination has goes on with what is left, also when
+# its worker was killed before anything that it sent was durable: it need not send everything, since
+# what was found at the destination is enough to recognise it.
+. "$(dirname "$0")/lib.sh"
+
+size=$(bytes 96M)
+head -c "$size" /dev/urandom >"$tmp/base"
+
+attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
+
+# killed_early OPTIONS...: the worker never gets an answer to what it sends.
+killed_early () {
+  spawn worker nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth 1M "$@"
+  wait_for 20 attached
+  kill -STOP "${pid[dst]}"
+  sleep 0.2
+  stop worker KILL
+  kill -CONT "${pid[dst]}"
+  wait_state "${control[src]}" detached 10
+  # nbdkit 1.32.4 to 1.33.9 may go with its client, a moment later.
+  sleep 0.3
+  running dst || start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+}
+
+# goes_on MOST OPTIONS...: no more than MOST bytes are sent.
+goes_on () {
+  local most=$1; shift
+  nbdmirror mirror "${control[src]}" "${uri[dst]}" "$@" --resume --quarantine-grace 100ms \
+    --on-ready complete --report "$tmp/report" >"$tmp/out" 2>"$tmp/err" ||
+    fail "$*: ended with $?: $(cat "$tmp/err")"
+  ! grep -q "copied again" "$tmp/err" || fail "$*: $(cat "$tmp/err")"
+  local sent
+  sent=$(($(field sent-bytes <"$tmp/report") + $(field zero-bytes <"$tmp/report")))
+  [ "$sent" -le "$most" ] || fail "$*: $sent bytes were sent"
+  equal "$tmp/disk" "${uri[dst]}"
+  stop dst
+  stop src
+  rm -f "${control[src]}.fence"
+}
+
+# write_some: most of the disk, so that the worker is far from its end when it is killed.
+write_some () {
+  "$python" -c '
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for i in range(64):
+    h.pwrite(os.urandom(1 << 20), i << 20)
+h.flush()
+h.shutdown()' "${uri[src]}"
+}
+
+note "base"
+cp "$tmp/base" "$tmp/disk"
+start_server src "$tmp/disk"
+write_some
+cp "$tmp/base" "$tmp/dst.img"
+start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+killed_early --sync base --base "$tmp/base"
+goes_on $((80 << 20)) --sync base --base "$tmp/base"
+
+note "incremental"
+cp "$tmp/base" "$tmp/disk"
+start_stateful src "$tmp/disk" "$tmp/state"
+nbdmirror checkpoint add "${control[src]}" one
+write_some
+cp "$tmp/base" "$tmp/dst.img"
+start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+killed_early --sync incremental --since one --trust-destination
+goes_on $((80 << 20)) --sync incremental --since one --trust-destination
