@@ -37,12 +37,14 @@
 #include "cmd/serve/paths.h"
 #include "cmd/units.h"
 #include "control/receive-exports.h"
+#include "mirror/endpoint/file.h"
 
 #define LOCK_SERVER ((off_t)1 << 62)
 #define LOCK_SESSION (LOCK_SERVER + 1)
 #define DISPLACE_MS 10000
 #define DISPLACE_POLL_MS 20
 #define OTHERS_MS 200
+#define SERVED_MS 2000 /* a server that was told to end needs a moment */
 
 /* ---- is it possible? ------------------------------------------------------------------------- */
 
@@ -151,6 +153,19 @@ is_locked_by_others (int fd, int limit_ms)
   return true;
 }
 
+/* Does a server of ours, or QEMU, have the disk open, and not end soon?  Then a phrase, else NULL. */
+static const char *
+used_by (const struct receive_disk *d)
+{
+  const char *who = file_used_by (d->path);
+
+  for (int waited = 0; who != NULL && waited < SERVED_MS; waited += DISPLACE_POLL_MS) {
+    clock_sleep_ms (DISPLACE_POLL_MS);
+    who = file_used_by (d->path);
+  }
+  return who;
+}
+
 /* The process of a session of --stdio, or 0. */
 static pid_t
 session_process (int fd)
@@ -204,6 +219,11 @@ lock_disk (struct receive_disk *d)
   if (is_locked_by_others (d->fd, OTHERS_MS)) {
     cmd_say ("%s: in use: another program has locked it (QEMU locks the images that it has open)",
              d->name);
+    return EXIT_REFUSED;
+  }
+  const char *who = d->read_only ? NULL : used_by (d);
+  if (who != NULL) {
+    cmd_say ("%s: in use by %s: end it first", d->name, who);
     return EXIT_REFUSED;
   }
   if (d->displace && !lock (d->fd, F_SETLK, LOCK_SESSION))

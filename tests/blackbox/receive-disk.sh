@@ -155,6 +155,15 @@ done
 cmp "$tmp/file" "$tmp/busy" || fail "a disk in use was changed"
 stop busy
 
+# Nor is one that a server of ours has open, for its guest.
+start_server served "$tmp/busy"
+for way in --overwrite --resume; do
+  receive 7 "$NBDMIRROR" receive "$tmp/busy" --size 5 "$way"
+  says 'in use by a server of nbdmirror'
+done
+cmp "$tmp/file" "$tmp/busy" || fail "a disk that is served was changed"
+stop served
+
 # On TCP.
 port=$(free_port)
 spawn tcp sh -c 'exec "$@" >"$0"' "$tmp/tcp.json" "${nbdmirror_prefix[@]}" "${server_env[@]}" \
