@@ -332,9 +332,10 @@ stay_hot (struct state *s, const struct round *round)
 void
 state_round (struct state *s)
 {
-  struct round round = { .max_cooling = s->layout.nr_extents };
+  struct round round = { 0 };
 
   pthread_mutex_lock (&s->io_lock);
+  round.max_cooling = s->layout.nr_extents; /* a first checkpoint may just have set it */
   atomic_fetch_add (&s->tick, 1);
   state_write_loss (s);
   if (atomic_load (&s->active))
