@@ -153,7 +153,8 @@ is_locked_by_others (int fd, int limit_ms)
   return true;
 }
 
-/* Does a server of ours, or QEMU, have the disk open, and not end soon?  Then a phrase, else NULL. */
+/* Does a server of ours, or QEMU, have the disk open, and not end soon?  Then a phrase, else
+ * NULL. */
 static const char *
 used_by (const struct receive_disk *d)
 {

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "cmd/control-query.h"
 #include "cmd/repository/far-export.h"
 #include "cmd/repository/repository.h"
 #include "cmd/serve/paths.h"
@@ -339,7 +340,9 @@ run (struct cmd_line *line)
   if (tidy_look (s.socket) == TIDY_STALE)
     unlink (s.socket); /* of a process that was killed */
   if (access (s.socket, F_OK) == 0) {
-    cmd_say ("%s exists: another server may use it", s.socket);
+    cmd_say (query_is_control (s.socket) ? "%s exists: another server may use it"
+                                         : "%s exists and is not a socket",
+             s.socket);
     return EXIT_ERROR;
   }
   if (worker_signals (&s.signal) == -1)
