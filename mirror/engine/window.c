@@ -20,10 +20,6 @@
 /* A queue of this time is long enough, but one request may always wait. */
 #define QUEUE_NS (50.0 * NS_PER_MS)
 #define LONG_MIN 2
-/* The first window is a guess.  After so many replies it may be seen that it was far too wide: more
- * than this part of what is in flight waits.  (A slow server's replies differ by less.) */
-#define EARLY_REPLIES 8
-#define EARLY_QUEUE (2.0 / 3)
 /* While the lowest latency is measured, this part of what the line holds is in flight.  It is
  * measured if the latency has grown by that factor, or else all replies show it. */
 #define PROBE_PART 0.75
@@ -76,46 +72,22 @@ note_latency (struct window_lowest *l, uint64_t period, uint64_t latency_ns)
 
 /* ---- one window ---- */
 
-/* What is in flight on a line with a round trip of milliseconds, on average since the window was
- * last looked at. */
-struct flight {
-  double all, held, queue; /* requests: HELD by the line itself, the rest in the QUEUE */
-  double most;             /* may be in the queue */
-};
-
-static struct flight
-flight_of (const struct window *w)
-{
-  double mean_ns = (double)w->sum_ns / w->replies;
-  struct flight f = { .all = w->sum_flight / w->replies };
-
-  f.held = f.all * (double)lowest (w) / mean_ns;
-  f.queue = f.all - f.held;
-  f.most = QUEUE_NS / (mean_ns / f.all);
-  if (f.most > QUEUE_MAX)
-    f.most = QUEUE_MAX;
-  if (f.most < 1)
-    f.most = 1;
-  return f;
-}
-
-static bool
-is_too_much (const struct flight *f)
-{
-  return f->queue > f->most + f->all * LONG_SLACK;
-}
-
-/* What was not filled is not grown. */
+/* A line with a round trip of milliseconds.  What was not filled is not grown. */
 static void
-judge_long (struct window *w)
+judge_long (struct window *w, double mean_ns)
 {
-  const struct flight f = flight_of (w);
+  double flight = w->sum_flight / w->replies;
+  double held = flight * (double)lowest (w) / mean_ns, queue = flight - held;
+  double most = QUEUE_NS / (mean_ns / flight);
 
-  w->held = f.held;
-  if (is_too_much (&f))
-    w->depth = (unsigned)(f.held * (1 + LONG_SLACK) + f.most);
-  else if (f.queue < f.most * QUEUE_MIN / QUEUE_MAX + f.all * LONG_SLACK / 2
-           && f.all * 2 >= w->depth)
+  if (most > QUEUE_MAX)
+    most = QUEUE_MAX;
+  if (most < 1)
+    most = 1;
+  w->held = held;
+  if (queue > most + flight * LONG_SLACK)
+    w->depth = (unsigned)(held * (1 + LONG_SLACK) + most);
+  else if (queue < most * QUEUE_MIN / QUEUE_MAX + flight * LONG_SLACK / 2 && flight * 2 >= w->depth)
     w->depth *= 2;
   if (w->depth < LONG_MIN)
     w->depth = LONG_MIN;
@@ -123,23 +95,9 @@ judge_long (struct window *w)
     w->depth = w->max;
 }
 
-/* May the window be judged?  A thin line takes long to answer all of the first one.  Meanwhile new
- * requests would follow each reply, and the guest change much of what waits there. */
-static bool
-may_judge (const struct window *w)
-{
-  if (w->replies >= w->depth)
-    return true;
-  if (w->judged || w->replies < EARLY_REPLIES || lowest (w) < LONG_LINE_NS)
-    return false;
-  const struct flight f = flight_of (w);
-  return is_too_much (&f) && f.queue > EARLY_QUEUE * f.all;
-}
-
 static void
-judge_short (struct window *w)
+judge_short (struct window *w, double mean_ns)
 {
-  double mean_ns = (double)w->sum_ns / w->replies;
   double queue = w->depth * (1 - (double)lowest (w) / mean_ns);
 
   if (queue < QUEUE_MIN && w->depth < w->short_max)
@@ -197,15 +155,15 @@ window_reply (struct window *w, uint64_t latency_ns, double in_flight, uint64_t 
     return;
   w->sum_ns += latency_ns;
   w->sum_flight += in_flight;
-  w->replies++;
-  if (!may_judge (w))
+  if (++w->replies < w->depth)
     return;
 
+  double mean_ns = (double)w->sum_ns / w->replies;
   unsigned before = w->depth;
   if (lowest (w) >= LONG_LINE_NS)
-    judge_long (w);
+    judge_long (w, mean_ns);
   else
-    judge_short (w);
+    judge_short (w, mean_ns);
   w->judged = true;
   w->doubling = w->depth > before + 1;
   begin_to_judge (w);

@@ -106,35 +106,6 @@ Test (window, begins_wider_over_a_long_line)
   cr_assert_eq (w.depth, 20);
 }
 
-/* All of a first window of 32 requests was sent at once, and they are answered EVERY ms from 50 ms
- * on.  Returns how many replies it took until the window was judged. */
-static unsigned
-first_window (struct window *w, double every_ms)
-{
-  unsigned n = 0;
-
-  init (w, 16, 512);
-  window_expect (w, 96 * MS);
-  cr_assert_eq (w->depth, 32);
-  while (!w->judged && n < 32) {
-    uint64_t latency = 50 * MS + (uint64_t)(++n * every_ms * (double)MS);
-    window_reply (w, latency, n, 1000 * MS + latency);
-  }
-  cr_assert (w->judged);
-  return n;
-}
-
-/* On a thin line, which takes 25 ms for each request, all 32 of them take most of a second. */
-Test (window, a_first_one_that_is_far_too_wide_is_seen_early)
-{
-  struct window w;
-
-  cr_assert_leq (first_window (&w, 25), 14);
-  cr_assert_leq (w.depth, 4);
-  cr_assert_eq (first_window (&w, 0.5), 32, "one that the line can use is judged as a whole");
-  cr_assert_eq (w.depth, 64);
-}
-
 Test (window, does_not_grow_where_it_is_not_filled)
 {
   struct window w;
