@@ -91,10 +91,10 @@ stop fg
 stop holder
 
 # A disk that another server of ours has is served, with a warning: two guests would damage it.
-
 spawn fg "${serve[@]}"
 wait_for 10 nbdmirror status "$c"
-spawn second nbdmirror serve "$tmp/disk" --socket "$tmp/second" --control "$tmp/second.control"
+spawn second "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" serve "$tmp/disk" \
+  --socket "$tmp/second" --control "$tmp/second.control"
 wait_for 10 nbdmirror status "$tmp/second.control"
 grep -q "$tmp/disk: another server of nbdmirror" "$tmp/second.log" ||
   fail "two servers: $(cat "$tmp/second.log")"
