@@ -2,14 +2,15 @@
  *
  * Samples: what some blocks of the destination begin with, kept in the shared region so that the
  * next worker can tell whether a destination is the one that this bitmap was counting against (rule
- * R13).  There are two kinds:
+ * R13).  There are two kinds.
  *
- *   SAMPLE_SENT   what this job has sent and flushed, and only this destination holds.  It is
- *                 compared while its block is neither claimed nor in quarantine: then the
- * destination must hold exactly what was flushed. SAMPLE_FOUND  what was there without our doing, a
- * base for instance, and may be elsewhere as well.  It is compared as well while its block was
- * never visited, since nothing was sent there then.  It proves enough as long as nothing that was
- * sent is durable: all of that is sent again.
+ * SAMPLE_SENT is what this job has sent and flushed, and only this destination holds.  It is
+ * compared while its block is neither claimed nor in quarantine: then the destination must hold
+ * exactly what was flushed.
+ *
+ * SAMPLE_FOUND is what was there without our doing, a base for instance, and may be elsewhere as
+ * well.  It is compared as well while its block was never visited, since nothing was sent there
+ * then.  It proves enough as long as nothing that was sent is durable: all of that is sent again.
  *
  * Written by the worker only, before it begins to copy, and later at claim_release time before the
  * claims are dropped: every sample whose block is in the flushed set is replaced or removed, unless
