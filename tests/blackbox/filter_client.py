@@ -144,7 +144,7 @@ class Region:
         self.map = mmap.mmap(fd, os.fstat(fd).st_size)
         os.close(fd)
         head = struct.unpack_from(self.CONSTANT, self.map)
-        assert head[0] == b"NBDMIRR\0" and head[1] == 3, head[:2]
+        assert head[0] == b"NBDMIRR\0" and head[1] == 4, head[:2]
         _, _, _, self.region_size, self.disk_size, self.block_size, self.nr_blocks = head[:7]
         self.array_offset = head[7:12]
         self.summary_offset = head[12:17]
