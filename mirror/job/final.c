@@ -451,7 +451,10 @@ job_handoff_poll (struct job *j)
   }
   text_free (j->handoff_error);
   j->handoff_error = NULL;
-  coordinator_result_free (&j->handoff_result);
+  if (j->handoff_status == -1 && j->handoff_result.committed)
+    j->next_handoff_ns = UINT64_MAX; /* the filter still has to say so; see say_unconfirmed() */
+  else
+    coordinator_result_free (&j->handoff_result);
 }
 
 /* ---- after the commit ---- */

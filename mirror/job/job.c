@@ -418,6 +418,20 @@ say_what_is_unreadable (struct job *j)
   job_say (j, JOB_WARNING, "source: not copied: %s", why);
 }
 
+/* The server ended after our hand-off was committed, before it said so. */
+static enum job_result
+say_unconfirmed (struct job *j)
+{
+  const char *control = j->o->control, *token = j->handoff_result.token;
+
+  job_say (j, JOB_ERROR,
+           "%s: the disk was handed over (rollback token %s), but its server ended before it"
+           " confirmed that: serve it again with this control socket, and say 'nbdmirror complete"
+           " %s --commit --token %s' before the guest is started at the destination",
+           control, token, control, token);
+  return JOB_NOT_SEALED;
+}
+
 static enum job_result
 finish (struct job *j, json_t **report)
 {
@@ -447,6 +461,8 @@ finish (struct job *j, json_t **report)
     say_goodbye (j);
   if (j->handing_off)
     pthread_join (j->handoff_thread, NULL);
+  if (j->handoff_result.committed && !j->committed)
+    result = say_unconfirmed (j);
   if (j->control)
     control_client_free (j->control);
   worker_lock_release (&j->lock, nothing_left (j));

@@ -83,3 +83,21 @@ has_to_exit 1 evacuate "${control[src]}" "$tmp/new.img"
 grep -q 'the guest goes on with the old disk' "$tmp/err" || fail "not said: $(cat "$tmp/err")"
 check_written "other boot"
 stop src
+
+# A server that cannot record the commit, and is killed: the worker that has committed says so.
+rm -f "${control[src]}".fence* "$tmp/new.img" "$tmp/mirror.log"
+start_server src "$tmp/old.img"
+mkdir -p "${control[src]}.fence/in-the-way"
+spawn mirror nbdmirror mirror "${control[src]}" "$tmp/new.img" --on-ready complete
+wait_state "${control[src]}" completed 20
+kill -KILL "${pid[src]}"
+wait_exit mirror 20
+[ "$status" = 3 ] || fail "committed, and the server was killed: exit status $status"
+token=$(sed -n 's/.*handed over (rollback token \([0-9a-f]*\)), but its server ended.*/\1/p' \
+  "$tmp/mirror.log")
+[ -n "$token" ] || fail "no token is told: $(cat "$tmp/mirror.log")"
+rm -r "${control[src]}.fence"
+wait_exit src 20
+start_server src "$tmp/old.img"
+has_to_exit 0 nbdmirror complete "${control[src]}" --commit --token "$token"
+cmp "$tmp/old.img" "$tmp/new.img" || fail "committed, and the server was killed: the disks differ"
