@@ -29,6 +29,7 @@ libmirror_la_SOURCES += \
 	mirror/job/gate-control.c \
 	mirror/job/gate-control.h \
 	mirror/job/found-samples.c \
+	mirror/job/found-samples.h \
 	mirror/job/incremental.c \
 	mirror/job/incremental.h \
 	mirror/job/internal.h \
