@@ -248,8 +248,8 @@ backup_decide (struct backup_run *run, struct backup_disk *d, const struct backu
   json_decref (all);
   if (other_size) {
     backup_fail (d, EXIT_ERROR,
-                 "its state file is of the size that the disk had before: stop its server, remove"
-                 " that file, and start the server again; the next backup is full then");
+                 "its state file is of another size than the disk: stop its server, remove that"
+                 " file, and start the server again; the next backup is full then");
     return;
   }
   d->has_state &= d->size > 0; /* a server adds no checkpoint to a disk without blocks */

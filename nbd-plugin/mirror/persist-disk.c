@@ -48,6 +48,18 @@ persist_disk_open (struct persist *p, const char *direct)
   }
 }
 
+bool
+persist_disk_was_resized (const struct state_found *f, const struct state_identity *now)
+{
+  const struct state_identity *id = &f->super.identity;
+
+  /* The size of another disk says nothing, and the file may be that one's.  A copy of this disk has
+   * no mark, and another inode. */
+  return f->tracked && now->known && now->size != f->super.disk_size && id->inode == now->inode
+         && (memcmp (id->mark, now->mark, 16) == 0
+             || memcmp (f->super.next_mark, now->mark, 16) == 0);
+}
+
 int
 persist_disk_mark (struct persist *p, struct state_found *f, const struct state_identity *now,
                    char **why)

@@ -185,6 +185,24 @@ tell_found (const struct persist *p, const struct state_found *f)
                 f->recorded != NULL ? ": the checkpoints are inconsistent" : "");
 }
 
+/* What FOUND says of this disk has no use once the disk has another size: tracking begins anew, in
+ * an empty file.  0, or -1 with *WHY. */
+static int
+begin_anew (struct persist *p, struct state_found *found, const struct state_identity *now,
+            char **why)
+{
+  nbdkit_error ("mirror-state=%s: the disk was resized from %llu to %llu bytes: tracking begins"
+                " anew, and %s",
+                p->path, (unsigned long long)found->super.disk_size, (unsigned long long)now->size,
+                found->super.job ? "the job left over and all checkpoints are dropped"
+                                 : "all checkpoints are dropped");
+  state_found_free (found);
+  if (ftruncate (p->file.fd, 0) == -1 || fsync (p->file.fd) == -1)
+    return text_error (why, "it cannot be emptied: %s", strerror (errno));
+  memset (found, 0, sizeof *found); /* as state_find() says of an empty file */
+  return 0;
+}
+
 int
 persist_open (struct mirror *m, char **error)
 {
@@ -212,7 +230,11 @@ persist_open (struct mirror *m, char **error)
                        "mirror-state=%s: %s.  Remove it to begin without it: the next mirror is a"
                        " full copy then",
                        p->path, why);
-  int r = persist_disk_mark (p, &found, &now, &why);
+  int r = 0;
+  if (persist_disk_was_resized (&found, &now))
+    r = begin_anew (p, &found, &now, &why);
+  if (r == 0)
+    r = persist_disk_mark (p, &found, &now, &why);
   if (r == 0)
     r = found.tracked ? take_over (m, &found, boot, &why) : state_know (&p->state, &found);
   if (r == -1)

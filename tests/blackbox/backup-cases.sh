@@ -99,12 +99,13 @@ run 0 'a: incremental:' "$A" "$B" "$repo"
 same b "$tmp/b"
 stop b
 truncate -s 10M "$tmp/b"
-serve b "$tmp/b" --state "$tmp/b.state" # a state file is of one size
-run 1 'b: its state file is of the size that the disk had before' "$A" "$B" "$repo"
+cp "$tmp/b" "$tmp/restored"
+cp "$tmp/b.state" "$tmp/restored.state"
+serve b "$tmp/restored" --state "$tmp/restored.state" # it is no resized disk, but another file
+run 1 'b: its state file is of another size than the disk' "$A" "$B" "$repo"
 grep -q "a incremental.*b FAILED" "$tmp/out" ||
   fail "the other disk was not backed up: $(cat "$tmp/out")"
 stop b
-rm "$tmp/b.state"
 serve b "$tmp/b" --state "$tmp/b.state"
 run 0 'b: full: the disk had 9437184 bytes at the last backup and has 10485760 now' "$A" "$B" \
   "$repo"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a disk of 0 bytes has checkpoints and jobs with a state file, also after a crash and
-# after a restart, and that a disk whose size has changed is told apart from the one of its state
-# file, with the way out.
+# after a restart.  A disk that was resized begins a new state by itself.  Another disk of another
+# size is told apart from the one of the state file, which is left alone.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
@@ -25,12 +25,39 @@ nbdmirror checkpoint remove "${control[none]}" one
 nbdmirror mirror "${control[none]}" "$tmp/copy" --on-ready complete --report "$tmp/report"
 [ -f "$tmp/copy" ] && [ ! -s "$tmp/copy" ] || fail "the copy of nothing is not nothing"
 
-# Another size.
-random_disk "$tmp/disk" 4M
-start_stateful src "$tmp/disk" "$tmp/src.state"
+# The same disk, after a clean end and after a crash, with a job left over.
+random_disk "$tmp/grows" 4M
+start_stateful grows "$tmp/grows" "$tmp/grows.state"
+nbdmirror checkpoint add "${control[grows]}" one
+spawn mirror nbdmirror mirror "${control[grows]}" "$tmp/first"
+wait_state "${control[grows]}" ready 20
+kill -KILL "${pid[grows]}" "${pid[mirror]}"
+wait "${pid[grows]}" "${pid[mirror]}" 2>/dev/null || :
+for size in 6M 5M; do
+  truncate -s $size "$tmp/grows"
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  grep -q "was resized from .* tracking begins anew" "$tmp/grows.log" || fail "nothing is told"
+  ! nbdmirror checkpoint list "${control[grows]}" | grep one ||
+    fail "a checkpoint of a disk of another size"
+  has_to_exit 7 nbdmirror mirror "${control[grows]}" "$tmp/first" --resume
+  nbdmirror checkpoint add "${control[grows]}" one
+  rm -f "$tmp/first"
+  nbdmirror mirror "${control[grows]}" "$tmp/first" --on-ready complete
+  compare "$tmp/grows" "$tmp/first" || fail "the copy of the disk of $size differs"
+  stop grows
+  rm "${control[grows]}.fence" "$tmp/grows.log"
+done
+truncate -s 5M "$tmp/grows"
+start_stateful grows "$tmp/grows" "$tmp/grows.state"
+nbdmirror checkpoint list "${control[grows]}" | grep -q one || fail "it was not resized"
+stop grows
+
+# Another disk.
+random_disk "$tmp/other" 4M
+start_stateful src "$tmp/other" "$tmp/src.state"
 nbdmirror checkpoint add "${control[src]}" one
 stop src
-truncate -s 6M "$tmp/disk"
+random_disk "$tmp/disk" 6M
 start_stateful src "$tmp/disk" "$tmp/src.state"
 has_to_exit 1 nbdmirror mirror "${control[src]}" "$tmp/larger" --on-ready complete
 grep -q "of another size.*remove the file" "$tmp/err" || fail "a job: $(cat "$tmp/err")"
