@@ -87,21 +87,20 @@ choose_samples (struct probes *p, unsigned most, const struct region *r)
 }
 
 /* An empty disk has zeroes as well.  They prove nothing even where only zeroes were sent: what was
- * left out, being as the base, is not zero. */
+ * left out, being as the base, is not zero.  Nor do they prove that what was sent is there: they
+ * may have been there before, since a server need not know of zeroes that it has stored. */
 bool
 identity_is_provable (const struct region *r)
 {
   /* Another destination may hold what was found at this one.  It would lack what was sent. */
-  bool data = false, sent = atomic_load (&r->hdr->sent_is_durable) == 0;
+  bool found_will_do = atomic_load (&r->hdr->sent_is_durable) == 0;
   struct sample s;
 
-  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
-    if (!samples_get (r, i, &s) || !samples_comparable (r, &s))
-      continue;
-    data = data || !is_zero (&s);
-    sent = sent || s.kind == SAMPLE_SENT;
-  }
-  return data && sent;
+  for (unsigned i = 0; i < SAMPLES_MAX; i++)
+    if (samples_get (r, i, &s) && !is_zero (&s) && samples_comparable (r, &s)
+        && (found_will_do || s.kind == SAMPLE_SENT))
+      return true;
+  return false;
 }
 
 /* All of them, or else the beginning of the disk, of which nothing is known. */

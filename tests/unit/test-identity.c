@@ -52,6 +52,8 @@ ENDPOINT_TEST (what_was_found)
   cr_assert (identity_is_provable (r), "nothing was sent there");
   atomic_store (&r->hdr->sent_is_durable, 1);
   cr_assert (!identity_is_provable (r), "another disk has that as well");
+  put (r, 5, 0);
+  cr_assert (!identity_is_provable (r), "it may have had these zeroes before");
   put (r, 4, 8);
   cr_assert (identity_is_provable (r));
   region_free (r);
