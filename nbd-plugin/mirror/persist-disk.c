@@ -20,6 +20,7 @@
 
 #define LOCK_TRIES 20u /* a server that was killed a moment ago may not have ended yet */
 #define LOCK_PAUSE_MS 50u
+#define LOOK_TRIES 2u /* who only looks for a server has the lock for an instant */
 
 static const uint8_t no_mark[16];
 
@@ -33,9 +34,10 @@ persist_disk_open (struct persist *p, const char *direct)
     *fd = open (direct, O_RDONLY | O_CLOEXEC);
   if (*fd == -1 || fstat (*fd, &st) == -1 || !S_ISREG (st.st_mode))
     return;
-  int how = p->path != NULL ? LOCK_EX : LOCK_SH;
+  bool tracked = p->path != NULL;
+  int how = tracked ? LOCK_EX : LOCK_SH;
   for (unsigned tries = 0; flock (*fd, how | LOCK_NB) == -1; tries++) {
-    if (errno != EWOULDBLOCK || p->path == NULL)
+    if (errno != EWOULDBLOCK || (!tracked && tries == LOOK_TRIES))
       return;
     if (tries == LOCK_TRIES) {
       nbdkit_error ("%s is served by another server as well: what it changes is not tracked, so no"
