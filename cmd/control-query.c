@@ -129,7 +129,8 @@ status_percent (const json_t *status)
 bool
 report_possible (const char *option, const char *path)
 {
-  bool exists = access (path, F_OK) == 0;
+  struct stat st;
+  bool exists = lstat (path, &st) == 0; /* a link to a file that is not there yet stays, too */
   CLEANUP_FD int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
 
   if (fd == -1 && errno != ENXIO) { /* a fifo that nobody reads yet */
