@@ -363,7 +363,8 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
 /* Is it known that the destination holds what is not dirty, and what would be left out?  What was
  * copied counts only at the destination that has it.  Where a job goes on and no sample could be
  * compared, since all of them were being written to, this may be another one.  Where nothing was
- * sent, there are no samples: what is left out was proved then, but of one connection's server. */
+ * sent, and nothing that tells it from others was found there, what is left out was proved, but of
+ * one connection's server. */
 static bool
 is_proved (const struct session *s)
 {

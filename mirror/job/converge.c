@@ -41,10 +41,10 @@
 #define TRIAL_STEP 0.4
 /* A trial can fail only after the guest has dirtied HALF of B for this time, in seconds. */
 #define TRIAL_S 1.0
-/* The guest has to be calm for this long before the gate is opened.  The time is doubled after each
- * opening that was too early, up to the second value. */
 /* A guest that uses most of its limit for this long, or for twice that, wants more. */
 #define BURST_NS ((uint64_t)(NS_PER_S / 2))
+/* The guest has to be calm for this long before the gate is opened.  The time is doubled after each
+ * opening that was too early, up to the second value. */
 #define CALM_NS (5 * NS_PER_S)
 #define CALM_MAX_NS (320 * NS_PER_S)
 /* The job does not converge if D is above this part of B, because what is left hardly shrinks. */
