@@ -53,7 +53,7 @@ void
 engine_propose_sample (struct engine *e, const struct engine_task *t, const uint8_t *data,
                        uint64_t length, enum sample_kind kind)
 {
-  uint64_t block = region_bytes (&e->region->geo, t->first, 1);
+  uint64_t at = t->first + t->sample, block = region_bytes (&e->region->geo, at, 1);
   if (length > block)
     length = block;
   if (length > SAMPLE_BYTES)
@@ -65,7 +65,7 @@ engine_propose_sample (struct engine *e, const struct engine_task *t, const uint
   for (unsigned i = first; i < end; i++) {
     struct sample *s = &e->pending[t->set][i];
     if (s->length == 0) {
-      s->block = t->first;
+      s->block = at;
       s->length = (uint32_t)length;
       s->kind = kind;
       memcpy (s->data, data, length);

@@ -35,17 +35,51 @@
 
 static void send_pieces (struct slot *sl);
 
+static bool
+is_zero (const uint8_t *p, size_t n)
+{
+  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
+}
+
+static bool
+has_unit (const struct slot *sl, uint64_t units, uint64_t at)
+{
+  return units >> (at / sl->of->unit) & 1;
+}
+
+/* Which block of the run says most of the destination?  One whose beginning was sent, since other
+ * disks may hold what was found there; rather one that is not zero; else the first one. */
+static uint64_t
+sample_block (const struct slot *sl)
+{
+  const struct region_geometry *geo = &sl->of->engine->region->geo;
+  uint64_t zeroes = UINT64_MAX;
+
+  for (uint64_t n = 0; n < sl->task.count; n++) {
+    uint64_t at = n << geo->block_shift, left = sl->length - at;
+    if (has_unit (sl, sl->data.same, at))
+      continue;
+    if (!is_zero (sl->buf + at, left < SAMPLE_BYTES ? left : SAMPLE_BYTES))
+      return n;
+    if (zeroes == UINT64_MAX)
+      zeroes = n;
+  }
+  return zeroes != UINT64_MAX ? zeroes : 0;
+}
+
 static void
 finish (struct slot *sl)
 {
   struct engine *e = sl->of->engine;
-  bool sent = (sl->data.same & 1) == 0;
+  sl->task.sample = sample_block (sl);
+  uint64_t at = sl->task.sample << e->region->geo.block_shift;
+  bool sent = !has_unit (sl, sl->data.same, at);
   /* What was not sent is no sample of the destination, unless it is known to be there. */
   bool seen = sent || e->options.sync == ENGINE_SYNC_COMPARE || e->options.sync == ENGINE_SYNC_BASE;
 
   atomic_fetch_add (&e->counters.acked_bytes, engine_task_bytes (e, &sl->task) - sl->data.skipped);
   atomic_fetch_add (&e->counters.passed_bytes, sl->data.skipped);
-  engine_task_done (e, &sl->task, sl->buf, seen ? sl->length : 0,
+  engine_task_done (e, &sl->task, sl->buf + at, seen ? sl->length - at : 0,
                     sent ? SAMPLE_SENT : SAMPLE_FOUND);
   slot_end (sl);
 }
@@ -97,20 +131,8 @@ read_back (struct slot *sl)
 
 /* ---- writing ---- */
 
-static bool
-is_zero (const uint8_t *p, size_t n)
-{
-  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
-}
-
 /* PIECE_THICK: zeroes that must not become a hole. */
 enum piece { PIECE_DATA, PIECE_ZERO, PIECE_THICK, PIECE_SAME };
-
-static bool
-has_unit (const struct slot *sl, uint64_t units, uint64_t at)
-{
-  return units >> (at / sl->of->unit) & 1;
-}
 
 /* What are the N bytes at AT?  Zeroes that the destination could not take for reasons of alignment
  * (an odd tail) are data. */

@@ -33,6 +33,7 @@ struct engine_task {
   uint64_t clean;             /* a bit for each block that is clean, and only sent along */
   bool mixed;                 /* there may be such blocks */
   bool urgent;                /* a guest's write waits for it */
+  uint64_t sample;            /* the block of the run that may become a sample, from 0 on */
   uint64_t wait_ns;           /* WORK_NONE */
   bool limited;               /* WORK_NONE: there is work, but the bandwidth limit lets it wait */
   struct latency_reply reply; /* set by the copier before the end: how long its data took */
@@ -55,7 +56,7 @@ enum engine_work engine_next (struct engine *e, const struct engine_room *room,
 uint64_t engine_task_bytes (const struct engine *e, const struct engine_task *task);
 
 /* A claimed task has ended well: every block of it was acknowledged, or was given back by
- * claim_give_back().  DATA is what the destination holds from the task's first byte on, LENGTH
+ * claim_give_back().  DATA is what the destination holds from the task's block `sample` on, LENGTH
  * bytes of it, and KIND how they came there.  It may be NULL, with LENGTH 0. */
 void engine_task_done (struct engine *e, const struct engine_task *task, const void *data,
                        uint64_t length, enum sample_kind kind);
