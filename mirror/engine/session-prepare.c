@@ -371,7 +371,12 @@ is_proved (const struct session *s)
   const struct region *r = s->engine->region;
   enum engine_sync sync = s->engine->options.sync;
 
-  if (identity_is_provable (r))
+  /* What was found is a few blocks of the base, which another base may have as well.  A worker that
+   * begins has proved the whole base of the destination's server before, as far as that can be. */
+  bool by_base = sync == ENGINE_SYNC_BASE || sync == ENGINE_SYNC_TOP;
+  bool again = s->engine->grace_end_ns != 0;
+  if (identity_is_provable (r)
+      && !(by_base && again && atomic_load (&r->hdr->sent_is_durable) == 0))
     return true;
   if (sync == ENGINE_SYNC_FULL || sync == ENGINE_SYNC_COMPARE)
     return atomic_load (&r->hdr->session) <= 1;
