@@ -11,8 +11,10 @@
 #include <unistd.h>
 
 #include "base/text.h"
+#include "dirty-bitmap/bitmap.h"
 #include "mirror/job/check.h"
 #include "mirror/job/internal.h"
+#include "mirror/job/sampling.h"
 
 /* Attached to the filter INSTANCE: what an old worker may have had in flight goes into quarantine
  * before the file says that this filter knows of it. */
@@ -135,6 +137,55 @@ say_refusal (struct job *j, char *class_, char *error)
   text_free (error);
 }
 
+/* May it be another block at the destination than where the job has left it? */
+static bool
+may_differ (void *opaque, uint64_t offset, uint64_t length, bool late)
+{
+  const struct job *j = opaque;
+  const struct region_geometry *geo = &j->region->geo;
+  uint64_t first = offset >> geo->block_shift, last = (offset + length - 1) >> geo->block_shift;
+  bool compares_source = j->o->sync.mode == ENGINE_SYNC_INCREMENTAL;
+  uint64_t found;
+
+  (void)late; /* what the guest writes is dirty before it can be read */
+  return bitmap_next_set (j->region, REGION_VISITED, first, last + 1, &found)
+         || (compares_source && bitmap_next_set (j->region, REGION_DIRTY, first, last + 1, &found));
+}
+
+/* The job goes on, and nothing that its earlier workers have sent is durable.  Then it is
+ * recognised only by what was found there, and a few blocks of that (samples.h) another disk may
+ * have as well: so many are compared.  0, or -1 after telling why not (R13). */
+static int
+look_again (struct job *j)
+{
+  enum engine_sync mode = j->o->sync.mode;
+  struct endpoint *ours = mode == ENGINE_SYNC_INCREMENTAL ? j->source : j->base_image;
+  const struct sampling s = { .ours = ours,
+                              .dest = j->dest.opened,
+                              .size = j->region->geo.disk_size,
+                              .prefer_data = true,
+                              .leave_out = may_differ,
+                              .opaque = j };
+  CLEANUP_TEXT char *error = NULL;
+  struct sampled found;
+
+  if (mode == ENGINE_SYNC_FULL || mode == ENGINE_SYNC_COMPARE
+      || atomic_load (&j->region->hdr->sent_is_durable) != 0)
+    return 0;
+  enum job_result result = sampling_compare (&s, &found, &error);
+  if (result == JOB_COMPLETED)
+    return 0;
+  j->result = result;
+  if (result == JOB_REFUSED)
+    job_say (j, JOB_ERROR,
+             "refused: %s is not the destination that this job has been writing to: it differs in"
+             " the block at offset %" PRIu64 ", which was left as it was",
+             endpoint_name (j->dest.opened), found.where);
+  else
+    job_say (j, JOB_ERROR, "%s", error);
+  return -1;
+}
+
 static int
 attach (struct job *j)
 {
@@ -174,6 +225,8 @@ attach (struct job *j)
   if (!resumed)
     found_samples_keep (&j->found, j->region);
   int r = check_geometry (j);
+  if (r == 0 && resumed)
+    r = look_again (j);
   if (r == 0)
     r = job_checkpoint_begin (j, resumed ? json_object_get (ret, "job") : NULL);
   json_decref (ret);

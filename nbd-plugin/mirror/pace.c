@@ -249,6 +249,9 @@ quiet_since (const struct pace *p, uint64_t progress, int64_t otherwise)
 static void
 leave_quiet (struct pace *p, uint64_t progress, int64_t since)
 {
+  /* Others know it already, and would wait in the instant in which it is taken back. */
+  if (atomic_load (&p->quiet_since) != 0 && atomic_load (&p->quiet_progress) == progress)
+    return;
   atomic_store (&p->quiet_since, 0);
   atomic_store (&p->quiet_progress, progress);
   atomic_store (&p->quiet_since, since);

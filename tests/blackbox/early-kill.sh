@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a job that leaves out what the destination has goes on with what is left, also when
 # its worker was killed before anything that it sent was durable: it need not send everything, since
-# what was found at the destination is enough to recognise it.
+# what was found at the destination is enough to recognise it, and to know another disk.
 . "$(dirname "$0")/lib.sh"
 
 size=$(bytes 96M)
@@ -59,6 +59,20 @@ write_some
 cp "$tmp/base" "$tmp/dst.img"
 start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
 killed_early --sync base --base "$tmp/base"
+# Another disk, which nearly everywhere holds the base as well.
+cp "$tmp/base" "$tmp/other.img"
+"$python" -c '
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+for offset in range(64 << 20, 96 << 20, 20 * 4096):
+    os.pwrite(fd, os.urandom(4096), offset)' "$tmp/other.img"
+cp "$tmp/other.img" "$tmp/other.copy"
+start_dest other file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[other]}" --resume --sync base \
+  --base "$tmp/base" --quarantine-grace 100ms --on-ready complete
+grep -q "is not the destination" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
+cmp "$tmp/other.img" "$tmp/other.copy" || fail "another disk was written to"
+stop other
 goes_on $((80 << 20)) --sync base --base "$tmp/base"
 
 note "incremental"

@@ -232,7 +232,7 @@ worker_flushes (void)
   samples_drop_in (region, claim_array (old));
   for (unsigned n = 0; n < 3; n++) {
     uint64_t b;
-    struct sample s = { .length = sizeof dest[0].flushed };
+    struct sample s = { .length = sizeof dest[0].flushed, .kind = SAMPLE_SENT };
     if (!bitmap_next_set (region, claim_array (old), medium_random (BLOCKS), UINT64_MAX, &b)
         || dest[b].late)
       continue;
