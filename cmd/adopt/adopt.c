@@ -372,6 +372,8 @@ wake (struct adopt *a)
 {
   if (!a->had_record || !a->started)
     return false;
+  if (!a->under_libvirt && control_nobody_listens (a->vm.path))
+    return false; /* QEMU has ended: a server would be nobody's */
   starting_wait (a->control);
   if (revive (a->control, a->record, a->vm.path, false))
     return true;

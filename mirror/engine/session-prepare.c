@@ -405,9 +405,10 @@ believe_only_what_is_proved (struct session *s)
   bitmap_set (r, REGION_VISITED, 0, r->geo.nr_blocks);
   bitmap_set (r, REGION_DIRTY, 0, r->geo.nr_blocks);
   atomic_fetch_add (&r->hdr->given_back, 1); /* a look that goes on is to notice, too */
-  warn (s, text_printf ("no block that was copied earlier can be compared now, so %s may be another"
-                        " destination: everything is copied again",
-                        endpoint_name (s->target.endpoint)));
+  s->news
+      = text_printf ("no block that was copied earlier can be compared now, so %s may be another"
+                     " destination: everything is copied again",
+                     endpoint_name (s->target.endpoint));
 }
 
 /* ---- all of it ---- */

@@ -194,6 +194,7 @@ session_end (struct session *s)
   free (s->copiers);
   free (s->target.tail_pad);
   text_free (s->warning);
+  text_free (s->news);
   text_free (s->error);
   free (s);
 }

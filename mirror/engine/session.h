@@ -52,7 +52,8 @@ struct session {
   unsigned nr_started;
   bool begun;    /* the engine knows of it */
   bool proved;   /* as in the options */
-  char *warning; /* for the user, or NULL: a larger destination … */
+  char *warning; /* for the user, once, or NULL: a larger destination … */
+  char *news;    /* for the user, each time, or NULL: all is copied again */
 
   pthread_mutex_t lock;
   char *error; /* why it was lost; NULL while it is not */

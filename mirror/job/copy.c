@@ -282,9 +282,12 @@ tell_change (struct copy *c)
                               s->problem == SESSION_SOURCE ? "source" : "destination", s->error);
     c->o->message (c->o->opaque, JOB_WARNING, text);
     text_free (text);
-  } else if (s->state == SUPERVISOR_COPYING && s->session->warning && !c->warned) {
-    c->o->message (c->o->opaque, JOB_WARNING, s->session->warning);
-    c->warned = true;
+  } else if (s->state == SUPERVISOR_COPYING) {
+    if (s->session->warning && !c->warned)
+      c->o->message (c->o->opaque, JOB_WARNING, s->session->warning);
+    c->warned = c->warned || s->session->warning;
+    if (s->session->news)
+      c->o->message (c->o->opaque, JOB_WARNING, s->session->news);
   }
 }
 

@@ -155,6 +155,8 @@ supervise (struct job *j)
         job_say (j, JOB_WARNING, "%s", s->session->warning);
         j->warned_larger = true;
       }
+      if (s->session->news)
+        job_say (j, JOB_WARNING, "%s", s->session->news);
       if (s->reconnects > 0)
         job_say (j, JOB_NOTICE, "%s is back after %.1f s",
                  s->problem == SESSION_SOURCE ? "source" : "destination",
