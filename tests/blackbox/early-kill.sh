@@ -84,3 +84,25 @@ cp "$tmp/base" "$tmp/dst.img"
 start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
 killed_early --sync incremental --since one --trust-destination
 goes_on $((80 << 20)) --sync incremental --since one --trust-destination
+
+# Here it is late: all was compared, and what differs was sent and flushed.  It is seldom what a
+# request begins with, and nothing else proves the destination.
+note "compare"
+cp "$tmp/base" "$tmp/disk"
+cp "$tmp/base" "$tmp/dst.img"
+"$python" -c '
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+for offset in range(0, 96 << 20, 1 << 20):
+    os.pwrite(fd, os.urandom(4096), offset + 20480)' "$tmp/disk"
+start_server src "$tmp/disk"
+start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+spawn worker nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync compare
+wait_state "${control[src]}" ready 30
+flushed () { [ "$(status_of "${control[src]}" claimed-bytes)" = 0 ]; }
+wait_for 20 flushed
+stop worker KILL
+wait_state "${control[src]}" detached 10
+sleep 0.3
+running dst || start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+goes_on $((2 << 20)) --sync compare
