@@ -126,8 +126,9 @@ wait_for 10 not_recorded
 server=$(child_of dst nbdkit)
 kill -KILL "${pid[mirror]}" "$server" "${pid[dst]}"
 for name in mirror dst; do wait "${pid[$name]}" 2>/dev/null || :; unset "pid[$name]"; done
-has_ended () { ! readlink "/proc/$server/exe" >/dev/null; }
-wait_for 10 has_ended # it is not our child
+# It is not our child.  Its sockets are closed when it is a zombie, and not when its memory has gone.
+has_ended () { ! grep -qs '^State:.[^Z]' "/proc/$server/status"; }
+wait_for 10 has_ended
 receive --resume
 stands_at none
 night --sync incremental --since three --resume --quarantine-grace 100ms
