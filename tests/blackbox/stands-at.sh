@@ -126,7 +126,7 @@ wait_for 10 not_recorded
 server=$(child_of dst nbdkit)
 kill -KILL "${pid[mirror]}" "$server" "${pid[dst]}"
 for name in mirror dst; do wait "${pid[$name]}" 2>/dev/null || :; unset "pid[$name]"; done
-# It is not our child.  Its sockets are closed when it is a zombie, and not when its memory has gone.
+# It is not our child.  Its sockets are closed once it is a zombie; its memory goes before that.
 has_ended () { ! grep -qs '^State:.[^Z]' "/proc/$server/status"; }
 wait_for 10 has_ended
 receive --resume
