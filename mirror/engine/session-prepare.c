@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
+#include "dirty-bitmap/samples.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/engine/identity.h"
 #include "mirror/engine/session-prepare.h"
@@ -371,12 +372,10 @@ is_proved (const struct session *s)
   const struct region *r = s->engine->region;
   enum engine_sync sync = s->engine->options.sync;
 
-  /* What was found is a few blocks of the base, which another base may have as well.  A worker that
-   * begins has proved the whole base of the destination's server before, as far as that can be. */
-  bool by_base = sync == ENGINE_SYNC_BASE || sync == ENGINE_SYNC_TOP;
+  /* What was found is a few blocks, which another disk may have as well.  A worker that begins has
+   * proved more of the destination's server before, as far as that can be. */
   bool again = s->engine->grace_end_ns != 0;
-  if (identity_is_provable (r)
-      && !(by_base && again && atomic_load (&r->hdr->sent_is_durable) == 0))
+  if (identity_is_provable (r) && !(again && atomic_load (&r->hdr->sent_is_durable) == 0))
     return true;
   if (sync == ENGINE_SYNC_FULL || sync == ENGINE_SYNC_COMPARE)
     return atomic_load (&r->hdr->session) <= 1;
@@ -391,7 +390,7 @@ is_full (const struct region *r, enum region_array a)
   return bitmap_next_run (r, a, 0, all, &first, &count) && first == 0 && count == all;
 }
 
-/* Else everything is copied again. */
+/* Else everything is copied again, or compared. */
 static void
 believe_only_what_is_proved (struct session *s)
 {
@@ -401,14 +400,17 @@ believe_only_what_is_proved (struct session *s)
 
   if (is_proved (s) || (is_full (r, REGION_DIRTY) && (sends_all || is_full (r, REGION_VISITED))))
     return;
-  /* Nor is its zero block, or its base, to be relied on. */
-  bitmap_set (r, REGION_VISITED, 0, r->geo.nr_blocks);
   bitmap_set (r, REGION_DIRTY, 0, r->geo.nr_blocks);
+  if (sync == ENGINE_SYNC_COMPARE) { /* it is as if the job began */
+    samples_drop_in (r, REGION_DIRTY);
+    bitmap_clear_all (r, REGION_VISITED);
+  } else /* nor is its zero block, or its base, to be relied on */
+    bitmap_set (r, REGION_VISITED, 0, r->geo.nr_blocks);
   atomic_fetch_add (&r->hdr->given_back, 1); /* a look that goes on is to notice, too */
-  s->news
-      = text_printf ("no block that was copied earlier can be compared now, so %s may be another"
-                     " destination: everything is copied again",
-                     endpoint_name (s->target.endpoint));
+  s->news = text_printf (
+      "no block that was copied earlier can be compared now, so %s may be another"
+      " destination: everything is %s again",
+      endpoint_name (s->target.endpoint), sync == ENGINE_SYNC_COMPARE ? "compared" : "copied");
 }
 
 /* ---- all of it ---- */

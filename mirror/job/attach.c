@@ -10,11 +10,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
 #include "mirror/job/check.h"
 #include "mirror/job/internal.h"
 #include "mirror/job/sampling.h"
+
+#define LATE_MS 2000
+#define LATE_POLL_MS 10
 
 /* Attached to the filter INSTANCE: what an old worker may have had in flight goes into quarantine
  * before the file says that this filter knows of it. */
@@ -137,19 +141,40 @@ say_refusal (struct job *j, char *class_, char *error)
   text_free (error);
 }
 
-/* May it be another block at the destination than where the job has left it? */
+/* With these modes what is clean is as at the source.  With others what was never visited is as in
+ * the base. */
+static bool
+compares_source (const struct job *j)
+{
+  enum engine_sync mode = j->o->sync.mode;
+
+  return mode == ENGINE_SYNC_INCREMENTAL || mode == ENGINE_SYNC_COMPARE;
+}
+
+static bool
+differs_by_right (const struct job *j, uint64_t first, uint64_t end)
+{
+  enum region_array changed = compares_source (j) ? REGION_DIRTY : REGION_VISITED;
+  uint64_t found;
+
+  return bitmap_next_set (j->region, changed, first, end, &found)
+         || bitmap_next_set (j->region, REGION_QUARANTINE, first, end, &found);
+}
+
 static bool
 may_differ (void *opaque, uint64_t offset, uint64_t length, bool late)
 {
   const struct job *j = opaque;
   const struct region_geometry *geo = &j->region->geo;
-  uint64_t first = offset >> geo->block_shift, last = (offset + length - 1) >> geo->block_shift;
-  bool compares_source = j->o->sync.mode == ENGINE_SYNC_INCREMENTAL;
-  uint64_t found;
+  uint64_t first = offset >> geo->block_shift,
+           end = ((offset + length - 1) >> geo->block_shift) + 1;
+  uint64_t begin = clock_ms ();
 
-  (void)late; /* what the guest writes is dirty before it can be read */
-  return bitmap_next_set (j->region, REGION_VISITED, first, last + 1, &found)
-         || (compares_source && bitmap_next_set (j->region, REGION_DIRTY, first, last + 1, &found));
+  /* What the guest writes can be read an instant before it is dirty (R2). */
+  while (late && compares_source (j) && !differs_by_right (j, first, end)
+         && clock_ms () - begin < LATE_MS)
+    clock_sleep_ms (LATE_POLL_MS);
+  return differs_by_right (j, first, end);
 }
 
 /* The job goes on, and nothing that its earlier workers have sent is durable.  Then it is
@@ -158,9 +183,7 @@ may_differ (void *opaque, uint64_t offset, uint64_t length, bool late)
 static int
 look_again (struct job *j)
 {
-  enum engine_sync mode = j->o->sync.mode;
-  struct endpoint *ours = mode == ENGINE_SYNC_INCREMENTAL ? j->source : j->base_image;
-  const struct sampling s = { .ours = ours,
+  const struct sampling s = { .ours = compares_source (j) ? j->source : j->base_image,
                               .dest = j->dest.opened,
                               .size = j->region->geo.disk_size,
                               .prefer_data = true,
@@ -169,8 +192,7 @@ look_again (struct job *j)
   CLEANUP_TEXT char *error = NULL;
   struct sampled found;
 
-  if (mode == ENGINE_SYNC_FULL || mode == ENGINE_SYNC_COMPARE
-      || atomic_load (&j->region->hdr->sent_is_durable) != 0)
+  if (j->o->sync.mode == ENGINE_SYNC_FULL || atomic_load (&j->region->hdr->sent_is_durable) != 0)
     return 0;
   enum job_result result = sampling_compare (&s, &found, &error);
   if (result == JOB_COMPLETED)
