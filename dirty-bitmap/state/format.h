@@ -110,10 +110,11 @@ struct state_identity {
   /* An extended attribute of the file: a new one for each server that begins to track it.  A server
    * without a state file removes it.  Zeroes: there is none. */
   uint8_t mark[16];
-  /* The mark and the inode are known while the file is in use, too; 0: the inode is not. */
-  uint64_t inode;
+  /* The mark, the inode and the size are known while the file is in use, too; 0: the inode is not,
+   * or the size. */
+  uint64_t inode, size;
   bool known; /* the following are */
-  uint64_t device, size;
+  uint64_t device;
   int64_t mtime_ns, ctime_ns; /* since 1970 */
 };
 

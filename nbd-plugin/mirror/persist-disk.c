@@ -50,16 +50,22 @@ persist_disk_open (struct persist *p, const char *direct)
   }
 }
 
+/* Does the disk bear MARK?  A disk without any is nobody's. */
+static bool
+bears (const struct state_identity *now, const uint8_t mark[16])
+{
+  return memcmp (mark, no_mark, 16) != 0 && memcmp (now->mark, mark, 16) == 0;
+}
+
 bool
 persist_disk_was_resized (const struct state_found *f, const struct state_identity *now)
 {
   const struct state_identity *id = &f->super.identity;
 
-  /* The size of another disk says nothing, and the file may be that one's.  A copy of this disk has
-   * no mark, and another inode. */
-  return f->tracked && now->known && now->size != f->super.disk_size && id->inode == now->inode
-         && (memcmp (id->mark, now->mark, 16) == 0
-             || memcmp (f->super.next_mark, now->mark, 16) == 0);
+  /* Of another disk, the size says nothing about the state.  Nor is the size that is served looked
+   * at: a filter may round it. */
+  return f->tracked && now->known && id->size != 0 && now->size != id->size
+         && id->inode == now->inode && (bears (now, id->mark) || bears (now, f->super.next_mark));
 }
 
 int
@@ -71,6 +77,7 @@ persist_disk_mark (struct persist *p, struct state_found *f, const struct state_
   if (!now->known)
     return 0;
   p->state.disk.inode = now->inode;
+  p->state.disk.size = now->size; /* known while the file is in use, too */
   uuid_make (mark);
   /* The state file knows it first: a server that is killed in between leaves no wrong mark. */
   if (f->tracked && state_announce_mark (&p->state, f, now, mark) == -1)

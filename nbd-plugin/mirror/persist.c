@@ -292,9 +292,11 @@ persist_close (struct mirror *m)
     if (m->attachment.region != NULL)
       make_note (m);
     state_identity_of (p->file.disk_fd, &id);
-    if (persist_disk_is_ours (p))
+    bool ours = persist_disk_is_ours (p);
+    /* If it was resized meanwhile, the next server has to notice. */
+    if (ours && id.size == p->state.disk.size)
       state_close_clean (&p->state, &id);
-    else if (atomic_load (&p->state.active))
+    else if (!ours && atomic_load (&p->state.active))
       nbdkit_error ("mirror-state=%s: %s; the next server takes every block for changed", p->path,
                     another_server);
   }

@@ -27,30 +27,40 @@ nbdmirror mirror "${control[none]}" "$tmp/copy" --on-ready complete --report "$t
 
 # The same disk, after a clean end and after a crash, with a job left over.
 random_disk "$tmp/grows" 4M
-start_stateful grows "$tmp/grows" "$tmp/grows.state"
-nbdmirror checkpoint add "${control[grows]}" one
-spawn mirror nbdmirror mirror "${control[grows]}" "$tmp/first"
-wait_state "${control[grows]}" ready 20
-kill -KILL "${pid[grows]}" "${pid[mirror]}"
-wait "${pid[grows]}" "${pid[mirror]}" 2>/dev/null || :
-for size in 6M 5M; do
-  truncate -s $size "$tmp/grows"
+if "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.x", b"")' "$tmp/grows" \
+  2>/dev/null; then
   start_stateful grows "$tmp/grows" "$tmp/grows.state"
-  grep -q "was resized from .* tracking begins anew" "$tmp/grows.log" || fail "nothing is told"
-  ! nbdmirror checkpoint list "${control[grows]}" | grep one ||
-    fail "a checkpoint of a disk of another size"
-  has_to_exit 7 nbdmirror mirror "${control[grows]}" "$tmp/first" --resume
   nbdmirror checkpoint add "${control[grows]}" one
-  rm -f "$tmp/first"
-  nbdmirror mirror "${control[grows]}" "$tmp/first" --on-ready complete
-  compare "$tmp/grows" "$tmp/first" || fail "the copy of the disk of $size differs"
+  spawn mirror nbdmirror mirror "${control[grows]}" "$tmp/first"
+  wait_state "${control[grows]}" ready 20
+  kill -KILL "${pid[grows]}" "${pid[mirror]}"
+  wait "${pid[grows]}" "${pid[mirror]}" 2>/dev/null || :
+  for size in 6M 5M; do
+    truncate -s $size "$tmp/grows"
+    start_stateful grows "$tmp/grows" "$tmp/grows.state"
+    grep -q "was resized from .* tracking begins anew" "$tmp/grows.log" || fail "nothing is told"
+    ! nbdmirror checkpoint list "${control[grows]}" | grep one ||
+      fail "a checkpoint of a disk of another size"
+    has_to_exit 7 nbdmirror mirror "${control[grows]}" "$tmp/first" --resume
+    nbdmirror checkpoint add "${control[grows]}" one
+    rm -f "$tmp/first"
+    nbdmirror mirror "${control[grows]}" "$tmp/first" --on-ready complete
+    compare "$tmp/grows" "$tmp/first" || fail "the copy of the disk of $size differs"
+    stop grows
+    rm "${control[grows]}.fence" "$tmp/grows.log"
+  done
+  truncate -s 5M "$tmp/grows"
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  nbdmirror checkpoint list "${control[grows]}" | grep -q one || fail "it was not resized"
   stop grows
-  rm "${control[grows]}.fence" "$tmp/grows.log"
-done
-truncate -s 5M "$tmp/grows"
-start_stateful grows "$tmp/grows" "$tmp/grows.state"
-nbdmirror checkpoint list "${control[grows]}" | grep -q one || fail "it was not resized"
-stop grows
+  # It was served without the state file, and so is known no more.
+  "$python" -c 'import os, sys; os.removexattr(sys.argv[1], "user.nbdmirror.tracked")' "$tmp/grows"
+  truncate -s 7M "$tmp/grows"
+  before=$(stat -c %s "$tmp/grows.state")
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  [ "$(stat -c %s "$tmp/grows.state")" = "$before" ] || fail "the state of another disk was emptied"
+  stop grows
+fi
 
 # Another disk.
 random_disk "$tmp/other" 4M
