@@ -127,7 +127,7 @@ server=$(child_of dst nbdkit)
 kill -KILL "${pid[mirror]}" "$server" "${pid[dst]}"
 for name in mirror dst; do wait "${pid[$name]}" 2>/dev/null || :; unset "pid[$name]"; done
 # It is not our child.  Its sockets are closed once it is a zombie; its memory goes before that.
-has_ended () { ! grep -qs '^State:.[^Z]' "/proc/$server/status"; }
+has_ended () { ! grep -qs '^State:.[^Z]' "/proc/$server/task"/*/status; }
 wait_for 10 has_ended
 receive --resume
 stands_at none

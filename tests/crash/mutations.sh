@@ -100,7 +100,7 @@ mutate "the live map is not marked" guest.c \
 mutate "a returned write is cooled all the same" cool.c \
   's/atomic_load \(&s->hot\[e\]\) \|\| s->pending\[e\]\)\n      continue/false)\n      continue/'
 mutate "a block is forgotten that a disk may lose at a kill" cool.c \
-  's/job && (?=s->io.sync_disk == NULL && !durable)/job && cool && /'
+  's/job && (?=s->io.sync_disk == NULL && !durable)/job && cool && /' 10
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 mutate "an extent ahead is taken for one that cools" work.c \
   's/state_ask \(s, i\);/s->l1[i \/ 64] |= UINT64_C (1) << (i % 64);
