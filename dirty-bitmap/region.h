@@ -35,8 +35,8 @@ enum region_array {
   REGION_CLAIMED_B,  /* claim set 1 */
   REGION_QUARANTINE, /* a dead session's request for it may still be applied (R12) */
   /* This job has written it, or found out that it need not be written.  Whoever copies sets the bit
-   * before the write is sent, and nobody clears it.  A block without it is at the destination as it
-   * was before the job. */
+   * before the write is sent.  It is cleared only where a compare job begins again, with all blocks
+   * dirty.  A block without it is at the destination as it was before the job. */
   REGION_VISITED,
   REGION_NR_ARRAYS
 };

@@ -372,10 +372,12 @@ is_proved (const struct session *s)
   const struct region *r = s->engine->region;
   enum engine_sync sync = s->engine->options.sync;
 
-  /* What was found is a few blocks, which another disk may have as well.  A worker that begins has
-   * proved more of the destination's server before, as far as that can be. */
+  /* What was found is a few blocks of the base, which another base may have as well.  A worker that
+   * begins has proved the whole base of the destination's server before, as far as that can be. */
+  bool by_base = sync == ENGINE_SYNC_BASE || sync == ENGINE_SYNC_TOP;
   bool again = s->engine->grace_end_ns != 0;
-  if (identity_is_provable (r) && !(again && atomic_load (&r->hdr->sent_is_durable) == 0))
+  if (identity_is_provable (r)
+      && !(by_base && again && atomic_load (&r->hdr->sent_is_durable) == 0))
     return true;
   if (sync == ENGINE_SYNC_FULL || sync == ENGINE_SYNC_COMPARE)
     return atomic_load (&r->hdr->session) <= 1;
@@ -401,16 +403,19 @@ believe_only_what_is_proved (struct session *s)
   if (is_proved (s) || (is_full (r, REGION_DIRTY) && (sends_all || is_full (r, REGION_VISITED))))
     return;
   bitmap_set (r, REGION_DIRTY, 0, r->geo.nr_blocks);
-  if (sync == ENGINE_SYNC_COMPARE) { /* it is as if the job began */
+  /* That a destination is zero was said of another one, perhaps. */
+  bool compares = sync == ENGINE_SYNC_COMPARE && !s->engine->options.dest_is_zero;
+  if (compares) { /* it is as if the job began, and nothing that was sent is relied on */
     samples_drop_in (r, REGION_DIRTY);
     bitmap_clear_all (r, REGION_VISITED);
+    atomic_store (&r->hdr->sent_is_durable, 0);
   } else /* nor is its zero block, or its base, to be relied on */
     bitmap_set (r, REGION_VISITED, 0, r->geo.nr_blocks);
   atomic_fetch_add (&r->hdr->given_back, 1); /* a look that goes on is to notice, too */
-  s->news = text_printf (
-      "no block that was copied earlier can be compared now, so %s may be another"
-      " destination: everything is %s again",
-      endpoint_name (s->target.endpoint), sync == ENGINE_SYNC_COMPARE ? "compared" : "copied");
+  s->news
+      = text_printf ("no block that was copied earlier can be compared now, so %s may be another"
+                     " destination: everything is %s again",
+                     endpoint_name (s->target.endpoint), compares ? "compared" : "copied");
 }
 
 /* ---- all of it ---- */

@@ -315,7 +315,10 @@ sampling_compare (const struct sampling *s, struct sampled *found, char **error)
                      .min = info->min_block };
   enum job_result result = JOB_FAILED;
 
+  uint32_t ours = endpoint_info (s->ours)->min_block;
   b.block = info->min_block > SAMPLE_BLOCK ? info->min_block : SAMPLE_BLOCK;
+  if (b.block < ours)
+    b.block = ours;
   b.align = s->align > b.block ? s->align : b.block;
   b.blocks = (b.size + b.align - 1) / b.align;
   *found = (struct sampled){ .blocks = b.blocks };

@@ -17,6 +17,7 @@
 #include "dirty-bitmap/state/recordings.h"
 #include "nbd-plugin/mirror/checkpoints.h"
 #include "nbd-plugin/mirror/filter.h"
+#include "nbd-plugin/mirror/persist-disk.h"
 #include "nbd-plugin/mirror/receiving.h"
 #include "nbd-plugin/own-thread.h"
 
@@ -69,6 +70,7 @@ begin (struct mirror *m, const char *name, const uint8_t uuid[16],
   memcpy (c->uuid, uuid, sizeof c->uuid);
   if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s", strerror (errno));
+  persist_disk_note_size (p);
   if (map_recordings (p, &layout, error) == -1
       || state_checkpoint_prepare (&p->state, &layout, p->file.slots, boot, name, c->uuid, error)
              == -1)

@@ -64,8 +64,9 @@ persist_disk_was_resized (const struct state_found *f, const struct state_identi
 
   /* Of another disk, the size says nothing about the state.  Nor is the size that is served looked
    * at: a filter may round it. */
-  return f->tracked && now->known && id->size != 0 && now->size != id->size
-         && id->inode == now->inode && (bears (now, id->mark) || bears (now, f->super.next_mark));
+  return f->tracked && now->known && (id->size != 0 || f->super.disk_size == 0)
+         && now->size != id->size && id->inode == now->inode
+         && (bears (now, id->mark) || bears (now, f->super.next_mark));
 }
 
 int
@@ -85,6 +86,17 @@ persist_disk_mark (struct persist *p, struct state_found *f, const struct state_
   if (state_file_mark_disk (p->file.disk_fd, mark))
     memcpy (p->state.disk.mark, mark, sizeof mark);
   return 0;
+}
+
+void
+persist_disk_note_size (struct persist *p)
+{
+  struct state_identity now;
+
+  if (atomic_load (&p->state.active))
+    return; /* what is tracked has the size that was noted */
+  state_identity_of (p->file.disk_fd, &now);
+  p->state.disk.size = now.size;
 }
 
 void

@@ -193,7 +193,8 @@ begin_anew (struct persist *p, struct state_found *found, const struct state_ide
 {
   nbdkit_error ("mirror-state=%s: the disk was resized from %llu to %llu bytes: tracking begins"
                 " anew, and %s",
-                p->path, (unsigned long long)found->super.disk_size, (unsigned long long)now->size,
+                p->path, (unsigned long long)found->super.identity.size,
+                (unsigned long long)now->size,
                 found->super.job ? "the job left over and all checkpoints are dropped"
                                  : "all checkpoints are dropped");
   state_found_free (found);
@@ -293,10 +294,11 @@ persist_close (struct mirror *m)
       make_note (m);
     state_identity_of (p->file.disk_fd, &id);
     bool ours = persist_disk_is_ours (p);
-    /* If it was resized meanwhile, the next server has to notice. */
-    if (ours && id.size == p->state.disk.size)
+    /* If it was resized meanwhile, the next server has to notice, also if its old size is back. */
+    id.size = p->state.disk.size; /* 0 in both where it is not known */
+    if (ours)
       state_close_clean (&p->state, &id);
-    else if (!ours && atomic_load (&p->state.active))
+    else if (atomic_load (&p->state.active))
       nbdkit_error ("mirror-state=%s: %s; the next server takes every block for changed", p->path,
                     another_server);
   }
@@ -334,6 +336,7 @@ persist_begin (struct mirror *m, const struct region_geometry *geo, const char *
   if (!p->open)
     return 0;
   state_set_region (&p->state, NULL);
+  persist_disk_note_size (p);
   if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s: %s", p->path, strerror (errno));
   if (p->file.live == NULL && state_file_allocate (&p->file, 0, layout.file_size) == -1)

@@ -53,6 +53,25 @@ if "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.x", b"")' "$tmp/
   start_stateful grows "$tmp/grows" "$tmp/grows.state"
   nbdmirror checkpoint list "${control[grows]}" | grep -q one || fail "it was not resized"
   stop grows
+  # It has its old size again, but what was cut off is gone.
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  truncate -s 4M "$tmp/grows"
+  stop grows
+  truncate -s 5M "$tmp/grows"
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  nbdmirror checkpoint list "${control[grows]}" | grep -q 'one.*inconsistent' ||
+    fail "resized while it was served: $(nbdmirror checkpoint list "${control[grows]}")"
+  stop grows
+  # It is resized before anything is tracked.
+  rm "$tmp/grows.state"
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  truncate -s 6M "$tmp/grows"
+  nbdmirror checkpoint add "${control[grows]}" two
+  stop grows
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  nbdmirror checkpoint list "${control[grows]}" | grep -q 'two.* consistent' ||
+    fail "it was not resized: $(nbdmirror checkpoint list "${control[grows]}")"
+  stop grows
   # It was served without the state file, and so is known no more.
   "$python" -c 'import os, sys; os.removexattr(sys.argv[1], "user.nbdmirror.tracked")' "$tmp/grows"
   truncate -s 7M "$tmp/grows"
