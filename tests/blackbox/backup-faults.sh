@@ -153,7 +153,8 @@ if [ "$(status_of "$A" target)" = null ]; then # killed before the target was in
 else
   run 0 'a: incremental:' "$A" "$tmp/other"
 fi
+run 0 'what it has left was removed' "$A" "$repo"
+# The one that is refused begins nothing, and so does not look there.
 [ ! -e "$folder" ] || fail "what the killed one had in /tmp is still there"
 [ -s "$tmp/a" ] || fail "the disk was removed"
-run 0 'what it has left was removed' "$A" "$repo"
 same a "$tmp/a"
