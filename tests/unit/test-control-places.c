@@ -160,24 +160,32 @@ expect_service (int sock)
   json_decref (m);
 }
 
+enum { NEEDED, WORKER, WAITING, IDLE, LATER, NR };
+
+/* Start a server with the limits L, and one client of each kind. */
+static void
+take_all_places (const struct control_limits *l, int socks[NR])
+{
+  fixture_start (l);
+  for (int i = 0; i < NR; i++)
+    socks[i] = raw_open ();
+  json_decref (raw_call (socks[NEEDED], "{\"execute\": \"needed\"}\n"));
+  json_decref (raw_call (socks[WORKER], "{\"execute\": \"worker\"}\n"));
+  raw_send (socks[WAITING], "{\"execute\": \"defer\"}\n");
+}
+
 /* Proves: where all places are taken, the client that has been silent for longest gives way, once
  * that is long enough.  It is told why.  One that waits for an answer, the worker, and one on whose
  * connection something hangs keep their places. */
 control_test (limits, idle_gives_way)
 {
-  enum { NEEDED, WORKER, WAITING, IDLE, LATER, NR };
   struct control_limits l = fixture_limits;
   int socks[NR];
 
   l.max_peers = NR;
   l.reserved = 0;
   l.idle_ms = 60000;
-  fixture_start (&l);
-  for (int i = 0; i < NR; i++)
-    socks[i] = raw_open ();
-  json_decref (raw_call (socks[NEEDED], "{\"execute\": \"needed\"}\n"));
-  json_decref (raw_call (socks[WORKER], "{\"execute\": \"worker\"}\n"));
-  raw_send (socks[WAITING], "{\"execute\": \"defer\"}\n");
+  take_all_places (&l, socks);
   expect_service (socks[LATER]);
   int extra = raw_connect ();
   cr_assert (is_refused (extra, "too many clients"), "none was silent for long");
@@ -187,12 +195,7 @@ control_test (limits, idle_gives_way)
     close (socks[i]);
 
   l.idle_ms = 100;
-  fixture_start (&l);
-  for (int i = 0; i < NR; i++)
-    socks[i] = raw_open ();
-  json_decref (raw_call (socks[NEEDED], "{\"execute\": \"needed\"}\n"));
-  json_decref (raw_call (socks[WORKER], "{\"execute\": \"worker\"}\n"));
-  raw_send (socks[WAITING], "{\"execute\": \"defer\"}\n");
+  take_all_places (&l, socks);
   fixture_sleep_ms (2);
   expect_service (socks[LATER]);
   fixture_sleep_ms (150);
