@@ -36,6 +36,17 @@ utf8_length (const unsigned char *s)
   return n;
 }
 
+bool
+backup_is_utf8 (const char *text)
+{
+  const unsigned char *s = (const unsigned char *)text;
+
+  for (unsigned n; *s != '\0'; s += n)
+    if ((n = utf8_length (s)) == 0)
+      return false;
+  return true;
+}
+
 const char *
 backup_disk_id_fault (const char *id)
 {
@@ -47,15 +58,13 @@ backup_disk_id_fault (const char *id)
     return "it begins with a dot";
   if (strcmp (id, "backups") == 0 || strncmp (id, "nbdmirror-repository", 20) == 0)
     return "the repository itself uses that name";
-  for (const unsigned char *s = (const unsigned char *)id; *s != '\0';) {
-    unsigned n = utf8_length (s);
-    if (n == 0)
-      return "it is not UTF-8";
+  if (!backup_is_utf8 (id))
+    return "it is not UTF-8";
+  for (const char *s = id; *s != '\0'; s++) {
     if (*s == '/')
       return "it has a slash";
-    if (*s < 0x20 || *s == 0x7f)
+    if ((unsigned char)*s < 0x20 || *s == 0x7f)
       return "it has a control character";
-    s += n;
   }
   return NULL;
 }

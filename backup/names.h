@@ -13,6 +13,9 @@
 #define BACKUP_DISK_ID_MAX 200 /* bytes */
 #define BACKUP_NAME_MAX 32     /* bytes of a backup's name */
 
+/* May TEXT be in a manifest, which is JSON? */
+bool backup_is_utf8 (const char *text);
+
 /* NULL, or what is wrong with ID as a disk's name (a constant).  It is the name of a folder, in
  * UTF-8. */
 const char *backup_disk_id_fault (const char *id);

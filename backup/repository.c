@@ -308,13 +308,15 @@ int
 repository_write (const struct repository *r, struct manifest *m, char **error)
 {
   CLEANUP_TEXT char *path = text_printf ("%s/backups/%s.json", r->path, m->name);
+  uint64_t before = m->sequence;
 
-  if (m->sequence == 0 && next_sequence (r, &m->sequence, error) == -1)
+  if (before == 0 && next_sequence (r, &m->sequence, error) == -1)
     return -1;
   json_t *o = manifest_to_json (m);
-  if (o == NULL)
-    return text_error (error, "%s: a name in it is not UTF-8", path);
-  int result = repository_write_json (path, o, error);
+  int result = o != NULL ? repository_write_json (path, o, error)
+                         : text_error (error, "%s: a name in it is not UTF-8", path);
   json_decref (o);
+  if (result == -1)
+    m->sequence = before; /* only one that was written has a number */
   return result;
 }

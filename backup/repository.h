@@ -79,7 +79,8 @@ void repository_list_free (struct backup_list *list);
 struct backup_entry *repository_find (const struct backup_list *list, const char *name);
 
 /* Write M, whose files are durable.  A manifest with sequence 0 is new and gets the next one; else
- * it replaces the one of its name.  The caller holds the lock of the index. */
+ * it replaces the one of its name.  After an error its sequence is as before.  The caller holds the
+ * lock of the index. */
 int repository_write (const struct repository *r, struct manifest *m, char **error);
 
 #endif

@@ -154,6 +154,8 @@ int backup_hook (const struct backup_run *run, const char *event, const char *co
 
 /* seal.c: an exit status, after a message. */
 int backup_seal (struct backup_run *run);
+/* What the NR-th included file, FROM, is called in the repository.  For text_free(). */
+char *backup_include_name (unsigned nr, const char *from);
 /* There is no manifest: remove the checkpoints that were added, since a backup in the same second
  * gets the same name.  What was recorded stays recorded since the checkpoint before. */
 void backup_drop_checkpoints (const struct backup_run *run);

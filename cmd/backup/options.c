@@ -257,13 +257,40 @@ check_metrics (const struct backup_run *run)
   return report_possible ("--metrics", temporary) ? 0 : EXIT_ERROR;
 }
 
+/* May WHAT the user has given as TEXT (NULL: he has not) be in the manifest? */
+static int
+check_text (const char *what, const char *text)
+{
+  if (text == NULL || backup_is_utf8 (text))
+    return 0;
+  return cmd_usage_error ("%s %s: it is not UTF-8, so the backup cannot note it", what, text);
+}
+
+/* What the manifest notes as it is, beside the files. */
+static int
+check_texts (const struct backup_run *run)
+{
+  int status = check_text ("--before-hold-exec", run->before_hold);
+
+  if (status == 0)
+    status = check_text ("--after-release-exec", run->after_release);
+  for (unsigned i = 0; status == 0 && i < run->nr_disks; i++)
+    status = check_text ("the disk", run->disks[i].place);
+  return status;
+}
+
 /* A wrong name is told now, and not when all has been copied.  The command before the hold may
  * still make a file. */
 static int
 check_includes (const struct backup_run *run)
 {
   for (unsigned i = 0; i < run->nr_includes; i++) {
-    CLEANUP_TEXT char *error = NULL;
+    CLEANUP_TEXT char *error = NULL, *name = backup_include_name (i, run->includes[i]);
+    int status = check_text ("--include", run->includes[i]);
+    if (status != 0)
+      return status;
+    if (strlen (name) > NAME_MAX)
+      return cmd_usage_error ("--include %s: its name is too long", run->includes[i]);
     if (run->before_hold != NULL && access (run->includes[i], F_OK) == -1)
       continue;
     CLEANUP_FD int fd = store_open_include (run->includes[i], &error);
@@ -307,6 +334,8 @@ read_line (struct cmd_line *line, struct backup_run *run, struct names *names, i
     *status = check_names (run, names->disk_names, names->nr_disk_names, "--disk-name");
   if (*status == 0)
     *status = check_names (run, names->states, names->nr_states, "--state");
+  if (*status == 0)
+    *status = check_texts (run);
   if (*status == 0)
     *status = check_includes (run);
   if (*status == 0)

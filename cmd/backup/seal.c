@@ -14,17 +14,25 @@
 #include "cmd/backup/backup.h"
 #include "cmd/control-query.h"
 
+char *
+backup_include_name (unsigned nr, const char *from)
+{
+  const char *slash = strrchr (from, '/');
+
+  return text_printf ("%u-%s", nr + 1, slash != NULL ? slash + 1 : from);
+}
+
 static int
 include (struct backup_run *run, unsigned nr, char **error)
 {
-  const char *from = run->includes[nr], *slash = strrchr (from, '/');
+  const char *from = run->includes[nr];
+  CLEANUP_TEXT char *name = backup_include_name (nr, from);
   struct manifest_include *m = manifest_add_include (&run->manifest);
 
   if (m == NULL)
     return text_error (error, "out of memory");
   m->source = text_copy (from);
-  m->file
-      = text_printf ("backups/%s.files/%u-%s", run->name, nr + 1, slash != NULL ? slash + 1 : from);
+  m->file = text_printf ("backups/%s.files/%s", run->name, name);
   return store_include (&run->store, from, m, error);
 }
 

@@ -71,6 +71,17 @@ if [ "$(metric full)" != 0 ] || grep -q 'reason=' "$tmp/vm.prom" ||
   [ "$(metric last_success_timestamp_seconds)" -le 1234567 ]; then
   fail "metrics: $(cat "$tmp/vm.prom")"
 fi
+# All is copied, and the manifest cannot be written: that is no success, and no line says so.
+sed -i "s/\(last_success.*\) .*/\1 1234567/" "$tmp/vm.prom"
+full='mkdir "$NBDMIRROR_REPOSITORY/backups/$NBDMIRROR_BACKUP.json.tmp"'
+back_up 3 --metrics "$tmp/vm.prom" --report "$tmp/report" --before-hold-exec "$full" \
+  --after-release-exec true
+grep -q 'json.tmp: Is a directory' "$tmp/err" || fail "another failure: $(cat "$tmp/err")"
+[ "$(metric success) $(metric last_success_timestamp_seconds)" = "0 1234567" ] ||
+  fail "metrics without a manifest: $(cat "$tmp/vm.prom")"
+[ ! -s "$tmp/mail" ] || fail "the mail without a manifest: $(cat "$tmp/mail")"
+[ ! -e "$tmp/report" ] || fail "the report without a manifest: $(cat "$tmp/report")"
+rmdir "$repo"/backups/*.json.tmp
 has_to_exit 1 nbdmirror backup "$A" "$repo" --metrics "$tmp/none/vm.prom"
 grep -q "none/vm.prom" "$tmp/err" || fail "metrics that cannot be written: $(cat "$tmp/err")"
 

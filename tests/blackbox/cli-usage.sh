@@ -105,6 +105,11 @@ refused 2 'backup: REPOSITORY is missing' backup none
 refused 2 'exclude each other' backup none repo --full --incremental
 refused 1 '--include missing: No such file' backup none repo --include missing
 refused 1 'is no regular file' backup none repo --include /dev
+refused 2 ': its name is too long' backup none repo --include "$(printf '%0254d' 0)"
+for option in --include --before-hold-exec --after-release-exec; do
+  refused 2 "backup: $option " backup none repo $option $'no\xfftext'
+done
+refused 2 ': it is not UTF-8, so' backup $'no\xfffolder/none' repo
 refused 1 '--report missing/report: No such file' backup none repo --report missing/report
 refused 1 '--metrics missing/vm.prom.tmp: No such file' backup none repo --metrics missing/vm.prom
 refused 2 'exclude each other' backup none repo --auto --full
