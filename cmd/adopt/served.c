@@ -16,6 +16,7 @@
 #include "base/child.h"
 #include "base/durable.h"
 #include "base/fd.h"
+#include "base/pid-file.h"
 #include "base/text.h"
 #include "cmd/adopt/served.h"
 #include "cmd/adopt/starting.h"
@@ -122,6 +123,15 @@ served_bypass (const char *control, bool on, bool *refused, char **error)
   text_free (message);
   text_free (class_);
   return r;
+}
+
+pid_t
+served_ending (const char *control, const char *socket)
+{
+  CLEANUP_TEXT char *path = text_printf ("%s.pid", socket);
+  pid_t pid = pid_file_process (path, socket);
+
+  return pid != 0 && !served_is_there (control) && !tidy_has_bound (pid, control) ? pid : 0;
 }
 
 /* The filter takes whatever it cannot read for a note of this boot. */

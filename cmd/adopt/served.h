@@ -30,6 +30,10 @@ bool served_has_state (const char *control);
 /* Does a server listen at CONTROL? */
 bool served_is_there (const char *control);
 
+/* The server at SOCKET that has closed CONTROL, since it was told to end, and waits for its
+ * clients: QEMU stays one for as long as its guest wants nothing.  0: there is none. */
+pid_t served_ending (const char *control, const char *socket);
+
 /* From now on (ON), or no more, the guest writes to the image without passing the server, and so no
  * mirror job may begin there.  *REFUSED (set on -1): there is a job. */
 int served_bypass (const char *control, bool on, bool *refused, char **error);

@@ -14,9 +14,9 @@
  * starts without it. */
 int starting_begin (const char *control);
 
-/* Return when the server that somebody is starting at CONTROL listens, or none is being started.
- * Takes as long as `serve` gives a server to start. */
-void starting_wait (const char *control);
+/* Return when the server that somebody is starting at CONTROL and SOCKET listens, or none is being
+ * started.  Takes as long as `serve` gives a server to start. */
+void starting_wait (const char *control, const char *socket);
 
 /* There is nothing more to wait for: remove the file. */
 void starting_forget (const char *control);

@@ -76,10 +76,8 @@ is_open_in (DIR *dir, unsigned long inode)
   return false;
 }
 
-/* Has SERVER bound a socket to PATH?  Nobody is connected to, which an NBD server would notice.
- * Where /proc does not tell, it counts as its own. */
-static bool
-has_bound (pid_t server, const char *path)
+bool
+tidy_has_bound (pid_t server, const char *path)
 {
   CLEANUP_TEXT char *folder = text_printf ("/proc/%ld/fd", (long)server);
   char line[512];
@@ -112,7 +110,7 @@ note_sockets (pid_t server, const struct tidy_path *paths, struct noted *noted, 
     if (path == NULL || !paths[i].is_socket || noted[i].seen)
       continue;
     if (lstat (path, &noted[i].st) == 0 && S_ISSOCK (noted[i].st.st_mode)
-        && (paths[i].is_bound || has_bound (server, path)))
+        && (paths[i].is_bound || tidy_has_bound (server, path)))
       noted[i].seen = true;
     else
       *all = false;

@@ -29,4 +29,8 @@ void tidy_now (pid_t server, const struct tidy_path paths[TIDY_PATHS_MAX]);
 enum tidy_socket { TIDY_ABSENT, TIDY_STALE, TIDY_IN_USE, TIDY_NO_SOCKET };
 enum tidy_socket tidy_look (const char *path);
 
+/* Has SERVER bound a socket to PATH, and not closed it?  Nobody is connected to, which an NBD
+ * server would notice.  Where /proc does not tell, it counts as its own. */
+bool tidy_has_bound (pid_t server, const char *path);
+
 #endif

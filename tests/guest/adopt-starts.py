@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Proves that no server is left beside a guest that uses its image by itself: `adopt` is killed at
 random instants while its server starts, slowly, and the next `give-back`, or another `adopt`, waits
-for that server, and uses or ends it."""
+for that server, and uses or ends it. Nor do they wait for one that was told to end, and does not as
+long as the guest wants nothing of it: another one takes its place."""
 
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +48,18 @@ def named(path):
     return found
 
 
+def told_to_end(s, vm, disk, command):
+    """A guest that is stopped keeps QEMU's connection, and so the server."""
+    told = json.loads(s.nbdmirror(*disk.adopt(vm)))
+    vm.qmp("stop")
+    os.kill(told["server-pid"], signal.SIGTERM)
+    s.wait_for("the control socket's end", lambda: not os.path.exists(disk.control))
+    check(named(disk.control), "the server has ended: then this proves nothing")
+    s.nbdmirror(*command, seconds=60)
+    vm.qmp("cont")
+    s.story.wait_for_more(3)
+
+
 def test(s):
     scene.note(f"seed {SEED}")
     rng = random.Random(SEED)
@@ -70,6 +85,10 @@ def test(s):
         tidy(s, vm, [disk], before)
         check(not os.path.exists(disk.control + ".starting"), "a lock is left")
         s.story.wait_for_more(3)
+    told_to_end(s, vm, disk, disk.adopt(vm))
+    s.nbdmirror(*disk.give_back(vm))
+    told_to_end(s, vm, disk, disk.give_back(vm))
+    tidy(s, vm, [disk], before)
     check(started > KILLS // 3, f"only {started} servers were started")
     scene.note(f"{started} of {KILLS} were killed after the start of the server had begun")
     vm.shut_down()
