@@ -7,6 +7,10 @@ nbdmirror_SOURCES += \
 	cmd/repository/drop-check.h \
 	cmd/repository/drop-digests.c \
 	cmd/repository/drop-digests.h \
+	cmd/repository/drop-internal.h \
+	cmd/repository/drop-lines.c \
+	cmd/repository/drop-remove.c \
+	cmd/repository/drop-steps.c \
 	cmd/repository/drop-unused.c \
 	cmd/repository/drop-unused.h \
 	cmd/repository/drop.c \
