@@ -131,9 +131,11 @@ report_possible (const char *option, const char *path)
 {
   struct stat st;
   bool exists = lstat (path, &st) == 0; /* a link to a file that is not there yet stays, too */
-  CLEANUP_FD int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+  /* Who reads a fifo would take our closing it for the end of the report. */
+  bool fifo = stat (path, &st) == 0 && S_ISFIFO (st.st_mode);
+  CLEANUP_FD int fd = fifo ? -1 : open (path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
 
-  if (fd == -1 && errno != ENXIO) { /* a fifo that nobody reads yet */
+  if (fd == -1 && (!fifo || access (path, W_OK) == -1)) {
     cmd_say ("%s %s: %s", option, path, strerror (errno));
     return false;
   }

@@ -71,8 +71,17 @@ if [ "$(metric full)" != 0 ] || grep -q 'reason=' "$tmp/vm.prom" ||
   [ "$(metric last_success_timestamp_seconds)" -le 1234567 ]; then
   fail "metrics: $(cat "$tmp/vm.prom")"
 fi
+# Somebody waits for the report.
+mkfifo "$tmp/fifo"
+spawn reader cat "$tmp/fifo"
+spawn fifo nbdmirror backup "$A" "$repo" --report "$tmp/fifo"
+wait_exit fifo 60
+wait_exit reader 10
+grep -q '"checkpoint"' "$tmp/reader.log" || fail "a fifo's report: $(cat "$tmp/reader.log")"
+
 # All is copied, and the manifest cannot be written: that is no success, and no line says so.
 sed -i "s/\(last_success.*\) .*/\1 1234567/" "$tmp/vm.prom"
+# shellcheck disable=SC2016
 full='mkdir "$NBDMIRROR_REPOSITORY/backups/$NBDMIRROR_BACKUP.json.tmp"'
 back_up 3 --metrics "$tmp/vm.prom" --report "$tmp/report" --before-hold-exec "$full" \
   --after-release-exec true
