@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -171,9 +172,22 @@ end_unnamed (const struct nbdkit_run *r, pid_t first)
   control_client_free (c);
 }
 
+/* In the child.  A Ctrl-C in the terminal or the script that has started the server is not for it,
+ * and nbdkit itself stays in our process group.  But until it serves it ends with us. */
+static _Noreturn void
+exec_in_background (const struct nbdkit_run *r, pid_t parent)
+{
+  setsid ();
+  prctl (PR_SET_PDEATHSIG, SIGTERM); /* for nbdkit's first process */
+  if (getppid () != parent)
+    _exit (EXIT_ERROR);
+  exec_nbdkit (r);
+}
+
 int
 nbdkit_run_detached (const struct nbdkit_run *r)
 {
+  pid_t parent = getpid ();
   struct stat old;
   int status;
 
@@ -186,7 +200,7 @@ nbdkit_run_detached (const struct nbdkit_run *r)
     return EXIT_ERROR;
   }
   if (pid == 0)
-    exec_nbdkit (r);
+    exec_in_background (r, parent);
   while (waitpid (pid, &status, 0) == -1 && errno == EINTR)
     ;
   if (!WIFEXITED (status) || WEXITSTATUS (status) != 0) {

@@ -129,6 +129,11 @@ h = nbd.NBD(); h.connect_unix(sys.argv[1]); assert h.get_size() == 1 << 20; h.sh
   fail "--detach returned before the export was served"
 daemon=$(cat "$p")
 [ "$(cat "/proc/$daemon/comm")" = nbdkit ] || fail "$p does not hold the server's pid"
+# A Ctrl-C goes to all processes of a script, and their terminal's end to all of the session.
+"$python" -c 'import os, sys
+pid = int(sys.argv[1])
+sys.exit(os.getpgid(pid) == os.getpgid(0) or os.getsid(pid) == os.getsid(0))' "$daemon" ||
+  fail "the server in the background ends with the script that has started it"
 kill "$daemon"
 wait_for 10 gone
 
