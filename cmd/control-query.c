@@ -96,6 +96,15 @@ status_is_true (const json_t *status, const char *key)
   return json_is_true (json_object_get (status, key));
 }
 
+bool
+status_handed_over (const json_t *status)
+{
+  const char *state = status_text (status, "state"), *gate = status_text (status, "gate");
+
+  return state != NULL && strcmp (state, "completed") == 0
+         && (gate == NULL || strcmp (gate, "open") != 0);
+}
+
 double
 status_left (const json_t *status)
 {

@@ -41,6 +41,8 @@ bool status_has_number (const json_t *status, const char *key);
 const char *status_text (const json_t *status, const char *key);
 /* Is the value JSON's true?  Not if it is absent. */
 bool status_is_true (const json_t *status, const char *key);
+/* Was the disk handed over?  The job of a backup is `completed` as well, with the gate open. */
+bool status_handed_over (const json_t *status);
 
 /* Bytes that are not known to be equal at the destination: dirty + claimed; -1 if unknown. */
 double status_left (const json_t *status);

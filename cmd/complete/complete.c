@@ -58,9 +58,9 @@ is_ready (const char *control, unsigned timeout_ms, bool *older)
     if (state == NULL)
       state = "unknown";
     ready = strcmp (state, "ready") == 0 || status_is_true (status, "synchronised");
-    if (strcmp (state, "completed") == 0 || strcmp (state, "prepared") == 0)
+    if (status_handed_over (status) || strcmp (state, "prepared") == 0)
       *older = true;
-    else if (strcmp (state, "idle") == 0)
+    else if (strcmp (state, "idle") == 0 || strcmp (state, "completed") == 0)
       cmd_say ("%s: no job is running on this disk", control);
     else if (!ready)
       cmd_say ("%s: not ready: the state is '%s'; 'nbdmirror status' shows how far it is", control,

@@ -31,11 +31,18 @@ finish_older (struct complete *c, struct coordinator *h, bool decide)
   return r;
 }
 
+static void
+say_rollback_only (const struct complete *c)
+{
+  cmd_say ("%s: handed over already: only a rollback makes the source writable again",
+           c->controls[0]);
+}
+
 static int
 release_older (struct complete *c, struct coordinator *h, const char *reason)
 {
   if (coordinator_release (h) == DECISION_COMMIT) {
-    cmd_say ("handed over already: only a rollback makes the source writable again");
+    say_rollback_only (c);
     return EXIT_REFUSED;
   }
   cmd_say ("released: every guest goes on at the source");
@@ -69,7 +76,7 @@ release_found (struct complete *c, struct coordinator *h, enum handoff_found fou
     return EXIT_DONE;
   }
   if (found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE) {
-    cmd_say ("handed over already: only a rollback makes the source writable again");
+    say_rollback_only (c);
     return EXIT_REFUSED;
   }
   return release_older (c, h, "released");
@@ -90,8 +97,12 @@ rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found
              coordinator_token (h));
     return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
-  cmd_say (
-      "a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with --release");
+  if (found == HANDOFF_FOUND_NONE)
+    cmd_say ("%s: a hand-off was prepared, and has just ended", c->controls[0]);
+  else
+    cmd_say ("%s: a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with"
+             " --release",
+             c->controls[0]);
   return EXIT_ERROR;
 }
 

@@ -158,7 +158,7 @@ check_one (struct journal *journal, struct disk *d, bool resume)
 {
   static const char *const running[]
       = { "copying", "ready", "throttled", "synchronous", "degraded", NULL };
-  static const char *const none[] = { "idle", "cancelled", "failed", NULL };
+  static const char *const none[] = { "idle", "cancelled", "failed", "completed", NULL };
 
   if (look (journal, d) == -1)
     return -1;
@@ -166,7 +166,7 @@ check_one (struct journal *journal, struct disk *d, bool resume)
   d->ours = !is_one_of (state, running);
   if (!d->ours)
     return check_running (journal, d);
-  if (strcmp (state, "completed") == 0)
+  if (status_handed_over (d->status))
     return journal_fail (journal, EXIT_REFUSED,
                          "%s: it was handed over already: roll it back first, if the guest"
                          " really is here",

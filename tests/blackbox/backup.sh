@@ -73,6 +73,9 @@ stop writer
 nbdmirror backup "${control[a]}" "${control[b]}" "$repo" >"$tmp/out"
 same a "$tmp/a"
 same b "$tmp/b"
+# The job of a backup is completed, and the disk was not handed over.
+has_to_exit 1 nbdmirror complete "${control[a]}"
+grep -q "${control[a]}: no job is running" "$tmp/err" || fail "complete: $(cat "$tmp/err")"
 first=$(find "$repo/b" -name '*-full.qcow2')
 before=$(sha256sum <"$first")
 put "${uri[b]}" 3145728 65536 7

@@ -57,6 +57,10 @@ sys.exit(not limit - 5 <= took <= limit + max(limit / 10, 200))
 PY
 }
 
+# A backup leaves a job that is completed, and a disk that was not handed over.
+case="after a backup"
+command -v qemu-img >/dev/null && command -v qemu-nbd >/dev/null &&
+  has_to_exit 0 nbdmirror backup "${control[a]}" "$tmp/repo"
 case="all well"
 qemus
 migrate 0 --max-downtime 100ms --memory-bandwidth 50M
