@@ -38,7 +38,7 @@ struct serve {
   const char *format; /* as for qemu-nbd; NULL: raw, and not said */
   char *disk_path;    /* absolute, links resolved; owned, as all char * here */
   const char *socket_arg, *control_arg, *state_arg, *pidfile_arg, *export_name;
-  char *socket, *control, *pidfile;
+  char *socket, *control, *state, *pidfile;
   char *filter; /* a path, or "mirror" for nbdkit to find */
   char *plugin; /* a path, or "image" for nbdkit to find; NULL where DISK is raw */
   bool detach, print, force_share;
@@ -163,8 +163,8 @@ add_mirror_parameters (struct serve *s)
   char *name = server_escape (s->export_name), *path = server_escape (s->socket);
 
   add_word (s, "mirror-control=%s", s->control);
-  if (s->state_arg != NULL)
-    add_word (s, "mirror-state=%s", s->state_arg);
+  if (s->state != NULL)
+    add_word (s, "mirror-state=%s", s->state);
   if (s->export_name[0] != '\0')
     add_word (s, "mirror-export=%s", s->export_name);
   if (!s->args.has_uri)
@@ -302,6 +302,8 @@ serve (struct serve *s)
     return EXIT_ERROR;
   if (strcmp (s->socket, s->control) == 0)
     return cmd_usage_error ("--socket and --control are the same path");
+  if (s->state_arg != NULL && (s->state = server_absolute_path ("--state", s->state_arg)) == NULL)
+    return EXIT_ERROR;
   if (s->pidfile_arg != NULL) {
     if ((s->pidfile = server_absolute_path ("--pidfile", s->pidfile_arg)) == NULL)
       return EXIT_ERROR;
@@ -427,6 +429,7 @@ run (struct cmd_line *line)
   free (s.disk_path);
   text_free (s.socket);
   text_free (s.control);
+  text_free (s.state);
   text_free (s.pidfile);
   text_free (s.filter);
   text_free (s.plugin);

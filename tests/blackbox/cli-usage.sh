@@ -229,11 +229,13 @@ fi
 
 # --print starts nothing, and a shell reads the words back.
 truncate -s 1M "it's a disk"
-has_to_exit 0 nbdmirror serve "it's a disk" "${s[@]}" --print -- --threads 7 cache=none
+has_to_exit 0 nbdmirror serve "it's a disk" "${s[@]}" --state state --print -- --threads 7 \
+  cache=none
 eval "set -- $(cat out)"
 [ "$1 $2" = "nbdkit -f" ] || fail "--print: $(cat out)"
 for want in "file=$tmp/it's a disk" "mirror-direct=$tmp/it's a disk" "mirror-control=$tmp/c.sock" \
-            "mirror-uri=nbd+unix:///?socket=$tmp/s.sock" --threads 7 cache=none; do
+            "mirror-uri=nbd+unix:///?socket=$tmp/s.sock" "mirror-state=$tmp/state" \
+            --threads 7 cache=none; do
   for word; do [ "$word" != "$want" ] || continue 2; done
   fail "--print: no $want in $(cat out)"
 done
