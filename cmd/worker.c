@@ -29,13 +29,26 @@
 
 #define COMPRESS_LEVEL 6
 #define TRUST_BLOCKS_MAX 1000000
+#define AGAIN_MS 500
 
 static _Atomic int asked;
 static int signal_fd = -1;
+static _Atomic uint64_t asked_ms[_NSIG]; /* when each signal came first; 0: not yet */
+static _Atomic bool patient;
 
+/* One signal may come twice at once, and is meant once: timeout(1) sends it to the process and to
+ * its group, and a terminal that goes away sends SIGHUP as its shell does. */
 static void
 on_signal (int sig)
 {
+  uint64_t now = clock_ms (), first = 0;
+
+  if (!atomic_compare_exchange_strong (&asked_ms[sig], &first, now) && now - first >= AGAIN_MS
+      && !patient) {
+    signal (sig, SIG_DFL);
+    raise (sig);
+    return;
+  }
   atomic_store (&asked, sig == SIGINT ? JOB_SIGNAL_CANCEL : JOB_SIGNAL_DETACH);
   fd_wake (signal_fd);
 }
@@ -43,7 +56,7 @@ on_signal (int sig)
 int
 worker_signals (_Atomic int **flag)
 {
-  struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
+  struct sigaction sa = { .sa_handler = on_signal };
 
   signal_fd = fd_wake_new ();
   if (signal_fd == -1) {
@@ -61,6 +74,12 @@ worker_signals (_Atomic int **flag)
     sigaction (SIGHUP, &sa, NULL);
   *flag = &asked;
   return signal_fd;
+}
+
+void
+worker_signals_never_kill (void)
+{
+  patient = true;
 }
 
 /* ---- options ---- */

@@ -140,9 +140,11 @@ bool worker_join_budget (const struct worker_settings *s, const char *label, str
 /* Parse a time option; false: a usage error was printed. */
 bool worker_parse_ms (const char *option, const char *text, uint64_t *ms);
 
-/* SIGINT asks to cancel, SIGTERM and SIGHUP to detach; a second one kills.  Returns the descriptor
- * to wait for, or -1. */
+/* SIGINT asks to cancel, SIGTERM and SIGHUP to detach; the same one again, half a second later or
+ * more, kills.  Returns the descriptor to wait for, or -1. */
 int worker_signals (_Atomic int **signal);
+/* From now on no number of them kills. */
+void worker_signals_never_kill (void);
 
 /* Callbacks of job.h and copy.h; OPAQUE is the struct worker. */
 void worker_message (void *opaque, enum job_message kind, const char *text);

@@ -17,34 +17,19 @@
 #include "base/clock.h"
 #include "cmd/cmd.h"
 #include "cmd/migrate/guard.h"
+#include "cmd/worker.h"
 
 /* ---- signals -------------------------------------------------------------------------------- */
-
-/* A second signal kills a program that has nobody to look after it.  Here it is the guardian that
- * counts: one that was sent to both, as systemd does, must not end the roll-back. */
-static void
-keep_handlers (void)
-{
-  static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
-
-  for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
-    struct sigaction sa;
-
-    if (sigaction (numbers[i], NULL, &sa) == 0 && sa.sa_handler != SIG_IGN
-        && sa.sa_handler != SIG_DFL) {
-      sa.sa_flags &= ~(int)SA_RESETHAND;
-      sigaction (numbers[i], &sa, NULL);
-    }
-  }
-}
 
 void
 guard_ready (const struct guard_death *death)
 {
   sigset_t none;
 
+  /* A second signal kills a program that has nobody to look after it.  Here it is the guardian that
+   * counts: one that was sent to both, as systemd does, must not end the roll-back. */
   if (death == NULL)
-    keep_handlers ();
+    worker_signals_never_kill ();
   sigemptyset (&none);
   sigprocmask (SIG_SETMASK, &none, NULL);
 }

@@ -43,7 +43,15 @@ has_to_exit 0 nbdmirror resume "$c"
 wait_state "$c" ready 20
 [ "$(status_of "$c" max-downtime-ms)" = 200 ] || fail "max-downtime was not taken"
 
-# SIGTERM: resumable.
+# SIGTERM: resumable, also if it comes several times at once, as from timeout(1).
+"$python" - "${pid[worker]}" <<'END'
+import os, signal, sys
+try:
+    for _ in range(100):
+        os.kill(int(sys.argv[1]), signal.SIGTERM)
+except ProcessLookupError:
+    pass
+END
 stop worker TERM
 [ "$status" = 3 ] || fail "SIGTERM: exit $status"
 [ "$(status_of "$c" worker)" = detached ] || fail "still attached after SIGTERM"
