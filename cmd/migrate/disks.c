@@ -41,6 +41,7 @@ disks_free (struct disks *d)
   for (unsigned i = 0; i < d->nr; i++) {
     control_client_free (d->disk[i].client);
     json_decref (d->disk[i].status);
+    destination_seal_close (&d->disk[i].seal, false);
   }
   free (d->disk);
 }

@@ -21,6 +21,7 @@
 #include "cmd/migrate/journal.h"
 #include "cmd/migrate/options.h"
 #include "control/client.h"
+#include "mirror/endpoint/seal.h"
 
 struct disk {
   const char *control, *dest;
@@ -32,9 +33,10 @@ struct disk {
   bool ours;  /* we start its job */
   bool ended; /* the worker has, with this status of waitpid() */
   int wait_status;
-  json_t *status;    /* the last one, or NULL */
-  double told_s;     /* the worker's "total-s" */
-  uint64_t heard_ms; /* when that last moved, on the clock of clock_ms() */
+  json_t *status;              /* the last one, or NULL */
+  double told_s;               /* the worker's "total-s" */
+  uint64_t heard_ms;           /* when that last moved, on the clock of clock_ms() */
+  struct seal_connection seal; /* from the memory's migration on, to the destination */
 };
 
 struct disks {

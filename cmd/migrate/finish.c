@@ -4,6 +4,7 @@
  *
  * Nothing that happens here changes any more what is right.  So it is done at the same time: the
  * destinations are sealed, and the fences are made durable while the destination starts already.
+ * The connections for the seals are made while the guest still runs at the source.
  */
 
 #include "config.h"
@@ -26,7 +27,7 @@
 struct seal {
   pthread_t thread;
   bool started;
-  const char *dest;
+  struct disk *disk;
   int r;
   char *error;
 };
@@ -44,8 +45,48 @@ seal_one (void *opaque)
 {
   struct seal *s = opaque;
 
-  s->r = destination_seal (s->dest, &s->error);
+  s->r = destination_seal_over (s->disk->dest, &s->disk->seal, &s->error);
   return NULL;
+}
+
+static void *
+connect_one (void *opaque)
+{
+  struct seal *s = opaque;
+
+  destination_seal_connect (s->disk->dest, &s->disk->seal);
+  return NULL;
+}
+
+/* STEP for each disk at the same time.  For free(), or NULL. */
+static struct seal *
+for_each_seal (struct disks *d, void *(*step) (void *))
+{
+  struct seal *seals = calloc (d->nr, sizeof *seals);
+
+  for (unsigned i = 0; seals != NULL && i < d->nr; i++) {
+    seals[i].disk = &d->disk[i];
+    seals[i].started = pthread_create (&seals[i].thread, NULL, step, &seals[i]) == 0;
+    if (!seals[i].started)
+      step (&seals[i]);
+  }
+  for (unsigned i = 0; seals != NULL && i < d->nr; i++)
+    if (seals[i].started)
+      pthread_join (seals[i].thread, NULL);
+  return seals;
+}
+
+void
+finish_connect_seals (struct disks *d)
+{
+  free (for_each_seal (d, connect_one));
+}
+
+static void
+close_seals (struct disks *d)
+{
+  for (unsigned i = 0; i < d->nr; i++)
+    destination_seal_close (&d->disk[i].seal, true);
 }
 
 static void *
@@ -62,23 +103,14 @@ finalize (void *opaque)
 static int
 seal_all (struct migrate *m)
 {
-  unsigned nr = m->disks.nr;
-  struct seal *seals = calloc (nr, sizeof *seals);
+  struct seal *seals = for_each_seal (&m->disks, seal_one);
 
   if (seals == NULL)
     return journal_fail (&m->journal, EXIT_DEST_FAILED, "out of memory");
-  for (unsigned i = 0; i < nr; i++) {
-    seals[i].dest = m->disks.disk[i].dest;
-    seals[i].started = pthread_create (&seals[i].thread, NULL, seal_one, &seals[i]) == 0;
-    if (!seals[i].started)
-      seal_one (&seals[i]);
-  }
   int r = 0;
-  for (unsigned i = 0; i < nr; i++) {
-    if (seals[i].started)
-      pthread_join (seals[i].thread, NULL);
+  for (unsigned i = 0; i < m->disks.nr; i++) {
     journal_event (&m->journal, "sealed",
-                   json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].dest, "result",
+                   json_pack ("{s:s, s:i, s:s*}", "destination", seals[i].disk->dest, "result",
                               seals[i].r, "error", seals[i].error));
     if (seals[i].r == -1)
       r = journal_fail_with (&m->journal, EXIT_DEST_FAILED, seals[i].error);
@@ -102,6 +134,7 @@ finish_hand_over (struct migrate *m, int (*start) (struct migrate *m))
     progress_phase (m, PHASE_START);
     r = start (m);
   }
+  close_seals (&m->disks);
   if (f.started)
     pthread_join (f.thread, NULL);
   if (f.error != NULL) {

@@ -251,6 +251,7 @@ disks_cancel (struct disks *d)
     struct disk *disk = &d->disk[i];
     char *error = NULL;
 
+    destination_seal_close (&disk->seal, false); /* it would keep the server from ending */
     if (!disk->ours || disk->pid <= 0)
       continue;
     cancel_one (d->journal, disk);

@@ -15,6 +15,8 @@
 #include "mirror/endpoint/nbd.h"
 #include "mirror/endpoint/seal.h"
 
+#define EARLY_MS 2000 /* for a connection that is only to save time, and for the answer on it */
+
 static int
 failed (struct nbd_handle *h, const char *uri, char **error)
 {
@@ -74,6 +76,26 @@ wait_for_end (struct nbd_handle *h)
   return nbd_is_over (h);
 }
 
+/* Connect, and ask what the server is.  0, 1 or -1 as in seal.h; with 0 the connection is in *H,
+ * and an export can be opened. */
+static int
+reach (const struct uri *place, const char *uri, int64_t deadline, struct nbd_server *server,
+       struct nbd_handle **h, char **error)
+{
+  if (!nbd_uri_may_be_receive (place))
+    return 1;
+  *h = connect_to (place, uri, deadline, error);
+  if (*h == NULL)
+    return -1;
+  if (nbd_aio_is_ready (*h) == 1) { /* an old server, which negotiates nothing */
+    nbd_close_handle (*h, true);
+    return 1;
+  }
+  if (nbd_look_for_receive (*h, deadline, server) == -1)
+    return errno == ETIMEDOUT ? too_late (*h, uri, error) : failed (*h, uri, error);
+  return 0;
+}
+
 /* Open the export NAME.  0, 1 or -1 as in seal.h; with 0 the connection is in *H.  MAY_END: a
  * server that ends before it has answered has done what it was asked.  STANDING not NULL: only look
  * at which checkpoint its disk stands; 1: it does not tell. */
@@ -84,17 +106,9 @@ open_known_export (const struct uri *place, const char *uri, const char *name, b
   int64_t deadline = endpoint_now_ms () + SEAL_TIMEOUT_MS;
   struct nbd_server server;
 
-  if (!nbd_uri_may_be_receive (place))
-    return 1;
-  *h = connect_to (place, uri, deadline, error);
-  if (*h == NULL)
-    return -1;
-  if (nbd_aio_is_ready (*h) == 1) { /* an old server, which negotiates nothing */
-    nbd_close_handle (*h, true);
-    return 1;
-  }
-  if (nbd_look_for_receive (*h, deadline, &server) == -1)
-    return errno == ETIMEDOUT ? too_late (*h, uri, error) : failed (*h, uri, error);
+  int r = reach (place, uri, deadline, &server, h, error);
+  if (r != 0)
+    return r;
   if (standing != NULL)
     strcpy (standing, server.standing);
   bool unknown
@@ -173,15 +187,50 @@ destination_may_be_sealed (const char *dest)
 int
 destination_seal (const char *uri, char **error)
 {
-  struct nbd_handle *h;
+  struct seal_connection c = { NULL };
+  int r = destination_seal_over (uri, &c, error);
 
+  destination_seal_close (&c, true);
+  return r;
+}
+
+void
+destination_seal_connect (const char *uri, struct seal_connection *c)
+{
+  bool nbd = uri_kind (uri) != URI_NONE && uri_kind (uri) != URI_SSH;
+  struct uri *place = nbd ? uri_read (uri, NULL) : NULL;
+  CLEANUP_TEXT char *error = NULL;
+  struct nbd_server server;
+
+  if (place == NULL
+      || reach (place, uri, endpoint_now_ms () + EARLY_MS, &server, &c->h, &error) != 0)
+    c->h = NULL;
+  else if (server.is == NBD_NO_RECEIVE)
+    destination_seal_close (c, true);
+  uri_free (place);
+}
+
+int
+destination_seal_over (const char *uri, struct seal_connection *c, char **error)
+{
+  if (c->h != NULL && nbd_go (c->h, RECEIVE_SEAL, endpoint_now_ms () + EARLY_MS) == 0)
+    return 0;
+  /* It was lost meanwhile, or the server takes its time: a new one tells which. */
+  destination_seal_close (c, false);
   if (uri_kind (uri) == URI_SSH)
     return end_ssh_session (uri, error);
-  int r = open_export (uri, RECEIVE_SEAL, false, NULL, &h, error);
-
-  if (r == 0)
-    nbd_close_handle (h, true);
+  int r = open_export (uri, RECEIVE_SEAL, false, NULL, &c->h, error);
+  if (r != 0)
+    c->h = NULL;
   return r;
+}
+
+void
+destination_seal_close (struct seal_connection *c, bool polite)
+{
+  if (c->h != NULL)
+    nbd_close_handle (c->h, polite);
+  c->h = NULL;
 }
 
 int

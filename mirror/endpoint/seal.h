@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * What is said to a destination of `nbdmirror receive` at the end of a mirror, and about
- * checkpoints.  Each call makes a connection of its own and waits for the answer, for
- * SEAL_TIMEOUT_MS at most (for ssh: the limit of its connection).  It may be made from any thread.
+ * checkpoints.  Each call makes a connection of its own, where nothing else is said, and waits for
+ * the answer, for SEAL_TIMEOUT_MS at most (for ssh: the limit of its connection).  It may be made
+ * from any thread.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_SEAL_H
@@ -11,6 +12,8 @@
 #include <stdbool.h>
 
 #include "base/uuid.h"
+
+struct nbd_handle;
 
 /* A server waits 10 s at most for the last requests of a mirror's. */
 #define SEAL_TIMEOUT_MS 12000
@@ -33,6 +36,21 @@ bool destination_may_be_sealed (const char *dest);
  * untouched): a late request of the worker's is fought by rule R12 alone.  -1 with *ERROR (caller
  * frees): it is one, or may be, and it could not be done. */
 int destination_seal (const char *uri, char **error);
+
+/* The same in three steps, so that a stopped guest waits for one round trip only.  A connection of
+ * { NULL } is none; each may be used from any thread, by one at a time. */
+struct seal_connection {
+  struct nbd_handle *h;
+};
+
+/* Before the guest is stopped: connect to URI's server, and ask what it is.  That changes nothing
+ * there.  *C stays none if it does not work, or if there is nothing to seal.  An open one keeps the
+ * server from ending. */
+void destination_seal_connect (const char *uri, struct seal_connection *c);
+/* As destination_seal().  Without a connection, or if it was lost meanwhile, a new one is made. */
+int destination_seal_over (const char *uri, struct seal_connection *c, char **error);
+/* POLITE: wait until the server has closed it, too. */
+void destination_seal_close (struct seal_connection *c, bool polite);
 
 /* Before the commit, when the migration is given up: the server is to end, and to remove the disk
  * if it has created it.  Returns when that is done.  As above; -1 if it is sealed. */

@@ -20,6 +20,7 @@ Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be gi
   hang     the migration stays where it is (with migrate_cancel: "cancelling", until it is woken)
   slow     done a second later
   long     with migrate-continue: the switch takes 0.6 s
+  hide     first the sockets --hide are moved away, to PATH.hidden: nobody can connect any more
   source-dies   with migrate-continue: everything arrives, but the source dies before it says
                 "completed"
 """
@@ -248,6 +249,9 @@ class World:
             return
         if fault == "slow":
             time.sleep(1)
+        if fault == "hide":
+            for path in options.hide:
+                os.rename(path, path + ".hidden")
         if fault == "die":
             raise Gone
         try:
@@ -329,6 +333,7 @@ parser.add_argument("story")
 parser.add_argument("--disk", action="append", default=[])
 parser.add_argument("--control", action="append", default=[])
 parser.add_argument("--at", action="append", default=[])
+parser.add_argument("--hide", action="append", default=[])
 parser.add_argument("--driver", default="nbd")
 parser.add_argument("--size", type=int, default=0)
 parser.add_argument("--smaller", action="store_true")

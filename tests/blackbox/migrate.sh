@@ -330,3 +330,25 @@ for d in json.load(open(sys.argv[1]))["disks"]:
     assert 0 < d["wire-bytes"] < d["sent-bytes"] * 3 / 4, d
 PY
 back_home
+
+case="the stopped guest waits for no new connection to seal its destinations"
+both=
+hidden=()
+for d in a b; do
+  start_receive "sealed-$d" "$tmp/sealed-$d.img" --size "$size"
+  both+=" --disk ${control[$d]}=${uri[sealed-$d]}"
+  hidden+=(--hide "${socket[sealed-$d]}")
+done
+rm -f "$tmp/log"
+qemus "${hidden[@]}" --at source:migrate-continue:hide
+migrate 0
+ended postmigrate running fenced
+for d in a b; do
+  mv "${socket[sealed-$d]}.hidden" "${socket[sealed-$d]}"
+done
+[ "$(grep -c '"event":"sealed".*"result":0' "$tmp/log")" = 2 ] || fail "$case: not sealed"
+for d in a b; do
+  equal "$tmp/$d.text" "${guest_uri[sealed-$d]}"
+  stop "sealed-$d"
+done
+back_home
