@@ -66,7 +66,7 @@ class Case:
 
     def __init__(self, fault, step, *options, delay=None, disk=-1):
         self.fault, self.step, self.options = fault, step, options
-        self.delay, self.disk = delay, disk
+        self.delay, self.disk, self.stopped = delay, disk, []
 
     def __str__(self):
         late = "" if self.delay is None else f" {self.delay * 1000:.0f} ms later"
@@ -126,6 +126,15 @@ class Case:
     def stopped_coordinator(self):
         for pid in children(self.move.process.pid):
             kill(pid, signal.SIGSTOP)
+            self.stopped.append(pid)
+
+    def continue_late_one(self):
+        """One that was stopped when the guest ran at the destination already holds nobody up: the
+        guardian leaves it alone, as long as somebody likes."""
+        self.s.wait_for("the end of a stopped coordinator, or of its work",
+                        lambda: self.move.process.poll() is not None or self.move.is_done(), 90)
+        for pid in self.stopped:
+            kill(pid, signal.SIGCONT)
 
     def guardian(self):
         self.orphans = children(self.move.process.pid)
@@ -162,6 +171,8 @@ class Case:
         if self.step == "mirror":
             self.move.beside.start()
         self.text, self.orphans = "", []
+        if self.fault == "stopped-coordinator":
+            self.continue_late_one()
         self.status = self.move.wait()
         if self.status == -signal.SIGKILL and self.fault == "both":
             self.status, self.text = self.move.recover()

@@ -61,6 +61,13 @@ class Move:
         with open(self.log) as f:
             return [json.loads(line) for line in f]
 
+    def is_done(self):
+        """The guest runs at the destination, and is not touched any more."""
+        try:
+            return any(e["event"] == "phase" and e["phase"] == "done" for e in self.events())
+        except (FileNotFoundError, ValueError):  # not begun, or within a line
+            return False
+
     def settled(self):
         """The machine where the guest goes on; that the other one does not run."""
         start = len(self.s.story.records)
