@@ -119,8 +119,8 @@ def raw_image(s, disk):
     disk.put_on_server()
     start = time.monotonic()
     check(s.wait_exit(disk.give_back()) == 0, "give-back failed")
-    scene.note(f"longest gap between two records {s.story.largest_gap(since=start) * 1e3:.0f} ms")
     disk.by_itself("raw", "file")
+    scene.note(f"longest gap between two records {s.story.largest_gap(since=start) * 1e3:.0f} ms")
     rng = random.Random(SEED)
     for _ in range(KILLS):
         disk.put_on_server()
