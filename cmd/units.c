@@ -22,6 +22,7 @@ struct number {
 };
 
 #define FRACTION_DIGITS 9
+#define RATE_MIN 1024
 
 /* Read digits[.digits]; *END is what follows.  NULL or a reason. */
 static const char *
@@ -107,7 +108,13 @@ units_parse_rate (const char *text, uint64_t *bytes_per_second)
     copy[len] = '\0';
     text = copy;
   }
-  return units_parse_size (text, bytes_per_second);
+  uint64_t rate = 0;
+  const char *reason = units_parse_size (text, &rate);
+  if (reason == NULL && rate != 0 && rate < RATE_MIN) /* "100" was meant to be something else */
+    reason = "must be at least 1k, or none; the units are k, M, G and T";
+  if (reason == NULL)
+    *bytes_per_second = rate;
+  return reason;
 }
 
 const char *

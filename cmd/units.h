@@ -15,7 +15,8 @@
 /* A number with an optional fraction and k, M, G, T (or KiB, MiB, GiB, TiB): powers of 1024. */
 const char *units_parse_size (const char *text, uint64_t *bytes);
 
-/* Bytes a second: as a size, "/s" may follow; 0, "none" and "unlimited" are 0 (no limit). */
+/* Bytes a second: as a size, "/s" may follow; 0, "none" and "unlimited" are 0 (no limit), and less
+ * than 1k is refused. */
 const char *units_parse_rate (const char *text, uint64_t *bytes_per_second);
 
 /* A number with an optional fraction and ms, s, min or h.  Only 0 may go without a unit. */

@@ -88,6 +88,9 @@ Test (units, rates)
   is_read (units_parse_rate, "1.5GiB/s", UINT64_C (1610612736));
   is_refused (units_parse_rate, "");
   is_refused (units_parse_rate, "/s");
+  is_read (units_parse_rate, "1k", 1024);
+  is_refused (units_parse_rate, "100");
+  is_refused (units_parse_rate, "1023/s");
   is_refused (units_parse_rate, "100M/h");
   is_refused (units_parse_rate, "100Mbit");
   is_refused (units_parse_rate,
