@@ -151,8 +151,9 @@ const struct subcommand subcommand_cancel = {
   "CONTROL",
   "End the job; the guest goes on at the source.",
   "CONTROL is the disk's control socket.  Returns when the job has ended.  Tracking stops, so\n"
-  "the next job is a full one; what is at the destination is incomplete.  Works without a\n"
-  "worker too: then it drops what a killed worker has left over.\n",
+  "the next job sends everything, or what was changed since a checkpoint; what is at the\n"
+  "destination is incomplete.  Works without a worker too: then it drops what a killed worker\n"
+  "has left over.\n",
   NULL,
   NULL,
   "Example:\n"
