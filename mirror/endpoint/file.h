@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * What the parts of the file endpoint share: file-open.c opens and describes,
- * file.c does requests, file-cache.c looks into the page cache.
+ * file.c does requests, file-status.c tells holes from data, file-cache.c looks into the page
+ * cache.
  */
 
 #ifndef NBDMIRROR_MIRROR_ENDPOINT_FILE_H
@@ -20,6 +21,9 @@ struct file_endpoint {
 };
 
 extern const struct endpoint_ops file_ops;
+
+/* Do OP, an OP_STATUS: add what is there to it.  0, or an errno.  Any thread. */
+int file_status (const struct file_endpoint *fep, struct op *op);
 
 struct file_range {
   uint64_t offset, len; /* bytes */

@@ -11,6 +11,7 @@ libmirror_la_SOURCES += \
 	mirror/endpoint/endpoint.h \
 	mirror/endpoint/file-cache.c \
 	mirror/endpoint/file-open.c \
+	mirror/endpoint/file-status.c \
 	mirror/endpoint/frozen-bitmap.c \
 	mirror/endpoint/frozen-bitmap.h \
 	mirror/endpoint/file.c \
