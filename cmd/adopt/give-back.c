@@ -60,8 +60,9 @@ fail (int status, char *error)
 
 /* ---- the server ------------------------------------------------------------------------------ */
 
+/* MAY_BE_GONE: none is found, and that is no error, where it ends just now. */
 static int
-find_server (struct give_back *g)
+find_server (struct give_back *g, bool may_be_gone)
 {
   char *error = NULL;
 
@@ -72,7 +73,12 @@ find_server (struct give_back *g)
     g->tracked = received_control (g->server.pid);
     return EXIT_DONE;
   }
-  return served_look (g->control, &g->server, &error) == 0 ? EXIT_DONE : fail (EXIT_ERROR, error);
+  if (served_look (g->control, &g->server, &error) == 0)
+    return EXIT_DONE;
+  if (!may_be_gone || served_is_there (g->control))
+    return fail (EXIT_ERROR, error);
+  text_free (error);
+  return EXIT_DONE;
 }
 
 /* ---- what the guest gets ----------------------------------------------------------------------
@@ -468,7 +474,9 @@ go (struct give_back *g)
 static int
 find_recorded (struct give_back *g)
 {
-  return g->record == NULL || served_is_there (g->control) ? find_server (g) : EXIT_DONE;
+  bool recorded = g->record != NULL;
+
+  return !recorded || served_is_there (g->control) ? find_server (g, recorded) : EXIT_DONE;
 }
 
 /* The guest is on the tracked path, and waits there. */
@@ -476,7 +484,7 @@ static int
 restart_server (struct give_back *g)
 {
   if (revive (g->control, g->record, NULL, false))
-    return find_server (g);
+    return find_server (g, false);
   cmd_say ("%s: no server runs; start it again first: the guest's writes wait for it", g->control);
   return EXIT_ERROR;
 }

@@ -56,6 +56,8 @@ tidy_look (const char *path)
   /* EAGAIN: somebody listens, and is busy */
   int r = connect (fd, (struct sockaddr *)&addr, sizeof addr) == -1 ? errno : 0;
   close (fd);
+  if (r == ENOENT) /* removed just now */
+    return TIDY_ABSENT;
   return r == ECONNREFUSED ? TIDY_STALE : TIDY_IN_USE;
 }
 
