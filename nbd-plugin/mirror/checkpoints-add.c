@@ -70,7 +70,7 @@ begin (struct mirror *m, const char *name, const uint8_t uuid[16],
   memcpy (c->uuid, uuid, sizeof c->uuid);
   if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s", strerror (errno));
-  persist_disk_note_size (p);
+  persist_disk_note_size (p, geo);
   if (map_recordings (p, &layout, error) == -1
       || state_checkpoint_prepare (&p->state, &layout, p->file.slots, boot, name, c->uuid, error)
              == -1)

@@ -89,14 +89,16 @@ persist_disk_mark (struct persist *p, struct state_found *f, const struct state_
 }
 
 void
-persist_disk_note_size (struct persist *p)
+persist_disk_note_size (struct persist *p, const struct region_geometry *geo)
 {
   struct state_identity now;
 
   if (atomic_load (&p->state.active))
     return; /* what is tracked has the size that was noted */
   state_identity_of (p->file.disk_fd, &now);
-  p->state.disk.size = now.size;
+  /* A guest may have opened it at our start, and is not told that it was resized since. */
+  if (now.size == geo->disk_size || p->state.disk.size != geo->disk_size)
+    p->state.disk.size = now.size;
 }
 
 void

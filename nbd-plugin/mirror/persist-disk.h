@@ -31,8 +31,9 @@ bool persist_disk_was_resized (const struct state_found *f, const struct state_i
 int persist_disk_mark (struct persist *p, struct state_found *f, const struct state_identity *now,
                        char **why);
 
-/* Tracking is about to begin, perhaps: what the state notes is the size that the disk has now. */
-void persist_disk_note_size (struct persist *p);
+/* Tracking of GEO is about to begin, perhaps: the state notes the size that the disk has now, or
+ * had at our start if GEO is of that size. */
+void persist_disk_note_size (struct persist *p, const struct region_geometry *geo);
 
 /* This server does not track: what an earlier one's state file says of the disk is not to be
  * believed from now on, also if that server was killed. */

@@ -336,7 +336,7 @@ persist_begin (struct mirror *m, const struct region_geometry *geo, const char *
   if (!p->open)
     return 0;
   state_set_region (&p->state, NULL);
-  persist_disk_note_size (p);
+  persist_disk_note_size (p, geo);
   if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s: %s", p->path, strerror (errno));
   if (p->file.live == NULL && state_file_allocate (&p->file, 0, layout.file_size) == -1)

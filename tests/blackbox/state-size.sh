@@ -72,6 +72,16 @@ if "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.x", b"")' "$tmp/
   nbdmirror checkpoint list "${control[grows]}" | grep -q 'two.* consistent' ||
     fail "it was not resized: $(nbdmirror checkpoint list "${control[grows]}")"
   stop grows
+  # The same, but a guest has opened it before, and goes on with the size that it saw.
+  rm "$tmp/grows.state"
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  nbdinfo --size "${uri[grows]}" >/dev/null
+  truncate -s 5M "$tmp/grows"
+  nbdmirror checkpoint add "${control[grows]}" two
+  stop grows
+  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  nbdmirror checkpoint add "${control[grows]}" two
+  stop grows
   # It was served without the state file, and so is known no more.
   "$python" -c 'import os, sys; os.removexattr(sys.argv[1], "user.nbdmirror.tracked")' "$tmp/grows"
   truncate -s 7M "$tmp/grows"
