@@ -361,6 +361,24 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
   return error;
 }
 
+/* Was a session lost before anything that was sent is durable? */
+static bool
+only_found_again (const struct session *s)
+{
+  return s->engine->grace_end_ns != 0
+         && atomic_load (&s->engine->region->hdr->sent_is_durable) == 0;
+}
+
+/* To copy all of it again would cost an incremental job too much: it looks at more of the
+ * destination instead.  NULL, or why it may not go on, with *PROBLEM. */
+static char *
+look_at_more (struct session *s, const struct session_options *o, enum session_problem *problem)
+{
+  bool looks = s->engine->options.sync == ENGINE_SYNC_INCREMENTAL && only_found_again (s);
+
+  return looks ? o->look_again (o->opaque, s->target.endpoint, problem) : NULL;
+}
+
 /* Is it known that the destination holds what is not dirty, and what would be left out?  What was
  * copied counts only at the destination that has it.  Where a job goes on and no sample could be
  * compared, since all of them were being written to, this may be another one.  Where nothing was
@@ -372,12 +390,9 @@ is_proved (const struct session *s)
   const struct region *r = s->engine->region;
   enum engine_sync sync = s->engine->options.sync;
 
-  /* What was found is a few blocks of the base, which another base may have as well.  A worker that
-   * begins has proved the whole base of the destination's server before, as far as that can be. */
-  bool by_base = sync == ENGINE_SYNC_BASE || sync == ENGINE_SYNC_TOP;
-  bool again = s->engine->grace_end_ns != 0;
-  if (identity_is_provable (r)
-      && !(by_base && again && atomic_load (&r->hdr->sent_is_durable) == 0))
+  /* What was found is a few blocks, which another disk may have as well.  A worker that begins has
+   * proved more of the destination's server before, as far as that can be. */
+  if (identity_is_provable (r) && (!only_found_again (s) || sync == ENGINE_SYNC_INCREMENTAL))
     return true;
   if (sync == ENGINE_SYNC_FULL || sync == ENGINE_SYNC_COMPARE)
     return atomic_load (&r->hdr->session) <= 1;
@@ -427,6 +442,9 @@ session_prepare (struct session *s, struct session_options *o, enum session_prob
   char *error = check_destination (s, o);
   if (error == NULL) {
     *problem = SESSION_UNREACHABLE;
+    error = look_at_more (s, o, problem);
+  }
+  if (error == NULL) {
     open_digests (s, o);
     tell_of_reading (s);
     error = make_copiers (s, o, problem);

@@ -24,6 +24,12 @@
 #include "mirror/engine/copier.h"
 #include "mirror/engine/engine.h"
 
+enum session_problem {
+  SESSION_UNREACHABLE, /* try again later */
+  SESSION_REFUSED,     /* it must not be written to: exit 7 */
+  SESSION_SOURCE       /* the source side failed */
+};
+
 struct session_options {
   char *const *dest; /* as for endpoint_open(), borrowed for ever */
   unsigned nr_dest;
@@ -32,15 +38,13 @@ struct session_options {
                               next session_connect() */
   bool proved; /* it holds what the job leaves out (--sync base, top and incremental), if nothing
                   was sent yet: for that session_connect() only */
+  /* An incremental job's destination is back before anything that was sent is durable: look at more
+   * of DEST than is kept of it.  NULL; or why it cannot be written to, with *PROBLEM. */
+  char *(*look_again) (void *opaque, struct endpoint *dest, enum session_problem *problem);
+  void *opaque;
   bool allow_no_flush;  /* --allow-unsafe-destination (R9) */
   unsigned nr_admitted; /* 0, or how many connections the destination admits at most: set by
                            session_connect() where it had to wait to learn that */
-};
-
-enum session_problem {
-  SESSION_UNREACHABLE, /* try again later */
-  SESSION_REFUSED,     /* it must not be written to: exit 7 */
-  SESSION_SOURCE       /* the source side failed */
 };
 
 struct session {

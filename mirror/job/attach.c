@@ -10,15 +10,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
 #include "mirror/job/check.h"
 #include "mirror/job/internal.h"
-#include "mirror/job/sampling.h"
-
-#define LATE_MS 2000
-#define LATE_POLL_MS 10
 
 /* Attached to the filter INSTANCE: what an old worker may have had in flight goes into quarantine
  * before the file says that this filter knows of it. */
@@ -141,70 +136,23 @@ say_refusal (struct job *j, char *class_, char *error)
   text_free (error);
 }
 
-/* With these modes what is clean is as at the source.  With others what was never visited is as in
- * the base. */
-static bool
-compares_source (const struct job *j)
-{
-  enum engine_sync mode = j->o->sync.mode;
-
-  return mode == ENGINE_SYNC_INCREMENTAL || mode == ENGINE_SYNC_COMPARE;
-}
-
-static bool
-differs_by_right (const struct job *j, uint64_t first, uint64_t end)
-{
-  enum region_array changed = compares_source (j) ? REGION_DIRTY : REGION_VISITED;
-  uint64_t found;
-
-  return bitmap_next_set (j->region, changed, first, end, &found)
-         || bitmap_next_set (j->region, REGION_QUARANTINE, first, end, &found);
-}
-
-static bool
-may_differ (void *opaque, uint64_t offset, uint64_t length, bool late)
-{
-  const struct job *j = opaque;
-  const struct region_geometry *geo = &j->region->geo;
-  uint64_t first = offset >> geo->block_shift,
-           end = ((offset + length - 1) >> geo->block_shift) + 1;
-  uint64_t begin = clock_ms ();
-
-  /* What the guest writes can be read an instant before it is dirty (R2). */
-  while (late && compares_source (j) && !differs_by_right (j, first, end)
-         && clock_ms () - begin < LATE_MS)
-    clock_sleep_ms (LATE_POLL_MS);
-  return differs_by_right (j, first, end);
-}
-
-/* The job goes on, and nothing that its earlier workers have sent is durable.  Then it is
- * recognised only by what was found there, and a few blocks of that (samples.h) another disk may
- * have as well: so many are compared.  0, or -1 after telling why not (R13). */
+/* An earlier worker may have had another mode, and have left out more.  0, or -1 after telling why
+ * not (R13). */
 static int
-look_again (struct job *j)
+recognise (struct job *j)
 {
-  const struct sampling s = { .ours = compares_source (j) ? j->source : j->base_image,
-                              .dest = j->dest.opened,
-                              .size = j->region->geo.disk_size,
-                              .prefer_data = true,
-                              .leave_out = may_differ,
-                              .opaque = j };
-  CLEANUP_TEXT char *error = NULL;
-  struct sampled found;
+  static const enum job_result results[] = { [SESSION_UNREACHABLE] = JOB_DEST_FAILED,
+                                             [SESSION_REFUSED] = JOB_REFUSED,
+                                             [SESSION_SOURCE] = JOB_FAILED };
+  enum session_problem problem = SESSION_UNREACHABLE;
 
-  if (j->o->sync.mode == ENGINE_SYNC_FULL || atomic_load (&j->region->hdr->sent_is_durable) != 0)
+  if (atomic_load (&j->region->hdr->sent_is_durable) != 0)
     return 0;
-  enum job_result result = sampling_compare (&s, &found, &error);
-  if (result == JOB_COMPLETED)
+  CLEANUP_TEXT char *error = look_again (&j->look_again, j->dest.opened, &problem);
+  if (error == NULL)
     return 0;
-  j->result = result;
-  if (result == JOB_REFUSED)
-    job_say (j, JOB_ERROR,
-             "refused: %s is not the destination that this job has been writing to: it differs in"
-             " the block at offset %" PRIu64 ", which was left as it was",
-             endpoint_name (j->dest.opened), found.where);
-  else
-    job_say (j, JOB_ERROR, "%s", error);
+  j->result = results[problem];
+  job_say (j, JOB_ERROR, "%s%s", problem == SESSION_REFUSED ? "refused: " : "", error);
   return -1;
 }
 
@@ -247,8 +195,12 @@ attach (struct job *j)
   if (!resumed)
     found_samples_keep (&j->found, j->region);
   int r = check_geometry (j);
+  j->look_again
+      = (struct look_again){ .region = j->region, .source = j->source, .base = j->base_image };
+  j->dest.look_again = look_again;
+  j->dest.opaque = &j->look_again;
   if (r == 0 && resumed)
-    r = look_again (j);
+    r = recognise (j);
   if (r == 0)
     r = job_checkpoint_begin (j, resumed ? json_object_get (ret, "job") : NULL);
   json_decref (ret);

@@ -22,6 +22,7 @@
 #include "mirror/job/copy-handoff.h"
 #include "mirror/job/estimate.h"
 #include "mirror/job/incremental.h"
+#include "mirror/job/look-again.h"
 #include "mirror/job/source-errors.h"
 
 /* The passes over a disk in use. */
@@ -50,6 +51,7 @@ struct copy {
   struct endpoint *base; /* NULL unless o->sync needs one */
   struct incremental incremental;
   struct found_samples found;     /* at the destination, before anything was sent */
+  struct look_again look_again;   /* by what it is recognised later */
   char session[ENDPOINT_SESSION]; /* see endpoint_options.session */
   int state_lock;                 /* keeps servers away from the state file, or -1 */
   struct region *region;

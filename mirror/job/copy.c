@@ -213,6 +213,9 @@ make_region (struct copy *c)
     bitmap_set (c->region, REGION_DIRTY, 0, geo.nr_blocks);
   atomic_store (&c->region->hdr->session, 1);
   found_samples_keep (&c->found, c->region);
+  c->look_again = (struct look_again){ .region = c->region, .source = c->source, .base = c->base };
+  c->dest.look_again = look_again;
+  c->dest.opaque = &c->look_again;
 
   const struct engine_options eo = {
     .nr_copiers = c->o->nr_copiers,

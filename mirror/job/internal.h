@@ -34,6 +34,7 @@
 #include "mirror/job/gate-control.h"
 #include "mirror/job/job.h"
 #include "mirror/job/incremental.h"
+#include "mirror/job/look-again.h"
 #include "mirror/job/live-verify.h"
 #include "mirror/job/source-errors.h"
 #include "mirror/job/stall.h"
@@ -78,6 +79,7 @@ struct job {
   char base_digest[DIGEST_WHOLE_TEXT]; /* of it; "" */
   struct incremental incremental;
   struct found_samples found;        /* at the destination, before anything was sent */
+  struct look_again look_again;      /* by what it is recognised later */
   char *since;                       /* o->sync.since, if we have chosen it */
   char return_uuid[UUID_TEXT_BYTES]; /* of the checkpoint that begins there at the commit; "" */
   bool dest_proved; /* what the region does not have as left is equal, and nobody had to trust */

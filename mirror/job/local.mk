@@ -37,6 +37,8 @@ libmirror_la_SOURCES += \
 	mirror/job/job.h \
 	mirror/job/live-verify.c \
 	mirror/job/live-verify.h \
+	mirror/job/look-again.c \
+	mirror/job/look-again.h \
 	mirror/job/read-test.c \
 	mirror/job/read-test.h \
 	mirror/job/requests.c \

@@ -4,6 +4,7 @@
 # its worker was killed before anything that it sent was durable: it need not send everything, since
 # what was found at the destination is enough to recognise it, and to know another disk.
 . "$(dirname "$0")/lib.sh"
+need qemu-img qemu-io qemu-nbd
 
 size=$(bytes 96M)
 head -c "$size" /dev/urandom >"$tmp/base"
@@ -52,6 +53,24 @@ h.flush()
 h.shutdown()' "${uri[src]}"
 }
 
+# other_disk N: another disk, which holds the base as well, but for each Nth block of a third.
+other_disk () {
+  cp "$tmp/base" "$tmp/other.img"
+  "$python" -c '
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+for offset in range(64 << 20, 96 << 20, int(sys.argv[2]) * 4096):
+    os.pwrite(fd, os.urandom(4096), offset)' "$tmp/other.img" "$1"
+  cp "$tmp/other.img" "$tmp/other.copy"
+  start_dest other file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+}
+
+other_untouched () {
+  grep -q "is not the destination" "$tmp/err" || fail "another reason: $(cat "$tmp/err")"
+  cmp "$tmp/other.img" "$tmp/other.copy" || fail "another disk was written to"
+  stop other
+}
+
 note "base"
 cp "$tmp/base" "$tmp/disk"
 start_server src "$tmp/disk"
@@ -59,20 +78,10 @@ write_some
 cp "$tmp/base" "$tmp/dst.img"
 start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
 killed_early --sync base --base "$tmp/base"
-# Another disk, which nearly everywhere holds the base as well.
-cp "$tmp/base" "$tmp/other.img"
-"$python" -c '
-import os, sys
-fd = os.open(sys.argv[1], os.O_WRONLY)
-for offset in range(64 << 20, 96 << 20, 20 * 4096):
-    os.pwrite(fd, os.urandom(4096), offset)' "$tmp/other.img"
-cp "$tmp/other.img" "$tmp/other.copy"
-start_dest other file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
+other_disk 20
 has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[other]}" --resume --sync base \
   --base "$tmp/base" --quarantine-grace 100ms --on-ready complete
-grep -q "is not the destination" "$tmp/err" || fail "refused for another reason: $(cat "$tmp/err")"
-cmp "$tmp/other.img" "$tmp/other.copy" || fail "another disk was written to"
-stop other
+other_untouched
 goes_on $((80 << 20)) --sync base --base "$tmp/base"
 
 note "incremental"
@@ -83,7 +92,28 @@ write_some
 cp "$tmp/base" "$tmp/dst.img"
 start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
 killed_early --sync incremental --since one --trust-destination
+# Who goes on without a mode relies on what is clean as well.
+other_disk 100
+has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[other]}" --resume \
+  --quarantine-grace 100ms --on-ready complete
+other_untouched
 goes_on $((80 << 20)) --sync incremental --since one --trust-destination
+
+# The server does not say what format it is, so no base is found either.
+note "top without a base"
+qemu-img create -q -f qcow2 -b "$tmp/base" -F raw "$tmp/top.qcow2" 96M
+qemu-io -f qcow2 -c 'write -P 7 5M 30M' "$tmp/top.qcow2" >"$tmp/io.log"
+start_nbdkit src "$NBDMIRROR_IMAGE_PLUGIN" image="$tmp/top.qcow2" \
+  image-format=qcow2 image-layers=@layers mirror-layers=@layers
+cp "$tmp/base" "$tmp/dst.img"
+start_dest dst file 96M
+killed_early --sync top --trust-base
+nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync top --trust-base --resume \
+  --quarantine-grace 100ms --on-ready complete || fail "ended with $?"
+equal "${uri[src]}" "${uri[dst]}"
+stop dst
+stop src
+rm -f "${control[src]}.fence"
 
 # Here it is late: all was compared, and what differs was sent and flushed.  It is seldom what a
 # request begins with, and nothing else proves the destination.

@@ -210,3 +210,43 @@ nbdmirror mirror "${control[again]}" "${uri[one]}" --resume --sync base --base "
   fail "not copied again: $(cat "$tmp/err")"
 equal "$tmp/small" "${uri[one]}"
 grep -q "everything is copied again" "$tmp/err" || fail "nothing is told: $(cat "$tmp/err")"
+
+# Nothing differs, so nothing was sent when the server was lost.  Another disk comes, which differs
+# in a few blocks.  A compare job finds them.  An incremental one looks at more than a few.
+for mode in compare "incremental --since one --trust-destination"; do
+  rm -f "$tmp/now.state"
+  cp "$tmp/disk" "$tmp/now"
+  cp "$tmp/disk" "$tmp/late.img"
+  cp "$tmp/disk" "$tmp/swapped"
+  "$python" -c '
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+for block in range(10, 4096, 100):
+    os.pwrite(fd, os.urandom(4096), block * 4096)' "$tmp/swapped"
+  cp "$tmp/swapped" "$tmp/swapped.copy"
+  start_stateful now "$tmp/now" "$tmp/now.state"
+  nbdmirror checkpoint add "${control[now]}" one
+  start_dest late file $size
+  # shellcheck disable=SC2086
+  spawn mirror nbdmirror mirror "${control[now]}" "${uri[late]}" --sync $mode
+  settled now
+  stop late KILL
+  mv "$tmp/swapped" "$tmp/late.img"
+  start_dest late file $size
+  if [ "$mode" = compare ]; then
+    wait_for 20 grep -q "everything is compared again" "$tmp/mirror.log"
+    settled now
+    nbdmirror complete "${control[now]}"
+    wait_exit mirror 10
+    equal "$tmp/now" "${uri[late]}"
+    rm -f "${control[now]}.fence"
+  else
+    wait_exit mirror 20
+    [ "$status" = 7 ] || fail "$mode: another disk comes, and the worker ends with $status"
+    grep -q "is not the destination" "$tmp/mirror.log" || fail "$mode: refused otherwise"
+    cmp "$tmp/late.img" "$tmp/swapped.copy" || fail "$mode: another disk was written to"
+  fi
+  stop now
+  stop late
+  rm "$tmp/mirror.log"
+done
