@@ -114,8 +114,10 @@ copy (struct backup_run *run)
     status = backup_instant (run);
   for (unsigned i = 0; i < run->nr_disks; i++) {
     struct backup_disk *d = &run->disks[i];
-    bool good = status == 0 && d->error == NULL;
-    backup_end_worker (run, d, i, good ? 0 : SIGINT);
+    bool well = d->error == NULL;
+    backup_end_worker (run, d, i, status == 0 && well ? 0 : SIGINT);
+    /* It was told why; its worker's "the destination is incomplete" is about a file that goes. */
+    d->told = d->told || (status != 0 && well && d->status == EXIT_CANCELLED);
   }
   backup_watch (true, status != 0);
   return status;

@@ -36,6 +36,8 @@ run 0 'b full' "$B" "$repo"
 kill -INT "${pid[slow]}"
 wait_exit slow 20
 [ $status = 6 ] || fail "exit status $status after SIGINT"
+[ "$(tail -n 1 "$tmp/slow.log" | grep -c 'earlier backups are as they were')" = 1 ] ||
+  fail "the last line does not tell what has become of it: $(cat "$tmp/slow.log")"
 [ -z "$(find "$repo" -name '*.begun')" ] || fail "a cancelled backup has left its mark"
 run 0 'a: incremental:' "$A" "$repo"
 same a "$tmp/a"
