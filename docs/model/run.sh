@@ -21,11 +21,12 @@
 #                are checked with one fault at a time.
 #   synchronous  "synchronised" is said only while nothing that the guest was told of is missing at
 #                the destination.  Each of these finds a counterexample, in seconds with -DCOPIES=2:
-#                -DNOWAIT, -DNOTAIL, -DNOGIVEN, -DNOEPOCH, -DAHEAD=2, -DMODELATE.
+#                -DNOWAIT, -DNOTAIL, -DNOGIVEN, -DNOEPOCH, -DAHEAD=2, -DMODELATE, and, with
+#                -DMIDWAY -DW1=0, -DNOUNREAD.
 #   state        what the state file says after a power failure; in a minute, with each rule dropped
 #                in turn, which must find a counterexample.  The rules stand at the head of
 #                state.pml.
-#   short        all three within their smallest bounds, with twelve rules dropped, in seconds:
+#   short        all three within their smallest bounds, with thirteen rules dropped, in seconds:
 #                tests/model.sh runs it.
 set -e
 dir=$(cd "$(dirname "$0")" && pwd)
@@ -78,6 +79,8 @@ check_short () {
   dropped synchronous "$@" -DNOWAIT
   dropped synchronous "$@" -DNOTAIL
   dropped synchronous "$@" -DNOGIVEN
+  check synchronous "$@" -DMIDWAY
+  dropped synchronous "$@" -DMIDWAY -DNOUNREAD
 }
 
 # state.pml within small bounds, and each of its rules dropped.  Its processes go on for ever, so it
@@ -107,6 +110,7 @@ case ${1:-all} in
       done
     done
     check synchronous
+    check synchronous -DMIDWAY -DCOPIES=2 -DW1=0
     check_state ;;
   short)
     check_short ;;

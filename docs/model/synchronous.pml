@@ -1,6 +1,27 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The synchronous gate: mirror/engine/catchup.h, mirror/engine/urgent-queue.h,
- * dirty-bitmap/urgent.h.
+ * dirty-bitmap/urgent.h, nbd-plugin/mirror/pace.h.
+ *
+ *   here                stands for
+ *   guest, first half   mirror_pwrite() and leave() of filter.c: the layer below, tracker_mark()
+ *   guest, second half  synchronise(), wait_for_answer() and miss() of pace.c; urgent_post()
+ *   filter              change_mode() of pace.c
+ *   the next block      find() and take() of task.c with find_next() of pass.c; wrap() of task.c;
+ *                       catchup_begin(), catchup_wait_number(), catchup_wrapped()
+ *   an urgent block     next_urgent() of task.c, urgent_queue_next()
+ *   serve               urgent_queue_gather(), is_ahead(), unfinished(), urgent_queue_settle()
+ *   synchronised?       catchup_look(): at_rest(); then the tail, holds(), pass_busy_since()
+ *   copier              engine_task_done(); engine_task_unread() with claim_give_back()
+ *   SYNCHRONISED        synchronised() of pace.c
+ *
+ * epoch is sync_epoch of the region's header, which the worker reads.  The filter has an epoch of
+ * its own, which is counted up before that and decides for synchronised(): so it is never behind,
+ * and one number for both hides nothing.  mode && epoch > 0 stands for it while the gate changes.
+ *
+ * Left out: flushes, which wait for a flush after their write part; quarantine, which neither
+ * catchup_wrapped() nor at_rest() lets pass; slots that are given up, and a quiet worker, which is
+ * not asked: to a guest both are a miss; the end of the mode, after which nothing is said before
+ * there is a new epoch.
  *
  * Claim: while the filter may say "synchronised" (the gate is synchronous and synced_epoch is
  * sync_epoch), the destination has everything that a guest was told is done.
@@ -14,6 +35,10 @@
  * Two writes by one guest and four copies are too many for that.  Among 95 million states of them,
  * seen with bitstate hashing, there was no error either.
  *
+ * -DMIDWAY adds two things that only smaller bounds allow to be searched (-DCOPIES=2 -DW1=0): the
+ * gate becomes synchronous in the middle of a pass, the first one or a later one; and a block that
+ * could not be read is left alone by a pass (unreadable.h), or the cursor goes back to it.
+ *
  * Macros that drop or change a rule, each of which finds a counterexample:
  *   -DNOWAIT      a pass goes past blocks that are busy since before the epoch
  *   -DNOTAIL      a pass is believed at its end, without what was busy then being acknowledged
@@ -21,6 +46,7 @@
  *   -DNOEPOCH     ... nor does a write that went on without an answer
  *   -DAHEAD=2     writes ahead of the cursor are answered at once in any pass (-DAHEAD=1: in the
  *                 first only, as built)
+ *   -DNOUNREAD    with -DMIDWAY, a pass is believed that has left such a block alone
  *   -DMODELATE    the filter counts the epoch up before the gate is synchronous, and not after
  */
 #ifndef W0
@@ -129,6 +155,19 @@ bool may_fail = true;
 #define MUST_WAIT(b) (begun && busy[b] <= b_number)
 #endif
 
+#ifndef MIDWAY
+#define LEFT_ALONE(b) false
+#define ALL_READ true
+#else
+bool bad[NB];                       /* could not be read, and was not copied since */
+#define LEFT_ALONE(b) bad[b]
+#ifdef NOUNREAD
+#define ALL_READ true
+#else
+#define ALL_READ (!bad[0] && !bad[1])
+#endif
+#endif
+
 #define TAIL_HOLDS (tail && SAME_EPOCH (t_epoch) && SAME_GIVEN (t_given))
 
 inline claim (b) { number++; busy[b] = number; dirty[b] = false; left-- }
@@ -169,6 +208,7 @@ end:
        do
        :: b < NB && !dirty[b] -> b++
        :: b < NB && dirty[b] && busy[b] > 0 && !MUST_WAIT (b) -> b++
+       :: b < NB && dirty[b] && busy[b] == 0 && LEFT_ALONE (b) -> b++
        :: else -> break
        od;
        if
@@ -176,7 +216,7 @@ end:
        :: b < NB -> skip                                      /* PASS_WAIT */
        :: b == NB && cursor > 0 ->                            /* the end */
           if
-          :: SAME_EPOCH (b_epoch) && SAME_GIVEN (b_given) && !TAIL_HOLDS ->
+          :: begun && SAME_EPOCH (b_epoch) && SAME_GIVEN (b_given) && ALL_READ && !TAIL_HOLDS ->
              tail = true; t_epoch = b_epoch; t_given = b_given; t_number = number
           :: else
           fi;
@@ -224,9 +264,18 @@ end:
   do
   :: d_step { busy[b] > 0 && !have[b] -> data[b] = src[b]; have[b] = true }
   :: d_step { busy[b] > 0 && have[b] && !looking ->
-              dest[b] = data[b]; data[b] = 0; have[b] = false; busy[b] = 0 }
+              dest[b] = data[b]; data[b] = 0; have[b] = false;
+#ifdef MIDWAY
+              bad[b] = false;
+#endif
+              busy[b] = 0 }
   :: d_step { busy[b] > 0 && !have[b] && may_fail && !looking ->
-              may_fail = false; dirty[b] = true; given++; busy[b] = 0 }
+              may_fail = false; dirty[b] = true; given++;
+#ifdef MIDWAY
+              bad[b] = true;
+              if :: b > 0 && b < cursor -> cursor = b :: true fi;
+#endif
+              busy[b] = 0 }
   od
 }
 
@@ -239,6 +288,10 @@ init
     :: number = 1; busy[0] = 1; dest[0] = 0
     :: skip
     fi;
+#ifdef MIDWAY
+    if :: cursor = 0 :: cursor = 1 :: cursor = NB fi;
+    if :: wrapped = false :: wrapped = true fi;
+#endif
     if :: dirty[1] = true; dest[1] = 0 :: number++; busy[1] = number; dest[1] = 0 :: skip fi;
     run guest (0, W0); run guest (1, W1); run filter (); run worker ();
     run copier (0); run copier (1)
