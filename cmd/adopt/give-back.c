@@ -347,8 +347,9 @@ go_on_received (struct give_back *g, bool *done)
   return status;
 }
 
-const char *
-give_back_node (const struct give_back *g)
+/* Where does the guest go, as the record has it?  The name of a node. */
+static const char *
+node_of_guest (const struct give_back *g)
 {
   const char *node = json_string_value (json_object_get (g->record, "node"));
 
@@ -390,7 +391,7 @@ finish_move (struct give_back *g, const char *old)
   }
   if (g->kept)
     old = g->lent ? json_string_value (json_object_get (g->record, "below")) : NULL;
-  return finish (g, old, give_back_node (g));
+  return finish (g, old, node_of_guest (g));
 }
 
 int
@@ -403,7 +404,7 @@ give_back_go_on (struct give_back *g, bool *done)
     return EXIT_DONE;
   g->lent = json_is_true (json_object_get (g->record, "lent"));
   g->kept = exchange_kept (g->record) != NULL;
-  int r = guest_uses (g, give_back_node (g));
+  int r = guest_uses (g, node_of_guest (g));
   if (r == -1)
     return EXIT_ERROR;
   *done = r == 1;

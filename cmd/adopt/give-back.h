@@ -55,9 +55,6 @@ int give_back (struct give_back *g);
  * undo it.  The monitor is connected.  An exit status. */
 int give_back_go_on (struct give_back *g, bool *done);
 
-/* Where does the guest go, as RECORD has it?  The name of a node. */
-const char *give_back_node (const struct give_back *g);
-
 /* ---- give-back-options.c ---- */
 
 /* The guest uses the image by itself, as NODE: say so. */
