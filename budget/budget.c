@@ -273,6 +273,16 @@ budget_take (struct budget *b, uint64_t bytes, uint64_t now_ns)
   b->paid_ns = spend (b->paid_ns, now_ns, bytes, share > 0 ? share : rate);
 }
 
+/* PAID after BYTES less at RATE.  What was taken without a limit was never put on the account, and
+ * the account may be young: it does not fall below nothing. */
+static uint64_t
+give_back (uint64_t paid, uint64_t bytes, uint64_t rate)
+{
+  double ns = (double)bytes * NS_PER_S / (double)rate;
+
+  return ns < (double)paid ? paid - (uint64_t)ns : 0;
+}
+
 void
 budget_give (struct budget *b, uint64_t bytes)
 {
@@ -284,8 +294,10 @@ budget_give (struct budget *b, uint64_t bytes)
   atomic_fetch_sub (&m->bytes, bytes);
   if (rate == 0)
     return;
-  atomic_fetch_sub (&m->paid_ns, (uint64_t)((double)bytes * NS_PER_S / (double)rate));
-  b->paid_ns -= (uint64_t)((double)bytes * NS_PER_S / (double)(share > 0 ? share : rate));
+  uint64_t paid = atomic_load (&m->paid_ns);
+  while (!atomic_compare_exchange_weak (&m->paid_ns, &paid, give_back (paid, bytes, rate)))
+    ;
+  b->paid_ns = give_back (b->paid_ns, bytes, share > 0 ? share : rate);
 }
 
 /* ---- what it is ---- */

@@ -332,6 +332,28 @@ BUDGET_TEST (changes_while_it_is_used)
   leave (m, 2);
 }
 
+/* The host has just started, so its clock is low. */
+BUDGET_TEST (gives_back_what_was_taken_without_a_limit)
+{
+  struct member m;
+  struct budget_file f;
+  uint64_t now = 5 * SECOND;
+  int d;
+
+  join (&m, 1);
+  cr_assert_eq (budget_directory (false, &d, NULL), 0);
+  cr_assert_eq (budget_file_open (d, "b", &f, NULL), 0);
+  budget_file_set_rate (&f, 0, now);
+  cr_assert_eq (budget_wait (m.b, now), 0);
+  budget_take (m.b, 32u << 20, now);
+  budget_file_set_rate (&f, 16384, now);
+  budget_give (m.b, 32u << 20);
+  cr_assert_eq (budget_wait (m.b, now + SECOND), 0);
+  budget_file_close (&f);
+  close (d);
+  leave (&m, 1);
+}
+
 /* What only a fault or an attack on one's own file could write must not stop the job. */
 BUDGET_TEST (an_account_far_in_the_future_is_not_believed)
 {
