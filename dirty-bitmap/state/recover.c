@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -128,6 +129,13 @@ zero_id (const uint8_t id[16])
   return memcmp (id, zero, 16) == 0;
 }
 
+/* Does the disk bear MARK?  A disk without any is nobody's. */
+static bool
+bears (const struct state_identity *now, const uint8_t mark[16])
+{
+  return !zero_id (mark) && memcmp (now->mark, mark, 16) == 0;
+}
+
 /* Is what S knows of the disk what it looks like NOW?  All of it after a clean end; else what is
  * known of a disk that is in use. */
 static bool
@@ -135,7 +143,7 @@ same_disk (const struct state_super *s, const struct state_identity *now)
 {
   const struct state_identity *id = &s->identity;
   bool clean = s->status == STATE_CLEAN;
-  bool starting = !zero_id (s->next_mark) && memcmp (s->next_mark, now->mark, 16) == 0;
+  bool starting = bears (now, s->next_mark);
 
   if (!starting && (clean || !zero_id (id->mark)) && memcmp (id->mark, now->mark, 16) != 0)
     return false;
@@ -146,11 +154,28 @@ same_disk (const struct state_super *s, const struct state_identity *now)
              && (starting || id->ctime_ns == now->ctime_ns)); /* a new mark changes it */
 }
 
+bool
+state_disk_was_resized (const struct state_super *s, const struct state_identity *now)
+{
+  const struct state_identity *id = &s->identity;
+
+  /* Of another disk, the size says nothing about the state.  Nor is the size that is served looked
+   * at: a filter may round it. */
+  return now->known && (id->size != 0 || s->disk_size == 0) && now->size != id->size
+         && id->inode == now->inode && (bears (now, id->mark) || bears (now, s->next_mark));
+}
+
 /* How far is the file to be believed? */
 static enum state_recovery
 trust (const struct state_super *s, const uint8_t boot[16], const struct state_identity *now,
        char *reason)
 {
+  if (s->status != STATE_INCONSISTENT && now != NULL && state_disk_was_resized (s, now)) {
+    snprintf (reason, STATE_REASON_MAX,
+              "the disk was resized from %" PRIu64 " to %" PRIu64 " bytes: a server begins anew",
+              s->identity.size, now->size);
+    return STATE_FROM_NOTHING;
+  }
   switch (s->status) {
   case STATE_CLEAN:
     if (!s->identity.known || now == NULL)

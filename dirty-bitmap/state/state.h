@@ -139,6 +139,10 @@ bool state_find_sample (int fd, const struct state_found *f, unsigned i, struct 
 /* The identity of the file or device FD is. */
 void state_identity_of (int fd, struct state_identity *id);
 
+/* Something is tracked according to S, and NOW is the disk.  Is it the one that S knows, and has
+ * another size? */
+bool state_disk_was_resized (const struct state_super *s, const struct state_identity *now);
+
 /* This boot's id; zeroes where the kernel tells none, which equal nothing that was ever written. */
 void state_boot_id (uint8_t boot[16]);
 

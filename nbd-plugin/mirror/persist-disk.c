@@ -50,25 +50,6 @@ persist_disk_open (struct persist *p, const char *direct)
   }
 }
 
-/* Does the disk bear MARK?  A disk without any is nobody's. */
-static bool
-bears (const struct state_identity *now, const uint8_t mark[16])
-{
-  return memcmp (mark, no_mark, 16) != 0 && memcmp (now->mark, mark, 16) == 0;
-}
-
-bool
-persist_disk_was_resized (const struct state_found *f, const struct state_identity *now)
-{
-  const struct state_identity *id = &f->super.identity;
-
-  /* Of another disk, the size says nothing about the state.  Nor is the size that is served looked
-   * at: a filter may round it. */
-  return f->tracked && now->known && (id->size != 0 || f->super.disk_size == 0)
-         && now->size != id->size && id->inode == now->inode
-         && (bears (now, id->mark) || bears (now, f->super.next_mark));
-}
-
 int
 persist_disk_mark (struct persist *p, struct state_found *f, const struct state_identity *now,
                    char **why)

@@ -23,9 +23,6 @@
  * open.  p->shared says whether another server has it. */
 void persist_disk_open (struct persist *p, const char *direct);
 
-/* NOW is the disk.  Is it the one that F knows, and has another size? */
-bool persist_disk_was_resized (const struct state_found *f, const struct state_identity *now);
-
 /* Give it a new mark, and say so in the state file, of which F was read.  NOW is its identity.  0,
  * or -1 with *WHY (text_free()). */
 int persist_disk_mark (struct persist *p, struct state_found *f, const struct state_identity *now,

@@ -232,7 +232,7 @@ persist_open (struct mirror *m, char **error)
                        " full copy then",
                        p->path, why);
   int r = 0;
-  if (persist_disk_was_resized (&found, &now))
+  if (found.tracked && state_disk_was_resized (&found.super, &now))
     r = begin_anew (p, &found, &now, &why);
   if (r == 0)
     r = persist_disk_mark (p, &found, &now, &why);

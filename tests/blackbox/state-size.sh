@@ -37,6 +37,9 @@ if "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.x", b"")' "$tmp/
   wait "${pid[grows]}" "${pid[mirror]}" 2>/dev/null || :
   for size in 6M 5M; do
     truncate -s $size "$tmp/grows"
+    nbdmirror state "$tmp/grows.state" --disk "$tmp/grows" >"$tmp/state"
+    grep -q ' the disk was resized from ' "$tmp/state" ||
+      fail "the state of a disk of another size: $(cat "$tmp/state")"
     start_stateful grows "$tmp/grows" "$tmp/grows.state"
     grep -q "was resized from .* tracking begins anew" "$tmp/grows.log" || fail "nothing is told"
     ! nbdmirror checkpoint list "${control[grows]}" | grep one ||
