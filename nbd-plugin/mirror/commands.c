@@ -59,7 +59,7 @@ relay (struct call *c)
                    "no worker is attached to job '%s': 'nbdmirror mirror --resume' starts one",
                    DEFAULT_ID);
   else
-    control_error (c->peer, c->id, "DeviceNotActive", "there is no job '%s'", DEFAULT_ID);
+    control_error (c->peer, c->id, "DeviceNotActive", "no job is running on this disk");
 }
 
 static void

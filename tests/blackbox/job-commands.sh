@@ -16,8 +16,14 @@ start_guest guest "${uri[src]}" --seconds 40
 
 attached () { [ "$(status_of "$c" worker)" = attached ]; }
 
-has_to_exit 1 nbdmirror complete "$c"
-has_to_exit 1 nbdmirror pause "$c"
+# Where no job is, all say the same.
+for word in complete pause resume cancel set; do
+  setting=()
+  [ $word != set ] || setting=(bandwidth=1M)
+  has_to_exit 1 nbdmirror $word "$c" "${setting[@]}"
+  grep -q ": $c: no job is running on this disk$" "$tmp/err" ||
+    fail "$word without a job: $(cat "$tmp/err")"
+done
 
 # The limit: 32 MiB of data at 4 MiB/s; in 3 s no more than 12 MiB and a little.
 spawn worker nbdmirror mirror "$c" "$d" --bandwidth 4M
