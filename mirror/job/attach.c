@@ -151,6 +151,11 @@ recognise (struct job *j)
   CLEANUP_TEXT char *error = look_again (&j->look_again, j->dest.opened, &problem);
   if (error == NULL)
     return 0;
+  int signal = atomic_load (j->o->signal);
+  if (problem == SESSION_SOURCE && signal != JOB_SIGNAL_NONE) { /* as at any other time */
+    j->result = signal == JOB_SIGNAL_CANCEL ? JOB_CANCELLED : JOB_DETACHED;
+    return -1;
+  }
   j->result = results[problem];
   job_say (j, JOB_ERROR, "%s%s", problem == SESSION_REFUSED ? "refused: " : "", error);
   return -1;
@@ -195,8 +200,9 @@ attach (struct job *j)
   if (!resumed)
     found_samples_keep (&j->found, j->region);
   int r = check_geometry (j);
-  j->look_again
-      = (struct look_again){ .region = j->region, .source = j->source, .base = j->base_image };
+  j->look_again = (struct look_again){
+    .region = j->region, .source = j->source, .base = j->base_image, .signal = j->o->signal
+  };
   j->dest.look_again = look_again;
   j->dest.opaque = &j->look_again;
   if (r == 0 && resumed)

@@ -193,7 +193,8 @@ compare_samples (struct proving *v, bool proved, struct found_samples *found, ch
                               .most = proved ? FOUND_SAMPLES_COMPARED : 0,
                               .align = proved ? p->block_size : 0,
                               .equal = keep,
-                              .opaque = found };
+                              .opaque = found,
+                              .signal = p->signal };
   struct sampled is;
   enum job_result result = sampling_compare (&s, &is, error);
 

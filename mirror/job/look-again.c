@@ -58,7 +58,8 @@ look (const struct look_again *a, struct endpoint *ours, enum region_array leave
                               .size = a->region->geo.disk_size,
                               .prefer_data = true,
                               .leave_out = may_differ,
-                              .opaque = &l };
+                              .opaque = &l,
+                              .signal = a->signal };
   struct sampled found;
   char *error = NULL;
 

@@ -17,6 +17,7 @@
 struct look_again {
   const struct region *region;
   struct endpoint *source, *base; /* BASE may be NULL */
+  const _Atomic int *signal;      /* not 0: stop, with SESSION_SOURCE; or NULL */
 };
 
 /* OPAQUE is a struct look_again.  Is DEST, which is open and has no channel, what the job may go on

@@ -31,6 +31,7 @@ struct sampling {
   /* Told of each block that is equal and not zero.  May be NULL. */
   void (*equal) (void *opaque, uint64_t offset, const uint8_t *data, uint32_t length);
   void *opaque;
+  const _Atomic int *signal; /* not 0: stop.  May be NULL */
 };
 
 struct sampled {
@@ -39,7 +40,7 @@ struct sampled {
 };
 
 /* JOB_COMPLETED: all that were compared are equal.  JOB_REFUSED: one differs, without *ERROR.  Else
- * JOB_DEST_FAILED or JOB_FAILED with *ERROR (base/text.h, the caller frees it). */
+ * JOB_DEST_FAILED, JOB_FAILED or JOB_CANCELLED with *ERROR (base/text.h, the caller frees it). */
 enum job_result sampling_compare (const struct sampling *s, struct sampled *found, char **error);
 
 #endif

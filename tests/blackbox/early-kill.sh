@@ -97,6 +97,21 @@ other_disk 100
 has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[other]}" --resume \
   --quarantine-grace 100ms --on-ready complete
 other_untouched
+# The next worker compares a thousand blocks first.  It is told to end meanwhile, and obeys.
+stop dst
+rm -f "${socket[dst]}"
+spawn dst nbdkit -f -U "${socket[dst]}" --filter=log --filter=delay file "$tmp/dst.img" \
+  "logfile=$tmp/reads" rdelay=300ms
+wait_for_socket "${socket[dst]}" dst
+spawn worker nbdmirror mirror "${control[src]}" "${uri[dst]}" --resume --sync incremental \
+  --since one --trust-destination
+wait_for 20 attached
+stop worker TERM
+[ "$status" = 3 ] || fail "SIGTERM: exit status $status: $(cat "$tmp/worker.log")"
+reads=$(grep -c ' Read ' "$tmp/reads")
+[ "$reads" -lt 700 ] || fail "SIGTERM: it has compared $reads blocks"
+stop dst
+start_dest dst file 96M --filter="$NBDMIRROR_DIGEST_FILTER"
 goes_on $((80 << 20)) --sync incremental --since one --trust-destination
 
 # The server does not say what format it is, so no base is found either.
