@@ -263,6 +263,7 @@ own_tests = \
 	tests/blackbox/backup-options.sh \
 	tests/blackbox/backup-vanish.sh \
 	tests/blackbox/base-proof.sh \
+	tests/blackbox/base-proof-slow.sh \
 	tests/blackbox/backup-drill.sh \
 	tests/blackbox/guest-agent.sh \
 	tests/blackbox/repository-careless.sh \

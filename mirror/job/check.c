@@ -387,6 +387,18 @@ other_job_wrote (struct job *j, json_t *status)
          && (!job_resumes (j) || old == NULL || strcmp (old, sync_name (j->o->sync.mode)) != 0);
 }
 
+/* The filter does not know yet that this client is its worker, and one that is silent for long
+ * gives way to a new one (control/server.c).  A proof may take hours, and it tells how far it is.
+ */
+static void
+tell_of_proof (void *opaque, enum job_message kind, const char *text)
+{
+  struct job *j = opaque;
+
+  job_say (j, kind, "%s", text);
+  json_decref (query (j));
+}
+
 /* Nothing is left out because of a base that the destination may not have. */
 static int
 prove_base (struct job *j, json_t *status)
@@ -417,8 +429,8 @@ prove_base (struct job *j, json_t *status)
     .other_wrote = left_over && other_job_wrote (j, status),
     .recorded = json_string_value (json_object_get (status, "base-digest")),
     .signal = j->o->signal,
-    .opaque = j->o->opaque,
-    .message = j->o->message,
+    .opaque = j,
+    .message = tell_of_proof,
   };
   enum job_result result = base_prove (&proof, j->base_digest, &j->found, &error);
   if (result == JOB_COMPLETED)

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a worker which proves its base for long is not taken for an idle client: it keeps its
+# place at the control socket when all places are taken.
+. "$(dirname "$0")/lib.sh"
+proves_nothing_under address
+proves_nothing_under thread
+
+size=$((192 << 20))
+head -c $size /dev/zero | tr '\0' x >"$tmp/base"
+cp "$tmp/base" "$tmp/disk"
+printf 'other' | dd of="$tmp/disk" bs=1 seek=5000000 conv=notrunc status=none
+cp "$tmp/base" "$tmp/dst.img"
+start_server src "$tmp/disk"
+# The destination reads its disk for its digests in 768 pieces: that takes 15 s.
+server_paths dst
+spawn dst "${server_env[@]}" nbdkit -f -U "${socket[dst]}" --filter="$NBDMIRROR_DIGEST_FILTER" \
+  --filter=delay file "$tmp/dst.img" rdelay=20ms
+wait_for_socket "${socket[dst]}" dst
+
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync base --base "$tmp/base" \
+  --on-ready complete
+told () { [ "$(grep -c "destination's base image is being computed" "$tmp/mirror.log")" -ge 2 ]; }
+wait_for 40 told
+# A client that was silent for 10 s gives way now, if there is one.
+"$python" - "${control[src]}" <<'PY'
+import socket, sys
+clients = []
+for _ in range(64):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(sys.argv[1])
+    clients.append(s)
+said = [s.recv(4096) for s in clients]
+assert any(b"too many clients" in text for text in said), "there were places left"
+PY
+wait_exit mirror 60
+[ "$status" = 0 ] || fail "the worker ended with $status"
+equal "$tmp/disk" "${uri[dst]}"
