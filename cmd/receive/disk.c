@@ -410,7 +410,7 @@ make_or_measure (struct receive_disk *d, bool go_on, bool device)
 }
 
 int
-receive_disk_prepare (struct receive_disk *d)
+receive_disk_open (struct receive_disk *d)
 {
   char folder[PATH_MAX];
   struct stat st = { 0 };
@@ -444,8 +444,21 @@ receive_disk_prepare (struct receive_disk *d)
       && (r = check_room (d, folder, exists ? (uint64_t)st.st_blocks * 512 : 0)) != EXIT_DONE)
     return r;
   r = open_disk (d, exists);
-  if (r == EXIT_DONE)
-    r = make_or_measure (d, go_on, device);
+  if (r != EXIT_DONE) {
+    receive_disk_remove (d);
+    receive_disk_close (d);
+  }
+  return r;
+}
+
+int
+receive_disk_make (struct receive_disk *d)
+{
+  struct stat st;
+  int r = fstat (d->fd, &st) == 0
+              ? make_or_measure (d, d->resume || d->read_only, S_ISBLK (st.st_mode))
+              : failed (d, "cannot be looked at");
+
   if (r != EXIT_DONE) {
     receive_disk_remove (d);
     receive_disk_close (d);

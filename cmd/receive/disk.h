@@ -38,9 +38,12 @@ struct receive_disk {
   ino_t ino;
 };
 
-/* Check, lock, make.  EXIT_DONE, or an exit status after an error message; then nothing is left
- * that was not there. */
-int receive_disk_prepare (struct receive_disk *d);
+/* Check and lock; a new file is created.  What is there is not changed yet.  EXIT_DONE, or an exit
+ * status after an error message; then nothing is left that was not there. */
+int receive_disk_open (struct receive_disk *d);
+
+/* The same for what comes next: make it, or measure it.  What an older disk held is lost. */
+int receive_disk_make (struct receive_disk *d);
 
 /* Does its path still lead to what was prepared? */
 bool receive_disk_is_there (const struct receive_disk *d);

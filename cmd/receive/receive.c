@@ -346,6 +346,25 @@ serve (struct arguments *a, struct worker *w)
   return EXIT_ERROR;
 }
 
+/* What an older disk holds is given up last.  By then it is known that it can be served, and the
+ * server that had it has left its port. */
+static int
+prepare_disk (struct arguments *a)
+{
+  struct receive_disk *d = &a->disk;
+  int status = receive_disk_open (d);
+
+  if (status == EXIT_DONE && (status = receive_place_is_free (&a->server)) != EXIT_DONE) {
+    receive_disk_remove (d);
+    receive_disk_close (d);
+  }
+  if (status == EXIT_DONE)
+    status = receive_disk_make (d);
+  if (status == EXIT_DONE && (status = receive_track_allowed (&a->server)) != EXIT_DONE)
+    receive_disk_close (d);
+  return status;
+}
+
 static int
 prepare_and_serve (struct arguments *a)
 {
@@ -381,9 +400,7 @@ prepare_and_serve (struct arguments *a)
   /* This comes after --detach, because the lock must belong to the process that stays. */
   status = receive_track_allowed (s);
   if (status == EXIT_DONE)
-    status = receive_disk_prepare (&a->disk);
-  if (status == EXIT_DONE && (status = receive_track_allowed (s)) != EXIT_DONE)
-    receive_disk_close (&a->disk);
+    status = prepare_disk (a);
   if (status == EXIT_DONE) {
     if (a->disk.sealed)
       cmd_say ("%s: sealed: it was handed over to its guest, and no mirror may write to it",

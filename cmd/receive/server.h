@@ -88,6 +88,9 @@ int receive_track (struct receive_server *s);
 void receive_track_again (struct receive_server *s);
 void receive_track_free (struct receive_server *s);
 
+/* place.c: can it listen at its port?  EXIT_DONE, or EXIT_ERROR after an error message. */
+int receive_place_is_free (const struct receive_server *s);
+
 /* launch.c: begin to compute the digest of the base image, if there is one.  -1 after an error
  * message. */
 int receive_start_digest (struct receive_server *s);

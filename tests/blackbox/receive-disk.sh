@@ -175,6 +175,14 @@ wait_for 20 grep -q '"uri"' "$tmp/tcp.json"
 random_disk "$tmp/random" 1M
 has_to_exit 0 "$NBDMIRROR" copy "$tmp/random" "$(field uri <"$tmp/tcp.json")"
 equal "$tmp/random" "$(field guest-uri <"$tmp/tcp.json")"
+# A port that is taken is found before anything is made or given up.
+for disk in "$tmp/file" "$tmp/disk"; do
+  has_to_exit 1 timeout 20 "$NBDMIRROR" receive "$disk" --size 1M --overwrite --port "$port" \
+    --address 127.0.0.1
+  says "--port $port: Address already in use"
+done
+[ "$(cat "$tmp/file")" = mine ] || fail "given up for a server that cannot be started"
+absent "$tmp/disk"
 stop tcp INT
 
 # Overwritten; in the background.
