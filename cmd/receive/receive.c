@@ -402,9 +402,7 @@ prepare_and_serve (struct arguments *a)
   if (status == EXIT_DONE)
     status = prepare_disk (a);
   if (status == EXIT_DONE) {
-    if (a->disk.sealed)
-      cmd_say ("%s: sealed: it was handed over to its guest, and no mirror may write to it",
-               a->disk.name);
+    receive_track_tell (s);
     status = serve (a, &w);
     receive_server_free (s);
     receive_disk_close (&a->disk);

@@ -82,6 +82,8 @@ void receive_dir_remove (struct receive_server *s);
 /* tracked.c: may the disk, which is prepared or about to be, be received behind this CONTROL?  An
  * exit status, after a message. */
 int receive_track_allowed (const struct receive_server *s);
+/* Who may write to the disk, where that is not the mirror first and then the guest. */
+void receive_track_tell (const struct receive_server *s);
 /* With CONTROL: make what the filters share.  -1 after an error message. */
 int receive_track (struct receive_server *s);
 /* A server is about to be started. */

@@ -45,6 +45,19 @@ receive_track_allowed (const struct receive_server *s)
   return EXIT_REFUSED;
 }
 
+void
+receive_track_tell (const struct receive_server *s)
+{
+  if (s->disk->sealed)
+    cmd_say ("%s: sealed: it was handed over to its guest, and no mirror may write to it",
+             s->disk->name);
+  else if (s->control != NULL && is_fenced (s))
+    cmd_say (
+        "%s: %s.fence says that it was handed over: its guest's writes are refused until a"
+        " mirror hands it back.  nbdmirror-receive(1) says what to do if both hosts refuse them",
+        s->disk->name, s->control);
+}
+
 int
 receive_track (struct receive_server *s)
 {

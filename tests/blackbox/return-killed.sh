@@ -89,21 +89,42 @@ forgetful_there
 cut_b 2
 back "both were killed" "$unknown"
 
-# B is killed when the hand-over is committed, and before it hears of it.
-stop b
-receive b "$at_b" --resume
-spawn worker nbdmirror mirror "${control[a]}" "${uri[b]}"
-wait_state "${control[a]}" ready 30
-nbdmirror complete "${control[a]}" --prepare-only --rollback-token t >"$tmp/complete.log" 2>&1
-kill -STOP "$(child_of b nbdkit)"
-spawn commit nbdmirror complete "${control[a]}" --commit --token t
-wait_state "${control[a]}" completed 20
-kill_server b
-wait_exit commit 20
-[ "$status" = 3 ] || fail "the commit ended with $status, though nobody sealed the destination"
-wait_exit worker 20
-wait_for 20 stands a
+# commit_unheard: B is killed when the hand-over is committed, and before it hears of it.
+commit_unheard () {
+  stop b
+  receive b "$at_b" --resume
+  spawn worker nbdmirror mirror "${control[a]}" "${uri[b]}"
+  wait_state "${control[a]}" ready 30
+  nbdmirror complete "${control[a]}" --prepare-only --rollback-token t >"$tmp/complete.log" 2>&1
+  kill -STOP "$(child_of b nbdkit)"
+  spawn commit nbdmirror complete "${control[a]}" --commit --token t
+  wait_state "${control[a]}" completed 20
+  kill_server b
+  wait_exit commit 20
+  [ "$status" = 3 ] || fail "the commit ended with $status, though nobody sealed the destination"
+  wait_exit worker 20
+  wait_for 20 stands a
+}
+declare -A time
+commit_unheard
 receive b "$at_b" --resume
 has_to_exit 1 write_blocks "${guest_uri[b]}" 3 1
 has_to_exit 0 nbdmirror complete "${control[a]}" --commit --token t
 back "B was killed before its seal" "$missing"
+
+# Both are killed then, and each disk is received: neither lets its guest write, and both say so.
+# The one that was handed over later, of which its record tells, has the older data.
+commit_unheard
+kill_server a
+lose_power a
+receive a "$at_a" --resume
+receive b "$at_b" --resume
+for name in a b; do
+  grep -q "handed over: its guest's writes are refused.*if both hosts" "$tmp/$name.log" ||
+    fail "$name does not say why: $(cat "$tmp/$name.log")"
+  has_to_exit 1 write_blocks "${guest_uri[$name]}" 3 1
+  time[$name]=$(field time <"${control[$name]}.fence")
+done
+[ "${time[a]}" -ge "${time[b]}" ] || fail "B was handed over later: ${time[a]}, ${time[b]}"
+has_to_exit 0 "$NBDMIRROR" receive --seal "${uri[b]}"
+back "both were killed before B's seal" "$missing\|$unknown"
