@@ -24,6 +24,9 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 SRCDIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.append(os.path.join(SRCDIR, "tests/guest"))
+import strays  # noqa: E402
+
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -70,9 +73,9 @@ class Setup:
         self.shm = tempfile.mkdtemp(prefix="nbdmirror-bench.", dir=shm)
 
     def remove(self):
+        strays.end(self.tmp, self.disks, self.shm)
         for path in (self.tmp, self.disks, self.shm):
             shutil.rmtree(path, ignore_errors=True)
-
 
 
 def find_build(given):

@@ -87,7 +87,11 @@ def tree(pid):
 
 
 def tree_cpu(pid):
-    return sum(process_cpu(p) for p in tree(pid))
+    seconds = 0
+    for p in tree(pid):
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            seconds += process_cpu(p)
+    return seconds
 
 
 # ---- servers ---------------------------------------------------------------------------------

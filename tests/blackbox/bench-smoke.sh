@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Proves that the benchmarks run: tiny sizes, one round, and no figure is looked at.  The idle
-# copies are compared with their source by the benchmark itself.
+# copies are compared with their source by the benchmark itself.  One that is told to end leaves
+# neither disks nor servers behind.
 
 . "$(dirname "$0")/lib.sh"
 [ -z "$runtime" ] || skip "benchmarks are of the ordinary build"
@@ -21,3 +22,13 @@ for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large loa
     "$tmp/$what.json" ||
     fail "bench/run $what wrote no results"
 done
+
+mkdir "$tmp/disks"
+TMPDIR=$tmp/disks spawn bench "$srcdir/bench/run" handoff --runs 1000 --build "$builddir" \
+  --output "$tmp/handoff.json" --smoke
+servers () { pgrep -f "^nbdkit .*$tmp/disks/" >"$tmp/servers"; }
+wait_for 60 servers
+stop bench TERM
+[ "$status" = 143 ] || fail "SIGTERM: bench/run ended with $status: $(cat "$tmp/bench.log")"
+! servers || fail "SIGTERM: servers are left: $(cat "$tmp/servers")"
+[ -z "$(ls "$tmp/disks")" ] || fail "SIGTERM: left behind: $(ls "$tmp/disks")"

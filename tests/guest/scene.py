@@ -26,6 +26,7 @@ import threading
 import time
 
 import machine
+import strays
 
 SRCDIR = os.path.dirname(os.path.dirname(machine.HERE))
 NAME = os.path.splitext(os.path.basename(sys.argv[0]))[0]
@@ -283,6 +284,7 @@ class Scene:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        strays.end(self.tmp)
         self.processes, self.machines, self.at_end = [], [], []
 
     def forget(self):
