@@ -468,6 +468,23 @@ prove_checkpoint (struct job *j, json_t *status)
   return -1;
 }
 
+/* May we attach, with nobody beside us?  The job is looked at again once we have the lock: another
+ * worker may have begun it, or gone on with it, while we waited.  A dry run leaves nothing behind,
+ * not even the file of the lock; nor does it send anything that could be late. */
+static bool
+may_attach (struct job *j, json_t **status)
+{
+  if (!attach_foreseen (j, *status))
+    return false;
+  if (j->dry)
+    return true;
+  if (!alone (j))
+    return false;
+  json_decref (*status);
+  *status = query (j);
+  return *status != NULL && attach_foreseen (j, *status);
+}
+
 int
 job_check (struct job *j, json_t **status)
 {
@@ -490,10 +507,7 @@ job_check (struct job *j, json_t **status)
   *status = query (j);
   bool ours = *status != NULL && reached (j, before, *status);
   json_decref (before);
-  /* A dry run leaves nothing behind, not even the file of the lock; nor does it send anything that
-   * could be late. */
-  if (ours && attach_foreseen (j, *status) && (j->dry || alone (j))
-      && job_choose_since (j, *status) == 0 && prepare_sync (j) == 0
+  if (ours && may_attach (j, status) && job_choose_since (j, *status) == 0 && prepare_sync (j) == 0
       && open_destination (j, *status) == 0 && prove_base (j, *status) == 0
       && prove_checkpoint (j, *status) == 0) {
     /* A resumed job has proved what it can of its base, and recognises its destination. */
