@@ -83,7 +83,7 @@ struct endpoint_options {
   uint64_t only;
   bool grows; /* a regular file may be written to behind its end, and grows then */
   /* An earlier endpoint has flushed there.  Else endpoint_open() does so once, if it is writable,
-   * to see whether a flush that is offered is also done. */
+   * to see whether a flush that is offered is also done, and reads the beginning meanwhile. */
   bool flush_tried;
   int connect_timeout_ms; /* 0: 10,000, for ssh 20,000 */
   int request_timeout_ms; /* 0: 30,000 */
@@ -136,8 +136,10 @@ struct endpoint_info {
   bool can_layers;     /* what lies in a lower layer can be asked for as well */
   bool is_rotational;
   bool has_digests; /* with ask_digests: it can be opened with `digests` as well */
-  /* NBD: no round trip is longer, as far as the handshake and the first flush tell; 0: unknown. */
+  /* NBD: no round trip is longer, as far as the handshake and the first requests tell; 0: unknown.
+   */
   uint64_t rtt_ns;
+  bool was_read;       /* NBD: when it was opened, its beginning could be read */
   uint64_t digests_of; /* of an export of digests: the size of the disk, bytes */
   bool direct;         /* files: O_DIRECT is in use */
   char *note;          /* something worth telling the user once, or NULL (O_DIRECT refused …) */

@@ -71,6 +71,21 @@ run (void *opaque)
 }
 
 bool
+nbd_ahead_is_named (struct nbd_connecting *c)
+{
+  struct nbd_ahead *a = &c->nep->ahead;
+
+  pthread_mutex_lock (&a->lock);
+  c->waits = true;
+  while (!a->named && !a->decided && !a->over)
+    pthread_cond_wait (&a->changed, &a->lock);
+  c->waits = false;
+  bool only_named = !a->decided && !a->over;
+  pthread_mutex_unlock (&a->lock);
+  return only_named;
+}
+
+bool
 nbd_ahead_is_wanted (struct nbd_connecting *c)
 {
   struct nbd_ahead *a = &c->nep->ahead;
@@ -98,6 +113,15 @@ nbd_ahead_begin (struct nbd_ahead *a, struct nbd_endpoint *nep, unsigned nr)
     *c = (struct nbd_connecting){ .nep = nep, .number = a->nr };
     c->started = pthread_create (&c->thread, NULL, run, c) == 0;
   }
+}
+
+void
+nbd_ahead_name (struct nbd_ahead *a)
+{
+  pthread_mutex_lock (&a->lock);
+  a->named = true;
+  pthread_cond_broadcast (&a->changed);
+  pthread_mutex_unlock (&a->lock);
 }
 
 void

@@ -6,12 +6,15 @@
  *
  *   nbd_ahead_begin()    the server has answered the first connection: the others connect, and wait
  *                        before they choose an export
- *   nbd_ahead_decide()   the first connection knows the export, and whether there may be others:
- *                        they choose it as well, or end
+ *   nbd_ahead_name()     the first connection knows the export's name, and the round trip is long:
+ *                        the others ask about its meta contexts, and wait before they open it
+ *   nbd_ahead_decide()   the first connection has opened the export, and knows whether there may be
+ *                        others: they open it as well, or end
  *   nbd_ahead_take()     waits for them
  *
- * So a server that takes several connections has all of them two round trips after it has the first
- * one.  One that does not sees connections that leave before they have opened anything.
+ * So a server that takes several connections has all of them one round trip after it has the first
+ * one, or two on a short line.  One that does not sees connections that leave before they have
+ * opened anything.
  *
  * The lock comes before those of the hang-ups.  Each connection has connect_timeout_ms from the
  * decision on.
@@ -56,6 +59,7 @@ struct nbd_ahead {
   pthread_mutex_t lock;
   pthread_cond_t changed;
   /* Under lock: */
+  bool named;
   bool decided;
   bool over;       /* nobody wants them any more */
   unsigned wanted; /* so many of all[], from the first one on */
@@ -70,7 +74,14 @@ void nbd_ahead_begin (struct nbd_ahead *a, struct nbd_endpoint *nep, unsigned nr
 /* NEP is described: NR connections are wanted, which are begun if none are. */
 void nbd_ahead_decide (struct nbd_ahead *a, struct nbd_endpoint *nep, unsigned nr);
 
-/* For nbd_connect(), in C's own thread: wait for the decision.  Is C to go on? */
+/* The name of the export that the others will open is settled.  An answer of the server takes so
+ * long that none can have come when a question has just been sent. */
+void nbd_ahead_name (struct nbd_ahead *a);
+
+/* For nbd_connect(), in C's own thread: wait for the name, or the decision.  Is only the name
+ * known? */
+bool nbd_ahead_is_named (struct nbd_connecting *c);
+/* The same: wait for the decision.  Is C to go on? */
 bool nbd_ahead_is_wanted (struct nbd_connecting *c);
 
 /* Are there connections that nobody has taken, made or being made? */

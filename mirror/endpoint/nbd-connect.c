@@ -26,6 +26,8 @@
 
 #define GOODBYE_MS 1000
 #define SOCKET_BUFFER (1 << 20)
+/* A server that takes so long to answer is far away. */
+#define LONG_TRIP_MS 2
 
 /* ---- Errors ----------------------------------------------------------------------------- */
 
@@ -240,25 +242,32 @@ meet_server (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, e
   return 0;
 }
 
-/* Leave option mode with the export of this session, or with the URI's. */
-static int
-go_to_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
+/* Begin to leave option mode with the export of this session, or with the URI's. */
+static struct option *
+begin_export (struct nbd_endpoint *nep, struct nbd_handle *h)
 {
   char name[sizeof nep->session + sizeof RECEIVE_PACKED_PREFIX];
   const char *prefix = nep->packed ? RECEIVE_PACKED_PREFIX : RECEIVE_SESSION_PREFIX;
 
   if (nep->session[0] == '\0')
-    return nbd_go (h, nep->packed ? RECEIVE_PACKED : nep->layers_export, deadline);
+    return nbd_go_begin (h, nep->packed ? RECEIVE_PACKED : nep->layers_export);
   snprintf (name, sizeof name, "%s%s", prefix, nep->session);
-  return nbd_go (h, name, deadline);
+  return nbd_go_begin (h, name);
 }
 
-/* H has negotiated all but the export.  -1 with *ERRNUM and *ERROR. */
+/* H has negotiated all but the export, or, if BEGUN is not NULL, has begun to choose it.  -1 with
+ * *ERRNUM and *ERROR. */
 static int
-choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline, int *errnum,
-               char **error)
+choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, struct option *begun,
+               int64_t deadline, int *errnum, char **error)
 {
-  enum nbd_receive is = NBD_RECEIVE_OPEN;
+  enum nbd_receive is = looks_for_receive (nep) ? NBD_RECEIVE_OPEN : NBD_NO_RECEIVE;
+
+  if (begun != NULL) {
+    if (nbd_go_end (h, begun, deadline) == 0)
+      return 0;
+    goto failed;
+  }
 
   if (nbd_wants_digests (nep))
     return choose_digests (nep, h, deadline, errnum, error);
@@ -268,16 +277,17 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline,
     if (!nbd_is_over (h) && nbd_set_export_name (h, nbd_export_name (nep)) == -1)
       goto failed;
   }
-  if (!looks_for_receive (nep))
-    is = NBD_NO_RECEIVE;
-  else if (nep->session[0] == '\0') {
+  if (is == NBD_RECEIVE_OPEN && nep->session[0] == '\0') {
+    int64_t asked = endpoint_now_ms ();
     int r = meet_server (nep, h, deadline, &is, errnum, error);
     if (r == -1)
       goto failed;
     if (r == 1 || !may_compress (nep, errnum, error))
       return -1;
+    if (endpoint_now_ms () - asked > LONG_TRIP_MS)
+      nbd_ahead_name (&nep->ahead);
   }
-  if (go_to_export (nep, h, deadline) == 0)
+  if (nbd_go_end (h, begin_export (nep, h), deadline) == 0)
     return 0;
 
 failed:
@@ -349,11 +359,26 @@ is_layers (const struct nbd_endpoint *nep, struct nbd_handle *h)
   return is;
 }
 
+/* H has negotiated all but the export, BESIDE the first connection.  Wait until that one has opened
+ * it.  *BEGUN is what nbd_go_begin() says, or NULL.  False: H is not wanted. */
+static bool
+wait_beside (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_connecting *beside,
+             struct option **begun)
+{
+  if (nbd_aio_is_negotiating (h) == 1 && nbd_ahead_is_named (beside))
+    *begun = begin_export (nep, h);
+  if (nbd_ahead_is_wanted (beside))
+    return true;
+  nbd_go_forget (*begun);
+  return false;
+}
+
 /* H is being connected: do all the rest.  -1 with *ERRNUM and *ERROR. */
 static int
 finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_connecting *beside,
                    int64_t deadline, int *errnum, char **error)
 {
+  struct option *begun = NULL;
   int r = beside != NULL ? negotiate (nep, h, beside, deadline, &beside->hang_up)
                          : negotiate_tls (nep, h, deadline);
 
@@ -361,12 +386,12 @@ finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_co
     no_answer (nep, h, errnum, error);
     return -1;
   }
-  if (r == 0 && !nbd_is_over (h) && beside != NULL && !nbd_ahead_is_wanted (beside)) {
+  if (r == 0 && !nbd_is_over (h) && beside != NULL && !wait_beside (nep, h, beside, &begun)) {
     endpoint_fail (errnum, error, ECANCELED, "%s: one connection less is used", nep->ep.name);
     return -1;
   }
-  if (r == 0 && nbd_aio_is_negotiating (h) == 1
-      && choose_export (nep, h, deadline, errnum, error) == -1)
+  if (r == 0 && (begun != NULL || nbd_aio_is_negotiating (h) == 1)
+      && choose_export (nep, h, begun, deadline, errnum, error) == -1)
     return -1;
   if (r == -1 || !nbd_aio_is_ready (h)) {
     connect_failed (nep, errnum, error);

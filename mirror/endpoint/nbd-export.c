@@ -18,6 +18,7 @@
 
 /* Round trips of a handshake, at least: connecting, the greeting, three options. */
 #define HANDSHAKE_TRIPS 5
+#define FIRST_BYTES 4096u
 
 /* ---- What the export is ----------------------------------------------------------------- */
 
@@ -138,14 +139,13 @@ nbd_connect_again (struct nbd_endpoint *nep, struct nbd_connecting *beside, int 
   return NULL;
 }
 
-/* ---- A flush that is tried ----------------------------------------------------------------- */
+/* ---- The requests that are tried ----------------------------------------------------------- */
 
-/* Flush, and wait for the answer.  0 or an errno. */
+/* Wait for the answer to the request COOKIE, which is -1 if it could not be sent.  0 or an errno.
+ */
 static int
-flush_and_wait (struct nbd_handle *h, int timeout_ms)
+wait_for (struct nbd_handle *h, int64_t cookie, int64_t deadline)
 {
-  int64_t deadline = endpoint_now_ms () + timeout_ms;
-  int64_t cookie = nbd_aio_flush (h, NBD_NULL_COMPLETION, 0);
   int done = 0;
 
   if (cookie == -1)
@@ -164,35 +164,84 @@ flush_and_wait (struct nbd_handle *h, int timeout_ms)
   return nbd_get_errno () == ENOTCONN ? ECONNRESET : nbd_reason_errno ();
 }
 
+/* A request was answered that was sent at BEGIN. */
+static void
+note_trip (struct endpoint_info *info, uint64_t begin)
+{
+  uint64_t took = clock_ns () - begin;
+
+  if (info->rtt_ns == 0 || took < info->rtt_ns)
+    info->rtt_ns = took;
+}
+
 /* Some servers offer a flush and refuse each one: nbdkit 1.32 with --oldstyle.  That shows only
- * when it is tried, and is to be known before anything is written.  -1 with *ERRNUM and *ERROR. */
+ * when it is tried, and is to be known before anything is written.  The beginning is read in the
+ * same round trip.  If that cannot be done, others will ask again.  0 or an errno; if that one does
+ * not last, the connection is of no use.  *WHAT is the request that has failed. */
 static int
-try_flush (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char **error)
+flush_and_read (struct nbd_handle *h, struct endpoint_info *info, void *buf, uint32_t length,
+                int timeout_ms, const char **what)
+{
+  int64_t deadline = endpoint_now_ms () + timeout_ms;
+  uint64_t begin = clock_ns ();
+  int64_t flush = nbd_aio_flush (h, NBD_NULL_COMPLETION, 0), read = -1;
+
+  if (flush != -1 && length > 0)
+    read = nbd_aio_pread (h, buf, length, 0, NBD_NULL_COMPLETION, 0);
+  *what = "flush";
+  int err = wait_for (h, flush, deadline);
+  if (err == 0)
+    note_trip (info, begin);
+  if (read == -1 || (err != 0 && !endpoint_error_lasts (err)))
+    return err;
+  int read_err = wait_for (h, read, deadline);
+  info->was_read = read_err == 0;
+  if (read_err != ETIMEDOUT)
+    return err;
+  *what = "read"; /* its answer would come into memory that is no more */
+  return ETIMEDOUT;
+}
+
+/* How much of the beginning is read: 4 KiB where that can be done. */
+static uint32_t
+first_length (const struct endpoint_info *info)
+{
+  uint64_t n = info->size < FIRST_BYTES ? info->size : FIRST_BYTES;
+
+  n = (n + info->min_block - 1) / info->min_block * info->min_block;
+  return n > info->size || n > info->max_request ? 0 : (uint32_t)n;
+}
+
+/* -1 with *ERRNUM and *ERROR. */
+static int
+try_requests (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char **error)
 {
   const struct endpoint_options *o = &nep->ep.opts;
+  struct endpoint_info *info = &nep->ep.info;
 
-  if (!nep->ep.info.can_flush || o->flush_tried || !(o->writable || o->will_write))
+  if (!info->can_flush || o->flush_tried || !(o->writable || o->will_write))
     return 0;
 
   int timeout_ms = NBD_FLUSH_TIMES * o->request_timeout_ms;
-  uint64_t begin = clock_ns (), *rtt_ns = &nep->ep.info.rtt_ns;
-  int err = flush_and_wait (h, timeout_ms);
-  if (err == 0) {
-    uint64_t took = clock_ns () - begin;
-    *rtt_ns = *rtt_ns == 0 || took < *rtt_ns ? took : *rtt_ns;
-    return 0;
+  uint32_t length = first_length (info);
+  void *buf = malloc (length);
+  const char *what;
+  int err = flush_and_read (h, info, buf, buf != NULL ? length : 0, timeout_ms, &what);
+  bool lasts = err != 0 && endpoint_error_lasts (err);
+  if (lasts) {
+    info->can_flush = false;
+    info->flush_error = err;
   }
-  if (endpoint_error_lasts (err)) {
-    nep->ep.info.can_flush = false;
-    nep->ep.info.flush_error = err;
+  if (err != 0 && !lasts)
+    nbd_close_handle (atomic_exchange (&nep->first, NULL), false);
+  free (buf);
+  if (err == 0 || lasts)
     return 0;
-  }
-  nbd_close_handle (atomic_exchange (&nep->first, NULL), false);
   if (err == ETIMEDOUT)
-    endpoint_fail (errnum, error, err, "%s: no reply to a flush within %g s", nep->ep.name,
+    endpoint_fail (errnum, error, err, "%s: no reply to a %s within %g s", nep->ep.name, what,
                    timeout_ms / 1000.0);
   else
-    endpoint_fail (errnum, error, err, "%s: flush: %s", nep->ep.name,
+    endpoint_fail (errnum, error, err, "%s: %s: %s", nep->ep.name, what,
                    err == ECONNRESET ? "the server closed the connection" : strerror (err));
   return -1;
 }
@@ -311,7 +360,8 @@ endpoint_nbd_open (const struct nbd_place *place, const struct endpoint_options 
     nbd_peer_of (nbd_aio_get_fd (h), &nep->peer);
   if (described)
     nbd_ahead_decide (&nep->ahead, nep, nbd_connections_beside (nep, nep->offered.can_multi_conn));
-  if (described && try_flush (nep, h, errnum, error) == 0 && nbd_packed_start (nep, errnum, error))
+  if (described && try_requests (nep, h, errnum, error) == 0
+      && nbd_packed_start (nep, errnum, error))
     return &nep->ep;
 
 fail:

@@ -163,22 +163,32 @@ nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, struct nbd_server 
   return r;
 }
 
-/* Give H's export a name, or leave it as it is if NAME is NULL, and send the option GO or INFO. */
-static int
-send_name (struct nbd_handle *h, const char *name, int64_t deadline,
+/* Give H's export a name, or leave it as it is if NAME is NULL, and send the option GO or INFO.
+ * NULL with errno. */
+static struct option *
+send_name (struct nbd_handle *h, const char *name,
            int (*send) (struct nbd_handle *, nbd_completion_callback))
 {
   struct option *o = option_new (1);
   nbd_completion_callback done = { .callback = on_done, .free = option_unref, .user_data = o };
 
   if (o == NULL)
-    return -1;
-  if (name != NULL && nbd_set_export_name (h, name) == -1) {
+    return NULL;
+  bool named = name == NULL || nbd_set_export_name (h, name) == 0;
+  if (!named)
     o->users = 1;
-    return not_started (o);
-  }
-  if (send (h, done) == -1)
-    return not_started (o);
+  if (named && send (h, done) == 0)
+    return o;
+  not_started (o);
+  return NULL;
+}
+
+/* Wait for the answer to O, which may be NULL with errno.  -1 with errno. */
+static int
+wait_for_answer (struct nbd_handle *h, struct option *o, int64_t deadline)
+{
+  if (o == NULL)
+    return -1;
   int r = drive (h, o, deadline);
   int err = r == -1 ? errno : o->error;
   option_unref (o);
@@ -186,10 +196,23 @@ send_name (struct nbd_handle *h, const char *name, int64_t deadline,
   return err == 0 ? 0 : -1;
 }
 
-int
-nbd_go (struct nbd_handle *h, const char *name, int64_t deadline)
+struct option *
+nbd_go_begin (struct nbd_handle *h, const char *name)
 {
-  if (send_name (h, name, deadline, nbd_aio_opt_go) == -1)
+  return send_name (h, name, nbd_aio_opt_go);
+}
+
+void
+nbd_go_forget (struct option *o)
+{
+  if (o != NULL)
+    option_unref (o);
+}
+
+int
+nbd_go_end (struct nbd_handle *h, struct option *o, int64_t deadline)
+{
+  if (wait_for_answer (h, o, deadline) == -1)
     return -1;
   if (nbd_aio_is_ready (h) == 1)
     return 0;
@@ -198,7 +221,13 @@ nbd_go (struct nbd_handle *h, const char *name, int64_t deadline)
 }
 
 int
+nbd_go (struct nbd_handle *h, const char *name, int64_t deadline)
+{
+  return nbd_go_end (h, nbd_go_begin (h, name), deadline);
+}
+
+int
 nbd_ask_about (struct nbd_handle *h, const char *name, int64_t deadline)
 {
-  return send_name (h, name, deadline, nbd_aio_opt_info);
+  return wait_for_answer (h, send_name (h, name, nbd_aio_opt_info), deadline);
 }

@@ -27,6 +27,7 @@
 #define NBD_FLUSH_TIMES 3
 
 struct command;
+struct option;
 
 /* Where an export is: behind a URI, or served by a command that is run for us. */
 struct nbd_place {
@@ -125,6 +126,13 @@ int nbd_look_for_receive (struct nbd_handle *h, int64_t deadline, struct nbd_ser
 /* End option mode with the export NAME, or the URI's if NULL.  -1 with errno: if H is not over, the
  * server has refused. */
 int nbd_go (struct nbd_handle *h, const char *name, int64_t deadline);
+/* The same in two steps.  The first one only asks for meta contexts, which opens nothing, if the
+ * answer cannot have come when it returns.  NULL with errno.  In between H waits. */
+struct option *nbd_go_begin (struct nbd_handle *h, const char *name);
+/* O (may be NULL, with errno) has ended. */
+int nbd_go_end (struct nbd_handle *h, struct option *o, int64_t deadline);
+/* Instead of nbd_go_end(), where H is to be closed. */
+void nbd_go_forget (struct option *o);
 /* H negotiates (option mode): ask about the export NAME.  0: libnbd's questions about the export
  * are about this one now.  -1 with errno. */
 int nbd_ask_about (struct nbd_handle *h, const char *name, int64_t deadline);

@@ -211,10 +211,15 @@ identity_check (struct channel *ch, const struct endpoint *dest, const struct re
   *error = NULL;
   *rtt_ns = UINT64_MAX;
   if (probes_init (&all, SAMPLES_MAX, dest)) {
+    const struct endpoint_info *info = endpoint_info (dest);
+
     choose (&all, r);
-    err = read_all (&all, ch, endpoint_info (dest), r);
+    bool was_read = all.nr > 0 && all.list[0].sample.length == 0 && info->was_read;
+    err = was_read ? 0 : read_all (&all, ch, info, r);
     if (err == 0)
       result = compare (&all, &worst, rtt_ns);
+    if (was_read)
+      *rtt_ns = info->rtt_ns;
   }
   if (*rtt_ns == UINT64_MAX)
     *rtt_ns = 0;

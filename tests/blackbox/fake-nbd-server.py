@@ -17,6 +17,8 @@ Faults of the handshake, on the connections given by --connections (all, "1", "2
               hello-close  says hello, then closes
               hello-together  says hello to none of them (A-B) before all have come
               go-close     closes after the answer to GO: before the first request
+              far          answers each option 50 ms late, and the first one's (A) GO only when all
+                           (A-B) have asked for meta contexts; refuses a GO that comes before
 
 Faults of requests, --fault WHICH=ACTION, any number of them:
   WHICH is KIND:N, KIND:N-M, KIND:N- (the Nth request of that kind, counted from 1 over all
@@ -230,7 +232,10 @@ class Server:
         self.nr_connections = 0
         self.hang_all = False
         first, last = args.connections
-        self.together = threading.Barrier(last - first + 1 if last else 1)
+        self.nr_together = last - first + 1 if last else 1
+        self.together = threading.Barrier(self.nr_together)
+        self.asked = threading.Semaphore(0)  # one for each question for meta contexts
+        self.opened = False  # the first connection gets the answer to GO
         self.log_file = open(args.log, "a", buffering=1) if args.log else None
 
     def log(self, **what):
@@ -352,6 +357,11 @@ class Connection:
         if opt == OPT_ABORT:
             self.reply(opt, REP_ACK)
             raise Closed()
+        if self.fault == "far":
+            time.sleep(0.05)
+            if not self.far(opt):
+                self.reply(opt, REP_ERR_INVALID)
+                return False
         if opt == OPT_LIST:
             self.reply(opt, REP_SERVER, struct.pack(">I", 0))
             self.reply(opt, REP_ACK)
@@ -373,6 +383,17 @@ class Connection:
         else:
             self.reply(opt, REP_ERR_UNSUP)
         return False
+
+    def far(self, opt):
+        """False: OPT comes too early."""
+        first = self.nr == self.args.connections[0]
+        if opt == OPT_SET_META:
+            self.server.asked.release()
+        if opt == OPT_GO and first:
+            for _ in range(self.server.nr_together):
+                self.server.asked.acquire()
+            self.server.opened = True
+        return opt != OPT_GO or self.server.opened
 
     def meta_context(self, opt, data):
         (length,) = struct.unpack_from(">I", data)
@@ -518,7 +539,7 @@ def main():
     p.add_argument("--volatile", action="store_true", help="unflushed writes die with the server")
     p.add_argument("--delay", type=float, default=0, metavar="SECONDS", help="every reply is late")
     p.add_argument("--handshake", choices="refuse hang close bad-magic hello-hang hello-close "
-                                          "hello-together go-close tls-hang".split())
+                                          "hello-together go-close far tls-hang".split())
     p.add_argument("--connections", type=numbers, default=(1, None),
                    help="the connections that --handshake is for")
     p.add_argument("--fault", type=Fault, action="append", default=[], metavar="WHICH=ACTION")

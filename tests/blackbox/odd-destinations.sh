@@ -108,6 +108,11 @@ has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[silent]}" --connec
 if [ "$(nproc)" != 1 ]; then
   start_fake together --size 16M --multi-conn --connections 2-4 --handshake hello-together
   has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[together]}" --connect-timeout 5s
+  # Over a long line the others have asked about the export by the time the first one opens it, and
+  # open it no earlier than that.
+  start_fake far --size 16M --multi-conn --connections 1-4 --handshake far --log "$tmp/far.requests"
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[far]}" --connect-timeout 5s
+  [ "$(grep -c '"event": "connect"' "$tmp/far.requests")" = 4 ] || fail "far: not four connections"
   ! grep 'admits fewer' "$tmp/err" || fail "the connections were made one after the other"
 
   # They are made before it is known whether they are wanted.  A server that does not offer several

@@ -218,7 +218,7 @@ ENDPOINT_TEST (error_replies)
   memset (buf, 7, 4096);
   struct endpoint *ep
       = must_open (FAKE "--fault write:2=error:EIO --fault write:3=error:ENOSPC"
-                        " --fault write:4=error:EPERM --fault read:1=error:EIO"
+                        " --fault write:4=error:EPERM --fault read:2=error:EIO"
                         " --fault flush:2=error:EIO --fault status:1=error:EINVAL ]",
                    &rw);
   struct channel *ch = must_channel (ep);
@@ -295,6 +295,22 @@ ENDPOINT_TEST (broken_connections)
   cr_assert (kills ("write:5=hang-after", ETIMEDOUT, "bytes at 327680 within 0.7 s") == 1);
   cr_assert (kills ("flush:2=close", ESHUTDOWN, "the server closed the connection") == 1);
   cr_assert (kills ("flush:2=hang", ETIMEDOUT, "no reply to a flush") == 1);
+}
+
+/* Whoever opens an export to write there is told whether its beginning could be read.  That it
+ * could not is no reason to refuse it yet. */
+ENDPOINT_TEST (first_read)
+{
+  if (!have_python ())
+    return;
+  struct endpoint *ep = must_open (FAKE "--fault read:2=error:EIO ]", &rw);
+  cr_assert (endpoint_info (ep)->was_read);
+  endpoint_close (ep);
+  ep = must_open (FAKE "--fault read:1=error:EIO ]", &rw);
+  cr_assert (!endpoint_info (ep)->was_read);
+  endpoint_close (ep);
+  const struct endpoint_options hasty = { .writable = true, .request_timeout_ms = 200 };
+  refused (FAKE "--fault read:1=hang ]", &hasty, ETIMEDOUT, "no reply to a read");
 }
 
 /* A server that is slow, but answers now and then, is not taken for a dead one. */
