@@ -165,7 +165,7 @@ print_json (const struct contents *c)
 }
 
 static void
-print_job (const struct contents *c)
+print_tracking (const struct contents *c)
 {
   static const char *const meaning[] = {
     "",
@@ -182,11 +182,15 @@ print_job (const struct contents *c)
   printf ("tracker      %s\n", uuid);
   printf ("disk         %s in blocks of %" PRIu32 "\n",
           units_format_size (size, f->super.disk_size), f->super.block_size);
-  printf ("status       %s\n", status_names[f->super.status]);
-  printf ("hot extents  %" PRIu64 "\n", f->l1_extents);
+  if (f->super.job) {
+    printf ("status       %s\n", status_names[f->super.status]);
+    printf ("hot extents  %" PRIu64 "\n", f->l1_extents);
+  }
   printf ("recovery     %s: %s\n", recovery_names[f->how], meaning[f->how]);
   if (f->reason[0] != '\0')
     printf ("reason       %s\n", f->reason);
+  if (!f->super.job)
+    return;
   printf ("dirty        %s, of which %s because their extents were hot\n",
           units_format_size (dirty, f->dirty_blocks << shift),
           units_format_size (over, (f->dirty_blocks - f->fine_blocks) << shift));
@@ -198,9 +202,9 @@ print_text (const struct contents *c)
 {
   if (c->used)
     printf ("in use by a server: what follows changes\n");
-  if (c->found.super.job)
-    print_job (c);
-  else
+  if (c->found.how != STATE_NO_JOB)
+    print_tracking (c);
+  if (!c->found.super.job)
     printf ("no job\n");
   for (uint32_t i = 0; i < c->nr_checkpoints; i++) {
     const struct recording *r = &c->recordings[i];

@@ -39,10 +39,12 @@ h.shutdown()' "${uri[src]}" "$1"
 }
 
 state 0 "$tmp/state" && says 'no job'
+if grep -q recovery "$tmp/out"; then fail "it tells of a recovery where nothing is recorded"; fi
 for name in one two three; do
   nbdmirror checkpoint add "${control[src]}" $name
   change 40
 done
+state 0 "$tmp/state" && says 'recovery     exact' && says 'no job' && says 'checkpoint   one'
 spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}"
 wait_state "${control[src]}" ready 40
 sleep 2.5 # a round or two: note and L2 are written
