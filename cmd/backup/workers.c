@@ -107,6 +107,7 @@ worker_words (const struct backup_run *run, const struct backup_disk *d, const c
   words[n++] = "--shared=0";
   words[n++] = "--format=qcow2";
   words[n++] = "--discard=unmap";
+  words[n++] = "--cache=unsafe"; /* only the fsync at its end counts: see store_seal() */
   words[n++] = path;
   words[n++] = "]";
   words[n] = NULL;
