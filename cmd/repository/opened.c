@@ -66,8 +66,10 @@ opened_still_good (struct opened *o, const struct selected *s)
 
 /* ---- times ---- */
 
-bool
-parse_backup_time (const char *text, int64_t *us)
+/* A time as people write it: 2026-01-31, 2026-01-31 23:59[:59], with a T in between, and a Z for
+ * UTC.  A day alone stands for its end.  Microseconds since 1970, or false. */
+static bool
+parse_time (const char *text, int64_t *us)
 {
   static const struct {
     const char *format;
@@ -165,7 +167,7 @@ opened_select_any (const struct opened *o, const char *at, const char *disk, str
   bool by_name = at != NULL && backup_name_ok (at);
   int64_t until_us = INT64_MAX;
 
-  if (at != NULL && !by_name && !parse_backup_time (at, &until_us))
+  if (at != NULL && !by_name && !parse_time (at, &until_us))
     return cmd_usage_error ("--at %s: neither a backup's name nor a time such as 2026-01-31 or "
                             "'2026-01-31 23:59'",
                             at);

@@ -44,10 +44,6 @@ int opened_select_any (const struct opened *o, const char *at, const char *disk,
  * False after a message. */
 bool opened_still_good (struct opened *o, const struct selected *s);
 
-/* Parse a time as people write it: 2026-01-31, 2026-01-31 23:59[:59], with a T in between, and a Z
- * for UTC.  A day alone stands for its end.  Microseconds since 1970, or false. */
-bool parse_backup_time (const char *text, int64_t *us);
-
 /* The time US in local time: 2026-01-31 23:59:59 */
 #define BACKUP_TIME_TEXT 32
 void format_backup_time (char text[BACKUP_TIME_TEXT], int64_t us);
