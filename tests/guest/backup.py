@@ -65,7 +65,7 @@ def manifests(repository):
     for path in glob.glob(repository + "/backups/*.json"):
         with open(path, encoding="utf-8") as f:
             manifest = json.load(f)
-        found[manifest["name"]] = manifest["disks"][0]
+        found[manifest["name"]] = {"sequence": manifest["sequence"], **manifest["disks"][0]}
     return found
 
 
@@ -115,7 +115,7 @@ def check_database(s, disk, told):
 def drill(s, repository, known):
     restored = s.path("restored")
     recorded = manifests(repository)
-    for name, told in sorted(known.items()):
+    for name, told in known.items():
         machine.contextlib_unlink(restored).__enter__()
         s.nbdmirror("restore", repository, restored, "--at", name)
         digest = s.nbdmirror("digest", restored).split()[0]
@@ -135,8 +135,10 @@ def command(s):
 
 
 def boot(s, repository, status):
-    return s.nbdmirror("backup-verify", repository, "--at", sorted(manifests(repository))[-1],
-                       "--boot", command(s), "--mark", "LOADED", status=status)
+    all_ = manifests(repository)
+    newest = max(all_, key=lambda name: all_[name]["sequence"])
+    return s.nbdmirror("backup-verify", repository, "--at", newest, "--boot", command(s),
+                       "--mark", "LOADED", status=status)
 
 
 def test(s):
