@@ -253,6 +253,7 @@ own_tests = \
 	tests/blackbox/cli-manual.sh \
 	tests/blackbox/budget.sh \
 	tests/blackbox/bypass.sh \
+	tests/blackbox/left-record.sh \
 	tests/blackbox/back-again.sh \
 	tests/blackbox/backup.sh \
 	tests/blackbox/backup-cases.sh \

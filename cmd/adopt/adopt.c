@@ -374,7 +374,7 @@ wake (struct adopt *a)
     return false;
   if (!a->under_libvirt && control_nobody_listens (a->vm.path))
     return false; /* QEMU has ended: a server would be nobody's */
-  starting_wait (a->control, record_text (a->record, "socket"));
+  starting_wait (a->control, a->record);
   if (revive (a->control, a->record, a->vm.path, false))
     return true;
   if (served_is_there (a->control))
@@ -412,7 +412,7 @@ adopt_disk (struct adopt *a)
   a->started = json_is_true (json_object_get (a->record, "started"));
   int status = open_monitor (a);
   if (status == EXIT_DONE && a->had_record) {
-    starting_wait (a->control, record_text (a->record, "socket"));
+    starting_wait (a->control, a->record);
     status = go_on (a, &done);
   }
   if (status != EXIT_DONE || done)

@@ -500,7 +500,7 @@ give_back (struct give_back *g)
     return fail (EXIT_ERROR, error);
   /* QEMU may answer again only when its guest gets an answer. */
   if (g->record != NULL) {
-    starting_wait (g->control, record_text (g->record, "socket"));
+    starting_wait (g->control, g->record);
     g->revived = revive (g->control, g->record, g->qmp, false);
   }
   if (monitor_open (&g->vm, g->under_libvirt, &refused, &error) == -1)

@@ -7,10 +7,8 @@
 
 #include <unistd.h>
 
-#include "base/pid-file.h"
 #include "base/text.h"
 #include "cmd/adopt/own-server.h"
-#include "cmd/adopt/record.h"
 #include "cmd/adopt/revive.h"
 #include "cmd/adopt/served.h"
 #include "cmd/cmd.h"
@@ -79,16 +77,6 @@ was_handed_over (const struct adopt *a)
   return access (fence, F_OK) == 0;
 }
 
-/* The process that `serve` has noted; 0: there is none, or it cannot be told. */
-static pid_t
-recorded_process (const struct adopt *a)
-{
-  const char *socket = record_text (a->record, "socket");
-  CLEANUP_TEXT char *path = text_printf ("%s.pid", socket);
-
-  return pid_file_process (path, socket);
-}
-
 void
 own_server_stuck_later (void *opaque, unsigned attempt)
 {
@@ -105,7 +93,7 @@ own_server_stuck_later (void *opaque, unsigned attempt)
     return;
   }
   if (a->server == 0) /* an earlier run has started it */
-    a->server = recorded_process (a);
+    a->server = served_process (a->control, a->record);
   if (a->server == 0 && served_is_there (a->control))
     return; /* a new one could not listen there */
   end_server (a);

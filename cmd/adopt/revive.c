@@ -55,7 +55,7 @@ may_be_elsewhere (const char *control, const json_t *record, const char *qmp)
 static void
 end_ending (const char *control, const json_t *record)
 {
-  pid_t pid = served_ending (control, record_text (record, "socket"));
+  pid_t pid = served_ending (control, record);
 
   if (pid == 0)
     return;

@@ -18,6 +18,7 @@
 #include "base/fd.h"
 #include "base/pid-file.h"
 #include "base/text.h"
+#include "cmd/adopt/record.h"
 #include "cmd/adopt/served.h"
 #include "cmd/adopt/starting.h"
 #include "cmd/cmd.h"
@@ -126,12 +127,38 @@ served_bypass (const char *control, bool on, bool *refused, char **error)
 }
 
 pid_t
-served_ending (const char *control, const char *socket)
+served_process (const char *control, const json_t *record)
 {
-  CLEANUP_TEXT char *path = text_printf ("%s.pid", socket);
-  pid_t pid = pid_file_process (path, socket);
+  CLEANUP_TEXT char *path = text_printf ("%s.pid", record_text (record, "socket"));
+  CLEANUP_TEXT char *word = text_printf ("mirror-control=%s", control);
 
-  return pid != 0 && !served_is_there (control) && !tidy_has_bound (pid, control) ? pid : 0;
+  return pid_file_process (path, word);
+}
+
+/* Does PID serve the image of RECORD?  With other filters between it says mirror-disk. */
+static bool
+serves_image (pid_t pid, const json_t *record)
+{
+  static const char *const keys[] = { "mirror-direct", "mirror-disk" };
+  CLEANUP_TEXT char *path = text_printf ("%s.pid", record_text (record, "socket"));
+  bool found = false;
+
+  for (unsigned i = 0; i < 2 && !found; i++) {
+    CLEANUP_TEXT char *word = text_printf ("%s=%s", keys[i], record_text (record, "filename"));
+    found = pid_file_process (path, word) == pid;
+  }
+  return found;
+}
+
+pid_t
+served_ending (const char *control, const json_t *record)
+{
+  pid_t pid = served_process (control, record);
+
+  return pid != 0 && serves_image (pid, record) && !served_is_there (control)
+                 && !tidy_has_bound (pid, control)
+             ? pid
+             : 0;
 }
 
 /* The filter takes whatever it cannot read for a note of this boot. */

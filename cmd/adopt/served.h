@@ -30,9 +30,13 @@ bool served_has_state (const char *control);
 /* Does a server listen at CONTROL? */
 bool served_is_there (const char *control);
 
-/* The server at SOCKET that has closed CONTROL, since it was told to end, and waits for its
- * clients: QEMU stays one for as long as its guest wants nothing.  0: there is none. */
-pid_t served_ending (const char *control, const char *socket);
+/* The process that `serve` has noted at the socket of RECORD, which is CONTROL's; 0: there is none,
+ * or it cannot be told.  A server of another control socket may have taken the place meanwhile. */
+pid_t served_process (const char *control, const json_t *record);
+
+/* The same, if it serves the image of RECORD, and has closed CONTROL, since it was told to end, and
+ * waits for its clients: QEMU stays one for as long as its guest wants nothing. */
+pid_t served_ending (const char *control, const json_t *record);
 
 /* From now on (ON), or no more, the guest writes to the image without passing the server, and so no
  * mirror job may begin there.  *REFUSED (set on -1): there is a job. */

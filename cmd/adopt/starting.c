@@ -66,12 +66,12 @@ is_locked (const char *path)
 }
 
 void
-starting_wait (const char *control, const char *socket)
+starting_wait (const char *control, const json_t *record)
 {
   CLEANUP_TEXT char *path = path_of (control);
   uint64_t end = clock_ms () + WAIT_MS;
 
-  while (is_locked (path) && !served_is_there (control) && served_ending (control, socket) == 0) {
+  while (is_locked (path) && !served_is_there (control) && served_ending (control, record) == 0) {
     if (clock_ms () >= end) {
       cmd_warning ("%s: a server that an earlier run has started does not listen after %d s", path,
                    WAIT_MS / 1000);

@@ -10,13 +10,15 @@
 #ifndef NBDMIRROR_CMD_ADOPT_STARTING_H
 #define NBDMIRROR_CMD_ADOPT_STARTING_H
 
+#include <jansson.h>
+
 /* The locked descriptor, for child_start() and close(); or -1, if there is none: then the server
  * starts without it. */
 int starting_begin (const char *control);
 
-/* Return when the server that somebody is starting at CONTROL and SOCKET listens, or none is being
- * started.  Takes as long as `serve` gives a server to start. */
-void starting_wait (const char *control, const char *socket);
+/* Return when the server that somebody is starting at CONTROL listens, or none is being started, or
+ * it ends again (served_ending).  Takes as long as `serve` gives a server to start. */
+void starting_wait (const char *control, const json_t *record);
 
 /* There is nothing more to wait for: remove the file. */
 void starting_forget (const char *control);
