@@ -5,6 +5,7 @@
 # another control socket, or, where the image was moved, with another image.  The record's own
 # server, which was told to end and waits for its clients, is ended, and another one takes its
 # place.
+. "$(dirname "$0")/lib.sh"
 
 sock=$tmp/nbd
 random_disk "$tmp/old.img" 1M
