@@ -55,6 +55,7 @@ unit_tests = \
 	tests/unit/test-container \
 	tests/unit/test-migrate-disk \
 	tests/unit/test-migrate-plan \
+	tests/unit/test-receive-place \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
 	tests/unit/test-hand-over \
@@ -109,6 +110,10 @@ tests_unit_test_units_SOURCES = tests/unit/test-units.c cmd/units.c
 tests_unit_test_migrate_disk_SOURCES = tests/unit/test-migrate-disk.c \
 	cmd/migrate/disk-option.c cmd/units.c
 tests_unit_test_migrate_plan_SOURCES = tests/unit/test-migrate-plan.c cmd/migrate/plan.c
+tests_unit_test_receive_place_SOURCES = tests/unit/test-receive-place.c cmd/receive/place.c \
+	cmd/help.c cmd/options.c cmd/units.c
+tests_unit_test_receive_place_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=getaddrinfo \
+	-Wl,--wrap=freeaddrinfo
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c

@@ -3,7 +3,8 @@
  * Is the port free at which `receive` is about to serve?  nbdkit would say so, too, but only after
  * the disk was made.  A Unix socket is looked at with its path (cmd/serve/paths.h).
  *
- * As nbdkit does it: each address that a name stands for is bound, and one of them is enough.
+ * As nbdkit does it: each address that a name stands for is bound, and one of them is enough if the
+ * others are in use.  Any other fault of one is the end.
  */
 
 #include "config.h"
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -39,7 +41,8 @@ receive_place_is_free (const struct receive_server *s)
   const struct addrinfo hints
       = { .ai_flags = AI_PASSIVE | AI_ADDRCONFIG, .ai_socktype = SOCK_STREAM };
   struct addrinfo *all = NULL;
-  int err = EADDRNOTAVAIL;
+  bool found = false;
+  int err = 0;
 
   if (s->port == NULL)
     return EXIT_DONE;
@@ -49,10 +52,13 @@ receive_place_is_free (const struct receive_server *s)
              r == EAI_SYSTEM ? strerror (errno) : gai_strerror (r));
     return EXIT_ERROR;
   }
-  for (const struct addrinfo *a = all; a != NULL && err != 0; a = a->ai_next)
+  for (const struct addrinfo *a = all; a != NULL && (err == 0 || err == EADDRINUSE);
+       a = a->ai_next) {
     err = try_to_bind (a);
+    found = found || err == 0;
+  }
   freeaddrinfo (all);
-  if (err == 0)
+  if (err == 0 || (found && err == EADDRINUSE))
     return EXIT_DONE;
   cmd_say ("--port %s: %s", s->port, strerror (err));
   return EXIT_ERROR;
