@@ -282,12 +282,16 @@ disks_reap (struct disks *d)
 
 /* ---- of an earlier try ---------------------------------------------------------------------- */
 
+/* After a backup, for example, it is completed. */
 static bool
-job_is_over (const char *state)
+job_is_over (const json_t *status)
 {
+  const char *state = status_text (status, "state");
+
   return state != NULL
          && (strcmp (state, "cancelled") == 0 || strcmp (state, "idle") == 0
-             || strcmp (state, "failed") == 0);
+             || strcmp (state, "failed") == 0
+             || (strcmp (state, "completed") == 0 && !status_handed_over (status)));
 }
 
 void
@@ -309,8 +313,7 @@ disk_end_job (struct journal *journal, struct disk *d)
 
     text_free (error);
     error = NULL;
-    works = control_client_call (d->client, &look, &error) == 0
-            && !job_is_over (status_text (status, "state"));
+    works = control_client_call (d->client, &look, &error) == 0 && !job_is_over (status);
     json_decref (status);
     if (works)
       clock_sleep_ms (JOB_LOOK_MS);
