@@ -89,7 +89,7 @@ def tree(pid):
 def tree_cpu(pid):
     seconds = 0
     for p in tree(pid):
-        with contextlib.suppress(FileNotFoundError):  # it has just ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             seconds += process_cpu(p)
     return seconds
 

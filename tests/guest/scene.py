@@ -339,8 +339,10 @@ def run(test, seconds):
     if os.environ.get("SHORT", "0") not in ("", "0"):
         note("SKIP: takes long, and this is a short run")
         return 77
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, ended)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, ended)
     watchdog(seconds)
     try:
         if sanitized(find_build()):
