@@ -365,7 +365,9 @@ static bool
 wait_beside (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_connecting *beside,
              struct option **begun)
 {
-  if (nbd_aio_is_negotiating (h) == 1 && nbd_ahead_is_named (beside))
+  /* Without structured replies there are no meta contexts, and libnbd opens the export at once. */
+  if (nbd_aio_is_negotiating (h) == 1 && nbd_get_structured_replies_negotiated (h) == 1
+      && nbd_ahead_is_named (beside))
     *begun = begin_export (nep, h);
   if (nbd_ahead_is_wanted (beside))
     return true;

@@ -110,10 +110,18 @@ if [ "$(nproc)" != 1 ]; then
   has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[together]}" --connect-timeout 5s
   # Over a long line the others have asked about the export by the time the first one opens it, and
   # open it no earlier than that.
-  start_fake far --size 16M --multi-conn --connections 1-4 --handshake far --log "$tmp/far.requests"
-  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[far]}" --connect-timeout 5s
-  [ "$(grep -c '"event": "connect"' "$tmp/far.requests")" = 4 ] || fail "far: not four connections"
-  ! grep 'admits fewer' "$tmp/err" || fail "the connections were made one after the other"
+  for structured in '' --no-structured; do
+    rm -f "$tmp/far.requests"
+    # shellcheck disable=SC2086
+    start_fake far --size 16M --multi-conn --connections 1-4 --handshake far \
+      --log "$tmp/far.requests" $structured
+    has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[far]}" --connect-timeout 5s
+    [ "$(grep -c '"event": "connect"' "$tmp/far.requests")" = 4 ] ||
+      fail "far $structured: not four connections"
+    ! grep 'admits fewer' "$tmp/err" ||
+      fail "far $structured: the connections were made one after the other"
+    stop far
+  done
 
   # They are made before it is known whether they are wanted.  A server that does not offer several
   # connections sees them go without a request, and one that takes a single client is not kept.  On
