@@ -26,8 +26,8 @@
 
 #define GOODBYE_MS 1000
 #define SOCKET_BUFFER (1 << 20)
-/* A server that takes so long to answer is far away. */
-#define LONG_TRIP_MS 2
+/* A server that takes longer than this to answer is far away. */
+#define LONG_TRIP_NS (UINT64_C (5) * NS_PER_MS)
 
 /* ---- Errors ----------------------------------------------------------------------------- */
 
@@ -255,11 +255,11 @@ begin_export (struct nbd_endpoint *nep, struct nbd_handle *h)
   return nbd_go_begin (h, name);
 }
 
-/* H has negotiated all but the export, or, if BEGUN is not NULL, has begun to choose it.  -1 with
- * *ERRNUM and *ERROR. */
+/* H has negotiated all but the export, which took NEGOTIATION_NS, or, if BEGUN is not NULL, has
+ * begun to choose it.  -1 with *ERRNUM and *ERROR. */
 static int
-choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, struct option *begun,
-               int64_t deadline, int *errnum, char **error)
+choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, uint64_t negotiation_ns,
+               struct option *begun, int64_t deadline, int *errnum, char **error)
 {
   enum nbd_receive is = looks_for_receive (nep) ? NBD_RECEIVE_OPEN : NBD_NO_RECEIVE;
 
@@ -278,13 +278,14 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, struct option *be
       goto failed;
   }
   if (is == NBD_RECEIVE_OPEN && nep->session[0] == '\0') {
-    int64_t asked = endpoint_now_ms ();
+    uint64_t asked = clock_ns ();
     int r = meet_server (nep, h, deadline, &is, errnum, error);
     if (r == -1)
       goto failed;
     if (r == 1 || !may_compress (nep, errnum, error))
       return -1;
-    if (endpoint_now_ms () - asked > LONG_TRIP_MS)
+    /* The negotiation was a trip as well: a pause of the machine lengthens one of them. */
+    if (clock_ns () - asked > LONG_TRIP_NS && negotiation_ns > LONG_TRIP_NS)
       nbd_ahead_name (&nep->ahead);
   }
   if (nbd_go_end (h, begin_export (nep, h), deadline) == 0)
@@ -381,8 +382,10 @@ finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_co
                    int64_t deadline, int *errnum, char **error)
 {
   struct option *begun = NULL;
+  uint64_t began = clock_ns ();
   int r = beside != NULL ? negotiate (nep, h, beside, deadline, &beside->hang_up)
                          : negotiate_tls (nep, h, deadline);
+  uint64_t negotiation_ns = clock_ns () - began;
 
   if (r == ETIMEDOUT) {
     no_answer (nep, h, errnum, error);
@@ -393,7 +396,7 @@ finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_co
     return -1;
   }
   if (r == 0 && (begun != NULL || nbd_aio_is_negotiating (h) == 1)
-      && choose_export (nep, h, begun, deadline, errnum, error) == -1)
+      && choose_export (nep, h, negotiation_ns, begun, deadline, errnum, error) == -1)
     return -1;
   if (r == -1 || !nbd_aio_is_ready (h)) {
     connect_failed (nep, errnum, error);
