@@ -51,6 +51,7 @@ unit_tests = \
 	tests/unit/test-engine-urgent \
 	tests/unit/test-flush-turns \
 	tests/unit/test-identity \
+	tests/unit/test-look-again \
 	tests/unit/test-units \
 	tests/unit/test-container \
 	tests/unit/test-migrate-disk \
@@ -153,6 +154,7 @@ tests_unit_test_endpoint_late_SOURCES = tests/unit/test-endpoint-late.c $(endpoi
 tests_unit_test_endpoint_late_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=nbd_hang_up_end
 tests_unit_test_endpoint_nbd_SOURCES = tests/unit/test-endpoint-nbd.c $(endpoint_fixture)
 tests_unit_test_identity_SOURCES = tests/unit/test-identity.c $(endpoint_fixture)
+tests_unit_test_look_again_SOURCES = tests/unit/test-look-again.c $(endpoint_fixture)
 EXTRA_DIST += tests/unit/unit.h tests/unit/fixture.h tests/unit/engine-fixture.h \
 	tests/unit/state-fixture.h
 

@@ -6,6 +6,7 @@
 #include "config.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 
 #include "base/clock.h"
 #include "base/text.h"
@@ -13,14 +14,22 @@
 #include "mirror/job/look-again.h"
 #include "mirror/job/sampling.h"
 
-#define LATE_MS 2000
+/* As long as a request may take (--request-timeout). */
+#define LATE_MS 30000
 #define LATE_POLL_MS 10
 
 /* Blocks in LEAVE_OUT, or in quarantine, may differ. */
 struct look {
   const struct region *region;
   enum region_array leave_out;
+  const _Atomic int *signal;
 };
+
+static bool
+is_stopped (const struct look *l)
+{
+  return l->signal != NULL && atomic_load (l->signal) != 0;
+}
 
 static bool
 differs_by_right (const struct look *l, uint64_t first, uint64_t end)
@@ -40,9 +49,9 @@ may_differ (void *opaque, uint64_t offset, uint64_t length, bool late)
            end = ((offset + length - 1) >> geo->block_shift) + 1;
   uint64_t begin = clock_ms ();
 
-  /* What the guest writes can be read an instant before it is dirty (R2). */
+  /* What the guest writes can be read before it is dirty (R2): until its write has ended. */
   while (late && l->leave_out == REGION_DIRTY && !differs_by_right (l, first, end)
-         && clock_ms () - begin < LATE_MS)
+         && clock_ms () - begin < LATE_MS && !is_stopped (l))
     clock_sleep_ms (LATE_POLL_MS);
   return differs_by_right (l, first, end);
 }
@@ -52,7 +61,7 @@ static char *
 look (const struct look_again *a, struct endpoint *ours, enum region_array leave_out,
       struct endpoint *dest, enum session_problem *problem)
 {
-  struct look l = { .region = a->region, .leave_out = leave_out };
+  struct look l = { .region = a->region, .leave_out = leave_out, .signal = a->signal };
   const struct sampling s = { .ours = ours,
                               .dest = dest,
                               .size = a->region->geo.disk_size,
@@ -66,6 +75,10 @@ look (const struct look_again *a, struct endpoint *ours, enum region_array leave
   enum job_result result = sampling_compare (&s, &found, &error);
   if (result == JOB_COMPLETED)
     return NULL;
+  if (result == JOB_REFUSED && is_stopped (&l)) { /* it was not waited for */
+    text_error (&error, "cancelled while blocks were compared");
+    result = JOB_CANCELLED;
+  }
   *problem = result == JOB_REFUSED       ? SESSION_REFUSED
              : result == JOB_DEST_FAILED ? SESSION_UNREACHABLE
                                          : SESSION_SOURCE;

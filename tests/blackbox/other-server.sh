@@ -241,7 +241,8 @@ for block in range(10, 4096, 100):
     equal "$tmp/now" "${uri[late]}"
     rm -f "${control[now]}.fence"
   else
-    wait_exit mirror 20
+    # It may be a write of the guest that has not ended: that is waited for.
+    wait_exit mirror 60
     [ "$status" = 7 ] || fail "$mode: another disk comes, and the worker ends with $status"
     grep -q "is not the destination" "$tmp/mirror.log" || fail "$mode: refused otherwise"
     cmp "$tmp/late.img" "$tmp/swapped.copy" || fail "$mode: another disk was written to"
