@@ -25,6 +25,7 @@
 #include "cmd/far/far.h"
 
 #define WRITER_MS 30000
+#define WRITE_OUT_PIECE (UINT64_C (64) << 20)
 
 int
 store_open (struct store *s, const char *place, char **error)
@@ -217,6 +218,25 @@ wait_for_writer (const char *path, char **error)
   return text_error (error, "%s is still being written to", path);
 }
 
+/* Wait until the BYTES of a file are written out, in pieces, so that a slow repository is no silent
+ * one.  Errors are returned once: by this, or by the fsync() that has to follow. */
+static int
+write_out (const struct store *s, int fd, uint64_t bytes)
+{
+  const unsigned all
+      = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+
+  for (uint64_t at = 0; at < bytes; at += WRITE_OUT_PIECE) {
+    if (s->go_on != NULL && !s->go_on (s->opaque)) {
+      errno = EINTR;
+      return -1;
+    }
+    if (sync_file_range (fd, (off_t)at, WRITE_OUT_PIECE, all) == -1 && errno != ENOSYS)
+      return -1;
+  }
+  return 0;
+}
+
 /* Nobody writes to the file any more.  While its data are on their way to the disk they are read
  * from the page cache; what the disk says of them is what fsync() returns. */
 static int
@@ -230,7 +250,7 @@ seal_file (struct store *s, const char *path, int fd, struct manifest_disk *m, c
   sync_file_range (fd, 0, 0, SYNC_FILE_RANGE_WRITE);
   if (store_digests (s, fd, m, &why) == -1)
     return text_error (error, "the file cannot be read back: %s", why);
-  if (fsync (fd) == -1)
+  if (write_out (s, fd, (uint64_t)st.st_size) == -1 || fsync (fd) == -1)
     return text_error (error, "%s: %s", path, strerror (errno));
   m->file_bytes = (uint64_t)st.st_size;
   return 0;
