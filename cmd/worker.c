@@ -29,22 +29,19 @@
 
 #define COMPRESS_LEVEL 6
 #define TRUST_BLOCKS_MAX 1000000
-#define AGAIN_MS 500
 
 static _Atomic int asked;
 static int signal_fd = -1;
 static _Atomic uint64_t asked_ms[_NSIG]; /* when each signal came first; 0: not yet */
 static _Atomic bool patient;
 
-/* One signal may come twice at once, and is meant once: timeout(1) sends it to the process and to
- * its group, and a terminal that goes away sends SIGHUP as its shell does. */
 static void
 on_signal (int sig)
 {
   uint64_t now = clock_ms (), first = 0;
 
-  if (!atomic_compare_exchange_strong (&asked_ms[sig], &first, now) && now - first >= AGAIN_MS
-      && !patient) {
+  if (!atomic_compare_exchange_strong (&asked_ms[sig], &first, now)
+      && now - first >= WORKER_AGAIN_MS && !patient) {
     signal (sig, SIG_DFL);
     raise (sig);
     return;

@@ -140,7 +140,11 @@ bool worker_join_budget (const struct worker_settings *s, const char *label, str
 /* Parse a time option; false: a usage error was printed. */
 bool worker_parse_ms (const char *option, const char *text, uint64_t *ms);
 
-/* SIGINT asks to cancel, SIGTERM and SIGHUP to detach; the same one again, half a second later or
+/* A signal that comes again earlier than this is meant once: timeout(1) sends it to the process and
+ * to its group, and a terminal that goes away sends SIGHUP as its shell does. */
+#define WORKER_AGAIN_MS 500
+
+/* SIGINT asks to cancel, SIGTERM and SIGHUP to detach; the same one again, WORKER_AGAIN_MS later or
  * more, kills.  Returns the descriptor to wait for, or -1. */
 int worker_signals (_Atomic int **signal);
 /* From now on no number of them kills. */

@@ -82,15 +82,26 @@ may_hold_the_guest (enum phase phase)
   return (phase >= PHASE_MEMORY && phase <= PHASE_START) || phase == PHASE_BACK;
 }
 
+/* Is a signal that came first at *FIRST_MS, or now (0), meant for the second time? */
+static bool
+comes_again (uint64_t *first_ms)
+{
+  uint64_t now = clock_ms ();
+
+  if (*first_ms == 0)
+    *first_ms = now;
+  return now - *first_ms >= WORKER_AGAIN_MS;
+}
+
 /* Until it has ended: its status as from waitpid().  *SIGNALS: how many came, and were passed on.
- * The second one kills it; but a terminal that goes away may well say so twice.  No signal that was
- * sent to a coordinator may end us, because we clean up after it. */
+ * The same one again kills it.  No signal that was sent to a coordinator may end us, because we
+ * clean up after it. */
 static int
 watch (const struct notes *notes, uint64_t stopped_ms, pid_t coordinator, const sigset_t *set,
        int *signals)
 {
   static const struct timespec now = { 0, 0 }, second = { 1, 0 };
-  uint64_t stopped_since = 0;
+  uint64_t stopped_since = 0, first_ms[_NSIG] = { 0 };
   int status, number;
 
   *signals = 0;
@@ -106,7 +117,7 @@ watch (const struct notes *notes, uint64_t stopped_ms, pid_t coordinator, const 
     if (number == -1 || number == SIGCHLD)
       continue;
     (*signals)++;
-    kill (coordinator, *signals > 1 && number != SIGHUP ? SIGKILL : number);
+    kill (coordinator, comes_again (&first_ms[number]) ? SIGKILL : number);
   }
   while ((number = sigtimedwait (set, NULL, &now)) > 0)
     *signals += number != SIGCHLD;

@@ -114,13 +114,27 @@ has_ended 6 rolled-back
 ! grep -q '"event":"guardian"' "$tmp/log" || fail "$case: the coordinator was killed by it"
 ended running dead open
 idle
+case="a signal twice at once, as timeout sends it to a process and its group"
+taken () { # no signal waits for it any more
+  ! grep -qE '^(SigPnd|ShdPnd):.*[1-9a-f]' "/proc/${pid[migrate]}/status"
+}
+begin "source migrate-continue" --at source:migrate-continue:hang --at source:migrate_cancel:slow
+kill -TERM "${pid[migrate]}"
+wait_for 10 taken
+kill -TERM "${pid[migrate]}"
+has_ended 6 rolled-back
+! grep -q '"event":"guardian"' "$tmp/log" || fail "$case: the coordinator was killed by it"
+ended running dead open
+idle
 case="a second signal"
 begin "source migrate-continue" --at source:migrate-continue:hang \
     --at source:migrate_cancel:mute-once
 kill -INT "${pid[migrate]}"
 wait_for 20 grep -q "^source migrate_cancel" "$tmp/story"
+sleep 0.6
 kill -INT "${pid[migrate]}"
 has_ended 6 rolled-back
+grep -q '"event":"guardian"' "$tmp/log" || fail "$case: the coordinator lives on"
 ended running dead open
 idle
 case="coordinator killed, and impatient users"
