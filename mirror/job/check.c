@@ -458,8 +458,8 @@ prove_checkpoint (struct job *j, json_t *status)
   enum job_result result = incremental_ask (inc, &error);
   if (result == JOB_COMPLETED)
     result = incremental_prove (inc, j->source, j->dest.opened,
-                                j->dest.nr_dest == 1 ? j->dest.dest[0] : NULL, j->o->opaque,
-                                j->o->message, &error);
+                                j->dest.nr_dest == 1 ? j->dest.dest[0] : NULL, j->o->signal, j,
+                                tell_of_proof, &error);
   if (result == JOB_COMPLETED)
     return 0;
   job_say (j, JOB_ERROR, "%s", error);

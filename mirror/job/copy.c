@@ -108,8 +108,8 @@ prove_checkpoint (struct copy *c)
     result = JOB_REFUSED;
   }
   if (result == JOB_COMPLETED)
-    result = incremental_prove (inc, c->source, c->dest.opened, dest_uri (c), o->opaque, o->message,
-                                &error);
+    result = incremental_prove (inc, c->source, c->dest.opened, dest_uri (c), o->signal, o->opaque,
+                                o->message, &error);
   if (result == JOB_COMPLETED && inc->proved
       && destination_say_since (dest_uri (c), c->session, inc->from,
                                 standing_uuid (inc->checkpoints, o->sync.since), &error)

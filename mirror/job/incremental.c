@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
 #include "dirty-bitmap/bitmap.h"
@@ -24,6 +25,7 @@
 #include "mirror/job/standing.h"
 
 #define ASK_MS 30000
+#define TELL_MS 5000
 
 void
 incremental_free (struct incremental *inc)
@@ -189,6 +191,9 @@ incremental_read (struct incremental *inc, const char *source, int *lock, char *
 struct proving {
   struct incremental *inc;
   bool failed; /* the filter could not be asked again */
+  uint64_t most, told_ms;
+  void *opaque;
+  void (*message) (void *opaque, enum job_message kind, const char *text);
 };
 
 static bool
@@ -216,6 +221,19 @@ keep (void *opaque, uint64_t offset, const uint8_t *data, uint32_t length)
   found_samples_add (p->inc->found, offset, data, length);
 }
 
+static void
+tell (void *opaque, uint64_t compared)
+{
+  struct proving *p = opaque;
+
+  if (clock_ms () - p->told_ms < TELL_MS)
+    return;
+  p->told_ms = clock_ms ();
+  CLEANUP_TEXT char *text = text_printf (
+      "the destination is being compared: %" PRIu64 " of %" PRIu64 " blocks", compared, p->most);
+  p->message (p->opaque, JOB_NOTICE, text);
+}
+
 /* What does its server know?  Sets inc->proved, or refuses. */
 static enum job_result
 ask_destination (struct incremental *inc, const char *uri, char **error)
@@ -237,24 +255,27 @@ ask_destination (struct incremental *inc, const char *uri, char **error)
 
 enum job_result
 incremental_prove (struct incremental *inc, struct endpoint *source, struct endpoint *dest,
-                   const char *uri, void *opaque,
+                   const char *uri, const _Atomic int *signal, void *opaque,
                    void (*message) (void *opaque, enum job_message kind, const char *text),
                    char **error)
 {
-  struct proving p = { .inc = inc };
+  struct proving p = { .inc = inc, .told_ms = clock_ms (), .opaque = opaque, .message = message };
   struct sampling s = { .ours = source,
                         .dest = dest,
                         .size = inc->size,
                         .prefer_data = true,
                         .leave_out = leave_out,
                         .equal = keep,
-                        .opaque = &p };
+                        .progress = tell,
+                        .opaque = &p,
+                        .signal = signal };
   struct sampled found;
 
   enum job_result result = ask_destination (inc, uri, error);
   if (result != JOB_COMPLETED)
     return result;
   s.most = inc->proved ? FOUND_SAMPLES_COMPARED : inc->sync->trust_blocks;
+  p.most = s.most != 0 ? s.most : SAMPLING_BLOCKS;
   /* Only the beginning of a block can be kept.  Trust asks for blocks from anywhere. */
   s.align = inc->proved ? (uint32_t)inc->block_size : 0;
   result = sampling_compare (&s, &found, error);

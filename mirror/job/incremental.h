@@ -46,13 +46,14 @@ enum job_result incremental_read (struct incremental *inc, const char *source, i
                                   char **error);
 
 /* Does the destination stand at the checkpoint?  Its server may know (standing.h); else the user
- * trusts it.  Then a sample of what was not changed is compared.  URI: the destination as the user
- * named it, NULL if that is not one word.  MESSAGE as in struct job_options. */
-enum job_result incremental_prove (struct incremental *inc, struct endpoint *source,
-                                   struct endpoint *dest, const char *uri, void *opaque,
-                                   void (*message) (void *opaque, enum job_message kind,
-                                                    const char *text),
-                                   char **error);
+ * trusts it.  Then a sample of what was not changed is compared, until SIGNAL is not 0.  URI: the
+ * destination as the user named it, NULL if that is not one word.  MESSAGE as in struct
+ * job_options. */
+enum job_result
+incremental_prove (struct incremental *inc, struct endpoint *source, struct endpoint *dest,
+                   const char *uri, const _Atomic int *signal, void *opaque,
+                   void (*message) (void *opaque, enum job_message kind, const char *text),
+                   char **error);
 
 /* Set what was changed dirty in R, whose blocks may have another size. */
 void incremental_fill (const struct incremental *inc, struct region *r);

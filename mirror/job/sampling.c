@@ -302,6 +302,8 @@ compare (struct batch *b, struct sampled *found, char **error)
              JOB_DEST_FAILED;
     if (!all_equal (b, found))
       return JOB_REFUSED;
+    if (b->s->progress != NULL)
+      b->s->progress (b->s->opaque, found->compared);
   }
   return JOB_COMPLETED;
 }

@@ -30,6 +30,8 @@ struct sampling {
   bool (*leave_out) (void *opaque, uint64_t offset, uint64_t length, bool late);
   /* Told of each block that is equal and not zero.  May be NULL. */
   void (*equal) (void *opaque, uint64_t offset, const uint8_t *data, uint32_t length);
+  /* Told of how many have been compared, now and then.  May be NULL. */
+  void (*progress) (void *opaque, uint64_t compared);
   void *opaque;
   const _Atomic int *signal; /* not 0: stop.  May be NULL */
 };

@@ -44,7 +44,8 @@ source_base_sample (const struct base_proof *p, char **error)
                               .size = endpoint_info (p->source)->size,
                               .prefer_data = true,
                               .leave_out = is_above,
-                              .opaque = &l };
+                              .opaque = &l,
+                              .signal = p->signal };
   struct sampled found;
 
   if (l.ch == NULL)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a worker which proves its base for long is not taken for an idle client: it keeps its
-# place at the control socket when all places are taken.
+# place at the control socket when all places are taken.  And that it heeds SIGTERM.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
@@ -36,3 +36,27 @@ PY
 wait_exit mirror 60
 [ "$status" = 0 ] || fail "the worker ended with $status"
 equal "$tmp/disk" "${uri[dst]}"
+stop src
+stop dst
+rm -f "${control[src]}.fence"
+
+# slow_dest MS: each read takes MS.
+slow_dest () {
+  rm -f "${socket[dst]}" "$tmp/reads"
+  cp "$tmp/base" "$tmp/dst.img"
+  spawn dst "${server_env[@]}" nbdkit -f -U "${socket[dst]}" --filter="$NBDMIRROR_DIGEST_FILTER" \
+    --filter=log --filter=delay file "$tmp/dst.img" "logfile=$tmp/reads" "rdelay=${1}ms"
+  wait_for_socket "${socket[dst]}" dst
+}
+note "SIGTERM while blocks are compared with a checkpoint's"
+start_stateful src "$tmp/disk" "$tmp/state"
+nbdmirror checkpoint add "${control[src]}" one
+slow_dest 300
+spawn third nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync incremental --since one \
+  --trust-destination
+reads () { grep -c ' Read ' "$tmp/reads"; }
+compares () { [ "$(reads)" -gt 100 ]; }
+wait_for 20 compares
+stop third TERM
+[ "$status" = 6 ] || fail "SIGTERM: exit status $status: $(cat "$tmp/third.log")"
+[ "$(reads)" -lt 700 ] || fail "SIGTERM: it has compared $(reads) blocks"
