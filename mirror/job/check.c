@@ -389,14 +389,33 @@ other_job_wrote (struct job *j, json_t *status)
 
 /* The filter does not know yet that this client is its worker, and one that is silent for long
  * gives way to a new one (control/server.c).  A proof may take hours, and it tells how far it is.
- */
+ * Without its filter it is for nothing, and its connections keep the server from ending. */
 static void
 tell_of_proof (void *opaque, enum job_message kind, const char *text)
 {
   struct job *j = opaque;
 
   job_say (j, kind, "%s", text);
-  json_decref (query (j));
+  json_t *status = query (j);
+  if (status == NULL) {
+    j->lost = true;
+    atomic_store (j->o->signal, JOB_SIGNAL_DETACH);
+  }
+  json_decref (status);
+}
+
+/* A proof has ended with RESULT and WHY, which this frees.  0, or -1 with j->result set and the
+ * message said. */
+static int
+end_proof (struct job *j, enum job_result result, char *why)
+{
+  if (result == JOB_COMPLETED && !j->lost)
+    return 0;
+  j->result = j->lost ? JOB_FAILED : result;
+  if (!j->lost)
+    job_say (j, JOB_ERROR, "%s", why);
+  text_free (why);
+  return -1;
 }
 
 /* Nothing is left out because of a base that the destination may not have. */
@@ -433,12 +452,7 @@ prove_base (struct job *j, json_t *status)
     .message = tell_of_proof,
   };
   enum job_result result = base_prove (&proof, j->base_digest, &j->found, &error);
-  if (result == JOB_COMPLETED)
-    return 0;
-  job_say (j, JOB_ERROR, "%s", error);
-  text_free (error);
-  j->result = result;
-  return -1;
+  return end_proof (j, result, error);
 }
 
 /* Nothing is left out because of a checkpoint at which the destination may not stand. */
@@ -460,12 +474,7 @@ prove_checkpoint (struct job *j, json_t *status)
     result = incremental_prove (inc, j->source, j->dest.opened,
                                 j->dest.nr_dest == 1 ? j->dest.dest[0] : NULL, j->o->signal, j,
                                 tell_of_proof, &error);
-  if (result == JOB_COMPLETED)
-    return 0;
-  job_say (j, JOB_ERROR, "%s", error);
-  text_free (error);
-  j->result = result;
-  return -1;
+  return end_proof (j, result, error);
 }
 
 /* May we attach, with nobody beside us?  The job is looked at again once we have the lock: another

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a worker which proves its base for long is not taken for an idle client: it keeps its
-# place at the control socket when all places are taken.  And that it heeds SIGTERM.
+# place at the control socket when all places are taken.  That it ends when its server does.  And
+# that it heeds SIGTERM.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
@@ -48,6 +49,20 @@ slow_dest () {
     --filter=log --filter=delay file "$tmp/dst.img" "logfile=$tmp/reads" "rdelay=${1}ms"
   wait_for_socket "${socket[dst]}" dst
 }
+base=(--sync base --base "$tmp/base")
+
+note "the source's server ends meanwhile: so does the proof"
+start_server src "$tmp/disk"
+slow_dest 20
+spawn lost nbdmirror mirror "${control[src]}" "${uri[dst]}" "${base[@]}"
+computes () { grep -q "destination's base image is being computed" "$tmp/lost.log"; }
+wait_for 40 computes
+stop src
+wait_exit lost 40
+[ "$status" = 1 ] || fail "the source's server has ended, and the worker ends with $status"
+! grep "computed: 100 %" "$tmp/lost.log" || fail "it has gone on with the proof"
+stop dst
+
 note "SIGTERM while blocks are compared with a checkpoint's"
 start_stateful src "$tmp/disk" "$tmp/state"
 nbdmirror checkpoint add "${control[src]}" one
