@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a worker which proves its base for long is not taken for an idle client: it keeps its
 # place at the control socket when all places are taken.  That it ends when its server does.  And
-# that it heeds SIGTERM.
+# that it heeds SIGTERM: a job that is left over can be resumed then.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
@@ -61,6 +61,28 @@ stop src
 wait_exit lost 40
 [ "$status" = 1 ] || fail "the source's server has ended, and the worker ends with $status"
 ! grep "computed: 100 %" "$tmp/lost.log" || fail "it has gone on with the proof"
+stop dst
+
+note "SIGTERM while a job that is left over is proved"
+start_server src "$tmp/disk"
+start_dest dst file "$(stat -c %s "$tmp/disk")" --filter="$NBDMIRROR_DIGEST_FILTER"
+spawn first nbdmirror mirror "${control[src]}" "${uri[dst]}" "${base[@]}"
+wait_state "${control[src]}" ready 40
+stop first TERM
+[ "$status" = 3 ] || fail "the first worker ended with $status"
+rm "$tmp/base.nbdmirror-digest"
+opened () { status_of "${control[src]}" opened; }
+before=$(opened)
+kill -STOP "${pid[dst]}"
+spawn second nbdmirror mirror "${control[src]}" "${uri[dst]}" "${base[@]}" --resume
+connects () { [ "$(opened)" -gt "$before" ]; }
+wait_for 20 connects
+kill "${pid[second]}"
+kill -CONT "${pid[dst]}"
+wait_exit second 20
+[ "$status" = 3 ] || fail "SIGTERM: exit status $status: $(cat "$tmp/second.log")"
+[ ! -e "$tmp/base.nbdmirror-digest" ] || fail "the proof had ended before the signal came"
+stop src
 stop dst
 
 note "SIGTERM while blocks are compared with a checkpoint's"
