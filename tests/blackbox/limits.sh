@@ -3,7 +3,8 @@
 # Proves that each time limit is kept: nothing ends earlier than its option says, and nothing later
 # than 10 % or 200 ms (the larger) after it.  The limits: --connect-timeout, --request-timeout (a
 # request, a flush), --give-up-after (destination gone, silent, refusing writes),
-# --give-up-if-stalled, --lease, --timeout, --max-write-delay, and a hold that nobody ends.
+# --give-up-if-stalled, --lease, --timeout, --max-write-delay, a hold that nobody ends, and the 12 s
+# for a seal.
 . "$(dirname "$0")/lib.sh"
 measures_times
 proves_nothing_under address
@@ -76,7 +77,10 @@ in_time "connect, silent in the TLS handshake" 1500 "$(begun c-tls)" "$(ended c-
 in_time "connect, silent after hello" 2000 "$(begun c-hello)" "$(ended c-hello)"
 in_time "request" 2000 "$(request_at request write)" "$(ended c-request)"
 in_time "flush" 2100 "$(request_at flush flush)" "$(ended c-flush)"
-for name in silent hello tls request flush; do stop $name; done
+for name in silent hello request flush; do stop $name; done
+# This takes 12 s, and ends below.
+timed c-seal receive --seal \
+  "nbds+unix://user@/mirror?socket=${socket[tls]}&tls-psk-file=$tmp/psk"
 
 # ---- a destination that is lost: --give-up-after ----
 
@@ -139,6 +143,10 @@ sleep 1
 running m-idle || fail "a job that is paused, or ready, counts as stalled"
 stop m-idle
 for name in gone hangs errors mute stalls idle; do stop s-$name; done
+
+exits c-seal 1 'the server does not answer'
+in_time "seal, silent in the TLS handshake" 12000 "$(begun c-seal)" "$(ended c-seal)"
+stop tls
 
 # ---- a guest that is held or slowed down ----
 
