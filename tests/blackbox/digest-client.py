@@ -190,15 +190,19 @@ def writer(args):
     if child == 0:
         rng = random.Random(5)
         own = connect(args.socket, "")
-        while True:
+        ended = []
+        signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+        while not ended:
             own.pwrite(contents[rng.randrange(4)], rng.randrange(size // block) * block)
+        own.shutdown()  # not with a write on its way, which would be late
+        os._exit(0)
     h = connect(args.socket, name_of(block, 9))
     torn = 0
     for _ in range(50):
         got = bytes(h.pread(size // block * 16, 0))
         torn += sum(got[i:i + 16] not in known for i in range(0, len(got), 16))
     os.kill(child, signal.SIGTERM)
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == 0
     # A read beside a write may find a part of each.
     assert torn < 50, torn
     got = bytes(h.pread(size // block * 16, 0))
