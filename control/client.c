@@ -155,6 +155,12 @@ control_client_fd (const struct control_client *c)
   return c->sock;
 }
 
+bool
+control_client_is_lost (const struct control_client *c)
+{
+  return c->lost;
+}
+
 /* A signal ends the wait early, because the caller may want to look at a flag. */
 int
 control_client_next_event (struct control_client *c, int timeout_ms, char **name, json_t **data,

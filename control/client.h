@@ -59,6 +59,10 @@ int control_client_send (struct control_client *c, const char *name, json_t *arg
 /* The socket, for poll(). */
 int control_client_fd (const struct control_client *c);
 
+/* Was the connection found lost by an earlier call?  Then each further one fails at once; after a
+ * call that was only not answered in time, the next one may succeed. */
+bool control_client_is_lost (const struct control_client *c);
+
 /* The next event.  Returns
  *
  *    1   with *NAME (the caller frees it with free()) and *DATA (a new reference to an object)

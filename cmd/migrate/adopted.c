@@ -21,6 +21,7 @@
 #include "cmd/adopt/served.h"
 #include "cmd/control-query.h"
 #include "cmd/migrate/adopted.h"
+#include "cmd/serve/paths.h"
 #include "mirror/endpoint/uri.h"
 
 #define WORDS 20
@@ -157,9 +158,11 @@ adopted_revive (struct migrate *m, bool aborted, bool fenced_too)
     if (served_is_there (d->control) || record_load (d->control, &record, &error) == -1
         || record == NULL)
       continue;
+    /* As adopt has named it to the server: the folder may be a link. */
+    CLEANUP_TEXT char *control = server_absolute_path ("control", d->control);
     if (aborted)
       drop_draft (d->control);
-    if (revive (d->control, record, m->options.source_qmp, fenced_too)) {
+    if (control != NULL && revive (control, record, m->options.source_qmp, fenced_too)) {
       cmd_warning ("%s: its server was lost, and was started again", d->option->name);
       journal_text (&m->journal, "server-started", d->option->name);
       nr++;

@@ -397,7 +397,7 @@ tell_of_proof (void *opaque, enum job_message kind, const char *text)
 
   job_say (j, kind, "%s", text);
   json_t *status = query (j);
-  if (status == NULL) {
+  if (status == NULL && control_client_is_lost (j->control)) { /* not only slow to answer */
     j->lost = true;
     atomic_store (j->o->signal, JOB_SIGNAL_DETACH);
   }

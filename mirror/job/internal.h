@@ -153,7 +153,7 @@ struct job {
   bool complete_wanted;
 
   bool over;
-  bool lost; /* the filter did not answer while something was proved */
+  bool lost; /* the filter has gone while something was proved */
   enum job_result result;
 };
 

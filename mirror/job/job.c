@@ -451,6 +451,8 @@ finish (struct job *j, json_t **report)
     job_gate_end (j);
     bell_stop (&j->bell);
     bool copying = j->supervisor.state == SUPERVISOR_COPYING;
+    if (j->over)
+      atomic_store (j->o->signal, JOB_SIGNAL_DETACH); /* it may be waiting for a guest's write */
     stopped = supervisor_stop (&j->supervisor);
     if (stopped && copying && !j->committed)
       job_checkpoint_end (j, *report);
