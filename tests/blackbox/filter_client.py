@@ -383,12 +383,16 @@ class Server:
     def end(self):
         """End it kindly and see that it does.  With a sanitizer's runtime preloaded, nbdkit 1.32
         hangs in its last exit handlers (p11-kit's) once it has logged an error, with or without the
-        filter: what '
-                           kit'counts there is
-        that the filter's cleanup was reached."""
+        filter: what counts there is that the filter's cleanup was reached.  And ThreadSanitizer
+        puts the handler of a signal off, for good if nbdkit is just about to poll() (1 of some
+        hundred): then a second signal helps."""
         try:
             self.stop()
         except subprocess.TimeoutExpired:
+            end = time.monotonic() + 20
+            while os.path.exists(self.control) and time.monotonic() < end:
+                self.process.terminate()
+                time.sleep(0.5)
             self.process.kill()
             self.process.wait()
             if "LD_PRELOAD" not in server_environment() or os.path.exists(self.control):
