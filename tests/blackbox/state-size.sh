@@ -65,24 +65,23 @@ if "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.x", b"")' "$tmp/
   nbdmirror checkpoint list "${control[grows]}" | grep -q 'one.*inconsistent' ||
     fail "resized while it was served: $(nbdmirror checkpoint list "${control[grows]}")"
   stop grows
-  # It is resized before anything is tracked.
-  rm "$tmp/grows.state"
-  start_stateful grows "$tmp/grows" "$tmp/grows.state"
-  truncate -s 6M "$tmp/grows"
-  nbdmirror checkpoint add "${control[grows]}" two
-  stop grows
-  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  # untracked SIZE COMMAND...: it is resized while it is served, after COMMAND, before anything is
+  # tracked; then a checkpoint is added, and another server starts.
+  untracked () {
+    rm "$tmp/grows.state"
+    start_stateful grows "$tmp/grows" "$tmp/grows.state"
+    "${@:2}" >"$tmp/out"
+    truncate -s "$1" "$tmp/grows"
+    nbdmirror checkpoint add "${control[grows]}" two
+    stop grows
+    start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  }
+  untracked 6M true
   nbdmirror checkpoint list "${control[grows]}" | grep -q 'two.* consistent' ||
     fail "it was not resized: $(nbdmirror checkpoint list "${control[grows]}")"
   stop grows
-  # The same, but a guest has opened it before, and goes on with the size that it saw.
-  rm "$tmp/grows.state"
-  start_stateful grows "$tmp/grows" "$tmp/grows.state"
-  nbdinfo --size "${uri[grows]}" >/dev/null
-  truncate -s 5M "$tmp/grows"
-  nbdmirror checkpoint add "${control[grows]}" two
-  stop grows
-  start_stateful grows "$tmp/grows" "$tmp/grows.state"
+  # A guest has opened it before, and goes on with the size that it saw.
+  untracked 5M nbdinfo --size "${uri[grows]}"
   nbdmirror checkpoint add "${control[grows]}" two
   stop grows
   # It was served without the state file, and so is known no more.
