@@ -20,7 +20,7 @@
 #define BATCH SAMPLING_MAX_SPOTS
 #define MEMORY_BYTES ((size_t)64 << 20) /* of a batch, at most */
 #define ROUNDS 16                       /* to find blocks that are neither left out nor zero */
-#define DEST_ROUNDS 2                   /* a hole, and then the data behind it */
+#define DEST_ROUNDS 3                   /* a hole, its end, and then the data behind it */
 
 struct batch {
   const struct sampling *s;
