@@ -26,7 +26,6 @@ clear_disk (struct manifest_disk *d)
   text_free (d->parent_backup);
   text_free (d->parent_file);
   text_free (d->control);
-  text_free (d->tracker);
   text_free (d->checkpoint);
   text_free (d->checkpoint_uuid);
   text_free (d->digest);
@@ -137,13 +136,13 @@ manifest_disk_to_json (const struct manifest_disk *d)
                                             : json_null ();
 
   return json_pack (
-      "{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "id",
+      "{s:s, s:s, s:o, s:o, s:o, s:o, s:n, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "id",
       d->id, "kind", d->full ? "full" : "incremental", "reason", text_or_null (d->reason), "file",
       text_or_null (d->file), "parent", parent, "control", text_or_null (d->control), "tracker",
-      text_or_null (d->tracker), "checkpoint", checkpoint, "size", (json_int_t)d->size,
-      "file-bytes", (json_int_t)d->file_bytes, "copied-bytes", (json_int_t)d->copied_bytes,
-      "digest", text_or_null (d->digest), "file-digest", text_or_null (d->file_digest), "digests",
-      digests, "pause-ms", d->pause_ms >= 0 ? json_real (d->pause_ms) : json_null (), "error",
+      "checkpoint", checkpoint, "size", (json_int_t)d->size, "file-bytes",
+      (json_int_t)d->file_bytes, "copied-bytes", (json_int_t)d->copied_bytes, "digest",
+      text_or_null (d->digest), "file-digest", text_or_null (d->file_digest), "digests", digests,
+      "pause-ms", d->pause_ms >= 0 ? json_real (d->pause_ms) : json_null (), "error",
       text_or_null (d->error));
 }
 
@@ -265,7 +264,6 @@ take_disk (struct reading *r, struct manifest_disk *d, const json_t *o)
   d->reason = take_text (r, o, "reason", true);
   d->file = take_text (r, o, "file", true);
   d->control = take_text (r, o, "control", true);
-  d->tracker = take_text (r, o, "tracker", true);
   d->size = take_number (r, o, "size");
   d->file_bytes = take_number (r, o, "file-bytes");
   d->copied_bytes = take_number (r, o, "copied-bytes");

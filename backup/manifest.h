@@ -25,7 +25,6 @@ struct manifest_disk {
   char *parent_backup; /* NULL: full */
   char *parent_file;   /* relative to the repository; NULL: full */
   char *control;    /* absolute path of the control socket, or of the image that was not in use */
-  char *tracker;    /* UUID of the tracker (the state file); NULL: it has none */
   char *checkpoint; /* name, NULL: none was added */
   char *checkpoint_uuid; /* the same */
   uint64_t size;         /* of the disk */
