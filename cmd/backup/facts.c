@@ -213,6 +213,38 @@ look_at_checkpoint (struct backup_disk *d, const json_t *all, const struct manif
   }
 }
 
+/* Has ALL, the checkpoints of a disk, one that a backup of the disk ID in LIST has added? */
+static bool
+is_known (const json_t *all, const struct backup_list *list, const char *id)
+{
+  size_t i;
+  json_t *c;
+
+  for (unsigned b = 0; b < list->nr; b++) {
+    const struct manifest_disk *m = manifest_find_disk (&list->list[b].manifest, id);
+    if (m == NULL || m->checkpoint_uuid == NULL)
+      continue;
+    json_array_foreach (all, i, c)
+    {
+      const char *uuid = status_text (c, "uuid");
+      if (uuid != NULL && strcmp (uuid, m->checkpoint_uuid) == 0)
+        return true;
+    }
+  }
+  return false;
+}
+
+/* Two guests may call their disks alike.  If both were one disk of the repository, a restore would
+ * give one guest the other's disk, and a prune would take one's backups for older ones of the
+ * other's. */
+static bool
+is_of_another (const struct backup_run *run, const struct backup_disk *d, const json_t *all,
+               const struct backup_list *list, const struct manifest_disk *last)
+{
+  return run->mode != BACKUP_FULL && last->control != NULL && strcmp (last->control, d->place) != 0
+         && !is_known (all, list, d->id);
+}
+
 /* Is the state file of a disk of another size?  Then its server begins no job. */
 static bool
 of_other_size (const struct backup_disk *d, const json_t *all)
@@ -245,7 +277,15 @@ backup_decide (struct backup_run *run, struct backup_disk *d, const struct backu
     look_at_checkpoint (d, all, last, &facts, &why);
   facts.checkpoint_reason = why;
   bool other_size = of_other_size (d, all);
+  bool of_another = e != NULL && is_of_another (run, d, all, list, last);
   json_decref (all);
+  if (of_another) {
+    backup_fail (d, EXIT_REFUSED,
+                 "the last backup with this name is that of %s: give this disk another name with"
+                 " --disk-name, or say --full if it is the same disk",
+                 last->control);
+    return;
+  }
   if (other_size) {
     backup_fail (d, EXIT_ERROR,
                  "its state file is of another size than the disk: stop its server, remove that"

@@ -5,6 +5,7 @@
 # repositories do not disturb each other, that checkpoints go that no backup needs any more, that a
 # clock that was set back changes nothing, and that a guest that is off is incremental by its state
 # file.  A disk that was written to behind its server's back, or added, is full, and others are not.
+# A disk that has the name of another guest's disk is refused.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
@@ -71,6 +72,21 @@ for one in $kept; do checkpoints | grep -qx "$one" || fail "the other repository
 run 0 'a: incremental:' "$A" "$repo"
 same a "$tmp/a"
 [ "$(checkpoints | wc -l)" = 2 ] || fail "two checkpoints expected: $(checkpoints)"
+
+# ---- two guests call their disks alike -----------------------------------------------------------
+also_a=(--disk-name "$B=a")
+for mode in --auto --incremental --dry-run; do
+  run 7 "the last backup with this name is that of $A" "$B" "$repo" "${also_a[@]}" "$mode"
+done
+run 0 'a: full: asked for' "$B" "$tmp/other" "${also_a[@]}" --full
+run 0 'a: full: the last backup has added no checkpoint' "$A" "$tmp/other" # it is known there
+run 0 'a: incremental:' "$A" "$tmp/other"
+stop a
+serve elsewhere "$tmp/a" --state "$tmp/a.state"
+run 0 'a: incremental:' "${control[elsewhere]}" "$repo" --disk-name "${control[elsewhere]}=a"
+stop elsewhere
+serve a "$tmp/a" --state "$tmp/a.state"
+same a "$tmp/a"
 
 # ---- a disk that is no raw file ------------------------------------------------------------------
 qemu-img convert -O qcow2 "$tmp/a" "$tmp/c"
