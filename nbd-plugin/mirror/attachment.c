@@ -275,6 +275,7 @@ attachment_attach (struct mirror *m, struct control_peer *peer, json_t *id, json
   struct attachment *a = &m->attachment;
 
   checkpoints_settle (m);
+  persist_tick (m); /* a job of a disk of another size is dropped */
   if (!attach_allowed (m, peer, id, args))
     return;
   if (process_ended (&a->process))

@@ -28,8 +28,6 @@
 #include "nbd-plugin/mirror/persist.h"
 #include "nbd-plugin/own-thread.h"
 
-#define NOTE_MS 1000 /* how often the job's figures are noted */
-
 static const char another_server[] = "another server has served the disk meanwhile";
 
 /* ---- the note: the job's figures, as JSON ---- */
@@ -439,6 +437,12 @@ tell_loss (struct persist *p, const struct state_view *v)
   p->loss_told = v->lost;
 }
 
+bool
+persist_settles (const struct mirror *m)
+{
+  return m->persist.open && m->attachment.region != NULL && !m->persist.settling;
+}
+
 void
 persist_tick (struct mirror *m)
 {
@@ -456,7 +460,7 @@ persist_tick (struct mirror *m)
     p->settling = true;
     state_allow_settling (&p->state);
   }
-  if (m->attachment.region != NULL && clock_ms () - p->noted_ms >= NOTE_MS) {
+  if (m->attachment.region != NULL && clock_ms () - p->noted_ms >= PERSIST_NOTE_MS) {
     p->noted_ms = clock_ms ();
     make_note (m);
   }

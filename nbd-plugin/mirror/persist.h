@@ -23,6 +23,8 @@
 
 struct mirror;
 
+#define PERSIST_NOTE_MS 1000 /* how often the job's figures are noted */
+
 struct persist {
   char *path;       /* owned, absolute; NULL: there is no such file, and nothing else is used */
   bool is_volatile; /* a file system in memory is accepted */
@@ -66,6 +68,9 @@ void persist_tracks (struct mirror *m);
 
 /* The attachment's region is R now.  NULL: its job is over. */
 void persist_region (struct mirror *m, const struct region *r);
+
+/* Is it not known yet that every write from before the job has ended?  persist_tick() finds out. */
+bool persist_settles (const struct mirror *m);
 
 void persist_tick (struct mirror *m);
 

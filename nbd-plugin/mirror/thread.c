@@ -5,7 +5,8 @@
  * It is woken by clients, by the gate and by signals (wake_fd), by the end of the worker's process
  * (pidfd), when a disk that is received is sealed, and by time: every POLL_MS while something has a
  * time limit; when the lease of a hold ends; every PREPARED_POLL_MS while it is prepared, since the
- * decision word changes without any message; and every two seconds or more otherwise.
+ * decision word changes without any message; every second while there is a job in a state file; and
+ * every two seconds or more otherwise.
  */
 
 #include "config.h"
@@ -61,8 +62,8 @@ is_idle (const struct mirror *m, const struct pace_view *pace)
 
   return !m->participant.active && m->checkpointing.decision == NULL && !m->checkpointing.committing
          && m->fence.state != FENCE_DRAFT && a->relays.first == NULL && a->hold.peer == NULL
-         && a->attach.peer == NULL && !(m->persist.open && a->region != NULL)
-         && pace->mode == PACE_OPEN && (a->process.fd != -1 || a->process.start_time == 0);
+         && a->attach.peer == NULL && !persist_settles (m) && pace->mode == PACE_OPEN
+         && (a->process.fd != -1 || a->process.start_time == 0);
 }
 
 static int
@@ -72,9 +73,10 @@ next_timeout (struct mirror *m)
   struct pace_view pace;
 
   pace_look (&m->pace, &pace);
-  int64_t ms = !is_idle (m, &pace)                    ? POLL_MS
-               : control_server_peers (m->server) > 0 ? PEERS_MS
-                                                      : IDLE_MS;
+  int64_t ms = !is_idle (m, &pace)                               ? POLL_MS
+               : m->persist.open && m->attachment.region != NULL ? PERSIST_NOTE_MS
+               : control_server_peers (m->server) > 0            ? PEERS_MS
+                                                                 : IDLE_MS;
   gate_look (&m->gate, &gate);
   if (gate.mode == GATE_HELD) {
     int64_t left = (gate.lease_end_ns - (int64_t)clock_ns ()) / NS_PER_MS + 1;

@@ -1,20 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a job that is ready, or paused, and a server sleep while the guest writes nothing:
-# no thread of the server's wakes up by itself more often than once in a second, the worker does so
-# every five seconds, and a few times a second where the gate is synchronous.  And that the guest's
-# next write wakes the worker at once.
+# Proves that a job that is ready, paused, or without its destination, and a server with a job or
+# with nothing attached, sleep while the guest writes nothing: no thread of the server's wakes up by
+# itself more often than once in a second, the worker does so every five seconds, and a few times a
+# second where the gate is synchronous.  And that the guest's next write wakes the worker at once.
 . "$(dirname "$0")/lib.sh"
 measures_times
 [ -z "$runtime" ] || skip "sanitizers have threads of their own"
 [ "${VALGRIND:-0}" = 0 ] || skip "valgrind is a program of its own"
 look_s=3
-
-random_disk "$tmp/disk" 16M
-start_server src "$tmp/disk"
-start_dest dst file 16M
-spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" # with its progress in a file
-wait_state "${control[src]}" ready 20
 
 # sleeps PID: how often its threads went to sleep so far
 sleeps () {
@@ -31,6 +25,13 @@ rests () {
   done
   fail "$1: woke up $((after - before)) times in $look_s s, try $try"
 }
+
+random_disk "$tmp/disk" 16M
+start_server src "$tmp/disk"
+rests "server with nothing attached" "${pid[src]}" 2
+start_dest dst file 16M
+spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" # with its progress in a file
+wait_state "${control[src]}" ready 20
 worker=$(status_of "${control[src]}" worker-pid)
 sleep 3 # the rates of the copy have to be forgotten
 rests "ready worker" "$worker" 2
@@ -71,3 +72,22 @@ rests "synchronous worker" "$worker" 120
 complete_soon "${control[src]}" --lease 10s
 ends_well mirror 10
 equal "$tmp/disk" "${uri[dst]}"
+
+# A state file: two threads look once in a second whether something is to be written to it, and the
+# control thread notes the job's figures.
+cp "$tmp/disk" "$tmp/kept"
+start_stateful kept "$tmp/kept" "$tmp/state"
+nbdmirror checkpoint add "${control[kept]}" one
+rests "server with a checkpoint" "${pid[kept]}" 10
+start_dest lost file 16M
+spawn lonely nbdmirror mirror "${control[kept]}" "${uri[lost]}"
+wait_state "${control[kept]}" ready 20
+sleep 3
+rests "server with a state file and a job" "${pid[kept]}" 20
+
+# The destination is gone: the pauses between two attempts grow up to 30 s.
+stop lost KILL
+wait_state "${control[kept]}" degraded 10
+sleep 6
+rests "degraded worker" "$(status_of "${control[kept]}" worker-pid)" 8
+rests "server, degraded" "${pid[kept]}" 20
