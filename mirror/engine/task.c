@@ -349,8 +349,10 @@ rest_ns (struct engine *e, uint64_t now)
     return fall_asleep (e);
   if (!e->watched || (e->catchup.on && !catchup_synchronised (&e->catchup, e->region)))
     return e->hurry ? HURRY_NS : IDLE_NS;
-  if (unreadable_suspended (&e->pass.unreadable, now))
+  if (unreadable_suspended (&e->pass.unreadable, now)) {
+    e->asleep = true;
     return e->pass.unreadable.source.retry_ns - now;
+  }
   uint64_t alone_ns = left_alone_ns (e, now);
   if (alone_ns > 0)
     return alone_ns;
@@ -432,7 +434,10 @@ engine_task_done (struct engine *e, const struct engine_task *t, const void *dat
   e->unflushed_bytes += region_bytes (&e->region->geo, t->first, t->count);
   if (length > 0)
     engine_propose_sample (e, t, data, length, kind);
+  unsigned nr_unread = e->pass.unreadable.nr;
   unreadable_copied (&e->pass.unreadable, t->first, t->count);
+  if (e->pass.unreadable.nr != nr_unread)
+    engine_notify (e);
   uint64_t now = clock_ns ();
   latency_add (&e->latency, &t->reply, now);
   if (!t->urgent)

@@ -212,6 +212,14 @@ check_source (struct job *j)
   job_publish (j);
 }
 
+/* For how long (ns) the user allows that nothing moves. */
+static uint64_t
+stall_limit (struct job *j)
+{
+  return stall_limit_ns (j->o->give_up_stalled_ns, ENGINE_REQUEST_BYTES,
+                         allowance_rate (&j->engine, j->rate_limit));
+}
+
 /* Nothing has moved for as long as the user allows. */
 static void
 check_stall (struct job *j, uint64_t now)
@@ -225,10 +233,8 @@ check_stall (struct job *j, uint64_t now)
                && bitmap_count (j->region, REGION_QUARANTINE) > 0;
   bool due = !j->paused && !grace && engine_left_bytes (e) > 0;
   uint64_t ns = stall_look (&j->stall, moved, due, now);
-  uint64_t limit = stall_limit_ns (j->o->give_up_stalled_ns, ENGINE_REQUEST_BYTES,
-                                   allowance_rate (e, j->rate_limit));
 
-  if (j->o->give_up_stalled_ns == 0 || ns < limit)
+  if (j->o->give_up_stalled_ns == 0 || ns < stall_limit (j))
     return;
   const char *lost = j->supervisor.state != SUPERVISOR_COPYING ? j->supervisor.error : NULL;
   CLEANUP_TEXT char *unread
@@ -261,19 +267,19 @@ check_signal (struct job *j)
 /* ---- the loop ---- */
 
 /* Does nothing change unless somebody wakes us: the engine, the filter, or the end of a wait that
- * supervisor_due_ns() knows?  Ready, and the guest has written nothing lately; or paused; or the
- * destination is lost. */
+ * supervisor_due_ns() or quiet_until_ns() knows?  Ready, and the guest has written nothing lately;
+ * or paused; or the destination is lost; or all that is left cannot be read for now. */
 static bool
 is_quiet (struct job *j)
 {
   bool copying = j->supervisor.state == SUPERVISOR_COPYING;
 
   if (job_verify_active (j) || j->final != FINAL_NONE || j->handing_off || j->complete_wanted
-      || j->o->complete_when_ready || j->source_errors.any || j->gate.now != JOB_GATE_OPEN
+      || j->o->complete_when_ready || j->gate.now != JOB_GATE_OPEN
       || j->gate.wanted != JOB_GATE_OPEN || strcmp (job_state (j), j->state) != 0
       || !engine_asleep (&j->engine))
     return false;
-  if (j->paused || !copying)
+  if (j->paused || !copying || j->source_errors.any)
     return true;
   return j->ready && engine_left_bytes (&j->engine) == 0 && estimate_have_rates (&j->estimate)
          && j->estimate.dirty_rate <= 0 && j->estimate.move_rate <= 0;
@@ -294,15 +300,32 @@ sample_due_ns (struct job *j)
          + estimate_next_ns (&j->estimate, may_be_ready, left, (double)j->max_downtime_ms);
 }
 
+static uint64_t
+earlier (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+/* While it is quiet: when is there something to do, though nobody wakes us? */
+static uint64_t
+quiet_until_ns (struct job *j)
+{
+  uint64_t shown = (uint64_t)(j->o->progress_is_watched ? QUIET_SHOWN_NS : QUIET_NS);
+  uint64_t due = earlier (j->last_sample_ns + shown,
+                          source_errors_due_ns (&j->source_errors, j->o->give_up_ns));
+
+  if (j->o->give_up_stalled_ns > 0 && !j->paused && engine_left_bytes (&j->engine) > 0)
+    due = earlier (due, j->stall.since_ns + stall_limit (j));
+  return due;
+}
+
 static void
 wait_for_something (struct job *j)
 {
   j->rested = is_quiet (j);
-  uint64_t now = clock_ns (), due = sample_due_ns (j), other = supervisor_due_ns (&j->supervisor);
-  if (j->rested)
-    due = j->last_sample_ns + (uint64_t)(j->o->progress_is_watched ? QUIET_SHOWN_NS : QUIET_NS);
-  if (other < due)
-    due = other;
+  uint64_t due = earlier (j->rested ? quiet_until_ns (j) : sample_due_ns (j),
+                          supervisor_due_ns (&j->supervisor));
+  uint64_t now = clock_ns ();
   int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;
   if ((j->final == FINAL_COPY || j->final == FINAL_AWAIT) && timeout > COPY_LOOK_MS)
     timeout = COPY_LOOK_MS;

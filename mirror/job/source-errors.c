@@ -67,6 +67,12 @@ source_errors_give_up (const struct source_errors *s, uint64_t give_up_ns, uint6
   return s->u.source.ns > 0 || now_ns - s->u.since_ns - give_up_ns >= SLACK_NS;
 }
 
+uint64_t
+source_errors_due_ns (const struct source_errors *s, uint64_t give_up_ns)
+{
+  return s->any && give_up_ns != UINT64_MAX ? s->u.since_ns + give_up_ns : UINT64_MAX;
+}
+
 char *
 source_errors_text (const struct source_errors *s, const struct engine *e)
 {

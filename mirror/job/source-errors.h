@@ -27,6 +27,9 @@ bool source_errors_look (struct source_errors *s, struct engine *e);
  * unreadable?  With 0 the bad blocks are still told from the good ones of the same request. */
 bool source_errors_give_up (const struct source_errors *s, uint64_t give_up_ns, uint64_t now_ns);
 
+/* When will it be, if nothing changes?  UINT64_MAX: never. */
+uint64_t source_errors_due_ns (const struct source_errors *s, uint64_t give_up_ns);
+
 /* The source's name, the places and the reason.  The caller frees it with text_free(). */
 char *source_errors_text (const struct source_errors *s, const struct engine *e);
 

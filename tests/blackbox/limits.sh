@@ -121,11 +121,18 @@ mirror_to mute --give-up-after 3500ms --quarantine-grace 100ms --request-timeout
 # Nothing moves, though the connection stands: --give-up-if-stalled.  It counts from the last reply.
 start_fake d-stalls --size "$size" --log "$tmp/stalls.requests" --fault write:5-=hang-all
 mirror_to stalls --give-up-if-stalled 2500ms --request-timeout 30s
+# Nor does anything while the destination is away, and the worker tries again ever less often.
+start_dest d-lost file "$size"
+mirror_to lost --give-up-if-stalled 4500ms --bandwidth 1M
+some_sent () { [ "$(status_of "${control[s-lost]}" sent-bytes)" -gt 0 ]; }
+wait_for 10 some_sent
+stop d-lost KILL
 given_up gone 3000
 given_up hangs 2000
 given_up errors 4500
 given_up mute 3500
 exits m-stalls 3 'nothing has moved for 2.[56] s'
+exits m-lost 3 'nothing has moved for 4.[56] s'
 in_time "stalled" 2500 "$(request_at stalls write)" "$(ended m-stalls)"
 # A job that has nothing to do, or may not do it, is not stalled.
 start_dest d-idle file "$size"
@@ -142,7 +149,7 @@ wait_state "${control[s-idle]}" ready 20
 sleep 1
 running m-idle || fail "a job that is paused, or ready, counts as stalled"
 stop m-idle
-for name in gone hangs errors mute stalls idle; do stop s-$name; done
+for name in gone hangs errors mute stalls lost idle; do stop s-$name; done
 
 exits c-seal 1 'the server does not answer'
 in_time "seal, silent in the TLS handshake" 12000 "$(begun c-seal)" "$(ended c-seal)"
