@@ -88,6 +88,11 @@ plan (struct backup_run *run)
   for (unsigned i = 0; i < run->nr_disks; i++)
     if (run->disks[i].error == NULL)
       backup_decide (run, &run->disks[i], &list);
+  if (run->dry_run) {
+    backup_watch (false, false);
+    backup_forecast (run, &list);
+    backup_watch (true, true);
+  }
   repository_list_free (&list);
   return 0;
 }

@@ -6,6 +6,7 @@
  *   backup.c    the order of the steps
  *   disk.c      what every step uses: a disk that fails, and the signal
  *   facts.c     asks each disk's server, and plans: full or incremental
+ *   forecast.c  how many bytes, and for how long (--dry-run)
  *   serve.c     a disk that nobody serves: a server of ours, for the time of the backup
  *   workers.c   a new qcow2 file and a worker for each disk, until all are ready
  *   instant.c   all disks at one instant, with the user's commands around it
@@ -51,7 +52,8 @@ struct backup_disk {
   uint64_t size;
   bool has_state;  /* its server has a state file, so checkpoints can be added */
   bool restart;    /* a job of an interrupted backup is left over */
-  int64_t changed; /* bytes that an incremental backup would read; -1: not known */
+  int64_t changed; /* bytes that an incremental backup would read, and with --dry-run a full one;
+                      -1: not known */
   bool full;
   char *reason;
   char *parent_backup, *parent_file; /* of an incremental one */
@@ -85,6 +87,7 @@ struct backup_run {
   unsigned nr_includes;
   bool compress, require_frozen, dry_run, json, no_progress;
   const char *report, *metrics;
+  double forecast_s; /* --dry-run: how long copying takes; -1: not known */
   uint64_t begun_ms;
   int64_t begun_us;
   bool begun;  /* there is a NAME.begun */
@@ -124,6 +127,10 @@ void backup_decide (struct backup_run *run, struct backup_disk *d, const struct 
 /* All checkpoints of D's disk: a new reference, or NULL with D->has_state false, or with an error
  * in D. */
 json_t *backup_checkpoints (struct backup_disk *d);
+
+/* forecast.c: look how many bytes a full backup of each disk is, and how long all of it would take,
+ * by --bandwidth and by the fastest backup in LIST. */
+void backup_forecast (struct backup_run *run, const struct backup_list *list);
 
 /* serve.c */
 void backup_serve (struct backup_run *run, struct backup_disk *d, unsigned nr);

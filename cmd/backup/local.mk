@@ -6,6 +6,7 @@ nbdmirror_SOURCES += \
 	cmd/backup/disk.c \
 	cmd/backup/facts.c \
 	cmd/backup/folder.c \
+	cmd/backup/forecast.c \
 	cmd/backup/instant.c \
 	cmd/backup/metrics.c \
 	cmd/backup/options.c \

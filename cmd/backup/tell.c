@@ -22,28 +22,42 @@
 /* ---- the plan (--dry-run) ---- */
 
 static json_t *
+bytes_or_null (int64_t bytes)
+{
+  return bytes >= 0 ? json_integer (bytes) : json_null ();
+}
+
+static json_t *
 plan_of (const struct backup_disk *d)
 {
-  return json_pack ("{s:s, s:s, s:s, s:I, s:o, s:o}", "id", d->id, "kind",
+  return json_pack ("{s:s, s:s, s:s, s:I, s:o, s:o, s:o}", "id", d->id, "kind",
                     d->full ? "full" : "incremental", "reason", d->reason, "size",
-                    (json_int_t)d->size, "changed-bytes",
-                    d->full || d->changed < 0 ? json_null () : json_integer (d->changed), "parent",
+                    (json_int_t)d->size, "bytes", bytes_or_null (d->changed), "changed-bytes",
+                    bytes_or_null (d->full ? -1 : d->changed), "parent",
                     d->parent_backup != NULL ? json_string (d->parent_backup) : json_null ());
 }
 
 static void
 print_plan (const struct backup_disk *d)
 {
-  char size[UNITS_BUF], changed[UNITS_BUF];
+  char size[UNITS_BUF], bytes[UNITS_BUF] = "a part";
 
-  units_format_size (size, d->size);
-  if (d->full)
-    printf ("%s: full, what is not zero of %s: %s\n", d->id, size, d->reason);
-  else if (d->changed >= 0)
-    printf ("%s: incremental, %s of %s: %s\n", d->id,
-            units_format_size (changed, (uint64_t)d->changed), size, d->reason);
+  if (d->changed >= 0)
+    units_format_size (bytes, (uint64_t)d->changed);
+  printf ("%s: %s, %s of %s: %s\n", d->id, d->full ? "full" : "incremental", bytes,
+          units_format_size (size, d->size), d->reason);
+}
+
+static void
+print_forecast (const struct backup_run *run)
+{
+  char took[UNITS_BUF];
+
+  if (run->forecast_s >= 0)
+    printf ("copying takes about %s\n", units_format_time (took, 1000 * run->forecast_s));
   else
-    printf ("%s: incremental, a part of %s: %s\n", d->id, size, d->reason);
+    printf (
+        "how long copying takes is not known: there is no --bandwidth, and no earlier backup\n");
 }
 
 void
@@ -58,11 +72,13 @@ backup_tell_plan (const struct backup_run *run)
         print_plan (&run->disks[i]);
     }
   if (run->json) {
-    json_t *o = json_pack ("{s:s, s:O}", "repository", run->place, "disks", disks);
+    json_t *o = json_pack ("{s:s, s:O, s:o}", "repository", run->place, "disks", disks, "seconds",
+                           run->forecast_s >= 0 ? json_real (run->forecast_s) : json_null ());
     json_dumpf (o, stdout, JSON_INDENT (2));
     putchar ('\n');
     json_decref (o);
-  }
+  } else if (json_array_size (disks) > 0)
+    print_forecast (run);
   json_decref (disks);
 }
 

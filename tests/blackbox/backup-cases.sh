@@ -19,12 +19,20 @@ two_disks
 run 7 'a: it cannot be incremental: there is no earlier backup' "$A" "$repo" --incremental
 run 1 "a.image: there is no such control socket" "$tmp/a.image" "$repo"
 run 1 'and no such image' "$tmp/a.image" "$repo" --state "$tmp/a.image=$tmp/a.state"
-run 0 'a: full, what is not zero of 8.00 MiB: there is no earlier backup' "$A" "$repo" --dry-run
+run 0 'a: full, 4.01 MiB of 8.00 MiB: there is no earlier backup' "$A" "$repo" --dry-run
+grep -q '^how long copying takes is not known' "$tmp/out" || fail "$(cat "$tmp/out")"
+truncate -s 1G "$tmp/hole"
+printf x | dd of="$tmp/hole" bs=1 seek=500M conv=notrunc status=none
+run 0 'hole: full, 4.00 KiB of 1.00 GiB: ' "$tmp/hole" "$repo" --dry-run
+run 0 'copying takes about 4.0 s' "$A" "$B" "$tmp/hole" "$repo" --dry-run --bandwidth 1M
 [ ! -e "$repo" ] || fail "a refused backup has left a repository"
 run 3 'No such file or directory' "$A" "$repo/none" --dry-run
 run 0 'b: full: no state file is kept (see --state)' "$A" "$B" "$repo"
 run 0 'a: incremental:' "$A" "$B" "$repo"
-grep -qF 'b: full: no state file is kept (see --state)' "$tmp/out" || fail "b: $(cat "$tmp/out")"
+cp "$tmp/out" "$tmp/told"
+run 0 'a: incremental, 0 B of 8.00 MiB: ' "$A" "$B" "$repo" --dry-run
+grep -q '^copying takes about .* ms$' "$tmp/out" || fail "$(cat "$tmp/out")"
+grep -qF 'b: full: no state file is kept (see --state)' "$tmp/told" || fail "b: $(cat "$tmp/told")"
 run 0 'a: full: asked for' "$A" "$repo" --full
 run 0 'a incremental' "$A" "$repo" --no-progress
 [ "$(wc -l <"$tmp/out")" = 1 ] || fail "more than a line: $(cat "$tmp/out")"
