@@ -268,6 +268,7 @@ own_tests = \
 	tests/blackbox/backup-digests.sh \
 	tests/blackbox/backup-faults.sh \
 	tests/blackbox/backup-kill.sh \
+	tests/blackbox/backup-manual.sh \
 	tests/blackbox/backup-options.sh \
 	tests/blackbox/backup-vanish.sh \
 	tests/blackbox/base-proof.sh \

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves what the options of a backup do besides copying: --compress makes smaller files that QEMU
 # reads, --budget keeps the host's limit, --metrics tells Prometheus of successes and failures, the
-# line for the mail is one line, and the examples of the manual for systemd, cron and users of
-# virtnbdbackup are right.
+# line for the mail is one line.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
@@ -103,47 +102,3 @@ took=$(((${EPOCHREALTIME/./} - begun) / 1000))
 back_up 1 --full --budget nobody
 grep -q 'there is no budget nobody' "$tmp/err" || fail "a missing budget: $(cat "$tmp/err")"
 same
-
-# ---- the examples of the manual ------------------------------------------------------------------
-# example SECTION N: its Nth indented block, with the names of this test.
-example () {
-  awk -v section="$1" -v n="$2" '/^=head1/ { on = index ($0, section) }
-    on && /^  / { if (!inside) { count++; inside = 1 } if (count == n) print substr($0, 3); next }
-    on && /^[^ ]/ { inside = 0 }' "$srcdir/docs/nbdmirror-backup.pod" |
-    sed "s|^nbdmirror|$NBDMIRROR|; s|=nbdmirror|=$NBDMIRROR|; s|root nbdmirror|root $NBDMIRROR|
-      s|/run/vm/vda.control|$A|; s|/backup/vm|$tmp/vm|; s|/var/lib/prometheus/node-exporter|$tmp|
-      s|^virsh|virsh -c test:///default|; s|dumpxml vm|dumpxml test|
-      s|/etc/vm.xml|$tmp/vm.xml|; s|/var/lib/vm/|$tmp/back-|g; s|2026-11-28|$(date +%F)|"
-}
-mkdir "$tmp/units"
-example SCHEDULES 1 >"$tmp/units/backup-vm.service"
-example SCHEDULES 2 >"$tmp/units/backup-vm.timer"
-if command -v systemd-analyze >/dev/null; then
-  systemd-analyze verify "$tmp/units/backup-vm.timer" "$tmp/units/backup-vm.service" \
-    >"$tmp/out" 2>&1 || fail "systemd-analyze verify: $(cat "$tmp/out")"
-  ! grep -q backup-vm "$tmp/out" || fail "systemd-analyze verify: $(cat "$tmp/out")"
-else
-  note "there is no systemd-analyze: the units are not verified"
-fi
-# What the service and the line for cron run.
-sed -n '/^ExecStart=/,$s/^ExecStart=//; /nbdmirror backup/,$p' "$tmp/units/backup-vm.service" |
-  awk '!seen[$0]++' >"$tmp/service.sh"
-example SCHEDULES 3 | sed 's/^[0-9*]* [0-9*]* [0-9*]* [0-9*]* [0-9*]* root //' >"$tmp/cron.sh"
-for script in service cron; do
-  PATH=$(dirname "$NBDMIRROR"):$PATH sh -e "$tmp/$script.sh" >"$tmp/mail" 2>"$tmp/err" ||
-    fail "the example for $script: $(cat "$tmp/err")"
-  [ "$(wc -l <"$tmp/mail")" = 1 ] || fail "the mail of $script: $(cat "$tmp/mail")"
-done
-grep -q 'vda incremental' "$tmp/mail" || fail "the second example: $(cat "$tmp/mail")"
-[ -s "$tmp/vm.prom" ] || fail "the service has written no metrics"
-
-# ---- the steps of another program's users --------------------------------------------------------
-if command -v virsh >/dev/null; then
-  { example VIRTNBDBACKUP 1 && example VIRTNBDBACKUP 2; } >"$tmp/steps.sh"
-  [ "$(wc -l <"$tmp/steps.sh")" = 5 ] || fail "the steps: $(cat "$tmp/steps.sh")"
-  sh -e "$tmp/steps.sh" >"$tmp/out" 2>&1 || fail "the steps: $(cat "$tmp/out")"
-  grep -q "Domain 'test' defined" "$tmp/out" || fail "no guest was defined: $(cat "$tmp/out")"
-  cmp "$tmp/vda" "$tmp/back-vda.img" || fail "another disk was restored"
-else
-  note "there is no virsh: the steps of a restore with a guest's definition are not tried"
-fi
