@@ -25,9 +25,14 @@ if unshare --uts true 2>/dev/null; then
   # shellcheck disable=SC2016
   elsewhere=(unshare --uts sh -c 'hostname other-host; exec "$@"' sh)
 fi
-spawn slow "${elsewhere[@]}" "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
+spawn slow "${elsewhere[@]}" "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 256k
 is_copying () { [ "$(status_of "$A" state)" = copying ]; }
 wait_for 20 is_copying
+for reader in "backup-list $repo" "backup-verify $repo" "restore $repo $tmp/read --disk a"; do
+  # shellcheck disable=SC2086
+  has_to_exit 0 nbdmirror $reader # no lock is in its way
+done
+is_copying || fail "this is about readers beside a writer"
 run 7 "disk 'a' is being written to by process ${pid[slow]} on host $there" "$A" "$repo"
 run 7 'another job is under way' "$A" "$tmp/other"
 has_to_exit 1 nbdmirror backup-prune "$repo" --keep-last 1
@@ -113,6 +118,11 @@ hooks=(--before-hold-exec "echo before >>'$tmp/hooks'" --after-release-exec
 run 0 'guest frozen' "$A" "$repo" "${hooks[@]}"
 [ "$(tr '\n' ' ' <"$tmp/hooks")" = "before after " ] || fail "hooks: $(cat "$tmp/hooks")"
 run 0 'guest NOT frozen, crash-consistent' "$A" "$repo" --before-hold-exec false
+"$python" - "$(newest a manifest)" <<'END' || fail "hooks: $(cat "$(newest a manifest)")"
+import json, sys
+hook, = json.load(open(sys.argv[1]))["hooks"]
+assert (hook["event"], hook["command"]) == ("before-hold", "false") and "status 1" in hook["error"]
+END
 before=$(find "$repo" -name '*.json' -o -name '*.qcow2' | sort)
 : >"$tmp/hooks"
 run 4 'the guest was not frozen' "$A" "$repo" --require-frozen \

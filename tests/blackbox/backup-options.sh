@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves what the options of a backup do besides copying: --compress makes smaller files that QEMU
-# reads, --budget keeps the host's limit, --metrics tells Prometheus of successes and failures, the
-# line for the mail is one line.
+# reads, --budget keeps the host's limit, --policy and --max-duration say what becomes of a guest
+# that writes too fast, --metrics tells Prometheus of successes and failures, and the line for the
+# mail is one line.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under thread
@@ -101,4 +102,26 @@ took=$(((${EPOCHREALTIME/./} - begun) / 1000))
 [ $took -ge 1000 ] || fail "4 MiB with a budget of 2 MiB/s took $took ms"
 back_up 1 --full --budget nobody
 grep -q 'there is no budget nobody' "$tmp/err" || fail "a missing budget: $(cat "$tmp/err")"
+same
+
+# ---- a guest that changes more than is copied: --policy and --max-duration -----------------------
+before=$(newest file)
+spawn guest "$python" -c '
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+n = 0
+while True:
+    h.pwrite(os.urandom(65536), n * 7 % 64 * 65536)
+    n += 1
+' "${uri[vda]}"
+back_up 4 --full --bandwidth 1M --max-duration 1s # the default is not to slow it down
+grep -q 'not done within --max-duration: the guest goes on' "$tmp/err" || fail "$(cat "$tmp/err")"
+back_up 4 --full --bandwidth 1M --policy fail
+grep -q 'not converging' "$tmp/err" || fail "--policy fail: $(cat "$tmp/err")"
+[ "$before" = "$(newest file)" ] || fail "a backup that was given up is in the repository"
+running guest || fail "the guest has failed: $(cat "$tmp/guest.log")"
+back_up 0 --full --bandwidth 4M --policy throttle
+stop guest
+back_up 0 --incremental
 same

@@ -125,4 +125,13 @@ for round in full incremental; do
 done
 grep -q 'all 2 disks done' "$tmp/line" || fail "$(cat "$tmp/line")"
 cmp "$tmp/out" "$(find "$repo/backups" -name '1-out' | head -n 1)" || fail "--include"
+put "${uri[odd]}" 99990 11 9
+nbdmirror backup "${control[odd]}" "$repo" --disk-name "${control[odd]}=für, my disk" \
+  >"$tmp/line" 2>"$tmp/err" || fail "$(cat "$tmp/err")"
+for disk in odd none; do
+  nbdmirror restore "$repo" "$tmp/restored" --disk "${disk/odd/für, my disk}" 2>"$tmp/err" ||
+    fail "restore of $disk: $(cat "$tmp/err")"
+  cmp "$tmp/restored" "$tmp/$disk" || fail "another disk than $disk was restored"
+  rm "$tmp/restored"
+done
 [ -z "$(find "$repo" -name '*.begun')" ] || fail "a mark was left"

@@ -9,7 +9,7 @@
 [ -z "$runtime" ] || skip "benchmarks are of the ordinary build"
 
 for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large load handoff many \
-  line difference state incremental adopt; do
+  line difference state incremental backup adopt; do
   what=${words%% *}
   # shellcheck disable=SC2086
   TMPDIR=$tmp timeout 120 "$srcdir/bench/run" $words --smoke --build "$builddir" \

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a repository of backups is read and tended without loss: every backup is listed,
-# verified, restored and served; other people's tools read it, also after it was moved; what is
-# damaged is named with all that depends on it; and pruning, killed at any instant, leaves every
-# backup that is kept as it was.  ROUNDS kills (6); with NBDMIRROR_LONG 200.
+# verified, restored and served; a damaged disk is restored by sending the damage; other people's
+# tools read it, also after it was moved; what is damaged is named with all that depends on it; and
+# pruning, killed at any instant, leaves every backup that is kept as it was.  ROUNDS kills (6);
+# with NBDMIRROR_LONG 200.
 [ "${NBDMIRROR_LONG:-0}" = 0 ] || TEST_TIMEOUT=3600
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under thread
@@ -44,6 +45,16 @@ done
 nbdmirror restore "$tmp/r" "$tmp/restored" --disk vda --at 2025-01-02 --sync compare \
   --included "$tmp/inc" 2>"$tmp/err" || fail "restore by time: $(cat "$tmp/err")"
 cmp "$shadow/${names[1]}.vda" "$tmp/restored" || fail "--sync compare: it differs"
+printf 'damage' | dd of="$tmp/restored" bs=1 seek=70000 conv=notrunc status=none
+nbdmirror restore "$tmp/r" "$tmp/restored" --disk vda --at "${names[1]}" --sync compare \
+  --report "$tmp/report" 2>"$tmp/err" || fail "restore of a damaged disk: $(cat "$tmp/err")"
+cmp "$shadow/${names[1]}.vda" "$tmp/restored" || fail "a damaged disk: it differs"
+sent=$(($(field sent-bytes <"$tmp/report") + $(field zero-bytes <"$tmp/report")))
+{ [ $sent -gt 0 ] && [ $sent -le 65536 ]; } || fail "$sent bytes were sent to mend 6"
+start_dest dest file "$(stat -c %s "$tmp/restored")" # to a server
+nbdmirror restore "$tmp/r" "${uri[dest]}" --disk 'Daten ä' --at "${names[2]}" 2>"$tmp/err" ||
+  fail "restore to a server: $(cat "$tmp/err")"
+equal "$shadow/${names[2]}.Daten ä" "${uri[dest]}"
 [ "$(cat "$tmp/inc/guest.xml")" = "<domain>1</domain>" ] || fail "the included file differs"
 has_to_exit 1 nbdmirror restore "$tmp/r" "$tmp/none" --disk vdb
 has_to_exit 1 nbdmirror restore "$tmp/r" "$tmp/none" --disk vda --at 2024-12-31
@@ -60,10 +71,11 @@ for overlay in '' --overlay; do
   spawn serve nbdmirror serve-backup "$tmp/r" --disk vda --socket s $overlay
   cd "$OLDPWD"
   wait_for 10 grep -q '^nbd+unix' "$tmp/serve.log"
-  uri=$(grep '^nbd+unix' "$tmp/serve.log")
-  equal "$shadow/${names[4]}.vda" "$uri"
+  served=$(grep '^nbd+unix' "$tmp/serve.log")
+  equal "$shadow/${names[4]}.vda" "$served"
   got=0
-  qemu-io -f raw -c 'write -P 9 0 4096' "$uri" >"$tmp/out" 2>&1 || got=$?
+  qemu-io -f raw -c 'write -P 9 0 4096' "$served" >"$tmp/out" 2>&1 || got=$?
+  same "$tmp/r" "${names[4]}" vda # also while it is served
   if [ -n "$overlay" ]; then
     [ $got = 0 ] || fail "it cannot be written to: $(cat "$tmp/out")"
   else
@@ -132,10 +144,16 @@ make_repository p --backups 8 --full 5
 has_to_exit 2 nbdmirror backup-prune "$tmp/p"
 has_to_exit 0 nbdmirror backup-prune "$tmp/p" --keep-daily 3 --dry-run
 [ "$(grep -c 'would be pruned' "$tmp/out")" = 5 ] || fail "dry run: $(cat "$tmp/out")"
+has_to_exit 0 nbdmirror backup-prune "$tmp/p" --keep-last 1 --keep-hourly 1 --keep-daily 1 \
+  --keep-weekly 1 --keep-monthly 1 --keep-yearly 1 --dry-run
+for rule in last hourly daily weekly; do
+  [ "$(grep -c ": kept ($rule)$" "$tmp/out")" = 1 ] || fail "the rules: $(cat "$tmp/out")"
+done
 nbdmirror backup-protect "$tmp/p" "${names[1]}"
 has_to_exit 7 nbdmirror backup-merge "$tmp/p" "${names[1]}"
 has_to_exit 7 nbdmirror backup-merge "$tmp/p" "${names[7]}"
 has_to_exit 0 nbdmirror backup-prune "$tmp/p" --keep-daily 3 --json
+[ "$(field freed-bytes <"$tmp/out")" -gt 0 ] || fail "nothing was freed: $(cat "$tmp/out")"
 kept=$(nbdmirror backup-list "$tmp/p" --json | "$python" -c '
 import json, sys
 print(*(b["name"] for b in json.load(sys.stdin)))')
@@ -146,6 +164,8 @@ grep -q '^  vda: full, .*: the full backup before it was pruned$' "$tmp/out" ||
 for name in $kept; do same "$tmp/p" "$name" vda; done
 has_to_exit 0 nbdmirror backup-verify "$tmp/p"
 has_to_exit 0 nbdmirror backup-merge "$tmp/p" "${names[5]}"
+grep -q "^${names[5]}: merged into the next one, [0-9.]* KiB freed$" "$tmp/out" ||
+  fail "merge: $(cat "$tmp/out")"
 same "$tmp/p" "${names[6]}" vda
 has_to_exit 0 nbdmirror backup-verify "$tmp/p"
 [ "$(find "$tmp/p/vda" -name '*.qcow2' | wc -l)" = 3 ] || fail "files left: $(ls "$tmp/p/vda")"
