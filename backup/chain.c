@@ -47,10 +47,24 @@ file_fault (const struct repository *r, const struct manifest_disk *d)
   return NULL;
 }
 
+/* Is FILE that of the disk ID in a backup of which chain_fault_once() knows that it is good? */
+static bool
+is_known_good (const struct backup_list *list, const char *file, const char *id)
+{
+  for (unsigned i = list->nr; i-- > 0;) {
+    const struct manifest_disk *d = manifest_find_disk (&list->list[i].manifest, id);
+    if (d != NULL && d->chain_good && strcmp (d->file, file) == 0)
+      return true;
+  }
+  return false;
+}
+
 /* NULL, or what is wrong with what the files say of each other, from FILE on down: QEMU believes
- * them, and not the manifests.  All of them lie in the folder of the disk ID, and at most MAX. */
+ * them, and not the manifests.  All of them lie in the folder of the disk ID, and there are not
+ * more of them than backups. */
 static char *
-heads_fault (const struct repository *r, const char *file, const char *id, unsigned max)
+heads_fault (const struct repository *r, const struct backup_list *list, const char *file,
+             const char *id, bool once)
 {
   CLEANUP_TEXT char *folder = repository_path (r, id);
   CLEANUP_FD int dir = open (folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -61,7 +75,7 @@ heads_fault (const struct repository *r, const char *file, const char *id, unsig
     return text_printf ("%s: %s", folder,
                         errno == ELOOP || errno == ENOTDIR ? "it is no directory of its own"
                                                            : strerror (errno));
-  for (unsigned i = 0; i < max; i++) {
+  for (unsigned i = 0; i <= list->nr; i++) {
     if (qcow2_head_read (dir, strrchr (next, '/') + 1, backing, &error) == -1) {
       char *fault = text_printf ("%s/%s", id, error);
       text_free (error);
@@ -77,6 +91,8 @@ heads_fault (const struct repository *r, const char *file, const char *id, unsig
     }
     text_free (next);
     next = below;
+    if (once && is_known_good (list, next, id))
+      return NULL;
   }
   return text_printf ("%s: its backing files do not end", file);
 }
@@ -84,7 +100,7 @@ heads_fault (const struct repository *r, const char *file, const char *id, unsig
 /* The same of the manifests, and of the files that they name. */
 static char *
 manifests_fault (const struct repository *r, const struct backup_list *list, const char *name,
-                 const char *id)
+                 const char *id, bool once)
 {
   const char *expected = NULL;
 
@@ -102,6 +118,8 @@ manifests_fault (const struct repository *r, const struct backup_list *list, con
                  && strcmp (d->file, expected) != 0;
     if (d == NULL || d->file == NULL || other)
       return text_printf ("backup %s does not hold what the next one is built upon", name);
+    if (once && d->chain_good)
+      return NULL;
     char *fault = file_fault (r, d);
     if (fault != NULL || d->full)
       return fault;
@@ -111,14 +129,32 @@ manifests_fault (const struct repository *r, const struct backup_list *list, con
   return text_copy ("the manifests name each other in a ring");
 }
 
+static char *
+look (const struct repository *r, const struct backup_list *list, const char *name, const char *id,
+      bool once)
+{
+  char *fault = manifests_fault (r, list, name, id, once);
+
+  if (fault != NULL)
+    return fault;
+  struct manifest_disk *d = manifest_find_disk (&repository_find (list, name)->manifest, id);
+  if (once && d->chain_good)
+    return NULL;
+  fault = heads_fault (r, list, d->file, id, once);
+  d->chain_good |= once && fault == NULL;
+  return fault;
+}
+
 char *
 chain_fault (const struct repository *r, const struct backup_list *list, const char *name,
              const char *id)
 {
-  char *fault = manifests_fault (r, list, name, id);
+  return look (r, list, name, id, false);
+}
 
-  if (fault != NULL)
-    return fault;
-  const struct backup_entry *e = repository_find (list, name);
-  return heads_fault (r, manifest_find_disk (&e->manifest, id)->file, id, list->nr + 1);
+char *
+chain_fault_once (const struct repository *r, const struct backup_list *list, const char *name,
+                  const char *id)
+{
+  return look (r, list, name, id, true);
 }

@@ -19,4 +19,10 @@ const struct backup_entry *chain_newest (const struct backup_list *list, const c
 char *chain_fault (const struct repository *r, const struct backup_list *list, const char *name,
                    const char *id);
 
+/* The same, but it goes down only to a backup in which it has found nothing wrong before; LIST
+ * remembers that.  For many backups of a list, the oldest first: then each file is looked at once,
+ * however long the chain is. */
+char *chain_fault_once (const struct repository *r, const struct backup_list *list,
+                        const char *name, const char *id);
+
 #endif

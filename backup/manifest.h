@@ -38,6 +38,7 @@ struct manifest_disk {
   char *digests_file, *digests_own;
   double pause_ms; /* for which the guest was held; -1: not known */
   char *error;     /* NULL, or why this disk has no backup */
+  bool chain_good; /* as chain_fault_once() has found; not in the manifest */
 };
 
 /* A file that is kept beside the disks (--include). */

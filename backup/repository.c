@@ -207,7 +207,7 @@ repository_make_disk (const struct repository *r, const char *id, char **error)
 
 /* Read the manifest of E. */
 static void
-read_entry (const struct repository *r, struct backup_entry *e)
+read_manifest (const struct repository *r, struct backup_entry *e)
 {
   CLEANUP_TEXT char *path = text_printf ("%s/backups/%s.json", r->path, e->name);
   json_error_t why;
@@ -257,7 +257,7 @@ repository_list (const struct repository *r, struct backup_list *list, char **er
     struct backup_entry *e = &list->list[list->nr++];
     *e = (struct backup_entry){ .name = name };
     name = NULL;
-    read_entry (r, e);
+    read_manifest (r, e);
     errno = 0;
   }
   int err = errno;
@@ -272,13 +272,25 @@ repository_list (const struct repository *r, struct backup_list *list, char **er
 }
 
 void
+repository_read (const struct repository *r, const char *name, struct backup_entry *e)
+{
+  *e = (struct backup_entry){ .name = text_copy (name) };
+  read_manifest (r, e);
+}
+
+void
+repository_entry_clear (struct backup_entry *e)
+{
+  text_free (e->name);
+  manifest_clear (&e->manifest);
+  text_free (e->fault);
+}
+
+void
 repository_list_free (struct backup_list *list)
 {
-  for (unsigned i = 0; i < list->nr; i++) {
-    text_free (list->list[i].name);
-    manifest_clear (&list->list[i].manifest);
-    text_free (list->list[i].fault);
-  }
+  for (unsigned i = 0; i < list->nr; i++)
+    repository_entry_clear (&list->list[i]);
   free (list->list);
   memset (list, 0, sizeof *list);
 }

@@ -75,6 +75,10 @@ struct backup_list {
 int repository_list (const struct repository *r, struct backup_list *list, char **error);
 void repository_list_free (struct backup_list *list);
 
+/* Read the manifest of the backup NAME only; one that is missing is a fault, too. */
+void repository_read (const struct repository *r, const char *name, struct backup_entry *e);
+void repository_entry_clear (struct backup_entry *e);
+
 /* The backup NAME, or NULL. */
 struct backup_entry *repository_find (const struct backup_list *list, const char *name);
 

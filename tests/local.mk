@@ -277,6 +277,7 @@ own_tests = \
 	tests/blackbox/guest-agent.sh \
 	tests/blackbox/repository-careless.sh \
 	tests/blackbox/repository-full.sh \
+	tests/blackbox/repository-growth.sh \
 	tests/blackbox/repository-hostile.sh \
 	tests/blackbox/repository-ssh.sh \
 	tests/blackbox/repository.sh \

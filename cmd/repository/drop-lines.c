@@ -112,7 +112,7 @@ drop_fill_line (struct dropping *x, struct line *l)
   l->nr_steps = drop_plan (l->links, l->nr, l->steps);
   for (size_t i = 0; i < l->nr_steps; i++) {
     const struct backup_entry *top = l->entry[l->steps[i].top];
-    CLEANUP_TEXT char *fault = chain_fault (&x->o->store.repo, list, top->name, l->id);
+    CLEANUP_TEXT char *fault = chain_fault_once (&x->o->store.repo, list, top->name, l->id);
     if (fault == NULL)
       continue;
     cmd_say ("nothing was pruned: backup %s of '%s' has to be kept and is broken: %s", top->name,

@@ -44,21 +44,20 @@ int
 drop_write_entry (struct dropping *x, struct backup_entry *e)
 {
   CLEANUP_FD int lock = -1;
-  struct backup_list now = { .nr = 0 };
+  struct backup_entry now;
   char *error = NULL;
   int result = -1;
 
-  if (repository_lock (&x->o->store.repo, NULL, &lock, &error) == 0
-      && repository_list (&x->o->store.repo, &now, &error) == 0) {
-    const struct backup_entry *same = repository_find (&now, e->name);
-    if (same != NULL && same->fault == NULL)
-      e->manifest.is_protected = same->manifest.is_protected;
+  if (repository_lock (&x->o->store.repo, NULL, &lock, &error) == 0) {
+    repository_read (&x->o->store.repo, e->name, &now);
+    if (now.fault == NULL)
+      e->manifest.is_protected = now.manifest.is_protected;
+    repository_entry_clear (&now);
     if (e->manifest.is_protected && e->manifest.is_dropped)
       text_error (&error, "nothing more was pruned: backup %s was protected meanwhile", e->name);
     else
       result = repository_write (&x->o->store.repo, &e->manifest, &error);
   }
-  repository_list_free (&now);
   return result == 0 ? EXIT_DONE : drop_fail (error);
 }
 

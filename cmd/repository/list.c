@@ -28,7 +28,7 @@ disk_fault (const struct opened *o, const struct backup_entry *e, const struct m
 {
   if (d->file == NULL)
     return text_copy (d->error != NULL ? d->error : "it was not backed up");
-  return chain_fault (&o->store.repo, &o->list, e->name, d->id);
+  return chain_fault_once (&o->store.repo, &o->list, e->name, d->id);
 }
 
 /* ---- JSON ---- */

@@ -245,12 +245,18 @@ Test (backup, chain)
   cr_assert (strcmp (d->parent_file, "a disk/20261128T013000Z-full.qcow2") == 0);
   char *fault = chain_fault (&p.r, &list, e->name, "a disk");
   cr_assert (fault == NULL, "%s", fault);
+  for (unsigned i = 0; i < list.nr; i++) {
+    fault = chain_fault_once (&p.r, &list, list.list[i].name, "a disk");
+    cr_assert (fault == NULL, "%s", fault);
+  }
   CLEANUP_TEXT char *full = repository_path (&p.r, "a disk/20261128T013000Z-full.qcow2");
   cr_assert (truncate (full, 2) == 0);
   fault = chain_fault (&p.r, &list, e->name, "a disk");
   cr_assert (fault != NULL && strstr (fault, "has 2 bytes") != NULL, "%s", fault);
   text_free (fault);
   cr_assert (unlink (full) == 0);
+  fault = chain_fault_once (&p.r, &list, e->name, "a disk");
+  cr_assert (fault == NULL, "it was looked at again: %s", fault);
   fault = chain_fault (&p.r, &list, e->name, "a disk");
   cr_assert (fault != NULL && strstr (fault, "full.qcow2: No such file") != NULL, "%s", fault);
   text_free (fault);

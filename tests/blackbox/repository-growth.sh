@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Proves that a repository's commands do not slow down more than it grows: each file of a chain is
+# looked at once, however many backups lie upon it.  With three times as many backups, a list, a
+# quick look, pruning and the check of the files' structure read about three times as much.
+. "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
+need qemu-img qemu-io qemu-nbd strace
+[ -e /proc/self/io ] || skip "this kernel does not count what a process reads"
+strace -o /dev/null true 2>/dev/null || skip "strace cannot be used here"
+
+few=12 many=36
+for n in $few $many; do
+  "$python" "$srcdir/tests/blackbox/make-repository.py" "$NBDMIRROR" "$tmp/$n" "$tmp/shadow.$n" \
+    --backups "$n" --step 60 >"$tmp/names.$n"
+done
+
+# reads COMMAND...: how often it and its children read; what a run without work does is taken
+# off.
+calls () {
+  "$python" - "$NBDMIRROR" "$@" <<'END'
+import subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(next(l.split()[1] for l in open("/proc/self/io") if l.startswith("syscr")))
+END
+}
+reads () { echo $(($(calls "$@") - $(calls --version))); }
+
+# linear COMMAND [OPTIONS]: about the repository that stands in the place of REPO.
+linear () {
+  local a b
+  a=$(reads "${@/REPO/$tmp/$few}") b=$(reads "${@/REPO/$tmp/$many}")
+  note "$*: $few backups: $a reads, $many backups: $b"
+  [ "$b" -le $((a * 9 / 2)) ] || fail "$* reads $a times for $few backups, and $b for $many"
+}
+linear backup-list REPO
+linear backup-verify REPO --quick
+
+# The structure of a file is checked without those below it.
+newest=$(tail -n 1 "$tmp/names.$many")
+strace -f -o "$tmp/trace" -e trace=execve,openat "$NBDMIRROR" backup-verify "$tmp/$many" \
+  --at "$newest" >"$tmp/out"
+awk '
+  /execve\(.*"qemu-img".*"check"/ { checks[$1] = 1 }
+  /openat\(.*\.qcow2", O_RDONLY/ && $1 in checks { opened++ }
+  END { n = length (checks); print n, opened + 0; exit !(n > 0 && opened <= 4 * n) }' \
+  "$tmp/trace" >"$tmp/counts" || fail "qemu-img check: checks, files opened: $(cat "$tmp/counts")"
+
+# Half of each is pruned at once.
+reads_few=$(reads backup-prune "$tmp/$few" --keep-last $((few / 2)))
+reads_many=$(reads backup-prune "$tmp/$many" --keep-last $((many / 2)))
+note "backup-prune: $reads_few reads, $reads_many"
+[ "$reads_many" -le $((reads_few * 3)) ] || fail "prune reads $reads_few, and $reads_many"
+has_to_exit 0 nbdmirror backup-verify "$tmp/$many"
