@@ -30,6 +30,22 @@ chain_newest (const struct backup_list *list, const char *id, const struct manif
   return NULL;
 }
 
+unsigned
+chain_files (const struct backup_list *list, const char *name, const char *id)
+{
+  unsigned nr = 0;
+
+  while (name != NULL && nr <= list->nr) {
+    const struct backup_entry *e = repository_find (list, name);
+    const struct manifest_disk *d = e != NULL ? manifest_find_disk (&e->manifest, id) : NULL;
+    if (d == NULL)
+      break;
+    nr++;
+    name = d->parent_backup;
+  }
+  return nr;
+}
+
 /* NULL, or what is wrong with the file of D. */
 static char *
 file_fault (const struct repository *r, const struct manifest_disk *d)

@@ -12,6 +12,9 @@
 const struct backup_entry *chain_newest (const struct backup_list *list, const char *id,
                                          const struct manifest_disk **disk);
 
+/* How many files the disk ID in the backup NAME consists of, by the manifests. */
+unsigned chain_files (const struct backup_list *list, const char *name, const char *id);
+
 /* NULL, or what is missing of the disk ID in the backup NAME (for text_free()): a manifest, a file,
  * a
  * file that has not the size that was recorded, or one whose head names a file that is no backup of

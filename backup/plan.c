@@ -24,6 +24,10 @@ why_full (const struct backup_facts *f)
     return text_copy ("there is no earlier backup of this disk");
   if (f->chain_fault != NULL)
     return text_printf ("the last backup cannot be built upon: %s", f->chain_fault);
+  if (f->chain_files >= BACKUP_CHAIN_MAX)
+    return text_printf ("the last backup's chain has %u files, and QEMU cannot read through many "
+                        "more ('nbdmirror backup-prune' makes it shorter)",
+                        f->chain_files);
   if (f->size != f->parent_size)
     return text_printf ("the disk had %" PRIu64 " bytes at the last backup and has %" PRIu64 " now",
                         f->parent_size, f->size);

@@ -11,6 +11,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* The most files in a chain.  Whoever reads the last one opens all of them, and few processes may
+ * open more than 1,024 files.  QEMU 7.2 ends by a signal where it reads through 1,100. */
+#define BACKUP_CHAIN_MAX 500
+
 enum backup_mode { BACKUP_AUTO, BACKUP_FULL, BACKUP_INCREMENTAL };
 
 /* What the disk's server says of the checkpoint that the last backup has added. */
@@ -26,6 +30,7 @@ struct backup_facts {
   enum backup_mode mode;         /* what the user asks for */
   const char *parent;            /* the last backup of this disk; NULL: there is none */
   const char *chain_fault;       /* NULL, or why nothing can be put on it */
+  unsigned chain_files;          /* of its chain, with its own */
   const char *parent_checkpoint; /* its checkpoint; NULL: it has none */
   uint64_t size, parent_size;    /* of the disk, bytes */
   enum backup_checkpoint checkpoint;

@@ -270,6 +270,7 @@ backup_decide (struct backup_run *run, struct backup_disk *d, const struct backu
     fault = store_chain_fault (&run->store, list, e->name, d->id);
     facts.parent = e->name;
     facts.chain_fault = fault;
+    facts.chain_files = chain_files (list, e->name, d->id);
     facts.parent_size = last->size;
     facts.parent_checkpoint = last->checkpoint;
   }

@@ -52,3 +52,43 @@ reads_many=$(reads backup-prune "$tmp/$many" --keep-last $((many / 2)))
 note "backup-prune: $reads_few reads, $reads_many"
 [ "$reads_many" -le $((reads_few * 3)) ] || fail "prune reads $reads_few, and $reads_many"
 has_to_exit 0 nbdmirror backup-verify "$tmp/$many"
+
+# A chain does not grow for ever: one of 500 files gets no other.  All but its first file are made
+# here, as overlays that hold nothing.
+random_disk "$tmp/a" 1M
+start_stateful src "$tmp/a" "$tmp/state"
+again=("$NBDMIRROR" backup "${control[src]}" "$tmp/long" --disk-name "${control[src]}=a")
+has_to_exit 0 "${again[@]}"
+"$python" - "$tmp/long" <<'END'
+import glob, json, os, subprocess, sys
+os.chdir(sys.argv[1])
+manifest, = glob.glob("backups/*.json")
+with open(manifest) as f:
+    m = json.load(f)
+disk, full = m["disks"][0], os.path.basename(m["disks"][0]["file"])
+subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", full,
+                "overlay", str(disk["size"])], check=True)
+with open("overlay", "rb") as f:
+    overlay = bytearray(f.read())
+at = int.from_bytes(overlay[8:16], "big")
+for i in range(1, 500):
+    below = os.path.basename(disk["file"])
+    overlay[16:20] = len(below).to_bytes(4, "big")
+    overlay[at:at + len(full)] = below.encode().ljust(len(full), b"\0")
+    disk["parent"] = {"backup": m["name"], "file": disk["file"]}
+    m["name"], m["sequence"] = f"20200101T{i // 60:02}{i % 60:02}00Z", i + 1
+    disk["kind"], disk["file"] = "incremental", f"a/{m['name']}-inc.qcow2"
+    disk["file-bytes"], disk["file-digest"], disk["digests"] = len(overlay), "0" * 32, None
+    with open(disk["file"], "wb") as f:
+        f.write(overlay)
+    with open(f"backups/{m['name']}.json", "w") as f:
+        json.dump(m, f)
+END
+dry () { has_to_exit 0 "${again[@]}" --dry-run; }
+dry
+grep -q "a: full, .*chain has 500 files" "$tmp/out" || fail "500 files: $(cat "$tmp/out")"
+has_to_exit 7 "${again[@]}" --incremental
+rm "$tmp/long/backups/20200101T081900Z.json"
+dry
+grep -q "a: incremental, .*since backup 20200101T081800Z" "$tmp/out" ||
+  fail "499 files: $(cat "$tmp/out")"

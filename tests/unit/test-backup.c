@@ -131,6 +131,10 @@ Test (backup, full_or_incremental)
   cr_assert (!plan (&f, "no earlier"));
   f = good, f.chain_fault = "x is missing";
   cr_assert (!plan (&f, "x is missing"));
+  f = good, f.chain_files = BACKUP_CHAIN_MAX - 1;
+  cr_assert (plan (&f, "since"));
+  f.chain_files = BACKUP_CHAIN_MAX;
+  cr_assert (!plan (&f, "chain has 500 files"));
   f = good, f.size = f.parent_size = 0;
   cr_assert (!plan (&f, "0 bytes"));
   f = good, f.size = 8192;
@@ -243,6 +247,7 @@ Test (backup, chain)
   cr_assert (e != NULL && strcmp (e->name, "20251128T013000Z") == 0);
   cr_assert (e->manifest.sequence == 2 && d->size == 1000 && strcmp (d->digest, DIGEST) == 0);
   cr_assert (strcmp (d->parent_file, "a disk/20261128T013000Z-full.qcow2") == 0);
+  cr_assert (chain_files (&list, e->name, "a disk") == 2);
   char *fault = chain_fault (&p.r, &list, e->name, "a disk");
   cr_assert (fault == NULL, "%s", fault);
   for (unsigned i = 0; i < list.nr; i++) {
