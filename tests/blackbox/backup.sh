@@ -91,6 +91,20 @@ same b "$tmp/b"
 [ "$before" = "$(sha256sum <"$first")" ] || fail "the first file was changed"
 size=$(stat -c %b "$(find "$repo/a" -name '*-full.qcow2')")
 [ "$size" -lt 16000 ] || fail "an empty disk takes $size sectors"
+# Clusters that were changed here and there: the repository grows by hardly more than them.
+"$python" - "${uri[b]}" <<'END'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for n in range(128):
+    h.pwrite(b"x" * 4096, n * 3 * 65536)
+h.shutdown()
+END
+size=$(du -sB1 "$repo" | cut -f1)
+nbdmirror backup "${control[b]}" "$repo" >"$tmp/out"
+same b "$tmp/b"
+grown=$(($(du -sB1 "$repo" | cut -f1) - size))
+[ $grown -le $((128 * 65536 * 11 / 10)) ] || fail "128 clusters of 64 KiB take $grown bytes"
 # One checkpoint is left, with a name of the repository's.
 [ "$(nbdmirror checkpoint list "${control[b]}" | grep -c '^backup-')" = 1 ] || fail "checkpoints"
 
