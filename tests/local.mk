@@ -270,6 +270,7 @@ own_tests = \
 	tests/blackbox/backup-kill.sh \
 	tests/blackbox/backup-manual.sh \
 	tests/blackbox/backup-options.sh \
+	tests/blackbox/backup-order.sh \
 	tests/blackbox/backup-vanish.sh \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/base-proof-slow.sh \

@@ -134,7 +134,10 @@ run 4 'thawed too early' "$A" "$repo" --require-frozen --before-hold-exec true \
 run 2 'goes with --before-hold-exec' "$A" "$repo" --require-frozen
 run 0 'a: incremental:' "$A" "$repo" --require-frozen "${hooks[@]}"
 same a "$tmp/a"
-run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook-limit 200ms
+: >"$tmp/hooks"
+run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook-limit 200ms \
+  "${hooks[@]:2}"
+[ "$(cat "$tmp/hooks")" = after ] || fail "not thawed after a command that hung"
 : >"$tmp/hooks"
 spawn killed "$NBDMIRROR" backup "$A" "$repo" \
   --before-hold-exec "echo before >>'$tmp/hooks'; sleep 1" \

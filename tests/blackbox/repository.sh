@@ -150,6 +150,7 @@ for rule in last hourly daily weekly; do
   [ "$(grep -c ": kept ($rule)$" "$tmp/out")" = 1 ] || fail "the rules: $(cat "$tmp/out")"
 done
 nbdmirror backup-protect "$tmp/p" "${names[1]}"
+nbdmirror backup-list "$tmp/p" | grep -q "^${names[1]} .*, protected$" || fail "list: protected"
 has_to_exit 7 nbdmirror backup-merge "$tmp/p" "${names[1]}"
 has_to_exit 7 nbdmirror backup-merge "$tmp/p" "${names[7]}"
 has_to_exit 0 nbdmirror backup-prune "$tmp/p" --keep-daily 3 --json
