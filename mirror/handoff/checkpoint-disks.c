@@ -52,6 +52,10 @@ finish_one (void *opaque)
 
   if (d->checkpoint == NULL)
     return NULL;
+  if (d->client == NULL) { /* lost for good while the hand-off was finalized */
+    coordinator_disk_error (d, text_printf ("%s: its server was lost", d->control));
+    return NULL;
+  }
   const struct control_call call
       = { .command = "mirror-checkpoint-finish", .timeout_ms = LIMIT_MS, .ret = &ret };
   if (control_client_call (d->client, &call, &message) == -1) {

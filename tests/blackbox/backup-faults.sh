@@ -88,6 +88,39 @@ grep -q "^$name a: it was not backed up: " "$tmp/out" || fail "not told: $(cat "
 has_to_exit 5 nbdmirror backup-verify "$repo" --at "$name"
 serve a "$tmp/a" --state "$tmp/a.state"
 run 0 'a full' "$A" "$B" "$repo" --full
+# The same at the instant itself, when all is copied, and before the guest is let go.
+cat >"$tmp/kill.c" <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+ssize_t
+sendmsg (int fd, const struct msghdr *m, int flags)
+{
+  const char word[] = "job-finalize";
+  ssize_t (*real) (int, const struct msghdr *, int)
+      = (ssize_t (*) (int, const struct msghdr *, int)) dlsym (RTLD_NEXT, "sendmsg");
+  if (m->msg_iovlen > 0
+      && memmem (m->msg_iov[0].iov_base, m->msg_iov[0].iov_len, word, sizeof word - 1) != NULL)
+    kill (atoi (getenv ("VICTIM")), SIGKILL);
+  return real (fd, m, flags);
+}
+END
+cc=$(make_var CC)
+# shellcheck disable=SC2086
+$cc -shared -fPIC -o "$tmp/kill.so" "$tmp/kill.c" -ldl || fail "cannot compile"
+status=0
+env VICTIM="${pid[a]}" LD_PRELOAD="$tmp/kill.so" "$NBDMIRROR" backup "$A" "$B" "$repo" \
+  >"$tmp/out" 2>&1 || status=$?
+[ $status = 1 ] || fail "exit status $status after a server was killed: $(cat "$tmp/out")"
+grep -q 'only 1 of 2 disks done, a FAILED, b full' "$tmp/out" || fail "$(cat "$tmp/out")"
+same b "$tmp/b"
+wait_exit a 20
+serve a "$tmp/a" --state "$tmp/a.state"
+run 0 'a: ' "$A" "$B" "$repo"
+same a "$tmp/a"
 [ -z "$(find "$repo" -name '*.begun')" ] || fail "a mark was left"
 
 # ---- a repository that is full, and one that is read-only ----------------------------------------
