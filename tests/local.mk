@@ -298,7 +298,7 @@ own_tests = \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/checkpoint-verify.sh \
 	tests/blackbox/checkpoints.sh \
-	tests/blackbox/incremental.sh tests/blackbox/sample-questions.sh \
+	tests/blackbox/incremental.sh tests/blackbox/samples.sh \
 	tests/blackbox/return.sh tests/blackbox/return-killed.sh tests/blackbox/return-slow.sh \
 	tests/blackbox/stands-at.sh tests/blackbox/no-attributes.sh \
 	tests/blackbox/state-alone.sh \

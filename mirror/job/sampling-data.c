@@ -16,7 +16,7 @@
  * as far as the question goes.  So its work grows with the square of the question's length.  In a
  * hole there is nothing that it could do so often. */
 #define LONGEST_QUESTION (UINT64_C (1) << 24)
-#define LONGEST_IN_HOLE (UINT64_C (1) << 31)
+#define LONGEST_IN_HOLE (UINT64_C (1) << 30)
 
 struct search;
 

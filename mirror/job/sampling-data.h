@@ -24,7 +24,7 @@ struct sampling_spot {
 /* Ask CH, at which nothing else is going on, for the first extent at each offset that is wanted,
  * all questions at a time.  If that is data, move the offset to a random block of BLOCK bytes in
  * it, below SIZE.  An offset without data moves to the end of the extent, as far as it is known,
- * and stays wanted: ask again.  After a hole of any length below 2 GiB its data is found by the
+ * and stays wanted: ask again.  After a hole of any length below 1 GiB its data is found by the
  * third time.  At most SAMPLING_MAX_SPOTS.  The endpoint has can_status.  Blocks for one round trip
  * for each channel_room() of questions.  0, or a positive errno. */
 int sampling_find_data (struct channel *ch, struct sampling_spot *spots, unsigned nr, uint64_t size,

@@ -294,6 +294,8 @@ compare (struct batch *b, struct sampled *found, char **error)
     enum job_result result = choose (b, left < b->max ? (unsigned)left : b->max, &more, error);
     if (result != JOB_COMPLETED)
       return result;
+    if (b->nr == 0 && b->blocks <= b->most)
+      continue; /* all of these may differ; there are more */
     if (b->nr == 0)
       break;
     int err = read_theirs (b);

@@ -3,7 +3,10 @@
 # Proves that samples ask a destination for its data without making it work much.  A qcow2 server
 # goes through all layers of a chain for each piece of data that a question covers, so what begins
 # with data is asked about in short questions, and a question that many samples have is asked once.
+# And that all unchanged blocks are compared where the user asks for as many, also those behind a
+# long part that was changed.
 . "$(dirname "$0")/lib.sh"
+need qemu-io
 
 mib=$((1 << 20))
 truncate -s 1G "$tmp/disk"
@@ -38,3 +41,14 @@ for (offset, length), times in collections.Counter(asked).items():
     assert times <= 3, (offset, times)  # there are three rounds
 EOF
 cmp "$tmp/disk" "$tmp/copy" || fail "the copy is not equal"
+stop src
+
+random_disk "$tmp/small" 64M
+cp "$tmp/small" "$tmp/small.copy"
+start_stateful small "$tmp/small" "$tmp/small.state"
+nbdmirror checkpoint add "${control[small]}" one
+qemu-io -f raw -c 'write -q -P 5 0 20M' "${uri[small]}"
+printf x | dd of="$tmp/small.copy" bs=1 seek=40M conv=notrunc status=none
+has_to_exit 7 nbdmirror mirror "${control[small]}" --sync incremental --since one \
+  --trust-destination=16384 --on-ready complete [ nbdkit file "$tmp/small.copy" ]
+grep -q "does not stand at checkpoint 'one'" "$tmp/err" || fail "small: $(cat "$tmp/err")"
