@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -122,6 +123,15 @@ state_of (const struct disk *d)
   return state != NULL ? state : "unknown";
 }
 
+bool
+disk_has_left_over (const struct disk *d)
+{
+  const char *state = state_of (d);
+
+  return strcmp (state, "detached") == 0
+         || (strcmp (state, "failed") == 0 && status_has_number (d->status, "dirty-bytes"));
+}
+
 /* A job is at work already.  An earlier try that was killed may have started it, with another
  * destination: then the guest would be started on a disk that nobody filled. */
 static int
@@ -174,7 +184,7 @@ check_one (struct journal *journal, struct disk *d, bool resume)
                          d->control);
   if (check_base (journal, d) == -1)
     return -1;
-  if (strcmp (state, "detached") == 0)
+  if (disk_has_left_over (d))
     return resume ? 0
                   : journal_fail (journal, EXIT_REFUSED,
                                   "%s: a job is left over: --resume goes on with it, 'nbdmirror"
@@ -194,15 +204,29 @@ disks_check (struct disks *d, bool resume)
   return 0;
 }
 
+/* Was our worker stopped by a signal? */
+static bool
+is_stopped (const struct disk *d)
+{
+  siginfo_t info = { .si_pid = 0 };
+
+  return d->pid > 0 && waitid (P_PID, (id_t)d->pid, &info, WSTOPPED | WNOHANG | WNOWAIT) == 0
+         && info.si_pid != 0;
+}
+
 /* A worker that is stopped, or hangs, says nothing: nobody else would ever end the wait for it.
- * (One whose destination is lost says so, again and again.) */
+ * (One whose destination is lost says so, again and again.)  One that proves its destination first
+ * says nothing either, maybe for hours: until our worker has said something, it has to be stopped
+ * as well. */
 static int
 check_silence (struct journal *journal, struct disk *d)
 {
   double told = status_number (d->status, "total-s", -1);
   uint64_t now = clock_ms ();
+  bool first = d->heard_ms == 0, moved = told != d->told_s;
 
-  if (d->heard_ms == 0 || told != d->told_s) {
+  d->has_told = d->has_told || (!first && moved);
+  if (first || moved || (d->ours && !d->has_told && !is_stopped (d))) {
     d->told_s = told;
     d->heard_ms = now;
   }

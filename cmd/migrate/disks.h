@@ -35,6 +35,7 @@ struct disk {
   int wait_status;
   json_t *status;              /* the last one, or NULL */
   double told_s;               /* the worker's "total-s" */
+  bool has_told;               /* that has moved since we look */
   uint64_t heard_ms;           /* when that last moved, on the clock of clock_ms() */
   struct seal_connection seal; /* from the memory's migration on, to the destination */
 };
@@ -53,6 +54,8 @@ int disks_connect (struct disks *d);
 /* Are the jobs such that a migration may begin?  Learns which are running already.  RESUME: it may
  * go on with one that was left over. */
 int disks_check (struct disks *d, bool resume);
+/* Has D, as it was last asked, a job that no worker is at work on? */
+bool disk_has_left_over (const struct disk *d);
 /* Look at all disks.  It fails if one cannot come to an end any more.  *READY: all are. */
 int disks_look (struct disks *d, bool *ready);
 /* Ask for every status, for the report. */

@@ -64,14 +64,6 @@ is_for_qemu (const char *policy)
   return policy != NULL && (strcmp (policy, "none") == 0 || strcmp (policy, "fail") == 0);
 }
 
-static bool
-is_left_over (const struct disk *d)
-{
-  const char *state = status_text (d->status, "state");
-
-  return state != NULL && strcmp (state, "detached") == 0;
-}
-
 unsigned
 worker_words (const char *words[WORKER_WORDS], const struct disk *d,
               const struct migrate_options *o)
@@ -83,7 +75,7 @@ worker_words (const char *words[WORKER_WORDS], const struct disk *d,
   words[n++] = d->control;
   words[n++] = d->dest;
   words[n++] = "--json";
-  if (is_left_over (d))
+  if (disk_has_left_over (d))
     words[n++] = "--resume";
   n = pass_on_sync (words, n, d->option);
   n = pass_on (words, n, "--bandwidth", o->bandwidth);
@@ -134,9 +126,9 @@ start_one (struct journal *journal, struct disk *d, const struct migrate_options
   }
   journal_event (journal, "worker",
                  json_pack ("{s:s, s:s, s:i, s:b, s:s, s:s?, s:s?, s:b}", "control", d->control,
-                            "destination", d->dest, "pid", (int)d->pid, "resume", is_left_over (d),
-                            "sync", sync_word (&d->option->sync), "base", d->option->base,
-                            "base-format", d->option->base_format, "trust-base",
+                            "destination", d->dest, "pid", (int)d->pid, "resume",
+                            disk_has_left_over (d), "sync", sync_word (&d->option->sync), "base",
+                            d->option->base, "base-format", d->option->base_format, "trust-base",
                             d->option->sync.trust_base));
   return 0;
 }

@@ -271,6 +271,18 @@ fails 1 running dead open -- --at source:migrate:fail -- --keep-mirrors
 nbdmirror cancel "${control[a]}"; nbdmirror cancel "${control[b]}"
 wait_exit mine 10
 detached a b
+case="a worker has given up"
+spawn mine nbdmirror mirror "${control[a]}" "${uri[to-a]}" --bandwidth 100k --give-up-after 100ms
+wait_for 20 eval '[ "$(status_of "${control[a]}" state)" = copying ]'
+kill -KILL "${pid[to-a]}"; wait_exit to-a 10
+wait_exit mine 20
+[ "$(status_of "${control[a]}" state)" = failed ] || fail "$case: the job has not failed"
+rm -f "${socket[to-a]}"
+start_dest to-a file 2M
+fails 7 running inmigrate open --
+says "${control[a]}: a job is left over: --resume goes on with it"
+fails 0 postmigrate running fenced -- -- --resume
+back_home
 
 # At and after the commit.  As long as the destination has not run there is a way back.
 case="cont is refused"
