@@ -84,7 +84,7 @@ store_compress (const struct store *s, const struct manifest_disk *m, int fd, ch
   words[n++] = path;
   words[n++] = temporary;
   /* What the disk did not take could be read back as something else. */
-  int r = fsync (fd) == 0 ? 0 : text_error (error, "%s: %s", path, strerror (errno));
+  int r = store_write_out (s, fd) == 0 ? 0 : text_error (error, "%s: %s", path, strerror (errno));
   if (r == 0)
     r = run (s, (char *const *)words, error);
   if (r == 0)

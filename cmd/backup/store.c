@@ -218,15 +218,16 @@ wait_for_writer (const char *path, char **error)
   return text_error (error, "%s is still being written to", path);
 }
 
-/* Wait until the BYTES of a file are written out, in pieces, so that a slow repository is no silent
- * one.  Errors are returned once: by this, or by the fsync() that has to follow. */
-static int
-write_out (const struct store *s, int fd, uint64_t bytes)
+int
+store_write_out (const struct store *s, int fd)
 {
   const unsigned all
       = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  struct stat st;
 
-  for (uint64_t at = 0; at < bytes; at += WRITE_OUT_PIECE) {
+  if (fstat (fd, &st) == -1)
+    return -1;
+  for (uint64_t at = 0; at < (uint64_t)st.st_size; at += WRITE_OUT_PIECE) {
     if (s->go_on != NULL && !s->go_on (s->opaque)) {
       errno = EINTR;
       return -1;
@@ -234,7 +235,7 @@ write_out (const struct store *s, int fd, uint64_t bytes)
     if (sync_file_range (fd, (off_t)at, WRITE_OUT_PIECE, all) == -1 && errno != ENOSYS)
       return -1;
   }
-  return 0;
+  return fsync (fd);
 }
 
 /* Nobody writes to the file any more.  While its data are on their way to the disk they are read
@@ -250,7 +251,7 @@ seal_file (struct store *s, const char *path, int fd, struct manifest_disk *m, c
   sync_file_range (fd, 0, 0, SYNC_FILE_RANGE_WRITE);
   if (store_digests (s, fd, m, &why) == -1)
     return text_error (error, "the file cannot be read back: %s", why);
-  if (write_out (s, fd, (uint64_t)st.st_size) == -1 || fsync (fd) == -1)
+  if (store_write_out (s, fd) == -1)
     return text_error (error, "%s: %s", path, strerror (errno));
   m->file_bytes = (uint64_t)st.st_size;
   return 0;

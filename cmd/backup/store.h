@@ -76,6 +76,11 @@ char *store_endpoint (const struct store *s, const char *file);
  * digests, the list of digests, and file_bytes; it gets these. */
 int store_seal (struct store *s, struct manifest_disk *m, char **error);
 
+/* Make the file FD of a local repository durable, in pieces, so that a slow repository is no silent
+ * one.  -1 with errno, which is EINTR where go_on() says so.  Errors are returned once: by this, or
+ * by the next call of the kind. */
+int store_write_out (const struct store *s, int fd);
+
 /* compress.c: if the file of M, for which FD is open, was made to be compressed, do it.  Nobody
  * writes to it.  1: there is another file in its place, which is durable; 0: it is the same. */
 int store_compress (const struct store *s, const struct manifest_disk *m, int fd, char **error);

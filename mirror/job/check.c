@@ -404,8 +404,22 @@ tell_of_proof (void *opaque, enum job_message kind, const char *text)
   json_decref (status);
 }
 
+/* A job that is left over is cancelled before this worker has attached.  If it cannot be, it stays,
+ * and that is said. */
+static void
+drop_left_over (struct job *j)
+{
+  CLEANUP_TEXT char *error = NULL;
+  const struct control_call call = { .command = "block-job-cancel",
+                                     .args = json_pack ("{s:s}", "device", "mirror"),
+                                     .timeout_ms = JOB_CONTROL_TIMEOUT_MS };
+
+  if (control_client_call (j->control, &call, &error) == -1)
+    job_say (j, JOB_WARNING, "the job that is left over was not cancelled: %s", error);
+}
+
 /* A proof has ended with RESULT and WHY, which this frees.  0, or -1 with j->result set and the
- * message said.  RESUMED: the job is there, and stays. */
+ * message said.  RESUMED: the job is there, and stays unless it is cancelled. */
 static int
 end_proof (struct job *j, bool resumed, enum job_result result, char *why)
 {
@@ -416,6 +430,8 @@ end_proof (struct job *j, bool resumed, enum job_result result, char *why)
     j->result = JOB_DETACHED; /* as at any other time */
   else if (!j->lost)
     job_say (j, JOB_ERROR, "%s", why);
+  if (j->result == JOB_CANCELLED && resumed)
+    drop_left_over (j);
   text_free (why);
   return -1;
 }

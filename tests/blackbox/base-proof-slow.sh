@@ -82,6 +82,20 @@ kill -CONT "${pid[dst]}"
 wait_exit second 20
 [ "$status" = 3 ] || fail "SIGTERM: exit status $status: $(cat "$tmp/second.log")"
 [ ! -e "$tmp/base.nbdmirror-digest" ] || fail "the proof had ended before the signal came"
+status_of "${control[src]}" dirty-bytes >/dev/null || fail "SIGTERM: the job was dropped"
+
+note "Ctrl-C meanwhile: it is cancelled"
+before=$(opened)
+kill -STOP "${pid[dst]}"
+spawn third nbdmirror mirror "${control[src]}" "${uri[dst]}" "${base[@]}" --resume
+wait_for 20 connects
+kill -INT "${pid[third]}"
+kill -CONT "${pid[dst]}"
+wait_exit third 20
+[ "$status" = 6 ] || fail "SIGINT: exit status $status: $(cat "$tmp/third.log")"
+[ "$(status_of "${control[src]}" state)" = cancelled ] || fail "SIGINT: the job stays"
+has_to_exit 7 nbdmirror mirror "${control[src]}" "${uri[dst]}" --resume
+grep -q "nothing to resume\|no job" "$tmp/err" || fail "SIGINT: $(cat "$tmp/err")"
 stop src
 stop dst
 
