@@ -288,6 +288,7 @@ own_tests = \
 	tests/blackbox/handoff-phases.sh \
 	tests/blackbox/migrate.sh \
 	tests/blackbox/migrate-killed.sh tests/blackbox/migrate-proof.sh \
+	tests/blackbox/qmp-proof.sh \
 	tests/blackbox/limits.sh \
 	tests/blackbox/live-verify.sh \
 	tests/blackbox/dry-run.sh \

@@ -23,7 +23,7 @@
 
 struct proving {
   const struct base_proof *p;
-  uint64_t told_ms;
+  uint64_t told_ms, looked_ms;
 };
 
 static void
@@ -31,6 +31,10 @@ tell (struct proving *v, const char *whose, uint64_t done, uint64_t size)
 {
   uint64_t now = clock_ms ();
 
+  if (v->p->look != NULL && now - v->looked_ms >= POLL_MS) {
+    v->looked_ms = now;
+    v->p->look (v->p->opaque);
+  }
   if (now - v->told_ms < TELL_MS)
     return;
   v->told_ms = now;

@@ -35,6 +35,8 @@ struct base_proof {
   _Atomic int *signal;  /* not 0: stop */
   void *opaque;
   void (*message) (void *opaque, enum job_message kind, const char *text);
+  void (*look) (
+      void *opaque); /* NULL, or called several times a second while digests are computed */
 };
 
 /* JOB_COMPLETED: it is the same base, or the user trusts that it is.  Else JOB_REFUSED,

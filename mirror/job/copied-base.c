@@ -10,6 +10,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,7 @@
 #include "mirror/job/base-proof.h"
 
 #define BLOCKS (DIGEST_REQUEST_MAX / (64u << 10)) /* in one request */
+#define LOOK_MS 100
 
 struct reading {
   const struct base_proof *p;
@@ -26,6 +28,9 @@ struct reading {
   struct digest_whole *whole;
   void (*progress) (void *opaque, uint64_t done);
   void *opaque;
+  uint8_t *buffer; /* a request may still be in flight when it is given up */
+  bool waits;
+  int error;
 };
 
 /* The last block, when the disk ends within it: it counts as if zeroes followed. */
@@ -51,21 +56,49 @@ add_tail (struct reading *r, uint64_t offset)
   return err;
 }
 
+static void
+on_read (void *opaque, int err)
+{
+  struct reading *r = opaque;
+
+  r->waits = false;
+  r->error = err;
+}
+
+/* The server may need seconds for one request.  0, or an errno. */
+static int
+read_digests (struct reading *r, uint8_t *to, uint32_t nr, uint64_t first)
+{
+  r->waits = true;
+  if (channel_read (r->digests, to, nr * DIGEST_SIZE, first * DIGEST_SIZE, on_read, r) == -1)
+    return errno;
+  while (r->waits) {
+    struct pollfd fds[CHANNEL_MAX_FDS];
+    int timeout = LOOK_MS;
+    unsigned n = channel_pollfds (r->digests, fds, CHANNEL_MAX_FDS, &timeout);
+    if (poll (fds, n, timeout) == -1 && errno != EINTR)
+      return errno;
+    if (channel_dispatch (r->digests, fds, n) == -1 && r->waits)
+      return ESHUTDOWN;
+    r->progress (r->opaque, first * digest_whole_key.block);
+    if (atomic_load (r->p->signal) != 0)
+      return ECANCELED;
+  }
+  return r->error;
+}
+
 /* 0, or an errno: ECANCELED when it was told to stop. */
 static int
 add_all (struct reading *r)
 {
-  _Alignas(4096) uint8_t digests[BLOCKS * DIGEST_SIZE];
   uint64_t nr = r->p->size / digest_whole_key.block;
 
   for (uint64_t done = 0; done < nr;) {
     uint32_t n = nr - done < BLOCKS ? (uint32_t)(nr - done) : BLOCKS;
-    if (atomic_load (r->p->signal) != 0)
-      return ECANCELED;
-    int err = sync_read (r->digests, digests, n * DIGEST_SIZE, done * DIGEST_SIZE);
+    int err = read_digests (r, r->buffer, n, done);
     if (err)
       return err;
-    digest_whole_add (r->whole, digests, n);
+    digest_whole_add (r->whole, r->buffer, n);
     done += n;
     r->progress (r->opaque, done * digest_whole_key.block);
   }
@@ -100,12 +133,13 @@ copied_base_digest (const struct base_proof *p, struct endpoint *digests,
   struct reading r = { .p = p, .progress = progress, .opaque = opaque };
   int err = ENOMEM;
 
+  r.buffer = aligned_alloc (4096, BLOCKS * DIGEST_SIZE);
   r.whole = digest_whole_new ();
   r.digests = channel_open (digests, NULL, NULL);
   r.disk = channel_open (p->dest, NULL, NULL);
   if (r.digests == NULL || r.disk == NULL)
     err = ECONNREFUSED;
-  else if (r.whole != NULL)
+  else if (r.whole != NULL && r.buffer != NULL)
     err = add_all (&r);
   if (err == 0)
     digest_whole_text (r.whole, text);
@@ -114,6 +148,7 @@ copied_base_digest (const struct base_proof *p, struct endpoint *digests,
   if (r.disk != NULL)
     channel_close (r.disk);
   digest_whole_free (r.whole);
+  free (r.buffer);
   if (err == 0)
     return JOB_COMPLETED;
   if (err == ECANCELED) {

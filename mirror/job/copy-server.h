@@ -5,7 +5,7 @@
  * them.
  *
  * Everything here belongs to the job's thread.  It answers only while copy_run() or
- * copy_server_linger() runs.
+ * copy_server_linger() runs, and until a base is proved it says that the job has not begun.
  */
 
 #ifndef NBDMIRROR_MIRROR_JOB_COPY_SERVER_H

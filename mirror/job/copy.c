@@ -36,6 +36,23 @@ complain (struct copy *c, enum job_result result, char *error)
   return result;
 }
 
+static void
+tell (void *opaque, enum job_message kind, const char *text)
+{
+  const struct copy *c = opaque;
+
+  c->o->message (c->o->opaque, kind, text);
+}
+
+/* A proof may take hours, in which somebody wants to know how the job stands. */
+static void
+answer (void *opaque)
+{
+  const struct copy *c = opaque;
+
+  copy_server_poll (c->o->server, 0, NULL, 0);
+}
+
 static enum job_result
 prove_base (struct copy *c)
 {
@@ -53,8 +70,9 @@ prove_base (struct copy *c)
                                     .size = size,
                                     .block_size = block,
                                     .signal = o->signal,
-                                    .opaque = o->opaque,
-                                    .message = o->message };
+                                    .opaque = c,
+                                    .message = tell,
+                                    .look = answer };
   char *error = NULL;
 
   enum job_result result = base_prove (&proof, NULL, &c->found, &error);
