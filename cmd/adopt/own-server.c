@@ -29,15 +29,18 @@ own_server_start (struct adopt *a)
   return revive_start (a->control, a->record);
 }
 
-static void
+/* False: it is still there. */
+static bool
 end_server (struct adopt *a)
 {
-  served_kill (a->server);
+  if (!served_kill (a->server))
+    return false;
   if (a->server != 0)
     cmd_warning ("the server (process %ld) does not answer, so the guest would wait for it: it was "
                  "killed%s",
                  (long)a->server, a->started ? "" : "; start it again yourself");
   a->server = 0;
+  return true;
 }
 
 static void
@@ -63,8 +66,7 @@ own_server_stuck (void *opaque, unsigned attempt)
   /* A user's server gets more time, since we cannot start it anew. */
   if (!a->started && attempt == 1)
     return;
-  end_server (a);
-  if (attempt == 1)
+  if (end_server (a) && attempt == 1)
     start_anew (a);
 }
 
@@ -96,6 +98,6 @@ own_server_stuck_later (void *opaque, unsigned attempt)
     a->server = served_process (a->control, a->record);
   if (a->server == 0 && served_is_there (a->control))
     return; /* a new one could not listen there */
-  end_server (a);
-  start_anew (a);
+  if (end_server (a))
+    start_anew (a);
 }

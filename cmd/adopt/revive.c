@@ -51,18 +51,18 @@ may_be_elsewhere (const char *control, const json_t *record, const char *qmp)
   return qemu > 0 && image_is_open_in (qemu, record_text (record, "filename")) == 1;
 }
 
-/* One that was told to end would keep its socket. */
-static void
+/* One that was told to end would keep its socket.  False: it is still there. */
+static bool
 end_ending (const char *control, const json_t *record)
 {
   pid_t pid = served_ending (control, record);
 
   if (pid == 0)
-    return;
+    return true;
   cmd_warning ("the server (process %ld) was told to end, and waits for its clients: it is ended "
                "now, and another one takes its place",
                (long)pid);
-  served_stop (pid);
+  return served_stop (pid);
 }
 
 bool
@@ -73,7 +73,8 @@ revive (const char *control, const json_t *record, const char *qmp, bool fenced_
   if (!json_is_true (json_object_get (record, "started")) || served_is_there (control)
       || (!fenced_too && access (fence, F_OK) == 0) || may_be_elsewhere (control, record, qmp))
     return false;
-  end_ending (control, record);
+  if (!end_ending (control, record))
+    return false;
   for (int tries = 0; tries < TRIES && !served_is_there (control); tries++)
     if (revive_start (control, record) == 0)
       return true;

@@ -218,30 +218,37 @@ ended (int pidfd, int limit_ms)
   return poll (&pfd, 1, limit_ms) == 1;
 }
 
-static void
+/* True: it has.  A process that waits for a disk that hangs does not even end when it is killed. */
+static bool
 end_process (pid_t pid, bool politely)
 {
   int pidfd = pid > 0 ? (int)syscall (SYS_pidfd_open, pid, 0) : -1;
+  bool over = pidfd == -1 && (pid <= 0 || errno == ESRCH);
 
-  if (pidfd == -1)
-    return;
-  if (politely)
+  if (pidfd != -1 && politely) {
     kill (pid, SIGTERM);
-  if (!politely || !ended (pidfd, STOP_MS)) {
+    over = ended (pidfd, STOP_MS);
+  }
+  if (pidfd != -1 && !over) {
     kill (pid, SIGKILL);
-    ended (pidfd, STOP_MS);
+    over = ended (pidfd, STOP_MS);
   }
   fd_close (&pidfd);
+  if (!over)
+    cmd_warning ("the server (process %ld) does not end, even when it is killed: as long as it is"
+                 " there, what it has begun to write may still reach its disk",
+                 (long)pid);
+  return over;
 }
 
-void
+bool
 served_stop (pid_t pid)
 {
-  end_process (pid, true);
+  return end_process (pid, true);
 }
 
-void
+bool
 served_kill (pid_t pid)
 {
-  end_process (pid, false);
+  return end_process (pid, false);
 }

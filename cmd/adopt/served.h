@@ -55,10 +55,10 @@ int served_start (const char *image, const char *socket, const char *control, co
                   char **nbdkit_args, unsigned nr);
 
 /* End the process PID with SIGTERM, or with SIGKILL if it does not end within seconds.  Returns
- * when it has ended. */
-void served_stop (pid_t pid);
+ * when it has ended; or after a warning false, and then no other server may take its place. */
+bool served_stop (pid_t pid);
 
 /* The same at once, with SIGKILL. */
-void served_kill (pid_t pid);
+bool served_kill (pid_t pid);
 
 #endif
