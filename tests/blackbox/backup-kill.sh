@@ -58,6 +58,9 @@ for ((i = 1; i <= kills; i++)); do
     3) kill -KILL "${pid[a]}"; wait "${pid[a]}" 2>/dev/null || : ;;
   esac
   wait_exit backup 60
+  # It ended by itself, or by our signal; a crash is neither.
+  [ "$status" -lt 128 ] || [ "$status:$victim" = 137:0 ] || [ "$status:$victim" = 137:1 ] ||
+    fail "seed $seed, kill $i of $victim: exit status $status: $(cat "$tmp/backup.log")"
   [ $victim != 3 ] || serve
   if ((i % 5 == 0)); then
     put "$((i + 1000))"
