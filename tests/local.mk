@@ -275,10 +275,10 @@ own_tests = \
 	tests/blackbox/base-proof.sh \
 	tests/blackbox/base-proof-slow.sh \
 	tests/blackbox/backup-drill.sh \
+	tests/blackbox/growth.sh \
 	tests/blackbox/guest-agent.sh \
 	tests/blackbox/repository-careless.sh \
 	tests/blackbox/repository-full.sh \
-	tests/blackbox/repository-growth.sh \
 	tests/blackbox/repository-hostile.sh \
 	tests/blackbox/repository-ssh.sh \
 	tests/blackbox/repository.sh \

@@ -146,27 +146,48 @@ changed_since (struct offline *o, uint32_t i, char **error)
   return NULL;
 }
 
-static json_t *
-changed_bytes (struct offline *o, uint32_t i)
+/* CHANGED[i]: bytes changed since checkpoint i, or -1 where that is not known.  Each recording is
+ * read once: what was changed since a checkpoint is its own one and what the later ones have. */
+static void
+count_changes (struct offline *o, int64_t *changed)
 {
-  const struct region_geometry *geo = &o->found.layout.geo;
-  CLEANUP_TEXT char *error = NULL;
-  uint64_t n = 0, *bits = changed_since (o, i, &error);
+  const struct state_found *f = &o->found;
+  const struct region_geometry *geo = &f->layout.geo;
+  const struct state_table *t = f->table;
+  uint64_t *bits = NULL, bad;
 
-  if (bits == NULL)
-    return json_null ();
-  for (uint64_t w = 0; w < geo->nr_words; w++)
-    n += (uint64_t)__builtin_popcountll (bits[w]);
+  for (uint32_t i = t->nr; i-- > 0;) {
+    CLEANUP_TEXT char *error = NULL;
+    bool good = fault_of (f, i) == NULL;
+    if (i + 1 == t->nr && good)
+      bits = changed_since (o, i, &error);
+    else if (good && bits != NULL)
+      good = state_read_recording (&f->layout, &t->list[i], o->io.read, o->io.opaque, bits, &bad,
+                                   &error)
+             == 0;
+    if (!good) { /* what comes before is not known either */
+      free (bits);
+      bits = NULL;
+    }
+    uint64_t n = 0;
+    for (uint64_t w = 0; bits != NULL && w < geo->nr_words; w++)
+      n += (uint64_t)__builtin_popcountll (bits[w]);
+    changed[i] = bits != NULL
+                     ? (int64_t)((n < geo->nr_blocks ? n : geo->nr_blocks) << geo->block_shift)
+                     : -1;
+  }
   free (bits);
-  return json_integer ((json_int_t)((n < geo->nr_blocks ? n : geo->nr_blocks) << geo->block_shift));
 }
 
 json_t *
 offline_list (struct offline *o)
 {
   const struct state_table *t = o->found.table;
+  int64_t changed[STATE_CHECKPOINTS_MAX];
   json_t *list = json_array ();
 
+  if (t != NULL)
+    count_changes (o, changed);
   for (uint32_t i = 0; t != NULL && i < t->nr; i++) {
     const struct state_checkpoint *c = &t->list[i];
     const char *fault = fault_of (&o->found, i);
@@ -179,7 +200,7 @@ offline_list (struct offline *o)
                          "recording", t->recording && i + 1 == t->nr, "status",
                          fault == NULL ? "consistent" : "inconsistent", "reason",
                          fault != NULL ? json_string (fault) : json_null (), "changed-bytes",
-                         fault == NULL ? changed_bytes (o, i) : json_null ()));
+                         changed[i] != -1 ? json_integer (changed[i]) : json_null ()));
   }
   return list;
 }

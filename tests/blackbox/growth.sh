@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that a repository's commands do not slow down more than it grows: each file of a chain is
-# looked at once, however many backups lie upon it.  With three times as many backups, a list, a
-# quick look, pruning and the check of the files' structure read about three times as much.
+# Proves that commands do not slow down more than what they look at grows: each file of a chain of
+# backups, and each recording of a state file, is looked at once, however many backups or
+# checkpoints lie upon it.  With three times as many, commands read about three times as much.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under thread
 need qemu-img qemu-io qemu-nbd strace
@@ -26,15 +26,15 @@ END
 }
 reads () { echo $(($(calls "$@") - $(calls --version))); }
 
-# linear COMMAND [OPTIONS]: about the repository that stands in the place of REPO.
+# linear COMMAND...: with the number of backups or checkpoints in the place of @N@.
 linear () {
   local a b
-  a=$(reads "${@/REPO/$tmp/$few}") b=$(reads "${@/REPO/$tmp/$many}")
-  note "$*: $few backups: $a reads, $many backups: $b"
-  [ "$b" -le $((a * 9 / 2)) ] || fail "$* reads $a times for $few backups, and $b for $many"
+  a=$(reads "${@/@N@/$few}") b=$(reads "${@/@N@/$many}")
+  note "$*: $few: $a reads, $many: $b"
+  [ "$b" -le $((a * 9 / 2)) ] || fail "$* reads $a times for $few, and $b for $many"
 }
-linear backup-list REPO
-linear backup-verify REPO --quick
+linear backup-list "$tmp/@N@"
+linear backup-verify "$tmp/@N@" --quick
 
 # The structure of a file is checked without those below it.
 newest=$(tail -n 1 "$tmp/names.$many")
@@ -92,3 +92,12 @@ rm "$tmp/long/backups/20200101T081900Z.json"
 dry
 grep -q "a: incremental, .*since backup 20200101T081800Z" "$tmp/out" ||
   fail "499 files: $(cat "$tmp/out")"
+
+# Checkpoints in a state file that no server uses.
+for n in $few $many; do
+  random_disk "$tmp/disk.$n" 64M
+  start_stateful "s$n" "$tmp/disk.$n" "$tmp/state.$n"
+  for ((i = 0; i < n; i++)); do nbdmirror checkpoint add "${control[s$n]}" "k$i"; done
+  stop "s$n"
+done
+linear checkpoint list "$tmp/state.@N@"
