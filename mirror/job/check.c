@@ -16,7 +16,6 @@
 #include "base/text.h"
 #include "mirror/endpoint/same-place.h"
 #include "mirror/endpoint/uri.h"
-#include "mirror/job/base-proof.h"
 #include "mirror/job/check.h"
 #include "mirror/job/internal.h"
 #include "mirror/job/same-content.h"
@@ -40,8 +39,8 @@ version_number (const char *version)
   return a * 1000000 + b * 1000 + c;
 }
 
-static json_t *
-query (struct job *j)
+json_t *
+job_query (struct job *j)
 {
   json_t *ret = NULL;
   char *error = NULL;
@@ -245,7 +244,7 @@ foresee_file (struct job *j, uint64_t size)
 static json_int_t
 opened_so_far (struct job *j)
 {
-  json_t *status = query (j), *n = json_object_get (status, "opened");
+  json_t *status = job_query (j), *n = json_object_get (status, "opened");
   json_int_t count = json_is_integer (n) ? json_integer_value (n) : -1;
   json_decref (status);
   return count;
@@ -295,15 +294,6 @@ prepare_sync (struct job *j)
   return -1;
 }
 
-static int
-refuse_destination (struct job *j, char *why)
-{
-  job_say (j, JOB_ERROR, "refused: %s", why);
-  text_free (why);
-  j->result = JOB_REFUSED;
-  return -1;
-}
-
 static bool
 names_the_source (const struct session_options *d, json_t *status)
 {
@@ -322,13 +312,13 @@ check_destination (struct job *j, json_t *status, uint64_t size, json_int_t open
 
   j->is_receive = info->is_receive;
   if (leads_back (j, opened))
-    return refuse_destination (
+    return job_refuse_destination (
         j, text_printf ("%s leads to the source itself", endpoint_name (j->dest.opened)));
   /* A filter that has told no block size yet tells it later: session_connect() checks again. */
   char *why = session_refusal (j->dest.opened, size, block ? block : REGION_MAX_BLOCK_SIZE,
                                j->dest.allow_no_flush);
   if (why)
-    return refuse_destination (j, why);
+    return job_refuse_destination (j, why);
   if (info->note)
     job_say (j, JOB_NOTICE, "%s", info->note);
   return 0;
@@ -342,7 +332,7 @@ open_destination (struct job *j, json_t *status)
   char *error = NULL;
 
   if (names_the_source (d, status))
-    return refuse_destination (j, text_printf ("%s is the source itself", d->dest[0]));
+    return job_refuse_destination (j, text_printf ("%s is the source itself", d->dest[0]));
   j->dest = *d;
   j->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
   j->dest.endpoint.nr_multi = session_connections_each (j->o->nr_copiers);
@@ -376,125 +366,6 @@ open_destination (struct job *j, json_t *status)
   return check_destination (j, status, size, opened);
 }
 
-/* A job is left over that this one does not go on with in the same mode.  The blocks that it has
- * not visited need not hold a base, or nobody knows any more which ones it has visited. */
-static bool
-other_job_wrote (struct job *j, json_t *status)
-{
-  const char *old = json_string_value (json_object_get (status, "sync"));
-
-  return json_is_integer (json_object_get (status, "dirty-bytes"))
-         && (!job_resumes (j) || old == NULL || strcmp (old, sync_name (j->o->sync.mode)) != 0);
-}
-
-/* The filter does not know yet that this client is its worker, and one that is silent for long
- * gives way to a new one (control/server.c).  A proof may take hours, and it tells how far it is.
- * Without its filter it is for nothing, and its connections keep the server from ending. */
-static void
-tell_of_proof (void *opaque, enum job_message kind, const char *text)
-{
-  struct job *j = opaque;
-
-  job_say (j, kind, "%s", text);
-  json_t *status = query (j);
-  if (status == NULL && control_client_is_lost (j->control)) { /* not only slow to answer */
-    j->lost = true;
-    atomic_store (j->o->signal, JOB_SIGNAL_DETACH);
-  }
-  json_decref (status);
-}
-
-/* A job that is left over is cancelled before this worker has attached.  If it cannot be, it stays,
- * and that is said. */
-static void
-drop_left_over (struct job *j)
-{
-  CLEANUP_TEXT char *error = NULL;
-  const struct control_call call = { .command = "block-job-cancel",
-                                     .args = json_pack ("{s:s}", "device", "mirror"),
-                                     .timeout_ms = JOB_CONTROL_TIMEOUT_MS };
-
-  if (control_client_call (j->control, &call, &error) == -1)
-    job_say (j, JOB_WARNING, "the job that is left over was not cancelled: %s", error);
-}
-
-/* A proof has ended with RESULT and WHY, which this frees.  0, or -1 with j->result set and the
- * message said.  RESUMED: the job is there, and stays unless it is cancelled. */
-static int
-end_proof (struct job *j, bool resumed, enum job_result result, char *why)
-{
-  if (result == JOB_COMPLETED && !j->lost)
-    return 0;
-  j->result = j->lost ? JOB_FAILED : result;
-  if (j->result == JOB_CANCELLED && resumed && atomic_load (j->o->signal) == JOB_SIGNAL_DETACH)
-    j->result = JOB_DETACHED; /* as at any other time */
-  else if (!j->lost)
-    job_say (j, JOB_ERROR, "%s", why);
-  if (j->result == JOB_CANCELLED && resumed)
-    drop_left_over (j);
-  text_free (why);
-  return -1;
-}
-
-/* Nothing is left out because of a base that the destination may not have. */
-static int
-prove_base (struct job *j, json_t *status)
-{
-  const struct session_options *d = &j->dest;
-  bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
-  char *error = NULL;
-
-  if (j->o->sync.trust_base && other_job_wrote (j, status))
-    return refuse_destination (
-        j, text_printf ("the job that is left over has written to its destination, so that it may"
-                        " not be as its base any more: use --sync compare; or nbdmirror cancel %s"
-                        " first if the destination is a new one",
-                        j->o->control));
-  if (j->base_image == NULL || j->dry)
-    return 0;
-  const struct base_proof proof = {
-    .sync = &j->o->sync,
-    .base = j->base_image,
-    .source = j->source,
-    .dest = d->opened,
-    .dest_argv = d->dest,
-    .nr_dest = d->nr_dest,
-    .dest_options = &d->endpoint,
-    .size = (uint64_t)json_integer_value (json_object_get (status, "size")),
-    .block_size = (uint32_t)json_integer_value (json_object_get (status, "block-size")),
-    .resumed = left_over && !other_job_wrote (j, status),
-    .other_wrote = left_over && other_job_wrote (j, status),
-    .recorded = json_string_value (json_object_get (status, "base-digest")),
-    .signal = j->o->signal,
-    .opaque = j,
-    .message = tell_of_proof,
-  };
-  enum job_result result = base_prove (&proof, j->base_digest, &j->found, &error);
-  return end_proof (j, left_over && job_resumes (j), result, error);
-}
-
-/* Nothing is left out because of a checkpoint at which the destination may not stand. */
-static int
-prove_checkpoint (struct job *j, json_t *status)
-{
-  bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
-  struct incremental *inc = &j->incremental;
-  char *error = NULL;
-
-  /* A resumed job knows what is left, and recognises its destination. */
-  if (j->o->sync.mode != ENGINE_SYNC_INCREMENTAL || (left_over && job_resumes (j)))
-    return 0;
-  inc->sync = &j->o->sync;
-  inc->control = j->control;
-  inc->found = &j->found;
-  enum job_result result = incremental_ask (inc, &error);
-  if (result == JOB_COMPLETED)
-    result = incremental_prove (inc, j->source, j->dest.opened,
-                                j->dest.nr_dest == 1 ? j->dest.dest[0] : NULL, j->o->signal, j,
-                                tell_of_proof, &error);
-  return end_proof (j, false, result, error);
-}
-
 /* May we attach, with nobody beside us?  The job is looked at again once we have the lock: another
  * worker may have begun it, or gone on with it, while we waited.  A dry run leaves nothing behind,
  * not even the file of the lock; nor does it send anything that could be late. */
@@ -508,7 +379,7 @@ may_attach (struct job *j, json_t **status)
   if (!alone (j))
     return false;
   json_decref (*status);
-  *status = query (j);
+  *status = job_query (j);
   return *status != NULL && attach_foreseen (j, *status);
 }
 
@@ -525,18 +396,17 @@ job_check (struct job *j, json_t **status)
     text_free (error);
     return -1;
   }
-  json_t *before = query (j);
+  json_t *before = job_query (j);
   if (before == NULL || open_source (j, before) == -1) {
     json_decref (before);
     return -1;
   }
   /* Again: it knows the disk now. */
-  *status = query (j);
+  *status = job_query (j);
   bool ours = *status != NULL && reached (j, before, *status);
   json_decref (before);
   if (ours && may_attach (j, status) && job_choose_since (j, *status) == 0 && prepare_sync (j) == 0
-      && open_destination (j, *status) == 0 && prove_base (j, *status) == 0
-      && prove_checkpoint (j, *status) == 0) {
+      && open_destination (j, *status) == 0 && job_prove (j, *status) == 0) {
     /* A resumed job has proved what it can of its base, and recognises its destination. */
     bool left_over = json_is_integer (json_object_get (*status, "dirty-bytes"));
     j->dest.proved = !left_over || !job_resumes (j);

@@ -4,6 +4,7 @@
  *
  *   job.c            the main loop: samples, decisions, signals, the end
  *   check.c          the checks before it begins, opening source and destination
+ *   proofs.c         is the destination such that blocks may be left out?
  *   since.c          incremental, since which checkpoint?
  *   attach.c         attaching to the filter: region, counters, the past
  *   dry-run.c        the same checks, some seconds of measuring, a forecast
@@ -164,6 +165,15 @@ void job_end (struct job *j, enum job_result result);
 
 /* Is a job that is left over to be gone on with? */
 bool job_resumes (const struct job *j);
+
+/* check.c: the filter's status, a new reference; or NULL with the message said. */
+json_t *job_query (struct job *j);
+
+/* proofs.c: refuse the destination because of WHY, which this frees.  Returns -1. */
+int job_refuse_destination (struct job *j, char *why);
+/* The destination is open.  STATUS is the filter's.  0, or -1 with j->result set and the message
+ * said. */
+int job_prove (struct job *j, json_t *status);
 
 /* since.c: with --sync incremental and auto, where no checkpoint is named: since which one?  STATUS
  * is the filter's.  0, or -1 with j->result set and the message said. */

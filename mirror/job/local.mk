@@ -7,6 +7,7 @@ libmirror_la_SOURCES += \
 	mirror/job/budget-status.c \
 	mirror/job/budget-status.h \
 	mirror/job/check.c \
+	mirror/job/proofs.c \
 	mirror/job/check.h \
 	mirror/job/checkpoint.c \
 	mirror/job/converge.c \
