@@ -5,7 +5,9 @@
 # them, with no help from a policy, and the pause is a few round trips.  A server that takes 200 ms
 # for each write gets a hand-over as well, and none is given up on the way; where that alone is
 # longer than the allowed pause, the user is told so.  What an earlier worker left in doubt is read
-# back with as many requests in flight as the line takes.
+# back with as many requests in flight as the line takes.  Where a guest's write would wait in vain
+# for the destination, policy sync slows the guest down instead and says so, and a dry run foresees
+# that.
 . "$(dirname "$0")/lib.sh"
 measures_times
 need_fio_nbd
@@ -98,3 +100,38 @@ pause=$(field downtime-ms <"$tmp/report")
 within "${pause%.*}" 450 "slow writes: a pause of $pause ms with 300 allowed"
 stop guest INT
 equal "$tmp/disk" "${uri[slow]}"
+stop slow
+
+# ---- a thin line, on which a write takes longer than a guest's may wait ----
+
+roll_back "${control[src]}"
+start_dest thin memory "$size" -t 64
+# shellcheck disable=SC2016
+spawn relay sh -c 'exec "$@" >"$0"' "$tmp/relay.ready" "$relay" --listen "$tmp/thin.far" \
+  --connect "${socket[thin]}" --delay 25 --rate $((4 << 20))
+wait_for 10 grep -q ready "$tmp/relay.ready"
+start_fio guest "${uri[src]}"
+dry_run () {
+  "$NBDMIRROR" mirror "${control[src]}" "nbd+unix:///?socket=$tmp/thin.far" --dry-run \
+    --measure 1s --json "$@" </dev/null >"$tmp/json" 2>"$tmp/err"
+}
+# The guest is at work soon.
+wait_for 20 dry_run --max-downtime 500ms
+"$python" - "$tmp/json" <<'PY' || fail "the forecast is wrong: $(cat "$tmp/json")"
+import json, sys
+r = json.load(open(sys.argv[1]))
+assert 50 <= r["round-trip-ms"], "round trip"
+assert 2 * r["round-trip-ms"] <= r["expected-downtime-ms"] <= 500, "pause"
+assert r["converging"] is False and r["ends"] is True, "forecast"
+assert "are going to be slowed down" in r["policy-action"], "policy"
+PY
+dry_run --max-write-delay 10s || fail "dry run: $?"
+grep -q 'are going to wait for the destination' "$tmp/json" || fail "waiting: $(cat "$tmp/json")"
+dry_run --max-downtime 90ms && fail "a hand-over takes less than two round trips"
+: >"$tmp/mirror.log"
+spawn mirror nbdmirror mirror "${control[src]}" "nbd+unix:///?socket=$tmp/thin.far" --policy sync
+wait_for 20 grep -q "answers too late for its writes to wait for it .*: the guest may change" \
+  "$tmp/mirror.log"
+[ "$(status_of "${control[src]}" gate)" = throttled ] || fail "sync: the gate is not throttled"
+nbdmirror cancel "${control[src]}"
+wait_exit mirror 10
