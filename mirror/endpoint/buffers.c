@@ -12,15 +12,27 @@
 
 #define HUGE_PAGE ((size_t)2 * 1024 * 1024)
 
+/* Only whole huge pages are used, so that no other allocation shares them. */
+static size_t
+whole_pages (size_t size)
+{
+  return (size + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+}
+
 void *
 buffers_new (size_t size)
 {
   void *p;
 
-  /* Only whole huge pages are used, so that no other allocation shares them. */
-  size = (size + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+  size = whole_pages (size);
   if (posix_memalign (&p, HUGE_PAGE, size) != 0)
     return NULL;
   madvise (p, size, MADV_HUGEPAGE); /* if not, then not */
   return p;
+}
+
+void
+buffers_rest (void *p, size_t size)
+{
+  madvise (p, whole_pages (size), MADV_DONTNEED); /* if not, then not */
 }

@@ -14,4 +14,8 @@
  * half the processor time. To be freed with free(). NULL: out of memory. */
 void *buffers_new (size_t size);
 
+/* Nothing is kept in the buffers P of SIZE bytes: the system gets their memory back until they are
+ * used again. */
+void buffers_rest (void *p, size_t size);
+
 #endif

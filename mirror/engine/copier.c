@@ -183,6 +183,8 @@ copier_run (void *opaque)
          && !(atomic_load (&target->draining) && c->slots.nr_active == 0)) {
     slots_resume (&c->slots);
     uint64_t wait_ns = fill (c);
+    if (wait_ns > MAX_WAIT_NS)
+      slots_rest (&c->slots);
     if (atomic_load (&target->stop) || turn (c, wait_ns) == -1)
       break;
   }

@@ -16,6 +16,7 @@
 #include "mirror/engine/slot.h"
 
 #define ALIGNMENT 4096u
+#define FEW 4u /* slots, which are the same ones each time: to get their memory anew costs 1 ms */
 
 /* ---- all slots of a copier ---- */
 
@@ -109,7 +110,8 @@ slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned 
   ss->slots = calloc (d.nr_long + d.nr_short, sizeof *ss->slots);
   if (ss->slots == NULL)
     return -1;
-  ss->buffers = buffers_new (first + d.nr_short * short_bytes);
+  ss->buffers_size = first + d.nr_short * short_bytes;
+  ss->buffers = buffers_new (ss->buffers_size);
   if (ss->buffers == NULL) {
     errno = ENOMEM;
     return -1;
@@ -129,6 +131,16 @@ slots_destroy (struct slots *ss)
 {
   free (ss->buffers);
   free (ss->slots);
+}
+
+void
+slots_rest (struct slots *ss)
+{
+  if (ss->nr_active > 0)
+    return;
+  if (ss->most_active > FEW)
+    buffers_rest (ss->buffers, ss->buffers_size);
+  ss->most_active = 0;
 }
 
 struct slot *
@@ -165,6 +177,8 @@ slot_begin (struct slot *sl)
   sl->next = NULL;
   sl->in_use = true;
   ss->nr_active++;
+  if (ss->nr_active > ss->most_active)
+    ss->most_active = ss->nr_active;
   ss->nr_urgent += sl->task.urgent;
   if (!sl->task.urgent)
     windows_add (&ss->windows, &ss->active, sl->length);

@@ -123,11 +123,13 @@ struct slots {
   uint32_t long_size, short_size;      /* what each is for; SHORT_SIZE 0: there are none */
   unsigned nr;                         /* slots */
   unsigned nr_active, nr_urgent;       /* slots in use; of these for urgent blocks */
+  unsigned most_active;                /* since slots_rest() */
   struct slot *waiting;                /* slots with something to send and no room, oldest first */
   struct windows windows;
   struct window_load active; /* the slots in use, but those for urgent blocks */
   struct window_load sent;   /* of these, what the destination has been sent */
   uint8_t *buffers;
+  size_t buffers_size;
   uint32_t unit; /* bytes: what is the same is left out in pieces of this size */
   uint8_t *seconds[ENGINE_MAX_SECONDS]; /* the free second buffers; each is as a long slot's */
   unsigned nr_seconds;
@@ -140,6 +142,9 @@ uint32_t slots_unit (const struct engine *e, const struct target *target);
 int slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned nr_copiers);
 /* The channels are closed. */
 void slots_destroy (struct slots *ss);
+/* None will be used for a while: give their memory back, unless one is in use.  The few that a calm
+ * guest's writes take now and then keep it. */
+void slots_rest (struct slots *ss);
 
 /* A free slot for LENGTH bytes (0: it needs no buffer).  NULL: there is none, and the caller has
  * asked engine_next() for more than it had room for. */

@@ -3,7 +3,8 @@
 # Proves that a job that is ready, paused, or without its destination, and a server with a job or
 # with nothing attached, sleep while the guest writes nothing: no thread of the server's wakes up by
 # itself more often than once in a second, the worker does so every five seconds, and a few times a
-# second where the gate is synchronous.  And that the guest's next write wakes the worker at once.
+# second where the gate is synchronous.  That the guest's next write wakes the worker at once.  And
+# that a worker at rest gives the memory of its copying back.
 . "$(dirname "$0")/lib.sh"
 measures_times
 [ -z "$runtime" ] || skip "sanitizers have threads of their own"
@@ -91,3 +92,26 @@ wait_state "${control[kept]}" degraded 10
 sleep 6
 rests "degraded worker" "$(status_of "${control[kept]}" worker-pid)" 8
 rests "server, degraded" "${pid[kept]}" 20
+stop lonely KILL
+stop kept
+
+# What a copy over a long line has in flight, tens of MiB, is not kept by a worker that is ready.
+relay=$builddir/bench/relay
+[ -x "$relay" ] || exit 0
+random_disk "$tmp/large" 96M
+start_server large "$tmp/large"
+start_dest far memory 96M -t 64
+# shellcheck disable=SC2016
+spawn relay sh -c 'exec "$@" >"$0"' "$tmp/relay.ready" "$relay" --listen "$tmp/far.line" \
+  --connect "${socket[far]}" --delay 25
+wait_for 10 grep -q ready "$tmp/relay.ready"
+spawn mirror nbdmirror mirror "${control[large]}" "nbd+unix:///?socket=$tmp/far.line"
+wait_state "${control[large]}" ready 20
+is_small () {
+  local kib
+  kib=$(awk '/^Private_/ { n += $2 } END { print n }' \
+    "/proc/$(status_of "${control[large]}" worker-pid)/smaps_rollup")
+  note "ready worker: $kib KiB of memory"
+  [ "$kib" -le $((12 << 10)) ]
+}
+wait_for 10 is_small
