@@ -2,7 +2,8 @@
  *
  * What the files of a live mirror job share (job.h):
  *
- *   job.c            the main loop: samples, decisions, signals, the end
+ *   job.c            the main loop: samples, decisions, signals
+ *   finish.c         its end
  *   check.c          the checks before it begins, opening source and destination
  *   proofs.c         is the destination such that blocks may be left out?
  *   since.c          incremental, since which checkpoint?
@@ -165,6 +166,11 @@ void job_end (struct job *j, enum job_result result);
 
 /* Is a job that is left over to be gone on with? */
 bool job_resumes (const struct job *j);
+
+/* finish.c: end the session and tell the filter.  Frees J, unless a connection that is still being
+ * made uses it.  *REPORT becomes a new reference, or stays as it is where nothing was copied.
+ * Returns how the job has ended. */
+enum job_result job_finish (struct job *j, json_t **report);
 
 /* check.c: the filter's status, a new reference; or NULL with the message said. */
 json_t *job_query (struct job *j);

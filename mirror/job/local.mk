@@ -34,6 +34,7 @@ libmirror_la_SOURCES += \
 	mirror/job/incremental.c \
 	mirror/job/incremental.h \
 	mirror/job/internal.h \
+	mirror/job/finish.c \
 	mirror/job/job.c \
 	mirror/job/job.h \
 	mirror/job/live-verify.c \
