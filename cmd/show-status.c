@@ -100,6 +100,16 @@ print_forecast (const json_t *status)
     print_rate (status, "bandwidth-limit");
     printf (")");
   }
+  if (status_text (status, "budget") != NULL) {
+    printf (", budget %s", status_text (status, "budget"));
+    if (status_number (status, "budget-limit", 0) > 0) {
+      printf (" of ");
+      print_rate (status, "budget-limit");
+      printf (" (share ");
+      print_rate (status, "budget-share");
+      printf (")");
+    }
+  }
   printf ("\n");
   line_start ("dirty rate");
   print_rate (now, "dirty-rate");

@@ -109,6 +109,9 @@ wait_for 10 alone
 is budget vms || fail "the status does not tell the budget"
 budget vms 16M
 wait_for 10 is budget-limit $((16 << 20))
+nbdmirror status "${control[src]}" >"$tmp/out"
+grep -q 'rate .*, budget vms of 16.0 MiB/s (share [0-9.]* .iB/s)' "$tmp/out" ||
+  fail "status: $(cat "$tmp/out")"
 kill -KILL "${pid[three]}"
 wait "${pid[three]}" || :
 wait_state "${control[src]}" ready 20
