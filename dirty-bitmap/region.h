@@ -88,7 +88,9 @@ struct region_header {
    * a non-empty word may lack its summary bit: bitmap_empty() then says no. */
   _Alignas(64) _Atomic uint64_t clears_begun[REGION_NR_ARRAYS];
   _Atomic uint64_t clears_done[REGION_NR_ARRAYS];
-  _Atomic uint64_t given_back; /* how often claimed blocks came back, see claims_all_empty() */
+  /* How often blocks turned dirty without a guest, and claimed ones came back: counted up once they
+   * are dirty.  See claims_all_empty(); a state file takes them in. */
+  _Atomic uint64_t given_back;
 
   /* The synchronous gate; urgent.h says what they mean. */
   _Alignas(64) _Atomic uint32_t wake_worker; /* futex: goes up at each request */

@@ -3,6 +3,7 @@
  * Rounds of cooling, and the thread that makes them.  See state.h.
  *
  * The order in a round, each step durable before the next (the crash test leaves out each in turn):
+ *   0  add to the live map what turned dirty in the region without a guest
  *   1  look at extents in which no write is in flight; drop from the live map what the region no
  *      longer has; those that shall cool are not hot from now on
  *   2  flush the source's disk
@@ -10,7 +11,9 @@
  *   4  L2
  *   5  drop the L1 bits of those that are still not hot
  * Samples come before L2, since a sample of a block whose bit is set is not looked at, and an old
- * sample of a clean block would say that the destination is another one.
+ * sample of a clean block would say that the destination is another one.  But a new sample may
+ * prove a destination to which all was to be copied again.  So it waits for a round in which L2 has
+ * what step 0 has added, and only the old one goes before that.
  *
  * Commits go on beside all of it, but for the last step.
  *
@@ -34,7 +37,7 @@
 #define MOST_PAGES 2048u /* of L2 in one round */
 #define OLDEST 1023u     /* ticks; older ones count as so old */
 
-/* ---- 1: looking at extents ---- */
+/* ---- 0: what turned dirty without a guest ---- */
 
 /* What the region still has of COUNT words from FIRST on.  Arrays in the order that finds a block
  * which is being claimed (claims.h).  False if a block was given back meanwhile, which may have
@@ -50,6 +53,46 @@ region_words (const struct region *r, uint64_t first, uint64_t count, uint64_t *
       return false;
   return atomic_load (&r->hdr->given_back) == given_back;
 }
+
+/* Extent E, under lock.  While a clearer is at work all of it counts: a look drops what is too
+ * much.
+ */
+static void
+take_in_extent (struct state *s, uint64_t e)
+{
+  uint64_t first, count = state_extent_words (&s->layout, e, &first), words[64], added = 0;
+
+  assert (count <= 64);
+  if (!region_words (s->region, first, count, words))
+    memset (words, 0xff, sizeof words);
+  for (uint64_t i = 0; i < count; i++) {
+    uint64_t missing = words[i] & ~atomic_load (&s->live[first + i]);
+    if (missing != 0)
+      atomic_fetch_or (&s->live[first + i], missing);
+    added |= missing;
+  }
+  if (added != 0)
+    s->l2_page_dirty[e / s->layout.extents_per_page] = s->added = true;
+}
+
+void
+state_take_in (struct state *s)
+{
+  pthread_mutex_lock (&s->lock);
+  bool job = s->super.job && s->region != NULL;
+  uint64_t given_back = job ? atomic_load (&s->region->hdr->given_back) : s->given_back;
+  bool news = given_back != s->given_back;
+  s->given_back = given_back; /* what comes from now on is for the next time */
+  pthread_mutex_unlock (&s->lock);
+  for (uint64_t e = 0; news && e < s->layout.nr_extents; e++) {
+    pthread_mutex_lock (&s->lock);
+    if (s->region != NULL)
+      take_in_extent (s, e);
+    pthread_mutex_unlock (&s->lock);
+  }
+}
+
+/* ---- 1: looking at extents ---- */
 
 enum look { LOOK_BUSY, LOOK_SAME, LOOK_CHANGED };
 
@@ -75,10 +118,9 @@ look_at (struct state *s, uint64_t e, bool cool, bool *flush)
   }
   bool full = true;
   for (uint64_t i = 0; job && i < count; i++) {
-    uint64_t old = atomic_load (&s->live[first + i]), now = old & kept[i];
+    uint64_t old = atomic_fetch_and (&s->live[first + i], kept[i]), now = old & kept[i];
     changed |= now != old;
     full &= now == ~UINT64_C (0);
-    atomic_store (&s->live[first + i], now);
   }
   *flush = !durable && !full;
   if (!cool)
@@ -290,7 +332,10 @@ step_4 (struct state *s)
     any |= s->recorded_page_dirty[p] != 0;
     s->l2_page_dirty[p] = s->recorded_page_dirty[p] = 0;
   }
-  return any && s->io.sync (s->io.opaque) == -1 ? state_write_failed (s, "L2") : 0;
+  if (any && s->io.sync (s->io.opaque) == -1)
+    return state_write_failed (s, "L2");
+  s->added = false;
+  return 0;
 }
 
 /* ---- 5: the L1 bits ---- */
@@ -341,6 +386,7 @@ state_round (struct state *s)
   if (atomic_load (&s->active))
     round.cooling = malloc ((round.max_cooling + 1) * sizeof *round.cooling);
   if (round.cooling != NULL) {
+    state_take_in (s);
     step_1 (s, &round);
     if (!step_2 (s, &round) || step_3 (s) == -1 || step_4 (s) == -1)
       stay_hot (s, &round);

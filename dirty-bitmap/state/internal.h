@@ -48,6 +48,10 @@ int state_write_note (struct state *s, bool *any);
 
 /* ---- work.c, and cool.c ---- */
 
+/* If blocks turned dirty in the region without a guest since the last time, they are dirty in the
+ * live map from now on. */
+void state_take_in (struct state *s);
+
 /* Flush the source's disk; not under io_lock.  When it fails the tracking is lost: what was in its
  * caches may be gone, and another flush would prove nothing (R5).  0, or -1 with errno. */
 int state_sync_disk (struct state *s);

@@ -21,12 +21,19 @@ state_write_samples (struct state *s, bool *any)
     struct sample sample = { .length = 0 };
 
     pthread_mutex_lock (&s->lock);
-    if (s->region != NULL)
+    bool early = s->added;
+    if (s->region != NULL) {
       samples_get (s->region, i, &sample);
+      early |= atomic_load (&s->region->hdr->given_back) != s->given_back;
+    }
     pthread_mutex_unlock (&s->lock);
     uint32_t crc = state_crc32c (&sample, sizeof sample);
     if (crc == s->sample_crc[i])
       continue;
+    if (early) { /* what is to be copied to this destination is not durable (cool.c) */
+      memset (&sample, 0, sizeof sample);
+      crc = state_crc32c (&sample, sizeof sample);
+    }
     memset (page, 0, sizeof page);
     memcpy (page + STATE_PAGE_HEADER, &sample, sizeof sample);
     memcpy (id.uuid, s->super.uuid, 16);

@@ -335,23 +335,26 @@ state_fill_region (const struct state *s, struct region *r)
   }
 }
 
+static void
+look_at_region (struct state *s, const struct region *r)
+{
+  pthread_mutex_lock (&s->lock);
+  s->region = r;
+  s->given_back = UINT64_MAX; /* all of it is news */
+  pthread_mutex_unlock (&s->lock);
+}
+
 void
 state_set_region (struct state *s, const struct region *r)
 {
-  uint64_t nr_words = r != NULL && s->super.job ? r->geo.nr_words : 0, words[64];
-
-  for (uint64_t w = 0; w < nr_words; w += 64) {
-    uint64_t n = nr_words - w < 64 ? nr_words - w : 64;
-    memset (words, 0, sizeof words);
-    if (!bitmap_or_words (r, REGION_QUARANTINE, w, n, words))
-      memset (words, 0xff, sizeof words);
-    for (uint64_t i = 0; i < n; i++)
-      if (words[i] != 0)
-        atomic_fetch_or (&s->live[w + i], words[i]);
+  if (r == NULL) {
+    look_at_region (s, NULL);
+    return;
   }
-  pthread_mutex_lock (&s->lock);
-  s->region = r;
-  pthread_mutex_unlock (&s->lock);
+  pthread_mutex_lock (&s->io_lock);
+  look_at_region (s, r);
+  state_take_in (s);
+  pthread_mutex_unlock (&s->io_lock);
 }
 
 void

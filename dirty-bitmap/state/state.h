@@ -198,6 +198,7 @@ struct state {
   uint64_t expected;               /* extents that guests will ask for again, all together */
   uint64_t asked_ns, committed_ns; /* when that was last */
   const struct region *region;     /* the job's, borrowed; or NULL */
+  uint64_t given_back;             /* its counter, when what it had was taken in last */
   bool may_settle;                 /* no write is under way that was not counted */
   bool hurry;                      /* almost too many extents are hot */
   bool stop;
@@ -215,6 +216,7 @@ struct state {
   /* Under io_lock. */
   uint64_t changes;             /* counted up when a job or a recording begins, changes, or ends */
   uint8_t *l2_page_dirty;       /* of the job */
+  bool added;                   /* what was taken in from the region is not in L2 yet */
   uint8_t *recorded_page_dirty; /* of the active recording, and of the next one */
   struct state_table *table;    /* as it was written last; owned */
   uint8_t table_copy;           /* which copy was written last */
@@ -278,8 +280,8 @@ int state_close_clean (struct state *s, const struct state_identity *id);
  * since nobody knows what was in flight (R12).  Every block counts as visited. */
 void state_fill_region (const struct state *s, struct region *r);
 
-/* From now on R is the truth (NULL: nothing may be cleared); what it has in quarantine is dirty in
- * the file too.  When it returns, the one before is not looked at any more. */
+/* From now on R is the truth; what it has is dirty in the live map too.  NULL: nothing may be
+ * cleared; that waits for no file.  When it returns, the one before is not looked at any more. */
 void state_set_region (struct state *s, const struct region *r);
 
 /* Every write that was under way when the job began has ended. */

@@ -27,6 +27,7 @@ take_over_the_past (struct job *j, const char *instance)
     bitmap_set (j->region, REGION_QUARANTINE, 0, j->region->geo.nr_blocks);
     /* Only what is copied leaves quarantine. */
     bitmap_set (j->region, REGION_DIRTY, 0, j->region->geo.nr_blocks);
+    atomic_fetch_add (&j->region->hdr->given_back, 1); /* for the state file: no guest did it */
     job_say (j, JOB_NOTICE,
              "%s: an earlier worker did not end in order, and its server has gone: its last writes"
              " may still come late, so everything is read back once it is copied",

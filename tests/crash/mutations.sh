@@ -104,7 +104,7 @@ mutate "a block is forgotten that a disk may lose at a kill" cool.c \
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 mutate "an extent ahead is taken for one that cools" work.c \
   's/state_ask \(s, i\);/s->l1[i \/ 64] |= UINT64_C (1) << (i % 64);
-     s->l1_page_dirty[0] = 1; s->nr_hot++;/' 10
+     s->l1_page_dirty[0] = 1; s->nr_hot++;/' 17
 program=torn
 mutate "a torn page is not buried" begin.c 's/if \(bury_torn_l1 \(s\) == 0 && /if (/'
 program=checkpoints

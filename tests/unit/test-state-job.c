@@ -99,6 +99,109 @@ Test (state, no_old_sample_of_a_clean_block)
   region_free (r);
 }
 
+/* What a power failure leaves: is BLOCK clean, and is there a sample of SAMPLE? */
+static void
+left_without_power (uint64_t block, uint64_t sample, bool *clean, bool *sampled)
+{
+  struct state_found f;
+
+  find_after_power_failure (&f);
+  cr_assert (f.how == STATE_FROM_L1);
+  *clean = (f.bits[block / 64] >> (block % 64) & 1) == 0;
+  *sampled = false;
+  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+    struct sample s;
+    *sampled |= state_find_sample (file.fd, &f, i, &s) && s.block == sample;
+  }
+  state_found_free (&f);
+}
+
+static struct region *worker_region;
+static uint64_t copied_again;
+
+/* A worker finds that the destination may lack BLOCK, and proves it by a sample of the next one. */
+static void
+copy_again (uint64_t block)
+{
+  const struct sample sample
+      = { .block = block + 1, .length = 4, .kind = SAMPLE_SENT, .data = "new" };
+
+  copied_again = block;
+  bitmap_set (worker_region, REGION_DIRTY, block, 1);
+  atomic_fetch_add (&worker_region->hdr->given_back, 1);
+  samples_put (worker_region, &sample);
+}
+
+static int
+copy_again_meanwhile (void *opaque)
+{
+  (void)opaque;
+  copy_again (2000);
+  return 0;
+}
+
+/* At no instant does the file know the sample and not the block. */
+static int
+write_and_look (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  bool clean, sampled;
+  int r = state_file_io (opaque).write (opaque, data, length, offset);
+
+  left_without_power (copied_again, copied_again + 1, &clean, &sampled);
+  cr_assert (!clean || !sampled, "what proves a destination came before what it lacks");
+  return r;
+}
+
+/* What a worker sets dirty by itself, and an old worker's requests, get into the file. */
+Test (state, dirty_without_a_guest)
+{
+  const struct sample first = { .block = 5, .length = 4, .kind = SAMPLE_SENT, .data = "old" };
+  char *error = NULL;
+  uint8_t uuid[16];
+  bool clean, sampled;
+
+  begin ();
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, NULL, &error) == 0, "%s", error);
+  struct region *r = worker_region = region_create (&layout.geo, uuid, &error);
+  samples_put (r, &first);
+  state_set_region (&state, r);
+  state_allow_settling (&state);
+  for (unsigned i = 0; i < 3; i++)
+    state_round (&state);
+  left_without_power (1000, 5, &clean, &sampled);
+  cr_assert (clean && sampled);
+  state.io.write = write_and_look;
+  copy_again (1000);
+  state_round (&state);
+  left (1000, &clean, &sampled);
+  cr_assert_not (clean);
+  left_without_power (1000, 5, &clean, &sampled);
+  cr_assert (!clean && sampled, "the sample that did not change is there still");
+  state_round (&state);
+  left_without_power (1000, 1001, &clean, &sampled);
+  cr_assert (!clean && sampled);
+  /* The same behind the round's back. */
+  state.io.sync_disk = copy_again_meanwhile;
+  state.flush_owed = true;
+  state.owed_tick = UINT32_MAX;
+  state_round (&state);
+  state_round (&state);
+  left (2000, &clean, &sampled);
+  cr_assert_not (clean);
+  left_without_power (2000, 5, &clean, &sampled);
+  cr_assert_not (clean);
+  bitmap_set (r, REGION_QUARANTINE, 3000, 1);
+  state_set_region (&state, r);
+  left (3000, &clean, &sampled);
+  cr_assert_not (clean);
+  state_round (&state);
+  left_without_power (3000, 5, &clean, &sampled);
+  cr_assert_not (clean);
+  end ();
+  region_free (r);
+}
+
 /* A job that begins with what was changed, and what becomes of it. */
 Test (state, a_job_since_a_checkpoint)
 {
