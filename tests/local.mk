@@ -30,6 +30,7 @@ unit_tests = \
 	tests/unit/test-samples \
 	tests/unit/test-state \
 	tests/unit/test-state-job \
+	tests/unit/test-state-loss \
 	tests/unit/test-rate \
 	tests/unit/test-neighbours \
 	tests/unit/test-window \

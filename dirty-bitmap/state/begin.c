@@ -169,6 +169,10 @@ state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_
     pthread_mutex_lock (&s->io_lock);
     s->live = live;
     r = begin_job (s, uuid, boot, since, changes, error);
+    if (r == -1) { /* the file may say either, and the job before is not marked any more */
+      atomic_store (&s->marked[0], live);
+      state_lose (s, "a job could not begin");
+    }
     pthread_mutex_unlock (&s->io_lock);
   }
   free (changes);

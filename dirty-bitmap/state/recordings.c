@@ -265,7 +265,7 @@ merge_active (struct state *s, struct state_table *t, uint32_t i, uint64_t *bits
     if (bits[w] != 0)
       atomic_fetch_or (&live[w], bits[w]);
   if (write_recording (s, live, c) == -1)
-    return -1;
+    return state_write_failed (s, "recording");
   memcpy (parent->recording, c->recording, 16);
   parent->area = c->area;
   parent->blocks = 0;
@@ -286,7 +286,7 @@ merge_frozen (struct state *s, struct state_table *t, uint32_t i, const uint64_t
   uuid_make (parent->recording);
   /* Nobody else has BITS. */
   if (write_recording (s, (const _Atomic uint64_t *)bits, parent) == -1)
-    return -1;
+    return state_write_failed (s, "recording");
   drop_entry (t, i);
   return 0;
 }

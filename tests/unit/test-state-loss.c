@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later
+ *
+ * The state file's library: where it stops to track, a block that is written from then on must not
+ * be clean to a server that is started in this boot.
+ */
+
+#include "config.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "tests/unit/state-fixture.h"
+
+static struct region *region;
+
+/* A job with REGION, in which nothing is dirty any more. */
+static void
+begin_job (const struct state_layout *l)
+{
+  char *error = NULL;
+  uint8_t uuid[16];
+
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, l, file.live, uuid, boot, NULL, &error) == 0, "%s", error);
+  region = region_create (&l->geo, uuid, &error);
+  cr_assert (region != NULL, "%s", error);
+  state_set_region (&state, region);
+  state_allow_settling (&state);
+}
+
+/* A guest's write, and a round after it. */
+static void
+write_and_look (uint64_t block)
+{
+  bool counted;
+
+  state_allow_settling (&state);
+  if (!state_try_enter (&state, block * BLOCK, BLOCK, &counted)) {
+    state_commit (&state);
+    cr_assert (state_try_enter (&state, block * BLOCK, BLOCK, &counted));
+  }
+  state_round (&state);
+  if (counted)
+    state_leave (&state, block * BLOCK, BLOCK);
+}
+
+/* The server is killed: what does the next one say of BLOCK? */
+static bool
+is_clean (uint64_t block)
+{
+  struct state_found f;
+  char *error = NULL;
+  uint64_t size = (uint64_t)lseek (file.fd, 0, SEEK_END);
+
+  cr_assert (state_find (file.fd, size, boot, NULL, &f, &error) == 0, "%s", error);
+  bool clean = f.bits != NULL && (f.bits[block / 64] >> (block % 64) & 1) == 0;
+  state_found_free (&f);
+  return clean;
+}
+
+/* ---- a job that cannot begin ---- */
+
+static unsigned failing_writes;
+
+static int
+fail_at_the_superblock (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  if (offset < UINT64_C (2) * STATE_PAGE && failing_writes != 0) {
+    failing_writes--;
+    errno = EIO;
+    return -1;
+  }
+  return state_file_io (opaque).write (opaque, data, length, offset);
+}
+
+/* One begins in place of another, and fails; the old one goes on. */
+static void
+cannot_begin (const char *since)
+{
+  struct state_view v;
+  char *error = NULL;
+  uint8_t uuid[16];
+
+  begin ();
+  add ("a");
+  begin_job (&layout);
+  state_round (&state);
+  cr_assert (is_clean (1), "the test is about what is clean");
+  state_set_region (&state, NULL);
+  state.io.write = fail_at_the_superblock;
+  failing_writes = 1;
+  uuid_make (uuid);
+  cr_assert (state_begin (&state, &layout, file.live, uuid, boot, since, &error) == -1);
+  text_free (error);
+  state_look (&state, &v);
+  cr_assert (v.lost && !v.job);
+  cr_assert_not (is_clean (1));
+  state_set_region (&state, region);
+  write_and_look (1);
+  cr_assert_not (is_clean (1));
+  end ();
+  region_free (region);
+}
+
+Test (state_loss, a_job_that_cannot_begin)
+{
+  cannot_begin (NULL);
+}
+
+Test (state_loss, a_job_since_a_checkpoint_that_cannot_begin)
+{
+  cannot_begin ("a");
+}
+
+/* ---- a checkpoint that cannot be removed ---- */
+
+static int
+fail_once (void *opaque)
+{
+  state.io.sync = state_file_io (opaque).sync;
+  errno = EIO;
+  return -1;
+}
+
+/* An error of the disk's is told once: it may be that of a page of L1, which is synced by another
+ * thread at the same time. */
+Test (state_loss, a_sync_that_fails_at_a_removal)
+{
+  struct state_view v;
+  char *error = NULL;
+
+  for (unsigned frozen = 0; frozen < 2; frozen++) {
+    begin ();
+    add ("a");
+    write_block (1);
+    add ("b");
+    write_block (2);
+    if (frozen)
+      add ("c");
+    state.io.sync = fail_once;
+    cr_assert (state_checkpoint_remove (&state, "b", &error) == -1);
+    cr_assert (strstr (error, strerror (EIO)) != NULL, "%s", error);
+    text_free (error);
+    state_look (&state, &v);
+    cr_assert (v.lost);
+    end ();
+  }
+}
