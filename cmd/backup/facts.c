@@ -213,16 +213,19 @@ look_at_checkpoint (struct backup_disk *d, const json_t *all, const struct manif
   }
 }
 
-/* Has ALL, the checkpoints of a disk, one that a backup of the disk ID in LIST has added? */
+/* Has ALL, the checkpoints of a disk, one that a backup of the disk ID in LIST by CONTROL has
+ * added?
+ */
 static bool
-is_known (const json_t *all, const struct backup_list *list, const char *id)
+is_known (const json_t *all, const struct backup_list *list, const char *id, const char *control)
 {
   size_t i;
   json_t *c;
 
   for (unsigned b = 0; b < list->nr; b++) {
     const struct manifest_disk *m = manifest_find_disk (&list->list[b].manifest, id);
-    if (m == NULL || m->checkpoint_uuid == NULL)
+    if (m == NULL || m->checkpoint_uuid == NULL || m->control == NULL
+        || strcmp (m->control, control) != 0)
       continue;
     json_array_foreach (all, i, c)
     {
@@ -242,7 +245,7 @@ is_of_another (const struct backup_run *run, const struct backup_disk *d, const 
                const struct backup_list *list, const struct manifest_disk *last)
 {
   return run->mode != BACKUP_FULL && last->control != NULL && strcmp (last->control, d->place) != 0
-         && !is_known (all, list, d->id);
+         && !is_known (all, list, d->id, last->control);
 }
 
 /* Is the state file of a disk of another size?  Then its server begins no job. */

@@ -272,14 +272,21 @@ is_new (const struct old_server *o, pid_t server)
 }
 
 /* An earlier run, which was killed, has started the server, perhaps just now.  It listens at its
- * control socket first, and at the one that is to be renamed before it writes its process id. */
-static void
+ * control socket first, and at the one that is to be renamed before it writes its process id.  1:
+ * it is there.  0: it has ended.  -1: it does not come up; the guest is still at the old one. */
+static int
 wait_for_started (const struct old_server *o, const struct new_server *n, const char *sock)
 {
   uint64_t end = clock_ms () + END_MS;
 
-  while (!is_new (o, pid_file_process (n->pidfile, sock)) && clock_ms () < end)
+  while (!is_new (o, pid_file_process (n->pidfile, sock))) {
+    if (tidy_look (o->control) != TIDY_IN_USE)
+      return 0;
+    if (clock_ms () >= end)
+      return -1;
     clock_sleep_ms (LOOK_MS);
+  }
+  return 1;
 }
 
 static int
@@ -292,11 +299,10 @@ start_new (struct old_server *o, const struct new_server *n, const char *sock)
     }
     o->aside = true;
   }
-  if (tidy_look (o->control) == TIDY_IN_USE) {
-    wait_for_started (o, n, sock);
+  int r = tidy_look (o->control) == TIDY_IN_USE ? wait_for_started (o, n, sock) : 0;
+  if (r == 1)
     return 0;
-  }
-  if (start (o, n, sock, o->control, n->pidfile, n->state) == 0)
+  if (r == 0 && start (o, n, sock, o->control, n->pidfile, n->state) == 0)
     return 0;
   cmd_say ("the server of %s could not be started", n->disk);
   return -1;

@@ -60,6 +60,28 @@ call_rollback (struct migrate *m, struct disk *d, char **class_, char **error)
   return control_client_call (d->client, &call, error);
 }
 
+/* The server may be another one than that of our connection: the one before was killed.  0, or -1
+ * with *ERROR, and *CLASS_ if it was refused. */
+static int
+roll_back (struct migrate *m, struct disk *d, char **class_, char **error)
+{
+  for (int try = 0; try < 2; try++) {
+    text_free (*error);
+    *error = NULL;
+    if (d->client == NULL)
+      d->client = control_client_connect (d->control, QUERY_MS, error);
+    if (d->client == NULL)
+      return -1;
+    if (call_rollback (m, d, class_, error) == 0)
+      return 0;
+    if (*class_ != NULL)
+      return -1;
+    control_client_free (d->client);
+    d->client = NULL;
+  }
+  return -1;
+}
+
 /* Open the source's disks again although they were handed over: nothing ran at the destination. */
 static bool
 uncommit (struct migrate *m)
@@ -72,13 +94,8 @@ uncommit (struct migrate *m)
 
     if (control_is_of_qemu (d->control)) /* nothing but the stopped guest keeps it */
       continue;
-    if (d->client == NULL)
-      d->client = control_client_connect (d->control, QUERY_MS, &error);
-    text_free (error);
-    error = NULL;
-    if (d->client != NULL
-        && (call_rollback (m, d, &class_, &error) == 0
-            || (class_ != NULL && strcmp (class_, "NotFenced") == 0)))
+    if (roll_back (m, d, &class_, &error) == 0
+        || (class_ != NULL && strcmp (class_, "NotFenced") == 0))
       journal_rolled_back (&m->journal, "%s: handed back to the source", d->control);
     else {
       all = false;

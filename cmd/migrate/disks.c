@@ -132,24 +132,34 @@ disk_has_left_over (const struct disk *d)
          || (strcmp (state, "failed") == 0 && status_has_number (d->status, "dirty-bytes"));
 }
 
-/* A job is at work already.  An earlier try that was killed may have started it, with another
- * destination: then the guest would be started on a disk that nobody filled. */
+/* A job is at work that is not ours.  An earlier try that was killed may have started it, with
+ * another destination: then the guest would be started on a disk that nobody filled.  Until it has
+ * begun it may not tell. */
 static int
-check_running (struct journal *journal, const struct disk *d)
+check_target (struct journal *journal, const struct disk *d)
 {
-  const char *target = status_text (d->status, "target"), *sync = status_text (d->status, "sync");
+  const char *target = status_text (d->status, "target");
 
-  if (target == NULL || same_place (target, d->dest)) {
-    if (d->option->have_sync && !d->option->sync.automatic && sync != NULL
-        && strcmp (sync, sync_name (d->option->sync.mode)) != 0)
-      cmd_warning ("%s: a job is at work already, with --sync %s: it is used as it is", d->control,
-                   sync);
+  if (target == NULL || same_place (target, d->dest))
     return 0;
-  }
   return journal_fail (journal, EXIT_REFUSED,
                        "%s: a job is at work that mirrors it to %s, not to %s: 'nbdmirror"
                        " cancel' ends it",
                        d->control, target, d->dest);
+}
+
+static int
+check_running (struct journal *journal, const struct disk *d)
+{
+  const char *sync = status_text (d->status, "sync");
+
+  if (check_target (journal, d) == -1)
+    return -1;
+  if (d->option->have_sync && !d->option->sync.automatic && sync != NULL
+      && strcmp (sync, sync_name (d->option->sync.mode)) != 0)
+    cmd_warning ("%s: a job is at work already, with --sync %s: it is used as it is", d->control,
+                 sync);
+  return 0;
 }
 
 /* The base of a job that we begin, if it is a file. */
@@ -305,6 +315,8 @@ disks_look (struct disks *d, bool *ready)
       return -1;
     const char *state = state_of (disk);
     /* Our worker may not have attached yet: then this is still the state of the job before. */
+    if (!disk->ours && check_target (d->journal, disk) == -1)
+      return -1;
     if (!disk->ours && is_one_of (state, over))
       return journal_fail (d->journal, EXIT_ERROR, "%s: its job is %s", disk->control, state);
     if (strcmp (state, "ready") != 0)

@@ -147,9 +147,10 @@ finish_hand_over (struct migrate *m, int (*start) (struct migrate *m))
 
 /* ---- start ---------------------------------------------------------------------------------- */
 
-/* Once.  1: the guest runs.  0: it may do so yet.  -1: it will not. */
+/* Once.  1: the guest runs.  0: it may do so yet.  -1: it will not.  *UNANSWERED becomes true if it
+ * was not waited for whether QEMU does it. */
 static int
-send_cont (struct migrate *m, char **error)
+send_cont (struct migrate *m, bool *unanswered, char **error)
 {
   struct machine *dest = &m->machines.dest;
   bool refused;
@@ -157,8 +158,10 @@ send_cont (struct migrate *m, char **error)
   if (dest->qmp != NULL && machine_events (dest) == 0) {
     m->cont_sent = true;
     notes_cont_sent (m->notes, true);
+    dest->unanswered = false;
     if (machine_call (dest, "cont", NULL, NULL, &refused, error) == 0)
       return 1;
+    *unanswered = *unanswered || dest->unanswered;
     if (refused)
       return 0;
   }
@@ -171,7 +174,7 @@ send_cont (struct migrate *m, char **error)
   if (machines_wait_dead (&m->machines, dest)) {
     if (*error == NULL)
       text_error (error, "the destination QEMU has died");
-    m->cont_sent = false;
+    m->cont_sent = *unanswered;
     return -1;
   }
   text_free (*error);
@@ -179,12 +182,21 @@ send_cont (struct migrate *m, char **error)
   return machine_connect (dest, error);
 }
 
+static bool
+waits_for_cont (const char *status)
+{
+  return strcmp (status, "paused") == 0 || strcmp (status, "inmigrate") == 0
+         || strcmp (status, "prelaunch") == 0;
+}
+
 /* Send `cont` until the guest runs.  -1 with *ERROR: it does not, and m->cont_sent is false if it
  * certainly has not run. */
 static int
 start_dest (struct migrate *m, char **error)
 {
-  const struct machine *dest = &m->machines.dest;
+  struct machine *dest = &m->machines.dest;
+  bool unanswered = false;
+  char status[32] = "";
   int r = 0;
 
   for (int try = 0; try < CONT_TRIES && r == 0; try++) {
@@ -192,12 +204,20 @@ start_dest (struct migrate *m, char **error)
     *error = NULL;
     if (try > 0)
       machines_wait (&m->machines, CONT_PAUSE_MS);
-    r = send_cont (m, error);
+    r = send_cont (m, &unanswered, error);
   }
-  if (r == 1)
+  /* QEMU carries commands out one after the other: with this answer it is done with those that we
+   * have not waited for, and may have run the guest without our hearing of it. */
+  if (r == 0 && unanswered)
+    machine_status (dest, status);
+  if (r == 1 || strcmp (status, "running") == 0) {
+    text_free (*error);
+    *error = NULL;
     return 0;
+  }
   /* A QEMU that still answers, and never said RESUME, has not run it. */
-  bool never_ran = dest->resume_ns == 0 && (!m->cont_sent || dest->qmp != NULL);
+  bool answers = dest->qmp != NULL && (!unanswered || waits_for_cont (status));
+  bool never_ran = dest->resume_ns == 0 && (!m->cont_sent || answers);
   m->cont_sent = !never_ran;
   notes_cont_sent (m->notes, m->cont_sent);
   return -1;

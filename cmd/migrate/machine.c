@@ -127,6 +127,7 @@ machine_call (struct machine *v, const char *command, json_t *args, json_t **ret
     if (refused != NULL)
       *refused = class_ != NULL;
     if (class_ == NULL) {
+      v->unanswered = v->qmp == NULL || !control_client_is_lost (v->qmp);
       machine_events (v); /* those that came before the end */
       machine_close (v);
     }

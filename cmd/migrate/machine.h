@@ -30,6 +30,7 @@ struct machine {
   struct control_client *qmp;           /* NULL: not connected, or lost */
   struct peer peer;                     /* who listens at PATH, as of the last connection */
   char migration[32];                   /* the last status that a MIGRATION event told; "" none */
+  bool unanswered;                      /* we have hung up while a command had no answer yet */
   uint64_t stop_ns, resume_ns;          /* when these events came; 0: they did not */
   json_int_t memory_left, memory_total; /* bytes, as query-migrate told last; total 0: it did not */
   json_int_t memory_sent;               /* the same */

@@ -101,10 +101,14 @@ wait_for_end (struct nbd_handle *h)
 {
   int64_t deadline = endpoint_now_ms () + SEAL_TIMEOUT_MS;
 
-  while (!nbd_is_over (h) && endpoint_now_ms () < deadline)
-    if (nbd_poll_handle (h, (int)(deadline - endpoint_now_ms ())) == -1)
-      return true;
-  return nbd_is_over (h);
+  while (!nbd_is_over (h)) {
+    int64_t left = deadline - endpoint_now_ms ();
+    if (left <= 0)
+      return false;
+    if (nbd_poll_handle (h, (int)left) == -1)
+      break;
+  }
+  return true;
 }
 
 /* Connect, and ask what the server is.  0, 1 or -1 as in seal.h; with 0 the connection is in *H,

@@ -188,6 +188,7 @@ copier_run (void *opaque)
     if (atomic_load (&target->stop) || turn (c, wait_ns) == -1)
       break;
   }
+  c->left = c->slots.nr_active; /* to close the channels completes them */
   /* Each copier does this for itself: to take a context of libaio down may take tens of
    * milliseconds (aio-pool.h). */
   copier_close (c);

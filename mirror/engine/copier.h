@@ -17,6 +17,7 @@ struct copier {
   bool flusher; /* it sends the flushes */
   bool at_once; /* the source answered the last read at once, from the page cache */
   int wake_fd;
+  unsigned left; /* requests that had no answer when the thread ended */
   pthread_t thread;
 };
 

@@ -169,7 +169,7 @@ all_answered (struct session *s)
 {
   bool all = session_lost (s) == NULL && bitmap_empty (s->engine->region, REGION_QUARANTINE);
   for (unsigned i = 0; i < s->nr_started; i++)
-    all = all && s->copiers[i].slots.nr_active == 0;
+    all = all && s->copiers[i].left == 0;
   return all;
 }
 

@@ -25,6 +25,10 @@ coordinator_checkpoint_prepare (struct coordinator_disk *disks, unsigned nr)
     d->checkpoint_uuid[0] = '\0';
     if (d->checkpoint == NULL)
       continue;
+    if (d->client == NULL) { /* lost for good */
+      coordinator_disk_refused (d, NULL, text_printf ("%s: its server was lost", d->control));
+      continue;
+    }
     const struct control_call call
         = { .command = "mirror-checkpoint-prepare",
             .args = json_pack ("{s:s, s:i}", "name", d->checkpoint, "lease-ms", LIMIT_MS),
@@ -37,6 +41,7 @@ coordinator_checkpoint_prepare (struct coordinator_disk *disks, unsigned nr)
   for (unsigned i = 0; i < nr; i++) {
     const struct control_call call
         = { .command = "mirror-checkpoint-prepare", .timeout_ms = LIMIT_MS, .class_ = &class_ };
+    class_ = NULL; /* the last disk's, which it owns now */
     if (disks[i].begun && control_client_finish (disks[i].client, &call, &message) == -1)
       coordinator_disk_refused (&disks[i], class_, message);
   }

@@ -154,6 +154,11 @@ coordinator_disk_prepare (void *opaque)
   struct coordinator_disk *d = opaque;
   char *message = NULL, *class_ = NULL;
   json_t *ret = NULL;
+
+  if (d->client == NULL) { /* lost for good while an earlier hold was released */
+    coordinator_disk_refused (d, NULL, text_printf ("%s: its server was lost", d->control));
+    return NULL;
+  }
   json_t *args
       = json_pack ("{s:I, s:s, s:s, s:s*}", "lease-ms", (json_int_t)d->lease_ms, "rollback-token",
                    d->token, "waiters", d->waiters, "successor", d->successor);
@@ -200,6 +205,7 @@ coordinator_prepare_now (struct coordinator_disk *disks, unsigned nr)
   for (unsigned i = 0; i < nr; i++) {
     if (!disks[i].begun)
       continue;
+    class_ = NULL; /* the last disk's, which it owns now */
     if (control_client_finish (disks[i].client, &call, &message) == 0)
       take_prepared (&disks[i], ret);
     else

@@ -52,7 +52,7 @@ on_progress (void *opaque, uint64_t done, uint64_t size)
   struct proving *v = opaque;
 
   tell (v, "our", done, size);
-  return atomic_load (v->p->signal) == 0;
+  return !job_signal_ends (atomic_load (v->p->signal));
 }
 
 /* Wait until the destination has computed its digest.  CH reads what it tells. */
@@ -64,7 +64,7 @@ wait_for_theirs (struct proving *v, struct channel *ch, char text[DIGEST_WHOLE_T
   _Alignas(4096) char told[4096];
   uint64_t done, size;
 
-  while (atomic_load (p->signal) == 0) {
+  while (!job_signal_ends (atomic_load (p->signal))) {
     int err = sync_read (ch, told, DIGEST_BASE_SIZE, 0);
     if (err) {
       text_error (error, "%s: %s", p->dest_argv[0], strerror (err));
@@ -106,7 +106,7 @@ compute_ours (struct proving *v, char *digest, char **error)
   bool kept;
 
   if (image_digest (p->base, &o, digest, &kept, error) == -1)
-    return atomic_load (p->signal) != 0 ? JOB_CANCELLED : JOB_FAILED;
+    return job_signal_ends (atomic_load (p->signal)) ? JOB_CANCELLED : JOB_FAILED;
   /* What is not visited yet was left as in that base, and nothing says so but this record. */
   bool needed = p->resumed && (p->recorded != NULL || p->sync->mode == ENGINE_SYNC_BASE);
   if (!needed || (p->recorded != NULL && strcmp (digest, p->recorded) == 0))

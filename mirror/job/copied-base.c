@@ -81,7 +81,7 @@ read_digests (struct reading *r, uint8_t *to, uint32_t nr, uint64_t first)
     if (channel_dispatch (r->digests, fds, n) == -1 && r->waits)
       return ESHUTDOWN;
     r->progress (r->opaque, first * digest_whole_key.block);
-    if (atomic_load (r->p->signal) != 0)
+    if (job_signal_ends (atomic_load (r->p->signal)))
       return ECANCELED;
   }
   return r->error;

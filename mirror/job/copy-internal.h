@@ -76,6 +76,8 @@ bool copy_all_done (struct copy *c);
 
 /* copy-status.c */
 
+/* Where to: a name, or the words of a command.  A new reference. */
+json_t *copy_target (const struct copy *c);
 /* A new reference, or NULL. */
 json_t *copy_status (struct copy *c, const char *state);
 /* The same of a copy that runs. */
@@ -83,6 +85,8 @@ json_t *copy_status_now (struct copy *c);
 
 /* copy-server.c.  S may be NULL: no control socket. */
 
+/* Its destination is still being proved: answer who asks.  To be called several times a second. */
+void copy_server_prove (struct copy_server *s, struct copy *c);
 /* The copy C runs from now on; NULL: it has ended. */
 void copy_server_begin (struct copy_server *s, struct copy *c);
 /* That is what is told from now on.  STATUS is borrowed, and completed. */

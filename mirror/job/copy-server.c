@@ -31,6 +31,7 @@ struct copy_server {
   struct control_server *server;
   json_t *status;
   struct copy_handoff handoff;
+  struct copy *proving; /* NULL: none, or it has begun */
 };
 
 struct request {
@@ -166,6 +167,12 @@ resume_job (struct request *r)
 }
 
 static void
+not_begun (struct request *r)
+{
+  control_error (r->peer, r->id, "DeviceNotActive", "the job has not begun yet, or is over");
+}
+
+static void
 ask (struct copy *c, enum job_signal what)
 {
   atomic_store (c->o->signal, what);
@@ -175,11 +182,17 @@ ask (struct copy *c, enum job_signal what)
 static void
 cancel (struct request *r)
 {
+  struct copy *c = r->c != NULL ? r->c : r->s->proving;
+
+  if (c == NULL) {
+    not_begun (r);
+    return;
+  }
   if (!copy_handoff_give_up (&r->s->handoff, "GenericError", "the job was cancelled")) {
     control_error (r->peer, r->id, "AlreadyCommitted", "this disk was handed over already");
     return;
   }
-  ask (r->c, JOB_SIGNAL_CANCEL);
+  ask (c, JOB_SIGNAL_CANCEL);
   done (r);
 }
 
@@ -248,7 +261,7 @@ static const struct {
   { "query-version", query_version, false },    { "query-commands", query_commands, false },
   { "query-mirror", query_mirror, false },      { "block-job-set-speed", set_speed, true },
   { "block-job-pause", pause_job, true },       { "block-job-resume", resume_job, true },
-  { "block-job-cancel", cancel, true },         { "block-job-complete", complete, true },
+  { "block-job-cancel", cancel, false },        { "block-job-complete", complete, true },
   { "mirror-set", set_options, true },          { "mirror-prepare", prepare, false },
   { "mirror-prepare-now", prepare_now, false }, { "job-finalize", finalize, false },
   { "mirror-decision", decision, false },       { "mirror-release", release, false },
@@ -285,7 +298,7 @@ on_command (void *opaque, struct control_peer *peer, const char *name, json_t *a
     control_error (peer, id, "CommandNotFound",
                    "the worker of a disk that QEMU has open by itself does not know '%s'", name);
   else if (commands[i].needs_job && r.c == NULL)
-    control_error (peer, id, "DeviceNotActive", "the job has not begun yet, or is over");
+    not_begun (&r);
   else
     commands[i].run (&r);
   fd_close (&r.fd);
@@ -344,8 +357,21 @@ copy_server_handoff (struct copy_server *s)
 }
 
 void
+copy_server_prove (struct copy_server *s, struct copy *c)
+{
+  if (s == NULL)
+    return;
+  s->proving = c;
+  json_object_set_new (s->status, "target", copy_target (c));
+  json_object_set_new (s->status, "total-s",
+                       json_real ((double)(clock_ns () - c->start_ns) / NS_PER_S));
+  copy_server_poll (s, 0, NULL, 0);
+}
+
+void
 copy_server_begin (struct copy_server *s, struct copy *c)
 {
+  s->proving = NULL;
   s->handoff.copy = c;
 }
 
@@ -376,6 +402,10 @@ copy_server_linger (struct copy_server *s, json_t *report, _Atomic int *signal, 
 
   if (report != NULL)
     copy_server_tell (s, report);
+  else /* it never began */
+    json_object_set_new (
+        s->status, "state",
+        json_string (job_signal_ends (atomic_load (signal)) ? "cancelled" : "failed"));
   json_object_set_new (s->status, "worker", json_string ("detached"));
   for (;;) {
     uint64_t now = clock_ms ();

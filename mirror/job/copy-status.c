@@ -26,9 +26,8 @@ number_or_null (bool known, double value)
   return known ? json_real (value) : json_null ();
 }
 
-/* Where to: a name, or the words of a command. */
-static json_t *
-target (const struct copy *c)
+json_t *
+copy_target (const struct copy *c)
 {
   char *text = text_copy ("");
 
@@ -71,7 +70,7 @@ add_tracked (const struct copy *c, json_t *o, const char *state)
   json_object_set_new (o, "downtime-ms",
                        number_or_null (committed, (double)p->pause_ns / NS_PER_MS));
   json_object_set_new (o, "rollback-token", json_null ());
-  json_object_set_new (o, "target", target (c));
+  json_object_set_new (o, "target", copy_target (c));
   json_object_set_new (o, "sealed", c->is_receive ? json_boolean (c->sealed) : json_null ());
   bool lost = c->supervisor.state != SUPERVISOR_COPYING && c->supervisor.error != NULL;
   json_object_set_new (o, "error", lost ? json_string (c->supervisor.error) : json_null ());

@@ -48,9 +48,9 @@ tell (void *opaque, enum job_message kind, const char *text)
 static void
 answer (void *opaque)
 {
-  const struct copy *c = opaque;
+  struct copy *c = opaque;
 
-  copy_server_poll (c->o->server, 0, NULL, 0);
+  copy_server_prove (c->o->server, c);
 }
 
 static enum job_result
@@ -464,13 +464,13 @@ copy_run (const struct copy_options *o, json_t **report)
     if (o->tracker != NULL && result == JOB_COMPLETED)
       result = seal (c, stopped);
     *report = copy_status (c, end_name (result));
-    if (o->server != NULL)
-      copy_server_begin (o->server, NULL);
     if (stopped && result == JOB_COMPLETED && !c->engine.unanswered)
       say_checkpoint (c, *report);
     if (stopped)
       engine_destroy (&c->engine);
   }
+  if (o->server != NULL)
+    copy_server_begin (o->server, NULL);
   if (!stopped)
     return result; /* a connection that is still being made uses the rest until the process ends */
   if (c->dest.opened)

@@ -58,6 +58,13 @@ enum job_signal {
   JOB_SIGNAL_COMPLETE /* only a tracked copy asks for it (copy.h) */
 };
 
+/* Does SIGNAL end what is done before the job copies? */
+static inline bool
+job_signal_ends (int signal)
+{
+  return signal == JOB_SIGNAL_CANCEL || signal == JOB_SIGNAL_DETACH;
+}
+
 enum job_message { JOB_NOTICE, JOB_WARNING, JOB_ERROR };
 
 struct job_options {

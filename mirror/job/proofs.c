@@ -65,18 +65,19 @@ drop_left_over (struct job *j)
 }
 
 /* A proof has ended with RESULT and WHY, which this frees.  0, or -1 with j->result set and the
- * message said.  RESUMED: the job is there, and stays unless it is cancelled. */
+ * message said.  LEFT_OVER: there is a job, which stays unless it is cancelled. */
 static int
-end_proof (struct job *j, bool resumed, enum job_result result, char *why)
+end_proof (struct job *j, bool left_over, enum job_result result, char *why)
 {
   if (result == JOB_COMPLETED && !j->lost)
     return 0;
   j->result = j->lost ? JOB_FAILED : result;
-  if (j->result == JOB_CANCELLED && resumed && atomic_load (j->o->signal) == JOB_SIGNAL_DETACH)
+  if (j->result == JOB_CANCELLED && left_over && job_resumes (j)
+      && atomic_load (j->o->signal) == JOB_SIGNAL_DETACH)
     j->result = JOB_DETACHED; /* as at any other time */
   else if (!j->lost)
     job_say (j, JOB_ERROR, "%s", why);
-  if (j->result == JOB_CANCELLED && resumed)
+  if (j->result == JOB_CANCELLED && left_over && atomic_load (j->o->signal) == JOB_SIGNAL_CANCEL)
     drop_left_over (j);
   text_free (why);
   return -1;
@@ -116,7 +117,7 @@ prove_base (struct job *j, json_t *status)
     .message = tell_of_proof,
   };
   enum job_result result = base_prove (&proof, j->base_digest, &j->found, &error);
-  return end_proof (j, left_over && job_resumes (j), result, error);
+  return end_proof (j, left_over, result, error);
 }
 
 /* Nothing is left out because of a checkpoint at which the destination may not stand. */
@@ -138,7 +139,7 @@ prove_checkpoint (struct job *j, json_t *status)
     result = incremental_prove (inc, j->source, j->dest.opened,
                                 j->dest.nr_dest == 1 ? j->dest.dest[0] : NULL, j->o->signal, j,
                                 tell_of_proof, &error);
-  return end_proof (j, false, result, error);
+  return end_proof (j, left_over, result, error);
 }
 
 int

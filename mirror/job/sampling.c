@@ -289,7 +289,7 @@ compare (struct batch *b, struct sampled *found, char **error)
 {
   for (bool more = true; more && found->compared < b->most;) {
     uint64_t left = b->most - found->compared;
-    if (b->s->signal != NULL && atomic_load (b->s->signal) != 0)
+    if (b->s->signal != NULL && job_signal_ends (atomic_load (b->s->signal)))
       return text_error (error, "cancelled while blocks were compared"), JOB_CANCELLED;
     enum job_result result = choose (b, left < b->max ? (unsigned)left : b->max, &more, error);
     if (result != JOB_COMPLETED)

@@ -57,7 +57,12 @@ receiving_tick (struct mirror *m)
   struct take_over_page *p = m->take_over;
   CLEANUP_TEXT char *error = NULL;
 
-  if (p == NULL || atomic_load (&p->state) != TAKE_OVER_ASKED)
+  if (p == NULL)
+    return;
+  /* The guest may not have waited for us: its disk is no less its own. */
+  bool asked = atomic_load (&p->state) == TAKE_OVER_ASKED;
+  bool missed = atomic_load (&p->state) == TAKE_OVER_MISSED && m->fence.state != FENCE_NONE;
+  if (!asked && !missed)
     return;
   fd_wake_clear (p->wake_fd);
   if (fence_remove (&m->fence, &error) == -1) {
@@ -67,6 +72,8 @@ receiving_tick (struct mirror *m)
     text_free (error);
     error = NULL;
   }
+  if (missed)
+    return;
   if (p->records != 0 && begin_checkpoint (m, &error) == -1)
     nbdkit_error (RECEIVING_NO_CHECKPOINT, error);
   take_over_change (p, TAKE_OVER_ASKED, TAKE_OVER_DONE);

@@ -87,7 +87,8 @@ for mode in --auto --incremental --dry-run; do
   run 7 "the last backup with this name is that of $A" "$B" "$repo" "${also_a[@]}" "$mode"
 done
 run 0 'a: full: asked for' "$B" "$tmp/other" "${also_a[@]}" --full
-run 0 'a: full: the last backup has added no checkpoint' "$A" "$tmp/other" # it is known there
+run 7 "the last backup with this name is that of $B" "$A" "$tmp/other" # not for good
+run 0 'a: full: asked for' "$A" "$tmp/other" --full
 run 0 'a: incremental:' "$A" "$tmp/other"
 stop a
 serve elsewhere "$tmp/a" --state "$tmp/a.state"

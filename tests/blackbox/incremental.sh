@@ -111,7 +111,7 @@ wait_for 10 copying
 stop good
 mv "$tmp/dst.img" "$tmp/good.img"
 start_dest good file $size
-wait_exit mirror 30
+wait_exit mirror 60 # a guest's write that can be read may take 30 s to be dirty
 [ "$status" = 7 ] || fail "another destination in its place: exit status $status"
 nbdmirror cancel "${control[src]}"
 stop good

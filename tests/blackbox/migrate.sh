@@ -283,6 +283,7 @@ fails 7 running inmigrate open --
 says "${control[a]}: a job is left over: --resume goes on with it"
 fails 0 postmigrate running fenced -- -- --resume
 back_home
+detached a b
 
 # At and after the commit.  As long as the destination has not run there is a way back.
 case="cont is refused"

@@ -117,6 +117,22 @@ wait_state "${control[src]}" ready 20
 stop mirror
 no_lock detached
 
+# ---- the destination is mute when a worker leaves: what it has sent may still be on its way
+rm -f "$tmp/dst.img"; stop dst; rm -f "${socket[dst]}"; start_dest dst file "$size"
+nbdmirror cancel "${control[src]}"
+start_worker "${uri[dst]}" --bandwidth 4M
+wait_for 20 status_is state copying
+wait_for 20 status_has_sent
+kill -STOP "${pid[dst]}"
+sleep 0.5 # a request is sent every 62 ms
+stop mirror TERM
+[ -s "$lock" ] || fail "the file is gone, and requests had no answer"
+kill -CONT "${pid[dst]}"
+start_worker "${uri[dst]}" --resume
+wait_state "${control[src]}" ready 20
+stop mirror
+no_lock "detached again"
+
 # ---- the file cannot be had
 mkdir "$lock"
 nbdmirror mirror "${control[src]}" "${uri[dst]}" --resume --on-ready complete >"$tmp/out" 2>&1 ||

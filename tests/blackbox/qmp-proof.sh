@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that the worker of a disk which QEMU has open by itself tells how it stands while it proves
-# the base of its destination, which is a plain copy; and that a signal ends the proof soon.
+# the base of its destination, which is a plain copy; and that it can be cancelled meanwhile.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
@@ -28,13 +28,16 @@ answers () { timeout 3 "$NBDMIRROR" status "qmp:$tmp/qmp/disk" >"$tmp/answer" 2>
 spawn first nbdmirror "${mirror[@]}"
 wait_for 20 answers
 grep -q "state *copying" "$tmp/answer" || fail "it answers: $(cat "$tmp/answer")"
-kill -INT "${pid[first]}"
+told () { [ "$(status_of "qmp:$tmp/qmp/disk" target)" = "${uri[dst]}" ]; }
+wait_for 10 told # migrate asks for it
+nbdmirror cancel "qmp:$tmp/qmp/disk"
 wait_exit first 20
-[ "$status" = 6 ] || fail "SIGINT: exit status $status: $(cat "$tmp/first.log")"
+[ "$status" = 6 ] || fail "cancel: exit status $status: $(cat "$tmp/first.log")"
 ! grep -q " 100 %\|pass" "$tmp/first.log" || fail "the proof went on: $(cat "$tmp/first.log")"
 
 spawn second nbdmirror "${mirror[@]}"
 wait_for 20 answers
+kill -USR1 "${pid[second]}" # to hand over, which it does as soon as it can
 wait_exit second 60
 [ "$status" = 0 ] || fail "exit status $status: $(cat "$tmp/second.log")"
 cmp "$tmp/disk" "$tmp/copy" || fail "the copy is not equal"
