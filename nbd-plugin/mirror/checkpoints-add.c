@@ -257,6 +257,8 @@ checkpoints_replace (struct mirror *m, const char *name, const uint8_t uuid[16],
 
   if (!m->persist.open)
     return text_error (error, "%s", NO_STATE_FILE);
+  if (m->bypass.on)
+    return text_error (error, BYPASSED, m->bypass.path);
   if (!tracker_geometry (&m->tracker, &geo))
     return text_error (error, "the disk's size is not known");
   persist_check_disk (m);

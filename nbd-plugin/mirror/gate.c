@@ -256,6 +256,10 @@ gate_release_committed (struct gate *g, uint64_t generation)
               && decision_get (g->decision) == DECISION_COMMIT;
   if (ours && !g->stopping)
     end_hold (g, GATE_OPEN, "committed");
+  else if (ours) { /* held until the end, and who owns the word may free it now */
+    g->prepared = g->releases = false;
+    g->decision = NULL;
+  }
   pthread_mutex_unlock (&g->lock);
   return ours ? 0 : ESTALE;
 }

@@ -203,6 +203,28 @@ Test (gate, released_at_the_commit)
   }
 }
 
+/* At the end of the server nobody lets the guest go any more, and whoever owns the word frees it
+ * before the worker's connection is closed. */
+Test (gate, released_at_the_commit_while_it_stops)
+{
+  struct decision *word = new_word ();
+  struct gate g;
+
+  cr_assert_eq (gate_init (&g), 0);
+  uint64_t n = hold (&g, LONG_LEASE);
+  cr_assert_eq (gate_drained (&g, n), 0);
+  cr_assert_eq (gate_prepare_release (&g, n, word), 0);
+  cr_assert_eq (decision_try (word, DECISION_COMMIT), DECISION_COMMIT);
+  gate_stop (&g);
+  cr_assert_eq (gate_release_committed (&g, n), 0);
+  cr_assert_eq (mode (&g), GATE_HELD);
+  decision_free (word);
+  gate_release (&g, 0, "the worker has gone");
+  gate_settle (&g);
+  cr_assert_eq (mode (&g), GATE_HELD);
+  gate_destroy (&g);
+}
+
 Test (gate, lease_ends_without_a_control_thread)
 {
   struct gate g;
