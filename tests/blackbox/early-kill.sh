@@ -4,6 +4,7 @@
 # its worker was killed before anything that it sent was durable: it need not send everything, since
 # what was found at the destination is enough to recognise it, and to know another disk.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need qemu-img qemu-io qemu-nbd
 
 size=$(bytes 96M)

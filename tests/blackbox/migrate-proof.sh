@@ -4,7 +4,7 @@
 # for longer than any other worker may be silent; and that it finds out about one that was stopped
 # meanwhile.
 . "$(dirname "$0")/lib.sh"
-long_test
+[ -n "${NBDMIRROR_LONG:-}" ] || skip "takes long: NBDMIRROR_LONG=1"
 proves_nothing_under address
 proves_nothing_under thread
 . "$srcdir/tests/blackbox/migrate-lib.sh"

@@ -5,6 +5,7 @@
 # what lies behind the end, a smaller one is refused (exit 7) before anything is written; one that
 # takes 4 KiB requests only is written in such.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 
 # begin SIZE: the source, a disk of random data and its shadow.
 begin () {

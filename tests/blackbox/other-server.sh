@@ -5,6 +5,7 @@
 # can see that it is another one, nor, when a job goes on, where it has to look at what the disk
 # holds.  Where nothing that it holds can be compared, everything is copied again.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 
 size=16M
 head -c "$(bytes $size)" /dev/urandom >"$tmp/disk"
