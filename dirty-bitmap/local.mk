@@ -12,6 +12,7 @@ libdirtybitmap_la_SOURCES = \
 	dirty-bitmap/state/format.h dirty-bitmap/state/format.c \
 	dirty-bitmap/state/guest.c \
 	dirty-bitmap/state/internal.h \
+	dirty-bitmap/state/lost-pages.h dirty-bitmap/state/lost-pages.c \
 	dirty-bitmap/state/note.c \
 	dirty-bitmap/state/recordings.h dirty-bitmap/state/recordings.c \
 	dirty-bitmap/state/recover.c \

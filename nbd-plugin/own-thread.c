@@ -16,6 +16,7 @@ own_thread_start (pthread_t *thread, void *(*run) (void *), void *opaque)
   sigset_t all, before;
 
   sigfillset (&all);
+  sigdelset (&all, SIGBUS); /* state/lost-pages.h */
   pthread_sigmask (SIG_SETMASK, &all, &before);
   int r = pthread_create (thread, NULL, run, opaque);
   pthread_sigmask (SIG_SETMASK, &before, NULL);

@@ -9,8 +9,9 @@
 #include <pthread.h>
 
 /* Start RUN (OPAQUE) with all signals blocked, so that nbdkit's handlers run where nbdkit expects
- * them.  To be called in after_fork: a thread does not survive nbdkit's fork.  0, or -1 with errno;
- * the caller joins the thread. */
+ * them; but for SIGBUS, which is about a page that the thread itself touches.  To be called in
+ * after_fork: a thread does not survive nbdkit's fork.  0, or -1 with errno; the caller joins the
+ * thread. */
 int own_thread_start (pthread_t *thread, void *(*run) (void *), void *opaque);
 
 #endif

@@ -29,6 +29,7 @@ unit_tests = \
 	tests/unit/test-urgent \
 	tests/unit/test-samples \
 	tests/unit/test-state \
+	tests/unit/test-lost-pages \
 	tests/unit/test-state-job \
 	tests/unit/test-state-loss \
 	tests/unit/test-rate \
@@ -306,6 +307,7 @@ own_tests = \
 	tests/blackbox/state-alone.sh \
 	tests/blackbox/state-file.sh \
 	tests/blackbox/state-loss.sh \
+	tests/blackbox/state-shrunk.sh \
 	tests/blackbox/state-size.sh \
 	tests/blackbox/state-slow.sh \
 	tests/blackbox/state-unflushed.sh \

@@ -142,7 +142,7 @@ begin_job (struct state *s, const uint8_t uuid[16], const uint8_t boot[16], cons
   bool beside = atomic_load (&s->active);
   super.job = true;
   memcpy (super.uuid, uuid, 16);
-  if (state_write_off (s) == -1
+  if (state_lost_page (s) || state_write_off (s) == -1
       || (beside ? state_write_super (s, &super) : state_begin_epoch (s, &super, boot)) == -1)
     return text_error (error, "it cannot be written: %s", strerror (errno));
   start_job (s);

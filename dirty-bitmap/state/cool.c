@@ -382,6 +382,7 @@ state_round (struct state *s)
   pthread_mutex_lock (&s->io_lock);
   round.max_cooling = s->layout.nr_extents; /* a first checkpoint may just have set it */
   atomic_fetch_add (&s->tick, 1);
+  state_lost_page (s);
   state_write_loss (s);
   if (atomic_load (&s->active))
     round.cooling = malloc ((round.max_cooling + 1) * sizeof *round.cooling);

@@ -19,6 +19,7 @@
 #include "base/text.h"
 #include "base/tracked-mark.h"
 #include "dirty-bitmap/state/file.h"
+#include "dirty-bitmap/state/lost-pages.h"
 
 static int
 write_file (void *opaque, const void *data, size_t length, uint64_t offset)
@@ -121,6 +122,7 @@ state_file_io (struct state_file *f)
                             .sync_l1 = syncs_parts (f->fd) ? sync_l1 : NULL,
                             .sync_disk = f->disk_fd != -1 ? sync_disk : NULL,
                             .mark_disk = f->disk_fd != -1 ? mark_disk : NULL,
+                            .lost_page = &f->lost_page,
                             .opaque = f };
 }
 
@@ -160,6 +162,15 @@ state_file_lock (struct state_file *f, bool *busy, char **error)
 }
 
 static int
+give_room (struct state_file *f, uint64_t length, char **error)
+{
+  if (state_file_allocate (f, 0, length) == 0)
+    return 0;
+  return text_error (error, "no room for the state of %llu bytes: %s", (unsigned long long)length,
+                     strerror (errno));
+}
+
+static int
 map (struct state_file *f, uint64_t offset, size_t length, _Atomic uint64_t **where, char **error)
 {
   static _Atomic uint64_t nothing; /* what the maps of an empty disk are */
@@ -174,6 +185,10 @@ map (struct state_file *f, uint64_t offset, size_t length, _Atomic uint64_t **wh
   void *p = mmap (NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, (off_t)offset);
   if (p == MAP_FAILED)
     return text_error (error, "mmap: %s", strerror (errno));
+  if (lost_pages_watch (p, length, &f->lost_page) == -1) {
+    munmap (p, length);
+    return text_error (error, "too many files are mapped");
+  }
   *where = p;
   return 0;
 }
@@ -195,7 +210,7 @@ map_l1 (struct state_file *f, const struct state_layout *l, char **error)
 int
 state_file_map_job (struct state_file *f, const struct state_layout *l, char **error)
 {
-  if (map_l1 (f, l, error) == -1)
+  if ((f->live == NULL && give_room (f, l->file_size, error) == -1) || map_l1 (f, l, error) == -1)
     return -1;
   return map (f, l->live_offset, l->live_bytes, &f->live, error);
 }
@@ -203,7 +218,8 @@ state_file_map_job (struct state_file *f, const struct state_layout *l, char **e
 int
 state_file_map_recordings (struct state_file *f, const struct state_layout *l, char **error)
 {
-  if (map_l1 (f, l, error) == -1)
+  if ((f->slots[1] == NULL && give_room (f, l->areas_offset, error) == -1)
+      || map_l1 (f, l, error) == -1)
     return -1;
   for (unsigned i = 0; i < 2; i++)
     if (map (f, l->recordings_offset + i * l->live_bytes, l->live_bytes, &f->slots[i], error) == -1)
@@ -211,11 +227,35 @@ state_file_map_recordings (struct state_file *f, const struct state_layout *l, c
   return 0;
 }
 
+int
+state_file_map_again (struct state_file *f, const struct state_layout *l, char **error)
+{
+  _Atomic uint64_t *maps[] = { f->live, f->slots[0], f->slots[1] };
+  const uint64_t offsets[]
+      = { l->live_offset, l->recordings_offset, l->recordings_offset + l->live_bytes };
+
+  if (give_room (f, f->slots[1] != NULL ? l->areas_offset : l->file_size, error) == -1)
+    return -1;
+  atomic_store (&f->lost_page, false);
+  for (unsigned i = 0; i < 3; i++)
+    if (maps[i] != NULL
+        && mmap ((void *)maps[i], f->live_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                 f->fd, (off_t)offsets[i])
+               == MAP_FAILED) {
+      text_error (error, "mmap: %s", strerror (errno));
+      atomic_store (&f->lost_page, true);
+      return -1;
+    }
+  return 0;
+}
+
 static void
 unmap (const struct state_file *f, _Atomic uint64_t **where)
 {
-  if (*where != NULL && f->live_bytes != 0)
+  if (*where != NULL && f->live_bytes != 0) {
+    lost_pages_unwatch ((void *)*where);
     munmap ((void *)*where, f->live_bytes);
+  }
   *where = NULL;
 }
 

@@ -17,6 +17,7 @@ struct state_file {
   int disk_fd;                       /* of the disk itself, owned, or -1: it cannot be flushed */
   _Atomic uint64_t *live, *slots[2]; /* mappings, or NULL */
   size_t live_bytes;                 /* of each */
+  _Atomic bool lost_page;            /* one of a mapping was lost (lost-pages.h) */
   void *l1;                          /* mapping of the file up to the end of L1, or NULL */
   size_t l1_bytes;
 };
@@ -30,10 +31,14 @@ struct state_file {
 /* Nobody else has it while it is open.  *BUSY (may be NULL): somebody has. */
 int state_file_lock (struct state_file *f, bool *busy, char **error);
 
-/* Map the job's live map; the two of recordings; and L1 with either.  The file is long enough.
- * What is mapped already stays. */
+/* Map the job's live map; the two of recordings; and L1 with either.  The file gets the room for
+ * it first: a copy of it may have holes.  What is mapped already stays. */
 int state_file_map_job (struct state_file *f, const struct state_layout *l, char **error);
 int state_file_map_recordings (struct state_file *f, const struct state_layout *l, char **error);
+
+/* A page was lost, and with it all that was tracked.  What is mapped is mapped anew, in the same
+ * place, where a guest may still mark. */
+int state_file_map_again (struct state_file *f, const struct state_layout *l, char **error);
 
 /* Allocate LENGTH bytes at OFFSET, which may be behind the end.  0, or -1 with errno. */
 int state_file_allocate (struct state_file *f, uint64_t offset, uint64_t length);

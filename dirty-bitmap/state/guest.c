@@ -84,6 +84,7 @@ mark_live (struct state *s, uint64_t offset, uint64_t length)
     if (live != NULL)
       mark_map (live, &s->layout.geo, offset, length);
   }
+  state_lost_page (s);
 }
 
 /* Ask for the L1 bits of the extents that are cold.  True if none is.  Under lock. */

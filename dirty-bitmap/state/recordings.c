@@ -188,7 +188,7 @@ commit (struct state *s)
   }
   if (r == 0 && t->recording)
     r = write_recording (s, s->slots[t->slot], &t->list[t->nr - 1]);
-  if (r == 0) {
+  if (r == 0 && !state_lost_page (s)) {
     t->list[t->nr++] = s->next;
     t->recording = true;
     t->slot = s->next_slot;
@@ -352,7 +352,8 @@ remove_it (struct state *s, int i, struct state_table *t, uint64_t *bits, char *
     t->recording &= t->nr > 1;
     drop_entry (t, 0);
   }
-  if (state_write_table (s, t) == -1 || (recorded && !t->recording && end_recording (s) == -1)) {
+  if (state_lost_page (s) || state_write_table (s, t) == -1
+      || (recorded && !t->recording && end_recording (s) == -1)) {
     text_error (error, "it cannot be written: %s", strerror (errno));
     return state_write_failed (s, "checkpoint");
   }

@@ -355,6 +355,7 @@ state_set_region (struct state *s, const struct region *r)
   look_at_region (s, r);
   state_take_in (s);
   pthread_mutex_unlock (&s->io_lock);
+  state_lost_page (s);
 }
 
 void
@@ -405,4 +406,16 @@ state_lose (struct state *s, const char *reason)
   pthread_cond_broadcast (&s->committed);
   pthread_cond_signal (&s->work);
   pthread_mutex_unlock (&s->lock);
+}
+
+bool
+state_lost_page (struct state *s)
+{
+  bool lost = s->io.lost_page != NULL && atomic_load (s->io.lost_page);
+
+  if (lost && atomic_load (&s->active))
+    state_lose (s, "a page of it is gone: it was cut short, or its file system is full or fails");
+  if (lost)
+    errno = EIO;
+  return lost;
 }

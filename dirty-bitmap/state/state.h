@@ -39,7 +39,7 @@
  *   guest.c   a guest's write                      recover.c     reading a file
  *   work.c    commits                              format.c      layout, pages, table
  *   cool.c    rounds of cooling                    file.c        the file itself
- *   note.c    samples and note of a job
+ *   note.c    samples and note of a job           lost-pages.c   pages that are not there any more
  *
  * When the file cannot be written, nothing more is tracked in it: the state is *lost*.  That is
  * written into the superblock, again and again until it works, and no write waits any more.  If it
@@ -88,6 +88,8 @@ struct state_io {
   /* Give the source's disk MARK, or (NULL) take its mark away; durable when it returns 0.  NULL:
    * nobody can. */
   int (*mark_disk) (void *opaque, const uint8_t mark[16]);
+  /* Set once a page of a live map is lost; it has all bits set then.  NULL: none ever is. */
+  const _Atomic bool *lost_page;
   void *opaque;
 };
 
@@ -294,6 +296,9 @@ void state_look (struct state *s, struct state_view *view);
 
 /* Nothing is tracked from now on; REASON is copied. */
 void state_lose (struct state *s, const char *reason);
+
+/* Is a page of a live map lost, which is in memory only then?  So is the tracking, from now on. */
+bool state_lost_page (struct state *s);
 
 /* Every block is dirty in the live maps, which needs no disk: so a server that starts in this boot
  * takes it all for dirty, also where the superblock could not be written. */

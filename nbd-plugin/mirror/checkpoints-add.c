@@ -43,17 +43,6 @@ give_up (struct mirror *m, const char *class_, const char *reason)
   finish (c);
 }
 
-/* Room for the live maps, and the mappings. */
-static int
-map_recordings (struct persist *p, const struct state_layout *l, char **error)
-{
-  if (p->file.slots[0] == NULL
-      && (state_file_allocate (&p->file, 0, l->file_size) == -1
-          || state_file_allocate (&p->file, l->recordings_offset, 2 * l->live_bytes) == -1))
-    return text_error (error, "there is no room for recordings: %s", strerror (errno));
-  return state_file_map_recordings (&p->file, l, error);
-}
-
 /* Begin to mark the next recording.  0, or -1 with *ERROR. */
 static int
 begin (struct mirror *m, const char *name, const uint8_t uuid[16],
@@ -71,7 +60,8 @@ begin (struct mirror *m, const char *name, const uint8_t uuid[16],
   if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s", strerror (errno));
   persist_disk_note_size (p, geo);
-  if (map_recordings (p, &layout, error) == -1
+  if (persist_map_again (p, error) == -1
+      || state_file_map_recordings (&p->file, &layout, error) == -1
       || state_checkpoint_prepare (&p->state, &layout, p->file.slots, boot, name, c->uuid, error)
              == -1)
     return -1;

@@ -324,6 +324,12 @@ persist_check_disk (struct mirror *m)
 }
 
 int
+persist_map_again (struct persist *p, char **error)
+{
+  return state_lost_page (&p->state) ? state_file_map_again (&p->file, &p->state.layout, error) : 0;
+}
+
+int
 persist_begin (struct mirror *m, const struct region_geometry *geo, const char *since, char **error)
 {
   struct persist *p = &m->persist;
@@ -337,12 +343,9 @@ persist_begin (struct mirror *m, const struct region_geometry *geo, const char *
   persist_disk_note_size (p, geo);
   if (state_layout_init (&layout, geo->disk_size, geo->block_size) == -1)
     return text_error (error, "%s: %s", p->path, strerror (errno));
-  if (p->file.live == NULL && state_file_allocate (&p->file, 0, layout.file_size) == -1)
-    return text_error (error, "%s: no room for the state of %llu bytes: %s", p->path,
-                       (unsigned long long)layout.file_size, strerror (errno));
   uuid_make (uuid);
   state_boot_id (boot);
-  if (state_file_map_job (&p->file, &layout, &why) == -1
+  if (persist_map_again (p, &why) == -1 || state_file_map_job (&p->file, &layout, &why) == -1
       || state_begin (&p->state, &layout, p->file.live, uuid, boot, since, &why) == -1)
     return text_error (error, "%s: %s", p->path, why);
   persist_tracks (m);

@@ -52,6 +52,10 @@ void persist_close (struct mirror *m);
 int persist_begin (struct mirror *m, const struct region_geometry *geo, const char *since,
                    char **error);
 
+/* Before tracking begins: if it was lost together with pages of the live maps, these are mapped
+ * anew.  0, or -1 with *ERROR. */
+int persist_map_again (struct persist *p, char **error);
+
 /* Set what was changed since the checkpoint SINCE dirty in R, in which every mutation is marked
  * already.  0, or -1 with *ERROR. */
 int persist_fill (struct mirror *m, const char *since, struct region *r, char **error);
