@@ -227,7 +227,8 @@ step_1 (struct state *s, struct round *round)
     if (cold_and_clean (s, e))
       continue;
     pthread_mutex_lock (&s->lock);
-    bool go_on = atomic_load (&s->active) && s->may_settle && (s->region != NULL || !s->super.job);
+    bool go_on = atomic_load (&s->active) && s->losing == 0 && s->may_settle
+                 && (s->region != NULL || !s->super.job);
     if (go_on)
       step_1_extent (s, e, round);
     pthread_mutex_unlock (&s->lock);

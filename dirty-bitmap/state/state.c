@@ -395,9 +395,14 @@ state_mark_all (struct state *s)
 void
 state_lose (struct state *s, const char *reason)
 {
-  /* Before a write goes on that is not marked any more. */
+  /* No round drops a bit from now on that is set here: before a write goes on that is not marked
+   * any more. */
+  pthread_mutex_lock (&s->lock);
+  s->losing++;
+  pthread_mutex_unlock (&s->lock);
   state_mark_all (s);
   pthread_mutex_lock (&s->lock);
+  s->losing--;
   if (!s->lost) {
     s->lost = s->loss_unwritten = true;
     snprintf (s->reason, sizeof s->reason, "%s", reason);

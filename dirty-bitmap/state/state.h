@@ -204,6 +204,7 @@ struct state {
   bool may_settle;                 /* no write is under way that was not counted */
   bool hurry;                      /* almost too many extents are hot */
   bool stop;
+  unsigned losing; /* threads in state_lose(): no bit is dropped */
   bool lost, loss_unwritten;
   char reason[STATE_REASON_MAX + 1];
   uint64_t commits, waits;

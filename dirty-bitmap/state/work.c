@@ -197,7 +197,7 @@ state_write_loss (struct state *s)
   pthread_mutex_unlock (&s->lock);
   if (!unwritten || super.sequence == 0)
     return;
-  state_mark_all (s); /* again: a round that was under way may have dropped bits since */
+  state_mark_all (s); /* again: a checkpoint may have been prepared since */
   super.status = STATE_INCONSISTENT;
   super.sequence++;
   state_super_encode (&super, page);

@@ -148,3 +148,60 @@ Test (state_loss, a_sync_that_fails_at_a_removal)
     end ();
   }
 }
+
+/* ---- while a round looks ---- */
+
+static void *
+make_a_round (void *opaque)
+{
+  (void)opaque;
+  state_round (&state);
+  return NULL;
+}
+
+/* A round has begun to drop what the region does not have, when the file is lost. */
+Test (state_loss, a_round_is_under_way)
+{
+  struct state_layout large;
+  pthread_t thread;
+  char *error = NULL;
+
+  cr_assert (state_layout_init (&large, UINT64_C (64) << 30, BLOCK) == 0);
+  for (unsigned tries = 0; tries < 20; tries++) {
+    begin ();
+    state_file_close (&file);
+    file = (struct state_file)STATE_FILE_INIT;
+    file.fd = memfd_create ("state", MFD_CLOEXEC);
+    file.disk_fd = memfd_create ("disk", MFD_CLOEXEC);
+    cr_assert (state_file_allocate (&file, 0, large.file_size) == 0);
+    cr_assert (state_file_map_job (&file, &large, &error) == 0, "%s", error);
+    begin_job (&large);
+    cr_assert (pthread_create (&thread, NULL, make_a_round, NULL) == 0);
+    while (atomic_load (&file.live[large.geo.nr_words / 16]) != 0)
+      ;
+    state_lose (&state, "no luck");
+    pthread_join (thread, NULL);
+    for (uint64_t w = 0; w < large.geo.nr_words; w++)
+      cr_assert (atomic_load (&file.live[w]) == ~UINT64_C (0), "try %u: word %llu", tries,
+                 (unsigned long long)w);
+    end ();
+    region_free (region);
+  }
+}
+
+/* A region that is no longer marked is not looked at, while the file is being written too. */
+Test (state_loss, a_region_that_is_let_go)
+{
+  begin ();
+  begin_job (&layout);
+  state_round (&state);
+  cr_assert (is_clean (1));
+  pthread_mutex_lock (&state.io_lock);
+  state_set_region (&state, NULL);
+  pthread_mutex_unlock (&state.io_lock);
+  write_block (1);
+  state_round (&state);
+  cr_assert_not (is_clean (1));
+  end ();
+  region_free (region);
+}
