@@ -72,8 +72,10 @@ let_go (struct mirror *m)
     participant_finish (p);
     return false;
   }
-  if (m->attachment.region != NULL)
+  if (m->attachment.region != NULL) {
+    persist_keep (m);
     tracker_remove (&m->tracker, m->attachment.region);
+  }
   bool good = gate_release_committed (&m->gate, generation) == 0;
   m->downtime_ms = ms;
   m->have_downtime = good;

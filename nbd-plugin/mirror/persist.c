@@ -384,6 +384,13 @@ persist_region (struct mirror *m, const struct region *r)
     state_set_region (&p->state, r);
 }
 
+void
+persist_keep (struct mirror *m)
+{
+  if (m->persist.open)
+    state_set_region (&m->persist.state, NULL);
+}
+
 static void
 drop_job (struct mirror *m)
 {

@@ -73,6 +73,10 @@ void persist_tracks (struct mirror *m);
 /* The attachment's region is R now.  NULL: its job is over. */
 void persist_region (struct mirror *m, const struct region *r);
 
+/* Its region is about to be marked no longer: no bit of its job is dropped from now on.  Waits for
+ * no file, and persist_region() is to follow. */
+void persist_keep (struct mirror *m);
+
 /* Is it not known yet that every write from before the job has ended?  persist_tick() finds out. */
 bool persist_settles (const struct mirror *m);
 
