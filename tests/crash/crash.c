@@ -14,6 +14,10 @@
  * Now and then it goes on from such a state with a new server, which may be cut in its recovery; or
  * only the server is killed, and the page cache is as it was (then the live map counts).
  *
+ * In the last fifth of the runs the destination is replaced by another one now and then, which has
+ * nothing, and all is to be copied again.  Then a bit that is clear is believed only together with
+ * a sample of the destination that is there.
+ *
  * A block's content is a number, counted up at each write.
  */
 
@@ -52,6 +56,9 @@ static struct {
   bool late;        /* a request for it may still be applied */
 } dest[BLOCKS];
 
+static bool is_replaced; /* the destination, now and then; and how often that was: */
+static uint32_t nr_dest;
+
 static struct guest_write {
   bool active, entered, counted;
   uint64_t first, count;
@@ -75,9 +82,27 @@ static void __attribute__ ((noreturn)) violation (const char *what, uint64_t blo
 
 /* ---- crash states ---- */
 
+/* Does F have a sample that this destination has, of a block that is clean? */
+static bool
+is_proved (const struct state_found *f)
+{
+  for (unsigned i = 0; i < SAMPLES_MAX; i++) {
+    struct sample s;
+    uint32_t of;
+    if (!state_find_sample (medium.fd, f, i, &s) || (f->bits[s.block / 64] >> (s.block % 64) & 1))
+      continue;
+    memcpy (&of, s.data + sizeof of, sizeof of);
+    if (of == nr_dest)
+      return true;
+  }
+  return false;
+}
+
 static void
 check_found (const struct state_found *f, bool same_boot)
 {
+  if (nr_dest != 0 && !is_proved (f))
+    return;
   for (uint64_t b = 0; b < BLOCKS; b++) {
     if ((f->bits[b / 64] >> (b % 64) & 1) != 0)
       continue;
@@ -232,15 +257,34 @@ worker_flushes (void)
   samples_drop_in (region, claim_array (old));
   for (unsigned n = 0; n < 3; n++) {
     uint64_t b;
-    struct sample s = { .length = sizeof dest[0].flushed, .kind = SAMPLE_SENT };
+    struct sample s = { .length = 2 * sizeof dest[0].flushed, .kind = SAMPLE_SENT };
     if (!bitmap_next_set (region, claim_array (old), medium_random (BLOCKS), UINT64_MAX, &b)
         || dest[b].late)
       continue;
     s.block = b;
     memcpy (s.data, &dest[b].flushed, sizeof dest[b].flushed);
+    memcpy (s.data + sizeof nr_dest, &nr_dest, sizeof nr_dest);
     samples_put (region, &s);
   }
   claim_release (region, old);
+}
+
+/* No sample can be compared, so everything is copied again. */
+static void
+worker_doubts (void)
+{
+  claims_revoke (region);
+  bitmap_set (region, REGION_DIRTY, 0, BLOCKS);
+  samples_drop_in (region, REGION_DIRTY);
+  atomic_fetch_add (&region->hdr->given_back, 1);
+}
+
+static void
+destination_is_replaced (void)
+{
+  nr_dest++;
+  memset (dest, 0, sizeof dest);
+  worker_doubts ();
 }
 
 /* Anything but writing the state file may happen at any time. */
@@ -272,6 +316,8 @@ play (void)
         guest_flushes ();
       else if (medium_random (40) == 0)
         claims_revoke (region);
+      else if (is_replaced && medium_random (60) == 0)
+        destination_is_replaced ();
     }
   in_callback = false;
 }
@@ -353,6 +399,8 @@ go_on_from (const struct state_found *f, bool can_sync, const uint8_t *now)
   }
   state_set_region (&state, region);
   state_allow_settling (&state);
+  if (nr_dest != 0 && !is_proved (f))
+    worker_doubts ();
 }
 
 /* What was late at the destination was applied or not. */
@@ -431,6 +479,7 @@ one_run (void)
   uint8_t uuid[16];
 
   nr_runs++;
+  nr_dest = 0;
   memset (disk, 0, sizeof disk);
   memset (dest, 0, sizeof dest);
   medium_clear ();
@@ -506,6 +555,10 @@ main (int argc, char **argv)
   if (live == NULL)
     return 1;
   uuid_make (other_boot);
+  while (nr_states < wanted_states)
+    one_run ();
+  is_replaced = true;
+  wanted_states += wanted_states / 4;
   while (nr_states < wanted_states)
     one_run ();
   printf ("%llu crash states in %llu runs, seed %llu: no violation\n",

@@ -105,6 +105,11 @@ mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 mutate "an extent ahead is taken for one that cools" work.c \
   's/state_ask \(s, i\);/s->l1[i \/ 64] |= UINT64_C (1) << (i % 64);
      s->l1_page_dirty[0] = 1; s->nr_hot++;/' 17
+mutate "a sample comes before what is to be copied there" note.c 's/if \(early\)/if (false)/'
+mutate "a sample comes before what turns dirty during a round" note.c \
+  's/early \|= atomic_load.*?;/;/'
+mutate "what a worker sets dirty does not reach L2" cool.c \
+  's/s->l2_page_dirty\[e \/ s->layout.extents_per_page\] = (?=s->added)//'
 program=torn
 mutate "a torn page is not buried" begin.c 's/if \(bury_torn_l1 \(s\) == 0 && /if (/'
 program=checkpoints
