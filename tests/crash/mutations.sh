@@ -144,7 +144,7 @@ mutate "the parent recording is forgotten" recordings.c \
   's/atomic_fetch_or \(&live\[w\], bits\[w\]\)/;/'
 # shellcheck disable=SC2016
 mutate "two frozen recordings are not merged" recordings.c \
-  's/(, parent\) == -1\)\n    return -1;\n)  drop/$1  parent->blocks = 0;
+  's/(, parent\) == -1\)\n    return [^;]*;\n)  drop/$1  parent->blocks = 0;
   parent->area = t->list[i].area;
   memcpy (parent->recording, t->list[i].recording, 16);
   drop/' 16
