@@ -179,13 +179,20 @@ state_begin (struct state *s, const struct state_layout *layout, _Atomic uint64_
   return r;
 }
 
+/* The found BITS into LIVE, before the superblock says that LIVE counts.  False: it is lost. */
+static bool
+fill (struct state *s, _Atomic uint64_t *live, const uint64_t *bits)
+{
+  for (uint64_t w = 0; w < s->layout.geo.nr_words; w++)
+    atomic_store (&live[w], bits[w]);
+  return !state_lost_page (s);
+}
+
 /* What F says of the job, into memory. */
 static void
 continue_job (struct state *s, const struct state_found *f, _Atomic uint64_t *live)
 {
   s->live = live;
-  for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
-    atomic_store (&live[w], f->bits[w]);
   s->note_sequence = f->note_sequence;
   s->note_copy = f->note_copy;
   if (f->how != STATE_FROM_NOTHING) /* else it is not written for the job's new UUID yet */
@@ -201,8 +208,8 @@ continue_recording (struct state *s, const struct state_found *f, _Atomic uint64
   s->slots[0] = slots[0];
   s->slots[1] = slots[1];
   _Atomic uint64_t *live = s->slots[s->table->slot];
-  for (uint64_t w = 0; w < f->layout.geo.nr_words; w++)
-    atomic_store (&live[w], f->recorded[w]);
+  if (!fill (s, live, f->recorded))
+    return -1;
   atomic_store (&s->marked[1 + s->table->slot], live);
   return f->how == STATE_FROM_NOTHING ? state_break_recording (s, f->reason, true) : 0;
 }
@@ -254,7 +261,7 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
     /* The recording first: the superblock must not say that all is well before the table says what
      * is not. */
     if (bury_torn_l1 (s) == 0 && (f->recorded == NULL || continue_recording (s, f, slots) == 0)
-        && state_write_super (s, &super) == 0) {
+        && (f->bits == NULL || fill (s, live, f->bits)) && state_write_super (s, &super) == 0) {
       start_tracking (s);
       if (f->bits != NULL)
         continue_job (s, f, live);
