@@ -21,8 +21,10 @@
 #include "config.h"
 
 #include <assert.h>
+#include <sched.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "dirty-bitmap/claims.h"
 #include "dirty-bitmap/samples.h"
 
@@ -124,6 +126,34 @@ claims_all_empty (const struct region *r)
     if (!bitmap_empty (r, (enum region_array)a))
       return false;
   return atomic_load (&r->hdr->given_back) == given_back;
+}
+
+bool
+claims_or_words (const struct region *r, uint64_t w, uint64_t count, uint64_t *words)
+{
+  uint64_t given_back = atomic_load (&r->hdr->given_back);
+
+  for (int a = REGION_DIRTY; a <= REGION_QUARANTINE; a++)
+    if (!bitmap_or_words (r, (enum region_array)a, w, count, words))
+      return false;
+  return atomic_load (&r->hdr->given_back) == given_back;
+}
+
+bool
+claims_or_all (const struct region *r, uint64_t *words, uint64_t limit_ms)
+{
+  enum { STEP = 64 };
+  uint64_t begun = clock_ms ();
+
+  for (uint64_t w = 0; w < r->geo.nr_words; w += STEP) {
+    uint64_t count = r->geo.nr_words - w < STEP ? r->geo.nr_words - w : STEP;
+    while (!claims_or_words (r, w, count, words + w)) {
+      if (clock_ms () - begun >= limit_ms)
+        return false;
+      sched_yield (); /* to a clearer, which hides a block for a moment */
+    }
+  }
+  return true;
 }
 
 void

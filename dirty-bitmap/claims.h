@@ -68,6 +68,16 @@ void claim_release (struct region *r, unsigned set);
  * session after.  While others clear bits it may say false though nothing is left: ask again. */
 bool claims_all_empty (const struct region *r);
 
+/* OR what is dirty, claimed or in quarantine into WORDS, which are the COUNT 64-bit words from word
+ * W on: what the destination may lack.  Arrays in the order that finds a block which is being
+ * claimed.  False, and WORDS may lack bits, if a block was given back meanwhile, which may have
+ * been seen in neither array, or if a clearer was at work: try again later. */
+bool claims_or_words (const struct region *r, uint64_t w, uint64_t count, uint64_t *words);
+
+/* The same for the whole disk, while others claim and release: in small steps, since no block has
+ * to be seen at the same instant as another.  False: that took longer than LIMIT_MS. */
+bool claims_or_all (const struct region *r, uint64_t *words, uint64_t limit_ms);
+
 /* End of a session (R5): session number up; both claim sets into quarantine and into dirty; then
  * both sets emptied and entry counts zeroed.  All copiers of this process must have stopped. */
 void claims_revoke (struct region *r);

@@ -39,19 +39,12 @@
 
 /* ---- 0: what turned dirty without a guest ---- */
 
-/* What the region still has of COUNT words from FIRST on.  Arrays in the order that finds a block
- * which is being claimed (claims.h).  False if a block was given back meanwhile, which may have
- * been seen in neither, or if a clearer was at work: then it is to be tried again later. */
+/* What the region still has of COUNT words from FIRST on.  False: try again later. */
 static bool
 region_words (const struct region *r, uint64_t first, uint64_t count, uint64_t *words)
 {
-  uint64_t given_back = atomic_load (&r->hdr->given_back);
-
   memset (words, 0, count * 8);
-  for (int a = REGION_DIRTY; a <= REGION_QUARANTINE; a++)
-    if (!bitmap_or_words (r, (enum region_array)a, first, count, words))
-      return false;
-  return atomic_load (&r->hdr->given_back) == given_back;
+  return claims_or_words (r, first, count, words);
 }
 
 /* Extent E, under lock.  While a clearer is at work all of it counts: a look drops what is too

@@ -18,12 +18,14 @@
 #include "base/text.h"
 #include "base/uuid.h"
 #include "dirty-bitmap/bitmap.h"
+#include "dirty-bitmap/claims.h"
 #include "dirty-bitmap/state/recordings.h"
 #include "nbd-plugin/mirror/checkpoints.h"
 #include "nbd-plugin/mirror/filter.h"
 
 #define LIST_MAX 64  /* checkpoints in one answer, which fits in a line */
 #define COUNT_MS 200 /* how long the list may take to add up recordings */
+#define LOOK_MS 200  /* the same for a look at a job's region */
 
 /* ---- removing ---- */
 
@@ -198,17 +200,9 @@ job_bits (struct mirror *m, uint64_t *bits, char **error)
 
   if (r == NULL)
     return text_error (error, "there is no job '%s', and no checkpoint is named", DEFAULT_ID);
-  /* In the order that finds a block which is being claimed.  One that a clearer hides for a moment
-   * was asked for too early: try again. */
-  for (unsigned tries = 0; tries < 1000; tries++) {
-    uint64_t given_back = atomic_load (&r->hdr->given_back);
-    bool complete = true;
-    for (int a = REGION_DIRTY; a <= REGION_QUARANTINE; a++)
-      complete &= bitmap_or_words (r, (enum region_array)a, 0, r->geo.nr_words, bits);
-    if (complete && atomic_load (&r->hdr->given_back) == given_back)
-      return 0;
-  }
-  return text_error (error, "the job is too busy to be looked at");
+  return claims_or_all (r, bits, LOOK_MS)
+             ? 0
+             : text_error (error, "the job is too busy to be looked at");
 }
 
 /* Is there such a checkpoint, and not to be believed? */

@@ -620,6 +620,46 @@ two_processes (int kills)
   munmap (d, sizeof *d);
 }
 
+#define LARGE_NR (UINT64_C (1) << 24)
+
+static _Atomic bool seen;
+
+static void *
+clear_all_the_time (void *opaque)
+{
+  struct region *r = opaque;
+
+  while (!atomic_load (&seen)) {
+    bitmap_set (r, REGION_DIRTY, LARGE_NR - 1, 1);
+    bitmap_clear (r, REGION_DIRTY, LARGE_NR - 1, 1);
+  }
+  return NULL;
+}
+
+/* What stays is found while a copier clears all the time. */
+Test (claims, a_look_at_a_busy_job)
+{
+  struct region *r = fixture_region (LARGE_NR);
+  uint64_t *words = calloc (r->geo.nr_words, 8);
+  pthread_t t;
+
+  bitmap_set (r, REGION_DIRTY, 5, 1);
+  bitmap_set (r, REGION_CLAIMED_B, 64 * 64, 1);
+  bitmap_set (r, REGION_QUARANTINE, LARGE_NR - 2, 1);
+  atomic_store (&seen, false);
+  cr_assert_eq (pthread_create (&t, NULL, clear_all_the_time, r), 0);
+  while (atomic_load (&r->hdr->clears_begun[REGION_DIRTY]) < 100)
+    sched_yield ();
+  bool all = claims_or_all (r, words, 1000);
+  atomic_store (&seen, true);
+  pthread_join (t, NULL);
+  cr_assert (all, "the job is too busy");
+  cr_assert (words[0] == 1 << 5 && words[64] == 1);
+  cr_assert ((words[LARGE_NR / 64 - 1] >> 62 & 1) != 0);
+  free (words);
+  region_free (r);
+}
+
 /* One process marks, the other copies: both sides equal in the end, counters exact. */
 Test (claims, two_processes, .timeout = 60)
 {
