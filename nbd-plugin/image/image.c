@@ -50,12 +50,16 @@ wait_for_return (struct image *i)
 }
 
 /* Take a connection.  0; or EIO where there will be none any more; or ESHUTDOWN, and with t->lost:
- * the image was returned, and a server has to be started. */
+ * the image was returned, and a server has to be started.  A flush gets none where no server has
+ * the image: then everything that was acknowledged is durable. */
 static int
 take_connection (struct image *i, struct try *t)
 {
+  bool flush = t->request->action == IMAGE_FLUSH;
+
+  t->connection = NULL;
   pthread_mutex_lock (&i->lock);
-  while (i->state == RECOVERS || i->state == LENDING || i->state == LENT
+  while (i->state == RECOVERS || i->state == LENDING || (i->state == LENT && !flush)
          || (i->state == RUNS && i->nr_idle == 0)) {
     if (i->state != LENT)
       pthread_cond_wait (&i->free_connection, &i->lock);
@@ -64,14 +68,15 @@ take_connection (struct image *i, struct try *t)
   }
   bool runs = i->state == RUNS;
   enum image_state state = i->state;
-  t->lost = state == RETURNED;
+  bool away = flush && (state == LENT || state == RETURNED);
+  t->lost = state == RETURNED && !away;
   t->generation = i->generation;
   if (runs) {
     t->connection = i->idle[--i->nr_idle];
     i->users++;
   }
   pthread_mutex_unlock (&i->lock);
-  return runs ? 0 : state == LOST ? EIO : ESHUTDOWN;
+  return runs || away ? 0 : state == LOST ? EIO : ESHUTDOWN;
 }
 
 /* The change of T has ended; the lock is held.  Returns what the caller frees. */
@@ -158,7 +163,7 @@ send_once (struct image *i, struct try *t)
 
   t->lost = false;
   int err = take_connection (i, t);
-  if (err != 0)
+  if (err != 0 || t->connection == NULL)
     return err;
   if (r->action == IMAGE_FLUSH)
     err = flush (i, t);
@@ -328,23 +333,11 @@ change (struct image *i, struct image_request *r)
   return err;
 }
 
-/* No server has the image: then everything that was acknowledged is durable. */
-static bool
-is_away (struct image *i)
-{
-  pthread_mutex_lock (&i->lock);
-  while (i->state == LENDING)
-    pthread_cond_wait (&i->changed, &i->lock);
-  bool away = i->state == LENT || i->state == RETURNED;
-  pthread_mutex_unlock (&i->lock);
-  return away;
-}
-
 static int
 flush_for_guest (struct image *i, struct image_request *r)
 {
   struct try t = { .request = r };
-  int err = is_away (i) ? 0 : send_until_done (i, &t);
+  int err = send_until_done (i, &t);
 
   pthread_mutex_lock (&i->lock);
   if (err == 0)

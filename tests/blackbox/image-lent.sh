@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that no flush is answered while an image is about to be lent, before everything is durable:
-# a qemu-nbd that is stopped has made nothing durable yet.  And that a server ends whose image is
-# lent while a request waits for it.
+# a qemu-nbd that is stopped has made nothing durable yet.  That a flush which was waiting for a
+# connection is answered once the image is lent.  And that a server ends whose image is lent while a
+# request waits for it.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-nbd
 proves_nothing_under address
@@ -52,6 +53,41 @@ sleep 0.5
 kill -CONT "$qemu_nbd"
 ends_well guest
 ends_well borrower
+
+# Reads take all connections, and a flush waits behind them.
+count () { grep -c "$1" "$tmp/vm.log"; }
+more_than () { [ "$(count "$1")" -gt "$2" ]; }
+qemu-io -f raw -c 'read -q 0 64k' "${uri[vm]}" # the server is started again
+qemu_nbd=$(child_of vm qemu-nbd)
+kill -STOP "$qemu_nbd"
+reads=$(count ' pread ') flushes=$(count ': flush') opens=$(count 'open.*image@lend')
+rm "$tmp/flush" "$tmp/flushed"
+spawn guest "$python" -c '
+import nbd, os, sys
+reader, flusher = nbd.NBD(), nbd.NBD()
+for h in (reader, flusher):
+    h.connect_uri(sys.argv[1])
+buffers = [nbd.Buffer(512) for _ in range(16)]
+reads = [reader.aio_pread(b, 1024 * i) for i, b in enumerate(buffers)]
+while not os.path.exists("flush"):
+    reader.poll(10)
+flusher.flush()
+open("flushed", "w").close()
+while reads:
+    reader.poll(10)
+    reads = [r for r in reads if not reader.aio_command_completed(r)]
+' "${uri[vm]}"
+wait_for 20 more_than ' pread ' $((reads + 15))
+touch "$tmp/flush"
+wait_for 20 more_than ': flush' "$flushes"
+sleep 0.5
+borrow 60
+wait_for 20 more_than 'open.*image@lend' "$opens"
+kill -CONT "$qemu_nbd"
+wait_for 20 test -e "$tmp/lent"
+wait_for 10 test -e "$tmp/flushed"
+stop borrower KILL
+ends_well guest
 
 borrow 60
 wait_for 20 test -e "$tmp/lent"
