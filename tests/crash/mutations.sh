@@ -82,7 +82,7 @@ mutate "a commit writes L1 while another one does" work.c \
 mutate "hot before L1 is durable" guest.c \
   's/    all_hot = false;\n/    atomic_store (&s->hot[e], 1);\n/'
 mutate "a bit is dropped before the destination has flushed" cool.c \
-  's/a <= REGION_QUARANTINE/a < REGION_CLAIMED_A/'
+  's/claims_or_words \(r, first/bitmap_or_words (r, REGION_DIRTY, first/'
 mutate "L1 is dropped before L2 is durable" cool.c \
   's/\|\| step_4 \(s\) == -1/|| (step_5 (s, &round), step_4 (s)) == -1/'
 mutate "the older copy of L1 counts" recover.c \
