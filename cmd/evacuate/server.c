@@ -304,7 +304,12 @@ start_new (struct old_server *o, const struct new_server *n, const char *sock)
     return 0;
   if (r == 0 && start (o, n, sock, o->control, n->pidfile, n->state) == 0)
     return 0;
-  cmd_say ("the server of %s could not be started", n->disk);
+  if (r == -1)
+    cmd_say ("an earlier run has started a server at %s, which has not written %s: end it if it"
+             " hangs, and run this again, with the same --pidfile",
+             o->control, n->pidfile);
+  else
+    cmd_say ("the server of %s could not be started", n->disk);
   return -1;
 }
 
@@ -335,6 +340,8 @@ takeover (struct old_server *o, const struct new_server *n, bool *taken)
   *taken = false;
   if (r == 0 && access (sock, F_OK) == 0)
     r = take_name (sock, o->socket);
+  else if (r == -1) /* then an earlier run may have given the new server the guest's name */
+    *taken = access (sock, F_OK) == -1 && tidy_look (o->control) == TIDY_IN_USE;
   text_free (sock);
   if (r == -1)
     return -1;

@@ -133,7 +133,7 @@ mirror_qmp_run (const char *source, struct worker *w, const struct worker_settin
   }
   if (o->server != NULL && qemu_tracker_end (&t, &left) == -1)
     cmd_warning ("left over in QEMU until the next run: %s", left);
-  if (o->server != NULL)
+  if (o->server != NULL && o->signal != NULL) /* a job was begun */
     copy_server_linger (o->server, report, o->signal, o->signal_fd);
   copy_server_free (o->server);
   return worker_finish (w, result, report);

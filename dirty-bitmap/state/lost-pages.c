@@ -62,7 +62,9 @@ replace_page (uintptr_t address)
     return false;
   memset (page, 0xff, page_size);
   void *place = (void *)(address - address % page_size);
-  return mremap (page, page_size, page_size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place;
+  bool done = mremap (page, page_size, page_size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place;
+  atomic_store (lost, true); /* again: the map may have been made anew meanwhile */
+  return done;
 }
 
 /* The default action is taken when the handler has returned. */

@@ -326,7 +326,17 @@ persist_check_disk (struct mirror *m)
 int
 persist_map_again (struct persist *p, char **error)
 {
-  return state_lost_page (&p->state) ? state_file_map_again (&p->file, &p->state.layout, error) : 0;
+  struct state *s = &p->state;
+
+  if (!state_lost_page (s))
+    return 0;
+  /* A round that is under way must not take what was lost, and reads as clean now, for true. */
+  pthread_mutex_lock (&s->io_lock);
+  int r = state_file_map_again (&p->file, &s->layout, error);
+  if (r == 0)
+    state_mark_all (s);
+  pthread_mutex_unlock (&s->io_lock);
+  return r;
 }
 
 int

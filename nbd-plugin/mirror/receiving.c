@@ -59,9 +59,10 @@ receiving_tick (struct mirror *m)
 
   if (p == NULL)
     return;
-  /* The guest may not have waited for us: its disk is no less its own. */
+  /* The guest may not have waited for us: its disk is no less its own.  Once: a later fence is that
+   * of a hand-off from here. */
   bool asked = atomic_load (&p->state) == TAKE_OVER_ASKED;
-  bool missed = atomic_load (&p->state) == TAKE_OVER_MISSED && m->fence.state != FENCE_NONE;
+  bool missed = !asked && take_over_change (p, TAKE_OVER_MISSED, TAKE_OVER_DONE);
   if (!asked && !missed)
     return;
   fd_wake_clear (p->wake_fd);

@@ -25,6 +25,10 @@ wait_for_socket "$tmp/qmp" qemu
 mirror=(mirror "qmp:$tmp/qmp/disk" "${uri[dst]}" --sync base --base "$tmp/base" --on-ready complete)
 answers () { timeout 3 "$NBDMIRROR" status "qmp:$tmp/qmp/disk" >"$tmp/answer" 2>&1; }
 
+# What is refused before the job begins says why.
+has_to_exit 1 nbdmirror mirror "qmp:$tmp/qmp/nosuch" "${uri[dst]}"
+grep -q nosuch "$tmp/err" || fail "no such node: $(cat "$tmp/err")"
+
 spawn first nbdmirror "${mirror[@]}"
 wait_for 20 answers
 grep -q "state *copying" "$tmp/answer" || fail "it answers: $(cat "$tmp/answer")"
