@@ -261,6 +261,7 @@ says "no memory has been sent for .* (--give-up-if-stalled)"
 
 # A mirror of the user's own is left alone.
 case="adopted"
+rm "$tmp/mine.log"
 spawn mine nbdmirror mirror "${control[a]}" "${uri[to-a]}"
 wait_for 20 grep -q '^ready' "$tmp/mine.log"
 fails 1 running dead open -- --at source:migrate:fail
