@@ -14,7 +14,7 @@
 set -eu
 export LC_ALL=C
 builddir=$1
-command=${2-make -s -j3 check-linked VERBOSE=1}
+command=${2-make -s -j4 check-linked VERBOSE=1}
 work=$builddir/other-debian
 unavailable () { printf 'other-debian: %s\n' "$*" >&2; exit 77; }
 

@@ -5,6 +5,7 @@
 # destination and what happened, in bounded time; the guest never sees any of it; and where the
 # fault passes, all is equal at the end.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 . "$srcdir/tests/blackbox/faults.sh"
 
 # ---- it goes wrong once: a copy ends, resumable (3); a mirror reconnects ----

@@ -4,6 +4,7 @@
 # larger than the disk, holes on either side, zeroes where the base holds data, odd tails, raw and
 # qcow2.  A second `--sync compare` sends nothing.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need qemu-img qemu-nbd
 
 size=$((48 * 1048576 + 777))

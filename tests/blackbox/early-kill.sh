@@ -5,6 +5,7 @@
 # what was found at the destination is enough to recognise it, and to know another disk.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under thread
+proves_nothing_under address
 need qemu-img qemu-io qemu-nbd
 
 size=$(bytes 96M)

@@ -6,6 +6,7 @@
 # holds.  Where nothing that it holds can be compared, everything is copied again.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under thread
+proves_nothing_under address
 
 size=16M
 head -c "$(bytes $size)" /dev/urandom >"$tmp/disk"

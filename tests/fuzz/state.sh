@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a state file of any bytes is read or refused: the inputs that are kept are replayed,
-# and then libFuzzer looks for others for FUZZ_SECONDS (20), if clang is there.
+# and then libFuzzer looks for others for FUZZ_SECONDS (10), if clang is there.
 set -eu
 export LC_ALL=C
 srcdir=$(cd "$(dirname "$0")/../.." && pwd)
@@ -29,7 +29,7 @@ clang -O2 -g -std=gnu11 -w -D_GNU_SOURCE -I"$builddir" -I"$srcdir" \
   "$srcdir"/dirty-bitmap/state/*.c "$srcdir"/base/*.c $libs -lpthread
 mkdir "$tmp/new"
 cp "$corpus"/* "$tmp/new"
-"$tmp/fuzz" -max_total_time="${FUZZ_SECONDS:-20}" -timeout=10 -rss_limit_mb=600 \
+"$tmp/fuzz" -max_total_time="${FUZZ_SECONDS:-10}" -timeout=10 -rss_limit_mb=600 \
   -malloc_limit_mb=100 -max_len=4096 -close_fd_mask=0 -artifact_prefix="${FUZZ_KEEP:-$tmp}/" \
   -print_final_stats=1 "$tmp/new" >"$tmp/log" 2>&1 || {
   cat "$tmp/log"
