@@ -8,6 +8,7 @@
 # difference-matrix`), or those in CASES, for instance CASES="top:qcow2:receive base:raw:file".
 [ -z "${DIFFERENCE_MATRIX:-}" ] || TEST_TIMEOUT=3600
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 need qemu-img qemu-io qemu-nbd
 
 kills=3 size=$(bytes 192M)
