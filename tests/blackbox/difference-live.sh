@@ -9,6 +9,7 @@
 [ -z "${DIFFERENCE_MATRIX:-}" ] || TEST_TIMEOUT=3600
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under thread
+proves_nothing_under address
 need qemu-img qemu-io qemu-nbd
 
 kills=3 size=$(bytes 192M)

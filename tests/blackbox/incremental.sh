@@ -5,6 +5,7 @@
 # server that are killed, and resumed jobs.  A destination that does not stand at the checkpoint is
 # refused, also when it takes the right one's place later.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 
 size=96M
 random_disk "$tmp/disk" $size
