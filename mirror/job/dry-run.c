@@ -254,16 +254,7 @@ clean_up (struct job *j)
 {
   if (j->control)
     control_client_free (j->control);
-  if (j->dest.opened)
-    endpoint_close (j->dest.opened);
-  if (j->source)
-    endpoint_close (j->source);
-  if (j->base_image)
-    endpoint_close (j->base_image);
-  incremental_free (&j->incremental);
-  region_free (j->region);
-  text_free (j->since);
-  free (j);
+  job_free (j);
 }
 
 enum job_result

@@ -80,6 +80,21 @@ say_unconfirmed (struct job *j)
   return JOB_NOT_SEALED;
 }
 
+void
+job_free (struct job *j)
+{
+  if (j->dest.opened)
+    endpoint_close (j->dest.opened);
+  if (j->source)
+    endpoint_close (j->source);
+  if (j->base_image)
+    endpoint_close (j->base_image);
+  incremental_free (&j->incremental);
+  region_free (j->region);
+  text_free (j->since);
+  free (j);
+}
+
 enum job_result
 job_finish (struct job *j, json_t **report)
 {
@@ -122,18 +137,9 @@ job_finish (struct job *j, json_t **report)
     return result; /* a connection that is still being made uses the rest until the process ends */
   if (j->engine_ready)
     engine_destroy (&j->engine);
-  if (j->dest.opened)
-    endpoint_close (j->dest.opened);
-  if (j->source)
-    endpoint_close (j->source);
-  if (j->base_image)
-    endpoint_close (j->base_image);
-  incremental_free (&j->incremental);
-  region_free (j->region);
   text_free (j->handoff_error);
   coordinator_result_free (&j->handoff_result);
   free (j->token);
-  text_free (j->since);
-  free (j);
+  job_free (j);
   return result;
 }

@@ -171,6 +171,8 @@ bool job_resumes (const struct job *j);
  * made uses it.  *REPORT becomes a new reference, or stays as it is where nothing was copied.
  * Returns how the job has ended. */
 enum job_result job_finish (struct job *j, json_t **report);
+/* Close what was opened, and free J.  Its session, engine and control connection have ended. */
+void job_free (struct job *j);
 
 /* check.c: the filter's status, a new reference; or NULL with the message said. */
 json_t *job_query (struct job *j);
