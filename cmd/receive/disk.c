@@ -7,6 +7,10 @@
  * The second belongs to the process, so that others can ask for its id; only a session of --stdio
  * takes it.  Such a session may not notice that its network connection is dead, so the next session
  * ends it (R12: when the process is gone, so are its requests).
+ *
+ * Our other programs look at neither.  They look at flock() and at QEMU's locks
+ * (mirror/endpoint/file-open.c), so the open file description is locked with flock() as well, where
+ * the server does nothing of the kind itself.
  */
 
 #include "config.h"
@@ -20,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
@@ -153,16 +158,38 @@ is_locked_by_others (int fd, int limit_ms)
   return true;
 }
 
-/* Does a server of ours, or QEMU, have the disk open, and not end soon?  Then a phrase, else
- * NULL. */
+/* Does the server tell other programs by a lock that it has the disk open?  qemu-nbd does.  So does
+ * the mirror filter, and with a state file it must be the only one. */
+static bool
+server_locks (const struct receive_disk *d)
+{
+  struct stat st;
+
+  return d->qcow2 || (d->tracked_directly && fstat (d->fd, &st) == 0 && S_ISREG (st.st_mode));
+}
+
+/* Let other programs know that the disk has a server.  Where a server of ours, or QEMU, has it open
+ * already, a phrase that says so, else NULL. */
 static const char *
-used_by (const struct receive_disk *d)
+claim (const struct receive_disk *d)
 {
   const char *who = file_used_by (d->path);
 
+  if (who == NULL && !server_locks (d) && flock (d->fd, LOCK_SH | LOCK_NB) == -1
+      && errno == EWOULDBLOCK)
+    who = "another program, as its lock says";
+  return who;
+}
+
+/* The same, where who has it may end soon. */
+static const char *
+claim_soon (const struct receive_disk *d)
+{
+  const char *who = claim (d);
+
   for (int waited = 0; who != NULL && waited < SERVED_MS; waited += DISPLACE_POLL_MS) {
     clock_sleep_ms (DISPLACE_POLL_MS);
-    who = file_used_by (d->path);
+    who = claim (d);
   }
   return who;
 }
@@ -222,7 +249,7 @@ lock_disk (struct receive_disk *d)
              d->name);
     return EXIT_REFUSED;
   }
-  const char *who = d->read_only ? NULL : used_by (d);
+  const char *who = d->read_only ? NULL : claim_soon (d);
   if (who != NULL) {
     cmd_say ("%s: in use by %s: end it first", d->name, who);
     return EXIT_REFUSED;

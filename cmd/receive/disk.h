@@ -21,10 +21,11 @@ struct receive_disk {
   bool have_size;
   uint64_t size; /* bytes; known in any case once prepared */
   bool preallocate;
-  bool overcommit; /* a thin disk may be larger than the room there is */
-  bool overwrite;  /* what is there may be given up */
-  bool resume;     /* what is there is gone on with */
-  bool tracked;    /* its server has a state file */
+  bool overcommit;       /* a thin disk may be larger than the room there is */
+  bool overwrite;        /* what is there may be given up */
+  bool resume;           /* what is there is gone on with */
+  bool tracked;          /* its server has a state file */
+  bool tracked_directly; /* and its mirror filter knows the raw file */
   bool
       sealed; /* with resume: it is a guest's already.  Found out as well, where the file says so */
   bool read_only;

@@ -391,6 +391,8 @@ prepare_and_serve (struct arguments *a)
   s->socket = socket;
   s->control = control;
   a->disk.tracked = state != NULL;
+  a->disk.tracked_directly
+      = state != NULL && !a->disk.qcow2 && (!a->args.has_filter || a->args.has_direct);
   s->state = state;
   s->tls_certificates = certificates;
   s->tls_psk = psk;

@@ -55,6 +55,25 @@ ln -s a "$tmp/link"
 receive 7 "$NBDMIRROR" receive "$tmp/link" --resume
 says 'in use'
 
+# Nor does any other program of ours write there, and a server that tracks it says that it misses
+# what is written: nbdkit has the disk, also once it is started again and `receive` was killed.
+random_disk "$tmp/random" 3M
+refused () {
+  has_to_exit 7 "$NBDMIRROR" copy "$tmp/random" "$1"
+  says 'in use by a server of nbdmirror'
+  cmp -n 3145728 "$1" /dev/zero || fail "$1 was written to while it was served"
+}
+refused "$tmp/a"
+start_server beside "$tmp/a"
+grep -q 'another server of nbdmirror has this disk' "$tmp/beside.log" || fail "no warning"
+stop beside
+first=$(child_of a nbdkit)
+kill -KILL "$first"
+again () { local now; now=$(child_of a nbdkit); [ -n "$now" ] && [ "$now" != "$first" ]; }
+wait_for 10 again
+wait_for_socket "${socket[a]}" a
+refused "$tmp/a"
+
 # Started with no standard input: the disk must not take its number, which a server's own would.
 spawn bare sh -c 'exec "$@" >"$0" <&-' "$tmp/bare.json" "${nbdmirror_prefix[@]}" \
   "${server_env[@]}" "$NBDMIRROR" receive \
