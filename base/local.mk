@@ -19,6 +19,8 @@ libbase_la_SOURCES = \
 	base/private-socket.h \
 	base/qemu-lock.c \
 	base/qemu-lock.h \
+	base/stop-signals.c \
+	base/stop-signals.h \
 	base/text.c \
 	base/text.h \
 	base/tracked-mark.c \

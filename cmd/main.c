@@ -137,6 +137,8 @@ main (int argc, char **argv)
   fill_standard_streams ();
   /* A peer that goes away is an error of that write, not the end of the process. */
   signal (SIGPIPE, SIG_IGN);
+  /* It may be inherited as ignored: then no child could be waited for. */
+  signal (SIGCHLD, SIG_DFL);
 
   if (argc < 2)
     return cmd_usage_error ("SUBCOMMAND is missing");

@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/stop-signals.h"
 #include "base/text.h"
 #include "budget/budget.h"
 #include "cmd/control-query.h"
@@ -53,22 +54,12 @@ on_signal (int sig)
 int
 worker_signals (_Atomic int **flag)
 {
-  struct sigaction sa = { .sa_handler = on_signal };
-
   signal_fd = fd_wake_new ();
   if (signal_fd == -1) {
     cmd_say ("eventfd: %s", strerror (errno));
     return -1;
   }
-  sigemptyset (&sa.sa_mask);
-  sigaction (SIGINT, &sa, NULL);
-  sigaction (SIGTERM, &sa, NULL);
-  /* When the terminal goes away, end in order as well, unless nohup has said that it does not
-   * matter.
-   */
-  struct sigaction hup;
-  if (sigaction (SIGHUP, NULL, &hup) == 0 && hup.sa_handler != SIG_IGN)
-    sigaction (SIGHUP, &sa, NULL);
+  stop_signals_catch (on_signal);
   *flag = &asked;
   return signal_fd;
 }

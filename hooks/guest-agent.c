@@ -30,6 +30,7 @@
 
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/stop-signals.h"
 #include "base/text.h"
 
 #define LIMIT_S 20
@@ -252,7 +253,6 @@ usage (void)
 int
 main (int argc, char **argv)
 {
-  struct sigaction act = { .sa_handler = on_signal };
   static struct agent a = { .fd = -1 };
   long seconds = LIMIT_S;
   char *end = NULL;
@@ -269,8 +269,6 @@ main (int argc, char **argv)
     return thaw (&a); /* a signal is no reason to leave a guest frozen, but SIGKILL and the limit */
   if (strcmp (argv[1], "freeze") != 0)
     return usage ();
-  sigaction (SIGINT, &act, NULL);
-  sigaction (SIGTERM, &act, NULL);
-  sigaction (SIGHUP, &act, NULL);
+  stop_signals_catch (on_signal);
   return freeze (&a);
 }

@@ -7,6 +7,7 @@
 
 #include <stdarg.h>
 
+#include "base/stop-signals.h"
 #include "base/text.h"
 #include "cmd/backup/backup.h"
 
@@ -21,11 +22,7 @@ on_signal (int sig)
 void
 backup_catch_signals (void)
 {
-  struct sigaction act = { .sa_handler = on_signal };
-
-  sigaction (SIGINT, &act, NULL);
-  sigaction (SIGTERM, &act, NULL);
-  sigaction (SIGHUP, &act, NULL);
+  stop_signals_catch (on_signal);
 }
 
 void

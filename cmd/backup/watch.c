@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/stop-signals.h"
 #include "cmd/backup/backup.h"
 
 #define LOOK_MS 500
@@ -52,12 +53,8 @@ static int
 wanted_status (void)
 {
   const struct backup_run *run = watch.run;
-  sigset_t pending;
 
-  sigemptyset (&pending);
-  sigpending (&pending);
-  if (backup_signal != 0 || sigismember (&pending, SIGINT) || sigismember (&pending, SIGTERM)
-      || sigismember (&pending, SIGHUP))
+  if (backup_signal != 0 || stop_signals_pending ())
     return EXIT_CANCELLED;
   bool too_late = run->max_duration_ms != 0 && clock_ms () - run->begun_ms >= run->max_duration_ms;
   return too_late && atomic_load (&watch.limited) ? EXIT_NOT_CONVERGED : 0;

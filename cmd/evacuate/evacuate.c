@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "base/clock.h"
+#include "base/stop-signals.h"
 #include "base/text.h"
 #include "cmd/control-query.h"
 #include "cmd/evacuate/evacuate.h"
@@ -126,15 +127,12 @@ take_over (struct evacuate *e, const char *token, uint64_t since)
 }
 
 static void
-block_signals (int how)
+block_signals (void)
 {
   sigset_t set;
 
-  sigemptyset (&set);
-  sigaddset (&set, SIGINT);
-  sigaddset (&set, SIGTERM);
-  sigaddset (&set, SIGHUP);
-  sigprocmask (how, &set, NULL);
+  stop_signals (&set);
+  sigprocmask (SIG_BLOCK, &set, NULL);
 }
 
 /* Was the hand-over never decided, as far as the old server knows?  It was restarted then, with no
@@ -174,7 +172,7 @@ finish_earlier (struct evacuate *e, const json_t *status)
   if (!e->old.aside && take_back_undecided (e))
     return EXIT_ERROR;
   cmd_say ("the hand-over was committed already; going on from there");
-  block_signals (SIG_BLOCK);
+  block_signals ();
   return take_over (e, token != NULL ? token : "", 0);
 }
 
@@ -242,7 +240,7 @@ evacuate (struct evacuate *e, const json_t *status)
       give_up (e);
     return r;
   }
-  block_signals (SIG_BLOCK);
+  block_signals ();
   evacuate_end_worker (e, 0);
   return take_over (e, token, since);
 }
@@ -251,16 +249,6 @@ static void
 on_signal (int sig)
 {
   evacuate_signal = sig;
-}
-
-static void
-catch_signals (void)
-{
-  static const struct sigaction sa = { .sa_handler = on_signal };
-
-  sigaction (SIGINT, &sa, NULL);
-  sigaction (SIGTERM, &sa, NULL);
-  sigaction (SIGHUP, &sa, NULL);
 }
 
 /* The exit status. */
@@ -279,7 +267,7 @@ look_and_evacuate (struct evacuate *e, struct cmd_line *line)
     e->new.pidfile = e->pidfile;
     e->new.state = e->state;
     e->new.args = line->nr_rest > 0 ? line->rest : no_args;
-    catch_signals ();
+    stop_signals_catch (on_signal);
     /* Also where an earlier run has handed over: the new server must not guess the format. */
     r = e->new.format == NULL ? image_refuse_container (e->disk, "--format") : EXIT_DONE;
     if (r == EXIT_DONE)

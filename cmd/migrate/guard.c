@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/stop-signals.h"
 #include "cmd/cmd.h"
 #include "cmd/migrate/guard.h"
 #include "cmd/worker.h"
@@ -38,15 +39,8 @@ guard_ready (const struct guard_death *death)
 static void
 block_signals (sigset_t *set)
 {
-  struct sigaction hup;
-
-  signal (SIGCHLD, SIG_DFL); /* it may be inherited as ignored: then nobody could be waited for */
-  sigemptyset (set);
+  stop_signals (set);
   sigaddset (set, SIGCHLD);
-  sigaddset (set, SIGINT);
-  sigaddset (set, SIGTERM);
-  if (sigaction (SIGHUP, NULL, &hup) == 0 && hup.sa_handler != SIG_IGN) /* nohup */
-    sigaddset (set, SIGHUP);
   sigprocmask (SIG_BLOCK, set, NULL);
 }
 

@@ -24,6 +24,7 @@
 
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/stop-signals.h"
 #include "cmd/cmd.h"
 #include "cmd/receive/server.h"
 #include "cmd/serve/tidy.h"
@@ -149,11 +150,8 @@ make_channels (struct receive_server *s, bool background)
   s->sealed = s->disk->sealed;
   s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->base_fd
       = s->page_fd = s->wake_fd = -1;
-  sigemptyset (&set);
+  stop_signals (&set);
   sigaddset (&set, SIGCHLD);
-  sigaddset (&set, SIGTERM);
-  sigaddset (&set, SIGINT);
-  sigaddset (&set, SIGHUP);
   if (sigprocmask (SIG_BLOCK, &set, NULL) == -1
       || (s->signal_fd = signalfd (-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) == -1
       || pipe2 (fds, O_CLOEXEC | O_NONBLOCK) == -1) {

@@ -95,6 +95,27 @@ absent "$tmp/a"
 wait_exit a 10
 [ "$status" = 6 ] || fail "exit status $status"
 
+# Started with signals that are ignored, as nohup and a careless parent do: a hangup ends nothing,
+# and children are waited for.  (The lower signal is read first.)
+prefix=("${nbdmirror_prefix[@]}")
+nbdmirror_prefix+=("$python" -c 'import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execvp(sys.argv[1], sys.argv[1:])')
+start_receive a "$tmp/a" --size 3M
+nbdmirror_prefix=("${prefix[@]}")
+first=$(child_of a nbdkit)
+kill -KILL "$first"
+wait_for 10 again
+wait_for_socket "${socket[a]}" a
+kill -STOP "${pid[a]}"
+kill -HUP "${pid[a]}"
+kill -INT "${pid[a]}"
+kill -CONT "${pid[a]}"
+wait_exit a 10
+[ "$status" = 6 ] || fail "exit status $status"
+absent "$tmp/a"
+
 # Not given up, or not made here, or handed over, or --keep: it stays.
 start_receive a "$tmp/a" --size 3M --preallocate
 [ "$(stat -c %b "$tmp/a")" -ge 6144 ] || fail "not preallocated: $(stat -c '%s %b' "$tmp/a")"

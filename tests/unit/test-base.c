@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/pid-file.h"
+#include "base/stop-signals.h"
 #include "base/text.h"
 #include "tests/unit/unit.h"
 
@@ -45,6 +46,46 @@ Test (clock, timespec)
 
   cr_assert_eq (t.tv_sec, 3);
   cr_assert_eq (t.tv_nsec, 7);
+}
+
+/* ---- signals ---- */
+
+static volatile sig_atomic_t caught;
+
+static void catch (int number)
+{
+  caught = number;
+}
+
+/* Proves: a hangup that is ignored asks nobody to stop; it is neither caught nor waited for. */
+Test (stop_signals, nohup)
+{
+  struct sigaction hup;
+  sigset_t set, before;
+
+  signal (SIGHUP, SIG_DFL);
+  stop_signals (&set);
+  cr_assert (sigismember (&set, SIGHUP) == 1 && sigismember (&set, SIGINT) == 1
+             && sigismember (&set, SIGTERM) == 1 && sigismember (&set, SIGCHLD) == 0);
+
+  signal (SIGHUP, SIG_IGN);
+  stop_signals (&set);
+  cr_assert (sigismember (&set, SIGHUP) == 0 && sigismember (&set, SIGTERM) == 1);
+  stop_signals_catch (catch);
+  cr_assert (sigaction (SIGHUP, NULL, &hup) == 0 && hup.sa_handler == SIG_IGN);
+  raise (SIGTERM);
+  cr_assert_eq (caught, SIGTERM);
+
+  sigprocmask (SIG_BLOCK, &set, &before);
+  cr_assert_not (stop_signals_pending ());
+  raise (SIGINT);
+  cr_assert (stop_signals_pending ());
+  cr_assert_eq (caught, SIGTERM);
+  sigprocmask (SIG_SETMASK, &before, NULL);
+  cr_assert_eq (caught, SIGINT);
+  signal (SIGINT, SIG_DFL);
+  signal (SIGTERM, SIG_DFL);
+  signal (SIGHUP, SIG_DFL);
 }
 
 /* ---- texts ---- */
