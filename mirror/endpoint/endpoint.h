@@ -57,6 +57,13 @@ struct channel;
 
 #define ENDPOINT_SESSION 33
 
+/* A client's sessions at a server of `nbdmirror receive`; all zero before the first. */
+struct endpoint_session {
+  char id[ENDPOINT_SESSION];   /* of the one that was tried last */
+  char last[ENDPOINT_SESSION]; /* of the one before it, or "" */
+  bool answered;               /* the server has let ID in, or refused it */
+};
+
 /* The errno of endpoint_open() where the name itself is wrong: no other one is EDESTADDRREQ. */
 #define ENDPOINT_BAD_NAME EDESTADDRREQ
 /* The errno of channel_open() where the server has closed, refused or not answered one connection
@@ -101,10 +108,9 @@ struct endpoint_options {
    * yet.  A server at a URI that does not offer it sees connections that leave before they open
    * its export.  0: each connection is made when its channel is opened. */
   unsigned nr_channels;
-  /* NULL, or room for ENDPOINT_SESSION characters: the ID of the last session that was tried at a
-   * server of `nbdmirror receive`, "" before the first.  The endpoint that is opened replaces it.
-   * Only one endpoint with the same room may be opened at a time. */
-  char *session;
+  /* NULL, or the sessions so far at a server of `nbdmirror receive`.  The endpoint that is opened
+   * begins another one there.  Only one endpoint with the same sessions may be opened at a time. */
+  struct endpoint_session *session;
   /* Compress what is written, at zstd's level COMPRESS or a lower one; 0: do not.  Without a server
    * of `nbdmirror receive` that can unpack it, endpoint_open() fails with EROFS. */
   int compress;

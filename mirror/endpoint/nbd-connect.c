@@ -255,6 +255,16 @@ begin_export (struct nbd_endpoint *nep, struct nbd_handle *h)
   return nbd_go_begin (h, name);
 }
 
+/* The answer to begin_export() has come for H, the endpoint's first connection, or ERR. */
+static void
+note_answer (struct nbd_endpoint *nep, struct nbd_handle *h, int err)
+{
+  struct endpoint_session *s = nep->ep.opts.session;
+
+  if (s != NULL && nep->session[0] != '\0')
+    s->answered = err == 0 || (err != ETIMEDOUT && !nbd_is_over (h));
+}
+
 /* H has negotiated all but the export, which took NEGOTIATION_NS, or, if BEGUN is not NULL, has
  * begun to choose it.  -1 with *ERRNUM and *ERROR. */
 static int
@@ -262,6 +272,7 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, uint64_t negotiat
                struct option *begun, int64_t deadline, int *errnum, char **error)
 {
   enum nbd_receive is = looks_for_receive (nep) ? NBD_RECEIVE_OPEN : NBD_NO_RECEIVE;
+  bool is_first = is == NBD_RECEIVE_OPEN && nep->session[0] == '\0';
 
   if (begun != NULL) {
     if (nbd_go_end (h, begun, deadline) == 0)
@@ -277,7 +288,7 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, uint64_t negotiat
     if (!nbd_is_over (h) && nbd_set_export_name (h, nbd_export_name (nep)) == -1)
       goto failed;
   }
-  if (is == NBD_RECEIVE_OPEN && nep->session[0] == '\0') {
+  if (is_first) {
     uint64_t asked = clock_ns ();
     int r = meet_server (nep, h, deadline, &is, errnum, error);
     if (r == -1)
@@ -288,8 +299,12 @@ choose_export (struct nbd_endpoint *nep, struct nbd_handle *h, uint64_t negotiat
     if (clock_ns () - asked > LONG_TRIP_NS && negotiation_ns > LONG_TRIP_NS)
       nbd_ahead_name (&nep->ahead);
   }
-  if (nbd_go_end (h, begin_export (nep, h), deadline) == 0)
+  int err = nbd_go_end (h, begin_export (nep, h), deadline) == 0 ? 0 : errno;
+  if (is_first)
+    note_answer (nep, h, err);
+  if (err == 0)
     return 0;
+  errno = err;
 
 failed:
   if (errno == ETIMEDOUT)

@@ -32,22 +32,33 @@ nbd_uri_may_be_guest (const struct uri *uri)
   return uri->kind == URI_NBD && uri->export[0] == '\0';
 }
 
-bool
-nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last)
+static bool
+begin_session (struct endpoint_session *s)
 {
   unsigned char random[(ENDPOINT_SESSION - 1) / 2];
-  char id[ENDPOINT_SESSION];
 
   if (getrandom (random, sizeof random, 0) != (ssize_t)sizeof random)
     return false;
+  strcpy (s->last, s->id);
   for (size_t i = 0; i < sizeof random; i++)
-    sprintf (id + 2 * i, "%02x", random[i]);
-  if (last != NULL && last[0] != '\0')
-    sprintf (name, "%s%c%.*s", id, RECEIVE_LAST, ENDPOINT_SESSION - 1, last);
+    sprintf (s->id + 2 * i, "%02x", random[i]);
+  s->answered = false;
+  return true;
+}
+
+bool
+nbd_session_name (char name[2 * ENDPOINT_SESSION], struct endpoint_session *s)
+{
+  struct endpoint_session only = { .answered = false };
+
+  if (s == NULL)
+    s = &only;
+  if ((s->id[0] == '\0' || s->answered) && !begin_session (s))
+    return false;
+  if (s->last[0] != '\0')
+    sprintf (name, "%s%c%s", s->id, RECEIVE_LAST, s->last);
   else
-    strcpy (name, id);
-  if (last != NULL)
-    strcpy (last, id);
+    strcpy (name, s->id);
   return true;
 }
 

@@ -109,9 +109,10 @@ enum nbd_receive { NBD_NO_RECEIVE, NBD_RECEIVE_OPEN, NBD_RECEIVE_SEALED };
 bool nbd_uri_may_be_receive (const struct uri *uri);
 /* Or none, as their guest's has? */
 bool nbd_uri_may_be_guest (const struct uri *uri);
-/* What comes after mirror@: a random ID and, if there was a session before, that one's.  LAST (may
- * be NULL) is replaced by the new ID.  False with errno. */
-bool nbd_session_name (char name[2 * ENDPOINT_SESSION], char *last);
+/* What comes after mirror@ for the next session of S (may be NULL): a random ID and, if there was a
+ * session before, that one's.  It is the same again as long as the server has not answered: whether
+ * it has let the session in is not known then.  False with errno. */
+bool nbd_session_name (char name[2 * ENDPOINT_SESSION], struct endpoint_session *s);
 /* What its list of exports says of a server. */
 struct nbd_server {
   enum nbd_receive is;

@@ -348,7 +348,7 @@ open_destination (struct job *j, json_t *status)
   j->dest.endpoint.writable = !j->dry;
   j->dest.endpoint.will_write = j->dry;
   j->dest.endpoint.nr_channels = j->dry ? 0 : session_channels (j->o->nr_copiers, NULL);
-  j->dest.endpoint.session = j->dest_session;
+  j->dest.endpoint.session = &j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));
   j->dest.endpoint.create

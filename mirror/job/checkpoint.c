@@ -29,7 +29,7 @@
 static const char *
 keeper (const struct job *j)
 {
-  bool can = j->is_receive && j->dest.nr_dest == 1 && j->dest_session[0] != '\0'
+  bool can = j->is_receive && j->dest.nr_dest == 1 && j->dest_session.id[0] != '\0'
              && uri_kind (j->dest.dest[0]) != URI_SSH;
 
   return can ? j->dest.dest[0] : NULL;
@@ -67,7 +67,7 @@ declare_if_true (struct job *j, const char *uri)
     const char *name = json_string_value (json_object_get (c, "name"));
     if (left != NULL && strcmp (uuid, from) == 0
         && standing_left_since (j->control, j->region, left, name))
-      destination_say_since (uri, j->dest_session, from, from, &error);
+      destination_say_since (uri, j->dest_session.id, from, from, &error);
   }
   free (left);
   json_decref (list);
@@ -90,7 +90,7 @@ job_checkpoint_begin (struct job *j, const json_t *old)
   /* The proof was another connection's.  Only the server that is written to knows the session, and
    * it agrees only if its disk stands there (R13). */
   int r = uri != NULL
-              ? destination_say_since (uri, j->dest_session, inc->from,
+              ? destination_say_since (uri, j->dest_session.id, inc->from,
                                        standing_uuid (inc->checkpoints, j->o->sync.since), &error)
               : 1;
   if (r == 0)
@@ -115,7 +115,7 @@ job_checkpoint_session (struct job *j)
     return;
   uuid_make (uuid);
   uuid_text (uuid, j->return_uuid);
-  int r = destination_say_return (uri, j->dest_session, j->return_uuid, &error);
+  int r = destination_say_return (uri, j->dest_session.id, j->return_uuid, &error);
   if (r != 0)
     j->return_uuid[0] = '\0';
   if (r == -1)
@@ -149,7 +149,7 @@ job_checkpoint_end (struct job *j, json_t *report)
   json_t *list = standing_list (j->control, &error);
   uint64_t *left = list != NULL ? standing_left (j->region) : NULL;
   if (left != NULL && standing_latest (j->control, list, j->region, left, &name, &uuid) == 0) {
-    int r = destination_say_at (uri, j->dest_session, uuid, &error);
+    int r = destination_say_at (uri, j->dest_session.id, uuid, &error);
     if (r == 0) {
       json_object_set_new (report, "stands-at", json_string (name));
       job_say (j, JOB_NOTICE, "%s stands at checkpoint '%s'", uri, name);

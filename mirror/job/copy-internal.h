@@ -50,10 +50,10 @@ struct copy {
   struct endpoint *source;
   struct endpoint *base; /* NULL unless o->sync needs one */
   struct incremental incremental;
-  struct found_samples found;     /* at the destination, before anything was sent */
-  struct look_again look_again;   /* by what it is recognised later */
-  char session[ENDPOINT_SESSION]; /* see endpoint_options.session */
-  int state_lock;                 /* keeps servers away from the state file, or -1 */
+  struct found_samples found;      /* at the destination, before anything was sent */
+  struct look_again look_again;    /* by what it is recognised later */
+  struct endpoint_session session; /* see endpoint_options.session */
+  int state_lock;                  /* keeps servers away from the state file, or -1 */
   struct region *region;
   struct engine engine;
   struct supervisor supervisor;

@@ -99,7 +99,7 @@ say_checkpoint (struct copy *c, json_t *report)
 
   if (!c->incremental.proved || c->o->tracker != NULL || uuid == NULL)
     return;
-  if (destination_say_at (dest_uri (c), c->session, uuid, &error) == 0) {
+  if (destination_say_at (dest_uri (c), c->session.id, uuid, &error) == 0) {
     json_object_set_new (report, "stands-at", json_string (name));
     return;
   }
@@ -129,7 +129,7 @@ prove_checkpoint (struct copy *c)
     result = incremental_prove (inc, c->source, c->dest.opened, dest_uri (c), o->signal, o->opaque,
                                 o->message, &error);
   if (result == JOB_COMPLETED && inc->proved
-      && destination_say_since (dest_uri (c), c->session, inc->from,
+      && destination_say_since (dest_uri (c), c->session.id, inc->from,
                                 standing_uuid (inc->checkpoints, o->sync.since), &error)
              != 0) {
     if (error == NULL)
@@ -176,7 +176,7 @@ open_both (struct copy *c)
   c->dest.endpoint.nr_channels
       = session_channels (o->nr_copiers, o->tracker == NULL ? c->source : NULL);
   c->dest.endpoint.writable = true;
-  c->dest.endpoint.session = c->session;
+  c->dest.endpoint.session = &c->session;
   c->dest.endpoint.create = o->sync.mode != ENGINE_SYNC_INCREMENTAL;
   c->dest.endpoint.create_size = endpoint_info (c->source)->size;
   int errnum = 0;

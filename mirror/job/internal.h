@@ -70,8 +70,8 @@ struct job {
   const struct job_options *o; /* `options` */
   struct job_options options;  /* the user's; what is sent may be decided here (since.c) */
   struct job_verify verify;
-  struct session_options dest;         /* a copy of ours: its `opened` is used up */
-  char dest_session[ENDPOINT_SESSION]; /* see endpoint_options.session */
+  struct session_options dest;          /* a copy of ours: its `opened` is used up */
+  struct endpoint_session dest_session; /* see endpoint_options.session */
   struct control_client *control;
   struct worker_lock lock;
   /* An old worker's requests may come late, anywhere: all blocks began in quarantine. */

@@ -27,12 +27,19 @@ admission_destroy (struct admission *a)
   pthread_mutex_destroy (&a->lock);
 }
 
+/* Under the lock: ID is not let in again. */
+static void
+never_again (struct admission *a, const char *id)
+{
+  strcpy (a->revoked[a->nr_revoked++ % ADMISSION_REMEMBERED], id);
+}
+
 /* Raise the generation, under the lock: who had it is revoked. */
 static uint64_t
 next_generation (struct admission *a, const char *id)
 {
   if (a->id[0] != '\0')
-    strcpy (a->revoked[a->nr_revoked++ % ADMISSION_REMEMBERED], a->id);
+    never_again (a, a->id);
   snprintf (a->id, sizeof a->id, "%s", id);
   return atomic_fetch_add (&a->generation, 1) + 1;
 }
@@ -91,10 +98,13 @@ admission_join (struct admission *a, const char *id, const char *last, uint64_t 
     err = EPERM;
   else if (strcmp (a->id, id) == 0)
     *generation = atomic_load (&a->generation);
-  else if (was_revoked (a, id))
-    err = ESTALE;
-  else if (last != NULL && was_revoked (a, last))
+  else if (last != NULL && was_revoked (a, last)) {
     err = EBUSY;
+    /* If it does not hear of that, its next session comes after this one. */
+    if (!was_revoked (a, id))
+      never_again (a, id);
+  } else if (was_revoked (a, id))
+    err = ESTALE;
   else
     *generation = next_generation (a, id);
   pthread_mutex_unlock (&a->lock);

@@ -28,7 +28,7 @@
 #include "control/receive-exports.h"
 
 #define ADMISSION_LIMIT_MS 10000 /* for the old session's mutations to end */
-#define ADMISSION_REMEMBERED 64  /* revoked IDs that are not let in again */
+#define ADMISSION_REMEMBERED 64  /* IDs that were revoked or refused, and are not let in again */
 
 typedef int (*admission_pause) (void *opaque);
 

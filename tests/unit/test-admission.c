@@ -99,11 +99,15 @@ Test (admission, two_clients)
   cr_assert_eq (join_after (&a, "a4", "a3"), 0, "a3 was tried, and never arrived");
   join (&a, "b1");
   cr_assert_eq (join_after (&a, "a5", "a4"), EBUSY);
-  cr_assert_eq (join_after (&a, "a6", "a5"), 0, "not known here: a server that was started anew");
+  cr_assert_eq (join_after (&a, "a5", "a4"), EBUSY, "the same again, or another connection");
+  cr_assert_eq (join_after (&a, "a6", "a5"), EBUSY, "it has not heard that a5 was refused");
+  cr_assert_eq (join_after (&a, "a7", "a6"), EBUSY);
+  cr_assert_eq (join_after (&a, "b1", NULL), 0, "whose place it is still");
+  cr_assert_eq (join_after (&a, "c2", "c1"), 0, "not known here: a server that was started anew");
   cr_assert_eq (join_after (&a, "b2", "b1"), EBUSY);
-  join (&a, "c1"); /* whoever comes for the first time is let in: the one before may hang */
+  join (&a, "d1"); /* whoever comes for the first time is let in: the one before may hang */
   admission_seal (&a);
-  cr_assert_eq (join_after (&a, "c2", "c1"), EPERM);
+  cr_assert_eq (join_after (&a, "d2", "d1"), EPERM);
   admission_destroy (&a);
 }
 

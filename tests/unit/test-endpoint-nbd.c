@@ -9,10 +9,38 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
+#include "mirror/endpoint/nbd.h"
 #include "tests/unit/unit.h"
 #include "tests/unit/endpoint-fixture.h"
+
+/* A session whose beginning was not answered is tried again by the same name: the server may have
+ * let it in, or may never have heard of it. */
+Test (endpoint, session_names)
+{
+  struct endpoint_session s = { .answered = false };
+  char first[2 * ENDPOINT_SESSION], second[2 * ENDPOINT_SESSION], third[2 * ENDPOINT_SESSION];
+  char expected[2 * ENDPOINT_SESSION + 1];
+
+  cr_assert (nbd_session_name (first, &s));
+  cr_assert_str_eq (first, s.id);
+  cr_assert_eq (strlen (first), ENDPOINT_SESSION - 1);
+  cr_assert (nbd_session_name (second, &s));
+  cr_assert_str_eq (second, first);
+
+  s.answered = true;
+  cr_assert (nbd_session_name (second, &s));
+  cr_assert_str_neq (s.id, first);
+  snprintf (expected, sizeof expected, "%s.%s", s.id, first);
+  cr_assert_str_eq (second, expected);
+  cr_assert (nbd_session_name (third, &s));
+  cr_assert_str_eq (third, second);
+
+  cr_assert (nbd_session_name (first, NULL) && nbd_session_name (second, NULL));
+  cr_assert_str_neq (first, second);
+}
 
 /* ---- NBD, with nbdkit ------------------------------------------------------------------- */
 
