@@ -236,7 +236,8 @@ enter (struct handle *h, uint32_t count, uint64_t offset, int *err)
       return refuse_guest (err);
     /* Without limit, as its disk is: an error would be the guest's, and nothing is wrong with it.
      */
-    if (!admission_is_over (&receive.admission))
+    /* Who has sealed may have gone before that was recorded. */
+    if (!admission_is_over (&receive.admission) || !atomic_load (&receive.seal_recorded))
       error = export_seal (&receive, -1, "the guest's first write");
     if (error == 0)
       error = hand_over_guest_mutates (&receive.hand_over, &receive.admission, export_pause, NULL);

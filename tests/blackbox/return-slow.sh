@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that the control socket of a disk that was received answers, and that its guest writes,
 # while the disk is flushed for the checkpoint with which the guest begins.  What asks for that
-# checkpoint waits until it is there.
+# checkpoint waits until it is there.  And that a disk which comes back records that it is sealed,
+# though the mirror that seals it goes while the old fence is being removed.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/return-lib.sh"
 measures_times
@@ -16,7 +17,7 @@ at_a=$tmp/a.img at_b=$tmp/b.img
 random_disk "$at_a" $size
 
 # A flush of $SLOW through a descriptor that cannot write, which is the tracker's and not the
-# guest's, waits while there is a file $SLOW.slow.
+# guest's, waits while there is a file $SLOW.slow.  So does the removal of a fence.
 cat >"$tmp/slow.c" <<'EOF'
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -41,6 +42,19 @@ fdatasync (int fd)
       usleep (10000);
   return real (fd);
 }
+
+int
+unlink (const char *path)
+{
+  int (*real) (const char *) = dlsym (RTLD_NEXT, "unlink");
+  char slow[4096];
+
+  snprintf (slow, sizeof slow, "%s.slow", getenv ("SLOW"));
+  if (strlen (path) > 6 && strcmp (path + strlen (path) - 6, ".fence") == 0)
+    while (access (slow, F_OK) == 0)
+      usleep (10000);
+  return real (path);
+}
 EOF
 $cc -shared -fPIC -O1 -w -o "$tmp/slow.so" "$tmp/slow.c" -ldl || fail "the shim does not build"
 
@@ -62,3 +76,29 @@ running list || fail "the list came before the flush: $(cat "$tmp/list.log")"
 rm "$at_b.slow"
 ends_well list
 has_checkpoint b || fail "there is no checkpoint after the flush"
+
+# The way back.  The mirror's seal waits for the fence to go, and the mirror goes first.
+"$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.test", b"x")' "$at_a" ||
+  skip "no extended attributes in $tmp"
+stop a
+touch "$at_a.slow"
+export SLOW=$at_a LD_PRELOAD=$tmp/slow.so
+receive a "$at_a" --resume
+unset SLOW LD_PRELOAD
+spawn seal "$python" -c 'import nbd, sys
+h = nbd.NBD()
+h.set_export_name("mirror@seal")
+h.connect_unix(sys.argv[1])' "${socket[a]}"
+sealed () {
+  "$python" -c 'import nbd, sys
+h = nbd.NBD(); h.set_opt_mode(True); h.connect_unix(sys.argv[1]); h.opt_list(print)
+h.opt_abort()' "${socket[a]}" | grep -q sealed
+}
+wait_for 10 sealed
+running seal || fail "the seal did not wait"
+stop seal KILL
+wait_for 10 grep -q 'sealed, but' "$tmp/a.log"
+rm "$at_a.slow"
+write_blocks "${guest_uri[a]}" 2 1
+"$python" -c 'import os, sys; os.getxattr(sys.argv[1], "user.nbdmirror.sealed")' "$at_a" ||
+  fail "the guest writes, and it is not recorded that the disk is its own"
