@@ -64,6 +64,9 @@ receive_get_ready (int thread_model)
   standing_load (&receive.standing, receive.config.disk_fd);
   if (receive.config.sealed) {
     admission_seal (&receive.admission);
+    /* No request has come yet. */
+    admission_drain (&receive.admission, atomic_load (&receive.admission.generation), 0,
+                     export_pause, NULL);
     atomic_store (&receive.seal_recorded, true);
     export_record_seal (&receive);
   }

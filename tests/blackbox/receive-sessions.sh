@@ -196,6 +196,11 @@ for how in "${recorded[*]}" --sealed; do
     fail "--resume $how: not sealed: $(cat "$tmp/third.json")"
   has_to_exit 7 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"
   has_to_exit 0 "$NBDMIRROR" verify "$tmp/third" "${uri[third]}"
+  # It is the guest's, which may take it off this server.
+  "$python" -c 'import nbd, sys
+h = nbd.NBD()
+h.set_export_name("image@lend")
+h.connect_unix(sys.argv[1])' "${socket[third]}" || fail "--resume $how: it is not lent"
   stop third
 done
 has_to_exit 2 "$NBDMIRROR" receive "$tmp/third" --size 1M --sealed --socket "$tmp/s"
