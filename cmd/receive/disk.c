@@ -34,6 +34,7 @@
 #include "base/child.h"
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/stop-signals.h"
 #include "base/text.h"
 #include "base/tracked-mark.h"
 #include "cmd/cmd.h"
@@ -50,6 +51,7 @@
 #define DISPLACE_POLL_MS 20
 #define OTHERS_MS 200
 #define SERVED_MS 2000 /* a server that was told to end needs a moment */
+#define PIECE (UINT64_C (1) << 30)
 
 /* ---- is it possible? ------------------------------------------------------------------------- */
 
@@ -290,6 +292,22 @@ measure_raw (struct receive_disk *d)
   return size == -1 ? failed (d, "its size") : take_size (d, (uint64_t)size);
 }
 
+/* A signal, which is blocked, ends that between two pieces. */
+static int
+preallocate (struct receive_disk *d)
+{
+  for (uint64_t at = 0, n; at < d->size; at += n) {
+    n = d->size - at < PIECE ? d->size - at : PIECE;
+    if (stop_signals_pending ()) {
+      cmd_say ("%s: given up", d->name);
+      return EXIT_CANCELLED;
+    }
+    if ((errno = posix_fallocate (d->fd, (off_t)at, (off_t)n)) != 0)
+      return failed (d, "cannot be preallocated");
+  }
+  return EXIT_DONE;
+}
+
 static int
 make_raw (struct receive_disk *d, bool device)
 {
@@ -297,9 +315,7 @@ make_raw (struct receive_disk *d, bool device)
     return measure_raw (d);
   if (ftruncate (d->fd, 0) == -1 || ftruncate (d->fd, (off_t)d->size) == -1)
     return failed (d, "cannot be given its size");
-  if (d->preallocate && d->size > 0 && (errno = posix_fallocate (d->fd, 0, (off_t)d->size)) != 0)
-    return failed (d, "cannot be preallocated");
-  return EXIT_DONE;
+  return d->preallocate ? preallocate (d) : EXIT_DONE;
 }
 
 static int

@@ -202,7 +202,7 @@ pid_file (const struct receive_server *s, char path[RECEIVE_PID_FILE])
   snprintf (path, RECEIVE_PID_FILE, "%s/nbdkit.pid", s->dir);
 }
 
-/* Until nbdkit writes its file.  -1 after an error message. */
+/* Until nbdkit writes its file.  -1 after an error message, or because a signal has come. */
 static int
 wait_until_ready (struct receive_server *s)
 {
@@ -213,7 +213,9 @@ wait_until_ready (struct receive_server *s)
   for (int waited = 0; waited < READY_MS; waited += POLL_MS) {
     if (stat (path, &st) == 0 && st.st_size > 0)
       return 0;
-    receive_reap (s);
+    receive_read_signals (s);
+    if (s->stopped_by != 0)
+      return -1;
     if (s->nbdkit == 0) {
       cmd_say ("nbdkit ended before it served the disk");
       return -1;

@@ -319,9 +319,11 @@ serve (struct arguments *a, struct worker *w)
   struct receive_server *s = &a->server;
 
   if (receive_server_start (s, a->detach) == -1) {
-    if (!a->keep)
+    if (s->stopped_by != 0)
+      clean_up (a);
+    else if (!a->keep)
       receive_disk_remove (&a->disk);
-    return EXIT_ERROR;
+    return s->stopped_by != 0 ? EXIT_CANCELLED : EXIT_ERROR;
   }
   if (!s->stdio && !print_line (a)) {
     receive_end_children (s, 0);
@@ -401,6 +403,8 @@ prepare_and_serve (struct arguments *a)
   a->disk.displace = s->stdio && !a->disk.read_only;
   /* This comes after --detach, because the lock must belong to the process that stays. */
   status = receive_track_allowed (s);
+  if (status == EXIT_DONE && receive_server_prepare (s) == -1)
+    status = EXIT_ERROR;
   if (status == EXIT_DONE)
     status = prepare_disk (a);
   if (status == EXIT_DONE) {

@@ -110,8 +110,28 @@ read_notes (struct receive_server *s)
       s->given_up = true;
 }
 
-static void
-read_signals (struct receive_server *s)
+int
+receive_server_prepare (struct receive_server *s)
+{
+  sigset_t set;
+
+  s->nbdkit = 0;
+  s->stopped_by = 0;
+  s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->base_fd = s->page_fd
+      = s->wake_fd = -1;
+  stop_signals (&set);
+  sigaddset (&set, SIGCHLD);
+  s->signal_fd = sigprocmask (SIG_BLOCK, &set, NULL) == 0
+                     ? signalfd (-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)
+                     : -1;
+  if (s->signal_fd != -1)
+    return 0;
+  cmd_say ("signals: %s", strerror (errno));
+  return -1;
+}
+
+void
+receive_read_signals (struct receive_server *s)
 {
   struct signalfd_siginfo info;
 
@@ -133,7 +153,7 @@ wait_for_events (struct receive_server *s)
   /* There is a time limit, so that a lost wake-up cannot stop us for ever. */
   if (poll (fds, 3, 10000) == -1 && errno != EINTR)
     cmd_say ("poll: %s", strerror (errno));
-  read_signals (s);
+  receive_read_signals (s);
   read_notes (s);
   pass_on (s);
 }
@@ -143,18 +163,10 @@ wait_for_events (struct receive_server *s)
 static int
 make_channels (struct receive_server *s, bool background)
 {
-  sigset_t set;
   int fds[2];
 
-  s->nbdkit = 0;
   s->sealed = s->disk->sealed;
-  s->signal_fd = s->note_fd = s->note_write_fd = s->log_fd = s->log_to = s->dir_fd = s->base_fd
-      = s->page_fd = s->wake_fd = -1;
-  stop_signals (&set);
-  sigaddset (&set, SIGCHLD);
-  if (sigprocmask (SIG_BLOCK, &set, NULL) == -1
-      || (s->signal_fd = signalfd (-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) == -1
-      || pipe2 (fds, O_CLOEXEC | O_NONBLOCK) == -1) {
+  if (pipe2 (fds, O_CLOEXEC | O_NONBLOCK) == -1) {
     cmd_say ("%s", strerror (errno));
     return -1;
   }
@@ -243,6 +255,8 @@ receive_server_run (struct receive_server *s)
     if (!running && s->stdio)
       return end_of_session (s);
     if (!running && !start_again (s, &started, &short_lives)) {
+      if (s->stopped_by != 0)
+        break;
       end = RECEIVE_FAILED;
       break;
     }

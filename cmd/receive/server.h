@@ -64,7 +64,11 @@ enum receive_end {
   RECEIVE_GIVEN_UP
 };
 
-/* Start it and wait until it listens.  With BACKGROUND the messages of this process and its servers
+/* From now on a signal that asks this process to stop is noted, and does not end it.  -1 after an
+ * error message. */
+int receive_server_prepare (struct receive_server *s);
+/* Start it and wait until it listens, or until a signal comes (STOPPED_BY): that is a failure as
+ * well, without a message.  With BACKGROUND the messages of this process and its servers
  * go to the system log from receive_server_quiet() on.  -1 after an error message, everything is
  * stopped then. */
 int receive_server_start (struct receive_server *s, bool background);
@@ -98,6 +102,8 @@ int receive_place_is_free (const struct receive_server *s);
 int receive_start_digest (struct receive_server *s);
 /* Start it.  -1 after an error message. */
 int receive_launch (struct receive_server *s);
+/* server.c: take note of signals, and of children that have ended. */
+void receive_read_signals (struct receive_server *s);
 /* Take note of children that have ended. */
 void receive_reap (struct receive_server *s);
 /* End the server, kindly for at most PATIENCE_MS, and wait until it is gone, with its qemu-nbd. */

@@ -116,6 +116,34 @@ wait_exit a 10
 [ "$status" = 6 ] || fail "exit status $status"
 absent "$tmp/a"
 
+# Ended while qemu-img makes the disk, and while nbdkit does not serve it yet, which a program in
+# their place is for: what was made is gone at once, whichever signal it is.
+mkdir "$tmp/bin"
+printf '#!/bin/sh\ntouch "$tmp/begun"\nuntil [ -e "$tmp/go" ]; do sleep 0.02; done\n%s\n' \
+  '"$real" "$@"' >"$tmp/bin/qemu-img"
+printf '#!/bin/sh\ntouch "$tmp/begun"\nexec sleep 60\n' >"$tmp/bin/nbdkit"
+chmod +x "$tmp/bin/nbdkit" "$tmp/bin/qemu-img"
+# interrupted SIGNAL OPTION...: it comes once the program has begun.
+interrupted () {
+  local sig=$1; shift
+  rm -f "$tmp/begun" "$tmp/go"
+  spawn early env PATH="$tmp/bin:$PATH" tmp="$tmp" real="$(command -v qemu-img)" \
+    "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive "$tmp/early" --size 1M \
+    --socket "$tmp/early.sock" "$@"
+  wait_for 10 test -e "$tmp/begun"
+  kill "-$sig" "${pid[early]}"
+  touch "$tmp/go"
+  wait_exit early 10
+  [ "$status" = 6 ] || fail "$sig $*: exit status $status"
+  absent "$tmp/early"
+}
+interrupted TERM
+interrupted INT
+if command -v qemu-nbd qemu-img >/dev/null; then
+  interrupted TERM --format qcow2
+  interrupted INT --format qcow2
+fi
+
 # Not given up, or not made here, or handed over, or --keep: it stays.
 start_receive a "$tmp/a" --size 3M --preallocate
 [ "$(stat -c %b "$tmp/a")" -ge 6144 ] || fail "not preallocated: $(stat -c '%s %b' "$tmp/a")"
