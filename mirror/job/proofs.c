@@ -65,19 +65,19 @@ drop_left_over (struct job *j)
 }
 
 /* A proof has ended with RESULT and WHY, which this frees.  0, or -1 with j->result set and the
- * message said.  LEFT_OVER: there is a job, which stays unless it is cancelled. */
+ * message said.  LEFT_OVER: there is a job.  It stays unless it is cancelled, and in a dry run. */
 static int
 end_proof (struct job *j, bool left_over, enum job_result result, char *why)
 {
   if (result == JOB_COMPLETED && !j->lost)
     return 0;
   j->result = j->lost ? JOB_FAILED : result;
-  if (j->result == JOB_CANCELLED && left_over && job_resumes (j)
-      && atomic_load (j->o->signal) == JOB_SIGNAL_DETACH)
+  bool stopped = j->result == JOB_CANCELLED && left_over && !j->dry;
+  if (stopped && atomic_load (j->o->signal) == JOB_SIGNAL_DETACH)
     j->result = JOB_DETACHED; /* as at any other time */
   else if (!j->lost)
     job_say (j, JOB_ERROR, "%s", why);
-  if (j->result == JOB_CANCELLED && left_over && atomic_load (j->o->signal) == JOB_SIGNAL_CANCEL)
+  if (stopped && atomic_load (j->o->signal) == JOB_SIGNAL_CANCEL)
     drop_left_over (j);
   text_free (why);
   return -1;

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a worker which proves its base for long is not taken for an idle client: it keeps its
 # place at the control socket when all places are taken.  That it ends when its server does.  And
-# that it heeds SIGTERM: a job that is left over can be resumed then.
+# that it heeds SIGTERM: a job that is left over can be resumed then, and a dry run leaves it alone.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
@@ -111,3 +111,28 @@ wait_for 20 compares
 stop third TERM
 [ "$status" = 6 ] || fail "SIGTERM: exit status $status: $(cat "$tmp/third.log")"
 [ "$(reads)" -lt 700 ] || fail "SIGTERM: it has compared $(reads) blocks"
+
+note "a job is left over: a dry run leaves it alone, and so does SIGTERM"
+truncate -s $size "$tmp/full.img"
+nbdmirror mirror "${control[src]}" "$tmp/full.img" --detach
+wait_state "${control[src]}" ready 40
+kill "$(status_of "${control[src]}" worker-pid)"
+wait_state "${control[src]}" detached 20
+# ends_while_comparing SIGNAL STATUS OPTIONS...: a job at its end would begin anew.
+ends_while_comparing () {
+  local signal=$1 want=$2 before
+  shift 2
+  before=$(reads)
+  compares () { [ "$(reads)" -gt $((before + 100)) ]; }
+  spawn fourth nbdmirror mirror "${control[src]}" "${uri[dst]}" --sync incremental --since one \
+    --trust-destination "$@"
+  wait_for 20 compares
+  stop fourth "$signal"
+  [ "$status" = "$want" ] || fail "$signal, $*: exit status $status: $(cat "$tmp/fourth.log")"
+}
+ends_while_comparing INT 6 --dry-run
+[ "$(status_of "${control[src]}" state)" = detached ] || fail "a dry run has dropped the job"
+ends_while_comparing TERM 3 --restart
+[ "$(status_of "${control[src]}" state)" = detached ] || fail "SIGTERM has dropped the job"
+ends_while_comparing INT 6 --restart
+[ "$(status_of "${control[src]}" state)" = cancelled ] || fail "SIGINT: the job stays"
