@@ -64,6 +64,15 @@ static const char *const fields[] = {
   "missed-writes",
   "longest-write-delay-ms",
   "dirty-limit",
+  "destination-proved",
+  "unreadable-bytes",
+  "unreadable-offset",
+  "verify",
+  "verified-bytes",
+  "unsettled-bytes",
+  "mismatches",
+  "mismatch-offset",
+  "verify-error",
 };
 
 struct options {

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Proves that --help and the manual list the same options and settings for each subcommand, and that
-# completion offers them: in bash, and in zsh and fish where these are installed.
+# Proves that --help and the manual list the same options and settings for each subcommand, with the
+# same defaults, and that completion offers them: in bash, and in zsh and fish where these are
+# installed.  That the fields of `status --json` are those of the manual, and that the parameters of
+# the mirror filter are those of its page.
 . "$(dirname "$0")/lib.sh"
 
 cd "$tmp"
@@ -145,3 +147,30 @@ if command -v fish >/dev/null; then
     fail "fish does not offer parts of a value"
   is "fish: choices" throttle "$(fish_offers 'nbdmirror mirror --policy thr')"
 fi
+
+note "the fields of status --json"
+truncate -s 1M "$tmp/disk"
+start_server plain "$tmp/disk"
+truncate -s 1M "$tmp/other"
+start_stateful stateful "$tmp/other" "$tmp/state"
+for name in plain stateful; do
+  nbdmirror status --json "${control[$name]}" >"$name.json"
+done
+"$python" - "$srcdir/docs/nbdmirror.pod" plain.json stateful.json <<'END' || fail "see above"
+import json, re, sys
+
+manual, plain, stateful = sys.argv[1:]
+section = re.search(r"^=head1 STATUS FIELDS$.*?(?=^=head1)", open(manual, encoding="utf-8").read(),
+                    re.M | re.S)[0]
+told = set(re.findall(r"B<([a-z-]+)>", " ".join(re.findall(r"^=item (.*)$", section, re.M))))
+with_state = set(json.load(open(stateful, encoding="utf-8")))
+without = set(json.load(open(plain, encoding="utf-8")))
+wrong = [f"{name}: with --state it is in the manual or in the status only"
+         for name in sorted(told ^ with_state)]
+wrong += [f"{name}: without --state it is in the manual or in the status only"
+          for name in sorted({n for n in told if not n.startswith("state-")} ^ without)]
+if len(told) < 70:
+    wrong.append(f"the manual has only {sorted(told)}")
+print("\n".join(wrong))
+sys.exit(wrong != [])
+END
