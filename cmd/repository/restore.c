@@ -154,6 +154,18 @@ compare (struct restoring *r, const struct cmd_operand *dest)
   return EXIT_DONE;
 }
 
+/* The mark of a raw file tells a server's state file that the disk was written to behind its back
+ * (base/tracked-mark.h).  Is DEST another disk, which somebody may have served already? */
+static bool
+has_no_mark (const struct restoring *r)
+{
+  bool is_image = r->dest_image.path[0] != '\0';
+  struct stat st;
+
+  return stat (is_image ? r->dest_image.path : r->dest, &st) == 0
+         && (is_image || S_ISBLK (st.st_mode));
+}
+
 /* ---- files beside the disk ---- */
 
 /* Copy the file M to TO, which must not be there. */
@@ -242,8 +254,13 @@ restore (struct restoring *r, const struct cmd_operand *dest)
   }
   if (!r->worker.json)
     r->worker.progress = progress_new (stderr, NULL);
+  bool warn = has_no_mark (r); /* looked at before an image is made */
   enum job_result result = copy (r, dest, file, &report);
   int status = worker_finish (&r->worker, result, report);
+  if (warn && result != JOB_REFUSED)
+    cmd_warning ("%s cannot tell its server's state file that it was written to: remove that file"
+                 " before the disk is served again",
+                 r->dest);
   if (status == EXIT_DONE && !r->no_verify)
     status = compare (r, dest);
   else if (status == EXIT_DONE && !opened_still_good (&r->o, &r->which))
@@ -323,7 +340,9 @@ const struct subcommand subcommand_restore = {
   "Copies a disk out of a backup in REPO to DEST, a local file or block device, an NBD URI,\n"
   "ssh://HOST/PATH, or [ COMMAND ARGS ].  Then DEST is read and compared with the digest that was\n"
   "recorded when the backup was made.  With --sync compare only what differs is written to a disk\n"
-  "that is there already.\n",
+  "that is there already.\n\n"
+  "A block device, or an image in another format than raw, cannot tell its server's state file\n"
+  "that it was written to: remove that file before the disk is served again.\n",
   options,
   NULL,
   "Examples:\n"

@@ -51,6 +51,15 @@ nbdmirror restore "$tmp/r" "$tmp/restored" --disk vda --at "${names[1]}" --sync 
 cmp "$shadow/${names[1]}.vda" "$tmp/restored" || fail "a damaged disk: it differs"
 sent=$(($(field sent-bytes <"$tmp/report") + $(field zero-bytes <"$tmp/report")))
 { [ $sent -gt 0 ] && [ $sent -le 65536 ]; } || fail "$sent bytes were sent to mend 6"
+if grep "state file" "$tmp/err"; then fail "a raw file has a mark"; fi
+for image in new old; do
+  nbdmirror restore "$tmp/r" "$tmp/image" --disk vda --at "${names[1]}" --dest-format qcow2 \
+    2>"$tmp/err" || fail "restore to a qcow2 image: $(cat "$tmp/err")"
+  warned=0
+  grep -q "image cannot tell its server's state file" "$tmp/err" || warned=$?
+  { [ $image = old ] && [ $warned = 0 ]; } || { [ $image = new ] && [ $warned = 1 ]; } ||
+    fail "the warning about a state file, of a $image image: $(cat "$tmp/err")"
+done
 start_dest dest file "$(stat -c %s "$tmp/restored")" # to a server
 nbdmirror restore "$tmp/r" "${uri[dest]}" --disk 'Daten ä' --at "${names[2]}" 2>"$tmp/err" ||
   fail "restore to a server: $(cat "$tmp/err")"
