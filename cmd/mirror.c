@@ -62,11 +62,11 @@ static const struct cmd_option options[] = {
     "over" },
   { "detach", OPT_DETACH, NULL, "return once the job is attached and copying" },
   { "give-up-after", WORKER_OPT_GIVE_UP, "TIME",
-    "end (exit status 3) when the destination has been away, or the source unreadable, for TIME "
-    "(default never)" },
+    "end (exit status 3) when the destination has been away for TIME, or (1) the source could not "
+    "be read for TIME (default never)" },
   { "give-up-if-stalled", OPT_GIVE_UP_STALLED, "TIME",
-    "end (exit status 3) when nothing was copied for TIME though something is left (default "
-    "never)" },
+    "end (exit status 3; 1 if the source cannot be read) when nothing was copied for TIME though "
+    "something is left (default never)" },
   { "dry-run", OPT_DRY_RUN, NULL,
     "check everything, measure, and print how the job would go; there is no job and nothing is "
     "written (exit status 4: it would not end)" },

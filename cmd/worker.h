@@ -46,10 +46,11 @@ enum {
 };
 #define WORKER_TIMEOUT_OPTIONS                                                                     \
   { "connect-timeout", WORKER_OPT_CONNECT_TIMEOUT, "TIME",                                         \
-    "how long a server may take to accept a connection (default 10s)" },                           \
+    "how long a server may take to accept a connection (default 10s, 20s for ssh://)" },           \
   {                                                                                                \
     "request-timeout", WORKER_OPT_REQUEST_TIMEOUT, "TIME",                                         \
-        "how long a server may take to answer a request (default 30s)"                             \
+        "how long a server may take to answer a request (default 30s; three times as long for a "  \
+        "flush)"                                                                                   \
   }
 #define WORKER_SYNC_OPTIONS                                                                        \
   { "sync", WORKER_OPT_SYNC, "full|top|base|compare|incremental|auto",                             \
@@ -93,7 +94,7 @@ enum {
   { "bandwidth", WORKER_OPT_BANDWIDTH, "RATE",                                                     \
     "send at most RATE bytes a second (k, M, G; 0 or none: no limit, the default)" },              \
       { "connections", WORKER_OPT_CONNECTIONS, "N",                                                \
-        "open at most N connections to the destination, 1 to 4" },                                 \
+        "open at most N connections to the destination, 1 to 4 (default 4)" },                     \
       { "budget", WORKER_OPT_BUDGET, "NAME[:WEIGHT]",                                              \
         "share the budget NAME with other jobs of this host (see 'nbdmirror budget'), with a "     \
         "weight of 1 to 100 (default 1)" },                                                        \

@@ -43,7 +43,7 @@ static const struct cmd_option options[] = {
   { "bandwidth", WORKER_OPT_BANDWIDTH, "RATE",
     "send at most RATE bytes a second (k, M, G; 0 or none: no limit, the default)" },
   { "connections", WORKER_OPT_CONNECTIONS, "N",
-    "open at most N connections to the destination, 1 to 4" },
+    "open at most N connections to the destination, 1 to 4 (default 4)" },
   { "budget", WORKER_OPT_BUDGET, "NAME[:WEIGHT]",
     "share the budget NAME with other jobs of this host (see 'nbdmirror budget')" },
   { "compress", WORKER_OPT_COMPRESS, "[LEVEL]",
