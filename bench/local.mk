@@ -21,6 +21,7 @@ bench: all
 	$(srcdir)/bench/run incremental
 	$(srcdir)/bench/run adopt
 	$(srcdir)/bench/run backup
+	$(srcdir)/bench/run state
 
 bench_tests = tests/blackbox/bench-smoke.sh
 EXTRA_DIST += tests/blackbox/bench-smoke.sh
