@@ -288,10 +288,10 @@ const struct subcommand subcommand_copy = {
   "SOURCE DEST [OPTIONS]",
   "Copy a disk that is not in use.",
   "SOURCE is copied to DEST; nobody may write to SOURCE meanwhile.  Each is an NBD URI, a local\n"
-  "file or block device, [ COMMAND ARGS ] that serves NBD, or - for standard input or output.  "
-  "DEST\n"
-  "may also be null:, which forgets what it is given.  A local DEST file is created or extended,\n"
-  "never truncated.  Exit status 0 means that DEST has flushed everything.\n",
+  "file or block device, ssh://HOST/PATH, [ COMMAND ARGS ] that serves NBD, or - for standard\n"
+  "input or output.  DEST may also be null:, which forgets what it is given.  A local DEST file\n"
+  "is created or extended, never truncated.  Exit status 0 means that DEST has flushed\n"
+  "everything.\n",
   options,
   NULL,
   "Examples:\n"

@@ -441,9 +441,9 @@ const struct subcommand subcommand_mirror = {
   "until\n"
   "what is left can be copied within the allowed downtime; then the job stays ready, or hands "
   "over.\n\n"
-  "DEST is an NBD URI, a local file or block device, or [ COMMAND ARGS ] that serves NBD.  In "
-  "place of\n"
-  "CONTROL, qmp:SOCKET/NODE is a disk that a running QEMU has open by itself.\n",
+  "DEST is an NBD URI, a local file or block device, ssh://HOST/PATH, or [ COMMAND ARGS ] that\n"
+  "serves NBD.  In place of CONTROL, qmp:SOCKET/NODE is a disk that a running QEMU has open by\n"
+  "itself.\n",
   options,
   NULL,
   "Ctrl-C cancels the job.  SIGTERM ends this worker only (exit status 3): --resume goes on "

@@ -22,7 +22,8 @@
 enum { OPT_DISK = 0x100, OPT_MARK };
 
 static const struct cmd_option options[] = {
-  { "disk", OPT_DISK, "FILE", "with a state file: its disk, to see if it was changed meanwhile" },
+  { "disk", OPT_DISK, "FILE",
+    "with a state file: its disk, to see if it was changed meanwhile; 'verify' needs it then" },
   { "mark", OPT_MARK, NULL, "with verify: record what was missed" },
   { "json", 'j', NULL, "print JSON" },
   CMD_OPTIONS_END,
@@ -246,9 +247,9 @@ const struct subcommand subcommand_checkpoint = {
   "The server of CONTROL needs --state FILE.  From 'add' on it records which blocks the guest\n"
   "changes.  Checkpoints survive the server, its crash, and that of the host.  Several disks get\n"
   "theirs at one instant, or none does.  'remove' forgets NAME; what changed since the checkpoint\n"
-  "before it stays known.  For 'list' and 'remove', CONTROL may be the state file of a server "
-  "that\n"
-  "is stopped.  A disk has at most 256.  A name has no slash and no dot at its beginning.\n"
+  "before it stays known.  For 'list', 'remove' and 'verify', CONTROL may be the state file of a\n"
+  "server that is stopped.  A disk has at most 256.  A name has at most 111 bytes of UTF-8, no\n"
+  "slash and no control character, and no dot or dash at its beginning.\n"
   "'verify' compares the disk with COPY, which holds what the disk held at NAME, and tells what\n"
   "differs and is not recorded (exit status 5): the tracking has missed it.\n",
   options,

@@ -198,7 +198,7 @@ take_option (struct complete *c, int opt)
 static const struct cmd_option options[] = {
   { "lease", OPT_LEASE, "TIME",
     "how long a guest may be held at most; past it the guest goes on and nothing is handed over "
-    "(default: twice max-downtime, at least 200ms)" },
+    "(default: twice the largest max-downtime, at least 200ms, and 10ms for each further disk)" },
   { "timeout", OPT_TIMEOUT, "TIME",
     "give up when the disks are not prepared by then (default 1min)" },
   { "waiters", OPT_WAITERS, "error|keep",

@@ -41,7 +41,7 @@ enum {
 #define DISK_OPTION_PARTS                                                                          \
   { ",sync", DISK_OPTION_SYNC, "full|top|base|compare|incremental|auto",                           \
     "what to send of this disk, as with --sync of 'mirror'" },                                     \
-      { ",base", DISK_OPTION_BASE, "IMAGE", "the base for sync=base" },                            \
+      { ",base", DISK_OPTION_BASE, "IMAGE", "the base for sync=base and sync=top" },               \
       { ",base-format", DISK_OPTION_BASE_FORMAT, "FORMAT", "the base's format (default raw)" },    \
       { ",trust-base", DISK_OPTION_TRUST_BASE, "on|off",                                           \
         "where the destination does not tell the digest of its base, go on after a sample" },      \

@@ -355,7 +355,9 @@ static const struct cmd_option options[] = {
     "serve a raw DISK that QEMU has open as well; what that QEMU writes is not tracked" },
   { "print", OPT_PRINT, NULL, "print the nbdkit command line and do nothing" },
   { "dry-run", OPT_PRINT, NULL, NULL },
-  { "state", OPT_STATE, "FILE", "keep the mirror job in FILE, so that it survives a crash" },
+  { "state", OPT_STATE, "FILE",
+    "keep the mirror job and checkpoints in FILE, so that they survive a crash; checkpoints, and "
+    "so incremental backups, need it" },
   CMD_OPTIONS_END,
 };
 

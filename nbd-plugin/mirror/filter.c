@@ -182,7 +182,9 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
   "mirror-layers=<NAME>     The export of the image plugin that tells layers apart.\n"             \
   "mirror-block-size=<SIZE> Tracking granularity, 4k to 1M (default: 4k or more).\n"               \
   "mirror-export=<NAME>     The export that is tracked (default \"\").\n"                          \
-  "mirror-serialized=<BOOL> Accept a layer below that serves one request at a time."
+  "mirror-serialized=<BOOL> Accept a layer below that serves one request at a time.\n"             \
+  "mirror-state=<FILE>      Keep the job and checkpoints in FILE, to survive a crash.\n"           \
+  "mirror-state-volatile=<BOOL> Accept a state file on a file system in memory."
 
 static int
 mirror_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata)
