@@ -194,7 +194,7 @@ const struct subcommand subcommand_budget = {
   NULL,
   "Examples:\n"
   "  nbdmirror budget night 1G\n"
-  "  nbdmirror mirror /run/vm1.ctl nbd://hostb/vm1 --budget night --detach\n"
+  "  nbdmirror mirror /var/lib/nbdmirror/vm1.control nbd://hostb/vm1 --budget night --detach\n"
   "  nbdmirror budget night 300M\n",
   run,
 };

@@ -449,8 +449,9 @@ const struct subcommand subcommand_mirror = {
   "Ctrl-C cancels the job.  SIGTERM ends this worker only (exit status 3): --resume goes on "
   "later.\n\n"
   "Examples:\n"
-  "  nbdmirror mirror /run/vm1.ctl nbd://hostb/ --on-ready complete\n"
-  "  nbdmirror mirror /run/vm1.ctl nbds://hostb:10809/vm1 --bandwidth 100M --detach\n"
+  "  nbdmirror mirror /var/lib/nbdmirror/vm1.control nbd://hostb/ --on-ready complete\n"
+  "  nbdmirror mirror /var/lib/nbdmirror/vm1.control nbds://hostb:10809/vm1 \\\n"
+  "            --bandwidth 100M --detach\n"
   "  nbdmirror mirror qmp:/run/vm1.qmp/disk0 nbd://hostb/ --on-ready complete\n",
   run,
 };

@@ -131,7 +131,7 @@ const struct subcommand subcommand_pause
         NULL,
         NULL,
         "Example:\n"
-        "  nbdmirror pause /run/vm1.control\n",
+        "  nbdmirror pause /var/lib/nbdmirror/vm1.control\n",
         run_pause };
 
 const struct subcommand subcommand_resume
@@ -143,7 +143,7 @@ const struct subcommand subcommand_resume
         NULL,
         NULL,
         "Example:\n"
-        "  nbdmirror resume /run/vm1.control\n",
+        "  nbdmirror resume /var/lib/nbdmirror/vm1.control\n",
         run_resume };
 
 const struct subcommand subcommand_cancel = {
@@ -157,6 +157,6 @@ const struct subcommand subcommand_cancel = {
   NULL,
   NULL,
   "Example:\n"
-  "  nbdmirror cancel /run/vm1.control\n",
+  "  nbdmirror cancel /var/lib/nbdmirror/vm1.control\n",
   run_cancel
 };

@@ -88,6 +88,6 @@ const struct subcommand subcommand_rollback = {
   "other way for that.  A wrong token, or a disk that was not handed over, is refused: exit\n"
   "status 7.\n\n"
   "Example:\n"
-  "  nbdmirror rollback /run/vm1.control --token 3f2a... --destination-stopped\n",
+  "  nbdmirror rollback /var/lib/nbdmirror/vm1.control --token 3f2a... --destination-stopped\n",
   run
 };

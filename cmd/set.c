@@ -169,5 +169,5 @@ const struct subcommand subcommand_set
         settings,
         "k, M, G and T are powers of 1024.\n\n"
         "Example:\n"
-        "  nbdmirror set /run/vm1.control bandwidth=50M max-downtime=1s\n",
+        "  nbdmirror set /var/lib/nbdmirror/vm1.control bandwidth=50M max-downtime=1s\n",
         run };

@@ -228,8 +228,8 @@ const struct subcommand subcommand_status = {
   "What nobody knows yet is shown as '-', in JSON as null.  A CONTROL that cannot be reached\n"
   "makes the exit status 1; the others are shown all the same.\n\n"
   "Examples:\n"
-  "  nbdmirror status /run/vm1.control\n"
-  "  nbdmirror status --json /run/vm*.control\n"
-  "  nbdmirror status --watch --interval 5s /run/vm1.control\n",
+  "  nbdmirror status /var/lib/nbdmirror/vm1.control\n"
+  "  nbdmirror status --json /var/lib/nbdmirror/vm*.control\n"
+  "  nbdmirror status --watch --interval 5s /var/lib/nbdmirror/vm1.control\n",
   run
 };

@@ -154,6 +154,6 @@ const struct subcommand subcommand_verify = {
   NULL,
   "Examples:\n"
   "  nbdmirror verify disk.img nbd://hostb/\n"
-  "  nbdmirror verify /run/vm1.control\n",
+  "  nbdmirror verify /var/lib/nbdmirror/vm1.control\n",
   run,
 };

@@ -170,6 +170,7 @@ const struct subcommand subcommand_adopt = {
   "What fails before the guest has moved leaves everything as it was.  If it was killed, run it\n"
   "again with the same arguments, or run give-back.\n\n"
   "Example:\n"
-  "  nbdmirror adopt --qmp /run/vm1.qmp --socket /run/vm1.nbd --control /run/vm1.control\n",
+  "  nbdmirror adopt --qmp /run/vm1.qmp --socket /run/vm1.nbd \\\n"
+  "            --control /var/lib/nbdmirror/vm1.control\n",
   run,
 };

@@ -128,6 +128,6 @@ const struct subcommand subcommand_give_back = {
   "A guest that was adopted gets the nodes that it had before, with their names.  If it was\n"
   "killed, run it again.\n\n"
   "Example:\n"
-  "  nbdmirror give-back --qmp /run/vm1.qmp /run/vm1.control\n",
+  "  nbdmirror give-back --qmp /run/vm1.qmp /var/lib/nbdmirror/vm1.control\n",
   run,
 };

@@ -385,7 +385,8 @@ const struct subcommand subcommand_backup = {
   NULL,
   "The manual is nbdmirror-backup(1).\n\n"
   "Examples:\n"
-  "  nbdmirror backup /run/vm1a.control /run/vm1b.control /backup/vm1\n"
-  "  nbdmirror backup /run/vm1a.control /backup/vm1 --bandwidth 100M --include /etc/vm1.xml\n",
+  "  nbdmirror backup /var/lib/nbdmirror/vm1a.control /var/lib/nbdmirror/vm1b.control /backup/vm1\n"
+  "  nbdmirror backup /var/lib/nbdmirror/vm1a.control /backup/vm1 \\\n"
+  "            --bandwidth 100M --include /etc/vm1.xml\n",
   run,
 };

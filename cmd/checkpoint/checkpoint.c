@@ -254,8 +254,10 @@ const struct subcommand subcommand_checkpoint = {
   "differs and is not recorded (exit status 5): the tracking has missed it.\n",
   options,
   NULL,
-  "Example:\n"
-  "  nbdmirror checkpoint add /run/vm1a.control /run/vm1b.control monday\n"
-  "  nbdmirror dirty-map /run/vm1a.control --since monday\n",
+  "Examples:\n"
+  "  nbdmirror checkpoint add /var/lib/nbdmirror/vm1a.control /var/lib/nbdmirror/vm1b.control \\\n"
+  "            monday\n"
+  "  nbdmirror checkpoint verify /var/lib/nbdmirror/vm1a.control monday copy-of-monday.img\n"
+  "  nbdmirror dirty-map /var/lib/nbdmirror/vm1a.control --since monday\n",
   run,
 };

@@ -184,6 +184,6 @@ const struct subcommand subcommand_dirty_map = {
   options,
   NULL,
   "Example:\n"
-  "  nbdmirror dirty-map /run/vm1a.control --since monday --json\n",
+  "  nbdmirror dirty-map /var/lib/nbdmirror/vm1a.control --since monday --json\n",
   run,
 };

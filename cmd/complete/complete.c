@@ -263,8 +263,9 @@ const struct subcommand subcommand_complete = {
   "serves is sealed: nothing of the mirror's is written there any more.  Exit status 3: handed\n"
   "over, but that failed; do what the message says before the guest is started.\n\n"
   "Examples:\n"
-  "  nbdmirror complete /run/vm1.control\n"
-  "  nbdmirror complete /run/vm1-root.control /run/vm1-data.control --lease 5s\n"
+  "  nbdmirror complete /var/lib/nbdmirror/vm1.control\n"
+  "  nbdmirror complete /var/lib/nbdmirror/vm1-root.control \\\n"
+  "            /var/lib/nbdmirror/vm1-data.control --lease 5s\n"
   "  nbdmirror complete --prepare-only --lease 60s --json A.control B.control\n"
   "  nbdmirror complete --commit --token 3f2a... A.control B.control\n",
   run

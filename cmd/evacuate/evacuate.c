@@ -311,6 +311,6 @@ const struct subcommand subcommand_evacuate = {
   "On any failure before the new server has its place, the guest goes on with the old disk.\n"
   "The old disk is kept, and fenced.  Run it again if it was killed half-way.\n\n"
   "Example:\n"
-  "  nbdmirror evacuate-disk /run/vm1.control /mnt/new/vm1.img\n",
+  "  nbdmirror evacuate-disk /var/lib/nbdmirror/vm1.control /mnt/new/vm1.img\n",
   run
 };

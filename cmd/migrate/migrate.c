@@ -315,7 +315,8 @@ const struct subcommand subcommand_migrate = {
   "processes: when one is killed the other one sees to it.\n\n"
   "Example:\n"
   "  nbdmirror migrate --source-qmp /run/vm1.qmp --dest-qmp /run/hostb-vm1.qmp \\\n"
-  "      --memory-uri tcp:hostb:4444 --disk /run/vm1.control=nbd://hostb:10809/mirror\n\n"
+  "      --memory-uri tcp:hostb:4444 \\\n"
+  "      --disk /var/lib/nbdmirror/vm1.control=nbd://hostb:10809/mirror\n\n"
   "See nbdmirror-migrate(1).\n",
   run
 };

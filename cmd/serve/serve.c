@@ -452,9 +452,12 @@ const struct subcommand subcommand_serve = {
   "The server is nbdkit; stop it with SIGTERM.  The sockets are removed when it ends.  The\n"
   "filter is looked for in $NBDMIRROR_FILTER (a path), beside this program when it runs\n"
   "from its build directory, and where it was installed.\n\n"
+  "Let the control socket's directory outlive a restart of the host: the record of a hand-over is\n"
+  "beside it.\n\n"
   "Examples:\n"
-  "  nbdmirror serve vm1.img --socket /run/vm1.nbd --control /run/vm1.control --detach\n"
-  "  nbdmirror serve /dev/vg0/vm1 --socket /run/vm1.nbd --control /run/vm1.control \\\n"
-  "            -- --threads 64\n",
+  "  nbdmirror serve vm1.img --socket /run/vm1.nbd --detach \\\n"
+  "            --control /var/lib/nbdmirror/vm1.control\n"
+  "  nbdmirror serve /dev/vg0/vm1 --socket /run/vm1.nbd \\\n"
+  "            --control /var/lib/nbdmirror/vm1.control -- --threads 64\n",
   run
 };
