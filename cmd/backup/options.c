@@ -63,7 +63,8 @@ static const struct cmd_option options[] = {
   { "budget", OPT_BUDGET, "NAME[:WEIGHT]",
     "share the budget NAME with other jobs of this host (see 'nbdmirror budget')" },
   { "policy", OPT_POLICY, "sync|throttle|none|fail",
-    "what to do when a disk does not converge, as for mirror (default none: never slow a guest)" },
+    "what to do when a disk does not converge, as for mirror (default none: no guest is slowed "
+    "down)" },
   { "max-downtime", OPT_MAX_DOWNTIME, "TIME",
     "hold the guest's writes for at most TIME at the instant of the backup (default 300ms)" },
   { "max-duration", OPT_MAX_DURATION, "TIME",

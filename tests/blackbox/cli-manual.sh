@@ -20,20 +20,51 @@ def complain(text):
     print(text)
 
 
+def defaults(text):
+    """The values that a text calls a default, as far as they are numbers or one of a few words."""
+    text = " ".join(re.sub(r"[BCFI]<([^>]*)>", r"\1", text).split())
+    return {value.replace(" ", "")
+            for rest in re.findall(r"[Dd]efault(?: is| here)?:? ([^);.]*)", text)
+            for value in re.findall(r"\d+(?:,\d{3})*(?: ?(?:ms|min|[shkMG])\b)?|"
+                                    r"\b(?:twice|never|none|raw|threads|ignore)\b", rest)}
+
+
 def in_help(sub):
-    """The names of the options, their parts (,NAME=) and the settings (NAME=) that --help lists."""
-    found = set()
+    """The names of the options, their parts (,NAME=) and the settings (NAME=) that --help lists,
+    with the text of each."""
+    found, names = {}, set()
     text = subprocess.run([program, sub, "--help"], capture_output=True, text=True, check=True)
     for line in text.stdout.splitlines():
         match = re.match(r"  ((?:-\w, )?--[a-z].*?|(?:  ,)?[a-z-]+=\S+)(?:  |$)", line)
         if match:
-            found |= set(re.findall(r"(?:^|[ ,])(-\w|--[a-z-]+)", match[1]))
-            found |= set(re.findall(r"^ *(,?[a-z-]+=)", match[1]))
+            names = set(re.findall(r"(?:^|[ ,])(-\w|--[a-z-]+)", match[1]))
+            names |= set(re.findall(r"^ *(,?[a-z-]+=)", match[1]))
+            line = line[match.end():]
+        elif not line.startswith("    "):
+            names = set()
+        for name in names:
+            found[name] = found.get(name, "") + line + "\n"
     return found
 
 
+def compare_defaults(sub, items, helped):
+    """An item may be about several options.  One without a word about defaults points elsewhere.
+    Returns how many were compared."""
+    compared = 0
+    for names, text in items:
+        ours = set().union(*(defaults(helped.get(name, "")) for name in names))
+        if not re.search("[Dd]efault", text):
+            continue
+        compared += len(ours)
+        if ours != defaults(text):
+            complain(f"{sub}: {', '.join(sorted(names))}: the defaults are {sorted(ours)} in"
+                     f" --help, and {sorted(defaults(text))} in the manual")
+    return compared
+
+
 def in_manual(sub):
-    """Those that are items: in the page of the subcommand, else in its section of nbdmirror.pod."""
+    """Those that are items: in the page of the subcommand, else in its section of nbdmirror.pod.
+    A list: the names of an item, and its text."""
     if sub in ("backup", "receive", "migrate"):
         text = open(f"{docs}/nbdmirror-{sub}.pod", encoding="utf-8").read()
     else:
@@ -42,12 +73,15 @@ def in_manual(sub):
                             re.M | re.S)
         if not section:
             complain(f"{sub}: no section in the manual")
-            return set()
+            return []
         text = section[0]
-    found = set()
-    for item in re.findall(r"^=item (.*)$", text, re.M):
-        for word in re.findall(r"B<([^>]*)>", item):
-            found |= set(re.findall(r"^(-\w$|--[a-z][a-z-]*|,?[a-z-]+=)", word))
+    found = []
+    for heads, text in re.findall(r"((?:^=item [^\n]*\n\n?)+)(.*?)(?=^=(?!over|cut))", text,
+                                  re.M | re.S):
+        names = set()
+        for word in re.findall(r"B<([^>]*)>", heads):
+            names |= set(re.findall(r"^(-\w$|--[a-z][a-z-]*|,?[a-z-]+=)", word))
+        found.append((names, text))
     return found
 
 
@@ -55,18 +89,22 @@ main = subprocess.run([program, "--help"], capture_output=True, text=True, check
 subcommands = re.findall(r"^  ([a-z-]+)  +\S", main, re.M)
 if len(subcommands) < 14:
     complain(f"--help lists only {subcommands}")
-total = 0
+total = compared = 0
 for sub in subcommands:
-    helped, manual = in_help(sub), in_manual(sub)
+    helped, items = in_help(sub), in_manual(sub)
+    manual = set().union(*(names for names, text in items))
     total += len(helped)
-    for name in sorted(helped - manual):
+    for name in sorted(helped.keys() - manual):
         complain(f"{sub}: {name} is in --help and not in the manual")
-    for name in sorted(manual - helped):
+    for name in sorted(manual - helped.keys()):
         complain(f"{sub}: {name} is in the manual and not in --help")
+    compared += compare_defaults(sub, items, helped)
     with open(f"options.{sub}", "w") as f:
         f.write("".join(f"{name}\n" for name in sorted(helped) if len(name) > 2 and name[0] != ","))
 if total < 90:
     complain(f"only {total} options were found: is --help read as it is printed?")
+if compared < 25:
+    complain(f"only {compared} defaults were compared")
 sys.exit(wrong != 0)
 END
 
@@ -147,6 +185,23 @@ if command -v fish >/dev/null; then
     fail "fish does not offer parts of a value"
   is "fish: choices" throttle "$(fish_offers 'nbdmirror mirror --policy thr')"
 fi
+
+note "the parameters of the mirror filter"
+"${nbdmirror_prefix[@]}" "${server_env[@]}" "$python" - "$NBDMIRROR_FILTER" \
+  "$srcdir/docs/nbdkit-mirror-filter.pod" <<'END' || fail "see above"
+import re, subprocess, sys
+
+program, page = sys.argv[1:]
+section = re.search(r"^=head1 PARAMETERS$.*?(?=^=head1)", open(page, encoding="utf-8").read(),
+                    re.M | re.S)[0]
+manual = set(re.findall(r"^=item B<(mirror-[a-z-]+)=", section, re.M))
+text = subprocess.run(["nbdkit", f"--filter={program}", "null", "--help"], capture_output=True,
+                      text=True, check=True)
+helped = set(re.findall(r"^ *(mirror-[a-z-]+)=<", text.stdout, re.M))
+for name in sorted(manual ^ helped):
+    print(f"{name}: it is in --help or in the page only")
+sys.exit(manual != helped or len(manual) < 10)
+END
 
 note "the fields of status --json"
 truncate -s 1M "$tmp/disk"
