@@ -45,7 +45,8 @@ static const struct cmd_option options[] = {
   { "boot", OPT_BOOT, "COMMAND",
     "start a guest from each backup: run COMMAND with /bin/sh, which finds the disks' URIs in its "
     "environment, and wait for --mark in what it prints" },
-  { "mark", OPT_MARK, "TEXT", "what COMMAND prints when the guest is up" },
+  { "mark", OPT_MARK, "TEXT",
+    "what COMMAND prints when the guest is up (not the --mark of 'checkpoint verify')" },
   { "boot-limit", OPT_LIMIT, "TIME", "how long that may take (default 120s)" },
   { "compare", OPT_COMPARE, NULL,
     "read no old backups: compare each disk with its last backup, and tell and record what the "
