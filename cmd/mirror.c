@@ -58,8 +58,8 @@ static const struct cmd_option options[] = {
   { "resume", OPT_RESUME, NULL,
     "go on with the job that an earlier worker left over (exit status 7 if there is none)" },
   { "restart", OPT_RESTART, NULL,
-    "start over, whatever is left over; with --resume: start over only where nothing is left "
-    "over" },
+    "start over, and drop the job that is left over; with --resume: go on with it, or begin if "
+    "there is none" },
   { "detach", OPT_DETACH, NULL, "return once the job is attached and copying" },
   { "give-up-after", WORKER_OPT_GIVE_UP, "TIME",
     "end (exit status 3) when the destination has been away for TIME, or (1) the source could not "
