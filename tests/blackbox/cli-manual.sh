@@ -86,9 +86,14 @@ def in_manual(sub):
 
 
 main = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
-subcommands = re.findall(r"^  ([a-z-]+)  +\S", main, re.M)
+subcommands = re.findall(r"^  ([a-z-]+) +\S", main, re.M)
 if len(subcommands) < 14:
     complain(f"--help lists only {subcommands}")
+heads = re.findall(r"^=head2 (nbdmirror .*)$",
+                   open(f"{docs}/nbdmirror.pod", encoding="utf-8").read(), re.M)
+sections = list(dict.fromkeys(re.findall(r"\bnbdmirror ([a-z-]+)", " ".join(heads))))
+if sections != subcommands:
+    complain(f"the manual's sections are in the order {sections}, and not as in --help")
 total = compared = 0
 for sub in subcommands:
     helped, items = in_help(sub), in_manual(sub)
