@@ -80,11 +80,11 @@ run (struct cmd_line *line)
 const struct subcommand subcommand_rollback = {
   "rollback",
   "CONTROL --token TOKEN --destination-stopped",
-  "Make the source writable again after a hand-off.",
+  "Make the source writable again after a hand-over.",
   "CONTROL is the disk's control socket.\n",
   options,
   NULL,
-  "What was written to the destination since the hand-off is not brought back: mirror it the\n"
+  "What was written to the destination since the hand-over is not brought back: mirror it the\n"
   "other way for that.  A wrong token, or a disk that was not handed over, is refused: exit\n"
   "status 7.\n\n"
   "Example:\n"

@@ -254,7 +254,7 @@ print_notes (const json_t *status, const char *control)
     print_note ("no worker: 'nbdmirror mirror %s DEST --resume' goes on, 'cancel' gives up",
                 control);
   if (strcmp (gate, "held") == 0)
-    print_note ("guest writes wait: a hand-off is under way");
+    print_note ("guest writes wait: a hand-over is under way");
   if (strcmp (gate, "fenced") == 0)
     print_note ("handed over: this disk refuses writes; 'rollback' with the token re-opens it");
 }

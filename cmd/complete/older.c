@@ -56,7 +56,7 @@ commit_found (struct complete *c, struct coordinator *h, enum handoff_found foun
 {
   switch (found) {
   case HANDOFF_FOUND_NONE:
-    cmd_say ("no hand-off of %s is prepared: it was released, or its lease has ended",
+    cmd_say ("no hand-over of %s is prepared: it was released, or its lease has ended",
              c->controls[0]);
     return EXIT_ERROR;
   case HANDOFF_FOUND_BROKEN:
@@ -72,7 +72,7 @@ static int
 release_found (struct complete *c, struct coordinator *h, enum handoff_found found)
 {
   if (found == HANDOFF_FOUND_NONE) {
-    cmd_say ("no hand-off of these disks is prepared: nothing to release");
+    cmd_say ("no hand-over of these disks is prepared: nothing to release");
     return EXIT_DONE;
   }
   if (found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE) {
@@ -88,7 +88,7 @@ static int
 rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found)
 {
   if (found == HANDOFF_FOUND_COMMITTED) {
-    cmd_say ("this hand-off was decided already; finishing it");
+    cmd_say ("this hand-over was decided already; finishing it");
     return finish_older (c, h, false);
   }
   if (found == HANDOFF_FOUND_DONE) {
@@ -98,9 +98,9 @@ rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found
     return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
   if (found == HANDOFF_FOUND_NONE)
-    cmd_say ("%s: a hand-off was prepared, and has just ended", c->controls[0]);
+    cmd_say ("%s: a hand-over was prepared, and has just ended", c->controls[0]);
   else
-    cmd_say ("%s: a hand-off is prepared, or in doubt: end it with --commit --token TOKEN, or with"
+    cmd_say ("%s: a hand-over is prepared, or in doubt: end it with --commit --token TOKEN, or with"
              " --release",
              c->controls[0]);
   return EXIT_ERROR;

@@ -246,7 +246,7 @@ coordinator_finalize (struct coordinator *c, struct coordinator_result *result, 
   if (!coordinator_any_error (c->disks, c->nr))
     return 0;
   *error = coordinator_join_errors (
-      c->disks, c->nr, "the hand-off is committed, but not every filter confirmed it: ");
+      c->disks, c->nr, "the hand-over is committed, but not every filter confirmed it: ");
   return -1;
 }
 

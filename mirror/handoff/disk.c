@@ -242,7 +242,7 @@ coordinator_disk_finalize (void *opaque)
   char *message = NULL;
 
   if (d->standing == STANDING_NONE) {
-    coordinator_disk_error (d, text_copy ("it takes no part in the hand-off"));
+    coordinator_disk_error (d, text_copy ("it takes no part in the hand-over"));
     return NULL;
   }
   for (int try = 0; try < FINALIZE_TRIES; try++) {

@@ -143,7 +143,7 @@ share_word (struct coordinator *c, char **error)
         || ours.st_ino != its.st_ino || ours.st_dev != its.st_dev)
       r = -1;
     if (r == -1 && *error == NULL)
-      text_error (error, "%s and %s belong to different hand-offs", owner, d->control);
+      text_error (error, "%s and %s belong to different hand-overs", owner, d->control);
     decision_free (d->decision);
   }
   for (unsigned i = 0; i < c->nr; i++)
@@ -165,7 +165,7 @@ share_token (struct coordinator *c, const char *token, char **error)
     if (want == NULL)
       want = d->its_token;
     if (strcmp (want, d->its_token) != 0)
-      return text_error (error, "%s: its hand-off has another token than %s", d->control,
+      return text_error (error, "%s: its hand-over has another token than %s", d->control,
                          token != NULL ? "the one given" : "the other disks'");
   }
   snprintf (c->token, sizeof c->token, "%s", want != NULL ? want : "");
@@ -194,7 +194,7 @@ judge (const struct coordinator *c, char **error)
   if (done > 0 && done + gone == c->nr)
     return HANDOFF_FOUND_DONE;
   if (missing != NULL)
-    text_error (error, "%s takes no part in the hand-off (any more)", missing);
+    text_error (error, "%s takes no part in the hand-over (any more)", missing);
   if (committed || done > 0)
     return HANDOFF_FOUND_COMMITTED;
   return missing != NULL ? HANDOFF_FOUND_BROKEN : HANDOFF_FOUND_UNDECIDED;

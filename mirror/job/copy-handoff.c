@@ -75,11 +75,11 @@ copy_handoff_give_up (struct copy_handoff *h, const char *class_, const char *wh
       return false;
     }
     h->copy->o->message (h->copy->o->opaque, JOB_ERROR,
-                         "a hand-off was committed before this disk was prepared: this disk stays "
+                         "a hand-over was committed before this disk was prepared: this disk stays "
                          "with its guest");
   }
   if (h->owed)
-    control_error (h->peer, h->id, class_, "the hand-off was given up: %s", why);
+    control_error (h->peer, h->id, class_, "the hand-over was given up: %s", why);
   finish (h);
   tracked_release (h->copy);
   return true;
@@ -131,7 +131,7 @@ not_now (const struct copy_handoff *h, bool stopped, const char **class_)
     return "the job has not begun yet, or is over";
   *class_ = "Busy";
   if (h->active || c->tracked.held)
-    return "another hand-off is under way";
+    return "another hand-over is under way";
   *class_ = "NotReady";
   if (c->tracked.paused)
     return "the job is not ready: it is paused";
@@ -192,7 +192,7 @@ void
 copy_handoff_prepare_now (struct copy_handoff *h, struct control_peer *peer, json_t *id)
 {
   if (!h->active || h->peer != peer || h->wanted) {
-    control_error (peer, id, "GenericError", "no hand-off of this connection's is armed");
+    control_error (peer, id, "GenericError", "no hand-over of this connection's is armed");
     return;
   }
   h->wanted = h->owed = true;
@@ -217,10 +217,10 @@ copy_handoff_decision (struct copy_handoff *h, struct control_peer *peer, json_t
   uint64_t now = clock_ns ();
 
   if (!h->committed && !h->prepared)
-    control_error (peer, id, "DeviceNotActive", "no hand-off of this disk is prepared");
+    control_error (peer, id, "DeviceNotActive", "no hand-over of this disk is prepared");
   else if (keep && (h->committed || h->peer != peer))
     control_error (peer, id, "GenericError",
-                   "only the coordinator of a prepared hand-off can keep it");
+                   "only the coordinator of a prepared hand-over can keep it");
   else {
     h->kept = h->kept || keep;
     uint64_t left_ns = h->end_ns > now ? h->end_ns - now : 0;
@@ -245,9 +245,10 @@ copy_handoff_release (struct copy_handoff *h, struct control_peer *peer, json_t 
   uint64_t generation = generation_of (args);
 
   if (generation != 0 && generation != h->generation)
-    control_error (peer, id, "StaleGeneration", "that hold is over, or is not this hand-off's");
+    control_error (peer, id, "StaleGeneration", "that hold is over, or is not this hand-over's");
   else if (generation == 0 && h->active && h->peer != peer)
-    control_error (peer, id, "Busy", "that is another coordinator's hand-off: name its generation");
+    control_error (peer, id, "Busy",
+                   "that is another coordinator's hand-over: name its generation");
   else if (h->committed || !copy_handoff_give_up (h, "GenericError", "released"))
     control_error (peer, id, "AlreadyCommitted", "this disk was handed over already");
   else
@@ -258,7 +259,7 @@ void
 copy_handoff_finalize (struct copy_handoff *h, struct control_peer *peer, json_t *id, json_t *args)
 {
   if (generation_of (args) != h->generation || (!h->committed && !h->prepared)) {
-    control_error (peer, id, "StaleGeneration", "that hold is over, or is not this hand-off's");
+    control_error (peer, id, "StaleGeneration", "that hold is over, or is not this hand-over's");
     return;
   }
   if (!h->committed && decision_get (h->decision) != DECISION_COMMIT) {

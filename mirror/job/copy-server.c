@@ -147,7 +147,7 @@ static void
 set_paused (struct request *r, bool paused)
 {
   if (paused && (r->c->tracked.held || r->s->handoff.active)) {
-    control_error (r->peer, r->id, "Busy", "a hand-off is under way");
+    control_error (r->peer, r->id, "Busy", "a hand-over is under way");
     return;
   }
   tracked_set_paused (r->c, paused);

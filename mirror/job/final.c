@@ -168,7 +168,7 @@ void
 job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped, bool arm)
 {
   if (j->final != FINAL_NONE) {
-    job_reply (j, request, "Busy", "another hand-off is under way");
+    job_reply (j, request, "Busy", "another hand-over is under way");
     return;
   }
   if (j->paused || !(j->ready || (guest_stopped && little_is_left (j)))) {
@@ -176,7 +176,7 @@ job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_s
                job_state (j), (unsigned long long)engine_left_bytes (&j->engine));
     return;
   }
-  job_verify_stop (j, "a hand-off has begun");
+  job_verify_stop (j, "a hand-over has begun");
   j->final_request = request;
   j->arm = arm;
   j->lease_ms = lease_ms;
@@ -331,7 +331,7 @@ job_final_abort (struct job *j, const char *class_, const char *why)
     return false;
   if (j->final_request >= 0)
     job_reply (j, j->final_request, class_, "%s", why);
-  job_say (j, JOB_WARNING, "hand-off given up, the guest goes on: %s", why);
+  job_say (j, JOB_WARNING, "hand-over given up, the guest goes on: %s", why);
   back_to_copying (j);
   return true;
 }
@@ -344,7 +344,7 @@ job_final_released (struct job *j, const char *reason)
   if (j->final_request >= 0)
     job_reply (j, j->final_request, "LeaseEnded", "%s", reason);
   job_say (j, JOB_WARNING, "%s, the guest goes on: %s",
-           j->final >= FINAL_COPY ? "the gate was released" : "hand-off given up", reason);
+           j->final >= FINAL_COPY ? "the gate was released" : "hand-over given up", reason);
   back_to_copying (j);
 }
 
@@ -431,7 +431,7 @@ job_handoff_start (struct job *j)
     return;
   atomic_store (&j->handoff_done, false);
   if (pthread_create (&j->handoff_thread, NULL, handoff_thread, j) != 0) {
-    job_say (j, JOB_WARNING, "cannot start a thread for the hand-off");
+    job_say (j, JOB_WARNING, "cannot start a thread for the hand-over");
     j->next_handoff_ns = clock_ns () + RETRY_HANDOFF_NS;
     return;
   }
@@ -446,7 +446,7 @@ job_handoff_poll (struct job *j)
   pthread_join (j->handoff_thread, NULL);
   j->handing_off = false;
   if (j->handoff_status == -1) {
-    job_say (j, JOB_WARNING, "hand-off: %s", j->handoff_error ? j->handoff_error : "failed");
+    job_say (j, JOB_WARNING, "hand-over: %s", j->handoff_error ? j->handoff_error : "failed");
     j->next_handoff_ns = clock_ns () + RETRY_HANDOFF_NS;
   }
   text_free (j->handoff_error);

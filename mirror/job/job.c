@@ -258,7 +258,7 @@ check_signal (struct job *j)
   bool cancel = sig == JOB_SIGNAL_CANCEL;
   if (!job_final_abort (j, "GenericError",
                         cancel ? "the job was cancelled" : "the worker was ended")) {
-    job_say (j, JOB_NOTICE, "too late: the hand-off is committed");
+    job_say (j, JOB_NOTICE, "too late: the hand-over is committed");
     return;
   }
   job_end (j, cancel ? JOB_CANCELLED : JOB_DETACHED);

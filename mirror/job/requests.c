@@ -126,7 +126,7 @@ static void
 set_paused (struct job *j, int64_t request, bool paused)
 {
   if (paused && j->final != FINAL_NONE) {
-    job_reply (j, request, "Busy", "the job is %s: a hand-off is under way", job_state (j));
+    job_reply (j, request, "Busy", "the job is %s: a hand-over is under way", job_state (j));
     return;
   }
   j->paused = paused;
@@ -141,7 +141,7 @@ static void
 cancel (struct job *j, int64_t request)
 {
   if (!job_final_abort (j, "GenericError", "the job was cancelled")) {
-    job_reply (j, request, "AlreadyCommitted", "the hand-off is committed; use rollback");
+    job_reply (j, request, "AlreadyCommitted", "the hand-over is committed; use rollback");
     return;
   }
   ok (j, request);

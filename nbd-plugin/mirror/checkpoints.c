@@ -39,7 +39,7 @@ checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id, con
   if (!m->persist.open)
     control_error (peer, id, "NoStateFile", "%s", NO_STATE_FILE);
   else if (gate.mode == GATE_HELD) /* merging recordings takes long */
-    control_error (peer, id, "Busy", "a hand-off is under way");
+    control_error (peer, id, "Busy", "a hand-over is under way");
   else if (state_checkpoint_remove (&m->persist.state, name, &error) == -1)
     control_error (peer, id, "GenericError", "%s", error);
   else
@@ -71,7 +71,7 @@ checkpoints_mark (struct mirror *m, struct control_peer *peer, json_t *id, uint6
   if (!m->persist.open)
     control_error (peer, id, "NoStateFile", "%s", NO_STATE_FILE);
   else if (gate.mode != GATE_OPEN)
-    control_error (peer, id, "Busy", "a hand-off is under way, or the disk was handed over");
+    control_error (peer, id, "Busy", "a hand-over is under way, or the disk was handed over");
   else if (!tracker_geometry (&m->tracker, &geo) || length == 0 || length > CHECKPOINTS_MARK_MAX
            || offset >= geo.disk_size || length > geo.disk_size - offset)
     control_error (peer, id, "GenericError", "no such range of the disk, or more than %u bytes",
@@ -233,7 +233,7 @@ checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const 
     geo = m->attachment.region->geo;
   gate_look (&m->gate, &gate);
   if (since != NULL && gate.mode == GATE_HELD) { /* to read recordings takes long */
-    control_error (peer, id, "Busy", "a hand-off is under way");
+    control_error (peer, id, "Busy", "a hand-over is under way");
     return;
   }
   if (since != NULL)

@@ -263,7 +263,7 @@ mirror_get_ready (int thread_model)
   bool is_draft = mirror.fence.state == FENCE_DRAFT && mirror.fence.record.token[0] != '\0';
   bool never_prepared = is_draft && !mirror.fence.record.prepared;
   if (is_draft && !never_prepared)
-    nbdkit_error ("this disk's last server ended while a hand-off was being decided: writes are"
+    nbdkit_error ("this disk's last server ended while a hand-over was being decided: writes are"
                   " refused until a rollback with token %s",
                   mirror.fence.record.token);
   if (is_draft && receiving_is (&mirror) && !never_prepared) {

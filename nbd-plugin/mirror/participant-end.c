@@ -36,11 +36,11 @@ participant_refuse (struct mirror *m, const char *class_, const char *reason)
   struct relay *r = relay_take_prepare (&m->attachment.relays);
 
   if (r != NULL)
-    control_error (r->peer, r->id, class_, "the hand-off was given up: %s", reason);
+    control_error (r->peer, r->id, class_, "the hand-over was given up: %s", reason);
   relay_free (r);
   struct participant *p = &m->participant;
   if (p->now_owed)
-    control_error (p->coordinator, p->now_id, class_, "the hand-off was given up: %s", reason);
+    control_error (p->coordinator, p->now_id, class_, "the hand-over was given up: %s", reason);
   p->now_owed = false;
 }
 
@@ -167,12 +167,12 @@ participant_decision (struct mirror *m, struct control_peer *peer, json_t *id, b
   gate_look (&m->gate, &gate);
   bool fenced = !p->active && m->fence.state != FENCE_NONE && gate.mode == GATE_FENCED;
   if (!fenced && !(p->active && p->prepared)) {
-    control_error (peer, id, "DeviceNotActive", "no hand-off of this disk is prepared");
+    control_error (peer, id, "DeviceNotActive", "no hand-over of this disk is prepared");
     return;
   }
   if (keep && (fenced || p->coordinator != peer)) {
     control_error (peer, id, "GenericError",
-                   "only the coordinator of a prepared hand-off can keep it");
+                   "only the coordinator of a prepared hand-over can keep it");
     return;
   }
   p->kept |= keep;
@@ -232,7 +232,7 @@ participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, u
   } else if (generation != 0 && generation == m->released)
     reply_released (m, peer, id);
   else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
-    control_error (peer, id, "StaleGeneration", "no hand-off of generation %llu is known",
+    control_error (peer, id, "StaleGeneration", "no hand-over of generation %llu is known",
                    (unsigned long long)generation);
   else if (fence_commit (&m->fence, &error) == -1) { /* it was in doubt: now we know */
     control_error (peer, id, "GenericError", "%s", error);
@@ -251,7 +251,7 @@ participant_release (struct mirror *m, struct control_peer *peer, json_t *id, ui
   if (m->fence.state == FENCE_DRAFT && gate.mode == GATE_FENCED && !p->active) {
     /* In doubt since a restart: the one who decides says that it was not committed. */
     if (generation != m->fence.record.generation)
-      control_error (peer, id, "StaleGeneration", "the hand-off in doubt has generation %llu",
+      control_error (peer, id, "StaleGeneration", "the hand-over in doubt has generation %llu",
                      (unsigned long long)m->fence.record.generation);
     else {
       participant_drop_draft (m);
@@ -272,7 +272,8 @@ participant_release (struct mirror *m, struct control_peer *peer, json_t *id, ui
   if (generation == 0 && p->active && p->coordinator != peer) {
     /* A coordinator that was refused with Busy tidies up: that must not hit the one that is at
      * work. */
-    control_error (peer, id, "Busy", "that is another coordinator's hand-off: name its generation");
+    control_error (peer, id, "Busy",
+                   "that is another coordinator's hand-over: name its generation");
     return;
   }
   participant_abort (m, "GenericError", "released");
@@ -297,7 +298,7 @@ participant_rollback (struct mirror *m, struct control_peer *peer, json_t *id, c
                    " hand and restart the server",
                    m->fence.path);
   else if (strcmp (token, m->fence.record.token) != 0)
-    control_error (peer, id, "WrongToken", "that is not this hand-off's rollback token");
+    control_error (peer, id, "WrongToken", "that is not this hand-over's rollback token");
   else if (handed_over_take_back (m, &error) == -1 || fence_remove (&m->fence, &error) == -1)
     control_error (peer, id, "GenericError", "%s", error);
   else {
@@ -330,7 +331,7 @@ participant_abort (struct mirror *m, const char *class_, const char *reason)
   } else {
     if (decision_try (p->decision, DECISION_ABORT) == DECISION_COMMIT)
       nbdkit_error (
-          "mirror: a hand-off was committed before this disk was prepared: this disk stays"
+          "mirror: a hand-over was committed before this disk was prepared: this disk stays"
           " with its guest");
     if (p->generation != 0)
       gate_release (&m->gate, p->generation, reason);

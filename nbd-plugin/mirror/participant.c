@@ -46,7 +46,7 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
   else if (m->attachment.worker == NULL)
     control_error (peer, id, "DeviceNotActive", "no worker is attached");
   else if (p->active || gate.mode == GATE_HELD)
-    control_error (peer, id, "Busy", "another hand-off is under way");
+    control_error (peer, id, "Busy", "another hand-over is under way");
   else if ((word = decision_map (fd, &error)) == NULL)
     control_error (peer, id, "GenericError", "%s", error);
   else if (decision_get (word) != DECISION_UNDECIDED) {
@@ -134,7 +134,7 @@ mark_draft (struct mirror *m, char **error)
   if (m->participant.releases)
     return 0;
   if (m->fence.state != FENCE_DRAFT || m->fence.record.generation != m->participant.generation)
-    return text_error (error, "the fence record of this hand-off is not there");
+    return text_error (error, "the fence record of this hand-over is not there");
   if (fence_mark_prepared (&m->fence, error) == 0)
     return 0;
   nbdkit_error ("mirror: %s", *error);
@@ -171,7 +171,7 @@ participant_look_message (const char *class_)
     return "blocks are left to copy, or requests in flight";
   if (strcmp (class_, "StaleSession") == 0)
     return "the session has changed";
-  return "that hold is over, or is not this hand-off's";
+  return "that hold is over, or is not this hand-over's";
 }
 
 void
@@ -181,7 +181,7 @@ participant_prepared (struct mirror *m, struct control_peer *peer, json_t *id, u
   struct participant *p = &m->participant;
 
   if (!p->active || m->attachment.region == NULL) {
-    control_error (peer, id, "StaleGeneration", "no hand-off is under way");
+    control_error (peer, id, "StaleGeneration", "no hand-over is under way");
     return;
   }
   if (p->prepared && p->generation == generation) {
@@ -254,7 +254,7 @@ participant_prepare_now (struct mirror *m, struct control_peer *peer, json_t *id
   struct participant *p = &m->participant;
 
   if (!p->active || p->coordinator != peer || p->armed_ns == 0 || p->generation != 0) {
-    control_error (peer, id, "GenericError", "no hand-off of this connection's is armed");
+    control_error (peer, id, "GenericError", "no hand-over of this connection's is armed");
     return;
   }
   if (gate_hold (&m->gate, p->lease_ms * NS_PER_MS, &p->generation) != 0) {

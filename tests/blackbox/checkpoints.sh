@@ -251,7 +251,7 @@ spawn mirror nbdmirror mirror "${control[src]}" "$tmp/held.img"
 wait_state "${control[src]}" ready 20
 complete_soon "${control[src]}" --prepare-only --lease 20s
 has_to_exit 1 nbdmirror dirty-map "${control[src]}" --since five
-grep -q "a hand-off is under way" "$tmp/err" || fail "while it is held: $(cat "$tmp/err")"
+grep -q "a hand-over is under way" "$tmp/err" || fail "while it is held: $(cat "$tmp/err")"
 has_to_exit 1 nbdmirror checkpoint remove "${control[src]}" five
 nbdmirror cancel "${control[src]}"
 wait_exit mirror 10

@@ -60,7 +60,7 @@ has_to_exit 0 nbdmirror complete --release "${controls[@]}"
 prepare --lease 400ms --rollback-token t2
 wait_for 5 gates open
 has_to_exit 1 nbdmirror complete --commit --token t2 "${controls[@]}"
-grep -q 'no hand-off' "$tmp/err" || fail "lease ended: no reason"
+grep -q 'no hand-over' "$tmp/err" || fail "lease ended: no reason"
 
 # One disk drops out: within a second the other one is released as well, nobody has to help.
 prepare --rollback-token t3
