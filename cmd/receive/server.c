@@ -103,7 +103,6 @@ read_notes (struct receive_server *s)
     if (note == RECEIVE_NOTE_SEALED && !s->sealed) {
       s->sealed = true;
       cmd_say ("%s: handed over to its guest: the mirror may not write any more", s->disk->name);
-      fsync (s->disk->fd); /* the filter has recorded it there */
     } else if (note == RECEIVE_NOTE_WRITTEN)
       s->written = true;
     else if (note == RECEIVE_NOTE_GIVEN_UP)

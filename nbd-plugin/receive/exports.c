@@ -28,7 +28,8 @@ export_record_seal (const struct receive *r)
 
   if (r->config.disk_fd == -1 || fstat (r->config.disk_fd, &st) == -1 || !S_ISREG (st.st_mode))
     return;
-  if (fsetxattr (r->config.disk_fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1)
+  if (fsetxattr (r->config.disk_fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1
+      || fsync (r->config.disk_fd) == -1)
     nbdkit_error ("that this disk was handed over cannot be recorded in its file: %m; another "
                   "server of it will need"
                   " --sealed");
@@ -53,11 +54,14 @@ export_pause (void *opaque)
 static void
 record_and_tell (struct receive *r, const char *who)
 {
-  if (atomic_exchange (&r->seal_recorded, true))
-    return;
-  export_record_seal (r);
-  export_notify (r, RECEIVE_NOTE_SEALED);
-  nbdkit_debug ("sealed by %s", who);
+  pthread_mutex_lock (&r->record_lock);
+  if (!atomic_load (&r->seal_recorded)) {
+    export_record_seal (r);
+    export_notify (r, RECEIVE_NOTE_SEALED);
+    nbdkit_debug ("sealed by %s", who);
+    atomic_store (&r->seal_recorded, true);
+  }
+  pthread_mutex_unlock (&r->record_lock);
 }
 
 /* If the disk was handed over from here before, its fence record has to go first: a disk with both

@@ -20,6 +20,7 @@
 
 static struct receive receive = {
   .config = { .notify_fd = -1, .disk_fd = -1, .take_over_fd = -1 },
+  .record_lock = PTHREAD_MUTEX_INITIALIZER,
 };
 
 static void

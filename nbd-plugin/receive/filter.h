@@ -23,6 +23,7 @@
 #ifndef NBDMIRROR_NBD_PLUGIN_RECEIVE_FILTER_H
 #define NBDMIRROR_NBD_PLUGIN_RECEIVE_FILTER_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -51,6 +52,7 @@ struct receive {
   struct admission admission;
   struct standing standing;
   struct hand_over hand_over;
+  pthread_mutex_t record_lock; /* whoever seals waits until that is recorded */
   _Atomic bool seal_recorded;
   _Atomic bool refusal_logged; /* of a guest, because of `fenced` */
   _Atomic bool guest_has_written;
@@ -103,7 +105,7 @@ int export_check_disk (const struct receive *r);
  * flight, at most LIMIT_MS (negative: without limit).  0 or an errno. */
 int export_seal (struct receive *r, int64_t limit_ms, const char *who);
 
-/* Note in the disk's file that it is sealed. */
+/* Note in the disk's file, durably, that it is sealed. */
 void export_record_seal (const struct receive *r);
 
 /* Tell the supervisor. */

@@ -3,7 +3,8 @@
 # Proves that the control socket of a disk that was received answers, and that its guest writes,
 # while the disk is flushed for the checkpoint with which the guest begins.  What asks for that
 # checkpoint waits until it is there.  And that a disk which comes back records that it is sealed,
-# though the mirror that seals it goes while the old fence is being removed.
+# though the mirror that seals it goes while the old fence is being removed.  And that a seal is
+# answered only when the record of it is durable.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/return-lib.sh"
 measures_times
@@ -17,7 +18,8 @@ at_a=$tmp/a.img at_b=$tmp/b.img
 random_disk "$at_a" $size
 
 # A flush of $SLOW through a descriptor that cannot write, which is the tracker's and not the
-# guest's, waits while there is a file $SLOW.slow.  So does the removal of a fence.
+# guest's, waits while there is a file $SLOW.slow.  So does the removal of a fence.  fsync() waits
+# while there is a file $SLOW.fsync.
 cat >"$tmp/slow.c" <<'EOF'
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,6 +40,22 @@ fdatasync (int fd)
   path[n > 0 ? n : 0] = 0;
   snprintf (slow, sizeof slow, "%s.slow", path);
   if ((fcntl (fd, F_GETFL) & O_ACCMODE) == O_RDONLY && strcmp (path, getenv ("SLOW")) == 0)
+    while (access (slow, F_OK) == 0)
+      usleep (10000);
+  return real (fd);
+}
+
+int
+fsync (int fd)
+{
+  int (*real) (int) = dlsym (RTLD_NEXT, "fsync");
+  char link[64], path[4000], slow[4096];
+
+  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t n = readlink (link, path, sizeof path - 1);
+  path[n > 0 ? n : 0] = 0;
+  snprintf (slow, sizeof slow, "%s.fsync", path);
+  if (strcmp (path, getenv ("SLOW")) == 0)
     while (access (slow, F_OK) == 0)
       usleep (10000);
   return real (fd);
@@ -102,3 +120,18 @@ rm "$at_a.slow"
 write_blocks "${guest_uri[a]}" 2 1
 "$python" -c 'import os, sys; os.getxattr(sys.argv[1], "user.nbdmirror.sealed")' "$at_a" ||
   fail "the guest writes, and it is not recorded that the disk is its own"
+
+# Sealed is said once it is durable.
+touch "$tmp/c.img.fsync"
+export SLOW=$tmp/c.img LD_PRELOAD=$tmp/slow.so
+start_receive c "$tmp/c.img" --size $size
+unset SLOW LD_PRELOAD
+spawn seal "$NBDMIRROR" receive --seal "${uri[c]}"
+sealed () {
+  "$python" -c 'import os, sys; os.getxattr(sys.argv[1], "user.nbdmirror.sealed")' "$tmp/c.img"
+}
+wait_for 10 sealed
+sleep 0.5
+running seal || fail "the seal was answered before its record was durable"
+rm "$tmp/c.img.fsync"
+ends_well seal
