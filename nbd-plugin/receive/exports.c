@@ -86,21 +86,35 @@ export_seal (struct receive *r, int64_t limit_ms, const char *who)
   return err;
 }
 
+/* Divide NAME, which has three parts at most, at its dots.  Parts that are missing are "".  False
+ * if there are more, one is too long, or the last one is empty. */
+static bool
+divide (const char *name, char parts[3][RECEIVE_ID_MAX + 1])
+{
+  for (unsigned i = 0; i < 3; i++) {
+    size_t len = strcspn (name, (char[]){ RECEIVE_LAST, '\0' });
+    if (len > RECEIVE_ID_MAX)
+      return false;
+    memcpy (parts[i], name, len);
+    parts[i][len] = '\0';
+    name += len;
+    if (name[0] != '\0' && *++name == '\0')
+      return false;
+  }
+  return name[0] == '\0';
+}
+
 static int
 open_session (struct receive *r, struct handle *h, const char *name)
 {
-  size_t len = strcspn (name, (char[]){ RECEIVE_LAST, '\0' });
-  const char *last = name[len] != '\0' ? name + len + 1 : NULL;
-  char id[RECEIVE_ID_MAX + 1];
+  char part[3][RECEIVE_ID_MAX + 1];
   uint64_t generation;
 
-  if (len == 0 || len > RECEIVE_ID_MAX
-      || (last != NULL && (last[0] == '\0' || strlen (last) > RECEIVE_ID_MAX))) {
+  if (!divide (name, part) || part[0][0] == '\0' || part[2][0] != '\0') {
     nbdkit_error ("a session's ID has 1 to %d characters", RECEIVE_ID_MAX);
     return -1;
   }
-  memcpy (id, name, len);
-  id[len] = '\0';
+  const char *id = part[0], *last = part[1][0] != '\0' ? part[1] : NULL;
   int err = admission_join (&r->admission, id, last, &generation, export_pause, NULL);
   switch (err) {
   case 0:
@@ -131,8 +145,9 @@ open_session (struct receive *r, struct handle *h, const char *name)
 }
 
 static int
-open_seal (struct receive *r)
+open_seal (struct receive *r, struct handle *h, const char *rest)
 {
+  (void)h, (void)rest;
   int err = export_seal (r, ADMISSION_LIMIT_MS, "the mirror");
 
   if (err == 0)
@@ -144,23 +159,6 @@ open_seal (struct receive *r)
   return -1;
 }
 
-/* Divide NAME, which has three parts at most, at its dots.  Parts that are missing are "". */
-static bool
-divide (const char *name, char parts[3][RECEIVE_ID_MAX + 1])
-{
-  for (unsigned i = 0; i < 3; i++) {
-    size_t len = strcspn (name, (char[]){ RECEIVE_LAST, '\0' });
-    if (len > RECEIVE_ID_MAX)
-      return false;
-    memcpy (parts[i], name, len);
-    parts[i][len] = '\0';
-    name += len;
-    if (name[0] != '\0')
-      name++;
-  }
-  return name[0] == '\0';
-}
-
 static bool
 is_uuid (const char *text)
 {
@@ -169,7 +167,6 @@ is_uuid (const char *text)
   return uuid_parse (text, uuid);
 }
 
-/* "checkpoint+since@..." or, if AT, "checkpoint+at@..."; NAME is what follows. */
 static int
 open_checkpoint (struct receive *r, const char *name, bool at)
 {
@@ -192,11 +189,25 @@ open_checkpoint (struct receive *r, const char *name, bool at)
   return -1;
 }
 
-/* "checkpoint+return@..."; NAME is what follows. */
 static int
-open_return (struct receive *r, const char *name)
+open_since (struct receive *r, struct handle *h, const char *rest)
+{
+  (void)h;
+  return open_checkpoint (r, rest, false);
+}
+
+static int
+open_at (struct receive *r, struct handle *h, const char *rest)
+{
+  (void)h;
+  return open_checkpoint (r, rest, true);
+}
+
+static int
+open_return (struct receive *r, struct handle *h, const char *name)
 {
   char part[3][RECEIVE_ID_MAX + 1];
+  (void)h;
 
   int err = divide (name, part) && part[2][0] == '\0'
                 ? hand_over_tell (&r->hand_over, &r->admission, part[0], part[1])
@@ -212,8 +223,9 @@ open_return (struct receive *r, const char *name)
 
 /* Nobody but the guest may write to an image that is lent. */
 static int
-open_lend (struct receive *r)
+open_lend (struct receive *r, struct handle *h, const char *rest)
 {
+  (void)h, (void)rest;
   if (admission_is_over (&r->admission))
     return 0;
   nbdkit_error ("the image cannot be lent: the disk was not handed over to its guest yet");
@@ -221,8 +233,9 @@ open_lend (struct receive *r)
 }
 
 static int
-open_give_up (const struct receive *r)
+open_give_up (struct receive *r, struct handle *h, const char *rest)
 {
+  (void)h, (void)rest;
   if (r->config.notify_fd != -1)
     return 0;
   nbdkit_error ("nobody supervises this server: end it by hand");
@@ -247,47 +260,38 @@ export_is_packed (const char *name)
          || strncmp (name, RECEIVE_PACKED_PREFIX, strlen (RECEIVE_PACKED_PREFIX)) == 0;
 }
 
+/* A name that ends with '@' has more behind it, which is for OPEN.  The first that fits counts. */
+static const struct {
+  const char *name;
+  enum export_kind kind;
+  int (*open) (struct receive *r, struct handle *h, const char *rest); /* or NULL */
+} exports[] = {
+  { "", EXPORT_GUEST, NULL },
+  { RECEIVE_MIRROR, EXPORT_ALONE, NULL },
+  { RECEIVE_PACKED, EXPORT_ALONE, NULL },
+  { RECEIVE_SEAL, EXPORT_SEAL, open_seal },
+  { RECEIVE_GIVE_UP, EXPORT_GIVE_UP, open_give_up },
+  { LEND_EXPORT, EXPORT_LEND, open_lend },
+  { RECEIVE_SINCE_PREFIX, EXPORT_CHECKPOINT, open_since },
+  { RECEIVE_AT_PREFIX, EXPORT_CHECKPOINT, open_at },
+  { RECEIVE_RETURN_PREFIX, EXPORT_CHECKPOINT, open_return },
+  { RECEIVE_SESSION_PREFIX, EXPORT_SESSION, open_session },
+  { RECEIVE_PACKED_PREFIX, EXPORT_SESSION, open_session },
+};
+
 int
 export_open (struct receive *r, struct handle *h, const char *name)
 {
-  size_t prefix = strlen (RECEIVE_SESSION_PREFIX), packed = strlen (RECEIVE_PACKED_PREFIX);
-  size_t since = strlen (RECEIVE_SINCE_PREFIX), at = strlen (RECEIVE_AT_PREFIX);
-  size_t back = strlen (RECEIVE_RETURN_PREFIX);
-
-  if (name[0] == '\0')
-    h->kind = EXPORT_GUEST;
-  else if (strcmp (name, RECEIVE_MIRROR) == 0 || strcmp (name, RECEIVE_PACKED) == 0)
-    h->kind = EXPORT_ALONE;
-  else if (strcmp (name, RECEIVE_SEAL) == 0) {
-    h->kind = EXPORT_SEAL;
-    return open_seal (r);
-  } else if (strcmp (name, RECEIVE_GIVE_UP) == 0) {
-    h->kind = EXPORT_GIVE_UP;
-    return open_give_up (r);
-  } else if (strcmp (name, LEND_EXPORT) == 0) {
-    h->kind = EXPORT_LEND;
-    return open_lend (r);
-  } else if (strncmp (name, RECEIVE_SINCE_PREFIX, since) == 0) {
-    h->kind = EXPORT_CHECKPOINT;
-    return open_checkpoint (r, name + since, false);
-  } else if (strncmp (name, RECEIVE_AT_PREFIX, at) == 0) {
-    h->kind = EXPORT_CHECKPOINT;
-    return open_checkpoint (r, name + at, true);
-  } else if (strncmp (name, RECEIVE_RETURN_PREFIX, back) == 0) {
-    h->kind = EXPORT_CHECKPOINT;
-    return open_return (r, name + back);
-  } else if (strncmp (name, RECEIVE_SESSION_PREFIX, prefix) == 0) {
-    h->kind = EXPORT_SESSION;
-    return open_session (r, h, name + prefix);
-  } else if (strncmp (name, RECEIVE_PACKED_PREFIX, packed) == 0) {
-    h->kind = EXPORT_SESSION;
-    return open_session (r, h, name + packed);
-  } else {
-    nbdkit_error ("no export \"%s\": \"" RECEIVE_MIRROR "\" is the mirror's, \"\" the guest's",
-                  name);
-    return -1;
+  for (size_t i = 0; i < sizeof exports / sizeof exports[0]; i++) {
+    size_t len = strlen (exports[i].name);
+    bool is_prefix = len > 0 && exports[i].name[len - 1] == '@';
+    if (strncmp (name, exports[i].name, len) != 0 || (!is_prefix && name[len] != '\0'))
+      continue;
+    h->kind = exports[i].kind;
+    return exports[i].open != NULL ? exports[i].open (r, h, name + len) : 0;
   }
-  return 0;
+  nbdkit_error ("no export \"%s\": \"" RECEIVE_MIRROR "\" is the mirror's, \"\" the guest's", name);
+  return -1;
 }
 
 /* The path must not lead to somebody else's file: that one is neither locked nor ours to write. */
