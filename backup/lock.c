@@ -15,6 +15,7 @@
 #include "backup/repository.h"
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/range-lock.h"
 #include "base/text.h"
 
 #define WAIT_MS 30000
@@ -74,13 +75,12 @@ repository_lock (const struct repository *r, const char *disk, int *result, char
   CLEANUP_TEXT char *what = disk != NULL ? text_printf ("%s: disk '%s'", r->path, disk)
                                          : text_printf ("%s: the list of backups", r->path);
   CLEANUP_FD int fd = open (path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
-  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
   uint64_t end = clock_ms () + (disk != NULL ? 0 : WAIT_MS);
 
   if (fd == -1)
     return text_error (error, "%s: %s", path, strerror (errno));
-  while (fcntl (fd, F_OFD_SETLK, &lock) == -1) {
-    if (errno != EAGAIN && errno != EACCES)
+  while (!range_lock (fd, 0, 0)) {
+    if (!range_is_taken (errno))
       return text_error (error, "%s: cannot be locked: %s", path, strerror (errno));
     if (clock_ms () >= end)
       return busy (what, fd, error);
@@ -99,8 +99,7 @@ repository_wait_unused (const char *path, uint64_t limit_ms)
   uint64_t end = clock_ms () + limit_ms;
 
   for (;;) {
-    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    if (fcntl (fd, F_OFD_GETLK, &lock) == -1 || lock.l_type == F_UNLCK)
+    if (!range_is_locked (fd, 0, 0))
       return true;
     if (clock_ms () >= end)
       return false;

@@ -19,6 +19,7 @@ libbase_la_SOURCES = \
 	base/private-socket.h \
 	base/qemu-lock.c \
 	base/qemu-lock.h \
+	base/range-lock.h \
 	base/stop-signals.c \
 	base/stop-signals.h \
 	base/text.c \

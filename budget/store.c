@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/range-lock.h"
 #include "base/text.h"
 #include "budget/store.h"
 
@@ -187,15 +188,11 @@ budget_file_close (struct budget_file *f)
 bool
 budget_lock (int fd, unsigned first, unsigned count)
 {
-  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = count };
-
-  return fcntl (fd, F_OFD_SETLK, &fl) == 0;
+  return range_lock (fd, first, count);
 }
 
 bool
 budget_is_locked (int fd, unsigned slot)
 {
-  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = slot, .l_len = 1 };
-
-  return fcntl (fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+  return range_is_locked (fd, slot, 1);
 }

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 
 #include "base/fd.h"
+#include "base/range-lock.h"
 #include "base/text.h"
 #include "base/uuid.h"
 #include "cmd/cmd.h"
@@ -36,9 +37,7 @@ static const char *const recovery_names[] = { "none", "clean", "exact", "extents
 static bool
 in_use (int fd)
 {
-  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-
-  return fcntl (fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+  return range_is_locked (fd, 0, 0);
 }
 
 /* What a checkpoint's recording is like. */

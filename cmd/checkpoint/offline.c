@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/range-lock.h"
 #include "base/text.h"
 #include "base/uuid.h"
 #include "cmd/checkpoint/offline.h"
@@ -36,12 +37,11 @@ struct offline {
 static int
 keep_out (struct offline *o, bool read_only)
 {
-  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
   CLEANUP_TEXT char *error = NULL;
   bool busy = false;
 
   if (read_only)
-    busy = fcntl (o->file.fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+    busy = range_is_locked (o->file.fd, 0, 0);
   else if (state_file_lock (&o->file, &busy, &error) == 0)
     return 0;
   if (busy)

@@ -34,6 +34,7 @@
 #include "base/child.h"
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/range-lock.h"
 #include "base/stop-signals.h"
 #include "base/text.h"
 #include "base/tracked-mark.h"
@@ -137,23 +138,13 @@ check_backing (struct receive_disk *d)
 
 /* ---- the lock -------------------------------------------------------------------------------- */
 
-static bool
-lock (int fd, int command, off_t where)
-{
-  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = where, .l_len = 1 };
-
-  return fcntl (fd, command, &fl) == 0;
-}
-
 /* Does another program lock a part of it, as QEMU does with an image that it has open?  A qemu-nbd
  * of an earlier server may have it for a moment yet, so look again for LIMIT_MS. */
 static bool
 is_locked_by_others (int fd, int limit_ms)
 {
   for (int waited = 0; waited < limit_ms; waited += DISPLACE_POLL_MS) {
-    struct flock fl
-        = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = LOCK_SERVER };
-    if (fcntl (fd, F_OFD_GETLK, &fl) == -1 || fl.l_type == F_UNLCK)
+    if (!range_is_locked (fd, 0, LOCK_SERVER))
       return false;
     clock_sleep_ms (DISPLACE_POLL_MS);
   }
@@ -196,12 +187,20 @@ claim_soon (const struct receive_disk *d)
   return who;
 }
 
+/* Take the lock that tells the id of this process. */
+static bool
+lock_session (int fd)
+{
+  struct flock fl = range_of (LOCK_SESSION, 1);
+
+  return fcntl (fd, F_SETLK, &fl) == 0;
+}
+
 /* The process of a session of --stdio, or 0. */
 static pid_t
 session_process (int fd)
 {
-  struct flock fl
-      = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LOCK_SESSION, .l_len = 1 };
+  struct flock fl = range_of (LOCK_SESSION, 1);
 
   return fcntl (fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK && fl.l_pid > 0 ? fl.l_pid : 0;
 }
@@ -214,7 +213,7 @@ displace_session (int fd)
   pid_t told = 0;
 
   for (int waited = 0; waited < DISPLACE_MS; waited += DISPLACE_POLL_MS) {
-    if (lock (fd, F_OFD_SETLK, LOCK_SERVER))
+    if (range_lock (fd, LOCK_SERVER, 1))
       return true;
     pid_t pid = session_process (fd);
     if (pid != 0 && pid != told) {
@@ -231,8 +230,8 @@ displace_session (int fd)
 static int
 lock_disk (struct receive_disk *d)
 {
-  if (!lock (d->fd, F_OFD_SETLK, LOCK_SERVER)) {
-    if (errno != EAGAIN && errno != EACCES) {
+  if (!range_lock (d->fd, LOCK_SERVER, 1)) {
+    if (!range_is_taken (errno)) {
       cmd_say ("%s: cannot be locked: %s", d->name, strerror (errno));
       return EXIT_ERROR;
     }
@@ -256,7 +255,7 @@ lock_disk (struct receive_disk *d)
     cmd_say ("%s: in use by %s: end it first", d->name, who);
     return EXIT_REFUSED;
   }
-  if (d->displace && !lock (d->fd, F_SETLK, LOCK_SESSION))
+  if (d->displace && !lock_session (d->fd))
     cmd_warning ("%s: cannot be locked for this process: %s", d->name, strerror (errno));
   return EXIT_DONE;
 }

@@ -16,6 +16,7 @@
 #include <linux/magic.h>
 
 #include "base/fd.h"
+#include "base/range-lock.h"
 #include "base/text.h"
 #include "base/tracked-mark.h"
 #include "dirty-bitmap/state/file.h"
@@ -150,11 +151,9 @@ state_file_mark_disk (int disk_fd, const uint8_t mark[16])
 int
 state_file_lock (struct state_file *f, bool *busy, char **error)
 {
-  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-
-  if (fcntl (f->fd, F_OFD_SETLK, &lock) == 0)
+  if (range_lock (f->fd, 0, 0))
     return 0;
-  bool used = errno == EAGAIN || errno == EACCES;
+  bool used = range_is_taken (errno);
   if (busy != NULL)
     *busy = used;
   return used ? text_error (error, "another server uses it")
