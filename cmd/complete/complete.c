@@ -95,6 +95,7 @@ prepare_only (struct complete *c)
   } else {
     cmd_say ("%s", error);
     hook_run_warn (&c->hooks, HOOK_ABORT, NULL, error);
+    complete_print_refusal (c, error);
   }
   coordinator_free (h);
   text_free (error);
@@ -119,15 +120,13 @@ run_all (struct complete *c)
 static int
 run_mode (struct complete *c)
 {
-  const struct coordinator_result none = { .nr = 0 };
   bool older = false;
 
   if (c->mode == COMPLETE_COMMIT || c->mode == COMPLETE_RELEASE)
     return complete_older (c);
   for (unsigned i = 0; i < c->nr; i++)
     if (!is_ready (c->controls[i], c->opts.timeout_ms, &older) && !older) {
-      if (c->json)
-        complete_print_json (c, &none, "not every disk is ready");
+      complete_print_refusal (c, "not every disk is ready");
       return EXIT_ERROR;
     }
   if (older)

@@ -43,8 +43,8 @@ int complete_seal (struct complete *c);
  * REASON.  Returns the exit status. */
 int complete_finish (struct complete *c, const struct coordinator_result *result, int r,
                      const char *reason);
-void complete_print_json (const struct complete *c, const struct coordinator_result *result,
-                          const char *reason);
+/* The object that --json prints where nothing was handed over, because of REASON. */
+void complete_print_refusal (const struct complete *c, const char *reason);
 void complete_print_prepared (const struct complete *c, const struct coordinator *h);
 
 #endif

@@ -38,6 +38,16 @@ say_rollback_only (const struct complete *c)
            c->controls[0]);
 }
 
+/* Nothing is done.  MESSAGE is stolen. */
+static int
+refuse (const struct complete *c, int status, char *message)
+{
+  cmd_say ("%s", message);
+  complete_print_refusal (c, message);
+  text_free (message);
+  return status;
+}
+
 static int
 release_older (struct complete *c, struct coordinator *h, const char *reason)
 {
@@ -56,13 +66,15 @@ commit_found (struct complete *c, struct coordinator *h, enum handoff_found foun
 {
   switch (found) {
   case HANDOFF_FOUND_NONE:
-    cmd_say ("no hand-over of %s is prepared: it was released, or its lease has ended",
-             c->controls[0]);
-    return EXIT_ERROR;
+    return refuse (
+        c, EXIT_ERROR,
+        text_printf ("no hand-over of %s is prepared: it was released, or its lease has ended",
+                     c->controls[0]));
   case HANDOFF_FOUND_BROKEN:
-    cmd_say ("%s: nothing can be handed over", error != NULL ? error : "a disk is missing");
     release_older (c, h, error);
-    return EXIT_ERROR;
+    return refuse (c, EXIT_ERROR,
+                   text_printf ("%s: nothing can be handed over",
+                                error != NULL ? error : "a disk is missing"));
   default:
     return finish_older (c, h, found == HANDOFF_FOUND_UNDECIDED);
   }
@@ -97,13 +109,12 @@ rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found
              coordinator_token (h));
     return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
-  if (found == HANDOFF_FOUND_NONE)
-    cmd_say ("%s: a hand-over was prepared, and has just ended", c->controls[0]);
-  else
-    cmd_say ("%s: a hand-over is prepared, or in doubt: end it with --commit --token TOKEN, or with"
-             " --release",
-             c->controls[0]);
-  return EXIT_ERROR;
+  const char *what
+      = found == HANDOFF_FOUND_NONE
+            ? "a hand-over was prepared, and has just ended"
+            : "a hand-over is prepared, or in doubt: end it with --commit --token TOKEN,"
+              " or with --release";
+  return refuse (c, EXIT_ERROR, text_printf ("%s: %s", c->controls[0], what));
 }
 
 int
@@ -116,7 +127,11 @@ complete_older (struct complete *c)
   int r = EXIT_ERROR;
 
   if (h == NULL)
-    cmd_say ("%s", error);
+    r = refuse (c, EXIT_ERROR, text_copy (error));
+  else if (found == HANDOFF_FOUND_COMMITTED && error != NULL)
+    /* The guest of the one that takes no part may run: nothing may be sealed or started. */
+    r = refuse (c, EXIT_REFUSED,
+                text_printf ("%s: nothing was done; name the disks of one hand-over only", error));
   else if (c->mode == COMPLETE_COMMIT)
     r = commit_found (c, h, found, error);
   else if (c->mode == COMPLETE_RELEASE)

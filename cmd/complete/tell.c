@@ -98,15 +98,25 @@ print_result (const struct complete *c, const struct coordinator_result *result)
   printf ("rollback token: %s\n", result->token);
 }
 
-void
-complete_print_json (const struct complete *c, const struct coordinator_result *result,
-                     const char *reason)
+static void
+print_json (const struct complete *c, const struct coordinator_result *result, const char *reason)
 {
   json_t *object = result_object (c, result, reason);
 
+  if (c->mode == COMPLETE_PREPARE_ONLY)
+    json_object_set_new (object, "prepared", json_false ());
   json_dumpf (object, stdout, JSON_INDENT (2) | JSON_REAL_PRECISION (6));
   printf ("\n");
   json_decref (object);
+}
+
+void
+complete_print_refusal (const struct complete *c, const char *reason)
+{
+  const struct coordinator_result none = { .nr = 0 };
+
+  if (c->json)
+    print_json (c, &none, reason);
 }
 
 void
@@ -149,7 +159,7 @@ complete_finish (struct complete *c, const struct coordinator_result *result, in
   else
     hook_run_warn (&c->hooks, HOOK_ABORT, NULL, reason);
   if (c->json)
-    complete_print_json (c, result, reason);
+    print_json (c, result, reason);
   else if (result->committed)
     print_result (c, result);
   return r == 0 ? sealed : EXIT_ERROR;

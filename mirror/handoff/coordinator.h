@@ -132,15 +132,17 @@ long long coordinator_generation (const struct coordinator *c, unsigned disk); /
 enum handoff_found {
   HANDOFF_FOUND_NONE,      /* no disk of these takes part in one: released, or never begun */
   HANDOFF_FOUND_UNDECIDED, /* every disk is prepared: commit or release it */
-  HANDOFF_FOUND_COMMITTED, /* decided: coordinator_finalize() finishes what is left to do */
+  HANDOFF_FOUND_COMMITTED, /* decided: coordinator_finalize() finishes what is left to do, if all
+                              disks take part in it */
   HANDOFF_FOUND_DONE,      /* committed, and every filter has recorded it */
   HANDOFF_FOUND_BROKEN /* not all of them are prepared, none is committed: only to be released */
 };
 
 /* Look for the hand-off of these disks.  TOKEN, if not NULL, is its rollback token: another's is an
- * error, as are disks of different hand-offs.  *ERROR says for BROKEN which disk is missing.  A
- * disk that does not answer within TIMEOUT_MS (0: as long as it takes by default) is an error. NULL
- * with *ERROR: a disk cannot be asked.  (*ERROR is for text_free().) */
+ * error, as are disks of different hand-offs.  *ERROR says for BROKEN which disk is missing; and
+ * for COMMITTED, if it is set, which disk takes no part: that one's guest may run.  A disk that
+ * does not answer within TIMEOUT_MS (0: as long as it takes by default) is an error.  NULL with
+ * *ERROR: a disk cannot be asked.  (*ERROR is for text_free().) */
 struct coordinator *coordinator_find (char *const controls[], unsigned nr, const char *token,
                                       unsigned timeout_ms, enum handoff_found *found, char **error);
 

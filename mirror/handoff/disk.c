@@ -75,6 +75,12 @@ coordinator_disk_forget_error (struct coordinator_disk *d)
 
 /* ---- what is done to one disk --------------------------------------------------------------- */
 
+bool
+coordinator_disk_takes_part (const struct coordinator_disk *d)
+{
+  return d->standing != STANDING_NONE && d->standing != STANDING_ENDED;
+}
+
 int
 coordinator_disk_limit (const struct coordinator_disk *d)
 {
@@ -91,8 +97,7 @@ coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime)
 
   d->client = control_client_connect (d->control, timeout, &message);
   struct control_call call = { .command = "query-mirror", .timeout_ms = timeout, .ret = &status };
-  if (d->client == NULL || d->standing == STANDING_NONE
-      || control_client_call (d->client, &call, &message) == -1) {
+  if (d->client == NULL || control_client_call (d->client, &call, &message) == -1) {
     coordinator_disk_error (d, message);
     return -1;
   }
@@ -241,8 +246,9 @@ coordinator_disk_finalize (void *opaque)
   struct coordinator_disk *d = opaque;
   char *message = NULL;
 
-  if (d->standing == STANDING_NONE) {
-    coordinator_disk_error (d, text_copy ("it takes no part in the hand-over"));
+  if (!coordinator_disk_takes_part (d)) {
+    if (d->standing == STANDING_NONE)
+      coordinator_disk_error (d, text_copy ("it takes no part in the hand-over"));
     return NULL;
   }
   for (int try = 0; try < FINALIZE_TRIES; try++) {
@@ -287,7 +293,7 @@ coordinator_finalize_all (struct coordinator_disk *disks, unsigned nr)
     struct coordinator_disk *d = &disks[i];
 
     d->begun = d->finalized = false;
-    if (d->standing == STANDING_NONE || d->client == NULL)
+    if (!coordinator_disk_takes_part (d) || d->client == NULL)
       continue;
     const struct control_call call = finalize_call (d, &ret);
     d->begun = control_client_begin (d->client, &call, &message) == 0;
@@ -335,7 +341,7 @@ coordinator_disk_release (void *opaque)
   struct coordinator_disk *d = opaque;
   char *message = NULL;
 
-  if (d->client == NULL || d->standing == STANDING_NONE || call_release (d, &message) == 0)
+  if (d->client == NULL || !coordinator_disk_takes_part (d) || call_release (d, &message) == 0)
     return NULL;
   text_free (message); /* often: nothing is held there any more */
   control_client_free (d->client);

@@ -23,6 +23,7 @@
 enum handoff_standing {
   STANDING_UNKNOWN,  /* not asked yet */
   STANDING_NONE,     /* no hand-off is prepared: released, or never begun */
+  STANDING_ENDED,    /* QEMU has it open by itself, and its worker has ended: nobody can tell */
   STANDING_PREPARED, /* held, and the word is ours to read */
   STANDING_IN_DOUBT, /* its server was restarted between prepared and the decision */
   STANDING_COMMITTED
@@ -49,6 +50,9 @@ struct coordinator_disk {
   char *class_; /* of the error, owned; may be NULL */
   char *error;  /* owned; NULL: fine so far */
 };
+
+/* Does it take part in a hand-off that another process prepared, or in ours? */
+bool coordinator_disk_takes_part (const struct coordinator_disk *d);
 
 /* Note MESSAGE (stolen, for text_free()) as D's error, with D's path before it unless it names the
  * path already. */

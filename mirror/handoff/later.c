@@ -7,7 +7,8 @@
  *   the disks                                          found
  *   ------------------------------------------------   -------------------------------------------
  *   every one is prepared, or in doubt                 UNDECIDED, or COMMITTED if the word says so
- *   one has committed, or the word says "commit"       COMMITTED: the others are finalized
+ *   one has committed, or the word says "commit"       COMMITTED: the others are finalized; one
+ *                                                      that takes no part in it is told
  *   every one has committed, but for disks that QEMU   DONE: their workers end after the commit,
  *   has open by itself                                 and nothing records it
  *   one takes no part (any more), none has committed   BROKEN: the word can only go to "abort"
@@ -110,13 +111,13 @@ ask (void *opaque)
   struct coordinator_disk *d = opaque;
 
   if (has_no_worker (d, 0))
-    d->standing = STANDING_NONE;
+    d->standing = STANDING_ENDED;
   else
     ask_server (d);
   if (d->error != NULL && has_no_worker (d, END_MS)) {
     text_free (d->error);
     d->error = NULL;
-    d->standing = STANDING_NONE;
+    d->standing = STANDING_ENDED;
   }
   return NULL;
 }
@@ -160,7 +161,7 @@ share_token (struct coordinator *c, const char *token, char **error)
   for (unsigned i = 0; i < c->nr; i++) {
     const struct coordinator_disk *d = &c->disks[i];
 
-    if (d->standing == STANDING_NONE)
+    if (!coordinator_disk_takes_part (d))
       continue;
     if (want == NULL)
       want = d->its_token;
@@ -177,24 +178,30 @@ share_token (struct coordinator *c, const char *token, char **error)
 static enum handoff_found
 judge (const struct coordinator *c, char **error)
 {
-  unsigned in = 0, done = 0, gone = 0;
+  unsigned done = 0, ended = 0;
   bool committed = c->decision != NULL && decision_get (c->decision) == DECISION_COMMIT;
-  const char *missing = NULL;
+  const char *in = NULL, *missing = NULL, *gone = NULL;
 
   for (unsigned i = 0; i < c->nr; i++) {
-    done += c->disks[i].standing == STANDING_COMMITTED;
-    if (c->disks[i].standing == STANDING_NONE) {
-      missing = c->disks[i].control;
-      gone += has_no_worker (&c->disks[i], 0);
-    } else
-      in++;
+    const struct coordinator_disk *d = &c->disks[i];
+
+    done += d->standing == STANDING_COMMITTED;
+    ended += d->standing == STANDING_ENDED;
+    if (d->standing == STANDING_NONE)
+      missing = d->control;
+    else if (d->standing == STANDING_ENDED)
+      gone = d->control;
+    else
+      in = d->control;
   }
-  if (in == 0)
+  if (in == NULL)
     return HANDOFF_FOUND_NONE;
-  if (done > 0 && done + gone == c->nr)
+  if (done > 0 && done + ended == c->nr)
     return HANDOFF_FOUND_DONE;
+  if (missing == NULL && !committed && done == 0)
+    missing = gone; /* after the commit it has ended as it should */
   if (missing != NULL)
-    text_error (error, "%s takes no part in the hand-over (any more)", missing);
+    text_error (error, "%s takes no part in the hand-over of %s (any more)", missing, in);
   if (committed || done > 0)
     return HANDOFF_FOUND_COMMITTED;
   return missing != NULL ? HANDOFF_FOUND_BROKEN : HANDOFF_FOUND_UNDECIDED;

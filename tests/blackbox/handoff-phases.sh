@@ -59,8 +59,9 @@ has_to_exit 0 nbdmirror complete --release "${controls[@]}"
 # The lease ends: all are released, and nothing can be committed any more.
 prepare --lease 400ms --rollback-token t2
 wait_for 5 gates open
-has_to_exit 1 nbdmirror complete --commit --token t2 "${controls[@]}"
+has_to_exit 1 nbdmirror complete --commit --token t2 --json "${controls[@]}"
 grep -q 'no hand-over' "$tmp/err" || fail "lease ended: no reason"
+field error <"$tmp/out" | grep -q 'no hand-over' || fail "lease ended: no reason as JSON"
 
 # One disk drops out: within a second the other one is released as well, nobody has to help.
 prepare --rollback-token t3
@@ -92,6 +93,8 @@ hook_fails () {
 }
 wait_for 20 hook_fails
 [ "$status" = 1 ] || fail "a failing hook: exit status $status"
+has_to_exit 1 nbdmirror complete "${controls[@]}" --before-hold-exec 'exit 3' --prepare-only --json
+[ "$(field prepared <"$tmp/out")" = false ] || fail "a failing hook: no JSON"
 gates open || fail "held in spite of the hook"
 
 # Prepared, a server killed, then committed: by its own process and for both.
@@ -124,3 +127,22 @@ has_to_exit 0 nbdmirror complete "${controls[@]}"
     fail "the hand-off was not finished"
 has_to_exit 1 nbdmirror complete "${controls[@]}"
 grep -q 'already, rollback token t5' "$tmp/err" || fail "twice: no reason"
+
+# One disk is taken back and mirrored anew, and its guest runs.  It has no part in the hand-off of
+# the other: both together are refused, and nothing is touched.
+nbdmirror rollback "${control[a]}" --token t5 --destination-stopped
+spawn mirror-a nbdmirror mirror "${control[a]}" "${uri[to-a]}"
+wait_state "${control[a]}" ready 30
+for how in "" "--commit --token t5" --release; do
+  # shellcheck disable=SC2086
+  has_to_exit 7 nbdmirror complete "${controls[@]}" $how --json \
+      --after-commit-exec 'touch "$NBDMIRROR_CONTROL.ran"'
+  grep -q "${control[a]} takes no part in the hand-over of ${control[b]}" "$tmp/err" ||
+      fail "mixed, '$how': no reason: $(cat "$tmp/err")"
+  [ "$(field committed <"$tmp/out")" = false ] || fail "mixed, '$how': JSON says committed"
+  [ ! -e "${control[a]}.ran" ] || fail "mixed, '$how': the hook that starts the guest ran"
+  [ "$(status_of "${control[a]}" gate)" = open ] || fail "mixed, '$how': a running guest is held"
+done
+complete_soon "${control[a]}"
+ends_well mirror-a
+equal "$tmp/a.disk" "${uri[to-a]}"
