@@ -308,6 +308,7 @@ participant_rollback (struct mirror *m, struct control_peer *peer, json_t *id, c
       control_peer_close (m->attachment.worker);
       participant_worker_gone (m, "idle", NULL);
     }
+    attachment_drop_region (m); /* still there if the commit could not be recorded */
     m->attachment.ended = "idle";
     json_object_clear (m->attachment.published);
     gate_unfence (&m->gate);

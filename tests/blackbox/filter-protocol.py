@@ -1203,6 +1203,26 @@ def fence_record_cannot_be_written():
 
 
 @test
+def rollback_of_a_commit_that_was_not_recorded():
+    """It leaves no job behind: the worker's destination may have been written to."""
+    s = Server()
+    h = s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    word = Word()
+    k, generation = prepare_all(s, w, word)
+    os.makedirs(s.control + ".fence/in-the-way")
+    word.set(1)
+    assert "not recorded" in refused("GenericError", k.call, "job-finalize", generation=generation)
+    os.removedirs(s.control + ".fence/in-the-way")      # it tries again only in a second
+    k.call("mirror-rollback", rollback_token="tok-1", destination_stopped=True)
+    h.pwrite(b"x", 0)
+    assert not os.path.exists(s.control + ".fence.draft")
+    refused("NothingToResume", k.call, "mirror-attach", start="resume")
+    s.close()
+
+
+@test
 def sigterm_while_prepared():
     """Undecided: abort, and no draft is left.  Decided: the fence record is there."""
     for value in 0, 1:
