@@ -143,13 +143,16 @@ unhold (struct call *c)
                                      reason != NULL ? reason : "released by the worker"))
       control_reply (c->peer, c->id, NULL, -1);
     else
-      control_error (c->peer, c->id, "AlreadyCommitted", "this disk was handed over already");
+      control_error (c->peer, c->id, "AlreadyCommitted", "the hand-over is committed already");
     return;
   }
-  int r = generation == 0 ? ESTALE : gate_release (&m->gate, generation, "released");
+  /* A commit has taken the job's region away.  The worker has not heard of it yet. */
+  int r = m->attachment.region == NULL ? EALREADY
+          : generation == 0            ? ESTALE
+                                       : gate_release (&m->gate, generation, "released");
 
   if (r == EALREADY)
-    control_error (c->peer, c->id, "AlreadyCommitted", "this disk was handed over already");
+    control_error (c->peer, c->id, "AlreadyCommitted", "the hand-over is committed already");
   else if (r != 0)
     control_error (c->peer, c->id, "StaleGeneration", "that hold is over");
   else {

@@ -24,10 +24,20 @@
 void
 participant_finish (struct participant *p)
 {
+  char *given_up = p->given_up;
+
   decision_free (p->decision);
   json_decref (p->now_id);
   text_free (p->record_error);
   memset (p, 0, sizeof *p);
+  p->given_up = given_up;
+}
+
+void
+participant_note_reason (struct participant *p, const char *reason)
+{
+  text_free (p->given_up);
+  p->given_up = reason != NULL ? text_copy (reason) : NULL;
 }
 
 void
@@ -42,6 +52,7 @@ participant_refuse (struct mirror *m, const char *class_, const char *reason)
   if (p->now_owed)
     control_error (p->coordinator, p->now_id, class_, "the hand-over was given up: %s", reason);
   p->now_owed = false;
+  participant_note_reason (p, reason);
 }
 
 void
@@ -276,9 +287,9 @@ participant_release (struct mirror *m, struct control_peer *peer, json_t *id, ui
                    "that is another coordinator's hand-over: name its generation");
     return;
   }
-  participant_abort (m, "GenericError", "released");
-  if (gate_release (&m->gate, 0, "released") == EALREADY)
-    control_error (peer, id, "AlreadyCommitted", "this disk was handed over already");
+  if (participant_abort (m, "GenericError", "released")
+      || gate_release (&m->gate, 0, "released") == EALREADY)
+    control_error (peer, id, "AlreadyCommitted", "the hand-over is committed already");
   else
     control_reply (peer, id, NULL, -1);
 }
@@ -317,18 +328,18 @@ participant_rollback (struct mirror *m, struct control_peer *peer, json_t *id, c
   text_free (error);
 }
 
-void
+bool
 participant_abort (struct mirror *m, const char *class_, const char *reason)
 {
   struct participant *p = &m->participant;
 
   if (!p->active)
-    return;
+    return false;
   if (p->prepared) {
-    if (gate_release (&m->gate, p->generation, reason) == EALREADY) {
-      participant_commit (m);
-      return;
-    }
+    bool releases = p->releases;
+
+    if (gate_release (&m->gate, p->generation, reason) == EALREADY)
+      return participant_commit (m) || !releases; /* a fence holds, recorded or not */
   } else {
     if (decision_try (p->decision, DECISION_ABORT) == DECISION_COMMIT)
       nbdkit_error (
@@ -343,4 +354,5 @@ participant_abort (struct mirror *m, const char *class_, const char *reason)
   participant_refuse (m, class_, reason);
   participant_finish (p);
   participant_drop_draft (m);
+  return false;
 }

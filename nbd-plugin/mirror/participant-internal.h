@@ -14,7 +14,10 @@ struct participant;
 /* No hand-off is active any more. */
 void participant_finish (struct participant *p);
 
-/* Answer the coordinator, if it still waits, with an error. */
+/* Why the last hand-off was given up, for a coordinator that asks only now.  NULL: it was not. */
+void participant_note_reason (struct participant *p, const char *reason);
+
+/* Answer the coordinator, if it still waits, with an error.  The reason is noted. */
 void participant_refuse (struct mirror *m, const char *class_, const char *reason);
 
 /* Remove the draft of the fence record.  One that cannot be removed would fence the next server, so

@@ -45,6 +45,8 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
     control_error (peer, id, "Fenced", "this disk was handed over already");
   else if (m->attachment.worker == NULL)
     control_error (peer, id, "DeviceNotActive", "no worker is attached");
+  else if (m->attachment.region == NULL) /* released, and its worker has not left yet */
+    control_error (peer, id, "DeviceNotActive", "the job has ended");
   else if (p->active || gate.mode == GATE_HELD)
     control_error (peer, id, "Busy", "another hand-over is under way");
   else if ((word = decision_map (fd, &error)) == NULL)
@@ -53,7 +55,8 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
     control_error (peer, id, "GenericError", "the decision word is decided already");
     decision_free (word);
   } else {
-    memset (p, 0, sizeof *p);
+    participant_finish (p);
+    participant_note_reason (p, NULL);
     p->active = true;
     p->coordinator = peer;
     p->decision = word;
@@ -253,6 +256,10 @@ participant_prepare_now (struct mirror *m, struct control_peer *peer, json_t *id
 {
   struct participant *p = &m->participant;
 
+  if (!p->active && p->given_up != NULL) {
+    control_error (peer, id, "GenericError", "the hand-over was given up: %s", p->given_up);
+    return;
+  }
   if (!p->active || p->coordinator != peer || p->armed_ns == 0 || p->generation != 0) {
     control_error (peer, id, "GenericError", "no hand-over of this connection's is armed");
     return;
@@ -271,14 +278,14 @@ bool
 participant_worker_gives_up (struct mirror *m, const char *class_, const char *reason)
 {
   struct participant *p = &m->participant;
-  struct gate_view gate;
 
   if (p->now_owed)
     control_error (p->coordinator, p->now_id, class_, "%s", reason);
   p->now_owed = false;
-  participant_abort (m, "GenericError", "released by the worker");
-  gate_look (&m->gate, &gate);
-  return gate.mode != GATE_FENCED;
+  if (participant_abort (m, "GenericError", "released by the worker"))
+    return false;
+  participant_note_reason (p, reason);
+  return true;
 }
 
 /* ---- answers -------------------------------------------------------------------------------- */
@@ -316,9 +323,8 @@ participant_peer_closed (struct mirror *m, struct control_peer *peer)
   if (!p->active || p->coordinator != peer)
     return;
   p->now_owed = false;
-  if (p->kept)
-    p->coordinator = NULL;
-  else
+  p->coordinator = NULL; /* a commit that cannot be recorded yet outlives it */
+  if (!p->kept)
     participant_abort (m, "GenericError", "coordinator lost");
 }
 
@@ -367,4 +373,5 @@ participant_shutdown (struct mirror *m)
 {
   participant_abort (m, "GenericError", "the server stops");
   participant_finish (&m->participant);
+  participant_note_reason (&m->participant, NULL);
 }

@@ -64,6 +64,7 @@ struct participant {
   bool kept;          /* it stands without the coordinator's connection */
   int64_t retry_ns;   /* the fence record could not be committed: try again then */
   char *record_error; /* why, or NULL */
+  char *given_up;     /* why the last hand-off was, or NULL */
 };
 
 /* mirror-prepare. FD is the decision word's, owned by the callee, or -1.  Answers. */
@@ -110,10 +111,10 @@ void participant_rollback (struct mirror *m, struct control_peer *peer, json_t *
  * unless it is fenced, and whoever waits for the worker's answer gets an error. */
 void participant_worker_gone (struct mirror *m, const char *state, const char *reason);
 
-/* Abort, unless the word says "commit" already: then it is committed.  CLASS and REASON (a
- * constant) go to the coordinator if it still waits for an answer.  Nothing happens if none is
- * active. */
-void participant_abort (struct mirror *m, const char *class_, const char *reason);
+/* Abort, unless the word says "commit" already: then it is committed, and true is returned.  CLASS
+ * and REASON (a constant) go to the coordinator if it still waits for an answer.  Nothing happens
+ * if none is active. */
+bool participant_abort (struct mirror *m, const char *class_, const char *reason);
 
 void participant_tick (struct mirror *m);
 

@@ -923,10 +923,11 @@ def prepared_looks_at_everything():
     s.close()
 
 
-def arm(s, w, word, coordinator=None, lease_ms=60000):
+def arm(s, w, word, coordinator=None, lease_ms=60000, **args):
     """-> the coordinator, of an armed disk"""
     k = coordinator or s.client()
-    a = k.start("mirror-prepare", fd=word.fd, lease_ms=lease_ms, rollback_token="tok-1", arm=True)
+    a = k.start("mirror-prepare", fd=word.fd, lease_ms=lease_ms, rollback_token="tok-1", arm=True,
+                **args)
     request = w.event("MIRROR_REQUEST", execute="prepare")
     assert request["arguments"]["arm"] is True, request
     w.call("mirror-reply", **{"request": request["request"], "return": {}})
@@ -1013,11 +1014,37 @@ def armed_and_given_up():
             assert s.client().status()["gate"] == "open"
             if die == "lease":
                 refused("LeaseEnded", k.finish, a)
+            if not held and die != "coordinator":
+                reason = {"unhold": "no room", "worker": "worker lost", "release": "released",
+                          "other disk": "aborted"}[die]
+                assert refused("GenericError", k.call, "mirror-prepare-now").endswith(reason)
             if die != "worker":
                 assert w.event("MIRROR_RELEASED")["generation"] == (generation if held else 0)
                 region.clean()
                 arm(s, w, Word())
             s.close()
+
+
+@test
+def worker_hears_late_of_the_commit():
+    """A worker that gives up, and has not heard of the commit yet, is told that it is too late.
+    The job has ended then: no other hand-off of it begins."""
+    for release in False, True:
+        s = Server()
+        s.guest()
+        w, region, info = attach(s, start="new")
+        region.clean()
+        word = Word()
+        k = arm(s, w, word, release=release)
+        generation = k.call("mirror-prepare-now")["generation"]
+        word.set(1)
+        k.call("job-finalize", generation=generation)
+        for g in 0, generation:
+            refused("AlreadyCommitted", w.call, "mirror-unhold", generation=g, reason="cancelled")
+        assert w.event("MIRROR_COMMITTED")["generation"] == generation
+        refused("DeviceNotActive" if release else "Fenced", k.call, "mirror-prepare", fd=Word().fd,
+                rollback_token="t", arm=True)
+        s.close()
 
 
 @test
