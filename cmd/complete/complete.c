@@ -199,7 +199,7 @@ static const struct cmd_option options[] = {
     "how long a guest may be held at most; past it the guest goes on and nothing is handed over "
     "(default: twice the largest max-downtime, at least 200ms, and 10ms for each further disk)" },
   { "timeout", OPT_TIMEOUT, "TIME",
-    "give up when the disks are not prepared by then (default 1min)" },
+    "give up when the disks are not prepared by then (default 1min, and the lease)" },
   { "waiters", OPT_WAITERS, "error|keep",
     "guest writes that wait at the hand-over fail with EPERM (default), or go on waiting, for a "
     "hypervisor that is about to be stopped" },

@@ -33,14 +33,13 @@ coordinator_checkpoint_prepare (struct coordinator_disk *disks, unsigned nr)
         = { .command = "mirror-checkpoint-prepare",
             .args = json_pack ("{s:s, s:i}", "name", d->checkpoint, "lease-ms", LIMIT_MS),
             .pass_fd = &d->decision->fd,
-            .timeout_ms = LIMIT_MS };
+            .timeout_ms = coordinator_disk_left (d, LIMIT_MS) };
     d->begun = control_client_begin (d->client, &call, &message) == 0;
     if (!d->begun)
       coordinator_disk_refused (d, NULL, message);
   }
   for (unsigned i = 0; i < nr; i++) {
-    const struct control_call call
-        = { .command = "mirror-checkpoint-prepare", .timeout_ms = LIMIT_MS, .class_ = &class_ };
+    const struct control_call call = { .command = "mirror-checkpoint-prepare", .class_ = &class_ };
     class_ = NULL; /* the last disk's, which it owns now */
     if (disks[i].begun && control_client_finish (disks[i].client, &call, &message) == -1)
       coordinator_disk_refused (&disks[i], class_, message);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "mirror/handoff/internal.h"
 
@@ -122,6 +123,8 @@ coordinator_new (char *const controls[], unsigned nr, const struct coordinator_o
         = opts->checkpointed != NULL && opts->checkpointed[i] ? opts->checkpoint : NULL;
     c->disks[i].lease_ms
         = opts->lease_ms != 0 ? opts->lease_ms : default_lease_ms (max_downtime, nr);
+    if (opts->timeout_ms == 0)
+      c->disks[i].timeout_ms += c->disks[i].lease_ms;
   }
   return c;
 }
@@ -188,6 +191,8 @@ coordinator_prepare (struct coordinator *c, bool *not_ready, char **error)
     *not_ready = false;
   if (fresh_word (c, error) == -1)
     return -1;
+  for (unsigned i = 0; i < c->nr; i++)
+    c->disks[i].end_ms = clock_ms () + c->disks[i].timeout_ms;
   coordinator_all_disks (c->disks, c->nr, coordinator_disk_prepare);
   if (!coordinator_any_error (c->disks, c->nr))
     coordinator_checkpoint_prepare (c->disks, c->nr);

@@ -58,7 +58,7 @@ struct coordinator_options {
   bool release;       /* at the commit every guest goes on where it is, see above */
   const char *checkpoint;   /* with `release`: its name, added to those disks that have a true in */
   const bool *checkpointed; /* (borrowed); NULL: none is added */
-  unsigned timeout_ms;      /* for all of step 2; 0: HANDOFF_TIMEOUT_MS */
+  unsigned timeout_ms;      /* for all of step 2; 0: HANDOFF_TIMEOUT_MS, and the lease */
   /* Called by coordinator_run() before step 2, may be NULL.  -1 with *ERROR (a text of base/text.h)
    * gives the hand-off up. */
   int (*before_hold) (void *opaque, char **error);

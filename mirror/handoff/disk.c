@@ -89,6 +89,14 @@ coordinator_disk_limit (const struct coordinator_disk *d)
 }
 
 int
+coordinator_disk_left (const struct coordinator_disk *d, unsigned limit)
+{
+  uint64_t now = clock_ms (), left = d->end_ms > now ? d->end_ms - now : 0;
+
+  return (int)(left < limit ? left : limit);
+}
+
+int
 coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime)
 {
   char *message = NULL;
@@ -112,11 +120,15 @@ coordinator_disk_connect (struct coordinator_disk *d, double *max_downtime)
 void
 coordinator_disk_refused (struct coordinator_disk *d, char *class_, char *message)
 {
-  decision_try (d->decision, DECISION_ABORT);
-  if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0) {
-    char *full
-        = text_printf ("the guest was let go after the lease of %u ms (%s)", d->lease_ms, message);
+  char *full = NULL;
 
+  decision_try (d->decision, DECISION_ABORT);
+  if (class_ != NULL && strcmp (class_, "LeaseEnded") == 0)
+    full = text_printf ("the guest was let go after the lease of %u ms (%s)", d->lease_ms, message);
+  /* It has no name of its own in the client. */
+  else if (class_ == NULL && strstr (message, " in time (") != NULL && clock_ms () >= d->end_ms)
+    full = text_printf ("not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms);
+  if (full != NULL) {
     text_free (message);
     message = full;
   }
@@ -175,20 +187,13 @@ coordinator_disk_prepare (void *opaque)
   struct control_call call = { .command = "mirror-prepare",
                                .args = args,
                                .pass_fd = &d->decision->fd,
-                               .timeout_ms = (int)d->timeout_ms,
+                               .timeout_ms = coordinator_disk_left (d, d->timeout_ms),
                                .ret = &ret,
                                .class_ = &class_ };
-  if (control_client_call (d->client, &call, &message) == -1) {
-    /* It has no name of its own in the client. */
-    if (class_ == NULL && message != NULL && strstr (message, " in time (") != NULL) {
-      text_free (message);
-      message
-          = text_printf ("not prepared within %u ms (--timeout); the guest goes on", d->timeout_ms);
-    }
+  if (control_client_call (d->client, &call, &message) == -1)
     coordinator_disk_refused (d, class_, message);
-    return NULL;
-  }
-  take_prepared (d, ret);
+  else
+    take_prepared (d, ret);
   return NULL;
 }
 
@@ -202,7 +207,7 @@ coordinator_prepare_now (struct coordinator_disk *disks, unsigned nr)
   call.ret = &ret;
   call.class_ = &class_;
   for (unsigned i = 0; i < nr; i++) {
-    call.timeout_ms = (int)disks[i].lease_ms + HANDOFF_CALL_MS;
+    call.timeout_ms = coordinator_disk_left (&disks[i], disks[i].lease_ms + HANDOFF_CALL_MS);
     disks[i].begun = control_client_begin (disks[i].client, &call, &message) == 0;
     if (!disks[i].begun)
       coordinator_disk_refused (&disks[i], NULL, message);

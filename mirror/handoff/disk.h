@@ -35,6 +35,7 @@ struct coordinator_disk {
   struct decision *decision; /* shared by all disks */
   const char *token, *waiters, *successor;
   unsigned lease_ms, timeout_ms;
+  uint64_t end_ms; /* clock_ms() at which it must be prepared */
   bool guest_stopped;
   bool release;                          /* the guest goes on at the commit */
   const char *checkpoint;                /* to be added at the commit, or NULL */
@@ -62,6 +63,9 @@ void coordinator_disk_forget_error (struct coordinator_disk *d);
 /* How long the disk's server may take to answer where nothing is copied, in ms: as the caller asks,
  * and HANDOFF_CONNECT_MS at most. */
 int coordinator_disk_limit (const struct coordinator_disk *d);
+
+/* The time until it must be prepared, but LIMIT at most; in ms. */
+int coordinator_disk_left (const struct coordinator_disk *d, unsigned limit);
 
 /* Connect, and learn max-downtime-ms (into *MAX_DOWNTIME, if it is larger).  0, or -1 with the
  * disk's error set. */

@@ -7,6 +7,7 @@ usage: fake-filter.py CONTROL LOG MODE
   ok        does as asked
   refuse    answers mirror-prepare with NotReady
   late      is armed, and answers mirror-prepare-now with LeaseEnded
+  mute      is armed, and never answers mirror-prepare-now
   lease     its lease ends before the commit: turns the word to "abort", but answers "prepared"
   close     closes the connection instead of answering mirror-prepare
   leave     the same with mirror-prepare-now
@@ -93,6 +94,8 @@ def serve(conn):
         elif name == "mirror-prepare-now":
             if mode == "late":
                 refuse("LeaseEnded", "the rest took too long")
+            elif mode == "mute":
+                continue
             elif mode == "leave":
                 conn.close()
                 return

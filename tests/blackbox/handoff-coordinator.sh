@@ -82,6 +82,16 @@ for mode in refuse close lease hang late leave; do
   no_fakes
 done
 
+# The time limit counts while the guests are held, though the lease is longer.
+fakes ok mute
+spawn complete nbdmirror complete "${controls[@]}" --timeout 2s --lease 10min
+wait_exit complete 60
+[ "$status" = 1 ] || fail "mute: exit status $status"
+grep -q "$tmp/c2: not prepared within 2000 ms" "$tmp/complete.log" ||
+    fail "mute: reason not given: $(cat "$tmp/complete.log")"
+said 1 mirror-release 2 || fail "mute: disk 1 was not released with the word at abort"
+no_fakes
+
 # A disk that is not ready is found before any guest is held.
 fakes ok copying
 has_to_exit 1 nbdmirror complete "${controls[@]}"
