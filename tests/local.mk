@@ -254,6 +254,7 @@ own_tests = \
 	tests/blackbox/server-killed.sh \
 	tests/blackbox/source-errors.sh \
 	tests/blackbox/stop-worker.sh \
+	tests/blackbox/unanswered.sh \
 	tests/blackbox/synchronous.sh \
 	tests/blackbox/synchronous-faults.sh \
 	tests/blackbox/thin.sh \

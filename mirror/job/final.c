@@ -53,6 +53,7 @@ back_to_copying (struct job *j)
 {
   j->final = FINAL_NONE;
   j->final_request = -1;
+  j->final_unknown = false;
   j->settle_sync = false;
   engine_set_hurry (&j->engine, false, false);
 }
@@ -300,9 +301,8 @@ moment_has_come (struct job *j)
   return clock_ns () >= j->await_end_ns || !engine_copies_in_vain (&j->engine);
 }
 
-/* Tell the filter to let the guest go on.  False if it is too late, because the hand-off is
- * committed. */
-static bool
+/* Tell the filter to let the guest go on. */
+static enum final_end
 unhold (struct job *j, const char *our_class, const char *why)
 {
   char *class_ = NULL, *error = NULL;
@@ -314,26 +314,39 @@ unhold (struct job *j, const char *our_class, const char *why)
                                .timeout_ms = JOB_CONTROL_TIMEOUT_MS,
                                .class_ = &class_ };
 
-  control_client_call (j->control, &call, &error);
-  bool late = class_ != NULL && strcmp (class_, "AlreadyCommitted") == 0;
+  enum final_end end = FINAL_UNKNOWN;
+  if (control_client_call (j->control, &call, &error) == 0)
+    end = FINAL_GIVEN_UP;
+  else if (class_ != NULL && strcmp (class_, "StaleGeneration") == 0) /* that hold is over */
+    end = FINAL_GIVEN_UP;
+  else if (class_ != NULL && strcmp (class_, "AlreadyCommitted") == 0)
+    end = FINAL_TOO_LATE;
+  else
+    job_say (j, JOB_WARNING,
+             "the hand-over cannot be given up, and may be committed: %s; waiting for the server",
+             error);
   text_free (class_);
   text_free (error);
-  return !late;
+  return end;
 }
 
 /* Give the hand-off up because of WHY.  The request that asked for it is answered with CLASS_. */
-bool
+enum final_end
 job_final_abort (struct job *j, const char *class_, const char *why)
 {
   if (j->final == FINAL_NONE)
-    return true;
-  if (j->final >= FINAL_ARMED && !unhold (j, class_, why))
-    return false;
+    return FINAL_GIVEN_UP;
+  if (j->final_unknown)
+    return FINAL_UNKNOWN;
+  enum final_end end = j->final >= FINAL_ARMED ? unhold (j, class_, why) : FINAL_GIVEN_UP;
+  j->final_unknown = end == FINAL_UNKNOWN;
+  if (end != FINAL_GIVEN_UP)
+    return end;
   if (j->final_request >= 0)
     job_reply (j, j->final_request, class_, "%s", why);
   job_say (j, JOB_WARNING, "hand-over given up, the guest goes on: %s", why);
   back_to_copying (j);
-  return true;
+  return FINAL_GIVEN_UP;
 }
 
 void
@@ -382,7 +395,7 @@ job_final_step (struct job *j)
 {
   struct engine *e = &j->engine;
 
-  if (j->final == FINAL_NONE)
+  if (j->final == FINAL_NONE || j->final_unknown)
     return;
   if (j->supervisor.state != SUPERVISOR_COPYING) {
     job_final_abort (j, "GenericError",

@@ -129,12 +129,14 @@ struct job {
   int64_t final_request; /* the relayed request to answer on failure; -1: none */
   bool arm;              /* the coordinator holds the gate, when all its disks are armed */
   uint64_t lease_ms, generation;
-  uint64_t await_end_ns;        /* when FINAL_AWAIT is over at the latest */
-  uint64_t final_wraps;         /* engine.wraps when FINAL_SETTLE last looked, */
-  uint64_t settle_end_ns;       /* when that is over at the latest, */
-  uint64_t settle_left;         /* the least that was left at the end of a pass, */
-  unsigned settle_vain;         /* and how many passes have ended since with no less */
-  bool settle_sync;             /* meanwhile guest writes wait for the destination */
+  bool final_unknown;     /* it cannot be given up: the filter did not answer (FINAL_UNKNOWN) */
+  int deferred_signal;    /* to be obeyed when it is given up after all */
+  uint64_t await_end_ns;  /* when FINAL_AWAIT is over at the latest */
+  uint64_t final_wraps;   /* engine.wraps when FINAL_SETTLE last looked, */
+  uint64_t settle_end_ns; /* when that is over at the latest, */
+  uint64_t settle_left;   /* the least that was left at the end of a pass, */
+  unsigned settle_vain;   /* and how many passes have ended since with no less */
+  bool settle_sync;       /* meanwhile guest writes wait for the destination */
   uint64_t held_ns, held_acked; /* when the gate was held, and counters.acked_bytes then */
   uint64_t final_flushes;       /* counters.flushes when the flush of FINAL_FLUSH was asked for */
   bool committed;
@@ -211,9 +213,14 @@ void job_add_convergence (struct job *j, json_t *o);
 void job_final_begin (struct job *j, int64_t request, uint64_t lease_ms, bool guest_stopped,
                       bool arm);
 void job_final_step (struct job *j);
-/* Give up a hold that is ours: the guest goes on.  False if it is too late: the hand-off is
- * committed. */
-bool job_final_abort (struct job *j, const char *class_, const char *why);
+/* Give up a hold that is ours: the guest goes on. */
+enum final_end {
+  FINAL_GIVEN_UP,
+  FINAL_TOO_LATE, /* the hand-off is committed */
+  FINAL_UNKNOWN   /* the filter does not answer, and may have committed it: only its word, or the
+                     end of its connection, ends the hand-off now */
+};
+enum final_end job_final_abort (struct job *j, const char *class_, const char *why);
 /* The coordinator has had the gate held, and something is left to copy. */
 void job_final_held (struct job *j, uint64_t generation);
 /* The filter has released the gate by itself. */

@@ -249,19 +249,29 @@ check_stall (struct job *j, uint64_t now)
 }
 
 static void
-check_signal (struct job *j)
+obey_signal (struct job *j, int sig)
 {
-  fd_wake_clear (j->o->signal_fd);
-  int sig = atomic_exchange (j->o->signal, JOB_SIGNAL_NONE);
   if (sig == JOB_SIGNAL_NONE)
     return;
   bool cancel = sig == JOB_SIGNAL_CANCEL;
-  if (!job_final_abort (j, "GenericError",
-                        cancel ? "the job was cancelled" : "the worker was ended")) {
+  switch (job_final_abort (j, "GenericError",
+                           cancel ? "the job was cancelled" : "the worker was ended")) {
+  case FINAL_TOO_LATE:
     job_say (j, JOB_NOTICE, "too late: the hand-over is committed");
     return;
+  case FINAL_UNKNOWN:
+    j->deferred_signal = sig;
+    return;
+  default:
+    job_end (j, cancel ? JOB_CANCELLED : JOB_DETACHED);
   }
-  job_end (j, cancel ? JOB_CANCELLED : JOB_DETACHED);
+}
+
+static void
+check_signal (struct job *j)
+{
+  fd_wake_clear (j->o->signal_fd);
+  obey_signal (j, atomic_exchange (j->o->signal, JOB_SIGNAL_NONE));
 }
 
 /* ---- the loop ---- */
@@ -361,6 +371,10 @@ run (struct job *j)
     wait_for_something (j);
     if (job_handle_events (j) == -1 || j->over)
       break; /* not to complain of a session that ends because it was sealed */
+    if (j->final == FINAL_NONE)
+      obey_signal (j, j->deferred_signal);
+    if (j->over)
+      break;
     supervise (j);
     check_source (j);
     check_stall (j, clock_ns ());

@@ -140,12 +140,17 @@ set_paused (struct job *j, int64_t request, bool paused)
 static void
 cancel (struct job *j, int64_t request)
 {
-  if (!job_final_abort (j, "GenericError", "the job was cancelled")) {
+  switch (job_final_abort (j, "GenericError", "the job was cancelled")) {
+  case FINAL_TOO_LATE:
     job_reply (j, request, "AlreadyCommitted", "the hand-over is committed; use rollback");
     return;
+  case FINAL_UNKNOWN:
+    job_reply (j, request, "Busy", "a hand-over is being decided: try again");
+    return;
+  default:
+    ok (j, request);
+    job_end (j, JOB_CANCELLED);
   }
-  ok (j, request);
-  job_end (j, JOB_CANCELLED);
 }
 
 static void
