@@ -24,7 +24,8 @@ uint64_t clock_ms (void);
 /* The same clock, read more cheaply, and up to 4 ms behind clock_ns(). */
 uint64_t clock_coarse_ns (void);
 
-/* The date, in microseconds since 1970 (UTC).  Only for what people and other hosts read. */
+/* The date, in microseconds since 1970 (UTC).  Only for what people and other hosts read, and for
+ * numbers that no earlier process had. */
 int64_t clock_date_us (void);
 
 /* NS nanoseconds in the form that the system's calls take. */

@@ -330,6 +330,7 @@ copy_server_new (const char *path, char **error)
 
   if (s == NULL)
     abort ();
+  s->handoff.generation = (uint64_t)clock_date_us (); /* as the filter's: gate.h */
   s->status
       = json_pack ("{s:s, s:s, s:s}", "id", DEFAULT_ID, "state", "copying", "worker", "attached");
   s->server = control_server_new (path, GREETING, &ops, s, error);

@@ -22,6 +22,7 @@ gate_init (struct gate *g)
   for (unsigned i = 0; i < GATE_SHARDS; i++)
     atomic_init (&g->in_flight[i].n, 0);
   atomic_init (&g->word, GATE_OPEN);
+  g->base = (uint64_t)clock_date_us ();
   g->generation = 0;
   g->held_ns = g->lease_end_ns = 0;
   g->seen_empty = 0;
@@ -168,6 +169,13 @@ gate_in_flight (const struct gate *g)
   return sum;
 }
 
+/* The date may have gone back since a fence record was written. */
+static uint64_t
+next_generation (const struct gate *g)
+{
+  return (g->generation > g->base ? g->generation : g->base) + 1;
+}
+
 int
 gate_hold (struct gate *g, int64_t lease_ns, uint64_t *generation)
 {
@@ -183,7 +191,7 @@ gate_hold (struct gate *g, int64_t lease_ns, uint64_t *generation)
   else if (mode_of (g) == GATE_FENCED)
     r = EPERM;
   else {
-    *generation = ++g->generation;
+    *generation = g->generation = next_generation (g);
     g->held_ns = now;
     g->lease_end_ns = now + lease_ns;
     g->seen_empty = 0;
@@ -332,6 +340,7 @@ gate_look (struct gate *g, struct gate_view *view)
   settle (g, (int64_t)clock_ns ());
   view->mode = mode_of (g);
   view->generation = g->generation;
+  view->next_generation = next_generation (g);
   view->prepared = g->prepared;
   view->drained = view->mode == GATE_HELD && g->seen_empty == ALL_SHARDS;
   view->held_ns = g->held_ns;

@@ -17,7 +17,8 @@
  *
  * A hold is a lease: whoever looks at the gate after the lease's end, a waiting guest thread or the
  * control thread, ends it, so that a control thread that is stuck in a slow file system keeps no
- * guest waiting.  Each hold has a generation, never used again.  A prepared hold ends only through
+ * guest waiting.  Each hold has a generation, never used again, nor by the next server: generations
+ * begin at the date in microseconds.  A prepared hold ends only through
  * its decision word: compare-and-swap to "abort" first, then what the word says is done.
  *
  * The order that makes a drain see every mutation (model: guest process, GATEINC):
@@ -60,7 +61,8 @@ struct gate {
 
   _Alignas(64) pthread_mutex_t lock;
   pthread_cond_t changed; /* the mode changed */
-  uint64_t generation;    /* of the running hold, or of the last one */
+  uint64_t base;          /* generations begin above it */
+  uint64_t generation;    /* of the running hold, or of the last one; 0: none yet */
   int64_t held_ns;        /* when it began, in clock_ns() */
   int64_t lease_end_ns;
   uint32_t seen_empty; /* a bit for each shard that was seen at 0 in this hold */
@@ -76,7 +78,7 @@ struct gate {
 /* A consistent copy for the control thread. */
 struct gate_view {
   enum gate_mode mode;
-  uint64_t generation;
+  uint64_t generation, next_generation;
   bool prepared, drained;
   int64_t held_ns, lease_end_ns;
   const char *reason;

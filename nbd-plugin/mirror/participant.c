@@ -92,7 +92,7 @@ participant_draft (struct mirror *m, char **error)
   if (p->releases)
     return 0;
   gate_look (&m->gate, &gate);
-  record.generation = gate.generation + 1; /* only this thread holds the gate */
+  record.generation = gate.next_generation; /* only this thread holds the gate */
   if (tracker_geometry (&m->tracker, &geo))
     record.disk_size = geo.disk_size;
   snprintf (record.token, sizeof record.token, "%s", p->token);

@@ -1048,6 +1048,33 @@ def worker_hears_late_of_the_commit():
 
 
 @test
+def generations_of_another_server():
+    """A coordinator that has lost its server, and names its hand-off to the next one, cannot touch
+    the hand-off that is there."""
+    s = Server()
+    s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    k, old = prepare_all(s, w, Word())
+    k.call("mirror-release", generation=old)
+    s.hang_up()
+    s.end()
+    s.start()
+    s.guest()
+    w, region, info = attach(s, start="new")
+    region.clean()
+    word = Word()
+    k, generation = prepare_all(s, w, word)
+    assert old < generation < 1 << 53, (old, generation)
+    late = s.client()
+    refused("StaleGeneration", late.call, "mirror-release", generation=old)
+    word.set(1)
+    refused("StaleGeneration", late.call, "job-finalize", generation=old)
+    k.call("job-finalize", generation=generation)
+    s.close()
+
+
+@test
 def prepare_is_refused():
     """Without a worker, word, token; with a second hand-off under way; by the worker."""
     s = Server()

@@ -364,13 +364,31 @@ Test (gate, fence_at_start)
   struct gate g;
   struct mutation m;
   cr_assert_eq (gate_init (&g), 0);
-  gate_fence (&g, 41);
+  const uint64_t recorded = UINT64_C (1) << 52; /* before the date went back */
+  gate_fence (&g, recorded);
   start (&m, &g, no_shutdown);
   cr_assert_eq (result (&m), EPERM);
   cr_assert_eq (gate_release (&g, 0, "test"), EALREADY);
   gate_unfence (&g);
-  cr_assert_eq (hold (&g, LONG_LEASE), 42);
+  cr_assert_eq (hold (&g, LONG_LEASE), recorded + 1);
   gate_destroy (&g);
+}
+
+Test (gate, generations_of_two_servers_differ)
+{
+  struct gate first, next;
+  struct gate_view view;
+
+  cr_assert_eq (gate_init (&first), 0);
+  uint64_t generation = hold (&first, LONG_LEASE);
+  gate_destroy (&first);
+  clock_sleep_ms (1);
+  cr_assert_eq (gate_init (&next), 0);
+  gate_look (&next, &view);
+  cr_assert_eq (view.generation, 0, "no hold yet");
+  cr_assert_gt (view.next_generation, generation);
+  cr_assert_eq (hold (&next, LONG_LEASE), view.next_generation);
+  gate_destroy (&next);
 }
 
 /* ---- many threads against many holds ---- */
