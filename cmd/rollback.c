@@ -12,7 +12,7 @@
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 #include "control/name.h"
-#include "mirror/handoff/coordinator.h"
+#include "control/rollback-token.h"
 
 enum { OPT_TOKEN = 0x100, OPT_DESTINATION_STOPPED };
 
@@ -52,7 +52,7 @@ run (struct cmd_line *line)
     return line->status;
   if (token == NULL)
     return cmd_usage_error ("--token is missing ('complete' printed it, 'status' shows it)");
-  if (!coordinator_token_ok (token))
+  if (!rollback_token_valid (token))
     return cmd_usage_error ("--token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -", token);
   if (!stopped)
     return cmd_usage_error (

@@ -9,6 +9,7 @@ libcontrol_la_SOURCES = \
 	control/link.h control/link.c \
 	control/name.h control/name.c \
 	control/decision.h control/decision.c \
+	control/rollback-token.h control/rollback-token.c \
 	control/layers-export.h \
 	control/lend-export.h \
 	control/receive-exports.h control/take-over.h

@@ -175,7 +175,7 @@ take_option (struct complete *c, int opt)
     c->opts.waiters = optarg;
     return 0;
   case OPT_TOKEN:
-    if (!coordinator_token_ok (optarg))
+    if (!rollback_token_valid (optarg))
       return cmd_usage_error ("--rollback-token '%s': 1 to 64 characters of A-Z a-z 0-9 . _ -",
                               optarg);
     c->opts.token = optarg;

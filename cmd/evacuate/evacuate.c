@@ -27,7 +27,7 @@
 /* 0: committed, at *SINCE on the clock of clock_ns(); else an exit status after an error message.
  */
 static int
-hand_over (struct evacuate *e, char token[HANDOFF_TOKEN_MAX + 1], uint64_t *since)
+hand_over (struct evacuate *e, char token[ROLLBACK_TOKEN_MAX + 1], uint64_t *since)
 {
   const struct coordinator_options opts
       = { .lease_ms = e->lease_ms, .waiters = "keep", .successor = e->disk };
@@ -213,7 +213,7 @@ static int
 evacuate (struct evacuate *e, const json_t *status)
 {
   const char *gate = status_text (status, "gate");
-  char token[HANDOFF_TOKEN_MAX + 1] = "";
+  char token[ROLLBACK_TOKEN_MAX + 1] = "";
   double size = status_number (status, "size", -1);
 
   if (gate != NULL && strcmp (gate, "fenced") == 0)

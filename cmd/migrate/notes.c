@@ -147,7 +147,7 @@ notes_read (const struct notes *notes, struct known *known)
     .stopped_ns = atomic_load (&notes->stopped_ns),
   };
   if (atomic_load (&notes->token.there))
-    snprintf (known->token, sizeof known->token, "%.*s", HANDOFF_TOKEN_MAX, notes->token.text);
+    snprintf (known->token, sizeof known->token, "%.*s", ROLLBACK_TOKEN_MAX, notes->token.text);
 }
 
 enum phase

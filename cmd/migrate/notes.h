@@ -68,7 +68,7 @@ struct known {
   bool committed; /* handed over; in PHASE_BACK: and that was being taken back */
   bool cont_sent, dest_direct;
   uint64_t stopped_ns;
-  char token[HANDOFF_TOKEN_MAX + 1]; /* "" not handed over */
+  char token[ROLLBACK_TOKEN_MAX + 1]; /* "" not handed over */
 };
 
 void notes_read (const struct notes *notes, struct known *known);

@@ -19,21 +19,13 @@
 
 /* ---- the token ------------------------------------------------------------------------------ */
 
-bool
-coordinator_token_ok (const char *token)
-{
-  size_t len = strspn (token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
-
-  return len >= 1 && len <= HANDOFF_TOKEN_MAX && token[len] == '\0';
-}
-
 static int
-make_token (char token[HANDOFF_TOKEN_MAX + 1], const char *chosen, char **error)
+make_token (char token[ROLLBACK_TOKEN_MAX + 1], const char *chosen, char **error)
 {
   if (chosen != NULL) {
-    if (!coordinator_token_ok (chosen))
+    if (!rollback_token_valid (chosen))
       return text_error (error, "rollback token '%s': 1 to %d characters of A-Z a-z 0-9 . _ -",
-                         chosen, HANDOFF_TOKEN_MAX);
+                         chosen, ROLLBACK_TOKEN_MAX);
     strcpy (token, chosen);
     return 0;
   }

@@ -39,8 +39,8 @@
 #include <stdbool.h>
 
 #include "control/decision.h"
+#include "control/rollback-token.h"
 
-#define HANDOFF_TOKEN_MAX 64 /* characters */
 #define HANDOFF_MIN_LEASE_MS 200
 #define HANDOFF_LEASE_PER_DISK_MS 10
 #define HANDOFF_TIMEOUT_MS 60000
@@ -67,7 +67,7 @@ struct coordinator_options {
 
 struct coordinator_result {
   bool committed;
-  char token[HANDOFF_TOKEN_MAX + 1]; /* set if committed */
+  char token[ROLLBACK_TOKEN_MAX + 1]; /* set if committed */
   unsigned nr;
   double *downtime_ms; /* of each disk, -1 if its filter could not be asked; owned, may be NULL */
 };
@@ -145,8 +145,5 @@ enum handoff_found {
  * *ERROR: a disk cannot be asked.  (*ERROR is for text_free().) */
 struct coordinator *coordinator_find (char *const controls[], unsigned nr, const char *token,
                                       unsigned timeout_ms, enum handoff_found *found, char **error);
-
-/* 1 to 64 characters of [A-Za-z0-9._-]? */
-bool coordinator_token_ok (const char *token);
 
 #endif

@@ -47,7 +47,7 @@ struct coordinator_disk {
   json_int_t generation;
   double downtime_ms;
   enum handoff_standing standing; /* of a hand-off that another process prepared */
-  char its_token[HANDOFF_TOKEN_MAX + 1];
+  char its_token[ROLLBACK_TOKEN_MAX + 1];
   char *class_; /* of the error, owned; may be NULL */
   char *error;  /* owned; NULL: fine so far */
 };

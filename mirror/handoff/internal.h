@@ -13,7 +13,7 @@ struct coordinator {
   unsigned nr;
   struct decision
       *decision; /* owned; NULL: nothing is prepared, or the word cannot be had any more */
-  char token[HANDOFF_TOKEN_MAX + 1];
+  char token[ROLLBACK_TOKEN_MAX + 1];
 };
 
 /* Without connections, token and word. */

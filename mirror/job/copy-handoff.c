@@ -157,7 +157,7 @@ copy_handoff_prepare (struct copy_handoff *h, struct control_peer *peer, json_t 
     class_ = "GenericError";
     if (lease == NULL)
       lease_ms = (json_int_t)(2 * h->copy->max_downtime_ms);
-    if (token == NULL || !coordinator_token_ok (token))
+    if (token == NULL || !rollback_token_valid (token))
       why = "rollback-token is missing, or has other characters than A-Z a-z 0-9 . _ -";
     else if (lease_ms < 1 || lease_ms > MAX_LEASE_MS)
       why = "lease-ms must be 1 to 86400000";

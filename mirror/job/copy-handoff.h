@@ -40,7 +40,7 @@ struct copy_handoff {
   bool owed;                 /* its command waits for an answer, */
   json_t *id;                /* with this id (owned), or NULL */
   struct decision *decision; /* owned */
-  char token[HANDOFF_TOKEN_MAX + 1];
+  char token[ROLLBACK_TOKEN_MAX + 1];
   uint64_t lease_ms, end_ns; /* end_ns 0: not held yet */
   uint64_t generation;       /* of this one, or of the last */
   bool guest_stopped, wanted, prepared, kept;

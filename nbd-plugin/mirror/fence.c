@@ -33,13 +33,6 @@
 #define NOT_PREPARED "\"prepared\": false"
 #define PREPARED "\"prepared\": true "
 
-bool
-fence_token_valid (const char *token)
-{
-  size_t n = strspn (token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
-  return n >= 1 && n <= FENCE_TOKEN_MAX && token[n] == '\0';
-}
-
 /* "" if it is not known. */
 static void
 boot_text (char text[UUID_TEXT_BYTES])
@@ -75,7 +68,7 @@ parse (json_t *o, struct fence_record *r)
       == -1)
     return false;
   if (strcmp (format, FORMAT) != 0 || version != FORMAT_VERSION || generation < 1 || size < 0
-      || !fence_token_valid (token) || strlen (successor) > FENCE_SUCCESSOR_MAX)
+      || !rollback_token_valid (token) || strlen (successor) > FENCE_SUCCESSOR_MAX)
     return false;
   snprintf (r->token, sizeof r->token, "%s", token);
   snprintf (r->successor, sizeof r->successor, "%s", successor);

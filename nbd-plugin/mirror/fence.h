@@ -30,13 +30,14 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define FENCE_TOKEN_MAX 64
+#include "control/rollback-token.h"
+
 #define FENCE_SUCCESSOR_MAX 1023
 
 enum fence_state { FENCE_NONE, FENCE_DRAFT, FENCE_COMMITTED };
 
 struct fence_record {
-  char token[FENCE_TOKEN_MAX + 1]; /* "" if unknown: the record could not be read */
+  char token[ROLLBACK_TOKEN_MAX + 1]; /* "" if unknown: the record could not be read */
   uint64_t generation;
   uint64_t disk_size;
   char successor[FENCE_SUCCESSOR_MAX + 1]; /* absolute path, or "" */
@@ -51,9 +52,6 @@ struct fence {
   off_t mark_offset;          /* of the mark in a draft that we have written */
   bool superseded;            /* a record is there, but of the disk that this one succeeds */
 };
-
-/* 1 to 64 characters of [A-Za-z0-9._-] */
-bool fence_token_valid (const char *token);
 
 /* Look what is there for the control socket CONTROL, whose disk is kept in the file or
  * device DISK (absolute; NULL: not known).  0, and the state is set; *WARNING (text_free) is set to

@@ -36,9 +36,9 @@ participant_begin (struct mirror *m, struct control_peer *peer, json_t *id, json
   struct decision *word = NULL;
 
   gate_look (&m->gate, &gate);
-  if (!fence_token_valid (token))
+  if (!rollback_token_valid (token))
     control_error (peer, id, "GenericError",
-                   "rollback-token has 1 to %d characters of [A-Za-z0-9._-]", FENCE_TOKEN_MAX);
+                   "rollback-token has 1 to %d characters of [A-Za-z0-9._-]", ROLLBACK_TOKEN_MAX);
   else if (fd == -1)
     control_error (peer, id, "GenericError", "no descriptor of a decision word was passed");
   else if (gate.mode == GATE_FENCED)

@@ -48,7 +48,7 @@ struct participant {
   bool active;
   struct control_peer *coordinator;
   struct decision *decision; /* owned */
-  char token[FENCE_TOKEN_MAX + 1];
+  char token[ROLLBACK_TOKEN_MAX + 1];
   char successor[FENCE_SUCCESSOR_MAX + 1]; /* for the fence record; "" none */
   bool keep_waiters;
   bool releases; /* at the commit the guest goes on here: nothing is fenced */
