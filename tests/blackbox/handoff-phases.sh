@@ -146,3 +146,7 @@ done
 complete_soon "${control[a]}"
 ends_well mirror-a
 equal "$tmp/a.disk" "${uri[to-a]}"
+
+# Beside it a disk that QEMU has open by itself: its worker has ended, as it does after the commit.
+token=$(sed -n 's/^rollback token: //p' "$tmp/complete.log")
+has_to_exit 0 nbdmirror complete --commit --token "$token" "${control[a]}" "qmp:$tmp/monitor/disk"
