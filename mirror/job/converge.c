@@ -234,6 +234,12 @@ foresee (const struct converge *c, const struct converge_input *in)
 
 /* ---- doing something about it ---- */
 
+static bool
+leaves_open (enum job_policy policy)
+{
+  return policy == POLICY_NONE || policy == POLICY_FAIL;
+}
+
 static void
 set_gate (struct converge *c, const struct converge_input *in, enum converge_gate gate,
           enum converge_reason why)
@@ -278,7 +284,7 @@ static bool
 escalate (struct converge *c, const struct converge_input *in, enum converge_reason why)
 {
   enum converge_gate before = c->gate;
-  if (before == CONVERGE_SYNCHRONOUS || in->policy == POLICY_NONE || in->policy == POLICY_FAIL)
+  if (before == CONVERGE_SYNCHRONOUS || leaves_open (in->policy))
     return false;
   if (((c->was_opened && before == CONVERGE_OPEN) || c->on_trial)
       && c->calm_needed_ns < CALM_MAX_NS)
@@ -358,11 +364,6 @@ relax (struct converge *c, const struct converge_input *in)
 {
   if (c->gate == CONVERGE_OPEN)
     return false;
-  if (in->policy == POLICY_NONE
-      || in->policy == POLICY_FAIL) { /* the user has changed the policy */
-    set_gate (c, in, CONVERGE_OPEN, CONVERGE_NO_REASON);
-    return true;
-  }
   if (!little (c, in)) {
     c->calm_ns = 0;
     return false;
@@ -379,6 +380,19 @@ relax (struct converge *c, const struct converge_input *in)
     return try_out (c, in);
   set_gate (c, in, CONVERGE_OPEN, CONVERGE_CALM);
   c->was_opened = true;
+  return true;
+}
+
+/* The user has changed the policy to one that leaves the gate open.  What another gate has cost
+ * says nothing of an open one, so the guards begin anew. */
+static bool
+let_go (struct converge *c, const struct converge_input *in)
+{
+  if (c->gate == CONVERGE_OPEN || !leaves_open (in->policy))
+    return false;
+  set_gate (c, in, CONVERGE_OPEN, CONVERGE_NO_REASON);
+  c->sent_unjudged = in->sent_bytes;
+  c->passes_unjudged = in->passes;
   return true;
 }
 
@@ -467,6 +481,7 @@ converge_decide (struct converge *c, const struct converge_input *in)
   mark (c, in);
 
   look_at_hand (c, in);
+  bool changed = let_go (c, in);
   enum converge_reason why = judge_pass (c, in);
   if (why == CONVERGE_NO_REASON)
     why = foresee (c, in);
@@ -480,7 +495,8 @@ converge_decide (struct converge *c, const struct converge_input *in)
     why = CONVERGE_GUARD;
   if (in->ready)
     why = CONVERGE_NO_REASON;
-  bool changed = why != CONVERGE_NO_REASON ? escalate (c, in, why) : relax (c, in);
+  if (why != CONVERGE_NO_REASON ? escalate (c, in, why) : relax (c, in))
+    changed = true;
   if (follow_bandwidth (c, in))
     changed = true;
   judge (c, in, why);

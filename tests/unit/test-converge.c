@@ -407,6 +407,31 @@ Test (converge, another_policy_opens_the_gate)
   cr_assert_eq (s.c.gate, CONVERGE_OPEN);
 }
 
+/* Also once too much was spent, or where a trial has just failed; and fail begins to count then. */
+Test (converge, another_policy_opens_the_gate_whatever_is_wrong)
+{
+  static const enum job_policy policies[] = { POLICY_NONE, POLICY_FAIL };
+
+  for (unsigned i = 0; i < 2; i++) {
+    struct story s = begin (POLICY_SYNC);
+    s.in.passes = CONVERGE_MAX_PASSES;
+    pass_time (&s, 0.1, 10);
+    cr_assert_eq (s.c.gate, CONVERGE_SYNCHRONOUS);
+    s.in.policy = policies[i];
+    cr_assert (pass_time (&s, 0.1, 10));
+    cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+    cr_assert_eq (s.c.reason, CONVERGE_NO_REASON);
+    cr_assert_not (pass_time (&s, 1, 10));
+    cr_assert_not (s.c.give_up);
+
+    s = on_trial (POLICY_SYNC, 2);
+    cr_assert_not (pass_time (&s, 0.2, 200));
+    s.in.policy = policies[i];
+    cr_assert (pass_time (&s, 0.2, 200));
+    cr_assert_eq (s.c.gate, CONVERGE_OPEN);
+  }
+}
+
 Test (converge, verdict)
 {
   struct story s = begin (POLICY_NONE);
