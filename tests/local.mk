@@ -244,6 +244,7 @@ linked_blackbox_tests = \
 own_tests = \
 	tests/blackbox/busy-server.sh \
 	tests/blackbox/converge.sh \
+	tests/blackbox/counted-passes.sh \
 	tests/blackbox/early-kill.sh \
 	tests/blackbox/evacuate-format.sh \
 	tests/blackbox/hostile-uris.sh \

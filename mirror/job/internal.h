@@ -112,7 +112,7 @@ struct job {
     double degraded_s, total_s;
   } base;
 
-  bool ready; /* the estimate says so, and nothing is in the way */
+  bool ready; /* the estimate says so, and nothing is in the way (job_set_ready()) */
   bool started_told;
   uint64_t last_sample_ns, last_publish_ns;
   bool flush_awaited; /* the last sample saw no flush of what was written */
@@ -165,6 +165,9 @@ void job_say (struct job *j, enum job_message kind, const char *fmt, ...)
     __attribute__ ((format (printf, 3, 4)));
 /* End the main loop with RESULT; the first call counts. */
 void job_end (struct job *j, enum job_result result);
+
+/* The job is ready, or no longer.  Passes are counted while it is not. */
+void job_set_ready (struct job *j, bool ready);
 
 /* Is a job that is left over to be gone on with? */
 bool job_resumes (const struct job *j);

@@ -70,6 +70,15 @@ job_end (struct job *j, enum job_result result)
 
 /* ---- decisions ---- */
 
+void
+job_set_ready (struct job *j, bool ready)
+{
+  if (ready == j->ready)
+    return;
+  j->ready = ready;
+  engine_set_counting (&j->engine, !ready);
+}
+
 /* How many bytes of the disk a second the limit lets through: more than it says, if they are
  * compressed. */
 static uint64_t
@@ -117,10 +126,7 @@ take_sample (struct job *j, uint64_t now)
 
   bool ready = j->estimate.ready && !j->paused && !j->source_errors.any
                && j->supervisor.state == SUPERVISOR_COPYING;
-  if (ready != j->ready) {
-    j->ready = ready;
-    engine_set_counting (e, !ready);
-  }
+  job_set_ready (j, ready);
 }
 
 /* A session begins.  What goes over it before the first sample counts as well: the whole of a small
@@ -169,7 +175,7 @@ supervise (struct job *j)
       job_say (j, JOB_WARNING, "%s lost, tracking goes on; trying again in %.1f s: %s",
                s->problem == SESSION_SOURCE ? "source" : "destination",
                (double)(s->retry_ns - clock_ns ()) / (double)NS_PER_S, s->error);
-      j->ready = false;
+      job_set_ready (j, false);
       j->return_uuid[0] = '\0';
       estimate_lost (&j->estimate);
       break;
@@ -202,7 +208,7 @@ check_source (struct job *j)
   if (!changed && !give_up)
     return;
   CLEANUP_TEXT char *why = source_errors_text (errors, &j->engine);
-  j->ready = false;
+  job_set_ready (j, false);
   if (give_up) {
     job_say (j, JOB_ERROR, "source: given up after %.1f s: %s",
              (double)j->o->give_up_ns / (double)NS_PER_S, why);

@@ -130,7 +130,7 @@ set_paused (struct job *j, int64_t request, bool paused)
     return;
   }
   j->paused = paused;
-  j->ready = false;
+  job_set_ready (j, false);
   engine_set_paused (&j->engine, paused);
   estimate_lost (&j->estimate);
   ok (j, request);
