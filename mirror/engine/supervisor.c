@@ -17,8 +17,10 @@
 #define STOP_NS (1000 * NS_PER_MS)
 #define STOP_GIVEN_UP_NS (20 * NS_PER_MS) /* the user has waited long enough */
 #define STOP_POLL_MS 2
-/* A session beyond the job's time limit is given so long for a reply before it is ended. */
+/* A session beyond the job's time limit is given so long for a reply before it is ended, and some
+ * round trips. */
 #define REPLY_NS (150 * NS_PER_MS)
+#define REPLY_TRIPS 3
 /* How often a request is tried that is refused with an error that does not pass.  Servers also say
  * EINVAL where the protocol has no name for their own error, and that one may pass: eight tries
  * take a minute. */
@@ -141,8 +143,8 @@ connect_finished (struct supervisor *s)
   }
   s->ever_copied = true;
   s->session_ns = clock_ns ();
-  s->answered_bytes = atomic_load (&s->engine->counters.acked_bytes);
-  s->answered_ns = s->session_ns;
+  s->progress = atomic_load (&s->engine->region->hdr->progress);
+  s->progress_ns = s->session_ns;
   s->session = made;
   s->state = SUPERVISOR_COPYING;
 }
@@ -172,18 +174,20 @@ session_was_lost (struct supervisor *s)
 }
 
 /* Has the session been waiting for a reply since the job should have given up, and longer than a
- * destination that works takes for one? */
+ * destination that works takes for one?  Each reply to a write counts, of zeroes as well; a block
+ * in quarantine is done only two round trips after it was begun. */
 static bool
 waits_in_vain (struct supervisor *s)
 {
-  const struct engine_counters *c = &s->engine->counters;
-  uint64_t now = clock_ns (), acked = atomic_load (&c->acked_bytes);
+  struct engine *e = s->engine;
+  uint64_t now = clock_ns (), progress = atomic_load (&e->region->hdr->progress);
 
-  if (acked != s->answered_bytes || atomic_load (&c->in_copy_bytes) == 0) {
-    s->answered_bytes = acked;
-    s->answered_ns = now;
+  if (progress != s->progress || atomic_load (&e->counters.in_copy_bytes) == 0) {
+    s->progress = progress;
+    s->progress_ns = now;
   }
-  return now >= give_up_at (s) && now - s->answered_ns >= REPLY_NS;
+  return now >= give_up_at (s)
+         && now - s->progress_ns >= REPLY_NS + REPLY_TRIPS * engine_rtt_ns (e);
 }
 
 static void

@@ -54,8 +54,8 @@ struct supervisor {
   uint64_t trouble_ns;  /* since when sessions have been lost without getting anywhere; else 0 */
   uint64_t session_ns;  /* when the present session began */
   uint64_t retry_ns, back_off_ns;
-  uint64_t answered_bytes, answered_ns; /* while COPYING: what was acknowledged, and since when
-                                           something waits for a reply in vain */
+  uint64_t progress, progress_ns; /* while COPYING: of the region, and since when something waits
+                                     for a reply in vain */
 
   pthread_t thread; /* while CONNECTING */
   bool thread_running;
