@@ -377,7 +377,11 @@ place_some (struct slot *sl)
 {
   if (channel_status (sl->of->source, sl->length - sl->data.pos, sl->offset + sl->data.pos,
                       on_source_status, sl)
-      == -1)
+      == 0)
+    return;
+  if (errno == EAGAIN) /* others have started meanwhile */
+    slot_wait_for_room (sl, place_some);
+  else
     begin_writing (sl);
 }
 

@@ -64,6 +64,24 @@ allocated thick full
 has_to_exit 0 sh -c 'cat zeroes | "$1" copy - sparse' sh "$NBDMIRROR"
 allocated sparse thin
 
+# Where the destination holds something else, and it is compared with that, or with a base: over one
+# connection, on which others are being read when a run's zeroes are asked about.
+server_paths one
+spawn one nbdkit -f -U "${socket[one]}" --filter=multi-conn file "$tmp/zeroes" \
+  multi-conn-mode=disable
+wait_for_socket "${socket[one]}" one
+head -c 9M /dev/zero | tr '\0' x >base
+for options in "--sync compare" "--sync base --base $tmp/base --trust-base"; do
+  cp base served.img
+  start_dest served file 9M
+  # shellcheck disable=SC2086
+  has_to_exit 0 nbdmirror copy "${uri[one]}" "${uri[served]}" $options
+  stop served
+  cmp zeroes served.img
+  allocated served.img full
+done
+stop one
+
 # A hole and allocated zeroes in one block of 64 KiB, and within the last odd block.
 truncate -s $(((1 << 20) + 100000)) mixed
 fallocate -o 20k -l 100k mixed
