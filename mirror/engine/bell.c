@@ -18,10 +18,13 @@ listen_to_it (void *opaque)
 {
   struct bell *b = opaque;
   struct region *r = b->engine->region;
+  uint32_t seen = urgent_bell (r) - 1, last;
 
   while (!atomic_load (&b->stop)) {
-    uint32_t seen = urgent_bell (r);
-    engine_rung (b->engine);
+    last = seen;
+    seen = urgent_bell (r);
+    if (seen != last || urgent_any (r))
+      engine_rung (b->engine);
     urgent_sleep (r, seen, atomic_load (&b->engine->synchronous) ? LOOK_NS : SLEEP_NS);
   }
   return NULL;

@@ -163,7 +163,8 @@ bool
 engine_asleep (struct engine *e)
 {
   pthread_mutex_lock (&e->lock);
-  bool asleep = (e->asleep || e->copiers == NULL) && !e->catchup.on && e->flush == FLUSH_IDLE
+  bool caught_up = !e->catchup.on || catchup_synchronised (&e->catchup, e->region);
+  bool asleep = (e->asleep || e->copiers == NULL) && caught_up && e->flush == FLUSH_IDLE
                 && !e->flush_wanted && e->unflushed_bytes == 0;
   pthread_mutex_unlock (&e->lock);
   return asleep;

@@ -211,8 +211,7 @@ void engine_rung (struct engine *e);
 bool engine_was_idle (struct engine *e);
 
 /* Does the engine sleep until something is dirty or somebody wakes it?  Until then its figures stay
- * as they are.  While the gate is synchronous the answer is no: how long the guest has been calm
- * matters then. */
+ * as they are.  While the gate is synchronous it does so only once all is caught up. */
 bool engine_asleep (struct engine *e);
 
 /* Ask for a flush of everything acknowledged so far.  counters.flushes grows when it is done. */

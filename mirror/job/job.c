@@ -282,6 +282,15 @@ check_signal (struct job *j)
 
 /* ---- the loop ---- */
 
+/* Is the gate at rest?  It is not where the policy has closed it, because how long the guest is
+ * calm matters then. */
+static bool
+gate_is_quiet (const struct job *j)
+{
+  return j->gate.wanted == JOB_GATE_OPEN
+         && (j->gate.now == JOB_GATE_OPEN || (j->gate.by_hand && job_gate_synchronised (j)));
+}
+
 /* Does nothing change unless somebody wakes us: the engine, the filter, or the end of a wait that
  * supervisor_due_ns() or quiet_until_ns() knows?  Ready, and the guest has written nothing lately;
  * or paused; or the destination is lost; or all that is left cannot be read for now. */
@@ -291,8 +300,7 @@ is_quiet (struct job *j)
   bool copying = j->supervisor.state == SUPERVISOR_COPYING;
 
   if (job_verify_active (j) || j->final != FINAL_NONE || j->handing_off || j->complete_wanted
-      || j->o->complete_when_ready || j->gate.now != JOB_GATE_OPEN
-      || j->gate.wanted != JOB_GATE_OPEN || strcmp (job_state (j), j->state) != 0
+      || j->o->complete_when_ready || !gate_is_quiet (j) || strcmp (job_state (j), j->state) != 0
       || !engine_asleep (&j->engine))
     return false;
   if (j->paused || !copying || j->source_errors.any)

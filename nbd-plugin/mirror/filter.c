@@ -255,6 +255,7 @@ mirror_get_ready (int thread_model)
     nbdkit_error ("eventfd: %m");
     return -1;
   }
+  mirror.pace.wake_fd = mirror.gate.wake_fd;
   if (fence_open (&mirror.fence, mirror.config.control, mirror.config.disk, &warning, &error) == -1)
     goto failed;
   if (warning != NULL)

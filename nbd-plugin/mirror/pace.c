@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/urgent.h"
 #include "nbd-plugin/mirror/pace.h"
@@ -39,6 +40,7 @@ pace_init (struct pace *p)
   atomic_init (&p->moot, false);
   atomic_init (&p->users, 0);
   p->region = NULL;
+  p->wake_fd = -1;
   atomic_init (&p->max_delay_ns, PACE_DEFAULT_DELAY_NS);
   atomic_init (&p->quiet_progress, 0);
   atomic_init (&p->quiet_since, 0);
@@ -187,8 +189,11 @@ miss (struct pace *p)
 {
   atomic_fetch_add (&p->missed, 1);
   pthread_mutex_lock (&p->lock);
+  bool lost = synchronised (p);
   atomic_store (&p->region->hdr->sync_epoch, atomic_fetch_add (&p->epoch, 1) + 1);
   pthread_mutex_unlock (&p->lock);
+  if (lost && p->wake_fd != -1)
+    fd_wake (p->wake_fd);
 }
 
 int64_t

@@ -79,8 +79,9 @@ struct pace_bucket {
 int64_t pace_bucket_take (struct pace_bucket *b, uint64_t bytes, int64_t now, int64_t max_delay_ns);
 
 struct pace {
-  _Atomic uint32_t mode;               /* enum pace_mode */
-  _Atomic bool moot;                   /* throttling is of no use now */
+  _Atomic uint32_t mode; /* enum pace_mode */
+  _Atomic bool moot;     /* throttling is of no use now */
+  int wake_fd; /* borrowed, or -1: the control thread should look, synchronised was lost */
   _Alignas(64) _Atomic uint32_t users; /* guest threads that may use the region */
   struct region *region;               /* borrowed; see above */
   _Atomic int64_t max_delay_ns;

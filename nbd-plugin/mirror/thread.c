@@ -2,11 +2,11 @@
  *
  * The control thread.  See thread.h.
  *
- * It is woken by clients, by the gate and by signals (wake_fd), by the end of the worker's process
- * (pidfd), when a disk that is received is sealed, and by time: every POLL_MS while something has a
- * time limit; when the lease of a hold ends; every PREPARED_POLL_MS while it is prepared, since the
- * decision word changes without any message; every second while there is a job in a state file; and
- * every two seconds or more otherwise.
+ * It is woken by clients, by the gate, by the loss of "synchronised" and by signals (wake_fd), by
+ * the end of the worker's process (pidfd), when a disk that is received is sealed, and by time:
+ * every POLL_MS while something has a time limit; when the lease of a hold ends; every
+ * PREPARED_POLL_MS while it is prepared, since the decision word changes without any message; every
+ * second while there is a job in a state file; and every two seconds or more otherwise.
  */
 
 #include "config.h"
@@ -53,8 +53,8 @@ mirror_tick (struct mirror *m)
 }
 
 /* Does everything that we wait for wake us?  Not so where it has a time limit or is to be tried
- * again, where a process cannot be polled for, and while the guest is slowed down, which a worker
- * ends by what it writes in shared memory. */
+ * again, where a process cannot be polled for, while the guest is throttled, and until the worker
+ * has caught up, which it tells in shared memory. */
 static bool
 is_idle (const struct mirror *m, const struct pace_view *pace)
 {
@@ -62,7 +62,8 @@ is_idle (const struct mirror *m, const struct pace_view *pace)
 
   return !m->participant.active && m->checkpointing.decision == NULL && !m->checkpointing.committing
          && m->fence.state != FENCE_DRAFT && a->relays.first == NULL && a->hold.peer == NULL
-         && a->attach.peer == NULL && !persist_settles (m) && pace->mode == PACE_OPEN
+         && a->attach.peer == NULL && !persist_settles (m)
+         && (pace->mode == PACE_OPEN || pace->synchronised)
          && (a->process.fd != -1 || a->process.start_time == 0);
 }
 
@@ -86,8 +87,8 @@ next_timeout (struct mirror *m)
       ms = PREPARED_POLL_MS;
   }
   /* The worker tells in shared memory that it has caught up, which wakes nobody. */
-  bool waits = pace.mode == PACE_SYNCHRONOUS || m->attachment.hold.peer != NULL
-               || m->attachment.attach.peer != NULL
+  bool catches_up = pace.mode == PACE_SYNCHRONOUS && !pace.synchronised;
+  bool waits = catches_up || m->attachment.hold.peer != NULL || m->attachment.attach.peer != NULL
                || (m->participant.generation != 0 && !m->participant.prepared)
                || (m->checkpointing.decision != NULL && !m->checkpointing.prepared);
   return waits && ms > SOON_MS ? SOON_MS : (int)ms;

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Proves that a job that is ready, paused, or without its destination, and a server with a job or
-# with nothing attached, sleep while the guest writes nothing: no thread of the server's wakes up by
-# itself more often than once in a second, the worker does so every five seconds, and a few times a
-# second where the gate is synchronous.  That the guest's next write wakes the worker at once.  And
-# that a worker at rest gives the memory of its copying back.
+# with nothing attached, sleep while the guest writes nothing: no thread of the server's wakes up
+# by itself more often than once in a second, the worker does so every five seconds, and once a
+# second where the user has made the gate synchronous.  That the guest's next write wakes the
+# worker at once.  And that a worker at rest gives the memory of its copying back.
 . "$(dirname "$0")/lib.sh"
 measures_times
 [ -z "$runtime" ] || skip "sanitizers have threads of their own"
@@ -62,13 +62,13 @@ sleep 1
 rests "paused worker" "$worker" 2
 nbdmirror resume "${control[src]}"
 wait_state "${control[src]}" ready 20
-# While the gate is synchronous the worker watches how calm the guest is, ten times a second, and
-# its copiers sleep.
+# Where the user has made the gate synchronous, all is caught up.
 synchronised () { [ "$(status_of "${control[src]}" synchronised)" = true ]; }
 nbdmirror set "${control[src]}" synchronous=on
 wait_for 10 synchronised
 sleep 1
-rests "synchronous worker" "$worker" 120
+rests "synchronous worker" "$worker" 8
+rests "server, synchronous" "${pid[src]}" 7
 
 complete_soon "${control[src]}" --lease 10s
 ends_well mirror 10

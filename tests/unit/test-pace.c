@@ -8,10 +8,12 @@
 
 #include "config.h"
 
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "tests/unit/fixture.h"
 
 /* The guest threads of the lifetime test are stopped for a moment now and then right after they
@@ -340,10 +342,17 @@ Test (pace, synchronous)
   cr_assert_eq (look (&p).missed, 0);
   cr_assert (look (&p).synchronised);
 
-  /* A refusal is a miss, and at once. */
+  /* A refusal is a miss, and at once.  The control thread is told of the first one. */
+  p.wake_fd = fd_wake_new ();
   atomic_store (&w.manner, REFUSE);
   write_block (&p, 7, 1);
   cr_assert_eq (look (&p).missed, 1);
+  struct pollfd told = { .fd = p.wake_fd, .events = POLLIN };
+  cr_assert_eq (poll (&told, 1, 0), 1, "nobody is told that it is synchronised no longer");
+  fd_wake_clear (p.wake_fd);
+  write_block (&p, 7, 1);
+  cr_assert_eq (poll (&told, 1, 0), 0);
+  fd_close (&p.wake_fd);
   cr_assert_not (look (&p).synchronised);
   cr_assert_eq (atomic_load (&r->hdr->sync_epoch), look (&p).epoch);
   atomic_store (&r->hdr->synced_epoch, atomic_load (&r->hdr->sync_epoch));
