@@ -123,6 +123,8 @@ fill (struct copier *c)
       break;
     struct engine_task task;
     enum engine_work w = engine_next (c->slots.engine, &r, &task);
+    if (w == WORK_NONE && task.rest_ns > MAX_WAIT_NS)
+      slots_rest (&c->slots);
     if (w == WORK_NONE)
       return task.wait_ns;
     start (c, w, &task);
@@ -183,8 +185,6 @@ copier_run (void *opaque)
          && !(atomic_load (&target->draining) && c->slots.nr_active == 0)) {
     slots_resume (&c->slots);
     uint64_t wait_ns = fill (c);
-    if (wait_ns > MAX_WAIT_NS)
-      slots_rest (&c->slots);
     if (atomic_load (&target->stop) || turn (c, wait_ns) == -1)
       break;
   }

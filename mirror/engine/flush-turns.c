@@ -156,15 +156,17 @@ flush_bytes (const struct engine *e)
 
 /* The time between two flushes; UINT64_MAX: none is needed.  With nothing to make durable, flush on
  * only while the last flush counts heavily in the expected pause.  Otherwise one slow flush could
- * keep an idle disk from ever being ready.  Once it is ready that need not be known so soon. */
+ * keep an idle disk from ever being ready.  Once it is ready that need not be known so soon, nor
+ * while it cannot be, because the source cannot be read.  Paused it need not be known at all. */
 static uint64_t
 flush_interval_ns (const struct engine *e)
 {
   if (e->unflushed_bytes > 0)
     return e->options.offline ? OFFLINE_INTERVAL_NS : FLUSH_INTERVAL_NS;
-  if (e->options.offline || atomic_load (&e->flush_ns) <= FLUSH_SLOW_NS)
+  if (e->options.offline || e->paused || atomic_load (&e->flush_ns) <= FLUSH_SLOW_NS)
     return UINT64_MAX;
-  return e->counting ? FLUSH_INTERVAL_NS : READY_INTERVAL_NS;
+  bool may_be_ready = e->counting && e->pass.unreadable.since_ns == 0;
+  return may_be_ready ? FLUSH_INTERVAL_NS : READY_INTERVAL_NS;
 }
 
 uint64_t

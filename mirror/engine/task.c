@@ -382,7 +382,7 @@ engine_next (struct engine *e, const struct engine_room *room, struct engine_tas
   else
     w = next_copy (e, room, t, now);
   if (w == WORK_NONE && !t->limited)
-    t->wait_ns = rest_ns (e, now);
+    t->wait_ns = t->rest_ns = rest_ns (e, now);
   if (w == WORK_NONE && room->flusher) {
     uint64_t flush_ns = engine_flush_due_ns (e, now);
     if (flush_ns < t->wait_ns)

@@ -35,6 +35,7 @@ struct engine_task {
   bool urgent;                /* a guest's write waits for it */
   uint64_t sample;            /* the block of the run that may become a sample, from 0 on */
   uint64_t wait_ns;           /* WORK_NONE */
+  uint64_t rest_ns;           /* WORK_NONE: so long there is nothing to copy, maybe to flush */
   bool limited;               /* WORK_NONE: there is work, but the bandwidth limit lets it wait */
   struct latency_reply reply; /* set by the copier before the end: how long its data took */
 };
