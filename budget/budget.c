@@ -188,7 +188,9 @@ look (struct budget *b, uint64_t now)
   struct budget_slot *s = &b->file.memory->slots[b->slot];
   uint64_t rate = atomic_load (&b->file.memory->rate), span = now - b->looked_ns;
 
-  if (b->looked_ns != 0 && span < LOOK_NS)
+  /* Who has read the clock a little before somebody else of this process may look after that one.
+   */
+  if (b->looked_ns != 0 && (now < b->looked_ns || span < LOOK_NS))
     return;
   bool back = b->looked_ns == 0 || span > ABSENT_NS; /* we do not know what we could use */
   double lately = back ? 0 : (double)b->taken * NS_PER_S / (double)span;

@@ -263,6 +263,24 @@ BUDGET_TEST (what_one_leaves_is_for_the_others)
   leave (m, 3);
 }
 
+/* Another thread of the same process has looked in between, with a later clock.  A modest member
+ * would claim everything then. */
+BUDGET_TEST (a_clock_that_was_read_before_the_last_look_changes_nothing)
+{
+  struct member m[2];
+  uint64_t now = 1000 * SECOND;
+
+  join (&m[0], 1);
+  join (&m[1], 1);
+  m[0].most = RATE / 20;
+  run (m, 2, &now, 2 * SECOND);
+  budget_wait (m[0].b, now);
+  budget_wait (m[0].b, now - 60 * MS);
+  budget_wait (m[1].b, now + 60 * MS);
+  assert_near ((double)budget_share (m[1].b), RATE * 0.94, 0.02);
+  leave (m, 2);
+}
+
 /* One is stopped, or dead, at any instant: also with all that it had paid for unsent. */
 BUDGET_TEST (nobody_waits_for_one_that_is_gone)
 {
