@@ -91,13 +91,13 @@ introduce (struct budget *b, unsigned weight, const char *label)
   strncpy (s->label, label, sizeof s->label);
 }
 
-/* Was the file removed between our opening it and our having a slot? */
+/* Was the file removed since we have opened it, or is it being removed now? */
 static bool
 is_gone (const struct budget *b)
 {
   struct stat st;
 
-  return fstat (b->file.fd, &st) == 0 && st.st_nlink == 0;
+  return budget_is_being_removed (b->file.fd) || (fstat (b->file.fd, &st) == 0 && st.st_nlink == 0);
 }
 
 struct budget *
@@ -120,7 +120,7 @@ budget_join (const char *name, unsigned weight, const char *label, char **error)
     introduce (b, weight, label);
     return b;
   }
-  if (r == 0 && b->slot == BUDGET_SLOTS)
+  if (r == 0 && b->slot == BUDGET_SLOTS && !is_gone (b))
     text_error (error, "budget %s: it has %u members, and no room for more", name, BUDGET_SLOTS);
   else if (r != -1)
     text_error (error, "there is no budget %s: 'nbdmirror budget %s RATE' makes it", name, name);

@@ -70,17 +70,35 @@ budget_directory (bool create, int *fd, char **error)
 
 /* ---- a file ---- */
 
+static char *
+file_name (const char *name)
+{
+  CLEANUP_TEXT char *directory = directory_name ();
+
+  return text_printf ("%s/%s", directory, name);
+}
+
+/* The file is another program's, or of an older version, or of a newer one. */
+static void
+foreign (const char *name, char **error)
+{
+  CLEANUP_TEXT char *path = file_name (name);
+
+  text_error (error, "budget %s: %s is none of nbdmirror, or of another version", name, path);
+}
+
 static bool
 check_file (int fd, const char *name, char **error)
 {
+  CLEANUP_TEXT char *path = file_name (name);
   struct stat st;
 
   if (fstat (fd, &st) == -1)
     text_error (error, "budget %s: %s", name, strerror (errno));
   else if (!S_ISREG (st.st_mode) || st.st_size != sizeof (struct budget_memory))
-    text_error (error, "budget %s: its file is none of nbdmirror, or of another version", name);
+    foreign (name, error);
   else
-    return is_ours (name, &st, error);
+    return is_ours (path, &st, error);
   return false;
 }
 
@@ -104,7 +122,7 @@ check_memory (const struct budget_memory *m, const char *name, char **error)
   if (memcmp (m->magic, BUDGET_MAGIC, sizeof m->magic) == 0 && m->version == BUDGET_VERSION
       && m->nr_slots == BUDGET_SLOTS)
     return true;
-  text_error (error, "budget %s: its file is none of nbdmirror, or of another version", name);
+  foreign (name, error);
   return false;
 }
 
@@ -195,4 +213,12 @@ bool
 budget_is_locked (int fd, unsigned slot)
 {
   return range_is_locked (fd, slot, 1);
+}
+
+bool
+budget_is_being_removed (int fd)
+{
+  struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1 };
+
+  return fcntl (fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK && fl.l_len > 1;
 }

@@ -71,5 +71,7 @@ void budget_file_close (struct budget_file *f);
 bool budget_lock (int fd, unsigned first, unsigned count);
 /* Has another one the slot? */
 bool budget_is_locked (int fd, unsigned slot);
+/* Has another one taken all slots, to remove the budget?  A member has one. */
+bool budget_is_being_removed (int fd);
 
 #endif

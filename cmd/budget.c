@@ -101,34 +101,44 @@ show (const char *name, bool json)
   return EXIT_DONE;
 }
 
+/* Show a budget among others: it may have been removed meanwhile. */
+static int
+show_listed (const char *name, json_t *all)
+{
+  struct budget_view v;
+  char *error = NULL;
+  int r = budget_look (name, &v, &error);
+
+  if (r == -1)
+    return fail (error);
+  if (r == 1)
+    return EXIT_DONE;
+  if (all != NULL)
+    json_array_append_new (all, view_json (&v));
+  else
+    print_view (&v);
+  budget_view_free (&v);
+  return EXIT_DONE;
+}
+
+/* One that cannot be read does not hide the others. */
 static int
 list (bool json)
 {
   char **names, *error = NULL;
   int nr = budget_names (&names, &error), status = EXIT_DONE;
-  json_t *all = json_array ();
 
   if (nr == -1)
-    status = fail (error);
+    return fail (error);
+  json_t *all = json ? json_array () : NULL;
   for (int i = 0; i < nr; i++) {
-    struct budget_view v;
-    int r = status == EXIT_DONE ? budget_look (names[i], &v, &error) : 1;
-    if (r == -1)
-      status = fail (error);
-    if (r == 0) {
-      if (json)
-        json_array_append_new (all, view_json (&v));
-      else
-        print_view (&v);
-      budget_view_free (&v);
-    }
+    if (show_listed (names[i], all) != EXIT_DONE)
+      status = EXIT_ERROR;
     text_free (names[i]);
   }
-  if (nr != -1)
-    free (names);
-  if (status == EXIT_DONE && json)
-    return print_json (all);
-  json_decref (all);
+  free (names);
+  if (json)
+    print_json (all);
   return status;
 }
 

@@ -61,6 +61,17 @@ for what in "chmod 770 $tmp/budgets" "chmod 666 $tmp/budgets/vms" \
 done
 [ ! -e "$tmp/new" ] || fail "something was written without the budget"
 
+# One that cannot be read is named, and hides none of the others.
+echo "from elsewhere" >"$tmp/budgets/one"
+chmod 600 "$tmp/budgets/one"
+has_to_exit 1 "$NBDMIRROR" budget
+grep -q '^vms: 5.00 MiB/s' "$tmp/out" || fail "the others are hidden: $(cat "$tmp/out")"
+grep -q "budget one: $tmp/budgets/one is none of nbdmirror" "$tmp/err" ||
+  fail "the file is not named: $(cat "$tmp/err")"
+has_to_exit 1 "$NBDMIRROR" budget --json
+[ "$(field budget <"$tmp/out")" = vms ] || fail "--json: $(cat "$tmp/out")"
+rm "$tmp/budgets/one"
+
 # ---- two share, and keep the sum ----
 
 start=$("$python" -c 'import time; print(time.monotonic ())')

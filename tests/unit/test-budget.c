@@ -407,6 +407,20 @@ assert_not_joined (const char *name, const char *why)
   text_free (error);
 }
 
+/* Who removes it has all slots for a moment: it is gone, not full. */
+BUDGET_TEST (what_is_being_removed_is_not_full)
+{
+  struct budget_file f;
+  int d;
+
+  cr_assert_eq (budget_directory (false, &d, NULL), 0);
+  cr_assert_eq (budget_file_open (d, "b", &f, NULL), 0);
+  cr_assert (budget_lock (f.fd, 0, BUDGET_SLOTS));
+  assert_not_joined ("b", "there is no budget b");
+  budget_file_close (&f);
+  close (d);
+}
+
 BUDGET_TEST (what_is_planted_is_refused)
 {
   char path[100], other[100];
