@@ -161,6 +161,12 @@ control_client_is_lost (const struct control_client *c)
   return c->lost;
 }
 
+bool
+control_client_has_event (const struct control_client *c)
+{
+  return c->events != NULL;
+}
+
 /* A signal ends the wait early, because the caller may want to look at a flag. */
 int
 control_client_next_event (struct control_client *c, int timeout_ms, char **name, json_t **data,

@@ -63,6 +63,9 @@ int control_client_fd (const struct control_client *c);
  * call that was only not answered in time, the next one may succeed. */
 bool control_client_is_lost (const struct control_client *c);
 
+/* Is an event queued already, so that the socket need not be readable for the next one? */
+bool control_client_has_event (const struct control_client *c);
+
 /* The next event.  Returns
  *
  *    1   with *NAME (the caller frees it with free()) and *DATA (a new reference to an object)

@@ -350,7 +350,8 @@ wait_for_something (struct job *j)
   uint64_t due = earlier (j->rested ? quiet_until_ns (j) : sample_due_ns (j),
                           supervisor_due_ns (&j->supervisor));
   uint64_t now = clock_ns ();
-  int timeout = now >= due ? 0 : (int)((due - now) / NS_PER_MS) + 1;
+  bool at_once = now >= due || control_client_has_event (j->control);
+  int timeout = at_once ? 0 : (int)((due - now) / NS_PER_MS) + 1;
   if ((j->final == FINAL_COPY || j->final == FINAL_AWAIT) && timeout > COPY_LOOK_MS)
     timeout = COPY_LOOK_MS;
   struct pollfd fds[3] = {
