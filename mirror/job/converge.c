@@ -15,8 +15,6 @@
 
 /* There is no verdict before this time has passed or the second pass has begun. */
 #define UNKNOWN_NS (10 * NS_PER_S)
-/* A pass halves what is left if D is at most this part of B. */
-#define HALF 0.5
 /* The end of a pass is foreseen only after 1/32 of the disk has turned dirty in it.  Without this a
  * single short burst of writes would slow the guest down in a copy that takes hours. */
 #define FORESEE_PART 32
@@ -36,10 +34,11 @@
 #define CALM_WANTS 0.4
 /* Nobody knows what the guest wants while more of its writes than this wait on average. */
 #define CALM_WAITING 0.9
-/* A trial lets the guest have this part of B.  It is below HALF, so the job converges whatever the
- * guest does with it. */
+/* A trial lets the guest have this part of B.  It is below CONVERGE_HALF, so the job converges
+ * whatever the guest does with it. */
 #define TRIAL_STEP 0.4
-/* A trial can fail only after the guest has dirtied HALF of B for this time, in seconds. */
+/* A trial can fail only after the guest has dirtied CONVERGE_HALF of B for this time, in seconds.
+ */
 #define TRIAL_S 1.0
 /* A guest that uses most of its limit for this long, or for twice that, wants more. */
 #define BURST_NS ((uint64_t)(NS_PER_S / 2))
@@ -47,12 +46,8 @@
  * opening that was too early, up to the second value. */
 #define CALM_NS (5 * NS_PER_S)
 #define CALM_MAX_NS (320 * NS_PER_S)
-/* The job does not converge if D is above this part of B, because what is left hardly shrinks. */
-#define LOSING 0.95
 /* It converges again when D is below this part of B. */
 #define RECOVERED 0.85
-/* This part of B goes to guest writes that wait, while the worker catches up with the rest. */
-#define SYNC_PART 0.25
 /* The limit follows B only when B has changed by this part. */
 #define LIMIT_SLACK 0.1
 /* D is measured over CONVERGE_WINDOW_NS.  On a small disk that would be many passes, so there it is
@@ -63,7 +58,7 @@
 /* A guest's write that waits takes a trip to the destination, and some time in queues. */
 #define FAR 1.25
 
-static const double steps[] = { 0.8, 0.6, 0.4, 0.2 };
+static const double steps[] = { 0.8, 0.6, 0.4, CONVERGE_LOWEST_STEP };
 #define NR_STEPS (sizeof steps / sizeof steps[0])
 
 void
@@ -186,7 +181,8 @@ static bool
 trial_failed (const struct converge *c, const struct converge_input *in)
 {
   double s = (double)(in->now_ns - c->gate_ns) / (double)NS_PER_S;
-  double dirtied = (double)(in->dirtied_bytes - c->gate_dirtied), half = HALF * in->bandwidth;
+  double dirtied = (double)(in->dirtied_bytes - c->gate_dirtied),
+         half = CONVERGE_HALF * in->bandwidth;
   return dirtied > half * TRIAL_S && (dirtied > half * s || in->dirty_rate > half);
 }
 
@@ -205,7 +201,7 @@ hopeless (const struct converge *c, const struct converge_input *in)
   double copied = in->bandwidth * s / (double)NS_PER_S;
 
   return in->passes == 0 && clean >= CLEAN_PART && dirtied >= RISES * mean
-         && dirtied >= LOSING * clean * copied;
+         && dirtied >= CONVERGE_LOSING * clean * copied;
 }
 
 /* Can the end of the pass be foreseen?  Returns why it will not do, or CONVERGE_NO_REASON. */
@@ -216,7 +212,7 @@ foresee (const struct converge *c, const struct converge_input *in)
     return CONVERGE_USELESS;
   if (!settled (c, in) || little_left (in))
     return CONVERGE_NO_REASON;
-  double rate = rate_now (c, in), half = HALF * in->bandwidth;
+  double rate = rate_now (c, in), half = CONVERGE_HALF * in->bandwidth;
   uint64_t dirtied = in->dirtied_bytes - c->stretch_dirtied;
   bool much = dirtied > in->disk_bytes / FORESEE_PART;
 
@@ -415,7 +411,7 @@ static void
 judge (struct converge *c, const struct converge_input *in, enum converge_reason why)
 {
   bool early = in->passes == 0 && in->now_ns - c->start_ns < UNKNOWN_NS;
-  double enough = (c->verdict == CONVERGING_NO ? RECOVERED : LOSING) * in->bandwidth;
+  double enough = (c->verdict == CONVERGING_NO ? RECOVERED : CONVERGE_LOSING) * in->bandwidth;
 
   if (in->ready || little_left (in)) {
     c->verdict = CONVERGING_YES;
@@ -518,11 +514,11 @@ converge_expected_rate (const struct converge *c, enum job_policy policy, double
                         double dirty_rate)
 {
   double most = dirty_rate;
-  if (c->gate == CONVERGE_OPEN && dirty_rate > HALF * bandwidth) {
+  if (c->gate == CONVERGE_OPEN && dirty_rate > CONVERGE_HALF * bandwidth) {
     if (policy == POLICY_SYNC && !c->far)
-      most = SYNC_PART * bandwidth;
+      most = CONVERGE_SYNC_PART * bandwidth;
     else if (policy == POLICY_THROTTLE || policy == POLICY_SYNC)
-      most = steps[NR_STEPS - 1] * bandwidth;
+      most = CONVERGE_LOWEST_STEP * bandwidth;
   }
   return most < dirty_rate ? most : dirty_rate;
 }

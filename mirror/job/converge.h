@@ -66,6 +66,12 @@ enum converge_reason {
 #define CONVERGE_MAX_PASSES 30
 #define CONVERGE_MAX_DISKS 3
 
+/* What the forecast goes by as well, as parts of B. */
+#define CONVERGE_HALF 0.5        /* a pass halves what is left if D is at most this */
+#define CONVERGE_LOSING 0.95     /* if D is above this, what is left hardly shrinks */
+#define CONVERGE_SYNC_PART 0.25  /* goes to guest writes that wait, while the rest catches up */
+#define CONVERGE_LOWEST_STEP 0.2 /* of throttling */
+
 /* One look. */
 struct converge_input {
   uint64_t now_ns;

@@ -8,12 +8,6 @@
 #include "mirror/engine/engine.h"
 #include "mirror/job/forecast.h"
 
-/* As in converge.c: above this a pass does not halve what is left, and the policy acts. */
-#define HALF 0.5
-#define TOO_NEAR 0.95
-#define SYNC_PART 0.25
-#define LOWEST_STEP 0.2
-
 double
 forecast_scattered (uint32_t block_size, double trip_ms)
 {
@@ -33,11 +27,11 @@ ratio_under_policy (const struct forecast_input *in, struct forecast *f, double 
 {
   double rho = in->dirty_rate / bandwidth;
 
-  if (rho <= HALF || in->policy == POLICY_NONE || in->policy == POLICY_FAIL)
+  if (rho <= CONVERGE_HALF || in->policy == POLICY_NONE || in->policy == POLICY_FAIL)
     return rho;
   bool waits = in->policy == POLICY_SYNC && !converge_is_far (in->trip_ms, in->max_write_delay_ms);
   f->gate = waits ? CONVERGE_SYNCHRONOUS : CONVERGE_THROTTLED;
-  return waits ? SYNC_PART : LOWEST_STEP;
+  return waits ? CONVERGE_SYNC_PART : CONVERGE_LOWEST_STEP;
 }
 
 struct forecast
@@ -48,11 +42,11 @@ forecast_make (const struct forecast_input *in)
   if (in->bandwidth <= 0)
     return f;
   double later = in->scattered > 0 && in->scattered < in->bandwidth ? in->scattered : in->bandwidth;
-  f.converges = in->dirty_rate <= HALF * later;
+  f.converges = in->dirty_rate <= CONVERGE_HALF * later;
   double rho = ratio_under_policy (in, &f, later), trip_s = in->trip_ms / 1000;
   double fits = later * (in->max_downtime_ms - in->fixed_ms) / 1000;
   double left = (double)in->data_bytes;
-  if (rho >= TOO_NEAR || fits < 0)
+  if (rho >= CONVERGE_LOSING || fits < 0)
     return f;
   /* For ever is not said of what takes long, only of what the guards would stop. */
   f.seconds = 0;
