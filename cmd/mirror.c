@@ -22,6 +22,7 @@
 #include "cmd/units.h"
 #include "cmd/worker.h"
 #include "control/name.h"
+#include "control/settings.h"
 #include "mirror/job/job.h"
 
 #define MEASURE_NS UINT64_C (5000000000)
@@ -121,7 +122,7 @@ take_option (struct arguments *a, int c)
   case OPT_MAX_WRITE_DELAY:
     if (!worker_parse_ms ("--max-write-delay", optarg, &a->job.max_write_delay_ms))
       return EXIT_USAGE;
-    if (a->job.max_write_delay_ms < 1 || a->job.max_write_delay_ms > JOB_MAX_WRITE_DELAY_LIMIT_MS)
+    if (a->job.max_write_delay_ms < 1 || a->job.max_write_delay_ms > SETTINGS_MAX_WRITE_DELAY_MS)
       return cmd_usage_error ("--max-write-delay %s: must be between 1ms and 10s", optarg);
     return 0;
   case OPT_POLICY:

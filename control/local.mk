@@ -7,6 +7,7 @@ libcontrol_la_SOURCES = \
 	control/server.h control/server.c \
 	control/client.h control/client.c \
 	control/link.h control/link.c \
+	control/settings.h control/settings.c \
 	control/name.h control/name.c \
 	control/decision.h control/decision.c \
 	control/rollback-token.h control/rollback-token.c \

@@ -71,6 +71,7 @@ unit_tests = \
 	tests/unit/test-pace \
 	tests/unit/test-progress \
 	tests/unit/test-frame \
+	tests/unit/test-settings \
 	tests/unit/test-control \
 	tests/unit/test-control-fds \
 	tests/unit/test-control-socket \

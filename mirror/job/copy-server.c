@@ -13,12 +13,12 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "control/settings.h"
 #include "mirror/job/copy-internal.h"
 #include "mirror/job/copy-server.h"
 
 #define GREETING PACKAGE_NAME " " PACKAGE_VERSION
 #define DEFAULT_ID "mirror"
-#define MAX_DOWNTIME_LIMIT_MS (24 * 3600 * 1000)
 
 /* After the end: how long a client that is there may go on asking, how long nobody may be there
  * before a coordinator's successor is no longer expected, and the end of it all. */
@@ -75,17 +75,6 @@ query_version (struct request *r)
 
 /* ---- what changes a running job ------------------------------------------------------------- */
 
-/* NULL, or what is wrong with a number of ARGS, which need not be there. */
-static const char *
-number_fault (const json_t *value, json_int_t least, json_int_t most, const char *why)
-{
-  if (value == NULL
-      || (json_is_integer (value) && json_integer_value (value) >= least
-          && json_integer_value (value) <= most))
-    return NULL;
-  return why;
-}
-
 static void
 set_rate (struct copy *c, const json_t *value)
 {
@@ -97,10 +86,10 @@ static void
 set_speed (struct request *r)
 {
   const json_t *speed = json_object_get (r->args, "speed");
-  const char *why = "speed must be a number of bytes a second, 0 for no limit";
 
-  if (speed == NULL || number_fault (speed, 0, INT64_MAX, why) != NULL) {
-    control_error (r->peer, r->id, "GenericError", "%s", why);
+  if (!json_is_integer (speed) || json_integer_value (speed) < 0) {
+    control_error (r->peer, r->id, "GenericError",
+                   "speed must be a number of bytes a second, 0 for no limit");
     return;
   }
   set_rate (r->c, speed);
@@ -114,20 +103,14 @@ set_options (struct request *r)
   const json_t *limit = json_object_get (r->args, "bandwidth-limit");
   const json_t *downtime = json_object_get (r->args, "max-downtime-ms");
   const char *policy = json_string_value (json_object_get (r->args, "policy"));
-  const char *why = number_fault (
-      limit, 0, INT64_MAX, "bandwidth-limit must be a number of bytes a second, 0 for no limit");
+  const char *why = settings_fault (r->args);
 
-  if (why == NULL)
-    why = number_fault (downtime, 1, MAX_DOWNTIME_LIMIT_MS,
-                        "max-downtime-ms must be between 1 and 86400000");
   if (why == NULL && policy != NULL && strcmp (policy, "none") != 0 && strcmp (policy, "fail") != 0)
     why = "policy must be none or fail: QEMU has this disk open by itself, and delays no write";
   if (why == NULL
       && (json_object_get (r->args, "synchronous") != NULL
           || json_object_get (r->args, "max-write-delay-ms") != NULL))
     why = "QEMU has this disk open by itself, and delays no write";
-  if (why == NULL && limit == NULL && downtime == NULL && policy == NULL)
-    why = "nothing to set";
   if (why != NULL) {
     control_error (r->peer, r->id, "GenericError", "%s", why);
     return;

@@ -34,7 +34,6 @@ enum job_start {
 };
 
 #define JOB_MAX_WRITE_DELAY_MS 50 /* the default */
-#define JOB_MAX_WRITE_DELAY_LIMIT_MS 10000
 
 /* How it ended; the command maps this to an exit status. */
 enum job_result {

@@ -13,9 +13,8 @@
 #include <string.h>
 
 #include "base/text.h"
+#include "control/settings.h"
 #include "mirror/job/internal.h"
-
-#define MAX_DOWNTIME_LIMIT_MS (24 * 3600 * 1000)
 
 void
 job_reply (struct job *j, int64_t request, const char *class_, const char *fmt, ...)
@@ -78,29 +77,10 @@ set_options (struct job *j, int64_t request, json_t *args)
   json_t *policy = json_object_get (args, "policy");
   json_t *sync = json_object_get (args, "synchronous");
   json_t *delay = json_object_get (args, "max-write-delay-ms");
-  enum job_policy p = j->policy;
+  const char *why = settings_fault (args);
 
-  if (limit && (!json_is_integer (limit) || json_integer_value (limit) < 0)) {
-    job_reply (j, request, "GenericError",
-               "bandwidth-limit must be a number of bytes a second, 0 for no limit");
-    return;
-  }
-  if (down
-      && (!json_is_integer (down) || json_integer_value (down) < 1
-          || json_integer_value (down) > MAX_DOWNTIME_LIMIT_MS)) {
-    job_reply (j, request, "GenericError", "max-downtime-ms must be between 1 and %d",
-               MAX_DOWNTIME_LIMIT_MS);
-    return;
-  }
-  if (policy && (!json_is_string (policy) || !job_policy_parse (json_string_value (policy), &p))) {
-    job_reply (j, request, "GenericError", "policy must be sync, throttle, none or fail");
-    return;
-  }
-  if (delay
-      && (!json_is_integer (delay) || json_integer_value (delay) < 1
-          || json_integer_value (delay) > JOB_MAX_WRITE_DELAY_LIMIT_MS)) {
-    job_reply (j, request, "GenericError", "max-write-delay-ms must be between 1 and %d",
-               JOB_MAX_WRITE_DELAY_LIMIT_MS);
+  if (why != NULL) {
+    job_reply (j, request, "GenericError", "%s", why);
     return;
   }
   if (limit) {
@@ -111,10 +91,8 @@ set_options (struct job *j, int64_t request, json_t *args)
     j->gate.max_write_delay_ms = (uint64_t)json_integer_value (delay);
   if (down)
     j->max_downtime_ms = (uint64_t)json_integer_value (down);
-  if (policy) {
-    j->policy = p;
+  if (policy && job_policy_parse (json_string_value (policy), &j->policy))
     j->told_not_converging = false;
-  }
   if ((sync ? job_gate_by_hand (j, json_is_true (sync)) : job_gate_update (j)) == -1)
     ok_but (j, request, "the filter could not be told about the gate yet");
   else

@@ -13,6 +13,7 @@
 
 #include "base/fd.h"
 #include "base/text.h"
+#include "control/settings.h"
 #include "nbd-plugin/mirror/commands.h"
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/status.h"
@@ -81,17 +82,10 @@ block_job_cancel (struct call *c)
 static void
 mirror_set (struct call *c)
 {
-  json_t *downtime = json_object_get (c->args, "max-downtime-ms");
-  const char *policy = call_string (c, "policy");
+  const char *why = settings_fault (c->args);
 
-  if (json_object_size (c->args) == (json_object_get (c->args, "id") != NULL ? 1 : 0))
-    control_error (c->peer, c->id, "GenericError", "nothing to set");
-  else if (downtime != NULL && json_number_value (downtime) <= 0)
-    control_error (c->peer, c->id, "GenericError", "max-downtime-ms must be above 0");
-  else if (policy != NULL && strcmp (policy, "sync") != 0 && strcmp (policy, "throttle") != 0
-           && strcmp (policy, "none") != 0 && strcmp (policy, "fail") != 0)
-    control_error (c->peer, c->id, "GenericError",
-                   "policy must be sync, throttle, none or fail, not '%.64s'", policy);
+  if (why != NULL)
+    control_error (c->peer, c->id, "GenericError", "%s", why);
   else
     relay (c);
 }
