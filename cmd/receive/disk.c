@@ -205,14 +205,16 @@ session_process (int fd)
   return fcntl (fd, F_GETLK, &fl) == 0 && fl.l_type != F_UNLCK && fl.l_pid > 0 ? fl.l_pid : 0;
 }
 
-/* End the session that has the lock, and wait for its end.  The process that holds the lock is
- * asked for each time, so a signal never goes to another process that got the same number. */
+/* End the session that has the lock, and wait for its end, or until a signal comes.  The process
+ * that holds the lock is asked for each time, so a signal never goes to another process that got
+ * the same number. */
 static bool
 displace_session (int fd)
 {
   pid_t told = 0;
 
-  for (int waited = 0; waited < DISPLACE_MS; waited += DISPLACE_POLL_MS) {
+  for (int waited = 0; waited < DISPLACE_MS && !stop_signals_pending ();
+       waited += DISPLACE_POLL_MS) {
     if (range_lock (fd, LOCK_SERVER, 1))
       return true;
     pid_t pid = session_process (fd);

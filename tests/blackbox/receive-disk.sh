@@ -144,6 +144,24 @@ if command -v qemu-nbd qemu-img >/dev/null; then
   interrupted INT --format qcow2
 fi
 
+# Ended while it waits for the end of another session, which does not end.
+truncate -s 1M "$tmp/held"
+spawn holder "$python" -c 'import fcntl, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *args: print("told", flush=True))
+f = open(sys.argv[1], "r+")
+fcntl.lockf(f, fcntl.LOCK_EX, 2, 1 << 62)
+print("locked", flush=True)
+while True:
+    time.sleep(60)' "$tmp/held"
+wait_for 10 grep -q locked "$tmp/holder.log"
+spawn waits "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive --stdio "$tmp/held" \
+  --resume
+wait_for 10 grep -q told "$tmp/holder.log"
+kill "${pid[waits]}"
+wait_exit waits 4
+[ "$status" = 7 ] || fail "exit status $status"
+stop holder KILL
+
 # Not given up, or not made here, or handed over, or --keep: it stays.
 start_receive a "$tmp/a" --size 3M --preallocate
 [ "$(stat -c %b "$tmp/a")" -ge 6144 ] || fail "not preallocated: $(stat -c '%s %b' "$tmp/a")"
