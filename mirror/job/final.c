@@ -19,6 +19,9 @@
  *
  * After the commit, when the session has ended, the destination is sealed.
  *
+ * A filter that does not answer when a hand-off is given up may have committed it.  We stay then
+ * where we are, until it says how that ended or its connection is lost.
+ *
  * The filter keeps the lease: whatever happens to us, it opens the gate in time.  But a guest is
  * not to be held for nothing: if what is left would not fit in the lease (2 x max-downtime, or what
  * the coordinator asked for) it is not held at all, or let go as soon as that is seen.
