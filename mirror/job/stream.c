@@ -36,8 +36,10 @@
 #include "mirror/job/budget-status.h"
 #include "mirror/job/stream.h"
 
-#define PIECE_BYTES (256u << 10)
+#define PIECE_BYTES (256u << 10) /* or less, where the endpoint takes no more */
 #define PIECES 16u
+/* As in flush-turns.c: the last flush must end within the time limit of a request. */
+#define FLUSH_BYTES (UINT64_C (4) << 30)
 #define TICK_MS 100
 #define WRITE_BYTES 65536u /* to a stream that may make us wait, at a time */
 
@@ -62,11 +64,15 @@ struct stream {
   struct rate_limit rate;
   uint8_t *buffers;
   struct piece pieces[PIECES];
+  uint32_t piece_bytes; /* of a full piece: whole blocks of the endpoint */
   unsigned next, oldest, nr_busy;
-  uint64_t offset; /* of the next piece */
-  bool ended;      /* the stream, or the endpoint that is read */
-  bool zero_last;  /* the last piece was written as zeroes */
-  bool extended, flush_asked, flushed;
+  uint64_t offset;    /* of the next piece */
+  bool ended;         /* the stream, or the endpoint that is read */
+  bool zero_last;     /* the last piece was written as zeroes */
+  bool extended;      /* extend() was called */
+  uint64_t unflushed; /* bytes, since a flush was begun */
+  bool flushing;      /* one is in flight */
+  bool last_flush;    /* that which covers everything was begun */
   uint64_t sent, saved, zeroes, start_ns;
   enum job_result result; /* if ERROR */
   char *error;
@@ -175,6 +181,25 @@ start_write (struct stream *s, struct piece *p, bool zero)
   return r == 0;
 }
 
+static void
+on_flushed (void *opaque, int err)
+{
+  struct stream *s = opaque;
+
+  s->flushing = false;
+  if (err)
+    request_failed (s, "flush", s->offset, err);
+}
+
+static void
+begin_flush (struct stream *s)
+{
+  s->flushing = true;
+  s->unflushed = 0;
+  if (channel_flush (s->ch, on_flushed, s) == -1)
+    on_flushed (s, errno);
+}
+
 /* Write what the stream has filled. */
 static void
 send_piece (struct stream *s, struct piece *p)
@@ -186,7 +211,7 @@ send_piece (struct stream *s, struct piece *p)
           endpoint_name (s->ep), info->size);
     return;
   }
-  bool zero = p->len == PIECE_BYTES && info->can_zero && p->buf[0] == 0
+  bool zero = p->len == s->piece_bytes && info->can_zero && p->buf[0] == 0
               && memcmp (p->buf, p->buf + 1, p->len - 1) == 0;
   if (!start_write (s, p, zero))
     return;
@@ -195,6 +220,9 @@ send_piece (struct stream *s, struct piece *p)
   pay (s, zero ? 0 : p->len);
   s->offset += p->len;
   s->next = (s->next + 1) % PIECES;
+  s->unflushed += p->len;
+  if (s->unflushed >= FLUSH_BYTES && info->can_flush && !s->flushing)
+    begin_flush (s);
 }
 
 static bool
@@ -213,7 +241,7 @@ receive (struct stream *s)
 
   if (p->state == PIECE_FREE)
     *p = (struct piece){ .of = s, .state = PIECE_FILLING, .buf = p->buf, .offset = s->offset };
-  ssize_t n = read (s->fd, p->buf + p->len, PIECE_BYTES - p->len);
+  ssize_t n = read (s->fd, p->buf + p->len, s->piece_bytes - p->len);
   if (n == -1 && (errno == EINTR || errno == EAGAIN))
     return;
   if (n == -1) {
@@ -222,7 +250,7 @@ receive (struct stream *s)
   }
   p->len += (uint32_t)n;
   s->ended = n == 0;
-  if (p->len == PIECE_BYTES || (s->ended && p->len > 0))
+  if (p->len == s->piece_bytes || (s->ended && p->len > 0))
     send_piece (s, p);
 }
 
@@ -243,32 +271,21 @@ extend (struct stream *s)
     on_written (p, errno);
 }
 
-static void
-on_flushed (void *opaque, int err)
-{
-  struct stream *s = opaque;
-
-  s->flushed = true;
-  if (err)
-    request_failed (s, "flush", s->offset, err);
-}
-
 /* Returns true when everything is written and flushed. */
 static bool
 advance_from_stream (struct stream *s)
 {
-  if (!s->ended || s->nr_busy > 0)
+  if (!s->ended || s->nr_busy > 0 || s->flushing)
     return false;
   if (!s->extended) {
     extend (s);
     return false;
   }
-  if (!endpoint_info (s->ep)->can_flush)
+  if (!endpoint_info (s->ep)->can_flush || s->last_flush)
     return true;
-  if (!s->flush_asked && channel_flush (s->ch, on_flushed, s) == -1)
-    request_failed (s, "flush", s->offset, errno);
-  s->flush_asked = true;
-  return s->flushed;
+  s->last_flush = true;
+  begin_flush (s);
+  return false;
 }
 
 /* ---- to a stream ---------------------------------------------------------------------------- */
@@ -333,7 +350,7 @@ advance_to_stream (struct stream *s)
     *p = (struct piece){ .of = s,
                          .state = PIECE_BUSY,
                          .buf = p->buf,
-                         .len = left < PIECE_BYTES ? (uint32_t)left : PIECE_BYTES,
+                         .len = left < s->piece_bytes ? (uint32_t)left : s->piece_bytes,
                          .offset = s->offset };
     s->nr_busy++;
     if (channel_read (s->ch, p->buf, p->len, p->offset, on_read, p) == -1) {
@@ -432,7 +449,9 @@ prepare (struct stream *s)
 {
   if (!open_endpoint (s))
     return false;
-  uint32_t room = PIECE_BYTES + endpoint_info (s->ep)->min_block;
+  const struct endpoint_info *info = endpoint_info (s->ep);
+  s->piece_bytes = info->max_request < PIECE_BYTES ? info->max_request : PIECE_BYTES;
+  uint32_t room = s->piece_bytes + info->min_block;
   room += 4096 - room % 4096;
   s->buffers = buffers_new ((size_t)room * PIECES);
   if (s->buffers == NULL) {

@@ -52,6 +52,17 @@ cmp -n "$size" disk blocks
 with_input disk 7 nbdmirror copy - [ nbdkit memory 1M ]
 grep -q 'too small: it has 1048576 bytes, and the stream has more' err || fail "$(cat err)"
 nbdmirror copy "${uri[nbd]}" - 2>err | cmp - nbd.img
+# One that takes no more than 64 KiB at a time.
+start_fake short --size 8M --min-block 4k --max-block 64k
+with_input disk 0 nbdmirror copy - "${uri[short]}"
+nbdmirror copy "${uri[short]}" - >short 2>err || fail "from requests of 64 KiB: $(cat err)"
+cmp -n "$size" disk short
+stop short
+# A long stream is flushed on its way too, beside the trial at the start and the end: the last flush
+# of a server that has it all in its page cache would take too long.
+head -c 4097M /dev/zero | nbdmirror copy - [ nbdkit --filter=log memory 5G logfile=flushes ] \
+  2>err || fail "a long stream: $(cat err)"
+[ "$(grep -c ' Flush id=' flushes)" = 3 ] || fail "not three flushes: $(grep Flush flushes)"
 nbdmirror copy disk - 2>err >out-file || fail "to a file as a stream: $(cat err)"
 cmp disk out-file
 nbdmirror copy disk - --report report 2>err | { sleep 1; cat; } | cmp - disk  # a slow reader
