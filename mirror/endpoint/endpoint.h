@@ -108,6 +108,9 @@ struct endpoint_options {
    * yet.  A server at a URI that does not offer it sees connections that leave before they open
    * its export.  0: each connection is made when its channel is opened. */
   unsigned nr_channels;
+  /* With nr_channels, where the server offers multi-conn: it is known to admit only so many
+   * connections, and no more are tried.  0: not known. */
+  unsigned nr_admitted;
   /* NULL, or the sessions so far at a server of `nbdmirror receive`.  The endpoint that is opened
    * begins another one there.  Only one endpoint with the same sessions may be opened at a time. */
   struct endpoint_session *session;

@@ -320,6 +320,8 @@ nbd_connections_beside (const struct nbd_endpoint *nep, bool multi_conn)
 
   if (nr <= 1 || !multi_conn || nep->has_stdio)
     return 0;
+  if (nep->ep.opts.nr_admitted > 0 && nr > nep->ep.opts.nr_admitted)
+    nr = nep->ep.opts.nr_admitted;
   return (nr > CHANNEL_MAX_FDS ? CHANNEL_MAX_FDS : nr) - 1;
 }
 

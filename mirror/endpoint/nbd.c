@@ -422,7 +422,9 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
     h = attempt.h;
     *errnum = attempt.errnum;
     *error = attempt.error;
-  } else
+  } else if (nep->ep.opts.nr_admitted > 0 && nep->offered.can_multi_conn)
+    endpoint_fail (errnum, error, ENDPOINT_FULL, "%s: it admits no more", nep->ep.name);
+  else
     h = nbd_connect_again (nep, NULL, errnum, error);
   if (h == NULL && *errnum == ENDPOINT_FULL)
     atomic_store (&nep->ep.full, true);

@@ -322,6 +322,21 @@ tell_of_reading (struct session *s)
                         endpoint_name (s->target.endpoint)));
 }
 
+/* A server has admitted fewer connections than were WANTED, perhaps. */
+static void
+note_admitted (const struct session *s, struct session_options *o, const struct channels *chs,
+               unsigned wanted)
+{
+  unsigned nr = 0;
+
+  if (chs->nr < wanted)
+    o->most_channels = o->endpoint.nr_channels = chs->nr;
+  for (unsigned i = 0; i < chs->nr; i++)
+    nr += channel_connections (chs->dest[i]);
+  if (endpoint_is_full (s->target.endpoint))
+    o->endpoint.nr_admitted = nr;
+}
+
 /* Make the copiers, with their channels.  NULL, or why not, with *PROBLEM. */
 static char *
 make_copiers (struct session *s, struct session_options *o, enum session_problem *problem)
@@ -330,12 +345,12 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
   unsigned wanted = how_many_copiers (s);
   uint64_t begin = clock_ns ();
 
-  if (o->nr_admitted != 0 && wanted > o->nr_admitted)
-    wanted = o->nr_admitted;
+  if (o->most_channels != 0 && wanted > o->most_channels)
+    wanted = o->most_channels;
   char *error = open_channels (s, &chs, wanted, problem);
   /* A server that left us waiting would do so at each reconnection. */
-  if (chs.nr > 0 && chs.nr < wanted && clock_ns () - begin > NS_PER_S)
-    o->nr_admitted = o->endpoint.nr_channels = chs.nr;
+  if (chs.nr > 0 && clock_ns () - begin > NS_PER_S)
+    note_admitted (s, o, &chs, wanted);
   if (error == NULL)
     error = prove_each (s, &chs, problem);
   if (error == NULL)

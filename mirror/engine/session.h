@@ -42,9 +42,10 @@ struct session_options {
    * of DEST than is kept of it.  NULL; or why it cannot be written to, with *PROBLEM. */
   char *(*look_again) (void *opaque, struct endpoint *dest, enum session_problem *problem);
   void *opaque;
-  bool allow_no_flush;  /* --allow-unsafe-destination (R9) */
-  unsigned nr_admitted; /* 0, or how many connections the destination admits at most: set by
-                           session_connect() where it had to wait to learn that */
+  bool allow_no_flush; /* --allow-unsafe-destination (R9) */
+  /* Set by session_connect() where it had to wait to learn it (endpoint.nr_admitted as well): how
+   * many channels there can be at most.  0: not known. */
+  unsigned most_channels;
 };
 
 struct session {

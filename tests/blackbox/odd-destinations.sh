@@ -103,6 +103,34 @@ stop limited
 start_fake silent --size 16M --multi-conn --connections 2- --handshake hello-hang
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[silent]}" --connect-timeout 1s
 [ "$(nproc)" = 1 ] || warned "$tmp/err"
+stop silent
+
+# Where it had to wait to learn how many a server admits, a job tries no more when it comes back.
+truncate -s 16M "$tmp/queue.img"
+for admits in 1 3; do
+  start_queue () { # LOG
+    start_fake queue --file "$tmp/queue.img" --multi-conn --connections $((admits + 1))- \
+      --handshake hello-hang --log "$tmp/$1-$admits.connections"
+  }
+  connections () { grep -c '"event": "connect"' "$tmp/$1-$admits.connections"; }
+  start_queue first
+  rm -f "$tmp"/src.control.fence
+  start_server src "$tmp/disk"
+  spawn mirror nbdmirror mirror "${control[src]}" "${uri[queue]}" --connect-timeout 2s \
+    --quarantine-grace 100ms
+  wait_state "${control[src]}" ready 30
+  [ "$(connections first)" -gt $admits ] || fail "no connection was left waiting"
+  stop queue KILL
+  start_queue again
+  wait_state "${control[src]}" ready 30
+  [ "$(connections again)" = $admits ] ||
+    fail "$admits admitted: $(connections again) were tried after the reconnect"
+  complete_soon "${control[src]}"
+  ends_well mirror
+  stop queue
+  cmp "$tmp/disk" "$tmp/queue.img" || fail "$admits connections: differs"
+  stop src
+done
 
 # The connections after the first are made at the same time.
 if [ "$(nproc)" != 1 ]; then
