@@ -225,6 +225,7 @@ on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned
 {
   struct slot *sl = opaque;
   struct slot_zeroes *z = &sl->zeroes;
+  const uint32_t min_block = sl->of->target->min_block;
   bool zero = false;
   uint64_t n = z->chunk;
 
@@ -234,18 +235,16 @@ on_dest_status (void *opaque, int err, const struct endpoint_extent *x, unsigned
   }
   if (!err) {
     uint64_t same = leading (x, nr, &zero);
+    if (zero && z->allocated)
+      same = x[0].length;
     if (same < n)
-      n = same;
+      n = same - same % min_block;
   }
-  if (zero && z->allocated) {
-    /* They are zeroes, but is the room there as well? */
-    if (x[0].length < n)
-      n = x[0].length;
-    if (!x[0].allocated)
-      z->write_end = z->pos + n;
-    else
-      leave_alone (sl, n);
-  } else if (zero)
+  if (n == 0) /* one block, of which a part is another kind */
+    z->write_end = z->pos + min_block;
+  else if (zero && z->allocated && !x[0].allocated)
+    z->write_end = z->pos + n; /* they are zeroes, but the room is not there */
+  else if (zero)
     leave_alone (sl, n);
   else
     read_or_write (sl, n);

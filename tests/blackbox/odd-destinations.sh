@@ -31,6 +31,19 @@ mirror_through () {
 mirror_through "error ESHUTDOWN" --fault write:5=error:ESHUTDOWN
 mirror_through "requests of 64 KiB" --max-block 64k --fault write:50=close
 
+# Zeroes that begin and end within one of its blocks of 64 KiB, beside blocks that are zero.
+truncate -s 16M "$tmp/zero" "$tmp/coarse.img"
+for ((i = 0; i < 256; i += 3)); do
+  echo data | dd of="$tmp/coarse.img" bs=4k seek=$((16 * i + i % 16)) conv=notrunc status=none
+done
+start_fake coarse --file "$tmp/coarse.img" --min-block 64k
+for sparse in '' '--sparse never'; do
+  # shellcheck disable=SC2086
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/zero" "${uri[coarse]}" $sparse
+  cmp "$tmp/zero" "$tmp/coarse.img" || fail "coarse zeroes $sparse: differs"
+done
+stop coarse
+
 # nbdkit 1.32 with --oldstyle promises flushes and zeroes, and refuses them.  That is seen before
 # anything is written.
 start_dest old memory 16M --oldstyle
@@ -186,7 +199,6 @@ has_to_exit 0 timeout 60 "$NBDMIRROR" copy "${uri[small]}" "$tmp/copied"
 cmp "$tmp/disk" "$tmp/copied" || fail "copied from a source that takes 64 KiB a request: differs"
 
 # 16 MiB at 8 MiB a second: two seconds, but for the first burst.
-truncate -s 16M "$tmp/zero"
 start_fake nozero --size 16M --no-zero --no-status
 begin=$(date +%s%N)
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/zero" "${uri[nozero]}" --bandwidth 8M
