@@ -89,8 +89,9 @@ struct endpoint_options {
   /* Of an NBD export: only so many bytes from its beginning are meant; 0: all of it. */
   uint64_t only;
   bool grows; /* a regular file may be written to behind its end, and grows then */
-  /* An earlier endpoint has flushed there.  Else endpoint_open() does so once, if it is writable,
-   * to see whether a flush that is offered is also done, and reads the beginning meanwhile. */
+  /* An earlier endpoint has flushed there with success.  Else endpoint_open() does so once, if it
+   * is writable, to see whether a flush that is offered is also done, and reads the beginning
+   * meanwhile. */
   bool flush_tried;
   int connect_timeout_ms; /* 0: 10,000, for ssh 20,000 */
   int request_timeout_ms; /* 0: 30,000 */
@@ -139,7 +140,7 @@ struct endpoint_info {
   bool can_flush;
   int flush_error; /* 0, or the errno of a flush that the server offers and refuses: then can_flush
                       is false */
-  bool can_zero;
+  bool can_zero;   /* false with a flush_error, too: no offer of that server is believed */
   bool can_multi_conn; /* several channels may write, one flush covers all (files: true) */
   bool can_status;     /* ZERO can be asked for */
   bool can_layers;     /* what lies in a lower layer can be asked for as well */

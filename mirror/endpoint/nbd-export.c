@@ -174,8 +174,9 @@ note_trip (struct endpoint_info *info, uint64_t begin)
     info->rtt_ns = took;
 }
 
-/* Some servers offer a flush and refuse each one: nbdkit 1.32 with --oldstyle.  That shows only
- * when it is tried, and is to be known before anything is written.  The beginning is read in the
+/* Some servers offer a flush and refuse each one: nbdkit 1.32 with --oldstyle, which refuses to
+ * write zeroes as well.  That shows only when it is tried, and is to be known before anything is
+ * written.  The beginning is read in the
  * same round trip.  If that cannot be done, others will ask again.  0 or an errno; if that one does
  * not last, the connection is of no use.  *WHAT is the request that has failed. */
 static int
@@ -229,7 +230,7 @@ try_requests (struct nbd_endpoint *nep, struct nbd_handle *h, int *errnum, char 
   int err = flush_and_read (h, info, buf, buf != NULL ? length : 0, timeout_ms, &what);
   bool lasts = err != 0 && endpoint_error_lasts (err);
   if (lasts) {
-    info->can_flush = false;
+    info->can_flush = info->can_zero = false;
     info->flush_error = err;
   }
   if (err != 0 && !lasts)

@@ -83,7 +83,8 @@ session_connect (struct engine *e, struct session_options *o, enum session_probl
   o->opened = NULL;
   /* From now on a file that has vanished is a lost destination, and must not be made anew. */
   o->endpoint.create = false;
-  o->endpoint.flush_tried = s->target.endpoint != NULL;
+  o->endpoint.flush_tried
+      = s->target.endpoint != NULL && endpoint_info (s->target.endpoint)->flush_error == 0;
   if (s->target.endpoint == NULL) {
     if (errnum == EROFS)
       *problem = SESSION_REFUSED;

@@ -6,7 +6,8 @@
 # same; one whose flush takes longer than any other request may.  And that a local file which
 # vanished is not made anew, and that another disk than the tracked one is not taken for the source.
 # It gets through to a server, too, that admits fewer connections than it offers, and to one that
-# is older than the options of the handshake.
+# is older than the options of the handshake; to one that refuses to flush, if the user accepts
+# that; and to one whose zeroes are not whole blocks.
 . "$(dirname "$0")/lib.sh"
 proves_nothing_under address
 proves_nothing_under thread
@@ -14,13 +15,14 @@ proves_nothing_under thread
 random_disk "$tmp/disk" 16M
 
 # mirror_through TEXT FAKE-OPTIONS...: it is handed over, after a reconnect.
+options=()
 mirror_through () {
   local text=$1; shift
   rm -f "$tmp"/src.control.fence
   start_server src "$tmp/disk"
   start_fake dst --size 16M "$@"
   has_to_exit 0 timeout 60 "$NBDMIRROR" mirror "${control[src]}" "${uri[dst]}" --on-ready complete \
-    --quarantine-grace 500ms --report "$tmp/report"
+    --quarantine-grace 500ms --report "$tmp/report" "${options[@]}"
   [ "$(field reconnects <"$tmp/report")" -ge 1 ] ||
     fail "$text: there was no reconnect, so nothing is proven"
   equal "$tmp/disk" "${uri[dst]}"
@@ -30,6 +32,10 @@ mirror_through () {
 
 mirror_through "error ESHUTDOWN" --fault write:5=error:ESHUTDOWN
 mirror_through "requests of 64 KiB" --max-block 64k --fault write:50=close
+options=(--allow-unsafe-destination)
+mirror_through "no flush, no zeroes" --fault flush:1-=error:EINVAL --fault zero:1-=error:EINVAL \
+  --fault write:5=close --no-status
+options=()
 
 # Zeroes that begin and end within one of its blocks of 64 KiB, beside blocks that are zero.
 truncate -s 16M "$tmp/zero" "$tmp/coarse.img"
@@ -64,6 +70,9 @@ else
   stop src
   running old || fail "the old server did not survive being asked"
   cmp -n 16777216 /dev/zero <(nbdcopy "${uri[old]}" -) || fail "something was written there"
+  # What the refusal offers works.
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[old]}" --allow-unsafe-destination
+  equal "$tmp/disk" "${uri[old]}"
 fi
 stop old
 
