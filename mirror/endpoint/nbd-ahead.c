@@ -62,8 +62,10 @@ run (void *opaque)
   if (enter (a, c))
     c->attempt.h = nbd_connect_again (c->nep, c, &c->attempt.errnum, &c->attempt.error);
   leave (a, c);
-  if (nbd_hang_up_end (&c->hang_up) && c->attempt.h != NULL) { /* at the last moment */
-    nbd_close_handle (c->attempt.h, false);
+  if (nbd_hang_up_end (&c->hang_up)) {
+    if (c->attempt.h != NULL) /* at the last moment */
+      nbd_close_handle (c->attempt.h, false);
+    text_free (c->attempt.error); /* of libnbd's, which does not tell that it was us */
     c->attempt = (struct nbd_attempt){ .errnum = ENDPOINT_FULL };
     text_error (&c->attempt.error, "%s: a connection took too long", c->nep->ep.name);
   }

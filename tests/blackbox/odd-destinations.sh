@@ -154,6 +154,25 @@ for admits in 1 3; do
   stop src
 done
 
+# One that goes on waiting for them in the TLS handshake.
+if nbdkit --dump-config | grep -q '^tls=yes'; then
+  echo 'user:0123456789abcdef0123456789abcdef' >"$tmp/psk"
+  port=$(free_port)
+  truncate -s 16M "$tmp/tls.img"
+  spawn tls nbdkit -f -i 127.0.0.1 -p "$port" --tls=require --tls-psk="$tmp/psk" file "$tmp/tls.img"
+  wait_for 20 nbdinfo --size "nbds://user@127.0.0.1:$port/?tls-psk-file=$tmp/psk"
+  # shellcheck disable=SC2016
+  spawn relay sh -c 'exec "$@" >"$0"' "$tmp/relay.port" "$python" \
+    "$srcdir/tests/blackbox/tls-relay.py" "$port" "$tmp/relay.seen" 1
+  wait_for 20 test -s "$tmp/relay.port"
+  has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" --connect-timeout 2s \
+    "nbds://user@127.0.0.1:$(cat "$tmp/relay.port")/?tls-psk-file=$tmp/psk"
+  [ "$(nproc)" = 1 ] || warned "$tmp/err"
+  cmp "$tmp/disk" "$tmp/tls.img" || fail "by one TLS connection: differs"
+  stop relay
+  stop tls
+fi
+
 # The connections after the first are made at the same time.
 if [ "$(nproc)" != 1 ]; then
   start_fake together --size 16M --multi-conn --connections 2-4 --handshake hello-together

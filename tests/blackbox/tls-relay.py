@@ -1,11 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""tls-relay.py PORT LOG: passes TCP connections to localhost on to PORT there, and looks at what
-goes by.  Prints the port that it listens at.  LOG gets a line for each connection that has ended:
+"""tls-relay.py PORT LOG [NR]: passes TCP connections to localhost on to PORT there, and looks at
+what goes by.  Prints the port that it listens at.  LOG gets a line for each connection that has
+ended:
 
     tls UP DOWN      NBD's negotiation up to STARTTLS, then nothing but TLS records; bytes each way
     clear WHAT       anything else: WHAT says where
     refused          the server ended it before the client had asked for anything that matters
+
+With NR, the connections after so many hear nothing of the server's TLS.
 """
 
 import contextlib
@@ -27,8 +30,8 @@ class Side:
     """One direction.  Reads what comes, exactly as it has to be, and remembers how much of it was
     TLS."""
 
-    def __init__(self, source, sink):
-        self.source, self.sink = source, sink
+    def __init__(self, source, sink, mute=False):
+        self.source, self.sink, self.mute = source, sink, mute
         self.waiting = b""
         self.fault, self.bytes = None, 0
 
@@ -67,8 +70,10 @@ class Side:
                 if not data:
                     self.sink.shutdown(socket.SHUT_WR)
                     return
+                mute = self.mute and self.step == 2
                 self.feed(data)
-                self.sink.sendall(data)
+                if not mute:
+                    self.sink.sendall(data)
             except OSError:  # that is the end of the other direction, too
                 for end in (self.source, self.sink):
                     with contextlib.suppress(OSError):
@@ -111,9 +116,9 @@ class Server(Side):
         return True
 
 
-def relay(client, port, log):
+def relay(client, port, log, mute):
     with client, socket.create_connection(("localhost", port)) as server:
-        up, down = Client(client, server), Server(server, client)
+        up, down = Client(client, server), Server(server, client, mute)
         threads = [threading.Thread(target=side.pump) for side in (up, down)]
         for thread in threads:
             thread.start()
@@ -127,10 +132,13 @@ def relay(client, port, log):
 
 def main():
     port, log = int(sys.argv[1]), sys.argv[2]
+    most, nr = int(sys.argv[3]) if len(sys.argv) > 3 else None, 0
     listener = socket.create_server(("localhost", 0), backlog=16)
     print(listener.getsockname()[1], flush=True)
     while True:
-        threading.Thread(target=relay, args=(listener.accept()[0], port, log), daemon=True).start()
+        client, nr = listener.accept()[0], nr + 1
+        mute = most is not None and nr > most
+        threading.Thread(target=relay, args=(client, port, log, mute), daemon=True).start()
 
 
 main()
