@@ -27,4 +27,5 @@ libbase_la_SOURCES = \
 	base/tracked-mark.c \
 	base/tracked-mark.h \
 	base/uuid.c \
-	base/uuid.h
+	base/uuid.h \
+	base/zero.h

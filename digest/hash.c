@@ -5,7 +5,6 @@
 
 #include "config.h"
 
-#include <stdbool.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -14,15 +13,8 @@
 #include <xxh_x86dispatch.h>
 #endif
 
+#include "base/zero.h"
 #include "digest/hash.h"
-
-/* memcmp() gives up at the first byte that is not zero, so this costs nothing where there is data,
- * and is five times as fast as the hash where there is none. */
-static bool
-is_zero (const uint8_t *data, size_t length)
-{
-  return data[0] == 0 && memcmp (data, data + 1, length - 1) == 0;
-}
 
 void
 digest_blocks (const struct digest_key *key, const void *data, size_t length, uint8_t *out)
@@ -31,7 +23,7 @@ digest_blocks (const struct digest_key *key, const void *data, size_t length, ui
 
   while (length > 0) {
     size_t n = length < key->block ? length : key->block;
-    if (is_zero (p, n))
+    if (all_zero (p, n)) /* five times as fast as the hash */
       memset (out, 0, DIGEST_SIZE);
     else {
       XXH128_canonical_t canonical;

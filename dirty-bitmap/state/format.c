@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "base/zero.h"
 #include "dirty-bitmap/samples.h"
 #include "dirty-bitmap/state/format.h"
 
@@ -169,12 +170,6 @@ state_page_seal (uint8_t *page, size_t size, const struct state_page_id *id)
   put64 (page + P_SEQUENCE, id->sequence);
   memcpy (page + P_UUID, id->uuid, 16);
   put32 (page + P_CRC, state_crc32c (page, size));
-}
-
-static bool
-all_zero (const uint8_t *p, size_t n)
-{
-  return n == 0 || (p[0] == 0 && memcmp (p, p + 1, n - 1) == 0);
 }
 
 enum state_page_state

@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/zero.h"
 #include "mirror/engine/internal.h"
 
 #define FLUSH_INTERVAL_NS ((uint64_t)NS_PER_S)
@@ -59,7 +60,7 @@ engine_propose_sample (struct engine *e, const struct engine_task *t, const uint
   if (length > SAMPLE_BYTES)
     length = SAMPLE_BYTES;
 
-  bool zero = data[0] == 0 && memcmp (data, data + 1, length - 1) == 0;
+  bool zero = all_zero (data, length);
   unsigned first = zero ? PENDING_ZERO : kind == SAMPLE_SENT ? PENDING_SENT : PENDING_FOUND;
   unsigned end = zero ? ENGINE_PENDING_SAMPLES : first + 2;
   for (unsigned i = first; i < end; i++) {

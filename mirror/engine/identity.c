@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "base/zero.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/samples.h"
 #include "mirror/endpoint/blocking.h"
@@ -63,12 +64,6 @@ probes_free (struct probes *p)
   free (p->memory);
 }
 
-static bool
-is_zero (const struct sample *s)
-{
-  return s->data[0] == 0 && memcmp (s->data, s->data + 1, s->length - 1) == 0;
-}
-
 /* Up to MOST samples that can be compared, and those of what was sent first.  Those of zeroes,
  * which an empty disk has as well, come last: a disk that begins with zeroes has many of them. */
 static void
@@ -79,7 +74,8 @@ choose_samples (struct probes *p, unsigned most, const struct region *r)
     bool zeroes = n >= SAMPLES_MAX;
 
     if (!samples_get (r, (SAMPLES_FOUND + n) % SAMPLES_MAX, &one->sample)
-        || is_zero (&one->sample) != zeroes || !samples_comparable (r, &one->sample))
+        || all_zero (one->sample.data, one->sample.length) != zeroes
+        || !samples_comparable (r, &one->sample))
       continue;
     one->offset = one->sample.block << r->geo.block_shift;
     p->nr++;
@@ -97,7 +93,7 @@ identity_is_provable (const struct region *r)
   struct sample s;
 
   for (unsigned i = 0; i < SAMPLES_MAX; i++)
-    if (samples_get (r, i, &s) && !is_zero (&s) && samples_comparable (r, &s)
+    if (samples_get (r, i, &s) && !all_zero (s.data, s.length) && samples_comparable (r, &s)
         && (found_will_do || s.kind == SAMPLE_SENT))
       return true;
   return false;

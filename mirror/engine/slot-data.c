@@ -28,18 +28,13 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/zero.h"
 #include "mirror/engine/difference.h"
 #include "mirror/engine/slot-data.h"
 
 #define ZERO_UNIT 4096u /* zeroes are looked for in pieces of this */
 
 static void send_pieces (struct slot *sl);
-
-static bool
-is_zero (const uint8_t *p, size_t n)
-{
-  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
-}
 
 static bool
 has_unit (const struct slot *sl, uint64_t units, uint64_t at)
@@ -59,7 +54,7 @@ sample_block (const struct slot *sl)
     uint64_t at = n << geo->block_shift, left = sl->length - at;
     if (has_unit (sl, sl->data.same, at))
       continue;
-    if (!is_zero (sl->buf + at, left < SAMPLE_BYTES ? left : SAMPLE_BYTES))
+    if (!all_zero (sl->buf + at, left < SAMPLE_BYTES ? left : SAMPLE_BYTES))
       return n;
     if (zeroes == UINT64_MAX)
       zeroes = n;
@@ -144,7 +139,7 @@ piece_at (const struct slot *sl, uint64_t at, uint64_t n)
   if (has_unit (sl, sl->data.same, at))
     return PIECE_SAME;
   if (!endpoint_info (target->endpoint)->can_zero || n % target->min_block != 0
-      || !is_zero (sl->buf + at, n))
+      || !all_zero (sl->buf + at, n))
     return PIECE_DATA;
   return has_unit (sl, sl->data.holes, at) ? PIECE_ZERO : PIECE_THICK;
 }
@@ -339,7 +334,7 @@ zero_units (const struct slot *sl)
 
   for (uint64_t at = 0; info->can_zero && at < sl->length; at += unit)
     if (!has_unit (sl, sl->data.same, at)
-        && is_zero (sl->buf + at, sl->length - at < unit ? sl->length - at : unit))
+        && all_zero (sl->buf + at, sl->length - at < unit ? sl->length - at : unit))
       found |= UINT64_C (1) << at / unit;
   return found;
 }

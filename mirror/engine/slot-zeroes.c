@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/zero.h"
 #include "mirror/engine/slot-zeroes.h"
 
 /* A server may have to write the zeroes out, for all slots at the same time, within the time limit
@@ -149,7 +150,7 @@ on_dest_read (void *opaque, int err)
     slot_dest_failed (sl, "read", err ? err : ESHUTDOWN);
     return;
   }
-  if (!err && sl->buf[0] == 0 && memcmp (sl->buf, sl->buf + 1, z->chunk - 1) == 0)
+  if (!err && all_zero (sl->buf, z->chunk))
     leave_alone (sl, z->chunk);
   else
     z->write_end = z->pos + z->chunk;

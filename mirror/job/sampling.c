@@ -11,6 +11,7 @@
 #include <sys/random.h>
 
 #include "base/text.h"
+#include "base/zero.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/buffers.h"
 #include "mirror/job/sampling-data.h"
@@ -117,12 +118,6 @@ read_ours (struct batch *b, unsigned first)
   return err;
 }
 
-static bool
-is_zero (const uint8_t *p, size_t n)
-{
-  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
-}
-
 /* The next blocks to look at, at most MAX.  Returns how many; 0: there is none. */
 static unsigned
 pick (struct batch *b, struct sampling_spot *spots, unsigned max)
@@ -209,7 +204,7 @@ drop_zeroes (struct batch *b, unsigned first)
   unsigned kept = first;
 
   for (unsigned i = first; i < b->nr; i++) {
-    if (!b->theirs[i] && is_zero (ours_of (b, i), b->block))
+    if (!b->theirs[i] && all_zero (ours_of (b, i), b->block))
       continue;
     if (kept != i)
       memcpy (ours_of (b, kept), ours_of (b, i), b->block);
@@ -273,7 +268,7 @@ all_equal (struct batch *b, struct sampled *found)
   for (unsigned i = 0; i < b->nr; i++) {
     uint32_t length = length_at (b, b->size, b->offset[i]);
     if (memcmp (ours_of (b, i), theirs_of (b, i), length) == 0) {
-      if (s->equal != NULL && !is_zero (ours_of (b, i), length))
+      if (s->equal != NULL && !all_zero (ours_of (b, i), length))
         s->equal (s->opaque, b->offset[i], ours_of (b, i), length);
     } else if (s->leave_out == NULL || !s->leave_out (s->opaque, b->offset[i], length, true)) {
       found->where = b->offset[i];

@@ -27,6 +27,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/text.h"
+#include "base/zero.h"
 #include "budget/budget.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/buffers.h"
@@ -211,8 +212,7 @@ send_piece (struct stream *s, struct piece *p)
           endpoint_name (s->ep), info->size);
     return;
   }
-  bool zero = p->len == s->piece_bytes && info->can_zero && p->buf[0] == 0
-              && memcmp (p->buf, p->buf + 1, p->len - 1) == 0;
+  bool zero = p->len == s->piece_bytes && info->can_zero && all_zero (p->buf, p->len);
   if (!start_write (s, p, zero))
     return;
   s->zero_last = zero;
