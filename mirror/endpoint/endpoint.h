@@ -155,6 +155,13 @@ struct endpoint_info {
   char *note;          /* something worth telling the user once, or NULL (O_DIRECT refused …) */
 };
 
+/* LENGTH bytes from a block's beginning, rounded up to the endpoint's smallest blocks. */
+static inline uint64_t
+endpoint_round_up (const struct endpoint_info *info, uint64_t length)
+{
+  return (length + info->min_block - 1) / info->min_block * info->min_block;
+}
+
 /* One extent of a block status answer. */
 struct endpoint_extent {
   uint64_t length; /* bytes, > 0 */

@@ -207,9 +207,8 @@ flush_and_read (struct nbd_handle *h, struct endpoint_info *info, void *buf, uin
 static uint32_t
 first_length (const struct endpoint_info *info)
 {
-  uint64_t n = info->size < FIRST_BYTES ? info->size : FIRST_BYTES;
+  uint64_t n = endpoint_round_up (info, info->size < FIRST_BYTES ? info->size : FIRST_BYTES);
 
-  n = (n + info->min_block - 1) / info->min_block * info->min_block;
   return n > info->size || n > info->max_request ? 0 : (uint32_t)n;
 }
 

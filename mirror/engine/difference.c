@@ -62,7 +62,7 @@ read_from (struct slot *sl, struct channel *ch, const struct endpoint_info *info
     n = info->max_request;
   if (n > info->size - at)
     n = info->size - at;
-  uint64_t rounded = (n + info->min_block - 1) / info->min_block * info->min_block;
+  uint64_t rounded = endpoint_round_up (info, n);
   d->look_pos += n;
   if (channel_read (ch, sl->second + (at - sl->offset), (uint32_t)rounded, at, on_read, sl) == -1)
     on_read (sl, errno);

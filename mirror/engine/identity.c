@@ -125,7 +125,7 @@ was_read (void *opaque, int error)
 static int
 begin (struct channel *ch, const struct endpoint_info *info, struct probe *one, uint32_t length)
 {
-  uint64_t n = (length + (uint64_t)info->min_block - 1) / info->min_block * info->min_block;
+  uint64_t n = endpoint_round_up (info, length);
 
   if (one->offset + n > info->size)
     return EINVAL;

@@ -111,14 +111,13 @@ on_read_back (void *opaque, int err)
 static void
 read_back (struct slot *sl)
 {
-  const struct target *target = sl->of->target;
+  const struct endpoint_info *info = endpoint_info (sl->of->target->endpoint);
   uint64_t at = sl->data.pos, n = sl->length - at;
-  uint32_t max = endpoint_info (target->endpoint)->max_request;
 
-  if (n > max)
-    n = max;
+  if (n > info->max_request)
+    n = info->max_request;
   sl->data.pos += n;
-  n = (n + target->min_block - 1) / target->min_block * target->min_block;
+  n = endpoint_round_up (info, n);
   if (channel_read (sl->of->dest, sl->second + at, (uint32_t)n, sl->offset + at, on_read_back, sl)
       == -1)
     slot_dest_failed (sl, "read-back", errno);

@@ -83,7 +83,9 @@ send_as_data (struct slot *sl, uint64_t *len)
   if (*len > max)
     *len = max;
   memset (sl->buf, 0, *len);
-  uint64_t pad = *len % target->min_block ? target->tail_pad_len : 0;
+  /* Behind the disk's odd end goes what the destination has there. */
+  uint64_t end = sl->offset + sl->zeroes.pos + *len;
+  uint64_t pad = end == e->region->geo.disk_size ? target->tail_pad_len : 0;
   if (pad)
     memcpy (sl->buf + *len, target->tail_pad, pad);
   atomic_fetch_add (&e->region->hdr->sent_bytes, *len);
@@ -163,14 +165,14 @@ read_some (struct slot *sl)
 {
   struct slot_zeroes *z = &sl->zeroes;
   const struct engine *e = sl->of->engine;
-  const struct target *target = sl->of->target;
+  const struct endpoint_info *info = endpoint_info (sl->of->target->endpoint);
   uint64_t max = e->request_blocks << e->region->geo.block_shift;
 
   z->state = ZEROES_READING;
-  if (max > endpoint_info (target->endpoint)->max_request)
-    max = endpoint_info (target->endpoint)->max_request;
+  if (max > info->max_request)
+    max = info->max_request;
   z->chunk = z->read_end - z->pos < max ? z->read_end - z->pos : max;
-  uint64_t n = (z->chunk + target->min_block - 1) / target->min_block * target->min_block;
+  uint64_t n = endpoint_round_up (info, z->chunk);
   if (channel_read (sl->of->dest, sl->buf, (uint32_t)n, sl->offset + z->pos, on_dest_read, sl)
       == -1)
     slot_dest_failed (sl, "read", errno);

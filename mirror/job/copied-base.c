@@ -39,7 +39,7 @@ add_tail (struct reading *r, uint64_t offset)
 {
   const struct endpoint_info *info = endpoint_info (r->p->dest);
   uint32_t block = digest_whole_key.block, n = (uint32_t)(r->p->size - offset);
-  uint32_t asked = (n + info->min_block - 1) / info->min_block * info->min_block;
+  uint64_t asked = endpoint_round_up (info, n);
   uint8_t digest[DIGEST_SIZE];
 
   if (asked > block)
@@ -47,7 +47,7 @@ add_tail (struct reading *r, uint64_t offset)
   uint8_t *buf = aligned_alloc (4096, block);
   if (buf == NULL)
     return ENOMEM;
-  int err = sync_read (r->disk, buf, asked, offset);
+  int err = sync_read (r->disk, buf, (uint32_t)asked, offset);
   memset (buf + n, 0, block - n);
   digest_blocks (&digest_whole_key, buf, block, digest);
   free (buf);
