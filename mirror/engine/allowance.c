@@ -5,44 +5,52 @@
 
 #include "config.h"
 
+#include <stddef.h>
+
 #include "budget/budget.h"
 #include "mirror/engine/allowance.h"
-#include "mirror/engine/engine.h"
+
+void
+allowance_init (struct allowance *a, uint64_t rate, struct budget *budget, uint64_t now_ns)
+{
+  *a = (struct allowance){ .budget = budget };
+  rate_init (&a->rate, rate, now_ns);
+}
 
 uint64_t
-allowance_wait (struct engine *e, uint64_t now_ns)
+allowance_wait (struct allowance *a, uint64_t now_ns)
 {
-  if (e->rate_off)
+  if (a->off)
     return 0;
-  uint64_t wait = rate_wait (&e->rate, now_ns);
-  uint64_t shared = e->options.budget != NULL ? budget_wait (e->options.budget, now_ns) : 0;
+  uint64_t wait = rate_wait (&a->rate, now_ns);
+  uint64_t shared = a->budget != NULL ? budget_wait (a->budget, now_ns) : 0;
   return wait > shared ? wait : shared;
 }
 
 void
-allowance_take (struct engine *e, uint64_t bytes, uint64_t now_ns)
+allowance_take (struct allowance *a, uint64_t bytes, uint64_t now_ns)
 {
-  if (e->rate_off)
+  if (a->off)
     return;
-  rate_take (&e->rate, bytes);
-  if (e->options.budget != NULL)
-    budget_take (e->options.budget, bytes, now_ns);
+  rate_take (&a->rate, bytes);
+  if (a->budget != NULL)
+    budget_take (a->budget, bytes, now_ns);
 }
 
 void
-allowance_give (struct engine *e, uint64_t bytes)
+allowance_give (struct allowance *a, uint64_t bytes)
 {
-  if (e->rate_off)
+  if (a->off)
     return;
-  rate_give (&e->rate, bytes);
-  if (e->options.budget != NULL)
-    budget_give (e->options.budget, bytes);
+  rate_give (&a->rate, bytes);
+  if (a->budget != NULL)
+    budget_give (a->budget, bytes);
 }
 
 uint64_t
-allowance_rate (const struct engine *e, uint64_t rate)
+allowance_rate (const struct allowance *a, uint64_t rate)
 {
-  uint64_t share = e->options.budget != NULL ? budget_share (e->options.budget) : 0;
+  uint64_t share = a->budget != NULL ? budget_share (a->budget) : 0;
 
   return share != 0 && (rate == 0 || share < rate) ? share : rate;
 }

@@ -43,7 +43,7 @@ engine_init (struct engine *e, struct region *region, struct endpoint *source,
     e->request_blocks = 1;
   pthread_mutex_init (&e->lock, NULL);
   pass_init (&e->pass);
-  rate_init (&e->rate, options->rate_limit, clock_ns ());
+  allowance_init (&e->allowance, options->rate_limit, options->budget, clock_ns ());
   e->counting = true;
   e->last_flush_ns = clock_ns ();
   e->unanswered = !bitmap_empty (region, REGION_QUARANTINE);
@@ -87,7 +87,7 @@ void
 engine_set_rate (struct engine *e, uint64_t bytes_per_s)
 {
   pthread_mutex_lock (&e->lock);
-  rate_set (&e->rate, bytes_per_s, clock_ns ());
+  rate_set (&e->allowance.rate, bytes_per_s, clock_ns ());
   engine_wake_all (e);
   pthread_mutex_unlock (&e->lock);
 }
@@ -108,7 +108,7 @@ engine_set_hurry (struct engine *e, bool hurry, bool ignore_rate)
 {
   pthread_mutex_lock (&e->lock);
   e->hurry = hurry;
-  e->rate_off = hurry && ignore_rate;
+  e->allowance.off = hurry && ignore_rate;
   engine_wake_all (e);
   pthread_mutex_unlock (&e->lock);
 }

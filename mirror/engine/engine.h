@@ -38,11 +38,11 @@
 #include "dirty-bitmap/claims.h"
 #include "dirty-bitmap/samples.h"
 #include "mirror/endpoint/endpoint.h"
+#include "mirror/engine/allowance.h"
 #include "mirror/engine/catchup.h"
 #include "mirror/engine/latency.h"
 #include "mirror/engine/neighbours.h"
 #include "mirror/engine/pass.h"
-#include "mirror/engine/rate.h"
 #include "mirror/engine/untouched.h"
 #include "mirror/engine/urgent-queue.h"
 
@@ -147,14 +147,13 @@ struct engine {
   pthread_mutex_t lock;                 /* everything below */
   const struct engine_copiers *copiers; /* NULL: no session */
   struct pass pass;
-  struct rate_limit rate;
+  struct allowance allowance;
   struct urgent_queue urgent;
   struct catchup catchup;
   struct latency latency;
   struct neighbours neighbours;
   uint64_t write_delay_ns;         /* how long a guest's write waits at most */
   uint64_t busy_ns, busy_since_ns; /* time with anything busy; the present such span's beginning */
-  bool rate_off;                   /* the user lets the last phase ignore the limit */
   bool paused;
   bool hurry;           /* the gate is held, or will be at once: no idle waits */
   bool watched;         /* the bell rings when a block turns dirty, so copiers may sleep */

@@ -137,7 +137,7 @@ take (struct engine *e, struct engine_task *t)
 static bool
 rate_allows (struct engine *e, struct engine_task *t, uint64_t now)
 {
-  uint64_t wait = allowance_wait (e, now);
+  uint64_t wait = allowance_wait (&e->allowance, now);
   t->limited = wait > 0;
   if (!t->limited)
     return true;
@@ -152,7 +152,7 @@ rate_allows (struct engine *e, struct engine_task *t, uint64_t now)
 static void
 pay (struct engine *e, const struct engine_task *t, uint64_t now)
 {
-  allowance_take (e, region_bytes (&e->region->geo, t->first, t->count), now);
+  allowance_take (&e->allowance, region_bytes (&e->region->geo, t->first, t->count), now);
 }
 
 /* ---- the background ---- */
@@ -194,7 +194,7 @@ static uint64_t
 gap_blocks (const struct engine *e, uint64_t now)
 {
   if (!e->options.neighbours || e->catchup.on || e->hurry || e->request_blocks > 64
-      || allowance_rate (e, e->rate.rate) != 0)
+      || allowance_rate (&e->allowance, e->allowance.rate.rate) != 0)
     return 0;
   return neighbours_gap (&e->neighbours, now) >> e->region->geo.block_shift;
 }
@@ -491,6 +491,6 @@ void
 engine_refund (struct engine *e, uint64_t bytes)
 {
   pthread_mutex_lock (&e->lock);
-  allowance_give (e, bytes);
+  allowance_give (&e->allowance, bytes);
   pthread_mutex_unlock (&e->lock);
 }

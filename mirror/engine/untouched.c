@@ -97,9 +97,9 @@ uint64_t
 untouched_pay (struct engine *e, uint64_t bytes)
 {
   pthread_mutex_lock (&e->lock);
-  uint64_t now = clock_ns (), wait = allowance_wait (e, now);
+  uint64_t now = clock_ns (), wait = allowance_wait (&e->allowance, now);
   if (wait == 0)
-    allowance_take (e, bytes, now);
+    allowance_take (&e->allowance, bytes, now);
   pthread_mutex_unlock (&e->lock);
   return wait;
 }

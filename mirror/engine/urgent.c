@@ -149,9 +149,9 @@ engine_urgent_lost (struct engine *e)
 uint64_t
 engine_request_blocks (const struct engine *e)
 {
-  uint64_t rate = allowance_rate (e, e->rate.rate);
+  uint64_t rate = allowance_rate (&e->allowance, e->allowance.rate.rate);
 
-  if (!e->catchup.on || rate == 0 || e->rate_off)
+  if (!e->catchup.on || rate == 0 || e->allowance.off)
     return e->request_blocks;
   double bytes = (double)rate * (double)e->write_delay_ns / 1e9 / SHARE_OF_DELAY;
   double blocks = bytes / e->region->geo.block_size;

@@ -84,7 +84,8 @@ job_set_ready (struct job *j, bool ready)
 static uint64_t
 content_limit (const struct job *j)
 {
-  uint64_t limit = allowance_rate (&j->engine, j->rate_limit), wire = region_wire_bytes (j->region);
+  uint64_t limit = allowance_rate (&j->engine.allowance, j->rate_limit),
+           wire = region_wire_bytes (j->region);
   uint64_t sent = atomic_load (&j->region->hdr->sent_bytes);
 
   return wire > 0 && sent > wire ? (uint64_t)((double)limit * (double)sent / (double)wire) : limit;
@@ -223,7 +224,7 @@ static uint64_t
 stall_limit (struct job *j)
 {
   return stall_limit_ns (j->o->give_up_stalled_ns, ENGINE_REQUEST_BYTES,
-                         allowance_rate (&j->engine, j->rate_limit));
+                         allowance_rate (&j->engine.allowance, j->rate_limit));
 }
 
 /* Nothing has moved for as long as the user allows. */

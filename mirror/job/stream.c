@@ -28,11 +28,10 @@
 #include "base/fd.h"
 #include "base/text.h"
 #include "base/zero.h"
-#include "budget/budget.h"
 #include "mirror/endpoint/blocking.h"
 #include "mirror/endpoint/buffers.h"
 #include "mirror/endpoint/null.h"
-#include "mirror/engine/rate.h"
+#include "mirror/engine/allowance.h"
 #include "mirror/engine/session.h"
 #include "mirror/job/budget-status.h"
 #include "mirror/job/stream.h"
@@ -62,7 +61,7 @@ struct stream {
   bool is_socket;
   struct endpoint *ep;
   struct channel *ch;
-  struct rate_limit rate;
+  struct allowance allowance;
   uint8_t *buffers;
   struct piece pieces[PIECES];
   uint32_t piece_bytes; /* of a full piece: whole blocks of the endpoint */
@@ -104,25 +103,6 @@ request_failed (struct stream *s, const char *what, uint64_t offset, int err)
 {
   fail (s, endpoint_fault (s), "%s: %s at offset %" PRIu64 ": %s", endpoint_name (s->ep), what,
         offset, channel_error (s->ch) != NULL ? channel_error (s->ch) : strerror (err));
-}
-
-/* ---- the limits ------------------------------------------------------------------------------ */
-
-static uint64_t
-wait_ns (struct stream *s)
-{
-  uint64_t now = clock_ns (), wait = rate_wait (&s->rate, now);
-  uint64_t shared = s->o->budget != NULL ? budget_wait (s->o->budget, now) : 0;
-
-  return wait > shared ? wait : shared;
-}
-
-static void
-pay (struct stream *s, uint64_t bytes)
-{
-  rate_take (&s->rate, bytes);
-  if (s->o->budget != NULL && bytes > 0)
-    budget_take (s->o->budget, bytes, clock_ns ());
 }
 
 /* ---- from a stream -------------------------------------------------------------------------- */
@@ -217,7 +197,8 @@ send_piece (struct stream *s, struct piece *p)
     return;
   s->zero_last = zero;
   *(zero ? &s->zeroes : &s->sent) += p->len;
-  pay (s, zero ? 0 : p->len);
+  if (!zero)
+    allowance_take (&s->allowance, p->len, clock_ns ());
   s->offset += p->len;
   s->next = (s->next + 1) % PIECES;
   s->unflushed += p->len;
@@ -344,7 +325,7 @@ advance_to_stream (struct stream *s)
   uint64_t size = endpoint_info (s->ep)->size;
 
   while (s->offset < size && s->pieces[s->next].state == PIECE_FREE && channel_room (s->ch) > 0
-         && wait_ns (s) == 0) {
+         && allowance_wait (&s->allowance, clock_ns ()) == 0) {
     struct piece *p = &s->pieces[s->next];
     uint64_t left = size - s->offset;
     *p = (struct piece){ .of = s,
@@ -357,7 +338,7 @@ advance_to_stream (struct stream *s)
       on_read (p, errno);
       return false;
     }
-    pay (s, p->len);
+    allowance_take (&s->allowance, p->len, clock_ns ());
     s->offset += p->len;
     s->next = (s->next + 1) % PIECES;
   }
@@ -460,7 +441,7 @@ prepare (struct stream *s)
   }
   for (unsigned i = 0; i < PIECES; i++)
     s->pieces[i] = (struct piece){ .of = s, .buf = s->buffers + (size_t)i * room };
-  rate_init (&s->rate, s->o->rate_limit, clock_ns ());
+  allowance_init (&s->allowance, s->o->rate_limit, s->o->budget, clock_ns ());
   look_at_stream (s);
   return true;
 }
@@ -470,7 +451,7 @@ static void
 turn (struct stream *s)
 {
   struct pollfd fds[2 + CHANNEL_MAX_FDS];
-  uint64_t wait = wait_ns (s);
+  uint64_t wait = allowance_wait (&s->allowance, clock_ns ());
   int timeout = TICK_MS;
   bool ready = s->to_stream ? may_send (s) : wait == 0 && may_receive (s);
 
@@ -487,9 +468,8 @@ turn (struct stream *s)
     fail (s, endpoint_fault (s), "%s", channel_error (s->ch));
   uint64_t saved = channel_take_saved (s->ch);
   s->saved += saved;
-  rate_give (&s->rate, saved);
-  if (s->o->budget != NULL && saved > 0)
-    budget_give (s->o->budget, saved);
+  if (saved > 0)
+    allowance_give (&s->allowance, saved);
   if (s->error == NULL && fds[1].revents != 0) {
     if (s->to_stream)
       send_to_stream (s);
