@@ -379,7 +379,7 @@ nbd_stop (struct channel *ch)
 {
   struct nbd_channel *nc = (struct nbd_channel *)ch;
   const struct nbd_endpoint *nep = (struct nbd_endpoint *)ch->ep;
-  bool idle = true, ours = nep->command != NULL && !nep->has_stdio;
+  bool idle = true, ours = nep->command != NULL && !nep->has_stdio, packs = nc->queue != NULL;
 
   nc->stopping = true;
   for (unsigned i = 0; i < nc->nr_conns; i++)
@@ -396,10 +396,10 @@ nbd_stop (struct channel *ch)
   nc->nr_conns = 0;
   /* What the compressor and libnbd had of them is in use no more. */
   squeeze_queue_free (nc->queue);
-  for (struct op *op = nc->queue ? ch->in_flight.first : NULL; op; op = op->next)
+  nc->queue = NULL;
+  for (struct op *op = packs ? ch->in_flight.first : NULL; op; op = op->next)
     if (op->kind == OP_WRITE)
       squeeze_drop (&op->squeeze);
-  nc->queue = NULL;
 }
 
 static void
