@@ -25,8 +25,8 @@
 #define ABORT_BUG_LAST 1033009
 #define SOURCE_CONNECTIONS 4 /* of each copier, where each takes one request */
 /* A worker that has lost its server waits 2 s for answers to its requests, and then ends. */
-#define WOULD_BE_CREATED "%s does not exist: it would be created"
 #define OLD_WORKER_MS 3000
+#define WOULD_BE_CREATED "%s does not exist: it would be created"
 #define SELF_PROBES 4
 
 /* "1.32.5" as 1032005; 0 if it is no version. */
