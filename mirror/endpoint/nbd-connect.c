@@ -322,44 +322,45 @@ failed:
 /* The server has answered H, the endpoint's first connection: the others may come.  Were they
  * earlier, then a server that serves one client after another could take one of them first. */
 static void
-begin_others (struct nbd_endpoint *nep, struct nbd_handle *h)
+begin_others (void *opaque, struct nbd_handle *h)
 {
+  struct nbd_endpoint *nep = opaque;
+
   if (!nep->ep.info.is_nbd && nep->uri != NULL && nbd_get_protocol (h) != NULL)
     nbd_ahead_begin (&nep->ahead, nep, nbd_connections_beside (nep, true));
 }
 
-/* Go on until H has negotiated all but the export, or all, or is over.  0, or -1 where libnbd said
- * so, or ETIMEDOUT.  UP is NULL where no call of libnbd's waits. */
-static int
-negotiate (struct nbd_endpoint *nep, struct nbd_handle *h, const struct nbd_connecting *beside,
-           int64_t deadline, struct nbd_hang_up *up)
+int
+nbd_negotiate (struct nbd_handle *h, int64_t deadline, struct nbd_hang_up *up, nbd_step *step,
+               void *opaque)
 {
-  while (nbd_aio_is_negotiating (h) != 1 && !nbd_aio_is_ready (h) && !nbd_is_over (h)) {
+  while (nbd_aio_is_negotiating (h) != 1 && nbd_aio_is_ready (h) != 1) {
     int64_t left = deadline - endpoint_now_ms ();
 
+    if (nbd_is_over (h))
+      return -1;
     if (left <= 0)
       return ETIMEDOUT;
     if (up != NULL)
       nbd_hang_up_watch (up, nbd_aio_get_fd (h));
     if (nbd_poll_handle (h, (int)left) == -1)
       return -1;
-    if (beside == NULL)
-      begin_others (nep, h);
+    if (step != NULL)
+      step (opaque, h);
   }
   return 0;
 }
 
-/* The same where there may be a TLS handshake. */
-static int
-negotiate_tls (struct nbd_endpoint *nep, struct nbd_handle *h, int64_t deadline)
+int
+nbd_negotiate_tls (struct nbd_handle *h, bool tls, int64_t deadline, nbd_step *step, void *opaque)
 {
   struct nbd_hang_up up;
   int64_t left = deadline - endpoint_now_ms ();
 
-  if (nep->uri == NULL || !nep->uri->tls
+  if (!tls
       || nbd_hang_up_start (&up, clock_ns () + (uint64_t)(left > 0 ? left : 0) * NS_PER_MS) != 0)
-    return negotiate (nep, h, NULL, deadline, NULL);
-  int r = negotiate (nep, h, NULL, deadline, &up);
+    return nbd_negotiate (h, deadline, NULL, step, opaque);
+  int r = nbd_negotiate (h, deadline, &up, step, opaque);
   return nbd_hang_up_end (&up) ? ETIMEDOUT : r;
 }
 
@@ -397,16 +398,17 @@ finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_co
                    int64_t deadline, int *errnum, char **error)
 {
   struct option *begun = NULL;
+  bool tls = nep->uri != NULL && nep->uri->tls;
   uint64_t began = clock_ns ();
-  int r = beside != NULL ? negotiate (nep, h, beside, deadline, &beside->hang_up)
-                         : negotiate_tls (nep, h, deadline);
+  int r = beside != NULL ? nbd_negotiate (h, deadline, &beside->hang_up, NULL, NULL)
+                         : nbd_negotiate_tls (h, tls, deadline, begin_others, nep);
   uint64_t negotiation_ns = clock_ns () - began;
 
   if (r == ETIMEDOUT) {
     no_answer (nep, h, errnum, error);
     return -1;
   }
-  if (r == 0 && !nbd_is_over (h) && beside != NULL && !wait_beside (nep, h, beside, &begun)) {
+  if (r == 0 && beside != NULL && !wait_beside (nep, h, beside, &begun)) {
     endpoint_fail (errnum, error, ECANCELED, "%s: one connection less is used", nep->ep.name);
     return -1;
   }
@@ -417,7 +419,7 @@ finish_connecting (struct nbd_endpoint *nep, struct nbd_handle *h, struct nbd_co
     connect_failed (nep, errnum, error);
     return -1;
   }
-  if (nep->uri && nep->uri->tls && nbd_get_tls_negotiated (h) != 1) {
+  if (tls && nbd_get_tls_negotiated (h) != 1) {
     endpoint_fail (errnum, error, EPROTO, "%s: the connection is not encrypted", nep->ep.name);
     return -1;
   }

@@ -79,6 +79,15 @@ int nbd_reason_errno (void);
 bool nbd_is_over (struct nbd_handle *h);
 /* Poll for H once.  0, or -1 when there is nothing to wait for any more. */
 int nbd_poll_handle (struct nbd_handle *h, int timeout_ms);
+/* What is to be done after each step of a handshake. */
+typedef void nbd_step (void *opaque, struct nbd_handle *h);
+/* Go on until H has negotiated all but the export, or all.  0; -1 where libnbd said so, or H is
+ * over; or ETIMEDOUT.  UP is NULL where no call of libnbd's waits.  STEP may be NULL. */
+int nbd_negotiate (struct nbd_handle *h, int64_t deadline, struct nbd_hang_up *up, nbd_step *step,
+                   void *opaque);
+/* The same where there may be a TLS handshake. */
+int nbd_negotiate_tls (struct nbd_handle *h, bool tls, int64_t deadline, nbd_step *step,
+                       void *opaque);
 /* A connection that is ready for requests.  BESIDE is NULL, or which one it is of those that are
  * made ahead.  The endpoint's first connection begins these.  NULL with *ERRNUM and *ERROR. */
 struct nbd_handle *nbd_connect (struct nbd_endpoint *nep, struct nbd_connecting *beside,

@@ -10,11 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/text.h"
 #include "control/receive-exports.h"
 #include "mirror/endpoint/nbd.h"
-#include "mirror/endpoint/nbd-hang-up.h"
 #include "mirror/endpoint/seal.h"
 
 #define EARLY_MS 2000 /* for a connection that is only to save time, and for the answer on it */
@@ -35,40 +33,6 @@ too_late (struct nbd_handle *h, const char *uri, char **error)
   return -1;
 }
 
-/* Until H has negotiated all but the export.  0, or -1 where libnbd said so, or ETIMEDOUT.  UP is
- * NULL where no call of libnbd's waits. */
-static int
-negotiate (struct nbd_handle *h, int64_t deadline, struct nbd_hang_up *up)
-{
-  while (nbd_aio_is_negotiating (h) != 1 && nbd_aio_is_ready (h) != 1) {
-    int64_t left = deadline - endpoint_now_ms ();
-
-    if (left <= 0)
-      return ETIMEDOUT;
-    if (nbd_is_over (h))
-      return -1;
-    if (up != NULL)
-      nbd_hang_up_watch (up, nbd_aio_get_fd (h));
-    if (nbd_poll_handle (h, (int)left) == -1)
-      return -1;
-  }
-  return 0;
-}
-
-/* The same where there may be a TLS handshake. */
-static int
-negotiate_tls (const struct uri *place, struct nbd_handle *h, int64_t deadline)
-{
-  struct nbd_hang_up up;
-  int64_t left = deadline - endpoint_now_ms ();
-
-  if (!place->tls
-      || nbd_hang_up_start (&up, clock_ns () + (uint64_t)(left > 0 ? left : 0) * NS_PER_MS) != 0)
-    return negotiate (h, deadline, NULL);
-  int r = negotiate (h, deadline, &up);
-  return nbd_hang_up_end (&up) ? ETIMEDOUT : r;
-}
-
 /* A connection in option mode.  NULL with *ERROR. */
 static struct nbd_handle *
 connect_to (const struct uri *place, const char *uri, int64_t deadline, char **error)
@@ -84,7 +48,7 @@ connect_to (const struct uri *place, const char *uri, int64_t deadline, char **e
   if (nbd_set_uri_allow_local_file (h, true) == -1 || nbd_set_opt_mode (h, true) == -1
       || nbd_aio_connect_uri (h, uri) == -1)
     return failed (h, uri, error), NULL;
-  int r = negotiate_tls (place, h, deadline);
+  int r = nbd_negotiate_tls (h, place->tls, deadline, NULL, NULL);
   if (r != 0)
     return r == ETIMEDOUT ? too_late (h, uri, error) : failed (h, uri, error), NULL;
   if (place->tls && nbd_get_tls_negotiated (h) != 1) {
