@@ -107,11 +107,23 @@ spawn relay sh -c 'exec "$@" >"$0"' "$tmp/relay.ready" "$relay" --listen "$tmp/f
 wait_for 10 grep -q ready "$tmp/relay.ready"
 spawn mirror nbdmirror mirror "${control[large]}" "nbd+unix:///?socket=$tmp/far.line"
 wait_state "${control[large]}" ready 20
+worker=$(status_of "${control[large]}" worker-pid)
 is_small () {
   local kib
-  kib=$(awk '/^Private_/ { n += $2 } END { print n }' \
-    "/proc/$(status_of "${control[large]}" worker-pid)/smaps_rollup")
-  note "ready worker: $kib KiB of memory"
+  kib=$(awk '/^Private_/ { n += $2 } END { print n }' "/proc/$worker/smaps_rollup")
+  note "worker over a long line: $kib KiB of memory"
   [ "$kib" -le $((12 << 10)) ]
 }
 wait_for 10 is_small
+stop mirror
+
+# Paused before it was ready, where a flush takes long: no flush tells it anything.
+spawn mirror nbdmirror mirror "${control[large]}" "nbd+unix:///?socket=$tmp/far.line" --restart \
+  --bandwidth 8M
+wait_state "${control[large]}" copying 10
+worker=$(status_of "${control[large]}" worker-pid)
+sleep 3
+nbdmirror pause "${control[large]}"
+sleep 2
+rests "worker paused before it was ready" "$worker" 2
+wait_for 5 is_small
