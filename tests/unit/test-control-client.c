@@ -118,12 +118,14 @@ control_test (client, events)
   for (int i = 0; i < 5; i++)
     json_decref (call (c, "event", json_pack ("{s:i}", "k", i)));
   for (int i = 0; i < 5; i++) {
+    cr_assert (control_client_has_event (c));
     cr_assert_eq (control_client_next_event (c, 0, &name, &data, &error), 1);
     cr_assert_str_eq (name, "EVENT");
     cr_assert_eq (json_integer_value (json_object_get (data, "k")), i);
     free (name);
     json_decref (data);
   }
+  cr_assert_not (control_client_has_event (c));
   cr_assert_eq (control_client_next_event (c, 0, &name, &data, &error), 0);
   int64_t begin = clock_ms ();
   cr_assert_eq (control_client_next_event (c, 100, &name, &data, &error), 0);
