@@ -285,6 +285,7 @@ own_tests = \
 	tests/blackbox/growth.sh \
 	tests/blackbox/guest-agent.sh \
 	tests/blackbox/repository-careless.sh \
+	tests/blackbox/prune-killed.sh \
 	tests/blackbox/repository-full.sh \
 	tests/blackbox/repository-hostile.sh \
 	tests/blackbox/repository-ssh.sh \

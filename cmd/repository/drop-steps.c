@@ -34,6 +34,19 @@ look_at_file (struct dropping *x, struct manifest_disk *d)
   return status;
 }
 
+/* An earlier version may have been killed when TOP named BASE and lacked what it was to get.  With
+ * the file that its manifest names, which is still there, it lacks nothing, however far that was.
+ */
+static int
+rebase (struct dropping *x, const struct manifest_disk *top, const char *top_path,
+        const char *base_path)
+{
+  CLEANUP_TEXT char *parent_path = repository_path (&x->o->store.repo, top->parent_file);
+  int status = rewrite_relink (top_path, parent_path);
+
+  return status == EXIT_DONE ? rewrite_rebase (top_path, base_path) : status;
+}
+
 static int
 carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
 {
@@ -47,7 +60,7 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
 
   switch (step->kind) {
   case DROP_REBASE:
-    status = rewrite_rebase (top_path, base_path);
+    status = rebase (x, top, top_path, base_path);
     break;
   case DROP_COMMIT:
     return rewrite_commit (top_path, base_path);

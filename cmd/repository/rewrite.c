@@ -66,11 +66,15 @@ run (const char *const *words, const char *path, const char *other)
   return EXIT_ERROR;
 }
 
+/* Left to itself, qemu-img writes the new name into the head of TOP first and the tables that lead
+ * to what was written at its end, and ignores an error there.  So whoever was killed in between had
+ * left a TOP that lacks data.  With each write flushed the name comes last. */
 int
 rewrite_rebase (const char *top, const char *base)
 {
-  const char *const words[] = { "qemu-img", "rebase", "-q",           "-f", "qcow2", "-F",
-                                "qcow2",    "-b",     name_of (base), top,  NULL };
+  const char *const words[]
+      = { "qemu-img", "rebase",       "-q", "-t", "writethrough", "-f", "qcow2", "-F", "qcow2",
+          "-b",       name_of (base), top,  NULL };
 
   return run (words, top, base);
 }

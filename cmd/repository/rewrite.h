@@ -9,7 +9,7 @@
 #ifndef NBDMIRROR_CMD_REPOSITORY_REWRITE_H
 #define NBDMIRROR_CMD_REPOSITORY_REWRITE_H
 
-/* Write into TOP what it would lack, and put it on BASE. */
+/* Write into TOP what it would lack, and put it on BASE when all of that is durable. */
 int rewrite_rebase (const char *top, const char *base);
 /* Write into BASE, which is somewhere below TOP, what TOP adds to it. */
 int rewrite_commit (const char *top, const char *base);
