@@ -31,8 +31,8 @@
 #define COMPRESSION_TYPE_AT 104
 #define ZSTD 1
 
-static bool
-is_for_zstd (int fd)
+bool
+store_will_compress (int fd)
 {
   uint8_t header[COMPRESSION_TYPE_AT + 1];
   uint64_t incompatible;
@@ -73,7 +73,7 @@ store_compress (const struct store *s, const struct manifest_disk *m, int fd, ch
                             "qcow2",    "-o",      "compression_type=zstd" };
   unsigned n = 9;
 
-  if (!is_for_zstd (fd))
+  if (!store_will_compress (fd))
     return 0;
   if (slash != NULL) {
     words[n++] = "-F";

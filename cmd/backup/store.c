@@ -257,6 +257,35 @@ seal_file (struct store *s, const char *path, int fd, struct manifest_disk *m, c
   return 0;
 }
 
+/* The digest of the disk as the file of M, for which FD is open, holds it.  For text_free(), or
+ * NULL with *ERROR. */
+static char *
+digest_of_disk (struct store *s, int fd, const struct manifest_disk *m, char **error)
+{
+  struct manifest_disk read = *m;
+  CLEANUP_TEXT char *why = NULL;
+
+  read.digest = read.file_digest = read.digests_file = read.digests_own = NULL;
+  if (store_digests (s, fd, &read, &why) == -1)
+    text_error (error, "the file cannot be read back: %s", why);
+  if (read.digests_file != NULL)
+    store_remove_file (s, read.digests_file); /* it is made again, from the compressed file */
+  text_free (read.digests_file);
+  text_free (read.digests_own);
+  text_free (read.file_digest);
+  return read.digest;
+}
+
+/* qemu-img does not notice all errors of its last writes. */
+static int
+check_compressed (const struct manifest_disk *m, const char *before, char **error)
+{
+  if (before == NULL || strcmp (before, m->digest) == 0)
+    return 0;
+  return text_error (error, "the compressed file holds other data than the file before it: is the"
+                            " repository full?");
+}
+
 int
 store_seal (struct store *s, struct manifest_disk *m, char **error)
 {
@@ -269,13 +298,18 @@ store_seal (struct store *s, struct manifest_disk *m, char **error)
 
   if (fd == -1)
     return text_error (error, "%s was not made by this backup", path);
-  if (wait_for_writer (path, error) == 0)
+  if (wait_for_writer (path, error) == -1)
+    return -1;
+  bool compresses = store_will_compress (fd);
+  CLEANUP_TEXT char *before = compresses ? digest_of_disk (s, fd, m, error) : NULL;
+  if (!compresses || before != NULL)
     compressed = store_compress (s, m, fd, error);
   if (compressed == -1)
     return -1;
   if (compressed == 1)
     fd = other = open (path, O_RDONLY | O_CLOEXEC);
-  if (seal_file (s, path, fd, m, error) == 0 && repository_sync (folder, error) == 0)
+  if (seal_file (s, path, fd, m, error) == 0 && check_compressed (m, before, error) == 0
+      && repository_sync (folder, error) == 0)
     return 0;
   if (m->digests_file != NULL) {
     store_remove_file (s, m->digests_file);

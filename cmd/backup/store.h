@@ -81,7 +81,9 @@ int store_seal (struct store *s, struct manifest_disk *m, char **error);
  * by the next call of the kind. */
 int store_write_out (const struct store *s, int fd);
 
-/* compress.c: if the file of M, for which FD is open, was made to be compressed, do it.  Nobody
+/* compress.c: was the file FD made to be compressed? */
+bool store_will_compress (int fd);
+/* If the file of M, for which FD is open, was made to be compressed, do it.  Nobody
  * writes to it.  1: there is another file in its place, which is durable; 0: it is the same. */
 int store_compress (const struct store *s, const struct manifest_disk *m, int fd, char **error);
 
