@@ -44,7 +44,7 @@ struct serve {
   bool detach, print, force_share;
   struct nbdkit_args args;
   char **words; /* the command line, NULL at the end; each owned */
-  unsigned nr_words;
+  unsigned nr_words, room;
 };
 
 static int
@@ -145,9 +145,16 @@ add_word (struct serve *s, const char *fmt, ...)
 {
   va_list ap;
 
+  if (s->nr_words + 2 > s->room) {
+    s->room = 2 * s->room + 32;
+    s->words = reallocarray (s->words, s->room, sizeof *s->words);
+    if (s->words == NULL)
+      abort ();
+  }
   va_start (ap, fmt);
   s->words[s->nr_words++] = text_vprintf (fmt, ap);
   va_end (ap);
+  s->words[s->nr_words] = NULL;
 }
 
 /* With other filters between, what the image's layers hold need not be what the guest sees. */
@@ -207,9 +214,6 @@ build_command_line (struct serve *s)
 {
   unsigned i;
 
-  s->words = calloc (s->args.nr_options + s->args.nr_parameters + 20, sizeof *s->words);
-  if (s->words == NULL)
-    abort ();
   add_word (s, "nbdkit");
   if (s->detach) {
     add_word (s, "-P");

@@ -99,6 +99,11 @@ nbdmirror mirror "${control[src]}" "$tmp/new.qcow2" --dest-format qcow2 --on-rea
 stop src
 qemu-img compare -q -f raw -F qcow2 "$tmp/base" "$tmp/new.qcow2" || fail "that mirror differs"
 
+# The command line with every word that an image's server may have.
+start_server longest "$tmp/new.qcow2" --format qcow2 --export a --state "$tmp/state" \
+  --pidfile "$tmp/longest.pid" -- -v
+stop longest
+
 # A worker that is killed leaves nothing behind that would hold the image's lock.
 qemu-img create -q -f qcow2 "$tmp/copy.qcow2" "$size"
 spawn copy nbdmirror copy "$tmp/base" "$tmp/copy.qcow2" --dest-format qcow2 --bandwidth 1M
