@@ -69,8 +69,9 @@ migrate_plan_known (enum plan plan, enum handoff_found disks, const struct known
 
   if (committed && source[0] != '\0') {
     /* It was taken back on some disks already.  A destination that does not answer may be in
-     * somebody else's hands. */
-    if (known->phase == PHASE_BACK && known->committed && strcmp (dest, "running") != 0)
+     * somebody else's hands.  One that was told to start may have run. */
+    if (known->phase == PHASE_BACK && known->committed && !known->cont_sent
+        && strcmp (dest, "running") != 0)
       return dest[0] != '\0' || dest_gone ? PLAN_BACK : PLAN_OPERATOR;
     /* It has never run there. */
     if (plan == PLAN_OPERATOR && dest_gone && !known->cont_sent)

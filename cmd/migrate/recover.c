@@ -22,13 +22,19 @@
 #define TRIES_MS 120000 /* no further one after this */
 #define PAUSE_MS 1000
 
+/* Any other state than "paused" is one that a guest only has which has run. */
 static int
 start_unless_running (struct migrate *m)
 {
   char status[32];
 
   machine_status (&m->machines.dest, status);
-  return strcmp (status, "running") == 0 ? 0 : finish_start (m);
+  if (strcmp (status, "running") == 0)
+    return 0;
+  if (strcmp (status, "paused") == 0)
+    return finish_start (m);
+  return journal_fail (&m->journal, EXIT_ERROR, "the destination VM is '%s' and not paused",
+                       status[0] != '\0' ? status : "gone");
 }
 
 /* A disk that QEMU has open by itself keeps no token, but KNOWN, which the guardian has, may. */
@@ -227,11 +233,16 @@ migrate_recover (struct migrate *m)
 /* ---- the guardian --------------------------------------------------------------------------- */
 
 /* What a try has learned is known to the next one.  As the coordinator would, it takes back a
- * hand-over whose guest could not be started and certainly has not run. */
+ * hand-over whose guest could not be started and certainly has not run.  The coordinator may have
+ * started it: then only a try of our own to start it, which notes what it finds, can tell so. */
 static void
 forget_try (struct migrate *m, struct known *known)
 {
-  if (m->committed && !m->cont_sent) {
+  struct known noted;
+
+  notes_read (m->notes, &noted);
+  known->cont_sent = noted.cont_sent;
+  if (m->committed && !known->cont_sent) {
     known->phase = PHASE_BACK;
     known->committed = true;
   }
@@ -240,7 +251,6 @@ forget_try (struct migrate *m, struct known *known)
   coordinator_result_free (&m->result);
   m->result = (struct coordinator_result){ .committed = false };
   m->held = m->committed = false;
-  known->cont_sent = known->cont_sent || m->cont_sent;
 }
 
 static void

@@ -6,11 +6,13 @@ migrate` talks to them.
 The source runs a guest whose disks are --disk's URIs; the destination waits for a migration.  STORY
 gets a line for each command: "SIDE COMMAND STATE-OF-THE-SIDE GATES", where GATES are those of
 --control's filters at that moment, joined by "+".  At SIGTERM its last line is "end SOURCE DEST":
-the run state of each ("dead").
+the run state of each ("dead").  At SIGUSR1 the guest at the destination has an I/O error, and is
+stopped.
 
 Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be given several times):
   refuse   an error            refuse-once   the same, the first time only
   mute-once   neither done nor answered, the first time only
+  done-mute-once   done, but not answered, the first time only
   mute-then-refuse, mute-then-die   the same, and refuse or die from the second time on
   die      the process behind that socket has gone, before it did anything
   die-after  the same after it did it, and before the answer
@@ -244,6 +246,10 @@ class World:
         if fault == "mute-once":
             del self.faults[key]
             return
+        if fault == "done-mute-once":
+            del self.faults[key]
+            side.run(command, message.get("arguments", {}))
+            return
         if fault and fault.startswith("mute-then-"):
             self.faults[key] = fault[len("mute-then-"):]
             return
@@ -321,6 +327,9 @@ class World:
             if what.__self__.status != "dead":
                 what()
 
+    def io_error(self, *_):
+        self.dest.status = "io-error"
+
     def end(self, *_):
         self.story.write(f"end {self.source.status} {self.dest.status}\n")
         os._exit(0)
@@ -352,5 +361,6 @@ with open("/proc/self/comm", "w") as comm:
 options.capability = options.capability or list(CAPABILITIES)
 world = World(options)
 signal.signal(signal.SIGTERM, world.end)
+signal.signal(signal.SIGUSR1, world.io_error)
 while True:
     world.step()

@@ -101,6 +101,30 @@ begin "dest cont" --at dest:cont:mute-then-die
 kill_coordinator 1 rolled-back
 did "source cont postmigrate open+open"
 ended running dead open
+case="coordinator killed when the guest has started, which then loses its disk"
+rm -f "$tmp/migrate.log"
+plain=$both
+start_receive receive "$tmp/received.img" --size $size
+both="--disk ${control[a]}=${uri[receive]} --disk ${control[b]}=${uri[to-b]}"
+begin "dest cont" --at dest:cont:done-mute-once
+kill -STOP "${pid[migrate]}" # so that it finds these servers gone
+kill -KILL "$coordinator" "${pid[receive]}" "$(child_of receive nbdkit)" "${pid[b]}"
+wait_for 10 gone "$coordinator"
+wait_exit receive 10
+wait_exit b 10
+rm -f "$tmp/b.control.fence" # there is something left to do: the hand-over is not recorded by all
+start_server b "$tmp/b.disk"
+kill -CONT "${pid[migrate]}"
+wait_for 30 grep -q 'once more in' "$tmp/migrate.log"
+kill -USR1 "${pid[qemus]}"
+has_ended 1 unresolved
+did_not "source cont"
+did_not "dest quit"
+stop qemus
+nbdmirror rollback "${control[a]}" --token "$(status_of "${control[a]}" rollback-token)" \
+  --destination-stopped
+rm -f "$tmp/qemus.ready"
+both=$plain
 case="coordinator stopped while the disks are held"
 begin "source migrate-continue" --at source:migrate-continue:hang -- --switchover-timeout 2s
 kill -STOP "$coordinator"
