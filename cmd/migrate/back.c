@@ -13,6 +13,10 @@
  *      their destinations are given up.
  *   6. Disks that we have adopted are taken off the tracked path.
  *
+ * Where our own `migrate` was never accepted, we have not stopped the source VM: it is neither
+ * continued, nor is a migration cancelled, which is somebody else's.  The guest may even run at the
+ * destination, after somebody else's migration: it is ended only if it waits for one.
+ *
  * Steps 3 and 4 change places once `cont` may have been sent to the destination: the guest must not
  * run on both sides.  Before that nobody can start the destination.  Then the guest at the source
  * goes on first, and does not wait for a destination that may not answer.
@@ -256,6 +260,64 @@ run_source (struct migrate *m, bool cancelled)
   return false;
 }
 
+/* Our migration of the memory was not begun.  True if the guest is at the source. */
+static bool
+leave_source (struct migrate *m)
+{
+  char status[32];
+
+  machine_status (&m->machines.source, status);
+  m->unresolved = status[0] == '\0';
+  if (strcmp (status, "running") == 0) {
+    journal_rolled_back (&m->journal, "the source VM runs");
+    return true;
+  }
+  cmd_warning (
+      "the source VM %s%s%s: it was not this migration that stopped it, so it is left alone",
+      m->unresolved ? "cannot be asked" : "is '", status, m->unresolved ? "" : "'");
+  return strcmp (status, "paused") == 0;
+}
+
+/* The same for the destination, which is ended where it only waits. */
+static void
+leave_dest (struct migrate *m)
+{
+  char status[32], migration[32];
+
+  machine_status (&m->machines.dest, status);
+  machine_migration (&m->machines.dest, migration);
+  if (strcmp (status, "inmigrate") == 0 && strcmp (migration, "active") != 0)
+    end_dest (m);
+  else if (!machine_is_dead (&m->machines.dest))
+    cmd_warning ("the destination VM %s%s%s: it is left alone",
+                 status[0] == '\0' ? "cannot be asked" : "is '", status,
+                 status[0] == '\0' ? "" : "'");
+}
+
+static bool
+leave_machines (struct migrate *m)
+{
+  bool there = leave_source (m);
+
+  leave_dest (m);
+  return there;
+}
+
+/* The guest goes on at the source, and only there.  True if it does. */
+static bool
+back_to_source (struct migrate *m, bool dest_first)
+{
+  bool cancelled = cancel_memory (m);
+
+  if (dest_first)
+    end_dest (m);
+  bool runs = run_source (m, cancelled);
+  if (!dest_first)
+    end_dest (m);
+  m->unresolved = !runs;
+  return runs;
+}
+
 static void
 restore_settings (struct migrate *m)
 {
@@ -287,13 +349,7 @@ migrate_back (struct migrate *m, bool dest_first)
              " nbdmirror-migrate(1)");
     return false;
   }
-  bool cancelled = cancel_memory (m);
-  if (dest_first)
-    end_dest (m);
-  bool runs = run_source (m, cancelled);
-  if (!dest_first)
-    end_dest (m);
-  m->unresolved = !runs;
+  bool runs = m->memory_begun ? back_to_source (m, dest_first) : leave_machines (m);
   restore_settings (m);
   if (!m->options.keep_mirrors) {
     disks_cancel (&m->disks);
@@ -303,5 +359,5 @@ migrate_back (struct migrate *m, bool dest_first)
     }
   }
   progress_phase (m, PHASE_FAILED);
-  return runs;
+  return !m->unresolved;
 }

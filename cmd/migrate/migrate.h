@@ -53,6 +53,7 @@ struct migrate {
 
   struct coordinator *coordinator; /* NULL before the hold is prepared */
   struct coordinator_result result;
+  bool memory_begun; /* our `migrate` was accepted, or may have been */
   bool held, committed, cont_sent;
   bool shared; /* workers use the source's monitor as well */
 

@@ -25,7 +25,7 @@ struct notes {
   _Atomic bool finished; /* with exit_status */
   _Atomic int exit_status;
   _Atomic int phase;
-  _Atomic bool committed, cont_sent, dest_direct;
+  _Atomic bool committed, memory_begun, cont_sent, dest_direct;
   _Atomic uint64_t stopped_ns;
   struct text token, capabilities, parameters;
   _Atomic pid_t workers[];
@@ -89,6 +89,13 @@ notes_committed (struct notes *notes, const char *token)
 }
 
 void
+notes_memory_begun (struct notes *notes, bool begun)
+{
+  if (notes != NULL)
+    atomic_store (&notes->memory_begun, begun);
+}
+
+void
 notes_cont_sent (struct notes *notes, bool sent)
 {
   if (notes != NULL)
@@ -142,6 +149,7 @@ notes_read (const struct notes *notes, struct known *known)
   *known = (struct known){
     .phase = notes_read_phase (notes),
     .committed = atomic_load (&notes->committed),
+    .memory_begun = atomic_load (&notes->memory_begun),
     .cont_sent = atomic_load (&notes->cont_sent),
     .dest_direct = atomic_load (&notes->dest_direct),
     .stopped_ns = atomic_load (&notes->stopped_ns),

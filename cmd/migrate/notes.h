@@ -47,6 +47,8 @@ void notes_free (struct notes *notes); /* NULL allowed */
 void notes_phase (struct notes *notes, enum phase phase);
 /* The disks are handed over, with this rollback token. */
 void notes_committed (struct notes *notes, const char *token);
+/* `migrate` is about to be sent to the source; or false: it was refused. */
+void notes_memory_begun (struct notes *notes, bool begun);
 /* `cont` is about to be sent to the destination; or false: it certainly has not run. */
 void notes_cont_sent (struct notes *notes, bool sent);
 /* Is the destination's monitor a QEMU itself, and no tunnel to one? */
@@ -66,7 +68,7 @@ void notes_finished (struct notes *notes, int status);
 struct known {
   enum phase phase;
   bool committed; /* handed over; in PHASE_BACK: and that was being taken back */
-  bool cont_sent, dest_direct;
+  bool memory_begun, cont_sent, dest_direct;
   uint64_t stopped_ns;
   char token[ROLLBACK_TOKEN_MAX + 1]; /* "" not handed over */
 };

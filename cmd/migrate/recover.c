@@ -216,6 +216,7 @@ migrate_recover (struct migrate *m)
 {
   bool adopted = m->options.adopt != NULL;
 
+  m->memory_begun = true; /* nobody knows */
   adopted_revive (m, false, false);
   if (adopted && !servers_answer (m))
     return recover_adopted (m);
@@ -258,6 +259,7 @@ take_notes (struct migrate *m, struct known *known)
 {
   notes_read (m->notes, known);
   m->journal.phase = known->phase;
+  m->memory_begun = known->memory_begun;
   m->machines.source.stop_ns = known->stopped_ns;
   m->machines.source.old_caps = notes_read_capabilities (m->notes);
   m->machines.source.old_params = notes_read_parameters (m->notes);

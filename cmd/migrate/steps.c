@@ -177,6 +177,39 @@ has_failed (const struct machine *vm)
          || strcmp (vm->migration, "cancelling") == 0;
 }
 
+/* Somebody may have paused it while its disks were copied: it would be continued at the
+ * destination. */
+static int
+check_still_runs (struct migrate *m)
+{
+  char status[32];
+
+  machine_status (&m->machines.source, status);
+  return strcmp (status, "running") == 0
+             ? 0
+             : journal_fail (&m->journal, EXIT_REFUSED,
+                             "the source VM does not run any more, its state is '%s': it stays so, "
+                             "and its memory was not moved",
+                             status);
+}
+
+/* Until QEMU has refused it, this migration is ours. */
+static int
+send_migrate (struct migrate *m, char **error)
+{
+  bool refused;
+
+  m->memory_begun = true;
+  notes_memory_begun (m->notes, true);
+  int r = machine_call (&m->machines.source, "migrate",
+                        json_pack ("{s:s}", "uri", m->options.memory_uri), NULL, &refused, error);
+  if (r == -1 && refused) {
+    m->memory_begun = false;
+    notes_memory_begun (m->notes, false);
+  }
+  return r;
+}
+
 static int
 begin_memory (struct migrate *m)
 {
@@ -196,11 +229,9 @@ begin_memory (struct migrate *m)
   machine_events (source);
   source->migration[0] = '\0';
   source->memory_total = 0; /* of an earlier one */
-  if (machine_call (source, "migrate", json_pack ("{s:s}", "uri", m->options.memory_uri), NULL,
-                    NULL, &error)
-      == -1)
-    return journal_fail_with (&m->journal, EXIT_ERROR, error);
-  return 0;
+  if (check_still_runs (m) == -1)
+    return -1;
+  return send_migrate (m, &error) == -1 ? journal_fail_with (&m->journal, EXIT_ERROR, error) : 0;
 }
 
 int

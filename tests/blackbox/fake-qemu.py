@@ -7,7 +7,7 @@ The source runs a guest whose disks are --disk's URIs; the destination waits for
 gets a line for each command: "SIDE COMMAND STATE-OF-THE-SIDE GATES", where GATES are those of
 --control's filters at that moment, joined by "+".  At SIGTERM its last line is "end SOURCE DEST":
 the run state of each ("dead").  At SIGUSR1 the guest at the destination has an I/O error, and is
-stopped.
+stopped.  At SIGUSR2 somebody pauses the guest at the source.
 
 Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be given several times):
   refuse   an error            refuse-once   the same, the first time only
@@ -19,6 +19,7 @@ Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be gi
   fail     the migration fails: the source resumes by itself
   tunnel-dies   like die-after, but the process lives on: its monitor was forwarded, and that
                 has gone
+  moved, moving   refused, as somebody else's migration has just ended, or goes on
   hang     the migration stays where it is (with migrate_cancel: "cancelling", until it is woken)
   slow     done a second later
   long     with migrate-continue: the switch takes 0.6 s
@@ -237,7 +238,9 @@ class World:
             self.story.write(f"{side.name} quit {side.status} {self.gates()}\n")
         key = f"{side.name}:{command}"
         fault = self.faults.get(key)
-        if fault in ("refuse", "refuse-once"):
+        if fault in ("moved", "moving"):
+            self.somebody_elses(fault == "moved")
+        if fault in ("refuse", "refuse-once", "moved", "moving"):
             if fault == "refuse-once":
                 del self.faults[key]
             side.send({"error": {"class": "GenericError", "desc": "not today"},
@@ -327,6 +330,15 @@ class World:
             if what.__self__.status != "dead":
                 what()
 
+    def pause(self, *_):
+        self.source.stop()
+
+    def somebody_elses(self, ended):
+        self.source.migration, self.dest.migration = \
+            ("completed", "completed") if ended else ("active", "active")
+        if ended:
+            self.source.status, self.dest.status = "postmigrate", "running"
+
     def io_error(self, *_):
         self.dest.status = "io-error"
 
@@ -362,5 +374,6 @@ options.capability = options.capability or list(CAPABILITIES)
 world = World(options)
 signal.signal(signal.SIGTERM, world.end)
 signal.signal(signal.SIGUSR1, world.io_error)
+signal.signal(signal.SIGUSR2, world.pause)
 while True:
     world.step()

@@ -237,6 +237,30 @@ did_not "source migrate_cancel"
 did "source cont postmigrate open+open"
 case="migrate is refused"
 fails 1 running dead open -- --at source:migrate:refuse
+case="somebody else has moved the guest meanwhile"
+fails 1 postmigrate running open -- --at source:migrate:moved
+did_not "source migrate_cancel"
+did_not "source cont"
+did_not "dest quit"
+idle
+case="somebody else is moving the guest"
+fails 1 running inmigrate open -- --at source:migrate:moving
+did_not "source migrate_cancel"
+idle
+case="the guest is paused while its disks are copied"
+qemus
+migrate 7 --before-hold-exec "kill -USR2 ${pid[qemus]}"
+says "the source VM does not run any more, its state is 'paused': it stays so"
+did_not "source migrate "
+did_not "source cont"
+ended paused dead open
+idle
+case="a paused guest stays so when something fails"
+qemus
+migrate 1 --before-hold-exec "kill -USR2 ${pid[qemus]}; exit 1"
+did_not "source cont"
+ended paused dead open
+idle
 case="hook fails"
 fails 1 running dead open -- -- --before-hold-exec 'exit 1' \
     --on-abort-exec 'echo "$NBDMIRROR_EVENT" >'"$tmp/hook"
