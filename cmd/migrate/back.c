@@ -318,8 +318,8 @@ back_to_source (struct migrate *m, bool dest_first)
   return runs;
 }
 
-static void
-restore_settings (struct migrate *m)
+void
+migrate_restore_settings (struct migrate *m)
 {
   char *error = NULL;
 
@@ -350,7 +350,7 @@ migrate_back (struct migrate *m, bool dest_first)
     return false;
   }
   bool runs = m->memory_begun ? back_to_source (m, dest_first) : leave_machines (m);
-  restore_settings (m);
+  migrate_restore_settings (m);
   if (!m->options.keep_mirrors) {
     disks_cancel (&m->disks);
     if (runs && m->options.adopt != NULL) {

@@ -293,6 +293,26 @@ make_dest_listen (struct migrate *m)
   return 0;
 }
 
+/* Post-copy would start the destination before the disks are handed over. */
+static int
+set_capabilities (struct migrate *m)
+{
+  const char *converge = m->options.auto_converge ? "auto-converge" : NULL;
+  struct machine *source = &m->machines.source;
+  char *error = NULL;
+
+  if (machine_set_capabilities (source, &error, "pause-before-switchover", 1, "postcopy-ram", 0,
+                                "events", 1, converge, 1, NULL)
+      == -1)
+    return journal_fail_with (&m->journal, EXIT_REFUSED, error);
+  notes_settings (m->notes, source->old_caps, NULL);
+  return machine_set_capabilities (&m->machines.dest, &error, "late-block-activate", 1,
+                                   "postcopy-ram", 0, "events", 1, NULL)
+                 == -1
+             ? journal_fail_with (&m->journal, EXIT_REFUSED, error)
+             : 0;
+}
+
 int
 migrate_check_machines (struct migrate *m)
 {
@@ -302,22 +322,9 @@ migrate_check_machines (struct migrate *m)
 int
 migrate_check_disks (struct migrate *m)
 {
-  char *error = NULL;
-
   if (disks_connect (&m->disks) == -1 || disks_check (&m->disks, m->options.resume) == -1)
     return -1;
   if (!m->options.no_disk_check && check_disks (m) == -1)
     return -1;
-  /* Post-copy would start the destination before the disks are handed over. */
-  if (machine_set_capabilities (&m->machines.source, &error, "pause-before-switchover", 1,
-                                "postcopy-ram", 0, "events", 1, NULL)
-          == -1
-      || machine_set_capabilities (&m->machines.dest, &error, "late-block-activate", 1,
-                                   "postcopy-ram", 0, "events", 1, NULL)
-             == -1)
-    return journal_fail_with (&m->journal, EXIT_REFUSED, error);
-  if (m->options.auto_converge
-      && machine_set_capabilities (&m->machines.source, &error, "auto-converge", 1, NULL) == -1)
-    return journal_fail_with (&m->journal, EXIT_REFUSED, error);
-  return m->options.dry_run ? 0 : make_dest_listen (m);
+  return set_capabilities (m) == -1 ? -1 : m->options.dry_run ? 0 : make_dest_listen (m);
 }

@@ -149,9 +149,11 @@ run_migration (struct migrate *m)
       return j->exit_status;
   }
   /* Refused before anything was begun: both machines are left as they are. */
-  else if (j->phase == PHASE_ADOPT)
-    adopted_end (m);
-  else if (j->phase != PHASE_CHECK)
+  else if (j->phase == PHASE_CHECK || j->phase == PHASE_ADOPT) {
+    migrate_restore_settings (m);
+    if (j->phase == PHASE_ADOPT)
+      adopted_end (m);
+  } else
     migrate_back (m, m->committed);
   if (j->exit_status == EXIT_DONE)
     j->exit_status = EXIT_ERROR;

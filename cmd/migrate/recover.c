@@ -93,7 +93,8 @@ nothing_to_do (struct migrate *m, bool dest_runs, const struct known *known)
     m->committed = true;
     take_token (m, known);
     m->journal.phase = PHASE_DONE;
-  }
+  } else
+    migrate_restore_settings (m);
   cmd_say ("nothing to do: the guest runs at the %s", dest_runs ? "destination" : "source");
   return EXIT_DONE;
 }
@@ -182,6 +183,7 @@ recover_adopted (struct migrate *m)
              status[0] != '\0' ? status : "gone");
     return EXIT_ERROR;
   }
+  migrate_restore_settings (m);
   progress_phase (m, PHASE_RETURN);
   bool all = adopted_end (m);
   progress_phase (m, PHASE_FAILED);

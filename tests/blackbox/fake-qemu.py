@@ -5,8 +5,9 @@ migrate` talks to them.
 
 The source runs a guest whose disks are --disk's URIs; the destination waits for a migration.  STORY
 gets a line for each command: "SIDE COMMAND STATE-OF-THE-SIDE GATES", where GATES are those of
---control's filters at that moment, joined by "+".  At SIGTERM its last line is "end SOURCE DEST":
-the run state of each ("dead").  At SIGUSR1 the guest at the destination has an I/O error, and is
+--control's filters at that moment, joined by "+".  At SIGTERM the source tells which
+migration capabilities it "has", and the last line is "end SOURCE DEST": the run state of each
+("dead").  At SIGUSR1 the guest at the destination has an I/O error, and is
 stopped.  At SIGUSR2 somebody pauses the guest at the source.
 
 Faults: --at SIDE:COMMAND:WHAT does WHAT when that command arrives (it may be given several times):
@@ -343,6 +344,9 @@ class World:
         self.dest.status = "io-error"
 
     def end(self, *_):
+        for name, state in self.source.capabilities.items():
+            if state:
+                self.story.write(f"source has {name}\n")
         self.story.write(f"end {self.source.status} {self.dest.status}\n")
         os._exit(0)
 

@@ -47,6 +47,11 @@ for whom in coordinator guardian; do
   ended running dead open
   idle
 done
+case="coordinator killed before anything is begun"
+begin "dest migrate-incoming" --at dest:migrate-incoming:mute-once
+kill_coordinator 1 rolled-back
+ended running inmigrate open
+did_not "source has pause-before-switchover"
 case="coordinator killed while the memory is sent"
 begin "source migrate" --at source:migrate:hang -- \
     --on-abort-exec 'echo "$NBDMIRROR_REASON" >'"$tmp/hook"

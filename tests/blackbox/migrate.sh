@@ -164,6 +164,12 @@ migrate 7 --dry-run
 says smaller
 ended running inmigrate open
 
+# restored CAPABILITY: the source has it again as it was before.
+restored () {
+  grep -q '"command":"migrate-set-capabilities"' "$tmp/log" || fail "$case: it was never set"
+  ! grep -q "^source has $1\$" "$tmp/story" || fail "$case: $1 stays on"
+}
+
 # What cannot work: refused, and nothing was done to anybody.
 refused () { # STATUS TEXT QEMU-OPTIONS...
   local want=$1 text=$2; shift 2
@@ -235,8 +241,14 @@ case="the user interrupts it while QEMU gives up its disks"
 interrupted --at source:migrate-continue:long
 did_not "source migrate_cancel"
 did "source cont postmigrate open+open"
+case="the destination cannot listen"
+fails 1 running inmigrate open -- --at dest:migrate-incoming:refuse -- --auto-converge
+restored pause-before-switchover
+restored auto-converge
 case="migrate is refused"
-fails 1 running dead open -- --at source:migrate:refuse
+fails 1 running dead open -- --at source:migrate:refuse -- --auto-converge
+restored pause-before-switchover
+restored auto-converge
 case="somebody else has moved the guest meanwhile"
 fails 1 postmigrate running open -- --at source:migrate:moved
 did_not "source migrate_cancel"
