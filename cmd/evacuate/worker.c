@@ -58,7 +58,8 @@ evacuate_start_worker (struct evacuate *e)
   return 0;
 }
 
-/* Has the worker ended?  Its exit status, or -1. */
+/* Has the worker ended?  Its exit status, or -1.  The job of one that was killed (it lacked memory,
+ * say) can be resumed, as after its destination has failed, so the new disk has to stay. */
 static int
 worker_ended (struct evacuate *e)
 {
@@ -67,7 +68,10 @@ worker_ended (struct evacuate *e)
   if (waitpid (e->worker, &status, WNOHANG) != e->worker)
     return -1;
   e->worker = 0;
-  return WIFEXITED (status) ? WEXITSTATUS (status) : EXIT_ERROR;
+  if (WIFEXITED (status))
+    return WEXITSTATUS (status);
+  cmd_say ("the worker was killed by signal %d: --resume goes on with its job", WTERMSIG (status));
+  return EXIT_DEST_FAILED;
 }
 
 int
@@ -97,7 +101,7 @@ evacuate_wait_ready (struct evacuate *e)
     clock_sleep_ms (LOOK_MS);
     if (evacuate_signal != 0) {
       int r = evacuate_end_worker (e, evacuate_signal == SIGINT ? SIGINT : SIGTERM);
-      return r > 0 ? r : EXIT_ERROR;
+      return r > 0 ? r : r == -1 ? EXIT_DEST_FAILED : EXIT_ERROR;
     }
     int r = worker_ended (e);
     if (r != -1)

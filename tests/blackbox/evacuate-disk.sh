@@ -61,6 +61,13 @@ kill -TERM "${pid[moving]}"
 wait_exit moving 20
 [ "$status" = 3 ] || fail "ended: exit status $status instead of 3"
 [ -e "$tmp/new.img" ] || fail "ended: the new disk is gone"
+begin --bandwidth 1M --resume
+kill -KILL "$(status_of "${control[src]}" worker-pid)"
+wait_exit moving 20
+[ "$status" = 3 ] || fail "its worker was killed: exit status $status instead of 3"
+[ -e "$tmp/new.img" ] || fail "its worker was killed: the new disk is gone"
+grep -q "killed by signal 9: --resume goes on" "$tmp/moving.log" ||
+  fail "its worker was killed: told: $(cat "$tmp/moving.log")"
 has_to_exit 7 evacuate "${control[src]}" "$tmp/new.img"
 
 has_to_exit 0 evacuate "${control[src]}" "$tmp/new.img" --resume --json
