@@ -108,6 +108,7 @@ set_paused (struct job *j, int64_t request, bool paused)
     return;
   }
   j->paused = paused;
+  j->stall.since_ns = 0; /* nothing was to move while it was paused */
   job_set_ready (j, false);
   engine_set_paused (&j->engine, paused);
   estimate_lost (&j->estimate);

@@ -146,6 +146,12 @@ sleep 1
 nbdmirror resume "${control[s-idle]}"
 nbdmirror set "${control[s-idle]}" bandwidth=0
 wait_state "${control[s-idle]}" ready 20
+nbdmirror pause "${control[s-idle]}"
+"$python" -c 'import nbd, sys
+h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.pwrite(b"x" * 4096, 0)' "${uri[s-idle]}"
+sleep 1
+nbdmirror resume "${control[s-idle]}"
+wait_state "${control[s-idle]}" ready 20
 sleep 1
 running m-idle || fail "a job that is paused, or ready, counts as stalled"
 stop m-idle
