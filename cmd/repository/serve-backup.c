@@ -151,21 +151,19 @@ make_overlay (struct overlay *v, const char *image, const char *format)
 
 /* ---------------------------------------------------------------------------------------------- */
 
-/* Does qemu-nbd serve the image?  It makes the socket before it opens the files. */
-static bool
-answers (const char *socket, bool far)
+/* The image, or NULL as long as qemu-nbd does not serve it: it makes the socket before it opens the
+ * files. */
+static struct endpoint *
+connect_to (const char *socket, bool far)
 {
   struct stat st;
 
   if (stat (socket, &st) == -1 || !S_ISSOCK (st.st_mode))
-    return false;
+    return NULL;
   CLEANUP_TEXT char *escaped = server_escape (socket);
   CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", escaped);
   const struct endpoint_options eo = { .connect_timeout_ms = far ? FAR_MS : ANSWER_MS };
-  struct endpoint *ep = endpoint_open (&uri, 1, &eo, NULL, NULL);
-  if (ep != NULL)
-    endpoint_close (ep);
-  return ep != NULL;
+  return endpoint_open (&uri, 1, &eo, NULL, NULL);
 }
 
 static void
@@ -219,17 +217,21 @@ end_server (pid_t pid)
 static int
 serve (const struct serving *s, struct opened *o, const struct selected *which, pid_t pid)
 {
+  /* Kept: on another host nothing else holds the files between two clients, so that a prune could
+   * rewrite or remove them, and the next client would get another backup. */
+  struct endpoint *ep = NULL;
   uint64_t begin = clock_ms (), limit_ms = o->store.far != NULL ? FAR_MS : START_MS;
-  bool ready = false;
+  bool ready = false, has_ended = false;
   int ended = 0;
 
   while (atomic_load (s->signal) == 0) {
-    if (child_ended (pid, ready ? IDLE_MS : POLL_MS, &ended)) {
+    has_ended = child_ended (pid, ready ? IDLE_MS : POLL_MS, &ended);
+    if (has_ended) {
       cmd_say ("the server has ended");
-      unlink (s->socket);
-      return EXIT_ERROR;
+      ready = false;
+      break;
     }
-    if (!ready && answers (s->socket, o->store.far != NULL)) {
+    if (!ready && (ep = connect_to (s->socket, o->store.far != NULL)) != NULL) {
       if (!opened_still_good (o, which))
         break;
       ready = true;
@@ -240,7 +242,10 @@ serve (const struct serving *s, struct opened *o, const struct selected *which, 
       break;
     }
   }
-  end_server (pid);
+  if (ep != NULL)
+    endpoint_close (ep);
+  if (!has_ended)
+    end_server (pid);
   unlink (s->socket);
   return ready ? EXIT_DONE : EXIT_ERROR;
 }

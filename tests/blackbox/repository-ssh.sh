@@ -80,6 +80,10 @@ for overlay in '' --overlay; do
   got=0
   qemu-io -f raw -c 'write -P 9 0 4096' "nbd+unix:///?socket=$tmp/s" >"$tmp/out" 2>&1 || got=$?
   [ $((got == 0)) = $((${#overlay} > 0)) ] || fail "a write: $got $(cat "$tmp/out")"
+  sleep 1 # for what served that client there
+  ! qemu-io -f qcow2 -c quit "$repo/$disk/$(newest)-inc.qcow2" 2>"$tmp/out" ||
+    fail "nobody holds the file between two clients: a prune could rewrite it"
+  grep -q 'lock' "$tmp/out" || fail "another reason: $(cat "$tmp/out")"
   stop serve
   [ ! -e "$tmp/s" ] || fail "the socket was left"
 done
