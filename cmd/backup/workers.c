@@ -147,7 +147,7 @@ backup_start_worker (struct backup_run *run, struct backup_disk *d, unsigned nr)
   CLEANUP_TEXT char *path = store_endpoint (&run->store, d->file);
   if (store_make_file (&run->store, d->file, d->parent_file, d->size, run->compress, &error)
       == -1) {
-    backup_fail (d, EXIT_ERROR, "%s", error);
+    backup_fail (d, EXIT_DEST_FAILED, "%s", error);
     return;
   }
   if (d->restart && !end_left_job (d))
