@@ -152,8 +152,8 @@ struct backup_thaw;
  * process ends.  NULL with *ERROR (base/text.h). */
 struct backup_thaw *backup_thaw_start (const struct backup_run *run, char **error);
 /* Run it now, and wait for its end.  0: it was run now, and succeeded.  -1 with *ERROR: it failed,
- * or the limit was reached before. */
-int backup_thaw_end (struct backup_thaw *t, char **error);
+ * or the limit was reached before, or its process was killed: then it is run here. */
+int backup_thaw_end (const struct backup_run *run, struct backup_thaw *t, char **error);
 /* The environment and the words of a command of the user's; runs it within the limit.  0, or -1
  * with *ERROR. */
 int backup_hook (const struct backup_run *run, const char *event, const char *command,

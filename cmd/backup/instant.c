@@ -182,7 +182,7 @@ thaw_now (struct backup_run *run, struct backup_thaw *thaw)
 
   if (thaw == NULL)
     return;
-  if (backup_thaw_end (thaw, &error) == -1)
+  if (backup_thaw_end (run, thaw, &error) == -1)
     run->frozen = false; /* for all we know it was thawed too early */
   note_hook (run, "after-release", run->after_release, error);
 }

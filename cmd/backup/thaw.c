@@ -118,7 +118,7 @@ backup_thaw_start (const struct backup_run *run, char **error)
 }
 
 int
-backup_thaw_end (struct backup_thaw *t, char **error)
+backup_thaw_end (const struct backup_run *run, struct backup_thaw *t, char **error)
 {
   int status = 0;
 
@@ -132,5 +132,13 @@ backup_thaw_end (struct backup_thaw *t, char **error)
   if (WIFEXITED (status) && WEXITSTATUS (status) == EXIT_LATE)
     return text_error (error, "--after-release-exec: the limit was reached, so it was run before"
                               " the disks were released");
-  return text_error (error, "--after-release-exec: the command failed");
+  if (!WIFSIGNALED (status))
+    return text_error (error, "--after-release-exec: the command failed");
+  /* Nobody knows how far it came.  A guest that stays frozen is worse than one thawed twice. */
+  CLEANUP_TEXT char *why = NULL;
+  int r = backup_hook (run, "after-release", run->after_release, &why);
+  return text_error (error,
+                     "--after-release-exec: the process that runs it was killed by signal"
+                     " %d, so it was run at the end%s%s",
+                     WTERMSIG (status), r == -1 ? ": " : "", r == -1 ? why : "");
 }

@@ -145,6 +145,13 @@ else
   note "no file system can be mounted: a full and a read-only repository are not tested"
 fi
 
+# Not even the new file can be made.
+(
+  trap '' XFSZ
+  ulimit -f 1
+  run 3 'File too large' "$A" "$repo" --full
+)
+
 # ---- the commands around the instant -------------------------------------------------------------
 hooks=(--before-hold-exec "echo before >>'$tmp/hooks'" --after-release-exec
   "echo after >>'$tmp/hooks'")
@@ -156,6 +163,12 @@ import json, sys
 hook, = json.load(open(sys.argv[1]))["hooks"]
 assert (hook["event"], hook["command"]) == ("before-hold", "false") and "status 1" in hook["error"]
 END
+: >"$tmp/hooks"
+# shellcheck disable=SC2016
+kill_thaw='for p in $(pgrep -P $PPID); do case $(readlink /proc/$p/fd/3) in pipe:*)
+  [ -e /proc/$p/fd/4 ] || kill -KILL $p ;; esac; done'
+run 0 'was killed by signal 9' "$A" "$repo" --before-hold-exec "$kill_thaw" "${hooks[@]:2}"
+[ "$(cat "$tmp/hooks")" = after ] || fail "nobody thawed: $(cat "$tmp/hooks")"
 before=$(find "$repo" -name '*.json' -o -name '*.qcow2' | sort)
 : >"$tmp/hooks"
 run 4 'the guest was not frozen' "$A" "$repo" --require-frozen \
