@@ -120,6 +120,17 @@ remove_files (const struct repository *r, const char *name)
   }
 }
 
+/* Is it not known which files the backups need? */
+static bool
+is_unknown (const struct backup_list *list)
+{
+  bool unknown = false;
+
+  for (unsigned i = 0; i < list->nr; i++)
+    unknown |= list->list[i].fault != NULL;
+  return unknown;
+}
+
 /* Does a manifest name FILE?  A later backup may have become the full one, in the file of an
  * earlier one that was pruned.  A manifest that cannot be read may name any file. */
 static bool
@@ -141,11 +152,18 @@ void
 backup_give_up (const struct repository *r, const char *name, char *const ids[], unsigned nr,
                 bool keep_mark)
 {
-  CLEANUP_TEXT char *half = path_of (r, name, ".json.tmp");
+  CLEANUP_TEXT char *half = path_of (r, name, ".json.tmp"), *manifest = path_of (r, name, ".json");
   struct backup_list list;
 
-  if (repository_list (r, &list, NULL) == -1)
+  /* Its manifest is in place, though nobody knows whether that is durable: it is a backup. */
+  if (access (manifest, F_OK) == 0) {
+    if (!keep_mark)
+      backup_begun_end (r, name);
+    return;
+  }
+  if (errno != ENOENT || repository_list (r, &list, NULL) == -1)
     return; /* the next run tries it again */
+  bool unknown = is_unknown (&list);
   for (unsigned i = 0; i < nr; i++)
     for (int full = 0; full < 2; full++) {
       CLEANUP_TEXT char *file = backup_file_path (ids[i], name, full != 0);
@@ -153,6 +171,8 @@ backup_give_up (const struct repository *r, const char *name, char *const ids[],
       CLEANUP_TEXT char *compressed = text_printf ("%s.tmp", path);
       if (!is_named (&list, file))
         unlink (path);
+      else
+        keep_mark |= unknown && access (path, F_OK) == 0; /* until that is known */
       unlink (compressed);
     }
   for (unsigned i = 0; i < nr; i++)
@@ -218,8 +238,10 @@ tidy_one (const struct repository *r, const char *name, char *const held[], unsi
   bool done = access (manifest, F_OK) == 0;
   if (over && done)
     backup_begun_end (r, name);
-  else if (over && errno == ENOENT)
+  else if (over && errno == ENOENT) {
     backup_give_up (r, name, ids, nr, false);
+    over = !backup_is_marked (r, name); /* else it is tried again */
+  }
   for (unsigned i = 0; locks != NULL && i < nr; i++)
     fd_close (&locks[i]);
   free (locks);
