@@ -116,10 +116,19 @@ manifest_find_disk (const struct manifest *m, const char *id)
 
 /* ---- to JSON ---- */
 
+json_t *
+manifest_text_to_json (const char *text)
+{
+  CLEANUP_TEXT char *clean = backup_make_utf8 (text);
+
+  return json_string (clean);
+}
+
+/* A reason or an error may have the name of a file in it, in whatever bytes. */
 static json_t *
 text_or_null (const char *text)
 {
-  return text != NULL ? json_string (text) : json_null ();
+  return text != NULL ? manifest_text_to_json (text) : json_null ();
 }
 
 json_t *

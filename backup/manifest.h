@@ -84,7 +84,10 @@ struct manifest_hook *manifest_add_hook (struct manifest *m);
 /* The disk ID in M, or NULL. */
 struct manifest_disk *manifest_find_disk (const struct manifest *m, const char *id);
 
-/* A new reference.  NULL: out of memory, or a text is not UTF-8. */
+/* TEXT, of any bytes, as JSON: those that are no UTF-8 become `?`.  A new reference, or NULL. */
+json_t *manifest_text_to_json (const char *text);
+
+/* A new reference.  NULL: out of memory, or a text that is no reason and no error is not UTF-8. */
 json_t *manifest_to_json (const struct manifest *m);
 json_t *manifest_disk_to_json (const struct manifest_disk *d);
 

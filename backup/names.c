@@ -47,6 +47,20 @@ backup_is_utf8 (const char *text)
   return true;
 }
 
+char *
+backup_make_utf8 (const char *text)
+{
+  char *copy = text_copy (text);
+
+  for (char *s = copy; *s != '\0';) {
+    unsigned n = utf8_length ((const unsigned char *)s);
+    if (n == 0)
+      *s = '?';
+    s += n > 0 ? n : 1;
+  }
+  return copy;
+}
+
 const char *
 backup_disk_id_fault (const char *id)
 {

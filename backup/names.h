@@ -16,6 +16,9 @@
 /* May TEXT be in a manifest, which is JSON? */
 bool backup_is_utf8 (const char *text);
 
+/* A copy of TEXT that may be: bytes that are no UTF-8 become `?`.  For text_free(). */
+char *backup_make_utf8 (const char *text);
+
 /* NULL, or what is wrong with ID as a disk's name (a constant).  It is the name of a folder, in
  * UTF-8. */
 const char *backup_disk_id_fault (const char *id);

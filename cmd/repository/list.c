@@ -38,13 +38,13 @@ static json_t *
 entry_json (const struct opened *o, const struct backup_entry *e)
 {
   if (e->fault != NULL)
-    return json_pack ("{s:s, s:s}", "name", e->name, "fault", e->fault);
+    return json_pack ("{s:s, s:o}", "name", e->name, "fault", manifest_text_to_json (e->fault));
   json_t *all = manifest_to_json (&e->manifest);
   json_t *disks = json_object_get (all, "disks");
   for (unsigned i = 0; i < e->manifest.nr_disks; i++) {
     CLEANUP_TEXT char *fault = disk_fault (o, e, &e->manifest.disks[i]);
     json_object_set_new (json_array_get (disks, i), "fault",
-                         fault != NULL ? json_string (fault) : json_null ());
+                         fault != NULL ? manifest_text_to_json (fault) : json_null ());
   }
   json_object_set_new (all, "fault", json_null ());
   return all;

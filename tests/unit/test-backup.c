@@ -335,6 +335,20 @@ count (void *opaque, const char *name)
   ++*(unsigned *)opaque;
 }
 
+Test (backup, texts_of_any_bytes)
+{
+  struct manifest_disk d = { .id = (char *)"vda",
+                             .reason = (char *)"f\xc3\xbcr x\xffy",
+                             .error = (char *)"\xc3",
+                             .pause_ms = -1 };
+  json_t *o = manifest_disk_to_json (&d);
+
+  cr_assert (o != NULL, "a text makes the whole backup fail");
+  cr_assert_str_eq (json_string_value (json_object_get (o, "reason")), "f\xc3\xbcr x?y");
+  cr_assert_str_eq (json_string_value (json_object_get (o, "error")), "?");
+  json_decref (o);
+}
+
 Test (backup, tidying)
 {
   char *const ids[] = { (char *)"a disk" };
@@ -371,6 +385,30 @@ Test (backup, tidying)
   backup_tidy (&p.r, "", ids, 1, count, &nr);
   cr_assert (nr == 1 && is_there (&p, file) && is_there (&p, "backups/20261128T013000Z.json"));
   cr_assert (!is_there (&p, "backups/20261128T013000Z.begun"));
+  /* The manifest is in place, though it may not be durable. */
+  cr_assert (backup_begin (&p.r, INT64_C (1795829400000000), ids, 1, name, NULL) == 0);
+  add_backup (&p, name, NULL);
+  CLEANUP_TEXT char *own = backup_file_path ("a disk", name, true);
+  CLEANUP_TEXT char *its = text_printf ("backups/%s.json", name);
+  CLEANUP_TEXT char *mark = text_printf ("backups/%s.begun", name);
+  CLEANUP_TEXT char *extra = text_printf ("backups/%s.files", name);
+  CLEANUP_TEXT char *extra_path = text_printf ("%s/%s", p.r.path, extra);
+  cr_assert (mkdir (extra_path, 0777) == 0);
+  backup_give_up (&p.r, name, ids, 1, false);
+  cr_assert (is_there (&p, own) && is_there (&p, extra) && !is_there (&p, mark));
+  cr_assert (rmdir (extra_path) == 0);
+  /* Nobody knows what a manifest names that cannot be read. */
+  cr_assert (backup_begin (&p.r, INT64_C (1795829405000000), ids, 1, name, NULL) == 0);
+  CLEANUP_TEXT char *doubtful = backup_file_path ("a disk", name, true);
+  CLEANUP_TEXT char *doubt = text_printf ("backups/%s.begun", name);
+  put_file (&p, doubtful);
+  put_file (&p, "backups/20251128T013000Z.json");
+  backup_tidy (&p.r, "", ids, 1, count, &nr);
+  cr_assert (nr == 1 && is_there (&p, doubtful) && is_there (&p, doubt), "nobody would remove it");
+  CLEANUP_TEXT char *unread = text_printf ("%s/backups/20251128T013000Z.json", p.r.path);
+  cr_assert (unlink (unread) == 0);
+  backup_tidy (&p.r, "", ids, 1, count, &nr);
+  cr_assert (nr == 2 && !is_there (&p, doubtful) && !is_there (&p, doubt));
   /* Its file may have become that of a later backup, after it was pruned. */
   cr_assert (backup_begin (&p.r, INT64_C (1795829400000001), ids, 1, name, NULL) == 0);
   CLEANUP_TEXT char *taken = backup_file_path ("a disk", name, true);
@@ -379,6 +417,6 @@ Test (backup, tidying)
   CLEANUP_TEXT char *pruned = text_printf ("%s/backups/%s.json", p.r.path, name);
   cr_assert (unlink (pruned) == 0);
   backup_tidy (&p.r, "", ids, 1, count, &nr);
-  cr_assert (nr == 2 && is_there (&p, taken), "a file that a backup needs was removed");
+  cr_assert (nr == 3 && is_there (&p, taken), "a file that a backup needs was removed");
   close_place (&p);
 }
