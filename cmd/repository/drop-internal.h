@@ -16,7 +16,7 @@
 
 /* One disk's backups, the oldest first. */
 struct line {
-  const char *id;
+  char *id; /* owned */
   int lock;
   struct backup_entry **entry;
   struct manifest_disk **disk;
@@ -46,7 +46,7 @@ void drop_set_text (char **where, const char *text);
 /* ---- drop-lines.c ---- */
 
 /* Lock the disk ID, if it is not locked yet, and give it a line, which is filled later: the entries
- * may change until all locks are held.  ID must live as long as the line. */
+ * may change until all locks are held. */
 int drop_add_line (struct dropping *x, const char *id);
 
 /* The same for all disks that share a manifest with one that has a line. */

@@ -30,6 +30,7 @@ drop_free_lines (struct dropping *x)
   for (size_t i = 0; i < x->nr_lines; i++) {
     struct line *l = &x->lines[i];
     fd_close (&l->lock);
+    text_free (l->id);
     free (l->entry);
     free (l->disk);
     free (l->links);
@@ -54,7 +55,7 @@ drop_add_line (struct dropping *x, const char *id)
   if (more == NULL)
     return drop_fail (text_copy ("out of memory"));
   x->lines = more;
-  x->lines[x->nr_lines++] = (struct line){ .id = id, .lock = -1 };
+  x->lines[x->nr_lines++] = (struct line){ .id = text_copy (id), .lock = -1 };
   if (repository_lock (&x->o->store.repo, id, &x->lines[x->nr_lines - 1].lock, &error) == 0)
     return EXIT_DONE;
   return drop_fail (error);

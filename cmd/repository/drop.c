@@ -153,15 +153,6 @@ begin (struct dropping *x, char *const *names, size_t nr_names, bool **drop)
       now.list[i].manifest.is_dropped |= strcmp (names[n], now.list[i].name) == 0;
     (*drop)[i] = now.list[i].manifest.is_dropped;
   }
-  /* The lines' names are those of the old list. */
-  for (size_t l = 0; l < x->nr_lines; l++)
-    for (unsigned i = 0; i < now.nr; i++) {
-      const struct manifest_disk *d = manifest_find_disk (&now.list[i].manifest, x->lines[l].id);
-      if (d != NULL) {
-        x->lines[l].id = d->id;
-        break;
-      }
-    }
   repository_list_free (list);
   *list = now;
   for (size_t l = 0; l < x->nr_lines && status == EXIT_DONE; l++)
