@@ -188,6 +188,16 @@ fill (struct state *s, _Atomic uint64_t *live, const uint64_t *bits)
   return !state_lost_page (s);
 }
 
+/* The live maps may have bits that the pages of cold extents have not: what a worker set dirty, and
+ * what a loss set that could not be written.  Nothing tells any more in which pages. */
+static void
+owe_all_pages (struct state *s)
+{
+  memset (s->l2_page_dirty, 1, s->layout.nr_l2_pages);
+  memset (s->recorded_page_dirty, 1, s->layout.nr_l2_pages);
+  s->added = true;
+}
+
 /* What F says of the job, into memory. */
 static void
 continue_job (struct state *s, const struct state_found *f, _Atomic uint64_t *live)
@@ -265,6 +275,8 @@ state_continue (struct state *s, const struct state_found *f, _Atomic uint64_t *
       start_tracking (s);
       if (f->bits != NULL)
         continue_job (s, f, live);
+      if (f->how == STATE_FROM_LIVE)
+        owe_all_pages (s);
       r = 0;
     } else
       text_error (error, "it cannot be written: %s", strerror (errno));

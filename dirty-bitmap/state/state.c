@@ -301,13 +301,15 @@ state_close_clean (struct state *s, const struct state_identity *id)
   pthread_mutex_unlock (&s->lock);
   for (unsigned tries = 0; tries < 1000000 && atomic_load (&s->active); tries++) {
     uint64_t before = s->nr_hot;
+    bool added = s->added;
     state_round (s);
-    if (s->nr_hot == 0 || s->nr_hot == before)
+    /* After a round that has written what was added, samples want another one (note.c). */
+    if ((s->nr_hot == 0 || s->nr_hot == before) && s->added == added)
       break;
   }
   pthread_mutex_lock (&s->lock);
   s->hot_limit = limit;
-  bool cool = s->nr_hot == 0 && !s->lost;
+  bool cool = s->nr_hot == 0 && !s->lost && !s->added;
   pthread_mutex_unlock (&s->lock);
   if (!cool)
     return -1;

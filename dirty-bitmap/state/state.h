@@ -219,7 +219,7 @@ struct state {
   /* Under io_lock. */
   uint64_t changes;             /* counted up when a job or a recording begins, changes, or ends */
   uint8_t *l2_page_dirty;       /* of the job */
-  bool added;                   /* what was taken in from the region is not in L2 yet */
+  bool added;                   /* cold extents have live bits that are not in their pages yet */
   uint8_t *recorded_page_dirty; /* of the active recording, and of the next one */
   struct state_table *table;    /* as it was written last; owned */
   uint8_t table_copy;           /* which copy was written last */

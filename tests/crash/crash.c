@@ -516,7 +516,7 @@ one_run (void)
         power_fails (can_sync);
       break;
     case 6:
-      if (medium_random (40) == 0)
+      if (medium_random (state.added ? 4 : 40) == 0) /* L2 does not have it yet */
         server_is_killed (can_sync);
       break;
     default:

@@ -205,3 +205,143 @@ Test (state_loss, a_region_that_is_let_go)
   end ();
   region_free (region);
 }
+
+/* ---- what only the live map has ---- */
+
+/* The next server, which finds the live map as it was. */
+static void
+next_server (void)
+{
+  char *error = NULL;
+  uint8_t uuid[16];
+
+  end ();
+  region_free (region);
+  start ();
+  uuid_make (uuid);
+  region = region_create (&layout.geo, uuid, &error);
+  cr_assert (region != NULL, "%s", error);
+  state_fill_region (&state, region);
+  state_set_region (&state, region);
+}
+
+/* A job of which all is cold, in the file too. */
+static void
+begin_cold_job (void)
+{
+  begin ();
+  add ("a");
+  begin_job (&layout);
+  while (state.nr_hot != 0 || !is_clean (1))
+    state_round (&state);
+  state_round (&state);
+}
+
+static int
+fail_to_write (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  (void)opaque, (void)data, (void)length, (void)offset;
+  errno = ENOSPC;
+  return -1;
+}
+
+/* The file is lost, and cannot say so; the next server finds room again, and ends cleanly. */
+Test (state_loss, a_loss_that_was_never_written)
+{
+  const struct state_identity id = { .known = false };
+  struct state_found f;
+
+  begin_cold_job ();
+  state.io.write = fail_to_write;
+  state_lose (&state, "no room");
+  state_round (&state);
+  write_block (1);
+  next_server ();
+  cr_assert (!is_clean (1), "the live map forgot it");
+  cr_assert (state_close_clean (&state, &id) == 0);
+  find_after_power_failure (&f);
+  cr_assert (f.how == STATE_FROM_CLEAN);
+  cr_assert (f.dirty_blocks == layout.geo.nr_blocks, "%llu blocks are dirty in L2",
+             (unsigned long long)f.dirty_blocks);
+  cr_assert (f.recorded_blocks == layout.geo.nr_blocks, "%llu blocks are recorded",
+             (unsigned long long)f.recorded_blocks);
+  state_found_free (&f);
+  end ();
+  region_free (region);
+}
+
+static int
+flush_in_vain (void *opaque)
+{
+  (void)opaque;
+  pthread_mutex_lock (&state.io_lock);
+  state.changes++;
+  pthread_mutex_unlock (&state.io_lock);
+  return 0;
+}
+
+/* A worker sets BLOCK dirty by itself. */
+static void
+doubt (uint64_t block)
+{
+  bitmap_set (region, REGION_DIRTY, block, 1);
+  atomic_fetch_add (&region->hdr->given_back, 1);
+}
+
+/* What a worker set dirty has come into the live map, and not into L2, when the server is killed.
+ * The next one ends cleanly, or goes on until the power fails. */
+Test (state_loss, a_kill_before_l2_is_written)
+{
+  const struct state_identity id = { .known = false };
+  const struct sample sample = { .block = 5, .length = 4, .data = "old" };
+  struct state_found f;
+  struct sample s;
+
+  for (unsigned cleanly = 0; cleanly < 2; cleanly++) {
+    begin_cold_job ();
+    state.io.sync_disk = flush_in_vain;
+    state.flush_owed = true;
+    state.owed_tick = UINT32_MAX;
+    doubt (1);
+    state_round (&state);
+    cr_assert_not (is_clean (1));
+    find_after_power_failure (&f);
+    cr_assert ((f.bits[0] & 2) == 0, "the test is about what L2 does not have");
+    state_found_free (&f);
+    next_server ();
+    samples_put (region, &sample);
+    if (cleanly)
+      cr_assert (state_close_clean (&state, &id) == 0);
+    else {
+      state_allow_settling (&state);
+      state_round (&state);
+    }
+    find_after_power_failure (&f);
+    cr_assert (f.how == (cleanly ? STATE_FROM_CLEAN : STATE_FROM_L1));
+    cr_assert ((f.bits[0] & 2) != 0, "it was forgotten");
+    bool sampled = false;
+    for (unsigned i = 0; i < SAMPLES_MAX; i++)
+      sampled |= state_find_sample (file.fd, &f, i, &s) && s.block == 5;
+    cr_assert (sampled || !cleanly, "nothing proves the destination any more");
+    state_found_free (&f);
+    end ();
+    region_free (region);
+  }
+}
+
+/* Where nobody can flush the disk, a round may be unable to write L2.  Then the end is not clean,
+ * and the next server looks at the live map. */
+Test (state_loss, an_end_before_l2_is_written)
+{
+  const struct state_identity id = { .known = false };
+
+  begin_cold_job ();
+  state.io.sync_disk = NULL;
+  state.flush_owed = true;
+  state.owed_tick = UINT32_MAX;
+  doubt (1);
+  cr_assert (state_close_clean (&state, &id) == -1);
+  cr_assert_not (is_clean (1));
+  end ();
+  region_free (region);
+}
