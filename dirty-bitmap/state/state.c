@@ -222,58 +222,66 @@ state_break (struct state *s, const char *reason)
     state_lose (s, strerror (saved));
 }
 
-/* Nothing is tracked any more, unless KEEP says so. */
 static void
-stop_tracking (struct state *s, bool keep)
+look_at_region (struct state *s, const struct region *r)
 {
   pthread_mutex_lock (&s->lock);
-  if (!keep)
-    atomic_store (&s->active, false);
-  s->region = NULL;
-  pthread_cond_broadcast (&s->committed);
+  s->region = r;
+  s->given_back = UINT64_MAX; /* all of it is news */
   pthread_mutex_unlock (&s->lock);
+}
+
+/* What was tracked has ended, and WRITTEN says whether the file knows (0, or -1 with errno).  Up to
+ * here first touches were committed and writes marked, for a power failure could have left a file
+ * that knows nothing of the end.  If it could not be written, these maps are all dirty from now on.
+ * KEEP: something else is still tracked.  False: the tracking is lost. */
+static bool
+stop_tracking (struct state *s, int written, bool keep)
+{
+  if (written == -1)
+    state_lose (s, strerror (errno));
+  else if (!keep) {
+    pthread_mutex_lock (&s->lock);
+    atomic_store (&s->active, false);
+    s->loss_unwritten = s->lost = false;
+    pthread_cond_broadcast (&s->committed);
+    pthread_mutex_unlock (&s->lock);
+  }
+  return written == 0;
 }
 
 void
 state_end (struct state *s)
 {
   pthread_mutex_lock (&s->io_lock);
+  look_at_region (s, NULL);
   bool recording = s->table != NULL && (s->table->recording || s->preparing);
-  stop_tracking (s, recording);
-  atomic_store (&s->marked[0], NULL);
   struct state_super super = s->super;
   super.job = false;
   if (!recording)
     super.status = STATE_CLEAN;
   int r = super.sequence == 0 ? 0 : state_write_super (s, &super);
-  int saved = errno;
+  if (stop_tracking (s, r, recording))
+    atomic_store (&s->marked[0], NULL);
   pthread_mutex_unlock (&s->io_lock);
-  pthread_mutex_lock (&s->lock);
-  if (!recording)
-    s->loss_unwritten = s->lost = false;
-  pthread_mutex_unlock (&s->lock);
-  if (r == -1)
-    state_lose (s, strerror (saved));
 }
 
 void
 state_disown (struct state *s, const char *reason)
 {
   pthread_mutex_lock (&s->io_lock);
-  stop_tracking (s, false);
-  for (unsigned i = 0; i < 3; i++)
-    atomic_store (&s->marked[i], NULL);
-  s->preparing = false;
+  look_at_region (s, NULL);
   struct state_super super = s->super;
   super.job = false;
   super.status = STATE_CLEAN;
   int r = s->table == NULL || state_break_recording (s, reason, false) == 0
               ? state_write_super (s, &super)
               : -1;
-  int saved = errno;
+  s->preparing = false;
+  if (stop_tracking (s, r, false))
+    for (unsigned i = 0; i < 3; i++)
+      atomic_store (&s->marked[i], NULL);
   pthread_mutex_unlock (&s->io_lock);
-  if (r == -1)
-    state_lose (s, strerror (saved));
 }
 
 void
@@ -335,15 +343,6 @@ state_fill_region (const struct state *s, struct region *r)
     bitmap_set_words (r, REGION_QUARANTINE, w, n, words);
     bitmap_set_words (r, REGION_DIRTY, w, n, words);
   }
-}
-
-static void
-look_at_region (struct state *s, const struct region *r)
-{
-  pthread_mutex_lock (&s->lock);
-  s->region = r;
-  s->given_back = UINT64_MAX; /* all of it is news */
-  pthread_mutex_unlock (&s->lock);
 }
 
 void

@@ -116,6 +116,8 @@ mutate "what a worker sets dirty does not reach L2" cool.c \
   's/s->l2_page_dirty\[e \/ s->layout.extents_per_page\] = (?=s->added)//'
 mutate "a server that was killed forgets what L2 does not have" begin.c \
   's/      if \(f->how == STATE_FROM_LIVE\)\n        owe_all_pages \(s\);\n//'
+mutate "a job ends before the file says so" state.c \
+  's/(\nstate_end .*?look_at_region \(s, NULL\);)/$1 atomic_store (&s->active, false);/s'
 program=torn
 mutate "a torn page is not buried" begin.c 's/if \(bury_torn_l1 \(s\) == 0 && /if (/'
 program=checkpoints

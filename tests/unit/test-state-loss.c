@@ -7,6 +7,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -344,4 +345,78 @@ Test (state_loss, an_end_before_l2_is_written)
   cr_assert_not (is_clean (1));
   end ();
   region_free (region);
+}
+
+/* ---- the end of a job ---- */
+
+static unsigned superblocks;
+
+/* While the end is written to the superblock, and to the table, a guest writes block 1.  It is
+ * below only after its extent has an L1 bit, and in the live map. */
+static int
+write_while_it_ends (void *opaque, const void *data, size_t length, uint64_t offset)
+{
+  struct state_found f;
+  bool counted;
+
+  if (offset >= state.layout.l1_offset || offset < STATE_PAGE)
+    return state_file_io (opaque).write (opaque, data, length, offset);
+  superblocks++;
+  cr_assert (superblocks > 1 || !state_try_enter (&state, BLOCK, BLOCK, &counted),
+             "it is written before the file knows of the end, and without an L1 bit");
+  write_block (1);
+  find_after_power_failure (&f);
+  cr_assert (f.bits == NULL || (f.bits[0] & 2) != 0);
+  state_found_free (&f);
+  cr_assert_not (is_clean (1));
+  return state_file_io (opaque).write (opaque, data, length, offset);
+}
+
+/* A guest writes while a job ends, or while the tracking of another disk does. */
+Test (state_loss, a_write_while_a_job_ends)
+{
+  struct state_view v;
+
+  for (unsigned disowned = 0; disowned < 2; disowned++) {
+    begin ();
+    begin_job (&layout);
+    while (state.nr_hot != 0 || !is_clean (1))
+      state_round (&state);
+    superblocks = 0;
+    state.io.write = write_while_it_ends;
+    if (disowned)
+      state_disown (&state, "another disk");
+    else
+      state_end (&state);
+    cr_assert_gt (superblocks, 0);
+    state_look (&state, &v);
+    cr_assert (!v.job && !v.lost);
+    end ();
+    region_free (region);
+  }
+}
+
+/* The file cannot say that the job has ended. */
+Test (state_loss, a_job_that_cannot_end)
+{
+  struct state_view v;
+
+  for (unsigned disowned = 0; disowned < 2; disowned++) {
+    begin ();
+    begin_job (&layout);
+    while (state.nr_hot != 0 || !is_clean (1))
+      state_round (&state);
+    state.io.write = fail_at_the_superblock;
+    failing_writes = UINT_MAX;
+    if (disowned)
+      state_disown (&state, "another disk");
+    else
+      state_end (&state);
+    state_look (&state, &v);
+    cr_assert (v.lost && !v.job);
+    write_block (1);
+    cr_assert (!is_clean (1), "%u: a write after the end was not marked", disowned);
+    end ();
+    region_free (region);
+  }
 }
