@@ -248,8 +248,6 @@ release (void *opaque, char **error)
 {
   struct qemu_tracker *t = opaque;
 
-  if (!t->watched)
-    return 0;
   if (t->stopped) {
     /* If this fails the guardian tries on, since it was not told. */
     int r = machine_call (&t->vm, "cont", NULL, NULL, NULL, error);
@@ -257,7 +255,10 @@ release (void *opaque, char **error)
     if (r == -1)
       return -1;
   }
-  t->stopped = t->watched = false;
+  t->stopped = false;
+  if (!t->watched)
+    return 0;
+  t->watched = false;
   return guardian_release (&t->guardian, error);
 }
 
@@ -295,7 +296,7 @@ commit (void *opaque, char **error)
 
   if (guardian_commit (&t->guardian, error) == -1)
     return -1;
-  t->stopped = t->watched = false;
+  t->watched = false;
   int r = check_stopped (t, error);
   machine_close (&t->vm);
   /* A QEMU that has ended runs no guest. */
@@ -304,6 +305,8 @@ commit (void *opaque, char **error)
     *error = NULL;
     r = 0;
   }
+  if (r == 0)
+    t->stopped = false; /* it is to stay so; after an error release() lets it go on */
   return r;
 }
 

@@ -10,12 +10,15 @@ destination. A guest that somebody lets go on in between is noticed."""
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import scene  # noqa: E402
+from qmp_proxy import QmpProxy  # noqa: E402
 from scene import check  # noqa: E402
 from tracked import Disks  # noqa: E402
 
@@ -163,10 +166,32 @@ def killed(s, jobs):
         jobs.tidy()
 
 
+def monitor_kept(s, jobs):
+    """Between its last two looks somebody else takes the monitor, for longer than the worker waits:
+    nothing is handed over, and the guest goes on."""
+    proxy = QmpProxy(jobs.vm, like_qemu=False)
+
+    def take_it():
+        other = socket.socket(socket.AF_UNIX)
+        other.connect(proxy.path)
+        threading.Timer(14, other.close).start()
+
+    proxy.after["stop"] = lambda: proxy.before.update({"query-jobs": take_it})
+    dest = s.plain("kept", s.empty_disk("kept.img", jobs.raws[0]))
+    worker = s.spawn("keeps", [s.nbdmirror_path, "mirror", f"qmp:{proxy.path}/disk0", dest.uri,
+                               "--max-downtime", "30s", "--on-ready", "complete"])
+    check(s.wait_exit(worker) == 1, "it was handed over, or ended otherwise")
+    s.wait_for("the guest", lambda: jobs.vm.running, 5)
+    proxy.close()
+    check(not proxy.errors, f"in the test's own actions: {proxy.errors}")
+    jobs.tidy()
+
+
 def test(s):
     jobs = Disks(s, 2)
     s.story.wait_for_line("LOADED")
     driven(s, jobs)
+    monitor_kept(s, jobs)
     handed_over(s, jobs)
     in_steps(s, jobs)
     differences(s, jobs)
