@@ -199,6 +199,10 @@ seal_received (struct give_back *g)
   char status[32], *error = NULL;
 
   machine_status (&g->vm, status);
+  if (status[0] == '\0') {
+    cmd_say ("%s QEMU does not tell whether its guest has arrived", g->vm.name);
+    return EXIT_ERROR;
+  }
   if (strcmp (status, "inmigrate") == 0) {
     cmd_say ("%s guest has not arrived yet (%s): wait for the end of its migration", g->vm.name,
              status);

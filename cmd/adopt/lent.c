@@ -99,6 +99,8 @@ stop_guest (struct give_back *g, const char *old, char **error)
   char status[32];
 
   machine_status (&g->vm, status);
+  if (status[0] == '\0')
+    return text_error (error, "%s QEMU does not tell whether its guest runs", g->vm.name);
   bool runs = strcmp (status, "running") == 0;
   json_object_set_new (g->record, "lent", json_true ());
   json_object_set_new (g->record, "stopped", json_boolean (runs));

@@ -131,6 +131,24 @@ def refusals(t):
     t.at_server()
 
 
+def late_answer(t):
+    """A QEMU that does not say in time whether its guest runs is given no image. The guest may still
+    write to it."""
+    proxy = QmpProxy(t.vm, like_qemu=False)
+
+    def late():
+        proxy.before["query-status"] = lambda: time.sleep(21)
+
+    proxy.before["query-status"] = late  # the first one asks whether the guest has arrived
+    t.start(proxy.path)
+    check(t.s.wait_exit(t.process) == 1, "it was given back")
+    check("stop" not in proxy.seen, "the guest was stopped")
+    t.settle()
+    t.at_server()
+    proxy.close()
+    check(not proxy.errors, f"in the test's own actions: {proxy.errors}")
+
+
 def kills(t):
     """At random instants."""
     rng = random.Random(SEED)
@@ -150,6 +168,7 @@ def kills(t):
 def test(s):
     t = Lent(s)
     refusals(t)
+    late_answer(t)
     for step in STEPS:
         t.run({step: lambda: t.process.kill()}, -signal.SIGKILL)
         t.killed()
@@ -167,4 +186,4 @@ def test(s):
 
 
 # A new guest starts after every second kill.
-scene.main(test, 600 + 60 * KILLS if scene.LONG else 240)
+scene.main(test, 600 + 60 * KILLS if scene.LONG else 300)
