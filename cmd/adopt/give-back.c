@@ -369,16 +369,18 @@ undo (struct give_back *g)
   char *error = NULL;
 
   if (nodes_remove_image (&g->vm, &g->names, g->record, &error) == -1)
-    cmd_warning ("%s", error); /* the server waits for the image, and the next run repairs it */
+    /* The server waits for the image, and the next run repairs it.  A guest that we have stopped is
+     * let go on by the process that looks after it, when it sees our end. */
+    cmd_warning ("%s", error);
   else {
     if (g->lent)
       lent_undo (g);
     bypass (g, false);
     if (is_own_record (g))
       record_remove (g->control);
+    stopped_guest_end (&g->guard);
   }
   text_free (error);
-  stopped_guest_end (&g->guard);
 }
 
 /* The guest has moved, and OLD was its node.  Where that stays, there may be steps left. */
