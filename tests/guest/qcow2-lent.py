@@ -132,8 +132,8 @@ def refusals(t):
 
 
 def late_answer(t):
-    """A QEMU that does not say in time whether its guest runs is given no image. The guest may still
-    write to it."""
+    """A QEMU that does not say in time whether its guest runs is given no image: it may be written
+    to."""
     proxy = QmpProxy(t.vm, like_qemu=False)
 
     def late():
