@@ -46,6 +46,49 @@ chain_files (const struct backup_list *list, const char *name, const char *id)
   return nr;
 }
 
+static bool
+is_same_text (const char *a, const char *b)
+{
+  return a == b || (a != NULL && b != NULL && strcmp (a, b) == 0);
+}
+
+bool
+chain_is_same (const struct backup_list *a, const struct backup_list *b, const char *name,
+               const char *id)
+{
+  for (unsigned i = 0; name != NULL && i <= a->nr; i++) {
+    const struct backup_entry *in_a = repository_find (a, name), *in_b = repository_find (b, name);
+    if (in_a == NULL || in_b == NULL)
+      return in_a == in_b;
+    const struct manifest_disk *x = manifest_find_disk (&in_a->manifest, id);
+    const struct manifest_disk *y = manifest_find_disk (&in_b->manifest, id);
+    if (x == NULL || y == NULL)
+      return x == y;
+    if (in_a->manifest.is_dropped != in_b->manifest.is_dropped || x->full != y->full
+        || !is_same_text (x->file, y->file) || !is_same_text (x->file_digest, y->file_digest)
+        || !is_same_text (x->parent_backup, y->parent_backup)
+        || !is_same_text (x->parent_file, y->parent_file))
+      return false;
+    name = x->parent_backup;
+  }
+  return true;
+}
+
+bool
+chain_is_changing (const struct backup_list *list, const char *name, const char *id)
+{
+  for (unsigned i = 0; name != NULL && i <= list->nr; i++) {
+    const struct backup_entry *e = repository_find (list, name);
+    const struct manifest_disk *d = e != NULL ? manifest_find_disk (&e->manifest, id) : NULL;
+    if (d == NULL)
+      return false;
+    if (d->file_digest == NULL)
+      return true;
+    name = d->parent_backup;
+  }
+  return false;
+}
+
 /* NULL, or what is wrong with the file of D. */
 static char *
 file_fault (const struct repository *r, const struct manifest_disk *d)

@@ -15,6 +15,13 @@ const struct backup_entry *chain_newest (const struct backup_list *list, const c
 /* How many files the disk ID in the backup NAME consists of, by the manifests. */
 unsigned chain_files (const struct backup_list *list, const char *name, const char *id);
 
+/* Do the manifests in A and in B say the same of the chain of the disk ID in the backup NAME? */
+bool chain_is_same (const struct backup_list *a, const struct backup_list *b, const char *name,
+                    const char *id);
+
+/* Has a prune forgotten the digest of a file in that chain, as it does before it writes there? */
+bool chain_is_changing (const struct backup_list *list, const char *name, const char *id);
+
 /* NULL, or what is missing of the disk ID in the backup NAME (for text_free()): a manifest, a file,
  * a
  * file that has not the size that was recorded, or one whose head names a file that is no backup of

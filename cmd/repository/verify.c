@@ -208,6 +208,53 @@ disk_fault (struct verifying *v, const struct backup_entry *e, const struct mani
   return fault;
 }
 
+/* ---- beside a prune ---- */
+
+static void
+forget_looked (struct verifying *v)
+{
+  for (unsigned i = 0; i < v->nr_looked; i++)
+    text_free (v->looked[i].fault);
+  free (v->looked);
+  v->looked = NULL;
+  v->nr_looked = 0;
+}
+
+/* FAULT was found in the disk ID of the backup NAME, by the manifests as they were at our start.
+ * Where a prune has changed them since, look once more, by what they are now.  FAULT is freed, and
+ * what is wrong now returned; *SKIP: that backup is gone, or still being changed. */
+static char *
+look_again (struct verifying *v, const char *name, const char *id, char *fault, bool *skip)
+{
+  struct verifying again = *v; /* by another list, of which nothing has been looked at */
+  struct backup_list last;
+
+  *skip = false;
+  if (repository_list (&v->o.store.repo, &again.o.list, NULL) == -1)
+    return fault;
+  again.looked = NULL;
+  again.nr_looked = 0;
+  const struct backup_entry *e = repository_find (&again.o.list, name);
+  const struct manifest_disk *d = e != NULL ? manifest_find_disk (&e->manifest, id) : NULL;
+  *skip = e == NULL || e->manifest.is_dropped;
+  if (!*skip && d != NULL && d->file != NULL
+      && !chain_is_same (&v->o.list, &again.o.list, name, id)) {
+    text_free (fault);
+    fault = disk_fault (&again, e, d);
+    v->status = again.status;
+    if (fault != NULL && repository_list (&v->o.store.repo, &last, NULL) == 0) {
+      *skip = chain_is_changing (&again.o.list, name, id)
+              || !chain_is_same (&again.o.list, &last, name, id);
+      repository_list_free (&last);
+    }
+    if (*skip)
+      cmd_warning ("backup %s of '%s' was not looked at: it is being changed by a prune", name, id);
+  }
+  forget_looked (&again);
+  repository_list_free (&again.o.list);
+  return fault;
+}
+
 /* ---- backups ---- */
 
 static void
@@ -270,8 +317,11 @@ verify_entry (struct verifying *v, const struct backup_entry *e)
       tell_failed (v, e->name, d);
       continue;
     }
+    bool skip = false;
     CLEANUP_TEXT char *fault = disk_fault (v, e, d);
-    if (v->status == EXIT_DONE)
+    if (fault != NULL && v->status == EXIT_DONE)
+      fault = look_again (v, e->name, d->id, fault, &skip);
+    if (v->status == EXIT_DONE && !skip)
       tell (v, e->name, d->id, fault);
   }
   if (v->status == EXIT_DONE && v->boot.command != NULL && v->nr_bad == bad)
@@ -397,9 +447,7 @@ verify (struct verifying *v, const struct request *q, const char *place)
     status = opened_select_any (&v->o, q->at, v->disk, &v->only);
   if (status == EXIT_DONE)
     status = q->compare ? compare_disks (&v->o, &how) : verify_all (v);
-  for (unsigned i = 0; i < v->nr_looked; i++)
-    text_free (v->looked[i].fault);
-  free (v->looked);
+  forget_looked (v);
   json_decref (v->report);
   opened_close (&v->o);
   return status;

@@ -43,6 +43,26 @@ has_to_exit 0 nbdmirror backup-merge "$repo" "${names[0]}"
 [ ! -e "$repo/backups/${names[0]}.begun" ] || fail "the next backup would remove a file in use"
 for name in "${names[@]:1}"; do same "$name"; done
 
+# A prune while the backups are verified: the first look at a file calls it.
+make_repository --backups 4
+mkdir "$tmp/beside"
+cat >"$tmp/beside/qemu-img" <<END
+#!/bin/sh
+if [ "\$1" = check ] && mkdir "$tmp/once" 2>/dev/null; then
+  "$NBDMIRROR" backup-merge "$repo" "${names[1]}" >"$tmp/merged" 2>&1 || echo failed >>"$tmp/merged"
+fi
+exec "$(command -v qemu-img)" "\$@"
+END
+chmod +x "$tmp/beside/qemu-img"
+PATH=$tmp/beside:$PATH has_to_exit 0 nbdmirror backup-verify "$repo"
+[ -d "$tmp/once" ] || fail "no file was looked at"
+! grep -q failed "$tmp/merged" || fail "merge: $(cat "$tmp/merged")"
+[ "$(grep -c ': good$' "$tmp/out")" = 3 ] || fail "a prune is taken for damage: $(cat "$tmp/out")"
+! grep -q "^${names[1]} " "$tmp/out" || fail "what was pruned is told: $(cat "$tmp/out")"
+# Damage is still damage.
+printf x | dd of="$repo/vda/${names[3]}-inc.qcow2" bs=1 seek=300000 conv=notrunc status=none
+has_to_exit 5 nbdmirror backup-verify "$repo"
+
 # Two backups are built upon one.
 make_repository --backups 4
 qemu-img rebase -f qcow2 -F qcow2 -b "${names[1]}-inc.qcow2" "$repo/vda/${names[3]}-inc.qcow2"
