@@ -306,7 +306,7 @@ own_tests = \
 	tests/blackbox/dest-lasting.sh \
 	tests/blackbox/old-worker.sh \
 	tests/blackbox/checkpoint-verify.sh \
-	tests/blackbox/checkpoints.sh \
+	tests/blackbox/checkpoints.sh tests/blackbox/checkpoint-busy.sh \
 	tests/blackbox/incremental.sh tests/blackbox/samples.sh \
 	tests/blackbox/return.sh tests/blackbox/return-killed.sh tests/blackbox/return-slow.sh \
 	tests/blackbox/stands-at.sh tests/blackbox/no-attributes.sh \

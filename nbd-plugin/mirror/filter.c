@@ -414,19 +414,20 @@ log_refusal (void)
 struct mutation {
   uint64_t offset;
   uint32_t count, flags;
-  bool noted; /* state_leave() is owed */
+  unsigned half; /* for gate_leave() */
+  bool noted;    /* state_leave() is owed */
 };
 
 /* 0 if the mutation may go on and is counted, else -1 with *ERR. */
 static int
 enter (struct handle *h, struct mutation *m, int *err)
 {
-  int r = gate_enter (&mirror.gate, h->shard, probe, NULL);
+  int r = gate_enter (&mirror.gate, h->shard, &m->half, probe, NULL);
 
   if (r == 0 && mirror.persist.open) {
     r = state_enter (&mirror.persist.state, m->offset, m->count, probe, NULL, &m->noted);
     if (r != 0)
-      gate_leave (&mirror.gate, h->shard);
+      gate_leave (&mirror.gate, h->shard, m->half);
   }
   if (r == 0)
     return 0;
@@ -442,7 +443,7 @@ leave (struct handle *h, const struct mutation *m)
   uint64_t dirtied = tracker_mark (&mirror.tracker, m->offset, m->count);
   if (m->noted)
     state_leave (&mirror.persist.state, m->offset, m->count);
-  gate_leave (&mirror.gate, h->shard);
+  gate_leave (&mirror.gate, h->shard, m->half);
   uint32_t kind = URGENT_WRITE | ((m->flags & NBDKIT_FLAG_FUA) != 0 ? URGENT_FLUSH : 0);
   pace_after (&mirror.pace, kind, m->offset, m->count, dirtied, probe, NULL);
 }

@@ -12,7 +12,10 @@
 #include "base/fd.h"
 #include "nbd-plugin/mirror/gate.h"
 
-#define ALL_SHARDS ((1u << GATE_SHARDS) - 1)
+/* Of each half; those of half 1 stand above those of half 0. */
+#define ALL_SHARDS ((UINT32_C (1) << GATE_SHARDS) - 1)
+#define ALL_HALVES (ALL_SHARDS | ALL_SHARDS << GATE_SHARDS)
+_Static_assert(2 * GATE_SHARDS <= 32, "seen_empty has a bit for each half");
 
 int
 gate_init (struct gate *g)
@@ -20,9 +23,11 @@ gate_init (struct gate *g)
   pthread_condattr_t attr;
 
   for (unsigned i = 0; i < GATE_SHARDS; i++)
-    atomic_init (&g->in_flight[i].n, 0);
+    for (unsigned half = 0; half < 2; half++)
+      atomic_init (&g->in_flight[i].n[half], 0);
   atomic_init (&g->word, GATE_OPEN);
   g->base = (uint64_t)clock_date_us ();
+  atomic_init (&g->turn, 0);
   g->generation = 0;
   g->held_ns = g->lease_end_ns = 0;
   g->seen_empty = 0;
@@ -132,13 +137,13 @@ wait_for_opening (struct gate *g, gate_probe *probe, void *opaque)
 }
 
 int
-gate_wait (struct gate *g, unsigned shard, gate_probe *probe, void *opaque)
+gate_wait (struct gate *g, unsigned shard, unsigned *half, gate_probe *probe, void *opaque)
 {
   for (;;) {
     enum gate_mode mode = mode_of (g);
     if (mode == GATE_OPEN)
       return 0;
-    gate_leave (g, shard);
+    gate_leave (g, shard, *half);
 
     pthread_mutex_lock (&g->lock);
     g->waiting++;
@@ -147,17 +152,32 @@ gate_wait (struct gate *g, unsigned shard, gate_probe *probe, void *opaque)
     pthread_mutex_unlock (&g->lock);
     if (err != 0)
       return err;
-    atomic_fetch_add (&g->in_flight[shard].n, 1);
+    *half = atomic_load (&g->turn);
+    atomic_fetch_add (&g->in_flight[shard].n[*half], 1);
   }
 }
 
-bool
-gate_all_passed (const struct gate *g, uint32_t *seen)
+/* Add the halves that are at 0 to *SEEN. */
+static void
+see_empty (const struct gate *g, uint32_t *seen)
 {
-  for (unsigned i = 0; i < GATE_SHARDS; i++)
-    if (atomic_load (&g->in_flight[i].n) == 0)
-      *seen |= 1u << i;
-  return *seen == ALL_SHARDS;
+  for (unsigned half = 0; half < 2; half++)
+    for (unsigned i = 0; i < GATE_SHARDS; i++)
+      if (atomic_load (&g->in_flight[i].n[half]) == 0)
+        *seen |= UINT32_C (1) << (half * GATE_SHARDS + i);
+}
+
+bool
+gate_all_passed (struct gate *g, uint32_t *seen)
+{
+  see_empty (g, seen);
+  if (*seen == ALL_HALVES)
+    return true;
+  /* Nobody who began before is in the half without the turn: then the other one may fall to 0. */
+  uint32_t turn = atomic_load (&g->turn), idle = ALL_SHARDS << (1 - turn) * GATE_SHARDS;
+  if ((*seen & idle) == idle)
+    atomic_store (&g->turn, 1 - turn);
+  return false;
 }
 
 uint64_t
@@ -165,7 +185,7 @@ gate_in_flight (const struct gate *g)
 {
   uint64_t sum = 0;
   for (unsigned i = 0; i < GATE_SHARDS; i++)
-    sum += atomic_load (&g->in_flight[i].n);
+    sum += atomic_load (&g->in_flight[i].n[0]) + atomic_load (&g->in_flight[i].n[1]);
   return sum;
 }
 
@@ -210,10 +230,8 @@ drained (struct gate *g, uint64_t generation)
   settle (g, (int64_t)clock_ns ());
   if (mode_of (g) != GATE_HELD || g->generation != generation)
     return ETIME;
-  for (unsigned i = 0; i < GATE_SHARDS; i++)
-    if (atomic_load (&g->in_flight[i].n) == 0)
-      g->seen_empty |= 1u << i;
-  if (g->seen_empty != ALL_SHARDS)
+  see_empty (g, &g->seen_empty);
+  if (g->seen_empty != ALL_HALVES)
     return EAGAIN;
   atomic_store (&g->word, GATE_HELD); /* nobody needs to wake us any more */
   return 0;
@@ -342,7 +360,7 @@ gate_look (struct gate *g, struct gate_view *view)
   view->generation = g->generation;
   view->next_generation = next_generation (g);
   view->prepared = g->prepared;
-  view->drained = view->mode == GATE_HELD && g->seen_empty == ALL_SHARDS;
+  view->drained = view->mode == GATE_HELD && g->seen_empty == ALL_HALVES;
   view->held_ns = g->held_ns;
   view->lease_end_ns = g->lease_end_ns;
   view->reason = g->reason;

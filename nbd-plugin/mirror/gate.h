@@ -28,6 +28,12 @@
  * bits are set; who comes later sees the hold.  One look per shard is enough, at any time while
  * this generation is held, since nobody who is counted later passes.
  *
+ * To wait for those who are below now while the gate stays open (gate_all_passed()), each counter
+ * has two halves.  A mutation counts in the one whose turn it is, and remembers which that was.
+ * Where a half was seen at 0, all who had counted there before have ended; and as soon as the other
+ * one has the turn, it falls to 0 however busy the guest is.  Who has read the turn just before it
+ * changed may still count in the old half, but each thread does that once only.
+ *
  * Locks: `lock` protects everything but the atomics; it is a leaf, and nothing slow is done under
  * it.
  */
@@ -51,12 +57,13 @@ enum gate_mode { GATE_OPEN = 0, GATE_HELD = 1, GATE_FENCED = 2 };
 #define GATE_DRAINING 4u /* somebody wants to know when the counter falls to 0 */
 
 struct gate_shard {
-  _Alignas(64) _Atomic uint64_t n;
+  _Alignas(64) _Atomic uint64_t n[2];
 };
 
 struct gate {
   struct gate_shard in_flight[GATE_SHARDS];
   _Alignas(64) _Atomic uint32_t word; /* enum gate_mode | GATE_DRAINING */
+  _Atomic uint32_t turn;              /* the half in which mutations count that come now: 0 or 1 */
   int wake_fd;                        /* eventfd, owned: the control thread should look */
 
   _Alignas(64) pthread_mutex_t lock;
@@ -65,7 +72,7 @@ struct gate {
   uint64_t generation;    /* of the running hold, or of the last one; 0: none yet */
   int64_t held_ns;        /* when it began, in clock_ns() */
   int64_t lease_end_ns;
-  uint32_t seen_empty; /* a bit for each shard that was seen at 0 in this hold */
+  uint32_t seen_empty; /* a bit for each half of a shard that was seen at 0 in this hold */
   bool prepared;
   bool releases; /* at the commit it is released and not fenced */
   bool keep;     /* at the commit waiters go on waiting, and who comes later joins them */
@@ -93,31 +100,33 @@ int gate_init (struct gate *g); /* 0, or -1 with errno */
 void gate_destroy (struct gate *g);
 
 /* The slow half of gate_enter. */
-int gate_wait (struct gate *g, unsigned shard, gate_probe *probe, void *opaque);
+int gate_wait (struct gate *g, unsigned shard, unsigned *half, gate_probe *probe, void *opaque);
 void gate_wake (struct gate *g);
 
 /* Before a mutation.  SHARD < GATE_SHARDS.  Returns 0: it is counted and may pass, gate_leave() is
- * owed; EPERM: fenced; or what PROBE returned, or ESHUTDOWN. */
+ * owed with *HALF; EPERM: fenced; or what PROBE returned, or ESHUTDOWN. */
 static inline int
-gate_enter (struct gate *g, unsigned shard, gate_probe *probe, void *opaque)
+gate_enter (struct gate *g, unsigned shard, unsigned *half, gate_probe *probe, void *opaque)
 {
-  atomic_fetch_add (&g->in_flight[shard].n, 1);
+  *half = atomic_load (&g->turn);
+  atomic_fetch_add (&g->in_flight[shard].n[*half], 1);
   if (__builtin_expect ((atomic_load (&g->word) & GATE_MODE_MASK) == GATE_OPEN, 1))
     return 0;
-  return gate_wait (g, shard, probe, opaque);
+  return gate_wait (g, shard, half, probe, opaque);
 }
 
 /* After the mutation's bits and counters are set (R3). */
 static inline void
-gate_leave (struct gate *g, unsigned shard)
+gate_leave (struct gate *g, unsigned shard, unsigned half)
 {
-  if (atomic_fetch_sub (&g->in_flight[shard].n, 1) == 1
+  if (atomic_fetch_sub (&g->in_flight[shard].n[half], 1) == 1
       && (atomic_load (&g->word) & GATE_DRAINING) != 0)
     gate_wake (g);
 }
 
-/* Has every mutation that was below when *SEEN was set to 0 ended?  Call it again until it has. */
-bool gate_all_passed (const struct gate *g, uint32_t *seen);
+/* Has every mutation that was below when *SEEN was set to 0 ended?  Call it again until it has.
+ * Several may wait, each with a *SEEN of its own. */
+bool gate_all_passed (struct gate *g, uint32_t *seen);
 
 /* Mutations below now; a sum of looks at different instants, for status only. */
 uint64_t gate_in_flight (const struct gate *g);

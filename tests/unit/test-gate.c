@@ -3,7 +3,7 @@
  * Proves of the gate: a drained hold has nobody below and lets nobody pass, however many threads
  * push; a lease ends even if only the waiting mutations look; a hold that is over cannot be
  * prepared, released or drained by its old generation; a prepared hold ends as the decision word
- * says and in no other way.
+ * says and in no other way; and however busy a guest is, those who are below now have ended soon.
  */
 
 #include "config.h"
@@ -98,9 +98,10 @@ static void *
 mutate (void *opaque)
 {
   struct mutation *m = opaque;
-  int r = gate_enter (m->gate, 3, m->probe, NULL);
+  unsigned half;
+  int r = gate_enter (m->gate, 3, &half, m->probe, NULL);
   if (r == 0)
-    gate_leave (m->gate, 3);
+    gate_leave (m->gate, 3, half);
   atomic_store (&m->result, r);
   return NULL;
 }
@@ -132,12 +133,13 @@ result (struct mutation *m)
 Test (gate, open_counts)
 {
   struct gate g;
+  unsigned first, second;
   cr_assert_eq (gate_init (&g), 0);
-  cr_assert_eq (gate_enter (&g, 0, no_shutdown, NULL), 0);
-  cr_assert_eq (gate_enter (&g, 5, no_shutdown, NULL), 0);
+  cr_assert_eq (gate_enter (&g, 0, &first, no_shutdown, NULL), 0);
+  cr_assert_eq (gate_enter (&g, 5, &second, no_shutdown, NULL), 0);
   cr_assert_eq (gate_in_flight (&g), 2);
-  gate_leave (&g, 5);
-  gate_leave (&g, 0);
+  gate_leave (&g, 5, second);
+  gate_leave (&g, 0, first);
   cr_assert_eq (gate_in_flight (&g), 0);
   gate_destroy (&g);
 }
@@ -146,8 +148,9 @@ Test (gate, hold_drains)
 {
   struct gate g;
   struct mutation m;
+  unsigned half;
   cr_assert_eq (gate_init (&g), 0);
-  cr_assert_eq (gate_enter (&g, 0, no_shutdown, NULL), 0);
+  cr_assert_eq (gate_enter (&g, 0, &half, no_shutdown, NULL), 0);
   uint64_t n = hold (&g, LONG_LEASE), again;
   cr_assert_eq (gate_hold (&g, LONG_LEASE, &again), EBUSY);
   cr_assert_eq (gate_drained (&g, n), EAGAIN);
@@ -155,7 +158,7 @@ Test (gate, hold_drains)
   start (&m, &g, no_shutdown);
   cr_assert_eq (gate_in_flight (&g), 1, "a waiter counts as in flight");
 
-  gate_leave (&g, 0); /* must wake who waits for the drain */
+  gate_leave (&g, 0, half); /* must wake who waits for the drain */
   struct pollfd p = { .fd = g.wake_fd, .events = POLLIN };
   cr_assert_eq (poll (&p, 1, 0), 1);
   cr_assert_eq (gate_drained (&g, n), 0);
@@ -320,11 +323,12 @@ Test (gate, prepare_needs_the_drain)
 {
   struct gate g;
   struct decision *word = new_word ();
+  unsigned half;
   cr_assert_eq (gate_init (&g), 0);
-  cr_assert_eq (gate_enter (&g, 7, no_shutdown, NULL), 0);
+  cr_assert_eq (gate_enter (&g, 7, &half, no_shutdown, NULL), 0);
   uint64_t n = hold (&g, LONG_LEASE);
   cr_assert_eq (gate_prepare (&g, n, word, false), EAGAIN);
-  gate_leave (&g, 7);
+  gate_leave (&g, 7, half);
   cr_assert_eq (gate_prepare (&g, n + 1, word, false), ETIME);
   cr_assert_eq (gate_prepare (&g, n, word, false), 0);
   decision_try (word, DECISION_ABORT);
@@ -411,14 +415,15 @@ push (void *opaque)
   struct push *p = opaque;
   pause_every = 31;
   while (!atomic_load (p->stop)) {
-    if (gate_enter (p->gate, p->shard, no_shutdown, NULL) != 0)
+    unsigned half;
+    if (gate_enter (p->gate, p->shard, &half, no_shutdown, NULL) != 0)
       continue;
     atomic_fetch_add (p->below, 1);
     for (volatile int i = 0; i < 200; i++)
       ;
     atomic_fetch_sub (p->below, 1);
     atomic_fetch_add (p->passed, 1);
-    gate_leave (p->gate, p->shard);
+    gate_leave (p->gate, p->shard, half);
   }
   return NULL;
 }
@@ -454,6 +459,130 @@ Test (gate, nobody_is_below_a_drained_hold)
   for (unsigned i = 0; i < PUSHERS; i++)
     pthread_join (pushers[i].thread, NULL);
   cr_assert_gt (atomic_load (&passed), HOLDS);
+  cr_assert_eq (gate_in_flight (&g), 0);
+  gate_destroy (&g);
+}
+
+/* ---- waiting for those who are below now, with an open gate ---- */
+
+/* A guest has always two mutations below: the counter of its shard never falls to 0.  Each step
+ * ends one and begins another. */
+struct busy {
+  struct gate *gate;
+  unsigned half[2], step;
+};
+
+static void
+go_on (struct busy *b)
+{
+  unsigned *half = &b->half[b->step++ % 2];
+
+  gate_leave (b->gate, 3, *half);
+  cr_assert_eq (gate_enter (b->gate, 3, half, no_shutdown, NULL), 0);
+}
+
+static unsigned
+steps_until_passed (struct busy *b, uint32_t *seen)
+{
+  unsigned steps = 0;
+
+  while (!gate_all_passed (b->gate, seen)) {
+    cr_assert_lt (++steps, 100, "it waits for ever");
+    go_on (b);
+  }
+  return steps;
+}
+
+/* Who waits is done soon, but not before all who were below then have ended.  Two who wait do not
+ * disturb each other. */
+Test (gate, all_pass_while_a_guest_is_busy)
+{
+  struct gate g;
+  unsigned slow;
+
+  cr_assert_eq (gate_init (&g), 0);
+  struct busy b = { .gate = &g };
+  for (unsigned i = 0; i < 2; i++)
+    cr_assert_eq (gate_enter (&g, 3, &b.half[i], no_shutdown, NULL), 0);
+  for (unsigned apart = 0; apart < 8; apart++) {
+    uint32_t seen[2] = { 0 };
+    cr_assert_eq (gate_enter (&g, apart % 2 != 0 ? 3 : 4, &slow, no_shutdown, NULL), 0);
+    cr_assert_not (gate_all_passed (&g, &seen[0]));
+    for (unsigned i = 0; i < apart; i++) {
+      go_on (&b);
+      cr_assert_not (gate_all_passed (&g, &seen[0]));
+    }
+    for (unsigned i = 0; i < 20; i++) {
+      cr_assert (!gate_all_passed (&g, &seen[i % 2]), "one who was below has not ended");
+      go_on (&b);
+    }
+    gate_leave (&g, apart % 2 != 0 ? 3 : 4, slow);
+    cr_assert_leq (steps_until_passed (&b, &seen[apart / 4]), 8);
+    cr_assert_leq (steps_until_passed (&b, &seen[1 - apart / 4]), 8);
+  }
+  for (unsigned i = 0; i < 2; i++)
+    gate_leave (&g, 3, b.half[i]);
+  uint32_t seen = 0;
+  cr_assert (gate_all_passed (&g, &seen), "nobody is below");
+  gate_destroy (&g);
+}
+
+#define CROWD 4
+#define WAITS 300
+
+struct member {
+  pthread_t thread;
+  struct gate *gate;
+  _Atomic bool *stop;
+  _Atomic unsigned below; /* odd while it is */
+};
+
+static void *
+come_and_go (void *opaque)
+{
+  struct member *p = opaque;
+  unsigned half;
+
+  pause_every = 7;
+  while (!atomic_load (p->stop)) {
+    cr_assert_eq (gate_enter (p->gate, 3, &half, no_shutdown, NULL), 0);
+    atomic_fetch_add (&p->below, 1);
+    usleep (100);
+    atomic_fetch_add (&p->below, 1);
+    gate_leave (p->gate, 3, half);
+  }
+  return NULL;
+}
+
+/* The same with threads, which are stopped now and then between their look at the turn and their
+ * counting. */
+Test (gate, nobody_from_before_is_below)
+{
+  struct member crowd[CROWD];
+  _Atomic bool stop = false;
+  unsigned before[CROWD];
+  struct gate g;
+
+  cr_assert_eq (gate_init (&g), 0);
+  for (unsigned i = 0; i < CROWD; i++) {
+    crowd[i].gate = &g;
+    crowd[i].stop = &stop;
+    atomic_init (&crowd[i].below, 0);
+    cr_assert_eq (pthread_create (&crowd[i].thread, NULL, come_and_go, &crowd[i]), 0);
+  }
+  for (unsigned n = 0; n < WAITS; n++) {
+    uint32_t seen = 0;
+    for (unsigned i = 0; i < CROWD; i++)
+      before[i] = atomic_load (&crowd[i].below);
+    while (!gate_all_passed (&g, &seen))
+      ;
+    for (unsigned i = 0; i < CROWD; i++)
+      cr_assert (before[i] % 2 == 0 || atomic_load (&crowd[i].below) != before[i],
+                 "wait %u: one who was below has not ended", n);
+  }
+  atomic_store (&stop, true);
+  for (unsigned i = 0; i < CROWD; i++)
+    pthread_join (crowd[i].thread, NULL);
   cr_assert_eq (gate_in_flight (&g), 0);
   gate_destroy (&g);
 }
