@@ -108,7 +108,7 @@ mutate "a block is forgotten that a disk may lose at a kill" cool.c \
 mutate "L1 is not spread out" recover.c 's/f->how != STATE_FROM_L1/true/'
 mutate "an extent ahead is taken for one that cools" work.c \
   's/state_ask \(s, i\);/s->l1[i \/ 64] |= UINT64_C (1) << (i % 64);
-     s->l1_page_dirty[0] = 1; s->nr_hot++;/' 17
+     s->l1_page_dirty[0] = 1; s->nr_hot++;/' 42
 mutate "a sample comes before what is to be copied there" note.c 's/if \(early\)/if (false)/'
 mutate "a sample comes before what turns dirty during a round" note.c \
   's/early \|= atomic_load.*?;/;/'
