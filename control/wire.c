@@ -119,3 +119,10 @@ wire_text (const char *text)
   free (copy);
   return j;
 }
+
+json_t *
+wire_text_or_null (const char *text)
+{
+  json_t *o = text != NULL ? json_string (text) : NULL;
+  return o != NULL ? o : json_null ();
+}

@@ -32,4 +32,7 @@ ssize_t wire_send (int sock, const void *buf, size_t len, int pass_fd);
 /* A JSON string of TEXT, which may hold any bytes: what is not UTF-8 turns into '?'. */
 json_t *wire_text (const char *text);
 
+/* A JSON string of TEXT, or null where that cannot be said: it is NULL, or not UTF-8. */
+json_t *wire_text_or_null (const char *text);
+
 #endif

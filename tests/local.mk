@@ -221,7 +221,7 @@ linked_blackbox_tests = \
 	tests/blackbox/handoff-many.sh \
 	tests/blackbox/long-line.sh \
 	tests/blackbox/live-mirror.sh \
-	tests/blackbox/odd-sizes.sh \
+	tests/blackbox/odd-sizes.sh tests/blackbox/odd-names.sh \
 	tests/blackbox/other-server.sh \
 	tests/blackbox/no-direct.sh \
 	tests/blackbox/odd-destinations.sh \

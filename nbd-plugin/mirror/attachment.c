@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "control/wire.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/claims.h"
 #include "nbd-plugin/mirror/attachment.h"
@@ -177,12 +178,6 @@ fresh_region (struct mirror *m, const char *start, const char *since, bool *resu
   return fresh;
 }
 
-static json_t *
-string_or_null (const char *s)
-{
-  return s != NULL ? json_string (s) : json_null ();
-}
-
 static void
 attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *args)
 {
@@ -231,7 +226,7 @@ attach_now (struct mirror *m, struct control_peer *peer, json_t *id, json_t *arg
                  "session", (json_int_t)atomic_load (&r->hdr->session), "resumed", resumed,
                  "persistent", m->persist.path != NULL, "job",
                  resumed ? json_deep_copy (a->published) : json_null (), "uri",
-                 string_or_null (m->config.uri), "direct", string_or_null (m->config.direct),
+                 wire_text_or_null (m->config.uri), "direct", wire_text_or_null (m->config.direct),
                  "export", m->config.export, "nbdkit-version", NBDKIT_VERSION_STRING, "instance",
                  a->instance, "lease-ms", (json_int_t)attachment_default_lease_ms (a)),
       r->fd);

@@ -143,6 +143,12 @@ mirror_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *key
     return mirror.config.uri != NULL ? 0 : -1;
   }
   if (strcmp (key, "mirror-export") == 0) {
+    json_t *text = json_string (value); /* the NBD protocol has no others, and JSON cannot tell */
+    json_decref (text);
+    if (text == NULL) {
+      nbdkit_error ("mirror-export: the name of an export must be UTF-8");
+      return -1;
+    }
     mirror.config.export = nbdkit_strdup_intern (value);
     return mirror.config.export != NULL ? 0 : -1;
   }

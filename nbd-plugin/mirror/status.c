@@ -13,6 +13,7 @@
 #include <nbdkit-filter.h>
 
 #include "base/clock.h"
+#include "control/wire.h"
 #include "dirty-bitmap/bitmap.h"
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/receiving.h"
@@ -187,15 +188,11 @@ mirror_status (struct mirror *m)
   set (o, "block-size", known, known ? count (geo.block_size) : NULL);
   json_object_set_new (o, "export", json_string (m->config.export));
   /* A worker opens a connection of its own before it attaches, so it has to know where to. */
-  set (o, "uri", m->config.uri != NULL, m->config.uri != NULL ? json_string (m->config.uri) : NULL);
-  set (o, "direct", m->config.direct != NULL,
-       m->config.direct != NULL ? json_string (m->config.direct) : NULL);
-  set (o, "disk", m->config.disk != NULL,
-       m->config.disk != NULL ? json_string (m->config.disk) : NULL);
-  set (o, "disk-format", m->config.format != NULL,
-       m->config.format != NULL ? json_string (m->config.format) : NULL);
-  set (o, "layers-export", m->config.layers != NULL,
-       m->config.layers != NULL ? json_string (m->config.layers) : NULL);
+  json_object_set_new (o, "uri", wire_text_or_null (m->config.uri));
+  json_object_set_new (o, "direct", wire_text_or_null (m->config.direct));
+  json_object_set_new (o, "disk", wire_text_or_null (m->config.disk));
+  json_object_set_new (o, "disk-format", wire_text_or_null (m->config.format));
+  json_object_set_new (o, "layers-export", wire_text_or_null (m->config.layers));
   json_object_set_new (o, "opened", count (atomic_load (&m->tracker.opened)));
   json_object_set_new (o, "bypassed", json_boolean (m->bypass.on));
   json_object_set_new (o, "receiving", json_boolean (receiving_is (m)));
