@@ -20,6 +20,7 @@
 #include "base/fd.h"
 #include "base/text.h"
 #include "base/uuid.h"
+#include "control/wire.h"
 #include "dirty-bitmap/bitmap.h"
 #include "dirty-bitmap/samples.h"
 #include "dirty-bitmap/state/recordings.h"
@@ -433,7 +434,7 @@ compare_size (struct mirror *m)
   const struct region_geometry *had = &p->state.layout.geo;
   struct region_geometry geo;
 
-  if (had->block_size == 0 || !tracker_geometry (&m->tracker, &geo)
+  if (p->disowned || had->block_size == 0 || !tracker_geometry (&m->tracker, &geo)
       || memcmp (&geo, had, sizeof geo) == 0)
     return;
   if (m->attachment.region != NULL) {
@@ -444,6 +445,7 @@ compare_size (struct mirror *m)
   }
   nbdkit_error ("mirror-state=%s: it is of a disk of %llu bytes in blocks of %u, not of this one",
                 p->path, (unsigned long long)had->disk_size, had->block_size);
+  p->disowned = true;
   state_disown (&p->state, "the disk's size, or that of its blocks, has changed");
 }
 
@@ -497,7 +499,7 @@ persist_status (struct mirror *m, json_t *o)
     return;
   state_look (&p->state, &v);
   const char *status = v.lost ? "inconsistent" : v.job ? "active" : "idle";
-  json_object_set_new (o, "state-file", json_string (p->path));
+  json_object_set_new (o, "state-file", wire_text_or_null (p->path));
   json_object_set_new (o, "state-status", json_string (status));
   json_object_set_new (o, "state-reason", v.lost ? json_string (v.reason) : json_null ());
   json_object_set_new (o, "state-recording", json_boolean (v.recording));

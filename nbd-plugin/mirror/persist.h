@@ -34,6 +34,7 @@ struct persist {
   bool open, worker_runs, cooler_runs;
   bool shared;             /* another server had the disk's file when we began */
   bool loss_told;          /* in the log */
+  bool disowned;           /* what the file says is of another disk, which was told */
   bool settling;           /* every write from before the tracking has ended */
   uint32_t shards_seen;    /* of the gate, at 0 since the tracking began */
   uint64_t noted_ms;       /* when the note was last made */

@@ -134,7 +134,24 @@ wait_exit mirror 20
 equal "$tmp/disk" "${uri[dst]}"
 nbdmirror rollback "${control[src]}" --destination-stopped \
   --token "$(status_of "${control[src]}" rollback-token)"
+
+# Another disk, of another size, while the file fails: that is told once.
+nbdmirror checkpoint add "${control[src]}" first
 stop src
+rm "$tmp/disk"
+random_disk "$tmp/disk" 32M
+serve
+touch "$tmp/fault"
+nbdinfo --size "${uri[src]}" >"$tmp/size"
+wait_for 10 status_is state-status inconsistent
+for i in 1 2 3 4 5; do
+  status_is state-status inconsistent || fail "look $i at the status"
+done
+[ "$(grep -c 'it is of a disk of .* not of this one' "$tmp/src.log")" = 1 ] ||
+  fail "told again and again: $(cat "$tmp/src.log")"
+rm -f "$tmp/fault"
+stop src
+random_disk "$tmp/disk" $size
 
 # The same in another boot, which does not know what was only in memory.
 marked () {
