@@ -45,6 +45,8 @@ int complete_finish (struct complete *c, const struct coordinator_result *result
                      const char *reason);
 /* The object that --json prints where nothing was handed over, because of REASON. */
 void complete_print_refusal (const struct complete *c, const char *reason);
+/* The same where all was handed over earlier, with this rollback token. */
+void complete_print_done (const struct complete *c, const char *token, const char *reason);
 void complete_print_prepared (const struct complete *c, const struct coordinator *h);
 
 #endif

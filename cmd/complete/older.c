@@ -107,6 +107,7 @@ rerun_found (struct complete *c, struct coordinator *h, enum handoff_found found
     int sealed = complete_seal (c);
     cmd_say ("%s: it was handed over already, rollback token %s", c->controls[0],
              coordinator_token (h));
+    complete_print_done (c, coordinator_token (h), "it was handed over already");
     return sealed != EXIT_DONE ? sealed : EXIT_ERROR;
   }
   const char *what

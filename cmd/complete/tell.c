@@ -120,6 +120,16 @@ complete_print_refusal (const struct complete *c, const char *reason)
 }
 
 void
+complete_print_done (const struct complete *c, const char *token, const char *reason)
+{
+  struct coordinator_result done = { .committed = true, .nr = c->nr };
+
+  snprintf (done.token, sizeof done.token, "%s", token);
+  if (c->json)
+    print_json (c, &done, reason);
+}
+
+void
 complete_print_prepared (const struct complete *c, const struct coordinator *h)
 {
   if (!c->json) {

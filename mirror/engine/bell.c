@@ -23,9 +23,13 @@ listen_to_it (void *opaque)
   while (!atomic_load (&b->stop)) {
     last = seen;
     seen = urgent_bell (r);
-    if (seen != last || urgent_any (r))
+    bool synchronous = atomic_load (&b->engine->synchronous);
+    /* "Synchronised" may be lost without a ring: a flush of the guest was not waited for. */
+    bool behind
+        = synchronous && atomic_load (&r->hdr->synced_epoch) != atomic_load (&r->hdr->sync_epoch);
+    if (seen != last || urgent_any (r) || behind)
       engine_rung (b->engine);
-    urgent_sleep (r, seen, atomic_load (&b->engine->synchronous) ? LOOK_NS : SLEEP_NS);
+    urgent_sleep (r, seen, synchronous ? LOOK_NS : SLEEP_NS);
   }
   return NULL;
 }

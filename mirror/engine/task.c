@@ -431,7 +431,10 @@ engine_task_done (struct engine *e, const struct engine_task *t, const void *dat
                   enum sample_kind kind)
 {
   pthread_mutex_lock (&e->lock);
+  bool first = e->unflushed_bytes == 0;
   e->unflushed_bytes += region_bytes (&e->region->geo, t->first, t->count);
+  if (first)
+    engine_wake_flusher (e); /* it may sleep, if the job was paused meanwhile */
   if (length > 0)
     engine_propose_sample (e, t, data, length, kind);
   unsigned nr_unread = e->pass.unreadable.nr;

@@ -175,7 +175,8 @@ copy_handoff_prepare (struct copy_handoff *h, struct control_peer *peer, json_t 
   }
   h->active = true;
   h->peer = peer;
-  h->generation++;
+  /* Never used again, nor by the next worker, as the filter's (nbd-plugin/mirror/gate.h). */
+  h->generation = (h->generation != 0 ? h->generation : (uint64_t)clock_date_us ()) + 1;
   h->guest_stopped = stopped;
   h->lease_ms = (uint64_t)lease_ms;
   h->end_ns = clock_ns () + ARMED_MS * NS_PER_MS;

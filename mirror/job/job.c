@@ -348,6 +348,8 @@ static void
 wait_for_something (struct job *j)
 {
   j->rested = is_quiet (j);
+  if (j->rested && engine_left_bytes (&j->engine) == 0)
+    j->stall.since_ns = 0; /* nothing is to move, until the guest writes */
   uint64_t due = earlier (j->rested ? quiet_until_ns (j) : sample_due_ns (j),
                           supervisor_due_ns (&j->supervisor));
   uint64_t now = clock_ns ();

@@ -152,8 +152,12 @@ h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.pwrite(b"x" * 4096, 0)' "${uri[s-id
 sleep 1
 nbdmirror resume "${control[s-idle]}"
 wait_state "${control[s-idle]}" ready 20
+# Nor is it at rest, when the guest's first write after that comes.
+sleep 6
+"$python" -c 'import nbd, sys
+h = nbd.NBD(); h.connect_uri(sys.argv[1]); h.pwrite(b"y" * 4096, 0)' "${uri[s-idle]}"
 sleep 1
-running m-idle || fail "a job that is paused, or ready, counts as stalled"
+running m-idle || fail "a job that is paused, ready, or at rest counts as stalled"
 stop m-idle
 for name in gone hangs errors mute stalls lost idle; do stop s-$name; done
 
