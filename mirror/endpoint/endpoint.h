@@ -110,7 +110,7 @@ struct endpoint_options {
    * its export.  0: each connection is made when its channel is opened. */
   unsigned nr_channels;
   /* With nr_channels, where the server offers multi-conn: it is known to admit only so many
-   * connections, and no more are tried.  0: not known. */
+   * connections at a time, and no more are tried.  0: not known. */
   unsigned nr_admitted;
   /* NULL, or the sessions so far at a server of `nbdmirror receive`.  The endpoint that is opened
    * begins another one there.  Only one endpoint with the same sessions may be opened at a time. */

@@ -378,7 +378,8 @@ static void
 nbd_stop (struct channel *ch)
 {
   struct nbd_channel *nc = (struct nbd_channel *)ch;
-  const struct nbd_endpoint *nep = (struct nbd_endpoint *)ch->ep;
+  struct nbd_endpoint *nep = (struct nbd_endpoint *)ch->ep;
+  unsigned nr_taken = nc->nr_conns;
   bool idle = true, ours = nep->command != NULL && !nep->has_stdio, packs = nc->queue != NULL;
 
   nc->stopping = true;
@@ -394,6 +395,7 @@ nbd_stop (struct channel *ch)
   for (unsigned i = 0; i < nc->nr_conns; i++)
     nbd_close_handle (nc->conns[i].h, idle);
   nc->nr_conns = 0;
+  atomic_fetch_sub (&nep->nr_taken, nr_taken);
   /* What the compressor and libnbd had of them is in use no more. */
   squeeze_queue_free (nc->queue);
   nc->queue = NULL;
@@ -413,6 +415,8 @@ nbd_channel_free (struct channel *ch)
 static struct nbd_handle *
 take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
 {
+  /* Counted before it is there: two threads that want the last one must not both get it. */
+  unsigned have = atomic_fetch_add (&nep->nr_taken, 1), most = nep->ep.opts.nr_admitted;
   struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
   struct nbd_attempt attempt;
 
@@ -422,10 +426,12 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
     h = attempt.h;
     *errnum = attempt.errnum;
     *error = attempt.error;
-  } else if (nep->ep.opts.nr_admitted > 0 && nep->offered.can_multi_conn)
+  } else if (most > 0 && have >= most && nep->offered.can_multi_conn)
     endpoint_fail (errnum, error, ENDPOINT_FULL, "%s: it admits no more", nep->ep.name);
   else
     h = nbd_connect_again (nep, NULL, errnum, error);
+  if (h == NULL)
+    atomic_fetch_sub (&nep->nr_taken, 1);
   if (h == NULL && *errnum == ENDPOINT_FULL)
     atomic_store (&nep->ep.full, true);
   return h;

@@ -67,6 +67,7 @@ struct nbd_endpoint {
   _Atomic (struct nbd_handle *) first; /* that connection, for the first channel; that
  of a command with one connection comes back */
   struct nbd_ahead ahead;              /* and those that are made beside it */
+  _Atomic unsigned nr_taken;           /* connections that channels have now */
 };
 
 extern const struct endpoint_ops nbd_ops;

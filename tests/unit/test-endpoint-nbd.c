@@ -74,6 +74,34 @@ ENDPOINT_TEST (nbd_several_connections)
   endpoint_close (ep);
 }
 
+/* A server is known to admit so many connections: a channel that is closed makes room for another
+ * one. */
+ENDPOINT_TEST (nbd_admitted)
+{
+  if (!have_nbdkit ())
+    return;
+  for (unsigned admitted = 1; admitted <= 3; admitted++) {
+    struct endpoint_options opts = { .writable = true, .nr_channels = 4, .nr_admitted = admitted };
+    struct endpoint *ep = must_open ("[ nbdkit --exit-with-parent memory 1M ]", &opts);
+
+    for (unsigned turn = 0; turn < 3; turn++) {
+      struct channel *ch[3];
+      char *error = NULL;
+      int errnum = 0;
+
+      channel_close (must_channel (ep));
+      for (unsigned i = 0; i < admitted; i++)
+        ch[i] = must_channel (ep);
+      cr_assert (channel_open (ep, &errnum, &error) == NULL, "one more than %u", admitted);
+      cr_assert (errnum == ENDPOINT_FULL, "%s", error);
+      text_free (error);
+      for (unsigned i = 0; i < admitted; i++)
+        channel_close (ch[i]);
+    }
+    endpoint_close (ep);
+  }
+}
+
 /* Zeroes are written as such, and the status of a sparse export is told. */
 ENDPOINT_TEST (nbd_zero_and_status)
 {
