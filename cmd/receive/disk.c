@@ -187,12 +187,14 @@ claim_soon (const struct receive_disk *d)
   return who;
 }
 
-/* Take the lock that tells the id of this process. */
+/* Take the lock that tells the id of this process.  It is shared, because NFS makes claim()'s
+ * flock() a shared lock of all bytes, which belongs to the open file description. */
 static bool
 lock_session (int fd)
 {
   struct flock fl = range_of (LOCK_SESSION, 1);
 
+  fl.l_type = F_RDLCK;
   return fcntl (fd, F_SETLK, &fl) == 0;
 }
 

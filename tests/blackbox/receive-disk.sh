@@ -162,6 +162,33 @@ wait_exit waits 4
 [ "$status" = 7 ] || fail "exit status $status"
 stop holder KILL
 
+# NFS makes flock() a lock of all bytes, which belongs to the open file description.  It must not
+# keep a session of --stdio from telling the next one its process.
+cat >"$tmp/nfs.c" <<'END'
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+
+int
+flock (int fd, int how)
+{
+  struct flock all = { .l_type = how & LOCK_SH ? F_RDLCK : how & LOCK_EX ? F_WRLCK : F_UNLCK };
+
+  fclose (fopen (getenv ("CALLED"), "w"));
+  return fcntl (fd, F_OFD_SETLK, &all);
+}
+END
+cc=$(make_var CC)
+# shellcheck disable=SC2086
+$cc -shared -fPIC -O1 -w -o "$tmp/nfs.so" "$tmp/nfs.c" || fail "the shim does not build"
+truncate -s 1M "$tmp/nfs"
+env LD_PRELOAD="$tmp/nfs.so" CALLED="$tmp/called" "${nbdmirror_prefix[@]}" "${server_env[@]}" \
+  "$NBDMIRROR" receive --stdio "$tmp/nfs" --resume </dev/null >"$tmp/out" 2>"$tmp/err" || :
+[ -e "$tmp/called" ] || fail "flock() was not called"
+! grep 'cannot be locked' "$tmp/err" || fail "a session on NFS is not locked"
+
 # Not given up, or not made here, or handed over, or --keep: it stays.
 start_receive a "$tmp/a" --size 3M --preallocate
 [ "$(stat -c %b "$tmp/a")" -ge 6144 ] || fail "not preallocated: $(stat -c '%s %b' "$tmp/a")"
