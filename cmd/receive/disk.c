@@ -275,6 +275,24 @@ failed (const struct receive_disk *d, const char *what)
   return err == ENOSPC || err == EFBIG ? EXIT_REFUSED : EXIT_ERROR;
 }
 
+static int
+given_up (const struct receive_disk *d)
+{
+  cmd_say ("%s: given up", d->name);
+  return EXIT_CANCELLED;
+}
+
+/* A signal that ends us, which is blocked, may have ended qemu-img as well: a terminal sends it to
+ * both. */
+static int
+qemu_img_failed (const struct receive_disk *d, const char *what)
+{
+  if (stop_signals_pending ())
+    return given_up (d);
+  cmd_say ("%s: qemu-img %s", d->name, what);
+  return EXIT_ERROR;
+}
+
 /* The disk has BYTES.  Are they as many as the user wants? */
 static int
 take_size (struct receive_disk *d, uint64_t bytes)
@@ -301,10 +319,8 @@ preallocate (struct receive_disk *d)
 {
   for (uint64_t at = 0, n; at < d->size; at += n) {
     n = d->size - at < PIECE ? d->size - at : PIECE;
-    if (stop_signals_pending ()) {
-      cmd_say ("%s: given up", d->name);
-      return EXIT_CANCELLED;
-    }
+    if (stop_signals_pending ())
+      return given_up (d);
     if ((errno = posix_fallocate (d->fd, (off_t)at, (off_t)n)) != 0)
       return failed (d, "cannot be preallocated");
   }
@@ -355,9 +371,8 @@ make_qcow2 (struct receive_disk *d)
   free (backing);
   if (r == 0)
     return EXIT_DONE;
-  cmd_say ("%s: qemu-img create %s", d->name,
-           r == -1 ? "cannot be run: is qemu-utils installed?" : "failed");
-  return EXIT_ERROR;
+  return qemu_img_failed (d, r == -1 ? "create cannot be run: is qemu-utils installed?"
+                                     : "create failed");
 }
 
 static int
@@ -373,11 +388,7 @@ measure_qcow2 (struct receive_disk *d)
   uint64_t bytes = good ? (uint64_t)json_integer_value (size) : 0;
   json_decref (info);
   free (out);
-  if (!good) {
-    cmd_say ("%s: qemu-img does not read it as qcow2", d->name);
-    return EXIT_ERROR;
-  }
-  return take_size (d, bytes);
+  return good ? take_size (d, bytes) : qemu_img_failed (d, "does not read it as qcow2");
 }
 
 /* Was it handed over to its guest?  The server's filter has recorded it

@@ -119,29 +119,39 @@ absent "$tmp/a"
 # Ended while qemu-img makes the disk, and while nbdkit does not serve it yet, which a program in
 # their place is for: what was made is gone at once, whichever signal it is.
 mkdir "$tmp/bin"
-printf '#!/bin/sh\ntouch "$tmp/begun"\nuntil [ -e "$tmp/go" ]; do sleep 0.02; done\n%s\n' \
-  '"$real" "$@"' >"$tmp/bin/qemu-img"
-printf '#!/bin/sh\ntouch "$tmp/begun"\nexec sleep 60\n' >"$tmp/bin/nbdkit"
+cat >"$tmp/bin/qemu-img" <<'SH'
+#!/bin/sh
+trap 'exit 1' INT TERM
+echo $$ >"$tmp/begun"
+until [ -e "$tmp/go" ]; do sleep 0.02; done
+"$real" "$@"
+SH
+printf '#!/bin/sh\necho $$ >"$tmp/begun"\nexec sleep 60\n' >"$tmp/bin/nbdkit"
 chmod +x "$tmp/bin/nbdkit" "$tmp/bin/qemu-img"
-# interrupted SIGNAL OPTION...: it comes once the program has begun.
+# interrupted SIGNAL WHO OPTION...: it comes once the program has begun, to `receive` alone, or to
+# both, as Ctrl-C does.
 interrupted () {
-  local sig=$1; shift
+  local sig=$1 who=$2
+  shift 2
   rm -f "$tmp/begun" "$tmp/go"
   spawn early env PATH="$tmp/bin:$PATH" tmp="$tmp" real="$(command -v qemu-img)" \
     "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive "$tmp/early" --size 1M \
     --socket "$tmp/early.sock" "$@"
-  wait_for 10 test -e "$tmp/begun"
+  wait_for 10 test -s "$tmp/begun"
   kill "-$sig" "${pid[early]}"
-  touch "$tmp/go"
+  if [ "$who" = both ]; then kill "-$sig" "$(cat "$tmp/begun")"; else touch "$tmp/go"; fi
   wait_exit early 10
-  [ "$status" = 6 ] || fail "$sig $*: exit status $status"
+  [ "$status" = 6 ] || fail "$sig $who $*: exit status $status"
+  ! grep qemu-img "$tmp/early.log" || fail "$sig $who $*: an error of qemu-img is reported"
   absent "$tmp/early"
 }
-interrupted TERM
-interrupted INT
+interrupted TERM alone
+interrupted INT alone
 if command -v qemu-nbd qemu-img >/dev/null; then
-  interrupted TERM --format qcow2
-  interrupted INT --format qcow2
+  for who in alone both; do
+    interrupted TERM $who --format qcow2
+    interrupted INT $who --format qcow2
+  done
 fi
 
 # Ended while it waits for the end of another session, which does not end.
