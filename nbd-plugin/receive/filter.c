@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/xattr.h>
 
 #include <nbdkit-filter.h>
 
@@ -53,6 +54,15 @@ receive_config (nbdkit_next_config *next, nbdkit_backend *nxdata, const char *ke
   return taken == 1 ? 0 : -1;
 }
 
+/* To record it again would flush the disk, for which the supervisor does not wait. */
+static bool
+seal_is_recorded (void)
+{
+  char value;
+
+  return fgetxattr (receive.config.disk_fd, RECEIVE_ATTRIBUTE, &value, 1) == 1;
+}
+
 static int
 receive_get_ready (int thread_model)
 {
@@ -69,7 +79,8 @@ receive_get_ready (int thread_model)
     admission_drain (&receive.admission, atomic_load (&receive.admission.generation), 0,
                      export_pause, NULL);
     atomic_store (&receive.seal_recorded, true);
-    export_record_seal (&receive);
+    if (!seal_is_recorded ())
+      export_record_seal (&receive);
   }
   if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
     return 0;

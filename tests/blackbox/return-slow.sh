@@ -135,3 +135,12 @@ sleep 0.5
 running seal || fail "the seal was answered before its record was durable"
 rm "$tmp/c.img.fsync"
 ends_well seal
+
+# A server that is started again does not wait for that: it is durable already.
+stop c
+touch "$tmp/c.img.fsync"
+export SLOW=$tmp/c.img LD_PRELOAD=$tmp/slow.so
+start_receive c "$tmp/c.img" --resume
+unset SLOW LD_PRELOAD
+[ "$(field sealed <"$tmp/c.json")" = true ] || fail "resumed: not sealed"
+rm "$tmp/c.img.fsync"
