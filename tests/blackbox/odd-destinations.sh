@@ -144,6 +144,9 @@ for admits in 1 3; do
   [ "$(connections first)" -gt $admits ] || fail "no connection was left waiting"
   stop queue KILL
   start_queue again
+  # `ready` may be published yet from before the loss.
+  back () { [ "$(connections again)" -ge $admits ]; }
+  wait_for 30 back
   wait_state "${control[src]}" ready 30
   [ "$(connections again)" = $admits ] ||
     fail "$admits admitted: $(connections again) were tried after the reconnect"
