@@ -22,13 +22,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/text.h"
 #include "mirror/endpoint/nbd.h"
 
 /* Requests of one connection that a server works on at a time: nbdkit and qemu-nbd take 16. */
 #define SERVER_DEPTH 16
 #define LATEST 10
-#define DRAIN_MS 300 /* of what the server has to answer when it is not wanted any more */
+#define DRAIN_MS 300   /* of what the server has to answer when it is not wanted any more */
+#define AGAIN_TRIES 10 /* of connecting to a server that admits no more, with nothing open */
+#define AGAIN_MS 100
 
 struct conn {
   struct nbd_handle *h;
@@ -430,6 +433,14 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
     endpoint_fail (errnum, error, ENDPOINT_FULL, "%s: it admits no more", nep->ep.name);
   else
     h = nbd_connect_again (nep, NULL, errnum, error);
+  /* With none open it was refused beside one that is closed now, or that the server has not seen
+   * closed yet. */
+  for (unsigned i = 0; h == NULL && have == 0 && *errnum == ENDPOINT_FULL && i < AGAIN_TRIES; i++) {
+    text_free (*error);
+    *error = NULL;
+    clock_sleep_ms (AGAIN_MS);
+    h = nbd_connect_again (nep, NULL, errnum, error);
+  }
   if (h == NULL)
     atomic_fetch_sub (&nep->nr_taken, 1);
   if (h == NULL && *errnum == ENDPOINT_FULL)

@@ -111,7 +111,7 @@ mutate "an extent ahead is taken for one that cools" work.c \
      s->l1_page_dirty[0] = 1; s->nr_hot++;/' 42
 mutate "a sample comes before what is to be copied there" note.c 's/if \(early\)/if (false)/'
 mutate "a sample comes before what turns dirty during a round" note.c \
-  's/early \|= atomic_load.*?;/;/'
+  's/early \|= atomic_load.*?;/;/' 22
 mutate "what a worker sets dirty does not reach L2" cool.c \
   's/s->l2_page_dirty\[e \/ s->layout.extents_per_page\] = (?=s->added)//'
 mutate "a server that was killed forgets what L2 does not have" begin.c \

@@ -102,6 +102,20 @@ ENDPOINT_TEST (nbd_admitted)
   }
 }
 
+/* The attempt beside the first connection was refused: it says nothing once that one is closed. */
+ENDPOINT_TEST (nbd_only_one)
+{
+  struct endpoint_options opts = { .writable = true, .nr_channels = 2 };
+
+  if (!have_nbdkit ())
+    return;
+  struct endpoint *ep
+      = must_open ("[ nbdkit --exit-with-parent --filter=limit memory 1M limit=1 ]", &opts);
+  for (unsigned turn = 0; turn < 3; turn++)
+    channel_close (must_channel (ep));
+  endpoint_close (ep);
+}
+
 /* Zeroes are written as such, and the status of a sparse export is told. */
 ENDPOINT_TEST (nbd_zero_and_status)
 {
