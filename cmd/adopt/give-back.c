@@ -362,25 +362,23 @@ node_of_guest (const struct give_back *g)
   return node != NULL ? node : g->names.image;
 }
 
-/* The guest has not moved, and everything is as it was before. */
-static void
+/* The guest has not moved, and everything is as it was before.  False: not so yet.  The server
+ * waits for the image then, and the next run repairs it.  A guest that we have stopped is let go on
+ * by the process that looks after it, when it sees our end. */
+static bool
 undo (struct give_back *g)
 {
   char *error = NULL;
 
   if (nodes_remove_image (&g->vm, &g->names, g->record, &error) == -1)
-    /* The server waits for the image, and the next run repairs it.  A guest that we have stopped is
-     * let go on by the process that looks after it, when it sees our end. */
-    cmd_warning ("%s", error);
-  else {
-    if (g->lent)
-      lent_undo (g);
-    bypass (g, false);
-    if (is_own_record (g))
-      record_remove (g->control);
-    stopped_guest_end (&g->guard);
-  }
-  text_free (error);
+    return fail (0, error);
+  if (g->lent)
+    lent_undo (g);
+  bypass (g, false);
+  if (is_own_record (g))
+    record_remove (g->control);
+  stopped_guest_end (&g->guard);
+  return true;
 }
 
 /* The guest has moved, and OLD was its node.  Where that stays, there may be steps left. */
@@ -418,7 +416,8 @@ give_back_go_on (struct give_back *g, bool *done)
   if (*done)
     return finish_move (g, old[0] != '\0' ? old : g->names.node);
   if (is_own_record (g)) {
-    undo (g);
+    if (!undo (g))
+      return EXIT_ERROR;
     json_decref (g->record);
     g->record = NULL;
     g->lent = g->kept = false;

@@ -76,19 +76,19 @@ settle (void *opaque)
   g->vm.qmp = NULL;
   g->loan = NULL;
   g->guard.pid = 0;
-  cmd_warning ("the process that gives the disk back was killed: looking where things stand");
+  cmd_warning ("the process that gives the disk back has ended: looking where things stand");
   for (int tries = 0; tries < CONNECT_TRIES; tries++) {
     text_free (error);
     error = NULL;
     if (monitor_open (&g->vm, g->under_libvirt, &refused, &error) == 0
         && pivot_end_leftover (&g->vm, &g->names, &error) == 0) {
-      give_back_go_on (g, &done);
-      return;
+      if (give_back_go_on (g, &done) == EXIT_DONE)
+        return;
     }
     clock_sleep_ms (CONT_PAUSE_MS);
   }
-  cmd_say ("the guest may be stopped, and its disk half given back: run the same command again: %s",
-           error);
+  cmd_say ("the guest may be stopped, and its disk half given back: run the same command again%s%s",
+           error != NULL ? ": " : "", error != NULL ? error : "");
 }
 
 /* The record says whether the guest is stopped by us before it is, and which node it leaves.  QEMU

@@ -58,10 +58,11 @@ evacuate_start_worker (struct evacuate *e)
   return 0;
 }
 
-/* Has the worker ended?  Its exit status, or -1.  The job of one that was killed (it lacked memory,
- * say) can be resumed, as after its destination has failed, so the new disk has to stay. */
+/* Has the worker ended?  Its exit status, or -1.  For one that was killed that is as for a
+ * destination that failed, and *SIGNAL is set.  One that was ended by a signal which it catches had
+ * not begun yet. */
 static int
-worker_ended (struct evacuate *e)
+worker_ended (struct evacuate *e, int *signal)
 {
   int status;
 
@@ -70,21 +71,34 @@ worker_ended (struct evacuate *e)
   e->worker = 0;
   if (WIFEXITED (status))
     return WEXITSTATUS (status);
-  cmd_say ("the worker was killed by signal %d: --resume goes on with its job", WTERMSIG (status));
+  if (WTERMSIG (status) == SIGINT)
+    return EXIT_CANCELLED;
+  if (WTERMSIG (status) == SIGTERM)
+    return EXIT_ERROR;
+  *signal = WTERMSIG (status);
+  return EXIT_DEST_FAILED;
+}
+
+/* The job of a worker that was killed (it lacked memory, say) can be resumed, so the new disk has
+ * to stay. */
+static int
+say_killed (int signal)
+{
+  cmd_say ("the worker was killed by signal %d: --resume goes on with its job", signal);
   return EXIT_DEST_FAILED;
 }
 
 int
 evacuate_end_worker (struct evacuate *e, int sig)
 {
-  int r = -1;
+  int r = -1, signal;
 
   if (e->worker == 0)
     return EXIT_ERROR;
   if (sig != 0)
     kill (e->worker, sig);
   uint64_t end = clock_ms () + WORKER_END_MS;
-  while ((r = worker_ended (e)) == -1 && clock_ms () < end)
+  while ((r = worker_ended (e, &signal)) == -1 && clock_ms () < end)
     clock_sleep_ms (POLL_MS);
   if (r == -1) {
     kill (e->worker, SIGKILL);
@@ -101,9 +115,11 @@ evacuate_wait_ready (struct evacuate *e)
     clock_sleep_ms (LOOK_MS);
     if (evacuate_signal != 0) {
       int r = evacuate_end_worker (e, evacuate_signal == SIGINT ? SIGINT : SIGTERM);
-      return r > 0 ? r : r == -1 ? EXIT_DEST_FAILED : EXIT_ERROR;
+      return r > 0 ? r : r == -1 ? say_killed (SIGKILL) : EXIT_ERROR;
     }
-    int r = worker_ended (e);
+    int signal = 0, r = worker_ended (e, &signal);
+    if (signal != 0)
+      return say_killed (signal);
     if (r != -1)
       return r != 0 ? r : EXIT_ERROR;
     json_t *status = NULL;

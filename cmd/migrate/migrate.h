@@ -84,7 +84,7 @@ int finish_hand_over (struct migrate *m, int (*start) (struct migrate *m));
 
 /* ---- back.c ---- */
 /* Back to the source.  DEST_FIRST: the destination may run, so it is ended before the source is
- * started.  True if the source's guest runs. */
+ * started.  True unless it is not known where the guest is. */
 bool migrate_back (struct migrate *m, bool dest_first);
 /* The part of it that is left where nothing was begun: the source QEMU's settings as they were. */
 void migrate_restore_settings (struct migrate *m);

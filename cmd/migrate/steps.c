@@ -185,6 +185,8 @@ check_still_runs (struct migrate *m)
   char status[32];
 
   machine_status (&m->machines.source, status);
+  if (status[0] == '\0')
+    return journal_fail (&m->journal, EXIT_ERROR, "the source QEMU cannot be asked any more");
   return strcmp (status, "running") == 0
              ? 0
              : journal_fail (&m->journal, EXIT_REFUSED,

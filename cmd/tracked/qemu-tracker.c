@@ -15,6 +15,9 @@
 #include "cmd/adopt/same-image.h"
 #include "cmd/tracked/qemu-tracker.h"
 
+/* A guest that is held once more is let go on within this time: a connection and a call. */
+#define AGAIN_MS 60000
+
 static const char *
 text_of (const json_t *o, const char *key)
 {
@@ -248,6 +251,15 @@ release (void *opaque, char **error)
 {
   struct qemu_tracker *t = opaque;
 
+  if (t->stopped && !t->watched) {
+    /* A commit that failed: the guardian was told to leave the guest stopped. */
+    const struct tracker_hold again = { .lease_ms = AGAIN_MS };
+    t->watched = guardian_hold (&t->guardian, &again, false, error) == 0;
+    if (!t->watched) {
+      text_free (*error);
+      *error = NULL;
+    }
+  }
   if (t->stopped) {
     /* If this fails the guardian tries on, since it was not told. */
     int r = machine_call (&t->vm, "cont", NULL, NULL, NULL, error);

@@ -29,9 +29,9 @@
 /* Requests of one connection that a server works on at a time: nbdkit and qemu-nbd take 16. */
 #define SERVER_DEPTH 16
 #define LATEST 10
-#define DRAIN_MS 300   /* of what the server has to answer when it is not wanted any more */
-#define AGAIN_TRIES 10 /* of connecting to a server that admits no more, with nothing open */
-#define AGAIN_MS 100
+#define DRAIN_MS 300  /* of what the server has to answer when it is not wanted any more */
+#define AGAIN_MS 1000 /* so long a server is asked again that admits no more, with none open */
+#define POLL_MS 100
 
 struct conn {
   struct nbd_handle *h;
@@ -420,6 +420,7 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   /* Counted before it is there: two threads that want the last one must not both get it. */
   unsigned have = atomic_fetch_add (&nep->nr_taken, 1), most = nep->ep.opts.nr_admitted;
+  uint64_t end_ms = clock_ms () + AGAIN_MS;
   struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
   struct nbd_attempt attempt;
 
@@ -435,10 +436,10 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
     h = nbd_connect_again (nep, NULL, errnum, error);
   /* With none open it was refused beside one that is closed now, or that the server has not seen
    * closed yet. */
-  for (unsigned i = 0; h == NULL && have == 0 && *errnum == ENDPOINT_FULL && i < AGAIN_TRIES; i++) {
+  while (h == NULL && have == 0 && *errnum == ENDPOINT_FULL && clock_ms () < end_ms) {
     text_free (*error);
     *error = NULL;
-    clock_sleep_ms (AGAIN_MS);
+    clock_sleep_ms (POLL_MS);
     h = nbd_connect_again (nep, NULL, errnum, error);
   }
   if (h == NULL)

@@ -137,7 +137,7 @@ def late_answer(t):
     proxy = QmpProxy(t.vm, like_qemu=False)
 
     def late():
-        proxy.before["query-status"] = lambda: time.sleep(21)
+        proxy.before["query-status"] = lambda: time.sleep(25)
 
     proxy.before["query-status"] = late  # the first one asks whether the guest has arrived
     t.start(proxy.path)

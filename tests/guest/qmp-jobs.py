@@ -167,21 +167,22 @@ def killed(s, jobs):
 
 
 def monitor_kept(s, jobs):
-    """Between its last two looks somebody else takes the monitor, for longer than the worker waits:
-    nothing is handed over, and the guest goes on."""
+    """Between its last two looks somebody else takes the monitor, for longer than the worker waits
+    (and in a long run for longer than it waits to let the guest go on, which is the guardian's
+    then): nothing is handed over, and the guest goes on."""
     proxy = QmpProxy(jobs.vm, like_qemu=False)
 
     def take_it():
         other = socket.socket(socket.AF_UNIX)
         other.connect(proxy.path)
-        threading.Timer(14, other.close).start()
+        threading.Timer(25 if scene.LONG else 14, other.close).start()
 
     proxy.after["stop"] = lambda: proxy.before.update({"query-jobs": take_it})
     dest = s.plain("kept", s.empty_disk("kept.img", jobs.raws[0]))
     worker = s.spawn("keeps", [s.nbdmirror_path, "mirror", f"qmp:{proxy.path}/disk0", dest.uri,
                                "--max-downtime", "30s", "--on-ready", "complete"])
     check(s.wait_exit(worker) == 1, "it was handed over, or ended otherwise")
-    s.wait_for("the guest", lambda: jobs.vm.running, 5)
+    s.wait_for("the guest", lambda: jobs.vm.running, 30)
     proxy.close()
     check(not proxy.errors, f"in the test's own actions: {proxy.errors}")
     jobs.tidy()
