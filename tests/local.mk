@@ -219,10 +219,8 @@ linked_blackbox_tests = \
 	tests/blackbox/digest-filter.sh \
 	tests/blackbox/verify-digests.sh \
 	tests/blackbox/handoff-many.sh \
-	tests/blackbox/long-line.sh \
 	tests/blackbox/live-mirror.sh \
 	tests/blackbox/odd-sizes.sh tests/blackbox/odd-names.sh \
-	tests/blackbox/other-server.sh \
 	tests/blackbox/no-direct.sh \
 	tests/blackbox/odd-destinations.sh \
 	tests/blackbox/dest-refused.sh \
@@ -244,6 +242,8 @@ linked_blackbox_tests = \
 	tests/blackbox/receive-tls.sh
 # These are about code of our own only, which is the same with every nbdkit, libnbd and QEMU.
 own_tests = \
+	tests/blackbox/long-line.sh \
+	tests/blackbox/other-server.sh \
 	tests/blackbox/busy-server.sh \
 	tests/blackbox/converge.sh \
 	tests/blackbox/counted-passes.sh \
@@ -333,30 +333,30 @@ dist-hook:
 # to be had.  Not with sanitizers.
 
 linked_guest_tests = \
-	tests/guest/adopt.py \
-	tests/guest/adopted-move.py \
 	tests/guest/backup.py \
-	tests/guest/evacuate.py \
 	tests/guest/libvirt.py \
-	tests/guest/manuals.py \
 	tests/guest/migrate.py \
 	tests/guest/qcow2-back.py \
 	tests/guest/qcow2-running.py \
 	tests/guest/qcow2-served.py \
-	tests/guest/qmp-jobs.py \
-	tests/guest/qmp-kills.py \
 	tests/guest/qmp-migrate.py \
-	tests/guest/raw-node-back.py \
 	tests/guest/shared-base.py \
 	tests/guest/two-hosts.py \
 	tests/guest/two-hosts-tls.py
 # These meet nothing of another QEMU or nbdkit that those above do not meet.
 own_guest_tests = \
 	tests/guest/adopt-starts.py \
+	tests/guest/adopt.py \
+	tests/guest/adopted-move.py \
 	tests/guest/by-hand.py \
+	tests/guest/evacuate.py \
 	tests/guest/faults.py \
+	tests/guest/manuals.py \
 	tests/guest/qcow2-lent.py \
+	tests/guest/qmp-jobs.py \
+	tests/guest/qmp-kills.py \
 	tests/guest/qmp-recover.py \
+	tests/guest/raw-node-back.py \
 	tests/guest/there-and-back.py
 guest_tests = $(linked_guest_tests) $(own_guest_tests)
 EXTRA_DIST += tests/guest

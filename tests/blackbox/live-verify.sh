@@ -6,6 +6,7 @@
 # verification without a difference only.  With NBDMIRROR_LONG it goes on for half an hour.
 [ "${NBDMIRROR_LONG:-0}" = 0 ] || TEST_TIMEOUT=2400
 . "$(dirname "$0")/lib.sh"
+long_test
 
 size=$((192 * 1048576 + 513))
 seconds=4

@@ -9,7 +9,7 @@
 # for the destination, policy sync slows the guest down instead and says so, and a dry run foresees
 # that.
 . "$(dirname "$0")/lib.sh"
-proves_nothing_under thread
+long_test
 measures_times
 need_fio_nbd
 relay=$builddir/bench/relay

@@ -7,7 +7,7 @@
 # both.
 . "$(dirname "$0")/lib.sh"
 measures_times
-proves_nothing_under thread
+long_test
 . "$srcdir/tests/blackbox/migrate-lib.sh"
 
 # migrate STATUS [OPTIONS...]: has to exit so; then the two QEMUs end

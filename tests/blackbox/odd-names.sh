@@ -12,7 +12,7 @@ start_dest dst file 8M
 has_to_exit 0 nbdmirror mirror "${control[src]}" "${uri[dst]}" --on-ready complete
 equal "$disk" "${uri[dst]}"
 
-has_to_exit 1 nbdkit -f --filter="$NBDMIRROR_FILTER" memory 1M "mirror-control=$tmp/c" \
-  mirror-export=$'caf\xe9'
+has_to_exit 1 "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f \
+  --filter="$NBDMIRROR_FILTER" memory 1M "mirror-control=$tmp/c" mirror-export=$'caf\xe9'
 grep -q 'mirror-export: the name of an export must be UTF-8' "$tmp/out" "$tmp/err" 2>/dev/null ||
   fail "the reason is not told"

@@ -190,14 +190,16 @@ flock (int fd, int how)
   return fcntl (fd, F_OFD_SETLK, &all);
 }
 END
-cc=$(make_var CC)
-# shellcheck disable=SC2086
-$cc -shared -fPIC -O1 -w -o "$tmp/nfs.so" "$tmp/nfs.c" || fail "the shim does not build"
-truncate -s 1M "$tmp/nfs"
-env LD_PRELOAD="$tmp/nfs.so" CALLED="$tmp/called" "${nbdmirror_prefix[@]}" "${server_env[@]}" \
-  "$NBDMIRROR" receive --stdio "$tmp/nfs" --resume </dev/null >"$tmp/out" 2>"$tmp/err" || :
-[ -e "$tmp/called" ] || fail "flock() was not called"
-! grep 'cannot be locked' "$tmp/err" || fail "a session on NFS is not locked"
+if [ ${#server_env[@]} = 0 ]; then # where no sanitizer is loaded before everything else
+  cc=$(make_var CC)
+  # shellcheck disable=SC2086
+  $cc -shared -fPIC -O1 -w -o "$tmp/nfs.so" "$tmp/nfs.c" || fail "the shim does not build"
+  truncate -s 1M "$tmp/nfs"
+  env LD_PRELOAD="$tmp/nfs.so" CALLED="$tmp/called" \
+    "$NBDMIRROR" receive --stdio "$tmp/nfs" --resume </dev/null >"$tmp/out" 2>"$tmp/err" || :
+  [ -e "$tmp/called" ] || fail "flock() was not called"
+  ! grep 'cannot be locked' "$tmp/err" || fail "a session on NFS is not locked"
+fi
 
 # Not given up, or not made here, or handed over, or --keep: it stays.
 start_receive a "$tmp/a" --size 3M --preallocate

@@ -4,7 +4,7 @@
 # of the two sides serves digests; that it uses them where they are served, falls back to reading
 # where they are not, and that holes on both sides cost nothing.
 . "$(dirname "$0")/lib.sh"
-proves_nothing_under thread
+long_test
 need qemu-nbd
 
 # serve NAME FILE [FILTER [PARAMETERS...]]
