@@ -133,6 +133,7 @@ chmod +x "$tmp/bin/nbdkit" "$tmp/bin/qemu-img"
 interrupted () {
   local sig=$1 who=$2
   shift 2
+  case $sanitizers in *thread*) return 0 ;; esac # no shell runs as nbdkit with its runtime
   rm -f "$tmp/begun" "$tmp/go"
   spawn early env PATH="$tmp/bin:$PATH" tmp="$tmp" real="$(command -v qemu-img)" \
     "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive "$tmp/early" --size 1M \
