@@ -34,17 +34,28 @@ look_at_file (struct dropping *x, struct manifest_disk *d)
   return status;
 }
 
-/* An earlier version may have been killed when TOP named BASE and lacked what it was to get.  With
- * the file that its manifest names, which is still there, it lacks nothing, however far that was.
- */
+/* An earlier version may have been killed when a file named its new parent and lacked what it was
+ * to get.  With the file that its manifest names, which is still there, it lacks nothing, however
+ * far that was.  A later call may drop that file's backup as well, so this is done for all files
+ * through which TOP lies upon BASE.  One whose digest is known was not written to. */
 static int
-rebase (struct dropping *x, const struct manifest_disk *top, const char *top_path,
-        const char *base_path)
+heal (struct dropping *x, const struct line *l, const struct drop_step *step)
 {
-  CLEANUP_TEXT char *parent_path = repository_path (&x->o->store.repo, top->parent_file);
-  int status = rewrite_relink (top_path, parent_path);
+  const char *name = l->entry[step->top]->name;
+  int status = EXIT_DONE;
 
-  return status == EXIT_DONE ? rewrite_rebase (top_path, base_path) : status;
+  for (size_t i = step->top; i > step->base && status == EXIT_DONE; i--) {
+    const struct manifest_disk *d = l->disk[i];
+    if (strcmp (l->entry[i]->name, name) != 0)
+      continue; /* an interrupted call has taken it out, and its parent may be gone */
+    if (d->file_digest == NULL) {
+      CLEANUP_TEXT char *path = repository_path (&x->o->store.repo, d->file);
+      CLEANUP_TEXT char *parent = repository_path (&x->o->store.repo, d->parent_file);
+      status = rewrite_relink (path, parent);
+    }
+    name = d->parent_backup;
+  }
+  return status;
 }
 
 static int
@@ -60,10 +71,13 @@ carry_out (struct dropping *x, struct line *l, const struct drop_step *step)
 
   switch (step->kind) {
   case DROP_REBASE:
-    status = rebase (x, top, top_path, base_path);
+    status = heal (x, l, step);
+    if (status == EXIT_DONE)
+      status = rewrite_rebase (top_path, base_path);
     break;
   case DROP_COMMIT:
-    return rewrite_commit (top_path, base_path);
+    status = heal (x, l, step);
+    return status == EXIT_DONE ? rewrite_commit (top_path, base_path) : status;
   case DROP_RELINK:
     status = rewrite_relink (top_path, base_path);
     /* The backup that was committed is the one before it. */

@@ -157,12 +157,27 @@ same "killed"
 again "killed"
 
 # ---- the same of an earlier version --------------------------------------------------------------
-fresh
-status=0
-OLD_VERSION=1 WRITES_END="kill" merge || status=$?
-[ "$status" = 137 ] || fail "it was not killed: $status $(cat "$tmp/out")"
-wait_for 20 is_free
+old_version () { # the file of backup 3 names that of 1, and lacks what 2 holds
+  local status=0
+  fresh
+  OLD_VERSION=1 WRITES_END="kill" merge || status=$?
+  [ "$status" = 137 ] || fail "it was not killed: $status $(cat "$tmp/out")"
+  wait_for 20 is_free
+  grep -q "backing file: ${names[1]}" "$tmp/info" || fail "it was killed at another instant"
+}
+old_version
 again "an earlier version was killed"
+
+# The next call drops the file that it has left, too: 4 is put on 1, or 3 is written into the full.
+old_version
+has_to_exit 0 nbdmirror backup-merge "$repo" "${names[3]}"
+kept=("${names[0]}" "${names[1]}" "${names[4]}")
+again "an earlier version was killed, and backup 3 merged"
+old_version
+has_to_exit 0 nbdmirror backup-prune "$repo" --keep-last 2
+kept=("${names[3]}" "${names[4]}")
+again "an earlier version was killed, and all before backup 3 pruned"
+kept=("${names[0]}" "${names[1]}" "${names[@]:3}")
 
 # ---- no room at any write ------------------------------------------------------------------------
 fresh
