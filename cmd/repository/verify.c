@@ -309,6 +309,7 @@ verify_entry (struct verifying *v, const struct backup_entry *e)
     return;
   }
   unsigned bad = v->nr_bad;
+  bool complete = true;
   for (unsigned i = 0; i < e->manifest.nr_disks && v->status == EXIT_DONE; i++) {
     const struct manifest_disk *d = &e->manifest.disks[i];
     if (v->disk != NULL && strcmp (v->disk, d->id) != 0)
@@ -323,8 +324,9 @@ verify_entry (struct verifying *v, const struct backup_entry *e)
       fault = look_again (v, e->name, d->id, fault, &skip);
     if (v->status == EXIT_DONE && !skip)
       tell (v, e->name, d->id, fault);
+    complete &= !skip;
   }
-  if (v->status == EXIT_DONE && v->boot.command != NULL && v->nr_bad == bad)
+  if (v->status == EXIT_DONE && v->boot.command != NULL && v->nr_bad == bad && complete)
     boot_entry (v, e);
 }
 

@@ -43,7 +43,8 @@ has_to_exit 0 nbdmirror backup-merge "$repo" "${names[0]}"
 [ ! -e "$repo/backups/${names[0]}.begun" ] || fail "the next backup would remove a file in use"
 for name in "${names[@]:1}"; do same "$name"; done
 
-# A prune while the backups are verified: the first look at a file calls it.
+# A prune while the backups are verified: the first look at a file calls it.  What it removes is not
+# booted either.
 make_repository --backups 4
 mkdir "$tmp/beside"
 cat >"$tmp/beside/qemu-img" <<END
@@ -54,10 +55,11 @@ fi
 exec "$(command -v qemu-img)" "\$@"
 END
 chmod +x "$tmp/beside/qemu-img"
-PATH=$tmp/beside:$PATH has_to_exit 0 nbdmirror backup-verify "$repo"
+PATH=$tmp/beside:$PATH has_to_exit 0 nbdmirror backup-verify "$repo" --boot 'echo up' --mark up
 [ -d "$tmp/once" ] || fail "no file was looked at"
 ! grep -q failed "$tmp/merged" || fail "merge: $(cat "$tmp/merged")"
 [ "$(grep -c ': good$' "$tmp/out")" = 3 ] || fail "a prune is taken for damage: $(cat "$tmp/out")"
+[ "$(grep -c ': booted$' "$tmp/out")" = 3 ] || fail "not each backup was booted: $(cat "$tmp/out")"
 ! grep -q "^${names[1]} " "$tmp/out" || fail "what was pruned is told: $(cat "$tmp/out")"
 # Damage is still damage.
 printf x | dd of="$repo/vda/${names[3]}-inc.qcow2" bs=1 seek=300000 conv=notrunc status=none
