@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "backup/chain.h"
+#include "backup/lock.h"
 #include "backup/names.h"
 #include "backup/qcow2-head.h"
 #include "base/fd.h"
@@ -74,8 +75,10 @@ chain_is_same (const struct backup_list *a, const struct backup_list *b, const c
   return true;
 }
 
-bool
-chain_is_changing (const struct backup_list *list, const char *name, const char *id)
+/* Has a prune forgotten the digest of a file in that chain, as it does before it writes there?  One
+ * that was killed has left it like that. */
+static bool
+is_to_change (const struct backup_list *list, const char *name, const char *id)
 {
   for (unsigned i = 0; name != NULL && i <= list->nr; i++) {
     const struct backup_entry *e = repository_find (list, name);
@@ -87,6 +90,22 @@ chain_is_changing (const struct backup_list *list, const char *name, const char 
     name = d->parent_backup;
   }
   return false;
+}
+
+bool
+chain_is_being_pruned (const struct repository *r, const struct backup_list *list, const char *name,
+                       const char *id)
+{
+  CLEANUP_TEXT char *lock = text_printf ("%s/%s/.lock", r->path, id);
+  /* Before the manifests: one that ends in between has written others than those in LIST. */
+  bool held = !repository_wait_unused (lock, 0);
+  struct backup_list now;
+
+  if (repository_list (r, &now, NULL) == -1)
+    return false;
+  bool is = !chain_is_same (list, &now, name, id) || (held && is_to_change (&now, name, id));
+  repository_list_free (&now);
+  return is;
 }
 
 /* NULL, or what is wrong with the file of D. */

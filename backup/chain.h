@@ -19,8 +19,10 @@ unsigned chain_files (const struct backup_list *list, const char *name, const ch
 bool chain_is_same (const struct backup_list *a, const struct backup_list *b, const char *name,
                     const char *id);
 
-/* Has a prune forgotten the digest of a file in that chain, as it does before it writes there? */
-bool chain_is_changing (const struct backup_list *list, const char *name, const char *id);
+/* Has a prune changed the manifests of that chain since LIST was read, or is one at work there? Not
+ * so where one was killed. */
+bool chain_is_being_pruned (const struct repository *r, const struct backup_list *list,
+                            const char *name, const char *id);
 
 /* NULL, or what is missing of the disk ID in the backup NAME (for text_free()): a manifest, a file,
  * a

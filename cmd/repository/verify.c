@@ -75,6 +75,7 @@ struct verifying {
   json_t *report;
   unsigned nr_good, nr_bad;
   unsigned nr_failed; /* when they were made */
+  bool passed_over;   /* a prune is changing one */
   int status;         /* of an error that ends it, or EXIT_DONE */
 };
 
@@ -227,7 +228,6 @@ static char *
 look_again (struct verifying *v, const char *name, const char *id, char *fault, bool *skip)
 {
   struct verifying again = *v; /* by another list, of which nothing has been looked at */
-  struct backup_list last;
 
   *skip = false;
   if (repository_list (&v->o.store.repo, &again.o.list, NULL) == -1)
@@ -237,18 +237,17 @@ look_again (struct verifying *v, const char *name, const char *id, char *fault, 
   const struct backup_entry *e = repository_find (&again.o.list, name);
   const struct manifest_disk *d = e != NULL ? manifest_find_disk (&e->manifest, id) : NULL;
   *skip = e == NULL || e->manifest.is_dropped;
-  if (!*skip && d != NULL && d->file != NULL
-      && !chain_is_same (&v->o.list, &again.o.list, name, id)) {
-    text_free (fault);
-    fault = disk_fault (&again, e, d);
-    v->status = again.status;
-    if (fault != NULL && repository_list (&v->o.store.repo, &last, NULL) == 0) {
-      *skip = chain_is_changing (&again.o.list, name, id)
-              || !chain_is_same (&again.o.list, &last, name, id);
-      repository_list_free (&last);
+  if (!*skip && d != NULL && d->file != NULL) {
+    if (!chain_is_same (&v->o.list, &again.o.list, name, id)) {
+      text_free (fault);
+      fault = disk_fault (&again, e, d);
+      v->status = again.status;
     }
+    *skip = fault != NULL && v->status == EXIT_DONE
+            && chain_is_being_pruned (&v->o.store.repo, &again.o.list, name, id);
     if (*skip)
       cmd_warning ("backup %s of '%s' was not looked at: it is being changed by a prune", name, id);
+    v->passed_over |= *skip;
   }
   forget_looked (&again);
   repository_list_free (&again.o.list);
@@ -346,8 +345,9 @@ verify_all (struct verifying *v)
     putchar ('\n');
   }
   if (v->nr_good + v->nr_bad + v->nr_failed == 0) {
-    cmd_say ("%s: there is no backup%s%s", v->o.store.repo.path, v->disk ? " of the disk " : "",
-             v->disk ? v->disk : "");
+    if (!v->passed_over)
+      cmd_say ("%s: there is no backup%s%s", v->o.store.repo.path, v->disk ? " of the disk " : "",
+               v->disk ? v->disk : "");
     return EXIT_ERROR;
   }
   return v->nr_bad > 0 ? EXIT_DIFFERENT : EXIT_DONE;

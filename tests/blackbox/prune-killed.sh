@@ -3,7 +3,8 @@
 # Proves that a prune or a merge that ends when qemu-img has just written a file's new parent into
 # its head, or that has no room left at any write before or after that, loses no backup that is
 # kept: not for those who read them then, and not for the next call.  And that the next call mends a
-# file that an earlier version has left with a parent whose data it lacks.
+# file that an earlier version has left with a parent whose data it lacks.  And that backup-verify
+# takes the work of a prune for no damage, and damage after a prune that was killed for no work.
 . "$(dirname "$0")/lib.sh"
 need qemu-img qemu-io qemu-nbd
 proves_nothing_under thread
@@ -11,7 +12,8 @@ proves_nothing_under address
 
 # What qemu-img writes into the qcow2 files of the test.  WRITES_END: "kill", it is killed with the
 # prune at the first write into a head that holds another name than before; a number, from that
-# write on there is no room.  WRITES_SEEN: a file to which it adds a byte for each write.
+# write on there is no room; "wait", the first write waits for the file WRITES_GO.  WRITES_SEEN: a
+# file to which it adds a byte for each write.
 cat >"$tmp/writes.c" <<'END'
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -71,6 +73,8 @@ write_it (int fd, const struct iovec *v, int n, off_t at)
       errno = ENOSPC;
       return -1;
     }
+  while (end != NULL && strcmp (end, "wait") == 0 && access (getenv ("WRITES_GO"), F_OK) == -1)
+    usleep (20000);
   ssize_t r = real (fd, v, n, at);
   if (end != NULL && strcmp (end, "kill") == 0 && is_renamed (fd, at))
     {
@@ -178,6 +182,33 @@ has_to_exit 0 nbdmirror backup-prune "$repo" --keep-last 2
 kept=("${names[3]}" "${names[4]}")
 again "an earlier version was killed, and all before backup 3 pruned"
 kept=("${names[0]}" "${names[1]}" "${names[@]:3}")
+
+# ---- verified meanwhile --------------------------------------------------------------------------
+fresh
+export WRITES_GO=$tmp/go
+PATH=$tmp/bin:$PATH WRITES_SEEN=$tmp/begun WRITES_END="wait" \
+  spawn merge nbdmirror backup-merge "$repo" "${names[2]}"
+wait_for 20 test -s "$tmp/begun"
+has_to_exit 0 nbdmirror backup-verify "$repo"
+for name in "${names[@]:3}"; do
+  grep -q "$name of 'vda' was not looked at: .* by a prune" "$tmp/err" || fail "$(cat "$tmp/err")"
+done
+[ "$(grep -c ': good$' "$tmp/out")" = 2 ] || fail "not all others are good: $(cat "$tmp/out")"
+has_to_exit 1 nbdmirror backup-verify "$repo" --at "${names[3]}"
+! grep -q "there is no backup" "$tmp/err" || fail "$(cat "$tmp/err")"
+touch "$WRITES_GO"
+ends_well merge
+has_to_exit 0 nbdmirror backup-verify "$repo"
+[ "$(grep -c ': good$' "$tmp/out")" = 4 ] || fail "not all are good: $(cat "$tmp/out")"
+
+fresh
+status=0
+WRITES_END="kill" merge || status=$?
+[ "$status" = 137 ] || fail "it was not killed: $status $(cat "$tmp/out")"
+wait_for 20 is_free
+has_to_exit 0 nbdmirror backup-verify "$repo"
+printf x | dd of="$repo/vda/${names[4]}-inc.qcow2" bs=1 seek=300000 conv=notrunc status=none
+has_to_exit 5 nbdmirror backup-verify "$repo"
 
 # ---- no room at any write ------------------------------------------------------------------------
 fresh
