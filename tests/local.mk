@@ -333,18 +333,18 @@ dist-hook:
 # to be had.  Not with sanitizers.
 
 linked_guest_tests = \
-	tests/guest/backup.py \
 	tests/guest/libvirt.py \
 	tests/guest/migrate.py \
 	tests/guest/qcow2-back.py \
-	tests/guest/qcow2-running.py \
 	tests/guest/qcow2-served.py \
 	tests/guest/qmp-migrate.py \
-	tests/guest/shared-base.py \
 	tests/guest/two-hosts.py \
 	tests/guest/two-hosts-tls.py
 # These meet nothing of another QEMU or nbdkit that those above do not meet.
 own_guest_tests = \
+	tests/guest/backup.py \
+	tests/guest/shared-base.py \
+	tests/guest/qcow2-running.py \
 	tests/guest/adopt-starts.py \
 	tests/guest/adopt.py \
 	tests/guest/adopted-move.py \

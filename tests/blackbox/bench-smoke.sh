@@ -8,9 +8,9 @@
 . "$(dirname "$0")/lib.sh"
 [ -z "$runtime" ] || skip "benchmarks are of the ordinary build"
 
-adopt=${NBDMIRROR_LONG:+adopt} # which boots guests again and again
-for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large load handoff many \
-  line difference state incremental backup $adopt; do
+guests=${NBDMIRROR_LONG:+handoff adopt} # which boot guests again and again
+for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large load many \
+  line difference state incremental backup $guests; do
   what=${words%% *}
   # shellcheck disable=SC2086
   TMPDIR=$tmp timeout 120 "$srcdir/bench/run" $words --smoke --build "$builddir" \

@@ -24,7 +24,7 @@ from qmp_proxy import QmpProxy  # noqa: E402
 from scene import check  # noqa: E402
 
 CYCLES = int(os.environ.get("CYCLES", "50" if scene.LONG else "3"))
-KILLS = 200 if scene.LONG else 12
+KILLS = 200 if scene.LONG else 6
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30)))
 
 

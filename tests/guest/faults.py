@@ -368,7 +368,7 @@ def test(s):
     if one:
         fault, _, step = one.partition("@")
         run_cases(s, [Case(fault, step)
-                  for _ in range(int(os.environ.get("FAULT_RUNS", "5")))], lambda: 2)
+                  for _ in range(int(os.environ.get("FAULT_RUNS", "3")))], lambda: 2)
         return
     if not scene.LONG:
         run_cases(s, SHORT)
