@@ -29,19 +29,35 @@ cat >"$tmp/slow.c" <<'EOF'
 #include <string.h>
 #include <unistd.h>
 
-int
-fdatasync (int fd)
+/* Wait while there is a file $SLOW with SUFFIX. */
+static void
+wait_while (const char *suffix)
 {
-  int (*real) (int) = dlsym (RTLD_NEXT, "fdatasync");
-  char link[64], path[4000], slow[4096];
+  char name[4096];
+
+  snprintf (name, sizeof name, "%s%s", getenv ("SLOW"), suffix);
+  while (access (name, F_OK) == 0)
+    usleep (10000);
+}
+
+static int
+is_slow (int fd)
+{
+  char link[64], path[4000];
 
   snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
   ssize_t n = readlink (link, path, sizeof path - 1);
   path[n > 0 ? n : 0] = 0;
-  snprintf (slow, sizeof slow, "%s.slow", path);
-  if ((fcntl (fd, F_GETFL) & O_ACCMODE) == O_RDONLY && strcmp (path, getenv ("SLOW")) == 0)
-    while (access (slow, F_OK) == 0)
-      usleep (10000);
+  return strcmp (path, getenv ("SLOW")) == 0;
+}
+
+int
+fdatasync (int fd)
+{
+  int (*real) (int) = dlsym (RTLD_NEXT, "fdatasync");
+
+  if ((fcntl (fd, F_GETFL) & O_ACCMODE) == O_RDONLY && is_slow (fd))
+    wait_while (".slow");
   return real (fd);
 }
 
@@ -49,15 +65,9 @@ int
 fsync (int fd)
 {
   int (*real) (int) = dlsym (RTLD_NEXT, "fsync");
-  char link[64], path[4000], slow[4096];
 
-  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
-  ssize_t n = readlink (link, path, sizeof path - 1);
-  path[n > 0 ? n : 0] = 0;
-  snprintf (slow, sizeof slow, "%s.fsync", path);
-  if (strcmp (path, getenv ("SLOW")) == 0)
-    while (access (slow, F_OK) == 0)
-      usleep (10000);
+  if (is_slow (fd))
+    wait_while (".fsync");
   return real (fd);
 }
 
@@ -65,12 +75,9 @@ int
 unlink (const char *path)
 {
   int (*real) (const char *) = dlsym (RTLD_NEXT, "unlink");
-  char slow[4096];
 
-  snprintf (slow, sizeof slow, "%s.slow", getenv ("SLOW"));
   if (strlen (path) > 6 && strcmp (path + strlen (path) - 6, ".fence") == 0)
-    while (access (slow, F_OK) == 0)
-      usleep (10000);
+    wait_while (".slow");
   return real (path);
 }
 EOF
