@@ -44,11 +44,11 @@ heal (struct dropping *x, const struct line *l, const struct drop_step *step)
   const char *name = l->entry[step->top]->name;
   int status = EXIT_DONE;
 
-  for (size_t i = step->top; i > step->base && status == EXIT_DONE; i--) {
+  for (size_t i = step->top; i > step->base && name != NULL && status == EXIT_DONE; i--) {
     const struct manifest_disk *d = l->disk[i];
     if (strcmp (l->entry[i]->name, name) != 0)
       continue; /* an interrupted call has taken it out, and its parent may be gone */
-    if (d->file_digest == NULL) {
+    if (d->file_digest == NULL && d->parent_file != NULL) {
       CLEANUP_TEXT char *path = repository_path (&x->o->store.repo, d->file);
       CLEANUP_TEXT char *parent = repository_path (&x->o->store.repo, d->parent_file);
       status = rewrite_relink (path, parent);
