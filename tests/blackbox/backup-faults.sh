@@ -66,7 +66,7 @@ nbdmirror cancel "$A" >/dev/null || fail "cancel"
 before=$(find "$repo" | sort)
 spawn slow "$NBDMIRROR" backup "$A" "$repo" --full --bandwidth 1M
 wait_for 20 is_copying
-kill -STOP "$(status_of "$A" worker-pid)"
+sigstop "$(status_of "$A" worker-pid)"
 wait_exit slow 60
 [ "$status" = 1 ] || fail "exit status $status after a worker was stopped: $(cat "$tmp/slow.log")"
 grep -q 'its worker was stopped by a signal for 5 s' "$tmp/slow.log" ||

@@ -41,7 +41,7 @@ hangs () { grep -q '^State:[[:space:]]*D' "/proc/${pid[$1]}/status"; }
 
 # ---- the server stops, and goes on ---------------------------------------------------------------
 put 1
-kill -STOP "${pid[store]}"
+sigstop "${pid[store]}"
 spawn cancelled "$NBDMIRROR" backup "$A" "$repo"
 wait_for 20 hangs cancelled
 put 2
@@ -52,7 +52,7 @@ kill -CONT "${pid[store]}"
 wait_exit cancelled 20
 [ "$status" = 6 ] || fail "exit status $status after SIGINT: $(cat "$tmp/cancelled.log")"
 put 3
-kill -STOP "${pid[store]}"
+sigstop "${pid[store]}"
 spawn waiting "$NBDMIRROR" backup "$A" "$repo"
 wait_for 20 hangs waiting
 put 4
@@ -65,7 +65,7 @@ has_to_exit 0 nbdmirror backup-verify "$repo"
 
 # ---- the server is lost --------------------------------------------------------------------------
 put 5
-kill -STOP "${pid[store]}"
+sigstop "${pid[store]}"
 spawn lost "$NBDMIRROR" backup "$A" "$repo"
 wait_for 20 hangs lost
 stop store KILL

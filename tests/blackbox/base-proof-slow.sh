@@ -73,7 +73,7 @@ stop first TERM
 rm "$tmp/base.nbdmirror-digest"
 opened () { status_of "${control[src]}" opened; }
 before=$(opened)
-kill -STOP "${pid[dst]}"
+sigstop "${pid[dst]}"
 spawn second nbdmirror mirror "${control[src]}" "${uri[dst]}" "${base[@]}" --resume
 connects () { [ "$(opened)" -gt "$before" ]; }
 wait_for 20 connects
@@ -86,7 +86,7 @@ status_of "${control[src]}" dirty-bytes >/dev/null || fail "SIGTERM: the job was
 
 note "Ctrl-C meanwhile: it is cancelled"
 before=$(opened)
-kill -STOP "${pid[dst]}"
+sigstop "${pid[dst]}"
 spawn third nbdmirror mirror "${control[src]}" "${uri[dst]}" "${base[@]}" --resume
 wait_for 20 connects
 kill -INT "${pid[third]}"

@@ -110,7 +110,7 @@ done
 
 start_copy three vms:100
 wait_for 10 has_sent three 0
-kill -STOP "${pid[three]}"
+sigstop "${pid[three]}"
 start_server src "$tmp/disk"
 budget vms 4M
 spawn mirror nbdmirror mirror "${control[src]}" "$tmp/mirror.out" --budget vms

@@ -73,7 +73,7 @@ spawn mirror nbdmirror mirror "${control[src]}" "${uri[live]}" --restart \
   --max-downtime 2s "${limits[@]}" \
   --report "$tmp/report"
 wait_for 20 grep -q ready "$tmp/mirror.log"
-kill -STOP "${pid[live]}"
+sigstop "${pid[live]}"
 wait_state "${control[src]}" degraded 20
 sleep $((${NBDMIRROR_LONG:+28} + 2))
 running guest || fail "stopped: the guest ended: $(cat "$tmp/guest.json")"

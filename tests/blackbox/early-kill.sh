@@ -17,7 +17,7 @@ attached () { [ "$(status_of "${control[src]}" worker)" = attached ]; }
 killed_early () {
   spawn worker nbdmirror mirror "${control[src]}" "${uri[dst]}" --bandwidth 1M "$@"
   wait_for 20 attached
-  kill -STOP "${pid[dst]}"
+  sigstop "${pid[dst]}"
   sleep 0.2
   stop worker KILL
   kill -CONT "${pid[dst]}"

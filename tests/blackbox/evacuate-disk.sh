@@ -139,7 +139,7 @@ spawn late "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-dis
     "${control[third]}" "$tmp/fourth.img" \
   --bandwidth 8M
 wait_state "${control[third]}" 'copying|ready' 20
-kill -STOP "${pid[late]}"
+sigstop "${pid[late]}"
 wait_for 20 nbdmirror complete "${control[third]}"
 kill -CONT "${pid[late]}"
 wait_exit late 20

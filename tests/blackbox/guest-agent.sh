@@ -44,7 +44,7 @@ agent silent silent
 spawn thaw "$ga" thaw "$tmp/silent.s" 1
 hung_up () { grep -qs hung-up "$tmp/silent.did"; }
 wait_for 10 hung_up
-kill -STOP "${pid[thaw]}"
+sigstop "${pid[thaw]}"
 sleep 1.6
 kill -CONT "${pid[thaw]}"
 wait_exit thaw 10

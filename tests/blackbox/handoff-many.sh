@@ -42,7 +42,7 @@ done
 for d in $disks; do wait_state "${control[$d]}" ready 30; done
 
 # One worker is stopped: all or nothing means nothing.
-kill -STOP "${pid[mirror-b]}"
+sigstop "${pid[mirror-b]}"
 has_to_exit 1 nbdmirror complete "${controls[@]}" --lease 1s --timeout 2s
 grep -q "${control[b]}" "$tmp/err" ||
     fail "the message does not name the disk that was not prepared"

@@ -30,7 +30,7 @@ h.flush()
 open("flushed", "w").close()
 ' "${uri[vm]}"
 wait_for 20 test -e "$tmp/written"
-kill -STOP "$qemu_nbd"
+sigstop "$qemu_nbd"
 # borrow SECONDS: somebody has the image for so long.
 borrow () {
   rm -f "$tmp/lent"
@@ -59,7 +59,7 @@ count () { grep -c "$1" "$tmp/vm.log"; }
 more_than () { [ "$(count "$1")" -gt "$2" ]; }
 qemu-io -f raw -c 'read -q 0 64k' "${uri[vm]}" # the server is started again
 qemu_nbd=$(child_of vm qemu-nbd)
-kill -STOP "$qemu_nbd"
+sigstop "$qemu_nbd"
 reads=$(count ' pread ') flushes=$(count ': flush') opens=$(count 'open.*image@lend')
 rm "$tmp/flush" "$tmp/flushed"
 spawn guest "$python" -c '

@@ -57,7 +57,7 @@ wait_for 20 guest_changed guest 100
 # ---- in the middle of the guest's requests ----
 
 child=$(qemu_nbd)
-kill -STOP "$child"
+sigstop "$child"
 wait_for 10 none_is_made
 sleep "$pause"
 continue_it "in the middle"
@@ -97,7 +97,7 @@ stop guest
 [ "$status" = 0 ] || fail "the guest saw an error: $(cat "$tmp/guest.json")"
 note "$(cat "$tmp/guest.json")"
 compare "$tmp/shadow" "${uri[vm]}" || fail "the disk is not what the guest was told"
-kill -STOP "$child"
+sigstop "$child"
 kill -TERM "${pid[vm]}"
 sleep "$pause"
 running vm || fail "the server did not wait for qemu-nbd"

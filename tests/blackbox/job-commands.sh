@@ -89,7 +89,7 @@ wait_for 10 attached
 stop worker TERM
 
 # Cancelled while the next worker is only starting: that one does not begin anew.
-kill -STOP "${pid[dst]}"
+sigstop "${pid[dst]}"
 spawn worker nbdmirror mirror "$c" "$d" --resume
 sleep 0.5
 has_to_exit 0 nbdmirror cancel "$c"

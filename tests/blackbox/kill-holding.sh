@@ -65,7 +65,7 @@ wait_state "${control[src]}" ready 30
 # Stopped, not dead: the worker sees that the lease won't do; its time limit for the destination is
 # longer.
 start_holding 4s 4
-kill -STOP "${pid[dst]}"
+sigstop "${pid[dst]}"
 went_on "destination stopped while holding" "$held_at" \
   "$(awk -v p="$prompt" 'BEGIN { print 3.5 + p }')"
 complete_failed "destination stopped while holding"

@@ -224,6 +224,13 @@ stop () {
   [ -z "${pid[$name]:-}" ] || wait_exit "$name" 10
 }
 
+# sigstop PID: stop a process with SIGSTOP.  On a busy machine its threads go on for some time after
+# the signal was sent, so wait until each is stopped.
+sigstop () {
+  kill -STOP "$1"
+  while grep -Ls '^State:[[:space:]]*[TZX]' /proc/"$1"/task/*/status | grep -q .; do sleep 0.01; done
+}
+
 # has_to_exit STATUS COMMAND...: run it, with its output in $tmp/out and $tmp/err.  The test fails
 # unless it ends with STATUS.
 has_to_exit () {

@@ -193,14 +193,14 @@ in_time "lease of a prepared hold" 1000 "$before" "$(now_ms)"
 wait_state "${control[src]}" ready 20
 
 # A stopped worker prepares nothing: the command's own limit ends it.
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 timed prepare complete "${control[src]}" --timeout 1500ms
 exits prepare 1 'not prepared within 1500 ms'
 in_time "timeout of complete" 1500 "$(begun prepare)" "$(ended prepare)"
 kill -CONT "${pid[mirror]}"
 wait_state "${control[src]}" ready 20
 # So does a server that is stopped.
-kill -STOP "${pid[src]}"
+sigstop "${pid[src]}"
 timed stopped complete "${control[src]}" --timeout 1200ms
 exits stopped 1 "${control[src]}"
 in_time "timeout of complete, server stopped" 1200 "$(begun stopped)" "$(ended stopped)"
@@ -210,5 +210,5 @@ kill -CONT "${pid[src]}"
 nbdmirror set "${control[src]}" synchronous=on
 synchronous () { [ "$(status_of "${control[src]}" gate)" = synchronous ]; }
 wait_for 10 synchronous
-kill -STOP "${pid[far]}"
+sigstop "${pid[far]}"
 in_time "max-write-delay" 1500 0 "$(write_takes 65536)"

@@ -112,7 +112,7 @@ plain=$both
 start_receive receive "$tmp/received.img" --size $size
 both="--disk ${control[a]}=${uri[receive]} --disk ${control[b]}=${uri[to-b]}"
 begin "dest cont" --at dest:cont:done-mute-once
-kill -STOP "${pid[migrate]}" # so that it finds these servers gone
+sigstop "${pid[migrate]}" # so that it finds these servers gone
 kill -KILL "$coordinator" "${pid[receive]}" "$(child_of receive nbdkit)" "${pid[b]}"
 wait_for 10 gone "$coordinator"
 wait_exit receive 10
@@ -132,7 +132,7 @@ rm -f "$tmp/qemus.ready"
 both=$plain
 case="coordinator stopped while the disks are held"
 begin "source migrate-continue" --at source:migrate-continue:hang -- --switchover-timeout 2s
-kill -STOP "$coordinator"
+sigstop "$coordinator"
 has_ended 1 rolled-back
 ended running dead open
 idle
@@ -168,7 +168,7 @@ ended running dead open
 idle
 case="coordinator killed, and impatient users"
 begin "source migrate-continue" --at source:migrate-continue:hang
-kill -STOP "${pid[migrate]}" # so that all of them are there when it looks
+sigstop "${pid[migrate]}" # so that all of them are there when it looks
 kill -KILL "$coordinator"
 wait_for 10 gone "$coordinator"
 kill -INT "${pid[migrate]}"
@@ -186,7 +186,7 @@ recover () { # STATUS
 }
 killed () { # as begin
   begin "$@"
-  kill -STOP "${pid[migrate]}"
+  sigstop "${pid[migrate]}"
   kill -KILL "$coordinator" "${pid[migrate]}"
   wait_exit migrate 10
 }

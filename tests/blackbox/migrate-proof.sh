@@ -35,7 +35,7 @@ case="its worker was stopped"
 qemus
 migrate stopped
 wait_for 20 worker >/dev/null
-kill -STOP "$(worker)"
+sigstop "$(worker)"
 wait_exit stopped 60
 [ "$status" = 1 ] || fail "$case: exit status $status"
 grep -q "its worker has said nothing for 20 s: is it stopped?" "$tmp/stopped.log" ||

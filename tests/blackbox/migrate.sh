@@ -279,14 +279,14 @@ fails 1 running dead open -- -- --before-hold-exec 'exit 1' \
 did_not "source migrate "
 [ "$(cat "$tmp/hook")" = abort ] || fail "$case: no hook"
 case="a destination is lost"
-kill -STOP "${pid[to-b]}"
+sigstop "${pid[to-b]}"
 qemus
 migrate 4 --timeout 1s
 kill -CONT "${pid[to-b]}"
 ended running dead open
 
 case="a destination does not answer"
-kill -STOP "${pid[to-b]}"
+sigstop "${pid[to-b]}"
 qemus
 migrate 3 --give-up-if-stalled 1s
 kill -CONT "${pid[to-b]}"

@@ -47,7 +47,7 @@ start_dest dst file "$size"
 start_worker "${uri[dst]}" --bandwidth 4M
 wait_for 20 status_has_sent
 [ -s "$lock" ] || fail "no ${lock##*/} beside the control socket"
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 server_killed
 restart_server
 rewrite 2
@@ -123,7 +123,7 @@ nbdmirror cancel "${control[src]}"
 start_worker "${uri[dst]}" --bandwidth 4M
 wait_for 20 status_is state copying
 wait_for 20 status_has_sent
-kill -STOP "${pid[dst]}"
+sigstop "${pid[dst]}"
 sleep 0.5 # a request is sent every 62 ms
 stop mirror TERM
 [ -s "$lock" ] || fail "the file is gone, and requests had no answer"

@@ -134,7 +134,7 @@ start_server small "$tmp/small"
 start_dest first file 2M
 spawn mirror nbdmirror mirror "${control[small]}" "${uri[first]}"
 settled small
-kill -STOP "${pid[first]}"
+sigstop "${pid[first]}"
 "$python" -c '
 import nbd, os, sys
 h = nbd.NBD()
@@ -198,7 +198,7 @@ start_dest one file 2M --filter="$NBDMIRROR_DIGEST_FILTER"
 spawn mirror nbdmirror mirror "${control[again]}" "${uri[one]}" --sync base \
   --base "$tmp/small.base"
 settled again
-kill -STOP "${pid[one]}"
+sigstop "${pid[one]}"
 write_first 4096
 in_flight_again () { [ "$(status_of "${control[again]}" claimed-bytes)" = 4096 ]; }
 wait_for 20 in_flight_again

@@ -108,7 +108,7 @@ first=$(child_of a nbdkit)
 kill -KILL "$first"
 wait_for 10 again
 wait_for_socket "${socket[a]}" a
-kill -STOP "${pid[a]}"
+sigstop "${pid[a]}"
 kill -HUP "${pid[a]}"
 kill -INT "${pid[a]}"
 kill -CONT "${pid[a]}"

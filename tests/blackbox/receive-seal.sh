@@ -33,7 +33,7 @@ prepared () { # NAME OF THE SOURCE: hold it, and stop its worker.  The token is 
     sleep 0.1
   done
   token=$(field rollback-token <"$tmp/prepared")
-  kill -STOP "${pid[mirror]}"
+  sigstop "${pid[mirror]}"
 }
 commit () { has_to_exit "$1" nbdmirror complete --commit --token "$token" --json "${@:2}"; }
 sealed () { "$python" -c 'import json, sys; print(json.load(sys.stdin)["disks"][0]["sealed"])' \

@@ -212,7 +212,7 @@ has_to_exit 0 "$NBDMIRROR" copy "$tmp/small" "${uri[third]}"
 # Given up, and the guest's first write comes before the server has ended: its disk will be gone, so
 # it is not answered.
 start_receive fourth "$tmp/fourth.img" --size 8M
-kill -STOP "${pid[fourth]}"
+sigstop "${pid[fourth]}"
 timeout 60 "$python" - "${socket[fourth]}" <<'PY' ||
 import nbd, sys
 guest, other = nbd.NBD(), nbd.NBD()

@@ -76,7 +76,7 @@ has_to_exit 5 timeout 30 "$NBDMIRROR" verify "${control[late]}"
 wait_state "${control[late]}" ready 30
 until nbdmirror complete --prepare-only --lease 60s --json "${control[late]}" \
   >"$tmp/prepared"; do sleep 0.2; done
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 [ -n "$(session)" ] || fail "no session there"
 has_to_exit 0 nbdmirror complete --commit --token "$(field rollback-token <"$tmp/prepared")" \
   --json "${control[late]}"

@@ -96,7 +96,7 @@ commit_unheard () {
   spawn worker nbdmirror mirror "${control[a]}" "${uri[b]}"
   wait_state "${control[a]}" ready 30
   nbdmirror complete "${control[a]}" --prepare-only --rollback-token t >"$tmp/complete.log" 2>&1
-  kill -STOP "$(child_of b nbdkit)"
+  sigstop "$(child_of b nbdkit)"
   spawn commit nbdmirror complete "${control[a]}" --commit --token t
   wait_state "${control[a]}" completed 20
   kill_server b

@@ -57,7 +57,7 @@ sleep 2.5                       # two rounds: what was copied is no longer marke
 
 # 1: server and worker are killed, in this boot.
 write_blocks 8M 3
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 write_blocks 40M 5
 kill -KILL "${pid[mirror]}" "${pid[src]}"
 wait "${pid[mirror]}" "${pid[src]}" 2>/dev/null || :

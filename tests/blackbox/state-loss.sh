@@ -120,7 +120,7 @@ write_blocks 36M 4 1
 wait_for 20 status_is dirty-bytes 0
 
 # Server and worker are killed while more is on its way, and the file still fails.
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 write_blocks 9M 6 1
 kill -KILL "${pid[mirror]}" "${pid[src]}"
 wait "${pid[mirror]}" "${pid[src]}" 2>/dev/null || :

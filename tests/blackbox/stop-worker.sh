@@ -21,7 +21,7 @@ after_lease () { awk -v l="$1" -v p="$prompt" 'BEGIN { print l - 0.5 + p }'; }
 begin_holding start_dest dst file "$holding_size"
 
 start_holding 4s 4
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 went_on "worker stopped while holding" "$held_at" "$(after_lease 4)"
 wait_exit complete 20
 [ "$status" = 1 ] || fail "complete ended with $status instead of 1"
@@ -38,7 +38,7 @@ wait_state "${control[src]}" ready 30
 guests_are_well "continued"
 
 start_prepared 2000
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 went_on "worker stopped while prepared" "$held_at" "$(after_lease 2)"
 wait_exit prepare 10
 grep -q '^word 2' "$tmp/prepare.log" || fail "the word does not say abort"
@@ -50,7 +50,7 @@ wait_state "${control[src]}" ready 30
 guests_are_well "continued after prepared"
 
 # A stopped worker that is killed makes room.
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 second_refused "stopped while ready"
 kill -KILL "${pid[mirror]}"
 wait "${pid[mirror]}" 2>/dev/null || :

@@ -59,12 +59,12 @@ start_guest guest "${uri[src]}" --shadow "$tmp/shadow" --connections $threads --
 many_waited () { [ "$(number delayed-writes)" -ge 100 ]; }
 wait_for 20 many_waited
 
-kill -STOP "${pid[dst]}"
+sigstop "${pid[dst]}"
 meanwhile "destination stopped"
 kill -CONT "${pid[dst]}"
 well "destination stopped"
 
-kill -STOP "${pid[mirror]}"
+sigstop "${pid[mirror]}"
 meanwhile "worker stopped"
 kill -CONT "${pid[mirror]}"
 well "worker stopped"

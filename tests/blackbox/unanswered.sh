@@ -22,6 +22,11 @@ client, word = Client(control), Word()
 client.call("mirror-prepare", fd=word.fd, arm=True, lease_ms=60000, rollback_token="test")
 client.call("mirror-prepare-now")
 os.kill(server, signal.SIGSTOP)
+# The signal stops a busy machine's threads some time later.
+tasks = f"/proc/{server}/task/"
+while any(open(f"{tasks}{t}/stat").read().rpartition(")")[2].split()[0] != "T"
+          for t in os.listdir(tasks)):
+    time.sleep(0.001)
 if value:
     word.set(value)
 os.kill(worker, signal.SIGINT)
