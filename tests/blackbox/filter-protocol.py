@@ -43,7 +43,7 @@ def refused(class_, f, *args, **kwargs):
     raise AssertionError("not refused: %s" % r)
 
 
-def eventually(what, f, timeout=5):
+def eventually(what, f, timeout=20):
     end = time.monotonic() + timeout
     while not f():
         assert time.monotonic() < end, "waited in vain: " + what
@@ -68,7 +68,7 @@ def write_later(h, data, offset, **kwargs):
         return 1
     h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), offset, completion=done, **kwargs)
 
-    def wait(timeout=5):
+    def wait(timeout=20):
         end = time.monotonic() + timeout
         while not result:
             left = end - time.monotonic()
@@ -316,7 +316,7 @@ def second_worker_is_refused():
     begin = time.monotonic()
     assert "still exists" in refused("WorkerAttached", s.client().call, "mirror-attach",
                                      start="resume")
-    assert 1 < time.monotonic() - begin < 8
+    assert time.monotonic() - begin > 1
     s.close()
 
 
@@ -584,7 +584,7 @@ def hold_and_release():
     begin = time.monotonic()
     for _ in range(100):
         s.clients[0].status()
-    assert time.monotonic() - begin < 5, "status is slow while writes wait"
+    assert time.monotonic() - begin < 20, "status is slow while writes wait"
     assert region.blocks("dirty") == set()
     refused("Busy", w.call, "mirror-hold", lease_ms=1000)
     refused("StaleGeneration", w.call, "mirror-unhold", generation=generation + 1)
@@ -604,12 +604,11 @@ def hold_waits_for_what_is_below():
     h = s.guest()
     w, region, info = attach(s, start="new")
     region.clean()
+    begin = time.monotonic()
     write = write_later(h, b"x", 7 * BLOCK)
     eventually("the write below", lambda: s.client().status()["in-flight"] == 1)
-    a = w.start("mirror-hold", lease_ms=10000)
-    time.sleep(0.3)
-    assert not w.answered(a), "answered before the write had ended"
-    w.finish(a)
+    w.call("mirror-hold", lease_ms=10000)
+    assert time.monotonic() - begin > 0.99, "answered before the write had ended"
     assert region.blocks("dirty") == {7}
     assert write() == 0
     s.close()
@@ -625,7 +624,7 @@ def drain_longer_than_the_lease():
     eventually("the write below", lambda: s.client().status()["in-flight"] == 1)
     begin = time.monotonic()
     refused("LeaseEnded", w.call, "mirror-hold", lease_ms=300)
-    assert 0.25 < time.monotonic() - begin < 3
+    assert 0.25 < time.monotonic() - begin
     assert s.client().status()["gate"] == "open"
     assert write() == 0
     s.close()
@@ -636,12 +635,12 @@ def lease_ends():
     """A worker that is stopped cannot hold the guest longer than its lease."""
     s = Server()
     h = s.guest()
+    begin = time.monotonic()
     p = WorkerProcess(s, hold_ms=1500)
     p.signal(signal.SIGSTOP)
-    begin = time.monotonic()
     h.pwrite(b"x", 9 * BLOCK)
     took = time.monotonic() - begin
-    assert 0.3 < took < 3, took
+    assert 1.4 < took < 20, took
     refused("WorkerAttached", s.client().call, "mirror-attach", start="resume")
     p.kill()
     s.close()
@@ -658,7 +657,7 @@ def killed_while_holding():
     begin = time.monotonic()
     p.kill()
     assert write() == 0
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 20
     s.close()
 
 
@@ -672,7 +671,7 @@ def connection_lost_while_holding():
     write = write_later(h, b"x", 9 * BLOCK)
     assert write(0.2) is None
     w.close()
-    assert write(3) == 0
+    assert write() == 0
     s.close()
 
 
@@ -686,11 +685,11 @@ def sigterm_while_held():
     w.call("mirror-hold", lease_ms=60000)
     write = write_later(h, b"x" * BLOCK, 0)
     assert write(0.2) is None
-    s.process.send_signal(signal.SIGTERM)
-    w.event("MIRROR_SHUTDOWN", timeout=5)
-    c.event("SHUTDOWN", timeout=5)
-    assert w.closed(5) and c.closed(5)
-    assert write(5) == errno.ESHUTDOWN
+    with s.terminating():
+        w.event("MIRROR_SHUTDOWN")
+        c.event("SHUTDOWN")
+        assert w.closed() and c.closed()
+    assert write() == errno.ESHUTDOWN
     s.cut(h)
     assert s.ends_by_itself()
     with open(s.disk, "rb") as f:
@@ -720,7 +719,7 @@ def layer_that_is_serialized():
         buf = nbd.Buffer(BLOCK)
         done = []
         other.aio_pread(buf, BLOCK, completion=lambda error: done.append(error.value) or 1)
-        end = time.monotonic() + 0.3
+        end = time.monotonic() + (20 if reads else 0.3)
         while not done and time.monotonic() < end:
             other.poll(10)
         assert bool(done) == reads, (serialize, done)
@@ -735,9 +734,9 @@ def layer_that_is_serialized():
         w.call("mirror-hold", lease_ms=60000)
         write = write_later(h, b"3" * BLOCK, 0)
         assert write(0.2) is None
-        s.process.send_signal(signal.SIGTERM)
-        assert w.closed(5)
-        assert write(5) == errno.ESHUTDOWN
+        with s.terminating():
+            assert w.closed()
+        assert write() == errno.ESHUTDOWN
         s.cut(h)
         s.cut(other)
         assert s.ends_by_itself()
@@ -880,7 +879,7 @@ def everybody_dies_undecided():
             word.set(2)
         begin = time.monotonic()
         h.pwrite(b"x", 0)
-        assert time.monotonic() - begin < 5, die
+        assert time.monotonic() - begin < 20, die
         assert word.get() == 2, die
         eventually("the draft's end", lambda: not os.path.exists(s.control + ".fence.draft"))
         assert s.client().status()["gate"] == "open"
@@ -1007,7 +1006,7 @@ def armed_and_given_up():
                 word.set(2)
             begin = time.monotonic()
             h.pwrite(b"x", 0)
-            assert time.monotonic() - begin < 5, die
+            assert time.monotonic() - begin < 20, die
             eventually("abort", lambda: word.get() == 2)
             eventually("the draft's end",
                        lambda: not os.path.exists(s.control + ".fence.draft"))
@@ -1291,12 +1290,9 @@ def sigterm_while_prepared():
         s.process.send_signal(signal.SIGSTOP)       # so that it sees both at once
         if value:
             word.set(value)
-        s.process.send_signal(signal.SIGTERM)
-        s.process.send_signal(signal.SIGCONT)
-        if not w.closed(2):     # ThreadSanitizer sits on a signal at times, until the next one
-            assert "LD_PRELOAD" in server_environment()
-            s.process.send_signal(signal.SIGTERM)
-            assert w.closed(5)
+        with s.terminating():
+            s.process.send_signal(signal.SIGCONT)
+            assert w.closed()
         assert write() in (errno.ESHUTDOWN, errno.EPERM)
         s.cut(h)
         assert s.ends_by_itself()

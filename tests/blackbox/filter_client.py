@@ -2,6 +2,7 @@
 """What the tests of the filter's side of the protocol share: a client of the control socket, a
 reader of the shared region, the decision word, and an nbdkit with the filter.  Standard library and
 nbd only. """
+import contextlib
 import ctypes
 import json
 import mmap
@@ -16,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import nbd
@@ -105,7 +107,7 @@ class Client:
     def call(self, name, /, fd=None, timeout=10, **args):
         return self.finish(self.start(name, fd, **args), timeout)
 
-    def event(self, name, timeout=5, **wanted):
+    def event(self, name, timeout=20, **wanted):
         """Wait for an event; those before it are dropped."""
         end = time.monotonic() + timeout
         while True:
@@ -116,7 +118,7 @@ class Client:
             if not self._take(max(0, end - time.monotonic())) and time.monotonic() >= end:
                 raise TimeoutError("no event %s %s within %s s" % (name, wanted, timeout))
 
-    def closed(self, timeout=5):
+    def closed(self, timeout=20):
         """Wait until the filter closes the connection."""
         end = time.monotonic() + timeout
         try:
@@ -371,6 +373,25 @@ class Server:
             sock.close()
         self.handles = []
 
+    @contextlib.contextmanager
+    def terminating(self):
+        """SIGTERM, and what has to come of it is in the body.  ThreadSanitizer puts the handler of
+        a signal off, for good if nbdkit is just about to poll() (1 of some hundred): there it is
+        sent again until the body is done."""
+        done = threading.Event()
+
+        def send():
+            self.process.terminate()
+            while "libtsan" in server_environment().get("LD_PRELOAD", "") and not done.wait(2):
+                self.process.terminate()
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            yield
+        finally:
+            done.set()
+            sender.join()
+
     def stop(self, signal_=signal.SIGTERM, timeout=10):
         """End it; returns the seconds it took."""
         begin = time.monotonic()
@@ -383,9 +404,8 @@ class Server:
     def end(self):
         """End it kindly and see that it does.  With a sanitizer's runtime preloaded, nbdkit 1.32
         hangs in its last exit handlers (p11-kit's) once it has logged an error, with or without the
-        filter: what counts there is that the filter's cleanup was reached.  And ThreadSanitizer
-        puts the handler of a signal off, for good if nbdkit is just about to poll() (1 of some
-        hundred): then a second signal helps."""
+        filter: what counts there is that the filter's cleanup was reached.  And see terminating()
+        about signals."""
         try:
             self.stop()
         except subprocess.TimeoutExpired:

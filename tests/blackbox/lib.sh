@@ -171,6 +171,7 @@ fi
 valgrind=()
 if [ "${VALGRIND:-0}" != 0 ]; then
   need valgrind
+  [ -z "$sanitizers" ] || skip "valgrind cannot run what has a sanitizer"
   valgrind=(valgrind --quiet --error-exitcode=86 "--log-file=$tmp/valgrind.%p")
   server_env=("${valgrind[@]}" --trace-children=yes)
   valgrind+=(--leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite)
@@ -216,11 +217,20 @@ ends_well () {
 }
 
 # stop NAME [SIGNAL]: end it (SIGTERM by default) and wait.  After 10 s it counts as hung.
+# ThreadSanitizer puts the handler of a signal off, for good if nbdkit is just about to poll() (1 of
+# some hundred): there nbdkit gets another SIGTERM every 2 s.
 stop () {
-  local name=$1
+  local name=$1 n=0
   if running "$name"; then
     kill "-${2:-TERM}" "${pid[$name]}" 2>/dev/null || :
   fi
+  while [ "$sanitizers" = thread ] && [ "${2:-TERM}" = TERM ] && [ $n -lt 160 ] && running "$name"
+  do
+    sleep 0.05
+    n=$((n + 1))
+    [ $((n % 40)) != 0 ] || [ "$(cat "/proc/${pid[$name]}/comm" 2>/dev/null)" != nbdkit ] ||
+      kill -TERM "${pid[$name]}" 2>/dev/null || :
+  done
   [ -z "${pid[$name]:-}" ] || wait_exit "$name" 10
 }
 
