@@ -67,7 +67,7 @@ make -C "$builddir" -s dist
 mkdir -p "$work/build"
 echo "$root" >"$work/build/.root"
 find "$work" -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
-find "$work" \( -name '*.trs' -o -name test-suite.log \) -delete
+[ $# != 1 ] || find "$work" \( -name '*.trs' -o -name test-suite.log \) -delete
 tar -xf "$builddir"/nbdmirror-*.tar.xz -C "$work" --strip-components=1
 
 # The kernel for test guests, where the tests outside have fetched it.

@@ -4,6 +4,7 @@
 # handed over while status is polled a hundred times a second, settings change every 10 ms, and
 # clients come and go.
 . "$(dirname "$0")/lib.sh"
+measures_times
 need fio
 need_fio_nbd
 
@@ -20,7 +21,7 @@ spawn worker nbdmirror mirror "${control[src]}" "${uri[dst]}" --report "$tmp/rep
 
 # One client that polls status 100 times a second over one connection, one that connects anew each
 # time, one that changes the settings.
-spawn poller "$python" - "${control[src]}" <<'PY'
+spawn poller "$python" - "${control[src]}" "$sanitizers" <<'PY'
 import json, socket, sys, time
 path = sys.argv[1]
 def connect():
@@ -58,7 +59,8 @@ while time.monotonic() < end:
         break
     time.sleep(max(0, 0.01 - (time.monotonic() - start)))
 print("polls", n, "slow", slow, sorted(states))
-assert n >= 100 and slow == 0 and "completed" in states, (n, slow, states)
+assert n >= 100 and "completed" in states, (n, states)
+assert slow == 0 or sys.argv[2], slow   # with a sanitizer it depends on the machine
 PY
 
 wait_state "${control[src]}" ready 60

@@ -4,6 +4,7 @@
 # refuses what a job would be refused for, and leaves nothing behind: no job, no file, not a byte
 # written, and a job that was left over as it was.
 . "$(dirname "$0")/lib.sh"
+measures_times
 proves_nothing_under thread
 need_fio_nbd
 

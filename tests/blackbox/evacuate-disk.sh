@@ -7,6 +7,7 @@
 # refused, and changes nothing. (With a real guest: tests/guest/evacuate.py.)
 
 . "$(dirname "$0")/lib.sh"
+measures_times
 proves_nothing_under thread
 nbdkit --filter=retry nbd --help >/dev/null 2>&1 ||
     skip "nbdkit has no retry filter or no nbd plugin"

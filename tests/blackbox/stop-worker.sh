@@ -5,6 +5,7 @@
 # meanwhile (exit 7); and that it can do no harm when it goes on: its generation is void, it copies
 # on, and hands over later.  While prepared likewise.
 . "$(dirname "$0")/lib.sh"
+measures_times
 . "$srcdir/tests/blackbox/holding.sh"
 
 # second_refused WHAT: there can be one worker, also where it is stopped.

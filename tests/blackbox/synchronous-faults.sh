@@ -6,6 +6,7 @@
 # do not queue up for such a delay each, the job is not synchronised meanwhile and is so again
 # afterwards; and in the end all is equal.
 . "$(dirname "$0")/lib.sh"
+measures_times
 
 size=$(bytes 32M)
 shadowed_disk "$size"

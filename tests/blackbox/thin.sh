@@ -4,6 +4,7 @@
 # sparse file, to nbdkit memory and to qcow2, and zeroes that were allocated at the source do not
 # become data, though their room stays allocated (sparse.sh).
 . "$(dirname "$0")/lib.sh"
+measures_times
 long_test
 
 truncate -s 1T "$tmp/disk"

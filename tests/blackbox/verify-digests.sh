@@ -4,6 +4,7 @@
 # of the two sides serves digests; that it uses them where they are served, falls back to reading
 # where they are not, and that holes on both sides cost nothing.
 . "$(dirname "$0")/lib.sh"
+measures_times
 long_test
 need qemu-nbd
 
