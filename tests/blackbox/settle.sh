@@ -20,14 +20,19 @@ spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" --policy none --ba
 wait_state "${control[src]}" ready 60
 
 # gates COMMAND...: -> $gates, the modes that the gate went through while the command ran and in the
-# second after
+# second after; again while it says "not ready", because that state comes and goes
 gates () {
   "$python" -B - "$srcdir/tests/blackbox" "${control[src]}" "$@" >"$tmp/gates" <<'PY' ||
 import subprocess, sys, time
 sys.path.insert(0, sys.argv[1])
 from filter_client import Client
-c = Client(sys.argv[2])
-p = subprocess.run(sys.argv[3:], capture_output=True, text=True)
+end = time.monotonic() + 30
+while True:
+    c = Client(sys.argv[2])
+    p = subprocess.run(sys.argv[3:], capture_output=True, text=True)
+    if p.returncode == 0 or "not ready" not in p.stderr or time.monotonic() > end:
+        break
+    time.sleep(0.1)
 if p.returncode != 0:
     sys.exit(print(p.stdout + p.stderr) or 1)
 time.sleep(1)

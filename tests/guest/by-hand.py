@@ -20,7 +20,7 @@ def test(s):
     dst = s.plain("dst", s.empty_disk("dst.img", src.disk))
     a = s.vm("a", [src], recorder="-l 200")
     b = s.vm("b", [dst], incoming=True)
-    s.mirror(src, dst.uri)
+    s.mirror(src, dst.uri, "--max-downtime", "30s")
     s.story.wait_for_line("LOADED")
     s.wait_state(src, "ready", "synchronised")
 
@@ -51,4 +51,4 @@ def test(s):
     s.check_records(at_commit, src.disk, blocks=True)
 
 
-scene.main(test, 120)
+scene.main(test)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -47,6 +48,17 @@ class Reader:
     def same(self):
         self.s.check_same(self.a.path("/srv/vm1.img"), self.b.path("/srv/vm1.img"))
 
+    def until_ready(self, host, command):
+        """Again while it says "not ready", because that state comes and goes with what the guest
+        writes."""
+        end = time.monotonic() + 30
+        while True:
+            try:
+                return host.run(command)
+            except scene.Failed as e:
+                if "not ready" not in str(e) or time.monotonic() > end:
+                    raise
+
     def do(self, name, command):
         host = {"hosta": self.a, "hostb": self.b}[name]
         command = command.replace(
@@ -64,7 +76,7 @@ class Reader:
         if "nbdmirror complete" in command:
             self.wait(host, "ready")
             self.guest_writes(host)
-        said = host.run(command)
+        said = self.until_ready(host, command)
         if '"pid"' in said:
             self.pid = json.loads(said.splitlines()[-1])["pid"]
         if "rollback token" in said:
@@ -121,4 +133,4 @@ def test(s):
     s.check_same(r.a.path("/root/vm1.img"), r.b.path("/srv/vm1.raw"))
 
 
-scene.main(test, 150)
+scene.main(test)
