@@ -53,8 +53,8 @@ except f.Refused as e:
     assert "a checkpoint is being added" in str(e), e
 adding.close()' "${control[src]}" || fail "a checkpoint was being added"
 late_is_gone () { ! nbdmirror checkpoint list "${control[src]}" | grep -q late; }
-wait_for 5 late_is_gone
-wait_for 5 bypass true
+wait_for 20 late_is_gone
+wait_for 20 bypass true
 is_bypassed "at once"
 restart KILL
 is_bypassed "after a kill"

@@ -133,7 +133,7 @@ for t in threads: t.join()
 print("\n".join(writes))
 EOF
 spawn guest "$python" "$tmp/guest.py" "${uri[src]}" "$tmp/enough"
-wait_for 5 cmp_differs
+wait_for 20 cmp_differs
 for i in 1 2 3 4 5; do
   checkpoint add "${control[src]}" "busy$i"
   added[i]=$(date +%s.%N)

@@ -22,10 +22,9 @@ guest () {
 # ---- fail ----
 src=${control[src2]}
 guest src2
-mirror () { nbdmirror mirror "$src" "$dst" --bandwidth 4M --report "$tmp/report" "$@" </dev/null \
-  >"$tmp/mirror.log" 2>&1; }
-
-got=0; mirror --policy fail || got=$?
+got=0
+timeout 60 "${nbdmirror_prefix[@]}" "$NBDMIRROR" mirror "$src" "$dst" --bandwidth 2M --policy fail \
+  --report "$tmp/report" </dev/null >"$tmp/mirror.log" 2>&1 || got=$?
 [ $got = 4 ] || fail "policy fail ended with $got: $(cat "$tmp/mirror.log")"
 grep -q 'not converging: .*dirty .*bandwidth' "$tmp/mirror.log" ||
   fail "it does not say why: $(cat "$tmp/mirror.log")"

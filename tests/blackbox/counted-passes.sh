@@ -25,7 +25,7 @@ PY
 counts_again () {
   wait_state "$c" ready 20
   more () { [ "$(status_of "$c" passes)" -gt "$passes" ]; }
-  wait_for 5 more
+  wait_for 20 more
   note "$1: $passes passes before, $(status_of "$c" passes) after"
 }
 

@@ -61,7 +61,7 @@ for ((i = 1; i <= kills; i++)); do
   wait "${pid[mirror]}" 2>/dev/null || :
   unset "pid[mirror]"
   running guest || fail "the guest ended at kill $i: $(cat "$tmp/guest.json")"
-  wait_state "${control[src]}" detached 5
+  wait_state "${control[src]}" detached 20
   [ "$(status_of "${control[src]}" gate)" = open ] || fail "the gate is not open after kill $i"
 done
 left=$(status_of "${control[src]}" dirty-bytes)

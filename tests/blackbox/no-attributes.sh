@@ -101,7 +101,7 @@ refused a b two "$at_b"
 moves a b --sync auto
 all_of_it || fail "there: no reason is told: $(cat "$tmp/moves.log")"
 wait_for 20 has_checkpoint b
-wait_for 5 grep -q "its file system has no extended attributes" "$tmp/a.log"
+wait_for 20 grep -q "its file system has no extended attributes" "$tmp/a.log"
 write_blocks "${guest_uri[b]}" 1 8
 stop a
 receive a "$at_a" --resume

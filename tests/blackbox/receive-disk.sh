@@ -169,7 +169,7 @@ spawn waits "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" receive --s
   --resume
 wait_for 10 grep -q told "$tmp/holder.log"
 kill "${pid[waits]}"
-wait_exit waits 4
+wait_exit waits 8
 [ "$status" = 7 ] || fail "exit status $status"
 stop holder KILL
 

@@ -103,7 +103,7 @@ grep -q 'changed while it was not tracked' "$tmp/src.log" || fail "a changed dis
 spawn second "${nbdmirror_prefix[@]}" "${server_env[@]}" nbdkit -f -U "$tmp/second" \
   --filter="$NBDMIRROR_FILTER" file "$tmp/disk" \
   "mirror-control=$tmp/second.control" "mirror-state=$state" mirror-state-volatile=yes
-wait_exit second 5
+wait_exit second 20
 grep -q 'another server uses it' "$tmp/second.log" || fail "two servers have one state"
 start_mirror --resume
 complete_soon "${control[src]}"

@@ -128,11 +128,13 @@ received "$tmp/base"
 qemu-img convert -q -U -O raw "$tmp/vm.qcow2" "$tmp/shadow"
 start_guest guest "${uri[vm]}" --shadow "$tmp/shadow" --rate 100 --from 60000000 --seconds 600
 resume=()
+served () { [ -n "$(child_of vm qemu-nbd)" ]; }
 for ((n = 0; n < rounds; n++)); do
   spawn worker nbdmirror mirror "${control[vm]}" "${uri[dst]}" --sync top --bandwidth 3M \
     --policy none "${resume[@]}"
   resume=(--resume)
   wait_for 20 attached
+  wait_for 20 served
   sleep "0.$(printf %03d $((RANDOM % 300)))"
   kill -KILL "$(child_of vm qemu-nbd)"
   sleep "0.$(printf %03d $((RANDOM % 200)))"

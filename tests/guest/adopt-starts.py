@@ -81,7 +81,7 @@ def test(s):
             s.nbdmirror(*disk.give_back(vm))
         else:  # it has nothing to do after a kill before the server's start
             s.nbdmirror(*disk.give_back(vm), status=None)
-        s.wait_for("the server's end", lambda: not named(disk.control), 3)
+        s.wait_for("the server's end", lambda: not named(disk.control), 20)
         tidy(s, vm, [disk], before)
         check(not os.path.exists(disk.control + ".starting"), "a lock is left")
         s.story.wait_for_more(3)
@@ -97,4 +97,4 @@ def test(s):
     s.check_records(s.story.last, image)
 
 
-scene.main(test, 1800 if scene.LONG else 120)
+scene.main(test, 1800 if scene.LONG else 600)

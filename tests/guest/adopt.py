@@ -595,4 +595,4 @@ def test(s):
 
 
 if __name__ == "__main__":
-    scene.main(test, max(1800, 10 * CYCLES) if scene.LONG else 240)
+    scene.main(test, max(1800, 10 * CYCLES) if scene.LONG else 600)

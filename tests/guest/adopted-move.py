@@ -284,4 +284,4 @@ def test(s):
     s.check_records(s.story.last, *images, blocks=True)
 
 
-scene.main(test, 900 + 30 * KILLS if scene.LONG else 240)
+scene.main(test, 900 + 30 * KILLS if scene.LONG else 600)

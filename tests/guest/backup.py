@@ -190,4 +190,4 @@ def start_from_files(s, newest, told):
     scene.check(s.story.records[0][2] > told, "the guest has forgotten transactions")
 
 
-scene.main(test, 1800 if scene.LONG else 180)
+scene.main(test, 1800 if scene.LONG else 600)

@@ -27,7 +27,7 @@ def moved(s, src, vm, old_pid):
     s.check_story()
     status = s.status(src)
     scene.check(status["gate"] == "open", "the new server is fenced")
-    s.wait_for("the end of the old server", lambda: gone(old_pid), 5)
+    s.wait_for("the end of the old server", lambda: gone(old_pid), 20)
     s.at_end.append(lambda: stop(status["server-pid"]))
     left = [n for n in os.listdir(s.tmp) if n.endswith((".new", ".try", ".evacuated", ".try.pid"))]
     scene.check(not left, f"left over: {left}")
@@ -126,4 +126,4 @@ def test(s):
     fenced_under(s, "src", two, "open")
 
 
-scene.main(test, 180)
+scene.main(test)

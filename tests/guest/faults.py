@@ -380,4 +380,4 @@ def test(s):
               lambda: rng.choice([1, 2]))
 
 
-scene.main(test, 7200 if scene.LONG else 300)
+scene.main(test, 7200 if scene.LONG else 600)

@@ -280,4 +280,4 @@ def test(s):
 
 
 if __name__ == "__main__":
-    scene.main(test, 500)
+    scene.main(test)

@@ -49,4 +49,4 @@ def test(s):
     s.check_records(told[0], src.disk, blocks=True)
 
 
-scene.main(test, 120)
+scene.main(test)

@@ -91,4 +91,4 @@ def test(s):
     theirs.check()
 
 
-scene.main(test, 180)
+scene.main(test)

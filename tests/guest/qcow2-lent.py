@@ -50,10 +50,12 @@ class Lent:
             self.s.nbdmirror_path, "give-back", "--qmp", path, self.dest.guest,
             image or self.image])
 
-    def run(self, actions, status, image=None):
-        """Run give-back with ACTIONS, {command: function}, before that command."""
+    def run(self, actions, status, image=None, after=None):
+        """Run give-back with ACTIONS, {command: function}, before that command, and others AFTER
+        it."""
         proxy = QmpProxy(self.vm, like_qemu=False)
         proxy.before.update(actions)
+        proxy.after.update(after or {})
         self.start(proxy.path, image)
         got = self.s.wait_exit(self.process)
         self.settle()
@@ -122,12 +124,15 @@ def refusals(t):
     check(s.wait_exit(mirror) == 6, "the mirror did not end as cancelled")
     # Somebody else has the image when QEMU is to open it, and leaves it soon.
     other = s.path("other.sock")
+    holders = []
 
     def take():
-        process = s.spawn("other", ["qemu-nbd", "-t", "-f", "qcow2", "-k", other, t.image])
-        s.wait_listening(process, other)
-        threading.Timer(0.3, process.terminate).start()
-    t.run({"blockdev-add": take}, 1)
+        holders.append(s.spawn("other", ["qemu-nbd", "-t", "-f", "qcow2", "-k", other, t.image]))
+        s.wait_listening(holders[0], other)
+
+    def leave_soon():
+        threading.Timer(0.3, holders[0].terminate).start()
+    t.run({"blockdev-add": take}, 1, after={"blockdev-add": leave_soon})
     t.at_server()
 
 
@@ -186,4 +191,4 @@ def test(s):
 
 
 # A new guest starts after every second kill.
-scene.main(test, 600 + 60 * KILLS if scene.LONG else 300)
+scene.main(test, 600 + 60 * KILLS if scene.LONG else 600)

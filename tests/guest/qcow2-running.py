@@ -223,4 +223,4 @@ def test(s):
     s.check_records(last, s.path("after.img"), blocks=True)
 
 
-scene.main(test, 600 if scene.LONG else 240)
+scene.main(test)

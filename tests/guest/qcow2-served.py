@@ -67,4 +67,4 @@ def test(s):
     base.check()
 
 
-scene.main(test, 120)
+scene.main(test)

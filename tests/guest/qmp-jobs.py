@@ -200,4 +200,4 @@ def test(s):
     s.check_story()
 
 
-scene.main(test, 600 if scene.LONG else 180)
+scene.main(test)

@@ -190,4 +190,4 @@ def test(s):
     move.went()
 
 
-scene.main(test, 600 if scene.LONG else 180)
+scene.main(test)

@@ -82,4 +82,4 @@ def test(s):
     s.check_records(s.story.last, *raws, blocks=True)
 
 
-scene.main(test, 120)
+scene.main(test)

@@ -191,4 +191,4 @@ def test(s):
     s.check_records(s.story.last, *images, blocks=True)
 
 
-scene.main(test, 1800 if scene.LONG else 240)
+scene.main(test, 1800 if scene.LONG else 600)

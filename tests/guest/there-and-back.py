@@ -88,4 +88,4 @@ def test(s):
     s.check_records(s.story.last, *disks)
 
 
-scene.main(test, 180)
+scene.main(test)

@@ -153,4 +153,4 @@ def test(s):
         s.forget()
 
 
-scene.main(test, 360)
+scene.main(test)

@@ -105,4 +105,4 @@ def test(s):
     s.check_records(s.story.last, dst.disk, blocks=True)
 
 
-scene.main(test, 180)
+scene.main(test)
