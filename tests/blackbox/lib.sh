@@ -238,7 +238,9 @@ stop () {
 # the signal was sent, so wait until each is stopped.
 sigstop () {
   kill -STOP "$1"
-  while grep -Ls '^State:[[:space:]]*[TZX]' /proc/"$1"/task/*/status | grep -q .; do sleep 0.01; done
+  while grep -Ls '^State:[[:space:]]*[TZX]' /proc/"$1"/task/*/status | grep -q .; do
+    sleep 0.01
+  done
 }
 
 # has_to_exit STATUS COMMAND...: run it, with its output in $tmp/out and $tmp/err.  The test fails
