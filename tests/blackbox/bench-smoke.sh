@@ -3,10 +3,18 @@
 #
 # Proves that the benchmarks run: tiny sizes, one round, and no figure is looked at.  The idle
 # copies are compared with their source by the benchmark itself.  One that is told to end leaves
-# neither disks nor servers behind.
+# neither disks nor servers behind.  `make bench` builds the relay that some of them need, and goes
+# on behind one that cannot run here.
 
 . "$(dirname "$0")/lib.sh"
 [ -z "$runtime" ] || skip "benchmarks are of the ordinary build"
+
+(cd "$builddir" && env -u MAKEFLAGS -u MAKELEVEL make -n -W bench/relay.o bench) \
+  >"$tmp/make.log" 2>&1 ||
+  fail "make -n bench: $(tail -n 3 "$tmp/make.log")"
+grep -q -e '-o bench/relay ' "$tmp/make.log" || fail "make bench does not build the relay"
+! grep 'bench/run ' "$tmp/make.log" | grep -v '|| test $? = 77$' ||
+  fail "make bench stops at a benchmark that cannot run here"
 
 guests=${NBDMIRROR_LONG:+handoff adopt} # which boot guests again and again
 for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large load many \
