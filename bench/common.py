@@ -282,6 +282,15 @@ def ratio(values, base):
     return median([v / b for v, b in zip(values, base) if v is not None and b])
 
 
+def ready_text(times):
+    """The median of TIMES, in which None is "never"; how many it is of, if not all."""
+    found = [t for t in times if t is not None]
+    if not found:
+        return "never"
+    return f"{median(found):.2f}" + ("" if len(found) == len(times)
+                                     else f" ({len(found)} of {len(times)})")
+
+
 def turned(items, n):
     """ITEMS beginning with the Nth, so that nobody is always the first."""
     items = list(items)

@@ -25,7 +25,7 @@ import load
 import load_guest
 import load_systems
 import qmp
-from common import MIB, Run, median, table, turned
+from common import MIB, Run, median, ready_text, table, turned
 
 DEST_THREADS = "64"  # of the destination's server, for each connection
 SMALL_LIMIT, SMALL_PART = 10, 4  # on a line as thin as that the disk is a quarter
@@ -214,7 +214,7 @@ def row(case, name, runs):
     return [f"{case.round_trip:g}", f"{case.limit:g}" if case.limit else "none",
             "idle" if idle else case.rate, case.size // MIB,
             name if idle else load_systems.title(name),
-            "never" if of("ready-s") is None else of("ready-s"), of("sent"), of("pause-ms"),
+            ready_text([r["ready-s"] for r in runs]), of("sent"), of("pause-ms"),
             None if idle else f"{p99('before')} / {p99('during')}"]
 
 

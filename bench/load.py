@@ -31,7 +31,7 @@ import load_guest
 import load_plot
 import load_systems
 import qmp
-from common import GIB, MIB, median, table, turned
+from common import GIB, MIB, median, ready_text, table, turned
 
 RATES = "200,800,2000,4000,16000,max"
 SAMPLE_S = 0.1
@@ -279,8 +279,7 @@ def row(s):
     never = s["ready"] == 0
     return [
         s["rate"], s["pattern"], s["cap"], s["cache"], load_systems.title(s["system"]),
-        "never" if never else s["ready-s"] if s["ready"] == len(runs)
-        else f"{s['ready-s']:.2f} ({s['ready']} of {len(runs)})",
+        ready_text([r["ready-s"] for r in runs]),
         s["x-ideal"], f"> {s['sent']:.2f}" if never else f"{s['sent']:.3f}",
         spread([g for r in runs for g in r["gaps-ms"]], 0), held(runs),
         spread([r.get("step-ms") for r in runs], 0), f"{s['kept']:.0f} %" if s["kept"] else None,

@@ -16,6 +16,12 @@ grep -q -e '-o bench/relay ' "$tmp/make.log" || fail "make bench does not build 
 ! grep 'bench/run ' "$tmp/make.log" | grep -v '|| test $? = 77$' ||
   fail "make bench stops at a benchmark that cannot run here"
 
+PYTHONPATH=$srcdir/bench PYTHONDONTWRITEBYTECODE=1 "$python" -c '
+from common import ready_text
+assert ready_text([2.0, None, 1.0]) == "1.50 (2 of 3)", ready_text([2.0, None, 1.0])
+assert ready_text([2.0, 1.0]) == "1.50" and ready_text([None]) == "never"' ||
+  fail "a median of runs that were not all ready is told as if they were"
+
 guests=${NBDMIRROR_LONG:+handoff adopt} # which boot guests again and again
 for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large load many \
   line difference state incremental backup $guests; do
