@@ -13,7 +13,7 @@ destination and the guest are the same for all systems, which run one after the 
 Guest "idle" is a disk that nobody writes to: nbdcopy and `nbdmirror copy` of the same file, beside
 "bulk", which is one stream of bytes of the same length through a relay of the same kind.
 
-The line's queue holds what is on the line twice, and 1 MiB.  A run that is not ready after
+Each connection's queue holds what is on the line twice, and 1 MiB.  A run that is not ready after
 --patience seconds, beside the time that the line needs for three times the disk, is "never".
 """
 

@@ -7,8 +7,9 @@
  *
  * What comes in at one side leaves at the other one --delay milliseconds later, in each direction,
  * so the round trip is twice that.  All connections together get --rate bytes a second in each
- * direction (0: no limit).  The line has a queue of --buffer bytes (64 MiB) in front of it: a
- * sender that finds it full waits.  "ready" is printed when it listens.
+ * direction (0: no limit).  Each connection has a queue of --buffer bytes (64 MiB) in front of the
+ * line, for each direction: a sender that finds its own full waits.  "ready" is printed when it
+ * listens.
  *
  * --ceiling proves that the relay is no bottleneck: it sends as much as it can through a line of
  * its own and prints the bytes a second that arrive.
