@@ -54,7 +54,7 @@ def command(setup, tool, source, control, dest):
 
 
 def one(setup, tool, source, cache, kind, size):
-    """One copy: seconds, and CPU seconds of the client, the destination and the source's server."""
+    """One copy: seconds, and CPU seconds of the client and of the destination's server."""
     (common.make_cold if cache == "cold" else common.make_warm)(source)
     server = common.serve(setup, "source", source) if tool == "mirror" else None
     try:

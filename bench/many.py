@@ -6,7 +6,7 @@ Each disk has a server (`nbdmirror serve`) and a worker (`nbdmirror mirror`) of 
 has all destinations, as files on tmpfs.  Everything runs on this host, the destination too.
 
   ready s     from the start of the first worker until every job is ready
-  worker %    of a processor, for each ready worker, over --idle seconds; server % the same
+  worker %    of a processor, for each ready worker, in half of the --idle time; server % the same
   wakes/s     of a ready worker: how often one of its threads went to sleep; server: the same
   worker MiB  what only this worker has in memory; server MiB the same
   pause ms    of the disk that was held longest: from its hold until it knew of the commit
@@ -18,7 +18,7 @@ With --budget RATE all jobs share a budget of that rate; "copy s" then has what 
 "sum" is what they sent together, divided by what the rate allows in that time.  With --waves N the
 disks are handed over in N groups, one after the other.
 
-Times of threads are read to the nanosecond, so idle processes can be told apart.
+Processor times are read to the nanosecond, so idle processes can be told apart.
 """
 
 import contextlib
@@ -43,20 +43,21 @@ def add_options(parser):
     parser.add_argument("--waves", type=int, default=1, metavar="N",
                         help="hand over in so many groups (%(default)s)")
     parser.add_argument("--idle", type=float, default=10, metavar="S",
-                        help="how long to look at ready jobs (%(default)s)")
+                        help="how long to look at ready jobs: one half at the workers, the other at"
+                             " the servers (%(default)s)")
 
 
 # ---- what processes cost -------------------------------------------------------------------
 
 class Cost:
-    """Processor seconds and sleeps of a process, all its threads, since it began."""
+    """Processor seconds of a process since it began, all its threads, also those that have ended;
+    and how often those that it has now went to sleep."""
 
     def __init__(self, pid):
-        self.cpu = self.wakes = 0
+        self.cpu = time.clock_gettime(~pid << 3 | 2)  # its clock, as clock_getcpuclockid(3) says
+        self.wakes = 0
         for task in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                with open(f"/proc/{pid}/task/{task}/schedstat") as f:
-                    self.cpu += int(f.read().split()[0]) / 1e9
                 with open(f"/proc/{pid}/task/{task}/status") as f:
                     self.wakes += next(int(line.split()[1]) for line in f
                                        if line.startswith("voluntary_ctxt"))

@@ -24,7 +24,7 @@ assert ready_text([2.0, 1.0]) == "1.50" and ready_text([None]) == "never"' ||
 
 guests=${NBDMIRROR_LONG:+handoff adopt} # which boot guests again and again
 for words in idle overhead 'overhead --plugin qcow2 --ways plain,idle' large load many \
-  line difference state incremental backup $guests; do
+  'many --budget 100M --waves 2' line difference state incremental backup $guests; do
   what=${words%% *}
   # shellcheck disable=SC2086
   TMPDIR=$tmp timeout 120 "$srcdir/bench/run" $words --smoke --build "$builddir" \
