@@ -7,7 +7,7 @@
  * Two things are looked up besides the bitmap:
  *
  * - Busy ranges: a block that is being copied is not copied a second time meanwhile (rule R6).
- *   Only a few requests are in flight, so a short table is cheaper than a bit for each block.
+ *   Up to 1,284 requests are in flight, so a table is cheaper than a bit for each block.
  * - Hints: extents of the source, as its block status gave them.  They serve only to choose between
  *   reading a range and asking again once it is claimed (rule R8).  A stale hint costs time, never
  *   data.
