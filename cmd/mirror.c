@@ -50,8 +50,9 @@ static const struct cmd_option options[] = {
     "delay one write of the guest by at most TIME, where the guest is slowed down or its writes "
     "wait for the destination (default 50ms)" },
   { "policy", OPT_POLICY, "sync|throttle|none|fail",
-    "what to do when passes do not converge: let guest writes wait for the destination (default), "
-    "slow the guest down, keep trying, or end with exit status 4" },
+    "what to do when passes do not converge: let guest writes wait for the destination, or slow "
+    "the guest down where the line is too long for that (default); slow the guest down; keep "
+    "trying; or end with exit status 4" },
   { "on-ready", OPT_ON_READY, "wait|complete",
     "when ready, wait for 'nbdmirror complete' (default), or complete at once" },
   { "verify", OPT_VERIFY, NULL,
