@@ -149,15 +149,17 @@ int backup_instant (struct backup_run *run);
 /* thaw.c */
 struct backup_thaw;
 /* From now on COMMAND is run once: when backup_thaw_end() is called, after LIMIT_MS, or when this
- * process ends.  NULL with *ERROR (base/text.h). */
+ * process and the commands that know of it (backup_hook) have ended.  NULL with *ERROR
+ * (base/text.h). */
 struct backup_thaw *backup_thaw_start (const struct backup_run *run, char **error);
 /* Run it now, and wait for its end.  0: it was run now, and succeeded.  -1 with *ERROR: it failed,
- * or the limit was reached before, or its process was killed: then it is run here. */
+ * or its process was killed, or the limit was reached before what froze the guest may have ended:
+ * then it is run here (again). */
 int backup_thaw_end (const struct backup_run *run, struct backup_thaw *t, char **error);
-/* The environment and the words of a command of the user's; runs it within the limit.  0, or -1
- * with *ERROR. */
+/* The environment and the words of a command of the user's; runs it within the limit.  THAW, unless
+ * NULL, does not take us for gone before the command has ended as well.  0, or -1 with *ERROR. */
 int backup_hook (const struct backup_run *run, const char *event, const char *command,
-                 char **error);
+                 const struct backup_thaw *thaw, char **error);
 
 /* seal.c: an exit status, after a message. */
 int backup_seal (struct backup_run *run);

@@ -171,7 +171,7 @@ freeze (struct backup_run *run, struct backup_thaw **thaw)
   }
   if (run->before_hold == NULL)
     return;
-  run->frozen = backup_hook (run, "before-hold", run->before_hold, &error) == 0;
+  run->frozen = backup_hook (run, "before-hold", run->before_hold, *thaw, &error) == 0;
   note_hook (run, "before-hold", run->before_hold, error);
 }
 

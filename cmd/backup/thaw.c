@@ -2,7 +2,8 @@
  *
  * backup: the user's commands around the instant.  What freezes a guest must be followed by what
  * thaws it, even if we are killed.  So a process of its own waits to run --after-release-exec: it
- * does so when it is told, at the limit, or when we are gone.  It runs it exactly once.
+ * does so when it is told, at the limit, or when we are gone and the command that freezes, which
+ * outlives us, has ended.  It runs it exactly once.
  */
 
 #include "config.h"
@@ -24,7 +25,7 @@
 #include "cmd/backup/backup.h"
 
 #define FIRST_FD 3
-#define EXIT_LATE 3 /* of the process that thaws: the command succeeded, after the limit */
+#define EXIT_LATE 3 /* of the process that thaws: the command was run at the limit */
 
 struct backup_thaw {
   pid_t pid;
@@ -32,10 +33,14 @@ struct backup_thaw {
 };
 
 int
-backup_hook (const struct backup_run *run, const char *event, const char *command, char **error)
+backup_hook (const struct backup_run *run, const char *event, const char *command,
+             const struct backup_thaw *thaw, char **error)
 {
   char *const words[] = { (char *)"sh", (char *)"-c", (char *)command, NULL };
-  const struct child_options o = { .path = "/bin/sh", .output_to_stderr = true, .own_group = true };
+  const struct child_options o = { .path = "/bin/sh",
+                                   .output_to_stderr = true,
+                                   .own_group = true,
+                                   .keep = { thaw != NULL ? thaw->fd : -1 } };
   int status;
 
   setenv ("NBDMIRROR_EVENT", event, 1);
@@ -84,10 +89,10 @@ wait_and_thaw (const struct backup_run *run, int fd)
     if (late || poll (&p, 1, (int)(run->hook_ms - gone)) > 0)
       break;
   }
-  int r = backup_hook (run, "after-release", run->after_release, &error);
+  int r = backup_hook (run, "after-release", run->after_release, NULL, &error);
   if (r == -1)
     cmd_warning ("%s", error);
-  _exit (r == -1 ? EXIT_ERROR : late ? EXIT_LATE : EXIT_DONE);
+  _exit (late ? EXIT_LATE : r == -1 ? EXIT_ERROR : EXIT_DONE);
 }
 
 struct backup_thaw *
@@ -129,14 +134,21 @@ backup_thaw_end (const struct backup_run *run, struct backup_thaw *t, char **err
   free (t);
   if (WIFEXITED (status) && WEXITSTATUS (status) == EXIT_DONE)
     return 0;
-  if (WIFEXITED (status) && WEXITSTATUS (status) == EXIT_LATE)
+  bool late = WIFEXITED (status) && WEXITSTATUS (status) == EXIT_LATE;
+  if (late && run->before_hold == NULL)
     return text_error (error, "--after-release-exec: the limit was reached, so it was run before"
                               " the disks were released");
-  if (!WIFSIGNALED (status))
+  if (!late && !WIFSIGNALED (status))
     return text_error (error, "--after-release-exec: the command failed");
-  /* Nobody knows how far it came.  A guest that stays frozen is worse than one thawed twice. */
+  /* Nobody knows how far it came, or whether the guest was frozen only then: we may have been
+   * stopped.  A guest that stays frozen is worse than one thawed twice. */
   CLEANUP_TEXT char *why = NULL;
-  int r = backup_hook (run, "after-release", run->after_release, &why);
+  int r = backup_hook (run, "after-release", run->after_release, NULL, &why);
+  if (late)
+    return text_error (error,
+                       "--after-release-exec: the limit was reached, so it was run before the"
+                       " disks were released, and again at the end%s%s",
+                       r == -1 ? ": " : "", r == -1 ? why : "");
   return text_error (error,
                      "--after-release-exec: the process that runs it was killed by signal"
                      " %d, so it was run at the end%s%s",

@@ -183,15 +183,27 @@ same a "$tmp/a"
 : >"$tmp/hooks"
 run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook-limit 200ms \
   "${hooks[@]:2}"
-[ "$(cat "$tmp/hooks")" = after ] || fail "not thawed after a command that hung"
+[ "$(sort -u "$tmp/hooks")" = after ] || fail "not thawed after a command that hung"
+# What freezes the guest ends when the limit has come and gone, and the guest was thawed.
+freeze_late="kill -STOP \$PPID; until [ -s '$tmp/hooks' ]; do sleep 0.05; done
+  touch '$tmp/frozen'; kill -CONT \$PPID"
+thaw="rm -f '$tmp/frozen'; echo after >>'$tmp/hooks'"
 : >"$tmp/hooks"
-spawn killed "$NBDMIRROR" backup "$A" "$repo" \
-  --before-hold-exec "echo before >>'$tmp/hooks'; sleep 1" \
-  --after-release-exec "echo after >>'$tmp/hooks'"
+run 0 'and again at the end' "$A" "$repo" --before-hold-exec "$freeze_late" --hook-limit 1s \
+  --after-release-exec "$thaw"
+[ ! -e "$tmp/frozen" ] || fail "frozen after the limit, and not thawed"
+# The same where the backup is killed meanwhile.
+: >"$tmp/hooks"
+spawn killed "$NBDMIRROR" backup "$A" "$repo" --after-release-exec "$thaw" --before-hold-exec \
+  "echo before >>'$tmp/hooks'; until [ -e '$tmp/go' ]; do sleep 0.05; done
+  touch '$tmp/frozen' '$tmp/was-frozen'"
 wait_for 20 grep -q before "$tmp/hooks"
 kill -KILL "${pid[killed]}"
 wait_exit killed 20
+touch "$tmp/go"
+wait_for 20 test -e "$tmp/was-frozen"
 wait_for 20 grep -q after "$tmp/hooks"
+wait_for 20 test ! -e "$tmp/frozen"
 is_detached () { [ "$(status_of "$A" worker)" != attached ]; } # its worker ends by itself
 wait_for 20 is_detached
 run 0 'a full' "$A" "$tmp/other"
