@@ -42,7 +42,8 @@ remove_file (const struct dropping *x, const char *file)
     cmd_warning ("%s: %s", path, strerror (errno));
 }
 
-/* A backup that has become the full one has left the file that it had before. */
+/* A backup that has become the full one has left the file that it had before.  Where a call was
+ * interrupted then, this one may drop the backup: after it nobody knows of that file. */
 static void
 remove_old_file (const struct dropping *x, const struct backup_entry *e)
 {
@@ -67,7 +68,7 @@ drop_remove (struct dropping *x)
   char *error = NULL;
 
   for (unsigned i = 0; i < list->nr; i++)
-    if (!list->list[i].manifest.is_dropped && list->list[i].fault == NULL)
+    if (list->list[i].fault == NULL)
       remove_old_file (x, &list->list[i]);
   for (size_t i = 0; i < x->nr_lines; i++)
     digests_tidy (&x->o->store.repo, list, x->lines[i].id, NULL, true);

@@ -210,6 +210,16 @@ has_to_exit 0 nbdmirror backup-verify "$repo"
 printf x | dd of="$repo/vda/${names[4]}-inc.qcow2" bs=1 seek=300000 conv=notrunc status=none
 has_to_exit 5 nbdmirror backup-verify "$repo"
 
+# ---- killed when the manifest of a backup that became full has been written ----------------------
+fresh
+has_to_exit 0 nbdmirror backup-prune "$repo" --keep-last 2
+[ ! -e "$repo/vda/${names[3]}-inc.qcow2" ] || fail "it did not become the full one"
+cp "$repo/vda/${names[4]}-inc.qcow2" "$repo/vda/${names[3]}-inc.qcow2"
+has_to_exit 0 nbdmirror backup-prune "$repo" --keep-last 1
+for file in "$repo"/vda/*.qcow2; do
+  grep -qF "\"vda/${file##*/}\"" "$repo"/backups/*.json || fail "$file is nobody's"
+done
+
 # ---- no room at any write ------------------------------------------------------------------------
 fresh
 WRITES_SEEN=$tmp/seen merge || fail "merge: $(cat "$tmp/out")"
