@@ -96,9 +96,8 @@ bool
 chain_is_being_pruned (const struct repository *r, const struct backup_list *list, const char *name,
                        const char *id)
 {
-  CLEANUP_TEXT char *lock = text_printf ("%s/%s/.lock", r->path, id);
   /* Before the manifests: one that ends in between has written others than those in LIST. */
-  bool held = !repository_wait_unused (lock, 0);
+  bool held = repository_is_pruned (r, id);
   struct backup_list now;
 
   if (repository_list (r, &now, NULL) == -1)

@@ -18,6 +18,8 @@
 #include "base/range-lock.h"
 #include "base/text.h"
 
+#define LOCK ".lock"
+#define LOCK_PRUNE ".prune"
 #define WAIT_MS 30000
 #define LOOK_MS 50
 
@@ -67,15 +69,12 @@ busy (const char *what, int fd, char **error)
                      who[0] != '\0' ? who : "another process");
 }
 
-int
-repository_lock (const struct repository *r, const char *disk, int *result, char **error)
+/* Lock the file PATH, which stands for WHAT. */
+static int
+lock_file (const char *path, const char *what, uint64_t wait_ms, int *result, char **error)
 {
-  CLEANUP_TEXT char *path = disk != NULL ? text_printf ("%s/%s/.lock", r->path, disk)
-                                         : text_printf ("%s/.lock", r->path);
-  CLEANUP_TEXT char *what = disk != NULL ? text_printf ("%s: disk '%s'", r->path, disk)
-                                         : text_printf ("%s: the list of backups", r->path);
   CLEANUP_FD int fd = open (path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
-  uint64_t end = clock_ms () + (disk != NULL ? 0 : WAIT_MS);
+  uint64_t end = clock_ms () + wait_ms;
 
   if (fd == -1)
     return text_error (error, "%s: %s", path, strerror (errno));
@@ -90,6 +89,39 @@ repository_lock (const struct repository *r, const char *disk, int *result, char
   *result = fd;
   fd = -1;
   return 0;
+}
+
+static int
+lock_disk (const struct repository *r, const char *disk, const char *name, int *fd, char **error)
+{
+  CLEANUP_TEXT char *path = text_printf ("%s/%s/%s", r->path, disk, name);
+  CLEANUP_TEXT char *what = text_printf ("%s: disk '%s'", r->path, disk);
+
+  return lock_file (path, what, 0, fd, error);
+}
+
+int
+repository_lock (const struct repository *r, const char *disk, int *fd, char **error)
+{
+  if (disk != NULL)
+    return lock_disk (r, disk, LOCK, fd, error);
+  CLEANUP_TEXT char *path = repository_path (r, LOCK);
+  CLEANUP_TEXT char *what = text_printf ("%s: the list of backups", r->path);
+  return lock_file (path, what, WAIT_MS, fd, error);
+}
+
+int
+repository_lock_prune (const struct repository *r, const char *disk, int *fd, char **error)
+{
+  return lock_disk (r, disk, LOCK_PRUNE, fd, error);
+}
+
+bool
+repository_is_pruned (const struct repository *r, const char *disk)
+{
+  CLEANUP_TEXT char *path = text_printf ("%s/%s/" LOCK_PRUNE, r->path, disk);
+
+  return !repository_wait_unused (path, 0);
 }
 
 bool

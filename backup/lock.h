@@ -4,6 +4,9 @@
  * takes, and one for the index, held while manifests are written or removed.  A lock ends with the
  * process that holds it, however that ends.
  *
+ * Whoever takes backups out of a repository holds a second lock for each disk (`.prune`), so that
+ * readers can tell his work from that of a backup, which changes no file that is there.
+ *
  * They are locks of open file descriptions on files that stay (`.lock`).  They hold between hosts
  * as far as the file system passes them on: NFS version 4 does, and version 3 does with its lock
  * daemon, but not when mounted with `nolock` or `local_lock`.  What the file says of its holder is
@@ -22,6 +25,12 @@ struct repository;
  * fd_close().  The index is waited for, for at most 30 s; a disk is not.  0, or -1 with *ERROR
  * (base/text.h), which names the holder. */
 int repository_lock (const struct repository *r, const char *disk, int *fd, char **error);
+
+/* The same for the second lock of DISK, by somebody who has the first one. */
+int repository_lock_prune (const struct repository *r, const char *disk, int *fd, char **error);
+
+/* Has anybody the second lock of DISK? */
+bool repository_is_pruned (const struct repository *r, const char *disk);
 
 /* This host, in a way that does not change with its name.  For text_free(). */
 char *repository_host_id (void);

@@ -17,7 +17,7 @@
 /* One disk's backups, the oldest first. */
 struct line {
   char *id; /* owned */
-  int lock;
+  int lock, prune_lock;
   struct backup_entry **entry;
   struct manifest_disk **disk;
   struct drop_link *links;

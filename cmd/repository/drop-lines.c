@@ -29,6 +29,7 @@ drop_free_lines (struct dropping *x)
 {
   for (size_t i = 0; i < x->nr_lines; i++) {
     struct line *l = &x->lines[i];
+    fd_close (&l->prune_lock);
     fd_close (&l->lock);
     text_free (l->id);
     free (l->entry);
@@ -55,8 +56,10 @@ drop_add_line (struct dropping *x, const char *id)
   if (more == NULL)
     return drop_fail (text_copy ("out of memory"));
   x->lines = more;
-  x->lines[x->nr_lines++] = (struct line){ .id = text_copy (id), .lock = -1 };
-  if (repository_lock (&x->o->store.repo, id, &x->lines[x->nr_lines - 1].lock, &error) == 0)
+  struct line *l = &x->lines[x->nr_lines++];
+  *l = (struct line){ .id = text_copy (id), .lock = -1, .prune_lock = -1 };
+  if (repository_lock (&x->o->store.repo, id, &l->lock, &error) == 0
+      && repository_lock_prune (&x->o->store.repo, id, &l->prune_lock, &error) == 0)
     return EXIT_DONE;
   return drop_fail (error);
 }

@@ -209,6 +209,15 @@ wait_for 20 is_free
 has_to_exit 0 nbdmirror backup-verify "$repo"
 printf x | dd of="$repo/vda/${names[4]}-inc.qcow2" bs=1 seek=300000 conv=notrunc status=none
 has_to_exit 5 nbdmirror backup-verify "$repo"
+# A backup of the disk that runs has its lock, and changes none of these files.
+random_disk "$tmp/vda" 4M
+start_server vda "$tmp/vda"
+spawn backup nbdmirror backup "${control[vda]}" "$repo" --disk-name "${control[vda]}=vda" \
+  --before-hold-exec "touch '$tmp/at-hold'; until [ -e '$tmp/verified' ]; do sleep 0.05; done"
+wait_for 20 test -e "$tmp/at-hold"
+has_to_exit 5 nbdmirror backup-verify "$repo"
+touch "$tmp/verified"
+ends_well backup
 
 # ---- killed when the manifest of a backup that became full has been written ----------------------
 fresh
