@@ -124,9 +124,8 @@ manifest_text_to_json (const char *text)
   return json_string (clean);
 }
 
-/* A reason or an error may have the name of a file in it, in whatever bytes. */
-static json_t *
-text_or_null (const char *text)
+json_t *
+manifest_text_or_null (const char *text)
 {
   return text != NULL ? manifest_text_to_json (text) : json_null ();
 }
@@ -146,13 +145,14 @@ manifest_disk_to_json (const struct manifest_disk *d)
 
   return json_pack (
       "{s:s, s:s, s:o, s:o, s:o, s:o, s:n, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "id",
-      d->id, "kind", d->full ? "full" : "incremental", "reason", text_or_null (d->reason), "file",
-      text_or_null (d->file), "parent", parent, "control", text_or_null (d->control), "tracker",
-      "checkpoint", checkpoint, "size", (json_int_t)d->size, "file-bytes",
-      (json_int_t)d->file_bytes, "copied-bytes", (json_int_t)d->copied_bytes, "digest",
-      text_or_null (d->digest), "file-digest", text_or_null (d->file_digest), "digests", digests,
-      "pause-ms", d->pause_ms >= 0 ? json_real (d->pause_ms) : json_null (), "error",
-      text_or_null (d->error));
+      d->id, "kind", d->full ? "full" : "incremental", "reason", manifest_text_or_null (d->reason),
+      "file", manifest_text_or_null (d->file), "parent", parent, "control",
+      manifest_text_or_null (d->control), "tracker", "checkpoint", checkpoint, "size",
+      (json_int_t)d->size, "file-bytes", (json_int_t)d->file_bytes, "copied-bytes",
+      (json_int_t)d->copied_bytes, "digest", manifest_text_or_null (d->digest), "file-digest",
+      manifest_text_or_null (d->file_digest), "digests", digests, "pause-ms",
+      d->pause_ms >= 0 ? json_real (d->pause_ms) : json_null (), "error",
+      manifest_text_or_null (d->error));
 }
 
 json_t *
@@ -172,10 +172,10 @@ manifest_to_json (const struct manifest *m)
   }
   for (unsigned i = 0; i < m->nr_hooks; i++) {
     const struct manifest_hook *h = &m->hooks[i];
-    good
-        &= json_array_append_new (hooks, json_pack ("{s:s, s:s, s:o}", "event", h->event, "command",
-                                                    h->command, "error", text_or_null (h->error)))
-           == 0;
+    good &= json_array_append_new (hooks, json_pack ("{s:s, s:s, s:o}", "event", h->event,
+                                                     "command", h->command, "error",
+                                                     manifest_text_or_null (h->error)))
+            == 0;
   }
   json_t *o = json_pack (
       "{s:s, s:i, s:[], s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:b, s:o, s:o, s:o}",

@@ -86,6 +86,9 @@ struct manifest_disk *manifest_find_disk (const struct manifest *m, const char *
 
 /* TEXT, of any bytes, as JSON: those that are no UTF-8 become `?`.  A new reference, or NULL. */
 json_t *manifest_text_to_json (const char *text);
+/* The same, and null for NULL.  A reason or an error may have the name of a file in it, in whatever
+ * bytes. */
+json_t *manifest_text_or_null (const char *text);
 
 /* A new reference.  NULL: out of memory, or a text that is no reason and no error is not UTF-8. */
 json_t *manifest_to_json (const struct manifest *m);

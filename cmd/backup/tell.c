@@ -30,10 +30,10 @@ bytes_or_null (int64_t bytes)
 static json_t *
 plan_of (const struct backup_disk *d)
 {
-  return json_pack ("{s:s, s:s, s:s, s:I, s:o, s:o, s:o}", "id", d->id, "kind",
-                    d->full ? "full" : "incremental", "reason", d->reason, "size",
-                    (json_int_t)d->size, "bytes", bytes_or_null (d->changed), "changed-bytes",
-                    bytes_or_null (d->full ? -1 : d->changed), "parent",
+  return json_pack ("{s:s, s:s, s:o, s:I, s:o, s:o, s:o}", "id", d->id, "kind",
+                    d->full ? "full" : "incremental", "reason", manifest_text_to_json (d->reason),
+                    "size", (json_int_t)d->size, "bytes", bytes_or_null (d->changed),
+                    "changed-bytes", bytes_or_null (d->full ? -1 : d->changed), "parent",
                     d->parent_backup != NULL ? json_string (d->parent_backup) : json_null ());
 }
 
@@ -72,7 +72,8 @@ backup_tell_plan (const struct backup_run *run)
         print_plan (&run->disks[i]);
     }
   if (run->json) {
-    json_t *o = json_pack ("{s:s, s:O, s:o}", "repository", run->place, "disks", disks, "seconds",
+    json_t *o = json_pack ("{s:o, s:O, s:o}", "repository", manifest_text_to_json (run->place),
+                           "disks", disks, "seconds",
                            run->forecast_s >= 0 ? json_real (run->forecast_s) : json_null ());
     json_dumpf (o, stdout, JSON_INDENT (2));
     putchar ('\n');

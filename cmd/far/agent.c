@@ -119,8 +119,8 @@ do_list (struct agent *a, const json_t *with, char **error)
   for (unsigned i = 0; i < list.nr; i++) {
     const struct backup_entry *e = &list.list[i];
     json_t *manifest = e->fault == NULL ? manifest_to_json (&e->manifest) : json_null ();
-    json_array_append_new (all, json_pack ("{s:s, s:s?, s:o}", "name", e->name, "fault", e->fault,
-                                           "manifest", manifest));
+    json_array_append_new (all, json_pack ("{s:s, s:o, s:o}", "name", e->name, "fault",
+                                           manifest_text_or_null (e->fault), "manifest", manifest));
   }
   repository_list_free (&list);
   return json_pack ("{s:o}", "backups", all);
@@ -138,7 +138,7 @@ do_chain (struct agent *a, const json_t *with, char **error)
     return NULL;
   CLEANUP_TEXT char *fault = store_chain_fault (&a->store, &list, name, id);
   repository_list_free (&list);
-  return json_pack ("{s:s?}", "fault", fault);
+  return json_pack ("{s:o}", "fault", manifest_text_or_null (fault));
 }
 
 static json_t *
@@ -398,7 +398,9 @@ answer (struct agent *a, const json_t *call)
       o = calls[i].run (a, json_object_get (call, "with"), &error);
   if (o == NULL && error == NULL)
     wrong (&error);
-  return o != NULL ? o : json_pack ("{s:s, s:i}", "error", error, "status", a->status);
+  return o != NULL ? o
+                   : json_pack ("{s:o, s:i}", "error", manifest_text_to_json (error), "status",
+                                a->status);
 }
 
 static bool

@@ -135,8 +135,8 @@ describe (const struct comparison *c)
   const struct checkpoint_scrub *x = &c->scrub;
 
   if (c->error != NULL)
-    return json_pack ("{s:s, s:s, s:s}", "disk", c->disk->id, "backup", c->backup, "error",
-                      c->error);
+    return json_pack ("{s:s, s:s, s:o}", "disk", c->disk->id, "backup", c->backup, "error",
+                      manifest_text_to_json (c->error));
   return json_pack ("{s:s, s:s, s:n, s:I, s:I, s:O}", "disk", c->disk->id, "backup", c->backup,
                     "error", "different-bytes", (json_int_t)x->different_bytes, "missed-bytes",
                     (json_int_t)x->missed_bytes, "missed", x->missed);

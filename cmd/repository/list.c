@@ -43,8 +43,7 @@ entry_json (const struct opened *o, const struct backup_entry *e)
   json_t *disks = json_object_get (all, "disks");
   for (unsigned i = 0; i < e->manifest.nr_disks; i++) {
     CLEANUP_TEXT char *fault = disk_fault (o, e, &e->manifest.disks[i]);
-    json_object_set_new (json_array_get (disks, i), "fault",
-                         fault != NULL ? manifest_text_to_json (fault) : json_null ());
+    json_object_set_new (json_array_get (disks, i), "fault", manifest_text_or_null (fault));
   }
   json_object_set_new (all, "fault", json_null ());
   return all;

@@ -264,10 +264,9 @@ tell (struct verifying *v, const char *backup, const char *disk, const char *fau
   else
     v->nr_good++;
   if (v->json)
-    json_array_append_new (
-        v->report,
-        json_pack ("{s:s, s:s?, s:b, s:o}", "backup", backup, "disk", disk, "good", fault == NULL,
-                   "fault", fault != NULL ? manifest_text_to_json (fault) : json_null ()));
+    json_array_append_new (v->report, json_pack ("{s:s, s:s?, s:b, s:o}", "backup", backup, "disk",
+                                                 disk, "good", fault == NULL, "fault",
+                                                 manifest_text_or_null (fault)));
   else
     printf ("%s%s%s: %s\n", backup, disk != NULL ? " " : "", disk != NULL ? disk : "",
             fault != NULL ? fault : "good");

@@ -89,6 +89,29 @@ for overlay in '' --overlay; do
 done
 restored
 
+# ---- a name that is not UTF-8 --------------------------------------------------------------------
+bytes=$tmp/there/r$'\xff'
+cp -a "$repo" "$bytes"
+spawn locker "$python" -c 'import fcntl, sys, time
+f = open(sys.argv[1], "r+")
+fcntl.lockf(f, fcntl.LOCK_EX)
+open(sys.argv[2], "w").close()
+time.sleep(600)' "$bytes/$disk/.lock" "$tmp/is-locked"
+wait_for 20 test -e "$tmp/is-locked"
+has_to_exit 7 nbdmirror backup "${control[a]}" "ssh://127.0.0.1:$port$tmp/there/r%FF?${far#*\?}" \
+  --disk-name "${control[a]}=$disk"
+grep -q "/there/r?: disk '$disk' is being written to by" "$tmp/err" || fail "$(cat "$tmp/err")"
+stop locker
+has_to_exit 0 nbdmirror backup "${control[a]}" "$bytes" --dry-run --json
+"$python" -c 'import json, sys
+assert json.load(sys.stdin)["repository"].endswith("/there/r?")' <"$tmp/out" || fail "the plan"
+: >"$tmp/"$'\xff'
+has_to_exit 1 nbdmirror backup-verify "$bytes" --compare --json --control "$disk=$tmp/"$'\xff'
+"$python" -c 'import json, sys
+assert "/? is no control socket" in json.load(sys.stdin)[0]["error"]' <"$tmp/out" ||
+  fail "compared: $(cat "$tmp/out")"
+rm -r "$bytes"
+
 # ---- two at once ---------------------------------------------------------------------------------
 spawn slow nbdmirror backup "${control[a]}" "$far" --disk-name "${control[a]}=$disk" --full \
   --bandwidth 1M
