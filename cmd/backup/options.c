@@ -191,30 +191,42 @@ take_option (struct backup_run *run, struct names *names, int c)
 
 /* ---- the disks ---- */
 
-/* What LIST says of OPERAND, or NULL.  A disk is meant by the longest name before a `=` that fits.
+/* The disk that ENTRY, a DISK=VALUE, means, or NULL: where several fit, that with the longest name.
  */
 static const char *
-value_for (char *const *list, unsigned nr, const char *operand)
+meant_by (const struct backup_run *run, const char *entry)
 {
-  size_t n = strlen (operand);
+  const char *meant = NULL;
 
-  for (unsigned i = 0; i < nr; i++)
-    if (strncmp (list[i], operand, n) == 0 && list[i][n] == '=')
-      return list[i] + n + 1;
+  for (unsigned i = 0; i < run->nr_disks; i++) {
+    const char *operand = run->disks[i].operand;
+    size_t n = strlen (operand);
+    if (strncmp (entry, operand, n) == 0 && entry[n] == '='
+        && (meant == NULL || n > strlen (meant)))
+      meant = operand;
+  }
+  return meant;
+}
+
+/* What LIST says of the disk OPERAND, or NULL. */
+static const char *
+value_for (const struct backup_run *run, char *const *list, unsigned nr, const char *operand)
+{
+  for (unsigned i = 0; i < nr; i++) {
+    const char *meant = meant_by (run, list[i]);
+    if (meant != NULL && strcmp (meant, operand) == 0)
+      return list[i] + strlen (meant) + 1;
+  }
   return NULL;
 }
 
 static int
-name_disk (struct backup_run *run, unsigned nr, const struct cmd_operand *op,
-           const struct names *names)
+name_disk (struct backup_run *run, unsigned nr, const struct names *names)
 {
   struct backup_disk *d = &run->disks[nr];
+  const char *operand = d->operand;
+  const char *id = value_for (run, names->disk_names, names->nr_disk_names, operand);
 
-  if (op->nr_args != 1)
-    return cmd_usage_error ("a disk is a control socket or an image, not a command");
-  const char *operand = op->argv[0];
-  const char *id = value_for (names->disk_names, names->nr_disk_names, operand);
-  *d = (struct backup_disk){ .operand = operand, .pause_ms = -1, .changed = -1 };
   d->id = id != NULL ? text_copy (id) : backup_disk_id_from_path (operand);
   const char *fault = backup_disk_id_fault (d->id);
   if (fault != NULL)
@@ -226,7 +238,7 @@ name_disk (struct backup_run *run, unsigned nr, const struct cmd_operand *op,
           "%s and %s have the same name '%s': give them others with --disk-name",
           run->disks[i].operand, operand, d->id);
   d->place = backup_absolute (operand);
-  d->state = value_for (names->states, names->nr_states, operand);
+  d->state = value_for (run, names->states, names->nr_states, operand);
   bool is_image = !query_is_control (operand);
   if (!is_image && d->state != NULL && access (operand, F_OK) == 0)
     return cmd_usage_error ("--state: %s is a control socket, and its server has the state file",
@@ -239,14 +251,32 @@ name_disk (struct backup_run *run, unsigned nr, const struct cmd_operand *op,
 static int
 check_names (const struct backup_run *run, char *const *list, unsigned nr, const char *option)
 {
-  for (unsigned i = 0; i < nr; i++) {
-    bool found = false;
-    for (unsigned k = 0; k < run->nr_disks; k++)
-      found |= value_for (&list[i], 1, run->disks[k].operand) != NULL;
-    if (!found)
+  for (unsigned i = 0; i < nr; i++)
+    if (meant_by (run, list[i]) == NULL)
       return cmd_usage_error ("%s %s: there is no such disk on the command line", option, list[i]);
-  }
   return 0;
+}
+
+static int
+name_disks (struct backup_run *run, const struct cmd_operand *operands, unsigned nr,
+            const struct names *names)
+{
+  int status = 0;
+
+  for (unsigned i = 0; i < nr; i++) {
+    if (operands[i].nr_args != 1)
+      return cmd_usage_error ("a disk is a control socket or an image, not a command");
+    run->disks[i]
+        = (struct backup_disk){ .operand = operands[i].argv[0], .pause_ms = -1, .changed = -1 };
+    run->nr_disks = i + 1;
+  }
+  for (unsigned i = 0; status == 0 && i < nr; i++)
+    status = name_disk (run, i, names);
+  if (status == 0)
+    status = check_names (run, names->disk_names, names->nr_disk_names, "--disk-name");
+  if (status == 0)
+    status = check_names (run, names->states, names->nr_states, "--state");
+  return status;
 }
 
 /* FILE.tmp takes the place of FILE. */
@@ -328,14 +358,8 @@ read_line (struct cmd_line *line, struct backup_run *run, struct names *names, i
     return false;
   }
   *status = far_check (line->operands[line->nr_operands - 1].argv[0]);
-  for (unsigned i = 0; *status == 0 && i + 1 < line->nr_operands; i++) {
-    run->nr_disks = i + 1;
-    *status = name_disk (run, i, &line->operands[i], names);
-  }
   if (*status == 0)
-    *status = check_names (run, names->disk_names, names->nr_disk_names, "--disk-name");
-  if (*status == 0)
-    *status = check_names (run, names->states, names->nr_states, "--state");
+    *status = name_disks (run, line->operands, line->nr_operands - 1, names);
   if (*status == 0)
     *status = check_texts (run);
   if (*status == 0)

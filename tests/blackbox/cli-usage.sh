@@ -110,6 +110,8 @@ for option in --include --before-hold-exec --after-release-exec; do
   refused 2 "backup: $option " backup none repo $option $'no\xfftext'
 done
 refused 2 ': it is not UTF-8, so' backup $'no\xfffolder/none' repo
+# a=b=x names the disk a=b, and not a.
+refused 2 "a and a=b have the same name 'x'" backup a a=b repo --disk-name a=b=x --disk-name a=x
 refused 1 '--report missing/report: No such file' backup none repo --report missing/report
 refused 1 '--metrics missing/vm.prom.tmp: No such file' backup none repo --metrics missing/vm.prom
 refused 2 'exclude each other' backup none repo --auto --full
