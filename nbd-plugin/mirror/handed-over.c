@@ -55,17 +55,28 @@ handed_over_forget_old (struct mirror *m)
                   strerror (err));
 }
 
-/* True if it was sealed. */
-static bool
+static void
 unseal (int fd)
 {
   char value;
 
   if (fgetxattr (fd, RECEIVE_ATTRIBUTE, &value, 1) != 1)
-    return false;
+    return;
   if (fremovexattr (fd, RECEIVE_ATTRIBUTE) == -1 || fsync (fd) == -1)
     nbdkit_error ("that this disk is not its guest's any more cannot be recorded in its file: %m");
-  return true;
+}
+
+/* 0 as well where it cannot be done at all.  Else 0 or -1 with errno. */
+static int
+seal (int fd)
+{
+  struct stat st;
+
+  if (fd == -1 || fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))
+    return 0;
+  if (fsetxattr (fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1)
+    return errno == ENOTSUP || errno == EROFS || errno == EPERM || errno == EACCES ? 0 : -1;
+  return fsync (fd);
 }
 
 void
@@ -98,7 +109,7 @@ run (void *opaque)
 {
   struct handed_over *h = opaque;
 
-  h->was_sealed = unseal (h->fd);
+  unseal (h->fd);
   if (h->uuid[0] != '\0')
     record (h);
   return NULL;
@@ -122,6 +133,7 @@ int
 handed_over_take_back (struct mirror *m, char **error)
 {
   struct handed_over *h = &m->handed_over;
+  CLEANUP_FD int opened = -1;
   int fd = disk_file (m);
 
   handed_over_end (m);
@@ -130,10 +142,9 @@ handed_over_take_back (struct mirror *m, char **error)
   if (err != 0)
     return text_error (error, "%s: that it stands at a checkpoint cannot be forgotten: %s",
                        m->config.disk, strerror (err));
-  if (h->was_sealed && (fsetxattr (fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1 || fsync (fd) == -1))
+  if (seal (any_file (m, &opened)) == -1)
     return text_error (error, "%s: that it is its guest's cannot be recorded in its file: %s",
                        m->config.disk, strerror (errno));
-  h->was_sealed = false;
   return 0;
 }
 

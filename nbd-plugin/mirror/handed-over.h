@@ -7,7 +7,8 @@
  *   nothing --commit--> being recorded --durable--> recorded --rollback, or served anew--> nothing
  *
  * If the disk had been received here, its file says that it is sealed, so that no mirror may write
- * to it.  After the commit that is not true any more, and is removed as well.
+ * to it.  After the commit that is not true any more, and is removed as well.  After a rollback the
+ * disk is its guest's, wherever it came from, and its file says so.
  *
  * The record must be gone before anybody writes to the disk again.  It is made only after the
  * commit, since it takes as long as a flush of the disk; a server that is killed before that leaves
@@ -31,7 +32,6 @@ struct handed_over {
   int fd;                     /* the disk's file, borrowed from then on */
   char uuid[UUID_TEXT_BYTES]; /* "": none */
   _Atomic bool recorded;
-  bool was_sealed; /* it had been received here; the thread's, and then the control thread's */
 };
 
 struct mirror;
