@@ -90,14 +90,14 @@ handed_over_unseal (struct mirror *m)
 }
 
 static void
-record (struct handed_over *h)
+record (struct handed_over *h, int fd)
 {
-  int err = standing_record_write (h->fd, h->uuid);
+  int err = standing_record_write (fd, h->uuid);
 
   if (err == 0)
     atomic_store (&h->recorded, true);
   else {
-    standing_record_erase (h->fd);
+    standing_record_erase (fd);
     nbdkit_error ("that this disk stands where its destination began cannot be recorded in its"
                   " file, so the way back will be a whole copy: %s",
                   err == ENOTSUP ? "its file system has no extended attributes" : strerror (err));
@@ -107,11 +107,12 @@ record (struct handed_over *h)
 static void *
 run (void *opaque)
 {
-  struct handed_over *h = opaque;
+  struct mirror *m = opaque;
+  int fd = disk_file (m);
 
-  unseal (h->fd);
-  if (h->uuid[0] != '\0')
-    record (h);
+  handed_over_unseal (m);
+  if (fd != -1 && m->handed_over.uuid[0] != '\0')
+    record (&m->handed_over, fd);
   return NULL;
 }
 
@@ -121,12 +122,11 @@ handed_over_record (struct mirror *m, const char *uuid)
   struct handed_over *h = &m->handed_over;
   uint8_t bytes[16];
 
-  h->fd = disk_file (m);
-  if (h->fd == -1 || h->thread_runs)
+  if (h->thread_runs)
     return;
   bool good = uuid != NULL && uuid_parse (uuid, bytes);
   snprintf (h->uuid, sizeof h->uuid, "%s", good ? uuid : "");
-  h->thread_runs = own_thread_start (&h->thread, run, h) == 0;
+  h->thread_runs = own_thread_start (&h->thread, run, m) == 0;
 }
 
 int

@@ -28,8 +28,7 @@
 
 struct handed_over {
   pthread_t thread;
-  bool thread_runs;
-  int fd;                     /* the disk's file, borrowed from then on */
+  bool thread_runs;           /* borrows the disk's file, if we have it open */
   char uuid[UUID_TEXT_BYTES]; /* "": none */
   _Atomic bool recorded;
 };
@@ -44,7 +43,7 @@ void handed_over_forget_old (struct mirror *m);
 void handed_over_unseal (struct mirror *m);
 
 /* The hand-off is committed, and the fence durable.  UUID: the checkpoint's; NULL, or no
- * UUID: the destination begins none. */
+ * UUID: the destination begins none.  It is recorded only in a file whose bytes the guest sees. */
 void handed_over_record (struct mirror *m, const char *uuid);
 
 /* Before a rollback.  0, or -1 with *ERROR (text_free()): then there must be none. */

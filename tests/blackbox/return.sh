@@ -107,12 +107,16 @@ stop b
 receive b "$at_b" --resume
 grep -q "sealed" "$tmp/b.log" || fail "a disk that was taken back is not its guest's"
 
-# A disk that was handed on before its guest wrote: a server that is started again refuses writes.
-receive c "$tmp/c.img" --size $size
+# A disk that was handed on before its guest wrote: its seal is removed at once, though its file is
+# an image, and a server that is started again refuses writes.
+receive c "$tmp/c.img" --size $size --format qcow2
 moves b c
 wait_for 20 has_checkpoint c
 start_dest plain file $size
+has_attribute "$tmp/c.img" sealed || fail "c was not sealed"
 moves c plain
+is_unsealed () { ! has_attribute "$tmp/c.img" sealed; }
+wait_for 20 is_unsealed
 old=$(child_of c nbdkit)
 kill -KILL "$old"
 restarted () {
