@@ -55,6 +55,15 @@ release_older (struct complete *c, struct coordinator *h, const char *reason)
     say_rollback_only (c);
     return EXIT_REFUSED;
   }
+  bool released = true;
+  for (unsigned i = 0; i < c->nr; i++)
+    if (coordinator_disk_fault (h, i) != NULL) {
+      cmd_say ("%s: its guest cannot write yet, so release it once more",
+               coordinator_disk_fault (h, i));
+      released = false;
+    }
+  if (!released)
+    return EXIT_ERROR;
   cmd_say ("released: every guest goes on at the source");
   hook_run_warn (&c->hooks, HOOK_ABORT, NULL, reason);
   return EXIT_DONE;

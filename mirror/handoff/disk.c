@@ -330,7 +330,8 @@ release_args (const struct coordinator_disk *d)
 }
 
 /* The word says "abort" already, so every filter opens its gate by itself; this makes it at once. A
- * connection that was lost, or whose prepare is not answered, is made anew. */
+ * connection that was lost, or whose prepare is not answered, is made anew.  A disk in doubt knows
+ * of no word: nothing else opens its gate. */
 static int
 call_release (struct coordinator_disk *d, char **message)
 {
@@ -351,9 +352,12 @@ coordinator_disk_release (void *opaque)
   text_free (message); /* often: nothing is held there any more */
   control_client_free (d->client);
   d->client = control_client_connect (d->control, HANDOFF_CONNECT_MS, &message);
-  if (d->client != NULL)
-    call_release (d, &message);
-  text_free (message); /* the first error is the one to report */
+  if (d->client != NULL && call_release (d, &message) == 0)
+    return NULL;
+  if (d->standing == STANDING_IN_DOUBT)
+    coordinator_disk_error (d, message);
+  else
+    text_free (message); /* the first error is the one to report */
   return NULL;
 }
 

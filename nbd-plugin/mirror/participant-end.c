@@ -256,6 +256,7 @@ void
 participant_release (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
 {
   struct participant *p = &m->participant;
+  CLEANUP_TEXT char *error = NULL;
   struct gate_view gate;
 
   gate_look (&m->gate, &gate);
@@ -264,10 +265,10 @@ participant_release (struct mirror *m, struct control_peer *peer, json_t *id, ui
     if (generation != m->fence.record.generation)
       control_error (peer, id, "StaleGeneration", "the hand-over in doubt has generation %llu",
                      (unsigned long long)m->fence.record.generation);
+    else if (fence_remove (&m->fence, &error) == -1)
+      control_error (peer, id, "GenericError", "%s", error);
     else {
-      participant_drop_draft (m);
-      if (m->fence.state == FENCE_NONE)
-        gate_unfence (&m->gate);
+      gate_unfence (&m->gate);
       control_reply (peer, id, NULL, -1);
     }
     return;

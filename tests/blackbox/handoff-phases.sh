@@ -78,7 +78,16 @@ prepare --rollback-token t4
 stop b KILL
 start_server b "$tmp/b.disk"
 [ "$(status_of "${control[b]}" gate)" = fenced ] || fail "in doubt, and not fenced"
+mv "${control[b]}.fence.draft" "$tmp/draft"
+mkdir "${control[b]}.fence.draft" # it cannot be removed
+has_to_exit 1 nbdmirror complete --release "${controls[@]}" --on-abort-exec "touch '$tmp/aborted'"
+grep -q "cannot remove the fence record.*guest cannot write" "$tmp/err" || fail "no reason is told"
+[ ! -e "$tmp/aborted" ] || fail "the hook ran, and a guest is kept from writing"
+[ "$(status_of "${control[b]}" gate)" = fenced ] || fail "not released, and not fenced"
+rmdir "${control[b]}.fence.draft"
+mv "$tmp/draft" "${control[b]}.fence.draft"
 has_to_exit 0 nbdmirror complete --release "${controls[@]}"
+[ ! -e "${control[b]}.fence.draft" ] || fail "released, and the record is left"
 gates open || fail "not released though in doubt"
 stop mirror-b KILL
 spawn mirror-b nbdmirror mirror "${control[b]}" "${uri[to-b]}" --restart
