@@ -371,6 +371,7 @@ participant_tick (struct mirror *m)
 void
 participant_shutdown (struct mirror *m)
 {
+  m->participant.retry_ns = 0; /* the last try to record a commit */
   participant_abort (m, "GenericError", "the server stops");
   participant_finish (&m->participant);
   participant_note_reason (&m->participant, NULL);

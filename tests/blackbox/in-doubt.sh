@@ -101,3 +101,15 @@ wait_exit src 20
 start_server src "$tmp/old.img"
 has_to_exit 0 nbdmirror complete "${control[src]}" --commit --token "$token"
 cmp "$tmp/old.img" "$tmp/new.img" || fail "committed, and the server was killed: the disks differ"
+stop src
+
+# The same, but the server ends in order, when the commit can be recorded: it tries once more.
+rm -f "${control[src]}".fence* "$tmp/new.img"
+start_server src "$tmp/old.img"
+mkdir -p "${control[src]}.fence/in-the-way"
+spawn mirror nbdmirror mirror "${control[src]}" "$tmp/new.img" --on-ready complete
+wait_state "${control[src]}" completed 20
+rm -r "${control[src]}.fence"
+stop src
+[ -e "${control[src]}.fence" ] || fail "a server that ended in order has not recorded the commit"
+wait_exit mirror 20
