@@ -103,6 +103,27 @@ let_go (struct mirror *m)
   return good;
 }
 
+/* The commit is durable: the job is over. */
+static void
+ended_by_commit (struct mirror *m)
+{
+  const json_t *checkpoint = json_object_get (m->attachment.published, "return-checkpoint");
+
+  if (m->attachment.region != NULL)
+    control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
+  if (m->attachment.worker != NULL)
+    control_event (m->server, m->attachment.worker, "MIRROR_COMMITTED",
+                   json_pack ("{s:I, s:f, s:s}", "generation",
+                              (json_int_t)m->fence.record.generation, "downtime-ms", m->downtime_ms,
+                              "rollback-token", m->fence.record.token));
+  if (fence_in_memory (&m->fence))
+    nbdkit_error ("mirror: this disk is handed over, but %s is in memory: after the host's next"
+                  " boot nothing refuses writes to it",
+                  m->fence.path);
+  handed_over_record (m, json_string_value (checkpoint));
+  attachment_drop_region (m);
+}
+
 bool
 participant_commit (struct mirror *m)
 {
@@ -135,18 +156,7 @@ participant_commit (struct mirror *m)
     control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t)p->generation),
                    -1);
   relay_free (r);
-  control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
-  if (m->attachment.worker != NULL)
-    control_event (m->server, m->attachment.worker, "MIRROR_COMMITTED",
-                   json_pack ("{s:I, s:f, s:s}", "generation", (json_int_t)p->generation,
-                              "downtime-ms", m->downtime_ms, "rollback-token", p->token));
-  if (fence_in_memory (&m->fence))
-    nbdkit_error ("mirror: this disk is handed over, but %s is in memory: after the host's next"
-                  " boot nothing refuses writes to it",
-                  m->fence.path);
-  const json_t *checkpoint = json_object_get (m->attachment.published, "return-checkpoint");
-  handed_over_record (m, json_string_value (checkpoint));
-  attachment_drop_region (m);
+  ended_by_commit (m);
   participant_finish (p);
   return true;
 }
@@ -217,6 +227,7 @@ void
 participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, uint64_t generation)
 {
   struct participant *p = &m->participant;
+  bool in_doubt = m->fence.state == FENCE_DRAFT;
   char *error = NULL;
 
   if (p->active) {
@@ -245,11 +256,14 @@ participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, u
   else if (m->fence.state == FENCE_NONE || m->fence.record.generation != generation)
     control_error (peer, id, "StaleGeneration", "no hand-over of generation %llu is known",
                    (unsigned long long)generation);
-  else if (fence_commit (&m->fence, &error) == -1) { /* it was in doubt: now we know */
+  else if (fence_commit (&m->fence, &error) == -1) {
     control_error (peer, id, "GenericError", "%s", error);
     text_free (error);
-  } else
+  } else {
+    if (in_doubt) /* now we know */
+      ended_by_commit (m);
     reply_committed (m, peer, id);
+  }
 }
 
 void

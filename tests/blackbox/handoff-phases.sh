@@ -159,3 +159,43 @@ equal "$tmp/a.disk" "${uri[to-a]}"
 # Beside it a disk that QEMU has open by itself: its worker has ended, as it does after the commit.
 token=$(sed -n 's/^rollback token: //p' "$tmp/complete.log")
 has_to_exit 0 nbdmirror complete --commit --token "$token" "${control[a]}" "qmp:$tmp/monitor/disk"
+
+# A disk that had been received here, with a state file.  A server in doubt that is told of the
+# commit ends its job and removes the seal, as one that sees it does.
+disks=s
+random_disk "$tmp/s.disk" 8M
+serve () { start_stateful s "$tmp/s.disk" "$tmp/s.state"; }
+nr_jobs () {
+  "$python" -B -c 'import sys
+sys.path.insert(0, sys.argv[1])
+from filter_client import Client
+print(len(Client(sys.argv[2]).call("query-block-jobs")))' "$srcdir/tests/blackbox" "${control[s]}"
+}
+seal () {
+  "$python" -c 'import os, sys; os.setxattr(sys.argv[1], "user.nbdmirror.sealed", b"1")' \
+    "$tmp/s.disk"
+}
+is_sealed () {
+  "$python" -c 'import os, sys; os.getxattr(sys.argv[1], "user.nbdmirror.sealed")' "$tmp/s.disk" \
+    2>"$tmp/err"
+}
+is_unsealed () { ! is_sealed; }
+serve
+controls=("${control[s]}")
+start_dest to-s file 8M
+spawn mirror-s nbdmirror mirror "${control[s]}" "${uri[to-s]}"
+all_ready
+prepare --rollback-token t6
+stop s KILL
+stop mirror-s KILL
+sealed=true
+seal 2>"$tmp/err" || sealed=false # there are no attributes here
+serve
+[ "$(nr_jobs)" = 1 ] || fail "in doubt: the job is not left over"
+[ $sealed = false ] || is_sealed || fail "in doubt: the seal was removed"
+has_to_exit 0 nbdmirror complete --commit --token t6 "${control[s]}"
+[ "$(nr_jobs)" = 0 ] || fail "the job is left over after the commit"
+wait_for 10 is_unsealed
+stop s KILL
+serve
+[ "$(nr_jobs)" = 0 ] || fail "the job is left over after one more start"
