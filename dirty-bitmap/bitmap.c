@@ -361,6 +361,22 @@ next_allocated (const struct region *r, enum region_array a, uint64_t *w, uint64
 }
 
 void
+bitmap_end_clears (struct region *r)
+{
+  for (unsigned a = 0; a < REGION_NR_ARRAYS; a++) {
+    uint64_t begun = atomic_load (&r->hdr->clears_begun[a]), w = 0, end;
+
+    if (atomic_load (&r->hdr->clears_done[a]) == begun)
+      continue;
+    while (next_allocated (r, a, &w, &end))
+      for (; w < end; w++)
+        if (word_from (r, a, w, 0) != 0)
+          atomic_fetch_or (&summary_of (r, a)[w / 64], UINT64_C (1) << (w % 64));
+    atomic_store (&r->hdr->clears_done[a], begun);
+  }
+}
+
+void
 bitmap_or (struct region *dst, enum region_array to, const struct region *src,
            enum region_array from)
 {

@@ -10,8 +10,8 @@
  * summary bit once the setter and every clearer have returned.  In between, and for ever if a
  * clearer is killed there, a word may lack its summary bit: bitmap_empty() notices and does not say
  * "empty", bitmap_or() looks at the words themselves, bitmap_next_run() finds the bit in its next
- * pass.  There is no "is it set already?" shortcut: without a fence before the look it loses
- * updates (rule R2).
+ * pass, and bitmap_end_clears() mends it.  There is no "is it set already?" shortcut: without a
+ * fence before the look it loses updates (rule R2).
  *
  * Units are blocks.  FIRST + COUNT must lie within the disk (asserted).  COUNT may be 0.
  */
@@ -68,6 +68,11 @@ bool bitmap_or_words (const struct region *r, enum region_array a, uint64_t w, u
 
 /* Clear every bit of the array, and correct the counter by what was cleared.  O(summary). */
 void bitmap_clear_all (struct region *r, enum region_array a);
+
+/* Every clearer has ended, some perhaps within a clear: make the summaries whole, so that
+ * bitmap_empty() and bitmap_or_words() can say yes again.  Setters may be at work.  O(arrays) if
+ * there is nothing to mend, else O(words of allocated pages). */
+void bitmap_end_clears (struct region *r);
 
 /* Mark the guest's mutation of LENGTH bytes at OFFSET: rounds outwards to blocks (R1), cuts at
  * the end of the disk, sets dirty bits, adds to count and dirtied_total.  Returns the number of

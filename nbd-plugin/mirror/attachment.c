@@ -383,6 +383,10 @@ attachment_peer_closed (struct attachment *a, struct control_peer *peer)
 void
 attachment_tick (struct mirror *m)
 {
+  struct attachment *a = &m->attachment;
+
+  if (a->region != NULL && a->worker == NULL && process_ended (&a->process))
+    bitmap_end_clears (a->region);
   hold_tick (m);
   attach_tick (m);
   shrink_ghost (&m->attachment);

@@ -301,6 +301,34 @@ Test (bitmap, empty_in_the_middle_of_a_clear)
   region_free (r);
 }
 
+/* A clearer was killed there, in two arrays: once it has ended, what its clear had hidden is found
+ * again, and the array can be empty again. */
+Test (bitmap, a_clear_of_a_dead_clearer)
+{
+  static const enum region_array arrays[] = { REGION_DIRTY, REGION_QUARANTINE };
+  struct region *r = fixture_region (NR);
+  uint64_t words[NR / 64 + 1] = { 0 }, first, count;
+
+  for (unsigned i = 0; i < 2; i++) {
+    bitmap_set (r, arrays[i], 4096, 1);
+    bitmap_set (r, arrays[i], NR - 1, 1);
+    atomic_fetch_add (&r->hdr->clears_begun[arrays[i]], 1 + i);
+    atomic_store (&fixture_summary (r, arrays[i])[1], 0);
+    cr_assert_not (bitmap_or_words (r, arrays[i], 0, r->geo.nr_words, words));
+  }
+  bitmap_end_clears (r);
+  for (unsigned i = 0; i < 2; i++) {
+    fixture_check (r, arrays[i]);
+    cr_assert (bitmap_next_run (r, arrays[i], 0, 64, &first, &count));
+    cr_assert (first == 4096 && count == 1);
+    cr_assert (bitmap_or_words (r, arrays[i], 0, r->geo.nr_words, words));
+    cr_assert (words[64] == 1 && words[NR / 64] == UINT64_C (1) << (NR - 1) % 64);
+    bitmap_clear_all (r, arrays[i]);
+    cr_assert (bitmap_empty (r, arrays[i]));
+  }
+  region_free (r);
+}
+
 /* ---- threads ---- */
 
 /* Each thread owns every NR_THREADSth block, so that all words are fought over, and knows in the
