@@ -33,13 +33,9 @@ void
 checkpoints_remove (struct mirror *m, struct control_peer *peer, json_t *id, const char *name)
 {
   CLEANUP_TEXT char *error = NULL;
-  struct gate_view gate;
 
-  gate_look (&m->gate, &gate);
   if (!m->persist.open)
     control_error (peer, id, "NoStateFile", "%s", NO_STATE_FILE);
-  else if (gate.mode == GATE_HELD) /* merging recordings takes long */
-    control_error (peer, id, "Busy", "a hand-over is under way");
   else if (state_checkpoint_remove (&m->persist.state, name, &error) == -1)
     control_error (peer, id, "GenericError", "%s", error);
   else
@@ -119,13 +115,16 @@ add_recording (struct state *s, const struct state_table *t, uint32_t from, uint
 }
 
 /* CHANGED[i]: blocks changed since checkpoint i of T, or -1 where that is not known, or would take
- * too long to find out. */
+ * too long to find out: always, while a guest waits at the gate for us. */
 static void
 count_changes (struct mirror *m, const struct state_table *t, int64_t *changed)
 {
   struct state *s = &m->persist.state;
   uint64_t begun = clock_ms ();
-  uint64_t *bits = calloc (s->layout.geo.nr_words + 1, 8);
+  struct gate_view gate;
+
+  gate_look (&m->gate, &gate);
+  uint64_t *bits = gate.mode != GATE_HELD ? calloc (s->layout.geo.nr_words + 1, 8) : NULL;
 
   for (uint32_t i = t->nr; i-- > 0;) {
     changed[i] = -1;
@@ -220,7 +219,6 @@ checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const 
 {
   CLEANUP_TEXT char *error = NULL;
   struct region_geometry geo = { 0 };
-  struct gate_view gate;
   CLEANUP_FD int fd = memfd_create ("nbdmirror-map", MFD_CLOEXEC);
 
   if (since != NULL && !m->persist.open) {
@@ -231,11 +229,6 @@ checkpoints_map (struct mirror *m, struct control_peer *peer, json_t *id, const 
     geo = m->persist.state.layout.geo;
   else if (m->attachment.region != NULL)
     geo = m->attachment.region->geo;
-  gate_look (&m->gate, &gate);
-  if (since != NULL && gate.mode == GATE_HELD) { /* to read recordings takes long */
-    control_error (peer, id, "Busy", "a hand-over is under way");
-    return;
-  }
   if (since != NULL)
     persist_check_disk (m);
   size_t bytes = geo.nr_words * 8 + 8; /* never empty */

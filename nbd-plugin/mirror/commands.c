@@ -203,10 +203,23 @@ bypass (struct call *c)
   }
 }
 
+/* Does a guest wait at the gate?  Then it waits for this thread, too, so what may take long is
+ * answered with an error. */
+static bool
+guest_waits (struct call *c)
+{
+  struct gate_view gate;
+
+  gate_look (&c->m->gate, &gate);
+  if (gate.mode == GATE_HELD)
+    control_error (c->peer, c->id, "Busy", "a hand-over is under way");
+  return gate.mode == GATE_HELD;
+}
+
 static void
 checkpoint_prepare (struct call *c)
 {
-  if (!call_lease_ok (c))
+  if (guest_waits (c) || !call_lease_ok (c))
     return;
   int fd = c->fd;
   c->fd = -1;
@@ -223,6 +236,8 @@ checkpoint_finish (struct call *c)
 static void
 checkpoint_remove (struct call *c)
 {
+  if (guest_waits (c))
+    return;
   checkpoints_settle (c->m);
   checkpoints_remove (c->m, c->peer, c->id, call_string (c, "name"));
 }
@@ -244,6 +259,8 @@ query_checkpoints (struct call *c)
 static void
 query_map (struct call *c)
 {
+  if (guest_waits (c))
+    return;
   checkpoints_settle (c->m);
   checkpoints_map (c->m, c->peer, c->id, call_string (c, "since"));
 }

@@ -180,12 +180,24 @@ is_sealed () {
     2>"$tmp/err"
 }
 is_unsealed () { ! is_sealed; }
+changed () { nbdmirror checkpoint list "${control[s]}" --json | field changed-bytes; }
 serve
 controls=("${control[s]}")
 start_dest to-s file 8M
+has_to_exit 0 nbdmirror verify "$tmp/s.disk" "${uri[s]}" # the server learns the disk's size
+nbdmirror checkpoint add "${control[s]}" one
+[ "$(changed)" = 0 ] || fail "it is not known what was changed"
 spawn mirror-s nbdmirror mirror "${control[s]}" "${uri[to-s]}"
 all_ready
 prepare --rollback-token t6
+# What takes long has to wait: the guest does.
+[ "$(changed)" = null ] || fail "changes were counted while a guest was held"
+for what in "checkpoint add ${control[s]} two" "checkpoint remove ${control[s]} one" \
+    "dirty-map ${control[s]}" "dirty-map ${control[s]} --since one"; do
+  # shellcheck disable=SC2086
+  has_to_exit 1 nbdmirror $what
+  grep -q "a hand-over is under way" "$tmp/err" || fail "$what: no reason: $(cat "$tmp/err")"
+done
 stop s KILL
 stop mirror-s KILL
 sealed=true
