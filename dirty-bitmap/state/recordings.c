@@ -84,10 +84,12 @@ end_recording (struct state *s)
 
 /* May NAME be added?  0, or -1 with *ERROR. */
 static int
-may_add (const struct state *s, const char *name, char **error)
+may_add (struct state *s, const char *name, char **error)
 {
   const char *fault = state_name_fault (name);
+  struct state_view now;
 
+  state_look (s, &now);
   if (fault != NULL)
     return text_error (error, "'%s' cannot be a checkpoint's name: %s", name, fault);
   if (s->preparing)
@@ -96,11 +98,11 @@ may_add (const struct state *s, const char *name, char **error)
     return text_error (error, "there is a checkpoint '%s' already", name);
   if (s->table != NULL && s->table->nr == STATE_CHECKPOINTS_MAX)
     return text_error (error, "a disk has at most %u checkpoints", STATE_CHECKPOINTS_MAX);
-  if (s->lost && s->super.job)
+  if (now.lost && s->super.job)
     return text_error (error,
                        "the state file is inconsistent: %s.  End the mirror job first, then a"
                        " checkpoint can begin anew",
-                       s->reason);
+                       now.reason);
   return 0;
 }
 
@@ -208,6 +210,15 @@ state_checkpoint_flush (struct state *s)
   return s->io.sync_disk != NULL ? state_sync_disk (s) : 0;
 }
 
+static void
+say_lost (struct state *s, char **error)
+{
+  struct state_view now;
+
+  state_look (s, &now);
+  text_error (error, "the state file was lost: %s", now.reason);
+}
+
 int
 state_checkpoint_commit (struct state *s, char **error)
 {
@@ -217,12 +228,12 @@ state_checkpoint_commit (struct state *s, char **error)
   if (!s->preparing)
     text_error (error, "no checkpoint is prepared");
   else if (!atomic_load (&s->active))
-    text_error (error, "the state file was lost: %s", s->reason);
+    say_lost (s, error);
   else if (commit (s) == -1) {
     text_error (error, "the state file cannot be written: %s", strerror (errno));
     state_write_failed (s, "checkpoint");
   } else if (!atomic_load (&s->active)) /* a guest's commit failed meanwhile */
-    text_error (error, "the state file was lost: %s", s->reason);
+    say_lost (s, error);
   else
     r = 0;
   s->preparing = false;
@@ -338,11 +349,14 @@ merge (struct state *s, struct state_table *t, uint32_t i, uint64_t *bits, char 
 static int
 remove_it (struct state *s, int i, struct state_table *t, uint64_t *bits, char **error)
 {
+  struct state_view now;
+
   *t = *s->table;
+  state_look (s, &now);
   if (s->preparing)
     return text_error (error, "a checkpoint is being added");
-  if (s->lost)
-    return text_error (error, "the state file is inconsistent: %s", s->reason);
+  if (now.lost)
+    return text_error (error, "the state file is inconsistent: %s", now.reason);
   uint32_t areas[2] = { t->list[i].area, i > 0 ? t->list[i - 1].area : t->list[i].area };
   bool recorded = t->recording;
   if (i > 0) {

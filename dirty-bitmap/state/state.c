@@ -204,12 +204,15 @@ state_break_recording (struct state *s, const char *fault, bool go_on)
 int
 state_write_off (struct state *s)
 {
-  if (!s->lost)
+  struct state_view now;
+
+  state_look (s, &now);
+  if (!now.lost)
     return 0;
   atomic_store (&s->marked[1], NULL);
   atomic_store (&s->marked[2], NULL);
   s->preparing = false;
-  return state_break_recording (s, s->reason, false);
+  return state_break_recording (s, now.reason, false);
 }
 
 void

@@ -146,7 +146,8 @@ bytes_or_null (const struct state *s, int64_t blocks)
 }
 
 static json_t *
-describe (const struct state *s, const struct state_table *t, uint32_t i, int64_t changed)
+describe (const struct state *s, const struct state_view *now, const struct state_table *t,
+          uint32_t i, int64_t changed)
 {
   const struct state_checkpoint *c = &t->list[i];
   int fault = state_table_fault (t, i);
@@ -154,11 +155,11 @@ describe (const struct state *s, const struct state_table *t, uint32_t i, int64_
   char uuid[UUID_TEXT_BYTES];
 
   uuid_text (c->uuid, uuid);
-  if (fault == -1 && s->lost)
+  if (fault == -1 && now->lost)
     return json_pack ("{s:s, s:s, s:o, s:I, s:I, s:b, s:s, s:s, s:o}", "name", c->name, "uuid",
                       uuid, "parent", i > 0 ? json_string (t->list[i - 1].name) : json_null (),
                       "created-us", (json_int_t)c->created_us, "size", (json_int_t)c->disk_size,
-                      "recording", active, "status", "inconsistent", "reason", s->reason,
+                      "recording", active, "status", "inconsistent", "reason", now->reason,
                       "changed-bytes", json_null ());
   return json_pack ("{s:s, s:s, s:o, s:I, s:I, s:b, s:s, s:o, s:o}", "name", c->name, "uuid", uuid,
                     "parent", i > 0 ? json_string (t->list[i - 1].name) : json_null (),
@@ -180,13 +181,15 @@ checkpoints_list (struct mirror *m, struct control_peer *peer, json_t *id, uint6
   int64_t changed[STATE_CHECKPOINTS_MAX];
   json_t *list = json_array ();
   persist_check_disk (m);
+  struct state_view now;
+  state_look (s, &now);
   const struct state_table *t = s->table; /* only our thread changes it */
   uint32_t nr = t != NULL ? t->nr : 0;
 
   if (t != NULL)
     count_changes (m, t, changed);
   for (uint64_t i = from; i < nr && i - from < LIST_MAX; i++)
-    json_array_append_new (list, describe (s, t, (uint32_t)i, changed[i]));
+    json_array_append_new (list, describe (s, &now, t, (uint32_t)i, changed[i]));
   control_reply (peer, id, json_pack ("{s:o, s:I}", "checkpoints", list, "total", (json_int_t)nr),
                  -1);
 }
@@ -206,12 +209,15 @@ job_bits (struct mirror *m, uint64_t *bits, char **error)
 
 /* Is there such a checkpoint, and not to be believed? */
 static bool
-is_inconsistent (const struct mirror *m, const char *name)
+is_inconsistent (struct mirror *m, const char *name)
 {
-  const struct state *s = &m->persist.state;
+  struct state *s = &m->persist.state;
+  struct state_view now;
+
+  state_look (s, &now);
   int i = name != NULL && s->table != NULL ? state_table_find (s->table, name) : -1;
 
-  return i != -1 && (s->lost || state_table_fault (s->table, (uint32_t)i) != -1);
+  return i != -1 && (now.lost || state_table_fault (s->table, (uint32_t)i) != -1);
 }
 
 void
