@@ -136,6 +136,8 @@ complete_older (struct complete *c)
       = coordinator_find (c->controls, c->nr, c->opts.token, c->opts.timeout_ms, &found, &error);
   int r = EXIT_ERROR;
 
+  if (found == HANDOFF_FOUND_ENDED) /* nothing is left here to be done */
+    found = HANDOFF_FOUND_NONE;
   if (h == NULL)
     r = refuse (c, EXIT_ERROR, text_copy (error));
   else if (found == HANDOFF_FOUND_COMMITTED && error != NULL)

@@ -16,6 +16,20 @@
  *   none takes part  gone, or waiting  running, not     nothing
  *                                      migrating
  *   else             any               any              back
+ *
+ * Nothing records the commit of a disk that QEMU has open by itself.  Where all are such disks and
+ * their workers have ended, the whole memory arrives at the destination only after all were
+ * prepared, and the source has not run since.  So the destination's disks are complete then, and it
+ * may have run on them:
+ *
+ *   source       migration  destination      what a guardian knows         they count as
+ *   -----------  ---------  ---------------  ----------------------------  --------------
+ *   not running  any        any              committed, and being          committed
+ *                                            taken back
+ *   any          any        any              committed, not taken back     committed
+ *   postmigrate  completed  running          anything else                 committed
+ *   postmigrate  completed  waits no longer  (nobody knows anything)       committed
+ *   any          any        any              any                           not committed
  */
 
 #include "config.h"
@@ -34,6 +48,24 @@ migration_is_active (const char *status)
     if (strcmp (status, active[i]) == 0)
       return true;
   return false;
+}
+
+enum handoff_found
+migrate_plan_ended (const struct known *known, const char *source, const char *migration,
+                    const char *dest)
+{
+  bool committed,
+      whole = strcmp (source, "postmigrate") == 0 && strcmp (migration, "completed") == 0;
+
+  if (known != NULL && known->committed && known->phase == PHASE_BACK)
+    committed = strcmp (source, "running") != 0;
+  else if (known != NULL && known->committed && known->phase < PHASE_BACK)
+    committed = true;
+  else if (known != NULL)
+    committed = whole && strcmp (dest, "running") == 0;
+  else
+    committed = whole && strcmp (dest, "inmigrate") != 0;
+  return committed ? HANDOFF_FOUND_DONE : HANDOFF_FOUND_NONE;
 }
 
 enum plan

@@ -17,9 +17,14 @@ enum plan {
   PLAN_OPERATOR /* neither is safe */
 };
 
-/* WORD: the disks' decision word is there (coordinator_has_word).  SOURCE, DEST: run states as
- * query-status names them, "" if it cannot be asked.  MIGRATION: as query-migrate of the source
- * names it. */
+/* QEMU has all disks open by itself, and their workers have ended (HANDOFF_FOUND_ENDED).  Nothing
+ * records the commit of such disks, so what both machines say has to tell: DONE or NONE.  KNOWN:
+ * what a guardian knows, or NULL. */
+enum handoff_found migrate_plan_ended (const struct known *known, const char *source,
+                                       const char *migration, const char *dest);
+/* DISKS: not HANDOFF_FOUND_ENDED.  WORD: the disks' decision word is there (coordinator_has_word).
+ * SOURCE, DEST: run states as query-status names them, "" if it cannot be asked.  MIGRATION: as
+ * query-migrate of the source names it. */
 enum plan migrate_plan (enum handoff_found disks, bool word, const char *source,
                         const char *migration, const char *dest);
 /* The same for a guardian, which knows more: whether `cont` was ever sent, and whether a hand-over

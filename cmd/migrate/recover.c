@@ -99,19 +99,6 @@ nothing_to_do (struct migrate *m, bool dest_runs, const struct known *known)
   return EXIT_DONE;
 }
 
-/* A disk that QEMU has open by itself keeps no record of the commit, and its worker has ended.  But
- * nobody except us starts the destination, which we do after the commit. */
-static bool
-went_without_record (const struct migrate *m, const char *source, const char *migration,
-                     const char *dest)
-{
-  for (unsigned i = 0; i < m->disks.nr; i++)
-    if (!control_is_of_qemu (m->disks.disk[i].control))
-      return false;
-  return strcmp (source, "postmigrate") == 0 && strcmp (migration, "completed") == 0
-         && strcmp (dest, "running") == 0;
-}
-
 static int
 look_and_recover (struct migrate *m, enum handoff_found found, const struct known *known)
 {
@@ -124,8 +111,8 @@ look_and_recover (struct migrate *m, enum handoff_found found, const struct know
   journal_event (&m->journal, "recover",
                  json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int)found, "source", source,
                             "migration", migration, "destination", dest));
-  if (found == HANDOFF_FOUND_NONE && went_without_record (m, source, migration, dest))
-    found = HANDOFF_FOUND_DONE;
+  if (found == HANDOFF_FOUND_ENDED)
+    found = migrate_plan_ended (known, source, migration, dest);
   enum plan plan
       = migrate_plan (found, coordinator_has_word (m->coordinator), source, migration, dest);
   if (known != NULL)

@@ -135,7 +135,9 @@ enum handoff_found {
   HANDOFF_FOUND_COMMITTED, /* decided: coordinator_finalize() finishes what is left to do, if all
                               disks take part in it */
   HANDOFF_FOUND_DONE,      /* committed, and every filter has recorded it */
-  HANDOFF_FOUND_BROKEN /* not all of them are prepared, none is committed: only to be released */
+  HANDOFF_FOUND_BROKEN, /* not all of them are prepared, none is committed: only to be released */
+  HANDOFF_FOUND_ENDED   /* QEMU has all of them open by itself, and no worker is left: nothing
+                           records whether they were committed before */
 };
 
 /* Look for the hand-off of these disks.  TOKEN, if not NULL, is its rollback token: another's is an

@@ -13,6 +13,8 @@
  *   has open by itself                                 and nothing records it
  *   one takes no part (any more), none has committed   BROKEN: the word can only go to "abort"
  *   none takes part                                    NONE
+ *   QEMU has every one open by itself, and their       ENDED: after the commit, or without one
+ *   workers have ended
  *
  * A disk is in doubt when its server was restarted after it was prepared.  That server refuses
  * writes, so nothing was written to the disk since, and it may still be committed.  After a restart
@@ -195,7 +197,7 @@ judge (const struct coordinator *c, char **error)
       in = d->control;
   }
   if (in == NULL)
-    return HANDOFF_FOUND_NONE;
+    return ended == c->nr ? HANDOFF_FOUND_ENDED : HANDOFF_FOUND_NONE;
   if (done > 0 && done + ended == c->nr)
     return HANDOFF_FOUND_DONE;
   if (missing == NULL && !committed && done == 0)

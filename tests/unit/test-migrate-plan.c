@@ -140,6 +140,75 @@ Test (migrate_plan, what_a_guardian_goes_on_with)
 #undef KNOWN
 }
 
+/* QEMU has all disks open by itself, and nothing records their commit. */
+static enum plan
+plan_ended (const struct known *k, const char *source, const char *migration, const char *dest,
+            bool gone)
+{
+  enum handoff_found found = migrate_plan_ended (k, source, migration, dest);
+  enum plan plan = migrate_plan (found, false, source, migration, dest);
+
+  return k != NULL ? migrate_plan_known (plan, found, k, source, dest, gone) : plan;
+}
+
+/* The source is never started where the guest may have run at the destination: where all of it has
+ * arrived there, as far as anybody sees; where `cont` was sent, as far as a guardian knows. */
+Test (migrate_plan, a_commit_that_nothing_records)
+{
+  EACH (s, states)
+  EACH (m, migrations)
+  EACH (t, states)
+  {
+    bool whole = is (states[s], "postmigrate") && is (migrations[m], "completed");
+
+    if (whole && !is (states[t], "inmigrate"))
+      cr_expect (plan_ended (NULL, states[s], migrations[m], states[t], false) != PLAN_BACK, "%s",
+                 states[t]);
+    for (int phase = PHASE_START; phase <= PHASE_BACK; phase++) {
+      const struct known k = { .phase = (enum phase)phase, .committed = true, .cont_sent = true };
+
+      if (phase != PHASE_BACK || !is (states[s], "running"))
+        cr_expect (plan_ended (&k, states[s], migrations[m], states[t], true) != PLAN_BACK,
+                   "phase %d: %s, %s, %s", phase, states[s], migrations[m], states[t]);
+    }
+  }
+}
+
+Test (migrate_plan, after_a_commit_that_nothing_records)
+{
+  const struct known not_yet = { .phase = PHASE_SWITCH },
+                     committed = { .phase = PHASE_COMMIT, .committed = true },
+                     started = { .phase = PHASE_START, .committed = true, .cont_sent = true },
+                     done = { .phase = PHASE_DONE, .committed = true, .cont_sent = true },
+                     taking_back = { .phase = PHASE_BACK, .committed = true },
+                     taken_back = { .phase = PHASE_FAILED, .committed = true };
+#define ENDED(known, source, dest, gone) plan_ended (known, source, "completed", dest, gone)
+
+  /* By hand. */
+  cr_expect (ENDED (NULL, "postmigrate", "running", false) == PLAN_NOTHING);
+  cr_expect (ENDED (NULL, "postmigrate", "paused", false) == PLAN_FORWARD);
+  cr_expect (ENDED (NULL, "postmigrate", "io-error", false) == PLAN_OPERATOR);
+  cr_expect (ENDED (NULL, "postmigrate", "", true) == PLAN_OPERATOR);
+  cr_expect (ENDED (NULL, "postmigrate", "inmigrate", false) == PLAN_BACK);
+  cr_expect (ENDED (NULL, "paused", "paused", false) == PLAN_BACK);
+  cr_expect (ENDED (NULL, "running", "", true) == PLAN_NOTHING);
+  cr_expect (ENDED (NULL, "", "paused", false) == PLAN_OPERATOR);
+  /* A guardian: the guest was stopped there to give an image back, or nothing can be seen. */
+  cr_expect (ENDED (&done, "postmigrate", "paused", false) == PLAN_FORWARD);
+  cr_expect (ENDED (&done, "postmigrate", "", false) == PLAN_OPERATOR);
+  cr_expect (ENDED (&done, "postmigrate", "", true) == PLAN_OPERATOR);
+  cr_expect (ENDED (&done, "", "running", false) == PLAN_NOTHING);
+  cr_expect (ENDED (&started, "postmigrate", "", true) == PLAN_OPERATOR);
+  cr_expect (ENDED (&committed, "postmigrate", "paused", false) == PLAN_FORWARD);
+  cr_expect (ENDED (&committed, "postmigrate", "", true) == PLAN_BACK);
+  cr_expect (ENDED (&not_yet, "postmigrate", "paused", false) == PLAN_BACK);
+  cr_expect (ENDED (&not_yet, "postmigrate", "running", false) == PLAN_NOTHING);
+  cr_expect (ENDED (&taking_back, "postmigrate", "paused", false) == PLAN_BACK);
+  cr_expect (ENDED (&taking_back, "running", "", true) == PLAN_BACK);
+  cr_expect (ENDED (&taken_back, "running", "", true) == PLAN_NOTHING);
+#undef ENDED
+}
+
 /* Where a coordinator can be killed, in their order. */
 Test (migrate_plan, each_step)
 {
