@@ -4,6 +4,10 @@
  *
  *   disks            destination       source           plan
  *   ---------------  ----------------  ---------------  ---------------------------------------
+ *   committed,       any               running, or      operator: it was handed over alone, and
+ *   but for one                        migrating        the guest may run here with the others
+ *   committed,       its migration is  any              operator: the same
+ *   but for one      not "completed"
  *   recorded by all  running           any              nothing: the source is fenced
  *   committed        running           any              forward: finish the commit
  *   committed        paused            any              forward: only `cont` is missing
@@ -68,27 +72,40 @@ migrate_plan_ended (const struct known *known, const char *source, const char *m
   return committed ? HANDOFF_FOUND_DONE : HANDOFF_FOUND_NONE;
 }
 
-enum plan
-migrate_plan (enum handoff_found disks, bool word, const char *source, const char *migration,
-              const char *dest)
+/* One disk is handed over, and another one takes no part in that.  Was it handed over with it, and
+ * taken back?  Then the whole guest has arrived at the destination, and has not run here since.
+ * Else the first one was handed over alone, and the guest may run here with the other one. */
+static bool
+went_alone (const struct plan_sight *s)
 {
-  bool committed = disks == HANDOFF_FOUND_COMMITTED || disks == HANDOFF_FOUND_DONE;
-  bool dest_runs = strcmp (dest, "running") == 0;
+  return s->mixed
+         && (strcmp (s->source, "running") == 0 || migration_is_active (s->migration)
+             || strcmp (s->dest_migration, "completed") != 0);
+}
 
+enum plan
+migrate_plan (const struct plan_sight *s)
+{
+  bool committed = s->disks == HANDOFF_FOUND_COMMITTED || s->disks == HANDOFF_FOUND_DONE;
+  bool dest_runs = strcmp (s->dest, "running") == 0;
+
+  if (committed && went_alone (s))
+    return PLAN_OPERATOR;
   if (committed) {
     if (dest_runs)
-      return disks == HANDOFF_FOUND_DONE ? PLAN_NOTHING : PLAN_FORWARD;
-    return strcmp (dest, "paused") == 0 ? PLAN_FORWARD : PLAN_OPERATOR;
+      return s->disks == HANDOFF_FOUND_DONE ? PLAN_NOTHING : PLAN_FORWARD;
+    return strcmp (s->dest, "paused") == 0 ? PLAN_FORWARD : PLAN_OPERATOR;
   }
   if (dest_runs)
-    return disks == HANDOFF_FOUND_UNDECIDED ? PLAN_FORWARD : PLAN_OPERATOR;
-  if (source[0] == '\0')
+    return s->disks == HANDOFF_FOUND_UNDECIDED ? PLAN_FORWARD : PLAN_OPERATOR;
+  if (s->source[0] == '\0')
     return PLAN_OPERATOR;
-  if (disks != HANDOFF_FOUND_NONE && !word && strcmp (dest, "paused") != 0
-      && strcmp (dest, "inmigrate") != 0)
+  if (s->disks != HANDOFF_FOUND_NONE && !s->word && strcmp (s->dest, "paused") != 0
+      && strcmp (s->dest, "inmigrate") != 0)
     return PLAN_OPERATOR;
-  if (strcmp (source, "running") == 0 && disks == HANDOFF_FOUND_NONE
-      && (dest[0] == '\0' || strcmp (dest, "inmigrate") == 0) && !migration_is_active (migration))
+  if (strcmp (s->source, "running") == 0 && s->disks == HANDOFF_FOUND_NONE
+      && (s->dest[0] == '\0' || strcmp (s->dest, "inmigrate") == 0)
+      && !migration_is_active (s->migration))
     return PLAN_NOTHING;
   return PLAN_BACK;
 }

@@ -22,11 +22,17 @@ enum plan {
  * what a guardian knows, or NULL. */
 enum handoff_found migrate_plan_ended (const struct known *known, const char *source,
                                        const char *migration, const char *dest);
-/* DISKS: not HANDOFF_FOUND_ENDED.  WORD: the disks' decision word is there (coordinator_has_word).
- * SOURCE, DEST: run states as query-status names them, "" if it cannot be asked.  MIGRATION: as
- * query-migrate of the source names it. */
-enum plan migrate_plan (enum handoff_found disks, bool word, const char *source,
-                        const char *migration, const char *dest);
+/* What is seen. */
+struct plan_sight {
+  enum handoff_found disks; /* not HANDOFF_FOUND_ENDED */
+  bool mixed;               /* committed, but for one that takes no part in that */
+  bool word;                /* the disks' decision word is there (coordinator_has_word) */
+  /* Run states as query-status names them, "" if it cannot be asked; and what query-migrate says of
+   * each. */
+  const char *source, *migration, *dest, *dest_migration;
+};
+
+enum plan migrate_plan (const struct plan_sight *s);
 /* The same for a guardian, which knows more: whether `cont` was ever sent, and whether a hand-over
  * was being taken back.  DEST_GONE: the destination QEMU is known to have ended. */
 enum plan migrate_plan_known (enum plan plan, enum handoff_found disks, const struct known *known,

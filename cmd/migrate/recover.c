@@ -100,21 +100,30 @@ nothing_to_do (struct migrate *m, bool dest_runs, const struct known *known)
 }
 
 static int
-look_and_recover (struct migrate *m, enum handoff_found found, const struct known *known)
+look_and_recover (struct migrate *m, enum handoff_found found, bool mixed,
+                  const struct known *known)
 {
   const struct machine *its_dest = &m->machines.dest;
-  char source[32], migration[32], dest[32];
+  char source[32], migration[32], dest[32], dest_migration[32] = "";
 
   machine_status (&m->machines.source, source);
   machine_migration (&m->machines.source, migration);
   machine_status (&m->machines.dest, dest);
+  if (mixed)
+    machine_migration (&m->machines.dest, dest_migration);
   journal_event (&m->journal, "recover",
                  json_pack ("{s:i, s:s, s:s, s:s}", "disks", (int)found, "source", source,
                             "migration", migration, "destination", dest));
   if (found == HANDOFF_FOUND_ENDED)
     found = migrate_plan_ended (known, source, migration, dest);
-  enum plan plan
-      = migrate_plan (found, coordinator_has_word (m->coordinator), source, migration, dest);
+  const struct plan_sight seen = { .disks = found,
+                                   .mixed = mixed,
+                                   .word = coordinator_has_word (m->coordinator),
+                                   .source = source,
+                                   .migration = migration,
+                                   .dest = dest,
+                                   .dest_migration = dest_migration };
+  enum plan plan = migrate_plan (&seen);
   if (known != NULL)
     plan = migrate_plan_known (plan, found, known, source, dest,
                                known->dest_direct && machine_is_dead (its_dest));
@@ -146,12 +155,15 @@ recover (struct migrate *m, const struct known *known)
 
   m->recovering = true;
   m->coordinator = coordinator_find (m->options.controls, m->disks.nr, NULL, 0, &found, &error);
+  bool mixed = m->coordinator != NULL && found == HANDOFF_FOUND_COMMITTED && error != NULL;
+  if (mixed)
+    cmd_warning ("%s", error);
   if (m->coordinator == NULL)
     cmd_say ("%s", error);
   else if (coordinator_result_init (&m->result, m->disks.nr) == -1)
     cmd_say ("out of memory");
   else
-    status = look_and_recover (m, found, known);
+    status = look_and_recover (m, found, mixed, known);
   m->unresolved = status != EXIT_DONE;
   return status;
 }

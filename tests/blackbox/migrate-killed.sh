@@ -210,6 +210,16 @@ killed "dest cont" --at dest:cont:mute-once
 recover 0
 ended postmigrate running fenced
 back_home
+case="one disk was handed over alone, and the guest runs here with the other"
+nbdmirror mirror "${control[a]}" "${uri[to-a]}" --on-ready complete >"$tmp/alone.log" 2>&1
+qemus --dest-status paused
+recover 1
+says "takes no part"
+did_not "source stop"
+[ "$(status_of "${control[b]}" gate)" = open ] || fail "$case: the other one is not the guest's"
+nbdmirror rollback "${control[a]}" --token "$(status_of "${control[a]}" rollback-token)" \
+  --destination-stopped
+ended running paused open
 case="two recoveries at the same time"
 begin "source migrate-continue" --at source:migrate-continue:hang
 kill -KILL "$coordinator"

@@ -21,6 +21,20 @@ static const char *const migrations[]
         "device", "completed", "failed", "cancelled" };
 #define EACH(i, list) for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
 
+static enum plan
+plan_of (enum handoff_found found, bool word, const char *source, const char *migration,
+         const char *dest)
+{
+  const struct plan_sight s = { .disks = found,
+                                .word = word,
+                                .source = source,
+                                .migration = migration,
+                                .dest = dest,
+                                .dest_migration = "" };
+
+  return migrate_plan (&s);
+}
+
 static bool
 is (const char *a, const char *b)
 {
@@ -31,7 +45,7 @@ static void
 check_one (enum handoff_found found, bool word, const char *source, const char *migration,
            const char *dest)
 {
-  enum plan plan = migrate_plan (found, word, source, migration, dest);
+  enum plan plan = plan_of (found, word, source, migration, dest);
   bool committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
 
   /* Back starts the source with its disks writable: never beside a destination that runs, never
@@ -73,13 +87,36 @@ Test (migrate_plan, never_two_guests)
     check_one (disks[d], word, states[s], migrations[m], states[t]);
 }
 
+/* One disk was handed over, and another one takes no part in that: this source is not stopped, and
+ * its guest's disks are not fenced, unless the whole guest has arrived at the destination. */
+Test (migrate_plan, one_disk_that_was_handed_over_alone)
+{
+  struct plan_sight s = { .disks = HANDOFF_FOUND_COMMITTED, .mixed = true, .word = true };
+
+  EACH (i, states)
+  EACH (m, migrations)
+  EACH (t, states)
+  EACH (a, migrations)
+  {
+    s.source = states[i];
+    s.migration = migrations[m];
+    s.dest = states[t];
+    s.dest_migration = migrations[a];
+    bool arrived = is (s.dest_migration, "completed") && !is (s.source, "running")
+                   && !migration_is_active (s.migration);
+    bool forward = is (s.dest, "paused") || is (s.dest, "running");
+    cr_expect (migrate_plan (&s) == (arrived && forward ? PLAN_FORWARD : PLAN_OPERATOR),
+               "%s, %s, %s, %s", s.source, s.migration, s.dest, s.dest_migration);
+  }
+}
+
 /* A guardian knows more than can be seen, and never starts the source beside a destination that has
  * run, or may be run. */
 static void
 check_known (enum handoff_found found, const char *source, const char *dest, bool gone,
              const struct known *k)
 {
-  enum plan plan = migrate_plan (found, true, source, "completed", dest);
+  enum plan plan = plan_of (found, true, source, "completed", dest);
   enum plan known = migrate_plan_known (plan, found, k, source, dest, gone);
   bool committed = found == HANDOFF_FOUND_COMMITTED || found == HANDOFF_FOUND_DONE;
 
@@ -146,7 +183,7 @@ plan_ended (const struct known *k, const char *source, const char *migration, co
             bool gone)
 {
   enum handoff_found found = migrate_plan_ended (k, source, migration, dest);
-  enum plan plan = migrate_plan (found, false, source, migration, dest);
+  enum plan plan = plan_of (found, false, source, migration, dest);
 
   return k != NULL ? migrate_plan_known (plan, found, k, source, dest, gone) : plan;
 }
@@ -212,33 +249,27 @@ Test (migrate_plan, after_a_commit_that_nothing_records)
 /* Where a coordinator can be killed, in their order. */
 Test (migrate_plan, each_step)
 {
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "running", "none", "inmigrate")
-             == PLAN_NOTHING);
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "running", "active", "inmigrate")
+  cr_expect (plan_of (HANDOFF_FOUND_NONE, true, "running", "none", "inmigrate") == PLAN_NOTHING);
+  cr_expect (plan_of (HANDOFF_FOUND_NONE, true, "running", "active", "inmigrate") == PLAN_BACK);
+  cr_expect (plan_of (HANDOFF_FOUND_NONE, true, "finish-migrate", "pre-switchover", "inmigrate")
              == PLAN_BACK);
-  cr_expect (
-      migrate_plan (HANDOFF_FOUND_NONE, true, "finish-migrate", "pre-switchover", "inmigrate")
-      == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, true, "finish-migrate", "device", "inmigrate")
+  cr_expect (plan_of (HANDOFF_FOUND_UNDECIDED, true, "finish-migrate", "device", "inmigrate")
              == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "postmigrate", "completed", "paused")
+  cr_expect (plan_of (HANDOFF_FOUND_NONE, true, "postmigrate", "completed", "paused") == PLAN_BACK);
+  cr_expect (plan_of (HANDOFF_FOUND_BROKEN, true, "postmigrate", "completed", "paused")
              == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_BROKEN, true, "postmigrate", "completed", "paused")
-             == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_COMMITTED, true, "postmigrate", "completed", "paused")
+  cr_expect (plan_of (HANDOFF_FOUND_COMMITTED, true, "postmigrate", "completed", "paused")
              == PLAN_FORWARD);
-  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "paused")
+  cr_expect (plan_of (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "paused")
              == PLAN_FORWARD);
-  cr_expect (migrate_plan (HANDOFF_FOUND_COMMITTED, true, "", "", "paused") == PLAN_FORWARD);
-  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "running")
+  cr_expect (plan_of (HANDOFF_FOUND_COMMITTED, true, "", "", "paused") == PLAN_FORWARD);
+  cr_expect (plan_of (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "running")
              == PLAN_NOTHING);
-  cr_expect (migrate_plan (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "")
+  cr_expect (plan_of (HANDOFF_FOUND_DONE, true, "postmigrate", "completed", "") == PLAN_OPERATOR);
+  cr_expect (plan_of (HANDOFF_FOUND_NONE, true, "", "", "inmigrate") == PLAN_OPERATOR);
+  cr_expect (plan_of (HANDOFF_FOUND_UNDECIDED, true, "postmigrate", "completed", "") == PLAN_BACK);
+  cr_expect (plan_of (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "")
              == PLAN_OPERATOR);
-  cr_expect (migrate_plan (HANDOFF_FOUND_NONE, true, "", "", "inmigrate") == PLAN_OPERATOR);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, true, "postmigrate", "completed", "")
-             == PLAN_BACK);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "")
-             == PLAN_OPERATOR);
-  cr_expect (migrate_plan (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "paused")
+  cr_expect (plan_of (HANDOFF_FOUND_UNDECIDED, false, "postmigrate", "completed", "paused")
              == PLAN_BACK);
 }
