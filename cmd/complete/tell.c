@@ -12,6 +12,7 @@
 
 #include "cmd/complete/complete.h"
 #include "cmd/units.h"
+#include "control/name.h"
 #include "mirror/endpoint/seal.h"
 
 int
@@ -149,12 +150,23 @@ complete_print_prepared (const struct complete *c, const struct coordinator *h)
   json_decref (object);
 }
 
+static bool
+of_qemu (const struct complete *c)
+{
+  for (unsigned i = 0; i < c->nr; i++)
+    if (control_is_of_qemu (c->controls[i]))
+      return true;
+  return false;
+}
+
 int
 complete_finish (struct complete *c, const struct coordinator_result *result, int r,
                  const char *reason)
 {
   int sealed = EXIT_DONE;
 
+  /* Only its worker knows whether the guest was let go on after all was prepared. */
+  bool unsure = r == -1 && of_qemu (c);
   if (r == -1)
     cmd_say ("%s", reason);
   if (result->committed)
@@ -164,6 +176,10 @@ complete_finish (struct complete *c, const struct coordinator_result *result, in
     hook_not_run (&c->hooks, HOOK_AFTER_COMMIT,
                   "a destination is not sealed; 'complete --commit' with the token"
                   " seals it, and then runs it");
+  else if (result->committed && unsure)
+    hook_not_run (&c->hooks, HOOK_AFTER_COMMIT,
+                  "the guest of a disk that QEMU has open by itself may run on; if it has not, run"
+                  " the command by hand");
   else if (result->committed)
     hook_run_warn (&c->hooks, HOOK_AFTER_COMMIT, result->token, NULL);
   else

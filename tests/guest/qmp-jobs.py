@@ -101,7 +101,10 @@ def in_steps(s, jobs):
     jobs.vm.qmp("cont")
     s.story.wait_for_more(3)
     jobs.vm.qmp("stop")
-    s.nbdmirror("complete", "--commit", "--token", told["rollback-token"], *jobs.controls, status=1)
+    hook = s.path("hook")
+    s.nbdmirror("complete", "--commit", "--token", told["rollback-token"], *jobs.controls,
+                "--after-commit-exec", f"echo >'{hook}'", status=1)
+    check(not os.path.exists(hook), "the destination would have been started")
     for worker in jobs.workers:
         check(s.wait_exit(worker) == 1, "the guest has run, and its worker says nothing of it")
     jobs.go_on()
