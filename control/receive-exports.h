@@ -72,7 +72,7 @@
 #define RECEIVE_DESCRIPTION_SEALED "nbdmirror-receive 1 sealed"
 
 /* If the disk's file can have extended attributes, this one says that it was handed over to its
- * guest. */
+ * guest: "1", or "0" while nobody knows whether the attribute is durable. */
 #define RECEIVE_ATTRIBUTE "user.nbdmirror.sealed"
 
 /* The checkpoint at which the disk stands: "1 UUID SIZE INODE TIME", the time of modification in

@@ -20,7 +20,8 @@
 
 #define PAUSE_NS (1 * NS_PER_MS)
 
-/* nbdmirror receive --resume reads it, and then seals the disk from the beginning. */
+/* nbdmirror receive --resume reads it, and then seals the disk from the beginning.  The value says
+ * whether it is durable; a "1" that is lost only costs a flush. */
 void
 export_record_seal (const struct receive *r)
 {
@@ -28,8 +29,9 @@ export_record_seal (const struct receive *r)
 
   if (r->config.disk_fd == -1 || fstat (r->config.disk_fd, &st) == -1 || !S_ISREG (st.st_mode))
     return;
-  if (fsetxattr (r->config.disk_fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1
-      || fsync (r->config.disk_fd) == -1)
+  if (fsetxattr (r->config.disk_fd, RECEIVE_ATTRIBUTE, "0", 1, 0) == -1
+      || fsync (r->config.disk_fd) == -1
+      || fsetxattr (r->config.disk_fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1)
     nbdkit_error ("that this disk was handed over cannot be recorded in its file: %m; another "
                   "server of it will need"
                   " --sealed");

@@ -60,7 +60,7 @@ seal_is_recorded (void)
 {
   char value;
 
-  return fgetxattr (receive.config.disk_fd, RECEIVE_ATTRIBUTE, &value, 1) == 1;
+  return fgetxattr (receive.config.disk_fd, RECEIVE_ATTRIBUTE, &value, 1) == 1 && value == '1';
 }
 
 static int

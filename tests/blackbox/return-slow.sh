@@ -4,7 +4,8 @@
 # while the disk is flushed for the checkpoint with which the guest begins.  What asks for that
 # checkpoint waits until it is there.  And that a disk which comes back records that it is sealed,
 # though the mirror that seals it goes while the old fence is being removed.  And that a seal is
-# answered only when the record of it is durable.
+# answered only when the record of it is durable, and that a record which could not be made durable
+# is made so by the next server.
 . "$(dirname "$0")/lib.sh"
 . "$srcdir/tests/blackbox/return-lib.sh"
 measures_times
@@ -19,24 +20,32 @@ random_disk "$at_a" $size
 
 # A flush of $SLOW through a descriptor that cannot write, which is the tracker's and not the
 # guest's, waits while there is a file $SLOW.slow.  So does the removal of a fence.  fsync() waits
-# while there is a file $SLOW.fsync.
+# while there is a file $SLOW.fsync, and fails while there is one $SLOW.fails; else it leaves a file
+# $SLOW.synced.
 cat >"$tmp/slow.c" <<'EOF'
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* Wait while there is a file $SLOW with SUFFIX. */
+/* $SLOW with SUFFIX. */
+static const char *
+name_of (const char *suffix)
+{
+  static _Thread_local char name[4096];
+
+  snprintf (name, sizeof name, "%s%s", getenv ("SLOW"), suffix);
+  return name;
+}
+
 static void
 wait_while (const char *suffix)
 {
-  char name[4096];
-
-  snprintf (name, sizeof name, "%s%s", getenv ("SLOW"), suffix);
-  while (access (name, F_OK) == 0)
+  while (access (name_of (suffix), F_OK) == 0)
     usleep (10000);
 }
 
@@ -66,9 +75,16 @@ fsync (int fd)
 {
   int (*real) (int) = dlsym (RTLD_NEXT, "fsync");
 
-  if (is_slow (fd))
-    wait_while (".fsync");
-  return real (fd);
+  if (!is_slow (fd))
+    return real (fd);
+  wait_while (".fsync");
+  if (access (name_of (".fails"), F_OK) == 0) {
+    errno = EIO;
+    return -1;
+  }
+  int r = real (fd);
+  close (open (name_of (".synced"), O_WRONLY | O_CREAT, 0600));
+  return r;
 }
 
 int
@@ -151,3 +167,17 @@ start_receive c "$tmp/c.img" --resume
 unset SLOW LD_PRELOAD
 [ "$(field sealed <"$tmp/c.json")" = true ] || fail "resumed: not sealed"
 rm "$tmp/c.img.fsync"
+
+# Unless it could not be made durable.  Then the next server does that.
+stop c
+touch "$tmp/d.img.fails"
+export SLOW=$tmp/d.img LD_PRELOAD=$tmp/slow.so
+start_receive d "$tmp/d.img" --size $size
+nbdmirror receive --seal "${uri[d]}"
+stop d
+[ ! -e "$tmp/d.img.synced" ] || fail "it was flushed though that fails"
+rm "$tmp/d.img.fails"
+start_receive d "$tmp/d.img" --resume
+unset SLOW LD_PRELOAD
+[ "$(field sealed <"$tmp/d.json")" = true ] || fail "not sealed, though it was not durable only"
+[ -e "$tmp/d.img.synced" ] || fail "the next server takes for durable what was not flushed"
