@@ -59,6 +59,7 @@ unit_tests = \
 	tests/unit/test-migrate-disk \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-receive-place \
+	tests/unit/test-receive-tracked \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
 	tests/unit/test-hand-over \
@@ -120,6 +121,8 @@ tests_unit_test_receive_place_SOURCES = tests/unit/test-receive-place.c cmd/rece
 	cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_receive_place_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=getaddrinfo \
 	-Wl,--wrap=freeaddrinfo
+tests_unit_test_receive_tracked_SOURCES = tests/unit/test-receive-tracked.c \
+	cmd/receive/tracked.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_progress_SOURCES = tests/unit/test-progress.c \
 	cmd/show-progress.c cmd/control-query.c cmd/help.c cmd/options.c cmd/units.c
 tests_unit_test_digest_SOURCES = tests/unit/test-digest.c nbd-plugin/digest/extents.c

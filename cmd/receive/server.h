@@ -90,7 +90,7 @@ int receive_track_allowed (const struct receive_server *s);
 void receive_track_tell (const struct receive_server *s);
 /* With CONTROL: make what the filters share.  -1 after an error message. */
 int receive_track (struct receive_server *s);
-/* A server is about to be started. */
+/* A server is about to be started, or none will be any more; none runs. */
 void receive_track_again (struct receive_server *s);
 void receive_track_free (struct receive_server *s);
 

@@ -12,6 +12,7 @@
 
 #include <sys/mman.h>
 
+#include "base/durable.h"
 #include "base/fd.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
@@ -76,11 +77,24 @@ receive_track (struct receive_server *s)
   return 0;
 }
 
+/* The guest did not wait for the server to remove the fence, and that has ended before it came to
+ * it.  The disk is the guest's: no later server must refuse what it writes. */
+static void
+remove_missed_fence (const struct receive_server *s)
+{
+  if (!s->sealed || atomic_load (&s->page->state) != TAKE_OVER_MISSED)
+    return;
+  CLEANUP_TEXT char *path = text_printf ("%s.fence", s->control), *error = NULL;
+  if (durable_remove (path, &error) == -1)
+    cmd_warning ("this disk is its guest's again, but its fence record is left: %s", error);
+}
+
 void
 receive_track_again (struct receive_server *s)
 {
   if (s->page == NULL)
     return;
+  remove_missed_fence (s);
   memset (s->page->uuid, 0, sizeof s->page->uuid);
   atomic_store (&s->page->state, (uint32_t)(s->sealed ? TAKE_OVER_DONE : TAKE_OVER_RECEIVING));
   s->fenced = !s->sealed && is_fenced (s);
@@ -89,8 +103,10 @@ receive_track_again (struct receive_server *s)
 void
 receive_track_free (struct receive_server *s)
 {
-  if (s->page != NULL)
+  if (s->page != NULL) {
+    remove_missed_fence (s);
     munmap (s->page, sizeof *s->page);
+  }
   fd_close (&s->page_fd);
   fd_close (&s->wake_fd);
 }
