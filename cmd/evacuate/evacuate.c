@@ -48,8 +48,7 @@ hand_over (struct evacuate *e, char token[ROLLBACK_TOKEN_MAX + 1], uint64_t *sin
     if (tries == HAND_OVER_TRIES) {
       cmd_say ("%s", error);
       text_free (error);
-      evacuate_end_worker (e, SIGINT);
-      return EXIT_ERROR;
+      return evacuate_leave (e, SIGINT) == EXIT_DEST_FAILED ? EXIT_DEST_FAILED : EXIT_ERROR;
     }
     text_free (error);
     error = NULL;
@@ -176,18 +175,19 @@ finish_earlier (struct evacuate *e, const json_t *status)
   return take_over (e, token != NULL ? token : "", 0);
 }
 
-/* It was not us who handed it over, or we could not.  Somebody else may have, at the same time:
- * then the new disk is the guest's, and must not be removed. */
+/* It was not us who handed it over, or we could not.  Somebody else may have, at the same time, or
+ * be about to: then the new disk is the guest's, and must not be removed. */
 static void
 give_up (struct evacuate *e)
 {
   json_t *status = NULL;
   int r = query_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL);
   const char *gate = status_text (status, "gate");
+  bool fenced = gate != NULL && strcmp (gate, "fenced") == 0;
 
-  if (r == 0 && gate != NULL && strcmp (gate, "fenced") != 0)
+  if (r == 0 && gate != NULL && !fenced && strcmp (gate, "held") != 0)
     evacuate_remove_disk (e);
-  else if (r == 0)
+  else if (fenced)
     cmd_say ("%s: another command has handed this disk over: %s stays.  If nothing uses that, "
              "let the guest go on with"
              " the old disk: nbdmirror rollback",

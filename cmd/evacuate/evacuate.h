@@ -75,5 +75,8 @@ int evacuate_start_worker (struct evacuate *e);
 int evacuate_wait_ready (struct evacuate *e);
 /* Send SIG (0: none) and wait for its end; after 5 s it is killed.  Its exit status, or -1. */
 int evacuate_end_worker (struct evacuate *e, int sig);
+/* The same before the hand-over: what to exit with.  EXIT_DEST_FAILED: the job can be resumed, so
+ * the new disk has to stay. */
+int evacuate_leave (struct evacuate *e, int sig);
 
 #endif

@@ -109,24 +109,28 @@ evacuate_end_worker (struct evacuate *e, int sig)
 }
 
 int
+evacuate_leave (struct evacuate *e, int sig)
+{
+  int r = evacuate_end_worker (e, sig);
+
+  return r > 0 ? r : r == -1 ? say_killed (SIGKILL) : EXIT_ERROR;
+}
+
+int
 evacuate_wait_ready (struct evacuate *e)
 {
   for (bool ready = false; !ready;) {
     clock_sleep_ms (LOOK_MS);
-    if (evacuate_signal != 0) {
-      int r = evacuate_end_worker (e, evacuate_signal == SIGINT ? SIGINT : SIGTERM);
-      return r > 0 ? r : r == -1 ? say_killed (SIGKILL) : EXIT_ERROR;
-    }
+    if (evacuate_signal != 0)
+      return evacuate_leave (e, evacuate_signal == SIGINT ? SIGINT : SIGTERM);
     int signal = 0, r = worker_ended (e, &signal);
     if (signal != 0)
       return say_killed (signal);
     if (r != -1)
       return r != 0 ? r : EXIT_ERROR;
     json_t *status = NULL;
-    if (query_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL) == -1) {
-      evacuate_end_worker (e, SIGTERM);
-      return EXIT_ERROR;
-    }
+    if (query_call (e->old.client, e->old.control, "query-mirror", NULL, &status, NULL) == -1)
+      return evacuate_leave (e, SIGTERM);
     const char *state = status_text (status, "state");
     ready = status_number (status, "worker-pid", 0) == e->worker
             && ((state != NULL && strcmp (state, "ready") == 0)

@@ -4,7 +4,8 @@
 # Proves that `evacuate-disk` moves the disk of a client that connects again by itself (nbdkit's
 # retry filter before its nbd plugin): not one request fails, every write is on the new disk, the
 # old one is fenced and kept, the new server has the old one's names. What cannot be moved is
-# refused, and changes nothing. (With a real guest: tests/guest/evacuate.py.)
+# refused, and changes nothing. A new disk of a job that can be resumed stays. (With a real guest:
+# tests/guest/evacuate.py.)
 
 . "$(dirname "$0")/lib.sh"
 measures_times
@@ -106,6 +107,15 @@ stop front
 equal "$tmp/shadow" "${uri[src]}"
 note "guest: $(cat "$tmp/guest.json")"
 
+# The old server does not answer, while all that follows happens.
+random_disk "$tmp/mute.img" 8M
+start_server mute "$tmp/mute.img"
+nbdinfo --size "${uri[mute]}" >"$tmp/size" # the guest
+spawn unheard "${nbdmirror_prefix[@]}" "${server_env[@]}" "$NBDMIRROR" evacuate-disk \
+    "${control[mute]}" "$tmp/unheard.img" --bandwidth 1M
+wait_state "${control[mute]}" copying 20
+kill -STOP "${pid[mute]}"
+
 # On to a disk that holds nearly everything.  What it holds is not looked at where the mode says
 # what that is: so a base that it does not hold is found out.
 cp "$tmp/shadow" "$tmp/near.img"
@@ -148,3 +158,13 @@ wait_exit late 20
 [ -e "$tmp/fourth.img" ] || fail "a disk that was handed over was removed"
 grep -q 'another command has handed this disk over' "$tmp/late.log" ||
     fail "not said: $(cat "$tmp/late.log")"
+
+# Nobody has answered: the job can be resumed.
+wait_for 30 grep -q " in time" "$tmp/unheard.log"
+kill -CONT "${pid[mute]}"
+wait_exit unheard 30
+[ "$status" = 3 ] || fail "unheard: exit status $status instead of 3: $(cat "$tmp/unheard.log")"
+[ -e "$tmp/unheard.img" ] || fail "unheard: the new disk is gone, and the job could be resumed"
+has_to_exit 0 evacuate "${control[mute]}" "$tmp/unheard.img" --resume
+cmp "$tmp/mute.img" "$tmp/unheard.img" || fail "unheard, then resumed: the disks differ"
+kill "$(status_of "${control[mute]}" server-pid)"
