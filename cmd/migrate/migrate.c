@@ -119,6 +119,7 @@ go_on_at_destination (struct migrate *m)
   if (finish_hand_over (m, finish_start) == 0) {
     progress_phase (m, PHASE_DONE);
     m->journal.exit_status = tidy_up (m);
+    notes_hooked (m->notes);
     hook_run_warn (&m->options.hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
     return true;
   }
@@ -158,30 +159,31 @@ run_migration (struct migrate *m)
   if (j->exit_status == EXIT_DONE)
     j->exit_status = EXIT_ERROR;
   cmd_say ("%s", j->reason);
+  notes_hooked (m->notes);
   hook_run_warn (&m->options.hooks, HOOK_ABORT, NULL, j->reason);
   return j->exit_status;
 }
 
-/* The coordinator was killed, and this does the rest of its work.  Nobody knows whether it has
- * begun to run a hook.  So no hook is run, because none may run twice. */
+/* The coordinator was killed, and this does the rest of its work.  The last hook may not run twice:
+ * if the coordinator had come to it, nobody knows whether it has run. */
 static int
 run_guardian (struct migrate *m, const struct guard_death *death)
 {
   struct journal *j = &m->journal;
-  enum phase phase;
-  int status = migrate_recover_guarded (m, death->how,
-                                        death->cancelled ? EXIT_CANCELLED : EXIT_ERROR, &phase);
+  bool hooked = notes_read_hooked (m->notes);
+  int status
+      = migrate_recover_guarded (m, death->how, death->cancelled ? EXIT_CANCELLED : EXIT_ERROR);
 
   if (status == EXIT_DONE && j->phase == PHASE_DONE) {
     text_free (j->reason);
     j->reason = NULL;
     status = tidy_up (m);
-    if (phase != PHASE_DONE)
+    if (!hooked)
       hook_run_warn (&m->options.hooks, HOOK_AFTER_COMMIT, m->result.token, NULL);
     return status;
   }
   cmd_say ("%s", j->reason);
-  if (phase != PHASE_FAILED)
+  if (!hooked)
     hook_run_warn (&m->options.hooks, HOOK_ABORT, NULL, j->reason);
   return status;
 }

@@ -93,9 +93,8 @@ void migrate_restore_settings (struct migrate *m);
 /* --recover. */
 int migrate_recover (struct migrate *m);
 /* The guardian's, after a coordinator that DIED, in words.  Tries several times if it has to.
- * EXIT_STATUS is the one of a roll-back.  *PHASE: how far the coordinator was. */
-int migrate_recover_guarded (struct migrate *m, const char *died, int exit_status,
-                             enum phase *phase);
+ * EXIT_STATUS is the one of a roll-back. */
+int migrate_recover_guarded (struct migrate *m, const char *died, int exit_status);
 
 /* ---- dry-run.c ---- */
 /* --dry-run.  An exit status. */

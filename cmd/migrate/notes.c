@@ -25,7 +25,7 @@ struct notes {
   _Atomic bool finished; /* with exit_status */
   _Atomic int exit_status;
   _Atomic int phase;
-  _Atomic bool committed, memory_begun, cont_sent, dest_direct;
+  _Atomic bool committed, memory_begun, cont_sent, dest_direct, hooked;
   _Atomic uint64_t stopped_ns;
   struct text token, capabilities, parameters;
   _Atomic pid_t workers[];
@@ -133,6 +133,13 @@ notes_worker (struct notes *notes, unsigned i, pid_t pid)
 }
 
 void
+notes_hooked (struct notes *notes)
+{
+  if (notes != NULL)
+    atomic_store (&notes->hooked, true);
+}
+
+void
 notes_finished (struct notes *notes, int status)
 {
   if (notes == NULL)
@@ -186,6 +193,12 @@ pid_t
 notes_read_worker (const struct notes *notes, unsigned i)
 {
   return atomic_load (&notes->workers[i]);
+}
+
+bool
+notes_read_hooked (const struct notes *notes)
+{
+  return atomic_load (&notes->hooked);
 }
 
 bool

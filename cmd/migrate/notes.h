@@ -59,6 +59,8 @@ void notes_stopped (struct notes *notes, uint64_t ns);
 void notes_settings (struct notes *notes, json_t *capabilities, json_t *parameters);
 /* The process that mirrors disk I, a child of the coordinator. */
 void notes_worker (struct notes *notes, unsigned i, pid_t pid);
+/* --on-abort-exec or --after-commit-exec is about to be run. */
+void notes_hooked (struct notes *notes);
 /* The end: the report is out, and STATUS is what to exit with. */
 void notes_finished (struct notes *notes, int status);
 
@@ -79,6 +81,7 @@ enum phase notes_read_phase (const struct notes *notes);
 json_t *notes_read_capabilities (const struct notes *notes);
 json_t *notes_read_parameters (const struct notes *notes);
 pid_t notes_read_worker (const struct notes *notes, unsigned i); /* 0: none that is ours */
+bool notes_read_hooked (const struct notes *notes);
 bool notes_read_finished (const struct notes *notes, int *status);
 
 #endif

@@ -288,14 +288,13 @@ try_once (struct migrate *m, const struct known *known)
 }
 
 int
-migrate_recover_guarded (struct migrate *m, const char *died, int exit_status, enum phase *phase)
+migrate_recover_guarded (struct migrate *m, const char *died, int exit_status)
 {
   uint64_t end = clock_ms () + TRIES_MS;
   struct known known;
   int try, status = EXIT_ERROR;
 
   take_notes (m, &known);
-  *phase = known.phase;
   journal_fail (&m->journal, exit_status, "%s", died);
   journal_break (&m->journal);
   cmd_warning ("%s: looking where things stand", died);
@@ -309,7 +308,6 @@ migrate_recover_guarded (struct migrate *m, const char *died, int exit_status, e
     cmd_say ("once more in %d ms", PAUSE_MS);
     machines_wait (&m->machines, PAUSE_MS);
   }
-  *phase = known.phase;
   if (status != EXIT_DONE) {
     cmd_say ("given up after %d tries: run this command with --recover, see nbdmirror-migrate(1)",
              try);

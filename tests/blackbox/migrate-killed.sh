@@ -52,6 +52,19 @@ begin "dest migrate-incoming" --at dest:migrate-incoming:mute-once
 kill_coordinator 1 rolled-back
 ended running inmigrate open
 did_not "source has pause-before-switchover"
+case="coordinator killed in the hook of a migration that was refused"
+qemus --smaller
+rm -f "$tmp/log" "$tmp/report"
+# shellcheck disable=SC2086
+spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
+  --memory-uri unix:/nowhere $both --log "$tmp/log" --report "$tmp/report" \
+  --on-abort-exec "echo >>'$tmp/hook'; while [ ! -e '$tmp/go' ]; do sleep 0.1; done"
+wait_for 20 test -s "$tmp/hook"
+coordinator=$(ps -o pid= --ppid "${pid[migrate]}" | tr -d ' ')
+kill_coordinator 1 rolled-back
+touch "$tmp/go"
+[ "$(wc -l <"$tmp/hook")" = 1 ] || fail "$case: it was run twice"
+ended running inmigrate open
 case="coordinator killed while the memory is sent"
 begin "source migrate" --at source:migrate:hang -- \
     --on-abort-exec 'echo "$NBDMIRROR_REASON" >'"$tmp/hook"
