@@ -60,6 +60,7 @@ unit_tests = \
 	tests/unit/test-migrate-plan \
 	tests/unit/test-receive-place \
 	tests/unit/test-receive-tracked \
+	tests/unit/test-seal-disks \
 	tests/unit/test-gate \
 	tests/unit/test-admission \
 	tests/unit/test-hand-over \

@@ -50,6 +50,22 @@ ask (const char *control, char **error)
   return status;
 }
 
+/* The same, again and again: a server that is busy may be late, and where there is none nobody will
+ * ever answer. */
+static json_t *
+ask_until (const char *control, uint64_t deadline, char **error)
+{
+  json_t *status;
+
+  while ((status = ask (control, error)) == NULL && clock_ms () < deadline
+         && !control_nobody_listens (control)) {
+    text_free (*error);
+    *error = NULL;
+    clock_sleep_ms (POLL_MS);
+  }
+  return status;
+}
+
 static bool
 is_sealed (const json_t *status)
 {
@@ -117,7 +133,7 @@ seal_one (void *opaque)
   struct coordinator_seal *s = w->seal;
   uint64_t deadline = clock_ms () + HANDOFF_SEAL_MS;
   char *error = NULL;
-  json_t *status = ask (w->control, &error);
+  json_t *status = ask_until (w->control, deadline, &error);
   const char *target = json_string_value (json_object_get (status, "target"));
 
   if (target != NULL)
