@@ -31,8 +31,7 @@
 #include "cmd/adopt/same-image.h"
 #include "cmd/cmd.h"
 
-#define CONT_TRIES 30
-#define CONT_PAUSE_MS 1000
+#define CONNECT_PAUSE_MS 1000
 #define CONNECT_TRIES 10
 
 static int
@@ -85,7 +84,7 @@ settle (void *opaque)
       if (give_back_go_on (g, &done) == EXIT_DONE)
         return;
     }
-    clock_sleep_ms (CONT_PAUSE_MS);
+    clock_sleep_ms (CONNECT_PAUSE_MS);
   }
   cmd_say ("the guest may be stopped, and its disk half given back: run the same command again%s%s",
            error != NULL ? ": " : "", error != NULL ? error : "");
@@ -113,32 +112,15 @@ stop_guest (struct give_back *g, const char *old, char **error)
   return runs ? machine_call (&g->vm, "stop", NULL, NULL, NULL, error) : 0;
 }
 
-/* True: it runs, or is stopped by somebody else. */
-static bool
+static void
 continue_guest (struct give_back *g)
 {
-  char *error = NULL, status[32];
+  CLEANUP_TEXT char *error = NULL;
 
-  for (int tries = 0; tries < CONT_TRIES; tries++) {
-    machine_status (&g->vm, status);
-    if (strcmp (status, "running") == 0
-        || machine_call (&g->vm, "cont", NULL, NULL, NULL, &error) == 0) {
-      g->stopped_ns = g->stop_ns > 0 ? clock_ns () - g->stop_ns : 0;
-      text_free (error);
-      return true;
-    }
-    if (machine_is_dead (&g->vm))
-      break;
-    clock_sleep_ms (CONT_PAUSE_MS);
-    if (tries + 1 < CONT_TRIES) {
-      text_free (error);
-      error = NULL;
-    }
-  }
-  cmd_warning ("the guest is stopped, and does not go on: %s",
-               error != NULL ? error : "QEMU is gone");
-  text_free (error);
-  return false;
+  if (machine_continue (&g->vm, &error) == 0)
+    g->stopped_ns = g->stop_ns > 0 ? clock_ns () - g->stop_ns : 0;
+  else
+    cmd_warning ("the guest is stopped, and does not go on: %s", error);
 }
 
 /* ---- the image ------------------------------------------------------------------------------- */

@@ -17,6 +17,8 @@
 #include "cmd/migrate/libvirt-monitor.h"
 #include "cmd/migrate/machine.h"
 
+#define CONT_TRIES 30
+#define CONT_PAUSE_MS 1000
 #define MAX_LINE (16u * 1024 * 1024) /* query-block of a machine with many disks */
 
 int
@@ -195,6 +197,24 @@ void
 machine_migration (struct machine *v, char buf[32])
 {
   query_status (v, "query-migrate", buf);
+}
+
+int
+machine_continue (struct machine *v, char **error)
+{
+  char status[32];
+
+  for (int tries = 0; tries < CONT_TRIES; tries++) {
+    text_free (*error);
+    *error = NULL;
+    machine_status (v, status);
+    if (strcmp (status, "running") == 0 || machine_call (v, "cont", NULL, NULL, NULL, error) == 0)
+      return 0;
+    if (machine_is_dead (v))
+      break;
+    clock_sleep_ms (CONT_PAUSE_MS);
+  }
+  return -1;
 }
 
 /* The state of capability NAME in the answer to query-migrate-capabilities; NULL: QEMU does not

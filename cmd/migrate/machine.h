@@ -61,6 +61,10 @@ bool machine_is_lost (const struct machine *v);
 void machine_status (struct machine *v, char buf[32]);
 void machine_migration (struct machine *v, char buf[32]);
 
+/* Let the guest go on; tried 30 times, a second apart.  0: it runs, or somebody else has
+ * stopped it since.  -1 with *ERROR. */
+int machine_continue (struct machine *v, char **error);
+
 /* Set capabilities (NAME, 0 or 1, ..., NULL), and note in old_caps what they were.  0, or -1 with
  * *ERROR.  That QEMU lacks one is no error where it is to be off. */
 int machine_set_capabilities (struct machine *v, char **error, ...);

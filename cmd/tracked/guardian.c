@@ -21,8 +21,6 @@
 #include "cmd/tracked/guardian.h"
 #include "control/decision.h"
 
-#define CONT_TRIES 30
-#define CONT_PAUSE_MS 1000
 #define ANSWER_MS 10000
 #define GUARDIAN_FD 3
 
@@ -53,18 +51,8 @@ tidy_up (const char *qmp, const struct bitmaps *b, bool held)
   struct machine vm = { .name = "the guest's", .path = qmp, .journal = &quiet };
   char *error = NULL;
 
-  for (int tries = 0; held && tries < CONT_TRIES; tries++) {
-    if (machine_call (&vm, "cont", NULL, NULL, NULL, &error) == 0)
-      held = false;
-    else if (machine_is_dead (&vm))
-      break;
-    else
-      clock_sleep_ms (CONT_PAUSE_MS);
-    if (held && tries + 1 == CONT_TRIES)
-      cmd_warning ("the guest is stopped, and does not go on: %s", error);
-    text_free (error);
-    error = NULL;
-  }
+  if (held && machine_continue (&vm, &error) == -1 && !machine_is_dead (&vm))
+    cmd_warning ("the guest is stopped, and does not go on: %s", error);
   text_free (error);
   error = NULL;
   if (!machine_is_dead (&vm) && bitmaps_remove (b, &vm, false, &error) == -1) {
