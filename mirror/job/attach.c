@@ -230,9 +230,7 @@ job_attach (struct job *j)
     .rate_limit = j->rate_limit,
     .budget = j->o->budget,
     .grace_ns = j->o->grace_ns,
-    /* In the other modes what is clean was never looked at, or is to stay as it is.  What a state
-     * file knows after a crash is what was dirty: a late write of a clean block is not in it. */
-    .neighbours = j->o->sync.mode == ENGINE_SYNC_FULL && !j->persistent,
+    .neighbours = sync_may_send_clean (j->o->sync.mode, j->persistent),
     .sync = j->o->sync.mode,
     .sparse = j->o->sparse,
     .base = j->o->sync.mode == ENGINE_SYNC_BASE ? j->base_image : NULL,

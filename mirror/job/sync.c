@@ -79,6 +79,12 @@ sync_fault (const struct sync_options *o)
   return NULL;
 }
 
+bool
+sync_may_send_clean (enum engine_sync mode, bool persistent)
+{
+  return mode == ENGINE_SYNC_FULL && !persistent;
+}
+
 /* A file that we would make holds nothing, so no base either.  A sample of a base that is nearly
  * empty would not notice. */
 static char *

@@ -39,6 +39,12 @@ const char *sync_word (const struct sync_options *o);
 /* Do the options fit together?  NULL, or what is wrong, in the words of the command line. */
 const char *sync_fault (const struct sync_options *o);
 
+/* May clean blocks be sent along with dirty ones (mirror/engine/neighbours.h)?  PERSISTENT: the
+ * server has a state file.  In the other modes what is clean was never looked at, or is to stay as
+ * it is.  What a state file knows after a crash is what was dirty: a late write of a clean block is
+ * not in it, and would not be in quarantine (R12).  Pure. */
+bool sync_may_send_clean (enum engine_sync mode, bool persistent);
+
 /* Can SOURCE, which was opened with endpoint_options.layers, be copied in this mode to DEST, which
  * is not opened yet?  NULL, or why not (base/text.h, the caller frees it): exit 7. */
 char *sync_refusal (const struct sync_options *o, const struct endpoint *source,

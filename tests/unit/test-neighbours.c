@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "base/clock.h"
+#include "mirror/job/sync.h"
 #include "tests/unit/engine-fixture.h"
 
 /* The engine has seen a line on which a gap of up to 8 blocks pays. */
@@ -98,6 +99,45 @@ Test (neighbours, not_where_bandwidth_is_limited)
   t = expect (WORK_DATA, 102, 1);
   done (&t);
   teardown ();
+}
+
+/* A write to a clean block of a request would wait for it: where the gate is synchronous, and at a
+ * hand-over, none goes along. */
+Test (neighbours, not_where_the_guest_waits)
+{
+  setup ();
+  engine_set_synchronous (e, true, UINT64_C (1000000000));
+  mark (100, 1);
+  mark (102, 1);
+  struct engine_task t = expect (WORK_DATA, 100, 1);
+  struct engine_task u = expect (WORK_DATA, 102, 1);
+  done (&t);
+  done (&u);
+  teardown ();
+}
+
+Test (neighbours, not_in_a_hurry)
+{
+  setup ();
+  engine_set_hurry (e, true, false);
+  mark (100, 1);
+  mark (102, 1);
+  struct engine_task t = expect (WORK_DATA, 100, 1);
+  struct engine_task u = expect (WORK_DATA, 102, 1);
+  done (&t);
+  done (&u);
+  teardown ();
+}
+
+/* After a crash of server and worker only what was dirty is in quarantine. */
+Test (neighbours, not_with_a_state_file)
+{
+  cr_assert (sync_may_send_clean (ENGINE_SYNC_FULL, false));
+  cr_assert_not (sync_may_send_clean (ENGINE_SYNC_FULL, true));
+  for (unsigned mode = ENGINE_SYNC_FULL + 1; mode <= ENGINE_SYNC_COMPARE; mode++) {
+    cr_assert_not (sync_may_send_clean ((enum engine_sync)mode, false));
+    cr_assert_not (sync_may_send_clean ((enum engine_sync)mode, true));
+  }
 }
 
 Test (neighbours, a_clean_block_that_cannot_be_read_is_no_work)
