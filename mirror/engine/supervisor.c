@@ -111,6 +111,14 @@ supervisor_init (struct supervisor *s, struct engine *e, struct session_options 
   begin_connect (s);
 }
 
+/* Grows with each reply to a write or a flush, and with what need not be written: a job that only
+ * compares may write nothing for long. */
+static uint64_t
+progress_of (const struct engine *e)
+{
+  return atomic_load (&e->region->hdr->progress) + atomic_load (&e->counters.passed_bytes);
+}
+
 /* A session was made, or not. */
 static void
 connect_finished (struct supervisor *s)
@@ -143,7 +151,7 @@ connect_finished (struct supervisor *s)
   }
   s->ever_copied = true;
   s->session_ns = clock_ns ();
-  s->progress = atomic_load (&s->engine->region->hdr->progress);
+  s->progress = progress_of (s->engine);
   s->progress_ns = s->session_ns;
   s->session = made;
   s->state = SUPERVISOR_COPYING;
@@ -174,13 +182,13 @@ session_was_lost (struct supervisor *s)
 }
 
 /* Has the session been waiting for a reply since the job should have given up, and longer than a
- * destination that works takes for one?  Each reply to a write counts, of zeroes as well; a block
+ * destination that works takes for one?  Each reply to a write counts, of zeroes as well: a block
  * in quarantine is done only two round trips after it was begun. */
 static bool
 waits_in_vain (struct supervisor *s)
 {
   struct engine *e = s->engine;
-  uint64_t now = clock_ns (), progress = atomic_load (&e->region->hdr->progress);
+  uint64_t now = clock_ns (), progress = progress_of (e);
 
   if (progress != s->progress || atomic_load (&e->counters.in_copy_bytes) == 0) {
     s->progress = progress;

@@ -64,6 +64,20 @@ Test (supervisor, each_reply_to_a_write_counts)
   end ();
 }
 
+/* What the destination holds already is read there, and nothing is written. */
+Test (supervisor, what_need_not_be_written_counts)
+{
+  supervise ();
+  mark (7, 1);
+  expect (WORK_DATA, 7, 1);
+  for (unsigned i = 0; i < 5; i++) {
+    atomic_fetch_add (&e->counters.passed_bytes, BLOCK);
+    cr_assert_not (given_up (60), "though it was compared");
+  }
+  cr_assert (given_up (60));
+  end ();
+}
+
 Test (supervisor, a_long_line_is_given_its_round_trips)
 {
   supervise ();
