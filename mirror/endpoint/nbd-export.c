@@ -88,12 +88,15 @@ describe (struct nbd_endpoint *nep, struct nbd_handle *h, struct endpoint_info *
 
 /* Is that how a server behaves that takes no more connections?  It may also have gone: its other
  * connections will tell.  A server that has taken the connection may refuse the export, which the
- * first connection has: nbdkit 1.42 with a limit says ENOENT, and a policy is EPERM.  `receive`
- * refuses one where it refuses the session, which is no matter of their number. */
+ * first connection has: nbdkit 1.42 with a limit says ENOENT, and a policy is EPERM; of an export
+ * of digests it is always ENOTSUP.  `receive` refuses one where it refuses the session, which is no
+ * matter of their number. */
 static bool
 is_not_admitted (const struct nbd_endpoint *nep, int err)
 {
   if (nep->session[0] == '\0' && (err == ENOENT || err == EPERM))
+    return true;
+  if (nbd_wants_digests (nep) && err == ENOTSUP)
     return true;
   return err == ECONNREFUSED || err == ECONNRESET || err == ETIMEDOUT || err == EAGAIN;
 }

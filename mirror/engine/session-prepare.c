@@ -130,14 +130,18 @@ session_connections_each (unsigned limit)
   return (limit != 0 ? limit : MAX_COPIERS) / most_copiers (limit);
 }
 
-unsigned
-session_channels (unsigned limit, const struct endpoint *offline_source)
+/* A server that is not ours, and may take only one client. */
+static bool
+may_take_only_one (const struct endpoint *ep)
 {
-  const struct endpoint_info *src = offline_source ? endpoint_info (offline_source) : NULL;
+  return ep != NULL && endpoint_info (ep)->is_nbd && !endpoint_info (ep)->can_multi_conn;
+}
 
-  if (src != NULL && src->is_nbd && !src->can_multi_conn)
-    return 1; /* a server that is not ours, and may take only one client */
-  return most_copiers (limit);
+unsigned
+session_channels (unsigned limit, const struct endpoint *offline_source,
+                  const struct endpoint *base)
+{
+  return may_take_only_one (offline_source) || may_take_only_one (base) ? 1 : most_copiers (limit);
 }
 
 static unsigned
@@ -147,14 +151,24 @@ how_many_copiers (const struct session *s)
 
   if (!endpoint_info (s->target.endpoint)->can_multi_conn)
     return 1;
-  return session_channels (o->nr_copiers, o->offline ? s->engine->source : NULL);
+  return session_channels (o->nr_copiers, o->offline ? s->engine->source : NULL, o->base);
 }
 
-/* The channels of the copiers, before there are copiers. */
+/* The channels of the copiers, before there are copiers.  BESIDE: to the base image or to the
+ * destination's digests, else NULL. */
 struct channels {
-  struct channel *dest[MAX_COPIERS], *source[MAX_COPIERS];
+  struct channel *dest[MAX_COPIERS], *source[MAX_COPIERS], *beside[MAX_COPIERS];
   unsigned nr;
 };
+
+/* What the copiers have a channel to, beside the source and the destination; or NULL. */
+static struct endpoint *
+beside_of (const struct session *s)
+{
+  struct endpoint *base = s->engine->options.base;
+
+  return base != NULL ? base : s->target.digests;
+}
 
 static char *
 prove_identity (struct session *s, struct channel *dest, enum session_problem *problem)
@@ -191,34 +205,53 @@ open_first (struct session *s, enum session_problem *problem, int *errnum, char 
   return NULL;
 }
 
-/* Open WANTED pairs of channels, or fewer where a server takes no more connections.  NULL, or why
- * not even one, with *PROBLEM. */
+/* Open the channels of one copier more.  False with *ERRNUM and *ERROR, and *PROBLEM where that is
+ * not the destination's fault; then none of them is open. */
+static bool
+open_next (struct session *s, struct channels *chs, enum session_problem *problem, int *errnum,
+           char **error)
+{
+  struct endpoint *beside = beside_of (s);
+  struct channel *dest = chs->nr == 0 ? open_first (s, problem, errnum, error)
+                                      : channel_open (s->target.endpoint, errnum, error);
+  struct channel *source = NULL, *third = NULL;
+
+  if (dest != NULL)
+    source = channel_open (s->engine->source, errnum, error);
+  if (source != NULL && beside != NULL)
+    third = channel_open (beside, errnum, error);
+  if (source != NULL && (third != NULL || beside == NULL)) {
+    chs->dest[chs->nr] = dest;
+    chs->source[chs->nr] = source;
+    chs->beside[chs->nr++] = third;
+    return true;
+  }
+  if (dest != NULL && (source == NULL || beside == s->engine->options.base))
+    *problem = SESSION_SOURCE;
+  channel_close (source);
+  channel_close (dest);
+  return false;
+}
+
+/* Open the channels of WANTED copiers, or of fewer where a server takes no more connections.  NULL,
+ * or why not even of one, with *PROBLEM. */
 static char *
 open_channels (struct session *s, struct channels *chs, unsigned wanted,
                enum session_problem *problem)
 {
-  char *error = NULL;
-  int errnum = 0;
+  enum session_problem found = *problem;
 
-  for (chs->nr = 0; chs->nr < wanted; chs->nr++) {
-    struct channel *source = NULL;
-    struct channel *dest = chs->nr == 0 ? open_first (s, problem, &errnum, &error)
-                                        : channel_open (s->target.endpoint, &errnum, &error);
-    if (dest != NULL)
-      source = channel_open (s->engine->source, &errnum, &error);
-    if (source != NULL) {
-      chs->dest[chs->nr] = dest;
-      chs->source[chs->nr] = source;
+  while (chs->nr < wanted) {
+    char *error = NULL;
+    int errnum = 0;
+    if (open_next (s, chs, &found, &errnum, &error))
       continue;
+    if (chs->nr == 0 || errnum != ENDPOINT_FULL) {
+      *problem = found;
+      return error;
     }
-    channel_close (dest);
-    if (chs->nr > 0 && errnum == ENDPOINT_FULL) {
-      text_free (error);
-      return NULL;
-    }
-    if (dest != NULL)
-      *problem = SESSION_SOURCE;
-    return error;
+    text_free (error);
+    break;
   }
   return NULL;
 }
@@ -242,32 +275,18 @@ prove_each (struct session *s, const struct channels *chs, enum session_problem 
 static void
 warn_if_full (struct session *s)
 {
-  const struct endpoint *both[] = { s->target.endpoint, s->engine->source };
+  const struct endpoint *all[] = { s->target.endpoint, s->engine->source, beside_of (s) };
+  const char *told = NULL; /* the digests have the destination's name */
 
-  for (unsigned i = 0; i < 2; i++) {
-    if (!endpoint_is_full (both[i]))
+  for (unsigned i = 0; i < 3; i++) {
+    if (all[i] == NULL || !endpoint_is_full (all[i])
+        || (told != NULL && strcmp (told, endpoint_name (all[i])) == 0))
       continue;
+    told = endpoint_name (all[i]);
     warn (s, text_printf ("%s admits fewer connections than it offers: going on with those that"
                           " there are",
-                          endpoint_name (both[i])));
+                          told));
   }
-}
-
-/* The channel to the base image or to the destination's digests, if there is one.  NULL, or why
- * not, with *PROBLEM. */
-static char *
-open_beside (struct copier *c, enum session_problem *problem)
-{
-  struct endpoint *base = c->slots.engine->options.base;
-  struct endpoint *beside = base != NULL ? base : c->slots.target->digests;
-  char *error = NULL;
-
-  if (beside == NULL)
-    return NULL;
-  c->slots.beside = channel_open (beside, NULL, &error);
-  if (c->slots.beside == NULL && base != NULL)
-    *problem = SESSION_SOURCE;
-  return error;
 }
 
 /* May the destination be compared by digests?  They come over connections of their own, and one
@@ -366,11 +385,11 @@ make_copiers (struct session *s, struct session_options *o, enum session_problem
         error = text_printf ("cannot make a copier: %s", strerror (errno));
       c->slots.dest = chs.dest[i];
       c->slots.source = chs.source[i];
-      if (error == NULL)
-        error = open_beside (c, problem);
+      c->slots.beside = chs.beside[i];
     } else {
       channel_close (chs.dest[i]);
       channel_close (chs.source[i]);
+      channel_close (chs.beside[i]);
     }
   }
   return error;

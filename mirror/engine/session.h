@@ -76,8 +76,9 @@ unsigned session_connections_each (unsigned limit);
 
 /* How many channels to the destination a session opens where the server offers multi-conn and LIMIT
  * is as above: the caller's endpoint_options.nr_channels.  OFFLINE_SOURCE is the source where no
- * filter of ours serves it, else NULL. */
-unsigned session_channels (unsigned limit, const struct endpoint *offline_source);
+ * filter of ours serves it, else NULL.  BASE is the base image (engine_options.base), or NULL. */
+unsigned session_channels (unsigned limit, const struct endpoint *offline_source,
+                           const struct endpoint *base);
 
 /* Returns NULL with *PROBLEM and *ERROR (base/text.h, the caller frees it). */
 struct session *session_connect (struct engine *e, struct session_options *o,

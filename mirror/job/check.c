@@ -347,7 +347,8 @@ open_destination (struct job *j, json_t *status)
   /* An NBD server that is asked for a writable session may end another one for it. */
   j->dest.endpoint.writable = !j->dry;
   j->dest.endpoint.will_write = j->dry;
-  j->dest.endpoint.nr_channels = j->dry ? 0 : session_channels (j->o->nr_copiers, NULL);
+  const struct endpoint *base = j->o->sync.mode == ENGINE_SYNC_BASE ? j->base_image : NULL;
+  j->dest.endpoint.nr_channels = j->dry ? 0 : session_channels (j->o->nr_copiers, NULL, base);
   j->dest.endpoint.session = &j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));

@@ -174,7 +174,8 @@ open_both (struct copy *c)
   c->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
   c->dest.endpoint.nr_multi = session_connections_each (o->nr_copiers);
   c->dest.endpoint.nr_channels
-      = session_channels (o->nr_copiers, o->tracker == NULL ? c->source : NULL);
+      = session_channels (o->nr_copiers, o->tracker == NULL ? c->source : NULL,
+                          o->sync.mode == ENGINE_SYNC_BASE ? c->base : NULL);
   c->dest.endpoint.writable = true;
   c->dest.endpoint.session = &c->session;
   c->dest.endpoint.create = o->sync.mode != ENGINE_SYNC_INCREMENTAL;

@@ -272,8 +272,12 @@ class Server:
         while True:
             sock, _ = listener.accept()
             self.nr_connections += 1
+            if self.nr_connections == self.args.listens:
+                listener.close()
             conn = Connection(self, sock, self.nr_connections)
             threading.Thread(target=conn.run, daemon=True).start()
+            if listener.fileno() == -1:
+                threading.Event().wait()
 
 
 class Connection:
@@ -546,6 +550,8 @@ def main():
                                           "hello-together go-close far tls-hang".split())
     p.add_argument("--connections", type=numbers, default=(1, None),
                    help="the connections that --handshake is for")
+    p.add_argument("--listens", type=int, metavar="N",
+                   help="after N connections others are refused")
     p.add_argument("--fault", type=Fault, action="append", default=[], metavar="WHICH=ACTION")
     p.add_argument("--log", metavar="FILE", help="one JSON object for every request and event")
     p.add_argument("--pidfile", metavar="FILE")

@@ -88,10 +88,12 @@ done
 # answer them.  Also after a reconnection, and as a source.
 warned () { [ "$(grep -c 'admits fewer connections' "$1")" = 1 ] ||
   fail "not one warning: $(cat "$1")"; }
-start_limited () { # N
+start_limited () { # N FILTERS...
+  local limit=$1; shift
   server_paths limited
   rm -f "${socket[limited]}"
-  spawn limited nbdkit -f -U "${socket[limited]}" --filter=limit file "$tmp/limited.img" limit="$1"
+  spawn limited "${server_env[@]}" nbdkit -f -U "${socket[limited]}" --filter=limit "$@" \
+    file "$tmp/limited.img" limit="$limit"
   wait_for_socket "${socket[limited]}" limited
 }
 truncate -s 16M "$tmp/limited.img"
@@ -122,10 +124,42 @@ has_to_exit 0 timeout 60 "$NBDMIRROR" copy "${uri[limited]}" "$tmp/copied"
 warned "$tmp/err"
 cmp "$tmp/disk" "$tmp/copied" || fail "copied by one connection: differs"
 stop limited
+start_fake deaf --size 16M --multi-conn --listens 1
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[deaf]}"
+warned "$tmp/err"
+stop deaf
 start_fake silent --size 16M --multi-conn --connections 2- --handshake hello-hang
 has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[silent]}" --connect-timeout 1s
 [ "$(nproc)" = 1 ] || warned "$tmp/err"
 stop silent
+
+# Digests come over connections of their own, and the base image has some.
+cp "$tmp/disk" "$tmp/limited.img"
+printf x | dd of="$tmp/limited.img" bs=1 seek=5M conv=notrunc status=none
+start_limited 5 --filter="$NBDMIRROR_DIGEST_FILTER"
+has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[limited]}" --sync compare
+! grep 'serves no digests' "$tmp/err" || fail "it was read to be compared"
+[ "$(nproc)" = 1 ] || warned "$tmp/err"
+stop limited
+cmp "$tmp/disk" "$tmp/limited.img" || fail "compared by few connections: differs"
+by_base () { # OPTIONS...: from the disk to what the base holds
+  cp "$tmp/limited.img" "$tmp/copied"
+  has_to_exit 0 timeout 20 "$NBDMIRROR" copy "$tmp/disk" "$tmp/copied" --sync base --trust-base \
+    --connect-timeout 60s "$@"
+  cmp "$tmp/disk" "$tmp/copied" || fail "by a base with one connection: differs"
+}
+printf y | dd of="$tmp/limited.img" bs=1 seek=5M conv=notrunc status=none
+start_limited 1
+by_base --base "${uri[limited]}"
+warned "$tmp/err"
+stop limited
+if command -v qemu-nbd >/dev/null; then
+  rm -f "${socket[limited]}"
+  spawn limited qemu-nbd -t -r -k "${socket[limited]}" -f raw "$tmp/limited.img"
+  wait_for_socket "${socket[limited]}" limited
+  by_base --base "${uri[limited]}"
+  stop limited
+fi
 
 # Where it had to wait to learn how many a server admits, a job tries no more when it comes back.
 truncate -s 16M "$tmp/queue.img"
