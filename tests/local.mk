@@ -51,6 +51,7 @@ unit_tests = \
 	tests/unit/test-engine \
 	tests/unit/test-engine-urgent \
 	tests/unit/test-flush-turns \
+	tests/unit/test-slots \
 	tests/unit/test-supervisor \
 	tests/unit/test-identity \
 	tests/unit/test-look-again \

@@ -42,8 +42,8 @@ on_read (void *opaque, int err)
     read_some (sl);
 }
 
-/* Read on from CH, an endpoint's channel with SIZE bytes to read, until the second buffer holds
- * what it has of the run.  What lies behind its end counts as zero. */
+/* Read on from CH, a channel to the endpoint of INFO, until the second buffer holds what it has of
+ * the run.  What lies behind its end counts as zero. */
 static void
 read_from (struct slot *sl, struct channel *ch, const struct endpoint_info *info)
 {
@@ -64,7 +64,12 @@ read_from (struct slot *sl, struct channel *ch, const struct endpoint_info *info
     n = info->size - at;
   uint64_t rounded = endpoint_round_up (info, n);
   d->look_pos += n;
-  if (channel_read (ch, sl->second + (at - sl->offset), (uint32_t)rounded, at, on_read, sl) == -1)
+  if (channel_read (ch, sl->second + (at - sl->offset), (uint32_t)rounded, at, on_read, sl) == 0)
+    return;
+  if (errno == EAGAIN) { /* others have started meanwhile */
+    d->look_pos -= n;
+    slot_wait_for_room (sl, read_some);
+  } else
     on_read (sl, errno);
 }
 
@@ -123,7 +128,11 @@ begin_digests (struct slot *sl)
   slot_take_second (sl);
   if (channel_read (sl->of->beside, sl->second, n, sl->offset / key->block * DIGEST_SIZE,
                     on_digests, sl)
-      == -1)
+      == 0)
+    return;
+  if (errno == EAGAIN)
+    slot_wait_for_room (sl, begin_digests);
+  else
     on_digests (sl, errno);
 }
 

@@ -119,7 +119,12 @@ read_back (struct slot *sl)
   sl->data.pos += n;
   n = endpoint_round_up (info, n);
   if (channel_read (sl->of->dest, sl->second + at, (uint32_t)n, sl->offset + at, on_read_back, sl)
-      == -1)
+      == 0)
+    return;
+  if (errno == EAGAIN) { /* others have started meanwhile */
+    sl->data.pos = at;
+    slot_wait_for_room (sl, read_back);
+  } else
     slot_dest_failed (sl, "read-back", errno);
 }
 

@@ -69,7 +69,7 @@ expect (enum engine_work work, uint64_t first, uint64_t count)
   return t;
 }
 
-static void
+static inline void
 done (const struct engine_task *t)
 {
   engine_task_done (e, t, NULL, 0, SAMPLE_SENT);
