@@ -230,13 +230,14 @@ image_compare (const char *path, const char *socket, pid_t server, char **error)
 {
   CLEANUP_TEXT char *escaped = server_escape (socket);
   CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", escaped);
-  const struct endpoint_options options = { .nr_in_flight = 1, .nr_connections = 1 };
+  struct endpoint_options options = { .nr_connections = 1 };
   struct comparison c = {
     .fd = open (path, O_RDONLY | O_CLOEXEC), .path = path, .socket = socket, .server = server
   };
 
   if (c.fd == -1)
     return text_error (error, "%s: %s", path, strerror (errno));
+  endpoint_read_others (&options);
   struct endpoint *ep = endpoint_open (&uri, 1, &options, NULL, error);
   int r = ep != NULL ? compare_with (ep, &c, error) : -1;
   if (ep != NULL)
@@ -250,10 +251,11 @@ image_wake (const char *socket, char **error)
 {
   CLEANUP_TEXT char *escaped = server_escape (socket);
   CLEANUP_TEXT char *uri = text_printf ("nbd+unix:///?socket=%s", escaped);
-  const struct endpoint_options options = { .nr_in_flight = 1, .nr_connections = 1 };
+  struct endpoint_options options = { .nr_connections = 1 };
   uint8_t *buf = NULL;
   int r = -1;
 
+  endpoint_read_others (&options);
   struct endpoint *ep = endpoint_open (&uri, 1, &options, NULL, error);
   struct channel *ch = ep != NULL ? channel_open (ep, NULL, error) : NULL;
   if (ch != NULL && posix_memalign ((void **)&buf, SAMPLE_BYTES, SAMPLE_BYTES) == 0) {

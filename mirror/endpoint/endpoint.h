@@ -95,9 +95,7 @@ struct endpoint_options {
   bool flush_tried;
   int connect_timeout_ms; /* 0: 10,000, for ssh 20,000 */
   int request_timeout_ms; /* 0: 30,000 */
-  /* Requests in flight on each NBD connection; 0: 64.  With 1 a client that dies does not take
-   * nbdkit 1.32.4 to 1.33.9 down, which abort when a client with several in flight goes away. */
-  unsigned nr_in_flight;
+  unsigned nr_in_flight;  /* requests on each NBD connection; 0: 64.  See endpoint_read_others() */
   /* NBD connections in each channel; 0: 1, or 4 where nr_in_flight is 1 and the server offers
    * multi-conn. */
   unsigned nr_connections;
@@ -126,6 +124,15 @@ struct endpoint_options {
    * digest/export-name.h).  ENOTSUP where there is none. */
   bool base_digest;
 };
+
+/* Somebody else's server is going to be read from.  With one request in flight on each connection a
+ * client that dies does not take nbdkit 1.32.4 to 1.33.9 down, which abort when a client with
+ * several in flight goes away. */
+static inline void
+endpoint_read_others (struct endpoint_options *o)
+{
+  o->nr_in_flight = 1;
+}
 
 /* What an endpoint can do; constant. */
 struct endpoint_info {

@@ -104,9 +104,8 @@ open_source (struct job *j, json_t *status)
   const char *layers = json_string_value (json_object_get (status, "layers-export"));
   if (j->o->sync.mode == ENGINE_SYNC_TOP && !direct)
     eo.layers_export = layers;
-  /* A killed client with several requests in flight would take the guest's server down. */
-  if (v == 0 || (v >= ABORT_BUG_FIRST && v <= ABORT_BUG_LAST)) {
-    eo.nr_in_flight = 1;
+  if (v == 0 || (v >= ABORT_BUG_FIRST && v <= ABORT_BUG_LAST)) { /* the guest's server */
+    endpoint_read_others (&eo);
     eo.nr_connections = SOURCE_CONNECTIONS;
   }
   char *argv[] = { (char *)uri, NULL };

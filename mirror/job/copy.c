@@ -154,10 +154,8 @@ open_both (struct copy *c)
   so.writable = so.create = false;
   so.only = o->source_only;
   so.layers = o->sync.mode == ENGINE_SYNC_TOP;
-  /* The server may be an nbdkit that a killed client would take down, and may serve somebody
-   * else. */
   if (o->nr_source == 1 && o->tracker == NULL)
-    so.nr_in_flight = 1;
+    endpoint_read_others (&so);
   c->source = endpoint_open (o->source, o->nr_source, &so, NULL, &error);
   if (c->source == NULL)
     return complain (c, JOB_FAILED, error);

@@ -387,7 +387,7 @@ open_endpoint (struct stream *s)
 
   opts.writable = opts.create = opts.grows = !s->to_stream;
   if (s->to_stream && nr == 1)
-    opts.nr_in_flight = 1; /* as in copy.c: the server may have the bug of nbdkit 1.32 */
+    endpoint_read_others (&opts);
   if (nr == 1 && strcmp (name[0], ENDPOINT_NULL) == 0) {
     opts.create_size = INT64_MAX;
     s->ep = endpoint_null_open (&opts, &errnum, &error);

@@ -148,9 +148,10 @@ sync_open_image (const char *image, const char *format, const struct endpoint_op
                                       .request_timeout_ms = eo->request_timeout_ms };
   char *name[] = { (char *)image, NULL };
 
-  return format != NULL && strcmp (format, "raw") != 0
-             ? open_through_qemu_nbd (image, format, &reading, error)
-             : endpoint_open (name, 1, &reading, NULL, error);
+  if (format != NULL && strcmp (format, "raw") != 0)
+    return open_through_qemu_nbd (image, format, &reading, error);
+  endpoint_read_others (&reading);
+  return endpoint_open (name, 1, &reading, NULL, error);
 }
 
 int

@@ -52,7 +52,7 @@ open_disk (struct verification *v, unsigned side, char **error)
   options.writable = options.create = false;
   options.ask_digests = !v->o->bytes;
   if (nr == 1)
-    options.nr_in_flight = 1; /* see copy.c */
+    endpoint_read_others (&options);
   v->ep[side] = endpoint_open (argv, nr, &options, NULL, error);
   return v->ep[side] == NULL ? -1 : 0;
 }
@@ -69,7 +69,7 @@ open_digests (struct verification *v, unsigned side)
   if (v->o->bytes || !endpoint_info (v->ep[side])->has_digests)
     return;
   options.digests = &v->key;
-  options.nr_in_flight = 1;
+  endpoint_read_others (&options);
   v->digest_ep[side] = endpoint_open (argv, nr, &options, NULL, &error);
   if (v->digest_ep[side] != NULL
       && endpoint_info (v->digest_ep[side])->digests_of == endpoint_info (v->ep[side])->size)
