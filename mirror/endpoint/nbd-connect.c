@@ -10,6 +10,8 @@
 #include "config.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +28,10 @@
 
 #define GOODBYE_MS 1000
 #define SOCKET_BUFFER (1 << 20)
+/* A TCP connection at rest is probed, so that a host which vanished is noticed within a minute. */
+#define ALIVE_AFTER_S 30
+#define ALIVE_AGAIN_S 10
+#define ALIVE_TIMES 3
 /* A server that takes longer than this to answer is far away. */
 #define LONG_TRIP_NS (UINT64_C (5) * NS_PER_MS)
 
@@ -149,16 +155,38 @@ connect_failed (struct nbd_endpoint *nep, int *errnum, char **error)
   text_free (ended);
 }
 
-/* A unix socket's default of 208 KiB does not hold one request: the rest of it waits for the server
- * to read, with two more switches between the processes.  TCP's buffers grow by themselves. */
 static void
-enlarge_buffer (int fd)
+keep_alive (int fd)
+{
+  static const struct {
+    int level, option, value;
+  } options[] = {
+    { SOL_SOCKET, SO_KEEPALIVE, 1 },
+    { IPPROTO_TCP, TCP_KEEPIDLE, ALIVE_AFTER_S },
+    { IPPROTO_TCP, TCP_KEEPINTVL, ALIVE_AGAIN_S },
+    { IPPROTO_TCP, TCP_KEEPCNT, ALIVE_TIMES },
+  };
+
+  for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+    (void)setsockopt (fd, options[i].level, options[i].option, &options[i].value,
+                      sizeof options[i].value);
+}
+
+/* A unix socket's default of 208 KiB does not hold one request: the rest of it waits for the server
+ * to read, with two more switches between the processes.  TCP's buffers grow by themselves.  But a
+ * host that vanishes says nothing, and a job that is at rest asks nothing: the kernel does. */
+static void
+set_up_socket (int fd)
 {
   int domain = AF_UNSPEC, size = SOCKET_BUFFER;
   socklen_t len = sizeof domain;
 
-  if (getsockopt (fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX)
+  if (getsockopt (fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) != 0)
+    return;
+  if (domain == AF_UNIX)
     (void)setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size); /* or what is allowed */
+  else if (domain == AF_INET || domain == AF_INET6)
+    keep_alive (fd);
 }
 
 static void
@@ -463,7 +491,7 @@ nbd_connect (struct nbd_endpoint *nep, struct nbd_connecting *beside, int *errnu
     nbd_close (h);
     return NULL;
   }
-  enlarge_buffer (nbd_aio_get_fd (h));
+  set_up_socket (nbd_aio_get_fd (h));
   return h;
 }
 

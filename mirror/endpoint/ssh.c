@@ -123,6 +123,8 @@ command_with (const struct uri *uri, char *remote)
   add_program (argv, &n);
   add_word (argv, &n, "", "-T");
   add_word (argv, &n, "-oBatchMode=yes", "");
+  /* A host that vanishes is noticed in a job that is at rest, too: after the third question. */
+  add_word (argv, &n, "-oServerAliveInterval=30", "");
   if (uri->port != 0) {
     snprintf (port, sizeof port, "%d", uri->port);
     add_word (argv, &n, "-p", port);

@@ -7,12 +7,18 @@
 #include "config.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "mirror/endpoint/nbd.h"
+#include "mirror/job/sync.h"
 #include "tests/unit/unit.h"
 #include "tests/unit/endpoint-fixture.h"
 
@@ -114,6 +120,85 @@ ENDPOINT_TEST (nbd_only_one)
   for (unsigned turn = 0; turn < 3; turn++)
     channel_close (must_channel (ep));
   endpoint_close (ep);
+}
+
+/* nbdkit at a TCP port of its own. */
+static pid_t
+serve_tcp (char uri[64])
+{
+  struct sockaddr_in a
+      = { .sin_family = AF_INET, .sin_addr.s_addr = htonl (INADDR_LOOPBACK), .sin_port = 0 };
+  socklen_t len = sizeof a;
+  char pid[20];
+  int fd = socket (AF_INET, SOCK_STREAM, 0);
+
+  cr_assert (fd != -1 && bind (fd, (struct sockaddr *)&a, sizeof a) == 0 && listen (fd, 16) == 0
+             && getsockname (fd, (struct sockaddr *)&a, &len) == 0);
+  snprintf (uri, 64, "nbd://127.0.0.1:%d", ntohs (a.sin_port));
+  pid_t child = fork ();
+  cr_assert (child != -1);
+  if (child == 0) {
+    snprintf (pid, sizeof pid, "%d", (int)getpid ());
+    setenv ("LISTEN_PID", pid, 1);
+    setenv ("LISTEN_FDS", "1", 1);
+    dup2 (fd, 3);
+    execlp ("nbdkit", "nbdkit", "--exit-with-parent", "memory", "1M", NULL);
+    _exit (127);
+  }
+  close (fd);
+  return child;
+}
+
+static int
+socket_option (int fd, int level, int option)
+{
+  int value = -1;
+  socklen_t len = sizeof value;
+
+  cr_assert (getsockopt (fd, level, option, &value, &len) == 0);
+  return value;
+}
+
+/* A job that is at rest asks nothing of a server: the kernel asks whether its host is there. */
+ENDPOINT_TEST (nbd_keepalive)
+{
+  struct pollfd fds[CHANNEL_MAX_FDS];
+  char uri[64];
+  int timeout = -1;
+
+  if (!have_nbdkit ())
+    return;
+  pid_t server = serve_tcp (uri);
+  struct endpoint *ep = must_open (uri, &rw);
+  struct channel *ch = must_channel (ep);
+  cr_assert (channel_pollfds (ch, fds, CHANNEL_MAX_FDS, &timeout) == 1);
+  cr_assert (socket_option (fds[0].fd, SOL_SOCKET, SO_KEEPALIVE) == 1);
+  cr_assert (socket_option (fds[0].fd, IPPROTO_TCP, TCP_KEEPIDLE) == 30);
+  cr_assert (socket_option (fds[0].fd, IPPROTO_TCP, TCP_KEEPINTVL) == 10);
+  cr_assert (socket_option (fds[0].fd, IPPROTO_TCP, TCP_KEEPCNT) == 3);
+  channel_close (ch);
+  endpoint_close (ep);
+  kill (server, SIGTERM);
+  waitpid (server, NULL, 0);
+}
+
+/* A base image that somebody else serves: one request in flight on each connection. */
+ENDPOINT_TEST (nbd_of_others)
+{
+  const struct endpoint_options eo = { .writable = false };
+  char uri[64], *error = NULL;
+
+  if (!have_nbdkit ())
+    return;
+  pid_t server = serve_tcp (uri);
+  struct endpoint *ep = sync_open_image (uri, NULL, &eo, &error);
+  cr_assert (ep != NULL, "%s", error);
+  struct channel *ch = must_channel (ep);
+  cr_assert (channel_room (ch) == channel_connections (ch));
+  channel_close (ch);
+  endpoint_close (ep);
+  kill (server, SIGTERM);
+  waitpid (server, NULL, 0);
 }
 
 /* Zeroes are written as such, and the status of a sparse export is told. */

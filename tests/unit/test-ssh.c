@@ -40,23 +40,26 @@ Test (ssh, commands)
 
   unsetenv ("NBDMIRROR_SSH");
   is_command ("ssh://h/d", &create,
-              "ssh|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--size' '4096' '/d'");
-  is_command (
-      "ssh://u@h:22/a/b", &go_on,
-      "ssh|-T|-oBatchMode=yes|-p22|-lu|--|h|'nbdmirror' 'receive' '--stdio' '--resume' '/a/b'");
-  is_command (
-      "ssh://[fe80::1]:2/d?overwrite&preallocate&format=raw", &read_only,
-      "ssh|-T|-oBatchMode=yes|-p2|--|fe80::1|'nbdmirror' 'receive' '--stdio' '--format' 'raw' "
-      "'--read-only' '/d'");
+              "ssh|-T|-oBatchMode=yes|-oServerAliveInterval=30|--|h|'nbdmirror' 'receive' "
+              "'--stdio' '--size' '4096' '/d'");
+  is_command ("ssh://u@h:22/a/b", &go_on,
+              "ssh|-T|-oBatchMode=yes|-oServerAliveInterval=30|-p22|-lu|--|h|'nbdmirror' 'receive' "
+              "'--stdio' '--resume' '/a/b'");
+  is_command ("ssh://[fe80::1]:2/d?overwrite&preallocate&format=raw", &read_only,
+              "ssh|-T|-oBatchMode=yes|-oServerAliveInterval=30|-p2|--|fe80::1|'nbdmirror' "
+              "'receive' '--stdio' '--format' 'raw' "
+              "'--read-only' '/d'");
   is_command (
       "ssh://h/d?overwrite&overcommit&format=qcow2&backing=/b%20c&backing-format=raw&program=/opt/"
       "n",
       &create,
-      "ssh|-T|-oBatchMode=yes|--|h|'/opt/n' 'receive' '--stdio' '--format' 'qcow2' '--size' '4096' "
+      "ssh|-T|-oBatchMode=yes|-oServerAliveInterval=30|--|h|'/opt/n' 'receive' '--stdio' "
+      "'--format' 'qcow2' '--size' '4096' "
       "'--backing' '/b c' '--backing-format' 'raw' '--overwrite' '--overcommit' '/d'");
   setenv ("NBDMIRROR_SSH", "myssh  -F x", 1);
   is_command ("ssh://h/d?preallocate", &go_on,
-              "myssh|-F|x|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--resume' "
+              "myssh|-F|x|-T|-oBatchMode=yes|-oServerAliveInterval=30|--|h|'nbdmirror' 'receive' "
+              "'--stdio' '--resume' "
               "'--preallocate' '/d'");
   unsetenv ("NBDMIRROR_SSH");
 }
@@ -67,7 +70,8 @@ Test (ssh, quoting)
 
   unsetenv ("NBDMIRROR_SSH");
   is_command ("ssh://h/it's;$(rm)%0a%26%3f", &go_on,
-              "ssh|-T|-oBatchMode=yes|--|h|'nbdmirror' 'receive' '--stdio' '--resume' "
+              "ssh|-T|-oBatchMode=yes|-oServerAliveInterval=30|--|h|'nbdmirror' 'receive' "
+              "'--stdio' '--resume' "
               "'/it'\\''s;$(rm)\n&?'");
 }
 
