@@ -155,7 +155,7 @@ send_op (struct nbd_channel *nc, struct op *op)
   }
   op->private = c;
   if (c->in_flight++ == 0)
-    c->heard = op->started;
+    c->heard = endpoint_now_ms (); /* OP may have been started long ago, and been compressed */
   if (op->kind == OP_FLUSH)
     c->flushes++;
   /* completed() may run within this, for this request and for others. */
