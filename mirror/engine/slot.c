@@ -20,19 +20,14 @@
 
 /* ---- all slots of a copier ---- */
 
-/* How the memory of a copier is divided. */
-struct division {
-  unsigned nr_long, nr_short, nr_seconds;
-};
-
 /* A quarter of the memory is for short requests, at most.  A quarter of the long buffers are second
  * ones: what is in quarantine is read back into them, and over a long line that takes many requests
  * in flight as well.  FOR_EACH: every slot compares what it copies with something else, so each has
  * a second buffer.  Only buffers that the window lets be used take memory. */
-static struct division
+static struct slots_division
 divide (size_t memory, unsigned nr_copiers, size_t long_bytes, size_t short_bytes, bool for_each)
 {
-  struct division d = { .nr_short = 0 };
+  struct slots_division d = { .nr_short = 0 };
 
   if (for_each) {
     size_t pairs = memory / long_bytes / 2;
@@ -49,6 +44,28 @@ divide (size_t memory, unsigned nr_copiers, size_t long_bytes, size_t short_byte
   d.nr_seconds = seconds > ENGINE_MAX_SECONDS ? ENGINE_MAX_SECONDS : (unsigned)seconds;
   size_t rest = fit < 3 ? 2 : fit - d.nr_seconds;
   d.nr_long = rest < ENGINE_MAX_DEPTH ? (unsigned)rest : ENGINE_MAX_DEPTH;
+  return d;
+}
+
+/* Does every slot compare what it copies? */
+static bool
+compares (enum engine_sync sync)
+{
+  return sync >= ENGINE_SYNC_BASE;
+}
+
+struct slots_division
+slots_of_session (unsigned nr_copiers, uint32_t block_size, enum engine_sync sync)
+{
+  size_t request = block_size > ENGINE_REQUEST_BYTES ? block_size : ENGINE_REQUEST_BYTES;
+  bool for_each = compares (sync), no_short = for_each || block_size > ENGINE_SHORT_BYTES;
+  struct slots_division d
+      = divide (ENGINE_BUFFER_BYTES / nr_copiers, nr_copiers, request + ALIGNMENT,
+                no_short ? 0 : ENGINE_SHORT_BYTES, for_each);
+
+  d.nr_long *= nr_copiers;
+  d.nr_short *= nr_copiers;
+  d.nr_seconds *= nr_copiers;
   return d;
 }
 
@@ -86,7 +103,7 @@ slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned 
 {
   uint32_t request = (uint32_t)(e->request_blocks << e->region->geo.block_shift);
   bool tail = e->region->geo.disk_size % target->min_block != 0;
-  bool for_each = e->options.sync >= ENGINE_SYNC_BASE;
+  bool for_each = compares (e->options.sync);
   bool no_short = for_each || e->region->geo.block_size > ENGINE_SHORT_BYTES
                   || target->min_block > ENGINE_SHORT_BYTES || request <= ENGINE_SHORT_BYTES;
 
@@ -103,7 +120,7 @@ slots_init (struct slots *ss, struct engine *e, struct target *target, unsigned 
     pad = base_block;
   size_t long_bytes = ((size_t)request + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + pad;
   size_t short_bytes = no_short ? 0 : ENGINE_SHORT_BYTES + (tail ? pad : 0);
-  const struct division d
+  const struct slots_division d
       = divide (ENGINE_BUFFER_BYTES / nr_copiers, nr_copiers, long_bytes, short_bytes, for_each);
   size_t first = (d.nr_long + d.nr_seconds) * long_bytes;
 

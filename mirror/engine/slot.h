@@ -135,6 +135,16 @@ struct slots {
   unsigned nr_seconds;
 };
 
+/* How a copier's memory is divided: into whole buffers, short ones and second ones. */
+struct slots_division {
+  unsigned nr_long, nr_short, nr_seconds;
+};
+
+/* The same of all NR_COPIERS copiers of a session, together: so many whole requests and short ones
+ * are in flight at most.  The servers take requests of any size.  Pure. */
+struct slots_division slots_of_session (unsigned nr_copiers, uint32_t block_size,
+                                        enum engine_sync sync);
+
 /* The size of the pieces in which the difference is left out (unit, below), in bytes. */
 uint32_t slots_unit (const struct engine *e, const struct target *target);
 

@@ -231,6 +231,8 @@ make_forecast (struct job *j, const struct measured *m)
       smaller (read_test_rate (&m->source), m->have_dest ? read_test_rate (&m->dest) : 0),
       (double)j->o->rate_limit);
   const double trip_ms = (double)m->dest.rtt_ns / (double)NS_PER_MS;
+  bool several = j->dest.opened != NULL && endpoint_info (j->dest.opened)->can_multi_conn;
+  unsigned nr_copiers = several ? session_channels (j->o->nr_copiers, NULL, NULL) : 1;
   const struct forecast_input in = {
     .disk_bytes = size,
     .data_bytes = data_bytes (m, size),
@@ -241,7 +243,8 @@ make_forecast (struct job *j, const struct measured *m)
     /* One for the last blocks, and one for the flush at least. */
     .fixed_ms = 2 * trip_ms,
     .trip_ms = trip_ms,
-    .scattered = forecast_scattered (j->region->geo.block_size, trip_ms),
+    .scattered
+    = forecast_scattered (j->region->geo.block_size, nr_copiers, j->o->sync.mode, trip_ms),
     .max_write_delay_ms = (double)j->gate.max_write_delay_ms,
   };
   const struct forecast f = forecast_make (&in);

@@ -5,20 +5,15 @@
 
 #include "config.h"
 
-#include "mirror/engine/engine.h"
+#include "mirror/engine/slot.h"
 #include "mirror/job/forecast.h"
 
 double
-forecast_scattered (uint32_t block_size, double trip_ms)
+forecast_scattered (uint32_t block_size, unsigned nr_copiers, enum engine_sync sync, double trip_ms)
 {
-  uint32_t request = block_size > ENGINE_SHORT_BYTES ? block_size : ENGINE_SHORT_BYTES;
-  unsigned requests = ENGINE_SHORT_SLOTS;
+  const struct slots_division most = slots_of_session (nr_copiers, block_size, sync);
+  unsigned requests = most.nr_short > 0 ? most.nr_short : most.nr_long;
 
-  /* Such blocks take whole buffers. */
-  if (request > ENGINE_SHORT_BYTES && request < ENGINE_REQUEST_BYTES)
-    request = ENGINE_REQUEST_BYTES;
-  if (request > ENGINE_SHORT_BYTES && requests > ENGINE_BUFFER_BYTES / request)
-    requests = ENGINE_BUFFER_BYTES / request;
   return trip_ms > 0 ? (double)requests * block_size * 1000 / trip_ms : 0;
 }
 

@@ -14,6 +14,7 @@
 #ifndef NBDMIRROR_MIRROR_JOB_FORECAST_H
 #define NBDMIRROR_MIRROR_JOB_FORECAST_H
 
+#include "mirror/engine/engine.h"
 #include "mirror/job/converge.h"
 
 struct forecast_input {
@@ -38,9 +39,10 @@ struct forecast {
 };
 
 /* What a pass over blocks of BLOCK_SIZE bytes that lie apart can carry at most, with as many
- * requests in flight as there may be, each of which takes TRIP_MS: bytes a second; 0: no limit but
- * the line's. */
-double forecast_scattered (uint32_t block_size, double trip_ms);
+ * requests in flight as NR_COPIERS may have, each of which takes TRIP_MS: bytes a second; 0: no
+ * limit but the line's. */
+double forecast_scattered (uint32_t block_size, unsigned nr_copiers, enum engine_sync sync,
+                           double trip_ms);
 
 struct forecast forecast_make (const struct forecast_input *in);
 

@@ -12,6 +12,7 @@
 #include "mirror/engine/engine.h"
 #include "mirror/engine/latency.h"
 #include "mirror/engine/neighbours.h"
+#include "mirror/engine/slot.h"
 #include "mirror/engine/window.h"
 #include "mirror/job/estimate.h"
 #include "tests/sim/line.h"
@@ -29,6 +30,7 @@ struct flying {
 
 struct line_sim {
   const struct line_model *m;
+  struct slots_division slots;
   struct window_lowest lowest[2];
   struct windows windows;
   struct window_load load;
@@ -136,7 +138,7 @@ static void
 fill (struct line_sim *s)
 {
   while (windows_filled (&s->windows, &s->load) < 1 && s->nr_flying < MAX_FLIGHT) {
-    if (s->disk_left > 0 && s->nr_flying < ENGINE_MAX_DEPTH) {
+    if (s->disk_left > 0 && s->nr_flying < s->slots.nr_long) {
       double n = s->disk_left < ENGINE_REQUEST_BYTES ? s->disk_left : ENGINE_REQUEST_BYTES;
       s->disk_left -= n;
       send_request (s, n);
@@ -259,8 +261,9 @@ begin (const struct line_model *m)
   s->disk_left = (double)m->disk_bytes;
   s->next_sample = SAMPLE_S;
   s->next_write = m->writes > 0 ? 0 : NEVER;
+  s->slots = slots_of_session (1, (uint32_t)BLOCK, ENGINE_SYNC_FULL);
   windows_init (&s->windows, s->lowest, ENGINE_REQUEST_BYTES, ENGINE_SHORT_BYTES, ENGINE_DEPTH,
-                ENGINE_MAX_DEPTH, ENGINE_SHORT_SLOTS);
+                s->slots.nr_long, s->slots.nr_short);
   estimate_init (&s->estimate);
   estimate_begin (&s->estimate, (struct estimate_sample){ .left_bytes = m->disk_bytes });
   fill (s);

@@ -79,7 +79,8 @@ Test (forecast, a_long_line)
   in.fixed_ms = 200;
   in.max_downtime_ms = 800;
   in.max_write_delay_ms = 50;
-  in.scattered = forecast_scattered (4096, in.trip_ms); /* 1024 blocks each 100 ms: 40 MiB/s */
+  in.scattered = forecast_scattered (4096, 2, ENGINE_SYNC_FULL,
+                                     in.trip_ms); /* 1024 blocks each 100 ms: 40 MiB/s */
   cr_assert_float_eq (in.scattered, RATE (40), 1);
   struct forecast f = forecast_make (&in);
   cr_assert (!f.converges && f.ends && f.gate == CONVERGE_OPEN);
@@ -99,8 +100,15 @@ Test (forecast, a_long_line)
 
 Test (forecast, blocks_as_long_as_requests)
 {
-  cr_assert_float_eq (forecast_scattered (65536, 10), 384 * 65536.0 * 100, 1, "96 MiB of buffers");
-  cr_assert_float_eq (forecast_scattered (4096, 0), 0, 0.1);
+  static const unsigned whole[] = { 160, 284, 285, 284 }, comparing[] = { 64, 128, 189, 188 };
+
+  for (unsigned n = 1; n <= 4; n++) {
+    cr_assert_float_eq (forecast_scattered (65536, n, ENGINE_SYNC_FULL, 10),
+                        whole[n - 1] * 65536.0 * 100, 1, "%u copiers", n);
+    cr_assert_float_eq (forecast_scattered (4096, n, ENGINE_SYNC_COMPARE, 10),
+                        comparing[n - 1] * 4096.0 * 100, 1, "%u copiers that compare", n);
+  }
+  cr_assert_float_eq (forecast_scattered (4096, 2, ENGINE_SYNC_FULL, 0), 0, 0.1);
 }
 
 Test (forecast, nothing_known_and_nothing_possible)

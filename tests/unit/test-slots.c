@@ -219,3 +219,34 @@ Test (slots, who_looks_at_the_base_waits_for_room)
   cr_assert_eq (atomic_load (&r->hdr->sent_bytes), BLOCK);
   end ();
 }
+
+static unsigned
+length (const struct slot *list)
+{
+  unsigned n = 0;
+
+  for (; list != NULL; list = list->next)
+    n++;
+  return n;
+}
+
+/* What the forecast believes is what copiers have. */
+Test (slots, of_a_session)
+{
+  static const enum engine_sync modes[] = { ENGINE_SYNC_FULL, ENGINE_SYNC_COMPARE };
+
+  engine_setup (BLOCKS, false);
+  disk_init (&dest, "destination");
+  target = (struct target){ .endpoint = &dest.ep, .min_block = 1, .fail = fail };
+  for (unsigned n = 1; n <= 4; n++)
+    for (unsigned i = 0; i < 2; i++) {
+      const struct slots_division d = slots_of_session (n, BLOCK, modes[i]);
+      e->options.sync = modes[i];
+      cr_assert_eq (slots_init (&ss, e, &target, n), 0);
+      cr_assert_eq (d.nr_long, n * length (ss.free_long));
+      cr_assert_eq (d.nr_short, n * length (ss.free_short));
+      cr_assert_eq (d.nr_seconds, n * ss.nr_seconds);
+      slots_destroy (&ss);
+    }
+  teardown ();
+}
