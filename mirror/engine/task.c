@@ -347,8 +347,9 @@ rest_ns (struct engine *e, uint64_t now)
 
   if (e->paused)
     return fall_asleep (e);
-  if (!e->watched || (e->catchup.on && !catchup_synchronised (&e->catchup, e->region)))
+  if (!e->watched)
     return e->hurry ? HURRY_NS : IDLE_NS;
+  /* The gate does not catch up before all can be read. */
   if (unreadable_suspended (&e->pass.unreadable, now)) {
     e->asleep = true;
     return e->pass.unreadable.source.retry_ns - now;
@@ -356,7 +357,8 @@ rest_ns (struct engine *e, uint64_t now)
   uint64_t alone_ns = left_alone_ns (e, now);
   if (alone_ns > 0)
     return alone_ns;
-  if (dirty > 0 || e->pass.hint_pending)
+  bool behind = e->catchup.on && !catchup_synchronised (&e->catchup, e->region);
+  if (dirty > 0 || e->pass.hint_pending || behind)
     return e->hurry ? HURRY_NS : IDLE_NS;
   if (!e->hurry && now - e->active_ns < QUIET_NS)
     return IDLE_NS;

@@ -20,12 +20,13 @@
 #include "mirror/endpoint/same-place.h"
 #include "mirror/endpoint/seal.h"
 #include "mirror/endpoint/uri.h"
+#include "mirror/engine/allowance.h"
 #include "mirror/job/base-proof.h"
 #include "mirror/job/copy-internal.h"
 #include "mirror/job/copy-server.h"
+#include "mirror/job/rest.h"
 #include "mirror/job/standing.h"
 
-#define NEARLY_DONE (UINT64_C (32) << 20) /* bytes: from here on it looks each millisecond */
 #define TICK_MS 100
 
 static enum job_result
@@ -360,21 +361,37 @@ step (struct copy *c, enum job_result *result)
   return false;
 }
 
+static uint64_t
+earlier (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
 /* How long the loop may sleep, in ms. */
 static int
 pause_ms (struct copy *c)
 {
-  uint64_t now = clock_ns (), due = supervisor_due_ns (&c->supervisor);
+  const struct copy_handoff *h = copy_server_handoff (c->o->server);
+  bool handing_over = c->tracked.held || (h != NULL && h->active);
+  const struct rest_view v = {
+    .state = c->supervisor.state,
+    .paused = c->tracked.paused,
+    .unreadable = c->source_errors.any,
+    .asleep = !handing_over && engine_asleep (&c->engine),
+    .left = engine_left_bytes (&c->engine),
+    .limit = allowance_rate (&c->engine.allowance, c->rate_limit),
+  };
+  uint64_t now = clock_ns ();
+  uint64_t due = earlier (supervisor_due_ns (&c->supervisor),
+                          source_errors_due_ns (&c->source_errors, c->o->give_up_ns));
+  bool rests = tracked_rests (c) && !v.paused;
+  unsigned most = rests ? TICK_MS : rest_copy_ms (&v);
 
-  if (c->tracked.paused)
-    return TICK_MS;
-  if (tracked_rests (c))
-    due = due < c->tracked.look_ns ? due : c->tracked.look_ns;
-  else if (c->flush_asked || engine_left_bytes (&c->engine) < NEARLY_DONE)
-    return 1;
-  if (due >= now + TICK_MS * NS_PER_MS)
-    return TICK_MS;
-  return due > now ? (int)((due - now) / NS_PER_MS) + 1 : 0;
+  if (rests)
+    due = earlier (due, c->tracked.look_ns);
+  if (due >= now + most * NS_PER_MS)
+    return (int)most;
+  return due > now ? (int)((due - now) / NS_PER_MS) + 1 : 1;
 }
 
 static enum job_result

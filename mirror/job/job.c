@@ -21,6 +21,7 @@
 #include "base/text.h"
 #include "mirror/engine/allowance.h"
 #include "mirror/job/internal.h"
+#include "mirror/job/rest.h"
 
 #define PUBLISH_NS (250 * NS_PER_MS)
 /* So often while nothing happens that anybody would not tell us: to show that we are there. */
@@ -109,6 +110,14 @@ look (struct job *j, uint64_t now)
   };
 }
 
+static bool
+is_stuck (const struct job *j)
+{
+  const struct rest_view v
+      = { .state = j->supervisor.state, .paused = j->paused, .unreadable = j->source_errors.any };
+  return rest_is_stuck (&v);
+}
+
 static void
 take_sample (struct job *j, uint64_t now)
 {
@@ -125,9 +134,7 @@ take_sample (struct job *j, uint64_t now)
   j->flush_awaited = costs.no_flush_yet;
   j->last_sample_ns = now;
 
-  bool ready = j->estimate.ready && !j->paused && !j->source_errors.any
-               && j->supervisor.state == SUPERVISOR_COPYING;
-  job_set_ready (j, ready);
+  job_set_ready (j, j->estimate.ready && !is_stuck (j));
 }
 
 /* A session begins.  What goes over it before the first sample counts as well: the whole of a small
@@ -298,13 +305,11 @@ gate_is_quiet (const struct job *j)
 static bool
 is_quiet (struct job *j)
 {
-  bool copying = j->supervisor.state == SUPERVISOR_COPYING;
-
   if (job_verify_active (j) || j->final != FINAL_NONE || j->handing_off || j->complete_wanted
       || j->o->complete_when_ready || !gate_is_quiet (j) || strcmp (job_state (j), j->state) != 0
       || !engine_asleep (&j->engine))
     return false;
-  if (j->paused || !copying || j->source_errors.any)
+  if (is_stuck (j))
     return true;
   return j->ready && engine_left_bytes (&j->engine) == 0 && estimate_have_rates (&j->estimate)
          && j->estimate.dirty_rate <= 0 && j->estimate.move_rate <= 0;
@@ -315,8 +320,7 @@ is_quiet (struct job *j)
 static uint64_t
 sample_due_ns (struct job *j)
 {
-  bool may_be_ready = !j->ready && !j->paused && !j->source_errors.any
-                      && j->supervisor.state == SUPERVISOR_COPYING;
+  bool may_be_ready = !j->ready && !is_stuck (j);
   uint64_t left = engine_left_bytes (&j->engine);
 
   if (may_be_ready && left == 0 && j->flush_awaited && engine_has_flushed (&j->engine))

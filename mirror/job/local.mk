@@ -44,6 +44,8 @@ libmirror_la_SOURCES += \
 	mirror/job/read-test.c \
 	mirror/job/read-test.h \
 	mirror/job/requests.c \
+	mirror/job/rest.c \
+	mirror/job/rest.h \
 	mirror/job/sampling.c \
 	mirror/job/sampling.h \
 	mirror/job/same-content.c \

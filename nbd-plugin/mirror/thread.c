@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <string.h>
 #include <unistd.h>
 
 #include <nbdkit-filter.h>
@@ -22,6 +23,7 @@
 #include "nbd-plugin/mirror/filter.h"
 #include "nbd-plugin/mirror/receiving.h"
 #include "nbd-plugin/mirror/shutdown.h"
+#include "nbd-plugin/mirror/status.h"
 #include "nbd-plugin/mirror/thread.h"
 #include "nbd-plugin/own-thread.h"
 
@@ -86,8 +88,10 @@ next_timeout (struct mirror *m)
     if (gate.prepared && ms > PREPARED_POLL_MS)
       ms = PREPARED_POLL_MS;
   }
-  /* The worker tells in shared memory that it has caught up, which wakes nobody. */
-  bool catches_up = pace.mode == PACE_SYNCHRONOUS && !pace.synchronised;
+  /* The worker tells in shared memory that it has caught up, which wakes nobody; but first it says
+   * that it is not degraded any more. */
+  bool catches_up = pace.mode == PACE_SYNCHRONOUS && !pace.synchronised
+                    && strcmp (mirror_state (m), "degraded") != 0;
   bool waits = catches_up || m->attachment.hold.peer != NULL || m->attachment.attach.peer != NULL
                || (m->participant.generation != 0 && !m->participant.prepared)
                || (m->checkpointing.decision != NULL && !m->checkpointing.prepared);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * Bandwidth, dirty rate, expected pause, readiness: from samples given by hand.
+ * Bandwidth, dirty rate, expected pause, readiness: from samples given by hand.  How long a job's
+ * loop sleeps.
  */
 
 #include "config.h"
@@ -8,6 +9,7 @@
 #include "tests/unit/unit.h"
 
 #include "mirror/job/estimate.h"
+#include "mirror/job/rest.h"
 #include "mirror/job/stall.h"
 
 #define MS UINT64_C (1000000)
@@ -431,4 +433,46 @@ Test (estimate, a_second_sample_comes_soon)
   cr_assert_eq (estimate_next_ns (&e, true, 0, 300), 10 * MS, "still nothing is left");
   two_seconds (&e, 0, 400); /* a flush alone takes longer than is allowed */
   cr_assert_eq (estimate_next_ns (&e, true, 0, 300), 100 * MS, "a worker that rests is not woken");
+}
+
+/* ---- how long a loop sleeps ---- */
+
+Test (rest, a_copy_looks_often_only_at_its_end)
+{
+  struct rest_view v = { .state = SUPERVISOR_COPYING, .left = 1000 * MIB };
+
+  cr_assert_not (rest_is_stuck (&v));
+  cr_assert_eq (rest_copy_ms (&v), 100);
+  v.left = 31 * MIB;
+  cr_assert_eq (rest_copy_ms (&v), 1);
+  v.limit = MIB; /* the end is half a minute away */
+  cr_assert_eq (rest_copy_ms (&v), 100);
+  v.left = MIB / 16;
+  cr_assert_eq (rest_copy_ms (&v), 1);
+  v.limit = 0;
+  v.left = 0;
+  v.asleep = true; /* it is flushed */
+  cr_assert_eq (rest_copy_ms (&v), 1);
+}
+
+/* However little is left: nothing of it can be copied now. */
+Test (rest, a_copy_that_is_stuck_sleeps)
+{
+  const struct rest_view stuck[] = {
+    { .state = SUPERVISOR_WAITING },
+    { .state = SUPERVISOR_CONNECTING },
+    { .state = SUPERVISOR_COPYING, .paused = true },
+    { .state = SUPERVISOR_COPYING, .unreadable = true },
+  };
+
+  for (unsigned i = 0; i < sizeof stuck / sizeof stuck[0]; i++)
+    for (uint64_t left = 0; left < 100 * MIB; left += 16 * MIB) {
+      struct rest_view v = stuck[i];
+
+      v.left = left;
+      cr_assert (rest_is_stuck (&v));
+      cr_assert_eq (rest_copy_ms (&v), 100, "case %u: more is copied, or handed over", i);
+      v.asleep = true;
+      cr_assert_eq (rest_copy_ms (&v), 1000, "case %u", i);
+    }
 }
