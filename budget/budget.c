@@ -253,7 +253,8 @@ budget_wait (struct budget *b, uint64_t now_ns)
   uint64_t ours = debt (b->paid_ns, now_ns), wait = all > ours ? all : ours;
   if (wait == 0)
     return 0;
-  b->denied = true;
+  if (ours > 0) /* of a debt of the others alone a larger share would not get it out */
+    b->denied = true;
   return wait < MAX_WAIT_NS ? wait : MAX_WAIT_NS;
 }
 

@@ -446,12 +446,25 @@ prepare (struct stream *s)
   return true;
 }
 
+/* Could more go over the line now?  Only then the budget is asked, whose share is for those who
+ * have something to send. */
+static bool
+has_work (struct stream *s)
+{
+  struct pollfd input = { .fd = s->fd, .events = POLLIN };
+
+  if (s->to_stream)
+    return s->offset < endpoint_info (s->ep)->size && s->pieces[s->next].state == PIECE_FREE;
+  return may_receive (s) && poll (&input, 1, 0) == 1;
+}
+
 /* Wait for something to do, and do it. */
 static void
 turn (struct stream *s)
 {
   struct pollfd fds[2 + CHANNEL_MAX_FDS];
-  uint64_t wait = allowance_wait (&s->allowance, clock_ns ());
+  bool work = has_work (s);
+  uint64_t wait = work ? allowance_wait (&s->allowance, clock_ns ()) : 0;
   int timeout = TICK_MS;
   bool ready = s->to_stream ? may_send (s) : wait == 0 && may_receive (s);
 
@@ -473,7 +486,7 @@ turn (struct stream *s)
   if (s->error == NULL && fds[1].revents != 0) {
     if (s->to_stream)
       send_to_stream (s);
-    else
+    else if (work) /* what has come only now may go when the budget was asked */
       receive (s);
   }
 }

@@ -133,6 +133,24 @@ stop mirror
 wait_for 10 budget vms --remove
 [ -z "$(budget)" ] || fail "it was removed and is still there"
 
+# ---- who waits for its input takes no part ----
+
+budget day 5M
+mkfifo "$tmp/input"
+# shellcheck disable=SC2016
+spawn waits sh -c 'exec "$@" <"$0"' "$tmp/input" "${nbdmirror_prefix[@]}" "$NBDMIRROR" copy - \
+  "$tmp/stream.out" --budget day
+exec {input}>"$tmp/input"
+joined () { budget day --json | grep -q '"pid"'; }
+wait_for 10 joined
+takes_no_part () { ! budget day --json | grep -q '"active": true'; }
+wait_for 5 takes_no_part
+echo "at last" >&"$input"
+exec {input}>&-
+ends_well waits 10
+grep -q "at last" "$tmp/stream.out" || fail "the stream was not copied"
+budget day --remove
+
 # ---- what crosses the line is counted ----
 
 seq 1500000 >"$tmp/text"

@@ -263,6 +263,29 @@ BUDGET_TEST (what_one_leaves_is_for_the_others)
   leave (m, 3);
 }
 
+/* One that only asks, as a copy whose input comes slowly did, and requests that take longer to pay
+ * than it rests between two questions: it waits for the other's debts, never for its own. */
+BUDGET_TEST (who_spends_nothing_is_not_hungry)
+{
+  enum { SLOW = 1 << 20, LARGE = 256 << 10 };
+  struct member m[2];
+  uint64_t now = 1000 * SECOND, sent = 0;
+
+  cr_assert_eq (budget_set ("b", SLOW, NULL), 0);
+  join (&m[0], 1);
+  join (&m[1], 1);
+  for (uint64_t begun = now; now < begun + 62 * SECOND; now += MS) {
+    if (now % (100 * MS) == 0)
+      budget_wait (m[1].b, now);
+    while (budget_wait (m[0].b, now) == 0) {
+      budget_take (m[0].b, LARGE, now);
+      sent += now < begun + 2 * SECOND ? 0 : LARGE;
+    }
+  }
+  assert_near ((double)sent, SLOW * 60.0 * 0.98, 0.04);
+  leave (m, 2);
+}
+
 /* Another thread of the same process has looked in between, with a later clock.  A modest member
  * would claim everything then. */
 BUDGET_TEST (a_clock_that_was_read_before_the_last_look_changes_nothing)
