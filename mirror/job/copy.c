@@ -417,8 +417,8 @@ run (struct copy *c)
   return result;
 }
 
-static const char *
-end_name (enum job_result result)
+const char *
+copy_end_name (enum job_result result)
 {
   return result == JOB_COMPLETED || result == JOB_NOT_SEALED ? "completed"
          : result == JOB_CANCELLED                           ? "cancelled"
@@ -479,7 +479,7 @@ copy_run (const struct copy_options *o, json_t **report)
     stopped = supervisor_stop (&c->supervisor);
     if (o->tracker != NULL && result == JOB_COMPLETED)
       result = seal (c, stopped);
-    *report = copy_status (c, end_name (result));
+    *report = copy_status (c, copy_end_name (result));
     if (stopped && result == JOB_COMPLETED && !c->engine.unanswered)
       say_checkpoint (c, *report);
     if (stopped)

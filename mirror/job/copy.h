@@ -47,4 +47,7 @@ struct copy_options {
  */
 enum job_result copy_run (const struct copy_options *o, json_t **report);
 
+/* The state that a report tells.  A constant. */
+const char *copy_end_name (enum job_result result);
+
 #endif

@@ -258,10 +258,10 @@ advance_from_stream (struct stream *s)
 {
   if (!s->ended || s->nr_busy > 0 || s->flushing)
     return false;
-  if (!s->extended) {
+  if (!s->extended)
     extend (s);
+  if (s->nr_busy > 0 || s->error != NULL)
     return false;
-  }
   if (!endpoint_info (s->ep)->can_flush || s->last_flush)
     return true;
   s->last_flush = true;
@@ -527,7 +527,7 @@ stream_run (const struct copy_options *o, int fd, bool to_stream, json_t **repor
   s->start_ns = clock_ns ();
   enum job_result result = prepare (s) ? copy (s) : s->result;
   if (s->ch != NULL)
-    *report = make_status (s, result == JOB_COMPLETED ? "completed" : "failed");
+    *report = make_status (s, copy_end_name (result));
   if (s->error != NULL)
     o->message (o->opaque, JOB_ERROR, s->error);
   /* Closing completes what is in flight: before the pieces are gone. */

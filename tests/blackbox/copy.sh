@@ -77,13 +77,14 @@ got=0
 nbdmirror copy "${uri[nbd]}" - 2>err | head -c 100 >out || got=$?
 [ $got = 1 ] && grep -q 'standard output: Broken pipe' err || fail "a closed pipe: $got, $(cat err)"
 spawn endless bash -c 'exec "$@" < <(yes)' bash "${nbdmirror_prefix[@]}" "$NBDMIRROR" copy - \
-  growing --bandwidth 4M
+  growing --bandwidth 4M --report report
 wait_for 10 test -s growing
 kill -INT "${pid[endless]}"
 got=0
 wait "${pid[endless]}" || got=$?
 [ $got = 6 ] || fail "SIGINT: exit status $got"
-rm growing
+[ "$(field state <report)" = cancelled ] || fail "SIGINT: $(cat report)"
+rm growing report
 
 # null: takes everything; it is no source, and no place for a mirror.
 has_to_exit 0 nbdmirror copy disk null:
