@@ -11,9 +11,11 @@
 void
 budget_status_add (json_t *o, const struct budget *b)
 {
-  if (b == NULL)
-    return;
-  json_object_set_new (o, "budget", json_string (budget_name (b)));
-  json_object_set_new (o, "budget-limit", json_integer ((json_int_t)budget_rate (b)));
-  json_object_set_new (o, "budget-share", json_integer ((json_int_t)budget_share (b)));
+  bool any = b != NULL;
+
+  json_object_set_new (o, "budget", any ? json_string (budget_name (b)) : json_null ());
+  json_object_set_new (o, "budget-limit",
+                       any ? json_integer ((json_int_t)budget_rate (b)) : json_null ());
+  json_object_set_new (o, "budget-share",
+                       any ? json_integer ((json_int_t)budget_share (b)) : json_null ());
 }

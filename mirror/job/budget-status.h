@@ -10,7 +10,8 @@
 
 struct budget;
 
-/* Add it to O.  B may be NULL: then there is nothing to tell. */
+/* Add it to O.  B may be NULL: that is told as well, since the filter still has what the worker
+ * before this one has told. */
 void budget_status_add (json_t *o, const struct budget *b);
 
 #endif

@@ -129,9 +129,18 @@ wait_state "${control[src]}" ready 20
 [ "$(members)" = 1 ] || fail "a killed member is still there: $(budget vms)"
 budget vms none
 budget | grep -q '^vms: no limit' || fail "$(budget)"
-stop mirror
+kill -KILL "${pid[mirror]}"
+wait "${pid[mirror]}" || :
 wait_for 10 budget vms --remove
 [ -z "$(budget)" ] || fail "it was removed and is still there"
+# The next worker has no budget, and says so.
+is budget vms || fail "the status forgot the budget of the worker that was killed"
+spawn mirror nbdmirror mirror "${control[src]}" "$tmp/mirror.out" --resume
+wait_for 10 is worker attached
+wait_state "${control[src]}" ready 20
+is budget null || fail "the status tells a budget that is not used"
+is budget-share null || fail "the status tells a share"
+stop mirror
 
 # ---- who waits for its input takes no part ----
 
