@@ -55,6 +55,13 @@ ok_but (struct job *j, int64_t request, const char *note)
 /* ---- requests ---- */
 
 static void
+set_rate_limit (struct job *j, json_t *rate)
+{
+  j->rate_limit = (uint64_t)json_integer_value (rate);
+  engine_set_rate (&j->engine, j->rate_limit);
+}
+
+static void
 set_speed (struct job *j, int64_t request, json_t *args, const char *key)
 {
   json_t *v = json_object_get (args, key);
@@ -63,8 +70,8 @@ set_speed (struct job *j, int64_t request, json_t *args, const char *key)
                key);
     return;
   }
-  j->rate_limit = (uint64_t)json_integer_value (v);
-  engine_set_rate (&j->engine, j->rate_limit);
+  set_rate_limit (j, v);
+  job_publish (j); /* before the answer: who asked may look at once */
   ok (j, request);
 }
 
@@ -83,21 +90,20 @@ set_options (struct job *j, int64_t request, json_t *args)
     job_reply (j, request, "GenericError", "%s", why);
     return;
   }
-  if (limit) {
-    j->rate_limit = (uint64_t)json_integer_value (limit);
-    engine_set_rate (&j->engine, j->rate_limit);
-  }
+  if (limit)
+    set_rate_limit (j, limit);
   if (delay)
     j->gate.max_write_delay_ms = (uint64_t)json_integer_value (delay);
   if (down)
     j->max_downtime_ms = (uint64_t)json_integer_value (down);
   if (policy && job_policy_parse (json_string_value (policy), &j->policy))
     j->told_not_converging = false;
-  if ((sync ? job_gate_by_hand (j, json_is_true (sync)) : job_gate_update (j)) == -1)
-    ok_but (j, request, "the filter could not be told about the gate yet");
-  else
+  bool told = (sync ? job_gate_by_hand (j, json_is_true (sync)) : job_gate_update (j)) != -1;
+  job_publish (j); /* before the answer, as above */
+  if (told)
     ok (j, request);
-  job_publish (j);
+  else
+    ok_but (j, request, "the filter could not be told about the gate yet");
 }
 
 static void

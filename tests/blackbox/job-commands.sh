@@ -45,6 +45,15 @@ sleep 0.5
 before=$(status_of "$c" sent-bytes)
 sleep 1
 [ "$(status_of "$c" sent-bytes)" = "$before" ] || fail "it copies while paused"
+PYTHONPATH=$srcdir/tests/blackbox "$python" -B - "$c" <<'END' || fail "a limit is told late"
+import sys
+from filter_client import Client
+client = Client(sys.argv[1])
+client.call("block-job-set-speed", device="mirror", speed=7 << 20)
+assert client.call("query-mirror")["bandwidth-limit"] == 7 << 20
+client.call("mirror-set", **{"bandwidth-limit": 9 << 20})
+assert client.call("query-mirror")["bandwidth-limit"] == 9 << 20
+END
 has_to_exit 0 nbdmirror set "$c" bandwidth=0 max-downtime=200ms
 has_to_exit 0 nbdmirror resume "$c"
 wait_state "$c" ready 20
