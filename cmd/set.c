@@ -12,81 +12,57 @@
 #include "cmd/cmd.h"
 #include "cmd/control-query.h"
 #include "cmd/units.h"
+#include "control/settings.h"
 
-/* Parse VALUE into ARGS.  NULL or a reason. */
-typedef const char *setter (const char *value, const char *argument, json_t *args);
+/* VALUE as JSON, in *V, which the caller frees.  NULL or a reason. */
+typedef const char *reader (const char *value, json_t **v);
 
 static const char *
-set_rate (const char *value, const char *argument, json_t *args)
+read_rate (const char *value, json_t **v)
 {
-  uint64_t n;
+  uint64_t n = 0;
   const char *reason = units_parse_rate (value, &n);
 
-  if (reason == NULL && n > INT64_MAX)
-    reason = "the number is too large";
-  if (reason == NULL)
-    json_object_set_new (args, argument, json_integer ((json_int_t)n));
+  *v = json_integer ((json_int_t)n);
   return reason;
 }
 
 static const char *
-set_time (const char *value, const char *argument, json_t *args)
+read_time (const char *value, json_t **v)
 {
-  uint64_t n;
+  uint64_t n = 0;
   const char *reason = units_parse_time (value, &n);
 
-  if (reason == NULL && n == 0)
-    reason = "it must be more than 0";
-  if (reason == NULL && n > 24 * 3600 * UINT64_C (1000))
-    reason = "more than a day";
-  if (reason == NULL)
-    json_object_set_new (args, argument, json_integer ((json_int_t)n));
+  *v = json_integer (n <= INT64_MAX ? (json_int_t)n : INT64_MAX);
   return reason;
 }
 
 static const char *
-set_delay (const char *value, const char *argument, json_t *args)
+read_word (const char *value, json_t **v)
 {
-  const char *reason = set_time (value, argument, args);
-
-  if (reason == NULL && json_integer_value (json_object_get (args, argument)) > 10000)
-    reason = "more than 10s";
-  return reason;
+  *v = json_string (value);
+  return *v != NULL ? NULL : "it is not UTF-8";
 }
 
 static const char *
-set_policy (const char *value, const char *argument, json_t *args)
+read_switch (const char *value, json_t **v)
 {
-  static const char *const policies[] = { "sync", "throttle", "none", "fail" };
-
-  for (size_t i = 0; i < sizeof policies / sizeof policies[0]; i++)
-    if (strcmp (value, policies[i]) == 0) {
-      json_object_set_new (args, argument, json_string (value));
-      return NULL;
-    }
-  return "use sync, throttle, none or fail";
-}
-
-static const char *
-set_switch (const char *value, const char *argument, json_t *args)
-{
-  int on;
+  int on = 0;
   const char *reason = units_parse_switch (value, &on);
 
-  if (reason == NULL)
-    json_object_set_new (args, argument, json_boolean (on));
+  *v = json_boolean (on);
   return reason;
 }
 
 static const struct {
   const char *key, *argument;
-  setter *set;
+  reader *read;
 } keys[] = {
-  { "bandwidth", "bandwidth-limit", set_rate },
-  { "max-downtime", "max-downtime-ms", set_time },
-  { "max-write-delay", "max-write-delay-ms", set_delay },
-  { "policy", "policy", set_policy },
-  { "synchronous", "synchronous", set_switch },
+  { "bandwidth", "bandwidth-limit", read_rate },
+  { "max-downtime", "max-downtime-ms", read_time },
+  { "max-write-delay", "max-write-delay-ms", read_time },
+  { "policy", "policy", read_word },
+  { "synchronous", "synchronous", read_switch },
 };
 #define NR_KEYS (sizeof keys / sizeof keys[0])
 
@@ -110,7 +86,11 @@ add_setting (const char *word, json_t *args)
         (int)len, word);
   if (json_object_get (args, keys[i].argument) != NULL)
     return cmd_usage_error ("%s is given twice", keys[i].key);
-  reason = keys[i].set (value, keys[i].argument, args);
+  json_t *v = NULL;
+  reason = keys[i].read (value, &v);
+  json_object_set_new (args, keys[i].argument, v);
+  if (reason == NULL)
+    reason = settings_fault (args); /* those before it were looked at already */
   if (reason != NULL)
     return cmd_usage_error ("%s: %s", word, reason);
   return 0;

@@ -112,6 +112,8 @@ units_parse_rate (const char *text, uint64_t *bytes_per_second)
   const char *reason = units_parse_size (text, &rate);
   if (reason == NULL && rate != 0 && rate < RATE_MIN) /* "100" was meant to be something else */
     reason = "must be at least 1k, or none; the units are k, M, G and T";
+  if (reason == NULL && rate > INT64_MAX) /* JSON has no larger number */
+    reason = too_large;
   if (reason == NULL)
     *bytes_per_second = rate;
   return reason;

@@ -119,6 +119,8 @@ qemu-img create -q -f qcow2 vm.qcow2 1M
 refused 2 'run for --dest-format' mirror none vm.qcow2 --dest-format qcow2 --verify
 rm vm.qcow2
 refused 2 'run for [ COMMAND ]' mirror none [ true ] --verify
+refused 2 'number is too large' copy disk new --bandwidth 8388608T
+refused 2 'number is too large' budget night 8388608T
 refused 2 'policy=hope: ' set none bandwidth=1M policy=hope
 refused 1 'none: ' set none bandwidth=1M
 

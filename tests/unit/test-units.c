@@ -93,6 +93,8 @@ Test (units, rates)
   is_refused (units_parse_rate, "1023/s");
   is_refused (units_parse_rate, "100M/h");
   is_refused (units_parse_rate, "100Mbit");
+  is_read (units_parse_rate, "9223372036854775807", INT64_MAX);
+  is_refused (units_parse_rate, "9223372036854775808");
   is_refused (units_parse_rate,
               "111111111111111111111111111111111111111111111111111111111111111111/s");
 }
