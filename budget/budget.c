@@ -28,7 +28,6 @@
 #define BURST_NS ((uint64_t)(100 * NS_PER_MS)) /* unspent for longer is lost */
 #define MAX_REQUEST (2u << 20)                 /* bytes; more than anybody pays for at once */
 #define LOOK_NS ((uint64_t)(50 * NS_PER_MS))
-#define ABSENT_NS ((uint64_t)NS_PER_S)
 #define MAX_WAIT_NS ((uint64_t)(100 * NS_PER_MS))
 #define ROOM_TO_GROW 1.25 /* times what it uses, for a member that does not have to wait */
 #define LEAST 0.02        /* ... but so much of the budget at least */
@@ -146,12 +145,9 @@ budget_leave (struct budget *b)
 static bool
 claim_of (const struct budget_slot *s, double rate, uint64_t now, struct share_claim *claim)
 {
-  uint64_t wanted = atomic_load (&s->wanted_ns);
   uint32_t weight = atomic_load (&s->weight);
 
-  /* The clock is the same one in all processes, but we may have read it a little earlier. */
-  if (wanted == 0 || (wanted < now && now - wanted > ABSENT_NS)
-      || (wanted > now && wanted - now > ABSENT_NS))
+  if (!budget_is_active (s, now))
     return false;
   if (weight < 1 || weight > BUDGET_WEIGHT_MAX)
     weight = 1;
@@ -192,7 +188,7 @@ look (struct budget *b, uint64_t now)
    */
   if (b->looked_ns != 0 && (now < b->looked_ns || span < LOOK_NS))
     return;
-  bool back = b->looked_ns == 0 || span > ABSENT_NS; /* we do not know what we could use */
+  bool back = b->looked_ns == 0 || span > BUDGET_ABSENT_NS; /* we do not know what we could use */
   double lately = back ? 0 : (double)b->taken * NS_PER_S / (double)span;
   b->used = back ? 0 : (b->used + lately) / 2;
   atomic_store (&s->used, (uint64_t)b->used);

@@ -7,7 +7,6 @@
 
 #include <ctype.h>
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,8 +17,6 @@
 #include "base/text.h"
 #include "budget/budget.h"
 #include "budget/store.h"
-
-#define ACTIVE_NS ((uint64_t)NS_PER_S)
 
 /* ---- making and changing ---- */
 
@@ -50,7 +47,6 @@ budget_set (const char *name, uint64_t rate, char **error)
   return 0;
 }
 
-/* With all slots in our hands nobody is a member, and whoever joins now finds the file gone. */
 int
 budget_remove (const char *name, char **error)
 {
@@ -63,16 +59,11 @@ budget_remove (const char *name, char **error)
   int r = budget_directory (false, &dir, error);
   if (r == 0)
     r = budget_file_open (dir, name, &f, error);
-  if (r == 1)
-    return text_error (error, "there is no budget %s", name);
-  if (r == -1)
-    return -1;
-  if (!budget_lock (f.fd, 0, BUDGET_SLOTS))
-    r = text_error (error, "budget %s: it has members", name);
-  else if (unlinkat (dir, name, 0) == -1)
-    r = text_error (error, "budget %s: %s", name, strerror (errno));
-  budget_file_close (&f);
-  return r;
+  if (r == 0) {
+    r = budget_file_remove (dir, name, &f, error);
+    budget_file_close (&f);
+  }
+  return r == 1 ? text_error (error, "there is no budget %s", name) : r;
 }
 
 /* ---- looking ---- */
@@ -90,12 +81,10 @@ copy_label (char *to, size_t size, const char *label)
 static void
 look_at_slot (const struct budget_slot *s, uint64_t now, struct budget_member *m)
 {
-  uint64_t wanted = atomic_load (&s->wanted_ns);
-
   m->pid = atomic_load (&s->pid);
   m->weight = atomic_load (&s->weight);
   m->bytes = atomic_load (&s->bytes);
-  m->active = wanted != 0 && (wanted > now || now - wanted <= ACTIVE_NS);
+  m->active = budget_is_active (s, now);
   m->used = m->active ? atomic_load (&s->used) : 0;
   copy_label (m->label, sizeof m->label, s->label);
 }

@@ -192,6 +192,22 @@ budget_file_set_rate (struct budget_file *f, uint64_t rate, uint64_t now_ns)
   }
 }
 
+/* With all slots in our hands nobody is a member, and whoever joins now finds the file gone. */
+int
+budget_file_remove (int dir, const char *name, const struct budget_file *f, char **error)
+{
+  struct stat st;
+
+  if (!budget_lock (f->fd, 0, BUDGET_SLOTS))
+    return text_error (error, "budget %s: it has members", name);
+  /* Another one had them before us, and has removed the file. */
+  if (fstat (f->fd, &st) == 0 && st.st_nlink == 0)
+    return 1;
+  if (unlinkat (dir, name, 0) == -1)
+    return text_error (error, "budget %s: %s", name, strerror (errno));
+  return 0;
+}
+
 void
 budget_file_close (struct budget_file *f)
 {

@@ -28,6 +28,7 @@
 #define BUDGET_VERSION 1
 #define BUDGET_SLOTS 1024u
 #define BUDGET_LABEL 72
+#define BUDGET_ABSENT_NS UINT64_C (1000000000)
 
 struct budget_slot {
   _Alignas(64) _Atomic uint64_t wanted_ns; /* clock_ns(); 0: never */
@@ -65,7 +66,21 @@ int budget_file_open (int dir, const char *name, struct budget_file *f, char **e
 int budget_file_create (int dir, const char *name, uint64_t rate, char **error);
 /* Change the rate at NOW_NS.  A debt stays, in bytes. */
 void budget_file_set_rate (struct budget_file *f, uint64_t rate, uint64_t now_ns);
+/* Remove the budget F, which is called NAME in DIR.  0; 1 if it is gone, and NAME may be another
+ * one now; -1 with *ERROR, also if somebody is a member. */
+int budget_file_remove (int dir, const char *name, const struct budget_file *f, char **error);
 void budget_file_close (struct budget_file *f);
+
+/* Has the member wanted to send in the last second?  The clock is the same one in all processes,
+ * but the caller may have read it a little earlier. */
+static inline bool
+budget_is_active (const struct budget_slot *s, uint64_t now_ns)
+{
+  uint64_t wanted = atomic_load (&s->wanted_ns);
+  uint64_t apart = wanted < now_ns ? now_ns - wanted : wanted - now_ns;
+
+  return wanted != 0 && apart <= BUDGET_ABSENT_NS;
+}
 
 /* Take the slots FIRST to FIRST + COUNT - 1, if nobody has one of them. */
 bool budget_lock (int fd, unsigned first, unsigned count);

@@ -496,6 +496,42 @@ BUDGET_TEST (is_not_removed_while_it_is_used)
   assert_not_joined ("b", "there is no budget b");
 }
 
+/* Between opening it and removing it somebody else has removed it, and made it anew. */
+BUDGET_TEST (what_was_made_anew_is_not_removed)
+{
+  struct budget_file f;
+  struct budget_view v;
+  struct member m;
+  int d;
+
+  cr_assert_eq (budget_directory (false, &d, NULL), 0);
+  cr_assert_eq (budget_file_open (d, "b", &f, NULL), 0);
+  cr_assert_eq (budget_remove ("b", NULL), 0);
+  cr_assert_eq (budget_set ("b", RATE, NULL), 0);
+  join (&m, 1);
+  cr_assert_eq (budget_file_remove (d, "b", &f, NULL), 1);
+  budget_file_close (&f);
+  close (d);
+  cr_assert_eq (budget_look ("b", &v, NULL), 0);
+  cr_assert_eq (v.nr_members, 1);
+  budget_view_free (&v);
+  leave (&m, 1);
+}
+
+/* A member that is stopped, or whose file an older clock was written to, takes no part for whoever
+ * shares and for whoever looks. */
+BUDGET_TEST (is_active_for_a_second)
+{
+  struct budget_slot s = { .wanted_ns = 100 * SECOND };
+
+  cr_assert (budget_is_active (&s, 101 * SECOND));
+  cr_assert_not (budget_is_active (&s, 101 * SECOND + 1));
+  cr_assert (budget_is_active (&s, 99 * SECOND));
+  cr_assert_not (budget_is_active (&s, 99 * SECOND - 1));
+  s.wanted_ns = 0;
+  cr_assert_not (budget_is_active (&s, SECOND / 2));
+}
+
 BUDGET_TEST (has_room_for_many_and_says_when_it_is_full)
 {
   static struct member m[BUDGET_SLOTS];
