@@ -148,6 +148,8 @@ measure (struct job *j, struct measured *m, uint64_t measure_ns)
   while (r == 0 && clock_ns () < end)
     if (interrupted (j, clock_ns () + POLL_NS < end ? clock_ns () + POLL_NS : end))
       r = -1;
+  if (r == -1)
+    m->source.end_ns = m->dest.end_ns = 0;
   uint64_t took = clock_ns () - start;
   m->dirty_bytes = (atomic_load (dirtied) - before) << j->region->geo.block_shift;
   m->seconds = (double)took / (double)NS_PER_S;

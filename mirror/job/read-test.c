@@ -107,9 +107,9 @@ static void
 map (struct work *w)
 {
   struct read_test *p = w->p;
-  uint64_t now = clock_ns (), until = now + (p->end_ns > now ? (p->end_ns - now) / 2 : 0);
+  uint64_t now = clock_ns (), end = p->end_ns, until = now + (end > now ? (end - now) / 2 : 0);
 
-  while (p->mapped_bytes < p->size && clock_ns () < until) {
+  while (p->mapped_bytes < p->size && clock_ns () < until && p->end_ns != 0) {
     uint64_t n = p->size - p->mapped_bytes;
     w->status_done = false;
     if (channel_status (w->ch, n < MAX_STATUS_BYTES ? n : MAX_STATUS_BYTES, p->mapped_bytes,

@@ -11,6 +11,7 @@
 #define NBDMIRROR_MIRROR_JOB_READ_TEST_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -18,10 +19,10 @@
 
 struct read_test {
   /* Set by the caller. */
-  struct endpoint *ep; /* borrowed */
-  uint64_t size;       /* bytes of it that count */
-  uint64_t limit;      /* read at most so many bytes a second; 0: no limit */
-  uint64_t end_ns;     /* stop then */
+  struct endpoint *ep;     /* borrowed */
+  uint64_t size;           /* bytes of it that count */
+  uint64_t limit;          /* read at most so many bytes a second; 0: no limit */
+  _Atomic uint64_t end_ns; /* stop then; may be set to 0 at any time */
 
   /* Results. */
   uint64_t mapped_bytes; /* how far block status was asked */

@@ -61,6 +61,14 @@ nbdmirror mirror "$src" "$tmp/short.img" --dry-run --measure 100ms </dev/null >/
   2>"$tmp/err" || fail "dry run: $?"
 [ "$(stat -c %s "$tmp/short.img")" = 1048576 ] || fail "a dry run extended the destination"
 
+# It ends when it is told to.
+spawn long nbdmirror mirror "$src" "$dst" --dry-run --measure 60s --bandwidth 1M
+measures () { [ "$(find "/proc/${pid[long]}/task" -maxdepth 1 -mindepth 1 | wc -l)" -ge 3 ]; }
+wait_for 10 measures # one thread reads the source, and one the destination
+kill -INT "${pid[long]}"
+wait_exit long 10
+[ "$status" = 6 ] || fail "SIGINT: exit status $status"
+
 # What a job would be refused for.
 has_to_exit 7 nbdmirror mirror "$src" "${uri[src]}" --dry-run --measure 100ms
 start_dest small file 32M
