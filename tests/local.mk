@@ -88,9 +88,12 @@ unit_tests = \
 if !HAVE_TSAN
 # These have one thread: ThreadSanitizer would only make them slow.  In its own atomics a SIGBUS
 # comes again and again (test-lost-pages).
-unit_tests += tests/sim/test-converge tests/sim/test-line tests/unit/test-qcow2-digests \
-	tests/unit/test-lost-pages \
+unit_tests += tests/unit/test-qcow2-digests tests/unit/test-lost-pages \
 	tests/unit/test-qcow2-new tests/unit/test-private-dir
+endif
+if !HAVE_SANITIZERS
+# They only compute, for long.
+unit_tests += tests/sim/test-converge tests/sim/test-line
 endif
 check_PROGRAMS += $(unit_tests)
 else
@@ -262,6 +265,7 @@ own_tests = \
 	tests/blackbox/server-killed.sh \
 	tests/blackbox/source-errors.sh \
 	tests/blackbox/stop-worker.sh \
+	tests/blackbox/valgrind.sh \
 	tests/blackbox/unanswered.sh \
 	tests/blackbox/synchronous.sh \
 	tests/blackbox/synchronous-faults.sh \
@@ -341,9 +345,7 @@ linked_guest_tests = \
 	tests/guest/libvirt.py \
 	tests/guest/migrate.py \
 	tests/guest/qcow2-back.py \
-	tests/guest/qcow2-served.py \
 	tests/guest/qmp-migrate.py \
-	tests/guest/two-hosts.py \
 	tests/guest/two-hosts-tls.py
 # These meet nothing of another QEMU or nbdkit that those above do not meet.
 own_guest_tests = \
@@ -358,11 +360,13 @@ own_guest_tests = \
 	tests/guest/faults.py \
 	tests/guest/manuals.py \
 	tests/guest/qcow2-lent.py \
+	tests/guest/qcow2-served.py \
 	tests/guest/qmp-jobs.py \
 	tests/guest/qmp-kills.py \
 	tests/guest/qmp-recover.py \
 	tests/guest/raw-node-back.py \
-	tests/guest/there-and-back.py
+	tests/guest/there-and-back.py \
+	tests/guest/two-hosts.py
 guest_tests = $(linked_guest_tests) $(own_guest_tests)
 EXTRA_DIST += tests/guest
 

@@ -5,6 +5,7 @@
 # installed.  That the fields of `status --json` are those of the manual, and that the parameters of
 # the mirror filter are those of its page.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 
 cd "$tmp"
 "$python" - "$NBDMIRROR" "$srcdir/docs" <<'END' || fail "see above"

@@ -4,6 +4,7 @@
 # is right but what it names is not there), one message on stderr that names the subcommand and the
 # thing, nothing on stdout, and no socket, file or process left behind.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under thread
 
 cd "$tmp"
 truncate -s 1M disk

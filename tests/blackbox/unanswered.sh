@@ -3,6 +3,7 @@
 # Proves that a worker which is cancelled while its server does not answer waits for the server's
 # word: it says "cancelled" only of a hand-off that was released, never of one that is committed.
 . "$(dirname "$0")/lib.sh"
+proves_nothing_under address
 [ "${VALGRIND:-0}" = 0 ] || skip "the server's process is not called nbdkit under valgrind"
 
 is_ready () { [ "$(status_of "${control[src]}" state)" = ready ]; } # the last job was cancelled

@@ -22,7 +22,7 @@ if ! clang -fsanitize=fuzzer,address "$tmp/try.c" -o "$tmp/try" 2>"$tmp/log"; th
 fi
 libs=$(sed -n 's/^JANSSON_LIBS *= *//p' "$builddir/Makefile")
 # shellcheck disable=SC2086
-clang -O2 -g -std=gnu11 -w -D_GNU_SOURCE -I"$builddir" -I"$srcdir" \
+clang -O1 -g -std=gnu11 -w -D_GNU_SOURCE -I"$builddir" -I"$srcdir" \
   -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -o "$tmp/fuzz" \
   "$srcdir"/tests/fuzz/state.c "$srcdir"/tests/fuzz/state-file.c \
   "$srcdir"/cmd/{state,options,help,units}.c "$srcdir"/dirty-bitmap/*.c \
