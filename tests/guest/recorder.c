@@ -36,7 +36,7 @@
 
 #define MAX_DISKS 2
 #define BLOCK 4096u
-#define LOAD_BLOCKS 4096u
+#define LOAD_BLOCKS 1024u
 
 /* Both of records (512 bytes) and of the load's blocks (4096).  Little-endian: guest and host are
  * of one kind. */
