@@ -261,7 +261,7 @@ run (struct cmd_line *line)
                               .sparse = a.settings.sparse,
                               .dest_is_zero = a.dest_is_zero,
                               .rate_limit = a.settings.rate_limit,
-                              .nr_copiers = a.settings.nr_copiers,
+                              .max_connections = a.settings.max_connections,
                               .give_up_ns = a.settings.give_up_ns,
                               .opaque = &a.worker,
                               .message = worker_message,

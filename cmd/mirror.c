@@ -329,7 +329,7 @@ run_qmp (struct arguments *a, const char *source)
                             .sync = a->settings.sync,
                             .sparse = a->settings.sparse,
                             .rate_limit = a->settings.rate_limit,
-                            .nr_copiers = a->settings.nr_copiers,
+                            .max_connections = a->settings.max_connections,
                             .give_up_ns = a->settings.give_up_ns,
                             .max_downtime_ms = a->job.max_downtime_ms,
                             .complete_when_ready = a->job.complete_when_ready,
@@ -424,7 +424,7 @@ run (struct cmd_line *line)
   a.job.dest.dest = line->operands[1].argv;
   a.job.dest.nr_dest = line->operands[1].nr_args;
   a.job.rate_limit = a.settings.rate_limit;
-  a.job.nr_copiers = a.settings.nr_copiers;
+  a.job.max_connections = a.settings.max_connections;
   a.job.give_up_ns = a.settings.give_up_ns;
   if (of_qemu)
     return run_qmp (&a, line->operands[0].argv[0]);

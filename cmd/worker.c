@@ -246,7 +246,7 @@ worker_option (int c, struct worker *w, struct worker_settings *s, int *status)
     good = worker_parse_level (optarg, &s->dest.endpoint.compress);
     break;
   case WORKER_OPT_CONNECTIONS:
-    good = parse_connections (optarg, &s->nr_copiers);
+    good = parse_connections (optarg, &s->max_connections);
     break;
   case 'j':
     w->json = true;

@@ -114,7 +114,7 @@ enum {
 /* The values of these options.  All zero: the defaults, with give_up_ns set by the subcommand. */
 struct worker_settings {
   uint64_t rate_limit;
-  unsigned nr_copiers;
+  unsigned max_connections; /* --connections; 0: default */
   uint64_t give_up_ns;
   struct session_options dest;
   struct sync_options sync;

@@ -92,7 +92,7 @@ copy (struct restoring *r, const struct cmd_operand *dest, const char *file, jso
                             .sync = r->settings.sync,
                             .sparse = r->settings.sparse,
                             .rate_limit = r->settings.rate_limit,
-                            .nr_copiers = r->settings.nr_copiers,
+                            .max_connections = r->settings.max_connections,
                             .opaque = &r->worker,
                             .message = worker_message,
                             .progress = worker_progress,

@@ -65,12 +65,12 @@ enum engine_sparse {
 };
 
 struct engine_options {
-  unsigned nr_copiers;   /* upper limit of copier threads; 0: the number of cores, at most 4 */
-  uint64_t rate_limit;   /* bytes a second; 0: none */
-  struct budget *budget; /* shared with other jobs, borrowed; or NULL */
-  uint64_t grace_ns;     /* quarantined blocks wait this long from a session's first reply (R12) */
-  bool neighbours;       /* clean blocks may be sent along (neighbours.h) */
-  bool offline;          /* nobody tracks the source: the destination is flushed seldom */
+  unsigned max_connections; /* --connections, and so the most copiers; 0: default (session.h) */
+  uint64_t rate_limit;      /* bytes a second; 0: none */
+  struct budget *budget;    /* shared with other jobs, borrowed; or NULL */
+  uint64_t grace_ns; /* quarantined blocks wait this long from a session's first reply (R12) */
+  bool neighbours;   /* clean blocks may be sent along (neighbours.h) */
+  bool offline;      /* nobody tracks the source: the destination is flushed seldom */
   enum engine_sync sync;
   enum engine_sparse sparse;
   bool dest_is_zero;     /* the user says so: zeroes need not be written there (R8) */

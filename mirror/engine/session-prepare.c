@@ -151,7 +151,7 @@ how_many_copiers (const struct session *s)
 
   if (!endpoint_info (s->target.endpoint)->can_multi_conn)
     return 1;
-  return session_channels (o->nr_copiers, o->offline ? s->engine->source : NULL, o->base);
+  return session_channels (o->max_connections, o->offline ? s->engine->source : NULL, o->base);
 }
 
 /* The channels of the copiers, before there are copiers.  BESIDE: to the base image or to the

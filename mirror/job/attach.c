@@ -226,7 +226,7 @@ job_attach (struct job *j)
     return -1;
 
   const struct engine_options eo = {
-    .nr_copiers = j->o->nr_copiers,
+    .max_connections = j->o->max_connections,
     .rate_limit = j->rate_limit,
     .budget = j->o->budget,
     .grace_ns = j->o->grace_ns,

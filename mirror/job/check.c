@@ -334,7 +334,7 @@ open_destination (struct job *j, json_t *status)
     return job_refuse_destination (j, text_printf ("%s is the source itself", d->dest[0]));
   j->dest = *d;
   j->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
-  j->dest.endpoint.nr_multi = session_connections_each (j->o->nr_copiers);
+  j->dest.endpoint.nr_multi = session_connections_each (j->o->max_connections);
   bool file = d->nr_dest == 1 && uri_kind (d->dest[0]) == URI_NONE;
   if (j->dry && file)
     return foresee_file (j, size);
@@ -347,7 +347,7 @@ open_destination (struct job *j, json_t *status)
   j->dest.endpoint.writable = !j->dry;
   j->dest.endpoint.will_write = j->dry;
   const struct endpoint *base = j->o->sync.mode == ENGINE_SYNC_BASE ? j->base_image : NULL;
-  j->dest.endpoint.nr_channels = j->dry ? 0 : session_channels (j->o->nr_copiers, NULL, base);
+  j->dest.endpoint.nr_channels = j->dry ? 0 : session_channels (j->o->max_connections, NULL, base);
   j->dest.endpoint.session = &j->dest_session;
   /* What a left over job was written to is there, or lost: a new file in its place is neither. */
   bool left_over = json_is_integer (json_object_get (status, "dirty-bytes"));

@@ -171,9 +171,9 @@ open_both (struct copy *c)
 
   c->dest = o->dest;
   c->dest.endpoint.nr_in_flight = ENGINE_IN_FLIGHT;
-  c->dest.endpoint.nr_multi = session_connections_each (o->nr_copiers);
+  c->dest.endpoint.nr_multi = session_connections_each (o->max_connections);
   c->dest.endpoint.nr_channels
-      = session_channels (o->nr_copiers, o->tracker == NULL ? c->source : NULL,
+      = session_channels (o->max_connections, o->tracker == NULL ? c->source : NULL,
                           o->sync.mode == ENGINE_SYNC_BASE ? c->base : NULL);
   c->dest.endpoint.writable = true;
   c->dest.endpoint.session = &c->session;
@@ -236,7 +236,7 @@ make_region (struct copy *c)
   c->dest.opaque = &c->look_again;
 
   const struct engine_options eo = {
-    .nr_copiers = c->o->nr_copiers,
+    .max_connections = c->o->max_connections,
     .rate_limit = c->rate_limit,
     .budget = c->o->budget,
     .offline = c->o->tracker == NULL,

@@ -21,11 +21,11 @@ struct copy_options {
   uint64_t source_only; /* bytes from the beginning of an NBD source; 0: all of it */
   struct sync_options sync;
   enum engine_sparse sparse;
-  bool dest_is_zero;     /* the user says so */
-  uint64_t rate_limit;   /* bytes a second; 0: none */
-  struct budget *budget; /* besides; borrowed, or NULL */
-  uint64_t give_up_ns;   /* 0: a lost destination ends the copy; UINT64_MAX: never give up */
-  unsigned nr_copiers;   /* 0: default */
+  bool dest_is_zero;        /* the user says so */
+  uint64_t rate_limit;      /* bytes a second; 0: none */
+  struct budget *budget;    /* besides; borrowed, or NULL */
+  uint64_t give_up_ns;      /* 0: a lost destination ends the copy; UINT64_MAX: never give up */
+  unsigned max_connections; /* --connections; 0: default */
 
   /* NULL: nobody writes to the source.  Else it is in use, and these are about the hand-over. */
   const struct tracker *tracker;

@@ -81,7 +81,7 @@ struct job_options {
   uint64_t give_up_ns;         /* without destination or source; UINT64_MAX: never */
   uint64_t give_up_stalled_ns; /* while nothing moves; 0: never */
   uint64_t grace_ns;           /* of quarantine; 0: default */
-  unsigned nr_copiers;         /* 0: default */
+  unsigned max_connections;    /* --connections; 0: default */
   bool complete_when_ready;
   bool unlimited_hold; /* the bandwidth limit does not hold while the gate is held */
 

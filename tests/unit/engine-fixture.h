@@ -25,7 +25,7 @@ static void
 engine_setup (uint64_t nr_blocks, bool neighbours)
 {
   char name[] = "/tmp/nbdmirror-test-engine.XXXXXX";
-  const struct engine_options options = { .nr_copiers = 1, .neighbours = neighbours };
+  const struct engine_options options = { .max_connections = 1, .neighbours = neighbours };
   char *error = NULL, *argv[] = { name };
   int fd = mkstemp (name);
 
