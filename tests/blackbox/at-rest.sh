@@ -41,8 +41,7 @@ spawn mirror nbdmirror mirror "${control[src]}" "${uri[dst]}" # with its progres
 wait_state "${control[src]}" ready 20
 worker=$(status_of "${control[src]}" worker-pid)
 sleep 3 # the rates of the copy have to be forgotten
-rests "ready worker" "$worker" 2
-rests "server" "${pid[src]}" 7
+rests "ready worker" "$worker" 2 "server" "${pid[src]}" 7
 
 # A write is at the destination well before any timer of a sleeping worker would have ended.
 "$python" - "${uri[src]}" "${uri[dst]}" <<'PY' || fail "a sleeping worker did not wake up"
@@ -73,8 +72,7 @@ synchronised () { [ "$(status_of "${control[src]}" synchronised)" = true ]; }
 nbdmirror set "${control[src]}" synchronous=on
 wait_for 10 synchronised
 sleep 1
-rests "synchronous worker" "$worker" 8
-rests "server, synchronous" "${pid[src]}" 7
+rests "synchronous worker" "$worker" 8 "server, synchronous" "${pid[src]}" 7
 
 complete_soon "${control[src]}" --lease 10s
 ends_well mirror 10
