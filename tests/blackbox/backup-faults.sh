@@ -185,7 +185,8 @@ run 0 'not done within 200 ms' "$A" "$repo" --before-hold-exec 'sleep 20' --hook
   "${hooks[@]:2}"
 [ "$(sort -u "$tmp/hooks")" = after ] || fail "not thawed after a command that hung"
 # What freezes the guest ends when the limit has come and gone, and the guest was thawed.
-freeze_late="kill -STOP \$PPID; until [ -s '$tmp/hooks' ]; do sleep 0.05; done
+freeze_late="kill -STOP \$PPID; n=0
+  until [ -s '$tmp/hooks' ] || [ \$n = 400 ]; do sleep 0.05; n=\$((n + 1)); done
   touch '$tmp/frozen'; kill -CONT \$PPID"
 thaw="rm -f '$tmp/frozen'; echo after >>'$tmp/hooks'"
 : >"$tmp/hooks"
@@ -195,7 +196,7 @@ run 0 'and again at the end' "$A" "$repo" --before-hold-exec "$freeze_late" --ho
 # The same where the backup is killed meanwhile.
 : >"$tmp/hooks"
 spawn killed "$NBDMIRROR" backup "$A" "$repo" --after-release-exec "$thaw" --before-hold-exec \
-  "echo before >>'$tmp/hooks'; until [ -e '$tmp/go' ]; do sleep 0.05; done
+  "echo before >>'$tmp/hooks'; until [ -e '$tmp/go' ] || [ ! -d '$tmp' ]; do sleep 0.05; done
   touch '$tmp/frozen' '$tmp/was-frozen'"
 wait_for 20 grep -q before "$tmp/hooks"
 kill -KILL "${pid[killed]}"

@@ -388,9 +388,9 @@ class Server:
         done = threading.Event()
 
         def send():
-            self.process.terminate()
             while "libtsan" in server_environment().get("LD_PRELOAD", "") and not done.wait(2):
                 self.process.terminate()
+        self.process.terminate()
         sender = threading.Thread(target=send)
         sender.start()
         try:

@@ -236,11 +236,9 @@ stop () {
 
 # sigstop PID: stop a process with SIGSTOP.  On a busy machine its threads go on for some time after
 # the signal was sent, so wait until each is stopped.
-sigstop () {
-  kill -STOP "$1"
-  while grep -Ls '^State:[[:space:]]*[TZX]' /proc/"$1"/task/*/status | grep -q .; do
-    sleep 0.01
-  done
+sigstop () { kill -STOP "$1"; wait_for 20 is_stopped "$1"; }
+is_stopped () {
+  [ -z "$(grep -Ls '^State:[[:space:]]*[TZX]' /proc/"$1"/task/*/status)" ]
 }
 
 # has_to_exit STATUS COMMAND...: run it, with its output in $tmp/out and $tmp/err.  The test fails
@@ -309,7 +307,11 @@ mkfifo "$tmp/watchdog"
   note "FAIL: not done after ${TEST_TIMEOUT:-600} s"
   kill -TERM $$
   sleep 1
-  ps -o pid= --ppid $$ | xargs -r kill -TERM
+  children=$(ps -o pid= --ppid $$)
+  # shellcheck disable=SC2086
+  kill -TERM $children
+  # shellcheck disable=SC2086
+  kill -CONT $children
 ) </dev/null &
 pid[watchdog]=$!
 

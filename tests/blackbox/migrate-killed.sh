@@ -58,7 +58,7 @@ rm -f "$tmp/log" "$tmp/report"
 # shellcheck disable=SC2086
 spawn migrate nbdmirror migrate --source-qmp "$tmp/source.qmp" --dest-qmp "$tmp/dest.qmp" \
   --memory-uri unix:/nowhere $both --log "$tmp/log" --report "$tmp/report" \
-  --on-abort-exec "echo >>'$tmp/hook'; while [ ! -e '$tmp/go' ]; do sleep 0.1; done"
+  --on-abort-exec "echo >>'$tmp/hook'; while [ -d '$tmp' ] && [ ! -e '$tmp/go' ]; do sleep 1; done"
 wait_for 20 test -s "$tmp/hook"
 coordinator=$(ps -o pid= --ppid "${pid[migrate]}" | tr -d ' ')
 kill_coordinator 1 rolled-back

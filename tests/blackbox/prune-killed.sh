@@ -213,7 +213,8 @@ has_to_exit 5 nbdmirror backup-verify "$repo"
 random_disk "$tmp/vda" 4M
 start_server vda "$tmp/vda"
 spawn backup nbdmirror backup "${control[vda]}" "$repo" --disk-name "${control[vda]}=vda" \
-  --before-hold-exec "touch '$tmp/at-hold'; until [ -e '$tmp/verified' ]; do sleep 0.05; done"
+  --before-hold-exec "touch '$tmp/at-hold'
+  until [ -e '$tmp/verified' ] || [ ! -d '$tmp' ]; do sleep 0.05; done"
 wait_for 20 test -e "$tmp/at-hold"
 has_to_exit 5 nbdmirror backup-verify "$repo"
 touch "$tmp/verified"

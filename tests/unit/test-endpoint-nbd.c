@@ -28,7 +28,7 @@ Test (endpoint, session_names)
 {
   struct endpoint_session s = { .answered = false };
   char first[2 * ENDPOINT_SESSION], second[2 * ENDPOINT_SESSION], third[2 * ENDPOINT_SESSION];
-  char expected[2 * ENDPOINT_SESSION + 1];
+  char expected[sizeof s.id + sizeof first + 1];
 
   cr_assert (nbd_session_name (first, &s));
   cr_assert_str_eq (first, s.id);
