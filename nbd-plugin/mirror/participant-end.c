@@ -103,12 +103,10 @@ let_go (struct mirror *m)
   return good;
 }
 
-/* The commit is durable: the job is over. */
+/* The commit is durable: the job is over.  CHECKPOINT: where the disk stands, or NULL. */
 static void
-ended_by_commit (struct mirror *m)
+ended_by_commit (struct mirror *m, const json_t *checkpoint)
 {
-  const json_t *checkpoint = json_object_get (m->attachment.published, "return-checkpoint");
-
   if (m->attachment.region != NULL)
     control_event (m->server, NULL, "BLOCK_JOB_COMPLETED", mirror_block_job_event (m));
   if (m->attachment.worker != NULL)
@@ -156,7 +154,7 @@ participant_commit (struct mirror *m)
     control_reply (r->peer, r->id, json_pack ("{s:I}", "generation", (json_int_t)p->generation),
                    -1);
   relay_free (r);
-  ended_by_commit (m);
+  ended_by_commit (m, json_object_get (m->attachment.published, "return-checkpoint"));
   participant_finish (p);
   return true;
 }
@@ -260,8 +258,10 @@ participant_finalize (struct mirror *m, struct control_peer *peer, json_t *id, u
     control_error (peer, id, "GenericError", "%s", error);
     text_free (error);
   } else {
-    if (in_doubt) /* now we know */
-      ended_by_commit (m);
+    /* Now we know.  But the host may have lost writes that the destination has: this disk stands at
+     * no checkpoint, whatever the job's note says. */
+    if (in_doubt)
+      ended_by_commit (m, NULL);
     reply_committed (m, peer, id);
   }
 }

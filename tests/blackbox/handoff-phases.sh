@@ -6,6 +6,7 @@
 # meanwhile; and that a coordinator killed after its decision is finished by running `complete`
 # again.
 . "$(dirname "$0")/lib.sh"
+. "$srcdir/tests/blackbox/return-lib.sh"
 
 disks="a b"
 controls=()
@@ -161,7 +162,8 @@ token=$(sed -n 's/^rollback token: //p' "$tmp/complete.log")
 has_to_exit 0 nbdmirror complete --commit --token "$token" "${control[a]}" "qmp:$tmp/monitor/disk"
 
 # A disk that had been received here, with a state file.  A server in doubt that is told of the
-# commit ends its job and removes the seal, as one that sees it does.
+# commit ends its job and removes the seal, as one that sees it does.  But the disk does not stand
+# at the checkpoint that the destination has begun: the host may have lost writes of the guest's.
 disks=s
 random_disk "$tmp/s.disk" 8M
 serve () { start_stateful s "$tmp/s.disk" "$tmp/s.state"; }
@@ -183,12 +185,14 @@ is_unsealed () { ! is_sealed; }
 changed () { nbdmirror checkpoint list "${control[s]}" --json | field changed-bytes; }
 serve
 controls=("${control[s]}")
-start_dest to-s file 8M
+receive to-s "$tmp/to-s.img" --size 8M
 has_to_exit 0 nbdmirror verify "$tmp/s.disk" "${uri[s]}" # the server learns the disk's size
 nbdmirror checkpoint add "${control[s]}" one
 [ "$(changed)" = 0 ] || fail "it is not known what was changed"
 spawn mirror-s nbdmirror mirror "${control[s]}" "${uri[to-s]}"
 all_ready
+noted () { grep -aq '"return-checkpoint": *"' "$tmp/s.state"; }
+wait_for 20 noted
 prepare --rollback-token t6
 # What takes long has to wait: the guest does.
 [ "$(changed)" = null ] || fail "changes were counted while a guest was held"
@@ -208,6 +212,8 @@ serve
 has_to_exit 0 nbdmirror complete --commit --token t6 "${control[s]}"
 [ "$(nr_jobs)" = 0 ] || fail "the job is left over after the commit"
 wait_for 10 is_unsealed
-stop s KILL
+stop s # which waits until its file says what it is to say
+"$python" -c 'import os, sys; os.getxattr(sys.argv[1], "user.nbdmirror.checkpoint")' "$tmp/s.disk" \
+  2>"$tmp/err" && fail "a disk that was in doubt stands at a checkpoint"
 serve
 [ "$(nr_jobs)" = 0 ] || fail "the job is left over after one more start"
