@@ -66,17 +66,23 @@ unseal (int fd)
     nbdkit_error ("that this disk is not its guest's any more cannot be recorded in its file: %m");
 }
 
-/* 0 as well where it cannot be done at all.  Else 0 or -1 with errno. */
+/* "0": nobody knows whether it is durable, and `receive --resume` makes it so.  An fsync() here
+ * would write all that the guest has written, while a client waits; without it, it is lost if the
+ * power fails right after.  0 as well where it cannot be done at all, or where there is no room.
+ * Else 0 or -1 with errno. */
 static int
 seal (int fd)
 {
   struct stat st;
 
-  if (fd == -1 || fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))
+  if (fd == -1 || fstat (fd, &st) == -1 || !S_ISREG (st.st_mode)
+      || fsetxattr (fd, RECEIVE_ATTRIBUTE, "0", 1, 0) == 0)
     return 0;
-  if (fsetxattr (fd, RECEIVE_ATTRIBUTE, "1", 1, 0) == -1)
-    return errno == ENOTSUP || errno == EROFS || errno == EPERM || errno == EACCES ? 0 : -1;
-  return fsync (fd);
+  if (errno == ENOSPC || errno == EDQUOT) {
+    nbdkit_error ("that this disk is its guest's cannot be recorded in its file: %m");
+    return 0;
+  }
+  return errno == ENOTSUP || errno == EROFS || errno == EPERM || errno == EACCES ? 0 : -1;
 }
 
 void

@@ -101,6 +101,9 @@ kill_server b
 start_stateful b "$at_b" "$tmp/b.state"
 roll_back "${control[b]}"
 has_attribute "$at_b" checkpoint && fail "a disk that was taken back stands at a checkpoint"
+"$python" -c 'import os, sys
+sys.exit(os.getxattr(sys.argv[1], "user.nbdmirror.sealed") != b"0")' "$at_b" ||
+  fail "the file of a disk that was taken back claims a seal that is durable"
 write_blocks "${guest_uri[b]}" 6 16
 stop a
 stop b
