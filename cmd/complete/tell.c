@@ -172,14 +172,15 @@ complete_finish (struct complete *c, const struct coordinator_result *result, in
   if (result->committed)
     sealed = complete_seal (c);
   /* It is there to start the guest. */
-  if (sealed != EXIT_DONE)
+  if (result->committed && unsure)
+    hook_not_run (&c->hooks, HOOK_AFTER_COMMIT,
+                  "the guest of a disk that QEMU has open by itself may run on; if it has not, run"
+                  " the command by hand, and do not run 'complete --commit' again, which would run"
+                  " it in either case");
+  else if (sealed != EXIT_DONE)
     hook_not_run (&c->hooks, HOOK_AFTER_COMMIT,
                   "a destination is not sealed; 'complete --commit' with the token"
                   " seals it, and then runs it");
-  else if (result->committed && unsure)
-    hook_not_run (&c->hooks, HOOK_AFTER_COMMIT,
-                  "the guest of a disk that QEMU has open by itself may run on; if it has not, run"
-                  " the command by hand");
   else if (result->committed)
     hook_run_warn (&c->hooks, HOOK_AFTER_COMMIT, result->token, NULL);
   else
