@@ -249,7 +249,9 @@ budget_wait (struct budget *b, uint64_t now_ns)
   uint64_t ours = debt (b->paid_ns, now_ns), wait = all > ours ? all : ours;
   if (wait == 0)
     return 0;
-  if (ours > 0) /* of a debt of the others alone a larger share would not get it out */
+  /* Of a debt of the others alone a larger share would not get it out.  But who has sent lately
+   * waits for a request of theirs in its turn. */
+  if (b->paid_ns + NS_PER_S + MAX_REQUEST * NS_PER_S / rate > now_ns)
     b->denied = true;
   return wait < MAX_WAIT_NS ? wait : MAX_WAIT_NS;
 }

@@ -286,6 +286,31 @@ BUDGET_TEST (who_spends_nothing_is_not_hungry)
   leave (m, 2);
 }
 
+/* A request takes longer to pay than a look lasts: who waits for the other's goes on to be hungry.
+ */
+BUDGET_TEST (a_small_budget_keeps_the_weights)
+{
+  enum { LARGE = 1 << 20 };
+  static const uint64_t rates[] = { 1 << 20, 1 << 17 };
+
+  for (unsigned r = 0; r < sizeof rates / sizeof rates[0]; r++) {
+    struct member m[2];
+    uint64_t now = 1000 * SECOND, span = 400 * LARGE / rates[r] * SECOND;
+
+    cr_assert_eq (budget_set ("b", rates[r], NULL), 0);
+    join (&m[0], 1);
+    join (&m[1], 4);
+    for (uint64_t end = now + span; now < end; now += 10 * MS)
+      for (unsigned i = 0; i < 2; i++)
+        if (budget_wait (m[i].b, now) == 0) {
+          budget_take (m[i].b, LARGE, now);
+          m[i].sent += LARGE;
+        }
+    assert_near ((double)m[1].sent, 4.0 * (double)m[0].sent, 0.1);
+    leave (m, 2);
+  }
+}
+
 /* Another thread of the same process has looked in between, with a later clock.  A modest member
  * would claim everything then. */
 BUDGET_TEST (a_clock_that_was_read_before_the_last_look_changes_nothing)
