@@ -378,6 +378,7 @@ pause_ms (struct copy *c)
     .paused = c->tracked.paused,
     .unreadable = c->source_errors.any,
     .asleep = !handing_over && engine_asleep (&c->engine),
+    .held = c->tracked.held,
     .left = engine_left_bytes (&c->engine),
     .limit = allowance_rate (&c->engine.allowance, c->rate_limit),
   };

@@ -21,6 +21,8 @@ rest_is_stuck (const struct rest_view *v)
 unsigned
 rest_copy_ms (const struct rest_view *v)
 {
+  if (v->held)
+    return 1;
   if (rest_is_stuck (v))
     return v->asleep ? REST_MS : LOOK_MS;
   uint64_t soon = NEARLY_DONE; /* what may be sent before the next look */

@@ -16,6 +16,7 @@ struct rest_view {
   bool paused;     /* by the user */
   bool unreadable; /* something of the source is */
   bool asleep;     /* the copiers sleep, and no hand-over is under way */
+  bool held;       /* the guest is, so it waits for us */
   uint64_t left;   /* bytes */
   uint64_t limit;  /* bytes a second, 0: none */
 };

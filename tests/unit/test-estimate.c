@@ -455,6 +455,17 @@ Test (rest, a_copy_looks_often_only_at_its_end)
   cr_assert_eq (rest_copy_ms (&v), 1);
 }
 
+Test (rest, a_guest_that_is_held_does_not_wait_for_a_look)
+{
+  struct rest_view v = { .state = SUPERVISOR_COPYING, .limit = MIB, .left = MIB, .held = true };
+
+  cr_assert_eq (rest_copy_ms (&v), 1);
+  v.state = SUPERVISOR_CONNECTING; /* that it is back is to be seen at once, too */
+  cr_assert_eq (rest_copy_ms (&v), 1);
+  v.held = false;
+  cr_assert_eq (rest_copy_ms (&v), 100);
+}
+
 /* However little is left: nothing of it can be copied now. */
 Test (rest, a_copy_that_is_stuck_sleeps)
 {
