@@ -116,6 +116,7 @@ rests "degraded worker" "$(status_of "${control[kept]}" worker-pid)" 8 \
   "copy, degraded" "${pid[copy]}" 10 \
   "worker with a bad block, to be synchronous" "$(status_of "${control[bad]}" worker-pid)" 90 \
   "server with a bad block, to be synchronous" "${pid[bad]}" 90
+running copy || fail "the copy gave up: $(cat "$tmp/copy.log")"
 stop copy KILL
 stop bad_mirror KILL
 stop bad
