@@ -234,7 +234,8 @@ make_forecast (struct job *j, const struct measured *m)
       (double)j->o->rate_limit);
   const double trip_ms = (double)m->dest.rtt_ns / (double)NS_PER_MS;
   bool several = j->dest.opened != NULL && endpoint_info (j->dest.opened)->can_multi_conn;
-  unsigned nr_copiers = several ? session_channels (j->o->max_connections, NULL, NULL) : 1;
+  const struct endpoint *base = j->o->sync.mode == ENGINE_SYNC_BASE ? j->base_image : NULL;
+  unsigned nr_copiers = several ? session_channels (j->o->max_connections, NULL, base) : 1;
   const struct forecast_input in = {
     .disk_bytes = size,
     .data_bytes = data_bytes (m, size),
