@@ -92,7 +92,9 @@ wait_and_thaw (const struct backup_run *run, int fd)
   int r = backup_hook (run, "after-release", run->after_release, NULL, &error);
   if (r == -1)
     cmd_warning ("%s", error);
-  _exit (late ? EXIT_LATE : r == -1 ? EXIT_ERROR : EXIT_DONE);
+  /* What failed at the limit is run again where a guest may be frozen. */
+  bool failed = r == -1 && (!late || run->before_hold == NULL);
+  _exit (failed ? EXIT_ERROR : late ? EXIT_LATE : EXIT_DONE);
 }
 
 struct backup_thaw *
