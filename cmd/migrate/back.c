@@ -113,6 +113,23 @@ uncommit (struct migrate *m)
   return all;
 }
 
+/* A disk in doubt that could not be released refuses its guest's writes. */
+static bool
+all_released (struct migrate *m)
+{
+  bool all = true;
+
+  for (unsigned i = 0; m->recovering && i < m->disks.nr; i++) {
+    const char *fault = coordinator_disk_fault (m->coordinator, i);
+
+    if (fault == NULL)
+      continue;
+    cmd_say ("%s: its guest cannot write yet", fault);
+    all = false;
+  }
+  return all;
+}
+
 static bool
 free_disks (struct migrate *m)
 {
@@ -127,6 +144,8 @@ free_disks (struct migrate *m)
   if (coordinator_release (m->coordinator) == DECISION_COMMIT) /* nobody but us decides so */
     return false;
   adopted_revive (m, coordinator_decided (m->coordinator) == DECISION_ABORT, false);
+  if (!all_released (m))
+    return false;
   if (m->held)
     journal_rolled_back (&m->journal, "every disk was released");
   m->held = false;
