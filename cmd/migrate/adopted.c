@@ -22,6 +22,7 @@
 #include "cmd/control-query.h"
 #include "cmd/migrate/adopted.h"
 #include "cmd/serve/paths.h"
+#include "control/name.h"
 #include "mirror/endpoint/uri.h"
 
 #define WORDS 20
@@ -240,17 +241,26 @@ give_back_one (struct migrate *m, const struct disk *d, const char *socket)
   return false;
 }
 
-/* The socket on which D's destination is served, while it is there: the server removes it at its
- * end, which is the last step of a give-back.  For text_free(), or NULL. */
+/* The socket on which D's destination is served, if it is THERE, or if it is not: the server
+ * removes it at its end, which is the last step of a give-back.  For text_free(), or NULL. */
 static char *
-socket_of (const struct disk *d)
+socket_of (const struct disk *d, bool there)
 {
   struct uri *uri = uri_read (d->dest, NULL);
   const char *socket = uri != NULL ? uri_parameter (uri, "socket") : NULL;
-  char *copy = socket != NULL && access (socket, F_OK) == 0 ? text_copy (socket) : NULL;
+  bool good = socket != NULL && (access (socket, F_OK) == 0) == there;
+  char *copy = good ? text_copy (socket) : NULL;
 
   uri_free (uri);
   return copy;
+}
+
+bool
+adopted_was_given_back (const struct disk *d)
+{
+  CLEANUP_TEXT char *gone = control_is_of_qemu (d->control) ? socket_of (d, false) : NULL;
+
+  return gone != NULL;
 }
 
 bool
@@ -260,7 +270,7 @@ adopted_give_back (struct migrate *m)
 
   for (unsigned i = 0; i < m->disks.nr; i++) {
     const struct disk *d = &m->disks.disk[i];
-    CLEANUP_TEXT char *socket = socket_of (d);
+    CLEANUP_TEXT char *socket = socket_of (d, true);
 
     if (socket != NULL)
       all = give_back_one (m, d, socket) && all;
@@ -273,7 +283,7 @@ adopted_tell_give_back (const struct migrate *m)
 {
   for (unsigned i = 0; i < m->disks.nr; i++) {
     const struct disk *d = &m->disks.disk[i];
-    CLEANUP_TEXT char *socket = socket_of (d);
+    CLEANUP_TEXT char *socket = socket_of (d, true);
 
     if (socket != NULL && d->option->image != NULL)
       cmd_say ("if the guest is right to run at the destination, 'nbdmirror give-back --qmp %s %s "

@@ -36,6 +36,8 @@ bool adopted_any (const struct migrate *m);
 /* The guest runs at the destination, through the server of `nbdmirror receive`: take it off that.
  * False after an error message: it goes on through that server.  It may be called again. */
 bool adopted_give_back (struct migrate *m);
+/* Has D, which QEMU had open by itself, been taken off it?  Only for a move that was finished. */
+bool adopted_was_given_back (const struct disk *d);
 /* Say how to do that by hand. */
 void adopted_tell_give_back (const struct migrate *m);
 

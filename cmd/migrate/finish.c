@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "cmd/migrate/adopted.h"
 #include "cmd/migrate/migrate.h"
 #include "mirror/endpoint/seal.h"
 
@@ -28,6 +29,7 @@ struct seal {
   pthread_t thread;
   bool started;
   struct disk *disk;
+  bool recovering; /* a try before us may have given the image back: sealed, and not served */
   int r;
   char *error;
 };
@@ -45,7 +47,10 @@ seal_one (void *opaque)
 {
   struct seal *s = opaque;
 
-  s->r = destination_seal_over (s->disk->dest, &s->disk->seal, &s->error);
+  if (s->recovering && adopted_was_given_back (s->disk))
+    s->r = 0;
+  else
+    s->r = destination_seal_over (s->disk->dest, &s->disk->seal, &s->error);
   return NULL;
 }
 
@@ -60,12 +65,13 @@ connect_one (void *opaque)
 
 /* STEP for each disk at the same time.  For free(), or NULL. */
 static struct seal *
-for_each_seal (struct disks *d, void *(*step) (void *))
+for_each_seal (struct disks *d, bool recovering, void *(*step) (void *))
 {
   struct seal *seals = calloc (d->nr, sizeof *seals);
 
   for (unsigned i = 0; seals != NULL && i < d->nr; i++) {
     seals[i].disk = &d->disk[i];
+    seals[i].recovering = recovering;
     seals[i].started = pthread_create (&seals[i].thread, NULL, step, &seals[i]) == 0;
     if (!seals[i].started)
       step (&seals[i]);
@@ -79,7 +85,7 @@ for_each_seal (struct disks *d, void *(*step) (void *))
 void
 finish_connect_seals (struct disks *d)
 {
-  free (for_each_seal (d, connect_one));
+  free (for_each_seal (d, false, connect_one));
 }
 
 static void
@@ -103,7 +109,7 @@ finalize (void *opaque)
 static int
 seal_all (struct migrate *m)
 {
-  struct seal *seals = for_each_seal (&m->disks, seal_one);
+  struct seal *seals = for_each_seal (&m->disks, m->recovering, seal_one);
 
   if (seals == NULL)
     return journal_fail (&m->journal, EXIT_DEST_FAILED, "out of memory");
