@@ -32,6 +32,7 @@
 #define DRAIN_MS 300  /* of what the server has to answer when it is not wanted any more */
 #define AGAIN_MS 1000 /* so long a server is asked again that admits no more, with none open */
 #define POLL_MS 100
+#define WAITED_MS 500 /* who takes so long to refuse a connection has left it in its backlog */
 
 struct conn {
   struct nbd_handle *h;
@@ -420,12 +421,14 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
 {
   /* Counted before it is there: two threads that want the last one must not both get it. */
   unsigned have = atomic_fetch_add (&nep->nr_taken, 1), most = nep->ep.opts.nr_admitted;
-  uint64_t end_ms = clock_ms () + AGAIN_MS;
+  uint64_t begin_ms = clock_ms (), end_ms = begin_ms + AGAIN_MS;
   struct nbd_handle *h = atomic_exchange (&nep->first, NULL);
   struct nbd_attempt attempt;
 
   if (h != NULL)
     return h;
+  if (most == 0)
+    most = atomic_load (&nep->nr_admitted);
   if (nbd_ahead_take (&nep->ahead, &attempt)) {
     h = attempt.h;
     *errnum = attempt.errnum;
@@ -444,8 +447,12 @@ take_connection (struct nbd_endpoint *nep, int *errnum, char **error)
   }
   if (h == NULL)
     atomic_fetch_sub (&nep->nr_taken, 1);
-  if (h == NULL && *errnum == ENDPOINT_FULL)
+  if (h == NULL && *errnum == ENDPOINT_FULL) {
     atomic_store (&nep->ep.full, true);
+    /* It would leave every other channel waiting as well, now and at each reconnection. */
+    if (clock_ms () - begin_ms >= WAITED_MS)
+      atomic_store (&nep->nr_admitted, have);
+  }
   return h;
 }
 

@@ -68,6 +68,7 @@ struct nbd_endpoint {
  of a command with one connection comes back */
   struct nbd_ahead ahead;              /* and those that are made beside it */
   _Atomic unsigned nr_taken;           /* connections that channels have now */
+  _Atomic unsigned nr_admitted;        /* so many at most, where it took a wait to learn it; or 0 */
 };
 
 extern const struct endpoint_ops nbd_ops;

@@ -142,22 +142,30 @@ has_to_exit 0 timeout 60 "$NBDMIRROR" copy "$tmp/disk" "${uri[limited]}" --sync 
 [ "$(nproc)" = 1 ] || warned "$tmp/err"
 stop limited
 cmp "$tmp/disk" "$tmp/limited.img" || fail "compared by few connections: differs"
-by_base () { # OPTIONS...: from the disk to what the base holds
+by_base () { # TIMEOUT OPTIONS...: from the disk to what the base holds
   cp "$tmp/limited.img" "$tmp/copied"
   has_to_exit 0 timeout 20 "$NBDMIRROR" copy "$tmp/disk" "$tmp/copied" --sync base --trust-base \
-    --connect-timeout 60s "$@"
+    --connect-timeout "$@"
   cmp "$tmp/disk" "$tmp/copied" || fail "by a base with one connection: differs"
 }
 printf y | dd of="$tmp/limited.img" bs=1 seek=5M conv=notrunc status=none
 start_limited 1
-by_base --base "${uri[limited]}"
+by_base 60s --base "${uri[limited]}"
 warned "$tmp/err"
 stop limited
+# One that has left the third connection waiting is asked for two from then on: here those of the
+# sample, and those of the copy.
+start_fake backlog --file "$tmp/limited.img" --multi-conn --connections 3-3 \
+  --handshake hello-hang --log "$tmp/backlog.connections"
+by_base 1s --base "${uri[backlog]}"
+tried=$(grep -c '"event": "connect"' "$tmp/backlog.connections")
+[ "$tried" = 5 ] || fail "$tried connections to the base image were tried, not 3 and 2"
+stop backlog
 if command -v qemu-nbd >/dev/null; then
   rm -f "${socket[limited]}"
   spawn limited qemu-nbd -t -r -k "${socket[limited]}" -f raw "$tmp/limited.img"
   wait_for_socket "${socket[limited]}" limited
-  by_base --base "${uri[limited]}"
+  by_base 60s --base "${uri[limited]}"
   stop limited
 fi
 
