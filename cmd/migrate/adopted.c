@@ -256,11 +256,18 @@ socket_of (const struct disk *d, bool there)
 }
 
 bool
-adopted_was_given_back (const struct disk *d)
+adopted_was_given_back (struct migrate *m, const struct disk *d)
 {
   CLEANUP_TEXT char *gone = control_is_of_qemu (d->control) ? socket_of (d, false) : NULL;
+  CLEANUP_TEXT char *ignored = NULL;
+  struct guest_disk on_it;
 
-  return gone != NULL;
+  if (gone == NULL)
+    return false;
+  int r = guest_disk_of_socket (&m->machines.dest, gone, &on_it, &ignored);
+  if (r == 1) /* the server has died with the guest's disk */
+    guest_disk_free (&on_it);
+  return r == 0;
 }
 
 bool

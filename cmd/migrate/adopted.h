@@ -36,8 +36,9 @@ bool adopted_any (const struct migrate *m);
 /* The guest runs at the destination, through the server of `nbdmirror receive`: take it off that.
  * False after an error message: it goes on through that server.  It may be called again. */
 bool adopted_give_back (struct migrate *m);
-/* Has D, which QEMU had open by itself, been taken off it?  Only for a move that was finished. */
-bool adopted_was_given_back (const struct disk *d);
+/* Has D, which QEMU had open by itself, been taken off it?  Its server has ended then, and the
+ * destination's QEMU does not use it any more.  Not for several threads: it asks that QEMU. */
+bool adopted_was_given_back (struct migrate *m, const struct disk *d);
 /* Say how to do that by hand. */
 void adopted_tell_give_back (const struct migrate *m);
 

@@ -363,9 +363,10 @@ migrate_back (struct migrate *m, bool dest_first)
   progress_phase (m, PHASE_BACK);
   if (!free_disks (m)) {
     m->unresolved = true;
-    cmd_say ("the disks stay handed over, so the source VM is not started: look at each disk's "
-             "status, and see"
-             " nbdmirror-migrate(1)");
+    bool handed_over = m->committed || coordinator_decided (m->coordinator) == DECISION_COMMIT;
+    cmd_say ("%s, so the source VM is not started: look at each disk's status, and see"
+             " nbdmirror-migrate(1)",
+             handed_over ? "the disks stay handed over" : "a disk could not be released");
     return false;
   }
   bool runs = m->memory_begun ? back_to_source (m, dest_first) : leave_machines (m);

@@ -29,7 +29,7 @@ struct seal {
   pthread_t thread;
   bool started;
   struct disk *disk;
-  bool recovering; /* a try before us may have given the image back: sealed, and not served */
+  bool given_back; /* by a try before us: sealed, and not served any more */
   int r;
   char *error;
 };
@@ -47,9 +47,7 @@ seal_one (void *opaque)
 {
   struct seal *s = opaque;
 
-  if (s->recovering && adopted_was_given_back (s->disk))
-    s->r = 0;
-  else
+  if (!s->given_back)
     s->r = destination_seal_over (s->disk->dest, &s->disk->seal, &s->error);
   return NULL;
 }
@@ -65,13 +63,16 @@ connect_one (void *opaque)
 
 /* STEP for each disk at the same time.  For free(), or NULL. */
 static struct seal *
-for_each_seal (struct disks *d, bool recovering, void *(*step) (void *))
+for_each_seal (struct migrate *m, void *(*step) (void *))
 {
+  struct disks *d = &m->disks;
   struct seal *seals = calloc (d->nr, sizeof *seals);
 
   for (unsigned i = 0; seals != NULL && i < d->nr; i++) {
     seals[i].disk = &d->disk[i];
-    seals[i].recovering = recovering;
+    seals[i].given_back = m->recovering && adopted_was_given_back (m, seals[i].disk);
+  }
+  for (unsigned i = 0; seals != NULL && i < d->nr; i++) {
     seals[i].started = pthread_create (&seals[i].thread, NULL, step, &seals[i]) == 0;
     if (!seals[i].started)
       step (&seals[i]);
@@ -83,9 +84,9 @@ for_each_seal (struct disks *d, bool recovering, void *(*step) (void *))
 }
 
 void
-finish_connect_seals (struct disks *d)
+finish_connect_seals (struct migrate *m)
 {
-  free (for_each_seal (d, false, connect_one));
+  free (for_each_seal (m, connect_one));
 }
 
 static void
@@ -109,7 +110,7 @@ finalize (void *opaque)
 static int
 seal_all (struct migrate *m)
 {
-  struct seal *seals = for_each_seal (&m->disks, m->recovering, seal_one);
+  struct seal *seals = for_each_seal (m, seal_one);
 
   if (seals == NULL)
     return journal_fail (&m->journal, EXIT_DEST_FAILED, "out of memory");

@@ -76,7 +76,7 @@ int step_commit (struct migrate *m);
 
 /* ---- finish.c ---- */
 /* While the guest still runs: what sealing the destinations will need.  It cannot fail. */
-void finish_connect_seals (struct disks *d);
+void finish_connect_seals (struct migrate *m);
 /* Start the guest at the destination.  -1: m->cont_sent is false if it certainly has not run. */
 int finish_start (struct migrate *m);
 /* Seal every destination, then START; finalize every disk meanwhile.  Returns what START does. */

@@ -227,7 +227,7 @@ begin_memory (struct migrate *m)
       || hook_run (&m->options.hooks, HOOK_BEFORE_HOLD, NULL, NULL, &error) == -1
       || set_parameters (m, &error) == -1)
     return journal_fail_with (&m->journal, EXIT_ERROR, error);
-  finish_connect_seals (&m->disks);
+  finish_connect_seals (m);
   machine_events (source);
   source->migration[0] = '\0';
   source->memory_total = 0; /* of an earlier one */

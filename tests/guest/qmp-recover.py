@@ -84,6 +84,13 @@ def test(s):
     move = Move(s, disks)
     s.run(move.words())
     move.b.qmp("stop")
+    # A server that cannot be reached has not given the guest's disk back: the guest needs it.
+    server = move.dests[0].guest
+    os.rename(server, server + ".away")
+    move.recover(status=1)
+    status = move.b.qmp("query-status")["status"]
+    check(status == "paused", f"a guest whose disk's server has gone is {status}")
+    os.rename(server + ".away", server)
     move.recover()
     source_is_left(move)
     s.story.wait_for_more(3, machine=move.b.name)
