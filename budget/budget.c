@@ -37,7 +37,8 @@ struct budget {
   unsigned slot;
   char name[BUDGET_NAME_MAX + 1];
 
-  uint64_t paid_ns; /* as the account, for what we spent, at our share */
+  uint64_t paid_ns;    /* as the account, for what we spent, at our share */
+  uint64_t last_bytes; /* of the last request */
   _Atomic uint64_t share;
   uint64_t looked_ns;
   uint64_t taken; /* since then */
@@ -249,9 +250,9 @@ budget_wait (struct budget *b, uint64_t now_ns)
   uint64_t ours = debt (b->paid_ns, now_ns), wait = all > ours ? all : ours;
   if (wait == 0)
     return 0;
-  /* Of a debt of the others alone a larger share would not get it out.  But who has sent lately
-   * waits for a request of theirs in its turn. */
-  if (b->paid_ns + NS_PER_S + MAX_REQUEST * NS_PER_S / rate > now_ns)
+  /* Of a debt of the others alone a larger share would not get it out.  But who has paid for its
+   * last request a moment ago waits for a request of theirs in its turn. */
+  if (b->paid_ns + 2 * b->last_bytes * NS_PER_S / rate > now_ns)
     b->denied = true;
   return wait < MAX_WAIT_NS ? wait : MAX_WAIT_NS;
 }
@@ -263,6 +264,7 @@ budget_take (struct budget *b, uint64_t bytes, uint64_t now_ns)
   uint64_t rate = budget_rate (b), share = atomic_load (&b->share);
 
   b->taken += bytes;
+  b->last_bytes = bytes;
   atomic_fetch_add (&m->slots[b->slot].bytes, bytes);
   atomic_fetch_add (&m->bytes, bytes);
   if (rate == 0)

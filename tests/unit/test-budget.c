@@ -311,6 +311,30 @@ BUDGET_TEST (a_small_budget_keeps_the_weights)
   }
 }
 
+/* One that sends little, in small requests, meets the large ones of the other: it needs no half. */
+BUDGET_TEST (a_modest_member_leaves_a_small_budget)
+{
+  enum { SLOW = 1 << 20, LARGE = 1 << 20, SMALL = 64 << 10 };
+  struct member m[2];
+  uint64_t now = 1000 * SECOND, span = 300 * SECOND;
+
+  cr_assert_eq (budget_set ("b", SLOW, NULL), 0);
+  join (&m[0], 1);
+  join (&m[1], 1);
+  for (uint64_t begun = now; now < begun + span; now += 10 * MS) {
+    if (m[1].sent < SLOW / 20 * ((now - begun) / SECOND) && budget_wait (m[1].b, now) == 0) {
+      budget_take (m[1].b, SMALL, now);
+      m[1].sent += SMALL;
+    }
+    if (budget_wait (m[0].b, now) == 0) {
+      budget_take (m[0].b, LARGE, now);
+      m[0].sent += LARGE;
+    }
+  }
+  assert_near ((double)m[0].sent, SLOW * 300.0 * 0.8, 0.08);
+  leave (m, 2);
+}
+
 /* Another thread of the same process has looked in between, with a later clock.  A modest member
  * would claim everything then. */
 BUDGET_TEST (a_clock_that_was_read_before_the_last_look_changes_nothing)
