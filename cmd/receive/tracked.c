@@ -85,7 +85,8 @@ remove_missed_fence (const struct receive_server *s)
   if (!s->sealed || atomic_load (&s->page->state) != TAKE_OVER_MISSED)
     return;
   CLEANUP_TEXT char *path = text_printf ("%s.fence", s->control), *error = NULL;
-  if (durable_remove (path, &error) == -1)
+  CLEANUP_TEXT char *draft = text_printf ("%s.draft", path);
+  if (durable_remove (path, &error) == -1 || durable_remove (draft, &error) == -1)
     cmd_warning ("this disk is its guest's again, but its fence record is left: %s", error);
 }
 

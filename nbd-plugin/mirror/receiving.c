@@ -60,9 +60,10 @@ receiving_tick (struct mirror *m)
   if (p == NULL)
     return;
   /* The guest may not have waited for us: its disk is no less its own.  Once: a later fence is that
-   * of a hand-off from here. */
+   * of a hand-off from here.  If this server is killed before the fence is gone, `receive` finds
+   * the state, and removes it. */
   bool asked = atomic_load (&p->state) == TAKE_OVER_ASKED;
-  bool missed = !asked && take_over_change (p, TAKE_OVER_MISSED, TAKE_OVER_DONE);
+  bool missed = !asked && atomic_load (&p->state) == TAKE_OVER_MISSED;
   if (!asked && !missed)
     return;
   fd_wake_clear (p->wake_fd);
@@ -73,8 +74,10 @@ receiving_tick (struct mirror *m)
     text_free (error);
     error = NULL;
   }
-  if (missed)
+  if (missed) {
+    take_over_change (p, TAKE_OVER_MISSED, TAKE_OVER_DONE);
     return;
+  }
   if (p->records != 0 && begin_checkpoint (m, &error) == -1)
     nbdkit_error (RECEIVING_NO_CHECKPOINT, error);
   take_over_change (p, TAKE_OVER_ASKED, TAKE_OVER_DONE);

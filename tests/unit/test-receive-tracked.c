@@ -26,17 +26,23 @@ fence_is_left (bool sealed, enum take_over_state state, enum take_over_state *no
   cr_assert (mkdtemp (dir) != NULL);
   CLEANUP_TEXT char *control = text_printf ("%s/control", dir);
   CLEANUP_TEXT char *fence = text_printf ("%s.fence", control);
-  int fd = open (fence, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-  cr_assert (fd != -1);
-  close (fd);
+  CLEANUP_TEXT char *draft = text_printf ("%s.draft", fence);
+  const char *files[] = { fence, draft };
+  for (unsigned i = 0; i < 2; i++) {
+    int fd = open (files[i], O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    cr_assert (fd != -1);
+    close (fd);
+  }
   struct take_over_page page = { .state = (uint32_t)state };
   struct receive_server s = { .control = control, .page = &page, .sealed = sealed };
 
   receive_track_again (&s);
   *now = (enum take_over_state)atomic_load (&page.state);
   bool left = access (fence, F_OK) == 0;
+  cr_expect (left == (access (draft, F_OK) == 0));
   cr_expect (s.fenced == (left && !sealed));
   unlink (fence);
+  unlink (draft);
   rmdir (dir);
   return left;
 }
